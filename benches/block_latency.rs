@@ -1,15 +1,20 @@
-//! How long a scanner has: from its packets to the element in the kernel's set, on real packets between two network
-//! namespaces, against what a forked `nft add element` takes in the same run. Needs root.
+//! Measures the time from a scanner's packets to the element in the kernel's set, with real packets between two network
+//! namespaces, and compares it with a forked `nft add element` in the same run. Needs root.
 //!
-//! Two clocks. The program's own: from the kernel's stamp on the packet that condemns to the kernel's acknowledgement; many
-//! runs, also while every processor is busy and other sources make noise. And somebody else's: from the kernel's stamp on
-//! the same packet to when another process that asks the kernel again and again first sees the element.
+//! Two clocks are used. The program's own measures from the kernel's timestamp of the deciding packet to the kernel's
+//! acknowledgement, in many runs, also with busy processors and noise from other sources. An external one measures from
+//! the same timestamp to the moment when another process, which polls the kernel, first sees the element.
 //!
-//! What no program can be faster than here is the bare capture: the same packets, a thread with the sensor's priority that
-//! waits for them and looks at the clock.
+//! The lower bound is the bare capture: a thread with the sensor's priority receives the same packets and reads the
+//! clock.
 //!
 //! `cargo bench --bench block_latency -- "first probe" busy` measures only the rows with all of these words.
-#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::indexing_slicing, reason = "a benchmark prints figures")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a benchmark prints its results"
+)]
 
 mod support;
 
@@ -25,16 +30,16 @@ use pcap::{Active, Capture};
 use portsentry::enforce::nft::Nft;
 use portsentry::types::BanTarget;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
-use support::{Frames, stranger};
+use support::{Frames, remote_source};
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
     thread_native_id,
 };
 
-/// Runs of each measurement by somebody else's clock, and by the program's own.
+/// Runs of each measurement by the external clock, and by the program's own.
 const RUNS: usize = 50;
 const OWN_RUNS: usize = 500;
-/// Packets a second of the noise, each from a source of its own.
+/// Packets per second of the noise, each from a new source.
 const NOISE: u32 = 5_000;
 /// Closed ports that the program watches by default.
 const PORTS: [u16; 3] = [23, 110, 445];
@@ -56,11 +61,11 @@ fn main() {
         (0, true, "first probe blocks, trap"),
         (2, true, "two ports forgiven, trap (default)"),
     ] {
-        let name = format!("{name}: last probe to element, as somebody else sees it");
+        let name = format!("{name}: last probe to element, seen by another process");
         row(&name, || reaction(trigger, trap, runs), base);
     }
     for around in [Around::Quiet, Around::Awake] {
-        let name = format!("bare capture, {}: probe to the program that waits for it", around.name());
+        let name = format!("bare capture, {}: probe to the receiving thread", around.name());
         row(&name, || bare(around), base);
     }
     for (trigger, name) in [(0, "first probe blocks"), (2, "two ports forgiven")] {
@@ -71,14 +76,14 @@ fn main() {
     }
 }
 
-/// What else the machine does.
+/// The other load of the machine.
 #[derive(Clone, Copy, PartialEq)]
 enum Around {
-    /// Nothing: each probe wakes a processor.
+    /// None: each probe wakes a processor.
     Quiet,
-    /// Others compute on every processor.
+    /// Other threads compute on every processor.
     Awake,
-    /// Others compute, and there is noise on the link.
+    /// Other threads compute, and there is noise on the link.
     Noisy,
 }
 
@@ -91,7 +96,7 @@ impl Around {
         }
     }
 
-    /// Does it beside `work`.
+    /// Runs `work` under this load.
     fn during<T>(self, lab: &Lab, work: impl FnOnce() -> T) -> T {
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -106,7 +111,7 @@ impl Around {
             }
             if self == Self::Noisy {
                 scope.spawn(|| {
-                    let packets = (0..NOISE).map(|number| (stranger(1_000_000 + number), 23));
+                    let packets = (0..NOISE).map(|number| (remote_source(1_000_000 + number), 23));
                     let mut frames = Frames::new(lab, "noise", SYN, packets);
                     while !over.load(Ordering::Relaxed) {
                         frames.trickle(5, Duration::from_millis(1), &over);
@@ -120,18 +125,18 @@ impl Around {
     }
 }
 
-/// The same probes, and nobody who judges them.
+/// Captures the same probes without a judgement.
 fn bare(around: Around) -> Vec<f64> {
     let lab = Lab::new(&["attacker", "noise"]);
     let runs = u32::try_from(support::runs(OWN_RUNS)).unwrap();
-    let mut frames = Frames::new(&lab, "attacker", SYN, (0..runs).map(|run| (stranger(run), 23)));
+    let mut frames = Frames::new(&lab, "attacker", SYN, (0..runs).map(|run| (remote_source(run), 23)));
     around.during(&lab, || {
         std::thread::scope(|scope| {
             let (ready, opened) = std::sync::mpsc::channel();
             let lab = &lab;
             let waiter = scope.spawn(move || {
                 lab.inside("victim", || {
-                    as_the_sensor();
+                    use_sensor_priority();
                     let tap = Capture::from_device("attacker").unwrap().immediate_mode(true).snaplen(64);
                     let mut tap = tap.timeout(1_000).open().unwrap();
                     tap.filter("tcp dst port 23", true).unwrap();
@@ -154,8 +159,8 @@ fn bare(around: Around) -> Vec<f64> {
     })
 }
 
-/// The real-time policy that the sensor has. In vain where it is not permitted.
-fn as_the_sensor() {
+/// The sensor's real-time policy, if it is permitted.
+fn use_sensor_priority() {
     let _ = set_thread_priority_and_policy(
         thread_native_id(),
         ThreadPriority::try_from(1).unwrap(),
@@ -163,9 +168,9 @@ fn as_the_sensor() {
     );
 }
 
-/// Measures and prints, unless only rows with other words were asked for.
+/// Measures and prints, unless the command line selects other rows.
 fn row(name: &str, measure: impl FnOnce() -> Vec<f64>, base: f64) {
-    if !support::is_asked_for(name) {
+    if !support::is_selected(name) {
         return;
     }
     let spans = &measure();
@@ -181,7 +186,7 @@ fn settings(trigger: u8, trap: bool, more: &str) -> String {
     )
 }
 
-/// What the program itself says of each ban.
+/// The program's own measurement of each ban.
 fn own(trigger: u8, around: Around) -> Vec<f64> {
     let lab = Lab::new(&["attacker", "noise"]);
     let file = lab.path("events.json");
@@ -189,14 +194,14 @@ fn own(trigger: u8, around: Around) -> Vec<f64> {
     let daemon = Daemon::start_configured(&lab, &settings(trigger, false, &report), &[]);
     let runs = u32::try_from(support::runs(OWN_RUNS)).unwrap();
     let ports = &PORTS[..=usize::from(trigger)];
-    let probes = (0..runs).flat_map(|run| ports.iter().map(move |port| (stranger(run), *port)));
+    let probes = (0..runs).flat_map(|run| ports.iter().map(move |port| (remote_source(run), *port)));
     let mut frames = Frames::new(&lab, "attacker", SYN, probes);
     around.during(&lab, || {
-        // Each on its own, when the program sleeps again, as it does on a quiet host.
+        // One at a time, when the program sleeps again, as on a quiet host.
         frames.trickle(ports.len(), Duration::from_millis(10), &AtomicBool::new(false));
-        let told = || std::fs::read_to_string(&file).unwrap_or_default().matches("\"reaction_us\"").count();
-        let all = netns_lab::within(netns_lab::TIMEOUT, || (told() >= runs as usize).then_some(()));
-        assert!(all.is_some(), "{} of {runs} were blocked", told());
+        let reported = || std::fs::read_to_string(&file).unwrap_or_default().matches("\"reaction_us\"").count();
+        let all = netns_lab::within(netns_lab::TIMEOUT, || (reported() >= runs as usize).then_some(()));
+        assert!(all.is_some(), "{} of {runs} were banned", reported());
     });
     daemon.stop();
     let text = std::fs::read_to_string(&file).unwrap();
@@ -207,7 +212,7 @@ fn own(trigger: u8, around: Around) -> Vec<f64> {
     times.collect()
 }
 
-/// Runs of `nft add element` as a process of its own, started directly or by the words of `shell`.
+/// Runs `nft add element` as a separate process, started directly or by the words of `shell`.
 fn forked(shell: &[&str], runs: u8) -> Vec<f64> {
     let lab = Lab::new(&["attacker"]);
     let _daemon = Daemon::start(&lab, &[]);
@@ -234,7 +239,7 @@ fn forked(shell: &[&str], runs: u8) -> Vec<f64> {
     })
 }
 
-/// Runs of the real thing: each from an address of its own, watched from the victim by asking the kernel again and again.
+/// Runs with the real program: each scan has a new address, and the victim polls the kernel.
 fn reaction(trigger: u8, trap: bool, runs: u8) -> Vec<f64> {
     let lab = Lab::new(&["attacker"]);
     let sources = lab.add_addresses("attacker", 100..100 + runs);
@@ -251,8 +256,8 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
     let (came, seen) = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             lab.inside("victim", || {
-                // Else this measures when the watcher has its turn.
-                as_the_sensor();
+                // Otherwise the scheduling of the watcher would be measured.
+                use_sensor_priority();
                 let mut nft = Nft::open().unwrap();
                 let deadline = Instant::now() + netns_lab::TIMEOUT;
                 loop {
@@ -262,7 +267,7 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
                     if held {
                         return now;
                     }
-                    assert!(Instant::now() < deadline, "{source} is not blocked");
+                    assert!(Instant::now() < deadline, "{source} is not banned");
                 }
             })
         });
@@ -272,10 +277,10 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
             while !watching.load(Ordering::Acquire) {
                 std::thread::yield_now();
             }
-            // The program sleeps by then, as it does on a quiet host.
+            // The program sleeps by then, as on a quiet host.
             std::thread::sleep(Duration::from_millis(20));
             for (socket, port) in sockets.iter().zip(ports) {
-                // Nonblocking: the SYN is on its way when this comes back, and nobody waits for an answer.
+                // Nonblocking: the SYN has been sent on return, and nothing waits for a reply.
                 let _ = connect(socket, &SocketAddr::new(IpAddr::V4(target), *port));
             }
         });
@@ -287,7 +292,7 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
     seen.duration_since(came).unwrap_or_default()
 }
 
-/// A capture of what comes from `source`, for the kernel's time stamps.
+/// A capture of the packets from `source`, for the kernel's timestamps.
 fn tap(source: Ipv4Addr) -> Capture<Active> {
     let tap = Capture::from_device("attacker").unwrap().immediate_mode(true).snaplen(64).timeout(1_000);
     let mut tap = tap.open().unwrap();

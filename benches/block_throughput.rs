@@ -1,7 +1,12 @@
-//! How many sources the program blocks in a second, each by a packet of its own, and whether one of them gets away; and what
-//! a packet of a source that is blocked already costs. Against a forked `nft add element` and one `nft -f` of them all in
-//! the same run. Needs root.
-#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::indexing_slicing, reason = "a benchmark prints figures")]
+//! Measures how many sources the program bans per second, each by one packet, whether it loses any, and the cost of a
+//! packet from a banned source. Compares it with a forked `nft add element` and with a single `nft -f` in the same run.
+//! Needs root.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a benchmark prints its results"
+)]
 
 mod support;
 
@@ -13,19 +18,19 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
 use portsentry::enforce::nft::Nft;
 use portsentry::types::BanTarget;
-use support::{Frames, stranger};
+use support::{Frames, remote_source};
 
 /// Sources of one measurement.
 const SOURCES: u32 = 100_000;
-/// Sources that come at once.
+/// Sources of a burst.
 const BURST: u32 = 2_000;
-/// Packets of the source that is blocked already.
+/// Packets of the banned source.
 const PACKETS: u32 = 1_000_000;
 /// Runs of each measurement.
 const RUNS: usize = 3;
-/// So that every ban has its whole length, and all of them find room.
+/// The ceilings are high enough that every ban has its full length.
 const SETTINGS: &str = "expire = \"1h\"\n[block]\nmax_new_bans_per_minute = 1000000\nmax_forgeable_bans = 1000000\n[block.nft]\nsize = 262144\n[trap]\ntcp = false\n";
-/// The same with the kernel's trap, at the first SYN.
+/// The same with the kernel's trap, which bans at the first SYN.
 const WITH_TRAP: &str = "expire = \"1h\"\n[detect]\nscan_trigger = 0\n[block]\nmax_new_bans_per_minute = 1000000\nmax_forgeable_bans = 1000000\n\
                          [block.nft]\nsize = 262144\n[trap]\ntcp = true\n";
 
@@ -40,9 +45,9 @@ fn main() {
     println!("| `nft add element`, forked for each | {base:.0} | 1 | 0 |");
     let all = support::median(&whole);
     println!("| `nft -f` of a file with {SOURCES} elements | {all:.0} | {:.0} | 0 |", all / base);
-    // No flag at all: one packet is enough for the sensor, and the trap knows nothing of it.
+    // No flags: the sensor bans after one packet, and the trap ignores it.
     let (alone, trap) = ((SETTINGS, 0), (WITH_TRAP, SYN));
-    for (name, count, pace, who) in [
+    for (name, count, pace, mode) in [
         (format!("{BURST} sources at once"), BURST, None, alone),
         (format!("{SOURCES} sources, 25,000 packets/s"), SOURCES, Some(25_000), alone),
         (format!("{SOURCES} sources, 60,000 packets/s"), SOURCES, Some(60_000), alone),
@@ -50,7 +55,7 @@ fn main() {
         (format!("trap, {BURST} sources at once"), BURST, None, trap),
         (format!("trap, {SOURCES} sources, at link speed"), SOURCES, None, trap),
     ] {
-        let runs: Vec<(f64, usize)> = (0..runs).map(|_| blocks(count, pace, who)).collect();
+        let runs: Vec<(f64, usize)> = (0..runs).map(|_| blocks(count, pace, mode)).collect();
         let rate = support::median(&runs.iter().map(|run| run.0).collect::<Vec<_>>());
         let lost = runs.iter().map(|run| run.1).max().unwrap();
         println!("| portsentry, {name} | {rate:.0} | {:.0} | {lost} |", rate / base);
@@ -60,18 +65,18 @@ fn main() {
         "packets/s | lost by the capture | processor time a packet, µs | lines in the log",
     );
     for _ in 0..runs {
-        blocked_already();
+        repeated_packets();
     }
 }
 
-/// Blocks a second by a process each, and by one process for all.
+/// Bans per second by one process each, and by one process for all.
 fn baseline() -> (f64, f64) {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let count = 100;
     let begin = Instant::now();
     for number in 0..count {
-        let element = format!("{{ {} timeout 1h }}", stranger(number));
+        let element = format!("{{ {} timeout 1h }}", remote_source(number));
         lab.inside("victim", || {
             let mut nft = std::process::Command::new("nft");
             assert!(
@@ -82,24 +87,24 @@ fn baseline() -> (f64, f64) {
     let forked = f64::from(count) / begin.elapsed().as_secs_f64();
     daemon.stop();
     let mut text = "add element inet portsentry blocked {".to_owned();
-    (0..SOURCES).for_each(|number| write!(text, "{} timeout 2h,", stranger(count + number)).unwrap());
+    (0..SOURCES).for_each(|number| write!(text, "{} timeout 2h,", remote_source(count + number)).unwrap());
     let file = lab.write("bans.nft", &(text + "}\n"));
     let begin = Instant::now();
     lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
     (forked, f64::from(SOURCES) / begin.elapsed().as_secs_f64())
 }
 
-/// Blocks a second from the first packet to the last element, and how many sources got away.
+/// Bans per second from the first packet to the last element, and the number of lost sources.
 fn blocks(count: u32, pace: Option<u32>, (settings, flags): (&str, u16)) -> (f64, usize) {
     let lab = Lab::new(&["forger"]);
     let daemon = Daemon::start_configured(&lab, settings, &[]);
-    let mut frames = Frames::new(&lab, "forger", flags, (0..count).map(|number| (stranger(number), 23)));
-    let targets: Vec<BanTarget> = (0..count).map(|number| BanTarget::of(stranger(number))).collect();
+    let mut frames = Frames::new(&lab, "forger", flags, (0..count).map(|number| (remote_source(number), 23)));
+    let targets: Vec<BanTarget> = (0..count).map(|number| BanTarget::of(remote_source(number))).collect();
     let begin = Instant::now();
     frames.send(pace);
     let (took, lost) = lab.inside("victim", || {
         let mut nft = Nft::open().unwrap();
-        // Bans come in the order of the packets; the last of them may be among those that were lost.
+        // Bans are made in the order of the packets; the packet of the last source may be lost.
         let end = &targets[targets.len() - 100..];
         let mut last = (Instant::now(), nft.missing(end).unwrap().len());
         while last.1 > 0 && last.0.elapsed() < Duration::from_secs(1) {
@@ -115,12 +120,12 @@ fn blocks(count: u32, pace: Option<u32>, (settings, flags): (&str, u16)) -> (f64
     ((targets.len() - lost) as f64 / took.as_secs_f64(), lost)
 }
 
-fn blocked_already() {
+fn repeated_packets() {
     let lab = Lab::new(&["forger"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    let mut frames = Frames::new(&lab, "forger", 0, (0..PACKETS).map(|_| (stranger(1), 23)));
-    lab.wire("forger").send(&netns_lab::raw::tcp(stranger(1), lab.victim_v4("forger").into(), 23, 0));
-    lab.expect_ban(stranger(1));
+    let mut frames = Frames::new(&lab, "forger", 0, (0..PACKETS).map(|_| (remote_source(1), 23)));
+    lab.wire("forger").send(&netns_lab::raw::tcp(remote_source(1), lab.victim_v4("forger").into(), 23, 0));
+    lab.expect_ban(remote_source(1));
     let before = support::rest(&lab, &daemon);
     let took = frames.send(None);
     let after = support::rest(&lab, &daemon);

@@ -1,4 +1,4 @@
-//! What one frame costs the decoder, with etherparse's general slicer on the same bytes as the yardstick.
+//! Measures the cost of decoding one frame, compared with etherparse's general slicer on the same bytes.
 
 #![expect(clippy::expect_used, reason = "a frame that cannot be built ends the benchmark")]
 

@@ -1,5 +1,6 @@
-//! Measures what one packet costs from captured bytes to verdict: a mixed capture as a busy server under a broad scan sees
-//! it, each of its parts alone, and the dearest packets that a forger can send against the cheapest ones, all tables full.
+//! Measures the cost of one packet from captured bytes to verdict: a mixed capture of a busy server under a distributed
+//! scan, each of its parts alone, and, with full tables, the most expensive packets that a forger can send against the
+//! cheapest.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,14 +15,14 @@ use portsentry::types::{BanTarget, Expiry, PortSet, Timestamp};
 use portsentry::wire::{LinkType, decode};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Packets of one capture. More than a cache holds, as it is on a live host.
+/// Packets of one capture: more than a cache holds, as on a live host.
 const PACKETS: u32 = 200_000;
 const HERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const OPEN: u16 = 443;
 const ACK: u8 = 0x10;
 const SYN: u8 = 0x02;
 
-/// A frame of Linux' cooked capture, version 2, with an IPv4 and a TCP header.
+/// A frame of Linux's cooked capture, version 2, with an IPv4 and a TCP header.
 type Frame = [u8; 60];
 
 fn frame(source: Ipv4Addr, port: u16, flags: u8) -> Frame {
@@ -37,12 +38,12 @@ fn frame(source: Ipv4Addr, port: u16, flags: u8) -> Frame {
     frame.try_into().unwrap_or([0; 60])
 }
 
-/// The `n`th address of a network of its own.
+/// The `n`th address of a network.
 fn address(network: u8, n: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from(network) << 24 | n)
 }
 
-/// A number that looks random, the same in every run.
+/// A pseudorandom number, the same in every run.
 fn scatter(n: u32) -> u32 {
     let mixed = (n ^ n >> 16).wrapping_mul(0x7feb_352d);
     (mixed ^ mixed >> 15).wrapping_mul(0x846c_a68b) >> 8
@@ -57,20 +58,20 @@ fn legitimate(n: u32) -> Frame {
     frame(address(CLIENTS, scatter(n) % 20_000), OPEN, ACK)
 }
 
-/// A probe of one of 5,000 sources that are blocked already.
+/// A probe of one of 5,000 banned sources.
 fn blocked(n: u32) -> Frame {
     let port = u16::try_from(n % 1_000).unwrap_or(0) + 1;
     frame(address(BLOCKED, scatter(n) % 5_000), port, SYN)
 }
 
-/// A SYN of one of 50,000 sources, each of which touches two ports, which is forgiven.
+/// A SYN of one of 50,000 sources with two ports each, which are forgiven.
 fn probe(n: u32) -> Frame {
     let source = scatter(n) % 50_000;
     let port = u16::try_from((source + n % 2) % 400).unwrap_or(0) + 1;
     frame(address(PROBERS, source), port, SYN)
 }
 
-/// Six legitimate packets, two of blocked sources and two probes of every ten.
+/// Of ten packets, six are legitimate, two from banned sources and two probes.
 fn mixed(n: u32) -> Frame {
     match scatter(n ^ 0x5555) % 10 {
         0..6 => legitimate(n),
@@ -128,7 +129,7 @@ fn benchmark(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter(|| {
                 for frame in &frames {
-                    // As a line rate of ten million packets a second has it.
+                    // At a line rate of ten million packets per second.
                     now = now.after(Duration::from_nanos(100));
                     if let Ok(packet) = decode(LinkType::Sll2, black_box(frame)) {
                         let _ = black_box(engine.observe(now, &packet, &host, &mut NoLookup));
@@ -139,7 +140,7 @@ fn benchmark(criterion: &mut Criterion) {
     }
     group.finish();
 
-    // Every source is new and the table is full: somebody goes for each.
+    // Every source is new and the table is full, so each evicts another.
     let mut group = criterion.benchmark_group("observe_flood");
     group.throughput(Throughput::Elements(PACKETS.into()));
     let frames: Vec<Frame> = (0..PACKETS).map(|n| frame(address(PROBERS, n), 23, SYN)).collect();
@@ -168,7 +169,7 @@ fn replay(engine: &mut Engine, host: &Host, frames: &[Frame]) {
 const SOURCES: u32 = 65_536;
 const BANS: u32 = 131_072;
 
-/// An engine with all tables full: bans of a day, of which 5,000 have no end, as many strikes, and sources with one probe.
+/// An engine with all tables full: bans of a day, 5,000 of them permanent, as many strikes, and sources with one probe.
 fn full_engine() -> (Engine, Host) {
     let (mut engine, host) = engine();
     let now = Timestamp::at(Duration::from_secs(1));
@@ -183,7 +184,7 @@ fn full_engine() -> (Engine, Host) {
     (engine, host)
 }
 
-/// A source that has not been seen before: four thousand million of them, of 64 networks.
+/// A source that has not been seen before: four thousand million of them, from 64 networks.
 fn forged(n: u32) -> Ipv4Addr {
     let mixed = n.wrapping_mul(0x9e37_79b1);
     Ipv4Addr::from_bits((20 + (mixed >> 26)) << 24 | mixed & 0xff_ffff)
@@ -194,15 +195,15 @@ const RST: u8 = 0x04;
 const PSH: u8 = 0x08;
 const URG: u8 = 0x20;
 
-/// Flags that no stack sends: each is enough for a ban.
+/// Flags that no TCP stack sends: a single packet leads to a ban.
 const ILLEGAL: [u8; 6] = [0, FIN, FIN | PSH | URG, SYN | FIN, SYN | RST, 0x3f];
 
-/// The CPU time of this thread, which other programs of a busy machine do not lengthen.
+/// The CPU time of this thread, which does not include other programs.
 fn cpu_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
-/// Compares the CPU time of one packet of each kind, in full tables: the cost must not depend on what strangers send.
+/// Compares the CPU time of packets of each kind with full tables: the cost must not depend on the traffic.
 #[expect(clippy::print_stdout, reason = "the ratios are what this benchmark is for")]
 fn extremes(criterion: &mut Criterion) {
     let illegal = |n: u32| ILLEGAL.get(n as usize % ILLEGAL.len()).copied().unwrap_or(0);
@@ -223,7 +224,7 @@ fn extremes(criterion: &mut Criterion) {
             bencher.iter_custom(|iterations| {
                 let (mut left, mut spent) = (iterations, Duration::ZERO);
                 while left > 0 {
-                    // Frames are made outside of the measured time, few enough to stay in the cache.
+                    // Frames are built outside the measured time, and few enough to stay in the cache.
                     let count = left.min(4_096);
                     left -= count;
                     let next = (0..count).map(|_| {
@@ -249,7 +250,7 @@ fn extremes(criterion: &mut Criterion) {
     group.finish();
     let cheapest = costs.iter().map(|(_, cost)| *cost).fold(f64::INFINITY, f64::min);
     for (name, cost) in costs {
-        println!("{name}: {cost:.0} ns a packet, {:.1} times the cheapest", cost / cheapest);
+        println!("{name}: {cost:.0} ns per packet, {:.1} times the cheapest", cost / cheapest);
     }
 }
 

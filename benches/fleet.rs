@@ -1,15 +1,16 @@
-//! What a fleet costs: several hundred real `portsentry fleet` processes on one server, each with a daemon that only notes what
-//! it is brought. How long a report takes to all others, how many reports a second go through, what a late joiner needs for
-//! 100,000 reports, and what a report costs in processor time.
+//! Measures the costs of a fleet: several hundred real `portsentry fleet` processes on one server, each with a stub
+//! daemon. Measured are the time until a report reaches all others, reports per second, the start of a late joiner with
+//! 100,000 reports, and processor time per report.
 //!
-//! `HOSTS=300` says how many hosts, `RUNS=1` shortens it; `-- fleet` and `-- late` run one part. Needs redis-server; no root.
+//! `HOSTS=300` sets the number of hosts, `RUNS=1` shortens it; `-- fleet` and `-- late` run one part. Needs
+//! redis-server; no root.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
     clippy::indexing_slicing,
-    reason = "a benchmark prints figures"
+    reason = "a benchmark prints its results"
 )]
 
 #[path = "../tests/fleet/engine.rs"]
@@ -32,20 +33,20 @@ const REPORTS: usize = 50;
 /// Reports of each host in the burst.
 const BURST: usize = 5;
 
-/// Authors and reports that a late joiner finds.
+/// Authors and reports on the server when the late joiner starts.
 const AUTHORS: usize = 1_000;
 const OF_EACH: usize = 100;
 
 fn main() {
-    if support::is_asked_for("fleet") {
+    if support::is_selected("fleet") {
         fleet();
     }
-    if support::is_asked_for("late joiner") {
+    if support::is_selected("late joiner") {
         late_joiner();
     }
 }
 
-/// Propagation and a burst, in a fleet of several hundred hosts.
+/// Propagation and a burst in a fleet of several hundred hosts.
 fn fleet() {
     let hosts = std::env::var("HOSTS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
     let names: Vec<String> = (0..hosts).map(|number| format!("h{number}")).collect();
@@ -90,7 +91,7 @@ fn fleet() {
     }
     let all = (hosts - 1) * BURST;
     let seen = |member: &Member| {
-        member.daemon.said(|said| said.arrivals.keys().filter(|target| target.starts_with("198.1")).count())
+        member.daemon.received(|received| received.arrivals.keys().filter(|target| target.starts_with("198.1")).count())
     };
     let done = netns_lab::within(Duration::from_secs(600), || (seen(&members[0]) >= all).then_some(()));
     assert!(done.is_some(), "{} of {all}: {}", seen(&members[0]), members[0].log());
@@ -115,7 +116,7 @@ fn start(host: &str, engine: &Engine) -> Member {
     )
 }
 
-/// One host that comes to a fleet with 100,000 reports.
+/// A host joins a fleet with 100,000 reports.
 fn late_joiner() {
     support::table(
         &format!("A late joiner that finds {} reports of {AUTHORS} authors", AUTHORS * OF_EACH),
@@ -132,11 +133,12 @@ fn late_joiner() {
     for run in 1..=support::runs(3) {
         let (begun, server) = (Instant::now(), engine_time(&engine));
         let late = start("late", &engine);
-        let scanned =
-            netns_lab::within(Duration::from_secs(600), || late.daemon.said(|said| said.scans > 0).then_some(()));
+        let scanned = netns_lab::within(Duration::from_secs(600), || {
+            late.daemon.received(|received| received.scans > 0).then_some(())
+        });
         assert!(scanned.is_some(), "{}", late.log());
         let took = begun.elapsed().as_secs_f64();
-        let found = late.daemon.said(|said| said.arrivals.len());
+        let found = late.daemon.received(|received| received.arrivals.len());
         assert_eq!(found, AUTHORS * OF_EACH, "{}", late.log());
         let memory = engine.admin(&["INFO", "memory"]);
         let memory = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse::<f64>();

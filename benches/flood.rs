@@ -1,10 +1,15 @@
-//! A million SYNs at link speed, from one source and from a quarter of a million forged ones; as many at a
-//! steady pace; and a real scanner among forged SYNs. What it costs, what is lost, and whether all is as before afterwards.
-//! Against the same flood where no program runs. Needs root. A host that answers with resets is as busy with that as with the
-//! rest, so each flood also meets one whose own firewall drops it, without and with the kernel's trap.
+//! Measures a million SYNs at link speed, from one source and from a quarter of a million forged ones, as many at a
+//! steady rate, and a real scanner among forged SYNs: costs, losses, and whether the state afterwards is as before. The
+//! same flood without the program is the baseline. Needs root. A host that answers with resets is as busy with that as
+//! with the rest, so each flood is repeated with a firewall that drops it, without and with the kernel's trap.
 //!
 //! `cargo bench --bench flood -- forged 240000` measures only the rows with all of these words, and the real scanner.
-#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::indexing_slicing, reason = "a benchmark prints figures")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a benchmark prints its results"
+)]
 
 mod support;
 
@@ -15,26 +20,26 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT};
-use support::{Frames, Scanner, stranger};
+use support::{Frames, Scanner, remote_source};
 
 /// Packets of a flood.
 const PACKETS: u32 = 1_000_000;
-/// Sources of the forged ones.
+/// Number of forged sources.
 const FORGED: u32 = 250_000;
-/// Packets a second of the steady flood.
+/// Packets per second of the steady flood.
 const STEADY: u32 = 240_000;
-/// Packets a second among which the real scanner hides.
+/// Packets per second around the real scanner.
 const AROUND: u32 = 20_000;
-/// Ports that are asked for: closed, and watched.
+/// The probed ports: closed, and watched.
 const PORTS: [u16; 4] = [23, 79, 111, 512];
 /// Runs of each measurement.
 const RUNS: usize = 3;
-/// How long a ban above the ceiling lasts at most.
+/// The maximum length of a ban above the ceiling.
 const SHORT: Duration = Duration::from_secs(300);
 
 type Packets = fn(u32) -> (IpAddr, u16);
 
-/// The sensor alone, and with the trap: it sees the same, and the kernel counts and blocks as well.
+/// The sensor alone, and with the trap: the sensor sees the same, and the kernel counts and bans as well.
 const SETTINGS: &str = "expire = \"24h\"\n[trap]\ntcp = false\n";
 const WITH_TRAP: &str = "expire = \"24h\"\n[trap]\ntcp = true\n";
 
@@ -47,7 +52,7 @@ fn main() {
     );
     let forgers = format!("{FORGED} forged sources");
     let floods: [(&str, Packets); 2] = [("one source", one), (&forgers, forged)];
-    let paces = [("at link speed".to_owned(), None), (format!("{STEADY} packets/s"), Some(STEADY))];
+    let paces = [("as fast as it goes".to_owned(), None), (format!("{STEADY} packets/s"), Some(STEADY))];
     let hosts = [
         ("", false, SETTINGS),
         (", behind a firewall that drops them", true, SETTINGS),
@@ -55,9 +60,9 @@ fn main() {
     ];
     let all = floods.iter().flat_map(|flood| paces.iter().map(move |pace| (flood, pace)));
     let all = all.flat_map(|(flood, pace)| hosts.map(|host| (flood, pace, host)));
-    for ((who, packets), (how, pace), (host, firewall, settings)) in all {
-        let name = format!("{who}, {how}{host}");
-        if !support::is_asked_for(&name) {
+    for ((kind, packets), (how, pace), (host, firewall, settings)) in all {
+        let name = format!("{kind}, {how}{host}");
+        if !support::is_selected(&name) {
             continue;
         }
         let flood = Flood { packets: *packets, pace: *pace, firewall, settings };
@@ -87,21 +92,21 @@ fn main() {
 }
 
 fn one(_: u32) -> (IpAddr, u16) {
-    (stranger(0), PORTS[0])
+    (remote_source(0), PORTS[0])
 }
 
-/// Each source asks for four ports in all, one after all the others have asked.
+/// Each source probes four ports in total; all sources probe the first port, then all the second, and so on.
 fn forged(number: u32) -> (IpAddr, u16) {
-    (stranger(number % FORGED), PORTS[(number / FORGED) as usize % PORTS.len()])
+    (remote_source(number % FORGED), PORTS[(number / FORGED) as usize % PORTS.len()])
 }
 
 struct Flood {
     packets: Packets,
-    /// Packets a second.
+    /// Packets per second.
     pace: Option<u32>,
-    /// The host answers none of them.
+    /// A firewall drops the packets, so that the host sends no resets.
     firewall: bool,
-    /// What the program is told.
+    /// The program's configuration.
     settings: &'static str,
 }
 
@@ -127,7 +132,7 @@ struct Run {
     sound: bool,
 }
 
-/// Packets a second where nobody looks at them.
+/// Packets per second without the program.
 fn unguarded(flood: &Flood) -> f64 {
     let lab = Lab::new(&["forger"]);
     f64::from(PACKETS) / flood.frames(&lab).send(flood.pace).as_secs_f64()
@@ -160,8 +165,8 @@ fn guarded(flood: &Flood) -> Run {
 fn hidden() {
     let lab = Lab::new(&["forger", "scanner"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    // One SYN each: strangers whom nobody should block.
-    let packets = (0..4 * AROUND).map(|number| (stranger(number), u16::try_from(1 + number % 1_000).unwrap()));
+    // One SYN per source: none of them should be banned.
+    let packets = (0..4 * AROUND).map(|number| (remote_source(number), u16::try_from(1 + number % 1_000).unwrap()));
     let mut frames = Frames::new(&lab, "forger", SYN, packets);
     let took = std::thread::scope(|scope| {
         scope.spawn(|| frames.send(Some(AROUND)));
@@ -170,7 +175,7 @@ fn hidden() {
         let begin = Instant::now();
         let patient = || begin.elapsed() < TIMEOUT;
         let banned = support::wait_for_ban(&lab, lab.v4("scanner").into(), Duration::from_millis(1), patient);
-        assert!(banned, "the real scanner is never blocked");
+        assert!(banned, "the real scanner was not banned");
         begin.elapsed()
     });
     println!("| {:.0} | {} |", took.as_secs_f64() * 1e3, lab.banned().len() - 1);

@@ -1,12 +1,12 @@
-//! How long a service that has just started stays in the kernel's set of trapped ports, and what that does to its first
-//! client: twenty services one after the other, each with a client that is there at once, from a source that is blocked at its
-//! first touch of a closed port. Needs root.
+//! Measures how long a just started service stays in the kernel's set of trapped ports, and the effect on its first
+//! client: twenty services one after another, each with a client that connects at once. The threshold is zero, so a
+//! single probe of a closed port leads to a ban. Needs root.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
     clippy::indexing_slicing,
-    reason = "a benchmark prints figures"
+    reason = "a benchmark prints its results"
 )]
 
 mod support;
@@ -18,7 +18,7 @@ use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
 
-/// Services, each on a port of its own.
+/// Number of services, each on its own port.
 const RUNS: usize = 20;
 /// The first of the ports, which the program watches and traps.
 const FIRST: u16 = 700;
@@ -35,7 +35,7 @@ fn main() {
     let mut services = Vec::new();
     let (mut untrapped, mut served) = (Vec::new(), Vec::new());
     for (number, port) in (0_u32..).zip(&ports) {
-        // At another moment of each second, since the program looks once in each.
+        // At different fractions of a second, because the program checks once per second.
         std::thread::sleep(Duration::from_millis(700) + Duration::from_millis(137) * (number % 10));
         services.push(Services::open(&lab, &[*port]));
         let begin = Instant::now();
@@ -46,20 +46,20 @@ fn main() {
             .expect("the port leaves the set");
         untrapped.push(begin.elapsed().as_secs_f64() * 1e3);
     }
-    let blamed = lab.banned().len();
+    let banned = lab.banned().len();
     assert_eq!(lab.provoke_ban("attacker"), std::net::IpAddr::from(lab.v4("attacker")), "the trap is not armed");
     daemon.stop();
     let title = format!("A service that has just started, {runs} of them, in milliseconds");
     support::table(&title, "what | median | worst");
-    for (what, spans) in
+    for (label, spans) in
         [("until its first client is connected", &served), ("until its port has left `trapped`", &untrapped)]
     {
-        println!("| {what} | {:.1} | {:.1} |", support::median(spans), support::quantile(spans, 1.0));
+        println!("| {label} | {:.1} | {:.1} |", support::median(spans), support::quantile(spans, 1.0));
     }
-    println!("\nClients blamed for it: {blamed} of {runs}");
+    println!("\nClients banned for it: {banned} of {runs}");
 }
 
-/// Whether the kernel traps who touches this port.
+/// True if the kernel's trap contains this port.
 fn trapped(lab: &Lab, port: u16) -> bool {
     let element = format!("{{ {port} }}");
     let mut nft = lab.command("victim", "nft");

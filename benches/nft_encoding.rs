@@ -1,5 +1,5 @@
-//! What one ban costs: encoded by hand and by the general encoder, and from the call to the kernel's acknowledgement.
-//! Needs root for the network namespace in which it blocks.
+//! Measures the cost of one ban: encoded by hand and by the general encoder, and from the call to the kernel's
+//! acknowledgement. Needs root for its network namespace.
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;

@@ -1,13 +1,19 @@
-//! What a scanner still learns: of eight open ports, on how many it knows at the end that something listens there. nmap in one
-//! namespace against the program in another, over IPv4 and IPv6, with and without the trap, at two thresholds, and
-//! against no program at all. Needs root.
+//! Measures what a scanner still learns: how many of eight open ports it knows at the end. nmap runs in one namespace
+//! against the program in another, over IPv4 and IPv6, with and without the trap, with two thresholds, and without the
+//! program. Needs root.
 //!
-//! Counted is what reaches the scanner, which is never less than what it prints: a SYN/ACK, an answer over UDP; for `-sF`,
-//! where an open port is silent, a port that was asked before another one that has answered with a reset. A scan is ended
-//! shortly after its source is blocked: nothing comes through any more, and nmap would take minutes to believe it.
+//! The replies that reach the scanner are counted, which are never fewer than nmap's results: a SYN/ACK, or a reply
+//! over UDP. With `-sF`, where an open port is silent, a port counts if one that was probed after it has answered with
+//! a reset. A scan is ended shortly after its source is banned: nothing gets through any more, and nmap would wait for
+//! minutes.
 //!
 //! `cargo bench --bench ports_learned -- default trap` measures only the rows with all of these words.
-#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::indexing_slicing, reason = "a benchmark prints figures")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a benchmark prints its results"
+)]
 
 mod support;
 
@@ -23,14 +29,14 @@ use pcap::{Active, Capture};
 use portsentry::wire::{self, LinkType, TcpFlags, Transport};
 use support::Scanner;
 
-/// Runs of each cell, and of those against no program, where little varies.
+/// Runs of each cell, and of those without the program, which vary little.
 const RUNS: usize = 9;
 const UNGUARDED: usize = 3;
 /// The eight services over UDP: all of them among the hundred ports of `-F`.
 const UDP: [u16; 8] = [53, 123, 137, 161, 500, 514, 1900, 5353];
-/// How long answers may be on their way after the ban.
+/// How long replies may arrive after the ban.
 const AFTER: Duration = Duration::from_millis(150);
-/// The longest that a scan may take, ban or none.
+/// The longest duration of a scan.
 const LIMIT: Duration = Duration::from_secs(8);
 const SCANS: [(&str, &[&str]); 5] = [
     ("`-sS -T5 -p1-10000 --max-retries 0`", &["-sS", "-T5", "-p1-10000", "--max-retries", "0"]),
@@ -39,7 +45,7 @@ const SCANS: [(&str, &[&str]); 5] = [
     ("`-sF`", &["-sF"]),
     ("`-sU -F`", &["-sU", "-F"]),
 ];
-/// Ports that are forgiven, and the settings of the trap.
+/// The number of forgiven ports, and the settings of the trap.
 type Setting = Option<(u8, &'static str)>;
 const SETTINGS: [(&str, Setting); 6] = [
     ("no program", None),
@@ -52,11 +58,11 @@ const SETTINGS: [(&str, Setting); 6] = [
 
 fn main() {
     let runs = support::runs(RUNS);
-    let wanted = SETTINGS.iter().filter(|(name, _)| support::is_asked_for(name));
-    let tables: Vec<_> = wanted.map(|(name, setting)| (*name, guarded(*setting, runs))).collect();
+    let selected = SETTINGS.iter().filter(|(name, _)| support::is_selected(name));
+    let tables: Vec<_> = selected.map(|(name, setting)| (*name, guarded(*setting, runs))).collect();
     for (_, cells) in tables.iter().filter(|(name, _)| *name == SETTINGS[0].0) {
         let known = cells.iter().flatten().all(|learned| support::median(learned) == 8.0);
-        assert!(known, "nmap does not find what nobody guards: {cells:?}");
+        assert!(known, "nmap does not find unprotected ports: {cells:?}");
     }
     println!("\nOpen ports that nmap learns, of eight: median [least to most] and mean of {runs} runs");
     for (number, family) in ["IPv4", "IPv6"].into_iter().enumerate() {
@@ -80,9 +86,9 @@ fn cell(learned: &[f64]) -> String {
 fn guarded(setting: Setting, runs: usize) -> Vec<[Vec<f64>; 2]> {
     let runs = if setting.is_none() { runs.min(UNGUARDED) } else { runs };
     let names: Vec<String> = (0..runs * SCANS.len()).map(|number| format!("s{number}")).collect();
-    // A scanner of its own for each run, because nobody is blocked twice.
+    // A new scanner for each run, because a source is banned only once.
     let lab = Lab::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    // A kernel that tells of one closed UDP port a second would protect the host by itself.
+    // Without this the kernel's ICMP rate limit alone would hide closed UDP ports.
     lab.run("victim", "sysctl", &["-q", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = setting.map(|(trigger, trap)| {
@@ -117,14 +123,14 @@ fn guarded(setting: Setting, runs: usize) -> Vec<[Vec<f64>; 2]> {
     learned
 }
 
-/// One scan from `source`; how many open ports it learned.
+/// One scan from `source`; returns how many open ports it learned.
 fn once(lab: &Lab, host: &str, (source, target): (IpAddr, IpAddr), arguments: &[&str]) -> usize {
     let over = AtomicBool::new(false);
     let mut tap = lab.inside(host, || tap(source));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let mut seen = Seen::default();
-            // Once more after the end, for what waits in the ring.
+            // Once more after the end, for packets left in the ring.
             loop {
                 let last = over.load(Ordering::Acquire);
                 let read = tap.dispatch(None, |packet| seen.take(source, packet.data));
@@ -151,19 +157,19 @@ fn once(lab: &Lab, host: &str, (source, target): (IpAddr, IpAddr), arguments: &[
 fn tap(source: IpAddr) -> Capture<Active> {
     let tap = Capture::from_device("uplink").unwrap().immediate_mode(true).snaplen(128).buffer_size(16 << 20);
     let mut tap = tap.open().unwrap().setnonblock().unwrap();
-    // libpcap's expressions look for a transport header behind IPv6 where there are no extension headers.
+    // libpcap's expressions find a transport header in IPv6 only without extension headers.
     tap.filter(&format!("host {source} and (tcp or udp)"), true).unwrap();
     tap
 }
 
-/// What went out to a target's ports and what came back from them.
+/// The packets to a target's ports and the replies from them.
 #[derive(Default)]
 struct Seen {
-    /// The ports that were asked with a FIN, and which one in order each was.
-    asked: HashMap<u16, usize>,
-    /// Those that answered with a reset.
+    /// The ports probed with a FIN, each with its position in the scan.
+    probed: HashMap<u16, usize>,
+    /// Ports that answered with a reset.
     closed: HashSet<u16>,
-    /// Those that said that they are open.
+    /// Ports that answered as open.
     open: BTreeSet<(bool, u16)>,
 }
 
@@ -173,9 +179,9 @@ impl Seen {
         let outgoing = packet.source == source;
         match packet.transport {
             Transport::Tcp { destination_port, flags, .. } if outgoing => {
-                let order = self.asked.len();
+                let position = self.probed.len();
                 if flags.has(TcpFlags::FIN) {
-                    self.asked.entry(destination_port).or_insert(order);
+                    self.probed.entry(destination_port).or_insert(position);
                 }
             }
             Transport::Tcp { source_port, flags, .. } if flags.has(TcpFlags::SYN | TcpFlags::ACK) => {
@@ -192,13 +198,13 @@ impl Seen {
     }
 
     fn learned(&self) -> usize {
-        let last = self.closed.iter().filter_map(|port| self.asked.get(port)).max();
-        let silent = |port: &&u16| self.asked.get(port) < last && self.asked.contains_key(port);
+        let last = self.closed.iter().filter_map(|port| self.probed.get(port)).max();
+        let silent = |port: &&u16| self.probed.get(port) < last && self.probed.contains_key(port);
         self.open.len() + EIGHT.iter().filter(|port| !self.open.contains(&(true, **port))).filter(silent).count()
     }
 }
 
-/// Eight services over UDP, which say back what they are told.
+/// Eight UDP services that echo what they receive.
 fn echo(stop: &AtomicBool) {
     let sockets = UDP.map(|port| {
         let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
@@ -209,8 +215,8 @@ fn echo(stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
         for socket in &sockets {
             while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
-                let said = if length == 0 { &b"?"[..] } else { &buffer[..length] };
-                let _ = socket.send_to(said, peer);
+                let reply = if length == 0 { &b"?"[..] } else { &buffer[..length] };
+                let _ = socket.send_to(reply, peer);
             }
         }
         std::thread::sleep(Duration::from_millis(1));

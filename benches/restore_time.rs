@@ -1,9 +1,15 @@
-//! How long the bans are gone: from the start of the program until all that the ledger remembers is in the kernel again, as
-//! after a reboot, and from `nft flush ruleset` until the table is there again with all of them. Beside it `nft -f` with a
-//! file of the same elements. Then a million of them, once. The program itself, in a network namespace. Needs root.
+//! Measures how long bans are missing: from the start of the program until all bans of the ledger are in the kernel, as
+//! after a reboot, and from `nft flush ruleset` until the table is restored with all of them. `nft -f` with the same
+//! elements is the baseline. Then the same once with a million bans. The program runs in a network namespace. Needs
+//! root.
 //!
-//! `RUNS=1` shortens it, `MILLION=no` leaves the second table out.
-#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::indexing_slicing, reason = "a benchmark prints figures")]
+//! `RUNS=1` shortens it, `MILLION=no` omits the second table.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a benchmark prints its results"
+)]
 
 mod support;
 
@@ -19,13 +25,13 @@ use portsentry::types::{Backend, BanTarget, Expiry};
 
 const BANS: [u32; 3] = [100, 10_000, 100_000];
 
-/// Runs of each measurement, unless `RUNS` says otherwise.
+/// Runs of each measurement, unless `RUNS` is set.
 const RUNS: usize = 5;
 
 /// Bans of the second table.
 const MILLION: u32 = 1_000_000;
 
-/// What the second table may take in all; what has not ended then is not waited for.
+/// The time limit for the second table.
 const BOUND: Duration = Duration::from_secs(110);
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -39,10 +45,10 @@ fn main() {
     );
     for bans in BANS {
         let runs: Vec<Run> = (0..runs).map(|_| once(bans)).collect();
-        let cells = |of: fn(&Run) -> Duration| figures(runs.iter().map(of));
+        let cells = |of: fn(&Run) -> Duration| median_and_worst(runs.iter().map(of));
         let (file, started, flushed) = (cells(|run| run.file), cells(|run| run.started), cells(|run| run.flushed));
         let missing = runs.iter().map(|run| run.missing).max().unwrap();
-        let strikes = figures(runs.iter().map(|run| run.strikes));
+        let strikes = median_and_worst(runs.iter().map(|run| run.strikes));
         let strikes = strikes.split(" | ").next().unwrap();
         println!("| {bans} | {file} | {started} | {flushed} | {missing} | {strikes} |");
     }
@@ -51,7 +57,7 @@ fn main() {
     }
 }
 
-/// What one run gave.
+/// The results of one run.
 struct Run {
     file: Duration,
     started: Duration,
@@ -60,8 +66,8 @@ struct Run {
     strikes: Duration,
 }
 
-/// The median and the worst of them, as two cells.
-fn figures(spans: impl Iterator<Item = Duration>) -> String {
+/// The median and the worst, as two cells.
+fn median_and_worst(spans: impl Iterator<Item = Duration>) -> String {
     let millis: Vec<f64> = spans.map(|span| span.as_secs_f64() * 1e3).collect();
     format!("{:.0} | {:.0}", support::median(&millis), support::quantile(&millis, 1.0))
 }
@@ -70,7 +76,7 @@ fn source(number: u32) -> BanTarget {
     BanTarget::V4(Ipv4Addr::from_bits((10 << 24 | 1 << 20) + number))
 }
 
-/// A ledger with so many bans in force; how long it takes to read what a start has to know.
+/// Fills a ledger with bans in force; returns how long it takes to read the data for a start.
 fn fill_ledger(lab: &Lab, bans: u32) -> Duration {
     let now = SystemTime::now();
     let ban = |number| Banned::wanted_by(Author::Detector, source(number), now, Expiry::After(DAY), Backend::Nft);
@@ -85,7 +91,7 @@ fn fill_ledger(lab: &Lab, bans: u32) -> Duration {
     begin.elapsed()
 }
 
-/// `nft -f` with a file of as many elements, in a network of its own.
+/// `nft -f` with a file of as many elements, in its own network namespace.
 fn by_file(lab: &Lab, bans: u32) -> Duration {
     let mut text = String::from(
         "table inet portsentry { set blocked { type ipv4_addr; flags dynamic,timeout; size 131072; }\n}\n\
@@ -98,12 +104,12 @@ fn by_file(lab: &Lab, bans: u32) -> Duration {
     begin.elapsed()
 }
 
-/// Waits until the kernel holds all of them; how many it does not.
+/// Waits until the kernel holds all bans; returns how many are missing.
 fn missing(lab: &Lab, bans: u32, limit: Duration) -> usize {
     let all: Vec<BanTarget> = (0..bans).map(source).collect();
     let begin = Instant::now();
-    // Asked one by one, because a dump of many takes longer than what is measured here. The last one first, which is mostly
-    // the last to come.
+    // They are looked up one by one, because a dump of many takes longer than the measured time. The last one comes
+    // first, because it is usually restored last.
     lab.inside("victim", || {
         let mut nft = Nft::open().unwrap();
         for (place, target) in all.iter().rev().enumerate() {
@@ -118,7 +124,7 @@ fn missing(lab: &Lab, bans: u32, limit: Duration) -> usize {
     })
 }
 
-/// A start with so many bans in the ledger and none in the kernel, and then a flush: how long each took to be undone.
+/// Starts with this many bans in the ledger and none in the kernel, then flushes; returns the time of each restore.
 fn once(bans: u32) -> Run {
     let lab = Lab::new(&["attacker"]);
     let strikes = fill_ledger(&lab, bans);
@@ -126,15 +132,15 @@ fn once(bans: u32) -> Run {
     let begin = Instant::now();
     let daemon = Daemon::spawn(&lab, &[], &["--expire", "24h"]);
     daemon.expect_line("bans put back from the ledger with the time that they had left: ");
-    // The last part's last ban: the parts come in their order, so all others were there before. Not in haste: each question
-    // holds up the program that puts them there.
+    // The last ban of the last part: parts are restored in order. It is polled slowly, because each query delays the
+    // restore.
     for last in [source(0), source(bans - 1)] {
         let patient = || begin.elapsed() < netns_lab::TIMEOUT;
         let back = support::wait_for_ban(&lab, last.element(), Duration::from_millis(2), patient);
-        assert!(back, "{last} is not put back");
+        assert!(back, "{last} is not restored");
     }
     let started = begin.elapsed();
-    assert_eq!(missing(&lab, bans, netns_lab::TIMEOUT), 0, "not all are there after the start");
+    assert_eq!(missing(&lab, bans, netns_lab::TIMEOUT), 0, "bans are missing after the start");
     let begin = Instant::now();
     lab.run("victim", "nft", &["flush", "ruleset"]);
     daemon.expect_line("table inet portsentry was gone and is there again");
@@ -144,7 +150,7 @@ fn once(bans: u32) -> Run {
     Run { file, started, flushed, missing, strikes }
 }
 
-/// A million bans: each step once, and its time.
+/// A million bans: each step once, with its time.
 fn million() {
     support::table("A million bans (`block.nft.size = 1100000`), each step once, in seconds", "step | s");
     let (lab, end) = (Lab::new(&["attacker"]), Instant::now() + BOUND);

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn failure_to_fill_leaves_old_file() {
+    fn failed_write_leaves_old_file() {
         for name in NAMES {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("file");
@@ -140,7 +140,7 @@ mod tests {
                 Err(io::Error::from_raw_os_error(28))
             };
             let error = AtomicFile::write(&path, name, 0o600, fill).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(28), "the number of the error is kept");
+            assert_eq!(error.raw_os_error(), Some(28), "the error keeps its number");
             assert_eq!((names(folder.path()), fs::read_to_string(&path).unwrap()), (vec!["file".into()], "old".into()));
             let error = write(&folder.path().join("missing/file"), name, "").unwrap_err();
             assert_eq!(error.raw_os_error(), Some(2));

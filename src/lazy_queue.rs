@@ -72,7 +72,7 @@ mod tests {
     fn queue_keeps_order_under_removal() {
         let queue = LazyQueue::new(2 * INITIAL_LEN);
         let (mut put, mut taken) = (0, 0);
-        // Fills and empties it again and again, across both parts and back.
+        // Fills and empties it repeatedly, across both parts and back.
         for step in 0..50_000_usize {
             if step / 700 % 2 == 0 || step % 3 == 0 {
                 put += usize::from(queue.push(put).is_ok());

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn panic_in_future_ends_only_it() {
+    fn panic_in_future_ends_only_that_future() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let after = |panics: bool| async move {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -113,8 +113,8 @@ mod tests {
     #[test]
     fn panic_is_one_short_line() {
         let text: Box<dyn Any + Send> = Box::new(format!("a\nb\x1b[2J{}", "é".repeat(1000)));
-        let said = message(&*text);
-        assert!(said.starts_with("a?b?[2J") && said.chars().count() == MAX_MESSAGE_LEN, "{said}");
+        let line = message(&*text);
+        assert!(line.starts_with("a?b?[2J") && line.chars().count() == MAX_MESSAGE_LEN, "{line}");
         assert_eq!(message(&7), "it says nothing");
         assert_eq!(message(&"plain"), "plain");
     }

@@ -150,7 +150,7 @@ impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
 mod tests {
     use super::*;
 
-    /// Sums up what it gets, and panics at 13.
+    /// Sums up its items, and panics at 13.
     fn adder(length: usize) -> Worker<u32, u32> {
         Worker::start("adder", length, |inbox| {
             let mut sum = 0;
@@ -170,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn items_before_the_stop_are_done() {
+    fn items_before_stop_are_processed() {
         let worker = adder(1_000);
         (0..500).for_each(|_| worker.handle().put(2).unwrap());
         assert_eq!(worker.stop(Duration::from_secs(10)), Some(1_000));
     }
 
     #[test]
-    fn panic_loses_only_the_item_in_hand() {
+    fn panic_loses_only_current_item() {
         let worker = adder(10);
         [1, 13, 2].into_iter().for_each(|number| worker.handle().put(number).unwrap());
         assert_eq!(worker.stop(Duration::from_secs(10)), Some(3));

@@ -1,4 +1,4 @@
-//! "After `Engine::new` nothing allocates": counted by the allocator itself, over everything that a stranger can cause.
+//! Tests with a counting allocator that nothing allocates after `Engine::new`, whatever packets arrive.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -68,15 +68,15 @@ fn connection(port: u16) -> Observation {
 }
 
 #[test]
-fn no_packet_allocates_whatever_a_stranger_sends() {
+fn packets_cause_no_allocation() {
     let (mut engine, host) = small();
-    let (mut bans, mut scans, mut repeated, mut spared) = (0_u32, 0_u32, 0_u32, 0_u32);
+    let (mut bans, mut scans, mut repeated, mut exempt) = (0_u32, 0_u32, 0_u32, 0_u32);
     let (mut notices, mut sampled, mut networks) = (0_u32, 0_u32, 0_u32);
     let info = measure(|| {
         let mut now = Timestamp::at(Duration::from_secs(1));
         for n in 0..300_000_u32 {
             now = now.after(Duration::from_millis(1));
-            // Scanners, sources with a port each, protected ones; all protocols; flags of every kind.
+            // Scanners, sources with one port each, exempt ones; all protocols; all kinds of flags.
             let source = match n % 4 {
                 0 => 0x0b00_0000 + n,
                 1 => 0x0d00_0000 + n / 40,
@@ -93,11 +93,11 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
                 Verdict::Block(_) => bans += 1,
                 Verdict::LogOnly(_) => scans += 1,
                 Verdict::Repeated(_) => repeated += 1,
-                Verdict::Exempt(_) => spared += 1,
+                Verdict::Exempt(_) => exempt += 1,
                 Verdict::Ignored(_) | Verdict::Probe(_) => {}
             }
             if n % 500 == 0 {
-                // Neighbours whose connections no ceiling holds back.
+                // Neighbours whose connections are not limited by a ceiling.
                 let source = Ipv4Addr::from_bits(0x0f00_0000 + n / 500 * 16).into();
                 for port in 1..=3 {
                     let observation = Observation { source, ..connection(port) };
@@ -120,8 +120,8 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
         }
     });
     let counters = engine.counters();
-    // Every table has been full and every kind of verdict given, else this proves little.
-    assert!(bans > 0 && scans > 0 && repeated > 0 && spared > 0 && notices > 0);
+    // Every table was full and every kind of verdict occurred, or the test would prove little.
+    assert!(bans > 0 && scans > 0 && repeated > 0 && exempt > 0 && notices > 0);
     assert!(sampled > 0 && networks > 0);
     assert!(counters.evicted > 0 && counters.capped > 0 && engine.tracked().0 <= 1_024);
     assert_eq!((info.count_total, info.bytes_current), (0, 0));

@@ -1,14 +1,14 @@
-//! The arrows between the modules of `src`, read from the sources: which folder may use which, that modules beside each
-//! other make no circle, and what the pure ones must not touch. A test fails where an import breaks a direction, so that
-//! the core stays a function of its input.
+//! Tests the dependencies between the modules of `src`, read from the sources: which folder may use which, that sibling
+//! modules have no cycles, and that pure modules do no I/O. A test fails if an import breaks a rule, so that the core
+//! stays a function of its input.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking, in its helpers too")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-/// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
-/// points back to who wires it.
+/// The modules of the crate that each module may use. A packet passes them in the order of `lib.rs`; no module uses one
+/// that wires it.
 const MAY_NAME: [(&str, &[&str]); 28] = [
     ("atomic_file", &[]),
     ("lazy_queue", &[]),
@@ -69,7 +69,7 @@ const MAY_NAME: [(&str, &[&str]); 28] = [
     ),
 ];
 
-/// The folders of `src` in the order in which a packet's way is wired: a module uses only what stands after it.
+/// The folders of `src` from the top down: a module uses only folders after its own.
 const LAYOUT: [&str; 28] = [
     "fuzzing",
     "main",
@@ -101,8 +101,8 @@ const LAYOUT: [&str; 28] = [
     "types",
 ];
 
-/// What the pure modules may use of the standard library and of other crates; all else is refused, so that a clock, a
-/// socket, a file, a thread or a source of randomness cannot come in under a name that nobody thought of.
+/// The parts of the standard library and of other crates that pure modules may use. Everything else is refused, so that
+/// no clock, socket, file, thread or source of randomness can enter under an unexpected name.
 const PURE: [(&str, &[&str]); 3] = [
     (
         "types",
@@ -141,7 +141,7 @@ const PURE: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// Names that reach the outside without an import: full paths, and what the prelude and macros give.
+/// Names that reach the outside without an import: full paths, the prelude and macros.
 const OUTSIDE: [&str; 18] = [
     "Instant",
     "SystemTime",
@@ -163,7 +163,7 @@ const OUTSIDE: [&str; 18] = [
     "getrandom",
 ];
 
-/// The sources of a top module, tests aside: what a test imports is no arrow.
+/// The sources of a top module without tests, whose imports do not count.
 fn sources(module: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = vec![root.join(format!("{module}.rs"))];
@@ -188,19 +188,19 @@ fn sources(module: &str) -> Vec<(PathBuf, String)> {
 fn code(text: &str) -> String {
     let text = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let lines = text.lines().map(|line| match line.find("//") {
-        // "https://" in a text is no comment.
+        // "https://" in a string is not a comment.
         Some(at) if !line.get(..at).is_some_and(|before| before.ends_with(':')) => line.get(..at).unwrap_or_default(),
         _ => line,
     });
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Every path that a `use` of this text brings in, its braces spread out.
+/// All paths that the `use` statements of this text import, with braces expanded.
 fn imports(text: &str) -> BTreeSet<String> {
     bindings(text).into_values().collect()
 }
 
-/// The names that the `use` statements of this text bring in, each with its path.
+/// The names that the `use` statements of this text import, each with its path.
 fn bindings(text: &str) -> BTreeMap<String, String> {
     let mut paths = BTreeSet::new();
     for statement in uses(text) {
@@ -208,7 +208,7 @@ fn bindings(text: &str) -> BTreeMap<String, String> {
         spread("", &tree.replace(" as ", "=").replace(['\n', ' '], ""), &mut paths);
     }
     let name = |path: &str| path.rsplit(['=', ':']).next().unwrap_or_default().to_owned();
-    // Traits that are only there for their methods have no name: they keep their path.
+    // Traits imported as `_` have no name and keep their path.
     let key = |path: &str| if path.ends_with("=_") { path.to_owned() } else { name(path) };
     paths.iter().map(|path| (key(path), path.split('=').next().unwrap_or_default().to_owned())).collect()
 }
@@ -255,22 +255,21 @@ fn first(path: &str) -> String {
 #[test]
 fn every_module_is_known_here() {
     let lib = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
-    let modules: BTreeSet<&str> =
-        code(&lib)
-            .lines()
-            .map(str::trim)
-            .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'))
-            .map(|name| {
-                MAY_NAME.iter().map(|(known, _)| *known).find(|known| *known == name).unwrap_or_else(|| {
-                    panic!("src/lib.rs has a module {name}: say in this file which modules it may name")
-                })
+    let modules: BTreeSet<&str> = code(&lib)
+        .lines()
+        .map(str::trim)
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'))
+        .map(|name| {
+            MAY_NAME.iter().map(|(known, _)| *known).find(|known| *known == name).unwrap_or_else(|| {
+                panic!("src/lib.rs has a new module {name}: add to this file which modules it may use")
             })
-            .collect();
-    assert_eq!(modules.len() + 1, MAY_NAME.len(), "all but main: {modules:?}");
+        })
+        .collect();
+    assert_eq!(modules.len() + 1, MAY_NAME.len(), "all modules except main: {modules:?}");
 }
 
 #[test]
-fn modules_name_only_lower_ones() {
+fn modules_use_only_permitted_ones() {
     let mut wrong = Vec::new();
     for (module, may) in MAY_NAME {
         let sources = sources(module);
@@ -284,9 +283,9 @@ fn modules_name_only_lower_ones() {
 }
 
 #[test]
-fn the_directions_make_no_circle() {
+fn allowed_dependencies_have_no_cycle() {
     let mut left: BTreeMap<&str, &[&str]> = MAY_NAME.into();
-    // Whoever names nobody that is left can be taken away; a circle stays.
+    // Repeatedly removes a module without dependencies; a cycle remains.
     while let Some(free) =
         left.iter().find(|(_, may)| may.iter().all(|name| !left.contains_key(name))).map(|(name, _)| *name)
     {
@@ -295,12 +294,12 @@ fn the_directions_make_no_circle() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// The library's files by the path of their module: `engine::suspects`, and nothing for `lib.rs`.
+/// The library's files by module path: `engine::suspects`, and an empty path for `lib.rs`.
 struct Modules(BTreeMap<String, Module>);
 
 struct Module {
     bindings: BTreeMap<String, String>,
-    /// All but the `use` statements.
+    /// Everything except the `use` statements.
     body: String,
 }
 
@@ -324,7 +323,7 @@ impl Modules {
         Self(named.collect())
     }
 
-    /// The module that defines what `path` means in the module `from`, re-exports followed; nothing for other crates.
+    /// The module that defines `path` as used in the module `from`, following re-exports; `None` for other crates.
     fn resolve(&self, from: &str, path: &str) -> Option<String> {
         let mut parts: VecDeque<&str> = path.split("::").collect();
         let mut module = match parts.front()? {
@@ -347,13 +346,13 @@ impl Modules {
     }
 
     /// The modules that a module needs: by its imports, and by full paths in its text.
-    fn needs(&self, from: &str) -> BTreeSet<String> {
+    fn dependencies(&self, from: &str) -> BTreeSet<String> {
         let Module { bindings, body } = &self.0[from];
         let mut paths: Vec<String> = Vec::new();
         for (name, path) in bindings {
             let within: Vec<_> =
                 paths_after(body, &format!("{name}::")).map(|rest| format!("{path}::{rest}")).collect();
-            // Of a module that is imported as a whole counts what is used of it.
+            // If a whole module is imported, the items that are used from it count.
             paths.extend(if within.is_empty() { vec![path.clone()] } else { within });
         }
         for prefix in ["crate::", "super::"] {
@@ -362,12 +361,12 @@ impl Modules {
         paths.iter().filter_map(|path| self.resolve(from, path)).filter(|module| module != from).collect()
     }
 
-    /// Which children of a module need which: a child is a file, or a folder with all that is in it. What a child takes
-    /// from the file of the folder that it lies in, or that file from it, is no arrow: they are one thing.
+    /// The dependencies between the children of a module. A child is a file, or a folder with all its contents.
+    /// Dependencies between a child and the file of its own folder do not count: they belong together.
     fn arrows(&self) -> BTreeMap<String, BTreeSet<(String, String)>> {
         let mut arrows: BTreeMap<String, BTreeSet<_>> = BTreeMap::new();
         for from in self.0.keys() {
-            for to in self.needs(from) {
+            for to in self.dependencies(from) {
                 let shared = from.split("::").zip(to.split("::")).take_while(|(a, b)| a == b).count();
                 let child =
                     |path: &str| path.split("::").nth(shared).filter(|part| !part.is_empty()).map(str::to_owned);
@@ -389,7 +388,7 @@ fn parent(module: &str) -> &str {
     module.rsplit_once("::").map_or("", |(parent, _)| parent)
 }
 
-/// What follows `prefix` as a path, wherever it begins a word.
+/// The paths that follow `prefix`, wherever it begins a word.
 fn paths_after<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
     text.match_indices(prefix).filter_map(move |(at, _)| {
         let before = text.get(..at)?.chars().next_back();
@@ -400,8 +399,8 @@ fn paths_after<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a s
     })
 }
 
-/// Groups of two and more that reach each other.
-fn circles(arrows: &BTreeSet<(String, String)>) -> BTreeSet<Vec<&str>> {
+/// Groups of two or more modules that reach each other.
+fn cycles(arrows: &BTreeSet<(String, String)>) -> BTreeSet<Vec<&str>> {
     let reached = |from: &str| {
         let (mut reached, mut ahead) = (BTreeSet::new(), vec![from.to_owned()]);
         while let Some(next) = ahead.pop() {
@@ -421,12 +420,12 @@ fn circles(arrows: &BTreeSet<(String, String)>) -> BTreeSet<Vec<&str>> {
 }
 
 #[test]
-fn sibling_modules_make_no_circle() {
+fn sibling_modules_have_no_cycle() {
     let arrows = Modules::read().arrows();
     assert!(arrows.len() > 10, "{:?}", arrows.keys());
     let found: Vec<(&str, Vec<&str>)> = arrows
         .iter()
-        .flat_map(|(parent, arrows)| circles(arrows).into_iter().map(move |group| (parent.as_str(), group)))
+        .flat_map(|(parent, arrows)| cycles(arrows).into_iter().map(move |group| (parent.as_str(), group)))
         .collect();
     let why: Vec<_> = found
         .iter()
@@ -441,24 +440,24 @@ fn sibling_modules_make_no_circle() {
 }
 
 #[test]
-fn import_circles_are_found_through_every_path() {
+fn import_cycles_are_found_on_all_paths() {
     let found = |files: &[(&str, &str)]| {
         let modules = files.iter().map(|(path, text)| ((*path).to_owned(), Module::of(text)));
         let arrows = Modules(modules.collect()).arrows();
         arrows
             .iter()
-            .flat_map(|(parent, arrows)| circles(arrows).into_iter().map(move |one| format!("{parent}: {one:?}")))
+            .flat_map(|(parent, arrows)| cycles(arrows).into_iter().map(move |one| format!("{parent}: {one:?}")))
             .collect::<Vec<_>>()
     };
     let folder = ("a", "mod b;\nmod c;\npub use b::Thing;\nfn f() { c::g() }");
-    // `c` takes from `b` what the file of the folder exports; a child and that file are one thing.
+    // `c` uses an item of `b` that the folder's file exports; dependencies on that file itself do not count.
     let export = "use super::Thing;\nuse super::f;";
     assert_eq!(
         found(&[("", ""), folder, ("a::b", "use super::c as d;\nfn h() { d::g() }"), ("a::c", export)]),
         [r#"a: ["b", "c"]"#]
     );
     assert_eq!(found(&[("", ""), folder, ("a::b", "fn h() { super::f() }"), ("a::c", export)]), [""; 0]);
-    // Folders, whichever of their files it is.
+    // Between folders, whichever of their files is involved.
     let inner = ("a::b", "fn h() { crate::z::k() }");
     assert_eq!(found(&[("", ""), folder, inner, ("z", "pub mod y;"), ("z::y", "fn k() {}")]), [""; 0]);
     assert_eq!(
@@ -468,9 +467,9 @@ fn import_circles_are_found_through_every_path() {
 }
 
 #[test]
-fn folders_use_only_what_stands_after_them() {
+fn folders_use_only_lower_folders() {
     let place = |name: &str| {
-        LAYOUT.iter().position(|known| *known == name).unwrap_or_else(|| panic!("{name}: where is it in the layout?"))
+        LAYOUT.iter().position(|known| *known == name).unwrap_or_else(|| panic!("add {name} to the layout"))
     };
     let mut upward: BTreeSet<(String, String)> = BTreeSet::new();
     for (module, _) in MAY_NAME {
@@ -482,7 +481,7 @@ fn folders_use_only_what_stands_after_them() {
     assert_eq!(upward, BTreeSet::new());
 }
 
-/// What a target is depends on the prefixes of NAT64 translators, which are set once at the start and constant from then on.
+/// A target depends on the prefixes of NAT64 translators, which are set once at the start.
 const SET_ONCE: (&str, &str) = ("types/shared64.rs", "std::sync::OnceLock");
 
 #[test]

@@ -1,4 +1,4 @@
-//! The configuration as an operator meets it: what a file means, and what is said where it is wrong.
+//! Tests the configuration from an operator's view: the meaning of a file, and the messages about errors in it.
 
 #![cfg(test)]
 
@@ -15,7 +15,7 @@ fn read(text: &str) -> Config {
     Config::parse("portsentry.toml", text).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// The lines of the errors of `text`, without the file's name in front.
+/// The lines of the errors of `text`, without the file's name at their start.
 fn refused(text: &str) -> Vec<String> {
     let errors = Config::parse("portsentry.toml", text).expect_err(text).to_string();
     errors.lines().map(|line| line.strip_prefix("portsentry.toml:").expect(line).to_owned()).collect()
@@ -286,8 +286,8 @@ fn banner_is_for_tcp_only() {
     let longest = "x".repeat(1_024);
     assert_eq!(read(&format!("tcp.port_banner = \"{longest}\"")).tcp.port_banner, longest);
     let refusal = refused(&format!("tcp.port_banner = \"{longest}y\""));
-    let told = "has 1025 bytes; write 1024 or fewer";
-    assert!(refusal.len() == 1 && refusal[0].starts_with("1:19: tcp.port_banner: ") && refusal[0].ends_with(told));
+    let message = "has 1025 bytes; write 1024 or fewer";
+    assert!(refusal.len() == 1 && refusal[0].starts_with("1:19: tcp.port_banner: ") && refusal[0].ends_with(message));
     assert_eq!(
         refused("udp.port_banner = \"go\""),
         ["1:19: udp.port_banner: \"go\" would answer datagrams, whose source is easily forged; write \"\""]
@@ -506,19 +506,19 @@ fn expiry_is_one_second_to_ten_years() {
 #[test]
 fn unreadable_file_names_error_and_remedy() {
     let dir = tempfile::tempdir().unwrap();
-    let said = |path: &Path| {
+    let message = |path: &Path| {
         let message = Config::load(path).unwrap_err().to_string();
         message.strip_prefix(&path.display().to_string()).expect("the file comes first").to_owned()
     };
     assert_eq!(
-        said(&dir.path().join("none.toml")),
+        message(&dir.path().join("none.toml")),
         ": cannot be read: No such file or directory (os error 2); create it, or name another file"
     );
-    assert_eq!(said(dir.path()), ": cannot be read: Is a directory (os error 21); name a file in it");
+    assert_eq!(message(dir.path()), ": cannot be read: Is a directory (os error 21); name a file in it");
     let binary = dir.path().join("binary.toml");
     std::fs::write(&binary, b"expire = \"1h\"\n# \xff\n").unwrap();
-    assert_eq!(said(&binary), ":2:3: is not UTF-8 from here on; save it as UTF-8");
-    assert_eq!(said(Path::new("/dev/zero")), ": is larger than 16 MiB; name a text file");
+    assert_eq!(message(&binary), ":2:3: is not UTF-8 from here on; save it as UTF-8");
+    assert_eq!(message(Path::new("/dev/zero")), ": is larger than 16 MiB; name a text file");
 }
 
 #[test]
@@ -529,7 +529,7 @@ fn name_is_valid_dns_and_no_address() {
     {
         assert_eq!(parse_name(right), Ok(right.to_owned()), "{right}");
     }
-    assert_eq!(parse_name(&format!("{longest}.")), Ok(format!("{longest}.")), "the final dot counts for nothing");
+    assert_eq!(parse_name(&format!("{longest}.")), Ok(format!("{longest}.")), "the final dot is ignored");
     for wrong in [
         "",
         ".",
@@ -572,9 +572,9 @@ fn too_many_names_are_refused() {
     assert_eq!(refused(&list(65)), [expected]);
 }
 
-/// The kernel's clock has ticks of 1 to 10 ms, and a SYN is sent again after a second.
+/// The kernel's clock has ticks of 1 to 10 ms, and a SYN is retransmitted after a second.
 #[test]
-fn hold_takes_tenths_below_a_second() {
+fn hold_accepts_tenths_below_a_second() {
     let hold = |text: &str| format!("[trap]\nhold = {text}\n");
     for (text, millis) in [("\"0s\"", 0), ("\"100ms\"", 100), ("\"900ms\"", 900)] {
         let config = Config::parse("portsentry.toml", &hold(text)).unwrap();
@@ -593,8 +593,8 @@ fn endless_ignore_file_is_refused() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
     let allow = read(&format!("allow.files = [{fifo:?}, \"/dev/zero\"]")).allow;
     let errors = allow.read().unwrap_err().to_string();
-    let told = "is no regular file; name a text file";
-    assert_eq!(errors, format!("{}: {told}\n/dev/zero: {told}", fifo.display()));
+    let message = "is no regular file; name a text file";
+    assert_eq!(errors, format!("{}: {message}\n/dev/zero: {message}", fifo.display()));
 }
 
 #[test]
@@ -619,7 +619,7 @@ fn full_example_equals_built_in_settings() {
     assert_eq!(read(&text), Config::builtin());
 }
 
-/// Dotted keys of a TOML text, also those that are commented out as `# key = value`.
+/// The dotted keys of a TOML text, including those that are commented out as `# key = value`.
 fn written_keys(text: &str) -> Vec<String> {
     let mut table = String::new();
     let mut keys = Vec::new();
@@ -665,7 +665,7 @@ fn settings_page_has_every_key() {
 
 proptest! {
     #[test]
-    fn no_text_makes_the_reader_panic(text in "\\PC{0,200}") {
+    fn arbitrary_text_causes_no_panic(text in "\\PC{0,200}") {
         let _ = Config::parse("f", &text);
     }
 
@@ -688,15 +688,15 @@ proptest! {
 
     #[test]
     fn ignore_file_reader_never_panics(text in "([0-9./#: a-f]{0,12}\n){0,9}") {
-        let wanted = text.lines().filter(|line| !line.split('#').next().unwrap_or("").trim().is_empty()).count();
+        let entries = text.lines().filter(|line| !line.split('#').next().unwrap_or("").trim().is_empty()).count();
         let found = match portsentry::config::ignore_file::parse("f", &text) {
             Ok(networks) => networks.len(),
             Err(errors) => {
-                prop_assert!(errors.iter().count() <= wanted);
-                wanted
+                prop_assert!(errors.iter().count() <= entries);
+                entries
             }
         };
-        prop_assert_eq!(found, wanted);
+        prop_assert_eq!(found, entries);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A short, seeded simulation of hosts' lives (tests/simulation): months of restarts, reboots, mistakes and scans packed into
-//! a few days. It judges the excuses and thresholds of the engine and of the kernel's trap together.
+//! Runs a short, seeded simulation of hosts (tests/simulation): months of restarts, reboots, mistakes and scans within
+//! a few days. It tests the exceptions and thresholds of the engine and of the kernel's trap together.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,9 +22,9 @@ const KNOWN_HONEST_BANS: [(&str, u64); 1] = [
 const NEVER_FOUND: [&str; 6] = [
     // One packet is no scan of this host.
     "one port of the whole Internet (zmap)",
-    // Within any window it asks no more ports than every source is forgiven.
+    // Within any window it probes no more ports than every source is forgiven.
     "knows the window: a port in 16 minutes",
-    // Only reported, unless `detect.ack = "ban"` says otherwise: answers to connections of a moment ago look like this.
+    // Only reported, unless `detect.ack = "ban"` is set: late packets of closed connections look the same.
     "looks like connections: ACK",
     "looks like connections: FIN/ACK",
     // Ports that mail programs guess, and nothing else: each program that is given the wrong name does that.
@@ -33,15 +33,17 @@ const NEVER_FOUND: [&str; 6] = [
     "knows the list: 20000 to 20100",
 ];
 
-/// Behaviours that are found on some hosts or at some times only, by design.
+/// Behaviours that are detected on some hosts or at some times only, by design.
 const SOMETIMES_FOUND: [&str; 4] = [
-    // Within any window it asks no more ports than a connected source is forgiven. It is found where its connection ends.
+    // Within any window it probes no more ports than a connected source is forgiven. It is detected when its connection
+    // ends.
     "knows connected peers: 7 ports in 35 minutes",
-    // Two ports are forgiven. It is found where its victim made a mistake meanwhile, or is banned.
+    // Two ports are forgiven. It is detected if its victim made a mistake meanwhile, or is banned.
     "forger that holds a victim, two ports",
-    // Services are remembered for a week. It is found where they were never there, or longer ago.
+    // Services are remembered for a week. It is detected if the host never had them, or longer ago.
     "knows services of long ago",
-    // Where mail is served closed mail ports count as one, and one port more is forgiven. It is found everywhere else.
+    // On a mail server closed mail ports count as one, and one more port is forgiven. It is detected on all other
+    // hosts.
     "knows related ports: mail",
 ];
 
@@ -76,14 +78,14 @@ fn honest_behaviour_is_not_banned() {
 fn every_kind_of_scan_is_found() {
     assert!(SHORT_RUN.dishonest.len() >= 33, "{:?}", SHORT_RUN.dishonest.keys());
     for (behaviour, seen) in &SHORT_RUN.dishonest {
-        assert!(seen.sources > 0, "{behaviour} did not occur: the run is too short to say anything about it");
+        assert!(seen.sources > 0, "{behaviour} did not occur: the run is too short");
         if NEVER_FOUND.contains(behaviour) {
-            assert_eq!(seen.found, 0, "{behaviour} is found: remove it from NEVER_FOUND");
+            assert_eq!(seen.found, 0, "{behaviour} is detected: remove it from NEVER_FOUND");
         } else if SOMETIMES_FOUND.contains(behaviour) {
-            assert!(seen.found > 0, "{behaviour} is never found: not even where it should be");
-            assert!(seen.found < seen.sources, "{behaviour} is always found: remove it from SOMETIMES_FOUND");
+            assert!(seen.found > 0, "{behaviour} is never detected");
+            assert!(seen.found < seen.sources, "{behaviour} is always detected: remove it from SOMETIMES_FOUND");
         } else {
-            assert_eq!(seen.found, seen.sources, "{behaviour}: not found: {:?}", seen.missed);
+            assert_eq!(seen.found, seen.sources, "{behaviour}: not detected: {:?}", seen.missed);
         }
     }
 }
@@ -114,8 +116,8 @@ fn honest_ban_replays_up_to_its_packet() {
     let text = replay(&options, ban.replay.parse().unwrap());
     let last = text.lines().last().unwrap_or_default();
     assert!(last.contains(&format!("BAN of {}", ban.target)) && last.contains(&ban.ports), "{ban:?}\n{text}");
-    assert!(text.contains("stops") || text.contains("goes down"), "it shows what happened on the host: {text}");
-    assert!(text.contains("engine: probe, 1 distinct"), "it shows what led to the ban: {text}");
+    assert!(text.contains("stops") || text.contains("goes down"), "the replay shows events of the host: {text}");
+    assert!(text.contains("engine: probe, 1 distinct"), "the replay shows the cause of the ban: {text}");
 }
 
 #[test]
@@ -129,7 +131,7 @@ fn missed_scan_replays_up_to_its_end() {
     let text = replay(&options, seen.missed[0].parse().unwrap());
     let last = text.lines().last().unwrap_or_default();
     assert!(last.contains("knows the window") && last.contains("engine: "), "{text}");
-    assert!(!text.contains("BAN of"), "it was not found: {text}");
+    assert!(!text.contains("BAN of"), "the scan was not detected: {text}");
 }
 
 #[test]
@@ -140,43 +142,43 @@ fn scans_of_stopped_host_are_not_counted() {
     let outcome = run_host(&options, WEB, &|| ());
     let seen = &outcome.dishonest["FIN"];
     assert!(seen.packets > 0 && seen.sources > 0, "{seen:?}");
-    assert_eq!(seen.found, seen.sources, "only scans that met a running host can be found: {:?}", seen.missed);
+    assert_eq!(seen.found, seen.sources, "scans of a stopped host do not count: {:?}", seen.missed);
 }
 
-/// What shows that something is amiss.
+/// A number that increases if a rule is missing.
 type Symptom = fn(&Outcome) -> u64;
 
 fn honest_bans(outcome: &Outcome) -> u64 {
     outcome.count_honest_bans(false) as u64
 }
 
-/// Seconds for which honest sources were banned, be it for forged packets.
+/// Seconds for which honest sources were banned, including bans caused by forged packets.
 fn banned_seconds(outcome: &Outcome) -> u64 {
     outcome.honest_bans.iter().filter_map(|ban| ban.lasts).sum()
 }
 
 /// Bans of the kernel's trap that the program has to lift.
-fn let_go(outcome: &Outcome) -> u64 {
+fn lifted_trap_bans(outcome: &Outcome) -> u64 {
     outcome.let_go
 }
 
-/// Those that it cannot explain.
+/// Bans of the kernel's trap that the program cannot explain.
 fn shortened(outcome: &Outcome) -> u64 {
     outcome.shortened
 }
 
-/// Verdicts on honest sources of protocols that are only logged. What answers is excused by its answer as well.
+/// Log-only verdicts on honest sources. A source that answers is also exempt because of its answer.
 fn alarms(outcome: &Outcome) -> u64 {
     outcome.honest.values().map(|seen| seen.alarms).sum()
 }
 
-/// Bans by forged sources for longer than what the ceiling leaves.
+/// Bans of forged sources that are longer than the ceiling allows.
 fn long_bans(outcome: &Outcome) -> u64 {
     outcome.dishonest.get("flood from forged sources").map_or(0, |seen| seen.long_bans)
 }
 
 /// Open ports that fast scanners learned.
-fn learned(outcome: &Outcome) -> u64 {
+fn learned_ports(outcome: &Outcome) -> u64 {
     let fast = ["nmap -T5", "nmap -T4", "nmap -T3"].iter().filter_map(|name| outcome.dishonest.get(name));
     fast.flat_map(|seen| &seen.ports_learned).map(|ports| u64::from(*ports)).sum()
 }
@@ -187,19 +189,19 @@ fn forged_holds(outcome: &Outcome) -> u64 {
     outcome.honest.values().map(|seen| seen.forged_hold_seconds).sum::<f64>() as u64
 }
 
-/// One rule less, or one bound less, and a small scenario that shows it.
+/// A rule or limit that is switched off, and a small scenario that shows the effect.
 struct Case {
     rule: &'static str,
     symptom: Symptom,
     scenario: Scenario,
-    /// What is switched off in both runs, because it would cover for the rule.
+    /// A rule that is switched off in both runs, because it would have the same effect.
     without: Option<fn(&mut Options)>,
     change: fn(&mut Options),
 }
 
 #[derive(Clone, Copy)]
 struct Scenario {
-    /// The kind of host: its number in the order of the profiles.
+    /// The kind of host: its index in the list of profiles.
     host: u64,
     pace: u32,
     days: u64,
@@ -243,7 +245,7 @@ const MAIL_PROGRAMS: Scenario = scenario(RELAY, 400, 2, &["mail program"]);
 
 const CASES: [Case; 31] = [
     case("recently open ports", honest_bans, SHORT_SERVICES, |all| all.engine.recent_ports = false),
-    // Each of these covers for the others: what answers has a socket, and is remembered for its answer.
+    // These rules have the same effect: a source that answers has a socket, and its answer is remembered.
     covered(case("listeners", honest_bans, VISITS, |all| all.engine.listeners = false), |all| {
         (all.engine.socket_lookup, all.engine.recent_ports, all.engine.related_ports) = (false, false, false)
     }),
@@ -259,8 +261,8 @@ const CASES: [Case; 31] = [
         |all| all.daemon.known_peers = false,
     ),
     case("ceiling of bans", long_bans, FLOOD, |all| all.engine.max_new_bans_per_minute = Some(1_000_000)),
-    case("socket in the kernel", let_go, NEW_SERVICES, |all| all.kernel.socket = false),
-    case("touched in the kernel", let_go, scenario(WEB, 60, 3, &["carrier NAT", "user at work"]), |all| {
+    case("socket in the kernel", lifted_trap_bans, NEW_SERVICES, |all| all.kernel.socket = false),
+    case("touched in the kernel", lifted_trap_bans, scenario(WEB, 60, 3, &["carrier NAT", "user at work"]), |all| {
         all.kernel.touched = false;
     }),
     case(
@@ -337,16 +339,16 @@ const CASES: [Case; 31] = [
         scenario(MAIL, 60, 2, &["knows connected peers: a connection first"]),
         |all| (all.engine.bounds.peer_threshold, all.kernel.peer_forgiven) = (u8::MAX, u8::MAX),
     ),
-    // Settling leaves nothing to lift.
+    // Settling would leave nothing to lift.
     covered(case("lifting of bans", banned_seconds, REINSTALLED, |all| all.daemon.lifts_unfounded = false), |all| {
         all.daemon.settling = false
     }),
-    // The kernel knows most of what is no evidence itself.
+    // The kernel's own rules exempt most of this already.
     covered(
         case("excuses of what the trap caught", shortened, NEW_SERVICES, |all| all.engine.trap_excuses = false),
         |all| all.kernel.socket = false,
     ),
-    case("hold", learned, scenario(WEB, 60, 1, &["nmap -T3", "nmap -T4"]), |all| all.kernel.hold = false),
+    case("hold", learned_ports, scenario(WEB, 60, 1, &["nmap -T3", "nmap -T4"]), |all| all.kernel.hold = false),
     case("bound of holds", forged_holds, scenario(MAIL, 60, 1, &["regular client", "holder"]), |all| {
         all.kernel.max_holds = 1_000_000;
     }),
@@ -356,7 +358,7 @@ const CASES: [Case; 31] = [
     ),
 ];
 
-/// The simulation can fail: without any single rule, and without any bound of one, it shows more of a symptom than with all.
+/// The simulation can fail: without any single rule or limit, it shows a symptom more often than with all of them.
 #[test]
 fn missing_rule_shows_in_its_scenario() {
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -381,5 +383,5 @@ fn missing_rule_shows_in_its_scenario() {
         scope.spawn(work);
     });
     let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "without {failed:?} nothing got worse; see above");
+    assert!(failed.is_empty(), "without {failed:?} no symptom increased; see above");
 }

@@ -1,7 +1,7 @@
-//! Classic configurations as people have them, through `portsentry import`: whole files against the result that is kept
-//! beside them in tests/import, hostile ones against what must hold of every result, and the program itself.
+//! Tests `portsentry import` with classic configurations: real files against the expected results in tests/import,
+//! hostile ones against properties of every result, and the program itself.
 //!
-//! `BLESS=1 cargo test --test import` writes the results anew; read the difference before it is committed.
+//! `BLESS=1 cargo test --test import` rewrites the expected results; review the difference before you commit it.
 
 #![cfg(test)]
 
@@ -27,15 +27,15 @@ fn text(text: &str) -> Source {
     Source { name: "portsentry.conf".to_owned(), bytes: text.as_bytes().to_vec() }
 }
 
-/// No file that a configuration names is there.
-fn nothing(_: &Path) -> std::io::Result<Vec<u8>> {
+/// None of the files that a configuration names exists.
+fn no_files(_: &Path) -> std::io::Result<Vec<u8>> {
     Err(std::io::ErrorKind::NotFound.into())
 }
 
-/// The translation of a configuration alone.
+/// The translation of a configuration without other files.
 fn alone(config: Source) -> Result<Import, Vec<String>> {
     let sources = Sources { config, ..Sources::default() };
-    translate(&sources, &nothing).map_err(|error| match error {
+    translate(&sources, &no_files).map_err(|error| match error {
         ImportError::Wrong(findings) => findings.iter().map(ToString::to_string).collect(),
         other => panic!("{other}"),
     })
@@ -45,8 +45,8 @@ fn toml(config: &str) -> String {
     alone(text(config)).unwrap_or_else(|errors| panic!("{config}: {errors:?}")).toml
 }
 
-/// Fails where the daemon would refuse `toml`.
-fn holds(toml: &str) {
+/// Fails if the daemon would refuse `toml`.
+fn assert_valid(toml: &str) {
     if let Err(errors) = Config::parse("portsentry.toml", toml) {
         panic!("{errors}\n{toml}");
     }
@@ -58,7 +58,7 @@ fn watched(toml: &str) -> Config {
     Config::parse("portsentry.toml", part).unwrap_or_else(|errors| panic!("{errors}\n{part}"))
 }
 
-/// Compares a translation and its notes with what is kept of them.
+/// Compares a translation and its notes with the expected ones.
 fn compare(name: &str, sources: &Sources, read: &ReadFile) -> String {
     let import = translate(sources, read).unwrap_or_else(|error| panic!("{error}"));
     let notes: String = import.notes.iter().map(|note| format!("{note}\n")).collect();
@@ -70,7 +70,7 @@ fn compare(name: &str, sources: &Sources, read: &ReadFile) -> String {
         let expected = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert_eq!(*found, expected, "{}", path.display());
     }
-    holds(&import.toml);
+    assert_valid(&import.toml);
     import.toml
 }
 
@@ -80,7 +80,7 @@ fn installed_debian_1_2_is_imported() {
     let sources = Sources { config, defaults, ignore: Vec::new() };
     let toml = compare("debian-1.2", &sources, &|path| match path.to_str() {
         Some("/etc/portsentry/portsentry.ignore.static") => Ok(source("debian-1.2.ignore.static").bytes),
-        _ => nothing(path),
+        _ => no_files(path),
     });
     let config = watched(&toml);
     let builtin = Config::builtin();
@@ -97,7 +97,7 @@ fn installed_debian_1_2_is_imported() {
 #[test]
 fn installed_2_0_is_imported() {
     let sources = Sources { config: source("stock-2.0.conf"), ..Sources::default() };
-    let config = watched(&compare("stock-2.0", &sources, &nothing));
+    let config = watched(&compare("stock-2.0", &sources, &no_files));
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Stealth, Mode::Stealth));
     assert!(config.tcp.ports.contains(514) && !config.tcp.ports.contains(22) && config.udp.ports.contains(518));
     assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));
@@ -110,7 +110,7 @@ fn web_guide_configurations_are_imported() {
         defaults: Some(source("recipe.default")),
         ignore: vec![source("recipe.ignore")],
     };
-    let toml = compare("recipe", &sources, &nothing);
+    let toml = compare("recipe", &sources, &no_files);
     let config = watched(&toml);
     assert_eq!((config.tcp.mode, config.tcp.watched().contains(443)), (Mode::Advanced, false));
     let lists = |address: &str| {
@@ -123,11 +123,11 @@ fn web_guide_configurations_are_imported() {
 
 #[test]
 fn odd_configuration_keeps_its_meaning() {
-    compare("odd", &Sources { config: source("odd.conf"), ..Sources::default() }, &nothing);
+    compare("odd", &Sources { config: source("odd.conf"), ..Sources::default() }, &no_files);
 }
 
 #[test]
-fn each_way_to_block_becomes_a_setting() {
+fn each_blocking_command_becomes_configuration() {
     for (options, expected) in [
         (
             "KILL_ROUTE=\"/sbin/route add -host $TARGET$ reject\"",
@@ -157,7 +157,7 @@ fn each_way_to_block_becomes_a_setting() {
         ),
     ] {
         let toml = toml(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\n{options}\n"));
-        holds(&toml);
+        assert_valid(&toml);
         for line in expected {
             assert!(toml.lines().any(|found| found == line), "{options}: {line}\n{toml}");
         }
@@ -203,13 +203,13 @@ fn dropped_kill_route_script_becomes_nft() {
         ),
     ] {
         let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\n{blocker}{other}"))).unwrap();
-        holds(&import.toml);
+        assert_valid(&import.toml);
         assert!(import.toml.contains(&format!("method = [{methods}]")), "{}", import.toml);
         assert!(
             import.notes.iter().any(|note| note.line == Some(3) && note.message.contains("\"nft\" is in block.method"))
         );
     }
-    // Only the command was run here, so that nothing is lost.
+    // Classic PortSentry ran only the command here, so nothing is lost.
     let toml = toml(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\n{blocker}KILL_RUN_CMD=\"/bin/x $TARGET$\"\n"));
     assert!(toml.contains("method = [\"run\"]"), "{toml}");
 }
@@ -253,7 +253,7 @@ fn command_of_another_firewall_gets_its_undo() {
 }
 
 #[test]
-fn set_timeout_is_asked_for_as_expiry() {
+fn set_timeout_is_noted_as_expiry() {
     for command in ["/sbin/ipset add portsentry $TARGET$", "nft add element inet filter bad '{ $TARGET$ }'"] {
         let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\nKILL_RUN_CMD=\"{command}\"\n"))).unwrap();
         assert!(
@@ -288,7 +288,7 @@ fn end_of_ban_is_stored() {
 }
 
 #[test]
-fn names_are_looked_up_where_they_were() {
+fn resolve_host_is_imported() {
     let import = alone(text("TCP_PORTS=\"1\"\nRESOLVE_HOST=\"1\"\n")).unwrap();
     assert!(import.toml.contains("[report]\n") && import.toml.contains("\nresolve_host = true\n"), "{}", import.toml);
     assert!(Config::parse("portsentry.toml", &import.toml).unwrap().report.resolve_host);
@@ -296,7 +296,7 @@ fn names_are_looked_up_where_they_were() {
 }
 
 #[test]
-fn every_classic_mode_is_its_own() {
+fn every_classic_mode_is_imported() {
     for (tcp, udp, modes) in [
         ("tcp", "udp", (Mode::Connect, Mode::Connect)),
         ("stcp", "sudp", (Mode::Stealth, Mode::Stealth)),
@@ -307,13 +307,13 @@ fn every_classic_mode_is_its_own() {
             Source { name: "d".to_owned(), bytes: format!("TCP_MODE={tcp}\nUDP_MODE='{udp}'\n").into_bytes() };
         let sources =
             Sources { config: text("TCP_PORTS=\"1\"\nUDP_PORTS=\"1\"\n"), defaults: Some(defaults), ignore: vec![] };
-        let config = watched(&translate(&sources, &nothing).unwrap().toml);
+        let config = watched(&translate(&sources, &no_files).unwrap().toml);
         assert_eq!((config.tcp.mode, config.udp.mode), modes, "{tcp} {udp}");
     }
 }
 
 #[test]
-fn mode_in_portsentry_conf_is_a_fallback() {
+fn mode_in_configuration_is_fallback() {
     let config = "TCP_MODE=\"atcp\"\nUDP_MODE=\"-audp\"\nTCP_PORTS=\"1-1024\"\nUDP_PORTS=\"1-1024\"\n";
     let import = alone(text(config)).unwrap();
     let read = watched(&import.toml);
@@ -322,10 +322,10 @@ fn mode_in_portsentry_conf_is_a_fallback() {
     assert!(note.message.contains("/etc/default/portsentry only; taken"), "{note}");
     assert!(!import.notes.iter().any(|note| note.message.contains("says no mode")), "{:?}", import.notes);
     let defaults = Some(Source { name: "d".to_owned(), bytes: b"TCP_MODE=stcp\n".to_vec() });
-    let import = translate(&Sources { config: text(config), defaults, ignore: vec![] }, &nothing).unwrap();
+    let import = translate(&Sources { config: text(config), defaults, ignore: vec![] }, &no_files).unwrap();
     let read = watched(&import.toml);
     assert_eq!((read.tcp.mode, read.udp.mode), (Mode::Stealth, Mode::Off), "{}", import.toml);
-    // The other protocol is watched as where nothing says the mode.
+    // The other protocol has its default mode.
     let read = watched(&toml("TCP_MODE=\"tcp\"\nTCP_PORTS=\"1\"\nUDP_PORTS=\"1\"\n"));
     assert_eq!((read.tcp.mode, read.udp.mode), (Mode::Connect, Mode::Stealth));
 }
@@ -340,7 +340,7 @@ fn errors_name_their_lines_in_one_run() {
         defaults: Some(Source { name: "default".to_owned(), bytes: b"UDP_MODE=\"$X\"\n".to_vec() }),
         ignore: vec![Source { name: "ignore".to_owned(), bytes: b"127.0.0.1\nlocalhost\n".to_vec() }],
     };
-    let error = translate(&sources, &nothing).unwrap_err().to_string();
+    let error = translate(&sources, &no_files).unwrap_err().to_string();
     let expected = [
         "portsentry.conf:1: TCP_PORTS: \"70000\" is no port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"",
         "portsentry.conf:2: BLOCK_TCP: \"yes\" is none of its values; write \"0\" to log, \"1\" to block, \"2\" to run a command",
@@ -358,10 +358,10 @@ fn errors_name_their_lines_in_one_run() {
 }
 
 #[test]
-fn nothing_that_would_watch_nothing_is_written() {
+fn import_without_ports_is_refused() {
     let with = |config: &str, mode: &str| {
         let defaults = Some(Source { name: "d".to_owned(), bytes: mode.as_bytes().to_vec() });
-        translate(&Sources { config: text(config), defaults, ignore: vec![] }, &nothing)
+        translate(&Sources { config: text(config), defaults, ignore: vec![] }, &no_files)
     };
     let error = with("UDP_PORTS=\"1\"\n", "TCP_MODE=stcp\n").unwrap_err().to_string();
     assert!(error.starts_with("d:1: TCP_MODE: \"stcp\" watches the ports of TCP_PORTS, which is not set"), "{error}");
@@ -370,7 +370,7 @@ fn nothing_that_would_watch_nothing_is_written() {
     assert!(error.starts_with("portsentry.conf:2: ADVANCED_EXCLUDE_TCP: leaves no port"), "{error}");
     let error = with("TCP_PORTS=\"1\"\n", "TCP_MODE=udp").unwrap_err().to_string();
     assert_eq!(error, "d:1: TCP_MODE: \"udp\" is no mode of TCP; write tcp, stcp or atcp");
-    // Without a port, and without a mode, what is watched is what the daemon watches by itself.
+    // Without ports and mode the daemon's defaults apply.
     let config = watched(&toml("BLOCK_TCP=\"1\"\n"));
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Advanced, Mode::Advanced));
 }
@@ -383,7 +383,7 @@ fn truncated_classic_file_is_translated_or_refused() {
         let mut cut = whole.clone();
         cut.bytes.truncate(length);
         if let Ok(import) = alone(cut) {
-            holds(&import.toml);
+            assert_valid(&import.toml);
             translated += 1;
         }
     }
@@ -400,12 +400,12 @@ fn megabyte_of_commands_gives_small_result() {
         let config =
             format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\nKILL_ROUTE=\"{}\"\n", line.get(..1_000_000).unwrap_or(&line));
         let import = alone(text(&config)).unwrap();
-        holds(&import.toml);
+        assert_valid(&import.toml);
         assert!(import.toml.len() < 4_000 && import.notes.len() < 10, "{}", import.toml.len());
     }
 }
 
-/// What may stand in a line: any text without the end of a line.
+/// Any text without a newline.
 fn hostile() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         3 => any::<char>().prop_filter("a line", |c| *c != '\n').prop_map(String::from),
@@ -438,7 +438,7 @@ fn option() -> impl Strategy<Value = String> {
         "SOMETHING_ELSE",
     ];
     (prop::sample::select(keys), prop::bool::weighted(0.9), hostile()).prop_map(|(key, tidy, value)| {
-        // Mostly values that get past the first check, so that the later ones are reached.
+        // Mostly values that pass the first check, so that later checks are reached.
         let value = if tidy { value.replace('"', "") } else { value };
         let fits = match key {
             "TCP_PORTS" | "UDP_PORTS" | "ADVANCED_PORTS_TCP" | "ADVANCED_EXCLUDE_UDP" if tidy => "1-20,4000".to_owned(),
@@ -460,9 +460,9 @@ proptest! {
     ) {
         let defaults = Some(Source { name: "d\u{1b}".to_owned(), bytes: format!("TCP_MODE={mode}").into_bytes() });
         let config = Source { name: "c\n\u{1b}[2J]".to_owned(), bytes: options.concat().into_bytes() };
-        match translate(&Sources { config, defaults, ignore: vec![] }, &nothing) {
+        match translate(&Sources { config, defaults, ignore: vec![] }, &no_files) {
             Ok(import) => {
-                holds(&import.toml);
+                assert_valid(&import.toml);
                 prop_assert!(import.toml.chars().all(|c| c == '\n' || !c.is_control()), "{:?}", import.toml);
                 for note in &import.notes {
                     prop_assert!(note.message.chars().all(|c| !c.is_control()), "{note:?}");
@@ -483,8 +483,8 @@ proptest! {
         let mut config = text(if before { "TCP_PORTS=\"1\"\n" } else { "" });
         config.bytes.extend(&bytes);
         let sources = Sources { config, defaults: Some(Source { name: "d".into(), bytes: bytes.clone() }), ignore: vec![] };
-        if let Ok(import) = translate(&sources, &nothing) {
-            holds(&import.toml);
+        if let Ok(import) = translate(&sources, &no_files) {
+            assert_valid(&import.toml);
         }
     }
 }

@@ -1,9 +1,8 @@
 #!/bin/bash
-# Boots Debian's own kernels in QEMU, with a root in memory that is made here, and runs the tests that talk to the kernel:
-# kernels.sh [VERSION…], each of 5.10, 6.1 and 6.12; all of them without. The last line of each says how many passed.
-# TESTS="ruleset trap": only these programs. ARGUMENTS="bans::": only these tests. ACCEL=tcg: by software, also where there
-# is /dev/kvm. LIMIT=600: seconds for each program. All that is fetched and written is in target/kernels: a kernel's log in
-# VERSION.log.
+# Boots Debian's own kernels in QEMU with a root in memory, and runs the tests that use the kernel: kernels.sh
+# [VERSION…], each of 5.10, 6.1 and 6.12; all of them by default. The last line of each says how many passed.
+# TESTS="ruleset trap": only these programs. ARGUMENTS="bans::": only these tests. ACCEL=tcg: emulation, even if there
+# is /dev/kvm. LIMIT=600: seconds per program. All files are in target/kernels: a kernel's log is VERSION.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -13,39 +12,39 @@ manifest=$PWD
 work=${CARGO_TARGET_DIR:-$PWD/target}/kernels
 mkdir -p "$work"
 
-# What the tests and the program run, and the programs that the root itself needs.
+# The tools that the tests and the program run, and those that the root itself needs.
 tools=(sh bash awk grep sed find xargs ps pgrep kill sysctl ip ss tc nft nmap masscan zmap hping3 strace ping tcpdmatch
     kmod modprobe depmod insmod lsmod getent perl mkfs.ext4)
 packages=(coreutils util-linux mount)
 data=(/usr/share/nmap /etc/zmap /etc/services /etc/protocols /etc/nsswitch.conf /etc/ld.so.conf /etc/ld.so.conf.d
     /etc/alternatives/awk /usr/lib/x86_64-linux-gnu/perl-base)
 
-# Where ARGUMENTS asks for nothing: the tests of a program that are about the kernel, where the others are about text, files and
-# words, and what of them is left out because it is for volume. docs/kernels.md has the reasons.
+# Without ARGUMENTS: the tests to run of programs whose other tests do not use the kernel, and the tests to skip because
+# they need too much traffic. docs/kernels.md has the reasons.
 declare -A chosen=(
     [portsentry]="netlink:: capture:: enforce:: sandbox:: daemon:: sensor:: control::"
     [ledger]="trouble::"
-    [scenarios]="clock:: crashes:: escalation::the_second flush:: kernel_log:: removed:: ways::"
+    [scenarios]="clock:: crashes:: escalation::second flush:: kernel_log:: removed:: backends::"
 )
 declare -A left_out=(
     [ruleset]="million::"
-    [end_to_end]="report:: reverse:: refusals:: allow::a_name allow::whoever"
-    [fault_injection]="flood::a_forged_flood flood::forged_datagrams"
-    [classic_regressions]="flood::a_flood"
+    [end_to_end]="report:: reverse:: refusals:: allow::allowed_name allow::silent_name allow::unresolvable_name allow::moved_name allow::name_with allow::etc_hosts_name"
+    [fault_injection]="flood::full_trap flood::forged_datagrams"
+    [classic_regressions]="flood::flood_"
 )
 
-# suite VERSION: where Debian keeps the kernel of this version.
+# suite VERSION: the Debian release that contains this kernel.
 suite() {
     case "$1" in
         5.10) echo bullseye ;;
         6.1) echo bookworm ;;
         6.12) echo trixie ;;
-        *) echo "There is no Linux $1 here; 5.10, 6.1 and 6.12 are Debian's" >&2; exit 2 ;;
+        *) echo "Linux $1 is not supported; use 5.10, 6.1 or 6.12 from Debian" >&2; exit 2 ;;
     esac
 }
 
-# fetch VERSION: the package of the kernel, verified by apt with Debian's own keys, without a change to the settings of this
-# machine's apt; its path is the answer.
+# fetch VERSION: prints the path of the kernel's package, verified by apt with Debian's own keys, without a change to
+# this machine's apt configuration.
 fetch() {
     local place=$work/$1 package
     mkdir -p "$place/apt/lists/partial" "$place/apt/cache/archives/partial"
@@ -71,20 +70,20 @@ Acquire::Languages "none";
 END
     export APT_CONFIG=$place/apt/apt.conf
     if apt-get update -qq -o APT::Update::Error-Mode=any >&2; then
-        # The meta package depends on the kernel of the day.
+        # The meta package depends on the current kernel package.
         package=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)
         if [ -z "$(find "$place" -maxdepth 1 -name "${package}_*.deb")" ]; then
             rm -f "$place"/*.deb
             (cd "$place" && apt-get download -qq "$package" >&2)
         fi
     else
-        echo "Debian's archive is out of reach; what was fetched before will do" >&2
+        echo "Debian's archive is unreachable; using the files of an earlier run" >&2
     fi
     unset APT_CONFIG
     find "$place" -maxdepth 1 -name 'linux-image-*.deb' | head -n 1
 }
 
-# steps FILE…: each, and what it leads to link by link: libblas.so.3 is one to a link in /etc/alternatives.
+# steps FILE…: prints each file and its chain of links: libblas.so.3 is a link to a link in /etc/alternatives.
 steps() {
     local path
     for path; do
@@ -96,7 +95,7 @@ steps() {
     done
 }
 
-# put ROOT: files from standard input into the root, with what they are linked with and what they lead to.
+# put ROOT: copies the files on standard input into the root, with their libraries and link targets.
 put() {
     local files libraries
     mapfile -t files
@@ -108,12 +107,12 @@ put() {
         tar --extract --directory="$1" --keep-directory-symlink
 }
 
-# pack FOLDER FILE: an archive as the kernel unpacks it at its start.
+# pack FOLDER FILE: creates an archive that the kernel unpacks at its start.
 pack() {
     (cd "$1" && find . -mindepth 1 -print0 | cpio --null --create --format=newc --owner=0:0 --quiet) >"$2"
 }
 
-# The root, but for the modules.
+# Creates the root without the modules.
 build_root() {
     local root=$work/root name kind path program arguments skipped
     rm -rf "$root"
@@ -122,7 +121,7 @@ build_root() {
     for name in bin sbin lib lib64; do ln -s "usr/$name" "$root/$name"; done
     ln -s /run "$root/var/run"
     {
-        for program in "${tools[@]}"; do type -P "$program" || echo "There is no $program here" >&2; done
+        for program in "${tools[@]}"; do type -P "$program" || echo "$program is not installed" >&2; done
         dpkg -L "${packages[@]}" | grep -E '^(/usr)?/s?bin/.'
     } | sort -u | put "$root"
     for path in "${data[@]}"; do
@@ -134,12 +133,12 @@ build_root() {
     : >"$root/etc/resolv.conf"
     : >"$root/etc/shadow" && chmod 600 "$root/etc/shadow"
 
-    # The project as it is, under the path that the tests were compiled with.
+    # The project's current files, under the path that the tests were compiled with.
     mkdir -p "$root$manifest"
     git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$root$manifest"
     echo "$manifest" >"$root/manifest"
     echo "$slowness" >"$root/slowness"
-    # What a test has the C compiler build is built here.
+    # Programs that a test would compile with the C compiler are compiled here.
     mkdir -p "$root/built"
     cc -O2 -o "$root/built/no-ipv6.c" tests/fault_injection/no-ipv6.c
     cc -shared -fPIC -O2 -o "$root/built/clock.c" tests/scenarios/clock.c
@@ -176,7 +175,7 @@ build_root() {
     pack "$root" "$work/root.cpio"
 }
 
-# build_modules PLACE: the modules that anything here may ask for.
+# build_modules PLACE: adds all modules that the tests may load.
 build_modules() {
     local root=$1/modules release folder
     rm -rf "$1/package" "$root"
@@ -188,29 +187,29 @@ build_modules() {
     for part in net lib crypto arch drivers/net fs/overlayfs fs/nls fs/fuse fs/ext4 fs/jbd2; do
         [ ! -e "$folder/kernel/$part" ] || cp -a "$folder/kernel/$part" "$root/usr/lib/modules/$release/kernel/$part"
     done
-    # Alone, or compressed.
+    # Uncompressed or compressed.
     mkdir -p "$root/usr/lib/modules/$release/kernel/drivers/block"
     cp "$folder"/kernel/fs/mbcache.ko* "$root/usr/lib/modules/$release/kernel/fs/"
     cp "$folder"/kernel/drivers/block/loop.ko* "$root/usr/lib/modules/$release/kernel/drivers/block/"
     rm -rf "$root/usr/lib/modules/$release/kernel/drivers/net"/{ethernet,wireless,usb,can,wan,hamradio,phy,dsa}
     cp "$folder"/modules.{builtin,builtin.modinfo,order} "$root/usr/lib/modules/$release/"
-    # depmod wants /lib, the root has it as a link.
+    # depmod needs /lib, which is a link in the root.
     ln -s usr/lib "$root/lib"
     depmod -b "$root" "$release"
     rm "$root/lib"
     pack "$root" "$1/modules.cpio"
 }
 
-# machine SECONDS [ARGUMENT…]: a machine without network or disk.
+# machine SECONDS [ARGUMENT…]: runs a machine without network or disk.
 machine() {
     local cpu=max
-    # Under KVM a machine inside another one may lack what tells of the flaws of a processor.
+    # With nested KVM a machine may lack information about flaws of the processor.
     [ "$accel" = tcg ] || cpu=host,-arch-capabilities
     timeout -k 10 "$1" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -monitor none -nic none \
         -machine "q35,accel=$accel" -cpu "$cpu" -smp 2 -m "${MEMORY:-4G}" "${@:2}" </dev/null >&2
 }
 
-# choose PLACE: KVM, where there is one that boots this kernel; not every one inside another machine does.
+# choose PLACE: uses KVM if it boots this kernel; nested KVM may not.
 choose() {
     accel=${ACCEL:-tcg}
     if [ -z "${ACCEL:-}" ] && [ -w /dev/kvm ]; then
@@ -220,7 +219,7 @@ choose() {
         machine 60 -serial "file:$work/start.log" -kernel "$1"/package/boot/vmlinuz-* -append "console=ttyS0 panic=-1" \
             2>"$work/start.err" || true
         if ! grep -q '^\[.*Linux version' "$work/start.log"; then
-            echo "The KVM of this machine boots no such kernel; it is done by software" >&2
+            echo "KVM does not boot this kernel here; using emulation" >&2
             accel=tcg
         fi
     fi
@@ -228,7 +227,7 @@ choose() {
     limit=${LIMIT:-$((900 * (slowness > 1 ? 4 : 1)))}
 }
 
-# boot VERSION PLACE: runs it; its log stays.
+# boot VERSION PLACE: runs the machine and stores its log.
 boot() {
     local log=$work/$1.log
     : >"$log"

@@ -1,6 +1,6 @@
-//! `portsentry replay` as an operator runs it: real scans that were recorded between two namespaces, the same in other
-//! formats, broken files, and what comes out as text and as JSON. Scanner 10.77.1.2 (fd77::2), host 10.77.1.1 (fd77::1),
-//! where only port 80 is open.
+//! Tests `portsentry replay` as an operator runs it: real scans that were recorded between two namespaces, the same in
+//! other formats, damaged files, and the output as text and as JSON. The scanner is 10.77.1.2 (fd77::2), the host
+//! 10.77.1.1 (fd77::1), where only port 80 is open.
 
 #![cfg(test)]
 
@@ -17,11 +17,11 @@ fn capture(name: &str) -> PathBuf {
 
 fn replay(file: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
-    // Settings of this machine must not change what the tests see.
+    // Configuration of this machine must not affect the tests.
     command.arg("replay").arg(file).args(["--config", "/dev/null"]).args(arguments).output().unwrap()
 }
 
-/// Every JSON object that a replay prints; the last one is the summary.
+/// All JSON objects that a replay prints; the last one is the summary.
 fn objects(file: &Path, arguments: &[&str]) -> Vec<Value> {
     let output = replay(file, &[&["--json"], arguments].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -35,7 +35,7 @@ fn summary(file: &Path, arguments: &[&str]) -> Value {
     last
 }
 
-/// Whom a replay would have blocked, and the classes of the evidence.
+/// The targets that a replay would have blocked, and the classes of the evidence.
 fn blocked(file: &Path, arguments: &[&str]) -> Vec<(String, Vec<String>)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let summary = summary(file, arguments);
@@ -65,7 +65,7 @@ fn scan_kinds_are_found_in_captures() {
         assert_eq!(blocked(&capture(name), &[]), expected, "{name}");
         assert_eq!(blocked(&capture(name), &["--local", "10.77.1.1"]), expected, "{name}, one host");
         assert_eq!(blocked(&capture(name), &["--local", "10.77.1.0/24"]), expected, "{name}, its network");
-        assert!(blocked(&capture(name), &["--local", "192.0.2.1"]).is_empty(), "{name}, somebody else");
+        assert!(blocked(&capture(name), &["--local", "192.0.2.1"]).is_empty(), "{name}, for another host");
     }
     assert_eq!(blocked(&capture("nmap6-sS"), &[]), [("fd77::/64".to_owned(), vec!["syn".to_owned(); 3])]);
 }
@@ -90,7 +90,7 @@ fn ack_scans_are_logged_or_banned() {
 
 #[test]
 fn one_port_of_network_is_scan() {
-    // Nothing answers in this capture: that the ports are closed says who names the network.
+    // This capture has no replies. The ports count as closed because the network is named on the command line.
     let local = ["--local", "10.88.0.0/24"];
     let bans = blocked(&capture("zmap"), &local);
     assert_eq!(bans, [("10.77.1.2".to_owned(), vec!["syn".to_owned()])]);
@@ -127,7 +127,7 @@ fn udp_scan_blocks_only_if_configured() {
 }
 
 #[test]
-fn a_visit_and_damaged_probes_block_nobody() {
+fn visit_and_damaged_probes_are_not_banned() {
     for name in ["web", "nmap-badsum"] {
         let summary = summary(&capture(name), &[]);
         assert_eq!((&summary["blocked"], &summary["logged"]), (&json!([]), &json!([])), "{name}");
@@ -240,8 +240,8 @@ fn damaged_capture_is_judged_up_to_damage() {
     let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!((&last["event"], &last["blocked"][0]["subject"]), (&json!("summary"), &json!("10.77.1.2")));
     let error = String::from_utf8(output.stderr).unwrap();
-    let place = format!("ends early, at byte {}", bytes.len() - 5);
-    assert!(error.contains(&place) && error.contains("after 16 whole packets"), "{error}");
+    let position = format!("ends early, at byte {}", bytes.len() - 5);
+    assert!(error.contains(&position) && error.contains("after 16 whole packets"), "{error}");
 }
 
 #[test]
@@ -277,14 +277,14 @@ fn empty_or_unknown_capture_is_read_completely() {
     let links: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(links["unknown_links"]["147"], links["packets"]);
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "a capture of which nothing was judged is no success");
+    assert_eq!(output.status.code(), Some(1), "a capture without any judged packet is an error");
     assert!(error.contains("link type 147, which is not read"), "{error}");
     std::fs::write(file.path(), &bytes[..24]).unwrap();
     assert_eq!(summary(file.path(), &[])["packets"], 0);
 }
 
 #[test]
-fn early_reader_exit_is_no_error() {
+fn closed_output_pipe_ends_replay_quietly() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
@@ -297,21 +297,21 @@ fn early_reader_exit_is_no_error() {
     );
 }
 
-/// A port of a host, behind a link address of which this is the last byte.
+/// A port of a host, and the last byte of its hardware address.
 type End<'a> = (u8, &'a str, u16);
 
 #[derive(Clone, Copy)]
-enum Carries<'a> {
+enum Content<'a> {
     Syn,
     SynAck,
     Reset,
     Datagram,
     Ping,
-    /// An error of ICMPv6, with its code and the frame that it quotes.
+    /// An ICMPv6 error, with its code and the frame that it quotes.
     Unreachable(u8, &'a [u8]),
 }
 
-fn frame(from: End, to: End, carries: Carries) -> Vec<u8> {
+fn frame(from: End, to: End, content: Content) -> Vec<u8> {
     let link = |last| [2, 0, 0, 0, 0, last];
     let ethernet = PacketBuilder::ethernet2(link(from.0), link(to.0));
     let ip = match (from.1.parse().unwrap(), to.1.parse().unwrap()) {
@@ -320,22 +320,22 @@ fn frame(from: End, to: End, carries: Carries) -> Vec<u8> {
         _ => panic!("two families"),
     };
     let mut frame = Vec::new();
-    match carries {
-        Carries::Syn => ip.tcp(from.2, to.2, 1, 1024).syn().write(&mut frame, &[]),
-        Carries::SynAck => ip.tcp(from.2, to.2, 1, 1024).syn().ack(2).write(&mut frame, &[]),
-        Carries::Reset => ip.tcp(from.2, to.2, 1, 0).rst().ack(2).write(&mut frame, &[]),
-        Carries::Datagram => ip.udp(from.2, to.2).write(&mut frame, b"x"),
-        Carries::Ping => {
+    match content {
+        Content::Syn => ip.tcp(from.2, to.2, 1, 1024).syn().write(&mut frame, &[]),
+        Content::SynAck => ip.tcp(from.2, to.2, 1, 1024).syn().ack(2).write(&mut frame, &[]),
+        Content::Reset => ip.tcp(from.2, to.2, 1, 0).rst().ack(2).write(&mut frame, &[]),
+        Content::Datagram => ip.udp(from.2, to.2).write(&mut frame, b"x"),
+        Content::Ping => {
             let echo = IcmpEchoHeader { id: 1, seq: 1 };
             ip.icmpv4(Icmpv4Type::EchoRequest(echo)).write(&mut frame, b"x")
         }
-        Carries::Unreachable(code, quoted) => ip.icmpv6_raw(1, code, [0; 4]).write(&mut frame, &quoted[14..]),
+        Content::Unreachable(code, quoted) => ip.icmpv6_raw(1, code, [0; 4]).write(&mut frame, &quoted[14..]),
     }
     .unwrap();
     frame
 }
 
-/// A capture of Ethernet with these frames, ten in a second.
+/// A capture of Ethernet frames, ten per second.
 fn written(frames: &[Vec<u8>]) -> tempfile::NamedTempFile {
     let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     let mut bytes = words(&[0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1]);
@@ -349,29 +349,29 @@ fn written(frames: &[Vec<u8>]) -> tempfile::NamedTempFile {
     file
 }
 
-const NOBODY: [(String, Vec<String>); 0] = [];
+const NONE_BLOCKED: [(String, Vec<String>); 0] = [];
 
 #[test]
 fn unanswered_client_of_many_servers_is_innocent() {
     let servers: Vec<_> = (1..=20).map(|last| format!("198.51.{last}.80")).collect();
-    let ask = |server: &String| frame((2, "10.22.22.2", 40_000), (1, server, 443), Carries::Syn);
+    let ask = |server: &String| frame((2, "10.22.22.2", 40_000), (1, server, 443), Content::Syn);
     let silent: Vec<_> = servers.iter().map(ask).collect();
     let file = written(&silent);
-    assert_eq!(blocked(file.path(), &[]), NOBODY, "a phone whose uplink is down");
+    assert_eq!(blocked(file.path(), &[]), NONE_BLOCKED, "a phone whose uplink is down");
     let summary = summary(file.path(), &[]);
     assert_eq!((&summary["innocent"]["unanswered"], &summary["suspects"]), (&json!(20), &json!([])));
-    let refuse = |server: &String| frame((1, server, 443), (2, "10.22.22.2", 40_000), Carries::Reset);
+    let refuse = |server: &String| frame((1, server, 443), (2, "10.22.22.2", 40_000), Content::Reset);
     let refused: Vec<_> = servers.iter().flat_map(|server| [ask(server), refuse(server)]).collect();
     assert_eq!(blocked(written(&refused).path(), &[])[0].0, "10.22.22.2", "a scan of the network");
 }
 
 #[test]
-fn icmpv6_refusal_counts_missing_route_not() {
+fn icmpv6_refusal_counts_missing_route_does_not() {
     let scanned = |code| {
         let frames = (1..=20).flat_map(|net| {
             let (client, server) = ((2, "fd00:3::9035", 40_000), format!("2a00:{net}::71"));
-            let ask = frame(client, (1, &server, 443), Carries::Syn);
-            let error = frame((1, "fd00:3::1", 0), client, Carries::Unreachable(code, &ask));
+            let ask = frame(client, (1, &server, 443), Content::Syn);
+            let error = frame((1, "fd00:3::1", 0), client, Content::Unreachable(code, &ask));
             [ask, error]
         });
         blocked(written(&frames.collect::<Vec<_>>()).path(), &[]).len()
@@ -384,13 +384,13 @@ fn icmpv6_refusal_counts_missing_route_not() {
 
 #[test]
 fn silent_ports_count_half_without_host() {
-    let probe = |port| frame((2, "192.168.1.100", 50_000), (1, "10.0.0.1", port), Carries::Syn);
+    let probe = |port| frame((2, "192.168.1.100", 50_000), (1, "10.0.0.1", port), Content::Syn);
     let file = |ports: u16| written(&(20..20 + ports).map(probe).collect::<Vec<_>>());
-    assert_eq!(blocked(file(5).path(), &[]), NOBODY);
+    assert_eq!(blocked(file(5).path(), &[]), NONE_BLOCKED);
     assert_eq!(blocked(file(6).path(), &[])[0].0, "192.168.1.100");
     assert_eq!(blocked(file(3).path(), &["--local", "10.0.0.1"])[0].0, "192.168.1.100");
     let file = written(
-        &[192, 5_351, 1_900].map(|port| frame((2, "10.3.31.108", 64_779), (1, "10.3.31.1", port), Carries::Datagram)),
+        &[192, 5_351, 1_900].map(|port| frame((2, "10.3.31.108", 64_779), (1, "10.3.31.1", port), Content::Datagram)),
     );
     assert_eq!(summary(file.path(), &[])["logged"], json!([]), "a client that looks for services of its router");
 }
@@ -400,13 +400,13 @@ fn gateway_is_inferred_from_link_addresses() {
     const HOST: End = (1, "192.168.1.46", 40_000);
     let ask = |port| {
         [
-            frame((2, "192.168.1.1", 36_643), (1, HOST.1, port), Carries::Syn),
-            frame((1, HOST.1, port), (2, "192.168.1.1", 36_643), Carries::Reset),
+            frame((2, "192.168.1.1", 36_643), (1, HOST.1, port), Content::Syn),
+            frame((1, HOST.1, port), (2, "192.168.1.1", 36_643), Content::Reset),
         ]
     };
     let printers = [80, 515, 9_100].into_iter().flat_map(ask).collect::<Vec<_>>();
     assert_eq!(blocked(written(&printers).path(), &[])[0].0, "192.168.1.1");
-    let visit = |server| [frame(HOST, (2, server, 443), Carries::Syn), frame((2, server, 443), HOST, Carries::SynAck)];
+    let visit = |server| [frame(HOST, (2, server, 443), Content::Syn), frame((2, server, 443), HOST, Content::SynAck)];
     let routed: Vec<_> =
         ["198.51.100.1", "203.0.113.1", "8.8.8.8"].into_iter().flat_map(visit).chain(printers).collect();
     let file = written(&routed);
@@ -418,8 +418,8 @@ fn gateway_is_inferred_from_link_addresses() {
 }
 
 #[test]
-fn pings_of_some_servers_are_no_sweep() {
-    let ping = |server| frame((2, "192.168.43.9", 0), (1, server, 0), Carries::Ping);
+fn pings_of_few_servers_are_no_scan() {
+    let ping = |server| frame((2, "192.168.43.9", 0), (1, server, 0), Content::Ping);
     let file = written(&["8.8.8.8", "8.8.4.4", "4.2.2.2", "174.137.42.65"].map(ping));
     let config = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&config, "[detect]\nicmp = true\n").unwrap();
@@ -460,19 +460,23 @@ fn scan_is_found_in_scanners_own_capture() {
     for arguments in [&[][..], &["--local", "10.77.1.1"], &["--local", "10.77.1.0/24"]] {
         assert_eq!(blocked(cooked.path(), arguments)[0].0, "10.77.1.2", "{arguments:?}");
     }
-    assert_eq!(blocked(cooked.path(), &["--local", "10.77.1.2"]), NOBODY, "what a host sends is no probe of it");
+    assert_eq!(
+        blocked(cooked.path(), &["--local", "10.77.1.2"]),
+        NONE_BLOCKED,
+        "packets sent by a host are no probes of it"
+    );
 }
 
 #[test]
 fn scan_in_broadcast_frames_is_found() {
     let mut probes: Vec<_> =
-        (20..26).map(|port| frame((2, "192.168.1.100", 50_000), (1, "10.0.0.1", port), Carries::Syn)).collect();
+        (20..26).map(|port| frame((2, "192.168.1.100", 50_000), (1, "10.0.0.1", port), Content::Syn)).collect();
     probes.iter_mut().for_each(|frame| frame[..6].fill(0xff));
     assert_eq!(blocked(written(&probes).path(), &[])[0].0, "192.168.1.100");
 }
 
 #[test]
-fn summary_says_what_was_judged_and_how() {
+fn summary_names_judged_ports_and_result() {
     let file = capture("nmap-sS");
     let found = summary(&file, &["--local", "10.77.1.1"]);
     assert_eq!(found["local"], json!(["10.77.1.1"]));

@@ -1,5 +1,5 @@
-//! What the benchmarks of the whole program share: how often to measure, tables of the results, many packets at a known
-//! pace, a scanner, the wait for its ban, and what the program used for all of it.
+//! Helpers of the benchmarks of the whole program: the number of runs, tables of results, packets at a known rate, a
+//! scanner, the wait for its ban, and the resources that the program used.
 #![allow(dead_code, reason = "each benchmark uses its own part of it")]
 
 use std::fs;
@@ -20,22 +20,22 @@ use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 use netns_lab::raw;
 
-/// How often each thing is measured: what the environment's `RUNS` says, or else `usual`.
+/// The number of runs of a measurement: the environment's `RUNS`, or else `usual`.
 pub(crate) fn runs(usual: usize) -> usize {
     std::env::var("RUNS").ok().and_then(|text| text.parse().ok()).filter(|runs| *runs > 0).unwrap_or(usual)
 }
 
-/// Whether a row of this name is asked for: one with all the words of the command line.
-pub(crate) fn is_asked_for(name: &str) -> bool {
+/// True if this row is selected: it contains all the words of the command line.
+pub(crate) fn is_selected(name: &str) -> bool {
     std::env::args().skip(1).filter(|word| !word.starts_with("--")).all(|word| name.contains(&word))
 }
 
-/// Prints the head of a table; the names of its columns have a bar between them.
+/// Prints the head of a table; the names of its columns are separated by bars.
 pub(crate) fn table(title: &str, columns: &str) {
     println!("\n{title}\n\n| {columns} |\n|{}", "---|".repeat(columns.split(" | ").count()));
 }
 
-/// The figure below which this share of them lies; not a number where there is none.
+/// The value below which this share of them lies; NaN if there are none.
 pub(crate) fn quantile(figures: &[f64], share: f64) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -44,12 +44,12 @@ pub(crate) fn quantile(figures: &[f64], share: f64) -> f64 {
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
-/// The one in the middle.
+/// The median.
 pub(crate) fn median(figures: &[f64]) -> f64 {
     quantile(figures, 0.5)
 }
 
-/// Asks the kernel for a ban of `source` again and again, as long as `goes_on` does; whether there is one.
+/// Polls the kernel for a ban of `source` as long as `goes_on` is true; returns whether there is one.
 pub(crate) fn wait_for_ban(
     lab: &Lab,
     source: IpAddr,
@@ -59,7 +59,7 @@ pub(crate) fn wait_for_ban(
     let target = BanTarget::of(source);
     lab.inside("victim", || {
         let mut nft = Nft::open().unwrap();
-        // Where there is no table there is no program.
+        // The table is missing if the program does not run.
         while !matches!(nft.holds(target), Ok(Some(_))) {
             if !goes_on() {
                 return false;
@@ -92,15 +92,15 @@ impl Drop for Scanner {
     }
 }
 
-/// Addresses that only the lab knows: this one of very many.
-pub(crate) fn stranger(number: u32) -> IpAddr {
+/// Address number `number` of many that exist only in the lab.
+pub(crate) fn remote_source(number: u32) -> IpAddr {
     Ipv4Addr::from_bits(0x0a80_0000 + number).into()
 }
 
-/// Frames handed to the kernel in one call: what a call costs is spread over them.
+/// Frames sent in one call, to distribute the cost of the call.
 const BURST: usize = 64;
 
-/// Frames of one length, ready to be sent.
+/// Frames of equal length, ready to be sent.
 pub(crate) struct Frames {
     link: Capture<Active>,
     bytes: Vec<u8>,
@@ -124,12 +124,12 @@ impl Frames {
         Self { link, bytes, length }
     }
 
-    /// How many there are.
+    /// The number of frames.
     pub(crate) fn count(&self) -> usize {
         self.bytes.len() / self.length
     }
 
-    /// Sends them, so many at once and after a pause the next ones, until all are sent or somebody says that it is enough.
+    /// Sends the frames in groups of `at_once` with pauses, until all are sent or `enough` is set.
     pub(crate) fn trickle(&mut self, at_once: usize, pause: Duration, enough: &AtomicBool) {
         for frames in self.bytes.chunks(at_once * self.length) {
             for frame in frames.chunks(self.length) {
@@ -142,23 +142,23 @@ impl Frames {
         }
     }
 
-    /// Sends them, so many a second, or as fast as the link takes them; how long that took.
+    /// Sends the frames at this rate, or at full speed; returns the time that it took.
     pub(crate) fn send(&mut self, per_second: Option<u32>) -> Duration {
         let mut headers = MultiHeaders::<()>::preallocate(BURST, None);
         let begin = Instant::now();
         let mut sent = 0_u32;
         for burst in self.bytes.chunks(BURST * self.length) {
             if let Some(per_second) = per_second {
-                // Waiting awake: a sleep would be longer than what the next hundred packets take.
+                // Busy waiting: a sleep would take longer than the next hundred packets.
                 while begin.elapsed() < Duration::from_secs(1) * sent / per_second {
                     std::hint::spin_loop();
                 }
             }
             let mut slices: Vec<_> = burst.chunks(self.length).map(|frame| [IoSlice::new(frame)]).collect();
             while !slices.is_empty() {
-                let nobody = vec![None; slices.len()];
+                let addresses = vec![None; slices.len()];
                 let link = self.link.as_raw_fd();
-                let taken = sendmmsg(link, &mut headers, &slices, nobody, [], MsgFlags::empty()).unwrap().count();
+                let taken = sendmmsg(link, &mut headers, &slices, addresses, [], MsgFlags::empty()).unwrap().count();
                 slices.drain(..taken);
                 sent += u32::try_from(taken).unwrap();
             }
@@ -167,45 +167,46 @@ impl Frames {
     }
 }
 
-/// What the program has used and seen until now.
+/// The resources that the program has used, and its counters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Used {
-    /// Of a processor, by all its threads.
+    /// Processor time of all its threads.
     pub(crate) processor: Duration,
-    /// The most memory that was resident at one time, in KiB.
+    /// The maximum resident memory, in KiB.
     pub(crate) peak: u64,
     /// Packets that the sensor has judged.
     pub(crate) seen: u64,
-    /// Packets that the capture could not hold.
+    /// Packets that the capture has lost.
     pub(crate) dropped: u64,
     /// Bans that it has made.
     pub(crate) bans: u64,
 }
 
-/// Asks the program and the kernel.
+/// Reads the numbers from the program and the kernel.
 pub(crate) fn used(lab: &Lab, daemon: &Daemon) -> Used {
-    let told = Client::connect(&lab.path("socket")).and_then(|mut client| client.status()).unwrap();
+    let reply = Client::connect(&lab.path("socket")).and_then(|mut client| client.status()).unwrap();
     let place = format!("/proc/{}", daemon.id());
     let status = fs::read_to_string(format!("{place}/status")).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let stat = fs::read_to_string(format!("{place}/stat")).unwrap();
-    // Behind the name, which may hold anything: utime and stime are the 12th and 13th field there, in hundredths.
+    // After the name, which may contain anything: utime and stime are the 12th and 13th field, in hundredths of a
+    // second.
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
     Used {
         processor: Duration::from_millis(10 * ticks),
         peak: peak.trim().trim_end_matches(" kB").parse().unwrap(),
-        seen: told.packets.seen,
-        dropped: told.packets.dropped,
-        bans: told.bans.made,
+        seen: reply.packets.seen,
+        dropped: reply.packets.dropped,
+        bans: reply.bans.made,
     }
 }
 
-/// Waits until the program has nothing more to judge: two looks in a row that show the same.
+/// Waits until the program has judged all packets: two equal readings in a row.
 pub(crate) fn rest(lab: &Lab, daemon: &Daemon) -> Used {
     let mut last = used(lab, daemon);
     loop {
-        // The drops are asked for once a second.
+        // The program reads the drop counter once per second.
         std::thread::sleep(Duration::from_millis(1_100));
         let now = used(lab, daemon);
         if (now.seen, now.dropped, now.bans) == (last.seen, last.dropped, last.bans) {

@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// A TCP segment in a cooked frame that came in, over either family.
+    /// A TCP segment in an incoming cooked frame, over either family.
     fn frame(v6: bool, port: u16, flags: u8) -> Vec<u8> {
         let ethertype: [u8; 2] = if v6 { [0x86, 0xdd] } else { [0x08, 0x00] };
         let mut frame = [&ethertype[..], &[0, 0, 0, 0, 0, 2, 0, 1, 0, 6], &[0; 8]].concat();
@@ -198,7 +198,7 @@ mod tests {
         let program = Capture::dead(Linktype(276)).unwrap().compile(&wanted.to_filter(), true).unwrap();
         for flags in 0..64_u8 {
             let class = Class::of_tcp(TcpFlags(flags.into()));
-            // At full speed answers with ACK come to an own connection's port.
+            // At full speed the filter drops replies with ACK to ephemeral ports.
             let fast = matches!(class, Some(Class::Ack | Class::Maimon));
             for v6 in [false, true] {
                 let passes = |port| program.filter(&frame(v6, port, flags));

@@ -258,7 +258,7 @@ mod tests {
     const INTERNET: &str = include_str!("../../packaging/examples/portsentry.service.d/internet.conf");
     const RUN: &str = include_str!("../../packaging/examples/portsentry.service.d/run.conf");
 
-    /// Settings, the key of the warning, what it names, and the drop-in that ends it.
+    /// A configuration, the key of the warning, the text that it contains, and the drop-in that ends it.
     const CASES: [(&str, &str, &str, &str); 12] = [
         ("[tcp]\nmode = \"connect\"\nports = \"23\"", "tcp.mode", "connect-mode.conf", CONNECT),
         ("[udp]\nmode = \"connect\"\nports = \"6900\"", "udp.mode", "connect-mode.conf", INTERNET),
@@ -317,11 +317,11 @@ mod tests {
             assert_eq!(warnings(&[PACKAGED, drop_in], settings), [], "{settings}");
             assert_eq!(warnings(&["[Service]\nExecStart=/usr/sbin/portsentry\n"], settings), [], "restricts nothing");
         }
-        // A port below 1024 needs a right beside the sockets.
+        // A port below 1024 needs a capability in addition to the sockets.
         let low = CASES[0].0;
         assert_eq!(warnings(&[PACKAGED, INTERNET], low).len(), 1);
         let user = "[Service]\nUser=portsentry\n";
-        assert_eq!(warnings(&[user], low).len(), 1, "a user without it");
+        assert_eq!(warnings(&[user], low).len(), 1, "a user without the capability");
         assert_eq!(warnings(&[user, "[Service]\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n"], low), []);
     }
 
@@ -339,10 +339,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_used_is_not_named() {
+    fn unused_permission_is_not_named() {
         let names = Unit::of([PACKAGED.to_owned()].into_iter());
         let config = Config::parse("portsentry.toml", CASES[4].0).unwrap();
-        assert_eq!(names.forbids(&config, true), [], "another program looks names up");
+        assert_eq!(names.forbids(&config, true), [], "another program resolves names");
         for settings in [
             "[tcp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]",
             "[tcp]\nmode = \"off\"\nblock = \"run\"\n[block.run]\ncommand = [\"/bin/true\"]\n[udp]\nblock = true",
@@ -352,14 +352,14 @@ mod tests {
     }
 
     #[test]
-    fn places_on_command_line_are_checked() {
+    fn paths_on_command_line_are_checked() {
         let elsewhere = "[Service]\nExecStart=\nExecStart=/usr/sbin/portsentry --state-dir /srv/p --socket /run/p/sock";
         let found: Vec<String> = warnings(&[PACKAGED, elsewhere], "").into_iter().map(|(_, message)| message).collect();
         assert!(found.len() == 2 && found[0].contains("--state-dir") && found[1].contains("--socket"), "{found:?}");
         assert!(found[0].contains("ReadWritePaths=/srv/p"), "{found:?}");
         let opened = "[Service]\nRuntimeDirectory=p\nReadWritePaths=/srv/p";
         assert_eq!(warnings(&[PACKAGED, elsewhere, opened], ""), []);
-        // A line that this program would not take is systemd's to complain about.
+        // A line that this program would not accept is left to systemd to report.
         assert_eq!(warnings(&[PACKAGED, "[Service]\nExecStart=/usr/bin/env portsentry --nonsense"], ""), []);
     }
 

@@ -178,12 +178,15 @@ mod tests {
             assert!(keys(text).contains(&key), "{text}");
         }
         assert!(!keys("[block]\nmethod = [\"hosts-deny\", \"nft\"]\n").contains(&"block.method"));
-        assert!(!keys("[udp]\nmode = \"off\"\nblock = true\n").contains(&"udp.block"), "what is off does nothing");
+        assert!(
+            !keys("[udp]\nmode = \"off\"\nblock = true\n").contains(&"udp.block"),
+            "a protocol that is off has no effect"
+        );
     }
 
     #[test]
     fn ineffective_udp_trap_names_what_it_needs() {
-        let said = |text: &str| {
+        let warning = |text: &str| {
             let found = of(&Config::parse("portsentry.toml", &format!("[trap]\nudp = true\n{text}")).unwrap());
             found.into_iter().find(|warning| warning.key == "trap.udp").map(|warning| warning.message)
         };
@@ -193,8 +196,8 @@ mod tests {
             ("[udp]\nmode = \"connect\"\nports = \"69\"\nblock = true\n", "udp.mode"),
             ("[udp]\nblock = true\n[block]\nmethod = [\"route\"]\n", "block.method"),
         ] {
-            assert!(said(text).is_some_and(|message| message.contains(part)), "{text}");
+            assert!(warning(text).is_some_and(|message| message.contains(part)), "{text}");
         }
-        assert_eq!(said("[udp]\nblock = true\n"), None);
+        assert_eq!(warning("[udp]\nblock = true\n"), None);
     }
 }

@@ -93,13 +93,13 @@ fn error(kind: ErrorKind, message: &str) -> clap::Error {
 mod tests {
     use super::*;
 
-    fn said(line: &str) -> Option<String> {
+    fn hint(line: &str) -> Option<String> {
         let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
         refusal(&words).map(|error| error.to_string())
     }
 
     #[test]
-    fn words_of_old_versions_name_todays() {
+    fn words_of_old_versions_name_current_ones() {
         for (line, expected) in [
             ("portsentry --stealth", "-stcp -sudp"),
             ("portsentry --connect", "-tcp -udp"),
@@ -120,20 +120,20 @@ mod tests {
             ("portsentry -tcp -stcp", "'-tcp' cannot be used with '-stcp'; write one mode for TCP"),
             ("portsentry -audp -audp", "'-audp' is given twice"),
         ] {
-            let said = said(line).unwrap_or_else(|| panic!("{line} is not refused"));
-            assert!(said.contains(expected), "{line}: {said}");
+            let hint = hint(line).unwrap_or_else(|| panic!("{line} is not refused"));
+            assert!(hint.contains(expected), "{line}: {hint}");
         }
     }
 
     #[test]
-    fn words_of_today_are_left_alone() {
+    fn current_words_give_no_hint() {
         for line in [
             "portsentry -atcp -audp --expire 1h --config /x",
             "portsentry list -v",
             "portsentry -stcp -udp -h",
             "portsentry -- -c",
         ] {
-            assert_eq!(said(line), None, "{line}");
+            assert_eq!(hint(line), None, "{line}");
         }
     }
 }

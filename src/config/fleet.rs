@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn url_reads_back_as_it_is_shown() {
+    fn url_reads_back_as_shown() {
         for (text, shown) in [
             ("rediss://valkey.example.org:6380", "rediss://valkey.example.org:6380"),
             ("rediss://valkey.example.org", "rediss://valkey.example.org:6379"),

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_write_is_read_as_meant() {
+    fn common_notations_are_accepted() {
         for (text, network) in [
             ("192.0.2.7\n", "192.0.2.7/32"),
             ("192.0.2.7", "192.0.2.7/32"),
@@ -105,13 +105,13 @@ mod tests {
     }
 
     #[test]
-    fn blank_lines_and_comments_are_nothing() {
+    fn blank_lines_and_comments_are_ignored() {
         assert!(read("").is_empty());
         assert!(read("# Exclude these hosts\n\n   \r\n#\n\t# 192.0.2.1").is_empty());
     }
 
     #[test]
-    fn junk_is_refused_with_its_lines() {
+    fn invalid_lines_are_refused_with_position() {
         let text = "127.0.0.1/32\nlocalhost\n # fine\n  10.0.0.0/33 # too long\n::1/129\r\n10.0.0.0/255.0.255.0\n10.0.0.1 10.0.0.2\n";
         let errors = parse("portsentry.ignore", text).unwrap_err().to_string();
         let instead = "is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"";
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_mask_is_no_mask() {
+    fn incomplete_netmask_is_refused() {
         for wrong in [
             "10.0.0.0/",
             "/24",

@@ -148,9 +148,13 @@ mod tests {
 
     #[test]
     fn own_client_ports_are_named() {
-        assert_eq!(keys("", "22"), [""; 0], "the built-in ports are clear of them");
+        assert_eq!(keys("", "22"), [""; 0], "the built-in ports avoid client ports");
         assert_eq!(keys("[tcp]\nadvanced_ports = \"1-65535\"\n", "22"), ["tcp.advanced_ports"]);
         assert_eq!(keys("[udp]\nadvanced_ports = \"1-65535\"\n", "22"), ["udp.advanced_ports"]);
-        assert_eq!(keys("[tcp]\nadvanced_ports = \"1-1024,40000\"\n", "22"), [""; 0], "one of them is meant");
+        assert_eq!(
+            keys("[tcp]\nadvanced_ports = \"1-1024,40000\"\n", "22"),
+            [""; 0],
+            "a single port is listed on purpose"
+        );
     }
 }

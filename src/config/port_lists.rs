@@ -72,13 +72,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn port_lists_have_as_many_as_named() {
+    fn port_lists_have_promised_lengths() {
         for lists in [TCP, UDP] {
             for list in [lists.bare_bones, lists.aware, lists.everything] {
                 let ports: PortSet = list.parse().unwrap();
                 assert_eq!(usize::try_from(ports.len()).unwrap(), list.split(',').count(), "{list}");
             }
-            assert_eq!(set(lists.advanced).to_string(), lists.advanced, "in its shortest form");
+            assert_eq!(set(lists.advanced).to_string(), lists.advanced, "the list is in its shortest form");
             assert_eq!(set(lists.advanced_exclude).len() as usize, lists.advanced_exclude.split(',').count());
         }
     }
@@ -89,7 +89,7 @@ mod tests {
             let ports = set(lists.advanced);
             assert!(ports.iter().all(|port| port < 32_768));
             assert!(ports.contains(1) && ports.contains(1024) && ports.contains(31_337));
-            // Above some 200 ranges a BPF filter no longer compiles in a moment.
+            // With more than about 200 ranges a BPF filter takes long to compile.
             assert!(ports.ranges().len() < 100, "{}", ports.ranges().len());
         }
     }

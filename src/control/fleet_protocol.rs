@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn request_reads_as_it_is_written() {
+    fn fleet_request_reads_back_as_written() {
         let one = r#"{"author":"web-1","target":"192.0.2.7","remaining_s":14400,"grade":"proven","distinct_ports":5,"class":"connect","sequence":18446744073709551615}"#;
         let ignored = vec![IgnoredAuthor { author: "web-2".to_owned(), reason: "keys without a TTL".to_owned() }];
         for (line, request) in [

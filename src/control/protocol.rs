@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn only_looking_is_for_everybody() {
+    fn all_users_may_only_read() {
         assert!(!Request::Status.changes() && !Request::Subscribe.changes() && !Request::Allowed.changes());
         assert!(Request::Disallow { target: String::new() }.changes());
         assert!(Request::Confirm.changes() && Request::Unblock { target: None, all: true }.changes());

@@ -133,12 +133,12 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_bound() {
+    fn allowances_are_limited() {
         let (now, mut allowances) = (now(), Allowances::default());
         let network = |n: u32| IpNet::from(std::net::IpAddr::from(std::net::Ipv4Addr::from(n)));
         (0..256).for_each(|n| allowances.add(allowance(network(n), now, None), now).unwrap());
         assert!(allowances.add(allowance(network(256), now, None), now).unwrap_err().contains("settings"));
-        assert!(allowances.add(allowance(network(255), now, None), now).is_ok(), "one that is there already");
+        assert!(allowances.add(allowance(network(255), now, None), now).is_ok(), "an existing one is extended");
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!((allowances.allowed().count(), allowances.forced().count()), (1, 0));
         allowances.force(network, None, now).unwrap();
         assert_eq!((allowances.allowed().count(), allowances.forced().count()), (0, 1));
-        assert!(!allowances.remove(network), "it is no allowance any more");
+        assert!(!allowances.remove(network), "it is no longer an allowance");
         assert!(allowances.unforce(Some(network)) && !allowances.unforce(Some(network)));
         allowances.add(allowance(network, now, None), now).unwrap();
         assert!(allowances.remove(network) && !allowances.remove(network));

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn manual_lists_what_takes_a_restart() {
+    fn manual_lists_keys_that_need_restart() {
         let other = "nat64 = [\"2001:db8:64::/96\"]\n[tcp]\nmode = \"connect\"\nblock = false\n[udp]\nblock = true\n[detect]\nmax_sources = 2048\n[block]\n\
             method = [\"route\", \"nft\"]\nwidest_ipv4 = 24\n[block.nft]\nsize = 7\n[block.route]\nkind = \"prohibit\"\n\
             [block.hosts_deny]\nfile = \"/tmp/x\"\n[block.run]\nfirst = true\n[metrics]\nlisten = \"127.0.0.1:1\"\n\
@@ -214,9 +214,9 @@ mod tests {
             [fleet]\nurl = \"unix:///a\"\nhost = \"a\"\nsocket = \"/b\"\n[fleet.accept]\nsize = 1\n";
         let manual = include_str!("../../docs/configuration.md");
         let list = manual.split("\n\n").find(|paragraph| paragraph.contains("keep their old value until a")).unwrap();
-        let kept = keep_until_restart(&config(""), &mut config(other));
-        assert_eq!(kept.len(), 16, "each key is changed: {kept:?}");
-        for key in kept.iter().filter(|keys| !keys.contains(':')).flat_map(|keys| keys.split(", ")) {
+        let unchanged = keep_until_restart(&config(""), &mut config(other));
+        assert_eq!(unchanged.len(), 16, "each key is changed: {unchanged:?}");
+        for key in unchanged.iter().filter(|keys| !keys.contains(':')).flat_map(|keys| keys.split(", ")) {
             assert!(list.contains(&format!("`{key}`")), "{key} is missing in docs/configuration.md");
         }
     }

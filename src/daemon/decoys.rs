@@ -175,23 +175,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_refute_a_silent_filter() {
+    fn answered_decoys_show_no_filter() {
         let open = Firewall::default();
         assert_eq!(notice(&open, 0, 0), None);
-        assert_eq!(notice(&open, 7, 0), None, "they may have just come");
+        assert_eq!(notice(&open, 7, 0), None, "the SYNs may be very recent");
         assert!(notice(&open, 8, 0).is_some_and(|text| text.contains("of 8 SYNs to decoys none was answered")));
-        assert_eq!(notice(&open, 1_000, 1), None, "forged sources may be out of reach");
+        assert_eq!(notice(&open, 1_000, 1), None, "the SYN/ACKs of forged sources may be undeliverable");
     }
 
     #[test]
-    fn legacy_table_that_cannot_be_read_translates() {
+    fn unreadable_legacy_table_counts_as_nat() {
         let none = LegacyTables::default();
         assert_eq!(none.translate(), LEGACY.iter().any(|path| fs::exists(path).unwrap()));
         let folder = tempfile::tempdir().unwrap();
         for (names, translates) in [("filter\nnat\n", true), ("filter\nnatural\n", false), ("", false)] {
             let path = folder.path().join("names");
             fs::write(&path, names).unwrap();
-            // As many as the kernel has.
+            // As many tables as the kernel has.
             let tables = LegacyTables(LEGACY.iter().map(|_| File::open(&path).unwrap()).collect());
             assert_eq!(tables.translate(), translates, "{names}");
         }

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn only_daemons_words_start_helpers() {
+    fn only_internal_arguments_start_helpers() {
         for work in ALL {
             let word = work.word();
             let args = |sandboxed| HelperArgs { work, config_path: "/etc/p.toml".into(), sandboxed };
@@ -213,19 +213,19 @@ mod tests {
     }
 
     #[test]
-    fn silent_or_wrong_process_is_no_helper() {
-        let said = |bytes: Option<&[u8]>| {
+    fn helper_without_valid_greeting_is_refused() {
+        let result = |bytes: Option<&[u8]>| {
             let (ours, theirs) = pair().unwrap();
             bytes.map(|bytes| send(&theirs, bytes, SendFlags::NOSIGNAL).unwrap());
             drop(theirs);
             greeting(&ours, "runs commands")
         };
-        assert!(said(None).unwrap_err().contains("without a word"));
-        assert!(said(Some(b"\x02garbage")).unwrap_err().contains("without a word"));
-        assert_eq!(said(Some(br#"{"error": "block.run: no"}"#)).unwrap_err(), "block.run: no");
+        assert!(result(None).unwrap_err().contains("without a word"));
+        assert!(result(Some(b"\x02garbage")).unwrap_err().contains("without a word"));
+        assert_eq!(result(Some(br#"{"error": "block.run: no"}"#)).unwrap_err(), "block.run: no");
         let sandbox = SandboxState { uid: 7, ..SandboxState::default() };
         let ready = Greeting::Ready { sandbox: sandbox.clone(), said: vec!["one".to_owned()] };
-        let ready = said(Some(&serde_json::to_vec(&ready).unwrap())).unwrap();
+        let ready = result(Some(&serde_json::to_vec(&ready).unwrap())).unwrap();
         assert_eq!(ready, (sandbox, vec!["one".to_owned()]));
     }
 }

@@ -123,11 +123,11 @@ mod tests {
         files.networks().map(|network| network.to_string()).collect()
     }
 
-    /// Two looks: the first one notices, the second one reads.
+    /// Two checks: the first one notices a change, the second one reads the file.
     fn look_twice(files: &mut IgnoreFiles) -> (bool, Vec<String>) {
-        assert!(!files.tick().0, "it may be half written");
-        let (changed, said) = files.tick();
-        (changed, said.iter().map(|what| format!("{what:?}")).collect())
+        assert!(!files.tick().0, "the file may be incomplete");
+        let (changed, messages) = files.tick();
+        (changed, messages.iter().map(|event| format!("{event:?}")).collect())
     }
 
     #[test]
@@ -138,20 +138,23 @@ mod tests {
         let mut files = open(&path);
         assert!(!files.tick().0);
         fs::write(&path, "192.0.2.7\n192.0.2.8\n").unwrap();
-        let (changed, said) = look_twice(&mut files);
-        assert!(changed && said.len() == 1 && said[0].contains("2 networks"), "{said:?}");
+        let (changed, messages) = look_twice(&mut files);
+        assert!(changed && messages.len() == 1 && messages[0].contains("2 networks"), "{messages:?}");
         fs::write(folder.path().join("new"), "192.0.2.9\n").unwrap();
         fs::rename(folder.path().join("new"), &path).unwrap();
         assert!(look_twice(&mut files).0);
         assert_eq!(held(&files), ["192.0.2.9/32"]);
         fs::remove_file(&path).unwrap();
-        let (changed, said) = look_twice(&mut files);
-        assert!(!changed && said.len() == 2 && said[0].contains("cannot be read: No such file"), "{said:?}");
-        assert_eq!(held(&files), ["192.0.2.9/32"], "what it said before holds");
+        let (changed, messages) = look_twice(&mut files);
+        assert!(
+            !changed && messages.len() == 2 && messages[0].contains("cannot be read: No such file"),
+            "{messages:?}"
+        );
+        assert_eq!(held(&files), ["192.0.2.9/32"], "the previous networks stay allowed");
         assert_eq!(files.tick().1.len(), 0, "said once");
         fs::write(&path, "192.0.2.9\n").unwrap();
-        let (changed, said) = look_twice(&mut files);
-        assert!(!changed && said.len() == 1, "it is good again: {said:?}");
+        let (changed, messages) = look_twice(&mut files);
+        assert!(!changed && messages.len() == 1, "the file is valid again: {messages:?}");
     }
 
     #[test]
@@ -161,17 +164,17 @@ mod tests {
         fs::write(&path, "192.0.2.7\n").unwrap();
         let mut files = open(&path);
         fs::write(&path, "192.0.2.8\nlocalhost\n").unwrap();
-        let (changed, said) = look_twice(&mut files);
-        assert!(!changed && said[0].contains("ignore:2:1: "), "{said:?}");
+        let (changed, messages) = look_twice(&mut files);
+        assert!(!changed && messages[0].contains("ignore:2:1: "), "{messages:?}");
         assert_eq!(held(&files), ["192.0.2.7/32"]);
         fs::write(&path, "x\n".repeat(100_000)).unwrap();
-        let (_, said) = look_twice(&mut files);
-        assert_eq!(said.len(), TOLD + 1);
-        assert!(said[TOLD].contains("99995 more lines are wrong"), "{said:?}");
+        let (_, messages) = look_twice(&mut files);
+        assert_eq!(messages.len(), TOLD + 1);
+        assert!(messages[TOLD].contains("99995 more lines are wrong"), "{messages:?}");
     }
 
     #[test]
-    fn a_change_of_comments_is_no_news() {
+    fn changed_comments_are_not_reported() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ignore");
         fs::write(&path, "192.0.2.7\n").unwrap();

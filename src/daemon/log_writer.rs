@@ -339,14 +339,14 @@ mod tests {
         let mut naming = naming(lookup);
         let begin = Instant::now();
         naming.put(&note("first"), begin, Wording::Stealth);
-        assert_eq!(written(), ["adminalert: first"], "nothing to wait for");
+        assert_eq!(written(), ["adminalert: first"], "the line needs no lookup");
         for event in [repeated("10.0.0.1"), note("second"), repeated("10.0.0.2"), repeated("10.0.0.3")] {
             naming.put(&event, Instant::now(), Wording::Stealth);
         }
         while begin.elapsed() < Duration::from_millis(1_500) {
             let _ = tokio::time::timeout(Duration::from_millis(20), naming.turn()).await;
         }
-        assert_eq!(written(), [""; 0], "the quick ones wait for their turn");
+        assert_eq!(written(), [""; 0], "quick lines wait for their turn");
         naming.turn().await;
         let took = begin.elapsed();
         assert_eq!(
@@ -357,7 +357,7 @@ mod tests {
         FREE.store(1, Ordering::SeqCst);
         naming.turn().await;
         naming.put(&repeated("10.0.0.1"), Instant::now(), Wording::Stealth);
-        assert_eq!(written(), ["late.example/10.0.0.1"], "an answer that came late is known the next time");
+        assert_eq!(written(), ["late.example/10.0.0.1"], "a late answer is used from then on");
     }
 
     #[tokio::test]
@@ -374,7 +374,7 @@ mod tests {
         assert_eq!(written().len(), 5_000 - MAX_PENDING);
         naming.put(&Event::now(EventKind::Stopped), now, Wording::Stealth);
         let rest = written();
-        assert_eq!(rest.len(), MAX_PENDING + 1, "the end waits for no name");
+        assert_eq!(rest.len(), MAX_PENDING + 1, "shutdown does not wait for names");
         assert!(rest.last().unwrap().starts_with("securityalert:"));
     }
 
@@ -398,12 +398,12 @@ mod tests {
         assert_eq!(
             [of("scan"), of("block"), of("note"), of("stop")],
             [150, 1, 2, 1],
-            "each scan has two lines; the notes sum up the rest and say what becomes of the bans"
+            "each scan has two lines; summaries count the others and report their bans"
         );
     }
 
     #[tokio::test]
-    async fn a_network_has_no_name() {
+    async fn network_has_no_name() {
         let mut naming = naming(|_| Some("chosen.example".to_owned()));
         naming.put(&repeated("2001:db8::/64"), Instant::now(), Wording::Stealth);
         assert_eq!(written(), ["2001:db8::/2001:db8::"]);
@@ -418,11 +418,11 @@ mod tests {
         assert_eq!(daily.turn(at(100 + 2 * 86_400 - 1)), None);
         let line = "10234 single probes in the last day, not logged one by one (report.single_probes)";
         assert_eq!(daily.turn(at(100 + 2 * 86_400)).as_deref(), Some(line));
-        assert_eq!(daily.sentence(), None, "it begins anew");
+        assert_eq!(daily.sentence(), None, "the count restarts");
     }
 
     #[test]
-    fn shutdown_says_what_each_backend_keeps() {
+    fn shutdown_reports_bans_kept_per_backend() {
         let after = |text: &str| after_stop(&Config::parse("test", text).unwrap());
         let days = "while PortSentry does not run, bans in nftables stay, and expire by themselves";
         assert_eq!(after("").as_deref(), Some(days));

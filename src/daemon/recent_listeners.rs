@@ -118,7 +118,7 @@ mod tests {
         recent.observe(now, wall(seconds), listeners, ranges, None)
     }
 
-    /// What a start finds `seconds` after the origin.
+    /// The ports that a start restores `seconds` after the origin.
     fn recalled(recent: &RecentListeners, seconds: u64) -> Vec<(Service, Duration)> {
         RecentListeners::default().recall(recent.known.clone(), wall(seconds))
     }
@@ -127,11 +127,11 @@ mod tests {
     fn open_port_counts_two_minutes_after_start() {
         let mut recent = RecentListeners::default();
         assert!(observe(&mut recent, 0, &[listener(80, 0), listener(40_000, 0)]));
-        assert_eq!(recalled(&recent, 500), [(service(80), RECENT)], "and none of the ephemeral range");
+        assert_eq!(recalled(&recent, 500), [(service(80), RECENT)], "no port of the ephemeral range is restored");
         assert!(!observe(&mut recent, 1, &[]));
         assert_eq!(recalled(&recent, 31), [(service(80), RECENT - Duration::from_secs(30))]);
         assert_eq!(recalled(&recent, 121), [(service(80), Duration::ZERO)]);
-        assert_eq!(recalled(&recent, 122), [], "the excuse has an end");
+        assert_eq!(recalled(&recent, 122), [], "the rule expires");
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
             let _ = observe(&mut next, start + 1, &[]);
             recent = next;
         }
-        assert_eq!(left, Duration::from_secs(1), "two minutes from the first start on");
+        assert_eq!(left, Duration::from_secs(1), "two minutes from the first start");
     }
 
     #[test]
@@ -155,10 +155,10 @@ mod tests {
     }
 
     #[test]
-    fn users_cannot_crowd_out_system() {
+    fn user_ports_cannot_evict_system_ports() {
         let mut recent = RecentListeners::default();
         let mut all: Vec<_> = (2_000..20_000).map(|port| listener(port, 1_000)).collect();
-        assert!(!observe(&mut recent, 0, &all), "a user's program is no reason to look at bans");
+        assert!(!observe(&mut recent, 0, &all), "a user's program does not trigger a review of bans");
         assert_eq!(recent.known.len(), MAX_UNPRIVILEGED);
         all.push(listener(80, 0));
         assert!(observe(&mut recent, 1, &all));

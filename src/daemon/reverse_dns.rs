@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_valid_characters_are_a_name() {
+    fn name_has_only_valid_characters() {
         let long = format!("{}.example", "a.".repeat(120).trim_end_matches('.'));
         for (given, expected) in [
             ("Scanner-1.Example.ORG.", Some("scanner-1.example.org")),
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(ASKED.load(Ordering::SeqCst), 64);
         hosts.ask(address(1), now + KEEP * 2, now + KEEP * 3);
         hosts.answered().await;
-        assert_eq!((ASKED.load(Ordering::SeqCst), hosts.states.len()), (65, 1), "the rest is forgotten");
+        assert_eq!((ASKED.load(Ordering::SeqCst), hosts.states.len()), (65, 1), "the others are forgotten");
         assert!((2..=MAX_CONCURRENT).contains(&RAN.load(Ordering::SeqCst)));
     }
 
@@ -243,7 +243,7 @@ mod tests {
         (0..100_000).for_each(|number| hosts.ask(address(number), now, now + Duration::from_secs(2)));
         assert_eq!(hosts.states.len(), MAX_WAITING + MAX_CONCURRENT);
         FREE.store(1, Ordering::SeqCst);
-        // All but those that had begun are of no use any more.
+        // Only lookups in progress are still useful.
         hosts.begin(now + Duration::from_secs(2));
         for _ in 0..MAX_CONCURRENT {
             hosts.answered().await;

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn single_lost_packet_makes_larger_ring() {
+    fn single_lost_packet_enlarges_ring() {
         let now = Instant::now();
         assert_eq!(RingSizer::new(now).wanted(now + SECOND, 10, 1), Some(Ring::Large));
     }

@@ -161,23 +161,27 @@ mod tests {
     }
 
     #[test]
-    fn setting_opens_only_what_it_needs() {
+    fn setting_permits_only_what_it_needs() {
         let plain = needs("");
         let named = needs("[report]\nresolve_host = true");
         assert_eq!(Policy { names: false, read: plain.read.clone(), ..named.clone() }, plain);
         assert!(named.names && named.read.contains(&"/usr/lib".into()));
         let connect = needs("[tcp]\nmode = \"connect\"\nports = \"23\"");
-        assert_eq!(connect.tcp_ports, [23, 0], "and a free one for the listener of all");
+        assert_eq!(connect.tcp_ports, [23, 0], "and a free port for the listener of all decoys");
         assert_eq!(Policy { low_ports: false, tcp_ports: Vec::new(), ..connect.clone() }, plain);
         assert_eq!(needs("[metrics]\nlisten = \"127.0.0.1:9777\"").tcp_ports, [9777]);
         assert!(connect.low_ports && !needs("[tcp]\nmode = \"connect\"\nports = \"2323\"").low_ports);
         let run = "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]";
-        assert_eq!(needs(run), plain, "another process runs them");
+        assert_eq!(needs(run), plain, "another process runs commands");
         assert!(Config::parse("test", run).unwrap().runs_commands() && of_commands().root.is_some());
         let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
         assert_eq!(needs(only_logs), plain, "no source is blocked, so nothing is written");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");
-        assert_eq!((&deny.write, deny.root), (&vec![PathBuf::from("/etc")], None), "another process writes for root");
+        assert_eq!(
+            (&deny.write, deny.root),
+            (&vec![PathBuf::from("/etc")], None),
+            "another process writes root's files"
+        );
         let files = Files { hosts_deny: Some(HostsDeny::default()), json_file: None };
         assert_eq!(of_files(&files).write, [Path::new("/etc")]);
         let fleet = needs("[fleet]\nurl = \"unix:///run/valkey.sock\"\nhost = \"a\"\nsocket = \"/run/fleet/s.sock\"");

@@ -282,7 +282,7 @@ mod tests {
             SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + self.seconds)
         }
 
-        /// Lets these listen for so long, looking every second.
+        /// Runs these listeners for `seconds` with an observation each second.
         fn runs(&mut self, listeners: &[Listener], seconds: u64) -> Observed {
             let mut observed = Observed::default();
             for _ in 0..seconds {
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(scene.ports(), [0; 0], "not yet");
         assert!(scene.runs(&[listener(80, 33)], 1).served_again);
         assert_eq!(scene.ports(), [80]);
-        assert_eq!(scene.tracker.states().len(), 2, "one for each family");
+        assert_eq!(scene.tracker.states().len(), 2, "one service per family");
         let memory = scene.tracker.memory();
         assert!(memory.contains(Protocol::Tcp, [192, 0, 2, 1].into(), 80));
         assert!(!memory.contains(Protocol::Udp, [192, 0, 2, 1].into(), 80), "the protocol counts");
@@ -340,7 +340,7 @@ mod tests {
         let _ = scene.runs(&[listener(80, 33)], 590);
         let _ = scene.runs(&[], 4);
         let _ = scene.runs(&[listener(80, 33)], 20);
-        assert_eq!(scene.ports(), [80], "a gap of a moment is none");
+        assert_eq!(scene.ports(), [80], "a gap of a second does not count");
         let mut scene = Scene::new();
         let _ = scene.runs(&[listener(80, 33)], 590);
         let _ = scene.runs(&[], 6);
@@ -354,7 +354,7 @@ mod tests {
         let lasting = [listener(8_080, 1_000), listener(40_000, 0), listener(3_306, 999), listener(443, 1_000)];
         let local = Listener { bound: Bound::One([127, 0, 0, 1].into()), ..listener(5_432, 0) };
         let _ = scene.runs(&[&lasting[..], &[local]].concat(), 700);
-        assert_eq!(scene.ports(), [443, 3_306], "privileged ports and system users alone, and nothing of loopback");
+        assert_eq!(scene.ports(), [443, 3_306], "only privileged ports and system users, and none on loopback");
     }
 
     #[test]
@@ -374,25 +374,25 @@ mod tests {
         scene.seconds += (7 * DAY).as_secs() - 1;
         assert!(!scene.runs(&[], 1).changed);
         assert_eq!(scene.ports(), [80]);
-        assert!(scene.runs(&[listener(80, 33)], 1).served_again, "within the week it is known at once");
+        assert!(scene.runs(&[listener(80, 33)], 1).served_again, "within the week it is recognised at once");
         scene.seconds += (7 * DAY).as_secs();
         assert!(scene.runs(&[], 1).changed);
         assert_eq!(scene.ports(), [0; 0]);
     }
 
     #[test]
-    fn full_memory_keeps_what_is_served() {
+    fn full_memory_keeps_served_services() {
         let mut scene = Scene::new();
         let all: Vec<_> = (1..=128).map(|port| listener(port, 0)).collect();
         let _ = scene.runs(&all, 601);
         assert_eq!(scene.tracker.states().len(), MAX_SERVICES, "128 ports of two families");
         let _ = scene.runs(&[&all[..], &[listener(200, 0)]].concat(), 700);
-        assert_eq!(scene.ports().last(), Some(&128), "no room: all are served");
+        assert_eq!(scene.ports().last(), Some(&128), "no room: all services are served");
         let _ = scene.runs(&[&all[1..], &[listener(200, 0)]].concat(), 700);
         assert_eq!(
             (scene.ports().first(), scene.ports().last()),
             (Some(&2), Some(&200)),
-            "the unserved one makes room"
+            "the unserved service makes room"
         );
         assert_eq!(scene.tracker.states().len(), MAX_SERVICES);
     }
@@ -414,7 +414,7 @@ mod tests {
         let (wall, ahead) = (scene.wall(), scene.wall() + 365 * DAY);
         scene.tracker.recall([(service, ahead)], None, wall);
         scene.seconds += (7 * DAY).as_secs() + 1;
-        assert!(scene.runs(&[], 1).changed, "a clock that was ahead keeps nothing permanently");
+        assert!(scene.runs(&[], 1).changed, "a clock that was ahead must not keep it permanently");
         let old = wall - 8 * DAY;
         scene.tracker.recall([(service, old)], None, wall);
         assert_eq!(scene.ports(), [0; 0]);

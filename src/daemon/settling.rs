@@ -57,11 +57,11 @@ mod tests {
     }
 
     #[test]
-    fn restart_is_told_from_boot() {
+    fn restart_is_distinguished_from_boot() {
         let (minute, day) = (Duration::from_secs(59), Duration::from_secs(86_400));
         assert!(has_booted(Some("a"), Some("b"), day));
-        assert!(!has_booted(Some("a"), Some("a"), minute), "a restart in the first minutes is one");
-        assert!(has_booted(None, Some("b"), minute), "a new ledger says nothing");
+        assert!(!has_booted(Some("a"), Some("a"), minute), "a restart shortly after the boot is no boot");
+        assert!(has_booted(None, Some("b"), minute), "an empty ledger proves no earlier start");
         assert!(!has_booted(None, Some("b"), day));
         assert!(!has_booted(Some("a"), None, day));
     }
@@ -69,12 +69,12 @@ mod tests {
     #[test]
     fn settling_ends_with_services_or_minute() {
         let mut settling = Settling::new(at(100));
-        assert!(!settling.is_over(at(110), false, false), "not all are up");
-        assert!(!settling.is_over(at(111), true, true), "they are coming up");
+        assert!(!settling.is_over(at(110), false, false), "not all services are up");
+        assert!(!settling.is_over(at(111), true, true), "they are starting");
         assert!(!settling.is_over(at(115), false, true));
         assert!(settling.is_over(at(116), false, true));
         let mut settling = Settling::new(at(100));
         assert!(!settling.is_over(at(159), true, false));
-        assert!(settling.is_over(at(160), true, false), "whatever is missing");
+        assert!(settling.is_over(at(160), true, false), "even if services are missing");
     }
 }

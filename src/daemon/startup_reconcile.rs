@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_missing_beside_others_was_lifted() {
+    fn single_missing_ban_was_lifted() {
         let remembered = remembered();
         let result = reconcile(&[(target(1), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert!(result.restore.is_empty());
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_lifts_hundreds_one_by_one() {
+    fn hundreds_of_missing_bans_are_restored() {
         let ban = |n: u32| ActiveBan::whole(BanTarget::V4(n.into()), Expiry::After(HOUR));
         let all: Vec<ActiveBan> = (1..=1_000).map(ban).collect();
         let kernel: Vec<_> = all[..700].iter().map(|ban| (ban.target, Some(HOUR))).collect();

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_of_file_is_told_from_own() {
+    fn table_from_file_differs_from_own() {
         let last = identity(Some("a"), 7);
         let is_loaded = |boot, found| is_loaded(Some(&last), boot, found);
         assert!(!is_loaded(Some("a"), Some(7)));

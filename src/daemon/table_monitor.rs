@@ -241,11 +241,11 @@ mod tests {
         assert!(matches!(&events[..], [EventKind::Unblocked { .. }]));
         let (commands, _) =
             respond(&[Change::RulesetChanged, Change::SetGone(Set::Blocked), Change::RulesetChanged], "nft");
-        assert!(matches!(&commands[..], [SensorCommand::ReinstallTable(_)]), "that mends the rest as well");
+        assert!(matches!(&commands[..], [SensorCommand::ReinstallTable(_)]), "this repairs the rules as well");
     }
 
     fn repairs() -> Pace {
-        Pace::new(|order| matches!(order, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_)))
+        Pace::new(|command| matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_)))
     }
 
     fn held(pace: &mut Pace, changes: &[Change], now: Instant) -> Vec<SensorCommand> {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn looping_repairs_are_paced_and_none_forgotten() {
+    fn repeated_repairs_are_paced_without_loss() {
         let (mut pace, start) = (repairs(), Instant::now());
         let at = |round| start + Duration::from_millis(round);
         let ordered: Vec<u64> =
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_timeout_lifts_nobody() {
+    fn changed_timeout_lifts_no_ban() {
         let hour = Duration::from_secs(3_600);
         let changes = [Change::ElementRemoved(target(1)), Change::ElementAdded(target(1), Some(hour))];
         let (commands, _) = respond(&changes, "nft");
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_allow_list_is_put_back() {
+    fn changed_allow_list_is_restored() {
         let (commands, events) = respond(&[Change::AllowedChanged], "nft");
         assert!(matches!(&commands[..], [SensorCommand::ProtectAddresses]));
         assert!(matches!(&events[..], [EventKind::Note(text)] if text.contains("allow.networks")));

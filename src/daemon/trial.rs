@@ -92,9 +92,9 @@ mod tests {
         let goes_on = Trial::new(Some(MINUTE), until(MINUTE));
         assert!(goes_on.only_logs() && goes_on.left().unwrap() <= MINUTE, "{goes_on:?}");
         let past = SystemTime::now() - MINUTE;
-        assert_eq!(Trial::new(None, Some(past)), Trial::None, "it ended while the program was down");
+        assert_eq!(Trial::new(None, Some(past)), Trial::None, "the trial ended while the program was down");
         let far = Trial::new(None, until(MAX_TRIAL * 10));
-        assert!(far.left().unwrap() <= MAX_TRIAL, "a clock that was wrong extends none");
+        assert!(far.left().unwrap() <= MAX_TRIAL, "a wrong clock does not extend a trial");
         assert!(!Trial::new(Some(MINUTE), None).only_logs());
     }
 }

@@ -107,12 +107,12 @@ mod tests {
         assert!(is_unfounded(&ban(Class::Syn, &[80, 443, 23])));
         assert!(is_unfounded(&ban(Class::Syn, &[80, 23, 25])));
         assert!(!is_unfounded(&ban(Class::Syn, &[80, 23, 25, 26])), "three are left");
-        assert!(!is_unfounded(&ban(Class::Syn, &[21, 23, 25])), "no service is among them");
+        assert!(!is_unfounded(&ban(Class::Syn, &[21, 23, 25])), "no service is among the ports");
         assert!(!is_unfounded(&ban(Class::Syn, &[23])), "banned with another threshold");
         assert!(!is_unfounded(&ban(Class::Xmas, &[80])));
         assert!(!is_unfounded(&ban(Class::Connect, &[80, 443, 23])));
         let operator = Banned { author: Author::Operator, ..ban(Class::Syn, &[80, 443, 23]) };
-        assert!(!is_unfounded(&operator), "a ban by hand stays");
+        assert!(!is_unfounded(&operator), "an operator's ban stays");
     }
 
     #[test]
@@ -121,6 +121,6 @@ mod tests {
         let ban = ban(Class::Syn, &[80, 23, 25]);
         assert!(is_unfounded(&ban, &served, 2, ban.since + MAX_AGE));
         let late = ban.since + MAX_AGE + Duration::from_secs(1);
-        assert!(!is_unfounded(&ban, &served, 2, late), "a service that is new frees no scanner of yesterday");
+        assert!(!is_unfounded(&ban, &served, 2, late), "a new service does not free yesterday's scanner");
     }
 }

@@ -77,25 +77,25 @@ const LAST_SECOND: u64 = 253_402_300_799;
 mod tests {
     use super::*;
 
-    fn case(source: &str) -> BanContext {
+    fn context(source: &str) -> BanContext {
         BanContext::example(source.parse().unwrap())
     }
 
     #[test]
     fn ban_end_is_dated_or_never() {
-        let mut case = case("192.0.2.7");
-        assert_eq!(case.until(), "2026-01-01T01:00:00Z");
-        case.expiry = Expiry::Never;
-        assert_eq!(case.until(), "never");
-        case.expiry = Expiry::After(Duration::from_secs(u64::MAX));
-        assert_eq!(case.until(), "never");
-        case.expiry = Expiry::After(Duration::from_secs(900_000_000_000));
-        assert_eq!(case.until(), "9999-12-31T23:59:59Z");
+        let mut context = context("192.0.2.7");
+        assert_eq!(context.until(), "2026-01-01T01:00:00Z");
+        context.expiry = Expiry::Never;
+        assert_eq!(context.until(), "never");
+        context.expiry = Expiry::After(Duration::from_secs(u64::MAX));
+        assert_eq!(context.until(), "never");
+        context.expiry = Expiry::After(Duration::from_secs(900_000_000_000));
+        assert_eq!(context.until(), "9999-12-31T23:59:59Z");
     }
 
     #[test]
     fn operator_ban_keeps_its_reason() {
-        assert_eq!(case("192.0.2.7").reason(), "TCP SYN/Normal scan");
-        assert_eq!(BanContext { class: None, ..case("192.0.2.7") }.reason(), "blocked by hand");
+        assert_eq!(context("192.0.2.7").reason(), "TCP SYN/Normal scan");
+        assert_eq!(BanContext { class: None, ..context("192.0.2.7") }.reason(), "blocked by hand");
     }
 }

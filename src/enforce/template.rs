@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn every_macro_is_replaced_wherever_it_stands() {
+    fn every_macro_is_replaced_everywhere() {
         assert_eq!(expanded("$TARGET$"), "192.0.2.7");
         assert_eq!(expanded("a$TARGET$$PORT$b$MODE$"), "a192.0.2.723batcp");
         assert_eq!(expanded("$REASON$ until $EXPIRES$"), "TCP SYN/Normal scan until 2026-01-01T01:00:00Z");
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_in_a_name_is_found() {
+    fn misspelled_macro_is_found() {
         assert_eq!(unknown("x $TARGT$ y"), Some("$TARGT$"));
         assert_eq!(unknown("$TARGET$ $DATE$"), Some("$DATE$"));
         for text in ["", "$", "$$", "$TARGET$", "$HOME/bin", "$1$salt$", "a$b$c", "$é$"] {

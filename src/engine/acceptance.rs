@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(with(Checksum::Bad, &host()), Some(IgnoreReason::Damaged));
         assert_eq!(with(Checksum::Blank, &host()), Some(IgnoreReason::Damaged));
         assert_eq!(with(Checksum::Unknown, &host()), None);
-        assert_eq!(with(Checksum::Blank, &Host::new(Local::Any)), None, "a capture of the sending host");
+        assert_eq!(with(Checksum::Blank, &Host::new(Local::Any)), None, "a capture made on the sending host");
     }
 
     #[test]
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn strict_reverse_path_wants_the_route_back() {
+    fn strict_reverse_path_requires_route_back() {
         let mut routes = ReversePath::default();
         routes.insert("192.168.5.0/24".parse().unwrap(), &[7]);
         routes.insert("0.0.0.0/0".parse().unwrap(), &[2, 3]);
@@ -174,10 +174,10 @@ mod tests {
         assert_eq!(came("192.168.5.9", 4), None, "not strict there");
         assert_eq!(came("198.51.100.7", 2), None);
         assert_eq!(came("198.51.100.7", 7), Some(IgnoreReason::WrongInterface));
-        assert_eq!(came("172.16.0.1", 2), None, "a route whose interface the kernel does not say");
+        assert_eq!(came("172.16.0.1", 2), None, "a route whose interface the kernel does not report");
         let mut island = ReversePath::default();
         island.set_strict([2].into());
         assert!(island.refuses(address("198.51.100.7"), 2), "no route back at all");
-        assert!(!island.refuses(address("2001:db8:5::1"), 2), "IPv6 has no such filter");
+        assert!(!island.refuses(address("2001:db8:5::1"), 2), "IPv6 has no reverse-path filter");
     }
 }

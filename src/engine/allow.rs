@@ -216,14 +216,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_most_specific_prefix_gives_the_reason() {
+    fn most_specific_prefix_gives_reason() {
         let mut list = AllowList::new();
         list.insert("10.0.0.0/8".parse().unwrap(), Protection::Listed);
         list.insert("10.0.0.1/32".parse().unwrap(), Protection::Gateway);
         list.insert("10.0.0.1/32".parse().unwrap(), Protection::Listed);
         let why = |text: &str| list.protects(text.parse().unwrap());
         assert_eq!(why("10.0.0.1"), Some(Protection::Gateway));
-        assert_eq!(why("10.0.0.10"), Some(Protection::Listed), "no comparison as text");
+        assert_eq!(why("10.0.0.10"), Some(Protection::Listed), "addresses are not compared as text");
         assert_eq!(why("11.0.0.1"), None);
         assert_eq!(why("127.3.2.1"), Some(Protection::Loopback));
         assert_eq!(why("::1"), Some(Protection::Loopback));
@@ -237,7 +237,7 @@ mod tests {
         list.insert("2001:db8:1::/48".parse().unwrap(), Protection::Listed);
         list.insert("192.0.2.0/25".parse().unwrap(), Protection::Listed);
         let why = |text: &str| list.covers(text.parse().unwrap());
-        assert_eq!(why("2001:db8:0:1::/64"), None, "one address of it is");
+        assert_eq!(why("2001:db8:0:1::/64"), None, "only one of its addresses is listed");
         assert_eq!(why("2001:db8:1:2::/64"), Some(Protection::Listed));
         assert_eq!(why("192.0.2.7/32"), Some(Protection::Listed));
         assert_eq!(why("192.0.2.0/24"), None);
@@ -269,29 +269,29 @@ mod tests {
     }
 
     #[test]
-    fn gateway_is_protected_on_its_link_alone() {
+    fn gateway_is_protected_only_on_its_link() {
         let [gateway, other]: [IpAddr; 2] = ["fe80::1", "2001:db8::1"].map(|text| text.parse().unwrap());
         let mut list = AllowList::new();
         list.insert_on(gateway, 3, Protection::Gateway);
         list.insert_on(other, 3, Protection::Gateway);
         let on = |list: &AllowList, interface| list.protects_target(BanTarget::on(gateway, interface));
         assert_eq!((on(&list, 3), on(&list, 4)), (Some(Protection::Gateway), None));
-        assert_eq!(list.protects(gateway), Some(Protection::Gateway), "an operator who names no link");
+        assert_eq!(list.protects(gateway), Some(Protection::Gateway), "an operator names no link");
         assert_eq!(list.covers(gateway.into()), Some(Protection::Gateway));
         assert!(list.touches("fe80::/64".parse().unwrap()));
         assert!(list.prefixes().any(|prefix| prefix == other.into()), "a global address has no link");
-        assert!(list.prefixes().all(|prefix| prefix != gateway.into()), "the kernel's list knows no links");
+        assert!(list.prefixes().all(|prefix| prefix != gateway.into()), "the kernel's list has no links");
         assert!(list.protects_more_than(&AllowList::new()) && !list.protects_more_than(&list.clone()));
         list.insert_on(gateway, 3, Protection::OwnAddress);
         list.insert_on(gateway, 4, Protection::Gateway);
         list.except(gateway.into());
         assert_eq!((on(&list, 3), on(&list, 4)), (Some(Protection::OwnAddress), None), "own addresses stay");
         list.insert("fe80::/64".parse().unwrap(), Protection::Listed);
-        assert_eq!(on(&list, 4), Some(Protection::Listed), "what an operator lists is so on every link");
+        assert_eq!(on(&list, 4), Some(Protection::Listed), "a network of the operator applies to every link");
     }
 
     #[test]
-    fn everybody_can_be_allowed() {
+    fn all_addresses_can_be_allowed() {
         let mut list = AllowList::new();
         list.insert("0.0.0.0/0".parse().unwrap(), Protection::Listed);
         assert_eq!(list.protects("203.0.113.9".parse().unwrap()), Some(Protection::Listed));
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn hole_in_list_keeps_its_surroundings() {
+    fn excepted_prefix_keeps_surrounding_ones() {
         let mut list = AllowList::new();
         list.insert("10.0.0.0/8".parse().unwrap(), Protection::Listed);
         list.insert("10.1.2.3/32".parse().unwrap(), Protection::Gateway);

@@ -118,7 +118,7 @@ mod tests {
         Timestamp::at(Duration::from_secs(seconds))
     }
 
-    /// Takes what there is room for.
+    /// Takes a place if the ceilings have room.
     fn take(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u8, standing: u32) -> Room {
         let room = ceilings.room(now, grade, distinct, standing);
         if room != Room::Withheld {
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(count(Room::Full, 3, at(1)), 60);
         assert_eq!(count(Room::Short, 15, at(1)), 0, "below the raised threshold");
         assert_eq!(count(Room::Short, 16, at(1)), 4);
-        assert_eq!((count(Room::Full, 3, at(2)), count(Room::Short, 16, at(2))), (1, 0), "one more each second");
+        assert_eq!((count(Room::Full, 3, at(2)), count(Room::Short, 16, at(2))), (1, 0), "one more per second");
     }
 
     #[test]

@@ -154,7 +154,7 @@ mod tests {
     fn every_scan_of_nmap_has_its_class() {
         let class = |bits| Class::of_tcp(TcpFlags(bits));
         assert_eq!(class(0x002), Some(Class::Syn));
-        assert_eq!(class(0x0c2), Some(Class::Syn), "with ECN, as Linux asks for it");
+        assert_eq!(class(0x0c2), Some(Class::Syn), "with ECN, as Linux requests it");
         assert_eq!(class(0x1c2), Some(Class::Syn), "with accurate ECN");
         assert_eq!(class(0x000), Some(Class::Null));
         assert_eq!(class(0x001), Some(Class::Fin));

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn crowd_at_few_ports_is_no_scan() {
+    fn many_sources_few_ports_is_no_scan() {
         let mut sweeps = DistributedScans::new();
         for source in 0..5_000_u64 {
             let port = [22, 23, 80, 443, 3389, 8080][usize::try_from(source % 6).unwrap()];
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spread_over_days_is_noise() {
+    fn probes_spread_over_days_are_noise() {
         let mut sweeps = DistributedScans::new();
         for n in 0..1_000_u16 {
             assert_eq!(sweeps.observe(hash(u64::from(n)), n + 1, Tick(u32::from(n) * 2_000)), None);

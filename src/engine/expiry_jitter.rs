@@ -64,8 +64,8 @@ mod tests {
         let mut spread = ExpiryJitter::new(HashKey(1, 2));
         let second = |n| Tick::of(Duration::from_secs(n));
         assert_eq!((0..40).position(|n| spread.is_one_of_many(second(100 + n))), Some(32));
-        assert!(!spread.is_one_of_many(second(300)), "and a minute later one of a few again");
-        assert!((0..1_000).all(|n| !spread.is_one_of_many(second(1_000 + 2 * n))), "thirty a minute are a few");
+        assert!(!spread.is_one_of_many(second(300)), "a minute later a ban is one of a few again");
+        assert!((0..1_000).all(|n| !spread.is_one_of_many(second(1_000 + 2 * n))), "thirty per minute are a few");
     }
 
     #[test]
@@ -82,7 +82,11 @@ mod tests {
             assert!((320..480).contains(&there), "{there} of 4,000 in part {part} of 10");
         }
         assert_eq!(shorter, (0..=30).collect());
-        assert_eq!(spread.longer(Duration::from_secs(19), key(1), Tick(1)).as_secs(), 19, "there is nothing to spread");
+        assert_eq!(
+            spread.longer(Duration::from_secs(19), key(1), Tick(1)).as_secs(),
+            19,
+            "the expiry is too short to spread"
+        );
         assert_eq!(spread.longer(Duration::MAX, key(1), Tick(1)), Duration::MAX);
     }
 

@@ -264,7 +264,7 @@ mod tests {
         assert!(open(2) && open(5) && open(7) && open(3), "through a bond and its VRF");
         assert!(open(0) && !open(9));
         let neighbour: IpAddr = "fe80::9".parse().unwrap();
-        assert_eq!(host.target(neighbour, 2), BanTarget::on(neighbour, 7), "the link of a port is its master's");
+        assert_eq!(host.target(neighbour, 2), BanTarget::on(neighbour, 7), "the link of a bridge port is its bridge's");
         assert_eq!(host.target(neighbour, 3), BanTarget::on(neighbour, 3));
         host.ports.push((7, 2));
         assert_ne!(host.link(2), 0, "a ring ends");

@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tracks_and_families_do_not_meet() {
+    fn tracks_and_families_have_distinct_keys() {
         let v4 = BanTarget::V4("0.0.0.1".parse().unwrap());
         let v6 = BanTarget::of("::1".parse().unwrap());
         let local = BanTarget::of("fe80::1".parse().unwrap());
@@ -221,7 +221,7 @@ mod tests {
         let keys: Vec<_> =
             targets.iter().map(|target| Key::new(*target, Track::Block)).chain([Key::new(v4, Track::Log)]).collect();
         let back: Vec<_> = keys.iter().map_while(|key| key.target()).collect();
-        assert_eq!(back, [&targets[..], &[v4]].concat(), "and each gives back its subject");
+        assert_eq!(back, [&targets[..], &[v4]].concat(), "each key gives back its target");
         for (i, a) in keys.iter().enumerate() {
             assert!(keys.iter().skip(i + 1).all(|b| a != b));
         }

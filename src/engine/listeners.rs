@@ -117,8 +117,11 @@ mod tests {
         listeners.insert_on(4, own, 81);
         let open = |interfaces: &[u32], port| listeners.contains_on(interfaces, own, port);
         assert!(open(&[3], 80) && !open(&[4], 80) && open(&[9, 3], 80) && open(&[4], 81) && !open(&[3], 81));
-        assert!(open(&[], 80) && open(&[], 81), "where the interface is not known");
-        assert!(!listeners.contains_on(&[3], "2001:db8::1".parse().unwrap(), 80), "of the other family");
+        assert!(open(&[], 80) && open(&[], 81), "the interface is unknown");
+        assert!(
+            !listeners.contains_on(&[3], "2001:db8::1".parse().unwrap(), 80),
+            "the listener is of the other family"
+        );
         assert!(!listeners.contains(own, 80) && listeners.is_open_anywhere(80));
         assert!(listeners.anywhere().contains(81) && listeners.everywhere().is_empty());
         assert_eq!(listeners.gone(&Listeners::default()).count(), 2);

@@ -209,13 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn flows_of_strangers_evict_no_service() {
+    fn remote_flows_evict_no_service() {
         let mut recent = RecentPorts::new(HashKey(1, 2));
         let now = Tick(20);
         (1..=100).for_each(|port| recent.served(own(port), now, RECENT));
         (0..200_000).for_each(|n| recent.used_with(own(u16::try_from(1_000 + n % 50_000).unwrap()), peer(n), now));
-        assert!((1..=100).all(|port| recent.holds(own(port), peer(0), now)), "all services are still on record");
-        assert_eq!(recent.ports(Protocol::Udp, now).to_string(), "1-100", "a flow opens its port to its peer alone");
+        assert!((1..=100).all(|port| recent.holds(own(port), peer(0), now)), "all services are still remembered");
+        assert_eq!(recent.ports(Protocol::Udp, now).to_string(), "1-100", "a flow opens its port only to its peer");
         assert!(recent.own_use.entries.len() == WAYS * BUCKETS, "the table does not grow");
     }
 
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn full_bucket_evicts_what_ends_first() {
+    fn full_bucket_evicts_earliest_end() {
         let mut table = PortTable::new(HashKey(1, 2));
         let bucket = table.bucket(own(1), None);
         let ports: Vec<u16> = (1..).filter(|port| table.bucket(own(*port), None) == bucket).take(WAYS + 1).collect();
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn flow_counts_for_its_peer_alone() {
+    fn flow_counts_only_for_its_peer() {
         let mut recent = RecentPorts::new(HashKey(1, 2));
         recent.used_with(own(7), peer(1), Tick(1));
         let elsewhere = OwnPort { address: "192.0.2.2".parse().unwrap(), ..own(7) };

@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_port_again_is_one_port() {
+    fn repeated_port_counts_once() {
         let mut suspects = table(8);
         for at in 1..100 {
             let tally = suspects.observe(key(1), syn(at, 23), Tick(at));
@@ -357,7 +357,11 @@ mod tests {
         let ticks = Tick::of(Duration::from_secs(10)).0;
         let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
         assert_eq!(suspects.observe(key(1), syn(ticks, 25), Tick(ticks)).distinct, 2);
-        assert_eq!(suspects.observe(key(1), syn(ticks + 2, 26), Tick(ticks + 2)).distinct, 2, "23 is too old");
+        assert_eq!(
+            suspects.observe(key(1), syn(ticks + 2, 26), Tick(ticks + 2)).distinct,
+            2,
+            "the probe of 23 is too old"
+        );
     }
 
     #[test]
@@ -372,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn open_port_is_forgiven_xmas_is_not() {
+    fn open_port_is_forgiven_xmas_probe_not() {
         let mut suspects = table(8);
         let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
         suspects.forgive(key(1), Protocol::Tcp, 23);
@@ -384,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_keeps_who_touched_most() {
+    fn full_table_keeps_sources_with_most_ports() {
         let mut suspects = table(8);
         for at in 1..=3 {
             let _ = suspects.observe(key(1), syn(at, u16::try_from(at).unwrap()), Tick(at));
@@ -393,11 +397,15 @@ mod tests {
             let _ = suspects.observe(key(n), syn(n + 2, 23), Tick(n + 2));
         }
         assert_eq!(suspects.len(), 8);
-        assert_eq!(suspects.distinct(key(1), Tick(50)), 3, "two hundred newcomers with one port each do not matter");
+        assert_eq!(
+            suspects.distinct(key(1), Tick(50)),
+            3,
+            "two hundred new sources with one port each evict no such source"
+        );
     }
 
     #[test]
-    fn evidence_gives_back_what_was_put_in() {
+    fn evidence_reads_back_unchanged() {
         let item = Evidence::new(Tick(77), Protocol::Udp, 65_535, Class::Udp).verified();
         assert_eq!((item.at(), item.port()), (Tick(77), 65_535));
         assert_eq!((item.protocol(), item.class()), (Some(Protocol::Udp), Some(Class::Udp)));

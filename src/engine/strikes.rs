@@ -249,8 +249,8 @@ mod tests {
             }
         };
         assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, u32::MAX].map(|n| days(2, n)), [1, 2, 4, 8, 16, 30, 30, 30, 30]);
-        assert_eq!([0, 1, 2, u32::MAX].map(|n| days(1, n)), [1; 4], "a factor of one is none");
-        assert_eq!([0, 1].map(|n| days(0, n)), [1; 2], "and nothing makes a ban shorter");
+        assert_eq!([0, 1, 2, u32::MAX].map(|n| days(1, n)), [1; 4], "a factor of one has no effect");
+        assert_eq!([0, 1].map(|n| days(0, n)), [1; 2], "no factor shortens a ban");
         assert_eq!([0, 1].map(|n| days(100, n)), [1, 30]);
         let forgeable = |n| Escalation::default().expiry(Expiry::After(day), n, Grade::Forgeable);
         assert_eq!([1, 2, 3, 9].map(forgeable), [2, 4, 4, 4].map(|days| Expiry::After(days * day)));
@@ -270,10 +270,10 @@ mod tests {
         let mut strikes = table(8);
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
         strikes.record(key(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(3));
-        assert_eq!(strikes.count(key(1), Tick(at(15).0 - 1)), 2, "five hours and ten");
+        assert_eq!(strikes.count(key(1), Tick(at(15).0 - 1)), 2, "after five hours and ten");
         assert_eq!(strikes.count(key(1), at(15)), 0);
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(16));
-        assert_eq!(strikes.count(key(1), at(16)), 1, "and it starts from the beginning");
+        assert_eq!(strikes.count(key(1), at(16)), 1, "the count restarts");
     }
 
     #[test]
@@ -284,17 +284,17 @@ mod tests {
         strikes.take_back(key(1), at(3));
         assert_eq!(strikes.count(key(1), at(3)), 1, "the first one was not lifted");
         strikes.take_back(key(1), at(3));
-        assert_eq!(strikes.count(key(1), at(3)), 1, "and is not now");
+        assert_eq!(strikes.count(key(1), at(3)), 1, "and is not lifted now");
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(4));
         strikes.take_back(key(1), Tick(at(5).0 - 100));
-        assert_eq!(strikes.count(key(1), at(5)), 2, "five seconds before its end it has expired");
+        assert_eq!(strikes.count(key(1), at(5)), 2, "five seconds before its end it counts as expired");
         strikes.record(key(2), Expiry::After(Duration::from_secs(2)), Grade::Forgeable, at(5));
         strikes.take_back(key(2), at(5));
-        assert_eq!(strikes.count(key(2), at(5)), 0, "a short ban that failed was not served");
+        assert_eq!(strikes.count(key(2), at(5)), 0, "a short ban that failed was not in force");
     }
 
     #[test]
-    fn proven_strikes_are_counted_apart() {
+    fn proven_strikes_are_counted_separately() {
         let mut strikes = table(8);
         let proven = |strikes: &Strikes| (strikes.count(key(1), at(3)), strikes.proven(key(1), at(3)));
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(counts(&strikes, Tick(at(1).0 + 1)), [0, 0, 1, 4]);
         assert_eq!(counts(&strikes, Tick(at(11).0 + 1)), [0, 0, 1, 0]);
         strikes.take_back(key(3), at(12));
-        assert_eq!(strikes.count(key(3), at(12)), 0, "one that lasts can be lifted");
+        assert_eq!(strikes.count(key(3), at(12)), 0, "a ban in force can still be lifted");
         strikes.record(key(5), Expiry::After(HOUR), Grade::Forgeable, at(12));
         strikes.remember(key(5), (6, 0), LastBan::Over(HOUR), at(12));
         assert_eq!(strikes.count(key(5), at(12)), 7);

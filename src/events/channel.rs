@@ -85,7 +85,7 @@ mod tests {
     use crate::events::event::EventKind;
 
     #[test]
-    fn a_full_queue_drops_and_counts() {
+    fn full_queue_drops_and_counts() {
         let (sender, receiver) = bounded(2);
         (0..5).for_each(|_| sender.send(Event::now(EventKind::Started)));
         assert!(receiver.poll().is_some() && receiver.poll().is_some() && receiver.poll().is_none());
@@ -100,7 +100,7 @@ mod tests {
         (0..20).for_each(|_| sender.send(flood()));
         assert_eq!(receiver.dropped(), 14);
         (0..3).for_each(|_| sender.send(Event::now(EventKind::Started)));
-        assert_eq!(receiver.dropped(), 1, "there is an end to that as well");
+        assert_eq!(receiver.dropped(), 1, "the reserved room is limited as well");
         let taken: Vec<_> = std::iter::from_fn(|| receiver.poll()).collect();
         assert_eq!(taken.iter().filter(|event| matches!(event.what, EventKind::Started)).count(), 2);
     }

@@ -221,12 +221,12 @@ mod tests {
     use crate::types::Expiry;
 
     /// Both lines of an event.
-    fn lines(what: &EventKind, wording: Wording) -> (String, Option<String>) {
-        (named(what, None, wording).unwrap(), addition(what))
+    fn lines(event: &EventKind, wording: Wording) -> (String, Option<String>) {
+        (named(event, None, wording).unwrap(), addition(event))
     }
 
     #[test]
-    fn classic_lines_have_nothing_behind_them() {
+    fn classic_lines_have_no_suffix() {
         let day = Expiry::After(Duration::from_secs(86_400));
         let ban = Ban { strikes: 2, expiry: day, ..Ban::example() };
         let target = ban.probe.target;
@@ -244,7 +244,7 @@ mod tests {
         let via = "attackalert: Host 192.0.2.7 has been blocked via nftables set inet portsentry blocked for 1day";
         let command = "attackalert: External command run for host: 192.0.2.7 using command: \"/bin/x\"";
         let counted = "adminalert: packets of Host 192.0.2.7 since its last line: 214";
-        for (what, wording, first, second) in [
+        for (event, wording, first, second) in [
             (EventKind::Scan(ban), Wording::Stealth, scan, Some(ignoring)),
             (blocked, Wording::Stealth, via, Some("adminalert: earlier bans of Host 192.0.2.7: 2")),
             (ran, Wording::Stealth, command, Some("adminalert: the command for Host 192.0.2.7 succeeded after 1ms")),
@@ -257,7 +257,7 @@ mod tests {
             (repeated(1), Wording::Connect, "attackalert: Host: 192.0.2.7 is already blocked. Ignoring", None),
             (EventKind::Stopped, Wording::Stealth, "securityalert: PortSentry is shutting down", None),
         ] {
-            assert_eq!(lines(&what, wording), (first.to_owned(), second.map(str::to_owned)));
+            assert_eq!(lines(&event, wording), (first.to_owned(), second.map(str::to_owned)));
         }
     }
 }

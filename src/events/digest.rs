@@ -218,7 +218,7 @@ mod tests {
         assert!(text.len() < 64 << 10, "{} bytes", text.len());
         let sent = json(&digest);
         assert_eq!((&sent["count"], &sent["unnamed"]), (&101_001.into(), &(101_001 - 41).into()));
-        assert_eq!(sent["bans"][0]["evidence"], "proven", "the flood does not push it out");
+        assert_eq!(sent["bans"][0]["evidence"], "proven", "a flood does not displace it");
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn digest_that_failed_goes_with_the_next() {
+    fn failed_digest_is_sent_with_next() {
         let (mut failed, mut later) = (Digest::new(UNIX_EPOCH), Digest::new(SystemTime::now()));
         failed.add(&ban(Grade::Forgeable), true);
         (0..30).for_each(|_| later.add(&ban(Grade::Forgeable), true));

@@ -281,12 +281,12 @@ mod tests {
 
     use super::*;
 
-    type Said = Arc<Mutex<Vec<News>>>;
+    type Reported = Arc<Mutex<Vec<News>>>;
 
-    fn start(path: &Path) -> (LineFile, Said) {
-        let said = Said::default();
-        let heard = Arc::clone(&said);
-        (LineFile::start(path, move |news| heard.lock().unwrap().push(news)).unwrap(), said)
+    fn start(path: &Path) -> (LineFile, Reported) {
+        let reported = Reported::default();
+        let sink = Arc::clone(&reported);
+        (LineFile::start(path, move |event| sink.lock().unwrap().push(event)).unwrap(), reported)
     }
 
     fn wait<T>(mut found: impl FnMut() -> Option<T>) -> T {
@@ -305,21 +305,21 @@ mod tests {
     }
 
     #[test]
-    fn appended_lines_are_all_there() {
+    fn appended_lines_are_complete() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events");
         fs::write(&path, "of a crash").unwrap();
-        let (file, said) = start(&path);
+        let (file, reported) = start(&path);
         (0..1_000).for_each(|number| file.put(number.to_string()));
         drop(file);
         let text = fs::read_to_string(&path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!((lines.len(), lines[0], lines[1_000]), (1_001, "of a crash", "999"));
-        assert_eq!(*said.lock().unwrap(), []);
+        assert_eq!(*reported.lock().unwrap(), []);
     }
 
     #[test]
-    fn a_new_file_is_not_for_everybody() {
+    fn new_file_is_not_world_readable() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events");
         drop(start(&path));
@@ -330,7 +330,7 @@ mod tests {
     fn moved_file_is_followed_within_a_second() {
         let directory = tempfile::tempdir().unwrap();
         let (path, moved) = (directory.path().join("events"), directory.path().join("events.1"));
-        let (file, said) = start(&path);
+        let (file, reported) = start(&path);
         file.put("one".to_owned());
         text_is(&path, "one\n");
         fs::rename(&path, &moved).unwrap();
@@ -347,7 +347,7 @@ mod tests {
         file.put("four".to_owned());
         text_is(&path, "four\n");
         drop(file);
-        assert_eq!(*said.lock().unwrap(), []);
+        assert_eq!(*reported.lock().unwrap(), []);
     }
 
     #[test]
@@ -355,20 +355,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join("later");
         let path = folder.join("events");
-        let (file, said) = start(&path);
+        let (file, reported) = start(&path);
         (0..10).for_each(|number| file.put(number.to_string()));
-        wait(|| (!said.lock().unwrap().is_empty()).then_some(()));
+        wait(|| (!reported.lock().unwrap().is_empty()).then_some(()));
         std::thread::sleep(POLL_INTERVAL + POLL_INTERVAL / 2);
-        assert!(matches!(&said.lock().unwrap()[..], [News::Failed(text)] if text.contains("No such file")));
+        assert!(matches!(&reported.lock().unwrap()[..], [News::Failed(text)] if text.contains("No such file")));
         let line = "x".repeat(1 << 12);
         (0..400).for_each(|_| file.put(line.clone()));
         fs::create_dir(&folder).unwrap();
         wait(|| fs::read_to_string(&path).ok().filter(|text| text.starts_with("0\n1\n") && text.len() > 1 << 19));
-        let text = wait(|| said.lock().unwrap().get(1).cloned());
+        let text = wait(|| reported.lock().unwrap().get(1).cloned());
         let News::Better(text) = text else { panic!("{text:?}") };
-        assert!(text.contains("again; 14"), "{text}: some 145 of 400 lines of 4 KiB do not fit into 1 MiB");
+        assert!(text.contains("again; 14"), "{text}: about 145 of 400 lines of 4 KiB do not fit into 1 MiB");
         drop(file);
-        assert_eq!(said.lock().unwrap().len(), 2);
+        assert_eq!(reported.lock().unwrap().len(), 2);
     }
 
     #[test]
@@ -378,10 +378,10 @@ mod tests {
         fs::write(&target, "precious").unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
         for path in [link.as_path(), Path::new("/dev/null")] {
-            let (file, said) = start(path);
+            let (file, reported) = start(path);
             file.put("x".to_owned());
             drop(file);
-            assert!(matches!(&said.lock().unwrap()[..], [News::Failed(_)]), "{}", path.display());
+            assert!(matches!(&reported.lock().unwrap()[..], [News::Failed(_)]), "{}", path.display());
         }
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
     }

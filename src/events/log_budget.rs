@@ -83,7 +83,7 @@ mod tests {
     use crate::engine::{Ban, DistributedScan, Exempt, Protection, Standing};
     use crate::types::{Backend, Expiry};
 
-    /// One of each kind, and the short form of those that have one. A kind that is missing here does not compile.
+    /// An example of each kind, and the short form where there is one. A missing kind does not compile.
     fn every_kind() -> Vec<EventKind> {
         let ban = Ban::example();
         let short = Ban { capped: true, ..ban };
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn floods_of_bans_hide_no_error() {
+    fn flood_of_bans_hides_no_error() {
         let mut budget = LogBudget::default();
         for flood in [LineClass::Ban, LineClass::FailedBan, LineClass::Probe].into_iter().flat_map(of_class) {
             admitted(&mut budget, &flood, 10_000, 1);

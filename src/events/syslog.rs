@@ -210,7 +210,7 @@ mod tests {
         drop(first);
         let second = daemon(&path);
         syslog.send(Severity::Notice, "two", &mut otherwise);
-        assert!(next(&second).ends_with(": two"), "a restart between two lines costs nothing");
+        assert!(next(&second).ends_with(": two"), "a restart between two lines loses none");
         drop(second);
         syslog.send(Severity::Notice, "three", &mut otherwise);
         syslog.send(Severity::Notice, "four", &mut otherwise);

@@ -157,17 +157,17 @@ mod tests {
     }
 
     #[test]
-    fn sequence_gaps_are_noticed_boundedly() {
+    fn sequence_gaps_cause_bounded_scans() {
         let mut authors = Authors::default();
         let a = host("a");
-        assert_eq!(authors.note(&a, 100, at(1)), Order::Next, "the first one says nothing of earlier ones");
+        assert_eq!(authors.note(&a, 100, at(1)), Order::Next, "the first number implies no earlier ones");
         assert_eq!(authors.note(&a, 101, at(1)), Order::Next);
         assert_eq!(authors.note(&a, 103, at(1)), Order::Gap);
-        assert_eq!(authors.note(&a, 7, at(1)), Order::Gap, "the author has begun anew");
+        assert_eq!(authors.note(&a, 7, at(1)), Order::Gap, "the author has restarted");
         let gaps = (0..100).filter(|n| authors.note(&a, 2 * n, at(1)) == Order::Gap).count();
-        assert_eq!(gaps, 2, "an author causes {MAX_GAPS_PER_HOUR} scans in an hour");
+        assert_eq!(gaps, 2, "an author causes {MAX_GAPS_PER_HOUR} scans per hour");
         assert_eq!(authors.note(&host("b"), 5, at(1)), Order::Next);
-        assert_eq!(authors.note(&host("b"), 9, at(1)), Order::Gap, "others are not limited by it");
+        assert_eq!(authors.note(&host("b"), 9, at(1)), Order::Gap, "other authors are not limited by it");
     }
 
     #[test]
@@ -198,6 +198,6 @@ mod tests {
         assert_eq!((ignored[0].author.as_str(), ignored.len()), ("a", 1));
         assert!(authors.ignored(at(20_000)).is_empty());
         let turns = (0..100).filter(|n| authors.blame(&host("a"), ["one", "other"][n % 2], at(20_000))).count();
-        assert_eq!(turns, 8, "two reasons in turns are no line for each key");
+        assert_eq!(turns, 8, "two alternating reasons do not log a line per key");
     }
 }

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn key_reads_back_as_it_is_written() {
+    fn key_reads_back_as_written() {
         let keys = Keyspace::new("lab");
         for author in [host("web-1"), Author::Operator] {
             for target in ["203.0.113.7", "2001:db8:1:2::/64", "64:ff9b::cb00:7109/128"] {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn channel_of_no_member_is_refused() {
+    fn channel_of_non_member_is_refused() {
         let keys = Keyspace::new("lab");
         for channel in ["portsentry:lab:news:", "portsentry:lab:news:A", "portsentry:other:news:a", "news:a"] {
             assert_eq!(keys.parse_channel(channel.as_bytes()), None, "{channel}");

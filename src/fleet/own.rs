@@ -260,11 +260,11 @@ mod tests {
         );
         own.written(&batch, at(2));
         assert!(!own.has_pending(at(3)) && own.renewals(at(3)).is_empty());
-        assert_eq!(own.renewals(at(2 + 7_200)).len(), 1, "half of four hours later");
+        assert_eq!(own.renewals(at(2 + 7_200)).len(), 1, "after half of four hours");
         own.renew_all(at(10));
-        assert_eq!(own.renewals(at(10))[0].1.sequence, 8, "a renewal is not news");
+        assert_eq!(own.renewals(at(10))[0].1.sequence, 8, "a renewal has the same number");
         own.expire(at(86_500));
-        assert_eq!((own.reports.len(), own.has_withdrawn()), (0, false), "its key runs out by itself");
+        assert_eq!((own.reports.len(), own.has_withdrawn()), (0, false), "its key expires by itself");
     }
 
     #[test]
@@ -315,7 +315,7 @@ mod tests {
         own.connected(at(100));
         own.apply(&ban("203.0.113.2", Grade::Proven, None), at(101));
         own.expire(at(120));
-        assert!(!own.has_withdrawn(), "the daemon may still name it");
+        assert!(!own.has_withdrawn(), "the daemon may still list the ban");
         own.expire(at(131));
         assert_eq!(own.take_withdrawn()[0].target.to_string(), "203.0.113.3");
     }

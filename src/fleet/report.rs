@@ -161,7 +161,7 @@ mod tests {
     const TEXT: &str = r#"{"v":1,"class":"connect","ports":7,"grade":"proven","seq":42}"#;
 
     #[test]
-    fn report_reads_back_as_it_is_written() {
+    fn report_reads_back_as_written() {
         let report = Report { class: Class::Connect, ports: 7, grade: Grade::Proven, sequence: 42 };
         assert_eq!(report.to_json(), TEXT);
         for class in Class::ALL {

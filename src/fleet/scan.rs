@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn scan_goes_on_in_smaller_pages() {
+    fn scan_continues_in_smaller_pages() {
         let mut schedule = Schedule::new();
         let (mut scan, _) = schedule.take(at(1)).unwrap();
         scan.cursor = 77;
@@ -223,13 +223,13 @@ mod tests {
             assert_eq!((resumed.cursor, begins, schedule.page()), (77, false, page));
         }
         schedule.shrink(scan);
-        assert!(!schedule.is_broken_off(), "one name is too large");
+        assert!(!schedule.is_broken_off(), "a single name is too large");
         schedule.end((3, 0.0), at(3));
         assert_eq!(schedule.page(), PAGE);
     }
 
     #[test]
-    fn endless_scan_ends() {
+    fn endless_scan_is_ended() {
         let mut schedule = Schedule::new();
         let pages = (0..100_000).take_while(|_| {
             let (scan, _) = schedule.take(at(1)).unwrap();

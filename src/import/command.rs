@@ -348,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_known_way_to_block_is_recognised() {
+    fn every_known_blocking_command_is_recognised() {
         let via = |text: &str| Block::Route(Route::Via(text.parse().unwrap()));
         for (line, block) in [
             ("/sbin/route add -host $TARGET$ reject", Block::Route(Route::Unreachable)),
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn at_job_that_ends_ban_is_recognised() {
+    fn unblocking_at_job_is_recognised() {
         let lift = "echo 'sed -e \"/$TARGET/d\" -i /var/lib/portsentry/portsentry.blocked.atcp && /sbin/iptables -D INPUT -s \
                     $TARGET$ -j DROP'";
         for (time, expire) in [
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_stays_something_else() {
+    fn unknown_command_is_not_recognised() {
         for line in [
             "/usr/local/bin/page $TARGET$ $PORT$",
             "iptables -I INPUT -s 192.0.2.7 -j DROP",

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_findings_is_counted() {
+    fn excess_findings_are_counted() {
         let config = Source { name: "f".to_owned(), bytes: Vec::new() };
         let mut diagnostics = Diagnostics::new(&Sources { config, ..Sources::default() });
         (0..1_000).for_each(|line| diagnostics.add("f", Some(1_000 - line), Some("KEY"), "is wrong"));

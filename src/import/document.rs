@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_reads_back_as_it_was() {
+    fn text_reads_back_unchanged() {
         for text in ["", "a\"b\\c", "\0\u{1b}\u{7f}\u{85}\u{202e}\u{feff}\u{e000}\u{10ffff}", "é\r\n\t", "'''\"\"\""] {
             let toml = format!("key = {}\nlist = {}\n", Value::text(text), Value::Texts(vec![text.into(); 5]));
             let read = toml::de::DeTable::parse(&toml).unwrap();

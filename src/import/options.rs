@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_syntaxes_of_every_version_are_read() {
+    fn syntax_of_every_version_is_read() {
         for text in [
             "SCAN_TRIGGER=\"1\"",
             "SCAN_TRIGGER = \"1\"\n",
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lines_are_named_in_one_run() {
+    fn all_wrong_lines_are_named() {
         let bytes = b"BLOCK_TCP=\"1\"\nBLOCK_UDP=\"1\nnonsense\n# caf\xe9 is fine here\nPORT_BANNER=\"caf\xe9\"\n\
                       TCP_PORTS=\"1\"2\"\nKILL_RUN_CMD=\"\"/bin/x\"\n";
         let (_, errors, _) = read(bytes);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_something_else_gets_one_sentence() {
+    fn other_file_gets_one_error() {
         for text in ["", "# nothing\n", "expire = \"24h\"\n[tcp]\nmode = \"off\"\n", "\0\u{1}\u{2}\n\u{7f}ELF\n"] {
             let (_, errors, _) = read(text.as_bytes());
             assert_eq!(errors.len(), 1, "{text:?}");

@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_ledger_has_the_newest_format() {
+    fn new_ledger_has_newest_format() {
         let mut connection = Connection::open_in_memory().unwrap();
         bring_up(&mut connection, 0).unwrap();
         assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), i64::try_from(STEPS.len()).unwrap());

@@ -107,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    /// What the listener answers to `request`.
+    /// The listener's response to `request`.
     fn ask(request: &str) -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_at_one_path() {
+    fn metrics_have_one_path() {
         let metrics = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(
             metrics.starts_with("HTTP/1.1 200 OK\r\n") && metrics.ends_with("\r\n\r\nportsentry_x 1\n"),

@@ -266,37 +266,37 @@ mod tests {
     const BACKEND: &str = "172.17.0.2:5432";
 
     #[test]
-    fn entry_tells_beginning_and_translation() {
-        let (asked, back) = (tuple(CLIENT, HERE), tuple(HERE, CLIENT));
+    fn entry_shows_originator_and_nat() {
+        let (key, back) = (tuple(CLIENT, HERE), tuple(HERE, CLIENT));
         let translated = tuple(BACKEND, CLIENT);
-        let flow = |original: &Tuple, reply: &Tuple, status| read_entry(&entry(original, reply, status), &asked);
-        assert_eq!(flow(&asked, &back, 8), Some(TrackedFlow::New));
-        assert_eq!(flow(&asked, &back, 8 | 2), Some(TrackedFlow::New), "the answer may have been a reset");
-        assert_eq!(flow(&asked, &back, 8 | 2 | ASSURED), Some(TrackedFlow::Assured));
+        let flow = |original: &Tuple, reply: &Tuple, status| read_entry(&entry(original, reply, status), &key);
+        assert_eq!(flow(&key, &back, 8), Some(TrackedFlow::New));
+        assert_eq!(flow(&key, &back, 8 | 2), Some(TrackedFlow::New), "the answer may have been a reset");
+        assert_eq!(flow(&key, &back, 8 | 2 | ASSURED), Some(TrackedFlow::Assured));
         let published = |assured| Some(TrackedFlow::Published { assured });
-        assert_eq!(flow(&asked, &translated, 0x28), published(false));
-        assert_eq!(flow(&asked, &translated, 0x28 | ASSURED), published(true));
-        assert_eq!(flow(&asked, &tuple("192.0.2.1:80", CLIENT), 0x28), published(false), "another port");
-        assert_eq!(flow(&asked, &translated, 0x28 | EXPECTED), Some(TrackedFlow::Expected));
-        assert_eq!(flow(&back, &asked, 8), Some(TrackedFlow::Answer));
-        assert_eq!(flow(&tuple("192.168.1.9:5432", CLIENT), &asked, 0x18), Some(TrackedFlow::Translated));
+        assert_eq!(flow(&key, &translated, 0x28), published(false));
+        assert_eq!(flow(&key, &translated, 0x28 | ASSURED), published(true));
+        assert_eq!(flow(&key, &tuple("192.0.2.1:80", CLIENT), 0x28), published(false), "the port is another one");
+        assert_eq!(flow(&key, &translated, 0x28 | EXPECTED), Some(TrackedFlow::Expected));
+        assert_eq!(flow(&back, &key, 8), Some(TrackedFlow::Answer));
+        assert_eq!(flow(&tuple("192.168.1.9:5432", CLIENT), &key, 0x18), Some(TrackedFlow::Translated));
         assert_eq!(flow(&back, &translated, 8), None, "about another flow");
     }
 
     #[test]
     fn entry_of_ipv6_is_read() {
         let (client, here, backend) = ("[2001:db8:9::1]:40000", "[2001:db8::1]:443", "[fd00::2]:8443");
-        let asked = tuple(client, here);
-        let body = entry(&asked, &tuple(backend, client), 0x28);
-        assert_eq!(read_entry(&body, &asked), Some(TrackedFlow::Published { assured: false }));
+        let key = tuple(client, here);
+        let body = entry(&key, &tuple(backend, client), 0x28);
+        assert_eq!(read_entry(&body, &key), Some(TrackedFlow::Published { assured: false }));
     }
 
     #[test]
     fn truncated_entry_is_unreadable() {
-        let asked = tuple(CLIENT, HERE);
-        let body = entry(&asked, &tuple(BACKEND, CLIENT), 0x28);
+        let key = tuple(CLIENT, HERE);
+        let body = entry(&key, &tuple(BACKEND, CLIENT), 0x28);
         for end in 0..body.len() {
-            assert_eq!(read_entry(&body[..end], &asked), None, "{end}");
+            assert_eq!(read_entry(&body[..end], &key), None, "{end}");
         }
     }
 

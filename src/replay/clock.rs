@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_time_stops_no_window() {
+    fn damaged_time_does_not_stop_clock() {
         let gap = LARGEST_GAP.as_secs();
         assert_eq!(run(&[1_000, 4_000_000_000, 1_001, 1_011]), [0, gap, gap, gap + 10]);
         assert_eq!(run(&[1_000, 0, 5]), [0, 0, 5]);

@@ -98,7 +98,7 @@ mod tests {
     const HOST: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const SCANNER: [u8; 6] = [2, 0, 0, 0, 0, 3];
 
-    /// The gateways after TCP segments between addresses, each given with its link addresses and flags.
+    /// The inferred gateways after TCP segments with these link addresses, addresses and flags.
     fn gateways_after(flags: u16, packets: &[([u8; 6], &str, [u8; 6], &str)]) -> Vec<String> {
         let mut inference = GatewayInference::default();
         for (from, source, to, destination) in packets {
@@ -125,11 +125,11 @@ mod tests {
     }
 
     #[test]
-    fn one_direction_shows_gateway_by_its_answers() {
+    fn answers_in_one_direction_show_gateway() {
         let incoming = ["192.168.1.1", "8.8.8.8", "203.0.113.5", "198.51.100.9"];
         let packets = incoming.map(|source| (ROUTER, source, HOST, "192.168.1.46"));
         assert_eq!(gateways_after(TcpFlags::SYN | TcpFlags::ACK, &packets), ["192.168.1.1"]);
-        assert!(gateways_after(TcpFlags::SYN, &packets).is_empty(), "senders that may be forged");
+        assert!(gateways_after(TcpFlags::SYN, &packets).is_empty(), "the senders may be forged");
     }
 
     #[test]

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_checksum_is_damage_unless_offloaded() {
+    fn wrong_checksum_is_damage_unless_offloaded() {
         let mut xmas = segment(0x29, b"");
         assert_eq!(flags(&xmas), Ok(0x29));
         xmas[36] = 1;

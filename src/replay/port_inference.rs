@@ -211,7 +211,7 @@ mod tests {
         }
     }
 
-    /// The TCP ports, of those in `1-2000`, that these packets show to be in use.
+    /// The TCP ports in `1-2000` that these packets show to be in use.
     fn used(packets: &[Packet]) -> Vec<u16> {
         let ports: PortSet = "1-2000".parse().unwrap();
         let mut inference = PortInference::new(&Local::Any, &ports, &ports);
@@ -227,18 +227,18 @@ mod tests {
     const RST: u16 = TcpFlags::RST;
 
     #[test]
-    fn answering_port_is_open_resetting_is_closed() {
+    fn answering_port_is_open_refusing_is_closed() {
         assert_eq!(used(&[tcp(SERVER, CLIENT, SYN | ACK, 0)]), [143]);
         assert_eq!(used(&[tcp(SERVER, CLIENT, RST | ACK, 0)]), NONE);
-        assert_eq!(used(&[tcp(CLIENT, SERVER, SYN, 0)]), [1080], "answers come back to where a SYN came from");
+        assert_eq!(used(&[tcp(CLIENT, SERVER, SYN, 0)]), [1080], "the SYN/ACK goes to the port that sent the SYN");
     }
 
     #[test]
     fn one_direction_shows_a_connection() {
         let handshake = [tcp((1, 40_000), SERVER, SYN, 0), tcp((1, 40_000), SERVER, ACK, 0)];
         assert_eq!(used(&handshake), [143]);
-        assert_eq!(used(&[tcp((2, 40_143), CLIENT, ACK, 512)]), [1080], "data that comes to a client");
-        assert_eq!(used(&[tcp((2, 40_143), CLIENT, ACK, 0); 6]), [1080], "acknowledgements, again and again");
+        assert_eq!(used(&[tcp((2, 40_143), CLIENT, ACK, 512)]), [1080], "data that a client receives");
+        assert_eq!(used(&[tcp((2, 40_143), CLIENT, ACK, 0); 6]), [1080], "repeated acknowledgements");
     }
 
     #[test]

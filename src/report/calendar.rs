@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saturday_morning_is_one() {
+    fn weekday_and_hour_are_correct() {
         assert_eq!(weekday_and_hour(at("2026-11-21T06:32:13Z")), (5, 6));
         assert_eq!(weekday_and_hour(UNIX_EPOCH), (3, 0));
         assert_eq!(weekday_and_hour(at("2024-02-29T23:59:59Z")), (3, 23));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_say_as_much_as_is_needed() {
+    fn labels_have_needed_precision() {
         let time = at("2026-11-05T06:00:00Z");
         let of = |seconds| label(time, Duration::from_secs(seconds));
         assert_eq!([of(300), of(HOUR), of(DAY), of(28 * DAY)], ["06:00", "5 Nov 06:00", "5 Nov", "Nov 2026"]);

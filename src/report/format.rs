@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_read_well() {
+    fn numbers_are_formatted_readably() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([9_999, 12_345, 4_999_999].map(short), ["9,999", "12k", "4M"]);
         assert_eq!((length(1, 3), length(0, 0), length(3, 3)), ("33.33%".into(), "0.00%".into(), "100.00%".into()));

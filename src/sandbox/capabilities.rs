@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_needed_is_kept() {
+    fn only_needed_capabilities_are_kept() {
         let plain = needed(&Policy::default(), false);
         assert_eq!(plain, CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW);
         let low = needed(&Policy { low_ports: true, ..Policy::default() }, false);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn few_sources_are_named_roots_are_not() {
+    fn few_capabilities_are_listed_all_are_not() {
         let few = Capabilities(needed(&Policy::default(), false));
         assert_eq!(few.names().unwrap(), ["CAP_NET_ADMIN", "CAP_NET_RAW"]);
         assert_eq!(Capabilities(CapabilitySet::all()).names(), None);

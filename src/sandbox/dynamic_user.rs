@@ -75,10 +75,10 @@ mod tests {
     #[test]
     fn number_is_stable_and_in_range() {
         let number = choose(&["/var/lib/portsentry".into()]);
-        let Some(number) = number else { return println!("skipped: no number of the range is mapped here") };
+        let Some(number) = number else { return println!("skipped: no user id of the range is mapped here") };
         assert!(RANGE.contains(&number));
-        assert_eq!(choose(&["/var/lib/portsentry".into()]), Some(number), "a second start has the same");
-        assert_ne!(choose(&["/var/lib/other".into()]), Some(number), "another state has another");
+        assert_eq!(choose(&["/var/lib/portsentry".into()]), Some(number), "a second start has the same number");
+        assert_ne!(choose(&["/var/lib/other".into()]), Some(number), "another state has another number");
     }
 
     #[test]

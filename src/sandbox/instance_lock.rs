@@ -170,7 +170,7 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         for _ in 0..3 {
             let Err(InstanceLockError::Other { process }) = InstanceLock::claim_as(&name) else {
-                panic!("it was let in")
+                panic!("the lock was acquired")
             };
             assert_eq!(process, Some(own));
             first.hang_up();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_ends_meanwhile_is_waited_for() {
+    fn ending_instance_is_waited_for() {
         let name = name("ending");
         let silent = open().unwrap();
         bind(&silent, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();

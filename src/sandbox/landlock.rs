@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tcp_ports_are_those_of_the_policy() {
+    fn tcp_ports_follow_policy() {
         let ports = |policy: &Policy| tcp_ports(policy).0.map(<[u16]>::len);
         assert_eq!(tcp_ports(&Policy::default()), (Some(&[][..]), Some(&[53][..])));
         assert_eq!(tcp_ports(&Policy { process: Process::Files, ..Policy::default() }).1, Some(&[][..]));
@@ -171,7 +171,7 @@ mod tests {
         assert!(reach.has(&settings.join("ignore"), false) && !reach.has(&settings.join("ignore"), true));
         assert!(!reach.has(&folder.path().join("other"), false));
         std::os::unix::fs::symlink(folder.path(), settings.join("link")).unwrap();
-        assert!(!reach.has(&settings.join("link"), false), "what it points to counts");
+        assert!(!reach.has(&settings.join("link"), false), "the target of the link counts");
         assert!(!reach.has(&state.join("no/such/folder"), true));
     }
 }

@@ -122,30 +122,30 @@ mod tests {
     #[test]
     fn changeable_file_is_refused_with_remedy() {
         let folder = tempfile::tempdir().unwrap();
-        let (way, file) = (folder.path().join("way"), folder.path().join("way/hook"));
-        fs::create_dir(&way).unwrap();
+        let (folder_path, file) = (folder.path().join("way"), folder.path().join("way/hook"));
+        fs::create_dir(&folder_path).unwrap();
         fs::write(&file, "").unwrap();
-        set(&way, 0o755);
+        set(&folder_path, 0o755);
         set(&file, 0o755);
         only_ours(&file).unwrap();
         set(&file, 0o757);
         assert!(refusal(&file).ends_with(&format!("rights of portsentry; run: chmod go-w {}", file.display())));
         set(&file, 0o755);
-        set(&way, 0o777);
+        set(&folder_path, 0o777);
         let warnings = refusal(&file);
         assert!(
-            warnings.contains("by way of") && warnings.ends_with(&format!("chmod go-w {}", way.display())),
+            warnings.contains("by way of") && warnings.ends_with(&format!("chmod go-w {}", folder_path.display())),
             "{warnings}"
         );
-        set(&way, 0o1777);
+        set(&folder_path, 0o1777);
         only_ours(&file).unwrap();
-        set(&way, 0o775);
+        set(&folder_path, 0o775);
         if !rustix::process::geteuid().is_root() {
             return println!("skipped: only root gives files away");
         }
-        chown(&way, None, Some(4_242)).unwrap();
+        chown(&folder_path, None, Some(4_242)).unwrap();
         assert!(refusal(&file).contains("written by group 4242"));
-        chown(&way, Some(4_242), Some(0)).unwrap();
+        chown(&folder_path, Some(4_242), Some(0)).unwrap();
         assert!(refusal(&file).contains("belongs to user 4242"));
     }
 
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_nobody_s() {
+    fn missing_file_is_accepted() {
         only_ours(Path::new("/nonexistent/portsentry.toml")).unwrap();
     }
 }

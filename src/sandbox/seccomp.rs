@@ -471,7 +471,7 @@ mod tests {
         use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
         use rustix::process::{Pid, Resource, Rlimit, getppid, prlimit};
 
-        // A filter holds for one thread.
+        // A filter applies to one thread.
         let tried = std::thread::spawn(|| {
             let file = tempfile::NamedTempFile::new().unwrap();
             let rules = harmful(&Policy::default()).unwrap();
@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn no_call_is_listed_twice() {
+    fn no_syscall_is_listed_twice() {
         for process in [Process::Daemon, Process::Files] {
             let mut calls: Vec<i64> = listed(process).collect();
             calls.sort_unstable();

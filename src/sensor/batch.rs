@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::sensor::fixtures::{SCANNER, ban, packet};
 
-    /// Whether `packet` drops the ban that a packet with these flags caused.
+    /// True if `packet` drops the ban that a packet with these flags caused.
     fn refutes(packet: &Packet, flags: u16) -> Option<BanTarget> {
         let mut batch = Batch::new();
         batch.block(ban(flags), SystemTime::UNIX_EPOCH);

@@ -59,14 +59,14 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_gathers_and_noise_does_not() {
+    fn flood_is_batched_and_noise_is_not() {
         let (mut batching, mut noise) = (Batching::default(), Batching::default());
         assert!((1..1_000).filter(|step| batching.count(at(10_000_000 + step * 10), 1)).count() > 500);
         assert!(!(1..1_000).any(|step| noise.count(at(10_000_000 + step * 100), 1)));
     }
 
     #[test]
-    fn lasting_crowd_is_reported_as_flood_once() {
+    fn lasting_load_is_reported_as_flood_once() {
         let mut batching = Batching::default();
         let begins = (1..100_000).filter(|step| {
             batching.count(at(10_000_000 + step * 10), 1);

@@ -113,6 +113,6 @@ mod tests {
         for n in 0..100_000_u32 {
             excuses.add(at(1), BanTarget::V4(n.into()), (Protocol::Udp, 9));
         }
-        assert_eq!(excuses.ports(at(1), target, window).count(), 0, "later sources have taken its place");
+        assert_eq!(excuses.ports(at(1), target, window).count(), 0, "later sources have replaced it");
     }
 }

@@ -54,7 +54,7 @@ mod tests {
         host.bridge_ports = vec![(7, 3), (8, 3)];
         let mut bans = GuestBans::default();
         bans.note(&Ban::example(), 9, &host);
-        assert!(bans.0.is_empty(), "no port of a bridge");
+        assert!(bans.0.is_empty(), "the interface is no bridge port");
         bans.note(&Ban::example(), 7, &host);
         assert!(bans.departed(&host).is_empty());
         host.bridge_ports = vec![(8, 3)];

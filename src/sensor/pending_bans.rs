@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_ban_waits_for_nothing() {
+    fn removed_ban_is_not_retried() {
         let (mut pending, ban) = (PendingBans::default(), ban(TcpFlags::SYN));
         let target = ban.probe.target;
         pending.retry(ban, SystemTime::UNIX_EPOCH, Backend::Nft, at(10));

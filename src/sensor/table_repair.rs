@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn loop_of_repairs_is_summed_up() {
+    fn repeated_repairs_are_summed_up() {
         let (mut table_repair, start) = (TableRepair::default(), Instant::now());
         let lines: Vec<usize> = (0..240)
             .map(|quarter| {
@@ -366,12 +366,12 @@ mod tests {
     }
 
     #[test]
-    fn repairs_pay_back_ten_times_their_cost() {
+    fn repairs_use_a_tenth_of_time() {
         let (mut share, at) = (CpuShare::default(), |millis| Timestamp::at(Duration::from_millis(millis)));
         share.spend(at(1_000), Duration::from_millis(3));
         assert_eq!(share.free_at, at(1_030));
         share.spend(at(1_010), Duration::from_millis(2));
-        assert_eq!(share.free_at, at(1_050), "what is not paid back yet adds up");
+        assert_eq!(share.free_at, at(1_050), "unpaid time adds up");
         share.spend(at(9_000), Duration::from_millis(1));
         assert_eq!(share.free_at, at(9_010));
     }
@@ -381,6 +381,6 @@ mod tests {
         let mut recent = RecentSources::default();
         (0..100_000_u32).for_each(|number| recent.insert(BanTarget::V4(number.into())));
         assert_eq!(recent.targets().count(), RECENT_SOURCES);
-        assert!(recent.targets().any(|target| target == BanTarget::V4(99_999_u32.into())), "the last one is kept");
+        assert!(recent.targets().any(|target| target == BanTarget::V4(99_999_u32.into())), "the last source is kept");
     }
 }

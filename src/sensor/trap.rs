@@ -442,7 +442,7 @@ mod tests {
         let mut review = |now| trap.review(now, &caught, rules, &observer, &PendingBans::default());
         let first = review(at(1));
         assert_eq!((&first.confirmed[..], &first.exempt[..]), (&[blocked][..], &[(exempt, Protection::Listed)][..]));
-        assert_eq!((first.excused, first.unexplained), (vec![], vec![]), "the verdict may be under way");
+        assert_eq!((first.excused, first.unexplained), (vec![], vec![]), "the verdict may be in progress");
         assert_eq!(review(at(2)).unexplained, []);
         let last = review(at(3));
         assert_eq!(last.unexplained, [unknown, half], "an open port that the trap does not watch excuses nothing");
@@ -450,6 +450,6 @@ mod tests {
         trap.paused = true;
         let _ = trap.review(at(4), &caught, rules, &observer, &PendingBans::default());
         let paused = trap.review(at(6), &caught, rules, &observer, &PendingBans::default());
-        assert_eq!(paused.unexplained, [], "no source is blocked anew while blocking is suspended");
+        assert_eq!(paused.unexplained, [], "no source is banned while blocking is suspended");
     }
 }

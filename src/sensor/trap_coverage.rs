@@ -65,12 +65,12 @@ mod tests {
     }
 
     #[test]
-    fn quarter_lost_in_steps_is_told_once() {
+    fn quarter_lost_in_steps_is_reported_once() {
         let mut coverage = TrapCoverage::default();
         let changes: Vec<_> = (0..=300).filter_map(|n| coverage.record(at(n.into()), 1_000 - n)).collect();
         assert_eq!(changes, [CoverageChange::Lost { ports: 749, before: 1_000 }]);
         assert_eq!(coverage.missing(700), 300);
-        assert_eq!(coverage.record(at(5_000), 700), None, "it lasts, and time makes nothing good");
+        assert_eq!(coverage.record(at(5_000), 700), None, "the loss lasts, and time does not undo it");
         assert_eq!(coverage.record(at(5_001), 750), Some(CoverageChange::Regained { ports: 750, before: 1_000 }));
         assert_eq!(coverage.missing(750), 0);
     }
@@ -78,12 +78,12 @@ mod tests {
     #[test]
     fn services_that_start_are_no_loss() {
         let mut coverage = TrapCoverage::default();
-        // Ten ports a window, over many windows.
+        // Ten ports per window, over many windows.
         let slow = (0..50).filter_map(|n| coverage.record(at(u64::from(n) * 700), 1_000 - 10 * n)).count();
         assert_eq!(slow, 0);
         let mut small = TrapCoverage::default();
         assert_eq!(small.record(at(0), 4), None);
-        assert_eq!(small.record(at(1), 3), None, "a quarter, and not more");
+        assert_eq!(small.record(at(1), 3), None, "a quarter does not raise the alarm");
         assert!(small.record(at(2), 2).is_some());
     }
 }

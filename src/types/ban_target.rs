@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn link_local_target_is_of_one_link() {
+    fn link_local_target_belongs_to_one_link() {
         let on = |text: &str, interface| BanTarget::on(text.parse().unwrap(), interface);
         let [first, second] = [3, MAX_LINK].map(|interface| on("fe80::1", interface));
         assert_ne!(first, second);

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_range_is_one_range() {
+    fn full_port_range_is_one_range() {
         let set: PortSet = "1-65535".parse().unwrap();
         assert_eq!(set.ranges(), [(1, 65_535)]);
     }

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn minutes_budget_may_come_at_once() {
+    fn whole_burst_may_come_at_once() {
         let mut budget = TokenBucket::new(60, Duration::from_secs(60));
         assert_eq!(budget.available(at(1)), 60);
         assert_eq!((0..100).filter(|_| budget.take(at(1))).count(), 60);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_below_a_ceiling_leave_the_rest() {
+    fn lines_below_ceiling_leave_the_rest() {
         let mut limiter = LineLimiter::new(10, Duration::from_secs(60));
         assert_eq!((0..100).filter(|_| limiter.admit_below(4, at(1))).count(), 4);
         assert_eq!((0..100).filter(|_| limiter.admit(at(1))).count(), 6);

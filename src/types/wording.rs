@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_short_and_right() {
+    fn spans_are_short_and_correct() {
         for (seconds, text) in [
             (0, "0s"),
             (59, "59s"),

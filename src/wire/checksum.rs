@@ -79,14 +79,14 @@ mod tests {
     use super::*;
     use crate::wire::{LinkType, decode};
 
-    /// A SYN that nmap sent from 10.77.1.2 port 61425 to 10.77.1.1 port 23, as captured.
+    /// A SYN from nmap from 10.77.1.2 port 61425 to 10.77.1.1 port 23, as captured.
     const SYN: [u8; 44] = [
         0x45, 0x00, 0x00, 0x2c, 0xf4, 0xaf, 0x00, 0x00, 0x39, 0x06, 0x76, 0x80, 0x0a, 0x4d, 0x01, 0x02, 0x0a, 0x4d,
         0x01, 0x01, 0xef, 0xf1, 0x00, 0x17, 0x8d, 0xb4, 0xee, 0x4a, 0x00, 0x00, 0x00, 0x00, 0x60, 0x02, 0x04, 0x00,
         0x11, 0x82, 0x00, 0x00, 0x02, 0x04, 0x05, 0xb4,
     ];
 
-    /// `None` where the packet is not even decoded.
+    /// `None` if the packet cannot be decoded.
     fn checksum(packet: &[u8]) -> Option<Checksum> {
         decode(LinkType::Raw, packet).ok().map(|packet| packet.checksum)
     }
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn any_flipped_bit_breaks_checksum() {
         assert_eq!(checksum(&SYN), Some(Checksum::Good));
-        // Version, header length and total length say where everything lies: behind them, every bit is covered.
+        // Version, header length and total length define the layout; every later bit is covered.
         for bit in 4 * 8..SYN.len() * 8 {
             let mut frame = SYN;
             frame[bit / 8] ^= 1 << (bit % 8);

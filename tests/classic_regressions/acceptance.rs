@@ -1,4 +1,4 @@
-//! What the kernel drops before a socket or port is asked is no evidence; what it takes is.
+//! Tests that packets are no evidence if the kernel drops them before the lookup of a socket, and that others are.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -6,14 +6,14 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, DESTINATION, FIN, TCP};
 use netns_lab::{Lab, TIMEOUT, within};
 
-/// No flag at all: one such packet blocks.
+/// No flags: a single such packet leads to a ban.
 const NULL: u16 = 0;
 
 fn sysctl(lab: &Lab, assignment: &str) {
     lab.run("victim", "sysctl", &["-qw", assignment]);
 }
 
-/// Sends the packets, and after them what surely blocks: nothing else may be blocked then.
+/// Sends the packets and then a packet that surely leads to a ban: its source must be the only one that is banned.
 fn assert_blocks_nothing(lab: &Lab, host: &str, packets: impl IntoIterator<Item = Vec<u8>>) {
     let mut wire = lab.wire(host);
     packets.into_iter().for_each(|packet| wire.send(&packet));
@@ -29,12 +29,12 @@ fn damaged_segments_block_nothing() {
     let source = |last| IpAddr::from(Ipv4Addr::new(10, 77, 1, last));
     let damaged = (0..4_u8).map(|number| {
         let mut packet = raw::tcp(source(100 + number), target, 23, [NULL, FIN, 0x29, 0x3f][usize::from(number)]);
-        // The window; in the last one the identification, which only the header's checksum covers.
+        // The window field; in the last packet the identification, which only the IP header's checksum covers.
         packet[if number == 3 { 4 } else { 34 }] ^= 0x10;
         packet
     });
     assert_blocks_nothing(&lab, "attacker", damaged);
-    // As network cards with checksum offload leave it, and veth with it: the sum of the pseudo header.
+    // As with checksum offload in network cards and veth: the sum of the pseudo-header only.
     let mut offloaded = raw::tcp(source(104), target, 23, NULL);
     let pseudo = u16::from_be_bytes([10, 77]) * 2 + u16::from_be_bytes([1, 104]) + u16::from_be_bytes([1, 1]) + 6 + 24;
     offloaded[36..38].copy_from_slice(&pseudo.to_be_bytes());
@@ -75,7 +75,7 @@ fn strict_reverse_path_protects_inner_sources() {
     lab.wire("inner").send(&raw::tcp(inner, lab.victim_v4("inner").into(), 23, NULL));
     lab.expect_ban(inner);
 
-    // The sysctl is followed: without the filter the kernel takes the packet, and its source is judged.
+    // The sysctl is followed: without the filter the kernel accepts the packet, and its source is judged.
     sysctl(&lab, "net.ipv4.conf.all.rp_filter=0");
     sysctl(&lab, "net.ipv4.conf.outer.rp_filter=0");
     let other = IpAddr::from(Ipv4Addr::new(10, 77, 2, 99));
@@ -96,12 +96,12 @@ fn foreign_vlan_blocks_nothing_own_vlan_does() {
     let mut wire = lab.wire("attacker");
     wire.tagged(5, &raw::tcp(first.into(), target, 23, NULL));
     assert_blocks_nothing(&lab, "attacker", None);
-    // Number 0 is a priority alone: the kernel takes the packet as if there were no tag.
+    // Tag 0 is only a priority: the kernel accepts the packet as if it were untagged.
     wire.tagged(0, &raw::tcp(second.into(), target, 23, NULL));
     lab.expect_ban(second.into());
     let add = ["link", "add", "link", "attacker", "name", "own5", "type", "vlan", "id", "5"];
     if !lab.command("victim", "ip").args(add).status().expect("ip runs").success() {
-        eprintln!("this kernel has no VLAN devices: what they deliver is not tested");
+        eprintln!("skipped: this kernel has no VLAN devices");
         return;
     }
     lab.victim_ip("link set own5 up");
@@ -126,7 +126,7 @@ fn addresses_by_local_route_are_watched() {
         wire.send(&raw::tcp(later, "10.88.10.7".parse().unwrap(), 23, NULL));
         lab.banned().contains(&later).then_some(())
     });
-    assert!(judged.is_some(), "a route that comes while it runs");
+    assert!(judged.is_some(), "a route that is added at run time");
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn scan_behind_long_ipv6_options_is_seen() {
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let target = lab.victim_v6("attacker").into();
     let mut wire = lab.wire("attacker");
-    // One destination options header of so many bytes, with one option that says: skip over it.
+    // One destination options header of this length, with an option that receivers skip.
     for (network, bytes) in [(0_u16, 88_usize), (1, 248), (2, 288), (3, 296), (4, 1_200)] {
         let source = format!("2001:db8:{network:x}::1").parse().unwrap();
         let mut payload = vec![0; bytes];

@@ -1,4 +1,4 @@
-//! Floods that would fill any memory that a stranger can fill, and what is left of them afterwards.
+//! Tests floods that would exhaust any memory that grows with remote traffic, and what remains afterwards.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,21 +11,21 @@ use netns_lab::raw::{self, SYN};
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
-/// Sources that ask for one port each, more than the table of suspects holds (65,536), and sources that do enough to be
-/// blocked at once, fewer than the set holds (131,072).
+/// Sources that probe one port each, more than the source table holds (65,536), and sources that are banned at once,
+/// fewer than the set holds (131,072).
 const SUSPECTS: u32 = 250_000;
 const SCANNERS: u32 = 60_000;
-/// What `block.max_new_bans_per_minute` is, built in, and how long a ban above it lasts at most.
+/// The default of `block.max_new_bans_per_minute`, and the longest ban above it.
 const CEILING: usize = 60;
 const SHORT: Duration = Duration::from_secs(300);
-/// What may be resident of what the program has allocated, in KiB.
+/// The limit of the program's resident allocated memory, in KiB.
 const MOST: u64 = 64 << 10;
 
 fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
     (0..count).map(|number| Ipv4Addr::from_bits(0x0a80_0000 + number).into())
 }
 
-/// Memory of its own that is resident, in KiB: without the program's code, which lies in a file.
+/// Resident memory in KiB, without the pages of the program's file.
 fn resident(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -43,11 +43,11 @@ fn flood_of_250000_sources_is_bounded() {
     wire.pace(50_000, forged(SUSPECTS).map(|source| raw::tcp(source, target, 23, SYN)));
     wire.pace(50_000, forged(SCANNERS).map(|source| raw::tcp(source, target, 23, 0)));
     assert!(resident(&daemon) < MOST, "{} KiB after the flood", resident(&daemon));
-    // Everybody is judged in the order of coming: this scanner after all of them.
+    // Packets are judged in order: this scanner's after those of the flood.
     let scanner = lab.provoke_ban("scanner");
     let bans = lab.set("blocked");
     let long = bans.iter().filter(|ban| ban.timeout.is_none_or(|timeout| timeout > SHORT)).count();
-    // The flood may lie in more than one minute.
+    // The flood may span more than one minute.
     let minutes = usize::try_from(begin.elapsed().as_secs() / 60).unwrap();
     assert!(long <= (4 + minutes) * CEILING, "{long} long bans of {}", bans.len());
     assert!(bans.len() <= (5 + minutes) * CEILING, "{} bans, the short ones included", bans.len());
@@ -70,11 +70,11 @@ fn banned_source_has_one_line() {
     lab.expect_ban(source);
     lab.provoke_ban("scanner");
     let lines = daemon.stop().lines().filter(|line| line.contains(&source.to_string())).count();
-    // What it did, its ban, and a sum for each of the minutes in which it went on, of which there are at most two.
+    // The scan, the ban, and a summary for each minute in which it continued, at most two.
     assert!((2..=4).contains(&lines), "{lines} lines");
 }
 
-/// Bytes that the kernel holds for the program's capture.
+/// Size of the program's capture ring in bytes.
 fn ring(lab: &Lab) -> u64 {
     let sockets = lab.run("victim", "ss", &["--packet", "--extended"]);
     let number = |name: &str| {
@@ -84,7 +84,7 @@ fn ring(lab: &Lab) -> u64 {
     number("ring_rx(blk_size:").unwrap() * number("blk_nr:").unwrap()
 }
 
-/// Frames that the program has seen or has said to be lost.
+/// Frames that the program has seen or reported as lost.
 fn accounted(lab: &Lab) -> u64 {
     let status = Client::connect(&lab.path("socket")).and_then(|mut client| client.status()).unwrap();
     status.packets.seen + status.packets.dropped
@@ -95,13 +95,13 @@ fn flood_gets_larger_ring_without_loss() {
     let lab = Lab::new(&["forger", "scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let usual = ring(&lab);
-    assert!(usual <= 4 << 20, "{usual} bytes at rest");
+    assert!(usual <= 4 << 20, "{usual} bytes when idle");
     let target = lab.victim_v4("forger").into();
     let source = IpAddr::from(Ipv4Addr::new(10, 128, 0, 1));
     let mut wire = lab.wire("forger");
     let packet = raw::tcp(source, target, 23, SYN);
     let mut sent = 0;
-    // How fast it goes is the machine's matter, so it goes on until it was fast enough for long enough.
+    // The rate depends on the machine, so the flood lasts until the rate was high enough for long enough.
     let begin = Instant::now();
     while ring(&lab) < 16 << 20 {
         assert!(begin.elapsed() < TIMEOUT, "{} bytes after {sent} packets", ring(&lab));

@@ -1,4 +1,4 @@
-//! Floods from sources that are none.
+//! Tests floods from forged sources.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt;
@@ -11,14 +11,14 @@ use netns_lab::raw::{self, SYN};
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
 const PER_SECOND: u32 = 1_000;
-/// What `block.max_new_bans_per_minute` is, built in.
+/// The default of `block.max_new_bans_per_minute`.
 const CEILING: usize = 60;
-/// Lines that a minute may have.
+/// The limit of log lines per minute.
 const LINES: usize = 600;
-/// Lines about bans that failed which a minute may have.
+/// The limit of log lines per minute about failed bans.
 const FAILURES_A_MINUTE: usize = 60;
 
-/// Sources that only this lab knows.
+/// Addresses that exist only in this test.
 fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
     (0..count).map(|number| Ipv4Addr::from_bits(0x0a63_0101 + number).into())
 }
@@ -39,10 +39,10 @@ fn scanner_among_forged_syns_is_banned_alone() {
     });
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("scanner"))]);
     let lines = daemon.stop().lines().count();
-    assert!(lines < 700, "3,000 strangers are no reason for {lines} lines");
+    assert!(lines < 700, "{lines} lines for 3,000 sources");
 }
 
-/// Neither a protocol that is only logged nor the allow-list may be a way to fill the disk, or to hide a ban.
+/// Neither a log-only protocol nor the allow-list may be used to fill the disk or to hide a ban.
 #[test]
 fn floods_of_probes_stay_in_budget() {
     let lab = Lab::new(&["forger", "scanner"]);
@@ -62,7 +62,7 @@ fn floods_of_probes_stay_in_budget() {
     let most = 330 * (1 + usize::try_from(begin.elapsed().as_secs()).unwrap() / 60);
     let lines = log.lines().count();
     assert!((100..=most).contains(&lines), "{lines} lines, at most {most}");
-    assert!(log.contains("more lines were left out, above 600 a minute: "), "a summary");
+    assert!(log.contains("more lines were left out, above 600 a minute: "), "the log has a summary line");
     let events = std::fs::read_to_string(file).unwrap().lines().count();
     assert!((100..=most).contains(&events), "{events} events in json_file, at most {most}");
 }
@@ -74,15 +74,15 @@ fn burst_of_2000_sources_is_banned_completely() {
     let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
     let target = lab.victim_v4("forger").into();
     let begin = Instant::now();
-    // No flag at all: one packet is enough.
+    // No flags: a single packet leads to a ban.
     lab.wire("forger").pace(100_000, forged(2_000).map(|source| raw::tcp(source, target, 23, 0)));
     let all = within(TIMEOUT, || (lab.set("blocked").len() == 2_000).then_some(()));
     assert!(all.is_some(), "{} of 2,000; {:?}", lab.set("blocked").len(), daemon.lines_with("could not keep up"));
-    // With all that there is to be told of them, the end may take its time.
+    // The end may take time, because many log lines are pending.
     let (ended, _) = daemon.end_by(Signal::TERM);
     assert!(ended.status.success(), "{ended:?}");
     let log = ended.log;
-    // Bans have at least half of a minute's lines, and all events together have a budget; more of it as the time passes.
+    // Bans get at least half of a minute's lines. All events share a token bucket, which refills over time.
     let lines = log.lines().count();
     let seconds = usize::try_from(begin.elapsed().as_secs()).unwrap();
     let most = 2 * LINES + 2 * LINES * seconds / 60 + 20;
@@ -96,28 +96,28 @@ fn full_set_under_flood_is_logged_boundedly() {
     let settings = "[block]\nmax_new_bans_per_minute = 1000000\n[block.nft]\nsize = 4\n";
     let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
     let target = lab.victim_v4("forger").into();
-    // Fewer than a minute may have lines about probes, so that the last one has its own.
+    // Fewer than the limit of probe lines per minute, so that the last probe gets its own line.
     lab.wire("forger").pace(10_000, forged(250).map(|source| raw::tcp(source, target, 23, 0)));
     daemon.expect_line("set inet portsentry blocked is full (4)");
-    // A refused ban is slow, but it must not keep the sensor from what comes after.
+    // A refused ban is slow, but it must not delay the sensor.
     let begin = Instant::now();
     let last = forged(251).last().unwrap();
     lab.wire("forger").send(&raw::tcp(last, target, 24, SYN));
     daemon.expect_line(&format!("from host: {last}/{last} to TCP port: 24"));
-    assert!(begin.elapsed() < Duration::from_secs(10) * slowness(), "it took {:?} to get there", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(10) * slowness(), "the probe took {:?}", begin.elapsed());
     assert_eq!(lab.set("blocked").len(), 4);
     let log = daemon.stop();
-    // So many a minute, and what was begun is told of before the end.
+    // The limit applies per minute; lines that were begun are written before the end.
     let most = FAILURES_A_MINUTE * (1 + usize::try_from(start.elapsed().as_secs()).unwrap() / 60);
     let failures = log.matches("could not be blocked").count();
     assert!((1..=most).contains(&failures), "{failures} lines, at most {most}");
 }
 
-/// Bans that a minute may bring to innocent sources: what the bucket holds at once, what it gets, what the kernel bans before it
-/// hears of the sensor (ten of each family), and the short ones.
+/// The maximum of bans of innocent sources per minute: the burst and the refill of the token bucket, the bans by the
+/// kernel before the sensor (ten per family), and the short ones.
 const INNOCENTS_A_MINUTE: usize = 150;
 
-/// How many innocent sources are banned by forged SYNs, four ports each, in so many seconds.
+/// Floods for `seconds` with forged SYNs, four ports per source. Returns how many forged sources are banned.
 fn banned_by_flood(per_second: u32, seconds: u32) -> (usize, Duration) {
     let lab = Lab::new(&["forger", "scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -129,7 +129,7 @@ fn banned_by_flood(per_second: u32, seconds: u32) -> (usize, Duration) {
     let mut wire = lab.wire("forger");
     let begin = Instant::now();
     wire.pace(per_second, probes.map(|(source, port)| raw::tcp(source, target, port, SYN)));
-    // Whatever came before it has been judged then.
+    // All earlier packets have been judged then.
     lab.provoke_ban("scanner");
     let took = begin.elapsed();
     let status = lab.ask(&["status"]);
@@ -143,7 +143,7 @@ fn banned_by_flood(per_second: u32, seconds: u32) -> (usize, Duration) {
     (bans.into_iter().filter(|ban| ban.address != IpAddr::from(scanner)).count(), took)
 }
 
-/// The bound of a minute, for as long as the flood takes: the bucket is full at first.
+/// Asserts the limit for the duration of the flood. The bucket is full at first.
 #[test]
 fn forged_flood_bans_few_sources() {
     for per_second in [200, 20_000] {
@@ -153,7 +153,8 @@ fn forged_flood_bans_few_sources() {
     }
 }
 
-/// From the first of a thousand ports that a real scanner probes to its ban, while forged SYNs come at 20,000/s.
+/// Measures the time from the first of a real scanner's thousand ports to its ban, while 20,000 forged SYNs arrive per
+/// second.
 #[test]
 #[ignore = "measures, ten times"]
 fn scanner_in_forged_flood_is_banned_soon() {
@@ -170,7 +171,7 @@ fn scanner_in_forged_flood_is_banned_soon() {
                 scope.spawn(move || wire.pace(20_000, probes));
                 std::thread::sleep(Duration::from_secs(2));
                 let begin = Instant::now();
-                lab.touch("scanner", source, target, &(1..=1_000).collect::<Vec<_>>());
+                lab.probe("scanner", source, target, &(1..=1_000).collect::<Vec<_>>());
                 lab.expect_ban(source);
                 let took = begin.elapsed();
                 daemon.stop();
@@ -192,8 +193,7 @@ fn forged_flood_of_a_whole_minute() {
     }
 }
 
-/// Gives the program files that say who is logged in, which DHCP server gave this host its address, and which names have
-/// which address. In its own mount namespace, so that nobody else sees them.
+/// Gives the program files with login sessions, the DHCP server's lease and /etc/hosts, in its own mount namespace.
 const SYSTEM: &str = r#"
 set -e
 target=$(readlink -m /etc/resolv.conf)
@@ -208,7 +208,7 @@ shift
 exec "$@"
 "#;
 
-/// A record of utmp (glibc's bits/utmp.h) for somebody who is logged in from `host`, with this process as his.
+/// A utmp record (glibc's bits/utmp.h) of a user logged in from `host`, with this process as the session's.
 fn session(host: &str) -> Vec<u8> {
     let mut record = vec![0; if cfg!(target_arch = "aarch64") { 400 } else { 384 }];
     record[..2].copy_from_slice(&7_i16.to_ne_bytes());
@@ -219,7 +219,7 @@ fn session(host: &str) -> Vec<u8> {
 
 #[test]
 fn forged_exempt_sources_ban_none() {
-    innocents_are_spared(&Lab::new(&["forger", "attacker"]), "", |_, _| {});
+    assert_exempt_sources_not_banned(&Lab::new(&["forger", "attacker"]), "", |_, _| {});
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn exempt_sources_reach_no_backend() {
         deny.display(),
         script.display()
     );
-    innocents_are_spared(&lab, &settings, |innocents, strangers| {
+    assert_exempt_sources_not_banned(&lab, &settings, |exempt, others| {
         let text = |path| std::fs::read_to_string(path).unwrap_or_default();
         let routes = || {
             let shown = |family| lab.run("victim", "ip", &[family, "route", "show", "table", "all", "proto", "112"]);
@@ -241,25 +241,24 @@ fn exempt_sources_reach_no_backend() {
         };
         let held = || [routes(), text(&deny), text(&calls)];
         let words = |text: &str| text.split([' ', '\n', '[', ']']).map(str::to_owned).collect::<Vec<_>>();
-        let all =
-            || held().iter().all(|text| strangers.iter().all(|stranger| words(text).contains(&stranger.to_string())));
+        let all = || held().iter().all(|text| others.iter().all(|other| words(text).contains(&other.to_string())));
         assert!(within(TIMEOUT, || all().then_some(())).is_some(), "{:?}", held());
         for text in held() {
-            let named: Vec<_> = innocents.iter().filter(|innocent| words(&text).contains(*innocent)).collect();
+            let named: Vec<_> = exempt.iter().filter(|source_name| words(&text).contains(*source_name)).collect();
             assert!(
                 named.is_empty() && !text.contains("fd77:") && !text.contains("2001:db8:9:"),
                 "{named:?} in {text}"
             );
         }
-        assert_eq!(routes().lines().count(), strangers.len(), "{}", routes());
+        assert_eq!(routes().lines().count(), others.len(), "{}", routes());
     });
 }
 
-/// Forges packets in the name of all whom the host needs, and sees to it that the kernel's sets hold strangers alone and
-/// that the log names each of the others; `and` is given both.
-fn innocents_are_spared(lab: &Lab, ways: &str, and: impl FnOnce(&[String], &[IpAddr])) {
+/// Forges packets from all exempt sources and from others. Asserts that only the others are banned and that the log
+/// names each exempt one; then calls `check` with both.
+fn assert_exempt_sources_not_banned(lab: &Lab, more: &str, check: impl FnOnce(&[String], &[IpAddr])) {
     let (own, own6) = (lab.victim_v4("forger"), lab.victim_v6("forger"));
-    let innocents = [
+    let exempt = [
         ("10.77.1.250", "a gateway of this host"),
         ("fd77:0:0:1::250", "a gateway of this host"),
         ("198.51.100.53", "a resolver of this host"),
@@ -280,7 +279,7 @@ fn innocents_are_spared(lab: &Lab, ways: &str, and: impl FnOnce(&[String], &[IpA
     lab.write("leases", &format!("lease {{\n  {lease}\n}}\n"));
     lab.write("hosts", "192.0.2.78 monitor.lab.example\n");
     let settings = "[udp]\nblock = true\n[allow]\nnetworks = [\"192.0.2.77\"]\nnames = [\"monitor.lab.example\"]\n";
-    let settings = lab.write("portsentry.toml", &format!("{settings}{ways}"));
+    let settings = lab.write("portsentry.toml", &format!("{settings}{more}"));
     let folder = lab.path("");
     let wrapper = ["sh", "-c", SYSTEM, "sh", folder.to_str().unwrap()];
     let arguments = ["--expire", "24h", "--scan-trigger", "0", "--config", settings.to_str().unwrap()];
@@ -294,27 +293,27 @@ fn innocents_are_spared(lab: &Lab, ways: &str, and: impl FnOnce(&[String], &[IpA
         ("10.99.0.2", |source, target| raw::tcp(source, target, 79, 0)),
         ("10.99.0.3", |source, target| raw::udp(source, target, (53, 161))),
     ];
-    let mut strangers = Vec::new();
-    for (stranger, forge) in kinds {
-        for (innocent, _) in innocents {
-            let source: IpAddr = innocent.parse().unwrap();
+    let mut others = Vec::new();
+    for (other, forge) in kinds {
+        for (source_name, _) in exempt {
+            let source: IpAddr = source_name.parse().unwrap();
             let target = if source.is_ipv4() { own.into() } else { own6.into() };
             wire.send(&forge(source, target));
         }
-        // Each of these is enough for a ban where nothing protects its source.
-        strangers.push(stranger.parse().unwrap());
-        wire.send(&forge(*strangers.last().unwrap(), own.into()));
-        lab.expect_ban(*strangers.last().unwrap());
+        // Each of these packets leads to a ban if its source is not exempt.
+        others.push(other.parse().unwrap());
+        wire.send(&forge(*others.last().unwrap(), own.into()));
+        lab.expect_ban(*others.last().unwrap());
     }
-    assert_eq!(lab.banned(), strangers);
-    for (innocent, why) in innocents {
-        let lines = || daemon.lines_with(&format!(" from {innocent} to "));
-        let reason = format!("is not held against it: it is {why}, and never");
-        // The kernel may have blocked the strangers by itself before the program came to it.
-        let told = within(TIMEOUT, || lines().iter().any(|line| line.contains(&reason)).then_some(()));
-        assert!(told.is_some(), "{innocent}: {:?}", lines());
+    assert_eq!(lab.banned(), others);
+    for (source_name, kind) in exempt {
+        let lines = || daemon.lines_with(&format!(" from {source_name} to "));
+        let reason = format!("is not held against it: it is {kind}, and never");
+        // The kernel may have banned the other sources before the program judges the exempt ones.
+        let reported = within(TIMEOUT, || lines().iter().any(|line| line.contains(&reason)).then_some(()));
+        assert!(reported.is_some(), "{source_name}: {:?}", lines());
     }
-    and(&innocents.map(|(innocent, _)| innocent.to_owned()), &strangers);
+    check(&exempt.map(|(source_name, _)| source_name.to_owned()), &others);
     daemon.stop();
 }
 
@@ -322,7 +321,7 @@ fn innocents_are_spared(lab: &Lab, ways: &str, and: impl FnOnce(&[String], &[IpA
 fn utmp_record_of_a_user_protects_nothing() {
     let lab = Lab::new(&["attacker"]);
     let attacker = lab.v4("attacker");
-    // As libutempter writes it for any user who asks: with the user's process.
+    // As libutempter writes it on behalf of any user: with a process of the user.
     let mut process = std::process::Command::new("sleep").arg("600").uid(65_534).spawn().unwrap();
     let mut record = session(&attacker.to_string());
     record[4..8].copy_from_slice(&process.id().to_ne_bytes());

@@ -1,4 +1,5 @@
-//! Traffic that looks like a scan to a careless eye. Each test ends with the ban of a culprit, whose packets come last.
+//! Tests legitimate traffic that resembles a scan. Each test ends with the ban of another source, whose packets come
+//! last.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,7 +15,7 @@ use netns_lab::{Lab, TIMEOUT, enter};
 const STRICT: [&str; 4] = ["--expire", "24h", "--scan-trigger", "0"];
 const UDP_BLOCKS: &str = "[udp]\nblock = true\n";
 
-fn assert_nobody_but_the_culprit(lab: &Lab) {
+fn assert_only_culprit_is_banned(lab: &Lab) {
     let culprit = lab.provoke_ban("culprit");
     assert_eq!(lab.banned(), [culprit]);
 }
@@ -25,7 +26,7 @@ fn active_ftp_server_is_no_scanner() {
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (server, victim) = (lab.v4("server"), lab.victim_v4("server"));
     for port in 700..710 {
-        // The client here opens a port for the data, and the server connects to it at once.
+        // In active FTP the client listens for data, and the server connects to it.
         let listener = lab.inside("victim", || TcpListener::bind((victim, port)).unwrap());
         lab.inside("server", || {
             let flags = SocketFlags::CLOEXEC;
@@ -36,11 +37,11 @@ fn active_ftp_server_is_no_scanner() {
             TcpStream::from(data).write_all(b"data").unwrap();
         });
         let (mut data, _) = listener.accept().unwrap();
-        let mut said = String::new();
-        data.read_to_string(&mut said).unwrap();
-        assert_eq!(said, "data");
+        let mut received = String::new();
+        data.read_to_string(&mut received).unwrap();
+        assert_eq!(received, "data");
     }
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
 }
 
 #[test]
@@ -51,7 +52,7 @@ fn passive_ftp_client_is_no_scanner() {
         let _data = Services::open(&lab, &[port]);
         assert_eq!(lab.served("client", lab.victim_v4("client").into(), &[port], 1), 1);
     }
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
 }
 
 #[test]
@@ -70,11 +71,11 @@ fn clients_of_dnat_ports_are_no_scanners() {
     for round in 0..2 {
         for port in ports {
             let service = SocketAddr::from((lab.victim_v4("client"), port));
-            let answered = lab.inside("client", || say(service));
+            let answered = lab.inside("client", || echo(service));
             assert_eq!(answered, b"hello", "port {port}, round {round}");
         }
     }
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
 }
 
 #[test]
@@ -85,9 +86,9 @@ fn web_and_ident_client_is_no_scanner() {
     let (client, victim) = (lab.v4("client").into(), lab.victim_v4("client").into());
     for _ in 0..5 {
         assert!(lab.is_served("client", victim, 80, TIMEOUT));
-        lab.touch("client", client, victim, &[443, 8443, 113]);
+        lab.probe("client", client, victim, &[443, 8443, 113]);
     }
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
 }
 
 #[test]
@@ -105,7 +106,7 @@ fn late_answer_to_closed_socket_is_ignored() {
     for port in 720..730 {
         wire.send(&raw::udp(server, victim, (53, port)));
     }
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
 }
 
 #[test]
@@ -128,7 +129,7 @@ fn answers_in_wide_port_range_are_ignored() {
         }
     });
     assert!(used.iter().all(|port| (600..=1000).contains(port)), "{used:?}");
-    // What comes when the connection is long forgotten: the last FIN/ACK again, a late ACK, a reset.
+    // Segments after the connection is forgotten: a repeated FIN/ACK, a late ACK, a reset.
     let (from, to) = (lab.v4("server").into(), lab.victim_v4("server").into());
     let mut wire = lab.wire("server");
     for port in used {
@@ -136,7 +137,7 @@ fn answers_in_wide_port_range_are_ignored() {
             wire.send(&raw::packet(from, to, raw::TCP, &raw::segment(from, to, (80, port), flags)));
         }
     }
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
 }
 
 #[test]
@@ -151,14 +152,14 @@ fn broadcast_and_multicast_are_not_own() {
     }
     for (target, port) in [([255, 255, 255, 255], 67), ([10, 77, 1, 255], 137), ([10, 77, 1, 255], 138)] {
         wire.broadcast(&raw::udp(source, IpAddr::from(target), (port, port)));
-        // Some send what is for everybody in an own frame to each.
+        // Some hosts send a broadcast as a unicast frame to each host.
         wire.send(&raw::udp(source, IpAddr::from(target), (port, port)));
     }
-    // What everybody on the link gets is not aimed at one, even where it names one.
+    // A broadcast frame is not directed at one host, even with a unicast IP address.
     wire.broadcast(&raw::udp(source, lab.victim_v4("neighbour").into(), (137, 137)));
     let source = lab.v6("neighbour").into();
     wire.send(&raw::udp(source, "ff02::fb".parse().unwrap(), (5353, 5353)));
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
     for neighbour in [IpAddr::from(lab.v4("neighbour")), source] {
         let lines = daemon.lines_with(&neighbour.to_string());
         assert!(lines.is_empty(), "{lines:?}");
@@ -166,7 +167,7 @@ fn broadcast_and_multicast_are_not_own() {
 }
 
 #[test]
-fn a_traceroute_is_no_scan() {
+fn traceroute_is_no_scan() {
     let lab = Lab::new(&["tracer", "culprit"]);
     let _daemon = Daemon::start_configured(&lab, UDP_BLOCKS, &STRICT);
     lab.inside("tracer", || {
@@ -177,7 +178,7 @@ fn a_traceroute_is_no_scan() {
             let _ = socket.send_to(b"traceroute", (lab.victim_v4("tracer"), port));
         }
     });
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
 }
 
 #[test]
@@ -191,7 +192,7 @@ fn backscatter_is_no_scan() {
         let answers = (1..=100).flat_map(|port| [SYN | ACK, RST, RST | ACK].map(|flags| (port, flags)));
         lab.wire("victim2").pace(5_000, answers.map(|(port, flags)| raw::tcp(source, target, port, flags)));
     }
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
 }
 
 #[test]
@@ -204,33 +205,33 @@ fn clients_during_service_restart_are_no_scanners() {
     assert_eq!(lab.served("client", victim, &ports, 1), 3);
     drop(services);
     for _ in 0..20 {
-        lab.touch("client", client, victim, &ports);
+        lab.probe("client", client, victim, &ports);
         std::thread::sleep(Duration::from_millis(100));
     }
     let _services = Services::open(&lab, &ports);
     assert_eq!(lab.served("client", victim, &ports, 1), 3);
     let _others = Services::open(&lab, &EIGHT);
-    assert_nobody_but_the_culprit(&lab);
+    assert_only_culprit_is_banned(&lab);
 }
 
-/// A service in any host that says back what it is told first.
+/// An echo service on any host.
 fn serve_at(lab: &Lab, host: &str, port: u16) -> std::thread::JoinHandle<()> {
     let namespace = lab.namespace(host).name().to_owned();
     let listener = lab.inside(host, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
-    // It ends with the test's process: a listener keeps its namespace, and nobody waits for it.
+    // The thread ends with the test process: its listener keeps the namespace open, and nothing waits for it.
     std::thread::spawn(move || {
         enter(&namespace);
         for mut stream in listener.incoming().flatten() {
-            let mut said = [0; 5];
-            if stream.read_exact(&mut said).is_ok() {
-                let _ = stream.write_all(&said);
+            let mut message = [0; 5];
+            if stream.read_exact(&mut message).is_ok() {
+                let _ = stream.write_all(&message);
             }
         }
     })
 }
 
-fn say(service: SocketAddr) -> Vec<u8> {
-    let mut stream = TcpStream::connect_timeout(&service, TIMEOUT).expect("somebody answers");
+fn echo(service: SocketAddr) -> Vec<u8> {
+    let mut stream = TcpStream::connect_timeout(&service, TIMEOUT).expect("the service answers");
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(b"hello").unwrap();
     let mut answer = Vec::new();

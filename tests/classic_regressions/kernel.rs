@@ -1,4 +1,4 @@
-//! What the log says is what the kernel holds.
+//! Tests that the log agrees with the state of the kernel.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,15 +19,15 @@ fn ban_can_return_after_expiry_or_deletion() {
     let attacker = lab.provoke_ban("attacker");
     lab.expect_banned(&[]);
     assert!(lab.is_served("attacker", victim, 80, TIMEOUT));
-    lab.touch_until_banned("attacker", victim);
-    assert!(!lab.is_served("attacker", victim, 80, SHORTLY), "blocked again, not only in the log");
+    lab.probe_until_banned("attacker", victim);
+    assert!(!lab.is_served("attacker", victim, 80, SHORTLY), "the ban is in the kernel, not only in the log");
 
     lab.run("victim", "nft", &["flush set inet portsentry blocked"]);
     assert!(lab.is_served("attacker", victim, 80, TIMEOUT));
-    lab.touch_until_banned("attacker", victim);
+    lab.probe_until_banned("attacker", victim);
     assert!(!lab.is_served("attacker", victim, 80, SHORTLY));
-    let said = || (daemon.lines_with(&format!("Host {attacker} has been blocked")).len() >= 3).then_some(());
-    assert!(within(TIMEOUT, said).is_some());
+    let logged = || (daemon.lines_with(&format!("Host {attacker} has been blocked")).len() >= 3).then_some(());
+    assert!(within(TIMEOUT, logged).is_some());
 }
 
 #[test]
@@ -38,14 +38,14 @@ fn repeated_packets_give_few_lines() {
     let ports = (1..=100).cycle().take(10_000);
     lab.wire("attacker").pace(10_000, ports.map(|port| raw::tcp(source, target, port, SYN)));
     lab.provoke_ban("culprit");
-    // A line stands for one packet, and for more where a line with their number follows.
-    let said = format!("Host: {source}/{source} is already blocked Ignoring");
+    // A line counts as one packet, or as more if a line with their number follows.
+    let repeated = format!("Host: {source}/{source} is already blocked Ignoring");
     let counted = format!("packets of Host {source} since its last line: ");
     let number = |line: &String| line.rsplit_once(": ").and_then(|(_, number)| number.parse::<u32>().ok());
     let all = within(TIMEOUT, || {
         let numbers: Vec<u32> =
             daemon.lines_with(&counted).iter().map(|line| number(line).expect("a number of packets")).collect();
-        let single = daemon.lines_with(&said).len().saturating_sub(numbers.len());
+        let single = daemon.lines_with(&repeated).len().saturating_sub(numbers.len());
         let sum = numbers.iter().sum::<u32>() + u32::try_from(single).unwrap();
         (sum >= 10_000).then_some(sum)
     });
@@ -64,7 +64,7 @@ fn table_deleted_midway_returns_with_next_ban() {
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker]);
     daemon.expect_line("table inet portsentry was gone and is there again");
-    assert!(lab.set_text("allowed").contains(&lab.v4("gateway").to_string()), "with whom it protects");
+    assert!(lab.set_text("allowed").contains(&lab.v4("gateway").to_string()), "the allow-list is restored too");
     assert!(!lab.is_served("attacker", lab.victim_v4("attacker").into(), 80, SHORTLY));
 }
 
@@ -72,17 +72,17 @@ fn table_deleted_midway_returns_with_next_ban() {
 fn refused_ban_is_reported_and_retried() {
     let lab = Lab::new(&["attacker"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    // Somebody puts another table in the place of ours: its set takes no IPv4 address.
+    // Another program replaces the table by one whose set takes no IPv4 addresses.
     let foreign = "delete table inet portsentry; add table inet portsentry; \
                    add set inet portsentry blocked { type ether_addr; flags timeout; }";
     lab.run("victim", "nft", &[foreign]);
     let (attacker, victim) = (IpAddr::from(lab.v4("attacker")), lab.victim_v4("attacker").into());
-    lab.touch("attacker", attacker, victim, &[901, 902, 903]);
+    lab.probe("attacker", attacker, victim, &[901, 902, 903]);
     daemon.expect_line(&format!("ERROR: Host {attacker} could not be blocked via nft: "));
     assert!(daemon.lines_with("has been blocked").is_empty());
     assert!(daemon.is_running());
 
     lab.run("victim", "nft", &["delete table inet portsentry"]);
-    lab.touch_until_banned("attacker", victim);
+    lab.probe_until_banned("attacker", victim);
     daemon.expect_line(&format!("Host {attacker} has been blocked"));
 }

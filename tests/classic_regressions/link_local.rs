@@ -1,4 +1,4 @@
-//! Link-local addresses, which name a host on one link alone: another link may have another host of that address.
+//! Tests link-local addresses, which are unique only per link: another link may have another host of the same address.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
@@ -30,10 +30,10 @@ fn index(lab: &Lab, host: &str, interface: &str) -> u32 {
     lab.run(host, "cat", &[&format!("/sys/class/net/{interface}/ifindex")]).trim().parse().unwrap()
 }
 
-/// True where the service of the victim answers the host by its link-local address.
-fn is_served(lab: &Lab, host: &str, patience: Duration) -> bool {
+/// True if a service of the victim answers the host by its link-local address.
+fn is_served(lab: &Lab, host: &str, timeout: Duration) -> bool {
     let service = SocketAddr::V6(SocketAddrV6::new(link_local("fe80::1"), 80, 0, index(lab, host, "uplink")));
-    lab.inside(host, || fetch(service, patience * slowness()))
+    lab.inside(host, || fetch(service, timeout * slowness()))
 }
 
 /// Sends SYNs to closed ports of the victim from a link-local address.
@@ -55,11 +55,11 @@ fn link_local_ban_applies_to_one_link() {
     lab.expect_ban(scanner);
     let target = format!("fe80::77%{}", index(&lab, "victim", "scanner"));
     daemon.expect_line("Host fe80::77 has been blocked via nftables set inet portsentry blocked_link");
-    assert!(!is_served(&lab, "scanner", SHORTLY), "on its link it is blocked");
-    assert!(is_served(&lab, "twin", TIMEOUT), "the other host is another one");
+    assert!(!is_served(&lab, "scanner", SHORTLY), "it is blocked on its link");
+    assert!(is_served(&lab, "twin", TIMEOUT), "the other link has another host of this address");
     assert_eq!(lab.banned(), [scanner], "one element");
 
-    // The ban is put back for that link, known by its address, and lifted by it.
+    // The ban is restored for that link only, and found by its address.
     lab.run("victim", "nft", &["flush ruleset"]);
     lab.expect_ban(scanner);
     assert!(!is_served(&lab, "scanner", SHORTLY) && is_served(&lab, "twin", TIMEOUT));
@@ -70,11 +70,11 @@ fn link_local_ban_applies_to_one_link() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     assert!(!is_served(&lab, "scanner", SHORTLY) && is_served(&lab, "twin", TIMEOUT), "after a restart");
 
-    // The twin is judged by what it does itself.
+    // The twin is judged by its own packets.
     probe(&lab, "twin", "fe80::77");
     assert!(within(TIMEOUT, || (lab.banned().len() == 2).then_some(())).is_some(), "{:?}", lab.banned());
     lab.succeed(&["unblock", "fe80::77"]);
-    assert!(lab.banned().is_empty(), "who names no link means each");
+    assert!(lab.banned().is_empty(), "without a link the command applies to all links");
     assert!(is_served(&lab, "scanner", TIMEOUT) && is_served(&lab, "twin", TIMEOUT));
     daemon.stop();
 }
@@ -89,13 +89,13 @@ fn block_without_link_is_on_every_link() {
     probe(&lab, "one", "fe80::77");
     probe(&lab, "one", "fe80::66");
     let other = lab.expect_ban(link_local("fe80::66").into()).address;
-    assert_eq!(lab.set("blocked_link").len(), 1, "{other} alone, because the first is banned already");
+    assert_eq!(lab.set("blocked_link").len(), 1, "only {other} is added, because the first is already banned");
     lab.succeed(&["unblock", "fe80::77"]);
     assert!(is_served(&lab, "one", TIMEOUT) && is_served(&lab, "two", TIMEOUT));
     daemon.stop();
 }
 
-/// Who takes the gateway's address, or the host's own, on another link is no gateway and not the host.
+/// An address of the gateway or of this host gives no protection on another link.
 #[test]
 fn gateway_is_exempt_on_own_link() {
     let lab = lab_of_twins(&["uplink1", "guest"]);

@@ -1,4 +1,4 @@
-//! Interfaces that go and come back.
+//! Tests interfaces that disappear and return.
 
 use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
@@ -10,7 +10,7 @@ fn returning_interface_is_watched_again_unaided() {
     lab.cut("attacker");
     lab.provoke_ban("other");
     lab.link("attacker");
-    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    lab.probe_until_banned("attacker", lab.victim_v4("attacker").into());
     assert!(daemon.is_running());
 }
 
@@ -18,13 +18,13 @@ fn returning_interface_is_watched_again_unaided() {
 fn returning_interface_is_watched_again() {
     let lab = Lab::new(&["attacker", "other"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
-    let touch = || lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    let touch = || lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
     touch();
     lab.cut("attacker");
     touch();
     lab.link("attacker");
     touch();
-    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    lab.probe_until_banned("attacker", lab.victim_v4("attacker").into());
     assert_eq!(lab.banned(), [std::net::IpAddr::from(lab.v4("attacker"))]);
     assert!(daemon.is_running());
 }

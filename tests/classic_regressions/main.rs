@@ -1,5 +1,5 @@
-//! What went wrong in classic PortSentry, and what people switched such tools off for: each is a test here, named for what
-//! holds instead. Black-box, on real packets between namespaces.
+//! Tests for problems of classic PortSentry and for reasons to disable such tools. Each test is named after the correct
+//! behaviour. They are black-box tests with real packets between namespaces.
 
 #![cfg(test)]
 

@@ -1,4 +1,4 @@
-//! What slipped by unseen.
+//! Tests scans that classic PortSentry did not see.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -33,7 +33,7 @@ fn ack_maimon_and_window_scans_are_reported() {
         lab.nmap(name, lab.victim_v4(name).into(), &[&[kind][..], &QUICK].concat());
         daemon.expect_line(&format!("from host: {0}/{0} to", lab.v4(name)));
     }
-    assert!(lab.banned().is_empty(), "late segments of honest peers look the same");
+    assert!(lab.banned().is_empty(), "late segments of legitimate peers look the same");
     daemon.stop();
     let daemon = Daemon::start_configured(&lab, "[detect]\nack = \"ban\"\n", &["--expire", "24h"]);
     for (name, kind) in kinds {
@@ -102,11 +102,11 @@ fn address_prefix_of_another_is_different() {
     lab.victim_ip("addr add 10.77.1.10/24 dev attacker");
     let sources = [20, 200].map(|end| lab.add_addresses("attacker", end..end + 1)[0].into());
     let _daemon = Daemon::start(&lab, &STRICT);
-    // As text 10.77.1.1 begins 10.77.1.10, and 10.77.1.20 begins 10.77.1.200.
+    // As text 10.77.1.1 is a prefix of 10.77.1.10, and 10.77.1.20 of 10.77.1.200.
     let target = "10.77.1.10".parse().unwrap();
     for (number, source) in sources.into_iter().enumerate() {
-        assert_eq!(lab.banned().len(), number, "{source} has done nothing yet");
-        lab.touch("attacker", source, target, &[23]);
+        assert_eq!(lab.banned().len(), number, "{source} has not scanned yet");
+        lab.probe("attacker", source, target, &[23]);
         lab.expect_ban(source);
     }
     assert_eq!(lab.banned(), sources);

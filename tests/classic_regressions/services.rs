@@ -1,4 +1,4 @@
-//! Real services inside the monitored range: never in their way, and their clients never blamed.
+//! Tests real services within the monitored ports: they can always start, and their clients are not banned.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -21,7 +21,7 @@ const SECONDS: u32 = 2;
 fn service_starts_at_heavily_probed_port() {
     let lab = Lab::new(&["attacker", "third"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    // Whatever answers for a closed port is counted by the kernel itself.
+    // The kernel counts the SYN/ACKs that anything sends from a closed port.
     lab.run(
         "victim",
         "nft",
@@ -31,28 +31,28 @@ fn service_starts_at_heavily_probed_port() {
     let (source, target) = (IpAddr::from(lab.v4("attacker")), IpAddr::from(lab.victim_v4("attacker")));
     let mut wire = lab.wire("attacker");
     let victim = lab.namespace("victim");
-    let (over, starts) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (done, starts) = (AtomicBool::new(false), AtomicU32::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             enter(victim.name());
-            while !over.load(Ordering::Relaxed) {
-                // A process that another test is just starting holds the one before it for a moment.
-                let patience = Instant::now() + TIMEOUT;
+            while !done.load(Ordering::Relaxed) {
+                // A child process of another test may hold the previous listener for a moment.
+                let limit = Instant::now() + TIMEOUT;
                 let service = loop {
                     match TcpListener::bind((Ipv4Addr::UNSPECIFIED, 808)) {
-                        Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < patience => {}
+                        Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < limit => {}
                         bound => break bound,
                     }
                 };
-                drop(service.expect("nothing of the program's ever holds the port"));
+                drop(service.expect("the program never occupies the port"));
                 starts.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        // Two ports are forgiven, so that nobody is blocked and every probe arrives.
+        // Two ports are forgiven, so no source is banned and every probe arrives.
         let packets = [808, 809].into_iter().cycle().map(|port| raw::tcp(source, target, port, SYN));
         wire.pace(PER_SECOND, packets.take((PER_SECOND * SECONDS) as usize));
-        over.store(true, Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
     });
     assert!(starts.load(Ordering::Relaxed) > 100, "{starts:?} starts");
     let counted = lab.run("victim", "nft", &["list", "table", "inet", "count"]);
@@ -72,7 +72,7 @@ fn first_clients_under_probing_are_not_blamed() {
             let packets = [700, 701].into_iter().cycle().map(|port| raw::tcp(source, target, port, SYN));
             wire.pace(PER_SECOND, packets.take((PER_SECOND * SECONDS) as usize));
         });
-        // More services than are forgiven, one after another, each asked the moment that it is there.
+        // More services than forgiven ports, started one after another. Each is used as soon as it listens.
         for port in 700..708 {
             let _service = Services::open(&lab, &[port]);
             assert_eq!(lab.served("client", lab.victim_v4("client").into(), &[port], 3), 3);
@@ -116,7 +116,7 @@ fn bound_listener_opens_port_on_its_interface() {
     let lab = Lab::new(&["inner", "outer"]);
     let _listeners = bound_listeners(&lab, "inner", &PORTS);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let probe = |host: &str| lab.touch(host, lab.v4(host).into(), lab.victim_v4(host).into(), &PORTS);
+    let probe = |host: &str| lab.probe(host, lab.v4(host).into(), lab.victim_v4(host).into(), &PORTS);
     for _ in 0..3 {
         probe("inner");
     }
@@ -126,7 +126,7 @@ fn bound_listener_opens_port_on_its_interface() {
     daemon.stop();
 }
 
-/// What comes to a bridge comes in at one of its ports, and the capture shows it there as well.
+/// A packet to a bridge arrives at one of its ports, where the capture sees it too.
 #[test]
 fn listener_bound_to_bridge_serves_its_ports() {
     const PORTS: [u16; 4] = [901, 902, 903, 904];
@@ -138,7 +138,7 @@ fn listener_bound_to_bridge_serves_its_ports() {
     let _listeners = bound_listeners(&lab, "br0", &PORTS);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     for _ in 0..3 {
-        lab.touch("guest", lab.v4("guest").into(), lab.victim_v4("guest").into(), &PORTS);
+        lab.probe("guest", lab.v4("guest").into(), lab.victim_v4("guest").into(), &PORTS);
     }
     let provoked = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [provoked]);

@@ -1,4 +1,4 @@
-//! `portsentry check`: what is wrong with settings, and what they come to on a host.
+//! Tests `portsentry check`: errors in a configuration, and its effect on the host.
 
 use std::fs::{self, Permissions};
 use std::net::{TcpListener, UdpSocket};
@@ -46,14 +46,14 @@ impl Host {
         path
     }
 
-    /// A unit or a drop-in: `lib` holds those of packages, `etc` the administrator's.
+    /// A unit or a drop-in: `lib` holds those of packages, `etc` those of the administrator.
     fn unit(&self, place: &str, text: &str) {
         let file = self.units.path().join(place);
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(file, text).unwrap();
     }
 
-    /// `program` inside, with the units of this host instead of this machine's: `ip netns exec` has mounts of its own.
+    /// `program` in the namespace, with the units of the test host: `ip netns exec` has its own mounts.
     fn command(&self, program: &str) -> Command {
         const MOUNT: &str = "mount --bind \"$0/lib\" /usr/lib/systemd/system && mount --bind \"$0/etc\" /etc/systemd/system && exec \"$@\"";
         let mut command = self.namespace.command("sh");
@@ -62,7 +62,7 @@ impl Host {
         command
     }
 
-    /// The program with these settings, and nothing in its environment that this machine would say.
+    /// Runs the check with these settings and a clean environment.
     fn check(&self, settings: &str, arguments: &[&str]) -> Output {
         let file = self.file("portsentry.toml", settings);
         self.command(env!("CARGO_BIN_EXE_portsentry")).arg("check").arg(file).args(arguments).output().unwrap()
@@ -85,7 +85,7 @@ fn stdout(output: &Output) -> String {
 }
 
 #[test]
-fn everything_wrong_is_reported_in_one_run() {
+fn all_errors_are_reported_in_one_run() {
     let host = Host::new();
     let settings = "expire = 5\n[detect]\nwindow = \"x\"\n[block]\nmethods = [\"nft\"]\n";
     let output = host.check(settings, &[]);
@@ -96,9 +96,10 @@ fn everything_wrong_is_reported_in_one_run() {
     for (place, start) in places.iter().zip(["1:10: expire: ", "3:10: detect.window: ", "5:1: block.methods: "]) {
         assert!(place.starts_with(start), "{text}");
     }
-    let told = host.json(settings, 78);
-    assert_eq!(told["ok"], false);
-    let keys: Vec<_> = told["errors"].as_array().unwrap().iter().map(|error| (&error["key"], &error["line"])).collect();
+    let report = host.json(settings, 78);
+    assert_eq!(report["ok"], false);
+    let keys: Vec<_> =
+        report["errors"].as_array().unwrap().iter().map(|error| (&error["key"], &error["line"])).collect();
     let expected =
         [("expire", 1), ("detect.window", 3), ("block.methods", 5)].map(|(key, line)| (json!(key), json!(line)));
     assert_eq!(keys, expected.iter().map(|(key, line)| (key, line)).collect::<Vec<_>>());
@@ -107,7 +108,11 @@ fn everything_wrong_is_reported_in_one_run() {
     assert_eq!((output.status.code(), stderr(&output).lines().count()), (Some(78), 3), "{}", stderr(&output));
     let missing =
         host.namespace.command(env!("CARGO_BIN_EXE_portsentry")).args(["check", "/nowhere"]).output().unwrap();
-    assert_eq!(missing.status.code(), Some(78), "a file that is named and missing never means the built-in settings");
+    assert_eq!(
+        missing.status.code(),
+        Some(78),
+        "a missing file that is named is an error, not a reason for built-in defaults"
+    );
 }
 
 #[test]
@@ -123,24 +128,24 @@ fn watched_and_protected_are_of_this_host() {
          [allow]\nnetworks = [\"10.0.0.0/8\"]\nfiles = [\"{}\"]\n",
         ignore.display()
     );
-    let told = host.json(&settings, 0);
-    assert_eq!((&told["ok"], &told["errors"], &told["warnings"]), (&json!(true), &json!([]), &json!([])));
+    let report = host.json(&settings, 0);
+    assert_eq!((&report["ok"], &report["errors"], &report["warnings"]), (&json!(true), &json!([]), &json!([])));
     let tcp = json!({"mode": "advanced", "block": true, "ports": "22-25", "count": 4, "left_out": "80",
         "partly_in_use": [{"port": 22, "address": "0.0.0.0"}, {"port": 25, "address": "127.0.0.1"}]});
-    assert_eq!(told["tcp"], tcp);
+    assert_eq!(report["tcp"], tcp);
     let udp =
         json!({"mode": "stealth", "block": false, "ports": "69", "count": 1, "left_out": "53", "partly_in_use": []});
-    assert_eq!(told["udp"], udp);
-    let why = |network: &str| {
-        let all = told["protected"].as_array().unwrap();
+    assert_eq!(report["udp"], udp);
+    let reason = |network: &str| {
+        let all = report["protected"].as_array().unwrap();
         all.iter().find(|one| one["network"] == network).map(|one| one["why"].as_str().unwrap().to_owned())
     };
-    assert_eq!(why("192.0.2.1/32").as_deref(), Some("an address of this host"));
-    assert_eq!(why("192.0.2.254/32").as_deref(), Some("a gateway of this host"));
-    assert_eq!(why("10.0.0.0/8").as_deref(), Some("on the allow-list"));
-    assert_eq!(why("198.51.100.0/24").as_deref(), Some("on the allow-list"));
+    assert_eq!(reason("192.0.2.1/32").as_deref(), Some("an address of this host"));
+    assert_eq!(reason("192.0.2.254/32").as_deref(), Some("a gateway of this host"));
+    assert_eq!(reason("10.0.0.0/8").as_deref(), Some("on the allow-list"));
+    assert_eq!(reason("198.51.100.0/24").as_deref(), Some("on the allow-list"));
     let interfaces: Vec<_> =
-        told["interfaces"].as_array().unwrap().iter().map(|one| (&one["name"], &one["watched"])).collect();
+        report["interfaces"].as_array().unwrap().iter().map(|one| (&one["name"], &one["watched"])).collect();
     let expected = [("lo", false), ("far", false), ("out", true)].map(|(name, watched)| (json!(name), json!(watched)));
     assert_eq!(interfaces, expected.iter().map(|(name, watched)| (name, watched)).collect::<Vec<_>>());
     let text = stdout(&host.check(&settings, &[]));
@@ -182,14 +187,15 @@ fn impossible_configuration_on_host_is_refused() {
         assert!(text.contains(part), "{part}: {text}");
     }
     let out = stdout(&output);
-    assert!(out.contains("blocks by   run: the command "), "all the same it says what it would do");
-    assert!(out.contains("warning     block.hosts_deny: "), "the program would go on without: {out}");
-    let told = host.json(&settings(0o755), 78);
-    let works: Vec<_> = told["methods"].as_array().unwrap().iter().map(|way| (&way["method"], &way["works"])).collect();
+    assert!(out.contains("blocks by   run: the command "), "the methods are described nevertheless");
+    assert!(out.contains("warning     block.hosts_deny: "), "hosts.deny alone causes only a warning: {out}");
+    let report = host.json(&settings(0o755), 78);
+    let works: Vec<_> =
+        report["methods"].as_array().unwrap().iter().map(|method| (&method["method"], &method["works"])).collect();
     let expected =
         [("nft", true), ("hosts-deny", false), ("run", true)].map(|(name, works)| (json!(name), json!(works)));
     assert_eq!(works, expected.iter().map(|(name, works)| (name, works)).collect::<Vec<_>>());
-    assert_eq!(told["errors"].as_array().unwrap().len(), 1, "{}", told["errors"]);
+    assert_eq!(report["errors"].as_array().unwrap().len(), 1, "{}", report["errors"]);
 }
 
 #[test]
@@ -209,17 +215,18 @@ fn changeable_file_fails_check() {
 fn check_changes_nothing_in_kernel() {
     let host = Host::new();
     let ruleset = || host.namespace.command("nft").args(["list", "ruleset"]).output().unwrap().stdout;
-    let does = |told: &Value| told["methods"][0]["does"].as_str().unwrap().to_owned();
-    assert!(does(&host.json("", 0)).ends_with("; it would be laid"));
+    let description = |report: &Value| report["methods"][0]["does"].as_str().unwrap().to_owned();
+    assert!(description(&host.json("", 0)).ends_with("; it would be laid"));
     assert!(ruleset().is_empty());
     host.namespace.inside(|| Nft::open().unwrap().install(&RulesetSpec { size: 5, ..RulesetSpec::default() }).unwrap());
     let before = ruleset();
-    assert!(does(&host.json("", 0)).ends_with("; it is there, with sets for 5 and 5"));
-    assert!(does(&host.json("[block.nft]\naction = \"reject\"\nsize = 5\n", 0)).ends_with("; it is there"));
+    assert!(description(&host.json("", 0)).ends_with("; it is there, with sets for 5 and 5"));
+    assert!(description(&host.json("[block.nft]\naction = \"reject\"\nsize = 5\n", 0)).ends_with("; it is there"));
     assert_eq!(ruleset(), before);
     host.namespace.run("nft", "add chain inet portsentry mine");
     assert!(
-        does(&host.json("[block.nft]\nsize = 5\n", 0)).ends_with("; it is there; it also holds another chain \"mine\"")
+        description(&host.json("[block.nft]\nsize = 5\n", 0))
+            .ends_with("; it is there; it also holds another chain \"mine\"")
     );
     host.namespace.run("nft", "delete table inet portsentry; add table inet portsentry");
     let output = host.check("", &[]);
@@ -233,10 +240,10 @@ fn unwise_names_are_warned_about() {
     let host = Host::new();
     let settings =
         "expire = \"never\"\n[udp]\nblock = true\n[allow]\nnetworks = [\"0.0.0.0/0\"]\nnames = [\"localhost\"]\n";
-    let told = host.json(settings, 0);
-    assert_eq!(told["names"], json!([{"name": "localhost", "addresses": [], "error": null}]));
+    let report = host.json(settings, 0);
+    assert_eq!(report["names"], json!([{"name": "localhost", "addresses": [], "error": null}]));
     let keys: Vec<_> =
-        told["warnings"].as_array().unwrap().iter().map(|warning| warning["key"].as_str().unwrap()).collect();
+        report["warnings"].as_array().unwrap().iter().map(|warning| warning["key"].as_str().unwrap()).collect();
     assert_eq!(keys, ["udp.block", "expire", "allow.networks", "allow.names"]);
     let file = host.file("portsentry.toml", "");
     let mut command = host.command(env!("CARGO_BIN_EXE_portsentry"));
@@ -252,11 +259,11 @@ fn forbidden_needs_are_named_until_drop_in() {
     let host = Host::new();
     let settings = "[metrics]\nlisten = \"127.0.0.1:9777\"\n[block]\nmethod = [\"nft\", \"hosts-deny\"]\n\
         [report]\njson_file = \"/srv/portsentry/events.json\"\n[trap]\nudp = true\n";
-    // Keys of the errors, and of the warnings.
+    // The keys of the errors and of the warnings.
     let found = || {
-        let told: Value = serde_json::from_str(&stdout(&host.check(settings, &["--json"]))).unwrap();
+        let report: Value = serde_json::from_str(&stdout(&host.check(settings, &["--json"]))).unwrap();
         let keys = |part: &str| -> Vec<String> {
-            let all = told[part].as_array().unwrap();
+            let all = report[part].as_array().unwrap();
             all.iter().map(|one| one["key"].as_str().unwrap().to_owned()).collect()
         };
         (keys("errors"), keys("warnings"))
@@ -280,7 +287,7 @@ fn forbidden_needs_are_named_until_drop_in() {
     assert_eq!(warned(), others);
     host.unit(&format!("{folder}/places.conf"), "[Service]\nReadWritePaths=/srv/portsentry /etc\n");
     assert_eq!(warned(), ["trap.udp"]);
-    // The administrator's own unit stands for the packaged one, and a drop-in that only looks like one does not count.
+    // A unit of the administrator overrides the packaged one, and a file that only looks like a drop-in is ignored.
     host.unit(&format!("{folder}/internet.conf"), "");
     host.unit(&format!("{folder}/internet.conf.bak"), internet);
     assert_eq!(found(), (owned(&["metrics.listen"]), owned(&["trap.udp"])));
@@ -293,7 +300,7 @@ fn unprivileged_check_names_what_was_skipped() {
     let host = Host::new();
     fs::set_permissions(host.folder.path(), Permissions::from_mode(0o755)).unwrap();
     let file = host.file("portsentry.toml", "[block]\nmethod = [\"nft\", \"hosts-deny\"]\n");
-    // Not from the build directory, which another user may not be let into.
+    // Not run from the build directory, which other users may be unable to enter.
     let program = host.folder.path().join("portsentry");
     netns_lab::install_program(std::path::Path::new(env!("CARGO_BIN_EXE_portsentry")), &program);
     let mut command = host.namespace.command("setpriv");
@@ -304,6 +311,6 @@ fn unprivileged_check_names_what_was_skipped() {
     for part in ["without CAP_NET_RAW", "without CAP_NET_ADMIN", "/etc is not this user's to write"] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    let told = stdout(&output);
-    assert!(told.contains("blocks by   nft: ") && told.matches("; not tried").count() == 2, "{told}");
+    let report = stdout(&output);
+    assert!(report.contains("blocks by   nft: ") && report.matches("; not tried").count() == 2, "{report}");
 }

@@ -1,5 +1,5 @@
-//! Every command as a program, against one daemon: what it writes for people and for programs, its exit code, and that
-//! docs/control.md names every field of its JSON.
+//! Tests every command as a program against one daemon: its text and JSON output, its exit code, and that
+//! docs/control.md names every field of the JSON.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,12 +15,12 @@ const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const CONFIG: i32 = 78;
 
-/// What stands for the daemon's places in a command line.
+/// The placeholder for the daemon's paths in a command line.
 const SOCKET: &str = "SOCKET";
 const STATE: &str = "STATE";
 const FILE: &str = "FILE";
 
-/// Command line, exit code, a part of standard output, and the fields of the object that `--json` gives.
+/// Command line, exit code, a part of standard output, and the fields of the object that `--json` prints.
 const DONE_WELL: &[(&str, &str, &[&str])] = &[
     (
         "status --socket SOCKET",
@@ -147,7 +147,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
     ("import FILE/classic.conf", "[tcp]", &["toml", "notes"]),
 ];
 
-/// Command line, exit code, and what standard error says that there is to do.
+/// Command line, exit code, and the remedy on standard error.
 const WRONG: &[(&str, i32, &str)] = &[
     ("list --since yesterday", USAGE, "\"yesterday\" is not a duration; write for example \"90m\", \"24h\" or \"7d\""),
     ("list --since never", USAGE, "\"never\" is not a duration; write for example"),
@@ -213,8 +213,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Asserts how `line` ended; what it wrote.
-fn ended(daemon: &Daemon, line: &str, code: i32) -> (String, String) {
+/// Runs `line`, asserts its exit code, and returns its output.
+fn run_expecting(daemon: &Daemon, line: &str, code: i32) -> (String, String) {
     let output = run(daemon, line);
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{line}: {out}{err}");
@@ -223,7 +223,7 @@ fn ended(daemon: &Daemon, line: &str, code: i32) -> (String, String) {
 
 fn daemon() -> Daemon {
     let daemon = Daemon::start();
-    // The daemon has given the folder of its socket to its own user, which must not be able to change the configuration.
+    // The socket's folder belongs to the daemon's user, which must not be able to change the configuration.
     let folder = daemon.folder.path();
     std::os::unix::fs::chown(folder, Some(0), Some(0)).unwrap();
     fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -240,13 +240,13 @@ fn daemon() -> Daemon {
 fn text_and_json_output_agree() {
     let daemon = daemon();
     for (line, part, keys) in DONE_WELL {
-        // For programs first: what is lifted or lists a ban finds it both times.
-        let (out, _) = ended(&daemon, &format!("{line} --json"), DONE);
+        // JSON first: commands that remove or list a ban find it both times.
+        let (out, _) = run_expecting(&daemon, &format!("{line} --json"), DONE);
         assert_eq!(out.matches('\n').count(), 1, "{line}: one line: {out}");
-        let Value::Object(told) = serde_json::from_str(&out).unwrap() else { panic!("{line}: {out}") };
-        let told: BTreeSet<&str> = told.keys().map(String::as_str).collect();
-        assert_eq!(told, keys.iter().copied().collect(), "{line}");
-        let (out, _) = ended(&daemon, line, DONE);
+        let Value::Object(reply) = serde_json::from_str(&out).unwrap() else { panic!("{line}: {out}") };
+        let reply: BTreeSet<&str> = reply.keys().map(String::as_str).collect();
+        assert_eq!(reply, keys.iter().copied().collect(), "{line}");
+        let (out, _) = run_expecting(&daemon, line, DONE);
         assert!(out.contains(part), "{line}: {out}");
     }
 }
@@ -256,7 +256,7 @@ fn failures_have_exit_codes_and_remedies() {
     let daemon = daemon();
     let folder = daemon.folder.path().display().to_string();
     for (line, code, part) in WRONG {
-        let (out, err) = ended(&daemon, line, *code);
+        let (out, err) = run_expecting(&daemon, line, *code);
         assert!(err.contains(&part.replace(FILE, &folder)), "{line}: {err}");
         assert_eq!(out, "", "{line}: nothing on standard output");
     }
@@ -272,9 +272,9 @@ fn output_that_cannot_be_written_is_failure() {
         let mut command = daemon.namespace.command(env!("CARGO_BIN_EXE_portsentry"));
         let mut child = command.args(filled(&daemon, line)).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
         if line.starts_with("events") {
-            // It writes with the next event.
+            // The command writes when the next event comes.
             while child.try_wait().unwrap().is_none() {
-                ended(&daemon, "reload --socket SOCKET", DONE);
+                run_expecting(&daemon, "reload --socket SOCKET", DONE);
             }
         }
         let output = child.wait_with_output().unwrap();
@@ -301,8 +301,8 @@ fn help_and_version_are_no_errors() {
     let commands: Vec<String> =
         portsentry::cli::grammar().get_subcommands().map(|command| command.get_name().to_owned()).collect();
     assert!(commands.len() > 12, "{commands:?}");
-    let asked = commands.iter().flat_map(|command| [format!("{command} --help"), format!("help {command}")]);
-    for line in asked.chain(["--help".into(), "--version".into(), "help".into()]) {
+    let lines = commands.iter().flat_map(|command| [format!("{command} --help"), format!("help {command}")]);
+    for line in lines.chain(["--help".into(), "--version".into(), "help".into()]) {
         let words: Vec<&str> = line.split(' ').collect();
         let output = Command::new(env!("CARGO_BIN_EXE_portsentry")).args(words).output().unwrap();
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(DONE), String::new()), "{line}");

@@ -1,4 +1,4 @@
-//! `portsentry list`: the ledger and the kernel's sets, joined.
+//! Tests `portsentry list`, which joins the ledger and the kernel's sets.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -40,7 +40,7 @@ fn ban(text: &str, since: SystemTime, seconds: u64) -> Banned {
     }
 }
 
-/// A ledger, and a network namespace whose kernel sets it is about.
+/// A ledger, and a network namespace with the kernel sets that it describes.
 struct Host {
     state: TempDir,
     namespace: Namespace,
@@ -57,7 +57,7 @@ impl Host {
         self.state.path().join("portsentry")
     }
 
-    /// Repeats the ledger's first ban for this many addresses from 10.0.0.1 on.
+    /// Repeats the ledger's first ban for `bans` addresses from 10.0.0.1 on.
     fn multiply(&self, bans: u32) {
         let connection = Connection::open(self.directory().join(DATABASE)).unwrap();
         let mut names = connection.prepare("SELECT name FROM pragma_table_info('ban') WHERE name != 'id'").unwrap();
@@ -73,7 +73,7 @@ impl Host {
         assert_eq!(connection.execute(&all, []).unwrap(), usize::try_from(bans).unwrap());
     }
 
-    /// Has the kernel block these.
+    /// Adds these bans to the kernel.
     fn block(&self, bans: &[(&str, u64)]) {
         let span = |seconds: u64| Expiry::After(Duration::from_secs(seconds));
         let bans: Vec<_> = bans.iter().map(|(text, seconds)| (target(text), span(*seconds))).collect();
@@ -113,12 +113,12 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The subjects in their order.
+/// The targets in their order.
 fn targets(list: &Value) -> Vec<&str> {
     list["bans"].as_array().unwrap().iter().map(|ban| ban["subject"].as_str().unwrap()).collect()
 }
 
-/// The lines of the table without its head, each with its mark and first word.
+/// The lines of the table without its head, each as its mark and first word.
 fn rows(text: &str) -> Vec<(char, &str)> {
     let rows = text.lines().skip(1).filter(|line| line.contains("  "));
     rows.map(|line| (line.chars().next().unwrap(), line[2..].split_whitespace().next().unwrap())).collect()
@@ -135,14 +135,17 @@ fn list_joins_kernel_and_ledger() {
     host.block(&[("192.0.2.1", HOUR / 2), ("2001:db8:1:2::/64", 3 * HOUR), ("198.51.100.9", 4 * HOUR)]);
     let text = host.text(&[]);
     let expected = [(' ', "192.0.2.1"), ('!', "192.0.2.2"), (' ', "2001:db8:1:2::/64"), ('?', "198.51.100.9")];
-    assert_eq!(rows(&text), expected, "what is over is not listed:\n{text}");
+    assert_eq!(rows(&text), expected, "expired bans are not listed:\n{text}");
     assert!(text.contains("\n! the ledger has it, ") && text.contains("\n? the kernel blocks it, "), "{text}");
 
     let list = host.json(&[]);
     assert_eq!(list["kernel"], true);
     let of = |text: &str| list["bans"].as_array().unwrap().iter().find(|ban| ban["subject"] == text).unwrap().clone();
     let both = of("192.0.2.1");
-    assert!((1_790..=1_800).contains(&both["left_s"].as_u64().unwrap()), "the kernel's time counts: {both}");
+    assert!(
+        (1_790..=1_800).contains(&both["left_s"].as_u64().unwrap()),
+        "the kernel's remaining time is shown: {both}"
+    );
     assert_eq!((&both["in_kernel"], &both["in_ledger"]), (&true.into(), &true.into()));
     assert_eq!(both["ports"], serde_json::json!([{"proto": "tcp", "port": 23}, {"proto": "tcp", "port": 8080}]));
     assert_eq!([&both["class"], &both["author"], &both["method"]], ["syn", "detector", "nft"]);
@@ -177,7 +180,7 @@ fn list_order_and_period_are_selectable() {
 }
 
 #[test]
-fn one_target_is_listed_alone() {
+fn list_shows_only_requested_target() {
     let wide = target("10.0.0.0/24");
     let host = Host::with(&[
         ban("10.0.0.7", ago(60), HOUR),
@@ -186,7 +189,7 @@ fn one_target_is_listed_alone() {
         Banned { target: wide, ..ban("10.0.0.9", ago(60), 2 * HOUR) },
     ]);
     host.block(&[("10.0.0.7", HOUR), ("10.0.1.7", HOUR), ("2001:db8:1:2::/64", HOUR)]);
-    assert_eq!(targets(&host.json(&["10.0.0.7"])), ["10.0.0.7", "10.0.0.0/24"], "with the network around it");
+    assert_eq!(targets(&host.json(&["10.0.0.7"])), ["10.0.0.7", "10.0.0.0/24"], "the network around it is listed too");
     assert_eq!(targets(&host.json(&["10.0.0.8"])), ["10.0.0.0/24"]);
     assert_eq!(targets(&host.json(&["10.0.0.0/24"])), ["10.0.0.7", "10.0.0.0/24"]);
     assert_eq!(targets(&host.json(&["10.0.0.0/16"])).len(), 3);
@@ -253,7 +256,7 @@ fn many_bans_are_read_from_ledger() {
 #[test]
 fn names_are_resolved_where_requested() {
     let host = Host::with(&[ban("127.0.0.1", ago(60), HOUR), ban("192.0.2.1", ago(60), HOUR)]);
-    // Nothing answers in the namespace but /etc/hosts.
+    // In the namespace only /etc/hosts resolves names.
     let list = host.json(&["--names"]);
     let of = |text: &str| list["bans"].as_array().unwrap().iter().find(|ban| ban["subject"] == text).unwrap().clone();
     assert_eq!((&of("127.0.0.1")["name"], &of("192.0.2.1")["name"]), (&"localhost".into(), &Value::Null));

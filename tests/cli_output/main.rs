@@ -1,5 +1,5 @@
-//! What an operator sees at a terminal: `portsentry list`, `watch` and `check`, and every command as a program, on ledgers and kernels of the
-//! test's own.
+//! Tests the command line from an operator's view: `portsentry list`, `watch` and `check`, and every other command as a
+//! program. Ledgers and kernel state belong to the test.
 
 #[cfg(test)]
 mod check;

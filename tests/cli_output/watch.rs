@@ -1,4 +1,4 @@
-//! `portsentry watch` in a terminal of its own, with a daemon in a network namespace.
+//! Tests `portsentry watch` in a pseudo-terminal, with a daemon in a network namespace.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,11 +15,11 @@ use netns_lab::Namespace;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_portsentry");
 
-/// To the terminal's other screen, and back.
+/// Escape sequences that enter and leave the alternate screen.
 const ENTER: &str = "\u{1b}[?1049h";
 const LEAVE: &str = "\u{1b}[?1049l";
 
-/// A daemon that blocks nobody by itself: nothing reaches its namespace.
+/// A daemon that bans no source by itself: its namespace receives no packets.
 pub(super) struct Daemon {
     pub(super) folder: TempDir,
     pub(super) namespace: Namespace,
@@ -72,11 +72,11 @@ impl Terminal {
         script.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm-256color");
         let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let written = Arc::new(Mutex::new(Vec::new()));
-        let (mut out, kept) = (child.stdout.take().unwrap(), Arc::clone(&written));
+        let (mut out, buffer) = (child.stdout.take().unwrap(), Arc::clone(&written));
         thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(length @ 1..) = out.read(&mut bytes) {
-                kept.lock().unwrap().extend_from_slice(&bytes[..length]);
+                buffer.lock().unwrap().extend_from_slice(&bytes[..length]);
             }
         });
         Self { child, process, written }
@@ -100,9 +100,9 @@ impl Terminal {
         kill_process(Pid::from_raw(process).unwrap(), Signal::TERM).unwrap();
     }
 
-    /// Its exit code, and all that it wrote.
+    /// Waits for the end; returns the exit code and all output.
     fn end(mut self) -> (Option<i32>, String) {
-        assert!(within(|| self.child.try_wait().unwrap().is_some()), "it goes on: {:?}", self.written());
+        assert!(within(|| self.child.try_wait().unwrap().is_some()), "it has not ended: {:?}", self.written());
         let code = self.child.wait().unwrap().code();
         (code, self.written())
     }
@@ -126,7 +126,7 @@ fn within(mut holds: impl FnMut() -> bool) -> bool {
     false
 }
 
-/// What a terminal shows that was sent this: only what changes is sent, and where the cursor goes.
+/// The screen after this output, which moves the cursor and contains only changes.
 fn screen(written: &str) -> Vec<String> {
     let mut cells = vec![vec![' '; 80]; 24];
     let (mut row, mut column) = (0, 0);
@@ -159,8 +159,8 @@ fn screen(written: &str) -> Vec<String> {
     cells.into_iter().map(|row| row.into_iter().collect()).collect()
 }
 
-/// The terminal is as it was before: its first screen, with its cursor.
-fn given_back(written: &str) -> bool {
+/// True if the terminal is restored: its main screen and its cursor are visible.
+fn is_restored(written: &str) -> bool {
     let (enter, leave) = (written.rfind(ENTER), written.rfind(LEAVE));
     enter.is_some() && leave > enter && written.rfind("\u{1b}[?25h") > enter
 }
@@ -169,8 +169,8 @@ fn given_back(written: &str) -> bool {
 fn watch_without_terminal_says_so() {
     let output = Command::new(PROGRAM).arg("watch").stdin(Stdio::null()).output().unwrap();
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(said, "portsentry: watch needs a terminal; `portsentry events` gives events to programs\n");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(message, "portsentry: watch needs a terminal; `portsentry events` gives events to programs\n");
     let folder = tempfile::tempdir().unwrap();
     let line = format!("exec {PROGRAM} watch --socket {}", folder.path().join("none").display());
     let (code, written) = Terminal::run(Command::new("script"), &folder, &line).end();
@@ -194,11 +194,11 @@ fn live_view_unblocks_with_three_keys() {
     terminal.expect("Unblock 192.0.2.77? y/n");
     terminal.press("y");
     terminal.expect("192.0.2.77 is free again");
-    assert!(!daemon.ask(&["unblock", "192.0.2.77"]).status.success(), "nobody is blocked there any more");
+    assert!(!daemon.ask(&["unblock", "192.0.2.77"]).status.success(), "the source is no longer banned");
     terminal.press("q");
     let (code, written) = terminal.end();
     assert_eq!(code, Some(0));
-    assert!(given_back(&written), "{written:?}");
+    assert!(is_restored(&written), "{written:?}");
     assert!(written.contains("\u{1b}[38;5;"), "in colour");
 }
 
@@ -212,7 +212,7 @@ fn terminal_is_restored_after_signal() {
     terminal.terminate();
     let (code, written) = terminal.end();
     assert_eq!(code, Some(0));
-    assert!(given_back(&written), "{written:?}");
+    assert!(is_restored(&written), "{written:?}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Connect mode as an operator meets it: the program listens on the listed ports itself, and only what its listeners
-//! accept counts. Each test has a network of its own.
+//! Tests connect mode from an operator's view: the program listens on the listed ports, and only connections that its
+//! listeners accept count. Each test has its own network.
 
 #![cfg(test)]
 
@@ -21,29 +21,29 @@ mod tests {
     const TCP: &str = "[tcp]\nports = \"7001-7010\"\nport_banner = \"Go away.\\r\\n\"\n[udp]\nmode = \"off\"\n";
     const BANNER: &str = "Go away.\r\n";
 
-    /// Completes a connection to each port and reads until its end; what was read.
+    /// Connects to each port and returns what it read until the end of the connection.
     fn connect(lab: &Lab, host: &str, target: IpAddr, ports: &[u16]) -> Vec<String> {
         let read = |port: &u16| {
             let mut stream = TcpStream::connect_timeout(&SocketAddr::new(target, *port), TIMEOUT).expect("it is open");
             stream.set_read_timeout(Some(TIMEOUT)).expect("more than zero");
-            let mut said = String::new();
-            stream.read_to_string(&mut said).expect("it is closed in order");
-            said
+            let mut received = String::new();
+            stream.read_to_string(&mut received).expect("the connection closes cleanly");
+            received
         };
         lab.inside(host, || ports.iter().map(read).collect())
     }
 
-    /// Has a host connect to a port for which it is blocked: the connection ends with it, whatever was said by then.
-    fn connect_once_too_often(lab: &Lab, host: &str, port: u16) -> IpAddr {
+    /// Makes a host connect to the port that bans it. The connection is cut, at the latest when it is closed.
+    fn connect_to_be_banned(lab: &Lab, host: &str, port: u16) -> IpAddr {
         let target = SocketAddr::new(lab.victim_v4(host).into(), port);
         drop(lab.inside(host, || TcpStream::connect_timeout(&target, TIMEOUT)));
         lab.expect_ban(lab.v4(host).into()).address
     }
 
-    /// Has a host complete connections until it is blocked. Whoever came earlier has been judged then.
+    /// Makes a host complete connections until it is banned. All earlier connections have been judged by then.
     fn connect_until_banned(lab: &Lab, host: &str, [first, second, third]: [u16; 3]) -> IpAddr {
         connect(lab, host, lab.victim_v4(host).into(), &[first, second]);
-        connect_once_too_often(lab, host, third)
+        connect_to_be_banned(lab, host, third)
     }
 
     fn alert(host: IpAddr, protocol: &str, port: u16) -> String {
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn three_decoy_connections_ban_half_open_not() {
+    fn completed_connections_ban_half_open_do_not() {
         let lab = Lab::new(&["sly", "attacker"]);
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp"]);
         let scan = lab.nmap("sly", lab.victim_v4("sly").into(), &["-sS", "-p7001-7010"]);
@@ -60,10 +60,10 @@ mod tests {
 
         let (attacker, victim) = (IpAddr::from(lab.v4("attacker")), lab.victim_v4("attacker").into());
         let repeated = connect(&lab, "attacker", victim, &[7001, 7001, 7002, 7001, 7002]);
-        assert_eq!(repeated, [BANNER; 5], "the same port again counts once");
+        assert_eq!(repeated, [BANNER; 5], "repeated probes of one port count once");
         daemon.expect_line(&format!("attackalert: Connect {}", alert(attacker, "TCP", 7002)));
         assert!(lab.banned().is_empty());
-        connect_once_too_often(&lab, "attacker", 7003);
+        connect_to_be_banned(&lab, "attacker", 7003);
         daemon.expect_line(&format!("attackalert: Host {attacker} has been blocked via nftables set"));
 
         assert_eq!(lab.banned(), [attacker]);
@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(log.matches("attackalert: Connect from host").count(), 3, "{log}");
         for port in 7001..=7010 {
             let line = format!("adminalert: Going into listen mode on TCP port: {port}\n");
-            assert!(log.contains(&line), "classic announces each port on a line of its own: {log}");
+            assert!(log.contains(&line), "each port is announced in its own line, as in classic PortSentry: {log}");
         }
         assert!(log.find("Going into listen mode") < log.find("is now active"), "{log}");
     }
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn repeated_connection_gets_line_of_connect_mode() {
         let lab = Lab::new(&["attacker"]);
-        // Neither a rule nor a route: the connections go on to arrive, as with classic and TCP wrappers.
+        // Only hosts.deny, so later connections still arrive, as with classic PortSentry and TCP wrappers.
         let file = lab.write("hosts.deny", "");
         let text = format!("{TCP}[block]\nmethod = [\"hosts-deny\"]\n[block.hosts_deny]\nfile = {file:?}\n");
         let daemon = Daemon::start_configured(&lab, &text, &["-tcp", "--no-sandbox"]);
@@ -89,8 +89,8 @@ mod tests {
         connect(&lab, "attacker", victim, &[7001, 7002, 7003]);
         daemon.expect_line(&format!("attackalert: Host {attacker} has been blocked via wrappers"));
         connect(&lab, "attacker", victim, &[7004]);
-        let said = daemon.expect_line(&format!("attackalert: Host: {attacker} is already"));
-        assert_eq!(said, format!("attackalert: Host: {attacker} is already blocked. Ignoring"));
+        let line = daemon.expect_line(&format!("attackalert: Host: {attacker} is already"));
+        assert_eq!(line, format!("attackalert: Host: {attacker} is already blocked. Ignoring"));
         daemon.stop();
     }
 
@@ -115,11 +115,11 @@ mod tests {
         let lab = Lab::new(&["attacker"]);
         lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp", "--scan-trigger", "0"]);
-        let attacker = connect_once_too_often(&lab, "attacker", 7005);
+        let attacker = connect_to_be_banned(&lab, "attacker", 7005);
         daemon.expect_line("has been blocked");
         let log = daemon.stop();
-        let (did, done) = (log.find(&alert(attacker, "TCP", 7005)), log.find("has been blocked"));
-        assert!(did.is_some() && did < done, "what it did comes before what was done about it: {log}");
+        let (probe, ban) = (log.find(&alert(attacker, "TCP", 7005)), log.find("has been blocked"));
+        assert!(probe.is_some() && probe < ban, "the probe is logged before the ban: {log}");
     }
 
     #[test]
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn no_port_left_refuses_to_watch() {
+    fn connect_mode_refuses_if_ports_in_use() {
         let lab = Lab::new(&[]);
         let _services = Services::open(&lab, &[7001, 7002]);
         let path = lab.write("portsentry.toml", "tcp.ports = \"7001,7002\"\nudp.mode = \"off\"\n");
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn low_descriptor_limit_is_reported_with_remedy() {
         let lab = Lab::new(&["attacker"]);
-        // Without nftables there is a socket for each port.
+        // Without nftables there is one socket per port.
         let text = "tcp.ports = \"2001-4000\"\nudp.mode = \"off\"\nblock.method = [\"route\"]\n";
         let path = lab.write("many.toml", text);
         let arguments = ["--config", path.to_str().unwrap(), "-tcp"];
@@ -178,7 +178,7 @@ mod tests {
         assert!(ended.log.contains("TCP ports 79,111 need CAP_NET_BIND_SERVICE"), "{ended:?}");
     }
 
-    /// Sends a datagram to each port; true where one was answered, if only with an error.
+    /// Sends a datagram to each port; true if one was answered, if only with an error.
     fn send(lab: &Lab, host: &str, target: IpAddr, ports: &[u16]) -> bool {
         lab.inside(host, || {
             let answered = ports.iter().filter(|port| {
@@ -271,7 +271,7 @@ mod tests {
         lab.victim_ip("addr add 10.77.2.99/24 dev attacker");
         let attacker = IpAddr::from(lab.v4("attacker"));
         let banned = netns_lab::within(TIMEOUT, || {
-            // The address is new: the program has to hear of it from the kernel first.
+            // The address is new: the program must first learn of it from the kernel.
             let late = SocketAddr::new([10, 77, 2, 99].into(), 7001);
             for port in 7001..=7003 {
                 let late = SocketAddr::new(late.ip(), port);
@@ -282,7 +282,7 @@ mod tests {
             }
             lab.banned().contains(&attacker).then_some(())
         });
-        assert!(banned.is_some(), "an address that came later is never watched");
+        assert!(banned.is_some(), "decoys do not work on a later address");
         assert_eq!(lab.banned(), [attacker]);
         assert_eq!(daemon.lines_with(&lab.v4("unwatched").to_string()), [""; 0]);
         daemon.stop();
@@ -299,14 +299,14 @@ mod tests {
         for target in [[255, 255, 255, 255], [a, b, c, 255]] {
             wire.broadcast(&raw::udp(source.into(), IpAddr::from(target), (138, 138)));
         }
-        // Two datagrams to this host itself show that the broadcasts have been judged by then: they came first.
+        // Two datagrams to this host arrive after the broadcasts: when they are judged, the broadcasts are too.
         for port in [137, 7001] {
             wire.send(&raw::udp(source.into(), lab.victim_v4("neighbour").into(), (5000, port)));
             daemon.expect_line(&alert(source.into(), "UDP", port));
             assert!(port != 137 || lab.banned().is_empty(), "one port is forgiven");
         }
         lab.expect_ban(source.into());
-        assert!(daemon.lines_with(&alert(source.into(), "UDP", 138)).is_empty(), "the broadcasts are nobody's probes");
+        assert!(daemon.lines_with(&alert(source.into(), "UDP", 138)).is_empty(), "broadcasts are not probes");
         daemon.stop();
     }
 
@@ -329,7 +329,7 @@ mod tests {
                 });
             }
             let flooded = netns_lab::within(TIMEOUT, || (connections.load(Ordering::Relaxed) > 500).then_some(()));
-            assert!(flooded.is_some(), "there is no flood");
+            assert!(flooded.is_some(), "the flood did not start");
             connect_until_banned(&lab, "attacker", [7003, 7004, 7005]);
             connect_until_banned(&lab, "late", [7001, 7002, 7003]);
             let (ended, took) = daemon.end_by(Signal::TERM);

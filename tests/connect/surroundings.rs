@@ -1,4 +1,4 @@
-//! Decoys on every port beside what else a host does: containers, forwarding, connection tracking, filters.
+//! Tests decoys on every port next to other functions of a host: containers, forwarding, connection tracking, filters.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness};
 
-use crate::every_port::{ALL, alone, start};
+use crate::every_port::{ALL, exclusive_backlog, start};
 
 fn attempt(lab: &Lab, host: &str, target: IpAddr, port: u16) -> Result<(), ErrorKind> {
     attempt_within(lab, host, target, port, TIMEOUT)
@@ -43,11 +43,11 @@ fn published_port_and_forwarded_traffic_are_untouched() {
         assert_eq!(attempt(&lab, "client", container, 80), Ok(()), "forwarded");
         assert_eq!(attempt(&lab, "client", lab.v6("container").into(), 80), Ok(()), "forwarded");
     }
-    assert_eq!(attempt(&lab, "client", container, 81), REFUSED, "the port of another host is none of the decoys'");
+    assert_eq!(attempt(&lab, "client", container, 81), REFUSED, "a forwarded connection does not reach a decoy");
     assert_eq!(attempt(&lab, "client", lab.v6("container").into(), 81), REFUSED);
     assert_eq!(daemon.lines_with(&format!("Connect from host: {}", lab.v4("client"))), [""; 0]);
     assert!(lab.banned().is_empty());
-    assert_eq!(attempt(&lab, "client", target, 8_081), Ok(()), "and beside it are decoys");
+    assert_eq!(attempt(&lab, "client", target, 8_081), Ok(()), "other ports are decoys");
     daemon.stop();
 }
 
@@ -61,7 +61,11 @@ fn own_connections_work_from_any_port() {
         assert_eq!(attempt(&lab, "victim", server, 80), Ok(()));
     }
     assert_eq!(attempt(&lab, "victim", server, 81), REFUSED);
-    assert_eq!(attempt(&lab, "victim", lab.victim_v4("server").into(), 81), REFUSED, "this host meets no decoys");
+    assert_eq!(
+        attempt(&lab, "victim", lab.victim_v4("server").into(), 81),
+        REFUSED,
+        "outgoing connections do not reach a decoy"
+    );
     daemon.stop();
 }
 
@@ -70,10 +74,10 @@ fn tracked(lab: &Lab) -> u32 {
     lab.run("victim", "cat", &["/proc/sys/net/netfilter/nf_conntrack_count"]).trim().parse().expect("a number")
 }
 
-/// Without translation decoys are not tracked, however much comes; services are.
+/// Without NAT, decoy connections are not tracked, however many there are; those of services are.
 #[test]
 fn decoys_stay_out_of_connection_tracking() {
-    let _alone = alone();
+    let _alone = exclusive_backlog();
     let lab = Lab::new(&["client", "forger"]);
     lab.victim_ip("route add default dev forger");
     nft(
@@ -94,10 +98,10 @@ fn decoys_stay_out_of_connection_tracking() {
     daemon.stop();
 }
 
-/// With translation they are tracked, and never more of them than half of what the table holds.
+/// With NAT, decoy connections are tracked, but fill at most half of the table.
 #[test]
 fn tracked_decoys_leave_room_in_table() {
-    let _alone = alone();
+    let _alone = exclusive_backlog();
     let lab = Lab::new(&["client", "forger"]);
     lab.victim_ip("route add default dev forger");
     nft(
@@ -110,7 +114,7 @@ fn tracked_decoys_leave_room_in_table() {
     let burst = limits.trim().parse::<u32>().unwrap() / 4;
     let list = lab.run("victim", "nft", &["list table inet portsentry"]);
     assert!(list.contains(&format!("burst {burst} packets return")), "{list}");
-    // The same rule with a small limit, so that a flood of the test's size is far above it.
+    // The same rule with a small limit, which the test's flood exceeds by far.
     let rate = (burst / 120).max(1);
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.tcp_syncookies=1"]);
     daemon.frozen(|| {
@@ -126,38 +130,38 @@ fn tracked_decoys_leave_room_in_table() {
         let states = lab.run("victim", "nft", &["list chain inet portsentry decoy_take"]);
         let counted =
             states.split("counter packets ").nth(1).unwrap().split(' ').next().unwrap().parse::<u32>().unwrap();
-        assert!((500..600).contains(&counted), "so many SYNs were taken: {counted}");
+        assert!((500..600).contains(&counted), "{counted} SYNs were accepted");
     });
     assert!(lab.is_served("client", lab.victim_v4("client").into(), 80, TIMEOUT));
     daemon.stop();
 }
 
-/// Translation that comes while the program runs, as with a container engine that starts later.
+/// NAT rules that are added while the program runs, as by a container engine that starts later.
 #[test]
-fn translation_that_comes_later_works() {
+fn nat_rules_added_later_work() {
     let lab = Lab::new(&["client", "container"]);
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
     let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("client")));
     let _listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
     let daemon = start(&lab, ALL);
     let list = || lab.run("victim", "nft", &["list table inet portsentry"]);
-    assert!(list().contains("notrack"), "no translation is in use");
+    assert!(list().contains("notrack"), "without NAT decoys are not tracked");
     let rules = format!(
         "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
          add rule ip nat prerouting ip daddr {target} tcp dport 8080 dnat to {container}:80"
     );
     nft(&lab, &rules);
-    eventually("connections are tracked again", || !list().contains("notrack"));
-    assert!(list().contains("limit rate over"), "and limited");
+    eventually("decoys are tracked", || !list().contains("notrack"));
+    assert!(list().contains("limit rate over"), "their number is limited");
     assert_eq!(attempt(&lab, "client", target, 8_080), Ok(()));
-    assert_eq!(daemon.lines_with("to TCP port: 8080"), [""; 0], "no decoy has taken it");
-    assert_eq!(attempt(&lab, "client", target, 8_081), Ok(()), "the decoys go on");
+    assert_eq!(daemon.lines_with("to TCP port: 8080"), [""; 0], "no decoy has accepted the connection");
+    assert_eq!(attempt(&lab, "client", target, 8_081), Ok(()), "decoys still work");
     nft(&lab, "delete table ip nat");
-    eventually("and not any more", || list().contains("notrack"));
+    eventually("decoys are not tracked any more", || list().contains("notrack"));
     daemon.stop();
 }
 
-/// Families of the tables of a filter, and how its chain drops: by its policy, or by its last rule.
+/// Tables with a filter, and how each chain drops: by its policy or by its last rule.
 const FILTERS: [(&str, &str); 3] = [
     ("inet filter input", "policy drop; ct state established accept; tcp dport 22 accept; icmpv6 type != 1 accept"),
     ("ip filter INPUT", "policy drop; ct state established accept; tcp dport 22 accept"),
@@ -179,15 +183,15 @@ fn filter_that_silences_decoys_is_named() {
         nft(&lab, &text);
         let target = lab.victim_v4("client").into();
         let path = lab.write("checked.toml", ALL);
-        let said = lab
+        let output = lab
             .command("victim", netns_lab::daemon::binary().to_str().unwrap())
             .arg("check")
             .arg(&path)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&said.stdout).into_owned() + &String::from_utf8_lossy(&said.stderr);
+        let output = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         let line = format!("nft insert rule {chain} socket transparent 1 accept");
-        assert!(said.contains(&line), "{said}");
+        assert!(output.contains(&line), "{output}");
         let daemon = start(&lab, ALL);
         let soon = Duration::from_millis(300) * slowness();
         assert!(attempt_within(&lab, "client", target, 901, soon).is_err(), "the filter decides");
@@ -203,7 +207,7 @@ fn filter_that_silences_decoys_is_named() {
     }
 }
 
-/// A filter that no netlink shows: the counters tell.
+/// A filter that cannot be seen over netlink is noticed by the counters.
 #[test]
 fn filter_that_cannot_be_read_is_noticed() {
     let lab = Lab::new(&["forger"]);

@@ -1,4 +1,4 @@
-//! Names and files of the allow-list: whom they protect, since when, and who loses the protection again.
+//! Tests names and files of the allow-list: which addresses they protect, from when on, and when the protection ends.
 
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,11 +16,11 @@ const CLOSED: [u16; 6] = [23, 79, 111, 512, 513, 514];
 const NAME: &str = "monitor.lab.example";
 const NAMES: &str = "[allow]\nnames = [\"monitor.lab.example.\"]\n";
 
-/// What a name server says to every question.
+/// The reply of a name server to every query.
 #[derive(Clone)]
 enum Reply {
     Addresses(Vec<IpAddr>),
-    /// That it cannot find out (SERVFAIL).
+    /// The server cannot resolve the name (SERVFAIL).
     Fails,
     Nothing,
 }
@@ -28,7 +28,7 @@ enum Reply {
 /// A name server on a host, until dropped. References: RFC 1035, section 4.
 struct NameServer {
     reply: Arc<Mutex<Reply>>,
-    asked: Arc<AtomicUsize>,
+    query_count: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -40,26 +40,26 @@ impl NameServer {
         let socket = lab.inside(host, || UdpSocket::bind((address, 53)).expect("port 53 is free"));
         socket.set_read_timeout(Some(Duration::from_millis(20))).expect("more than zero");
         lab.set_resolver(address.into());
-        let (reply, asked, stop) = (Arc::new(Mutex::new(reply)), Arc::default(), Arc::default());
+        let (reply, query_count, stop) = (Arc::new(Mutex::new(reply)), Arc::default(), Arc::default());
         let thread = std::thread::spawn({
-            let (reply, asked, stop) = (Arc::clone(&reply), Arc::clone(&asked), Arc::clone(&stop));
-            move || serve(&socket, &reply, &asked, &stop)
+            let (reply, query_count, stop) = (Arc::clone(&reply), Arc::clone(&query_count), Arc::clone(&stop));
+            move || serve(&socket, &reply, &query_count, &stop)
         });
-        Self { reply, asked, stop, thread: Some(thread) }
+        Self { reply, query_count, stop, thread: Some(thread) }
     }
 
-    /// Says something else from now on, and has the victim ask anew: it does where its resolv.conf changes.
-    fn say(&self, lab: &Lab, host: &str, reply: Reply) {
+    /// Changes the reply and makes the victim resolve its names again by a change of its resolv.conf.
+    fn set_reply(&self, lab: &Lab, host: &str, reply: Reply) {
         *self.reply.lock().unwrap() = reply;
         let text = format!("# {:?}\nnameserver {}\n", Instant::now(), lab.v4(host));
         lab.write("resolv.conf", &text);
     }
 
-    /// Waits until it has been asked once more.
-    fn expect_question(&self) {
-        let before = self.asked.load(Ordering::Relaxed);
-        let asked = within(TIMEOUT, || (self.asked.load(Ordering::Relaxed) > before).then_some(()));
-        assert!(asked.is_some(), "nobody asked the name server");
+    /// Waits for the next query.
+    fn expect_query(&self) {
+        let before = self.query_count.load(Ordering::Relaxed);
+        let queries = within(TIMEOUT, || (self.query_count.load(Ordering::Relaxed) > before).then_some(()));
+        assert!(queries.is_some(), "the name server received no query");
     }
 }
 
@@ -72,11 +72,11 @@ impl Drop for NameServer {
     }
 }
 
-fn serve(socket: &UdpSocket, reply: &Mutex<Reply>, asked: &AtomicUsize, stop: &AtomicBool) {
+fn serve(socket: &UdpSocket, reply: &Mutex<Reply>, query_count: &AtomicUsize, stop: &AtomicBool) {
     let mut query = [0; 512];
     while !stop.load(Ordering::Relaxed) {
         let Ok((length, client)) = socket.recv_from(&mut query) else { continue };
-        asked.fetch_add(1, Ordering::Relaxed);
+        query_count.fetch_add(1, Ordering::Relaxed);
         let reply = reply.lock().unwrap().clone();
         if let Some(answer) = answer(&query[..length], &reply) {
             let _ = socket.send_to(&answer, client);
@@ -86,7 +86,7 @@ fn serve(socket: &UdpSocket, reply: &Mutex<Reply>, asked: &AtomicUsize, stop: &A
 
 fn answer(query: &[u8], reply: &Reply) -> Option<Vec<u8>> {
     let (header, rest) = query.split_at(12);
-    // The name ends at its empty label; type and class follow.
+    // The name ends with its empty label; type and class follow.
     let name = rest.iter().position(|byte| *byte == 0)? + 1;
     let question = &rest[..name + 4];
     let kind = u16::from_be_bytes([question[name], question[name + 1]]);
@@ -111,21 +111,21 @@ fn answer(query: &[u8], reply: &Reply) -> Option<Vec<u8>> {
     Some([&header[..2], &flags, &[0, 1], &count, &[0; 4], question, &records.concat()].concat())
 }
 
-/// `host` touches many closed ports, and whoever comes after it is blocked, but not `host`.
-fn assert_spared(lab: &Lab, host: &str, culprit: &str) {
-    // A line of the log may be a moment ahead of the kernel.
+/// Asserts that `host` is not banned although it probes many closed ports. `culprit` is banned after it.
+fn assert_not_banned(lab: &Lab, host: &str, culprit: &str) {
+    // A log line may be written slightly before the kernel's set changes.
     for (set, address) in [("allowed", lab.v4(host).to_string()), ("allowed6", lab.v6(host).to_string())] {
         let known = within(TIMEOUT, || lab.set_text(set).contains(&address).then_some(()));
         assert!(known.is_some(), "{}", lab.set_text(set));
     }
-    lab.touch(host, lab.v4(host).into(), lab.victim_v4(host).into(), &CLOSED);
-    lab.touch(host, lab.v6(host).into(), lab.victim_v6(host).into(), &CLOSED);
+    lab.probe(host, lab.v4(host).into(), lab.victim_v4(host).into(), &CLOSED);
+    lab.probe(host, lab.v6(host).into(), lab.victim_v6(host).into(), &CLOSED);
     lab.provoke_ban(culprit);
     let banned = lab.banned();
     assert!(!banned.contains(&lab.v4(host).into()) && !banned.contains(&lab.v6_network(host).into()), "{banned:?}");
 }
 
-/// How the ledger says that the last ban of `address` ended. The program must have ended.
+/// How the last ban of `address` ended, from the ledger. The program must have ended.
 fn ending(lab: &Lab, address: IpAddr) -> Option<Ending> {
     let copy = netns_lab::copy_of_state(&lab.path("state"));
     let (ledger, _) = Ledger::open(copy.path()).expect("the ledger opens");
@@ -140,11 +140,11 @@ fn allowed_name_is_exempt_with_reason() {
     let _server = NameServer::start(&lab, "dns", Reply::Addresses(vec![v4.into(), v6.into()]));
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     daemon.expect_line(&format!("adminalert: {NAME}. on the allow-list is {v4}, {v6}"));
-    assert_spared(&lab, "friend", "attacker");
-    let why = "it is the address of a name on the allow-list, and never blocked";
+    assert_not_banned(&lab, "friend", "attacker");
+    let reason = "it is the address of a name on the allow-list, and never blocked";
     for address in [v4.to_string(), v6.to_string()] {
-        let said = || daemon.lines_with(&address).iter().any(|line| line.ends_with(why)).then_some(());
-        assert!(within(TIMEOUT, said).is_some(), "{:?}", daemon.lines_with(&address));
+        let logged = || daemon.lines_with(&address).iter().any(|line| line.ends_with(reason)).then_some(());
+        assert!(within(TIMEOUT, logged).is_some(), "{:?}", daemon.lines_with(&address));
     }
     assert!(lab.set_text("allowed").contains(&v4.to_string()) && lab.set_text("allowed6").contains(&v6.to_string()));
     daemon.stop();
@@ -156,12 +156,12 @@ fn silent_name_server_delays_no_start() {
     let server = NameServer::start(&lab, "dns", Reply::Nothing);
     let begin = Instant::now();
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
-    // One question alone takes glibc five seconds to give up.
+    // A single query takes glibc five seconds to time out.
     assert!(begin.elapsed() < Duration::from_secs(5) * slowness(), "it took {:?} to start", begin.elapsed());
-    let asked = || (server.asked.load(Ordering::Relaxed) > 0).then_some(());
-    assert!(within(TIMEOUT, asked).is_some(), "the look-up is under way");
+    let queried = || (server.query_count.load(Ordering::Relaxed) > 0).then_some(());
+    assert!(within(TIMEOUT, queried).is_some(), "the lookup is running");
     lab.provoke_ban("attacker");
-    // This holds it to a second.
+    // Asserts that it ends within a second.
     daemon.stop();
 }
 
@@ -174,20 +174,20 @@ fn unresolvable_name_keeps_its_addresses() {
     let failed = format!("adminalert: ERROR: {NAME}. on the allow-list cannot be resolved: ");
     assert!(daemon.expect_line(&failed).ends_with("it protects no address until it can"));
     let both = Reply::Addresses(vec![friend, lab.v6("friend").into()]);
-    server.say(&lab, "dns", both.clone());
+    server.set_reply(&lab, "dns", both.clone());
     daemon.expect_line(&format!("{NAME}. on the allow-list can be resolved again: it is {friend}"));
     for _ in 0..2 {
-        server.say(&lab, "dns", Reply::Fails);
-        server.expect_question();
+        server.set_reply(&lab, "dns", Reply::Fails);
+        server.expect_query();
     }
     daemon.expect_line("its last addresses stay protected");
-    assert_spared(&lab, "friend", "attacker");
-    server.say(&lab, "dns", both);
+    assert_not_banned(&lab, "friend", "attacker");
+    server.set_reply(&lab, "dns", both);
     let again =
         || (daemon.lines_with("can be resolved again").len() == 2).then(|| daemon.lines_with("can be resolved again"));
     let lines = within(TIMEOUT, again).expect("it works again");
-    assert!(lines[1].ends_with("can be resolved again"), "no address is new: {lines:?}");
-    assert_eq!(daemon.lines_with(&failed).len(), 2, "each outage once");
+    assert!(lines[1].ends_with("can be resolved again"), "the addresses are the same as before: {lines:?}");
+    assert_eq!(daemon.lines_with(&failed).len(), 2, "each outage is reported once");
     daemon.stop();
 }
 
@@ -197,14 +197,14 @@ fn moved_name_protects_both_addresses_briefly() {
     let server = NameServer::start(&lab, "dns", Reply::Addresses(vec![lab.v4("old").into(), lab.v6("old").into()]));
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     daemon.expect_line(&format!("on the allow-list is {}", lab.v4("old")));
-    // It is blocked until the name moves to it.
+    // The address is banned until the name moves to it.
     let new = lab.provoke_ban("new");
-    server.say(&lab, "dns", Reply::Addresses(vec![new, lab.v6("new").into()]));
+    server.set_reply(&lab, "dns", Reply::Addresses(vec![new, lab.v6("new").into()]));
     daemon.expect_line(&format!("{NAME}. on the allow-list is now also {new}"));
     daemon.expect_line(&format!("adminalert: Host {new} has been unblocked by the allow-list"));
     lab.expect_banned(&[]);
-    assert_spared(&lab, "new", "attacker");
-    assert_spared(&lab, "old", "other");
+    assert_not_banned(&lab, "new", "attacker");
+    assert_not_banned(&lab, "old", "other");
     daemon.stop();
     assert_eq!(ending(&lab, new), Some(Ending::Lifted { by: "the allow-list".to_owned() }));
 }
@@ -213,7 +213,7 @@ fn moved_name_protects_both_addresses_briefly() {
 fn name_with_impossible_address_protects_nothing() {
     let lab = Lab::new(&["dns", "attacker"]);
     let hostile = ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "169.254.7.7", "::", "ff02::1", "fe80::1"];
-    // The victim's own address is protected as such, and for nothing else.
+    // The victim's own address is protected as such, whatever the name.
     let own = IpAddr::from(lab.victim_v4("attacker"));
     let answer = hostile.iter().map(|text| text.parse().unwrap()).chain([own]).collect();
     let _server = NameServer::start(&lab, "dns", Reply::Addresses(answer));
@@ -240,7 +240,7 @@ fn etc_hosts_name_needs_no_server() {
     daemon.expect_line("cannot be resolved");
     lab.write("hosts", &line(&[lab.v4("friend").to_string(), lab.v6("friend").to_string()]));
     daemon.expect_line(&format!("can be resolved again: it is {}", lab.v4("friend")));
-    assert_spared(&lab, "friend", "attacker");
+    assert_not_banned(&lab, "friend", "attacker");
     daemon.stop();
 }
 
@@ -254,19 +254,19 @@ fn ignore_file_change_lifts_bans() {
     daemon.expect_line("ignore is read again: it now allows 2 networks");
     daemon.expect_line(&format!("adminalert: Host {friend} has been unblocked by the allow-list"));
     lab.expect_banned(&[]);
-    assert_spared(&lab, "friend", "attacker");
+    assert_not_banned(&lab, "friend", "attacker");
 
     lab.write("ignore", "nobody in particular\n");
     daemon.expect_line(&format!("{}:1:1: \"nobody in particular\" is not an address", file.display()));
     daemon.expect_line("the 2 networks that it allowed before stay allowed");
-    assert_spared(&lab, "friend", "attacker");
+    assert_not_banned(&lab, "friend", "attacker");
 
-    // Replaced as editors do it.
+    // Replaced by rename, as editors do.
     let new = lab.write("new", "192.0.2.7\n");
     std::fs::rename(new, &file).unwrap();
     daemon.expect_line("ignore is read again: it now allows 1 networks");
-    lab.touch_until_banned("friend", lab.victim_v4("friend").into());
-    assert_eq!(daemon.lines_with("nobody in particular").len(), 1, "said once");
+    lab.probe_until_banned("friend", lab.victim_v4("friend").into());
+    assert_eq!(daemon.lines_with("nobody in particular").len(), 1, "it is reported once");
     daemon.stop();
 }
 
@@ -282,7 +282,7 @@ fn allowed_at_start_is_unblocked() {
     let configuration = format!("[allow]\nnetworks = [\"{friend}/31\"]\n");
     for swept in [false, true] {
         if swept {
-            // As after a reboot: what comes back from the ledger is looked through, too.
+            // As after a reboot: bans restored from the ledger are checked against the allow-list too.
             lab.run("victim", "nft", &["delete table inet portsentry"]);
         }
         let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "24h"]);
@@ -303,7 +303,7 @@ fn allowed_address_in_blocked_64_passes() {
     let file = lab.write("ignore", "");
     let daemon = Daemon::start_configured(&lab, &format!("[allow]\nfiles = [{file:?}]\n"), &["--expire", "24h"]);
     let (friend, network) = (lab.v6("friend"), IpAddr::from(lab.v6_network("friend")));
-    lab.touch("friend", friend.into(), lab.victim_v6("friend").into(), &CLOSED);
+    lab.probe("friend", friend.into(), lab.victim_v6("friend").into(), &CLOSED);
     lab.expect_ban(network);
     lab.write("ignore", &format!("{friend}\n"));
     let passes = || lab.set_text("allowed6").contains(&friend.to_string()).then_some(());
@@ -331,8 +331,8 @@ fn ignore_entry_lifts_thousand_bans() {
     lab.write("ignore", "10.99.0.0/16\n");
     let lifted = within(TIMEOUT, || (lab.banned() == [attacker]).then_some(()));
     assert!(lifted.is_some(), "{} are left", lab.banned().len());
-    let told = || (daemon.lines_with("has been unblocked by the allow-list").len() == 1_000).then_some(());
-    assert!(within(TIMEOUT, told).is_some());
+    let all_reported = || (daemon.lines_with("has been unblocked by the allow-list").len() == 1_000).then_some(());
+    assert!(within(TIMEOUT, all_reported).is_some());
     daemon.stop();
     assert_eq!(ending(&lab, "10.99.0.1".parse().unwrap()), Some(Ending::Lifted { by: "the allow-list".to_owned() }));
 }

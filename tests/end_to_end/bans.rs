@@ -1,4 +1,4 @@
-//! Who scans is blocked: how soon, for how long, and what the log says of it.
+//! Tests that scanners are banned: how soon, for how long, and with which log lines.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -31,8 +31,8 @@ fn nmap_scan_is_banned_for_a_day() {
 
     let quick = ["-sS", "-p1-1024", "--max-retries", "0", "--max-rtt-timeout", "100ms"];
     let again = lab.nmap("attacker", victim, &quick);
-    assert_eq!(again.count("filtered"), 1024, "a blocked scanner learns nothing: {again:?}");
-    assert_eq!(lab.served("third", lab.victim_v4("third").into(), &EIGHT, 1), 8, "the services serve everyone else");
+    assert_eq!(again.count("filtered"), 1024, "a banned scanner learns nothing: {again:?}");
+    assert_eq!(lab.served("third", lab.victim_v4("third").into(), &EIGHT, 1), 8, "other clients are served");
     assert_eq!(lab.banned(), [IpAddr::from(attacker)]);
     daemon.stop();
 }
@@ -80,19 +80,19 @@ fn tcp_scan_kinds_are_banned() {
 fn five_second_ban_ends_after_five_seconds() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &EIGHT);
-    // More of them where it takes that long to look.
+    // Longer on a slow machine.
     let five = Duration::from_secs(5) * slowness();
     let daemon = Daemon::start(&lab, &["--expire", &format!("{}s", five.as_secs())]);
     let attacker = lab.provoke_ban("attacker");
     let victim = lab.victim_v4("attacker").into();
-    assert!(!lab.is_served("attacker", victim, EIGHT[0], SHORTLY), "blocked means blocked");
+    assert!(!lab.is_served("attacker", victim, EIGHT[0], SHORTLY), "a blocked source is not served");
     assert_eq!(lab.set("blocked").first().and_then(|ban| ban.timeout), Some(five));
     lab.expect_banned(&[]);
-    assert_eq!(lab.served("attacker", victim, &EIGHT, 1), 8, "and it may come in again");
+    assert_eq!(lab.served("attacker", victim, &EIGHT, 1), 8, "after the ban it is served again");
 
-    assert_eq!(lab.provoke_ban("attacker"), attacker, "who scans again is blocked again");
-    let said = || daemon.lines_with(&format!("Host {attacker} has been blocked"));
-    assert!(within(TIMEOUT, || (said().len() == 2).then_some(())).is_some(), "{:?}", said());
+    assert_eq!(lab.provoke_ban("attacker"), attacker, "a new scan is banned again");
+    let lines = || daemon.lines_with(&format!("Host {attacker} has been blocked"));
+    assert!(within(TIMEOUT, || (lines().len() == 2).then_some(())).is_some(), "{:?}", lines());
 }
 
 #[test]
@@ -101,11 +101,11 @@ fn two_repeated_ports_are_forgiven() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (attacker, victim) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
     for _ in 0..50 {
-        lab.touch("attacker", attacker, victim, &[23, 79]);
+        lab.probe("attacker", attacker, victim, &[23, 79]);
     }
     let other = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [other], "two ports are a mistake, not a scan");
-    lab.touch("attacker", attacker, victim, &[111]);
+    lab.probe("attacker", attacker, victim, &[111]);
     lab.expect_ban(attacker);
     daemon.expect_line(&format!("Host {attacker} has been blocked"));
 }
@@ -115,7 +115,7 @@ fn scan_trigger_zero_bans_first_port() {
     let lab = Lab::new(&["attacker"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
     let attacker = lab.v4("attacker").into();
-    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[23]);
+    lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &[23]);
     lab.expect_ban(attacker);
 }
 
@@ -124,16 +124,16 @@ fn repeated_probes_are_summed_up() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
-    let said = format!("attackalert: Host: {attacker}/{attacker} is already blocked Ignoring");
+    let repeated = format!("attackalert: Host: {attacker}/{attacker} is already blocked Ignoring");
     let ports: Vec<u16> = (1..=1000).collect();
     for _ in 0..5 {
-        lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &ports);
+        lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &ports);
     }
     lab.provoke_ban("other");
     daemon.expect_line(&format!("adminalert: packets of Host {attacker} since its last line: "));
-    assert!(daemon.lines_with(&said).iter().all(|line| *line == said), "a classic line has nothing behind it");
+    assert!(daemon.lines_with(&repeated).iter().all(|line| *line == repeated), "a classic line has no suffix");
     let log = daemon.stop();
-    let lines = log.matches(&said).count();
+    let lines = log.matches(&repeated).count();
     assert!(lines <= 10, "5000 packets, {lines} lines");
     assert_eq!(log.matches(&format!("Host {attacker} has been blocked")).count(), 1, "{log}");
 }
@@ -142,11 +142,11 @@ fn repeated_probes_are_summed_up() {
 fn full_set_is_reported_and_survived() {
     let lab = Lab::new(&["attacker", "third"]);
     let _services = Services::open(&lab, &EIGHT);
-    // Where packets and transactions add at once, the kernel's own account of the size is off by a few.
+    // When packets and transactions add elements at the same time, the kernel's count is off by a few.
     let settings = "[trap]\ntcp = false\n[block.nft]\nsize = 4\n";
     let mut daemon = Daemon::start_configured(&lab, settings, &["--expire", "1h"]);
     for source in lab.add_addresses("attacker", 10..15) {
-        lab.touch("attacker", source.into(), lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+        lab.probe("attacker", source.into(), lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
     }
     daemon.expect_line("set inet portsentry blocked is full (4)");
     assert_eq!(lab.set("blocked").len(), 4);
@@ -154,7 +154,7 @@ fn full_set_is_reported_and_survived() {
     assert_eq!(lab.served("third", lab.victim_v4("third").into(), &EIGHT, 1), 8);
 
     lab.run("victim", "nft", &["flush set inet portsentry blocked"]);
-    assert_eq!(lab.provoke_ban("third"), IpAddr::from(lab.v4("third")), "with room again it blocks again");
+    assert_eq!(lab.provoke_ban("third"), IpAddr::from(lab.v4("third")), "with free space it bans again");
     daemon.stop();
 }
 
@@ -165,17 +165,17 @@ fn later_interface_and_address_are_watched() {
     lab.join("late");
     lab.victim_ip("addr add 10.77.1.77/24 dev attacker");
 
-    lab.touch_until_banned("late", lab.victim_v4("late").into());
-    lab.touch_until_banned("attacker", "10.77.1.77".parse().unwrap());
+    lab.probe_until_banned("late", lab.victim_v4("late").into());
+    lab.probe_until_banned("attacker", "10.77.1.77".parse().unwrap());
 }
 
 #[test]
 fn interface_left_out_is_not_watched() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start_configured(&lab, "interfaces = [\"!other\", \"!docker0\"]\n", &[]);
-    lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
     let attacker = lab.provoke_ban("attacker");
-    assert_eq!(lab.banned(), [attacker], "whatever came in earlier has been judged");
+    assert_eq!(lab.banned(), [attacker], "all earlier packets have been judged");
     assert_eq!(daemon.lines_with(&lab.v4("other").to_string()), [""; 0]);
     daemon.stop();
 }

@@ -1,4 +1,4 @@
-//! `portsentry check` and the start agree: settings that one of them refuses, the other refuses too.
+//! Tests that `portsentry check` and the start refuse the same configurations.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use netns_lab::daemon::{Daemon, binary};
 use netns_lab::{Lab, TIMEOUT, within};
 
-/// One line or table for each group is drawn; an empty one leaves the built-in value. `DIR` is the lab's folder, 2323 and 9800
-/// are ports that another program has, and `nosuch0` does not exist.
+/// One fragment per group is drawn; an empty one keeps the default. `DIR` is the lab's folder, 2323 and 9800 are ports
+/// in use by another program, and `nosuch0` does not exist.
 const GROUPS: [&[&str]; 9] = [
     &["", "", "interfaces = [\"attacker\"]", "interfaces = [\"nosuch0\"]", "expire = \"never\"", "expire = \"-1h\""],
     &[
@@ -72,15 +72,15 @@ fn check_and_start_refuse_alike() {
         let file = lab.write("drawn.toml", &text);
         let check = lab.command("victim", binary().to_str().unwrap()).arg("check").arg(&file).output().unwrap();
         let (starts, log) = start(&lab, file.to_str().unwrap());
-        let said = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
+        let output = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
         assert_eq!(
             check.status.success(),
             starts,
-            "round {round}\n{text}\ncheck says:\n{said}\nthe start says:\n{log}"
+            "round {round}\n{text}\noutput of check:\n{output}\nlog of the start:\n{log}"
         );
         *(if starts { &mut accepted } else { &mut refused }) += 1;
     }
-    assert!(refused > 0 && accepted > 0, "{refused} refused, {accepted} accepted: the draws show something");
+    assert!(refused > 0 && accepted > 0, "{refused} refused, {accepted} accepted: both must occur");
 }
 
 #[test]
@@ -113,17 +113,17 @@ fn check_and_start_agree_on_state() {
         check.args(["-c", "for file in passwd group; do mount --bind \"$0/$file\" /etc/$file; done; exec \"$@\""]);
         check.arg(lab.path("")).arg(binary()).arg("check").arg(&file).args(place);
         let check = check.output().unwrap();
-        let said = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
+        let output = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
         let (starts, log) = start_with(&lab, &[&["--config", file.to_str().unwrap()], &place[..]].concat());
-        assert_eq!((check.status.success(), starts), (!refused, !refused), "{}\n{said}\n{log}", state.display());
+        assert_eq!((check.status.success(), starts), (!refused, !refused), "{}\n{output}\n{log}", state.display());
         match reason {
-            None => assert!(!said.contains("--state-dir") && !log.contains("ERROR"), "{said}\n{log}"),
-            Some(reason) => assert!(said.contains(&reason) && log.contains(&reason), "{reason}\n{said}\n{log}"),
+            None => assert!(!output.contains("--state-dir") && !log.contains("ERROR"), "{output}\n{log}"),
+            Some(reason) => assert!(output.contains(&reason) && log.contains(&reason), "{reason}\n{output}\n{log}"),
         }
     }
 }
 
-/// Whether the daemon comes to watch with this file, and its log.
+/// Starts the daemon with this file; returns whether it watches, and its log.
 fn start(lab: &Lab, file: &str) -> (bool, String) {
     start_with(lab, &["--config", file])
 }
@@ -136,7 +136,7 @@ fn start_with(lab: &Lab, arguments: &[&str]) -> (bool, String) {
         (false, false) => Some(watches(&daemon)),
         (false, true) => None,
     });
-    let started = started.expect("it watches or ends");
+    let started = started.expect("it watches or exits");
     std::thread::sleep(Duration::from_millis(20));
     let log = daemon.lines_with("").join("\n");
     if started {
@@ -145,7 +145,7 @@ fn start_with(lab: &Lab, arguments: &[&str]) -> (bool, String) {
     (started, log)
 }
 
-/// The fragments as one document: lines without a table first, and no table twice.
+/// The fragments as one document: top-level keys first, each table once.
 fn merge(fragments: &[&str]) -> String {
     let (tables, lines): (Vec<&str>, Vec<&str>) = fragments.iter().partition(|text| text.starts_with('['));
     lines.into_iter().chain(tables).filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n") + "\n"

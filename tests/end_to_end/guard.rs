@@ -1,4 +1,4 @@
-//! What others do to the table while the program runs.
+//! Tests the reaction to changes that other programs make to the table at run time.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -7,13 +7,13 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
-const HEALED: &str = "adminalert: table inet portsentry was gone and is there again";
+const RESTORED: &str = "adminalert: table inet portsentry was gone and is there again";
 
 fn nft(lab: &Lab, command: &str) {
     lab.run("victim", "nft", &[command]);
 }
 
-/// Waits until the table is there again with a ban of `address`; panics where it is not.
+/// Waits until the table is restored with a ban of `address`; panics at the time limit.
 fn wait_for_ban(lab: &Lab, address: IpAddr) {
     let table = || lab.command("victim", "nft").args(["list", "set", "inet", "portsentry", "blocked"]).output().ok();
     let there = || table().filter(|output| String::from_utf8_lossy(&output.stdout).contains(&address.to_string()));
@@ -26,18 +26,18 @@ fn flush_restores_bans_with_remaining_times() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
     let before = lab.expect_ban(attacker);
-    for (round, sweep) in ["flush ruleset", "delete table inet portsentry"].into_iter().enumerate() {
-        nft(&lab, sweep);
+    for (round, flush) in ["flush ruleset", "delete table inet portsentry"].into_iter().enumerate() {
+        nft(&lab, flush);
         let swept = Instant::now();
         wait_for_ban(&lab, attacker);
-        // Far more than it takes; what it takes is for a benchmark.
-        assert!(swept.elapsed() < Duration::from_secs(20) * slowness(), "{sweep}: {:?}", swept.elapsed());
+        // Far more than needed; a benchmark measures the time.
+        assert!(swept.elapsed() < Duration::from_secs(20) * slowness(), "{flush}: {:?}", swept.elapsed());
         let after = lab.expect_ban(attacker);
         let (before, after) = (before.expires.unwrap(), after.expires.unwrap());
         assert!(after.abs_diff(before) < Duration::from_secs(30) * slowness(), "{before:?} became {after:?}");
-        assert!(within(TIMEOUT, || (daemon.lines_with(HEALED).len() == round + 1).then_some(())).is_some());
+        assert!(within(TIMEOUT, || (daemon.lines_with(RESTORED).len() == round + 1).then_some(())).is_some());
     }
-    lab.touch_until_banned("other", lab.victim_v4("other").into());
+    lab.probe_until_banned("other", lab.victim_v4("other").into());
     daemon.stop();
 }
 
@@ -50,7 +50,7 @@ fn reloaded_ruleset_gets_its_bans_back() {
     let file = lab.write("ruleset.nft", &format!("flush ruleset\n{own}"));
     lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
     wait_for_ban(&lab, attacker);
-    daemon.expect_line(HEALED);
+    daemon.expect_line(RESTORED);
     daemon.stop();
 }
 
@@ -65,9 +65,13 @@ fn manual_changes_of_bans_are_reported() {
 
     nft(&lab, &format!("add element inet portsentry blocked {{ {attacker} timeout 1h }}"));
     daemon.expect_line(&format!("adminalert: Host {attacker} has been blocked by nft (process "));
-    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
     daemon.expect_line(&format!("Host: {attacker}/{attacker} is already blocked Ignoring"));
-    assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(3600)), "his ban is not overruled");
+    assert_eq!(
+        lab.expect_ban(attacker).timeout,
+        Some(Duration::from_secs(3600)),
+        "the administrator's ban is not changed"
+    );
     daemon.stop();
 }
 
@@ -84,7 +88,7 @@ fn element_with_host_bits_becomes_its_network() {
     lab.expect_banned(&[network.into()]);
     daemon.expect_line(&format!("added {source} to set inet portsentry blocked6, where it matches no packet"));
     assert_eq!(lab.expect_ban(network.into()).timeout, Some(Duration::from_secs(3600)));
-    assert!(!lab.is_served("attacker", target, EIGHT[0], Duration::from_millis(300) * slowness()), "it blocks now");
+    assert!(!lab.is_served("attacker", target, EIGHT[0], Duration::from_millis(300) * slowness()), "bans are enforced");
     lab.succeed(&["unblock", &source.to_string()]);
     lab.expect_banned(&[]);
     daemon.stop();
@@ -92,14 +96,17 @@ fn element_with_host_bits_becomes_its_network() {
     nft(&lab, &add);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.expect_banned(&[network.into()]);
-    assert!(!lab.is_served("attacker", target, EIGHT[0], Duration::from_millis(300) * slowness()), "at the start too");
+    assert!(
+        !lab.is_served("attacker", target, EIGHT[0], Duration::from_millis(300) * slowness()),
+        "the ban works after a restart too"
+    );
     lab.succeed(&["unblock", "--all"]);
     lab.expect_banned(&[]);
     daemon.stop();
 }
 
 #[test]
-fn the_kernels_allow_list_is_put_back() {
+fn kernel_allow_list_is_restored() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let own = lab.victim_v4("attacker").to_string();
@@ -110,13 +117,13 @@ fn the_kernels_allow_list_is_put_back() {
     daemon.stop();
 }
 
-const MENDED: &str = "adminalert: table inet portsentry had been changed (by nft (process ";
+const REPAIRED: &str = "adminalert: table inet portsentry had been changed (by nft (process ";
 
-/// The table's rules without their counts, by the names of their chains.
+/// The table's rules without their counters, sorted by chain.
 fn rules(lab: &Lab) -> Option<String> {
     let output = lab.command("victim", "nft").args(["-s", "list", "table", "inet", "portsentry"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
-    // What stands before the chain are the sets, and the times in them run.
+    // The text before the chain are the sets, whose times change.
     let (sets, rules) = text.split_once("\tchain ")?;
     let mut chains: Vec<&str> =
         rules.split("\tchain ").map(str::trim_end).map(|chain| chain.trim_end_matches(['}', '\n'])).collect();
@@ -124,10 +131,10 @@ fn rules(lab: &Lab) -> Option<String> {
     Some(format!("{} chain {}", sets.contains("dormant"), chains.join("chain ")))
 }
 
-/// Waits until the rules are `wanted` again.
-fn expect_rules(lab: &Lab, wanted: &str, after: &str) {
-    let same = || rules(lab).filter(|rules| rules == wanted);
-    assert!(within(TIMEOUT, same).is_some(), "after {after:?}: {:?}, not {wanted:?}", rules(lab));
+/// Waits until the rules are `expected` again.
+fn expect_rules(lab: &Lab, expected: &str, after: &str) {
+    let same = || rules(lab).filter(|rules| rules == expected);
+    assert!(within(TIMEOUT, same).is_some(), "after {after:?}: {:?}, not {expected:?}", rules(lab));
 }
 
 #[test]
@@ -136,7 +143,7 @@ fn rule_changes_are_undone_with_bans() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
     let ban = lab.expect_ban(attacker);
-    let wanted = rules(&lab).unwrap();
+    let expected = rules(&lab).unwrap();
     let accept = format!("insert rule inet portsentry prerouting ip saddr {attacker} accept");
     let altered = [
         (accept.as_str(), "another rule 1 in chain \"prerouting\" than `ip saddr @allowed accept`"),
@@ -144,16 +151,16 @@ fn rule_changes_are_undone_with_bans() {
         ("delete chain inet portsentry prerouting", "no chain \"prerouting\""),
         ("add table inet portsentry { flags dormant; }", "the flags 0x1"),
     ];
-    for (said, (command, what)) in altered.into_iter().enumerate() {
+    for (index, (command, difference)) in altered.into_iter().enumerate() {
         nft(&lab, command);
-        let line = within(TIMEOUT, || daemon.lines_with(MENDED).into_iter().nth(said));
-        let line = line.unwrap_or_else(|| panic!("nothing is said of {command:?}"));
-        assert!(line.contains(what) && line.ends_with(") and is as it should be again"), "{line}");
-        expect_rules(&lab, &wanted, command);
+        let line = within(TIMEOUT, || daemon.lines_with(REPAIRED).into_iter().nth(index));
+        let line = line.unwrap_or_else(|| panic!("no report about {command:?}"));
+        assert!(line.contains(difference) && line.ends_with(") and is as it should be again"), "{line}");
+        expect_rules(&lab, &expected, command);
     }
     let after = lab.expect_ban(attacker);
     assert_eq!(after.timeout, ban.timeout);
-    assert!(after.expires.unwrap() <= ban.expires.unwrap(), "the ban was never touched: {ban:?}, {after:?}");
+    assert!(after.expires.unwrap() <= ban.expires.unwrap(), "the ban was not touched: {ban:?}, {after:?}");
     daemon.stop();
 }
 
@@ -163,12 +170,12 @@ fn deleted_set_returns_with_bans() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
     let own = lab.victim_v4("attacker").to_string();
-    let wanted = rules(&lab).unwrap();
+    let expected = rules(&lab).unwrap();
     let sets = "delete set inet portsentry blocked; delete set inet portsentry allowed";
-    // The rules that name them keep them.
+    // The sets are used by rules, which must be removed first.
     nft(&lab, &format!("flush table inet portsentry; {sets}"));
     wait_for_ban(&lab, attacker);
-    expect_rules(&lab, &wanted, sets);
+    expect_rules(&lab, &expected, sets);
     assert!(lab.set_text("allowed").contains(&own));
     daemon.expect_line("and is as it should be again; bans put back with the time that they had left: 1");
     daemon.stop();
@@ -185,13 +192,13 @@ fn foreign_chain_beside_ours_is_kept() {
         "table inet portsentry holds another set \"mine\", another chain \"mine\" (hook input, policy accept)",
     );
     let theirs = rules(&lab).unwrap();
-    // What comes after it is dealt with after it.
+    // Later changes are processed later.
     nft(&lab, "add element inet portsentry blocked { 192.0.2.99 timeout 1h }");
     daemon.expect_line("Host 192.0.2.99 has been blocked by nft");
     nft(&lab, "insert rule inet portsentry prerouting accept");
-    daemon.expect_line(MENDED);
+    daemon.expect_line(REPAIRED);
     expect_rules(&lab, &theirs, "insert rule");
-    assert_eq!(daemon.lines_with("portsentry had been").len(), 1, "only what is ours was repaired");
+    assert_eq!(daemon.lines_with("portsentry had been").len(), 1, "only our own rules were repaired");
     lab.provoke_ban("attacker");
     daemon.stop();
     let again = Daemon::start(&lab, &["--expire", "24h"]);
@@ -207,7 +214,7 @@ fn looping_foreign_changes_are_outlasted() {
     let lab = Lab::new(&["attacker"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
-    let wanted = rules(&lab).unwrap();
+    let expected = rules(&lab).unwrap();
     let script = format!(
         "for n in $(seq {}); do
             nft insert rule inet portsentry prerouting accept
@@ -220,7 +227,7 @@ fn looping_foreign_changes_are_outlasted() {
     lab.run("victim", "sh", &["-c", &script]);
     let took = start.elapsed();
     wait_for_ban(&lab, attacker);
-    expect_rules(&lab, &wanted, &script);
+    expect_rules(&lab, &expected, &script);
     assert!(daemon.is_running());
     let own = lab.victim_v4("attacker").to_string();
     assert!(within(TIMEOUT, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
@@ -235,12 +242,12 @@ fn silently_vanished_ban_is_restored() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
-    // A rule that takes an element out on a packet's way notifies nobody.
+    // When a rule on the packet path deletes an element, the kernel sends no notification.
     let chain = "add chain inet portsentry thief { type filter hook prerouting priority -400; }";
     let steal = "add rule inet portsentry thief tcp dport 4242 counter delete @blocked { ip saddr }";
     nft(&lab, &format!("{chain}; {steal}"));
-    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[4242]);
-    // It may be back before anybody has looked.
+    lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &[4242]);
+    // The ban may be restored before the test sees it missing.
     let thief = || lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", "thief"]);
     let stolen = within(TIMEOUT, || thief().contains("counter packets 1 ").then_some(()));
     assert!(stolen.is_some(), "the rule does not work: {}", thief());
@@ -281,7 +288,7 @@ fn many_bans_are_restored_after_repeated_flushes() {
     let attacker = lab.provoke_ban("attacker");
     for _ in 0..20 {
         nft(&lab, "flush ruleset");
-        // The sources that were seen last come first.
+        // The most recently seen sources are restored first.
         wait_for_ban(&lab, attacker);
     }
     let all = || (lab.set_text("blocked").matches("expires").count() == 3_001).then_some(());

@@ -1,5 +1,5 @@
-//! Who is never blocked, however it looks. Each test ends with a ban of a known culprit: packets are judged in order,
-//! so the innocents' packets have been judged by then.
+//! Tests sources that must never be banned. Each test ends with a ban of another source: packets are judged in order,
+//! so all earlier ones have been judged by then.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use netns_lab::daemon::{Daemon, binary};
 use netns_lab::raw::{self, SYN};
 use netns_lab::services::{EIGHT, Services};
 
-/// Closed ports that everyone who is not protected would be blocked for.
+/// Closed ports for which any unprotected source would be banned.
 const CLOSED: [u16; 6] = [23, 79, 111, 512, 513, 514];
 
 #[test]
@@ -26,7 +26,7 @@ fn service_clients_are_no_scanners() {
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker]);
     let fourth = lab.v4("fourth").to_string();
-    assert!(daemon.lines_with(&fourth).is_empty(), "a real service's clients are not worth a line");
+    assert!(daemon.lines_with(&fourth).is_empty(), "clients of a service are not logged");
 }
 
 #[test]
@@ -48,11 +48,11 @@ fn ipv6_gateway_is_exempt_despite_neighbour() {
     assert_protected(&lab, &daemon, "gateway", gateway.into(), "gateway");
 
     let neighbour = lab.add_neighbour("gateway");
-    lab.touch("gateway", neighbour.into(), victim, &CLOSED);
+    lab.probe("gateway", neighbour.into(), victim, &CLOSED);
     lab.provoke_ban("other");
     let text = lab.set_text("allowed6");
-    assert!(text.contains(&gateway.to_string()), "the kernel lets the gateway pass whatever else is banned: {text}");
-    // The neighbour's address is removed, so that the gateway's own is the one that connects.
+    assert!(text.contains(&gateway.to_string()), "the kernel accepts the gateway whatever is banned: {text}");
+    // The neighbour's address is removed, so that the gateway connects with its own.
     lab.run("gateway", "ip", &["addr", "del", &format!("{neighbour}/64"), "dev", "uplink"]);
     assert_eq!(lab.served("gateway", victim, &EIGHT, 1), 8);
 }
@@ -63,7 +63,7 @@ fn later_gateway_is_protected() {
     let gateway = lab.v4("gateway");
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.victim_ip(&format!("route add default via {gateway}"));
-    // The kernel's list of who is never dropped follows the routes: once the gateway is in it, the daemon knows.
+    // The kernel's allow-list follows the routes: when it contains the gateway, the daemon knows it.
     let known = || lab.set_text("allowed").contains(&gateway.to_string()).then_some(());
     netns_lab::within(netns_lab::TIMEOUT, known).expect("the new gateway enters the kernel's `allowed`");
     assert_protected(&lab, &daemon, "gateway", gateway.into(), "gateway");
@@ -85,7 +85,7 @@ fn allowed_networks_are_never_blocked() {
     let daemon = Daemon::start_configured(&lab, configuration, &["--expire", "24h"]);
     assert_protected(&lab, &daemon, "friend", lab.v4("friend").into(), "allow");
     let banned = lab.banned();
-    lab.touch("friend", lab.v6("friend").into(), lab.victim_v6("friend").into(), &CLOSED);
+    lab.probe("friend", lab.v6("friend").into(), lab.victim_v6("friend").into(), &CLOSED);
     let other = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [&banned[..], &[other]].concat());
 }
@@ -103,10 +103,10 @@ fn log_only_reports_and_blocks_nothing() {
     let would = lab.expect_would_block(attacker.into());
     assert_eq!((&would["class"], &would["times"]), (&"syn".into(), &1.into()), "{would}");
     assert_eq!(would["reason"], "3 distinct closed ports were touched");
-    assert!(lab.succeed(&["status"]).contains("`portsentry list --would-block`"), "status names the command");
+    assert!(lab.succeed(&["status"]).contains("`portsentry list --would-block`"), "the status names the command");
     let log = daemon.stop();
     assert!(!log.contains("has been blocked"), "{log}");
-    // Without the daemon the ledger still has it, and so has the report.
+    // Without the daemon the ledger and the report still contain it.
     let (binary, state) = (binary(), lab.path("state"));
     let read = |words: &[&str]| {
         let state = ["--state-dir", state.to_str().expect("temporary paths are text")];
@@ -116,13 +116,13 @@ fn log_only_reports_and_blocks_nothing() {
     assert!(table.contains(&format!("{attacker} ")) && table.contains("3 distinct "), "{table}");
     let page = read(&["report"]);
     assert!(page.contains("Would have been blocked") && page.contains(&attacker.to_string()), "{page}");
-    assert!(read(&["report", "--json"]).contains("\"would_block\":{\"most\":[{"), "the same for programs");
+    assert!(read(&["report", "--json"]).contains("\"would_block\":{\"most\":[{"), "the JSON report contains it too");
 }
 
 #[test]
 fn clients_of_later_service_are_no_scanners() {
     let lab = Lab::new(&["third", "attacker"]);
-    // With the sharpest trigger a single port taken for closed would give it away.
+    // With a trigger of zero a single port that is wrongly taken for closed would cause a ban.
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
     for port in [808, 809, 810, 811, 812] {
         let _service = Services::open(&lab, &[port]);
@@ -141,22 +141,22 @@ fn retries_during_service_restart_are_innocent() {
     let (third, victim) = (lab.v4("third").into(), lab.victim_v4("third").into());
     assert_eq!(lab.served("third", victim, &[808, 809, 810], 1), 3);
     drop(services);
-    lab.touch("third", third, victim, &[808, 809, 810]);
+    lab.probe("third", third, victim, &[808, 809, 810]);
     let attacker = lab.provoke_ban("attacker");
-    assert_eq!(lab.banned(), [attacker], "what listened a moment ago is no closed port");
+    assert_eq!(lab.banned(), [attacker], "a port that was open a moment ago is not closed");
 }
 
 #[test]
 fn only_requested_interface_is_watched() {
     let lab = Lab::new(&["attacker", "third"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
-    lab.touch("third", lab.v4("third").into(), lab.victim_v4("third").into(), &CLOSED);
+    lab.probe("third", lab.v4("third").into(), lab.victim_v4("third").into(), &CLOSED);
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker]);
 }
 
 #[test]
-fn udp_alone_blocks_nobody_unless_asked() {
+fn udp_scan_is_not_banned_by_default() {
     let lab = Lab::new(&["attacker", "culprit"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.v4("attacker");
@@ -164,7 +164,7 @@ fn udp_alone_blocks_nobody_unless_asked() {
     lab.nmap("attacker", lab.victim_v4("attacker").into(), &quick);
     daemon.expect_line(&format!("attackalert: UDP scan from host: {attacker}/{attacker} to UDP port: "));
     let culprit = lab.provoke_ban("culprit");
-    assert_eq!(lab.banned(), [culprit], "a UDP source can be forged");
+    assert_eq!(lab.banned(), [culprit], "the source address of a UDP packet can be forged");
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn clients_of_new_bound_listener_are_innocent() {
     let strict = ["--expire", "24h", "--scan-trigger", "0"];
     let daemon = Daemon::start_configured(&lab, "[udp]\nblock = true\n", &strict);
     let link: Ipv6Addr = "fe80::1".parse().unwrap();
-    // Nobody has the clients' addresses, so that no answer of the victim can show that the port is open.
+    // No host has the clients' addresses, so that the victim's answers never show that the port is open.
     let (client, neighbour): (IpAddr, IpAddr) = ("10.77.1.66".parse().unwrap(), "fe80::66".parse().unwrap());
     let target = lab.victim_v4("third").into();
     let mut wire = lab.wire("third");
@@ -195,7 +195,7 @@ fn clients_of_new_bound_listener_are_innocent() {
         wire.send(&raw::tcp(client, target, port, SYN));
         wire.send(&raw::udp(client, target, (40_404, port)));
         wire.send(&raw::tcp(neighbour, link.into(), port, SYN));
-        // The next ones come when these have been judged, and perhaps the list of listeners has been read again.
+        // By the time of the next ones these have been judged, and the list of listeners may have been read again.
         std::thread::sleep(Duration::from_millis(150) * netns_lab::slowness());
     }
     let attacker = lab.provoke_ban("attacker");
@@ -210,11 +210,11 @@ fn socket(address: SocketAddr, kind: SocketType, prepare: impl FnOnce(&OwnedFd))
     socket
 }
 
-/// `host`, at `address`, touches many closed ports; it must not be blocked, and the log must name it with `reason`,
-/// in no line that a filter like fail2ban's would ban it for.
+/// Asserts that `host`, at `address`, is not banned although it probes many closed ports, and that the log names it
+/// with `reason`, in no line that a filter like fail2ban's would ban it for.
 fn assert_protected(lab: &Lab, daemon: &Daemon, host: &str, address: IpAddr, reason: &str) {
     let target = if address.is_ipv4() { lab.victim_v4(host).into() } else { lab.victim_v6(host).into() };
-    lab.touch(host, address, target, &CLOSED);
+    lab.probe(host, address, target, &CLOSED);
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker]);
     let named = netns_lab::within(netns_lab::TIMEOUT, || {
@@ -239,13 +239,13 @@ fn tunnel_peer_is_never_blocked() {
     daemon.stop();
 }
 
-/// A policy that comes while the program runs, as a daemon for key exchange makes it.
+/// A policy that is added at run time, as by an IKE daemon.
 #[test]
 fn ipsec_peer_is_never_blocked() {
     let lab = Lab::new(&["gateway", "attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (peer, own) = (lab.v4("gateway"), lab.victim_v4("gateway"));
-    // What the lab needs itself goes past the tunnel.
+    // The lab's own traffic bypasses the tunnel.
     lab.victim_ip("xfrm policy add src 0.0.0.0/0 dst 10.77.0.0/16 dir out priority 1");
     let tunnel = format!("tmpl src {own} dst {peer} proto esp reqid 7 mode tunnel");
     let policy = format!("xfrm policy add src 0.0.0.0/0 dst 0.0.0.0/0 dir out priority 9 {tunnel}");
@@ -255,8 +255,10 @@ fn ipsec_peer_is_never_blocked() {
     });
     assert_protected(&lab, &daemon, "gateway", peer.into(), "the far end of a tunnel");
     lab.victim_ip("xfrm policy delete src 0.0.0.0/0 dst 0.0.0.0/0 dir out");
-    netns_lab::eventually("it is not any more", || !lab.set_text("allowed").contains(&peer.to_string()));
-    lab.touch_until_banned("gateway", own.into());
+    netns_lab::eventually("the peer is not on the allow-list any more", || {
+        !lab.set_text("allowed").contains(&peer.to_string())
+    });
+    lab.probe_until_banned("gateway", own.into());
     daemon.stop();
 }
 
@@ -271,7 +273,7 @@ fn nat64_scanner_is_banned_by_address() {
         ("64:ff9b::/96", "64:ff9b::cb00:7109", "64:ff9b::c633:6403"),
         ("2001:db8:64::/96", "2001:db8:64::cb00:7109", "2001:db8:64::c633:6403"),
     ] {
-        // The attacker's link leads to the translator.
+        // The attacker's link leads to the NAT64 translator.
         let hardware = lab.hardware_address("attacker", "uplink").map(|byte| format!("{byte:02x}")).join(":");
         lab.victim_ip(&format!("route add {prefix} dev attacker"));
         lab.victim_ip(&format!("neigh replace {innocent} lladdr {hardware} dev attacker nud permanent"));
@@ -279,7 +281,7 @@ fn nat64_scanner_is_banned_by_address() {
         let mut wire = lab.wire("attacker");
         CLOSED.iter().for_each(|port| wire.send(&raw::tcp(address(scanner), victim, *port, SYN)));
         let banned = lab.expect_ban(address(scanner));
-        assert_eq!(banned.address, address(scanner), "one IPv4 host, not the /64 of all of them");
+        assert_eq!(banned.address, address(scanner), "the ban is for one IPv4 host, not for the /64 of all of them");
         daemon.expect_line(&format!("Host {scanner} has been blocked"));
         assert!(!lab.set_text("blocked6").contains(&innocent.to_string()));
         let connects = lab.inside("attacker", || {
@@ -307,7 +309,7 @@ fn unspecified_source_is_never_banned() {
     lab.provoke_ban("other");
     for set in ["blocked6", "caught6"] {
         let text = lab.set_text(set);
-        assert!(!text.contains("::"), "a ban of a shared /64 or of the unspecified address's: {text}");
+        assert!(!text.contains("::"), "neither a shared /64 nor the unspecified address is banned: {text}");
     }
     let refused = lab.operate(&["block", "::/64"]);
     assert!(refused.err.contains("unspecified"), "{refused:?}");
@@ -324,9 +326,9 @@ fn two_ports_at_many_addresses_are_scan() {
     }
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let crawler = lab.v4("crawler").into();
-    own.iter().take(3).for_each(|address| lab.touch("crawler", crawler, (*address).into(), &[443]));
+    own.iter().take(3).for_each(|address| lab.probe("crawler", crawler, (*address).into(), &[443]));
     let attacker = lab.v4("attacker").into();
-    own.iter().for_each(|address| lab.touch("attacker", attacker, (*address).into(), &[23, 79]));
+    own.iter().for_each(|address| lab.probe("attacker", attacker, (*address).into(), &[23, 79]));
     lab.expect_ban(attacker);
     assert_eq!(lab.banned(), [attacker], "one port at three addresses is no scan");
     daemon.stop();

@@ -1,4 +1,4 @@
-//! The lab is worth nothing where it lies: these tests hold it to its word without the program.
+//! Tests the lab itself without the program, because the other tests rely on it.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -71,7 +71,7 @@ fn probe_is_one_packet_from_chosen_address() {
         }}"
     );
     lab.run("victim", "nft", &[&rules]);
-    lab.touch("attacker", source.into(), lab.victim_v4("attacker").into(), &[1, 2, 3]);
+    lab.probe("attacker", source.into(), lab.victim_v4("attacker").into(), &[1, 2, 3]);
     let counted = lab.run("victim", "nft", &["list", "table", "inet", "count"]);
     assert!(counted.contains("counter packets 3 "), "{counted}");
 }
@@ -85,7 +85,7 @@ fn dropped_lab_leaves_nothing_behind() {
         let exist = names.lock().unwrap().iter().all(|name| Path::new("/run/netns").join(name).exists());
         std::panic::resume_unwind(Box::new(exist));
     });
-    assert!(*outcome.unwrap_err().downcast::<bool>().unwrap(), "the namespaces were there");
+    assert!(*outcome.unwrap_err().downcast::<bool>().unwrap(), "the namespaces existed");
     for name in names.into_inner().unwrap() {
         assert!(!Path::new("/run/netns").join(&name).exists(), "{name} is still there");
     }

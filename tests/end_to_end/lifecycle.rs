@@ -1,4 +1,4 @@
-//! Start, end, crash and start again: what the kernel goes on enforcing, and what the next start finds.
+//! Tests start, end, crash and restart: what the kernel keeps enforcing, and what the next start finds.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use netns_lab::daemon::{Daemon, trace_file};
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
-/// Holds it to a second, which others on the machine may take from it once or twice.
+/// Asserts that `end` takes less than a second. A few retries allow for a busy machine.
 fn within_a_second(end: impl Fn() -> Duration) {
     let mut all = Vec::new();
     while all.len() < 5 {
@@ -29,7 +29,7 @@ fn signals_end_program_and_keep_bans() {
             let attacker = lab.provoke_ban("attacker");
             let (ended, took) = daemon.end_by(signal);
             assert_eq!(ended.status.code(), Some(0), "{signal:?}: {ended:?}");
-            assert_eq!(lab.banned(), [attacker], "the kernel goes on protecting");
+            assert_eq!(lab.banned(), [attacker], "the kernel keeps the bans");
             took
         });
     }
@@ -37,10 +37,10 @@ fn signals_end_program_and_keep_bans() {
 
 #[test]
 fn daemon_ends_within_second_of_flood() {
-    within_a_second(end_in_a_flood);
+    within_a_second(end_during_flood);
 }
 
-fn end_in_a_flood() -> Duration {
+fn end_during_flood() -> Duration {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.provoke_ban("attacker");
@@ -50,7 +50,7 @@ fn end_in_a_flood() -> Duration {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                lab.touch("attacker", source, target, &ports);
+                lab.probe("attacker", source, target, &ports);
             }
         });
         daemon.expect_line("is already blocked Ignoring");
@@ -83,12 +83,12 @@ fn killed_during_scan_leaves_working_rules() {
         if after.contains(&source) {
             assert!(!lab.is_served(host, target.parse().unwrap(), EIGHT[0], Duration::from_millis(300)));
         }
-        scanner.kill().expect("it is our child");
+        scanner.kill().expect("it is a child process of the test");
         scanner.wait().expect("nmap ends");
 
         let next = Daemon::start(&lab, &["--expire", "24h"]);
         assert!(lab.banned().starts_with(&after), "the next start keeps {after:?}");
-        lab.touch(host, source, target.parse().unwrap(), &[901, 902, 903, 904]);
+        lab.probe(host, source, target.parse().unwrap(), &[901, 902, 903, 904]);
         lab.expect_ban(source);
         assert_eq!(lab.served("third", bystander, &EIGHT, 1), 8);
         next.stop();
@@ -110,7 +110,7 @@ fn second_start_keeps_remaining_times() {
     assert_eq!(after.timeout, before.timeout);
     assert!(after.expires <= before.expires, "{before:?} became {after:?}");
 
-    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
     daemon.expect_line(&format!("Host: {attacker}/{attacker} is already blocked Ignoring"));
     let other = lab.provoke_ban("other");
     assert_eq!(lab.expect_ban(other).timeout, Some(Duration::from_secs(3600)), "new bans get the new expiry");
@@ -122,16 +122,16 @@ fn new_scan_after_unblock_bans_again() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
     lab.run("victim", "nft", &["delete", "element", "inet", "portsentry", "blocked", &format!("{{ {attacker} }}")]);
-    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    lab.probe_until_banned("attacker", lab.victim_v4("attacker").into());
     assert_eq!(lab.banned(), [attacker]);
     daemon.stop();
 }
 
 #[test]
-fn it_runs_no_other_program() {
+fn daemon_runs_no_other_program() {
     let lab = Lab::new(&["attacker"]);
     let trace = trace_file(&lab);
-    // -D: the tracer steps aside, so that the process that is signalled is the program itself.
+    // -D: the tracer detaches, so that the signalled process is the program itself.
     let tracer = ["strace", "-D", "-f", "-e", "trace=execve,execveat", "-o", trace.to_str().unwrap()];
     let daemon = Daemon::start_under(&lab, &tracer, &["--expire", "24h"]);
     lab.provoke_ban("attacker");
@@ -139,7 +139,7 @@ fn it_runs_no_other_program() {
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
 
     let read = || std::fs::read_to_string(&trace).ok().filter(|text| text.contains("+++ exited with 0 +++"));
-    let text = within(TIMEOUT, read).expect("the trace reaches the end");
+    let text = within(TIMEOUT, read).expect("the trace is complete");
     let executed: Vec<_> = text.lines().filter(|line| line.contains("exec")).collect();
-    assert_eq!(executed.len(), 1, "its own start and nothing else: {executed:#?}");
+    assert_eq!(executed.len(), 1, "it executes nothing after its own start: {executed:#?}");
 }

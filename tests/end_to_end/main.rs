@@ -1,5 +1,5 @@
-//! The program as an operator meets it: started in a namespace, scanned from others by real scanners, and judged by
-//! what `nft`, its log and its exit code say. Each test has a network of its own, so they run side by side.
+//! Tests the program from an operator's view: it is started in a namespace, scanned from others by real scanners, and
+//! judged by the output of `nft`, its log and its exit code. Each test has its own network, so they run in parallel.
 
 #![cfg(test)]
 

@@ -1,4 +1,4 @@
-//! What the program remembers of its bans: the ledger, over restarts and what stands for a reboot.
+//! Tests the memory of bans: the ledger across restarts and simulated reboots.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ fn bans_return_after_reboot_with_remaining_time() {
         daemon.stop();
         attacker
     };
-    // What the kernel held is gone, as after a reboot.
+    // The kernel's table is gone, as after a reboot.
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     daemon.expect_line("adminalert: bans put back from the ledger with the time that they had left: 1");
     let left = lab.expect_ban(attacker).expires.unwrap();
     let hour = Duration::from_secs(3_600);
     assert!(left <= hour && left > hour - Duration::from_secs(100) * slowness(), "{left:?}");
-    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
     daemon.expect_line(&format!("Host: {attacker}/{attacker} is already blocked Ignoring"));
     daemon.stop();
 }
@@ -60,7 +60,7 @@ fn ban_lifted_by_hand_stays_lifted() {
 }
 
 #[test]
-fn the_classic_files_name_the_ban() {
+fn classic_files_name_the_ban() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -86,7 +86,7 @@ fn missing_ledger_is_reported_while_blocking() {
 }
 
 #[test]
-fn killed_repeatedly_it_loses_no_ban() {
+fn repeated_kills_lose_no_ban() {
     let hosts = ["first", "second", "third"];
     let lab = Lab::new(&hosts);
     let mut banned = Vec::new();

@@ -1,4 +1,4 @@
-//! Digests of bans to a command, a real script: what it gets, how often, and what becomes of one that fails.
+//! Tests the digests of bans that a command receives: contents, frequency, and handling of failures.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,25 +12,25 @@ fn digests(path: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
 }
 
-/// A script that appends each digest to a file, and the configuration of it.
+/// A script that appends each digest to a file, and the configuration that runs it.
 fn script(lab: &Lab, name: &str, guard: &str) -> (std::path::PathBuf, String) {
-    let told = lab.path(&format!("{name}.told"));
-    let program = lab.program(name, &format!("#!/bin/sh\n{guard}\ncat >>{}\n", told.display()));
-    (told, format!("[notify]\ncommand = [{program:?}]\ninterval = \"10s\"\n"))
+    let output = lab.path(&format!("{name}.told"));
+    let program = lab.program(name, &format!("#!/bin/sh\n{guard}\ncat >>{}\n", output.display()));
+    (output, format!("[notify]\ncommand = [{program:?}]\ninterval = \"10s\"\n"))
 }
 
 #[test]
 fn bans_of_an_interval_are_one_message() {
     let lab = Lab::new(&["attacker", "other"]);
-    let (told, config) = script(&lab, "notify", "");
+    let (output, config) = script(&lab, "notify", "");
     let daemon = Daemon::start_configured(&lab, &config, &[]);
     let first = lab.provoke_ban("attacker").to_string();
     let second = lab.provoke_ban("other").to_string();
     lab.succeed(&["unblock", &second]);
     lab.succeed(&["block", "198.51.100.7", "--reason", "by hand"]);
-    eventually("a digest comes", || !digests(&told).is_empty());
-    let all = digests(&told);
-    assert_eq!(all.len(), 1, "one message, not one for each ban: {all:?}");
+    eventually("a digest comes", || !digests(&output).is_empty());
+    let all = digests(&output);
+    assert_eq!(all.len(), 1, "all bans are in one message: {all:?}");
     let digest = &all[0];
     let of = |key: &str| digest[key].clone();
     assert_eq!([of("count"), of("by_hand"), of("unnamed")], [json!(3), json!(1), json!(0)], "{digest}");
@@ -42,10 +42,10 @@ fn bans_of_an_interval_are_one_message() {
     assert_eq!(digest["lifted"]["count"], 1, "{digest}");
     assert_eq!(digest["lifted"]["named"][0]["subject"], second.as_str(), "{digest}");
 
-    // What comes later is in the next one, which is sent at once where the program ends.
+    // A later ban is in the next digest, which is sent when the program ends.
     lab.succeed(&["unblock", &first]);
     daemon.stop();
-    let all = digests(&told);
+    let all = digests(&output);
     assert_eq!(all.len(), 2, "{all:?}");
     assert_eq!((&all[1]["count"], &all[1]["lifted"]["count"]), (&json!(0), &json!(1)), "{}", all[1]);
     assert!(all[1]["from"].as_str() > all[0]["from"].as_str(), "{all:?}");
@@ -55,19 +55,20 @@ fn bans_of_an_interval_are_one_message() {
 fn failing_command_is_reported_once() {
     let lab = Lab::new(&["attacker", "other"]);
     let works = lab.path("works");
-    let (told, config) = script(&lab, "notify", &format!("[ -e {} ] || {{ echo no mail; exit 3; }}", works.display()));
+    let (output, config) =
+        script(&lab, "notify", &format!("[ -e {} ] || {{ echo no mail; exit 3; }}", works.display()));
     let daemon = Daemon::start_configured(&lab, &config, &[]);
     lab.provoke_ban("attacker");
     let line = daemon.expect_line("notify.command: ");
     assert!(line.contains("failed with exit status 3; it says: no mail"), "{line}");
     lab.provoke_ban("other");
     std::thread::sleep(Duration::from_secs(12));
-    assert_eq!(daemon.lines_with("notify.command: ").len(), 1, "a second failure is not said again");
-    assert!(digests(&told).is_empty());
+    assert_eq!(daemon.lines_with("notify.command: ").len(), 1, "a second failure is not reported again");
+    assert!(digests(&output).is_empty());
     std::fs::write(&works, "").unwrap();
     daemon.expect_line("notify.command succeeds again");
-    let all = digests(&told);
-    assert_eq!((all.len(), &all[0]["count"]), (1, &json!(2)), "both bans are in it: {all:?}");
+    let all = digests(&output);
+    assert_eq!((all.len(), &all[0]["count"]), (1, &json!(2)), "the digest has both bans: {all:?}");
     daemon.stop();
 }
 
@@ -75,18 +76,18 @@ fn failing_command_is_reported_once() {
 fn reload_applies_another_command() {
     let lab = Lab::new(&["attacker"]);
     let (_, config) = script(&lab, "before", "exit 9");
-    let (told, after) = script(&lab, "after", "");
+    let (output, after) = script(&lab, "after", "");
     let daemon = Daemon::start_configured(&lab, &config, &[]);
     lab.reload(&after);
     lab.provoke_ban("attacker");
-    eventually("the new command gets the digest", || !digests(&told).is_empty());
+    eventually("the new command gets the digest", || !digests(&output).is_empty());
     lab.reload("[notify]\ncommand = [\"/no/such/program\"]\n");
     daemon.expect_line("notify.command stays as it was");
     daemon.stop();
 }
 
 #[test]
-fn first_command_takes_a_restart() {
+fn first_command_needs_restart() {
     let lab = Lab::new(&["attacker"]);
     let (_, config) = script(&lab, "notify", "");
     let daemon = Daemon::start_configured(&lab, "", &[]);
@@ -98,20 +99,20 @@ fn first_command_takes_a_restart() {
 #[test]
 fn forged_flood_is_one_short_message() {
     let lab = Lab::new(&["attacker"]);
-    let (told, config) = script(&lab, "notify", "");
+    let (output, config) = script(&lab, "notify", "");
     let daemon = Daemon::start_configured(&lab, &format!("{config}[block]\nmax_new_bans_per_minute = 100\n"), &[]);
     for source in lab.add_addresses("attacker", 10..210) {
-        lab.touch("attacker", source.into(), lab.victim_v4("attacker").into(), &[901, 902, 903]);
+        lab.probe("attacker", source.into(), lab.victim_v4("attacker").into(), &[901, 902, 903]);
     }
-    eventually("a digest comes", || !digests(&told).is_empty());
+    eventually("a digest comes", || !digests(&output).is_empty());
     daemon.stop();
-    let all = digests(&told);
+    let all = digests(&output);
     assert!(all.len() <= 3, "{} messages", all.len());
     let sum = |key: &str| all.iter().map(|digest| digest[key].as_u64().unwrap()).sum::<u64>();
-    assert!(sum("count") >= 50, "the ceiling lets so many through: {}", sum("count"));
-    assert_eq!(sum("count") - 20 * u64::try_from(all.len()).unwrap(), sum("unnamed"), "the rest is counted");
-    assert!(all.iter().all(|digest| digest["bans"].as_array().unwrap().len() <= 20), "one kind of ban");
-    assert!(std::fs::metadata(&told).unwrap().len() < 128 << 10);
+    assert!(sum("count") >= 50, "at least the bans below the ceiling: {}", sum("count"));
+    assert_eq!(sum("count") - 20 * u64::try_from(all.len()).unwrap(), sum("unnamed"), "the other bans are counted");
+    assert!(all.iter().all(|digest| digest["bans"].as_array().unwrap().len() <= 20), "at most 20 bans are listed");
+    assert!(std::fs::metadata(&output).unwrap().len() < 128 << 10);
 }
 
 #[test]

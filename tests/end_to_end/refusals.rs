@@ -1,4 +1,4 @@
-//! What the program cannot or must not run with: it says so in a sentence, names the remedy, and ends.
+//! Tests conditions in which the program refuses to run: it names the problem and the remedy, and exits.
 
 use netns_lab::daemon::{Daemon, Ended};
 use netns_lab::{Lab, TIMEOUT, within};
@@ -30,14 +30,14 @@ fn failed_start_leaves_the_host_unchanged() {
     let taken = lab.inside("victim", || std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let address = taken.local_addr().unwrap().to_string();
     let metrics = lab.write("metrics.toml", &format!("[metrics]\nlisten = \"{address}\"\n"));
-    // The only port of connect mode is another program's, and so is that of the metrics.
+    // The only port of connect mode is in use by another program, and so is that of the metrics.
     let port = taken.local_addr().unwrap().port();
     let _other = lab.inside("victim", || std::net::TcpListener::bind(("0.0.0.0", 2323)).unwrap());
     let decoys = "[tcp]\nmode = \"connect\"\nports = \"2323\"\n[block]\nmethod = [\"nft\", \"route\"]\n";
     let decoys = lab.write("decoys.toml", decoys);
     let both = format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n[block]\nmethod = [\"route\", \"nft\"]\n");
     let both = lab.write("both.toml", &both);
-    // A raw socket, and ports that another program has.
+    // Without CAP_NET_RAW, and with ports in use by another program.
     let failures: [(&[&str], &[&str]); 4] = [
         (&["setpriv", "--bounding-set=-net_raw"], &[]),
         (&[], &["--config", metrics.to_str().unwrap()]),
@@ -49,11 +49,11 @@ fn failed_start_leaves_the_host_unchanged() {
             assert_refused(&Daemon::run_to_end(lab, wrapper, arguments));
         }
     };
-    // Without the elements, many of which expire within seconds. The bans are compared by themselves.
+    // Without elements, many of which expire within seconds. The bans are compared separately.
     let rules = |lab: &Lab| lab.run("victim", "nft", &["--stateless", "--terse", "list", "ruleset"]);
     fail(&lab);
     assert_eq!(rules(&lab), "", "no table is left");
-    // What the last run has left stays in force.
+    // The table of the previous run stays in force.
     lab.join("attacker");
     let daemon = Daemon::start(&lab, &["--scan-trigger", "0"]);
     let banned = lab.provoke_ban("attacker");
@@ -86,11 +86,11 @@ fn unreadable_configuration_exits_78() {
 }
 
 #[test]
-fn an_unknown_flag_ends_it_with_2() {
+fn unknown_flag_exits_2() {
     let lab = Lab::new(&[]);
     let ended = Daemon::run_to_end(&lab, &[], &["--exipre", "24h"]);
     assert_eq!(ended.status.code(), Some(2), "{ended:?}");
-    assert!(ended.log.contains("--expire"), "it suggests what was meant: {ended:?}");
+    assert!(ended.log.contains("--expire"), "the error suggests the right option: {ended:?}");
 }
 
 #[test]
@@ -109,10 +109,10 @@ fn assert_refused_without(capability: &str, name: &str) {
     assert!(ended.log.contains(name), "{ended:?}");
 }
 
-/// It has failed of its own will, has never claimed to watch, and has said a sentence rather than panicked.
+/// Asserts that it failed with an error message, without a panic, before it began to watch.
 fn assert_refused(ended: &Ended) {
     assert!(ended.status.code().is_some_and(|code| code != 0 && code != 101), "{ended:?}");
     assert!(!ended.log.contains("now active and listening"), "{ended:?}");
     assert!(!ended.log.contains("panicked"), "{ended:?}");
-    assert!(!ended.log.trim().is_empty(), "an error must be said");
+    assert!(!ended.log.trim().is_empty(), "the error must be reported");
 }

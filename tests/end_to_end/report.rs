@@ -1,4 +1,4 @@
-//! Where the program tells what happens: the JSON file, syslog and the journal.
+//! Tests where the program reports events: the JSON file, syslog and the journal.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
 
-/// Gives the program a /dev of its own, in which `log` leads to the path that follows.
+/// Gives the program its own /dev, in which `log` links to the path given next.
 const OWN_DEV_LOG: &str = r#"
 set -e
 mkdir "$0"
@@ -23,7 +23,7 @@ shift
 exec "$@"
 "#;
 
-/// Gives the program a /run of its own, in which the journal's socket is the path that follows.
+/// Gives the program its own /run, in which the journal's socket links to the path given next.
 const OWN_JOURNAL: &str = r#"
 set -e
 mount -t tmpfs tmpfs /run
@@ -32,7 +32,7 @@ ln -s "$0" /run/systemd/journal/socket
 exec "$@"
 "#;
 
-/// Mounts a disk of 16 KiB, half of it in use.
+/// Mounts a disk of 16 KiB, half of it used.
 const SMALL_DISK: &str = r#"
 set -e
 mkdir "$0"
@@ -53,8 +53,8 @@ fn events(path: &Path) -> Vec<Value> {
 
 /// Waits for an event of this kind about `source`.
 fn expect(path: &Path, kind: &str, source: Option<&str>) -> Value {
-    let wanted = |event: &Value| event["event"] == kind && source.is_none_or(|source| event["source"] == source);
-    let found = within(TIMEOUT, || events(path).into_iter().find(wanted));
+    let matches_event = |event: &Value| event["event"] == kind && source.is_none_or(|source| event["source"] == source);
+    let found = within(TIMEOUT, || events(path).into_iter().find(matches_event));
     found.unwrap_or_else(|| panic!("no {kind} of {source:?} in {:?}", std::fs::read_to_string(path)))
 }
 
@@ -93,15 +93,15 @@ fn full_disk_is_reported_once() {
     let daemon = Daemon::start_under(&lab, &wrapper, &["--config", text(&config)]);
     let sources = lab.add_addresses("attacker", 10..110);
     for source in &sources {
-        lab.touch("attacker", (*source).into(), lab.victim_v4("attacker").into(), &[23]);
+        lab.probe("attacker", (*source).into(), lab.victim_v4("attacker").into(), &[23]);
     }
     let line = daemon.expect_line("events cannot be written to");
     assert!(line.contains("No space left on device") && line.contains("report.json_file"), "{line}");
     let other = lab.provoke_ban("other");
-    // Its mounts are its own.
+    // The mounts exist only in the program's namespace.
     let inside = PathBuf::from(format!("/proc/{}/root{}", daemon.id(), disk.display()));
-    let kept = events(&inside.join("events.json"));
-    assert!(!kept.is_empty() && kept.len() < sources.len(), "{} events fit", kept.len());
+    let written = events(&inside.join("events.json"));
+    assert!(!written.is_empty() && written.len() < sources.len(), "{} events fit", written.len());
     std::thread::sleep(Duration::from_millis(1_500));
     assert_eq!(daemon.lines_with("events cannot be written to").len(), 1);
 
@@ -132,7 +132,7 @@ fn receive_until(socket: &UnixDatagram, part: &str) -> String {
 fn listen(path: &Path) -> UnixDatagram {
     let _ = std::fs::remove_file(path);
     let socket = UnixDatagram::bind(path).unwrap();
-    // As syslog daemons do: the program runs as another user.
+    // As with a syslog daemon: the program runs as another user.
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
@@ -171,14 +171,14 @@ fn missing_syslog_uses_standard_error() {
     let (dev, nobody) = (lab.path("dev"), lab.path("nobody"));
     let wrapper = ["sh", "-c", OWN_DEV_LOG, text(&dev), text(&nobody)];
     let daemon = Daemon::start_under(&lab, &wrapper, &["--config", text(&config)]);
-    let said = daemon.lines_with("no syslog daemon answers at /dev/log");
-    assert!(said.len() == 1 && said[0].starts_with("adminalert: ERROR: "), "{said:?}");
+    let lines = daemon.lines_with("no syslog daemon answers at /dev/log");
+    assert!(lines.len() == 1 && lines[0].starts_with("adminalert: ERROR: "), "{lines:?}");
     let attacker = lab.provoke_ban("attacker");
     daemon.expect_line(&format!("Host {attacker} has been blocked via"));
     daemon.stop();
 }
 
-/// The fields of a message in the journal's own protocol: `NAME=value`, or the name, its length and the value.
+/// The fields of a message in the journal's native protocol: `NAME=value`, or the name, its length and the value.
 fn fields(mut message: &[u8]) -> BTreeMap<String, String> {
     let mut fields = BTreeMap::new();
     while let Some(end) = message.iter().position(|byte| *byte == b'\n') {
@@ -235,11 +235,11 @@ fn journal_gets_line_and_fields() {
 }
 
 #[test]
-fn single_probes_stay_out_where_unwanted() {
+fn single_probes_are_not_logged_if_disabled() {
     let lab = Lab::new(&["suspect", "attacker"]);
     let daemon = Daemon::start_configured(&lab, "[report]\nsingle_probes = false\n", &[]);
     let suspect = lab.v4("suspect");
-    lab.touch("suspect", suspect.into(), lab.victim_v4("suspect").into(), &[901]);
+    lab.probe("suspect", suspect.into(), lab.victim_v4("suspect").into(), &[901]);
     let attacker = lab.provoke_ban("attacker");
     daemon.expect_line(&format!("Host {attacker} has been blocked via"));
     assert_eq!(daemon.lines_with(&suspect.to_string()), [""; 0]);

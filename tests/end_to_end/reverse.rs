@@ -1,4 +1,4 @@
-//! Names in the log: they belong to strangers, and so does the name server that says them.
+//! Tests host names in the log: they come from name servers that remote hosts control.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -17,18 +17,18 @@ const PTR: u16 = 12;
 const CNAME: u16 = 5;
 const A: u16 = 1;
 
-/// What a name server says of an address.
+/// The reply of a name server about an address.
 #[derive(Clone)]
 enum Reply {
     /// A name, as the bytes of its labels.
     Name(Vec<Vec<u8>>),
-    /// The same, after this time.
+    /// The same, after a delay.
     Late(Duration, Vec<Vec<u8>>),
     /// Another name, which is an alias of itself.
     Loop,
-    /// Raw data of a record of type PTR.
+    /// Raw data of a PTR record.
     Raw(Vec<u8>),
-    /// A header, and nothing after it.
+    /// A header without further data.
     Cut,
     Nothing,
 }
@@ -48,31 +48,31 @@ fn encoded(labels: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// A name server that lies. Whatever name it is asked for stands for all of `addresses`, but `victim.lab.example`, which is
-/// somebody else. References: RFC 1035, section 4.
-struct Liar {
-    asked: Arc<AtomicUsize>,
+/// A malicious name server. Every name resolves to all of `addresses`, except `victim.lab.example`, which belongs to
+/// another host. References: RFC 1035, section 4.
+struct HostileServer {
+    query_count: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Liar {
+impl HostileServer {
     /// Serves on `host`, which becomes the victim's resolver.
     fn start(lab: &Lab, host: &str, replies: BTreeMap<Ipv4Addr, Reply>) -> Self {
         let address = lab.v4(host);
         let socket = lab.inside(host, || UdpSocket::bind((address, 53)).expect("port 53 is free"));
         socket.set_read_timeout(Some(Duration::from_millis(20))).expect("more than zero");
         lab.set_resolver(address.into());
-        let (asked, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let (query_count, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let thread = std::thread::spawn({
-            let (asked, stop) = (Arc::clone(&asked), Arc::clone(&stop));
-            move || serve(&socket, &replies, &asked, &stop)
+            let (query_count, stop) = (Arc::clone(&query_count), Arc::clone(&stop));
+            move || serve(&socket, &replies, &query_count, &stop)
         });
-        Self { asked, stop, thread: Some(thread) }
+        Self { query_count, stop, thread: Some(thread) }
     }
 }
 
-impl Drop for Liar {
+impl Drop for HostileServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -81,7 +81,7 @@ impl Drop for Liar {
     }
 }
 
-fn serve(socket: &UdpSocket, replies: &BTreeMap<Ipv4Addr, Reply>, asked: &AtomicUsize, stop: &AtomicBool) {
+fn serve(socket: &UdpSocket, replies: &BTreeMap<Ipv4Addr, Reply>, query_count: &AtomicUsize, stop: &AtomicBool) {
     let late = Mutex::new(Vec::new());
     let mut query = [0; 512];
     while !stop.load(Ordering::Relaxed) {
@@ -93,7 +93,7 @@ fn serve(socket: &UdpSocket, replies: &BTreeMap<Ipv4Addr, Reply>, asked: &Atomic
             wait
         });
         let Ok((length, client)) = socket.recv_from(&mut query) else { continue };
-        asked.fetch_add(1, Ordering::Relaxed);
+        query_count.fetch_add(1, Ordering::Relaxed);
         let Some((after, answer)) = answer(&query[..length], replies) else { continue };
         late.lock().unwrap().push((Instant::now() + after, answer, client));
     }
@@ -104,7 +104,7 @@ fn answer(query: &[u8], replies: &BTreeMap<Ipv4Addr, Reply>) -> Option<(Duration
     let end = rest.iter().position(|byte| *byte == 0)? + 1;
     let question = &rest[..end + 4];
     let kind = u16::from_be_bytes([question[end], question[end + 1]]);
-    let asked = text(&question[..end]);
+    let queried_name = text(&question[..end]);
     let message = |records: &[(Vec<u8>, u16, Vec<u8>)]| {
         let records: Vec<u8> = records
             .iter()
@@ -121,8 +121,8 @@ fn answer(query: &[u8], replies: &BTreeMap<Ipv4Addr, Reply>) -> Option<(Duration
     };
     let itself = vec![0xc0, 12];
     let now = Duration::ZERO;
-    let Some(reverse) = asked.strip_suffix(".in-addr.arpa") else {
-        let addresses: Vec<Ipv4Addr> = match asked.as_str() {
+    let Some(reverse) = queried_name.strip_suffix(".in-addr.arpa") else {
+        let addresses: Vec<Ipv4Addr> = match queried_name.as_str() {
             "victim.lab.example" => vec![Ipv4Addr::new(10, 0, 0, 1)],
             _ => replies.keys().copied().collect(),
         };
@@ -155,10 +155,10 @@ fn text(labels: &[u8]) -> String {
     found.join(".")
 }
 
-/// What fail2ban's `<HOST>` stands for: an address or, since it resolves names, a name.
+/// The pattern for fail2ban's `<HOST>`: an address or, since fail2ban resolves names, a name.
 const HOST: &str = r"(?:::f{4,6}:)?(?P<host>[\w\-.^_:]*\w)";
 
-/// fail2ban's stock filters for both lines of PortSentry, and what people write for its log.
+/// fail2ban's stock filters for both lines of PortSentry, and common custom ones.
 fn filters() -> Vec<Regex> {
     let filters = [
         r"\/<HOST> Port\: [0-9]+ (TCP|UDP) Blocked$",
@@ -175,7 +175,7 @@ fn filters() -> Vec<Regex> {
 fn hostile_names_reach_no_log() {
     let lab = Lab::new(&["attacker", "names"]);
     let cases: Vec<(Reply, Option<&str>)> = vec![
-        // The first two addresses themselves, as getaddrinfo(3) reads them: such a name does lead back.
+        // The first two addresses in notations that getaddrinfo(3) accepts: these names do resolve to the source.
         (name("0x0a4d010a"), None),
         (name("172818699"), None),
         (name("scanner.lab.example"), Some("scanner.lab.example")),
@@ -207,19 +207,19 @@ fn hostile_names_reach_no_log() {
     let end = u8::try_from(10 + cases.len()).unwrap();
     let sources = lab.add_addresses("attacker", 10..end);
     let replies = sources.iter().copied().zip(cases.iter().map(|(reply, _)| reply.clone())).collect();
-    let names = Liar::start(&lab, "names", replies);
+    let names = HostileServer::start(&lab, "names", replies);
     let daemon = Daemon::start_configured(&lab, NAMED, &[]);
 
     let target: IpAddr = lab.victim_v4("attacker").into();
-    // Protected, because it is the resolver.
-    lab.touch("names", lab.v4("names").into(), lab.victim_v4("names").into(), &[23, 79, 111, 512]);
+    // The name server itself is protected, because it is the resolver.
+    lab.probe("names", lab.v4("names").into(), lab.victim_v4("names").into(), &[23, 79, 111, 512]);
     for source in &sources {
         let before = daemon.lines_with("attackalert:").len();
-        lab.touch("attacker", (*source).into(), target, &[23]);
+        lab.probe("attacker", (*source).into(), target, &[23]);
         daemon.expect_line(&format!("/{source} to TCP port: 23"));
         assert_eq!(daemon.lines_with("attackalert:").len(), before + 1, "{:?}", daemon.lines_with(""));
     }
-    assert!(names.asked.load(Ordering::Relaxed) >= cases.len());
+    assert!(names.query_count.load(Ordering::Relaxed) >= cases.len());
     for (source, (_, expected)) in sources.iter().zip(&cases) {
         let shown = expected.map_or_else(|| source.to_string(), ToString::to_string);
         let line = format!("attackalert: TCP SYN/Normal scan from host: {shown}/{source} to TCP port: 23");
@@ -242,26 +242,26 @@ fn hostile_names_reach_no_log() {
             assert!(attackers.contains(&host["host"].to_owned()), "{filter} finds {host:?}");
         }
     }
-    assert!(found > cases.len(), "the filters see something at all");
+    assert!(found > cases.len(), "the filters match at least the genuine lines");
 }
 
 #[test]
 fn silent_name_server_delays_line_only() {
     let lab = Lab::new(&["attacker", "names"]);
-    let names = Liar::start(&lab, "names", BTreeMap::new());
+    let names = HostileServer::start(&lab, "names", BTreeMap::new());
     let daemon = Daemon::start_configured(&lab, NAMED, &[]);
     let begin = Instant::now();
     let attacker = lab.provoke_ban("attacker");
-    // The question alone takes two.
+    // The lookup takes two seconds.
     assert!(begin.elapsed() < Duration::from_secs(2) * slowness(), "{:?}", begin.elapsed());
     let blocked = daemon.expect_line(&format!("Host {attacker} has been blocked via"));
     assert!(begin.elapsed() < Duration::from_secs(15) * slowness(), "{:?}", begin.elapsed());
-    assert!(names.asked.load(Ordering::Relaxed) > 0);
+    assert!(names.query_count.load(Ordering::Relaxed) > 0);
     let lines = daemon.lines_with(&attacker.to_string());
     let scan = format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: 901");
     let place = |line: &str| lines.iter().position(|other| other == line).unwrap_or_else(|| panic!("{lines:?}"));
     assert!(place(&scan) < place(&blocked), "{lines:?}");
-    // The look-up still runs.
+    // The lookup is still running.
     daemon.stop();
 }
 
@@ -270,19 +270,19 @@ fn names_are_resolved_after_reload_only() {
     let lab = Lab::new(&["attacker", "names"]);
     let sources = lab.add_addresses("attacker", 10..12);
     let replies = sources.iter().map(|source| (*source, name("scanner.lab.example"))).collect();
-    let names = Liar::start(&lab, "names", replies);
+    let names = HostileServer::start(&lab, "names", replies);
     let daemon = Daemon::start_configured(&lab, "", &[]);
     let target: IpAddr = lab.victim_v4("attacker").into();
     let [first, second] = sources[..] else { unreachable!() };
-    lab.touch("attacker", first.into(), target, &[23]);
+    lab.probe("attacker", first.into(), target, &[23]);
     daemon.expect_line(&format!("attackalert: TCP SYN/Normal scan from host: {first}/{first} to TCP port: 23"));
-    assert_eq!(names.asked.load(Ordering::Relaxed), 0);
+    assert_eq!(names.query_count.load(Ordering::Relaxed), 0);
     lab.write("portsentry.toml", NAMED);
     daemon.signal(rustix::process::Signal::HUP);
     daemon.expect_line("new settings are in force: report");
-    lab.touch("attacker", second.into(), target, &[23]);
-    let asked = within(TIMEOUT, || (names.asked.load(Ordering::Relaxed) > 0).then_some(()));
-    assert!(asked.is_some());
+    lab.probe("attacker", second.into(), target, &[23]);
+    let queried = within(TIMEOUT, || (names.query_count.load(Ordering::Relaxed) > 0).then_some(()));
+    assert!(queried.is_some());
     daemon.expect_line(&format!("from host: scanner.lab.example/{second} to TCP port: 23"));
     daemon.stop();
 }

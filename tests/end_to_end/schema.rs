@@ -1,4 +1,4 @@
-//! What the commands write as JSON, against the schemas in docs/schema. A key that is new has to be added there.
+//! Tests the JSON output of the commands against the schemas in docs/schema. A new key has to be added there.
 
 use std::path::Path;
 
@@ -14,12 +14,12 @@ impl Schema {
         Self(serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap())
     }
 
-    /// Panics where `value` is not as the schema has it.
+    /// Panics if `value` does not match the schema.
     fn check(&self, value: &Value) {
         self.check_at("", &self.0, value);
     }
 
-    /// The keywords that the schemas use; any other one would be ignored and is refused.
+    /// Checks the keywords that the schemas use, and panics at any other, which would otherwise be ignored.
     fn check_at(&self, at: &str, schema: &Value, value: &Value) {
         let schema = match schema["$ref"].as_str() {
             Some(name) => &self.0["$defs"][name.strip_prefix("#/$defs/").unwrap()],
@@ -72,22 +72,22 @@ impl Schema {
                         );
                     }
                 }
-                other => panic!("{at}: this test does not know the keyword {other}"),
+                other => panic!("{at}: the keyword {other} is not supported by this test"),
             }
         }
     }
 }
 
 #[test]
-fn every_output_is_as_its_schema() {
+fn every_output_matches_its_schema() {
     let lab = Lab::new(&["attacker", "other", "suspect"]);
     let file = lab.path("events.json");
     let text = format!("[allow]\nnetworks = [\"{}\"]\n[report]\njson_file = {file:?}\n", lab.v4("other"));
     let daemon = Daemon::start_configured(&lab, &text, &["--no-sandbox"]);
     let attacker = lab.provoke_ban("attacker");
-    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[905]);
-    lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
-    lab.touch("suspect", lab.v4("suspect").into(), lab.victim_v4("suspect").into(), &[901]);
+    lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &[905]);
+    lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    lab.probe("suspect", lab.v4("suspect").into(), lab.victim_v4("suspect").into(), &[901]);
     daemon.expect_line(&format!("from host: {0}/{0}", lab.v4("suspect")));
     lab.succeed(&["block", "192.0.2.7", "--expire", "never", "--reason", "a word"]);
     lab.succeed(&["unblock", &attacker.to_string()]);
@@ -97,9 +97,12 @@ fn every_output_is_as_its_schema() {
     let status = lab.ask(&["status"]);
     Schema::of("status").check(&status);
     let explain = Schema::of("explain");
-    let told = lab.ask(&["explain", &attacker.to_string()]);
-    explain.check(&told);
-    assert_eq!((&told["history"][0]["author"], &told["blocked"]["network"]), (&"detector".into(), &Value::Null));
+    let explained = lab.ask(&["explain", &attacker.to_string()]);
+    explain.check(&explained);
+    assert_eq!(
+        (&explained["history"][0]["author"], &explained["blocked"]["network"]),
+        (&"detector".into(), &Value::Null)
+    );
     explain.check(&lab.ask(&["explain", "192.0.2.7"]));
     let suspect = lab.ask(&["explain", &lab.v4("suspect").to_string()]);
     assert_eq!(suspect["suspected"].as_array().unwrap().len(), 1, "{suspect}");
@@ -119,8 +122,11 @@ fn every_output_is_as_its_schema() {
         (&"a word".into(), &"never".into(), &Value::Null)
     );
     let detected = list["bans"].as_array().unwrap().iter().find(|ban| ban["author"] == "detector").unwrap();
-    assert_eq!(detected["strikes"], told["history"][0]["strikes"], "counted alike: {detected} {told}");
-    assert_eq!(detected["ports"], told["history"][0]["ports"]);
+    assert_eq!(
+        detected["strikes"], explained["history"][0]["strikes"],
+        "the same number of strikes: {detected} {explained}"
+    );
+    assert_eq!(detected["ports"], explained["history"][0]["ports"]);
 
     let check = Schema::of("check");
     check.check(&run(&["check"]));

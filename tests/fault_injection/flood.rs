@@ -1,5 +1,5 @@
-//! The kernel's trap under those who mean it harm: its memory filled with forged sources, bans provoked in the name of
-//! somebody else, services that come and go.
+//! Tests attacks on the kernel's trap: sets filled with forged sources, bans provoked with forged addresses, services
+//! that start and stop repeatedly.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
@@ -18,15 +18,15 @@ const SUSPECTS: u32 = 65_536;
 /// `size` of the set `touched_udp` in nft/portsentry-trap-udp.nft.
 const TOUCHED_UDP: u32 = 65_536;
 
-/// Sources that only this lab knows.
+/// Addresses that exist only in this test.
 fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
     (0..count).map(|number| Ipv4Addr::from_bits(0x0a63_0000 + number).into())
 }
 
-/// Some 132,000 packets: as many sources as the kernel remembers, each below the threshold.
+/// Some 132,000 packets: as many sources as the kernel can count, each below the threshold.
 #[test]
 fn full_trap_memory_hides_no_scanner() {
-    let _alone = alone();
+    let _guard = one_flood();
     let lab = Lab::new(&["forger", "scanner", "client", "late"]);
     lab.victim_ip("route add default dev forger");
     let _services = Services::open(&lab, &EIGHT);
@@ -37,33 +37,33 @@ fn full_trap_memory_hides_no_scanner() {
         let packets = packets.map(|(source, port)| raw::tcp(source, target, port, SYN));
         lab.wire("forger").pace(1_000_000, packets);
         let suspects = || lab.set_text("suspects").matches("expires").count();
-        eventually("the kernel's memory is full", || suspects() == usize::try_from(SUSPECTS).unwrap());
-        // The kernel counts nobody new, and lets through whom it cannot count.
+        eventually("the kernel's set is full", || suspects() == usize::try_from(SUSPECTS).unwrap());
+        // The kernel counts no new source, and accepts the packets that it cannot count.
         let scanner = scan(&lab, "scanner");
         assert_eq!(lab.served("client", lab.victim_v4("client").into(), &EIGHT, 1), EIGHT.len());
         assert!(lab.banned().is_empty(), "{:?}", lab.banned());
         scanner
     });
-    // The program works as it does without a trap.
-    lab.touch_until_banned("scanner", lab.victim_v4("scanner").into());
-    eventually("the ledger has it, whatever comes beside it", || recorded(&lab) == [scanner]);
+    // The program works as without a trap.
+    lab.probe_until_banned("scanner", lab.victim_v4("scanner").into());
+    eventually("the ledger has the ban, despite the flood", || recorded(&lab) == [scanner]);
     daemon.expect_line(&format!("attackalert: Host {scanner} has been blocked"));
-    assert_eq!(lab.banned(), [scanner], "nobody was blocked whose name was forged below the threshold");
+    assert_eq!(lab.banned(), [scanner], "no source that was forged below the threshold is banned");
     assert!(lab.is_served("client", lab.victim_v4("client").into(), 22, TIMEOUT));
-    // And when the window has passed there is room again.
+    // After the window there is room again.
     let late = IpAddr::from(lab.v4("late"));
-    eventually("the kernel alone blocks again", || {
+    eventually("the kernel alone bans again", || {
         daemon.frozen(|| {
-            lab.touch("late", late, lab.victim_v4("late").into(), &[905, 906, 907, 908]);
+            lab.probe("late", late, lab.victim_v4("late").into(), &[905, 906, 907, 908]);
             std::thread::sleep(Duration::from_millis(300) * slowness());
             lab.banned().contains(&late)
         })
     });
-    assert!(daemon.stop().lines().count() < 1_300, "some 130,000 strangers are no reason for as many lines");
+    assert!(daemon.stop().lines().count() < 1_300, "the log does not grow with the number of forged sources");
 }
 
-/// What the program says in figures of how full the kernel's memory is.
-fn filling(lab: &Lab, set: &str) -> u32 {
+/// The number of elements in the kernel's set, from the metrics.
+fn element_count(lab: &Lab, set: &str) -> u32 {
     let text = lab.inside("victim", || {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 9777)).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -77,21 +77,21 @@ fn filling(lab: &Lab, set: &str) -> u32 {
     value.split('.').next().unwrap().parse().unwrap()
 }
 
-/// One flood at a time: two would wait for each other until what the kernel remembers is over.
-fn alone() -> MutexGuard<'static, ()> {
+/// One flood at a time: two would wait for each other's elements to expire.
+fn one_flood() -> MutexGuard<'static, ()> {
     static FLOOD: Mutex<()> = Mutex::new(());
     FLOOD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether the kernel says how many elements a set has (Linux 6.15).
+/// True if the kernel reports how many elements a set has (Linux 6.15).
 fn counts_elements() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(6), Some(15))
 }
 
-/// One datagram to each of more closed ports than are forgiven.
-fn ask(lab: &Lab, host: &str) -> IpAddr {
+/// Sends one datagram to each of more closed ports than are forgiven.
+fn probe_by_udp(lab: &Lab, host: &str) -> IpAddr {
     lab.inside(host, || {
         let socket = UdpSocket::bind((lab.v4(host), 0)).unwrap();
         for port in CLOSED {
@@ -101,14 +101,14 @@ fn ask(lab: &Lab, host: &str) -> IpAddr {
     lab.v4(host).into()
 }
 
-/// The same with datagrams, whose sources anybody can forge, below the threshold and far above what is remembered.
+/// The same with datagrams: sources below the threshold, far more than the set holds.
 #[test]
 fn forged_datagrams_fill_bounded_kernel_memory() {
-    let _alone = alone();
+    let _guard = one_flood();
     let lab = Lab::new(&["forger", "scanner", "client"]);
     lab.victim_ip("route add default dev forger");
     let _services = Services::open(&lab, &EIGHT);
-    // Longer than all of this takes: that there is room again after a window is shown with segments.
+    // The window is longer than this test; the test above shows that there is room after it.
     let settings = "[detect]\nwindow = \"10m\"\n[udp]\nblock = true\n[trap]\nudp = true\n\
                     [metrics]\nlisten = \"127.0.0.1:9777\"\n";
     let daemon = start(&lab, settings);
@@ -119,35 +119,35 @@ fn forged_datagrams_fill_bounded_kernel_memory() {
     let scanner = daemon.frozen(|| {
         let packets = packets.map(|(source, port)| raw::udp(source, target, (40_000, port)));
         lab.wire("forger").pace(1_000_000, packets);
-        eventually("the kernel's memory is full", || held("suspects") == SUSPECTS);
+        eventually("the kernel's set is full", || held("suspects") == SUSPECTS);
         assert_eq!((held("touched_udp"), held("touched")), (TOUCHED_UDP, 0));
-        // What the host itself asks is remembered by the port alone: no stranger adds to it.
+        // This host's own queries are recorded by port only, so remote hosts cannot add to them.
         assert_eq!(held("asked"), 0);
-        let scanner = ask(&lab, "scanner");
+        let scanner = probe_by_udp(&lab, "scanner");
         assert_eq!(lab.served("client", lab.victim_v4("client").into(), &EIGHT, 1), EIGHT.len());
         assert!(lab.banned().is_empty(), "{:?}", lab.banned());
         scanner
     });
-    // The program works as it does without a trap, and says how full the kernel's memory is.
-    let mut fullest = 0;
-    eventually("the scanner is blocked", || {
-        fullest = fullest.max(filling(&lab, "suspects"));
-        ask(&lab, "scanner");
+    // The program works as without a trap, and reports how full the kernel's set is.
+    let mut highest = 0;
+    eventually("the scanner is banned", || {
+        highest = highest.max(element_count(&lab, "suspects"));
+        probe_by_udp(&lab, "scanner");
         lab.banned().contains(&scanner)
     });
-    eventually("the ledger has it, whatever comes beside it", || recorded(&lab) == [scanner]);
+    eventually("the ledger has the ban, despite the flood", || recorded(&lab) == [scanner]);
     daemon.expect_line(&format!("attackalert: Host {scanner} has been blocked"));
-    assert_eq!(lab.banned(), [scanner], "nobody was blocked whose name was forged below the threshold");
+    assert_eq!(lab.banned(), [scanner], "no source that was forged below the threshold is banned");
     assert!(lab.is_served("client", lab.victim_v4("client").into(), 22, TIMEOUT));
-    eventually("its filling is a figure", || {
-        fullest = fullest.max(filling(&lab, "suspects"));
-        fullest > 0 || !counts_elements()
+    eventually("the metrics show the number of elements", || {
+        highest = highest.max(element_count(&lab, "suspects"));
+        highest > 0 || !counts_elements()
     });
-    assert!(fullest <= SUSPECTS, "{fullest}");
-    assert!(daemon.stop().lines().count() < 1_300, "some 130,000 strangers are no reason for as many lines");
+    assert!(highest <= SUSPECTS, "{highest}");
+    assert!(daemon.stop().lines().count() < 1_300, "the log does not grow with the number of forged sources");
 }
 
-/// Where the kernel cannot block, it has not blocked; the program has something against them, and says what.
+/// A source that the kernel could not add to its full set was never banned, so no removal may be reported.
 #[test]
 fn refused_elements_are_not_reported_lifted() {
     let lab = Lab::new(&["forger"]);
@@ -157,9 +157,9 @@ fn refused_elements_are_not_reported_lifted() {
     let probes = forged(100).flat_map(|source| [901, 902, 903].map(|port| raw::tcp(source, target, port, SYN)));
     lab.wire("forger").pace(10_000, probes);
     daemon.expect_line("set inet portsentry blocked is full (64)");
-    // Twice as long as the program doubts the kernel.
+    // Twice as long as the program waits before it reviews the kernel's bans.
     std::thread::sleep(Duration::from_secs(4) * slowness());
-    // Where packets and transactions add at once, the kernel's own account of the size is off by a few.
+    // When packets and transactions add elements at the same time, the kernel's count is off by a few.
     let held = lab.set("blocked").len();
     assert!((64..100).contains(&held), "{held}");
     let untrue = daemon.lines_with("nothing is held against them");
@@ -167,10 +167,10 @@ fn refused_elements_are_not_reported_lifted() {
     daemon.stop();
 }
 
-/// Gives the program a file that says who is logged in, in its own mount namespace.
+/// Gives the program a file with login sessions, in its own mount namespace.
 const LOGGED_IN: &str = r#"mount -t tmpfs tmpfs /run && cp "$1" /run/utmp && shift && exec "$@""#;
 
-/// A record of utmp (glibc's bits/utmp.h) for somebody who is logged in from `host`, with this process as his.
+/// A utmp record (glibc's bits/utmp.h) of a user logged in from `host`, with this process as the session's.
 fn session(host: &str) -> Vec<u8> {
     let mut record = vec![0; if cfg!(target_arch = "aarch64") { 400 } else { 384 }];
     record[..2].copy_from_slice(&7_i16.to_ne_bytes());
@@ -179,7 +179,7 @@ fn session(host: &str) -> Vec<u8> {
     record
 }
 
-/// The program judges nothing meanwhile: that they are spared is the kernel's own doing.
+/// The program is stopped meanwhile, so only the kernel's rules can exempt these sources.
 #[test]
 fn kernel_alone_spares_forged_exempt_sources() {
     let lab = Lab::new(&["forger"]);
@@ -194,23 +194,23 @@ fn kernel_alone_spares_forged_exempt_sources() {
     eventually("the trap is armed", || lab.ports("trapped").contains(&901));
     let own = own.to_string();
     let needed = ["10.77.1.250", "198.51.100.53", "203.0.113.9", "192.0.2.77", "127.9.9.9", &own];
-    let stranger = "10.99.0.1";
+    let other = "10.99.0.1";
     daemon.frozen(|| {
         let mut wire = lab.wire("forger");
-        for source in needed.into_iter().chain([stranger]) {
+        for source in needed.into_iter().chain([other]) {
             let source = source.parse().unwrap();
             forge(&mut wire, source, own.parse().unwrap());
         }
-        lab.expect_ban(stranger.parse().unwrap());
-        assert_eq!(lab.banned(), [stranger.parse::<IpAddr>().unwrap()]);
+        lab.expect_ban(other.parse().unwrap());
+        assert_eq!(lab.banned(), [other.parse::<IpAddr>().unwrap()]);
         assert_eq!(lab.set("suspects").len(), 1, "the others are not even counted: {}", lab.set_text("suspects"));
     });
-    daemon.expect_line(&format!("attackalert: Host {stranger} has been blocked"));
-    assert_eq!(lab.banned(), [stranger.parse::<IpAddr>().unwrap()]);
+    daemon.expect_line(&format!("attackalert: Host {other} has been blocked"));
+    assert_eq!(lab.banned(), [other.parse::<IpAddr>().unwrap()]);
     daemon.stop();
 }
 
-/// Whoever can provoke bans in another's name gets as many as the ceiling allows, and no more for trying for longer.
+/// Provoked bans of forged sources stay below the ceiling, however long an attacker tries.
 #[test]
 fn chosen_victim_is_one_within_ceiling() {
     let lab = Lab::new(&["forger"]);
@@ -224,24 +224,24 @@ fn chosen_victim_is_one_within_ceiling() {
     let chosen = victims[0];
     lab.expect_ban(chosen);
     std::thread::sleep(Duration::from_secs(1) * slowness());
-    // One more for each twenty seconds, and what the kernel bans before the sensor has looked.
+    // One more per twenty seconds, and the kernel's bans before the sensor counts them.
     let most = 3 + 3 + usize::try_from(begin.elapsed().as_secs() / 20).unwrap();
     let banned = lab.banned().len();
     assert!((3..=most).contains(&banned), "{banned} of 30");
-    // Who was taken back is blocked the next time as if it were the first.
+    // After an unblock the next ban is treated as the first.
     lab.succeed(&["unblock", &chosen.to_string()]);
     assert!(!lab.banned().contains(&chosen));
     (901..=920).for_each(|port| wire.send(&raw::tcp(chosen, target, port, SYN)));
     lab.expect_ban(chosen);
     daemon.expect_line(&format!("attackalert: Host {chosen} has been blocked"));
-    eventually("the second ban is told", || {
+    eventually("the second ban is reported", || {
         daemon.lines_with(&format!("attackalert: Host {chosen} has been blocked")).len() == 2
     });
     assert_eq!(daemon.lines_with(&format!("earlier bans of Host {chosen}:")), [""; 0]);
     daemon.stop();
 }
 
-/// Half a second up, half a second down: the kernel knows which ports are shut, but not which were open just now.
+/// Half a second up, half a second down: the kernel knows which ports are closed, but not which were open a moment ago.
 #[test]
 fn clients_of_flapping_services_are_not_banned() {
     let lab = Lab::new(&["client", "scanner"]);
@@ -251,23 +251,23 @@ fn clients_of_flapping_services_are_not_banned() {
     for _ in 0..5 {
         let services = Services::open(&lab, &ports);
         for _ in 0..5 {
-            lab.touch("client", client, target, &ports);
+            lab.probe("client", client, target, &ports);
             std::thread::sleep(Duration::from_millis(100));
         }
         drop(services);
         for _ in 0..5 {
-            lab.touch("client", client, target, &ports);
+            lab.probe("client", client, target, &ports);
             std::thread::sleep(Duration::from_millis(100));
         }
     }
     let _services = Services::open(&lab, &ports);
-    eventually("the trap leaves these ports alone", || ports.iter().all(|port| !lab.ports("trapped").contains(port)));
-    // What the kernel did by itself in the first moments is taken back.
-    eventually("whom the kernel caught is let go", || !lab.banned().contains(&client));
+    eventually("the trap omits these ports", || ports.iter().all(|port| !lab.ports("trapped").contains(port)));
+    // Bans by the kernel in the first moments are lifted.
+    eventually("the kernel's bans are lifted", || !lab.banned().contains(&client));
     assert_eq!(lab.served("client", target, &ports, 1), ports.len());
-    let blamed = daemon.lines_with(&format!("attackalert: Host {client} has been blocked"));
-    assert!(blamed.is_empty(), "{blamed:?}");
-    lab.touch("scanner", lab.v4("scanner").into(), lab.victim_v4("scanner").into(), &[911, 912, 913]);
+    let lines = daemon.lines_with(&format!("attackalert: Host {client} has been blocked"));
+    assert!(lines.is_empty(), "{lines:?}");
+    lab.probe("scanner", lab.v4("scanner").into(), lab.victim_v4("scanner").into(), &[911, 912, 913]);
     let scanner = lab.v4("scanner").into();
     lab.expect_ban(scanner);
     assert!(!lab.is_served("scanner", lab.victim_v4("scanner").into(), 901, SHORTLY));

@@ -1,4 +1,4 @@
-//! A host that changes under the program: interfaces, addresses, and a kernel without IPv6.
+//! Tests changes of the host at run time: interfaces, addresses, and a kernel without IPv6.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -8,25 +8,28 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, eventually, slowness};
 
-/// The kernel's trap knows interfaces by their index, and each new one has another.
+/// The kernel's trap identifies interfaces by index; a recreated interface gets a new one.
 #[test]
 fn returning_interface_is_trapped_again() {
     let lab = Lab::new(&["named", "other"]);
     let daemon = start(&lab, "interfaces = [\"named\"]\n");
-    // What nft prints is no name, but another one for each interface.
+    // nft prints the index, not the name.
     let trap = || lab.set_text("trap_interfaces").split_once("elements = ").map(|(_, rest)| rest.to_owned());
-    eventually("the interface is among the trap's", || trap().is_some());
+    eventually("the trap contains the interface", || trap().is_some());
     let before = trap();
     lab.cut("named");
-    eventually("it is no longer", || trap().is_some() && trap() != before);
+    eventually("the trap no longer contains it", || trap().is_some() && trap() != before);
     let without = trap();
     daemon.frozen(|| {
         scan(&lab, "other");
         std::thread::sleep(std::time::Duration::from_millis(300) * slowness());
-        assert!(lab.banned().is_empty() && lab.set("suspects").is_empty(), "no interface is not every interface");
+        assert!(
+            lab.banned().is_empty() && lab.set("suspects").is_empty(),
+            "an empty list does not mean every interface"
+        );
     });
     lab.link("named");
-    eventually("the interface is back in the trap", || trap().is_some() && trap() != without && trap() != before);
+    eventually("the trap contains the interface again", || trap().is_some() && trap() != without && trap() != before);
     let named = daemon.frozen(|| {
         scan(&lab, "other");
         let named = scan(&lab, "named");
@@ -38,7 +41,7 @@ fn returning_interface_is_trapped_again() {
     daemon.stop();
 }
 
-/// A host that moves: nothing of what it was called before means anything any more.
+/// A host gets other addresses: the old ones are no longer exempt.
 #[test]
 fn changed_addresses_are_watched_and_exempt() {
     let lab = Lab::new(&["attacker", "other"]);
@@ -64,22 +67,22 @@ fn changed_addresses_are_watched_and_exempt() {
     lab.expect_ban(old);
     daemon.expect_line(&format!("attackalert: Host {old} has been blocked"));
     for (source, target) in [("10.88.1.2", "10.88.1.1"), ("fd88::2", "fd88::1")] {
-        lab.touch("attacker", source.parse().unwrap(), target.parse().unwrap(), &[901, 902, 903]);
+        lab.probe("attacker", source.parse().unwrap(), target.parse().unwrap(), &[901, 902, 903]);
     }
-    for wanted in ["10.88.1.2", "fd88::"] {
-        lab.expect_ban(wanted.parse().unwrap());
+    for source in ["10.88.1.2", "fd88::"] {
+        lab.expect_ban(source.parse().unwrap());
     }
     assert!(!lab.banned().contains(&own));
     daemon.stop();
 }
 
-/// Runs the program where there is no IPv6: see no-ipv6.c. What the namespace can do without, it does.
+/// Runs the program without IPv6, see no-ipv6.c. Features that the namespace does not need are switched off.
 fn without_ipv6(lab: &Lab, settings: &str) -> Daemon {
     let (source, wrapper) =
         (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fault_injection/no-ipv6.c"), lab.path("no-ipv6"));
-    // What builds SQLite is there to build this.
+    // The compiler is present, because SQLite is built with it.
     let built = Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&wrapper).arg(source).status();
-    assert!(built.expect("there is a C compiler").success());
+    assert!(built.expect("a C compiler is installed").success());
     lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"]);
     let settings = lab.write("portsentry.toml", settings);
     let arguments = ["--expire", "24h", "--config", settings.to_str().unwrap()];
@@ -107,7 +110,7 @@ fn decoys_and_routes_work_without_ipv6() {
     let lab = Lab::new(&["attacker"]);
     let settings = "[tcp]\nmode = \"connect\"\nports = \"901-904\"\n[block]\nmethod = [\"route\", \"nft\"]\n";
     let daemon = without_ipv6(&lab, settings);
-    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    lab.probe_until_banned("attacker", lab.victim_v4("attacker").into());
     daemon.expect_line(&format!("attackalert: Host {} has been blocked via dropped route", lab.v4("attacker")));
     daemon.stop();
 }
@@ -124,7 +127,7 @@ fn flapping_interface_costs_no_ban_or_service() {
     }
     assert!(lab.is_served("client", lab.victim_v4("client").into(), 80, TIMEOUT));
     assert_eq!(lab.banned(), [attacker]);
-    lab.touch_until_banned("flapping", lab.victim_v4("flapping").into());
+    lab.probe_until_banned("flapping", lab.victim_v4("flapping").into());
     let errors = daemon.lines_with("ERROR");
     assert!(errors.is_empty(), "{errors:?}");
     daemon.stop();

@@ -1,6 +1,6 @@
-//! Attacks on the program itself, and faults that are injected for real: what docs/threat-model.md says of them, on the
-//! running program. After each nothing may be lost, the state has to be told truthfully, and all goes on without a restart.
-//! Each has a network of its own, so they run side by side.
+//! Tests attacks on the program itself and real faults, as described in docs/threat-model.md, on the running program.
+//! Afterwards no ban may be lost, the reported state must be true, and everything works without a restart. Each test
+//! has its own network, so they run in parallel.
 
 #![cfg(test)]
 

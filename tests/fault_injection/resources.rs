@@ -1,4 +1,4 @@
-//! What the system has no more of: descriptors, and a database that somebody else holds.
+//! Tests exhausted resources: file descriptors, and a database that another program has locked.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
 use netns_lab::{Lab, eventually};
 
-/// Lets the program have no descriptor above these, whatever it has already.
+/// Limits the program to this many descriptors, even if more are already open.
 fn limit(daemon: &Daemon, descriptors: Option<u64>) {
     let soft = descriptors.or(getrlimit(Resource::Nofile).current).expect("a number");
-    // The program is not root, and root may change limits of others only with CAP_SYS_RESOURCE.
+    // The program is not root, and root may change limits of other users only with CAP_SYS_RESOURCE.
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
     let id = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()).unwrap();
     let mut command = std::process::Command::new("setpriv");
@@ -28,46 +28,46 @@ fn descriptor_shortage_is_survived() {
     let mut lab = Lab::new(&["before", "during"]);
     let daemon = start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
     let before = lab.provoke_ban("before");
-    eventually("the ledger has it", || recorded(&lab) == [before]);
+    eventually("the ledger has the ban", || recorded(&lab) == [before]);
     limit(&daemon, Some(3));
-    // Services on other ports than the ban's, a host and a gateway that come now cannot be read.
+    // Services on other ports than those of the scan, a new host and a new gateway cannot be read now.
     let services = Services::open(&lab, &[921, 922, 923]);
     lab.join("late");
     lab.victim_ip("route add default via 10.77.2.66");
     daemon.expect_line("Too many open files");
     let during = {
-        lab.touch("during", lab.v4("during").into(), lab.victim_v4("during").into(), &[904, 905, 906]);
+        lab.probe("during", lab.v4("during").into(), lab.victim_v4("during").into(), &[904, 905, 906]);
         lab.expect_ban(lab.v4("during").into()).address
     };
     daemon.expect_line(&format!("attackalert: Host {during} has been blocked"));
-    assert_eq!(lab.served("late", lab.victim_v4("late").into(), &[921, 922, 923], 2), 6, "no client is a scanner");
+    assert_eq!(lab.served("late", lab.victim_v4("late").into(), &[921, 922, 923], 2), 6, "a client is not banned");
     std::thread::sleep(Duration::from_secs(4));
-    let said = daemon.lines_with("Too many open files");
-    // Once for the host, and once for each file that should have been written.
-    assert!(said.len() <= 3, "not every second: {said:#?}");
+    let lines = daemon.lines_with("Too many open files");
+    // One line for the host, and one for each file that could not be written.
+    assert!(lines.len() <= 3, "the failure is not reported every second: {lines:#?}");
 
     limit(&daemon, None);
     daemon.expect_line("this host's addresses, routes and services can be read again");
     eventually("the service is known", || !lab.ports("trapped").contains(&921));
     eventually("the gateway is known", || lab.set_text("allowed").contains("10.77.2.66"));
     eventually("operators are answered", || lab.operate(&["status"]).code == Some(0));
-    lab.touch("late", lab.v4("late").into(), lab.victim_v4("late").into(), &[911, 912, 913]);
+    lab.probe("late", lab.v4("late").into(), lab.victim_v4("late").into(), &[911, 912, 913]);
     lab.expect_ban(lab.v4("late").into());
     let mut all = vec![before, during, lab.v4("late").into()];
     all.sort();
     assert_eq!(lab.banned(), all);
-    eventually("the ledger has them all", || recorded(&lab) == all);
+    eventually("the ledger has all bans", || recorded(&lab) == all);
     drop(services);
     daemon.stop();
 }
 
-/// Another program holds the database's lock: a backup that hangs, say.
+/// Another program holds the database's lock, as a hanging backup would.
 #[test]
 fn locked_ledger_delays_no_ban() {
     let lab = Lab::new(&["first", "second"]);
     let daemon = start(&lab, "");
     let first = lab.provoke_ban("first");
-    eventually("the ledger has it", || recorded(&lab) == [first]);
+    eventually("the ledger has the ban", || recorded(&lab) == [first]);
     let other = Connection::open(lab.path("state").join(DATABASE)).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let second = scan(&lab, "second");
@@ -78,6 +78,6 @@ fn locked_ledger_delays_no_ban() {
     assert_eq!(recorded(&lab), [first]);
     other.execute_batch("ROLLBACK").unwrap();
     daemon.expect_line("the ledger is written again");
-    eventually("the ledger has both", || recorded(&lab) == [first, second]);
+    eventually("the ledger has both bans", || recorded(&lab) == [first, second]);
     daemon.stop();
 }

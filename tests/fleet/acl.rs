@@ -1,4 +1,4 @@
-//! Each refusal that makes the host in a key its author, on a real server.
+//! Tests on a real server that a host can only write its own keys: each refusal protects the author in a key's name.
 
 use crate::engine::{Engine, Users};
 
@@ -45,7 +45,7 @@ fn host_is_refused_everything_else() {
     engine.admin(&["SET", "portsentry:other:ban:a:203.0.113.7", "x"]);
     engine.admin(&["SET", "other", "x"]);
     let refused: &[&[&str]] = &[
-        // Writing in the name of others.
+        // Writing reports of other hosts.
         &["SET", other, REPORT, "PX", "60000"],
         &["DEL", other],
         &["SET", "portsentry:lab:ban:web-1", "x"],
@@ -54,14 +54,14 @@ fn host_is_refused_everything_else() {
         &["DEL", "portsentry:lab:lift:203.0.113.7"],
         &["SET", "portsentry:other:ban:web-1:203.0.113.7", REPORT],
         &["SET", "other", "x"],
-        // Publishing in the name of others.
+        // Publishing on channels of other hosts.
         &["PUBLISH", "portsentry:lab:news:web-10", "x"],
         &["PUBLISH", "portsentry:lab:news:@operator", "x"],
         &["PUBLISH", "portsentry:lab:news:*", "x"],
         &["PUBLISH", "portsentry:lab:news:web-1:x", "x"],
         &["PUBLISH", "other", "x"],
         &["SPUBLISH", "portsentry:lab:news:web-1", "x"],
-        // Reading and following anything else.
+        // Reading or subscribing to other keys and channels.
         &["GETRANGE", "other", "0", "256"],
         &["GETRANGE", "portsentry:other:ban:a:203.0.113.7", "0", "256"],
         &["PTTL", "other"],
@@ -69,7 +69,7 @@ fn host_is_refused_everything_else() {
         &["PSUBSCRIBE", "portsentry:*"],
         &["PSUBSCRIBE", "portsentry:other:news:*"],
         &["SUBSCRIBE", "portsentry:lab:news:web-10"],
-        // Every other way to write.
+        // Other commands that write.
         &["GET", own],
         &["SETEX", own, "60", REPORT],
         &["SETRANGE", own, "0", "x"],

@@ -1,4 +1,4 @@
-//! A server of Redis or Valkey for one test, and users as `portsentry fleet acl` prints them.
+//! Starts a Redis or Valkey server for one test, with users as `portsentry fleet acl` prints them.
 #![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
 
 use std::fs::{self, Permissions};
@@ -9,10 +9,10 @@ use std::process::{Child, Command, Stdio};
 use netns_lab::daemon::binary;
 use netns_lab::{Namespace, eventually};
 
-/// The one user that may do everything.
+/// The only user with all rights.
 pub(crate) const ADMIN: &str = "user admin on >admin ~* &* +@all";
 
-/// A folder with a user for each host, each with its password in a file.
+/// A folder with a user per host, each with a password file.
 pub(crate) struct Users {
     pub(crate) folder: tempfile::TempDir,
     lines: Vec<String>,
@@ -57,12 +57,12 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts a server on a socket of its own.
+    /// Starts a server on its own socket.
     pub(crate) fn start(users: Users, options: &[&str]) -> Self {
         Self::start_in(None, users, options)
     }
 
-    /// The same in a network namespace.
+    /// Starts a server in a network namespace.
     pub(crate) fn start_in(network: Option<&Namespace>, users: Users, options: &[&str]) -> Self {
         let network = network.map(|network| network.name().to_owned());
         let path = users.folder.path().join("users.acl");
@@ -85,13 +85,13 @@ impl Engine {
         eventually("the server answers", || self.try_cli("admin", "admin", &["PING"]).contains("PONG"));
     }
 
-    /// Ends the server as a crash does.
+    /// Kills the server, as a crash does.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again, with nothing in it.
+    /// Starts it again, empty.
     pub(crate) fn restart(&mut self) {
         self.child = spawn(self.network.as_deref(), &self.options);
         self.await_answer();
@@ -109,7 +109,7 @@ impl Engine {
         self.child.id()
     }
 
-    /// What the server answers to a command of a user.
+    /// The server's reply to a command of a user.
     pub(crate) fn cli(&self, user: &str, words: &[&str]) -> String {
         let password = if user == "admin" { "admin".to_owned() } else { format!("password-of-{user}") };
         self.try_cli(user, &password, words)

@@ -1,4 +1,4 @@
-//! The server is killed, restarted, emptied, full, slow, or does not let this host in.
+//! Tests failures of the server: killed, restarted, emptied, full, slow, or refusing this host.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -18,10 +18,10 @@ fn report_reaches_other_members() {
     for other in [&b, &c] {
         other.eventually("the report arrives", || other.daemon.has_report("a", "203.0.113.7"));
     }
-    let report = b.daemon.said(|said| said.reports[0].clone());
-    assert!((14_390..=14_400).contains(&report.remaining_s), "a day is cut to four hours: {report:?}");
+    let report = b.daemon.received(|received| received.reports[0].clone());
+    assert!((14_390..=14_400).contains(&report.remaining_s), "a day is reduced to four hours: {report:?}");
     assert_eq!((report.distinct_ports, report.class.as_str()), (5, "connect"));
-    assert!(!a.daemon.has_report("a", "203.0.113.7"), "own reports do not come back");
+    assert!(!a.daemon.has_report("a", "203.0.113.7"), "a host does not receive its own reports");
     let value = engine.admin(&["GET", &key("a", "203.0.113.7")]);
     let sequence = report.sequence;
     assert_eq!(value, format!(r#"{{"v":1,"class":"connect","ports":5,"grade":"proven","seq":{sequence}}}"#));
@@ -35,24 +35,24 @@ fn late_joiner_is_complete_after_one_scan() {
         a.daemon.ban(&format!("203.0.113.{host}"));
         b.daemon.ban(&format!("2001:db8:0:{host:x}::/64"));
     }
-    eventually("all are on the server", || engine.admin(&["DBSIZE"]) == "40");
+    eventually("all reports are on the server", || engine.admin(&["DBSIZE"]) == "40");
     let [c] = Member::fleet(["c"], &engine);
-    assert_eq!(c.daemon.said(|said| said.reports.len()), 40);
+    assert_eq!(c.daemon.received(|received| received.reports.len()), 40);
 }
 
 #[test]
-fn absent_key_lifts_nothing() {
+fn missing_key_lifts_nothing() {
     let engine = engine(&[]);
     let [a, b] = Member::fleet(["a", "b"], &engine);
     a.daemon.ban("203.0.113.7");
     b.eventually("the report arrives", || b.daemon.has_report("a", "203.0.113.7"));
     a.daemon.unban("203.0.113.7");
     eventually("the key is deleted", || engine.admin(&["DBSIZE"]) == "0");
-    assert_eq!(b.daemon.said(|said| said.lifts.len()), 0, "an absent key says nothing");
+    assert_eq!(b.daemon.received(|received| received.lifts.len()), 0, "an expired key lifts nothing");
 }
 
 #[test]
-fn operator_lift_reaches_all_and_outlasts_reports() {
+fn operator_lift_reaches_all_hosts() {
     let engine = engine(&[]);
     let [a, b] = Member::fleet(["a", "b"], &engine);
     a.daemon.ban("203.0.113.7");
@@ -72,10 +72,10 @@ fn operator_lift_reaches_all_and_outlasts_reports() {
         .unwrap();
     assert!(lift.status.success(), "{lift:?}");
     for member in [&a, &b] {
-        member.eventually("the lift arrives", || member.daemon.said(|said| said.lifts == ["203.0.113.7"]));
+        member.eventually("the lift arrives", || member.daemon.received(|received| received.lifts == ["203.0.113.7"]));
     }
     let [c] = Member::fleet(["c"], &engine);
-    assert!(!c.daemon.has_report("a", "203.0.113.7"), "a late joiner knows of the lift before the report");
+    assert!(!c.daemon.has_report("a", "203.0.113.7"), "a late joiner learns of the lift before the report");
     assert!(engine.admin(&["PTTL", "portsentry:lab:lift:203.0.113.7"]).parse::<u32>().unwrap() <= 3_600_000);
 }
 
@@ -91,16 +91,16 @@ fn restarted_server_gets_all_reports_again() {
         let lines = member.log().lines().filter(|line| line.contains("blocked here as before")).count();
         assert_eq!(lines, 1, "{}", member.log());
     }
-    // Meanwhile the hosts go on.
+    // Meanwhile the hosts continue.
     a.daemon.ban("203.0.113.8");
     b.daemon.forget();
     engine.restart();
     assert_eq!(engine.admin(&["DBSIZE"]), "0");
     b.eventually("it is connected again", || b.daemon.is_connected());
     b.eventually("the new report arrives", || b.daemon.has_report("a", "203.0.113.8"));
-    eventually("the old report is there again", || engine.admin(&["DBSIZE"]) == "2");
+    eventually("the old report is on the server again", || engine.admin(&["DBSIZE"]) == "2");
     assert!(a.log().contains("connected to unix://") && a.log().contains(" again, after "), "{}", a.log());
-    assert_eq!(b.daemon.said(|said| said.lifts.len()), 0, "an empty server lifts nothing");
+    assert_eq!(b.daemon.received(|received| received.lifts.len()), 0, "an empty server lifts nothing");
 }
 
 #[test]
@@ -114,12 +114,12 @@ fn emptied_server_gets_all_reports_again() {
 }
 
 #[test]
-fn full_server_is_said_and_reports_follow() {
+fn full_server_is_reported_and_reports_follow() {
     let engine = engine(&["--maxmemory-policy", "noeviction"]);
     let [a, b] = Member::fleet(["a", "b"], &engine);
     assert_eq!(engine.admin(&["CONFIG", "SET", "maxmemory", "1"]), "OK");
     a.daemon.ban("203.0.113.7");
-    a.eventually("it says so", || a.log().contains("it is full"));
+    a.eventually("the reason is logged", || a.log().contains("it is full"));
     assert!(a.daemon.is_connected() && a.log().contains("raise maxmemory"), "{}", a.log());
     assert_eq!(engine.admin(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
     b.eventually("the report arrives later", || b.daemon.has_report("a", "203.0.113.7"));
@@ -131,28 +131,28 @@ fn stopped_server_is_away_after_seconds() {
     let [a] = Member::fleet(["a"], &engine);
     let id = Pid::from_raw(engine.id().try_into().unwrap()).unwrap();
     kill_process(id, Signal::STOP).unwrap();
-    a.eventually("it notices that nothing answers", || a.daemon.away().is_some());
+    a.eventually("the missing reply is noticed", || a.daemon.away().is_some());
     assert!(a.daemon.away().unwrap().contains("did not answer within 5 s"), "{:?}", a.daemon.away());
     kill_process(id, Signal::CONT).unwrap();
     a.eventually("it is connected again", || a.daemon.is_connected());
 }
 
 #[test]
-fn wrong_password_and_missing_rights_are_named() {
+fn wrong_password_or_rights_are_named() {
     let engine = engine(&[]);
     let url = format!("url = \"unix://{}\"", engine.socket().display());
     let other = engine.users().password_file("b");
     let mut refused = Member::start_with("a", &url, &other, &mut Command::new(binary()));
-    refused.eventually("it says why", || refused.log().contains("it refuses the user or the password"));
+    refused.eventually("the reason is logged", || refused.log().contains("it refuses the user or the password"));
     assert!(refused.is_running() && refused.daemon.away().is_some_and(|why| why.contains("password")));
 
     assert_eq!(engine.admin(&["ACL", "SETUSER", "c", "clearselectors"]), "OK");
     let denied = Member::start("c", &engine);
-    denied.eventually("it says why", || denied.log().contains("compare it with `portsentry fleet acl`"));
+    denied.eventually("the reason is logged", || denied.log().contains("compare it with `portsentry fleet acl`"));
 }
 
 #[test]
-fn password_of_loose_mode_ends_the_process() {
+fn readable_password_file_ends_process() {
     let engine = engine(&[]);
     let path = engine.users().password_file("a");
     fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();

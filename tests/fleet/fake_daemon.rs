@@ -1,4 +1,5 @@
-//! The daemon's side of the fleet socket, for tests of the fleet process alone: keeps what is brought, and names bans.
+//! The daemon's end of the fleet socket, for tests of the fleet process alone: stores the received requests and
+//! announces bans.
 #![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
 
 use std::collections::HashMap;
@@ -13,11 +14,11 @@ use portsentry::control::fleet_protocol::{
 };
 use portsentry::engine::Grade;
 
-/// What the fleet process has said so far.
+/// The requests of the fleet process so far.
 #[derive(Default)]
-pub(crate) struct Said {
+pub(crate) struct Received {
     pub(crate) reports: Vec<FleetReport>,
-    /// When each target was first brought.
+    /// When each target was first reported.
     pub(crate) arrivals: HashMap<String, Instant>,
     pub(crate) lifts: Vec<String>,
     pub(crate) scans: usize,
@@ -27,7 +28,7 @@ pub(crate) struct Said {
 
 #[derive(Default)]
 struct Shared {
-    said: Mutex<Said>,
+    received: Mutex<Received>,
     bans: Mutex<Vec<OwnBanEvent>>,
     watchers: Mutex<Vec<UnixStream>>,
 }
@@ -56,7 +57,7 @@ impl FakeDaemon {
         &self.path
     }
 
-    /// This host bans a source on proven evidence.
+    /// Announces a ban of this host on proven evidence.
     pub(crate) fn ban(&self, target: &str) {
         self.change(OwnBanEvent::Ban {
             target: target.to_owned(),
@@ -79,34 +80,34 @@ impl FakeDaemon {
         bans.push(event);
     }
 
-    /// What was said, as `of` sees it.
-    pub(crate) fn said<T>(&self, of: impl FnOnce(&Said) -> T) -> T {
-        of(&self.shared.said.lock().unwrap())
+    /// Reads the received requests with `read`.
+    pub(crate) fn received<T>(&self, read: impl FnOnce(&Received) -> T) -> T {
+        read(&self.shared.received.lock().unwrap())
     }
 
     pub(crate) fn has_report(&self, author: &str, target: &str) -> bool {
-        self.said(|said| said.reports.iter().any(|one| one.author == author && one.target == target))
+        self.received(|received| received.reports.iter().any(|one| one.author == author && one.target == target))
     }
 
-    /// When a target was first brought.
+    /// When a target was first reported.
     pub(crate) fn arrival(&self, target: &str) -> Option<Instant> {
-        self.said(|said| said.arrivals.get(target).copied())
+        self.received(|received| received.arrivals.get(target).copied())
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        self.said(|said| said.link == Some(LinkState::Connected))
+        self.received(|received| received.link == Some(LinkState::Connected))
     }
 
-    /// Why the server is away, if it is.
+    /// Why the server is unreachable, if it is.
     pub(crate) fn away(&self) -> Option<String> {
-        self.said(|said| match &said.link {
+        self.received(|received| match &received.link {
             Some(LinkState::Away(why)) => Some(why.clone()),
             _ => None,
         })
     }
 
     pub(crate) fn forget(&self) {
-        *self.shared.said.lock().unwrap() = Said::default();
+        *self.shared.received.lock().unwrap() = Received::default();
     }
 }
 
@@ -115,23 +116,23 @@ fn serve(stream: UnixStream, shared: &Shared) {
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
         let reply = match FleetRequest::parse(line.as_bytes()).unwrap() {
             FleetRequest::Reports { reports, scan_ends } => {
-                let mut said = shared.said.lock().unwrap();
-                said.scans += usize::from(scan_ends);
+                let mut received = shared.received.lock().unwrap();
+                received.scans += usize::from(scan_ends);
                 let outcomes = vec![ReportOutcome::Accepted; reports.len()];
                 let now = Instant::now();
                 for report in &reports {
-                    said.arrivals.entry(report.target.clone()).or_insert(now);
+                    received.arrivals.entry(report.target.clone()).or_insert(now);
                 }
-                said.reports.extend(reports);
+                received.reports.extend(reports);
                 FleetReply::Reports { outcomes }
             }
             FleetRequest::Lift { target } => {
-                shared.said.lock().unwrap().lifts.push(target);
+                shared.received.lock().unwrap().lifts.push(target);
                 FleetReply::Lifted { lifted: true }
             }
             FleetRequest::Link { state, ignored } => {
-                let mut said = shared.said.lock().unwrap();
-                (said.link, said.ignored) = (Some(state), ignored);
+                let mut received = shared.received.lock().unwrap();
+                (received.link, received.ignored) = (Some(state), ignored);
                 FleetReply::Noted
             }
             FleetRequest::Watch {} => {

@@ -1,4 +1,4 @@
-//! A host with stolen credentials, and a server that lies.
+//! Tests a host with stolen credentials, and a malicious server.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -31,15 +31,15 @@ fn malformed_keys_name_their_author() {
     }
     set("203.0.113.99", REPORT, hour);
     let [b] = Member::fleet(["b"], &engine);
-    let taken = b.daemon.said(|said| said.reports.iter().map(|one| one.target.clone()).collect::<Vec<_>>());
-    assert_eq!(taken, ["203.0.113.99"], "only what is well-formed");
+    let taken = b.daemon.received(|received| received.reports.iter().map(|one| one.target.clone()).collect::<Vec<_>>());
+    assert_eq!(taken, ["203.0.113.99"], "only well-formed keys are accepted");
     assert!(b.log().contains("host a is ignored in part: a key "), "{}", b.log());
-    assert!(b.log().lines().count() < 10, "a line for each would be a flood: {}", b.log());
+    assert!(b.log().lines().count() < 10, "one line per key would be a flood: {}", b.log());
     b.eventually("the daemon knows the author", || {
-        b.daemon.said(|said| said.ignored.first().is_some_and(|one| one.author == "a"))
+        b.daemon.received(|received| received.ignored.first().is_some_and(|one| one.author == "a"))
     });
 
-    // The same by notices.
+    // The same with notices instead of keys.
     for target in ["203.0.113.1", "203.0.113.3", "0.0.0.0/0"] {
         let notice = format!(r#"{{"v":1,"seq":1,"target":"{target}"}}"#);
         assert_eq!(engine.cli("a", &["PUBLISH", "portsentry:lab:news:a", &notice]), "1");
@@ -48,8 +48,8 @@ fn malformed_keys_name_their_author() {
     let notice = r#"{"v":1,"seq":2,"target":"203.0.113.200"}"#;
     engine.cli("a", &["SET", &key("a", "203.0.113.200"), REPORT, "PX", "3600000"]);
     engine.cli("a", &["PUBLISH", "portsentry:lab:news:a", notice]);
-    b.eventually("a good one still arrives", || b.daemon.has_report("a", "203.0.113.200"));
-    assert_eq!(b.daemon.said(|said| said.reports.len()), 2);
+    b.eventually("a valid report still arrives", || b.daemon.has_report("a", "203.0.113.200"));
+    assert_eq!(b.daemon.received(|received| received.reports.len()), 2);
 }
 
 #[test]
@@ -61,8 +61,8 @@ fn reports_of_one_author_are_limited() {
     engine.admin(&["EVAL", fill, "0", REPORT]);
     engine.cli("c", &["SET", &key("c", "203.0.113.7"), REPORT, "PX", "3600000"]);
     let [b] = Member::fleet(["b"], &engine);
-    assert!(b.daemon.has_report("c", "203.0.113.7"), "others are read all the same");
-    let of_a = b.daemon.said(|said| said.reports.iter().filter(|one| one.author == "a").count());
+    assert!(b.daemon.has_report("c", "203.0.113.7"), "other authors are read nevertheless");
+    let of_a = b.daemon.received(|received| received.reports.iter().filter(|one| one.author == "a").count());
     assert!((9_000..=10_000).contains(&of_a), "{of_a}");
     assert!(b.log().contains("host a is ignored in part: it has more than 10000 keys"), "{}", b.log());
     assert!(b.resident() < 64 << 10, "{} KiB", b.resident());
@@ -93,9 +93,9 @@ fn megabyte_key_names_are_survived() {
         engine.cli("c", &["SET", &key("c", &format!("203.0.113.{host}")), REPORT, "PX", "3600000"]);
     }
     let [b] = Member::fleet(["b"], &engine);
-    let reports = b
-        .daemon
-        .said(|said| said.reports.iter().map(|one| one.target.clone()).collect::<std::collections::BTreeSet<_>>());
+    let reports = b.daemon.received(|received| {
+        received.reports.iter().map(|one| one.target.clone()).collect::<std::collections::BTreeSet<_>>()
+    });
     assert_eq!(reports.len(), 50, "{}", b.log());
     assert!(b.log().contains("host a is ignored in part: a key is too long"), "{}", b.log());
     assert!(b.resident() < 64 << 10, "{} KiB", b.resident());
@@ -109,7 +109,7 @@ fn endless_reply_of_lying_server_is_cut() {
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             let _ = stream.read(&mut [0; 4096]);
-            // A string of half a gigabyte, which never ends.
+            // A string of half a gigabyte that never ends.
             let _ = stream.write_all(b"$536870912\r\n");
             while stream.write_all(&[b'x'; 65_536]).is_ok() {}
         }
@@ -117,6 +117,6 @@ fn endless_reply_of_lying_server_is_cut() {
     let users = crate::engine::Users::new(&["a"]);
     let url = format!("url = \"unix://{}\"", path.display());
     let mut member = Member::start_with("a", &url, &users.password_file("a"), &mut Command::new(binary()));
-    member.eventually("it says so", || member.log().contains("a reply is too large"));
+    member.eventually("the reason is logged", || member.log().contains("a reply is too large"));
     assert!(member.is_running() && member.resident() < 64 << 10, "{} KiB", member.resident());
 }

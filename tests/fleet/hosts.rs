@@ -1,5 +1,5 @@
-//! Whole hosts in namespaces, each with its daemon and its fleet process, and one server with TLS between them: a scanner that
-//! one of them proves is blocked by all, and nothing that they protect.
+//! Tests complete hosts in namespaces, each with its daemon and fleet process, and a shared server with TLS: a scanner
+//! that one host proves is blocked by all, except targets that they protect.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, Stdio};
@@ -14,11 +14,11 @@ use crate::tls;
 
 const REPORT: &str = r#"{"v":1,"class":"connect","ports":7,"grade":"proven","seq":42}"#;
 
-/// Decoys on ten ports, and a threshold that makes five handshakes of a ban.
+/// Decoys on ten ports, and a threshold of five handshakes for a ban.
 const WATCH: &str =
     "[tcp]\nmode = \"connect\"\nports = \"7001-7010\"\n[udp]\nmode = \"off\"\n[detect]\nscan_trigger = 4\n";
 
-/// One host: its network with a scanner of the same address on each, its daemon and its fleet process.
+/// A host: its network with a scanner of the same address everywhere, its daemon and its fleet process.
 struct Host {
     lab: Lab,
     daemon: Daemon,
@@ -33,7 +33,7 @@ impl Drop for Host {
 }
 
 impl Host {
-    /// Number `number` of the fleet, joined to the server's network by a link of its own.
+    /// Host number `number` of the fleet, with its own link to the server's network.
     fn start(number: u8, name: &str, server: &Namespace, engine: &Engine, accept: &str) -> Self {
         let lab = Lab::new(&["scanner", "gateway"]);
         lab.victim_ip(&format!("link add fleet type veth peer name host{number} netns {}", server.name()));
@@ -56,7 +56,7 @@ impl Host {
         Self { lab, daemon, fleet }
     }
 
-    /// True where the kernel blocks the address for the fleet.
+    /// True if the kernel blocks the address because of the fleet.
     fn blocks(&self, address: IpAddr) -> bool {
         let set = if address.is_ipv4() { "fleet" } else { "fleet6" };
         let list = self.lab.command("victim", "nft").args(["list", "set", "inet", "portsentry", set]).output().unwrap();
@@ -64,7 +64,7 @@ impl Host {
     }
 }
 
-/// A server with TLS in a network of its own, for hosts a, b and c.
+/// A server with TLS in its own network, for hosts a, b and c.
 fn server() -> (Namespace, Engine) {
     let users = Users::new(&["a", "b", "c"]);
     let folder = users.folder.path().to_owned();
@@ -103,7 +103,7 @@ fn proven_scanner_is_blocked_by_all() {
     let _ = nmap.kill();
     let _ = nmap.wait();
     let target = b.lab.victim_v4("scanner").into();
-    assert!(!b.lab.is_served("scanner", target, 7001, Duration::from_secs(1)), "b drops what the scanner sends");
+    assert!(!b.lab.is_served("scanner", target, 7001, Duration::from_secs(1)), "b drops the scanner's packets");
     assert!(!a.blocks(scanner), "the author has its own ban");
 }
 
@@ -128,10 +128,10 @@ fn protected_and_wide_targets_are_never_blocked() {
     report("0.0.0.0/0");
     report("198.51.100.0/24");
     report("198.51.100.7");
-    eventually("the good one is blocked", || b.blocks("198.51.100.7".parse().unwrap()));
+    eventually("the valid report is enforced", || b.blocks("198.51.100.7".parse().unwrap()));
     let list = b.lab.run("victim", "nft", &["list", "set", "inet", "portsentry", "fleet"]);
     assert_eq!(list.matches("expires").count(), 1, "{list}");
-    // Nor did anything of it become a ban of b's own, or a report.
+    // Nothing of it became a ban or report of b's own.
     assert!(b.lab.banned().is_empty() && !engine.admin(&["KEYS", "*"]).contains("ban:b:"));
 }
 
@@ -153,9 +153,9 @@ fn partitioned_host_keeps_local_protection() {
         &[7001, 7002, 7003, 7004, 7005],
     );
     b.lab.expect_ban(b.lab.v4("scanner").into());
-    assert!(b.blocks("198.51.100.7".parse().unwrap()), "the fleet's bans run out, and are not lifted");
+    assert!(b.blocks("198.51.100.7".parse().unwrap()), "the fleet's bans expire by themselves; they are not lifted");
     assert!(!a.blocks(b.lab.v4("scanner").into()));
     network.ip("link set host2 up");
     let blocked = within(TIMEOUT * 3, || a.blocks(b.lab.v4("scanner").into()).then_some(()));
-    assert!(blocked.is_some(), "after the partition the report arrives");
+    assert!(blocked.is_some(), "the report arrives after the partition");
 }

@@ -1,5 +1,5 @@
-//! The fleet on real servers: who may write what, what hosts block because of others, and what happens when the server or a
-//! host misbehaves. Each test starts a server of its own, on sockets of its own.
+//! Tests the fleet with real servers: write permissions, bans reported by other hosts, and misbehaving servers and
+//! hosts. Each test starts its own server on its own sockets.
 
 #![cfg(test)]
 

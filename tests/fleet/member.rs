@@ -1,4 +1,4 @@
-//! A running `portsentry fleet`, with a daemon of the test's own.
+//! Runs `portsentry fleet` with the test's own daemon.
 #![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
 
 use std::fs;
@@ -22,13 +22,13 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    /// Starts the process of a host whose user the server has.
+    /// Starts the process of a host that the server has a user for.
     pub(crate) fn start(host: &str, engine: &Engine) -> Self {
         let url = format!("url = \"unix://{}\"", engine.socket().display());
         Self::start_with(host, &url, &engine.users().password_file(host), &mut Command::new(binary()))
     }
 
-    /// The same with these lines under `[fleet]`, in a command's place.
+    /// Starts it with these lines under `[fleet]`, by this command.
     pub(crate) fn start_with(host: &str, lines: &str, credentials: &Path, command: &mut Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let daemon = FakeDaemon::listen(&folder.path().join("fleet.sock"));
@@ -50,7 +50,7 @@ impl Member {
         Self { daemon, child, log, _folder: folder }
     }
 
-    /// Starts the processes of hosts, and waits until each has scanned the server.
+    /// Starts the processes of these hosts, and waits until each has scanned the server.
     pub(crate) fn fleet<const N: usize>(hosts: [&str; N], engine: &Engine) -> [Self; N] {
         let members = hosts.map(|host| Self::start(host, engine));
         for member in &members {
@@ -60,13 +60,13 @@ impl Member {
     }
 
     pub(crate) fn await_scan(&self) {
-        self.eventually("it scans the server", || self.daemon.said(|said| said.scans > 0));
+        self.eventually("it scans the server", || self.daemon.received(|received| received.scans > 0));
     }
 
-    /// Waits until `so` holds; a panic with the log where it does not.
-    pub(crate) fn eventually(&self, what: &str, mut so: impl FnMut() -> bool) {
-        let held = netns_lab::within(netns_lab::TIMEOUT, || so().then_some(()));
-        assert!(held.is_some(), "never: {what}\n{}", self.log());
+    /// Waits until `holds`; panics with the log at the time limit.
+    pub(crate) fn eventually(&self, condition: &str, mut holds: impl FnMut() -> bool) {
+        let held = netns_lab::within(netns_lab::TIMEOUT, || holds().then_some(()));
+        assert!(held.is_some(), "never: {condition}\n{}", self.log());
     }
 
     pub(crate) fn log(&self) -> String {
@@ -81,7 +81,7 @@ impl Member {
         processor_time_of(self.child.id())
     }
 
-    /// Memory that is resident now, in KiB.
+    /// Resident memory in KiB.
     pub(crate) fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

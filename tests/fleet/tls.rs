@@ -1,4 +1,4 @@
-//! TLS with a certificate authority of the test's own.
+//! Tests TLS with the test's own certificate authority.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +16,7 @@ fn openssl(folder: &Path, words: &str) {
     assert!(output.status.success(), "openssl {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Makes a certificate authority `NAME.pem`.
+/// Creates a certificate authority `NAME.pem`.
 pub(crate) fn authority(folder: &Path, name: &str) {
     openssl(
         folder,
@@ -26,7 +26,7 @@ pub(crate) fn authority(folder: &Path, name: &str) {
     );
 }
 
-/// Makes a server's certificate `server.crt` for these names, as `DNS:fleet.example,IP:192.0.2.1`.
+/// Creates a server certificate `server.crt` for these names, as `DNS:fleet.example,IP:192.0.2.1`.
 pub(crate) fn certificate(folder: &Path, authority: &str, names: &str) {
     std::fs::write(folder.join("names"), format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\n")).unwrap();
     openssl(
@@ -66,9 +66,12 @@ fn wrong_certificate_is_refused_and_named() {
     let trusting = start("a", "rediss://127.0.0.1:6379", "ca.pem");
     trusting.await_scan();
     let mut deceived = start("b", "rediss://127.0.0.1:6379", "stranger.pem");
-    deceived.eventually("it says why", || deceived.log().contains("invalid peer certificate: UnknownIssuer"));
+    deceived.eventually("the reason is logged", || deceived.log().contains("invalid peer certificate: UnknownIssuer"));
     let mut misled = start("c", "rediss://localhost:6379", "ca.pem");
-    misled.eventually("it says why", || misled.log().contains("certificate not valid for name"));
-    assert!(deceived.is_running() && misled.is_running(), "the server may get another certificate");
+    misled.eventually("the reason is logged", || misled.log().contains("certificate not valid for name"));
+    assert!(
+        deceived.is_running() && misled.is_running(),
+        "both keep running, because the server may get another certificate"
+    );
     assert_eq!(engine.admin(&["CLIENT", "LIST"]).matches("user=b").count(), 0, "no password was sent");
 }

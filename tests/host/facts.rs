@@ -1,4 +1,4 @@
-//! Addresses, gateways, interfaces and their changes, against real links and routes.
+//! Tests the reading of addresses, gateways and interfaces, and of their changes, with real links and routes.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,9 +21,9 @@ fn gateways(facts: &HostFacts) -> Vec<String> {
     facts.gateways.iter().chain(on_links).map(IpAddr::to_string).collect()
 }
 
-/// Waits until a watcher that has seen its namespace being built has nothing more to tell.
+/// Waits until the watcher has reported the construction of its namespace.
 async fn settle(watcher: &mut Watcher) {
-    while timeout(Duration::from_millis(200), watcher.changed()).await.is_ok_and(|told| told.is_ok()) {}
+    while timeout(Duration::from_millis(200), watcher.changed()).await.is_ok_and(|change| change.is_ok()) {}
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn addresses_are_those_of_namespace() {
     let has = |name: &str, net: &str| facts.addresses.contains(&(of(name).index, net.parse::<IpNet>().unwrap()));
     assert!(has("lo", "127.0.0.1/8") && has("lo", "::1/128"));
     assert!(has("out", "192.0.2.1/24") && has("out", "2001:db8::1/64"));
-    assert!(has("ptp", "198.51.100.1/32"), "the host's own end, not its peer's: {:?}", facts.addresses);
+    assert!(has("ptp", "198.51.100.1/32"), "the host's own end of the link, not its peer's: {:?}", facts.addresses);
     assert!(has("out", "fe80::1/64"));
     assert_eq!(facts.gateways, Vec::<IpAddr>::new());
 }
@@ -164,7 +164,7 @@ fn changed_next_hop_is_noticed() {
 }
 
 #[test]
-fn quiet_and_blackholes_are_no_change() {
+fn blackhole_routes_are_no_change() {
     let net = network();
     net.inside_async(async || {
         let mut watcher = Watcher::open().unwrap();
@@ -178,7 +178,7 @@ fn quiet_and_blackholes_are_no_change() {
 }
 
 #[test]
-fn a_burst_is_one_change() {
+fn burst_is_one_change() {
     let net = network();
     let burst: String = (2..200).map(|n| format!("address add 192.0.2.{n}/24 dev out\n")).collect();
     net.inside_async(async || {
@@ -198,11 +198,11 @@ fn a_burst_is_one_change() {
 fn endless_changes_are_reported_within_bound() {
     let net = network();
     let churn = "route add 198.51.100.0/24 dev out\nroute del 198.51.100.0/24 dev out\n".repeat(2_000);
-    let told = AtomicBool::new(false);
+    let reported = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Until the end, however fast the machine is.
+        // Until the test ends, however fast the machine is.
         scope.spawn(|| {
-            while !told.load(Ordering::SeqCst) {
+            while !reported.load(Ordering::SeqCst) {
                 net.ip_batch(&churn);
             }
         });
@@ -213,8 +213,8 @@ fn endless_changes_are_reported_within_bound() {
                 watcher.changed().await.unwrap();
             };
             let bounded = timeout(Duration::from_secs(10), answers).await;
-            told.store(true, Ordering::SeqCst);
-            bounded.expect("changes without end hold up no answer");
+            reported.store(true, Ordering::SeqCst);
+            bounded.expect("a stream of changes does not delay the report");
         });
     });
 }
@@ -226,14 +226,14 @@ fn change_during_dropped_future_is_reported_later() {
         let mut watcher = Watcher::open().unwrap();
         settle(&mut watcher).await;
         net.ip("address add 192.0.2.2/24 dev out");
-        // Long enough to take the notification off the socket, too short for the quiet time.
+        // Long enough to read the notification, shorter than the quiet period.
         assert!(timeout(Duration::from_millis(10), watcher.changed()).await.is_err());
         timeout(Duration::from_secs(60), watcher.changed()).await.unwrap().unwrap();
     });
 }
 
 #[test]
-fn lost_notifications_count_as_a_change() {
+fn lost_notifications_count_as_change() {
     let net = network();
     let flood: String = (0..5_000).map(|n| format!("route add 10.{}.{}.0/24 dev out\n", n / 250, n % 250)).collect();
     net.inside_async(async || {
@@ -259,7 +259,7 @@ fn tunnel_peers_are_found_on_links() {
         net.ip(line);
     }
     ["vx", "vx6", "many"].iter().for_each(|name| net.ip(&format!("link set {name} up")));
-    // Not every kernel has these.
+    // Not every kernel supports these.
     let mut expected = vec!["198.51.100.1", "2001:db8:9::1"];
     for (kind, name, peer) in
         [("gre", "g4", "198.51.100.2"), ("ipip", "i4", "198.51.100.3"), ("sit", "s4", "198.51.100.4")]
@@ -276,7 +276,7 @@ fn tunnel_peers_are_found_on_links() {
     assert_eq!(found, expected);
 }
 
-/// Of a policy for a single address the peer is one remote worker.
+/// The peer of a policy for a single address is a remote worker, not a gateway.
 #[test]
 fn ipsec_peers_of_networks_are_found() {
     let net = network();
@@ -303,7 +303,11 @@ fn low_preference_router_is_no_gateway() {
          route add default via fe80::bad dev out proto ra metric 1025 pref low\n\
          route add default via fe80::7 dev out proto static metric 2000 pref low\n",
     );
-    assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::254"], "a static route is the administrator's");
+    assert_eq!(
+        gateways(&net.inside_async(read)),
+        ["fe80::7", "fe80::254"],
+        "a static route was chosen by the administrator"
+    );
     net.ip("-6 route del default via fe80::254 dev out proto ra metric 1024");
-    assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::bad"], "now it is the one in use");
+    assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::bad"], "the router in use has low preference");
 }

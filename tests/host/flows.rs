@@ -1,4 +1,4 @@
-//! Tracked flows, against real connections through real NAT.
+//! Tests the lookup of tracked flows with real connections through real NAT.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -8,8 +8,8 @@ use netns_lab::Namespace;
 use portsentry::netlink::conntrack::{Conntrack, TrackedFlow};
 use portsentry::types::Protocol;
 
-/// A router with a client on the one side (198.51.100.0/24) and a server on the other (192.168.9.0/24). It publishes port
-/// 8080 of the server, and hides the server behind its own address.
+/// A router between a client (198.51.100.0/24) and a server (192.168.9.0/24). It publishes the server's port 8080 and
+/// masquerades the server.
 struct Networks {
     router: Namespace,
     client: Namespace,
@@ -54,7 +54,7 @@ impl Networks {
     }
 }
 
-/// Accepts one connection, and says a byte so that the kernel has seen it established.
+/// Accepts one connection and sends a byte, so that the kernel has seen it established.
 fn accept(listener: &TcpListener) -> TcpStream {
     let (mut stream, _) = listener.accept().unwrap();
     stream.write_all(b"x").unwrap();
@@ -71,8 +71,8 @@ fn at(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), port)
 }
 
-/// The flow once the kernel tells what is expected; what it told last.
-fn settled(
+/// Waits until the kernel reports the expected flow; returns the last report.
+fn wait_for_flow(
     router: &Namespace,
     ends: (SocketAddr, SocketAddr),
     protocol: Protocol,
@@ -105,11 +105,11 @@ fn lookup_leaves_connection_tracking_off() {
         (stream, accepting.join().unwrap())
     });
     let ends = (connecting.0.local_addr().unwrap(), at(ROUTER, 7000));
-    assert_eq!(flow(ends), TrackedFlow::Untracked, "a look-up has switched nothing on");
+    assert_eq!(flow(ends), TrackedFlow::Untracked, "a lookup does not enable connection tracking");
 }
 
 #[test]
-fn published_and_masqueraded_flows_are_told() {
+fn published_and_masqueraded_flows_are_recognized() {
     let networks = Networks::new();
     networks.translate();
     let serve = |namespace: &Namespace, address: SocketAddr| namespace.inside(|| TcpListener::bind(address).unwrap());
@@ -124,27 +124,28 @@ fn published_and_masqueraded_flows_are_told() {
             (stream, accepting.join().unwrap())
         })
     };
-    let told = |ends, expected| assert_eq!(settled(&networks.router, ends, Protocol::Tcp, expected), expected);
+    let assert_flow =
+        |ends, expected| assert_eq!(wait_for_flow(&networks.router, ends, Protocol::Tcp, expected), expected);
 
     let (one, _one) = meet(&networks.client, at(ROUTER, 8080), &backend);
     let client = one.local_addr().unwrap();
-    told((client, at(ROUTER, 8080)), TrackedFlow::Published { assured: true });
-    told((client, at(ROUTER, 8082)), TrackedFlow::Untracked);
-    told((at("198.51.100.7", client.port() ^ 1), at(ROUTER, 8080)), TrackedFlow::Untracked);
+    assert_flow((client, at(ROUTER, 8080)), TrackedFlow::Published { assured: true });
+    assert_flow((client, at(ROUTER, 8082)), TrackedFlow::Untracked);
+    assert_flow((at("198.51.100.7", client.port() ^ 1), at(ROUTER, 8080)), TrackedFlow::Untracked);
 
     let (two, _two) = meet(&networks.client, at(ROUTER, 8081), &redirected);
-    told((two.local_addr().unwrap(), at(ROUTER, 8081)), TrackedFlow::Published { assured: true });
+    assert_flow((two.local_addr().unwrap(), at(ROUTER, 8081)), TrackedFlow::Published { assured: true });
 
     let (three, _three) = meet(&networks.client, at(ROUTER, 7000), &plain);
-    told((three.local_addr().unwrap(), at(ROUTER, 7000)), TrackedFlow::Assured);
+    assert_flow((three.local_addr().unwrap(), at(ROUTER, 7000)), TrackedFlow::Assured);
 
     let (four, _four) = meet(&networks.router, at("198.51.100.7", 7001), &outside);
-    told((at("198.51.100.7", 7001), four.local_addr().unwrap()), TrackedFlow::Answer);
+    assert_flow((at("198.51.100.7", 7001), four.local_addr().unwrap()), TrackedFlow::Answer);
 
     let (_five, five) = meet(&networks.server, at("198.51.100.7", 7001), &outside);
     let seen = five.peer_addr().unwrap();
-    assert_eq!(seen.ip(), at(ROUTER, 0).ip(), "the source is translated");
-    told((at("198.51.100.7", 7001), seen), TrackedFlow::Translated);
+    assert_eq!(seen.ip(), at(ROUTER, 0).ip(), "the source is masqueraded");
+    assert_flow((at("198.51.100.7", 7001), seen), TrackedFlow::Translated);
 
     let datagram = networks.client.inside(|| {
         let socket = UdpSocket::bind(at("198.51.100.7", 0)).unwrap();
@@ -152,6 +153,6 @@ fn published_and_masqueraded_flows_are_told() {
         socket
     });
     let ends = (datagram.local_addr().unwrap(), at(ROUTER, 7000));
-    let flow = settled(&networks.router, ends, Protocol::Udp, TrackedFlow::New);
-    assert_eq!(flow, TrackedFlow::New, "no socket took it, and the kernel tracks it all the same");
+    let flow = wait_for_flow(&networks.router, ends, Protocol::Udp, TrackedFlow::New);
+    assert_eq!(flow, TrackedFlow::New, "the kernel tracks the flow although no socket received it");
 }

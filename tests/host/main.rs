@@ -1,4 +1,4 @@
-//! What this host is and what listens on it, read from the kernel: each test in a network namespace of its own.
+//! Tests what the program reads about its host and its listeners. Each test runs in its own network namespace.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot build its network has failed")]
 
@@ -8,8 +8,8 @@ mod sockets;
 
 use netns_lab::Namespace;
 
-/// A namespace with 192.0.2.1/24, 2001:db8::1/64 and fe80::1/64 on its interface `out`. No address is generated: one
-/// that passes its duplicate detection seconds later would be a change that no test made.
+/// A namespace with 192.0.2.1/24, 2001:db8::1/64 and fe80::1/64 on its interface `out`. Address generation is off: an
+/// address that completes duplicate detection later would be an unexpected change.
 fn network() -> Namespace {
     let net = Namespace::new();
     net.ip_batch(

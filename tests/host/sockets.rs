@@ -1,4 +1,4 @@
-//! Listeners and owners, against real sockets.
+//! Tests the lookup of listeners and of the owners of packets with real sockets.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -40,8 +40,8 @@ fn index(name: &str) -> u32 {
     netdevice::name_to_index(UdpSocket::bind("127.0.0.1:0").unwrap(), name).unwrap()
 }
 
-/// Address to listen at, IPV6_V6ONLY, how it reads in a dump, and which of these it owns: a packet to 192.0.2.1, to
-/// 2001:db8::1, to 127.0.0.1.
+/// Listening address, IPV6_V6ONLY, the address in a dump, and whether the socket receives packets to 192.0.2.1, to
+/// 2001:db8::1 and to 127.0.0.1.
 const KINDS: [(&str, bool, &str, [bool; 3]); 7] = [
     ("0.0.0.0", false, "v4", [true, false, true]),
     ("192.0.2.1", false, "192.0.2.1", [true, false, false]),
@@ -77,7 +77,7 @@ fn listeners_are_found_until_closed() {
         expected.sort_unstable();
         assert_eq!(diag.listeners().unwrap(), expected);
         drop(sockets);
-        // A process that another test is just starting holds copies until its exec.
+        // A child process of another test holds copies of the sockets until its exec.
         let end = Instant::now() + Duration::from_secs(10);
         while !diag.listeners().unwrap().is_empty() {
             assert!(Instant::now() < end, "they are closed");
@@ -108,7 +108,7 @@ fn lookup_finds_listener_of_packet() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            // A port for each: a process that another test is just starting holds a copy of the socket until its exec.
+            // One port per socket: a child process of another test holds copies until its exec.
             for (port, (address, v6_only, _, owns)) in (1000..).zip(KINDS) {
                 let listener = open(protocol, &format!("{address}:{port}"), v6_only);
                 let packets = [
@@ -151,7 +151,7 @@ fn bound_listener_is_found_on_its_device() {
                 |interface| diag.owner(protocol, at("192.0.2.7:9"), at("192.0.2.1:1000"), interface).unwrap();
             assert_eq!(owner(interface), Owner::Listener);
             assert_eq!(owner(index("far")), Owner::Nobody);
-            assert_eq!(owner(0), Owner::Nobody, "an unknown interface is no interface");
+            assert_eq!(owner(0), Owner::Nobody, "an unknown interface has no listener");
         }
         drop((tcp, udp));
     });
@@ -165,27 +165,27 @@ fn connection_is_flow_until_time_wait_ends() {
             let listener = TcpListener::bind(address).unwrap();
             let client = TcpStream::connect(address).unwrap();
             let (server, peer) = listener.accept().unwrap();
-            let stranger = SocketAddr::new(peer.ip(), 9);
+            let unconnected = SocketAddr::new(peer.ip(), 9);
             let mut owner = |source, to| diag.owner(Protocol::Tcp, source, to, 0).unwrap();
             assert_eq!(owner(peer, at(address)), Owner::Flow);
             assert_eq!(owner(at(address), peer), Owner::Flow);
-            assert_eq!(owner(stranger, at(address)), Owner::Listener);
+            assert_eq!(owner(unconnected, at(address)), Owner::Listener);
             drop(listener);
             assert_eq!(owner(peer, at(address)), Owner::Flow, "an accepted connection outlives its listener");
-            assert_eq!(owner(stranger, at(address)), Owner::Nobody);
+            assert_eq!(owner(unconnected, at(address)), Owner::Nobody);
             drop(client);
             assert_eq!(owner(at(address), peer), Owner::Flow, "FIN-WAIT");
             drop(server);
             assert_eq!(owner(at(address), peer), Owner::Flow, "TIME-WAIT");
-            assert_eq!(owner(stranger, peer), Owner::Nobody);
+            assert_eq!(owner(unconnected, peer), Owner::Nobody);
         }
     });
 }
 
 #[test]
-fn a_half_open_connection_is_a_flow() {
+fn half_open_connection_is_flow() {
     let net = network();
-    // The client never hears the SYN/ACK, so the server stays in SYN-RECEIVED.
+    // The client never receives the SYN/ACK, so the server stays in SYN-RECEIVED.
     net.run("nft", "add table inet t");
     net.run("nft", "add chain inet t in { type filter hook input priority 0 ; }");
     net.run("nft", "add rule inet t in tcp flags & (syn|ack) == syn|ack drop");
@@ -201,14 +201,14 @@ fn a_half_open_connection_is_a_flow() {
             diag.owner(Protocol::Tcp, at("127.0.0.1:2000"), at("127.0.0.1:1000"), 0).unwrap()
         };
         let (answer, owner) = tokio::join!(answer, look);
-        assert!(answer.is_err(), "the handshake was not stopped");
+        assert!(answer.is_err(), "the handshake completed");
         assert_eq!(owner, Owner::Flow);
         drop(listener);
     });
 }
 
 #[test]
-fn an_mptcp_listener_is_a_tcp_listener() {
+fn mptcp_listener_is_tcp_listener() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         let fd = match socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::MPTCP))

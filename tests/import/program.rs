@@ -1,6 +1,6 @@
-//! The program itself: what goes where, which files it writes, and its exit codes.
+//! Tests `portsentry import` as a program: its output streams, the files that it writes, and its exit codes.
 
-use super::{corpus, holds};
+use super::{assert_valid, corpus};
 use assert_cmd::cargo::cargo_bin_cmd;
 
 #[test]
@@ -8,7 +8,7 @@ fn import_separates_result_and_notes() {
     let output = cargo_bin_cmd!("portsentry").arg("import").arg(corpus("odd.conf")).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    holds(&out);
+    assert_valid(&out);
     assert!(
         err.lines().all(|line| line.starts_with("portsentry: ")) && err.contains("odd.conf:13: KILL_ROUTE: left out"),
         "{err}"
@@ -40,7 +40,7 @@ fn existing_file_is_replaced_only_by_force() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
     assert_eq!(import(true).status.code(), Some(0));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), written);
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no other file is left");
 }
 
 #[test]
@@ -68,14 +68,14 @@ fn invalid_ignore_file_is_reported_by_check() {
     let (config, ignore) = (dir.path().join("portsentry.conf"), dir.path().join("portsentry.ignore"));
     std::fs::write(&config, format!("TCP_PORTS=\"1\"\nIGNORE_FILE=\"{}\"\n", ignore.display())).unwrap();
     std::fs::write(&ignore, "127.0.0.1\nlocalhost\n").unwrap();
-    let said = || {
+    let errors = || {
         let output = cargo_bin_cmd!("portsentry").arg("import").arg(&config).output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         String::from_utf8(output.stderr).unwrap()
     };
-    assert!(said().contains("portsentry.ignore:2: \"localhost\" is not an address"));
+    assert!(errors().contains("portsentry.ignore:2: \"localhost\" is not an address"));
     std::fs::remove_file(&ignore).unwrap();
-    assert!(said().contains("cannot be read: No such file"));
+    assert!(errors().contains("cannot be read: No such file"));
 }
 
 #[test]
@@ -88,12 +88,12 @@ fn ignore_entries_survive_purge_of_classic() {
         let output = cargo_bin_cmd!("portsentry").arg("import").arg(&config).output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         let toml = String::from_utf8(output.stdout).unwrap();
-        holds(&toml);
+        assert_valid(&toml);
         assert!(!toml.contains("\nfiles"), "{toml}");
         toml.lines().find(|line| line.starts_with("networks")).map(str::to_owned)
     };
     assert_eq!(networks().as_deref(), Some("networks = [\"127.0.0.1\", \"192.0.2.7\"]"));
-    // Debian makes the ignore file of this one.
+    // Debian builds the ignore file from this one.
     std::fs::write(dir.path().join("portsentry.ignore.static"), "198.51.100.0/24").unwrap();
     assert_eq!(networks().as_deref(), Some("networks = [\"198.51.100.0/24\"]"));
     std::fs::remove_file(dir.path().join("portsentry.ignore.static")).unwrap();

@@ -1,4 +1,4 @@
-//! What is on the disk is not what was written.
+//! Tests the ledger with damaged or foreign files.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use super::support::{State, at, ban, intruder, source, target};
 
-/// A closed ledger of 300 bans, a third of them over.
+/// A closed ledger of 300 bans, a third of them expired.
 fn filled() -> State {
     let state = State::new();
     let mut ledger = state.ledger();
@@ -36,7 +36,7 @@ fn non_database_is_quarantined() {
 }
 
 #[test]
-fn another_programs_database_is_kept_aside_untouched() {
+fn foreign_database_is_quarantined_unchanged() {
     for sql in ["CREATE TABLE ban (name TEXT)", "CREATE TABLE users (name TEXT); PRAGMA user_version = 1"] {
         let state = State::new();
         drop(state.ledger());
@@ -61,7 +61,7 @@ fn ledger_with_other_columns_is_damaged() {
 }
 
 #[test]
-fn damaged_ledgers_do_not_pile_up() {
+fn quarantined_ledgers_are_limited() {
     let state = State::new();
     for _ in 0..6 {
         drop(state.ledger());
@@ -103,13 +103,13 @@ fn invalid_row_is_skipped_and_counted() {
     // Text that is not UTF-8.
     intruder.execute("UPDATE ban SET interface = CAST(x'ff2f' AS TEXT) WHERE id = 17", []).unwrap();
     let active = ledger.active(at(1)).unwrap();
-    // The row with far-off times makes sense.
+    // The row with times far in the future or past is valid.
     assert_eq!((active.items.len(), active.unreadable), (5, 15));
     let recalled = ledger.recall(std::time::Duration::MAX, at(1), 100).unwrap();
-    // What a start does not need may be anything: the ban stands all the same.
+    // Columns that a start does not need may hold anything: the ban is restored nevertheless.
     assert_eq!((recalled.active.len(), recalled.struck.len(), recalled.unreadable), (11, 14, 9));
     let expired = ledger.expire(at(7200)).unwrap();
-    assert_eq!((expired.items.len(), expired.unreadable), (15, 4), "only subjects are read here");
+    assert_eq!((expired.items.len(), expired.unreadable), (15, 4), "only targets are read here");
     assert_eq!(ledger.of(source(5)).unwrap().unreadable, 1);
     assert_eq!(ledger.of(source(19)).unwrap().items.len(), 1);
 }
@@ -125,7 +125,7 @@ fn foreign_trigger_or_view_has_no_effect() {
     assert_eq!(ledger.active(at(1)).unwrap().items.len(), 1);
 }
 
-/// All that can be done with a ledger, as long as it says nothing of damage.
+/// Uses every function of a ledger until it reports damage.
 fn use_it(ledger: &mut Ledger) -> Result<(), LedgerError> {
     let _ = ledger.active(at(1))?;
     let _ = ledger.of(source(0))?;
@@ -142,13 +142,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn damage_anywhere_is_survived_or_kept_aside(
+    fn damaged_ledger_is_used_or_quarantined(
         place in any::<prop::sample::Index>(), early in any::<bool>(), bytes in prop::collection::vec(any::<u8>(), 1..64), cut in 0..8_u8
     ) {
         let state = filled();
         let path = state.file(DATABASE);
         let length = fs::metadata(&path).unwrap().len();
-        // Half of the damage goes where the structure is.
+        // Half of the damage hits the structure of the file.
         let offset = place.index(if early { 200 } else { length.try_into().unwrap() }) as u64;
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         if cut == 0 {
@@ -159,7 +159,7 @@ proptest! {
         drop(file);
         let mut ledger = match Ledger::open(&state.path()) {
             Ok((ledger, _)) => ledger,
-            // The format's number was hit.
+            // The version number of the format was hit.
             Err(LedgerError::Newer { .. }) => return Ok(()),
             Err(error) => panic!("{error}"),
         };
@@ -175,13 +175,13 @@ proptest! {
 }
 
 #[test]
-fn torn_log_loses_only_its_end() {
+fn torn_log_loses_only_last_writes() {
     let state = State::new();
     let mut ledger = state.ledger();
     for number in 0..20 {
         ledger.record(&[ban(source(number), at(0), 3600)]).unwrap();
     }
-    // As a power cut leaves it: no orderly close, the last pages of the log are not there.
+    // After a power cut: the ledger was not closed, and the last pages of the log are missing.
     let copy = State::new();
     fs::create_dir(copy.path()).unwrap();
     for suffix in ["", "-wal"] {

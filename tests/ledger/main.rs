@@ -1,4 +1,4 @@
-//! The ledger against a real disk: files, permissions, damage, a full disk, a locked database and a killed process.
+//! Tests the ledger on a real disk: files, permissions, damage, a full disk, a locked database and a killed process.
 
 #![cfg(test)]
 

@@ -1,4 +1,4 @@
-//! Random sequences of bans and ends, against a list in memory.
+//! Compares the ledger with a list in memory over random sequences of bans and their ends.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,12 +17,12 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let moment = 0..200_u64;
+    let seconds = 0..200_u64;
     prop_oneof![
-        4 => (0..4_u32, moment.clone(), prop::option::weighted(0.8, 0..60_u64), prop::bool::weighted(0.2))
-            .prop_map(|(who, when, span, capped)| Step::Ban(who, when, span, capped)),
-        2 => (0..4_u32, moment.clone()).prop_map(|(who, when)| Step::Lift(who, when)),
-        2 => moment.prop_map(Step::Expire),
+        4 => (0..4_u32, seconds.clone(), prop::option::weighted(0.8, 0..60_u64), prop::bool::weighted(0.2))
+            .prop_map(|(number, when, span, capped)| Step::Ban(number, when, span, capped)),
+        2 => (0..4_u32, seconds.clone()).prop_map(|(number, when)| Step::Lift(number, when)),
+        2 => seconds.prop_map(Step::Expire),
         1 => Just(Step::Restart),
     ]
 }
@@ -95,14 +95,14 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
     };
     assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
-    for who in (0..4).map(source) {
-        let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.target == who).cloned().collect();
-        assert_eq!(ledger.of(who).unwrap().items, history);
+    for number in (0..4).map(source) {
+        let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.target == number).cloned().collect();
+        assert_eq!(ledger.of(number).unwrap().items, history);
         let forget = Duration::from_secs(50);
-        let strikes = model.strikes(who, forget, now);
-        assert_eq!(ledger.strikes(who, forget, now).unwrap() as usize, strikes);
+        let strikes = model.strikes(number, forget, now);
+        assert_eq!(ledger.strikes(number, forget, now).unwrap() as usize, strikes);
         let all = ledger.recall(forget, now, 4).unwrap();
-        let struck = all.struck.iter().find(|struck| struck.target == who);
+        let struck = all.struck.iter().find(|struck| struck.target == number);
         assert_eq!((struck.map_or(0, |struck| struck.strikes) as usize, all.unreadable), (strikes, 0));
     }
     let open = model.0.iter().filter(|entry| entry.ended.is_none()).count() as u64;
@@ -122,19 +122,19 @@ proptest! {
         let mut model = Model::default();
         for step in steps {
             let now = match step {
-                Step::Ban(who, when, span, capped) => {
+                Step::Ban(number, when, span, capped) => {
                     let new = match span {
-                        Some(span) => Banned { capped, ..ban(source(who), at(when), span) },
-                        None => Banned::wanted_by(Author::Operator, source(who), at(when), Expiry::Never, Backend::Nft),
+                        Some(span) => Banned { capped, ..ban(source(number), at(when), span) },
+                        None => Banned::wanted_by(Author::Operator, source(number), at(when), Expiry::Never, Backend::Nft),
                     };
                     ledger.record(std::slice::from_ref(&new)).unwrap();
                     model.record(new);
                     at(when)
                 }
-                Step::Lift(who, when) => {
+                Step::Lift(number, when) => {
                     let how = Ending::Lifted { by: "alice".to_owned() };
-                    let ended = ledger.ended(source(who), how.clone(), at(when)).unwrap();
-                    prop_assert_eq!(ended, model.end(source(who), how, at(when)));
+                    let ended = ledger.ended(source(number), how.clone(), at(when)).unwrap();
+                    prop_assert_eq!(ended, model.end(source(number), how, at(when)));
                     at(when)
                 }
                 Step::Expire(when) => {

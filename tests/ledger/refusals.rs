@@ -1,4 +1,4 @@
-//! Where the ledger does not open, and what it says.
+//! Tests when the ledger refuses to open, and its error messages.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -9,7 +9,7 @@ use portsentry::ledger::{DATABASE, Ledger, LedgerError};
 use super::support::{State, intruder};
 
 fn refusal(directory: &Path) -> (LedgerError, String) {
-    let error = Ledger::open(directory).err().expect("it must not open");
+    let error = Ledger::open(directory).err().expect("the ledger must not open");
     let text = error.to_string();
     (error, text)
 }
@@ -72,7 +72,7 @@ fn symbolic_link_is_refused_as_state() {
     assert!(text.contains("ledger.sqlite is a symbolic link"), "{text}");
 
     fs::remove_file(&elsewhere).unwrap();
-    assert!(matches!(refusal(&state.path()).0, LedgerError::Link(_)), "a dangling one too");
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Link(_)), "so does a dangling link");
 }
 
 #[test]
@@ -85,12 +85,13 @@ fn symbolic_link_on_path_is_accepted() {
 }
 
 #[test]
-fn what_belongs_to_somebody_else_is_refused() {
+fn file_of_another_user_is_refused() {
     let state = State::new();
     drop(state.ledger());
     for path in [state.file(DATABASE), state.path()] {
         if let Err(error) = chown(&path, Some(1), None) {
-            // In a user namespace with a single user there is nobody else to give a file to, but there are the system's.
+            // In a user namespace with a single user files cannot be given away, but files of the system belong to
+            // another user.
             assert!(!rustix::process::geteuid().is_root() || error.raw_os_error() == Some(22), "{error}");
             assert!(matches!(refusal(Path::new("/proc/sys")).0, LedgerError::Owner { .. }));
             return;

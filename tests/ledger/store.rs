@@ -1,4 +1,4 @@
-//! What the ledger remembers.
+//! Tests the contents of the ledger: bans, strikes, history and evidence.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ fn ban_is_complete_after_restart() {
     let found = ledger.active(at(10)).unwrap();
     assert_eq!(found.unreadable, 0);
     let [first, second, third, endless, beyond] = bans.map(|ban| entry(ban, 0, None));
-    assert_eq!(beyond.ban.until, None, "longer than any clock runs is for ever");
+    assert_eq!(beyond.ban.until, None, "an end beyond the range of the clock is permanent");
     assert_eq!(found.items, [endless, beyond, first, second, third]);
 }
 
@@ -50,14 +50,18 @@ fn ban_expires_exactly_at_its_time() {
     let state = State::new();
     let mut ledger = state.ledger();
     ledger.record(&[ban(source(1), at(0), 60)]).unwrap();
-    let moment = Duration::from_micros(1);
-    assert_eq!(ledger.active(at(60) - moment).unwrap().items.len(), 1);
+    let microsecond = Duration::from_micros(1);
+    assert_eq!(ledger.active(at(60) - microsecond).unwrap().items.len(), 1);
     assert_eq!(ledger.active(at(60)).unwrap().items.len(), 0);
-    assert!(ledger.expire(at(60) - moment).unwrap().items.is_empty());
+    assert!(ledger.expire(at(60) - microsecond).unwrap().items.is_empty());
     assert_eq!(ledger.expire(at(90)).unwrap().items, [source(1)]);
-    assert!(ledger.expire(at(90)).unwrap().items.is_empty(), "it is told once");
+    assert!(ledger.expire(at(90)).unwrap().items.is_empty(), "an expiry is reported once");
     let ended = Ended { how: Ending::Expired, at: at(60) };
-    assert_eq!(ledger.of(source(1)).unwrap().items[0].ended, Some(ended), "when it was over, not when it was noticed");
+    assert_eq!(
+        ledger.of(source(1)).unwrap().items[0].ended,
+        Some(ended),
+        "the time of the expiry counts, not the time when it was noticed"
+    );
 }
 
 #[test]
@@ -67,8 +71,8 @@ fn lifted_ban_names_its_author() {
     let by = || Ending::Lifted { by: "alice'; DROP TABLE ban; --".to_owned() };
     ledger.record(&[ban(source(1), at(0), DAY), ban(source(2), at(0), DAY)]).unwrap();
     assert!(ledger.ended(source(1), by(), at(5)).unwrap());
-    assert!(!ledger.ended(source(1), by(), at(6)).unwrap(), "it had ended");
-    assert!(!ledger.ended(source(3), by(), at(6)).unwrap(), "it never was");
+    assert!(!ledger.ended(source(1), by(), at(6)).unwrap(), "the ban had already ended");
+    assert!(!ledger.ended(source(3), by(), at(6)).unwrap(), "there was no ban");
     let active = ledger.active(at(7)).unwrap().items;
     assert_eq!(active.iter().map(|entry| entry.ban.target).collect::<Vec<_>>(), [source(2)]);
     assert_eq!(ledger.of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
@@ -78,9 +82,9 @@ fn lifted_ban_names_its_author() {
 fn new_ban_replaces_old_and_counts_strike() {
     let state = State::new();
     let mut ledger = state.ledger();
-    let who = target("2001:db8::1");
-    ledger.record(&[ban(who, at(0), 60)]).unwrap();
-    ledger.record(&[ban(who, at(30), 60), ban(who, at(100), 60)]).unwrap();
+    let banned = target("2001:db8::1");
+    ledger.record(&[ban(banned, at(0), 60)]).unwrap();
+    ledger.record(&[ban(banned, at(30), 60), ban(banned, at(100), 60)]).unwrap();
     let history = ledger.of(target("2001:db8::ffff")).unwrap().items;
     let ended: Vec<_> = history.iter().map(|entry| (entry.strikes, entry.ended.clone())).collect();
     let end = |how, when| Some(Ended { how, at: at(when) });
@@ -96,9 +100,17 @@ fn ban_counts_as_strike_until_forgotten() {
     let strikes =
         |ledger: &portsentry::ledger::Ledger, now| ledger.strikes(source(1), Duration::from_secs(100), at(now));
     ledger.record(&[ban(source(1), at(0), 1000)]).unwrap();
-    assert_eq!(strikes(&ledger, 999).unwrap(), 1, "it lasts longer than strikes are remembered, and still counts");
+    assert_eq!(
+        strikes(&ledger, 999).unwrap(),
+        1,
+        "a ban in force counts even if it is longer than strikes are remembered"
+    );
     assert_eq!(strikes(&ledger, 1099).unwrap(), 1);
-    assert_eq!(strikes(&ledger, 1100).unwrap(), 0, "whether or not anybody has marked it as expired");
+    assert_eq!(
+        strikes(&ledger, 1100).unwrap(),
+        0,
+        "an expired ban does not count, whether or not it is marked as expired"
+    );
     let _ = ledger.expire(at(1050)).unwrap();
     assert_eq!((strikes(&ledger, 1099).unwrap(), strikes(&ledger, 1100).unwrap()), (1, 0));
     ledger.record(&[ban(source(1), at(1050), 10), ban(source(1), at(1070), 10)]).unwrap();
@@ -122,7 +134,7 @@ fn only_standing_evidence_bans_are_strikes() {
     for number in 1..=4 {
         assert!(ledger.ended(source(number), lifted.clone(), at(5)).unwrap());
     }
-    // Too late: its time was over, and it was served.
+    // This removal came too late: the ban had already expired.
     assert!(ledger.ended(source(5), lifted, at(60)).unwrap());
     let strikes = [1, 2, 3, 4, 5].map(|number| ledger.strikes(source(number), Duration::MAX, at(61)).unwrap());
     assert_eq!(strikes, [0, 0, 0, 0, 1]);
@@ -142,7 +154,7 @@ fn adopted_ban_has_one_ledger_row() {
         let [only] = &ledger.of(source(number)).unwrap().items[..] else { panic!("{number}") };
         assert_eq!((&only.ban, only.strikes, &only.ended), (&evidence(number), 0, &None));
     }
-    // One that was found is a ban like any other for whoever is banned later.
+    // An adopted ban is listed like any other.
     ledger.record(&[found(3), ban(source(3), at(20), 60)]).unwrap();
     assert_eq!(ledger.of(source(3)).unwrap().items.len(), 2);
 }
@@ -187,7 +199,7 @@ fn remaining_time_never_exceeds_whole() {
     let after = |seconds| Some(Expiry::After(Duration::from_secs(seconds)));
     assert_eq!(timed.left(at(100)), after(60));
     assert_eq!(timed.left(at(159)), after(1));
-    assert_eq!(timed.left(at(160) - Duration::from_millis(3)), after(1), "never less than an expiry may be");
+    assert_eq!(timed.left(at(160) - Duration::from_millis(3)), after(1), "an expiry is never shorter than its minimum");
     assert_eq!(timed.left(at(160)), None);
     assert_eq!(timed.left(at(0)), after(60), "the clock was set back");
     let endless = Banned::wanted_by(Author::Operator, source(1), at(100), Expiry::Never, Backend::Nft);
@@ -195,7 +207,7 @@ fn remaining_time_never_exceeds_whole() {
 }
 
 #[test]
-fn several_changes_are_written_in_their_order() {
+fn changes_are_written_in_order() {
     let state = State::new();
     let mut ledger = state.ledger();
     let lifted = Ended { how: Ending::Lifted { by: "bob".to_owned() }, at: at(2) };
@@ -222,14 +234,18 @@ fn history_is_bounded_and_keeps_open_bans() {
     ledger.record(early).unwrap();
     assert_eq!(ledger.expire(at(u64::from(many) + 1)).unwrap().items.len(), 500);
     ledger.record(late).unwrap();
-    assert!(ledger.of(source(500)).unwrap().items.is_empty(), "what ended is the first to go");
+    assert!(ledger.of(source(500)).unwrap().items.is_empty(), "the oldest ended ban is removed first");
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
     ledger.record(&late[..usize::try_from(SLACK).unwrap()]).unwrap();
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
     assert!(ledger.count().unwrap().kept <= SLACK + 100 + 1, "{:?}", ledger.count());
 
     let _ = ledger.expire(at(u64::from(many) + 3 * DAY)).unwrap();
-    assert_eq!(ledger.count().unwrap(), Count { open: 1, kept: 1 }, "only what is older than a day after its end");
+    assert_eq!(
+        ledger.count().unwrap(),
+        Count { open: 1, kept: 1 },
+        "only bans that ended more than a day ago are removed"
+    );
     assert_eq!(ledger.active(at(10)).unwrap().items[0].ban, open);
 }
 
@@ -237,7 +253,7 @@ fn history_is_bounded_and_keeps_open_bans() {
 fn hundred_thousand_bans_read_back() {
     let state = State::new();
     let mut ledger = state.ledger();
-    // In the order of a hash, as strangers come.
+    // In the order of a hash, because sources arrive in no order.
     let many = 100_000 / slowness();
     let sources = (0..many).map(|number| source(number.wrapping_mul(0x9e37_79b1) & 0x00ff_ffff));
     let many = usize::try_from(many).unwrap();
@@ -263,7 +279,7 @@ fn hundred_thousand_bans_read_back() {
         start.elapsed()
     );
     assert_eq!(ledger.count().unwrap(), Count { open: 0, kept: u64::try_from(many).unwrap() });
-    // Far more than it takes without optimization; a plan that misses its index takes hours.
+    // Far more than a build without optimization needs; a query that misses its index takes hours.
     assert!(written + read + expired < Duration::from_secs(600));
 }
 
@@ -316,13 +332,13 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     let state = State::new();
     let mut ledger = state.ledger();
     ledger.record(std::slice::from_ref(&banned)).unwrap();
-    let kept = ledger.of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
-    assert_eq!(kept, banned);
-    assert_eq!((kept.source.to_string().as_str(), kept.probes), ("2001:db8:1:2:3::4", 4));
-    assert_eq!((kept.class, kept.until), (Some(Class::Connect), Some(at(DAY))));
+    let stored = ledger.of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
+    assert_eq!(stored, banned);
+    assert_eq!((stored.source.to_string().as_str(), stored.probes), ("2001:db8:1:2:3::4", 4));
+    assert_eq!((stored.class, stored.until), (Some(Class::Connect), Some(at(DAY))));
 }
 
-/// Back to the format before there was a column for the grade of evidence.
+/// Converts the ledger to the format before the column for the grade of evidence.
 fn downgrade(state: &State) {
     let intruder = intruder(&state.path());
     let tables = ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table"];
@@ -359,8 +375,8 @@ fn older_ledger_gets_grades_of_evidence() {
     });
     assert_eq!((each.unwrap(), &read), (0, &grades), "a reader changes nothing");
     let ledger = state.ledger();
-    let kept: Vec<_> = (1..5).map(|n| ledger.of(source(n)).unwrap().items[0].ban.clone()).collect();
-    assert_eq!(kept, bans, "the daemon brings it up");
+    let stored: Vec<_> = (1..5).map(|n| ledger.of(source(n)).unwrap().items[0].ban.clone()).collect();
+    assert_eq!(stored, bans, "the daemon migrates the ledger");
     let recalled = ledger.recall(Duration::from_secs(50), at(1), 9).unwrap();
     assert_eq!(recalled.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);
 }
@@ -387,7 +403,7 @@ fn logged_sources_are_one_row_each() {
     let read = || Reader::read(&state.path(), Reader::logged).unwrap().items;
     let found: Vec<_> = read().iter().map(|one| (one.target, one.first, one.last, one.times)).collect();
     assert_eq!(found, [(source(1), at(0), at(20), 2), (source(2), at(10), at(10), 1)], "the newest first");
-    assert!(ledger.active(at(30)).unwrap().items.is_empty(), "they are no bans");
+    assert!(ledger.active(at(30)).unwrap().items.is_empty(), "logged sources are not bans");
     let _ = ledger.expire(at(10) + Duration::from_secs(90 * DAY + 1)).unwrap();
-    assert_eq!(read().len(), 1, "what is older than 90 days is dropped");
+    assert_eq!(read().len(), 1, "records older than 90 days are removed");
 }

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers of the ledger tests.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ pub(crate) fn source(number: u32) -> BanTarget {
     BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | number))
 }
 
-/// A ban on evidence: `target`, from `since` on for `seconds`.
+/// A ban by the detector: of `target`, from `since` on for `seconds`.
 pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> Banned {
     Banned {
         class: Some(Class::Syn),
@@ -48,7 +48,7 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> Banned 
     }
 }
 
-/// A state directory that goes away.
+/// A state directory that is removed at the end.
 pub(crate) struct State(TempDir);
 
 impl State {
@@ -82,44 +82,48 @@ pub(crate) fn intruder(directory: &Path) -> Connection {
     Connection::open(directory.join(portsentry::ledger::DATABASE)).unwrap()
 }
 
-/// A writer, and what it tells.
+/// A writer and the channel with its events.
 pub(crate) fn writer(directory: &Path, texts: bool) -> (Writer, Receiver<WriterEvent>) {
     let (ledger, _) = Ledger::open(directory).unwrap();
     let classic = texts.then(|| LegacyFiles::open(directory).unwrap());
-    let (tell, told) = channel();
-    let writer = Writer::start(ledger, classic, move |news| {
-        let _ = tell.send(news);
+    let (sender, events) = channel();
+    let writer = Writer::start(ledger, classic, move |event| {
+        let _ = sender.send(event);
     });
-    (writer.unwrap(), told)
+    (writer.unwrap(), events)
 }
 
 pub(crate) fn banned(number: u32, since: SystemTime, seconds: u64) -> Change {
     Change::Banned(ban(source(number), since, seconds))
 }
 
-/// How long the writer may take for anything on a busy machine.
-pub(crate) fn soon() -> Duration {
+/// The time limit for any operation of the writer, for a busy machine.
+pub(crate) fn time_limit() -> Duration {
     Duration::from_secs(15) * slowness()
 }
 
-/// Waits until `holds`; fails with `what` where it takes too long.
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+/// Waits until `holds`; fails with `condition` at the time limit.
+pub(crate) fn eventually(condition: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < soon(), "not in time: {what}");
+        assert!(start.elapsed() < time_limit(), "timed out: {condition}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// The next news that `fits`; fails where it takes too long.
-pub(crate) fn await_news(told: &Receiver<WriterEvent>, what: &str, fits: impl Fn(&WriterEvent) -> bool) -> WriterEvent {
+/// Returns the next event that `fits`; fails with `condition` at the time limit.
+pub(crate) fn await_event(
+    events: &Receiver<WriterEvent>,
+    condition: &str,
+    fits: impl Fn(&WriterEvent) -> bool,
+) -> WriterEvent {
     let start = Instant::now();
     loop {
-        let left = soon().saturating_sub(start.elapsed());
-        match told.recv_timeout(left) {
-            Ok(news) if fits(&news) => return news,
+        let left = time_limit().saturating_sub(start.elapsed());
+        match events.recv_timeout(left) {
+            Ok(event) if fits(&event) => return event,
             Ok(_) => {}
-            Err(_) => panic!("not told in time: {what}"),
+            Err(_) => panic!("timed out: {condition}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The classic text files, as people's scripts and fail2ban's filter read them.
+//! Tests the classic text files as scripts and fail2ban's filter read them.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
@@ -13,7 +13,7 @@ use regex::Regex;
 
 use super::support::{State, at, ban, source, target};
 
-/// fail2ban's stock filter, with its <HOST> written out for addresses.
+/// fail2ban's stock filter, with its <HOST> replaced by a pattern for addresses.
 fn filter() -> Regex {
     let v4 = r"(?:\d{1,3}\.){3}\d{1,3}";
     let v6 = r"(?:[0-9a-fA-F]{1,4}::?|::){1,7}(?:[0-9a-fA-F]{1,4}|:)";
@@ -82,8 +82,8 @@ fn forged_mapped_address_bans_no_ipv4() {
 #[test]
 fn operator_ban_has_port_0_in_history() {
     let state = State::new();
-    let wanted = |author| Banned::wanted_by(author, target("198.51.100.9"), at(0), Expiry::Never, Backend::Nft);
-    append(&mut classic(&state), &[wanted(Author::Operator), wanted(Author::Import)]);
+    let ban_by = |author| Banned::wanted_by(author, target("198.51.100.9"), at(0), Expiry::Never, Backend::Nft);
+    append(&mut classic(&state), &[ban_by(Author::Operator), ban_by(Author::Import)]);
     let text = state.read(HISTORY);
     assert_eq!(text.lines().count(), 1);
     assert!(text.ends_with("198.51.100.9/198.51.100.9 Port: 0 TCP Blocked\n"), "{text}");
@@ -112,10 +112,10 @@ fn history_survives_restart_and_torn_line() {
 }
 
 #[test]
-fn history_is_there_before_first_ban() {
+fn history_exists_before_first_ban() {
     let state = State::new();
     let _classic = classic(&state);
-    assert_eq!(state.read(HISTORY), "", "fail2ban ends where the file of a jail is missing");
+    assert_eq!(state.read(HISTORY), "", "fail2ban stops if the file of a jail is missing");
     assert_eq!(fs::metadata(state.file(HISTORY)).unwrap().mode() & 0o777, 0o600);
 }
 
@@ -126,7 +126,7 @@ fn rotated_history_is_kept() {
     append(&mut classic, &[ban(source(1), at(0), 60)]);
     fs::rename(state.file(HISTORY), state.file("portsentry.history.1")).unwrap();
     append(&mut classic, &[ban(source(2), at(1), 60)]);
-    // As logrotate's "create" does it.
+    // As logrotate's `create` directive does.
     fs::rename(state.file(HISTORY), state.file("portsentry.history.2")).unwrap();
     fs::write(state.file(HISTORY), "").unwrap();
     fs::set_permissions(state.file(HISTORY), Permissions::from_mode(0o640)).unwrap();
@@ -151,19 +151,19 @@ fn unrotated_history_stops_at_bound() {
     assert_eq!(file.metadata().unwrap().len(), 256 << 20);
     fs::remove_file(state.file(HISTORY)).unwrap();
     classic.append().unwrap();
-    assert_eq!(host(state.read(HISTORY).trim_end()), Some(source(2).element()), "what waited is there");
+    assert_eq!(host(state.read(HISTORY).trim_end()), Some(source(2).element()), "the waiting line was written");
 }
 
 #[test]
-fn lines_that_find_no_room_are_counted() {
+fn dropped_lines_are_counted() {
     let state = State::new();
     let mut classic = classic(&state);
     (0..20_000).for_each(|number| classic.note(&ban(source(number), at(0), 60)));
     let lost = classic.left_out();
     classic.append().unwrap();
-    let kept = state.read(HISTORY).lines().count() as u64;
-    assert!(lost > 0 && kept > 10_000);
-    assert_eq!(kept + lost, 20_000);
+    let written = state.read(HISTORY).lines().count() as u64;
+    assert!(lost > 0 && written > 10_000);
+    assert_eq!(written + lost, 20_000);
     assert_eq!(classic.left_out(), 0);
 }
 
@@ -176,7 +176,7 @@ fn replaced_list_keeps_mode_and_group() {
     let old = fs::metadata(state.file(BLOCKED)).unwrap();
     assert_eq!(old.mode() & 0o777, 0o600);
     fs::set_permissions(state.file(BLOCKED), Permissions::from_mode(0o644)).unwrap();
-    // Who reads the old file goes on reading it.
+    // A program that has the old file open keeps reading it.
     let reader = fs::File::open(state.file(BLOCKED)).unwrap();
     fs::write(state.file("portsentry.blocked.new"), "left by a crash").unwrap();
     classic.rewrite(bans[..1].iter().map(InForce::from)).unwrap();

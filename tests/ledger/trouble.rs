@@ -1,4 +1,4 @@
-//! The thread that writes, while the disk is full, the database locked or damaged, or the process killed.
+//! Tests the writer thread while the disk is full, the database locked or damaged, or the process killed.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::ledger::{BLOCKED, DATABASE, Flushed, HISTORY, Ledger, Opened, WriterEvent};
 
-use super::support::{State, await_news, banned, eventually, intruder, soon, source, writer};
+use super::support::{State, await_event, banned, eventually, intruder, source, time_limit, writer};
 use netns_lab::slowness;
 
-/// A small file system of its own.
+/// A small file system for the test.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
@@ -32,7 +32,7 @@ impl Disk {
         self.0.path().join("filler")
     }
 
-    /// Leaves no room at all.
+    /// Fills the file system completely.
     fn fill(&self) {
         let mut file = fs::File::create(self.filler()).unwrap();
         while file.write_all(&[b'x'; 512]).is_ok() {}
@@ -48,7 +48,7 @@ impl Drop for Disk {
 #[test]
 fn full_disk_is_reported_once_without_loss() {
     let disk = Disk::new("2m");
-    let (writer, told) = writer(&disk.path(), true);
+    let (writer, events) = writer(&disk.path(), true);
     let recorder = writer.recorder();
     let now = SystemTime::now();
     recorder.put(banned(0, now, 3600));
@@ -60,64 +60,64 @@ fn full_disk_is_reported_once_without_loss() {
         assert!(recorder.put(banned(number, now, 3600)));
         slowest = slowest.max(start.elapsed());
     }
-    let news = await_news(&told, "the full disk", |news| matches!(news, WriterEvent::Failing { .. }));
-    assert!(news.to_string().contains("blocking goes on"), "{news}");
-    // A few attempts later.
+    let event = await_event(&events, "the full disk", |event| matches!(event, WriterEvent::Failing { .. }));
+    assert!(event.to_string().contains("blocking goes on"), "{event}");
+    // After some retries.
     std::thread::sleep(Duration::from_secs(1));
-    let failing = told.try_iter().filter(|news| matches!(news, WriterEvent::Failing { .. })).count();
-    assert!(failing <= 2, "{failing} times: once for the database, once for the texts");
+    let failing = events.try_iter().filter(|event| matches!(event, WriterEvent::Failing { .. })).count();
+    assert!(failing <= 2, "{failing} reports: one for the database, one for the text files");
     assert!(recorder.written() < 3_000);
     fs::remove_file(disk.filler()).unwrap();
-    await_news(&told, "that it goes on", |news| matches!(news, WriterEvent::Recovered { .. }));
-    assert_eq!(writer.stop(soon()), Flushed::Whole);
+    await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
+    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
     assert_eq!((recorder.written(), recorder.dropped()), (3_000, 0));
     let (ledger, opened) = Ledger::open(&disk.path()).unwrap();
     assert_eq!(opened, Opened::Existing);
     assert_eq!(ledger.active(now).unwrap().items.len(), 3_000);
     let history = fs::read_to_string(disk.path().join(HISTORY)).unwrap();
-    assert_eq!(history.lines().count(), 3_000, "no line is missing, cut or there twice");
+    assert_eq!(history.lines().count(), 3_000, "no line is missing, torn or duplicated");
     assert!(history.lines().all(|line| line.ends_with(" Blocked")));
-    // Nothing here may wait; the margin is for a machine under load.
+    // No call here may block; the limit has a margin for a busy machine.
     assert!(slowest < Duration::from_secs(5) * slowness(), "{slowest:?}");
 }
 
 #[test]
 fn unwritable_list_is_reported_once() {
     let folder = tempfile::tempdir().unwrap();
-    let (writer, told) = writer(folder.path(), true);
+    let (writer, events) = writer(folder.path(), true);
     let recorder = writer.recorder();
     let in_the_way = folder.path().join(format!("{BLOCKED}.new"));
     fs::create_dir(&in_the_way).unwrap();
     recorder.put(banned(0, SystemTime::now(), 3600));
-    await_news(&told, "the list", |news| matches!(news, WriterEvent::Failing { .. }));
-    // Several attempts, and more in the history, which can be written all the time.
+    await_event(&events, "the list", |event| matches!(event, WriterEvent::Failing { .. }));
+    // After several retries of the list. The history is writable all the time.
     for number in 1..40 {
         recorder.put(banned(number, SystemTime::now(), 3600));
         std::thread::sleep(Duration::from_millis(100));
     }
-    let more: Vec<WriterEvent> = told.try_iter().collect();
+    let more: Vec<WriterEvent> = events.try_iter().collect();
     assert!(more.is_empty(), "{more:?}");
     fs::remove_dir(&in_the_way).unwrap();
-    await_news(&told, "that it goes on", |news| matches!(news, WriterEvent::Recovered { .. }));
-    assert_eq!(writer.stop(soon()), Flushed::Whole);
+    await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
+    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
     assert_eq!(fs::read_to_string(folder.path().join(BLOCKED)).unwrap().lines().count(), 40);
 }
 
 #[test]
 fn full_disk_drops_newest_changes_without_waiting() {
     let disk = Disk::new("2m");
-    let (writer, told) = writer(&disk.path(), false);
+    let (writer, events) = writer(&disk.path(), false);
     let recorder = writer.recorder();
     disk.fill();
     let now = SystemTime::now();
     let mut taken = 0;
-    // More than queue and memory hold, however fast the thread empties the one into the other.
+    // More than the queue and the memory hold, however fast the thread empties the queue.
     for number in 0..100_000 {
         taken += u64::from(recorder.put(banned(number, now, 3600)));
     }
     assert!(taken < 100_000);
     assert_eq!(recorder.dropped(), 100_000 - taken);
-    await_news(&told, "the loss", |news| matches!(news, WriterEvent::Lost { changes, .. } if *changes > 0));
+    await_event(&events, "the loss", |event| matches!(event, WriterEvent::Lost { changes, .. } if *changes > 0));
     let start = Instant::now();
     assert_eq!(writer.stop(Duration::from_secs(2) * slowness()), Flushed::Left(taken));
     assert!(start.elapsed() < Duration::from_secs(10) * slowness(), "{:?}", start.elapsed());
@@ -127,11 +127,11 @@ fn full_disk_drops_newest_changes_without_waiting() {
 fn full_disk_refuses_new_ledger() {
     let disk = Disk::new("1m");
     disk.fill();
-    let error = Ledger::open(&disk.path()).err().expect("there is no room").to_string();
+    let error = Ledger::open(&disk.path()).err().expect("the disk is full").to_string();
     assert!(error.contains("ledger") || error.contains("state"), "{error}");
 }
 
-/// Runs the hidden test `name` of this program as another process, on the ledger in `directory`.
+/// Runs the ignored test `name` of this program as another process, with the ledger in `directory`.
 fn child(name: &str, directory: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "--nocapture", name]).env("LEDGER", directory);
@@ -139,33 +139,33 @@ fn child(name: &str, directory: &Path) -> Child {
 }
 
 fn ledger_of_the_child() -> PathBuf {
-    std::env::var_os("LEDGER").expect("only the other tests start this").into()
+    std::env::var_os("LEDGER").expect("this test is run only by other tests").into()
 }
 
 #[test]
 fn locked_database_is_reported_and_written_later() {
     let state = State::new();
-    let (writer, told) = writer(&state.path(), false);
+    let (writer, events) = writer(&state.path(), false);
     let recorder = writer.recorder();
-    let mut locker = child("trouble::child_that_locks", &state.path());
+    let mut locker = child("trouble::child_locks_database", &state.path());
     let mut lines = BufReader::new(locker.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("locked")));
     let now = SystemTime::now();
     recorder.put(banned(1, now, 3600));
-    let news = await_news(&told, "the lock", |news| matches!(news, WriterEvent::Failing { .. }));
-    assert!(news.to_string().contains("locked"), "{news}");
+    let event = await_event(&events, "the lock", |event| matches!(event, WriterEvent::Failing { .. }));
+    assert!(event.to_string().contains("locked"), "{event}");
     assert_eq!(recorder.written(), 0);
-    assert_eq!(state.ledger().count().unwrap().kept, 0, "who only reads is not locked out");
+    assert_eq!(state.ledger().count().unwrap().kept, 0, "a reader is not locked out");
     drop(locker.stdin.take());
-    await_news(&told, "that it goes on", |news| matches!(news, WriterEvent::Recovered { .. }));
+    await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
     assert!(locker.wait().unwrap().success());
-    assert_eq!(writer.stop(soon()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 1);
 }
 
 #[test]
-#[ignore = "the other process of a test above"]
-fn child_that_locks() {
+#[ignore = "runs as a child process of a test above"]
+fn child_locks_database() {
     let connection = intruder(&ledger_of_the_child());
     connection.execute_batch("BEGIN IMMEDIATE").unwrap();
     println!("locked");
@@ -177,7 +177,7 @@ fn child_that_locks() {
 fn killed_process_loses_no_transaction() {
     for pause in [0, 1, 3, 10, 30, 100, 250] {
         let state = State::new();
-        let mut process = child("trouble::child_that_writes_for_ever", &state.path());
+        let mut process = child("trouble::child_writes_forever", &state.path());
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut written = |least: usize| {
             let numbers =
@@ -188,28 +188,31 @@ fn killed_process_loses_no_transaction() {
         std::thread::sleep(Duration::from_millis(pause));
         process.kill().unwrap();
         process.wait().unwrap();
-        // What it said before it died, up to its last whole line.
-        let mut said = 1;
-        while let Some(more) = written(said + 1) {
-            said = more;
+        // The number in the last complete line that the process wrote before it was killed.
+        let mut last = 1;
+        while let Some(more) = written(last + 1) {
+            last = more;
         }
         let (ledger, opened) = state.open();
         assert_eq!(opened, Opened::Existing);
         let found = ledger.active(SystemTime::now()).unwrap();
         assert_eq!(found.unreadable, 0);
-        assert!(found.items.len() >= said, "{} of {said}", found.items.len());
+        assert!(found.items.len() >= last, "{} of {last}", found.items.len());
         let numbers = (0..).map(source);
         assert!(found.items.iter().zip(numbers).all(|(entry, source)| entry.ban.target == source), "without a gap");
         let check: String = intruder(&state.path()).query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
         assert_eq!(check, "ok");
         let history = state.read(HISTORY);
-        assert!(history.lines().filter(|line| !line.ends_with(" Blocked")).count() <= 1, "at most the last one is cut");
+        assert!(
+            history.lines().filter(|line| !line.ends_with(" Blocked")).count() <= 1,
+            "at most the last line is torn"
+        );
     }
 }
 
 #[test]
-#[ignore = "the other process of a test above"]
-fn child_that_writes_for_ever() {
+#[ignore = "runs as a child process of a test above"]
+fn child_writes_forever() {
     let (writer, _told) = writer(&ledger_of_the_child(), true);
     let recorder = writer.recorder();
     let mut out = std::io::stdout();
@@ -218,7 +221,7 @@ fn child_that_writes_for_ever() {
             std::thread::sleep(Duration::from_millis(1));
         }
         if number % 16 == 0 {
-            // The name of the test stands before the first one, without the end of a line.
+            // The name of the test, without a newline, stands before the first line.
             writeln!(out, "\nwritten {}", recorder.written()).unwrap();
         }
     }
@@ -232,22 +235,22 @@ fn runtime_damage_starts_new_ledger() {
         let (writer, _told) = writer(&state.path(), false);
         let recorder = writer.recorder();
         (0..2_000).for_each(|number| assert!(recorder.put(banned(number, now, 3600))));
-        assert_eq!(writer.stop(soon()), Flushed::Whole);
+        assert_eq!(writer.stop(time_limit()), Flushed::Whole);
     }
-    let (writer, told) = writer(&state.path(), false);
-    // Another program's change makes the thread read its pages again.
+    let (writer, events) = writer(&state.path(), false);
+    // A change by another program makes the thread read its pages again.
     let change = "UPDATE ban SET probes = probes + 1; PRAGMA wal_checkpoint(TRUNCATE)";
     intruder(&state.path()).execute_batch(change).unwrap();
     let file = fs::OpenOptions::new().write(true).open(state.file(DATABASE)).unwrap();
     let length = file.metadata().unwrap().len();
-    // All but the first pages, so that what the thread reads next is wrong.
+    // Overwrites all but the first pages, so that the next read of the thread fails.
     file.write_all_at(&vec![0xa5; usize::try_from(length).unwrap() - 4096], 4096).unwrap();
     let recorder = writer.recorder();
     recorder.put(banned(50_000, now, 3600));
-    let news = await_news(&told, "the damage", |news| matches!(news, WriterEvent::Rebuilt { .. }));
-    assert!(matches!(&news, WriterEvent::Rebuilt { aside: Some(aside), .. } if aside.exists()), "{news}");
+    let event = await_event(&events, "the damage", |event| matches!(event, WriterEvent::Rebuilt { .. }));
+    assert!(matches!(&event, WriterEvent::Rebuilt { aside: Some(aside), .. } if aside.exists()), "{event}");
     recorder.put(banned(50_001, now, 3600));
-    assert_eq!(writer.stop(soon()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
     let (ledger, opened) = state.open();
     assert_eq!(opened, Opened::Existing);
     let active: Vec<_> = ledger.active(now).unwrap().items.iter().map(|entry| entry.ban.target).collect();
@@ -257,7 +260,7 @@ fn runtime_damage_starts_new_ledger() {
 #[test]
 fn removed_database_is_recreated_with_bans() {
     let state = State::new();
-    let (writer, told) = writer(&state.path(), false);
+    let (writer, events) = writer(&state.path(), false);
     let recorder = writer.recorder();
     let now = SystemTime::now();
     (0..10).for_each(|number| assert!(recorder.put(banned(number, now, 3600))));
@@ -265,9 +268,9 @@ fn removed_database_is_recreated_with_bans() {
     for suffix in ["", "-wal", "-shm"] {
         fs::remove_file(state.file(&format!("{DATABASE}{suffix}"))).unwrap();
     }
-    let news = await_news(&told, "the removal", |news| matches!(news, WriterEvent::Rebuilt { .. }));
-    assert!(matches!(news, WriterEvent::Rebuilt { aside: None, carried: 10, .. }), "{news}");
+    let event = await_event(&events, "the removal", |event| matches!(event, WriterEvent::Rebuilt { .. }));
+    assert!(matches!(event, WriterEvent::Rebuilt { aside: None, carried: 10, .. }), "{event}");
     recorder.put(banned(10, now, 3600));
-    assert_eq!(writer.stop(soon()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 11);
 }

@@ -1,10 +1,10 @@
-//! The thread that writes, while all is well.
+//! Tests the writer thread in normal operation.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::ledger::{BLOCKED, Change, Ended, Ending, Flushed, HISTORY, WriterEvent};
 
-use super::support::{State, await_news, banned, eventually, soon, source, writer};
+use super::support::{State, await_event, banned, eventually, source, time_limit, writer};
 use netns_lab::slowness;
 
 #[test]
@@ -15,7 +15,7 @@ fn queued_writes_are_done_at_stop() {
     let now = SystemTime::now();
     let taken = (0..5_000).filter(|number| recorder.put(banned(*number, now, 3600))).count();
     assert_eq!(taken, 5_000);
-    assert_eq!(writer.stop(soon()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 5_000);
     assert_eq!(state.read(HISTORY).lines().count(), 5_000);
     assert_eq!(state.read(BLOCKED).lines().count(), 5_000);
@@ -25,7 +25,7 @@ fn queued_writes_are_done_at_stop() {
 #[test]
 fn listed_bans_follow_changes() {
     let state = State::new();
-    let (writer, told) = writer(&state.path(), true);
+    let (writer, events) = writer(&state.path(), true);
     let recorder = writer.recorder();
     let now = SystemTime::now();
     let has = |number| state.read(BLOCKED).contains(&format!("/{} Port", source(number)));
@@ -35,11 +35,11 @@ fn listed_bans_follow_changes() {
     eventually("three bans in the list", || has(1) && has(2) && has(3));
     let how = Ending::Lifted { by: "alice".to_owned() };
     recorder.put(Change::Ended { target: source(1), ended: Ended { how, at: SystemTime::now() } });
-    let over = await_news(&told, "the end of the short ban", |news| matches!(news, WriterEvent::Expired(_)));
-    assert!(matches!(&over, WriterEvent::Expired(targets) if *targets == [source(3)]), "{over}");
+    let expired = await_event(&events, "the end of the short ban", |event| matches!(event, WriterEvent::Expired(_)));
+    assert!(matches!(&expired, WriterEvent::Expired(targets) if *targets == [source(3)]), "{expired}");
     eventually("one ban in the list", || !has(1) && has(2) && !has(3));
-    assert_eq!(state.read(HISTORY).lines().count(), 3, "the history forgets nothing");
-    assert_eq!(writer.stop(soon()), Flushed::Whole);
+    assert_eq!(state.read(HISTORY).lines().count(), 3, "the history keeps all lines");
+    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
 }
 
 #[test]
@@ -60,5 +60,5 @@ fn list_is_rewritten_once_a_second() {
     let whole = usize::try_from(start.elapsed().as_secs()).unwrap();
     versions.dedup();
     assert!((2..=whole + 2).contains(&versions.len()), "{} versions in {whole} s", versions.len());
-    assert_eq!(writer.stop(soon()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
 }

@@ -1,4 +1,4 @@
-//! The command line as it is read, without a daemon: flags, classic modes, help, and the manual that specifies them.
+//! Tests the parsing of the command line without a daemon: flags, classic modes, help, and the manual page.
 
 use clap::error::ErrorKind;
 use portsentry::cli::{
@@ -28,7 +28,7 @@ fn wrong(line: &str) -> ErrorKind {
     error.kind()
 }
 
-/// What `line` configures over the file `text`.
+/// The configuration from the file `text` and the flags in `line`.
 fn configured(line: &str, text: &str) -> Result<Config, String> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("portsentry.toml");
@@ -137,7 +137,7 @@ fn replay_has_its_own_options() {
     };
     let line = "replay scan.pcap --config p.toml --local 192.0.2.9/24 --local 2001:db8::1 --json";
     assert_eq!(parse(line).unwrap(), Command::Replay(expected));
-    let Ok(Command::Replay(options)) = parse("replay -- -tcp") else { panic!("a file may be named like a mode") };
+    let Ok(Command::Replay(options)) = parse("replay -- -tcp") else { panic!("a file may have the name of a mode") };
     assert_eq!(options.file, Path::new("-tcp"));
 }
 
@@ -269,13 +269,13 @@ fn help_names_flags_on_one_screen() {
 }
 
 #[test]
-fn version_is_the_package_s() {
+fn version_equals_package_version() {
     let version = parse("--version").unwrap_err();
     assert_eq!(version.kind(), ErrorKind::DisplayVersion);
     assert_eq!(version.to_string().trim(), concat!("portsentry ", env!("CARGO_PKG_VERSION")));
 }
 
-/// Every flag as it is typed: long ones with two dashes, the classic modes with one.
+/// All flags as typed: long ones with two dashes, the classic modes with one.
 fn documented_flags() -> Vec<String> {
     let mut grammar = cli::grammar();
     grammar.build();
@@ -296,7 +296,8 @@ fn flags_of(commands: &[&clap::Command]) -> Vec<String> {
 #[test]
 fn manual_names_flags_commands_and_exit_codes() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/man/portsentry.8.md")).unwrap();
-    // An entry is a line of terms, followed by its text after a colon; pandoc makes one dash of two without the backslash.
+    // An entry is a line of terms, followed by its text after a colon; pandoc turns two dashes into one without the
+    // backslash.
     let lines: Vec<String> = page.lines().map(|line| line.trim().replace("\\--", "--")).collect();
     let entries =
         || lines.iter().zip(lines.iter().skip(1)).filter(|(_, text)| text.starts_with(": ")).map(|(term, _)| term);

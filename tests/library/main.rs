@@ -1,5 +1,5 @@
-//! What calls into the library and nothing else: the command line as it is read, what holds for the engine whatever
-//! arrives, and the decoder against another one. One program for all, since each takes a while to link.
+//! Tests that call only the library: the command line, properties of the engine for arbitrary input, and a comparison
+//! of the decoder with another one. They form one program, because linking takes long.
 
 #![cfg(test)]
 

@@ -1,5 +1,5 @@
-//! What holds for the engine whatever arrives: arbitrary packets, times and changes of the host, and a model of the
-//! threshold that is too simple to be wrong.
+//! Tests properties of the engine for arbitrary packets, times and changes of the host, and compares it with a simple
+//! model of the threshold.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +17,7 @@ use proptest::sample::{select, subsequence};
 
 const OWN: [&str; 3] = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
 const PROTECTED: [&str; 5] = ["192.0.2.1", "127.0.0.1", "192.0.2.254", "198.18.7.7", "2001:db8::fe"];
-/// Few, so that thresholds are reached; the last three are one source.
+/// Few addresses, so that thresholds are reached; the last three are one source.
 const OTHERS: [&str; 8] = [
     "198.51.100.1",
     "198.51.100.10",
@@ -66,7 +66,7 @@ fn host() -> Host {
     host
 }
 
-/// The socket table says that these ports are in use, whatever the snapshot says.
+/// According to the socket table these ports are in use, whatever the snapshot contains.
 struct InUse(HashSet<u16>);
 
 impl PortLookup for InUse {
@@ -75,14 +75,14 @@ impl PortLookup for InUse {
     }
 }
 
-/// Something that happens.
+/// An input of the engine.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A packet, so many milliseconds after the one before; the clock may run backwards.
+    /// A packet, this many milliseconds after the previous one; the clock may run backwards.
     Packet(i64, Packet),
-    /// A service on this port begins or ends, by the snapshot.
+    /// A service on this port starts or stops, according to the snapshot.
     Listener(u16, bool),
-    /// The kernel lets this source go.
+    /// The kernel's ban of this source is removed.
     Lift(IpAddr),
 }
 
@@ -124,7 +124,7 @@ fn packet() -> impl Strategy<Value = Packet> {
     (select(addresses), select(to), delivery, 0..4_u32, any::<bool>(), transport()).prop_map(
         |(source, destination, delivery, interface, fragmented, transport)| {
             let (source, destination) = (address(source), address(destination));
-            // What this host sends comes from itself.
+            // Packets sent by this host have its own address as source.
             let (source, destination) =
                 if delivery == Delivery::Outgoing { (destination, source) } else { (source, destination) };
             Packet { source, destination, delivery, interface, checksum: Checksum::Good, fragmented, transport }
@@ -146,7 +146,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     vec(step, 0..300)
 }
 
-/// A clock that can be turned back.
+/// Moves the clock, possibly backwards.
 fn turn(clock: &mut Timestamp, millis: i64) {
     let span = Duration::from_millis(millis.unsigned_abs());
     let at = clock.since_origin();
@@ -197,7 +197,7 @@ impl Run {
     }
 }
 
-/// The verdict without what depends on when somebody asked for notices.
+/// The verdict without the part that depends on when notices are requested.
 fn without_report(verdict: Verdict) -> Verdict {
     match verdict {
         Verdict::Repeated(repeated) => Verdict::Repeated(portsentry::engine::Repeated { report: None, ..repeated }),
@@ -209,7 +209,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_same_input_gives_the_same_output(steps in steps(), trigger in 0..16_u8, key in any::<(u64, u64)>()) {
+    fn same_input_gives_same_output(steps in steps(), trigger in 0..16_u8, key in any::<(u64, u64)>()) {
         let key = HashKey(key.0, key.1);
         let (mut one, mut two) = (Run::new(settings(trigger, true), key), Run::new(settings(trigger, true), key));
         for step in &steps {
@@ -227,37 +227,37 @@ proptest! {
         }
     }
 
-    /// However the sensor cuts the stream into batches, and whenever it asks for notices, the judgement is the same and
-    /// no repeated packet goes unmentioned.
+    /// Verdicts do not depend on how the sensor batches packets or when it requests notices, and every repeated packet
+    /// is reported.
     #[test]
     fn verdicts_do_not_depend_on_batches(packets in packets(), batch in 1..40_usize) {
         let forever = Settings { expiry: Expiry::Never, max_new_bans_per_minute: 10_000, ..settings(2, true) };
         let [mut whole, mut cut] = [0; 2].map(|_| Run::new(forever.clone(), HashKey(1, 2)));
-        let (mut said_whole, mut said_cut) = (0, 0);
+        let (mut reported_whole, mut reported_cut) = (0, 0);
         for (index, (wait, packet)) in packets.iter().enumerate() {
             let step = Step::Packet(*wait, *packet);
             let (a, b) = (whole.step(&step).unwrap(), cut.step(&step).unwrap());
             prop_assert_eq!(without_report(a), without_report(b));
-            for (verdict, said) in [(a, &mut said_whole), (b, &mut said_cut)] {
+            for (verdict, count) in [(a, &mut reported_whole), (b, &mut reported_cut)] {
                 if let Verdict::Repeated(repeated) = verdict {
-                    *said += repeated.report.unwrap_or(0);
+                    *count += repeated.report.unwrap_or(0);
                 }
             }
             if index % batch == 0 {
-                cut.packets(&mut said_cut);
+                cut.packets(&mut reported_cut);
             }
         }
         for run in [&mut whole, &mut cut] {
             turn(&mut run.clock, 3_600_000);
         }
-        whole.packets(&mut said_whole);
-        cut.packets(&mut said_cut);
-        prop_assert_eq!(said_whole, said_cut);
-        prop_assert_eq!(u64::from(said_whole), whole.engine.counters().repeated);
+        whole.packets(&mut reported_whole);
+        cut.packets(&mut reported_cut);
+        prop_assert_eq!(reported_whole, reported_cut);
+        prop_assert_eq!(u64::from(reported_whole), whole.engine.counters().repeated);
     }
 
     #[test]
-    fn whoever_is_protected_is_never_judged(steps in steps(), trigger in 0..3_u8) {
+    fn protected_source_is_never_judged(steps in steps(), trigger in 0..3_u8) {
         let mut run = Run::new(settings(trigger, true), HashKey(5, 6));
         let protected: Vec<IpAddr> = PROTECTED.into_iter().chain(OWN).map(address).collect();
         for step in &steps {
@@ -265,15 +265,16 @@ proptest! {
             if let Step::Packet(_, packet) = step
                 && protected.contains(&packet.source)
             {
-                let spared = matches!(verdict, Some(Verdict::Ignored(_) | Verdict::Exempt(_)));
-                prop_assert!(spared, "{:?}", verdict);
+                let exempt = matches!(verdict, Some(Verdict::Ignored(_) | Verdict::Exempt(_)));
+                prop_assert!(exempt, "{:?}", verdict);
             }
         }
     }
 
-    /// Whoever is blocked has sent what no stack sends, or touched more distinct ports than are forgiven.
+    /// A source is banned only if it sent a packet that no TCP stack sends, or probed more distinct ports than are
+    /// forgiven.
     #[test]
-    fn below_the_threshold_nobody_is_blocked(steps in steps(), trigger in 0..8_u8, udp in any::<bool>()) {
+    fn source_below_threshold_is_not_banned(steps in steps(), trigger in 0..8_u8, udp in any::<bool>()) {
         let mut run = Run::new(settings(trigger, udp), HashKey(7, 8));
         let mut touched: HashMap<BanTarget, HashSet<(u8, IpAddr, u16)>> = HashMap::new();
         for step in &steps {
@@ -282,7 +283,7 @@ proptest! {
             let target = BanTarget::on(packet.source, packet.interface);
             let at = packet.destination;
             let (port, conclusive) = match packet.transport {
-                // ICMP has no ports; what counts there is the address.
+                // ICMP has no ports; the address counts instead.
                 Transport::Icmp { .. } => ((1, at, 0), false),
                 Transport::Udp { destination_port, .. } => ((2, address(OWN[0]), destination_port), false),
                 Transport::Sctp { destination_port, .. } => ((3, address(OWN[0]), destination_port), false),
@@ -300,7 +301,7 @@ proptest! {
         }
     }
 
-    /// A model: who is blocked until when, and which neighbours were banned when.
+    /// The model lists until when each source is banned, and when its neighbours were banned.
     #[test]
     fn prefix_bans_follow_members_only(
         steps in vec((prop_oneof![30 => 0..30_u32, 1 => 0..9_000_u32], 0..2_u8, 0..3_u8, 0..5_u8, prop::bool::weighted(0.05)), 1..400),
@@ -326,7 +327,7 @@ proptest! {
             };
             let narrow = BanTarget::of(source);
             if lift {
-                // One second on, so that the engine knows what time it is.
+                // Advances the clock by a second, so that the engine knows the time.
                 let _ = engine.notice(Timestamp::at(now));
                 engine.lift(narrow);
                 standing.remove(&narrow);
@@ -373,10 +374,10 @@ proptest! {
             };
             let expected = expected.map(|(network, _)| network);
             prop_assert_eq!(ban.probe.target, expected.unwrap_or(narrow), "{:?}", banned);
-            let Expiry::After(lasts) = ban.expiry else { panic!("a ban that ends") };
+            let Expiry::After(lasts) = ban.expiry else { panic!("the ban expires") };
             standing.insert(ban.probe.target, now + lasts);
             match expected {
-                // All of the widest network are forgotten with the ban of a part of it.
+                // A ban of the widest network resets the counts of all networks inside it.
                 Some(_) => banned.retain(|target, _| {
                     let length = if family == 0 { widest.v4 } else { widest.v6 };
                     !Prefix::of(source, length).is_some_and(|wide| BanTarget::Prefix(wide).covers(target.element()))
@@ -386,7 +387,7 @@ proptest! {
         }
     }
 
-    /// A model: for each source, when each port was touched last.
+    /// The model lists for each source when each port was last probed.
     #[test]
     fn closed_ports_count_as_in_plain_table(
         probes in vec((0..400_u32, 0..5_u8, 1..30_u16), 1..400),
@@ -431,10 +432,10 @@ proptest! {
                     prop_assert_eq!(distinct, usize::from(trigger) + 1);
                     let held: HashSet<u16> = verdict.ports.iter().map(|(_, port, _)| port).collect();
                     prop_assert_eq!(held, ports.keys().copied().collect::<HashSet<u16>>());
-                    // Each one twice as long as the one before, but for the short ones above the ceiling.
+                    // Each ban is twice as long as the previous one, except for short ones above the ceiling.
                     let struck = strikes.entry(source).or_default();
                     prop_assert_eq!(verdict.strikes, *struck);
-                    let Expiry::After(span) = verdict.expiry else { panic!("a ban that ends") };
+                    let Expiry::After(span) = verdict.expiry else { panic!("the ban expires") };
                     prop_assert_eq!(span, if verdict.capped { ban } else { ban * 2_u32.pow(*struck) });
                     *struck += u32::from(!verdict.capped);
                     banned.insert(source, now + span);

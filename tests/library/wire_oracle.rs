@@ -1,4 +1,4 @@
-//! The decoder against arbitrary bytes, and against etherparse, which was written by other people from the same RFCs.
+//! Tests the decoder with arbitrary bytes, and against etherparse, an independent implementation of the same RFCs.
 
 use std::net::IpAddr;
 
@@ -11,14 +11,14 @@ use proptest::prelude::*;
 
 const LINKS: [LinkType; 5] = [LinkType::Ethernet, LinkType::Sll, LinkType::Sll2, LinkType::Raw, LinkType::Null];
 
-/// A packet as it is asked of etherparse's builder.
+/// The description of a packet for etherparse's builder.
 #[derive(Clone, Debug)]
-struct Wanted {
+struct PacketSpec {
     destination_mac: [u8; 6],
     vlan: Option<u16>,
     addresses: Addresses,
     ports: (u16, u16),
-    carries: Carries,
+    transport_spec: TransportSpec,
     payload: Vec<u8>,
 }
 
@@ -29,13 +29,13 @@ enum Addresses {
 }
 
 #[derive(Clone, Debug)]
-enum Carries {
+enum TransportSpec {
     Tcp { flags: u16, options: Vec<u8> },
     Udp,
     Icmp { kind: u8, code: u8 },
 }
 
-impl Wanted {
+impl PacketSpec {
     fn frame(&self) -> Vec<u8> {
         let mut frame = Vec::new();
         let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], self.destination_mac);
@@ -46,8 +46,8 @@ impl Wanted {
             (Some(id), Addresses::V6(from, to)) => link.single_vlan(VlanId::try_new(id).unwrap()).ipv6(*from, *to, 64),
         };
         let (source, destination) = self.ports;
-        match (&self.carries, &self.addresses) {
-            (Carries::Tcp { flags, options }, _) => {
+        match (&self.transport_spec, &self.addresses) {
+            (TransportSpec::Tcp { flags, options }, _) => {
                 let mut header = TcpHeader::new(source, destination, 1, 1024);
                 let bit = |bit: u16| flags & bit != 0;
                 header.fin = bit(TcpFlags::FIN);
@@ -62,11 +62,11 @@ impl Wanted {
                 header.set_options_raw(options).unwrap();
                 ip.tcp_header(header).write(&mut frame, &self.payload)
             }
-            (Carries::Udp, _) => ip.udp(source, destination).write(&mut frame, &self.payload),
-            (&Carries::Icmp { kind, code }, Addresses::V4(..)) => {
+            (TransportSpec::Udp, _) => ip.udp(source, destination).write(&mut frame, &self.payload),
+            (&TransportSpec::Icmp { kind, code }, Addresses::V4(..)) => {
                 ip.icmpv4_raw(kind, code, [0; 4]).write(&mut frame, &self.payload)
             }
-            (&Carries::Icmp { kind, code }, Addresses::V6(..)) => {
+            (&TransportSpec::Icmp { kind, code }, Addresses::V6(..)) => {
                 ip.icmpv6_raw(kind, code, [0; 4]).write(&mut frame, &self.payload)
             }
         }
@@ -80,13 +80,13 @@ impl Wanted {
             Addresses::V6(from, to) => (from.into(), to.into()),
         };
         let (source_port, destination_port) = self.ports;
-        let transport = match self.carries {
-            Carries::Tcp { flags, .. } => {
+        let transport = match self.transport_spec {
+            TransportSpec::Tcp { flags, .. } => {
                 let payload = u16::try_from(self.payload.len()).unwrap();
                 Transport::Tcp { source_port, destination_port, flags: TcpFlags(flags), payload }
             }
-            Carries::Udp => Transport::Udp { source_port, destination_port },
-            Carries::Icmp { kind, code } => Transport::Icmp { kind, code },
+            TransportSpec::Udp => Transport::Udp { source_port, destination_port },
+            TransportSpec::Icmp { kind, code } => Transport::Icmp { kind, code },
         };
         let delivery = match self.destination_mac {
             [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => Delivery::Broadcast,
@@ -99,7 +99,7 @@ impl Wanted {
 }
 
 prop_compose! {
-    fn wanted()(
+    fn spec()(
         destination_mac in prop_oneof![4 => any::<[u8; 6]>(), 1 => Just([0xff; 6])],
         vlan in proptest::option::of(0..4096_u16),
         addresses in prop_oneof![
@@ -107,19 +107,19 @@ prop_compose! {
             any::<([u8; 16], [u8; 16])>().prop_map(|(from, to)| Addresses::V6(from, to)),
         ],
         ports in any::<(u16, u16)>(),
-        carries in prop_oneof![
+        transport_spec in prop_oneof![
             (0..0x200_u16, 0..=10_usize)
-                .prop_map(|(flags, words)| Carries::Tcp { flags, options: vec![1; words * 4] }),
-            Just(Carries::Udp),
-            any::<(u8, u8)>().prop_map(|(kind, code)| Carries::Icmp { kind, code }),
+                .prop_map(|(flags, words)| TransportSpec::Tcp { flags, options: vec![1; words * 4] }),
+            Just(TransportSpec::Udp),
+            any::<(u8, u8)>().prop_map(|(kind, code)| TransportSpec::Icmp { kind, code }),
         ],
         payload in vec(any::<u8>(), 0..200),
-    ) -> Wanted {
-        Wanted { destination_mac, vlan, addresses, ports, carries, payload }
+    ) -> PacketSpec {
+        PacketSpec { destination_mac, vlan, addresses, ports, transport_spec, payload }
     }
 }
 
-/// Addresses and ports as etherparse reads them from what may be cut off or broken.
+/// Addresses and ports as etherparse decodes them from a truncated or damaged frame.
 fn by_etherparse(frame: &[u8]) -> Option<(IpAddr, IpAddr, Transport)> {
     let sliced = LaxSlicedPacket::from_ethernet(frame).ok()?;
     let (source, destination): (IpAddr, IpAddr) = match sliced.net? {
@@ -147,7 +147,7 @@ fn by_etherparse(frame: &[u8]) -> Option<(IpAddr, IpAddr, Transport)> {
     Some((source, destination, transport))
 }
 
-/// A packet without its payload length, which etherparse takes from the capture where it is cut off.
+/// A packet without its payload length, for which etherparse uses the capture's length if the packet is truncated.
 fn without_payload(packet: &Packet) -> (IpAddr, IpAddr, Transport) {
     let mut transport = packet.transport;
     if let Transport::Tcp { payload, .. } = &mut transport {
@@ -178,47 +178,47 @@ proptest! {
     }
 
     #[test]
-    fn icmp_error_quotes_what_it_is_about(wanted in wanted(), cut in any::<prop::sample::Index>()) {
-        let (failed, v4) = (wanted.frame(), matches!(wanted.addresses, Addresses::V4(..)));
-        let packet = &failed[if wanted.vlan.is_some() { 18 } else { 14 }..];
+    fn icmp_error_quotes_failed_packet(spec in spec(), cut in any::<prop::sample::Index>()) {
+        let (failed, v4) = (spec.frame(), matches!(spec.addresses, Addresses::V4(..)));
+        let packet = &failed[if spec.vlan.is_some() { 18 } else { 14 }..];
         let (router, mut frame) = (PacketBuilder::ethernet2([2; 6], [4; 6]), Vec::new());
         match v4 {
             true => router.ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64).icmpv4_raw(3, 3, [0; 4]).write(&mut frame, packet),
             false => router.ipv6([1; 16], [2; 16], 64).icmpv6_raw(1, 4, [0; 4]).write(&mut frame, packet),
         }
         .unwrap();
-        let expected = wanted.packet();
+        let expected = spec.packet();
         let quote = quoted(LinkType::Ethernet, &frame).unwrap();
         prop_assert_eq!((quote.source, quote.destination), (expected.source, expected.destination));
-        if matches!(wanted.carries, Carries::Tcp { .. } | Carries::Udp) {
-            prop_assert_eq!(quote.ports, wanted.ports);
+        if matches!(spec.transport_spec, TransportSpec::Tcp { .. } | TransportSpec::Udp) {
+            prop_assert_eq!(quote.ports, spec.ports);
         }
         let part: Option<Quote> = quoted(LinkType::Ethernet, &frame[..cut.index(frame.len())]);
         prop_assert!(part.is_none_or(|part| part == quote));
     }
 
     #[test]
-    fn built_packet_decodes_unchanged(wanted in wanted()) {
-        prop_assert_eq!(decode(LinkType::Ethernet, &wanted.frame()), Ok(wanted.packet()));
+    fn built_packet_decodes_unchanged(spec in spec()) {
+        prop_assert_eq!(decode(LinkType::Ethernet, &spec.frame()), Ok(spec.packet()));
     }
 
     #[test]
-    fn truncated_packet_is_equal_or_truncated(wanted in wanted(), cut in any::<prop::sample::Index>()) {
-        let frame = wanted.frame();
-        // What a checksum says is known only when all that it covers is there.
+    fn truncated_packet_is_equal_or_truncated(spec in spec(), cut in any::<prop::sample::Index>()) {
+        let frame = spec.frame();
+        // A checksum can be verified only if all bytes that it covers are present.
         let seen = decode(LinkType::Ethernet, &frame[..cut.index(frame.len())])
             .map(|packet| Packet { checksum: Checksum::Good, ..packet });
-        prop_assert!(seen == Ok(wanted.packet()) || seen == Err(Undecoded::Truncated), "{:?}", seen);
+        prop_assert!(seen == Ok(spec.packet()) || seen == Err(Undecoded::Truncated), "{:?}", seen);
     }
 
     #[test]
     fn both_decoders_agree_on_mutated_packet(
-        wanted in wanted(),
+        spec in spec(),
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in proptest::option::of(40..100_usize),
     ) {
-        let mut frame = wanted.frame();
-        // Only the headers: changes behind them would hardly ever matter.
+        let mut frame = spec.frame();
+        // Only headers are changed: changes after them rarely matter.
         let headers = frame.len().min(70);
         for (place, value) in changes {
             frame[place.index(headers)] = value;
@@ -232,22 +232,22 @@ proptest! {
         }
     }
 
-    /// Where the strict slicer, which accepts no contradiction, sees ports, a decoder that is blind to them would let
-    /// a scanner pass.
+    /// If the strict slicer, which accepts no contradiction, finds ports, a decoder that misses them would let a
+    /// scanner pass.
     #[test]
     fn strictly_valid_packet_is_decoded(
-        wanted in wanted(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)
+        spec in spec(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)
     ) {
-        let mut frame = wanted.frame();
+        let mut frame = spec.frame();
         let headers = frame.len().min(70);
         for (place, value) in changes {
             frame[place.index(headers)] = value;
         }
         let Ok(sliced) = SlicedPacket::from_ethernet(&frame) else { return Ok(()) };
         let ports = matches!(sliced.transport, Some(TransportSlice::Tcp(_) | TransportSlice::Udp(_)));
-        // Authentication headers of IPv4 are not opened here: without a key no host reads on behind one.
+        // Authentication headers of IPv4 are not decoded: a host without the key does not read past one.
         let authenticated = matches!(&sliced.net, Some(NetSlice::Ipv4(ip)) if !ip.extensions().is_empty());
-        // It believes the version over the EtherType; Linux drops a packet where the two disagree.
+        // etherparse trusts the version over the EtherType; Linux drops a packet if they disagree.
         let announced = sliced.ether_payload().map(|payload| payload.ether_type);
         let consistent = match &sliced.net {
             Some(NetSlice::Ipv4(_)) => announced == Some(ether_type::IPV4),

@@ -26,8 +26,8 @@ fn with_pausable_monitor(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft
         nft.install(&RulesetSpec::default()).unwrap();
         let mut monitor = Monitor::open().unwrap();
         nft.pause_monitor_with(monitor.pause());
-        let mut try_clone = nft.try_clone().unwrap();
-        test(&mut monitor, &mut nft, &mut try_clone).await;
+        let mut second = nft.try_clone().unwrap();
+        test(&mut monitor, &mut nft, &mut second).await;
     });
 }
 

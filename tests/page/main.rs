@@ -1,4 +1,4 @@
-//! The report and the ledger reader under it: with real databases, with and without a daemon that writes to them, and
+//! Tests the HTML report and the ledger reader: with real databases, with and without a daemon that writes to them, and
 //! through the command line.
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The markup of the page: well-formed, escaped, self-contained and accessible.
+//! Tests the markup of the page: well-formed, escaped, self-contained and accessible.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use regex::Regex;
 
 use super::support::{DAY, State, ago, ban, now, source, target};
 
-/// A page with every part in it.
+/// A page with all its parts.
 fn page(host: Option<&str>) -> String {
     let many = (0..40).map(|number| {
         let ports = vec![(Protocol::Tcp, 1000 + u16::try_from(number).unwrap()), (Protocol::Icmp, 8)];
@@ -21,16 +21,16 @@ fn page(host: Option<&str>) -> String {
     html(&ReportStats::read(&State::with(&bans).path(), Duration::from_secs(30 * DAY), now()).unwrap(), host)
 }
 
-/// Every tag: closes, name, attributes, closed in itself.
+/// All tags: whether it is an end tag, name, attributes, whether it is self-closing.
 fn tags(page: &str) -> Vec<(bool, String, String, bool)> {
     let tag = Regex::new(r#"<(/?)([a-z][a-z0-9]*)((?:\s+[a-zA-Z][a-zA-Z0-9-]*="[^"<>]*")*)\s*(/?)>"#).unwrap();
     let (_, body) = page.split_once("<!DOCTYPE html>\n").unwrap();
     let found: Vec<_> = tag.captures_iter(body).collect();
-    assert_eq!(found.len(), body.matches('<').count(), "every < begins a tag that is written as one");
+    assert_eq!(found.len(), body.matches('<').count(), "every < begins a well-formed tag");
     found.iter().map(|tag| (&tag[1] == "/", tag[2].to_owned(), tag[3].to_owned(), &tag[4] == "/")).collect()
 }
 
-/// The values of an attribute, wherever it stands.
+/// All values of an attribute in the page.
 fn values(page: &str, attribute: &str) -> Vec<String> {
     let found = Regex::new(&format!(r#"\s{attribute}="([^"]*)""#)).unwrap();
     tags(page)
@@ -48,7 +48,7 @@ fn markup_is_balanced_and_escaped() {
         let mut open = Vec::new();
         for (closes, name, _, alone) in tags(&page) {
             match (closes, alone) {
-                (true, _) => assert_eq!(open.pop(), Some(name), "closed, but not open"),
+                (true, _) => assert_eq!(open.pop(), Some(name), "an end tag without its start tag"),
                 (false, true) => assert!(["meta", "line", "rect"].contains(&name.as_str()), "{name}"),
                 (false, false) => open.push(name),
             }
@@ -83,24 +83,24 @@ fn host_name_is_always_text() {
 }
 
 #[test]
-fn it_can_be_used_without_seeing_it() {
+fn page_is_accessible_to_screen_readers() {
     let page = page(None);
     let ids = values(&page, "id");
     let distinct: BTreeSet<_> = ids.iter().collect();
     assert_eq!(distinct.len(), ids.len(), "{ids:?}");
     let named = values(&page, "aria-labelledby");
     assert!(named.iter().flat_map(|names| names.split(' ')).all(|name| ids.iter().any(|id| id == name)), "{named:?}");
-    let count = |what: &str| page.matches(what).count();
+    let count = |part: &str| page.matches(part).count();
     assert_eq!((count("<h1"), count("<main>"), count("lang=\"en\"")), (1, 1, 1));
-    assert_eq!(count("<table"), count("<caption"), "every table says what it is");
-    assert_eq!(count("<th") - count("<thead"), count("scope=\""), "every head says what it is the head of");
+    assert_eq!(count("<table"), count("<caption"), "every table has a caption");
+    assert_eq!(count("<th") - count("<thead"), count("scope=\""), "every header cell has a scope");
     assert_eq!(count("<svg"), count("role=\"img\"") + count("aria-hidden=\"true\""));
     assert!(page.contains("<title id=\"chart-title\">") && page.contains("<desc id=\"chart-desc\">"));
     assert_eq!(count("<section"), count("<h2"));
 }
 
 #[test]
-fn every_drawn_number_is_written() {
+fn every_drawn_number_is_also_text() {
     let page = page(None);
     let bar = Regex::new(r#"<rect x="[^"]*" y="[0-9]+" width="[^"]*" height="[0-9]+"><title>([^<]*)</title></rect>"#)
         .unwrap();
@@ -116,7 +116,7 @@ fn every_drawn_number_is_written() {
 }
 
 #[test]
-fn long_lists_are_cut_and_say_so() {
+fn long_lists_are_cut_with_note() {
     let page = page(None);
     for rest in ["And 28 more ports that", "And 55 more networks that", "And 10 more sources that"] {
         assert!(page.contains(rest), "{rest}: {page}");

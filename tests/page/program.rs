@@ -1,4 +1,4 @@
-//! `portsentry report` through the command line: its output, files and errors.
+//! Tests `portsentry report` through the command line: its output, files and errors.
 
 use std::fs::{self, Permissions};
 use std::io::Read;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::support::{DAY, State, ban, source};
 
-/// One ban, since a moment ago.
+/// A ledger with one recent ban.
 fn state() -> State {
     State::with(&[ban(source(1), SystemTime::now(), DAY)])
 }
@@ -54,8 +54,8 @@ fn file_is_replaced_atomically_with_its_permissions() {
     assert!(link.is_symlink());
     let mut old = String::new();
     reader.read_to_string(&mut old).unwrap();
-    assert_eq!(old, "old", "who has the old one open reads it to its end");
-    assert_eq!(fs::read_dir(state.parent()).unwrap().count(), 3, "nothing else is left");
+    assert_eq!(old, "old", "a program that has the old file open can read all of it");
+    assert_eq!(fs::read_dir(state.parent()).unwrap().count(), 3, "no other file is left");
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn device_is_written_to_and_not_replaced() {
     let state = state();
     let output = state.report(&["-o", "/dev/stdout"]);
     assert!(output.status.success() && output.stdout.ends_with(b"</html>\n"));
-    // The link itself: what it leads to is the standard output of the tests, which may be a file.
+    // The link itself, because its target, the standard output of the tests, may be a file.
     assert!(fs::symlink_metadata("/dev/stdout").unwrap().is_symlink());
     let (code, text) = failure(&state.report(&["-o", "/dev/full"]));
     assert_eq!(code, Some(1), "{text}");
@@ -83,11 +83,11 @@ fn unwritable_output_fails_with_error() {
     let (code, text) = failure(&State::new().report(&["-o", &format!("{parent}/never.html")]));
     assert_eq!(code, Some(1));
     assert!(text.starts_with("portsentry: there is no ledger in /"), "{text}");
-    assert!(!state.parent().join("never.html").exists(), "no page where there is nothing to say");
+    assert!(!state.parent().join("never.html").exists(), "without a ledger no page is written");
 }
 
 #[test]
-fn early_end_of_reading_is_no_error() {
+fn closed_output_pipe_is_no_error() {
     let state = state();
     let mut child = state.command(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

@@ -1,4 +1,4 @@
-//! The ledger reader: every user with read access can read a ledger in any state, and reading does not change it.
+//! Tests the ledger reader: every user with read access can read a ledger in any state, and reading does not change it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -15,22 +15,22 @@ fn active(directory: &Path) -> Result<Found<Entry>, LedgerError> {
     Reader::read(directory, |reader| reader.active(now()))
 }
 
-fn kept(directory: &Path) -> Result<usize, LedgerError> {
+fn count_all(directory: &Path) -> Result<usize, LedgerError> {
     Reader::read(directory, |reader| {
-        let mut kept = 0;
-        let _ = reader.each(|_| kept += 1)?;
-        Ok(kept)
+        let mut count = 0;
+        let _ = reader.each(|_| count += 1)?;
+        Ok(count)
     })
 }
 
 fn refusal(directory: &Path) -> (LedgerError, String) {
-    let error = active(directory).expect_err("it must not be read");
+    let error = active(directory).expect_err("the ledger must not be readable");
     let text = error.to_string();
     (error, text)
 }
 
-/// All that a directory holds: names, contents, owners, modes and times of the last change.
-fn picture(directory: &Path) -> Vec<(String, Vec<u8>, String)> {
+/// All contents of a directory: names, contents, owners, modes and times of the last change.
+fn snapshot(directory: &Path) -> Vec<(String, Vec<u8>, String)> {
     let mut files: Vec<_> = fs::read_dir(directory)
         .unwrap()
         .map(|entry| {
@@ -46,7 +46,7 @@ fn picture(directory: &Path) -> Vec<(String, Vec<u8>, String)> {
     files
 }
 
-/// What a daemon that was killed leaves: the files as they are while it has them open.
+/// The state that a killed daemon leaves: a copy of the files while they are open.
 fn killed(bans: u32) -> State {
     let (state, left) = (State::new(), State::new());
     let mut ledger = state.ledger();
@@ -63,42 +63,42 @@ fn killed(bans: u32) -> State {
 
 #[test]
 fn resting_ledger_is_read_unchanged() {
-    let who = target("2001:db8:1:2:3::4");
-    let bans = [ban(who, ago(3 * DAY), DAY), ban(who, ago(60), DAY), ban(source(1), ago(30), DAY)];
+    let repeater = target("2001:db8:1:2:3::4");
+    let bans = [ban(repeater, ago(3 * DAY), DAY), ban(repeater, ago(60), DAY), ban(source(1), ago(30), DAY)];
     let state = State::with(&bans);
-    let before = picture(&state.path());
+    let before = snapshot(&state.path());
     assert_eq!(before.len(), 1);
     let targets: Vec<_> = active(&state.path()).unwrap().items.iter().map(|entry| entry.ban.target).collect();
-    assert_eq!(targets, [who, source(1)]);
-    let history = Reader::read(&state.path(), |reader| reader.of(who)).unwrap().items;
+    assert_eq!(targets, [repeater, source(1)]);
+    let history = Reader::read(&state.path(), |reader| reader.of(repeater)).unwrap().items;
     assert_eq!(history.iter().map(|entry| entry.strikes).collect::<Vec<_>>(), [0, 1]);
-    assert_eq!(kept(&state.path()).unwrap(), 3);
-    assert_eq!(picture(&state.path()), before);
+    assert_eq!(count_all(&state.path()).unwrap(), 3);
+    assert_eq!(snapshot(&state.path()), before);
 }
 
 #[test]
 fn fresh_writes_of_daemon_are_seen() {
     let state = State::with(&[]);
     let mut ledger = state.ledger();
-    assert_eq!(state.kept_elsewhere(), 0);
+    assert_eq!(state.count_in_other_process(), 0);
     for number in 1..=10 {
         ledger.record(&[ban(source(number), ago(60), DAY)]).unwrap();
-        assert_eq!(state.kept_elsewhere(), u64::from(number));
+        assert_eq!(state.count_in_other_process(), u64::from(number));
     }
-    let before = picture(&state.path());
-    assert_eq!(before.len(), 3, "the log is there");
-    assert_eq!(state.kept_elsewhere(), 10);
-    assert_eq!(picture(&state.path()), before);
+    let before = snapshot(&state.path());
+    assert_eq!(before.len(), 3, "the write-ahead log exists");
+    assert_eq!(state.count_in_other_process(), 10);
+    assert_eq!(snapshot(&state.path()), before);
 }
 
 #[test]
 fn ledger_of_killed_daemon_is_read() {
     let state = killed(30);
-    let before = picture(&state.path());
-    assert_eq!(kept(&state.path()).unwrap(), 30);
+    let before = snapshot(&state.path());
+    assert_eq!(count_all(&state.path()).unwrap(), 30);
     assert_eq!(active(&state.path()).unwrap().items.len(), 30);
-    assert_eq!(picture(&state.path()), before);
-    assert_eq!(state.ledger().count().unwrap().kept, 30, "the next daemon finds all of it");
+    assert_eq!(snapshot(&state.path()), before);
+    assert_eq!(state.ledger().count().unwrap().kept, 30, "the next daemon finds all bans");
 }
 
 #[test]
@@ -111,9 +111,9 @@ fn missing_log_index_is_reported() {
     assert!(!state.file("-shm").exists());
 }
 
-/// The daemon writes two bans at a time, and is now and then started again, while readers come and go.
+/// The daemon writes two bans per transaction and is restarted sometimes, while readers come and go.
 #[test]
-fn reader_sees_one_moment_of_ledger() {
+fn reader_sees_consistent_snapshot() {
     let state = State::new();
     drop(state.ledger());
     let is_over = AtomicBool::new(false);
@@ -127,13 +127,13 @@ fn reader_sees_one_moment_of_ledger() {
                     ledger.record(&pair).unwrap();
                     number += 2;
                 }
-                // Written into the database, and the log is gone.
+                // Checkpointed into the database; the log is removed.
                 drop(ledger);
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
         let mut last = 0;
-        let seen = std::panic::catch_unwind(|| (0..25).map(|_| state.kept_elsewhere()).collect::<Vec<_>>());
+        let seen = std::panic::catch_unwind(|| (0..25).map(|_| state.count_in_other_process()).collect::<Vec<_>>());
         is_over.store(true, Ordering::Relaxed);
         for seen in seen.unwrap() {
             assert!(seen % 2 == 0 && seen >= last, "{seen} after {last}");
@@ -152,8 +152,8 @@ fn missing_ledger_is_reported_and_not_created() {
     fs::create_dir(state.path()).unwrap();
     assert!(matches!(refusal(&state.path()).0, LedgerError::Absent(_)));
     fs::write(state.file(""), "").unwrap();
-    assert!(matches!(refusal(&state.path()).0, LedgerError::Absent(_)), "a daemon that is just starting");
-    assert_eq!(picture(&state.path()).len(), 1);
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Absent(_)), "the daemon is just starting");
+    assert_eq!(snapshot(&state.path()).len(), 1);
 }
 
 #[test]
@@ -191,12 +191,12 @@ fn damaged_ledger_is_reported_and_kept() {
     let pages = content.len() / 4096;
     content[4096 * 3..4096 * pages / 2].fill(0x5a);
     fs::write(state.file(""), &content).unwrap();
-    let error = kept(&state.path()).unwrap_err();
+    let error = count_all(&state.path()).unwrap_err();
     assert!(error.is_damage(), "{error:?}");
     assert_eq!(fs::read(state.file("")).unwrap(), content);
 }
 
-/// The program as user nobody; `None` where this test may be no other user.
+/// Runs the program as user nobody; `None` if this test cannot change its user.
 fn as_nobody(state: &State) -> Option<std::process::Output> {
     let program = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
     let copy = program.path().join("portsentry");
@@ -223,16 +223,16 @@ fn file_permission_decides_ledger_access() {
 
         open(&state.path(), 0o755);
         let Some(output) = as_nobody(&state) else { return };
-        assert_eq!(output.status.code(), Some(1), "the directory alone is not enough");
+        assert_eq!(output.status.code(), Some(1), "access to the directory alone is not enough");
 
         for suffix in ["", "-wal", "-shm"].iter().filter(|suffix| state.file(suffix).exists()) {
             open(&state.file(suffix), 0o644);
         }
-        let before = picture(&state.path());
+        let before = snapshot(&state.path());
         let Some(output) = as_nobody(&state) else { return };
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(figures["kept"], bans);
-        assert_eq!(picture(&state.path()), before);
+        assert_eq!(snapshot(&state.path()), before);
     }
 }

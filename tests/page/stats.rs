@@ -1,4 +1,4 @@
-//! The numbers of the report, from ledgers with known contents.
+//! Tests the numbers of the report with ledgers of known contents.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,7 +16,7 @@ fn stats(state: &State, since: Duration) -> ReportStats {
     ReportStats::read(&state.path(), since, now()).unwrap()
 }
 
-/// Eight bans of five sources: three in force, one by hand and one imported, and one before the period.
+/// Eight bans of five sources: three in force, one by hand, one imported, and one before the period.
 fn scene() -> State {
     let state = State::new();
     let mut ledger = state.ledger();
@@ -69,12 +69,12 @@ fn repeat_offender_is_reported_with_history() {
         strikes: 4,
         first: ago(100 * DAY),
         last: ago(8 * DAY),
-        // The third of them lasted two days of five, until the fourth took its place.
+        // The third of the bans lasted two days instead of five, because the fourth replaced it.
         blocked: days(1) + days(1) + days(2) + days(1),
     };
     assert_eq!(stats.offenders.items, [expected]);
     let last_day = self::stats(&scene(), days(1));
-    assert_eq!((last_day.bans, last_day.sources, last_day.repeaters), (3, 3, 0), "it was quiet in this period");
+    assert_eq!((last_day.bans, last_day.sources, last_day.repeaters), (3, 3, 0), "the period has no repeated bans");
 }
 
 #[test]
@@ -96,9 +96,9 @@ fn recent_and_operator_bans_are_apart() {
 }
 
 #[test]
-fn bans_are_grouped_by_their_begin() {
+fn bans_are_grouped_by_start_time() {
     let stats = stats(&scene(), MONTH);
-    // Saturday, 06:32: an hour, half an hour and a quarter of an hour before.
+    // Saturday, 06:32: the bans began an hour, half an hour and a quarter of an hour before.
     assert_eq!((stats.hours[5][5], stats.hours[5][6]), (1, 2));
     assert_eq!(stats.hours.iter().flatten().sum::<u64>(), 7);
     assert_eq!((stats.over_time.bucket, stats.over_time.bans.len()), (Duration::from_secs(DAY), 31));
@@ -113,17 +113,17 @@ fn bans_are_grouped_by_their_begin() {
 fn unmarked_ban_past_its_time_has_expired() {
     let state = State::with(&[ban(source(1), ago(2 * DAY), DAY), ban(source(2), ago(DAY), DAY)]);
     let stats = stats(&state, MONTH);
-    assert_eq!((stats.in_force, stats.ends.expired), (0, 2), "to the moment");
+    assert_eq!((stats.in_force, stats.ends.expired), (0, 2), "at exactly this time");
 }
 
 #[test]
 fn period_includes_both_ends() {
-    let moment = Duration::from_micros(1);
+    let microsecond = Duration::from_micros(1);
     let state = State::with(&[
         ban(source(1), ago(DAY), DAY),
-        ban(source(2), ago(DAY) - moment, DAY),
+        ban(source(2), ago(DAY) - microsecond, DAY),
         ban(source(3), now(), DAY),
-        ban(source(4), now() + moment, DAY),
+        ban(source(4), now() + microsecond, DAY),
     ]);
     let stats = stats(&state, Duration::from_secs(DAY));
     assert_eq!((stats.kept, stats.bans, stats.ahead, stats.in_force), (4, 2, 1, 2));
@@ -142,7 +142,7 @@ fn empty_ledger_differs_from_quiet_period() {
 }
 
 #[test]
-fn page_and_json_say_the_same_numbers() {
+fn page_and_json_have_same_numbers() {
     let stats = stats(&scene(), MONTH);
     let page = html(&stats, Some("web1"));
     for tile in [
@@ -209,7 +209,8 @@ fn extreme_times_and_counts_are_safe() {
 #[test]
 fn hundred_thousand_bans_are_summed_up() {
     let state = State::with(&[]);
-    // 50,000 sources in 196 networks, each banned twice; by the database itself, which is quicker than one by one.
+    // 50,000 sources in 196 networks, each banned twice. The database generates them, which is quicker than single
+    // inserts.
     let fill = "
         WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 99999)
         INSERT INTO ban (subject, source, since, until, class, ports, probes, strikes, method, author, ended, ending)
@@ -223,18 +224,18 @@ fn hundred_thousand_bans_are_summed_up() {
     let stats = stats(&state, MONTH);
     let read = start.elapsed();
     let page = html(&stats, None);
-    println!("added up in {read:?}, written in {:?}, {} bytes", start.elapsed() - read, page.len());
+    println!("read in {read:?}, written in {:?}, {} bytes", start.elapsed() - read, page.len());
     assert_eq!((stats.bans, stats.sources, stats.repeaters), (100_000, 50_000, 50_000));
     assert_eq!((stats.probes, stats.ends.expired), (700_000, 100_000));
     assert_eq!((stats.offenders.items.len(), stats.offenders.more), (20, 49_980));
     let first = Network { prefix: "10.0.0.0/24".parse().unwrap(), bans: 512, sources: 256 };
     assert_eq!((stats.networks.items[0], stats.networks.more), (first, 196 - 15));
     assert!(stats.over_time.bans.iter().map(|(_, bans)| *bans).filter(|bans| *bans > 0).eq([50_000, 50_000]));
-    assert!(page.len() < 100_000, "a page for a telephone");
+    assert!(page.len() < 100_000, "the page is small enough for a phone");
 }
 
 #[test]
-fn unreadable_ledger_is_no_empty_page() {
+fn report_without_ledger_is_an_error() {
     let error = ReportStats::read(&State::new().path(), MONTH, now()).unwrap_err();
     assert!(matches!(error, LedgerError::Absent(_)), "{error:?}");
 }

@@ -1,4 +1,4 @@
-//! Helpers of these tests.
+//! Helpers of the report tests.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub(crate) fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(NOW)
 }
 
-/// So many seconds before [`now`].
+/// `seconds` before [`now`].
 pub(crate) fn ago(seconds: u64) -> SystemTime {
     now() - Duration::from_secs(seconds)
 }
@@ -34,7 +34,7 @@ pub(crate) fn source(number: u32) -> BanTarget {
     BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | number))
 }
 
-/// A ban on evidence: a SYN scan of two ports, seven probes.
+/// A ban by the detector: a SYN scan of two ports with seven probes.
 pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> Banned {
     Banned {
         class: Some(Class::Syn),
@@ -46,7 +46,7 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> Banned 
     }
 }
 
-/// A state directory that goes away.
+/// A state directory that is removed at the end.
 pub(crate) struct State(TempDir);
 
 impl State {
@@ -54,14 +54,14 @@ impl State {
         Self(tempfile::tempdir().unwrap())
     }
 
-    /// One with `bans` in its ledger, which is closed again.
+    /// A state directory with `bans` in its ledger, which is closed.
     pub(crate) fn with(bans: &[Banned]) -> Self {
         let state = Self::new();
         state.ledger().record(bans).unwrap();
         state
     }
 
-    /// The directory that holds the state directory.
+    /// The parent of the state directory.
     pub(crate) fn parent(&self) -> &Path {
         self.0.path()
     }
@@ -83,13 +83,13 @@ impl State {
         Connection::open(self.file("")).unwrap()
     }
 
-    /// `portsentry report` about it.
+    /// Runs `portsentry report` on it.
     pub(crate) fn report(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
-    /// How many bans another process finds in it: within this one, SQLite would share the writer's index of the log.
-    pub(crate) fn kept_elsewhere(&self) -> u64 {
+    /// The number of bans that another process reads: in this process SQLite would share the writer's index of the log.
+    pub(crate) fn count_in_other_process(&self) -> u64 {
         let output = self.report(&["--json"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["kept"].as_u64().unwrap()

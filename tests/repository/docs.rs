@@ -1,5 +1,5 @@
-//! The documents as a reader uses them: their links lead somewhere, their commands are commands, their settings are read, the
-//! tests that they name are there, and the dashboard and the alerts ask for figures that there are.
+//! Tests the documents: links lead to existing pages, commands are accepted, configuration keys exist, the tests that
+//! they name exist, and the dashboard and the alerts use existing metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::{path, text};
 
-/// README.md and every page of docs, with its name and text.
+/// README.md and all pages of docs, with names and texts.
 fn pages() -> Vec<(String, String)> {
     let found = std::fs::read_dir(path("docs")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = found.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}")).collect();
@@ -25,7 +25,7 @@ fn pages() -> Vec<(String, String)> {
     names.into_iter().map(|name| (name.clone(), text(&name))).collect()
 }
 
-/// A fenced block: the line that it begins at, its language, and what is in it.
+/// A fenced block: its first line, its language and its contents.
 struct Block<'a> {
     line: usize,
     language: &'a str,
@@ -50,14 +50,14 @@ fn blocks(page: &str) -> (Vec<Block<'_>>, String) {
     (blocks, prose)
 }
 
-/// The anchors of a page's headings, as GitHub makes them.
+/// The anchors of a page's headings, as GitHub generates them.
 fn anchors(page: &str) -> BTreeSet<String> {
     let (_, prose) = blocks(page);
     let headings = prose.lines().filter_map(|line| line.strip_prefix('#'));
     let plain = |heading: &str| {
-        let kept = heading.trim_start_matches('#').trim().to_lowercase();
-        let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        let anchor = heading.trim_start_matches('#').trim().to_lowercase();
+        let anchor = anchor.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        anchor.map(|c| if c == ' ' { '-' } else { c }).collect()
     };
     headings.map(plain).collect()
 }
@@ -75,7 +75,7 @@ fn links_lead_to_existing_headings() {
             let (file, anchor) = found.split_once('#').unwrap_or((found, ""));
             let here = path(&name);
             let target = if file.is_empty() { here } else { here.parent().unwrap().join(file) };
-            assert!(target.exists(), "{name}: {found} leads nowhere");
+            assert!(target.exists(), "{name}: the target of {found} does not exist");
             if !anchor.is_empty() {
                 let headings = anchors(&std::fs::read_to_string(&target).unwrap());
                 assert!(headings.contains(anchor), "{name}: {found}: no such heading among {headings:?}");
@@ -104,7 +104,7 @@ fn pages_are_reachable_from_readme() {
     }
 }
 
-/// The words of a command line as a shell makes them, as far as documents need it; `None` behind a comment's sign.
+/// The words of a command line, split as a shell does, as far as the documents need it; nothing after a comment sign.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for letter in line.chars() {
@@ -123,7 +123,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// The command lines of `portsentry` in a line of a shell, program name first.
+/// The command lines of `portsentry` in a shell line, program name first.
 fn invocations(line: &str) -> Vec<Vec<String>> {
     let words = words(line);
     let commands = words.split(|word| ["|", "||", "&&", ";", "&"].contains(&word.as_str()));
@@ -156,7 +156,7 @@ fn commands_in_blocks_are_accepted() {
         }
     }
     for word in ["status", "list", "explain", "unblock", "report", "replay", "import", "--log-only", "--expire"] {
-        assert!(tried.contains(word), "{word} is shown nowhere, or not found: {tried:?}");
+        assert!(tried.contains(word), "no page shows {word}, or it is not found: {tried:?}");
     }
 }
 
@@ -191,8 +191,8 @@ fn documented_settings_are_read_by_program() {
     let mut read = 0;
     for (name, page) in pages() {
         for block in blocks(&page).0.iter().filter(|block| block.language == "toml") {
-            let place = format!("{name}, block at line {}", block.line);
-            if let Err(errors) = Config::parse(&place, &block.lines.join("\n")) {
+            let location = format!("{name}, block at line {}", block.line);
+            if let Err(errors) = Config::parse(&location, &block.lines.join("\n")) {
                 panic!("{errors}");
             }
             read += 1;
@@ -201,7 +201,7 @@ fn documented_settings_are_read_by_program() {
     assert!(read >= 3, "{read}");
 }
 
-/// Names of functions in a folder's sources.
+/// The names of the functions in a folder's sources.
 fn functions(folder: &Path, found: &mut BTreeSet<String>) {
     let function = Regex::new(r"fn ([a-z0-9_]+)").unwrap();
     for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -216,17 +216,17 @@ fn functions(folder: &Path, found: &mut BTreeSet<String>) {
 
 #[test]
 fn tests_named_in_threat_model_exist() {
-    let mut there = BTreeSet::new();
-    functions(&path("src"), &mut there);
-    functions(&path("tests"), &mut there);
-    // A test's name is a sentence: four words and more.
-    let sentence = Regex::new(r"`([a-z0-9]+(?:_[a-z0-9]+){3,})`").unwrap();
+    let mut existing = BTreeSet::new();
+    functions(&path("src"), &mut existing);
+    functions(&path("tests"), &mut existing);
+    // A test's name has at least four words.
+    let test_name = Regex::new(r"`([a-z0-9]+(?:_[a-z0-9]+){3,})`").unwrap();
     let page = text("docs/threat-model.md");
-    let named: BTreeSet<&str> = sentence.captures_iter(&page).map(|found| found.get(1).unwrap().as_str()).collect();
+    let named: BTreeSet<&str> = test_name.captures_iter(&page).map(|found| found.get(1).unwrap().as_str()).collect();
     assert!(named.len() > 60, "{}", named.len());
-    let missing: Vec<_> = named.iter().filter(|name| !there.contains(**name)).collect();
+    let missing: Vec<_> = named.iter().filter(|name| !existing.contains(**name)).collect();
     assert!(missing.is_empty(), "{missing:#?}");
-    // And so are the files.
+    // The files must exist too.
     let file = Regex::new(r"`((?:src|tests|fuzz|packaging|nft)/[^` ]+)`").unwrap();
     for found in file.captures_iter(&page) {
         assert!(path(&found[1]).exists(), "{}", &found[1]);
@@ -241,13 +241,13 @@ fn threat_has_unique_number_and_test() {
         regex.captures_iter(&page).map(|found| found[1].parse().unwrap()).collect()
     };
     let (rows, tested) = (numbers(r"(?m)^\| ([0-9]+) \|"), numbers(r"(?m)^- \*\*([0-9]+)\*\*"));
-    let wanted: Vec<u32> = (1..).take(rows.len()).collect();
+    let expected: Vec<u32> = (1..).take(rows.len()).collect();
     assert!(rows.len() > 20, "{rows:?}");
-    assert_eq!(rows, wanted);
-    assert_eq!(tested, wanted);
+    assert_eq!(rows, expected);
+    assert_eq!(tested, expected);
 }
 
-/// The families of figures with the names of their series.
+/// The metric families with the names of their series.
 fn families() -> BTreeMap<String, Vec<String>> {
     let snapshot = Snapshot { capacity: Some(1), ..Snapshot::default() };
     let text = metrics::text(&Arc::new(SensorMetrics::default()), snapshot);
@@ -261,7 +261,7 @@ fn families() -> BTreeMap<String, Vec<String>> {
     types.map(|(name, kind)| (name.to_owned(), series(name, kind))).collect()
 }
 
-/// The names of series in an expression.
+/// The names of the series in an expression.
 fn queried(expression: &str) -> Vec<String> {
     let name = Regex::new(r"portsentry_[a-z0-9_]+").unwrap();
     name.find_iter(expression).map(|found| found.as_str().to_owned()).collect()
@@ -290,9 +290,9 @@ fn dashboard_shows_exactly_existing_metrics() {
     for panel in panels(&dashboard) {
         for target in targets(panel) {
             let names = queried(target["expr"].as_str().unwrap());
-            assert!(!names.is_empty(), "{}: a question about nothing", panel["title"]);
+            assert!(!names.is_empty(), "{}: an expression without a metric", panel["title"]);
             for name in names {
-                assert!(known.contains(&name), "{}: there is no {name}", panel["title"]);
+                assert!(known.contains(&name), "{}: the metric {name} does not exist", panel["title"]);
                 used.insert(name);
             }
         }
@@ -303,29 +303,26 @@ fn dashboard_shows_exactly_existing_metrics() {
         }
     }
     for (family, series) in &families {
-        assert!(
-            series.iter().all(|name| used.contains(name)),
-            "{family} is not on the dashboard as a whole: {series:?}"
-        );
+        assert!(series.iter().all(|name| used.contains(name)), "the dashboard shows {family} only in part: {series:?}");
     }
 }
 
 #[test]
 fn dashboard_imports_for_any_data_source() {
     let dashboard = dashboard();
-    // 39 is that of Grafana 10 and 11; later ones bring it up to theirs.
+    // 39 is the schema of Grafana 10 and 11; later versions convert it.
     assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 39);
-    assert!(dashboard.get("id").is_none(), "an id belongs to one Grafana");
+    assert!(dashboard.get("id").is_none(), "an id is valid in one Grafana only");
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let sources = variables.iter().filter(|one| one["type"] == "datasource" && one["query"] == "prometheus");
     assert_eq!(sources.map(|one| &one["name"]).collect::<Vec<_>>(), ["datasource"]);
     let (mut ids, mut taken) = (BTreeSet::new(), BTreeSet::new());
     for panel in panels(&dashboard) {
         assert!(ids.insert(panel["id"].as_u64().unwrap()), "{}", panel["id"]);
-        let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
-        assert!(place("x") + place("w") <= 24, "{}", panel["title"]);
-        for (x, y) in (0..place("w")).flat_map(|x| (0..place("h")).map(move |y| (x, y))) {
-            assert!(taken.insert((place("x") + x, place("y") + y)), "{} lies over another", panel["title"]);
+        let position = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+        assert!(position("x") + position("w") <= 24, "{}", panel["title"]);
+        for (x, y) in (0..position("w")).flat_map(|x| (0..position("h")).map(move |y| (x, y))) {
+            assert!(taken.insert((position("x") + x, position("y") + y)), "{} overlaps another panel", panel["title"]);
         }
         if panel["type"] == "row" {
             continue;
@@ -348,15 +345,15 @@ fn every_alert_uses_existing_metrics() {
     let mut open = None;
     for line in rules.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
         if let Some(alert) = line.strip_prefix("- alert: ") {
-            assert_eq!(open, None, "an alert without an expression");
-            assert!(alerts.insert(alert), "{alert} is there twice");
+            assert_eq!(open, None, "the previous alert has no expression");
+            assert!(alerts.insert(alert), "{alert} exists twice");
             open = Some(alert);
         } else if let Some(expression) = line.strip_prefix("expr: ") {
             let alert = open.take().expect(expression);
             let names = queried(expression);
             assert!(!names.is_empty(), "{alert}: {expression}");
             for name in names {
-                assert!(known.contains(&name), "{alert}: there is no {name}");
+                assert!(known.contains(&name), "{alert}: the metric {name} does not exist");
                 used.insert(name);
             }
         }
@@ -364,6 +361,6 @@ fn every_alert_uses_existing_metrics() {
     assert_eq!(open, None);
     let needed = ["ban_failures_total", "packets_dropped_total", "bans_missing", "start_time_seconds"];
     for name in needed.map(|name| format!("portsentry_{name}")) {
-        assert!(used.contains(&name), "no alert asks for {name}");
+        assert!(used.contains(&name), "no alert uses {name}");
     }
 }

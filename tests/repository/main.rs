@@ -1,4 +1,4 @@
-//! The files beside the sources: documents, packaging, and the list of what the program is built from.
+//! Tests the files beside the sources: documents, packaging, and the list of the program's components.
 
 #![cfg(test)]
 

@@ -1,5 +1,5 @@
-//! What is packaged beside the program: the unit, its drop-ins, the manual's second page, completions, the rules for other
-//! programs. Whether the package installs is for tests/deb.sh, which takes longer.
+//! Tests the packaged files beside the program: the unit, its drop-ins, the second manual page, completions, and rules
+//! for other programs. tests/deb.sh tests the installation of the package, which takes longer.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -24,7 +24,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Runs a program to its end; both outputs with its status.
+/// Runs a program to its end; returns its output and status.
 fn run(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; `make setup` installs what is missing"))
 }
@@ -33,20 +33,20 @@ fn shown(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// The values of a key in a unit, in the order of their lines.
+/// The values of a key in a unit, in order.
 fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
     unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
 }
 
-/// The unit with drop-ins, in a folder of its own, its program replaced by one that is there.
+/// The unit with drop-ins in its own folder, with an existing program instead of its own.
 fn laid_out(drop_ins: &[&Path]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("portsentry.service");
     std::fs::write(&unit, text("packaging/portsentry.service").replace("/usr/sbin/portsentry", "/bin/true")).unwrap();
-    let try_clone = folder.path().join("portsentry.service.d");
-    std::fs::create_dir(&try_clone).unwrap();
+    let drop_in_folder = folder.path().join("portsentry.service.d");
+    std::fs::create_dir(&drop_in_folder).unwrap();
     for drop_in in drop_ins {
-        std::fs::copy(drop_in, try_clone.join(drop_in.file_name().unwrap())).unwrap();
+        std::fs::copy(drop_in, drop_in_folder.join(drop_in.file_name().unwrap())).unwrap();
     }
     (folder, unit)
 }
@@ -56,7 +56,7 @@ fn drop_ins() -> Vec<PathBuf> {
     found.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "conf")).collect()
 }
 
-/// In tenths, as systemd-analyze counts: its exit code says whether the unit is at most as exposed as that.
+/// True if systemd-analyze rates the unit's exposure at most `tenths`/10, by its exit code.
 fn is_exposed_at_most(unit: &Path, tenths: u32) -> bool {
     let mut command = Command::new("systemd-analyze");
     command.args(["security", "--offline=yes", "--no-pager", &format!("--threshold={tenths}")]).arg(unit);
@@ -70,7 +70,7 @@ fn unit_rating_is_below_two() {
     let (_folder, unit) = laid_out(&[]);
     assert!(is_exposed_at_most(&unit, 19));
     std::fs::write(&unit, "[Service]\nExecStart=/bin/true\n").unwrap();
-    assert!(!is_exposed_at_most(&unit, 19), "an open service passes too");
+    assert!(!is_exposed_at_most(&unit, 19), "the check can fail");
 }
 
 #[test]
@@ -86,21 +86,21 @@ fn systemd_accepts_unit_and_drop_ins() {
     let (_folder, unit) = laid_out(&[]);
     std::fs::write(&unit, text("packaging/portsentry.service").replace("ProtectHome=yes", "ProtectHouse=yes")).unwrap();
     let output = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit));
-    assert!(shown(&output).contains("ProtectHouse"), "a slip is not noticed");
+    assert!(shown(&output).contains("ProtectHouse"), "an unknown directive is reported");
 }
 
 #[test]
 fn unit_permits_what_program_needs() {
     let unit = text("packaging/portsentry.service");
-    // The ports of own connections stand in /proc/sys.
+    // The port range of outgoing connections is in /proc/sys.
     assert_eq!(values(&unit, "ProcSubset"), [""; 0]);
-    // The sensor's thread raises itself: neither a filter nor the missing limit may be in its way.
+    // The sensor thread raises its own priority: neither the system call filter nor a resource limit may prevent it.
     assert_eq!((values(&unit, "RestrictRealtime"), values(&unit, "LimitRTPRIO")), (vec!["no"], vec!["1"]));
     assert!(values(&unit, "SystemCallFilter").last().unwrap().contains("sched_setscheduler"));
     for set in ["CapabilityBoundingSet", "AmbientCapabilities"] {
         assert_eq!(values(&unit, set), ["CAP_NET_ADMIN CAP_NET_RAW"]);
     }
-    // Where the program looks if nothing else is said.
+    // The default path of the configuration.
     for (key, folder, place) in [
         ("StateDirectory", "/var/lib", Path::new(cli::DEFAULT_STATE_DIR)),
         ("RuntimeDirectory", "/run", Path::new(cli::DEFAULT_SOCKET).parent().unwrap()),
@@ -109,7 +109,7 @@ fn unit_permits_what_program_needs() {
         let [name] = values(&unit, key)[..] else { panic!("{key}") };
         assert_eq!(Path::new(folder).join(name), place);
     }
-    // A mistake in the settings is no reason to start again and again.
+    // A configuration error is no reason to restart repeatedly.
     let forgiven: Vec<_> = values(&unit, "RestartPreventExitStatus")[0].split(' ').collect();
     assert_eq!(forgiven, [cli::EXIT_USAGE.to_string(), cli::EXIT_CONFIG.to_string()]);
     assert!(text("packaging/portsentry.sysusers").lines().any(|line| line.starts_with("u portsentry ")));
@@ -150,7 +150,7 @@ fn packaged_files_exist_and_are_listed() {
     assert!(sources.len() > 20, "{sources:?}");
     for source in &sources {
         let fixed = source.split('*').next().unwrap();
-        assert!(fixed.starts_with("target/") || path(fixed).exists(), "{source} is not there");
+        assert!(fixed.starts_with("target/") || path(fixed).exists(), "{source} does not exist");
     }
     let listed = |file: &str| {
         sources.contains(file)
@@ -165,7 +165,7 @@ fn packaged_files_exist_and_are_listed() {
     ] {
         for file in files(folder).iter().filter(|file| file.is_file()) {
             let name = file.strip_prefix(path("")).unwrap().to_str().unwrap();
-            // These make the package.
+            // These build the package.
             assert!(
                 listed(name) || ["sh", "awk", "jq"].iter().any(|tool| name.ends_with(tool)),
                 "{name} is not packaged"
@@ -176,9 +176,9 @@ fn packaged_files_exist_and_are_listed() {
 
 #[test]
 fn manual_page_equals_generated_page() {
-    // Other versions lay the same page out differently.
+    // Other versions format the same page differently.
     if !shown(&run(Command::new("pandoc").arg("--version"))).starts_with("pandoc 2.17") {
-        println!("skipped: the manual pages are made with pandoc 2.17");
+        println!("skipped: the manual pages are generated with pandoc 2.17");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -186,10 +186,7 @@ fn manual_page_equals_generated_page() {
     assert!(made.status.success(), "{}", shown(&made));
     for page in ["portsentry.8", "portsentry.toml.5"] {
         let made = std::fs::read_to_string(folder.path().join(page)).unwrap();
-        assert!(
-            text(&format!("docs/{page}")) == made,
-            "the source of {page} has changed; `make man` makes the page anew"
-        );
+        assert!(text(&format!("docs/{page}")) == made, "the source of {page} has changed; run `make man`");
     }
 }
 
@@ -227,7 +224,7 @@ fn completions_name_every_flag_and_command() {
     grammar.build();
     for (shell, option, classic) in [(Shell::Bash, "--", "-"), (Shell::Zsh, "--", "-"), (Shell::Fish, "-l ", "-o ")] {
         let script = shell.completions();
-        // A word ends where no letter or dash goes on.
+        // A word ends before a character other than a letter or dash.
         let has = |word: &str| {
             Regex::new(&format!(r"(?m)[\s'*\x22]{}([^\w-]|$)", regex::escape(word))).unwrap().is_match(&script)
         };
@@ -241,7 +238,7 @@ fn completions_name_every_flag_and_command() {
             assert!(script.contains(command.get_name()), "{shell:?}: {}", command.get_name());
         }
     }
-    assert!(Shell::Zsh.completions().contains("free:_portsentry_or_target'"), "the grammar has another word for it");
+    assert!(Shell::Zsh.completions().contains("free:_portsentry_or_target'"), "the grammar uses another word for it");
     assert!(has_syntax("bash", &Shell::Bash.completions()));
     assert!(!has_syntax("bash", "case x in"));
 }
@@ -252,7 +249,7 @@ fn has_syntax(shell: &str, script: &str) -> bool {
     child.wait().unwrap().success()
 }
 
-/// What bash inserts for TAB at the end of `line`, where `list` has two bans.
+/// What bash inserts for TAB at the end of `line`, if `list` has two bans.
 fn completed_by_bash(line: &str) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     let fake = folder.path().join("portsentry");
@@ -263,7 +260,7 @@ fn completed_by_bash(line: &str) -> Vec<String> {
     std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
     let script = folder.path().join("completions");
     std::fs::write(&script, Shell::Bash.completions()).unwrap();
-    // As readline calls it: the words are split at colons, too.
+    // As readline does: words are split at colons, too.
     let ask = r#"
         PATH=$1:$PATH; . "$2"; COMP_LINE=$3; COMP_POINT=${#3}
         words=${3//:/ : }; read -ra COMP_WORDS <<<"$words"
@@ -279,10 +276,10 @@ fn completed_by_bash(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn unblock_completes_what_is_blocked() {
+fn unblock_completes_banned_targets() {
     assert_eq!(completed_by_bash("portsentry unblock "), ["192.0.2.7", "2001:db8:1::/64"]);
     assert_eq!(completed_by_bash("portsentry unblock 192"), ["192.0.2.7"]);
-    // Readline has `2001:` in the line already, and inserts the last word.
+    // Readline already has `2001:` in the line, and inserts the last word.
     assert_eq!(completed_by_bash("portsentry unblock 2001:d"), ["db8:1::/64"]);
     assert_eq!(completed_by_bash("portsentry unblock 10."), [""]);
     assert_eq!(completed_by_bash("portsentry unblock --a"), ["--all"]);
@@ -301,10 +298,10 @@ fn completions_refuse_unknown_shell() {
     assert_eq!(status.code(), Some(i32::from(cli::EXIT_FAILED)));
 }
 
-/// Lines as logcheck gets them, for what the program writes.
-fn logged(what: &EventKind) -> Vec<String> {
-    let connect = classic_log::named(what, None, Wording::Connect);
-    let lines = classic_log::of(what).into_iter().chain(connect).chain(classic_log::addition(what));
+/// The program's log lines in the formats that logcheck reads.
+fn logged(event: &EventKind) -> Vec<String> {
+    let connect = classic_log::named(event, None, Wording::Connect);
+    let lines = classic_log::of(event).into_iter().chain(connect).chain(classic_log::addition(event));
     lines
         .flat_map(|line| {
             [
@@ -315,12 +312,12 @@ fn logged(what: &EventKind) -> Vec<String> {
         .collect()
 }
 
-/// True where a rule of the file matches, as `grep -E` sees it.
+/// True if a rule of the file matches, as `grep -E` does.
 fn matches(rules: &str, line: &str) -> bool {
     let mut grep = Command::new("grep");
     grep.args(["-qE", "-f"]).arg(path(rules)).stdin(Stdio::piped());
     let mut child = grep.spawn().unwrap();
-    // It may end at the first match without reading the end of a line.
+    // grep may stop at the first match without reading the rest of its input.
     let _ = child.stdin.take().unwrap().write_all(format!("{line}\n").as_bytes());
     match child.wait().unwrap().code() {
         Some(0) => true,
@@ -353,7 +350,7 @@ fn logcheck_ignores_only_routine_lines() {
     for line in alarm.iter().flat_map(logged) {
         assert!(matches(ALARM, &line) && !matches(ROUTINE, &line), "{line}");
     }
-    // Neither: the reader sees them as they are.
+    // These lines are neither ignored nor treated as attacks.
     let daily = "10234 single probes in the last day, not logged one by one (report.single_probes)".to_owned();
     let ordinary = [
         EventKind::Note(daily),
@@ -364,7 +361,7 @@ fn logcheck_ignores_only_routine_lines() {
     for line in ordinary.iter().flat_map(logged) {
         assert!(!matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
     }
-    // Who can have a line written must not be able to hide another one behind it.
+    // A remote host that causes a log line must not be able to hide another line behind it.
     let forged = "Nov 21 06:32:13 gate sshd[1]: portsentry[1]: adminalert: PortSentry is now active and listening.";
     assert!(!matches(ROUTINE, forged));
 }
@@ -386,7 +383,7 @@ fn example_ruleset_loads_with_included_table() {
     let rules = text("packaging/examples/firewall.nft");
     assert!(rules.contains("/usr/share/portsentry/portsentry.nft"));
     std::fs::write(&file, rules.replace("/usr/share/portsentry/portsentry.nft", included.to_str().unwrap())).unwrap();
-    // In a namespace of its own: the first line flushes every table.
+    // In its own namespace: the first line flushes every table.
     let output =
         run(Command::new("unshare").args(["--net", "sh", "-c", "nft -f \"$1\" && nft list tables", "sh"]).arg(&file));
     assert!(output.status.success(), "{}", shown(&output));
@@ -419,7 +416,7 @@ fn mail_example_names_bans_and_counts() {
         "not banned: 0 only logged, 5 above the ceilings, 0 failed",
     ];
     assert!(lines.iter().all(|line| text.lines().any(|other| other == *line)), "{text}");
-    assert!(!mail("false", "{}").status.success(), "a mailer that fails is an error, so that the digest is sent again");
+    assert!(!mail("false", "{}").status.success(), "a failing mailer is an error, so that the digest is sent again");
 }
 
 #[test]
@@ -444,13 +441,13 @@ fn packaged_scripts_pass_shellcheck() {
         "packaging/examples/notify/ntfy",
         "packaging/examples/notify/webhook",
     ];
-    // By these names one finds the other.
+    // These names help to find the other program.
     let output = run(Command::new("shellcheck").current_dir(path("")).args(packaged).args(tests));
     assert!(output.status.success(), "{}", shown(&output));
 }
 
 #[test]
-fn packaged_settings_are_built_in_ones() {
+fn packaged_configuration_equals_defaults() {
     let config = Config::load(&path("examples/portsentry.toml")).unwrap();
     assert_eq!(config, Config::builtin());
     assert!(config.detect.window > Duration::ZERO);

@@ -1,5 +1,5 @@
-//! What the program is built from: the list of parts in the package against what cargo builds and what is linked, and what
-//! Cargo.toml, the documents and the scripts say of it.
+//! Tests the software bill of materials: the packaged list of components must agree with what cargo builds and links,
+//! and with Cargo.toml, the documents and the scripts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use super::{path, text};
 
-/// A moment of no meaning, 2001-09-09 01:46:40 UTC.
+/// An arbitrary fixed time, 2001-09-09 01:46:40 UTC.
 const EPOCH: &str = "1000000000";
 
-/// What a command that succeeds writes.
+/// The output of a command, which must succeed.
 fn output(command: &mut Command) -> String {
     let output = command.current_dir(path("")).output();
     let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}; `make setup` installs what is missing"));
@@ -24,7 +24,7 @@ fn parts() -> String {
     output(Command::new(path("packaging/sbom.sh")).env("SOURCE_DATE_EPOCH", EPOCH))
 }
 
-/// `name@version` of the crates that cargo tree shows for these kinds of edges, the program itself left out.
+/// `name@version` of the crates in `cargo tree` for these kinds of edges, without the program itself.
 fn tree(edges: &str) -> BTreeSet<String> {
     let cargo = ["tree", "--locked", "--prefix", "none", "--format", "{p}", "--edges", edges];
     let shown = output(Command::new(env!("CARGO")).args(cargo));
@@ -50,7 +50,7 @@ fn manifest() -> Value {
     list(&read, "packages").iter().find(|package| package["name"] == "portsentry").unwrap().clone()
 }
 
-/// The checksums of Cargo.lock, by `name@version`.
+/// The checksums in Cargo.lock, by `name@version`.
 fn checksums(lock: &str) -> BTreeMap<String, String> {
     let entry = Regex::new("(?s)name = \"([^\"]+)\"\nversion = \"([^\"]+)\".*\nchecksum = \"([0-9a-f]{64})\"").unwrap();
     let entries = lock.split("[[package]]").filter_map(|part| entry.captures(part));
@@ -68,11 +68,11 @@ fn parts_list_has_every_built_crate() {
     assert!(built.len() > 100, "{built:?}");
     assert_eq!(crates, built.iter().map(String::as_str).collect::<BTreeSet<_>>().iter().collect());
     assert_eq!(crates.len() + 2, listed.len());
-    // What runs in the program, and what only while it is built.
+    // Crates that are linked into the program, and those that only its build needs.
     let linked = tree("normal,no-proc-macro");
     for (name, scope) in &listed {
-        let wanted = linked.contains(*name) || !built.contains(*name);
-        assert_eq!(*scope, if wanted { "required" } else { "excluded" }, "{name}");
+        let required = linked.contains(*name) || !built.contains(*name);
+        assert_eq!(*scope, if required { "required" } else { "excluded" }, "{name}");
     }
     for (name, scope) in [("rusqlite@", "required"), ("bindgen@", "excluded"), ("serde_derive@", "excluded")] {
         assert!(listed.iter().any(|(listed, found)| listed.starts_with(name) && *found == scope), "{name}");
@@ -80,7 +80,7 @@ fn parts_list_has_every_built_crate() {
 }
 
 #[test]
-fn the_list_of_parts_keeps_to_cyclonedx() {
+fn component_list_conforms_to_cyclonedx() {
     let text = parts();
     let parts: Value = serde_json::from_str(&text).unwrap();
     assert_eq!([string(&parts, "bomFormat"), string(&parts, "specVersion")], ["CycloneDX", "1.5"]);
@@ -95,7 +95,7 @@ fn the_list_of_parts_keeps_to_cyclonedx() {
     let mut known = BTreeSet::from([string(program, "bom-ref")]);
     for part in list(&parts, "components") {
         let reference = string(part, "bom-ref");
-        assert!(known.insert(reference), "{reference} is there twice");
+        assert!(known.insert(reference), "{reference} is listed twice");
         assert_eq!(string(part, "type"), "library");
         assert_eq!(reference, format!("{}@{}", string(part, "name"), string(part, "version")));
         assert!(purl.is_match(string(part, "purl")), "{part}");
@@ -108,7 +108,7 @@ fn the_list_of_parts_keeps_to_cyclonedx() {
         }
     }
 
-    // Who needs whom: each part once, nobody unknown, and all of it reached from the program.
+    // The dependencies: each component once, all of them known, and all reachable from the program.
     let mut needs = BTreeMap::new();
     for entry in list(&parts, "dependencies") {
         let needed: Vec<&str> = list(entry, "dependsOn").iter().map(|name| name.as_str().unwrap()).collect();
@@ -123,8 +123,8 @@ fn the_list_of_parts_keeps_to_cyclonedx() {
     }
     assert_eq!(reached, known);
 
-    assert!(!text.contains(env!("CARGO_MANIFEST_DIR")), "a path of the builder is in it");
-    assert_eq!(text, self::parts(), "twice the same commit, two lists");
+    assert!(!text.contains(env!("CARGO_MANIFEST_DIR")), "the list contains a path of the build machine");
+    assert_eq!(text, self::parts(), "the same commit gives the same list");
 }
 
 #[test]
@@ -148,17 +148,17 @@ fn dependency_is_documented_without_default_features() {
     let named = |table: &str| -> BTreeSet<String> {
         let name = Regex::new("`([a-z0-9_-]+)`").unwrap();
         let first = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
-        // In brackets stand features.
+        // Features are in brackets.
         let crates = first.map(|cell| cell.split(" (").next().unwrap().to_owned());
         crates.flat_map(|cell| name.captures_iter(&cell).map(|found| found[1].to_owned()).collect::<Vec<_>>()).collect()
     };
     for (kind, document) in [(None, program), (Some("dev"), tests)] {
-        let wanted: Vec<&Value> =
+        let dependencies: Vec<&Value> =
             list(&manifest, "dependencies").iter().filter(|one| one["kind"].as_str() == kind).collect();
-        let names: BTreeSet<String> = wanted.iter().map(|one| string(one, "name").to_owned()).collect();
+        let names: BTreeSet<String> = dependencies.iter().map(|one| string(one, "name").to_owned()).collect();
         assert!(names.len() > 5, "{names:?}");
         assert_eq!(named(document), names, "Cargo.toml and docs/dependencies.md");
-        for one in wanted {
+        for one in dependencies {
             assert_eq!(one["uses_default_features"], false, "{}", one["name"]);
         }
     }

@@ -1,5 +1,5 @@
-//! Commands beside a daemon that can start no program: what each of the two processes may do, and what becomes of one when
-//! the other ends.
+//! Tests the command helper of a daemon that cannot start programs: the rights of the two processes, and what happens
+//! when one of them ends.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use crate::rights::{NONE, TWO, field, status, threads};
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
 
-/// A command that is this script for the shell, and settings that have it run.
+/// Writes the script as a command and returns its path.
 fn hook(lab: &Lab, script: &str) -> PathBuf {
     let hook = lab.write("hook", &format!("#!/bin/sh\n{script}\n"));
     fs::set_permissions(&hook, Permissions::from_mode(0o700)).unwrap();
@@ -29,15 +29,15 @@ fn start(lab: &Lab, script: &str, more: &str, arguments: &[&str]) -> Daemon {
 }
 
 fn scan(lab: &Lab) {
-    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
 }
 
 fn expect_banned(lab: &Lab) {
     lab.expect_ban(lab.v4("attacker").into());
 }
 
-/// The process that runs commands, by what `status` says.
-fn spawner(lab: &Lab) -> i32 {
+/// The process id of the command helper, from `status`.
+fn command_helper(lab: &Lab) -> i32 {
     let commands = &status(lab)["commands"];
     assert_eq!(commands["running"], json!(true), "{commands}");
     i32::try_from(commands["process"].as_i64().unwrap()).unwrap()
@@ -47,7 +47,7 @@ fn of(process: i32) -> String {
     fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default()
 }
 
-/// Waits until a process is there no more, or is only waited for.
+/// Waits until a process is gone or a zombie.
 fn expect_gone(process: i32) {
     let gone = || {
         let status = of(process);
@@ -56,13 +56,13 @@ fn expect_gone(process: i32) {
     within(TIMEOUT, gone).unwrap_or_else(|| panic!("{}", of(process)));
 }
 
-/// Waits for a whole line of a file.
+/// Waits for a complete line in a file.
 fn line_of(path: &Path) -> String {
     let line = within(TIMEOUT, || fs::read_to_string(path).ok().filter(|text| text.ends_with('\n')));
     line.unwrap_or_else(|| panic!("{} has no line", path.display())).trim().to_owned()
 }
 
-/// What a daemon without commands has given up, each kind once.
+/// The restrictions of a daemon without commands, each once.
 fn given_up(daemon: &Daemon) -> Vec<String> {
     const KINDS: [&str; 8] =
         ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters"];
@@ -80,11 +80,11 @@ fn given_up(daemon: &Daemon) -> Vec<String> {
 fn commands_keep_their_rights() {
     let lab = Lab::new(&["attacker"]);
     let plain = Daemon::start_configured(&lab, "", &[]);
-    let (expected, told) = (given_up(&plain), status(&lab));
-    assert_eq!(told["commands"], json!(null));
+    let (expected, before) = (given_up(&plain), status(&lab));
+    assert_eq!(before["commands"], json!(null));
     plain.stop();
 
-    // A file that no daemon in its sandbox opens, though it is root's.
+    // A file of root that a daemon in its sandbox cannot open.
     let note = tempfile::tempdir().unwrap();
     let note = note.path().join("note");
     let script = format!(
@@ -94,10 +94,10 @@ fn commands_keep_their_rights() {
     let daemon = start(&lab, &script, "", &[]);
     assert_eq!(given_up(&daemon), expected);
     let line = daemon.expect_line("could change it");
-    let why = "lies where portsentry writes";
-    assert!(line.contains(&format!("{} {why}", lab.path("hook").display())), "{line}");
+    let reason = "lies where portsentry writes";
+    assert!(line.contains(&format!("{} {reason}", lab.path("hook").display())), "{line}");
     let now = status(&lab);
-    assert_eq!(now["sandbox"], told["sandbox"]);
+    assert_eq!(now["sandbox"], before["sandbox"]);
     assert_eq!(now["sandbox"]["seccomp"], json!("allow-list"));
     let version = now["sandbox"]["landlock_abi"].as_i64();
     assert_eq!(version.is_some_and(|version| version >= 1), super::has_landlock(), "{now}");
@@ -121,18 +121,18 @@ fn commands_keep_their_rights() {
     {
         assert_eq!(field(&rights, set), expected, "{set}");
     }
-    // The kernel keeps it from what lies elsewhere, with commands too, where it has Landlock.
+    // With Landlock, files elsewhere cannot be read, even with a command configured.
     let elsewhere = note.with_file_name("ignore");
     fs::write(&elsewhere, "").unwrap();
     fs::set_permissions(note.parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
-    let said = match super::has_landlock() {
+    let expected = match super::has_landlock() {
         true => format!("{} cannot be read in the sandbox", elsewhere.display()),
         false => "SIGHUP: new settings are in force: allow".to_owned(),
     };
     lab.write("portsentry.toml", &settings(&lab.path("hook"), &format!("[allow]\nfiles = [{elsewhere:?}]\n")));
     daemon.signal(Signal::HUP);
-    daemon.expect_line(&said);
-    let process = spawner(&lab);
+    daemon.expect_line(&expected);
+    let process = command_helper(&lab);
     daemon.stop();
     expect_gone(process);
 }
@@ -149,13 +149,13 @@ fn daemon_drops_root_and_commands_keep_it() {
     fs::set_permissions(state.parent().unwrap(), Permissions::from_mode(0o711)).unwrap();
     let note = tempfile::tempdir().unwrap();
     let note = note.path().join("note");
-    // Only root can run it, and write there. What lies beside the socket is the daemon's own, and so it is said.
+    // Only root can run this command and write there. The socket's folder is the daemon's own, and the warning says so.
     let hook = note.with_file_name("hook");
     fs::rename(self::hook(&lab, &format!("id -u > {}", note.display())), &hook).unwrap();
     let text = settings(&hook, "");
     let configuration = lab.write("portsentry.toml", &text);
     fs::set_permissions(&configuration, Permissions::from_mode(0o644)).unwrap();
-    // In a folder of its own, which can be given to the user; operators find it at the lab's place.
+    // The socket is in its own folder, which can be given to the user; a link makes it reachable at the lab's path.
     let socket = lab.path("run/socket");
     std::os::unix::fs::symlink(&socket, lab.path("socket")).unwrap();
     let socket = socket.to_str().unwrap();
@@ -164,7 +164,7 @@ fn daemon_drops_root_and_commands_keep_it() {
     for (name, status) in threads(&daemon) {
         assert_eq!(field(&status, "Uid"), "4242\t4242\t4242\t4242", "{name}");
     }
-    let process = spawner(&lab);
+    let process = command_helper(&lab);
     assert_eq!(field(&of(process), "Uid"), "0\t0\t0\t0");
     scan(&lab);
     let line = daemon.expect_line("adminalert: the command for Host ");
@@ -191,12 +191,12 @@ fn command_over_time_limit_is_ended() {
 fn blocking_works_without_command_helper() {
     let lab = Lab::new(&["attacker"]);
     let daemon = start(&lab, "true", "", &[]);
-    let process = spawner(&lab);
-    // The service manager and a terminal tell all processes to end; this one waits for the daemon's word.
+    let process = command_helper(&lab);
+    // The service manager and a terminal signal all processes; the helper waits for the daemon instead.
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         kill_process(Pid::from_raw(process).unwrap(), signal).unwrap();
     }
-    assert_eq!(spawner(&lab), process);
+    assert_eq!(command_helper(&lab), process);
     kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).unwrap();
     let line = daemon.expect_line("which runs commands, has ended");
     assert!(
@@ -204,7 +204,7 @@ fn blocking_works_without_command_helper() {
         "{line}"
     );
     expect_gone(process);
-    assert!(of(process).is_empty(), "nobody has taken leave of it");
+    assert!(of(process).is_empty(), "the helper process was not reaped");
     scan(&lab);
     expect_banned(&lab);
     daemon.expect_line("could not be started: the process that runs commands has ended; restart portsentry");
@@ -221,7 +221,7 @@ fn running_commands_end_with_daemon() {
     let end = |killed: bool| {
         let _ = fs::remove_file(&note);
         let daemon = start(&lab, &format!("echo $$ > {}; exec sleep 1000", note.display()), "", &[]);
-        let process = spawner(&lab);
+        let process = command_helper(&lab);
         scan(&lab);
         let command = line_of(&note).parse().unwrap();
         let log = if killed {
@@ -237,9 +237,9 @@ fn running_commands_end_with_daemon() {
         log
     };
     end(true);
-    // The program does not wait long for the last word of a command: on a slow machine it may come too late.
-    let told = (0..10).any(|_| end(false).contains("was ended because portsentry ends"));
-    assert!(told, "it never says what became of the command");
+    // The program does not wait long for the end of a command: on a slow machine the report may be lost.
+    let reported = (0..10).any(|_| end(false).contains("was ended because portsentry ends"));
+    assert!(reported, "the end of the command was never reported");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A start as root on a host without the user `portsentry`.
+//! Tests a start as root on a host without the user `portsentry`.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -17,7 +17,7 @@ fn owner(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().uid()
 }
 
-/// The user number of each thread, which is one and the same as all four and as group.
+/// The user id of the threads, which must all have the same one, also as group id.
 fn uid(daemon: &Daemon) -> u32 {
     let mut numbers: Vec<u32> = Vec::new();
     for (_, status) in threads(daemon) {
@@ -52,15 +52,15 @@ fn root_becomes_unused_uid_and_keeps_it() {
         daemon.stop();
         first
     };
-    assert!(!lab.path("socket").exists(), "its own is removed");
+    assert!(!lab.path("socket").exists(), "the daemon removes its socket");
     lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
-    assert_eq!(uid(&daemon), first, "the one that owns the state");
+    assert_eq!(uid(&daemon), first, "the user id that owns the state");
     lab.expect_ban(lab.v4("attacker").into());
     assert_eq!(status(&lab)["sandbox"]["uid"], first);
     daemon.stop();
 
-    // Another process has the number meanwhile: the state goes to another one.
+    // Another process uses the id meanwhile, so the state gets a new owner.
     let mut other = Command::new("setpriv");
     let other = other.args([&format!("--reuid={first}"), "--regid=65534", "--clear-groups", "sleep", "1000"]).spawn();
     let mut other = other.unwrap();
@@ -91,11 +91,11 @@ fn state_of_removed_user_is_taken_over() {
     assert_eq!(owner(&lab.path("state")), 4_242);
     lab.write("passwd.before", &users);
     let daemon = Daemon::start(&lab, &["--no-sandbox", "--expire", "1h"]);
-    assert_eq!(owner(&lab.path("state/ledger.sqlite")), 0, "root takes it back");
+    assert_eq!(owner(&lab.path("state/ledger.sqlite")), 0, "root takes the state back");
     assert_eq!(daemon.lines_with("ERROR"), [""; 0]);
     daemon.stop();
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
-    assert_eq!(owner(&lab.path("state/ledger.sqlite")), 4_242, "and gives it again");
+    assert_eq!(owner(&lab.path("state/ledger.sqlite")), 4_242, "and gives it to the user again");
     assert_eq!(daemon.lines_with("ERROR"), [""; 0]);
     daemon.stop();
 }
@@ -117,10 +117,10 @@ fn socket_in_folder_of_root_works() {
         assert_eq!(daemon.lines_with("ERROR"), [""; 0]);
         let number = uid(&daemon);
         assert_eq!(status(&lab)["sandbox"]["uid"], number);
-        assert_eq!([owner(&folder), owner(&lab.path("roots/other"))], [0; 2], "neither is given away");
+        assert_eq!([owner(&folder), owner(&lab.path("roots/other"))], [0; 2], "neither file is given away");
         daemon.stop();
     }
-    // The state is to be its own.
+    // The state must get its new owner.
     fs::create_dir(lab.path("mixed")).unwrap();
     lab.write("mixed/other", "");
     let mixed = lab.path("mixed");

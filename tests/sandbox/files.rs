@@ -1,4 +1,4 @@
-//! What a daemon in its sandbox reaches: its settings, its state, and nothing beside them.
+//! Tests which files a daemon in its sandbox can access: its configuration and its state, and no others.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,14 +16,14 @@ fn reload_recreates_rotated_file() {
     let daemon = Daemon::start_configured(&lab, &report, &["--scan-trigger", "0"]);
     within(TIMEOUT, || fs::metadata(&events).ok()).expect("it is made");
     fs::rename(&events, &moved).unwrap();
-    // As an editor does it: another file of the same name.
+    // Another file of the same name, as an editor creates it.
     let fresh = lab.write("fresh", &format!("expire = \"2h\"\n{report}"));
     fs::rename(fresh, lab.path("portsentry.toml")).unwrap();
     daemon.signal(Signal::HUP);
     daemon.expect_line("new settings are in force: expire");
     let text = within(TIMEOUT, || fs::read_to_string(&events).ok().filter(|text| text.contains("new settings")));
     assert!(text.is_some(), "{:?}", fs::read_to_string(&moved));
-    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     daemon.expect_line("has been blocked via nftables set inet portsentry blocked for 2h");
     daemon.stop();
 }
@@ -75,7 +75,7 @@ fn landlock_denies_other_files() {
         daemon.expect_line("is read again");
     }
     daemon.stop();
-    // Without it the same link is followed: it is not the mode of the file that stood in the way.
+    // Without the sandbox the same link is followed, so the file's mode was not the reason.
     let daemon = Daemon::start_configured(&lab, &configuration, &["--no-sandbox"]);
     swap(&secret.path().join("secret"));
     daemon.expect_line("ignore is read again");

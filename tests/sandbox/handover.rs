@@ -1,4 +1,4 @@
-//! What root gives to the service's own user, and what it must not give.
+//! Tests which files root gives to the service's user, and which it must not give.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -9,7 +9,7 @@ use netns_lab::daemon::Daemon;
 
 const USER: u32 = 4_242;
 
-/// A lab whose folder the service user can pass through.
+/// A lab whose folder the service user can enter.
 fn lab() -> Option<Lab> {
     if !netns_lab::has_other_users() {
         return None;
@@ -26,19 +26,19 @@ fn owner(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().uid()
 }
 
-/// Expects a start to end with `reason`, with nothing changed.
+/// Expects a start to fail with `reason` and to change nothing.
 fn expect_refusal(lab: &Lab, wrapper: &[&str], arguments: &[&str], reason: &str) {
     let before = lab.run("victim", "nft", &["list", "ruleset"]);
     let ended = Daemon::run_to_end(lab, wrapper, arguments);
     assert_eq!(ended.status.code(), Some(78), "{arguments:?}: {}", ended.log);
     assert!(ended.log.contains(reason), "{arguments:?}: {}", ended.log);
-    assert!(ended.log.contains("--state-dir or --socket"), "it says what to do: {}", ended.log);
+    assert!(ended.log.contains("--state-dir or --socket"), "the error names the remedy: {}", ended.log);
     assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
-    assert!(!lab.path("state").exists(), "no folder is made before the refusal");
+    assert!(!lab.path("state").exists(), "no folder is created before the refusal");
 }
 
 #[test]
-fn folder_with_foreign_files_stops_the_start() {
+fn folder_with_foreign_files_stops_start() {
     let Some(lab) = lab() else { return };
     let home = lab.path("home");
     let key = lab.write("home/key", "secret");
@@ -49,7 +49,7 @@ fn folder_with_foreign_files_stops_the_start() {
     expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], reason);
     expect_refusal(&lab, &in_home, &["--state-dir", "."], reason);
     expect_refusal(&lab, &in_home, &["--socket", "./ps.sock"], reason);
-    // A second name of somebody else's file is no file of its own, whatever it is called.
+    // A hard link to a file of another user is not the program's own file, whatever its name.
     fs::rename(&key, lab.path("key")).unwrap();
     fs::hard_link(lab.path("key"), home.join("portsentry.history")).unwrap();
     expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], "it holds \"portsentry.history\"");
@@ -62,9 +62,9 @@ fn folder_with_foreign_files_stops_the_start() {
 }
 
 #[test]
-fn system_folder_stops_the_start_though_empty() {
+fn empty_system_folder_stops_start() {
     let Some(lab) = lab() else { return };
-    // In a mount namespace of its own. The owner afterwards is the last line of the log.
+    // In its own mount namespace. The last line of the log is the folder's owner afterwards.
     let script = "mount -t tmpfs -o mode=755 tmpfs /etc/ssl; mount -t tmpfs -o mode=755 tmpfs /srv; ln -s /etc \"$0/link\"; \
                   \"$@\"; code=$?; stat -c 'owner %u' /srv /etc/ssl >&2; rm \"$0/link\"; exit $code";
     let home = lab.path("home");
@@ -82,21 +82,21 @@ fn system_folder_stops_the_start_though_empty() {
 }
 
 #[test]
-fn own_folder_gives_own_files_only() {
+fn only_own_files_in_folder_change_owner() {
     let Some(lab) = lab() else { return };
     let state = lab.path("state");
     let socket = lab.path("run/socket");
     fs::create_dir(&state).unwrap();
     fs::set_permissions(&state, Permissions::from_mode(0o700)).unwrap();
     chown(&state, Some(USER), Some(4_243)).unwrap();
-    let secret = lab.write("secret", "of root's");
+    let secret = lab.write("secret", "owned by root");
     fs::hard_link(&secret, state.join("portsentry.history.1")).unwrap();
     symlink(&secret, state.join("portsentry.history.2")).unwrap();
     let [notes, rotated] = ["state/notes", "state/portsentry.history.3"].map(|name| lab.write(name, ""));
     Daemon::start(&lab, &["--socket", socket.to_str().unwrap()]).stop();
-    assert_eq!(owner(&secret), 0, "a hard link to it lies in the folder");
+    assert_eq!(owner(&secret), 0, "the folder contains a hard link to it");
     assert_eq!(owner(&state.join("portsentry.history.2")), 0, "a link");
-    assert_eq!(owner(&notes), 0, "by its name no file of the program's");
+    assert_eq!(owner(&notes), 0, "by its name the file is not the program's");
     assert_eq!((owner(&rotated), owner(&lab.path("run"))), (USER, USER));
 }
 

@@ -1,5 +1,5 @@
-//! What a sandbox does where it is asked for what it has given up, and where the kernel has only a part of it. Each runs in a
-//! process of its own: this program again, for one test that is left out otherwise.
+//! Tests that the sandbox denies what it has given up, and that it works on kernels with only some of its mechanisms.
+//! Each test runs in its own process: this program, started again for one ignored test.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -28,7 +28,7 @@ fn assert_passes(test: &str) {
     assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
 }
 
-/// A kernel that does not know this call.
+/// Simulates a kernel without this system call.
 fn without(call: i64) {
     let rules = BTreeMap::from([(call, Vec::new())]);
     let missing = SeccompAction::Errno(u32::try_from(libc::ENOSYS).unwrap());
@@ -39,30 +39,30 @@ fn without(call: i64) {
 }
 
 #[test]
-fn helper_identity_ends_with_exec() {
+fn exec_in_sandbox_kills_process() {
     let output = run_alone("inside_a_program_is_started");
     assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("sandboxed"), "{output:?}");
 }
 
 #[test]
-#[ignore = "for a process of its own"]
+#[ignore = "runs in its own process"]
 fn inside_a_program_is_started() {
     assert_eq!(Sandbox::enter(&Policy::default(), || ()).seccomp, Calls::Listed);
     assert_eq!(Command::new("/bin/true").status().unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
     println!("sandboxed");
-    // It does not return, or not from the kernel.
+    // The call does not return, or is not executed by the kernel.
     drop(Command::new("/bin/true").exec());
 }
 
 #[test]
 fn harmful_syscall_arguments_are_refused() {
-    assert_passes("inside_harmful_ways_are_tried");
+    assert_passes("inside_harmful_calls_are_refused");
 }
 
 #[test]
-#[ignore = "for a process of its own"]
-fn inside_harmful_ways_are_tried() {
+#[ignore = "runs in its own process"]
+fn inside_harmful_calls_are_refused() {
     let (parent, has_landlock) = (rustix::process::getppid().unwrap(), super::has_landlock());
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = server.local_addr().unwrap();
@@ -79,16 +79,16 @@ fn inside_harmful_ways_are_tried() {
     socket(AddressFamily::INET).unwrap();
     assert_eq!(rustix::process::kill_process(parent, rustix::process::Signal::CONT), Err(Errno::PERM));
     assert_eq!(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable), Err(Errno::PERM));
-    // As far as this kernel's Landlock knows it (6.7, 6.12).
+    // As far as this kernel's Landlock supports it (6.7, 6.12).
     let bound = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    assert_eq!(bound(0), abi < 4, "no port is the policy's");
+    assert_eq!(bound(0), abi < 4, "no port is allowed by the policy");
     let connected = TcpStream::connect(address).err().map(|error| error.kind());
     assert_eq!(connected, (abi >= 4).then_some(ErrorKind::PermissionDenied));
     let stream = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
     assert_eq!(rustix::net::connect(&stream, &name), if abi >= 6 { Err(Errno::PERM) } else { Ok(()) });
-    // seccomp allows to ask for a process, which is no signal.
-    let asked = rustix::process::test_kill_process(parent);
-    assert_eq!(asked, if abi >= 6 { Err(Errno::PERM) } else { Ok(()) });
+    // seccomp allows signal 0, which only asks whether a process exists.
+    let test_signal = rustix::process::test_kill_process(parent);
+    assert_eq!(test_signal, if abi >= 6 { Err(Errno::PERM) } else { Ok(()) });
     rustix::process::test_kill_process(rustix::process::getpid()).unwrap();
     // A thread can be started.
     std::thread::spawn(|| ()).join().unwrap();
@@ -102,14 +102,14 @@ fn missing_landlock_is_reported_once() {
 }
 
 #[test]
-#[ignore = "for a process of its own"]
+#[ignore = "runs in its own process"]
 fn inside_without_landlock() {
     without(libc::SYS_landlock_create_ruleset);
     let sandbox = Sandbox::enter(&Policy::default(), || ());
     assert_eq!((sandbox.landlock, sandbox.seccomp), (None, Calls::Listed));
     assert!(sandbox.no_new_privs && !sandbox.core_dumps);
-    let said: Vec<_> = sandbox.warnings.iter().filter(|text| text.contains("Landlock")).collect();
-    assert_eq!(said, ["the files that it reaches are not restricted: this kernel has no Landlock (Linux 5.13)"]);
+    let warnings: Vec<_> = sandbox.warnings.iter().filter(|text| text.contains("Landlock")).collect();
+    assert_eq!(warnings, ["the files that it reaches are not restricted: this kernel has no Landlock (Linux 5.13)"]);
     assert!(sandbox.out_of_reach("/etc/shadow".as_ref(), false).is_none());
 }
 
@@ -119,15 +119,16 @@ fn missing_seccomp_is_reported_once() {
 }
 
 #[test]
-#[ignore = "for a process of its own"]
+#[ignore = "runs in its own process"]
 fn inside_without_seccomp() {
     let has_landlock = super::has_landlock();
     without(libc::SYS_seccomp);
     let sandbox = Sandbox::enter(&Policy::default(), || ());
     assert_eq!((sandbox.seccomp, sandbox.landlock.is_some()), (Calls::All, has_landlock));
     assert!(sandbox.no_new_privs);
-    let said = sandbox.warnings.iter().filter(|text| text.starts_with("its system calls are not restricted: ")).count();
-    assert_eq!(said, 1, "{:?}", sandbox.warnings);
+    let warnings =
+        sandbox.warnings.iter().filter(|text| text.starts_with("its system calls are not restricted: ")).count();
+    assert_eq!(warnings, 1, "{:?}", sandbox.warnings);
 }
 
 #[test]
@@ -136,7 +137,7 @@ fn commands_run_any_program_without_ptrace() {
 }
 
 #[test]
-#[ignore = "for a process of its own"]
+#[ignore = "runs in its own process"]
 fn inside_with_commands() {
     let sandbox =
         Sandbox::enter(&Policy { process: Process::Commands, root: Some("commands"), ..Policy::default() }, || ());
@@ -148,14 +149,14 @@ fn inside_with_commands() {
 }
 
 #[test]
-fn helper_of_root_files_makes_no_socket() {
+fn root_file_helper_creates_no_socket() {
     let output = run_alone("inside_helper_of_root_files");
     assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("sandboxed"), "{output:?}");
 }
 
 #[test]
-#[ignore = "for a process of its own"]
+#[ignore = "runs in its own process"]
 fn inside_helper_of_root_files() {
     let (place, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let policy = Policy {

@@ -1,4 +1,4 @@
-//! What the program gives up, seen from outside, by the kernel's own account.
+//! Tests from outside, with the kernel's own data, which rights the program gives up.
 
 #![cfg(test)]
 
@@ -14,7 +14,7 @@ mod trust;
 
 use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 
-/// Whether this kernel has Landlock (Linux 5.13, where it was not switched off).
+/// True if this kernel has Landlock (Linux 5.13, unless disabled).
 fn has_landlock() -> bool {
     let known = AccessFs::from_all(ABI::V1);
     Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(known).is_ok()

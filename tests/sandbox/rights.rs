@@ -1,4 +1,4 @@
-//! User, capabilities and calls of a running daemon, of every thread.
+//! Tests user, capabilities and system calls of all threads of a running daemon.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 
-/// CAP_NET_ADMIN and CAP_NET_RAW, as the kernel writes them.
+/// CAP_NET_ADMIN and CAP_NET_RAW, as the kernel prints them.
 pub(super) const TWO: &str = "0000000000003000";
 pub(super) const NONE: &str = "0000000000000000";
 
-/// What the kernel says of each thread: its name, and the lines of its status.
+/// The kernel's data about each thread: its name and the lines of its status.
 pub(super) fn threads(daemon: &Daemon) -> Vec<(String, String)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.id())).unwrap();
     let tasks = tasks.map(|task| task.unwrap().path());
     let read = |name: &str, task: &std::path::Path| fs::read_to_string(task.join(name));
-    // One may end meanwhile.
+    // A thread may end meanwhile.
     tasks.filter_map(|task| Some((read("comm", &task).ok()?, read("status", &task).ok()?))).collect()
 }
 
@@ -27,11 +27,11 @@ pub(super) fn field<'a>(status: &'a str, name: &str) -> &'a str {
     line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
 }
 
-pub(super) fn told(lab: &Lab) -> Value {
+pub(super) fn sandbox_status(lab: &Lab) -> Value {
     status(lab)["sandbox"].clone()
 }
 
-/// All that `status` tells.
+/// The complete output of `status`.
 pub(super) fn status(lab: &Lab) -> Value {
     lab.ask(&["status"])
 }
@@ -42,7 +42,7 @@ fn every_thread_has_two_capabilities_only() {
     let events = lab.path("state/events");
     let configuration = format!("[report]\njson_file = {events:?}\n");
     let daemon = Daemon::start_configured(&lab, &configuration, &["--scan-trigger", "0"]);
-    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     lab.expect_ban(lab.v4("attacker").into());
     let threads = threads(&daemon);
     let names: BTreeSet<&str> = threads.iter().map(|(name, _)| name.trim()).collect();
@@ -60,10 +60,10 @@ fn every_thread_has_two_capabilities_only() {
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.id())).unwrap();
     let cores = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(cores.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"]);
-    let mut told = told(&lab);
-    let version = told.as_object_mut().unwrap().remove("landlock_abi").unwrap();
+    let mut sandbox_status = sandbox_status(&lab);
+    let version = sandbox_status.as_object_mut().unwrap().remove("landlock_abi").unwrap();
     assert_eq!(version.as_i64().is_some_and(|version| version >= 1), super::has_landlock(), "{version}");
-    let uid = told.as_object_mut().unwrap().remove("uid").unwrap();
+    let uid = sandbox_status.as_object_mut().unwrap().remove("uid").unwrap();
     assert_eq!(uid != 0, netns_lab::has_other_users(), "{uid}");
     let expected = json!({
         "user": null,
@@ -72,7 +72,7 @@ fn every_thread_has_two_capabilities_only() {
         "seccomp": "allow-list",
         "core_dumps": false,
     });
-    assert_eq!(told, expected);
+    assert_eq!(sandbox_status, expected);
     daemon.stop();
 }
 
@@ -100,9 +100,9 @@ fn no_sandbox_is_shown_by_status() {
             assert_eq!(field(&status, set), field(&own, set), "{set} of {name}");
         }
     }
-    let told = told(&lab);
+    let sandbox_status = sandbox_status(&lab);
     assert_eq!(
-        (&told["landlock_abi"], &told["seccomp"], &told["core_dumps"]),
+        (&sandbox_status["landlock_abi"], &sandbox_status["seccomp"], &sandbox_status["core_dumps"]),
         (&json!(null), &json!("off"), &json!(true))
     );
     daemon.stop();
@@ -127,7 +127,7 @@ fn root_becomes_own_user() {
     let socket = socket.to_str().unwrap();
     let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap(), "--socket", socket];
 
-    // The user cannot pass through the folder: it may read and pass through everything, and says why.
+    // The user cannot enter the folder. The daemon keeps the right to read and enter everything, and reports why.
     let daemon = Daemon::start(&lab, &arguments);
     let line = daemon.expect_line("the user portsentry cannot reach");
     assert!(line.contains("it keeps CAP_DAC_READ_SEARCH"), "{line}");
@@ -145,8 +145,8 @@ fn root_becomes_own_user() {
     for folder in [&state, &lab.path("run")] {
         assert_eq!(fs::metadata(folder).unwrap().uid(), 4_242, "{}", folder.display());
     }
-    assert_eq!(daemon.lines_with("ledger"), [""; 0], "it is the user's now");
-    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    assert_eq!(daemon.lines_with("ledger"), [""; 0], "the ledger belongs to the user");
+    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     lab.expect_ban(lab.v4("attacker").into());
     lab.write("portsentry.toml", "expire = \"2h\"\n");
     daemon.signal(rustix::process::Signal::HUP);

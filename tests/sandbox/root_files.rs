@@ -1,4 +1,4 @@
-//! Files in folders of root, which a process of their own writes for a daemon that is not root.
+//! Tests files in root's folders, which a separate process writes for a daemon without root.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::rights::{NONE, field, threads};
 
-/// A lab with a folder of root that others only read.
+/// A lab with a folder of root that other users can only read.
 fn lab() -> Option<(Lab, PathBuf)> {
     if !netns_lab::has_other_users() {
         return None;
@@ -31,7 +31,7 @@ fn settings(folder: &Path) -> String {
     )
 }
 
-/// The process that the daemon has started.
+/// The helper process of the daemon.
 fn helper(daemon: &Daemon) -> (i32, String) {
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.id())).unwrap();
     let process: i32 = children.trim().parse().unwrap_or_else(|_| panic!("one process: {children}"));
@@ -44,11 +44,11 @@ fn expect_text(path: &Path, holds: impl Fn(&str) -> bool) -> String {
 }
 
 #[test]
-fn daemon_without_root_has_lines_written() {
+fn helper_writes_lines_for_unprivileged_daemon() {
     let Some((lab, folder)) = lab() else { return };
     let (deny, events) = (folder.join("hosts.deny"), folder.join("events.json"));
     fs::write(&deny, "sshd: x\n").unwrap();
-    // Not even the user reads it.
+    // The daemon's user cannot read the file.
     fs::set_permissions(&deny, Permissions::from_mode(0o600)).unwrap();
     let daemon = Daemon::start_configured(&lab, &settings(&folder), &["--scan-trigger", "0"]);
     for (name, status) in threads(&daemon) {
@@ -61,14 +61,14 @@ fn daemon_without_root_has_lines_written() {
         assert_eq!(field(&status, set), NONE, "{set}");
     }
     assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), ("1", "2"));
-    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     lab.expect_ban(lab.v4("attacker").into());
     let text = expect_text(&deny, |text| text.contains("ALL: "));
     assert!(text.starts_with("sshd: x\n# portsentry: "), "{text}");
     let found = fs::metadata(&deny).unwrap();
-    assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o600), "as it was");
+    assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o600), "the file is unchanged");
     expect_text(&events, |text| text.contains("\"event\":\"block\""));
-    // Rotation: the file is made anew, by root.
+    // Rotation: root creates the file again.
     fs::rename(&events, folder.join("events.1")).unwrap();
     daemon.signal(Signal::HUP);
     daemon.expect_line("the settings were read again");
@@ -80,11 +80,11 @@ fn daemon_without_root_has_lines_written() {
 }
 
 #[test]
-fn lines_of_earlier_method_are_removed() {
+fn lines_of_previous_backend_are_removed() {
     let Some((lab, folder)) = lab() else { return };
     let deny = folder.join("hosts.deny");
     let daemon = Daemon::start_configured(&lab, &settings(&folder), &["--scan-trigger", "0"]);
-    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     expect_text(&deny, |text| text.contains("ALL: "));
     daemon.stop();
     let without = settings(&folder).replace(", \"hosts-deny\"", "");
@@ -102,9 +102,9 @@ fn daemon_survives_loss_of_helper() {
         kill_process(Pid::from_raw(process).unwrap(), signal).unwrap();
     }
     std::thread::sleep(std::time::Duration::from_millis(50));
-    assert_eq!(helper(&daemon).0, process, "only the daemon ends it");
+    assert_eq!(helper(&daemon).0, process, "the helper runs until the daemon ends");
     kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).unwrap();
-    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     lab.expect_ban(lab.v4("attacker").into());
     daemon.expect_line(&format!("process {process}, which writes it, has ended; restart portsentry"));
     assert!(!folder.join("hosts.deny").exists());

@@ -1,4 +1,4 @@
-//! One daemon for each network namespace.
+//! Tests that at most one daemon runs per network namespace.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -20,13 +20,13 @@ fn second_daemon_refuses_and_changes_nothing() {
     }
     assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
     assert!(lab.path("socket").exists(), "the first one's");
-    // A crash leaves nothing behind that would be in the way.
+    // A crash leaves no obstacle behind.
     first.kill();
     Daemon::start(&lab, &[]).stop();
 }
 
 #[test]
-fn another_network_namespace_has_its_own() {
+fn daemons_run_in_separate_namespaces() {
     let (one, other) = (Lab::new(&[]), Lab::new(&[]));
     let first = Daemon::start(&one, &[]);
     Daemon::start(&other, &[]).stop();
@@ -39,7 +39,7 @@ fn answered_socket_is_never_replaced() {
     let first = Daemon::start(&one, &[]);
     let socket = one.path("socket");
     let before = fs::metadata(&socket).unwrap().ino();
-    // Its namespace is another one, so nothing else keeps it from running.
+    // It runs in another namespace, so only the socket prevents its start.
     let second = Daemon::start(&other, &["--socket", socket.to_str().unwrap()]);
     let refused = format!("another portsentry answers at {}; name another place with --socket", socket.display());
     second.expect_line(&refused);
@@ -47,7 +47,7 @@ fn answered_socket_is_never_replaced() {
     second.stop();
     assert_eq!(fs::metadata(&socket).unwrap().ino(), before, "its end leaves the first one's socket");
     one.succeed(&["status"]);
-    // One that does not accept is there all the same.
+    // A socket that does not accept connections is still in use.
     first.frozen(|| {
         let second = Daemon::start(&other, &["--socket", socket.to_str().unwrap()]);
         second.expect_line(&refused);
@@ -55,7 +55,7 @@ fn answered_socket_is_never_replaced() {
     });
     one.succeed(&["status"]);
     first.stop();
-    assert!(!socket.exists(), "its own is removed");
+    assert!(!socket.exists(), "the daemon removes its socket");
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn stale_socket_goes_to_one_of_two() {
     let (one, other) = (Lab::new(&[]), Lab::new(&[]));
     let socket = one.path("socket");
     for _ in 0..3 {
-        // A socket that a crash has left.
+        // A crash has left a socket.
         let _ = fs::remove_file(&socket);
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         let daemons = [&one, &other].map(|lab| Daemon::spawn(lab, &[], &["--socket", socket.to_str().unwrap()]));
@@ -91,8 +91,8 @@ print "holds\n"; sleep 600;"#;
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-e", script]);
     let mut holder = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
-    let mut said = std::io::BufReader::new(holder.stdout.take().unwrap());
-    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    let mut output = std::io::BufReader::new(holder.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
     assert_eq!(line, "holds\n");
     let daemon = Daemon::start(&lab, &[]);
     let doubt = daemon.expect_line("holds the abstract socket @portsentry");
@@ -103,7 +103,7 @@ print "holds\n"; sleep 600;"#;
 }
 
 #[test]
-fn background_start_ends_when_it_watches() {
+fn background_start_returns_when_watching() {
     let lab = Lab::new(&["attacker"]);
     let command = || {
         let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
@@ -113,23 +113,23 @@ fn background_start_ends_when_it_watches() {
     };
     let first = command().output().unwrap();
     assert!(first.status.success(), "{first:?}");
-    // At once, with no waiting: it ended because the other one watches.
+    // Returns at once: the other daemon already watches.
     let status = lab.ask(&["status"]);
     let process = Pid::from_raw(i32::try_from(status["process"].as_u64().unwrap()).unwrap()).unwrap();
-    assert_eq!(rustix::process::getsid(Some(process)).unwrap(), process, "a session of its own");
+    assert_eq!(rustix::process::getsid(Some(process)).unwrap(), process, "the daemon has its own session");
     lab.provoke_ban("attacker");
 
     let second = command().output().unwrap();
-    let said = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert_eq!(second.status.code(), Some(1), "{said}");
-    assert!(said.contains("runs already") && said.contains("one process watches TCP and UDP"), "{said}");
+    let errors = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("runs already") && errors.contains("one process watches TCP and UDP"), "{errors}");
 
     rustix::process::kill_process(process, Signal::TERM).unwrap();
     eventually("it has ended", || rustix::process::test_kill_process(process).is_err());
 }
 
 #[test]
-fn background_start_passes_failures_on() {
+fn background_start_reports_failures() {
     let lab = Lab::new(&[]);
     let config = lab.write("wrong.toml", "expire = \"soon\"\n");
     let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
@@ -138,8 +138,8 @@ fn background_start_passes_failures_on() {
     let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
     command.args(["--daemon", "--interface", "none", "--state-dir"]).arg(lab.path("state"));
     let output = command.arg("--socket").arg(lab.path("socket")).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("there is no interface none"), "{said}");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && errors.contains("there is no interface none"), "{errors}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! One cell of the matrix: a scan over one family against one threshold, on a network of its own.
+//! One cell of the matrix: a scan over one family with one threshold, in its own network.
 
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
@@ -7,28 +7,28 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::Wire;
 use netns_lab::{Lab, TIMEOUT, within};
 
-/// The line after a scan that is only logged.
+/// The log line after a scan that is only logged.
 const LOGGED: &str = "response per configuration file setting.";
 
-/// What a scan comes to.
+/// The outcome of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The kernel blocks the source upon this distinct port.
+    /// The kernel blocks the source at this distinct port.
     Blocked(usize),
-    /// The log calls it a scan upon this distinct port, and nobody is blocked.
+    /// The scan is logged at this distinct port, and no source is blocked.
     Logged(usize),
 }
 
 /// What sends the packets.
 #[derive(Clone, Copy)]
 pub(crate) enum Means {
-    /// The tool that the row is named for.
+    /// The tool that the row is named after.
     Tool,
-    /// Packets made here, one for each port, from source and target.
+    /// Packets built here, for each port, from source and target.
     Raw(fn(IpAddr, IpAddr, u16) -> Vec<Vec<u8>>),
 }
 
-/// Over what.
+/// The address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     V4,
@@ -41,21 +41,21 @@ pub(crate) struct Row {
     pub(crate) scan: &'static str,
     pub(crate) means: Means,
     pub(crate) families: &'static [Family],
-    /// What the configuration says beyond the built-in values.
+    /// Configuration that differs from the defaults.
     pub(crate) settings: &'static str,
     /// The class in the log, between `attackalert: ` and ` from host`.
     pub(crate) class: &'static str,
-    /// With the built-in `scan_trigger`, 2.
+    /// With the default `scan_trigger`, 2.
     pub(crate) forgiving: Outcome,
     /// With `scan_trigger = 0`.
     pub(crate) strict: Outcome,
 }
 
-/// Ports that are closed and watched; enough for every threshold, and few, so that a tool is done at once.
+/// Closed, watched ports; enough for every threshold, and few, so that tools finish quickly.
 const PORTS: std::ops::RangeInclusive<u16> = 1..=60;
 
 /// Runs all cells of a row.
-pub(crate) fn hold(row: &Row) {
+pub(crate) fn run_row(row: &Row) {
     for (trigger, expected) in [("2", row.forgiving), ("0", row.strict)] {
         let lab = Lab::new(&["four", "six"]);
         let more = if row.scan.contains("-sn") { add_addresses(&lab) } else { Vec::new() };
@@ -73,7 +73,7 @@ pub(crate) fn hold(row: &Row) {
     }
 }
 
-/// More addresses of the victim, for a sweep of hosts, which asks each of them once.
+/// Adds addresses to the victim, for a scan of many hosts that probes each of them once.
 fn add_addresses(lab: &Lab) -> Vec<IpAddr> {
     let four = (33..38).map(|end| IpAddr::from([10, 77, 1, end]));
     let six = (33..38).map(|end| IpAddr::from([0xfd77, 0, 0, 2, 0, 0, 0, end]));
@@ -96,7 +96,7 @@ struct Cell<'a> {
 }
 
 impl Cell<'_> {
-    /// Scans, and gives what the log and the kernel say of it.
+    /// Runs the scan; returns the outcome according to the log and the kernel.
     fn run(&self, expected: Outcome) -> Outcome {
         let more = self.more.iter().filter(|address| address.is_ipv4() == self.target.is_ipv4());
         let targets: Vec<_> = [&self.target].into_iter().chain(more).map(IpAddr::to_string).collect();
@@ -122,11 +122,11 @@ impl Cell<'_> {
         };
         let ended = || self.daemon.lines_with(&end.0).iter().any(|line| line.contains(end.1)).then_some(());
         let seen = within(TIMEOUT, ended).is_some();
-        assert!(seen, "{} is not seen; of it there is: {:#?}", self.row.scan, self.daemon.lines_with(&end.0));
+        assert!(seen, "{} was not detected; the log has: {:#?}", self.row.scan, self.daemon.lines_with(&end.0));
         if let Some(tool) = tool.take() {
             tool.end();
         }
-        // The line of a scan that is only logged is the one before.
+        // The line of a scan that is only logged is the previous one.
         let lines = self.daemon.lines_with("attackalert: ");
         let before = lines.iter().take_while(|line| !line.contains(LOGGED)).count().saturating_sub(1);
         let of_source = |line: &&String| line.contains("from host: ") && line.contains(&self.source.to_string());
@@ -169,21 +169,21 @@ impl Cell<'_> {
             "hping3" => {
                 command.args(["-q", "-n", "-i", "u2000", "-c", "60", "-p", "++1"]).args(words).args(targets);
             }
-            // It asks one port of many hosts, so one port after another.
+            // The tool probes one port of many hosts, so it runs for one port after another.
             "zmap" => {
                 let script =
                     "for port in 1 2 3 4 5; do zmap -q -p $port -c 0 -B 1M -b /dev/null -i uplink \"$@\"; done";
                 command = self.lab.command(self.host, "sh");
                 command.args(["-c", script, "sh", "-G", &hardware, "-S", &source]).args(words).args(targets);
             }
-            other => panic!("how to run {other}?"),
+            other => panic!("unknown tool {other}"),
         }
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
 }
 
-/// A tool that is not waited for: what a blocked scanner goes on trying is no part of the measurement.
+/// A tool that is killed at the end: what it does after the ban is not measured.
 struct Running(Child);
 
 impl Running {

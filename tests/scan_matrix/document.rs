@@ -1,4 +1,4 @@
-//! The page for operators says what the tests prove.
+//! Tests that docs/scan-matrix.md contains the tested rows.
 
 use crate::cell::{Family, Outcome, Row};
 use crate::table::ROWS;

@@ -1,5 +1,5 @@
-//! Every way to scan that a tool on the shelf offers, over IPv4 and IPv6, as real packets between namespaces: the class
-//! that the log names and after how many probes the source is blocked. docs/scan-matrix.md shows the same table.
+//! Tests all scans of common tools over IPv4 and IPv6, with real packets between namespaces: the class in the log, and
+//! after how many probes the source is blocked. docs/scan-matrix.md shows the same table.
 
 #![cfg(test)]
 

@@ -1,4 +1,4 @@
-//! Scans of which one line says too little: several classes, or several sources, in one run.
+//! Tests scans with several classes or several sources, which do not fit into a row.
 
 use std::net::IpAddr;
 
@@ -21,8 +21,8 @@ fn nmap_decoys_spare_gateway_and_allowed() {
     lab.expect_ban(lab.v4("attacker").into());
     lab.expect_ban(decoy);
     assert_eq!(lab.banned().len(), 2, "{:?}", lab.banned());
-    for spared in [gateway, friend] {
-        daemon.expect_line(&format!("adminalert: TCP SYN/Normal scan from {spared} to TCP port "));
+    for exempt in [gateway, friend] {
+        daemon.expect_line(&format!("adminalert: TCP SYN/Normal scan from {exempt} to TCP port "));
     }
 }
 
@@ -38,7 +38,7 @@ fn os_detection_is_banned() {
             IpAddr::V6(_) => (lab.v6(host).into(), lab.v6_network(host).into()),
         };
         let ports = "-p22,23";
-        // With retries: the first SYN to the closed port holds the source for a moment.
+        // With retries, because the first SYN to the closed port holds the source for a moment.
         lab.nmap(host, target, &["-O", "--max-os-tries", "1", ports]);
         lab.expect_ban(banned);
         let illegal = [" XMAS scan", " illegal flags scan", " NULL scan"];

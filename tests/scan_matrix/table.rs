@@ -1,10 +1,10 @@
-//! The matrix as data. Each row is a test of its name.
+//! The matrix as data. Each row is a test with its name.
 
 use std::net::IpAddr;
 
 use crate::cell::Family::{V4, V6};
 use crate::cell::Outcome::{Blocked, Logged};
-use crate::cell::{Family, Means, Outcome, Row, hold};
+use crate::cell::{Family, Means, Outcome, Row, run_row};
 use netns_lab::raw::{self, ACK, DESTINATION, FIN, FRAGMENT, HOP_BY_HOP, SYN, TCP};
 
 const BOTH: &[Family] = &[V4, V6];
@@ -26,11 +26,11 @@ const ACK_BANS: &str = "[detect]\nack = \"ban\"\n";
 const ICMP_COUNTS: &str = "[detect]\nicmp = true\n";
 const ICMP_BLOCKS: &str = "[udp]\nblock = true\n[detect]\nicmp = true\n";
 
-/// Enough on its own, whatever is forgiven.
+/// A single probe leads to a ban, whatever the threshold.
 const AT_ONCE: [Outcome; 2] = [Blocked(1), Blocked(1)];
-/// Counted, two ports being forgiven.
+/// Counted, with two ports forgiven.
 const THIRD: [Outcome; 2] = [Blocked(3), Blocked(1)];
-/// The same where nobody is blocked for it.
+/// The same, but only logged.
 const ONLY_LOGGED: [Outcome; 2] = [Logged(3), Logged(1)];
 
 macro_rules! rows {
@@ -48,7 +48,7 @@ macro_rules! rows {
 
         $(#[test]
         fn $name() {
-            hold(ROWS.iter().find(|row| row.scan == $scan && row.settings == $settings).unwrap());
+            run_row(ROWS.iter().find(|row| row.scan == $scan && row.settings == $settings).unwrap());
         })*
     };
 }
@@ -117,11 +117,11 @@ fn reserved(source: IpAddr, target: IpAddr, port: u16) -> Vec<Vec<u8>> {
     vec![raw::tcp(source, target, port, SYN | 0x200)]
 }
 
-/// An ACK, then a piece at 8 bytes that would make a SYN of it. What counts is the second.
+/// An ACK, then a fragment at 8 bytes that would turn it into a SYN. The second fragment counts.
 fn overlapping(source: IpAddr, target: IpAddr, port: u16) -> Vec<Vec<u8>> {
     let (IpAddr::V4(from), IpAddr::V4(to)) = (source, target) else { return Vec::new() };
     let [ack, syn] = [ACK, SYN].map(|flags| raw::segment(source, target, (40_404, port), flags));
-    // Port 80's first piece is a connection like any other; only the overlap betrays it.
+    // The first fragment to port 80 looks like a normal connection; only the overlap is suspicious.
     vec![raw::ipv4(from, to, TCP, 1, false, &syn[8..]), raw::ipv4(from, to, TCP, 0, true, &ack[..16])]
 }
 

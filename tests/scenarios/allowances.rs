@@ -1,4 +1,4 @@
-//! `portsentry allow`, `allowed` and `disallow`: what an operator allows outlives the daemon.
+//! Tests `portsentry allow`, `allowed` and `disallow`: temporary allowances outlive the daemon.
 
 use crate::support::CLOSED;
 use netns_lab::Lab;
@@ -19,7 +19,7 @@ fn allowance_survives_restart_until_revoked() {
     daemon.stop();
 
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    let scan = || lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &CLOSED);
+    let scan = || lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &CLOSED);
     scan();
     daemon.expect_line(&format!(" from {attacker} to TCP port 901 is not held against it: it is on the allow-list"));
     let list = lab.ask(&["allowed"]);
@@ -48,9 +48,9 @@ fn wide_allowance_needs_force_and_shows() {
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     lab.provoke_ban("attacker");
     assert_eq!(lab.operate(&["allow", "0.0.0.0/0"]).code, Some(1));
-    assert_eq!(lab.banned().len(), 1, "what is refused lifts nothing");
-    let said = lab.succeed(&["allow", "0.0.0.0/0", "--for", "1h", "--force"]);
-    assert!(said.contains(&format!("bans lifted: 1 ({})", lab.v4("attacker"))), "{said}");
+    assert_eq!(lab.banned().len(), 1, "a refused allowance lifts no ban");
+    let output = lab.succeed(&["allow", "0.0.0.0/0", "--for", "1h", "--force"]);
+    assert!(output.contains(&format!("bans lifted: 1 ({})", lab.v4("attacker"))), "{output}");
     lab.expect_banned(&[]);
     let status = lab.ask(&["status"]);
     assert_eq!(status["allows_all"], serde_json::json!(["IPv4"]), "{status}");

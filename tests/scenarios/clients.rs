@@ -1,4 +1,5 @@
-//! This host's own clients: what they do while a service is not up, and the scanner who knows each excuse.
+//! Tests that clients of this host are not banned while a service is down, and that a scanner gains little from each
+//! exception.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::time::{Duration, SystemTime};
@@ -14,7 +15,7 @@ use netns_lab::{Lab, TIMEOUT, within};
 
 const SERVED: [u16; 3] = [80, 443, 3306];
 
-/// Writes into the lab's ledger that these ports were served so long ago, as after a reboot.
+/// Writes into the lab's ledger that these ports were last served `ago`, as after a reboot.
 fn remember(lab: &Lab, ports: &[u16], ago: Duration) {
     let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
     let served = SystemTime::now() - ago;
@@ -44,28 +45,28 @@ fn ends(lab: &Lab, host: &str, v6: bool) -> (IpAddr, IpAddr) {
 fn clients_of_remembered_services_are_not_banned() {
     let lab = Lab::new(&["client", "scanner", "other"]);
     remember(&lab, &SERVED, Duration::from_secs(6 * 86_400));
-    // The daemon is up before the services.
+    // The daemon starts before the services.
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
-    assert!(SERVED.iter().all(|port| !trapped.contains(port)), "the kernel's trap knows them");
+    assert!(SERVED.iter().all(|port| !trapped.contains(port)), "the kernel's trap omits them");
     for v6 in [false, true] {
         let (source, target) = ends(&lab, "client", v6);
         for _ in 0..5 {
-            lab.touch("client", source, target, &SERVED);
+            lab.probe("client", source, target, &SERVED);
         }
     }
-    // A scanner that knows the excuse has what every source is forgiven beside it, and no more.
+    // A scanner that knows the rule may probe these ports and the usual number of others, but no more.
     let (source, target) = ends(&lab, "scanner", false);
-    lab.touch("scanner", source, target, &[80, 443, 3306, 901, 902]);
+    lab.probe("scanner", source, target, &[80, 443, 3306, 901, 902]);
     let other = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [other], "two closed ports are forgiven");
-    lab.touch("scanner", source, target, &[903]);
+    lab.probe("scanner", source, target, &[903]);
     lab.expect_ban(source);
     daemon.stop();
 }
 
 #[test]
-fn remembered_services_are_shown_kept_and_forgotten() {
+fn remembered_services_are_shown_and_forgotten() {
     let lab = Lab::new(&["client", "other"]);
     let day = Duration::from_secs(86_400);
     remember(&lab, &SERVED, day);
@@ -73,15 +74,15 @@ fn remembered_services_are_shown_kept_and_forgotten() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let status = lab.ask(&["status"]);
     let services = status["services"].as_array().unwrap();
-    assert_eq!(services.len(), 6, "what was not served for eight days is forgotten: {status}");
+    assert_eq!(services.len(), 6, "a port that was not served for eight days is forgotten: {status}");
     assert_eq!((&services[0]["port"], &services[0]["served"]), (&"80/tcp".into(), &false.into()));
-    let said = lab.operate(&["status"]).out;
+    let output = lab.operate(&["status"]).out;
     let line = "services    remembered: 80/tcp 443/tcp 3306/tcp; not served now: 80/tcp 443/tcp 3306/tcp";
-    assert!(said.contains(line), "{said}");
+    assert!(output.contains(line), "{output}");
     let client = lab.v4("client").to_string();
     assert_eq!(lab.ask(&["explain", &client])["unserved"], serde_json::json!(["80/tcp", "443/tcp", "3306/tcp"]));
 
-    // A service that comes up is served, and when it goes down the ledger knows until when it was.
+    // A service that starts is shown as served; when it stops, the ledger records until when it was served.
     let up = SystemTime::now();
     let services = Services::open(&lab, &[443]);
     let served = || lab.ask(&["status"])["services"][2]["served"].as_bool().filter(|served| *served);
@@ -92,33 +93,33 @@ fn remembered_services_are_shown_kept_and_forgotten() {
 
     assert_eq!(lab.operate(&["forget-service", "443/udp"]).code, Some(1), "no such service");
     for (port, line) in [("80/tcp", "services forgotten: 2\n"), ("443", "services forgotten: 2\n")] {
-        let said = lab.operate(&["forget-service", port]);
-        assert_eq!((said.code, said.out.as_str()), (Some(0), line), "{said:?}");
+        let output = lab.operate(&["forget-service", port]);
+        assert_eq!((output.code, output.out.as_str()), (Some(0), line), "{output:?}");
     }
     daemon.expect_line("the service on port 443 is no longer remembered, by root");
     daemon.stop();
     assert!(remembered(&lab).iter().all(|(port, _)| *port == 3306), "{:?}", remembered(&lab));
 
-    // Closed and forgotten, they are evidence again.
+    // When they are closed and forgotten, probes of them count again.
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (source, target) = ends(&lab, "client", false);
-    lab.touch("client", source, target, &[25, 80, 3306, 901]);
+    lab.probe("client", source, target, &[25, 80, 3306, 901]);
     lab.expect_ban(source);
     daemon.stop();
 }
 
-/// The next start of the daemon is the first one since a boot.
+/// Makes the next start of the daemon the first one since a boot.
 fn reboot(lab: &Lab) {
     let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
     ledger.enter_boot("another boot").unwrap();
 }
 
 #[test]
-fn boot_condemns_after_services_came_up() {
+fn boot_delays_bans_until_services_start() {
     let lab = Lab::new(&["client", "scanner", "banned"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (banned, own) = ends(&lab, "banned", false);
-    lab.touch("banned", banned, own, &[921, 922, 923]);
+    lab.probe("banned", banned, own, &[921, 922, 923]);
     lab.expect_ban(banned);
     daemon.stop();
     lab.run("victim", "nft", &["flush", "ruleset"]);
@@ -129,13 +130,13 @@ fn boot_condemns_after_services_came_up() {
         "this host has just booted: no source is banned until its services have come up, for 60 s at most",
     );
     lab.expect_banned(&[banned]);
-    // The client asks for services that the ledger does not know; the scanner knows that the host has just booted.
+    // The client probes services that the ledger does not know; the scanner exploits that the host has just booted.
     for v6 in [false, true] {
         let (source, target) = ends(&lab, "client", v6);
-        lab.touch("client", source, target, &[901, 902, 903, 904]);
+        lab.probe("client", source, target, &[901, 902, 903, 904]);
     }
     let (scanner, target) = ends(&lab, "scanner", false);
-    lab.touch("scanner", scanner, target, &[911, 912, 913]);
+    lab.probe("scanner", scanner, target, &[911, 912, 913]);
     let probed = || daemon.lines_with(&format!("from host: {scanner}/{scanner}")).get(2).map(drop);
     assert!(within(TIMEOUT, probed).is_some(), "its probes are logged");
     lab.expect_banned(&[banned]);
@@ -150,11 +151,11 @@ fn boot_condemns_after_services_came_up() {
     assert!(within(TIMEOUT, || (!lab.ports("trapped").is_empty()).then_some(())).is_some());
     daemon.stop();
 
-    // A mere restart is no boot.
+    // A restart without a reboot does not delay bans.
     lab.run("victim", "nft", &["flush", "ruleset"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (client, target) = ends(&lab, "client", false);
-    lab.touch("client", client, target, &[911, 912, 913]);
+    lab.probe("client", client, target, &[911, 912, 913]);
     lab.expect_ban(client);
     assert!(daemon.lines_with("has just booted").is_empty());
     daemon.stop();
@@ -166,8 +167,8 @@ fn ban_of_client_is_lifted_when_served() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let clients = [false, true].map(|v6| ends(&lab, "client", v6));
     let (scanner, target) = ends(&lab, "scanner", false);
-    clients.iter().for_each(|(client, target)| lab.touch("client", *client, *target, &[901, 902, 903]));
-    lab.touch("scanner", scanner, target, &[911, 912, 913]);
+    clients.iter().for_each(|(client, target)| lab.probe("client", *client, *target, &[901, 902, 903]));
+    lab.probe("scanner", scanner, target, &[911, 912, 913]);
     let mut all = [clients[0].0, lab.v6_network("client").into(), scanner];
     all.sort_unstable();
     lab.expect_banned(&all);
@@ -181,7 +182,7 @@ fn ban_of_client_is_lifted_when_served() {
     lab.expect_banned(&[scanner]);
     assert_eq!(lab.served("client", clients[0].1, &[902], 1), 1);
     let explained = lab.ask(&["explain", &clients[0].0.to_string()]);
-    assert_eq!(explained["strikes"], 0, "it was no scanner: {explained}");
+    assert_eq!(explained["strikes"], 0, "the lifted ban is no strike: {explained}");
     daemon.stop();
 }
 
@@ -195,14 +196,14 @@ fn guessing_mail_client_is_not_banned() {
     let guessed = [993, 143, 995, 110, 465, 587, 25];
     for v6 in [false, true] {
         let (client, target) = ends(&lab, "client", v6);
-        lab.touch("client", client, target, &guessed);
+        lab.probe("client", client, target, &guessed);
     }
-    // The scanner that knows the excuse has one more closed port, and not two.
+    // The scanner that knows the rule may probe one more closed port, but not two.
     let (scanner, target) = ends(&lab, "scanner", false);
-    lab.touch("scanner", scanner, target, &[&guessed[..], &[901]].concat());
+    lab.probe("scanner", scanner, target, &[&guessed[..], &[901]].concat());
     let other = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [other]);
-    lab.touch("scanner", scanner, target, &[902]);
+    lab.probe("scanner", scanner, target, &[902]);
     lab.expect_ban(scanner);
     daemon.stop();
 }
@@ -243,7 +244,7 @@ fn container_ban_ends_with_bridge_port() {
     }
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (guest, target) = ends(&lab, "guest", false);
-    lab.touch("guest", guest, target, &[901, 902, 903]);
+    lab.probe("guest", guest, target, &[901, 902, 903]);
     lab.expect_ban(guest);
     daemon.expect_line(&format!("Host {guest} has been blocked"));
     let outside = lab.provoke_ban("outside");
@@ -259,8 +260,8 @@ fn changed_port_range_is_followed() {
     let lab = Lab::new(&["other"]);
     let settings = "[udp]\nblock = true\nadvanced_ports = \"53-999,20000-20010\"\n[trap]\nudp = true\n";
     let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
-    let expect_trapped = |wanted| {
-        let trapped = || (lab.ports("trapped_udp").contains(&20_005) == wanted).then_some(());
+    let expect_trapped = |is_trapped| {
+        let trapped = || (lab.ports("trapped_udp").contains(&20_005) == is_trapped).then_some(());
         assert!(within(TIMEOUT, trapped).is_some(), "{:?}", lab.ports("trapped_udp"));
     };
     expect_trapped(true);
@@ -272,7 +273,7 @@ fn changed_port_range_is_followed() {
 }
 
 #[test]
-fn late_acks_are_reported_and_ban_nobody() {
+fn late_acks_are_reported_without_ban() {
     let lab = Lab::new(&["peer", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     for v6 in [false, true] {
@@ -285,27 +286,27 @@ fn late_acks_are_reported_and_ban_nobody() {
     }
     let other = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [other]);
-    // A scanner that sends ACKs first is forgiven no SYN for it.
+    // ACKs excuse no later SYN of the same source.
     let (peer, target) = ends(&lab, "peer", false);
-    lab.touch("peer", peer, target, &[911, 912, 913]);
+    lab.probe("peer", peer, target, &[911, 912, 913]);
     lab.expect_ban(peer);
     daemon.stop();
 }
 
 #[test]
-fn restart_of_everything_spares_hundred_clients() {
+fn full_restart_bans_no_clients() {
     let lab = Lab::new(&["clients", "other"]);
     let clients = lab.add_addresses("clients", 100..200);
     remember(&lab, &SERVED, Duration::from_secs(60));
     let services = Services::open(&lab, &SERVED);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    // An upgrade restarts the services and the daemon; the clients go on asking.
+    // An upgrade restarts the services and the daemon, while the clients keep connecting.
     drop(services);
     daemon.stop();
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let target = lab.victim_v4("clients").into();
     for _ in 0..3 {
-        clients.iter().for_each(|client| lab.touch("clients", (*client).into(), target, &SERVED));
+        clients.iter().for_each(|client| lab.probe("clients", (*client).into(), target, &SERVED));
     }
     let other = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [other]);
@@ -315,7 +316,7 @@ fn restart_of_everything_spares_hundred_clients() {
 }
 
 #[test]
-fn restart_before_memory_spares_hundred_clients() {
+fn restart_before_services_remembered_bans_no_clients() {
     let lab = Lab::new(&["clients", "scanner", "other"]);
     let clients = lab.add_addresses("clients", 100..200);
     let services = Services::open(&lab, &SERVED);
@@ -327,36 +328,36 @@ fn restart_before_memory_spares_hundred_clients() {
         (open.iter().filter(|(service, gone)| SERVED.contains(&service.port) && gone.is_none()).count() == 6)
             .then_some(())
     };
-    assert!(within(TIMEOUT, written).is_some(), "open ports are in the ledger at once");
-    // An upgrade restarts the services and the daemon, twice; no listener has lasted for ten minutes.
+    assert!(within(TIMEOUT, written).is_some(), "open ports are recorded at once");
+    // An upgrade restarts the services and the daemon twice, before any listener has lasted for ten minutes.
     drop(services);
     daemon.stop();
     Daemon::start(&lab, &["--expire", "24h"]).stop();
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
-    assert!(SERVED.iter().all(|port| !trapped.contains(port)), "the kernel's trap knows them");
+    assert!(SERVED.iter().all(|port| !trapped.contains(port)), "the kernel's trap omits them");
     let target = lab.victim_v4("clients").into();
     for _ in 0..3 {
-        clients.iter().for_each(|client| lab.touch("clients", (*client).into(), target, &SERVED));
+        clients.iter().for_each(|client| lab.probe("clients", (*client).into(), target, &SERVED));
     }
-    // The scanner that knows the excuse is forgiven no other port for it.
+    // The rule forgives the scanner no other port.
     let (scanner, own) = ends(&lab, "scanner", false);
-    lab.touch("scanner", scanner, own, &[80, 443, 3306, 901, 902]);
+    lab.probe("scanner", scanner, own, &[80, 443, 3306, 901, 902]);
     let other = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [other]);
-    lab.touch("scanner", scanner, own, &[903]);
+    lab.probe("scanner", scanner, own, &[903]);
     lab.expect_ban(scanner);
     daemon.stop();
 }
 
 #[test]
-fn service_that_comes_up_frees_client() {
+fn started_service_lifts_client_ban() {
     let lab = Lab::new(&["client", "scanner", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (client, target) = ends(&lab, "client", false);
     let (scanner, own) = ends(&lab, "scanner", false);
-    lab.touch("client", client, target, &SERVED);
-    lab.touch("scanner", scanner, own, &[911, 912, 913]);
+    lab.probe("client", client, target, &SERVED);
+    lab.probe("scanner", scanner, own, &[911, 912, 913]);
     let mut both = [client, scanner];
     both.sort_unstable();
     lab.expect_banned(&both);
@@ -366,33 +367,33 @@ fn service_that_comes_up_frees_client() {
     ));
     lab.expect_banned(&[scanner]);
     assert_eq!(lab.served("client", target, &SERVED, 1), 3);
-    // It is a source like any other from now on.
-    lab.touch("client", client, target, &[901, 902]);
+    // From then on it is treated like any other source.
+    lab.probe("client", client, target, &[901, 902]);
     let other = lab.provoke_ban("other");
     let mut banned = [scanner, other];
     banned.sort_unstable();
     lab.expect_banned(&banned);
-    lab.touch("client", client, target, &[903]);
+    lab.probe("client", client, target, &[903]);
     lab.expect_ban(client);
     drop(services);
     daemon.stop();
 }
 
 #[test]
-fn port_served_since_probe_counts_no_more() {
+fn port_served_since_probe_stops_counting() {
     let lab = Lab::new(&["client", "other"]);
     let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
     let (client, target) = ends(&lab, "client", false);
-    lab.touch("client", client, target, &[901, 902]);
+    lab.probe("client", client, target, &[901, 902]);
     let probed = || lab.ask(&["explain", &client.to_string()])["suspected"][0]["distinct_ports"].as_u64();
     assert!(within(TIMEOUT, || probed().filter(|ports| *ports == 2)).is_some());
-    // A burst of probes is asked about once; a service takes longer to come up.
+    // A burst of probes is looked up only once, and a service takes longer to start.
     std::thread::sleep(Duration::from_millis(600));
     let _services = Services::open(&lab, &[901, 902]);
-    lab.touch("client", client, target, &[903, 904]);
+    lab.probe("client", client, target, &[903, 904]);
     let other = lab.provoke_ban("other");
-    assert_eq!(lab.banned(), [other], "two closed ports are left");
-    lab.touch("client", client, target, &[905]);
+    assert_eq!(lab.banned(), [other], "only two closed ports count");
+    lab.probe("client", client, target, &[905]);
     lab.expect_ban(client);
     daemon.stop();
 }
@@ -405,13 +406,13 @@ fn connected_peer_is_banned_at_eighth_port() {
     let connect = || TcpStream::connect_timeout(&(target, 80).into(), TIMEOUT).unwrap();
     let held = (lab.inside("peer", connect), listener.accept().unwrap());
     let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
-    // Until its connection is known the source is like any other.
-    let explained = || lab.ask(&["explain", &peer.to_string()])["connected"].as_bool().filter(|known| *known);
-    assert!(within(TIMEOUT, explained).is_some());
-    lab.touch("peer", peer, target, &[901, 902, 903, 904, 905, 906, 907]);
+    // Until its connection is known, the source is treated like any other.
+    let connected = || lab.ask(&["explain", &peer.to_string()])["connected"].as_bool().filter(|known| *known);
+    assert!(within(TIMEOUT, connected).is_some());
+    lab.probe("peer", peer, target, &[901, 902, 903, 904, 905, 906, 907]);
     let other = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [other]);
-    lab.touch("peer", peer, target, &[908]);
+    lab.probe("peer", peer, target, &[908]);
     lab.expect_ban(peer);
     daemon.stop();
     drop(held);
@@ -431,22 +432,22 @@ fn trap_counts_connected_peer_to_eight() {
     let known = || (lab.set("peers").len() == 1 && lab.set("peers6").len() == 1).then_some(());
     assert!(within(TIMEOUT, known).is_some(), "{} {}", lab.set_text("peers"), lab.set_text("peers6"));
     assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
-    // The kernel alone.
+    // The kernel alone, while the program is stopped.
     let banned = daemon.frozen(|| {
         for (peer, target) in ends {
-            lab.touch("peer", peer, target, &[901, 902, 903, 904, 905, 906, 907]);
+            lab.probe("peer", peer, target, &[901, 902, 903, 904, 905, 906, 907]);
         }
         let other = lab.provoke_ban("other");
-        assert_eq!(lab.banned(), [other], "seven ports are forgiven to a connected source");
+        assert_eq!(lab.banned(), [other], "a connected source is forgiven seven ports");
         for (peer, target) in ends {
-            lab.touch("peer", peer, target, &[908]);
+            lab.probe("peer", peer, target, &[908]);
         }
         let mut banned = vec![ends[0].0, lab.v6_network("peer").into(), other];
         banned.sort_unstable();
         lab.expect_banned(&banned);
         banned
     });
-    // The program agrees, and a source with a ban is forgiven no more than any other.
+    // The program agrees; a banned source loses the extra tolerance.
     daemon.expect_line(&format!("Host {} has been blocked", ends[0].0));
     lab.expect_banned(&banned);
     let forgotten = || (lab.set("peers").is_empty() && lab.set("peers6").is_empty()).then_some(());

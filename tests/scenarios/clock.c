@@ -1,6 +1,6 @@
-/* The clock on the wall as somebody has set it, for one process (LD_PRELOAD): so many seconds beside the real one as the
- * file holds that CLOCK_OFFSET names, eight bytes that may change at any time. The other clocks stay, as they do when an
- * administrator or NTP sets the time; the times of captured packets, which the kernel takes from the same clock, go along.
+/* The wall clock of one process with an offset (LD_PRELOAD): the file in CLOCK_OFFSET holds the seconds to add, eight bytes
+ * that may change at any time. Other clocks are unchanged, as when an administrator or NTP sets the time. The timestamps
+ * of captured packets, which the kernel takes from the wall clock, are shifted too.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,7 +25,7 @@ __attribute__((constructor)) static void look(void)
     const char *path = getenv("CLOCK_OFFSET");
     int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     void *bytes = file < 0 ? MAP_FAILED : mmap(NULL, sizeof *offset, PROT_READ, MAP_SHARED, file, 0);
-    /* Without it the trial would prove nothing. */
+    /* Without the offset the test would prove nothing. */
     if (bytes == MAP_FAILED)
         abort();
     offset = bytes;

@@ -1,5 +1,5 @@
-//! A clock on the wall that somebody sets while the program runs, or between two runs: the kernel's timers do not follow
-//! it, and the ledger, whose times are that clock's, neither loses a ban to it nor makes one longer than it was given.
+//! Tests changes of the wall clock, at run time or between two runs. The kernel's timers do not follow it. The ledger's
+//! times do, but it must neither lose a ban nor extend it.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use netns_lab::{Lab, TIMEOUT, slowness, within};
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
 
-/// The clock of the programs that it starts: see clock.c.
+/// The clock of the programs that it starts, see clock.c.
 struct Clock {
     offset: File,
     environment: [String; 2],
@@ -25,10 +25,10 @@ struct Clock {
 impl Clock {
     fn new(lab: &Lab) -> Self {
         let (source, library) = (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenarios/clock.c"), lab.path("clock.so"));
-        // What builds SQLite is there to build this.
+        // The compiler is present, because SQLite is built with it.
         let built =
             Command::new("cc").args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(&library).arg(source).status();
-        assert!(built.expect("there is a C compiler").success());
+        assert!(built.expect("a C compiler is installed").success());
         let path = lab.write("clock", "");
         let offset = File::options().write(true).open(&path).unwrap();
         offset.write_all_at(&0_i64.to_ne_bytes(), 0).unwrap();
@@ -36,7 +36,7 @@ impl Clock {
         Self { offset, environment }
     }
 
-    /// From now on the clock is so many seconds beside the real one.
+    /// Sets the clock to this many seconds from the real time.
     fn set(&self, seconds: i64) {
         self.offset.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
     }
@@ -49,7 +49,7 @@ impl Clock {
     }
 }
 
-/// All that the ledger holds about an address, once there is something; the newest last.
+/// All entries of the ledger about an address, the newest last; waits for the first.
 fn history(lab: &Lab, address: IpAddr) -> Vec<Entry> {
     let of = || {
         let copy = netns_lab::copy_of_state(&lab.path("state"));
@@ -60,16 +60,16 @@ fn history(lab: &Lab, address: IpAddr) -> Vec<Entry> {
     within(TIMEOUT, of).unwrap_or_else(|| panic!("the ledger has nothing about {address}"))
 }
 
-/// How far `time` is from what the clock says that is set by `offset`.
+/// The difference between `time` and the clock that is off by `offset`.
 fn distance(time: SystemTime, offset: i64) -> Duration {
     let span = Duration::from_secs(offset.unsigned_abs());
-    let said = if offset < 0 { SystemTime::now() - span } else { SystemTime::now() + span };
-    time.duration_since(said).unwrap_or_else(|error| error.duration())
+    let expected = if offset < 0 { SystemTime::now() - span } else { SystemTime::now() + span };
+    time.duration_since(expected).unwrap_or_else(|error| error.duration())
 }
 
-/// What is left of a ban in the kernel.
+/// The remaining time of a ban in the kernel.
 fn left(lab: &Lab, address: IpAddr) -> Duration {
-    lab.expect_ban(address).expires.expect("it has an end")
+    lab.expect_ban(address).expires.expect("the ban has an end")
 }
 
 /// How many seconds a test may take.
@@ -96,15 +96,15 @@ fn clock_changes_affect_no_kernel_ban() {
             let left = left(&lab, *address).as_secs();
             assert!((3_600 - slack()..=3_600).contains(&left), "{offset}: {address} has {left} s left");
         }
-        // Long enough for whoever looks at the clock every second.
+        // Long enough for the check of the clock every second.
         std::thread::sleep(Duration::from_millis(1_500));
-        lab.touch("first", banned[0], lab.victim_v4("first").into(), &[901, 902, 903, 904]);
+        lab.probe("first", banned[0], lab.victim_v4("first").into(), &[901, 902, 903, 904]);
     }
     assert_eq!(lab.banned(), banned);
-    assert_eq!(daemon.lines_with("has been blocked via").len(), 3, "who is blocked is not blocked again");
+    assert_eq!(daemon.lines_with("has been blocked via").len(), 3, "an existing ban is not repeated");
     daemon.stop();
 
-    // The next start, at the real time, believes the kernel.
+    // At the next start, at the real time, the kernel's bans are kept.
     clock.set(0);
     let daemon = clock.start(&lab, "", "1h");
     daemon.expect_line("adminalert: bans that were in the kernel's sets at the start and stay: 3");
@@ -118,7 +118,7 @@ fn clock_changes_affect_no_kernel_ban() {
 }
 
 #[test]
-fn ban_after_reboot_follows_wall_clock_boundedly() {
+fn rebooted_ban_follows_clock_within_bounds() {
     for (offset, passed, most) in [(0, 100, 3_600), (HOUR / 2, 100, 1_800), (-DAY, 10, 3_600)] {
         let lab = Lab::new(&["attacker"]);
         let clock = Clock::new(&lab);
@@ -143,20 +143,21 @@ fn ban_after_reboot_follows_wall_clock_boundedly() {
 fn clock_set_back_extends_no_ban() {
     let lab = scene();
     let clock = Clock::new(&lab);
-    let ways = ["nft", "route", "hosts-deny"];
-    let configuration = settings(&lab, &ways, "[escalate]\nfactor = 1\n");
+    let backends = ["nft", "route", "hosts-deny"];
+    let configuration = settings(&lab, &backends, "[escalate]\nfactor = 1\n");
     let time = format!("{}s", 3 * slowness());
     let daemon = clock.start(&lab, &configuration, &time);
     scan(&lab, false);
-    ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    backends.iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
     clock.set(-DAY);
     expect_nothing_left(&lab);
-    // And who scans again is blocked again, as if nothing had been.
+    // A new scan is banned again.
     scan(&lab, false);
-    ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    backends.iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
     expect_nothing_left(&lab);
     daemon.stop();
-    // At the next start the ledger may believe, by that clock, that it lasts: then for its own length at most.
+    // By this clock the ledger's ban may look unexpired at the next start. It may then last no longer than its full
+    // length.
     clock.set(-2 * DAY);
     let daemon = clock.start(&lab, &configuration, &time);
     std::thread::sleep(Duration::from_secs(1));
@@ -173,10 +174,10 @@ fn clock_set_forward_ends_no_ledger_ban() {
     history(&lab, attacker);
     clock.set(5 * HOUR);
     daemon.expect_line("adminalert: the clock was set forward by 5h; bans in force end when they would have");
-    // One more, by the new clock: it is in force like the first.
+    // Another ban by the new clock is in force as well.
     let second = lab.provoke_ban("second");
     history(&lab, second);
-    // Longer than it takes to look at the clock once more.
+    // Longer than the interval between two checks of the clock.
     std::thread::sleep(Duration::from_secs(3));
     for address in [attacker, second] {
         let [entry] = &history(&lab, address)[..] else { panic!("one ban is one entry") };
@@ -184,13 +185,13 @@ fn clock_set_forward_ends_no_ledger_ban() {
         let end = entry.ban.until.unwrap();
         assert!(
             distance(end, 6 * HOUR) < Duration::from_secs(120) * slowness(),
-            "it ends when the kernel lets go: {entry:?}"
+            "the ledger's end is that of the kernel: {entry:?}"
         );
         lab.expect_ban(address);
     }
     assert!(daemon.lines_with("its time is over").is_empty(), "{:?}", daemon.lines_with("adminalert"));
     daemon.stop();
-    // A reboot by the right time that the clock has now.
+    // A reboot at the time that the clock has now.
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let daemon = clock.start(&lab, "", "1h");
     daemon.expect_line("bans put back from the ledger with the time that they had left: 2");

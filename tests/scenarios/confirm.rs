@@ -1,4 +1,4 @@
-//! `--confirm`: settings on trial. Whoever locks himself out has only to wait.
+//! Tests `--confirm`: without a confirmation all bans end, so that an operator cannot lock himself out.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{TIMEOUT, slowness, within};
 
-const EVERY_WAY: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
+const EVERY_BACKEND: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
 
 const OVER: &str = "the trial was not confirmed in time: all bans are lifted, and from now on scans are only logged";
 
@@ -20,13 +20,13 @@ fn unconfirmed_trial_lifts_every_ban() {
     let limit = 5 * slowness();
     let time = format!("{limit}s");
     let arguments = ["--expire", "1h", "--confirm", &time];
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &EVERY_WAY, ""), &arguments);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &EVERY_BACKEND, ""), &arguments);
     let status = lab.ask(&["status"]);
     assert_eq!(status["state"], "on trial", "{status}");
     assert!(status["trial_left_s"].as_u64().is_some_and(|left| left <= limit.into()), "{status}");
     for v6 in [false, true] {
         scan(&lab, v6);
-        EVERY_WAY.iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
+        EVERY_BACKEND.iter().for_each(|backend| expect_held(&lab, backend, v6, &daemon));
     }
     daemon.expect_line(OVER);
     expect_nothing_left(&lab);
@@ -37,23 +37,23 @@ fn unconfirmed_trial_lifts_every_ban() {
     scan(&lab, false);
     daemon.expect_line("attackalert: Ignoring TCP response per configuration file setting.");
     assert!(is_served_at_last(&lab, false));
-    let (status, said) = (lab.ask(&["status"]), lab.operate(&["confirm"]));
+    let (status, output) = (lab.ask(&["status"]), lab.operate(&["confirm"]));
     assert_eq!(status["state"], "only logging", "{status}");
-    assert_eq!(said.code, Some(1), "{said:?}");
-    assert!(said.err.contains("the trial is over"), "{said:?}");
-    let said = lab.operate(&["block", "192.0.2.7"]);
-    assert_eq!(said.code, Some(1), "{said:?}");
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.err.contains("the trial is over"), "{output:?}");
+    let output = lab.operate(&["block", "192.0.2.7"]);
+    assert_eq!(output.code, Some(1), "{output:?}");
     daemon.signal(rustix::process::Signal::HUP);
     daemon.expect_line("SIGHUP: the settings were read again");
     scan(&lab, true);
     expect_nothing_left(&lab);
-    assert!(is_served_at_last(&lab, true), "reading the settings again is no confirmation");
+    assert!(is_served_at_last(&lab, true), "a reload does not confirm");
     daemon.stop();
     expect_nothing_left(&lab);
 }
 
 #[test]
-fn a_trial_that_somebody_confirms_stays() {
+fn confirmed_trial_keeps_blocking() {
     let lab = scene();
     let limit = Duration::from_secs(4) * slowness();
     let time = format!("{}s", limit.as_secs());
@@ -61,8 +61,8 @@ fn a_trial_that_somebody_confirms_stays() {
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &arguments);
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
-    let said = lab.operate(&["confirm"]);
-    assert_eq!((said.code, said.out.as_str()), (Some(0), "confirmed: blocking goes on\n"), "{said:?}");
+    let output = lab.operate(&["confirm"]);
+    assert_eq!((output.code, output.out.as_str()), (Some(0), "confirmed: blocking goes on\n"), "{output:?}");
     assert_eq!(lab.operate(&["confirm"]).code, Some(1), "there is nothing more to confirm");
     std::thread::sleep(limit + Duration::from_millis(500));
     scan(&lab, true);
@@ -83,7 +83,7 @@ fn ban_waiting_for_command_ends_with_trial() {
     scan(&lab, false);
     daemon.expect_line(OVER);
     daemon.expect_line(" before the block");
-    // What the command's end would set off has a moment for it.
+    // Time for the effects of the command's end.
     std::thread::sleep(Duration::from_millis(500));
     assert!(held(&lab, "nft").is_empty(), "{}", daemon.lines_with("").join("\n"));
     expect_nothing_left(&lab);

@@ -1,4 +1,4 @@
-//! `kill -9` at moments that nobody chose: no ban is lost, and none is left for ever.
+//! Tests `kill -9` at random moments: no ban is lost, and none stays forever.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,11 +12,11 @@ use crate::support::{CLOSED, DENY, expect_nothing_left, ledger, routes, scan, sc
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
-/// Numbers that look random and come again with the same seed (Vigna's splitmix64).
+/// A pseudorandom generator with a seed (Vigna's splitmix64).
 struct Chance(u64);
 
 impl Chance {
-    /// A new one each time, printed, or the one that `SEED` names.
+    /// Takes the seed from `SEED` or from the clock, and prints it.
     fn new() -> Self {
         let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
         let new = || SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| u64::from(since.subsec_nanos()));
@@ -34,8 +34,9 @@ impl Chance {
     }
 }
 
-/// Rounds of a start, a scan from an address of its own, and a kill, whose moment is drawn: so many of them, and where those ban
-/// hardly anybody, up to as many more that take longer. After each `check` sees what is there, and says how many are banned.
+/// Runs `count` rounds, each of a start, a scan from a new address and a kill at a random moment. If they cause too few
+/// bans, up to as many longer rounds follow. After each round `check` inspects the state and returns the number of
+/// bans.
 fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usize) {
     let count = (count / u8::try_from(slowness()).unwrap()).max(5);
     let enough = usize::from(count / 10 + 1);
@@ -44,7 +45,7 @@ fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usiz
     let sources = lab.add_addresses("attacker", 10..10 + 2 * count);
     let begin = Instant::now();
     Daemon::start(lab, &arguments).kill();
-    // From the very beginning to somewhat later than the first ban.
+    // From the start to shortly after the first ban.
     let longest = begin.elapsed() * 3 / 2 + Duration::from_millis(50);
     let mut chance = Chance::new();
     let target = lab.victim_v4("attacker").into();
@@ -59,7 +60,7 @@ fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usiz
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    lab.touch("attacker", source.into(), target, &CLOSED);
+                    lab.probe("attacker", source.into(), target, &CLOSED);
                     std::thread::sleep(Duration::from_millis(5));
                 }
             });
@@ -69,7 +70,7 @@ fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usiz
         });
         banned = check(round);
     }
-    assert!(banned >= enough, "{banned} bans in {count} rounds and as many more prove little");
+    assert!(banned >= enough, "{banned} bans in twice {count} rounds are too few");
 }
 
 fn recorded(lab: &Lab) -> BTreeSet<IpAddr> {
@@ -100,7 +101,7 @@ fn hundred_kills_leave_correct_elements() {
     }
     assert!(ledger(&lab.path("state")).iter().all(|entry| entry.ban.until.is_some()));
 
-    // What stands for a reboot.
+    // Simulates a reboot.
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
     daemon.expect_line(&format!("bans put back from the ledger with the time that they had left: {}", known.len()));
@@ -108,7 +109,7 @@ fn hundred_kills_leave_correct_elements() {
     daemon.stop();
 }
 
-/// Whom routes hold, and whom lines of hosts.deny.
+/// The addresses blocked by routes, and those blocked by lines of hosts.deny.
 fn held_by_routes_and_lines(lab: &Lab) -> [BTreeSet<IpAddr>; 2] {
     let (routes, lines) = (routes(lab), text(lab, "hosts.deny"));
     let routes = routes.lines().filter_map(|line| line.split_whitespace().find_map(|word| word.parse().ok()));
@@ -129,14 +130,14 @@ fn kills_leave_only_ledger_bans() {
         known.len()
     });
     let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "1h"]);
-    // Whose route came just before the last kill, and its row not any more, has one now.
+    // A route added just before the last kill, without an entry in the ledger, has an entry now.
     let agree = within(TIMEOUT, || {
         let recorded = recorded(&lab);
         (held_by_routes_and_lines(&lab) == [recorded.clone(), recorded.clone()]).then_some(recorded)
     });
-    let said = || daemon.lines_with("").join("\n");
-    let agreed = agree.unwrap_or_else(|| panic!("{known:?}\n{:?}\n{}", held_by_routes_and_lines(&lab), said()));
-    assert!(known.is_subset(&agreed) && agreed.len() <= known.len() + 1, "{known:?}\n{agreed:?}\n{}", said());
+    let log = || daemon.lines_with("").join("\n");
+    let agreed = agree.unwrap_or_else(|| panic!("{known:?}\n{:?}\n{}", held_by_routes_and_lines(&lab), log()));
+    assert!(known.is_subset(&agreed) && agreed.len() <= known.len() + 1, "{known:?}\n{agreed:?}\n{}", log());
     assert!(text(&lab, "hosts.deny").starts_with(DENY));
     daemon.stop();
     assert_eq!(recorded(&lab), agreed);
@@ -154,7 +155,7 @@ fn route_ban_of_killed_daemon_expires() {
     assert!(within(TIMEOUT, written).is_some());
     daemon.kill();
     std::thread::sleep(Duration::from_secs(3) * slowness());
-    assert!(!routes(&lab).is_empty(), "nobody has taken it away, as nobody was there");
+    assert!(!routes(&lab).is_empty(), "no process was running that could have removed it");
     let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "1h"]);
     expect_nothing_left(&lab);
     daemon.stop();

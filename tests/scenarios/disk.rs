@@ -1,5 +1,5 @@
-//! A disk that is full and a ledger that is damaged, under the running program: it says so, goes on blocking, and what the
-//! kernel holds is in the ledger again as soon as there is one.
+//! Tests a full disk and a damaged ledger at run time: the program reports it, keeps blocking, and records the kernel's
+//! bans as soon as the ledger works again.
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use crate::support::ledger;
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
 
-/// A small file system in the place of the state directory; before the program starts, which sees it from then on.
+/// A small file system mounted over the state directory. It must be mounted before the program starts.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -22,11 +22,11 @@ impl Disk {
         std::fs::create_dir(&path).unwrap();
         let mounted =
             Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"]).arg(&path).status();
-        assert!(mounted.unwrap().success(), "a test may mount");
+        assert!(mounted.unwrap().success(), "the test may mount");
         Self(path)
     }
 
-    /// Leaves no room at all.
+    /// Fills the file system completely.
     fn fill(&self) {
         let mut file = std::fs::File::create(self.0.join("portsentry.history.filler")).unwrap();
         while file.write_all(&[b'x'; 512]).is_ok() {}
@@ -43,7 +43,7 @@ impl Drop for Disk {
     }
 }
 
-/// Whose bans the ledger has, in force now.
+/// The targets of the bans in force, from the ledger.
 fn recorded(lab: &Lab) -> Vec<IpAddr> {
     let mut addresses: Vec<_> = ledger(&lab.path("state")).iter().map(|entry| entry.ban.target.element()).collect();
     addresses.sort();
@@ -118,7 +118,7 @@ fn damaged_ledger_is_quarantined_and_rebuilt() {
         let second = lab.provoke_ban("second");
         expect_recorded(&lab, &[first, second]);
         daemon.stop();
-        // It is good enough for a reboot.
+        // The new ledger is complete enough for a reboot.
         lab.run("victim", "nft", &["delete table inet portsentry"]);
         let daemon = start(&lab);
         daemon.expect_line("bans put back from the ledger with the time that they had left: 2");
@@ -147,7 +147,7 @@ fn ledger_damaged_at_runtime_loses_no_ban() {
             }
         }
         let second = lab.provoke_ban("second");
-        assert_eq!(lab.banned(), [first, second], "blocking does not wait for it");
+        assert_eq!(lab.banned(), [first, second], "blocking does not wait for the ledger");
         let third = lab.provoke_ban("third");
         if removed {
             daemon.expect_line("the ledger");

@@ -1,4 +1,4 @@
-//! Longer bans for who comes back, in the kernel and from one run of the program to the next.
+//! Tests longer bans for repeat offenders, in the kernel and across restarts.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -21,7 +21,7 @@ fn escalating() -> String {
 }
 
 #[test]
-fn unblock_all_takes_strikes_back() {
+fn unblock_all_removes_strikes() {
     let lab = Lab::new(&["attacker", "other"]);
     let settings = "expire = \"1h\"\n[escalate]\nfactor = 3\n";
     let daemon = Daemon::start_configured(&lab, settings, &[]);
@@ -29,21 +29,21 @@ fn unblock_all_takes_strikes_back() {
     for word in ["--all", "--all", &lab.v4("attacker").to_string()] {
         for host in ["attacker", "other"] {
             let source = lab.provoke_ban(host);
-            assert_eq!(lab.expect_ban(source).timeout, hour, "a ban that was lifted is no strike");
+            assert_eq!(lab.expect_ban(source).timeout, hour, "a lifted ban is no strike");
         }
         lab.succeed(&["unblock", word]);
         lab.succeed(&["unblock", "--all"]);
         lab.expect_banned(&[]);
     }
     daemon.stop();
-    // The ledger knows it as well.
+    // The ledger agrees.
     let daemon = Daemon::start_configured(&lab, settings, &[]);
     let source = lab.provoke_ban("attacker");
     assert_eq!(lab.expect_ban(source).timeout, hour);
     daemon.stop();
 }
 
-/// The attacker is blocked for `seconds`, and then not any more.
+/// Asserts that the attacker is banned for `seconds`, and not longer.
 fn blocked_for(lab: &Lab, seconds: u64) {
     let attacker = lab.provoke_ban("attacker");
     let timeout = lab.expect_ban(attacker).timeout;
@@ -84,7 +84,7 @@ fn first_ban_after_start_knows_its_strike() {
             Banned::wanted_by(Author::Detector, target, since, Expiry::After(Duration::from_secs(60)), Backend::Nft);
         Banned { class: Some(Class::Syn), ..ban }
     };
-    // Whose ban ended first is told last.
+    // The strike of the oldest ban is loaded last.
     let others = (0..count).map(|number| ban(BanTarget::V4((0x0b00_0000 + number).into()), 3_600));
     let attacker = ban(BanTarget::of(lab.v4("attacker").into()), 7_200);
     let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
@@ -96,12 +96,12 @@ fn first_ban_after_start_knows_its_strike() {
     daemon.stop();
 }
 
-/// One ban over IPv4, and the strikes that the ledger then holds.
-fn strikes(ways: &[&str]) -> u32 {
+/// Makes one ban over IPv4; returns the strikes in the ledger.
+fn strikes(backends: &[&str]) -> u32 {
     let lab = scene();
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", &format!("{}s", first())]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, backends, ""), &["--expire", &format!("{}s", first())]);
     scan(&lab, false);
-    ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    backends.iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
     expect_nothing_left(&lab);
     daemon.stop();
     let copy = netns_lab::copy_of_state(&lab.path("state"));
@@ -115,8 +115,8 @@ fn ban_by_several_backends_is_one_strike() {
     let sets: [&[&str]; 5] =
         [&["nft"], &["nft", "route"], &["hosts-deny"], &["run"], &["nft", "hosts-deny", "run", "route"]];
     let counted = std::thread::scope(|scope| {
-        let trials: Vec<_> = sets.iter().map(|ways| scope.spawn(|| (*ways, strikes(ways)))).collect();
-        trials.into_iter().map(|trial| trial.join().unwrap()).collect::<Vec<_>>()
+        let runs: Vec<_> = sets.iter().map(|backends| scope.spawn(|| (*backends, strikes(backends)))).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect::<Vec<_>>()
     });
     assert!(counted.iter().all(|(_, strikes)| *strikes == 1), "{counted:?}");
 }

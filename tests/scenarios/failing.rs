@@ -1,4 +1,4 @@
-//! One way that fails is said and tried again, and the others hold.
+//! Tests that a failing backend is reported and retried while the others work.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -43,7 +43,7 @@ fn administrators_route_delays_route_ban() {
     lab.victim_ip(&format!("route del {attacker}/32 dev attacker"));
     expect_held(&lab, "route", false, &daemon);
     daemon.expect_line(&format!("attackalert: Host {attacker} has been blocked via dropped route"));
-    assert_eq!(daemon.lines_with("could not be blocked via route").len(), 1, "once is enough");
+    assert_eq!(daemon.lines_with("could not be blocked via route").len(), 1, "the failure is reported once");
     daemon.stop();
 }
 
@@ -77,5 +77,5 @@ fn untrusted_command_stops_start() {
     std::fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
     let ended = start(&format!("[block.run]\ncommand = [\"{}\"]\n", open.display()));
     assert!(!ended.status.success() && ended.log.contains("chmod go-w"), "{ended:?}");
-    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), "", "nothing was laid");
+    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), "", "no route was added");
 }

@@ -1,5 +1,5 @@
-//! Reports of other hosts, as the fleet process brings them to the daemon: on the running program and on real packets. What is
-//! accepted is blocked; and a fleet process that is taken over does no more than the rules allow.
+//! Tests reports of other hosts, as the fleet process passes them to the daemon, with the running program and real
+//! packets. Accepted targets are blocked; a compromised fleet process is limited by the rules.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use crate::support::{FAR_NETWORK, is_served, scene};
 
 const HOUR: u64 = 3_600;
 
-/// The lab's settings for a host in a fleet; `more` goes under `[fleet]`.
+/// The lab's configuration of a fleet member; `more` is added to `[fleet]`.
 fn settings(lab: &Lab, more: &str) -> String {
     let socket = lab.path("fleet.sock").display().to_string();
     format!(
@@ -38,7 +38,7 @@ fn report(author: &str, target: impl ToString) -> FleetReport {
     }
 }
 
-/// A fleet process.
+/// A connection in the role of the fleet process.
 struct Peer(BufReader<UnixStream>);
 
 impl Peer {
@@ -66,7 +66,7 @@ impl Peer {
         }
     }
 
-    /// Ends the scan of the start, in which a host may say more.
+    /// Ends the initial scan, in which more reports per author are allowed.
     fn end_scan(&mut self) {
         self.ask(&FleetRequest::Reports { reports: Vec::new(), scan_ends: true });
     }
@@ -100,15 +100,15 @@ fn two_reports_block_a_source() {
     assert_eq!(
         peer.report(&[report("a", v4), report("a", &v6), report("a", v4)]),
         [const { ReportOutcome::Waiting { authors: 1 } }; 3],
-        "one author is not enough, however often it says so"
+        "reports of a single author are not enough"
     );
     assert!(is_served(&lab, false) && is_served(&lab, true) && blocked(&lab).is_empty());
     assert_eq!(peer.report(&[report("b", v4), report("b", &v6)]), [ReportOutcome::Accepted, ReportOutcome::Accepted]);
     assert_eq!(blocked(&lab), [IpAddr::from(v4), FAR_NETWORK.into()]);
     assert!(!is_served(&lab, false) && !is_served(&lab, true), "its packets are dropped");
-    assert!(lab.banned().is_empty(), "it is no ban of this host");
-    let said = daemon.expect_line(&format!("fleet: {v4} is blocked, "));
-    assert!(said.contains("reported by a (proven, connect, 5 ports, ") && said.contains(", b (proven"), "{said}");
+    assert!(lab.banned().is_empty(), "it is not a ban of this host");
+    let line = daemon.expect_line(&format!("fleet: {v4} is blocked, "));
+    assert!(line.contains("reported by a (proven, connect, 5 ports, ") && line.contains(", b (proven"), "{line}");
 
     let explained = lab.ask(&["explain", &v4.to_string()]);
     assert_eq!(explained["fleet"]["state"], "blocked", "{explained}");
@@ -121,7 +121,7 @@ fn two_reports_block_a_source() {
     assert_eq!(lab.succeed(&["unblock", &v4.to_string()]), "bans lifted: 1\n");
     assert!(is_served(&lab, false) && !is_served(&lab, true));
     assert!(reason(&peer.report(&[report("c", v4)])[0]).contains("an operator has lifted"));
-    assert!(is_served(&lab, false), "a lift stands");
+    assert!(is_served(&lab, false), "the lift is in force");
     assert_eq!(
         peer.ask(&FleetRequest::Lift { target: v6.clone() }),
         FleetReply::Lifted { lifted: true },
@@ -152,12 +152,15 @@ fn fleet_bans_survive_flush_and_restart() {
     let left = lab.set("fleet")[0].expires.unwrap();
     assert!(left > Duration::from_secs(HOUR - 300) && left <= Duration::from_secs(HOUR), "{left:?}");
     daemon.stop();
-    assert!(!is_served(&lab, false), "the kernel goes on");
+    assert!(!is_served(&lab, false), "the kernel keeps blocking");
     let daemon = Daemon::start_configured(&lab, &text, &[]);
     assert_eq!(blocked(&lab), [v4]);
     assert!(lab.succeed(&["explain", &v4.to_string()]).contains("reported before a restart"));
     lab.run("victim", "nft", &["flush", "ruleset"]);
-    assert!(within(TIMEOUT, || (blocked(&lab) == [v4]).then_some(())).is_some(), "also what was there at the start");
+    assert!(
+        within(TIMEOUT, || (blocked(&lab) == [v4]).then_some(())).is_some(),
+        "reports from before the start count too"
+    );
     daemon.stop();
     // A host that leaves its fleet blocks nothing for it.
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
@@ -167,7 +170,7 @@ fn fleet_bans_survive_flush_and_restart() {
 }
 
 #[test]
-fn shadow_mode_says_and_blocks_nothing() {
+fn shadow_mode_reports_without_blocking() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &EIGHT);
     let accept = "[fleet.accept]\nsingle = true\n";
@@ -179,9 +182,9 @@ fn shadow_mode_says_and_blocks_nothing() {
     assert!(blocked(&lab).is_empty() && is_served(&lab, false));
     assert!(lab.succeed(&["list"]).contains("would be blocked"));
     lab.reload(&settings(&lab, &format!("shadow = false\n{accept}")));
-    assert!(within(TIMEOUT, || (blocked(&lab) == [v4]).then_some(())).is_some(), "what is known is blocked now");
+    assert!(within(TIMEOUT, || (blocked(&lab) == [v4]).then_some(())).is_some(), "known targets are blocked now");
     lab.reload(&settings(&lab, accept));
-    assert!(within(TIMEOUT, || blocked(&lab).is_empty().then_some(())).is_some(), "and set free again");
+    assert!(within(TIMEOUT, || blocked(&lab).is_empty().then_some(())).is_some(), "and no longer blocked");
     daemon.stop();
 }
 
@@ -215,10 +218,10 @@ fn protected_addresses_are_never_blocked() {
         assert!(reason(&outcomes[0]).contains(why), "{target}: {outcomes:?}");
     }
     daemon.expect_line("fleet: a report by a is refused: its target is");
-    assert_eq!(daemon.lines_with("a report by a").len(), 1, "named once");
+    assert_eq!(daemon.lines_with("a report by a").len(), 1, "the refusal is logged once");
     assert!(blocked(&lab).is_empty());
 
-    // What becomes allowed is set free, and stays so.
+    // A target that becomes allowed is unblocked and stays so.
     assert_eq!(peer.report(&[report("a", office)]), [ReportOutcome::Accepted]);
     assert_eq!(blocked(&lab), [office]);
     lab.succeed(&["allow", &office.to_string()]);
@@ -228,7 +231,7 @@ fn protected_addresses_are_never_blocked() {
 }
 
 #[test]
-fn taken_over_process_stays_within_rules() {
+fn compromised_fleet_process_is_limited() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &EIGHT);
     let text = settings(&lab, "shadow = false\n[fleet.accept]\nsingle = true\nmax_bans_per_hour = 100\nsize = 1000\n");
@@ -239,14 +242,14 @@ fn taken_over_process_stays_within_rules() {
         (0..100).map(|last| report(author, format!("198.51.{third}.{last}"))).collect()
     };
     let accepted = |outcomes: &[ReportOutcome]| outcomes.iter().filter(|one| **one == ReportOutcome::Accepted).count();
-    assert_eq!(accepted(&peer.report(&flood("mallory", 1))), 30, "an author brings forward 30 targets in an hour");
+    assert_eq!(accepted(&peer.report(&flood("mallory", 1))), 30, "an author may report 30 targets per hour");
     daemon.expect_line("fleet: mallory has brought forward more than 30 targets in an hour and is ignored for an hour");
     assert!(reason(&peer.report(&[report("mallory", "198.51.1.0")])[0]).contains("ignored for an hour"));
     let all: usize = (2..42).map(|author| accepted(&peer.report(&flood(&format!("m-{author}"), author)))).sum();
-    assert_eq!(all, 70, "invented authors cause no more than the ceiling");
+    assert_eq!(all, 70, "invented authors are limited by the ceiling");
     assert_eq!(blocked(&lab).len(), 100);
 
-    // Nothing but the fleet's own commands.
+    // Only fleet commands are accepted.
     for line in [
         "{\"command\":\"status\"}",
         "{\"command\":\"unblock\",\"all\":true}",
@@ -276,11 +279,11 @@ fn taken_over_process_stays_within_rules() {
     ] {
         assert!(reason(&peer.report(&[one])[0]).contains(why), "{why}");
     }
-    // A line without an end is bounded, and the connection is closed.
+    // A line without an end is limited in size, and the connection is closed.
     let mut endless = Peer::connect(&lab);
     let _ = endless.0.get_mut().write_all(&vec![b'['; 100_000]);
     assert!(endless.line().contains("line feed"));
-    // As fast as it can, while this host goes on detecting.
+    // Requests at full speed, while this host keeps detecting.
     let flooding = std::thread::scope(|scope| {
         let flood = scope.spawn(|| {
             let end = std::time::Instant::now() + Duration::from_secs(3);
@@ -304,7 +307,7 @@ fn taken_over_process_stays_within_rules() {
 }
 
 #[test]
-fn connection_is_told_once_when_it_changes() {
+fn connection_changes_are_reported_once() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, &settings(&lab, ""), &[]);
     let mut peer = Peer::connect(&lab);
@@ -323,7 +326,7 @@ fn connection_is_told_once_when_it_changes() {
 }
 
 #[test]
-fn own_bans_are_told_with_their_grade() {
+fn own_bans_are_sent_with_grade() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, &settings(&lab, ""), &[]);
     let watch = || {
@@ -338,7 +341,10 @@ fn own_bans_are_told_with_their_grade() {
         panic!("{event:?}");
     };
     assert!(*target == banned && (HOUR - 60..=HOUR * 2).contains(left), "{event:?}");
-    assert!(matches!(watch().event(), OwnBanEvent::Ban { target, .. } if target == banned), "also who comes later");
+    assert!(
+        matches!(watch().event(), OwnBanEvent::Ban { target, .. } if target == banned),
+        "a later subscriber receives existing bans"
+    );
     lab.succeed(&["unblock", &banned]);
     assert_eq!(peer.event(), OwnBanEvent::Lift { target: banned });
     daemon.stop();
@@ -359,7 +365,7 @@ fn other_users_are_refused() {
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "python3", "-c", script, &socket])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("only root") || said.contains("Permission denied"), "{said}");
+    let output = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.contains("only root") || output.contains("Permission denied"), "{output}");
     daemon.stop();
 }

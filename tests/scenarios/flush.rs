@@ -1,4 +1,4 @@
-//! What is swept away while it is needed.
+//! Tests the repair of a flushed ruleset during a scan.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
 use netns_lab::{Lab, slowness};
 
-/// The last ports that the scanner comes to.
+/// The last ports in the scan's order.
 const SERVED: [u16; 8] = [1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008];
 
 #[test]
@@ -18,10 +18,10 @@ fn flush_during_scan_is_repaired_in_time() {
     assert_eq!(
         lab.nmap("attacker", target, &["-sS", "-p1001-1008"]).open.len(),
         8,
-        "without it the scanner learns all"
+        "without the program the scanner finds all services"
     );
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
-    // In the order of the ports, and slow enough for what happens meanwhile.
+    // The ports are scanned in order, and slowly enough for three flushes.
     let (rate, wait) = (format!("{}", 100 / slowness()), format!("{}ms", 100 * slowness()));
     let pace = ["--min-rate", &rate, "--max-rate", &rate, "--max-rtt-timeout", &wait, "--max-retries", "0"];
     let slow = [&["-sS", "-r", "-p1-1008"], &pace[..]].concat();
@@ -36,7 +36,7 @@ fn flush_during_scan_is_repaired_in_time() {
             assert!(after.timeout == before.timeout && after.expires <= before.expires, "{before:?} became {after:?}");
             before = after;
         }
-        // The served ports are the last, after ten seconds: on a machine where all of that takes longer nothing is proved.
+        // The served ports come last, after ten seconds. On a machine that is too slow the test proves nothing.
         assert!(
             !scan.is_finished() && begin.elapsed() < Duration::from_secs(9) * slowness(),
             "it took {:?}",

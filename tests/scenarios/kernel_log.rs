@@ -1,18 +1,18 @@
-//! `block.nft.log_drops`: what the kernel itself writes of packets that it drops.
+//! Tests `block.nft.log_drops`: the kernel's own log lines about dropped packets.
 
 use std::time::Instant;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
 
-/// Whether the kernel's log takes lines of other network namespaces than the first: one switch for the whole machine, put
-/// back when this is dropped.
+/// Makes the kernel log packets of all network namespaces. The switch applies to the whole machine and is restored on
+/// drop.
 struct AllNamespaces(String);
 
 const SWITCH: &str = "/proc/sys/net/netfilter/nf_log_all_netns";
 
 impl AllNamespaces {
-    /// `None` where it cannot be switched, as in a container.
+    /// `None` if it cannot be switched, as in a container.
     fn log() -> Option<Self> {
         let before = std::fs::read_to_string(SWITCH).ok()?;
         std::fs::write(SWITCH, "1").ok()?;
@@ -29,16 +29,16 @@ impl Drop for AllNamespaces {
 #[test]
 fn dropped_packets_are_logged_at_limited_rate() {
     let Some(_switched) = AllNamespaces::log() else {
-        return eprintln!("not looked at: {SWITCH} cannot be written here, so the kernel logs no packet of a lab");
+        return eprintln!("skipped: {SWITCH} is read-only here, so the kernel logs no packets of a lab");
     };
-    // The interface has its host's name, and so the lines of this trial are told from those of others.
+    // The interface has its host's name, which distinguishes the lines of this test from others.
     let host = format!("log{}", std::process::id());
     let lab = Lab::new(&[&host]);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n[block.nft]\nlog_drops = \"3/minute\"\n", &[]);
     let begin = Instant::now();
     let attacker = lab.provoke_ban(&host);
     let ports: Vec<u16> = (2_000..2_100).collect();
-    lab.touch(&host, attacker, lab.victim_v4(&host).into(), &ports);
+    lab.probe(&host, attacker, lab.victim_v4(&host).into(), &ports);
     let prefix = format!("Portsentry: dropping: IN={host} ");
     let logged = || {
         let log = lab.run("victim", "dmesg", &[]);
@@ -53,9 +53,9 @@ fn dropped_packets_are_logged_at_limited_rate() {
     };
     assert!(within(TIMEOUT, dropped).is_some(), "{}", lab.run("victim", "nft", &["list", "ruleset"]));
     let lines = logged();
-    // Five at once, and one more for each twenty seconds that it took.
+    // A burst of five, and one more per twenty seconds.
     let most = 5 + usize::try_from(begin.elapsed().as_secs() / 20).unwrap() + 1;
     assert!(lines.iter().all(|line| line.contains(&source)), "{lines:?}");
-    assert!(lines.len() <= most, "{} lines of a hundred packets: {lines:?}", lines.len());
+    assert!(lines.len() <= most, "{} lines for a hundred packets: {lines:?}", lines.len());
     daemon.stop();
 }

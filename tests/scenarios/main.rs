@@ -1,10 +1,11 @@
-//! Trials of what an operator relies on, on the running program with a configuration file and real packets: every way to
-//! block, sweeps and crashes, a clock that is set, a disk that is full, a hundred thousand bans, the control socket. Each
-//! trial has a network of its own, so they run side by side.
+//! Tests the running program with a configuration file and real packets: all backends, flushes and crashes, a changed
+//! clock, a full disk, a hundred thousand bans, the control socket. Each test has its own network, so they run in
+//! parallel.
 
 #![cfg(test)]
 
 mod allowances;
+mod backends;
 mod clients;
 mod clock;
 mod confirm;
@@ -23,4 +24,3 @@ mod saved_ruleset;
 mod socket;
 mod support;
 mod trial;
-mod ways;

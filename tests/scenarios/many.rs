@@ -1,4 +1,4 @@
-//! As many bans as a busy host gathers in months, put back after a reboot.
+//! Tests the restore of as many bans as a busy host accumulates in months.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -13,7 +13,7 @@ use netns_lab::{Lab, within};
 
 const BANS: u32 = 100_000;
 
-/// How long all of it may take on a busy machine.
+/// The time limit on a busy machine.
 const BOUND: Duration = Duration::from_secs(60);
 
 /// Source number `number`.
@@ -21,7 +21,7 @@ fn source(number: u32) -> BanTarget {
     BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | 1 << 20 | number))
 }
 
-/// A ledger with that many bans in force, an hour old, of two hours and more.
+/// A ledger with `BANS` bans in force, an hour old, of two hours and more.
 fn fill_ledger(lab: &Lab) {
     let since = SystemTime::now() - Duration::from_secs(3_600);
     let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
@@ -32,8 +32,8 @@ fn fill_ledger(lab: &Lab) {
     ledger.record(&bans.collect::<Vec<_>>()).unwrap();
 }
 
-/// Everything that the kernel holds, once that is `all`. Some are left out of a dump, without a sign of it, while the
-/// kernel's table grows behind it, as it does here.
+/// All elements in the kernel, once there are `all`. A dump silently omits some while the kernel's table grows, as it
+/// does here.
 fn elements(lab: &Lab, all: usize) -> Option<Vec<(BanTarget, Option<Duration>)>> {
     let read = || lab.inside("victim", || Nft::open().unwrap().elements().ok());
     within(BOUND, || read().filter(|elements| elements.len() >= all))
@@ -46,9 +46,9 @@ fn restore_of_100000_bans_delays_no_verdict() {
     let begin = Instant::now();
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let started = begin.elapsed();
-    // The scanner does not wait for them.
+    // The scanner is banned during the restore.
     let attacker = lab.v4("attacker");
-    lab.touch("attacker", attacker.into(), lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    lab.probe("attacker", attacker.into(), lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
     daemon.expect_line(&format!("Host {attacker} has been blocked"));
     let blocked = begin.elapsed();
     let restored = || {
@@ -100,13 +100,14 @@ fn flush_during_restore_loses_no_ban() {
     fill_ledger(&lab);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let holds = |number: u32| lab.inside("victim", || Nft::open().unwrap().holds(source(number)));
-    // Others write other tables all the time; then everything goes, when the first are there and mostly not the last.
+    // Another program changes other tables all the time. Then everything is flushed, after the first bans are restored
+    // but usually before the last.
     lab.run("victim", "nft", &["add table ip another; delete table ip another"]);
     assert!(within(BOUND, || holds(0).ok().flatten()).is_some(), "{:?}", daemon.lines_with("adminalert"));
     lab.run("victim", "nft", &["flush ruleset"]);
     assert!(
         elements(&lab, usize::try_from(BANS).unwrap()).is_some(),
-        "not all are there: {:?}",
+        "not all bans are restored: {:?}",
         daemon.lines_with("adminalert")
     );
     assert_eq!(crate::support::ledger(&lab.path("state")).len(), usize::try_from(BANS).unwrap());
@@ -125,13 +126,13 @@ fn flush_restores_100000_bans_with_times() {
     lab.run("victim", "nft", &["flush", "ruleset"]);
     let line = daemon.expect_line("table inet portsentry was gone and is there again");
     println!("{all} bans put back {:.2} s after a flush", flushed.elapsed().as_secs_f64());
-    assert!(line.ends_with(&format!(": {all}")), "not all of {all} came back: {line}");
+    assert!(line.ends_with(&format!(": {all}")), "not all of {all} were restored: {line}");
     let took = flushed.elapsed();
-    let after = elements(&lab, all).expect("all are there again");
+    let after = elements(&lab, all).expect("all bans are restored");
     assert_eq!(after.len(), all);
     for (target, left) in after {
         let (was, is) = (before[&target].unwrap(), left.unwrap());
-        // What is left is reckoned before all of them go to the kernel, and runs from when the kernel reads it.
+        // The remaining time is computed before all bans are sent, and runs from when the kernel reads them.
         assert!(is <= was + took && was < is + BOUND, "{target}: {was:?} became {is:?}");
     }
     daemon.stop();

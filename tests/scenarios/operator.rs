@@ -1,5 +1,5 @@
-//! The operator's commands as programs of their own against the running daemon: what they do, what they write for people
-//! and for programs, and their exit codes.
+//! Tests the operator's commands as separate programs against the running daemon: their effects, their text and JSON
+//! output, and their exit codes.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -28,43 +28,43 @@ fn status_shows_activity_and_health() {
         (&1.into(), &1.into(), &1.into())
     );
     assert!(status["probes"].as_u64().is_some_and(|probes| probes >= 3), "{status}");
-    let said = lab.operate(&["status"]);
-    assert_eq!(said.code, Some(0), "{said:?}");
+    let output = lab.operate(&["status"]);
+    assert_eq!(output.code, Some(0), "{output:?}");
     for part in ["blocking", "blocks      for 1h, by nft", "1 now, 1 in the kernel; 1 made, 0 failed since the start"] {
-        assert!(said.out.contains(part), "{part} in {}", said.out);
+        assert!(output.out.contains(part), "{part} in {}", output.out);
     }
     daemon.stop();
-    let said = lab.operate(&["status", "--json"]);
-    assert_eq!(said.code, Some(1), "{said:?}");
-    let told: serde_json::Value = serde_json::from_str(&said.out).unwrap();
-    assert_eq!(told["running"], false);
-    assert!(said.err.contains("portsentry is not running"), "{said:?}");
+    let output = lab.operate(&["status", "--json"]);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let reply: serde_json::Value = serde_json::from_str(&output.out).unwrap();
+    assert_eq!(reply["running"], false);
+    assert!(output.err.contains("portsentry is not running"), "{output:?}");
 }
 
 #[test]
 fn block_and_unblock_change_kernel_set() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    let said = lab.operate(&["block", "192.0.2.7", "--expire", "2h", "--reason", "a\nhunch"]);
-    assert_eq!(said.code, Some(0), "{said:?}");
-    assert!(said.out.starts_with("192.0.2.7 is blocked until 2"), "{said:?}");
+    let output = lab.operate(&["block", "192.0.2.7", "--expire", "2h", "--reason", "a\nhunch"]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(output.out.starts_with("192.0.2.7 is blocked until 2"), "{output:?}");
     let ban = lab.expect_ban("192.0.2.7".parse().unwrap());
     assert_eq!(ban.timeout, Some(Duration::from_secs(7_200)));
     daemon.expect_line("adminalert: Host 192.0.2.7 has been blocked by root");
     assert!(!daemon.lines_with(" for 2h: a hunch").is_empty(), "{:?}", daemon.lines_with("192.0.2.7"));
 
-    let told = lab.ask(&["block", "2001:db8:7::7"]);
-    assert_eq!(told["subject"], "2001:db8:7::/64");
+    let reply = lab.ask(&["block", "2001:db8:7::7"]);
+    assert_eq!(reply["subject"], "2001:db8:7::/64");
     assert_eq!(lab.expect_ban("2001:db8:7::".parse().unwrap()).timeout, Some(Duration::from_secs(3_600)));
     assert_eq!(lab.ask(&["block", "192.0.2.8", "--expire", "never"])["expires"], "never");
     assert_eq!(lab.expect_ban("192.0.2.8".parse().unwrap()).timeout, None);
 
-    let said = lab.operate(&["unblock", "192.0.2.7"]);
-    assert_eq!((said.code, said.out.as_str()), (Some(0), "bans lifted: 1\n"), "{said:?}");
+    let output = lab.operate(&["unblock", "192.0.2.7"]);
+    assert_eq!((output.code, output.out.as_str()), (Some(0), "bans lifted: 1\n"), "{output:?}");
     daemon.expect_line("adminalert: Host 192.0.2.7 has been unblocked by root");
-    let said = lab.operate(&["unblock", "192.0.2.7"]);
-    assert_eq!(said.code, Some(1), "{said:?}");
-    assert!(said.err.contains("192.0.2.7 is not blocked"), "{said:?}");
+    let output = lab.operate(&["unblock", "192.0.2.7"]);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.err.contains("192.0.2.7 is not blocked"), "{output:?}");
     assert_eq!(lab.ask(&["unblock", "--all"])["unblocked"], 2);
     assert!(lab.banned().is_empty());
     daemon.stop();
@@ -73,14 +73,14 @@ fn block_and_unblock_change_kernel_set() {
 #[test]
 fn exempt_target_is_blocked_only_by_force() {
     let lab = Lab::new(&["attacker"]);
-    // That a network around it is allowed makes an own address no less an own one.
+    // An own address stays protected even within an allowed network.
     let daemon = Daemon::start_configured(&lab, "[allow]\nnetworks = [\"192.0.2.0/24\", \"10.77.1.0/24\"]\n", &[]);
     let own = lab.victim_v4("attacker").to_string();
     for words in [&["block", "192.0.2.7"][..], &["block", &own], &["block", &own, "--force"], &["block", "10.0.0.0/8"]]
     {
-        let said = lab.operate(words);
-        assert!(matches!(said.code, Some(1 | 2)), "{words:?}: {said:?}");
-        assert!(!said.err.is_empty(), "{words:?}");
+        let output = lab.operate(words);
+        assert!(matches!(output.code, Some(1 | 2)), "{words:?}: {output:?}");
+        assert!(!output.err.is_empty(), "{words:?}");
     }
     assert!(lab.banned().is_empty());
     assert_eq!(lab.operate(&["block", "192.0.2.7", "--force"]).code, Some(0));
@@ -96,29 +96,33 @@ fn explain_and_allow_follow_an_address() {
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
     let text = attacker.to_string();
-    lab.touch("attacker", attacker, target, &CLOSED[..1]);
+    lab.probe("attacker", attacker, target, &CLOSED[..1]);
     daemon.expect_line("to TCP port: 901");
-    let told = lab.ask(&["explain", &text]);
-    assert_eq!((&told["blocked"], &told["protected"]), (&serde_json::Value::Null, &serde_json::Value::Null), "{told}");
-    assert_eq!(told["suspected"][0]["distinct_ports"], 1, "{told}");
-    assert_eq!(told["suspected"][0]["ports"][0], serde_json::json!({"proto": "tcp", "port": 901, "class": "syn"}));
+    let reply = lab.ask(&["explain", &text]);
+    assert_eq!(
+        (&reply["blocked"], &reply["protected"]),
+        (&serde_json::Value::Null, &serde_json::Value::Null),
+        "{reply}"
+    );
+    assert_eq!(reply["suspected"][0]["distinct_ports"], 1, "{reply}");
+    assert_eq!(reply["suspected"][0]["ports"][0], serde_json::json!({"proto": "tcp", "port": 901, "class": "syn"}));
 
     lab.provoke_ban("attacker");
-    let told = lab.ask(&["explain", &text]);
-    assert!(told["blocked"]["left_s"].as_u64().is_some_and(|left| (3_500..=3_600).contains(&left)), "{told}");
-    let said = lab.operate(&["explain", &text]);
-    assert!(said.code == Some(0) && said.out.contains("blocked     yes, until 2"), "{said:?}");
+    let reply = lab.ask(&["explain", &text]);
+    assert!(reply["blocked"]["left_s"].as_u64().is_some_and(|left| (3_500..=3_600).contains(&left)), "{reply}");
+    let output = lab.operate(&["explain", &text]);
+    assert!(output.code == Some(0) && output.out.contains("blocked     yes, until 2"), "{output:?}");
 
-    let said = lab.operate(&["allow", &text, "--for", "1h"]);
-    assert!(said.code == Some(0) && said.out.starts_with(&format!("{text} is allowed until 2")), "{said:?}");
+    let output = lab.operate(&["allow", &text, "--for", "1h"]);
+    assert!(output.code == Some(0) && output.out.starts_with(&format!("{text} is allowed until 2")), "{output:?}");
     daemon.expect_line(&format!("Host {attacker} has been unblocked by the allow-list"));
     lab.expect_banned(&[]);
-    lab.touch("attacker", attacker, target, &CLOSED);
+    lab.probe("attacker", attacker, target, &CLOSED);
     daemon.expect_line(&format!(" from {attacker} to TCP port 901 is not held against it: it is on the allow-list"));
     assert!(lab.banned().is_empty());
-    let told = lab.ask(&["explain", &text]);
-    assert_eq!(told["protected"], "on the allow-list", "{told}");
-    assert_eq!(told["blocked"], serde_json::Value::Null, "{told}");
+    let reply = lab.ask(&["explain", &text]);
+    assert_eq!(reply["protected"], "on the allow-list", "{reply}");
+    assert_eq!(reply["blocked"], serde_json::Value::Null, "{reply}");
     daemon.stop();
 }
 
@@ -127,36 +131,39 @@ fn address_in_blocked_network_is_shown_blocked() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     assert_eq!(lab.operate(&["block", "203.0.113.0/24", "--reason", "a rack of them"]).code, Some(0));
-    let told = lab.ask(&["explain", "203.0.113.9"]);
-    assert_eq!((&told["subject"], &told["blocked"]["network"]), (&"203.0.113.9".into(), &"203.0.113.0/24".into()));
-    assert!(told["blocked"]["left_s"].as_u64().is_some_and(|left| left <= 3_600), "{told}");
-    let said = within(TIMEOUT, || {
-        let said = lab.operate(&["explain", "203.0.113.9"]);
-        said.out.contains("a rack of them").then_some(said)
+    let reply = lab.ask(&["explain", "203.0.113.9"]);
+    assert_eq!((&reply["subject"], &reply["blocked"]["network"]), (&"203.0.113.9".into(), &"203.0.113.0/24".into()));
+    assert!(reply["blocked"]["left_s"].as_u64().is_some_and(|left| left <= 3_600), "{reply}");
+    let output = within(TIMEOUT, || {
+        let output = lab.operate(&["explain", "203.0.113.9"]);
+        output.out.contains("a rack of them").then_some(output)
     });
-    assert!(said.is_some_and(|said| said.out.contains(" left), with all of 203.0.113.0/24")));
-    let said = lab.operate(&["unblock", "203.0.113.9"]);
+    assert!(output.is_some_and(|output| output.out.contains(" left), with all of 203.0.113.0/24")));
+    let output = lab.operate(&["unblock", "203.0.113.9"]);
     let way_out = "is blocked with all of 203.0.113.0/24: unblock that network, or let 203.0.113.9 alone through";
-    assert!(said.code == Some(1) && said.err.contains(way_out), "{said:?}");
+    assert!(output.code == Some(1) && output.err.contains(way_out), "{output:?}");
     assert_eq!(lab.operate(&["unblock", "203.0.113.0/24"]).code, Some(0));
     assert_eq!(lab.ask(&["explain", "203.0.113.9"])["blocked"], serde_json::Value::Null);
     daemon.stop();
 }
 
 #[test]
-fn explain_tells_the_bans_of_the_past() {
+fn explain_shows_earlier_bans() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let attacker = lab.provoke_ban("attacker").to_string();
     lab.operate(&["unblock", &attacker]);
-    let told = within(TIMEOUT, || {
-        let told = lab.ask(&["explain", &attacker]);
-        (told["history"][0]["ended"]["how"].is_string()).then_some(told)
+    let reply = within(TIMEOUT, || {
+        let reply = lab.ask(&["explain", &attacker]);
+        (reply["history"][0]["ended"]["how"].is_string()).then_some(reply)
     });
-    let told = told.unwrap_or_else(|| panic!("{}", lab.ask(&["explain", &attacker])));
-    assert_eq!(told["bans"], 1, "{told}");
-    assert_eq!(told["history"][0]["class"], "syn", "{told}");
-    assert!(told["history"][0]["ended"]["how"].as_str().is_some_and(|how| how.starts_with("lifted by root")), "{told}");
+    let reply = reply.unwrap_or_else(|| panic!("{}", lab.ask(&["explain", &attacker])));
+    assert_eq!(reply["bans"], 1, "{reply}");
+    assert_eq!(reply["history"][0]["class"], "syn", "{reply}");
+    assert!(
+        reply["history"][0]["ended"]["how"].as_str().is_some_and(|how| how.starts_with("lifted by root")),
+        "{reply}"
+    );
     daemon.stop();
 }
 
@@ -173,21 +180,21 @@ fn usage_exits_2_configuration_exits_78() {
         &["allow", "192.0.2.7", "--for", "never-ever"],
         &["status", "--loud"],
     ] {
-        let said = lab.operate(words);
-        assert_eq!(said.code, Some(2), "{words:?}: {said:?}");
-        assert!(said.out.is_empty() && !said.err.is_empty(), "{words:?}: {said:?}");
+        let output = lab.operate(words);
+        assert_eq!(output.code, Some(2), "{words:?}: {output:?}");
+        assert!(output.out.is_empty() && !output.err.is_empty(), "{words:?}: {output:?}");
     }
-    let said = lab.operate(&["reload"]);
-    assert_eq!((said.code, said.out.as_str()), (Some(0), "read again: nothing has changed\n"), "{said:?}");
+    let output = lab.operate(&["reload"]);
+    assert_eq!((output.code, output.out.as_str()), (Some(0), "read again: nothing has changed\n"), "{output:?}");
     std::fs::write(&path, "expire = \"2h\"\n[block.nft]\nsize = 1000\n").unwrap();
-    let told = lab.ask(&["reload"]);
-    assert_eq!(told["changed"], serde_json::json!(["expire", "block"]));
-    assert_eq!(told["needs_restart"], serde_json::json!(["block.nft.size"]));
+    let reply = lab.ask(&["reload"]);
+    assert_eq!(reply["changed"], serde_json::json!(["expire", "block"]));
+    assert_eq!(reply["needs_restart"], serde_json::json!(["block.nft.size"]));
     std::fs::write(&path, "expire = \"soon\"\n").unwrap();
-    let said = lab.operate(&["reload"]);
-    assert_eq!(said.code, Some(78), "{said:?}");
-    assert!(said.err.contains("portsentry.toml:1:10: expire: \"soon\""), "{said:?}");
-    assert_eq!(lab.ask(&["status"])["expire_s"], 7_200, "the old ones stay");
+    let output = lab.operate(&["reload"]);
+    assert_eq!(output.code, Some(78), "{output:?}");
+    assert!(output.err.contains("portsentry.toml:1:10: expire: \"soon\""), "{output:?}");
+    assert_eq!(lab.ask(&["status"])["expire_s"], 7_200, "the old values stay in force");
     daemon.stop();
     let ended = Daemon::run_to_end(&lab, &[], &["--config", path.to_str().unwrap()]);
     assert_eq!(ended.status.code(), Some(78), "{ended:?}");
@@ -204,14 +211,14 @@ fn hangup_applies_valid_configuration_only() {
     let ends = |host: &str| (IpAddr::from(lab.v4(host)), IpAddr::from(lab.victim_v4(host)));
     let (attacker, target) = ends("attacker");
     let friend = lab.v4("friend");
-    lab.touch("attacker", attacker, target, &CLOSED);
+    lab.probe("attacker", attacker, target, &CLOSED);
     daemon.expect_line("to TCP port: 904");
     assert!(lab.banned().is_empty(), "ten ports are forgiven");
 
     std::fs::write(&path, "expire = \"2h\"\n[detect]\nscan_trigger = 0\n").unwrap();
     daemon.signal(Signal::HUP);
     daemon.expect_line("adminalert: SIGHUP: new settings are in force: expire, detect");
-    lab.touch("attacker", attacker, target, &[23]);
+    lab.probe("attacker", attacker, target, &[23]);
     assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(7_200)));
     lab.provoke_ban("friend");
 
@@ -226,7 +233,7 @@ fn hangup_applies_valid_configuration_only() {
     let line = daemon.expect_line("adminalert: ERROR: the settings stay as they were: ");
     assert!(line.contains("did you mean \"detect.scan_trigger\"?"), "{line}");
     let (source, target) = ends("friend");
-    lab.touch("friend", source, target, &[23]);
+    lab.probe("friend", source, target, &[23]);
     daemon.expect_line(&format!(" from {friend} to TCP port 23 is not held against it: it is on the allow-list"));
     assert_eq!(lab.banned(), [attacker]);
     daemon.stop();
@@ -240,24 +247,24 @@ fn events_prints_one_object_per_line() {
     command.arg("events").arg("--socket").arg(lab.path("socket")).stdout(std::process::Stdio::piped());
     let mut watcher = command.spawn().unwrap();
     let output = watcher.stdout.take().unwrap();
-    let (sender, told) = std::sync::mpsc::channel();
+    let (sender, events) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let lines = std::io::BufRead::lines(std::io::BufReader::new(output)).map_while(Result::ok);
         lines.for_each(|line| sender.send(serde_json::from_str(&line).unwrap()).unwrap_or_default());
     });
-    // It watches as soon as it has something to tell.
+    // The command is subscribed when it prints its first event.
     let mut ends = 1..;
     let watches = within(TIMEOUT, || {
-        let said = lab.operate(&["block", &format!("192.0.2.{}", ends.next().unwrap())]);
-        assert_eq!(said.code, Some(0), "{said:?}");
-        told.recv_timeout(Duration::from_millis(200)).ok()
+        let output = lab.operate(&["block", &format!("192.0.2.{}", ends.next().unwrap())]);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        events.recv_timeout(Duration::from_millis(200)).ok()
     });
     assert!(watches.is_some_and(|event: serde_json::Value| event["event"] == "block"));
     let attacker = lab.provoke_ban("attacker").to_string();
     daemon.expect_line("has been blocked");
     daemon.stop();
-    // Its output ends with it.
-    let events: Vec<serde_json::Value> = told.iter().collect();
+    // The output ends with the command.
+    let events: Vec<serde_json::Value> = events.iter().collect();
     let of = |name: &str| {
         let found = events.iter().find(|event| event["event"] == name && event["source"] == attacker);
         found.unwrap_or_else(|| panic!("{name}: {events:?}"))
@@ -281,15 +288,15 @@ fn network_ban_is_listed_as_in_kernel() {
         (!out.is_empty()).then_some(out)
     };
     let known = || list(&["--json"]).filter(|out| networks.iter().all(|network| out.contains(network)));
-    let told: serde_json::Value = serde_json::from_str(&within(TIMEOUT, known).expect("all are listed")).unwrap();
-    let bans = told["bans"].as_array().unwrap();
-    assert_eq!(bans.len(), networks.len(), "{told}");
+    let reply: serde_json::Value = serde_json::from_str(&within(TIMEOUT, known).expect("all bans are listed")).unwrap();
+    let bans = reply["bans"].as_array().unwrap();
+    assert_eq!(bans.len(), networks.len(), "{reply}");
     let both = |ban: &serde_json::Value| ban["in_kernel"] == true && ban["in_ledger"] == true;
     let known = || {
-        let told: serde_json::Value = serde_json::from_str(&list(&["--json"]).unwrap()).unwrap();
-        told["bans"].as_array().unwrap().iter().all(both).then_some(())
+        let reply: serde_json::Value = serde_json::from_str(&list(&["--json"]).unwrap()).unwrap();
+        reply["bans"].as_array().unwrap().iter().all(both).then_some(())
     };
-    assert!(within(TIMEOUT, known).is_some(), "{told}");
+    assert!(within(TIMEOUT, known).is_some(), "{reply}");
     for words in [&[][..], &["203.0.113.9"], &["2001:db8:5::1"]] {
         let table = list(words).unwrap();
         assert!(table.lines().count() > 1 && !table.contains('!') && !table.contains('?'), "{table}");
@@ -298,7 +305,7 @@ fn network_ban_is_listed_as_in_kernel() {
 }
 
 #[test]
-fn host_that_cannot_ban_says_so() {
+fn host_without_monitored_ports_warns() {
     let lab = Lab::new(&["attacker"]);
     let honeypot = "[tcp]\nmode = \"stealth\"\nports = \"23,2323\"\n[udp]\nmode = \"off\"\n";
     let daemon = Daemon::start_configured(&lab, honeypot, &[]);
@@ -311,7 +318,7 @@ fn host_that_cannot_ban_says_so() {
     assert!(check.contains("this host bans no scan of its ports"), "{check}");
     lab.reload(&format!("{honeypot}[detect]\nscan_trigger = 1\n"));
     assert_eq!(lab.ask(&["status"])["warnings"], serde_json::json!([]));
-    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23, 2323]);
+    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23, 2323]);
     lab.expect_ban(lab.v4("attacker").into());
     daemon.stop();
 }

@@ -1,21 +1,21 @@
-//! A defect in what writes, tells and answers does not end the protection; one in the sensor ends the program, so that
-//! systemd starts it anew. The program panics where PORTSENTRY_TRIP says, as only a build for development does.
+//! Tests that a panic in the ledger, the backends or the control server leaves the protection working, and that one in
+//! the sensor ends the program, so that systemd restarts it. A development build panics where PORTSENTRY_TRIP says.
 #![cfg(debug_assertions)]
 
 use crate::support::{expect_held, ledger, routes, scan, scene, settings, text};
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, eventually};
 
-fn tripping(lab: &Lab, place: &str, ways: &[&str]) -> Daemon {
-    let path = lab.write("portsentry.toml", &settings(lab, ways, ""));
-    let variable = format!("PORTSENTRY_TRIP={place}");
+fn tripping(lab: &Lab, failpoint: &str, backends: &[&str]) -> Daemon {
+    let path = lab.write("portsentry.toml", &settings(lab, backends, ""));
+    let variable = format!("PORTSENTRY_TRIP={failpoint}");
     Daemon::start_under(lab, &["env", &variable], &["--expire", "1h", "--config", path.to_str().unwrap()])
 }
 
-fn expect_told(daemon: &Daemon, place: &str, thread: &str) {
+fn expect_report(daemon: &Daemon, failpoint: &str, thread: &str) {
     let line = daemon.expect_line("a defect in this program");
     assert!(line.contains(&format!("thread {thread}, src/")), "{line}");
-    assert!(line.contains(&format!("tripped in the {place},?as a test wants it; please report it")), "{line}");
+    assert!(line.contains(&format!("tripped in the {failpoint},?as a test wants it; please report it")), "{line}");
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn panic_in_answer_ends_nothing_else() {
     let daemon = tripping(&lab, "shell", &["nft"]);
     let said = lab.operate(&["status"]);
     assert_ne!(said.code, Some(0), "{said:?}");
-    expect_told(&daemon, "shell", "main");
+    expect_report(&daemon, "shell", "main");
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     daemon.expect_line("has been blocked");
@@ -40,7 +40,7 @@ fn panic_in_ledger_costs_no_ban() {
     let daemon = tripping(&lab, "ledger", &["nft"]);
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
-    expect_told(&daemon, "ledger", "ledger");
+    expect_report(&daemon, "ledger", "ledger");
     scan(&lab, true);
     expect_held(&lab, "nft", true, &daemon);
     eventually("two bans in the ledger", || ledger(&lab.path("state")).len() == 2);
@@ -53,7 +53,7 @@ fn panic_in_slow_backend_costs_no_ban() {
     let daemon = tripping(&lab, "hands", &["nft", "hosts-deny"]);
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
-    expect_told(&daemon, "hands", "hands");
+    expect_report(&daemon, "hands", "hands");
     scan(&lab, true);
     expect_held(&lab, "nft", true, &daemon);
     expect_held(&lab, "hosts-deny", true, &daemon);
@@ -72,15 +72,15 @@ fn panic_during_restore_costs_no_ban() {
     }
     eventually("two bans in the ledger", || ledger(&lab.path("state")).len() == 2);
     first.stop();
-    // As a reboot does.
+    // Simulates a reboot.
     lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
     let daemon = tripping(&lab, "adopt", &["nft"]);
-    expect_told(&daemon, "adopt", "adopt");
+    expect_report(&daemon, "adopt", "adopt");
     for v6 in [false, true] {
         expect_held(&lab, "nft", v6, &daemon);
     }
     eventually("the mark of an interrupted start is taken away", || !lab.path("state").join("restoring").exists());
-    assert_eq!(ledger(&lab.path("state")).len(), 2, "nobody was taken for lifted");
+    assert_eq!(ledger(&lab.path("state")).len(), 2, "no ban was mistaken for a lifted one");
     daemon.stop();
 }
 
@@ -90,20 +90,20 @@ fn reconciler_and_route_monitor_survive_panics() {
     let daemon = tripping(&lab, "comparison,routes", &["route"]);
     scan(&lab, false);
     expect_held(&lab, "route", false, &daemon);
-    let told = |place: &str| {
-        let line = format!("tripped in the {place},?");
-        eventually("the panic is told", || !daemon.lines_with(&line).is_empty());
+    let expect_panic = |failpoint: &str| {
+        let line = format!("tripped in the {failpoint},?");
+        eventually("the panic is reported", || !daemon.lines_with(&line).is_empty());
     };
-    told("comparison");
+    expect_panic("comparison");
     let address = lab.v4("attacker").to_string();
     let delete = || lab.run("victim", "ip", &["route", "del", "blackhole", &address, "proto", "112"]);
-    // Of the first it is told only to what panics over it, and then it is missed by what has panicked before.
+    // The route monitor panics over the first deletion, so the reconciler, which has panicked before, must find it.
     delete();
-    told("routes");
+    expect_panic("routes");
     expect_held(&lab, "route", false, &daemon);
     eventually("it is counted", || lab.ask(&["status"])["bans"]["repaired"] == 1);
     assert_eq!(daemon.lines_with("unblocked"), [""; 0]);
-    // The second is told to what has panicked, too.
+    // The second deletion is reported although the route monitor has panicked.
     delete();
     daemon.expect_line(&format!("adminalert: Host {address} has been unblocked by a program that deleted its route"));
     assert_eq!(routes(&lab), "");

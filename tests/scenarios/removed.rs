@@ -1,4 +1,4 @@
-//! What somebody takes away by hand: one route is a ban that he lifts; all of them, or a line of hosts.deny, come back.
+//! Tests manual removals: a deleted route lifts its ban; a flush of all routes or of a hosts.deny line is undone.
 
 use std::net::IpAddr;
 
@@ -6,13 +6,13 @@ use crate::support::{DENY, FAR_NETWORK, expect_held, expect_nothing_left, held, 
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
 
-/// Addresses that an operator has blocked, in both families.
+/// Blocks addresses of both families as an operator.
 fn block_some(lab: &Lab) -> Vec<String> {
     let v4 = (1..=12).map(|end| format!("198.51.100.{end}"));
     let some: Vec<String> = v4.chain((1..=4).map(|end| format!("2001:db8:{end}::"))).collect();
     for one in &some {
-        let said = lab.operate(&["block", one]);
-        assert_eq!(said.code, Some(0), "{one}: {said:?}");
+        let output = lab.operate(&["block", one]);
+        assert_eq!(output.code, Some(0), "{one}: {output:?}");
     }
     some
 }
@@ -25,7 +25,7 @@ fn deleted_route_lifts_whole_ban() {
             Daemon::start_configured(&lab, &settings(&lab, &["route", "nft", "hosts-deny"], ""), &["--expire", "1h"]);
         assert_eq!(lab.operate(&["block", "192.0.2.77"]).code, Some(0));
         scan(&lab, v6);
-        ["route", "nft", "hosts-deny"].iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
+        ["route", "nft", "hosts-deny"].iter().for_each(|backend| expect_held(&lab, backend, v6, &daemon));
         let (family, net) = match v6 {
             false => ("-4", lab.v4("attacker").to_string()),
             true => ("-6", format!("{FAR_NETWORK}/64")),
@@ -40,7 +40,7 @@ fn deleted_route_lifts_whole_ban() {
             lab.banned(),
             text(&lab, "hosts.deny")
         );
-        assert!(routes(&lab).contains("192.0.2.77"), "the other one stays: {}", routes(&lab));
+        assert!(routes(&lab).contains("192.0.2.77"), "the other route stays: {}", routes(&lab));
         scan(&lab, v6);
         expect_held(&lab, "route", v6, &daemon);
         daemon.stop();
@@ -90,9 +90,9 @@ fn lost_hosts_deny_line_is_restored() {
     expect_held(&lab, "hosts-deny", false, &daemon);
     let blocked = text(&lab, "hosts.deny");
     let changed = format!("{DENY}# and another line\n");
-    // Written over, and a new file in its place, as editors do.
-    for way in ["over", "anew"] {
-        match way {
+    // Overwritten in place, and replaced by a new file, as editors do.
+    for how in ["over", "anew"] {
+        match how {
             "over" => drop(lab.write("hosts.deny", &changed)),
             _ => {
                 let copy = lab.write("hosts.deny~", &changed);
@@ -100,7 +100,7 @@ fn lost_hosts_deny_line_is_restored() {
             }
         }
         expect_held(&lab, "hosts-deny", false, &daemon);
-        assert_eq!(text(&lab, "hosts.deny"), changed.clone() + blocked.strip_prefix(DENY).unwrap(), "{way}");
+        assert_eq!(text(&lab, "hosts.deny"), changed.clone() + blocked.strip_prefix(DENY).unwrap(), "{how}");
     }
     std::fs::remove_file(lab.path("hosts.deny")).unwrap();
     expect_held(&lab, "hosts-deny", false, &daemon);

@@ -1,4 +1,4 @@
-//! A ruleset that was saved with `nft list ruleset` is loaded again, as many people make rules permanent.
+//! Tests the loading of a ruleset that was saved with `nft list ruleset`, a common way to make rules permanent.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
 
-/// Bans of two sources, of which one is lifted after the ruleset was saved. The file as it is loaded, with `flush ruleset` or
-/// without.
+/// Makes two bans, saves the ruleset, and lifts one ban. Returns both addresses and the saved file, which begins with
+/// `flush ruleset` if `flushes`.
 fn saved(lab: &Lab, flushes: bool) -> (IpAddr, IpAddr, String) {
     let kept: IpAddr = lab.v4("kept").into();
-    lab.touch("kept", kept, lab.victim_v4("kept").into(), &[901, 902, 903]);
+    lab.probe("kept", kept, lab.victim_v4("kept").into(), &[901, 902, 903]);
     lab.expect_ban(kept);
     let lifted = lab.provoke_ban("lifted");
     std::thread::sleep(Duration::from_secs(3));
@@ -24,7 +24,7 @@ fn saved(lab: &Lab, flushes: bool) -> (IpAddr, IpAddr, String) {
     (kept, lifted, file.display().to_string())
 }
 
-/// Of both bans the ledger's is in force, with the ledger's time, and none by hand.
+/// Asserts that the ledger decides: only its ban is in force, with its time, and no ban is attributed to an operator.
 fn expect_ledger_decides(lab: &Lab, kept: IpAddr, lifted: IpAddr) {
     lab.expect_banned(&[kept]);
     let left = || lab.ask(&["explain", &kept.to_string()])["blocked"]["left_s"].as_u64();
@@ -38,7 +38,10 @@ fn expect_ledger_decides(lab: &Lab, kept: IpAddr, lifted: IpAddr) {
     assert!(within(TIMEOUT, right_time).is_some(), "{left} s are left: {}", lab.set_text("blocked"));
     assert_eq!(lab.ask(&["explain", &lifted.to_string()])["blocked"], serde_json::Value::Null);
     let listed = lab.operate(&["list", "--json"]).out;
-    assert!(!listed.contains("operator") && !listed.contains("import"), "no ban by hand: {listed}");
+    assert!(
+        !listed.contains("operator") && !listed.contains("import"),
+        "no ban is attributed to an operator: {listed}"
+    );
 }
 
 /// The saved times are older than the ledger's by three seconds and more.
@@ -54,11 +57,11 @@ fn reloaded_ruleset_restores_no_lifted_ban() {
         daemon.expect_line("loaded a ruleset with elements of table inet portsentry");
         expect_ledger_decides(&lab, kept, lifted);
         assert!(daemon.lines_with("by hand").is_empty());
-        // An element that is added alone is a ban by hand as ever.
+        // A single added element is a ban by an operator, as always.
         lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
         let listed = || lab.operate(&["list", "--json"]).out.contains("198.51.100.9").then_some(());
         assert!(within(TIMEOUT, listed).is_some());
-        // The table does its work.
+        // The table works.
         lab.provoke_ban("other");
         daemon.stop();
     }
@@ -69,7 +72,7 @@ fn ruleset_loaded_before_start_is_no_ban() {
     let lab = Lab::new(&["kept", "lifted", "innocent", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (kept, lifted, _) = saved(&lab, true);
-    // Saved once more, with the trap armed and a long time for each ban.
+    // Saved again, with the trap armed and a longer time for the lifted ban.
     let armed = || lab.ports("trapped").contains(&901).then_some(());
     assert!(within(TIMEOUT, armed).is_some());
     let text = "flush ruleset\n".to_owned() + &lab.run("victim", "nft", &["list", "ruleset"]);
@@ -84,9 +87,9 @@ fn ruleset_loaded_before_start_is_no_ban() {
     assert!(within(TIMEOUT, recorded).is_some());
     daemon.stop();
     lab.run("victim", "nft", &["-f", &file.display().to_string()]);
-    // Without a daemon the trap that the file armed bans a client, without evidence that the daemon has.
+    // While no daemon runs, the trap from the file bans a client; the daemon has no evidence for it.
     let (innocent, target) = (lab.v4("innocent").into(), lab.victim_v4("innocent").into());
-    lab.touch("innocent", innocent, target, &[901, 902, 903]);
+    lab.probe("innocent", innocent, target, &[901, 902, 903]);
     lab.expect_ban(innocent);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     daemon.expect_line("a file loaded a ruleset with elements of table inet portsentry: 1 are bans");
@@ -94,7 +97,7 @@ fn ruleset_loaded_before_start_is_no_ban() {
     assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
     lab.provoke_ban("other");
     daemon.stop();
-    // A table that the daemon left, with an element that was added meanwhile: a ban by hand.
+    // An element that is added to the daemon's own table meanwhile is a ban by an operator.
     lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let listed = || lab.operate(&["list", "--json"]).out.contains("198.51.100.9").then_some(());

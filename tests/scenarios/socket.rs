@@ -1,5 +1,5 @@
-//! The control socket under those who mean it harm: nothing that a client sends, or does not send, keeps the daemon, a
-//! packet or another client waiting.
+//! Tests malicious clients of the control socket: nothing that a client sends, or fails to send, delays the daemon, a
+//! packet or another client.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use netns_lab::daemon::{Daemon, binary};
 use netns_lab::{AT_ONCE, Lab, slowness};
 
-/// What a client may be made to wait here: far below what the server itself waits for anybody.
+/// The longest wait of a client in these tests: far below the server's own timeouts.
 const SOON: Duration = Duration::from_secs(20);
 
 fn connect(lab: &Lab) -> UnixStream {
@@ -19,7 +19,7 @@ fn connect(lab: &Lab) -> UnixStream {
     stream
 }
 
-/// Sends bytes, however far that gets, and reads lines until there are no more.
+/// Sends bytes, as far as the server accepts them, and reads lines until the end.
 fn exchange(lab: &Lab, bytes: &[u8]) -> Vec<serde_json::Value> {
     let mut stream = connect(lab);
     let _ = stream.write_all(bytes);
@@ -28,15 +28,15 @@ fn exchange(lab: &Lab, bytes: &[u8]) -> Vec<serde_json::Value> {
     lines.map(|line| serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-/// The daemon answers quickly and blocks who scans.
-fn is_well(lab: &Lab) {
+/// Asserts that the daemon answers quickly.
+fn assert_responsive(lab: &Lab) {
     let begin = Instant::now();
     assert_eq!(lab.ask(&["status"])["running"], true);
     assert!(begin.elapsed() < SOON * slowness(), "{:?}", begin.elapsed());
 }
 
 #[test]
-fn garbage_gets_a_sentence_and_harms_nobody() {
+fn invalid_requests_get_an_error_reply() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let deep = "[".repeat(60_000);
@@ -55,12 +55,12 @@ fn garbage_gets_a_sentence_and_harms_nobody() {
         let [reply] = &replies[..] else { panic!("{replies:?} to {:?}", String::from_utf8_lossy(line)) };
         assert_eq!((&reply["ok"], &reply["kind"]), (&false.into(), &"usage".into()), "{reply}");
     }
-    // Wrong and right ones by turns on one connection.
+    // Invalid and valid requests alternate on one connection.
     let replies = exchange(&lab, b"nonsense\n{\"command\":\"status\"}\n{\"command\":\"explain\",\"address\":\"x\"}\n");
     assert_eq!(replies.iter().map(|reply| reply["ok"].clone()).collect::<Vec<_>>(), [false, true, false]);
     let replies = exchange(&lab, &vec![b'x'; 100 << 10]);
     assert!(replies.len() == 1 && replies[0]["error"].as_str().unwrap().contains("65536 bytes"), "{replies:?}");
-    is_well(&lab);
+    assert_responsive(&lab);
     lab.provoke_ban("attacker");
     assert_eq!(lab.banned().len(), 1);
     daemon.stop();
@@ -70,16 +70,16 @@ fn garbage_gets_a_sentence_and_harms_nobody() {
 fn forty_clients_are_served_or_refused() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
-    // A byte now and then, and never a whole line.
+    // Slow clients that never complete a line.
     let mut slow: Vec<_> = (0..10).map(|_| connect(&lab)).collect();
     for byte in b"{\"comm" {
         slow.iter_mut().for_each(|stream| stream.write_all(&[*byte]).unwrap());
-        is_well(&lab);
+        assert_responsive(&lab);
     }
-    // Some ask and never read.
+    // Clients that send requests and never read.
     let mut deaf: Vec<_> = (0..10).map(|_| connect(&lab)).collect();
     deaf.iter_mut().for_each(|stream| stream.write_all(b"{\"command\":\"status\"}\n").unwrap());
-    is_well(&lab);
+    assert_responsive(&lab);
 
     let mut all: Vec<_> = (0..20).map(|_| connect(&lab)).collect();
     let answers: Vec<String> = all
@@ -91,15 +91,15 @@ fn forty_clients_are_served_or_refused() {
             line
         })
         .collect();
-    let told = answers.iter().filter(|line| line.contains("clients are connected already")).count();
+    let refused = answers.iter().filter(|line| line.contains("clients are connected already")).count();
     let served = answers.iter().filter(|line| line.contains("\"running\":true")).count();
-    assert_eq!((served, told), (12, 8), "{answers:?}");
-    let said = lab.operate(&["status"]);
-    assert!(said.code == Some(1) && said.err.contains("32 clients are connected already"), "{said:?}");
+    assert_eq!((served, refused), (12, 8), "{answers:?}");
+    let output = lab.operate(&["status"]);
+    assert!(output.code == Some(1) && output.err.contains("32 clients are connected already"), "{output:?}");
     lab.provoke_ban("attacker");
     drop((slow, deaf, all));
     let well = netns_lab::within(SOON, || (lab.operate(&["status"]).code == Some(0)).then_some(()));
-    assert!(well.is_some(), "those who have hung up make room");
+    assert!(well.is_some(), "closed connections make room");
     let (ended, took) = daemon.end_by(rustix::process::Signal::TERM);
     assert!(ended.status.success() && took < AT_ONCE * slowness(), "{took:?} {ended:?}");
     assert!(!lab.path("socket").exists());
@@ -114,7 +114,7 @@ fn disconnected_client_is_forgotten() {
         let _ = stream.write_all(b"{\"command\":\"status\"}\n{\"command\":\"watch\"}\n{\"comm");
     }
     let well = netns_lab::within(SOON, || (lab.operate(&["status"]).code == Some(0)).then_some(()));
-    assert!(well.is_some(), "those who have hung up make room");
+    assert!(well.is_some(), "closed connections make room");
     let mut watchers: Vec<_> = (0..5).map(|_| connect(&lab)).collect();
     for stream in &mut watchers {
         stream.write_all(b"{\"command\":\"watch\"}\n").unwrap();
@@ -124,12 +124,12 @@ fn disconnected_client_is_forgotten() {
     }
     lab.provoke_ban("attacker");
     drop(watchers);
-    is_well(&lab);
+    assert_responsive(&lab);
     daemon.stop();
 }
 
 #[test]
-fn unprivileged_user_may_only_look() {
+fn unprivileged_user_may_only_read() {
     if !netns_lab::has_other_users() {
         return;
     }
@@ -140,7 +140,7 @@ fn unprivileged_user_may_only_look() {
     assert_eq!(found & 0o777, 0o660);
     mode("", 0o711);
     lab.write("program", "");
-    // The program where that user may run it, for this one process.
+    // Only this process sees the program at a path where that user may run it.
     let as_nobody = |words: &[&str]| {
         let script =
             "mount --bind \"$1\" \"$2\"; shift; exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
@@ -153,7 +153,7 @@ fn unprivileged_user_may_only_look() {
     assert_eq!(code, Some(1), "{error}");
     assert!(error.contains("may not be used by this user"), "{error}");
 
-    // An administrator lets a group in.
+    // An administrator gives a group access.
     chown(lab.path("socket"), None, Some(65_534)).unwrap();
     for words in [&["status"][..], &["explain", "192.0.2.7"]] {
         assert_eq!(as_nobody(words).0, Some(0), "{words:?}");

@@ -1,13 +1,13 @@
-//! `portsentry trial`: a running daemon only logs for a while, and blocks again afterwards.
+//! Tests `portsentry trial`: a running daemon only logs for a while, and then blocks again.
 
 use crate::support::{expect_held, held, scan, scene, settings};
 use netns_lab::daemon::Daemon;
 
-const EVERY_WAY: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
+const EVERY_BACKEND: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
 
-/// A second host beside that of [`scene`], to scan while a trial runs.
+/// Adds a second host to the lab of [`scene`], which scans during the trial.
 fn scan_other(lab: &netns_lab::Lab) {
-    lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &crate::support::CLOSED);
+    lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &crate::support::CLOSED);
 }
 
 #[test]
@@ -16,9 +16,9 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     lab.join("other");
     let other = lab.v4("other");
     let trap = "[trap]\ntcp = true\nudp = true\n";
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &EVERY_WAY, trap), &["--expire", "1h"]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &EVERY_BACKEND, trap), &["--expire", "1h"]);
     scan(&lab, false);
-    EVERY_WAY.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    EVERY_BACKEND.iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
     assert!(lab.ask(&["status"])["trap"]["ports"].as_u64() > Some(0), "the trap is armed before");
 
     assert!(lab.ask(&["trial", "1d"])["until"].is_string());
@@ -35,12 +35,12 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     daemon.signal(rustix::process::Signal::HUP);
     daemon.expect_line("SIGHUP: the settings were read again");
     lab.run("other", "ip", &["addr", "add", &format!("{}/24", bystander(&lab)), "dev", "uplink"]);
-    lab.touch("other", bystander(&lab).into(), lab.victim_v4("other").into(), &crate::support::CLOSED);
+    lab.probe("other", bystander(&lab).into(), lab.victim_v4("other").into(), &crate::support::CLOSED);
     lab.expect_would_block(bystander(&lab).into());
-    for way in EVERY_WAY {
-        let now = held(&lab, way);
-        assert!(now.contains(&lab.v4("attacker").to_string()), "the earlier ban stays, {way}: {now}");
-        assert!(!now.contains(&other.to_string()) && !now.contains(&bystander(&lab).to_string()), "{way}: {now}");
+    for backend in EVERY_BACKEND {
+        let now = held(&lab, backend);
+        assert!(now.contains(&lab.v4("attacker").to_string()), "the earlier ban stays, {backend}: {now}");
+        assert!(!now.contains(&other.to_string()) && !now.contains(&bystander(&lab).to_string()), "{backend}: {now}");
     }
 
     assert!(lab.ask(&["trial", "--end"])["until"].is_null());
@@ -53,7 +53,7 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     daemon.stop();
 }
 
-/// One more address of the second host.
+/// Another address of the second host.
 fn bystander(lab: &netns_lab::Lab) -> std::net::Ipv4Addr {
     let [a, b, c, _] = lab.v4("other").octets();
     [a, b, c, 77].into()

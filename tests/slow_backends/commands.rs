@@ -1,4 +1,4 @@
-//! Commands as real processes: what they get, how they end, and what the thread does about it.
+//! Tests commands as real processes: their arguments and environment, how they end, and how the backend thread reacts.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use netns_lab::{TIMEOUT, slowness, within};
 
 const RUN: [Backend; 1] = [Backend::Command];
 
-/// `script` for the shell, with these arguments from 1 on.
+/// The shell command `script` with these arguments, counted from 1.
 fn shell(script: &str, arguments: &[&str]) -> Vec<String> {
     let words = ["/bin/sh", "-c", script, "sh"].into_iter().chain(arguments.iter().copied());
     words.map(str::to_owned).collect()
@@ -36,8 +36,8 @@ fn unchecked(run: RunSettings) -> Bench {
     Bench::start(Settings { run: Some((run, spawner)), ..Settings::default() })
 }
 
-/// What is told of the next command.
-struct Told {
+/// The report about the next command.
+struct RanCommand {
     case: BanContext,
     occasion: CommandPhase,
     outcome: Outcome,
@@ -47,17 +47,17 @@ struct Told {
     again: Option<Duration>,
 }
 
-fn ran(bench: &Bench) -> Told {
+fn ran(bench: &Bench) -> RanCommand {
     match bench.next() {
         BackendEvent::Ran { case, occasion, outcome, output, took, attempt, again, .. } => {
-            Told { case, occasion, outcome, output, took, attempt, again }
+            RanCommand { case, occasion, outcome, output, took, attempt, again }
         }
         other => panic!("no command: {other:?}"),
     }
 }
 
 /// A file that commands write to.
-fn note() -> (TempDir, String) {
+fn output_file() -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("note").to_str().unwrap().to_owned();
     (folder, path)
@@ -67,13 +67,13 @@ fn lines(path: &str) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// Whether a process with this number is there and no zombie.
+/// True if the process exists and is not a zombie.
 fn is_alive(process: &str) -> bool {
     let status = fs::read_to_string(Path::new("/proc").join(process.trim()).join("stat")).unwrap_or_default();
     status.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
 }
 
-/// The numbers of the open files that go to every program that is started.
+/// The numbers of the open files that every started program inherits.
 fn inherited() -> Vec<String> {
     let mut numbers: Vec<u32> = fs::read_dir("/proc/self/fdinfo")
         .unwrap()
@@ -98,13 +98,13 @@ fn command_gets_only_arguments_and_clean_environment() {
     let arguments = ["$TARGET$", "$PORT$ $MODE$", "a;b `c` $(d) $REASON$", "$$TARGET$"];
     settings.command = shell(script, &arguments);
     let bench = with(settings);
-    // Whoever has started the tests may have left files open to all that follow; nothing of this program's comes to them.
+    // The process that started the tests may leave files open; those of this program are not inherited.
     let inherited = inherited();
     let case = BanContext { expiry: Expiry::Never, ..case("2001:db8::7", 60) };
     bench.block(case, &RUN);
-    let told = ran(&bench);
-    assert_eq!(told.outcome, Outcome::Exited(0), "{}", told.output);
-    let lines: Vec<&str> = told.output.split("\\n").collect();
+    let report = ran(&bench);
+    assert_eq!(report.outcome, Outcome::Exited(0), "{}", report.output);
+    let lines: Vec<&str> = report.output.split("\\n").collect();
     assert_eq!(lines[0], "<2001:db8::/64><23 atcp><a;b `c` $(d) TCP SYN/Normal scan><$2001:db8::/64>");
     let environment: Vec<&str> = lines[1..].iter().copied().take_while(|line| line.contains('=')).collect();
     let expected = [
@@ -117,7 +117,7 @@ fn command_gets_only_arguments_and_clean_environment() {
         "PORTSENTRY_REASON=TCP SYN/Normal scan",
         "PORTSENTRY_SOURCE=2001:db8::7",
         "PORTSENTRY_TARGET=2001:db8::/64",
-        // The shell's own.
+        // Set by the shell.
         "PWD=/",
     ];
     let environment: Vec<&str> = environment.into_iter().filter(|line| !line.starts_with("_=")).collect();
@@ -128,7 +128,7 @@ fn command_gets_only_arguments_and_clean_environment() {
 
 #[test]
 fn failing_command_is_reported_and_retried() {
-    let (_folder, path) = note();
+    let (_folder, path) = output_file();
     // Fails once for 192.0.2.7.
     let script =
         format!("echo $1 >> {path}; echo oops >&2; test $1 != 192.0.2.7 -o $(grep -c 2.7 {path}) -gt 1 || exit 3");
@@ -150,43 +150,43 @@ fn command_is_not_retried_after_expiry() {
     bench.block(case("192.0.2.7", 60), &RUN);
     assert_eq!(ran(&bench).again, Some(Duration::from_secs(1)));
     bench.put(Task::Release { target: case("192.0.2.7", 60).target });
-    bench.silence(Duration::from_millis(1_500));
+    bench.expect_no_event(Duration::from_millis(1_500));
 }
 
 #[test]
 fn hanging_command_ends_with_its_children() {
-    let (_folder, path) = note();
+    let (_folder, path) = output_file();
     let script =
         format!("sleep 1000 & echo $! >> {path}; (sleep 1000 & echo $! >> {path}; wait) & echo $$ >> {path}; wait");
     let timeout = Duration::from_millis(500) * slowness();
     let bench = with(RunSettings { timeout, ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
-    let told = ran(&bench);
-    assert_eq!(told.outcome, Outcome::TimedOut);
-    assert!(told.took >= timeout && told.took < timeout * 20, "{:?}", told.took);
+    let report = ran(&bench);
+    assert_eq!(report.outcome, Outcome::TimedOut);
+    assert!(report.took >= timeout && report.took < timeout * 20, "{:?}", report.took);
     let processes = lines(&path);
     assert_eq!(processes.len(), 3);
-    // A grandchild is reaped by whoever adopts it.
+    // A grandchild is reaped by the process that adopts it.
     let gone = within(TIMEOUT, || (!processes.iter().any(|process| is_alive(process))).then_some(()));
     assert!(gone.is_some(), "{processes:?}");
 }
 
 #[test]
 fn stubborn_command_is_killed() {
-    let (_folder, path) = note();
+    let (_folder, path) = output_file();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let timeout = Duration::from_millis(300) * slowness();
     let bench = with(RunSettings { timeout, ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
-    let told = ran(&bench);
-    assert_eq!(told.outcome, Outcome::TimedOut);
-    assert!(told.took >= timeout + Duration::from_secs(2), "it had its two seconds: {:?}", told.took);
+    let report = ran(&bench);
+    assert_eq!(report.outcome, Outcome::TimedOut);
+    assert!(report.took >= timeout + Duration::from_secs(2), "the command had two seconds to end: {:?}", report.took);
     assert!(!is_alive(&lines(&path)[0]));
 }
 
 #[test]
-fn obedient_leader_leaves_no_children() {
-    let (_folder, path) = note();
+fn timeout_kills_children_of_ended_leader() {
+    let (_folder, path) = output_file();
     let script = format!("(trap '' TERM; sh -c 'echo $$ >> {path}; exec sleep 1000') & wait");
     let bench = with(RunSettings { timeout: Duration::from_millis(500) * slowness(), ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
@@ -197,14 +197,14 @@ fn obedient_leader_leaves_no_children() {
 }
 
 #[test]
-fn background_children_of_command_are_left() {
-    let (_folder, path) = note();
+fn background_children_survive_their_command() {
+    let (_folder, path) = output_file();
     let script = format!("(sleep {}; echo done >> {path}) & echo started", 5 * slowness());
     let bench = with(run(&script));
     bench.block(case("192.0.2.7", 60), &RUN);
-    let told = ran(&bench);
-    assert_eq!((told.outcome, told.output.as_str()), (Outcome::Exited(0), "started"));
-    assert!(told.took < Duration::from_secs(4) * slowness(), "{:?}", told.took);
+    let report = ran(&bench);
+    assert_eq!((report.outcome, report.output.as_str()), (Outcome::Exited(0), "started"));
+    assert!(report.took < Duration::from_secs(4) * slowness(), "{:?}", report.took);
     assert!(within(TIMEOUT, || (lines(&path) == ["done"]).then_some(())).is_some());
 }
 
@@ -212,29 +212,33 @@ fn background_children_of_command_are_left() {
 fn excessive_output_ends_command() {
     let bench = with(run("exec yes \"$(printf '\\033[31mred')\""));
     bench.block(case("192.0.2.7", 60), &RUN);
-    let told = ran(&bench);
-    // Its pipe is closed after a while.
-    assert_eq!(told.outcome, Outcome::Killed(13));
-    assert!(told.took < Duration::from_secs(30) * slowness(), "{:?}", told.took);
-    assert!(told.output.starts_with("\\u{1b}[31mred\\n\\u{1b}[31mred\\n") && told.output.len() == 4_096);
-    assert!(!told.output.chars().any(char::is_control));
+    let report = ran(&bench);
+    // Its pipe is closed at the size limit.
+    assert_eq!(report.outcome, Outcome::Killed(13));
+    assert!(report.took < Duration::from_secs(30) * slowness(), "{:?}", report.took);
+    assert!(report.output.starts_with("\\u{1b}[31mred\\n\\u{1b}[31mred\\n") && report.output.len() == 4_096);
+    assert!(!report.output.chars().any(char::is_control));
 }
 
 #[test]
-fn unstartable_command_is_an_outcome() {
-    let (folder, _) = note();
+fn unstartable_command_is_reported() {
+    let (folder, _) = output_file();
     let program = folder.path().join("gone");
     let settings = RunSettings { command: vec![program.to_str().unwrap().to_owned()], ..RunSettings::default() };
     let bench = unchecked(settings);
     bench.block(case("192.0.2.7", 60), &RUN);
-    let told = ran(&bench);
-    assert!(matches!(&told.outcome, Outcome::NotStarted(error) if error.contains("No such file")), "{}", told.outcome);
-    assert_eq!(told.again, Some(Duration::from_secs(1)));
+    let report = ran(&bench);
+    assert!(
+        matches!(&report.outcome, Outcome::NotStarted(error) if error.contains("No such file")),
+        "{}",
+        report.outcome
+    );
+    assert_eq!(report.again, Some(Duration::from_secs(1)));
 }
 
 #[test]
 fn expire_command_runs_after_ban_only() {
-    let (_folder, path) = note();
+    let (_folder, path) = output_file();
     let settings = RunSettings {
         command: shell(&format!("echo begin $1 >> {path}; sleep 0.7; echo end $1 >> {path}"), &["$TARGET$"]),
         expire_command: shell(&format!("echo over $1 $2 >> {path}"), &["$TARGET$", "$PORT$"]),
@@ -243,26 +247,26 @@ fn expire_command_runs_after_ban_only() {
     let bench = with(settings);
     let lifted = case("192.0.2.7", 3_600);
     bench.block(lifted, &RUN);
-    // While the first still runs.
-    assert!(within(TIMEOUT, || (!lines(&path).is_empty()).then_some(())).is_some(), "it never began");
+    // While the first command still runs.
+    assert!(within(TIMEOUT, || (!lines(&path).is_empty()).then_some(())).is_some(), "the command did not start");
     bench.put(Task::Release { target: lifted.target });
     assert_eq!(ran(&bench).occasion, CommandPhase::Block);
-    let over = ran(&bench);
-    assert_eq!((over.occasion, over.case), (CommandPhase::Release, lifted));
+    let release = ran(&bench);
+    assert_eq!((release.occasion, release.case), (CommandPhase::Release, lifted));
     assert_eq!(lines(&path), ["begin 192.0.2.7", "end 192.0.2.7", "over 192.0.2.7 23"]);
     bench.block(case("192.0.2.8", 1), &RUN);
     assert_eq!([ran(&bench).occasion, ran(&bench).occasion], [CommandPhase::Block, CommandPhase::Release]);
-    // One from before the start.
+    // A ban from before the start.
     let old = case("192.0.2.9", 3_600);
     let adopted = Adopted { case: old, methods: RUN.into(), left: Expiry::After(Duration::from_millis(1_000)) };
     bench.put(Task::Adopt { bans: vec![adopted] });
-    let over = ran(&bench);
-    assert_eq!((over.occasion, over.case), (CommandPhase::Release, old));
+    let release = ran(&bench);
+    assert_eq!((release.occasion, release.case), (CommandPhase::Release, old));
 }
 
 #[test]
 fn unstarted_command_needs_no_end_command() {
-    let (_folder, path) = note();
+    let (_folder, path) = output_file();
     let settings = RunSettings {
         command: shell("sleep 1.5", &[]),
         expire_command: shell(&format!("echo $1 >> {path}"), &["$TARGET$"]),
@@ -276,13 +280,13 @@ fn unstarted_command_needs_no_end_command() {
     std::thread::sleep(Duration::from_millis(100));
     bench.put(Task::Release { target: second.target });
     assert_eq!(ran(&bench).case, first);
-    bench.silence(Duration::from_millis(300));
+    bench.expect_no_event(Duration::from_millis(300));
     assert_eq!(lines(&path), [""; 0]);
 }
 
 #[test]
 fn concurrent_runs_are_limited_without_loss() {
-    let (_folder, path) = note();
+    let (_folder, path) = output_file();
     // The first three wait for each other, however slowly they start.
     let script = format!(
         "echo + >> {path}; while test $(grep -c + {path}) -lt 3; do sleep 0.05; done; sleep 0.1; echo - >> {path}"
@@ -301,18 +305,18 @@ fn concurrent_runs_are_limited_without_loss() {
 
 #[test]
 fn refused_commands_are_counted_and_reported() {
-    let (_folder, path) = note();
+    let (_folder, path) = output_file();
     let script = format!("while ! test -e {path}; do sleep 0.05; done");
     let bench = with(RunSettings { at_once: 1, timeout: Duration::from_secs(60), ..run(&script) });
     for n in 0..1_100_u32 {
         bench.block(case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 600), &RUN);
     }
-    // Each turn of the thread may tell its part; the rest comes within a minute or at the end.
+    // Each round of the thread reports a part; the rest follows within a minute or at the end.
     assert!(matches!(bench.next(), BackendEvent::Lost { tasks: 0, commands: 1.. }));
     fs::write(&path, "").unwrap();
-    let (stopped, told) = bench.stop(Duration::from_millis(500) * slowness());
+    let (stopped, events) = bench.stop(Duration::from_millis(500) * slowness());
     assert!(matches!(stopped, Stopped::Left(Left { lines: 0, commands: 1.. })), "{stopped:?}");
-    assert!(told.iter().any(|news| matches!(news, BackendEvent::Ran { .. })));
+    assert!(events.iter().any(|event| matches!(event, BackendEvent::Ran { .. })));
 }
 
 #[test]
@@ -353,16 +357,16 @@ fn block_waits_bounded_time_for_command() {
             );
             assert_eq!(second, BackendEvent::Ready { case });
         } else {
-            // Its limit and the wait for it are over at the same moment.
-            let told = [&first, &second];
-            assert!(told.contains(&&BackendEvent::Ready { case }), "{script}: {told:?}");
+            // The command's limit and the wait for it end at the same moment.
+            let events = [&first, &second];
+            assert!(events.contains(&&BackendEvent::Ready { case }), "{script}: {events:?}");
             assert!(
-                told.iter().any(|news| matches!(news, BackendEvent::Ran { outcome: Outcome::TimedOut, .. })),
-                "{told:?}"
+                events.iter().any(|event| matches!(event, BackendEvent::Ran { outcome: Outcome::TimedOut, .. })),
+                "{events:?}"
             );
         }
         assert!(started.elapsed() >= if is_ended { Duration::ZERO } else { limit });
-        bench.silence(Duration::from_millis(200));
+        bench.expect_no_event(Duration::from_millis(200));
     }
 }
 
@@ -378,22 +382,26 @@ fn many_commands_delay_no_block() {
     while ready < 50 {
         ready += usize::from(matches!(bench.next(), BackendEvent::Ready { .. }));
     }
-    assert!(started.elapsed() < limit * 20, "fifty commands of {limit:?} one after another: {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < limit * 20,
+        "the blocks waited for fifty commands of {limit:?}: {:?}",
+        started.elapsed()
+    );
 }
 
 #[test]
 fn running_commands_end_within_given_time() {
-    let (_folder, path) = note();
+    let (_folder, path) = output_file();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let bench = with(run(&script));
     bench.block(case("192.0.2.7", 60), &RUN);
     assert!(within(TIMEOUT, || lines(&path).first().map(|_| ())).is_some());
     let started = Instant::now();
     let limit = Duration::from_secs(2) * slowness();
-    let (stopped, told) = bench.stop(limit);
+    let (stopped, events) = bench.stop(limit);
     assert!(started.elapsed() < limit, "{:?}", started.elapsed());
-    assert_eq!(stopped, Stopped::Whole, "its end was told");
-    assert!(matches!(&told[..], [BackendEvent::Ran { outcome: Outcome::Stopped, again: None, .. }]), "{told:?}");
+    assert_eq!(stopped, Stopped::Whole, "its end was reported");
+    assert!(matches!(&events[..], [BackendEvent::Ran { outcome: Outcome::Stopped, again: None, .. }]), "{events:?}");
     assert!(!is_alive(&lines(&path)[0]));
 }
 
@@ -410,10 +418,10 @@ fn late_line_leaves_newer_ban_its_command() {
     });
     let case = case("192.0.2.7", 60);
     bench.block(case, &[Backend::HostsDeny, Backend::Command]);
-    // The start takes the ban, which it finds in the kernel, for one from before.
+    // At start the daemon mistakes the new ban for one from before, because it is in the kernel.
     bench.put(Task::WriteLine { case: BanContext::by_hand(case.target, case.expiry, case.since) });
     assert!(matches!(bench.next(), BackendEvent::Done { case: BanContext { class: Some(_), .. }, .. }));
-    assert_eq!(ran(&bench).output, "ran", "the ban goes on with its next backend");
+    assert_eq!(ran(&bench).output, "ran", "the ban continues with its next backend");
     bench.put(Task::WriteLine { case: BanContext::by_hand(crate::target("192.0.2.8"), case.expiry, case.since) });
     let BackendEvent::Done { case, backend: Backend::HostsDeny } = bench.next() else { panic!("no line") };
     assert_eq!(case.target, crate::target("192.0.2.8"), "a ban that is not known yet gets its line");

@@ -1,4 +1,4 @@
-//! Connections of a blocked source are ended, and nobody else's: real ones, over veth pairs.
+//! Tests that only connections of a blocked source are ended, with real connections over veth pairs.
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -29,14 +29,14 @@ fn connect(lab: &Lab, host: &str, listener: &TcpListener, to: IpAddr) -> Connect
 }
 
 impl Connection {
-    /// That bytes still go both ways.
+    /// True if bytes still pass in both directions.
     fn is_alive(&mut self) -> bool {
         let pass =
             |mut from: &TcpStream, mut to: &TcpStream| from.write_all(b"x").is_ok() && to.read_exact(&mut [0]).is_ok();
         pass(&self.client, &self.server) && pass(&self.server, &self.client)
     }
 
-    /// What the process at the victim's end gets from its next read.
+    /// The error of the next read at the victim's end.
     fn error(&mut self) -> ErrorKind {
         self.server.read(&mut [0]).expect_err("no data comes").kind()
     }
@@ -48,36 +48,36 @@ fn only_banned_source_loses_connections() {
     let (old, dual) =
         lab.inside("victim", || (TcpListener::bind("0.0.0.0:8080").unwrap(), TcpListener::bind("[::]:8081").unwrap()));
     let (v4, v6) = (IpAddr::from(lab.victim_v4("scanner")), IpAddr::from(lab.victim_v6("scanner")));
-    let mut condemned =
+    let mut to_end =
         [connect(&lab, "scanner", &old, v4), connect(&lab, "scanner", &dual, v4), connect(&lab, "scanner", &dual, v6)];
-    let mut spared = [
+    let mut others = [
         connect(&lab, "client", &old, lab.victim_v4("client").into()),
         connect(&lab, "client", &dual, lab.victim_v4("client").into()),
         connect(&lab, "client", &dual, lab.victim_v6("client").into()),
     ];
-    assert!(condemned.iter_mut().chain(&mut spared).all(Connection::is_alive));
-    // The kernel sees the thread's sockets in the namespace of whoever starts it.
+    assert!(to_end.iter_mut().chain(&mut others).all(Connection::is_alive));
+    // The thread's sockets belong to the namespace in which it starts.
     let bench = lab.inside("victim", || Bench::start(Settings { end_connections: true, ..Settings::default() }));
     let v4 = case(&lab.v4("scanner").to_string(), 60);
     bench.block(v4, &[]);
-    // The IPv4 ones, of which one is in an IPv6 socket.
+    // The IPv4 connections, one of them in an IPv6 socket.
     assert_eq!(bench.next(), BackendEvent::Connections { target: v4.target, ended: 2 });
-    assert_eq!(condemned[0].error(), ErrorKind::ConnectionAborted);
-    assert_eq!(condemned[1].error(), ErrorKind::ConnectionAborted);
-    assert!(condemned[2].is_alive(), "its IPv6 subject is another one");
+    assert_eq!(to_end[0].error(), ErrorKind::ConnectionAborted);
+    assert_eq!(to_end[1].error(), ErrorKind::ConnectionAborted);
+    assert!(to_end[2].is_alive(), "its IPv6 address is another target");
     let v6 = case(&lab.v6("scanner").to_string(), 60);
     bench.block(v6, &[]);
     assert_eq!(bench.next(), BackendEvent::Connections { target: v6.target, ended: 1 });
-    assert_eq!(condemned[2].error(), ErrorKind::ConnectionAborted);
+    assert_eq!(to_end[2].error(), ErrorKind::ConnectionAborted);
     assert_eq!(
-        condemned[2].client.read(&mut [0]).unwrap_err().kind(),
+        to_end[2].client.read(&mut [0]).unwrap_err().kind(),
         ErrorKind::ConnectionReset,
-        "the peer hears of it"
+        "the peer receives a reset"
     );
-    assert!(spared.iter_mut().all(Connection::is_alive));
-    // The listeners still listen, for the scanner too: to keep it out is another back end's work.
+    assert!(others.iter_mut().all(Connection::is_alive));
+    // The listeners still accept the scanner: keeping it out is the task of another backend.
     assert!(connect(&lab, "scanner", &old, v4_of(&lab)).is_alive());
-    bench.silence(Duration::from_millis(100));
+    bench.expect_no_event(Duration::from_millis(100));
 }
 
 fn v4_of(lab: &Lab) -> IpAddr {
@@ -96,21 +96,21 @@ fn half_closed_connection_to_source_counts() {
     let target = BanTarget::of(lab.v4("scanner").into());
     lab.inside("victim", || {
         let mut diag = SockDiag::open().unwrap();
-        let nobody = diag.end_connections(&HashSet::from([BanTarget::of("192.0.2.7".parse().unwrap())])).unwrap();
-        assert!(nobody.connections.is_empty());
+        let unconnected = diag.end_connections(&HashSet::from([BanTarget::of("192.0.2.7".parse().unwrap())])).unwrap();
+        assert!(unconnected.connections.is_empty());
         let ended = diag.end_connections(&HashSet::from([target])).unwrap();
         assert_eq!((ended.connections[&target], ended.more), (2, false));
         let again = diag.end_connections(&HashSet::from([target])).unwrap();
-        assert!(again.connections.is_empty(), "each once");
+        assert!(again.connections.is_empty(), "each connection is ended once");
         assert_eq!(diag.listeners().unwrap().len(), 1);
     });
-    // Of an outgoing connection the victim's end is the client's.
+    // In an outgoing connection the victim is the client.
     assert_eq!(outgoing.client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
     assert!(!outgoing.is_alive());
 }
 
 #[test]
-fn three_hundred_connections_end_in_one_go() {
+fn three_hundred_connections_end_in_one_call() {
     let lab = Lab::new(&["scanner"]);
     let listener = lab.inside("victim", || TcpListener::bind("0.0.0.0:8080").unwrap());
     let connections: Vec<Connection> = (0..300).map(|_| connect(&lab, "scanner", &listener, v4_of(&lab))).collect();
@@ -126,7 +126,7 @@ fn missing_right_to_end_connections_is_reported() {
     let mut connection = connect(&lab, "scanner", &listener, v4_of(&lab));
     let case = case(&lab.v4("scanner").to_string(), 60);
     let bench = lab.inside("victim", || {
-        // Capabilities belong to a thread; the one that is started has what this one has left.
+        // A new thread inherits the remaining capabilities of its parent.
         let sets = rustix::thread::capabilities(None).unwrap();
         let without = rustix::thread::CapabilitySets {
             effective: sets.effective - rustix::thread::CapabilitySet::NET_ADMIN,
@@ -136,9 +136,9 @@ fn missing_right_to_end_connections_is_reported() {
         Bench::start(Settings { end_connections: true, ..Settings::default() })
     });
     bench.block(case, &[]);
-    let BackendEvent::Unable { reason, .. } = bench.next() else { panic!("it is said") };
+    let BackendEvent::Unable { reason, .. } = bench.next() else { panic!("the failure is reported") };
     assert!(reason.contains("CAP_NET_ADMIN"), "{reason}");
     bench.block(case, &[]);
-    bench.silence(Duration::from_millis(300));
+    bench.expect_no_event(Duration::from_millis(300));
     assert!(connection.is_alive());
 }

@@ -1,4 +1,5 @@
-//! The process that writes root's files, as a thread of this one, with a daemon that asks for what it should and for more.
+//! Tests the helper process that writes root's files. It runs as a thread of the test; the requests of the daemon are
+//! valid or malicious.
 
 use std::fs;
 use std::io::Write as _;
@@ -31,7 +32,7 @@ fn start_raw(files: &Files) -> (OwnedFd, Served) {
     (ours, std::thread::spawn(move || serve(&theirs, &files)))
 }
 
-fn place() -> (TempDir, PathBuf, HostsDeny) {
+fn setup() -> (TempDir, PathBuf, HostsDeny) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hosts.deny");
     let hosts_deny = HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap();
@@ -47,7 +48,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 #[test]
 fn lines_are_written_by_helper() {
-    let (_folder, path, hosts_deny) = place();
+    let (_folder, path, hosts_deny) = setup();
     fs::write(&path, "sshd: x\n").unwrap();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
     let bench = Bench::start(Settings {
@@ -59,7 +60,7 @@ fn lines_are_written_by_helper() {
     bench.block(case, &[Backend::HostsDeny]);
     assert_eq!(bench.next(), BackendEvent::Done { case, backend: Backend::HostsDeny });
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: x\n# portsentry: 192.0.2.7 until "));
-    // Another program removes the line: the thread reads the file through the helper, and has it written again.
+    // Another program removes the line: the thread reads the file through the helper and rewrites it.
     fs::write(&path, "sshd: y\n").unwrap();
     assert!(matches!(bench.next(), BackendEvent::Restored { .. }));
     bench.put(Task::Release { target: target("192.0.2.7") });
@@ -71,9 +72,9 @@ fn lines_are_written_by_helper() {
 
 #[test]
 fn change_of_many_messages_is_one() {
-    let (folder, _, hosts_deny) = place();
+    let (folder, _, hosts_deny) = setup();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
-    assert_eq!(helper.read(1 << 20).unwrap(), None, "there is no file");
+    assert_eq!(helper.read(1 << 20).unwrap(), None, "the file does not exist");
     let sources: Vec<String> =
         (0..1_200).map(|number| format!("192.0.{}.{}", number / 250, number % 250 + 1)).collect();
     let add: Vec<_> = sources.iter().map(|source| case(source, 60)).collect();
@@ -91,7 +92,7 @@ fn change_of_many_messages_is_one() {
 
 #[test]
 fn garbage_ends_helper_and_writes_nothing() {
-    let (folder, path, hosts_deny) = place();
+    let (folder, path, hosts_deny) = setup();
     let files = Files { hosts_deny: Some(hosts_deny), json_file: Some((folder.path().join("log"), json_log::open)) };
     let garbage: [&[u8]; 6] =
         [b"\x03", b"\x03\x09", b"/etc/passwd", b"\x03\x00\x01\xff\xff", b"\x03\x01/etc/shadow", &[3; 70_000]];
@@ -103,7 +104,7 @@ fn garbage_ends_helper_and_writes_nothing() {
         assert_eq!(error.to_string(), "process 7, which writes it, has ended; restart portsentry");
     }
     assert!(!path.exists());
-    // A change without an end is bounded.
+    // The size of an unfinished change is limited.
     let (ours, served) = start_raw(&files);
     let target = [4, 192, 0, 2, 7, 32];
     let part = [&[3, 0, 0, 0, 0, 2, 0][..], &target.repeat(512)].concat();
@@ -115,7 +116,7 @@ fn garbage_ends_helper_and_writes_nothing() {
 
 #[test]
 fn helper_serves_configured_files_only() {
-    let (folder, path, hosts_deny) = place();
+    let (folder, path, hosts_deny) = setup();
     let (helper, served) = start(&Files::default());
     for error in [helper.edit(&[case("192.0.2.7", 60)], &[]), helper.read(9).map(drop), helper.open_log().map(drop)] {
         let error = error.unwrap_err();
@@ -131,7 +132,7 @@ fn helper_serves_configured_files_only() {
     helper.open_log().unwrap().write_all(b"one\n").unwrap();
     assert_eq!(fs::read_to_string(&log).unwrap(), "one\n");
     fs::remove_file(&log).unwrap();
-    // What others may have put in their places.
+    // Files that another user may have put in their place.
     fs::hard_link(&secret, &log).unwrap();
     assert_eq!(helper.open_log().unwrap_err().to_string(), "it has a second hard link");
     fs::remove_file(&log).unwrap();

@@ -1,4 +1,4 @@
-//! hosts.deny on a real disk, and what the real TCP wrappers make of it.
+//! Tests hosts.deny on a real disk, and its interpretation by the real TCP wrappers.
 
 use std::fs;
 use std::io::Write as _;
@@ -40,7 +40,7 @@ fn missing_file_is_created_world_readable() {
     let hosts_deny = at(&path);
     assert_eq!(hosts_deny.held().unwrap(), []);
     assert_eq!(hosts_deny.apply(&[], &[target("192.0.2.7")]).unwrap(), []);
-    assert!(!path.exists(), "nothing to write, nothing is made");
+    assert!(!path.exists(), "without a change no file is created");
     hosts_deny.apply(&[case("192.0.2.7", 60), case("2001:db8:1:2:3::4", 60)], &[]).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
     assert_eq!(hosts_deny.held().unwrap(), [target("192.0.2.7"), target("2001:db8:1:2::")]);
@@ -55,7 +55,7 @@ fn missing_file_is_created_world_readable() {
 #[test]
 fn file_keeps_owner_mode_and_attributes() {
     let (_folder, path) = folder("sshd: x\n");
-    // In a user namespace of one user there is nobody else to give it to.
+    // In a user namespace with a single user the owner cannot be changed.
     let given = chown(&path, Some(1234), Some(4321)).is_ok();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     setxattr(&path, "user.note", b"ours", XattrFlags::empty()).unwrap();
@@ -72,7 +72,7 @@ fn file_keeps_owner_mode_and_attributes() {
     let before = fs::metadata(&path).unwrap();
     at(&path).apply(&[case("192.0.2.7", 60)], &[]).unwrap();
     let after = fs::metadata(&path).unwrap();
-    assert_ne!(before.ino(), after.ino(), "it is a new file");
+    assert_ne!(before.ino(), after.ino(), "the file is replaced");
     assert_eq!((after.uid(), after.gid(), after.mode() & 0o7777), (before.uid(), before.gid(), 0o640));
     assert_eq!(given, after.uid() == 1234);
     let attribute = |name: &str| {
@@ -100,7 +100,7 @@ fn link_pipe_and_directory_are_refused() {
     assert!(matches!(at(&dangling).apply(&add, &[]), Err(HostsDenyError::Link(_))));
     let pipe = folder.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    assert!(matches!(at(&pipe).held(), Err(HostsDenyError::Kind(_))), "and nobody waits for a writer");
+    assert!(matches!(at(&pipe).held(), Err(HostsDenyError::Kind(_))), "opening a pipe does not wait for a writer");
     assert!(matches!(at(folder.path()).apply(&add, &[]), Err(HostsDenyError::Kind(_))));
     let nowhere = folder.path().join("missing/hosts.deny");
     assert!(matches!(at(&nowhere).apply(&add, &[]), Err(HostsDenyError::System { .. })));
@@ -134,7 +134,7 @@ fn leftovers_of_crash_disturb_nothing() {
 }
 
 #[test]
-fn nothing_to_change_leaves_the_very_file() {
+fn unchanged_content_keeps_the_inode() {
     let (_folder, path) = folder("");
     let hosts_deny = at(&path);
     let case = case("192.0.2.7", 60);
@@ -183,7 +183,7 @@ fn concurrent_appends_tear_no_line() {
     assert_eq!(text.lines().count(), others.len() + 2 * written.len(), "{text}");
 }
 
-/// Whether the real TCP wrappers let `client` in to `service`, by the hosts.deny of this folder.
+/// True if the real TCP wrappers accept `client` for `service` with this folder's hosts.deny.
 fn lets_in(folder: &TempDir, service: &str, client: &str) -> bool {
     for name in ["hosts.allow", "inetd.conf"] {
         fs::write(folder.path().join(name), "").unwrap();
@@ -218,7 +218,7 @@ fn tcp_wrappers_deny_only_listed_sources() {
         let let_in = ["192.0.2.70", "192.0.2.77", "2001:db8:1:3::9", "fe80::8", "203.0.113.5"];
         assert_eq!(denied.map(lets), [false; 4], "{template:?} {before:?}");
         assert_eq!(let_in.map(lets), [true; 5], "{template:?} {before:?}");
-        assert!(!lets_in(&folder, "in.ftpd", "203.0.113.5"), "the administrator's own rule");
+        assert!(!lets_in(&folder, "in.ftpd", "203.0.113.5"), "the administrator's own rule still denies");
         hosts_deny.apply(&[], &hosts_deny.held().unwrap()).unwrap();
         assert_eq!(denied.map(lets), [true; 4]);
         assert_eq!(fs::read_to_string(&path).unwrap(), before);
@@ -227,14 +227,14 @@ fn tcp_wrappers_deny_only_listed_sources() {
 
 #[test]
 fn tcp_wrappers_join_lines_as_assumed() {
-    // Behind a backslash or a NUL the next line is no rule any more: a line of ours there would deny nobody.
+    // A line after a backslash or a NUL is not a rule of its own, so our line would have no effect there.
     for (before, joins) in [("x: y \\\n", true), ("# x \\\n", true), ("a\0b: c\n", true), ("x: y \\\r\n", false)] {
         let (folder, path) = folder(&format!("{before}ALL: 192.0.2.7\n"));
         assert_eq!(lets_in(&folder, "sshd", "192.0.2.7"), joins, "{before:?}");
         fs::write(&path, "").unwrap();
     }
     let (folder, path) = folder("x: y\nALL: 203.0.113.5");
-    assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "a last line without its end keeps everybody out");
+    assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "a last line without newline denies all clients");
     at(&path).apply(&[case("192.0.2.7", 60)], &[]).unwrap();
-    assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "and that is not changed");
+    assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "our line does not change that");
 }

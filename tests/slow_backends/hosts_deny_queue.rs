@@ -1,4 +1,4 @@
-//! The thread and its file: lines come, go when their bans are over, survive the end, and are tried again.
+//! Tests the backend thread with a file: lines are added, expire with their bans, survive a restart, and are retried.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use netns_lab::slowness;
 
 const LINE: [Backend; 1] = [Backend::HostsDeny];
 
-fn place() -> (TempDir, PathBuf, Settings) {
+fn setup() -> (TempDir, PathBuf, Settings) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("etc/hosts.deny");
     fs::create_dir(folder.path().join("etc")).unwrap();
@@ -30,7 +30,7 @@ fn held(path: &Path) -> Vec<BanTarget> {
 
 #[test]
 fn hosts_deny_line_follows_its_ban() {
-    let (_folder, path, settings) = place();
+    let (_folder, path, settings) = setup();
     let bench = Bench::start(settings);
     let started = Instant::now();
     let (short, long) = (case("192.0.2.7", 2 * u64::from(slowness())), case("2001:db8::7", 3_600));
@@ -45,12 +45,12 @@ fn hosts_deny_line_follows_its_ban() {
     bench.put(Task::Release { target: long.target });
     assert_eq!(bench.next(), BackendEvent::Released { targets: vec![long.target], backend: Backend::HostsDeny });
     assert_eq!(held(&path), []);
-    assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
+    assert_eq!(bench.stop(super::time_limit()).0, Stopped::Whole);
 }
 
 #[test]
 fn extended_ban_keeps_its_line() {
-    let (_folder, path, settings) = place();
+    let (_folder, path, settings) = setup();
     let bench = Bench::start(settings);
     bench.block(case("192.0.2.7", 1), &LINE);
     bench.block(case("192.0.2.7", 3_600), &LINE);
@@ -61,18 +61,18 @@ fn extended_ban_keeps_its_line() {
 
 #[test]
 fn lines_outlive_thread_and_are_adopted() {
-    let (_folder, path, settings) = place();
+    let (_folder, path, settings) = setup();
     fs::write(&path, "sshd: .example.com\n").unwrap();
     let bench = Bench::start(settings.clone());
     let cases = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|source| case(source, 3_600));
     cases.iter().for_each(|case| bench.block(*case, &LINE));
-    // Handed over just before the end, and done all the same.
-    assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
+    // Queued just before the end, and still written.
+    assert_eq!(bench.stop(super::time_limit()).0, Stopped::Whole);
     assert_eq!(held(&path), cases.map(|case| case.target));
 
     let bench = Bench::start(settings);
     let adopted = |case, left| Adopted { case, methods: LINE.into(), left };
-    // A new ban while the old ones are not sorted yet; one that is adopted for two seconds; one that has no line, and gets one.
+    // A new ban before the adopted ones arrive; one adopted for two seconds; one whose line is missing and is restored.
     bench.block(cases[2], &LINE);
     bench.next();
     let bare = case("192.0.2.9", 3_600);
@@ -89,21 +89,21 @@ fn lines_outlive_thread_and_are_adopted() {
 
 #[test]
 fn unwritable_file_is_retried() {
-    let (folder, path, settings) = place();
+    let (folder, path, settings) = setup();
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
     let (first, second) = (case("192.0.2.7", 3_600), case("192.0.2.8", 3_600));
     bench.block(first, &LINE);
-    let mut told = Vec::new();
+    let mut delays = Vec::new();
     for attempt in 1..=2 {
         let BackendEvent::Failed { targets, task, reason, attempt: count, again } = bench.next() else {
             panic!("it fails")
         };
         assert_eq!((targets, task, count), (vec![first.target], SlowTask::Ban(Backend::HostsDeny), attempt));
         assert!(reason.starts_with("cannot write /") && reason.contains("No such file"), "{reason}");
-        told.push(again.unwrap().as_secs());
+        delays.push(again.unwrap().as_secs());
     }
-    assert_eq!(told, [1, 2]);
+    assert_eq!(delays, [1, 2]);
     fs::create_dir(folder.path().join("etc")).unwrap();
     bench.block(second, &LINE);
     for _ in 0..2 {
@@ -114,21 +114,21 @@ fn unwritable_file_is_retried() {
 
 #[test]
 fn expired_ban_is_never_written() {
-    let (folder, path, settings) = place();
+    let (folder, path, settings) = setup();
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
     bench.block(case("192.0.2.7", 3_600), &LINE);
     assert!(matches!(bench.next(), BackendEvent::Failed { .. }));
     bench.put(Task::Release { target: target("192.0.2.7") });
     fs::create_dir(folder.path().join("etc")).unwrap();
-    bench.silence(Duration::from_millis(1_500));
+    bench.expect_no_event(Duration::from_millis(1_500));
     assert!(!path.exists());
-    assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
+    assert_eq!(bench.stop(super::time_limit()).0, Stopped::Whole);
 }
 
 #[test]
 fn unwritten_lines_are_counted_at_end() {
-    let (folder, _path, settings) = place();
+    let (folder, _path, settings) = setup();
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
     for last in 1..=3 {
@@ -139,34 +139,35 @@ fn unwritten_lines_are_counted_at_end() {
 }
 
 #[test]
-fn burst_beyond_room_is_refused_and_reported() {
-    let (_folder, path, settings) = place();
+fn burst_beyond_queue_is_refused_and_reported() {
+    let (_folder, path, settings) = setup();
     let bench = Bench::start(settings);
-    let orders = bench.hands.as_ref().unwrap().orders();
+    let queue = bench.backends.as_ref().unwrap().orders();
     let mut taken = Vec::new();
     let mut refused = 0;
     for n in 0..20_000_u32 {
         let case = case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
-        match orders.put(Task::Block { case, methods: LINE.into() }) {
+        match queue.put(Task::Block { case, methods: LINE.into() }) {
             Ok(()) => taken.push(case.target),
             Err(Task::Block { case: back, .. }) => {
                 assert_eq!(back, case);
                 refused += 1;
             }
-            Err(other) => panic!("another task comes back: {other:?}"),
+            Err(other) => panic!("another task is returned: {other:?}"),
         }
     }
-    let (stopped, told) = bench.stop(super::patience());
+    let (stopped, events) = bench.stop(super::time_limit());
     assert_eq!(stopped, Stopped::Whole);
     assert_eq!(held(&path), taken);
-    let lost: u64 = told.iter().map(|news| if let BackendEvent::Lost { tasks, .. } = news { *tasks } else { 0 }).sum();
+    let lost: u64 =
+        events.iter().map(|event| if let BackendEvent::Lost { tasks, .. } = event { *tasks } else { 0 }).sum();
     assert_eq!(lost, refused);
-    assert_eq!(told.iter().filter(|news| matches!(news, BackendEvent::Done { .. })).count(), taken.len());
+    assert_eq!(events.iter().filter(|event| matches!(event, BackendEvent::Done { .. })).count(), taken.len());
 }
 
 #[test]
 fn missing_backend_is_reported_and_skipped() {
-    let (_folder, path, settings) = place();
+    let (_folder, path, settings) = setup();
     let bench = Bench::start(settings);
     let case = case("192.0.2.7", 3_600);
     bench.block(case, &[Backend::Command, Backend::HostsDeny]);
@@ -174,5 +175,5 @@ fn missing_backend_is_reported_and_skipped() {
     assert_eq!(bench.next(), BackendEvent::Done { case, backend: Backend::HostsDeny });
     assert_eq!(held(&path), [case.target]);
     bench.put(Task::Before { case });
-    assert_eq!(bench.next(), BackendEvent::Ready { case }, "nobody waits for a command that there is not");
+    assert_eq!(bench.next(), BackendEvent::Ready { case }, "there is no command to wait for");
 }

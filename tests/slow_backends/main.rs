@@ -1,5 +1,5 @@
-//! The slow back ends on real files, real processes and real sockets: lines of hosts.deny, commands, connections, and the
-//! thread that does them. Files are in temporary directories, sockets in network namespaces of the tests' own.
+//! Tests the slow backends and their thread with real files, processes and sockets: lines of hosts.deny, commands, and
+//! the ending of connections. Files are in temporary directories, sockets in the tests' own network namespaces.
 
 #![cfg(test)]
 
@@ -41,72 +41,72 @@ fn target(address: &str) -> BanTarget {
     BanTarget::of(address.parse().unwrap())
 }
 
-/// How long anything that must happen may take on a busy machine.
-fn patience() -> Duration {
+/// The time limit for any expected event, for a busy machine.
+fn time_limit() -> Duration {
     TIMEOUT * slowness()
 }
 
-/// Who runs commands, on a thread of this process.
+/// The process that runs commands, here as a thread.
 fn spawner(settings: &RunSettings) -> Spawner {
     let (ours, theirs) = pair().unwrap();
     let settings = settings.clone();
-    let serves = std::thread::spawn(move || serve(&theirs, &settings).unwrap());
-    SERVING.with_borrow_mut(|all| all.push(serves));
+    let helper = std::thread::spawn(move || serve(&theirs, &settings).unwrap());
+    HELPERS.with_borrow_mut(|all| all.push(helper));
     Spawner::over(ours, std::process::id(), || None)
 }
 
 thread_local! {
-    /// Those who run commands for the test of this thread.
-    static SERVING: RefCell<Vec<JoinHandle<()>>> = const { RefCell::new(Vec::new()) };
+    /// The command helpers of the current test thread.
+    static HELPERS: RefCell<Vec<JoinHandle<()>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The thread, and what it has told.
+/// The backend thread and the events that it reports.
 struct Bench {
-    hands: Option<SlowBackends>,
-    news: Receiver<BackendEvent>,
+    backends: Option<SlowBackends>,
+    events: Receiver<BackendEvent>,
 }
 
 impl Drop for Bench {
-    /// Ends what still runs: a command that outlives this process would do so for ever.
+    /// Ends commands that still run, because they would outlive this process.
     fn drop(&mut self) {
-        let _ = self.hands.take().map(|hands| hands.stop(patience()));
-        for serves in SERVING.take() {
-            let ended = serves.join();
-            assert!(ended.is_ok() || std::thread::panicking(), "who runs commands has panicked");
+        let _ = self.backends.take().map(|backends| backends.stop(time_limit()));
+        for helper in HELPERS.take() {
+            let ended = helper.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the command helper has panicked");
         }
     }
 }
 
 impl Bench {
     fn start(settings: Settings) -> Self {
-        let (sender, news) = channel();
-        let hands = SlowBackends::start(settings, move |news| sender.send(news).unwrap_or_default()).unwrap();
-        Self { hands: Some(hands), news }
+        let (sender, events) = channel();
+        let backends = SlowBackends::start(settings, move |event| sender.send(event).unwrap_or_default()).unwrap();
+        Self { backends: Some(backends), events }
     }
 
     fn put(&self, task: Task) {
-        assert!(self.hands.as_ref().unwrap().orders().put(task).is_ok(), "there is room");
+        assert!(self.backends.as_ref().unwrap().orders().put(task).is_ok(), "the queue has room");
     }
 
     fn block(&self, case: BanContext, methods: &[Backend]) {
         self.put(Task::Block { case, methods: methods.into() });
     }
 
-    /// The next news, which must come.
+    /// The next event, which must come within the time limit.
     fn next(&self) -> BackendEvent {
-        self.news.recv_timeout(patience()).expect("something is told")
+        self.events.recv_timeout(time_limit()).expect("an event is reported")
     }
 
-    /// That nothing is told for a while.
-    fn silence(&self, span: Duration) {
-        if let Ok(news) = self.news.recv_timeout(span) {
-            panic!("told: {news:?}");
+    /// Fails if an event is reported within `span`.
+    fn expect_no_event(&self, span: Duration) {
+        if let Ok(event) = self.events.recv_timeout(span) {
+            panic!("unexpected event: {event:?}");
         }
     }
 
-    /// Stops the thread; how it ended, and what it had not told yet.
+    /// Stops the thread; returns how it ended and the remaining events.
     fn stop(mut self, within: Duration) -> (Stopped, Vec<BackendEvent>) {
-        let stopped = self.hands.take().unwrap().stop(within);
-        (stopped, self.news.try_iter().collect())
+        let stopped = self.backends.take().unwrap().stop(within);
+        (stopped, self.events.try_iter().collect())
     }
 }

@@ -1,4 +1,4 @@
-//! What holds for TCP ports and UDP ports alike: the kernel alone counts them, with the program's judgement beside it.
+//! Tests what applies to TCP and UDP ports alike: the kernel's own counting, and the program's verdict about it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,10 +20,10 @@ fn kernel_counts_distinct_ports() {
             assert!(status.contains(&format!(" TCP ports and {count} UDP ports; 0 caught by it")), "{status}");
         }
         daemon.frozen(|| {
-            protocol.touch(&lab, "other", source, target, &[901, 902, 901, 902, 902, 901, 901, 902]);
-            assert!(banned_at_last(&lab).is_empty(), "two are forgiven, however often");
-            protocol.touch(&lab, "other", source, target, &[903]);
-            assert!(is_banned(&lab, source), "at once, and without the program");
+            protocol.probe(&lab, "other", source, target, &[901, 902, 901, 902, 902, 901, 901, 902]);
+            assert!(banned_at_last(&lab).is_empty(), "two ports are forgiven, however often they are probed");
+            protocol.probe(&lab, "other", source, target, &[903]);
+            assert!(is_banned(&lab, source), "the kernel bans at once, without the program");
             assert_eq!(lab.expect_ban(source).timeout, Some(Duration::from_secs(86_400)));
         });
         daemon.expect_line(&format!("attackalert: Host {source} has been blocked"));
@@ -39,9 +39,9 @@ fn kernel_alone_bans_ipv6_by_64() {
         let neighbour = lab.add_neighbour("other");
         let (source, target) = (lab.v6("other").into(), lab.victim_v6("other").into());
         daemon.frozen(|| {
-            protocol.touch(&lab, "other", source, target, &[901, 902]);
+            protocol.probe(&lab, "other", source, target, &[901, 902]);
             assert!(banned_at_last(&lab).is_empty());
-            protocol.touch(&lab, "other", neighbour.into(), target, &[903]);
+            protocol.probe(&lab, "other", neighbour.into(), target, &[903]);
             let network = IpAddr::from(lab.v6_network("other"));
             assert!(is_banned(&lab, network), "two addresses of one /64 are one source");
             assert_eq!(lab.banned(), [network]);
@@ -58,14 +58,14 @@ fn first_probe_bans_if_none_is_forgiven() {
         let daemon = protocol.start(&lab, "[detect]\nscan_trigger = 0\n");
         let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
         daemon.frozen(|| {
-            protocol.touch(&lab, "other", source, target, &[901]);
+            protocol.probe(&lab, "other", source, target, &[901]);
             assert!(is_banned(&lab, source));
         });
         daemon.stop();
     }
 }
 
-/// As Docker does without its proxy: no socket on the host ever listens there.
+/// Published ports as with Docker without its proxy: no socket on the host listens there.
 #[test]
 fn dnat_published_port_is_not_own() {
     for (protocol, name) in [(Tcp, "tcp"), (Udp, "udp")] {
@@ -81,9 +81,9 @@ fn dnat_published_port_is_not_own() {
         let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
         assert!(protocol.watched(&lab).contains(&901));
         daemon.frozen(|| {
-            protocol.touch(&lab, "other", source, target, &[901, 902, 903]);
-            assert!(banned_at_last(&lab).is_empty(), "what it is sent on to is no address of this host");
-            protocol.touch(&lab, "other", source, target, &[906]);
+            protocol.probe(&lab, "other", source, target, &[901, 902, 903]);
+            assert!(banned_at_last(&lab).is_empty(), "the packets are forwarded to an address of another host");
+            protocol.probe(&lab, "other", source, target, &[906]);
             assert!(is_banned(&lab, source));
         });
         daemon.stop();
@@ -98,7 +98,7 @@ fn only_named_interfaces_count() {
         daemon.frozen(|| {
             for host in ["quiet", "other"] {
                 let (source, target) = (lab.v4(host).into(), lab.victim_v4(host).into());
-                protocol.touch(&lab, host, source, target, &[901, 902, 903, 904]);
+                protocol.probe(&lab, host, source, target, &[901, 902, 903, 904]);
             }
             assert!(is_banned(&lab, lab.v4("other")));
             assert_eq!(banned_at_last(&lab), [IpAddr::from(lab.v4("other"))]);
@@ -107,7 +107,7 @@ fn only_named_interfaces_count() {
     }
 }
 
-/// Ports that one source touches: of TCP, and of UDP.
+/// Ports that one source probes: of TCP, and of UDP.
 type Pattern = (&'static [u16], &'static [u16]);
 
 /// Of each twelve the kernel blocks five.
@@ -148,9 +148,9 @@ const PATTERNS: [(Protocol, [Pattern; 12]); 2] = [
     ),
 ];
 
-/// For many patterns of touches: whom the kernel alone blocks the program blocks as well, and the other way round.
+/// For many patterns of probes the kernel alone and the program block the same sources.
 #[test]
-fn kernel_and_program_agree_on_the_evidence() {
+fn kernel_and_program_ban_same_sources() {
     for (protocol, patterns) in PATTERNS {
         let lab = Lab::new(&["other"]);
         let daemon = protocol.start(&lab, "");
@@ -158,15 +158,15 @@ fn kernel_and_program_agree_on_the_evidence() {
         let target = lab.victim_v4("other").into();
         let by_kernel = daemon.frozen(|| {
             for (source, (tcp, udp)) in sources.iter().zip(patterns) {
-                Tcp.touch(&lab, "other", (*source).into(), target, tcp);
-                Udp.touch(&lab, "other", (*source).into(), target, udp);
+                Tcp.probe(&lab, "other", (*source).into(), target, tcp);
+                Udp.probe(&lab, "other", (*source).into(), target, udp);
             }
             let last = *sources.last().unwrap();
-            assert!(is_banned(&lab, last), "and so all have been counted");
+            assert!(is_banned(&lab, last), "the last source is banned, so all have been counted");
             banned_at_last(&lab)
         });
         lab.provoke_ban("other");
-        // All of them have been judged by now; whom the kernel alone had blocked is let go after two seconds.
+        // All have been judged by now; an unfounded ban by the kernel would be lifted after two seconds.
         std::thread::sleep(Duration::from_secs(4) * slowness());
         let mut by_both = lab.banned();
         by_both.retain(|address| *address != IpAddr::from(lab.v4("other")));

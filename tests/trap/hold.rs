@@ -1,4 +1,4 @@
-//! Sources that the kernel holds: their SYNs to this host are dropped for a moment after they probed a closed port.
+//! Tests the hold: for about a second after a probe of a closed port the kernel drops the source's SYNs to this host.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -12,14 +12,14 @@ use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness};
 use crate::Protocol::Tcp;
 use crate::banned_at_last;
 
-/// Longer than a hold, and shorter than a SYN is sent again a second time.
+/// Longer than a hold, and shorter than the time until a SYN's second retransmission.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
 fn nft(lab: &Lab, command: &str) {
     lab.run("victim", "nft", &[command]);
 }
 
-/// Holds an address for as long as a test needs: the rules do not know how long that is.
+/// Holds an address for the whole test; the rules do not depend on the element's timeout.
 fn hold(lab: &Lab, address: impl Into<IpAddr>) {
     let address = address.into();
     let set = if address.is_ipv4() { "held" } else { "held6" };
@@ -37,25 +37,25 @@ pub(crate) fn packets(lab: &Lab, chain: &str) -> u64 {
     counts.sum()
 }
 
-/// Was this source ever held?
+/// True if this source was ever held.
 fn was_held(lab: &Lab, address: impl Into<IpAddr>) -> bool {
     let address = address.into();
     let set = if address.is_ipv4() { "hold_counts" } else { "hold_counts6" };
     lab.set_text(set).contains(&address.to_string())
 }
 
-/// Has the kernel ban no source, while the program stands still.
+/// Disables bans by the kernel while the program is stopped.
 fn without_bans(lab: &Lab) {
     nft(lab, "insert rule inet portsentry trap_ban return");
 }
 
-/// How a connection from a host ends: as an error of its own, or none.
-fn connect(lab: &Lab, host: &str, target: IpAddr, port: u16, patience: Duration) -> Option<ErrorKind> {
-    lab.inside(host, || TcpStream::connect_timeout(&SocketAddr::new(target, port), patience).err().map(|e| e.kind()))
+/// Connects from a host; returns the error, if any.
+fn connect(lab: &Lab, host: &str, target: IpAddr, port: u16, timeout: Duration) -> Option<ErrorKind> {
+    lab.inside(host, || TcpStream::connect_timeout(&SocketAddr::new(target, port), timeout).err().map(|e| e.kind()))
 }
 
 #[test]
-fn probe_holds_its_source_for_a_moment() {
+fn probe_holds_source_briefly() {
     let lab = Lab::new(&["other"]);
     let _services = Services::open(&lab, &[80]);
     lab.victim_ip("addr add fe80::77/64 dev other nodad");
@@ -67,9 +67,9 @@ fn probe_holds_its_source_for_a_moment() {
     ];
     for (source, target) in ends {
         let before = packets(&lab, "trap_held");
-        lab.touch("other", source, target, &[901]);
-        eventually("the SYN is dropped after it was counted", || packets(&lab, "trap_held") > before);
-        // The SYN is sent again after a second, and is no new probe.
+        lab.probe("other", source, target, &[901]);
+        eventually("the SYN is counted, then dropped", || packets(&lab, "trap_held") > before);
+        // The retransmitted SYN is not a new probe.
         let refused = connect(&lab, "other", target, 902, TIMEOUT);
         assert_eq!(refused, Some(ErrorKind::ConnectionRefused), "{source}");
         assert!(lab.is_served("other", target, 80, TIMEOUT));
@@ -77,7 +77,7 @@ fn probe_holds_its_source_for_a_moment() {
     assert!(was_held(&lab, lab.v4("other")) && was_held(&lab, lab.v6_network("other")));
     let neighbour: IpAddr = "fe80::2".parse().unwrap();
     lab.wire("other").send(&raw::tcp(neighbour, "fe80::77".parse().unwrap(), 901, raw::SYN));
-    eventually("a link-local address is held by itself", || was_held(&lab, neighbour));
+    eventually("a link-local address is held individually", || was_held(&lab, neighbour));
     eventually("holds end", || lab.set("held").is_empty() && lab.set("held6").is_empty());
     let explained = lab.succeed(&["explain", &lab.v4("other").to_string()]);
     assert!(explained.contains("at most 16 times in 30m"), "{explained}");
@@ -102,26 +102,26 @@ fn held_source_reaches_no_port_of_host() {
     hold(&lab, lab.v6_network("other"));
     for (target, port) in [(v4, 80), (v4, 901), (v4, 8_080), (v4, 113), (v6, 80), (v6, 901)] {
         let ended = lab.inside("other", || {
-            // From the address that is held, not from the allowed one.
+            // From the held address, not from the allowed one.
             let source = if target.is_ipv4() { IpAddr::from(lab.v4("other")) } else { lab.v6("other").into() };
             connect_from(source, SocketAddr::new(target, port))
         });
         assert_eq!(ended, Some(ErrorKind::TimedOut), "{target} {port}");
     }
     let allowed = lab.inside("other", || connect_from(neighbour.into(), SocketAddr::new(v6, 80)));
-    assert_eq!(allowed, None, "an allowed address of a /64 that is held");
+    assert_eq!(allowed, None, "an allowed address of a held /64 connects");
     client.write_all(b"question").unwrap();
-    let mut heard = [0; 8];
-    server.read_exact(&mut heard).unwrap();
-    assert_eq!(&heard, b"question", "an established connection");
+    let mut received = [0; 8];
+    server.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"question", "an established connection works");
     server.write_all(b"response").unwrap();
-    client.read_exact(&mut heard).unwrap();
+    client.read_exact(&mut received).unwrap();
     release_all(&lab);
     assert!(lab.is_served("other", v4, 80, TIMEOUT) && lab.is_served("other", v6, 80, TIMEOUT));
     daemon.stop();
 }
 
-/// A connection from this address: none, or how it ended.
+/// Connects from this address; returns the error, if any.
 fn connect_from(source: IpAddr, target: SocketAddr) -> Option<ErrorKind> {
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
     let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -135,9 +135,9 @@ fn connect_from(source: IpAddr, target: SocketAddr) -> Option<ErrorKind> {
     })
 }
 
-/// A router with a container: what it publishes is this host's, what it forwards is not.
+/// On a router with a container, published ports belong to this host, forwarded ones do not.
 #[test]
-fn published_port_is_held_forwarded_not() {
+fn published_port_is_held_forwarded_is_not() {
     let lab = Lab::new(&["other", "container"]);
     let daemon = Tcp.start(&lab, "[tcp]\nadvanced_exclude = \"8080,113,139\"\n");
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
@@ -157,7 +157,7 @@ fn published_port_is_held_forwarded_not() {
     daemon.stop();
 }
 
-/// Forged SYNs to ever new ports, each after the hold before it has ended. Above the ceilings no ban ends them.
+/// Forged SYNs to ever new ports, each sent when the previous hold has ended, while the ceilings prevent a ban.
 #[test]
 fn source_is_held_sixteen_times() {
     let lab = Lab::new(&["other"]);
@@ -184,7 +184,7 @@ fn source_is_held_sixteen_times() {
     daemon.stop();
 }
 
-/// Adds so many elements to a set; keys in the order of their numbers.
+/// Adds `count` elements with ascending keys to a set.
 fn fill(lab: &Lab, set: &str, count: u32, port: &str) {
     let mut text = String::new();
     for number in 0..count {
@@ -198,16 +198,16 @@ fn fill(lab: &Lab, set: &str, count: u32, port: &str) {
 }
 
 #[test]
-fn full_memory_of_trap_ends_no_hold() {
+fn full_trap_sets_still_hold_sources() {
     let lab = Lab::new(&["other", "second"]);
     let daemon = Tcp.start(&lab, "");
     daemon.frozen(|| {
         fill(&lab, "touched", 131_072, " . 901");
         fill(&lab, "suspects", 65_536, "");
-        // Without room for the window, holds are counted for ten seconds.
+        // The set that counts holds over the window is full, so they are counted for ten seconds.
         fill(&lab, "hold_counts", 65_536, "");
         for (number, host) in (1..).zip(["other", "second"]) {
-            lab.touch(host, lab.v4(host).into(), lab.victim_v4(host).into(), &[901]);
+            lab.probe(host, lab.v4(host).into(), lab.victim_v4(host).into(), &[901]);
             eventually("the SYN is dropped", || packets(&lab, "trap_held") == number);
         }
         assert!(!was_held(&lab, lab.v4("other")) && lab.set("suspects").len() == 65_536);
@@ -217,13 +217,15 @@ fn full_memory_of_trap_ends_no_hold() {
 }
 
 #[test]
-fn full_set_of_held_sources_is_said() {
+fn full_hold_set_is_reported() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
     fill(&lab, "held", 65_536, "");
     let target = lab.victim_v4("other").into();
     assert_eq!(connect(&lab, "other", target, 901, TIMEOUT), Some(ErrorKind::ConnectionRefused));
-    eventually("status says it", || lab.succeed(&["status"]).contains("1 packets passed because a set was full"));
+    eventually("the status reports it", || {
+        lab.succeed(&["status"]).contains("1 packets passed because a set was full")
+    });
     let metrics = lab.inside("victim", || {
         let mut stream = TcpStream::connect("127.0.0.1:9777").unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
@@ -235,9 +237,9 @@ fn full_set_of_held_sources_is_said() {
     daemon.stop();
 }
 
-/// Where nothing is blocked, nothing is held; nor before an operator has confirmed.
+/// Without blocking there is no hold; with `--confirm` there is none before the operator confirms.
 #[test]
-fn nothing_is_held_where_nothing_is_blocked() {
+fn no_source_is_held_without_blocking() {
     for (text, arguments) in [
         ("[trap]\nhold = \"0s\"\n", vec![]),
         ("[tcp]\nblock = false\n", vec![]),
@@ -253,10 +255,10 @@ fn nothing_is_held_where_nothing_is_blocked() {
         assert_eq!(connect(&lab, "other", target, 901, TIMEOUT), Some(ErrorKind::ConnectionRefused));
         if arguments.len() == 2 {
             lab.reload("expire = \"2h\"\n");
-            assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("held"), "a reload is no confirmation");
+            assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("held"), "a reload does not confirm");
             lab.succeed(&["confirm"]);
             let holds = || lab.run("victim", "nft", &["list", "ruleset"]).contains("timeout 900ms");
-            eventually("sources are held from now on", holds);
+            eventually("sources are held after the confirmation", holds);
         }
         daemon.stop();
     }
@@ -275,25 +277,25 @@ fn illegal_flags_are_dropped_and_hold_source() {
     let mut wire = lab.wire("other");
     daemon.frozen(|| {
         for flags in ILLEGAL {
-            // To an open port: no concern of the trap.
+            // The trap does not apply to an open port.
             wire.send(&raw::tcp(lab.v4("other").into(), target, 80, flags));
         }
         for (source, flags) in sources.iter().zip(ILLEGAL) {
             wire.send(&raw::tcp((*source).into(), target, 901, flags));
             eventually("the source is held", || was_held(&lab, *source));
         }
-        assert_eq!(packets(&lab, "trap_touch"), 6, "dropped, and so not answered");
+        assert_eq!(packets(&lab, "trap_touch"), 6, "the packets are dropped, and so not answered");
         assert!(!was_held(&lab, lab.v4("other")));
         assert!(banned_at_last(&lab).is_empty() && lab.set("suspects").is_empty(), "the program bans, not the kernel");
     });
     let banned: Vec<IpAddr> = sources.iter().map(|source| IpAddr::from(*source)).collect();
-    eventually("the program bans them all", || banned.iter().all(|source| lab.banned().contains(source)));
+    eventually("the program bans all of them", || banned.iter().all(|source| lab.banned().contains(source)));
     daemon.stop();
 }
 
-/// What a client notices that asks a closed port: it is refused when its SYN is sent again.
+/// A client of a closed port is refused when its SYN is retransmitted.
 #[test]
-fn refusal_comes_with_the_second_syn() {
+fn closed_port_refuses_second_syn() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let target = lab.victim_v4("other").into();
@@ -301,6 +303,6 @@ fn refusal_comes_with_the_second_syn() {
     assert_eq!(connect(&lab, "other", target, 901, TIMEOUT), Some(ErrorKind::ConnectionRefused));
     let took = begin.elapsed();
     assert!(took >= Duration::from_millis(900), "{took:?}");
-    assert!(took < Duration::from_secs(3) * slowness(), "not held again: {took:?}");
+    assert!(took < Duration::from_secs(3) * slowness(), "the source is not held again: {took:?}");
     daemon.stop();
 }

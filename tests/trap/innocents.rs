@@ -1,4 +1,4 @@
-//! Datagrams that come to closed ports, or to ports that the kernel takes for closed, and that are nobody's fault.
+//! Tests datagrams to closed ports, or to ports that look closed to the kernel, that are no evidence of a scan.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -9,7 +9,7 @@ use netns_lab::{Lab, TIMEOUT, raw, within};
 use crate::Protocol::Udp;
 use crate::{BLOCKING, banned_at_last, is_banned};
 
-/// The ports that the kernel knows this host to have sent from; where nft prints times with them.
+/// The ports from which this host has sent, as the kernel knows. nft prints them with their times.
 fn asked(lab: &Lab) -> BTreeSet<u16> {
     let text = lab.set_text("asked");
     let elements = text.split_once("elements = {").map_or("", |(_, elements)| elements);
@@ -17,14 +17,14 @@ fn asked(lab: &Lab) -> BTreeSet<u16> {
     numbers.filter_map(|number| number.parse().ok()).collect()
 }
 
-/// Nobody is blocked, and nothing was even counted.
+/// Asserts that no source is blocked and no probe was counted.
 fn assert_untouched(lab: &Lab) {
     assert!(banned_at_last(lab).is_empty());
-    assert!(lab.set("suspects").is_empty() && lab.set("suspects6").is_empty(), "nothing was even counted");
+    assert!(lab.set("suspects").is_empty() && lab.set("suspects6").is_empty(), "no probe was counted");
 }
 
-/// A resolver that gives up closes its socket, and the answer comes after that. The program cannot even run: the kernel has
-/// seen the question.
+/// A resolver closes its socket after its timeout, and the answer comes later. The program is stopped: the kernel
+/// itself has seen the query.
 #[test]
 fn answers_to_closed_socket_are_not_counted() {
     let lab = Lab::new(&["server", "scanner"]);
@@ -52,13 +52,16 @@ fn answers_to_closed_socket_are_not_counted() {
             assert_untouched(&lab);
             assert_eq!(asked(&lab), ports.into());
         }
-        assert!(ports.iter().all(|port| Udp.watched(&lab).contains(port)), "nobody has told the kernel");
-        // Ports that nobody asked from are what they were.
+        assert!(
+            ports.iter().all(|port| Udp.watched(&lab).contains(port)),
+            "the kernel has not been told about these ports"
+        );
+        // Ports without a query still count.
         let scanner = lab.v4("scanner").into();
-        Udp.touch(&lab, "scanner", scanner, lab.victim_v4("scanner").into(), &[901, 906, 907, 908]);
+        Udp.probe(&lab, "scanner", scanner, lab.victim_v4("scanner").into(), &[901, 906, 907, 908]);
         assert!(is_banned(&lab, scanner));
     });
-    // And the program sees the same.
+    // The program agrees.
     let out = || ports.iter().all(|port| !Udp.watched(&lab).contains(port)).then_some(());
     assert!(within(TIMEOUT, out).is_some());
     assert!(daemon.lines_with("nothing is held against them").is_empty());
@@ -66,10 +69,10 @@ fn answers_to_closed_socket_are_not_counted() {
     daemon.stop();
 }
 
-/// A client behind NAT chooses the port that its question leaves from: if that counted as this host's own use, the client could
-/// take any port out of the trap.
+/// A client behind NAT chooses its source port. If that counted as this host's own use, the client could remove any
+/// port from the trap.
 #[test]
-fn forwarded_questions_open_no_port() {
+fn forwarded_queries_open_no_port() {
     let lab = Lab::new(&["other", "container"]);
     let daemon = Udp.start(&lab, "");
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
@@ -88,16 +91,16 @@ fn forwarded_questions_open_no_port() {
             let (_, from) = listening.recv_from(&mut [0; 64]).unwrap();
             let sender = if port == 901 { lab.victim_v4("other") } else { lab.v4("container") };
             assert_eq!(from, SocketAddr::from((sender, port)));
-            assert!(asked(&lab).is_empty(), "this host has asked nothing itself");
+            assert!(asked(&lab).is_empty(), "this host has sent no query itself");
         }
     });
     assert_eq!(lab.provoke_ban("other"), server);
-    assert!(Udp.watched(&lab).contains(&901) && Udp.watched(&lab).contains(&902), "and the program learned nothing");
+    assert!(Udp.watched(&lab).contains(&901) && Udp.watched(&lab).contains(&902), "the program learned no open ports");
     daemon.stop();
 }
 
 #[test]
-fn new_service_is_no_trap() {
+fn new_service_is_not_counted() {
     let lab = Lab::new(&["other"]);
     let daemon = Udp.start(&lab, "");
     let ports = [901, 902, 903, 904, 905];
@@ -105,7 +108,7 @@ fn new_service_is_no_trap() {
         let bound = lab.inside("victim", || ports.map(|port| UdpSocket::bind(("::", port)).unwrap()));
         let (v4, v6) = ((lab.v4("other"), lab.victim_v4("other")), (lab.v6("other"), lab.victim_v6("other")));
         for (source, target) in [(IpAddr::from(v4.0), IpAddr::from(v4.1)), (v6.0.into(), v6.1.into())] {
-            Udp.touch(&lab, "other", source, target, &ports);
+            Udp.probe(&lab, "other", source, target, &ports);
         }
         for socket in &bound {
             socket.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -114,7 +117,7 @@ fn new_service_is_no_trap() {
             }
         }
         drop(bound);
-        // Connected ones are for their peer.
+        // Connected sockets receive only from their peer.
         let source: SocketAddr = (v4.0, 911).into();
         let connected = lab.inside("victim", || {
             ports.map(|port| {
@@ -133,7 +136,10 @@ fn new_service_is_no_trap() {
             socket.set_read_timeout(Some(TIMEOUT)).unwrap();
             socket.recv(&mut [0; 64]).unwrap();
         }
-        assert!(ports.iter().all(|port| Udp.watched(&lab).contains(port)), "nobody has told the kernel");
+        assert!(
+            ports.iter().all(|port| Udp.watched(&lab).contains(port)),
+            "the kernel has not been told about these ports"
+        );
         assert!(asked(&lab).is_empty());
         assert_untouched(&lab);
     });
@@ -149,21 +155,21 @@ fn trap_ignores_excluded_ports_and_allowed_sources() {
     let more = format!("[allow]\nnetworks = [\"{friend}\"]\n");
     let text = BLOCKING.replace("[udp]\n", "[udp]\nadvanced_ports = \"53-999,19999-21000,32768\"\n");
     let daemon = Daemon::start_configured(&lab, &format!("{more}{text}"), &["--expire", "24h"]);
-    let mut wanted: BTreeSet<u16> = (53..=999).chain([19_999, 21_000, 32_768]).collect();
-    // The excluded ones are DHCP, NetBIOS and RIP chatter.
-    wanted.retain(|port| ![67, 68, 137, 138, 520, 546, 901, 902].contains(port));
-    assert!(within(TIMEOUT, || (Udp.watched(&lab) == wanted).then_some(())).is_some(), "{:?}", Udp.watched(&lab));
+    let mut expected: BTreeSet<u16> = (53..=999).chain([19_999, 21_000, 32_768]).collect();
+    // The excluded ports are DHCP, NetBIOS and RIP chatter.
+    expected.retain(|port| ![67, 68, 137, 138, 520, 546, 901, 902].contains(port));
+    assert!(within(TIMEOUT, || (Udp.watched(&lab) == expected).then_some(())).is_some(), "{:?}", Udp.watched(&lab));
     daemon.frozen(|| {
         let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
-        Udp.touch(&lab, "other", source, target, &[67, 68, 137, 138, 20_000, 20_001, 20_002, 901, 902]);
-        Udp.touch(&lab, "friend", friend.into(), lab.victim_v4("friend").into(), &[903, 904, 905, 906]);
+        Udp.probe(&lab, "other", source, target, &[67, 68, 137, 138, 20_000, 20_001, 20_002, 901, 902]);
+        Udp.probe(&lab, "friend", friend.into(), lab.victim_v4("friend").into(), &[903, 904, 905, 906]);
         assert_untouched(&lab);
     });
     daemon.stop();
 }
 
 #[test]
-fn what_is_for_everybody_is_for_nobody() {
+fn broadcast_and_multicast_are_not_counted() {
     let lab = Lab::new(&["other"]);
     let daemon = Udp.start(&lab, "");
     let (source, target) = (lab.v4("other"), lab.victim_v4("other"));
@@ -176,7 +182,7 @@ fn what_is_for_everybody_is_for_nobody() {
             wire.broadcast(&to(Ipv4Addr::new(a, b, c, 255)));
             let group = Ipv4Addr::new(224, 0, 0, 251);
             wire.multicast(group, &to(group));
-            // To this host's address, but in a frame for all of them.
+            // To this host's address, but in a broadcast frame.
             wire.broadcast(&to(target));
             wire.send(&raw::udp(lab.v6("other").into(), "ff02::1".parse().unwrap(), (40_404, port)));
         }
@@ -184,13 +190,13 @@ fn what_is_for_everybody_is_for_nobody() {
         for port in 901..=903 {
             wire.send(&raw::udp(source.into(), target.into(), (40_404, port)));
         }
-        assert!(is_banned(&lab, source), "this is how they would have counted");
+        assert!(is_banned(&lab, source), "as unicast the same probes count");
     });
     daemon.stop();
 }
 
-/// Without its first fragment a datagram has no ports; what stands in their place is anything: bytes of a long answer, or with
-/// IPv6 of the flow label.
+/// Only the first fragment of a datagram has ports. In the others any bytes may stand in their place: of a long answer,
+/// or of the IPv6 flow label.
 #[test]
 fn only_first_fragments_have_ports() {
     let lab = Lab::new(&["other"]);

@@ -1,4 +1,4 @@
-//! The program on a kernel that lacks an expression of the trap's rules.
+//! Tests the program on a kernel that lacks an expression of the trap's rules.
 
 use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
@@ -11,7 +11,7 @@ fn blocking_works_without_nft_socket() {
     let line = daemon.expect_line("the kernel counts nothing by itself (the settings of `trap`)");
     assert!(line.contains("the kernel refused the rule `socket transparent 0 return`"), "{line}");
     assert!(line.contains("nft_socket"), "{line}");
-    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    lab.probe_until_banned("attacker", lab.victim_v4("attacker").into());
     daemon.expect_line(&format!("attackalert: Host {} has been blocked", lab.v4("attacker")));
     let log = daemon.stop();
     assert_eq!(log.matches("the kernel counts nothing by itself").count(), 1, "{log}");

@@ -1,5 +1,6 @@
-//! What makes a port count as open: only this host's own sockets and the administrator's own translations. First the attempts
-//! to blind the program from outside, from guests and through NAT; then the honest clients that must not pay for it.
+//! Tests what makes a port count as open: only this host's own sockets and the administrator's own NAT rules. The first
+//! tests try to blind the program from outside, from guests and through NAT; the others check that honest clients are
+//! not banned for it.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -16,7 +17,7 @@ use crate::Protocol::{self, Tcp, Udp};
 /// More ports than any client of a real service uses, all of them watched.
 const MANY: std::ops::RangeInclusive<u16> = 1..=1000;
 
-/// Sends `packets` slowly enough that the program asks the kernel about each.
+/// Sends `packets` slowly enough that the program looks up each in the kernel.
 fn send(lab: &Lab, host: &str, to: Option<[u8; 6]>, packets: impl Iterator<Item = Vec<u8>>) {
     let mut wire = lab.wire(host);
     if let Some(to) = to {
@@ -31,21 +32,21 @@ fn answers(own: impl Into<IpAddr>, peer: impl Into<IpAddr>) -> impl Iterator<Ite
     MANY.map(move |port| raw::packet(own, peer, raw::TCP, &raw::segment(own, peer, (port, 40_000), SYN | ACK)))
 }
 
-/// All that was sent has been judged, no port has left the trap, and a scan is blocked.
-fn assert_sighted(lab: &Lab, daemon: Daemon, before: &BTreeSet<u16>) {
+/// Asserts that all packets have been judged, no port has left the trap, and a scan is banned.
+fn assert_still_detects(lab: &Lab, daemon: Daemon, before: &BTreeSet<u16>) {
     let scanner = lab.provoke_ban("scanner");
     assert_eq!(lab.banned(), [scanner]);
-    assert_eq!(&Tcp.watched(lab), before, "the ports that are watched");
+    assert_eq!(&Tcp.watched(lab), before, "the watched ports are unchanged");
     daemon.stop();
 }
 
-/// Starts the program; the ports that it watches.
+/// Starts the program; returns the ports that it watches.
 fn start(lab: &Lab) -> (Daemon, BTreeSet<u16>) {
     let daemon = Tcp.start(lab, "");
     (daemon, Tcp.watched(lab))
 }
 
-/// Makes the links to these hosts ports of one bridge of the victim, and takes its addresses there away.
+/// Makes the links to these hosts ports of a bridge in the victim, and removes the victim's addresses from them.
 fn bridge(lab: &Lab, hosts: &[&str]) {
     lab.victim_ip("link add name tenants type bridge");
     lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.tenants.disable_ipv6=1"]);
@@ -67,12 +68,12 @@ fn guests_of_bridge_open_no_port() {
         let (daemon, before) = start(&lab);
         let to = lab.hardware_address("other", "uplink");
         send(&lab, "guest", Some(to), answers(lab.victim_v4("scanner"), Ipv4Addr::new(172, 17, 0, 9)));
-        assert_sighted(&lab, daemon, &before);
+        assert_still_detects(&lab, daemon, &before);
     }
 }
 
-/// As Proxmox and libvirt set it up: the network card is a port of the bridge that has the host's address. The sender is any
-/// host on the Internet.
+/// A bridge as Proxmox and libvirt configure it: the network card is a port of the bridge that has the host's address.
+/// The sender is any host on the Internet.
 #[test]
 fn remote_sender_through_bridge_opens_no_port() {
     let lab = Lab::new(&["scanner", "guest", "remote"]);
@@ -81,7 +82,7 @@ fn remote_sender_through_bridge_opens_no_port() {
     let (daemon, before) = start(&lab);
     let to = lab.hardware_address("guest", "uplink");
     send(&lab, "remote", Some(to), answers(lab.victim_v4("remote"), lab.v4("remote")));
-    assert_sighted(&lab, daemon, &before);
+    assert_still_detects(&lab, daemon, &before);
 }
 
 /// IPv6 has no filter of martian sources: a router forwards a packet with its own address as source.
@@ -100,7 +101,7 @@ fn forwarded_packets_open_no_port() {
         }
         let (daemon, before) = start(&lab);
         send(&lab, "other", None, answers(lab.victim_v6("scanner"), lab.v6("far")));
-        // Neither does it make the way back an answer.
+        // The reverse direction does not count as an answer either.
         let (own, peer) = (lab.victim_v6("other").into(), IpAddr::from(lab.v6("far")));
         let begin =
             [21, 22, 23].map(|port| raw::packet(own, peer, raw::TCP, &raw::segment(own, peer, (port, 4_000), SYN)));
@@ -109,7 +110,7 @@ fn forwarded_packets_open_no_port() {
             [21, 22, 23].map(|port| raw::packet(peer, own, raw::TCP, &raw::segment(peer, own, (4_000, port), SYN)));
         send(&lab, "far", None, probes.into_iter());
         lab.expect_ban(lab.v6_network("far").into());
-        assert_eq!(Tcp.watched(&lab), before, "the ports that are watched");
+        assert_eq!(Tcp.watched(&lab), before, "the watched ports are unchanged");
         let scanner = lab.provoke_ban("scanner");
         assert_eq!(lab.banned(), [scanner, lab.v6_network("far").into()]);
         daemon.stop();
@@ -130,10 +131,10 @@ fn client_behind_nat_opens_no_port() {
         let begin = MANY.map(|port| raw::packet(client, peer, raw::TCP, &raw::segment(client, peer, (port, 443), SYN)));
         send(&lab, "client", None, begin);
     }
-    assert_sighted(&lab, daemon, &before);
+    assert_still_detects(&lab, daemon, &before);
 }
 
-/// A data connection of passive FTP: a listener for each, at a port that the client asks for again and again.
+/// Data connections of passive FTP: each has its own listener, at a port that the client repeatedly requests.
 #[test]
 fn short_lived_listener_opens_port_to_peer() {
     let lab = Lab::new(&["scanner", "client"]);
@@ -148,16 +149,16 @@ fn short_lived_listener_opens_port_to_peer() {
         drop(data);
         stream.read_to_end(&mut Vec::new()).unwrap();
     }
-    // Each may have been seen while it listened, and not all of six.
+    // Some of the six listeners may have been seen open, but not all.
     let scanner = IpAddr::from(lab.v4("scanner"));
-    eventually("a scan of ports beside them is blocked", || {
-        lab.touch("scanner", scanner, lab.victim_v4("scanner").into(), &[911, 912, 913]);
+    eventually("a scan of neighbouring ports is banned", || {
+        lab.probe("scanner", scanner, lab.victim_v4("scanner").into(), &[911, 912, 913]);
         lab.banned() == [scanner]
     });
     daemon.stop();
 }
 
-/// Has the victim lead `ports` on to the host `backend`.
+/// Forwards `ports` of the victim to the host `backend`.
 fn publish(lab: &Lab, backend: Ipv4Addr, ports: &str) {
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
     let rules = format!(
@@ -167,14 +168,14 @@ fn publish(lab: &Lab, backend: Ipv4Addr, ports: &str) {
     lab.run("victim", "nft", &[&rules]);
 }
 
-/// Nothing has answered when the last SYN comes: the backend is slow, or is gone.
+/// The backend is slow or gone: no answer has come when the last SYN arrives.
 #[test]
 fn clients_of_slow_published_ports_are_innocent() {
     let lab = Lab::new(&["culprit", "client", "backend"]);
     let (backend, ports) = (lab.v4("backend"), [143, 465, 587, 993]);
     let _services = lab.inside("backend", || ports.map(|port| TcpListener::bind((backend, port)).unwrap()));
     publish(&lab, backend, "143, 465, 587, 993");
-    // To an address of the link without a host: no SYN/ACK ever comes.
+    // To an unused address of the link: no SYN/ACK ever comes.
     lab.run(
         "victim",
         "nft",
@@ -182,8 +183,8 @@ fn clients_of_slow_published_ports_are_innocent() {
     );
     let daemon = Tcp.start(&lab, "");
     let client = lab.v4("client").into();
-    lab.touch("client", client, lab.victim_v4("client").into(), &[5432, 6379, 9200]);
-    lab.touch("client", client, lab.victim_v4("client").into(), &ports);
+    lab.probe("client", client, lab.victim_v4("client").into(), &[5432, 6379, 9200]);
+    lab.probe("client", client, lab.victim_v4("client").into(), &ports);
     assert_eq!(lab.provoke_ban("culprit"), IpAddr::from(lab.v4("culprit")));
     let lines = daemon.lines_with(&client.to_string());
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("culprit"))], "{lines:#?}");
@@ -213,13 +214,13 @@ fn redirected_lan_client_opens_few_ports() {
     assert!(lost <= 64, "{lost} ports count as published for all sources");
     let scanner = IpAddr::from(lab.v4("scanner"));
     let closed: Vec<u16> = (201..=310).filter(|port| trapped.contains(port)).take(3).collect();
-    lab.touch("scanner", scanner, own.into(), &closed);
+    lab.probe("scanner", scanner, own.into(), &closed);
     lab.expect_ban(scanner);
     assert_eq!(lab.banned(), [scanner], "the client is served by the proxy");
     daemon.stop();
 }
 
-/// Segments of connections that are older than the program: their SYN/ACKs were before its time.
+/// The connections are older than the program, so it has not seen their SYN/ACKs.
 #[test]
 fn connections_to_published_ports_survive_restart() {
     let lab = Lab::new(&["culprit", "client", "backend"]);
@@ -252,35 +253,35 @@ fn connections_to_published_ports_survive_restart() {
     daemon.stop();
 }
 
-/// TFTP answers from another port than it was asked at; a resolver's answer comes to a socket that has closed.
+/// TFTP answers from another port than the queried one; a resolver's answer may come after the socket has closed.
 #[test]
-fn answers_to_own_questions_are_innocent() {
+fn answers_to_own_queries_are_innocent() {
     let lab = Lab::new(&["server", "scanner"]);
     let daemon = Udp.start(&lab, "");
     let (server, own) = (lab.v4("server"), lab.victim_v4("server"));
-    let asked = lab.inside("server", || UdpSocket::bind((server, 69)).unwrap());
-    asked.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let tftp = lab.inside("server", || UdpSocket::bind((server, 69)).unwrap());
+    tftp.set_read_timeout(Some(TIMEOUT)).unwrap();
     for port in 901..=905 {
         let client = lab.inside("victim", || {
             let client = UdpSocket::bind((own, port)).unwrap();
             client.send_to(b"read request", (server, 69)).unwrap();
             client
         });
-        let (_, from) = asked.recv_from(&mut [0; 64]).unwrap();
+        let (_, from) = tftp.recv_from(&mut [0; 64]).unwrap();
         let data = lab.inside("server", || UdpSocket::bind((server, 0)).unwrap());
         data.send_to(b"data", from).unwrap();
         client.set_read_timeout(Some(TIMEOUT)).unwrap();
         client.recv_from(&mut [0; 64]).unwrap();
         drop(client);
-        asked.send_to(b"late", from).unwrap();
+        tftp.send_to(b"late", from).unwrap();
     }
     let scanner = lab.v4("scanner").into();
-    Protocol::touch(Udp, &lab, "scanner", scanner, lab.victim_v4("scanner").into(), &[911, 912, 913]);
+    Protocol::probe(Udp, &lab, "scanner", scanner, lab.victim_v4("scanner").into(), &[911, 912, 913]);
     lab.expect_banned(&[scanner]);
     daemon.stop();
 }
 
-/// However ports come to count as in use, an operator learns that scans of them are not seen.
+/// If many ports count as in use, for whatever reason, the operator is warned that scans of them go undetected.
 #[test]
 fn lost_ports_raise_alarm() {
     let lab = Lab::new(&["other"]);
@@ -290,10 +291,10 @@ fn lost_ports_raise_alarm() {
     assert_eq!(lost(), 0);
     let _few = Services::open(&lab, &[901, 902, 903, 904, 905]);
     eventually("the services are known", || Tcp.watched(&lab).len() == 15);
-    assert_eq!(lost(), 0, "a quarter, and not more");
+    assert_eq!(lost(), 0, "a quarter does not raise the alarm");
     let _many = Services::open(&lab, &[906]);
     daemon.expect_line("the kernel's trap has lost more than a quarter of its ports: 14 are left of 20");
-    eventually("the status says it", || lost() == 6);
+    eventually("the status reports it", || lost() == 6);
     assert!(lab.succeed(&["status"]).contains("ALARM: it has lost 6 ports"));
     daemon.stop();
 }

@@ -1,6 +1,6 @@
-//! What the kernel does beyond the sets of single sources: it counts closed ports by itself, and blocks whole networks; and
-//! what the program learns of open ports from it.
-//! Against the program as a process in a lab of network namespaces.
+//! Tests the kernel's own detection and blocking: counting probes of closed ports, holding sources and blocking
+//! networks; and what the program learns from it about open ports. The program runs as a process in a lab of network
+//! namespaces.
 
 #![cfg(test)]
 
@@ -23,10 +23,10 @@ use std::time::Duration;
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
 
-/// Settings with which UDP ports are counted as well.
+/// Configuration that also counts UDP ports.
 const BLOCKING: &str = "[udp]\nblock = true\n[trap]\nudp = true\n";
 
-/// Whose ports the kernel counts.
+/// The protocol whose ports the kernel counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Protocol {
     Tcp,
@@ -34,7 +34,7 @@ enum Protocol {
 }
 
 impl Protocol {
-    /// Starts the program, and waits until it watches some ports.
+    /// Starts the program and waits until it watches some ports.
     fn start(self, lab: &Lab, more: &str) -> Daemon {
         let blocking = if self == Self::Udp { BLOCKING } else { "" };
         let daemon = Daemon::start_configured(lab, &format!("{more}{blocking}"), &["--expire", "24h"]);
@@ -48,9 +48,9 @@ impl Protocol {
     }
 
     /// Sends one packet from `source` to each of `ports`.
-    fn touch(self, lab: &Lab, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
+    fn probe(self, lab: &Lab, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
         if self == Self::Tcp {
-            return lab.touch(host, source, target, ports);
+            return lab.probe(host, source, target, ports);
         }
         lab.inside(host, || {
             let socket = UdpSocket::bind((source, 0)).unwrap();
@@ -61,13 +61,13 @@ impl Protocol {
     }
 }
 
-/// True once the kernel blocks `source`: packets in a lab may wait for a busy machine.
+/// True once the kernel blocks `source`; on a busy machine packets may be delayed.
 fn is_banned(lab: &Lab, source: impl Into<IpAddr>) -> bool {
     let source = source.into();
     within(TIMEOUT, || lab.banned().contains(&source).then_some(())).is_some()
 }
 
-/// The sources that the kernel blocks, once all has come that was sent.
+/// The blocked sources after all sent packets have arrived.
 fn banned_at_last(lab: &Lab) -> Vec<IpAddr> {
     std::thread::sleep(Duration::from_millis(300) * slowness());
     lab.banned()

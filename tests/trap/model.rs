@@ -1,5 +1,5 @@
-//! The simulation's model of the trap against the kernel: the same packets in, the same set contents out. The daemon stands
-//! still meanwhile, so that the kernel decides alone.
+//! Tests the simulation's model of the trap against the kernel: the same packets must give the same set contents. The
+//! daemon is stopped meanwhile, so that the kernel decides alone.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,7 +19,7 @@ use simulation::kernel::{HostState, Kernel, KernelRules, Passage};
 use crate::hold::packets;
 use crate::{BLOCKING, banned_at_last};
 
-/// Flags that no TCP stack sends, which are dropped and hold their source.
+/// Flags that no TCP stack sends: the kernel drops them and holds their source.
 const ILLEGAL: [u16; 4] = [raw::FIN, 0, raw::SYN | raw::FIN, raw::SYN | raw::RST];
 
 /// Sources that the trap knows to be connected.
@@ -73,7 +73,7 @@ impl<'a> Pair<'a> {
 
     /// Sends a packet to both.
     fn send(&mut self, packet: &[u8]) -> Passage {
-        // Before the kernel's time of it: what has expired in the kernel has in the model, too.
+        // The time is taken first, so that an element expires in the model no later than in the kernel.
         let now = self.now();
         self.wire.send(packet);
         let decoded = decode(LinkType::Raw, packet).unwrap();
@@ -103,14 +103,14 @@ impl<'a> Pair<'a> {
         self.victim.addresses[usize::from(source.is_ipv6())]
     }
 
-    /// Waits until the kernel has taken all packets: packets of one link are taken in order.
+    /// Waits until the kernel has processed all packets. Packets of one link stay in order.
     fn settle(&mut self, last: Ipv4Addr) {
         for port in [901, 902, 903] {
             self.tcp(last.into(), port, raw::SYN);
         }
-        // Whatever the ceiling says: each new port is noted.
+        // Each new port is recorded, whatever the ceiling.
         let noted = format!("{last} . 903");
-        eventually("the last packet was taken", || self.lab.set_text("held_ports").contains(&noted));
+        eventually("the last packet was processed", || self.lab.set_text("held_ports").contains(&noted));
     }
 
     fn expect_same_sets(&self) {
@@ -124,7 +124,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// The elements of a set, each an address and, where the set has them, a port.
+/// The elements of a set: an address each and, in some sets, a port.
 fn elements(lab: &Lab, name: &str) -> BTreeSet<(IpAddr, Option<u16>)> {
     let text = lab.set_text(name);
     let (_, list) = text.split_once("elements = {").unwrap_or_default();
@@ -135,14 +135,14 @@ fn elements(lab: &Lab, name: &str) -> BTreeSet<(IpAddr, Option<u16>)> {
         let port = text.split_once(" . ").map(|(_, rest)| rest.split_whitespace().next().unwrap().parse().unwrap());
         (address, port)
     };
-    // What stands behind a limit's element are its options.
+    // The text after the element of a limit is its options.
     list.filter(|text| !text.is_empty()).map(element).collect()
 }
 
-/// Has the daemon make the table, runs `work` while it stands still, and compares the sets.
+/// Lets the daemon create the table, runs `work` while the daemon is stopped, and compares the sets.
 fn side_by_side(configuration: &str, work: impl FnOnce(&mut Pair<'_>)) {
     let lab = Lab::new(&["other"]);
-    // The rules want a route back to a source (`fib saddr type unicast`); the model's host has one to everywhere.
+    // The rules require a route to the source (`fib saddr type unicast`); the model's host has one to every source.
     lab.victim_ip("route add fd77:0:1::/48 dev other");
     let _services = Services::open(&lab, &OPEN);
     let daemon = Daemon::start_configured(&lab, configuration, &["--expire", "24h"]);
@@ -161,7 +161,7 @@ fn source(chance: &mut Chance) -> IpAddr {
     if chance.is(0.6) {
         Ipv4Addr::new(10, 77, 1, 100 + number).into()
     } else {
-        // Several addresses of one /64 among them, and none that is the first of a route: the kernel calls that anycast.
+        // Several addresses share a /64. None is the first address of a route, which the kernel treats as anycast.
         Ipv6Addr::new(0xfd77, 0, 1, u16::from(number / 3), 0, 0, 0, u16::from(number) + 1).into()
     }
 }
@@ -213,13 +213,13 @@ fn model_agrees_after_window_has_passed() {
         for round in 0..3 {
             for port in [911, 912] {
                 let passage = pair.tcp(source, port + round, raw::SYN);
-                assert_ne!(passage, Passage::Trapped, "two are forgiven in each window");
+                assert_ne!(passage, Passage::Trapped, "two ports are forgiven per window");
             }
             let gone = || pair.lab.set("suspects").is_empty().then_some(());
             assert!(within(TIMEOUT, gone).is_some(), "the kernel forgets after two seconds");
-            // The kernel counts its time in ticks of some milliseconds.
+            // The kernel's clock has ticks of some milliseconds.
             let gone = || pair.model.set(pair.now(), "suspects").is_empty().then_some(());
-            assert!(within(TIMEOUT, gone).is_some(), "so does the model");
+            assert!(within(TIMEOUT, gone).is_some(), "the model forgets too");
         }
         assert!(banned_at_last(pair.lab).is_empty());
     });
@@ -242,16 +242,17 @@ fn model_agrees_above_ceiling_of_bans() {
         let counted = || (elements(&lab, "suspects").len() == 20).then_some(());
         assert!(within(TIMEOUT, counted).is_some());
         let (kernel, model) = (banned_at_last(&lab).len(), pair.model.set(pair.now(), "blocked").len());
-        // One more for each twelve seconds.
+        // The ceiling allows one more ban every twelve seconds.
         let most = CEILING + 1 + usize::try_from(pair.began.elapsed().as_secs() / 12).unwrap();
         assert!((CEILING..=most).contains(&kernel) && (CEILING..=most).contains(&model), "{kernel} {model} {most}");
     });
     daemon.kill();
 }
 
-/// Probes that hold and do not count, each followed by a SYN to an open port, which a held source does not reach.
+/// Probes that hold their source without counting. Each is followed by a SYN to an open port, which must not get
+/// through.
 #[test]
-fn model_agrees_on_holds_and_their_bound() {
+fn model_agrees_on_limit_of_holds() {
     let lab = Lab::new(&["other"]);
     lab.victim_ip("route add fd77:0:1::/48 dev other");
     let _services = Services::open(&lab, &OPEN);
@@ -265,7 +266,7 @@ fn model_agrees_on_holds_and_their_bound() {
         for port in 901..921 {
             for source in sources {
                 assert_eq!(pair.tcp(source, port, 0), Passage::Illegal);
-                // The same port again holds no longer, and an open one is as far as any other.
+                // A repeated probe does not extend the hold, and an open port is unreachable as well.
                 for next in [port, OPEN[0]] {
                     held += u64::from(pair.tcp(source, next, raw::SYN) == Passage::Held);
                 }
@@ -276,7 +277,7 @@ fn model_agrees_on_holds_and_their_bound() {
             }
             pair.model.forget(&sources.map(BanTarget::of));
         }
-        assert_eq!(held, 2 * 2 * 16, "the model: sixteen holds of each source");
+        assert_eq!(held, 2 * 2 * 16, "the model: sixteen holds per source");
         eventually("the kernel dropped as many", || packets(&lab, "trap_held") == held);
         pair.settle(Ipv4Addr::new(10, 77, 1, 250));
         pair.expect_same_sets();

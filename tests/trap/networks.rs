@@ -1,4 +1,4 @@
-//! Whole networks, blocked by an operator and by the program itself.
+//! Tests bans of whole networks, by an operator and by the program.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,11 +15,11 @@ fn served_at_last(lab: &Lab, target: IpAddr) -> bool {
     lab.is_served("other", target, 80, TIMEOUT)
 }
 
-/// Waits until `wanted` is, or is not, among the networks that the kernel blocks.
-fn expect_network(lab: &Lab, wanted: &str, there: bool) {
+/// Waits until `network` is, or is not, among the networks that the kernel blocks.
+fn expect_network(lab: &Lab, network: &str, there: bool) {
     let sets = || [lab.set_text("blocked_nets"), lab.set_text("blocked_nets6")].concat();
-    let found = within(TIMEOUT, || (sets().contains(&format!("{wanted} ")) == there).then_some(()));
-    assert!(found.is_some(), "{wanted} {there}: {}", sets());
+    let found = within(TIMEOUT, || (sets().contains(&format!("{network} ")) == there).then_some(()));
+    assert!(found.is_some(), "{network} {there}: {}", sets());
 }
 
 #[test]
@@ -27,13 +27,13 @@ fn operator_network_ban_survives_flush_and_restart() {
     let lab = Lab::new(&["other"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let ways: [(&str, IpAddr); 2] =
+    let bans: [(&str, IpAddr); 2] =
         [("10.77.1.2/31", lab.victim_v4("other").into()), ("fd77:0:0:100::/56", lab.victim_v6("other").into())];
     lab.run("other", "ip", &["addr", "add", "fd77:0:0:1ff::2/64", "dev", "uplink", "nodad"]);
     lab.victim_ip("route add fd77:0:0:1ff::/64 dev other");
     lab.run("other", "ip", &["route", "replace", "fd77:0:0:1::1", "dev", "uplink", "src", "fd77:0:0:1ff::2"]);
-    assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("nets"), "nobody needs them yet");
-    for (network, target) in ways {
+    assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("nets"), "the network sets are not needed yet");
+    for (network, target) in bans {
         assert!(served_at_last(&lab, target), "{network} before");
         lab.succeed(&["block", network, "--expire", "2h"]);
         expect_network(&lab, network, true);
@@ -41,14 +41,14 @@ fn operator_network_ban_survives_flush_and_restart() {
     }
     lab.run("victim", "nft", &["flush", "ruleset"]);
     daemon.expect_line("was gone and is there again");
-    for (network, target) in ways {
+    for (network, target) in bans {
         expect_network(&lab, network, true);
         assert!(!served(&lab, target), "{network} after the flush");
     }
 
     daemon.stop();
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    for (network, target) in ways {
+    for (network, target) in bans {
         expect_network(&lab, network, true);
         assert!(!served(&lab, target), "{network} after the restart");
     }
@@ -56,10 +56,10 @@ fn operator_network_ban_survives_flush_and_restart() {
 
     lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    daemon.expect_line("put back");
-    for (network, target) in ways {
+    daemon.expect_line("the ban is restored");
+    for (network, target) in bans {
         expect_network(&lab, network, true);
-        assert!(!served(&lab, target), "{network} from the ledger alone");
+        assert!(!served(&lab, target), "{network} is restored from the ledger");
         lab.succeed(&["unblock", network]);
         expect_network(&lab, network, false);
         assert!(served_at_last(&lab, target), "{network} unblocked");
@@ -77,8 +77,8 @@ fn overlapping_networks_are_one_reported_ban() {
     expect_network(&lab, "198.51.100.0/25", false);
     lab.succeed(&["block", "198.51.100.64/26", "--expire", "1h"]);
     let answer = lab.operate(&["block", "198.51.100.64/26", "--expire", "1d"]);
-    let why = "it is part of 198.51.100.0/24, which is blocked for a shorter time";
-    assert!(answer.code != Some(0) && answer.err.contains(why), "{answer:?}");
+    let reason = "it is part of 198.51.100.0/24, which is blocked for a shorter time";
+    assert!(answer.code != Some(0) && answer.err.contains(reason), "{answer:?}");
     daemon.stop();
 }
 
@@ -91,7 +91,7 @@ fn manual_changes_of_networks_are_reported() {
     daemon.expect_line("198.51.100.0/24 has been unblocked by nft (process ");
     lab.run("victim", "nft", &["add element inet portsentry blocked_nets { 203.0.113.0/24 timeout 1h }"]);
     daemon.expect_line("203.0.113.0/24 has been blocked by nft (process ");
-    // What is his is put back like any other.
+    // A ban added with `nft` is restored like any other.
     lab.run("victim", "nft", &["flush", "ruleset"]);
     daemon.expect_line("was gone and is there again");
     expect_network(&lab, "203.0.113.0/24", true);
@@ -105,7 +105,10 @@ fn scanning_network_is_banned_where_configured() {
     let sources = lab.add_addresses("other", 66..71);
     let settings = "[block]\nwidest_ipv4 = 29\n[tcp]\nports = \"7001-7003\"\n";
     let daemon = Daemon::start_configured(&lab, settings, &["-tcp"]);
-    assert!(lab.run("victim", "nft", &["list", "ruleset"]).contains("set blocked_nets "), "ready before it is needed");
+    assert!(
+        lab.run("victim", "nft", &["list", "ruleset"]).contains("set blocked_nets "),
+        "the set is ready before it is needed"
+    );
     let target = lab.victim_v4("other").into();
     for source in &sources {
         lab.connect("other", (*source).into(), target, &[7001, 7002, 7003]);
@@ -125,11 +128,11 @@ fn forged_scans_block_no_network() {
     let sources = lab.add_addresses("other", 66..72);
     let daemon = Daemon::start_configured(&lab, "[block]\nwidest_ipv4 = 29\n", &[]);
     for source in &sources {
-        lab.touch("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
+        lab.probe("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
         lab.expect_ban((*source).into());
     }
     lab.provoke_ban("next");
-    assert!(!lab.set_text("blocked_nets").contains("elements"), "anybody could have sent these SYNs");
+    assert!(!lab.set_text("blocked_nets").contains("elements"), "these SYNs can be forged, so they ban no network");
     let known = lab.ask(&["explain", "10.77.1.70"]);
     assert_eq!(known["blocked"]["evidence"], "forgeable", "{known}");
     daemon.stop();

@@ -1,4 +1,4 @@
-//! Frames that come in from outside with a source address of the host's own, and innocent ones that look like them.
+//! Tests the guard against incoming frames with a source address of this host, and legitimate traffic that looks alike.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket};
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn dropped(lab: &Lab) -> u64 {
     counted.split(' ').next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// True where the set holds this interface. nft does not know that the number is in the machine's byte order.
+/// True if the set holds this interface. nft prints the number in the wrong byte order.
 fn is_guarded(lab: &Lab, interface: &str) -> bool {
     let index: u32 =
         lab.run("victim", "cat", &[&format!("/sys/class/net/{interface}/ifindex")]).trim().parse().unwrap();
@@ -40,7 +40,7 @@ fn wait_until_guarded(lab: &Lab, interface: &str) {
     eventually("the interface is guarded", || is_guarded(lab, interface));
 }
 
-/// A socket of the victim on all its addresses that gives up soon.
+/// A socket of the victim on all its addresses, with a short timeout.
 fn receiver(lab: &Lab) -> UdpSocket {
     lab.inside("victim", || {
         let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
@@ -54,14 +54,14 @@ fn receives(socket: &UdpSocket) -> bool {
 }
 
 #[test]
-fn own_source_frames_are_dropped_and_said() {
+fn own_source_frames_are_dropped_and_reported() {
     let lab = Lab::new(&["other"]);
     let receiver = receiver(&lab);
     let (own4, own6) = (IpAddr::from(lab.victim_v4("other")), IpAddr::from(lab.victim_v6("other")));
     let forged = raw::udp(own6, own6, (9, PORT));
     let mut wire = lab.wire("other");
     wire.send(&forged);
-    assert!(receives(&receiver), "without the program IPv6 takes such a frame");
+    assert!(receives(&receiver), "without the program IPv6 accepts such a frame");
 
     let daemon = Tcp.start(&lab, "");
     wait_until_guarded(&lab, "other");
@@ -71,13 +71,13 @@ fn own_source_frames_are_dropped_and_said() {
         wire.send(&raw::tcp(own6, own6, 23, raw::SYN));
     }
     assert!(!receives(&receiver));
-    eventually("each of them is counted", || dropped(&lab) == 15);
+    eventually("each frame is counted", || dropped(&lab) == 15);
     let line = daemon.expect_line(REPORT);
     assert!(line.contains("on other from fd77:0:0:1::1") && line.contains("the kernel drops them"), "{line}");
     wire.send(&raw::udp(lab.v6("other").into(), own6, (9, PORT)));
-    assert!(receives(&receiver), "what comes from a neighbour passes");
+    assert!(receives(&receiver), "frames of a neighbour pass");
 
-    // What the kernel is told to accept is not dropped.
+    // Frames that a sysctl tells the kernel to accept are not dropped.
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.conf.other.accept_local=1"]);
     lab.reload("");
     eventually("the interface is not guarded", || !is_guarded(&lab, "other"));
@@ -85,12 +85,12 @@ fn own_source_frames_are_dropped_and_said() {
     assert!(receives(&receiver));
     let log = daemon.stop();
     assert_eq!(log.matches(REPORT).count(), 1, "{log}");
-    assert!(!guards_any(&lab), "no interface is guarded while the program does not follow the host");
+    assert!(!guards_any(&lab), "no interface is guarded after the program has stopped");
 }
 
-/// A trial blocks nothing, and `interfaces` says what the program has to do with.
+/// A trial blocks nothing, and the guard covers only the configured `interfaces`.
 #[test]
-fn guard_covers_watched_interfaces_and_no_trial() {
+fn guard_covers_watched_interfaces_outside_trial() {
     let lab = Lab::new(&["other", "left"]);
     let daemon = Daemon::start_configured(&lab, "interfaces = [\"other\"]\n", &["--expire", "24h"]);
     wait_until_guarded(&lab, "other");
@@ -126,17 +126,17 @@ fn own_multicast_and_broadcast_come_back() {
             socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         }
         v4.send_to(b"multicast", (group4, PORT)).unwrap();
-        assert!(receives(&v4), "multicast of its own");
+        assert!(receives(&v4), "multicast of this host comes back");
         v4.send_to(b"broadcast", (Ipv4Addr::new(10, 77, 1, 255), PORT)).unwrap();
-        assert!(receives(&v4), "broadcast of its own");
+        assert!(receives(&v4), "broadcast of this host comes back");
         v6.send_to(b"multicast", SocketAddrV6::new(group6, PORT + 1, 0, index)).unwrap();
-        assert!(receives(&listener6), "IPv6 multicast of its own");
+        assert!(receives(&listener6), "IPv6 multicast of this host comes back");
     });
     assert_eq!(dropped(&lab), 0);
     daemon.stop();
 }
 
-/// The address that this host has on one link is a neighbour's on another.
+/// The same link-local address may belong to this host on one link and to a neighbour on another.
 #[test]
 fn same_link_local_address_elsewhere_is_served() {
     let lab = Lab::new(&["other", "second"]);
@@ -157,7 +157,7 @@ fn same_link_local_address_elsewhere_is_served() {
     daemon.stop();
 }
 
-/// Connections that go out and come back with an address of the host, each translated on its way.
+/// Connections that leave the host and come back, translated on the way, with an address of the host.
 #[test]
 fn hairpin_connections_pass_guard() {
     let lab = Lab::new(&["router", "container"]);
@@ -186,19 +186,20 @@ fn hairpin_connections_pass_guard() {
              add rule ip nat post ip saddr {back} ip daddr {to} masquerade"
         )
     };
-    // A container that asks for its own published port, and this host asking its router for a port that leads back to it.
+    // A container that connects to its own published port, and this host connecting to a port of its router that is
+    // forwarded back.
     nft(&lab, "victim", &translate(own, container, &container.to_string()));
     nft(&lab, "router", &translate(router, own, &own.to_string()));
     let listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
     let published = lab.inside("container", || std::net::TcpStream::connect_timeout(&(own, 8_080).into(), TIMEOUT));
     assert!(published.is_ok(), "{published:?}");
     drop(listener);
-    assert!(lab.is_served("victim", router.into(), 8_080, TIMEOUT), "through the router and back");
+    assert!(lab.is_served("victim", router.into(), 8_080, TIMEOUT), "the router forwards it back");
     assert_eq!(dropped(&lab), 0);
     daemon.stop();
 }
 
-/// Other addresses of the host: of a macvlan on the same link, and by a local route.
+/// Other own addresses: one of a macvlan on the same link, and one by a local route.
 #[test]
 fn further_own_addresses_are_served() {
     let lab = Lab::new(&["other"]);
@@ -215,7 +216,7 @@ fn further_own_addresses_are_served() {
     wait_until_guarded(&lab, "second");
     for address in [Ipv4Addr::new(10, 77, 1, 9), Ipv4Addr::new(10, 88, 9, 7), lab.victim_v4("other")] {
         assert!(lab.is_served("other", address.into(), 80, TIMEOUT), "{address}");
-        assert!(lab.is_served("victim", address.into(), 80, TIMEOUT), "{address} from the host itself");
+        assert!(lab.is_served("victim", address.into(), 80, TIMEOUT), "{address} is served from this host");
     }
     assert_eq!(dropped(&lab), 0);
     let mut wire = lab.wire("other");
@@ -224,6 +225,6 @@ fn further_own_addresses_are_served() {
         wire.send(&forged);
         (dropped(&lab) > 0).then_some(())
     });
-    assert!(counted.is_some(), "an address by local route is an own one");
+    assert!(counted.is_some(), "an address with a local route is an own one");
     daemon.stop();
 }

@@ -1,4 +1,4 @@
-//! Sources that the kernel leaves to the program, or that count for neither.
+//! Tests sources that the kernel leaves to the program, and those that never count.
 
 use std::net::IpAddr;
 
@@ -36,14 +36,14 @@ fn martian_sources_are_not_counted() {
             assert!(!lab.set_text(set).contains("elements"), "{}", lab.set_text(set));
         }
         for source in ["198.51.100.7", "2001:db8:5::"] {
-            assert!(is_banned(&lab, touch(source)), "{source}: this is how they would have counted");
+            assert!(is_banned(&lab, touch(source)), "{source}: with a valid source the same probes count");
         }
     });
     daemon.stop();
 }
 
-/// The kernel drops such packets where they come from outside, but only after the trap: whoever can send a frame could have any
-/// source blocked for as long as the program takes to let it go.
+/// The kernel drops packets to loopback addresses from outside, but only after the trap. If they counted, a forged
+/// frame could ban any source until the program lifts the ban.
 #[test]
 fn loopback_destinations_are_not_counted() {
     let lab = Lab::new(&["other"]);
@@ -65,14 +65,14 @@ fn loopback_destinations_are_not_counted() {
             PORTS.iter().for_each(|port| wire.send(&raw::tcp(source, target, *port, raw::SYN)));
         }
         for banned in [ends[0].0, lab.v6_network("other").into()] {
-            assert!(is_banned(&lab, banned), "{banned}: packets to an address of the host count");
+            assert!(is_banned(&lab, banned), "{banned}: packets to an address of this host count");
         }
     });
     daemon.stop();
 }
 
-/// Under a strict filter (RFC 3704) the kernel drops such packets, and the program ignores them; without one the program judges
-/// them alone: the source may really be there, by another way.
+/// With strict reverse-path filtering (RFC 3704) the kernel drops such packets and the program ignores them. Without it
+/// the program alone judges them: the source may really be there, by another route.
 #[test]
 fn source_of_another_interface_is_not_counted() {
     for strict in [true, false] {
@@ -89,7 +89,7 @@ fn source_of_another_interface_is_not_counted() {
             }
             assert!(banned_at_last(&lab).is_empty());
             assert!(lab.set("suspects").is_empty(), "not even counted");
-            lab.touch("outer", lab.v4("outer").into(), lab.victim_v4("outer").into(), &PORTS);
+            lab.probe("outer", lab.v4("outer").into(), lab.victim_v4("outer").into(), &PORTS);
             assert!(is_banned(&lab, lab.v4("outer")), "a route leads back to this one");
         });
         if strict {

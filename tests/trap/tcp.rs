@@ -1,4 +1,4 @@
-//! What the kernel counts of TCP ports by itself, with the program's judgement beside it.
+//! Tests the kernel's own counting of TCP ports, and the program's verdict about it.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -22,25 +22,28 @@ fn open_ports_and_allowed_sources_are_uncounted() {
     assert!(EIGHT.iter().all(|port| !watched.contains(port)) && watched.contains(&901), "{watched:?}");
     assert!(!watched.contains(&113), "excluded");
     daemon.frozen(|| {
-        lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &EIGHT);
-        lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[113, 139]);
-        lab.touch("friend", friend.into(), lab.victim_v4("friend").into(), &[901, 902, 903, 904, 905]);
+        lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &EIGHT);
+        lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[113, 139]);
+        lab.probe("friend", friend.into(), lab.victim_v4("friend").into(), &[901, 902, 903, 904, 905]);
         assert!(banned_at_last(&lab).is_empty());
-        assert!(lab.set("suspects").is_empty(), "nothing was even counted");
+        assert!(lab.set("suspects").is_empty(), "no probe was counted");
     });
     daemon.stop();
 }
 
-/// The program has not heard of the services yet: it cannot even run. The kernel asks for the socket itself.
+/// The program is stopped and has not noticed the services. The kernel looks up the sockets itself.
 #[test]
-fn new_service_is_no_trap() {
+fn new_service_is_not_counted() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let target = lab.victim_v4("other").into();
     daemon.frozen(|| {
         let ports = [901, 902, 903, 904, 905];
         let _services = Services::open(&lab, &ports);
-        assert!(ports.iter().all(|port| Tcp.watched(&lab).contains(port)), "nobody has told the kernel");
+        assert!(
+            ports.iter().all(|port| Tcp.watched(&lab).contains(port)),
+            "the kernel has not been told about these ports"
+        );
         assert_eq!(lab.served("other", target, &ports, 3), 15);
         assert!(banned_at_last(&lab).is_empty() && lab.set("suspects").is_empty());
     });
@@ -48,7 +51,7 @@ fn new_service_is_no_trap() {
 }
 
 #[test]
-fn stopped_service_is_no_trap() {
+fn stopped_service_is_not_counted() {
     let lab = Lab::new(&["other"]);
     let ports = [901, 902, 903, 904, 905];
     let services = Services::open(&lab, &ports);
@@ -56,7 +59,7 @@ fn stopped_service_is_no_trap() {
     drop(services);
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
     for _ in 0..4 {
-        lab.touch("other", source, target, &ports);
+        lab.probe("other", source, target, &ports);
         std::thread::sleep(Duration::from_millis(500));
         assert!(ports.iter().all(|port| !Tcp.watched(&lab).contains(port)));
     }
@@ -64,8 +67,8 @@ fn stopped_service_is_no_trap() {
     daemon.stop();
 }
 
-/// Docker and others have the kernel ask the firewall for bridges (`br_netfilter`). What the trap drops there comes no further
-/// than the port of the bridge, and there it is for somebody else's hardware address.
+/// Docker and others make bridged packets pass the firewall (`br_netfilter`). The trap drops such packets at the bridge
+/// port, where they are still addressed to another hardware address.
 #[test]
 fn trap_ban_at_bridge_port_is_confirmed() {
     for settings in ["", "interfaces = [\"br0\"]\n"] {
@@ -81,7 +84,7 @@ fn trap_ban_at_bridge_port_is_confirmed() {
             lab.victim_ip(line);
         }
         for family in ["iptables", "ip6tables"] {
-            // Where the kernel cannot, nothing is dropped so early, and all of this holds as well.
+            // On a kernel without `br_netfilter` nothing is dropped so early, and the test must pass too.
             let _ = lab
                 .command("victim", "sysctl")
                 .arg("-qw")
@@ -94,11 +97,11 @@ fn trap_ban_at_bridge_port_is_confirmed() {
             (lab.v6("guest").into(), lab.victim_v6("guest").into(), lab.v6_network("guest").into()),
         ];
         for (source, target, banned) in ends {
-            lab.touch("guest", source, target, &[901, 902, 903]);
+            lab.probe("guest", source, target, &[901, 902, 903]);
             assert!(is_banned(&lab, banned), "{banned}");
             daemon.expect_line(&format!("attackalert: Host {banned}"));
         }
-        // Each has been looked at, and nobody let go.
+        // All bans have been reviewed, and none was lifted.
         let reviewed = || (lab.set("caught").is_empty() && lab.set("caught6").is_empty()).then_some(());
         assert!(within(TIMEOUT, reviewed).is_some());
         assert_eq!(lab.banned().len(), 2);
@@ -113,60 +116,61 @@ fn kernel_and_sensor_share_one_ceiling() {
     let daemon = Tcp.start(&lab, "[block]\nmax_new_bans_per_minute = 5\n");
     let sources = lab.add_addresses("other", 10..30);
     let began = Instant::now();
-    // One more for each twelve seconds, which is what five a minute means, of each of the two.
+    // A limit of five per minute allows one more ban every twelve seconds, for the kernel and for the sensor.
     let most = || 7 + usize::try_from(began.elapsed().as_secs() / 6).unwrap();
     daemon.frozen(|| {
         for source in &sources {
-            lab.touch("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
+            lab.probe("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
         }
         let banned = banned_at_last(&lab).len();
         assert!((5..=most()).contains(&banned), "{banned} of 20 in {:?}", began.elapsed());
     });
-    // What the kernel has banned is charged to the sensor, which bans no more than that; the others go on unbanned.
-    lab.touch("other", sources[0].into(), lab.victim_v4("other").into(), &[901]);
+    // The kernel's bans count against the sensor's ceiling, so the other sources are not banned.
+    lab.probe("other", sources[0].into(), lab.victim_v4("other").into(), &[901]);
     let confirmed = || lab.set("suspects").len() <= sources.len() - 5;
     assert!(within(TIMEOUT, || confirmed().then_some(())).is_some(), "{}", lab.set_text("suspects"));
     let banned = banned_at_last(&lab).len();
     assert!((5..=most()).contains(&banned), "{banned} of 20 in {:?}", began.elapsed());
-    // One that does far more than a scan needs is banned all the same, for a short time.
+    // A source with far more probes than a scan needs is banned nevertheless, for a short time.
     let last = *sources.last().unwrap();
-    lab.touch("other", last.into(), lab.victim_v4("other").into(), &(901..=920).collect::<Vec<_>>());
+    lab.probe("other", last.into(), lab.victim_v4("other").into(), &(901..=920).collect::<Vec<_>>());
     let ban = lab.expect_ban(last.into());
     assert!(ban.timeout <= Some(Duration::from_secs(300)) || began.elapsed() > Duration::from_secs(12), "{ban:?}");
     daemon.stop();
 }
 
-/// The sensor is too late for the kernel's packets: it finds the places that the kernel has filled, and the kernel waits.
+/// The program is stopped. The kernel bans only as many sources as the set `caught` has room for, until the sensor
+/// empties it.
 #[test]
-fn kernel_bans_few_sources_without_the_sensor() {
+fn kernel_alone_bans_few_sources() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "[block]\nmax_new_bans_per_minute = 1000000\n");
     let sources = lab.add_addresses("other", 10..40);
     daemon.frozen(|| {
         for source in &sources {
-            lab.touch("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
+            lab.probe("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
         }
         let banned = banned_at_last(&lab).len();
         assert!((8..=12).contains(&banned), "{banned} of 30");
     });
     lab.expect_banned(&sources.into_iter().map(IpAddr::from).collect::<Vec<_>>());
     let free = || lab.set("caught").is_empty().then_some(());
-    assert!(within(TIMEOUT, free).is_some(), "and has room again");
+    assert!(within(TIMEOUT, free).is_some(), "the set has room again");
     daemon.stop();
 }
 
-/// A source is let go for a reason only: one whose packets the sensor has lost stays blocked for a while.
+/// A ban is lifted only for a reason: a source whose packets the sensor lost stays banned for a short time.
 #[test]
-fn catch_without_reason_is_made_short() {
+fn unexplained_trap_ban_is_shortened() {
     let lab = Lab::new(&["other", "noise"]);
     let daemon = Tcp.start(&lab, "");
     let source = IpAddr::from(lab.v4("other"));
     daemon.frozen(|| {
-        // More than the capture's ring holds, all of them one probe.
+        // Repeats of one probe, more than the capture's ring buffer can hold.
         let packet = raw::tcp(lab.v4("noise").into(), lab.victim_v4("noise").into(), 905, raw::SYN);
         lab.wire("noise").pace(1_000_000, std::iter::repeat_n(packet, 150_000));
-        lab.touch("other", source, lab.victim_v4("other").into(), &[901, 902, 903]);
-        assert!(is_banned(&lab, source), "by the kernel alone");
+        lab.probe("other", source, lab.victim_v4("other").into(), &[901, 902, 903]);
+        assert!(is_banned(&lab, source), "banned by the kernel alone");
     });
     daemon.expect_line("without a verdict of the sensor");
     let ban = lab.expect_ban(source);
@@ -177,7 +181,7 @@ fn catch_without_reason_is_made_short() {
     daemon.stop();
 }
 
-/// The host drops these packets after the trap has counted them.
+/// The host drops packets with wrong checksums after the trap has counted them.
 #[test]
 fn damaged_segments_lift_trap_ban() {
     let lab = Lab::new(&["other"]);
@@ -195,7 +199,7 @@ fn damaged_segments_lift_trap_ban() {
     daemon.stop();
 }
 
-/// The program sees that the ports had been open; the kernel, which was told nothing for so long, does not.
+/// The program knows that the ports were open a moment ago; the kernel was not told.
 #[test]
 fn unfounded_trap_ban_is_lifted() {
     let lab = Lab::new(&["other"]);
@@ -206,34 +210,34 @@ fn unfounded_trap_ban_is_lifted() {
         let services = Services::open(&lab, &ports);
         assert_eq!(lab.served("other", target, &ports, 1), 3);
         drop(services);
-        // A child of another test may hold the listeners for a moment.
+        // A child process of another test may hold the listeners briefly.
         let touched = || {
-            lab.touch("other", source, target, &ports);
+            lab.probe("other", source, target, &ports);
             lab.banned().contains(&source).then_some(())
         };
-        assert!(within(TIMEOUT, touched).is_some(), "by the kernel alone");
+        assert!(within(TIMEOUT, touched).is_some(), "banned by the kernel alone");
     });
     daemon.expect_line(&format!("the kernel's trap had blocked {source}, and nothing is held against them: let go"));
     assert!(banned_at_last(&lab).is_empty() && lab.set("caught").is_empty() && lab.set("suspects").is_empty());
     assert!(daemon.lines_with("attackalert").is_empty());
-    assert!(ports.iter().all(|port| Tcp.watched(&lab).contains(port)), "the answers excuse their peer alone");
+    assert!(ports.iter().all(|port| Tcp.watched(&lab).contains(port)), "answers excuse their own peer only");
     daemon.stop();
 }
 
-/// What it counted before the program knows nothing of.
+/// After a restart the kernel forgets earlier probes, as the program does.
 #[test]
-fn kernel_and_program_begin_together() {
+fn restart_resets_kernel_counts() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
-    lab.touch("other", source, target, &[901, 902]);
+    lab.probe("other", source, target, &[901, 902]);
     daemon.kill();
-    assert!(!Tcp.watched(&lab).is_empty(), "a crash leaves it as it is");
+    assert!(!Tcp.watched(&lab).is_empty(), "a crash leaves the trap armed");
     let daemon = Tcp.start(&lab, "");
     daemon.frozen(|| {
-        lab.touch("other", source, target, &[903, 904]);
+        lab.probe("other", source, target, &[903, 904]);
         assert!(banned_at_last(&lab).is_empty());
-        lab.touch("other", source, target, &[905]);
+        lab.probe("other", source, target, &[905]);
         assert!(is_banned(&lab, source));
     });
     daemon.stop();
@@ -247,16 +251,16 @@ fn lifted_ban_needs_new_evidence() {
     lab.provoke_ban("other");
     lab.succeed(&["unblock", &format!("{source}")]);
     daemon.frozen(|| {
-        lab.touch("other", source, target, &[911, 912]);
-        assert!(banned_at_last(&lab).is_empty(), "two are forgiven anew");
-        lab.touch("other", source, target, &[913]);
+        lab.probe("other", source, target, &[911, 912]);
+        assert!(banned_at_last(&lab).is_empty(), "two ports are forgiven again");
+        lab.probe("other", source, target, &[913]);
         assert!(is_banned(&lab, source));
     });
     daemon.stop();
 }
 
-/// Later fragments have no header, and a frame for everybody is no connection to one host. For TCP both come of nobody but
-/// who forges them, and the sensor passes them over.
+/// Later fragments have no header, and a broadcast frame is no connection to one host. With TCP both are always forged,
+/// and the sensor ignores them.
 #[test]
 fn later_fragments_and_broadcasts_are_not_counted() {
     let lab = Lab::new(&["other"]);
@@ -274,12 +278,12 @@ fn later_fragments_and_broadcasts_are_not_counted() {
         for port in 901..=903 {
             wire.send(&raw::tcp(source.into(), target.into(), port, raw::SYN));
         }
-        assert!(is_banned(&lab, source), "this is how they would have counted");
+        assert!(is_banned(&lab, source), "as ordinary probes they count");
     });
     daemon.stop();
 }
 
-/// In order, so that what it learns is no matter of luck: nothing is open below 21.
+/// The ports are scanned in order, so that the result does not depend on luck: none below 21 is open.
 #[test]
 fn nmap_learns_no_open_port() {
     let lab = Lab::new(&["first", "second"]);
@@ -314,7 +318,7 @@ fn trap_is_emptied_at_end() {
     let daemon = Tcp.start(&lab, "");
     let attacker = lab.provoke_ban("other");
     daemon.stop();
-    assert!(Tcp.watched(&lab).is_empty(), "nobody would look at what it catches");
+    assert!(Tcp.watched(&lab).is_empty(), "an armed trap would ban without review");
     let daemon = Daemon::start_configured(&lab, NO_TRAP, &["--expire", "24h"]);
     let text = lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
     assert!(!text.contains("trap") && !text.contains("touched"), "{text}");
@@ -329,7 +333,7 @@ fn armed_trap_is_emptied_without_blocking() {
     assert!(!Tcp.watched(&lab).is_empty());
     let daemon = Daemon::start(&lab, &["--log-only"]);
     assert!(Tcp.watched(&lab).is_empty());
-    lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
     daemon.expect_line("903");
     assert!(banned_at_last(&lab).is_empty());
     daemon.stop();
@@ -340,16 +344,16 @@ fn reload_applies_to_kernel_trap() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
-    lab.touch("other", source, target, &[901, 902]);
-    let reload = |text: &str, wanted: &dyn Fn(&str) -> bool| {
+    lab.probe("other", source, target, &[901, 902]);
+    let reload = |text: &str, is_applied: &dyn Fn(&str) -> bool| {
         lab.reload(text);
         let table = || lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
-        assert!(within(TIMEOUT, || wanted(&table()).then_some(())).is_some(), "{text}: {}", table());
+        assert!(within(TIMEOUT, || is_applied(&table()).then_some(())).is_some(), "{text}: {}", table());
     };
     reload("[detect]\nscan_trigger = 4\n", &|table| table.contains("burst 4 packets"));
     daemon.frozen(|| {
-        lab.touch("other", source, target, &[903, 904, 905, 906]);
-        assert!(banned_at_last(&lab).is_empty(), "four are forgiven from now on");
+        lab.probe("other", source, target, &[903, 904, 905, 906]);
+        assert!(banned_at_last(&lab).is_empty(), "four ports are forgiven after the reload");
     });
     reload("[tcp]\nadvanced_ports = \"901-903\"\n", &|table| table.contains("elements = { 901-903 }"));
     reload(NO_TRAP, &|table| !table.contains("trap"));
@@ -379,7 +383,7 @@ fn trap_is_rearmed_after_flush() {
     }
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
     daemon.frozen(|| {
-        lab.touch("other", source, target, &[901, 902, 903]);
+        lab.probe("other", source, target, &[901, 902, 903]);
         assert!(is_banned(&lab, source));
     });
     daemon.stop();

@@ -1,4 +1,4 @@
-//! What the kernel counts of UDP ports by itself, with the program's judgement beside it.
+//! Tests the kernel's own counting of UDP ports, and the program's verdict about it.
 
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
@@ -6,22 +6,22 @@ use netns_lab::{Lab, TIMEOUT, within};
 use crate::Protocol::Udp;
 use crate::{BLOCKING, banned_at_last, is_banned};
 
-/// The table as nft prints it; nothing where it is just being laid again.
+/// The ruleset as nft prints it.
 fn table(lab: &Lab) -> String {
     lab.run("victim", "nft", &["list", "ruleset"])
 }
 
-/// As the program does: both protocols block, and so they are one account.
+/// If both protocols block, the kernel counts their ports together, as the program does.
 #[test]
 fn tcp_and_udp_ports_count_together() {
     let lab = Lab::new(&["other"]);
     let daemon = Udp.start(&lab, "");
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
     daemon.frozen(|| {
-        lab.touch("other", source, target, &[901]);
-        Udp.touch(&lab, "other", source, target, &[901]);
+        lab.probe("other", source, target, &[901]);
+        Udp.probe(&lab, "other", source, target, &[901]);
         assert!(banned_at_last(&lab).is_empty());
-        lab.touch("other", source, target, &[901, 902]);
+        lab.probe("other", source, target, &[901, 902]);
         assert!(is_banned(&lab, source));
     });
     daemon.expect_line(&format!("attackalert: Host {source} has been blocked"));
@@ -37,16 +37,16 @@ fn udp_trap_works_without_tcp_trap() {
     assert!(!table(&lab).contains("tcp"));
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
     daemon.frozen(|| {
-        lab.touch("other", source, target, &[901, 902, 903, 904]);
+        lab.probe("other", source, target, &[901, 902, 903, 904]);
         assert!(banned_at_last(&lab).is_empty());
-        Udp.touch(&lab, "other", source, target, &[901, 902, 903]);
+        Udp.probe(&lab, "other", source, target, &[901, 902, 903]);
         assert!(is_banned(&lab, source));
     });
     daemon.stop();
 }
 
-/// In order, so that what it learns is no matter of luck: closed ports answer with an ICMP error, and only what is forgiven
-/// answers at all.
+/// The ports are scanned in order, so that the result does not depend on luck: closed ports answer with an ICMP error,
+/// and only forgiven probes are answered.
 #[test]
 fn nmap_learns_only_forgiven_closed_ports() {
     let lab = Lab::new(&["other"]);
@@ -64,10 +64,10 @@ fn nmap_learns_only_forgiven_closed_ports() {
         "--max-rtt-timeout",
         "200ms",
     ];
-    // Else the kernel itself would tell of few, whatever blocks.
+    // Without this the kernel's ICMP rate limit would hide closed ports, whether or not they are blocked.
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.icmp_ratelimit=0"]);
     let scan = daemon.frozen(|| lab.nmap("other", target, &arguments));
-    assert!(scan.count("closed") <= 2, "of 30, and by the kernel alone: {scan:?}");
+    assert!(scan.count("closed") <= 2, "of 30 ports, with the kernel alone: {scan:?}");
     lab.expect_ban(lab.v4("other").into());
     daemon.stop();
 }
@@ -88,12 +88,12 @@ fn uncounted_datagrams_fill_no_set() {
 }
 
 #[test]
-fn reload_crash_and_end_are_followed() {
+fn udp_trap_follows_reload_crash_and_stop() {
     let lab = Lab::new(&["other"]);
     let daemon = Udp.start(&lab, "");
-    let reload = |text: &str, wanted: &dyn Fn() -> bool| {
+    let reload = |text: &str, is_applied: &dyn Fn() -> bool| {
         lab.reload(text);
-        assert!(within(TIMEOUT, || wanted().then_some(())).is_some(), "{text}: {}", table(&lab));
+        assert!(within(TIMEOUT, || is_applied().then_some(())).is_some(), "{text}: {}", table(&lab));
     };
     let lists = |udp: &str| table(&lab).contains(&format!("elements = {{ {udp} }}"));
     reload("[udp]\nblock = true\n", &|| !table(&lab).contains("udp"));
@@ -111,11 +111,11 @@ fn reload_crash_and_end_are_followed() {
         assert!(within(TIMEOUT, || whole().then_some(())).is_some(), "{harm}");
     }
     daemon.kill();
-    assert!(!Udp.watched(&lab).is_empty(), "a crash leaves it as it is");
+    assert!(!Udp.watched(&lab).is_empty(), "a crash leaves the trap armed");
     let daemon = Daemon::start(&lab, &["--log-only"]);
     assert!(Udp.watched(&lab).is_empty() && lab.ports("trapped").is_empty());
     daemon.stop();
     let daemon = Udp.start(&lab, "");
     daemon.stop();
-    assert!(Udp.watched(&lab).is_empty(), "nobody would look at what it catches");
+    assert!(Udp.watched(&lab).is_empty(), "an armed trap would ban without review");
 }

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn name_moves_no_cursor() {
+    fn name_cannot_control_terminal() {
         let address = IpAddr::from([192, 0, 2, 7]);
         let shown = |name: &str| plain(name, address);
         assert_eq!(shown("Mail.Example.ORG.").as_deref(), Some("mail.example.org"));
@@ -83,12 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn slow_lookup_is_left_behind() {
+    fn slow_lookup_is_abandoned() {
         let mut notes = Vec::new();
         let begin = Instant::now();
         let names = look_up_with(addresses(64), &mut notes, Duration::from_millis(700), |address| {
             match address {
-                // One that never answers.
+                // A name server that never answers.
                 IpAddr::V4(v4) if v4.octets() == [192, 0, 2, 63] => thread::sleep(Duration::from_secs(60)),
                 _ => thread::sleep(Duration::from_millis(20)),
             }
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_asked_about_nobody() {
+    fn empty_list_needs_no_lookup() {
         let mut notes = Vec::new();
         assert!(look_up_with(BTreeSet::new(), &mut notes, TIMEOUT, |_| None).is_empty());
         assert!(notes.is_empty());

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_80_columns_shows_everything() {
+    fn table_of_80_columns_shows_everything() {
         let expected = "  \
   ADDRESS            REASON   PORTS     SINCE    LEFT  STRIKES  BY        METHOD
   203.0.113.77       syn      tcp/23,…   1h5m  22h55m        3  detector  nft
@@ -272,7 +272,7 @@ mod tests {
                 assert!(text.lines().all(|line| count(line) <= width), "{width}:\n{text}");
                 assert_eq!(text.lines().count(), 8);
                 let whole = text.lines().nth(1).unwrap().contains("203.0.113.77");
-                assert!(whole || width < 26, "the address comes first, {width}:\n{text}");
+                assert!(whole || width < 26, "the address is never cut, {width}:\n{text}");
             }
         }
         let wide = text(&bans, Some(&names), 200, now());
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn note_of_operator_cannot_drive_terminal() {
+    fn note_of_operator_cannot_control_terminal() {
         let mut by_hand = listed("192.0.2.9", Author::Operator, Held::Unasked);
         if let Some(entry) = &mut by_hand.remembered {
             entry.ban.note = Some("x\u{1b}[2J\nforged \u{202e}line".to_owned());
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_said_in_words() {
+    fn empty_list_is_a_sentence() {
         assert_eq!(text(&[], None, 80, now()), "no source is blocked\n");
     }
 }

@@ -73,7 +73,7 @@ fn block(second: u64, source: &str, port: u16, expires: &str) -> Message {
     event(second, "block", source, port, rest)
 }
 
-/// A busy host.
+/// A view of a busy host.
 fn scene() -> View {
     let mut view = View::new(now());
     for second in 0..12 {
@@ -115,14 +115,14 @@ fn press(view: &mut View, keys: &[Key]) {
     keys.iter().for_each(|key| drop(view.press(*key)));
 }
 
-/// Compares with a file beside this one; `SCREENS=write` in the environment writes it anew, to be looked at.
-fn is_as_in(name: &str, painted: &str) {
+/// Compares with a file beside this one; `SCREENS=write` in the environment rewrites the file for review.
+fn assert_matches_file(name: &str, painted: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control/live_view/screens").join(name);
     if std::env::var("SCREENS").is_ok_and(|value| value == "write") {
         std::fs::write(&path, painted).unwrap();
     }
-    let wanted = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(painted, wanted, "{name}:\n{painted}");
+    let expected = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(painted, expected, "{name}:\n{painted}");
 }
 
 #[test]
@@ -135,7 +135,11 @@ fn locale_without_unicode_gets_ascii_only() {
         let marks = |cells: &[Cell]| cells.iter().filter(|cell| cell.symbol() == "?").count();
         let unicode = paint(&view, width, height, true);
         assert!(cells.iter().all(|cell| cell.symbol().is_ascii()), "{width} by {height}");
-        assert_eq!(marks(cells), marks(&unicode.backend().buffer().content), "each character has one of its own");
+        assert_eq!(
+            marks(cells),
+            marks(&unicode.backend().buffer().content),
+            "distinct characters have distinct replacements"
+        );
         assert!(cells.iter().any(|cell| cell.symbol() == "-"));
     }
     for (variables, unicode) in [
@@ -155,7 +159,7 @@ fn locale_without_unicode_gets_ascii_only() {
 fn rates_are_those_of_last_minute() {
     let mut view = View::new(now());
     for second in 0..=120 {
-        // Nothing in the first minute; then 600 packets, 60 probes and 6 bans in all.
+        // Nothing in the first minute; then 600 packets, 60 probes and 6 bans in total.
         let late = second.max(60) - 60;
         view.tick(at(second));
         view.absorb(status(second, late * 10, late, late / 10));
@@ -164,16 +168,16 @@ fn rates_are_those_of_last_minute() {
 }
 
 #[test]
-fn the_screens_are_those_in_the_files() {
+fn screens_match_their_files() {
     let mut view = scene();
-    is_as_in("80x24.txt", &screen(&view, 80, 24));
-    is_as_in("40x20.txt", &screen(&view, 40, 20));
-    is_as_in("120x40.txt", &screen(&view, 120, 40));
+    assert_matches_file("80x24.txt", &screen(&view, 80, 24));
+    assert_matches_file("40x20.txt", &screen(&view, 40, 20));
+    assert_matches_file("120x40.txt", &screen(&view, 120, 40));
     press(&mut view, &[Key::Down, Key::Down, Key::Char('u')]);
-    is_as_in("unblock-80x24.txt", &screen(&view, 80, 24));
+    assert_matches_file("unblock-80x24.txt", &screen(&view, 80, 24));
     press(&mut view, &[Key::Esc, Key::Char('?')]);
-    is_as_in("help-80x24.txt", &screen(&view, 80, 24));
-    is_as_in("help-40x20.txt", &screen(&view, 40, 20));
+    assert_matches_file("help-80x24.txt", &screen(&view, 80, 24));
+    assert_matches_file("help-40x20.txt", &screen(&view, 40, 20));
     view.press(Key::Esc);
     let address = "203.0.113.77".to_owned();
     let ban = PastBan {
@@ -196,17 +200,17 @@ fn the_screens_are_those_in_the_files() {
         ..AddressInfo::default()
     };
     view.absorb(Message::Answer(Request::Explain { address }, Ok(Answer::Explained(Box::new(info)))));
-    is_as_in("explain-80x24.txt", &screen(&view, 80, 24));
-    is_as_in("explain-40x20.txt", &screen(&view, 40, 20));
+    assert_matches_file("explain-80x24.txt", &screen(&view, 80, 24));
+    assert_matches_file("explain-40x20.txt", &screen(&view, 40, 20));
     view.press(Key::Esc);
     press(&mut view, &[Key::Char('/'), Key::Char('2'), Key::Char('0'), Key::Char('0')]);
-    is_as_in("filter-80x24.txt", &screen(&view, 80, 24));
+    assert_matches_file("filter-80x24.txt", &screen(&view, 80, 24));
     let mut fresh = View::new(now());
-    is_as_in("fresh-80x24.txt", &screen(&fresh, 80, 24));
+    assert_matches_file("fresh-80x24.txt", &screen(&fresh, 80, 24));
     fresh.absorb(Message::Lost(
         "portsentry is not running: no daemon answers at /run/portsentry/portsentry.sock".to_owned(),
     ));
-    is_as_in("lost-40x20.txt", &screen(&fresh, 40, 20));
+    assert_matches_file("lost-40x20.txt", &screen(&fresh, 40, 20));
 }
 
 #[test]
@@ -254,7 +258,7 @@ fn keys_act_only_after_confirmation() {
     view.press(Key::Down);
     view.press(Key::Down);
     assert_eq!(view.press(Key::Char('u')), None);
-    assert_eq!(view.press(Key::Char('x')), None, "neither yes nor no");
+    assert_eq!(view.press(Key::Char('x')), None, "the key is neither yes nor no");
     let unblock = Request::Unblock { target: Some("198.51.100.9".to_owned()), all: false };
     assert_eq!(view.press(Key::Char('y')), Some(Action::Ask(unblock)));
     assert_eq!((view.press(Key::Char('a')), view.press(Key::Char('n'))), (None, None));
@@ -311,10 +315,10 @@ fn selection_stays_with_its_ban() {
     view.press(Key::Char('j'));
     assert_eq!(view.selected(), Some(1), "198.51.100.9");
     view.absorb(block(12, "192.0.2.5", 21, "2026-11-21T06:33:00Z"));
-    assert_eq!(view.bans().next().unwrap().target, "192.0.2.5", "the next to end comes first");
+    assert_eq!(view.bans().next().unwrap().target, "192.0.2.5", "the next to expire comes first");
     assert_eq!(view.selected(), Some(2));
     view.tick(at(700));
-    assert_eq!(view.bans().count(), 4, "two are over");
+    assert_eq!(view.bans().count(), 4, "two have expired");
     assert_eq!(view.selected(), Some(0));
     view.absorb(event(12, "unblock", "198.51.100.9", 22, json!({})));
     assert_eq!((view.bans().count(), view.selected()), (3, None));
@@ -371,7 +375,7 @@ fn attacker_text_reaches_no_terminal() {
     view.absorb(Message::Answer(Request::Explain { address: evil.to_owned() }, Ok(explained)));
     let painted = screen(&view, 80, 24);
     assert!(!painted.chars().any(|c| c != '\n' && c.is_control() || c == '\u{202e}'), "{painted:?}");
-    // Whatever is no object, or one of something else, is no reason to end.
+    // Lines that are no JSON object, or another object, must not end the view.
     for value in [json!(null), json!([]), json!("x"), json!({"event": 5, "ports": 7, "time": "äöüäöüäöüäöüäöü"})]
     {
         if let Ok(event) = serde_json::from_value(value) {

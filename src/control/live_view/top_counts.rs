@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_most_frequent_come_first() {
+    fn most_frequent_come_first() {
         let mut counts = TopCounts::default();
         ["b", "a", "c", "b", "b", "a"].iter().for_each(|kind| counts.add(kind));
         assert_eq!(counts.top(2), [("b", 3), ("a", 2)]);

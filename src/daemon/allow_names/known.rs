@@ -145,8 +145,8 @@ mod tests {
         known.addresses().map(|address| address.to_string()).collect()
     }
 
-    fn text(said: Option<EventKind>) -> String {
-        match said {
+    fn text(message: Option<EventKind>) -> String {
+        match message {
             Some(EventKind::Note(text) | EventKind::Error(text)) => text,
             _ => String::new(),
         }
@@ -155,16 +155,17 @@ mod tests {
     #[test]
     fn missing_address_stays_one_more_interval() {
         let (mut known, now) = (Known::default(), Instant::now());
-        let (changed, said) = known.learn(NAME, now, &answer(&["192.0.2.7", "2001:db8::7"]));
-        assert_eq!((changed, text(said)), (true, format!("{NAME} on the allow-list is 192.0.2.7, 2001:db8::7")));
-        let (changed, said) = known.learn(NAME, now + INTERVAL, &answer(&["192.0.2.9"]));
-        assert_eq!((changed, text(said)), (true, format!("{NAME} on the allow-list is now also 192.0.2.9")));
+        let (changed, message) = known.learn(NAME, now, &answer(&["192.0.2.7", "2001:db8::7"]));
+        assert_eq!((changed, text(message)), (true, format!("{NAME} on the allow-list is 192.0.2.7, 2001:db8::7")));
+        let (changed, message) = known.learn(NAME, now + INTERVAL, &answer(&["192.0.2.9"]));
+        assert_eq!((changed, text(message)), (true, format!("{NAME} on the allow-list is now also 192.0.2.9")));
         assert_eq!(held(&known), ["192.0.2.7", "192.0.2.9", "2001:db8::7"]);
-        let (changed, said) = known.learn(NAME, now + 2 * INTERVAL, &answer(&["192.0.2.9"]));
-        assert!(!changed && said.is_none() && known.forget(now + 2 * INTERVAL).is_empty());
+        let (changed, message) = known.learn(NAME, now + 2 * INTERVAL, &answer(&["192.0.2.9"]));
+        assert!(!changed && message.is_none() && known.forget(now + 2 * INTERVAL).is_empty());
         let gone = known.forget(now + INTERVAL + GRACE);
-        let told = format!("{NAME} on the allow-list is no longer 192.0.2.7, 2001:db8::7, which it protects no more");
-        assert_eq!(text(farewell(NAME, &gone)), told);
+        let expected =
+            format!("{NAME} on the allow-list is no longer 192.0.2.7, 2001:db8::7, which it protects no more");
+        assert_eq!(text(farewell(NAME, &gone)), expected);
         assert_eq!(held(&known), ["192.0.2.9"]);
     }
 
@@ -184,23 +185,24 @@ mod tests {
     fn failed_lookup_removes_no_protection() {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
-        let told = format!("{NAME} on the allow-list cannot be resolved: down; its last addresses stay protected");
-        assert_eq!(text(known.fail(NAME, "down")), told);
+        let expected = format!("{NAME} on the allow-list cannot be resolved: down; its last addresses stay protected");
+        assert_eq!(text(known.fail(NAME, "down")), expected);
         assert!(known.fail(NAME, "still down").is_none());
         assert!(known.forget(now + 100 * INTERVAL).is_empty());
         assert_eq!(held(&known), ["192.0.2.7"]);
-        let (changed, said) = known.learn(NAME, now + 100 * INTERVAL, &answer(&["192.0.2.7"]));
-        assert_eq!((changed, text(said)), (false, format!("{NAME} on the allow-list can be resolved again")));
-        assert!(!text(known.fail(NAME, "down")).is_empty(), "said again");
+        let (changed, message) = known.learn(NAME, now + 100 * INTERVAL, &answer(&["192.0.2.7"]));
+        assert_eq!((changed, text(message)), (false, format!("{NAME} on the allow-list can be resolved again")));
+        assert!(!text(known.fail(NAME, "down")).is_empty(), "it is reported again");
     }
 
     #[test]
     fn unresolved_name_protects_nothing() {
         let mut known = Known::default();
-        let told = format!("{NAME} on the allow-list cannot be resolved: down; it protects no address until it can");
-        assert_eq!(text(known.fail(NAME, "down")), told);
-        let (_, said) = known.learn(NAME, Instant::now(), &answer(&["192.0.2.7"]));
-        assert_eq!(text(said), format!("{NAME} on the allow-list can be resolved again: it is 192.0.2.7"));
+        let expected =
+            format!("{NAME} on the allow-list cannot be resolved: down; it protects no address until it can");
+        assert_eq!(text(known.fail(NAME, "down")), expected);
+        let (_, message) = known.learn(NAME, Instant::now(), &answer(&["192.0.2.7"]));
+        assert_eq!(text(message), format!("{NAME} on the allow-list can be resolved again: it is 192.0.2.7"));
     }
 
     #[test]
@@ -224,10 +226,10 @@ mod tests {
             "::ffff:0.0.0.0",
             "::ffff:255.255.255.255",
         ]);
-        let (changed, said) = known.learn(NAME, now, &hostile);
-        let told =
+        let (changed, message) = known.learn(NAME, now, &hostile);
+        let expected =
             format!("{NAME} on the allow-list has no address that another host can have; it protects no address");
-        assert_eq!((changed, text(said)), (false, told));
+        assert_eq!((changed, text(message)), (false, expected));
         assert!(known.learn(NAME, now, &hostile).1.is_none(), "said once");
         assert!(held(&known).is_empty());
         let scoped = SocketAddr::V6(std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 0, 0, 2));
@@ -239,8 +241,8 @@ mod tests {
     fn invalid_answer_replaces_older_one() {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
-        let (_, said) = known.learn(NAME, now, &answer(&["0.0.0.0"]));
-        assert!(text(said).ends_with("its last ones stay protected for 5m 30s"));
+        let (_, message) = known.learn(NAME, now, &answer(&["0.0.0.0"]));
+        assert!(text(message).ends_with("its last ones stay protected for 5m 30s"));
         assert_eq!(known.forget(now + GRACE).len(), 1);
         assert!(held(&known).is_empty());
     }
@@ -253,8 +255,8 @@ mod tests {
                 .map(|n| SocketAddr::new(IpAddr::from((0x0b00_0000 + block * 0x1_0000 + n).to_be_bytes()), 0))
                 .collect()
         };
-        let (_, said) = known.learn(NAME, now, &many(0));
-        let line = text(said);
+        let (_, message) = known.learn(NAME, now, &many(0));
+        let line = text(message);
         assert!(line.ends_with("and 56 more; 3936 more addresses are left out") && line.len() < 300, "{line}");
         assert_eq!(known.addresses().count(), MAX_ADDRESSES);
         for round in 1..50 {
@@ -262,6 +264,6 @@ mod tests {
             assert!(known.addresses().count() <= MAX_KEPT);
         }
         let first = IpAddr::from((0x0b00_0000_u32 + 49 * 0x1_0000).to_be_bytes());
-        assert!(known.addresses().any(|address| address == first), "the last answer is whole");
+        assert!(known.addresses().any(|address| address == first), "the last answer is complete");
     }
 }

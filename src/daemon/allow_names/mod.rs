@@ -144,8 +144,8 @@ mod tests {
 
     use super::*;
 
-    fn texts(said: &[EventKind]) -> Vec<String> {
-        said.iter().map(|what| format!("{what:?}")).collect()
+    fn texts(messages: &[EventKind]) -> Vec<String> {
+        messages.iter().map(|event| format!("{event:?}")).collect()
     }
 
     fn names(count: usize) -> Vec<String> {
@@ -161,7 +161,7 @@ mod tests {
         };
         let now = Instant::now();
         let mut names = AllowNames::with(&["a.example".to_owned(), "a.example".to_owned()], now, lookup);
-        assert!(!names.tick(now, false), "nothing is known yet, and nobody waited");
+        assert!(!names.tick(now, false), "nothing is known yet, and no lookup has ended");
         assert!(names.answered().await);
         assert_eq!(names.addresses().collect::<Vec<_>>(), ["192.0.2.7".parse::<IpAddr>().unwrap()]);
         for seconds in 1..300 {
@@ -171,7 +171,7 @@ mod tests {
         names.tick(now + INTERVAL, false);
         assert!(!names.answered().await, "the same answer is no change");
         names.tick(now + INTERVAL + Duration::from_secs(1), true);
-        assert!(!names.answered().await, "other name servers are asked at once");
+        assert!(!names.answered().await, "other name servers are queried at once");
         assert_eq!(ASKED.load(Ordering::Relaxed), 3);
     }
 
@@ -188,19 +188,19 @@ mod tests {
         };
         let now = Instant::now();
         let mut names = AllowNames::with(&names(1), now, lookup);
-        let mut said = Vec::new();
+        let mut messages = Vec::new();
         for seconds in 0..1_000 {
             names.tick(now + Duration::from_secs(seconds), true);
-            said.extend(names.take_messages());
+            messages.extend(names.take_messages());
         }
         while HANGING.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
         assert_eq!(HANGING.load(Ordering::Relaxed), 1);
-        assert_eq!(said.len(), 1, "{said:?}");
-        assert!(texts(&said)[0].contains("no answer within 30 s"));
+        assert_eq!(messages.len(), 1, "{messages:?}");
+        assert!(texts(&messages)[0].contains("no answer within 30 s"));
         FREE.store(1, Ordering::Relaxed);
-        assert!(names.answered().await, "late is better than never");
+        assert!(names.answered().await, "a late answer is still used");
         assert!(texts(&names.take_messages())[0].contains("192.0.2.7"));
     }
 
@@ -212,7 +212,7 @@ mod tests {
             MOST.fetch_max(RUNNING.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(2));
             RUNNING.fetch_sub(1, Ordering::SeqCst);
-            Err(io::Error::other("nobody is there"))
+            Err(io::Error::other("no name server"))
         };
         let now = Instant::now();
         let mut names = AllowNames::with(&names(64), now, lookup);
@@ -231,7 +231,7 @@ mod tests {
         static ASKED: AtomicUsize = AtomicUsize::new(0);
         let lookup = |_: &str| {
             ASKED.fetch_add(1, Ordering::Relaxed);
-            Err(io::Error::other("nobody is there"))
+            Err(io::Error::other("no name server"))
         };
         let now = Instant::now();
         let after = |seconds| now + Duration::from_secs(seconds);

@@ -142,11 +142,11 @@ mod tests {
     }
 
     #[test]
-    fn ban_is_told_once_and_lifted_once() {
+    fn ban_is_sent_once_and_lifted_once() {
         let (mut own, event) = (OwnBans::default(), blocked(Expiry::After(Duration::from_secs(60))));
         let target = Ban::example().probe.target;
         assert!(matches!(own.follow(&event), Some(OwnBanEvent::Ban { remaining_s: Some(59..=60), .. })));
-        assert_eq!(own.follow(&event), None, "a second backend enforces it as well");
+        assert_eq!(own.follow(&event), None, "a second backend enforces the same ban");
         assert_eq!(own.in_force(SystemTime::now()).len(), 1);
         assert!(own.in_force(SystemTime::now() + Duration::from_secs(61)).is_empty());
         assert!(own.follow(&blocked(Expiry::Never)).is_some());
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn flood_of_bans_keeps_those_that_last() {
+    fn flood_of_bans_keeps_longest() {
         let mut own = OwnBans::default();
         for number in 0..10_000_u32 {
             let mut event = blocked(Expiry::After(Duration::from_secs(60 + u64::from(number))));

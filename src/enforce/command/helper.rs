@@ -138,7 +138,7 @@ mod tests {
         Answer::read(&buffer[..length]).unwrap()
     }
 
-    /// What comes of a daemon that sends these.
+    /// The result for a daemon that sends these datagrams.
     fn served(settings: &RunSettings, datagrams: &[Vec<u8>]) -> (Result<(), Refused>, Vec<Answer>) {
         let (ours, theirs) = pair().unwrap();
         thread::scope(|scope| {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_end_with_the_daemon() {
+    fn commands_end_with_daemon() {
         let (ours, theirs) = pair().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let note = folder.path().join("note");

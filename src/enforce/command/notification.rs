@@ -203,7 +203,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(500);
 
-    /// Both ends of a socket, and the command's settings behind the far one.
+    /// Runs `test` with one end of a socket; the command with its settings is at the other end.
     fn with<T>(script: &str, test: impl FnOnce(&mut Notifications) -> T) -> T {
         let words = |script: &str| ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let (ours, theirs) = pair().unwrap();
@@ -225,29 +225,32 @@ mod tests {
         let script = format!("cat > {}", note.display());
         assert_eq!(with(&script, |ours| ours.send(digest.clone())), Delivery::Succeeded);
         assert_eq!(std::fs::read_to_string(note).unwrap(), format!("{digest}\n"));
-        assert_eq!(with("true", |ours| ours.send(digest)), Delivery::Succeeded, "a command need not read it");
+        assert_eq!(with("true", |ours| ours.send(digest)), Delivery::Succeeded, "a command need not read the digest");
     }
 
     #[test]
-    fn failing_command_is_told_with_its_output() {
-        let told = with("echo no route; exit 3", |ours| ours.send("{}".to_owned()));
-        let Delivery::Failed(why) = &told else { panic!("{told:?}") };
-        assert!(why.contains("failed with exit status 3; it says: no route"), "{why}");
+    fn failing_command_is_reported_with_output() {
+        let delivery = with("echo no route; exit 3", |ours| ours.send("{}".to_owned()));
+        let Delivery::Failed(reason) = &delivery else { panic!("{delivery:?}") };
+        assert!(reason.contains("failed with exit status 3; it says: no route"), "{reason}");
     }
 
     #[test]
     fn command_that_hangs_is_ended() {
         let started = Instant::now();
-        let told = with("sleep 1000", |ours| ours.send("{}".to_owned()));
-        assert!(matches!(&told, Delivery::Failed(why) if why.contains("was ended at its time limit")), "{told:?}");
+        let delivery = with("sleep 1000", |ours| ours.send("{}".to_owned()));
+        assert!(
+            matches!(&delivery, Delivery::Failed(why) if why.contains("was ended at its time limit")),
+            "{delivery:?}"
+        );
         assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     }
 
     #[test]
-    fn reread_takes_the_command_anew() {
-        let told = with("true", |ours| (ours.reread(), ours.send("{}".to_owned())));
-        assert_eq!(told.0, Delivery::Succeeded);
-        assert!(matches!(&told.1, Delivery::Failed(why) if why.contains("exit status 7")), "{told:?}");
+    fn reread_uses_changed_command() {
+        let deliveries = with("true", |ours| (ours.reread(), ours.send("{}".to_owned())));
+        assert_eq!(deliveries.0, Delivery::Succeeded);
+        assert!(matches!(&deliveries.1, Delivery::Failed(why) if why.contains("exit status 7")), "{deliveries:?}");
     }
 
     #[test]
@@ -268,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_is_named() {
+    fn ended_helper_process_is_named() {
         let (ours, theirs) = pair().unwrap();
         drop(theirs);
         assert_eq!(Notifications::new(ours).send("{}".to_owned()), Delivery::HelperGone);

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_come_out_as_they_went_in() {
+    fn file_messages_read_back_unchanged() {
         assert_eq!(messages().len(), 8);
         for bytes in messages() {
             assert!(Request::read(&bytes).is_some() != Answer::read(&bytes).is_some());

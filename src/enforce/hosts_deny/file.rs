@@ -169,15 +169,15 @@ mod tests {
             ("closed to others", &|| fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap()),
             ("removed", &|| fs::remove_file(&path).unwrap()),
         ];
-        for (what, change) in changes {
+        for (label, change) in changes {
             fs::write(&path, "one\n").unwrap();
             let old = read(&path).unwrap();
             change();
             let now = fs::read(&path).ok();
-            assert!(!replace(&path, old.as_ref(), b"ours\n").unwrap(), "{what}");
-            assert_eq!(fs::read(&path).ok(), now, "{what}");
+            assert!(!replace(&path, old.as_ref(), b"ours\n").unwrap(), "{label}");
+            assert_eq!(fs::read(&path).ok(), now, "{label}");
             let old = read(&path).unwrap();
-            assert!(replace(&path, old.as_ref(), b"ours\n").unwrap(), "{what}, and then read again");
+            assert!(replace(&path, old.as_ref(), b"ours\n").unwrap(), "{label}: the next attempt reads the file again");
             assert_eq!(fs::read(&path).unwrap(), b"ours\n");
         }
         fs::remove_file(&path).unwrap();

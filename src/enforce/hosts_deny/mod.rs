@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_classic_templates_give_their_lines() {
+    fn classic_templates_give_their_lines() {
         let line = |template: &str, source: &str| {
             HostsDeny::new(DEFAULT_PATH, template).unwrap().line(&BanContext::example(source.parse().unwrap()))
         };

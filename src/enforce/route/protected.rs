@@ -66,9 +66,9 @@ mod tests {
         ) {
             let net = |end: u8, length| IpNet::V4(Ipv4Net::new_assert([192, 0, 2, end].into(), length).trunc());
             let prefixes: Vec<_> = prefixes.into_iter().map(|(end, length)| net(end, length)).collect();
-            let asked = net(end, length);
-            let one_by_one = prefixes.iter().any(|one| one.contains(&asked) || asked.contains(one));
-            prop_assert_eq!(Protected::new(&prefixes).overlapping(asked).is_some(), one_by_one);
+            let prefix = net(end, length);
+            let one_by_one = prefixes.iter().any(|one| one.contains(&prefix) || prefix.contains(one));
+            prop_assert_eq!(Protected::new(&prefixes).overlapping(prefix).is_some(), one_by_one);
         }
     }
 }

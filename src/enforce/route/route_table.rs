@@ -104,7 +104,7 @@ mod tests {
             (Some(at(20)), vec![], vec![target(1)])
         );
         held.keep(target(1), None);
-        assert_eq!((held.next_end(), held.entries.len(), held.ends.len()), (None, 2, 0), "no end is left over");
+        assert_eq!((held.next_end(), held.entries.len(), held.ends.len()), (None, 2, 0), "no expiry is left over");
     }
 
     #[test]

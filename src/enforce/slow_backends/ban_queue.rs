@@ -116,7 +116,7 @@ mod tests {
     const MINUTE: Expiry = Expiry::After(Duration::from_secs(60));
 
     #[test]
-    fn longer_ban_keeps_what_was_done() {
+    fn longer_ban_keeps_completed_backends() {
         let mut bans = Bans::default();
         let held = bans.hold(at(100), case(1), MINUTE).unwrap();
         held.has_run = true;
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_removed_has_no_deadline_left() {
+    fn removed_ban_has_no_deadline() {
         let mut bans = Bans::default();
         bans.hold(at(0), case(1), MINUTE).unwrap();
         bans.hold(at(1), case(2), MINUTE).unwrap();

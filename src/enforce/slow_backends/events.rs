@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_piece_of_news_is_one_sentence() {
+    fn every_event_is_one_sentence() {
         let case = BanContext::example("192.0.2.7".parse().unwrap());
         let other = BanContext::example("2001:db8::7".parse().unwrap()).target;
         let ran = |outcome, attempt, again| BackendEvent::Ran {
@@ -206,8 +206,8 @@ mod tests {
                 "too much at once: 3 tasks and 0 commands were dropped",
             ),
         ];
-        for (news, is_error, text) in expected {
-            assert_eq!((news.to_string().as_str(), news.is_error()), (text, is_error));
+        for (event, is_error, text) in expected {
+            assert_eq!((event.to_string().as_str(), event.is_error()), (text, is_error));
         }
     }
 }

@@ -1,3 +1,5 @@
+//! Tests the bounded hash table: evictions, ranks, growth of the index, and the number of inspected slots.
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;
@@ -12,7 +14,7 @@ fn key(n: u32) -> Hashed {
     Key::new(BanTarget::V4(std::net::Ipv4Addr::from_bits(n)), Track::Block).under(SECRET)
 }
 
-/// A row with a number in it.
+/// A row that holds a number.
 #[derive(Clone)]
 struct Noted(Key, u32);
 
@@ -47,9 +49,9 @@ fn full_table_evicts_least_valuable_entry() {
     }
     let Err(claim) = table.claim(key(9), |way| way.row.1.into()) else { panic!("9 is new") };
     assert!(claim.evicted);
-    assert_eq!(found(&table, 12), (2..=9).collect::<Vec<_>>(), "1 was worth least");
+    assert_eq!(found(&table, 12), (2..=9).collect::<Vec<_>>(), "1 was the least valuable");
     assert_eq!((table.used(), table.begun(), table.slots()), (8, 8, 8));
-    assert_eq!(table.get(claim.slot).unwrap().1, 0, "the newcomer does not take over what was kept of another");
+    assert_eq!(table.get(claim.slot).unwrap().1, 0, "a new entry does not inherit the data of another");
 }
 
 #[test]
@@ -62,7 +64,7 @@ fn full_table_evicts_oldest_of_lowest_rank() {
     };
     for n in 0..8 {
         let slot = claim(&mut table, n);
-        // Of two ranks, the odd ones the higher.
+        // The odd ones have the higher of two ranks.
         table.rank(key(n), slot, if n % 2 == 1 { RANKS } else { 3 });
     }
     claim(&mut table, 0);
@@ -106,7 +108,7 @@ fn new_entries_use_prefaulted_memory() {
     assert_eq!(table.iter().count(), 50_000);
     let mut small = self::table(8);
     (0..20).for_each(|_| small.prepare());
-    assert_eq!(small.rows.len(), 8, "and never more than there can be");
+    assert_eq!(small.rows.len(), 8, "never more than the table's size");
 }
 
 #[test]
@@ -115,10 +117,10 @@ fn growing_index_loses_no_entry() {
         let mut table = table(100_000);
         let (start, room) = (table.index.len(), table.index.capacity());
         assert!(start * WAYS * 4 < 8_192, "{start}");
-        // More of one bucket than it holds, so that some are elsewhere when it grows.
-        let crowd: Vec<u32> = (0..).filter(|n| table.bucket(key(*n).hash) == 7).take(20).collect();
+        // More keys of one bucket than it holds, so that some are in other buckets when the index grows.
+        let same_bucket: Vec<u32> = (0..).filter(|n| table.bucket(key(*n).hash) == 7).take(20).collect();
         let others: Vec<u32> = (1_000_000..1_040_000).collect();
-        for (count, n) in crowd.iter().chain(&others).enumerate() {
+        for (count, n) in same_bucket.iter().chain(&others).enumerate() {
             let Err(claim) = table.claim_beside(key(*n), |_| 0, |_| true) else { panic!("{n} is new") };
             assert!(!claim.evicted, "{n}");
             table.get_mut(claim.slot).unwrap().1 = *n;
@@ -130,7 +132,7 @@ fn growing_index_loses_no_entry() {
                 assert!(!table.is_dense(SPARSE + 1));
             }
         }
-        let all = || crowd.iter().chain(&others);
+        let all = || same_bucket.iter().chain(&others);
         assert!(all().all(|n| table.row(key(*n)).is_some_and(|row| row.1 == *n)));
         assert_eq!((table.index.len(), table.index.capacity()), (start * 64, room));
         assert_eq!((table.used(), table.slots()), (40_020, start * 64 * WAYS));
@@ -142,8 +144,8 @@ fn growing_index_loses_no_entry() {
 #[test]
 fn ranks_survive_index_growth() {
     let mut table = table(100_000);
-    let crowd: Vec<u32> = (0..).filter(|n| table.bucket(key(*n).hash) == 7).take(8).collect();
-    for (rank, n) in (0..).zip(&crowd) {
+    let same_bucket: Vec<u32> = (0..).filter(|n| table.bucket(key(*n).hash) == 7).take(8).collect();
+    for (rank, n) in (0..).zip(&same_bucket) {
         let (Ok(slot) | Err(Claim { slot, .. })) = table.claim(key(*n), |_| 0);
         table.rank(key(*n), slot, rank);
     }
@@ -153,18 +155,18 @@ fn ranks_survive_index_growth() {
         let ranks: Vec<u32> = places.map(|place| place >> table.number_bits & 15).collect();
         assert!(ranks.is_sorted_by(|a, b| a > b), "the latest first: {ranks:?}");
     }
-    assert!(crowd.iter().all(|n| table.find(key(*n)).is_some()));
+    assert!(same_bucket.iter().all(|n| table.find(key(*n)).is_some()));
 }
 
 #[test]
 fn permanent_entries_survive_evictions() {
     let mut table = table(512);
-    // Three of four slots: a bucket in four is too small for its keys.
+    // Three of four slots are used: one bucket in four is too small for its keys.
     for n in 0..384 {
         let Err(claim) = table.claim_beside(key(n), |_| 0, |_| true) else { panic!("{n} is new") };
         assert!(!claim.evicted, "{n}");
     }
-    assert!(table.strays > 10, "{} of them are elsewhere", table.strays);
+    assert!(table.strays > 10, "{} of them are in another bucket", table.strays);
     assert_eq!(table.used(), 384);
     assert_eq!(found(&table, 384).len(), 384);
     assert!(table.claim_beside(key(3), |_| 0, |_| true).is_ok(), "a present key is not inserted twice");
@@ -194,7 +196,7 @@ fn full_table_of_keepers_evicts_least_valuable() {
     assert_eq!(found(&table, 66).len(), 64);
 }
 
-/// Fills a table that evicts only when it is full; `worth` is that of each number.
+/// Fills a table that evicts only when it is full; `worth` gives the value of each number.
 fn filled(entries: u32, worth: impl Fn(u32) -> u32) -> Table<Noted> {
     let mut table = Table::with_spare_index(entries as usize, SECRET);
     for n in 0..entries {
@@ -234,7 +236,7 @@ fn full_table_inspects_few_slots_per_newcomer() {
 
 #[test]
 fn largest_table_distinguishes_its_rows() {
-    // The index alone: of so many rows none is touched.
+    // Only the index: most of the rows are never touched.
     let table = table(1 << 24);
     assert_eq!((table.number_bits, table.tag(u64::MAX)), (25, 0xe000_0000));
     assert_eq!((table.slots(), table.begun()), (1 << 24, 0));
@@ -267,9 +269,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Whatever is done to it, it holds what a plain map would, except evicted entries.
+    /// Whatever happens, the table holds the entries of a plain map, except evicted ones.
     #[test]
-    fn a_table_is_a_map_that_forgets(entries in 1_usize..130, steps in steps()) {
+    fn table_agrees_with_map_except_evictions(entries in 1_usize..130, steps in steps()) {
         let mut table = table(entries);
         let mut model: HashMap<u32, u32> = HashMap::new();
         for (at, step) in (1..).zip(steps) {
@@ -286,7 +288,7 @@ proptest! {
                         }
                         Err(Claim { slot, evicted }) => {
                             prop_assert!(!model.contains_key(&n));
-                            prop_assert_eq!(table.get(slot).unwrap().1, 0, "it says nothing yet");
+                            prop_assert_eq!(table.get(slot).unwrap().1, 0, "a new row is empty");
                             if evicted {
                                 let gone: Vec<u32> =
                                     model.keys().copied().filter(|n| table.find(key(*n)).is_none()).collect();
@@ -324,7 +326,7 @@ static ONE_BUCKET: std::sync::LazyLock<Vec<u32>> =
     std::sync::LazyLock::new(|| (0..).filter(|n| key(*n).hash >> 55 == 7).take(300).collect());
 
 proptest! {
-    /// Also of keys that all belong into one bucket, as an attacker with knowledge of the secret would choose them.
+    /// Also with keys of a single bucket, as an attacker who knows the secret would choose them.
     #[test]
     fn call_inspects_bounded_number_of_slots(
         entries in 1_usize..500,

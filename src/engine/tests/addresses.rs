@@ -19,14 +19,14 @@ fn addresses_of_one_64_are_one_source() {
 }
 
 #[test]
-fn the_next_64_is_another_source() {
+fn next_64_is_another_source() {
     let mut scene = Scene::new();
     scene.syns("2001:db8:7:7::1", [21, 22]);
     assert_eq!(scene.syn("2001:db8:7:8::1", 23), Probe(1));
 }
 
 #[test]
-fn link_local_neighbours_stand_each_for_itself() {
+fn link_local_neighbours_are_separate_sources() {
     let mut scene = Scene::new();
     for n in 1..200 {
         assert_eq!(scene.syn(&format!("fe80::{n:x}"), 200 + n), Probe(1));
@@ -56,7 +56,7 @@ fn ipv4_and_ipv6_with_same_bits_differ() {
 }
 
 #[test]
-fn prefixes_stand_for_unknown_host_addresses() {
+fn prefixes_replace_unknown_host_addresses() {
     let mut scene = Scene::new();
     scene.host.local = Local::Prefixes(vec!["192.0.2.0/24".parse().unwrap()]);
     assert_eq!(scene.syn_to("192.0.2.77", "198.51.100.7", 22), Probe(1));
@@ -65,7 +65,7 @@ fn prefixes_stand_for_unknown_host_addresses() {
         super::scene::Gist::Innocent(crate::engine::IgnoreReason::NotOurs)
     );
     scene.host.local = Local::Any;
-    assert_eq!(scene.syn_to("192.0.3.77", "198.51.100.7", 23), Probe(1), "another host, counted by itself");
+    assert_eq!(scene.syn_to("192.0.3.77", "198.51.100.7", 23), Probe(1), "another host, counted separately");
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
@@ -96,7 +96,7 @@ fn real_bytes_behind_headers_are_counted() {
     ];
     let mut scene = Scene::new();
     let verdicts = frames.map(|frame| {
-        // The frames are made up, and have no checksums.
+        // The frames are artificial and have no checksums.
         let packet = Packet { checksum: Checksum::Good, ..decode(LinkType::Raw, &frame).unwrap() };
         assert!(!packet.fragmented);
         scene.engine.observe(scene.now, &packet, &scene.host, &mut NoLookup)

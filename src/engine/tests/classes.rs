@@ -14,7 +14,7 @@ const PSH: u16 = TcpFlags::PSH;
 const ACK: u16 = TcpFlags::ACK;
 const URG: u16 = TcpFlags::URG;
 
-/// Sends one packet of these flags to three ports; the class of the ban.
+/// Sends packets with these flags to three ports; returns the class of the ban.
 fn third_blocks(flags: u16) -> Class {
     third_blocks_with(flags, |_| ())
 }
@@ -27,7 +27,7 @@ fn third_blocks_with(flags: u16, change: impl FnOnce(&mut Settings)) -> Class {
     scene.ban().probe.observation.class
 }
 
-/// Sends a single packet of these flags; the class of the ban.
+/// Sends a single packet with these flags; returns the class of the ban.
 fn first_blocks(flags: u16) -> Class {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 15);
     assert_eq!(scene.tcp(SCANNER, 23, flags), Block(1), "{:?}", TcpFlags(flags));
@@ -55,23 +55,23 @@ fn ack_and_fin_ack_ban_if_configured() {
 }
 
 #[test]
-fn reported_acks_excuse_and_incriminate_nothing() {
+fn reported_acks_change_no_other_verdict() {
     let mut scene = Scene::new();
     for port in [21, 22, 23] {
         let _ = scene.tcp(SCANNER, port, ACK);
     }
-    assert_eq!(scene.syn(SCANNER, 24), Probe(1), "late segments of an honest peer do not add up with its SYNs");
+    assert_eq!(scene.syn(SCANNER, 24), Probe(1), "late segments of a legitimate peer do not count with its SYNs");
     assert_eq!(scene.syn(SCANNER, 25), Probe(2));
     assert_eq!(scene.syn(SCANNER, 26), Block(3), "a scanner that begins with ACKs is banned for its SYNs");
     let mut scene = Scene::new();
     let _ = scene.tcp(SCANNER, 21, ACK);
-    assert_eq!(scene.tcp(SCANNER, 22, 0), Block(1), "flags that no stack sends are enough as before");
+    assert_eq!(scene.tcp(SCANNER, 22, 0), Block(1), "flags that no TCP stack sends are enough as before");
     let mut scene = Scene::with(|settings| settings.tcp.response = Response::Tell);
     for port in [21, 22, 23] {
         let _ = scene.tcp(SCANNER, port, ACK);
     }
     scene.after(1_801.0);
-    assert_eq!(scene.tcp(SCANNER, 21, ACK), Probe(1), "reported once a window, and no command is run");
+    assert_eq!(scene.tcp(SCANNER, 21, ACK), Probe(1), "reported once per window, without running a command");
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn fragments_are_ignored_without_tcp() {
 }
 
 #[test]
-fn an_answer_is_no_probe() {
+fn answer_is_no_probe() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for flags in [SYN | ACK, RST, RST | ACK, RST | FIN] {
         assert_eq!(scene.tcp(SCANNER, 23, flags), Innocent(IgnoreReason::NoRequest), "{:?}", TcpFlags(flags));
@@ -169,7 +169,7 @@ fn datagrams_to_three_ports_are_scan() {
 }
 
 #[test]
-fn tcp_and_udp_port_are_two() {
+fn tcp_and_udp_port_count_separately() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!((scene.udp(SCANNER, 53), scene.syn(SCANNER, 53)), (Probe(1), Probe(2)));
 }
@@ -195,12 +195,12 @@ fn ping(to: &str) -> Packet {
 }
 
 #[test]
-fn pings_are_sweep_only_if_configured() {
+fn pings_count_only_if_configured() {
     let mut scene = Scene::new();
     assert_eq!(scene.see(&ping(HERE_TOO)), Innocent(IgnoreReason::NotMonitored));
     let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 1));
     for _ in 0..100 {
-        assert_eq!(scene.see(&ping(super::scene::HERE)), Probe(1), "one address may be pinged without end");
+        assert_eq!(scene.see(&ping(super::scene::HERE)), Probe(1), "one address may be pinged without limit");
     }
     assert_eq!(scene.see(&ping(HERE_TOO)), Scan(2));
     assert_eq!(scene.ban().probe.observation.class, Class::Icmp);

@@ -4,34 +4,34 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe};
-use super::scene::{DAY, SCANNER, Scene, stranger, target};
+use super::scene::{DAY, SCANNER, Scene, nth_source, target};
 use crate::engine::{ActiveBan, CAPPED_BAN, Grade, HashKey, Notice};
 use crate::types::Expiry;
 
-/// The ports of a source that does far more than a scan needs.
+/// The ports of a source with far more probes than a scan needs.
 const SIXTEEN: std::ops::RangeInclusive<u16> = 201..=216;
 
 #[test]
-fn scans_above_the_ceiling_are_withheld() {
+fn scans_above_ceiling_are_withheld() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 10);
-    let banned = (0..50).filter(|n| scene.syns(&stranger(*n), [21, 22, 23]) == Block(3)).count();
+    let banned = (0..50).filter(|n| scene.syns(&nth_source(*n), [21, 22, 23]) == Block(3)).count();
     assert_eq!(banned, 10);
-    let again = scene.syns(&stranger(20), [21, 22, 23]);
-    assert_eq!(again, Probe(3), "and each is counted once");
-    assert_eq!(scene.tcp(&stranger(50), 21, 0), Probe(1), "nor are flags enough that no stack sends");
+    let again = scene.syns(&nth_source(20), [21, 22, 23]);
+    assert_eq!(again, Probe(3), "each port is counted once");
+    assert_eq!(scene.tcp(&nth_source(50), 21, 0), Probe(1), "even flags that no TCP stack sends are withheld");
     assert_eq!((scene.engine.counters().bans, scene.engine.counters().withheld), (10, 41));
     assert_eq!(scene.notices(), []);
     assert_eq!(scene.engine.wake(), Some(scene.now.after(Duration::from_secs(60))));
     assert_eq!(scene.after(60.0).notices(), [Notice::Capped { bans: 0, withheld: 41 }]);
     assert_eq!((scene.engine.wake(), scene.after(6.0).notices()), (None, vec![]));
-    assert_eq!(scene.syn(&stranger(20), 21), Block(3), "which is judged again once there is room");
+    assert_eq!(scene.syn(&nth_source(20), 21), Block(3), "the source is judged again when there is room");
 }
 
 #[test]
 fn sixteen_ports_get_few_short_bans() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
-    scene.banish(&stranger(0));
-    let banned = (1..50).filter(|n| scene.syns(&stranger(*n), SIXTEEN) == Block(16)).count();
+    scene.banish(&nth_source(0));
+    let banned = (1..50).filter(|n| scene.syns(&nth_source(*n), SIXTEEN) == Block(16)).count();
     assert_eq!((banned, scene.engine.counters().capped), (4, 4));
     scene.after(15.0).syns(SCANNER, SIXTEEN.take(15));
     assert_eq!(scene.syn(SCANNER, 300), Block(16));
@@ -44,7 +44,7 @@ fn forged_flood_of_a_minute_bans_few() {
     for ports in [3, 16] {
         let mut scene = Scene::new();
         for n in 0..12_000 {
-            scene.after(0.005).syns(&stranger(n), 201..201 + ports);
+            scene.after(0.005).syns(&nth_source(n), 201..201 + ports);
         }
         let bans = scene.engine.counters().bans;
         assert!((110..=130).contains(&bans), "{bans} of 12,000 with {ports} ports each");
@@ -58,11 +58,11 @@ fn standing_forgeable_bans_have_a_ceiling() {
     let flood = |scene: &mut Scene, begin, end| {
         let before = scene.engine.counters().bans;
         for n in begin..end {
-            scene.after(0.001).syns(&stranger(n), SIXTEEN);
+            scene.after(0.001).syns(&nth_source(n), SIXTEEN);
         }
         scene.engine.counters().bans - before
     };
-    assert_eq!(flood(&mut scene, 0, 1_000), 64, "four of them above, and short");
+    assert_eq!(flood(&mut scene, 0, 1_000), 64, "four short bans above the ceiling");
     assert_eq!(scene.engine.bans().count(), 64);
     scene.prove(SCANNER);
     assert_eq!(scene.engine.bans().count(), 65, "proven bans do not count");
@@ -71,18 +71,18 @@ fn standing_forgeable_bans_have_a_ceiling() {
     let lifted: Vec<_> = scene.engine.bans().map(|ban| ban.target).take(20).collect();
     assert!(lifted.iter().all(|target| scene.engine.lift(*target)));
     let banned = flood(&mut scene, 4_000, 5_000);
-    assert!((16..=20).contains(&banned), "{banned} in the place of twenty that were lifted");
-    assert_eq!(flood(scene.after(100_000.0), 6_000, 7_000), 64, "and a day later all have ended");
+    assert!((16..=20).contains(&banned), "{banned} in place of twenty lifted ones");
+    assert_eq!(flood(scene.after(100_000.0), 6_000, 7_000), 64, "a day later all have ended");
 }
 
 #[test]
 fn restored_bans_count_against_the_ceiling() {
     let mut scene = Scene::with(|settings| settings.max_forgeable_bans = 10);
     for n in 0..10 {
-        let ban = ActiveBan::whole(target(&stranger(n)), Expiry::After(DAY));
+        let ban = ActiveBan::whole(target(&nth_source(n)), Expiry::After(DAY));
         scene.engine.adopt(scene.now, &ActiveBan { grade: Some(Grade::Forgeable), ..ban });
     }
-    assert_eq!(scene.syns(&stranger(10), SIXTEEN), Probe(16));
+    assert_eq!(scene.syns(&nth_source(10), SIXTEEN), Probe(16));
     scene.prove(SCANNER);
 }
 
@@ -91,25 +91,25 @@ fn simultaneous_bans_end_apart() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 600);
     let mut spans = Vec::new();
     for n in 0..232 {
-        scene.banish(&stranger(n));
+        scene.banish(&nth_source(n));
         assert!(!scene.ban().capped);
         let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
         spans.push(span);
     }
     let (few, many) = spans.split_at(32);
-    assert!(few.iter().all(|span| *span == DAY), "a few keep the time that was asked for");
+    assert!(few.iter().all(|span| *span == DAY), "a few bans keep the configured length");
     assert!(many.iter().all(|span| (DAY..=DAY * 21 / 20).contains(span)), "{many:?}");
     let ends: HashSet<_> = many.iter().collect();
     assert!(ends.len() > 180 && spans.iter().all(|span| span.subsec_nanos() == 0), "{} ends of 200", ends.len());
     scene.after(61.0).banish(SCANNER);
-    assert_eq!(scene.ban().expiry, Expiry::After(DAY), "a minute later a single ban is one again");
+    assert_eq!(scene.ban().expiry, Expiry::After(DAY), "a minute later a single ban has its exact length");
 }
 
 #[test]
-fn a_ban_for_ever_is_not_spread() {
+fn permanent_ban_has_no_jitter() {
     let mut scene = Scene::with(|settings| (settings.expiry, settings.max_new_bans_per_minute) = (Expiry::Never, 600));
     for n in 0..100 {
-        scene.banish(&stranger(n));
+        scene.banish(&nth_source(n));
         assert_eq!(scene.ban().expiry, Expiry::Never);
     }
 }
@@ -119,7 +119,7 @@ fn short_ban_never_exceeds_usual_one() {
     let short = Expiry::After(Duration::from_secs(30));
     for (expiry, lasts) in [(short, short), (Expiry::Never, Expiry::After(CAPPED_BAN))] {
         let mut scene = Scene::with(|settings| (settings.max_new_bans_per_minute, settings.expiry) = (1, expiry));
-        scene.banish(&stranger(1));
+        scene.banish(&nth_source(1));
         assert_eq!(scene.syns(SCANNER, SIXTEEN), Block(16));
         assert_eq!((scene.ban().capped, scene.ban().expiry), (true, lasts));
     }
@@ -128,10 +128,10 @@ fn short_ban_never_exceeds_usual_one() {
 #[test]
 fn proven_evidence_has_its_own_ceiling() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
-    scene.banish(&stranger(0));
-    let banned = (1..1_000).filter(|n| [1, 7, 9].map(|port| scene.decoy(&stranger(*n), port))[2] == Block(3)).count();
+    scene.banish(&nth_source(0));
+    let banned = (1..1_000).filter(|n| [1, 7, 9].map(|port| scene.decoy(&nth_source(*n), port))[2] == Block(3)).count();
     assert_eq!((banned, scene.engine.counters().capped), (600, 0));
-    assert_eq!(scene.syns(&stranger(2_000), [21, 22, 23]), Probe(3), "the other one is as full as before");
+    assert_eq!(scene.syns(&nth_source(2_000), [21, 22, 23]), Probe(3), "the other ceiling is as full as before");
 }
 
 #[test]
@@ -141,11 +141,11 @@ fn scanner_among_200000_forged_is_found() {
     let mut flood = |scene: &mut Scene, sources: u32| {
         for _ in 0..sources {
             forged += 1;
-            assert_eq!(scene.after(0.000_05).syn(&stranger(forged), 23), Probe(1));
+            assert_eq!(scene.after(0.000_05).syn(&nth_source(forged), 23), Probe(1));
         }
     };
     flood(&mut scene, 100_000);
-    // nmap -T2, 0.4 s a probe, while 20,000 forged SYNs arrive every second.
+    // nmap -T2 with 0.4 s between probes, while 20,000 forged SYNs arrive per second.
     assert_eq!(scene.syn(SCANNER, 21), Probe(1));
     flood(&mut scene, 8_000);
     assert_eq!(scene.syn(SCANNER, 22), Probe(2));
@@ -162,13 +162,13 @@ fn scanner_among_200000_forged_is_found() {
 fn full_table_evicts_least_suspicious_source() {
     let mut scene = Scene::keyed(HashKey(3, 4), |settings| settings.max_sources = 64);
     for n in 0..8 {
-        scene.syns(&stranger(n), [22, 23]);
+        scene.syns(&nth_source(n), [22, 23]);
     }
     for n in 1_000..3_000 {
-        scene.after(0.01).syn(&stranger(n), 23);
+        scene.after(0.01).syn(&nth_source(n), 23);
     }
-    let caught = (0..8).filter(|n| scene.syn(&stranger(*n), 24) == Block(3)).count();
-    assert_eq!(caught, 8, "two thousand newcomers with one port each do not push out a source with two");
+    let caught = (0..8).filter(|n| scene.syn(&nth_source(*n), 24) == Block(3)).count();
+    assert_eq!(caught, 8, "two thousand new sources with one port each do not evict a source with two");
     assert!(scene.engine.tracked().0 <= 64);
 }
 
@@ -176,26 +176,26 @@ fn full_table_evicts_least_suspicious_source() {
 fn full_table_evicts_old_suspicion() {
     let mut scene = Scene::keyed(HashKey(3, 4), |settings| settings.max_sources = 8);
     for n in 0..8 {
-        scene.syns(&stranger(n), [22, 23]);
+        scene.syns(&nth_source(n), [22, 23]);
     }
     scene.after(1_801.0);
     for n in 100..108 {
-        scene.syns(&stranger(n), [22, 23]);
+        scene.syns(&nth_source(n), [22, 23]);
     }
-    assert!((100..108).all(|n| scene.syn(&stranger(n), 24) == Block(3)));
+    assert!((100..108).all(|n| scene.syn(&nth_source(n), 24) == Block(3)));
 }
 
 #[test]
 fn distributed_scan_is_logged_without_ban() {
     let mut scene = Scene::new();
     for port in 1..=100_u16 {
-        let source = stranger(u32::from(port % 50));
+        let source = nth_source(u32::from(port % 50));
         assert!(matches!(scene.after(1.0).syn(&source, 200 + port), Probe(1 | 2)));
     }
     let notices = scene.notices();
-    let [Notice::DistributedScan(sweep)] = notices.as_slice() else { panic!("{notices:?}") };
-    assert!(sweep.ports >= 50 && (45..=55).contains(&sweep.sources), "{sweep:?}");
-    assert!(sweep.span <= Duration::from_secs(100));
+    let [Notice::DistributedScan(scan)] = notices.as_slice() else { panic!("{notices:?}") };
+    assert!(scan.ports >= 50 && (45..=55).contains(&scan.sources), "{scan:?}");
+    assert!(scan.span <= Duration::from_secs(100));
     assert_eq!(scene.engine.counters().bans, 0);
 }
 
@@ -204,7 +204,7 @@ fn background_noise_is_no_distributed_scan() {
     let mut scene = Scene::new();
     for n in 0..10_000 {
         let port = [22, 23, 80, 443, 445, 3_389, 5_900, 8_080, 81, 21][n as usize % 10];
-        scene.after(0.5).syn(&stranger(n), port);
+        scene.after(0.5).syn(&nth_source(n), port);
     }
     assert_eq!(scene.notices(), []);
 }
@@ -213,7 +213,7 @@ fn background_noise_is_no_distributed_scan() {
 fn one_scanner_is_no_distributed_scan() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 15);
     for n in 0..5 {
-        scene.syns(&stranger(n), 200..216);
+        scene.syns(&nth_source(n), 200..216);
     }
     assert_eq!(scene.engine.counters().bans, 5);
     assert_eq!(scene.notices(), []);

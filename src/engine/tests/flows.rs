@@ -1,7 +1,7 @@
-//! Tests the traffic of this host: services that start and stop, and flows that it begins.
+//! Tests this host's own traffic: services that start and stop, and outgoing flows.
 
 use super::scene::Gist::{Block, Innocent, Probe};
-use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, target, tcp, udp};
+use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, nth_source, target, tcp, udp};
 use crate::engine::Response;
 use crate::engine::{IgnoreReason, PortUse, Settings, Watch};
 use crate::types::{PortSet, Protocol};
@@ -12,8 +12,8 @@ const ACK: u16 = TcpFlags::ACK;
 const FIN: u16 = TcpFlags::FIN;
 const PSH: u16 = TcpFlags::PSH;
 
-/// Every port from 1024 is watched, those that own connections leave from too.
-fn wide(settings: &mut Settings) {
+/// All ports from 1024 are watched, including those of outgoing connections.
+fn watch_all_ports(settings: &mut Settings) {
     let ports: PortSet = "1024-65535".parse().unwrap();
     (settings.tcp.ports, settings.udp.ports) = (ports.clone(), ports);
     settings.udp.response = Response::Block;
@@ -60,14 +60,14 @@ fn damaged_segment_to_recent_port_bans_nothing() {
 }
 
 #[test]
-fn service_after_snapshot_costs_clients_nothing() {
+fn service_after_snapshot_bans_no_clients() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.truth.in_use.insert((Protocol::Tcp, 80));
     assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
     assert_eq!(scene.engine.tracked(), (0, 0));
     assert_eq!(scene.engine.counters().probes, 0);
-    assert_eq!(scene.syn(&stranger(1), 80), Innocent(IgnoreReason::RecentlyOpen), "the first question was enough");
-    assert_eq!(scene.truth.asked, 1);
+    assert_eq!(scene.syn(&nth_source(1), 80), Innocent(IgnoreReason::RecentlyOpen), "the first lookup was enough");
+    assert_eq!(scene.truth.lookups, 1);
 }
 
 #[test]
@@ -85,11 +85,11 @@ fn disproved_evidence_is_forgiven() {
 fn unchecked_evidence_is_verified_before_ban() {
     let mut scene = Scene::new();
     scene.truth.in_use.extend([(Protocol::Tcp, 21), (Protocol::Tcp, 22)]);
-    // More fresh probes in one second than there are look-ups.
+    // More new probes within a second than lookups are allowed.
     for n in 0..1_000 {
-        scene.syn(&stranger(n), 700);
+        scene.syn(&nth_source(n), 700);
     }
-    assert_eq!((scene.syns(CLIENT, [21, 22]), scene.truth.asked), (Probe(2), 1_000));
+    assert_eq!((scene.syns(CLIENT, [21, 22]), scene.truth.lookups), (Probe(2), 1_000));
     assert_eq!(scene.syn(CLIENT, 25), Probe(1), "two of the three were open all the time");
 }
 
@@ -97,9 +97,9 @@ fn unchecked_evidence_is_verified_before_ban() {
 fn flood_drives_no_lookups() {
     let mut scene = Scene::new();
     for n in 0..20_000 {
-        scene.after(0.000_05).syn(&stranger(n), 23);
+        scene.after(0.000_05).syn(&nth_source(n), 23);
     }
-    assert!((1_000..=2_100).contains(&scene.truth.asked), "{}", scene.truth.asked);
+    assert!((1_000..=2_100).contains(&scene.truth.lookups), "{}", scene.truth.lookups);
 }
 
 #[test]
@@ -107,10 +107,10 @@ fn clients_of_published_port_are_not_blamed() {
     let mut scene = Scene::new();
     for n in 0..50 {
         // SYN in, SYN/ACK out, and no socket on this host.
-        assert!(!matches!(scene.syn(&stranger(n), 443), Block(_)));
-        scene.accepts(&stranger(n), 443);
+        assert!(!matches!(scene.syn(&nth_source(n), 443), Block(_)));
+        scene.accepts(&nth_source(n), 443);
     }
-    assert_eq!(scene.engine.tracked(), (0, 0), "the first one's probe is forgiven");
+    assert_eq!(scene.engine.tracked(), (0, 0), "the first probe is forgiven");
     assert_eq!(scene.after(80_000.0).tcp(CLIENT, 443, FIN | ACK), Innocent(IgnoreReason::RecentlyOpen));
 }
 
@@ -130,7 +130,7 @@ fn recent_listener_is_forgotten_after_it_stops() {
     scene.accepts(CLIENT, 8080);
     scene.after(1.0).listen(8080);
     scene.after(1.0).stop_listening();
-    assert_eq!(scene.after(200.0).syn(CLIENT, 8080), Probe(1), "a socket, and no port of DNAT");
+    assert_eq!(scene.after(200.0).syn(CLIENT, 8080), Probe(1), "it was a socket, not a port published by NAT");
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn reset_opens_no_port() {
 
 #[test]
 fn answers_at_watched_ports_are_no_probes() {
-    let mut scene = Scene::with(wide);
+    let mut scene = Scene::with(watch_all_ports);
     for port in 50_000..50_010 {
         scene.sends(SERVER, tcp(port, 443, SYN));
         assert_eq!(scene.sees(SERVER, tcp(443, port, SYN | ACK)), Innocent(IgnoreReason::NoRequest));
@@ -158,7 +158,7 @@ fn answers_at_watched_ports_are_no_probes() {
 
 #[test]
 fn long_silent_connection_is_known() {
-    let mut scene = Scene::with(wide);
+    let mut scene = Scene::with(watch_all_ports);
     for port in 50_000..50_010 {
         scene.sends(SERVER, tcp(port, 443, SYN));
         scene.truth.in_use.insert((Protocol::Tcp, port));
@@ -171,7 +171,7 @@ fn long_silent_connection_is_known() {
 
 #[test]
 fn late_dns_answers_are_no_probes() {
-    let mut scene = Scene::with(wide);
+    let mut scene = Scene::with(watch_all_ports);
     for port in 40_000..40_010 {
         scene.sends(SERVER, udp(port, 53));
         assert_eq!(scene.after(30.0).sees(SERVER, udp(53, port)), Innocent(IgnoreReason::RecentlyOpen));
@@ -180,21 +180,21 @@ fn late_dns_answers_are_no_probes() {
 
 #[test]
 fn unexpected_answer_is_probe_of_one_port() {
-    let mut scene = Scene::with(wide);
+    let mut scene = Scene::with(watch_all_ports);
     scene.sends(SERVER, udp(40_000, 53));
     assert_eq!(scene.after(121.0).sees(SERVER, udp(53, 40_000)), Probe(1));
 }
 
 #[test]
 fn own_flows_do_not_excuse_other_ports() {
-    let mut scene = Scene::with(wide);
+    let mut scene = Scene::with(watch_all_ports);
     scene.sends(SERVER, tcp(50_000, 443, SYN));
     assert_eq!(scene.syns(SERVER, [2_000, 2_001, 2_002]), Block(3));
 }
 
 #[test]
 fn passive_ftp_port_is_unknown_to_snapshot() {
-    let mut scene = Scene::with(wide);
+    let mut scene = Scene::with(watch_all_ports);
     for port in 60_000..60_020 {
         scene.truth.in_use.insert((Protocol::Tcp, port));
         assert!(matches!(scene.syn(CLIENT, port), Innocent(_)));
@@ -206,7 +206,7 @@ fn passive_ftp_port_is_unknown_to_snapshot() {
 
 #[test]
 fn active_ftp_reaches_waiting_socket() {
-    let mut scene = Scene::with(wide);
+    let mut scene = Scene::with(watch_all_ports);
     for port in 51_000..51_010 {
         scene.sends(SERVER, tcp(50_999, 21, ACK | PSH));
         scene.truth.in_use.insert((Protocol::Tcp, port));
@@ -219,7 +219,7 @@ fn container_udp_service_is_known_by_answers() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!(scene.udp(CLIENT, 53), Probe(1));
     scene.leaves(CLIENT, udp(53, 40_000), PortUse::Published { established: false });
-    assert_eq!(scene.udp(&stranger(1), 53), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.udp(&nth_source(1), 53), Innocent(IgnoreReason::RecentlyOpen));
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn bridged_answers_with_own_source_open_nothing() {
     for port in 1..=1_024 {
         scene.after(0.01).leaves(CLIENT, tcp(port, 40_000, SYN | ACK), PortUse::Closed);
     }
-    assert_eq!(scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp), before, "the kernel denies each");
+    assert_eq!(scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp), before, "the kernel denies each port");
     assert_eq!(scene.syns(SCANNER, [21, 22, 23]), Block(3));
 }
 
@@ -248,32 +248,28 @@ fn masqueraded_connections_open_no_port() {
     for port in 1..=1_024 {
         scene.after(0.01).leaves(SERVER, tcp(port, 443, SYN), PortUse::Translated);
     }
-    assert_eq!(
-        scene.syns(SERVER, [21, 22, 23]),
-        Block(3),
-        "not for the peer either: only the exact flow is translated"
-    );
+    assert_eq!(scene.syns(SERVER, [21, 22, 23]), Block(3), "not even for the peer: only the exact flow is translated");
     assert_eq!(scene.syns(SCANNER, [24, 25, 26]), Block(3));
 }
 
 #[test]
-fn outgoing_packets_ask_at_bounded_rate() {
-    let mut scene = Scene::with(wide);
+fn outgoing_packets_cause_bounded_lookups() {
+    let mut scene = Scene::with(watch_all_ports);
     for port in 1_024..21_024 {
         scene.after(0.000_05).leaves(SERVER, tcp(port, 443, SYN), PortUse::Closed);
     }
-    assert!((500..=1_100).contains(&scene.truth.asked), "{} questions in a second", scene.truth.asked);
-    scene.truth.asked = 0;
+    assert!((500..=1_100).contains(&scene.truth.lookups), "{} lookups in a second", scene.truth.lookups);
+    scene.truth.lookups = 0;
     (0..100).for_each(|_| scene.after(1.0).leaves(CLIENT, tcp(23, 443, SYN), PortUse::Closed));
-    assert_eq!(scene.truth.asked, 0, "of a port that is not watched there is nothing to learn");
+    assert_eq!(scene.truth.lookups, 0, "an unwatched port needs no lookup");
     scene.after(5.0).sends(SERVER, udp(40_000, 53));
     (0..50).for_each(|_| scene.after(1.0).sends(SERVER, udp(40_000, 53)));
-    assert_eq!(scene.truth.asked, 1, "what is known is not asked again");
+    assert_eq!(scene.truth.lookups, 1, "a known port is not looked up again");
 }
 
 #[test]
 fn own_flow_opens_port_to_peer() {
-    let mut scene = Scene::with(wide);
+    let mut scene = Scene::with(watch_all_ports);
     scene.sends(SERVER, tcp(50_000, 443, SYN));
     assert_eq!(scene.sees(SERVER, tcp(443, 50_000, ACK)), Innocent(IgnoreReason::RecentlyOpen));
     assert_eq!(scene.syn(SCANNER, 50_000), Probe(1));
@@ -300,12 +296,12 @@ fn published_flow_is_innocent_before_answer() {
         assert_eq!(scene.syn(CLIENT, port), Innocent(IgnoreReason::Open));
     }
     scene.truth.flow = None;
-    assert!(matches!(scene.syn(SCANNER, 143), Block(1)), "unanswered, it opens the port to no other flow");
+    assert!(matches!(scene.syn(SCANNER, 143), Block(1)), "without an answer, it opens the port to no other flow");
     scene.truth.flow = found(993, true);
     assert_eq!(scene.tcp(CLIENT, 993, ACK), Innocent(IgnoreReason::Open));
     scene.truth.flow = None;
-    assert_eq!(scene.syn(&stranger(1), 993), Innocent(IgnoreReason::RecentlyOpen));
-    assert!(matches!(scene.syn_to(HERE_TOO, &stranger(2), 993), Block(1)), "the other address publishes nothing");
+    assert_eq!(scene.syn(&nth_source(1), 993), Innocent(IgnoreReason::RecentlyOpen));
+    assert!(matches!(scene.syn_to(HERE_TOO, &nth_source(2), 993), Block(1)), "the other address publishes nothing");
 }
 
 #[test]
@@ -314,7 +310,7 @@ fn loopback_listener_opens_nothing() {
     scene.change(|host| host.tcp.insert_at("127.0.0.1".parse().unwrap(), 631));
     assert_eq!(scene.syn(SCANNER, 631), Probe(1));
     scene.stop_listening();
-    assert_eq!(scene.syn(&stranger(1), 631), Probe(1), "and so nothing was open a moment ago");
+    assert_eq!(scene.syn(&nth_source(1), 631), Probe(1), "so nothing was open a moment ago");
 }
 
 #[test]
@@ -326,7 +322,7 @@ fn listener_opens_only_its_address() {
 }
 
 #[test]
-fn wildcard_of_one_family_opens_only_it() {
+fn wildcard_of_one_family_opens_only_that() {
     let (six, four) = ("2001:db8:9::1", CLIENT);
     let mut scene = Scene::new();
     scene.change(|host| {
@@ -362,11 +358,11 @@ fn lost_listener_address_was_recently_open() {
 }
 
 #[test]
-fn a_udp_socket_opens_no_tcp_port() {
+fn udp_socket_opens_no_tcp_port() {
     let mut scene = Scene::new();
     scene.change(|host| host.udp.insert_any_v4(53));
     assert_eq!((scene.udp(CLIENT, 53), scene.syn(CLIENT, 53)), (Innocent(IgnoreReason::Open), Probe(1)));
-    assert!(!scene.engine.lift(target(CLIENT)), "nothing stands against a client");
+    assert!(!scene.engine.lift(target(CLIENT)), "a client has no ban");
 }
 
 #[test]
@@ -385,13 +381,13 @@ fn closed_udp_ports_are_unused_ones() {
         host.tcp.insert_any_v4(904);
         host.ephemeral = "32768-60999".parse().unwrap();
     });
-    assert_eq!(closed(&scene).to_string(), "901-905", "a listener on loopback opens nothing, nor does one of TCP");
+    assert_eq!(closed(&scene).to_string(), "901-905", "neither a listener on loopback nor one of TCP opens a port");
     scene.leaves(SERVER, udp(901, 53), PortUse::Open);
     scene.sends(SERVER, tcp(902, 443, SYN));
     scene.stop_listening();
     assert_eq!(closed(&scene).to_string(), "902-905");
     scene.after(121.0);
     assert_eq!(closed(&scene).to_string(), "53,901-905");
-    // They are judged as ever, only not counted beside the engine.
+    // The engine judges them as always; only the kernel's trap does not count them.
     assert_eq!(scene.udps(SCANNER, [901, 902, 40_000]), Block(3));
 }

@@ -1,4 +1,4 @@
-//! Tests innocent traffic that resembles a scan, the usual reason for switching a scan detector off.
+//! Tests legitimate traffic that resembles a scan, the usual reason to disable a scan detector.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ fn carrier_nat_clients_are_no_scanner() {
 }
 
 #[test]
-fn backscatter_blames_no_victim() {
+fn backscatter_is_no_scan() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for port in 1..=1_024 {
         assert_eq!(scene.sees(SERVER, tcp(80, port, SYN | ACK)), Innocent(IgnoreReason::NoRequest));
@@ -161,10 +161,10 @@ fn connected_peer_has_threshold_of_eight() {
     let peer = |address: &str| BanTarget::of(address.parse().unwrap());
     let minute = Duration::from_secs(60);
     scene.engine.know_peers(scene.now, &[(peer(CLIENT), minute), (peer("2001:db8:5::1"), minute)]);
-    assert_eq!(scene.syns(CLIENT, 1..=7), Probe(7), "seven slips");
-    assert_eq!(scene.syn(CLIENT, 8), Block(8), "a scanner that holds a connection gains five ports");
+    assert_eq!(scene.syns(CLIENT, 1..=7), Probe(7), "seven mistaken ports");
+    assert_eq!(scene.syn(CLIENT, 8), Block(8), "a scanner that keeps a connection open gains five ports");
     assert_eq!(scene.syns("2001:db8:5::77", 1..=7), Probe(7), "its /64 is one source");
-    assert_eq!(scene.tcp("2001:db8:5::77", 9, 0), Block(8), "flags that no stack sends are enough all the same");
+    assert_eq!(scene.tcp("2001:db8:5::77", 9, 0), Block(8), "flags that no TCP stack sends are enough nevertheless");
     assert_eq!(scene.syns("198.51.100.99", [1, 2]), Probe(2));
     assert_eq!(scene.syn("198.51.100.99", 3), Block(3), "another source has no such connection");
 }

@@ -53,7 +53,7 @@ fn syn(destination: IpAddr, port: u16) -> Packet {
     }
 }
 
-/// The last verdict on these packets, one a second.
+/// The last verdict on these packets, which arrive one per second.
 fn judge(local: Local, packets: impl IntoIterator<Item = Packet>) -> Verdict {
     let (mut engine, host) = (engine(), Host::new(local));
     let mut last = Verdict::Ignored(IgnoreReason::Own);
@@ -68,39 +68,39 @@ fn is_block(verdict: &Verdict) -> bool {
 }
 
 #[test]
-fn three_ports_of_three_hosts_are_none() {
+fn single_ports_of_three_hosts_are_no_scan() {
     let one = [21, 22, 23].map(|port| syn(v4(1), port));
     let three = [(1, 21), (2, 22), (3, 23)].map(|(host, port)| syn(v4(host), port));
     let prefixes = || Local::Prefixes(vec!["198.51.100.0/24".parse().unwrap()]);
     assert!(is_block(&judge(Local::Any, one)) && is_block(&judge(prefixes(), one)));
     assert!(!is_block(&judge(Local::Any, three)) && !is_block(&judge(prefixes(), three)));
     let all = Local::Addresses((1..=3).map(v4).collect());
-    assert!(is_block(&judge(all, three)), "of one host with three addresses they are");
+    assert!(is_block(&judge(all, three)), "at three addresses of one host they are a scan");
 }
 
 #[test]
-fn pairs_beyond_first_address_have_their_threshold() {
+fn pairs_beyond_first_address_have_own_threshold() {
     let own = || Local::Addresses((1..=254).map(v4).collect());
-    let sweep = |hosts: u8, ports: &[u16]| -> Vec<Packet> {
+    let probes = |hosts: u8, ports: &[u16]| -> Vec<Packet> {
         (1..=hosts).flat_map(|host| ports.iter().map(move |port| syn(v4(host), *port))).collect()
     };
-    assert!(is_block(&judge(own(), sweep(17, &[22]))), "one port at sixteen addresses beyond the first");
-    assert!(!is_block(&judge(own(), sweep(16, &[22]))));
-    assert!(is_block(&judge(own(), sweep(9, &[22, 23]))), "two ports at eight addresses beyond the first");
-    assert!(!is_block(&judge(own(), sweep(8, &[22, 23]))));
-    assert!(!is_block(&judge(own(), sweep(3, &[443]))), "a crawler");
+    assert!(is_block(&judge(own(), probes(17, &[22]))), "one port at sixteen addresses beyond the first");
+    assert!(!is_block(&judge(own(), probes(16, &[22]))));
+    assert!(is_block(&judge(own(), probes(9, &[22, 23]))), "two ports at eight addresses beyond the first");
+    assert!(!is_block(&judge(own(), probes(8, &[22, 23]))));
+    assert!(!is_block(&judge(own(), probes(3, &[443]))), "a crawler");
     let guessed = [110, 143, 993];
-    assert!(!is_block(&judge(own(), sweep(16, &guessed))), "a mail program tries each address of a name");
-    let more = [sweep(16, &guessed), sweep(17, &[110]).split_off(16)].concat();
+    assert!(!is_block(&judge(own(), probes(16, &guessed))), "a mail program tries each address of a name");
+    let more = [probes(16, &guessed), probes(17, &[110]).split_off(16)].concat();
     assert!(is_block(&judge(own(), more)), "related ports of sixteen addresses beyond the first");
     let again = (0..100).map(|_| syn(v4(1), 443));
-    assert!(!is_block(&judge(own(), again)), "one pair again and again");
+    assert!(!is_block(&judge(own(), again)), "one pair repeatedly");
     let few = (0..100).map(|n| syn(v4(n % 8 + 1), 443));
-    assert!(!is_block(&judge(own(), few)), "the same few pairs again and again");
+    assert!(!is_block(&judge(own(), few)), "the same few pairs repeatedly");
 }
 
 #[test]
-fn host_between_others_is_counted_alone() {
+fn each_host_is_counted_separately() {
     let mixed = [(1, 21), (2, 21), (3, 21), (1, 22), (2, 22), (1, 21), (1, 23)].map(|(host, port)| syn(v4(host), port));
     let Verdict::Block(ban) = judge(Local::Any, mixed) else { panic!("three ports of host 1") };
     assert_eq!((ban.hosts, ban.probe.observation.destination), (1, v4(1)));

@@ -1,7 +1,7 @@
-//! Tests that exempt sources are never banned, whatever is forged in their name.
+//! Tests that exempt sources are never banned, whatever packets are forged with their addresses.
 
 use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
-use super::scene::{HERE, SCANNER, Scene, stranger, target, tcp};
+use super::scene::{HERE, SCANNER, Scene, nth_source, target, tcp};
 use crate::engine::{IgnoreReason, Protection};
 use crate::types::Expiry;
 use crate::wire::{Packet, TcpFlags};
@@ -73,7 +73,7 @@ fn exempt_source_at_open_port_is_ordinary() {
 }
 
 #[test]
-fn protected_while_banned_is_heard_again() {
+fn protected_while_banned_is_judged_again() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     scene.protect("198.51.100.0/24", Protection::Listed);
@@ -100,10 +100,10 @@ fn own_address_in_blocked_64_stays_own() {
 fn decoy_scan_bans_all_but_exempt() {
     let mut scene = Scene::new();
     scene.protect("192.0.2.254/32", Protection::Gateway);
-    // nmap -D: every port is probed in the name of each, in turn.
-    let crowd = [stranger(1), GATEWAY.to_owned(), stranger(2), SCANNER.to_owned(), stranger(3)];
+    // nmap -D: every port is probed with each source address in turn.
+    let sources = [nth_source(1), GATEWAY.to_owned(), nth_source(2), SCANNER.to_owned(), nth_source(3)];
     for (port, gist) in [(21, Probe(1)), (22, Probe(2)), (23, Block(3))] {
-        for source in &crowd {
+        for source in &sources {
             let expected = if source == GATEWAY { Exempt(Protection::Gateway) } else { gist };
             assert_eq!(scene.syn(source, port), expected, "{source}");
         }
@@ -111,13 +111,13 @@ fn decoy_scan_bans_all_but_exempt() {
 }
 
 #[test]
-fn many_exempt_sources_cost_only_lines() {
+fn many_exempt_sources_are_only_logged() {
     let mut scene = Scene::new();
     scene.protect("11.0.0.0/8", Protection::Listed);
     for n in 0..1_000 {
-        assert_eq!(scene.syn(&stranger(n), 23), Exempt(Protection::Listed));
+        assert_eq!(scene.syn(&nth_source(n), 23), Exempt(Protection::Listed));
     }
-    assert_eq!(scene.syn(&stranger(999), 23), Exempt(Protection::Listed));
+    assert_eq!(scene.syn(&nth_source(999), 23), Exempt(Protection::Listed));
     assert_eq!(scene.report(), None);
 }
 
@@ -129,5 +129,5 @@ fn loopback_and_unlisted_interfaces_are_ignored() {
     assert_eq!(scene.see(&on(1)), Innocent(IgnoreReason::OtherInterface));
     assert_eq!(scene.see(&on(4)), Innocent(IgnoreReason::OtherInterface));
     assert_eq!(scene.see(&on(3)), Block(1));
-    assert_eq!(scene.see(&on(4)), Innocent(IgnoreReason::OtherInterface), "blocked there too, and of no interest");
+    assert_eq!(scene.see(&on(4)), Innocent(IgnoreReason::OtherInterface), "a blocked source is ignored there too");
 }

@@ -1,4 +1,4 @@
-//! Clients that try related ports of one service, and the scanner that knows which they are.
+//! Tests clients that try related ports of one service, and scanners that exploit this rule.
 
 use super::scene::Gist::{Block, Probe};
 use super::scene::{SCANNER, Scene};
@@ -20,10 +20,10 @@ fn guessing_mail_client_counts_one_port() {
     for (probes, port) in (1..).zip(GUESSED) {
         assert_eq!(scene.syn(CLIENT, port), Probe(probes));
     }
-    assert_eq!(scene.syn(CLIENT, 23), Probe(6), "the usual two ports are forgiven: the mail, and this one");
+    assert_eq!(scene.syn(CLIENT, 23), Probe(6), "two ports are forgiven as usual: mail, and this one");
     assert_eq!(scene.syn(CLIENT, 22), Block(7));
     let closed = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
-    assert!(GUESSED.iter().all(|port| !closed.contains(*port)) && closed.contains(23), "the trap leaves them out");
+    assert!(GUESSED.iter().all(|port| !closed.contains(*port)) && closed.contains(23), "the trap omits them");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The vocabulary of the engine tests: a host with two IPv4 addresses and one IPv6 address, the built-in
-//! configuration, a clock that moves only on request, and one-line packets.
+//! Helpers of the engine tests: a host with two IPv4 addresses and one IPv6 address, the built-in configuration, a
+//! clock that moves only on request, and packets in one line.
 
 use crate::engine::Response;
 use std::collections::HashSet;
@@ -17,7 +17,7 @@ use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 pub(super) const HERE: &str = "192.0.2.1";
 pub(super) const HERE_TOO: &str = "192.0.2.2";
 pub(super) const HERE_V6: &str = "2001:db8::1";
-/// People outside.
+/// Remote hosts.
 pub(super) const SCANNER: &str = "198.51.100.7";
 pub(super) const CLIENT: &str = "203.0.113.20";
 pub(super) const SERVER: &str = "203.0.113.53";
@@ -27,14 +27,14 @@ const FROM: u16 = 40_000;
 
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
-/// A verdict in short: what it is, and the figure or reason that most tests are about.
+/// A verdict reduced to its kind and the number or reason that most tests check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gist {
     Innocent(IgnoreReason),
     /// Distinct ports so far.
     Probe(u8),
     Exempt(Protection),
-    /// Distinct ports that made it enough.
+    /// Distinct ports at the ban.
     Block(u8),
     Scan(u8),
     Repeated,
@@ -45,7 +45,7 @@ impl From<Verdict> for Gist {
         match verdict {
             Verdict::Ignored(why) => Self::Innocent(why),
             Verdict::Probe(probe) => Self::Probe(probe.distinct),
-            Verdict::Exempt(spared) => Self::Exempt(spared.protection),
+            Verdict::Exempt(exempt) => Self::Exempt(exempt.protection),
             Verdict::Block(ban) => Self::Block(ban.probe.distinct),
             Verdict::LogOnly(ban) => Self::Scan(ban.probe.distinct),
             Verdict::Repeated(_) => Self::Repeated,
@@ -53,23 +53,24 @@ impl From<Verdict> for Gist {
     }
 }
 
-/// The kernel's tables: ports that are in use whatever the snapshot says.
+/// The kernel's tables: ports that are in use whatever the snapshot contains.
 #[derive(Default)]
 pub(super) struct Truth {
-    /// Those of listeners.
+    /// Ports with listeners.
     pub(super) in_use: HashSet<(Protocol, u16)>,
-    /// What a packet to one of the others finds.
+    /// The result for a packet to one other port.
     pub(super) flow: Option<((Protocol, u16), PortUse)>,
-    pub(super) asked: u32,
+    /// The number of lookups.
+    pub(super) lookups: u32,
 }
 
 impl PortLookup for Truth {
     fn port_use(&mut self, protocol: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> PortUse {
-        self.asked += 1;
-        let asked = (protocol, destination.port());
+        self.lookups += 1;
+        let key = (protocol, destination.port());
         match self.flow {
-            _ if self.in_use.contains(&asked) => PortUse::Open,
-            Some((port, found)) if port == asked => found,
+            _ if self.in_use.contains(&key) => PortUse::Open,
+            Some((port, found)) if port == key => found,
             _ => PortUse::Closed,
         }
     }
@@ -80,7 +81,7 @@ pub(super) struct Scene {
     pub(super) host: Host,
     pub(super) truth: Truth,
     pub(super) now: Timestamp,
-    /// The last verdict, whole.
+    /// The last verdict in full.
     pub(super) verdict: Verdict,
 }
 
@@ -110,8 +111,8 @@ pub(super) fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// The `n`th of some sources that were not seen before.
-pub(super) fn stranger(n: u32) -> String {
+/// Source number `n` of many.
+pub(super) fn nth_source(n: u32) -> String {
     IpAddr::from((0x0b00_0000 + n).to_be_bytes()).to_string()
 }
 
@@ -136,13 +137,13 @@ impl Scene {
         }
     }
 
-    /// Lets time pass.
+    /// Advances the clock.
     pub(super) fn after(&mut self, seconds: f64) -> &mut Self {
         self.now = self.now.after(Duration::from_secs_f64(seconds));
         self
     }
 
-    /// Swaps in a snapshot of the host, as the daemon does.
+    /// Replaces the snapshot of the host, as the daemon does.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Host)) {
         let mut new = self.host.clone();
         change(&mut new);
@@ -151,7 +152,7 @@ impl Scene {
         self.host = new;
     }
 
-    /// A service on every address, as the next snapshot shows it.
+    /// Starts a service on every address, as the next snapshot shows it.
     pub(super) fn listen(&mut self, port: u16) {
         self.change(|host| {
             host.tcp.insert_any_v4(port);
@@ -159,7 +160,7 @@ impl Scene {
         });
     }
 
-    /// Every service ends.
+    /// Stops every service.
     pub(super) fn stop_listening(&mut self) {
         self.change(|host| (host.tcp, host.udp) = Default::default());
     }
@@ -199,7 +200,7 @@ impl Scene {
         self.tcp(source, port, TcpFlags::SYN)
     }
 
-    /// SYNs to several ports; what the last one amounts to.
+    /// Sends SYNs to several ports; returns the last verdict.
     pub(super) fn syns(&mut self, source: &str, ports: impl IntoIterator<Item = u16>) -> Gist {
         ports.into_iter().map(|port| self.syn(source, port)).last().unwrap()
     }
@@ -235,7 +236,7 @@ impl Scene {
         self.verdict.into()
     }
 
-    /// A packet leaves to `peer` from this host's address, and the kernel says this of its flow.
+    /// Sends a packet from this host's address to `peer`; the kernel reports `found` for its flow.
     pub(super) fn leaves(&mut self, peer: &str, transport: Transport, found: PortUse) {
         let port = match transport {
             Transport::Tcp { source_port, .. } => (Protocol::Tcp, source_port),
@@ -250,23 +251,23 @@ impl Scene {
         assert_eq!(gist, Gist::Innocent(IgnoreReason::Own));
     }
 
-    /// A socket of this host sends to `peer`.
+    /// Sends a packet to `peer` from a socket of this host.
     pub(super) fn sends(&mut self, peer: &str, transport: Transport) {
         self.leaves(peer, transport, PortUse::Flow);
     }
 
-    /// A service behind destination NAT answers a SYN of `peer`: `port` is open.
+    /// A service behind destination NAT answers a SYN of `peer`, so `port` is open.
     pub(super) fn accepts(&mut self, peer: &str, port: u16) {
         let answer = tcp(port, FROM, TcpFlags::SYN | TcpFlags::ACK);
         self.leaves(peer, answer, PortUse::Published { established: false });
     }
 
-    /// The kernel blocks `target`, since an unknown time.
+    /// The kernel has blocked `target` for an unknown time.
     pub(super) fn adopt(&mut self, target: BanTarget, left: Expiry) {
         self.engine.adopt(self.now, &ActiveBan { target, length: None, grade: None, left });
     }
 
-    /// The ban that the last verdict is.
+    /// The ban in the last verdict.
     pub(super) fn ban(&self) -> Ban {
         match self.verdict {
             Verdict::Block(ban) | Verdict::LogOnly(ban) => ban,
@@ -274,26 +275,26 @@ impl Scene {
         }
     }
 
-    /// Packets that the last verdict sums up, where it is a repetition.
+    /// The number of packets that the last verdict sums up, if it is a repetition.
     pub(super) fn report(&self) -> Option<u32> {
         match self.verdict {
             Verdict::Repeated(repeated) => repeated.report,
-            Verdict::Exempt(spared) => spared.report,
+            Verdict::Exempt(exempt) => exempt.report,
             other => panic!("nothing to report but {other:?}"),
         }
     }
 
-    /// All that there is to say now.
+    /// The current notices.
     pub(super) fn notices(&mut self) -> Vec<Notice> {
         std::iter::from_fn(|| self.engine.notice(self.now)).collect()
     }
 
-    /// Bans `source` by a scan of three ports.
+    /// Bans `source` for a scan of three ports.
     pub(super) fn banish(&mut self, source: &str) {
         assert_eq!(self.syns(source, [21, 22, 23]), Gist::Block(3));
     }
 
-    /// Bans `source` by connections to three decoys.
+    /// Bans `source` for connections to three decoys.
     pub(super) fn prove(&mut self, source: &str) {
         assert_eq!([21, 22, 23].map(|port| self.decoy(source, port))[2], Gist::Block(3));
     }

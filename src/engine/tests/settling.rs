@@ -1,7 +1,7 @@
-//! Tests a boot: clients and scanners before the services of this host have come up.
+//! Tests a boot: clients and scanners arrive before the services of this host are up.
 
 use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
-use super::scene::{SCANNER, Scene, stranger};
+use super::scene::{SCANNER, Scene, nth_source};
 use crate::engine::{IgnoreReason, Protection, Service, Verdict};
 use crate::types::{Protocol, Timestamp};
 
@@ -34,9 +34,9 @@ fn decoys_leave_ports_to_services() {
     assert_eq!(ports(&scene), "21-25,80");
     scene.change(|host| host.tcp.insert_any_v4(22));
     assert_eq!(ports(&scene), "21,23-25,80", "a service of one family has the port in both");
-    assert_eq!(scene.decoy(SCANNER, 22), Innocent(IgnoreReason::Open), "it was accepted a moment before");
+    assert_eq!(scene.decoy(SCANNER, 22), Innocent(IgnoreReason::Open), "its port was a decoy a moment before");
     scene.change(|host| host.tcp = crate::engine::Listeners::default());
-    assert_eq!(ports(&scene), "21,23-25,80", "a service that restarts");
+    assert_eq!(ports(&scene), "21,23-25,80", "a restarting service keeps its port");
     assert_eq!(scene.decoy(SCANNER, 22), Innocent(IgnoreReason::RecentlyOpen));
     scene.after(300.0);
     assert_eq!(ports(&scene), "21-25,80");
@@ -45,7 +45,7 @@ fn decoys_leave_ports_to_services() {
     assert_eq!(ports(&scene), "21-25");
     let until = scene.now.after(std::time::Duration::from_secs(60));
     scene.engine.settle(until);
-    assert_eq!(ports(&scene), "", "services that are not known yet may be coming up");
+    assert_eq!(ports(&scene), "", "services that are not known yet may be starting");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn client_of_late_services_is_not_banned() {
     for port in [80, 443, 25, 22] {
         let _ = scene.syn(CLIENT, port);
     }
-    assert_eq!(scene.syn(CLIENT, 80), Probe(4), "counted, and not condemned");
+    assert_eq!(scene.syn(CLIENT, 80), Probe(4), "counted, but not banned");
     scene.after(20.0).change(|host| [80, 443].into_iter().for_each(|port| host.tcp.insert_any_v4(port)));
     scene.truth.in_use.insert((Protocol::Tcp, 25));
     scene.engine.end_settling();
@@ -68,19 +68,19 @@ fn scanner_of_booting_host_is_banned_afterwards() {
     for port in 1..=100 {
         assert!(!matches!(scene.syn(SCANNER, port), Block(_)));
     }
-    assert!(!matches!(scene.tcp(CLIENT, 23, 0), Block(_)), "not even for flags that no stack sends");
+    assert!(!matches!(scene.tcp(CLIENT, 23, 0), Block(_)), "not even for flags that no TCP stack sends");
     let closed = |scene: &Scene| scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
     assert!(closed(&scene).is_empty(), "the kernel's trap is not armed");
     assert_eq!(banned(&mut scene), [""; 0], "not yet");
     assert_eq!(scene.engine.wake(), Some(Timestamp::at(std::time::Duration::from_secs(1_060))));
     scene.after(60.0);
     assert!(!closed(&scene).is_empty());
-    assert_eq!(banned(&mut scene), [SCANNER, CLIENT], "at the end of the time, also where nothing came up");
+    assert_eq!(banned(&mut scene), [SCANNER, CLIENT], "banned when the time is over, even if no service has started");
     assert_eq!(scene.syn(SCANNER, 200), Repeated);
 }
 
 #[test]
-fn protected_source_that_waits_is_exempt() {
+fn waiting_protected_source_is_exempt() {
     let mut scene = booting();
     for port in [21, 22, 23] {
         let _ = scene.syn(SCANNER, port);
@@ -92,17 +92,17 @@ fn protected_source_that_waits_is_exempt() {
 }
 
 #[test]
-fn sources_beyond_waiting_room_are_judged_later() {
+fn sources_beyond_queue_are_judged_later() {
     let mut scene = booting();
     for n in 0..3_000 {
         for port in [21, 22, 23] {
-            let _ = scene.syn(&stranger(n), port);
+            let _ = scene.syn(&nth_source(n), port);
         }
     }
     scene.engine.end_settling();
     let waited = banned(&mut scene).len();
     assert!((1_024..3_000).contains(&waited), "{waited}");
-    assert!(matches!(scene.syn(&stranger(2_999), 23), Block(3)), "at its next probe");
+    assert!(matches!(scene.syn(&nth_source(2_999), 23), Block(3)), "at its next probe");
 }
 
 #[test]
@@ -114,5 +114,5 @@ fn remembered_service_is_no_evidence_when_down() {
     });
     assert_eq!(scene.syn(SCANNER, 80), Innocent(IgnoreReason::RememberedService));
     assert!(!scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp).contains(80));
-    assert_eq!(scene.syn(SCANNER, 81), Block(1), "nothing else is excused");
+    assert_eq!(scene.syn(SCANNER, 81), Block(1), "no other port is excused");
 }

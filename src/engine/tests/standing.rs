@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Innocent, Probe, Repeated};
-use super::scene::{CLIENT, DAY, SCANNER, Scene, stranger, target};
+use super::scene::{CLIENT, DAY, SCANNER, Scene, nth_source, target};
 use crate::engine::{ActiveBan, HashKey, IgnoreReason, Notice, Standing, Verdict};
 use crate::types::{BanTarget, Expiry};
 
@@ -17,7 +17,7 @@ fn banned_source_is_always_repetition() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.banish(SCANNER);
-    assert_eq!(scene.syn(SCANNER, 80), Repeated, "also to an open port: the kernel drops it");
+    assert_eq!(scene.syn(SCANNER, 80), Repeated, "also at an open port: the kernel drops the packet");
     assert_eq!(scene.udp(SCANNER, 40_000), Repeated);
     assert_eq!(scene.tcp(SCANNER, 23, 0x12), Repeated);
     assert_eq!((scene.engine.counters().repeated, scene.engine.counters().bans), (3, 1));
@@ -53,47 +53,47 @@ fn silent_source_is_summed_up() {
 fn packets_are_summed_up_exactly_once() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
-    let mut said = 0;
+    let mut reported = 0;
     for n in 0..3_000 {
         scene.after(0.07).syn(SCANNER, 24);
-        said += scene.report().unwrap_or(0);
-        // The shell comes round now and then.
+        reported += scene.report().unwrap_or(0);
+        // The event loop reads notices now and then.
         if n % 7 == 0 {
             let packets = |notice| match notice {
                 Notice::Repeated { packets, .. } => packets,
                 other => panic!("{other:?}"),
             };
-            said += scene.notices().into_iter().map(packets).sum::<u32>();
+            reported += scene.notices().into_iter().map(packets).sum::<u32>();
         }
     }
     let rest = scene.after(61.0).notices();
     assert_eq!(rest.len(), 1);
-    assert_eq!(rest, [summary(SCANNER, 3_000 - said)]);
+    assert_eq!(rest, [summary(SCANNER, 3_000 - reported)]);
 }
 
 #[test]
 fn silent_sources_are_summed_up_separately() {
     let mut scene = Scene::new();
     for n in 0..5 {
-        scene.after(0.2).banish(&stranger(n));
-        scene.syns(&stranger(n), 30..32 + u16::try_from(n).unwrap());
+        scene.after(0.2).banish(&nth_source(n));
+        scene.syns(&nth_source(n), 30..32 + u16::try_from(n).unwrap());
     }
     let due = scene.after(1.7).notices();
-    assert_eq!(due, [0, 1, 2].map(|n| summary(&stranger(n), n + 2)));
-    assert_eq!(scene.after(1.0).notices(), [3, 4].map(|n| summary(&stranger(n), n + 2)));
+    assert_eq!(due, [0, 1, 2].map(|n| summary(&nth_source(n), n + 2)));
+    assert_eq!(scene.after(1.0).notices(), [3, 4].map(|n| summary(&nth_source(n), n + 2)));
 }
 
 #[test]
-fn kernel_is_asked_once_a_second() {
+fn kernel_is_checked_once_a_second() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
-    let mut asked = 0;
+    let mut verified = 0;
     for _ in 0..1_000 {
         scene.after(0.01).syn(SCANNER, 24);
         let Verdict::Repeated(repeated) = scene.verdict else { panic!("repeated") };
-        asked += u32::from(repeated.verify);
+        verified += u32::from(repeated.verify);
     }
-    assert!((9..=10).contains(&asked), "{asked}");
+    assert!((9..=10).contains(&verified), "{verified}");
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn expired_source_is_judged_again() {
 }
 
 #[test]
-fn a_ban_for_ever_has_no_end() {
+fn permanent_ban_has_no_end() {
     let mut scene = Scene::with(|settings| settings.expiry = Expiry::Never);
     scene.banish(SCANNER);
     assert_eq!(scene.ban().expiry, Expiry::Never);
@@ -144,16 +144,16 @@ fn earlier_ban_is_recognised() {
 }
 
 #[test]
-fn a_flushed_set_frees_everybody() {
+fn flushed_set_ends_all_bans() {
     let mut scene = Scene::new();
     for n in 0..20 {
-        scene.banish(&stranger(n));
-        scene.syn(&stranger(n), 24);
+        scene.banish(&nth_source(n));
+        scene.syn(&nth_source(n), 24);
     }
     scene.engine.lift_all();
     assert_eq!(scene.engine.tracked(), (0, 0));
     assert_eq!(scene.after(100.0).notices(), []);
-    scene.banish(&stranger(7));
+    scene.banish(&nth_source(7));
 }
 
 #[test]
@@ -161,17 +161,17 @@ fn full_ban_table_evicts_earliest_end() {
     let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 8);
     for n in 0..8_u32 {
         let expiry = Expiry::After(Duration::from_secs(if n == 3 { 50 } else { 500 + u64::from(n) }));
-        scene.adopt(target(&stranger(n)), expiry);
+        scene.adopt(target(&nth_source(n)), expiry);
     }
     scene.banish(SCANNER);
-    let seen: Vec<_> = (0..8).map(|n| scene.syn(&stranger(n), 24)).collect();
+    let seen: Vec<_> = (0..8).map(|n| scene.syn(&nth_source(n), 24)).collect();
     assert_eq!(seen.iter().position(|gist| *gist == Probe(1)), Some(3));
     assert_eq!(seen.iter().filter(|gist| **gist == Repeated).count(), 7);
     assert_eq!(scene.syn(SCANNER, 24), Repeated);
 }
 
 #[test]
-fn others_are_not_touched_by_a_ban() {
+fn ban_affects_no_other_source() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.banish(SCANNER);
@@ -187,32 +187,35 @@ fn restored_ban_keeps_length_and_remaining_time() {
     let adopted =
         ActiveBan { target: target(CLIENT), length: Some(hours(48)), grade: None, left: Expiry::After(hours(30)) };
     scene.engine.adopt(scene.now, &adopted);
-    scene.adopt(target(&stranger(1)), Expiry::After(hours(8)));
-    scene.adopt(target(&stranger(2)), Expiry::Never);
-    // Longer than the engine's time can say: it ends all the same.
-    scene.adopt(target(&stranger(3)), Expiry::After(Duration::from_secs(u64::MAX)));
+    scene.adopt(target(&nth_source(1)), Expiry::After(hours(8)));
+    scene.adopt(target(&nth_source(2)), Expiry::Never);
+    // Beyond the range of the engine's clock: it is accepted nevertheless.
+    scene.adopt(target(&nth_source(3)), Expiry::After(Duration::from_secs(u64::MAX)));
     scene.after(3.0 * 3_600.0).notices();
     let mut bans: Vec<_> = scene.engine.bans().map(|ban| (ban.target, (ban.length, ban.left))).collect();
-    bans.sort_unstable_by_key(|(who, _)| *who);
-    let known: Vec<_> = bans.iter().map(|(who, _)| *who).collect();
-    assert_eq!(known, [&stranger(1), &stranger(2), &stranger(3), SCANNER, CLIENT].map(target));
+    bans.sort_unstable_by_key(|(target, _)| *target);
+    let known: Vec<_> = bans.iter().map(|(target, _)| *target).collect();
+    assert_eq!(known, [&nth_source(1), &nth_source(2), &nth_source(3), SCANNER, CLIENT].map(target));
     let [alone, endless, long, own, adopted] = bans.as_slice() else { panic!("{bans:?}") };
     assert_eq!(own.1, (Some(DAY), Expiry::After(hours(21))));
     assert_eq!(adopted.1, (Some(hours(48)), Expiry::After(hours(27))));
     assert_eq!((alone.1, endless.1), ((None, Expiry::After(hours(5))), (None, Expiry::Never)));
     assert!(matches!(long.1, (None, Expiry::After(_))));
     assert_eq!(scene.after(22.0 * 3_600.0).notices(), []);
-    assert_eq!(scene.engine.bans().filter(|ban| [SCANNER, &stranger(1)].map(target).contains(&ban.target)).count(), 0);
+    assert_eq!(
+        scene.engine.bans().filter(|ban| [SCANNER, &nth_source(1)].map(target).contains(&ban.target)).count(),
+        0
+    );
 }
 
 #[test]
 fn reused_slot_forgets_old_ban_length() {
     let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 1);
     for n in 0..50 {
-        scene.banish(&stranger(n));
-        scene.after(1.0).adopt(target(&stranger(100 + n)), Expiry::Never);
+        scene.banish(&nth_source(n));
+        scene.after(1.0).adopt(target(&nth_source(100 + n)), Expiry::Never);
     }
-    assert!(scene.engine.bans().all(|ban| ban.length.is_none()), "what has no end pushed out what has");
+    assert!(scene.engine.bans().all(|ban| ban.length.is_none()), "permanent bans evicted those with an end");
     assert_eq!(scene.engine.bans().count(), 8);
 }
 
@@ -225,7 +228,7 @@ fn samples_reach_every_ban() {
         found
     };
     assert_eq!(sample(&mut scene, 100), []);
-    let all: HashSet<_> = (0..40).map(|n| target(&stranger(n))).collect();
+    let all: HashSet<_> = (0..40).map(|n| target(&nth_source(n))).collect();
     all.iter().for_each(|target| scene.adopt(*target, Expiry::After(DAY)));
     scene.adopt(target(SCANNER), Expiry::After(Duration::from_secs(9)));
     scene.udps(CLIENT, [7, 9, 11]);
@@ -235,9 +238,9 @@ fn samples_reach_every_ban() {
     assert_eq!(
         first.iter().chain(&rest).copied().collect::<HashSet<_>>(),
         all,
-        "not sources that are only logged, or bans about to end"
+        "neither log-only sources nor bans about to end"
     );
-    assert_eq!(sample(&mut scene, 16), first, "and again from the beginning");
+    assert_eq!(sample(&mut scene, 16), first, "then again from the beginning");
     assert_eq!(sample(&mut scene, 0), []);
     assert_eq!(sample(&mut scene, 1_000).len(), 40, "no source twice");
     scene.after(DAY.as_secs_f64());

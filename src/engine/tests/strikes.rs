@@ -1,20 +1,20 @@
-//! Tests repeat offenders: longer bans, what counts as a strike, what is forgotten.
+//! Tests repeat offenders: longer bans, what counts as a strike, and when strikes are forgotten.
 
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe, Repeated};
-use super::scene::{DAY, SCANNER, Scene, stranger, target};
+use super::scene::{DAY, SCANNER, Scene, nth_source, target};
 use crate::engine::{CAPPED_BAN, Escalation, LastBan, StrikeHistory};
 use crate::types::Expiry;
 
-/// Bans `source` and says how many days for, and after how many strikes.
+/// Bans `source`; returns its length in days and the number of earlier strikes.
 fn banish(scene: &mut Scene, source: &str) -> (u64, u32) {
     scene.banish(source);
     let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
     (span.as_secs() / DAY.as_secs(), scene.ban().strikes)
 }
 
-/// Waits until the ban that the last verdict is has ended.
+/// Waits until the ban in the last verdict has ended.
 fn serve(scene: &mut Scene) {
     let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
     scene.after(span.as_secs_f64() + 1.0);
@@ -38,11 +38,11 @@ fn repeat_offender_is_banned_twice_as_long() {
         assert_eq!(
             scene.ban().expiry,
             Expiry::After(DAY * days),
-            "handshakes cannot, and strikes that can be do not count"
+            "handshakes cannot be forged, and strikes on forgeable evidence do not count"
         );
         serve(&mut scene);
     }
-    assert_eq!(banish(&mut scene, &stranger(1)), (1, 0), "another source starts from the beginning");
+    assert_eq!(banish(&mut scene, &nth_source(1)), (1, 0), "another source starts from the beginning");
 }
 
 #[test]
@@ -66,11 +66,11 @@ fn logged_only_ban_is_no_strike() {
 }
 
 #[test]
-fn a_forged_flood_escalates_nobody() {
+fn forged_flood_escalates_no_ban() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
-    // The ceiling is reached by another source each time, and SCANNER's evidence may be forged.
+    // Another source reaches the ceiling each time, and SCANNER's evidence may be forged.
     for n in 0..6 {
-        scene.banish(&stranger(n));
+        scene.banish(&nth_source(n));
         scene.syns(SCANNER, 201..=216);
         assert_eq!((scene.ban().capped, scene.ban().strikes), (true, 0));
         assert_eq!(scene.ban().expiry, Expiry::After(CAPPED_BAN));
@@ -84,7 +84,7 @@ fn repeat_offender_above_ceiling_keeps_strikes() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
     banish(&mut scene, SCANNER);
     serve(&mut scene);
-    scene.banish(&stranger(1));
+    scene.banish(&nth_source(1));
     scene.syns(SCANNER, 201..=216);
     assert_eq!((scene.ban().expiry, scene.ban().strikes), (Expiry::After(CAPPED_BAN), 1));
     assert!(scene.engine.lift(target(SCANNER)));
@@ -101,13 +101,13 @@ fn lifted_ban_is_no_strike() {
     }
     banish(&mut scene, SCANNER);
     serve(&mut scene);
-    assert_eq!(scene.notices(), [], "the engine learns what time it is");
+    assert_eq!(scene.notices(), [], "the engine learns the time");
     assert!(scene.engine.lift(target(SCANNER)), "the table still holds the ban");
-    assert_eq!(banish(&mut scene, SCANNER), (2, 1), "but it was served");
+    assert_eq!(banish(&mut scene, SCANNER), (2, 1), "the ban had already ended");
 }
 
 #[test]
-fn a_flushed_set_takes_no_strike_back() {
+fn flushed_set_removes_no_strike() {
     let mut scene = Scene::new();
     banish(&mut scene, SCANNER);
     scene.engine.lift_all();
@@ -135,18 +135,18 @@ fn remembered_strikes_count() {
         (3, LastBan::Lasts(Expiry::After(day(1)))),
         (4, LastBan::Lasts(Expiry::Never)),
     ] {
-        scene.engine.remember(scene.now, &struck(&stranger(n), 2, last));
+        scene.engine.remember(scene.now, &struck(&nth_source(n), 2, last));
     }
     scene.engine.remember(scene.now, &struck("2001:db8:9::1", 1, LastBan::Over(day(1))));
-    // What the kernel holds is adopted, before or after, and an operator unblocks it.
+    // The kernel's ban is adopted, before or after, and an operator unblocks it.
     for n in [3, 4] {
-        scene.adopt(target(&stranger(n)), Expiry::After(day(1)));
-        assert_eq!(scene.syn(&stranger(n), 21), Repeated);
-        scene.engine.lift(target(&stranger(n)));
+        scene.adopt(target(&nth_source(n)), Expiry::After(day(1)));
+        assert_eq!(scene.syn(&nth_source(n), 21), Repeated);
+        scene.engine.lift(target(&nth_source(n)));
     }
-    let bans: Vec<_> = (1..5).map(|n| banish(&mut scene, &stranger(n))).collect();
+    let bans: Vec<_> = (1..5).map(|n| banish(&mut scene, &nth_source(n))).collect();
     assert_eq!(bans, [(4, 2), (1, 0), (2, 1), (2, 1)]);
-    assert_eq!(banish(&mut scene, "2001:db8:9::77"), (2, 1), "one /64 is one subject");
+    assert_eq!(banish(&mut scene, "2001:db8:9::77"), (2, 1), "a /64 is one target");
 }
 
 #[test]

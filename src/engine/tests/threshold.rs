@@ -1,9 +1,9 @@
-//! Tests the threshold: how many ports within what time.
+//! Tests the threshold: the number of ports and the window.
 
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe, Repeated};
-use super::scene::{SCANNER, Scene, stranger};
+use super::scene::{SCANNER, Scene, nth_source};
 use crate::engine::EVIDENCE;
 use crate::types::Timestamp;
 
@@ -71,7 +71,7 @@ fn repeated_port_does_not_displace_others() {
     let mut scene = Scene::new();
     scene.syns(SCANNER, [21, 22]);
     scene.after(1_700.0).syn(SCANNER, 21);
-    assert_eq!(scene.after(200.0).syn(SCANNER, 21), Probe(1), "22 is too old");
+    assert_eq!(scene.after(200.0).syn(SCANNER, 21), Probe(1), "the probe of 22 is too old");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn repeated_probe_restarts_its_window() {
     assert_eq!(scene.after(1_700.0).syn(SCANNER, 22), Probe(2));
 }
 
-/// Scans at this pace with the built-in settings; how many probes it takes.
+/// Scans at this pace with the built-in settings; returns the number of probes until the ban.
 fn probes_until_blocked(pace: f64) -> Option<usize> {
     let mut scene = Scene::new();
     (1..=20).position(|port| matches!(scene.after(pace).syn(SCANNER, port), Block(_))).map(|index| index + 1)
@@ -96,7 +96,7 @@ fn nmap_timings_are_banned_at_third_port() {
 }
 
 #[test]
-fn slow_scan_beyond_window_is_none() {
+fn slow_scan_beyond_window_is_not_banned() {
     assert_eq!(probes_until_blocked(901.0), None);
     assert_eq!(probes_until_blocked(3_600.0), None);
 }
@@ -109,13 +109,13 @@ fn four_ports_beyond_window_are_no_scan() {
 }
 
 #[test]
-fn sources_are_counted_apart() {
+fn sources_are_counted_separately() {
     let mut scene = Scene::new();
     for n in 0..1_000 {
-        assert_eq!(scene.syns(&stranger(n), [22, 23]), Probe(2));
+        assert_eq!(scene.syns(&nth_source(n), [22, 23]), Probe(2));
     }
-    assert_eq!(scene.syn(&stranger(500), 24), Block(3));
-    assert_eq!(scene.syn(&stranger(501), 22), Probe(2));
+    assert_eq!(scene.syn(&nth_source(500), 24), Block(3));
+    assert_eq!(scene.syn(&nth_source(501), 22), Probe(2));
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn backward_clock_neither_forgives_nor_bans() {
 }
 
 #[test]
-fn first_moment_is_valid() {
+fn time_zero_is_valid() {
     let mut scene = Scene::new();
     scene.now = Timestamp::default();
     scene.banish(SCANNER);
@@ -138,11 +138,11 @@ fn first_moment_is_valid() {
 }
 
 #[test]
-fn two_hash_keys_give_the_same_verdicts() {
+fn hash_keys_do_not_change_verdicts() {
     let run = |key| {
         let mut scene = Scene::keyed(key, |settings| settings.max_sources = 4_096);
-        let touch = |n: u32| (stranger(n % 150), u16::try_from(n * n % 7 + 20).unwrap());
-        (0..2_000).map(touch).map(|(source, port)| scene.after(0.2).syn(&source, port)).collect::<Vec<_>>()
+        let probe = |n: u32| (nth_source(n % 150), u16::try_from(n * n % 7 + 20).unwrap());
+        (0..2_000).map(probe).map(|(source, port)| scene.after(0.2).syn(&source, port)).collect::<Vec<_>>()
     };
     let verdicts = run(crate::engine::HashKey(1, 2));
     assert_eq!(verdicts, run(crate::engine::HashKey(u64::MAX, 77)));

@@ -1,4 +1,4 @@
-//! Tests protocols that are only logged beside protocols that block: UDP by default, TCP in a trial.
+//! Tests log-only protocols next to blocking ones: UDP by default, TCP in a trial.
 
 use super::scene::Gist::{Block, Probe, Repeated, Scan};
 use super::scene::{SCANNER, Scene, target, udp};

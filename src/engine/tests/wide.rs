@@ -15,7 +15,7 @@ fn network(text: &str) -> BanTarget {
     BanTarget::Prefix(Prefix::new(text.parse().unwrap()).unwrap())
 }
 
-/// Bans each of them in turn, and returns the target of the last ban.
+/// Bans each source in turn; returns the target of the last ban.
 fn banish(scene: &mut Scene, sources: &[&str]) -> BanTarget {
     sources.iter().for_each(|source| scene.prove(source));
     scene.ban().probe.target
@@ -60,7 +60,11 @@ fn no_prefix_ban_without_configuration() {
 fn prefix_ban_counts_only_sources_in_it() {
     let mut scene = scene(26, 64);
     assert_eq!(banish(&mut scene, &FOUR), target("203.0.113.201"));
-    assert_eq!(banish(&mut scene, &["203.0.113.2", "203.0.113.3"]), target("203.0.113.3"), "no four of one /26");
+    assert_eq!(
+        banish(&mut scene, &["203.0.113.2", "203.0.113.3"]),
+        target("203.0.113.3"),
+        "no four sources are in one /26"
+    );
     assert_eq!(banish(&mut scene, &["203.0.113.4", FIFTH]), network("203.0.113.0/26"));
     assert_eq!(scene.syn("203.0.113.64", 80), Probe(1));
 }
@@ -74,9 +78,9 @@ fn slash_48_ban_needs_several_slash_56() {
     };
     let scattered = [0x000, 0x100, 0x200, 0x300, 0x400, 0x500, 0x600, 0x700, 0x800];
     assert_eq!(ban(48, &scattered), "2001:db8:9::/48");
-    assert_eq!(ban(48, &scattered[..8]), "2001:db8:9:700::/64", "the eighth is not yet the ninth");
+    assert_eq!(ban(48, &scattered[..8]), "2001:db8:9:700::/64", "eight sources are one too few");
     assert_eq!(ban(56, &scattered), "2001:db8:9:800::/64");
-    assert_eq!(ban(48, &[1, 2, 3, 4, 5]), "2001:db8:9::/56", "four of one household are its own affair");
+    assert_eq!(ban(48, &[1, 2, 3, 4, 5]), "2001:db8:9::/56", "four sources of one household do not count for the /48");
     let two = [0x001, 0x101, 0x002, 0x102, 0x003, 0x103, 0x201, 0x301, 0x104];
     assert_eq!(ban(48, &two), "2001:db8:9::/48");
 }
@@ -129,15 +133,15 @@ fn exempt_source_survives_neighbours_ban() {
         scene.prove(&format!("2001:db8:0:{n:x}::1"));
     }
     scene.prove("2001:db8:0:1aa::1");
-    assert_eq!(scene.ban().probe.target, network("2001:db8:0:100::/56"), "the household next door");
+    assert_eq!(scene.ban().probe.target, network("2001:db8:0:100::/56"), "the neighbouring household");
     for n in 2..0x22 {
         scene.prove(&format!("2001:db8:0:{n:x}00::1"));
-        assert_eq!(scene.ban().probe.target.prefix_len(), 64, "but not the /48 that this host lives in");
+        assert_eq!(scene.ban().probe.target.prefix_len(), 64, "but not the /48 that this host is in");
     }
 }
 
 #[test]
-fn own_prefixes_are_not_blocked_either() {
+fn own_prefixes_are_not_blocked() {
     let mut scene = scene(24, 64);
     scene.host = Host::new(Local::Prefixes(vec!["192.0.2.0/24".parse().unwrap(), "203.0.113.8/30".parse().unwrap()]));
     assert_eq!(banish(&mut scene, &FOUR), target("203.0.113.201"));
@@ -188,7 +192,7 @@ fn lifted_network_ban_needs_new_evidence() {
     banish(&mut scene, &FOUR);
     banish(&mut scene, &[FIFTH]);
     assert!(scene.engine.lift(network("203.0.113.0/24")));
-    assert_eq!(scene.syn(FOUR[0], 80), Repeated, "its own ban stands");
+    assert_eq!(scene.syn(FOUR[0], 80), Repeated, "its own ban is still in force");
     assert_eq!(
         banish(&mut scene, &["203.0.113.10", "203.0.113.11", "203.0.113.12", "203.0.113.13"]),
         target("203.0.113.13")
@@ -216,7 +220,7 @@ fn earlier_network_ban_is_recognised() {
 }
 
 #[test]
-fn link_local_neighbours_stay_each_for_himself() {
+fn link_local_neighbours_get_no_prefix_ban() {
     let mut scene = scene(24, 48);
     for n in 1..30 {
         scene.prove(&format!("fe80::{n}"));

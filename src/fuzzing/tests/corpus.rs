@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::super::TARGETS;
 
-/// With all of a large input this would take minutes: one of more bytes is cut and changed at so many places all over it.
+/// Larger inputs would take minutes: they are truncated and changed at this many positions.
 const PLACES: usize = 400;
-/// The same where one input takes milliseconds: a file is written, or one text is made of another and read in turn.
+/// The same for targets where one input takes milliseconds, because a file is written or a text is generated and parsed
+/// again.
 const PLACES_OF_SLOW: usize = 60;
 const SLOW: [&str; 2] = ["import", "ledger"];
 
@@ -22,41 +23,41 @@ fn inputs(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     inputs
 }
 
-fn places(target: &str, length: usize) -> impl Iterator<Item = usize> + use<> {
+fn positions(target: &str, length: usize) -> impl Iterator<Item = usize> + use<> {
     let most = if SLOW.contains(&target) { PLACES_OF_SLOW } else { PLACES };
-    // An odd step, so that every byte of a word has its turn.
+    // An odd step, so that every byte of a word is reached.
     (0..length).step_by(length.div_ceil(most) | 1)
 }
 
-/// Says on a panic which input it was.
+/// Prints the input on a panic.
 struct Input<'a>(&'a Path, String);
 
 impl Drop for Input<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("this was {}, {}", self.0.display(), self.1);
+            eprintln!("the input was {}, {}", self.0.display(), self.1);
         }
     }
 }
 
-fn upset(target: &str) {
+fn run_mutations(target: &str) {
     let (_, read) = *TARGETS.iter().find(|(name, _)| *name == target).unwrap();
     let inputs = inputs(target);
     assert!(!inputs.is_empty(), "{target} has no corpus");
     for (path, input) in inputs {
-        let mut which = Input(&path, "as it is".to_owned());
+        let mut context = Input(&path, "as it is".to_owned());
         read(&input);
-        for end in places(target, input.len()) {
-            which.1 = format!("cut to {end} bytes");
+        for end in positions(target, input.len()) {
+            context.1 = format!("cut to {end} bytes");
             read(&input[..end]);
         }
         let mut changed = input.clone();
-        for place in places(target, input.len()) {
+        for position in positions(target, input.len()) {
             for change in [0xff, 0x01, 0x80] {
-                which.1 = format!("byte {place} changed by {change:#04x}");
-                changed[place] ^= change;
+                context.1 = format!("byte {position} changed by {change:#04x}");
+                changed[position] ^= change;
                 read(&changed);
-                changed[place] = input[place];
+                changed[position] = input[position];
             }
         }
     }
@@ -68,13 +69,13 @@ macro_rules! targets {
         $(
             #[test]
             fn $name() {
-                upset(stringify!($name));
+                run_mutations(stringify!($name));
             }
         )*
     };
 }
 
-// A test for each, so that they run side by side.
+// A separate test for each, so that they run in parallel.
 targets! { capture config control files fleet hosts_deny ignore_file import ledger names nft rtnetlink sock_diag spawner }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Builds and uses the corpus.
+//! Tests the fuzz targets with their corpus, and records the corpus.
 
 mod corpus;
 mod record;

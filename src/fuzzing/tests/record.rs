@@ -1,5 +1,5 @@
-//! Records real input for the corpus: replies and notifications of this kernel in a network namespace, and a
-//! ledger. Run by hand:
+//! Records real input for the corpus: replies and notifications of this kernel in a network namespace, and a ledger.
+//! Run it by hand:
 //!
 //!     cargo test --lib -- --ignored record
 
@@ -27,7 +27,7 @@ use crate::netlink::nft::{self, Batch, RulesetSpec};
 use crate::netlink::socket;
 use crate::types::{BanTarget, Expiry, Rate};
 
-/// Writes datagrams into the corpus of one target.
+/// Writes datagrams into the corpus of a target.
 fn keep(target: &str, name: &str, datagrams: impl IntoIterator<Item = Vec<u8>>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     for (number, bytes) in datagrams.into_iter().filter(|bytes| !bytes.is_empty()).enumerate() {
@@ -35,7 +35,7 @@ fn keep(target: &str, name: &str, datagrams: impl IntoIterator<Item = Vec<u8>>) 
     }
 }
 
-/// A socket that waits a moment for what comes, in these groups.
+/// A socket with a short timeout in these multicast groups.
 fn open(protocol: isize, groups: &[u32]) -> Socket {
     let mut socket = Socket::new(protocol).unwrap();
     socket.bind_auto().unwrap();
@@ -112,7 +112,7 @@ fn nf_tables() {
     let mut whole = Vec::new();
     for (number, request) in nft::fuzzing::requests().into_iter().enumerate() {
         let answers = answers(NETLINK_NETFILTER, &request);
-        // The table, its sets, its chains and its rules are one reading.
+        // The table, its sets, its chains and its rules form one input.
         if number < 4 {
             whole.extend(answers.concat());
         } else {
@@ -121,7 +121,7 @@ fn nf_tables() {
     }
     keep("nft", "ruleset", [whole]);
     assert!(Command::new("nft").args(["delete", "table", "inet", "portsentry"]).status().unwrap().success());
-    // What belongs to one transaction is read together.
+    // The messages of a transaction form one input.
     keep("nft", "notifications", [arrived(&monitor).concat()]);
     keep("nft", "refusal", answers(NETLINK_NETFILTER, &nft::fuzzing::requests()[1]));
     keep("nft", "no_table", answers(NETLINK_NETFILTER, &nft::fuzzing::requests()[0]));
@@ -175,8 +175,12 @@ fn rtnetlink() {
             unknown
         }),
     );
-    let told = arrived(&monitor);
-    keep("rtnetlink", "told", told.iter().filter(|datagram| datagram[4] > 19 || datagram.len() < 200).cloned());
+    let notifications = arrived(&monitor);
+    keep(
+        "rtnetlink",
+        "told",
+        notifications.iter().filter(|datagram| datagram[4] > 19 || datagram.len() < 200).cloned(),
+    );
 }
 
 fn sock_diag() {
@@ -204,8 +208,8 @@ fn sock_diag() {
 }
 
 #[test]
-#[ignore = "writes the corpus anew"]
-fn record_what_the_kernel_says() {
+#[ignore = "rewrites the corpus"]
+fn record_kernel_messages() {
     let name = format!("psfuzz{}", std::process::id());
     ip(&format!("netns add {name}"));
     let inside = || {
@@ -221,7 +225,7 @@ fn record_what_the_kernel_says() {
 }
 
 #[test]
-#[ignore = "writes the corpus anew"]
+#[ignore = "rewrites the corpus"]
 fn record_a_ledger() {
     use crate::ledger::{Author, Banned, Ending, Ledger};
     let folder = tempfile::tempdir().unwrap();

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notification_that_cannot_be_read_matters() {
+    fn unreadable_notification_counts_as_change() {
         let whole = notification(RouteType::BlackHole, 0);
         for length in 0..whole.len() {
             assert!(matters(&whole[..length]), "{length}");

@@ -156,7 +156,7 @@ mod tests {
         assert!(remote(&text).is_some());
         for end in 0..text.len() {
             let cut = remote(&text[..end]);
-            // An address that is cut is another one, and a file is renamed into place when it is whole.
+            // A truncated address is another one. Complete files are renamed into place.
             assert!(cut.is_none() || text[..end].windows(12).any(|window| window == b"REMOTE_HOST="), "{end}");
         }
         let folder = tempfile::tempdir().unwrap();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn no_files_name_nobody() {
+    fn missing_files_name_no_source() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
         assert!(SessionFiles { utmp: vec![missing.clone(), folder.path().into()], logind: missing }.read().is_empty());

@@ -89,7 +89,7 @@ pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A record as sshd leaves it.
+    /// A record as sshd writes it.
     pub(in super::super) fn record(layout: Layout, kind: i16, process: i32, host: &str, address: [u8; 16]) -> Vec<u8> {
         let mut record = vec![0; layout.length];
         record[..2].copy_from_slice(&kind.to_ne_bytes());
@@ -151,7 +151,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_logins_of_roots_processes_count() {
+    fn only_logins_by_root_processes_count() {
         let of = |kind, process| sessions(&record(RECORD, kind, process, "203.0.113.9", [0; 16])).len();
         let own = i32::try_from(std::process::id()).unwrap();
         assert_eq!(of(USER_PROCESS, own), 1);
@@ -160,7 +160,7 @@ pub(super) mod tests {
             assert_eq!(of(kind, own), 0, "{kind}");
         }
         let mut other = std::process::Command::new("sleep").arg("60").uid(65_534).spawn().unwrap();
-        assert_eq!(of(USER_PROCESS, i32::try_from(other.id()).unwrap()), 0, "a process of another user");
+        assert_eq!(of(USER_PROCESS, i32::try_from(other.id()).unwrap()), 0, "the process belongs to another user");
         other.kill().unwrap();
         other.wait().unwrap();
         let mut child = std::process::Command::new("true").spawn().unwrap();

@@ -267,18 +267,18 @@ mod tests {
             let messages = Messages(batch.messages()).filter_map(|message| message.nft());
             messages.map(|(kind, _)| kind).collect::<Vec<_>>()
         };
-        let (who, hour) = (target("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
+        let (target, hour) = (target("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
         for (kernel, again, gone) in
             [(KernelFeatures::oldest(), &[12, 14, 12][..], 14), (KernelFeatures::newest(), &[30, 12], 30)]
         {
-            assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[(who, hour)])), again);
-            assert_eq!(kinds(&|batch| put_restored(batch, kernel, &[(who, None, hour)])), again);
-            assert_eq!(kinds(&|batch| put_lift(batch, kernel, who)), [gone]);
+            assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[(target, hour)])), again);
+            assert_eq!(kinds(&|batch| put_restored(batch, kernel, &[(target, None, hour)])), again);
+            assert_eq!(kinds(&|batch| put_lift(batch, kernel, target)), [gone]);
         }
     }
 
     #[test]
-    fn a_restored_ban_is_these_bytes() {
+    fn restored_ban_has_exact_bytes() {
         let day = Some(Duration::from_secs(86_400));
         let mut batch = Batch::new();
         put_restored(

@@ -113,7 +113,7 @@ mod tests {
     const DECOYS: DecoyRules = DecoyRules { v4: 40_001, v6: Some(40_003), max_new_tracked: None };
     const HOLD: Trap = Trap { hold: Some(Duration::from_millis(900)), ..TRAP };
 
-    /// Every kind of table that can be chosen.
+    /// All variants of the table.
     fn variants() -> [RulesetSpec; 33] {
         let rate = |text: &str| text.parse().ok();
         [
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_cut_after_any_message_differs() {
+    fn table_truncated_after_any_message_differs() {
         for spec in variants() {
             let desired = DesiredRuleset::new(&spec);
             let whole = desired.create();

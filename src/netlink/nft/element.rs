@@ -340,8 +340,12 @@ mod tests {
         let ragged = vec![bound("192.0.2.1", false), bound("192.0.2.8", true)];
         assert_eq!(shown(ragged), ["192.0.2.2/31", "192.0.2.4/30"]);
         let odd = vec![bound("0.0.0.0", true), bound("192.0.2.9", true), bound("192.0.2.9", false)];
-        assert_eq!(shown(odd).first().map(String::as_str), Some("192.0.2.10/31"), "an end without a start is none");
+        assert_eq!(
+            shown(odd).first().map(String::as_str),
+            Some("192.0.2.10/31"),
+            "an end without a start is no interval"
+        );
         assert!(shown(vec![bound("0.0.0.0", false), bound("0.0.0.0", true)]).is_empty());
-        assert!(shown(vec![bound("::", false)]).is_empty(), "no ban is as wide as that");
+        assert!(shown(vec![bound("::", false)]).is_empty(), "no ban is that wide");
     }
 }

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blackhole_is_these_bytes() {
+    fn blackhole_route_has_exact_bytes() {
         let mut bytes = Vec::new();
         put_add(&mut bytes, net("192.0.2.7/32"), Kind::Blackhole);
         #[rustfmt::skip]
@@ -212,7 +212,7 @@ mod tests {
                 assert_eq!((route.net, route.kind, route.is_own()), (net, Some(kind), true));
                 assert!(route.way().is_closed(net, kind));
                 for end in 0..message.body.len() {
-                    // Cut short it is no route, or one without what is missing; never a panic.
+                    // Truncated it is no route, or one without the missing parts; it never panics.
                     let _ = read(&Message { body: &message.body[..end], ..message });
                 }
             }
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn looked_up_address_is_the_inner_one() {
+    fn lookup_uses_inner_address() {
         for text in ["198.51.100.0/24", "2001:db8:1:2::/64", "2001:db8:1::/48"] {
             let net = net(text);
             assert!(net.contains(&sample(net)) && sample(net) != net.network(), "{net}: {}", sample(net));

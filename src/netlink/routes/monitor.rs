@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use crate::netlink::routes::Kind;
 
-    /// A notification that the route to `net` is gone, as the kernel writes it for the socket `by`.
+    /// A notification about the removed route to `net`, as the kernel writes it for the socket `by`.
     fn notification(net: &str, by: u32) -> Vec<u8> {
         let mut bytes = Vec::new();
         message::put_add(&mut bytes, net.parse().unwrap(), Kind::Blackhole);
@@ -124,8 +124,8 @@ mod tests {
     fn removed_own_route_is_reported_with_prefix() {
         let net = "192.0.2.7/32";
         assert_eq!(read(&notification(net, 7), 8), [Gone::Route(net.parse().unwrap())]);
-        assert_eq!(read(&notification(net, 8), 8), [], "that was this program");
-        assert_eq!(read(&notification(net, 0), 8), [Gone::Unsaid], "no program asked the kernel for it");
+        assert_eq!(read(&notification(net, 8), 8), [], "this program removed it");
+        assert_eq!(read(&notification(net, 0), 8), [Gone::Unsaid], "no program requested it");
         let mut added = notification(net, 7);
         added[4] = 24;
         assert_eq!(read(&added, 8), []);

@@ -328,11 +328,11 @@ mod tests {
     #[test]
     fn missing_diag_module_differs_from_empty_table() {
         let mut diag = SockDiag::open().unwrap();
-        // For experiments (RFC 3692); 255 would be raw sockets, which some kernels have a module for.
+        // For experiments (RFC 3692); 255 would be raw sockets, for which some kernels have a module.
         let nobodys = 254;
         let answer = diag.exchange(nobodys, u32::MAX, SocketId::new_v4(), NLM_F_DUMP, &mut |_| {});
         assert!(matches!(answer, Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound));
-        assert!(diag.listeners().is_ok(), "the socket serves on after an error of the kernel");
+        assert!(diag.listeners().is_ok(), "the socket still works after an error of the kernel");
     }
 
     #[test]

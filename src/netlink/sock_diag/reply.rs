@@ -143,7 +143,7 @@ mod tests {
         00000000000000000800000000000000a6680700\
         050008000000000005000b000100000008000f00000000000c00150001000000000000000600160012000000";
 
-    /// And its end.
+    /// The end of the answer.
     const DONE: &str = "140000000300020007000000c311000000000000";
 
     fn bytes(hex: &str) -> Vec<u8> {
@@ -210,7 +210,10 @@ mod tests {
         assert!(matches!(records(&error(i32::MIN), 7).0, Err(Fault::Kernel(_))));
         let mut failed_dump = bytes(DONE);
         failed_dump[16..20].copy_from_slice(&(-2i32).to_ne_bytes());
-        assert!(matches!(records(&failed_dump, 7).0, Err(Fault::Kernel(_))), "a dump may fail in its last message");
+        assert!(
+            matches!(records(&failed_dump, 7).0, Err(Fault::Kernel(_))),
+            "the last message of a dump may be an error"
+        );
     }
 
     #[test]
@@ -236,7 +239,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_at_all_can_upset_it(noise in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn arbitrary_bytes_cause_no_loop_or_panic(noise in prop::collection::vec(any::<u8>(), 0..400)) {
             let _ = records(&noise, 7);
         }
 

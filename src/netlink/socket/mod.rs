@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_is_no_error() {
+    fn acknowledgement_is_no_error() {
         assert!(answer(CAPPED, 0, &[0; 16]).is_none());
     }
 
@@ -393,37 +393,37 @@ mod tests {
     }
 
     #[test]
-    fn answer_cut_before_its_code_is_none() {
+    fn answer_truncated_before_code_is_ignored() {
         for end in 0..4 {
             assert!(Answer::read(&Message { kind: ERROR, flags: 0, sequence: 7, body: &[0; 4][..end] }).is_none());
         }
     }
 
     #[test]
-    fn what_another_process_sends_is_no_answer() {
+    fn message_of_another_process_is_ignored() {
         let own = || {
             let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE).unwrap();
             let address = socket.bind_auto().unwrap();
             (socket, address)
         };
-        // Not connected, so that the kernel lets strangers in.
-        let ((socket, address), (stranger, _)) = (own(), own());
+        // Not connected, so that the kernel delivers messages of other sockets.
+        let ((socket, address), (other, _)) = (own(), own());
         sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE)).unwrap();
         let forged = [20, 0, 0, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let mut buffer = vec![0; 1024];
-        match stranger.send_to(&forged, &address, 0) {
+        match other.send_to(&forged, &address, 0) {
             // Only processes with CAP_NET_ADMIN may send to other ports here.
             Err(error) => assert_eq!(Errno::from_io_error(&error), Some(Errno::PERM)),
             Ok(_) => {
-                let asked = [20, 0, 0, 0, 250, 0, 5, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-                socket.send_to(&asked, &SocketAddr::new(KERNEL, 0), 0).unwrap();
+                let request = [20, 0, 0, 0, 250, 0, 5, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                socket.send_to(&request, &SocketAddr::new(KERNEL, 0), 0).unwrap();
                 let answer = receive(&socket, &mut buffer).unwrap();
                 assert_eq!(Messages(answer).next().map(|message| message.sequence), Some(9), "the kernel's");
             }
         }
-        // And one that is connected takes nothing from a stranger at all.
+        // A connected socket receives nothing from other sockets.
         let connected = Socket::open_route().unwrap();
-        let refused = stranger.send_to(&forged, &SocketAddr::new(connected.port_id(), 0), 0).unwrap_err();
+        let refused = other.send_to(&forged, &SocketAddr::new(connected.port_id(), 0), 0).unwrap_err();
         assert!(matches!(Errno::from_io_error(&refused), Some(Errno::PERM | Errno::CONNREFUSED)), "{refused}");
     }
 

@@ -13,10 +13,10 @@ pub(super) const SYN_SCAN_SLL: &str = "0000 0001 0006 a242bdbdc8130000 0800
 /// The same SYN on the "any" device, version 2: it arrived at interface 2.
 pub(super) const SYN_SCAN_SLL2: &str = "0800 0000 00000002 0001 00 06 a242bdbdc8130000
     4500002c242f00002606ec99c0000201c0000202 ab0c001750b6759800000000600204009eb00000020405b4";
-/// The answer to it, which the host itself sent.
+/// The reply, which the host itself sent.
 pub(super) const ANSWER_SLL: &str = "0004 0001 0006 8adaa5b7660a0000 0800
     45000028000040004006b6ccc0000202c0000201 0017ab0c0000000050b6759950140000ba590000";
-/// `nmap -sS -f`: three pieces of 8, 8 and 8 bytes.
+/// `nmap -sS -f`: three fragments of 8, 8 and 8 bytes.
 pub(super) const FRAGMENTED_SYN: [&str; 3] = [
     "8adaa5b7660a a242bdbdc813 0800 4500001c433420002a06a9a4c0000201c0000202 d7590017ceb0fba5",
     "8adaa5b7660a a242bdbdc813 0800 4500001c433420012a06a9a3c0000201c0000202 0000000060020400",
@@ -33,7 +33,7 @@ pub(super) const SYN_SCAN_IPV6: &str = "8adaa5b7660a a242bdbdc813 86dd
 pub(super) const LISTENER_REPORT: &str = "333300000016 8adaa5b7660a 86dd
     6000000000380001 fe8000000000000088daa5fffeb7660a ff020000000000000000000000000016 3a00050200000100
     8f00748f0000000204000000ff0200000000000000000001ff00000204000000ff0200000000000000000001ffb7660a";
-/// `ping -s 3000`: the first and second of three pieces, cut off by the capture.
+/// `ping -s 3000`: the first and second of three fragments, truncated by the capture.
 pub(super) const FRAGMENTED_PING_IPV6: [&str; 2] = [
     "8adaa5b7660a a242bdbdc813 86dd 600c500705b02c40 20010db8000000000000000000000001
     20010db8000000000000000000000002 3a000001099421bc 800087b2358c0001762d016b00000000040a0000000000001011121314151617",
@@ -66,7 +66,7 @@ fn cooked_capture_shows_delivery_and_interface() {
 }
 
 #[test]
-fn an_answer_of_this_host_is_outgoing() {
+fn answer_of_this_host_is_outgoing() {
     let packet = decoded(LinkType::Sll, ANSWER_SLL);
     assert_eq!(packet.delivery, Delivery::Outgoing);
     let flags = TcpFlags(TcpFlags::RST | TcpFlags::ACK);
@@ -115,7 +115,7 @@ fn udp_sctp_and_icmp_are_decoded() {
 }
 
 #[test]
-fn fragmented_syn_scan_has_expected_pieces() {
+fn fragmented_syn_scan_has_expected_fragments() {
     let [first, second, third] = FRAGMENTED_SYN.map(|frame| decoded(LinkType::Ethernet, frame));
     assert_eq!(first.transport, Transport::TinyFragment { ports: Some((55129, 23)) });
     assert_eq!(second.transport, Transport::OverlappingFragment);
@@ -131,7 +131,7 @@ fn ipv4_options_are_passed_over() {
 }
 
 #[test]
-fn an_ipv6_syn_scan_is_read() {
+fn ipv6_syn_scan_is_decoded() {
     let packet = decoded(LinkType::Ethernet, SYN_SCAN_IPV6);
     assert_eq!(packet.source.to_string(), "2001:db8::1");
     assert_eq!(packet.destination.to_string(), "2001:db8::2");
@@ -147,7 +147,7 @@ fn listener_report_follows_hop_by_hop_header() {
 }
 
 #[test]
-fn fragmented_ping_counts_first_piece_only() {
+fn fragmented_ping_counts_first_fragment_only() {
     let [first, second] = FRAGMENTED_PING_IPV6.map(|frame| decoded(LinkType::Ethernet, frame));
     assert_eq!((first.transport, first.fragmented), (Transport::Icmp { kind: 128, code: 0 }, true));
     assert_eq!((second.transport, second.fragmented), (Transport::LaterFragment { protocol: 58 }, false));

@@ -1,3 +1,5 @@
+//! Tests the decoding of IPv4 headers, lengths and fragments.
+
 use super::super::{LinkType, Transport, Undecoded};
 use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, ipv4_packet, joined, transport_of};
 
@@ -21,7 +23,7 @@ fn ethernet_padding_is_ignored() {
     let padded = joined(&[&ipv4_packet(6, 0, 20, &SYN), &[0xee; 6]]);
     assert_eq!(transport_of(&padded), Ok(SYN_SEEN));
     let empty = joined(&[&ipv4_packet(6, 0, 0, &[]), &SYN]);
-    assert_eq!(transport_of(&empty), Err(Undecoded::Malformed), "a TCP header in the padding is none");
+    assert_eq!(transport_of(&empty), Err(Undecoded::Malformed), "padding contains no TCP header");
 }
 
 #[test]
@@ -48,7 +50,7 @@ fn total_length_inside_header_is_malformed() {
 }
 
 #[test]
-fn zero_total_length_means_everything_captured() {
+fn zero_total_length_means_captured_length() {
     let mut packet = ipv4_packet(6, 0, 20, &joined(&[&SYN, &[0; 100]]));
     packet[2..4].fill(0);
     assert_eq!(transport_of(&packet), Ok(with_payload(SYN_SEEN, 100)));
@@ -69,7 +71,7 @@ fn first_fragment_without_flags_is_tiny() {
     for claimed in 0..16_u16 {
         let packet = ipv4_packet(6, MORE, claimed, &SYN);
         assert_stable_when_cut(LinkType::Raw, &packet);
-        // A receiver keeps whole units of 8 bytes, so 15 bytes are 8: the flags in bytes 12 and 13 never reach it.
+        // A receiver uses whole units of 8 bytes, so 15 bytes are 8: the flags in bytes 12 and 13 never reach it.
         let ports = (claimed >= 8).then_some((40000, 23));
         assert_eq!(transport_of(&packet), Ok(Transport::TinyFragment { ports }), "{claimed} bytes");
     }

@@ -1,3 +1,5 @@
+//! Tests the decoding of IPv6 extension headers, fragments and jumbograms.
+
 use super::super::{LinkType, Transport, Undecoded};
 use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, honest_ipv6, ipv6_packet, joined, transport_of};
 
@@ -89,7 +91,7 @@ fn no_next_header_and_tunnels_are_other() {
 }
 
 #[test]
-fn an_atomic_fragment_is_a_whole_packet() {
+fn atomic_fragment_is_complete_packet() {
     let packet = honest_ipv6(FRAGMENT, &joined(&[&fragment(TCP, 0, false), &SYN]));
     assert_stable_when_cut(LinkType::Raw, &packet);
     let packet = decode(LinkType::Raw, &packet).unwrap();
@@ -142,7 +144,7 @@ fn tcp_fragment_at_offset_one_overlaps() {
 }
 
 #[test]
-fn a_jumbogram_counts_what_was_captured() {
+fn jumbogram_has_captured_length() {
     let jumbo = [TCP, 0, 0xc2, 4, 0, 1, 0, 0];
     let packet = ipv6_packet(0, 0, &joined(&[&jumbo, &SYN, &[0; 30]]));
     assert!(matches!(transport_of(&packet), Ok(Transport::Tcp { destination_port: 23, payload: 30, .. })));
@@ -157,8 +159,8 @@ fn padding_behind_payload_is_ignored() {
 }
 
 #[test]
-fn options_beyond_the_bound_hide_the_header() {
-    // One destination options header of so many bytes, with a TCP header behind it.
+fn options_beyond_limit_hide_header() {
+    // One destination options header of this length, with a TCP header after it.
     let packet = |bytes: usize| {
         let mut packet = vec![0x60, 0, 0, 0];
         packet.extend(u16::try_from(bytes + 20).unwrap().to_be_bytes());
@@ -173,7 +175,7 @@ fn options_beyond_the_bound_hide_the_header() {
     assert!(matches!(transport(&packet(288)), Ok(Transport::Tcp { destination_port: 23, .. })));
     for bytes in [296, 1_200, 2_048] {
         assert_eq!(transport(&packet(bytes)), Ok(Transport::HiddenHeader), "{bytes}");
-        // As the capture cuts it off.
+        // As truncated by the capture.
         assert_eq!(transport(&packet(bytes)[..60]), Ok(Transport::HiddenHeader), "{bytes}");
     }
 }

@@ -1,3 +1,5 @@
+//! Tests the decoding of link-layer headers: VLAN tags, PPPoE, cooked captures, loopback and raw IP.
+
 use super::super::{Delivery, LinkType, Undecoded};
 use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, honest_ipv6, ipv4_packet, joined};
 
@@ -38,7 +40,7 @@ fn vlan_tag_in_cooked_capture_is_removed() {
 }
 
 #[test]
-fn a_pppoe_session_is_opened() {
+fn pppoe_session_is_decoded() {
     let session = |ppp: [u8; 2], packet: &[u8]| joined(&[&MACS, &[0x88, 0x64, 0x11, 0, 0, 1, 0, 42], &ppp, packet]);
     for frame in [session([0, 0x21], &syn()), session([0, 0x57], &honest_ipv6(6, &SYN))] {
         assert_stable_when_cut(LinkType::Ethernet, &frame);
@@ -52,7 +54,7 @@ fn a_pppoe_session_is_opened() {
 }
 
 #[test]
-fn the_destination_address_tells_broadcast_and_multicast() {
+fn destination_address_shows_broadcast_and_multicast() {
     for (destination, delivery) in [
         ([0xff; 6], Delivery::Broadcast),
         ([0x01, 0, 0x5e, 0, 0, 1], Delivery::Multicast),
@@ -86,12 +88,12 @@ fn cooked_packet_type_is_delivery() {
 }
 
 #[test]
-fn loopback_families_have_either_byte_order() {
+fn loopback_family_has_either_byte_order() {
     for (family, packet) in [(2, syn())].into_iter().chain([10, 23, 24, 28, 30].map(|v6| (v6, honest_ipv6(6, &SYN)))) {
-        for order in [[family, 0, 0, 0], [0, 0, 0, family]] {
-            let frame = joined(&[&order, &packet]);
+        for header in [[family, 0, 0, 0], [0, 0, 0, family]] {
+            let frame = joined(&[&header, &packet]);
             assert_stable_when_cut(LinkType::Null, &frame);
-            assert_eq!(decode(LinkType::Null, &frame).unwrap().transport, SYN_SEEN, "family {order:?}");
+            assert_eq!(decode(LinkType::Null, &frame).unwrap().transport, SYN_SEEN, "family {header:?}");
         }
     }
     for family in [[7, 0, 0, 0], [2, 0, 0, 2], [0, 2, 0, 0], [0; 4]] {

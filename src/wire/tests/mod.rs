@@ -8,10 +8,10 @@ mod transport;
 
 use super::{Checksum, LinkType, Packet, TcpFlags, Transport, Undecoded, decode};
 
-/// Bytes from hexadecimal text; white space only groups them.
+/// Bytes from hexadecimal text; white space is ignored.
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
-    assert!(digits.len().is_multiple_of(2), "half a byte in {text}");
+    assert!(digits.len().is_multiple_of(2), "{text} has an odd number of digits");
     digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap()).collect()
 }
 
@@ -19,21 +19,21 @@ fn joined(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
 
-/// A bare IPv4 packet from 192.0.2.1 to 192.0.2.2 whose header claims `claimed` bytes behind it.
+/// A bare IPv4 packet from 192.0.2.1 to 192.0.2.2 whose header claims `claimed` bytes after it.
 fn ipv4_packet(protocol: u8, fragment: u16, claimed: u16, payload: &[u8]) -> Vec<u8> {
     let [l0, l1] = (claimed + 20).to_be_bytes();
     let [f0, f1] = fragment.to_be_bytes();
     joined(&[&[0x45, 0, l0, l1, 0, 7, f0, f1, 64, protocol, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2], payload])
 }
 
-/// A bare IPv6 packet from 2001:db8::1 to 2001:db8::2 whose header claims `claimed` bytes behind it.
+/// A bare IPv6 packet from 2001:db8::1 to 2001:db8::2 whose header claims `claimed` bytes after it.
 fn ipv6_packet(next: u8, claimed: u16, payload: &[u8]) -> Vec<u8> {
     let [l0, l1] = claimed.to_be_bytes();
     let addresses = hex("20010db8000000000000000000000001 20010db8000000000000000000000002");
     joined(&[&[0x60, 0, 0, 0, l0, l1, next, 64], &addresses, payload])
 }
 
-/// The IPv6 packet whose claim is exactly what is there.
+/// An IPv6 packet whose header claims the actual length.
 fn honest_ipv6(next: u8, payload: &[u8]) -> Vec<u8> {
     ipv6_packet(next, u16::try_from(payload.len()).unwrap(), payload)
 }
@@ -48,9 +48,10 @@ const SYN: [u8; 20] = [0x9c, 0x40, 0, 23, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 4,
 const SYN_SEEN: Transport =
     Transport::Tcp { source_port: 40000, destination_port: 23, flags: TcpFlags(TcpFlags::SYN), payload: 0 };
 
-/// Cut off anywhere, a frame gives the same packet or says that it is cut off; it never gives another packet.
+/// Asserts that a frame truncated at any length gives the same packet or is reported as truncated, but never gives
+/// another packet.
 fn assert_stable_when_cut(link: LinkType, frame: &[u8]) {
-    // What a checksum says is known only when all that it covers is there.
+    // A checksum can be verified only if all bytes that it covers are present.
     let decode = |frame| decode(link, frame).map(|packet| Packet { checksum: Checksum::Good, ..packet });
     let whole = decode(frame);
     let mut first_whole = None;

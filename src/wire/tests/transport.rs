@@ -1,3 +1,5 @@
+//! Tests the decoding of transport headers: flags, data offsets, lengths, and other protocols.
+
 use super::super::{LinkType, TcpFlags, Transport, Undecoded};
 use super::{SYN, assert_stable_when_cut, honest_ipv6, ipv4_packet, joined, transport_of};
 

@@ -1,4 +1,4 @@
-//! The program under test, as a process in the victim.
+//! Runs the program under test as a process in the victim.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -10,11 +10,11 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{AT_ONCE, Lab, TIMEOUT, eventually, slowness, within};
 
-/// What the program says when it watches.
+/// The line that the program logs when it watches.
 const READY: &str = "adminalert: PortSentry is now active and listening.";
 
-/// Gives the program the lab's own resolver and users and no configuration of this machine. It runs in the mount
-/// namespace that `ip netns exec` has made, so no other process sees it. `exec` keeps the process id, for signals.
+/// Gives the program the lab's own resolver and users, and no configuration of this machine. It runs in the mount
+/// namespace of `ip netns exec`, so no other process is affected. `exec` keeps the process id, for signals.
 const WRAPPER: &str = r#"
 set -e
 target=$(readlink -m /etc/resolv.conf)
@@ -32,29 +32,29 @@ pub struct Daemon {
     log: Log,
 }
 
-/// How a program ended, and what it wrote to standard error.
+/// How a program ended, and its standard error.
 #[derive(Debug)]
 pub struct Ended {
-    /// Its exit status.
+    /// The exit status.
     pub status: ExitStatus,
-    /// All of standard error.
+    /// The complete standard error.
     pub log: String,
 }
 
 impl Daemon {
-    /// Starts the program in the victim and waits until it says that it watches.
+    /// Starts the program in the victim and waits until it watches.
     pub fn start(lab: &Lab, arguments: &[&str]) -> Self {
         Self::start_under(lab, &[], arguments)
     }
 
-    /// Starts it under another program that executes it in its own place, such as `strace -D`.
+    /// Starts it with a wrapper that executes it in its own process, such as `strace -D`.
     pub fn start_under(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
         let daemon = Self::spawn(lab, wrapper, arguments);
         daemon.expect_line(READY);
         daemon
     }
 
-    /// Starts it where it writes its log elsewhere, and so never says on standard error that it watches.
+    /// Starts it with a log elsewhere, so that its start cannot be seen on standard error.
     pub fn start_elsewhere(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
         Self::spawn(lab, wrapper, arguments)
     }
@@ -66,18 +66,18 @@ impl Daemon {
         Self::start(lab, &[&["--config", path], arguments].concat())
     }
 
-    /// Runs it where it is expected to end by itself, at once.
+    /// Runs it in a state in which it is expected to exit soon.
     pub fn run_to_end(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Ended {
         let mut daemon = Self::spawn(lab, wrapper, arguments);
-        let status = daemon.wait(TIMEOUT).unwrap_or_else(|| panic!("it goes on running; {}", daemon.log.text()));
+        let status = daemon.wait(TIMEOUT).unwrap_or_else(|| panic!("it did not exit; {}", daemon.log.text()));
         Ended { status, log: daemon.log.to_end() }
     }
 
-    /// Starts it and does not wait for anything.
+    /// Starts it without waiting.
     pub fn spawn(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
         let mut command: Command = lab.command("victim", "sh");
         command.args(["-c", WRAPPER, "sh"]).arg(lab.path("")).args(wrapper).arg(binary()).args(arguments);
-        // A ledger for each lab; it outlives a daemon, so that the next one in the same lab finds it.
+        // The ledger belongs to the lab and outlives a daemon, so that the next one in the same lab finds it.
         for (option, name) in [("--state-dir", "state"), ("--socket", "socket")] {
             if !arguments.contains(&option) {
                 command.arg(option).arg(lab.path(name));
@@ -93,10 +93,10 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Waits for a line that contains `part`; a panic with the whole log where none comes.
+    /// Waits for a line that contains `part`; panics with the whole log at the time limit.
     pub fn expect_line(&self, part: &str) -> String {
         let line = self.log.wait_for(part, TIMEOUT);
-        line.unwrap_or_else(|| panic!("the log never said {part:?}; {}", self.log.text()))
+        line.unwrap_or_else(|| panic!("the log has no line with {part:?}; {}", self.log.text()))
     }
 
     /// The lines so far that contain `part`.
@@ -109,7 +109,7 @@ impl Daemon {
         self.child.try_wait().expect("it is our child").is_none()
     }
 
-    /// Sends a signal and waits for the end; with how long that took.
+    /// Sends a signal and waits for the end; returns how long that took.
     pub fn end_by(mut self, signal: Signal) -> (Ended, Duration) {
         let begin = Instant::now();
         self.signal(signal);
@@ -118,7 +118,7 @@ impl Daemon {
         (Ended { status, log: self.log.to_end() }, begin.elapsed())
     }
 
-    /// Ends it the way an administrator does: at once, with exit code 0.
+    /// Stops it as an administrator does: it must exit at once with code 0.
     pub fn stop(self) -> String {
         let (ended, took) = self.end_by(Signal::TERM);
         assert!(took < AT_ONCE * slowness(), "it took {took:?} to end; {}", ended.log);
@@ -126,19 +126,19 @@ impl Daemon {
         ended.log
     }
 
-    /// Ends it the way a crash does: at once, without a word.
+    /// Kills it, as a crash does.
     pub fn kill(self) {
         drop(self);
     }
 
-    /// Does `work` while the program stands still, as it does under a debugger or in a frozen container.
+    /// Runs `work` while the program is stopped, as in a debugger or a frozen container.
     pub fn frozen<T>(&self, work: impl FnOnce() -> T) -> T {
         self.signal(Signal::STOP);
         let tasks = format!("/proc/{}/task", self.id());
-        eventually("each of its threads stands still", || {
+        eventually("all its threads are stopped", || {
             let tasks = std::fs::read_dir(&tasks).expect("it runs").flatten();
             let states = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
-            // After the name, which stands in brackets.
+            // After the name, which is in parentheses.
             states.into_iter().all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
         });
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
@@ -164,23 +164,23 @@ impl Drop for Daemon {
     }
 }
 
-/// The program under test: the one that `PORTSENTRY` names, say an installed package's, or the one that cargo has built
-/// for this test program. Cargo names it from 1.94 on; before, and where a test program is started by itself, it lies
-/// beside the folder of the test programs.
+/// The program under test: the one in `PORTSENTRY`, for example an installed package's, or the one that cargo has built
+/// for this test program. Cargo 1.94 and later names it. With older versions, or if a test program is started directly,
+/// it is in the parent folder.
 pub fn binary() -> PathBuf {
     let named = ["PORTSENTRY", "CARGO_BIN_EXE_portsentry"].into_iter().find_map(std::env::var_os);
     let binary = named.map_or_else(
         || {
             let own = std::env::current_exe().expect("the test program has a path");
-            own.ancestors().nth(2).expect("it lies in a folder of cargo's").join("portsentry")
+            own.ancestors().nth(2).expect("it is in one of cargo's folders").join("portsentry")
         },
         PathBuf::from,
     );
-    assert!(binary.exists(), "there is no program {}; name it in PORTSENTRY", binary.display());
+    assert!(binary.exists(), "{} does not exist; set PORTSENTRY to the program", binary.display());
     binary
 }
 
-/// Lines of a stream as they come.
+/// The lines of a stream as they arrive.
 struct Log(Arc<(Mutex<Lines>, Condvar)>);
 
 #[derive(Default)]
@@ -204,7 +204,7 @@ impl Log {
         Self(shared)
     }
 
-    /// The first line with `part` in it, now or within `limit`; not later than the stream's end.
+    /// The first line that contains `part`, now or within `limit`, but not after the stream's end.
     fn wait_for(&self, part: &str, limit: Duration) -> Option<String> {
         let found = |lines: &Lines| lines.lines.iter().find(|line| line.contains(part)).cloned();
         let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -221,7 +221,7 @@ impl Log {
         format!("it wrote:\n{}", self.lines().join("\n"))
     }
 
-    /// Everything, once the stream has ended; bounded, since a child of the program could hold it open.
+    /// All lines when the stream has ended, with a time limit, because a child process could keep it open.
     fn to_end(&self) -> String {
         let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = self.0.1.wait_timeout_while(guard, TIMEOUT * slowness(), |lines| !lines.ended);
@@ -229,7 +229,7 @@ impl Log {
     }
 }
 
-/// Where `strace -o` writes for a test that traces the program.
+/// The output file of `strace -o` in tests that trace the program.
 pub fn trace_file(lab: &Lab) -> PathBuf {
     lab.path("trace")
 }

@@ -1,10 +1,10 @@
-//! Networks of namespaces for black-box tests. A [`Lab`] is one `victim`, where the program under test runs, and any
-//! number of other hosts, each joined to it by its own veth pair with its own IPv4 and IPv6 subnet; a [`Namespace`] is a
-//! single host without a network. No packet leaves the machine, nothing touches the machine's own network, and
-//! everything is removed when the value is dropped, a panic included.
+//! Networks of namespaces for black-box tests. A [`Lab`] has one `victim`, where the program under test runs, and any
+//! number of other hosts, each with its own veth pair to the victim and its own IPv4 and IPv6 subnets. A [`Namespace`]
+//! is a single host without a network. No packet leaves the machine, nothing changes the machine's own network, and
+//! everything is removed on drop, even after a panic.
 //!
-//! Host number i (from 1) is 10.77.i.2 and fd77:0:0:i::2, and the victim is 10.77.i.1 and fd77:0:0:i::1 to it. The
-//! victim's interface is named like the host behind it, the host's own is `uplink`.
+//! Host number i (from 1) is 10.77.i.2 and fd77:0:0:i::2; the victim's addresses on its link are 10.77.i.1 and
+//! fd77:0:0:i::1. The victim's interface has the name of the host behind it, the host's own is `uplink`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -33,10 +33,10 @@ use std::time::{Duration, Instant};
 pub use namespace::{Namespace, command_with_users, enter};
 pub use operator::Answer;
 
-/// How long anything that must happen may take on a busy machine.
+/// The time limit for any expected event, for a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is done at once has been done by then, also on a machine that others use.
+/// The time limit for an immediate action, on a machine with other load.
 pub const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// One victim and the hosts around it.
@@ -47,10 +47,10 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A victim and one host for each name, in this order.
+    /// A victim and one host per name, in this order.
     pub fn new(hosts: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        // As /tmp: the program gives up root, and makes its socket here.
+        // Mode as /tmp: the program drops root and creates its socket here.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o1777)).expect("it is ours");
         let mut lab = Self { victim: Namespace::with_loopback(), hosts: Vec::new(), directory };
         lab.set_resolver(Ipv4Addr::new(10, 77, 255, 53).into());
@@ -62,7 +62,7 @@ impl Lab {
         lab
     }
 
-    /// Adds a host with its own link to the victim; also while the program runs.
+    /// Adds a host with its own link to the victim, also while the program runs.
     pub fn join(&mut self, host: &str) {
         self.hosts.push((host.to_owned(), Namespace::with_loopback()));
         self.link(host);
@@ -73,7 +73,7 @@ impl Lab {
         self.victim_ip(&format!("link del {host}"));
     }
 
-    /// Makes a host's link to the victim: for the first time, or anew and under the same names after [`Lab::cut`].
+    /// Creates a host's link to the victim: the first one, or a new one with the same names after [`Lab::cut`].
     pub fn link(&self, host: &str) {
         let number = self.number(host);
         let other = self.namespace(host);
@@ -91,7 +91,7 @@ impl Lab {
         other.ip_batch(&routes);
     }
 
-    /// More IPv4 addresses for a host: `10.77.i.END` for each of `ends`, in the subnet that it has.
+    /// Adds IPv4 addresses to a host: `10.77.i.END` for each of `ends`, in its subnet.
     pub fn add_addresses(&self, host: &str, ends: std::ops::Range<u8>) -> Vec<Ipv4Addr> {
         let addresses: Vec<_> = ends.map(|end| Ipv4Addr::new(10, 77, self.number(host), end)).collect();
         let batch = addresses.iter().fold(String::new(), |mut batch, address| {
@@ -102,14 +102,14 @@ impl Lab {
         addresses
     }
 
-    /// One more IPv6 address for a host, in the /64 that it has.
+    /// Adds an IPv6 address to a host, in its /64.
     pub fn add_neighbour(&self, host: &str) -> Ipv6Addr {
         let address = Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 0x66);
         self.namespace(host).ip(&format!("addr add {address}/64 dev uplink nodad"));
         address
     }
 
-    /// Runs `ip` in the victim, for what a single test needs there: a route, an address.
+    /// Runs `ip` in the victim, for a route or an address that a single test needs.
     pub fn victim_ip(&self, line: &str) {
         self.victim.ip(line);
     }
@@ -124,7 +124,7 @@ impl Lab {
         Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 2)
     }
 
-    /// The first address of a host's IPv6 /64, which is what a ban of it is keyed on.
+    /// The first address of a host's IPv6 /64, which is the key of its ban.
     pub fn v6_network(&self, host: &str) -> Ipv6Addr {
         Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 0)
     }
@@ -144,14 +144,14 @@ impl Lab {
         if host == "victim" { &self.victim } else { &self.hosts[self.position(host)].1 }
     }
 
-    /// A command that will run inside a host, and die with the thread that starts it.
+    /// A command to run inside a host. It is killed when the thread that started it ends.
     pub fn command(&self, host: &str, program: &str) -> Command {
         let mut command = self.namespace(host).enter_by_ip(&["setpriv", "--pdeathsig", "KILL", program]);
         command.stdin(Stdio::null());
         command
     }
 
-    /// Runs a command inside a host; its standard output, and a panic with its standard error where it fails.
+    /// Runs a command inside a host; returns its standard output, and panics with its standard error if it fails.
     pub fn run(&self, host: &str, program: &str, arguments: &[&str]) -> String {
         let output = self.command(host, program).args(arguments).output().expect("ip runs");
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -159,36 +159,36 @@ impl Lab {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs `work` on a thread of this process that has moved into a host.
+    /// Runs `work` on a thread of this process inside a host.
     pub fn inside<T: Send>(&self, host: &str, work: impl FnOnce() -> T + Send) -> T {
         self.namespace(host).inside(work)
     }
 
-    /// Writes a file into the lab's own directory; its path.
+    /// Writes a file into the lab's directory; returns its path.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         std::fs::write(&path, text).expect("the lab's directory can be written");
         path
     }
 
-    /// A program, mode 0755, in the lab's own directory.
+    /// Writes a program with mode 0755 into the lab's directory.
     pub fn program(&self, name: &str, text: &str) -> PathBuf {
         let (text, path) = (self.write(&format!("{name}.text"), text), self.path(name));
         install_program(&text, &path);
         path
     }
 
-    /// A path in the lab's own directory.
+    /// A path in the lab's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// The resolver in the `/etc/resolv.conf` of the programs that [`daemon`] starts.
+    /// Sets the resolver in `/etc/resolv.conf` of the programs that [`daemon`] starts.
     pub fn set_resolver(&self, resolver: IpAddr) {
         self.write("resolv.conf", &format!("nameserver {resolver}\n"));
     }
 
-    /// Gives the programs that [`daemon`] starts a user and a group `portsentry`.
+    /// Adds a user and a group `portsentry` for the programs that [`daemon`] starts.
     pub fn add_service_user(&self, user: u32, group: u32) {
         let add = |name: &str, line: String| {
             let text = std::fs::read_to_string(self.path(name)).expect("the lab has written it");
@@ -208,7 +208,7 @@ impl Lab {
     }
 }
 
-/// Waits until `condition` gives something, looking every few milliseconds, for at most `limit`.
+/// Polls `condition` every few milliseconds until it returns a value, for at most `limit`.
 pub fn within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit * slowness();
     loop {
@@ -222,21 +222,20 @@ pub fn within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> O
     }
 }
 
-/// Waits until `so` holds; a panic with `what` where it takes too long.
-pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    assert!(within(TIMEOUT, || so().then_some(())).is_some(), "never: {what}");
+/// Waits until `holds`; panics with `condition` at the time limit.
+pub fn eventually(condition: &str, mut holds: impl FnMut() -> bool) {
+    assert!(within(TIMEOUT, || holds().then_some(())).is_some(), "timed out: {condition}");
 }
 
-/// Copies a program, with mode 0755, in a process of its own. A file that this process has open for writing is
-/// inherited by what another test starts at that moment, and until that has called `execve`, running the file fails with
-/// ETXTBSY.
+/// Copies a program, with mode 0755, in a separate process. A file that this process has open for writing is inherited
+/// by processes that other tests start at that moment; until they call `execve`, running the file fails with ETXTBSY.
 pub fn install_program(from: &Path, to: &Path) {
     let copied = Command::new("install").args(["-m", "755"]).args([from, to]).status().expect("install runs");
     assert!(copied.success(), "{} can be copied", from.display());
 }
 
-/// The state directory of a daemon that has ended, with its files, given to this process's user again: the daemon ran as
-/// another one. Its next start takes them over.
+/// The state directory of a stopped daemon, given to this process's user with its files, because the daemon ran as
+/// another user. The daemon's next start takes them over.
 pub fn own_state(state: &Path) -> PathBuf {
     if state.exists() {
         let given = Command::new("chown").args(["-R", "0:0"]).arg(state).status().expect("chown runs");
@@ -245,17 +244,18 @@ pub fn own_state(state: &Path) -> PathBuf {
     state.to_owned()
 }
 
-/// A copy of the state directory as it is now, which this process's user may read while the daemon runs.
+/// A copy of the current state directory, which this process's user can read while the daemon runs.
 pub fn copy_of_state(state: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().expect("there is room for a directory");
     if state.exists() {
-        // Fails for a text file that the daemon replaces meanwhile; the ledger's files stay.
+        // The copy fails for a text file that the daemon replaces meanwhile; the ledger's files do not change their
+        // names.
         Command::new("cp").arg("-r").arg(state.join(".")).arg(copy.path()).output().expect("cp runs");
     }
     copy
 }
 
-/// Whether a process here can become any other user. Not where the tests run as root of a user namespace of one user.
+/// True if a process can change to other users. It cannot if the tests run as root of a user namespace with one user.
 pub fn has_other_users() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").expect("proc is mounted");
     let found = map.lines().any(|line| line.split_whitespace().nth(2).is_some_and(|count| count.len() >= 5));
@@ -265,7 +265,7 @@ pub fn has_other_users() -> bool {
     found
 }
 
-/// How many times as long everything may take: 1, and more in a machine that is made by software (tests/kernels.sh).
+/// The factor for all times: 1, and more in an emulated machine (tests/kernels.sh).
 pub fn slowness() -> u32 {
     std::env::var("TEST_SLOWNESS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }

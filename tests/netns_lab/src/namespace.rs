@@ -1,4 +1,4 @@
-//! One named network namespace, removed when it is dropped. Needs root, or `unshare -Urnm` with a writable /run/netns.
+//! A named network namespace, removed on drop. It needs root, or `unshare -Urnm` with a writable /run/netns.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const PREFIX: &str = "pslab";
-/// Shows the program whose name follows no user but root and nobody, whatever this machine has. It has to run in a mount
-/// namespace, so that no other process is shown the same; `exec` keeps the process id, for signals.
+/// Runs a program with only the users root and nobody, whatever users this machine has. It must run in its own mount
+/// namespace, so that no other process is affected; `exec` keeps the process id, for signals.
 const WITH_USERS: [&str; 5] = [
     "sh",
     "-ec",
@@ -26,11 +26,11 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    #[expect(clippy::new_without_default, reason = "making one is no small thing")]
+    #[expect(clippy::new_without_default, reason = "creating one is expensive")]
     pub fn new() -> Self {
-        static SWEEP: Once = Once::new();
+        static REMOVE_STALE: Once = Once::new();
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        SWEEP.call_once(sweep);
+        REMOVE_STALE.call_once(remove_stale);
         let name = format!("{PREFIX}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let output = Command::new("ip").args(["netns", "add", &name]).output().expect("iproute2 is installed");
         assert!(
@@ -42,14 +42,14 @@ impl Namespace {
         Self { name }
     }
 
-    /// One whose loopback interface is up.
+    /// A namespace whose loopback interface is up.
     pub fn with_loopback() -> Self {
         let namespace = Self::new();
         namespace.ip_batch("link set lo up\n");
         namespace
     }
 
-    /// As `ip netns` knows it.
+    /// Its name for `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -61,7 +61,7 @@ impl Namespace {
         assert!(output.status.success(), "ip refused {words:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Runs `commands` inside as one batch of `ip`: one process, however many lines.
+    /// Runs `commands` inside as one batch of `ip`, in one process.
     pub fn ip_batch(&self, commands: &str) {
         let mut ip = Command::new("ip");
         ip.args(["-n", &self.name, "-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
@@ -77,7 +77,7 @@ impl Namespace {
         assert!(status.success(), "{program} {words} failed");
     }
 
-    /// A program that is to be run inside, as on a host whose only users are root and nobody.
+    /// A command to run inside, with only the users root and nobody.
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.enter_by_ip(&WITH_USERS);
         command.arg(program);
@@ -90,7 +90,7 @@ impl Namespace {
         command
     }
 
-    /// Runs `work` on a thread of its own inside; the processes that it starts are inside as well.
+    /// Runs `work` on a new thread inside; processes that it starts are inside as well.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let inside = || {
             enter(&self.name);
@@ -110,12 +110,12 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // A failure to remove must not hide the panic that is perhaps under way; the next run sweeps it away.
+        // A failure here must not hide a panic in progress; the next test run removes the namespace.
         remove(&self.name);
     }
 }
 
-/// A program that is to be run in this process's network, as on a host whose only users are root and nobody.
+/// A command to run in this process's network, with only the users root and nobody.
 pub fn command_with_users(program: &Path) -> Command {
     let mut command = Command::new("unshare");
     command.arg("--mount").args(WITH_USERS).arg(program);
@@ -132,8 +132,8 @@ fn remove(name: &str) {
     let _ = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
 }
 
-/// Removes what a killed test run left behind: namespaces named for a process that is no more.
-fn sweep() {
+/// Removes namespaces that killed test runs left behind: those named after a process that no longer exists.
+fn remove_stale() {
     let Ok(entries) = std::fs::read_dir("/run/netns") else { return };
     for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').nth(1));

@@ -1,4 +1,4 @@
-//! The program's own commands, as an operator runs them in the victim.
+//! Runs the program's own commands in the victim, as an operator does.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::daemon::binary;
 use crate::{Lab, TIMEOUT, within};
 
-/// What a command of the program answered.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Answer {
     pub code: Option<i32>,
@@ -17,35 +17,35 @@ pub struct Answer {
 }
 
 impl Lab {
-    /// The program with these words, for the daemon that listens on the lab's control socket.
+    /// The program with these arguments, for the daemon on the lab's control socket.
     pub fn operator(&self, words: &[&str]) -> Command {
         let mut command = self.command("victim", binary().to_str().expect("paths are text"));
         command.args(words).arg("--socket").arg(self.path("socket"));
         command
     }
 
-    /// Runs the program with these words.
+    /// Runs the program with these arguments.
     pub fn operate(&self, words: &[&str]) -> Answer {
         let output = self.operator(words).output().expect("ip runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Answer { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 
-    /// The same where it has to succeed.
+    /// Runs it and asserts that it succeeds; returns its output.
     pub fn succeed(&self, words: &[&str]) -> String {
         let answer = self.operate(words);
         assert_eq!(answer.code, Some(0), "{words:?}: {answer:?}");
         answer.out
     }
 
-    /// The same with `--json`; the one object that it writes.
+    /// Runs it with `--json`; returns the object that it prints.
     pub fn ask(&self, words: &[&str]) -> Value {
         let out = self.succeed(&[words, &["--json"]].concat());
         assert_eq!(out.lines().count(), 1, "{words:?}: {out}");
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
     }
 
-    /// Waits until `list --would-block` has this source; its object.
+    /// Waits until `list --would-block` has this source; returns its object.
     pub fn expect_would_block(&self, source: IpAddr) -> Value {
         let find = || {
             let answer = self.operate(&["list", "--would-block", "--json"]);
@@ -56,7 +56,7 @@ impl Lab {
         found.unwrap_or_else(|| panic!("{source} is not listed: {:?}", self.operate(&["list", "--would-block"])))
     }
 
-    /// Gives the daemon that [`crate::daemon::Daemon::start_configured`] has started other settings.
+    /// Reloads the daemon of [`crate::daemon::Daemon::start_configured`] with another configuration.
     pub fn reload(&self, configuration: &str) {
         self.write("portsentry.toml", configuration);
         self.succeed(&["reload"]);

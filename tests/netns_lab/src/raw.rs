@@ -1,5 +1,5 @@
-//! Packets that no socket and no scanner of the distribution sends: built byte by byte and put on a host's link as they
-//! are. References: RFC 791, 8200 (IP), 9293 (TCP), 768 (UDP), 1071 (the checksum).
+//! Sends packets that no socket and no packaged scanner can send: built byte by byte and put on a host's link
+//! unchanged. References: RFC 791, 8200 (IP), 9293 (TCP), 768 (UDP), 1071 (the checksum).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use pcap::{Active, Capture};
 
 use crate::{Lab, slowness};
 
-/// TCP's flags by their letters in nmap's `--scanflags`.
+/// TCP's flags.
 pub const FIN: u16 = 0x01;
 /// Synchronise.
 pub const SYN: u16 = 0x02;
@@ -41,12 +41,12 @@ impl Wire {
         self.frame(self.victim, packet);
     }
 
-    /// Has [`Wire::send`] and [`Wire::pace`] send to this hardware address from now on, and not to the victim's.
+    /// From now on [`Wire::send`] and [`Wire::pace`] use this hardware address instead of the victim's.
     pub fn address_to(&mut self, hardware_address: [u8; 6]) {
         self.victim = hardware_address;
     }
 
-    /// Sends an IP packet to everybody on the link.
+    /// Sends an IP packet as a broadcast frame.
     pub fn broadcast(&mut self, packet: &[u8]) {
         self.frame(EVERYBODY, packet);
     }
@@ -57,12 +57,13 @@ impl Wire {
         self.frame([0x01, 0x00, 0x5e, b & 0x7f, c, d], packet);
     }
 
-    /// Sends the packets evenly, so many a second; fewer on a slow machine, where whoever reads them is as slow.
+    /// Sends the packets evenly at this rate; slower on a slow machine, where the receiver is slow too.
     pub fn pace(&mut self, per_second: u32, packets: impl Iterator<Item = Vec<u8>>) {
         let begin = Instant::now();
         for (number, packet) in (0..).zip(packets) {
             let due = Duration::from_secs(1) * number / per_second * slowness();
-            // Sleeping for every packet would be slower than the pace; a few milliseconds' worth go at once.
+            // Sleeping after every packet would be slower than the rate, so the packets of a few milliseconds are sent
+            // at once.
             if let Some(early) = due.checked_sub(begin.elapsed()).filter(|early| early.as_millis() > 2) {
                 std::thread::sleep(early);
             }
@@ -70,7 +71,7 @@ impl Wire {
         }
     }
 
-    /// Sends an IP packet in a frame with the tag of a VLAN (IEEE 802.1Q).
+    /// Sends an IP packet in a frame with a VLAN tag (IEEE 802.1Q).
     pub fn tagged(&mut self, vlan: u16, packet: &[u8]) {
         let frame = [&self.victim[..], &self.own, &[0x81, 0x00], &vlan.to_be_bytes(), &[0x08, 0x00], packet].concat();
         self.link.sendpacket(frame).expect("the link takes a frame");
@@ -102,12 +103,12 @@ impl Lab {
     }
 }
 
-/// A whole IP packet of either family.
+/// A complete IP packet of either family.
 pub fn packet(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     match (source, target) {
         (IpAddr::V4(source), IpAddr::V4(target)) => ipv4(source, target, protocol, 0, false, payload),
         (IpAddr::V6(source), IpAddr::V6(target)) => ipv6(source, target, protocol, payload),
-        _ => panic!("{source} and {target} are of two families"),
+        _ => panic!("{source} and {target} are of different families"),
     }
 }
 
@@ -125,7 +126,7 @@ pub fn udp(source: IpAddr, target: IpAddr, ports: (u16, u16)) -> Vec<u8> {
     packet(source, target, UDP, &datagram)
 }
 
-/// A TCP header of 24 bytes, with the maximum segment size as its one option.
+/// A TCP header of 24 bytes, with the maximum segment size as its only option.
 pub fn segment(source: IpAddr, target: IpAddr, ports: (u16, u16), flags: u16) -> Vec<u8> {
     let mut segment = Vec::with_capacity(24);
     segment.extend(ports.0.to_be_bytes());
@@ -140,7 +141,7 @@ pub fn segment(source: IpAddr, target: IpAddr, ports: (u16, u16), flags: u16) ->
     segment
 }
 
-/// One piece of an IPv4 datagram: `offset` counts units of 8 bytes.
+/// A fragment of an IPv4 datagram: `offset` is in units of 8 bytes.
 pub fn ipv4(source: Ipv4Addr, target: Ipv4Addr, protocol: u8, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(20 + payload.len()).expect("a short packet");
     let mut header = [0x45, 0, 0, 0, 0x4d, 0x58, 0, 0, 64, protocol, 0, 0].to_vec();
@@ -160,12 +161,12 @@ pub fn ipv6(source: Ipv6Addr, target: Ipv6Addr, next: u8, payload: &[u8]) -> Vec
     [&start[..], &source.octets(), &target.octets(), payload].concat()
 }
 
-/// Eight bytes of options that mean nothing (PadN) before `payload`, whose own kind is `next`.
+/// Eight bytes of padding options (PadN) before `payload`, whose protocol is `next`.
 pub fn options(next: u8, payload: &[u8]) -> Vec<u8> {
     [&[next, 0, 1, 4, 0, 0, 0, 0][..], payload].concat()
 }
 
-/// An IPv6 fragment header before `payload`; at offset 0 with nothing to follow it is an atomic one (RFC 6946).
+/// An IPv6 fragment header before `payload`; at offset 0 without more fragments it is an atomic fragment (RFC 6946).
 pub fn fragment(next: u8, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
     let field = (offset << 3 | u16::from(more)).to_be_bytes();
     [&[next, 0][..], &field, &0x706f_7274_u32.to_be_bytes(), payload].concat()

@@ -1,4 +1,4 @@
-//! What strangers and clients do to the victim, and what the kernel then holds against them.
+//! Scans of the victim and connections to it, and the resulting elements in the kernel's sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -12,34 +12,34 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use crate::services::BANNER;
 use crate::{Lab, TIMEOUT, within};
 
-/// One element of a set in the table `inet portsentry`.
+/// An element of a set in the table `inet portsentry`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ban {
     /// The address.
     pub address: IpAddr,
-    /// For how long it was added; `None` is for ever.
+    /// The timeout; `None` is permanent.
     pub timeout: Option<Duration>,
-    /// How long it has yet to stay.
+    /// The remaining time.
     pub expires: Option<Duration>,
 }
 
-/// What nmap learned of one target.
+/// The result of nmap for one target.
 #[derive(Debug, Default)]
 pub struct Scan {
-    /// Ports that it calls open.
+    /// Ports in the state `open`.
     pub open: BTreeSet<u16>,
-    /// How many ports it puts in each state: `open`, `closed`, `filtered`, …
+    /// The number of ports in each state: `open`, `closed`, `filtered`, …
     pub states: BTreeMap<String, usize>,
 }
 
 impl Scan {
-    /// How many ports are in `state`.
+    /// The number of ports in `state`.
     pub fn count(&self, state: &str) -> usize {
         self.states.get(state).copied().unwrap_or(0)
     }
 
-    /// Reads nmap's greppable output of one target: `Ports: 21/open/tcp//ftp///, …` and, for the bulk, `Ignored State:
-    /// closed (1016)`.
+    /// Parses nmap's greppable output for one target: `Ports: 21/open/tcp//ftp///, …` and, for the other ports,
+    /// `Ignored State: closed (1016)`.
     fn parse(output: &str) -> Self {
         let mut scan = Self::default();
         for field in output.lines().flat_map(|line| line.split('\t')) {
@@ -63,15 +63,15 @@ impl Scan {
 }
 
 impl Lab {
-    /// Runs nmap on a host against one of the victim's addresses, without ping and name look-ups.
+    /// Runs nmap on a host against one of the victim's addresses, without ping and name lookups.
     pub fn nmap(&self, host: &str, target: IpAddr, arguments: &[&str]) -> Scan {
         let target = target.to_string();
         let family: &[&str] = if target.contains(':') { &["-6"] } else { &[] };
         Scan::parse(&self.run(host, "nmap", &[family, &["-n", "-Pn", "-oG", "-"], arguments, &[&target]].concat()))
     }
 
-    /// Runs nmap until its host is in the kernel's set, and gives that element. A blocked scanner's own end is not worth
-    /// waiting for: one that got answers first takes minutes to believe that there are no more.
+    /// Runs nmap until its host is in the kernel's set, and returns the element. It does not wait for nmap to end:
+    /// after the first replies a blocked nmap waits minutes for more.
     pub fn nmap_until_banned(&self, host: &str, target: IpAddr, banned: IpAddr) -> Ban {
         let mut scanner = self.command(host, "nmap");
         scanner.args(if target.is_ipv6() { &["-6"][..] } else { &[] });
@@ -83,21 +83,21 @@ impl Lab {
         ban.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Sends exactly one SYN from `source` to each of `ports`: the socket is gone before any answer comes.
-    pub fn touch(&self, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
+    /// Sends exactly one SYN from `source` to each of `ports`: the socket is closed before any reply comes.
+    pub fn probe(&self, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
         self.inside(host, || {
             let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
             for port in ports {
                 let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
                 let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).expect("a TCP socket");
                 rustix::net::bind(&socket, &SocketAddr::new(source, 0)).expect("the host has this address");
-                // In progress, refused, or dropped on the way: the SYN has gone out in each case.
+                // In progress, refused, or dropped on the way: the SYN was sent in any case.
                 let _ = rustix::net::connect(&socket, &SocketAddr::new(target, *port));
             }
         });
     }
 
-    /// Completes a connection from `source` to each of `ports`, as far as it is let.
+    /// Tries to complete a connection from `source` to each of `ports`.
     pub fn connect(&self, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
         self.inside(host, || {
             let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -111,25 +111,25 @@ impl Lab {
         });
     }
 
-    /// True where a host gets the banner of a service of the victim.
-    pub fn is_served(&self, host: &str, target: IpAddr, port: u16, patience: Duration) -> bool {
-        self.inside(host, || fetch(SocketAddr::new(target, port), patience))
+    /// True if a host receives the banner of a service of the victim.
+    pub fn is_served(&self, host: &str, target: IpAddr, port: u16, timeout: Duration) -> bool {
+        self.inside(host, || fetch(SocketAddr::new(target, port), timeout))
     }
 
-    /// How many of `ports` a host gets served on, asking each `times` times.
+    /// How often a host is served on `ports`, with `times` attempts each.
     pub fn served(&self, host: &str, target: IpAddr, ports: &[u16], times: usize) -> usize {
         self.inside(host, || {
-            let asked = ports.iter().flat_map(|port| std::iter::repeat_n(*port, times));
-            asked.filter(|port| fetch(SocketAddr::new(target, *port), TIMEOUT)).count()
+            let attempts = ports.iter().flat_map(|port| std::iter::repeat_n(*port, times));
+            attempts.filter(|port| fetch(SocketAddr::new(target, *port), TIMEOUT)).count()
         })
     }
 
-    /// The elements of a set of `inet portsentry` in the victim; none where there is no such set.
+    /// The elements of a set of `inet portsentry` in the victim; empty if the set does not exist.
     pub fn set(&self, name: &str) -> Vec<Ban> {
         parse_set(&self.set_text(name))
     }
 
-    /// A set of `inet portsentry` as `nft` prints it; nothing where there is no such set.
+    /// A set of `inet portsentry` as `nft` prints it; empty if the set does not exist.
     pub fn set_text(&self, name: &str) -> String {
         let output = self.command("victim", "nft").args(["list", "set", "inet", "portsentry", name]).output();
         String::from_utf8_lossy(&output.expect("nft runs").stdout).into_owned()
@@ -161,10 +161,10 @@ impl Lab {
     /// Waits until exactly these addresses, sorted, are in those sets.
     pub fn expect_banned(&self, addresses: &[IpAddr]) {
         let found = within(TIMEOUT, || (self.banned() == addresses).then_some(()));
-        assert!(found.is_some(), "{:?}, and not {addresses:?}", self.banned());
+        assert!(found.is_some(), "{:?} are banned, expected {addresses:?}", self.banned());
     }
 
-    /// Waits for an address to be in the set of its kind, and gives its element.
+    /// Waits until an address is in its set, and returns the element.
     pub fn expect_ban(&self, address: IpAddr) -> Ban {
         let name = match address {
             IpAddr::V4(_) => "blocked",
@@ -172,42 +172,43 @@ impl Lab {
             IpAddr::V6(_) => "blocked6",
         };
         let ban = within(TIMEOUT, || self.set(name).into_iter().find(|ban| ban.address == address));
-        ban.unwrap_or_else(|| panic!("{address} never came into {name}, which holds {:?}", self.set(name)))
+        ban.unwrap_or_else(|| panic!("{address} was not added to {name}, which holds {:?}", self.set(name)))
     }
 
-    /// Has a host do what is blocked also above the ceilings of new bans, and waits for its ban. Packets are judged in the order of their coming, so
-    /// whoever came earlier has been judged when this returns: this is how a test proves that somebody is NOT blocked.
+    /// Makes a host send probes that lead to a ban even above the ceilings of new bans, and waits for its ban. Packets
+    /// are judged in order, so all earlier ones have been judged on return: this is how tests prove that a source is
+    /// not banned.
     pub fn provoke_ban(&self, host: &str) -> IpAddr {
         let (source, target) = (self.v4(host).into(), self.victim_v4(host).into());
-        self.touch(host, source, target, &SCANNED);
+        self.probe(host, source, target, &SCANNED);
         self.expect_ban(source).address
     }
 
-    /// Has a host touch closed ports of `target` again and again until it is blocked: for what the program has to hear
-    /// of from the kernel first. The promise there is to notice, not to foresee.
-    pub fn touch_until_banned(&self, host: &str, target: IpAddr) {
+    /// Makes a host probe closed ports of `target` repeatedly until it is banned. This is for changes that the program
+    /// must first learn of from the kernel.
+    pub fn probe_until_banned(&self, host: &str, target: IpAddr) {
         let source = self.v4(host).into();
         let banned = within(TIMEOUT, || {
-            self.touch(host, source, target, &SCANNED);
+            self.probe(host, source, target, &SCANNED);
             self.banned().contains(&source).then_some(())
         });
-        assert!(banned.is_some(), "{host} was never blocked for touching {target}");
+        assert!(banned.is_some(), "{host} was not banned for probing {target}");
     }
 }
 
-/// Closed ports, so many that a few sources a minute are banned for them whatever the ceilings of new bans say.
+/// Closed ports, so many that a few sources per minute are banned for them regardless of the ceilings of new bans.
 const SCANNED: [u16; 20] =
     [901, 902, 903, 904, 905, 906, 907, 908, 909, 910, 911, 912, 913, 914, 915, 916, 917, 918, 919, 920];
 
-/// Connects and reads until the end; true where that was the banner.
-pub fn fetch(service: SocketAddr, patience: Duration) -> bool {
-    let Ok(mut stream) = TcpStream::connect_timeout(&service, patience) else { return false };
-    stream.set_read_timeout(Some(patience)).expect("more than zero");
-    let mut said = String::new();
-    stream.read_to_string(&mut said).is_ok() && said == BANNER
+/// Connects and reads until the end; true if it received the banner.
+pub fn fetch(service: SocketAddr, timeout: Duration) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&service, timeout) else { return false };
+    stream.set_read_timeout(Some(timeout)).expect("more than zero");
+    let mut received = String::new();
+    stream.read_to_string(&mut received).is_ok() && received == BANNER
 }
 
-/// Reads `elements = { 10.77.1.2 timeout 1d expires 23h59m59s980ms, … }`.
+/// Parses `elements = { 10.77.1.2 timeout 1d expires 23h59m59s980ms, … }`.
 fn parse_set(text: &str) -> Vec<Ban> {
     let Some((_, elements)) = text.split_once("elements = {") else { return Vec::new() };
     let elements = elements.split('}').next().unwrap_or_default();
@@ -216,7 +217,7 @@ fn parse_set(text: &str) -> Vec<Ban> {
 
 fn parse_element(element: &str) -> Ban {
     let words: Vec<_> = element.split_whitespace().collect();
-    // Behind the interface, where the set has one.
+    // After the interface, if the set has one.
     let key = if words.get(1) == Some(&".") { words.get(2) } else { words.first() };
     let address = key.and_then(|word| word.parse().ok());
     let span = |key: &str| {

@@ -1,4 +1,4 @@
-//! What the victim serves: TCP listeners that say a line and hang up, like the daytime service of old.
+//! Services of the victim: TCP listeners that send a banner and close the connection, like the old daytime service.
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -13,10 +13,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::{Lab, enter};
 
-/// Eight services that scanners ask for first.
+/// Eight services that scanners probe first.
 pub const EIGHT: [u16; 8] = [21, 22, 25, 80, 110, 143, 443, 993];
 
-/// What each service says before it hangs up.
+/// The banner of each service.
 pub const BANNER: &str = "at your service\r\n";
 
 /// Listeners on every address of the victim, IPv4 and IPv6, until dropped.
@@ -26,7 +26,7 @@ pub struct Services {
 }
 
 impl Services {
-    /// Opens `ports` in the victim; they are open when this returns.
+    /// Opens `ports` in the victim; they are open on return.
     pub fn open(lab: &Lab, ports: &[u16]) -> Self {
         let namespace = lab.namespace("victim").name().to_owned();
         let stop = Arc::new(AtomicBool::new(false));
@@ -55,8 +55,8 @@ fn pair(port: u16) -> [TcpListener; 2] {
     [listen(Ipv4Addr::UNSPECIFIED.into(), port), listen(Ipv6Addr::UNSPECIFIED.into(), port)]
 }
 
-/// A listener with a long queue: the standard library's 128 would drop connections under a thousand at once. The IPv6
-/// one is for IPv6 alone, so that both can be open side by side.
+/// A listener with a long queue: the standard library's 128 would lose some of a thousand simultaneous connections. The
+/// IPv6 listener accepts only IPv6, so that both can be open.
 fn listen(address: IpAddr, port: u16) -> TcpListener {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -81,7 +81,7 @@ fn serve(listeners: &[TcpListener], stop: &AtomicBool) {
         let ready = waiting.iter().zip(listeners).filter(|(poll, _)| !poll.revents().is_empty());
         for (_, listener) in ready {
             while let Ok((mut client, _)) = listener.accept() {
-                // A client that has gone already is its own business.
+                // A client that has already closed its connection is no failure.
                 let _ = client.write_all(BANNER.as_bytes());
             }
         }

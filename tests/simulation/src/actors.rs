@@ -25,8 +25,8 @@ impl<F: FnMut(&mut World, Chance)> Actor for Arrivals<F> {
     }
 }
 
-/// Calls `make` at independent times, `every` apart on average, each time with a generator of its own. For what happens all
-/// the time, whatever the pace.
+/// Calls `make` at independent times, `every` apart on average, each time with its own generator. For regular events,
+/// independent of the pace.
 pub(crate) fn steady(
     world: &mut World,
     name: &'static str,
@@ -41,7 +41,7 @@ pub(crate) fn steady(
     world.spawn(Role::Backstage, first, Arrivals { name, every, chance, count: 0, make });
 }
 
-/// The same, as much more often as the pace says: for what is rare.
+/// The same for rare events, which are more frequent by the factor of the pace.
 pub(crate) fn rare(
     world: &mut World,
     name: &'static str,
@@ -63,7 +63,7 @@ impl Actor for Script {
     }
 }
 
-/// Sends packets so long after now, whatever is answered.
+/// Sends packets at these times from now, whatever the replies.
 pub(crate) fn script(world: &mut World, role: Role, packets: impl IntoIterator<Item = (Duration, Packet)>) {
     let mut packets: Vec<_> = packets.into_iter().map(|(after, packet)| (world.now.after(after), packet)).collect();
     packets.reverse();

@@ -1,5 +1,5 @@
-//! Seeded randomness. Every actor has a generator of its own, derived from the seed, a name and an index, so that an actor's
-//! behaviour does not depend on how often the others drew a number.
+//! Seeded randomness. Every actor has its own generator, derived from the seed, a name and an index, so that its
+//! behaviour does not depend on the draws of other actors.
 
 use std::hash::Hasher as _;
 use std::time::Duration;
@@ -23,7 +23,7 @@ impl Chance {
         self.0.u32(0..end.max(1))
     }
 
-    /// One of `items`, which is not empty.
+    /// One of `items`, which must not be empty.
     pub fn pick<T: Copy>(&mut self, items: &[T]) -> T {
         items[self.0.usize(0..items.len())]
     }
@@ -49,7 +49,7 @@ impl Chance {
         self.0.u16(32_768..=60_999)
     }
 
-    /// Any port but 0.
+    /// Any port except 0.
     pub fn port(&mut self) -> u16 {
         self.0.u16(1..)
     }

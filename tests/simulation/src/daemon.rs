@@ -1,6 +1,6 @@
-//! The model of the daemon's half: it reads listeners and connections, remembers services in a ledger that outlives a reboot,
-//! lets the host settle, and lifts bans whose evidence has become too little. What decides is the program's own code
-//! (`portsentry::daemon::host_memory`); modelled is only when it runs.
+//! The model of the daemon: it reads listeners and connections, remembers services in a ledger that outlives a reboot,
+//! lets the host settle, and lifts bans without sufficient evidence. The decisions are the program's own code
+//! (`portsentry::daemon::host_memory`); the model only decides when it runs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -15,18 +15,18 @@ use crate::chance::{days, hours, seconds};
 use crate::detector::Detector;
 use crate::host::{HostModel, TICK};
 
-/// Rules of the daemon that can be switched off, and their bounds.
+/// Rules of the daemon that can be switched off, and their limits.
 #[derive(Clone, Copy, Debug)]
 pub struct DaemonRules {
     /// Services are remembered while they are not served.
     pub service_memory: bool,
-    /// At most so many.
+    /// The number of remembered services is limited.
     pub bounded_services: bool,
-    /// For at most a week.
+    /// They are remembered for at most a week.
     pub forgets_services: bool,
     /// After a boot no source is banned until the services are up.
     pub settling: bool,
-    /// For at most a minute.
+    /// That lasts at most a minute.
     pub bounded_settling: bool,
     /// Published ports are remembered as well.
     pub published_ports: bool,
@@ -54,10 +54,10 @@ impl Default for DaemonRules {
     }
 }
 
-/// What a tick has brought about.
+/// The effects of a tick.
 #[derive(Default)]
 pub(crate) struct Ticked {
-    /// Other ports may be closed than before.
+    /// The set of closed ports may have changed.
     pub(crate) changed: bool,
     pub(crate) settled: bool,
     pub(crate) lift: Vec<BanTarget>,
@@ -65,27 +65,27 @@ pub(crate) struct Ticked {
 
 pub(crate) struct Daemon {
     rules: DaemonRules,
-    /// How many times as fast the calendar runs: what is remembered for days is, at the pace of the rare events.
+    /// The factor of the calendar's speed: durations of days are shortened by the pace of rare events.
     pace: u32,
-    /// One, or many where the number of services is not to be bounded.
+    /// One, or many if the number of services is not limited.
     memories: Vec<HostMemory>,
     ephemeral: PortSet,
     listeners: Vec<Listener>,
     published: Vec<Service>,
     ledger: BTreeMap<BanTarget, Banned>,
-    /// Listeners are new until then, and have to be seen every few seconds.
+    /// Until then listeners are new, and have to be observed every few seconds.
     busy_until: Timestamp,
     next: Timestamp,
-    /// The last second whose listeners it has taken in.
+    /// The last second whose listeners were observed.
     seen_at: Option<Timestamp>,
     settles: bool,
     forgiven: u8,
 }
 
-/// Longer than a listener has to last before it is a service.
+/// Longer than a listener must last to become a service.
 const BUSY: Duration = Duration::from_secs(610);
 
-/// A new listener is seen that often; one that is missed for longer than five seconds counts as another.
+/// New listeners are observed at this interval; one that is missed for more than five seconds counts as a new one.
 const BUSY_TICK: Duration = Duration::from_secs(5);
 
 impl Daemon {
@@ -111,7 +111,7 @@ impl Daemon {
         }
     }
 
-    /// Starts anew, with what `before` had in its ledger, or with a new disk.
+    /// Restarts with the ledger of `before`, or with a new disk.
     pub(crate) fn restarted(now: Timestamp, before: Self, booted: bool, keeps_ledger: bool, host: &HostModel) -> Self {
         let mut daemon = Self::new(now, before.rules, before.pace, host, before.forgiven);
         if keeps_ledger {
@@ -143,12 +143,12 @@ impl Daemon {
         self.next
     }
 
-    /// Looks again at `at`.
+    /// Schedules the next observation at `at`.
     pub(crate) fn look_at(&mut self, at: Timestamp) {
         self.next = self.next.min(at);
     }
 
-    /// What it remembers.
+    /// The remembered services.
     pub(crate) fn services(&self) -> ServiceMemory {
         if !self.rules.service_memory {
             return ServiceMemory::default();
@@ -159,7 +159,7 @@ impl Daemon {
         }
     }
 
-    /// Takes in the listeners of the second before a change, once for all changes of the next second.
+    /// Observes the listeners of the second before a change, once for all changes of the next second.
     pub(crate) fn see_out(&mut self, second: Timestamp, host: &HostModel) {
         if self.seen_at != Some(second) {
             self.seen_at = Some(second);
@@ -167,7 +167,7 @@ impl Daemon {
         }
     }
 
-    /// Takes in what listens now; whether the services are others, and whether one is served again.
+    /// Observes the current listeners; returns whether the services have changed, and whether one is served again.
     fn observe(&mut self, at: Timestamp, listeners: &[Listener]) -> (bool, bool) {
         let (wall, shards) = (self.wall(at), self.memories.len());
         let ranges = PortRanges { ephemeral: &self.ephemeral, first_unprivileged: FIRST_UNPRIVILEGED };
@@ -244,7 +244,7 @@ impl Daemon {
         unfounded(self.ledger.values(), detector.host().services.clone(), listening, self.forgiven, wall)
     }
 
-    /// Writes a ban into the ledger.
+    /// Records a ban in the ledger.
     pub(crate) fn record(&mut self, now: Timestamp, ban: &Ban) {
         let at = SystemTime::UNIX_EPOCH + now.since_origin();
         self.ledger.insert(ban.probe.target, Banned::from_ban(ban, at, None, Backend::Nft));

@@ -1,5 +1,6 @@
-//! The adapter between the simulation and the engine: the only file that names `portsentry::engine`. It makes the engine's
-//! snapshot of the host, drives it as the sensor does, and can switch single rules off by withholding what they work with.
+//! The adapter between the simulation and the engine, and the only file that uses `portsentry::engine`. It builds the
+//! engine's snapshot of the host, drives the engine as the sensor does, and can switch off single rules by withholding
+//! their input.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,26 +19,26 @@ use portsentry::wire::Packet;
 
 use crate::host::{Bind, HostModel};
 
-/// Rules of the engine and of the sensor that can be switched off, and thresholds and bounds that can be changed; the default
-/// is what is built in.
+/// Rules of the engine and of the sensor that can be switched off, and thresholds and limits that can be changed. The
+/// default is the built-in configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineRules {
-    /// Ports of services that have just stopped, and of own traffic, do not count.
+    /// Ports of recently stopped services and of outgoing traffic do not count.
     pub recent_ports: bool,
     /// The kernel's socket table can refute evidence.
     pub socket_lookup: bool,
     /// Open ports do not count.
     pub listeners: bool,
-    /// Ports that belong together count as one.
+    /// Ports of related services count as one.
     pub related_ports: bool,
-    /// What the trap counted and the sensor did not is lifted, not made short.
+    /// Bans for probes that the sensor did not count are lifted, not shortened.
     pub trap_excuses: bool,
     pub bounds: Bounds,
     pub scan_trigger: Option<u8>,
     pub window: Option<Duration>,
-    /// The ceiling of bans on evidence that can be forged.
+    /// The ceiling of bans on forgeable evidence.
     pub max_new_bans_per_minute: Option<u32>,
-    /// The ceiling of such bans that stand at one time.
+    /// The ceiling of such bans in force at one time.
     pub max_forgeable_bans: Option<u32>,
 }
 
@@ -58,7 +59,7 @@ impl Default for EngineRules {
     }
 }
 
-/// The built-in configuration, changed as `rules` say: settings of the engine and of the kernel's table.
+/// The built-in configuration with the changes in `rules`: settings of the engine and of the kernel's table.
 #[must_use]
 pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
     let mut config = Config::builtin();
@@ -77,21 +78,21 @@ pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
     (Settings::from_config(&config), RulesetSpec::from_config(&config))
 }
 
-/// What the engine said of a packet.
+/// The engine's verdict on a packet.
 #[derive(Clone, Debug)]
 pub enum Judgement {
     /// No evidence; the engine's reason.
     Ignored(IgnoreReason),
-    /// Evidence: distinct ports so far.
+    /// Evidence: the number of distinct ports so far.
     Probe(u8),
-    /// From a source that is never banned.
+    /// The source is exempt.
     Exempt,
-    /// The source has a ban already.
+    /// The source is already banned.
     Repeated,
     Ban {
         target: BanTarget,
         expiry: Expiry,
-        /// The ports of the evidence, for people.
+        /// The ports of the evidence as text.
         ports: String,
         ban: Box<Ban>,
     },
@@ -132,12 +133,12 @@ pub struct Detector {
     review: TrapReview,
 }
 
-/// What takes a packet, as the kernel of the modelled host says.
+/// What receives a packet, according to the modelled kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taker {
     Nothing,
     Socket,
-    /// A socket of a flow: the port may be closed to others.
+    /// A socket of a flow: the port may be closed to other sources.
     Flow,
     /// A service behind destination NAT.
     Published,
@@ -167,7 +168,7 @@ impl Detector {
         Self { engine, host: snapshot(model, &rules, ephemeral, services), rules, review: TrapReview::new(key) }
     }
 
-    /// Judges a packet; `taker` asks the host's kernel, and the trap `watches` ports.
+    /// Judges a packet; `taker` looks up its receiver in the host's kernel, and `watches` the ports of the trap.
     pub fn observe(
         &mut self,
         now: Timestamp,
@@ -186,7 +187,7 @@ impl Detector {
         Judgement::of(verdict)
     }
 
-    /// The judgement on the next source that waited while the host settled.
+    /// The verdict on the next source that waited while the host settled.
     pub fn judge_waiting(
         &mut self,
         now: Timestamp,
@@ -213,7 +214,7 @@ impl Detector {
         self.engine.know_peers(now, peers);
     }
 
-    /// The sources that the trap is told are connected.
+    /// The sources that the trap treats as connected.
     pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
         self.engine.forgiven_peers(now)
     }
@@ -230,13 +231,13 @@ impl Detector {
         &self.host
     }
 
-    /// Compares what the trap caught with its own verdicts.
+    /// Compares the trap's bans with the engine's own verdicts.
     pub fn review(&mut self, now: Timestamp, caught: &[BanTarget], trap: &Trap) -> Review {
         let counting = Counting { forgiven: trap.forgiven, window: trap.window };
         self.review.review(now, caught.iter().copied(), (counting, false), &self.engine, &self.host)
     }
 
-    /// Takes `target` for unblocked.
+    /// Records that `target` was unblocked.
     pub fn lift(&mut self, target: BanTarget) {
         self.engine.lift(target);
     }
@@ -247,7 +248,7 @@ impl Detector {
         notices.filter(|notice| matches!(notice, Notice::DistributedScan(_))).count() > 0
     }
 
-    /// The engine sees a packet that the host sends.
+    /// Shows the engine a packet that the host sends.
     pub fn sent(
         &mut self,
         now: Timestamp,
@@ -259,7 +260,7 @@ impl Detector {
         }
     }
 
-    /// The daemon has read the listeners again.
+    /// Passes on that the daemon has read the listeners again.
     pub fn host_changed(&mut self, now: Timestamp, model: &HostModel, services: ServiceMemory) {
         let new = snapshot(model, &self.rules, self.host.ephemeral.clone(), services);
         if self.rules.recent_ports {
@@ -285,12 +286,12 @@ impl Detector {
         self.engine.is_blocked(now, target)
     }
 
-    /// True where the ceilings have room for what the kernel's trap bans at once.
+    /// True if the ceilings have room for the bans that the kernel's trap makes at once.
     pub fn has_room(&mut self, now: Timestamp) -> bool {
         self.engine.has_room_for(now, TRAP_BURST)
     }
 
-    /// Takes over a ban of the trap that is made short.
+    /// Takes over a ban of the trap that is shortened.
     pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
         self.engine.adopt_short(now, target);
     }

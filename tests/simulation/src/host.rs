@@ -1,5 +1,5 @@
-//! The model of the host: its addresses, its services and their sockets, published ports, and the sockets of its own client
-//! traffic. It says what the kernel's socket table holds now, and how the host answers a packet.
+//! The model of the host: its addresses, its services and their sockets, published ports, and the sockets of its own
+//! client traffic. It models the kernel's socket table and the replies to packets.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -29,11 +29,11 @@ pub struct Service {
     pub protocol: Protocol,
     pub port: u16,
     pub bind: Bind,
-    /// It runs for a person, not for the system.
+    /// It runs for a user, not for the system.
     pub personal: bool,
 }
 
-/// What kind of host it is.
+/// The kind of a host.
 #[derive(Clone)]
 pub struct Profile {
     pub name: &'static str,
@@ -79,10 +79,10 @@ impl Profile {
     }
 }
 
-/// How the host answers.
+/// The host's reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// Nothing came back.
+    /// No reply.
     Silence,
     /// The port is open.
     SynAck,
@@ -94,7 +94,7 @@ pub enum Reply {
     Unreachable,
 }
 
-/// Addresses of the host's network for neighbours.
+/// Addresses of neighbours in the host's network.
 pub const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 0);
 
 pub struct HostModel {
@@ -103,13 +103,13 @@ pub struct HostModel {
     pub v6: Ipv6Addr,
     /// net.ipv4.ip_local_port_range.
     pub ephemeral: RangeInclusive<u16>,
-    /// Services beside those of the profile, which come and go.
+    /// Temporary services in addition to those of the profile.
     extra: Vec<Service>,
     /// Services that run now.
     up: HashSet<(Protocol, u16)>,
-    /// Sockets of own client traffic by their port, with their peer and until when they exist.
+    /// Sockets of outgoing client traffic by port, with their peer and their end.
     own_flows: HashMap<(Protocol, u16), (SocketAddr, Timestamp)>,
-    /// Connections to its services that last, by the peer's end and the port, with the time at which they end.
+    /// Lasting connections to its services, by the peer's address and the port, with their end.
     connections: BTreeMap<(SocketAddr, u16), Timestamp>,
 }
 
@@ -142,7 +142,7 @@ impl HostModel {
         [self.v4.into(), self.v6.into()]
     }
 
-    /// The networks that the program protects without being asked: gateway and resolver.
+    /// The networks that the program protects by default: gateway and resolver.
     #[must_use]
     pub fn protected(&self) -> Vec<IpNet> {
         [self.gateway(), RESOLVER.into()].map(IpNet::from).to_vec()
@@ -165,7 +165,7 @@ impl HostModel {
         }
     }
 
-    /// A peer has a connection to a service of this host, not to one behind destination NAT, until then.
+    /// Records a connection of a peer to a service of this host, not to one behind destination NAT, until then.
     pub fn connect(&mut self, peer: SocketAddr, port: u16, until: Timestamp) {
         if self.service(Protocol::Tcp, peer.ip(), port).is_some_and(|service| service.bind != Bind::Published) {
             self.connections.insert((peer, port), until);
@@ -176,7 +176,7 @@ impl HostModel {
         self.connections.retain(|_, until| *until > now);
     }
 
-    /// When the next connection ends.
+    /// The end of the next connection.
     #[must_use]
     pub fn next_connection_end(&self) -> Option<Timestamp> {
         self.connections.values().min().copied()
@@ -207,7 +207,7 @@ impl HostModel {
         self.running().filter(|service| service.bind != Bind::Published).map(listener).collect()
     }
 
-    /// Adds a service that the profile did not have, which does not run yet.
+    /// Adds a service that is not in the profile and does not run yet.
     pub fn add(&mut self, service: Service) {
         if !self.services().any(|known| known == service) {
             self.extra.push(service);
@@ -223,7 +223,7 @@ impl HostModel {
         self.profile.services.iter().chain(&self.extra).copied()
     }
 
-    /// Stops everything.
+    /// Stops all services.
     pub fn stop_all(&mut self) {
         self.up.clear();
         self.own_flows.clear();
@@ -243,18 +243,18 @@ impl HostModel {
         (address.is_ipv4() || service.bind != Bind::V4).then_some(service)
     }
 
-    /// True where destination NAT takes the packet away from this host.
+    /// True if destination NAT forwards the packet to another host.
     #[must_use]
     pub fn is_published(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
         self.service(protocol, address, port).is_some_and(|service| service.bind == Bind::Published)
     }
 
-    /// Opens a socket of own client traffic at `port` for `span`.
+    /// Opens a socket of outgoing client traffic at `port` until then.
     pub fn open_flow(&mut self, protocol: Protocol, port: u16, peer: SocketAddr, until: Timestamp) {
         self.own_flows.insert((protocol, port), (peer, until));
     }
 
-    /// True where a socket of this host's own client traffic takes such a packet.
+    /// True if a socket of this host's own client traffic receives such a packet.
     fn has_own_flow(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> bool {
         let flow = self.own_flows.get(&(protocol, to.port()));
         flow.is_some_and(|(peer, until)| *until > now && (*peer == source || protocol == Protocol::Udp))
@@ -264,19 +264,19 @@ impl HostModel {
         self.service(protocol, to.ip(), to.port()).is_some_and(|found| found.bind != Bind::Published)
     }
 
-    /// True where the kernel's socket table has a listener or a connection for such a packet.
+    /// True if the kernel's socket table has a listener or a connection for such a packet.
     #[must_use]
     pub fn has_socket(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> bool {
         self.listens(protocol, to) || self.has_own_flow(now, protocol, source, to)
     }
 
-    /// What the kernel says of such a packet: its socket tables first, and then its translations.
+    /// The receiver of such a packet according to the kernel: its socket tables first, and then NAT.
     #[must_use]
     pub fn taker(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> Taker {
         if self.listens(protocol, to) {
             Taker::Socket
         } else if self.has_own_flow(now, protocol, source, to) {
-            // A datagram's socket takes packets from any source.
+            // A UDP socket receives packets from any source.
             if protocol == Protocol::Udp { Taker::Socket } else { Taker::Flow }
         } else if self.is_published(protocol, to.ip(), to.port()) {
             Taker::Published
@@ -285,7 +285,7 @@ impl HostModel {
         }
     }
 
-    /// How the host answers a packet that its firewall lets pass.
+    /// The host's reply to a packet that its firewall accepts.
     #[must_use]
     pub fn answer(&self, now: Timestamp, packet: &Packet) -> Reply {
         match packet.transport {
@@ -315,11 +315,11 @@ impl HostModel {
     }
 }
 
-/// UDP services that only listen: SNMP traps and syslog, and TFTP, which answers from another port.
+/// UDP services that never reply: SNMP traps and syslog, and TFTP, which replies from another port.
 pub const SILENT: [u16; 3] = [69, 162, 514];
 
-/// The resolver that the host asks.
+/// The host's resolver.
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
 
-/// How often the daemon looks at the listeners and at the trap.
+/// The interval at which the daemon checks the listeners and the trap.
 pub const TICK: Duration = Duration::from_secs(1);

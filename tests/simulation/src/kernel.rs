@@ -1,6 +1,6 @@
-//! A model of the table `inet portsentry` with its trap, as nft/portsentry-trap.nft and nft/portsentry-trap-udp.nft specify it:
-//! the sets with their sizes, timeouts and limits, and the rules in their order. tests/trap/model.rs holds it against the
-//! kernel on the same packets.
+//! A model of the table `inet portsentry` with its trap, as nft/portsentry-trap.nft and nft/portsentry-trap-udp.nft
+//! specify it: the sets with their sizes, timeouts and limits, and the rules in their order. tests/trap/model.rs
+//! compares it with the kernel on the same packets.
 //!
 //! References: the kernel's net/netfilter/nft_dynset.c (an existing element is not refreshed by `add`), nft_limit.c (a bucket
 //! that begins full), nft_set_hash.c (expired elements do not match).
@@ -33,25 +33,25 @@ struct Family {
     hold_recent: TimedSet<BanTarget>,
 }
 
-/// What the firewall made of a packet.
+/// The firewall's decision about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passage {
     Passed,
-    /// Its source was in `blocked`.
+    /// Its source is in `blocked`.
     Blocked,
-    /// The trap put its source into `blocked`, and dropped it.
+    /// The trap added its source to `blocked` and dropped it.
     Trapped,
     /// A SYN of a source that is held.
     Held,
-    /// Flags that no TCP stack sends, to a port that is trapped.
+    /// Flags that no TCP stack sends, to a trapped port.
     Illegal,
 }
 
-/// What the rules ask the host for.
+/// The state of the host that the rules need.
 pub trait HostState {
-    /// `socket`: there is one for this packet.
+    /// `socket`: a socket exists for this packet.
     fn has_socket(&self, packet: &Packet) -> bool;
-    /// Destination NAT takes the packet away before the trap.
+    /// Destination NAT forwards the packet before the trap.
     fn is_published(&self, packet: &Packet) -> bool;
     /// `fib … type local`.
     fn is_local(&self, address: IpAddr) -> bool;
@@ -68,7 +68,7 @@ pub struct KernelRules {
     pub asked: bool,
     /// A source is held when it probes a port that is new for it.
     pub hold: bool,
-    /// How often it is held within a window.
+    /// The limit of holds of a source within a window.
     pub max_holds: u32,
     /// Ports that a connected source is forgiven.
     pub peer_forgiven: u8,
@@ -99,11 +99,11 @@ pub struct Kernel {
     ceiling: Limit,
     /// Connected sources, in the sets `peers` and `peers6`.
     peers: HashSet<BanTarget>,
-    /// The last hold that began, until it is asked for.
+    /// The hold that began last, until it is read.
     began: Option<BanTarget>,
 }
 
-/// How often a source is held within a window (src/netlink/nft/hold_rules.rs).
+/// The limit of holds of a source within a window (src/netlink/nft/hold_rules.rs).
 pub const MAX_HOLDS: u32 = 16;
 /// How long the hold rules remember a port.
 const RECENT: Duration = Duration::from_secs(10);
@@ -128,7 +128,7 @@ impl Kernel {
             hold_counts: TimedSet::new(65_536),
             hold_recent: TimedSet::new(262_144),
         };
-        // The configuration has bans a minute.
+        // The configuration counts bans per minute.
         let most = spec.trap.map_or(1, |trap| trap.ceiling.packets());
         Self {
             trap: spec.trap.map(|trap| Trap { hold: trap.hold.filter(|_| rules.hold), ..trap }),
@@ -159,7 +159,7 @@ impl Kernel {
         if protocol == Protocol::Udp { self.trapped_udp.contains(port) } else { self.trapped.contains(port) }
     }
 
-    /// The daemon tells the trap which sources are connected.
+    /// Tells the trap which sources are connected.
     pub fn set_peers(&mut self, peers: impl Iterator<Item = BanTarget>) {
         self.peers = peers.collect();
     }
@@ -240,14 +240,14 @@ impl Kernel {
                 return Passage::Illegal;
             }
         }
-        // Neighbours by their link-local addresses are held and left to the daemon.
+        // Neighbours with link-local addresses are held and otherwise left to the daemon.
         if is_link_local(source) || trap.forgiven > 0 && !self.count(now, source, (protocol, port), trap) {
             return Passage::Passed;
         }
         self.ban(now, source, trap)
     }
 
-    /// True where the source is in `held`, or in `held6` by its /64 or, where it is link-local, itself.
+    /// True if the source is in `held`, or in `held6` by its /64 or, if it is link-local, by its address.
     fn is_held(&self, now: Timestamp, source: IpAddr) -> bool {
         let held = if source.is_ipv4() { &self.v4.held } else { &self.v6.held };
         held.contains(now, held_target(source)) || held.contains(now, target(source))
@@ -269,7 +269,7 @@ impl Kernel {
             Some(element) => Some(element),
             None => family.hold_recent.update(now, target, Expiry::After(RECENT)),
         };
-        // Where both sets are full the source is not held.
+        // If both sets are full, the source is not held.
         let Some(element) = counted else { return };
         if element.limit.get_or_insert_with(|| Limit::new(1, WEEK, max_holds, now)).is_over(now) {
             return;
@@ -279,13 +279,13 @@ impl Kernel {
         }
     }
 
-    /// The source of which a hold has begun with the last packet, and how long it lasts.
+    /// The source that the last packet put on hold, and for how long.
     pub fn take_hold(&mut self) -> Option<(BanTarget, Duration)> {
         let length = self.trap.and_then(|trap| trap.hold)?;
         self.began.take().map(|target| (target, length))
     }
 
-    /// Counts a probe; true if it is one too many.
+    /// Counts a probe; true if it exceeds the forgiven number.
     fn count(&mut self, now: Timestamp, source: IpAddr, (protocol, port): (Protocol, u16), trap: &Trap) -> bool {
         let (window, once) = (Expiry::After(trap.window), self.rules.touched);
         let target = target(source);
@@ -335,14 +335,14 @@ fn is_new(flags: TcpFlags) -> bool {
     flags.0 & (TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK) == TcpFlags::SYN
 }
 
-/// Flags that no TCP stack sends and that the trap answers like closed ports, with silence.
+/// Flags that no TCP stack sends, to which closed ports do not reply.
 fn is_illegal(TcpFlags(flags): TcpFlags) -> bool {
     const FIN_SYN: u16 = TcpFlags::FIN | TcpFlags::SYN;
     const SYN_RST: u16 = TcpFlags::SYN | TcpFlags::RST;
     flags & (SYN_RST | TcpFlags::ACK) == 0 || flags & FIN_SYN == FIN_SYN || flags & SYN_RST == SYN_RST
 }
 
-/// The key of the sets that hold: link-local addresses are sources of their own.
+/// The key of the hold sets: each link-local address is a source of its own.
 fn held_target(source: IpAddr) -> BanTarget {
     match source {
         IpAddr::V6(v6) if is_link_local(source) => BanTarget::V6(v6),
@@ -350,7 +350,7 @@ fn held_target(source: IpAddr) -> BanTarget {
     }
 }
 
-/// The key of the sets: the address, or the /64 around it, link-local addresses included.
+/// The key of the other sets: the address, or its /64, also for link-local addresses.
 fn target(source: IpAddr) -> BanTarget {
     match source {
         IpAddr::V4(v4) => BanTarget::V4(v4),

@@ -1,9 +1,9 @@
-//! Simulates the life of hosts on a virtual clock: honest and dishonest sources send packets to a model of a host, a model of
-//! the kernel's rules decides first, the detection engine second, and the outcome is counted. Seeded and deterministic: the
+//! Simulates hosts on a virtual clock: honest and dishonest sources send packets to a model of a host. A model of the
+//! kernel's rules decides first, the detection engine second, and the outcome is counted. Seeded and deterministic: the
 //! same options give the same outcome, packet by packet.
 //!
-//! `make simulate` runs it; docs/simulation.md says what is simulated and how to read the figures. [`detector`] is the only
-//! file that knows the engine.
+//! `make simulate` runs it; docs/simulation.md describes the model and the numbers. [`detector`] is the only file that
+//! uses the engine.
 #![allow(
     missing_docs,
     clippy::indexing_slicing,
@@ -37,19 +37,19 @@ use kernel::KernelRules;
 use outcome::Outcome;
 use world::World;
 
-/// What is simulated.
+/// The parameters of a simulation.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub seed: u64,
-    /// How many hosts; their kinds take turns.
+    /// The number of hosts; the profiles take turns.
     pub hosts: u64,
-    /// How long each of them lives.
+    /// The simulated time of each host.
     pub span: Duration,
-    /// How much more often all but regular traffic happens: 1 is what the behaviours' own rates say. A short run packs
+    /// The factor for the frequency of all except regular traffic; 1 means the behaviours' own rates. A short run packs
     /// months of restarts, mistakes and scans into a few days.
     pub pace: u32,
-    /// What happens, by the names of arrivals and operations, such as "regular client" or "reboot"; all of it where empty. A
-    /// small scenario is judged by the same model in a fraction of the time.
+    /// The simulated events, by the names of arrivals and operations, such as "regular client" or "reboot"; all events
+    /// if empty. A small scenario runs in a fraction of the time.
     pub only: &'static [&'static str],
     pub engine: EngineRules,
     pub kernel: KernelRules,
@@ -64,13 +64,14 @@ impl Options {
     }
 }
 
-/// Brings every behaviour into being.
+/// Creates the actors of every behaviour.
 pub(crate) fn populate(world: &mut World) {
     honest::populate(world);
     dishonest::populate(world);
 }
 
-/// Runs all hosts on the machine's cores; `day` is called after each simulated day. The outcome does not depend on the number of cores.
+/// Runs all hosts on the machine's cores; `day` is called after each simulated day. The outcome does not depend on the
+/// number of cores.
 #[must_use]
 pub fn run(options: &Options, day: impl Fn() + Sync) -> Outcome {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -97,7 +98,7 @@ pub fn run(options: &Options, day: impl Fn() + Sync) -> Outcome {
     sum
 }
 
-/// Runs the host `number` alone.
+/// Runs only the host `number`.
 #[must_use]
 pub fn run_host(options: &Options, number: u64, day: &dyn Fn()) -> Outcome {
     let mut world = World::new(options, number);

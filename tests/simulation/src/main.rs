@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use simulation::replay::{Moment, replay};
+use simulation::replay::{Position, replay};
 use simulation::{Options, picture, run, table};
 
-/// Simulates host-years with the built-in settings and counts honest bans and scans that were found.
+/// Simulates host-years with the built-in configuration and counts honest bans and detected scans.
 #[derive(Parser)]
 struct Args {
-    /// Host-years: so many hosts live for a year each; a fraction shortens the year of a single host of each kind.
+    /// Host-years: this many hosts run for a year each; a fraction shortens the year of a single host of each kind.
     #[arg(long, default_value_t = 5.0)]
     years: f64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Makes restarts, mistakes and scans so many times as frequent.
+    /// Multiplies the frequency of restarts, mistakes and scans.
     #[arg(long, default_value_t = 1)]
     pace: u32,
     /// Writes the outcome to this file as JSON.
@@ -27,14 +27,15 @@ struct Args {
     /// Draws the outcome into this file as SVG.
     #[arg(long)]
     picture: Option<PathBuf>,
-    /// Shows how one honest ban came about, or a scan that was not found; takes its SEED:PACE:HOST:STEP from the table.
+    /// Shows the cause of one honest ban, or a scan that was not detected; takes its SEED:PACE:HOST:STEP from the
+    /// table.
     #[arg(long)]
-    replay: Option<Moment>,
+    replay: Option<Position>,
 }
 
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// Kinds of hosts.
+/// The number of host kinds.
 const KINDS: f64 = 6.0;
 
 fn main() -> ExitCode {
@@ -47,8 +48,8 @@ fn main() -> ExitCode {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded above")]
     let mut options = Options::new(args.seed, hosts as u64, YEAR.mul_f64(args.years / hosts));
     options.pace = args.pace;
-    if let Some(moment) = args.replay {
-        print!("{}", replay(&options, moment));
+    if let Some(position) = args.replay {
+        print!("{}", replay(&options, position));
         return ExitCode::SUCCESS;
     }
     let days = options.span.as_secs() / 86_400;

@@ -1,4 +1,4 @@
-//! What is recorded of a run, and how the runs of several hosts add up.
+//! The record of a run, and the sum over several hosts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,30 +8,30 @@ use serde::Serialize;
 /// A ban of an honest source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HonestBan {
-    /// `SEED:PACE:HOST:STEP`, with which `make simulate REPLAY=…` shows how it came about.
+    /// `SEED:PACE:HOST:STEP`, with which `make simulate REPLAY=…` shows the cause of the ban.
     pub replay: String,
     pub profile: &'static str,
-    /// What the source was doing, or how its address was used by others.
+    /// The behaviour of the source, or the use of its address by a forger.
     pub behaviour: &'static str,
-    /// Other sources sent the packets in its name.
+    /// The packets were forged.
     pub forged: bool,
     pub target: String,
-    /// Seconds since the host's life began.
+    /// Seconds since the start of the host's simulation.
     pub at: u64,
-    /// Seconds that the ban lasts; `None` where it has no end.
+    /// The length of the ban in seconds; `None` if it is permanent.
     pub lasts: Option<u64>,
-    /// What was held against it.
+    /// The evidence.
     pub ports: String,
 }
 
-/// What happened to the sources of one honest behaviour.
+/// The record of one honest behaviour.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Honest {
     pub sources: u64,
     pub packets: u64,
     /// Bans by the program.
     pub bans: u64,
-    /// Bans by the kernel's trap, with or without the program's agreement.
+    /// Bans by the kernel's trap, whether or not the program confirmed them.
     pub trapped: u64,
     /// Verdicts on protocols that are only logged.
     pub alarms: u64,
@@ -39,29 +39,29 @@ pub struct Honest {
     pub refused: u64,
     /// Seconds during which connections were held back.
     pub hold_seconds: f64,
-    /// The same, because of packets that others sent in the name of these sources.
+    /// The same, because of forged packets with the addresses of these sources.
     pub forged_hold_seconds: f64,
 }
 
-/// What happened to the sources of one dishonest behaviour.
+/// The record of one dishonest behaviour.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Dishonest {
-    /// Sources, or forged packets' senders, that have finished.
+    /// Sources, or senders of forged packets, that have finished.
     pub sources: u64,
-    /// Those of them that were banned, or reported as a distributed scan.
+    /// Those that were banned, or reported as a distributed scan.
     pub found: u64,
     pub packets: u64,
-    /// The last packets of some that were not found, as `SEED:PACE:HOST:STEP` for `make simulate REPLAY=…`.
+    /// The last packets of some that were not detected, as `SEED:PACE:HOST:STEP` for `make simulate REPLAY=…`.
     pub missed: Vec<String>,
-    /// Bans for longer than the ceiling of bans leaves, of whatever sources the packets named.
+    /// Bans that are longer than the ceiling allows, of any source.
     pub long_bans: u64,
-    /// Distinct ports that each found source had sent to before its ban, sorted.
+    /// Distinct ports that each detected source had probed before its ban, sorted.
     pub ports_before_ban: Vec<u32>,
     /// Open ports that each source learned, sorted.
     pub ports_learned: Vec<u32>,
 }
 
-/// The middle of a sorted list.
+/// The median of a sorted list.
 #[must_use]
 pub fn median(sorted: &[u32]) -> Option<u32> {
     sorted.get(sorted.len() / 2).copied()
@@ -75,7 +75,7 @@ impl Dishonest {
     }
 }
 
-/// The record of one host or of several.
+/// The record of one or several hosts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Outcome {
     pub hosts: u64,
@@ -84,15 +84,15 @@ pub struct Outcome {
     pub honest: BTreeMap<&'static str, Honest>,
     pub dishonest: BTreeMap<&'static str, Dishonest>,
     pub honest_bans: Vec<HonestBan>,
-    /// Bans of the kernel's trap that the program lifted, because it held nothing against the source.
+    /// Bans of the kernel's trap that the program lifted, because it had no evidence against the source.
     pub let_go: u64,
-    /// Those that it made short, because it had no verdict.
+    /// Bans of the kernel's trap that the program shortened, because it had no verdict.
     pub shortened: u64,
-    /// Bans that ended because their ports turned out to belong to services.
+    /// Bans that ended because their ports belong to services.
     pub lifted: u64,
 }
 
-/// Scans of each kind that were not found and are named.
+/// The number of undetected scans of each kind that are listed.
 pub(crate) const MAX_MISSED: usize = 5;
 
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -140,7 +140,7 @@ impl Outcome {
         }
     }
 
-    /// Honest bans that honest packets caused, a host-year.
+    /// Honest bans per host-year that honest packets caused.
     #[must_use]
     pub fn honest_bans_per_year(&self) -> f64 {
         self.count_honest_bans(false) as f64 / self.host_years
@@ -152,13 +152,13 @@ impl Outcome {
         self.honest_bans.iter().filter(|ban| ban.forged == forged).count()
     }
 
-    /// Sources of dishonest behaviour that were not found.
+    /// Dishonest sources that were not detected.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.dishonest.values().map(|seen| seen.sources - seen.found).sum()
     }
 
-    /// Behaviours whose sources were banned for their own packets, with how often.
+    /// Behaviours whose sources were banned for their own packets, and how often.
     #[must_use]
     pub fn banned_behaviours(&self) -> BTreeMap<&'static str, u64> {
         let banned = self.honest.iter().filter(|(_, honest)| honest.bans > 0);

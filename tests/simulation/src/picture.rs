@@ -1,4 +1,5 @@
-//! The outcome as one picture (SVG): honest bans a host-year by behaviour, and what became of each kind of scan.
+//! Draws the outcome as a picture (SVG): honest bans per host-year by behaviour, and the detection of each kind of
+//! scan.
 
 use std::fmt::Write as _;
 
@@ -6,7 +7,7 @@ use crate::outcome::{Outcome, median};
 
 const ROW: u32 = 22;
 const WIDTH: u32 = 860;
-/// Where bars begin, and the length of the longest.
+/// The start of bars, and the length of the longest.
 const BAR: u32 = 330;
 const LONGEST: f64 = 280.0;
 
@@ -38,8 +39,8 @@ impl Chart {
         self.y += 10;
     }
 
-    /// A bar of a share of the longest, between its name and its figures.
-    fn bar(&mut self, name: &str, share: f64, class: &str, figures: &str) {
+    /// A bar with a share of the longest, between its name and its numbers.
+    fn bar(&mut self, name: &str, share: f64, class: &str, numbers: &str) {
         let (top, base, width) = (self.y + 4, self.y + 16, (share * LONGEST).max(1.0));
         let class = if share > 0.0 { class } else { "none" };
         let _ = writeln!(
@@ -50,7 +51,7 @@ impl Chart {
             BAR - 8,
             escaped(name),
             f64::from(BAR) + width + 8.0,
-            escaped(figures),
+            escaped(numbers),
         );
         self.y += ROW;
     }
@@ -69,16 +70,16 @@ pub fn svg(outcome: &Outcome) -> String {
     chart.title("Bans of honest sources in a host-year");
     for (behaviour, seen) in &outcome.honest {
         let bans = a_year(seen.bans);
-        let figures = if seen.bans == 0 { "none".to_owned() } else { format!("{bans:.1}") };
-        chart.bar(behaviour, bans / most, "harm", &figures);
+        let numbers = if seen.bans == 0 { "none".to_owned() } else { format!("{bans:.1}") };
+        chart.bar(behaviour, bans / most, "harm", &numbers);
     }
     chart.y += ROW;
     chart.title("Share of scans that were found");
     for (behaviour, seen) in outcome.dishonest.iter().filter(|(_, seen)| seen.sources > 0) {
         let share = seen.found as f64 / seen.sources as f64;
         let ports = median(&seen.ports_before_ban).map_or(String::new(), |ports| format!(" after {ports} ports"));
-        let figures = format!("{:.0} %{ports}, {:.1} learned", 100.0 * share, seen.mean_learned());
-        chart.bar(behaviour, share, "found", &figures);
+        let numbers = format!("{:.0} %{ports}, {:.1} learned", 100.0 * share, seen.mean_learned());
+        chart.bar(behaviour, share, "found", &numbers);
     }
     let Chart { body, y } = chart;
     let height = y + 12;

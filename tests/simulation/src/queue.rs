@@ -1,14 +1,14 @@
-//! The virtual clock: one priority queue of the times at which actors act next.
+//! The virtual clock: a priority queue of the times at which actors act next.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use portsentry::types::Timestamp;
 
-/// The number of an actor on its host, in the order in which they appear.
+/// The number of an actor on its host, in order of creation.
 pub(crate) type ActorId = usize;
 
-/// Entries of the same time come out in the order in which they were put in, so that a run repeats exactly.
+/// Entries of the same time are returned in the order of insertion, so that a run is repeatable.
 #[derive(Default)]
 pub(crate) struct Queue {
     heap: BinaryHeap<Reverse<(Timestamp, u64, ActorId)>>,

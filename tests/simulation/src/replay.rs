@@ -1,5 +1,5 @@
-//! Replays how one ban came about, or a scan that was not found: the run is repeated up to one packet, and what concerns its
-//! source is kept.
+//! Replays the cause of a ban, or a scan that was not detected: the run is repeated up to one packet, and events of its
+//! source are recorded.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,42 +16,42 @@ use crate::{Options, populate};
 
 /// A packet in a run: `SEED:PACE:HOST:STEP`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
+pub struct Position {
     pub seed: u64,
     pub pace: u32,
     pub host: u64,
     pub step: u64,
 }
 
-impl FromStr for Moment {
+impl FromStr for Position {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<Option<u64>> = text.split(':').map(|part| part.parse().ok()).collect();
-        let moment = match parts.as_slice() {
+        let position = match parts.as_slice() {
             [Some(seed), Some(pace), Some(host), Some(step)] => {
                 let pace = u32::try_from(*pace).ok().filter(|pace| *pace > 0);
                 pace.map(|pace| Self { seed: *seed, pace, host: *host, step: *step })
             }
             _ => None,
         };
-        moment.ok_or_else(|| format!("\"{text}\" is not SEED:PACE:HOST:STEP; copy it from the table"))
+        position.ok_or_else(|| format!("\"{text}\" is not SEED:PACE:HOST:STEP; copy it from the table"))
     }
 }
 
-/// Keeps what happened to one source and on the host.
+/// Records the events of one source and of the host.
 pub struct Trace {
     step: u64,
-    /// Whose packets are kept; `None` until the packet at `step` has shown it.
+    /// The source whose packets are recorded; `None` until the packet at `step` has shown it.
     target: Option<BanTarget>,
     lines: VecDeque<(Timestamp, String)>,
     over: bool,
 }
 
-/// Lines that are kept; older ones are let go.
+/// The number of recorded lines; older ones are discarded.
 const MAX_LINES: usize = 400;
 
-/// What happened so long before the last packet is left out.
+/// Events that are older than this at the last packet are omitted.
 const BEFORE: Duration = Duration::from_secs(2 * 3_600);
 
 impl Trace {
@@ -107,7 +107,7 @@ impl Trace {
         self.note(now, text);
     }
 
-    /// The lines, each with its time since the start of the host's life.
+    /// The lines, each with its time since the start of the simulation.
     #[must_use]
     pub fn text(&self) -> String {
         let last = self.lines.back().map_or(Timestamp::ZERO, |(at, _)| *at);
@@ -144,14 +144,14 @@ fn shown(judgement: &Judgement) -> String {
     }
 }
 
-/// Repeats the run of `moment` up to its packet; what concerned the packet's source, line by line. `options` are those of the
-/// run but for its seed and pace.
+/// Repeats the run of `position` up to its packet; returns the events of the packet's source, line by line. `options`
+/// are those of the run except for seed and pace.
 #[must_use]
-pub fn replay(options: &Options, moment: Moment) -> String {
-    let options = Options { seed: moment.seed, pace: moment.pace, ..options.clone() };
+pub fn replay(options: &Options, position: Position) -> String {
+    let options = Options { seed: position.seed, pace: position.pace, ..options.clone() };
     let run = |target| {
-        let mut world = World::new(&options, moment.host);
-        world.trace = Some(Trace::until(moment.step, target));
+        let mut world = World::new(&options, position.host);
+        world.trace = Some(Trace::until(position.step, target));
         populate(&mut world);
         let (_, trace) = world.run(Duration::from_secs(u64::from(u32::MAX)), &|| ());
         trace

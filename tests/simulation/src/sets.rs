@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use portsentry::types::{Expiry, Timestamp};
 
-/// The expression `limit rate over`: a token bucket that begins full.
+/// The expression `limit rate over`: a token bucket that is full at first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     /// The time that one packet costs.
@@ -22,7 +22,7 @@ impl Limit {
         Self { cost, most: cost * burst, tokens: cost * burst, last: now }
     }
 
-    /// Counts a packet; true if it is over the limit.
+    /// Counts a packet; true if it exceeds the limit.
     pub(crate) fn is_over(&mut self, now: Timestamp) -> bool {
         let tokens = (self.tokens + now.since(self.last)).min(self.most);
         self.last = now;
@@ -60,13 +60,13 @@ impl<K: Copy + Eq + Hash> TimedSet<K> {
         self.elements.get(&key).is_some_and(|element| element.is_live(now))
     }
 
-    /// The rule statement `add @set { key timeout … }`: keeps an element that is there. `None` where the set is full, which
+    /// The rule statement `add @set { key timeout … }`: keeps an existing element. `None` if the set is full, which
     /// ends the rule.
     pub(crate) fn add(&mut self, now: Timestamp, key: K, timeout: Expiry) -> Option<&mut Element> {
         let fresh = Element { expires: end(now, timeout), limit: None };
         if !self.contains(now, key) {
             if self.elements.len() >= self.size {
-                // The kernel collects expired elements within a second or so.
+                // The kernel removes expired elements within about a second.
                 self.elements.retain(|_, element| element.is_live(now));
             }
             if self.elements.len() >= self.size {
@@ -77,14 +77,14 @@ impl<K: Copy + Eq + Hash> TimedSet<K> {
         self.elements.get_mut(&key)
     }
 
-    /// The rule statement `update @set { key timeout … }`: prolongs an element that is there.
+    /// The rule statement `update @set { key timeout … }`: extends an existing element.
     pub(crate) fn update(&mut self, now: Timestamp, key: K, timeout: Expiry) -> Option<&mut Element> {
         let element = self.add(now, key, timeout)?;
         element.expires = end(now, timeout);
         Some(element)
     }
 
-    /// Sets the element whatever was there, as the daemon does.
+    /// Sets the element, whether or not it exists, as the daemon does.
     pub(crate) fn replace(&mut self, now: Timestamp, key: K, timeout: Expiry) {
         self.elements.remove(&key);
         self.add(now, key, timeout);

@@ -1,10 +1,10 @@
-//! The outcome as a table for people.
+//! Formats the outcome as a table.
 
 use std::fmt::Write as _;
 
 use crate::outcome::{Outcome, median};
 
-/// The honest bans that are listed one by one.
+/// The number of honest bans that are listed.
 const LISTED: usize = 20;
 
 /// The whole outcome as text.

@@ -1,5 +1,5 @@
-//! One host's world: a packet goes through the model of the kernel first, which decides whether it passes, and then through
-//! the engine, as on a live host, where the capture sees packets before the firewall drops them.
+//! The world of one host: a packet passes the model of the kernel first, which accepts or drops it, and then the
+//! engine. On a live host, too, the capture sees packets before the firewall drops them.
 
 mod life;
 mod record;
@@ -25,41 +25,41 @@ use crate::replay::Trace;
 
 /// Acts at its times in the queue, until it returns `None`.
 pub trait Actor {
-    /// Acts now; when it acts next.
+    /// Acts now; returns when it acts next.
     fn act(&mut self, world: &mut World) -> Option<Timestamp>;
 }
 
-/// What an actor is to the statistics.
+/// The role of an actor in the statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A source that must not be banned.
     Honest(&'static str),
-    /// A source that should be found.
+    /// A source that should be detected.
     Dishonest(&'static str),
-    /// No source of packets from outside: the host's own doing, and what only brings other actors into being.
+    /// Not a source of packets: actions of the host itself, and actors that only create others.
     Backstage,
 }
 
-/// What is known of an actor while it acts.
+/// The data of an actor.
 struct Part {
     role: Role,
     banned: bool,
     ports: HashSet<u16>,
-    /// Its last packet, and whether one has met a host that was up.
+    /// Its last packet, and whether one was sent while the host was up.
     step: u64,
     met: bool,
     learned: HashSet<u16>,
 }
 
-/// Which ports the trap was armed with. They are computed only when a packet asks for them and they may have changed: that is
-/// most of a run's work.
+/// The ports that the trap was armed with. They are computed only when a packet needs them and they may have changed,
+/// because that is most of a run's work.
 #[derive(Clone, Copy)]
 struct Armed {
     /// The tick for which they were computed.
     at: Timestamp,
     /// They have changed since.
     changed: bool,
-    /// When the engine forgets some of what kept ports out of them.
+    /// When the engine forgets a port that was excluded from them.
     stale_at: Timestamp,
     /// How long the engine remembers a port.
     memory: Duration,
@@ -71,7 +71,7 @@ impl Armed {
         Self { at: Timestamp::ZERO, changed: true, stale_at: Timestamp::ZERO, memory }
     }
 
-    /// The engine remembers published ports for a day: not to notice the end of that for an hour excuses a little more.
+    /// The engine remembers published ports for a day; an end that is noticed up to an hour late excuses slightly more.
     const LONGEST: Duration = hours(1);
 
     fn is_armed(&self) -> bool {
@@ -99,7 +99,7 @@ pub struct World {
     /// The actor that acts now.
     current: ActorId,
     next_actor: ActorId,
-    /// Which honest behaviour an address belongs to.
+    /// The honest behaviour that an address belongs to.
     owners: HashMap<BanTarget, &'static str>,
     addresses: u32,
     /// Packets from outside so far.
@@ -107,23 +107,23 @@ pub struct World {
     outcome: Outcome,
     /// When the daemon reviews the trap next, if it caught a source.
     review_at: Option<Timestamp>,
-    /// Reviewed sources that keep their places in `caught` until the ceilings have room.
+    /// Reviewed sources that stay in `caught` until the ceilings have room.
     reviewed: Vec<BanTarget>,
-    /// Which actor sent the last packet of sources that the trap caught, or that wait for a verdict.
+    /// The actor that sent the last packet of each source that the trap caught or that waits for a verdict.
     senders: HashMap<BanTarget, (ActorId, Role)>,
-    /// Dishonest sources that have finished and were not found, with their last packets.
+    /// Dishonest sources that have finished undetected, with their last packets.
     missed: BTreeMap<ActorId, (&'static str, u64)>,
-    /// The host settles, or sources wait that probed it meanwhile.
+    /// The host settles, or sources that probed it meanwhile wait for a verdict.
     waiting: bool,
     armed: Armed,
-    /// The tick at which the trap was told of connected sources.
+    /// The tick at which the trap learned of connected sources.
     peers_at: Timestamp,
     pub(crate) trace: Option<Trace>,
     /// The host is off.
     pub(crate) down: bool,
 }
 
-/// What the rules of the kernel see of the host.
+/// The host as the kernel's rules see it.
 struct View<'a>(&'a HostModel, Timestamp);
 
 impl HostState for View<'_> {
@@ -152,7 +152,7 @@ fn ends(packet: &Packet) -> (Protocol, SocketAddr, SocketAddr) {
 }
 
 impl World {
-    /// The host `number` under `options`, with all of its actors.
+    /// The host `number` under `options`, with all its actors.
     #[must_use]
     pub fn new(options: &Options, number: u64) -> Self {
         let profiles = Profile::all();
@@ -196,7 +196,7 @@ impl World {
         }
     }
 
-    /// Lets the host live for `span` from its start; `day` is called after each day of it.
+    /// Simulates the host for `span` from its start; `day` is called after each day.
     pub fn run(mut self, span: Duration, day: &dyn Fn()) -> (Outcome, Option<Trace>) {
         let end = Timestamp::at(TICK).after(span);
         let mut midnight = days(1);
@@ -220,7 +220,7 @@ impl World {
             }
         }
         self.name_missed();
-        // Scans that are under way count no more than those that have not begun.
+        // Unfinished scans count no more than those that have not begun.
         let mut outcome = Outcome::of_host(span);
         outcome.packets = self.step;
         outcome.add(Outcome { packets: 0, ..self.outcome });
@@ -230,7 +230,7 @@ impl World {
     fn finish(&mut self, actor: ActorId) {
         let Some(part) = self.parts.remove(&actor) else { return };
         if let Role::Dishonest(behaviour) = part.role {
-            // A host that was off all the time could not find it.
+            // A host that was off all the time could not detect it.
             if !part.met {
                 return;
             }
@@ -247,27 +247,27 @@ impl World {
     }
 }
 
-/// What actors do.
+/// The interface for actors.
 impl World {
-    /// A generator of its own for an actor of this name and number.
+    /// The generator of an actor with this name and number.
     #[must_use]
     pub fn chance(&self, name: &str, index: u64) -> Chance {
         Chance::new(self.seed, name, index)
     }
 
-    /// True where arrivals or operations of this name are simulated.
+    /// True if arrivals or operations of this name are simulated.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.options.only.is_empty() || self.options.only.contains(&name)
     }
 
-    /// How many times as often events happen.
+    /// The factor for the frequency of events.
     #[must_use]
     pub fn pace(&self) -> u32 {
         self.options.pace
     }
 
-    /// Brings an actor into being that first acts at `at`.
+    /// Adds an actor that first acts at `at`.
     pub fn spawn(&mut self, role: Role, at: Timestamp, actor: impl Actor + 'static) {
         let id = self.next_actor;
         self.next_actor += 1;
@@ -282,7 +282,7 @@ impl World {
         self.queue.push(at, id);
     }
 
-    /// A new pair of addresses: of honest sources in 11.0.0.0/8, of others in 12.0.0.0/8, each with a /64 of its own.
+    /// A new pair of addresses: honest sources are in 11.0.0.0/8, others in 12.0.0.0/8, each with its own /64.
     pub fn new_addresses(&mut self, role: Role) -> (Ipv4Addr, Ipv6Addr) {
         self.addresses += 1;
         let first = if matches!(role, Role::Honest(_)) { 11 } else { 12 };
@@ -302,7 +302,7 @@ impl World {
         }
     }
 
-    /// An honest source, if there is one: what a forger chooses its victim from.
+    /// An honest source, if there is one, from which a forger chooses its victim.
     pub fn some_honest_address(&self, chance: &mut Chance) -> Option<IpAddr> {
         let last = (11 << 24) | (chance.below(self.addresses) + 1);
         let found = (0..64).map(|back| IpAddr::from(Ipv4Addr::from_bits(last - back)));
@@ -348,7 +348,7 @@ impl World {
         }
     }
 
-    /// The host sends a packet of its own to `peer`, from a socket that it keeps for `span`.
+    /// The host sends a packet to `peer`, from a socket that it keeps for `keeps`.
     pub fn originate(&mut self, protocol: Protocol, port: u16, peer: SocketAddr, keeps: Duration) {
         let transport = match protocol {
             Protocol::Udp => Transport::Udp { source_port: port, destination_port: peer.port() },
@@ -363,7 +363,7 @@ impl World {
         self.send(peer.ip(), transport);
     }
 
-    /// A connection of `source` to a service, which the client keeps for so long.
+    /// A connection of `source` to a service, which the client keeps for `keeps`.
     pub fn connect(&mut self, source: SocketAddr, port: u16, keeps: Duration) {
         self.host.connect(source, port, self.now.after(keeps));
         // Connections are listed every two seconds.

@@ -1,4 +1,4 @@
-//! The acceptance of reports, on times that the tests choose.
+//! Tests the acceptance of reports with times chosen by the tests.
 
 use proptest::prelude::*;
 
@@ -40,7 +40,7 @@ fn never(_: IpNet) -> Option<String> {
     None
 }
 
-/// The target, until when in seconds from the start, and the step; or what else it is.
+/// The target's ban end in seconds from the start, and the step; or another verdict.
 fn judged(acceptance: &mut Acceptance, seconds: u64, report: &FleetReport) -> Result<(u64, Option<Step>), Verdict> {
     match acceptance.judge(at(seconds), report, never) {
         Verdict::Blocks { until, step, .. } => Ok((until.since(at(0)).as_secs(), step)),
@@ -56,7 +56,11 @@ fn proven_ban_takes_two_authors() {
     assert_eq!(judged(&mut two, 0, &report("a", ONE)), Err(Verdict::Waits { authors: 1 }));
     assert_eq!(judged(&mut two, 1, &report("a", ONE)), Err(Verdict::Waits { authors: 1 }), "the same again");
     let short = FleetReport { remaining_s: 600, ..report("b", ONE) };
-    assert_eq!(judged(&mut two, 2, &short), Ok((602, Some(Step::New))), "as long as two reports stand");
+    assert_eq!(
+        judged(&mut two, 2, &short),
+        Ok((602, Some(Step::New))),
+        "the ban lasts as long as two reports are valid"
+    );
     let mut one = acceptance(FleetAccept { single: true, ..rules() });
     assert_eq!(judged(&mut one, 0, &report("a", ONE)), Ok((3_600, Some(Step::New))));
 }
@@ -65,12 +69,12 @@ fn proven_ban_takes_two_authors() {
 fn ban_is_renewed_while_reports_stand() {
     let mut all = acceptance(FleetAccept { single: true, ..rules() });
     assert_eq!(judged(&mut all, 0, &report("a", ONE)), Ok((3_600, Some(Step::New))));
-    assert_eq!(judged(&mut all, 30, &report("a", ONE)), Ok((3_600, None)), "few changes of the kernel's set");
+    assert_eq!(judged(&mut all, 30, &report("a", ONE)), Ok((3_600, None)), "the kernel's set is changed rarely");
     assert_eq!(judged(&mut all, 600, &report("a", ONE)), Ok((4_200, Some(Step::Longer))));
     let longest = FleetReport { remaining_s: 14_400, ..report("a", ONE) };
     assert_eq!(judged(&mut all, 700, &longest), Ok((15_100, Some(Step::Longer))));
     let shorter = FleetReport { remaining_s: 1, ..report("a", ONE) };
-    assert_eq!(judged(&mut all, 800, &shorter), Ok((15_100, None)), "nothing that is reported lifts a ban");
+    assert_eq!(judged(&mut all, 800, &shorter), Ok((15_100, None)), "no report shortens a ban");
     all.expire(at(15_000));
     assert_eq!(all.bans(at(15_000)).count(), 1);
     all.expire(at(15_101));
@@ -150,7 +154,7 @@ fn forgeable_evidence_needs_its_rule() {
     assert_eq!(judged(&mut off, 0, &few), Err(Verdict::Refused(Refusal::TooFewPorts)));
     let mut three = acceptance(FleetAccept { forgeable_authors: 3, ..rules() });
     assert_eq!(judged(&mut three, 0, &forgeable("a", ONE, 9_000)), Err(Verdict::Waits { authors: 2 }));
-    assert_eq!(judged(&mut three, 0, &few), Err(Verdict::Waits { authors: 2 }), "too few ports are no proof");
+    assert_eq!(judged(&mut three, 0, &few), Err(Verdict::Waits { authors: 2 }), "too few ports are not proven");
     assert_eq!(judged(&mut three, 0, &forgeable("b", ONE, 9_000)), Err(Verdict::Waits { authors: 1 }));
     assert_eq!(judged(&mut three, 100, &forgeable("c", ONE, 9_000)), Ok((3_700, Some(Step::New))), "an hour at most");
     assert_eq!(judged(&mut three, 3_000, &forgeable("c", ONE, 9_000)), Ok((3_700, None)), "however often renewed");
@@ -158,7 +162,7 @@ fn forgeable_evidence_needs_its_rule() {
     for author in ["d", "e"] {
         let _ = judged(&mut three, 3_800, &report(author, ONE));
     }
-    assert_eq!(three.bans(at(3_900)).count(), 1, "proof counts for itself");
+    assert_eq!(three.bans(at(3_900)).count(), 1, "the proven reports count on their own");
 }
 
 #[test]
@@ -169,15 +173,15 @@ fn author_above_limit_is_ignored_and_named() {
         (0..5_000).filter(|number| judged(&mut all, 0, &report("mallory", &target(number % 60_000))).is_ok()).count();
     assert_eq!(accepted, 30);
     assert_eq!(all.newly_ignored(at(0)), [Arc::<str>::from("mallory")]);
-    assert!(all.newly_ignored(at(1)).is_empty(), "named once");
+    assert!(all.newly_ignored(at(1)).is_empty(), "it is reported once");
     assert_eq!(all.ignored(at(1)).next().map(|one| one.for_s), Some(3_599));
     assert_eq!(
         judged(&mut all, 1, &report("mallory", &target(0))),
         Err(Verdict::Refused(Refusal::AuthorIgnored)),
-        "nor does it renew"
+        "nor is it renewed"
     );
-    assert!(judged(&mut all, 1, &report("b", ONE)).is_ok(), "others go on");
-    assert!(judged(&mut all, 3_700, &report("mallory", ONE)).is_ok(), "an hour later it counts again");
+    assert!(judged(&mut all, 1, &report("b", ONE)).is_ok(), "other authors are not affected");
+    assert!(judged(&mut all, 3_700, &report("mallory", ONE)).is_ok(), "an hour later it is accepted again");
 }
 
 #[test]
@@ -197,7 +201,7 @@ fn ceiling_holds_for_all_authors_together() {
     }
     assert!(judged(&mut small, 0, &report("a", "2001:db8::/64")).is_ok(), "the other set has room");
     small.expire(at(3_601));
-    assert!(judged(&mut small, 3_601, &report("a", "192.0.2.4")).is_ok(), "and this one again");
+    assert!(judged(&mut small, 3_601, &report("a", "192.0.2.4")).is_ok(), "there is room again");
 }
 
 #[test]
@@ -209,14 +213,14 @@ fn late_joiner_accepts_four_hours() {
             .count()
     };
     assert_eq!(accepted(0, &mut new), 120);
-    assert!(new.ignored(at(0)).next().is_none(), "it has said no more than it may");
+    assert!(new.ignored(at(0)).next().is_none(), "it stayed within its limit");
     new.end_scan();
     assert_eq!(accepted(200, &mut new), 0);
     assert!(new.ignored(at(0)).next().is_some());
 }
 
 #[test]
-fn lift_stands_while_reports_do() {
+fn lift_lasts_while_reports_last() {
     let mut all = acceptance(FleetAccept { single: true, ..rules() });
     let target = BanTarget::of(ONE.parse().unwrap());
     assert!(judged(&mut all, 0, &report("a", ONE)).is_ok());
@@ -227,7 +231,7 @@ fn lift_stands_while_reports_do() {
         all.expire(at(hours * 3_600));
     }
     all.expire(at(24 * 3_600));
-    assert!(judged(&mut all, 24 * 3_600, &report("b", ONE)).is_ok(), "four hours after the last of them");
+    assert!(judged(&mut all, 24 * 3_600, &report("b", ONE)).is_ok(), "the lift ends four hours after the last report");
     for number in 0..5_000_u32 {
         all.lift(at(0), BanTarget::V4(number.into()));
     }
@@ -235,7 +239,7 @@ fn lift_stands_while_reports_do() {
 }
 
 #[test]
-fn restart_adopts_what_may_be_there() {
+fn restart_adopts_existing_bans() {
     let mut all = acceptance(rules());
     let element = |text: &str| BanTarget::from_element(text.parse().unwrap());
     let found = [
@@ -250,13 +254,14 @@ fn restart_adopts_what_may_be_there() {
     let refused = all.adopt(at(0), found.into_iter(), exempt);
     assert_eq!(refused, ["192.0.2.8", "192.0.2.9", "2001:db8::5", "192.0.2.10"].map(element));
     assert_eq!(all.counts(), (2, 0));
-    assert_eq!(judged(&mut all, 1, &report("a", ONE)), Ok((60, None)), "one report does not end it");
+    assert_eq!(judged(&mut all, 1, &report("a", ONE)), Ok((60, None)), "a single report does not end the ban");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is sent: no ban of an exempt or wide target, none for longer than four hours, no more than the limits.
+    /// Whatever is reported, there is no ban of an exempt or wide target, none longer than four hours, and no more than
+    /// the limits.
     #[test]
     fn no_sequence_of_reports_breaks_a_rule(
         steps in prop::collection::vec((0_u64..900, 0_u8..6, 0_u8..40, 0_u64..20_000, any::<bool>(), 0_u32..8, any::<bool>()), 1..400),

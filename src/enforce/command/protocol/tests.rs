@@ -1,3 +1,5 @@
+//! Tests the messages between the daemon and the command helper: encoding, limits, and damaged bytes.
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -61,7 +63,7 @@ fn message_reads_back_unchanged() {
 }
 
 #[test]
-fn the_fuzzers_start_from_real_messages() {
+fn fuzz_corpus_has_real_messages() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/spawner");
     for (name, is_request) in [("request_", true), ("answer_", false)] {
         for number in 0..3 {
@@ -90,7 +92,7 @@ fn request_cannot_name_a_program() {
         assert!(Request::read(&[name, &whole].concat()).is_none());
         assert!(Request::read(name).is_none());
     }
-    // Only two commands can be meant.
+    // The protocol has only two commands.
     for which in 2..=u8::MAX {
         let mut bytes = whole.clone();
         bytes[9] = which;
@@ -110,7 +112,7 @@ fn unknown_target_is_refused() {
 }
 
 #[test]
-fn texts_are_cut_and_drive_no_terminal() {
+fn texts_are_cut_and_control_no_terminal() {
     let ran = Ran {
         outcome: Outcome::NotStarted("\u{1b}[2J\n".repeat(10_000)),
         output: "é".repeat(100_000),
@@ -125,7 +127,7 @@ fn texts_are_cut_and_drive_no_terminal() {
 
 proptest! {
     #[test]
-    fn no_bytes_upset_either_side(bytes in vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_cause_no_panic(bytes in vec(any::<u8>(), 0..200)) {
         fuzz(&bytes);
     }
 

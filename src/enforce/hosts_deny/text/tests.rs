@@ -1,3 +1,5 @@
+//! Tests the changes to the text of hosts.deny: entries are added and removed, and all other bytes are kept.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -11,7 +13,7 @@ fn rule(address: &str) -> Rule {
     Rule { target, rule: format!("ALL: {}", hosts_pattern(target)), until: "never".to_owned() }
 }
 
-/// The file after adding and removing these; the same bytes where nothing changes.
+/// The file after adding and removing these targets; the same bytes if nothing changes.
 fn edited(text: impl AsRef<[u8]>, add: &[&str], remove: &[&str]) -> Vec<u8> {
     let text = text.as_ref();
     let add: Vec<Rule> = add.iter().map(|address| rule(address)).collect();
@@ -50,14 +52,18 @@ fn entry_is_appended_read_and_removed() {
 }
 
 #[test]
-fn concurrent_items_keep_their_order() {
+fn entries_keep_their_order() {
     let with = edit("", &["192.0.2.9", "2001:db8::1", "192.0.2.7", "192.0.2.9"], &[]);
     assert_eq!(held(&with), ["2001:db8::/64", "192.0.2.7", "192.0.2.9"]);
-    assert_eq!(edit(&with, &["192.0.2.7", "2001:db8::2"], &[]), with, "no target gets a second line");
+    assert_eq!(edit(&with, &["192.0.2.7", "2001:db8::2"], &[]), with, "no target gets a second entry");
     let two = edit(&with, &["192.0.2.1"], &["192.0.2.9", "2001:db8::"]);
     assert_eq!(held(&two), ["192.0.2.7", "192.0.2.1"]);
     let doubled = format!("{ENTRY}x: y\n{ENTRY}");
-    assert_eq!(edit(&doubled, &["192.0.2.7"], &[]), format!("{ENTRY}x: y\n"), "an editor's copy goes");
+    assert_eq!(
+        edit(&doubled, &["192.0.2.7"], &[]),
+        format!("{ENTRY}x: y\n"),
+        "a duplicate made by an editor is removed"
+    );
     assert_eq!(edit(&doubled, &[], &["192.0.2.7"]), "x: y\n");
 }
 
@@ -88,7 +94,7 @@ fn moved_entries_stay_ours() {
 
 #[test]
 fn incomplete_entry_belongs_to_administrator() {
-    let cases = [
+    let incomplete = [
         "ALL: 192.0.2.7\n",
         "# portsentry: 192.0.2.7 until never\n",
         "# portsentry: 192.0.2.7 until never\n\nALL: 192.0.2.7\n",
@@ -107,7 +113,7 @@ fn incomplete_entry_belongs_to_administrator() {
         "# portsentry: 2001:db8::/32\nALL: [2001:db8::]/48\n",
         "# portsentry: \nALL: 192.0.2.7\n",
     ];
-    for text in cases {
+    for text in incomplete {
         assert!(held(text).is_empty(), "{text:?}");
         assert_eq!(edit(text, &[], &["192.0.2.7", "2001:db8::"]), text);
     }
@@ -133,7 +139,7 @@ fn existing_foreign_rule_is_not_repeated() {
     assert_eq!(
         edit("ALL: 192.0.2.7", &["192.0.2.7"], &[]),
         format!("{ENTRY}ALL: 192.0.2.7"),
-        "nor does an unended one"
+        "nor does an incomplete one"
     );
 }
 
@@ -156,12 +162,12 @@ fn line_endings_are_kept() {
     assert_eq!(with, format!("{text}{}", ENTRY.replace('\n', "\r\n")));
     assert_eq!(held(&with), ["192.0.2.7"]);
     assert_eq!(edit(&with, &[], &["192.0.2.7"]), text);
-    // To the wrappers a backslash before CR LF joins nothing.
+    // TCP wrappers do not join lines at a backslash before CR LF.
     assert_eq!(edit("a: b\\\r\n", &["192.0.2.7"], &[]), format!("a: b\\\r\n{}", ENTRY.replace('\n', "\r\n")));
 }
 
 #[test]
-fn bytes_that_are_no_text_are_kept() {
+fn non_utf8_bytes_are_kept() {
     let text = b"# caf\xe9 \xff\xfe\nsshd: \x1b[2J\n";
     let with = edited(text, &["192.0.2.7"], &[]);
     assert!(with.starts_with(text));
@@ -190,7 +196,7 @@ fn truncated_hosts_deny_loses_no_foreign_byte() {
     }
 }
 
-/// Lines that make trouble, one after another.
+/// Lines that are difficult to parse.
 fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         Just(ENTRY.as_bytes().to_vec()),

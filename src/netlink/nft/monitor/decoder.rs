@@ -225,7 +225,7 @@ mod tests {
             list.put(2, &812_u32.to_be_bytes());
             list.put(3, name);
         });
-        // The one notification without a family.
+        // The only notification without a family.
         patch(&mut bytes, 16, [0]);
         bytes
     }
@@ -253,7 +253,7 @@ mod tests {
         assert!(!decoder.open);
         assert_eq!(decoder.author, Some(Author { process: 812, name: "a?[2J?? and far".to_owned() }));
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
-        assert_eq!(decoder.author, None, "the author of the next transaction is not named yet");
+        assert_eq!(decoder.author, None, "the author of the next transaction is not known yet");
     }
 
     #[test]
@@ -266,13 +266,13 @@ mod tests {
     }
 
     #[test]
-    fn queue_after_loss_stays_silent_until_empty() {
+    fn queue_is_discarded_after_loss() {
         let mut decoder = Decoder::default();
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
         decoder.lose();
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
         assert_eq!(decoder.drain(), [Change::Overrun]);
-        assert_eq!(decoder.drain(), [Change::Overrun], "while it lasts");
+        assert_eq!(decoder.drain(), [Change::Overrun], "until the queue is empty");
         decoder.lost = false;
         decoder.drain();
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 3]), &[]);

@@ -1,4 +1,4 @@
-//! Scanners that know the rules, one for each excuse and each threshold.
+//! Scanners that know the rules, one for each exception and each threshold.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::honest::operations::{NEW_PORTS, SHORT_PORTS, TESTED_PORTS};
 use crate::host::{Bind, Reply};
 use crate::world::{Actor, Role, World};
 
-/// The time between two of each kind.
+/// The time between two scanners of one kind.
 const EVERY: Duration = days(15);
 
 pub(super) fn populate(world: &mut World) {
@@ -21,18 +21,18 @@ pub(super) fn populate(world: &mut World) {
     evader(world, "knows the window: a port in 16 minutes", |world, chance, source| {
         in_turn(world, chance, source, minutes(16), &POPULAR[..20])
     });
-    // One port more than that.
+    // One more port than that.
     evader(world, "knows the window: a port in 14 minutes", |world, chance, source| {
         in_turn(world, chance, source, minutes(14), &POPULAR[..20])
     });
-    // Ports that look like those of answers.
+    // Source ports that look like those of replies.
     evader(world, "looks like answers: from port 53", |world, _, source| {
         let source = SocketAddr::new(source, 53);
         let packet =
             |(n, port): (u32, &u16)| (Duration::from_millis(5) * n, world.tcp_packet(source, *port, TcpFlags::SYN));
         (0..).zip(&POPULAR).map(packet).collect()
     });
-    // Segments that are no connections.
+    // Segments that open no connection.
     evader(world, "looks like connections: ACK", |world, chance, source| {
         with_flags(world, chance, source, TcpFlags::ACK)
     });
@@ -44,7 +44,7 @@ pub(super) fn populate(world: &mut World) {
     evader(world, "XMAS", |world, chance, source| {
         with_flags(world, chance, source, TcpFlags::FIN | TcpFlags::PSH | TcpFlags::URG)
     });
-    // Ports that were open a moment ago are excused, so it asks after those of services, many times, and others now and then.
+    // Ports that were just open are forgiven, so it probes those of services many times, and others in between.
     evader(world, "hides among retries of services", |world, chance, source| {
         let services: Vec<u16> = world.host.profile.services.iter().map(|service| service.port).collect();
         let mut ports = Vec::new();
@@ -54,11 +54,11 @@ pub(super) fn populate(world: &mut World) {
         }
         in_turn(world, chance, source, minutes(1), &ports)
     });
-    // Ports that no default list watches.
+    // Ports that are not in the default list.
     evader(world, "knows the list: 20000 to 20100", |world, chance, source| {
         in_turn(world, chance, source, Duration::from_millis(5), &(20_000..20_100).collect::<Vec<_>>())
     });
-    // Remembered services are excused, whether they are up or not; so are ports that listened for some minutes.
+    // Remembered services are forgiven even while they are down; so are ports that listened for some minutes.
     evader(world, "knows services that come and go", |world, chance, source| {
         let mut ports = NEW_PORTS.to_vec();
         ports.extend(world.host.profile.services.iter().map(|service| service.port));
@@ -76,7 +76,7 @@ pub(super) fn populate(world: &mut World) {
         chance.shuffle(&mut ports);
         in_turn(world, chance, source, seconds(1), &ports[..100])
     });
-    // Ports that belong together count as one, up to four of them, and so one more may be asked.
+    // Up to four related ports count as one, so one more may be probed.
     evader(world, "knows related ports: mail", |world, chance, source| {
         in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25, 23])
     });
@@ -121,7 +121,7 @@ fn evader(
     });
 }
 
-/// SYNs to these ports, one after the other.
+/// SYNs to these ports, one after another.
 fn in_turn(world: &World, chance: &mut Chance, source: IpAddr, gap: Duration, ports: &[u16]) -> Packets {
     let probe = |(n, port): (u32, &u16)| {
         let source = SocketAddr::new(source, chance.client_port());

@@ -1,4 +1,4 @@
-//! Forgers: SYNs in the name of an honest source, so that the program bans it.
+//! Forgers: they send SYNs with the address of an honest source to get it banned.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +11,7 @@ use crate::world::{Actor, Role, World};
 
 const FORGER: Role = Role::Dishonest("forger with a victim of choice");
 
-/// Two ports are forgiven, and hold the victim as often as the rules allow.
+/// Probes two ports, which are forgiven, and makes the kernel hold the victim as often as the rules allow.
 const HOLDER: Role = Role::Dishonest("forger that holds a victim, two ports");
 
 pub(super) fn populate(world: &mut World) {
@@ -42,7 +42,7 @@ struct Forger {
 impl Actor for Forger {
     fn act(&mut self, world: &mut World) -> Option<Timestamp> {
         let source = SocketAddr::new(self.victim, self.chance.client_port());
-        // The answer goes to the victim.
+        // The reply goes to the victim.
         let port = 1 + u16::try_from(self.chance.below(1_023)).unwrap_or(0);
         world.syn(source, port);
         self.left -= 1;

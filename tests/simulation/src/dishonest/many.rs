@@ -1,4 +1,5 @@
-//! Scans by many sources, or in the name of many: zmap, the background noise of the Internet, botnets, decoys, floods.
+//! Scans from many sources or with many forged ones: zmap, the background noise of the Internet, botnets, decoys,
+//! floods.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -67,7 +68,8 @@ pub(super) fn populate(world: &mut World) {
     });
 }
 
-/// Each source asks two ports, which is forgiven; together they ask hundreds. It is found where the scan is reported.
+/// Each source probes two ports, which are forgiven; together they probe hundreds. It counts as found if the
+/// distributed scan is reported.
 struct Botnet {
     chance: Chance,
     left: u32,

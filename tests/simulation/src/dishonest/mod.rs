@@ -1,4 +1,4 @@
-//! Dishonest behaviour: scanners of every speed, alone and together, those that know the rules, and forgers.
+//! Dishonest behaviour: scanners of every speed, alone and together, scanners that know the rules, and forgers.
 
 mod evaders;
 mod forgers;

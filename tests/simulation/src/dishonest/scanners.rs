@@ -1,4 +1,4 @@
-//! Scanners of one address: nmap at each of its timings, popular ports first, and masscan in random order.
+//! Scanners with one address: nmap with each of its timings, popular ports first, and masscan in random order.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::chance::{Chance, days};
 use crate::host::Reply;
 use crate::world::{Actor, Role, World};
 
-/// The hundred TCP ports that nmap asks first, by the frequency of nmap's own survey.
+/// The hundred TCP ports that nmap probes first, by the frequency in nmap's own survey.
 pub(super) const POPULAR: [u16; 100] = [
     80, 23, 443, 21, 22, 25, 3_389, 110, 445, 139, 143, 53, 135, 3_306, 8_080, 1_723, 111, 995, 993, 5_900, 1_025, 587,
     8_888, 199, 1_720, 465, 548, 113, 81, 6_001, 10_000, 514, 5_060, 179, 1_026, 2_000, 8_443, 8_000, 32_768, 554, 26,
@@ -20,33 +20,34 @@ pub(super) const POPULAR: [u16; 100] = [
     2_717, 4_899, 9_100, 119, 37,
 ];
 
-/// How a kind of scanner goes about it.
+/// The parameters of a kind of scanner.
 #[derive(Clone, Copy)]
-struct Manner {
+struct Profile {
     role: &'static str,
     /// The time between two probes.
     gap: Duration,
     ports: usize,
     popular_first: bool,
-    /// It ends after so many probes in a row without an answer.
+    /// It ends after this many probes in a row without a reply.
     patience: u32,
     /// The time between two such scans of one host.
     every: Duration,
 }
 
-const fn nmap(role: &'static str, gap_micros: u64, ports: usize, every: Duration) -> Manner {
-    Manner { role, gap: Duration::from_micros(gap_micros), ports, popular_first: true, patience: 60, every }
+const fn nmap(role: &'static str, gap_micros: u64, ports: usize, every: Duration) -> Profile {
+    Profile { role, gap: Duration::from_micros(gap_micros), ports, popular_first: true, patience: 60, every }
 }
 
-/// nmap's reference guide has the gaps of T0 to T2; those of T3 to T5 follow the answers, and are typical ones.
-const MANNERS: [Manner; 7] = [
+/// nmap's reference guide defines the gaps of T0 to T2; those of T3 to T5 depend on the replies, and are typical
+/// values.
+const MANNERS: [Profile; 7] = [
     nmap("nmap -T5", 300, 1_000, days(6)),
     nmap("nmap -T4", 1_000, 1_000, days(6)),
     nmap("nmap -T3", 3_000, 1_000, days(6)),
     nmap("nmap -T2", 400_000, 300, days(12)),
     nmap("nmap -T1", 15_000_000, 100, days(20)),
     nmap("nmap -T0", 300_000_000, 60, days(20)),
-    Manner {
+    Profile {
         role: "masscan",
         gap: Duration::from_millis(10),
         ports: 3_000,
@@ -57,21 +58,21 @@ const MANNERS: [Manner; 7] = [
 ];
 
 pub(super) fn populate(world: &mut World) {
-    for manner in MANNERS {
-        rare(world, manner.role, manner.every, move |world, mut chance| {
-            let role = Role::Dishonest(manner.role);
+    for profile in MANNERS {
+        rare(world, profile.role, profile.every, move |world, mut chance| {
+            let role = Role::Dishonest(profile.role);
             let (v4, v6) = world.new_addresses(role);
             let source = if chance.is(0.2) { IpAddr::from(v6) } else { v4.into() };
-            let ports = order(&mut chance, manner.ports, manner.popular_first);
-            world.spawn(role, world.now, Scanner { manner, source, ports, chance, unanswered: 0 });
+            let ports = port_order(&mut chance, profile.ports, profile.popular_first);
+            world.spawn(role, world.now, Scanner { profile, source, ports, chance, unanswered: 0 });
         });
     }
 }
 
 /// The ports of a scan, the first one last.
-fn order(chance: &mut Chance, count: usize, popular_first: bool) -> Vec<u16> {
+fn port_order(chance: &mut Chance, count: usize, popular_first: bool) -> Vec<u16> {
     let mut first = if popular_first { POPULAR.to_vec() } else { Vec::new() };
-    // nmap moves the most popular ones to the front of a random order.
+    // nmap moves the most popular ports to the front of a random order.
     let front = first.len().min(25);
     chance.shuffle(&mut first[..front]);
     first.truncate(count);
@@ -83,7 +84,7 @@ fn order(chance: &mut Chance, count: usize, popular_first: bool) -> Vec<u16> {
 }
 
 struct Scanner {
-    manner: Manner,
+    profile: Profile,
     source: IpAddr,
     ports: Vec<u16>,
     chance: Chance,
@@ -95,14 +96,14 @@ impl Actor for Scanner {
         let port = self.ports.pop()?;
         let source = SocketAddr::new(self.source, self.chance.client_port());
         self.unanswered = if world.syn(source, port) == Reply::Silence { self.unanswered + 1 } else { 0 };
-        let more = !self.ports.is_empty() && self.unanswered < self.manner.patience;
-        more.then(|| world.now.after(self.manner.gap))
+        let more = !self.ports.is_empty() && self.unanswered < self.profile.patience;
+        more.then(|| world.now.after(self.profile.gap))
     }
 }
 
 const BOOT: Role = Role::Dishonest("knows settling: right after a boot");
 
-/// A scanner that waits for the host to come up, and asks before its services are there.
+/// A scanner that waits for the host to boot, and probes before its services are up.
 pub(crate) fn meet_boot(world: &mut World) {
     let (v4, _) = world.new_addresses(BOOT);
     let mut chance = world.chance("scanner at boot", world.now.since_origin().as_secs());

@@ -1,5 +1,5 @@
-//! The host's own client traffic and what comes back: answers of resolvers and time servers that are late, also to ports
-//! that look like services, servers that ask back, and web servers whose last segments come after the socket is gone.
+//! The host's own client traffic and the replies: late replies of resolvers and time servers, also to ports of
+//! services, servers that connect back, and web servers whose last segments arrive after the socket is closed.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -24,8 +24,8 @@ pub(super) fn populate(world: &mut World) {
     steady(world, "outgoing mail", hours(8), send_mail);
 }
 
-/// A resolver of its own asks servers from ports all over the range, as unbound does; the stub asks the configured one. The
-/// socket is gone after five seconds, some answers come within thirty.
+/// A local resolver queries servers from ports in the whole range, as unbound does; the stub queries the configured
+/// one. The socket is closed after five seconds, but some replies take up to thirty.
 fn ask_dns(world: &mut World, mut chance: Chance) {
     for _ in 0..4 {
         let server = if chance.is(0.5) { RESOLVER.into() } else { IpAddr::from(world.new_addresses(DNS).0) };
@@ -34,7 +34,7 @@ fn ask_dns(world: &mut World, mut chance: Chance) {
         world.originate(Protocol::Udp, own, peer, seconds(5));
         let late = if chance.is(0.3) { seconds(30) } else { Duration::from_millis(200) };
         let answer = world.udp_packet(peer, own);
-        // A server with two paths answers twice.
+        // A server with two paths replies twice.
         let times = 1 + chance.below(2);
         let packets: Vec<_> = (0..times).map(|_| (chance.between(Duration::ZERO, late), answer)).collect();
         script(world, DNS, packets);
@@ -51,7 +51,7 @@ fn ask_time(world: &mut World, mut chance: Chance) {
     }
 }
 
-/// The last segments of a connection, and resets of a server that lost its state, come when the socket is gone.
+/// The last segments of a connection, and resets of a server that lost its state, arrive after the socket is closed.
 fn download(world: &mut World, mut chance: Chance) {
     let peer = SocketAddr::new(world.new_addresses(WEB).0.into(), 443);
     let own = chance.client_port();
@@ -67,7 +67,7 @@ fn download(world: &mut World, mut chance: Chance) {
     script(world, WEB, packets);
 }
 
-/// A mail server asks who is sending (ident), and whether the sender's server takes mail.
+/// A mail server connects back to identify the sender (ident) and to check that the sender's server accepts mail.
 fn send_mail(world: &mut World, mut chance: Chance) {
     let peer = world.new_addresses(MAIL).0.into();
     world.originate(Protocol::Tcp, chance.client_port(), SocketAddr::new(peer, 25), minutes(1));

@@ -1,5 +1,5 @@
-//! Clients of the host's services: regular ones that come back all day and use several services, with the retries of their
-//! TCP stacks and of their programs; pools of connections; monitoring.
+//! Clients of the host's services: regular ones that come back all day and use several services, with the retries of
+//! their TCP stacks and programs; connection pools; monitoring.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(super) fn populate(world: &mut World) {
         let mut chance = world.chance("regular client", index);
         let (v4, v6) = world.new_addresses(REGULAR);
         let address = if chance.is(0.3) { IpAddr::from(v6) } else { v4.into() };
-        // What it is configured for.
+        // The services in its configuration.
         let mut services = world.host.profile.services.clone();
         services.retain(|service| address.is_ipv4() || service.bind != crate::host::Bind::V4);
         chance.shuffle(&mut services);
@@ -54,12 +54,13 @@ const CONNECTED: Role = Role::Honest("clients that lost their connections");
 const POOLS: Role = Role::Honest("connection pools");
 const MONITORS: Role = Role::Honest("monitoring");
 
-/// An application that keeps connections to one service open. When they break it opens all of them anew, at first every few seconds.
+/// An application with open connections to one service. When they break it reopens all of them, at first every few
+/// seconds.
 struct Pool {
     source: IpAddr,
     port: u16,
     chance: Chance,
-    /// Attempts in vain since the last success; `None` while it is connected.
+    /// Failed attempts since the last success; `None` while it is connected.
     failures: Option<u32>,
 }
 
@@ -82,7 +83,7 @@ impl Actor for Pool {
     }
 }
 
-/// A monitor checks that every service answers, also while they do not: that is what it is for.
+/// A monitor that checks every service, whether or not it is up.
 struct Monitor {
     source: IpAddr,
     chance: Chance,
@@ -103,13 +104,13 @@ impl Actor for Monitor {
             };
             failed |= !matches!(reply, Reply::SynAck | Reply::Data);
         }
-        // A failure is checked again soon.
+        // A failed check is repeated soon.
         Some(world.now.after(if failed { minutes(5) } else { CHECK_EVERY }))
     }
 }
 
-/// Clients that were connected to several services, and lose all of these connections at once: each tries to connect to all
-/// of them at the same time, until they are there.
+/// Clients with connections to several services that lose all of them at once. Each tries to reconnect to all services
+/// at the same time until it succeeds.
 pub(super) fn reconnect(world: &mut World, mut chance: Chance) {
     for _ in 0..4 {
         let (v4, _) = world.new_addresses(CONNECTED);
@@ -130,7 +131,7 @@ pub(super) fn reconnect(world: &mut World, mut chance: Chance) {
 /// One attempt to reach one service.
 #[derive(Clone, Copy)]
 struct Attempt {
-    /// Which of the client's services.
+    /// The index of the service in the client's list.
     service: usize,
     port: u16,
     /// Retransmissions of the SYN so far.
@@ -139,10 +140,10 @@ struct Attempt {
     tries: u32,
 }
 
-/// Retransmissions of a SYN that is not answered (net.ipv4.tcp_syn_retries is 6, most programs give up earlier).
+/// Retransmissions of an unanswered SYN (net.ipv4.tcp_syn_retries is 6, most programs give up earlier).
 const RETRANSMISSIONS: u32 = 4;
 
-/// A client that visits each of its services in turn, and tries again where it is refused, as programs do.
+/// A client that visits its services in turn, and tries again if it is refused, as programs do.
 struct Client {
     address: IpAddr,
     services: Vec<Service>,
@@ -159,7 +160,7 @@ impl Client {
         Attempt { service, port: 32_768 + self.next_port, sent: 0, tries }
     }
 
-    /// Goes on with the next service, or ends the visit.
+    /// Continues with the next service, or ends the visit.
     fn next(&mut self, world: &World, service: usize) -> Option<Timestamp> {
         if service + 1 < self.services.len() {
             self.attempt = Some(self.begin(service + 1, 0));
@@ -192,7 +193,7 @@ impl Actor for Client {
                 self.attempt = Some(Attempt { sent: attempt.sent + 1, ..attempt });
                 return Some(world.now.after(seconds(1 << attempt.sent)));
             }
-            // Programs try again, at first soon and then less and less often.
+            // Programs retry with a growing delay.
             Reply::Silence | Reply::Reset | Reply::Unreachable if attempt.tries < 6 => {
                 self.attempt = Some(self.begin(attempt.service, attempt.tries + 1));
                 return Some(world.now.after(seconds(5 << attempt.tries)));

@@ -1,4 +1,4 @@
-//! Neighbours on a local network: service discovery, and programs that look at every device.
+//! Neighbours on a local network: service discovery, and programs that probe every device.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -27,7 +27,7 @@ fn neighbour(world: &mut World, role: Role, chance: &mut Chance) -> IpAddr {
     address
 }
 
-/// Questions go to groups and to everybody, answers to the port that asked, also after it has closed.
+/// Queries go to groups and to the broadcast address, replies to the port of the query, also after it has closed.
 fn discover(world: &mut World, mut chance: Chance) {
     let source = neighbour(world, DISCOVERY, &mut chance);
     let mut packets = Vec::new();
@@ -45,7 +45,7 @@ fn discover(world: &mut World, mut chance: Chance) {
     script(world, DISCOVERY, packets);
 }
 
-/// Virus scanners, printers' programs and home automation ask every device of the network for a dozen ports.
+/// Virus scanners, printer software and home automation probe a dozen ports of every device on the network.
 fn take_inventory(world: &mut World, mut chance: Chance) {
     let address = neighbour(world, INVENTORY, &mut chance);
     let ports = [80, 443, 22, 445, 139, 8_080, 515, 631, 9_100, 5_000, 554, 8_009];

@@ -1,4 +1,4 @@
-//! What networks do to honest connections: late segments, SYN/ACKs that are lost, segments that come twice or out of order.
+//! Honest connections over bad networks: late segments, lost SYN/ACKs, duplicated or reordered segments.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -34,7 +34,7 @@ struct BadPath {
     source: SocketAddr,
     port: u16,
     chance: Chance,
-    /// Flags of the segments that are under way, the next one last.
+    /// Flags of the segments in flight, the next one last.
     segments: Vec<(Timestamp, u16)>,
     began: bool,
 }
@@ -43,14 +43,14 @@ impl Actor for BadPath {
     fn act(&mut self, world: &mut World) -> Option<Timestamp> {
         if !self.began {
             self.began = true;
-            // The SYN/ACK is lost once or twice, so the SYN comes again.
+            // The SYN/ACK is lost once or twice, so the SYN is retransmitted.
             let syns = 1 + self.chance.below(3);
             for again in 0..syns {
                 self.segments.push((world.now.after(seconds((1 << again) - 1)), TcpFlags::SYN));
             }
             let established = world.now.after(seconds(1 << syns));
             for flags in [TcpFlags::ACK, TcpFlags::ACK | TcpFlags::PSH, TcpFlags::ACK | TcpFlags::FIN] {
-                // Each may come twice, late, and after the connection is forgotten.
+                // Each segment may arrive twice, late, and after the connection is forgotten.
                 for _ in 0..1 + self.chance.below(2) {
                     let late = if self.chance.is(0.2) { minutes(10) } else { seconds(2) };
                     self.segments.push((established.after(self.chance.between(Duration::ZERO, late)), flags));

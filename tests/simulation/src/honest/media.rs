@@ -20,7 +20,7 @@ pub(super) fn populate(world: &mut World) {
     steady(world, "call", every, call);
 }
 
-/// A server browser asks a game's port and those beside it, where other servers of the same machine would be.
+/// A server browser probes a game's port and its neighbours, where other servers of the same machine would be.
 fn play(world: &mut World, mut chance: Chance) {
     let (v4, _) = world.new_addresses(GAMES);
     let mut at = Duration::ZERO;
@@ -36,7 +36,7 @@ fn play(world: &mut World, mut chance: Chance) {
     script(world, GAMES, packets);
 }
 
-/// A call: signalling, then voice to a pair of ports that the host opens for it, with stragglers after the end.
+/// A call: signalling, then voice to a pair of ports that the host opens for it, with late packets after the end.
 fn call(world: &mut World, mut chance: Chance) {
     let (v4, _) = world.new_addresses(VOICE);
     let signalling = SocketAddr::new(v4.into(), 5_060);
@@ -46,7 +46,7 @@ fn call(world: &mut World, mut chance: Chance) {
     let mut packets = vec![(Duration::ZERO, world.udp_packet(signalling, 5_060))];
     for (port, peer) in [(own, voice), (own + 1, SocketAddr::new(voice.ip(), voice.port() + 1))] {
         world.originate(Protocol::Udp, port, peer, lasts);
-        // The host goes on sending, but of that nothing is needed here; stragglers come for a second.
+        // The host keeps sending, which does not matter here; late packets arrive for a second.
         let times = [Duration::from_millis(200), lasts / 2, lasts, lasts + Duration::from_millis(700)];
         packets.extend(times.map(|at| (at, world.udp_packet(peer, port))));
     }

@@ -1,4 +1,4 @@
-//! Honest behaviour, from what the field reports: none of these sources may be banned.
+//! Honest behaviour, based on reports from practice: none of these sources may be banned.
 
 mod answers;
 mod clients;

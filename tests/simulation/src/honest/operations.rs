@@ -1,5 +1,5 @@
-//! What the host's operators and programs do: restarts, maintenance, reboots, crashes, services that move to another port,
-//! containers that come and go.
+//! Actions of the host's operators and programs: restarts, maintenance, reboots, crashes, services that move to another
+//! port, containers that start and stop.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -17,11 +17,11 @@ use crate::world::{Actor, Role, World};
 pub(super) fn populate(world: &mut World) {
     let pace = world.pace();
     let plans = [
-        // A certificate is renewed, a package upgraded: one service, for a moment.
+        // A certificate is renewed or a package upgraded: one service restarts.
         (Kind::Restart, days(2)),
-        // All of them: a library was upgraded.
+        // A library is upgraded: all services restart.
         (Kind::RestartAll, days(14)),
-        // A service is stopped on purpose, for longer than a client's patience.
+        // A service is stopped on purpose, for longer than clients retry.
         (Kind::Maintenance, days(45)),
         (Kind::Reboot, days(30)),
         (Kind::CrashLoop, days(30)),
@@ -52,22 +52,22 @@ enum Kind {
     RestartAll,
     Maintenance,
     Reboot,
-    /// A service crashes again and again, and is started again each time.
+    /// A service crashes repeatedly, and is restarted each time.
     CrashLoop,
-    /// A service moves to another port for good; its clients learn that over the next days. It moves back after a while, so
-    /// that the host stays what it is.
+    /// A service moves to another port; its clients learn of it over the next days. It moves back after a while, so
+    /// that the host stays the same.
     PortChange,
-    /// A container with a port that was not published before runs for a while.
+    /// A container with a previously unpublished port runs for a while.
     NewContainer,
-    /// Several services that were not there before start in the same moment.
+    /// Several new services start at the same time.
     NewServices,
-    /// The same host on a new disk: what the program remembered is gone, and its clients are not.
+    /// The host gets a new disk: the program has lost its memory, but the clients are the same.
     Reinstall,
-    /// After a reboot two services do not come up before an operator has mended them.
+    /// After a reboot two services do not start until an operator repairs them.
     BrokenBoot,
     /// The program is upgraded.
     ProgramRestart,
-    /// A transfer or a debugging aid of the system listens for some minutes.
+    /// A transfer or a debugging tool of the system listens for some minutes.
     ShortService,
     /// An operator's test listens on three hundred ports for an hour.
     PortTest,
@@ -106,7 +106,7 @@ enum Step {
 /// Ports of services that start together.
 pub(crate) const NEW_PORTS: [u16; 4] = [3_306, 6_379, 8_088, 9_200];
 
-/// Ports that listen for some minutes, and that the built-in list watches.
+/// Ports that listen for some minutes, and are in the built-in list.
 pub(crate) const SHORT_PORTS: [u16; 4] = [111, 873, 2_049, 8_000];
 
 /// Ports on which an operator's test listens.
@@ -120,7 +120,7 @@ struct Operation {
     kind: Kind,
     mean: Duration,
     chance: Chance,
-    /// What is still to be done, the next step last.
+    /// The remaining steps, the next one last.
     plan: Vec<(Timestamp, Step)>,
 }
 
@@ -184,7 +184,7 @@ impl Operation {
                     let takes = if number < broken {
                         chance.between(minutes(20), hours(8))
                     } else {
-                        // Databases and Java take their time, but not on a new disk.
+                        // Databases and Java start slowly, but not on a new disk.
                         let slow = if chance.is(0.2) && !reinstalled { minutes(6) } else { seconds(20) };
                         chance.between(seconds(1), slow)
                     };
@@ -253,7 +253,7 @@ impl Actor for Operation {
     }
 }
 
-/// Clients of a new container, the first one right after it has started.
+/// Clients of a new container, the first one right after its start.
 fn visitors(world: &mut World, port: u16) {
     const ROLE: Role = Role::Honest("clients of new containers");
     let mut chance = world.chance("visitor of a container", u64::from(port));
@@ -271,7 +271,7 @@ fn visitors(world: &mut World, port: u16) {
     }
 }
 
-/// Whatever deploys services asks each of them within a second whether it is there, and sends to those that only listen.
+/// Deployment tools check each new service within a second, and send datagrams to services that do not reply.
 fn health_checks(world: &mut World) {
     const ROLE: Role = Role::Honest("health checks of new services");
     let mut chance = world.chance("health check", 0);
@@ -284,7 +284,7 @@ fn health_checks(world: &mut World) {
     script(world, ROLE, checks);
 }
 
-/// Partners of a transfer connect as long as its ports listen, and try each for a minute more.
+/// Partners of a transfer connect while its ports listen, and retry each for another minute.
 fn transfers(world: &mut World, number: u32) {
     const ROLE: Role = Role::Honest("partners of short transfers");
     let mut chance = world.chance("transfer", number.into());

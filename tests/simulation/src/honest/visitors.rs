@@ -1,4 +1,4 @@
-//! Sources that come once or now and then: browsers, phones, many people behind one address, crawlers, mail programs that
+//! Sources that visit once or rarely: browsers, phones, many users behind one address, crawlers, mail programs that
 //! guess ports.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -29,14 +29,14 @@ pub(super) fn populate(world: &mut World) {
     rare(world, "mail program", if mail { days(3) } else { days(60) }, guess);
 }
 
-/// A browser asks by HTTPS first, over IPv6 and a moment later over IPv4 (RFC 8305), by QUIC as well, and goes on by HTTP.
+/// A browser connects by HTTPS over IPv6 and shortly later over IPv4 (RFC 8305), also by QUIC, and then by HTTP.
 fn browse(world: &mut World, mut chance: Chance) {
     let (v4, v6) = world.new_addresses(BROWSERS);
-    let moment = Duration::from_millis(250);
+    let delay = Duration::from_millis(250);
     let mut packets = Vec::new();
     for (round, port) in [443, 80].into_iter().enumerate() {
         let began = seconds(round as u64);
-        for (after, address) in [(Duration::ZERO, IpAddr::from(v6)), (moment, v4.into())] {
+        for (after, address) in [(Duration::ZERO, IpAddr::from(v6)), (delay, v4.into())] {
             let source = SocketAddr::new(address, chance.client_port());
             packets.push((began + after, world.tcp_packet(source, port, TcpFlags::SYN)));
             if port == 443 {
@@ -47,7 +47,7 @@ fn browse(world: &mut World, mut chance: Chance) {
     script(world, BROWSERS, packets);
 }
 
-/// A phone synchronizes mail, calendar and chat, and comes from another address each time: Wi-Fi, and mobile networks.
+/// A phone synchronizes mail, calendar and chat, and has a new address each time: Wi-Fi, and mobile networks.
 fn phone(world: &mut World, mut chance: Chance) {
     let ports = tcp_ports(world);
     let mut packets = Vec::new();
@@ -67,13 +67,13 @@ fn phone(world: &mut World, mut chance: Chance) {
     script(world, PHONES, packets);
 }
 
-/// What people come for.
+/// The ports that users visit.
 fn tcp_ports(world: &World) -> Vec<u16> {
     let services = world.host.profile.services.iter();
     services.filter(|service| service.protocol == Protocol::Tcp).map(|service| service.port).collect()
 }
 
-/// What people try in vain: alternative web ports, remote desktops, mail, FTP.
+/// Ports that users try without success: alternative web ports, remote desktops, mail, FTP.
 const MISTAKES: [u16; 8] = [8_080, 8_443, 21, 3_389, 110, 995, 5_900, 2_222];
 
 /// A day of some hundred people who share one address. Their connections last until the server closes them, at most 75 seconds.
@@ -116,7 +116,7 @@ impl Actor for Carrier {
     }
 }
 
-/// A crawler comes from many addresses of one network, to the two ports of the web.
+/// A crawler with many addresses of one network visits the two web ports.
 fn crawl(world: &mut World, mut chance: Chance) {
     let network = 11 << 24 | 0xc0_0000 | chance.below(64) << 8;
     let packets: Vec<_> = (0..8)
@@ -131,7 +131,7 @@ fn crawl(world: &mut World, mut chance: Chance) {
     script(world, CRAWLERS, packets);
 }
 
-/// A mail program that knows a domain and nothing else tries the usual ports of IMAP, POP3 and submission, some at a time.
+/// A mail program that knows only a domain tries the usual ports of IMAP, POP3 and submission, some at a time.
 fn guess(world: &mut World, mut chance: Chance) {
     let (v4, v6) = world.new_addresses(MAIL);
     let address = if chance.is(0.4) { IpAddr::from(v6) } else { v4.into() };
@@ -149,8 +149,8 @@ fn guess(world: &mut World, mut chance: Chance) {
 
 const WORKERS: Role = Role::Honest("connected users that try ports");
 
-/// A user who has a session on the host, or reads mail on it, tries a handful of ports where something might be: what was
-/// called 8080 on another host, a database, a printer.
+/// A user with a session on the host, or a reader of mail on it, tries a handful of likely ports: 8080 as on another
+/// host, a database, a printer.
 struct Worker {
     source: IpAddr,
     /// The service of the session.
@@ -166,7 +166,7 @@ fn work(world: &mut World, mut chance: Chance) {
     let session = chance.pick(&own.map(|service| service.port).collect::<Vec<_>>());
     let mut ports = MISTAKES.to_vec();
     chance.shuffle(&mut ports);
-    // Up to five, which with the mistake of a moment ago are still fewer than a scan of a connected peer.
+    // At most five ports, which together with a recent mistake are still fewer than a scan by a connected peer.
     ports.truncate(1 + usize::try_from(chance.below(5)).unwrap_or(0));
     world.spawn(WORKERS, world.now, Worker { source: v4.into(), session: Some(session), ports, chance });
 }
@@ -182,7 +182,7 @@ impl Actor for Worker {
             return Some(world.now.after(self.chance.between(seconds(20), minutes(20))));
         }
         let port = *self.ports.last()?;
-        // A SYN that nothing answers is sent again.
+        // An unanswered SYN is retransmitted.
         if world.syn(source, port) == Reply::Silence {
             return Some(world.now.after(seconds(1)));
         }

@@ -1,4 +1,4 @@
-//! What the daemon writes into the sets of the model, and what it and tests read from them.
+//! The daemon's changes to the sets of the model, and the contents that it and the tests read.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ impl Kernel {
         self.family(target.element()).blocked.elements.remove(&target);
     }
 
-    /// The daemon has the trap count these from zero. The ports that they touched stay known.
+    /// The daemon makes the trap count these from zero. The ports that they probed stay known.
     pub fn forget(&mut self, targets: &[BanTarget]) {
         for target in targets {
             let family = self.family(target.element());
@@ -28,7 +28,7 @@ impl Kernel {
         }
     }
 
-    /// The daemon has the trap count every source from zero.
+    /// The daemon makes the trap count every source from zero.
     pub fn forget_all(&mut self) {
         for family in [&mut self.v4, &mut self.v6] {
             family.suspects.elements.clear();
@@ -38,14 +38,14 @@ impl Kernel {
         }
     }
 
-    /// The daemon makes room in `caught`.
+    /// The daemon removes targets from `caught`.
     pub fn release(&mut self, targets: &[BanTarget]) {
         for target in targets {
             self.family(target.element()).caught.elements.remove(target);
         }
     }
 
-    /// How the trap counts; `None` where there is none.
+    /// How the trap counts; `None` if it is off.
     #[must_use]
     pub fn trap(&self) -> Option<Trap> {
         self.trap
@@ -63,7 +63,7 @@ impl Kernel {
         [&self.v4, &self.v6].map(|family| family.caught.live(now)).concat()
     }
 
-    /// Every ban, to be kept over a reboot.
+    /// All bans, to be kept across a reboot.
     #[must_use]
     pub fn bans(&self, now: Timestamp) -> Vec<(BanTarget, Expiry)> {
         let live = |family: &Family| {
@@ -76,7 +76,7 @@ impl Kernel {
         [live(&self.v4), live(&self.v6)].concat()
     }
 
-    /// The contents of a set, as addresses with a port where the set has one, in order; for comparisons.
+    /// The contents of a set, sorted, as addresses with a port if the set has one; for comparisons.
     #[must_use]
     pub fn set(&self, now: Timestamp, name: &str) -> Vec<(IpAddr, Option<u16>)> {
         let family = if name.ends_with('6') { &self.v6 } else { &self.v4 };

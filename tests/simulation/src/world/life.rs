@@ -1,5 +1,4 @@
-//! What happens to the host and to the program on it: services start and stop, the host goes down and comes up, the program
-//! restarts.
+//! Events of the host and the program: services start and stop, the host goes down and comes up, the program restarts.
 
 use portsentry::types::Timestamp;
 
@@ -19,7 +18,7 @@ impl World {
         self.catch_up();
         let tick = next_tick(self.now);
         if !self.down {
-            // The daemon has seen every second that it was served.
+            // The daemon has observed every second in which it was served.
             let last = Timestamp::at(tick.since_origin() - TICK);
             self.daemon.see_out(last, &self.host);
         }
@@ -29,7 +28,7 @@ impl World {
         self.note(|| format!("the service on {:?} port {} {state}", service.protocol, service.port));
     }
 
-    /// The host goes down: nothing answers and nothing is seen until [`World::boot`].
+    /// The host goes down: it sends and receives nothing until [`World::boot`].
     pub fn power_off(&mut self) {
         self.catch_up();
         self.daemon.see_out(self.now, &self.host);
@@ -38,8 +37,8 @@ impl World {
         self.note(|| "the host goes down".to_owned());
     }
 
-    /// The host comes up, with the program and without any service; bans are restored from the ledger, which is empty where
-    /// the host was installed anew.
+    /// The host comes up, with the program and without any service. Bans are restored from the ledger, which is empty
+    /// if the host was reinstalled.
     pub fn boot(&mut self, keeps_ledger: bool) {
         self.down = false;
         let bans = if keeps_ledger { self.kernel.bans(self.now) } else { Vec::new() };
@@ -52,7 +51,7 @@ impl World {
         self.note(|| format!("the host is up{state}, and the program runs"));
     }
 
-    /// The program ends and starts: an upgrade. The kernel's table stays.
+    /// The program ends and starts, as in an upgrade. The kernel's table stays.
     pub fn restart_program(&mut self) {
         if self.down {
             return;

@@ -1,4 +1,4 @@
-//! What is recorded of a run while it goes.
+//! Records the events of a run.
 
 use portsentry::types::{BanTarget, Expiry, Timestamp};
 use portsentry::wire::Packet;
@@ -9,7 +9,7 @@ use crate::kernel::Passage;
 use crate::outcome::{HonestBan, MAX_MISSED};
 
 impl World {
-    /// Records what became of a packet.
+    /// Records the outcome of a packet.
     pub(super) fn record(&mut self, role: Role, packet: &Packet, port: u16, passage: Passage, judgement: &Judgement) {
         if passage == Passage::Trapped {
             let tick = next_tick(self.now);
@@ -36,7 +36,7 @@ impl World {
                 let long = |expiry: &Expiry| !matches!(expiry, Expiry::After(span) if *span <= CAPPED_BAN);
                 seen.long_bans += u64::from(matches!(judgement, Judgement::Ban { expiry, .. } if long(expiry)));
                 let reported = self.detector.reports_distributed_scan(self.now);
-                // What is done in the name of others finds nothing, unless it is all that the source does.
+                // Forged packets detect nothing, unless the source sends nothing else.
                 if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
                     part.ports.insert(port);
                     // What the trap alone blocks is not found yet: the program may let it go.
@@ -60,7 +60,7 @@ impl World {
         self.record_honest_ban(self.now, role, (*target, *expiry), ports.clone());
     }
 
-    /// Records that a ban of the trap, on which the program has no verdict, is made short.
+    /// Records that a ban of the trap without a verdict of the program is shortened.
     pub(super) fn record_short_ban(&mut self, at: Timestamp, target: BanTarget) {
         self.outcome.shortened += 1;
         self.record_found(target);
@@ -68,7 +68,7 @@ impl World {
         self.record_honest_ban(at, role, (target, Expiry::After(CAPPED_BAN)), "what the trap counted".to_owned());
     }
 
-    /// Records that a source is found which waited while the host settled, be its scan over or not.
+    /// Records the detection of a source that waited while the host settled, whether or not its scan has ended.
     pub(super) fn record_found(&mut self, target: BanTarget) {
         let Some((actor, Role::Dishonest(behaviour))) = self.senders.get(&target).copied() else { return };
         if self.owners.contains_key(&target) {
@@ -81,10 +81,10 @@ impl World {
         }
     }
 
-    /// Names some of the scans that were not found, to be replayed.
+    /// Lists some of the undetected scans for a replay.
     pub(super) fn name_missed(&mut self) {
         for (behaviour, step) in std::mem::take(&mut self.missed).into_values() {
-            let replay = self.moment(step);
+            let replay = self.packet_position(step);
             let seen = self.outcome.dishonest.entry(behaviour).or_default();
             if seen.missed.len() < MAX_MISSED {
                 seen.missed.push(replay);
@@ -93,7 +93,7 @@ impl World {
     }
 
     /// The packet number `step`, for [`crate::replay`].
-    fn moment(&self, step: u64) -> String {
+    fn packet_position(&self, step: u64) -> String {
         format!("{}:{}:{}:{step}", self.options.seed, self.options.pace, self.number)
     }
 
@@ -107,7 +107,7 @@ impl World {
             self.outcome.honest.entry(behaviour).or_default().bans += 1;
         }
         self.outcome.honest_bans.push(HonestBan {
-            replay: self.moment(self.step),
+            replay: self.packet_position(self.step),
             profile: self.host.profile.name,
             behaviour,
             forged,

@@ -1,4 +1,4 @@
-//! The way of a packet through the world: the kernel's rules decide first, and the engine sees it all the same.
+//! The path of a packet through the world: the kernel's rules decide first, and the engine sees every packet.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::host::Reply;
 use crate::kernel::Passage;
 
 impl World {
-    /// A packet comes from outside.
+    /// Receives a packet from outside.
     pub fn receive(&mut self, packet: Packet) -> Reply {
         self.step += 1;
         let role = self.parts.get_mut(&self.current).map_or(Role::Backstage, |part| {
@@ -60,7 +60,7 @@ impl World {
         reply
     }
 
-    /// Carries a ban out.
+    /// Applies a ban.
     pub(super) fn ban(&mut self, judgement: &Judgement) {
         if let Judgement::Ban { target, expiry, ban, .. } = judgement {
             self.kernel.block(self.now, *target, *expiry);
@@ -68,7 +68,7 @@ impl World {
         }
     }
 
-    /// Counts a hold that the last packet began against the source that it names.
+    /// Counts a hold that the last packet started against its source.
     fn note_hold(&mut self) {
         let Some((target, length)) = self.kernel.take_hold() else { return };
         let Some(behaviour) = self.owners.get(&target) else { return };
@@ -78,7 +78,7 @@ impl World {
         *seconds += length.as_secs_f64();
     }
 
-    /// The host sends what it answers.
+    /// Sends the host's reply.
     fn reply(&mut self, packet: &Packet, reply: Reply) {
         let (_, from, to) = ends(packet);
         let tcp = |flags| Transport::Tcp {
@@ -93,7 +93,7 @@ impl World {
                 Transport::Udp { source_port: to.port(), destination_port: from.port() }
             }
             (Reply::Data, _) => tcp(TcpFlags::ACK),
-            // A reset and an ICMP error teach the engine nothing.
+            // The engine learns nothing from a reset or an ICMP error.
             _ => return,
         };
         self.send(from.ip(), transport);
@@ -103,7 +103,7 @@ impl World {
         let (source, destination) = (self.host.address_for(peer), peer);
         let packet = Packet { source, destination, delivery: Delivery::Outgoing, ..self.packet(peer, transport) };
         let (protocol, from, _) = ends(&packet);
-        // The trap was armed before the engine learns of this.
+        // The trap was armed before the engine learns of this packet.
         if !self.host.is_up(protocol, from.port()) {
             self.arm();
         }

@@ -1,4 +1,4 @@
-//! What the daemon and the sensor do beside packets: they read the listeners, arm the trap and review what it caught.
+//! The periodic work of daemon and sensor: they read the listeners, arm the trap and review its bans.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::detector::CAPPED_BAN;
 use crate::host::TICK;
 
 impl World {
-    /// Does what the daemon has done since the last packet.
+    /// Does the periodic work since the last packet.
     pub(super) fn catch_up(&mut self) {
         if self.down {
             return;
@@ -42,7 +42,7 @@ impl World {
         self.judge_waiting(at);
     }
 
-    /// The judgements on the sources that waited while the host settled.
+    /// The verdicts on the sources that waited while the host settled.
     pub(super) fn judge_waiting(&mut self, at: Timestamp) {
         while self.waiting && !self.detector.is_settling(at) {
             let host = &self.host;
@@ -62,7 +62,7 @@ impl World {
         }
     }
 
-    /// Ends a ban whose evidence has become too little.
+    /// Ends a ban whose evidence is no longer sufficient.
     fn lift(&mut self, at: Timestamp, target: BanTarget) {
         self.kernel.lift(target);
         self.kernel.forget(&[target]);
@@ -77,7 +77,7 @@ impl World {
         self.note_at(at, || format!("the ban of {target} ends: its ports belong to services"));
     }
 
-    /// Arms the trap with the ports that were closed, and the sources that were connected, at the last tick.
+    /// Arms the trap with the closed ports and the connected sources of the last tick.
     pub(super) fn arm(&mut self) {
         let tick = Timestamp::at(next_tick(self.now).since_origin() - TICK);
         if self.peers_at != tick {
@@ -108,7 +108,7 @@ impl World {
         if self.detector.has_room(at) {
             self.kernel.release(&std::mem::take(&mut self.reviewed));
         }
-        // The rest waits for a verdict, or for room.
+        // The others wait for a verdict, or for room.
         if !self.kernel.caught(at).is_empty() {
             self.review_at = Some(at.after(TICK));
         }

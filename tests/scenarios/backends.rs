@@ -1,4 +1,4 @@
-//! Every way to block, alone and with others: it blocks, says so, ends when the ban does, and leaves nothing behind.
+//! Tests every backend, alone and combined: it blocks, logs the ban, ends with it, and leaves nothing behind.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -11,26 +11,26 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
-/// One way on its own: the attacker is blocked over both families, each with its line in the log, and then is not.
-fn alone(way: &str, more: &str, lines: [&str; 2]) {
+/// Tests one backend alone: the attacker is blocked over both families, with one log line each, until the ban expires.
+fn test_alone(backend: &str, more: &str, lines: [&str; 2]) {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
     let time = format!("{}s", 6 * slowness());
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &[way], more), &["--expire", &time]);
-    let keeps_out = matches!(way, "nft" | "route");
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &[backend], more), &["--expire", &time]);
+    let keeps_out = matches!(backend, "nft" | "route");
     for (v6, line) in [(false, lines[0]), (true, lines[1])] {
-        assert!(is_served_at_last(&lab, v6), "{way}: nobody is blocked yet");
+        assert!(is_served_at_last(&lab, v6), "{backend}: no source is blocked yet");
         scan(&lab, v6);
-        expect_held(&lab, way, v6, &daemon);
+        expect_held(&lab, backend, v6, &daemon);
         if keeps_out {
-            assert!(!is_served(&lab, v6), "{way} {more:?} {v6}: {:?}", held(&lab, way));
+            assert!(!is_served(&lab, v6), "{backend} {more:?} {v6}: {:?}", held(&lab, backend));
         }
-        let who = if v6 { format!("{FAR_NETWORK}/64") } else { ends(&lab, v6).0.to_string() };
-        daemon.expect_line(&line.replace("WHO", &who).replace("TIME", &time));
+        let source = if v6 { format!("{FAR_NETWORK}/64") } else { ends(&lab, v6).0.to_string() };
+        daemon.expect_line(&line.replace("SOURCE", &source).replace("TIME", &time));
     }
     expect_nothing_left(&lab);
-    assert!(is_served_at_last(&lab, false) && is_served_at_last(&lab, true), "{way}: what is over is over");
-    if way == "run" {
+    assert!(is_served_at_last(&lab, false) && is_served_at_last(&lab, true), "{backend}: the bans have ended");
+    if backend == "run" {
         commands_were_run(&lab);
     }
     daemon.stop();
@@ -41,11 +41,11 @@ fn alone(way: &str, more: &str, lines: [&str; 2]) {
 fn nft_ban_drops_or_rejects_and_expires() {
     std::thread::scope(|scope| {
         let lines = [
-            "attackalert: Host WHO has been blocked via nftables set inet portsentry blocked for TIME",
-            "attackalert: Host WHO has been blocked via nftables set inet portsentry blocked6 for TIME",
+            "attackalert: Host SOURCE has been blocked via nftables set inet portsentry blocked for TIME",
+            "attackalert: Host SOURCE has been blocked via nftables set inet portsentry blocked6 for TIME",
         ];
         for more in ["", "[block.nft]\naction = \"reject\"\nlog_drops = \"3/minute\"\nend_connections = false\n"] {
-            scope.spawn(move || alone("nft", more, lines));
+            scope.spawn(move || test_alone("nft", more, lines));
         }
     });
 }
@@ -53,26 +53,30 @@ fn nft_ban_drops_or_rejects_and_expires() {
 #[test]
 fn route_ban_of_each_kind_is_removed() {
     std::thread::scope(|scope| {
-        let lines = ["attackalert: Host WHO has been blocked via dropped route for TIME"; 2];
+        let lines = ["attackalert: Host SOURCE has been blocked via dropped route for TIME"; 2];
         for kind in ["kind = \"blackhole\"", "kind = \"unreachable\"", "kind = \"prohibit\"", "via = \"10.77.1.254\""] {
-            scope.spawn(move || alone("route", &format!("[block.route]\n{kind}\n"), lines));
+            scope.spawn(move || test_alone("route", &format!("[block.route]\n{kind}\n"), lines));
         }
     });
 }
 
 #[test]
 fn hosts_deny_line_leaves_other_bytes() {
-    let v6 = format!("attackalert: Host WHO has been blocked via wrappers with string: \"ALL: [{FAR_NETWORK}]/64\"");
-    alone("hosts-deny", "", ["attackalert: Host WHO has been blocked via wrappers with string: \"ALL: WHO\"", &v6]);
+    let v6 = format!("attackalert: Host SOURCE has been blocked via wrappers with string: \"ALL: [{FAR_NETWORK}]/64\"");
+    test_alone(
+        "hosts-deny",
+        "",
+        ["attackalert: Host SOURCE has been blocked via wrappers with string: \"ALL: SOURCE\"", &v6],
+    );
 }
 
 #[test]
 fn command_backend_runs_begin_and_end_commands() {
-    let line = "attackalert: External command run for host: WHO using command: \"";
-    alone("run", "", [line; 2]);
+    let line = "attackalert: External command run for host: SOURCE using command: \"";
+    test_alone("run", "", [line; 2]);
 }
 
-/// The command ran once for each of the two bans, and the other one when each was over.
+/// The command ran once per ban, and the end command once at each end.
 fn commands_were_run(lab: &Lab) {
     let ended = within(TIMEOUT, || (text(lab, "calls").lines().count() == 4).then_some(()));
     let calls = text(lab, "calls");
@@ -80,11 +84,10 @@ fn commands_were_run(lab: &Lab) {
     for (target, source) in
         [(lab.v4("attacker").to_string(), ends(lab, false).0), (format!("{FAR_NETWORK}/64"), ends(lab, true).0)]
     {
-        for (occasion, line) in
+        for (phase, line) in
             ["begin", "end"].map(|word| (word, format!("{word}|{target}|903|atcp|TCP SYN/Normal scan|")))
         {
-            let line =
-                calls.lines().find(|call| call.starts_with(&line)).unwrap_or_else(|| panic!("{occasion}: {calls}"));
+            let line = calls.lines().find(|call| call.starts_with(&line)).unwrap_or_else(|| panic!("{phase}: {calls}"));
             for variable in [
                 format!("|PORTSENTRY_TARGET={target}|"),
                 format!("|PORTSENTRY_SOURCE={source}|"),
@@ -96,7 +99,10 @@ fn commands_were_run(lab: &Lab) {
             ] {
                 assert!(line.contains(&variable), "{variable} in {line}");
             }
-            assert!(!line.contains("|HOME=") && !line.contains("CARGO"), "the environment is a new one: {line}");
+            assert!(
+                !line.contains("|HOME=") && !line.contains("CARGO"),
+                "the command gets a clean environment: {line}"
+            );
         }
     }
 }
@@ -105,14 +111,14 @@ fn commands_were_run(lab: &Lab) {
 fn several_backends_hold_and_release_together() {
     let sets: [&[&str]; 3] = [&["nft", "route"], &["hosts-deny", "run"], &["run", "hosts-deny", "route", "nft"]];
     std::thread::scope(|scope| {
-        for ways in sets {
+        for backends in sets {
             scope.spawn(move || {
                 let lab = scene();
                 let time = format!("{}s", 6 * slowness());
-                let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", &time]);
+                let daemon = Daemon::start_configured(&lab, &settings(&lab, backends, ""), &["--expire", &time]);
                 for v6 in [false, true] {
                     scan(&lab, v6);
-                    ways.iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
+                    backends.iter().for_each(|backend| expect_held(&lab, backend, v6, &daemon));
                 }
                 expect_nothing_left(&lab);
                 let log = daemon.stop();
@@ -126,12 +132,12 @@ fn several_backends_hold_and_release_together() {
 #[test]
 fn first_command_ends_before_ban_within_limit() {
     std::thread::scope(|scope| {
-        // One that says whether its source was blocked when it ran.
+        // A command that records whether its source was blocked when it ran.
         scope.spawn(|| {
             let lab = scene();
             let (path, notes) = (lab.path("on-ban"), lab.path("notes"));
-            // Time enough for it on any machine, and read by a shell: what has just been written may not be run while
-            // another thread starts a process.
+            // The time limit is generous. The script is run by a shell, because a file that was just written may not be
+            // executed while another thread forks.
             let command = format!("[\"/bin/sh\", \"{}\"]", path.display());
             let more = format!("[block.run]\ncommand = {command}\nfirst = true\ntimeout = \"60s\"\n");
             let script =
@@ -145,7 +151,7 @@ fn first_command_ends_before_ban_within_limit() {
             daemon.expect_line(" before the block");
             daemon.stop();
         });
-        // One that hangs.
+        // A command that hangs.
         scope.spawn(|| {
             let lab = scene();
             let more = "[block.run]\ncommand = [\"/bin/sleep\", \"600\"]\nfirst = true\ntimeout = \"1s\"\n";
@@ -161,7 +167,7 @@ fn first_command_ends_before_ban_within_limit() {
     });
 }
 
-/// Whoever looks whether the kernel has all bans, or puts them back, knows of those that wait for their command.
+/// Reconciliation and repair do not enforce a ban early that waits for its command.
 #[test]
 fn waiting_ban_can_be_lifted() {
     let lab = scene();
@@ -186,11 +192,11 @@ fn waiting_ban_can_be_lifted() {
     scan(&lab, true);
     let source = ends(&lab, true).0;
     daemon.expect_line(&format!("from host: {source}/{source}"));
-    let said = lab.operate(&["unblock", &source.to_string()]);
-    assert_eq!(said.code, Some(0), "{} {}", said.out, said.err);
+    let output = lab.operate(&["unblock", &source.to_string()]);
+    assert_eq!(output.code, Some(0), "{} {}", output.out, output.err);
     let ran = within(TIMEOUT, || (daemon.lines_with(" before the block").len() == 2).then_some(()));
     assert!(ran.is_some(), "{:?}", daemon.lines_with(""));
-    // What would come of it comes at once.
+    // An effect would follow at once.
     std::thread::sleep(Duration::from_secs(1) * slowness());
     assert!(!held(&lab, "nft").contains(&FAR_NETWORK.to_string()), "{}", held(&lab, "nft"));
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("attacker"))]);
@@ -209,7 +215,7 @@ fn reject_answers_and_drop_does_not() {
         let (_, target) = ends(&lab, v6);
         let begin = Instant::now();
         assert!(!lab.is_served("attacker", target, EIGHT[0], TIMEOUT * slowness()));
-        assert!(begin.elapsed() < TIMEOUT / 2 * slowness(), "{v6}: it waited for {:?}", begin.elapsed());
+        assert!(begin.elapsed() < TIMEOUT / 2 * slowness(), "{v6}: the refusal took {:?}", begin.elapsed());
     }
     daemon.stop();
 }
@@ -218,7 +224,7 @@ fn reject_answers_and_drop_does_not() {
 fn banned_source_loses_connections_if_configured() {
     let lab = scene();
     let banned: IpAddr = lab.v4("attacker").into();
-    // A service that never says anything, so that the connection stays.
+    // A service that sends nothing, so that the connection stays.
     let service = lab.inside("victim", || std::net::TcpListener::bind((lab.victim_v4("attacker"), 22)).unwrap());
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
     let client = lab.inside("attacker", || std::net::TcpStream::connect((lab.victim_v4("attacker"), 22)).unwrap());
@@ -226,7 +232,7 @@ fn banned_source_loses_connections_if_configured() {
     scan(&lab, false);
     lab.expect_ban(banned);
     server.set_read_timeout(Some(TIMEOUT)).unwrap();
-    // Reads again where a signal interrupts it.
+    // A read that a signal interrupts is repeated.
     let read = std::io::Read::read_exact(&mut server, &mut [0]);
     let error = read.expect_err("nothing was sent");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted, "{error}");
@@ -243,7 +249,7 @@ fn changed_method_leaves_no_routes_or_lines() {
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route", "hosts-deny"], ""), &["--expire", "1h"]);
     for v6 in [false, true] {
         scan(&lab, v6);
-        ["route", "hosts-deny"].iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
+        ["route", "hosts-deny"].iter().for_each(|backend| expect_held(&lab, backend, v6, &daemon));
     }
     daemon.stop();
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
@@ -268,18 +274,18 @@ fn command_left_out_of_method_is_undone() {
         text(&lab, "calls").lines().filter(|line| line.starts_with(&format!("{word}|{target}|"))).count()
     };
     netns_lab::eventually("the command is run", || calls("begin", &begun) == 1);
-    // The ledger has to know that.
+    // The ledger must have recorded the command.
     daemon.expect_line("on-ban");
     daemon.stop();
     let without = settings(&lab, &["nft"], &run_settings(&lab, ""));
     let daemon = Daemon::start_configured(&lab, &without, &["--expire", "1h"]);
     lab.succeed(&["block", "198.51.100.9"]);
     lab.succeed(&["unblock", "198.51.100.9"]);
-    assert_eq!(calls("end", &begun), 0, "the ban goes on");
+    assert_eq!(calls("end", &begun), 0, "the ban is still in force");
     lab.succeed(&["unblock", &begun]);
     netns_lab::eventually("the command is undone", || calls("end", &begun) == 1);
     std::thread::sleep(SHORTLY);
-    assert_eq!(text(&lab, "calls").lines().count(), 2, "nothing is run for a ban that no command began");
+    assert_eq!(text(&lab, "calls").lines().count(), 2, "no command runs for a ban without one");
     daemon.stop();
 }
 
@@ -291,7 +297,7 @@ fn failed_start_keeps_table_of_earlier_method() {
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     daemon.stop();
-    // Its only port is in use: the last check of the start fails.
+    // Its only port is in use, so the last check of the start fails.
     let busy = format!("[tcp]\nmode = \"connect\"\nports = \"{}\"\n[udp]\nmode = \"off\"\n", EIGHT[0]);
     let path = lab.write("busy.toml", &settings(&lab, &["route"], &busy));
     let ended = Daemon::run_to_end(&lab, &[], &["--config", path.to_str().unwrap()]);
@@ -312,13 +318,13 @@ fn removed_nftables_backend_hands_bans_over() {
     daemon.expect_line(
         "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method",
     );
-    ["route", "hosts-deny"].iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    ["route", "hosts-deny"].iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
     assert!(within(TIMEOUT, || lab.run("victim", "nft", &["list", "ruleset"]).is_empty().then_some(())).is_some());
     assert!(!is_served(&lab, false));
     assert_eq!(lab.operate(&["unblock", &ends(&lab, false).0.to_string()]).code, Some(0));
     expect_nothing_left(&lab);
     assert!(is_served_at_last(&lab, false));
-    // Somebody else's table is somebody else's.
+    // The table of another program is left alone.
     daemon.stop();
     lab.run("victim", "nft", &["table inet portsentry { chain theirs { }; }"]);
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--expire", "1h"]);
