@@ -1,6 +1,7 @@
 #!/bin/sh
-# The parser and the scenario of packaging/examples/crowdsec with Debian's crowdsec: what `cscli explain` says of a line, and
-# an alert that arrives. Downloads the package and unpacks it into a folder of its own; needs no root and changes no system.
+# Tests the parser and the scenario of packaging/examples/crowdsec with Debian's crowdsec: the output of `cscli explain`
+# for a line, and the delivery of an alert. Downloads the package and unpacks it into its own folder; needs no root and
+# changes nothing on the system.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -51,21 +52,21 @@ engine=$!
 tries=0
 until grep -q 'Starting processing data' engine.log; do
     tries=$((tries + 1))
-    if [ $tries -gt 60 ] || ! kill -0 $engine; then echo "the engine does not start:"; cat engine.log; exit 1; fi
+    if [ $tries -gt 60 ] || ! kill -0 $engine; then echo "crowdsec did not start:"; cat engine.log; exit 1; fi
     sleep 1
 done
-# It asks the engine's interface.
+# The command queries the engine's interface.
 explain() { $cscli explain --log "$1" --type portsentry 2>&1; }
 explain "$ban" >said || { cat said; exit 1; }
-if ! grep -q 'portsentry/scan' said || ! grep -q 'portsentry/json-logs' said; then echo "a ban is no alert:"; cat said; exit 1; fi
+if ! grep -q 'portsentry/scan' said || ! grep -q 'portsentry/json-logs' said; then echo "a ban causes no alert:"; cat said; exit 1; fi
 for line in "$hand" "$spared"; do
     explain "$line" >said || true
-    if grep -q 'portsentry/scan' said; then echo "this is an alert: $line"; cat said; exit 1; fi
+    if grep -q 'portsentry/scan' said; then echo "this line causes an alert: $line"; cat said; exit 1; fi
 done
 
 tries=0
 while :; do
-    # Again where the tail had not begun; the scenario makes one alert of both.
+    # Repeated until crowdsec reads the file; the scenario makes one alert of all.
     echo "$ban" >>events.json
     $cscli alerts list -o json >found 2>/dev/null || true
     if grep -q '203.0.113.77' found; then break; fi

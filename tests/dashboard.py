@@ -1,4 +1,4 @@
-"""Asks Prometheus on this host every question of the dashboard and of the alerts; ends with 1 where one has no answer."""
+"""Runs all queries of the dashboard and the alerts on this host's Prometheus; exits with 1 if one has no result."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Installs the package for real: deb.sh [PACKAGE]. In a Debian of its own (see tests/debian.sh): install, a scan, upgrade,
-# remove, install again, purge. Needs root, mmdebstrap and a Debian mirror, and takes minutes, so that `make test` leaves it
-# out.
+# Tests the package with a real installation: deb.sh [PACKAGE]. In its own Debian (see tests/debian.sh): install, a
+# scan, upgrade, remove, install again, purge. Needs root, mmdebstrap and a Debian mirror, and takes minutes, so `make
+# test` does not run it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,22 +9,22 @@ package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
 # shellcheck source=tests/debian.sh
 . tests/debian.sh
 
-say "a Debian with its init"
+say "a Debian with systemd"
 debian ""
 cp "$package" "$root/root/portsentry.deb"
 neighbour scanner 1
 
 is_banned() { inside nft list set inet portsentry blocked | seen '10\.97\.1\.2'; }
-runs() { [ "$(inside systemctl is-active portsentry)" = active ] || { inside journalctl -u portsentry >&2; fail "$1: it does not run"; }; }
+runs() { [ "$(inside systemctl is-active portsentry)" = active ] || { inside journalctl -u portsentry >&2; fail "$1: the service does not run"; }; }
 
 say "install"
 inside dpkg -i /root/portsentry.deb
 runs install
-inside systemctl is-enabled portsentry >/dev/null || fail "it is not enabled"
+inside systemctl is-enabled portsentry >/dev/null || fail "the service is not enabled"
 pid=$(inside systemctl show -p MainPID --value portsentry)
-inside grep -q 'NoNewPrivs:.1' "/proc/$pid/status" || fail "the unit's restrictions do not hold"
-inside grep -q 'CapBnd:.0000000000003000' "/proc/$pid/status" || fail "it has other capabilities than two"
-[ "$(inside stat -c %U /var/lib/portsentry/ledger.sqlite)" = portsentry ] || fail "the ledger is not the service's own"
+inside grep -q 'NoNewPrivs:.1' "/proc/$pid/status" || fail "the unit's restrictions are not in effect"
+inside grep -q 'CapBnd:.0000000000003000' "/proc/$pid/status" || fail "the capabilities are not the expected two"
+[ "$(inside stat -c %U /var/lib/portsentry/ledger.sqlite)" = portsentry ] || fail "the ledger does not belong to the service's user"
 inside portsentry status
 
 say "a scan is blocked"
@@ -37,14 +37,14 @@ say "reload"
 inside systemctl reload portsentry
 runs reload
 
-say "upgrade: the settings, the ban and the service stay"
+say "upgrade: configuration, ban and service stay"
 echo '# by hand' | inside tee -a /etc/portsentry/portsentry.toml >/dev/null
 inside dpkg -i /root/portsentry.deb
 runs upgrade
-inside grep -q '# by hand' /etc/portsentry/portsentry.toml || fail "the settings were overwritten"
+inside grep -q '# by hand' /etc/portsentry/portsentry.toml || fail "the configuration was overwritten"
 is_banned || { inside journalctl -t portsentry >&2; fail "the upgrade lost the ban"; }
 
-say "a command of one's own, with the drop-in for it"
+say "a custom command, with its drop-in"
 inside mkdir -p /etc/systemd/system/portsentry.service.d
 inside cp /usr/share/doc/portsentry-nft/examples/portsentry.service.d/run.conf /etc/systemd/system/portsentry.service.d/
 # shellcheck disable=SC2016  # the command expands it
@@ -62,25 +62,25 @@ inside systemctl daemon-reload
 inside systemctl restart portsentry
 runs "with a command"
 pid=$(inside systemctl show -p MainPID --value portsentry)
-inside grep -q 'Seccomp:.2' "/proc/$pid/status" || fail "the list of system calls does not hold"
-inside pgrep -f -- --run-commands-of >/dev/null || fail "the process that runs commands is not there"
+inside grep -q 'Seccomp:.2' "/proc/$pid/status" || fail "the system call filter is not in effect"
+inside pgrep -f -- --run-commands-of >/dev/null || fail "the command helper does not run"
 neighbour other 2
 for port in 23 79 111 143; do
     at other timeout 1 bash -c "exec 3<>/dev/tcp/10.97.2.1/$port" 2>/dev/null || true
 done
 until_true inside grep -q '^10.97.2.2 as portsentry$' /var/lib/portsentry/told
-inside nft list set inet portsentry blocked | seen '10\.97\.2\.2' || fail "who scanned is not blocked"
+inside nft list set inet portsentry blocked | seen '10\.97\.2\.2' || fail "the scanner is not blocked"
 inside cp /root/before.toml /etc/portsentry/portsentry.toml
 inside rm -r /etc/systemd/system/portsentry.service.d /var/lib/portsentry/told
 inside systemctl daemon-reload
 inside systemctl restart portsentry
 runs "without it again"
 
-say "remove: the ban stays, and so do settings and ledger"
+say "remove: ban, configuration and ledger stay"
 inside dpkg -r portsentry-nft
-[ "$(inside systemctl is-active portsentry)" != active ] || fail "it runs on"
+[ "$(inside systemctl is-active portsentry)" != active ] || fail "the service still runs"
 is_banned || fail "the removal lifted the ban"
-inside test -e /var/lib/portsentry/ledger.sqlite || fail "the removal took the ledger"
+inside test -e /var/lib/portsentry/ledger.sqlite || fail "the removal deleted the ledger"
 
 say "install again, then purge: nothing is left"
 inside dpkg -i /root/portsentry.deb
@@ -91,4 +91,4 @@ for left in /var/lib/portsentry /var/log/portsentry /run/portsentry /etc/portsen
     ! inside test -e "$left" || fail "the purge left $left"
 done
 ! inside nft list tables | seen portsentry || fail "the purge left the table"
-say "all of it went well"
+say "all tests passed"

@@ -1,10 +1,10 @@
 #!/bin/bash
-# A Debian of its own with systemd as its init, in namespaces of its own: sourced by the scripts that need one. Needs root,
-# mmdebstrap and a Debian mirror. Nothing of this machine is changed; the cgroup that systemd needs goes at the end.
+# Creates a Debian with systemd in its own namespaces; sourced by other scripts. Needs root, mmdebstrap and a Debian
+# mirror. Nothing on this machine is changed, and the cgroup for systemd is removed at the end.
 #
-#   debian PACKAGES  makes it and boots it; $root is its root. With $TEMPLATE, a folder that mmdebstrap made, it is a copy;
-#                    a function `prepare` of the script's is called in between
-#   inside COMMAND   runs a command in it; neighbour NAME NUMBER makes a host beside it: 10.97.NUMBER.2, it has .1 there
+#   debian PACKAGES  creates and boots it; $root is its root directory. With $TEMPLATE, a folder made by mmdebstrap, it is a copy;
+#                    the script's function `prepare` is called before the boot
+#   inside COMMAND   runs a command in it; neighbour NAME NUMBER creates a host next to it: 10.97.NUMBER.2; its own address there is .1
 set -euo pipefail
 
 [ "$(id -u)" -eq 0 ] || { echo "This needs root." >&2; exit 1; }
@@ -17,13 +17,13 @@ boot=
 init=
 neighbours=()
 finish() {
-    # Its init is process 1 of a process namespace: with it all in there is gone.
+    # Its init is process 1 of a process namespace: when it ends, all its processes end.
     [ -z "$init" ] || kill -KILL "$init" 2>/dev/null || true
     [ -z "$boot" ] || wait "$boot" 2>/dev/null || true
     for name in "${neighbours[@]}"; do
         ip netns del "$name" 2>/dev/null || true
     done
-    # systemd's own groups, the innermost first.
+    # systemd's own cgroups, the innermost first.
     find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
     rm -rf --one-file-system "$work"
 }
@@ -31,20 +31,20 @@ trap finish EXIT
 
 say() { printf '== %s\n' "$*"; }
 fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
-# As `grep -q`, but it reads to the end: whoever goes on writing would end by a signal, and the pipe would have failed.
+# As `grep -q`, but it reads to the end: otherwise the writer would be killed by SIGPIPE, and the pipe would fail.
 seen() { [ "$(grep -c "$@")" -gt 0 ]; }
 inside() { nsenter --target "$init" --all env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
 
-# Waits until a command succeeds; some seconds are much on a slow machine.
+# Waits until a command succeeds. The limit is generous for a slow machine.
 until_true() {
     for _ in $(seq "${TRIES:-150}"); do
         "$@" >/dev/null 2>&1 && return
         sleep 0.2
     done
-    fail "never true: $*"
+    fail "timed out: $*"
 }
 
-# The child of unshare is process 1 in there, once it has become systemd.
+# The child of unshare is process 1 of the namespace, and becomes systemd.
 find_init() { init=$(pgrep -P "$boot") && [ "$(cat "/proc/$init/comm")" = systemd ]; }
 
 debian() {
@@ -55,7 +55,7 @@ debian() {
             "${SUITE:-bookworm}" "$root"
     fi
     : >"$root/etc/machine-id"
-    # What packages have enabled that is not to run yet.
+    # Services enabled by packages that must not run yet.
     ! declare -F prepare >/dev/null || prepare
     mkdir "$cgroup"
     # shellcheck disable=SC2016  # the inner shell expands it
@@ -89,7 +89,7 @@ debian() {
         if find_init; then break; fi
         sleep 0.2
     done
-    find_init || fail "no init: $(cat "$work/boot.log")"
+    find_init || fail "systemd did not start: $(cat "$work/boot.log")"
     until_true inside systemctl is-active basic.target
     inside ip link set lo up
 }
@@ -106,5 +106,5 @@ neighbour() {
     inside ip addr add "10.97.$2.1/24" dev "$1"
     inside ip link set "$1" up
 }
-# Runs a command at a neighbour.
+# Runs a command on a neighbour.
 at() { local name=psdeb-$$-$1; shift; ip netns exec "$name" "$@"; }

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Shows in under a minute what portsentry does: two hosts in namespaces of their own, joined by a cable; one scans the
-# other, before and after the program starts there. Nothing leaves the machine and nothing stays behind.
+# Demonstrates portsentry in under a minute: two hosts in their own namespaces, joined by a veth pair. One scans the
+# other, before and after the program starts. No packet leaves the machine, and everything is removed at the end.
 #   tests/demo.sh PROGRAM
 set -euo pipefail
 PATH="$PATH:/usr/sbin:/sbin"
@@ -28,7 +28,7 @@ trap 'exit 130' INT TERM
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 show() { printf '\033[2m%s\033[0m\n' "$ $*"; }
-# With short waits: left to itself, nmap takes minutes to believe that a host which answered at first has gone silent.
+# With short timeouts: by default nmap waits for minutes when a host that replied at first becomes silent.
 scan() {
     local command=(nmap -sS -n -Pn --max-retries 0 --max-rtt-timeout 100ms --min-parallelism 10 "-p$1" 10.77.1.1)
     show "${command[*]}        (on the attacker)"
@@ -45,14 +45,14 @@ for side in "$victim 10.77.1.1/24" "$attacker 10.77.1.2/24"; do
     ip -n "$namespace" addr add "$address" dev eth0
 done
 
-# Eight services: sockets that listen are all that a scanner needs to call a port open. Perl is always there.
+# Eight services: listening sockets are enough for a scanner to call a port open. Perl is always installed.
 services=(21 22 25 80 110 143 443 993)
 # shellcheck disable=SC2016  # Perl's variables
 ip netns exec "$victim" perl -MIO::Socket::INET -e '
     @listeners = map { IO::Socket::INET->new(LocalPort => $_, Listen => 64, ReuseAddr => 1) or die "$_: $!" } @ARGV;
     sleep' "${services[@]}" &
 pids+=($!)
-until_true() { for _ in $(seq 200); do "$@" && return; sleep 0.05; done; echo "waited in vain: $*" >&2; exit 1; }
+until_true() { for _ in $(seq 200); do "$@" && return; sleep 0.05; done; echo "timed out: $*" >&2; exit 1; }
 listening() { [ "$(ip netns exec "$victim" ss -Hltn | wc -l)" -ge "${#services[@]}" ]; }
 until_true listening
 
@@ -69,19 +69,19 @@ cat "$log"
 grep -q 'now active and listening' "$log"
 said=$(wc -l <"$log")
 
-say "The same scan again: blocked at the third closed port; what still shows had been asked by then"
+say "The same scan again: blocked at the third closed port; ports that still show were probed before"
 scan 1-1024
-say "And the services alone: nothing answers it any more"
+say "A scan of the services only: no port answers any more"
 scan "$(IFS=,; echo "${services[*]}")"
 
-say "What it said meanwhile"
+say "The log lines"
 tail -n "+$((said + 1))" "$log" | head -n 15
 
 say "The ban, as the kernel enforces it"
 show "nft list set inet portsentry blocked"
 ip netns exec "$victim" nft list set inet portsentry blocked
 
-say "It ends, and the ban stays"
+say "The program ends, and the ban stays"
 show "kill -TERM portsentry"
 kill -TERM "${pids[-1]}"
 wait "${pids[-1]}"

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Runs each fuzz target for some seconds, as many at a time as there are processors, on the stored corpus and what the
-# fuzzer makes of it; nothing is written into the tree. With names after the seconds: only these. Coverage needs flags that
-# the stable compiler keeps to itself, hence RUSTC_BOOTSTRAP.
+# Runs each fuzz target for some seconds, one per processor at a time, on the stored corpus and the inputs that the
+# fuzzer derives from it; nothing is written into the tree. Names after the seconds select targets. Coverage needs
+# unstable compiler flags, hence RUSTC_BOOTSTRAP.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:$HOME/.cargo/bin"
@@ -17,7 +17,7 @@ if [ $# -eq 0 ]; then
     set -- "${@%.rs}"
 fi
 
-# The ledger's target writes a file for each input: in memory, where that can be.
+# The ledger's target writes a file per input: in memory, if possible.
 export found=/dev/shm programs="$PWD/fuzz/target/$host/release" seconds
 [ -w "$found" ] || found=/tmp
 found=$(mktemp -d -p "$found")
@@ -25,7 +25,7 @@ trap 'rm -rf "$found"' EXIT
 
 one() {
     mkdir -p "$found/$1/new" "$found/$1/tmp"
-    # What has crashed it is shown with the rest: in hexadecimal, and as base64.
+    # An input that caused a crash is shown in hexadecimal and as base64.
     if ! TMPDIR="$found/$1/tmp" "$programs/$1" "$found/$1/new" "fuzz/corpus/$1" -artifact_prefix="$found/$1/" \
         -max_total_time="$seconds" -timeout=10 -verbosity=0 -print_final_stats=1 >"$found/$1/log" 2>&1; then
         echo "$1 failed:"

@@ -1,7 +1,8 @@
 #!/bin/bash
-# Runs the packaged service beside other programs that touch the firewall: interop.sh [PACKAGE]. In a Debian of its own (see
-# tests/debian.sh): nftables.service, iptables, ufw, firewalld, Docker, fail2ban, Prometheus, each started, reloaded and stopped while
-# bans stand. Takes some minutes and 600 MB, so that `make test` leaves it out. PARTS="ufw docker" runs those only.
+# Runs the packaged service with other programs that use the firewall: interop.sh [PACKAGE]. In its own Debian (see
+# tests/debian.sh): nftables.service, iptables, ufw, firewalld, Docker, fail2ban and Prometheus are started, reloaded
+# and stopped while bans are in force. Takes some minutes and 600 MB, so `make test` does not run it. PARTS="ufw docker"
+# runs only those.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
@@ -11,45 +12,44 @@ package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
 parts=${PARTS:-nftables iptables ufw firewalld docker fail2ban prometheus}
 others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,prometheus,netcat-openbsd,busybox-static,logrotate
 
-# The next port that nobody serves: the kernel counts one that was touched within half an hour only once, also when the ban
-# that it led to has been lifted.
+# The next unused closed port: the kernel counts a port only once in half an hour, even if the resulting ban was lifted.
 next=200
 service=8080
 
 banned() { inside nft list set inet portsentry blocked | seen -F "$1 "; }
 not_banned() { ! banned "$1"; }
-touches() { local who=$1 to=$2; shift 2; for port in "$@"; do at "$who" timeout 1 bash -c "exec 3<>/dev/tcp/$to/$port" 2>/dev/null || true; done; }
+probes() { local host=$1 to=$2; shift 2; for port in "$@"; do at "$host" timeout 1 bash -c "exec 3<>/dev/tcp/$to/$port" 2>/dev/null || true; done; }
 reaches() { at "$1" timeout 3 bash -c "exec 3<>/dev/tcp/$2/$3" 2>/dev/null; }
 never_reaches() { ! at "$1" timeout 1 bash -c "exec 3<>/dev/tcp/$2/$3" 2>/dev/null; }
-# How many sources the kernel has condemned by itself.
-condemned() { inside portsentry status --json | sed 's/.*"condemned":\([0-9]*\).*/\1/'; }
-# The kernel's number of the table: another one once it has been made anew.
+# How many sources the kernel has banned by itself.
+trap_banned() { inside portsentry status --json | sed 's/.*"condemned":\([0-9]*\).*/\1/'; }
+# The table's handle in the kernel, which changes if the table is created again.
 handle() { inside nft -a list tables | sed -n 's/^table inet portsentry # handle //p'; }
 left() { inside nft list set inet portsentry blocked | grep -o "$1 timeout [^ ]* expires [^ ,]*" | sed 's/.* //'; }
 
-# After whatever was done: the bans stand, and are enforced; nobody innocent is blocked; who may reaches the service. The
-# table is the one that was there, unless somebody flushes it.
+# Asserts after any action that the bans are in force and enforced, no other source is blocked, and clients reach the
+# service. The table must be the same one, unless the action flushes it.
 stands() {
     until_true banned 203.0.113.7
     until_true banned 10.97.3.2
-    never_reaches banned 10.97.3.1 "$service" || fail "$1: who is banned reaches the service"
-    [ -n "${flushes:-}" ] || [ "$(handle)" = "$table" ] || fail "$1: the table is another one"
+    never_reaches banned 10.97.3.1 "$service" || fail "$1: the banned host reaches the service"
+    [ -n "${flushes:-}" ] || [ "$(handle)" = "$table" ] || fail "$1: the table was created again"
     until_true reaches client 10.97.2.1 "$service"
     not_banned 10.97.2.2 || fail "$1: the client is blocked"
-    say "  $1: bans stand"
+    say "  $1: bans are in force"
 }
 
-# Touches one port more than are forgiven, and one to be sure.
-touches_closed() { touches "$1" "$2" "$next" $((next + 1)) $((next + 2)) $((next + 3)); next=$((next + 4)); }
+# Probes one port more than are forgiven, and another to be sure.
+probes_closed() { probes "$1" "$2" "$next" $((next + 1)) $((next + 2)) $((next + 3)); next=$((next + 4)); }
 
-# A scan of closed ports is seen by the trap and blocked, and so is what came through before.
+# A scan of closed ports is counted by the kernel's trap and blocked, services included.
 scan() {
     local before
-    before=$(condemned)
-    touches_closed scanner 10.97.1.1
+    before=$(trap_banned)
+    probes_closed scanner 10.97.1.1
     until_true banned 10.97.1.2
-    more_condemned() { [ "$(condemned)" -gt "$before" ]; }
-    until_true more_condemned
+    more_trap_banned() { [ "$(trap_banned)" -gt "$before" ]; }
+    until_true more_trap_banned
     never_reaches scanner 10.97.1.1 "$service" || fail "$1: the scanner reaches the service"
     inside portsentry unblock 10.97.1.2 >/dev/null
     until_true reaches scanner 10.97.1.1 "$service"
@@ -67,7 +67,7 @@ neighbour banned 3
 inside dpkg -i /root/portsentry.deb >/dev/null
 inside systemd-run --quiet --unit=listener nc -lk -p "$service"
 until_true reaches client 10.97.2.1 "$service"
-touches_closed banned 10.97.3.1
+probes_closed banned 10.97.3.1
 until_true banned 10.97.3.2
 inside portsentry block 203.0.113.7 --expire 2h --reason "by hand" >/dev/null
 table=$(handle)
@@ -75,7 +75,7 @@ stands "alone"
 scan "alone"
 
 nftables() {
-    # As Debian's own file does, this one flushes the ruleset.
+    # As Debian's own file, this one flushes the ruleset.
     cat >"$root/etc/nftables.conf" <<RULES
 #!/usr/sbin/nft -f
 flush ruleset
@@ -165,7 +165,7 @@ firewalld() {
     done
 }
 
-# The ports that the container serves; more than are forgiven, and all of them watched.
+# The ports that the container serves: more than are forgiven, and all of them watched.
 published=(8081 8443 9000 9100 10000)
 
 docker() {
@@ -178,35 +178,36 @@ docker() {
         inside systemctl restart docker
         stands "start, userland-proxy $proxy"
         tar -C "$work/image" -c . | inside docker import - busybox >/dev/null
-        # shellcheck disable=SC2046  # words
+        # shellcheck disable=SC2046  # the ports are separate words
         inside docker run -d --name web $(printf -- '-p %s:80 ' "${published[@]}") busybox \
             /bin/busybox httpd -f -p 80 -h / >/dev/null
-        # A new client's first packets, at once: none of these ports has answered yet.
+        # A new client's first packets, all at once: none of these ports has answered yet.
         # shellcheck disable=SC2016  # the inner shell expands it
         at client bash -c 'for port in "$@"; do timeout 5 bash -c "exec 3<>/dev/tcp/10.97.2.1/$port" & done; wait' sh "${published[@]}"
         for port in "${published[@]}"; do reaches client 10.97.2.1 "$port" || fail "the client does not reach port $port"; done
         stands "published ports, userland-proxy $proxy"
         for port in "${published[@]}"; do
-            never_reaches banned 10.97.3.1 "$port" || fail "who is banned reaches the container at $port"
+            never_reaches banned 10.97.3.1 "$port" || fail "the banned host reaches the container at $port"
         done
         scan "published ports, userland-proxy $proxy"
-        # A container that scans the host is blocked, and not let go: Docker has the firewall asked at its bridge.
+        # A container that scans the host is banned, and the ban is not lifted: Docker makes bridged packets pass the
+        # firewall.
         container=$(inside docker inspect -f '{{.NetworkSettings.IPAddress}}' web)
         # shellcheck disable=SC2016  # the inner shell expands it
         inside docker exec web /bin/busybox sh -c 'for port in "$@"; do /bin/busybox nc -w 1 172.17.0.1 "$port" </dev/null; done' \
             sh $((next++)) $((next++)) $((next++)) 2>/dev/null || true
         until_true banned "$container"
         # shellcheck disable=SC2317  # until_true calls it
-        blamed() { inside journalctl -t portsentry | seen -F "attackalert: Host $container has been blocked"; }
-        until_true blamed
+        banned_container() { inside journalctl -t portsentry | seen -F "attackalert: Host $container has been blocked"; }
+        until_true banned_container
         inside portsentry unblock "$container" >/dev/null
         inside systemctl restart docker
         stands "restart, userland-proxy $proxy"
         inside docker start web >/dev/null
         until_true reaches client 10.97.2.1 "${published[0]}"
         inside docker stop -t 0 web >/dev/null
-        # Clients come again to what has just gone.
-        for _ in 1 2 3; do touches client 10.97.2.1 "${published[@]}"; done
+        # Clients come back to services that have just stopped.
+        for _ in 1 2 3; do probes client 10.97.2.1 "${published[@]}"; done
         stands "the container stopped, userland-proxy $proxy"
         inside docker rm -f web >/dev/null
         inside systemctl stop docker.socket docker
@@ -216,25 +217,25 @@ docker() {
 
 fail2ban() {
     local examples=/usr/share/doc/portsentry-nft/examples/fail2ban
-    # Debian's sshd jail needs a log file or another backend, and ends the service without.
+    # Debian's sshd jail needs a log file or another backend; without it the service exits.
     printf '[sshd]\nenabled = false\n' >"$root/etc/fail2ban/jail.d/defaults-debian.conf"
     inside cp "$examples/jail.conf" /etc/fail2ban/jail.d/portsentry.conf
     inside cp "$examples/filter.conf" /etc/fail2ban/filter.d/portsentry-journal.conf
     printf '[portsentry-journal]\nenabled = true\nfilter = portsentry-journal\nbackend = systemd\nmaxretry = 1\nbanaction = nftables-allports\n' \
         >"$root/etc/fail2ban/jail.d/portsentry-journal.conf"
-    # As on a host that has banned no source yet.
+    # As on a host that has not banned a source yet.
     local history=/var/lib/portsentry/portsentry.history
     inside systemctl stop portsentry
     inside rm "$history"
     inside systemctl start portsentry
     until_true inside test -f "$history"
-    ! inside test -s "$history" || fail "the history of no ban is not empty"
+    ! inside test -s "$history" || fail "the history is not empty without a ban"
     inside systemctl start fail2ban
     until_true inside fail2ban-client status portsentry
     say "  the jail starts before the first ban"
     stands "start"
     local jail
-    touches_closed scanner 10.97.1.1
+    probes_closed scanner 10.97.1.1
     until_true banned 10.97.1.2
     for jail in portsentry portsentry-journal; do
         # shellcheck disable=SC2317  # until_true calls it
@@ -248,20 +249,20 @@ fail2ban() {
     inside portsentry unblock 10.97.1.2 >/dev/null
     inside fail2ban-client unban 10.97.1.2 >/dev/null
     until_true reaches scanner 10.97.1.1 "$service"
-    # What an operator has lifted stays lifted, although its line is not a minute old.
+    # A ban that an operator has lifted stays lifted, although its line is less than a minute old.
     inside systemctl restart fail2ban
     until_true inside fail2ban-client status portsentry
     sleep 5
     for jail in portsentry portsentry-journal; do
-        ! inside fail2ban-client status "$jail" | seen -F 10.97.1.2 || fail "$jail bans again what was lifted"
+        ! inside fail2ban-client status "$jail" | seen -F 10.97.1.2 || fail "$jail restores the lifted ban"
     done
-    say "  what was lifted stays lifted"
+    say "  the lifted ban stays lifted"
     inside logrotate --force /etc/logrotate.d/portsentry-nft
     ! inside test -s "$history" || fail "the history was not rotated"
     inside systemctl restart fail2ban
     until_true inside fail2ban-client status portsentry
     say "  the jail starts after logrotate"
-    touches_closed scanner 10.97.1.1
+    probes_closed scanner 10.97.1.1
     until_true banned 10.97.1.2
     jail=portsentry
     until_true takes_over
@@ -293,10 +294,10 @@ CONFIG
     inside systemctl start prometheus
     stands "start"
     scan "start"
-    # What the program gives, as Prometheus' own tool judges it, and each question of the dashboard and of the alerts.
+    # The program's metrics, checked by Prometheus's own tool, and all queries of the dashboard and the alerts.
     inside python3 -c 'import sys, urllib.request as u; sys.stdout.write(u.urlopen("http://127.0.0.1:9777/metrics").read().decode())' \
         >"$root/root/metrics"
-    # It reads the older format only, where the name of a counter ends in _total in its help as well.
+    # promtool reads only the older format, where the name of a counter in its help ends with _total.
     inside sh -c 'promtool check metrics </root/metrics' >"$work/lint" 2>&1 || true
     ! grep -v '_total no help text$' "$work/lint" || fail "promtool complains"
     # shellcheck disable=SC2317  # until_true calls it
@@ -309,6 +310,6 @@ for part in $parts; do
     say "$part"
     "$part"
 done
-[ "$(inside systemctl is-active portsentry)" = active ] || fail "it does not run any more"
+[ "$(inside systemctl is-active portsentry)" = active ] || fail "the service has stopped"
 inside portsentry list
-say "all of it went well"
+say "all tests passed"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Whether the oldest Rust that Cargo.toml promises takes library and program. It is fetched with rustup where it is missing;
-# where that cannot be, one line says so, and that is no failure.
+# Checks that the oldest Rust version that Cargo.toml promises compiles library and program. rustup installs it if
+# necessary; if that is not possible, a line says so, which is no failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:$HOME/.cargo/bin"
@@ -13,16 +13,16 @@ case "$(rustc --version)" in
     "rustc $oldest."*) check=(cargo check) ;;
     *)
         if ! command -v rustup >/dev/null; then
-            echo "NOT CHECKED: whether Rust $oldest takes it; there is no rustup to fetch it with."
+            echo "NOT CHECKED: whether Rust $oldest compiles it; rustup is not installed."
             exit 0
         fi
         if ! rustup run "$oldest" rustc --version >/dev/null 2>&1; then
             why=$(timeout 300 rustup toolchain install "$oldest" --profile minimal --no-self-update 2>&1) || {
-                echo "NOT CHECKED: whether Rust $oldest takes it; it cannot be fetched: $(tail -n 1 <<<"$why")"
+                echo "NOT CHECKED: whether Rust $oldest compiles it; it cannot be installed: $(tail -n 1 <<<"$why")"
                 exit 0
             }
         fi
         ;;
 esac
 "${check[@]}" --locked --lib --bins
-echo "Rust $oldest takes it."
+echo "Rust $oldest compiles it."

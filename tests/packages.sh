@@ -1,25 +1,25 @@
 #!/bin/bash
-# Installs what is missing of the Debian or Ubuntu packages that a target needs:
+# Installs the missing Debian or Ubuntu packages for a target:
 # packages.sh build|test|demo|lint|deb|audit|interop|kernels|all
 set -euo pipefail
 
 # rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
 build=(gcc libc6-dev libpcap-dev libclang-dev linux-libc-dev pkg-config)
-# The namespaces, the judge, the scanners, the tracer and the tools that the tests run in the namespaces; the TCP wrappers;
-# what judges the unit, the manual and the scripts.
+# Namespaces, scanners, strace and the tools that the tests run; TCP wrappers; checkers for the unit, the manual and the
+# scripts.
 test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd systemd mandoc shellcheck jq)
-# The server of a fleet, its client, and what makes its certificates.
+# The fleet's server, its client, and the tool for its certificates.
 test+=(redis-server redis-tools openssl)
 # For the manual pages, which a test compares with their sources.
 test+=(pandoc)
-# The namespaces, the table and the one scanner that it shows.
+# Namespaces, nftables and the scanner of the demonstration.
 demo=(iproute2 nftables nmap util-linux)
 lint=(shellcheck)
-# dpkg-shlibdeps, the compressor, and what writes the list of parts.
+# dpkg-shlibdeps, the compressor, and the tool that writes the list of components.
 deb=(dpkg-dev binutils xz-utils jq)
-# What makes a Debian of its own: for tests/interop.sh, tests/deb.sh and tests/quick-start.sh.
+# mmdebstrap, for tests/interop.sh, tests/deb.sh and tests/quick-start.sh.
 interop=(mmdebstrap)
-# The machine that boots other kernels, and what makes its root.
+# QEMU, and the tools that create its root.
 kernels=(qemu-system-x86 cpio kmod binutils e2fsprogs)
 cargo_deb=3.8.0
 cargo_deny=0.20.2
@@ -60,7 +60,7 @@ if command -v dpkg-query >/dev/null; then
             apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
     fi
 else
-    echo "This is no Debian or Ubuntu; the packages there are called: ${wanted[*]}" >&2
+    echo "This is not Debian or Ubuntu; install the equivalents of: ${wanted[*]}" >&2
 fi
 
 if ! PATH="$PATH:$HOME/.cargo/bin" command -v cargo >/dev/null; then
@@ -68,7 +68,7 @@ if ! PATH="$PATH:$HOME/.cargo/bin" command -v cargo >/dev/null; then
     exit 1
 fi
 
-# tool NAME VERSION: one of cargo's, compiled from crates.io with the versions of its own lock file
+# tool NAME VERSION: installs a cargo tool from crates.io with the versions of its own lock file.
 tool() {
     ! PATH="$PATH:$HOME/.cargo/bin" cargo "${1#cargo-}" --version 2>/dev/null | grep -qxE "($1 )?$2" || return 0
     echo "Installing $1 $2" >&2

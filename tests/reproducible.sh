@@ -1,7 +1,7 @@
 #!/bin/bash
-# Makes the package of the last commit twice and compares the bytes: two clones, at two paths of different lengths, one after
-# the other, with another name for cargo's folder, another mask, time zone and language. Two release builds: 10 to 30 minutes
-# on two cores. `reproducible.sh FOLDER` keeps clones and packages there, and goes on with those that it finds.
+# Builds the package of the last commit twice and compares the bytes: two clones at paths of different lengths, built
+# one after the other, with different cargo folder, umask, time zone and language. Two release builds: 10 to 30 minutes
+# on two cores. `reproducible.sh FOLDER` keeps clones and packages there, and continues with existing ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,24 +26,24 @@ done
 mkdir -p "$work/another-cargo"
 ln -sfn "$(realpath "$crates")/registry" "$work/another-cargo/registry"
 
-# Nothing of the caller's choices.
+# A clean environment.
 clean=(env -u SOURCE_DATE_EPOCH -u CARGO_TARGET_DIR -u CARGO_HOME -u RUSTFLAGS -u CFLAGS "PATH=$PATH:$crates/bin")
 one=$("${clean[@]}" CARGO_HOME="$crates" "$first/packaging/deb.sh" | tail -n 1)
 two=$(umask 077 && "${clean[@]}" CARGO_HOME="$work/another-cargo" TZ=Asia/Kathmandu LANG=tr_TR.UTF-8 "$second/packaging/deb.sh" | tail -n 1)
 
 for package in "$one" "$two"; do
     sha256sum "$package"
-    # What a path of the builder would give away.
+    # Paths of the build machine must not appear.
     mkdir "$work/unpacked"
     dpkg-deb --extract "$package" "$work/unpacked"
     if grep -rlaF -e "$work" -e "$crates" "$work/unpacked"; then
-        echo "The files above name a folder of the builder." >&2
+        echo "The files above contain a path of the build machine." >&2
         exit 1
     fi
     rm -r "$work/unpacked"
 done
 if ! cmp "$one" "$two"; then
-    echo "Two builds of $commit differ. diffoscope $one $two says where." >&2
+    echo "Two builds of $commit differ; run diffoscope $one $two." >&2
     exit 1
 fi
-echo "Two builds of $commit are the same to the last byte."
+echo "Two builds of $commit are identical."

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Runs every test and says in its last line how many passed and how many failed. Needs namespaces: as root they are
-# there; else this runs itself again as root of a user namespace of its own. With --fast only what needs neither root nor
-# namespaces. Other arguments go to `cargo test`.
+# Runs every test; the last line says how many passed and how many failed. Needs namespaces: root can create them;
+# otherwise the script runs itself again as root of its own user namespace. With --fast only tests that need neither
+# root nor namespaces. Other arguments are passed to `cargo test`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -11,12 +11,12 @@ if [ "${1:-}" = --fast ]; then
     shift
     set -- --lib --bins --test allocation --test architecture --test config --test host_life --test import --test library --test replay \
         --test repository "$@"
-    # It loads rules into a namespace.
+    # This test loads rules into a namespace.
     skipped=(-- --skip example_ruleset_loads)
 elif [ "$(id -u)" -ne 0 ]; then
-    # A fresh /run, since `ip netns` keeps its names there and the real one belongs to the real root.
+    # A fresh /run, because `ip netns` keeps its names there and the real one belongs to the real root.
     if ! unshare --user --map-root-user --net --mount sh -c 'mount -t tmpfs tmpfs /run' 2>/dev/null; then
-        echo "No test ran: this user may make no namespaces (on Ubuntu, AppArmor can forbid it). Run it as root." >&2
+        echo "No test ran: this user cannot create namespaces (on Ubuntu, AppArmor may forbid it). Run it as root." >&2
         echo "0 passed, 1 failed"
         exit 1
     fi
@@ -30,9 +30,9 @@ trap 'rm -f "$log"' EXIT
 outcome=0
 cargo test --no-fail-fast "$@" "${skipped[@]}" 2>&1 | tee "$log" || outcome=$?
 
-# `test result: ok. 5 passed; 0 failed; …`, once for each test program.
+# `test result: ok. 5 passed; 0 failed; …`, once per test program.
 read -r passed failed < <(awk '/^test result: / { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' "$log")
-# No test at all, or a program that does not compile or crashes, is a failure that no line above has counted.
+# No test at all, or a program that does not compile or crashes, is a failure that no line above counts.
 if [ "$failed" -eq 0 ] && { [ "$outcome" -ne 0 ] || [ "$passed" -eq 0 ]; }; then
     failed=1
 fi

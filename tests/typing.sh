@@ -1,11 +1,11 @@
-# Typing what a page of docs/ says, as an ordinary user with sudo: sourced after tests/debian.sh. $page is the page.
+# Types the commands of a page in docs/ as an ordinary user with sudo; sourced after tests/debian.sh. $page is the page.
 # shellcheck shell=bash disable=SC2154  # work, root, init and page are those scripts'
 
-# In a file, because a command may be typed into a pipe.
+# In a file, because a command may run in a pipe.
 typed=$work/typed
 : >"$typed"
 
-# newcomer PACKAGE: a user who has built the package in a folder of the sources.
+# newcomer PACKAGE: creates a user who has built the package in a folder of the sources.
 newcomer() {
     inside useradd --create-home --shell /bin/bash newcomer
     echo 'newcomer ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/newcomer"
@@ -22,13 +22,13 @@ as_user() {
         env -C /home/newcomer/portsentry PATH=/usr/sbin:/usr/bin:/bin DEBIAN_FRONTEND=noninteractive "$@"
 }
 
-# The commands in the page's blocks, one a line: without prompts of continued lines and without remarks.
+# The commands in the page's blocks, one per line, with continued lines joined and without comments.
 commands_of_page() {
     # shellcheck disable=SC2016  # backticks of Markdown
     sed -n '/^```sh$/,/^```$/p' "$page" | grep -v '^```' | sed -e ':a' -e '/\\$/N' -e 's/\\\n *//' -e 'ta' -e 's/  *#.*//' -e '/^$/d'
 }
 
-# Runs a line that stands in the page, as it stands there.
+# Runs a command of the page, exactly as written there.
 types() {
     commands_of_page | grep -qxF -- "$1" || fail "no command of $page: $1"
     printf '%s\n' "$1" >>"$typed"
@@ -36,7 +36,7 @@ types() {
     as_user bash -c "$1"
 }
 
-# leaves_out COMMAND WHY: a line of the page that cannot be typed here.
+# leaves_out COMMAND REASON: a command of the page that cannot be typed here.
 leaves_out() {
     printf 'not typed: %s (%s)\n' "$1" "$2" >&2
     printf '%s\n' "$1" >>"$typed"

@@ -1,5 +1,5 @@
-/* Runs a program where no IPv6 socket can be made, as on a kernel without IPv6 (CONFIG_IPV6=n, ipv6.disable=1):
- * socket(AF_INET6, ...) fails with EAFNOSUPPORT, by a seccomp filter that the program cannot take off.
+/* Runs a program that cannot create IPv6 sockets, as on a kernel without IPv6 (CONFIG_IPV6=n, ipv6.disable=1):
+ * socket(AF_INET6, ...) fails with EAFNOSUPPORT, because of a seccomp filter that the program cannot remove.
  */
 #include <errno.h>
 #include <linux/filter.h>
@@ -32,7 +32,7 @@ int main(int count, char **words)
 
     if (count < 2 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) ||
-        /* Without it the trial would prove nothing. */
+        /* Without the filter the test would prove nothing. */
         socket(AF_INET6, SOCK_STREAM, 0) >= 0 || errno != EAFNOSUPPORT) {
         perror("no-ipv6");
         return 1;
