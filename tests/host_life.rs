@@ -11,25 +11,25 @@ use simulation::picture::svg;
 use simulation::replay::replay;
 use simulation::{Options, run, run_host};
 
-/// Behaviours whose honest sources are banned today: at most how often in the short run, and why. An entry goes as soon as
-/// its figure is 0.
+/// Behaviours whose honest sources are banned today: the maximum in the short run, and the reason. An entry is removed
+/// as soon as its number is 0.
 const KNOWN_HONEST_BANS: [(&str, u64); 1] = [
-    // A dozen ports within seconds, by a neighbour: that is a scan, and no program can tell that it is meant well.
+    // A neighbour probes a dozen ports within seconds: that is a scan, and its purpose cannot be known.
     ("neighbours that look at every device", 4),
 ];
 
-/// Behaviours that are never found, by design.
+/// Behaviours that are never detected, by design.
 const NEVER_FOUND: [&str; 6] = [
-    // One packet is no scan of this host.
+    // A single packet is no scan of this host.
     "one port of the whole Internet (zmap)",
     // Within any window it probes no more ports than every source is forgiven.
     "knows the window: a port in 16 minutes",
     // Only reported, unless `detect.ack = "ban"` is set: late packets of closed connections look the same.
     "looks like connections: ACK",
     "looks like connections: FIN/ACK",
-    // Ports that mail programs guess, and nothing else: each program that is given the wrong name does that.
+    // Only ports that mail programs guess, as every mail program with a wrong host name does.
     "knows related ports: mail alone",
-    // Ports that are not on the list of monitored ports.
+    // Ports that are not monitored.
     "knows the list: 20000 to 20100",
 ];
 
@@ -250,7 +250,7 @@ const CASES: [Case; 31] = [
         (all.engine.socket_lookup, all.engine.recent_ports, all.engine.related_ports) = (false, false, false)
     }),
     case("socket look-up", alarms, NEW_SERVICES, |all| all.engine.socket_lookup = false),
-    // People behind a carrier's NAT have a connection nearly always.
+    // Users behind a carrier's NAT nearly always have a connection.
     covered(case("forgiven ports", honest_bans, SLIPS, |all| all.engine.scan_trigger = Some(0)), |all| {
         all.daemon.known_peers = false;
     }),
@@ -317,7 +317,7 @@ const CASES: [Case; 31] = [
             all.daemon.published_ports = false;
         },
     ),
-    // With one forgiven port fewer mistakes are enough to show it.
+    // With one forgiven port fewer mistakes show the effect.
     covered(
         case("memory of connected peers", honest_bans, SLIPS, |all| {
             all.daemon.peers_remembered = Some(Duration::ZERO);

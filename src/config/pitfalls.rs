@@ -124,9 +124,13 @@ mod tests {
         assert_eq!(
             keys(&honeypot.replace("23,2323", "25,110,143,993"), "22"),
             ["detect.scan_trigger"],
-            "they count as one"
+            "related ports count as one"
         );
-        assert_eq!(keys(&honeypot.replace("2323", "25,110"), "22"), [""; 0], "beside another port each of them counts");
+        assert_eq!(
+            keys(&honeypot.replace("2323", "25,110"), "22"),
+            [""; 0],
+            "with an unrelated port each of them counts"
+        );
         assert_eq!(keys(&honeypot.replace("[udp]", "block = false\n[udp]"), "22"), [""; 0], "it is not meant to ban");
         let both = honeypot.replace("mode = \"off\"", "mode = \"stealth\"\nports = \"69\"\nblock = true");
         assert_eq!(keys(&both, "22"), [""; 0], "ports of both protocols count together");

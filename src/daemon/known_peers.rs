@@ -148,13 +148,13 @@ mod tests {
         let (host, mut peers) = (host(), KnownPeers::default());
         let mixed = [from(1, 443), from(1, 443), from(2, 40_000), Connection { peer: OWN, ..from(0, 443) }];
         assert!(peers.update(at(1), &mixed, &host));
-        assert_eq!(peers.known.len(), 1, "neither connections of this host's own nor to itself");
+        assert_eq!(peers.known.len(), 1, "neither outgoing connections nor those of this host to itself");
         assert!(!peers.update(at(9), &mixed, &host));
         assert_eq!(since(&peers, 1), Some(at(1)), "the first time counts");
         let many: Vec<_> = (0..10_000).map(|peer| from(peer, 443)).collect();
         assert!(peers.update(at(10), &many, &host));
         assert_eq!(peers.known.len(), MAX_PEERS);
-        assert_eq!(since(&peers, 1), Some(at(1)), "the longest known stay");
+        assert_eq!(since(&peers, 1), Some(at(1)), "the oldest peers are kept");
         assert!(!peers.update(at(11), &[], &host));
         assert!(peers.update(at(12), &[from(20_000, 443)], &host));
         assert_eq!(since(&peers, 20_000), Some(at(12)), "peers without a connection make room");
@@ -168,7 +168,7 @@ mod tests {
         assert!(!peers.update(at(10), &[from(1, 443)], &host));
         assert!(!peers.update(at(1_810), &[], &host));
         assert!(!peers.update(at(1_810), &[from(1, 443)], &host));
-        assert_eq!(since(&peers, 1), Some(at(1)), "a second connection makes it no younger");
+        assert_eq!(since(&peers, 1), Some(at(1)), "a second connection does not reset the time");
         assert!(peers.update(at(3_611), &[], &host));
         assert!(peers.known.is_empty());
     }

@@ -208,20 +208,20 @@ fn guessing_mail_client_is_not_banned() {
     daemon.stop();
 }
 
-/// The program that was given the name of a host without mail. The trap counts its ports and blocks it until the daemon, which sees
-/// that it asks for nothing else, lets it go.
+/// A mail program guesses ports at a host without mail. The trap counts them and bans it, until the daemon sees no other
+/// probes and lifts the ban.
 #[test]
 fn mail_guess_without_mail_is_released() {
     let lab = Lab::new(&["client", "scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
-    assert!(trapped.contains(&143), "the trap counts ports of mail where no mail is served");
+    assert!(trapped.contains(&143), "without a mail service the trap counts mail ports");
     let guessed = [443, 80, 993, 143, 995, 110, 465, 587, 25];
     let (client, target) = ends(&lab, "client", false);
-    lab.touch("client", client, target, &guessed);
-    // The scanner asks the same, and one port more.
+    lab.probe("client", client, target, &guessed);
+    // The scanner probes the same ports and one more.
     let (scanner, target) = ends(&lab, "scanner", false);
-    lab.touch("scanner", scanner, target, &[&guessed[..], &[901]].concat());
+    lab.probe("scanner", scanner, target, &[&guessed[..], &[901]].concat());
     lab.expect_ban(scanner);
     daemon.expect_line(&format!("the kernel's trap had blocked {client}, and nothing is held against them"));
     assert_eq!(lab.banned(), [scanner]);

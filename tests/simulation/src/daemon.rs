@@ -32,9 +32,9 @@ pub struct DaemonRules {
     pub published_ports: bool,
     /// Peers with a connection are forgiven more ports.
     pub known_peers: bool,
-    /// They are for so long after the connection; `None`: as the program does.
+    /// They are for this long after the connection; `None` is the program's own time.
     pub peers_remembered: Option<Duration>,
-    /// Bans end whose evidence has become too little.
+    /// Bans end when their evidence is no longer sufficient.
     pub lifts_unfounded: bool,
 }
 

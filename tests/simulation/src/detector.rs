@@ -225,7 +225,7 @@ impl Detector {
         self.engine.published(now).collect()
     }
 
-    /// The snapshot of the host that it works with.
+    /// The engine's snapshot of the host.
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host

@@ -80,11 +80,11 @@ pub(super) fn populate(world: &mut World) {
     evader(world, "knows related ports: mail", |world, chance, source| {
         in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25, 23])
     });
-    // Where no mail is served they do as long as nothing else is asked.
+    // Without a mail service they do as long as no other port is probed.
     evader(world, "knows related ports: mail alone", |world, chance, source| {
         in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25])
     });
-    // The hold is over after less than a second.
+    // The hold ends after less than a second.
     evader(world, "knows the hold: a port in 1.1 seconds", |world, chance, source| {
         in_turn(world, chance, source, Duration::from_millis(1_100), &POPULAR[..40])
     });
@@ -93,7 +93,7 @@ pub(super) fn populate(world: &mut World) {
     connected(world, "knows connected peers: 7 ports in 35 minutes", Plan { gap: minutes(5), ports: 30, ..PLAN });
     let over = Plan { gap: minutes(5), ports: 7, lasts: seconds(10), pause: hours(2) };
     connected(world, "knows connected peers: hours after its connection", over);
-    // A source counts as one by its /64.
+    // All addresses of a /64 count as one source.
     evader(world, "one /64, an address a port", |world, _, source| {
         let IpAddr::V6(v6) = source else { return Vec::new() };
         let probe = |(n, port): (u32, &u16)| {
@@ -138,20 +138,20 @@ fn with_flags(world: &World, chance: &mut Chance, source: IpAddr, flags: u16) ->
     (0..).zip(&POPULAR).map(probe).collect()
 }
 
-/// How a source that has a connection scans.
+/// The scan of a source with a connection.
 #[derive(Clone, Copy)]
 struct Plan {
     /// The time between two ports, and their number.
     gap: Duration,
     ports: usize,
-    /// How long the connection lasts, and when the first port is asked.
+    /// How long the connection lasts, and when the first port is probed.
     lasts: Duration,
     pause: Duration,
 }
 
 const PLAN: Plan = Plan { gap: seconds(20), ports: 30, lasts: days(1), pause: seconds(10) };
 
-/// Opens a connection to a service, keeps it, and asks one port after the other.
+/// Opens a connection to a service, keeps it, and probes one port after another.
 fn connected(world: &mut World, name: &'static str, plan: Plan) {
     rare(world, name, EVERY, move |world, chance| {
         let source = SocketAddr::new(world.new_addresses(Role::Dishonest(name)).0.into(), 40_000);

@@ -76,11 +76,11 @@ fn tcp_ports(world: &World) -> Vec<u16> {
 /// Ports that users try without success: alternative web ports, remote desktops, mail, FTP.
 const MISTAKES: [u16; 8] = [8_080, 8_443, 21, 3_389, 110, 995, 5_900, 2_222];
 
-/// A day of some hundred people who share one address. Their connections last until the server closes them, at most 75 seconds.
-/// Now and then one of them is wrong about a port.
+/// A day of some hundred users of one address. Their connections last until the server closes them, at most 75 seconds.
+/// Sometimes one of them tries a wrong port.
 struct Carrier {
     address: IpAddr,
-    /// When, and to which port, the next one last.
+    /// Time and port of each attempt, the next one last.
     visits: Vec<(Timestamp, u16)>,
     chance: Chance,
 }
@@ -97,7 +97,7 @@ fn carrier(world: &mut World, mut chance: Chance) {
     let mut at = chance.after(hours(12));
     while at < days(1) {
         let port = chance.pick(&MISTAKES);
-        // Once more by reloading the page.
+        // Once more by a reload of the page.
         visits.extend([0, 3].map(|later| (world.now.after(at + seconds(later)), port)));
         at += chance.after(hours(12));
     }

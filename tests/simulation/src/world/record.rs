@@ -39,7 +39,7 @@ impl World {
                 // Forged packets detect nothing, unless the source sends nothing else.
                 if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
                     part.ports.insert(port);
-                    // What the trap alone blocks is not found yet: the program may let it go.
+                    // A ban by the trap alone is no detection yet: the program may lift it.
                     let is_blocked = passage == Passage::Blocked && self.detector.is_blocked(self.now, source);
                     part.banned = banned || reported || is_blocked;
                     if part.banned {
