@@ -58,8 +58,8 @@ pub(super) fn filter(policy: &Policy) -> Result<Calls, Unfiltered> {
 }
 
 fn listed(process: Process) -> impl Iterator<Item = i64> {
-    let (listed, old) = if process == Process::Files { (FILES, FILES_OLD) } else { (LISTED, OLD) };
-    listed.iter().chain(old).copied()
+    let own = if process == Process::Files { [FILES, &[]] } else { [DAEMON, DAEMON_OLD] };
+    [COMMON, COMMON_OLD].into_iter().chain(own).flatten().copied()
 }
 
 /// Listed calls with arguments that this program never uses.
@@ -160,8 +160,8 @@ const PRCTL: [i32; 10] = [
 /// What the kernel has told the process of itself (prctl(2)); libc has no name for it yet.
 const PR_GET_AUXV: i32 = 0x4155_5856;
 
-/// What the program and its libraries call.
-const LISTED: &[i64] = &[
+/// What the daemon and the process that writes root's files call, and their libraries.
+const COMMON: &[i64] = &[
     // Memory.
     libc::SYS_brk,
     libc::SYS_mmap,
@@ -169,6 +169,62 @@ const LISTED: &[i64] = &[
     libc::SYS_mremap,
     libc::SYS_mprotect,
     libc::SYS_madvise,
+    // Threads and signals.
+    libc::SYS_futex,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    // Time and chance.
+    libc::SYS_clock_gettime,
+    libc::SYS_getrandom,
+    // Descriptors.
+    libc::SYS_read,
+    libc::SYS_pread64,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_fcntl,
+    libc::SYS_lseek,
+    libc::SYS_epoll_ctl,
+    libc::SYS_ppoll,
+    // Files.
+    libc::SYS_openat,
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_ftruncate,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_fchmod,
+    libc::SYS_fchown,
+    libc::SYS_fgetxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_fsetxattr,
+    // Messages between both.
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    // Identity.
+    libc::SYS_geteuid,
+];
+
+/// What only the daemon calls: sockets are made, and threads started.
+const DAEMON: &[i64] = &[
+    // Memory.
     libc::SYS_mincore,
     libc::SYS_membarrier,
     // Threads, their scheduling, and signals.
@@ -178,11 +234,6 @@ const LISTED: &[i64] = &[
     libc::SYS_get_robust_list,
     libc::SYS_set_tid_address,
     libc::SYS_rseq,
-    libc::SYS_futex,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_gettid,
-    libc::SYS_getpid,
     libc::SYS_getppid,
     libc::SYS_getcpu,
     libc::SYS_sched_yield,
@@ -197,73 +248,38 @@ const LISTED: &[i64] = &[
     libc::SYS_sched_setattr,
     libc::SYS_prctl,
     libc::SYS_kill,
-    libc::SYS_tgkill,
     // How the process that runs commands has ended.
     libc::SYS_wait4,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_restart_syscall,
     // Time and chance.
-    libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
     libc::SYS_gettimeofday,
-    libc::SYS_getrandom,
     // Descriptors.
-    libc::SYS_read,
     libc::SYS_readv,
-    libc::SYS_pread64,
     libc::SYS_preadv,
-    libc::SYS_write,
-    libc::SYS_writev,
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
-    libc::SYS_close,
     libc::SYS_dup,
     libc::SYS_dup3,
-    libc::SYS_fcntl,
-    libc::SYS_lseek,
     libc::SYS_ioctl,
     libc::SYS_pipe2,
     libc::SYS_eventfd2,
     libc::SYS_epoll_create1,
-    libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
-    libc::SYS_ppoll,
     libc::SYS_pselect6,
     // Files.
-    libc::SYS_openat,
-    libc::SYS_newfstatat,
-    libc::SYS_fstat,
-    libc::SYS_statx,
     libc::SYS_statfs,
     libc::SYS_fstatfs,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
-    libc::SYS_readlinkat,
     libc::SYS_getdents64,
     libc::SYS_getcwd,
     libc::SYS_mkdirat,
-    libc::SYS_unlinkat,
-    libc::SYS_renameat,
-    libc::SYS_renameat2,
-    libc::SYS_ftruncate,
     libc::SYS_fallocate,
     libc::SYS_fadvise64,
     libc::SYS_flock,
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
-    libc::SYS_fchmod,
     libc::SYS_fchmodat,
     libc::SYS_fchmodat2,
-    libc::SYS_fchown,
-    libc::SYS_fgetxattr,
-    libc::SYS_flistxattr,
-    libc::SYS_fsetxattr,
     libc::SYS_utimensat,
     // Sockets.
     libc::SYS_socket,
@@ -277,16 +293,11 @@ const LISTED: &[i64] = &[
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
     libc::SYS_shutdown,
     // Identity, location and limits of the process.
     libc::SYS_getuid,
-    libc::SYS_geteuid,
     libc::SYS_getgid,
     libc::SYS_getegid,
     libc::SYS_getresuid,
@@ -301,99 +312,36 @@ const LISTED: &[i64] = &[
     libc::SYS_getrusage,
 ];
 
+/// What only the process calls that writes root's files: no socket is made, and no thread, process or program started.
+const FILES: &[i64] = &[libc::SYS_umask];
+
 /// The same by older calls, which only older processors have.
 #[cfg(target_arch = "x86_64")]
-const OLD: &[i64] = &[
+const COMMON_OLD: &[i64] = &[
+    libc::SYS_poll,
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_unlink,
+    libc::SYS_rename,
+];
+#[cfg(target_arch = "x86_64")]
+const DAEMON_OLD: &[i64] = &[
     libc::SYS_arch_prctl,
     libc::SYS_time,
     libc::SYS_dup2,
     libc::SYS_pipe,
-    libc::SYS_poll,
     libc::SYS_select,
     libc::SYS_epoll_wait,
-    libc::SYS_open,
-    libc::SYS_stat,
-    libc::SYS_lstat,
-    libc::SYS_access,
-    libc::SYS_readlink,
     libc::SYS_mkdir,
-    libc::SYS_unlink,
-    libc::SYS_rename,
     libc::SYS_chmod,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const OLD: &[i64] = &[];
-
-/// What the process calls that writes root's files: no socket is made, and no thread, process or program started.
-const FILES: &[i64] = &[
-    libc::SYS_brk,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_mprotect,
-    libc::SYS_madvise,
-    libc::SYS_futex,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_gettid,
-    libc::SYS_getpid,
-    libc::SYS_tgkill,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_restart_syscall,
-    libc::SYS_clock_gettime,
-    libc::SYS_getrandom,
-    libc::SYS_read,
-    libc::SYS_pread64,
-    libc::SYS_write,
-    libc::SYS_writev,
-    libc::SYS_close,
-    libc::SYS_fcntl,
-    libc::SYS_lseek,
-    libc::SYS_ppoll,
-    libc::SYS_epoll_ctl,
-    libc::SYS_openat,
-    libc::SYS_newfstatat,
-    libc::SYS_fstat,
-    libc::SYS_statx,
-    libc::SYS_readlinkat,
-    libc::SYS_unlinkat,
-    libc::SYS_renameat,
-    libc::SYS_renameat2,
-    libc::SYS_ftruncate,
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
-    libc::SYS_fchmod,
-    libc::SYS_fchown,
-    libc::SYS_fgetxattr,
-    libc::SYS_flistxattr,
-    libc::SYS_fsetxattr,
-    libc::SYS_umask,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
-    libc::SYS_geteuid,
-    // Messages of the daemon, and the end of a signal.
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-];
-
-#[cfg(target_arch = "x86_64")]
-const FILES_OLD: &[i64] = &[
-    libc::SYS_poll,
-    libc::SYS_open,
-    libc::SYS_stat,
-    libc::SYS_lstat,
-    libc::SYS_access,
-    libc::SYS_readlink,
-    libc::SYS_unlink,
-    libc::SYS_rename,
-];
+const COMMON_OLD: &[i64] = &[];
 #[cfg(not(target_arch = "x86_64"))]
-const FILES_OLD: &[i64] = &[];
+const DAEMON_OLD: &[i64] = &[];
 
 /// What no command needs: other processes' memory, the kernel's modules, mounts, keys and clocks, and namespaces.
 const DENIED: &[i64] = &[
