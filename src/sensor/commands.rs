@@ -138,30 +138,32 @@ impl AsFd for Inbox {
 
 /// Executes a command that concerns engine and backends. Those about the capture, the decoys and the thread are the caller's.
 pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut BanController) {
+    let (enforcement, mut scope) = controller.enforcement(now);
+    let (scope, (table, blocker)) = (&mut scope, enforcement.table());
     match command {
         SensorCommand::Host(host) => controller.change_host(now, host),
         SensorCommand::Adopt(bans) => controller.adopt(now, &bans),
         SensorCommand::MaskElements(elements) => controller.mask_elements(now, &elements),
         SensorCommand::Restore(bans, backends) => controller.restore(now, &bans, backends),
-        SensorCommand::Repair(backend, targets) => controller.repair(now, backend, &targets),
+        SensorCommand::Repair(backend, targets) => enforcement.repair(scope, backend, &targets),
         SensorCommand::RouteRemoved(target) => controller.route_removed(now, target),
-        SensorCommand::RemoveStaleRoutes => controller.remove_stale_routes(now),
+        SensorCommand::RemoveStaleRoutes => enforcement.remove_stale_routes(scope),
         SensorCommand::CommandEnded(target) => controller.command_ended(now, target),
         SensorCommand::BansRemoved(targets) => controller.bans_removed(&targets),
-        SensorCommand::ReinstallTable(by) => controller.repair_table(now, Damage::Deleted(Some(&by))),
-        SensorCommand::RepairRules(by) => controller.repair_table(now, Damage::Rules(&by)),
-        SensorCommand::ProtectAddresses => controller.restore_allow_list(now),
-        SensorCommand::ResetTrap => controller.reset_trap(now),
+        SensorCommand::ReinstallTable(by) => enforcement.repair_table(scope, Damage::Deleted(Some(&by))),
+        SensorCommand::RepairRules(by) => enforcement.repair_table(scope, Damage::Rules(&by)),
+        SensorCommand::ProtectAddresses => enforcement.restore_allow_list(scope),
+        SensorCommand::ResetTrap => table.reset(scope, blocker),
         SensorCommand::Request(request) => answer(request, now, controller),
         SensorCommand::Settings(settings) => controller.reconfigure(now, *settings),
-        SensorCommand::Ruleset(spec) => controller.replace_ruleset(now, *spec),
-        SensorCommand::TrackDecoys(most) => controller.track_decoys(now, most),
-        SensorCommand::StartTrial => controller.start_trial(),
+        SensorCommand::Ruleset(spec) => table.replace_ruleset(scope, blocker, *spec),
+        SensorCommand::TrackDecoys(most) => table.track_decoys(scope, blocker, most),
+        SensorCommand::StartTrial => enforcement.start_trial(scope),
         SensorCommand::EndTrial(settings) => controller.end_trial(now, *settings),
         SensorCommand::ReviewLoaded(elements, by) => controller.review_loaded(now, &elements, &by),
         SensorCommand::KnownPeers(peers) => controller.observer().engine_mut().know_peers(now, &peers),
         SensorCommand::EndSettling => controller.end_settling(now),
-        SensorCommand::LogOnly => controller.log_only(now),
+        SensorCommand::LogOnly => enforcement.log_only(scope),
         SensorCommand::Heartbeat => controller.metrics().beats.add(1),
         SensorCommand::Capture(_) | SensorCommand::Addresses(_) | SensorCommand::Stop => {}
     }

@@ -7,10 +7,12 @@ mod blocker;
 mod commands;
 mod controller;
 mod drop_counter;
+mod enforcement;
 mod excuses;
 #[cfg(test)]
 mod fixtures;
 mod guest_bans;
+mod kernel_table;
 mod metrics;
 mod observer;
 mod own_source;
@@ -123,7 +125,9 @@ impl Sensor {
 
     /// Only logs from the first packet on, until [`SensorCommand::EndTrial`].
     pub fn start_trial(&mut self) {
-        self.controller.start_trial();
+        let now = self.now();
+        let (enforcement, mut scope) = self.controller.enforcement(now);
+        enforcement.start_trial(&mut scope);
     }
 
     /// Runs until [`SensorCommand::Stop`].

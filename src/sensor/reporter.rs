@@ -3,12 +3,14 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::metrics::SensorMetrics;
-use crate::engine::Protection;
+use crate::enforce::Refused;
+use crate::engine::{Ban, Protection};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
-use crate::types::BanTarget;
+use crate::types::{Backend, BanTarget};
 
 /// The sending end of the event queue, and the metrics.
 pub(super) struct Reporter {
@@ -43,6 +45,18 @@ impl Reporter {
 
     pub(super) fn error(&self, text: impl Into<String>) {
         self.emit(EventKind::Error(text.into()));
+    }
+
+    pub(super) fn emit_blocked(&self, ban: &Ban, backend: Backend, seen: SystemTime, applied: SystemTime) {
+        self.metrics().blocked(backend, ban.probe.observation.class, ban.grade);
+        let reaction = applied.duration_since(seen).unwrap_or_default();
+        let what = EventKind::Blocked { ban: *ban, reaction, way: backend };
+        self.emit_event(Event { time: seen, what });
+    }
+
+    pub(super) fn emit_refused(&self, time: SystemTime, refused: &Refused) {
+        let (target, reason, way) = (refused.target, refused.reason.clone(), refused.backend);
+        self.emit_event(Event { time, what: EventKind::BlockFailed { target, reason, way } });
     }
 
     pub(super) fn emit_unblocked(&self, target: BanTarget, by: impl Into<String>) {

@@ -1,0 +1,406 @@
+//! Enforces bans: applies them with the backends, retries what a backend refused, and puts back what one has lost.
+
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+use super::blocker::Blocker;
+use super::kernel_table::{KernelTable, Scope};
+use super::pending_bans::{PendingBans, Retry};
+use super::reporter::Reporter;
+use super::table_repair::Damage;
+use crate::enforce::nft::{BlockError, Nft};
+use crate::enforce::{BanContext, Gone, Refused, route};
+use crate::engine::{ActiveBan, Ban};
+use crate::events::event::EventKind;
+use crate::types::{Backend, BanTarget, Timestamp};
+
+/// Retries of refused bans between two batches.
+const RETRIES_PER_ROUND: usize = 16;
+
+pub(super) struct Enforcement {
+    blocker: Blocker,
+    pending: PendingBans,
+    table: KernelTable,
+}
+
+impl Enforcement {
+    pub(super) fn new(blocker: Blocker) -> Self {
+        Self { blocker, pending: PendingBans::default(), table: KernelTable::default() }
+    }
+
+    pub(super) fn blocker(&self) -> &Blocker {
+        &self.blocker
+    }
+
+    /// The kernel's table, with the backends that it is changed through.
+    pub(super) fn table(&mut self) -> (&mut KernelTable, &mut Blocker) {
+        (&mut self.table, &mut self.blocker)
+    }
+}
+
+/// Bans of packets.
+impl Enforcement {
+    /// Notes a packet of a blocked source. True if its ban was removed from the kernel's set without a notification, which is
+    /// looked up with `verify`.
+    pub(super) fn has_vanished(&mut self, scope: &mut Scope<'_>, target: BanTarget, verify: bool) -> bool {
+        self.table.saw_blocked(target);
+        if !verify {
+            return false;
+        }
+        match self.blocker.is_in_sets(target) {
+            Ok(false) if self.table.is_incomplete() => self.repair(scope, Backend::Nft, &[target]),
+            Ok(false) => return true,
+            Err(BlockError::Gone) => self.table.repair_missing(scope, &mut self.blocker, &mut self.pending),
+            Ok(true) | Err(_) => {}
+        }
+        false
+    }
+
+    /// Starts the command that has to run before `ban`, which then waits for it; false if `ban` waits for none.
+    pub(super) fn run_first(&mut self, ban: &Ban, seen: SystemTime) -> bool {
+        self.table.saw_blocked(ban.probe.target);
+        let runs = self.pending.has_room_for_command() && self.blocker.run_first(ban, seen);
+        if runs {
+            self.pending.await_command(*ban, seen);
+        }
+        runs
+    }
+
+    pub(super) fn awaits_command(&self, target: BanTarget) -> bool {
+        self.pending.awaits_command(target)
+    }
+
+    /// The ban of `target` that waited for its command, which has ended.
+    pub(super) fn command_ended(&mut self, target: BanTarget) -> Option<(Ban, SystemTime)> {
+        self.pending.command_ended(target)
+    }
+
+    /// Blocks `bans` with every inline backend; which of them were refused, and why.
+    pub(super) fn apply(&mut self, scope: &mut Scope<'_>, bans: &[BanContext]) -> Vec<Refused> {
+        if bans.is_empty() {
+            return Vec::new();
+        }
+        self.blocker.inline().flat_map(|backend| self.apply_with(scope, backend, bans)).collect()
+    }
+
+    fn apply_with(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[BanContext]) -> Vec<Refused> {
+        let (now, targets) = (scope.now, bans.iter().map(|ban| ban.target));
+        self.with_table(scope, backend, targets, |blocker| blocker.block(backend, bans, now))
+    }
+
+    /// Has `attempt` made with `backend`, once more after a repair where the table was gone; which of `targets` were refused.
+    fn with_table(
+        &mut self,
+        scope: &mut Scope<'_>,
+        backend: Backend,
+        targets: impl Iterator<Item = BanTarget>,
+        attempt: impl Fn(&mut Blocker) -> Result<Vec<Refused>, Gone>,
+    ) -> Vec<Refused> {
+        attempt(&mut self.blocker)
+            .or_else(|Gone| {
+                self.table.repair_missing(scope, &mut self.blocker, &mut self.pending);
+                attempt(&mut self.blocker)
+            })
+            .unwrap_or_else(|Gone| Refused::all(backend, targets, &BlockError::Gone))
+    }
+
+    /// Reports how `ban` fared with every inline backend, schedules retries, and queues it for the slow backends.
+    pub(super) fn commit(
+        &mut self,
+        scope: &mut Scope<'_>,
+        ban: &Ban,
+        seen: SystemTime,
+        applied: SystemTime,
+        refused: &[Refused],
+    ) {
+        let Scope { now, reporter, .. } = *scope;
+        let target = ban.probe.target;
+        let mut in_force = false;
+        for backend in self.blocker.inline() {
+            match refused.iter().find(|refused| (refused.backend, refused.target) == (backend, target)) {
+                None => {
+                    in_force = true;
+                    reporter.metrics().reacted(applied.duration_since(seen).unwrap_or_default());
+                    reporter.emit_blocked(ban, backend, seen, applied);
+                }
+                Some(refused) => {
+                    reporter.metrics().failed(backend);
+                    self.pending.retry(*ban, seen, backend, now);
+                    reporter.emit_refused(seen, refused);
+                }
+            }
+        }
+        if in_force {
+            self.replace_inner_bans(scope, target);
+        }
+        let has_slow_backends = self.blocker.has_slow_backends();
+        let refused = self.blocker.queue(self.blocker.context(ban, ban.expiry, seen), now);
+        let queued = refused.is_empty() && has_slow_backends;
+        for refused in refused.iter().filter(|_| has_slow_backends) {
+            reporter.emit_refused(seen, refused);
+        }
+        if !(in_force || queued) {
+            // Not blocked: the next probes are evidence again.
+            scope.observer.lift(target);
+        }
+    }
+
+    /// Blocks `ban`, which a person wants; an error if it is in force with no backend.
+    pub(super) fn block_by_hand(&mut self, scope: &mut Scope<'_>, ban: BanContext) -> Result<(), String> {
+        if !self.blocker.is_enabled() {
+            return Err("blocking is disabled: scans are only logged".to_owned());
+        }
+        let refused = self.apply(scope, &[ban]);
+        let queued = self.blocker.queue(ban, scope.now).is_empty() && self.blocker.has_slow_backends();
+        // In force with one backend is in force.
+        if let Some(first) = refused.first()
+            && refused.len() == self.blocker.inline().count()
+            && !queued
+        {
+            return Err(first.reason.clone());
+        }
+        for refused in &refused {
+            scope.reporter.emit_refused(SystemTime::now(), refused);
+        }
+        self.replace_inner_bans(scope, ban.target);
+        Ok(())
+    }
+
+    /// Ends the bans of prefixes inside `target`: its set holds no overlapping intervals, so its ban has replaced them.
+    fn replace_inner_bans(&self, scope: &mut Scope<'_>, target: BanTarget) {
+        let (BanTarget::Prefix(outer), true) = (target, self.blocker.nft.is_some()) else { return };
+        let is_inside = |inner: &BanTarget| match inner {
+            BanTarget::Prefix(inner) => *inner != outer && outer.network().contains(&inner.network()),
+            BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => false,
+        };
+        let inner: Vec<_> = scope.observer.engine().bans().map(|ban| ban.target).filter(is_inside).collect();
+        for inner in inner {
+            scope.observer.lift(inner);
+            scope.reporter.emit_unblocked(inner, format!("the ban of {target} around it"));
+        }
+    }
+
+    /// Removes `target` from the sets of nftables; false if it was in none.
+    pub(super) fn remove_from_sets(&mut self, target: BanTarget) -> Result<bool, String> {
+        self.blocker.remove_from_sets(target).map_err(|error| error.to_string())
+    }
+
+    /// Removes all of `targets` from the sets of nftables.
+    pub(super) fn clear_sets(&mut self, targets: &[BanTarget]) -> Result<(), String> {
+        match self.blocker.change_sets(|nft| nft.lift(targets)) {
+            Ok(()) | Err(BlockError::Gone) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Ends the bans of `targets` everywhere but in the engine and in the sets of nftables.
+    pub(super) fn release(&mut self, targets: &[BanTarget], reporter: &Reporter) {
+        self.forget_probes(targets, reporter);
+        self.pending.remove(targets);
+        for error in self.blocker.release(targets) {
+            reporter.error(error);
+        }
+    }
+
+    /// Has the trap count the probes of `targets` from zero.
+    pub(super) fn forget_probes(&mut self, targets: &[BanTarget], reporter: &Reporter) {
+        self.table.forget_probes(targets, &mut self.blocker, reporter);
+    }
+}
+
+/// Work that is due beside packets.
+impl Enforcement {
+    /// When [`Enforcement::run_maintenance`] has something to do.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        let (pending, table, routes) =
+            (self.pending.next_retry(), self.table.next_due(), self.blocker.next_route_due());
+        [pending, table, routes].into_iter().flatten().min()
+    }
+
+    /// Reviews the trap, removes expired routes, restores what a repair left out, retries refused bans: as far as each is due.
+    pub(super) fn run_maintenance(&mut self, scope: &mut Scope<'_>) {
+        let now = scope.now;
+        self.table.check(scope, &mut self.blocker, &self.pending);
+        if let Some(routes) = &mut self.blocker.routes
+            && routes.next_due().is_some_and(|due| due <= now)
+        {
+            report_routes(routes.due(now).trouble, scope.reporter);
+        }
+        self.table.complete(scope, &mut self.blocker, &mut self.pending);
+        for _ in 0..RETRIES_PER_ROUND {
+            let Some(retry) = self.pending.due_retry(now) else { break };
+            self.retry_ban(scope, retry);
+        }
+    }
+
+    fn retry_ban(&mut self, scope: &mut Scope<'_>, retry: Retry) {
+        let now = scope.now;
+        let Some(left) = retry.left(now) else { return };
+        let Retry { ban, seen, backend, .. } = retry;
+        let target = ban.probe.target;
+        let attempt = self.blocker.context(&ban, left, seen);
+        if !self.apply_with(scope, backend, &[attempt]).is_empty() {
+            scope.reporter.metrics().failed(backend);
+            return self.pending.retry_again(retry, now);
+        }
+        if !scope.observer.engine().is_blocked(now, target) {
+            let ban = ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(target, left) };
+            scope.observer.engine_mut().adopt(now, &ban);
+        }
+        scope.reporter.emit_blocked(&ban, backend, seen, SystemTime::now());
+    }
+
+    /// Removes the bans of `targets`, which are exempt by now, wherever they are enforced.
+    pub(super) fn remove_exempt(&mut self, scope: &mut Scope<'_>, targets: &[BanTarget]) {
+        self.change_sets(scope, "bans of protected sources could not be lifted", |nft| nft.lift(targets));
+        self.release(targets, scope.reporter);
+    }
+
+    /// Removes routes of an earlier run that belong to no ban.
+    pub(super) fn remove_stale_routes(&mut self, scope: &Scope<'_>) {
+        let Some(routes) = &mut self.blocker.routes else { return };
+        let removed = routes.sweep(scope.now);
+        if !removed.targets.is_empty() {
+            let count = removed.targets.len();
+            scope.reporter.note(format!("routes of an earlier run without a ban were removed: {count}"));
+        }
+        report_routes(removed.trouble, scope.reporter);
+    }
+}
+
+fn report_routes(failure: Option<route::BlockError>, reporter: &Reporter) {
+    if let Some(error) = failure {
+        reporter.error(format!("routes could not be taken away, which is tried again: {error}"));
+    }
+}
+
+/// Changes of the host and of the configuration.
+impl Enforcement {
+    /// Follows the snapshot of the host, which was replaced.
+    pub(super) fn host_changed(&mut self, scope: &mut Scope<'_>) {
+        self.update_allow_list(scope, Nft::follow_protected);
+        self.table.guard(scope, &mut self.blocker);
+        self.table.arm(scope, &mut self.blocker);
+    }
+
+    /// Updates the kernel's allow-list from the host's, and keeps routes clear of it. The `update` is [`Nft::protect`], which
+    /// replaces the list whatever others made of it, or [`Nft::follow_protected`], which sends the difference.
+    fn update_allow_list(&mut self, scope: &mut Scope<'_>, update: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>) {
+        for target in self.blocker.keep_reachable(scope.observer.host()) {
+            let text = format!("the route that blocked {target} was removed: it would cut off protected addresses");
+            scope.reporter.note(text);
+        }
+        let allowed = scope.observer.allowed();
+        self.change_sets(scope, "the kernel's allow-list could not be set", |nft| update(nft, &allowed));
+    }
+
+    pub(super) fn restore_allow_list(&mut self, scope: &mut Scope<'_>) {
+        self.update_allow_list(scope, Nft::protect);
+    }
+
+    /// Suspends blocking: the trap watches nothing, no backend gets a ban, and the bans in force stay.
+    pub(super) fn start_trial(&mut self, scope: &mut Scope<'_>) {
+        self.suspend_bans(scope);
+        self.table.pause(scope, &mut self.blocker);
+    }
+
+    /// Blocks again. What was probed meanwhile is no evidence for a ban.
+    pub(super) fn end_trial(&mut self, scope: &Scope<'_>) {
+        self.blocker.suspended = false;
+        self.table.resume(scope, &mut self.blocker);
+    }
+
+    fn suspend_bans(&mut self, scope: &mut Scope<'_>) {
+        scope.observer.engine_mut().log_only();
+        self.blocker.suspended = true;
+        let waiting = self.pending.clear();
+        for target in &waiting {
+            scope.observer.lift(*target);
+        }
+        self.release(&waiting, scope.reporter);
+    }
+
+    /// Blocks no source from now on.
+    pub(super) fn log_only(&mut self, scope: &mut Scope<'_>) {
+        self.suspend_bans(scope);
+        self.table.disarm(scope, &mut self.blocker);
+    }
+}
+
+/// Reconciliation of the kernel with the engine.
+impl Enforcement {
+    /// Adds bans of the ledger to these backends, for the time that is left.
+    pub(super) fn restore(&mut self, scope: &mut Scope<'_>, bans: &[ActiveBan], backends: &[Backend]) {
+        for backend in self.blocker.inline().filter(|backend| backends.contains(backend)) {
+            match summary(&self.put_back(scope, backend, bans)) {
+                None => scope.reporter.emit(EventKind::Restored { bans: bans.len(), way: backend }),
+                Some(error) => {
+                    let name = backend.name();
+                    scope.reporter.error(format!("bans could not be put back from the ledger ({name}): {error}"));
+                }
+            }
+        }
+    }
+
+    /// Puts bans back that `backend` lost without a notification. The kernel is asked once more, because the comparison was a
+    /// moment ago; a missing table is repaired as a whole.
+    pub(super) fn repair(&mut self, scope: &mut Scope<'_>, backend: Backend, targets: &[BanTarget]) {
+        let missing = self.blocker.missing(backend, targets).into_iter();
+        let missing = missing.filter(|target| !self.pending.awaits_command(*target));
+        let engine = scope.observer.engine();
+        let bans: Vec<_> = missing.filter_map(|target| engine.standing_of(scope.now, target)).collect();
+        if bans.is_empty() {
+            return;
+        }
+        let refused = self.put_back(scope, backend, &bans);
+        let repaired = bans.len().saturating_sub(refused.len());
+        if repaired > 0 {
+            scope.reporter.metrics().repaired.add(repaired as u64);
+            scope.reporter.emit(EventKind::Repaired { bans: repaired, way: backend });
+        }
+        if let Some(error) = summary(&refused) {
+            let what = match backend {
+                Backend::Route => "a route that was gone could not be laid again",
+                _ => "bans that the kernel had lost could not be put back",
+            };
+            scope.reporter.error(format!("{what}: {error}"));
+        }
+    }
+
+    fn put_back(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[ActiveBan]) -> Vec<Refused> {
+        let (now, targets) = (scope.now, bans.iter().map(|ban| ban.target));
+        self.with_table(scope, backend, targets, |blocker| blocker.put_back(backend, bans, now))
+    }
+
+    /// Repairs the table after `damage`.
+    pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {
+        self.table.repair(scope, &mut self.blocker, &mut self.pending, damage);
+    }
+
+    /// True where there is no route for `target`.
+    pub(super) fn lacks_route(&mut self, target: BanTarget) -> bool {
+        self.blocker.missing(Backend::Route, &[target]) == [target]
+    }
+
+    /// Applies `change` to the sets of nftables. A missing table is repaired as a whole; other errors are logged after `failure`.
+    pub(super) fn change_sets(
+        &mut self,
+        scope: &mut Scope<'_>,
+        failure: &str,
+        change: impl FnOnce(&mut Nft) -> Result<(), BlockError>,
+    ) {
+        match self.blocker.change_sets(change) {
+            Ok(()) => {}
+            Err(BlockError::Gone) => self.table.repair_missing(scope, &mut self.blocker, &mut self.pending),
+            Err(error) => scope.reporter.error(format!("{failure}: {error}")),
+        }
+    }
+}
+
+/// The first of `refused` and the number of the others, for the log.
+fn summary(refused: &[Refused]) -> Option<String> {
+    let [Refused { target, reason, .. }, others @ ..] = refused else { return None };
+    let others = if others.is_empty() { String::new() } else { format!(", and {} others", others.len()) };
+    Some(format!("{target}{others}: {reason}"))
+}
