@@ -1,9 +1,10 @@
 //! Atomic file replacement: a temporary file in the same directory is written completely and then renamed, so that a reader
-//! sees either the old file or the new one, also after a crash or on a full disk.
+//! sees either the old file or the new one, also after a crash or on a full disk. Also appends whole lines to a file that
+//! another program may rotate.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
@@ -75,6 +76,40 @@ impl AtomicFile {
     pub fn create_new(self) -> io::Result<()> {
         self.temporary.persist_noclobber(&self.path).map_err(|error| error.error)?;
         sync_directory(&self.path)
+    }
+}
+
+/// Appends all of `text` or, where the disk has no room for it, nothing.
+///
+/// # Errors
+/// What the system reports.
+pub fn append(file: &mut File, text: &[u8]) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    let result = file.write_all(text);
+    if result.is_err() && file.metadata()?.len() > before {
+        file.set_len(before)?;
+    }
+    result
+}
+
+/// Ends a line that a crash, or a disk that was full, has left without its end, so that the next one stands by itself.
+///
+/// # Errors
+/// What the system reports.
+pub fn end_last_line(file: &mut File) -> io::Result<()> {
+    let mut last = [b'\n'];
+    if let Some(place) = file.metadata()?.len().checked_sub(1) {
+        file.read_exact_at(&mut last, place)?;
+    }
+    if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
+}
+
+/// True where `file` is what `path` stands for.
+#[must_use]
+pub fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 

@@ -16,34 +16,49 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::reason;
 use crate::ledger::{
-    Allowance, Author, Banned, Change, Ended, Ending, Flushed, Found, InForce, Ledger, LedgerError, LegacyFiles,
-    LoadedState, Logged, Opened, Recorder, Writer, WriterEvent,
+    Allowance, Author, Banned, Change, Ended, Ending, Flushed, InForce, Ledger, LedgerError, LegacyFiles, LoadedState,
+    Logged, Opened, Recorder, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
 /// How long the disk has for what is not written yet when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(400);
 
+/// What earlier runs have left in the ledger; nothing where it cannot be opened.
 #[derive(Default)]
-pub(super) struct Opening {
-    pub(super) ban_recorder: BanRecorder,
-    pub(super) bans: Vec<Remembered>,
+pub(super) struct Memory {
+    pub(super) bans: PastBans,
+    pub(super) strikes: Vec<StrikeHistory>,
+    pub(super) ports: PastPorts,
+    pub(super) decisions: Decisions,
+    /// What told the kernel's table from others when the daemon last ran.
+    pub(super) table: Option<String>,
+    /// This is the first start since a boot.
+    pub(super) booted: bool,
+}
+
+#[derive(Default)]
+pub(super) struct PastBans {
+    /// Those that are still in force.
+    pub(super) remembered: Vec<Remembered>,
     /// Targets with a route of an earlier run that the ledger does not know, because of a crash.
     pub(super) unheard: Vec<BanTarget>,
-    pub(super) strikes: Vec<StrikeHistory>,
+}
+
+#[derive(Default)]
+pub(super) struct PastPorts {
     /// The services that are remembered, and when each was last served.
     pub(super) services: Vec<(Service, SystemTime)>,
     /// The ports that were open lately, and when each was closed; `None`: it was open at the end of the last run.
     pub(super) listeners: Vec<(Service, Option<SystemTime>)>,
-    /// What told the kernel's table from others when the daemon last ran.
-    pub(super) table: Option<String>,
-    /// Until when scans are only logged, by the word of an operator before the start.
+}
+
+/// What operators have decided before the start.
+#[derive(Default)]
+pub(super) struct Decisions {
+    /// Until when scans are only logged.
     pub(super) trial: Option<SystemTime>,
-    /// What operators have allowed before the start.
     pub(super) allowances: Vec<Allowance>,
-    /// This is the first start since a boot.
-    pub(super) booted: bool,
-    pub(super) messages: Vec<EventKind>,
 }
 
 /// The ledger while a thread of its own opens and reads it: a full one takes some tenths of a second, in which the rest of
@@ -56,14 +71,8 @@ pub(super) struct Reading {
 struct Read {
     ledger: Ledger,
     opened: Opened,
-    recalled: LoadedState,
-    services: Found<(Service, SystemTime)>,
-    listeners: Found<(Service, Option<SystemTime>)>,
-    table: Option<String>,
-    trial: Option<SystemTime>,
-    allowances: Found<Allowance>,
-    booted: bool,
-    now: SystemTime,
+    memory: Memory,
+    unreadable: u64,
 }
 
 impl Reading {
@@ -77,13 +86,23 @@ impl Reading {
             ledger.begin(now)?;
             // Marked before they are asked for: what ended while the program was down is no ban any more.
             let _ = ledger.expire(now)?;
-            let recalled = ledger.recall(forget, now, most)?;
+            let LoadedState { active, struck, unreadable } = ledger.recall(forget, now, most)?;
+            let left = |ban: InForce| ban.left(now).map(|left| Remembered { ban, left });
+            let remembered = active.into_iter().filter_map(left).collect();
             let (services, listeners) = (ledger.services(MAX_SERVICES)?, ledger.listeners(MAX_LISTENERS)?);
             let (table, trial, allowances) = (ledger.table()?, ledger.trial()?, ledger.allowances()?);
             let boot = settling::boot_id();
             let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
-            let booted = settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin());
-            Ok(Read { ledger, opened, recalled, services, listeners, table, trial, allowances, booted, now })
+            let memory = Memory {
+                bans: PastBans { remembered, unheard: Vec::new() },
+                strikes: struck,
+                ports: PastPorts { services: services.items, listeners: listeners.items },
+                decisions: Decisions { trial, allowances: allowances.items },
+                table,
+                booted: settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin()),
+            };
+            let unreadable = unreadable + services.unreadable + listeners.unreadable + allowances.unreadable;
+            Ok(Read { ledger, opened, memory, unreadable })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
         Ok(Self { directory: directory.to_owned(), thread })
@@ -117,82 +136,25 @@ pub(super) struct BanRecorder {
 }
 
 impl BanRecorder {
-    /// Goes on where [`Reading::start`] began. `leftovers` have a route from an earlier run.
-    pub(super) fn open(reading: Reading, events: &Sender, leftovers: &[BanTarget], ways: &[Backend]) -> Opening {
-        match Self::try_open(reading, events, leftovers, ways) {
-            Ok(opened) => opened,
-            Err(error) => {
-                let text =
-                    format!("{error}. Blocking goes on, but bans do not outlive a reboot or a flush of the ruleset");
-                let ban_recorder = Self { ways: ways.to_vec(), ..Self::default() };
-                let messages = vec![EventKind::Error(text)];
-                Opening { ban_recorder, messages, unheard: leftovers.to_vec(), ..Opening::default() }
-            }
-        }
-    }
-
-    fn try_open(
+    /// Goes on where [`Reading::start`] began; with what is to be said. `leftovers` have a route from an earlier run.
+    pub(super) fn open(
         reading: Reading,
         events: &Sender,
         leftovers: &[BanTarget],
         ways: &[Backend],
-    ) -> Result<Opening, LedgerError> {
-        let Reading { directory, thread } = reading;
-        let directory = directory.as_path();
-        let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
-        let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-        let Read { ledger, opened, recalled, services, listeners, table, trial, allowances, booted, now } = read;
+    ) -> (Self, Memory, Vec<EventKind>) {
         let mut messages = Vec::new();
-        if let Opened::Rebuilt { aside, damage } = opened {
-            messages.push(EventKind::Error(format!(
-                "the ledger was damaged ({damage}) and is kept as {}; a new one is made from the bans in the kernel",
-                aside.display()
-            )));
-        }
-        let unreadable = recalled.unreadable + services.unreadable + listeners.unreadable + allowances.unreadable;
-        if unreadable > 0 {
-            let text = format!("{unreadable} rows of the ledger cannot be read and are left out");
-            messages.push(EventKind::Error(text));
-        }
-        let left = |ban: InForce| ban.left(now).map(|left| Remembered { ban, left });
-        let bans = recalled.active.into_iter().filter_map(left).collect();
-        let mut unheard = Vec::new();
-        for target in leftovers {
-            if ledger.of(*target)?.items.is_empty() {
-                unheard.push(*target);
-            }
-        }
-        let classic =
-            LegacyFiles::open(directory).map_err(|error| messages.push(EventKind::Error(error.to_string()))).ok();
-        let events = events.clone();
-        let tell = move |news: WriterEvent| {
-            let text = news.to_string();
-            match news {
-                WriterEvent::Expired(targets) => {
-                    targets.into_iter().for_each(|target| events.send(Event::now(EventKind::Expired { target })));
-                }
-                news if news.is_error() => events.send(Event::now(EventKind::Error(text))),
-                _ => events.send(Event::now(EventKind::Note(text))),
+        let (writer, memory) = match start_writer(reading, events, leftovers, &mut messages) {
+            Ok((writer, memory)) => (Some(writer), memory),
+            Err(error) => {
+                let text =
+                    format!("{error}. Blocking goes on, but bans do not outlive a reboot or a flush of the ruleset");
+                messages = vec![EventKind::Error(text)];
+                let bans = PastBans { remembered: Vec::new(), unheard: leftovers.to_vec() };
+                (None, Memory { bans, ..Memory::default() })
             }
         };
-        let writer =
-            Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
-        let ban_recorder = Self { writer: Some(writer), ways: ways.to_vec(), recent: VecDeque::new() };
-        let (strikes, services, listeners) = (recalled.struck, services.items, listeners.items);
-        let allowances = allowances.items;
-        Ok(Opening {
-            ban_recorder,
-            bans,
-            unheard,
-            strikes,
-            services,
-            listeners,
-            table,
-            trial,
-            allowances,
-            booted,
-            messages,
-        })
+        (Self { writer, ways: ways.to_vec(), recent: VecDeque::new() }, memory, messages)
     }
 
     /// A way to hand changes over from another thread.
@@ -280,6 +242,49 @@ impl BanRecorder {
             }
         }
     }
+}
+
+/// Starts the thread that writes, once the one that reads has ended; what is to be said goes into `messages`.
+fn start_writer(
+    reading: Reading,
+    events: &Sender,
+    leftovers: &[BanTarget],
+    messages: &mut Vec<EventKind>,
+) -> Result<(Writer, Memory), LedgerError> {
+    let Reading { directory, thread } = reading;
+    let directory = directory.as_path();
+    let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
+    let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
+    let Read { ledger, opened, mut memory, unreadable } = read;
+    if let Opened::Rebuilt { aside, damage } = opened {
+        messages.push(EventKind::Error(format!(
+            "the ledger was damaged ({damage}) and is kept as {}; a new one is made from the bans in the kernel",
+            aside.display()
+        )));
+    }
+    if unreadable > 0 {
+        let text = format!("{unreadable} rows of the ledger cannot be read and are left out");
+        messages.push(EventKind::Error(text));
+    }
+    for target in leftovers {
+        if ledger.of(*target)?.items.is_empty() {
+            memory.bans.unheard.push(*target);
+        }
+    }
+    let classic = LegacyFiles::open(directory).map_err(|error| messages.push(EventKind::Error(error.to_string()))).ok();
+    let events = events.clone();
+    let tell = move |news: WriterEvent| {
+        let text = news.to_string();
+        match news {
+            WriterEvent::Expired(targets) => {
+                targets.into_iter().for_each(|target| events.send(Event::now(EventKind::Expired { target })));
+            }
+            news if news.is_error() => events.send(Event::now(EventKind::Error(text))),
+            _ => events.send(Event::now(EventKind::Note(text))),
+        }
+    };
+    let writer = Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
+    Ok((writer, memory))
 }
 
 /// A ban that was lifted.

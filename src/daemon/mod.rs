@@ -72,7 +72,7 @@ use crate::sandbox::{self, InstanceLock, Sandbox, check_folders, closed_folders}
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
 use crate::types::{Backend, BanTarget, Timestamp, shared64};
 use backends::OpenBackends;
-use ban_recorder::{BanRecorder, Opening, Reading};
+use ban_recorder::{BanRecorder, Memory, Reading};
 use command_helper::CommandHelper;
 use config_source::ConfigSource;
 use control_handler::Uptime;
@@ -268,26 +268,13 @@ async fn serve(
         backend.nft.pause_monitor_with(pause);
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
-    let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let Opening {
-        ban_recorder,
-        bans: remembered,
-        unheard,
-        strikes,
-        services,
-        listeners,
-        table,
-        trial,
-        allowances,
-        booted,
-        messages,
-    } = opening;
+    let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
+    let Memory { mut bans, strikes, ports, decisions, table, booted } = memory;
     // After a reboot another link may have the number of this one.
-    let mut remembered = remembered;
-    remembered.retain(|one| !(booted && matches!(one.ban.target, BanTarget::Link { .. })));
-    let trial = Trial::new(confirm, trial.filter(|_| config.blocks()));
+    bans.remembered.retain(|one| !(booted && matches!(one.ban.target, BanTarget::Link { .. })));
+    let trial = Trial::new(confirm, decisions.trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
-    host_state.recall_services(services, ban_recorder.recorder());
+    host_state.recall_services(ports.services, ban_recorder.recorder());
     if booted {
         let settles = "this host has just booted: no source is banned until its services have come up";
         log.write(&Event::now(EventKind::Note(format!("{settles}, for {} s at most", MAX_SETTLING.as_secs()))));
@@ -295,12 +282,12 @@ async fn serve(
         engine.settle(Timestamp::at(MAX_SETTLING));
         host_state.settle();
     }
-    engine.recall_listeners(Timestamp::default(), &host_state.recall_listeners(listeners));
+    engine.recall_listeners(Timestamp::default(), &host_state.recall_listeners(ports.listeners));
     // Before the first packet: a source that comes back in the first moments has to be known.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
-    if !allowances.is_empty() {
+    if !decisions.allowances.is_empty() {
         // Before a ban of the ledger is back in force.
-        sensor.send_all(host_state.restore_allowances(allowances).await?);
+        sensor.send_all(host_state.restore_allowances(decisions.allowances).await?);
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
     if sweeps_lines {
@@ -320,7 +307,7 @@ async fn serve(
                 .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))));
             let nft = backend.nft.try_clone()?;
             let own_bans = match ban_recorder.recorder() {
-                Some(recorder) => fleet::recorded(&recorder, &remembered).await,
+                Some(recorder) => fleet::recorded(&recorder, &bans.remembered).await,
                 None => Vec::new(),
             };
             server.ok().flatten().map(|server| Fleet::new(&config.fleet, server, nft, surroundings, &own_bans))
@@ -335,9 +322,8 @@ async fn serve(
             sensor: sensor.clone(),
             events: events.clone(),
             recorder: ban_recorder.recorder(),
-            remembered,
+            bans,
             ways: blocker.backends.clone(),
-            unheard,
             table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
             marker: places.state_dir.join(ledger::RESTORING),

@@ -51,10 +51,7 @@ impl Settling {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
+    use crate::types::at;
 
     #[test]
     fn restart_is_distinguished_from_boot() {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
-use super::ban_recorder::{Remembered, lifted};
+use super::ban_recorder::{PastBans, Remembered, lifted};
 use super::error::DaemonError;
 use super::leftovers::Leftovers;
 use super::sensor_handle::SensorHandle;
@@ -38,10 +38,8 @@ pub(super) struct StartupReconcile {
     pub(super) sensor: SensorHandle,
     pub(super) events: channel::Sender,
     pub(super) recorder: Option<Recorder>,
-    pub(super) remembered: Vec<Remembered>,
+    pub(super) bans: PastBans,
     pub(super) ways: Vec<Backend>,
-    /// Targets with a route of an earlier run that the ledger does not know.
-    pub(super) unheard: Vec<BanTarget>,
     /// The table did not exist: its bans began after the start.
     pub(super) table_created: bool,
     /// A file has made the table, and filled its sets with bans of the past.
@@ -87,7 +85,7 @@ impl StartupReconcile {
     }
 
     fn adopt(&mut self) {
-        let mut bans: Vec<ActiveBan> = self.remembered.iter().map(Remembered::standing).collect();
+        let mut bans: Vec<ActiveBan> = self.bans.remembered.iter().map(Remembered::standing).collect();
         if self.ways.contains(&Backend::Nft) {
             match self.adopt_elements(&bans) {
                 Some(gone) => bans.retain(|ban| !gone.contains(&ban.target)),
@@ -98,7 +96,7 @@ impl StartupReconcile {
         if self.ways.contains(&Backend::Route) {
             // A crash before the ledger was written, or its loss, must lift no ban. Recorded, or each start would give them the whole time
             // again.
-            for target in &self.unheard {
+            for target in &self.bans.unheard {
                 bans.push(ActiveBan::whole(*target, self.expire));
                 let ban = Banned::wanted_by(Author::Import, *target, SystemTime::now(), self.expire, Backend::Route);
                 if let Some(recorder) = &self.recorder {
@@ -279,12 +277,8 @@ impl StartupReconcile {
     /// Tells the slow backends which bans are still in force.
     fn hand_over(&self) {
         let Some(slow) = &self.slow_backends else { return };
-        let way = |way: &Backend| match way {
-            Backend::HostsDeny => Some(Backend::HostsDeny),
-            Backend::Command => Some(Backend::Command),
-            Backend::Nft | Backend::Route => None,
-        };
-        let methods: Arc<[Backend]> = self.ways.iter().filter_map(way).collect();
+        let is_slow = |way: &Backend| matches!(way, Backend::HostsDeny | Backend::Command);
+        let methods: Arc<[Backend]> = self.ways.iter().copied().filter(is_slow).collect();
         if methods.is_empty() && !self.sweeps_lines && !self.undoes_commands {
             return;
         }
@@ -307,7 +301,7 @@ impl StartupReconcile {
             }
             Some(Adopted { case, methods, left: *left })
         };
-        put(slow, Task::Adopt { bans: self.remembered.iter().filter_map(adopted).collect() });
+        put(slow, Task::Adopt { bans: self.bans.remembered.iter().filter_map(adopted).collect() });
     }
 
     /// Has a line written for a ban that a crash has kept from having one.

@@ -75,7 +75,7 @@ fn is_source(address: IpAddr) -> bool {
 mod tests {
     use super::super::host::{Local, ReversePath};
     use super::*;
-    use crate::wire::{TcpFlags, Transport};
+    use crate::wire::{TcpFlags, fixtures};
 
     const OWN: &str = "192.0.2.1";
 
@@ -90,20 +90,8 @@ mod tests {
     }
 
     fn packet(source: &str, destination: &str) -> Packet {
-        Packet {
-            source: address(source),
-            destination: address(destination),
-            delivery: Delivery::Host,
-            interface: 2,
-            checksum: Checksum::Good,
-            fragmented: false,
-            transport: Transport::Tcp {
-                source_port: 4_000,
-                destination_port: 23,
-                flags: TcpFlags(TcpFlags::SYN),
-                payload: 0,
-            },
-        }
+        let packet = fixtures::packet(address(source), address(destination), fixtures::tcp(4_000, 23, TcpFlags::SYN));
+        Packet { delivery: Delivery::Host, interface: 2, ..packet }
     }
 
     fn verdict(source: &str, destination: &str) -> Option<IgnoreReason> {

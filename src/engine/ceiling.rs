@@ -113,10 +113,7 @@ impl Ceilings {
 mod tests {
     use super::*;
     use crate::engine::tests::scene::builtin;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
+    use crate::types::at;
 
     /// Takes a place if the ceilings have room.
     fn take(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u8, standing: u32) -> Room {

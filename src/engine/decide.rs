@@ -41,8 +41,8 @@ impl Engine {
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Verdict {
-        let Observation { destination, protocol, port, .. } = observation;
-        let monitored = match protocol {
+        let port = observation.port;
+        let monitored = match observation.protocol {
             Protocol::Tcp => self.settings.tcp.ports.contains(port) || self.hides_port(&observation),
             Protocol::Udp => self.settings.udp.ports.contains(port),
             Protocol::Sctp => self.settings.sctp,
@@ -51,7 +51,25 @@ impl Engine {
         if !monitored {
             return Verdict::Ignored(IgnoreReason::NotMonitored);
         }
-        // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way.
+        self.count(now, observation, known, host, lookup)
+    }
+
+    fn hides_port(&self, observation: &Observation) -> bool {
+        !observation.has_port() && !self.settings.tcp.ports.is_empty()
+    }
+
+    /// Counts `observation` against its source, unless this host uses the port; `known` is the source's key in [`Track::Block`].
+    pub(super) fn count(
+        &mut self,
+        now: Timestamp,
+        observation: Observation,
+        known: Hashed,
+        host: &Host,
+        lookup: &mut impl PortLookup,
+    ) -> Verdict {
+        let Observation { destination, protocol, port, .. } = observation;
+        // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way. Also for decoys:
+        // a service may have started since, and its first clients must not count.
         if host.listens(protocol, destination, port, observation.interface) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
@@ -62,22 +80,6 @@ impl Engine {
         if host.services.contains(protocol, destination, port) {
             return Verdict::Ignored(IgnoreReason::RememberedService);
         }
-        self.count(now, observation, known, host, lookup)
-    }
-
-    fn hides_port(&self, observation: &Observation) -> bool {
-        !observation.has_port() && !self.settings.tcp.ports.is_empty()
-    }
-
-    /// Counts `observation` against its source; `known` is the source's key in [`Track::Block`].
-    pub(super) fn count(
-        &mut self,
-        now: Timestamp,
-        observation: Observation,
-        known: Hashed,
-        host: &Host,
-        lookup: &mut impl PortLookup,
-    ) -> Verdict {
         if let Some(protection) = host.protection(observation.source, observation.interface) {
             let report = self.exempt.observe(now, observation.source);
             return Verdict::Exempt(Exempt { observation, protection, report });
@@ -119,7 +121,7 @@ impl Engine {
             if apart
                 && counted.fresh
                 && matches!(observation.class, Class::Syn | Class::Sctp)
-                && let Some(first) = self.swept_hosts(now, key.key, &observation)
+                && let Some(first) = self.swept(now, key.key, &observation, fold(observation.destination), SWEPT_HOSTS)
             {
                 let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
@@ -132,7 +134,7 @@ impl Engine {
                 && !self.settling.lasts(now)
                 && matches!(observation.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
                 && self.sources.is_elsewhere(counted.slot, fold(observation.destination))
-                && let Some(first) = self.swept_pairs(now, key.key, &observation)
+                && let Some(first) = self.swept(now, key.key, &observation, pair(&observation), SWEPT_PAIRS)
             {
                 if self.is_used(now, &observation, (observation.protocol, observation.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
@@ -258,30 +260,14 @@ impl Engine {
         Verdict::Probe(probe)
     }
 
-    /// Counts one more host that the source probed. At [`SWEPT_HOSTS`] it is a scan of the network: returns when its first
-    /// host was probed.
-    fn swept_hosts(&mut self, now: Timestamp, key: Key, observation: &Observation) -> Option<Tick> {
-        let host = Evidence::new(now.tick(), observation.protocol, fold(observation.destination), observation.class);
+    /// Counts one more host, or pair of address and port, that the source probed; `what` tells it from the others. At `limit` it
+    /// is a scan: returns when the first one was probed.
+    fn swept(&mut self, now: Timestamp, key: Key, observation: &Observation, what: u16, limit: u8) -> Option<Tick> {
+        let item = Evidence::new(now.tick(), observation.protocol, what, observation.class);
         let key = key.over_hosts().under(self.secret);
-        let counted = self.sources.observe(key, host, now.tick());
+        let counted = self.sources.observe(key, item, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
-        if counted.distinct < SWEPT_HOSTS {
-            return None;
-        }
-        self.sources.forget(key);
-        Some(counted.first)
-    }
-
-    /// Counts one more pair of address and port that the source probed. At [`SWEPT_PAIRS`] it is a scan: returns when its first
-    /// pair was probed. All related ports of an address are one pair, because a client that guesses tries each address of a name.
-    fn swept_pairs(&mut self, now: Timestamp, key: Key, observation: &Observation) -> Option<Tick> {
-        let port = if is_related_port(observation.protocol, observation.port) { 0 } else { observation.port };
-        let pair = fold(observation.destination).wrapping_mul(31) ^ port;
-        let pair = Evidence::new(now.tick(), observation.protocol, pair, observation.class);
-        let key = key.over_hosts().under(self.secret);
-        let counted = self.sources.observe(key, pair, now.tick());
-        self.counters.evicted += u64::from(counted.evicted);
-        if counted.distinct < SWEPT_PAIRS {
+        if counted.distinct < limit {
             return None;
         }
         self.sources.forget(key);
@@ -305,19 +291,20 @@ impl Engine {
             };
             counts && item.protocol().is_some_and(listens)
         };
-        let mut served = [None; EVIDENCE];
-        served
-            .iter_mut()
-            .zip(self.sources.evidence(slot).filter(is_served))
-            .for_each(|(place, item)| *place = Some(item));
+        let served = taken(self.sources.evidence(slot).filter(is_served));
         for item in served.into_iter().flatten() {
             let Some(protocol) = item.protocol() else { continue };
-            self.sources.forgive(key, protocol, item.port());
-            if self.forgiven.len() < EVIDENCE {
-                self.forgiven.push((protocol, item.port()));
-            }
+            self.forgive(key, protocol, item.port());
         }
         served.first().is_some_and(Option::is_some)
+    }
+
+    /// Drops the evidence about a port that turned out to be in use.
+    fn forgive(&mut self, key: Hashed, protocol: Protocol, port: u16) {
+        self.sources.forgive(key, protocol, port);
+        if self.forgiven.len() < EVIDENCE {
+            self.forgiven.push((protocol, port));
+        }
     }
 
     /// Asks the kernel about unchecked evidence: `all` of it before a ban, with what was checked a while ago, otherwise as far as
@@ -334,10 +321,8 @@ impl Engine {
         if !all && !self.lookups.take(now) {
             return true;
         }
-        let mut unchecked = [None; EVIDENCE];
         let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::of(STALE);
-        let items = self.sources.evidence(slot).filter(|item| !item.is_verified() || is_stale(item));
-        unchecked.iter_mut().zip(items).for_each(|(place, item)| *place = Some(item));
+        let unchecked = taken(self.sources.evidence(slot).filter(|item| !item.is_verified() || is_stale(item)));
         let mut sound = true;
         for item in unchecked.into_iter().flatten() {
             let (Some(protocol), Some(class)) = (item.protocol(), item.class()) else { continue };
@@ -346,10 +331,7 @@ impl Engine {
                 && matches!(protocol, Protocol::Tcp | Protocol::Udp)
                 && self.is_used(now, observation, (protocol, item.port()), lookup)
             {
-                self.sources.forgive(key, protocol, item.port());
-                if self.forgiven.len() < EVIDENCE {
-                    self.forgiven.push((protocol, item.port()));
-                }
+                self.forgive(key, protocol, item.port());
                 sound = false;
                 continue;
             }
@@ -383,6 +365,19 @@ impl Engine {
         }
         !matches!(found, PortUse::Closed | PortUse::Unknown)
     }
+}
+
+/// A copy of `items`, so that the table that they are in can be changed.
+pub(super) fn taken(items: impl Iterator<Item = Evidence>) -> [Option<Evidence>; EVIDENCE] {
+    let mut taken = [None; EVIDENCE];
+    taken.iter_mut().zip(items).for_each(|(place, item)| *place = Some(item));
+    taken
+}
+
+/// A pair of address and port. All related ports of an address are one, because a client that guesses tries each address of a name.
+fn pair(observation: &Observation) -> u16 {
+    let port = if is_related_port(observation.protocol, observation.port) { 0 } else { observation.port };
+    fold(observation.destination).wrapping_mul(31) ^ port
 }
 
 /// ICMP has no ports. There the number of own addresses that were probed counts, so the address takes the port's place.

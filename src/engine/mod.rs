@@ -249,17 +249,6 @@ impl Engine {
         if !is_unicast(observation.destination) || !host.local.contains(observation.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
-        let Observation { destination, protocol, port, .. } = observation;
-        // A service has started since: its first clients must not count.
-        if host.listens(protocol, destination, port, observation.interface) {
-            return Verdict::Ignored(IgnoreReason::Open);
-        }
-        if self.recent_ports.holds(OwnPort { address: destination, protocol, port }, observation.source, now.tick()) {
-            return Verdict::Ignored(IgnoreReason::RecentlyOpen);
-        }
-        if host.services.contains(protocol, destination, port) {
-            return Verdict::Ignored(IgnoreReason::RememberedService);
-        }
         self.count(now, observation, known, host, lookup)
     }
 

@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 
+use super::decide::taken;
 use super::recent_ports::OwnPort;
-use super::sources::{EVIDENCE, Evidence};
+use super::sources::Evidence;
 use super::{Engine, Host, Observation, PortLookup, Probe, Verdict};
 use crate::types::{Protocol, Timestamp};
 
@@ -88,9 +89,7 @@ impl Engine {
         if exempt || self.ban_table.get(key, now.tick()).is_some() {
             return None;
         }
-        let mut items = [None; EVIDENCE];
-        items.iter_mut().zip(self.sources.within(key, now.tick())).for_each(|(place, item)| *place = Some(item));
-        for item in items.into_iter().flatten() {
+        for item in taken(self.sources.within(key, now.tick())).into_iter().flatten() {
             let (Some(protocol), port) = (item.protocol(), item.port()) else { continue };
             if !item.is_conclusive() && self.is_served(now, &observation, (protocol, port), host, lookup) {
                 self.sources.forgive(key, protocol, port);

@@ -2,9 +2,8 @@
 //! for another one. A thread of its own writes, so that a full or hanging disk delays nothing; lost lines are counted and
 //! reported once.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::atomic_file::{append, end_last_line, is_at};
 use crate::types::counted;
 use crate::worker::{Inbox, Worker};
 
@@ -223,16 +223,9 @@ impl Writer {
                 (self.open)()?
             }
         };
-        append_whole(&mut file, self.waiting.as_bytes())?;
+        append(&mut file, self.waiting.as_bytes())?;
         self.file = Some(file);
         Ok(())
-    }
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
-        _ => false,
     }
 }
 
@@ -249,33 +242,16 @@ pub fn open(path: &Path) -> io::Result<File> {
         other => other.into(),
     });
     let mut file = File::from(opened?);
-    let found = file.metadata()?;
-    if !found.is_file() {
+    if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
-    // A crash, or a disk that was full, may have left a line without its end.
-    let mut last = [b'\n'];
-    if let Some(place) = found.len().checked_sub(1) {
-        file.read_exact_at(&mut last, place)?;
-    }
-    if last != *b"\n" {
-        file.write_all(b"\n")?;
-    }
+    end_last_line(&mut file)?;
     Ok(file)
-}
-
-/// Appends all of `text` or, where the disk has no room for it, nothing.
-fn append_whole(file: &mut File, text: &[u8]) -> io::Result<()> {
-    let before = file.metadata()?.len();
-    let result = file.write_all(text);
-    if result.is_err() && file.metadata()?.len() > before {
-        file.set_len(before)?;
-    }
-    result
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Mutex;
 

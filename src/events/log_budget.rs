@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
     use crate::engine::{Ban, DistributedScan, Exempt, Protection, Standing};
-    use crate::types::{Backend, Expiry};
+    use crate::types::{Backend, Expiry, at};
 
     /// An example of each kind, and the short form where there is one. A missing kind does not compile.
     fn every_kind() -> Vec<EventKind> {
@@ -152,10 +152,6 @@ mod tests {
         let places: std::collections::BTreeSet<i32> = kinds.iter().map(place).collect();
         assert_eq!(places, (0..24).collect(), "a kind has no example");
         kinds
-    }
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
     }
 
     fn admitted(budget: &mut LogBudget, what: &EventKind, events: usize, second: u64) -> usize {

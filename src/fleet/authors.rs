@@ -147,10 +147,7 @@ impl Authors {
 mod tests {
     use super::super::key::HostName;
     use super::*;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
+    use crate::types::at;
 
     fn host(name: &str) -> Author {
         Author::Host(HostName::parse(name).unwrap())

@@ -230,10 +230,7 @@ fn left(ends: Timestamp, now: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
+    use crate::types::at;
 
     fn ban(target: &str, grade: Grade, remaining_s: Option<u64>) -> OwnBanEvent {
         let class = if grade == Grade::Proven { "connect" } else { "syn" }.to_owned();

@@ -169,10 +169,7 @@ fn pause(took: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
+    use crate::types::at;
 
     #[test]
     fn scans_are_rarer_in_larger_fleets() {

@@ -55,8 +55,6 @@ impl Banned {
     #[must_use]
     pub fn from_ban(ban: &Ban, at: SystemTime, interface: Option<&str>, methods: impl Into<Backends>) -> Self {
         let observation = &ban.probe.observation;
-        let deciding = (observation.protocol, observation.port);
-        let others = ban.ports.iter().map(|(protocol, port, _)| (protocol, port)).filter(|port| *port != deciding);
         Self {
             target: ban.probe.target,
             source: observation.source,
@@ -64,7 +62,7 @@ impl Banned {
             until: end(at, ban.expiry),
             class: Some(observation.class),
             grade: Some(ban.grade),
-            ports: std::iter::once(deciding).chain(others).collect(),
+            ports: ports(ban),
             probes: ban.probe.probes,
             interface: interface.map(str::to_owned),
             methods: methods.into(),
@@ -106,6 +104,13 @@ impl Banned {
     pub fn left(&self, now: SystemTime) -> Option<Expiry> {
         left(self.since, self.until, now)
     }
+}
+
+/// The ports of a ban, the deciding one first.
+fn ports(ban: &Ban) -> Vec<(Protocol, u16)> {
+    let deciding = (ban.probe.observation.protocol, ban.probe.observation.port);
+    let others = ban.ports.iter().map(|(protocol, port, _)| (protocol, port)).filter(|port| *port != deciding);
+    std::iter::once(deciding).chain(others).collect()
 }
 
 /// A ban in force, as far as a start has to know it.
@@ -216,8 +221,6 @@ impl Logged {
     #[must_use]
     pub fn from_ban(ban: &Ban, at: SystemTime, reason: String) -> Self {
         let observation = &ban.probe.observation;
-        let deciding = (observation.protocol, observation.port);
-        let others = ban.ports.iter().map(|(protocol, port, _)| (protocol, port)).filter(|port| *port != deciding);
         Self {
             target: ban.probe.target,
             source: observation.source,
@@ -225,7 +228,7 @@ impl Logged {
             last: at,
             times: 1,
             class: observation.class,
-            ports: std::iter::once(deciding).chain(others).collect(),
+            ports: ports(ban),
             probes: ban.probe.probes,
             reason,
         }

@@ -8,7 +8,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
@@ -17,7 +17,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::ban::{Author, Banned, InForce};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
-use crate::atomic_file::{AtomicFile, TemporaryName};
+use crate::atomic_file::{AtomicFile, TemporaryName, append, end_last_line, is_at};
 use crate::types::Protocol;
 
 /// Every ban since the file was last rotated.
@@ -80,7 +80,7 @@ impl LegacyFiles {
             // Rotated, removed or not yet there.
             _ => open_history(&path)?,
         };
-        append_whole(&mut file, self.waiting.as_bytes()).map_err(LedgerError::system("append to", &path))?;
+        append_bounded(&mut file, self.waiting.as_bytes()).map_err(LedgerError::system("append to", &path))?;
         self.waiting.clear();
         self.history = Some(file);
         Ok(())
@@ -152,43 +152,20 @@ fn host(ban: &InForce) -> IpAddr {
 /// 9999-12-31T23:59:59Z: a year has four digits.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
-        _ => false,
-    }
-}
-
 fn open_history(path: &Path) -> Result<File, LedgerError> {
     if let Ok(found) = fs::symlink_metadata(path) {
         check_file(path, &found)?;
     }
     let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path);
     let mut file = file.map_err(LedgerError::system("open", path))?;
-    mend(&mut file).map_err(LedgerError::system("mend the last line of", path))?;
+    end_last_line(&mut file).map_err(LedgerError::system("mend the last line of", path))?;
     Ok(file)
 }
 
-/// Ends a line that a crash has left without its end, so that the next one stands by itself.
-fn mend(file: &mut File) -> io::Result<()> {
-    if file.metadata()?.len() == 0 {
-        return Ok(());
-    }
-    file.seek(SeekFrom::End(-1))?;
-    let mut last = [0];
-    file.read_exact(&mut last)?;
-    if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
-}
-
-/// Appends all of `text` or, where the disk has no room for it, nothing.
-fn append_whole(file: &mut File, text: &[u8]) -> io::Result<()> {
-    let before = file.metadata()?.len();
-    if before >= HISTORY_LIMIT {
+/// As [`append`], unless the history is full.
+fn append_bounded(file: &mut File, text: &[u8]) -> io::Result<()> {
+    if file.metadata()?.len() >= HISTORY_LIMIT {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has reached 256 MiB and waits to be rotated"));
     }
-    let result = file.write_all(text);
-    if result.is_err() && file.metadata()?.len() > before {
-        file.set_len(before)?;
-    }
-    result
+    append(file, text)
 }

@@ -92,7 +92,7 @@ fn network(address: IpAddr) -> IpNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Checksum, Delivery};
+    use crate::wire::fixtures::{packet, tcp};
 
     const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const HOST: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -103,19 +103,8 @@ mod tests {
         let mut inference = GatewayInference::default();
         for (from, source, to, destination) in packets {
             let link = LinkAddresses { destination: *to, source: *from };
-            let flags = TcpFlags(flags);
-            inference.inspect(
-                link,
-                &Packet {
-                    source: source.parse().unwrap(),
-                    destination: destination.parse().unwrap(),
-                    delivery: Delivery::Unknown,
-                    interface: 0,
-                    checksum: Checksum::Good,
-                    fragmented: false,
-                    transport: Transport::Tcp { source_port: 4_000, destination_port: 23, flags, payload: 0 },
-                },
-            );
+            let [source, destination]: [IpAddr; 2] = [source, destination].map(|text| text.parse().unwrap());
+            inference.inspect(link, &packet(source, destination, tcp(4_000, 23, flags)));
         }
         inference.finish().into_iter().map(|address| address.to_string()).collect()
     }

@@ -193,22 +193,19 @@ fn is_sent_by_a_stack(flags: TcpFlags) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Checksum, Delivery};
+    use crate::wire::fixtures::packet;
 
     const CLIENT: (u8, u16) = (1, 1080);
     const SERVER: (u8, u16) = (2, 143);
 
     fn tcp(from: (u8, u16), to: (u8, u16), flags: u16, payload: u16) -> Packet {
         let address = |last| IpAddr::from([192, 0, 2, last]);
-        Packet {
-            source: address(from.0),
-            destination: address(to.0),
-            delivery: Delivery::Unknown,
-            interface: 0,
-            checksum: Checksum::Good,
-            fragmented: false,
-            transport: Transport::Tcp { source_port: from.1, destination_port: to.1, flags: TcpFlags(flags), payload },
-        }
+        let flags = TcpFlags(flags);
+        packet(
+            address(from.0),
+            address(to.0),
+            Transport::Tcp { source_port: from.1, destination_port: to.1, flags, payload },
+        )
     }
 
     /// The TCP ports in `1-2000` that these packets show to be in use.

@@ -109,24 +109,12 @@ fn quoted_port(quote: Quote) -> Option<Port> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Checksum, Delivery, TcpFlags};
+    use crate::wire::TcpFlags;
+    use crate::wire::fixtures::{packet, tcp};
 
     #[test]
     fn flood_of_pairs_forgets_no_scan() {
-        let probe = |source: u32, port| Packet {
-            source: IpAddr::from(source.to_be_bytes()),
-            destination: IpAddr::from([192, 0, 2, 2]),
-            delivery: Delivery::Unknown,
-            interface: 0,
-            checksum: Checksum::Good,
-            fragmented: false,
-            transport: Transport::Tcp {
-                source_port: 4_000,
-                destination_port: port,
-                flags: TcpFlags(TcpFlags::SYN),
-                payload: 0,
-            },
-        };
+        let probe = |source: u32, port| packet(source.to_be_bytes(), [192, 0, 2, 2], tcp(4_000, port, TcpFlags::SYN));
         let (mut refusals, used) = (Refusals::new(2), Used::default());
         let mut inspect = |packet: &Packet| refusals.inspect(packet, Observation::of(packet), None, &used);
         (1..=6).for_each(|port| inspect(&probe(1, port)));

@@ -3,7 +3,8 @@
 use crate::engine::tests::scene::builtin;
 use crate::engine::{Ban, Engine, HashKey, Host, Local, NoLookup, Settings, Verdict};
 use crate::types::Timestamp;
-use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
+use crate::wire::fixtures::tcp;
+use crate::wire::{Delivery, Packet};
 
 pub(super) const HERE: [u8; 4] = [192, 0, 2, 1];
 pub(super) const SCANNER: [u8; 4] = [198, 51, 100, 7];
@@ -12,15 +13,9 @@ pub(super) const SCANNER: [u8; 4] = [198, 51, 100, 7];
 pub(super) fn packet(outgoing: bool, flags: u16, port: u16) -> Packet {
     let (source, destination) = if outgoing { (HERE, SCANNER) } else { (SCANNER, HERE) };
     let (source_port, destination_port) = if outgoing { (port, 40_000) } else { (40_000, port) };
-    Packet {
-        source: source.into(),
-        destination: destination.into(),
-        delivery: if outgoing { Delivery::Outgoing } else { Delivery::Host },
-        interface: 2,
-        checksum: Checksum::Good,
-        fragmented: false,
-        transport: Transport::Tcp { source_port, destination_port, flags: TcpFlags(flags), payload: 0 },
-    }
+    let delivery = if outgoing { Delivery::Outgoing } else { Delivery::Host };
+    let segment = tcp(source_port, destination_port, flags);
+    Packet { delivery, interface: 2, ..crate::wire::fixtures::packet(source, destination, segment) }
 }
 
 pub(super) fn host() -> Host {

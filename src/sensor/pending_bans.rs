@@ -126,11 +126,8 @@ impl PendingBans {
 mod tests {
     use super::*;
     use crate::sensor::fixtures::ban;
+    use crate::types::at;
     use crate::wire::TcpFlags;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
 
     #[test]
     fn refused_ban_is_retried_with_backoff() {

@@ -59,10 +59,7 @@ impl TrapCoverage {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
+    use crate::types::at;
 
     #[test]
     fn quarter_lost_in_steps_is_reported_once() {

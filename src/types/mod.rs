@@ -28,4 +28,6 @@ pub use rate::{Rate, RateError};
 pub use rate_limit::{LineLimiter, TokenBucket};
 pub(crate) use timestamp::Tick;
 pub use timestamp::Timestamp;
+#[cfg(test)]
+pub(crate) use timestamp::at;
 pub use wording::{Span, brief, counted};

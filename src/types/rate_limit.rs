@@ -110,10 +110,7 @@ impl LineLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
+    use crate::types::at;
 
     #[test]
     fn whole_burst_may_come_at_once() {

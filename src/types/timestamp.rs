@@ -43,6 +43,12 @@ impl Timestamp {
     }
 }
 
+/// The moment so many seconds after the origin.
+#[cfg(test)]
+pub(crate) fn at(seconds: u64) -> Timestamp {
+    Timestamp::at(Duration::from_secs(seconds))
+}
+
 /// A moment or a span in units of 50 ms, which hold 6.8 years in 32 bits: that is what an entry of a table has room for.
 /// Zero means "never" in a table, so a moment is at least 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -5,6 +5,8 @@
 //! overlapping fragments), `linux/if_packet.h` and the LINKTYPE_LINUX_SLL2 page of tcpdump.org (cooked captures).
 
 mod checksum;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod ipv4;
 mod ipv6;
 mod link;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::process::{Outcome, Ran, run};
@@ -95,19 +95,16 @@ fn not_started(why: String) -> Ran {
 fn answer(socket: &OwnedFd, number: u64, command: String, ran: Ran) {
     let bytes = Answer { number, command, ran }.to_bytes();
     // A closed connection needs no answer.
-    while let Err(Errno::INTR) = send(socket, &bytes, SendFlags::NOSIGNAL) {}
+    let _ = retry_on_intr(|| send(socket, &bytes, SendFlags::NOSIGNAL));
 }
 
 /// The next request; `None` where the daemon has hung up.
 fn next(socket: &OwnedFd) -> Result<Option<Request>, Refused> {
     let mut buffer = [0; LONGEST_REQUEST];
-    loop {
-        return match recv(socket, &mut buffer[..], RecvFlags::TRUNC) {
-            Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
-            Ok((_, length)) => buffer.get(..length).and_then(Request::read).map(Some).ok_or(Refused::NoRequest),
-            Err(Errno::INTR) => continue,
-            Err(error) => Err(Refused::System(error.into())),
-        };
+    match retry_on_intr(|| recv(socket, &mut buffer[..], RecvFlags::TRUNC)) {
+        Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
+        Ok((_, length)) => buffer.get(..length).and_then(Request::read).map(Some).ok_or(Refused::NoRequest),
+        Err(error) => Err(Refused::System(error.into())),
     }
 }
 

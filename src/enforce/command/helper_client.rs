@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown, socketpair,
 };
@@ -75,13 +75,8 @@ impl Spawner {
     /// Waits for the next answer; `None` once there will be none, because it has ended or says what is no answer.
     pub(in crate::enforce) fn next(&self) -> Option<Answer> {
         let mut buffer = vec![0; LONGEST_ANSWER];
-        let answer = loop {
-            break match recv(&self.0.socket, buffer.as_mut_slice(), RecvFlags::TRUNC) {
-                Ok((_, length)) => buffer.get(..length).and_then(Answer::read),
-                Err(Errno::INTR) => continue,
-                Err(_) => None,
-            };
-        };
+        let received = retry_on_intr(|| recv(&self.0.socket, buffer.as_mut_slice(), RecvFlags::TRUNC)).ok();
+        let answer = received.and_then(|(_, length)| buffer.get(..length).and_then(Answer::read));
         if answer.is_none() {
             self.0.gone.store(true, Ordering::Relaxed);
             // Where it goes on, it ends at this.

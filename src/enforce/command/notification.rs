@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use serde::de::IgnoredAny;
 
@@ -118,12 +118,8 @@ impl Notifications {
                 Err(_) => return Delivery::HelperGone,
             }
             let mut buffer = vec![0; LONGEST_ANSWER];
-            let answer = match recv(&self.socket, buffer.as_mut_slice(), RecvFlags::TRUNC) {
-                Ok((_, length)) => buffer.get(..length).and_then(Answer::read),
-                Err(Errno::INTR) => continue,
-                Err(_) => None,
-            };
-            match answer {
+            let received = retry_on_intr(|| recv(&self.socket, buffer.as_mut_slice(), RecvFlags::TRUNC)).ok();
+            match received.and_then(|(_, length)| buffer.get(..length).and_then(Answer::read)) {
                 // Of an earlier request, which was given up.
                 Some(answer) if answer.number != self.number => {}
                 Some(Answer { ran: Ran { outcome: Outcome::Exited(0), .. }, .. }) => return Delivery::Succeeded,
@@ -149,12 +145,9 @@ pub fn serve_notifications(
 ) {
     let mut buffer = vec![0; HEAD + MAX_DIGEST_LEN];
     loop {
-        let length = match recv(&socket, buffer.as_mut_slice(), RecvFlags::TRUNC) {
-            Ok((_, length)) => length,
-            Err(Errno::INTR) => continue,
-            Err(_) => return,
-        };
-        let Some((number, request)) = buffer.get(..length).and_then(Request::read) else { return };
+        let received = retry_on_intr(|| recv(&socket, buffer.as_mut_slice(), RecvFlags::TRUNC)).ok();
+        let read = received.and_then(|(_, length)| buffer.get(..length).and_then(Request::read));
+        let Some((number, request)) = read else { return };
         let ran = match request {
             Request::Reread => match reread() {
                 Ok(new) => {
@@ -167,7 +160,7 @@ pub fn serve_notifications(
         };
         let answer = Answer { number, command: line(&command), ran }.to_bytes();
         // Where the daemon is gone, the next request says so.
-        while let Err(Errno::INTR) = send(&socket, &answer, SendFlags::NOSIGNAL) {}
+        let _ = retry_on_intr(|| send(&socket, &answer, SendFlags::NOSIGNAL));
     }
 }
 

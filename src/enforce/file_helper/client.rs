@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::io::Errno;
+use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
 use super::protocol::{Answer, MAX_IN_MESSAGE, MAX_MESSAGE_LEN, Request};
@@ -73,24 +73,13 @@ impl FileHelper {
         let ended = || io::Error::other(format!("process {process}, which writes it, has ended; restart portsentry"));
         for request in requests {
             let bytes = request.to_bytes().ok_or_else(|| io::Error::other("a mode that has no word"))?;
-            loop {
-                match send(&*socket, &bytes, SendFlags::NOSIGNAL) {
-                    Err(Errno::INTR) => {}
-                    Err(_) => return Err(ended()),
-                    Ok(_) => break,
-                }
-            }
+            retry_on_intr(|| send(&*socket, &bytes, SendFlags::NOSIGNAL)).map_err(|_| ended())?;
         }
         let mut bytes = vec![0; MAX_MESSAGE_LEN];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let length = loop {
-            match recvmsg(&*socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Err(Errno::INTR) => {}
-                Err(_) => return Err(ended()),
-                Ok(received) => break received.bytes,
-            }
-        };
+        let receive = || recvmsg(&*socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC);
+        let length = retry_on_intr(receive).map_err(|_| ended())?.bytes;
         let descriptors = control.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
             _ => None,

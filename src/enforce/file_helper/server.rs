@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 
 use super::protocol::{Answer, MAX_MESSAGE_LEN, Request};
@@ -111,17 +111,14 @@ fn answer(socket: &OwnedFd, answer: &Answer, file: Option<BorrowedFd<'_>>) {
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
     // A daemon that is gone needs no answer.
-    while let Err(Errno::INTR) = sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {}
+    let _ = retry_on_intr(|| sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL));
 }
 
 /// The next request; `None` where the daemon has hung up.
 fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Request>, Refused> {
-    loop {
-        return match recv(socket, &mut *buffer, RecvFlags::TRUNC) {
-            Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
-            Ok((_, length)) => buffer.get(..length).and_then(Request::read).map(Some).ok_or(Refused::NoRequest),
-            Err(Errno::INTR) => continue,
-            Err(error) => Err(Refused::System(error.into())),
-        };
+    match retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::TRUNC)) {
+        Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
+        Ok((_, length)) => buffer.get(..length).and_then(Request::read).map(Some).ok_or(Refused::NoRequest),
+        Err(error) => Err(Refused::System(error.into())),
     }
 }

@@ -83,12 +83,7 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
-
+    use crate::types::at;
     fn target(end: u8) -> BanTarget {
         BanTarget::of(std::net::IpAddr::from([192, 0, 2, end]))
     }

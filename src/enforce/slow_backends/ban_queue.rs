@@ -104,10 +104,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
-    }
+    use crate::types::at;
 
     fn case(last: u8) -> BanContext {
         BanContext::example([192, 0, 2, last].into())

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::engine::*;
 use crate::types::{Expiry, PortSet};
-use crate::wire::{Checksum, TcpFlags, Transport};
+use crate::wire::TcpFlags;
+use crate::wire::fixtures::{packet, tcp};
 
 fn engine() -> Engine {
     let ports: PortSet = "1-1024".parse().unwrap();
@@ -41,16 +42,7 @@ fn syn(destination: IpAddr, port: u16) -> Packet {
     } else {
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 9))
     };
-    let flags = TcpFlags(TcpFlags::SYN);
-    Packet {
-        source,
-        destination,
-        delivery: Delivery::Unknown,
-        interface: 0,
-        checksum: Checksum::Good,
-        fragmented: false,
-        transport: Transport::Tcp { source_port: 40_000, destination_port: port, flags, payload: 0 },
-    }
+    packet(source, destination, tcp(40_000, port, TcpFlags::SYN))
 }
 
 /// The last verdict on these packets, which arrive one per second.

@@ -11,7 +11,9 @@ use crate::engine::{
     PortLookup, PortUse, Protection, Settings, Verdict, Watch,
 };
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
-use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
+use crate::wire::fixtures::packet;
+pub(super) use crate::wire::fixtures::tcp;
+use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 /// This host.
 pub(super) const HERE: &str = "192.0.2.1";
@@ -172,15 +174,8 @@ impl Scene {
     /// A packet from `source` to this host's first address of that family.
     pub(super) fn packet(source: &str, transport: Transport) -> Packet {
         let source = address(source);
-        Packet {
-            source,
-            destination: address(if source.is_ipv4() { HERE } else { HERE_V6 }),
-            delivery: Delivery::Host,
-            interface: 0,
-            checksum: Checksum::Good,
-            fragmented: false,
-            transport,
-        }
+        let destination = address(if source.is_ipv4() { HERE } else { HERE_V6 });
+        Packet { delivery: Delivery::Host, ..packet(source, destination, transport) }
     }
 
     pub(super) fn see(&mut self, packet: &Packet) -> Gist {
@@ -302,10 +297,6 @@ impl Scene {
 
 pub(super) fn target(source: &str) -> BanTarget {
     BanTarget::of(address(source))
-}
-
-pub(super) fn tcp(source_port: u16, destination_port: u16, flags: u16) -> Transport {
-    Transport::Tcp { source_port, destination_port, flags: TcpFlags(flags), payload: 0 }
 }
 
 pub(super) fn udp(source_port: u16, destination_port: u16) -> Transport {

@@ -137,31 +137,29 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
 /// What [`install`] would find: the sizes of `blocked` and `blocked6` where the table is there, whether its rules are those
 /// of `spec` or of another one, or altered; `None` where it is not. Changes nothing.
 pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
+    let Some(found) = read_existing(socket)? else { return Ok(None) };
+    if !found.has_base_sets() {
+        recognise_own(&found, spec.size)?;
+    }
+    let differences = DesiredRuleset::new(&kept(spec, &found)).differences(&found);
+    irreparable(&differences)?;
+    Ok(Some((found.size(Set::Blocked), found.size(Set::Blocked6))))
+}
+
+/// The table; `None` where there is none.
+fn read_existing(socket: &mut Socket) -> Result<Option<TableSnapshot>, RulesetError> {
     for _ in 0..ATTEMPTS {
-        let Some(found) = read(socket)? else { continue };
-        if !found.exists() {
-            return Ok(None);
+        if let Some(found) = read(socket)? {
+            return Ok(found.exists().then_some(found));
         }
-        if !found.has_base_sets() {
-            recognise_own(&found, spec.size)?;
-        }
-        let differences = DesiredRuleset::new(&kept(spec, &found)).differences(&found);
-        irreparable(&differences)?;
-        return Ok(Some((found.size(Set::Blocked), found.size(Set::Blocked6))));
     }
     Err(RulesetError::Contended)
 }
 
 /// What the table holds that no version of this program makes, each as the end of the sentence "it has …".
 pub fn foreign_objects(socket: &mut Socket, spec: &RulesetSpec) -> Result<Vec<String>, RulesetError> {
-    for _ in 0..ATTEMPTS {
-        let Some(found) = read(socket)? else { continue };
-        if !found.exists() {
-            return Ok(Vec::new());
-        }
-        return Ok(DesiredRuleset::new(&recognise(&found, spec.size)).foreign(&found));
-    }
-    Err(RulesetError::Contended)
+    let Some(found) = read_existing(socket)? else { return Ok(Vec::new()) };
+    Ok(DesiredRuleset::new(&recognise(&found, spec.size)).foreign(&found))
 }
 
 /// Deletes the table with all that it holds; false where there was none.

@@ -5,9 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
+use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_sock_diag::constants::{
     AF_INET, AF_INET6, IPPROTO_TCP, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2,
     TCP_LAST_ACK, TCP_SYN_RECV,
@@ -49,20 +48,16 @@ impl SockDiag {
         let states = CONNECTED.iter().fold(0, |states, state| states | 1_u32 << state);
         let mut found = Vec::new();
         let mut ended = Ended::default();
-        for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-            let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
-            let mut keep = |record: Record| {
-                let on_link = BanTarget::on(record.peer.to_canonical(), record.interface);
-                let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));
-                let Some(target) = wanted.filter(|_| CONNECTED.contains(&record.state)) else { return };
-                match found.len() < MOST {
-                    true => found.push((target, record)),
-                    false => ended.more = true,
-                }
-            };
-            self.exchange(IPPROTO_TCP, states, id, NLM_F_DUMP, &mut keep)
-                .map_err(|failure| failure.explain(Protocol::Tcp))?;
-        }
+        let keep = |record: Record| {
+            let on_link = BanTarget::on(record.peer.to_canonical(), record.interface);
+            let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));
+            let Some(target) = wanted.filter(|_| CONNECTED.contains(&record.state)) else { return };
+            match found.len() < MOST {
+                true => found.push((target, record)),
+                false => ended.more = true,
+            }
+        };
+        self.dump(IPPROTO_TCP, states, keep).map_err(|failure| failure.explain(Protocol::Tcp))?;
         for (target, record) in found {
             if self.end(&record)? {
                 *ended.connections.entry(target).or_default() += 1;

@@ -186,17 +186,11 @@ impl SockDiag {
         let mut listeners = Vec::new();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let (number, listening) = transport(protocol).ok_or(SockDiagError::Unsupported(protocol))?;
-            for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-                let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
-                let mut keep = |record: Record| listeners.extend(listener(protocol, listening, &record));
-                match self.exchange(number, 1 << listening, id, NLM_F_DUMP, &mut keep) {
-                    Ok(()) => {}
-                    Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound => {
-                        return Err(SockDiagError::Missing(protocol));
-                    }
-                    Err(failure) => return Err(failure.explain(protocol)),
-                }
-            }
+            let keep = |record: Record| listeners.extend(listener(protocol, listening, &record));
+            self.dump(number, 1 << listening, keep).map_err(|failure| match failure {
+                Failure::Kernel(error) if error.kind() == io::ErrorKind::NotFound => SockDiagError::Missing(protocol),
+                failure => failure.explain(protocol),
+            })?;
         }
         listeners.sort_unstable();
         listeners.dedup();
@@ -212,18 +206,22 @@ impl SockDiag {
     pub fn connections(&mut self, most: usize) -> Result<Vec<Connection>, SockDiagError> {
         let mut connections = Vec::new();
         let states = CONNECTED.iter().fold(0, |states, state| states | 1 << state);
-        for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-            let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
-            let mut keep = |record: Record| {
-                if CONNECTED.contains(&record.state) && connections.len() < most {
-                    let [address, peer] = [record.address, record.peer].map(|one| one.to_canonical());
-                    connections.push(Connection { address, port: record.port, peer, interface: record.interface });
-                }
-            };
-            self.exchange(IPPROTO_TCP, states, id, NLM_F_DUMP, &mut keep)
-                .map_err(|failure| failure.explain(Protocol::Tcp))?;
-        }
+        let keep = |record: Record| {
+            if CONNECTED.contains(&record.state) && connections.len() < most {
+                let [address, peer] = [record.address, record.peer].map(|one| one.to_canonical());
+                connections.push(Connection { address, port: record.port, peer, interface: record.interface });
+            }
+        };
+        self.dump(IPPROTO_TCP, states, keep).map_err(|failure| failure.explain(Protocol::Tcp))?;
         Ok(connections)
+    }
+
+    /// Hands each socket of both address families in one of `states` to `keep`.
+    fn dump(&mut self, protocol: u8, states: u32, mut keep: impl FnMut(Record)) -> Result<(), Failure> {
+        [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].into_iter().try_for_each(|any| {
+            let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
+            self.exchange(protocol, states, id, NLM_F_DUMP, &mut keep)
+        })
     }
 
     /// What would receive a packet from `source` to `destination` that arrives on `interface`: one exact look-up, the
