@@ -22,10 +22,7 @@ use portsentry::report::{self, ReportStats};
 
 fn main() -> ExitCode {
     if let Some(args) = helper::HelperArgs::parse(std::env::args_os()) {
-        return match helper_process::run(&args) {
-            Ok(()) => cli::EXIT_DONE.into(),
-            Err(error) => fail(&error, cli::EXIT_FAILED),
-        };
+        return finish(helper_process::run(&args));
     }
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
@@ -52,19 +49,15 @@ fn main() -> ExitCode {
         },
         Command::Ask(command) => ask(&command),
         Command::Import(options) => match import(options) {
-            Ok(()) => cli::EXIT_DONE.into(),
             Err(error @ ImportError::Wrong(_)) => fail(&error, cli::EXIT_CONFIG),
-            Err(error) => fail(&error, cli::EXIT_FAILED),
+            result => finish(result),
         },
         Command::Report(options) => report(&options),
-        Command::Complete(shell) => print(&shell.completions()),
+        Command::Completions(wanted) => print(&wanted.shell.completions()),
         Command::List(options) => list(&options),
         Command::Check(options) => check(&options),
         Command::Fleet(options) => fleet(&options),
-        Command::Watch(options) => match live_view::run(&options) {
-            Ok(()) => cli::EXIT_DONE.into(),
-            Err(error) => fail(&error, cli::EXIT_FAILED),
-        },
+        Command::Watch(options) => finish(live_view::run(&options)),
     }
 }
 
@@ -122,9 +115,8 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
 
 fn replay(options: &ReplayOptions, config: &Config) -> ExitCode {
     match replay::run(options, config, &mut BufWriter::new(std::io::stdout().lock())) {
-        Ok(()) => cli::EXIT_DONE.into(),
         Err(ReplayError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
-        Err(error) => fail(&error, cli::EXIT_FAILED),
+        result => finish(result),
     }
 }
 
@@ -156,10 +148,7 @@ fn report(options: &ReportOptions) -> ExitCode {
         report::html(&stats, host.as_deref())
     };
     match options.output.as_deref().filter(|output| *output != Path::new("-")) {
-        Some(output) => match report::save(output, &text) {
-            Ok(()) => cli::EXIT_DONE.into(),
-            Err(error) => fail(&error, cli::EXIT_FAILED),
-        },
+        Some(output) => finish(report::save(output, &text)),
         None => print(&text),
     }
 }
@@ -177,20 +166,14 @@ fn check(options: &CheckOptions) -> ExitCode {
 
 fn fleet(options: &FleetOptions) -> ExitCode {
     match fleet::run(options, &mut std::io::stdout().lock()) {
-        Ok(()) => cli::EXIT_DONE.into(),
         Err(error @ (FleetError::Config(_) | FleetError::Setup(_))) => fail(&error, cli::EXIT_CONFIG),
-        Err(error) => fail(&error, cli::EXIT_FAILED),
+        result => finish(result),
     }
 }
 
 fn list(options: &ListOptions) -> ExitCode {
-    match list::run(options, &mut std::io::stdout().lock()) {
-        Ok(notes) => {
-            notes.iter().for_each(|note| say(note));
-            cli::EXIT_DONE.into()
-        }
-        Err(error) => fail(&error, cli::EXIT_FAILED),
-    }
+    let notes = list::run(options, &mut std::io::stdout().lock());
+    finish(notes.map(|notes| notes.iter().for_each(|note| say(note))))
 }
 
 fn import(options: ImportOptions) -> Result<(), ImportError> {
@@ -205,6 +188,13 @@ fn import(options: ImportOptions) -> Result<(), ImportError> {
     }
     import.notes.iter().for_each(|note| say(note));
     Ok(())
+}
+
+fn finish(result: Result<(), impl Display>) -> ExitCode {
+    match result {
+        Ok(()) => cli::EXIT_DONE.into(),
+        Err(error) => fail(&error, cli::EXIT_FAILED),
+    }
 }
 
 fn fail(error: &dyn Display, code: u8) -> ExitCode {

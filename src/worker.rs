@@ -146,6 +146,28 @@ impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
     }
 }
 
+/// How a worker has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Stopped<L> {
+    /// All that was taken is done, or was reported as failed.
+    Whole,
+    /// So much is left.
+    Left(L),
+    /// A disk or a command did not let it end in time; the last items may or may not be done.
+    Stuck,
+}
+
+impl<L: Default + PartialEq> From<Option<L>> for Stopped<L> {
+    fn from(left: Option<L>) -> Self {
+        match left {
+            Some(left) if left == L::default() => Self::Whole,
+            Some(left) => Self::Left(left),
+            None => Self::Stuck,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,9 +4,9 @@
 
 use portsentry::config::{
     AckPolicy, Action, Block, BlockPolicy, Config, Escalate, Facility, Fleet, FleetAccept, FleetUrl, HostsDeny,
-    LogTarget, Mode, NftBlock, Notify, Report, Route, Run, parse_expiry, parse_name,
+    LogTarget, Mode, NftBlock, Notify, Report, Run, parse_expiry, parse_name,
 };
-use portsentry::types::{Backend, Expiry};
+use portsentry::types::{Backend, Expiry, RouteKind};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -78,7 +78,7 @@ fn every_key_sets_what_it_names() {
         widest_ipv4: 24,
         widest_ipv6: 48,
         nft: NftBlock { action: Action::Reject, log_drops: Some(rate), end_connections: false, size: 7 },
-        route: Route::Prohibit,
+        route: RouteKind::Prohibit,
         hosts_deny: HostsDeny { file: PathBuf::from("/tmp/deny"), line: "ALL: $TARGET$ : DENY".to_owned() },
         run: Run {
             command: vec!["/bin/echo".to_owned(), "$TARGET$".to_owned()],
@@ -93,7 +93,7 @@ fn every_key_sets_what_it_names() {
     assert_eq!(config.escalate, Escalate { factor: 3, max, max_forgeable: Duration::from_secs(2 * 86_400), forget });
     assert_eq!(
         read("block.route.via = \"192.0.2.254\"").block.route,
-        Route::Via(std::net::Ipv4Addr::new(192, 0, 2, 254).into())
+        RouteKind::Via(std::net::Ipv4Addr::new(192, 0, 2, 254).into())
     );
     assert_eq!(config.metrics.listen, Some("[::1]:9777".parse().unwrap()));
     assert_eq!(config.notify, Notify { command: vec!["/bin/cat".to_owned()], interval: Duration::from_secs(3_600) });

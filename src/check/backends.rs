@@ -6,13 +6,13 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 
-use super::warnings::Warning;
-use crate::config::{Action, BlockPolicy, Config, ConfigError, Route};
+use super::warnings::{Findings, Warning};
+use crate::config::{Action, BlockPolicy, Config};
 use crate::enforce::command::{RunSettings, check_program};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
-use crate::types::Backend;
+use crate::types::{Backend, RouteKind};
 
 pub(super) struct Way {
     pub(super) name: &'static str,
@@ -22,32 +22,26 @@ pub(super) struct Way {
     pub(super) works: Option<bool>,
 }
 
-/// The ways that would be used. What keeps the program from starting goes to `wrong`, a way that it would go on without to
-/// `warnings`, what could not be seen to `notes`.
-pub(super) fn look(
-    config: &Config,
-    wrong: &mut Vec<ConfigError>,
-    warnings: &mut Vec<Warning>,
-    notes: &mut Vec<String>,
-    unfit: &dyn Fn(&str, String) -> ConfigError,
-) -> Vec<Way> {
+/// The ways that would be used. Adds what keeps the program from starting, warns of a way that it would go on without, and notes
+/// what could not be seen.
+pub(super) fn look(config: &Config, findings: &mut Findings) -> Vec<Way> {
     let mut methods = if config.uses(BlockPolicy::Yes) { config.block.method.clone() } else { Vec::new() };
     if config.uses(BlockPolicy::Run) && !methods.contains(&Backend::Command) {
         methods.push(Backend::Command);
     }
     let firewall = may(CapabilitySet::NET_ADMIN);
     if !firewall && methods.iter().any(|method| matches!(method, Backend::Nft | Backend::Route)) {
-        notes.push("without CAP_NET_ADMIN: nf_tables and routes could not be looked at; try it with sudo".to_owned());
+        findings.note("without CAP_NET_ADMIN: nf_tables and routes could not be looked at; try it with sudo");
     }
     if config.notifies()
         && let Err(error) = check_program(&config.notify.command)
     {
-        wrong.push(unfit("notify.command", error.to_string()));
+        findings.wrong("notify.command", error);
     }
     if config.only_undoes_commands()
         && let Err(error) = RunSettings::from(&config.block.run).check_expiry()
     {
-        wrong.push(unfit("block.run.expire_command", error.to_string()));
+        findings.wrong("block.run.expire_command", error);
     }
     let mut look = |method: &Backend| {
         let (key, does, works) = match method {
@@ -56,7 +50,7 @@ pub(super) fn look(
             Backend::HostsDeny => {
                 let deny = &config.block.hosts_deny;
                 let does = format!("the line \"{}\" in {}", deny.line, deny.file.display());
-                ("block.hosts_deny", does, hosts_deny(config, notes))
+                ("block.hosts_deny", does, hosts_deny(config, findings))
             }
             Backend::Command => {
                 let words = words(&config.block.run.command);
@@ -68,8 +62,8 @@ pub(super) fn look(
             Some(Ok(state)) => (state, Some(true)),
             Some(Err(error)) => {
                 match method {
-                    Backend::HostsDeny => warnings.push(Warning::new(key, error)),
-                    Backend::Nft | Backend::Route | Backend::Command => wrong.push(unfit(key, error)),
+                    Backend::HostsDeny => findings.warnings.push(Warning::new(key, error)),
+                    Backend::Nft | Backend::Route | Backend::Command => findings.wrong(key, error),
                 }
                 (String::new(), Some(false))
             }
@@ -112,16 +106,16 @@ fn table(config: &Config) -> Result<String, String> {
 
 fn route(config: &Config) -> String {
     match config.block.route {
-        Route::Blackhole => "a blackhole route".to_owned(),
-        Route::Unreachable => "a route that says unreachable".to_owned(),
-        Route::Prohibit => "a route that says prohibited".to_owned(),
-        Route::Via(gateway) => format!("a route by way of {gateway}"),
+        RouteKind::Blackhole => "a blackhole route".to_owned(),
+        RouteKind::Unreachable => "a route that says unreachable".to_owned(),
+        RouteKind::Prohibit => "a route that says prohibited".to_owned(),
+        RouteKind::Via(gateway) => format!("a route by way of {gateway}"),
     }
 }
 
 fn routes(config: &Config) -> Result<String, String> {
     let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-    Routes::open(config.block.route.into(), size).map(|_| String::new()).map_err(|error| error.to_string())
+    Routes::open(config.block.route, size).map(|_| String::new()).map_err(|error| error.to_string())
 }
 
 fn command(config: &Config) -> Result<String, String> {
@@ -129,14 +123,14 @@ fn command(config: &Config) -> Result<String, String> {
 }
 
 /// The number of lines in the file; `None` where this user cannot see what the service could do.
-fn hosts_deny(config: &Config, notes: &mut Vec<String>) -> Option<Result<String, String>> {
+fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String, String>> {
     let deny = match HostsDeny::try_from(&config.block.hosts_deny) {
         Ok(deny) => deny,
         Err(error) => return Some(Err(error.to_string())),
     };
     let folder = deny.path().parent().unwrap_or(Path::new("/"));
     if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
-        notes.push(format!("{} is not this user's to write; try it with sudo", folder.display()));
+        findings.note(format!("{} is not this user's to write; try it with sudo", folder.display()));
         return None;
     }
     Some(deny.check().and_then(|()| deny.held()).map_err(|error| error.to_string()).map(|held| match held.len() {

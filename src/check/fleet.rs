@@ -1,6 +1,6 @@
 //! What `[fleet]` comes to: whether the password is kept from others, and whether the server takes this host.
 
-use super::warnings::Warning;
+use super::warnings::{Findings, Warning};
 use crate::config::{Config, Mode};
 use crate::fleet::{self, FleetError, SetupError};
 
@@ -8,7 +8,7 @@ use crate::fleet::{self, FleetError, SetupError};
 const PROOF_PORTS: u8 = 5;
 
 /// Adds warnings and notes, after an attempt to connect. The daemon starts with all of them.
-pub(super) fn look(config: &Config, warnings: &mut Vec<Warning>, notes: &mut Vec<String>) {
+pub(super) fn look(config: &Config, findings: &mut Findings) {
     if !config.fleet.is_joined() {
         return;
     }
@@ -18,21 +18,21 @@ pub(super) fn look(config: &Config, warnings: &mut Vec<Warning>, notes: &mut Vec
             config.detect.scan_trigger + 1,
             PROOF_PORTS - 1
         );
-        warnings.push(Warning::new("detect.scan_trigger", message));
+        findings.warnings.push(Warning::new("detect.scan_trigger", message));
     }
     let (key, error) = match fleet::probe(&config.fleet) {
-        Ok(()) => return notes.push(format!("the fleet's server takes the user {}", config.fleet.user())),
+        Ok(()) => return findings.note(format!("the fleet's server takes the user {}", config.fleet.user())),
         Err(FleetError::Setup(SetupError::Password { error, .. }))
             if error.kind() == std::io::ErrorKind::PermissionDenied =>
         {
             let note =
                 "without the right to read fleet.credentials: the fleet's server was not tried; try it with sudo";
-            return notes.push(note.to_owned());
+            return findings.note(note);
         }
         Err(error @ FleetError::Setup(SetupError::Certificates { .. })) => ("fleet.ca_file", error),
         Err(error @ FleetError::Setup(SetupError::ServerName(_) | SetupError::NotJoined)) => ("fleet.url", error),
         Err(error @ FleetError::Setup(_)) => ("fleet.credentials", error),
         Err(error) => ("fleet.url", error),
     };
-    warnings.push(Warning::new(key, error.to_string()));
+    findings.warnings.push(Warning::new(key, error.to_string()));
 }

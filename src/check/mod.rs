@@ -36,7 +36,7 @@ use crate::netlink::socket::Socket;
 use crate::sandbox::{self, Policy};
 use crate::types::Protocol;
 use report::{Interface, Report, Watched};
-use warnings::Warning;
+use warnings::{Findings, Warning};
 
 /// Options of `check`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
@@ -102,7 +102,8 @@ pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, 
         other => other?,
     };
     put(out, &if options.json { format!("{}\n", render::json(&report)) } else { render::text(&report) })?;
-    if report.wrong.is_empty() { Ok(report.notes) } else { Err(CheckError::Unfit(report.wrong)) }
+    let Findings { wrong, notes, .. } = report.findings;
+    if wrong.is_empty() { Ok(notes) } else { Err(CheckError::Unfit(wrong)) }
 }
 
 fn put(out: &mut impl Write, text: &str) -> Result<(), CheckError> {
@@ -140,35 +141,31 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     protected.sort_by_key(|(prefix, why)| (*why, *prefix));
 
     let origin = file.clone().unwrap_or_else(|| "built-in settings".to_owned());
-    let unfit = |key: &str, message: String| ConfigError {
-        file: origin.clone(),
-        position: None,
-        key: Some(key.to_owned()),
-        message,
-    };
-    let (mut wrong, mut notes, mut state) = (Vec::new(), Vec::new(), Vec::new());
+    let mut findings = Findings { origin, ..Findings::default() };
+    let mut state = Vec::new();
     // The program would not start with them.
     if let Some(path) = &file
         && let Err(error) = config.check_ownership(Path::new(path))
     {
-        wrong.push(ConfigError { key: None, ..unfit("", error.to_string()) });
+        findings.wrong(None::<&str>, error);
     }
     if !systemd_unit::has_user() {
         let mut policy = Policy::of_folders(&options.state_dir, &options.socket, &ledger::OWN_FILES);
         policy.settings.extend(file.iter().map(PathBuf::from).chain(config.allow.files.iter().cloned()));
         if let Err(error) = sandbox::check_folders(&policy) {
-            wrong.push(ConfigError { key: None, ..unfit("", error.to_string()) });
+            findings.wrong(None::<&str>, error);
         }
         state.extend(sandbox::obstacles(&policy).into_iter().map(|text| Warning::new("--state-dir", text)));
     }
-    wrong.extend(missing_interfaces(&config.interfaces, &facts).map(|error| unfit("interfaces", error.to_string())));
-    capture(&config, &host, &mut wrong, &mut notes, &unfit);
-    ports::look(&config, &host, &mut wrong, &mut notes, &unfit);
-    let mut warnings = warnings::of(&config);
-    warnings.append(&mut state);
-    let ways = backends::look(&config, &mut wrong, &mut warnings, &mut notes, &unfit);
+    missing_interfaces(&config.interfaces, &facts).for_each(|error| findings.wrong("interfaces", error));
+    capture(&config, &host, &mut findings);
+    ports::look(&config, &host, &mut findings);
+    findings.warnings = warnings::of(&config);
+    findings.warnings.append(&mut state);
+    let ways = backends::look(&config, &mut findings);
     let (prevents_start, unit_warnings) = systemd_unit::look(&config);
-    wrong.extend(prevents_start.into_iter().map(|one| unfit(one.key, one.message)));
+    prevents_start.into_iter().for_each(|one| findings.wrong(one.key, one.message));
+    let warnings = &mut findings.warnings;
     warnings.extend(unit_warnings);
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
     let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
@@ -184,9 +181,9 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     }));
     warnings.extend(own_session(&host));
     warnings.extend(silent_decoys(&config));
-    fleet::look(&config, &mut warnings, &mut notes);
+    fleet::look(&config, &mut findings);
     if [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.mode == Mode::Connect) {
-        notes.push("where portsentry runs in connect mode now, its own ports are among those in use".to_owned());
+        findings.note("where portsentry runs in connect mode now, its own ports are among those in use");
     }
     Ok(Report {
         tcp: watched(&config.tcp, &host.tcp, &listeners, Protocol::Tcp),
@@ -197,9 +194,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         protected,
         names,
         ways,
-        warnings,
-        wrong,
-        notes,
+        findings,
     })
 }
 
@@ -238,21 +233,14 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Vec<Interface> {
 }
 
 /// Opens the capture as the daemon would, and closes it.
-fn capture(
-    config: &Config,
-    host: &Host,
-    wrong: &mut Vec<ConfigError>,
-    notes: &mut Vec<String>,
-    unfit: &dyn Fn(&str, String) -> ConfigError,
-) {
+fn capture(config: &Config, host: &Host, findings: &mut Findings) {
     if !backends::may(CapabilitySet::NET_RAW) {
-        notes.push("without CAP_NET_RAW: whether packets can be captured was not tried; try it with sudo".to_owned());
-        return;
+        return findings.note("without CAP_NET_RAW: whether packets can be captured was not tried; try it with sudo");
     }
     match Live::open(&Wanted::new(&Settings::from_config(config), host).to_filter(), Ring::Usual) {
         Ok(_) => {}
-        Err(error @ CaptureError::Filter { .. }) => wrong.push(unfit("tcp.ports", error.to_string())),
-        Err(error) => wrong.push(unfit("interfaces", error.to_string())),
+        Err(error @ CaptureError::Filter { .. }) => findings.wrong("tcp.ports", error),
+        Err(error) => findings.wrong("interfaces", error),
     }
 }
 

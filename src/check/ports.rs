@@ -7,48 +7,46 @@ use std::net::TcpListener;
 use rustix::thread::CapabilitySet;
 
 use super::backends::may;
+use super::warnings::Findings;
 use crate::capture::decoy::{DecoyError, DecoyPorts, make_room};
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::engine::{Host, Listeners};
 use crate::sandbox::InstanceLock;
 use crate::types::{PortSet, Protocol};
 
-/// Adds what keeps the program from starting to `wrong`, and what could not be seen to `notes`.
-pub(super) fn look(
-    config: &Config,
-    host: &Host,
-    wrong: &mut Vec<ConfigError>,
-    notes: &mut Vec<String>,
-    unfit: &dyn Fn(&str, String) -> ConfigError,
-) {
+/// Adds what keeps the program from starting, and what could not be seen.
+pub(super) fn look(config: &Config, host: &Host, findings: &mut Findings) {
     let runs = InstanceLock::is_held();
     let mut decoys = DecoyPorts::from_config(config);
     if config.shares_decoys() {
         // It needs neither a descriptor nor the right to a low port for each, only one that is free.
         let ports = std::mem::take(&mut decoys.tcp);
         if !ports.is_empty() && ports.without(&host.tcp.anywhere()).is_empty() {
-            wrong.push(unfit("tcp.ports", DecoyError::AllBusy { protocol: Protocol::Tcp, ports }.to_string()));
+            findings.wrong("tcp.ports", DecoyError::AllBusy { protocol: Protocol::Tcp, ports });
         }
     }
     let count = u64::from(decoys.tcp.len()) + u64::from(decoys.udp.len());
-    wrong.extend(make_room(count).err().map(|error| unfit("tcp.ports", error.to_string())));
+    if let Err(error) = make_room(count) {
+        findings.wrong("tcp.ports", error);
+    }
     for (key, protocol, ports, open) in
         [("tcp.ports", Protocol::Tcp, decoys.tcp, &host.tcp), ("udp.ports", Protocol::Udp, decoys.udp, &host.udp)]
     {
         match decoy_error(protocol, ports, open) {
-            Some(DecoyError::AllBusy { .. }) if runs => notes.push(format!(
+            Some(DecoyError::AllBusy { .. }) if runs => findings.note(format!(
                 "{key}: a running portsentry or another program has all of these ports; stop portsentry to see which"
             )),
-            Some(error) => wrong.push(unfit(key, error.to_string())),
+            Some(error) => findings.wrong(key, error),
             None => {}
         }
     }
     let Some(address) = config.metrics.listen else { return };
     match TcpListener::bind(address) {
         Err(error) if error.kind() == ErrorKind::AddrInUse && runs => {
-            notes.push(format!("metrics.listen: {address} is in use, by the running portsentry or by another program"));
+            findings
+                .note(format!("metrics.listen: {address} is in use, by the running portsentry or by another program"));
         }
-        Err(error) => wrong.push(unfit("metrics.listen", format!("cannot listen at {address}: {error}"))),
+        Err(error) => findings.wrong("metrics.listen", format!("cannot listen at {address}: {error}")),
         Ok(_) => {}
     }
 }

@@ -98,10 +98,10 @@ pub(super) fn text(report: &Report) -> String {
         };
         line(&mut out, "name", &format!("{name}: {found}"));
     }
-    for warning in &report.warnings {
+    for warning in &report.findings.warnings {
         line(&mut out, "warning", &format!("{}: {}", warning.key, warning.message));
     }
-    if report.wrong.is_empty() && report.warnings.is_empty() {
+    if report.findings.wrong.is_empty() && report.findings.warnings.is_empty() {
         line(&mut out, "verdict", "nothing is wrong");
     }
     out
@@ -180,13 +180,14 @@ pub(super) fn json(report: &Report) -> Value {
         json!({"name": name, "addresses": addresses.clone().unwrap_or_default(), "error": addresses.err()})
     });
     let ways = report.ways.iter().map(|way| json!({"method": way.name, "works": way.works, "does": way.does}));
-    let warnings = report.warnings.iter().map(|warning| json!({"key": warning.key, "message": warning.message}));
+    let warnings =
+        report.findings.warnings.iter().map(|warning| json!({"key": warning.key, "message": warning.message}));
     json!({
-        "ok": report.wrong.is_empty(),
+        "ok": report.findings.wrong.is_empty(),
         "settings": report.file,
-        "errors": errors(report.wrong.iter()),
+        "errors": errors(report.findings.wrong.iter()),
         "warnings": warnings.collect::<Vec<_>>(),
-        "notes": report.notes,
+        "notes": report.findings.notes,
         "tcp": watched(&config.tcp, &report.tcp),
         "udp": watched(&config.udp, &report.udp),
         "scan_trigger": config.detect.scan_trigger,

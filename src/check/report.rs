@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::backends::Way;
-use super::warnings::Warning;
-use crate::config::{Config, ConfigError};
+use super::warnings::Findings;
+use crate::config::Config;
 use crate::engine::Protection;
 use crate::types::PortSet;
 
@@ -21,11 +21,7 @@ pub(super) struct Report {
     pub(super) protected: Vec<(IpNet, Protection)>,
     pub(super) names: BTreeMap<String, Result<Vec<IpAddr>, String>>,
     pub(super) ways: Vec<Way>,
-    pub(super) warnings: Vec<Warning>,
-    /// What keeps the program from running here.
-    pub(super) wrong: Vec<ConfigError>,
-    /// What could not be seen.
-    pub(super) notes: Vec<String>,
+    pub(super) findings: Findings,
 }
 
 pub(super) struct Watched {

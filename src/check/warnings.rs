@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use crate::config::{BlockPolicy, Config, HalfOpenPolicy, Mode};
+use crate::config::{BlockPolicy, Config, ConfigError, HalfOpenPolicy, Mode};
 use crate::enforce::nft::RulesetSpec;
 use crate::types::{Backend, Expiry};
 
@@ -16,6 +16,30 @@ pub(super) struct Warning {
 impl Warning {
     pub(super) fn new(key: &'static str, message: impl Into<String>) -> Self {
         Self { key, message: message.into() }
+    }
+}
+
+/// What is to be said of the settings.
+#[derive(Default)]
+pub(super) struct Findings {
+    /// What stands for the file in errors.
+    pub(super) origin: String,
+    pub(super) warnings: Vec<Warning>,
+    /// What keeps the program from running here.
+    pub(super) wrong: Vec<ConfigError>,
+    /// What could not be seen.
+    pub(super) notes: Vec<String>,
+}
+
+impl Findings {
+    /// Something about `key` is wrong, or about the file as a whole.
+    pub(super) fn wrong<'a>(&mut self, key: impl Into<Option<&'a str>>, message: impl ToString) {
+        let (file, key) = (self.origin.clone(), key.into().map(str::to_owned));
+        self.wrong.push(ConfigError { file, position: None, key, message: message.to_string() });
+    }
+
+    pub(super) fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
     }
 }
 

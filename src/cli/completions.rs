@@ -7,10 +7,10 @@ use clap::{Args, ValueEnum};
 
 /// Options of `completions`.
 #[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Completions {
+pub struct Completions {
     /// The shell
     #[arg(value_name = "SHELL")]
-    pub(super) shell: Shell,
+    pub shell: Shell,
 }
 
 /// A shell that completes command lines.

@@ -27,7 +27,7 @@ pub use crate::report::ReportOptions;
 pub use crate::types::exit_code::{
     CONFIG as EXIT_CONFIG, DONE as EXIT_DONE, FAILED as EXIT_FAILED, USAGE as EXIT_USAGE,
 };
-pub use completions::Shell;
+pub use completions::{Completions, Shell};
 
 const HELP: &str = "\
 {name} {version}: {about}
@@ -46,31 +46,6 @@ Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
 const USAGE: &str = "portsentry [OPTIONS]
        portsentry COMMAND";
 
-/// What the command line asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Watch and block.
-    Run(RunOptions),
-    /// Judge the packets of a capture file.
-    Replay(ReplayOptions),
-    /// Ask the running daemon.
-    Ask(ControlCommand),
-    /// Translate a classic configuration.
-    Import(ImportOptions),
-    /// Make a page of the ledger.
-    Report(ReportOptions),
-    /// Print what a shell completes command lines with.
-    Complete(Shell),
-    /// List the bans in force.
-    List(ListOptions),
-    /// Show what happens as it does.
-    Watch(WatchOptions),
-    /// Say what is wrong with the settings, or what they come to.
-    Check(CheckOptions),
-    /// Share bans with other hosts.
-    Fleet(FleetOptions),
-}
-
 /// Detects port scans and blocks their sources in nftables
 #[derive(Parser)]
 #[command(name = "portsentry", version, help_template = HELP, override_usage = USAGE, max_term_width = 80)]
@@ -79,11 +54,15 @@ struct CommandLine {
     #[command(flatten)]
     run: RunFlags,
     #[command(subcommand)]
-    command: Option<Subcommands>,
+    command: Option<Command>,
 }
 
-#[derive(Subcommand)]
-enum Subcommands {
+/// What the command line asks for.
+#[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Watch and block
+    #[command(skip)]
+    Run(RunOptions),
     #[command(flatten)]
     Ask(ControlCommand),
     /// Judge the packets of a capture file, without blocking
@@ -93,7 +72,7 @@ enum Subcommands {
     /// Make a page of the ledger's bans
     Report(ReportOptions),
     /// What bash, zsh or fish completes command lines with
-    Completions(completions::Completions),
+    Completions(Completions),
     /// List the bans in force
     List(ListOptions),
     /// Show bans and events as they come, at a terminal
@@ -114,18 +93,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         return Err(error);
     }
     let line = CommandLine::try_parse_from(with_long_modes(args))?;
-    Ok(match line.command {
-        None => Command::Run(line.run.into()),
-        Some(Subcommands::Replay(options)) => Command::Replay(options),
-        Some(Subcommands::Ask(command)) => Command::Ask(command),
-        Some(Subcommands::Import(options)) => Command::Import(options),
-        Some(Subcommands::Report(options)) => Command::Report(options),
-        Some(Subcommands::Completions(wanted)) => Command::Complete(wanted.shell),
-        Some(Subcommands::List(options)) => Command::List(options),
-        Some(Subcommands::Watch(options)) => Command::Watch(options),
-        Some(Subcommands::Check(options)) => Command::Check(options),
-        Some(Subcommands::Fleet(options)) => Command::Fleet(options),
-    })
+    Ok(line.command.unwrap_or_else(|| Command::Run(line.run.into())))
 }
 
 /// The command line's grammar, for what is generated from it: help, completions, and the tests of the manual.

@@ -1,7 +1,5 @@
 //! Enums for configuration keys that take one of a few words.
 
-use std::net::IpAddr;
-
 use serde::Deserialize;
 
 /// How a protocol is watched: the classic modes.
@@ -55,19 +53,6 @@ pub enum Action {
     Drop,
     /// Answered with a reset or an ICMP error.
     Reject,
-}
-
-/// What a blocking route does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Route {
-    #[default]
-    Blackhole,
-    Unreachable,
-    Prohibit,
-    /// Leads to a gateway that does not exist.
-    #[serde(skip)]
-    Via(IpAddr),
 }
 
 /// What syslog daemons sort lines by.

@@ -18,10 +18,11 @@ mod port_lists;
 mod schema;
 mod table;
 
-pub use choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode, Route};
+pub use choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use fleet::{Fleet, FleetAccept, FleetUrl, parse_fleet_name};
 pub use ignore_file::read_ignore_file;
+pub(crate) use parse::MAX_BANNER_LEN;
 pub use parse::{
     is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,
     parse_watched,

@@ -2,10 +2,10 @@
 //! line and the control socket share. An error says what to write instead. Where it does not begin with the offending text
 //! in quotes, `document` puts the value in front of it.
 
-use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode, Route};
+use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::port_lists;
 use crate::types::shared64::MAX_NAT64;
-use crate::types::{Backend, Expiry, PortSet, Rate};
+use crate::types::{Backend, Expiry, PortSet, Rate, RouteKind};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use serde::de::value::{Error as PlainError, StrDeserializer};
@@ -26,7 +26,7 @@ const MAX_RUN_TIME: Duration = Duration::from_secs(600);
 const MIN_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(86_400);
 /// What fits into one segment on every link, so that it is sent at once and as a whole.
-const MAX_BANNER_LEN: usize = 1_024;
+pub(crate) const MAX_BANNER_LEN: usize = 1_024;
 /// Far above what people write; several of them still fit where a command line or a line of hosts.deny must.
 const MAX_LINE_LEN: usize = 1_024;
 
@@ -366,7 +366,7 @@ values! {
     mode(value) -> Mode { choice(value, "a mode") }
     methods(value) -> Vec<Backend> { list(value, "[\"nft\"]", |item| choice(item, "a way to block")) }
     action(value) -> Action { choice(value, "an action") }
-    route_kind(value) -> Route { choice(value, "a kind of route") }
+    route_kind(value) -> RouteKind { choice(value, "a kind of route") }
     log_target(value) -> LogTarget { choice(value, "a place for the log") }
     facility(value) -> Facility { choice(value, "a facility of syslog") }
     route_via(value) -> Option<IpAddr> {

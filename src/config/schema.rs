@@ -1,11 +1,11 @@
 //! The keys of portsentry.toml, one struct per table and one line per key: name, type, built-in value, and the function of
 //! `parse` that reads it. Every table refuses unknown keys. What the keys must be together is in `consistency`.
 
-use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode, Route};
+use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::fleet::Fleet;
 use super::table::table;
 use super::{parse, port_lists};
-use crate::types::{Backend, Expiry, PortSet, Rate};
+use crate::types::{Backend, Expiry, PortSet, Rate, RouteKind};
 use ipnet::{IpNet, Ipv6Net};
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
@@ -76,7 +76,7 @@ table! {
         /// The same for IPv6; 64: none is.
         widest_ipv6: u8 = 64, "parse::widest_ipv6";
         nft: NftBlock = NftBlock::default();
-        route: Route = Route::Blackhole, "route";
+        route: RouteKind = RouteKind::Blackhole, "route";
         hosts_deny: HostsDeny = HostsDeny::default();
         run: Run = Run::default();
     }
@@ -257,14 +257,14 @@ impl Protocol {
 }
 
 /// The table `block.route`: a gateway is instead of a kind.
-fn route<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Route, D::Error> {
+fn route<'de, D: serde::Deserializer<'de>>(source: D) -> Result<RouteKind, D::Error> {
     #[derive(Default, Deserialize)]
     #[serde(default, deny_unknown_fields)]
     struct Keys {
         #[serde(deserialize_with = "parse::route_kind")]
-        kind: Route,
+        kind: RouteKind,
         #[serde(deserialize_with = "parse::route_via")]
         via: Option<IpAddr>,
     }
-    Keys::deserialize(source).map(|keys| keys.via.map_or(keys.kind, Route::Via))
+    Keys::deserialize(source).map(|keys| keys.via.map_or(keys.kind, RouteKind::Via))
 }

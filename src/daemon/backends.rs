@@ -78,7 +78,7 @@ pub(super) fn open(
     let mut routes = None;
     if route {
         let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-        let mut open = Routes::open(config.block.route.into(), size)?;
+        let mut open = Routes::open(config.block.route, size)?;
         ways.leftovers = open.leftovers()?;
         routes = Some(open);
     }

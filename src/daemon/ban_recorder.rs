@@ -16,8 +16,8 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::reason;
 use crate::ledger::{
-    Allowance, Author, Banned, Change, Ended, Ending, Flushed, InForce, Ledger, LedgerError, LegacyFiles, LoadedState,
-    Logged, Opened, Recorder, Writer, WriterEvent,
+    Allowance, Author, Banned, Change, Ended, Ending, InForce, Ledger, LedgerError, LegacyFiles, LoadedState, Logged,
+    Opened, Recorder, Stopped, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
@@ -233,11 +233,11 @@ impl BanRecorder {
     pub(super) fn close(self) -> Option<EventKind> {
         let flushed = self.writer?.stop(FLUSH_TIMEOUT);
         match flushed {
-            Flushed::Whole => None,
-            Flushed::Left(changes) => {
+            Stopped::Whole => None,
+            Stopped::Left(changes) => {
                 Some(EventKind::Error(format!("{changes} changes could not be written to the ledger")))
             }
-            Flushed::Stuck => {
+            Stopped::Stuck => {
                 Some(EventKind::Error("the disk did not take the ledger's last changes in time".to_owned()))
             }
         }

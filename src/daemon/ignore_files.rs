@@ -119,6 +119,15 @@ mod tests {
         IgnoreFiles::open(&Allow { files: vec![path.to_owned()], ..Allow::default() }).unwrap()
     }
 
+    /// A file with this text, in a folder of its own.
+    fn opened(text: &str) -> (tempfile::TempDir, PathBuf, IgnoreFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ignore");
+        fs::write(&path, text).unwrap();
+        let files = open(&path);
+        (folder, path, files)
+    }
+
     fn held(files: &IgnoreFiles) -> Vec<String> {
         files.networks().map(|network| network.to_string()).collect()
     }
@@ -132,10 +141,7 @@ mod tests {
 
     #[test]
     fn renamed_and_restored_file_is_followed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ignore");
-        fs::write(&path, "192.0.2.7\n").unwrap();
-        let mut files = open(&path);
+        let (folder, path, mut files) = opened("192.0.2.7\n");
         assert!(!files.tick().0);
         fs::write(&path, "192.0.2.7\n192.0.2.8\n").unwrap();
         let (changed, messages) = look_twice(&mut files);
@@ -159,10 +165,7 @@ mod tests {
 
     #[test]
     fn wrong_line_changes_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ignore");
-        fs::write(&path, "192.0.2.7\n").unwrap();
-        let mut files = open(&path);
+        let (_folder, path, mut files) = opened("192.0.2.7\n");
         fs::write(&path, "192.0.2.8\nlocalhost\n").unwrap();
         let (changed, messages) = look_twice(&mut files);
         assert!(!changed && messages[0].contains("ignore:2:1: "), "{messages:?}");
@@ -175,20 +178,14 @@ mod tests {
 
     #[test]
     fn changed_comments_are_not_reported() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ignore");
-        fs::write(&path, "192.0.2.7\n").unwrap();
-        let mut files = open(&path);
+        let (_folder, path, mut files) = opened("192.0.2.7\n");
         fs::write(&path, "192.0.2.7 # the monitor\n").unwrap();
         assert_eq!(look_twice(&mut files), (false, Vec::new()));
     }
 
     #[test]
     fn constantly_changing_file_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ignore");
-        fs::write(&path, "").unwrap();
-        let mut files = open(&path);
+        let (_folder, path, mut files) = opened("");
         let read = (1..20).position(|round| {
             fs::write(&path, "192.0.2.7 #".to_owned() + &"x".repeat(round)).unwrap();
             files.tick().0

@@ -6,12 +6,12 @@ use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::events::event::EventKind;
-use crate::types::{Backend, Timestamp};
+use crate::types::{Backend, RouteKind, Timestamp};
 
 /// What is to be removed once the start has passed all its checks.
 pub(super) struct Leftovers {
     table: Option<RulesetSpec>,
-    routes: Option<crate::enforce::route::Kind>,
+    routes: Option<RouteKind>,
     /// The backends that go on with the bans.
     methods: String,
 }
@@ -22,7 +22,7 @@ impl Leftovers {
         let unused = |backend: Backend| config.blocks() && !config.block.method.contains(&backend);
         Self {
             table: unused(Backend::Nft).then(|| RulesetSpec::from_config(config)),
-            routes: unused(Backend::Route).then(|| config.block.route.into()),
+            routes: unused(Backend::Route).then_some(config.block.route),
             methods: config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", "),
         }
     }

@@ -338,8 +338,7 @@ async fn serve(
         .start()?;
     }
     let table_identity = TableIdentity::new(blocker.nft.is_some().then(Nft::open).transpose()?, settling::boot_id());
-    let wanted =
-        Wanted { nft: blocker.nft.is_some(), routes: blocker.routes.is_some().then(|| config.block.route.into()) };
+    let wanted = Wanted { nft: blocker.nft.is_some(), routes: blocker.routes.is_some().then_some(config.block.route) };
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
     // One listener for all ports needs rules that lead to it.
     if decoy_rules.is_some() && blocker.nft.as_ref().is_none_or(|backend| backend.spec.decoys.is_none()) {

@@ -13,12 +13,12 @@ use tokio::time::{Instant, timeout_at};
 use super::error::DaemonError;
 use super::sensor_handle::SensorHandle;
 use crate::enforce::nft::Nft;
-use crate::enforce::route::{Kind, RouteError, missing_routes, swept_routes};
+use crate::enforce::route::{RouteError, missing_routes, swept_routes};
 use crate::netlink::routes::RouteSocket;
 use crate::netlink::routes::monitor::{Gone, RouteMonitor};
 use crate::panic_guard;
 use crate::sensor::{Sample, SensorCommand, SensorRequest};
-use crate::types::{Backend, BanTarget};
+use crate::types::{Backend, BanTarget, RouteKind};
 
 /// Bans that are looked at in one go: some 2 ms of this thread, and a set of 131,072 in 9 minutes.
 const SAMPLE: usize = 256;
@@ -39,13 +39,13 @@ const REPAIRED_AT_ONCE: usize = 1_000;
 pub(super) struct Wanted {
     pub(super) nft: bool,
     /// Own routes of this kind.
-    pub(super) routes: Option<Kind>,
+    pub(super) routes: Option<RouteKind>,
 }
 
 /// What is compared, each with a socket of its own.
 pub(super) struct Compared {
     nft: Option<Nft>,
-    routes: Option<(RouteSocket, Kind)>,
+    routes: Option<(RouteSocket, RouteKind)>,
 }
 
 /// Compares, on a task of its own, until the sensor has gone.

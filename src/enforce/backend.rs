@@ -1,5 +1,7 @@
 //! The trait of all backends: begin a ban, end it, and report the bans that the backend has lost.
 
+use std::fmt;
+
 use super::BanContext;
 use crate::engine::ActiveBan;
 use crate::types::{Backend, BanTarget, Timestamp};
@@ -21,6 +23,19 @@ impl Refused {
     #[must_use]
     pub fn all(backend: Backend, targets: impl Iterator<Item = BanTarget>, reason: &impl ToString) -> Vec<Self> {
         targets.map(|target| Self::new(backend, target, reason)).collect()
+    }
+}
+
+/// One target that could not be blocked or lifted, and why.
+#[derive(Debug)]
+pub struct Failed<R> {
+    pub target: BanTarget,
+    pub reason: R,
+}
+
+impl<R: fmt::Display> Failed<R> {
+    pub(super) fn first(failed: &[Self]) -> String {
+        failed.first().map_or_else(String::new, |Self { target, reason }| format!("{target}: {reason}"))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::clock::LAST_SECOND;
 use crate::engine::{Ban, Class};
 use crate::types::{BanTarget, Expiry, Protocol};
 
@@ -69,9 +70,6 @@ impl BanContext {
         }
     }
 }
-
-/// 9999-12-31T23:59:59Z.
-const LAST_SECOND: u64 = 253_402_300_799;
 
 #[cfg(test)]
 mod tests {

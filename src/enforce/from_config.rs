@@ -5,8 +5,7 @@ use std::time::Duration;
 use super::command::RunSettings;
 use super::hosts_deny::{HostsDeny, TemplateError};
 use super::nft::{Action, RulesetSpec, Trap};
-use super::route::Kind;
-use crate::config::{self, BlockPolicy, Config, Mode, Protocol, Route};
+use crate::config::{self, BlockPolicy, Config, Mode, Protocol};
 use crate::types::shared64::MAX_NAT64;
 use crate::types::{Backend, Expiry, Rate};
 
@@ -63,17 +62,6 @@ fn trap(config: &Config) -> Option<Trap> {
         named_interfaces: !config.interfaces.is_empty(),
         hold,
     })
-}
-
-impl From<Route> for Kind {
-    fn from(route: Route) -> Self {
-        match route {
-            Route::Blackhole => Self::Blackhole,
-            Route::Unreachable => Self::Unreachable,
-            Route::Prohibit => Self::Prohibit,
-            Route::Via(gateway) => Self::Via(gateway),
-        }
-    }
 }
 
 impl TryFrom<&config::HostsDeny> for HostsDeny {

@@ -12,5 +12,5 @@ pub mod route;
 pub mod slow_backends;
 mod template;
 
-pub use backend::{BanBackend, Gone, Refused};
+pub use backend::{BanBackend, Failed, Gone, Refused};
 pub use ban_context::BanContext;

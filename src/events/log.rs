@@ -14,19 +14,6 @@ use super::json::EventRecord;
 use super::syslog::{DEV_LOG, Syslog};
 use crate::config::{Facility, LogTarget};
 
-/// Where lines go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// To the journal where standard error is connected to it, else to standard error.
-    Auto,
-    /// To standard error.
-    Stderr,
-    /// To the journal.
-    Journal,
-    /// To the syslog daemon.
-    Syslog,
-}
-
 /// Sends what is logged from now on to `target`, and to standard error where that cannot be reached; a line says so.
 ///
 /// # Errors

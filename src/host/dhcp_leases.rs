@@ -158,16 +158,18 @@ mod tests {
     use super::*;
     use crate::host::file_watch::FileWatch;
     use std::fs;
-    use std::path::Path;
+    use tempfile::TempDir;
 
     const LEASE: &str = "lease {\n  interface \"eth0\";\n  fixed-address 192.0.2.50;\n  option subnet-mask 255.255.255.0;\n  \
         option dhcp-lease-time 7200;\n  option dhcp-server-identifier 192.0.2.1;\n  renew 3 2026/11/18 11:00:00;\n  \
         rebind 3 2026/11/18 11:45:00;\n  expire 3 2026/11/18 12:00:00;\n}\n";
 
-    fn in_folder(folder: &Path) -> LeaseFiles {
-        let [networkd, dhclient, network_manager] = ["networkd", "dhclient", "manager"].map(|name| folder.join(name));
+    fn in_folder() -> (TempDir, LeaseFiles) {
+        let folder = TempDir::new().unwrap();
+        let [networkd, dhclient, network_manager] =
+            ["networkd", "dhclient", "manager"].map(|name| folder.path().join(name));
         [&networkd, &dhclient, &network_manager].iter().for_each(|folder| fs::create_dir(folder).unwrap());
-        LeaseFiles { networkd, dhclient: vec![dhclient], network_manager }
+        (folder, LeaseFiles { networkd, dhclient: vec![dhclient], network_manager })
     }
 
     fn at(text: &str) -> SystemTime {
@@ -220,8 +222,7 @@ mod tests {
 
     #[test]
     fn every_client_and_server_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         fs::write(files.networkd.join("2"), "# This is private data.\nADDRESS=192.0.2.50\nSERVER_ADDRESS=192.0.2.3\n")
             .unwrap();
         fs::write(files.networkd.join("3"), b"\xff\nSERVER_ADDRESS=nobody\nSERVER_ADDRESS=127.0.0.1\n").unwrap();
@@ -237,8 +238,7 @@ mod tests {
 
     #[test]
     fn long_history_is_read_from_its_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         let newest = LEASE.replace("192.0.2.1;", "192.0.2.2;");
         fs::write(files.dhclient[0].join("dhclient.leases"), LEASE.repeat(1_000) + &newest).unwrap();
         let read = || files.read_at(at("2026-11-18 11:00:00"));
@@ -251,8 +251,7 @@ mod tests {
 
     #[test]
     fn changed_lease_is_noticed_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         let mut watch = FileWatch::new(files.clone());
         assert!(!watch.poll());
         let path = files.dhclient[0].join("dhclient.leases");

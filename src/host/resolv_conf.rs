@@ -90,15 +90,15 @@ pub(crate) fn fuzz(text: &[u8]) {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use tempfile::TempDir;
 
     use super::*;
     use crate::host::file_watch::FileWatch;
 
-    fn in_folder(folder: &Path) -> ResolverFiles {
-        ResolverFiles {
-            main: folder.join("resolv.conf"),
-            upstream: vec![folder.join("upstream"), folder.join("other")],
-        }
+    fn in_folder() -> (TempDir, ResolverFiles) {
+        let folder = TempDir::new().unwrap();
+        let [main, one, other] = ["resolv.conf", "upstream", "other"].map(|name| folder.path().join(name));
+        (folder, ResolverFiles { main, upstream: vec![one, other] })
     }
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
@@ -124,8 +124,7 @@ mod tests {
 
     #[test]
     fn endless_file_is_read_to_its_limit() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         let mut text = "#".repeat(64 * 1024);
         text.push_str("\nnameserver 192.0.2.1\n");
         fs::write(&files.main, text).unwrap();
@@ -136,8 +135,7 @@ mod tests {
 
     #[test]
     fn stub_resolver_upstreams_are_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         fs::write(&files.upstream[0], "nameserver 198.51.100.53\n").unwrap();
         for stub in ["127.0.0.53", "127.0.0.54", "127.0.1.1", "::1"] {
             fs::write(&files.main, format!("nameserver {stub}\n")).unwrap();
@@ -149,8 +147,7 @@ mod tests {
 
     #[test]
     fn missing_file_names_no_source() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         assert!(files.read().unwrap().is_empty());
         fs::create_dir(&files.main).unwrap();
         assert_eq!(files.read().unwrap_err().0, files.main);
@@ -158,8 +155,7 @@ mod tests {
 
     #[test]
     fn changed_file_is_noticed_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (folder, files) = in_folder();
         let mut watch = FileWatch::new(files.clone());
         assert!(!watch.poll());
         fs::write(&files.main, "nameserver 192.0.2.1\n").unwrap();

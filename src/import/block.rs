@@ -3,21 +3,14 @@
 //! Classic runs shell lines to block; here the known ones become settings, and nothing is run for them. A line that
 //! needs a shell is never written into the output: the daemon has none.
 
-use super::command::{Block, ParsedCommand, Route};
+use super::command::{Block, ParsedCommand};
 use super::diagnostics::{quoted, shown};
 use super::document::Value;
 use super::entry::Entry;
 use super::options::Options;
 use super::output::Output;
-use crate::config::{is_command_word, is_deny_line};
-
-/// BLOCK_TCP, BLOCK_UDP.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Policy {
-    Log,
-    Block,
-    Run,
-}
+use crate::config::{BlockPolicy, is_command_word, is_deny_line};
+use crate::types::RouteKind;
 
 /// What the KILL_ options come to, each with the line it comes from.
 #[derive(Default)]
@@ -25,7 +18,7 @@ struct Plan<'o> {
     /// Lines that block in a packet filter; true: with an answer.
     nft: Vec<(&'o Entry<'o>, bool)>,
     log: Option<(&'o Entry<'o>, String)>,
-    route: Option<(&'o Entry<'o>, Route)>,
+    route: Option<(&'o Entry<'o>, RouteKind)>,
     hosts_deny: Option<(&'o Entry<'o>, String)>,
     run: Option<Run<'o>>,
     expire: Option<(&'o Entry<'o>, String)>,
@@ -53,7 +46,7 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
     let mut plan = Plan::default();
     let run = options.get("KILL_RUN_CMD").map(|entry| (entry, ParsedCommand::parse(&entry.value)));
     if let Some(entry) = options.get("KILL_ROUTE") {
-        let may_run = run.is_none() && !has_policy(Policy::Run);
+        let may_run = run.is_none() && !has_policy(BlockPolicy::Run);
         plan.add(entry, ParsedCommand::parse(&entry.value), may_run, output);
     }
     if let Some((entry, command)) = run {
@@ -65,7 +58,7 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
         plan.write_policy(table, policy, output);
     }
     plan.write_expire(output);
-    plan.write_method(has_policy(Policy::Block), output);
+    plan.write_method(has_policy(BlockPolicy::Yes), output);
     plan.write_nft(output);
     plan.write_route(output);
     if let Some((entry, line)) = &plan.hosts_deny {
@@ -74,11 +67,11 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
     plan.write_run(options, output);
 }
 
-fn policy<'o>(entry: &'o Entry<'o>, output: &mut Output) -> Option<(Policy, &'o Entry<'o>)> {
+fn policy<'o>(entry: &'o Entry<'o>, output: &mut Output) -> Option<(BlockPolicy, &'o Entry<'o>)> {
     let policy = match entry.value.trim() {
-        "0" => Policy::Log,
-        "1" => Policy::Block,
-        "2" => Policy::Run,
+        "0" => BlockPolicy::No,
+        "1" => BlockPolicy::Yes,
+        "2" => BlockPolicy::Run,
         wrong => {
             let expected = "is none of its values; write \"0\" to log, \"1\" to block, \"2\" to run a command";
             output.refuse(entry, format!("{} {expected}", quoted(wrong)));
@@ -145,21 +138,23 @@ impl<'o> Plan<'o> {
         }
     }
 
-    fn write_policy(&self, table: &str, policy: Option<(Policy, &Entry)>, output: &mut Output) {
+    fn write_policy(&self, table: &str, policy: Option<(BlockPolicy, &Entry)>, output: &mut Output) {
         let Some((policy, entry)) = policy else {
             let remark = format!("BLOCK_{} is not set: classic only logs.", table.to_uppercase());
             return output.document.set(table, "block", &Value::Switch(false), &remark);
         };
         let (value, remark) = match policy {
-            Policy::Log => (Value::Switch(false), ""),
-            Policy::Block if table == "udp" => (
+            BlockPolicy::No => (Value::Switch(false), ""),
+            BlockPolicy::Yes if table == "udp" => (
                 Value::Switch(true),
                 "the source of a datagram is easily forged: a stranger can have any address blocked. Write false to only log",
             ),
-            Policy::Block => (Value::Switch(true), ""),
-            Policy::Run if self.run.is_some() => (Value::text("run"), ""),
-            Policy::Run if self.run_blocks => (Value::Switch(true), "the command of KILL_RUN_CMD blocks, so this does"),
-            Policy::Run => {
+            BlockPolicy::Yes => (Value::Switch(true), ""),
+            BlockPolicy::Run if self.run.is_some() => (Value::text("run"), ""),
+            BlockPolicy::Run if self.run_blocks => {
+                (Value::Switch(true), "the command of KILL_RUN_CMD blocks, so this does")
+            }
+            BlockPolicy::Run => {
                 (Value::Switch(false), "there is no command left to run, so this only logs; see KILL_RUN_CMD")
             }
         };
@@ -245,10 +240,10 @@ impl<'o> Plan<'o> {
     fn write_route(&self, output: &mut Output) {
         let Some((entry, route)) = self.route else { return };
         let (key, value) = match route {
-            Route::Blackhole => ("kind", "blackhole".to_owned()),
-            Route::Unreachable => ("kind", "unreachable".to_owned()),
-            Route::Prohibit => ("kind", "prohibit".to_owned()),
-            Route::Via(gateway) => ("via", gateway.to_string()),
+            RouteKind::Blackhole => ("kind", "blackhole".to_owned()),
+            RouteKind::Unreachable => ("kind", "unreachable".to_owned()),
+            RouteKind::Prohibit => ("kind", "prohibit".to_owned()),
+            RouteKind::Via(gateway) => ("via", gateway.to_string()),
         };
         output.set("block.route", key, &Value::text(value), entry);
     }

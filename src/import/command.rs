@@ -4,6 +4,7 @@
 
 use super::words::Line;
 use crate::config::{is_gateway, parse_expiry};
+use crate::types::RouteKind;
 use std::net::IpAddr;
 
 /// How a command blocks.
@@ -13,18 +14,9 @@ pub(super) enum Block {
     Drop,
     /// A packet filter rejects the packets with an answer.
     Reject,
-    Route(Route),
+    Route(RouteKind),
     /// A route over an address that is none, such as the 333.444.555.666 of the classic examples: it never worked.
     DeadGateway,
-}
-
-/// The kinds of routes that block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Route {
-    Blackhole,
-    Unreachable,
-    Prohibit,
-    Via(IpAddr),
 }
 
 /// What a line of commands does.
@@ -62,9 +54,9 @@ enum Effect {
 use Block::{Drop, Reject};
 use Effect::{Blocks, Gateway, Logs, Unblocks};
 
-const BLACKHOLE: Effect = Blocks(Block::Route(Route::Blackhole));
-const UNREACHABLE: Effect = Blocks(Block::Route(Route::Unreachable));
-const PROHIBIT: Effect = Blocks(Block::Route(Route::Prohibit));
+const BLACKHOLE: Effect = Blocks(Block::Route(RouteKind::Blackhole));
+const UNREACHABLE: Effect = Blocks(Block::Route(RouteKind::Unreachable));
+const PROHIBIT: Effect = Blocks(Block::Route(RouteKind::Prohibit));
 
 /// Programs, words that must be there, and the effect. The first row that fits counts; "|" separates alternatives, and "="
 /// an option from the word that must follow it.
@@ -296,8 +288,8 @@ fn gateway(words: &[&str]) -> Option<Block> {
     let word = after(words, "gw|gateway|via").or_else(unnamed)?;
     match word.parse::<IpAddr>() {
         // To this host itself is nowhere: the answers are lost, as in a blackhole.
-        Ok(address) if address.is_loopback() => Some(Block::Route(Route::Blackhole)),
-        Ok(address) if is_gateway(&address) => Some(Block::Route(Route::Via(address))),
+        Ok(address) if address.is_loopback() => Some(Block::Route(RouteKind::Blackhole)),
+        Ok(address) if is_gateway(&address) => Some(Block::Route(RouteKind::Via(address))),
         Err(_) if word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => Some(Block::DeadGateway),
         Ok(_) | Err(_) => None,
     }
@@ -349,18 +341,21 @@ mod tests {
 
     #[test]
     fn every_known_blocking_command_is_recognised() {
-        let via = |text: &str| Block::Route(Route::Via(text.parse().unwrap()));
+        let via = |text: &str| Block::Route(RouteKind::Via(text.parse().unwrap()));
         for (line, block) in [
-            ("/sbin/route add -host $TARGET$ reject", Block::Route(Route::Unreachable)),
+            ("/sbin/route add -host $TARGET$ reject", Block::Route(RouteKind::Unreachable)),
             ("/sbin/route add -host $TARGET$ gw 333.444.555.666", Block::DeadGateway),
             ("/sbin/route add $TARGET$ 333.444.555.666", Block::DeadGateway),
             ("/usr/sbin/route add $TARGET$ 333.444.555.666 1", Block::DeadGateway),
             ("/sbin/route add -host $TARGET$ gw 192.0.2.254", via("192.0.2.254")),
-            ("/usr/etc/route add $TARGET$ 127.0.0.1 1", Block::Route(Route::Blackhole)),
-            ("route add -net $TARGET$ -netmask 255.255.255.255 127.0.0.1 -blackhole", Block::Route(Route::Blackhole)),
-            ("/usr/sbin/route add net $TARGET$ netmask 255.255.255.0 127.0.0.1", Block::Route(Route::Blackhole)),
-            ("ip route add blackhole $TARGET$/32", Block::Route(Route::Blackhole)),
-            ("/sbin/ip -4 route replace prohibit $TARGET$", Block::Route(Route::Prohibit)),
+            ("/usr/etc/route add $TARGET$ 127.0.0.1 1", Block::Route(RouteKind::Blackhole)),
+            (
+                "route add -net $TARGET$ -netmask 255.255.255.255 127.0.0.1 -blackhole",
+                Block::Route(RouteKind::Blackhole),
+            ),
+            ("/usr/sbin/route add net $TARGET$ netmask 255.255.255.0 127.0.0.1", Block::Route(RouteKind::Blackhole)),
+            ("ip route add blackhole $TARGET$/32", Block::Route(RouteKind::Blackhole)),
+            ("/sbin/ip -4 route replace prohibit $TARGET$", Block::Route(RouteKind::Prohibit)),
             ("ip r add $TARGET$ via 192.0.2.254", via("192.0.2.254")),
             ("/sbin/iptables -I INPUT -s $TARGET$ -j DROP", Block::Drop),
             ("sudo iptables -w -t raw -I PREROUTING --source $TARGET$/32 --jump DROP", Block::Drop),

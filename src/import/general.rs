@@ -4,10 +4,8 @@ use super::diagnostics::quoted;
 use super::document::Value;
 use super::options::Options;
 use super::output::Output;
+use crate::config::MAX_BANNER_LEN;
 use std::path::Path;
-
-/// The daemon sends at most one segment on every link.
-const MAX_BANNER_LEN: usize = 1_024;
 
 /// More unknown options than this are only counted.
 const MAX_UNKNOWN: usize = 100;

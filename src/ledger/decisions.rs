@@ -7,7 +7,7 @@ use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
 use super::ban::{Allowance, Change};
 use super::row::{micros, time};
-use super::{BOUND, Found, Ledger, LedgerError, collect};
+use super::{BOUND, Found, Ledger, LedgerError};
 
 pub(super) const END_TRIAL: &str = "DELETE FROM trial";
 
@@ -73,9 +73,7 @@ impl Ledger {
 
     /// What operators have allowed, the oldest first.
     pub fn allowances(&self) -> Result<Found<Allowance>, LedgerError> {
-        let found = self.connection.prepare(ALLOWANCES);
-        let found = found.and_then(|mut statement| collect(&mut statement, &[], allowance));
-        found.map_err(LedgerError::database("read", &self.path()))
+        self.query(ALLOWANCES, &[], allowance)
     }
 
     /// All decisions, as changes for another ledger.

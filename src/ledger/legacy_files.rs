@@ -18,6 +18,7 @@ use super::ban::{Author, Banned, InForce};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
 use crate::atomic_file::{AtomicFile, TemporaryName, append, end_last_line, is_at};
+use crate::clock::LAST_SECOND;
 use crate::types::Protocol;
 
 /// Every ban since the file was last rotated.
@@ -148,9 +149,6 @@ fn host(ban: &InForce) -> IpAddr {
         source => source,
     }
 }
-
-/// 9999-12-31T23:59:59Z: a year has four digits.
-const LAST_SECOND: u64 = 253_402_300_799;
 
 fn open_history(path: &Path) -> Result<File, LedgerError> {
     if let Ok(found) = fs::symlink_metadata(path) {

@@ -29,13 +29,14 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
+pub use crate::worker::Stopped;
 pub use ban::{Allowance, Author, Banned, Change, Ended, Ending, Entry, InForce, Logged};
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
 pub use row::author_key;
 pub use strikes::LoadedState;
-pub use writer::{Flushed, Recorder, Writer, WriterEvent};
+pub use writer::{Recorder, Writer, WriterEvent};
 
 use crate::types::BanTarget;
 use row::micros;
@@ -292,20 +293,17 @@ impl Ledger {
 
     /// The bans that are in force at `now`: those without an end, then the others, the next to end first.
     pub fn active(&self, now: SystemTime) -> Result<Found<Entry>, LedgerError> {
-        self.entries(ACTIVE, named_params! {":now": micros(now)})
+        self.query(&select(ACTIVE), named_params! {":now": micros(now)}, row::entry)
     }
 
     /// The same, as far as a list of them needs it: a third of the work.
     pub fn in_force(&self, now: SystemTime) -> Result<Found<InForce>, LedgerError> {
-        let statement = self.connection.prepare(&listed());
-        let values = named_params! {":now": micros(now)};
-        let found = statement.and_then(|mut statement| collect(&mut statement, values, row::in_force));
-        found.map_err(LedgerError::database("read", &self.path()))
+        self.query(&listed(), named_params! {":now": micros(now)}, row::in_force)
     }
 
     /// All that is kept about `target`, the oldest first. For an address ask for [`BanTarget::of`] it.
     pub fn of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
-        self.entries(OF, named_params! {":subject": target.to_string()})
+        self.query(&select(OF), named_params! {":subject": target.to_string()}, row::entry)
     }
 
     /// How many bans there are.
@@ -317,9 +315,14 @@ impl Ledger {
         count.map_err(LedgerError::database("read", &self.path()))
     }
 
-    fn entries(&self, which: &str, values: &[(&str, &dyn rusqlite::ToSql)]) -> Result<Found<Entry>, LedgerError> {
-        let statement = self.connection.prepare(&select(which));
-        let found = statement.and_then(|mut statement| collect(&mut statement, values, row::entry));
+    fn query<T>(
+        &self,
+        sql: &str,
+        values: &[(&str, &dyn rusqlite::ToSql)],
+        parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
+    ) -> Result<Found<T>, LedgerError> {
+        let statement = self.connection.prepare(sql);
+        let found = statement.and_then(|mut statement| collect(&mut statement, values, parse));
         found.map_err(LedgerError::database("read", &self.path()))
     }
 

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::row::{self, micros};
-use super::{Found, Ledger, LedgerError, collect};
+use super::{Found, Ledger, LedgerError};
 use crate::engine::Service;
 use crate::types::Protocol;
 
@@ -108,17 +108,13 @@ impl Ledger {
     /// The remembered services and when each was last served, at most so many, those first that were served last.
     pub fn services(&self, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let found = self.connection.prepare(ALL);
-        let found = found.and_then(|mut all| collect(&mut all, named_params! {":most": most}, remembered));
-        found.map_err(LedgerError::database("read", &self.path()))
+        self.query(ALL, named_params! {":most": most}, remembered)
     }
 
     /// The ports that were open lately, at most so many, and when each was closed; `None`: it was open when this was written.
     pub fn listeners(&self, most: usize) -> Result<Found<(Service, Option<SystemTime>)>, LedgerError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let found = self.connection.prepare(LISTENERS);
-        let found = found.and_then(|mut all| collect(&mut all, named_params! {":most": most}, recent));
-        found.map_err(LedgerError::database("read", &self.path()))
+        self.query(LISTENERS, named_params! {":most": most}, recent)
     }
 
     /// What told the kernel's table from others when the daemon last ran.

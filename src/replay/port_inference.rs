@@ -193,7 +193,7 @@ fn is_sent_by_a_stack(flags: TcpFlags) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::fixtures::packet;
+    use crate::wire::fixtures::{ACK, RST, SYN, packet};
 
     const CLIENT: (u8, u16) = (1, 1080);
     const SERVER: (u8, u16) = (2, 143);
@@ -219,9 +219,6 @@ mod tests {
     }
 
     const NONE: [u16; 0] = [];
-    const SYN: u16 = TcpFlags::SYN;
-    const ACK: u16 = TcpFlags::ACK;
-    const RST: u16 = TcpFlags::RST;
 
     #[test]
     fn answering_port_is_open_refusing_is_closed() {

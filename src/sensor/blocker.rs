@@ -5,8 +5,9 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
+use super::reporter::Reporter;
 use crate::enforce::nft::{BlockError, Nft, NftBackend, Trap};
-use crate::enforce::route::Routes;
+use crate::enforce::route::{self, Routes};
 use crate::enforce::slow_backends::SlowQueue;
 use crate::enforce::{BanBackend, BanContext, Gone, Refused};
 use crate::engine::{ActiveBan, Ban, Host};
@@ -132,6 +133,26 @@ impl Blocker {
         self.routes.as_ref().and_then(Routes::next_due)
     }
 
+    /// Removes routes that have expired, if some are due.
+    pub(super) fn expire_routes(&mut self, now: Timestamp, reporter: &Reporter) {
+        if let Some(routes) = &mut self.routes
+            && routes.next_due().is_some_and(|due| due <= now)
+        {
+            report_routes(routes.due(now).trouble, reporter);
+        }
+    }
+
+    /// Removes routes of an earlier run that belong to no ban.
+    pub(super) fn remove_stale_routes(&mut self, now: Timestamp, reporter: &Reporter) {
+        let Some(routes) = &mut self.routes else { return };
+        let removed = routes.sweep(now);
+        if !removed.targets.is_empty() {
+            let count = removed.targets.len();
+            reporter.note(format!("routes of an earlier run without a ban were removed: {count}"));
+        }
+        report_routes(removed.trouble, reporter);
+    }
+
     /// True where there should be a route for `target`.
     pub(super) fn wants_route(&self, target: BanTarget) -> bool {
         self.routes.as_ref().is_some_and(|routes| routes.is_wanted(target))
@@ -182,6 +203,12 @@ impl Blocker {
             since: seen,
             ban: Some(*ban),
         }
+    }
+}
+
+fn report_routes(failure: Option<route::BlockError>, reporter: &Reporter) {
+    if let Some(error) = failure {
+        reporter.error(format!("routes could not be taken away, which is tried again: {error}"));
     }
 }
 

@@ -139,7 +139,7 @@ impl AsFd for Inbox {
 /// Executes a command that concerns engine and backends. Those about the capture, the decoys and the thread are the caller's.
 pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut BanController) {
     let (enforcement, mut scope) = controller.enforcement(now);
-    let (scope, (table, blocker)) = (&mut scope, enforcement.table());
+    let scope = &mut scope;
     match command {
         SensorCommand::Host(host) => controller.change_host(now, host),
         SensorCommand::Adopt(bans) => controller.adopt(now, &bans),
@@ -147,17 +147,17 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::Restore(bans, backends) => controller.restore(now, &bans, backends),
         SensorCommand::Repair(backend, targets) => enforcement.repair(scope, backend, &targets),
         SensorCommand::RouteRemoved(target) => controller.route_removed(now, target),
-        SensorCommand::RemoveStaleRoutes => enforcement.remove_stale_routes(scope),
+        SensorCommand::RemoveStaleRoutes => enforcement.blocker().remove_stale_routes(now, scope.reporter),
         SensorCommand::CommandEnded(target) => controller.command_ended(now, target),
         SensorCommand::BansRemoved(targets) => controller.bans_removed(&targets),
         SensorCommand::ReinstallTable(by) => enforcement.repair_table(scope, Damage::Deleted(Some(&by))),
         SensorCommand::RepairRules(by) => enforcement.repair_table(scope, Damage::Rules(&by)),
         SensorCommand::ProtectAddresses => enforcement.restore_allow_list(scope),
-        SensorCommand::ResetTrap => table.reset(scope, blocker),
+        SensorCommand::ResetTrap => enforcement.reset_trap(scope),
         SensorCommand::Request(request) => answer(request, now, controller),
         SensorCommand::Settings(settings) => controller.reconfigure(now, *settings),
-        SensorCommand::Ruleset(spec) => table.replace_ruleset(scope, blocker, *spec),
-        SensorCommand::TrackDecoys(most) => table.track_decoys(scope, blocker, most),
+        SensorCommand::Ruleset(spec) => enforcement.replace_ruleset(scope, *spec),
+        SensorCommand::TrackDecoys(most) => enforcement.track_decoys(scope, most),
         SensorCommand::StartTrial => enforcement.start_trial(scope),
         SensorCommand::EndTrial(settings) => controller.end_trial(now, *settings),
         SensorCommand::ReviewLoaded(elements, by) => controller.review_loaded(now, &elements, &by),

@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use super::batch::{Batch, Outcome};
 use super::blocker::Blocker;
-use super::enforcement::Enforcement;
+use super::enforcement::{Enforcement, Scope};
 use super::guest_bans::GuestBans;
-use super::kernel_table::Scope;
 use super::metrics::SensorMetrics;
 use super::observer::Observer;
 use super::reporter::Reporter;
 use crate::enforce::BanContext;
+use crate::enforce::nft::BlockError;
 use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Settings, Standing, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
@@ -98,10 +98,11 @@ impl BanController {
         {
             self.batch.withdraw(target);
             self.observer.lift(target);
-            self.enforcement.table().0.acquit(now, target);
+            self.enforcement.trap().acquit(now, target);
         }
         let verdict = self.observe(now, time, packet.interface, |observer| observer.observe(now, packet));
-        self.enforcement.table().0.inspect(now, packet, verdict, &self.observer, &self.reporter);
+        let (enforcement, scope) = self.enforcement(now);
+        enforcement.inspect(&scope, packet, verdict);
     }
 
     /// Observes a connection or datagram that a decoy accepted at `time`, likewise.
@@ -249,15 +250,13 @@ impl BanController {
 impl BanController {
     pub(super) fn start(&mut self, now: Timestamp) {
         let (enforcement, scope) = self.enforcement(now);
-        let (table, blocker) = enforcement.table();
-        table.start(&scope, blocker);
+        enforcement.start(&scope);
         self.reporter.emit(EventKind::Started);
     }
 
     /// Has the kernel block nothing by itself while no sensor reviews it.
     pub(super) fn stop(&mut self) {
-        let (table, blocker) = self.enforcement.table();
-        table.stop(blocker, &self.reporter);
+        self.enforcement.stop(&self.reporter);
     }
 
     /// Replaces the snapshot of the host.
@@ -269,7 +268,7 @@ impl BanController {
         enforcement.host_changed(&mut scope);
         if more_exempt {
             // The trap may have caught one of them just before.
-            enforcement.table().0.check_soon(now);
+            enforcement.trap().check_soon(now);
             self.exempt_check_at = Some(now);
         }
     }
@@ -288,8 +287,8 @@ impl BanController {
     pub(super) fn reconfigure(&mut self, now: Timestamp, settings: Settings) {
         self.observer.engine_mut().reconfigure(settings);
         let (enforcement, scope) = self.enforcement(now);
-        let (table, blocker) = enforcement.table();
-        table.reconfigured(&scope, blocker);
+        enforcement.trap().forget_coverage(scope.reporter);
+        enforcement.arm_trap(&scope);
     }
 
     /// Blocks again after a trial, with these settings.
@@ -303,8 +302,7 @@ impl BanController {
     pub(super) fn end_settling(&mut self, now: Timestamp) {
         self.observer.engine_mut().end_settling();
         let (enforcement, scope) = self.enforcement(now);
-        let (table, blocker) = enforcement.table();
-        table.arm(&scope, blocker);
+        enforcement.arm_trap(&scope);
     }
 }
 
@@ -314,7 +312,7 @@ impl BanController {
     pub(super) fn adopt(&mut self, now: Timestamp, bans: &[ActiveBan]) {
         bans.iter().for_each(|ban| self.observer.engine_mut().adopt(now, ban));
         if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_))) {
-            self.enforcement.table().1.plan_prefix_sets();
+            self.enforcement.blocker().plan_prefix_sets();
         }
         if bans.iter().any(|ban| self.observer.exemption(ban.target).is_some()) {
             self.exempt_check_at = Some(now);
@@ -389,7 +387,9 @@ impl BanController {
     /// Ends the ban of `target`, whose route was deleted: like a deleted element, that is how an administrator unblocks.
     pub(super) fn route_removed(&mut self, now: Timestamp, target: BanTarget) {
         // Another route may have taken its place, or the same one again.
-        if !self.observer.engine().is_blocked(now, target) || !self.enforcement.lacks_route(target) {
+        if !self.observer.engine().is_blocked(now, target)
+            || self.enforcement.blocker().missing(Backend::Route, &[target]) != [target]
+        {
             return;
         }
         match self.unblock(&[target]) {
@@ -414,7 +414,7 @@ impl BanController {
         let mut unblocked = Vec::new();
         let targets = &self.with_links(targets)[..];
         for target in targets {
-            let in_set = self.enforcement.remove_from_sets(*target)?;
+            let in_set = self.enforcement.blocker().remove_from_sets(*target).map_err(|error| error.to_string())?;
             if self.observer.lift(*target) || in_set {
                 unblocked.push(*target);
             }
@@ -435,7 +435,10 @@ impl BanController {
     /// Ends all bans; which there were.
     pub(super) fn unblock_all(&mut self) -> Result<Vec<BanTarget>, String> {
         let targets: Vec<BanTarget> = self.observer.engine().bans().map(|ban| ban.target).collect();
-        self.enforcement.clear_sets(&targets)?;
+        match self.enforcement.blocker().change_sets(|nft| nft.lift(&targets)) {
+            Ok(()) | Err(BlockError::Gone) => {}
+            Err(error) => return Err(error.to_string()),
+        }
         self.enforcement.release(&targets, &self.reporter);
         // One by one: each takes its strike back, as where it is named.
         for target in &targets {

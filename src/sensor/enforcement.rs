@@ -5,15 +5,18 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::blocker::Blocker;
-use super::kernel_table::{KernelTable, Scope};
+use super::observer::Observer;
+use super::own_source::OwnSourceGuard;
 use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
-use super::table_repair::Damage;
-use crate::enforce::nft::{BlockError, Nft};
-use crate::enforce::{BanContext, Gone, Refused, route};
-use crate::engine::{ActiveBan, Ban};
+use super::table_repair::{Damage, TableRepair};
+use super::trap::TrapControl;
+use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
+use crate::enforce::{BanContext, Gone, Refused};
+use crate::engine::{ActiveBan, Ban, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
+use crate::wire::Packet;
 
 /// Retries of refused bans between two batches.
 const RETRIES_PER_ROUND: usize = 16;
@@ -21,37 +24,57 @@ const RETRIES_PER_ROUND: usize = 16;
 pub(super) struct Enforcement {
     blocker: Blocker,
     pending: PendingBans,
-    table: KernelTable,
+    table_repair: TableRepair,
+    trap: TrapControl,
+    own_sources: OwnSourceGuard,
+}
+
+/// What a step works with: its time, the engine with the host, and where it reports.
+pub(super) struct Scope<'a> {
+    pub(super) now: Timestamp,
+    pub(super) observer: &'a mut Observer,
+    pub(super) reporter: &'a Reporter,
 }
 
 impl Enforcement {
     pub(super) fn new(blocker: Blocker) -> Self {
-        Self { blocker, pending: PendingBans::default(), table: KernelTable::default() }
+        Self {
+            blocker,
+            pending: PendingBans::default(),
+            table_repair: TableRepair::default(),
+            trap: TrapControl::default(),
+            own_sources: OwnSourceGuard::default(),
+        }
     }
 
-    pub(super) fn blocker(&self) -> &Blocker {
-        &self.blocker
+    pub(super) fn blocker(&mut self) -> &mut Blocker {
+        &mut self.blocker
     }
 
-    /// The kernel's table, with the backends that it is changed through.
-    pub(super) fn table(&mut self) -> (&mut KernelTable, &mut Blocker) {
-        (&mut self.table, &mut self.blocker)
+    pub(super) fn trap(&mut self) -> &mut TrapControl {
+        &mut self.trap
     }
 }
 
 /// Bans of packets.
 impl Enforcement {
+    /// Notes what `packet` was no evidence of, where the trap may have counted it, and that it carries an address of this host.
+    pub(super) fn inspect(&mut self, scope: &Scope<'_>, packet: &Packet, verdict: Verdict) {
+        self.trap.excuse(scope.now, packet, verdict, scope.observer.engine().forgiven());
+        self.own_sources.inspect(packet, scope.observer.host(), scope.reporter);
+    }
+
     /// Notes a packet of a blocked source. True if its ban was removed from the kernel's set without a notification, which is
     /// looked up with `verify`.
     pub(super) fn has_vanished(&mut self, scope: &mut Scope<'_>, target: BanTarget, verify: bool) -> bool {
-        self.table.saw_blocked(target);
+        self.table_repair.saw_blocked(target);
         if !verify {
             return false;
         }
         match self.blocker.is_in_sets(target) {
-            Ok(false) if self.table.is_incomplete() => self.repair(scope, Backend::Nft, &[target]),
+            Ok(false) if self.table_repair.is_incomplete() => self.repair(scope, Backend::Nft, &[target]),
             Ok(false) => return true,
-            Err(BlockError::Gone) => self.table.repair_missing(scope, &mut self.blocker, &mut self.pending),
+            Err(BlockError::Gone) => self.repair_missing_table(scope),
             Ok(true) | Err(_) => {}
         }
         false
@@ -59,7 +82,7 @@ impl Enforcement {
 
     /// Starts the command that has to run before `ban`, which then waits for it; false if `ban` waits for none.
     pub(super) fn run_first(&mut self, ban: &Ban, seen: SystemTime) -> bool {
-        self.table.saw_blocked(ban.probe.target);
+        self.table_repair.saw_blocked(ban.probe.target);
         let runs = self.pending.has_room_for_command() && self.blocker.run_first(ban, seen);
         if runs {
             self.pending.await_command(*ban, seen);
@@ -99,7 +122,7 @@ impl Enforcement {
     ) -> Vec<Refused> {
         attempt(&mut self.blocker)
             .or_else(|Gone| {
-                self.table.repair_missing(scope, &mut self.blocker, &mut self.pending);
+                self.repair_missing_table(scope);
                 attempt(&mut self.blocker)
             })
             .unwrap_or_else(|Gone| Refused::all(backend, targets, &BlockError::Gone))
@@ -181,19 +204,6 @@ impl Enforcement {
         }
     }
 
-    /// Removes `target` from the sets of nftables; false if it was in none.
-    pub(super) fn remove_from_sets(&mut self, target: BanTarget) -> Result<bool, String> {
-        self.blocker.remove_from_sets(target).map_err(|error| error.to_string())
-    }
-
-    /// Removes all of `targets` from the sets of nftables.
-    pub(super) fn clear_sets(&mut self, targets: &[BanTarget]) -> Result<(), String> {
-        match self.blocker.change_sets(|nft| nft.lift(targets)) {
-            Ok(()) | Err(BlockError::Gone) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
     /// Ends the bans of `targets` everywhere but in the engine and in the sets of nftables.
     pub(super) fn release(&mut self, targets: &[BanTarget], reporter: &Reporter) {
         self.forget_probes(targets, reporter);
@@ -205,7 +215,7 @@ impl Enforcement {
 
     /// Has the trap count the probes of `targets` from zero.
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], reporter: &Reporter) {
-        self.table.forget_probes(targets, &mut self.blocker, reporter);
+        self.trap.forget_probes(targets, &mut self.blocker, reporter);
     }
 }
 
@@ -213,21 +223,19 @@ impl Enforcement {
 impl Enforcement {
     /// When [`Enforcement::run_maintenance`] has something to do.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        let (pending, table, routes) =
-            (self.pending.next_retry(), self.table.next_due(), self.blocker.next_route_due());
-        [pending, table, routes].into_iter().flatten().min()
+        let (pending, trap) = (self.pending.next_retry(), self.trap.next_due());
+        let (routes, repair) = (self.blocker.next_route_due(), self.table_repair.next_due());
+        [pending, trap, routes, repair].into_iter().flatten().min()
     }
 
     /// Reviews the trap, removes expired routes, restores what a repair left out, retries refused bans: as far as each is due.
     pub(super) fn run_maintenance(&mut self, scope: &mut Scope<'_>) {
         let now = scope.now;
-        self.table.check(scope, &mut self.blocker, &self.pending);
-        if let Some(routes) = &mut self.blocker.routes
-            && routes.next_due().is_some_and(|due| due <= now)
-        {
-            report_routes(routes.due(now).trouble, scope.reporter);
+        self.trap.check(now, &mut self.blocker, scope.observer, &self.pending, scope.reporter);
+        self.blocker.expire_routes(now, scope.reporter);
+        if let Some(table) = &mut self.blocker.nft {
+            self.table_repair.complete(now, table, scope.observer, &mut self.pending, scope.reporter);
         }
-        self.table.complete(scope, &mut self.blocker, &mut self.pending);
         for _ in 0..RETRIES_PER_ROUND {
             let Some(retry) = self.pending.due_retry(now) else { break };
             self.retry_ban(scope, retry);
@@ -256,32 +264,28 @@ impl Enforcement {
         self.change_sets(scope, "bans of protected sources could not be lifted", |nft| nft.lift(targets));
         self.release(targets, scope.reporter);
     }
-
-    /// Removes routes of an earlier run that belong to no ban.
-    pub(super) fn remove_stale_routes(&mut self, scope: &Scope<'_>) {
-        let Some(routes) = &mut self.blocker.routes else { return };
-        let removed = routes.sweep(scope.now);
-        if !removed.targets.is_empty() {
-            let count = removed.targets.len();
-            scope.reporter.note(format!("routes of an earlier run without a ban were removed: {count}"));
-        }
-        report_routes(removed.trouble, scope.reporter);
-    }
-}
-
-fn report_routes(failure: Option<route::BlockError>, reporter: &Reporter) {
-    if let Some(error) = failure {
-        reporter.error(format!("routes could not be taken away, which is tried again: {error}"));
-    }
 }
 
 /// Changes of the host and of the configuration.
 impl Enforcement {
+    pub(super) fn start(&mut self, scope: &Scope<'_>) {
+        self.start_trap(scope);
+        if let Some(backend) = &mut self.blocker.nft {
+            self.table_repair.report_foreign(backend, None, scope.reporter);
+        }
+    }
+
+    /// Has the kernel block nothing by itself while no sensor reviews it.
+    pub(super) fn stop(&mut self, reporter: &Reporter) {
+        self.own_sources.clear(&mut self.blocker, reporter);
+        self.trap.stop(&mut self.blocker, reporter);
+    }
+
     /// Follows the snapshot of the host, which was replaced.
     pub(super) fn host_changed(&mut self, scope: &mut Scope<'_>) {
         self.update_allow_list(scope, Nft::follow_protected);
-        self.table.guard(scope, &mut self.blocker);
-        self.table.arm(scope, &mut self.blocker);
+        self.guard_own_sources(scope);
+        self.arm_trap(scope);
     }
 
     /// Updates the kernel's allow-list from the host's, and keeps routes clear of it. The `update` is [`Nft::protect`], which
@@ -302,13 +306,16 @@ impl Enforcement {
     /// Suspends blocking: the trap watches nothing, no backend gets a ban, and the bans in force stay.
     pub(super) fn start_trial(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
-        self.table.pause(scope, &mut self.blocker);
+        self.guard_own_sources(scope);
+        self.trap.pause(&mut self.blocker, scope.reporter);
     }
 
     /// Blocks again. What was probed meanwhile is no evidence for a ban.
     pub(super) fn end_trial(&mut self, scope: &Scope<'_>) {
         self.blocker.suspended = false;
-        self.table.resume(scope, &mut self.blocker);
+        self.trap.forget_coverage(scope.reporter);
+        self.trap.resume();
+        self.start_trap(scope);
     }
 
     fn suspend_bans(&mut self, scope: &mut Scope<'_>) {
@@ -324,7 +331,54 @@ impl Enforcement {
     /// Blocks no source from now on.
     pub(super) fn log_only(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
-        self.table.disarm(scope, &mut self.blocker);
+        self.guard_own_sources(scope);
+        self.trap.disarm(&mut self.blocker, scope.reporter);
+        self.arm_trap(scope);
+    }
+
+    /// Gives the table other rules; its sets keep their elements.
+    pub(super) fn replace_ruleset(&mut self, scope: &Scope<'_>, wanted: RulesetSpec) {
+        match self.blocker.nft.as_mut().map(|backend| backend.replace_rules(wanted)) {
+            Some(Ok(())) => scope.reporter.note("table inet portsentry has the rules of the new settings"),
+            None => {}
+            Some(Err(error)) => {
+                scope.reporter.error(format!("the rules of the new settings could not be laid: {error}"))
+            }
+        }
+        self.start_trap(scope);
+    }
+
+    /// Has connections to decoys tracked or not.
+    pub(super) fn track_decoys(&mut self, scope: &Scope<'_>, max_new_tracked: Option<u32>) {
+        let Some(backend) = &mut self.blocker.nft else { return };
+        let Some(decoys) = &mut backend.spec.decoys else { return };
+        decoys.max_new_tracked = max_new_tracked;
+        if let Err(error) = backend.repair() {
+            scope.reporter.error(format!("the rules for decoys could not be changed: {error}"));
+        }
+        self.reset_trap(scope);
+    }
+
+    /// Arms the trap, which counts from zero: the sensor may not have seen what was counted before, or judges it otherwise.
+    fn start_trap(&mut self, scope: &Scope<'_>) {
+        TrapControl::forget_all_probes(&mut self.blocker);
+        self.reset_trap(scope);
+    }
+
+    /// Arms the trap again, whatever others made it watch.
+    pub(super) fn reset_trap(&mut self, scope: &Scope<'_>) {
+        self.own_sources.forget();
+        self.guard_own_sources(scope);
+        self.trap.forget_ports();
+        self.arm_trap(scope);
+    }
+
+    fn guard_own_sources(&mut self, scope: &Scope<'_>) {
+        self.own_sources.update(&mut self.blocker, scope.observer.host(), scope.reporter);
+    }
+
+    pub(super) fn arm_trap(&mut self, scope: &Scope<'_>) {
+        self.trap.arm(scope.now, &mut self.blocker, scope.observer, scope.reporter);
     }
 }
 
@@ -375,12 +429,19 @@ impl Enforcement {
 
     /// Repairs the table after `damage`.
     pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {
-        self.table.repair(scope, &mut self.blocker, &mut self.pending, damage);
+        let Some(table) = &mut self.blocker.nft else { return };
+        if self.table_repair.repair(scope.now, table, damage, scope.observer, &mut self.pending, scope.reporter) {
+            self.trap.forget_ports();
+            self.own_sources.forget();
+            self.guard_own_sources(scope);
+        }
     }
 
-    /// True where there is no route for `target`.
-    pub(super) fn lacks_route(&mut self, target: BanTarget) -> bool {
-        self.blocker.missing(Backend::Route, &[target]) == [target]
+    /// Creates the table again, unless that was just done.
+    fn repair_missing_table(&mut self, scope: &mut Scope<'_>) {
+        if self.table_repair.may_repair_now() {
+            self.repair_table(scope, Damage::Deleted(None));
+        }
     }
 
     /// Applies `change` to the sets of nftables. A missing table is repaired as a whole; other errors are logged after `failure`.
@@ -392,7 +453,7 @@ impl Enforcement {
     ) {
         match self.blocker.change_sets(change) {
             Ok(()) => {}
-            Err(BlockError::Gone) => self.table.repair_missing(scope, &mut self.blocker, &mut self.pending),
+            Err(BlockError::Gone) => self.repair_missing_table(scope),
             Err(error) => scope.reporter.error(format!("{failure}: {error}")),
         }
     }

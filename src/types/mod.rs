@@ -12,6 +12,7 @@ pub mod printable;
 mod protocol;
 mod rate;
 mod rate_limit;
+mod route_kind;
 pub mod shared64;
 mod timestamp;
 mod wording;
@@ -26,6 +27,7 @@ pub use prefix::Prefix;
 pub use protocol::Protocol;
 pub use rate::{Rate, RateError};
 pub use rate_limit::{LineLimiter, TokenBucket};
+pub use route_kind::RouteKind;
 pub(crate) use timestamp::Tick;
 pub use timestamp::Timestamp;
 #[cfg(test)]

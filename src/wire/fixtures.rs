@@ -4,6 +4,13 @@ use std::net::IpAddr;
 
 use super::{Checksum, Delivery, Packet, TcpFlags, Transport};
 
+pub(crate) const FIN: u16 = TcpFlags::FIN;
+pub(crate) const SYN: u16 = TcpFlags::SYN;
+pub(crate) const RST: u16 = TcpFlags::RST;
+pub(crate) const PSH: u16 = TcpFlags::PSH;
+pub(crate) const ACK: u16 = TcpFlags::ACK;
+pub(crate) const URG: u16 = TcpFlags::URG;
+
 /// A whole packet of which the link layer says nothing.
 pub(crate) fn packet(source: impl Into<IpAddr>, destination: impl Into<IpAddr>, transport: Transport) -> Packet {
     Packet {

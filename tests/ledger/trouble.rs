@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::{BLOCKED, DATABASE, Flushed, HISTORY, Ledger, Opened, WriterEvent};
+use portsentry::ledger::{BLOCKED, DATABASE, HISTORY, Ledger, Opened, Stopped, WriterEvent};
 
 use super::support::{State, await_event, banned, eventually, intruder, source, time_limit, writer};
 use netns_lab::slowness;
@@ -69,7 +69,7 @@ fn full_disk_is_reported_once_without_loss() {
     assert!(recorder.written() < 3_000);
     fs::remove_file(disk.filler()).unwrap();
     await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
-    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     assert_eq!((recorder.written(), recorder.dropped()), (3_000, 0));
     let (ledger, opened) = Ledger::open(&disk.path()).unwrap();
     assert_eq!(opened, Opened::Existing);
@@ -99,7 +99,7 @@ fn unwritable_list_is_reported_once() {
     assert!(more.is_empty(), "{more:?}");
     fs::remove_dir(&in_the_way).unwrap();
     await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
-    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     assert_eq!(fs::read_to_string(folder.path().join(BLOCKED)).unwrap().lines().count(), 40);
 }
 
@@ -119,7 +119,7 @@ fn full_disk_drops_newest_changes_without_waiting() {
     assert_eq!(recorder.dropped(), 100_000 - taken);
     await_event(&events, "the loss", |event| matches!(event, WriterEvent::Lost { changes, .. } if *changes > 0));
     let start = Instant::now();
-    assert_eq!(writer.stop(Duration::from_secs(2) * slowness()), Flushed::Left(taken));
+    assert_eq!(writer.stop(Duration::from_secs(2) * slowness()), Stopped::Left(taken));
     assert!(start.elapsed() < Duration::from_secs(10) * slowness(), "{:?}", start.elapsed());
 }
 
@@ -159,7 +159,7 @@ fn locked_database_is_reported_and_written_later() {
     drop(locker.stdin.take());
     await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
     assert!(locker.wait().unwrap().success());
-    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 1);
 }
 
@@ -235,7 +235,7 @@ fn runtime_damage_starts_new_ledger() {
         let (writer, _told) = writer(&state.path(), false);
         let recorder = writer.recorder();
         (0..2_000).for_each(|number| assert!(recorder.put(banned(number, now, 3600))));
-        assert_eq!(writer.stop(time_limit()), Flushed::Whole);
+        assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     }
     let (writer, events) = writer(&state.path(), false);
     // A change by another program makes the thread read its pages again.
@@ -250,7 +250,7 @@ fn runtime_damage_starts_new_ledger() {
     let event = await_event(&events, "the damage", |event| matches!(event, WriterEvent::Rebuilt { .. }));
     assert!(matches!(&event, WriterEvent::Rebuilt { aside: Some(aside), .. } if aside.exists()), "{event}");
     recorder.put(banned(50_001, now, 3600));
-    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     let (ledger, opened) = state.open();
     assert_eq!(opened, Opened::Existing);
     let active: Vec<_> = ledger.active(now).unwrap().items.iter().map(|entry| entry.ban.target).collect();
@@ -271,6 +271,6 @@ fn removed_database_is_recreated_with_bans() {
     let event = await_event(&events, "the removal", |event| matches!(event, WriterEvent::Rebuilt { .. }));
     assert!(matches!(event, WriterEvent::Rebuilt { aside: None, carried: 10, .. }), "{event}");
     recorder.put(banned(10, now, 3600));
-    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 11);
 }

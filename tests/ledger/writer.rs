@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::{BLOCKED, Change, Ended, Ending, Flushed, HISTORY, WriterEvent};
+use portsentry::ledger::{BLOCKED, Change, Ended, Ending, HISTORY, Stopped, WriterEvent};
 
 use super::support::{State, await_event, banned, eventually, source, time_limit, writer};
 use netns_lab::slowness;
@@ -15,7 +15,7 @@ fn queued_writes_are_done_at_stop() {
     let now = SystemTime::now();
     let taken = (0..5_000).filter(|number| recorder.put(banned(*number, now, 3600))).count();
     assert_eq!(taken, 5_000);
-    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 5_000);
     assert_eq!(state.read(HISTORY).lines().count(), 5_000);
     assert_eq!(state.read(BLOCKED).lines().count(), 5_000);
@@ -39,7 +39,7 @@ fn listed_bans_follow_changes() {
     assert!(matches!(&expired, WriterEvent::Expired(targets) if *targets == [source(3)]), "{expired}");
     eventually("one ban in the list", || !has(1) && has(2) && !has(3));
     assert_eq!(state.read(HISTORY).lines().count(), 3, "the history keeps all lines");
-    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Stopped::Whole);
 }
 
 #[test]
@@ -60,5 +60,5 @@ fn list_is_rewritten_once_a_second() {
     let whole = usize::try_from(start.elapsed().as_secs()).unwrap();
     versions.dedup();
     assert!((2..=whole + 2).contains(&versions.len()), "{} versions in {whole} s", versions.len());
-    assert_eq!(writer.stop(time_limit()), Flushed::Whole);
+    assert_eq!(writer.stop(time_limit()), Stopped::Whole);
 }

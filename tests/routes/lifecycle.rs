@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use portsentry::enforce::route::{BlockError, Failure, Kind, RouteError, Routes};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::enforce::route::{BlockError, Failure, RouteError, Routes};
+use portsentry::types::{BanTarget, Expiry, RouteKind};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::support::{at, for_ever, only_failure, open, own, seconds, target};
@@ -23,7 +23,7 @@ fn without_capability<T: Send>(lab: &Lab, work: impl FnOnce() -> T + Send) -> T 
 #[test]
 fn existing_ban_gets_new_end() {
     let lab = Lab::new(&["attacker"]);
-    let mut routes = open(&lab, Kind::Blackhole);
+    let mut routes = open(&lab, RouteKind::Blackhole);
     let both = [target("192.0.2.1"), target("2001:db8:1::1")];
     routes.block(&both.map(|one| (one, seconds(10))), at(0)).unwrap();
     routes.block(&[(both[0], seconds(10)), (both[1], Expiry::Never)], at(5)).unwrap();
@@ -39,7 +39,7 @@ fn existing_ban_gets_new_end() {
 #[test]
 fn prefix_bans_stay_within_bound() {
     let lab = Lab::new(&["attacker"]);
-    let mut routes = lab.inside("victim", || Routes::open(Kind::Blackhole, 2)).unwrap();
+    let mut routes = lab.inside("victim", || Routes::open(RouteKind::Blackhole, 2)).unwrap();
     routes.block(&[(target("192.0.2.1"), seconds(9)), (target("192.0.2.2"), seconds(99))], at(0)).unwrap();
     assert_eq!(only_failure(routes.block(&for_ever(&["192.0.2.3"]), at(1))), Failure::Full { size: 2 });
     assert_eq!(own(&lab), ["blackhole 192.0.2.1", "blackhole 192.0.2.2"]);
@@ -55,7 +55,7 @@ fn ten_thousand_route_bans_end_in_rounds() {
     let v4 = (0..8_000_u32).map(|n| BanTarget::V4(Ipv4Addr::from_bits(0xc612_0000 + n)));
     let v6 = (0..2_000_u128).map(|n| BanTarget::V6(Ipv6Addr::from_bits((0x2001_0db8_0001_0000 + n) << 64)));
     let all: Vec<BanTarget> = v4.chain(v6).collect();
-    let mut routes = open(&lab, Kind::Blackhole);
+    let mut routes = open(&lab, RouteKind::Blackhole);
     routes.block(&all.iter().map(|one| (*one, seconds(60))).collect::<Vec<_>>(), at(0)).unwrap();
     assert_eq!(own(&lab).len(), all.len());
     assert!(routes.missing(&all).unwrap().is_empty());
@@ -77,13 +77,13 @@ fn leftovers_of_crash_are_reconciled() {
     let lab = Lab::new(&["attacker"]);
     lab.victim_ip("route add blackhole 192.0.2.200");
     // Two runs with different kinds, and routes with our protocol number that the backend would not create.
-    open(&lab, Kind::Prohibit).block(&for_ever(&["192.0.2.1", "192.0.2.2", "2001:db8:1::1"]), at(0)).unwrap();
-    open(&lab, Kind::Unreachable).block(&for_ever(&["192.0.2.3", "2001:db8:2::1"]), at(0)).unwrap();
+    open(&lab, RouteKind::Prohibit).block(&for_ever(&["192.0.2.1", "192.0.2.2", "2001:db8:1::1"]), at(0)).unwrap();
+    open(&lab, RouteKind::Unreachable).block(&for_ever(&["192.0.2.3", "2001:db8:2::1"]), at(0)).unwrap();
     lab.victim_ip("route add blackhole 100.0.0.0/7 proto 112 metric 7");
     lab.victim_ip("route add 203.0.113.9 dev attacker proto 112 scope link");
     assert_eq!(own(&lab).len(), 7);
 
-    let mut routes = open(&lab, Kind::Prohibit);
+    let mut routes = open(&lab, RouteKind::Prohibit);
     let expected = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "203.0.113.9", "2001:db8:1::", "2001:db8:2::"].map(target);
     assert_eq!(routes.leftovers().unwrap(), expected);
     let mut restored = for_ever(&["192.0.2.1", "192.0.2.3", "2001:db8:2::"]);
@@ -105,8 +105,8 @@ fn leftovers_of_crash_are_reconciled() {
 #[test]
 fn ban_replaces_unclaimed_own_route() {
     let lab = Lab::new(&["attacker"]);
-    open(&lab, Kind::Unreachable).block(&for_ever(&["192.0.2.1", "2001:db8:1::1"]), at(0)).unwrap();
-    let mut routes = open(&lab, Kind::Blackhole);
+    open(&lab, RouteKind::Unreachable).block(&for_ever(&["192.0.2.1", "2001:db8:1::1"]), at(0)).unwrap();
+    let mut routes = open(&lab, RouteKind::Blackhole);
     routes.block(&for_ever(&["192.0.2.1", "2001:db8:1::1"]), at(0)).unwrap();
     assert_eq!(own(&lab), ["blackhole 192.0.2.1", "blackhole 2001:db8:1::/64 dev lo metric 1 pref medium"]);
 }
@@ -115,7 +115,7 @@ fn ban_replaces_unclaimed_own_route() {
 fn routes_lost_with_link_are_restored() {
     let lab = Lab::new(&["attacker"]);
     let gateway = "10.77.1.200".parse().unwrap();
-    let mut routes = open(&lab, Kind::Via(gateway));
+    let mut routes = open(&lab, RouteKind::Via(gateway));
     let (v4, v6) = (target("198.51.100.7"), target("2001:db8:1::"));
     let bans = [(v4, seconds(60)), (v6, seconds(60))];
     routes.block(&bans, at(0)).unwrap();
@@ -143,9 +143,9 @@ fn routes_lost_with_link_are_restored() {
 #[test]
 fn failed_removal_is_retried() {
     let lab = Lab::new(&["attacker"]);
-    let mut routes = open(&lab, Kind::Blackhole);
+    let mut routes = open(&lab, RouteKind::Blackhole);
     let (first, second, third) = (target("192.0.2.1"), target("192.0.2.2"), target("192.0.2.3"));
-    open(&lab, Kind::Blackhole).block(&[(third, Expiry::Never)], at(0)).unwrap();
+    open(&lab, RouteKind::Blackhole).block(&[(third, Expiry::Never)], at(0)).unwrap();
     assert_eq!(routes.leftovers().unwrap(), [third]);
     routes.block(&[(first, seconds(10)), (second, Expiry::Never)], at(0)).unwrap();
 

@@ -1,7 +1,7 @@
 //! Tests that routes of other programs and protected prefixes are left alone.
 
-use portsentry::enforce::route::{Failure, Kind, Routes};
-use portsentry::types::Expiry;
+use portsentry::enforce::route::{Failure, Routes};
+use portsentry::types::{Expiry, RouteKind};
 
 use crate::support::{at, for_ever, only_failure, open, own, shown, target};
 use netns_lab::Lab;
@@ -19,7 +19,7 @@ fn administrators_route_refuses_route_ban() {
         ("2001:db8:1:2::/64", format!("route add 2001:db8:1:2::/64 via {} metric 1 proto ra", gateways[1]), Some(9)),
         ("2001:db8:1:3::/64", "route add prohibit 2001:db8:1:3::/64 metric 1".to_owned(), None),
     ];
-    for kind in [Kind::Blackhole, Kind::Prohibit] {
+    for kind in [RouteKind::Blackhole, RouteKind::Prohibit] {
         let mut back_end = open(&lab, kind);
         for (prefix, words, protocol) in &routes {
             lab.victim_ip(words);
@@ -53,7 +53,7 @@ fn lifting_finds_only_own_route() {
     others.iter().for_each(|(_, words)| lab.victim_ip(words));
     let before: Vec<String> = others.iter().map(|(prefix, _)| shown(&lab, prefix)).collect();
 
-    let mut routes = open(&lab, Kind::Blackhole);
+    let mut routes = open(&lab, RouteKind::Blackhole);
     routes.block(&for_ever(&["198.51.100.7", "2001:db8:0:1::7"]), at(0)).unwrap();
     assert_eq!(own(&lab).len(), 2);
     routes.lift(&[target("198.51.100.7"), target("2001:db8:0:1::7")]).unwrap();
@@ -67,7 +67,7 @@ fn lifting_finds_only_own_route() {
 #[test]
 fn administrators_route_replaces_ban_and_stays() {
     let lab = Lab::new(&["attacker"]);
-    let mut routes = open(&lab, Kind::Blackhole);
+    let mut routes = open(&lab, RouteKind::Blackhole);
     let hers = target("198.51.100.7");
     routes.block(&[(hers, Expiry::Never)], at(0)).unwrap();
     assert!(routes.missing(&[hers]).unwrap().is_empty());
@@ -83,7 +83,7 @@ fn administrators_route_replaces_ban_and_stays() {
 #[test]
 fn protected_prefix_gets_no_route() {
     let lab = Lab::new(&["attacker"]);
-    let mut routes = open(&lab, Kind::Blackhole);
+    let mut routes = open(&lab, RouteKind::Blackhole);
     let nets = ["10.77.1.1/32", "203.0.113.0/24", "2001:db8:53::53/128", "2001:db8:aaaa::/48"];
     let nets = nets.map(|text| text.parse().unwrap());
     assert!(routes.protect(&nets).trouble.is_none());
@@ -112,14 +112,14 @@ fn protected_prefix_gets_no_route() {
 #[test]
 fn protected_target_is_lifted_after_crash() {
     let lab = Lab::new(&["attacker"]);
-    let mut routes = open(&lab, Kind::Blackhole);
+    let mut routes = open(&lab, RouteKind::Blackhole);
     routes.block(&for_ever(&["192.0.2.1", "192.0.2.2", "2001:db8:1:1::1", "2001:db8:1:2::1"]), at(0)).unwrap();
     let lifted = routes.protect(&["192.0.2.2/32", "2001:db8:1:1::53/128"].map(|text| text.parse().unwrap()));
     assert!(lifted.trouble.is_none());
     assert_eq!(lifted.targets, [target("192.0.2.2"), target("2001:db8:1:1::")]);
     assert_eq!(own(&lab), ["blackhole 192.0.2.1", "blackhole 2001:db8:1:2::/64 dev lo metric 1 pref medium"]);
 
-    let mut later = open(&lab, Kind::Blackhole);
+    let mut later = open(&lab, RouteKind::Blackhole);
     assert_eq!(later.leftovers().unwrap().len(), 2);
     assert_eq!(later.protect(&["192.0.2.0/24".parse().unwrap()]).targets, [target("192.0.2.1")]);
     assert_eq!(own(&lab), ["blackhole 2001:db8:1:2::/64 dev lo metric 1 pref medium"]);

@@ -4,8 +4,8 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use portsentry::enforce::route::{Kind, Routes};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::enforce::route::Routes;
+use portsentry::types::{BanTarget, Expiry, RouteKind};
 use rustix::io::Errno;
 
 use crate::support::{at, for_ever, open, own, seconds, target};
@@ -40,7 +40,12 @@ fn blocked_attacker_connects_only_after_expiry() {
     let targets = [victim_v4, victim_v6];
     assert!(targets.iter().all(|target| lab.is_served("attacker", *target, PORT, TIMEOUT)), "before");
 
-    for kind in [Kind::Blackhole, Kind::Unreachable, Kind::Prohibit, Kind::Via("10.77.1.200".parse().unwrap())] {
+    for kind in [
+        RouteKind::Blackhole,
+        RouteKind::Unreachable,
+        RouteKind::Prohibit,
+        RouteKind::Via("10.77.1.200".parse().unwrap()),
+    ] {
         let mut routes = open(&lab, kind);
         let bans = [BanTarget::of(lab.v4("attacker").into()), BanTarget::of(far)].map(|target| (target, seconds(60)));
         routes.block(&bans, at(0)).unwrap();
@@ -67,9 +72,9 @@ fn route_kinds_show_expected_errors() {
     lab.victim_ip(&format!("route add default via {}", lab.v4("attacker")));
     lab.victim_ip(&format!("route add default via {}", lab.v6("attacker")));
     let kinds = [
-        (Kind::Blackhole, "blackhole", Errno::INVAL),
-        (Kind::Unreachable, "unreachable", Errno::HOSTUNREACH),
-        (Kind::Prohibit, "prohibit", Errno::ACCESS),
+        (RouteKind::Blackhole, "blackhole", Errno::INVAL),
+        (RouteKind::Unreachable, "unreachable", Errno::HOSTUNREACH),
+        (RouteKind::Prohibit, "prohibit", Errno::ACCESS),
     ];
     for (kind, name, errno) in kinds {
         let mut routes = open(&lab, kind);
@@ -92,13 +97,13 @@ fn route_kinds_show_expected_errors() {
 #[test]
 fn dead_gateway_serves_own_family_only() {
     let lab = Lab::new(&["attacker"]);
-    let mut routes = open(&lab, Kind::Via("10.77.1.200".parse().unwrap()));
+    let mut routes = open(&lab, RouteKind::Via("10.77.1.200".parse().unwrap()));
     routes.block(&for_ever(&["198.51.100.7", "2001:db8:5:6::7"]), at(0)).unwrap();
     let blackhole = "blackhole 2001:db8:5:6::/64 dev lo metric 1 pref medium";
     assert_eq!(own(&lab), ["198.51.100.7 via 10.77.1.200 dev attacker", blackhole]);
     assert!(routes.missing(&[target("198.51.100.7"), target("2001:db8:5:6::")]).unwrap().is_empty());
 
-    let mut routes = open(&lab, Kind::Via("fd77:0:0:1::200".parse().unwrap()));
+    let mut routes = open(&lab, RouteKind::Via("fd77:0:0:1::200".parse().unwrap()));
     routes.block(&for_ever(&["198.51.100.8", "2001:db8:5:7::7"]), at(0)).unwrap();
     let lines = own(&lab);
     assert!(lines.contains(&"blackhole 198.51.100.8".to_owned()), "{lines:?}");
@@ -114,7 +119,7 @@ fn datagram_of_blocked_source_arrives_without_nft() {
     let lab = Lab::new(&["attacker"]);
     // With reverse-path filtering the kernel would drop packets from a blackholed source.
     lab.run("victim", "sysctl", &["-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.attacker.rp_filter=0"]);
-    let mut routes: Routes = open(&lab, Kind::Blackhole);
+    let mut routes: Routes = open(&lab, RouteKind::Blackhole);
     let attacker = lab.v4("attacker").into();
     routes.block(&[(BanTarget::of(attacker), Expiry::Never)], at(0)).unwrap();
 

@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portsentry::enforce::route::{BlockError, Failed, Failure, Kind, PROTOCOL, Routes};
-use portsentry::types::{BanTarget, Expiry, Timestamp};
+use portsentry::enforce::route::{BlockError, Failed, Failure, PROTOCOL, Routes};
+use portsentry::types::{BanTarget, Expiry, RouteKind, Timestamp};
 
 use netns_lab::Lab;
 
 /// A backend in the victim. It stays bound to that namespace wherever it is used.
-pub(crate) fn open(lab: &Lab, kind: Kind) -> Routes {
+pub(crate) fn open(lab: &Lab, kind: RouteKind) -> Routes {
     lab.inside("victim", || Routes::open(kind, 20_000)).unwrap()
 }
 

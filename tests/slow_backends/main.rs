@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use netns_lab::{TIMEOUT, slowness};
 use portsentry::enforce::BanContext;
 use portsentry::enforce::command::{RunSettings, Spawner, pair, serve};
-use portsentry::enforce::slow_backends::{BackendEvent, Settings, SlowBackends, Stopped, Task};
+use portsentry::enforce::slow_backends::{BackendEvent, Left, Settings, SlowBackends, Stopped, Task};
 use portsentry::engine::Class;
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 
@@ -105,7 +105,7 @@ impl Bench {
     }
 
     /// Stops the thread; returns how it ended and the remaining events.
-    fn stop(mut self, within: Duration) -> (Stopped, Vec<BackendEvent>) {
+    fn stop(mut self, within: Duration) -> (Stopped<Left>, Vec<BackendEvent>) {
         let stopped = self.backends.take().unwrap().stop(within);
         (stopped, self.events.try_iter().collect())
     }

@@ -41,7 +41,7 @@ pub enum BlockError {
     #[error("table inet portsentry, or a set in it, is gone; it has to be installed again and the bans restored")]
     Gone,
     /// Some of the bans could not be changed; all others were.
-    #[error("{} of {asked} could not be changed; {}", failed.len(), first(failed))]
+    #[error("{} of {asked} could not be changed; {}", failed.len(), Failed::first(failed))]
     Failed {
         asked: usize,
         /// Which ones failed, and why; at least one.
@@ -52,12 +52,7 @@ pub enum BlockError {
     Socket(#[from] SocketError),
 }
 
-/// One target that could not be blocked or lifted.
-#[derive(Debug)]
-pub struct Failed {
-    pub target: BanTarget,
-    pub reason: Failure,
-}
+pub type Failed = super::Failed<Failure>;
 
 /// Why one target could not be blocked or lifted.
 #[derive(Debug, thiserror::Error)]
@@ -390,10 +385,6 @@ fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) ->
     };
     failed.extend(networks);
     if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked, failed }) }
-}
-
-fn first(failed: &[Failed]) -> String {
-    failed.first().map_or_else(String::new, |Failed { target, reason }| format!("{target}: {reason}"))
 }
 
 /// How long new bans are taken for ones that may stand already, after one did: by hand, or from an earlier run. To

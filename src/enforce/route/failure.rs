@@ -5,13 +5,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::netlink::routes::{Refusal, RouteError};
-use crate::types::BanTarget;
 
 /// Why the routes are not as they were asked to be.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// Some of the subjects were not dealt with; all others were.
-    #[error("{} of {asked} could not be changed; {}", failed.len(), first(failed))]
+    #[error("{} of {asked} could not be changed; {}", failed.len(), Failed::first(failed))]
     Failed {
         asked: usize,
         /// Which ones failed, and why; at least one.
@@ -23,12 +22,7 @@ pub enum BlockError {
     Route(#[from] RouteError),
 }
 
-/// One subject that could not be blocked or lifted.
-#[derive(Debug)]
-pub struct Failed {
-    pub target: BanTarget,
-    pub reason: Failure,
-}
+pub type Failed = crate::enforce::Failed<Failure>;
 
 /// Why one subject could not be blocked or lifted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +53,7 @@ pub enum Failure {
         laid_by(*.0)
     )]
     Taken(Option<u8>),
-    /// The gateway of [`super::Kind::Via`] does not do.
+    /// The gateway of [`crate::types::RouteKind::Via`] does not do.
     #[error(
         "the kernel takes no route by way of {gateway} ({refusal}): `via` has to be an unused address, in a \
          network that an interface of this host is in which is up; or use the kind blackhole"
@@ -76,8 +70,4 @@ pub enum Failure {
 
 fn laid_by(protocol: Option<u8>) -> String {
     protocol.map_or_else(String::new, |number| format!(" (of routing protocol {number}, see /etc/iproute2/rt_protos)"))
-}
-
-fn first(failed: &[Failed]) -> String {
-    failed.first().map_or_else(String::new, |Failed { target, reason }| format!("{target}: {reason}"))
 }

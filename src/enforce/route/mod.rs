@@ -27,9 +27,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
-pub use crate::netlink::routes::{Kind, PROTOCOL, Refusal, RouteError};
+pub use crate::netlink::routes::{PROTOCOL, Refusal, RouteError};
 use crate::netlink::routes::{RouteSocket, Way};
-use crate::types::{BanTarget, Expiry, Timestamp};
+use crate::types::{BanTarget, Expiry, RouteKind, Timestamp};
 
 pub use failure::{BlockError, Failed, Failure};
 use protected::Protected;
@@ -49,7 +49,7 @@ pub struct Lifted {
 #[derive(Debug)]
 pub struct Routes {
     socket: RouteSocket,
-    kind: Kind,
+    kind: RouteKind,
     size: usize,
     held: Held,
     protected: Protected,
@@ -64,7 +64,7 @@ impl Routes {
     ///
     /// # Errors
     /// Where the kernel's routing tables cannot be reached.
-    pub fn open(kind: Kind, size: usize) -> Result<Self, RouteError> {
+    pub fn open(kind: RouteKind, size: usize) -> Result<Self, RouteError> {
         Ok(Self {
             socket: RouteSocket::open()?,
             kind,
@@ -289,13 +289,13 @@ impl Routes {
 
     /// Lays routes; those that were there already are given back.
     fn add(&mut self, new: &[New], failed: &mut Vec<Failed>) -> Result<Vec<New>, RouteError> {
-        let routes: Vec<(IpNet, Kind)> = new.iter().map(|(_, route)| *route).collect();
+        let routes: Vec<(IpNet, RouteKind)> = new.iter().map(|(_, route)| *route).collect();
         let mut present = Vec::new();
         self.socket.add(&routes, |place, refusal| {
             let Some((target, (net, kind))) = new.get(place).copied() else { return };
             let reason = match kind {
                 _ if refusal.errno == Errno::EXIST => return present.push((target, (net, kind))),
-                Kind::Via(gateway) => Failure::Gateway { gateway, refusal },
+                RouteKind::Via(gateway) => Failure::Gateway { gateway, refusal },
                 _ => Failure::Refused(refusal),
             };
             failed.push(Failed { target, reason });
@@ -340,7 +340,7 @@ impl Routes {
 /// Where an answer is missing.
 pub fn missing_routes(
     socket: &mut RouteSocket,
-    kind: Kind,
+    kind: RouteKind,
     targets: &[BanTarget],
 ) -> Result<Vec<BanTarget>, RouteError> {
     let nets: Vec<IpNet> = targets.iter().copied().map(net).collect();
@@ -367,7 +367,7 @@ struct Asked {
 }
 
 /// A route that is not there yet.
-type New = (BanTarget, (IpNet, Kind));
+type New = (BanTarget, (IpNet, RouteKind));
 
 /// What a route to block `target` leads to.
 fn net(target: BanTarget) -> IpNet {

@@ -14,6 +14,7 @@ use super::command::{RunSettings, Spawner};
 use super::file_helper::FileHelper;
 use super::hosts_deny::HostsDeny;
 use crate::types::{Backend, Backoff, BanTarget, Expiry};
+pub use crate::worker::Stopped;
 use crate::worker::{Handle, Worker};
 
 mod backend;
@@ -97,18 +98,6 @@ pub struct SlowBackends(Worker<Task, Left>);
 /// Sends tasks to the thread. Cheap to clone.
 pub type Orders = Handle<Task>;
 
-/// How the thread ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Stopped {
-    /// All tasks are done, or were reported as failed.
-    Whole,
-    /// So much is left.
-    Left(Left),
-    /// A disk or a command did not let it end in time.
-    Stuck,
-}
-
 /// What is not done at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Left {
@@ -139,11 +128,7 @@ impl SlowBackends {
 
     /// Does the quick ones of the tasks that were sent before this call, and ends the thread; waits for `within` at most. Commands
     /// have half of it, then their groups are ended.
-    pub fn stop(self, within: Duration) -> Stopped {
-        match self.0.stop(within) {
-            Some(left) if left == Left::default() => Stopped::Whole,
-            Some(left) => Stopped::Left(left),
-            None => Stopped::Stuck,
-        }
+    pub fn stop(self, within: Duration) -> Stopped<Left> {
+        self.0.stop(within).into()
     }
 }

@@ -5,14 +5,8 @@ use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};
 use crate::engine::Response;
 use crate::engine::{Class, IgnoreReason, Settings};
 use crate::types::Protocol;
+use crate::wire::fixtures::{ACK, FIN, PSH, RST, SYN, URG};
 use crate::wire::{Packet, TcpFlags, Transport};
-
-const FIN: u16 = TcpFlags::FIN;
-const SYN: u16 = TcpFlags::SYN;
-const RST: u16 = TcpFlags::RST;
-const PSH: u16 = TcpFlags::PSH;
-const ACK: u16 = TcpFlags::ACK;
-const URG: u16 = TcpFlags::URG;
 
 /// Sends packets with these flags to three ports; returns the class of the ban.
 fn third_blocks(flags: u16) -> Class {

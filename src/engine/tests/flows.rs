@@ -6,11 +6,7 @@ use crate::engine::Response;
 use crate::engine::{IgnoreReason, PortUse, Settings, Watch};
 use crate::types::{PortSet, Protocol};
 use crate::wire::TcpFlags;
-
-const SYN: u16 = TcpFlags::SYN;
-const ACK: u16 = TcpFlags::ACK;
-const FIN: u16 = TcpFlags::FIN;
-const PSH: u16 = TcpFlags::PSH;
+use crate::wire::fixtures::{ACK, FIN, PSH, SYN};
 
 /// All ports from 1024 are watched, including those of outgoing connections.
 fn watch_all_ports(settings: &mut Settings) {

@@ -7,12 +7,8 @@ use super::scene::{CLIENT, SERVER, Scene, address, tcp, udp};
 use crate::engine::IgnoreReason;
 use crate::engine::Response;
 use crate::types::BanTarget;
+use crate::wire::fixtures::{ACK, FIN, RST, SYN};
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
-
-const SYN: u16 = TcpFlags::SYN;
-const ACK: u16 = TcpFlags::ACK;
-const RST: u16 = TcpFlags::RST;
-const FIN: u16 = TcpFlags::FIN;
 
 #[test]
 fn https_attempt_on_http_host_is_forgiven() {

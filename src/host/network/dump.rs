@@ -5,14 +5,11 @@
 use std::future::poll_fn;
 use std::io;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 
 use super::error::HostError;
-
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 
 /// A netlink header and the eight zero bytes after it, which select every entry.
 const REQUEST: usize = 24;

@@ -113,12 +113,14 @@ mod tests {
     use super::*;
     use crate::host::file_watch::FileWatch;
     use std::fs;
-    use std::path::Path;
+    use tempfile::TempDir;
 
-    fn in_folder(folder: &Path) -> SessionFiles {
-        let logind = folder.join("sessions");
+    fn in_folder() -> (TempDir, SessionFiles) {
+        let folder = TempDir::new().unwrap();
+        let logind = folder.path().join("sessions");
         fs::create_dir(&logind).unwrap();
-        SessionFiles { utmp: vec![folder.join("utmp")], logind }
+        let utmp = vec![folder.path().join("utmp")];
+        (folder, SessionFiles { utmp, logind })
     }
 
     fn session(host: &str, state: &str) -> String {
@@ -134,8 +136,7 @@ mod tests {
 
     #[test]
     fn logind_names_remote_sessions() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         let write = |name: &str, text: String| fs::write(files.logind.join(name), text).unwrap();
         write("1", session("203.0.113.9", "active"));
         write("2", session("2001:db8::9", "online"));
@@ -159,16 +160,14 @@ mod tests {
             // A truncated address is another one. Complete files are renamed into place.
             assert!(cut.is_none() || text[..end].windows(12).any(|window| window == b"REMOTE_HOST="), "{end}");
         }
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         fs::write(files.logind.join("1"), "#\n".repeat(8 << 10) + &session("203.0.113.9", "active")).unwrap();
         assert!(files.read().is_empty());
     }
 
     #[test]
     fn logind_is_trusted_before_utmp() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         let own = i32::try_from(std::process::id()).unwrap();
         let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, own, host, [0; 16]);
         fs::write(&files.utmp[0], [record("203.0.113.9"), record("203.0.113.8")].concat()).unwrap();
@@ -180,8 +179,7 @@ mod tests {
 
     #[test]
     fn one_user_has_few_addresses() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (_folder, files) = in_folder();
         let own = i32::try_from(std::process::id()).unwrap();
         let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, own, host, [0; 16]);
         fs::remove_dir_all(&files.logind).unwrap();
@@ -208,8 +206,7 @@ mod tests {
 
     #[test]
     fn login_and_logout_are_noticed_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = in_folder(folder.path());
+        let (folder, files) = in_folder();
         let mut watch = FileWatch::new(files.clone());
         assert!(!watch.poll());
         fs::write(&files.utmp[0], [0; 384]).unwrap();

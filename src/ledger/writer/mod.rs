@@ -29,7 +29,7 @@ use recorder::{QUEUE, Shared};
 use crate::clock::boot_time;
 use crate::panic_guard;
 use crate::types::Backoff;
-use crate::worker::{Inbox, Worker};
+use crate::worker::{Inbox, Stopped, Worker};
 
 /// Changes that the thread holds while the disk takes none; some 20 MB at most.
 const MAX_PENDING: usize = 65_536;
@@ -58,18 +58,6 @@ pub struct Writer {
     worker: Worker<Change, u64>,
 }
 
-/// How the writer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Flushed {
-    /// All changes that were not counted as dropped are written.
-    Whole,
-    /// So many changes could not be written in time.
-    Left(u64),
-    /// The disk did not answer in time; the last changes may or may not be written.
-    Stuck,
-}
-
 impl Writer {
     /// Starts the thread. `tell` is called on it with what an operator should know, and must not wait for long.
     pub fn start(
@@ -93,12 +81,8 @@ impl Writer {
 
     /// Writes the changes that were sent before this call, and ends the thread; waits for `within` at most. Failures are
     /// retried for half of it, so that time is left to report what could not be written.
-    pub fn stop(self, within: Duration) -> Flushed {
-        match self.worker.stop(within) {
-            Some(0) => Flushed::Whole,
-            Some(left) => Flushed::Left(left),
-            None => Flushed::Stuck,
-        }
+    pub fn stop(self, within: Duration) -> Stopped<u64> {
+        self.worker.stop(within).into()
     }
 }
 

@@ -10,8 +10,9 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Kind, METRIC_V6, PROTOCOL, Way};
+use super::{METRIC_V6, PROTOCOL, Way};
 use crate::netlink::message::Message;
+use crate::types::RouteKind;
 
 /// The families that have routes here.
 pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
@@ -20,7 +21,7 @@ pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFam
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) net: IpNet,
-    pub(super) kind: Option<Kind>,
+    pub(super) kind: Option<RouteKind>,
     protocol: u8,
     table: u8,
 }
@@ -63,10 +64,10 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
         _ => None,
     })?;
     let kind = match header.kind {
-        RouteType::BlackHole => Some(Kind::Blackhole),
-        RouteType::Unreachable => Some(Kind::Unreachable),
-        RouteType::Prohibit => Some(Kind::Prohibit),
-        RouteType::Unicast => gateway.map(Kind::Via),
+        RouteType::BlackHole => Some(RouteKind::Blackhole),
+        RouteType::Unreachable => Some(RouteKind::Unreachable),
+        RouteType::Prohibit => Some(RouteKind::Prohibit),
+        RouteType::Unicast => gateway.map(RouteKind::Via),
         _ => None,
     };
     let net = IpNet::new(destination, header.destination_prefix_length).ok()?;
@@ -82,18 +83,18 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 /// Appends the request to lay a route, which fails where there is one with the same metric.
-pub(super) fn put_add(bytes: &mut Vec<u8>, net: IpNet, kind: Kind) {
+pub(super) fn put_add(bytes: &mut Vec<u8>, net: IpNet, kind: RouteKind) {
     let mut route = own_route(net);
     route.header.kind = match kind {
-        Kind::Blackhole => RouteType::BlackHole,
-        Kind::Unreachable => RouteType::Unreachable,
-        Kind::Prohibit => RouteType::Prohibit,
-        Kind::Via(_) => RouteType::Unicast,
+        RouteKind::Blackhole => RouteType::BlackHole,
+        RouteKind::Unreachable => RouteType::Unreachable,
+        RouteKind::Prohibit => RouteType::Prohibit,
+        RouteKind::Via(_) => RouteType::Unicast,
     };
     if net.addr().is_ipv6() {
         route.attributes.push(RouteAttribute::Priority(METRIC_V6));
     }
-    if let Kind::Via(gateway) = kind {
+    if let RouteKind::Via(gateway) = kind {
         route.attributes.push(RouteAttribute::Gateway(address(gateway)));
     }
     put(bytes, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL);
@@ -189,7 +190,7 @@ mod tests {
     #[test]
     fn blackhole_route_has_exact_bytes() {
         let mut bytes = Vec::new();
-        put_add(&mut bytes, net("192.0.2.7/32"), Kind::Blackhole);
+        put_add(&mut bytes, net("192.0.2.7/32"), RouteKind::Blackhole);
         #[rustfmt::skip]
         let expected = [
             36, 0, 0, 0, 24, 0, 0x01, 0x06, 0, 0, 0, 0, 0, 0, 0, 0, // NEWROUTE: REQUEST, EXCL, CREATE
@@ -201,9 +202,10 @@ mod tests {
 
     #[test]
     fn route_reads_back_unchanged() {
-        let gateways = ["192.0.2.254", "2001:db8::fe"].map(|text| Kind::Via(text.parse().unwrap()));
+        let gateways = ["192.0.2.254", "2001:db8::fe"].map(|text| RouteKind::Via(text.parse().unwrap()));
         for net in [net("198.51.100.7/32"), net("2001:db8:1:2::/64")] {
-            for kind in [Kind::Blackhole, Kind::Unreachable, Kind::Prohibit].into_iter().chain(gateways) {
+            for kind in [RouteKind::Blackhole, RouteKind::Unreachable, RouteKind::Prohibit].into_iter().chain(gateways)
+            {
                 let kind = kind.toward(net);
                 let mut bytes = Vec::new();
                 put_add(&mut bytes, net, kind);
@@ -221,9 +223,9 @@ mod tests {
 
     #[test]
     fn gateway_of_other_family_makes_blackhole() {
-        let via = |text: &str| Kind::Via(text.parse().unwrap());
-        assert_eq!(via("192.0.2.254").toward(net("2001:db8::/64")), Kind::Blackhole);
-        assert_eq!(via("2001:db8::fe").toward(net("192.0.2.7/32")), Kind::Blackhole);
+        let via = |text: &str| RouteKind::Via(text.parse().unwrap());
+        assert_eq!(via("192.0.2.254").toward(net("2001:db8::/64")), RouteKind::Blackhole);
+        assert_eq!(via("2001:db8::fe").toward(net("192.0.2.7/32")), RouteKind::Blackhole);
         assert_eq!(via("192.0.2.254").toward(net("192.0.2.7/32")), via("192.0.2.254"));
     }
 

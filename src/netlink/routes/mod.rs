@@ -11,12 +11,12 @@ pub mod monitor;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
 
 use super::socket::{Socket, SocketError};
+use crate::types::RouteKind;
 
 /// The routing protocol number that says "portsentry laid this". Ownership is decided by nothing else: what carries it is
 /// listed, replaced and removed, what carries another number is never touched.
@@ -34,50 +34,13 @@ const METRIC_V6: u32 = 1;
 /// 212,992 bytes, which needs no privilege, holds them.
 const AT_ONCE: usize = 64;
 
-/// Where a blocked packet goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Blackhole: packets are dropped silently (EINVAL for a local sender).
-    Blackhole,
-    /// Unreachable: the sender learns that the host is unreachable (EHOSTUNREACH).
-    Unreachable,
-    /// Prohibit: the sender learns that it is forbidden (EACCES).
-    Prohibit,
-    /// To a gateway that does not exist, in a network that this host is connected to. Goes when its interface goes down.
-    Via(IpAddr),
-}
-
-impl Kind {
-    /// What is laid for `net`: an address of the other family can be no gateway to it, so there it is a blackhole. A ban
-    /// that did nothing for one of the families would be worse.
-    #[must_use]
-    pub fn toward(self, net: IpNet) -> Self {
-        match self {
-            Self::Via(gateway) if gateway.is_ipv4() != net.addr().is_ipv4() => Self::Blackhole,
-            kind => kind,
-        }
-    }
-
-    /// The kernel's error for a look-up of an address behind such a route; `None` if it shows the route.
-    #[must_use]
-    pub fn errno(self) -> Option<Errno> {
-        match self {
-            Self::Blackhole => Some(Errno::INVAL),
-            Self::Unreachable => Some(Errno::HOSTUNREACH),
-            Self::Prohibit => Some(Errno::ACCESS),
-            Self::Via(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Blackhole => f.write_str("blackhole"),
-            Self::Unreachable => f.write_str("unreachable"),
-            Self::Prohibit => f.write_str("prohibit"),
-            Self::Via(gateway) => write!(f, "via {gateway}"),
-        }
+/// The kernel's error for a look-up of an address behind such a route; `None` if it shows the route.
+fn errno_of(kind: RouteKind) -> Option<Errno> {
+    match kind {
+        RouteKind::Blackhole => Some(Errno::INVAL),
+        RouteKind::Unreachable => Some(Errno::HOSTUNREACH),
+        RouteKind::Prohibit => Some(Errno::ACCESS),
+        RouteKind::Via(_) => None,
     }
 }
 
@@ -89,8 +52,8 @@ pub enum Way {
         /// Its prefix length, in bits.
         prefix_len: u8,
         protocol: u8,
-        /// Its kind; `None` for others than [`Kind`] knows.
-        kind: Option<Kind>,
+        /// Its kind; `None` for others than [`RouteKind`] knows.
+        kind: Option<RouteKind>,
     },
     /// Refuse it with this error: a blackhole or the like of any program, or no route at all.
     Refused(Errno),
@@ -99,12 +62,12 @@ pub enum Way {
 impl Way {
     /// True where this is the route that [`RouteSocket::add`] lays, or where a packet fares as it would with it.
     #[must_use]
-    pub fn is_closed(self, net: IpNet, wanted: Kind) -> bool {
+    pub fn is_closed(self, net: IpNet, wanted: RouteKind) -> bool {
         match self {
             Self::Route { prefix_len, protocol, kind } => {
                 prefix_len == net.prefix_len() && protocol == PROTOCOL && kind == Some(wanted)
             }
-            Self::Refused(errno) => wanted.errno() == Some(errno),
+            Self::Refused(errno) => errno_of(wanted) == Some(errno),
         }
     }
 }
@@ -164,7 +127,11 @@ impl RouteSocket {
     ///
     /// # Errors
     /// Where it is not known which of them are laid.
-    pub fn add(&mut self, routes: &[(IpNet, Kind)], refused: impl FnMut(usize, Refusal)) -> Result<(), RouteError> {
+    pub fn add(
+        &mut self,
+        routes: &[(IpNet, RouteKind)],
+        refused: impl FnMut(usize, Refusal),
+    ) -> Result<(), RouteError> {
         self.change(routes, |bytes, (net, kind)| message::put_add(bytes, *net, *kind), refused)
     }
 
@@ -199,12 +166,12 @@ impl RouteSocket {
         Ok(ways)
     }
 
-    /// Every route of the table `main` that is this program's own by its protocol number, with its kind where [`Kind`]
+    /// Every route of the table `main` that is this program's own by its protocol number, with its kind where [`RouteKind`]
     /// knows it. The kernel walks the whole table for this, so ask once, at the start.
     ///
     /// # Errors
     /// [`SocketError::Unsteady`] where the table changes faster than it can be read.
-    pub fn own(&mut self) -> Result<HashMap<IpNet, Option<Kind>>, RouteError> {
+    pub fn own(&mut self) -> Result<HashMap<IpNet, Option<RouteKind>>, RouteError> {
         let mut all = HashMap::new();
         for family in message::FAMILIES {
             self.requests.clear();

@@ -109,12 +109,12 @@ const DATAGRAM: usize = 8 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::routes::Kind;
+    use crate::types::RouteKind;
 
     /// A notification about the removed route to `net`, as the kernel writes it for the socket `by`.
     fn notification(net: &str, by: u32) -> Vec<u8> {
         let mut bytes = Vec::new();
-        message::put_add(&mut bytes, net.parse().unwrap(), Kind::Blackhole);
+        message::put_add(&mut bytes, net.parse().unwrap(), RouteKind::Blackhole);
         bytes[4..6].copy_from_slice(&RTM_DELROUTE.to_ne_bytes());
         bytes[12..16].copy_from_slice(&by.to_ne_bytes());
         bytes

@@ -4,7 +4,9 @@
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_MULTIPART, NetlinkBuffer, NlasIterator, Parseable};
+use netlink_packet_core::{
+    NLM_F_MULTIPART, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer, NlasIterator, Parseable,
+};
 use netlink_packet_sock_diag::constants::{INET_DIAG_SKV6ONLY, SOCK_DIAG_BY_FAMILY};
 use netlink_packet_sock_diag::inet::InetResponseHeader;
 
@@ -46,11 +48,6 @@ pub(super) enum Fault {
     /// What is wrong with the bytes.
     Malformed(&'static str),
 }
-
-const NLMSG_NOOP: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLMSG_OVERRUN: u16 = 4;
 
 /// `struct inet_diag_msg` of `linux/inet_diag.h`, in bytes; attributes follow.
 const INET_DIAG_MSG: usize = 72;

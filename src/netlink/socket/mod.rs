@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rustix::io::Errno;
@@ -234,7 +235,7 @@ impl Socket {
                     // EINTR: the kernel gave up by itself.
                     Some(answer) if answer.errno == Some(Errno::INTR) => return Ok(false),
                     Some(answer) => return answer.refusal(1).map_or(Ok(steady), Err),
-                    None if message.kind == DONE => return Ok(steady),
+                    None if message.kind == NLMSG_DONE => return Ok(steady),
                     None => take(&message),
                 }
             }
@@ -265,9 +266,9 @@ impl<'a> Answer<'a> {
         let code = i32::from_ne_bytes(*code);
         let words = match message.kind {
             // After the code comes the header of the refused message; with CAP_ACK nothing else, then attributes.
-            ERROR if message.flags & CAPPED != 0 => rest.get(16..),
-            ERROR => None,
-            DONE if code < 0 => Some(rest),
+            NLMSG_ERROR if message.flags & CAPPED != 0 => rest.get(16..),
+            NLMSG_ERROR => None,
+            NLMSG_DONE if code < 0 => Some(rest),
             _ => return None,
         };
         let words = words.filter(|_| message.flags & ACK_TLVS != 0).unwrap_or_default();
@@ -355,9 +356,6 @@ const REPLY: usize = 64 << 10;
 /// The port id of the kernel; no other socket can have it.
 const KERNEL: u32 = 0;
 const MSG_TRUNC: i32 = 0x20;
-/// NLMSG_ERROR and NLMSG_DONE.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 /// NLM_F_DUMP_INTR, NLM_F_CAPPED, NLM_F_ACK_TLVS.
 const DUMP_INTERRUPTED: u16 = 0x10;
 const CAPPED: u16 = 0x100;
@@ -372,7 +370,7 @@ mod tests {
     fn answer(flags: u16, code: i32, rest: &[u8]) -> Option<SocketError> {
         let mut body = code.to_ne_bytes().to_vec();
         body.extend_from_slice(rest);
-        Answer::read(&Message { kind: ERROR, flags, sequence: 7, body: &body }).unwrap().refusal(2)
+        Answer::read(&Message { kind: NLMSG_ERROR, flags, sequence: 7, body: &body }).unwrap().refusal(2)
     }
 
     #[test]
@@ -395,7 +393,9 @@ mod tests {
     #[test]
     fn answer_truncated_before_code_is_ignored() {
         for end in 0..4 {
-            assert!(Answer::read(&Message { kind: ERROR, flags: 0, sequence: 7, body: &[0; 4][..end] }).is_none());
+            assert!(
+                Answer::read(&Message { kind: NLMSG_ERROR, flags: 0, sequence: 7, body: &[0; 4][..end] }).is_none()
+            );
         }
     }
 
