@@ -21,6 +21,10 @@ say "a Debian with classic PortSentry"
 debian sudo,portsentry
 newcomer "$package"
 neighbour scanner 1
+# Debian 13 has an instance of a unit for each mode, and enables none.
+if [ -e "$root/usr/lib/systemd/system/portsentry@.service" ]; then
+    inside systemctl enable --quiet --now portsentry@tcp portsentry@udp
+fi
 inside pgrep -x portsentry >/dev/null || inside systemctl start portsentry
 echo '192.0.2.10' >>"$root/etc/portsentry/portsentry.ignore.static"
 

@@ -21,6 +21,8 @@ pub struct Files {
 
 const CONFIG: &str = "/etc/portsentry/portsentry.conf";
 const DEFAULTS: &str = "/etc/default/portsentry";
+/// Where Debian 13 enables `portsentry@MODE.service`, which does not read that file.
+const INSTANCES: &str = "/etc/systemd/system/multi-user.target.wants";
 
 /// Reads `files` and translates them.
 ///
@@ -30,8 +32,11 @@ pub fn read(files: &Files) -> Result<Import, ImportError> {
     let config = source(files.config.as_deref().unwrap_or(Path::new(CONFIG)))?;
     let defaults = match (&files.defaults, &files.config) {
         (Some(named), _) => Some(source(named)?),
-        (None, None) if !matches!(Path::new(DEFAULTS).try_exists(), Ok(false)) => Some(source(Path::new(DEFAULTS))?),
-        (None, _) => None,
+        (None, Some(_)) => None,
+        (None, None) => match instances(Path::new(INSTANCES)) {
+            None if !matches!(Path::new(DEFAULTS).try_exists(), Ok(false)) => Some(source(Path::new(DEFAULTS))?),
+            found => found,
+        },
     };
     let ignore = files.ignore.iter().map(|path| source(path)).collect::<Result<_, _>>()?;
     translate(&Sources { config, defaults, ignore }, &|path| {
@@ -39,6 +44,17 @@ pub fn read(files: &Files) -> Result<Import, ImportError> {
         let is_file = path.metadata()?.is_file();
         if is_file { bytes(path) } else { Err(io::Error::other("it is no regular file")) }
     })
+}
+
+/// The modes of the instances of classic's unit that are enabled in `folder`, as `/etc/default/portsentry` would have them.
+fn instances(folder: &Path) -> Option<Source> {
+    let names = folder.read_dir().ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let modes = names.filter_map(|name| name.strip_prefix("portsentry@")?.strip_suffix(".service").map(str::to_owned));
+    let mut lines: Vec<String> =
+        modes.map(|mode| format!("{}_MODE={mode}\n", if mode.ends_with("udp") { "UDP" } else { "TCP" })).collect();
+    lines.sort_unstable();
+    let name = folder.join("portsentry@.service").display().to_string();
+    (!lines.is_empty()).then(|| Source { name, bytes: lines.concat().into_bytes() })
 }
 
 fn source(path: &Path) -> Result<Source, ImportError> {
@@ -66,4 +82,21 @@ pub fn write(path: &Path, text: &str, force: bool) -> Result<(), ImportError> {
         if force { file.replace() } else { file.create_new() }
     };
     write().map_err(|error| ImportError::Write { path: path.to_owned(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn enabled_instances_name_the_modes() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(instances(folder.path()), None);
+        for name in ["ssh.service", "portsentry.service", "portsentry@sudp.service", "portsentry@atcp.service"] {
+            File::create(folder.path().join(name)).unwrap();
+        }
+        let found = instances(folder.path()).unwrap();
+        assert_eq!(String::from_utf8(found.bytes).unwrap(), "TCP_MODE=atcp\nUDP_MODE=sudp\n");
+        assert_eq!(instances(Path::new("/nosuch")), None);
+    }
 }

@@ -40,7 +40,7 @@ use std::path::PathBuf;
 pub struct ImportOptions {
     /// The portsentry.conf to translate [/etc/portsentry/portsentry.conf]
     pub file: Option<PathBuf>,
-    /// Take the modes from this file [/etc/default/portsentry, if FILE is not given]
+    /// Take the modes from this file [if FILE is not given: the enabled portsentry@MODE.service, or /etc/default/portsentry]
     #[arg(long, value_name = "FILE")]
     pub defaults: Option<PathBuf>,
     /// Write the networks of this ignore file into the result (repeatable)
