@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs the packaged service with other programs that use the firewall: interop.sh [PACKAGE]. In its own Debian (see
-# tests/debian.sh): nftables.service, iptables, ufw, firewalld, Docker, fail2ban and Prometheus are started, reloaded
+# tests/debian.sh): nftables.service, iptables, ufw, firewalld, Docker, fail2ban, logcheck and Prometheus are started, reloaded
 # and stopped while bans are in force. Takes some minutes and 600 MB, so `make test` does not run it. PARTS="ufw docker"
 # runs only those.
 set -euo pipefail
@@ -9,8 +9,8 @@ package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
 # shellcheck source=tests/debian.sh
 . tests/debian.sh
 
-parts=${PARTS:-nftables iptables ufw firewalld docker fail2ban prometheus}
-others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,prometheus,netcat-openbsd,busybox-static,logrotate
+parts=${PARTS:-nftables iptables ufw firewalld docker fail2ban logcheck prometheus}
+others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,logcheck,logcheck-database,prometheus,netcat-openbsd,busybox-static,logrotate
 
 # The next unused closed port: the kernel counts a port only once in half an hour, even if the resulting ban was lifted.
 next=200
@@ -272,6 +272,36 @@ fail2ban() {
     until_true reaches scanner 10.97.1.1 "$service"
     inside systemctl stop fail2ban
     stands "stop"
+}
+
+logcheck() {
+    # Lines of each kind, which the journal then has as logcheck reads it.
+    inside systemctl restart portsentry
+    inside portsentry block 198.51.100.66 --expire 1s >/dev/null
+    touches_closed scanner 10.97.1.1
+    until_true banned 10.97.1.2
+    # shellcheck disable=SC2317  # until_true calls it
+    said() { inside journalctl -t portsentry | seen -F "$1"; }
+    local routine=("PortSentry is now active and listening." "Host 198.51.100.66 is no longer blocked: its time is over")
+    local told=("scan from host: 10.97.1.2/10.97.1.2 to TCP port" "PortSentry is shutting down") alarm="Host 10.97.1.2 has been blocked via"
+    for line in "${routine[@]}" "${told[@]}" "$alarm"; do
+        until_true said "$line"
+    done
+    echo journal >"$root/etc/logcheck/journal"
+    inside mkdir -p /etc/logcheck/none.d
+    inside runuser -u logcheck -- /usr/sbin/logcheck -o -t -L /etc/logcheck/journal -D /etc/logcheck/none.d >"$work/mail"
+    grep -F portsentry "$work/mail" || fail "logcheck mails nothing of portsentry: $(cat "$work/mail")"
+    for line in "${routine[@]}"; do
+        ! grep -F "$line" "$work/mail" || fail "logcheck mails a routine line: $line"
+    done
+    for line in "${told[@]}" "$alarm"; do
+        grep -qF "$line" "$work/mail" || fail "logcheck does not mail: $line"
+    done
+    # The alarms have a section of their own, the first.
+    sed -n '/^Security Events/,/^System Events/p' "$work/mail" | seen -F "$alarm" || fail "no security event: $alarm"
+    inside portsentry unblock 10.97.1.2 >/dev/null
+    until_true reaches scanner 10.97.1.1 "$service"
+    stands "logcheck"
 }
 
 prometheus() {
