@@ -72,6 +72,7 @@ crowdsec:
 quick-start: setup-interop setup-deb
 	@tests/quick-start.sh
 	@tests/migrate.sh
+	@tests/unit.sh
 
 interop: setup-interop setup-deb
 	@tests/interop.sh

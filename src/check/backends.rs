@@ -7,7 +7,7 @@ use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 
 use super::warnings::{Findings, Warning};
-use crate::config::{Action, BlockPolicy, Config};
+use crate::config::{Action, Config};
 use crate::enforce::command::{RunSettings, check_program};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
@@ -25,8 +25,8 @@ pub(super) struct Way {
 /// The ways that would be used. Adds what keeps the program from starting, warns of a way that it would go on without, and notes
 /// what could not be seen.
 pub(super) fn look(config: &Config, findings: &mut Findings) -> Vec<Way> {
-    let mut methods = if config.uses(BlockPolicy::Yes) { config.block.method.clone() } else { Vec::new() };
-    if config.uses(BlockPolicy::Run) && !methods.contains(&Backend::Command) {
+    let mut methods = if config.blocks() { config.block.method.clone() } else { Vec::new() };
+    if config.runs_commands() && !methods.contains(&Backend::Command) {
         methods.push(Backend::Command);
     }
     let firewall = may(CapabilitySet::NET_ADMIN);

@@ -33,7 +33,7 @@ use crate::ledger;
 use crate::netlink::nft::Firewall;
 use crate::netlink::sock_diag::{Bound, Listener, SockDiag, SockDiagError};
 use crate::netlink::socket::Socket;
-use crate::sandbox::{self, Policy};
+use crate::sandbox;
 use crate::types::Protocol;
 use report::{Interface, Report, Watched};
 use warnings::{Findings, Warning};
@@ -150,8 +150,8 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         findings.wrong(None::<&str>, error);
     }
     if !systemd_unit::has_user() {
-        let mut policy = Policy::of_folders(&options.state_dir, &options.socket, &ledger::OWN_FILES);
-        policy.settings.extend(file.iter().map(PathBuf::from).chain(config.allow.files.iter().cloned()));
+        let settings = file.as_deref().map(Path::new);
+        let policy = config.folders(settings, &options.state_dir, &options.socket, &ledger::OWN_FILES);
         if let Err(error) = sandbox::check_folders(&policy) {
             findings.wrong(None::<&str>, error);
         }
@@ -163,7 +163,8 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     findings.warnings = warnings::of(&config);
     findings.warnings.append(&mut state);
     let ways = backends::look(&config, &mut findings);
-    let (prevents_start, unit_warnings) = systemd_unit::look(&config);
+    let (prevents_start, unit_warnings) =
+        systemd_unit::look(&config, Path::new(file.as_deref().unwrap_or(DEFAULT_CONFIG)));
     prevents_start.into_iter().for_each(|one| findings.wrong(one.key, one.message));
     let warnings = &mut findings.warnings;
     warnings.extend(unit_warnings);

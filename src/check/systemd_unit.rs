@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 
 use super::warnings::Warning;
 use crate::config::flags::RunOptions;
-use crate::config::{BlockPolicy, Config, Mode};
+use crate::config::{Config, DEFAULT_CONFIG, Mode};
 use crate::control::DEFAULT_SOCKET;
 use crate::ledger::DEFAULT_STATE_DIR;
+use crate::sandbox;
 use crate::types::Backend;
 
 /// Where systemd looks for units, the first one wins.
@@ -35,6 +36,10 @@ const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.servic
 /// Programs that look names up for others, so that this program needs no socket for it.
 const SWITCH: &str = "/etc/nsswitch.conf";
 
+/// Bits of a file's mode for one class of users.
+const READ: u32 = 0o4;
+const EXECUTE: u32 = 0o1;
+
 /// The service section of a unit with its drop-ins.
 struct Unit {
     /// Key and value, in the order in which they count.
@@ -49,12 +54,17 @@ struct Forbidden {
     prevents_start: bool,
 }
 
-/// What the installed service forbids of `config`, nothing where there is none: what keeps it from starting, and the rest.
-pub(super) fn look(config: &Config) -> (Vec<Warning>, Vec<Warning>) {
+/// What the installed service forbids of `config` in `file`, nothing where there is none: what keeps it from starting, and the rest.
+pub(super) fn look(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>) {
     let names_by_others = fs::read_to_string(SWITCH).is_ok_and(|text| {
         text.lines().any(|line| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve"))
     });
-    let forbidden = Unit::installed().map_or_else(Vec::new, |unit| unit.forbids(config, names_by_others));
+    let forbidden = Unit::installed().map_or_else(Vec::new, |unit| {
+        let mut forbidden = unit.forbids(config, names_by_others);
+        forbidden.extend(unit.shuts_out(config, file));
+        forbidden.extend(unit.missing_folders());
+        forbidden
+    });
     let (fatal, others): (Vec<_>, Vec<_>) = forbidden.into_iter().partition(|one| one.prevents_start);
     let findings = |list: Vec<Forbidden>| list.into_iter().map(|one| one.finding).collect();
     (findings(fatal), findings(others))
@@ -139,6 +149,75 @@ impl Unit {
         taken || !matches!(user, "" | "root" | "0") && !ambient.contains(&capability)
     }
 
+    /// The setting that has the service see an empty folder in the place of one above `path`.
+    fn hides(&self, path: &Path) -> Option<&'static str> {
+        let is_hidden = |key| !matches!(self.value(key), "" | "no" | "false" | "off" | "0" | "read-only");
+        let lies_in = |folders: &[&str]| folders.iter().any(|folder| path.starts_with(folder));
+        let bound = [self.list("BindPaths"), self.list("BindReadOnlyPaths")].concat();
+        if bound.iter().any(|one| path.starts_with(one.trim_start_matches('-').split(':').next().unwrap_or_default())) {
+            return None;
+        }
+        let home = lies_in(&["/home", "/root", "/run/user"]) && is_hidden("ProtectHome");
+        let tmp = lies_in(&["/tmp", "/var/tmp"]) && is_hidden("PrivateTmp");
+        home.then_some("ProtectHome").or(tmp.then_some("PrivateTmp"))
+    }
+
+    /// Why the service cannot use a file with `bits` (4 to read, 1 to execute) that root can, and what to do.
+    fn obstacle(&self, path: &Path, bits: u32) -> Option<String> {
+        if let Some(setting) = self.hides(path) {
+            return Some(format!("its {setting}= hides it; move it, for example to /etc/portsentry"));
+        }
+        let user = self.value("User");
+        if matches!(user, "" | "root" | "0") || !self.lacks("CAP_DAC_READ_SEARCH") {
+            return None;
+        }
+        let groups = [self.list("SupplementaryGroups"), self.list("Group")].concat();
+        let closed = sandbox::obstacle_for(user, &groups, path, bits)?;
+        let right = match (closed.is_dir(), bits) {
+            (true, _) => "o+x",
+            (false, READ) => "o+r",
+            (false, _) => "o+rx",
+        };
+        Some(format!("its user {user} may not; run: chmod {right} {}", closed.display()))
+    }
+
+    /// Files that the service cannot use at its start: the configuration, the files that it names, and programs.
+    fn shuts_out(&self, config: &Config, file: &Path) -> Vec<Forbidden> {
+        let files = config.allow.files.iter().map(|file| ("allow.files", file.as_path(), READ));
+        let mut files: Vec<_> = files.collect();
+        let own = self.options().and_then(|options| options.config).unwrap_or_else(|| DEFAULT_CONFIG.into());
+        // A draft elsewhere is not what the service reads.
+        if plain(file) == plain(own) {
+            files.push(("User", file, READ));
+        }
+        let (run, runs) = (&config.block.run, config.runs_commands());
+        for (key, command, is_run) in [
+            ("block.run.command", &run.command, runs),
+            ("block.run.expire_command", &run.expire_command, runs || config.only_undoes_commands()),
+            ("notify.command", &config.notify.command, config.notifies()),
+        ] {
+            files.extend(command.first().filter(|_| is_run).map(|program| (key, Path::new(program), EXECUTE)));
+        }
+        let forbidden = files.into_iter().filter_map(|(key, path, bits)| {
+            let does = if bits == READ { "read" } else { "executed" };
+            let why = self.obstacle(path, bits)?;
+            let message = format!("{} cannot be {does} under {UNIT} as it is: {why}", path.display());
+            Some(Forbidden { finding: Warning::new(key, message), prevents_start: true })
+        });
+        forbidden.collect()
+    }
+
+    /// Folders without which systemd does not start the service.
+    fn missing_folders(&self) -> impl Iterator<Item = Forbidden> {
+        let paths = self.list("ReadWritePaths").into_iter().map(|path| path.strip_prefix('+').unwrap_or(path));
+        paths.filter(|path| !path.starts_with('-') && !Path::new(path).exists()).map(|path| {
+            let message = format!(
+                "{path} is missing, and {UNIT} does not start without it; make it, or write ReadWritePaths=-{path}"
+            );
+            Forbidden { finding: Warning::new("ReadWritePaths", message), prevents_start: true }
+        })
+    }
+
     /// Whether files in `folder` can be made and replaced.
     fn writes(&self, folder: &Path) -> bool {
         let closed: &[&str] = match self.value("ProtectSystem") {
@@ -183,14 +262,20 @@ impl Unit {
 
         for (key, protocol) in [("tcp.mode", &config.tcp), ("udp.mode", &config.udp)] {
             let low = protocol.watched().iter().any(|port| port < 1024);
+            // One listener for all ports is on a port of its own.
+            let low = low && !(key == "tcp.mode" && config.shares_decoys());
             if protocol.mode == Mode::Connect && (!internet || low && self.lacks("CAP_NET_BIND_SERVICE")) {
                 forbid(key, "connect mode cannot open its ports", &drop_in("connect-mode.conf"), true);
             }
         }
-        if let Some(address) = config.metrics.listen
-            && !self.has_family(if matches!(address.ip(), IpAddr::V4(_)) { "AF_INET" } else { "AF_INET6" })
-        {
-            forbid("metrics.listen", "metrics cannot be served", &drop_in("internet.conf"), true);
+        if let Some(address) = config.metrics.listen {
+            let family = if matches!(address.ip(), IpAddr::V4(_)) { "AF_INET" } else { "AF_INET6" };
+            let shut = !self.has_family(family);
+            if (1..1024).contains(&address.port()) && self.lacks("CAP_NET_BIND_SERVICE") {
+                forbid("metrics.listen", "ports below 1024 cannot be opened", &drop_in("connect-mode.conf"), true);
+            } else if shut {
+                forbid("metrics.listen", "metrics cannot be served", &drop_in("internet.conf"), true);
+            }
         }
         let mut warn = |key, does: &str, drop_in: &str| forbid(key, does, drop_in, false);
         let named =
@@ -198,8 +283,7 @@ impl Unit {
         for (key, _) in named.into_iter().filter(|(_, wanted)| *wanted && !internet && !names_by_others) {
             warn(key, "name servers cannot be asked", &drop_in("internet.conf"));
         }
-        let used = |method| config.uses(BlockPolicy::Yes) && config.block.method.contains(&method);
-        if used(Backend::HostsDeny) {
+        if config.blocks() && config.block.method.contains(&Backend::HostsDeny) {
             let file = &config.block.hosts_deny.file;
             let folder = file.parent().unwrap_or(Path::new("/"));
             if !self.writes(folder) {
@@ -208,9 +292,8 @@ impl Unit {
                 warn("block.hosts_deny.file", &does, &format!("{shipped}, from {EXAMPLES}"));
             }
         }
-        let runs = used(Backend::Command) || config.uses(BlockPolicy::Run);
         let shut = !internet || self.is_on("MemoryDenyWriteExecute");
-        let commands = [("block.run.command", runs), ("notify.command", config.notifies())];
+        let commands = [("block.run.command", config.runs_commands()), ("notify.command", config.notifies())];
         for (key, _) in commands.into_iter().filter(|(_, wanted)| *wanted && shut) {
             let does = "commands have no way to the network, and may make no code while they run,";
             warn(key, does, &drop_in("run.conf"));
@@ -230,12 +313,17 @@ impl Unit {
         found
     }
 
-    /// The folders that its command line names, by the flag.
-    fn places(&self) -> Vec<(&'static str, PathBuf)> {
+    /// The flags of its command line.
+    fn options(&self) -> Option<RunOptions> {
         let mut line = self.value("ExecStart").trim_start_matches(['@', '-', ':', '+', '!']).split_whitespace();
         // Quotes, variables and specifiers are left as they are: what then does not parse says nothing here.
         let words = line.by_ref().map(OsString::from).collect::<Vec<_>>();
-        let Some(options) = RunOptions::parse(words) else { return Vec::new() };
+        RunOptions::parse(words)
+    }
+
+    /// The folders that its command line names, by the flag.
+    fn places(&self) -> Vec<(&'static str, PathBuf)> {
+        let Some(options) = self.options() else { return Vec::new() };
         let state = options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into());
         let socket = options.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
         let folder = socket.parent().map(Path::to_owned);
@@ -250,6 +338,8 @@ fn plain(path: impl AsRef<Path>) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     const PACKAGED: &str = include_str!("../../packaging/portsentry.service");
@@ -318,8 +408,12 @@ mod tests {
             assert_eq!(warnings(&["[Service]\nExecStart=/usr/sbin/portsentry\n"], settings), [], "restricts nothing");
         }
         // A port below 1024 needs a capability in addition to the sockets.
-        let low = CASES[0].0;
-        assert_eq!(warnings(&[PACKAGED, INTERNET], low).len(), 1);
+        let low = "[udp]\nmode = \"connect\"\nports = \"69\"";
+        for settings in [low, "[metrics]\nlisten = \"127.0.0.1:80\""] {
+            assert_eq!(warnings(&[PACKAGED, INTERNET], settings).len(), 1);
+            assert_eq!(warnings(&[PACKAGED, CONNECT], settings), []);
+        }
+        assert_eq!(warnings(&[PACKAGED, INTERNET], CASES[0].0), [], "one listener for all ports of TCP");
         let user = "[Service]\nUser=portsentry\n";
         assert_eq!(warnings(&[user], low).len(), 1, "a user without the capability");
         assert_eq!(warnings(&[user, "[Service]\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n"], low), []);
@@ -378,6 +472,80 @@ mod tests {
             unit("").has_family("AF_INET") && !unit("[Service]\nRestrictAddressFamilies=none").has_family("AF_INET")
         );
         assert!(!unit("").lacks("CAP_NET_BIND_SERVICE"));
+    }
+
+    #[test]
+    fn file_that_service_cannot_use_is_named() {
+        let folder = tempfile::tempdir_in("/var").or_else(|_| tempfile::tempdir()).unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        mode(folder.path(), 0o755);
+        let text = file.display().to_string();
+        let found = |unit: &str, settings: &str| {
+            let unit = Unit::of([format!("[Service]\nPrivateTmp=no\nUser=nobody\n{unit}\n")].into_iter());
+            let config = Config::parse("portsentry.toml", &settings.replace("FILE", &text)).unwrap();
+            let found = unit.shuts_out(&config, &file).into_iter();
+            found.map(|one| (one.finding.key, one.finding.message)).collect::<Vec<_>>()
+        };
+        let ignored = "[allow]\nfiles = [\"FILE\"]";
+        let notified = "[notify]\ncommand = [\"FILE\"]";
+        let undone = "[block.run]\nexpire_command = [\"FILE\"]";
+        for (settings, key, enough, remedy) in [
+            (ignored, "allow.files", 0o644, "o+r"),
+            (notified, "notify.command", 0o755, "o+rx"),
+            (undone, "block.run.expire_command", 0o755, "o+rx"),
+        ] {
+            mode(&file, 0o600);
+            let named = found("", settings);
+            let remedy = format!("chmod {remedy} {text}");
+            assert!(matches!(&named[..], [(one, message)] if *one == key && message.ends_with(&remedy)), "{named:?}");
+            assert_eq!(found("CapabilityBoundingSet=\nAmbientCapabilities=CAP_DAC_READ_SEARCH", settings), []);
+            assert_eq!(found("User=root", settings), []);
+            mode(&file, enough);
+            assert_eq!(found("", settings), []);
+        }
+        // The configuration, where the service reads this one; a folder on the way counts.
+        mode(folder.path(), 0o700);
+        let own = format!("ExecStart=/usr/sbin/portsentry --config {text}");
+        let named = found(&own, "");
+        let remedy = format!("chmod o+x {}", folder.path().display());
+        assert!(matches!(&named[..], [("User", message)] if message.ends_with(&remedy)), "{named:?}");
+        assert_eq!(found("ExecStart=/usr/sbin/portsentry", ""), [], "it reads another file");
+    }
+
+    #[test]
+    fn hidden_file_is_named_with_its_setting() {
+        let found = |unit: &str, settings: &str| {
+            let config = Config::parse("portsentry.toml", settings).unwrap();
+            let unit = Unit::of([PACKAGED.to_owned(), format!("[Service]\n{unit}\n")].into_iter());
+            let found = unit.shuts_out(&config, Path::new("/root/draft.toml")).into_iter();
+            found.map(|one| one.finding.message).collect::<Vec<_>>()
+        };
+        let ignored = "[allow]\nfiles = [\"/home/alice/ignore\"]";
+        let notified = "[notify]\ncommand = [\"/tmp/notify\"]";
+        assert!(matches!(&found("", ignored)[..], [message] if message.contains("ProtectHome= hides it")));
+        assert!(matches!(&found("", notified)[..], [message] if message.contains("PrivateTmp= hides it")));
+        for opened in ["ProtectHome=no", "ProtectHome=read-only", "BindReadOnlyPaths=/home/alice"] {
+            assert_eq!(found(opened, ignored), [""; 0], "{opened}");
+        }
+        assert_eq!(found("PrivateTmp=no", notified), [""; 0]);
+    }
+
+    #[test]
+    fn missing_folder_of_unit_prevents_start() {
+        let missing = |paths: &str| {
+            let unit = Unit::of([format!("[Service]\nReadWritePaths={paths}\n")].into_iter());
+            unit.missing_folders().map(|one| (one.finding.message, one.prevents_start)).collect::<Vec<_>>()
+        };
+        assert_eq!(missing("/var/lib -/nonexistent -+/nonexistent"), []);
+        for paths in ["/nonexistent", "/var +/nonexistent"] {
+            let found = missing(paths);
+            assert!(
+                matches!(&found[..], [(message, true)] if message.ends_with("ReadWritePaths=-/nonexistent")),
+                "{found:?}"
+            );
+        }
     }
 
     #[test]

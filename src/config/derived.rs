@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{BlockPolicy, Config, Mode};
-use crate::sandbox::{Untrusted, only_ours};
+use crate::sandbox::{Policy, Untrusted, only_ours};
 use crate::types::Backend;
 
 impl Mode {
@@ -43,8 +43,7 @@ impl Config {
     /// True where `block.run.command` is run.
     #[must_use]
     pub fn runs_commands(&self) -> bool {
-        self.blocks() && self.block.method.contains(&Backend::Command)
-            || [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run)
+        self.blocks() && self.block.method.contains(&Backend::Command) || self.uses(BlockPolicy::Run)
     }
 
     /// True where `block.run.expire_command` is still run for bans of an earlier run, although commands begin no ban any more.
@@ -57,6 +56,29 @@ impl Config {
     #[must_use]
     pub fn notifies(&self) -> bool {
         !self.notify.command.is_empty()
+    }
+
+    /// The sandbox's share of the daemon's own folders and of the files in `settings` that it reads again: that of the state, with
+    /// `own_files` in it, and those of the sockets.
+    #[must_use]
+    pub fn folders(&self, settings: Option<&Path>, state_dir: &Path, socket: &Path, own_files: &[&str]) -> Policy {
+        let mut policy = Policy::of_folders(state_dir, socket, own_files);
+        policy.settings = settings
+            .into_iter()
+            .chain(self.allow.files.iter().map(|file| file.as_path()))
+            .map(Path::to_owned)
+            .collect();
+        if self.fleet.is_joined() {
+            policy.shared_socket = Some(self.fleet.socket.clone());
+            let folder = self.fleet.socket.parent().map(Path::to_owned);
+            policy.own.extend(folder.filter(|folder| !policy.own.contains(folder)));
+        }
+        let json = self.report.json_file.as_deref();
+        if let Some(name) = json.filter(|file| policy.own.iter().any(|own| file.parent() == Some(own))) {
+            let name = name.file_name().unwrap_or_default().to_string_lossy();
+            policy.own_files.extend([name.clone().into_owned(), format!("{name}.*"), format!("{name}-*")]);
+        }
+        policy
     }
 
     /// Checks that no other user can change the configuration in `path`, the files that it names, or the commands.

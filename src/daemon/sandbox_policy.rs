@@ -46,7 +46,6 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
     let connects = |protocol: &&&crate::config::Protocol| protocol.mode == Mode::Connect;
     let names = config.report.resolve_host || !config.allow.names.is_empty();
     let mut policy = Policy {
-        settings: [&places.config].into_iter().chain(&config.allow.files).cloned().collect(),
         read: HOST_FILES.iter().chain(&NAME_FILES).map(PathBuf::from).collect(),
         tcp_ports: [&config.tcp]
             .iter()
@@ -56,14 +55,11 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
             // The listener of all decoys takes a free port, which a rule for port 0 permits.
             .chain(config.shares_decoys().then_some(0))
             .collect(),
-        low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024)),
+        low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024))
+            || config.metrics.listen.is_some_and(|address| address.port() < 1024),
         names,
-        ..Policy::of_folders(&places.state_dir, &places.socket, &ledger::OWN_FILES)
+        ..config.folders(Some(&places.config), &places.state_dir, &places.socket, &ledger::OWN_FILES)
     };
-    if config.fleet.is_joined() {
-        policy.shared_socket = Some(config.fleet.socket.clone());
-        policy.own.extend(folder(&config.fleet.socket).filter(|folder| !policy.own.contains(folder)));
-    }
     // Without logind, the processes of logins are looked at.
     if !Path::new("/run/systemd/sessions").is_dir() {
         policy.read.push("/proc".into());
@@ -71,12 +67,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
     if names {
         policy.read.extend(LIBRARIES.map(PathBuf::from));
     }
-    let json = config.report.json_file.as_deref();
-    if let Some(name) = json.filter(|file| folder(file).is_some_and(|folder| policy.own.contains(&folder))) {
-        let name = name.file_name().unwrap_or_default().to_string_lossy();
-        policy.own_files.extend([name.clone().into_owned(), format!("{name}.*"), format!("{name}-*")]);
-    }
-    policy.write.extend(json.and_then(folder));
+    policy.write.extend(config.report.json_file.as_deref().and_then(folder));
     if sweeps_lines || method(Backend::HostsDeny) {
         policy.write.extend(folder(&config.block.hosts_deny.file));
     }

@@ -43,7 +43,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 pub enum HandoverError {
     /// Other programs rely on it.
     #[error(
-        "refused to give {} to {account}: it is a system folder; name a folder of portsentry's own with --state-dir or --socket",
+        "refused to give {} to {account}: it is a system folder; name a folder of portsentry's own with --state-dir, --socket or fleet.socket",
         folder.display()
     )]
     SystemFolder {
@@ -55,7 +55,7 @@ pub enum HandoverError {
     /// Files of others would be given away, or be at the mercy of the folder's new owner.
     #[error(
         "refused to give {} to {account}: it holds {entry:?}, which is no file of portsentry's; name a new or an empty folder \
-         with --state-dir or --socket",
+         with --state-dir, --socket or fleet.socket",
         folder.display()
     )]
     ForeignEntry {
@@ -67,7 +67,7 @@ pub enum HandoverError {
         entry: OsString,
     },
     /// The operating system refused something.
-    #[error("cannot look into {}: {error}; name another folder with --state-dir or --socket", folder.display())]
+    #[error("cannot look into {}: {error}; name another folder with --state-dir, --socket or fleet.socket", folder.display())]
     System {
         /// The folder.
         folder: PathBuf,

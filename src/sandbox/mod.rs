@@ -161,6 +161,13 @@ pub fn obstacles(policy: &Policy) -> Vec<String> {
     shut_out.into_iter().chain(foreign).collect()
 }
 
+/// What keeps the user of a service, with more `groups`, from using `file` with all of `bits` (4 to read, 1 to execute): the file, or
+/// a folder on the way to it.
+#[must_use]
+pub fn obstacle_for(user: &str, groups: &[&str], file: &Path, bits: u32) -> Option<PathBuf> {
+    user::obstacle(user, groups, file, bits)
+}
+
 /// The folders among [`Policy::write`] in which the user that root becomes could not make and replace files; none where it
 /// stays what it is.
 #[must_use]

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Gid, Uid, User, getgrouplist, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist, setgroups, setresgid, setresuid};
 use rustix::thread::{CapabilitySet, capabilities, set_keep_capabilities};
 
 use super::name_service::{is_mapped, looked_up};
@@ -169,6 +169,19 @@ impl Account {
         setresgid(gid, gid, gid).map_err(|error| unable(error.into()))?;
         setresuid(uid, uid, uid).map_err(|error| unable(error.into()))
     }
+}
+
+/// What keeps the user of a service, with more `groups`, from using `file` with all of `bits` (4 to read, 1 to execute): the file, or
+/// a folder on the way to it. `None` where nothing does, and where there is no such user.
+pub(super) fn obstacle(user: &str, groups: &[&str], file: &Path, bits: u32) -> Option<PathBuf> {
+    let found = looked_up(User::from_name(user)).ok()??;
+    let own = getgrouplist(&CString::new(user).ok()?, found.gid).ok()?;
+    let others = groups.iter().filter_map(|group| Group::from_name(group).ok()?).map(|group| group.gid);
+    let (uid, groups) = (found.uid.as_raw(), own.into_iter().chain(others).map(Gid::as_raw).collect::<Vec<_>>());
+    let file = file.canonicalize().ok()?;
+    let is_closed = |found: Metadata| !may(&found, bits, uid, &groups);
+    let folder = closed_to(&file, uid, &groups).map(Path::to_owned);
+    folder.or_else(|| fs::metadata(&file).is_ok_and(is_closed).then_some(file))
 }
 
 /// The first folder on the way to `path` that `user` may not pass.

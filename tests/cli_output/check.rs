@@ -285,7 +285,7 @@ fn forbidden_needs_are_named_until_drop_in() {
     let internet = include_str!("../../packaging/examples/portsentry.service.d/internet.conf");
     host.unit(&format!("{folder}/internet.conf"), internet);
     assert_eq!(warned(), others);
-    host.unit(&format!("{folder}/places.conf"), "[Service]\nReadWritePaths=/srv/portsentry /etc\n");
+    host.unit(&format!("{folder}/places.conf"), "[Service]\nReadWritePaths=-/srv/portsentry /etc\n");
     assert_eq!(warned(), ["trap.udp"]);
     // A unit of the administrator overrides the packaged one, and a file that only looks like a drop-in is ignored.
     host.unit(&format!("{folder}/internet.conf"), "");

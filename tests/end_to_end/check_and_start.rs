@@ -1,86 +1,102 @@
 //! Tests that `portsentry check` and the start refuse the same configurations.
 
+use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use netns_lab::daemon::{Daemon, binary};
+use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
+use portsentry::config::Config;
 
-/// One fragment per group is drawn; an empty one keeps the default. `DIR` is the lab's folder, 2323 and 9800 are ports
-/// in use by another program, and `nosuch0` does not exist.
-const GROUPS: [&[&str]; 9] = [
-    &["", "", "interfaces = [\"attacker\"]", "interfaces = [\"nosuch0\"]", "expire = \"never\"", "expire = \"-1h\""],
-    &[
-        "",
-        "[tcp]\nmode = \"off\"",
-        "[tcp]\nmode = \"connect\"\nports = \"23,79,6000-6005\"",
-        "[tcp]\nmode = \"connect\"\nports = \"23,2323\"",
-        "[tcp]\nmode = \"stealth\"\nports = \"1-1023\"",
-        "[tcp]\nblock = false",
-        "[tcp]\nblock = \"run\"",
-        "[tcp]\nadvanced_ports = \"1-65535\"",
-    ],
-    &["", "[udp]\nmode = \"connect\"\nports = \"69,6900\"", "[udp]\nmode = \"off\"", "[udp]\nblock = true"],
-    &["", "", "[detect]\nscan_trigger = 0", "[detect]\nscan_trigger = 16", "[detect]\nsctp = true\nicmp = true"],
-    &[
-        "",
-        "[block]\nmethod = [\"nft\", \"route\"]",
-        "[block]\nmethod = [\"route\"]\n[block.route]\nvia = \"10.77.1.77\"",
-        "[block]\nmethod = [\"nft\", \"hosts-deny\"]\n[block.hosts_deny]\nfile = \"DIR/hosts.deny\"",
-        "[block]\nmethod = [\"hosts-deny\"]\n[block.hosts_deny]\nfile = \"/nosuch/hosts.deny\"",
-        "[block]\nmethod = [\"hosts-deny\"]\n[block.hosts_deny]\nfile = \"DIR/hosts.deny\"\nline = \"ALL: $TARGER$\"",
-        "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]",
-        "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/nosuch/program\"]",
-        "[notify]\ncommand = [\"/bin/true\"]",
-        "[block.run]\nexpire_command = [\"/nosuch/program\"]",
-        "[notify]\ncommand = [\"/nosuch/program\"]",
-        "[block]\nmethod = [\"run\"]\n[block.run]\ncommand = [\"/bin/true\", \"$TARGET$\"]\nfirst = true",
-        "[block]\nmethod = [\"nft\", \"run\"]",
-    ],
-    &["", "[block.nft]\naction = \"reject\"", "[block.nft]\nlog_drops = \"5/minute\"", "[block.nft]\nsize = 0"],
-    &["", "", "[trap]\nudp = true", "[trap]\ntcp = false"],
-    &[
-        "",
-        "[metrics]\nlisten = \"127.0.0.1:9801\"",
-        "[metrics]\nlisten = \"127.0.0.1:9800\"",
-        "[metrics]\nlisten = \"192.0.2.1:9801\"",
-    ],
-    &[
-        "",
-        "[report]\njson_file = \"DIR/events.json\"",
-        "[report]\njson_file = \"/nosuch/events.json\"",
-        "[report]\nlog = \"stderr\"",
-        "[allow]\nfiles = [\"/nosuch/ignore\"]",
-        "[allow]\nnetworks = [\"0.0.0.0/0\"]",
-        "[allow]\nnames = [\"monitor.invalid\"]",
-    ],
-];
+use crate::draws::{Draws, KEYS};
+
+/// How many configurations are drawn; another seed draws others.
+fn number(variable: &str, builtin: u64) -> u64 {
+    std::env::var(variable).map_or(builtin, |text| text.parse().expect("a number"))
+}
 
 #[test]
 fn check_and_start_refuse_alike() {
-    let rounds = std::env::var("CHECK_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let mut known: Vec<&str> = KEYS.iter().map(|(key, ..)| *key).collect();
+    known.sort_unstable();
+    assert_eq!(known, Config::keys(), "each key is drawn");
     let lab = Lab::new(&["attacker"]);
     let _taken = lab.inside("victim", || {
         [2323, 9800].map(|port| TcpListener::bind(("0.0.0.0", port)).expect("the namespace is new"))
     });
-    lab.write("hosts.deny", "");
-    let mut draws = Draws(0x9e37_79b9_7f4a_7c15);
-    let (mut refused, mut accepted) = (0, 0);
-    for round in 0..rounds {
-        let drawn: Vec<&str> = GROUPS.iter().map(|group| group[draws.below(group.len())]).collect();
-        let text = merge(&drawn).replace("DIR", lab.path("").to_str().unwrap().trim_end_matches('/'));
-        let file = lab.write("drawn.toml", &text);
-        let check = lab.command("victim", binary().to_str().unwrap()).arg("check").arg(&file).output().unwrap();
-        let (starts, log) = start(&lab, file.to_str().unwrap());
-        let output = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
-        assert_eq!(
-            check.status.success(),
-            starts,
-            "round {round}\n{text}\noutput of check:\n{output}\nlog of the start:\n{log}"
-        );
+    let has_others = netns_lab::has_other_users();
+    make_files(&lab, has_others);
+    let notify = notify_socket(&lab);
+    let mut draws = Draws::new(number("CHECK_SEED", 0));
+    let (mut refused, mut accepted, mut disagree) = (0, 0, Vec::new());
+    for round in 0..number("CHECK_ROUNDS", 60) {
+        let place = |text: &str| text.replace("DIR", lab.path("").to_str().unwrap().trim_end_matches('/'));
+        let around = draws.surroundings();
+        let state = place(around.state);
+        let text = place(&draws.configuration()).replace("STATE", &state);
+        let file = lab.path("drawn.toml");
+        let _ = std::fs::remove_file(&file);
+        lab.write("drawn.toml", &text);
+        let (mode, owner) = around.file;
+        std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+        if has_others {
+            chown(&file, Some(owner), None).unwrap();
+        }
+        for name in ["passwd", "group"] {
+            let text = std::fs::read_to_string(lab.path(name)).unwrap();
+            let others: Vec<&str> = text.lines().filter(|line| !line.starts_with("portsentry:")).collect();
+            lab.write(name, &(others.join("\n") + "\n"));
+        }
+        if around.has_user && has_others {
+            lab.add_service_user(4_100, 4_100);
+        }
+        // A table of before that cannot be changed is no reason to fail here.
+        let _ = lab.command("victim", "nft").arg(around.table).output().unwrap();
+        let (file, socket) = (file.to_str().unwrap(), place(around.socket));
+        let places = ["--state-dir", &state, "--socket", &socket];
+        let (passes, output) = check(&lab, &[&[file], &places[..]].concat());
+        let (starts, log) = start_with(&lab, &notify, &[&["--config", file], &places[..]].concat());
+        if passes != starts {
+            disagree.push(format!("round {round}\n{around:?}\n{text}\ncheck says:\n{output}\nthe start says:\n{log}"));
+        }
         *(if starts { &mut accepted } else { &mut refused }) += 1;
     }
-    assert!(refused > 0 && accepted > 0, "{refused} refused, {accepted} accepted: both must occur");
+    assert!(disagree.is_empty(), "{} disagree:\n{}", disagree.len(), disagree.join("\n\n"));
+    assert!(refused > 0 && accepted > 0, "{refused} refused, {accepted} accepted: the draws show something");
+    println!("{refused} refused, {accepted} accepted");
+}
+
+/// The files that the values of [`KEYS`] name.
+fn make_files(lab: &Lab, has_others: bool) {
+    for folder in ["folder", "mixed", "foreign", "closed"] {
+        std::fs::create_dir(lab.path(folder)).unwrap();
+    }
+    for (file, text, mode) in [
+        ("hosts.deny", "", 0o644),
+        ("closed/hosts.deny", "", 0o644),
+        ("foreign/hosts.deny", "", 0o644),
+        ("mixed/notes", "", 0o644),
+        ("plain", "", 0o644),
+        ("ignore", "192.0.2.0/24\n", 0o644),
+        ("secret", "192.0.2.0/24\n", 0o600),
+        ("closed/ignore", "192.0.2.0/24\n", 0o644),
+        ("wrong", "monitor.example.org\n", 0o644),
+        ("open", "#!/bin/sh\n", 0o777),
+        ("theirs", "#!/bin/sh\n", 0o755),
+        ("program", "#!/bin/sh\n", 0o755),
+        ("closed/program", "#!/bin/sh\n", 0o755),
+    ] {
+        std::fs::set_permissions(lab.write(file, text), Permissions::from_mode(mode)).unwrap();
+    }
+    std::os::unix::fs::symlink(lab.path("ignore"), lab.path("link")).unwrap();
+    std::fs::set_permissions(lab.path("closed"), Permissions::from_mode(0o700)).unwrap();
+    if has_others {
+        for theirs in ["foreign", "foreign/hosts.deny", "theirs"] {
+            chown(lab.path(theirs), Some(4_242), Some(4_243)).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -89,7 +105,9 @@ fn check_and_start_agree_on_state() {
         return;
     }
     let lab = Lab::new(&["attacker"]);
+    let notify = notify_socket(&lab);
     let file = lab.write("state.toml", "");
+    let file = file.to_str().unwrap();
     let states = ["missing", "roots", "mixed", "foreign", "foreign-file"].map(|name| lab.path(name));
     let [_, roots, mixed, foreign, foreign_file] = &states;
     for folder in [roots, mixed, foreign, foreign_file] {
@@ -99,7 +117,7 @@ fn check_and_start_agree_on_state() {
     lab.write("mixed/notes", "");
     let ledger = lab.write("foreign-file/ledger.sqlite", "");
     for path in [foreign, &ledger] {
-        std::os::unix::fs::chown(path, Some(4_242), Some(4_243)).unwrap();
+        chown(path, Some(4_242), Some(4_243)).unwrap();
     }
     for (state, (refused, reason)) in states.iter().zip([
         (false, None),
@@ -109,13 +127,9 @@ fn check_and_start_agree_on_state() {
         (false, Some(format!("{} belongs to user 4242", ledger.display()))),
     ]) {
         let place = ["--state-dir", state.to_str().unwrap()];
-        let mut check = lab.command("victim", "sh");
-        check.args(["-c", "for file in passwd group; do mount --bind \"$0/$file\" /etc/$file; done; exec \"$@\""]);
-        check.arg(lab.path("")).arg(binary()).arg("check").arg(&file).args(place);
-        let check = check.output().unwrap();
-        let output = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
-        let (starts, log) = start_with(&lab, &[&["--config", file.to_str().unwrap()], &place[..]].concat());
-        assert_eq!((check.status.success(), starts), (!refused, !refused), "{}\n{output}\n{log}", state.display());
+        let (passes, output) = check(&lab, &[&[file], &place[..]].concat());
+        let (starts, log) = start_with(&lab, &notify, &[&["--config", file], &place[..]].concat());
+        assert_eq!((passes, starts), (!refused, !refused), "{}\n{output}\n{log}", state.display());
         match reason {
             None => assert!(!output.contains("--state-dir") && !log.contains("ERROR"), "{output}\n{log}"),
             Some(reason) => assert!(output.contains(&reason) && log.contains(&reason), "{reason}\n{output}\n{log}"),
@@ -123,17 +137,37 @@ fn check_and_start_agree_on_state() {
     }
 }
 
-/// Starts the daemon with this file; returns whether it watches, and its log.
-fn start(lab: &Lab, file: &str) -> (bool, String) {
-    start_with(lab, &["--config", file])
+/// Where the daemon says that it watches, as it does to systemd.
+fn notify_socket(lab: &Lab) -> UnixDatagram {
+    let socket = UnixDatagram::bind(lab.path("notify")).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    std::fs::set_permissions(lab.path("notify"), Permissions::from_mode(0o777)).unwrap();
+    socket
 }
 
-fn start_with(lab: &Lab, arguments: &[&str]) -> (bool, String) {
-    let mut daemon = Daemon::spawn(lab, &[], arguments);
-    let watches = |daemon: &Daemon| !daemon.lines_with("is now active and listening").is_empty();
-    let started = within(TIMEOUT, || match (watches(&daemon), daemon.is_running()) {
+/// Whether `check` passes, and what it writes.
+fn check(lab: &Lab, arguments: &[&str]) -> (bool, String) {
+    let to_log = ["sh", "-c", "exec \"$@\" >&2", "sh"];
+    let ended = Daemon::run_to_end(lab, &to_log, &[&["check"], arguments].concat());
+    (ended.status.success(), ended.log)
+}
+
+/// Whether the daemon says to `notify` that it watches, and its log.
+fn start_with(lab: &Lab, notify: &UnixDatagram, arguments: &[&str]) -> (bool, String) {
+    let socket = format!("NOTIFY_SOCKET={}", lab.path("notify").display());
+    let mut daemon = Daemon::spawn(lab, &["env", &socket], arguments);
+    let watches = || {
+        let mut message = [0; 512];
+        while let Ok(length) = notify.recv(&mut message) {
+            if message[..length].starts_with(b"READY=1") {
+                return true;
+            }
+        }
+        false
+    };
+    let started = within(TIMEOUT, || match (watches(), daemon.is_running()) {
         (true, _) => Some(true),
-        (false, false) => Some(watches(&daemon)),
+        (false, false) => Some(watches()),
         (false, true) => None,
     });
     let started = started.expect("it watches or exits");
@@ -141,24 +175,7 @@ fn start_with(lab: &Lab, arguments: &[&str]) -> (bool, String) {
     let log = daemon.lines_with("").join("\n");
     if started {
         daemon.stop();
+        watches();
     }
     (started, log)
-}
-
-/// The fragments as one document: top-level keys first, each table once.
-fn merge(fragments: &[&str]) -> String {
-    let (tables, lines): (Vec<&str>, Vec<&str>) = fragments.iter().partition(|text| text.starts_with('['));
-    lines.into_iter().chain(tables).filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n") + "\n"
-}
-
-/// A xorshift generator (Marsaglia, 2003): the same draws in every run.
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).unwrap() % limit
-    }
 }

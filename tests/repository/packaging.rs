@@ -430,6 +430,7 @@ fn packaged_scripts_pass_shellcheck() {
         "tests/quick-start.sh",
         "tests/reproducible.sh",
         "tests/typing.sh",
+        "tests/unit.sh",
     ];
     let packaged = [
         "packaging/deb.sh",

@@ -32,7 +32,7 @@ fn expect_refusal(lab: &Lab, wrapper: &[&str], arguments: &[&str], reason: &str)
     let ended = Daemon::run_to_end(lab, wrapper, arguments);
     assert_eq!(ended.status.code(), Some(78), "{arguments:?}: {}", ended.log);
     assert!(ended.log.contains(reason), "{arguments:?}: {}", ended.log);
-    assert!(ended.log.contains("--state-dir or --socket"), "the error names the remedy: {}", ended.log);
+    assert!(ended.log.contains("--state-dir, --socket or fleet.socket"), "the error names the remedy: {}", ended.log);
     assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
     assert!(!lab.path("state").exists(), "no folder is created before the refusal");
 }
