@@ -142,6 +142,7 @@ build_root() {
     mkdir -p "$root/built"
     cc -O2 -o "$root/built/no-ipv6.c" tests/fault_injection/no-ipv6.c
     cc -shared -fPIC -O2 -o "$root/built/clock.c" tests/scenarios/clock.c
+    cc -shared -fPIC -O2 -o "$root/built/no-tproxy.c" tests/connect/no-tproxy.c
     cp tests/kernels/cc "$root/usr/bin/cc"
     cp tests/kernels/init "$root/init"
     chmod 755 "$root/init" "$root/usr/bin/cc"

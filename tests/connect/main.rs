@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod every_port;
+mod lacking;
 mod surroundings;
 
 mod tests {

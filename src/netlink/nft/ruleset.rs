@@ -80,8 +80,8 @@ pub enum RulesetError {
     #[error(
         "the kernel refused {object} of table inet {TABLE}: {errno}; the rules need the modules nf_tables and nft_counter, \
          to log also nft_limit and nft_log, to reject also nft_limit, nft_fib_inet, nft_reject_inet and Linux 5.9, \
-         for the trap also nft_limit, nft_fib_inet and nft_socket, for the chain own_source nft_fib_inet: load \
-         them, or use a kernel that has them"
+         for the trap also nft_limit, nft_fib_inet and nft_socket, for the chain own_source nft_fib_inet, for decoys \
+         nft_fib_inet, nft_socket and nft_tproxy: load them, or use a kernel that has them"
     )]
     Lacking {
         /// What it refused.
