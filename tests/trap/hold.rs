@@ -1,9 +1,11 @@
 //! Tests the hold: for about a second after a probe of a closed port the kernel drops the source's SYNs to this host.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
@@ -182,6 +184,83 @@ fn source_is_held_sixteen_times() {
         assert_eq!(packets(&lab, "trap_full"), 0);
     });
     daemon.stop();
+}
+
+/// Forged SYNs that never stop, above the ceilings, where no ban ends them. They last longer than two windows, which each of
+/// them prolongs.
+#[test]
+fn forged_syns_cost_victim_sixteen_holds() {
+    const HOLD: Duration = Duration::from_millis(200);
+    let lab = Lab::new(&["other", "scanner"]);
+    let _services = Services::open(&lab, &[80]);
+    let text = "[detect]\nwindow = \"5s\"\n[trap]\nhold = \"200ms\"\n\
+                [block]\nmax_new_bans_per_minute = 1\nmax_forgeable_bans = 1\n";
+    let daemon = Tcp.start(&lab, text);
+    let scanner = lab.v4("scanner").into();
+    lab.probe("scanner", scanner, lab.victim_v4("scanner").into(), &[911, 912, 913]);
+    eventually("the only ban that has room stands", || lab.banned() == [scanner]);
+
+    let ends: [(IpAddr, IpAddr); 2] = [
+        (lab.v4("other").into(), lab.victim_v4("other").into()),
+        (lab.v6("other").into(), lab.victim_v6("other").into()),
+    ];
+    let mut wire = lab.wire("other");
+    let over = AtomicBool::new(false);
+    let attempts = std::thread::scope(|scope| {
+        let attempts = ends.map(|(_, target)| {
+            let (lab, over) = (&lab, &over);
+            scope.spawn(move || lab.inside("other", || attempts(SocketAddr::new(target, 80), over)))
+        });
+        for port in 901..949 {
+            ends.iter().for_each(|(source, target)| wire.send(&raw::tcp(*source, *target, port, raw::SYN)));
+            std::thread::sleep(HOLD + HOLD / 4);
+        }
+        over.store(true, Ordering::Relaxed);
+        attempts.map(|thread| thread.join().unwrap())
+    });
+    for ((source, _), attempts) in ends.iter().zip(attempts) {
+        let lost = EVERY * u32::try_from(attempts.iter().filter(|arrived| !**arrived).count()).unwrap();
+        println!("{source}: {lost:?} of {:?}", EVERY * u32::try_from(attempts.len()).unwrap());
+        assert!(lost >= HOLD * 8, "it is held: {lost:?}");
+        assert!(lost <= HOLD * 17, "and not longer than sixteen times: {lost:?}");
+        let last = attempts.iter().rposition(|arrived| !arrived).unwrap();
+        assert!(
+            last < attempts.len() / 2,
+            "no SYN is lost in the second half of the attack: {last} of {}",
+            attempts.len()
+        );
+    }
+    assert_eq!(lab.banned(), [scanner], "no ban ends it");
+    daemon.stop();
+}
+
+/// Between two connections that begin.
+const EVERY: Duration = Duration::from_millis(20);
+
+/// When a SYN has been answered that was not dropped: before the next one is sent.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(600);
+
+/// Begins connections one after the other until it is `over`: for each, whether its first SYN was answered.
+fn attempts(target: SocketAddr, over: &AtomicBool) -> Vec<bool> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let mut begun = VecDeque::new();
+    let mut arrived = Vec::new();
+    let start = Instant::now();
+    for number in 1.. {
+        let socket = socket_with(family, SocketType::STREAM, flags, None).unwrap();
+        let _ = connect(&socket, &target);
+        begun.push_back((Instant::now(), TcpStream::from(socket)));
+        while begun.front().is_some_and(|(since, _): &(Instant, _)| since.elapsed() > ANSWERED_WITHIN) {
+            arrived.extend(begun.pop_front().map(|(_, stream)| stream.peer_addr().is_ok()));
+        }
+        if over.load(Ordering::Relaxed) {
+            return arrived;
+        }
+        std::thread::sleep((start + EVERY * number).saturating_duration_since(Instant::now()));
+    }
+    unreachable!("it is over at last")
 }
 
 /// Adds `count` elements with ascending keys to a set.
