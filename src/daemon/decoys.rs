@@ -75,6 +75,8 @@ pub(super) struct FirewallWatch {
     firewall: Firewall,
     /// See [`DecoyRules::max_new_tracked`].
     max_new_tracked: Option<u32>,
+    /// SYNs to decoys and their answers when the rules of others changed last.
+    counted: (u64, u64),
     notice: Option<String>,
 }
 
@@ -103,11 +105,17 @@ impl FirewallWatch {
         if metrics.decoy_ports.get() == 0 {
             return (None, None);
         }
-        let before = self.max_new_tracked;
+        let (before, firewall) = (self.max_new_tracked, self.firewall.clone());
         self.look();
         let changed = before != self.max_new_tracked;
+        let (syns, answers) = (metrics.decoy_syns.get(), metrics.decoy_answers.get());
+        if self.firewall != firewall {
+            self.counted = (syns, answers);
+        }
+        // What was answered before a filter came does not refute it.
+        let (syns, answers) = (syns.saturating_sub(self.counted.0), answers.saturating_sub(self.counted.1));
         let command = changed.then_some(SensorCommand::TrackDecoys(self.max_new_tracked));
-        let notice = notice(&self.firewall, metrics.decoy_syns.get(), metrics.decoy_answers.get());
+        let notice = notice(&self.firewall, syns, answers);
         let is_new = notice != self.notice;
         self.notice = notice;
         let event = self.notice.clone().filter(|_| is_new).map(|text| EventKind::Note(format!("warning: {text}")));

@@ -164,7 +164,8 @@ fn nat_rules_added_later_work() {
 /// Tables with a filter, and how each chain drops: by its policy or by its last rule.
 const FILTERS: [(&str, &str); 3] = [
     ("inet filter input", "policy drop; ct state established accept; tcp dport 22 accept; icmpv6 type != 1 accept"),
-    ("ip filter INPUT", "policy drop; ct state established accept; tcp dport 22 accept"),
+    // As ufw ends it.
+    ("ip filter INPUT", "policy drop; ct state established accept; tcp dport 22 accept; jump track"),
     (
         "inet firewalld filter_INPUT",
         "policy accept; ct state established accept; icmpv6 type != 1 accept; reject with icmpx admin-prohibited",
@@ -177,8 +178,9 @@ fn filter_that_silences_decoys_is_named() {
         let lab = Lab::new(&["client"]);
         let (table, name) = chain.rsplit_once(' ').unwrap();
         let (policy, rules) = rules.split_once("; ").unwrap();
-        let mut text =
-            format!("add table {table}; add chain {chain} {{ type filter hook input priority 0; {policy}; }}");
+        let mut text = format!(
+            "add table {table}; add chain {table} track; add chain {chain} {{ type filter hook input priority 0; {policy}; }}"
+        );
         rules.split("; ").for_each(|rule| text += &format!("; add rule {table} {name} {rule}"));
         nft(&lab, &text);
         let target = lab.victim_v4("client").into();
@@ -203,6 +205,8 @@ fn filter_that_silences_decoys_is_named() {
         nft(&lab, line.trim_start_matches("nft "));
         assert_eq!(attempt(&lab, "client", target, 901), Ok(()), "{chain}");
         eventually("the warning is gone", || !warnings().contains("silent"));
+        nft(&lab, &format!("flush chain {chain}; {text}"));
+        eventually("it is back after a reload of the filter", || warnings().contains(&line));
         daemon.stop();
     }
 }

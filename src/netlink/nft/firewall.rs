@@ -113,7 +113,9 @@ impl InputChain {
                 expressions.iter().all(|(name, _)| matches!(*name, "counter" | "log" | "immediate" | "reject"));
             found.0 |= verdict == Some(ACCEPT) && expressions.iter().any(|(name, _)| *name == "socket");
             found.1 = match (always, verdict) {
-                (true, Some(verdict)) => verdict == DROP,
+                (true, Some(DROP)) => true,
+                (true, Some(ACCEPT)) => false,
+                // Behind a jump the policy decides as well.
                 _ => self.drops,
             };
         })?;
