@@ -21,6 +21,7 @@ finish() {
     [ -z "$init" ] || kill -KILL "$init" 2>/dev/null || true
     [ -z "$boot" ] || wait "$boot" 2>/dev/null || true
     for name in "${neighbours[@]}"; do
+        ip netns pids "$name" | xargs -r kill
         ip netns del "$name" 2>/dev/null || true
     done
     # systemd's own cgroups, the innermost first.

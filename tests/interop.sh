@@ -1,20 +1,22 @@
 #!/bin/bash
 # Runs the packaged service with other programs that use the firewall: interop.sh [PACKAGE]. In its own Debian (see
 # tests/debian.sh): nftables.service, iptables, ufw, firewalld, Docker, fail2ban, logcheck and Prometheus are started, reloaded
-# and stopped while bans are in force. Takes some minutes and 600 MB, so `make test` does not run it. PARTS="ufw docker"
-# runs only those.
+# and stopped while bans are in force; ufw, firewalld and Docker also beside decoys on every port. Takes some minutes and
+# 600 MB, so `make test` does not run it. PARTS="ufw docker" runs only those.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
 # shellcheck source=tests/debian.sh
 . tests/debian.sh
 
-parts=${PARTS:-nftables iptables ufw firewalld docker fail2ban logcheck prometheus}
+parts=${PARTS:-nftables iptables ufw firewalld docker decoys_ufw decoys_firewalld decoys_docker fail2ban logcheck prometheus}
 others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,logcheck,logcheck-database,prometheus,netcat-openbsd,busybox-static,logrotate
 
 # The next unused closed port: the kernel counts a port only once in half an hour, even if the resulting ban was lifted.
 next=200
 service=8080
+# The process that serves at the client, once there is one.
+web=
 
 banned() { inside nft list set inet portsentry blocked | seen -F "$1 "; }
 not_banned() { ! banned "$1"; }
@@ -54,6 +56,107 @@ scan() {
     inside portsentry unblock 10.97.1.2 >/dev/null
     until_true reaches scanner 10.97.1.1 "$service"
     say "  $1: a scan is blocked by the kernel"
+}
+
+# An answer over HTTP, which no decoy gives, within so many seconds.
+served() {
+    # shellcheck disable=SC2016  # the inner shell expands it
+    at "$1" timeout "${4:-3}" bash -c 'exec 3<>"/dev/tcp/$0/$1" && printf "GET / HTTP/1.0\r\n\r\n" >&3 && read -r line <&3 && [[ $line == HTTP* ]]' \
+        "$2" "$3" 2>/dev/null
+}
+
+# Through this host, from one neighbour to another.
+routed() {
+    inside sysctl -qw net.ipv4.ip_forward=1
+    if [ -z "$web" ]; then
+        at client "$root/bin/busybox" httpd -f -p 7070 -h "$root" &
+        web=$!
+        disown
+    fi
+    until_true served scanner 10.97.2.2 7070
+}
+
+# A held source loses nothing of what is forwarded. That long only this test has one held.
+held_unharmed() {
+    until_true served scanner 10.97.2.2 7070
+    inside nft add element inet portsentry held '{ 10.97.1.2 timeout 1h }'
+    never_reaches scanner 10.97.1.1 "${2:-$service}" || fail "$1: a held source reaches the service"
+    served scanner 10.97.2.2 7070 || fail "$1: a forwarded connection of a held source does not arrive"
+    inside nft delete element inet portsentry held '{ 10.97.1.2 }'
+    until_true reaches scanner 10.97.1.1 "${2:-$service}"
+    say "  $1: a held source loses nothing that is forwarded"
+}
+
+# Decoys on every port that is not in use.
+connect_mode() {
+    printf '[tcp]\nmode = "connect"\nports = "1-65535"\n[udp]\nmode = "off"\n' >"$root/etc/portsentry/portsentry.toml"
+    inside install -D -m 644 -t /etc/systemd/system/portsentry.service.d \
+        /usr/share/doc/portsentry-nft/examples/portsentry.service.d/connect-mode.conf
+    inside systemctl daemon-reload
+    inside systemctl restart portsentry
+    until_true decoys_there
+    stands "connect mode"
+}
+decoys_there() { inside nft list set inet portsentry trapped | seen -E 'elements = \{ *1-'; }
+built_in_mode() {
+    : >"$root/etc/portsentry/portsentry.toml"
+    inside rm /etc/systemd/system/portsentry.service.d/connect-mode.conf
+    inside systemctl daemon-reload
+    inside systemctl restart portsentry
+    stands "built-in mode"
+}
+
+# silent WHAT CHAIN...: decoys do not answer, `check` and `status` name each chain with the line that opens it, and with these
+# lines they answer.
+silent() {
+    local what=$1 chain line
+    shift
+    never_reaches client 10.97.2.1 905 || fail "$what: a decoy answers behind the filter"
+    for chain; do
+        line="nft insert rule $chain socket transparent 1 accept"
+        # shellcheck disable=SC2317  # until_true calls it
+        warned() { inside portsentry status | seen -F "$line"; }
+        until_true warned
+        inside portsentry check 2>&1 | seen -F "$line" || fail "$what: check does not say: $line"
+        # shellcheck disable=SC2086  # words
+        inside $line
+    done
+    until_true reaches client 10.97.2.1 905
+    # shellcheck disable=SC2317  # until_true calls it
+    unwarned() { ! inside portsentry status | seen "decoys are silent"; }
+    until_true unwarned
+    say "  $what: decoys are silent, and answer after what status says"
+}
+
+# unharmed WHAT [PORT...]: what is forwarded, a service that has just started, which the firewall accepts, and published ports.
+unharmed() {
+    local what=$1 port
+    shift
+    for _ in 1 2 3 4; do
+        served scanner 10.97.2.2 7070 || fail "$what: forwarded connections do not arrive"
+        inside systemd-run --quiet --unit=fresh /bin/busybox httpd -f -p 8099 -h /
+        # shellcheck disable=SC2317  # until_true calls it
+        opened() { inside ss -Hltn 'sport = 8099' | seen LISTEN; }
+        until_true opened
+        served client 10.97.2.1 8099 || fail "$what: a new service does not get its first connection"
+        inside systemctl stop fresh
+        for port; do served client 10.97.2.1 "$port" || fail "$what: the published port $port does not answer"; done
+    done
+    if inside journalctl -t portsentry | seen -E 'to TCP port: (7070|8099)$'; then fail "$what: a decoy has taken a connection"; fi
+    not_banned 10.97.1.2 || fail "$what: the host behind the router is banned"
+    stands "$what"
+}
+
+# Completed connections to three decoys ban.
+decoys_ban() {
+    touches scanner 10.97.1.1 "$next" $((next + 1)) $((next + 2))
+    next=$((next + 3))
+    until_true banned 10.97.1.2
+    never_reaches scanner 10.97.1.1 "$service" || fail "$1: the scanner reaches the service"
+    inside portsentry list --json | seen '"proven"' || fail "$1: the ban is not proven"
+    inside portsentry unblock 10.97.1.2 >/dev/null
+    until_true reaches scanner 10.97.1.1 "$service"
+    say "  $1: three decoys ban"
 }
 
 say "a Debian"
@@ -213,6 +316,82 @@ docker() {
         inside systemctl stop docker.socket docker
         stands "stop, userland-proxy $proxy"
     done
+}
+
+decoys_ufw() {
+    routed
+    inside ufw default deny incoming >/dev/null
+    inside ufw default allow routed >/dev/null
+    inside ufw allow "$service/tcp" >/dev/null
+    inside ufw allow 8099/tcp >/dev/null
+    inside ufw --force enable >/dev/null
+    held_unharmed "ufw"
+    connect_mode
+    silent "ufw" "ip filter INPUT" "ip6 filter INPUT"
+    unharmed "ufw"
+    decoys_ban "ufw"
+    inside ufw --force reset >/dev/null
+    inside ufw disable >/dev/null
+    built_in_mode
+}
+
+decoys_firewalld() {
+    local backend chains
+    routed
+    for backend in nftables iptables; do
+        inside sed -i "s/^FirewallBackend=.*/FirewallBackend=$backend/" /etc/firewalld/firewalld.conf
+        inside systemctl restart firewalld
+        until_true inside firewall-cmd --state
+        inside firewall-cmd --quiet --permanent --add-port="$service/tcp" --add-port=8099/tcp
+        inside firewall-cmd --quiet --permanent --add-interface=scanner --add-interface=client
+        inside firewall-cmd --quiet --permanent --add-forward
+        inside firewall-cmd --quiet --reload
+        held_unharmed "firewalld, $backend"
+        connect_mode
+        chains=("inet firewalld filter_INPUT")
+        [ "$backend" = nftables ] || chains=("ip filter INPUT" "ip6 filter INPUT")
+        silent "firewalld, $backend" "${chains[@]}"
+        unharmed "firewalld, $backend"
+        decoys_ban "firewalld, $backend"
+        # Its tables are new, without the line.
+        inside firewall-cmd --quiet --reload
+        silent "firewalld, $backend, reload" "${chains[@]}"
+        inside systemctl stop firewalld
+        built_in_mode
+    done
+}
+
+decoys_docker() {
+    local proxy
+    mkdir -p "$work/image/bin" "$root/etc/docker"
+    cp "$root/bin/busybox" "$work/image/bin/"
+    connect_mode
+    for proxy in true false; do
+        echo "{\"userland-proxy\": $proxy}" >"$root/etc/docker/daemon.json"
+        # Where decoys are untracked until then.
+        inside systemctl restart docker
+        routed_by_docker
+        tar -C "$work/image" -c . | inside docker import - busybox >/dev/null
+        # shellcheck disable=SC2046  # words
+        inside docker run -d --name web $(printf -- '-p %s:80 ' "${published[@]}") busybox \
+            /bin/busybox httpd -f -p 80 -h / >/dev/null
+        unharmed "userland-proxy $proxy" "${published[@]}"
+        # What a container asks outside.
+        # shellcheck disable=SC2016  # the inner shell expands it
+        inside docker exec web /bin/busybox sh -c 'printf "GET / HTTP/1.0\r\n\r\n" | /bin/busybox nc -w 3 10.97.2.2 7070' | seen HTTP ||
+            fail "userland-proxy $proxy: a container does not reach the network"
+        until_true reaches client 10.97.2.1 905
+        decoys_ban "userland-proxy $proxy"
+        inside docker rm -f web >/dev/null
+        inside systemctl stop docker.socket docker
+    done
+    built_in_mode
+}
+
+# Docker's chain FORWARD drops what is no container's.
+routed_by_docker() {
+    inside iptables -I DOCKER-USER -s 10.97.0.0/16 -d 10.97.0.0/16 -j ACCEPT
+    routed
 }
 
 fail2ban() {

@@ -107,10 +107,14 @@ impl InputChain {
             let verdict = expressions.iter().find_map(|(name, data)| match *name {
                 "reject" => Some(DROP),
                 "immediate" => verdict(data),
+                "target" if is_reject(data) => Some(DROP),
                 _ => None,
             });
-            let always =
-                expressions.iter().all(|(name, _)| matches!(*name, "counter" | "log" | "immediate" | "reject"));
+            let always = expressions.iter().all(|(name, data)| match *name {
+                "counter" | "log" | "immediate" | "reject" => true,
+                "target" => is_reject(data),
+                _ => false,
+            });
             found.0 |= verdict == Some(ACCEPT) && expressions.iter().any(|(name, _)| *name == "socket");
             found.1 = match (always, verdict) {
                 (true, Some(DROP)) => true,
@@ -123,6 +127,11 @@ impl InputChain {
     }
 }
 
+/// True for the target with which iptables-nft rejects.
+fn is_reject(target: &[u8]) -> bool {
+    field(target, TARGET_NAME).and_then(text) == Some("REJECT")
+}
+
 /// The verdict of the kernel itself that an immediate expression has.
 fn verdict(immediate: &[u8]) -> Option<u32> {
     let data = field(immediate, sys::NFTA_IMMEDIATE_DATA)?;
@@ -131,6 +140,8 @@ fn verdict(immediate: &[u8]) -> Option<u32> {
 
 /// Families of tables that an input chain of packets can be in, by NFPROTO_*.
 const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
+/// NFTA_TARGET_NAME, of nf_tables_compat.h.
+const TARGET_NAME: u16 = 1;
 /// NF_INET_LOCAL_IN.
 const LOCAL_IN: u32 = 1;
 /// NF_DROP.
