@@ -372,6 +372,34 @@ fn illegal_flags_are_dropped_and_hold_source() {
     daemon.stop();
 }
 
+/// A reset from a closed port that is not trapped, 113 for example, would tell it from open ones.
+#[test]
+fn illegal_flags_of_held_source_get_no_reset() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Tcp.start(&lab, "");
+    let ends: [(IpAddr, IpAddr); 2] = [
+        (lab.v4("other").into(), lab.victim_v4("other").into()),
+        (lab.v6("other").into(), lab.victim_v6("other").into()),
+    ];
+    hold(&lab, lab.v4("other"));
+    hold(&lab, lab.v6_network("other"));
+    let mut wire = lab.wire("other");
+    daemon.frozen(|| {
+        for (source, target) in ends {
+            let before = packets(&lab, "trap_held");
+            let mut send = |flags| wire.send(&raw::tcp(source, target, 113, flags));
+            [0, raw::FIN, 0x29, raw::SYN | raw::FIN].map(&mut send);
+            eventually("they are dropped", || packets(&lab, "trap_held") == before + 4);
+            // What belongs to connections, or ends them.
+            [raw::ACK, raw::RST, raw::RST | raw::ACK, raw::FIN | raw::ACK, raw::SYN | raw::ACK].map(&mut send);
+            send(raw::FIN);
+            eventually("the last one is dropped", || packets(&lab, "trap_held") > before + 4);
+            assert_eq!(packets(&lab, "trap_held"), before + 5, "{source}");
+        }
+    });
+    daemon.stop();
+}
+
 /// A client of a closed port is refused when its SYN is retransmitted.
 #[test]
 fn closed_port_refuses_second_syn() {

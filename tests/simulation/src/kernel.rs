@@ -188,13 +188,14 @@ impl Kernel {
             return Passage::Blocked;
         }
         let Some(trap) = self.trap else { return Passage::Passed };
-        let opening = matches!(packet.transport, Transport::Tcp { flags, .. } if is_new(flags));
+        let unanswered = matches!(packet.transport, Transport::Tcp { flags, .. } if is_unanswered(flags));
         let port = match packet.transport {
             Transport::Tcp { destination_port, .. } => destination_port,
             _ => 0,
         };
         let trapped = self.trapped.contains(port);
-        let is_held = |kernel: &mut Self| opening && kernel.is_held(now, source) && host.is_local(packet.destination);
+        let is_held =
+            |kernel: &mut Self| unanswered && kernel.is_held(now, source) && host.is_local(packet.destination);
         // Before destination NAT.
         if !trapped && is_held(self) {
             return Passage::Held;
@@ -333,6 +334,11 @@ impl Kernel {
 /// `tcp flags & (fin | syn | rst | ack) == syn`.
 fn is_new(flags: TcpFlags) -> bool {
     flags.0 & (TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK) == TcpFlags::SYN
+}
+
+/// `tcp flags & (rst | ack) == 0`.
+fn is_unanswered(flags: TcpFlags) -> bool {
+    flags.0 & (TcpFlags::RST | TcpFlags::ACK) == 0
 }
 
 /// Flags that no TCP stack sends, to which closed ports do not reply.
