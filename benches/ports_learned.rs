@@ -36,6 +36,8 @@ const UNGUARDED: usize = 3;
 const UDP: [u16; 8] = [53, 123, 137, 161, 500, 514, 1900, 5353];
 /// How long replies may arrive after the ban.
 const AFTER: Duration = Duration::from_millis(150);
+/// The time from the beginning of a scan to that of the next one: the ceiling of bans a minute is not reached.
+const EVERY: Duration = Duration::from_millis(1_100);
 /// The longest duration of a scan.
 const LIMIT: Duration = Duration::from_secs(8);
 const SCANS: [(&str, &[&str]); 5] = [
@@ -149,6 +151,7 @@ fn once(lab: &Lab, host: &str, (source, target): (IpAddr, IpAddr), arguments: &[
             std::thread::sleep(AFTER);
         }
         drop(scanner);
+        std::thread::sleep(EVERY.saturating_sub(begin.elapsed()));
         over.store(true, Ordering::Release);
         reader.join().unwrap()
     })
