@@ -388,10 +388,12 @@ fn illegal_flags_of_held_source_get_no_reset() {
         for (source, target) in ends {
             let before = packets(&lab, "trap_held");
             let mut send = |flags| wire.send(&raw::tcp(source, target, 113, flags));
-            [0, raw::FIN, 0x29, raw::SYN | raw::FIN].map(&mut send);
+            [0, raw::FIN, 0x29, raw::SYN | raw::FIN].into_iter().for_each(&mut send);
             eventually("they are dropped", || packets(&lab, "trap_held") == before + 4);
             // What belongs to connections, or ends them.
-            [raw::ACK, raw::RST, raw::RST | raw::ACK, raw::FIN | raw::ACK, raw::SYN | raw::ACK].map(&mut send);
+            [raw::ACK, raw::RST, raw::RST | raw::ACK, raw::FIN | raw::ACK, raw::SYN | raw::ACK]
+                .into_iter()
+                .for_each(&mut send);
             send(raw::FIN);
             eventually("the last one is dropped", || packets(&lab, "trap_held") > before + 4);
             assert_eq!(packets(&lab, "trap_held"), before + 5, "{source}");
