@@ -332,6 +332,9 @@ decoys_ufw() {
     decoys_ban "ufw"
     inside ufw --force reset >/dev/null
     inside ufw disable >/dev/null
+    # The rule of nft, which ufw leaves and `iptables -L` does not understand.
+    inside nft flush chain ip filter INPUT
+    inside nft flush chain ip6 filter INPUT
     built_in_mode
 }
 
