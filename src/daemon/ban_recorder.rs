@@ -16,10 +16,13 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::reason;
 use crate::ledger::{
-    Allowance, Author, Banned, Change, Ended, Ending, InForce, Ledger, LedgerError, LegacyFiles, LoadedState, Logged,
+    Allowance, Author, Banned, Change, Ended, Ending, FleetLift, InForce, Ledger, LedgerError, LegacyFiles, LoadedState, Logged,
     Opened, Recorder, Stopped, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
+
+/// Lifts of the fleet's bans that are read at the start.
+const MAX_FLEET_LIFTS: usize = 131_072;
 
 /// How long the disk has for what is not written yet when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(400);
@@ -59,6 +62,8 @@ pub(super) struct Decisions {
     /// Until when scans are only logged.
     pub(super) trial: Option<SystemTime>,
     pub(super) allowances: Vec<Allowance>,
+    /// The bans of the fleet that they lifted.
+    pub(super) fleet_lifts: Vec<FleetLift>,
 }
 
 /// The ledger while a thread of its own opens and reads it: a full one takes some tenths of a second, in which the rest of
@@ -91,17 +96,19 @@ impl Reading {
             let remembered = active.into_iter().filter_map(left).collect();
             let (services, listeners) = (ledger.services(MAX_SERVICES)?, ledger.listeners(MAX_LISTENERS)?);
             let (table, trial, allowances) = (ledger.table()?, ledger.trial()?, ledger.allowances()?);
+            let fleet_lifts = ledger.fleet_lifts(MAX_FLEET_LIFTS)?;
             let boot = settling::boot_id();
             let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
             let memory = Memory {
                 bans: PastBans { remembered, unheard: Vec::new() },
                 strikes: struck,
                 ports: PastPorts { services: services.items, listeners: listeners.items },
-                decisions: Decisions { trial, allowances: allowances.items },
+                decisions: Decisions { trial, allowances: allowances.items, fleet_lifts: fleet_lifts.items },
                 table,
                 booted: settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin()),
             };
-            let unreadable = unreadable + services.unreadable + listeners.unreadable + allowances.unreadable;
+            let decisions = allowances.unreadable + fleet_lifts.unreadable;
+            let unreadable = unreadable + services.unreadable + listeners.unreadable + decisions;
             Ok(Read { ledger, opened, memory, unreadable })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;

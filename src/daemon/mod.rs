@@ -80,7 +80,7 @@ use decoys::{FirewallWatch, LegacyTables};
 use event_loop::{EventLoop, HostErrorReport, Signals};
 use event_sink::EventSink;
 use file_helper::RootFiles;
-use fleet::{Fleet, Surroundings};
+use fleet::{Fleet, FromLedger, Surroundings};
 use host_state::HostState;
 use leftovers::Leftovers;
 use log_writer::LogWriter;
@@ -306,11 +306,12 @@ async fn serve(
                 .transpose()
                 .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))));
             let nft = backend.nft.try_clone()?;
-            let own_bans = match ban_recorder.recorder() {
-                Some(recorder) => fleet::recorded(&recorder, &bans.remembered).await,
-                None => Vec::new(),
-            };
-            server.ok().flatten().map(|server| Fleet::new(&config.fleet, server, nft, surroundings, &own_bans))
+            let mut from_ledger = FromLedger { lifts: decisions.fleet_lifts, ..FromLedger::default() };
+            if let Some(recorder) = ban_recorder.recorder() {
+                from_ledger.own_bans = fleet::recorded(&recorder, &bans.remembered).await;
+                from_ledger.recorder = Some(recorder);
+            }
+            server.ok().flatten().map(|server| Fleet::new(&config.fleet, server, nft, surroundings, from_ledger))
         }
         _ => None,
     };
@@ -408,6 +409,9 @@ async fn serve(
     };
     let result = event_loop.run(signals, &mut end).await;
     event_loop.host_state.write_listeners();
+    if let Some(fleet) = &mut event_loop.fleet {
+        fleet.write_lifts(true);
+    }
     if result.is_ok() {
         sensor.send(SensorCommand::Stop);
         if tokio::time::timeout(SENSOR_TIMEOUT, &mut end).await.is_ok() {

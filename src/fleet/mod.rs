@@ -143,8 +143,13 @@ fn lift_bans(fleet: &Fleet, options: &LiftOptions, out: &mut impl Write) -> Resu
     })?;
     lifted.map_err(|error| FleetError::Server { url: endpoint.url.to_string(), error })?;
     let span = humantime::format_duration(options.span);
-    writeln!(out, "the bans of the fleet on {} are lifted, and reports of it are ignored for {span}", options.target)
-        .map_err(FleetError::system("write to standard output"))
+    writeln!(
+        out,
+        "the bans of the fleet on {} are lifted; hosts that join within {span} learn of it, too. Reports of it are ignored as long \
+         as they stand",
+        options.target
+    )
+    .map_err(FleetError::system("write to standard output"))
 }
 
 /// Any bytes as the name of a key or channel, and as a value: what is read, reads the same as it is written.

@@ -54,7 +54,7 @@ pub struct LiftOptions {
     /// Address or IPv6 /64, as `portsentry list` has it
     #[arg(value_name = "ADDRESS", value_parser = parse_target)]
     pub target: BanTarget,
-    /// For how long reports of it are ignored
+    /// How long hosts that join later learn of it
     #[arg(long = "for", value_name = "SPAN", default_value = "4h", value_parser = parse_lift_span)]
     pub span: Duration,
     /// The user on the server

@@ -28,6 +28,8 @@ pub(super) struct Relay {
     authors: Authors,
     /// Targets whose reports are not handed on, and until when.
     lifts: HashMap<BanTarget, Timestamp>,
+    /// The lifts on the server are known; until then no report is handed on.
+    knows_lifts: bool,
     waiting: Vec<Key>,
     named: HashSet<Key>,
     due: Timestamp,
@@ -39,6 +41,7 @@ impl Relay {
             own,
             authors: Authors::default(),
             lifts: HashMap::new(),
+            knows_lifts: false,
             waiting: Vec::new(),
             named: HashSet::new(),
             due: Timestamp::ZERO,
@@ -67,7 +70,7 @@ impl Relay {
 
     /// When keys have to be read.
     pub(super) fn due(&self) -> Option<Timestamp> {
-        (!self.waiting.is_empty()).then_some(self.due)
+        (self.knows_lifts && !self.waiting.is_empty()).then_some(self.due)
     }
 
     /// Takes a notice. True where a scan is needed, because one was missed.
@@ -139,6 +142,7 @@ impl Relay {
         for batch in keys.chunks(MAX_REPORTS) {
             self.hand_on(batch, server, daemon).await?;
         }
+        self.knows_lifts |= scan.pass == Pass::Lifts && next == 0;
         match schedule.advance(scan, next, names.len(), took, boot_time()) {
             Progress::More => {}
             Progress::TooMany => {
@@ -229,4 +233,26 @@ fn to_daemon(key: &Key, report: &Report, left: Duration) -> Option<FleetReport> 
         class: report.class.key().to_owned(),
         sequence: report.sequence,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::HostName;
+    use super::super::report::Notice;
+    use super::*;
+
+    #[test]
+    fn reports_wait_for_lifts_of_first_scan() {
+        let host = |name: &str| Author::Host(HostName::parse(name).unwrap());
+        let mut relay = Relay::new(host("own"));
+        let notice = Notice { sequence: 1, target: "203.0.113.7".parse().unwrap() };
+        let now = Timestamp::at(Duration::from_secs(1));
+        assert!(!relay.incoming(Incoming::Notice(host("a"), notice), 2, now));
+        assert_eq!(relay.due(), None, "an operator may have lifted what the notice names");
+        relay.knows_lifts = true;
+        assert!(relay.due().is_some());
+        relay.connected();
+        assert!(!relay.incoming(Incoming::Notice(host("a"), notice), 2, now));
+        assert!(relay.due().is_some(), "a later connection finds the lifts that are known");
+    }
 }

@@ -246,9 +246,26 @@ pub struct Allowance {
     pub by: String,
 }
 
+/// Whose operator has lifted a ban of the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LiftedBy {
+    Host,
+    Fleet,
+}
+
+/// A target that is not blocked for reports of other hosts, because an operator has lifted its ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FleetLift {
+    pub target: BanTarget,
+    pub until: SystemTime,
+    pub by: LiftedBy,
+}
+
 /// What is to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// All lifts of the fleet's bans; earlier ones no longer hold.
+    FleetLifts(Vec<FleetLift>),
     /// A ban has come into force. One of the same subject that was, is replaced.
     Banned(Banned),
     /// A ban is in force by these methods, too. It is the one of the same subject that began at the same time; without

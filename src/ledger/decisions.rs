@@ -1,13 +1,13 @@
-//! Stores decisions of operators that a restart must not undo: allowances, and a trial.
+//! Stores decisions of operators that a restart must not undo: allowances, a trial, and lifts of the fleet's bans.
 
 use std::time::SystemTime;
 
 use ipnet::IpNet;
 use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
-use super::ban::{Allowance, Change};
-use super::row::{micros, time};
-use super::{BOUND, Found, Ledger, LedgerError};
+use super::ban::{Allowance, Change, FleetLift, LiftedBy};
+use super::row::{self, micros, time};
+use super::{BOUND, Found, Ledger, LedgerError, collect};
 
 pub(super) const END_TRIAL: &str = "DELETE FROM trial";
 
@@ -25,8 +25,17 @@ pub(super) const ALLOWANCES: &str = "SELECT network, since, until, author FROM a
 /// Allowances that are over.
 pub(super) const FORGET: &str = "DELETE FROM allowance WHERE until <= :now";
 
-/// A step of the clock on the ends of both.
-pub(super) const STEPS: [&str; 2] = [
+pub(super) const CLEAR_LIFTS: &str = "DELETE FROM fleet_lift";
+
+pub(super) const PUT_LIFT: &str =
+    "INSERT OR REPLACE INTO fleet_lift (target, until, author) VALUES (:target, :until, :author)";
+
+/// Those that end last come first.
+pub(super) const LIFTS: &str = "SELECT target, until, author FROM fleet_lift ORDER BY until DESC LIMIT :most";
+
+/// A step of the clock on the ends of all.
+pub(super) const STEPS: [&str; 3] = [
+    "UPDATE fleet_lift SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE allowance SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE trial SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
 ];
@@ -50,6 +59,30 @@ pub(super) fn allow(connection: &Connection, allowance: &Allowance) -> Result<()
 
 pub(super) fn disallow(connection: &Connection, network: IpNet) -> Result<(), Error> {
     connection.execute(DISALLOW, named_params! {":network": network.to_string()}).map(drop)
+}
+
+/// Replaces the lifts of the fleet's bans.
+pub(super) fn put_lifts(connection: &Connection, lifts: &[FleetLift]) -> Result<(), Error> {
+    connection.execute(CLEAR_LIFTS, [])?;
+    let mut put = connection.prepare(PUT_LIFT)?;
+    lifts.iter().try_for_each(|FleetLift { target, until, by }| {
+        let author = match by {
+            LiftedBy::Host => "host",
+            LiftedBy::Fleet => "fleet",
+        };
+        let values = named_params! {":target": target.to_string(), ":until": micros(*until), ":author": author};
+        put.execute(values).map(drop)
+    })
+}
+
+fn lift(row: &Row<'_>) -> Option<FleetLift> {
+    let target = row::target(row.get_ref(0).ok()?.as_str().ok()?)?;
+    let by = match row.get_ref(2).ok()?.as_str().ok()? {
+        "host" => LiftedBy::Host,
+        "fleet" => LiftedBy::Fleet,
+        _ => return None,
+    };
+    Some(FleetLift { target, until: time(row.get(1).ok()?)?, by })
 }
 
 fn allowance(row: &Row<'_>) -> Option<Allowance> {
@@ -76,11 +109,20 @@ impl Ledger {
         self.query(ALLOWANCES, &[], allowance)
     }
 
+    /// The lifts of the fleet's bans, at most so many.
+    pub fn fleet_lifts(&self, most: usize) -> Result<Found<FleetLift>, LedgerError> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let found = self.connection.prepare(LIFTS);
+        let found = found.and_then(|mut all| collect(&mut all, named_params! {":most": most}, lift));
+        found.map_err(LedgerError::database("read", &self.path()))
+    }
+
     /// All decisions, as changes for another ledger.
     pub(super) fn decisions(&self) -> Result<Vec<Change>, LedgerError> {
         let allowances = self.allowances()?.items.into_iter().map(Change::Allowed);
         let trial = self.trial()?.map(|until| Change::Trial { until: Some(until) });
-        Ok(allowances.chain(trial).collect())
+        let lifts = Some(self.fleet_lifts(usize::MAX)?.items).filter(|lifts| !lifts.is_empty());
+        Ok(allowances.chain(trial).chain(lifts.map(Change::FleetLifts)).collect())
     }
 
     /// The clock was set by so many microseconds.

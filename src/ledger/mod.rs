@@ -30,7 +30,7 @@ use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
-pub use ban::{Allowance, Author, Banned, Change, Ended, Ending, Entry, InForce, Logged};
+pub use ban::{Allowance, Author, Banned, Change, Ended, Ending, Entry, FleetLift, InForce, LiftedBy, Logged};
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
@@ -245,6 +245,7 @@ impl Ledger {
                 Change::Also(ban) => statements.add(ban),
                 Change::Logged(logged) => statements.log(logged),
                 Change::Trial { until } => statements.trial(*until),
+                Change::FleetLifts(lifts) => decisions::put_lifts(statements.connection, lifts),
                 Change::Allowed(allowance) => statements.allow(allowance),
                 Change::Disallowed { network } => statements.disallow(*network),
                 Change::Ended { target, ended } => statements.end(*target, ended).map(drop),
@@ -371,6 +372,9 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         decisions::DISALLOW,
         decisions::ALLOWANCES,
         decisions::FORGET,
+        decisions::CLEAR_LIFTS,
+        decisions::PUT_LIFT,
+        decisions::LIFTS,
         decisions::START_TRIAL,
         decisions::END_TRIAL,
         decisions::TRIAL,

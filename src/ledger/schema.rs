@@ -34,7 +34,7 @@ macro_rules! evidence_before {
 }
 
 /// Step N brings format N to N + 1. A step that was once released is never changed.
-const STEPS: [&str; 9] = [
+const STEPS: [&str; 10] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -116,6 +116,13 @@ const STEPS: [&str; 9] = [
         PRIMARY KEY (protocol, port, address)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE kernel_table (id TEXT NOT NULL) STRICT;  -- boot and number of the kernel's table, which no file has
+",
+    "
+    CREATE TABLE fleet_lift (          -- targets whose bans by the fleet operators have lifted
+        target TEXT PRIMARY KEY,
+        until INTEGER NOT NULL,
+        author TEXT NOT NULL           -- host, fleet
+    ) STRICT;
 ",
 ];
 

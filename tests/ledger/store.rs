@@ -7,7 +7,7 @@ use portsentry::engine::{
     Settings, Verdict, Watch,
 };
 use portsentry::ledger::{
-    Author, Banned, Change, Count, Ended, Ending, Entry, Logged, Opened, Reader, Retention, SLACK,
+    Author, Banned, Change, Count, Ended, Ending, Entry, FleetLift, LiftedBy, Logged, Opened, Reader, Retention, SLACK,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -43,6 +43,24 @@ fn ban_is_complete_after_restart() {
     let [first, second, third, endless, beyond] = bans.map(|ban| entry(ban, 0, None));
     assert_eq!(beyond.ban.until, None, "an end beyond the range of the clock is permanent");
     assert_eq!(found.items, [endless, beyond, first, second, third]);
+}
+
+#[test]
+fn fleet_lifts_are_replaced_as_whole() {
+    let state = State::new();
+    let lift = |number: u32, seconds, by| FleetLift { target: source(number), until: at(seconds), by };
+    let first = [lift(1, 60, LiftedBy::Host), lift(2, 90, LiftedBy::Fleet)];
+    state.ledger().write(&[Change::FleetLifts(first.to_vec())]).unwrap();
+    let mut ledger = state.ledger();
+    assert_eq!(ledger.fleet_lifts(9).unwrap().items, [first[1], first[0]]);
+    assert_eq!(ledger.fleet_lifts(1).unwrap().items, [first[1]], "the one that ends last");
+    ledger.clock_was_set(1_000_000).unwrap();
+    assert_eq!(ledger.fleet_lifts(1).unwrap().items, [lift(2, 91, LiftedBy::Fleet)]);
+    ledger.write(&[Change::FleetLifts(vec![lift(3, 60, LiftedBy::Host)])]).unwrap();
+    assert_eq!(ledger.fleet_lifts(9).unwrap().items, [lift(3, 60, LiftedBy::Host)]);
+    intruder(&state.path()).execute("UPDATE fleet_lift SET author = 'x'", []).unwrap();
+    let found = ledger.fleet_lifts(9).unwrap();
+    assert_eq!((found.items.len(), found.unreadable), (0, 1));
 }
 
 #[test]

@@ -170,6 +170,55 @@ fn fleet_bans_survive_flush_and_restart() {
 }
 
 #[test]
+fn lifts_survive_restart_and_crash() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let text = settings(&lab, "shadow = false\n[fleet.accept]\nsingle = true\n");
+    let v4: IpAddr = lab.v4("attacker").into();
+    let reports = [report("a", v4), report("a", "192.0.2.7"), report("a", "192.0.2.8")];
+    let daemon = Daemon::start_configured(&lab, &text, &[]);
+    let mut peer = Peer::connect(&lab);
+    assert_eq!(peer.report(&reports), [const { ReportOutcome::Accepted }; 3]);
+    lab.succeed(&["unblock", &v4.to_string()]);
+    let lift = FleetRequest::Lift { target: "192.0.2.7".to_owned() };
+    assert_eq!(peer.ask(&lift), FleetReply::Lifted { lifted: true }, "an operator of the fleet");
+    daemon.stop();
+
+    let refused = |again: &str| {
+        let mut peer = Peer::connect(&lab);
+        let outcomes = peer.report(&reports);
+        assert!(reason(&outcomes[0]).contains("an operator has lifted"), "{again}: {outcomes:?}");
+        assert!(reason(&outcomes[1]).contains("an operator has lifted"), "{again}: {outcomes:?}");
+        assert_eq!(outcomes[2], ReportOutcome::Accepted, "{again}: its report stands");
+        assert!(is_served(&lab, false), "{again}");
+        assert_eq!(blocked(&lab), ["192.0.2.8".parse::<IpAddr>().unwrap()], "{again}");
+        let explained = lab.ask(&["explain", &v4.to_string()]);
+        assert_eq!(explained["fleet"]["state"], "lifted", "{again}: {explained}");
+        let left = explained["fleet"]["left_s"].as_u64().unwrap();
+        assert!((4 * HOUR - 300..=4 * HOUR).contains(&left), "{again}: {left} s");
+    };
+    let daemon = Daemon::start_configured(&lab, &text, &[]);
+    refused("after a restart");
+    daemon.kill();
+    let daemon = Daemon::start_configured(&lab, &text, &[]);
+    refused("after a crash");
+
+    // A lift reaches the disk soon, not only at an orderly end.
+    lab.succeed(&["unblock", "192.0.2.8"]);
+    let ledger = rusqlite::Connection::open(lab.path("state").join(portsentry::ledger::DATABASE)).unwrap();
+    let kept = "SELECT count(*) FROM fleet_lift WHERE target = '192.0.2.8'";
+    let kept = || ledger.query_row(kept, [], |row| row.get::<_, u32>(0)).is_ok_and(|rows| rows == 1).then_some(());
+    assert!(within(TIMEOUT, kept).is_some());
+    drop(ledger);
+    daemon.kill();
+    let daemon = Daemon::start_configured(&lab, &text, &[]);
+    let outcomes = Peer::connect(&lab).report(&reports);
+    assert!(outcomes.iter().all(|one| reason(one).contains("an operator has lifted")), "{outcomes:?}");
+    assert!(blocked(&lab).is_empty());
+    daemon.stop();
+}
+
+#[test]
 fn shadow_mode_reports_without_blocking() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &EIGHT);
@@ -316,6 +365,9 @@ fn connection_changes_are_reported_once() {
     for state in [LinkState::Connected, LinkState::Connected, away(), away(), LinkState::Connected] {
         assert_eq!(link(state), FleetReply::Noted);
     }
+    // Logged after the last of the others.
+    lab.succeed(&["block", "192.0.2.1"]);
+    daemon.expect_line("192.0.2.1 has been blocked");
     assert_eq!(daemon.lines_with("fleet: connected to the server of fleet").len(), 2);
     assert_eq!(daemon.lines_with("fleet: not connected to the server of fleet: the password is wrong").len(), 1);
     assert_eq!(lab.ask(&["status"])["fleet"]["link"], "connected");

@@ -34,7 +34,7 @@ use crate::control::service_port::ServicePort;
 use crate::engine::{Protection, Settings};
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
-use crate::ledger::{Allowance, Change};
+use crate::ledger::{Allowance, Change, LiftedBy};
 use crate::sandbox::Sandbox;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::printable::masked;
@@ -278,7 +278,7 @@ impl ControlHandler<'_> {
             _ => return Err(usage("name an address or prefix, or all")),
         };
         let by_fleet = match (&mut self.fleet, target) {
-            (Some(fleet), Some(target)) => usize::from(fleet.lift(target)),
+            (Some(fleet), Some(target)) => usize::from(fleet.lift(target, LiftedBy::Host)),
             (Some(fleet), None) => fleet.lift_all(),
             (None, _) => 0,
         };

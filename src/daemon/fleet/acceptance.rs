@@ -11,15 +11,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::authors::{Authors, BACKLOG_HOURS, Ignored, Phase, take_backlog};
+use super::lifts::Lifts;
 use super::pace::HourCount;
-use super::verdict::{MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
+use super::verdict::{MAX_TIME, MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
 use crate::config::{FleetAccept, parse_fleet_name};
 use crate::control::fleet_protocol::{FleetReport, MAX_TEXT_LEN};
 use crate::engine::Grade;
+use crate::ledger::LiftedBy;
 use crate::types::{BanTarget, Expiry, Timestamp};
-
-/// The longest that a report stands, and a ban because of it.
-pub(super) const MAX_TIME: Duration = Duration::from_secs(4 * 3_600);
 
 /// The longest that a ban on forgeable evidence lasts, whatever is reported meanwhile.
 const MAX_FORGEABLE_TIME: Duration = HOUR;
@@ -34,9 +33,6 @@ const MAX_REPORTS: usize = 64;
 
 /// Targets that wait for another author, beyond those that are blocked.
 const MAX_WAITING: usize = 16_384;
-
-/// Targets that operators have lifted.
-const MAX_LIFTS: usize = 4_096;
 
 /// One author's word about one target.
 #[derive(Clone, Debug)]
@@ -71,7 +67,7 @@ pub(super) struct Acceptance {
     own: String,
     authors: Authors,
     targets: BTreeMap<BanTarget, Entry>,
-    lifts: BTreeMap<BanTarget, Timestamp>,
+    pub(super) lifts: Lifts,
     all: HourCount,
     backlog: u32,
     phase: Phase,
@@ -87,7 +83,7 @@ impl Acceptance {
             own,
             authors: Authors::default(),
             targets: BTreeMap::new(),
-            lifts: BTreeMap::new(),
+            lifts: Lifts::default(),
             all: HourCount::default(),
             phase: Phase::Starting,
             blocked: [0; 2],
@@ -144,9 +140,7 @@ impl Acceptance {
             return Err(Refusal::Exempt(why));
         }
         let until = now.after(remaining);
-        if let Some(lifted) = self.lifts.get_mut(&target) {
-            // For as long as anything is reported that the operator may have known.
-            *lifted = (*lifted).max(until);
+        if self.lifts.covers(now, target, until) {
             return Err(Refusal::Lifted);
         }
         let mut report = Report {
@@ -249,7 +243,7 @@ impl Acceptance {
             let left = left.filter(|left| *left <= MAX_TIME);
             let wanted = target(&element.to_string()).filter(|(_, network)| exempt(*network).is_none());
             match (wanted, left) {
-                (Some((target, _)), Some(left)) if target == element => {
+                (Some((target, _)), Some(left)) if target == element && self.lifts.until(target).is_none() => {
                     self.targets.entry(target).or_default().until = Some(now.after(left));
                 }
                 _ => refused.push(element),
@@ -261,23 +255,17 @@ impl Acceptance {
 
     /// Lifts the ban of `target`, and of no other; it stays lifted for as long as reports of it stand. True where it was to be
     /// blocked.
-    pub(super) fn lift(&mut self, now: Timestamp, target: BanTarget) -> bool {
+    pub(super) fn lift(&mut self, now: Timestamp, target: BanTarget, by: LiftedBy) -> bool {
         let entry = self.targets.remove(&target).unwrap_or_default();
         self.count_blocked();
-        if self.lifts.len() >= MAX_LIFTS
-            && !self.lifts.contains_key(&target)
-            && let Some(first) = self.lifts.iter().min_by_key(|(_, until)| **until).map(|(first, _)| *first)
-        {
-            self.lifts.remove(&first);
-        }
-        self.lifts.insert(target, now.after(MAX_TIME));
+        self.lifts.insert(now, target, by);
         entry.until.is_some_and(|until| until > now)
     }
 
     /// Lifts all bans, as [`Acceptance::lift`]; how many there were.
     pub(super) fn lift_all(&mut self, now: Timestamp) -> usize {
         let targets: Vec<BanTarget> = self.bans(now).map(|(target, _)| target).collect();
-        targets.iter().filter(|target| self.lift(now, **target)).count()
+        targets.iter().filter(|target| self.lift(now, **target, LiftedBy::Host)).count()
     }
 
     /// Drops the bans of targets that are exempt by now.
@@ -301,7 +289,7 @@ impl Acceptance {
             entry.until = entry.until.filter(|until| *until > now);
             entry.until.is_some() || !entry.reports.is_empty()
         });
-        self.lifts.retain(|_, until| *until > now);
+        self.lifts.expire(now);
         self.authors.expire(now, self.phase);
         self.count_blocked();
     }
@@ -333,11 +321,6 @@ impl Acceptance {
     /// What is known of `target`.
     pub(super) fn entry(&self, target: BanTarget) -> Option<&Entry> {
         self.targets.get(&target)
-    }
-
-    /// Until when `target` stays lifted.
-    pub(super) fn lifted_until(&self, target: BanTarget) -> Option<Timestamp> {
-        self.lifts.get(&target).copied()
     }
 
     /// How many authors are still needed for `entry`; 0 where it is blocked.

@@ -39,7 +39,7 @@ impl Fleet {
     /// What other hosts have reported of `target`.
     pub(in crate::daemon) fn explain(&self, target: BanTarget, surroundings: Surroundings<'_>) -> Option<FleetBan> {
         let now = now();
-        if let Some(until) = self.acceptance.lifted_until(target) {
+        if let Some(until) = self.acceptance.lifts.until(target) {
             return Some(FleetBan {
                 target: target.to_string(),
                 state: FleetBanState::Lifted,

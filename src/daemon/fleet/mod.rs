@@ -6,6 +6,7 @@ mod acceptance;
 mod answers;
 mod authors;
 mod faulty;
+mod lifts;
 mod link;
 mod own_bans;
 mod pace;
@@ -26,7 +27,7 @@ use crate::control::fleet_server::{FleetServer, IncomingFleetRequest};
 use crate::enforce::nft::{BlockError, Nft};
 use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
-use crate::ledger::Banned;
+use crate::ledger::{Banned, Change, FleetLift, LiftedBy, Recorder};
 use crate::types::{BanTarget, Expiry, LineLimiter, Timestamp, counted};
 use acceptance::Acceptance;
 use answers::told;
@@ -64,6 +65,8 @@ pub(super) struct Fleet {
     config: FleetConfig,
     acceptance: Acceptance,
     own_bans: OwnBans,
+    /// `None` where there is no ledger.
+    recorder: Option<Recorder>,
     server: FleetServer,
     nft: Nft,
     /// Whether the kernel's sets hold the bans.
@@ -86,12 +89,13 @@ impl Fleet {
         server: FleetServer,
         nft: Nft,
         surroundings: Surroundings<'_>,
-        own_bans: &[Banned],
+        remembered: FromLedger,
     ) -> Self {
         let mut fleet = Self {
             acceptance: Acceptance::new(config.accept.clone(), config.host.clone()),
             config: config.clone(),
             own_bans: OwnBans::default(),
+            recorder: remembered.recorder,
             server,
             nft,
             in_kernel: false,
@@ -105,7 +109,8 @@ impl Fleet {
             accepted: 0,
             refused: 0,
         };
-        fleet.own_bans.recall(own_bans.iter());
+        fleet.own_bans.recall(remembered.own_bans.iter());
+        fleet.acceptance.lifts.restore(now(), SystemTime::now(), &remembered.lifts);
         if fleet.is_shadow(surroundings) {
             let cleared = fleet.nft.clear_fleet();
             fleet.note_kernel(cleared);
@@ -175,7 +180,7 @@ impl Fleet {
             }
             FleetRequest::Lift { target } => match parse_network(&target).and_then(BanTarget::of_prefix) {
                 Ok(target) => {
-                    let lifted = self.lift(target);
+                    let lifted = self.lift(target, LiftedBy::Fleet);
                     if lifted {
                         let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");
                         events.extend(self.line(text));
@@ -268,11 +273,11 @@ impl Fleet {
     }
 
     /// Lifts the ban of `target`, which stays lifted for as long as it is reported; true where there was one.
-    pub(super) fn lift(&mut self, target: BanTarget) -> bool {
+    pub(super) fn lift(&mut self, target: BanTarget, by: LiftedBy) -> bool {
         if matches!(target, BanTarget::Prefix(_)) {
             return false;
         }
-        let lifted = self.acceptance.lift(now(), target);
+        let lifted = self.acceptance.lift(now(), target, by);
         let done = if self.in_kernel { self.nft.lift_for_fleet(&[target]) } else { Ok(()) };
         self.note_kernel(done);
         lifted
@@ -351,6 +356,15 @@ impl Fleet {
         self.refill_at = Some(Instant::now());
     }
 
+    /// Writes changed lifts to the ledger; at the end of the process (`is_last`) without a delay.
+    pub(super) fn write_lifts(&mut self, is_last: bool) {
+        let Some(recorder) = &self.recorder else { return };
+        let Some(lifts) = self.acceptance.lifts.take_unwritten(now(), SystemTime::now(), is_last) else { return };
+        if !recorder.put(Change::FleetLifts(lifts)) {
+            self.acceptance.lifts.keep_unwritten();
+        }
+    }
+
     /// What is due every second; what is to be logged.
     pub(super) fn tick(&mut self, surroundings: Surroundings<'_>) -> Vec<EventKind> {
         let mut events = Vec::new();
@@ -372,6 +386,7 @@ impl Fleet {
             self.acceptance.expire(now());
             self.faulty.expire();
         }
+        self.write_lifts(false);
         if let Some(left_out) = self.lines.turn(boot_time()).filter(|left_out| *left_out > 0) {
             events.push(EventKind::Note(format!(
                 "fleet: {} of the last minute were left out",
@@ -381,6 +396,14 @@ impl Fleet {
         events.extend(self.kernel_error());
         events
     }
+}
+
+/// What the ledger tells the fleet at the start.
+#[derive(Default)]
+pub(super) struct FromLedger {
+    pub(super) recorder: Option<Recorder>,
+    pub(super) own_bans: Vec<Banned>,
+    pub(super) lifts: Vec<FleetLift>,
 }
 
 /// The time by a clock that nothing sets.

@@ -1,11 +1,15 @@
 //! What becomes of a report, and why.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::config::parse_network;
 use crate::types::{BanTarget, Timestamp};
+
+/// The longest that a report stands, and a ban because of it.
+pub(super) const MAX_TIME: Duration = Duration::from_secs(4 * 3_600);
 
 /// Distinct closed ports with a completed handshake that make a report proven.
 pub(super) const MIN_PROVEN_PORTS: u32 = 5;

@@ -288,6 +288,7 @@ impl Work {
                 Change::Logged(logged) => logged.last = step.moved(logged.last),
                 Change::Trial { until } => *until = until.map(|until| step.moved(until)),
                 Change::Allowed(allowance) => allowance.until = allowance.until.map(|until| step.moved(until)),
+                Change::FleetLifts(lifts) => lifts.iter_mut().for_each(|lift| lift.until = step.moved(lift.until)),
                 Change::Disallowed { .. } => {}
                 Change::Ended { ended, .. } => ended.at = step.moved(ended.at),
                 Change::Served(_, at) => *at = step.moved(*at),

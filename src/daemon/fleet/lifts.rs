@@ -1,0 +1,189 @@
+//! Targets whose bans operators have lifted. Reports of them count for nothing for four hours, and after that for as long as
+//! they are renewed. The ledger has them as well, so that a restart does not undo a lift.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use super::verdict::MAX_TIME;
+use crate::ledger::{FleetLift, LiftedBy};
+use crate::types::{BanTarget, Timestamp};
+
+/// Lifts by operators of this host that are remembered. Later ones hold until the target is reported again.
+const MAX_HOST_LIFTS: usize = 65_536;
+
+/// Lifts by operators of the fleet, which the fleet process names: it cannot displace those of this host's operators.
+const MAX_FLEET_LIFTS: usize = 16_384;
+
+/// A report that outlasts a lift makes it longer by so much beyond the report, so that the ledger is seldom written for it.
+const STEP: Duration = Duration::from_secs(900);
+
+/// How long what the fleet process causes may wait for the ledger.
+const FLEET_WRITE_INTERVAL: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy)]
+struct Lift {
+    until: Timestamp,
+    by: LiftedBy,
+}
+
+#[derive(Default)]
+pub(super) struct Lifts {
+    lifts: BTreeMap<BanTarget, Lift>,
+    /// Lifts by operators of this host.
+    by_host: usize,
+    /// What the ledger does not have: a lift by an operator of this host, or another change.
+    unwritten: Option<LiftedBy>,
+    written: Timestamp,
+}
+
+impl Lifts {
+    /// Lifts `target` for four hours.
+    pub(super) fn insert(&mut self, now: Timestamp, target: BanTarget, by: LiftedBy) {
+        let until = now.after(MAX_TIME);
+        if let Some(known) = self.lifts.get_mut(&target) {
+            known.until = known.until.max(until);
+            if by == LiftedBy::Host && known.by == LiftedBy::Fleet {
+                known.by = by;
+                self.by_host += 1;
+            }
+        } else if !self.has_room(by) {
+            return;
+        } else {
+            self.by_host += usize::from(by == LiftedBy::Host);
+            self.lifts.insert(target, Lift { until, by });
+        }
+        if self.unwritten != Some(LiftedBy::Host) {
+            self.unwritten = Some(by);
+        }
+    }
+
+    fn has_room(&self, by: LiftedBy) -> bool {
+        match by {
+            LiftedBy::Host => self.by_host < MAX_HOST_LIFTS,
+            LiftedBy::Fleet => self.lifts.len() - self.by_host < MAX_FLEET_LIFTS,
+        }
+    }
+
+    /// True where `target` is lifted at `now`; the lift lasts for longer than a report that stands until `reported`.
+    pub(super) fn covers(&mut self, now: Timestamp, target: BanTarget, reported: Timestamp) -> bool {
+        let Some(lift) = self.lifts.get_mut(&target).filter(|lift| lift.until > now) else { return false };
+        if reported > lift.until {
+            lift.until = reported.after(STEP);
+            self.unwritten = self.unwritten.or(Some(LiftedBy::Fleet));
+        }
+        true
+    }
+
+    /// Until when `target` is lifted.
+    pub(super) fn until(&self, target: BanTarget) -> Option<Timestamp> {
+        self.lifts.get(&target).map(|lift| lift.until)
+    }
+
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        self.lifts.retain(|_, lift| lift.until > now);
+        self.by_host = self.lifts.values().filter(|lift| lift.by == LiftedBy::Host).count();
+    }
+
+    /// Takes in what the ledger has at the start. `now` and `wall` are the same moment.
+    pub(super) fn restore(&mut self, now: Timestamp, wall: SystemTime, lifts: &[FleetLift]) {
+        for FleetLift { target, until, by } in lifts {
+            let left = until.duration_since(wall).unwrap_or_default().min(MAX_TIME + STEP);
+            if !left.is_zero() && self.has_room(*by) {
+                self.by_host += usize::from(*by == LiftedBy::Host);
+                self.lifts.insert(*target, Lift { until: now.after(left), by: *by });
+            }
+        }
+    }
+
+    /// What the ledger is to be given, where it is due; `None` where the ledger has it.
+    pub(super) fn take_unwritten(&mut self, now: Timestamp, wall: SystemTime, is_last: bool) -> Option<Vec<FleetLift>> {
+        let by = self.unwritten?;
+        if by == LiftedBy::Fleet && now.since(self.written) < FLEET_WRITE_INTERVAL && !is_last {
+            return None;
+        }
+        (self.unwritten, self.written) = (None, now);
+        let lift = |(target, lift): (&BanTarget, &Lift)| {
+            let until = wall.checked_add(lift.until.since(now))?;
+            Some(FleetLift { target: *target, until, by: lift.by })
+        };
+        Some(self.lifts.iter().filter_map(lift).collect())
+    }
+
+    /// The ledger did not take it.
+    pub(super) fn keep_unwritten(&mut self) {
+        self.unwritten = Some(LiftedBy::Host);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(100_000 + seconds))
+    }
+
+    fn wall(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
+    }
+
+    fn target(number: u32) -> BanTarget {
+        BanTarget::V4(number.into())
+    }
+
+    #[test]
+    fn fleet_lifts_displace_none_of_operators() {
+        let mut lifts = Lifts::default();
+        lifts.insert(at(0), target(7), LiftedBy::Host);
+        (10..100_000).for_each(|number| lifts.insert(at(1), target(number), LiftedBy::Fleet));
+        assert_eq!(lifts.lifts.len(), 1 + MAX_FLEET_LIFTS);
+        assert!(lifts.covers(at(2), target(7), at(3)));
+        lifts.insert(at(3), target(11), LiftedBy::Host);
+        assert_eq!(lifts.by_host, 2, "an operator of this host takes the lift over");
+        lifts.expire(at(1 + 14_400));
+        assert_eq!((lifts.lifts.len(), lifts.by_host), (1, 1));
+    }
+
+    #[test]
+    fn lift_outlasts_renewed_reports_and_restart() {
+        let mut lifts = Lifts::default();
+        lifts.insert(at(0), target(7), LiftedBy::Host);
+        let written = lifts.take_unwritten(at(0), wall(0), false).unwrap();
+        assert_eq!(written, [FleetLift { target: target(7), until: wall(14_400), by: LiftedBy::Host }]);
+        assert!(lifts.covers(at(10_000), target(7), at(14_000)));
+        assert_eq!(lifts.take_unwritten(at(10_000), wall(10_000), true), None, "nothing has changed");
+        assert!(lifts.covers(at(10_000), target(7), at(20_000)));
+        let written = lifts.take_unwritten(at(10_000), wall(10_000), false).unwrap();
+        assert_eq!(written[0].until, wall(20_900));
+        assert!(lifts.covers(at(10_100), target(7), at(20_500)));
+        assert_eq!(lifts.take_unwritten(at(20_000), wall(20_000), true), None, "it is written in steps");
+
+        let mut next = Lifts::default();
+        next.restore(at(0), wall(20_000), &written);
+        assert_eq!(next.until(target(7)), Some(at(900)));
+        assert!(next.covers(at(899), target(7), at(899)) && !next.covers(at(900), target(7), at(5_000)));
+        next.restore(at(0), wall(0), &written);
+        assert_eq!(next.until(target(7)), Some(at(15_300)), "whatever the clock says, not for longer");
+    }
+
+    #[test]
+    fn fleet_process_writes_ledger_once_minute() {
+        let mut lifts = Lifts::default();
+        let writes = (0..600_u32)
+            .filter(|second| {
+                let now = u64::from(*second);
+                lifts.insert(at(now), target(*second), LiftedBy::Fleet);
+                lifts.take_unwritten(at(now), wall(now), false).is_some()
+            })
+            .count();
+        assert_eq!(writes, 10);
+        lifts.insert(at(600), target(1), LiftedBy::Fleet);
+        assert!(lifts.take_unwritten(at(601), wall(601), true).is_some(), "the last moment is not lost");
+        lifts.insert(at(602), target(1), LiftedBy::Fleet);
+        lifts.insert(at(602), target(2), LiftedBy::Host);
+        lifts.insert(at(602), target(3), LiftedBy::Fleet);
+        assert!(lifts.take_unwritten(at(603), wall(603), false).is_some(), "an operator's lift does not wait");
+        lifts.keep_unwritten();
+        assert!(lifts.take_unwritten(at(604), wall(604), false).is_some(), "what the ledger did not take comes again");
+    }
+}
