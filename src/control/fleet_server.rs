@@ -36,6 +36,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(5);
 pub enum IncomingFleetRequest {
     /// Never [`FleetRequest::Watch`].
     Request { request: FleetRequest, reply: oneshot::Sender<FleetReply> },
+    /// A request that was refused as a whole, to be named in the log.
+    Refused { reason: String },
     /// The own bans in force, for a client that watches from now on.
     OwnBans { reply: oneshot::Sender<Vec<OwnBanEvent>> },
 }
@@ -130,7 +132,9 @@ async fn serve(stream: UnixStream, _place: OwnedSemaphorePermit, shared: Shared)
         let Ok(Ok(1..)) = timeout(LINE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await else { return };
         shared.await_turn().await;
         let is_whole = line.ends_with(b"\n");
-        let reply = match FleetRequest::parse(&line) {
+        let request = FleetRequest::parse(&line);
+        let is_malformed = !is_whole || request.is_err();
+        let reply = match request {
             _ if !is_whole => FleetReply::Refused {
                 reason: format!("refused: a request ends with a line feed after at most {MAX_FLEET_LINE_LEN} bytes"),
             },
@@ -142,6 +146,10 @@ async fn serve(stream: UnixStream, _place: OwnedSemaphorePermit, shared: Shared)
                 })
             }
         };
+        if let (FleetReply::Refused { reason }, true) = (&reply, is_malformed) {
+            // Without room there are others to be named.
+            let _ = shared.requests.try_send(IncomingFleetRequest::Refused { reason: reason.clone() });
+        }
         // After a line that was cut, the rest of it would be taken for a request.
         if write_line(&mut writer, &reply.to_line()).await.is_none() || !is_whole {
             return;

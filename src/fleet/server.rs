@@ -19,15 +19,19 @@ use super::allowance::{Allowance, Bounded};
 use super::connect::{Endpoint, SERVER_TIMEOUT};
 use super::key::{Author, Key, Keyspace};
 use super::report::{BadValue, MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
+use crate::types::printable::quotable;
 
 /// Notices that wait to be read; those above it count as missed.
 pub(super) const MAX_NOTICES: usize = 4096;
+
+/// The server's words about a failure are cut to so many bytes.
+const MAX_DETAIL_LEN: usize = 200;
 
 /// Why the server did not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error("{0}")]
-    Connect(io::Error),
+    Connect(String),
     #[error("it refuses the user or the password: {0}")]
     Login(String),
     #[error("it did not answer within {} s", SERVER_TIMEOUT.as_secs())]
@@ -78,7 +82,9 @@ pub(super) struct Server {
 impl Server {
     /// Connects and logs in. Notices arrive after [`Server::subscribe`].
     pub(super) async fn connect(endpoint: &Endpoint, keys: Keyspace) -> Result<Self, ServerError> {
-        let stream = endpoint.connect().await.map_err(ServerError::Connect)?;
+        // A certificate has words of its own.
+        let failed = |error: io::Error| ServerError::Connect(quotable(&error.to_string(), MAX_DETAIL_LEN));
+        let stream = endpoint.connect().await.map_err(failed)?;
         let allowance = Allowance::default();
         let stream = Bounded::new(stream, allowance.clone());
         let (sender, notices) = mpsc::channel(MAX_NOTICES);
@@ -300,8 +306,8 @@ fn explain(error: &RedisError, allowance: &Allowance) -> ServerError {
     }
 }
 
-/// The server's words, without what could drive a terminal, and not longer than a line.
+/// The server's words.
 fn detail(error: &RedisError) -> String {
     let text = error.detail().map_or_else(|| error.to_string(), str::to_owned);
-    crate::types::printable::masked_to(&text, '?', 200)
+    quotable(&text, MAX_DETAIL_LEN)
 }

@@ -30,6 +30,13 @@ pub fn masked_to(text: &str, mark: char, max_len: usize) -> String {
     out
 }
 
+/// `text` of another program or host as a part of a log line, at most `max_len` bytes: masked, and without colons. A filter such
+/// as `^.*attackalert: Host ADDRESS has been blocked` would otherwise find in it what this program never said.
+#[must_use]
+pub fn quotable(text: &str, max_len: usize) -> String {
+    masked_to(&text.replace(':', ";"), ' ', max_len)
+}
+
 /// Appends `c` as it is, or escaped as in a Rust literal where it is hidden. Quotes and backslashes stay as they are.
 pub fn push_escaped(out: &mut String, c: char) {
     match c {
@@ -53,6 +60,13 @@ mod tests {
     fn masked_text_is_cut_between_characters() {
         assert_eq!(masked_to("ééé", '?', 5), "éé");
         assert_eq!(masked_to("\u{202e}\u{202e}\u{202e}", ' ', 2), "  ");
+    }
+
+    #[test]
+    fn quotable_text_imitates_no_log_line() {
+        let text = "ERR\nattackalert: Host 192.0.2.1 has been blocked";
+        assert_eq!(quotable(text, 64), "ERR attackalert; Host 192.0.2.1 has been blocked");
+        assert_eq!(quotable("a:é", 3), "a;");
     }
 
     #[test]

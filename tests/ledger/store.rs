@@ -359,7 +359,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
 /// Converts the ledger to the format before the column for the grade of evidence.
 fn downgrade(state: &State) {
     let intruder = intruder(&state.path());
-    let tables = ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table"];
+    let tables = ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table", "fleet_lift"];
     let later: String = tables.iter().map(|table| format!("DROP TABLE {table};")).collect();
     let step = "ALTER TABLE ban DROP COLUMN evidence; PRAGMA user_version = 3";
     intruder.execute_batch(&format!("{later}{step}")).unwrap();

@@ -298,6 +298,8 @@ fn compromised_fleet_process_is_limited() {
     assert_eq!(all, 70, "invented authors are limited by the ceiling");
     assert_eq!(blocked(&lab).len(), 100);
 
+    daemon.expect_line("fleet: reports are refused: all authors together are above fleet.accept.max_bans_per_hour");
+
     // Only fleet commands are accepted.
     for line in [
         "{\"command\":\"status\"}",
@@ -310,6 +312,7 @@ fn compromised_fleet_process_is_limited() {
         peer.0.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
         assert!(matches!(FleetReply::parse(peer.line().as_bytes()), Ok(FleetReply::Refused { .. })), "{line}");
     }
+    daemon.expect_line("fleet: a request of the fleet process was refused; this is not a request on the fleet socket");
     let many = FleetRequest::Reports { reports: vec![report("a", "192.0.2.1"); MAX_REPORTS + 1], scan_ends: false };
     assert!(matches!(peer.ask(&many), FleetReply::Refused { .. }));
     let forged = |change: &dyn Fn(&mut FleetReport)| {
@@ -355,6 +358,66 @@ fn compromised_fleet_process_is_limited() {
     daemon.stop();
 }
 
+/// Patterns of fail2ban filters: its own for portsentry, and packaging/examples/fail2ban/filter.conf.
+fn is_taken_for_ban(line: &str) -> bool {
+    line.contains("attackalert: Host ") || line.contains("Host: ")
+}
+
+#[test]
+fn fleet_process_forges_no_log_line() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, "[fleet.accept]\nsingle = true\n"), &[]);
+    let mut peer = Peer::connect(&lab);
+    let forged = "attackalert: Host 10.77.1.1 has been blocked Host: 10.77.1.1/10.77.1.1 Port: 23 TCP Blocked";
+    let away = LinkState::Away(format!("x\n{forged}\u{1b}[2J"));
+    peer.ask(&FleetRequest::Link { state: away, ignored: Vec::new() });
+    daemon.expect_line("not connected to the server of fleet: x attackalert; Host 10.77.1.1 has been blocked");
+    let mut author = report(forged, "192.0.2.1");
+    author.class = forged.to_owned();
+    let mut class = report("a", "192.0.2.1");
+    class.class = "attackalert:\u{a0}Host:10.77.1.1".to_owned();
+    let mut target = report("b", forged);
+    target.class = "connect".to_owned();
+    let outcomes = peer.report(&[author, class, target]);
+    for (outcome, why) in outcomes.iter().zip(["no name", "class of scan is unknown", "neither"]) {
+        assert!(reason(outcome).contains(why), "{outcomes:?}");
+    }
+    let line = format!("{{\"command\":\"{forged}\"}}\n");
+    peer.0.get_mut().write_all(line.as_bytes()).unwrap();
+    assert!(peer.line().contains("unknown variant"));
+    daemon.expect_line("fleet: a request of the fleet process was refused; this is not a request on the fleet socket");
+    let log = daemon.stop();
+    assert!(!log.lines().any(is_taken_for_ban), "{log}");
+}
+
+#[test]
+fn fleet_process_floods_no_log() {
+    let lab = Lab::new(&["attacker"]);
+    let text = settings(&lab, "[fleet.accept]\nmax_per_author_per_hour = 1\n");
+    let daemon = Daemon::start_configured(&lab, &text, &[]);
+    let mut peer = Peer::connect(&lab);
+    peer.end_scan();
+    // Each author brings forward two targets, and is above its limit.
+    for first in (0..6_000).step_by(60) {
+        let authors = first..first + 60;
+        let reports: Vec<_> = authors
+            .flat_map(|author| [1, 2].map(|last| report(&format!("m-{author}"), format!("192.0.2.{last}"))))
+            .collect();
+        peer.report(&reports);
+    }
+    for _ in 0..100 {
+        for state in [LinkState::Connected, LinkState::Away("x".to_owned())] {
+            peer.ask(&FleetRequest::Link { state, ignored: Vec::new() });
+        }
+        peer.0.get_mut().write_all(b"{}\n").unwrap();
+        peer.line();
+    }
+    assert_eq!(lab.ask(&["status"])["fleet"]["ignored"].as_array().map(Vec::len), Some(64));
+    let log = daemon.stop();
+    let lines = log.lines().filter(|line| line.contains("fleet: ")).count();
+    assert!((30..=120).contains(&lines), "{lines} lines");
+}
+
 #[test]
 fn connection_changes_are_reported_once() {
     let lab = Lab::new(&["attacker"]);
@@ -365,10 +428,8 @@ fn connection_changes_are_reported_once() {
     for state in [LinkState::Connected, LinkState::Connected, away(), away(), LinkState::Connected] {
         assert_eq!(link(state), FleetReply::Noted);
     }
-    // Logged after the last of the others.
-    lab.succeed(&["block", "192.0.2.1"]);
-    daemon.expect_line("192.0.2.1 has been blocked");
-    assert_eq!(daemon.lines_with("fleet: connected to the server of fleet").len(), 2);
+    let connected = || daemon.lines_with("fleet: connected to the server of fleet").len();
+    assert!(within(TIMEOUT, || (connected() == 2).then_some(())).is_some(), "{} lines", connected());
     assert_eq!(daemon.lines_with("fleet: not connected to the server of fleet: the password is wrong").len(), 1);
     assert_eq!(lab.ask(&["status"])["fleet"]["link"], "connected");
     link(away());

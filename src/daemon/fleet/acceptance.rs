@@ -15,8 +15,8 @@ use super::lifts::Lifts;
 use super::pace::HourCount;
 use super::verdict::{MAX_TIME, MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
 use crate::config::{FleetAccept, parse_fleet_name};
-use crate::control::fleet_protocol::{FleetReport, MAX_TEXT_LEN};
-use crate::engine::Grade;
+use crate::control::fleet_protocol::FleetReport;
+use crate::engine::{Class, Grade};
 use crate::ledger::LiftedBy;
 use crate::types::{BanTarget, Expiry, Timestamp};
 
@@ -40,7 +40,7 @@ pub(super) struct Report {
     pub(super) author: Arc<str>,
     pub(super) grade: Grade,
     pub(super) distinct_ports: u32,
-    pub(super) class: String,
+    pub(super) class: Class,
     pub(super) until: Timestamp,
 }
 
@@ -135,6 +135,7 @@ impl Acceptance {
         if remaining > MAX_TIME {
             return Err(Refusal::TooLong);
         }
+        let class = Class::ALL.into_iter().find(|class| class.key() == report.class).ok_or(Refusal::NoClass)?;
         let (target, network) = target(&report.target).ok_or(Refusal::NoTarget)?;
         if let Some(why) = exempt(network) {
             return Err(Refusal::Exempt(why));
@@ -143,13 +144,8 @@ impl Acceptance {
         if self.lifts.covers(now, target, until) {
             return Err(Refusal::Lifted);
         }
-        let mut report = Report {
-            author: author.as_str().into(),
-            grade: *grade,
-            distinct_ports: *distinct_ports,
-            class: report.class.chars().filter(char::is_ascii_graphic).take(MAX_TEXT_LEN).collect(),
-            until,
-        };
+        let mut report =
+            Report { author: author.as_str().into(), grade: *grade, distinct_ports: *distinct_ports, class, until };
         if self.rules.forgeable_authors == 0 && !report.is_proven() {
             return Err(if *grade == Grade::Proven { Refusal::TooFewPorts } else { Refusal::Forgeable });
         }
@@ -339,14 +335,14 @@ impl Acceptance {
         (blocked, self.targets.len().saturating_sub(blocked))
     }
 
-    /// The authors that are ignored.
+    /// The authors that are above their limit.
     pub(super) fn ignored(&self, now: Timestamp) -> impl Iterator<Item = Ignored> + '_ {
         self.authors.ignored(now)
     }
 
-    /// The authors that are ignored from now on, each once.
-    pub(super) fn newly_ignored(&mut self, now: Timestamp) -> Vec<Arc<str>> {
-        self.authors.newly_ignored(now)
+    /// The authors that have come above their limit, each once an hour.
+    pub(super) fn newly_above_limit(&mut self, now: Timestamp) -> Vec<Ignored> {
+        self.authors.newly_above_limit(now)
     }
 }
 

@@ -14,12 +14,14 @@ impl Fleet {
         let (link, reason) = self.link.status();
         let above = self.acceptance.ignored(now()).map(|one| IgnoredAuthor {
             author: one.author.to_string(),
-            reason: format!(
-                "above {} targets in an hour; ignored for {} s more, {} left out",
-                self.config.accept.max_per_author_per_hour,
-                one.for_s,
-                counted(one.excess, "report")
-            ),
+            reason: match (self.config.accept.max_per_author_per_hour, counted(one.excess, "report")) {
+                (limit, excess) if one.for_s == 0 => {
+                    format!("above {limit} targets in an hour; {excess} left for later")
+                }
+                (limit, excess) => {
+                    format!("above {limit} targets in an hour; ignored for {} s more, {excess} left out", one.for_s)
+                }
+            },
         });
         let faulty = self.faulty.named();
         FleetStatus {
@@ -66,7 +68,7 @@ impl Fleet {
             author: report.author.to_string(),
             evidence: report.grade.key().to_owned(),
             distinct_ports: report.distinct_ports,
-            class: report.class.clone(),
+            class: report.class.key().to_owned(),
             left_s: report.until.since(now).as_secs(),
         });
         FleetBan {

@@ -31,15 +31,34 @@ struct Author {
     hour: HourCount,
     backlog: u32,
     ignored_until: Timestamp,
-    /// Its reports that were refused because it was above its limit, since it was last named.
+    /// When it was last above its limit.
+    above_limit: Option<Timestamp>,
+    /// Its reports that were refused for that since it was named.
     excess: u64,
-    named: bool,
+    named: Option<Timestamp>,
 }
 
-/// An author that is ignored.
+impl Author {
+    fn refuse(&mut self, now: Timestamp, refusal: Refusal) -> Refusal {
+        self.above_limit = Some(now);
+        self.excess = self.excess.saturating_add(1);
+        refusal
+    }
+
+    fn is_above_limit(&self, now: Timestamp) -> bool {
+        self.above_limit.is_some_and(|at| now.since(at) < IGNORED_TIME) || self.ignored_until > now
+    }
+
+    fn told(&self, now: Timestamp, name: &Arc<str>) -> Ignored {
+        Ignored { author: Arc::clone(name), for_s: self.ignored_until.since(now).as_secs(), excess: self.excess }
+    }
+}
+
+/// An author above its limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ignored {
     pub(super) author: Arc<str>,
+    /// For how long it is ignored; 0: its other reports count later.
     pub(super) for_s: u64,
     pub(super) excess: u64,
 }
@@ -61,8 +80,14 @@ impl Authors {
                 return Err(Refusal::TableFull);
             }
             let backlog = limit.saturating_mul(BACKLOG_HOURS);
-            let new =
-                Author { hour: HourCount::default(), backlog, ignored_until: Timestamp::ZERO, excess: 0, named: false };
+            let new = Author {
+                hour: HourCount::default(),
+                backlog,
+                ignored_until: Timestamp::ZERO,
+                above_limit: None,
+                excess: 0,
+                named: None,
+            };
             self.0.insert(Arc::clone(author), new);
         }
         let Some((name, found)) =
@@ -71,19 +96,17 @@ impl Authors {
             return Err(Refusal::TableFull);
         };
         if found.ignored_until > now {
-            found.excess = found.excess.saturating_add(1);
-            return Err(Refusal::AuthorIgnored);
+            return Err(found.refuse(now, Refusal::AuthorIgnored));
         }
         if found.hour.take(now, limit) || take_backlog(phase, &mut found.backlog) {
             return Ok(name);
         }
         if phase != Phase::Steady {
-            return Err(Refusal::AuthorFull);
+            return Err(found.refuse(now, Refusal::AuthorFull));
         }
         found.ignored_until = now.after(IGNORED_TIME);
-        found.excess = found.excess.saturating_add(1);
-        found.named = false;
-        Err(Refusal::AuthorIgnored)
+        found.named = None;
+        Err(found.refuse(now, Refusal::AuthorIgnored))
     }
 
     /// True while `author` is ignored.
@@ -98,25 +121,24 @@ impl Authors {
             phase == Phase::Starting
                 || Arc::strong_count(name) > 1
                 || author.ignored_until > now
+                || author.is_above_limit(now)
                 || !author.hour.is_empty(now)
         });
     }
 
-    /// The authors that are ignored.
+    /// The authors that are above their limit.
     pub(super) fn ignored(&self, now: Timestamp) -> impl Iterator<Item = Ignored> + '_ {
-        self.0.iter().filter(move |(_, author)| author.ignored_until > now).map(move |(name, author)| Ignored {
-            author: Arc::clone(name),
-            for_s: author.ignored_until.since(now).as_secs(),
-            excess: author.excess,
-        })
+        let above = self.0.iter().filter(move |(_, author)| author.is_above_limit(now));
+        above.map(move |(name, author)| author.told(now, name))
     }
 
-    /// The authors that are ignored from now on, each once.
-    pub(super) fn newly_ignored(&mut self, now: Timestamp) -> Vec<Arc<str>> {
-        let new = self.0.iter_mut().filter(|(_, author)| author.ignored_until > now && !author.named);
+    /// The authors that have come above their limit, each once an hour.
+    pub(super) fn newly_above_limit(&mut self, now: Timestamp) -> Vec<Ignored> {
+        let is_new = |author: &Author| author.named.is_none_or(|named| now.since(named) >= IGNORED_TIME);
+        let new = self.0.iter_mut().filter(|(_, author)| author.is_above_limit(now) && is_new(author));
         new.map(|(name, author)| {
-            author.named = true;
-            Arc::clone(name)
+            author.named = Some(now);
+            author.told(now, name)
         })
         .collect()
     }

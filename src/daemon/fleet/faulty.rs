@@ -1,4 +1,5 @@
-//! Authors whose reports say what no host of a fleet should: each is named once, and then counted.
+//! Authors whose reports say what no host of a fleet should: each is named once, and then counted. Limits of this host that are
+//! reached are named once an hour.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,36 +23,53 @@ struct Faulty {
 }
 
 #[derive(Default)]
-pub(super) struct FaultyAuthors(BTreeMap<String, Faulty>);
+pub(super) struct FaultyAuthors {
+    authors: BTreeMap<String, Faulty>,
+    /// Limits that were named, and when.
+    limits: Vec<(Refusal, Instant)>,
+}
 
 impl FaultyAuthors {
     /// Counts a report by `author` that was refused; a line where that is the first one.
     pub(super) fn note(&mut self, author: &str, reason: Refusal) -> Option<EventKind> {
+        if reason.is_limit() {
+            return self.note_limit(reason);
+        }
         if !reason.is_fault() {
             return None;
         }
         let author = parse_fleet_name(author).unwrap_or_else(|_| "a host without a valid name".to_owned());
         let last = Instant::now();
-        if let Some(known) = self.0.get_mut(&author) {
+        if let Some(known) = self.authors.get_mut(&author) {
             *known = Faulty { reports: known.reports.saturating_add(1), reason, last };
             return None;
         }
-        if self.0.len() >= MAX_FAULTY {
+        if self.authors.len() >= MAX_FAULTY {
             return None;
         }
         let text =
             format!("fleet: a report by {author} is refused: {reason}; `portsentry status` counts those that follow");
-        self.0.insert(author, Faulty { reports: 1, reason, last });
+        self.authors.insert(author, Faulty { reports: 1, reason, last });
         Some(EventKind::Note(text))
     }
 
     pub(super) fn expire(&mut self) {
-        self.0.retain(|_, one| one.last.elapsed() < FORGET);
+        self.authors.retain(|_, one| one.last.elapsed() < FORGET);
+        self.limits.retain(|(_, named)| named.elapsed() < FORGET);
+    }
+
+    fn note_limit(&mut self, limit: Refusal) -> Option<EventKind> {
+        if self.limits.iter().any(|(known, _)| *known == limit) {
+            return None;
+        }
+        let text = format!("fleet: reports are refused: {limit}; `portsentry status` counts them");
+        self.limits.push((limit, Instant::now()));
+        Some(EventKind::Error(text))
     }
 
     /// Each of them, with what was refused last.
     pub(super) fn named(&self) -> impl Iterator<Item = IgnoredAuthor> + '_ {
-        self.0.iter().map(|(author, one)| IgnoredAuthor {
+        self.authors.iter().map(|(author, one)| IgnoredAuthor {
             author: author.clone(),
             reason: format!("{} refused: {}", counted(one.reports, "report"), one.reason),
         })

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::config::parse_fleet_name;
 use crate::control::fleet_info::FleetLink;
 use crate::control::fleet_protocol::{IgnoredAuthor, LINK_INTERVAL_S, LinkState, MAX_IGNORED, MAX_TEXT_LEN};
 use crate::events::event::EventKind;
-use crate::types::printable::masked;
+use crate::types::printable::quotable;
 
 /// After this time without a word the fleet process counts as dead.
 const TIMEOUT: Duration = Duration::from_secs(3 * LINK_INTERVAL_S);
@@ -27,10 +28,10 @@ impl Link {
     /// Takes in what the fleet process says of its connection to the server of `fleet`; what is to be logged.
     pub(super) fn note(&mut self, state: LinkState, ignored: &[IgnoredAuthor], fleet: &str) -> Option<EventKind> {
         self.heard = Instant::now();
-        let text = |text: &str| masked(text, ' ').take(2 * MAX_TEXT_LEN).collect::<String>();
-        let ignored = ignored.iter().take(MAX_IGNORED);
+        let text = |text: &str| quotable(text, 2 * MAX_TEXT_LEN);
+        let ignored = ignored.iter().filter(|one| parse_fleet_name(&one.author).is_ok()).take(MAX_IGNORED);
         self.ignored =
-            ignored.map(|one| IgnoredAuthor { author: text(&one.author), reason: text(&one.reason) }).collect();
+            ignored.map(|one| IgnoredAuthor { author: one.author.clone(), reason: text(&one.reason) }).collect();
         let state = match state {
             LinkState::Connected => LinkState::Connected,
             LinkState::Away(reason) => LinkState::Away(text(&reason)),

@@ -28,17 +28,28 @@ use crate::enforce::nft::{BlockError, Nft};
 use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{Banned, Change, FleetLift, LiftedBy, Recorder};
+use crate::types::printable::quotable;
 use crate::types::{BanTarget, Expiry, LineLimiter, Timestamp, counted};
 use acceptance::Acceptance;
 use answers::told;
+use authors::Ignored;
 use faulty::FaultyAuthors;
 use link::Link;
 use own_bans::OwnBans;
 pub(super) use own_bans::recorded;
 use verdict::{Step, Verdict};
 
-/// Lines about single bans in a minute.
-const MAX_LINES: u32 = 20;
+/// Lines in a minute about single bans, about authors, about the connection, and about refused requests: a flood of one kind hides
+/// none of another.
+const MAX_BAN_LINES: u32 = 20;
+const MAX_AUTHOR_LINES: u32 = 20;
+const MAX_LINK_LINES: u32 = 10;
+const MAX_REFUSAL_LINES: u32 = 4;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What the log quotes of a refused request, in bytes.
+const MAX_REFUSAL_LEN: usize = 160;
 
 /// How long after the table was changed or could not be written the sets are filled again.
 const REFILL_DELAY: Duration = Duration::from_millis(50);
@@ -75,7 +86,10 @@ pub(super) struct Fleet {
     last_error: Option<String>,
     link: Link,
     faulty: FaultyAuthors,
-    lines: LineLimiter,
+    ban_lines: LineLimiter,
+    author_lines: LineLimiter,
+    link_lines: LineLimiter,
+    refusal_lines: LineLimiter,
     host: Arc<Host>,
     expired_at: Instant,
     accepted: u64,
@@ -103,7 +117,10 @@ impl Fleet {
             last_error: None,
             link: Link::default(),
             faulty: FaultyAuthors::default(),
-            lines: LineLimiter::new(MAX_LINES, Duration::from_secs(60)),
+            ban_lines: LineLimiter::new(MAX_BAN_LINES, MINUTE),
+            author_lines: LineLimiter::new(MAX_AUTHOR_LINES, MINUTE),
+            link_lines: LineLimiter::new(MAX_LINK_LINES, MINUTE),
+            refusal_lines: LineLimiter::new(MAX_REFUSAL_LINES, MINUTE),
             host: Arc::clone(surroundings.host),
             expired_at: Instant::now(),
             accepted: 0,
@@ -151,8 +168,14 @@ impl Fleet {
             FleetWork::Request(IncomingFleetRequest::OwnBans { reply }) => {
                 let _ = reply.send(self.own_bans.in_force(SystemTime::now()));
             }
+            FleetWork::Request(IncomingFleetRequest::Refused { reason }) => {
+                events.extend(self.name_refusal(&reason));
+            }
             FleetWork::Request(IncomingFleetRequest::Request { request, reply }) => {
                 let answer = self.handle(request, surroundings, &mut events);
+                if let FleetReply::Refused { reason } = &answer {
+                    events.extend(self.name_refusal(reason));
+                }
                 // The client may have gone.
                 let _ = reply.send(answer);
             }
@@ -187,12 +210,11 @@ impl Fleet {
                     }
                     FleetReply::Lifted { lifted }
                 }
-                Err(_) => {
-                    FleetReply::Refused { reason: "refused: the target is neither an address nor a /64".to_owned() }
-                }
+                Err(_) => FleetReply::Refused { reason: "refused: a lift is of an address or a /64".to_owned() },
             },
             FleetRequest::Link { state, ignored } => {
-                events.extend(self.link.note(state, &ignored, &self.config.name));
+                let event = self.link.note(state, &ignored, &self.config.name);
+                events.extend(limited(&mut self.link_lines, event));
                 self.follow_link();
                 FleetReply::Noted
             }
@@ -233,7 +255,8 @@ impl Fleet {
                 Verdict::Refused(refusal) => {
                     self.refused += 1;
                     let reason = refusal.to_string();
-                    events.extend(self.faulty.note(&report.author, refusal));
+                    let event = self.faulty.note(&report.author, refusal);
+                    events.extend(limited(&mut self.author_lines, event));
                     ReportOutcome::Refused { reason }
                 }
             });
@@ -250,14 +273,26 @@ impl Fleet {
             });
             events.extend(text.and_then(|text| self.line(text)));
         }
-        for author in self.acceptance.newly_ignored(now) {
-            events.push(EventKind::Error(format!(
-                "fleet: {author} has brought forward more than {} targets in an hour and is ignored for an hour; look at \
-                 that host, it may be taken over",
-                self.config.accept.max_per_author_per_hour
-            )));
+        for Ignored { author, for_s, .. } in self.acceptance.newly_above_limit(now) {
+            let limit = self.config.accept.max_per_author_per_hour;
+            let event = match for_s {
+                0 => EventKind::Note(format!(
+                    "fleet: {author} has brought forward more than {limit} targets in an hour; the others count later"
+                )),
+                _ => EventKind::Error(format!(
+                    "fleet: {author} has brought forward more than {limit} targets in an hour and is ignored for an hour; look \
+                     at that host, it may be taken over"
+                )),
+            };
+            events.extend(limited(&mut self.author_lines, Some(event)));
         }
         outcomes
+    }
+
+    /// Names what the fleet process has asked for and may not.
+    fn name_refusal(&mut self, reason: &str) -> Option<EventKind> {
+        let text = format!("fleet: a request of the fleet process was {}", quotable(reason, MAX_REFUSAL_LEN));
+        limited(&mut self.refusal_lines, Some(EventKind::Error(text)))
     }
 
     /// While there is no connection, other hosts have more to say later.
@@ -269,7 +304,7 @@ impl Fleet {
 
     /// A line about a single ban, unless there were too many in this minute.
     fn line(&mut self, text: String) -> Option<EventKind> {
-        self.lines.admit(boot_time()).then_some(EventKind::Note(text))
+        self.ban_lines.admit(boot_time()).then_some(EventKind::Note(text))
     }
 
     /// Lifts the ban of `target`, which stays lifted for as long as it is reported; true where there was one.
@@ -342,8 +377,8 @@ impl Fleet {
 
     fn kernel_error(&mut self) -> Option<EventKind> {
         let error = self.last_error.take()?;
-        self.line(String::new())?;
-        Some(EventKind::Error(format!("fleet: the kernel's sets could not be changed: {error}; it is tried again")))
+        let text = format!("fleet: the kernel's sets could not be changed: {error}; it is tried again");
+        limited(&mut self.ban_lines, Some(EventKind::Error(text)))
     }
 
     /// Goes on with other rules.
@@ -387,7 +422,9 @@ impl Fleet {
             self.faulty.expire();
         }
         self.write_lifts(false);
-        if let Some(left_out) = self.lines.turn(boot_time()).filter(|left_out| *left_out > 0) {
+        let limiters = [&mut self.ban_lines, &mut self.author_lines, &mut self.link_lines, &mut self.refusal_lines];
+        let left_out: u64 = limiters.into_iter().filter_map(|lines| lines.turn(boot_time())).sum();
+        if left_out > 0 {
             events.push(EventKind::Note(format!(
                 "fleet: {} of the last minute were left out",
                 counted(left_out, "line")
@@ -396,6 +433,11 @@ impl Fleet {
         events.extend(self.kernel_error());
         events
     }
+}
+
+/// `event`, unless there were too many of its kind in this minute.
+fn limited(lines: &mut LineLimiter, event: Option<EventKind>) -> Option<EventKind> {
+    event.filter(|_| lines.admit(boot_time()))
 }
 
 /// What the ledger tells the fleet at the start.

@@ -50,6 +50,8 @@ pub(super) enum Refusal {
     NoTime,
     #[error("it stands for longer than four hours")]
     TooLong,
+    #[error("its class of scan is unknown")]
+    NoClass,
     #[error("its target is neither an IPv4 address nor an IPv6 /64 from which a host sends")]
     NoTarget,
     #[error("its target is {0}")]
@@ -66,7 +68,7 @@ pub(super) enum Refusal {
     AuthorIgnored,
     #[error("its author has brought forward fleet.accept.max_per_author_per_hour targets; it counts later")]
     AuthorFull,
-    #[error("all authors are above fleet.accept.max_bans_per_hour")]
+    #[error("all authors together are above fleet.accept.max_bans_per_hour")]
     Ceiling,
     #[error("the set is full (fleet.accept.size)")]
     SetFull,
@@ -78,7 +80,13 @@ impl Refusal {
     /// True where no host that is in order sends such a report: its author is named.
     pub(super) fn is_fault(&self) -> bool {
         match self {
-            Self::NoAuthor | Self::OwnName | Self::NoTime | Self::TooLong | Self::NoTarget | Self::Exempt(_) => true,
+            Self::NoAuthor
+            | Self::OwnName
+            | Self::NoTime
+            | Self::TooLong
+            | Self::NoClass
+            | Self::NoTarget
+            | Self::Exempt(_) => true,
             Self::Lifted
             | Self::Forgeable
             | Self::HourOver
@@ -89,6 +97,11 @@ impl Refusal {
             | Self::SetFull
             | Self::TableFull => false,
         }
+    }
+
+    /// True where this host takes no more reports of any author.
+    pub(super) fn is_limit(&self) -> bool {
+        matches!(self, Self::Ceiling | Self::SetFull | Self::TableFull)
     }
 }
 

@@ -135,7 +135,7 @@ fn wide_or_impossible_target_is_refused() {
 }
 
 #[test]
-fn report_without_time_is_refused() {
+fn malformed_report_is_refused() {
     let mut all = acceptance(FleetAccept { single: true, ..rules() });
     let lasting = |remaining_s| FleetReport { remaining_s, ..report("a", ONE) };
     assert_eq!(judged(&mut all, 0, &lasting(0)), Err(Verdict::Refused(Refusal::NoTime)));
@@ -143,6 +143,8 @@ fn report_without_time_is_refused() {
     assert_eq!(judged(&mut all, 0, &lasting(u64::MAX)), Err(Verdict::Refused(Refusal::TooLong)));
     assert_eq!(judged(&mut all, 0, &report("here", ONE)), Err(Verdict::Refused(Refusal::OwnName)));
     assert_eq!(judged(&mut all, 0, &report("A b", ONE)), Err(Verdict::Refused(Refusal::NoAuthor)));
+    let odd = FleetReport { class: "attackalert:".to_owned(), ..report("a", ONE) };
+    assert_eq!(judged(&mut all, 0, &odd), Err(Verdict::Refused(Refusal::NoClass)));
     assert!(judged(&mut all, 0, &lasting(14_400)).is_ok());
 }
 
@@ -172,8 +174,11 @@ fn author_above_limit_is_ignored_and_named() {
     let accepted =
         (0..5_000).filter(|number| judged(&mut all, 0, &report("mallory", &target(number % 60_000))).is_ok()).count();
     assert_eq!(accepted, 30);
-    assert_eq!(all.newly_ignored(at(0)), [Arc::<str>::from("mallory")]);
-    assert!(all.newly_ignored(at(1)).is_empty(), "it is reported once");
+    assert_eq!(
+        all.newly_above_limit(at(0)).iter().map(|one| (&*one.author, one.for_s)).collect::<Vec<_>>(),
+        [("mallory", 3_600)]
+    );
+    assert!(all.newly_above_limit(at(1)).is_empty(), "it is reported once");
     assert_eq!(all.ignored(at(1)).next().map(|one| one.for_s), Some(3_599));
     assert_eq!(
         judged(&mut all, 1, &report("mallory", &target(0))),
@@ -213,10 +218,12 @@ fn late_joiner_accepts_four_hours() {
             .count()
     };
     assert_eq!(accepted(0, &mut new), 120);
-    assert!(new.ignored(at(0)).next().is_none(), "it stayed within its limit");
+    let named = |new: &mut Acceptance| new.newly_above_limit(at(0)).iter().map(|one| one.for_s).collect::<Vec<_>>();
+    assert_eq!(named(&mut new), [0], "it is named, and what it says counts later");
+    assert_eq!(new.ignored(at(0)).next().map(|one| one.excess), Some(80));
     new.end_scan();
     assert_eq!(accepted(200, &mut new), 0);
-    assert!(new.ignored(at(0)).next().is_some());
+    assert_eq!(named(&mut new), [3_600], "now it is ignored");
 }
 
 #[test]
