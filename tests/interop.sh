@@ -487,7 +487,9 @@ logcheck() {
 }
 
 prometheus() {
-    printf '[metrics]\nlisten = "127.0.0.1:9777"\n' >"$root/etc/portsentry/portsentry.toml"
+    # In a fleet whose server is away: there are figures of it, too.
+    printf '%s\n' '[metrics]' 'listen = "127.0.0.1:9777"' '[fleet]' 'url = "unix:///run/valkey/fleet.sock"' 'host = "interop"' \
+        >"$root/etc/portsentry/portsentry.toml"
     inside install -D -m 644 -t /etc/systemd/system/portsentry.service.d \
         /usr/share/doc/portsentry-nft/examples/portsentry.service.d/internet.conf
     inside systemctl daemon-reload

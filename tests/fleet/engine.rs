@@ -1,4 +1,5 @@
-//! Starts a Redis or Valkey server for one test, with users as `portsentry fleet acl` prints them.
+//! Starts a Redis or Valkey server for one test, with users as `portsentry fleet acl` prints them. `FLEET_SERVER` names
+//! another program than `redis-server`, for example `valkey-server`.
 #![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
 
 use std::fs::{self, Permissions};
@@ -130,10 +131,11 @@ impl Engine {
 
 fn spawn(network: Option<&str>, options: &[String]) -> Child {
     let inside = network.map_or_else(Vec::new, |name| vec!["ip", "netns", "exec", name]);
-    let words = [&inside[..], &["setpriv", "--pdeathsig", "KILL", "redis-server"]].concat();
+    let server = std::env::var("FLEET_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    let words = [&inside[..], &["setpriv", "--pdeathsig", "KILL", &server]].concat();
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).args(options).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().expect("redis-server is installed")
+    command.spawn().expect("the server is installed")
 }
 
 impl Drop for Engine {

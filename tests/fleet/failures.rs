@@ -138,6 +138,36 @@ fn stopped_server_is_away_after_seconds() {
 }
 
 #[test]
+fn slow_server_delays_reports_only() {
+    let engine = engine(&[]);
+    let [a, b] = Member::fleet(["a", "b"], &engine);
+    // Each answer takes longer than any page or report, and less than the time after which the server counts as away.
+    assert_eq!(engine.admin(&["CLIENT", "PAUSE", "3000", "ALL"]), "OK");
+    a.daemon.ban("203.0.113.7");
+    b.eventually("the report arrives later", || b.daemon.has_report("a", "203.0.113.7"));
+    for member in [&a, &b] {
+        assert!(member.daemon.is_connected() && !member.log().contains("did not answer"), "{}", member.log());
+    }
+}
+
+#[test]
+fn gap_in_notices_finds_missed_report() {
+    let engine = engine(&[]);
+    let [a, b] = Member::fleet(["a", "b"], &engine);
+    a.daemon.ban("203.0.113.7");
+    b.eventually("the report arrives", || b.daemon.has_report("a", "203.0.113.7"));
+    let scans = b.daemon.said(|said| said.scans);
+    let sequence = b.daemon.said(|said| said.reports[0].sequence);
+    // A report whose notice was lost, and the next notice.
+    let value = format!(r#"{{"v":1,"class":"connect","ports":7,"grade":"proven","seq":{}}}"#, sequence + 1);
+    engine.cli("a", &["SET", &key("a", "203.0.113.8"), &value, "PX", "3600000"]);
+    let notice = format!(r#"{{"v":1,"seq":{},"target":"203.0.113.7"}}"#, sequence + 2);
+    engine.cli("a", &["PUBLISH", "portsentry:lab:news:a", &notice]);
+    b.eventually("the scan finds it", || b.daemon.has_report("a", "203.0.113.8"));
+    assert_eq!(b.daemon.said(|said| said.scans), scans + 1, "one gap is one scan");
+}
+
+#[test]
 fn wrong_password_or_rights_are_named() {
     let engine = engine(&[]);
     let url = format!("url = \"unix://{}\"", engine.socket().display());

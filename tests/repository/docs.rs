@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use portsentry::cli;
 use portsentry::config::Config;
-use portsentry::metrics::{self, Snapshot};
+use portsentry::metrics::{self, FleetSnapshot, Snapshot};
 use portsentry::sensor::SensorMetrics;
 use regex::Regex;
 use serde_json::Value;
@@ -249,7 +249,7 @@ fn threat_has_unique_number_and_test() {
 
 /// The metric families with the names of their series.
 fn families() -> BTreeMap<String, Vec<String>> {
-    let snapshot = Snapshot { capacity: Some(1), ..Snapshot::default() };
+    let snapshot = Snapshot { capacity: Some(1), fleet: Some(FleetSnapshot::default()), ..Snapshot::default() };
     let text = metrics::text(&Arc::new(SensorMetrics::default()), snapshot);
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let series = |name: &str, kind: &str| match kind {
@@ -359,7 +359,8 @@ fn every_alert_uses_existing_metrics() {
         }
     }
     assert_eq!(open, None);
-    let needed = ["ban_failures_total", "packets_dropped_total", "bans_missing", "start_time_seconds"];
+    let needed =
+        ["ban_failures_total", "packets_dropped_total", "bans_missing", "start_time_seconds", "fleet_connected"];
     for name in needed.map(|name| format!("portsentry_{name}")) {
         assert!(used.contains(&name), "no alert uses {name}");
     }
