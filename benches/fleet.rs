@@ -1,6 +1,7 @@
 //! Measures the costs of a fleet: several hundred real `portsentry fleet` processes on one server, each with a stub
 //! daemon. Measured are the time until a report reaches all others, reports per second, the start of a late joiner with
-//! 100,000 reports, and processor time per report.
+//! 100,000 reports, and processor time per report. The baselines of the same run are a bare
+//! subscriber of the same server, and `redis-cli --scan`.
 //!
 //! `HOSTS=300` sets the number of hosts, `RUNS=1` shortens it; `-- fleet` and `-- late` run one part. Needs
 //! redis-server; no root.
@@ -21,7 +22,9 @@ mod fake_daemon;
 mod member;
 mod support;
 
-use std::process::Command;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use engine::{Engine, Users};
@@ -59,8 +62,12 @@ fn fleet() {
 
     support::table(
         &format!("A report of one of {hosts} hosts, until the others have it, in milliseconds"),
-        "reports | deliveries | median | p99 | worst | server's processor time per report, ms",
+        "what | deliveries | median | p99 | worst | times the bare notice | server's processor time per report, ms",
     );
+    let bare = bare_notices(&engine);
+    let cells =
+        |spans: &[f64]| [0.5, 0.99, 1.0].map(|share| format!("{:.2}", support::quantile(spans, share))).join(" | ");
+    println!("| bare notice, to one subscriber | {} | {} | 1 | |", bare.len(), cells(&bare));
     let reports = support::runs(REPORTS);
     let before = engine_time(&engine);
     let mut spans = Vec::new();
@@ -75,8 +82,8 @@ fn fleet() {
         }
     }
     let each = (engine_time(&engine) - before).as_secs_f64() * 1e3 / reports as f64;
-    let cells = [0.5, 0.99, 1.0].map(|share| format!("{:.1}", support::quantile(&spans, share))).join(" | ");
-    println!("| {reports} | {} | {cells} | {each:.2} |", spans.len());
+    let times = support::quantile(&spans, 0.5) / support::quantile(&bare, 0.5);
+    println!("| report to the daemon of another host | {} | {} | {times:.0} | {each:.2} |", spans.len(), cells(&spans));
 
     support::table(
         &format!("A burst: each of {hosts} hosts reports {BURST} sources at once, until one of them has all"),
@@ -106,6 +113,29 @@ fn fleet() {
     );
 }
 
+/// The time from PUBLISH to a client that does nothing but wait for it, in milliseconds.
+fn bare_notices(engine: &Engine) -> Vec<f64> {
+    let connect = || {
+        let mut stream = UnixStream::connect(engine.socket()).unwrap();
+        stream.write_all(b"AUTH admin admin\r\n").unwrap();
+        assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+        stream
+    };
+    let (mut publisher, mut subscriber) = (connect(), connect());
+    subscriber.write_all(b"SUBSCRIBE bare\r\n").unwrap();
+    assert!(subscriber.read(&mut [0; 256]).unwrap() > 0);
+    (0..200)
+        .map(|_| {
+            let begun = Instant::now();
+            publisher.write_all(b"PUBLISH bare x\r\n").unwrap();
+            assert!(subscriber.read(&mut [0; 256]).unwrap() > 0);
+            let took = begun.elapsed().as_secs_f64() * 1e3;
+            assert!(publisher.read(&mut [0; 64]).unwrap() > 0);
+            took
+        })
+        .collect()
+}
+
 fn start(host: &str, engine: &Engine) -> Member {
     let lines = format!("url = \"unix://{}\"\naccept.max_per_author_per_hour = 100000", engine.socket().display());
     Member::start_with(
@@ -120,7 +150,8 @@ fn start(host: &str, engine: &Engine) -> Member {
 fn late_joiner() {
     support::table(
         &format!("A late joiner that finds {} reports of {AUTHORS} authors", AUTHORS * OF_EACH),
-        "run | seconds until its daemon has all | resident after it, MiB | its processor time, s | server's, s | server's memory, MiB",
+        "run | seconds until its daemon has all | times redis-cli --scan | resident after it, MiB | its processor time, s \
+         | server's, s | server's memory, MiB",
     );
     let engine = Engine::start(Users::new(&["late"]), &[]);
     let fill = format!(
@@ -131,6 +162,11 @@ fn late_joiner() {
     );
     engine.admin(&["EVAL", &fill, "0"]);
     for run in 1..=support::runs(3) {
+        let begun = Instant::now();
+        let mut scan = Command::new("redis-cli");
+        scan.arg("-s").arg(engine.socket()).args(["--user", "admin", "--pass", "admin", "--no-auth-warning", "--scan"]);
+        assert!(scan.stdout(Stdio::null()).status().unwrap().success());
+        let bare = begun.elapsed().as_secs_f64();
         let (begun, server) = (Instant::now(), engine_time(&engine));
         let late = start("late", &engine);
         let scanned = netns_lab::within(Duration::from_secs(600), || {
@@ -143,7 +179,8 @@ fn late_joiner() {
         let memory = engine.admin(&["INFO", "memory"]);
         let memory = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse::<f64>();
         println!(
-            "| {run} | {took:.1} | {:.1} | {:.2} | {:.2} | {:.0} |",
+            "| {run} | {took:.1} | {:.0} | {:.1} | {:.2} | {:.2} | {:.0} |",
+            took / bare,
             late.resident() as f64 / 1024.0,
             late.processor_time().as_secs_f64(),
             (engine_time(&engine) - server).as_secs_f64(),

@@ -35,6 +35,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long to wait after the server has refused a report.
 const REFUSED_DELAY: Duration = Duration::from_secs(30);
 
+/// How long to wait for the next attempt to connect. `chance` is from 0 to 1.
+fn retry_delay(backoff: Duration, hosts: u32, chance: f64) -> Duration {
+    // The first attempt of a large fleet is spread, too.
+    let spread = Duration::from_secs(1) * hosts / CONNECTS_PER_SECOND;
+    (backoff + spread).mul_f64(0.5 + chance)
+}
+
 /// This host in the fleet.
 pub(super) struct Member {
     endpoint: Endpoint,
@@ -106,9 +113,7 @@ impl Member {
                 away_since = Some(now);
             }
             self.set_link(LinkState::Away(error.to_string())).await;
-            // The first attempt of a large fleet is spread, too.
-            let spread = Duration::from_secs(1) * self.hosts() / CONNECTS_PER_SECOND;
-            let delay = (backoff.extend(now) + spread).mul_f64(0.5 + super::chance()?);
+            let delay = retry_delay(backoff.extend(now), self.hosts(), super::chance()?);
             self.wait(delay, &mut news).await;
         }
     }
@@ -301,5 +306,18 @@ impl Member {
         self.next.heartbeat = now.after(Duration::from_secs(LINK_INTERVAL_S));
         let request = FleetRequest::Link { state: self.link.clone(), ignored: self.relay.ignored(now) };
         self.daemon.ask(&request).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reconnects_of_large_fleet_are_spread() {
+        let millis = |backoff, hosts, chance| retry_delay(Duration::from_secs(backoff), hosts, chance).as_millis();
+        assert_eq!([millis(1, 2, 0.0), millis(1, 2, 1.0)], [502, 1_506]);
+        assert_eq!([millis(1, 10_000, 0.0), millis(1, 10_000, 1.0)], [10_500, 31_500]);
+        assert_eq!([millis(60, 10_000, 0.0), millis(60, 10_000, 1.0)], [40_000, 120_000]);
     }
 }

@@ -164,6 +164,7 @@ fn gap_in_notices_finds_missed_report() {
     let notice = format!(r#"{{"v":1,"seq":{},"target":"203.0.113.7"}}"#, sequence + 2);
     engine.cli("a", &["PUBLISH", "portsentry:lab:news:a", &notice]);
     b.eventually("the scan finds it", || b.daemon.has_report("a", "203.0.113.8"));
+    b.eventually("the scan ends", || b.daemon.said(|said| said.scans) > scans);
     assert_eq!(b.daemon.said(|said| said.scans), scans + 1, "one gap is one scan");
 }
 
