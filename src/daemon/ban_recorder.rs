@@ -16,8 +16,8 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::reason;
 use crate::ledger::{
-    Allowance, Author, Banned, Change, Ended, Ending, FleetLift, InForce, Ledger, LedgerError, LegacyFiles, LoadedState, Logged,
-    Opened, Recorder, Stopped, Writer, WriterEvent,
+    Allowance, Author, Banned, Change, Ended, Ending, FleetLift, InForce, Ledger, LedgerError, LegacyFiles,
+    LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 

@@ -156,16 +156,16 @@ fn gap_in_notices_finds_missed_report() {
     let [a, b] = Member::fleet(["a", "b"], &engine);
     a.daemon.ban("203.0.113.7");
     b.eventually("the report arrives", || b.daemon.has_report("a", "203.0.113.7"));
-    let scans = b.daemon.said(|said| said.scans);
-    let sequence = b.daemon.said(|said| said.reports[0].sequence);
+    let scans = b.daemon.received(|received| received.scans);
+    let sequence = b.daemon.received(|received| received.reports[0].sequence);
     // A report whose notice was lost, and the next notice.
     let value = format!(r#"{{"v":1,"class":"connect","ports":7,"grade":"proven","seq":{}}}"#, sequence + 1);
     engine.cli("a", &["SET", &key("a", "203.0.113.8"), &value, "PX", "3600000"]);
     let notice = format!(r#"{{"v":1,"seq":{},"target":"203.0.113.7"}}"#, sequence + 2);
     engine.cli("a", &["PUBLISH", "portsentry:lab:news:a", &notice]);
     b.eventually("the scan finds it", || b.daemon.has_report("a", "203.0.113.8"));
-    b.eventually("the scan ends", || b.daemon.said(|said| said.scans) > scans);
-    assert_eq!(b.daemon.said(|said| said.scans), scans + 1, "one gap is one scan");
+    b.eventually("the scan ends", || b.daemon.received(|received| received.scans) > scans);
+    assert_eq!(b.daemon.received(|received| received.scans), scans + 1, "one gap is one scan");
 }
 
 #[test]
