@@ -311,3 +311,35 @@ fn low_preference_router_is_no_gateway() {
     net.ip("-6 route del default via fe80::254 dev out proto ra metric 1024");
     assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::bad"], "the router in use has low preference");
 }
+
+#[test]
+fn advertised_network_makes_no_gateway() {
+    let net = network();
+    net.ip_batch(
+        "route add 2001:db8:a::/48 via fe80::bad dev out proto ra metric 1024 pref low\n\
+         route add 2001:db8:b::/48 via fe80::bad dev out proto ra metric 1024 pref high\n\
+         route add 2001:db8:c::/48 via fe80::7 dev out proto static\n\
+         route add default via fe80::254 dev out proto ra metric 1024 pref medium\n\
+         route add 2001:db8:d::/48 via fe80::254 dev out proto ra metric 1024 pref medium\n",
+    );
+    assert_eq!(
+        gateways(&net.inside_async(read)),
+        ["fe80::7", "fe80::254"],
+        "a route to a network (Route Information option) protects its sender only if that is the default router in use"
+    );
+}
+
+/// systemd-networkd makes next-hop objects for what routers advertise.
+#[test]
+fn advertised_object_counts_with_default_route() {
+    let net = network();
+    net.run("sysctl", "-qw net.ipv4.nexthop_compat_mode=0");
+    net.ip_batch(
+        "nexthop add id 1 via fe80::254 dev out proto ra\n\
+         nexthop add id 2 via fe80::bad dev out proto ra\n\
+         nexthop add id 3 via fe80::7 dev out proto static\n\
+         route add default nhid 1 proto ra metric 1024 pref medium\n\
+         route add 2001:db8:a::/48 nhid 2 proto ra metric 1024 pref medium\n",
+    );
+    assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::254"]);
+}

@@ -33,6 +33,7 @@ mod watch;
 
 pub use error::HostError;
 use error::TIMEOUT;
+use next_hops::NextHop;
 pub use reverse_path::ReverseRoute;
 pub use watch::Watcher;
 
@@ -48,8 +49,8 @@ pub struct HostFacts {
     /// The kernel's IPv4 routes as its reverse-path filter reads them. Empty where no interface has a strict one.
     pub reverse_routes: Vec<ReverseRoute>,
     /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included. Of
-    /// default routes that routers advertise, those of the highest preference: any host on the link can advertise one that is
-    /// never used.
+    /// routes that routers advertise, those of the default routes of the highest preference: any host on the link can
+    /// advertise one that is never used, or a route to a network that this host does not talk to.
     pub gateways: Vec<IpAddr>,
     /// The link-local ones among them by the interfaces of their routes: on another link another host may have that address.
     pub link_gateways: Vec<(u32, IpAddr)>,
@@ -59,8 +60,10 @@ pub struct HostFacts {
     pub resolvers: Vec<IpAddr>,
     /// Every interface.
     pub interfaces: Vec<Interface>,
-    /// Routers that advertised a default route, with its preference; empty once the facts are in order.
+    /// Routers that advertised a default route, with its preference, and the next-hop objects of such routes; empty once the
+    /// facts are in order.
     advertised: Vec<(i8, Gateway)>,
+    advertised_objects: Vec<(i8, u32)>,
 }
 
 /// A next hop.
@@ -157,7 +160,7 @@ impl HostFacts {
         };
         let mut gateways = Vec::new();
         let consistent = next_hops::list(&mut gateways).await? && consistent;
-        gateways.into_iter().for_each(|gateway| self.add_gateway(gateway));
+        gateways.into_iter().for_each(|gateway| self.add_next_hop(gateway));
         Ok(ipsec::list(&mut self.tunnel_peers).await? && consistent)
     }
 
@@ -177,11 +180,12 @@ impl HostFacts {
                 }
                 let mut gateways = Vec::new();
                 route_gateways(&route.attributes, 0, &mut gateways);
-                match advertised_preference(&route) {
-                    Some(preference) => {
-                        self.advertised.extend(gateways.into_iter().map(|router| (preference, router)));
-                    }
-                    None => gateways.into_iter().for_each(|gateway| self.add_gateway(gateway)),
+                if route.header.protocol != RouteProtocol::Ra {
+                    gateways.into_iter().for_each(|gateway| self.add_gateway(gateway));
+                } else if route.header.destination_prefix_length == 0 {
+                    let preference = preference(&route);
+                    self.advertised.extend(gateways.into_iter().map(|router| (preference, router)));
+                    self.advertised_objects.extend(object(&route).map(|object| (preference, object)));
                 }
             }
             // Which table answers is then for rules to say that this program does not follow.
@@ -190,6 +194,15 @@ impl HostFacts {
             }
             _ => {}
         }
+    }
+
+    /// Adds the gateway of a next-hop object, after all routes. An advertised one counts with the default route that uses it.
+    fn add_next_hop(&mut self, NextHop { id, advertised, gateway }: NextHop) {
+        if !advertised {
+            return self.add_gateway(gateway);
+        }
+        let routes = self.advertised_objects.iter().filter(|(_, object)| *object == id);
+        self.advertised.extend(routes.map(|(preference, _)| (*preference, gateway)));
     }
 
     fn add_gateway(&mut self, Gateway { address, interface }: Gateway) {
@@ -203,6 +216,7 @@ impl HostFacts {
 
     fn in_order(mut self) -> Self {
         let advertised = std::mem::take(&mut self.advertised);
+        self.advertised_objects.clear();
         let best = advertised.iter().map(|(preference, _)| *preference).max();
         let in_use = advertised.into_iter().filter(|(preference, _)| Some(*preference) == best);
         in_use.for_each(|(_, router)| self.add_gateway(router));
@@ -309,19 +323,24 @@ fn own_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
     Some((message.header.index, net))
 }
 
-/// The preference of a default route that a router advertised (RFC 4191); `None` for any other route.
-fn advertised_preference(route: &RouteMessage) -> Option<i8> {
-    if route.header.protocol != RouteProtocol::Ra || route.header.destination_prefix_length > 0 {
-        return None;
-    }
+/// The preference of a route that a router advertised (RFC 4191).
+fn preference(route: &RouteMessage) -> i8 {
     let preference = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Preference(preference) => Some(*preference),
         _ => None,
     });
-    Some(match preference {
+    match preference {
         Some(RoutePreference::High) => 1,
         Some(RoutePreference::Low) => -1,
         _ => 0,
+    }
+}
+
+/// The number of the next-hop object that a route uses, if it uses one.
+fn object(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::NhId(object) => Some(*object),
+        _ => None,
     })
 }
 
@@ -365,7 +384,7 @@ pub(crate) fn fuzz(datagram: &[u8]) {
     }
     let mut gateways = Vec::new();
     let _ = next_hops::read(datagram, &mut gateways);
-    gateways.into_iter().for_each(|gateway| facts.add_gateway(gateway));
+    gateways.into_iter().for_each(|gateway| facts.add_next_hop(gateway));
     let _ = ipsec::read(datagram, &mut Vec::new());
     let facts = facts.in_order();
     assert!(

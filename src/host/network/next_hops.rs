@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::NlasIterator;
+use netlink_packet_route::route::RouteProtocol;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 
@@ -16,11 +17,21 @@ use super::error::HostError;
 
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
+const NHA_ID: u16 = 1;
 const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 
-/// `struct nhmsg`, in bytes; attributes follow.
+/// `struct nhmsg`, in bytes; attributes follow. Its third byte is the protocol, as of a route.
 const NHMSG: usize = 8;
+const PROTOCOL: usize = 2;
+
+/// A next-hop object that points to a gateway.
+pub(super) struct NextHop {
+    pub(super) id: u32,
+    /// A router advertised it (systemd-networkd makes objects for these).
+    pub(super) advertised: bool,
+    pub(super) gateway: Gateway,
+}
 
 const OBJECTS: Dump = Dump {
     name: "next-hop objects",
@@ -32,22 +43,24 @@ const OBJECTS: Dump = Dump {
 
 /// Adds the gateways of every next-hop object; false where the list changed while it was read. A kernel before 5.3 has
 /// none.
-pub(super) async fn list(gateways: &mut Vec<Gateway>) -> Result<bool, HostError> {
-    OBJECTS.list(|object| gateways.extend(gateway(object))).await
+pub(super) async fn list(next_hops: &mut Vec<NextHop>) -> Result<bool, HostError> {
+    OBJECTS.list(|object| next_hops.extend(next_hop(object))).await
 }
 
 /// Reads one datagram; true where the list is complete. For the fuzzer.
 #[cfg(any(test, fuzzing))]
-pub(super) fn read(datagram: &[u8], gateways: &mut Vec<Gateway>) -> Result<bool, HostError> {
-    OBJECTS.read(datagram, &mut |object| gateways.extend(gateway(object)), &mut true)
+pub(super) fn read(datagram: &[u8], next_hops: &mut Vec<NextHop>) -> Result<bool, HostError> {
+    OBJECTS.read(datagram, &mut |object| next_hops.extend(next_hop(object)), &mut true)
 }
 
-fn gateway(payload: &[u8]) -> Option<Gateway> {
-    let (mut address, mut interface) = (None, 0);
+fn next_hop(payload: &[u8]) -> Option<NextHop> {
+    let (mut address, mut interface, mut id) = (None, 0, 0);
+    let number = |value: &[u8]| value.first_chunk().map_or(0, |number| u32::from_ne_bytes(*number));
     for attribute in NlasIterator::new(payload.get(NHMSG..)?).flatten() {
         let value = attribute.value();
         match attribute.kind() {
-            NHA_OIF => interface = value.first_chunk().map_or(0, |index| u32::from_ne_bytes(*index)),
+            NHA_ID => id = number(value),
+            NHA_OIF => interface = number(value),
             NHA_GATEWAY => {
                 let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
                 address = v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
@@ -55,5 +68,6 @@ fn gateway(payload: &[u8]) -> Option<Gateway> {
             _ => {}
         }
     }
-    Some(Gateway { address: address?, interface })
+    let advertised = payload.get(PROTOCOL).is_some_and(|protocol| RouteProtocol::from(*protocol) == RouteProtocol::Ra);
+    Some(NextHop { id, advertised, gateway: Gateway { address: address?, interface } })
 }
