@@ -14,7 +14,7 @@ use portsentry::cli::{
 use portsentry::config::{Config, LogTarget};
 use portsentry::control::{commands, list, live_view};
 use portsentry::daemon::{self, DaemonError, Places, background, helper, helper_process};
-use portsentry::events::log;
+use portsentry::events::{log, stderr};
 use portsentry::fleet::{self, FleetError};
 use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
@@ -202,8 +202,11 @@ fn fail(error: &dyn Display, code: u8) -> ExitCode {
     code.into()
 }
 
-/// Writes `what` to standard error. Where that is closed, the exit code has to do.
+/// Writes `what` to standard error. Where that is closed, or the daemon's log is not read, the exit code has to do.
 fn say(what: &dyn Display) {
+    if stderr::is_stalled() {
+        return;
+    }
     let mut stderr = std::io::stderr().lock();
     for line in what.to_string().lines() {
         let _ = writeln!(stderr, "portsentry: {line}");

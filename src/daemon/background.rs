@@ -51,6 +51,11 @@ pub fn enter() -> bool {
     true
 }
 
+/// True in the second process, whose standard error leads nowhere once it watches.
+pub(super) fn is_detached() -> bool {
+    NULL.get().is_some()
+}
+
 /// Tells the first process that this one watches, and lets its output go.
 pub(super) fn ready() {
     let Some(null) = NULL.get() else { return };

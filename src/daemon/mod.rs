@@ -64,6 +64,7 @@ use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
+use crate::events::stderr::StderrThread;
 use crate::ledger;
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
@@ -193,9 +194,12 @@ pub fn run(
         sweeps_lines,
         legacy_tables,
     };
+    let stderr = (!background::is_detached()).then(StderrThread::start).transpose();
+    let stderr = stderr.map_err(DaemonError::system("start a thread"))?;
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));
-    // A look-up that no name server answers must not hold up the end.
+    // A look-up that no name server answers must not hold up the end, nor a log that is not read.
     runtime.shutdown_background();
+    stderr.into_iter().for_each(StderrThread::finish);
     result
 }
 

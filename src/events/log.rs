@@ -1,6 +1,5 @@
 //! Writes lines to standard error, to the journal or to syslog.
 
-use std::io;
 use std::path::Path;
 
 use tracing_subscriber::Layer;
@@ -11,6 +10,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use super::classic_log::{self, Wording};
 use super::event::{Event, EventKind};
 use super::json::EventRecord;
+use super::stderr::Stderr;
 use super::syslog::{DEV_LOG, Syslog};
 use crate::config::{Facility, LogTarget};
 
@@ -42,7 +42,7 @@ pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
             "message" => write!(writer, "{value:?}"),
             _ => Ok(()),
         });
-        let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).fmt_fields(fields);
+        let layer = tracing_subscriber::fmt::layer().with_writer(|| Stderr).fmt_fields(fields);
         layer.without_time().with_level(false).with_target(false).with_ansi(false).boxed()
     });
     tracing_subscriber::registry().with(journal).with(syslog).with(terminal).try_init()?;

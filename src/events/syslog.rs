@@ -17,6 +17,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use super::stderr::Stderr;
 use crate::config::Facility;
 use crate::types::printable::masked_to;
 
@@ -97,7 +98,7 @@ impl Syslog {
         {
             state.lost += 1;
             // Where this cannot be written either, nothing else is left.
-            let _ = writeln!(otherwise, "{line}");
+            let _ = otherwise.write_all(format!("{line}\n").as_bytes());
         }
     }
 
@@ -144,7 +145,7 @@ impl<S: Subscriber> Layer<S> for Syslog {
             Level::WARN => Severity::Warning,
             _ => Severity::Notice,
         };
-        self.send(severity, &line.0, &mut io::stderr());
+        self.send(severity, &line.0, &mut Stderr);
     }
 }
 

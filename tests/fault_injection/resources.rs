@@ -1,10 +1,11 @@
-//! Tests exhausted resources: file descriptors, and a database that another program has locked.
+//! Tests exhausted resources: file descriptors, a database that another program has locked, and a log without a reader.
 
+use std::io::{BufRead as _, BufReader};
 use std::time::Duration;
 
 use portsentry::ledger::DATABASE;
 use rusqlite::Connection;
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Signal, getrlimit};
 
 use crate::support::{recorded, scan, start};
 use netns_lab::daemon::Daemon;
@@ -80,4 +81,42 @@ fn locked_ledger_delays_no_ban() {
     daemon.expect_line("the ledger is written again");
     eventually("the ledger has both bans", || recorded(&lab) == [first, second]);
     daemon.stop();
+}
+
+/// Sixty bans by hand, each with a line; the log's socket holds a few of these.
+fn log_sixty_lines(lab: &Lab) -> Vec<String> {
+    eventually("it watches", || lab.operate(&["status"]).code == Some(0));
+    let addresses: Vec<String> = (1..=60).map(|end| format!("198.51.100.{end}")).collect();
+    addresses.iter().for_each(|address| drop(lab.succeed(&["block", address])));
+    addresses
+}
+
+#[test]
+fn unread_log_delays_neither_operator_nor_end() {
+    let lab = Lab::new(&["scanner"]);
+    let (daemon, _reader) = Daemon::spawn_unread(&lab, &["--expire", "24h"]);
+    log_sixty_lines(&lab);
+    lab.succeed(&["status"]);
+    lab.provoke_ban("scanner");
+    lab.victim_ip("route add 172.31.0.0/16 via 10.77.1.66");
+    eventually("a new gateway is known", || lab.set_text("allowed").contains("10.77.1.66"));
+    let (ended, took) = daemon.end_by(Signal::TERM);
+    assert!(ended.status.success() && took < Duration::from_secs(5) * netns_lab::slowness(), "{ended:?}, {took:?}");
+}
+
+#[test]
+fn late_reader_gets_all_log_lines() {
+    let lab = Lab::new(&["scanner"]);
+    let (daemon, reader) = Daemon::spawn_unread(&lab, &["--expire", "24h"]);
+    let addresses = log_sixty_lines(&lab);
+    let reading = std::thread::spawn(|| BufReader::new(reader).lines().map_while(Result::ok).collect::<Vec<_>>());
+    let (ended, _) = daemon.end_by(Signal::TERM);
+    assert!(ended.status.success());
+    let lines = reading.join().unwrap();
+    let of = |address: &String| {
+        let line = lines.iter().position(|line| line.split([' ', '/', ':']).any(|word| word == address));
+        line.unwrap_or_else(|| panic!("no line has {address}: {lines:#?}"))
+    };
+    assert!(addresses.iter().map(of).is_sorted(), "{lines:#?}");
+    assert!(lines.last().unwrap().starts_with("securityalert: "), "the end is the last line: {lines:#?}");
 }

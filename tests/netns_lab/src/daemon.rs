@@ -1,11 +1,14 @@
 //! Runs the program under test as a process in the victim.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{AT_ONCE, Lab, TIMEOUT, eventually, slowness, within};
@@ -75,6 +78,17 @@ impl Daemon {
 
     /// Starts it without waiting.
     pub fn spawn(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
+        Self::spawn_with(lab, wrapper, arguments, Stdio::piped())
+    }
+
+    /// Starts it where the test itself reads its log, or does not; with the log's end for that, which holds little.
+    pub fn spawn_unread(lab: &Lab, arguments: &[&str]) -> (Self, UnixStream) {
+        let (reader, writer) = UnixStream::pair().expect("a pair of sockets");
+        set_socket_send_buffer_size(&writer, 4_096).expect("it is a socket");
+        (Self::spawn_with(lab, &[], arguments, OwnedFd::from(writer).into()), reader)
+    }
+
+    fn spawn_with(lab: &Lab, wrapper: &[&str], arguments: &[&str], stderr: Stdio) -> Self {
         let mut command: Command = lab.command("victim", "sh");
         command.args(["-c", WRAPPER, "sh"]).arg(lab.path("")).args(wrapper).arg(binary()).args(arguments);
         // The ledger belongs to the lab and outlives a daemon, so that the next one in the same lab finds it.
@@ -83,8 +97,8 @@ impl Daemon {
                 command.arg(option).arg(lab.path(name));
             }
         }
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("ip runs");
-        let log = Log::follow(child.stderr.take().expect("piped"));
+        let mut child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("ip runs");
+        let log = child.stderr.take().map_or_else(|| Log::follow(std::io::empty()), Log::follow);
         Self { child, log }
     }
 
@@ -190,7 +204,7 @@ struct Lines {
 }
 
 impl Log {
-    fn follow(stream: ChildStderr) -> Self {
+    fn follow(stream: impl Read + Send + 'static) -> Self {
         let shared = Arc::new((Mutex::new(Lines::default()), Condvar::new()));
         let writer = Arc::clone(&shared);
         std::thread::spawn(move || {

@@ -1,0 +1,133 @@
+//! Writes log lines to standard error, in the daemon from a thread of its own: the reader of a pipe may stop reading, and the
+//! event loop must not wait for it. Lines that find no room in the queue are lost, counted and reported.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use crate::types::counted;
+use crate::worker::{Handle, Inbox, Worker};
+
+/// Lines that wait for the reader.
+const QUEUE: usize = 4_096;
+
+/// How long the reader has for what is not written yet when the program ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+static LINES: OnceLock<Handle<Vec<u8>>> = OnceLock::new();
+
+static STALLED: AtomicBool = AtomicBool::new(false);
+
+/// Takes lines, each in one call of [`Write::write`]: for the thread where it runs, else for standard error itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match LINES.get() {
+            // What finds no room is counted.
+            Some(lines) => drop(lines.put(line.to_vec())),
+            None => io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The thread that writes what [`Stderr`] takes.
+pub struct StderrThread(Worker<Vec<u8>, ()>);
+
+impl StderrThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Where the system has no thread to give.
+    pub fn start() -> io::Result<Self> {
+        let worker = write_to(io::stderr())?;
+        // There is one daemon in a process.
+        let _ = LINES.set(worker.handle().clone());
+        Ok(Self(worker))
+    }
+
+    /// Waits until all lines are written, at most for a second.
+    pub fn finish(self) {
+        let written = self.0.stop(FLUSH_TIMEOUT).is_some();
+        STALLED.store(!written, Ordering::Relaxed);
+    }
+}
+
+/// True where the daemon has ended with lines that the reader of standard error did not take: a further one would wait as well.
+#[must_use]
+pub fn is_stalled() -> bool {
+    STALLED.load(Ordering::Relaxed)
+}
+
+fn write_to(mut out: impl Write + Send + 'static) -> io::Result<Worker<Vec<u8>, ()>> {
+    Worker::start("stderr", QUEUE, |inbox: Arc<Inbox<Vec<u8>>>| {
+        let mut reported = 0;
+        move || loop {
+            // Read first: what was put in before the order to stop is then in the queue.
+            let ends = inbox.stop().is_some();
+            // Where standard error is closed, nothing else is left.
+            while let Some(line) = inbox.pop() {
+                let _ = out.write_all(&line);
+            }
+            let lost = inbox.refused() - reported;
+            if lost > 0 {
+                reported += lost;
+                let lines = counted(lost, "line");
+                let _ = writeln!(out, "adminalert: ERROR: standard error was not read for a while: {lines} lost");
+            }
+            if ends {
+                return;
+            }
+            thread::park();
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn unread_lines_are_dropped_and_counted() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let worker = write_to(writer).unwrap();
+        let begin = Instant::now();
+        for number in 0..30_000 {
+            let _ = worker.handle().put(format!("{number:099}\n").into_bytes());
+        }
+        assert!(begin.elapsed() < Duration::from_secs(10), "no line waits for the reader");
+        let lost = worker.handle().inbox().refused();
+        assert!(lost > 0, "three megabytes fit into no socket and no queue");
+        let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+        let written: Vec<usize> =
+            lines.by_ref().map_while(|line| line.parse().ok()).take(30_000 - usize::try_from(lost).unwrap()).collect();
+        assert!(written.iter().enumerate().all(|(place, number)| *number >= place) && written.is_sorted());
+        assert_eq!(
+            lines.next().unwrap(),
+            format!("adminalert: ERROR: standard error was not read for a while: {lost} lines lost")
+        );
+        worker.handle().put(b"later\n".to_vec()).unwrap();
+        assert_eq!(lines.next().unwrap(), "later");
+        assert_eq!(worker.stop(Duration::from_secs(10)), Some(()));
+    }
+
+    #[test]
+    fn end_waits_briefly_for_reader() {
+        let (_reader, writer) = UnixStream::pair().unwrap();
+        let worker = write_to(writer).unwrap();
+        while worker.handle().put(vec![b'x'; 4_096]).is_ok() {}
+        assert_eq!(worker.stop(Duration::from_millis(50)), None);
+    }
+}
