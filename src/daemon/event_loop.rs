@@ -32,8 +32,7 @@ use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox};
 use crate::sensor::{SensorCommand, SensorError};
 
-/// How often the listeners are read again. A service that starts in between is found by the exact look-up before its
-/// clients are blamed.
+/// How often the files of this host are read again, and what else depends on time is done.
 const TICK: Duration = Duration::from_secs(1);
 
 pub(super) struct Signals {

@@ -1,7 +1,7 @@
 //! Keeps the snapshot of this host current: addresses, routes, resolvers, leases, sessions, listeners and what the operator
 //! allows. Every change becomes commands for the sensor: a new snapshot, and a new capture where the filter changes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,6 +18,7 @@ use super::recent_listeners::RecentListeners;
 use super::ring_size::RingSizer;
 use super::service_tracker::{PortRanges, ServiceState, ServiceTracker};
 use super::settling::Settling;
+use super::socket_lister::{Listed, Listing, SocketLister};
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
 use crate::capture::live::{Live, Ring};
@@ -51,9 +52,13 @@ pub(super) struct HostState {
     watcher: Watcher,
     resolvers: FileWatch<ResolverFiles>,
     peers: FileWatch<(SessionFiles, LeaseFiles)>,
-    sockets: SockDiag,
+    lister: SocketLister,
+    /// The lists of sockets that cannot be had, or not in full, and why.
+    unlisted: BTreeMap<&'static str, String>,
     facts: HostFacts,
     listeners: Vec<Listener>,
+    /// They are others than at the last tick.
+    listeners_changed: bool,
     services: ServiceTracker,
     recent_listeners: RecentListeners,
     /// `None` where there is no ledger.
@@ -61,6 +66,8 @@ pub(super) struct HostState {
     /// `net.ipv4.ip_unprivileged_port_start` at the last tick.
     first_unprivileged: u16,
     known_peers: KnownPeers,
+    /// They are others than the sensor knows.
+    peers_changed: bool,
     published: PublishedPorts,
     /// `None` where the services have come up.
     settling: Option<Settling>,
@@ -82,13 +89,12 @@ impl HostState {
         let resolvers = FileWatch::new(ResolverFiles::default());
         let peers = FileWatch::new((SessionFiles::default(), LeaseFiles::default()));
         let facts = network::read(&ResolverFiles::default()).await?;
-        let mut sockets = SockDiag::open()?;
-        let listeners = sockets.listeners()?;
+        let lister = SocketLister::start(SockDiag::open()?).map_err(DaemonError::system("start a thread"))?;
         missing_interfaces(&config.interfaces, &facts).next().map_or(Ok(()), Err)?;
         let allow = AllowSources::open(&config.allow)?;
         let settings = Settings::from_config(config);
-        let host = Arc::new(snapshot(&config.interfaces, &allow.networks(), &facts, &listeners));
-        Ok(Self {
+        let host = Arc::new(snapshot(&config.interfaces, &allow.networks(), &facts, &[]));
+        let mut state = Self {
             wanted: Wanted::new(&settings, &host),
             interfaces: config.interfaces.clone(),
             settings,
@@ -97,14 +103,17 @@ impl HostState {
             watcher,
             resolvers,
             peers,
-            sockets,
+            lister,
+            unlisted: BTreeMap::new(),
             facts,
-            listeners,
+            listeners: Vec::new(),
+            listeners_changed: false,
             services: ServiceTracker::default(),
             recent_listeners: RecentListeners::default(),
             recorder: None,
             first_unprivileged: first_unprivileged_port(),
             known_peers: KnownPeers::default(),
+            peers_changed: false,
             published: PublishedPorts::default(),
             settling: None,
             served_again: false,
@@ -113,7 +122,15 @@ impl HostState {
             ring_sizer: RingSizer::new(Instant::now()),
             stale: false,
             ticks: 0,
-        })
+        };
+        // Listeners are listed first. Of a table that takes too long only a part is known.
+        match state.lister.next().await {
+            Listed::Listeners(Err(error)) => return Err(error.into()),
+            listed => state.take_sockets(listed),
+        }
+        state.host = Arc::new(snapshot(&state.interfaces, &state.allow.networks(), &state.facts, &state.listeners));
+        state.wanted = Wanted::new(&state.settings, &state.host);
+        Ok(state)
     }
 
     /// Goes on with the services that the ledger remembers, before the sensor starts.
@@ -252,8 +269,8 @@ impl HostState {
         self.wanted.to_filter()
     }
 
-    /// Waits until addresses, routes or interfaces change, or a name has been looked up; the commands for the sensor. Safe
-    /// to cancel.
+    /// Waits until addresses, routes or interfaces change, a name has been looked up, or sockets have been listed; the commands
+    /// for the sensor. Safe to cancel.
     pub(super) async fn changed(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         // Noted, because the caller may turn to something else before all of it is read: then the next tick does it.
         tokio::select! {
@@ -262,14 +279,43 @@ impl HostState {
                 self.stale = true;
             }
             changed = self.allow.name_answered() => self.stale |= changed,
+            listed = self.lister.next() => self.take_sockets(listed),
         }
         self.update().await
     }
 
-    /// Reads the listeners again, and what changed of everything else.
+    /// Takes in a list of sockets. What cannot be listed is said once, and once that it is over; until then the last list holds.
+    fn take_sockets(&mut self, listed: Listed) {
+        let (name, error) = match listed {
+            Listed::Listeners(Ok(Listing { mut listeners, late })) => {
+                listeners.retain(|one| !is_decoy(&self.decoys, one));
+                self.listeners_changed |= listeners != self.listeners;
+                self.listeners = listeners;
+                ("listeners", late)
+            }
+            Listed::Listeners(Err(error)) => ("listeners", Some(error)),
+            Listed::Connections(Ok(connections)) => {
+                self.peers_changed |= self.known_peers.update(boot_time(), &connections, &self.host);
+                ("connections", None)
+            }
+            Listed::Connections(Err(error)) => ("connections", Some(error)),
+        };
+        self.stale |= self.listeners_changed;
+        let error = error.map(|error| error.to_string());
+        let last = match &error {
+            Some(error) => self.unlisted.insert(name, error.clone()),
+            None => self.unlisted.remove(name),
+        };
+        if error != last {
+            self.events.send(Event::now(match error {
+                Some(error) => EventKind::Error(format!("{error}; it is tried again, and the last list holds")),
+                None => EventKind::Note(format!("this host's {name} can be listed again")),
+            }));
+        }
+    }
+
+    /// Reads again what changed of everything but the sockets.
     pub(super) async fn tick(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
-        let mut listeners = self.sockets.listeners()?;
-        listeners.retain(|one| !is_decoy(&self.decoys, one));
         // All of them are asked: each remembers what it has seen.
         let resolvers = self.resolvers.poll();
         let changes = [resolvers, self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
@@ -279,18 +325,15 @@ impl HostState {
         if let Some(ports) = self.published.take() {
             self.services.publish(ports);
         }
-        let observed = self.services.observe(now, wall, &listeners, ranges);
-        let appeared = self.recent_listeners.observe(now, wall, &listeners, ranges, self.recorder.as_ref());
+        let listeners = &self.listeners;
+        let observed = self.services.observe(now, wall, listeners, ranges);
+        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.recorder.as_ref());
         self.first_unprivileged = first_unprivileged_port();
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
         self.served_again |= observed.served_again || appeared;
-        let listeners_changed = listeners != self.listeners;
-        self.stale |= changes.contains(&true) || listeners_changed || ports_moved || self.ticks == 0;
-        self.stale |= observed.changed;
-        self.listeners = listeners;
+        self.stale |= changes.contains(&true) || observed.changed || ports_moved || self.ticks == 0;
+        let listeners_changed = std::mem::take(&mut self.listeners_changed);
         let mut commands = self.update().await?;
-        let peers = self.known_peers.poll(boot_time(), &mut self.sockets, &self.host)?;
-        commands.extend(peers.map(SensorCommand::KnownPeers));
         commands.extend(self.published.ask(now, self.settling.is_some()));
         let all_served = self.services.are_all_served();
         if self.settling.as_mut().is_some_and(|one| one.is_over(boot_time(), listeners_changed, all_served)) {
@@ -305,7 +348,10 @@ impl HostState {
 
     /// Catches up where something has changed. Messages come after it: what they call protected is.
     async fn update(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
-        let commands = if self.stale { self.catch_up().await? } else { Vec::new() };
+        let mut commands = if self.stale { self.catch_up().await? } else { Vec::new() };
+        if std::mem::take(&mut self.peers_changed) {
+            commands.push(SensorCommand::KnownPeers(self.known_peers.ages(boot_time())));
+        }
         self.allow.take_messages().into_iter().for_each(|kind| self.events.send(Event::now(kind)));
         Ok(commands)
     }

@@ -3,23 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::engine::Host;
-use crate::netlink::sock_diag::{Connection, SockDiag, SockDiagError};
+use crate::netlink::sock_diag::Connection;
 use crate::types::{BanTarget, Timestamp};
-
-/// How often connections are listed at most.
-const INTERVAL: Duration = Duration::from_secs(2);
-
-/// Listing takes at most one part in so many of the event loop's time, however many connections there are.
-const SHARE: u32 = 100;
 
 /// The maximum number of peers that are known. Of those without a connection the one that has been without for longest makes room.
 const MAX_PEERS: usize = 4_096;
-
-/// The maximum number of connections that are looked at.
-const MAX_CONNECTIONS: usize = 65_536;
 
 /// How long a peer is known after its last connection. Browsers and the users behind a carrier's NAT have connections for seconds
 /// and make their mistakes between them; a scanner could as well leave a connection open.
@@ -35,37 +26,19 @@ struct Peer {
 
 pub(super) struct KnownPeers {
     known: BTreeMap<BanTarget, Peer>,
-    next: Timestamp,
     /// [`REMEMBERED`].
     span: Duration,
 }
 
 impl Default for KnownPeers {
     fn default() -> Self {
-        Self { known: BTreeMap::new(), next: Timestamp::default(), span: REMEMBERED }
+        Self { known: BTreeMap::new(), span: REMEMBERED }
     }
 }
 
 impl KnownPeers {
     pub(super) fn remember_for(&mut self, span: Duration) {
         self.span = span;
-    }
-
-    /// Lists the connections, if that is due; the peers and for how long each is known, if they have changed.
-    pub(super) fn poll(
-        &mut self,
-        now: Timestamp,
-        sockets: &mut SockDiag,
-        host: &Host,
-    ) -> Result<Option<Vec<(BanTarget, Duration)>>, SockDiagError> {
-        if now < self.next {
-            return Ok(None);
-        }
-        let started = Instant::now();
-        let connections = sockets.connections(MAX_CONNECTIONS)?;
-        let changed = self.update(now, &connections, host);
-        self.next = now.after(INTERVAL.max(started.elapsed() * SHARE));
-        Ok(changed.then(|| self.ages(now)))
     }
 
     /// The peers and for how long each is known.

@@ -40,6 +40,7 @@ mod sensor_handle;
 mod sensor_thread;
 mod service_tracker;
 mod settling;
+mod socket_lister;
 mod startup_reconcile;
 mod systemd;
 mod table_identity;

@@ -1,6 +1,8 @@
-//! Tests exhausted resources: file descriptors, a database that another program has locked, and a log without a reader.
+//! Tests exhausted resources: file descriptors, a database that another program has locked, a log without a reader, and the time
+//! to list sockets.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use portsentry::ledger::DATABASE;
@@ -119,4 +121,65 @@ fn late_reader_gets_all_log_lines() {
     };
     assert!(addresses.iter().map(of).is_sorted(), "{lines:#?}");
     assert!(lines.last().unwrap().starts_with("securityalert: "), "the end is the last line: {lines:#?}");
+}
+
+/// Opens sockets on one port, each at an address of its own in 127.0.0.0/8, in as many processes as the limit of descriptors
+/// takes; each says so, and stays until its standard input ends.
+const OPEN_SOCKETS: &str = r#"
+import os, resource, socket, sys
+count = int(sys.argv[1])
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+try:
+    os.setuid(65534)
+except OSError:
+    pass  # in a user namespace without this user
+each = min(hard - 100, count)
+first = 0
+while first + each < count and os.fork():
+    first += each
+sockets = []
+for number in range(first, min(first + each, count)):
+    sockets.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sockets[-1].bind((socket.inet_ntoa((0x7f010000 + number).to_bytes(4, "big")), 2000))
+os.write(1, b"x" * len(sockets))
+sys.stdin.read()
+"#;
+
+/// Has a user without rights open `count` sockets; they are open until the child's standard input is closed.
+fn open_sockets(lab: &Lab, count: usize) -> Child {
+    let mut command = lab.command("victim", "python3");
+    command.args(["-c", OPEN_SOCKETS]).arg(count.to_string());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdout.take().unwrap().read_exact(&mut vec![0; count]).unwrap();
+    child
+}
+
+#[test]
+fn socket_storm_delays_neither_operator_nor_start() {
+    let lab = Lab::new(&["before", "after"]);
+    let daemon = start(&lab, "");
+    // The kernel's time for a list of them grows with the square of their number: here it is more than ten seconds.
+    let mut sockets = open_sockets(&lab, 100_000);
+    daemon.expect_line("list of UDP sockets takes longer than 2 s");
+    for _ in 0..5 {
+        lab.succeed(&["status"]);
+    }
+    lab.victim_ip("route add 172.31.0.0/16 via 10.77.2.66");
+    eventually("a new gateway is known", || lab.set_text("allowed").contains("10.77.2.66"));
+    let services = Services::open(&lab, &[921, 922, 923]);
+    assert_eq!(lab.served("after", lab.victim_v4("after").into(), &[921, 922, 923], 2), 6, "no client is a scanner");
+    let before = lab.provoke_ban("before");
+    assert_eq!(daemon.lines_with("takes longer").len(), 1, "it is said once");
+    daemon.stop();
+
+    let daemon = start(&lab, "");
+    daemon.expect_line("list of UDP sockets takes longer than 2 s");
+    assert!(!lab.ports("trapped").contains(&921), "the list of TCP sockets is complete");
+    lab.succeed(&["status"]);
+    let after = lab.provoke_ban("after");
+    lab.expect_banned(&[before, after]);
+    daemon.stop();
+    drop((services, sockets.stdin.take()));
+    assert!(sockets.wait().unwrap().success());
 }

@@ -48,7 +48,7 @@ impl SockDiag {
         let states = CONNECTED.iter().fold(0, |states, state| states | 1_u32 << state);
         let mut found = Vec::new();
         let mut ended = Ended::default();
-        let keep = |record: Record| {
+        let mut keep = |record: Record| {
             let on_link = BanTarget::on(record.peer.to_canonical(), record.interface);
             let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));
             let Some(target) = wanted.filter(|_| CONNECTED.contains(&record.state)) else { return };
@@ -57,7 +57,7 @@ impl SockDiag {
                 false => ended.more = true,
             }
         };
-        self.dump(IPPROTO_TCP, states, keep).map_err(|failure| failure.explain(Protocol::Tcp))?;
+        self.dump_tcp(states, &mut keep)?;
         for (target, record) in found {
             if self.end(&record)? {
                 *ended.connections.entry(target).or_default() += 1;
@@ -89,7 +89,7 @@ impl SockDiag {
         match self.converse(message, NLM_F_ACK, &mut |_| {}) {
             Ok(()) => Ok(true),
             Err(Failure::Kernel(error)) => meaning(error, record.state),
-            Err(Failure::Other(error)) => Err(error),
+            Err(failure) => Err(failure.explain(Protocol::Tcp)),
         }
     }
 }

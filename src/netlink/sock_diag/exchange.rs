@@ -2,6 +2,7 @@
 //! interprets the sockets in it.
 
 use std::io;
+use std::time::Instant;
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
 use netlink_packet_sock_diag::SockDiagMessage;
@@ -61,9 +62,12 @@ impl SockDiag {
         message.serialize(&mut self.request);
         socket.send_to(&self.request, &NetlinkAddress::new(0, 0), 0).map_err(SockDiagError::Send)?;
 
+        let begin = Instant::now();
         loop {
             receive(&socket, &mut self.answer)?;
             match reply::read(&self.answer, self.sequence, keep) {
+                // The rest of the answer ends with the socket.
+                Ok(Progress::More) if begin.elapsed() >= self.limit => return Err(Failure::Late(self.limit)),
                 Ok(Progress::More) => {}
                 Ok(Progress::Complete) => break,
                 Err(Fault::Kernel(error)) => {

@@ -128,6 +128,12 @@ pub enum SockDiagError {
     /// No answer came in time.
     #[error("the kernel did not answer over sock_diag within {} s; the next request opens a new socket", TIMEOUT.as_secs())]
     Timeout,
+    /// A complete answer takes too long.
+    #[error(
+        "the kernel's list of {} sockets takes longer than {} s, as with very many sockets on one port; see: ss -anp --{}",
+        .0.name(), .1.as_secs(), .0.name().to_lowercase()
+    )]
+    Late(Protocol, Duration),
     /// The kernel refused the request.
     #[error("the kernel refused to show {} sockets over sock_diag: {}", .0.name(), .1)]
     Refused(Protocol, #[source] io::Error),
@@ -151,6 +157,14 @@ const CONNECTED: [u8; 7] =
 /// Longest wait for one datagram of an answer: the kernel answers in microseconds, and a sensor must not hang.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The tables of listeners, each with the unspecified address of its family.
+pub const TABLES: [(Protocol, IpAddr); 4] = [
+    (Protocol::Tcp, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+    (Protocol::Tcp, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+    (Protocol::Udp, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+    (Protocol::Udp, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+];
+
 /// INET_DIAG_NOCOOKIE: any socket will do.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
@@ -161,6 +175,8 @@ pub struct SockDiag {
     sequence: u32,
     request: Vec<u8>,
     answer: Vec<u8>,
+    /// The maximum time for a whole answer.
+    limit: Duration,
 }
 
 impl SockDiag {
@@ -171,10 +187,22 @@ impl SockDiag {
     /// Where netlink cannot be opened, or the kernel lacks the diag modules: without them every look-up would answer
     /// "none", and every client of this host would look like a scanner.
     pub fn open() -> Result<Self, SockDiagError> {
-        let mut diag =
-            Self { socket: Some(connect()?), sequence: 0, request: Vec::new(), answer: Vec::with_capacity(BUFFER) };
-        diag.listeners()?;
+        let mut diag = Self {
+            socket: Some(connect()?),
+            sequence: 0,
+            request: Vec::new(),
+            answer: Vec::with_capacity(BUFFER),
+            limit: Duration::MAX,
+        };
+        // Sockets in no state: the answer is empty, however many sockets there are.
+        TABLES.into_iter().try_for_each(|table| diag.dump(table, 0, &mut |_| {}))?;
         Ok(diag)
+    }
+
+    /// From now on a list that takes longer than `limit` is [`SockDiagError::Late`]. Without a limit any local user can make
+    /// one take minutes: the kernel's time for many sockets on one port grows with the square of their number.
+    pub fn limit(&mut self, limit: Duration) {
+        self.limit = limit;
     }
 
     /// Every listening TCP socket and every bound, unconnected UDP socket, of both address families. Sorted, each once.
@@ -184,17 +212,42 @@ impl SockDiag {
     /// Where the kernel does not answer, refuses, or answers what cannot be read. An incomplete list is never returned.
     pub fn listeners(&mut self) -> Result<Vec<Listener>, SockDiagError> {
         let mut listeners = Vec::new();
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let (number, listening) = transport(protocol).ok_or(SockDiagError::Unsupported(protocol))?;
-            let keep = |record: Record| listeners.extend(listener(protocol, listening, &record));
-            self.dump(number, 1 << listening, keep).map_err(|failure| match failure {
-                Failure::Kernel(error) if error.kind() == io::ErrorKind::NotFound => SockDiagError::Missing(protocol),
-                failure => failure.explain(protocol),
-            })?;
-        }
+        TABLES.into_iter().try_for_each(|table| self.list(table, &mut listeners))?;
         listeners.sort_unstable();
         listeners.dedup();
         Ok(listeners)
+    }
+
+    /// Adds the listeners of one of [`TABLES`]. After an error those are added that came before it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`SockDiag::listeners`].
+    pub fn list(&mut self, table: (Protocol, IpAddr), listeners: &mut Vec<Listener>) -> Result<(), SockDiagError> {
+        let (protocol, _) = table;
+        let (_, listening) = transport(protocol).ok_or(SockDiagError::Unsupported(protocol))?;
+        self.dump(table, 1 << listening, &mut |record| listeners.extend(listener(protocol, listening, &record)))
+    }
+
+    /// Hands all sockets in `states` of one table to `keep`.
+    fn dump(
+        &mut self,
+        (protocol, any): (Protocol, IpAddr),
+        states: u32,
+        keep: &mut impl FnMut(Record),
+    ) -> Result<(), SockDiagError> {
+        let (number, _) = transport(protocol).ok_or(SockDiagError::Unsupported(protocol))?;
+        let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
+        self.exchange(number, states, id, NLM_F_DUMP, keep).map_err(|failure| match failure {
+            Failure::Kernel(error) if error.kind() == io::ErrorKind::NotFound => SockDiagError::Missing(protocol),
+            failure => failure.explain(protocol),
+        })
+    }
+
+    /// The same for TCP of both address families.
+    fn dump_tcp(&mut self, states: u32, keep: &mut impl FnMut(Record)) -> Result<(), SockDiagError> {
+        let mut tables = TABLES.into_iter().filter(|(protocol, _)| *protocol == Protocol::Tcp);
+        tables.try_for_each(|table| self.dump(table, states, keep))
     }
 
     /// TCP connections of both address families whose handshake was completed, at most so many: also those that end, or have ended
@@ -206,22 +259,14 @@ impl SockDiag {
     pub fn connections(&mut self, most: usize) -> Result<Vec<Connection>, SockDiagError> {
         let mut connections = Vec::new();
         let states = CONNECTED.iter().fold(0, |states, state| states | 1 << state);
-        let keep = |record: Record| {
+        let mut keep = |record: Record| {
             if CONNECTED.contains(&record.state) && connections.len() < most {
                 let [address, peer] = [record.address, record.peer].map(|one| one.to_canonical());
                 connections.push(Connection { address, port: record.port, peer, interface: record.interface });
             }
         };
-        self.dump(IPPROTO_TCP, states, keep).map_err(|failure| failure.explain(Protocol::Tcp))?;
+        self.dump_tcp(states, &mut keep)?;
         Ok(connections)
-    }
-
-    /// Hands each socket of both address families in one of `states` to `keep`.
-    fn dump(&mut self, protocol: u8, states: u32, mut keep: impl FnMut(Record)) -> Result<(), Failure> {
-        [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].into_iter().try_for_each(|any| {
-            let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
-            self.exchange(protocol, states, id, NLM_F_DUMP, &mut keep)
-        })
     }
 
     /// What would receive a packet from `source` to `destination` that arrives on `interface`: one exact look-up, the
@@ -276,6 +321,8 @@ impl SockDiag {
 /// An error number from the kernel, whose meaning depends on the request, or anything else.
 enum Failure {
     Kernel(io::Error),
+    /// The answer took longer than this.
+    Late(Duration),
     Other(SockDiagError),
 }
 
@@ -289,6 +336,7 @@ impl Failure {
     fn explain(self, protocol: Protocol) -> SockDiagError {
         match self {
             Self::Kernel(error) => SockDiagError::Refused(protocol, error),
+            Self::Late(limit) => SockDiagError::Late(protocol, limit),
             Self::Other(error) => error,
         }
     }

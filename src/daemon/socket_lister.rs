@@ -1,0 +1,168 @@
+//! Lists sockets on a thread of its own: many sockets on one port make a list take the kernel seconds, which any local user can
+//! cause, and neither the event loop nor the start may wait for that.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use crate::netlink::sock_diag::{Connection, Listener, SockDiag, SockDiagError, TABLES};
+use crate::panic_guard;
+
+/// How often listeners are listed at most. A service that starts in between is found by the exact look-up before its clients
+/// are blamed.
+const LISTENERS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often connections are listed at most.
+const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Listing takes at most one part in so many of the thread's time, however many sockets there are.
+const SHARE: u32 = 50;
+
+/// The maximum time for one table. The kernel walks a table of a million sockets in a fraction of it, unless most of them are
+/// on one port: then it begins anew at that port's first socket with each datagram that it fills.
+const MAX_DUMP: Duration = Duration::from_secs(2);
+
+/// The maximum number of connections that are looked at.
+const MAX_CONNECTIONS: usize = 65_536;
+
+/// What the thread has listed.
+pub(super) enum Listed {
+    Listeners(Result<Listing, SockDiagError>),
+    Connections(Result<Vec<Connection>, SockDiagError>),
+}
+
+/// The listeners of this host.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    /// Sorted, each once.
+    pub(super) listeners: Vec<Listener>,
+    /// A table took too long: of it these are the listeners that were found in time, and those of its last complete list.
+    pub(super) late: Option<SockDiagError>,
+}
+
+/// The thread's lists as they come.
+pub(super) struct SocketLister(Receiver<Listed>);
+
+impl SocketLister {
+    /// Starts the thread, in the network namespace of the caller.
+    ///
+    /// # Errors
+    /// Where the system has no thread to give.
+    pub(super) fn start(sockets: SockDiag) -> io::Result<Self> {
+        let (lists, received) = channel(1);
+        let mut tables = Tables::new(sockets, MAX_DUMP);
+        let work = move || tables.run(&lists);
+        thread::Builder::new().name("sockets".to_owned()).spawn(|| panic_guard::restart_on_panic(work))?;
+        Ok(Self(received))
+    }
+
+    /// Waits for the next list. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Listed {
+        match self.0.recv().await {
+            Some(listed) => listed,
+            // The thread ends only after this.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+struct Tables {
+    sockets: SockDiag,
+    /// The last complete list of each table.
+    last: [Vec<Listener>; TABLES.len()],
+}
+
+impl Tables {
+    fn new(mut sockets: SockDiag, limit: Duration) -> Self {
+        sockets.limit(limit);
+        Self { sockets, last: Default::default() }
+    }
+
+    /// Runs until the receiver is gone.
+    fn run(&mut self, lists: &Sender<Listed>) {
+        let (mut listeners_due, mut connections_due) = (Instant::now(), Instant::now() + CONNECTIONS_INTERVAL);
+        loop {
+            let begin = Instant::now();
+            let (listed, due, interval) = if listeners_due <= connections_due {
+                (Listed::Listeners(self.listeners()), &mut listeners_due, LISTENERS_INTERVAL)
+            } else {
+                let connections = self.sockets.connections(MAX_CONNECTIONS);
+                (Listed::Connections(connections), &mut connections_due, CONNECTIONS_INTERVAL)
+            };
+            *due = begin + interval.max(begin.elapsed() * SHARE);
+            if lists.blocking_send(listed).is_err() {
+                return;
+            }
+            thread::sleep(listeners_due.min(connections_due).saturating_duration_since(Instant::now()));
+        }
+    }
+
+    fn listeners(&mut self) -> Result<Listing, SockDiagError> {
+        let mut listing = Listing::default();
+        for (table, last) in TABLES.into_iter().zip(&mut self.last) {
+            let mut found = Vec::new();
+            match self.sockets.list(table, &mut found) {
+                Ok(()) => last.clone_from(&found),
+                Err(error @ SockDiagError::Late(..)) => {
+                    listing.listeners.extend_from_slice(last);
+                    listing.late = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+            listing.listeners.append(&mut found);
+        }
+        listing.listeners.sort_unstable();
+        listing.listeners.dedup();
+        Ok(listing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+
+    use super::*;
+    use crate::netlink::sock_diag::Bound;
+    use crate::types::Protocol;
+
+    fn udp(listing: &Listing, port: u16) -> bool {
+        let bound = Bound::One(Ipv4Addr::LOCALHOST.into());
+        let is_it = |one: &Listener| (one.protocol, one.port, one.bound) == (Protocol::Udp, port, bound);
+        listing.listeners.iter().any(is_it)
+    }
+
+    #[test]
+    fn late_table_keeps_its_last_list() {
+        let [early, _later] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let mut tables = Tables::new(SockDiag::open().unwrap(), Duration::from_secs(60));
+        let listing = tables.listeners().unwrap();
+        assert!(listing.late.is_none() && udp(&listing, early.local_addr().unwrap().port()));
+        let port = early.local_addr().unwrap().port();
+        drop(early);
+        tables.sockets.limit(Duration::ZERO);
+        for _ in 0..3 {
+            let listing = tables.listeners().unwrap();
+            assert!(matches!(listing.late, Some(SockDiagError::Late(Protocol::Udp, _))));
+            assert!(udp(&listing, port), "the last complete list stays in force, however often the next is late");
+            assert!(listing.listeners.is_sorted_by(|one, next| one < next), "each once");
+        }
+        tables.sockets.limit(Duration::from_secs(60));
+        let listing = tables.listeners().unwrap();
+        assert!(listing.late.is_none() && !udp(&listing, port), "the next list is complete again");
+    }
+
+    #[test]
+    fn lists_of_both_kinds_come() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut lister = SocketLister::start(SockDiag::open().unwrap()).unwrap();
+        let mut kinds = [0, 0];
+        while kinds.contains(&0) {
+            match runtime.block_on(lister.next()) {
+                Listed::Listeners(listing) => kinds[0] += usize::from(listing.is_ok()),
+                Listed::Connections(connections) => kinds[1] += usize::from(connections.is_ok()),
+            }
+        }
+    }
+}
