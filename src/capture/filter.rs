@@ -8,6 +8,7 @@
 
 use crate::engine::{Host, Settings};
 use crate::types::PortSet;
+use crate::wire::MAX_TAGS;
 
 /// What the filter is to let through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,9 @@ pub struct Wanted {
 /// second, 2,000 three minutes), and the kernel takes 4,096 instructions at most. A longer list is covered by fewer and
 /// wider ranges.
 const RANGES: usize = 100;
+
+/// Bytes of the header of LINKTYPE_LINUX_SLL2.
+const SLL2_HEADER: usize = 20;
 
 impl Wanted {
     /// The packets that are worth looking at on `host`. Ports that listen on every address are left out: nothing sent there
@@ -73,6 +77,7 @@ impl Wanted {
             return "less 1".to_owned();
         }
         any.push("ip6 and (ip6[6] = 0 or ip6[6] = 43 or ip6[6] = 44 or ip6[6] = 60)".to_owned());
+        any.push(stacked_tags());
         let mut text = format!("({})", any.join(") or ("));
         let indexes = |list: &[u32]| list.iter().map(|i| format!("ifindex {i}")).collect::<Vec<_>>().join(" or ");
         if !self.interfaces.is_empty() {
@@ -109,6 +114,23 @@ impl Wanted {
         let from = ports("tcp", "src", &self.tcp);
         any.push(format!("outbound and {from} and ((ip and tcp[13] & 2 != 0) or (ip6 and ip6[53] & 2 != 0))"));
     }
+}
+
+/// Packets behind further VLAN tags with number 0. Linux removes any number of these, but the capture point is behind the first one
+/// alone. A tag with a number leads to a VLAN device, which hands the packet over without tags. Up to [`MAX_TAGS`] tags are looked
+/// at here; what has more is for the decoder. The EtherType of the frame is not asked for: it is a tag's in the kernel and the
+/// packet's in libpcap, which filters the first frames once more. No IPv4 header begins like this, and few of IPv6.
+fn stacked_tags() -> String {
+    let is_tag = |at: usize| format!("(link[{at}:2] = 0x8100 or link[{at}:2] = 0x88a8)");
+    let is_zero = |at: usize| format!("link[{at}:2] & 0xfff = 0");
+    let first = SLL2_HEADER;
+    let is_ip = |at: usize| format!("link[{at}:2] = 0x800 or link[{at}:2] = 0x86dd");
+    let last = first + 4 * MAX_TAGS - 2;
+    let behind = (1..MAX_TAGS).rev().fold(format!("{} or {}", is_ip(last), is_tag(last)), |inner, number| {
+        let (kind, tag) = (first + 4 * number - 2, first + 4 * number);
+        format!("{} or ({} and {} and ({inner}))", is_ip(kind), is_tag(kind), is_zero(tag))
+    });
+    format!("{} and ({behind})", is_zero(first))
 }
 
 /// "(dst portrange 1-112 or dst port 8080)", of at most [`RANGES`] ranges.
@@ -207,6 +229,33 @@ mod tests {
                 assert!(!passes(24), "{flags:#x} to a port that is not monitored");
             }
         }
+    }
+
+    #[test]
+    fn filter_passes_stacked_zero_tags_only() {
+        let wanted = Wanted { tcp: "23".parse().unwrap(), ..Wanted::default() };
+        let program = Capture::dead(Linktype(276)).unwrap().compile(&wanted.to_filter(), true).unwrap();
+        let passes = |kind: [u8; 2], tags: &[u16], inner: [u8; 2]| {
+            let mut frame = frame(false, 24, 2);
+            let tags: Vec<u8> = tags
+                .iter()
+                .enumerate()
+                .flat_map(|(number, tag)| {
+                    let next = if number + 1 == tags.len() { inner } else { [0x81, 0] };
+                    [tag.to_be_bytes(), next].concat()
+                })
+                .collect();
+            frame[..2].copy_from_slice(&kind);
+            frame.splice(20..20, tags);
+            program.filter(&frame)
+        };
+        let (ip, tag) = ([0x08, 0], [0x81, 0]);
+        for tags in 1..=8 {
+            assert!(passes(tag, &vec![0; tags], ip) && passes(ip, &vec![0; tags], ip), "{tags} tags");
+            assert!(passes([0x88, 0xa8], &vec![0xe000; tags], [0x86, 0xdd]), "{tags} tags with a priority");
+        }
+        assert!(!passes(tag, &[5], ip) && !passes(tag, &[0, 0, 5], ip), "a VLAN device hands these over");
+        assert!(!passes(tag, &[0], [0x88, 0x64]), "no IP");
     }
 
     #[test]

@@ -42,7 +42,8 @@ impl Ring {
 
 /// Frames without the tag of a VLAN, by what the kernel has noted of it (`SKF_AD_VLAN_TAG_PRESENT`, `SKF_AD_VLAN_TAG` of
 /// `linux/filter.h`): a cooked frame does not show it, and has the packet behind it as if it were there for this host. Where
-/// the host is in the VLAN, its VLAN device hands the packet over once more, without the tag. Number 0 is a priority alone.
+/// the host is in the VLAN, its VLAN device hands the packet over once more, without the tag. Number 0 is a priority alone. Further tags are for
+/// [`super::filter`].
 /// Only the kernel can run this, and only after libpcap's optimizer has made constants of the offsets.
 const UNTAGGED: &str = "link[4294963248] = 0 or link[4294963244:2] & 0xfff = 0";
 

@@ -1,6 +1,8 @@
 //! Decodes the link layer down to the IP packet: Ethernet, both Linux cooked captures, raw IP, BSD loopback; VLAN
 //! tags and PPPoE sessions are removed. A frame without IP is [`Undecoded::NotIp`].
 //!
+//! Linux removes the first tag before the capture, and takes packets behind any number of further tags with number 0.
+//!
 //! References: IEEE 802.1Q and 802.1ad, RFC 2516 (PPPoE), and the LINKTYPE pages of tcpdump.org.
 
 use super::{Delivery, LinkType, Undecoded};
@@ -19,6 +21,8 @@ pub(super) enum Version {
 pub(super) struct Frame<'a> {
     pub(super) version: Version,
     pub(super) packet: &'a [u8],
+    /// It is behind more than [`MAX_TAGS`] tags without a number, which only hide it.
+    pub(super) hidden: bool,
     pub(super) delivery: Delivery,
     pub(super) interface: u32,
 }
@@ -26,30 +30,43 @@ pub(super) struct Frame<'a> {
 /// Opens the link layer of `frame`.
 #[inline]
 pub(super) fn open(link: LinkType, frame: &[u8]) -> Result<Frame<'_>, Undecoded> {
-    let (version, packet, delivery, interface) = match link {
+    let (Inner { version, packet, hidden }, delivery, interface) = match link {
         LinkType::Ethernet => {
             let (destination, rest) = split::<6>(frame)?;
             let ([_, _, _, _, _, _, t0, t1], rest) = split(rest)?;
-            let (version, packet) = payload(u16::from_be_bytes([*t0, *t1]), rest)?;
-            (version, packet, group(*destination), 0)
+            (payload(u16::from_be_bytes([*t0, *t1]), rest)?, group(*destination), 0)
         }
         LinkType::Sll => {
             let ([p0, p1, .., t0, t1], rest) = split::<16>(frame)?;
-            let (version, packet) = payload(u16::from_be_bytes([*t0, *t1]), rest)?;
-            (version, packet, cooked(u16::from_be_bytes([*p0, *p1])), 0)
+            (payload(u16::from_be_bytes([*t0, *t1]), rest)?, cooked(u16::from_be_bytes([*p0, *p1])), 0)
         }
         LinkType::Sll2 => {
             let ([t0, t1, _, _, i0, i1, i2, i3, _, _, kind, ..], rest) = split::<20>(frame)?;
-            let (version, packet) = payload(u16::from_be_bytes([*t0, *t1]), rest)?;
-            (version, packet, cooked(u16::from(*kind)), u32::from_be_bytes([*i0, *i1, *i2, *i3]))
+            let ether_type = u16::from_be_bytes([*t0, *t1]);
+            let inner = behind_tags(ether_type, rest).unwrap_or_else(|| payload(ether_type, rest))?;
+            (inner, cooked(u16::from(*kind)), u32::from_be_bytes([*i0, *i1, *i2, *i3]))
         }
-        LinkType::Raw => (nibble(frame)?, frame, Delivery::Unknown, 0),
+        LinkType::Raw => (Inner::new(nibble(frame)?, frame), Delivery::Unknown, 0),
         LinkType::Null => {
             let (family, packet) = split(frame)?;
-            (address_family(*family)?, packet, Delivery::Unknown, 0)
+            (Inner::new(address_family(*family)?, packet), Delivery::Unknown, 0)
         }
     };
-    Ok(Frame { version, packet, delivery, interface })
+    Ok(Frame { version, packet, hidden, delivery, interface })
+}
+
+/// The IP packet of a frame.
+#[derive(Clone, Copy)]
+struct Inner<'a> {
+    version: Version,
+    packet: &'a [u8],
+    hidden: bool,
+}
+
+impl<'a> Inner<'a> {
+    fn new(version: Version, packet: &'a [u8]) -> Self {
+        Self { version, packet, hidden: false }
+    }
 }
 
 /// The first `N` bytes and the rest.
@@ -60,13 +77,20 @@ fn split<const N: usize>(bytes: &[u8]) -> Result<(&[u8; N], &[u8]), Undecoded> {
 
 /// Follows EtherTypes through VLAN tags to IP.
 #[inline]
-fn payload(mut ether_type: u16, mut bytes: &[u8]) -> Result<(Version, &[u8]), Undecoded> {
-    for _ in 0..=MAX_TAGS {
+fn payload(mut ether_type: u16, mut bytes: &[u8]) -> Result<Inner<'_>, Undecoded> {
+    let (mut tags, mut numbered) = (0, false);
+    loop {
+        let hidden = tags > MAX_TAGS;
         match ether_type {
-            ETHER_IPV4 => return Ok((Version::V4, bytes)),
-            ETHER_IPV6 => return Ok((Version::V6, bytes)),
+            ETHER_IPV4 => return Ok(Inner { version: Version::V4, packet: bytes, hidden }),
+            ETHER_IPV6 => return Ok(Inner { version: Version::V6, packet: bytes, hidden }),
             ETHER_VLAN | ETHER_SERVICE_VLAN | ETHER_OLD_SERVICE_VLAN => {
-                let ([_, _, t0, t1], rest) = split(bytes)?;
+                let ([n0, n1, t0, t1], rest) = split(bytes)?;
+                tags += 1;
+                numbered |= u16::from_be_bytes([*n0, *n1]) & VLAN_NUMBER != 0;
+                if tags > MAX_TAGS && numbered {
+                    return Err(Undecoded::Malformed);
+                }
                 ether_type = u16::from_be_bytes([*t0, *t1]);
                 bytes = rest;
             }
@@ -74,18 +98,40 @@ fn payload(mut ether_type: u16, mut bytes: &[u8]) -> Result<(Version, &[u8]), Un
             _ => return Err(Undecoded::NotIp),
         }
     }
-    Err(Undecoded::Malformed)
+}
+
+/// What is behind tags with number 0 in a cooked frame whose header does not show them: since Linux 6.11 it has the EtherType behind all
+/// tags, and none (0) behind more than eight. `None` where the packet begins at once.
+#[inline]
+fn behind_tags(ether_type: u16, bytes: &[u8]) -> Option<Result<Inner<'_>, Undecoded>> {
+    let &[n0, n1, t0, t1] = bytes.first_chunk()?;
+    let is_tag = u16::from_be_bytes([n0, n1]) & VLAN_NUMBER == 0
+        && matches!(ether_type, 0 | ETHER_IPV4 | ETHER_IPV6)
+        && matches!(
+            u16::from_be_bytes([t0, t1]),
+            ETHER_IPV4 | ETHER_IPV6 | ETHER_VLAN | ETHER_SERVICE_VLAN | ETHER_OLD_SERVICE_VLAN
+        );
+    if !is_tag {
+        return None;
+    }
+    let inner = payload(ETHER_VLAN, bytes);
+    // No IPv4 header begins like a tag. One of IPv6 does with a rare flow label; then what would stand behind the tags is no header.
+    if ether_type == ETHER_IPV6 && n0 >> 4 == 6 {
+        let is_header = |inner: &Inner<'_>| inner.version == Version::V6 && nibble(inner.packet) == Ok(Version::V6);
+        return inner.ok().filter(is_header).map(Ok);
+    }
+    Some(inner)
 }
 
 /// A PPPoE session frame: version and type 1, code 0, session, length, then the PPP protocol.
-fn pppoe(bytes: &[u8]) -> Result<(Version, &[u8]), Undecoded> {
+fn pppoe(bytes: &[u8]) -> Result<Inner<'_>, Undecoded> {
     let ([version_type, code, _, _, _, _, p0, p1], packet) = split(bytes)?;
     if (*version_type, *code) != (0x11, 0) {
         return Err(Undecoded::Malformed);
     }
     match u16::from_be_bytes([*p0, *p1]) {
-        PPP_IPV4 => Ok((Version::V4, packet)),
-        PPP_IPV6 => Ok((Version::V6, packet)),
+        PPP_IPV4 => Ok(Inner::new(Version::V4, packet)),
+        PPP_IPV6 => Ok(Inner::new(Version::V6, packet)),
         _ => Err(Undecoded::NotIp),
     }
 }
@@ -134,8 +180,10 @@ fn address_family(family: [u8; 4]) -> Result<Version, Undecoded> {
     }
 }
 
-/// Stacked VLAN tags that are followed. Networks use two; more than four only hide something.
-const MAX_TAGS: usize = 4;
+/// Stacked VLAN tags that are followed to the ports. Networks use two; more than four only hide something.
+pub(crate) const MAX_TAGS: usize = 4;
+/// The bits of a tag that hold the number of the VLAN. Number 0 is a priority alone.
+const VLAN_NUMBER: u16 = 0x0fff;
 const ETHER_IPV4: u16 = 0x0800;
 const ETHER_IPV6: u16 = 0x86dd;
 const ETHER_VLAN: u16 = 0x8100;

@@ -17,6 +17,7 @@ mod transport;
 use std::net::IpAddr;
 
 pub use checksum::Checksum;
+pub(crate) use link::MAX_TAGS;
 pub use quote::{Quote, quoted};
 
 /// Decodes one captured frame. Lengths come from the headers, so it does not matter how much of the payload was
@@ -28,10 +29,43 @@ pub use quote::{Quote, quoted};
 #[inline]
 pub fn decode(link: LinkType, frame: &[u8]) -> Result<Packet, Undecoded> {
     let frame = link::open(link, frame)?;
+    if frame.hidden {
+        return hidden(&frame);
+    }
     match frame.version {
         link::Version::V4 => ipv4::decode(&frame),
         link::Version::V6 => ipv6::decode(&frame),
     }
+}
+
+/// The addresses of a packet that tags hide, whatever they hide of it.
+#[cold]
+fn hidden(frame: &link::Frame<'_>) -> Result<Packet, Undecoded> {
+    let truncated = Undecoded::Truncated;
+    let (source, destination, checksum) = match frame.version {
+        link::Version::V4 => {
+            let header = frame.packet.first_chunk::<20>().ok_or(truncated)?;
+            let &[version_ihl, _, _, _, _, _, _, _, _, _, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+            let whole = frame.packet.get(..usize::from(version_ihl & 0x0f) * 4).ok_or(truncated)?;
+            (IpAddr::from([s0, s1, s2, s3]), IpAddr::from([d0, d1, d2, d3]), Checksum::of_header(whole))
+        }
+        link::Version::V6 => {
+            let (_, rest) = frame.packet.split_first_chunk::<8>().ok_or(truncated)?;
+            let (source, rest) = rest.split_first_chunk::<16>().ok_or(truncated)?;
+            let destination = rest.first_chunk::<16>().ok_or(truncated)?;
+            (IpAddr::from(*source), IpAddr::from(*destination), Checksum::Good)
+        }
+    };
+    let link::Frame { delivery, interface, .. } = *frame;
+    Ok(Packet {
+        source,
+        destination,
+        delivery,
+        interface,
+        checksum,
+        fragmented: false,
+        transport: Transport::HiddenHeader,
+    })
 }
 
 /// What the link layer of a frame looks like. The number in comments is the pcap DLT/LINKTYPE value.
@@ -177,7 +211,8 @@ pub enum Transport {
         /// Source and destination port.
         ports: Option<(u16, u16)>,
     },
-    /// More than 288 bytes of IPv6 options and routing headers before the transport header. Hosts take a chain of any length;
+    /// More than 288 bytes of IPv6 options and routing headers before the transport header, or more than four VLAN tags with number 0
+    /// before the IP header. Hosts take chains of any length;
     /// stacks and the networks between them use a few dozen bytes of it, and most routers drop more (RFC 9098).
     HiddenHeader,
     /// A TCP fragment at offset 1 (8 bytes in), which overlaps the flags of the first one (RFC 3128).

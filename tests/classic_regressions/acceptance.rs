@@ -129,6 +129,37 @@ fn addresses_by_local_route_are_watched() {
     assert!(judged.is_some(), "a route that is added at run time");
 }
 
+/// Linux removes any number of tags with number 0, and answers.
+#[test]
+fn stacked_zero_tags_hide_no_scan() {
+    let lab = Lab::new(&["attacker"]);
+    let _daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
+    let (v4, v6) = (lab.victim_v4("attacker").into(), lab.victim_v6("attacker").into());
+    // libpcap itself filters the first frame after a new filter, and does not see its tag.
+    lab.provoke_ban("attacker");
+    let mut wire = lab.wire("attacker");
+    for tags in [2, 3, 5, 6, 12, 60] {
+        let stack = vec![0; tags];
+        let sources = [format!("198.51.100.{tags}"), format!("2001:db8:{tags}::1")].map(|text| text.parse().unwrap());
+        for (source, target) in sources.into_iter().zip([v4, v6]) {
+            // More tags than a network has are evidence themselves.
+            let ports = if tags > 5 { 23..=23 } else { 23..=25 };
+            ports.for_each(|port| wire.stacked(&stack, &raw::tcp(source, target, port, raw::SYN)));
+            lab.expect_ban(if source.is_ipv4() { source } else { format!("2001:db8:{tags}::").parse().unwrap() });
+        }
+    }
+    let before = lab.banned().len();
+    let foreign = IpAddr::from([198, 51, 100, 99]);
+    wire.stacked(&[0, 5], &raw::tcp(foreign, v4, 23, NULL));
+    wire.stacked(&[0, 0, 0, 5], &raw::tcp(foreign, v4, 23, NULL));
+    // Another frame with stacked tags shows that these have been judged by then.
+    wire.stacked(&[0; 9], &raw::tcp(IpAddr::from([198, 51, 100, 98]), v4, 23, NULL));
+    lab.expect_ban(IpAddr::from([198, 51, 100, 98]));
+    assert_eq!(lab.banned().len(), before + 1, "VLAN 5 is not this host's");
+}
+
+}
+
 #[test]
 fn frames_on_foreign_bridge_ban_nothing() {
     let lab = Lab::new(&["guest", "client"]);

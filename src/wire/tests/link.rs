@@ -1,6 +1,6 @@
 //! Tests the decoding of link-layer headers: VLAN tags, PPPoE, cooked captures, loopback and raw IP.
 
-use super::super::{Delivery, LinkType, Undecoded};
+use super::super::{Delivery, LinkType, Transport, Undecoded};
 use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, honest_ipv6, ipv4_packet, joined};
 
 const MACS: [u8; 12] = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
@@ -17,6 +17,42 @@ fn four_stacked_vlan_tags_are_opened() {
         assert_stable_when_cut(LinkType::Ethernet, &frame);
         let seen = decode(LinkType::Ethernet, &frame).map(|packet| packet.transport);
         assert_eq!(seen, if tags <= 4 { Ok(SYN_SEEN) } else { Err(Undecoded::Malformed) }, "{tags} tags");
+    }
+}
+
+/// Linux takes what is behind any number of tags without a number.
+#[test]
+fn many_zero_tags_hide_packet() {
+    for (kind, packet) in [([0x08, 0x00], syn()), ([0x86, 0xdd], honest_ipv6(6, &SYN))] {
+        for tags in 0..=12 {
+            // The priority must not be taken for the version of an IP header.
+            let tag = [[0x40, 0], [0x60, 0], [0, 0], [0xf0, 0]][tags % 4];
+            let mut stack = [tag, [0x81, 0]].concat().repeat(tags);
+            let end = stack.len().saturating_sub(2);
+            stack.truncate(end);
+            if tags > 0 {
+                stack.extend(kind);
+            }
+            let ether = |first: [u8; 2]| joined(&[&MACS, &first, &stack, &packet]);
+            let cooked = |first: [u8; 2]| {
+                joined(&[&first, &[0, 0, 0, 0, 0, 9, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0], &stack, &packet])
+            };
+            let seen = if tags > 4 { Transport::HiddenHeader } else { SYN_SEEN };
+            let first = if tags > 0 { [0x81, 0] } else { kind };
+            let mut frames = vec![(LinkType::Ethernet, ether(first)), (LinkType::Sll2, cooked(first))];
+            // Since Linux 6.11, which gives up behind eight.
+            frames.push((LinkType::Sll2, cooked(if tags > 8 { [0, 0] } else { kind })));
+            for (link, frame) in frames {
+                // Cut off, such a tag cannot be told from an IPv6 header, and a frame without a type from one that is no IP.
+                if tags % 4 != 1 && frame[..2] != [0, 0] {
+                    assert_stable_when_cut(link, &frame);
+                }
+                let decoded = decode(link, &frame).unwrap();
+                assert_eq!(decoded.transport, seen, "{tags} tags, {link:?}");
+                let plain = decode(LinkType::Raw, &packet).unwrap();
+                assert_eq!((decoded.source, decoded.destination), (plain.source, plain.destination));
+            }
+        }
     }
 }
 
@@ -140,5 +176,15 @@ fn dlt_numbers_have_their_link_types() {
         (-1, None),
     ] {
         assert_eq!(LinkType::from_dlt(dlt), link, "{dlt}");
+    }
+}
+
+#[test]
+fn flow_label_like_tag_is_ipv6() {
+    let mut packet = honest_ipv6(6, &SYN);
+    for label in [[0x86, 0xdd], [0x81, 0], [0x08, 0]] {
+        packet[..4].copy_from_slice(&[0x60, 0, label[0], label[1]]);
+        let frame = joined(&[&[0x86, 0xdd, 0, 0, 0, 0, 0, 9, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0], &packet]);
+        assert_eq!(decode(LinkType::Sll2, &frame).unwrap().transport, SYN_SEEN);
     }
 }

@@ -73,16 +73,25 @@ impl Wire {
 
     /// Sends an IP packet in a frame with a VLAN tag (IEEE 802.1Q).
     pub fn tagged(&mut self, vlan: u16, packet: &[u8]) {
-        let frame = [&self.victim[..], &self.own, &[0x81, 0x00], &vlan.to_be_bytes(), &[0x08, 0x00], packet].concat();
+        self.stacked(&[vlan], packet);
+    }
+
+    /// The same in a frame with several tags.
+    pub fn stacked(&mut self, vlans: &[u16], packet: &[u8]) {
+        let tags: Vec<u8> = vlans.iter().flat_map(|vlan| [[0x81, 0x00], vlan.to_be_bytes()].concat()).collect();
+        let frame = [&self.victim[..], &self.own, &tags, &ether_type(packet), packet].concat();
         self.link.sendpacket(frame).expect("the link takes a frame");
     }
 
     /// Sends an IP packet to this hardware address.
     pub fn frame(&mut self, destination: [u8; 6], packet: &[u8]) {
-        let kind: [u8; 2] = if packet.first().is_some_and(|byte| byte >> 4 == 4) { [0x08, 0x00] } else { [0x86, 0xdd] };
-        let frame = [&destination[..], &self.own, &kind, packet].concat();
+        let frame = [&destination[..], &self.own, &ether_type(packet), packet].concat();
         self.link.sendpacket(frame).expect("the link takes a frame");
     }
+}
+
+fn ether_type(packet: &[u8]) -> [u8; 2] {
+    if packet.first().is_some_and(|byte| byte >> 4 == 4) { [0x08, 0x00] } else { [0x86, 0xdd] }
 }
 
 impl Lab {
