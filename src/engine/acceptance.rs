@@ -13,12 +13,12 @@ use std::net::IpAddr;
 use super::host::Host;
 use super::verdict::IgnoreReason;
 use crate::types::shared64;
-use crate::wire::{Checksum, Delivery, Packet};
+use crate::wire::{Checksum, Delivery, Packet, Transport};
 
 /// Why the host drops `packet`, which came in on `interface` (for a port of a bridge: the bridge); `None` where it takes it.
 #[inline]
 pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<IgnoreReason> {
-    if is_not_unicast(packet, host) {
+    if is_not_unicast(packet, interface, host) {
         return Some(IgnoreReason::NotUnicast);
     }
     if !is_source(packet.source) {
@@ -26,29 +26,53 @@ pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<Ig
     }
     // Only a running host knows its addresses one by one; what a capture shows was taken somewhere else.
     let live = host.local.is_exact();
-    if !host.local.contains(packet.destination) || live && packet.destination.is_loopback() {
+    if !is_ours(packet, host) || live && packet.destination.is_loopback() {
         return Some(IgnoreReason::NotOurs);
     }
-    match packet.checksum {
-        Checksum::Bad => return Some(IgnoreReason::Damaged),
-        Checksum::Blank if live => return Some(IgnoreReason::Damaged),
-        Checksum::Blank | Checksum::Unknown | Checksum::Good => {}
+    let damaged = match packet.checksum {
+        Checksum::Good | Checksum::Unknown => false,
+        Checksum::Blank => live && !is_unsummed(packet, host),
+        Checksum::Bad => !is_unsummed(packet, host),
+        Checksum::BlankHeader => live,
+        Checksum::BadHeader => true,
+    };
+    if damaged {
+        return Some(IgnoreReason::Damaged);
     }
     host.reverse_path.refuses(packet.source, interface).then_some(IgnoreReason::WrongInterface)
 }
 
+/// True where the kernel may have been told to take the packet as it is.
+fn is_unsummed(packet: &Packet, host: &Host) -> bool {
+    host.virtual_links.binary_search(&packet.interface).is_ok()
+}
+
+fn is_ours(packet: &Packet, host: &Host) -> bool {
+    let is_anycast = || host.anycast.iter().any(|network| network.contains(&packet.destination));
+    host.local.contains(packet.destination) || is_connectionless(&packet.transport) && is_anycast()
+}
+
+/// True for what may be a datagram or an ICMP request: the kernel takes these, other than TCP, at anycast addresses and in frames
+/// for several hosts.
+fn is_connectionless(transport: &Transport) -> bool {
+    matches!(transport, Transport::Udp { .. } | Transport::Icmp { .. } | Transport::HiddenHeader)
+}
+
 /// True for broadcast, multicast, and what is for another host on a shared link. On a port of a bridge the bridge itself is
 /// another host, and what the firewall drops for bridges (`br_netfilter`) is seen nowhere else.
-fn is_not_unicast(packet: &Packet, host: &Host) -> bool {
+fn is_not_unicast(packet: &Packet, interface: u32, host: &Host) -> bool {
     match packet.delivery {
-        Delivery::Broadcast | Delivery::Multicast => true,
+        Delivery::Broadcast | Delivery::Multicast => {
+            let taken = is_connectionless(&packet.transport) && host.takes_group_frame(packet.destination, interface);
+            !taken || !is_ours(packet, host) || !is_unicast(packet.destination)
+        }
         Delivery::OtherHost if host.bridge(packet.interface).is_none() => true,
         _ => !is_unicast(packet.destination),
     }
 }
 
 /// True for an address that one host can have.
-pub(super) fn is_unicast(address: IpAddr) -> bool {
+pub fn is_unicast(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !(v4.is_multicast() || v4.is_broadcast() || v4.octets().starts_with(&[0])),
         // An IPv4-mapped address never stands in a packet (RFC 4291, RFC 4038); log filters would read the IPv4 address out of
@@ -136,6 +160,53 @@ mod tests {
         assert_eq!(with(Checksum::Blank, &host()), Some(IgnoreReason::Damaged));
         assert_eq!(with(Checksum::Unknown, &host()), None);
         assert_eq!(with(Checksum::Blank, &Host::new(Local::Any)), None, "a capture made on the sending host");
+    }
+
+    #[test]
+    fn wrong_checksum_is_no_damage_without_wire() {
+        let mut host = host();
+        host.virtual_links = vec![2, 5];
+        let at = |interface, checksum| {
+            refusal(&Packet { checksum, interface, ..packet("198.51.100.7", OWN) }, interface, &host)
+        };
+        for checksum in [Checksum::Bad, Checksum::Blank] {
+            assert_eq!(at(2, checksum), None, "the sender has marked the segment as not yet summed");
+            assert_eq!(at(3, checksum), Some(IgnoreReason::Damaged), "from a wire");
+        }
+        for checksum in [Checksum::BadHeader, Checksum::BlankHeader] {
+            assert_eq!(at(2, checksum), Some(IgnoreReason::Damaged), "the IPv4 header is always verified");
+        }
+    }
+
+    #[test]
+    fn datagram_in_group_frame_is_accepted() {
+        let udp = Transport::Udp { source_port: 4_000, destination_port: 161 };
+        let tcp = packet("198.51.100.7", OWN).transport;
+        for delivery in [Delivery::Broadcast, Delivery::Multicast] {
+            let came = |transport, to, host: &Host| {
+                refusal(&Packet { delivery, transport, ..packet("198.51.100.7", to) }, 2, host)
+            };
+            assert_eq!(came(udp, OWN, &host()), None);
+            assert_eq!(came(Transport::Icmp { kind: 8, code: 0 }, OWN, &host()), None);
+            assert_eq!(came(tcp, OWN, &host()), Some(IgnoreReason::NotUnicast), "the kernel drops TCP");
+            assert!(came(udp, "192.0.2.255", &host()).is_some() && came(udp, "224.0.0.251", &host()).is_some());
+            let mut filtered = host();
+            filtered.frame_filters = [vec![2], Vec::new()];
+            assert_eq!(came(udp, OWN, &filtered), Some(IgnoreReason::NotUnicast), "drop_unicast_in_l2_multicast");
+            assert!(came(udp, OWN, &Host::new(Local::Any)).is_some(), "a capture says nothing of subnets");
+        }
+    }
+
+    #[test]
+    fn anycast_address_takes_datagrams_only() {
+        let mut host = host();
+        host.anycast = vec!["2001:db8:7::/128".parse().unwrap()];
+        let to = |transport, to| refusal(&Packet { transport, ..packet("2001:db8:5::1", to) }, 2, &host);
+        let udp = Transport::Udp { source_port: 4_000, destination_port: 161 };
+        assert_eq!(to(udp, "2001:db8:7::"), None);
+        assert_eq!(to(udp, "2001:db8:8::"), Some(IgnoreReason::NotOurs));
+        let tcp = packet("2001:db8:5::1", OWN).transport;
+        assert_eq!(to(tcp, "2001:db8:7::"), Some(IgnoreReason::NotOurs), "the kernel answers no TCP there");
     }
 
     #[test]

@@ -145,6 +145,15 @@ pub struct Host {
     /// Indexes of the ports of bridges, bonds and the like, each with that of its master: what comes in at the port is the
     /// master's, and the capture shows it at both.
     pub ports: Vec<(u32, u32)>,
+    /// Indexes of the interfaces whose frames a program on the same machine may have sent, in order. The kernel does not verify what
+    /// such a program marks as not yet summed, and so takes TCP and UDP with any checksum.
+    pub virtual_links: Vec<u32>,
+    /// Indexes of the interfaces at which the kernel drops unicast packets in broadcast and multicast frames
+    /// (`drop_unicast_in_l2_multicast`), of IPv4 and of IPv6.
+    pub frame_filters: [Vec<u32>; 2],
+    /// Anycast addresses, such as the first one of each of its networks where it is a router (RFC 4291). The kernel takes datagrams
+    /// for them, and no TCP.
+    pub anycast: Vec<IpNet>,
     /// Indexes of interfaces, each with that of one above it whose listeners may get what comes in there: masters, VRFs, VLANs.
     pub uppers: Vec<(u32, u32)>,
 }
@@ -167,6 +176,9 @@ impl Host {
             bridge_ports: Vec::new(),
             ports: Vec::new(),
             uppers: Vec::new(),
+            virtual_links: Vec::new(),
+            frame_filters: [Vec::new(), Vec::new()],
+            anycast: Vec::new(),
             guarded: Vec::new(),
             reverse_path: ReversePath::default(),
         }
@@ -200,6 +212,13 @@ impl Host {
         }
         let own = self.local.is_exact() && self.local.contains(source);
         if own { Some(Protection::OwnAddress) } else { self.allow.protects(source) }
+    }
+
+    /// True where the kernel takes a packet for `address` in a broadcast or multicast frame that came in on `interface`.
+    pub(super) fn takes_group_frame(&self, address: IpAddr, interface: u32) -> bool {
+        let [v4, v6] = &self.frame_filters;
+        let filters = if address.is_ipv4() { v4 } else { v6 };
+        self.local.is_exact() && !filters.contains(&interface)
     }
 
     /// The bridge whose port this interface is.

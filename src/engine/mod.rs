@@ -43,6 +43,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+pub use acceptance::is_unicast;
 pub use allow::{AllowList, Protection};
 pub use ban_table::{ActiveBan, Standing};
 pub use bounds::Bounds;
@@ -66,7 +67,6 @@ pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Ver
 
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
 use crate::wire::{Delivery, Packet};
-use acceptance::is_unicast;
 use ban_table::{BanTable, SUMMARY};
 use ceiling::Ceilings;
 use distributed_scan::DistributedScans;

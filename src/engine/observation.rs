@@ -25,7 +25,8 @@ pub struct Observation {
     pub class: Class,
     /// It came in a fragment.
     pub fragmented: bool,
-    /// Its TCP flags may be damage: the checksum covers more than is at hand. No flags are enough on their own then.
+    /// Its TCP flags may be damage: the checksum covers more than is at hand, or does not hold. No flags are enough on their own
+    /// then.
     pub unverified: bool,
     /// A decoy listener took it.
     pub decoy: bool,
@@ -67,7 +68,7 @@ impl Observation {
             port,
             class,
             fragmented: packet.fragmented || class == Class::Fragment,
-            unverified: packet.checksum == Checksum::Unknown && class != Class::Fragment,
+            unverified: packet.checksum != Checksum::Good && class != Class::Fragment,
             decoy: false,
         })
     }

@@ -1,11 +1,12 @@
 //! Builds the engine's [`Host`] from what the kernel lists, from leases and sessions, and from the operator's allow-list.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::dhcp_leases::LeaseFiles;
-use super::network::HostFacts;
+use super::network::{HostFacts, Interface};
 use super::sessions::SessionFiles;
 use crate::engine::{AllowList, Host, Listeners, Local, Protection, ReversePath};
 use crate::netlink::sock_diag::{Bound, Listener};
@@ -69,6 +70,12 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     // A container may have given an interface a name that drives a terminal.
     host.guarded = guarded.map(|one| (one.index, one.name.escape_debug().to_string())).collect();
     host.reverse_path = reverse_path(facts);
+    host.virtual_links = virtual_links(facts);
+    host.frame_filters = [0, 1].map(|family| {
+        let filters = facts.interfaces.iter().filter(|one| one.filters_frames.get(family) == Some(&true));
+        filters.map(|one| one.index).collect()
+    });
+    host.anycast.clone_from(&facts.anycast);
     host.ephemeral = ephemeral_ports();
     // The link-local addresses of a VRF are those of its ports.
     let is_vrf = |index: &u32| facts.interfaces.iter().any(|one| one.index == *index && one.vrf == Some(*index));
@@ -82,6 +89,23 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     }
     host.find_related();
     host
+}
+
+/// Indexes of the virtual links, and of the interfaces that have frames from one: bridges and bonds with such a port, VLANs.
+fn virtual_links(facts: &HostFacts) -> Vec<u32> {
+    let mut found: BTreeSet<u32> =
+        facts.interfaces.iter().filter(|one| one.virtual_link).map(|one| one.index).collect();
+    loop {
+        let before = found.len();
+        let masters = facts.interfaces.iter().filter(|one| found.contains(&one.index)).filter_map(|one| one.master);
+        let upper = |one: &&Interface| matches!(one.lower, Some(lower) if found.contains(&lower));
+        let uppers = facts.interfaces.iter().filter(upper).map(|one| one.index);
+        let above: Vec<u32> = masters.chain(uppers).collect();
+        found.extend(above);
+        if found.len() == before {
+            return found.into_iter().collect();
+        }
+    }
 }
 
 /// The routes and interfaces that the kernel's reverse-path filter uses.

@@ -17,7 +17,7 @@ pub(super) fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet, Undecoded> 
         Transport::TinyFragment { .. } | Transport::OverlappingFragment | Transport::HiddenHeader => true,
         _ => false,
     };
-    if strange && packet.checksum == Checksum::Bad {
+    if strange && matches!(packet.checksum, Checksum::Bad | Checksum::BadHeader) {
         return Err(Undecoded::Malformed);
     }
     packet.checksum = Checksum::Good;

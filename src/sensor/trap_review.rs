@@ -3,10 +3,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::excuses::Excuses;
-use crate::engine::{Engine, HashKey, Host, IgnoreReason, Protection, Verdict};
+use crate::engine::{Engine, HashKey, Host, IgnoreReason, Protection, Verdict, is_unicast};
 use crate::types::{BanTarget, Protocol, Timestamp};
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
@@ -80,6 +81,8 @@ impl TrapReview {
             | IgnoreReason::RecentlyOpen
             | IgnoreReason::RememberedService
             | IgnoreReason::Damaged
+            | IgnoreReason::NotUnicast
+            | IgnoreReason::NotOurs
             | IgnoreReason::WrongInterface
             | IgnoreReason::NoSource,
         ) = verdict
@@ -93,7 +96,17 @@ impl TrapReview {
             Transport::Udp { destination_port, .. } => (Protocol::Udp, destination_port),
             _ => return,
         };
-        if packet.delivery == Delivery::Host && watches(port) {
+        let counted = match packet.delivery {
+            Delivery::Host => true,
+            // The kernel may drop these (`drop_unicast_in_l2_multicast`), but only after the trap.
+            Delivery::Broadcast | Delivery::Multicast => port.0 == Protocol::Udp,
+            _ => false,
+        };
+        // The kernel takes the first address of each network on its links for an anycast address of its own.
+        let is_first = matches!(packet.destination, IpAddr::V6(v6) if v6.octets().ends_with(&[0]));
+        let is_counted = counted && is_unicast(packet.destination);
+        let is_forwarded = verdict == Verdict::Ignored(IgnoreReason::NotOurs);
+        if is_counted && (!is_forwarded || is_first && port.0 == Protocol::Udp) && watches(port) {
             self.excuses.add(now, target(), port);
         }
     }
@@ -147,5 +160,86 @@ impl TrapReview {
         let some = !ports.is_empty();
         ports.extend(engine.evidence(now, target));
         some && ports.len() > usize::from(forgiven)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{HERE, SCANNER, host, packet};
+    use super::*;
+    use crate::engine::NoLookup;
+    use crate::engine::tests::scene::builtin;
+    use crate::wire::Checksum;
+
+    /// Three SYNs with this checksum, and later a review of the trap's ban for them.
+    fn reviewed(host: &Host, checksum: Checksum) -> Review {
+        let mut engine = Engine::new(builtin(), HashKey(1, 2));
+        let mut review = TrapReview::new(HashKey(3, 4));
+        let (now, later) = (Timestamp::default(), Timestamp::at(UNCONFIRMED_FOR));
+        for port in [21, 22, 23] {
+            let packet = Packet { checksum, ..packet(false, TcpFlags::SYN, port) };
+            let verdict = engine.observe(now, &packet, host, &mut NoLookup);
+            review.excuse(now, &packet, verdict, &[], |_| true);
+        }
+        let counting = (Counting { forgiven: 2, window: Duration::from_secs(1_800) }, false);
+        let caught = [BanTarget::V4(SCANNER.into())];
+        review.review(now, caught.into_iter(), counting, &engine, host);
+        review.review(later, caught.into_iter(), counting, &engine, host)
+    }
+
+    #[test]
+    fn damaged_segments_excuse_trap_ban() {
+        let caught = vec![BanTarget::V4(SCANNER.into())];
+        let mut host = host();
+        assert_eq!(reviewed(&host, Checksum::Good).confirmed, caught);
+        assert_eq!(reviewed(&host, Checksum::Bad).excused, caught, "the kernel drops what came over a wire");
+        host.virtual_links = vec![2];
+        assert_eq!(reviewed(&host, Checksum::Bad).confirmed, caught, "it takes what a guest sends");
+        assert_eq!(reviewed(&host, Checksum::BadHeader).excused, caught);
+    }
+
+    #[test]
+    fn filtered_group_frames_excuse_trap_ban() {
+        let mut review = TrapReview::new(HashKey(3, 4));
+        let engine = Engine::new(builtin(), HashKey(1, 2));
+        let (target, now) = (BanTarget::V4(SCANNER.into()), Timestamp::default());
+        let counting = Counting { forgiven: 2, window: Duration::from_secs(1_800) };
+        let verdict = Verdict::Ignored(IgnoreReason::NotUnicast);
+        let mut see = |delivery, transport, destination: [u8; 4]| {
+            let seen = Packet { delivery, transport, destination: destination.into(), ..packet(false, 0, 0) };
+            review.excuse(now, &seen, verdict, &[], |_| true);
+            review.excuse(now, &seen, Verdict::Ignored(IgnoreReason::NotOurs), &[], |_| true);
+            review.is_excused(now, target, counting, &engine)
+        };
+        let udp = |port| Transport::Udp { source_port: 5, destination_port: port };
+        for port in 1..=5 {
+            let tcp = packet(false, TcpFlags::SYN, port).transport;
+            assert!(!see(Delivery::Broadcast, tcp, HERE), "the trap does not count TCP in such frames");
+            assert!(!see(Delivery::Multicast, udp(port), [224, 0, 0, 251]), "nor true multicast");
+            assert!(!see(Delivery::OtherHost, udp(port), HERE), "nor what is for another host");
+        }
+        assert!(!see(Delivery::Broadcast, udp(1), HERE) && !see(Delivery::Broadcast, udp(2), HERE));
+        assert!(see(Delivery::Multicast, udp(3), HERE), "as many as the trap counts");
+    }
+
+    /// nft calls the first address of a network anycast, also where it is another router's.
+    #[test]
+    fn forwarded_first_address_excuses_trap_ban() {
+        let mut review = TrapReview::new(HashKey(3, 4));
+        let engine = Engine::new(builtin(), HashKey(1, 2));
+        let source: IpAddr = "2001:db8:5::1".parse().unwrap();
+        let counting = Counting { forgiven: 2, window: Duration::from_secs(1_800) };
+        let now = Timestamp::default();
+        let mut see = |destination: &str| {
+            for port in 1..=3 {
+                let transport = Transport::Udp { source_port: 5, destination_port: port };
+                let destination = destination.parse().unwrap();
+                let seen = Packet { source, destination, transport, ..packet(false, 0, 0) };
+                review.excuse(now, &seen, Verdict::Ignored(IgnoreReason::NotOurs), &[], |_| true);
+            }
+            review.is_excused(now, BanTarget::of(source), counting, &engine)
+        };
+        assert!(!see("2001:db8:7::1"), "the trap counts no other forwarded packet");
+        assert!(see("2001:db8:7::"));
     }
 }

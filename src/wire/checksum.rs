@@ -16,10 +16,15 @@ pub enum Checksum {
     Good,
     /// Part of what the checksum covers is not at hand: a fragment, or more payload than was captured.
     Unknown,
-    /// A field of zero, which no sum gave: left out, as captures on the sending host have it. A receiver drops it.
+    /// The field of TCP or UDP is zero, which no sum gave: left out, as captures on the sending host have it.
     Blank,
-    /// It does not hold: the kernel drops the packet before anything answers it.
+    /// That of TCP or UDP does not hold. The kernel drops what came over a wire like this. What a program on the same machine
+    /// sent and marked as not yet summed (`CHECKSUM_PARTIAL`) it takes, whatever the field holds.
     Bad,
+    /// As [`Self::Blank`], in the IPv4 header: a receiver drops it.
+    BlankHeader,
+    /// That of the IPv4 header does not hold: the kernel drops the packet before anything answers it.
+    BadHeader,
 }
 
 impl Checksum {
@@ -28,8 +33,8 @@ impl Checksum {
     pub(super) fn of_header(header: &[u8]) -> Self {
         match header.get(10..12) {
             _ if sum(header, 0) == 0xffff => Self::Good,
-            Some([0, 0]) => Self::Blank,
-            _ => Self::Bad,
+            Some([0, 0]) => Self::BlankHeader,
+            _ => Self::BadHeader,
         }
     }
 
@@ -98,17 +103,18 @@ mod tests {
         for bit in 4 * 8..SYN.len() * 8 {
             let mut frame = SYN;
             frame[bit / 8] ^= 1 << (bit % 8);
-            assert!(matches!(checksum(&frame), None | Some(Checksum::Bad)), "bit {bit}");
+            let bad = if bit < 20 * 8 { Checksum::BadHeader } else { Checksum::Bad };
+            assert!(checksum(&frame).is_none_or(|seen| seen == bad || seen == Checksum::BadHeader), "bit {bit}");
         }
     }
 
     #[test]
     fn missing_checksum_is_unknown() {
         let mut frame = SYN;
-        frame[10..12].fill(0);
-        assert_eq!(checksum(&frame), Some(Checksum::Blank));
         frame[36..38].fill(0);
         assert_eq!(checksum(&frame), Some(Checksum::Blank));
+        frame[10..12].fill(0);
+        assert_eq!(checksum(&frame), Some(Checksum::BlankHeader));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, DESTINATION, FIN, TCP};
+use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, within};
 
 /// No flags: a single such packet leads to a ban.
@@ -40,6 +41,23 @@ fn damaged_segments_block_nothing() {
     offloaded[36..38].copy_from_slice(&pseudo.to_be_bytes());
     lab.wire("attacker").send(&offloaded);
     lab.expect_ban(source(104));
+}
+
+/// A guest that marks its segments as not yet summed (`CHECKSUM_PARTIAL`) may leave anything in the field: this host takes them.
+#[test]
+fn guest_with_garbage_checksums_is_banned() {
+    let lab = Lab::new(&["guest"]);
+    let _services = Services::open(&lab, &[80]);
+    let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
+    // The segments of local sockets are marked so on a veth; after that their field is nobody's concern.
+    let garbage =
+        "table ip garbage { chain sums { type filter hook postrouting priority 0; tcp checksum set 0xdead; }; }";
+    lab.run("guest", "nft", &[garbage]);
+    let target = lab.victim_v4("guest").into();
+    assert_eq!(lab.served("guest", target, &[80], 1), 1, "the kernel takes these segments");
+    assert!(lab.banned().is_empty());
+    lab.probe_until_banned("guest", target);
+    daemon.stop();
 }
 
 #[test]
@@ -156,8 +174,6 @@ fn stacked_zero_tags_hide_no_scan() {
     wire.stacked(&[0; 9], &raw::tcp(IpAddr::from([198, 51, 100, 98]), v4, 23, NULL));
     lab.expect_ban(IpAddr::from([198, 51, 100, 98]));
     assert_eq!(lab.banned().len(), before + 1, "VLAN 5 is not this host's");
-}
-
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use portsentry::host::network::{self, HostError, HostFacts, Watcher};
 use portsentry::host::resolv_conf::ResolverFiles;
+use portsentry::host::snapshot::snapshot;
 use tokio::time::timeout;
 
 use super::network;
@@ -342,4 +343,56 @@ fn advertised_object_counts_with_default_route() {
          route add 2001:db8:a::/48 nhid 2 proto ra metric 1024 pref medium\n",
     );
     assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::254"]);
+}
+
+/// Where the kernel may take segments with any checksum: at `out`, a veth, and where its frames go.
+#[test]
+fn interfaces_without_wire_are_known() {
+    let net = network();
+    net.ip_batch(
+        "link add other type bridge\n\
+         link add port type veth peer name portfar\n\
+         link add guests type bridge\n\
+         link set port master guests\n",
+    );
+    let mut virtual_links = vec!["out", "far", "port", "guests"];
+    // Not every kernel has these.
+    if net.command("ip").args("link add v5 link out type vlan id 5".split(' ')).status().unwrap().success() {
+        net.ip("link add v6 link v5 type vlan id 6");
+        virtual_links.extend(["v5", "v6"]);
+    }
+    let facts = net.inside_async(read);
+    let found = snapshot(&[], &[], &facts, &[]).virtual_links;
+    let is_found = |name: &str| found.contains(&facts.interfaces.iter().find(|one| one.name == name).unwrap().index);
+    for name in virtual_links {
+        assert!(is_found(name), "{name}");
+    }
+    for name in ["lo", "other"] {
+        assert!(!is_found(name), "{name}");
+    }
+    assert!(found.is_sorted(), "the engine searches it");
+}
+
+#[test]
+fn anycast_addresses_of_router_are_read() {
+    let net = network();
+    let facts = net.inside_async(read);
+    assert!(facts.anycast.is_empty(), "no router: {:?}", facts.anycast);
+    net.run("sysctl", "-qw net.ipv6.conf.all.forwarding=1");
+    let anycast = net.inside_async(read).anycast;
+    assert!(anycast.contains(&"2001:db8::/128".parse().unwrap()), "{anycast:?}");
+}
+
+#[test]
+fn frame_filters_are_read_for_each_family() {
+    let net = network();
+    let filters = || {
+        let facts = net.inside_async(read);
+        facts.interfaces.iter().find(|one| one.name == "out").unwrap().filters_frames
+    };
+    assert_eq!(filters(), [false, false]);
+    net.run("sysctl", "-qw net.ipv6.conf.out.drop_unicast_in_l2_multicast=1");
+    assert_eq!(filters(), [false, true]);
+    net.run("sysctl", "-qw net.ipv4.conf.all.drop_unicast_in_l2_multicast=1");
+    assert_eq!(filters(), [true, true]);
 }

@@ -1,7 +1,10 @@
 //! Tests the kernel's own counting of UDP ports, and the program's verdict about it.
 
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
+
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, within};
+use netns_lab::{Lab, TIMEOUT, raw, within};
 
 use crate::Protocol::Udp;
 use crate::{BLOCKING, banned_at_last, is_banned};
@@ -118,4 +121,88 @@ fn udp_trap_follows_reload_crash_and_stop() {
     let daemon = Udp.start(&lab, "");
     daemon.stop();
     assert!(Udp.watched(&lab).is_empty(), "an armed trap would ban without review");
+}
+
+/// UDP sockets take a datagram for this host in a frame for several ones.
+#[test]
+fn datagrams_in_group_frames_are_counted() {
+    let lab = Lab::new(&["first", "second"]);
+    let udp = |host: &str, port| raw::udp(lab.v4(host).into(), lab.victim_v4(host).into(), (40_404, port));
+    let socket = lab.inside("victim", || UdpSocket::bind("0.0.0.0:700").unwrap());
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let daemon = Udp.start(&lab, "");
+    lab.wire("first").broadcast(&udp("first", 700));
+    assert_eq!(socket.recv(&mut [0; 99]).unwrap(), 8, "the kernel takes it");
+    daemon.frozen(|| {
+        let mut wire = lab.wire("first");
+        for port in 901..=903 {
+            wire.broadcast(&udp("first", port));
+        }
+        assert!(is_banned(&lab, lab.v4("first")), "by the kernel alone");
+    });
+    daemon.expect_line(&format!("attackalert: Host {} has been blocked", lab.v4("first")));
+    daemon.stop();
+
+    let daemon = Daemon::start_configured(&lab, "[udp]\nblock = true\n", &["--expire", "24h"]);
+    for port in 901..=903 {
+        lab.wire("second").frame([0x33, 0x33, 0, 0, 0, 1], &udp("second", port));
+    }
+    lab.expect_ban(lab.v4("second").into());
+    daemon.stop();
+}
+
+/// The sysctl has the kernel drop them after the trap has counted them.
+#[test]
+fn filtered_group_frames_ban_nobody() {
+    let lab = Lab::new(&["other"]);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.conf.other.drop_unicast_in_l2_multicast=1"]);
+    let daemon = Udp.start(&lab, "");
+    let source = IpAddr::from(lab.v4("other"));
+    let mut wire = lab.wire("other");
+    for port in 901..=903 {
+        wire.broadcast(&raw::udp(source, lab.victim_v4("other").into(), (40_404, port)));
+    }
+    daemon.expect_line(&format!("the kernel's trap had blocked {source}, and nothing is held against them: let go"));
+    assert!(!banned_at_last(&lab).contains(&source));
+    daemon.stop();
+}
+
+/// A router has the first address of each of its IPv6 networks (RFC 4291), and takes datagrams there, but no TCP.
+#[test]
+fn anycast_address_of_router_is_watched() {
+    let lab = Lab::new(&["first", "second"]);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"]);
+    let socket = lab.inside("victim", || UdpSocket::bind("[::]:700").unwrap());
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let anycast = |host: &str| IpAddr::from(lab.v6_network(host));
+    let udp = |host: &str, port| raw::udp(lab.v6(host).into(), anycast(host), (40_404, port));
+    let daemon = Udp.start(&lab, "");
+    lab.wire("first").send(&udp("first", 700));
+    assert_eq!(socket.recv(&mut [0; 99]).unwrap(), 8, "the kernel takes it");
+    daemon.frozen(|| {
+        let mut wire = lab.wire("first");
+        for port in 901..=905 {
+            wire.send(&raw::tcp(lab.v6("first").into(), anycast("first"), port, raw::SYN));
+        }
+        assert!(banned_at_last(&lab).is_empty(), "the kernel answers no TCP there");
+        for port in 901..=903 {
+            wire.send(&udp("first", port));
+        }
+        assert!(is_banned(&lab, lab.v6_network("first")), "by the kernel alone");
+    });
+    daemon.expect_line("has been blocked");
+    daemon.stop();
+
+    let daemon = Daemon::start_configured(&lab, "[udp]\nblock = true\n", &["--expire", "24h"]);
+    let mut wire = lab.wire("second");
+    for port in 901..=905 {
+        wire.send(&raw::tcp(lab.v6("second").into(), anycast("second"), port, raw::SYN));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!lab.banned().contains(&anycast("second")));
+    for port in 901..=903 {
+        wire.send(&udp("second", port));
+    }
+    lab.expect_ban(anycast("second"));
+    daemon.stop();
 }

@@ -46,6 +46,8 @@ pub struct HostFacts {
     /// What routes of type `local` give this host, in any table: its addresses again, and whole prefixes (AnyIP). Not the
     /// default route of a transparent proxy: what that takes is addressed to others.
     pub local: Vec<IpNet>,
+    /// What routes of type `anycast` give it: the first address of each network of an IPv6 router.
+    pub anycast: Vec<IpNet>,
     /// The kernel's IPv4 routes as its reverse-path filter reads them. Empty where no interface has a strict one.
     pub reverse_routes: Vec<ReverseRoute>,
     /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included. Of
@@ -89,6 +91,12 @@ pub struct Interface {
     pub strict: bool,
     /// True where the kernel takes IPv4 packets from this host's own addresses (accept_local).
     pub accepts_own: bool,
+    /// True where the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4 and
+    /// of IPv6.
+    pub filters_frames: [bool; 2],
+    /// True where its frames come from programs on the same machine, and not over a wire: of a container, a virtual machine, or the
+    /// hypervisor. The tunnels of this host count as such; what only has the frames of other interfaces does not.
+    pub virtual_link: bool,
     /// The index of the VRF that it belongs to; its own where it is one.
     pub vrf: Option<u32>,
     /// The index of the interface that it is a port of (IFLA_MASTER): a bridge, a bond, a VRF.
@@ -174,6 +182,9 @@ impl HostFacts {
             RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local => {
                 self.local.extend(reverse_path::destination(&route).filter(|network| network.prefix_len() > 0));
             }
+            RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Anycast => {
+                self.anycast.extend(reverse_path::destination(&route));
+            }
             RouteNetlinkMessage::NewRoute(route) => {
                 if self.interfaces.iter().any(|interface| interface.strict) {
                     self.reverse_routes.extend(ReverseRoute::new(&route));
@@ -228,6 +239,8 @@ impl HostFacts {
         self.addresses.dedup();
         self.local.sort_unstable();
         self.local.dedup();
+        self.anycast.sort_unstable();
+        self.anycast.dedup();
         self.reverse_routes.sort_unstable();
         self.gateways.sort_unstable();
         self.gateways.dedup();
@@ -239,7 +252,7 @@ impl HostFacts {
 
 const RULES: &str = "IPv4 routing rules";
 
-fn requests() -> [(&'static str, RouteNetlinkMessage); 7] {
+fn requests() -> [(&'static str, RouteNetlinkMessage); 8] {
     let routes = |family, kind| {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
@@ -254,6 +267,7 @@ fn requests() -> [(&'static str, RouteNetlinkMessage); 7] {
         (RULES, RouteNetlinkMessage::GetRule(rules)),
         ("local IPv4 routes", routes(AddressFamily::Inet, RouteType::Local)),
         ("local IPv6 routes", routes(AddressFamily::Inet6, RouteType::Local)),
+        ("anycast IPv6 routes", routes(AddressFamily::Inet6, RouteType::Anycast)),
         ("IPv4 routes", routes(AddressFamily::Inet, RouteType::Unicast)),
         ("IPv6 routes", routes(AddressFamily::Inet6, RouteType::Unicast)),
     ]
@@ -286,10 +300,23 @@ fn interface(link: &LinkMessage) -> Interface {
     // In another network namespace, which has numbers of its own.
     let elsewhere = link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkNetNsId(_)));
     let flags = link.header.flags;
+    let kind = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+            LinkInfo::Kind(kind) => Some(kind),
+            _ => None,
+        }),
+        _ => None,
+    });
+    let bus = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::ParentDevBusName(name) => Some(name.as_str()),
+        _ => None,
+    });
     Interface {
         index: link.header.index,
         strict: name.as_deref().is_some_and(reverse_path::is_strict),
         accepts_own: name.as_deref().is_some_and(reverse_path::accepts_local),
+        filters_frames: name.as_deref().map_or([false; 2], reverse_path::filters_frames),
+        virtual_link: is_virtual(kind, bus, elsewhere),
         name: name.unwrap_or_default(),
         up: flags.contains(LinkFlags::Up),
         loopback: flags.contains(LinkFlags::Loopback),
@@ -301,6 +328,21 @@ fn interface(link: &LinkMessage) -> Interface {
         } else {
             master.filter(|_| is(LinkInfo::PortKind(InfoPortKind::Vrf)))
         },
+    }
+}
+
+/// True for a device of this kind, or without one whose hardware is on this bus, if programs on the same machine send through it.
+/// Linux names the bus since 5.14. `elsewhere`: it lies on a device of another network namespace.
+fn is_virtual(kind: Option<&InfoKind>, bus: Option<&str>, elsewhere: bool) -> bool {
+    match kind {
+        // KVM, Hyper-V, Xen.
+        None => matches!(bus, Some("virtio" | "vmbus" | "xen")),
+        // Hardware that has a kind.
+        Some(InfoKind::Dsa | InfoKind::Wwan | InfoKind::RmNet | InfoKind::Ipoib) => false,
+        // These have the frames of other interfaces.
+        Some(InfoKind::Bridge | InfoKind::Bond | InfoKind::Team | InfoKind::Vrf) => false,
+        Some(InfoKind::Vlan | InfoKind::MacSec) => elsewhere,
+        Some(_) => true,
     }
 }
 

@@ -85,10 +85,21 @@ pub(super) fn accepts_local(interface: &str) -> bool {
     setting(interface, "accept_local") == Some(1)
 }
 
+/// True where the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4 and of
+/// IPv6, which has no value for all interfaces.
+pub(super) fn filters_frames(interface: &str) -> [bool; 2] {
+    let key = "drop_unicast_in_l2_multicast";
+    [
+        setting(interface, key).is_some_and(|value| value > 0),
+        value("ipv6", interface, key).is_some_and(|value| value > 0),
+    ]
+}
+
 /// The kernel takes the greater of the interface's value and that of `all`.
 fn setting(interface: &str, key: &str) -> Option<u8> {
-    let value = |name: &str| -> Option<u8> {
-        std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/{key}")).ok()?.trim().parse().ok()
-    };
-    value(interface).max(value("all"))
+    value("ipv4", interface, key).max(value("ipv4", "all", key))
+}
+
+fn value(family: &str, interface: &str, key: &str) -> Option<u8> {
+    std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/{interface}/{key}")).ok()?.trim().parse().ok()
 }

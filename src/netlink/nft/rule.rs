@@ -124,6 +124,16 @@ impl Rule {
         rule.compare(CmpOp::Eq, [0])
     }
 
+    /// Goes on with frames for any hardware address but another host's.
+    pub(super) fn not_for_other_host(self) -> Self {
+        let rule = self.text("meta pkttype != other").raw("meta", |meta| {
+            meta.put_u32(sys::NFTA_META_DREG, sys::NFT_REG_1);
+            meta.put_u32(sys::NFTA_META_KEY, sys::NFT_META_PKTTYPE);
+        });
+        // PACKET_OTHERHOST of linux/if_packet.h.
+        rule.compare(CmpOp::Neq, [3])
+    }
+
     /// Goes on with TCP segments whose flags under `mask` are `flags`, or with `how` are not.
     pub(super) fn tcp_flags(self, mask: u8, how: CmpOp, flags: u8) -> Self {
         let names = |bits: u8| {
@@ -325,10 +335,12 @@ pub(super) const SOURCE: u32 = 0;
 /// Offset of the destination port.
 pub(super) const DESTINATION: u32 = 2;
 
-/// Addresses and their types, as nft and the kernel have them: flags of the expression, RTN_LOCAL and RTN_UNICAST.
+/// Addresses and their types, as nft and the kernel have them: flags of the expression, RTN_LOCAL, RTN_ANYCAST and
+/// RTN_UNICAST.
 pub(super) const SOURCE_ADDRESS: (&str, u32) = ("saddr", sys::NFTA_FIB_F_SADDR);
 pub(super) const DESTINATION_ADDRESS: (&str, u32) = ("daddr", sys::NFTA_FIB_F_DADDR);
 pub(super) const LOCAL: (&str, u32) = ("local", 2);
+pub(super) const ANYCAST: (&str, u32) = ("anycast", 4);
 pub(super) const UNICAST: (&str, u32) = ("unicast", 1);
 
 /// A rate of packets, as an expression of a rule or of an element.

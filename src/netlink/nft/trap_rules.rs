@@ -12,7 +12,9 @@ use rustables::sys;
 
 use super::family::{Family, V4, V6};
 use super::hold_rules;
-use super::rule::{DESTINATION, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, Span, TCP, UNICAST};
+use super::rule::{
+    ANYCAST, DESTINATION, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, Span, TCP, UNICAST,
+};
 use super::set::Set;
 use super::spec::{TRAP_BURST, Trap};
 use super::table::{TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH};
@@ -42,7 +44,7 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
         rules.extend(hold_rules::hold_rules(trap, length));
     }
     if trap.udp {
-        rules.push(udp_entry(trap));
+        rules.extend([LOCAL, ANYCAST].map(|kind| udp_entry(trap, kind)));
     }
     rules.extend([V4, V6].into_iter().filter(|_| trap.tcp).map(|family| answered(&family)));
     rules.extend(trap.udp.then(outbound));
@@ -54,11 +56,13 @@ fn tcp_entry(trap: &Trap, (mask, flags): (u8, u8)) -> Rule {
     to_this_host(entry(trap).tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false))
 }
 
-/// Selects the datagrams that are: those that are no answers.
-fn udp_entry(trap: &Trap) -> Rule {
+/// Selects the datagrams that are: those that are no answers. The kernel takes them in a frame for several hosts as well, and at the
+/// anycast addresses of a router.
+fn udp_entry(trap: &Trap, to: (&'static str, u32)) -> Rule {
     let rule = entry(trap).text("udp dport @trapped_udp udp dport != @asked").meta(MetaType::L4Proto, UDP);
     let rule = rule.port(DESTINATION).lookup(Set::TrappedUdp);
-    to_this_host(rule.port(DESTINATION).lookup_inverted(Set::Outbound))
+    let rule = rule.port(DESTINATION).lookup_inverted(Set::Outbound).not_for_other_host();
+    answerable(rule.address_type(DESTINATION_ADDRESS, CmpOp::Eq, to))
 }
 
 fn entry(trap: &Trap) -> Rule {
@@ -67,7 +71,10 @@ fn entry(trap: &Trap) -> Rule {
 
 /// Goes on with what is for this host alone, to an address of its own, from one that could be answered and is not its own.
 fn to_this_host(rule: Rule) -> Rule {
-    let rule = rule.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL);
+    answerable(rule.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL))
+}
+
+fn answerable(rule: Rule) -> Rule {
     rule.address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST).jump(TRAP_TOUCH)
 }
 
