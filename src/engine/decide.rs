@@ -176,8 +176,14 @@ impl Engine {
         if distinct <= forgiven {
             return false;
         }
-        let counting = host.related.counting(self.sources.recent_evidence(slot, now.tick()), &self.bounds);
+        let counting = self.counting(now, slot, host);
         counting > forgiven && (counting >= self.bounds.peer_threshold || !self.is_forgiven_more(now, target, first))
+    }
+
+    /// How many of the ports in `slot` count, where those that one client tries together are one.
+    fn counting(&self, now: Timestamp, slot: usize, host: &Host) -> u8 {
+        let evidence = self.sources.recent_evidence(slot, now.tick());
+        host.related.counting(evidence, self.bounds.related, self.bounds.unrelated)
     }
 
     /// True where `target` has probed more ports than are forgiven, and is not banned because one client tries such ports
@@ -187,9 +193,7 @@ impl Engine {
         let now = self.latest.max(now);
         let forgiven = self.settings.scan_trigger;
         let held = self.sources.held(self.key_of(target, Track::Block), now.tick());
-        held.filter(|held| held.distinct > forgiven).is_some_and(|held| {
-            host.related.counting(self.sources.recent_evidence(held.slot, now.tick()), &self.bounds) <= forgiven
-        })
+        held.is_some_and(|held| held.distinct > forgiven && self.counting(now, held.slot, host) <= forgiven)
     }
 
     /// True where a connection to a service of this host excuses more ports of `target`, whose first probe came at `first`.

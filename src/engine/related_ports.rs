@@ -2,7 +2,6 @@
 //! browser. Where this host runs a service of such a group, its closed ports count as one. Elsewhere they do as long as the source
 //! probes nothing else: a mail program that was given the name of a host without mail.
 
-use super::bounds::Bounds;
 use super::sources::Evidence;
 use crate::types::{PORT_GROUPS, PortSet, Protocol};
 
@@ -31,21 +30,24 @@ impl RelatedPorts {
         self.groups().flatten().copied().collect()
     }
 
-    /// How many of the distinct ports of `evidence` count towards a ban. Ports of a group of which this host serves a port
-    /// count as one, although at most `bounds.related` ports of a source are left out for it. If the source has probed nothing but
-    /// ports of groups, each group counts as one, whether this host serves a port of it or not.
-    pub(super) fn counting(self, evidence: impl Iterator<Item = Evidence> + Clone, bounds: &Bounds) -> u8 {
+    /// How many of the distinct ports of `evidence` count towards a ban. Ports of one group count as one: of a group of which this
+    /// host serves a port, although at most `extra` ports of a source are left out for it; of other groups only while the source
+    /// has probed at most `unrelated` ports of no group (`None`: never).
+    pub(super) fn counting(
+        self,
+        evidence: impl Iterator<Item = Evidence> + Clone,
+        extra: u8,
+        unrelated: Option<u8>,
+    ) -> u8 {
         let distinct = evidence.clone().count();
         let probed = PORT_GROUPS.map(|group| evidence.clone().filter(|item| is_related(item, group)).count());
         let others = distinct.saturating_sub(probed.iter().sum());
-        let counting = if bounds.unrelated.is_some_and(|most| others <= usize::from(most)) {
-            others + probed.iter().filter(|ports| **ports > 0).count()
-        } else {
-            let served = probed.iter().zip(self.0).filter(|(_, is_served)| *is_served);
-            let left_out: usize = served.map(|(ports, _)| ports.saturating_sub(1)).sum();
-            distinct - left_out.min(bounds.related.into())
+        let left_out = |served: bool| -> usize {
+            let groups = probed.iter().zip(self.0).filter(|(_, is_served)| *is_served == served);
+            groups.map(|(ports, _)| ports.saturating_sub(1)).sum()
         };
-        u8::try_from(counting).unwrap_or(u8::MAX)
+        let guessed = if unrelated.is_some_and(|most| others <= usize::from(most)) { left_out(false) } else { 0 };
+        u8::try_from(distinct - left_out(true).min(extra.into()) - guessed).unwrap_or(u8::MAX)
     }
 }
 
