@@ -18,11 +18,11 @@ pub enum Checksum {
     Unknown,
     /// The field of TCP or UDP is zero, which no sum gave: left out, as captures on the sending host have it.
     Blank,
+    /// As [`Self::Blank`], in the IPv4 header: a receiver drops it.
+    BlankHeader,
     /// That of TCP or UDP does not hold. The kernel drops what came over a wire like this. What a program on the same machine
     /// sent and marked as not yet summed (`CHECKSUM_PARTIAL`) it takes, whatever the field holds.
     Bad,
-    /// As [`Self::Blank`], in the IPv4 header: a receiver drops it.
-    BlankHeader,
     /// That of the IPv4 header does not hold: the kernel drops the packet before anything answers it.
     BadHeader,
 }
