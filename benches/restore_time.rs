@@ -131,7 +131,7 @@ fn once(bans: u32) -> Run {
     let file = by_file(&lab, bans);
     let begin = Instant::now();
     let daemon = Daemon::spawn(&lab, &[], &["--expire", "24h"]);
-    daemon.expect_line("bans put back from the ledger with the time that they had left: ");
+    daemon.expect_line("bans restored from the ledger with their remaining time: ");
     // The last ban of the last part: parts are restored in order. It is polled slowly, because each query delays the
     // restore.
     for last in [source(0), source(bans - 1)] {
@@ -143,7 +143,7 @@ fn once(bans: u32) -> Run {
     assert_eq!(missing(&lab, bans, netns_lab::TIMEOUT), 0, "bans are missing after the start");
     let begin = Instant::now();
     lab.run("victim", "nft", &["flush", "ruleset"]);
-    daemon.expect_line("table inet portsentry was gone and is there again");
+    daemon.expect_line("table inet portsentry was missing and has been created again");
     let flushed = begin.elapsed();
     let missing = missing(&lab, bans, Duration::ZERO);
     drop(daemon.stop());
@@ -182,7 +182,7 @@ fn million() {
     let done = says(&daemon, "is now active and listening");
     row("start, until it monitors", begin, done);
     let all_back = |daemon: &Daemon| {
-        let lines = daemon.lines_with("put back from the ledger with the time that they had left: ");
+        let lines = daemon.lines_with("restored from the ledger with their remaining time: ");
         let counts =
             lines.iter().filter_map(|line| line.split("left: ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
         counts.sum::<u32>() >= MILLION
@@ -204,7 +204,7 @@ fn million() {
     let begin = Instant::now();
     lab.run("victim", "nft", &["flush", "ruleset"]);
     row("`nft flush ruleset` itself", begin, true);
-    let done = says(&daemon, "table inet portsentry was gone and is there again");
+    let done = says(&daemon, "table inet portsentry was missing and has been created again");
     row("flush, until all are restored", begin, done);
     drop(daemon.end_by(rustix::process::Signal::TERM));
     let begin = Instant::now();

@@ -79,7 +79,7 @@ impl AtomicFile {
     }
 }
 
-/// Appends all of `text` or, where the disk has no room for it, nothing.
+/// Appends all of `text`, or nothing if the disk is full.
 ///
 /// # Errors
 /// What the system reports.

@@ -1,5 +1,5 @@
-//! A bounded, lock-free queue between threads that costs little memory while it is short: most of its room is allocated when it is
-//! first needed. What one thread puts in comes out in its order.
+//! A bounded, lock-free queue between threads that uses little memory while it is short: most of its memory is
+//! allocated on first use. The items of one producer are received in order.
 
 use std::sync::OnceLock;
 

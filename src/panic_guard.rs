@@ -1,5 +1,5 @@
-//! Contains panics. A panic in a thread that writes, reports or answers is logged, and the thread goes on with its next item,
-//! so that detection and bans go on. A panic in the sensor ends the program, and systemd restarts it.
+//! Contains panics. A panic in a thread that writes, reports or answers is logged, and the thread continues with its
+//! next item, so that detection and bans continue. A panic in the sensor ends the program, and systemd restarts it.
 
 use std::any::Any;
 use std::collections::BTreeSet;

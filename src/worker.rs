@@ -1,5 +1,6 @@
-//! A worker thread behind a bounded queue. Producers never wait: what finds no room is refused and counted. After a panic the
-//! work starts again with the next item, and the end is waited for with a time limit, because a disk may hang.
+//! A worker thread behind a bounded queue. Producers never wait: items that do not fit are refused and counted. After a
+//! panic the work continues with the next item. The end of the thread is awaited with a time limit, because a disk may
+//! hang.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -114,7 +115,7 @@ impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
     /// returns once [`Inbox::stop`] says so.
     ///
     /// # Errors
-    /// Where the system has no thread to give.
+    /// The thread cannot be created.
     pub fn start<W>(name: &str, length: usize, prepare: impl FnOnce(Arc<Inbox<T>>) -> W) -> io::Result<Self>
     where
         W: FnMut() -> R + Send + 'static,
@@ -152,7 +153,7 @@ impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
 pub enum Stopped<L> {
     /// All that was taken is done, or was reported as failed.
     Whole,
-    /// So much is left.
+    /// Some work is left.
     Left(L),
     /// A disk or a command did not let it end in time; the last items may or may not be done.
     Stuck,

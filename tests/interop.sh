@@ -123,7 +123,7 @@ silent() {
     done
     until_true reaches client 10.97.2.1 905
     # shellcheck disable=SC2317  # until_true calls it
-    unwarned() { ! inside portsentry status | seen "decoys are silent"; }
+    unwarned() { ! inside portsentry status | seen "decoys cannot answer"; }
     until_true unwarned
     say "  $what: decoys are silent, and answer after what status says"
 }

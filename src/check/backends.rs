@@ -1,4 +1,4 @@
-//! Checks whether the configured backends would work here. Nothing is created, written or run.
+//! Checks whether the configured backends would work on this host. Nothing is created, written or run.
 
 use std::path::Path;
 
@@ -16,14 +16,14 @@ use crate::types::{Backend, RouteKind};
 
 pub(super) struct Way {
     pub(super) name: &'static str,
-    /// What it does, as the end of a sentence.
+    /// Description of the backend.
     pub(super) does: String,
-    /// Whether it would work; `None` where that could not be seen.
+    /// Whether it would work; `None` if that could not be determined.
     pub(super) works: Option<bool>,
 }
 
-/// The ways that would be used. Adds what keeps the program from starting, warns of a way that it would go on without, and notes
-/// what could not be seen.
+/// Examines the configured backends. Adds errors that prevent the start, warnings about backends without which the
+/// daemon would still run, and notes about skipped checks.
 pub(super) fn look(config: &Config, findings: &mut Findings) -> Vec<Way> {
     let mut methods = if config.blocks() { config.block.method.clone() } else { Vec::new() };
     if config.runs_commands() && !methods.contains(&Backend::Command) {
@@ -31,7 +31,7 @@ pub(super) fn look(config: &Config, findings: &mut Findings) -> Vec<Way> {
     }
     let firewall = may(CapabilitySet::NET_ADMIN);
     if !firewall && methods.iter().any(|method| matches!(method, Backend::Nft | Backend::Route)) {
-        findings.note("without CAP_NET_ADMIN: nf_tables and routes could not be looked at; try it with sudo");
+        findings.note("nf_tables and routes were not checked, because CAP_NET_ADMIN is missing; try it with sudo");
     }
     if config.notifies()
         && let Err(error) = check_program(&config.notify.command)
@@ -96,11 +96,11 @@ fn table(config: &Config) -> Result<String, String> {
     let (sizes, foreign) = found.map_err(|error| error.to_string())?;
     let foreign = if foreign.is_empty() { String::new() } else { format!("; it also holds {}", foreign.join(", ")) };
     match sizes {
-        None => Ok("; it would be laid".to_owned()),
+        None => Ok("; it would be created".to_owned()),
         Some((blocked, blocked6)) if (blocked, blocked6) == (spec.size, spec.size) => {
-            Ok(format!("; it is there{foreign}"))
+            Ok(format!("; it exists{foreign}"))
         }
-        Some((blocked, blocked6)) => Ok(format!("; it is there, with sets for {blocked} and {blocked6}{foreign}")),
+        Some((blocked, blocked6)) => Ok(format!("; it exists, with sets for {blocked} and {blocked6}{foreign}")),
     }
 }
 
@@ -109,7 +109,7 @@ fn route(config: &Config) -> String {
         RouteKind::Blackhole => "a blackhole route".to_owned(),
         RouteKind::Unreachable => "a route that says unreachable".to_owned(),
         RouteKind::Prohibit => "a route that says prohibited".to_owned(),
-        RouteKind::Via(gateway) => format!("a route by way of {gateway}"),
+        RouteKind::Via(gateway) => format!("a route via {gateway}"),
     }
 }
 
@@ -122,7 +122,8 @@ fn command(config: &Config) -> Result<String, String> {
     RunSettings::from(&config.block.run).check().map(|()| String::new()).map_err(|error| error.to_string())
 }
 
-/// The number of lines in the file; `None` where this user cannot see what the service could do.
+/// The state of the file, with its number of lines; `None` if this user cannot determine whether the service could
+/// write it.
 fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String, String>> {
     let deny = match HostsDeny::try_from(&config.block.hosts_deny) {
         Ok(deny) => deny,
@@ -130,7 +131,7 @@ fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String,
     };
     let folder = deny.path().parent().unwrap_or(Path::new("/"));
     if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
-        findings.note(format!("{} is not this user's to write; try it with sudo", folder.display()));
+        findings.note(format!("{} is not writable for this user; try it with sudo", folder.display()));
         return None;
     }
     Some(deny.check().and_then(|()| deny.held()).map_err(|error| error.to_string()).map(|held| match held.len() {
@@ -139,7 +140,7 @@ fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String,
     }))
 }
 
-/// Whether this process has the right now.
+/// True if this process has the capability now.
 pub(super) fn may(capability: CapabilitySet) -> bool {
     rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }

@@ -1,13 +1,13 @@
-//! What `[fleet]` comes to: whether the password is kept from others, and whether the server takes this host.
+//! Checks `[fleet]`: whether the password is protected from other users, and whether the server accepts this host.
 
 use super::warnings::{Findings, Warning};
 use crate::config::{Config, Mode};
 use crate::fleet::{self, FleetError, SetupError};
 
-/// Distinct ports with a completed handshake that other hosts take for proof.
+/// Number of distinct ports with a completed handshake that other hosts accept as proof.
 const PROOF_PORTS: u8 = 5;
 
-/// Adds warnings and notes, after an attempt to connect. The daemon starts with all of them.
+/// Adds warnings and notes, after an attempt to connect. None of them prevents the daemon from starting.
 pub(super) fn look(config: &Config, findings: &mut Findings) {
     if !config.fleet.is_joined() {
         return;
@@ -21,7 +21,7 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
         findings.warnings.push(Warning::new("detect.scan_trigger", message));
     }
     let (key, error) = match fleet::probe(&config.fleet) {
-        Ok(()) => return findings.note(format!("the fleet's server takes the user {}", config.fleet.user())),
+        Ok(()) => return findings.note(format!("the fleet's server accepts the user {}", config.fleet.user())),
         Err(FleetError::Setup(SetupError::Password { error, .. }))
             if error.kind() == std::io::ErrorKind::PermissionDenied =>
         {

@@ -1,5 +1,5 @@
-//! Checks a configuration against this host: reports every error in one run, which ports would be monitored, which addresses
-//! protected and how bans would be enforced, and warns of what is allowed but unwise. Changes nothing.
+//! Checks a configuration against this host. Reports every error in one run, the monitored ports, the protected
+//! addresses and the backends, and warns about settings that are permitted but unwise. Changes nothing.
 
 mod backends;
 mod fleet;
@@ -41,12 +41,12 @@ use warnings::{Findings, Warning};
 /// Options of `check`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckOptions {
-    /// The settings to check [/etc/portsentry/portsentry.toml]
+    /// The configuration to check [/etc/portsentry/portsentry.toml]
     pub file: Option<PathBuf>,
-    /// Where the bans would be kept
+    /// The directory of the ledger
     #[arg(long, value_name = "DIR", default_value = ledger::DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
-    /// Where the control socket would be
+    /// The control socket
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
     /// Write one JSON object
@@ -55,19 +55,19 @@ pub struct CheckOptions {
 }
 
 impl CheckOptions {
-    /// The file's settings, or the built-in ones where none is named and none is there.
+    /// The configuration of the file, or the built-in one if no file is given and the default file does not exist.
     ///
     /// # Errors
-    /// Whatever is wrong with the file.
+    /// All errors in the file.
     pub fn configure(&self) -> Result<Config, ConfigErrors> {
         Config::load_or_builtin(self.file.as_deref())
     }
 }
 
-/// How long the look-ups of all names together may take.
+/// Timeout for all name look-ups together.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Why the settings could not be held against this host.
+/// Reason why the configuration could not be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     #[error(transparent)]
@@ -86,11 +86,11 @@ fn lines(errors: &[ConfigError]) -> String {
     errors.iter().map(ConfigError::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// Checks the settings that `options` name and writes what they come to; what could not be seen comes back.
+/// Checks the configuration for `options` and writes the result; returns notes about skipped checks.
 ///
 /// # Errors
-/// [`CheckError::Config`] and [`CheckError::Unfit`] with all that is wrong with the settings; and where the host cannot be
-/// read.
+/// [`CheckError::Config`] and [`CheckError::Unfit`] with all errors in the configuration; also if the state of the host
+/// cannot be read.
 pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, CheckError> {
     let report = match read(options) {
         Err(CheckError::Config(errors)) => {
@@ -108,7 +108,7 @@ pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, 
 
 fn put(out: &mut impl Write, text: &str) -> Result<(), CheckError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // A reader that closes the pipe (`| head`) has read enough.
+        // A reader that closes the pipe (`| head`) is not an error.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(CheckError::System("write to standard output", error))
         }
@@ -143,7 +143,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let origin = file.clone().unwrap_or_else(|| "built-in settings".to_owned());
     let mut findings = Findings { origin, ..Findings::default() };
     let mut state = Vec::new();
-    // The program would not start with them.
+    // The daemon would not start with these errors.
     if let Some(path) = &file
         && let Err(error) = config.check_ownership(Path::new(path))
     {
@@ -178,13 +178,13 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
             Ok(_) => "has no address that another host can have",
             Err(why) => why.as_str(),
         };
-        Some(Warning::new("allow.names", format!("{name}: {why}; it protects no address until it can be looked up")))
+        Some(Warning::new("allow.names", format!("{name}: {why}; it protects no address until it can be resolved")))
     }));
     warnings.extend(own_session(&host));
     warnings.extend(silent_decoys(&config));
     fleet::look(&config, &mut findings);
     if [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.mode == Mode::Connect) {
-        findings.note("where portsentry runs in connect mode now, its own ports are among those in use");
+        findings.note("if portsentry is running in connect mode now, its own ports are listed as in use");
     }
     Ok(Report {
         tcp: watched(&config.tcp, &host.tcp, &listeners, Protocol::Tcp),
@@ -201,7 +201,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
 
 fn watched(protocol: &crate::config::Protocol, open: &Listeners, listeners: &[Listener], which: Protocol) -> Watched {
     let wanted = protocol.watched();
-    // Connect mode can open a port only if it is unused at every address.
+    // Connect mode can only open a port that is unused on every address.
     let in_use = if protocol.mode == Mode::Connect { open.anywhere() } else { open.everywhere() };
     let ports = wanted.without(&in_use);
     let mut partly: Vec<(u16, IpAddr)> = listeners
@@ -236,7 +236,7 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Vec<Interface> {
 /// Opens the capture as the daemon would, and closes it.
 fn capture(config: &Config, host: &Host, findings: &mut Findings) {
     if !backends::may(CapabilitySet::NET_RAW) {
-        return findings.note("without CAP_NET_RAW: whether packets can be captured was not tried; try it with sudo");
+        return findings.note("the capture was not checked, because CAP_NET_RAW is missing; try it with sudo");
     }
     match Live::open(&Wanted::new(&Settings::from_config(config), host).to_filter(), Ring::Usual) {
         Ok(_) => {}
@@ -245,7 +245,7 @@ fn capture(config: &Config, host: &Host, findings: &mut Findings) {
     }
 }
 
-/// Looks all names up at once; one that has no answer in time has none.
+/// Looks up all names at once; a name without an answer in time has no address.
 fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, String>>, CheckError> {
     let late = || Err(format!("no answer within {} s", LIMIT.as_secs()));
     let mut found: BTreeMap<String, _> = names.iter().map(|name| (name.clone(), late())).collect();
@@ -257,7 +257,7 @@ fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, Stri
     Ok(found)
 }
 
-/// Filters of other programs that keep decoys silent, where they can be read.
+/// Filters of other programs that prevent decoys from answering, if they can be read.
 fn silent_decoys(config: &Config) -> Option<Warning> {
     if !config.shares_decoys() || !backends::may(CapabilitySet::NET_ADMIN) {
         return None;
@@ -266,13 +266,15 @@ fn silent_decoys(config: &Config) -> Option<Warning> {
     firewall.silences_decoys().map(|text| Warning::new("tcp.mode", text))
 }
 
-/// The operator who runs this over the network and is not protected would be the first that a mistake locks out.
+/// An operator who connects over the network without protection could be locked out by a mistake.
 fn own_session(host: &Host) -> Option<Warning> {
     let session = std::env::var("SSH_CONNECTION").or_else(|_| std::env::var("SSH_CLIENT")).ok()?;
     let address: IpAddr = session.split_whitespace().next()?.split('%').next()?.parse().ok()?;
     if host.allow.protects(address.to_canonical()).is_some() {
         return None;
     }
-    let message = format!("you come from {address}, which nothing protects; list it before you start over the network");
+    let message = format!(
+        "you are connected from {address}, which is not protected; list it before you start portsentry over the network"
+    );
     Some(Warning::new("allow.networks", message))
 }

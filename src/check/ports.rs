@@ -1,5 +1,5 @@
-//! Checks whether the ports that the program itself opens can be had: those of connect mode, and that of the metrics. A port
-//! that a running portsentry has is its own.
+//! Checks whether the program can open its own ports: those of connect mode, and that of the metrics. Ports of a
+//! running portsentry count as available.
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -14,12 +14,12 @@ use crate::engine::{Host, Listeners};
 use crate::sandbox::InstanceLock;
 use crate::types::{PortSet, Protocol};
 
-/// Adds what keeps the program from starting, and what could not be seen.
+/// Adds errors that prevent the start, and notes about skipped checks.
 pub(super) fn look(config: &Config, host: &Host, findings: &mut Findings) {
     let runs = InstanceLock::is_held();
     let mut decoys = DecoyPorts::from_config(config);
     if config.shares_decoys() {
-        // It needs neither a descriptor nor the right to a low port for each, only one that is free.
+        // A shared listener needs neither a descriptor nor a capability for each port, only one free port.
         let ports = std::mem::take(&mut decoys.tcp);
         if !ports.is_empty() && ports.without(&host.tcp.anywhere()).is_empty() {
             findings.wrong("tcp.ports", DecoyError::AllBusy { protocol: Protocol::Tcp, ports });
@@ -46,12 +46,12 @@ pub(super) fn look(config: &Config, host: &Host, findings: &mut Findings) {
             findings
                 .note(format!("metrics.listen: {address} is in use, by the running portsentry or by another program"));
         }
-        Err(error) => findings.wrong("metrics.listen", format!("cannot listen at {address}: {error}")),
+        Err(error) => findings.wrong("metrics.listen", format!("cannot listen on {address}: {error}")),
         Ok(_) => {}
     }
 }
 
-/// Why connect mode could open none of `ports`, or may not open one of them. Opens nothing.
+/// The error if connect mode could not open any of `ports`, or lacks permission for one of them. Opens nothing.
 fn decoy_error(protocol: Protocol, ports: PortSet, open: &Listeners) -> Option<DecoyError> {
     let free = ports.without(&open.anywhere());
     if !ports.is_empty() && free.is_empty() {

@@ -11,10 +11,10 @@ use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Notify, Prot
 use crate::engine::Protection;
 use crate::types::{Expiry, Span, counted};
 
-/// Protected prefixes that a person is shown.
+/// Maximum number of protected prefixes in the text.
 const SHOWN: usize = 30;
 
-/// One line: the word in a column of its own.
+/// One line with a label column.
 fn line(out: &mut String, word: &str, rest: &str) {
     let _ = writeln!(out, "{word:<11} {rest}");
 }
@@ -78,7 +78,7 @@ pub(super) fn text(report: &Report) -> String {
             format!("{} {state}; {}", interface.name.escape_debug(), addresses.join(", ")).trim_end_matches("; "),
         );
     }
-    // Own addresses stand with their interfaces.
+    // Own addresses are listed with their interfaces.
     let others =
         || report.protected.iter().filter(|(_, why)| !matches!(why, Protection::OwnAddress | Protection::Loopback));
     for (prefix, why) in others().take(SHOWN) {
@@ -201,7 +201,7 @@ pub(super) fn json(report: &Report) -> Value {
     })
 }
 
-/// The policy as the settings have it.
+/// The policy as in the configuration.
 fn policy(policy: BlockPolicy) -> Value {
     match policy {
         BlockPolicy::Yes => true.into(),

@@ -12,7 +12,7 @@ use crate::engine::Protection;
 use crate::types::PortSet;
 
 pub(super) struct Report {
-    /// The file; `None` for the built-in settings.
+    /// The file; `None` for the built-in configuration.
     pub(super) file: Option<String>,
     pub(super) config: Config,
     pub(super) tcp: Watched,
@@ -26,16 +26,17 @@ pub(super) struct Report {
 
 pub(super) struct Watched {
     pub(super) ports: PortSet,
-    /// In use, and so no evidence.
+    /// Ports in use, which are no evidence.
     pub(super) left_out: PortSet,
-    /// In use at some addresses only, and watched at the others; 0.0.0.0 and :: stand for all of a family.
+    /// Ports in use on some addresses only, and monitored on the others; 0.0.0.0 and :: stand for all addresses of a
+    /// family.
     pub(super) partly: Vec<(u16, IpAddr)>,
 }
 
 pub(super) struct Interface {
     pub(super) name: String,
     pub(super) up: bool,
-    /// `None`: yes; else why not.
+    /// The reason why it is not monitored; `None` if it is.
     pub(super) unwatched: Option<&'static str>,
     pub(super) addresses: Vec<IpNet>,
 }

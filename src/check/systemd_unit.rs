@@ -1,7 +1,7 @@
-//! Names what the configuration needs and the installed systemd unit forbids. Without it the first sign would be an error in
-//! the log after the restart, or a service that does not start and leaves the host unwatched.
+//! Reports settings of the configuration that the installed systemd unit does not permit. Otherwise the first sign
+//! would be an error in the log after the restart, or a service that does not start and leaves the host unprotected.
 //!
-//! Only what the packaged drop-ins allow is checked, and a unit that restricts nothing has no warnings.
+//! Only restrictions that the packaged drop-ins lift are checked; a unit without restrictions causes no warnings.
 //!
 //! References: systemd.unit(5), systemd.exec(5).
 
@@ -19,7 +19,7 @@ use crate::ledger::DEFAULT_STATE_DIR;
 use crate::sandbox;
 use crate::types::Backend;
 
-/// Where systemd looks for units, the first one wins.
+/// The directories of systemd units, in order of precedence.
 const FOLDERS: [&str; 5] = [
     "/etc/systemd/system",
     "/run/systemd/system",
@@ -30,10 +30,10 @@ const FOLDERS: [&str; 5] = [
 
 const UNIT: &str = "portsentry.service";
 
-/// Where the package has the drop-ins; the sources have them in `packaging/examples`.
+/// Directory of the drop-ins in the package; in the source tree `packaging/examples`.
 const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.service.d";
 
-/// Programs that look names up for others, so that this program needs no socket for it.
+/// Configuration of name services, which resolve names on behalf of this program without a socket of its own.
 const SWITCH: &str = "/etc/nsswitch.conf";
 
 /// Bits of a file's mode for one class of users.
@@ -42,19 +42,20 @@ const EXECUTE: u32 = 0o1;
 
 /// The service section of a unit with its drop-ins.
 struct Unit {
-    /// Key and value, in the order in which they count.
+    /// Keys and values, in order of precedence.
     words: Vec<(String, String)>,
 }
 
-/// What `config` needs and the unit forbids.
+/// A setting that the unit does not permit.
 #[derive(Debug, PartialEq, Eq)]
 struct Forbidden {
     finding: Warning,
-    /// The service would not start; without the rest it goes on.
+    /// True if the service would not start; otherwise it runs without the feature.
     prevents_start: bool,
 }
 
-/// What the installed service forbids of `config` in `file`, nothing where there is none: what keeps it from starting, and the rest.
+/// Returns the conflicts of `config` in `file` with the installed service, if there is one: those that prevent the start,
+/// and the others.
 pub(super) fn look(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>) {
     let names_by_others = fs::read_to_string(SWITCH).is_ok_and(|text| {
         text.lines().any(|line| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve"))
@@ -70,7 +71,7 @@ pub(super) fn look(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>)
     (findings(fatal), findings(others))
 }
 
-/// Whether an installed service has a user of its own. Its folders are given to that one by systemd.
+/// True if the installed service has a user of its own, to which systemd gives the directories.
 pub(super) fn has_user() -> bool {
     Unit::installed().is_some_and(|unit| !matches!(unit.value("User"), "" | "root" | "0"))
 }
@@ -78,7 +79,8 @@ pub(super) fn has_user() -> bool {
 impl Unit {
     fn installed() -> Option<Self> {
         let text = FOLDERS.iter().find_map(|folder| fs::read_to_string(Path::new(folder).join(UNIT)).ok())?;
-        // One name counts once, from the first folder that has it; they are read by name.
+        // A drop-in name counts once, from the first directory that has it; drop-ins are applied in order of their
+        // names.
         let mut drop_ins: BTreeMap<OsString, PathBuf> = BTreeMap::new();
         for folder in FOLDERS {
             let entries = fs::read_dir(Path::new(folder).join(format!("{UNIT}.d"))).into_iter().flatten().flatten();
@@ -108,7 +110,7 @@ impl Unit {
         Self { words }
     }
 
-    /// What a list holds: each line adds to it, an empty one begins anew.
+    /// The items of a list: each line adds items, an empty line clears the list.
     fn list(&self, key: &str) -> Vec<&str> {
         let mut found = Vec::new();
         for (_, value) in self.words.iter().filter(|(word, _)| word == key) {
@@ -128,7 +130,7 @@ impl Unit {
         matches!(self.value(key), "yes" | "true" | "on" | "1")
     }
 
-    /// Whether sockets of the family can be made.
+    /// True if sockets of the family can be created.
     fn has_family(&self, family: &str) -> bool {
         let families = self.list("RestrictAddressFamilies");
         match families.split_first() {
@@ -140,7 +142,7 @@ impl Unit {
         }
     }
 
-    /// Whether the service runs without the right, be it that it is not root or that the right is taken away.
+    /// True if the service lacks the capability, because it is not root or the capability is removed.
     fn lacks(&self, capability: &str) -> bool {
         let bounded = self.list("CapabilityBoundingSet");
         let (user, ambient) = (self.value("User"), self.list("AmbientCapabilities"));
@@ -218,7 +220,7 @@ impl Unit {
         })
     }
 
-    /// Whether files in `folder` can be made and replaced.
+    /// True if files in `folder` can be created and replaced.
     fn writes(&self, folder: &Path) -> bool {
         let closed: &[&str] = match self.value("ProtectSystem") {
             "strict" => &["/"],
@@ -237,10 +239,10 @@ impl Unit {
         let own =
             own.iter().flat_map(|(key, place)| self.list(key).into_iter().map(move |name| Path::new(place).join(name)));
         let opened = self.list("ReadWritePaths").into_iter().map(|path| plain(path.trim_start_matches(['-', '+'])));
-        // /tmp is there in any case, and its own where PrivateTmp= says so.
+        // /tmp is always writable; it is private if PrivateTmp= is set.
         let always = ["/dev", "/proc", "/sys", "/tmp", "/var/tmp"].map(PathBuf::from);
         let folder = &plain(folder);
-        // The most special one decides, as it does among mounts.
+        // The most specific path decides, as with mounts.
         let deepest = |places: &mut dyn Iterator<Item = PathBuf>| {
             places.filter(|place| folder.starts_with(place)).map(|place| place.components().count()).max()
         };
@@ -281,7 +283,7 @@ impl Unit {
         let named =
             [("allow.names", !config.allow.names.is_empty()), ("report.resolve_host", config.report.resolve_host)];
         for (key, _) in named.into_iter().filter(|(_, wanted)| *wanted && !internet && !names_by_others) {
-            warn(key, "name servers cannot be asked", &drop_in("internet.conf"));
+            warn(key, "name servers cannot be queried", &drop_in("internet.conf"));
         }
         if config.blocks() && config.block.method.contains(&Backend::HostsDeny) {
             let file = &config.block.hosts_deny.file;
@@ -295,7 +297,7 @@ impl Unit {
         let shut = !internet || self.is_on("MemoryDenyWriteExecute");
         let commands = [("block.run.command", config.runs_commands()), ("notify.command", config.notifies())];
         for (key, _) in commands.into_iter().filter(|(_, wanted)| *wanted && shut) {
-            let does = "commands have no way to the network, and may make no code while they run,";
+            let does = "commands have no network access, or cannot create executable memory,";
             warn(key, does, &drop_in("run.conf"));
         }
         if let Some(folder) = config.report.json_file.as_deref().and_then(Path::parent)
@@ -316,12 +318,12 @@ impl Unit {
     /// The flags of its command line.
     fn options(&self) -> Option<RunOptions> {
         let mut line = self.value("ExecStart").trim_start_matches(['@', '-', ':', '+', '!']).split_whitespace();
-        // Quotes, variables and specifiers are left as they are: what then does not parse says nothing here.
+        // Quotes, variables and specifiers are not expanded; if the command line cannot be parsed, nothing is reported.
         let words = line.by_ref().map(OsString::from).collect::<Vec<_>>();
         RunOptions::parse(words)
     }
 
-    /// The folders that its command line names, by the flag.
+    /// The directories on its command line, with their options.
     fn places(&self) -> Vec<(&'static str, PathBuf)> {
         let Some(options) = self.options() else { return Vec::new() };
         let state = options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into());
@@ -331,7 +333,7 @@ impl Unit {
     }
 }
 
-/// The path without links, where it is there.
+/// The path with links resolved, if it exists.
 fn plain(path: impl AsRef<Path>) -> PathBuf {
     path.as_ref().canonicalize().unwrap_or_else(|_| path.as_ref().to_owned())
 }

@@ -1,4 +1,4 @@
-//! Warns of what is allowed in a configuration and unwise. Pure.
+//! Warns about settings that are permitted but unwise. Pure.
 
 use ipnet::IpNet;
 
@@ -9,7 +9,7 @@ use crate::types::{Backend, Expiry};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Warning {
     pub(super) key: &'static str,
-    /// What it does, and what would be wiser.
+    /// The effect of the setting, and a better choice.
     pub(super) message: String,
 }
 
@@ -19,15 +19,15 @@ impl Warning {
     }
 }
 
-/// What is to be said of the settings.
+/// The results of the check.
 #[derive(Default)]
 pub(super) struct Findings {
-    /// What stands for the file in errors.
+    /// Name of the configuration file in errors.
     pub(super) origin: String,
     pub(super) warnings: Vec<Warning>,
-    /// What keeps the program from running here.
+    /// Errors that prevent the program from running on this host.
     pub(super) wrong: Vec<ConfigError>,
-    /// What could not be seen.
+    /// Notes about skipped checks.
     pub(super) notes: Vec<String>,
 }
 
@@ -43,7 +43,7 @@ impl Findings {
     }
 }
 
-/// What is to be thought about in these settings.
+/// Warnings about this configuration.
 pub(super) fn of(config: &Config) -> Vec<Warning> {
     let mut found = Vec::new();
     let mut warn = |key, message: &str| found.push(Warning::new(key, message));
@@ -72,7 +72,7 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         );
     }
     if config.expire == Expiry::Never {
-        let message = "bans never end: addresses change hands, and the sets fill up; a month is \"30d\"";
+        let message = "bans never end: addresses change owners, and the sets fill up; a month is \"30d\"";
         warn("expire", message);
     }
     if !config.tcp.port_banner.is_empty() {
@@ -104,7 +104,7 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
     let methods = &config.block.method;
     if config.uses(BlockPolicy::Yes) && !methods.contains(&Backend::Nft) {
         let message = match (methods.contains(&Backend::Route), methods.contains(&Backend::HostsDeny)) {
-            (true, _) => "a route stops the answers only: the packets of a blocked source still arrive; nft stops both",
+            (true, _) => "a route only stops the answers: the packets of a blocked source still arrive; nft stops both",
             (false, true) => "hosts-deny alone protects only services that use TCP wrappers; nft stops packets",
             (false, false) => {
                 "with a command alone, no source is blocked unless the command does it; nft stops packets"
@@ -135,7 +135,7 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
     found
 }
 
-/// Networks that are wider than these belong to several organisations.
+/// Networks wider than this belong to several organisations.
 fn widest(network: &IpNet) -> u8 {
     match network {
         IpNet::V4(_) => 8,
@@ -143,10 +143,10 @@ fn widest(network: &IpNet) -> u8 {
     }
 }
 
-/// Elements from which on a set is read slowly.
+/// Number of elements from which on a set is slow to read.
 const LARGE: u32 = 500_000;
 
-/// What is to be thought about in `[fleet]`.
+/// Warnings about `[fleet]`.
 fn fleet(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
     if !config.uses(BlockPolicy::Yes) {
         warn("fleet.shadow", "nothing is blocked for other hosts, because scans are only logged here");
@@ -156,13 +156,13 @@ fn fleet(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
     if config.fleet.accept.single {
         warn(
             "fleet.accept.single",
-            "one host that is taken over can have 30 addresses an hour blocked here; false takes two hosts",
+            "a single compromised host can block 30 addresses an hour here; false requires two hosts",
         );
     }
     if config.fleet.accept.forgeable_authors > 0 {
         warn(
             "fleet.accept.forgeable_authors",
-            "three forged packets make a host report any address; 0 takes proven evidence alone",
+            "three forged packets make a host report any address; 0 accepts only proven evidence",
         );
     }
 }

@@ -81,7 +81,7 @@ impl Shell {
             // Before what runs at once, where the file is loaded as a function.
             Self::Zsh => script
                 .replacen("\n_portsentry() {", &format!("{TARGETS}{ZSH}\n_portsentry() {{"), 1)
-                .replace("Address or prefix to free:_default", "Address or prefix to free:_portsentry_or_target"),
+                .replace("Address or prefix to unblock:_default", "Address or prefix to unblock:_portsentry_or_target"),
             Self::Fish => script + FISH,
         }
     }

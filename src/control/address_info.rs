@@ -1,4 +1,4 @@
-//! The answer to `explain`: what the sensor and the ledger know about one address, as JSON and as text.
+//! The answer to `explain`: the state of one address in the sensor and the ledger, as JSON and as text.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
 use crate::ledger::{Banned, Ending, Entry, author_key};
 use crate::types::{Expiry, Protocol, counted};
 
-/// The latest bans of an address that are told.
+/// Maximum number of listed bans of an address, the latest ones.
 const MAX_HISTORY: usize = 20;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,59 +22,59 @@ pub struct AddressInfo {
     pub address: String,
     #[serde(rename = "subject")]
     pub target: String,
-    /// Why it is never blocked.
+    /// The reason why it is never blocked.
     #[serde(deserialize_with = "nullable")]
     pub protected: Option<String>,
     #[serde(deserialize_with = "nullable")]
     pub blocked: Option<Remaining>,
     #[serde(deserialize_with = "nullable")]
     pub logged: Option<Remaining>,
-    /// How the kernel's trap holds it; none where it holds no source.
+    /// Its hold state in the kernel's trap; `None` if the trap holds no sources.
     #[serde(deserialize_with = "nullable")]
     pub held: Option<HoldInfo>,
-    /// Bans of this subject that make the next one longer.
+    /// Number of bans of this target that make the next one longer.
     pub strikes: u32,
     pub suspected: Vec<Suspicion>,
-    /// What other hosts of the fleet have reported; none where that is nothing.
+    /// Reports of other hosts in the fleet; `None` if there are none.
     #[serde(deserialize_with = "nullable")]
     pub fleet: Option<FleetBan>,
-    /// Ports that are no evidence although nothing listens there now: services of this host have them.
+    /// Closed ports that are no evidence, because they belong to services of this host.
     pub unserved: Vec<String>,
-    /// It has a connection to a service of this host.
+    /// True if it has a connection to a service of this host.
     pub connected: bool,
-    /// Bans in the ledger; none where there is no ledger.
+    /// Number of its bans in the ledger; `None` without a ledger.
     #[serde(deserialize_with = "nullable")]
     pub bans: Option<usize>,
-    /// The last of them, the newest first.
+    /// The latest of them, newest first.
     #[serde(deserialize_with = "nullable")]
     pub history: Option<Vec<PastBan>>,
 }
 
-/// How much is left of a verdict.
+/// The end of a verdict.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remaining {
     /// A time, or "never".
     pub expires: String,
     #[serde(deserialize_with = "nullable")]
     pub left_s: Option<u64>,
-    /// The network that is blocked with the address in it.
+    /// The blocked network that contains the address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// How far the evidence can be trusted: `forgeable` or `proven`.
+    /// Grade of the evidence: `forgeable` or `proven`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<String>,
 }
 
-/// How the kernel's trap holds a source.
+/// Hold state of a source in the kernel's trap.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldInfo {
-    /// Its new connections are held at this moment.
+    /// True if its new connections are held now.
     pub now: bool,
-    /// How long ago it last probed a port that was new for it, where its holds are still counted.
+    /// Time since it last probed a port that was new for it, while its holds are still counted.
     #[serde(deserialize_with = "nullable")]
     pub last_s_ago: Option<u64>,
     pub for_ms: u64,
-    /// How often it is held within `window_s`.
+    /// Maximum number of holds within `window_s`.
     pub at_most: u32,
     pub window_s: u64,
 }
@@ -106,7 +106,7 @@ pub struct PastBan {
     pub author: String,
     #[serde(deserialize_with = "nullable")]
     pub note: Option<String>,
-    /// Bans of this subject, this one included.
+    /// Number of bans of this target, including this one.
     pub strikes: u32,
     #[serde(deserialize_with = "nullable")]
     pub ended: Option<Ended>,
@@ -119,7 +119,7 @@ pub struct Ended {
 }
 
 impl AddressInfo {
-    /// What is known about `address` at `now`; `history` is what the ledger has, the oldest first.
+    /// Builds the answer for `address` at `now`; `history` contains the ledger's entries, oldest first.
     #[must_use]
     pub fn new(address: IpAddr, known: &Explanation, history: Option<&[Entry]>, now: SystemTime) -> Self {
         let remaining = |expiry| Remaining::new(expiry, now);
@@ -146,7 +146,7 @@ impl AddressInfo {
 }
 
 impl HoldInfo {
-    /// What the kernel says of a source, with the length of a hold and the window in which holds count.
+    /// The kernel's hold state of a source, with the length of a hold and the window in which holds count.
     #[must_use]
     pub fn new(hold: Hold, length: Duration, window: Duration) -> Self {
         Self {
@@ -205,7 +205,7 @@ impl From<&Entry> for PastBan {
     }
 }
 
-/// The ports of a ban; the ledger does not keep what probed each.
+/// The ports of a ban; the ledger does not store the class of each probe.
 pub(super) fn port_list(ban: &Banned) -> Vec<PortRecord> {
     let record =
         |(protocol, port): &(Protocol, u16)| PortRecord { proto: protocol.key().into(), port: *port, class: None };
@@ -253,7 +253,7 @@ impl fmt::Display for AddressInfo {
             };
             let mut details = vec![end];
             details.extend(ban.evidence.as_ref().map(|grade| format!("{grade} evidence")));
-            // A ban of the network around it.
+            // A ban of the surrounding network.
             details.extend((ban.target != *target).then(|| ban.target.clone()));
             let ports: Vec<String> = ban.ports.iter().map(|port| format!("{}/{}", port.proto, port.port)).collect();
             details.extend((!ports.is_empty()).then(|| ports.join(", ")));

@@ -10,15 +10,15 @@ use super::status::Status;
 use crate::events::json::EventRecord;
 use crate::types::exit_code;
 
-/// How long the daemon may take to answer.
+/// Timeout for the daemon's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Why a request was not carried out.
+/// Reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("cannot write to standard output: {0}")]
     Write(io::Error),
-    #[error("portsentry is not running: no daemon answers at {0}. Start it, or name its socket with --socket")]
+    #[error("portsentry is not running: no daemon answers at {0}. Start it, or give its socket with --socket")]
     NotRunning(PathBuf),
     #[error(
         "portsentry is not running: no daemon answers at {0}. The bans in the kernel stay until their time is over; \
@@ -26,7 +26,7 @@ pub enum ClientError {
          IPv6), `nft flush set inet portsentry blocked` all of them"
     )]
     BansStay(PathBuf),
-    #[error("{0} may not be used by this user; try it with sudo")]
+    #[error("{0} is not accessible to this user; try it with sudo")]
     NotPermitted(PathBuf),
     #[error("the connection to {path} broke: {error}")]
     Broken { path: PathBuf, error: io::Error },
@@ -37,7 +37,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The exit code of a command that failed with this.
+    /// The exit code for this error.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -55,10 +55,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the daemon that listens at `path`.
+    /// Connects to the daemon that listens on the socket `path`.
     ///
     /// # Errors
-    /// Where no daemon listens there.
+    /// No daemon listens there.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(path.to_owned()),
@@ -71,14 +71,14 @@ impl Client {
         Ok(client)
     }
 
-    /// The daemon's answer to `request`.
+    /// Returns the daemon's answer to `request`.
     ///
     /// # Errors
-    /// [`ClientError::Failure`] where it was not carried out, and a broken connection.
+    /// [`ClientError::Failure`] if it was not carried out; a broken connection.
     pub fn ask(&mut self, request: &Request) -> Result<Answer, ClientError> {
         let line = request.to_line();
         let written = self.stream.get_mut().write_all(line.as_bytes());
-        // A client above the limit is disconnected at once, and a line says why.
+        // A client above the limit is disconnected at once, after one line with the reason.
         let line = match (self.line(), written) {
             (Ok(Some(line)), _) => line,
             (_, Err(error)) => return Err(self.broken()(error)),
@@ -99,7 +99,7 @@ impl Client {
     /// Every event from now on.
     pub fn subscribe(mut self) -> Result<Events, ClientError> {
         self.ask(&Request::Subscribe)?;
-        // Events come when they come.
+        // Events have no timeout.
         self.stream.get_ref().set_read_timeout(None).map_err(self.broken())?;
         Ok(Events(self))
     }

@@ -1,4 +1,5 @@
-//! The commands that ask the running daemon: each becomes a request, and its answer becomes text or one JSON object.
+//! The commands that talk to the running daemon: each becomes a request, and its answer is printed as text or as one
+//! JSON object.
 
 use std::io::{self, Write};
 
@@ -8,10 +9,10 @@ use super::client::{Client, ClientError};
 use super::options::{Connection, ControlCommand};
 use super::protocol::Request;
 
-/// Asks the daemon and writes the answer.
+/// Sends the request and writes the answer.
 ///
 /// # Errors
-/// Where the daemon does not run, or did not do it.
+/// The daemon does not run, or did not carry out the request.
 pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientError> {
     let (request, connection) = match command {
         ControlCommand::Status(connection) => (Request::Status, connection),
@@ -45,7 +46,7 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
     };
     let answer = match Client::connect(&connection.socket).and_then(|mut client| client.ask(&request)) {
         Ok(answer) => answer,
-        // A program that asks for the status reads from the answer that there is no daemon.
+        // A program that requests the status also gets JSON if there is no daemon.
         Err(error @ ClientError::NotRunning(_)) if connection.json && request == Request::Status => {
             write(out, &format!("{}\n", json!({"running": false, "reason": error.to_string()})))?;
             return Err(error);
@@ -60,7 +61,7 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
     write(out, &text)
 }
 
-/// Writes every event until the daemon ends or standard output is closed.
+/// Writes events until the daemon ends or standard output is closed.
 fn events(connection: &Connection, out: &mut impl Write) -> Result<(), ClientError> {
     for event in Client::connect(&connection.socket)?.subscribe()? {
         let event = event?;
@@ -72,7 +73,7 @@ fn events(connection: &Connection, out: &mut impl Write) -> Result<(), ClientErr
     Ok(())
 }
 
-/// A reader that closes the pipe (`| head`) has read enough.
+/// A reader that closes the pipe (`| head`) is not an error.
 fn write(out: &mut impl Write, text: &str) -> Result<(), ClientError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ClientError::Write(error)),

@@ -1,4 +1,4 @@
-//! What `status`, `list` and `explain` say about the fleet: its connection, and which hosts have reported what.
+//! The fleet's part of `status`, `list` and `explain`: its connection, and the reports of other hosts.
 
 use std::fmt;
 
@@ -8,31 +8,31 @@ use super::fleet_protocol::IgnoredAuthor;
 use super::format::{nullable, span};
 use crate::types::counted;
 
-/// Targets in one answer: they fit into a line.
+/// Maximum number of targets in one answer, which must fit into a line.
 pub const MAX_FLEET_BANS: usize = 64;
 
-/// Reports of one target that are told.
+/// Maximum number of listed reports per target.
 pub const MAX_FLEET_REPORTS: usize = 4;
 
 /// The fleet in the answer to `status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetStatus {
     pub name: String,
-    /// This host's name in it.
+    /// Name of this host in the fleet.
     pub host: String,
-    /// Reports are judged, and nothing is blocked for them.
+    /// True if reports are judged, but nothing is blocked for them.
     pub shadow: bool,
     pub link: FleetLink,
-    /// What is wrong with the connection.
+    /// The error of the connection.
     #[serde(deserialize_with = "nullable")]
     pub reason: Option<String>,
-    /// Targets that are blocked, or would be.
+    /// Number of targets that are blocked, or would be in shadow mode.
     pub bans: usize,
-    /// Targets that wait for a report of another author.
+    /// Number of targets that wait for a report of another author.
     pub waiting: usize,
     pub accepted: u64,
     pub refused: u64,
-    /// Authors of which something is ignored, and why.
+    /// Authors of whom reports are ignored, with the reasons.
     pub ignored: Vec<IgnoredAuthor>,
 }
 
@@ -45,23 +45,23 @@ pub enum FleetLink {
     Connected,
 }
 
-/// What is known of a target that other hosts have reported.
+/// State of a target that other hosts have reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetBan {
     pub target: String,
     pub state: FleetBanState,
-    /// For how long it is blocked still, or would be, or stays lifted.
+    /// Remaining seconds for which it is blocked, would be blocked, or stays lifted.
     #[serde(deserialize_with = "nullable")]
     pub left_s: Option<u64>,
-    /// How many more authors it takes.
+    /// Number of authors still needed.
     pub lacking: usize,
     /// The first [`MAX_FLEET_REPORTS`].
     pub reports: Vec<FleetReportInfo>,
-    /// Reports that are left out.
+    /// Number of further reports.
     pub more: usize,
 }
 
-/// Whether a target is blocked for the reports of other hosts.
+/// State of a target because of the reports of other hosts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FleetBanState {
     #[default]
@@ -69,7 +69,7 @@ pub enum FleetBanState {
     Waiting,
     #[serde(rename = "blocked")]
     Blocked,
-    /// In shadow mode, and where scans are only logged.
+    /// In shadow mode, and while scans are only logged.
     #[serde(rename = "would be blocked")]
     WouldBeBlocked,
     /// An operator has lifted it.
@@ -87,14 +87,14 @@ pub struct FleetReportInfo {
     pub left_s: u64,
 }
 
-/// The answer to `fleet`: the targets after the one that was named, in their order.
+/// The answer to `fleet`: the targets after the requested one, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetBans {
-    /// False where this host is in no fleet.
+    /// False if this host is not in a fleet.
     pub joined: bool,
     /// At most [`MAX_FLEET_BANS`].
     pub bans: Vec<FleetBan>,
-    /// There are more after the last one.
+    /// True if there are more targets after the last one.
     pub more: bool,
 }
 

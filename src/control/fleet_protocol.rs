@@ -1,76 +1,76 @@
-//! Messages on the fleet socket, between the daemon and the process that is connected to the fleet's server: one JSON object
-//! a line, requests and their replies in turns. Both sides use these types.
+//! Messages on the fleet socket, between the daemon and the fleet process: one JSON object per line, with alternating
+//! requests and replies. Both sides use these types.
 //!
-//! The socket is not the control socket. The fleet process reads what strangers may have written on a server, so it may
-//! bring forward reports, take part of them back, say how its connection is, and follow this host's own bans; the daemon
-//! decides what becomes of a report, whatever this process says of it.
+//! This socket is separate from the control socket. The fleet process reads untrusted data from a server, so it can
+//! only submit reports, lift some of them, report the state of its connection, and follow this host's own bans. The
+//! daemon alone decides about a report.
 
 use serde::{Deserialize, Serialize};
 
 use super::format::{nullable, to_line};
 use crate::engine::Grade;
 
-/// The longest line that either side accepts, in bytes.
+/// Maximum length of a line in bytes, for both sides.
 pub const MAX_FLEET_LINE_LEN: usize = 64 << 10;
 
-/// Reports in one request: they and their outcomes fit into a line.
+/// Maximum number of reports per request: they and their outcomes fit into a line.
 pub const MAX_REPORTS: usize = 128;
 
-/// The longest name of an author, in bytes.
+/// Maximum length of an author's name in bytes.
 pub const MAX_AUTHOR_LEN: usize = 63;
 
-/// The longest class or reason that the daemon keeps, in bytes.
+/// Maximum length in bytes of a class or reason that the daemon stores.
 pub const MAX_TEXT_LEN: usize = 64;
 
-/// Authors that one [`FleetRequest::Link`] names.
+/// Maximum number of authors in one [`FleetRequest::Link`].
 pub const MAX_IGNORED: usize = 64;
 
-/// What the fleet process asks of the daemon.
+/// A request of the fleet process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 pub enum FleetRequest {
     /// Reports of other hosts, at most [`MAX_REPORTS`].
     Reports {
         reports: Vec<FleetReport>,
-        /// These are the last reports of a complete scan of the server.
+        /// True if these are the last reports of a complete scan of the server.
         #[serde(default)]
         scan_ends: bool,
     },
     /// An operator of the fleet has lifted the ban of `target`.
     Lift { target: String },
-    /// The state of the connection; sent when it changes, and as a sign of life every [`LINK_INTERVAL_S`] seconds.
+    /// The state of the connection; sent when it changes, and as a heartbeat every [`LINK_INTERVAL_S`] seconds.
     Link {
         state: LinkState,
-        /// Authors of which the fleet process ignores something, the first [`MAX_IGNORED`].
+        /// Authors of whom the fleet process ignores reports, the first [`MAX_IGNORED`].
         #[serde(default)]
         ignored: Vec<IgnoredAuthor>,
     },
-    /// Send this host's own bans: those in force, and from then on every change, one [`OwnBanEvent`] a line. There are no
-    /// more requests on this connection.
+    /// Requests this host's own bans: those in force, and then every change, one [`OwnBanEvent`] per line. No further
+    /// requests follow on this connection.
     Watch {},
 }
 
-/// How often the fleet process says how its connection is, in seconds. After three times as long the daemon takes the
-/// process for dead.
+/// Heartbeat interval of the fleet process in seconds. After three intervals without a message the daemon treats the
+/// process as dead.
 pub const LINK_INTERVAL_S: u64 = 10;
 
-/// A ban that another host has made.
+/// A report of a ban by another host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FleetReport {
-    /// The host that made it, as the key on the server names it.
+    /// The reporting host, as in the key on the server.
     pub author: String,
     /// An IPv4 address, or an IPv6 /64, as [`crate::types::BanTarget`] shows it.
     pub target: String,
-    /// For how long it still stands, in seconds: more than 0, at most four hours.
+    /// Remaining time in seconds: more than 0, at most four hours.
     pub remaining_s: u64,
     #[serde(with = "grade")]
     pub grade: Grade,
-    /// Distinct ports of the evidence; of proven evidence those with a completed handshake.
+    /// Distinct ports of the evidence; for proven evidence those with a completed handshake.
     pub distinct_ports: u32,
-    /// The class of the probe that decided, as events have it.
+    /// Class of the last probe, as in events.
     pub class: String,
-    /// The author's number of this report: a later one is higher.
+    /// The author's sequence number of this report; later ones are higher.
     pub sequence: u64,
 }
 
@@ -79,11 +79,11 @@ pub struct FleetReport {
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum LinkState {
     Connected,
-    /// What is wrong, as a sentence.
+    /// The error as a sentence.
     Away(String),
 }
 
-/// An author of which something is ignored.
+/// An author of whom reports are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IgnoredAuthor {
@@ -91,7 +91,7 @@ pub struct IgnoredAuthor {
     pub reason: String,
 }
 
-/// What the daemon answers.
+/// A reply of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "lowercase", deny_unknown_fields)]
 pub enum FleetReply {
@@ -99,54 +99,54 @@ pub enum FleetReply {
     Reports { outcomes: Vec<ReportOutcome> },
     /// Whether a ban was lifted.
     Lifted { lifted: bool },
-    /// The state is noted.
+    /// The state was recorded.
     Noted,
-    /// What follows are events.
+    /// Events follow.
     Watching,
     /// The request was refused as a whole.
     Refused { reason: String },
 }
 
-/// What has become of one report.
+/// The result of one report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "lowercase", deny_unknown_fields)]
 pub enum ReportOutcome {
-    /// The target is blocked because of it and of those that stand already.
+    /// The target is blocked because of this report and the existing ones.
     Accepted,
-    /// It would be, were this host not in shadow mode.
+    /// The target would be blocked if this host were not in shadow mode.
     Shadowed,
-    /// It is counted; the target takes reports of so many more authors.
+    /// The report counts; reports of this many more authors are needed.
     Waiting { authors: u32 },
-    /// It counts for nothing.
+    /// The report does not count.
     Refused { reason: String },
 }
 
-/// A change of this host's own bans on evidence. Bans by operators and bans for the reports of others are none.
+/// A change of this host's own bans on evidence. Excludes bans by operators and bans because of reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase", deny_unknown_fields)]
 pub enum OwnBanEvent {
     Ban {
         target: String,
-        /// For how long it still stands, in seconds; null: without an end.
+        /// Remaining time in seconds; null: no end.
         #[serde(deserialize_with = "nullable")]
         remaining_s: Option<u64>,
         #[serde(with = "grade")]
         grade: Grade,
-        /// Distinct ports of the evidence; of proven evidence those with a completed handshake.
+        /// Distinct ports of the evidence; for proven evidence those with a completed handshake.
         distinct_ports: u32,
         class: String,
     },
-    /// An operator of this host has lifted it, or the target is protected or allowed by now.
+    /// An operator of this host has lifted it, or the target has become protected or allowed.
     Lift { target: String },
-    /// So many events were lost because they were not read; connect again for the bans in force.
+    /// This many events were lost because they were not read; reconnect for the bans in force.
     Lost { events: u64 },
 }
 
 impl FleetRequest {
-    /// Reads one line.
+    /// Parses one line.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with it.
+    /// A description of the error.
     pub fn parse(line: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(line)
             .map_err(|error| format!("refused: this is not a request on the fleet socket: {error}"))
@@ -160,10 +160,10 @@ impl FleetRequest {
 }
 
 impl FleetReply {
-    /// Reads one line.
+    /// Parses one line.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with it.
+    /// A description of the error.
     pub fn parse(line: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(line).map_err(|error| {
             format!(
@@ -180,10 +180,10 @@ impl FleetReply {
 }
 
 impl OwnBanEvent {
-    /// Reads one line.
+    /// Parses one line.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with it.
+    /// A description of the error.
     pub fn parse(line: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(line).map_err(|error| {
             format!(
@@ -199,7 +199,7 @@ impl OwnBanEvent {
     }
 }
 
-/// A grade by its key.
+/// Serialises a grade by its key.
 mod grade {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

@@ -1,6 +1,6 @@
-//! The fleet socket: lets the process that is connected to the fleet's server bring reports to the daemon and follow this
-//! host's own bans, and nothing else. That process reads what strangers may have written, so its lines, their rate and what
-//! waits are bounded here, and only the users may connect that the daemon names.
+//! The fleet socket: lets the fleet process submit reports to the daemon and follow this host's own bans, and nothing
+//! else. That process reads untrusted data, so its lines, their rate and pending requests are limited here, and only
+//! the given users may connect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,39 +16,40 @@ use super::server::write_line;
 use super::socket_file::{Bound, ControlError, SocketFile};
 use crate::types::{Timestamp, TokenBucket};
 
-/// Clients at one time: one that reports and one that watches, and as many of a process that takes over from another.
+/// Maximum number of clients: one that reports and one that watches, and the same for a process that replaces another.
 const MAX_CLIENTS: usize = 4;
-/// Requests that wait for the daemon at one time.
+/// Maximum number of requests that wait for the daemon.
 const MAX_PENDING: usize = 4;
-/// Events that a client may be behind.
+/// Maximum number of events that a client may lag behind.
 const MAX_BEHIND: usize = 1_024;
-/// Requests of all clients in a second; more wait. 25,600 reports, which take the daemon less than a tenth of a core.
+/// Maximum number of requests per second of all clients; further ones wait. 25,600 reports take the daemon less than a
+/// tenth of a core.
 const MAX_REQUESTS_PER_SECOND: u32 = 200;
-/// How long a client may take for a line.
+/// Timeout for a client's line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the daemon may take for an answer.
+/// Timeout for the daemon's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Until the next attempt where no request may be made, or no connection accepted.
+/// Delay before the next attempt if no request is permitted, or no connection was accepted.
 const RETRY_DELAY: Duration = Duration::from_millis(5);
 
-/// What the daemon is asked.
+/// A request to the daemon.
 #[derive(Debug)]
 pub enum IncomingFleetRequest {
     /// Never [`FleetRequest::Watch`].
     Request { request: FleetRequest, reply: oneshot::Sender<FleetReply> },
     /// A request that was refused as a whole, to be named in the log.
     Refused { reason: String },
-    /// The own bans in force, for a client that watches from now on.
+    /// Requests the own bans in force, for a client that watches from now on.
     OwnBans { reply: oneshot::Sender<Vec<OwnBanEvent>> },
 }
 
-/// What the tasks of all clients share.
+/// State shared by the tasks of all clients.
 #[derive(Clone)]
 struct Shared {
     requests: mpsc::Sender<IncomingFleetRequest>,
     events: broadcast::Sender<Arc<str>>,
     rate: Arc<Mutex<TokenBucket>>,
-    /// Users that may connect.
+    /// The uids that may connect.
     users: Arc<[u32]>,
     start: tokio::time::Instant,
 }
@@ -61,10 +62,10 @@ pub struct FleetServer {
 }
 
 impl FleetServer {
-    /// Serves a socket for processes of these `users`. Has to be called within a tokio runtime.
+    /// Serves a socket for processes of these `users`. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// Where the runtime cannot watch it.
+    /// The runtime cannot watch the socket.
     pub fn serve(bound: Bound, users: &[u32]) -> Result<Self, ControlError> {
         let (file, listener) = bound.listen()?;
         let (sender, requests) = mpsc::channel(MAX_PENDING);
@@ -80,16 +81,16 @@ impl FleetServer {
         Ok(Self { _file: file, requests, events })
     }
 
-    /// The next request. Safe to cancel.
+    /// The next request. Cancel safe.
     pub async fn next_request(&mut self) -> IncomingFleetRequest {
         match self.requests.recv().await {
             Some(request) => request,
-            // The listening task has ended: no request can come any more.
+            // The listening task has ended, so that no more requests can arrive.
             None => std::future::pending().await,
         }
     }
 
-    /// Sends an event to the clients that watch.
+    /// Sends an event to the watching clients.
     pub fn publish(&self, event: &OwnBanEvent) {
         if self.events.receiver_count() > 0 {
             let _ = self.events.send(event.to_line().into());
@@ -101,13 +102,13 @@ async fn accept(listener: UnixListener, shared: Shared) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors, as a rule: a retry at once would burn a core.
+            // Usually a lack of file descriptors: an immediate retry would keep a core busy.
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         };
         let is_known = stream.peer_cred().is_ok_and(|peer| shared.users.contains(&peer.uid()));
         let refuse = |reason: String| {
-            // It fits into the socket's buffer, or the client does not read.
+            // It fits into the socket's buffer; otherwise the client does not read.
             let _ = stream.try_write(FleetReply::Refused { reason }.to_line().as_bytes());
         };
         if !is_known {
@@ -116,7 +117,7 @@ async fn accept(listener: UnixListener, shared: Shared) {
         }
         match Arc::clone(&places).try_acquire_owned() {
             Ok(place) => drop(tokio::spawn(serve(stream, place, shared.clone()))),
-            Err(_) => refuse(format!("refused: {MAX_CLIENTS} clients are connected already")),
+            Err(_) => refuse(format!("refused: {MAX_CLIENTS} clients are already connected")),
         }
     }
 }
@@ -150,7 +151,7 @@ async fn serve(stream: UnixStream, _place: OwnedSemaphorePermit, shared: Shared)
             // Without room there are others to be named.
             let _ = shared.requests.try_send(IncomingFleetRequest::Refused { reason: reason.clone() });
         }
-        // After a line that was cut, the rest of it would be taken for a request.
+        // The rest of a truncated line would be taken for a request.
         if write_line(&mut writer, &reply.to_line()).await.is_none() || !is_whole {
             return;
         }
@@ -158,14 +159,14 @@ async fn serve(stream: UnixStream, _place: OwnedSemaphorePermit, shared: Shared)
 }
 
 impl Shared {
-    /// Waits until a request may be made.
+    /// Waits until a request is permitted.
     async fn await_turn(&self) {
         while !self.rate.lock().await.take(Timestamp::at(self.start.elapsed())) {
             tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
-    /// Has the daemon answer; `None` where it does not.
+    /// Forwards a request to the daemon; `None` if it does not answer.
     async fn forward<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> IncomingFleetRequest) -> Option<T> {
         let (reply, answered) = oneshot::channel();
         let exchange = async {
@@ -178,7 +179,7 @@ impl Shared {
 
 /// Sends the own bans in force, and every change from then on, until the client disconnects or cannot keep up.
 async fn stream_events(writer: &mut OwnedWriteHalf, reader: &mut BufReader<OwnedReadHalf>, shared: &Shared) {
-    // Before the bans in force are read, so that none falls between.
+    // Before the bans in force are read, so that no change is missed.
     let mut events = shared.events.subscribe();
     let Some(bans) = shared.forward(|reply| IncomingFleetRequest::OwnBans { reply }).await else { return };
     if write_line(writer, &FleetReply::Watching.to_line()).await.is_none() {
@@ -192,7 +193,7 @@ async fn stream_events(writer: &mut OwnedWriteHalf, reader: &mut BufReader<Owned
     let mut end = [0];
     loop {
         let line: Arc<str> = tokio::select! {
-            // A subscriber has no more requests; what it sends, or its end, ends the subscription.
+            // A subscriber sends no more requests; any input, or its end, ends the subscription.
             _ = reader.read(&mut end) => return,
             event = events.recv() => match event {
                 Ok(line) => line,

@@ -1,4 +1,4 @@
-//! What the answers on the control socket have in common: nullable fields, and lines, times and durations as text.
+//! Shared formatting of answers on the control socket: nullable fields, lines, times and durations.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::types::Span;
 
-/// Reads a field that may be null but not missing: serde takes a missing `Option` for `None`.
+/// Reads a field that may be null but not missing: serde accepts a missing `Option` as `None`.
 pub(super) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
     Option::deserialize(field)
 }
 
-/// One line of text: the label in a column of its own.
+/// One line of text with a label column.
 macro_rules! line {
     ($f:expr, $label:expr, $($text:tt)+) => {
         writeln!($f, "{:<11} {}", $label, format_args!($($text)+))
@@ -24,14 +24,14 @@ pub(super) fn span(seconds: u64) -> String {
     Span(Duration::from_secs(seconds)).to_string()
 }
 
-/// A time to the second: what is left of a ban is known no better.
+/// A time without fractions of a second, as the remaining time of a ban is not known more precisely.
 pub(super) fn to_seconds(time: &str) -> String {
     time.split_once('.').map_or_else(|| time.to_owned(), |(seconds, _)| format!("{seconds}Z"))
 }
 
 /// `message` as one line of JSON.
 pub(super) fn to_line(message: &impl Serialize) -> String {
-    // Numbers, strings and switches: there is nothing that could not be written.
+    // Serialisation of numbers, strings and booleans cannot fail.
     let mut line = serde_json::to_string(message).unwrap_or_default();
     line.push('\n');
     line

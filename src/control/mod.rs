@@ -1,5 +1,5 @@
-//! The control socket, on which a running daemon answers one JSON object a line, and the commands that use it. Changes no
-//! verdict about a packet.
+//! The control socket, on which a running daemon answers with one JSON object per line, and the commands that use it.
+//! Does not affect verdicts on packets.
 
 pub mod address_info;
 pub mod client;
@@ -17,5 +17,5 @@ pub mod service_port;
 mod socket_file;
 pub mod status;
 
-/// Where the running daemon answers where no other place is named.
+/// Default path of the control socket.
 pub const DEFAULT_SOCKET: &str = "/run/portsentry/portsentry.sock";

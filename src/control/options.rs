@@ -1,4 +1,4 @@
-//! The options of the commands that ask a running daemon.
+//! The options of the commands that talk to a running daemon.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,36 +10,36 @@ use ipnet::IpNet;
 use super::service_port::ServicePort;
 use crate::config::{parse_expiry, parse_network, parse_span};
 
-/// A command that asks the running daemon.
+/// A command that talks to the running daemon.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum ControlCommand {
-    /// How the running daemon is
+    /// Show the state of the running daemon
     Status(Connection),
     /// Block an address or prefix
     Block(BlockOptions),
     /// Lift the ban of an address or prefix
     Unblock(UnblockOptions),
-    /// Do not block an address or network, until that is revoked
+    /// Do not block an address or network, for a time or until revoked
     Allow(AllowOptions),
     /// Revoke an allowance
     Disallow(DisallowOptions),
-    /// What is allowed, by hand and by the settings
+    /// List what operators and the configuration allow
     Allowed(Connection),
-    /// Everything that is known about an address
+    /// Show everything that is known about an address
     Explain(ExplainOptions),
-    /// Forget a service: its port, closed, is evidence again
+    /// Forget a service, so that its closed port is evidence again
     ForgetService(ForgetServiceOptions),
-    /// Only log scans for a while, and block again by itself
+    /// Only log scans for a time, then block again
     Trial(TrialOptions),
-    /// Keep what --confirm has on trial
+    /// Confirm the trial of --confirm
     Confirm(Connection),
-    /// Read the settings again
+    /// Read the configuration again
     Reload(Connection),
-    /// Events as they come, as JSON lines
+    /// Print events as JSON lines
     Events(Connection),
 }
 
-/// How to reach the daemon, and how to say what it answers.
+/// The socket of the daemon, and the output format.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// The daemon's socket
@@ -56,13 +56,13 @@ pub struct BlockOptions {
     /// Address or prefix to block
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
-    /// For how long: 24h, 7d, 90m, or never [what the daemon's settings say]
+    /// For how long: 24h, 7d, 90m, or never [the configured time]
     #[arg(long, value_name = "SPAN", value_parser = checked_expiry)]
     pub expire: Option<String>,
-    /// Why, for the ledger and the log
+    /// Reason, for the ledger and the log
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
-    /// Block it although it is protected; own addresses never are
+    /// Block it even if it is protected; own addresses are always refused
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -73,7 +73,7 @@ pub struct BlockOptions {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[command(override_usage = "portsentry unblock [OPTIONS] <ADDRESS|PREFIX>\n       portsentry unblock [OPTIONS] --all")]
 pub struct UnblockOptions {
-    /// Address or prefix to free
+    /// Address or prefix to unblock
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network, required_unless_present = "all")]
     pub target: Option<IpNet>,
     /// Lift every ban
@@ -86,7 +86,7 @@ pub struct UnblockOptions {
 /// Options of `forget-service`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ForgetServiceOptions {
-    /// Port of the service, of both protocols unless one is named
+    /// Port of the service, with both protocols unless one is given
     #[arg(value_name = "PORT[/tcp|udp]")]
     pub port: ServicePort,
     #[command(flatten)]
@@ -96,7 +96,7 @@ pub struct ForgetServiceOptions {
 /// Options of `allow`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct AllowOptions {
-    /// Address or network that is not to be blocked
+    /// Address or network not to block
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     /// For how long: 1h, 7d [until `portsentry disallow`]
@@ -112,7 +112,7 @@ pub struct AllowOptions {
 /// Options of `disallow`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct DisallowOptions {
-    /// Address or network whose allowance is revoked, as `portsentry allowed` has it
+    /// Address or network whose allowance is revoked, as listed by `portsentry allowed`
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     #[command(flatten)]
@@ -126,7 +126,7 @@ pub struct TrialOptions {
     /// For how long scans are only logged: 5m, 1d, at most 30d
     #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end")]
     pub span: Option<Duration>,
-    /// End the trial: block again
+    /// End the trial and block again
     #[arg(long, conflicts_with = "span")]
     pub end: bool,
     #[command(flatten)]
@@ -143,14 +143,14 @@ pub struct ExplainOptions {
     pub connection: Connection,
 }
 
-/// Reads one address.
+/// Parses one address.
 fn parse_address(text: &str) -> Result<IpAddr, String> {
     let wrong =
         "it is not one address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows a network's bans";
     text.parse().map_err(|_| wrong.to_owned())
 }
 
-/// Reads for how long something is allowed.
+/// Parses the duration of an allowance.
 fn allowance_span(text: &str) -> Result<Duration, String> {
     match text.trim() {
         "never" => Err("write a duration, for example \"1h\"; what is always allowed belongs into allow.networks of \
@@ -160,7 +160,7 @@ fn allowance_span(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Checks it here, where a usage error can be one; the daemon reads the same words again.
+/// Checked here as well, so that it is reported as a usage error; the daemon parses the same text again.
 fn checked_expiry(text: &str) -> Result<String, String> {
     parse_expiry(text).map(|_| text.to_owned())
 }

@@ -1,5 +1,5 @@
-//! Messages on the control socket: one JSON object a line, requests and their replies in turns. Both sides use these types.
-//! `docs/control.md` documents them for users.
+//! Messages on the control socket: one JSON object per line, with alternating requests and replies. Both sides use
+//! these types. `docs/control.md` documents them for users.
 
 use std::fmt;
 use std::ops::Not;
@@ -15,10 +15,10 @@ use super::status::Status;
 use crate::events::json::rfc3339;
 use crate::ledger::Allowance;
 
-/// The longest line that either side accepts, in bytes.
+/// Maximum length of a line in bytes, for both sides.
 pub const MAX_LINE_LEN: usize = 64 << 10;
 
-/// What an operator asks of the daemon.
+/// A request of an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
@@ -26,13 +26,13 @@ pub enum Request {
     /// Ban an address or a prefix.
     Block {
         target: String,
-        /// As `--expire` has it; the configured time where it is left out.
+        /// In the format of `--expire`; the configured time if omitted.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expire: Option<String>,
         /// A note for the ledger.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
-        /// Also a protected one; own addresses are refused always.
+        /// Also blocks a protected target; own addresses are always refused.
         #[serde(default, skip_serializing_if = "Not::not")]
         force: bool,
     },
@@ -43,12 +43,12 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Not::not")]
         all: bool,
     },
-    /// Never block an address or network, for `span` or until that is revoked.
+    /// Never block an address or network, for `span` or until revoked.
     Allow {
         target: String,
         #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
         span: Option<String>,
-        /// Also a network so wide that hardly anything would be blocked any more.
+        /// Also accepts a network so large that hardly anything would be blocked.
         #[serde(default, skip_serializing_if = "Not::not")]
         force: bool,
     },
@@ -56,17 +56,17 @@ pub enum Request {
     Disallow {
         target: String,
     },
-    /// List what is allowed.
+    /// List the allowed networks.
     Allowed,
     Explain {
         address: String,
     },
-    /// List what other hosts have reported, from the first target or from the one after `after` on.
+    /// List the reports of other hosts, from the first target on or after `after`.
     Fleet {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<String>,
     },
-    /// Forget the services of this host on a port: closed, it is evidence again.
+    /// Forget the services of this host on a port, so that the closed port is evidence again.
     #[serde(rename = "forget-service")]
     ForgetService {
         port: ServicePort,
@@ -78,20 +78,20 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Not::not")]
         end: bool,
     },
-    /// End the trial that `--confirm` began: the configuration stays.
+    /// Confirm the trial of `--confirm`: the configuration stays.
     Confirm,
     /// Read the configuration again.
     Reload,
-    /// Send every event from now on, one a line.
+    /// Send every event from now on, one per line.
     #[serde(rename = "watch")]
     Subscribe,
 }
 
 impl Request {
-    /// Reads one line.
+    /// Parses one line.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with it.
+    /// A description of the error.
     pub fn parse(line: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(line).map_err(|error| {
             format!("this is no request: {error}; see control.md in /usr/share/doc/portsentry-nft/docs")
@@ -104,13 +104,13 @@ impl Request {
         to_line(self)
     }
 
-    /// True for a request that changes anything: only root and the daemon's own user may send it.
+    /// True for a request that changes state: only root and the daemon's own user may send it.
     #[must_use]
     pub fn changes(&self) -> bool {
         !matches!(self, Self::Status | Self::Explain { .. } | Self::Allowed | Self::Fleet { .. } | Self::Subscribe)
     }
 
-    /// Reads the answer to this request.
+    /// Parses the answer to this request.
     fn parse_answer(&self, line: &[u8]) -> serde_json::Result<Answer> {
         Ok(match self {
             Self::Status => Answer::Status(serde_json::from_slice(line)?),
@@ -130,7 +130,7 @@ impl Request {
     }
 }
 
-/// What the daemon answers to a request that it carried out.
+/// The daemon's answer to a successful request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Answer {
@@ -168,19 +168,19 @@ pub struct Allowed {
     /// Null: until it is revoked.
     #[serde(deserialize_with = "nullable")]
     pub until: Option<String>,
-    /// How many bans this lifts.
+    /// Number of bans that this lifts.
     pub lifted: usize,
     /// Their targets, the first [`MAX_LISTED`].
     pub bans: Vec<String>,
 }
 
-/// Bans and allowances that one answer lists: it must fit into a line.
+/// Maximum number of bans and allowances in one answer, which must fit into a line.
 pub const MAX_LISTED: usize = 200;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disallowed {
     pub disallowed: String,
-    /// What allows it all the same, if anything does.
+    /// The remaining protection, if there is one.
     #[serde(deserialize_with = "nullable")]
     pub still: Option<String>,
 }
@@ -188,11 +188,11 @@ pub struct Disallowed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowances {
     pub allowed: Vec<AllowedEntry>,
-    /// Entries that are left out.
+    /// Number of omitted entries.
     pub more: usize,
 }
 
-/// A network that is never blocked, by the word of an operator or of the configuration.
+/// A network that an operator or the configuration allows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowedEntry {
     pub network: String,
@@ -201,13 +201,13 @@ pub struct AllowedEntry {
     /// Null for what the configuration allows.
     #[serde(deserialize_with = "nullable")]
     pub since: Option<String>,
-    /// Null: until it is revoked, or taken out of the configuration.
+    /// Null: until revoked, or removed from the configuration.
     #[serde(deserialize_with = "nullable")]
     pub until: Option<String>,
 }
 
 impl AllowedEntry {
-    /// What a key of the configuration allows.
+    /// A network allowed by a key of the configuration.
     #[must_use]
     pub fn configured(network: IpNet, key: &str) -> Self {
         Self { network: plain(network), by: key.to_owned(), since: None, until: None }
@@ -225,7 +225,7 @@ impl From<&Allowance> for AllowedEntry {
     }
 }
 
-/// A network as a person writes it: one address without its length.
+/// A network in its usual notation: a single address without a prefix length.
 #[must_use]
 pub fn plain(network: IpNet) -> String {
     if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
@@ -233,13 +233,13 @@ pub fn plain(network: IpNet) -> String {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceForgotten {
-    /// How many, each family and address counted by itself.
+    /// Number of services, counting each family and address separately.
     pub forgotten: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrialState {
-    /// Until when scans are only logged; null where they are blocked again.
+    /// End of the log-only trial; null if scans are blocked again.
     #[serde(deserialize_with = "nullable")]
     pub until: Option<String>,
 }
@@ -250,7 +250,7 @@ pub struct Reloaded {
     pub needs_restart: Vec<String>,
 }
 
-/// The answer for a person; `--json` prints the object itself.
+/// The answer as text; `--json` prints the object itself.
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -310,7 +310,7 @@ impl fmt::Display for Answer {
             }
             Self::Trial(TrialState { until: Some(until) }) => writeln!(
                 f,
-                "scans are only logged until {}; the bans in force stay. `portsentry trial --end` blocks again",
+                "scans are only logged until {}; the bans in force stay. `portsentry trial --end` resumes blocking",
                 to_seconds(until)
             ),
             Self::Trial(TrialState { until: None }) => writeln!(f, "the trial has ended: scans are blocked again"),
@@ -320,23 +320,23 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Why a request was not carried out.
+/// Reason why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ErrorKind {
-    /// The request makes no sense.
+    /// The request is invalid.
     Usage,
-    /// The user may not send it.
+    /// The user lacks permission.
     Denied,
-    /// Something stands against it: a protected address, for example.
+    /// A condition prevents it, for example a protected address.
     Refused,
-    /// It was tried and did not work.
+    /// It was tried and failed.
     Failed,
-    /// The configuration is wrong.
+    /// The configuration is invalid.
     Configuration,
 }
 
-/// A request was not carried out, with a sentence for the operator.
+/// A failed request, with a message for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{error}")]
 pub struct Failure {
@@ -353,7 +353,7 @@ impl Failure {
 /// The daemon's reply to one request.
 pub type Reply = Result<Answer, Failure>;
 
-/// A reply as it is written: the fields of the answer or failure behind `ok`.
+/// The serialised form of a reply: `ok` and the fields of the answer or failure.
 #[derive(Serialize)]
 struct Envelope<T> {
     ok: bool,
@@ -375,10 +375,10 @@ pub fn reply_to_line(reply: &Reply) -> String {
     }
 }
 
-/// Reads the reply to `request`.
+/// Parses the reply to `request`.
 ///
 /// # Errors
-/// A sentence that says what is wrong with it; a field that is missing is named.
+/// A description of the error, including the name of a missing field.
 pub fn parse_reply(line: &[u8], request: &Request) -> Result<Reply, String> {
     let reply = serde_json::from_slice(line).and_then(|Outcome { ok }| {
         Ok(if ok { Ok(request.parse_answer(line)?) } else { Err(serde_json::from_slice(line)?) })

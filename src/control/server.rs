@@ -1,5 +1,5 @@
-//! The control socket: connections become [`IncomingRequest`]s, which the daemon answers. Clients are counted and lines are
-//! bounded; a slow client is disconnected and never delays the daemon or another client.
+//! The control socket: requests of clients become [`IncomingRequest`]s, which the daemon answers. The number of clients
+//! and the length of lines are limited; a slow client is disconnected and never delays the daemon or another client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +15,15 @@ use super::socket_file::SocketFile;
 pub use super::socket_file::{Access, Bound, ControlError};
 use crate::events::json::EventRecord;
 
-/// Clients at one time.
+/// Maximum number of clients.
 const MAX_CLIENTS: usize = 32;
-/// Requests that wait for the daemon at one time.
+/// Maximum number of requests that wait for the daemon.
 const MAX_PENDING: usize = 64;
-/// Events that a subscriber may be behind.
+/// Maximum number of events that a subscriber may lag behind.
 const MAX_BEHIND: usize = 1024;
-/// How long a client may take for a line.
+/// Timeout for a client's line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the daemon may take for an answer, and a client to take it.
+/// Timeout for the daemon's answer, and for the client to receive it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request that waits for its reply.
 #[derive(Debug)]
@@ -42,10 +42,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves a socket. Has to be called within a tokio runtime.
+    /// Serves a socket. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// Where the runtime cannot watch it.
+    /// The runtime cannot watch the socket.
     pub fn serve(bound: Bound) -> Result<Self, ControlError> {
         let (file, listener) = bound.listen()?;
         let (sender, requests) = mpsc::channel(MAX_PENDING);
@@ -54,16 +54,16 @@ impl Server {
         Ok(Self { _file: file, requests, events })
     }
 
-    /// The next request. Safe to cancel.
+    /// The next request. Cancel safe.
     pub async fn next_request(&mut self) -> IncomingRequest {
         match self.requests.recv().await {
             Some(request) => request,
-            // The listening task has ended: no request can come any more.
+            // The listening task has ended, so that no more requests can arrive.
             None => std::future::pending().await,
         }
     }
 
-    /// Sends an event to all subscribers; it is made only where there is one.
+    /// Sends an event to all subscribers; it is serialised only if there are any.
     pub fn publish(&self, event: impl Into<EventRecord>) {
         if self.events.receiver_count() > 0 {
             let _ = self.events.send(format!("{}\n", event.into().to_json()).into());
@@ -75,7 +75,7 @@ async fn accept(listener: UnixListener, requests: mpsc::Sender<IncomingRequest>,
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors, as a rule: a retry at once would burn a core.
+            // Usually a lack of file descriptors: an immediate retry would keep a core busy.
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         };
@@ -84,8 +84,8 @@ async fn accept(listener: UnixListener, requests: mpsc::Sender<IncomingRequest>,
                 tokio::spawn(serve(stream, place, requests.clone(), events.clone()));
             }
             Err(_) => {
-                let text = format!("{MAX_CLIENTS} clients are connected already; try again when one has gone");
-                // It fits into the socket's buffer, or the client does not read.
+                let text = format!("{MAX_CLIENTS} clients are already connected; try again later");
+                // It fits into the socket's buffer; otherwise the client does not read.
                 let _ = stream.try_write(reply_to_line(&failure(ErrorKind::Refused, text)).as_bytes());
             }
         }
@@ -125,14 +125,14 @@ async fn serve(
             Ok(Request::Subscribe) => return stream_events(&mut writer, &mut reader, events.subscribe()).await,
             Ok(request) => forward(&requests, request, peer).await,
         };
-        // After a line that was cut, the rest of it would be taken for a request.
+        // The rest of a truncated line would be taken for a request.
         if write_line(&mut writer, &reply_to_line(&reply)).await.is_none() || !is_whole {
             return;
         }
     }
 }
 
-/// Has the daemon answer.
+/// Forwards a request to the daemon.
 async fn forward(requests: &mpsc::Sender<IncomingRequest>, request: Request, peer: UCred) -> Reply {
     let (reply, answered) = oneshot::channel();
     let exchange = async {
@@ -156,7 +156,7 @@ async fn stream_events(
     let mut line: Arc<str> = reply_to_line(&Ok(Answer::Subscribed {})).into();
     while write_line(writer, &line).await.is_some() {
         line = tokio::select! {
-            // A subscriber has no more requests; what it sends, or its end, ends the subscription.
+            // A subscriber sends no more requests; any input, or its end, ends the subscription.
             _ = reader.read(&mut end) => return,
             event = events.recv() => match event {
                 Ok(line) => line,
@@ -170,7 +170,7 @@ async fn stream_events(
     }
 }
 
-/// Writes a line; `None` where the client does not take it.
+/// Writes a line; `None` if the client does not accept it.
 pub(super) async fn write_line(writer: &mut OwnedWriteHalf, line: &str) -> Option<()> {
     timeout(ANSWER_TIMEOUT, writer.write_all(line.as_bytes())).await.ok()?.ok()
 }

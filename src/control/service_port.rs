@@ -1,4 +1,4 @@
-//! A port of a service as operators write it: 8080, 8080/tcp, 53/udp.
+//! A service port in operators' notation: 8080, 8080/tcp, 53/udp.
 
 use std::fmt;
 use std::str::FromStr;

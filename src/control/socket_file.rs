@@ -1,4 +1,4 @@
-//! The file of a listening socket: made where no other daemon listens, and removed when it is done with.
+//! Creates the file of a listening socket if no other daemon listens on it, and removes it afterwards.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -12,34 +12,34 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use tokio::net::UnixListener;
 
-/// How long another daemon may take to set up its socket in the same folder. Any user with read access to the folder can lock it, and
-/// must not keep a daemon from its socket.
+/// Maximum wait for another daemon that sets up its socket in the same directory. Any user with read access to the
+/// directory can lock it, and must not prevent a daemon from creating its socket.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long it waits before it tries again.
+/// Delay between two attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Why there is no socket.
+/// Reason why the socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    #[error("{path} is no socket; take it away, or name another place with {option}")]
+    #[error("{path} is not a socket; remove it, or use another path with {option}")]
     NotASocket { path: PathBuf, option: &'static str },
-    #[error("another portsentry answers at {path}; name another place with {option}")]
+    #[error("another portsentry answers at {path}; use another path with {option}")]
     InUse { path: PathBuf, option: &'static str },
-    #[error("cannot {doing} {path}: {error}; name another place with {option}")]
+    #[error("cannot {doing} {path}: {error}; use another path with {option}")]
     System { doing: &'static str, path: PathBuf, error: io::Error, option: &'static str },
 }
 
-/// Which processes the file lets connect.
+/// The processes that may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Those of its owner and of its group.
+    /// Those of the owner and the group.
     Group,
-    /// All: the server looks at each peer's user.
+    /// All; the server checks the user of each peer.
     All,
 }
 
 impl Access {
-    /// What names the place of such a socket.
+    /// The option or key that sets the path of the socket.
     fn option(self) -> &'static str {
         match self {
             Self::Group => "--socket",
@@ -48,8 +48,8 @@ impl Access {
     }
 }
 
-/// The socket's file, which is removed when this is dropped, unless another one has taken its place. One that root has made
-/// in a folder of its own stays, and the next start replaces it.
+/// The socket's file, which is removed when this is dropped, unless another one has replaced it. A file that root has
+/// created in its own directory stays, and the next start replaces it.
 pub(super) struct SocketFile {
     path: PathBuf,
     /// Device and inode.
@@ -64,7 +64,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// A socket that listens, but is not served yet.
+/// A listening socket that is not served yet.
 pub struct Bound {
     listener: std::os::unix::net::UnixListener,
     file: SocketFile,
@@ -72,17 +72,17 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Listens at `path`. Makes its directory where it is missing, and replaces a socket that an earlier daemon left behind.
-    /// One at which a daemon answers, that of another network namespace for example, stays.
+    /// Listens on `path`. Creates its directory if it is missing, and replaces a socket that an earlier daemon left. A
+    /// socket with a running daemon, for example in another network namespace, is kept.
     ///
     /// # Errors
-    /// Where something else is at `path`, or it cannot be written.
+    /// Another file exists at `path`, or it cannot be written.
     pub fn open(path: &Path, access: Access) -> Result<Self, ControlError> {
         let option = access.option();
         let system = |doing| move |error| ControlError::System { doing, path: path.to_owned(), error, option };
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory).map_err(system("make the directory of"))?;
-        // Held until it listens: of two daemons that start at once, the second finds the first one's socket answered.
+        // Held until the socket listens: if two daemons start at once, the second finds the first one's socket in use.
         let _lock = lock(directory);
         match std::fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
@@ -98,7 +98,7 @@ impl Bound {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(system("look at")(error)),
         }
-        // For a group only the owner may connect until the mode is set.
+        // For a group, only the owner can connect until the mode is set.
         let mask = match access {
             Access::Group => 0o177,
             Access::All => 0o111,
@@ -116,10 +116,10 @@ impl Bound {
         Ok(Self { listener, file: SocketFile { path: path.to_owned(), id }, access })
     }
 
-    /// The listener for a server. Has to be called within a tokio runtime.
+    /// The listener for a server. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// Where the runtime cannot watch it.
+    /// The runtime cannot watch the socket.
     pub(super) fn listen(self) -> Result<(SocketFile, UnixListener), ControlError> {
         let Self { listener, file, access } = self;
         let listener = UnixListener::from_std(listener).map_err(|error| ControlError::System {
@@ -136,8 +136,8 @@ fn id(found: &Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
-/// Locks `directory` against other daemons until the file is closed. One that cannot be read, or that another process keeps
-/// locked, is used without.
+/// Locks `directory` against other daemons until the file is closed. A directory that cannot be read, or that another
+/// process keeps locked, is used without a lock.
 fn lock(directory: &Path) -> Option<File> {
     let folder = File::open(directory).ok()?;
     let deadline = Instant::now() + LOCK_TIMEOUT;
@@ -149,12 +149,12 @@ fn lock(directory: &Path) -> Option<File> {
     Some(folder)
 }
 
-/// True where a process listens at the socket `path`.
+/// True if a process listens on the socket `path`.
 fn is_answered(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match connect(&socket, &SocketAddrUnix::new(path)?) {
-        // A listener that is too busy, or stopped, has a full queue.
+        // The queue of a busy or stopped listener may be full.
         Ok(()) | Err(Errno::AGAIN) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),

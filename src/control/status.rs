@@ -1,4 +1,4 @@
-//! The answer to `status`: what the daemon is and has done, as JSON and as text.
+//! The answer to `status`: the state and counters of the daemon, as JSON and as text.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub struct Status {
     pub state: State,
     #[serde(deserialize_with = "nullable")]
     pub trial_left_s: Option<u64>,
-    /// How long a ban lasts; none where it has no end.
+    /// Duration of a ban; `None` if it never ends.
     #[serde(deserialize_with = "nullable")]
     pub expire_s: Option<u64>,
     pub methods: Vec<String>,
@@ -34,20 +34,20 @@ pub struct Status {
     pub trap: TrapCounts,
     /// Entries of the allow-list.
     pub allowed: usize,
-    /// Addresses and networks that are protected without being asked.
+    /// Number of automatically protected addresses and networks.
     pub protected_networks: usize,
-    /// Services whose ports are no evidence, served or not.
+    /// Services whose ports are no evidence, running or not.
     pub services: Vec<RememberedService>,
-    /// Families of which every address is allowed, so that nothing of them is blocked: "IPv4", "IPv6".
+    /// Families of which every address is allowed, so that nothing is blocked: "IPv4", "IPv6".
     pub allows_all: Vec<String>,
-    /// What the configuration does not do as it looks on this host: `key: sentence`.
+    /// Settings of the configuration that have no effect on this host: `key: sentence`.
     pub warnings: Vec<String>,
     /// The directory that the ledger is in.
     pub ledger: String,
     pub sandbox: SandboxState,
     #[serde(deserialize_with = "nullable")]
     pub commands: Option<CommandHelper>,
-    /// None where this host is in no fleet.
+    /// `None` if this host is not in a fleet.
     #[serde(deserialize_with = "nullable")]
     pub fleet: Option<FleetStatus>,
     #[serde(deserialize_with = "nullable")]
@@ -82,7 +82,7 @@ pub struct MonitoredPorts {
     pub left_out: String,
 }
 
-/// What happens to a source that scans.
+/// The reaction to a scanning source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlockState {
     #[default]
@@ -106,7 +106,7 @@ pub struct PacketCounts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanCounts {
     pub intended: usize,
-    /// Elements in the kernel's sets; none where there are too many to count.
+    /// Number of elements in the kernel's sets; `None` if there are too many to count.
     #[serde(deserialize_with = "nullable")]
     pub enforced: Option<usize>,
     pub made: u64,
@@ -120,11 +120,11 @@ pub struct BanCounts {
 pub struct TrapCounts {
     pub ports: u64,
     pub udp_ports: u64,
-    /// Ports that have left the trap, while that is more than a quarter of them; otherwise 0.
+    /// Ports lost by the trap, if more than a quarter of them; otherwise 0.
     pub lost_ports: u64,
     pub condemned: u64,
     pub let_go: u64,
-    /// For how long a source is held, in milliseconds; 0: none is.
+    /// Duration of a hold in milliseconds; 0: none.
     pub hold_ms: u64,
     /// SYNs of held sources that the kernel dropped.
     pub held: u64,
@@ -132,7 +132,7 @@ pub struct TrapCounts {
     pub hold_full: u64,
 }
 
-/// A service that is remembered.
+/// A remembered service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedService {
     /// "80/tcp".
@@ -143,7 +143,7 @@ pub struct RememberedService {
     pub last_served: String,
 }
 
-/// The process that runs commands.
+/// The command helper.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandHelper {
     pub process: u32,
@@ -151,13 +151,13 @@ pub struct CommandHelper {
     pub sandbox: SandboxState,
 }
 
-/// What a process has given up.
+/// The sandbox of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxState {
     #[serde(deserialize_with = "nullable")]
     pub user: Option<String>,
     pub uid: u32,
-    /// None where the process has all of root's.
+    /// `None` if the process has all of root's capabilities.
     #[serde(deserialize_with = "nullable")]
     pub capabilities: Option<Vec<String>>,
     pub no_new_privs: bool,
@@ -185,7 +185,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match (self.trial_left_s, self.state) {
             (Some(left), State::OnlyLogging) => {
-                format!("only logging: trial, {} left; `portsentry trial --end` blocks again", span(left))
+                format!("only logging: trial, {} left; `portsentry trial --end` resumes blocking", span(left))
             }
             (Some(left), _) => format!("on trial: {} left for `portsentry confirm`", span(left)),
             (None, state) => state.to_string(),
@@ -221,19 +221,14 @@ impl fmt::Display for Status {
             [] => line!(f, "allow-list", "{}", counted(self.allowed, "entry"))?,
             all => {
                 let all = all.join(" and ");
-                line!(f, "allow-list", "all of {all} is allowed, and so never blocked; `portsentry allowed` says why")?;
+                line!(f, "allow-list", "all of {all} is allowed and never blocked; `portsentry allowed` shows why")?;
             }
         }
         line!(f, "services", "{}", services(&self.services))?;
         for warning in &self.warnings {
             line!(f, "warning", "{warning}")?;
         }
-        line!(
-            f,
-            "protected",
-            "{} without being asked, see `portsentry check`",
-            counted(self.protected_networks, "network")
-        )?;
+        line!(f, "protected", "{} automatically, see `portsentry check`", counted(self.protected_networks, "network"))?;
         line!(f, "ledger", "{}", self.ledger)?;
         line!(f, "sandbox", "{}", self.sandbox)?;
         match &self.commands {
@@ -241,7 +236,7 @@ impl fmt::Display for Status {
                 line!(f, "commands", "run by process {process}: {sandbox}")?;
             }
             Some(CommandHelper { process, running: false, .. }) => {
-                line!(f, "commands", "none is run, because process {process} has ended: restart portsentry")?;
+                line!(f, "commands", "not run, because process {process} has ended: restart portsentry")?;
             }
             None => {}
         }
@@ -258,7 +253,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// The remembered services, and which of them are not served now.
+/// The remembered services, and those that are down now.
 fn services(services: &[RememberedService]) -> String {
     let ports = |wanted: &dyn Fn(&RememberedService) -> bool| {
         let mut ports: Vec<&str> = services.iter().filter(|one| wanted(one)).map(|one| one.port.as_str()).collect();

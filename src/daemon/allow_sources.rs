@@ -1,5 +1,5 @@
-//! Combines everything that the operator allows: networks of the configuration, ignore files, names, allowances at
-//! run time, and forced bans.
+//! Combines all sources of allowed addresses: networks of the configuration, ignore files, names, temporary allowances,
+//! and exceptions for forced bans.
 
 use std::time::{Instant, SystemTime};
 
@@ -18,25 +18,26 @@ pub(super) struct AllowSources {
     files: IgnoreFiles,
     names: AllowNames,
     by_hand: Allowances,
-    /// What is to be reported once the snapshot shows it.
+    /// Events to report once the snapshot contains the change.
     messages: Vec<EventKind>,
 }
 
 impl AllowSources {
-    /// Reads the files, and begins to look up the names without waiting: a name server that is down must not delay the start.
+    /// Reads the files, and starts the look-ups of the names without waiting, so that an unreachable name server does
+    /// not delay the start.
     ///
     /// # Errors
-    /// All that is wrong with the files.
+    /// All errors in the files.
     pub(super) fn open(allow: &Allow) -> Result<Self, ConfigErrors> {
         let files = IgnoreFiles::open(allow)?;
         let (names, by_hand) = (look_up(allow), Allowances::default());
         Ok(Self { configured: allow.clone(), files, names, by_hand, messages: Vec::new() })
     }
 
-    /// Goes on with another configuration.
+    /// Applies another configuration.
     ///
     /// # Errors
-    /// As [`AllowSources::open`]; then the old one holds.
+    /// As for [`AllowSources::open`]; the old configuration then stays in force.
     pub(super) fn reconfigure(&mut self, allow: &Allow) -> Result<(), ConfigErrors> {
         self.files = IgnoreFiles::open(allow)?;
         if allow.names != self.configured.names {
@@ -46,7 +47,7 @@ impl AllowSources {
         Ok(())
     }
 
-    /// What is allowed, each with why.
+    /// The allowed networks, each with its reason.
     pub(super) fn networks(&self) -> Vec<(IpNet, Protection)> {
         let listed = self.configured.networks.iter().copied();
         let listed = listed.chain(self.files.networks()).chain(self.by_hand.allowed());
@@ -54,17 +55,17 @@ impl AllowSources {
         listed.map(|network| (network, Protection::Listed)).chain(named).collect()
     }
 
-    /// Takes out of `allow` what an operator has blocked although it is protected.
+    /// Removes from `allow` what an operator has blocked although it is protected.
     pub(super) fn apply_forced(&self, allow: &mut AllowList) {
         self.by_hand.forced().for_each(|network| allow.except(network));
     }
 
-    /// What operators have allowed and forced.
+    /// Allowances and forced bans of operators.
     pub(super) fn by_hand(&mut self) -> &mut Allowances {
         &mut self.by_hand
     }
 
-    /// What is allowed, for people: by hand, by `allow.networks`, by `allow.files` and by `allow.names`.
+    /// The allowed networks for display: by operators, by `allow.networks`, by `allow.files` and by `allow.names`.
     pub(super) fn entries(&self) -> Vec<AllowedEntry> {
         let by_hand = self.by_hand.listed((Instant::now(), SystemTime::now())).map(|one| AllowedEntry::from(&one));
         let of = |source: &'static str| move |network: IpNet| AllowedEntry::configured(network, source);
@@ -73,22 +74,22 @@ impl AllowSources {
         by_hand.chain(networks).chain(self.files.networks().map(of("allow.files"))).chain(names).collect()
     }
 
-    /// Reads files that changed, has names looked up and drops what is over; true where something changed.
+    /// Reads changed files, starts name look-ups and drops expired allowances; true if anything changed.
     pub(super) fn tick(&mut self, now: Instant, resolvers_changed: bool) -> bool {
-        // All of them are asked: each remembers what it has seen.
+        // All of them are polled, because each keeps its own state.
         let names = self.names.tick(now, resolvers_changed);
         let (files, messages) = self.files.tick();
         self.messages.extend(messages);
         self.messages.extend(self.names.take_messages());
         let (over, expired) = self.by_hand.expire(now);
-        let over = over.into_iter().map(|network| {
-            EventKind::Note(format!("{network} is allowed no longer: the time of its allowance is over"))
-        });
+        let over = over
+            .into_iter()
+            .map(|network| EventKind::Note(format!("{network} is not allowed any more: its allowance has expired")));
         self.messages.extend(over);
         expired || names || files
     }
 
-    /// Waits until a name has been looked up; true where its addresses changed. Safe to cancel.
+    /// Waits until a name has been looked up; true if its addresses changed. Cancel safe.
     pub(super) async fn name_answered(&mut self) -> bool {
         let changed = self.names.answered().await;
         self.messages.extend(self.names.take_messages());

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::ledger::Allowance;
 
-/// How many there may be of each kind: more belong into the configuration.
+/// Maximum number of entries of both kinds together; more belong in the configuration.
 const MAX_ENTRIES: usize = 256;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -16,7 +16,7 @@ enum Kind {
     Forced,
 }
 
-/// The moment by both clocks. Times pass by the first; only the second means something after a restart.
+/// The current time by both clocks. Expiry uses the monotonic clock; only the wall clock is meaningful after a restart.
 pub(super) type Now = (Instant, SystemTime);
 
 struct Entry {
@@ -29,18 +29,18 @@ struct Entry {
 pub(super) struct Allowances(Vec<Entry>);
 
 impl Allowances {
-    /// Allows a network; what was set for it before no longer holds.
+    /// Allows a network, replacing an earlier entry for it.
     ///
     /// # Errors
-    /// A sentence where there are too many.
+    /// There are too many entries.
     pub(super) fn add(&mut self, allowance: Allowance, now: Now) -> Result<(), String> {
         self.insert(Kind::Allowed, allowance, now)
     }
 
-    /// Takes `network` out of whatever protects it; what was set for it before no longer holds.
+    /// Removes the protection of `network`, replacing an earlier entry for it.
     ///
     /// # Errors
-    /// As [`Allowances::add`].
+    /// As for [`Allowances::add`].
     pub(super) fn force(&mut self, network: IpNet, span: Option<Duration>, now: Now) -> Result<(), String> {
         let until = span.and_then(|span| now.1.checked_add(span));
         self.insert(Kind::Forced, Allowance { network, since: now.1, until, by: String::new() }, now)
@@ -50,7 +50,7 @@ impl Allowances {
         self.0.retain(|entry| entry.allowance.network != allowance.network);
         if self.of_kind(kind).count() >= MAX_ENTRIES {
             return Err(format!(
-                "there are {MAX_ENTRIES} of them by hand already; write them into the settings and reload"
+                "there are already {MAX_ENTRIES} temporary entries; write them into the configuration and reload"
             ));
         }
         let left = allowance.until.map(|until| until.duration_since(now.1).unwrap_or_default());
@@ -58,14 +58,14 @@ impl Allowances {
         Ok(())
     }
 
-    /// Revokes the allowance of exactly `network`; false where there is none.
+    /// Revokes the allowance of exactly `network`; false if there is none.
     pub(super) fn remove(&mut self, network: IpNet) -> bool {
         let before = self.0.len();
         self.0.retain(|entry| entry.kind != Kind::Allowed || entry.allowance.network != network);
         self.0.len() != before
     }
 
-    /// Protects `network` again, `None`: all that was forced; true where something changed.
+    /// Protects `network` again, or with `None` all networks that were forced; true if anything changed.
     pub(super) fn unforce(&mut self, network: Option<IpNet>) -> bool {
         let before = self.0.len();
         self.0.retain(|entry| {
@@ -74,7 +74,7 @@ impl Allowances {
         self.0.len() != before
     }
 
-    /// Drops what is over: the networks that were allowed, and whether anything was dropped.
+    /// Drops expired entries; returns the networks whose allowances expired, and whether anything was dropped.
     pub(super) fn expire(&mut self, now: Instant) -> (Vec<IpNet>, bool) {
         let is_over = |entry: &Entry| entry.ends.is_some_and(|ends| ends <= now);
         let over = self.0.iter().filter(|entry| is_over(entry));
@@ -84,12 +84,12 @@ impl Allowances {
         (allowed, self.0.len() != before)
     }
 
-    /// What is allowed by hand.
+    /// Networks allowed by operators.
     pub(super) fn allowed(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.of_kind(Kind::Allowed).map(|entry| entry.allowance.network)
     }
 
-    /// The same with its end by the clock of now, which may have been set since.
+    /// The allowances, with their ends converted to the current wall clock, which may have been set since.
     pub(super) fn listed(&self, now: Now) -> impl Iterator<Item = Allowance> + '_ {
         self.of_kind(Kind::Allowed).map(move |entry| {
             let left = entry.ends.map(|ends| ends.saturating_duration_since(now.0));
@@ -97,7 +97,7 @@ impl Allowances {
         })
     }
 
-    /// What is blocked although it is protected.
+    /// Networks that are blocked although they are protected.
     pub(super) fn forced(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.of_kind(Kind::Forced).map(|entry| entry.allowance.network)
     }
@@ -137,7 +137,7 @@ mod tests {
         let (now, mut allowances) = (now(), Allowances::default());
         let network = |n: u32| IpNet::from(std::net::IpAddr::from(std::net::Ipv4Addr::from(n)));
         (0..256).for_each(|n| allowances.add(allowance(network(n), now, None), now).unwrap());
-        assert!(allowances.add(allowance(network(256), now, None), now).unwrap_err().contains("settings"));
+        assert!(allowances.add(allowance(network(256), now, None), now).unwrap_err().contains("configuration"));
         assert!(allowances.add(allowance(network(255), now, None), now).is_ok(), "an existing one is extended");
     }
 

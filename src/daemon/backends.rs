@@ -1,4 +1,5 @@
-//! Opens the configured backends, and reports what the slow ones do. Protected addresses are set before the first ban.
+//! Opens the configured backends, and reports the events of the slow ones. Protected addresses are set before the first
+//! ban.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,20 +22,20 @@ use crate::types::{Backend, BanTarget};
 pub(super) struct OpenBackends {
     pub(super) blocker: Blocker,
     pub(super) slow_backends: Option<SlowBackends>,
-    /// The table was not there before.
+    /// Set if this start created the table.
     pub(super) new_table: Option<NewTable>,
-    /// The kernel's number of the table that was there.
+    /// Handle of a table that already existed.
     pub(super) table_found: Option<u64>,
     /// Targets that have a route from an earlier run.
     pub(super) leftovers: Vec<BanTarget>,
     pub(super) messages: Vec<EventKind>,
 }
 
-/// A table that this start has created, which is removed again where the start fails.
+/// A table that this start created. It is removed again if the start fails.
 pub(super) struct NewTable(Option<RulesetSpec>);
 
 impl NewTable {
-    /// The start has succeeded.
+    /// Keeps the table, because the start has succeeded.
     pub(super) fn keep(mut self) {
         self.0 = None;
     }
@@ -45,15 +46,15 @@ impl Drop for NewTable {
         if let Some(spec) = self.0.take()
             && let Ok(mut nft) = Nft::open()
         {
-            // The start fails with an error of its own.
+            // The start already fails with another error.
             drop(nft.remove(&spec));
         }
     }
 }
 
-/// Opens the configured backends; none if no source is blocked and no command is run. Commands are left to `spawner`, and
-/// a hosts.deny that only root may write to `file_helper`.
-/// With `sweeps_lines` those of hosts.deny are removed, although no new ones are to come.
+/// Opens the configured backends; none if no source is blocked and no command is run. Commands are run by `spawner`,
+/// and a hosts.deny that only root can write is written by `file_helper`.
+/// With `sweeps_lines`, earlier lines of hosts.deny are removed, although no new ones are written.
 pub(super) fn open(
     config: &Config,
     host: &Host,
@@ -64,33 +65,34 @@ pub(super) fn open(
     decoys: Option<DecoyRules>,
 ) -> Result<OpenBackends, DaemonError> {
     let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
-    let mut ways = OpenBackends::default();
-    [ways.blocker.tcp_tells, ways.blocker.udp_tells] = tells;
+    let mut opened = OpenBackends::default();
+    [opened.blocker.tcp_tells, opened.blocker.udp_tells] = tells;
     if config.blocks() {
-        ways.blocker.backends = config.block.method.clone();
+        opened.blocker.backends = config.block.method.clone();
     }
-    let has = |way: Backend| ways.blocker.backends.contains(&way);
+    let has = |backend: Backend| opened.blocker.backends.contains(&backend);
     let (nft, route, hosts_deny) = (has(Backend::Nft), has(Backend::Route), has(Backend::HostsDeny));
     let command_first = has(Backend::Command) && config.block.run.first;
-    (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
-    // What can fail comes before the first change.
+    (opened.blocker.tcp_mode, opened.blocker.udp_mode) =
+        (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
+    // Fallible checks come before the first change.
     let deny = (hosts_deny || sweeps_lines).then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
     let mut routes = None;
     if route {
         let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
         let mut open = Routes::open(config.block.route, size)?;
-        ways.leftovers = open.leftovers()?;
+        opened.leftovers = open.leftovers()?;
         routes = Some(open);
     }
     if nft {
         let mut nft = Nft::open()?;
-        ways.table_found = nft.table_handle().ok().flatten();
-        let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut ways.messages)?;
-        ways.new_table = created.then(|| NewTable(Some(spec)));
-        ways.blocker.nft = Some(NftBackend::new(nft, spec));
+        opened.table_found = nft.table_handle().ok().flatten();
+        let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut opened.messages)?;
+        opened.new_table = created.then(|| NewTable(Some(spec)));
+        opened.blocker.nft = Some(NftBackend::new(nft, spec));
     } else if let Ok(mut nft) = Nft::open() {
-        // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none. Of each
-        // protocol by itself, because what is not there refuses the rest as well.
+        // A trap that a crashed run left armed must not continue to block. Usually there is none. Each protocol is
+        // disarmed separately, because a missing set makes the kernel refuse the whole transaction.
         let none: Option<&[(u16, u16)]> = Some(&[]);
         drop(nft.arm(Watched { tcp: none, ..Watched::default() }));
         drop(nft.arm(Watched { udp: none, ..Watched::default() }));
@@ -98,11 +100,10 @@ pub(super) fn open(
     if let Some(routes) = &mut routes {
         drop(routes.protect(&route_free(host)));
     }
-    ways.blocker.routes = routes;
-    // The helper has looked for itself.
+    opened.blocker.routes = routes;
+    // The helper does its own check.
     if let Some(Err(error)) = deny.as_ref().filter(|_| file_helper.is_none()).map(HostsDeny::check) {
-        ways.messages
-            .push(EventKind::Error(format!("no line can be written to hosts.deny, which is tried again: {error}")));
+        opened.messages.push(EventKind::Error(format!("hosts.deny cannot be written, which is retried: {error}")));
     }
     let settings = Settings {
         hosts_deny: deny,
@@ -114,14 +115,14 @@ pub(super) fn open(
         let report = reporter(settings.hosts_deny.clone(), events.clone(), sensor.clone());
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
-        let queue = SlowQueue::new(slow.orders(), &ways.blocker.backends, command_first, end_connections);
-        ways.blocker.slow = Some(queue.undoing_commands(config.only_undoes_commands()));
-        ways.slow_backends = Some(slow);
+        let queue = SlowQueue::new(slow.orders(), &opened.blocker.backends, command_first, end_connections);
+        opened.blocker.slow = Some(queue.undoing_commands(config.only_undoes_commands()));
+        opened.slow_backends = Some(slow);
     }
-    Ok(ways)
+    Ok(opened)
 }
 
-/// Sets what is never blocked anew, because there is more of it than [`open`] knew.
+/// Sets the allow-list again, because it has grown since [`open`].
 pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockError> {
     let prefixes: Vec<_> = host.allow.prefixes().collect();
     if let Some(NftBackend { nft, .. }) = &mut blocker.nft {
@@ -133,13 +134,13 @@ pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockErr
     Ok(())
 }
 
-/// What no route may cut off: all that is never blocked, and own IPv6 networks.
+/// Prefixes that no blocking route may cut off: all exempt ones, and own IPv6 networks.
 fn route_free(host: &Host) -> Vec<ipnet::IpNet> {
     let own = host.networks.iter().copied().filter(|network| matches!(network, ipnet::IpNet::V6(_)));
     host.allow.prefixes().chain(own).collect()
 }
 
-/// Creates or adopts the ruleset, and sets the allow-list before the first ban; true where there was no table.
+/// Creates or adopts the ruleset, and sets the allow-list before the first ban; true if there was no table.
 fn install(
     nft: &mut Nft,
     config: &Config,
@@ -155,7 +156,7 @@ fn install(
     let mut attempt = 1;
     let installed = loop {
         let installed = match nft.install(&spec) {
-            // Everything else works without any of them.
+            // Everything else works without these features.
             Err(error @ RulesetError::Lacking { .. }) if spec.watches_ports() || spec.own_source => {
                 let asked = spec;
                 let installed = install_less(nft, &mut spec)?;
@@ -165,13 +166,11 @@ fn install(
                     )));
                 }
                 if asked.trap.is_some() && spec.trap.is_none() {
-                    messages.push(EventKind::Error(format!(
-                        "the kernel counts nothing by itself (the settings of `trap`): {error}"
-                    )));
+                    messages.push(EventKind::Error(format!("the kernel's trap is disabled (section `trap`): {error}")));
                 }
                 if asked.own_source && !spec.own_source {
                     messages.push(EventKind::Error(format!(
-                        "the kernel does not drop frames that come in with an address of this host as their source: {error}"
+                        "the kernel does not drop incoming frames with an address of this host as their source: {error}"
                     )));
                 }
                 installed
@@ -180,14 +179,14 @@ fn install(
         };
         match nft.protect(&prefixes) {
             Ok(()) => break installed,
-            // Another program has deleted it in between.
+            // Another program has deleted the table in the meantime.
             Err(BlockError::Gone) if attempt < MAX_ATTEMPTS => attempt += 1,
             Err(error) => return Err(DaemonError::Protect(error)),
         }
     };
     if let Installed::Repaired { difference, .. } = &installed {
         messages.push(EventKind::Note(format!(
-            "table inet portsentry had been changed while portsentry was stopped ({difference}) and is as it should be again"
+            "table inet portsentry had been changed while portsentry was stopped ({difference}) and has been restored"
         )));
     }
     if let Installed::Adopted { blocked, blocked6 }
@@ -196,18 +195,18 @@ fn install(
         && (blocked != spec.size || blocked6 != spec.size)
     {
         messages.push(EventKind::Note(format!(
-            "the sets of table inet portsentry hold {blocked} and {blocked6} elements, not {} as block.nft.size says; delete \
-             the table to have them laid anew",
+            "the sets of table inet portsentry hold {blocked} and {blocked6} elements instead of block.nft.size = {}; delete \
+             the table to have them created with that size",
             spec.size
         )));
     }
     Ok((spec, installed == Installed::Created))
 }
 
-/// Installs the table with as much as the kernel supports of decoys, the trap, and the chain for own source addresses.
+/// Installs the table with as much of decoys, the trap, and the chain for own source addresses as the kernel supports.
 fn install_less(nft: &mut Nft, spec: &mut RulesetSpec) -> Result<Installed, RulesetError> {
     let asked = *spec;
-    // Bits of what is left out: one part, then two, then all.
+    // Bits of the omitted parts: first one part, then two, then all.
     for left_out in [1, 2, 4, 3, 5, 6, 7] {
         let has = |part| left_out & part == 0;
         *spec = RulesetSpec {
@@ -224,10 +223,10 @@ fn install_less(nft: &mut Nft, spec: &mut RulesetSpec) -> Result<Installed, Rule
     nft.install(spec)
 }
 
-/// How often the table is created where another program deletes it at once.
+/// Maximum number of attempts to create the table if another program deletes it each time.
 const MAX_ATTEMPTS: u32 = 10;
 
-/// A mode in the classic word: what `$MODE$` stands for.
+/// The classic name of a mode, which replaces `$MODE$`.
 fn classic(protocol: &'static str, mode: Mode) -> &'static str {
     match (protocol, mode) {
         ("tcp", Mode::Stealth) => "stcp",
@@ -238,7 +237,7 @@ fn classic(protocol: &'static str, mode: Mode) -> &'static str {
     }
 }
 
-/// What the thread of the slow backends does with their events. Waits only for the sensor.
+/// Handles the events of the slow-backends thread. Waits only for the sensor.
 fn reporter(
     hosts_deny: Option<HostsDeny>,
     events: Sender,
@@ -247,7 +246,7 @@ fn reporter(
     move |event| {
         let metrics = sensor.metrics();
         let text = event.to_string();
-        let what = match event {
+        let kind = match event {
             BackendEvent::Ready { case } => return sensor.send_blocking(SensorCommand::CommandEnded(case.target)),
             BackendEvent::Done { case, backend: Backend::HostsDeny } => {
                 if let Some(ban) = &case.ban {
@@ -272,7 +271,7 @@ fn reporter(
                 }
                 let took =
                     humantime::format_duration(Duration::from_millis(took.as_millis().try_into().unwrap_or(u64::MAX)));
-                let wrote = if output.is_empty() { String::new() } else { format!("; it says: {output}") };
+                let wrote = if output.is_empty() { String::new() } else { format!("; its output: {output}") };
                 let when = match occasion {
                     CommandPhase::Before => " before the block",
                     CommandPhase::Block => "",
@@ -280,8 +279,9 @@ fn reporter(
                 };
                 let ban = case.ban.filter(|_| occasion != CommandPhase::Release);
                 let outcome = format!("{outcome} after {took}{when}{wrote}");
-                let what = EventKind::Ran { target: case.target, ban, command, outcome, well };
-                return events.send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what });
+                let kind = EventKind::Ran { target: case.target, ban, command, outcome, well };
+                return events
+                    .send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what: kind });
             }
             BackendEvent::Failed { task, .. } => {
                 if task == SlowTask::Ban(Backend::HostsDeny) {
@@ -302,6 +302,6 @@ fn reporter(
             }
             BackendEvent::Lost { .. } => EventKind::Error(text),
         };
-        events.send(Event::now(what));
+        events.send(Event::now(kind));
     }
 }

@@ -1,5 +1,5 @@
-//! Records bans from events in the ledger, and reads at the start which of them are still in force. Where the ledger cannot
-//! be opened or written, an event says so and blocking goes on.
+//! Records bans from events in the ledger, and reads at the start which of them are still in force. If the ledger
+//! cannot be opened or written, an event reports it and blocking continues.
 
 use std::collections::VecDeque;
 use std::io;
@@ -34,9 +34,9 @@ pub(super) struct Memory {
     pub(super) strikes: Vec<StrikeHistory>,
     pub(super) ports: PastPorts,
     pub(super) decisions: Decisions,
-    /// What told the kernel's table from others when the daemon last ran.
+    /// Identity of the kernel's table when the daemon last ran.
     pub(super) table: Option<String>,
-    /// This is the first start since a boot.
+    /// True if this is the first start since the boot.
     pub(super) booted: bool,
 }
 
@@ -44,30 +44,30 @@ pub(super) struct Memory {
 pub(super) struct PastBans {
     /// Those that are still in force.
     pub(super) remembered: Vec<Remembered>,
-    /// Targets with a route of an earlier run that the ledger does not know, because of a crash.
+    /// Targets with a route of an earlier run that are missing in the ledger because of a crash.
     pub(super) unheard: Vec<BanTarget>,
 }
 
 #[derive(Default)]
 pub(super) struct PastPorts {
-    /// The services that are remembered, and when each was last served.
+    /// The remembered services, with the times at which they were last served.
     pub(super) services: Vec<(Service, SystemTime)>,
-    /// The ports that were open lately, and when each was closed; `None`: it was open at the end of the last run.
+    /// The recently open ports, with the times at which they were closed; `None` if open at the end of the last run.
     pub(super) listeners: Vec<(Service, Option<SystemTime>)>,
 }
 
-/// What operators have decided before the start.
+/// Decisions that operators made before the start.
 #[derive(Default)]
 pub(super) struct Decisions {
-    /// Until when scans are only logged.
+    /// End of a trial.
     pub(super) trial: Option<SystemTime>,
     pub(super) allowances: Vec<Allowance>,
     /// The bans of the fleet that they lifted.
     pub(super) fleet_lifts: Vec<FleetLift>,
 }
 
-/// The ledger while a thread of its own opens and reads it: a full one takes some tenths of a second, in which the rest of
-/// the start goes on.
+/// The ledger while a thread opens and reads it. A full ledger takes some tenths of a second, during which the rest of
+/// the start continues.
 pub(super) struct Reading {
     directory: PathBuf,
     thread: JoinHandle<Result<Read, LedgerError>>,
@@ -81,15 +81,16 @@ struct Read {
 }
 
 impl Reading {
-    /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; `most` subjects with some
-    /// are told.
+    /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; at most `most`
+    /// targets with strikes are loaded.
     pub(super) fn start(directory: &Path, forget: Duration, most: usize) -> io::Result<Self> {
         let place = directory.to_owned();
         let read = move || {
             let now = SystemTime::now();
             let (mut ledger, opened) = Ledger::open(&place)?;
             ledger.begin(now)?;
-            // Marked before they are asked for: what ended while the program was down is no ban any more.
+            // Expired bans are marked before the bans are read: a ban that ended while the program was down is not
+            // restored.
             let _ = ledger.expire(now)?;
             let LoadedState { active, struck, unreadable } = ledger.recall(forget, now, most)?;
             let left = |ban: InForce| ban.left(now).map(|left| Remembered { ban, left });
@@ -116,102 +117,104 @@ impl Reading {
     }
 }
 
-/// A ban from before the start, and what is left of it.
+/// A ban from before the start, and its remaining time.
 pub(super) struct Remembered {
     pub(super) ban: InForce,
     pub(super) left: Expiry,
 }
 
 impl Remembered {
-    /// As the engine and the ways to block want it.
+    /// Converts it for the engine and the backends.
     pub(super) fn standing(&self) -> ActiveBan {
         let length = self.ban.until.and_then(|until| until.duration_since(self.ban.since).ok());
         ActiveBan { target: self.ban.target, length, grade: self.ban.grade, left: self.left }
     }
 }
 
-/// Bans of which it is remembered that they have been recorded: they come to be in force in several ways within moments.
+/// Maximum number of bans whose recording is remembered, because several backends report the same ban within moments.
 const MAX_RECENT: usize = 512;
 
-/// The ledger while the program runs; of nothing where there is none.
+/// The ledger while the program runs; does nothing if there is none.
 #[derive(Default)]
 pub(super) struct BanRecorder {
     writer: Option<Writer>,
-    /// The ways to block that are configured.
-    ways: Vec<Backend>,
+    /// The configured backends.
+    backends: Vec<Backend>,
     recent: VecDeque<(BanTarget, SystemTime)>,
 }
 
 impl BanRecorder {
-    /// Goes on where [`Reading::start`] began; with what is to be said. `leftovers` have a route from an earlier run.
+    /// Continues after [`Reading::start`]; also returns messages for the log. `leftovers` are targets with a route from an
+    /// earlier run.
     pub(super) fn open(
         reading: Reading,
         events: &Sender,
         leftovers: &[BanTarget],
-        ways: &[Backend],
+        backends: &[Backend],
     ) -> (Self, Memory, Vec<EventKind>) {
         let mut messages = Vec::new();
         let (writer, memory) = match start_writer(reading, events, leftovers, &mut messages) {
             Ok((writer, memory)) => (Some(writer), memory),
             Err(error) => {
                 let text =
-                    format!("{error}. Blocking goes on, but bans do not outlive a reboot or a flush of the ruleset");
+                    format!("{error}; blocking continues, but bans do not survive a reboot or a flush of the ruleset");
                 messages = vec![EventKind::Error(text)];
                 let bans = PastBans { remembered: Vec::new(), unheard: leftovers.to_vec() };
                 (None, Memory { bans, ..Memory::default() })
             }
         };
-        (Self { writer, ways: ways.to_vec(), recent: VecDeque::new() }, memory, messages)
+        (Self { writer, backends: backends.to_vec(), recent: VecDeque::new() }, memory, messages)
     }
 
-    /// A way to hand changes over from another thread.
+    /// A sender of changes for other threads.
     pub(super) fn recorder(&self) -> Option<Recorder> {
         self.writer.as_ref().map(Writer::recorder)
     }
 
-    /// Records what an operator has decided.
+    /// Records the decision of an operator.
     pub(super) fn decide(&self, decision: Change) {
         if let Some(writer) = &self.writer {
             let _ = writer.recorder().put(decision);
         }
     }
 
-    /// Records what `event` says about a ban, if it does; true where it is the first to report a ban on evidence.
-    /// `interface` names the interface of an index.
+    /// Records the ban that `event` reports, if any; true if the event is the first to report a ban on evidence.
+    /// `interface` maps an interface index to a name.
     pub(super) fn record(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>) -> bool {
         let banned = match &event.what {
-            EventKind::Blocked { ban, way, .. } => Some((ban, *way)),
+            EventKind::Blocked { ban, way: backend, .. } => Some((ban, *backend)),
             EventKind::Wrapped { ban: Some(ban), .. } => Some((ban, Backend::HostsDeny)),
-            EventKind::Ran { ban: Some(ban), well: true, .. } if self.ways.contains(&Backend::Command) => {
+            EventKind::Ran { ban: Some(ban), well: true, .. } if self.backends.contains(&Backend::Command) => {
                 Some((ban, Backend::Command))
             }
             _ => None,
         };
         let begins = banned.is_some_and(|(ban, _)| self.is_new(ban.probe.target, event.time));
         let change = match (&event.what, banned) {
-            (_, Some((ban, way))) => {
-                let row = Banned::from_ban(ban, event.time, interface(ban.probe.observation.interface).as_deref(), way);
+            (_, Some((ban, backend))) => {
+                let row =
+                    Banned::from_ban(ban, event.time, interface(ban.probe.observation.interface).as_deref(), backend);
                 if begins { row.into() } else { Change::Also(row) }
             }
-            (what, None) => match self.other(what, event.time) {
+            (kind, None) => match self.other(kind, event.time) {
                 Some(change) => change,
                 None => return false,
             },
         };
         if let Some(writer) = &self.writer {
-            // What finds no room is counted and messages by the writer.
+            // Changes that do not fit into the queue are counted and reported by the writer.
             let _ = writer.recorder().put(change);
         }
         begins
     }
 
-    /// What an event says about a ban that does not begin on evidence.
-    fn other(&self, what: &EventKind, at: SystemTime) -> Option<Change> {
-        Some(match what {
-            EventKind::ByHand { target, expiry, note, way, .. } => {
-                let methods: Backends = match way {
-                    Some(way) => (*way).into(),
-                    None => self.ways.iter().copied().collect(),
+    /// Returns the change for an event about a ban that does not begin on evidence.
+    fn other(&self, kind: &EventKind, at: SystemTime) -> Option<Change> {
+        Some(match kind {
+            EventKind::ByHand { target, expiry, note, way: backend, .. } => {
+                let methods: Backends = match backend {
+                    Some(backend) => (*backend).into(),
+                    None => self.backends.iter().copied().collect(),
                 };
                 let ban = Banned::wanted_by(Author::Operator, *target, at, *expiry, methods);
                 Banned { note: note.clone(), ..ban }.into()
@@ -223,7 +226,7 @@ impl BanRecorder {
         })
     }
 
-    /// False where the ban of `target` from this time was reported before, by another backend.
+    /// False if another backend reported the same ban of `target`, with this time, before.
     fn is_new(&mut self, target: BanTarget, at: SystemTime) -> bool {
         let this = (target, at);
         if self.recent.contains(&this) {
@@ -236,7 +239,7 @@ impl BanRecorder {
         true
     }
 
-    /// Writes what is left, and ends; a sentence where that did not work.
+    /// Writes the remaining changes and closes the ledger; returns an error event if that failed.
     pub(super) fn close(self) -> Option<EventKind> {
         let flushed = self.writer?.stop(FLUSH_TIMEOUT);
         match flushed {
@@ -245,13 +248,13 @@ impl BanRecorder {
                 Some(EventKind::Error(format!("{changes} changes could not be written to the ledger")))
             }
             Stopped::Stuck => {
-                Some(EventKind::Error("the disk did not take the ledger's last changes in time".to_owned()))
+                Some(EventKind::Error("the last changes of the ledger were not written to the disk in time".to_owned()))
             }
         }
     }
 }
 
-/// Starts the thread that writes, once the one that reads has ended; what is to be said goes into `messages`.
+/// Starts the writing thread after the reading thread has ended; adds messages for the log to `messages`.
 fn start_writer(
     reading: Reading,
     events: &Sender,
@@ -260,17 +263,17 @@ fn start_writer(
 ) -> Result<(Writer, Memory), LedgerError> {
     let Reading { directory, thread } = reading;
     let directory = directory.as_path();
-    let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
+    let gone = || io::Error::other("the thread that reads it panicked");
     let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
     let Read { ledger, opened, mut memory, unreadable } = read;
     if let Opened::Rebuilt { aside, damage } = opened {
         messages.push(EventKind::Error(format!(
-            "the ledger was damaged ({damage}) and is kept as {}; a new one is made from the bans in the kernel",
+            "the ledger was damaged ({damage}) and is kept as {}; a new one is created from the bans in the kernel",
             aside.display()
         )));
     }
     if unreadable > 0 {
-        let text = format!("{unreadable} rows of the ledger cannot be read and are left out");
+        let text = format!("{unreadable} rows of the ledger are unreadable and are ignored");
         messages.push(EventKind::Error(text));
     }
     for target in leftovers {
@@ -294,7 +297,7 @@ fn start_writer(
     Ok((writer, memory))
 }
 
-/// A ban that was lifted.
+/// The change for a lifted ban.
 pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> Change {
     Change::Ended { target, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
 }

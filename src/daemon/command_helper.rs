@@ -1,9 +1,9 @@
-//! The command helper, the process that runs the operator's commands. A command may be any program and may need rights
-//! that the process which reads packets must not have. The daemon only names the bans for which the configured
+//! The command helper, a process that runs the operator's commands. A command may be any program and may need
+//! permissions that the packet-reading process must not have. The daemon only names the bans for which the configured
 //! commands are run.
 //!
-//! A second socket pair, in the place of the helper's standard output, takes digests for `notify.command`, which a
-//! reload reads again. Changed commands of bans need a restart.
+//! A second socket pair, in place of the helper's standard output, carries digests for `notify.command`, which a reload
+//! reads again. Changed commands of bans need a restart.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,14 +31,14 @@ pub(super) struct CommandHelper {
     warnings: Vec<String>,
 }
 
-/// The commands of bans, and that of digests; empty if there is none.
+/// The commands of bans, and the command for digests; empty if there is none.
 pub(super) type Commands = (RunSettings, Vec<String>);
 
 impl CommandHelper {
-    /// Starts the helper, with the rights that this process has now.
+    /// Starts the helper with the current permissions of this process.
     ///
     /// # Errors
-    /// Where it cannot be started, or reports that the commands cannot be run.
+    /// It cannot be started, or reports that the commands cannot be run.
     pub(super) fn start(config_path: &Path, sandboxed: bool) -> Result<Self, DaemonError> {
         let (digests, theirs) = pair().map_err(DaemonError::system("start the process that runs commands"))?;
         let Helper { socket, mut child, sandbox, warnings } =
@@ -52,7 +52,7 @@ impl CommandHelper {
         self.spawner.clone()
     }
 
-    /// The way to `notify.command`; once.
+    /// The channel to `notify.command`; can be taken once.
     pub(super) fn take_notifications(&mut self) -> Option<Notifications> {
         self.notifications.take()
     }
@@ -71,10 +71,10 @@ fn ended(child: &mut Child) -> Option<String> {
     child.try_wait().ok().flatten().map(|status| status.to_string())
 }
 
-/// The socket for digests, in the place of standard output.
+/// The socket for digests, in place of standard output.
 ///
 /// # Errors
-/// A sentence if standard output is no such socket.
+/// Standard output is no such socket.
 pub(super) fn digests() -> Result<OwnedFd, String> {
     let output = rustix::stdio::stdout();
     if !matches!(socket_type(output), Ok(SocketType::SEQPACKET)) {
@@ -86,7 +86,7 @@ pub(super) fn digests() -> Result<OwnedFd, String> {
 /// Runs commands until the daemon, at the other end of `socket`, ends.
 ///
 /// # Errors
-/// A sentence if the daemon cannot be reached.
+/// The daemon cannot be reached.
 pub(super) fn run(socket: &OwnedFd, digests: &OwnedFd, commands: Commands, config_path: &Path) -> Result<(), String> {
     let (settings, notify) = commands;
     let (quit, hung_up) = io::pipe().map_err(|error| error.to_string())?;
@@ -95,7 +95,7 @@ pub(super) fn run(socket: &OwnedFd, digests: &OwnedFd, commands: Commands, confi
         let reread = || notify_command(&helper::load(config_path)?);
         scope.spawn(move || serve_notifications(digests, notify, TIME_LIMIT, reread, quit));
         let served = serve(socket, &settings).map_err(|error| error.to_string());
-        // Ends the command that a digest is with, and the thread.
+        // Ends a running digest command, and the thread.
         drop(hung_up);
         let _ = shutdown(digests, Shutdown::Both);
         served
@@ -111,14 +111,14 @@ fn notify_command(config: &Config) -> Result<Vec<String>, String> {
     Ok(command)
 }
 
-/// The commands, when all is given up that they do not need.
+/// Drops all unneeded permissions, and returns the commands.
 pub(super) fn ready(config_path: &Path, sandboxed: bool) -> Result<(Commands, Sandbox), String> {
     let config = helper::load(config_path)?;
     let mut sandbox = if sandboxed { Sandbox::enter(&sandbox_policy::of_commands(), || ()) } else { Sandbox::now() };
     if sandboxed {
         sandbox.drop_privileges();
     }
-    // Last: with the rights that there are from now on.
+    // Checked last, with the remaining permissions.
     let settings = RunSettings::from(&config.block.run);
     if config.runs_commands() {
         settings.check().map_err(|error| DaemonError::Run(error).to_string())?;

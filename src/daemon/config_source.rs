@@ -1,5 +1,5 @@
-//! The configuration in force, and how a reload replaces it, whole or not at all: keys that cannot change while the daemon
-//! runs keep their values until a restart and are named.
+//! Holds the configuration in force, and replaces it as a whole on reload. Keys that cannot change while the daemon
+//! runs keep their values until a restart and are reported.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::events::event::EventKind;
 use crate::sandbox::Sandbox;
 use crate::sensor::SensorCommand;
 
-/// Where the program keeps and offers things.
+/// Locations of files and sockets.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// The ledger's directory.
@@ -27,7 +27,7 @@ pub struct Places {
     pub config: PathBuf,
 }
 
-/// Reads the configuration again, flags included.
+/// Reads the configuration again, including command-line flags.
 pub type Reread = Box<dyn Fn() -> Result<Config, ConfigErrors> + Send>;
 
 pub(super) struct ConfigSource {
@@ -35,15 +35,16 @@ pub(super) struct ConfigSource {
     pub(super) config_path: PathBuf,
     pub(super) state_dir: PathBuf,
     pub(super) reread: Reread,
-    /// Until an operator confirms the trial, no source is held.
+    /// True until an operator confirms the trial; meanwhile no source is held.
     pub(super) on_trial: bool,
 }
 
 impl ConfigSource {
-    /// Reads the configuration again, on behalf of `by`. Where a trial only logs, nothing is blocked, whatever it says.
+    /// Reads the configuration again, requested by `by`. During a trial that only logs, nothing is blocked whatever the
+    /// configuration says.
     ///
     /// # Errors
-    /// Why the one in force stays as it is.
+    /// The reason why the configuration in force is kept.
     pub(super) async fn reload(
         &mut self,
         by: &str,
@@ -63,13 +64,13 @@ impl ConfigSource {
         }
         sink.emit(match &result {
             Ok(reloaded) => EventKind::Note(format!("{by}: {}", summary(reloaded))),
-            Err(error) => EventKind::Error(format!("the settings stay as they were: {error}")),
+            Err(error) => EventKind::Error(format!("reload failed, the old configuration stays in force: {error}")),
         });
         systemd::ready("watching");
         result
     }
 
-    /// The table that the kernel is to have.
+    /// The ruleset that the kernel should have.
     pub(super) fn ruleset(&self) -> RulesetSpec {
         let spec = RulesetSpec::from_config(&self.config);
         if self.on_trial { spec.without_hold() } else { spec }
@@ -92,7 +93,7 @@ impl ConfigSource {
             needs_restart.push("notify.command");
         }
         let commands = host_state.reconfigure(&config).await.map_err(|error| error.to_string())?;
-        // The settings before the host: a port that is monitored from now on must not be judged by the old list.
+        // Engine settings before the host snapshot: a newly monitored port must not be judged by the old snapshot.
         let settings = Settings::from_config(&config);
         let settings = if log_only { settings.log_only() } else { settings };
         sensor.send(SensorCommand::Settings(Box::new(settings)));
@@ -111,16 +112,18 @@ impl ConfigSource {
 fn summary(Reloaded { changed, needs_restart }: &Reloaded) -> String {
     let (changed, restart) = (changed.join(", "), needs_restart.join(", "));
     match (changed.is_empty(), restart.is_empty()) {
-        (true, _) => "the settings were read again; nothing has changed".to_owned(),
-        (false, true) => format!("new settings are in force: {changed}"),
-        (false, false) => format!("new settings are in force: {changed}; these take a restart: {restart}"),
+        (true, _) => "the configuration was read again; nothing has changed".to_owned(),
+        (false, true) => format!("the new configuration is in force; changed: {changed}"),
+        (false, false) => {
+            format!("the new configuration is in force; changed: {changed}; these need a restart: {restart}")
+        }
     }
 }
 
-/// A sentence where `config` names a file that the sandbox has closed since the start.
+/// Returns an error text if `config` names a file that the sandbox has made inaccessible since the start.
 fn out_of_reach(old: &Config, config: &Config, sandbox: &Sandbox) -> Option<String> {
     let read = config.allow.files.iter().map(|path| ("allow.files", path, false));
-    // One that stays may be opened by a helper.
+    // An unchanged file may be opened by a helper.
     let written = config.report.json_file.iter().filter(|path| old.report.json_file.as_ref() != Some(path));
     let written = written.map(|path| ("report.json_file", path, true));
     let closed = |(key, path, write): (_, &PathBuf, _)| Some((key, sandbox.out_of_reach(path, write)?));
@@ -138,8 +141,8 @@ fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
     all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
 }
 
-/// Gives `new` the old values of what cannot change while the daemon runs: sizes of tables, open sockets, backends. Returns
-/// the keys that differed.
+/// Restores the old values of keys in `new` that cannot change while the daemon runs: table sizes, open sockets,
+/// backends. Returns the keys that differed.
 fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     let decoys = |protocol: &Protocol| {
         (protocol.mode == Mode::Connect).then(|| (protocol.watched(), protocol.port_banner.clone()))

@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::time::Instant;
 
-/// Waits until `deadline`; never returns if there is none. Safe to cancel.
+/// Waits until `deadline`; never returns if there is none. Cancel safe.
 pub(super) async fn reached(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,

@@ -1,5 +1,5 @@
-//! Opens the listener that completes connections to all closed ports, announces the decoys, and follows what other programs'
-//! rules mean for them: connections are tracked only where addresses are translated, and a filter may drop them.
+//! Opens the listener that completes connections to all closed ports, announces the decoys, and monitors the rules of
+//! other programs: connections are tracked only if addresses are translated, and a filter may drop packets to decoys.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -14,11 +14,12 @@ use crate::netlink::socket::Socket;
 use crate::sensor::{SensorCommand, SensorMetrics};
 use crate::types::{Protocol, counted};
 
-/// Ports of connect mode that have a line each at the start, as many as classic PortSentry could listen on.
+/// Maximum number of connect-mode ports with a log line each at the start; as many as classic PortSentry could listen
+/// on.
 const MAX_PORT_LINES: usize = 64;
 
-/// The listener for all TCP ports and the rules that lead to it, in connect mode with nftables. Without it each port gets a
-/// socket.
+/// Opens the listener for all TCP ports and returns the rules that redirect to it, in connect mode with nftables.
+/// Without it each port gets its own socket.
 pub(super) fn listen(
     config: &Config,
     surroundings: &mut FirewallWatch,
@@ -35,14 +36,14 @@ pub(super) fn listen(
             (Some(listener), Some(rules))
         }
         Err(error) => {
-            let text = format!("connect mode opens a socket for each port, because one for all is refused: {error}");
+            let text = format!("connect mode opens a socket for each port, because a shared one is refused: {error}");
             log.write(&Event::now(EventKind::Error(text)));
             (None, None)
         }
     }
 }
 
-/// The tables of the older iptables, which are not among those of nftables. Opened before privileges are dropped.
+/// The tables of legacy iptables, which nftables does not list. Opened before privileges are dropped.
 #[derive(Debug, Default)]
 pub(super) struct LegacyTables(Vec<File>);
 
@@ -51,7 +52,7 @@ impl LegacyTables {
         Self(LEGACY.iter().filter_map(|path| File::open(path).ok()).collect())
     }
 
-    /// True where one of them translates addresses. One that cannot be read may do so.
+    /// True if one of them translates addresses. An unreadable table counts as translating.
     fn translate(&self) -> bool {
         let is_nat = |file: &File| {
             let mut names = [0; 256];
@@ -63,10 +64,10 @@ impl LegacyTables {
     }
 }
 
-/// Their names, one a line, in the network namespace of the reader.
+/// The table names, one per line, in the network namespace of the reader.
 const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
 
-/// What the rules of other programs mean for the decoys.
+/// Effects of other programs' rules on the decoys.
 #[derive(Default)]
 pub(super) struct FirewallWatch {
     legacy: LegacyTables,
@@ -85,7 +86,7 @@ impl FirewallWatch {
         Self { legacy, ..Self::default() }
     }
 
-    /// Looks at the rules again where any have changed. What cannot be read counts as translation.
+    /// Reads the rules again if any have changed. An error counts as translation.
     fn look(&mut self) {
         if self.socket.is_none() {
             self.socket = Socket::open().ok();
@@ -100,7 +101,7 @@ impl FirewallWatch {
         self.max_new_tracked = translates.then(max_new_tracked);
     }
 
-    /// Follows changes of the rules: the command for the sensor, and a notice that is new.
+    /// Checks for changed rules; returns a command for the sensor, and a new notice.
     pub(super) fn poll(&mut self, metrics: &SensorMetrics) -> (Option<SensorCommand>, Option<EventKind>) {
         if metrics.decoy_ports.get() == 0 {
             return (None, None);
@@ -122,13 +123,13 @@ impl FirewallWatch {
         (command, event)
     }
 
-    /// Why decoys stay silent; `None` where they do not.
+    /// Reason why decoys cannot answer; `None` if they can.
     pub(super) fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
     }
 }
 
-/// Why decoys stay silent that got so many SYNs and answered so many.
+/// Reason why decoys cannot answer, given the numbers of received and of answered SYNs.
 fn notice(firewall: &Firewall, syns: u64, answers: u64) -> Option<String> {
     if answers > 0 && answers >= syns / 2 {
         return None;
@@ -136,37 +137,37 @@ fn notice(firewall: &Firewall, syns: u64, answers: u64) -> Option<String> {
     let silent = firewall.silences_decoys().map(|text| format!("tcp.mode: {text}"));
     let dropped = || {
         format!(
-            "tcp.mode: of {} to decoys none was answered: a filter drops them; have its input chain accept `socket \
-             transparent 1`",
+            "tcp.mode: none of {} to decoys was answered, because a filter drops them; accept `socket transparent 1` \
+             in its input chain",
             counted(syns, "SYN")
         )
     };
     silent.or_else(|| (answers == 0 && syns >= ENOUGH_SYNS).then(dropped))
 }
 
-/// New connections that may be tracked at once: a quarter of what the table holds.
+/// Maximum number of new connections tracked at once: a quarter of the table size.
 fn max_new_tracked() -> u32 {
     let text = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap_or_default();
     let most: u32 = text.trim().parse().unwrap_or(LEAST_TRACKED);
     (most / 4).max(LEAST_AT_ONCE)
 }
 
-/// SYNs without an answer that show a filter. Fewer may just have come.
+/// Number of unanswered SYNs that indicates a filter. Fewer may have just arrived.
 const ENOUGH_SYNS: u64 = 8;
 
-/// Where the kernel does not say how many connections it tracks: what it tracks at least on a small machine.
+/// Assumed table size if the kernel does not report it: the minimum on a small machine.
 const LEAST_TRACKED: u32 = 8_192;
 
-/// The least number of new connections at once.
+/// Minimum number of new connections at once.
 const LEAST_AT_ONCE: u32 = 16;
 
-/// Logs which ports the decoys have and which they leave to services.
+/// Logs the ports of the decoys, and the ports left to services.
 pub(super) fn announce(decoys: &Decoys, log: &mut LogWriter) {
     let lines = decoys.busy().into_iter().chain(listening(decoys.ports()));
     lines.for_each(|text| log.write(&Event::now(EventKind::Note(text))));
 }
 
-/// The classic lines of connect mode, one for each port.
+/// The classic log lines of connect mode, one per port.
 fn listening(ports: &DecoyPorts) -> impl Iterator<Item = String> {
     [(Protocol::Tcp, &ports.tcp), (Protocol::Udp, &ports.udp)].into_iter().flat_map(|(protocol, ports)| {
         let protocol = protocol.name();
@@ -187,7 +188,7 @@ mod tests {
         let open = Firewall::default();
         assert_eq!(notice(&open, 0, 0), None);
         assert_eq!(notice(&open, 7, 0), None, "the SYNs may be very recent");
-        assert!(notice(&open, 8, 0).is_some_and(|text| text.contains("of 8 SYNs to decoys none was answered")));
+        assert!(notice(&open, 8, 0).is_some_and(|text| text.contains("none of 8 SYNs to decoys was answered")));
         assert_eq!(notice(&open, 1_000, 1), None, "the SYN/ACKs of forged sources may be undeliverable");
     }
 

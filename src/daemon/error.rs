@@ -17,7 +17,7 @@ use crate::netlink::socket::SocketError;
 use crate::sandbox::{HandoverError, InstanceLockError, Untrusted};
 use crate::sensor::SensorError;
 
-/// Why the program cannot protect, or not any more.
+/// Reason why the daemon cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     #[error(transparent)]
@@ -48,33 +48,33 @@ pub enum DaemonError {
     Notify(RunError),
     #[error("{0}")]
     NoHelper(String),
-    #[error("the kernel's allow-list could not be set: {0}")]
+    #[error("the kernel's allow-list could not be updated: {0}")]
     Protect(BlockError),
     #[error(transparent)]
     Capture(#[from] CaptureError),
     #[error(transparent)]
     Decoy(#[from] DecoyError),
-    #[error("cannot listen at {address}, which metrics.listen names: {error}; {}", remedy(error))]
+    #[error("cannot listen on {address} (metrics.listen): {error}; {}", remedy(error))]
     Metrics { address: SocketAddr, error: io::Error },
     #[error("the sensor ended: {0}")]
     Sensor(#[from] SensorError),
-    #[error("the sensor ended by a defect of its own, which the log names; the bans stay in the kernel")]
+    #[error("the sensor thread panicked (see the log above); existing bans stay active")]
     SensorGone,
     #[error("cannot {doing}: {error}")]
     System { doing: &'static str, error: io::Error },
 }
 
 impl DaemonError {
-    /// For `map_err`: what the system says to an attempt of `doing`.
+    /// For `map_err`: the system's error when the program tried to do `doing`.
     pub(super) fn system<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> Self {
         move |error| Self::System { doing, error: error.into() }
     }
 }
 
-/// What to do where an address cannot be listened at.
+/// Remedy if an address cannot be listened on.
 fn remedy(error: &io::Error) -> &'static str {
     if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) {
-        "the service may open no Internet socket: its drop-in internet.conf lets it, see the package's examples"
+        "the service must not open Internet sockets: install the drop-in internet.conf from the package's examples"
     } else {
         "choose another port"
     }

@@ -1,5 +1,5 @@
-//! The event loop: waits for signals, changes of the host and of the table, requests of operators and events of the sensor,
-//! and hands each to the component that deals with it. Everything that may wait runs here, on one thread.
+//! The event loop: waits for signals, changes of the host and the table, requests of operators and events of the
+//! sensor, and passes each to the responsible component. All work that may wait runs here, on one thread.
 
 use std::future::pending;
 use std::time::Duration;
@@ -32,7 +32,7 @@ use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox};
 use crate::sensor::{SensorCommand, SensorError};
 
-/// How often the files of this host are read again, and what else depends on time is done.
+/// Interval at which the files of this host are read again, and other periodic work is done.
 const TICK: Duration = Duration::from_secs(1);
 
 pub(super) struct Signals {
@@ -58,7 +58,7 @@ pub(super) struct EventLoop {
     pub(super) host_state: HostState,
     pub(super) table_monitor: TableMonitor,
     pub(super) sensor: SensorHandle,
-    /// `None` where this host is in no fleet.
+    /// `None` if this host is not in a fleet.
     pub(super) fleet: Option<Fleet>,
     pub(super) sink: EventSink,
     pub(super) received: Receiver,
@@ -91,7 +91,7 @@ enum Next {
 }
 
 impl EventLoop {
-    /// Runs until a signal ends it, or the sensor does. A panic ends only what it was about.
+    /// Runs until a signal or the end of the sensor. A panic ends only the current work item.
     pub(super) async fn run(
         &mut self,
         mut signals: Signals,
@@ -195,7 +195,7 @@ impl EventLoop {
         self.with_fleet(Fleet::tick);
     }
 
-    /// Has the fleet do something, and logs what it says.
+    /// Runs `act` on the fleet and emits the resulting events.
     fn with_fleet(&mut self, act: impl FnOnce(&mut Fleet, Surroundings<'_>) -> Vec<EventKind>) {
         let Some(fleet) = &mut self.fleet else { return };
         let enforces = self.config.config.blocks() && !self.trial.only_logs();
@@ -203,7 +203,7 @@ impl EventLoop {
         events.into_iter().for_each(|kind| self.sink.emit(kind));
     }
 
-    /// Lifts the bans of clients of a service that begins to be remembered or to listen, or that is served again.
+    /// Lifts the bans of clients of a service that is remembered from now on, starts to listen, or is served again.
     fn lift_unfounded_bans(&mut self) {
         if let Some(recorder) = self.sink.ban_recorder.recorder()
             && self.unfounded_bans.may_ask(boot_time())
@@ -234,7 +234,7 @@ impl EventLoop {
 
     fn follow_table(&mut self, changed: Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError>) {
         match changed {
-            // Commands first: a line in the log says what has been done.
+            // Commands first, so that the log reports completed work.
             Ok((commands, events)) => {
                 let repairs = |command: &SensorCommand| {
                     matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_))
@@ -244,30 +244,30 @@ impl EventLoop {
                 }
                 self.sensor.send_all(commands);
                 for kind in events {
-                    // A ban that an operator deletes from the kernel's set.
+                    // A ban that an operator deleted from the kernel's set.
                     self.dispatch(&Event::now(kind));
                 }
             }
-            // What cannot be read now is tried again; until then the last state holds.
+            // Failed reads are retried; until then the last state stays in force.
             Err(error) => self.sink.emit(EventKind::Error(error.to_string())),
         }
     }
 
-    /// The time of a trial is over. Where an operator had to confirm, he has not, and may be locked out.
+    /// Ends an expired trial. After `--confirm` without a confirmation, the operator may be locked out.
     async fn end_trial(&mut self) {
         if let Trial::LogOnly(_) = self.trial {
             return self.control_handler().end_log_only("its time is over").await;
         }
         self.trial = Trial::Expired;
         self.sink.emit(EventKind::Note(
-            "the trial was not confirmed in time: all bans are lifted, and from now on scans are only logged"
+            "the trial was not confirmed in time: all bans are lifted, and scans are only logged from now on"
                 .to_owned(),
         ));
         self.sensor.send(SensorCommand::LogOnly);
         drop(unban::lift(&self.sensor, &self.sink, None, "the end of the trial".to_owned()));
     }
 
-    /// Takes in what the sensor has reported until now, and sends the last digest.
+    /// Handles the remaining events of the sensor, and sends the last digest.
     pub(super) async fn finish(&mut self) {
         systemd::stopping();
         self.take_in();
@@ -280,19 +280,19 @@ impl EventLoop {
         }
     }
 
-    /// Takes in what has been reported until now, and ends.
+    /// Handles the remaining events, and closes all outputs.
     pub(super) fn close(mut self) {
         self.take_in();
         self.sink.close(self.received.dropped());
     }
 }
 
-/// What cannot be read of the host is tried again with every tick: that is reported once, and once that it is over.
+/// Reports a failure to read the host's state once, and its end once, although the read is retried with every tick.
 #[derive(Default)]
 pub(super) struct HostErrorReport(Option<String>);
 
 impl HostErrorReport {
-    /// What is to be reported where this is the error now.
+    /// Returns the event to report, given the current error.
     fn update(&mut self, error: Option<&DaemonError>) -> Option<EventKind> {
         let error = error.map(ToString::to_string);
         if error == self.0 {
@@ -300,7 +300,7 @@ impl HostErrorReport {
         }
         self.0 = error;
         Some(match &self.0 {
-            Some(error) => EventKind::Error(format!("{error}; it is tried again, and what was known until now holds")),
+            Some(error) => EventKind::Error(format!("{error}; retrying, the last known state stays in force")),
             None => EventKind::Note("this host's addresses, routes and services can be read again".to_owned()),
         })
     }
@@ -313,7 +313,7 @@ fn sensor_error(result: Result<Result<(), SensorError>, oneshot::error::RecvErro
     }
 }
 
-/// The next request for the metrics; never, where they are not served.
+/// The next request for the metrics; never returns if they are not served.
 async fn next_scrape(scrapes: &mut Option<Scrapes>) -> oneshot::Sender<String> {
     match scrapes {
         Some(scrapes) => scrapes.next().await,

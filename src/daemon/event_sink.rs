@@ -1,5 +1,5 @@
-//! Passes events on: to the ledger, the log, digests, and the operators that watch. Owns the control socket, because the same
-//! clients ask and watch.
+//! Distributes events to the ledger, the log, digests, and subscribed operators. Owns the control socket, because the
+//! same clients send requests and subscribe.
 
 use std::future::pending;
 
@@ -14,12 +14,12 @@ pub(super) struct EventSink {
     pub(super) ban_recorder: BanRecorder,
     pub(super) log: LogWriter,
     pub(super) notifier: Notifier,
-    /// `None` where the socket cannot be opened.
+    /// `None` if the socket could not be opened.
     control: Option<Server>,
-    /// For other threads and tasks: what is sent here comes back through the event loop.
+    /// For other threads and tasks: events sent here return through the event loop.
     pub(super) events: Sender,
     pub(super) last_event: Option<Event>,
-    /// Events that came faster than they could be logged.
+    /// Number of events that arrived faster than they could be logged.
     pub(super) lost: u64,
 }
 
@@ -34,12 +34,12 @@ impl EventSink {
         Self { ban_recorder, log, notifier, control, events, last_event: None, lost: 0 }
     }
 
-    /// Passes on that `kind` happens now, on no interface.
+    /// Distributes an event that happens now, without an interface.
     pub(super) fn emit(&mut self, kind: EventKind) {
         self.dispatch(&Event::now(kind), |_| None);
     }
 
-    /// Passes `event` on; `interface` names the interface of an index.
+    /// Distributes `event`; `interface` maps an interface index to a name.
     pub(super) fn dispatch(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>) {
         let begins = self.ban_recorder.record(event, interface);
         self.notifier.add(event, begins);
@@ -50,7 +50,7 @@ impl EventSink {
         self.last_event = Some(event.clone());
     }
 
-    /// Reports that so many more events were lost, and what the log left out in the last minute.
+    /// Reports the number of lost events, and the lines that the log suppressed in the last minute.
     pub(super) fn report_lost(&mut self, lost: u64) {
         self.log.turn_minute();
         self.lost += lost;
@@ -60,15 +60,15 @@ impl EventSink {
         }
     }
 
-    /// Sends the last digest, if there is one that an operator is to get.
+    /// Sends the last digest, if there is one to send.
     pub(super) async fn send_last_digest(&mut self) {
         if let Some(kind) = self.notifier.finish().await {
             self.emit(kind);
         }
     }
 
-    /// Waits for the next request of an operator; meanwhile writes the lines that have waited for a name, and sends digests.
-    /// Safe to cancel.
+    /// Waits for the next request of an operator; meanwhile writes log lines that waited for a name, and sends digests.
+    /// Cancel safe.
     pub(super) async fn next_request(&mut self) -> IncomingRequest {
         loop {
             tokio::select! {
@@ -79,7 +79,7 @@ impl EventSink {
         }
     }
 
-    /// Brings everything to the disk, and ends.
+    /// Writes all remaining data to the disk, and closes the outputs.
     pub(super) fn close(mut self, lost: u64) {
         if let Some(what) = std::mem::take(&mut self.ban_recorder).close() {
             self.log.write(&Event::now(what));
@@ -89,7 +89,7 @@ impl EventSink {
     }
 }
 
-/// The next request; never, where there is no socket.
+/// The next request; never returns if there is no socket.
 async fn next_request(control: &mut Option<Server>) -> IncomingRequest {
     match control {
         Some(control) => control.next_request().await,

@@ -1,5 +1,5 @@
-//! The helper process that writes the files in folders of root: hosts.deny and `report.json_file`. It is root, without any
-//! network, and the daemon has none of root's rights.
+//! The helper process that writes the files in directories of root: hosts.deny and `report.json_file`. It runs as root
+//! without network access; the daemon has no root permissions.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,7 +13,7 @@ use crate::enforce::hosts_deny::HostsDeny;
 use crate::events::json_log;
 use crate::sandbox::Sandbox;
 
-/// The helper, and what it serves.
+/// The helper and the files that it handles.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RootFiles {
     /// Writes hosts.deny.
@@ -24,11 +24,11 @@ pub(super) struct RootFiles {
 }
 
 impl RootFiles {
-    /// Starts the helper where one of the files that `config` has written lies in one of the folders that are `closed` to the
-    /// daemon's user.
+    /// Starts the helper if one of the files that `config` writes is in a directory of `closed`, which the daemon's
+    /// user cannot write.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// It cannot be started.
     pub(super) fn start(
         config: &Config,
         config_path: &Path,
@@ -49,7 +49,7 @@ impl RootFiles {
     }
 }
 
-/// The files, when all is given up that they do not need.
+/// Drops all unneeded permissions, and returns the files.
 pub(super) fn ready(
     config_path: &Path,
     sandboxed: bool,
@@ -63,7 +63,7 @@ pub(super) fn ready(
     let policy = sandbox_policy::of_files(&files);
     let mut sandbox = if sandboxed { Sandbox::enter(&policy, || ()) } else { Sandbox::now() };
     if let Some(Err(error)) = files.hosts_deny.as_ref().map(HostsDeny::check) {
-        sandbox.warnings.push(format!("no line can be written to hosts.deny, which is tried again: {error}"));
+        sandbox.warnings.push(format!("hosts.deny cannot be written, which is retried: {error}"));
     }
     Ok((files, sandbox))
 }

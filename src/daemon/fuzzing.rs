@@ -1,4 +1,4 @@
-//! Fuzz target input: arbitrary bytes as the answer of a name server.
+//! Fuzz target: arbitrary bytes as the answer of a name server.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Instant;
@@ -16,7 +16,7 @@ pub(crate) fn names(bytes: &[u8]) {
     allow_names::fuzz(Instant::now(), &answer(bytes));
 }
 
-/// The bytes as addresses: what begins with an odd byte is of IPv4.
+/// Converts the bytes to addresses: an odd first byte starts an IPv4 address, an even one an IPv6 address.
 fn answer(mut bytes: &[u8]) -> Vec<SocketAddr> {
     let mut answer = Vec::new();
     while let Some((kind, rest)) = bytes.split_first() {

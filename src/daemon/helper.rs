@@ -1,12 +1,13 @@
-//! Helper processes, from both sides: this program once more, for what the daemon may not do itself. Before the daemon drops
-//! its privileges, it starts each with the rights of the start. The helper reads the configuration itself, gives up all that
-//! its work does not need, and then carries out what the daemon asks for in typed messages.
+//! Helper processes: further instances of this program that do work for which the daemon has no permission. Before the
+//! daemon drops its privileges, it starts each helper with its initial permissions. The helper reads the configuration
+//! itself, drops all permissions that its work does not need, and then handles typed requests of the daemon.
 //!
-//! Both hold an end of a socket. When the daemon's end is closed, in whatever way it ends, the helper ends itself. When the
-//! helper ends, the daemon goes on without: it has not kept the right to start another one.
+//! Daemon and helper are connected by a socket. When the daemon ends for any reason, its end is closed and the helper
+//! exits. When the helper ends, the daemon continues without it, because it has given up the permission to start
+//! another one.
 //!
-//! What a helper has read takes a restart of the daemon to change. That the configuration is read twice does no harm: both
-//! times no other user could change it.
+//! Changes of the configuration that a helper has read need a restart of the daemon. Reading the configuration twice is
+//! safe, because no other user could change it at either time.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -26,24 +27,24 @@ use crate::config::Config;
 use crate::control::status::SandboxState;
 use crate::enforce::command::pair;
 
-/// Behind the configuration file, where the helper keeps all rights.
+/// Argument after the configuration file that disables the sandbox of the helper.
 const FREE: &str = "--no-sandbox";
 
-/// The program itself, whatever has become of its file meanwhile.
+/// The program itself, even if its file was replaced.
 const ITSELF: &str = "/proc/self/exe";
 
-/// How long the helper may take to be ready. It looks at a handful of files.
+/// Timeout for the helper's start. It reads a handful of files.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The longest greeting, in bytes.
+/// Maximum length of the greeting, in bytes.
 const MAX_GREETING_LEN: usize = 32 << 10;
 
-/// What a helper does.
+/// The work of a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
     /// Runs the configured commands.
     Commands,
-    /// Writes the files that only root may write: hosts.deny, and `report.json_file`.
+    /// Writes the files that only root can write: hosts.deny, and `report.json_file`.
     Files { hosts_deny: bool, json_file: bool },
 }
 
@@ -55,7 +56,7 @@ const ALL: [Work; 4] = [
 ];
 
 impl Work {
-    /// The helper's first argument. Only the daemon passes it, so it is in no help and no manual.
+    /// The helper's first argument. Only the daemon passes it, so it is not documented in the help and the manual.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Commands => "--run-commands-of",
@@ -65,7 +66,7 @@ impl Work {
         }
     }
 
-    /// What the process does, behind "the process that".
+    /// Description of the process, used after "the process that".
     fn does(self) -> &'static str {
         match self {
             Self::Commands => "runs commands",
@@ -78,26 +79,26 @@ impl Work {
 pub(super) struct Helper {
     pub(super) socket: OwnedFd,
     pub(super) child: Child,
-    /// What it has given up, as `status` has it.
+    /// Its sandbox state, as shown by `status`.
     pub(super) sandbox: SandboxState,
-    /// What is to be reported.
+    /// Warnings to report.
     pub(super) warnings: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Greeting {
-    /// Why it cannot do its work.
+    /// Reason why it cannot do its work.
     Failed { error: String },
-    /// What it has given up, and what is to be reported.
+    /// Its sandbox state, and warnings to report.
     Ready { sandbox: SandboxState, said: Vec<String> },
 }
 
 impl Helper {
-    /// Starts the helper with the rights that this process has now, and with `output` as its standard output.
+    /// Starts the helper with the current permissions of this process, and with `output` as its standard output.
     ///
     /// # Errors
-    /// Where it cannot be started, or reports that it cannot do its work.
+    /// It cannot be started, or reports that it cannot do its work.
     pub(super) fn start(work: Work, config_path: &Path, sandboxed: bool, output: Stdio) -> Result<Self, DaemonError> {
         let unable = DaemonError::system(match work {
             Work::Commands => "start the process that runs commands",
@@ -108,7 +109,7 @@ impl Helper {
         command.arg0("portsentry").arg(work.word()).arg(config_path).args((!sandboxed).then_some(FREE));
         command.env_clear().stdin(Stdio::from(theirs)).stdout(output);
         let mut child = command.spawn().map_err(&unable)?;
-        // Its copies of the other ends would keep the sockets open.
+        // Copies of the other socket ends would keep the sockets open.
         drop(command);
         let process = child.id();
         match greeting(&socket, work.does()) {
@@ -127,18 +128,18 @@ impl Helper {
     }
 }
 
-/// Reads the greeting; the helper's sandbox and its warnings, or why it cannot do its work.
+/// Reads the greeting: the helper's sandbox state and warnings, or the reason why it cannot do its work.
 fn greeting(socket: &OwnedFd, does: &str) -> Result<(SandboxState, Vec<String>), String> {
     let bytes = receive(socket, GREETING_TIMEOUT)
-        .map_err(|error| format!("the process that {does} cannot be heard: {error}"))?;
+        .map_err(|error| format!("no message from the process that {does}: {error}"))?;
     match serde_json::from_slice(&bytes) {
         Ok(Greeting::Ready { sandbox, said }) => Ok((sandbox, said)),
         Ok(Greeting::Failed { error }) => Err(error),
-        Err(_) => Err(format!("the process that {does} ended without a word")),
+        Err(_) => Err(format!("the process that {does} ended without a message")),
     }
 }
 
-/// The next datagram; empty where there is none any more.
+/// Receives the next datagram; empty at the end of the stream.
 fn receive(socket: &OwnedFd, limit: Duration) -> io::Result<Vec<u8>> {
     let until = Instant::now() + limit;
     let mut buffer = vec![0; MAX_GREETING_LEN];
@@ -165,7 +166,7 @@ pub struct HelperArgs {
 }
 
 impl HelperArgs {
-    /// Reads a command line, program name first; `None` for every other one.
+    /// Parses a command line, including the program name; `None` if it is not a helper's command line.
     #[must_use]
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
         let words: Vec<OsString> = words.into_iter().take(5).collect();
@@ -180,7 +181,7 @@ impl HelperArgs {
     }
 }
 
-/// The configuration at `path`, if no other user could change it.
+/// Loads the configuration at `path`, if no other user can change it.
 pub(super) fn load(path: &Path) -> Result<Config, String> {
     let config = Config::load(path).map_err(|errors| errors.to_string())?;
     config.check_ownership(path).map_err(|error| error.to_string())?;
@@ -220,8 +221,8 @@ mod tests {
             drop(theirs);
             greeting(&ours, "runs commands")
         };
-        assert!(result(None).unwrap_err().contains("without a word"));
-        assert!(result(Some(b"\x02garbage")).unwrap_err().contains("without a word"));
+        assert!(result(None).unwrap_err().contains("without a message"));
+        assert!(result(Some(b"\x02garbage")).unwrap_err().contains("without a message"));
         assert_eq!(result(Some(br#"{"error": "block.run: no"}"#)).unwrap_err(), "block.run: no");
         let sandbox = SandboxState { uid: 7, ..SandboxState::default() };
         let ready = Greeting::Ready { sandbox: sandbox.clone(), said: vec!["one".to_owned()] };

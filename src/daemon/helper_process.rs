@@ -1,4 +1,4 @@
-//! The side of a helper process: greets the daemon, and does its work until the daemon ends.
+//! The helper process's side: greets the daemon, and does its work until the daemon ends.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,15 +14,15 @@ use crate::sandbox::Sandbox;
 /// Does the work until the daemon, at the other end of standard input, ends.
 ///
 /// # Errors
-/// A sentence where it was not started by the daemon, or the daemon cannot be reached.
+/// The process was not started by the daemon, or the daemon cannot be reached.
 pub fn run(args: &HelperArgs) -> Result<(), String> {
     let input = rustix::stdio::stdin();
     if !matches!(socket_type(input), Ok(SocketType::SEQPACKET)) {
-        return Err(format!("{} is what portsentry says to itself; start it without", args.work.word()));
+        return Err(format!("{} is an internal option of portsentry; start it without this option", args.work.word()));
     }
     let socket = input.try_clone_to_owned().map_err(|error| error.to_string())?;
-    // The service manager signals all processes, and a terminal all in the foreground, but only the daemon decides when this
-    // one ends. Not ignored, because that is inherited.
+    // The service manager signals all processes, and a terminal all foreground processes, but only the daemon decides
+    // when this one ends. The signals are caught instead of ignored, because ignored signals are inherited by commands.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(|error| error.to_string())?;
     let _inside = runtime.enter();
@@ -45,7 +45,7 @@ pub fn run(args: &HelperArgs) -> Result<(), String> {
     }
 }
 
-/// Says whether it is ready; `None` where it is not, which the daemon reports.
+/// Reports whether the helper is ready; returns `None` if it is not, which the daemon reports.
 fn greet<T>(socket: &OwnedFd, ready: Result<(T, Sandbox), String>) -> Result<Option<T>, String> {
     let greeting = match &ready {
         Ok((_, sandbox)) => Greeting::Ready { sandbox: sandbox.into(), said: sandbox.warnings.clone() },

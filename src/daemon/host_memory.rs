@@ -1,6 +1,6 @@
-//! What the daemon remembers of its host on any clock: services, peers with connections, and what is still to come up after a
-//! boot. The daemon keeps the same parts in its snapshot of the host; here they are together for the simulation, which brings
-//! listeners, connections and the time.
+//! Combines the daemon's memory of its host, independent of the clock used: services, connected peers, and services
+//! that have not started yet after a boot. The daemon keeps the same parts in its host snapshot; this type exists for
+//! the simulation, which provides listeners, connections and the time.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,13 +14,13 @@ use crate::ledger::Banned;
 use crate::netlink::sock_diag::{Connection, Listener};
 use crate::types::{BanTarget, Timestamp};
 
-/// The longest time for which a host settles after a boot.
+/// Maximum duration of settling after a boot.
 pub const MAX_SETTLING: Duration = super::settling::MAX_SETTLING;
 
-/// The maximum number of remembered services.
+/// Maximum number of remembered services.
 pub const MAX_SERVICES: usize = super::service_tracker::MAX_SERVICES;
 
-/// The memory, which begins empty.
+/// The memory, initially empty.
 #[derive(Default)]
 pub struct HostMemory {
     services: ServiceTracker,
@@ -28,23 +28,23 @@ pub struct HostMemory {
     settling: Option<Settling>,
 }
 
-/// What a look at the listeners has found.
+/// Result of observing the listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Seen {
-    /// The set of remembered services is another one.
+    /// True if the set of remembered services changed.
     pub changed: bool,
-    /// A service has begun to be remembered, or is served again.
+    /// True if a service was newly remembered or is served again.
     pub served_again: bool,
 }
 
 impl HostMemory {
-    /// Goes on with these services, each with the time at which it was last served: what the ledger had at the start.
+    /// Adds services from the ledger, each with the time at which it was last served.
     pub fn recall(&mut self, services: impl IntoIterator<Item = (Service, SystemTime)>, wall: SystemTime) {
         self.services.recall(services, None, wall);
     }
 
-    /// Takes in what listens now. To be called at least every five seconds while a listener is new.
+    /// Observes the current listeners. Must be called at least every five seconds while a listener is new.
     pub fn observe(
         &mut self,
         now: Timestamp,
@@ -67,7 +67,7 @@ impl HostMemory {
         self.services.memory()
     }
 
-    /// The same, each with the time at which it was last served: what the ledger keeps.
+    /// The remembered services, each with the time at which it was last served, for the ledger.
     pub fn services(&self) -> impl Iterator<Item = (Service, SystemTime)> {
         self.services.states().into_iter().map(|state| (state.service, state.served))
     }
@@ -77,7 +77,7 @@ impl HostMemory {
         self.known_peers.remember_for(span);
     }
 
-    /// Takes in the connections of now: the peers and for how long each is known, if they have changed.
+    /// Applies the current connections; returns the peers with their ages, if they have changed.
     pub fn peers(
         &mut self,
         now: Timestamp,
@@ -87,18 +87,18 @@ impl HostMemory {
         self.known_peers.update(now, connections, host).then(|| self.known_peers.ages(now))
     }
 
-    /// True where each of the remembered services is served, and there are some.
+    /// True if there are remembered services and all of them are served.
     #[must_use]
     pub fn are_all_served(&self) -> bool {
         self.services.are_all_served()
     }
 
-    /// Waits from now on for the services to come up.
+    /// Starts to wait for the services to start.
     pub fn settle(&mut self, now: Timestamp) {
         self.settling = Some(Settling::new(now));
     }
 
-    /// True once, when the host has settled.
+    /// True once, when settling has ended.
     pub fn has_settled(&mut self, now: Timestamp, listeners_changed: bool) -> bool {
         let all_served = self.are_all_served();
         let is_over = self.settling.as_mut().is_some_and(|one| one.is_over(now, listeners_changed, all_served));
@@ -109,13 +109,13 @@ impl HostMemory {
     }
 }
 
-/// The ports of services among `listeners`: those of system users or privileged ones, outside the range of own client ports.
+/// The service ports among `listeners`: those of system users or privileged ones, outside of the ephemeral range.
 #[must_use]
 pub fn listening(listeners: &[Listener], ranges: PortRanges<'_>) -> ServiceMemory {
     listeners.iter().filter(|one| is_eligible(one, ranges)).flat_map(service_tracker::services).collect()
 }
 
-/// The bans that would not have been made with these services, of which `forgiven` ports are forgiven.
+/// The bans that would not have been made if these services had been known, with `forgiven` ports forgiven.
 pub fn unfounded<'a>(
     bans: impl Iterator<Item = &'a Banned>,
     remembered: ServiceMemory,

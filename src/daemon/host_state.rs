@@ -1,5 +1,5 @@
-//! Keeps the snapshot of this host current: addresses, routes, resolvers, leases, sessions, listeners and what the operator
-//! allows. Every change becomes commands for the sensor: a new snapshot, and a new capture where the filter changes.
+//! Maintains the snapshot of this host: addresses, routes, resolvers, leases, sessions, listeners and the allow-list.
+//! Every change results in commands for the sensor: a new snapshot, and a new capture if the filter changes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -41,7 +41,8 @@ use crate::netlink::sock_diag::{Bound, Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
 use crate::types::Protocol;
 
-/// All is read again after so many ticks: a session that was killed leaves its record behind without a change to any file.
+/// Number of ticks after which everything is read again: a killed session leaves its record without a change to any
+/// file.
 const REREAD: u32 = 300;
 
 pub(super) struct HostState {
@@ -61,7 +62,7 @@ pub(super) struct HostState {
     listeners_changed: bool,
     services: ServiceTracker,
     recent_listeners: RecentListeners,
-    /// `None` where there is no ledger.
+    /// `None` if there is no ledger.
     recorder: Option<Recorder>,
     /// `net.ipv4.ip_unprivileged_port_start` at the last tick.
     first_unprivileged: u16,
@@ -69,22 +70,22 @@ pub(super) struct HostState {
     /// They are others than the sensor knows.
     peers_changed: bool,
     published: PublishedPorts,
-    /// `None` where the services have come up.
+    /// `None` if the services have started.
     settling: Option<Settling>,
-    /// A service has begun to be remembered or to listen, or is served again.
+    /// True if a service was newly remembered, started to listen, or is served again.
     served_again: bool,
     decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
     ring_sizer: RingSizer,
-    /// Something has changed that the snapshot does not show yet.
+    /// True if a change is not part of the snapshot yet.
     stale: bool,
     ticks: u32,
 }
 
 impl HostState {
     pub(super) async fn open(config: &Config, events: Sender) -> Result<Self, DaemonError> {
-        // The watches first: what changes while the rest is read is noticed.
+        // Watches are installed first, so that changes during the initial reads are noticed.
         let watcher = Watcher::open()?;
         let resolvers = FileWatch::new(ResolverFiles::default());
         let peers = FileWatch::new((SessionFiles::default(), LeaseFiles::default()));
@@ -133,7 +134,7 @@ impl HostState {
         Ok(state)
     }
 
-    /// Goes on with the services that the ledger remembers, before the sensor starts.
+    /// Adds the services that the ledger remembers, before the sensor starts.
     pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
         self.recorder.clone_from(&recorder);
         self.services.recall(services, recorder, SystemTime::now());
@@ -142,7 +143,8 @@ impl HostState {
         self.host = Arc::new(host);
     }
 
-    /// Goes on with the ports that were open at the end of the last run, likewise: for how long each still counts as open.
+    /// Adds the ports that were open at the end of the last run, before the sensor starts; each counts as open for a
+    /// limited time.
     pub(super) fn recall_listeners(
         &mut self,
         listeners: Vec<(Service, Option<SystemTime>)>,
@@ -150,12 +152,12 @@ impl HostState {
         self.recent_listeners.recall(listeners, SystemTime::now())
     }
 
-    /// Writes which ports are open now, at the end.
+    /// Records the currently open ports at the end of the run.
     pub(super) fn write_listeners(&mut self) {
         self.recent_listeners.write(self.recorder.as_ref());
     }
 
-    /// The ports that programs of the system listen on now.
+    /// The ports on which system programs listen now.
     pub(super) fn listening(&self) -> ServiceMemory {
         host_memory::listening(&self.listeners, self.port_ranges())
     }
@@ -164,12 +166,12 @@ impl HostState {
         PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged }
     }
 
-    /// Waits for the services of this host to come up, which [`HostState::tick`] tells the sensor.
+    /// Starts to wait for the services of this host. [`HostState::tick`] informs the sensor when they have started.
     pub(super) fn settle(&mut self) {
         self.settling = Some(Settling::new(boot_time()));
     }
 
-    /// True once after a service has begun to be remembered or to listen, or was served again.
+    /// True once after a service was newly remembered, started to listen, or was served again.
     pub(super) fn take_served_again(&mut self) -> bool {
         std::mem::take(&mut self.served_again)
     }
@@ -179,7 +181,7 @@ impl HostState {
         self.services.states()
     }
 
-    /// Forgets the services on `port`: how many there were, and the commands for the sensor.
+    /// Forgets the services on `port`; returns their number, and the commands for the sensor.
     pub(super) async fn forget_service(
         &mut self,
         port: u16,
@@ -198,24 +200,24 @@ impl HostState {
         Arc::clone(&self.host)
     }
 
-    /// What operators and the configuration allow.
+    /// Allowances of operators and of the configuration.
     pub(super) fn allowed(&self) -> Vec<AllowedEntry> {
         self.allow.entries()
     }
 
-    /// Allows what operators had allowed before the start; the commands for the sensor.
+    /// Restores the allowances from before the start; returns the commands for the sensor.
     pub(super) async fn restore_allowances(
         &mut self,
         allowances: Vec<Allowance>,
     ) -> Result<Vec<SensorCommand>, DaemonError> {
         for allowance in allowances {
-            // The ledger holds no more than were accepted.
+            // The ledger stores no more than were accepted.
             let _ = self.allow.by_hand().add(allowance, now());
         }
         self.refresh().await
     }
 
-    /// Revokes the allowance of `network`; the commands for the sensor, `None` where there was none.
+    /// Revokes the allowance of `network`; returns the commands for the sensor, `None` if there was no allowance.
     pub(super) async fn disallow(&mut self, network: IpNet) -> Result<Option<Vec<SensorCommand>>, String> {
         match self.allow.by_hand().remove(network) {
             true => self.refresh().await.map(Some).map_err(|error| error.to_string()),
@@ -223,19 +225,19 @@ impl HostState {
         }
     }
 
-    /// Allows a network for a while, or until that is revoked; the commands for the sensor.
+    /// Allows a network for a time, or until revoked; returns the commands for the sensor.
     pub(super) async fn allow(&mut self, allowance: Allowance) -> Result<Vec<SensorCommand>, String> {
         self.allow.by_hand().add(allowance, now())?;
         self.refresh().await.map_err(|error| error.to_string())
     }
 
-    /// Takes `network` out of whatever protects it, until it is allowed or unblocked; the commands for the sensor.
+    /// Removes the protection of `network` until it is allowed or unblocked; returns the commands for the sensor.
     pub(super) async fn force(&mut self, network: IpNet, span: Option<Duration>) -> Result<Vec<SensorCommand>, String> {
         self.allow.by_hand().force(network, span, now())?;
         self.refresh().await.map_err(|error| error.to_string())
     }
 
-    /// Protects `network` again, `None`: all that was forced; the commands for the sensor.
+    /// Protects `network` again, or with `None` all networks that were forced; returns the commands for the sensor.
     pub(super) async fn unforce(&mut self, network: Option<IpNet>) -> Result<Vec<SensorCommand>, String> {
         match self.allow.by_hand().unforce(network) {
             true => self.refresh().await.map_err(|error| error.to_string()),
@@ -243,7 +245,7 @@ impl HostState {
         }
     }
 
-    /// Goes on with another configuration; the commands for the sensor. Where an error comes back, the old one holds.
+    /// Applies another configuration; returns the commands for the sensor. On error the old one stays in force.
     pub(super) async fn reconfigure(&mut self, config: &Config) -> Result<Vec<SensorCommand>, DaemonError> {
         missing_interfaces(&config.interfaces, &self.facts).next().map_or(Ok(()), Err)?;
         self.allow.reconfigure(&config.allow)?;
@@ -253,12 +255,12 @@ impl HostState {
         self.catch_up().await
     }
 
-    /// From now on `decoys` are no listeners: they are the program's own.
+    /// Excludes the sockets of `decoys`, which are the program's own, from the listeners.
     pub(super) fn exclude_decoys(&mut self, decoys: DecoyPorts) {
         self.decoys = decoys;
     }
 
-    /// The own addresses at which connections count; `None` where no interface is configured: all of them.
+    /// The own addresses on which connections count; `None` (all) if no interface is configured.
     pub(super) fn addresses(&self) -> Option<HashSet<IpAddr>> {
         let watched = watched_interfaces(&self.interfaces, &self.facts);
         let on_watched = self.facts.addresses.iter().filter(|(index, _)| watched.contains(index));
@@ -272,7 +274,7 @@ impl HostState {
     /// Waits until addresses, routes or interfaces change, a name has been looked up, or sockets have been listed; the commands
     /// for the sensor. Safe to cancel.
     pub(super) async fn changed(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
-        // Noted, because the caller may turn to something else before all of it is read: then the next tick does it.
+        // Recorded in `stale`, because the caller may cancel before everything is read; then the next tick continues.
         tokio::select! {
             changed = self.watcher.changed() => {
                 changed?;
@@ -316,7 +318,7 @@ impl HostState {
 
     /// Reads again what changed of everything but the sockets.
     pub(super) async fn tick(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
-        // All of them are asked: each remembers what it has seen.
+        // All of them are polled, because each keeps its own state.
         let resolvers = self.resolvers.poll();
         let changes = [resolvers, self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
@@ -340,13 +342,14 @@ impl HostState {
             self.settling = None;
             let text = "this host has settled: sources are banned from now on".to_owned();
             self.events.send(Event::now(EventKind::Note(text)));
-            // Behind the snapshot in which the services are open.
+            // Sent after the snapshot in which the services are open.
             commands.push(SensorCommand::EndSettling);
         }
         Ok(commands)
     }
 
-    /// Catches up where something has changed. Messages come after it: what they call protected is.
+    /// Updates the snapshot if something has changed. Messages are sent after it, so that addresses that they call
+    /// protected are protected.
     async fn update(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         let mut commands = if self.stale { self.catch_up().await? } else { Vec::new() };
         if std::mem::take(&mut self.peers_changed) {
@@ -378,13 +381,13 @@ impl HostState {
         Ok(commands)
     }
 
-    /// The sensor reports that packets come fast.
+    /// Called when the sensor reports a high packet rate.
     pub(super) fn flood_begins(&mut self) {
         self.ring_sizer.flood_begins(Instant::now());
     }
 
-    /// A capture with a larger ring where packets come fast, by what the sensor has counted, and with the usual one when they
-    /// no longer do.
+    /// Returns a capture with a larger ring buffer while the sensor's counters show a high packet rate, and with the
+    /// usual one afterwards.
     pub(super) async fn resize_ring(&mut self, metrics: &SensorMetrics) -> Option<SensorCommand> {
         let now = Instant::now();
         let ring = self.ring_sizer.wanted(now, metrics.frames.get(), metrics.dropped.get())?;
@@ -396,7 +399,7 @@ impl HostState {
             Err(error) => {
                 self.ring_sizer.refused(now);
                 self.events.send(Event::now(EventKind::Error(format!(
-                    "a flood begins or is over, and the capture cannot get a ring of another size: {error}; it keeps the one that it has"
+                    "the size of the capture's ring buffer could not be changed for a flood: {error}; the capture keeps its ring buffer"
                 ))));
                 None
             }
@@ -408,7 +411,8 @@ fn now() -> Now {
     (Instant::now(), SystemTime::now())
 }
 
-/// Another capture. Compiling its filter takes some 50 ms: on a thread of its own, while the old one goes on.
+/// Opens another capture. Compiling its filter takes about 50 ms and runs on a separate thread, while the old capture
+/// continues.
 async fn capture(wanted: &Wanted, ring: Ring) -> Result<Live, DaemonError> {
     let filter = wanted.to_filter();
     let opened = tokio::task::spawn_blocking(move || Live::open(&filter, ring)).await;

@@ -1,4 +1,4 @@
-//! Follows the files of `allow.files` and reads them again when they change, so that a new entry takes no restart.
+//! Watches the files of `allow.files` and reads them again when they change, so that a new entry needs no restart.
 //! While a file is unreadable or invalid, its last valid content stays in force, so that an editing mistake bans no
 //! allowed source.
 
@@ -10,16 +10,16 @@ use crate::config::{Allow, ConfigErrors, read_ignore_file};
 use crate::events::event::EventKind;
 use crate::host::file_watch::FileWatch;
 
-/// A file that goes on changing is read after so many looks at it all the same.
-const RESTLESS: u8 = 5;
+/// Number of polls after which a file that keeps changing is read nevertheless.
+const MAX_POLLS: u8 = 5;
 
-/// Errors of one file that are told one by one: it may be long, and wrong in every line.
-const TOLD: usize = 5;
+/// Maximum number of errors logged individually per file: a long file may have an error in every line.
+const MAX_LOGGED_ERRORS: usize = 5;
 
 struct IgnoreFile {
     watch: FileWatch<PathBuf>,
     networks: Vec<IpNet>,
-    /// It changed, and has gone on changing for so many looks.
+    /// Number of polls for which the file has kept changing; `None` if it has not changed.
     changing: Option<u8>,
     wrong: bool,
 }
@@ -30,9 +30,9 @@ impl IgnoreFiles {
     /// Reads the files that `allow` names.
     ///
     /// # Errors
-    /// All that is wrong with all of them: at the start nothing is known that could hold instead.
+    /// All errors in all files: at the start there is no earlier content to use instead.
     pub(super) fn open(allow: &Allow) -> Result<Self, ConfigErrors> {
-        // The watches first: what changes while the files are read is noticed.
+        // Watches are installed first, so that changes during the reads are noticed.
         let watches: Vec<_> = allow.files.iter().map(|path| FileWatch::new(path.clone())).collect();
         let read = allow.read_files()?;
         let file = |(watch, networks)| IgnoreFile { watch, networks, changing: None, wrong: false };
@@ -43,20 +43,19 @@ impl IgnoreFiles {
         self.0.iter().flat_map(|file| file.networks.iter().copied())
     }
 
-    /// Reads the files again that changed and have come to rest; whether they hold other networks than before, and what is
-    /// to be said.
+    /// Reads the changed files that are stable; returns whether their networks changed, and the events to report.
     pub(super) fn tick(&mut self) -> (bool, Vec<EventKind>) {
-        let mut said = Vec::new();
+        let mut events = Vec::new();
         let mut changed = false;
         for file in &mut self.0 {
-            changed |= file.rests() && file.read(&mut said);
+            changed |= file.rests() && file.read(&mut events);
         }
-        (changed, said)
+        (changed, events)
     }
 }
 
 impl IgnoreFile {
-    /// True where the file changed, but not since the last look: one that is just being written may be cut off anywhere.
+    /// True if the file changed, but not since the last poll: a file that is being written may be truncated anywhere.
     fn rests(&mut self) -> bool {
         match (self.changing, self.watch.poll()) {
             (None, false) => false,
@@ -64,7 +63,7 @@ impl IgnoreFile {
                 self.changing = Some(1);
                 false
             }
-            (Some(looks), true) if looks < RESTLESS => {
+            (Some(looks), true) if looks < MAX_POLLS => {
                 self.changing = Some(looks + 1);
                 false
             }
@@ -75,15 +74,15 @@ impl IgnoreFile {
         }
     }
 
-    fn read(&mut self, said: &mut Vec<EventKind>) -> bool {
+    fn read(&mut self, events: &mut Vec<EventKind>) -> bool {
         let path = self.watch.files();
         let name = path.display();
         match read_ignore_file(path) {
             Ok(networks) => {
                 let changed = networks != self.networks;
                 if changed || self.wrong {
-                    said.push(EventKind::Note(format!(
-                        "{name} is read again: it now allows {} networks",
+                    events.push(EventKind::Note(format!(
+                        "{name} was read again: it now allows {} networks",
                         networks.len()
                     )));
                 }
@@ -92,13 +91,13 @@ impl IgnoreFile {
                 changed
             }
             Err(errors) => {
-                said.extend(errors.iter().take(TOLD).map(|error| EventKind::Error(error.to_string())));
-                let more = match errors.iter().count().saturating_sub(TOLD) {
+                events.extend(errors.iter().take(MAX_LOGGED_ERRORS).map(|error| EventKind::Error(error.to_string())));
+                let more = match errors.iter().count().saturating_sub(MAX_LOGGED_ERRORS) {
                     0 => String::new(),
-                    more => format!("{more} more lines are wrong; "),
+                    more => format!("{more} more lines are invalid; "),
                 };
                 let held = self.networks.len();
-                said.push(EventKind::Note(format!(
+                events.push(EventKind::Note(format!(
                     "{name}: {more}the {held} networks that it allowed before stay allowed"
                 )));
                 self.wrong = true;
@@ -172,8 +171,8 @@ mod tests {
         assert_eq!(held(&files), ["192.0.2.7/32"]);
         fs::write(&path, "x\n".repeat(100_000)).unwrap();
         let (_, messages) = look_twice(&mut files);
-        assert_eq!(messages.len(), TOLD + 1);
-        assert!(messages[TOLD].contains("99995 more lines are wrong"), "{messages:?}");
+        assert_eq!(messages.len(), MAX_LOGGED_ERRORS + 1);
+        assert!(messages[MAX_LOGGED_ERRORS].contains("99995 more lines are invalid"), "{messages:?}");
     }
 
     #[test]
@@ -190,7 +189,7 @@ mod tests {
             fs::write(&path, "192.0.2.7 #".to_owned() + &"x".repeat(round)).unwrap();
             files.tick().0
         });
-        assert_eq!(read, Some(usize::from(RESTLESS)));
+        assert_eq!(read, Some(usize::from(MAX_POLLS)));
     }
 
     #[test]

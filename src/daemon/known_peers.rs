@@ -1,5 +1,5 @@
-//! Finds the sources that have, or had a short time ago, a connection to a service of this host. A closed port that such a client
-//! tries is more likely a mistake than a scan.
+//! Finds the sources that are connected, or were connected recently, to a service of this host. A closed port that such
+//! a client tries is more likely a mistake than a scan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,12 +41,12 @@ impl KnownPeers {
         self.span = span;
     }
 
-    /// The peers and for how long each is known.
+    /// The peers with their ages.
     pub(super) fn ages(&self, now: Timestamp) -> Vec<(BanTarget, Duration)> {
         self.known.iter().map(|(target, peer)| (*target, now.since(peer.since))).collect()
     }
 
-    /// True where the peers are others than before.
+    /// True if the peers changed.
     pub(super) fn update(&mut self, now: Timestamp, connections: &[Connection], host: &Host) -> bool {
         let served = connections.iter().filter(|one| is_served(one, host));
         let connected: BTreeSet<BanTarget> = served.map(|one| BanTarget::on(one.peer, one.interface)).collect();
@@ -81,7 +81,7 @@ impl KnownPeers {
     }
 }
 
-/// True for a connection to a service: the port listens. One that this host began leaves from another port.
+/// True for a connection to a service, whose port listens. A connection started by this host uses another local port.
 fn is_served(connection: &Connection, host: &Host) -> bool {
     let Connection { address, port, peer, interface } = *connection;
     let own = |address: IpAddr| address.is_loopback() || host.local.contains(address);

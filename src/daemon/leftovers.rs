@@ -1,5 +1,5 @@
-//! Removes what the bans of an earlier run left in backends that `block.method` no longer names: the table, routes, lines of
-//! hosts.deny. Their bans go on in the backends that it names.
+//! Removes what bans of an earlier run left in backends that `block.method` no longer contains: the table, routes,
+//! lines of hosts.deny. The bans continue in the configured backends.
 
 use crate::config::Config;
 use crate::enforce::hosts_deny::HostsDeny;
@@ -8,16 +8,16 @@ use crate::enforce::route::Routes;
 use crate::events::event::EventKind;
 use crate::types::{Backend, RouteKind, Timestamp};
 
-/// What is to be removed once the start has passed all its checks.
+/// Objects to remove once the start has passed all its checks.
 pub(super) struct Leftovers {
     table: Option<RulesetSpec>,
     routes: Option<RouteKind>,
-    /// The backends that go on with the bans.
+    /// The backends that continue the bans.
     methods: String,
 }
 
 impl Leftovers {
-    /// What `config` does not use any more; nothing where it blocks nothing, because that may be for a while.
+    /// The objects that `config` does not use any more; none if it only logs, because that may be temporary.
     pub(super) fn new(config: &Config) -> Self {
         let unused = |backend: Backend| config.blocks() && !config.block.method.contains(&backend);
         Self {
@@ -27,7 +27,7 @@ impl Leftovers {
         }
     }
 
-    /// Removes it; what there is to report.
+    /// Removes the objects; returns the events to report.
     pub(super) fn remove(self) -> Vec<EventKind> {
         let Self { table, routes, methods } = self;
         let mut report = Vec::new();
@@ -35,7 +35,7 @@ impl Leftovers {
             match Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.remove(&spec)) {
                 Ok(true) => report.push(EventKind::Note(format!(
                     "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
-                     bans go on by {methods}"
+                     bans continue with {methods}"
                 ))),
                 Ok(false) | Err(RulesetError::Socket(_)) => {}
                 Err(error) => report.push(EventKind::Error(format!("the table of an earlier run stays: {error}"))),
@@ -49,8 +49,8 @@ impl Leftovers {
             match swept {
                 Ok((0, _)) | Err(_) => {}
                 Ok((count, None)) => report.push(EventKind::Note(format!(
-                    "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans go \
-                     on by {methods}"
+                    "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans continue \
+                     with {methods}"
                 ))),
                 Ok((_, Some(error))) => report.push(EventKind::Error(format!(
                     "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
@@ -62,7 +62,7 @@ impl Leftovers {
     }
 }
 
-/// True where hosts.deny holds lines of earlier bans, and no new ones are to come.
+/// True if hosts.deny contains lines of earlier bans, and no new ones will be written.
 pub(super) fn has_lines(config: &Config) -> bool {
     config.blocks()
         && !config.block.method.contains(&Backend::HostsDeny)

@@ -1,6 +1,6 @@
-//! Writes events to the log and to the JSON file, in their order and within the budget of lines. With `report.resolve_host`,
-//! lines wait for the name of their source: at most two seconds, and a bounded number of them. Bans are in force before
-//! their events come here.
+//! Writes events to the log and to the JSON file, in order and within the line limit. With `report.resolve_host`, a
+//! limited number of lines wait up to two seconds for the name of their source. Bans are in force before their events
+//! arrive here.
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -22,32 +22,32 @@ use crate::events::log;
 use crate::events::log_budget::LogBudget;
 use crate::types::{Backend, Expiry, LineLimiter, Timestamp, counted};
 
-/// How long a line waits for a name. Most name servers answer within a tenth of it.
+/// Maximum time for which a line waits for a name. Most name servers answer within a tenth of it.
 const NAME_TIMEOUT: Duration = Duration::from_secs(2);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
-/// Lines that wait. Beyond it the oldest one goes without a name.
+/// Maximum number of waiting lines. Beyond it the oldest one is written without a name.
 const MAX_PENDING: usize = 1_024;
 
 pub(super) struct LogWriter {
     budget: LogBudget,
-    /// Events that the channel dropped since that was last reported, and how often it is reported.
+    /// Number of events dropped by the channel since the last report, and the rate limit of that report.
     lost: (u64, LineLimiter),
-    /// `None` where lines have no names.
+    /// `None` if lines have no names.
     naming: Option<Naming>,
     wording: Wording,
-    /// Counts single probes, where they have no line each.
+    /// Counts single probes if they are not logged individually.
     daily: Option<DailyCount>,
-    /// What holds while the program does not run.
+    /// Text about the bans while the program does not run.
     after_stop: Option<String>,
     file: Option<LineFile>,
-    /// The file that another process opens, because it lies in a folder of root.
+    /// The file that another process opens, because it is in a directory of root.
     opened_by: Option<(PathBuf, FileHelper)>,
     events: Sender,
 }
 
 impl LogWriter {
-    /// Configured by `config`. Failures are sent as events.
+    /// Creates a writer for `config`. Failures are sent as events.
     pub(super) fn new(config: &Config, events: Sender, opened_by: Option<(PathBuf, FileHelper)>) -> Self {
         let mut lines = Self {
             budget: LogBudget::default(),
@@ -64,7 +64,7 @@ impl LogWriter {
         lines
     }
 
-    /// Applies a new `config`; the file is opened anew in any case. `report.log` takes a restart.
+    /// Applies a new `config`; the file is reopened in any case. `report.log` needs a restart.
     pub(super) fn reconfigure(&mut self, config: &Config) {
         let report = &config.report;
         self.wording = wording(config);
@@ -76,7 +76,7 @@ impl LogWriter {
         match (&mut self.naming, report.resolve_host) {
             (None, true) => self.naming = Some(Naming::new(ReverseDns::new())),
             (Some(naming), false) => {
-                naming.let_all_go();
+                naming.write_all();
                 self.naming = None;
             }
             _ => {}
@@ -90,8 +90,8 @@ impl LogWriter {
         self.file = None;
         let Some(path) = &report.json_file else { return };
         let events = self.events.clone();
-        let tell = move |news| {
-            events.send(Event::now(match news {
+        let tell = move |notice| {
+            events.send(Event::now(match notice {
                 News::Failed(text) => EventKind::Error(text),
                 News::Better(text) => EventKind::Note(text),
             }));
@@ -103,13 +103,13 @@ impl LogWriter {
         match started {
             Ok(file) => self.file = Some(file),
             Err(error) => {
-                let text = format!("report.json_file: no thread can be started for it: {error}");
+                let text = format!("report.json_file: the writer thread cannot be started: {error}");
                 self.events.send(Event::now(EventKind::Error(text)));
             }
         }
     }
 
-    /// Writes `event`, if the budget has a line for it.
+    /// Writes `event`, if the line limit permits.
     pub(super) fn write(&mut self, event: &Event) {
         self.turn_minute();
         if matches!(event.what, EventKind::Stopped) {
@@ -117,14 +117,14 @@ impl LogWriter {
             let daily = self.daily.take().and_then(|daily| daily.sentence()).map(EventKind::Note);
             let after_stop = self.after_stop.take().map(EventKind::Note);
             let last = lost.into_iter().chain(self.budget.summary()).chain(daily).chain(after_stop);
-            last.for_each(|what| self.put(&Event::now(what)));
+            last.for_each(|kind| self.put(&Event::now(kind)));
         }
         if self.budget.admit(&event.what, boot_time()) {
             self.put(event);
         }
     }
 
-    /// Writes how many events of the last minute were left out, once it is over.
+    /// Writes the number of lines suppressed in the last minute, once it is over.
     pub(super) fn turn_minute(&mut self) {
         if let Some(summary) = self.budget.turn_minute(boot_time()) {
             self.put(&Event::now(summary));
@@ -134,7 +134,7 @@ impl LogWriter {
         }
     }
 
-    /// Takes the number of events that the channel has dropped; the error that says so, at most once a minute.
+    /// Adds the number of events dropped by the channel; returns the error event, at most once a minute.
     pub(super) fn count_lost(&mut self, events: u64) -> Option<EventKind> {
         self.lost.0 += events;
         if self.lost.0 == 0 || !self.lost.1.admit(boot_time()) {
@@ -143,7 +143,8 @@ impl LogWriter {
         Some(lost_events(std::mem::take(&mut self.lost.0)))
     }
 
-    /// Waits until lines that waited for a name can go, and writes them; never returns if none waits. Safe to cancel.
+    /// Waits until lines that waited for a name can be written, and writes them; never returns if none waits. Cancel
+    /// safe.
     pub(super) async fn named(&mut self) {
         match &mut self.naming {
             Some(naming) => naming.turn().await,
@@ -166,14 +167,14 @@ impl LogWriter {
     }
 }
 
-/// The single probes of a day.
+/// Number of single probes of a day.
 struct DailyCount {
     probes: u64,
     since: Timestamp,
 }
 
 impl DailyCount {
-    /// The line of the last day, once it is over and where there was any.
+    /// The line for the last day, once it is over, if there were any probes.
     fn turn(&mut self, now: Timestamp) -> Option<String> {
         if now.since(self.since) < DAY {
             return None;
@@ -185,17 +186,17 @@ impl DailyCount {
 
     fn sentence(&self) -> Option<String> {
         let probes = counted(self.probes, "single probe");
-        (self.probes > 0).then(|| format!("{probes} in the last day, not logged one by one (report.single_probes)"))
+        (self.probes > 0).then(|| format!("{probes} in the last day, not logged individually (report.single_probes)"))
     }
 }
 
 fn wording(config: &Config) -> Wording {
     let mut modes = [config.tcp.mode, config.udp.mode].into_iter().filter(|mode| *mode != Mode::Off);
-    // One mode for each protocol, but a ban is for all of them.
+    // Each protocol has its own mode, but a ban applies to all protocols.
     if modes.all(|mode| mode == Mode::Connect) { Wording::Connect } else { Wording::Stealth }
 }
 
-/// What becomes of the bans of each backend while the program does not run.
+/// Describes the bans of each backend while the program does not run.
 fn after_stop(config: &Config) -> Option<String> {
     if [&config.tcp, &config.udp].iter().all(|protocol| protocol.block == BlockPolicy::No) {
         return None;
@@ -207,8 +208,8 @@ fn after_stop(config: &Config) -> Option<String> {
         .map(|backend| match backend {
             Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted",
             Backend::Nft => "bans in nftables stay, and expire by themselves",
-            Backend::Route => "routes of bans stay until the next start removes those that are over",
-            Backend::HostsDeny => "lines in hosts.deny stay until the next start removes those that are over",
+            Backend::Route => "routes of bans stay until the next start removes the expired ones",
+            Backend::HostsDeny => "lines in hosts.deny stay until the next start removes the expired ones",
             Backend::Command => "expire_command is not run before the next start",
         })
         .collect();
@@ -239,7 +240,7 @@ impl Naming {
 
     fn put(&mut self, event: &Event, now: Instant, wording: Wording) {
         if matches!(&event.what, EventKind::Probe(probe) if !probe.fresh) {
-            // It has no line, and must not take the place of one.
+            // It has no line, and must not displace one.
             return;
         }
         let (address, until) = (classic_log::names(&event.what), now + NAME_TIMEOUT);
@@ -248,42 +249,42 @@ impl Naming {
         }
         self.waiting.push_back(Waiting { event: event.clone(), wording, address, until });
         if matches!(event.what, EventKind::Stopped) {
-            self.let_all_go();
+            self.write_all();
             return;
         }
         if self.waiting.len() > MAX_PENDING {
-            self.let_one_go();
+            self.write_first();
         }
-        self.go(now);
+        self.write_ready(now);
     }
 
-    /// Waits until a name comes or a line has waited long enough.
+    /// Waits until a name arrives or a line has waited long enough.
     async fn turn(&mut self) {
         let until = self.waiting.front().map(|line| line.until);
         tokio::select! {
             () = self.hosts.answered() => {}
             () = deadline::reached(until) => {}
         }
-        self.go(Instant::now());
+        self.write_ready(Instant::now());
     }
 
-    /// Writes what need not wait any more, up to the first one that has to.
-    fn go(&mut self, now: Instant) {
+    /// Writes the lines at the front of the queue that need not wait any more.
+    fn write_ready(&mut self, now: Instant) {
         let hosts = &self.hosts;
         let ready =
             |line: &Waiting| line.until <= now || line.address.is_none_or(|address| hosts.answer(address).is_some());
         let ready = self.waiting.iter().take_while(|line| ready(line)).count();
-        (0..ready).for_each(|_| self.let_one_go());
+        (0..ready).for_each(|_| self.write_first());
     }
 
-    fn let_one_go(&mut self) {
+    fn write_first(&mut self) {
         let Some(Waiting { event, wording, address, .. }) = self.waiting.pop_front() else { return };
         (self.write)(&event, address.and_then(|address| self.hosts.answer(address)).flatten(), wording);
     }
 
-    fn let_all_go(&mut self) {
+    fn write_all(&mut self) {
         while !self.waiting.is_empty() {
-            self.let_one_go();
+            self.write_first();
         }
     }
 }
@@ -416,7 +417,7 @@ mod tests {
         assert_eq!(daily.turn(at(100 + 86_400)), None, "a quiet day has no line");
         daily.probes = 10_234;
         assert_eq!(daily.turn(at(100 + 2 * 86_400 - 1)), None);
-        let line = "10234 single probes in the last day, not logged one by one (report.single_probes)";
+        let line = "10234 single probes in the last day, not logged individually (report.single_probes)";
         assert_eq!(daily.turn(at(100 + 2 * 86_400)).as_deref(), Some(line));
         assert_eq!(daily.sentence(), None, "the count restarts");
     }
@@ -427,7 +428,7 @@ mod tests {
         let days = "while PortSentry does not run, bans in nftables stay, and expire by themselves";
         assert_eq!(after("").as_deref(), Some(days));
         let never = after("expire = \"never\"\n[block]\nmethod = [\"nft\", \"route\"]").unwrap();
-        assert!(!never.contains("expire"), "{never}");
+        assert!(!never.contains("expire by themselves"), "{never}");
         assert!(never.contains("; routes of bans stay until the next start"), "{never}");
         assert_eq!(after("[tcp]\nblock = false"), None, "nothing is blocked");
     }

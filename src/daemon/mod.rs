@@ -1,5 +1,5 @@
-//! Runs the daemon: opens every component with the configuration, starts the sensor thread, and hands the rest to the event
-//! loop, which runs on tokio on one thread.
+//! Runs the daemon: opens every component with the configuration, starts the sensor thread, and passes the rest to the
+//! event loop, which runs on tokio on one thread.
 
 mod allow_names;
 mod allow_sources;
@@ -101,16 +101,16 @@ use unfounded_bans::UnfoundedBans;
 pub use config_source::{Places, Reread};
 pub use error::DaemonError;
 
-/// Events that wait for the log at one time.
+/// Maximum number of events that wait for the log.
 const MAX_EVENTS: usize = 8192;
 
-/// How long the sensor may take to end.
+/// Timeout for the end of the sensor thread.
 const SENSOR_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// How long commands and files may take to end.
+/// Timeout for running commands and file writes at the end.
 const SLOW_BACKENDS_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// What has to be had before privileges are dropped.
+/// Resources that must be acquired before privileges are dropped.
 struct Privileged {
     instance_lock: InstanceLock,
     sandbox: Sandbox,
@@ -119,7 +119,7 @@ struct Privileged {
     root_files: RootFiles,
     control: Result<Bound, ControlError>,
     fleet: Option<FleetSocket>,
-    /// Lines of earlier bans are to be removed from hosts.deny.
+    /// True if lines of earlier bans are removed from hosts.deny.
     sweeps_lines: bool,
     legacy_tables: LegacyTables,
 }
@@ -130,11 +130,11 @@ struct FleetSocket {
     users: Vec<u32>,
 }
 
-/// The user of the process that is connected to a fleet's server.
+/// The user of the fleet process.
 const FLEET_USER: &str = "portsentry-fleet";
 
-/// Runs until SIGINT or SIGTERM. With `confirm` nothing is blocked any more after that time, unless an operator confirms.
-/// Where it is to be `sandboxed`, privileges are dropped for good.
+/// Runs until SIGINT or SIGTERM. With `confirm`, blocking ends after that time unless an operator confirms. If
+/// `sandboxed`, privileges are dropped permanently.
 pub fn run(
     config: Config,
     places: Places,
@@ -150,7 +150,7 @@ pub fn run(
     if sandboxed {
         check_folders(&policy)?;
     }
-    // While programs can be started still.
+    // While programs can still be started.
     let command_helper = match config.runs_commands() || config.only_undoes_commands() || config.notifies() {
         true => Some(CommandHelper::start(&places.config, sandboxed)?),
         false => None,
@@ -160,7 +160,7 @@ pub fn run(
     let root_files = RootFiles::start(&config, &places.config, (&closed, writes_hosts_deny))?;
     policy.write.retain(|folder| !closed.contains(folder));
     let legacy_tables = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
-    // Before there is a second thread. The socket's folder may be one in which only root can make it.
+    // Before a second thread exists. Only root may be able to create the socket in its directory.
     let fleet_user = config.fleet.is_joined().then(|| sandbox::user_id(FLEET_USER)).flatten();
     let bind = || {
         let fleet = config.fleet.is_joined().then(|| Bound::open(&config.fleet.socket, Access::All));
@@ -239,8 +239,8 @@ async fn serve(
         log.write(&Event::now(EventKind::Note(format!("warning: {warning}"))));
     }
 
-    // A missing capability or a busy port is found before anything is changed. What connects to a decoy from now on waits for
-    // the sensor.
+    // A missing capability or a busy port is found before anything is changed. Connections to a decoy wait for the
+    // sensor from now on.
     let mut firewall_watch = FirewallWatch::new(legacy_tables);
     let (shared, decoy_rules) = decoys::listen(&config, &mut firewall_watch, &mut log);
     let decoy_ports = DecoyPorts::from_config(&config);
@@ -266,7 +266,9 @@ async fn serve(
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = control
         .and_then(Server::serve)
-        .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))))
+        .map_err(|error| {
+            log.write(&Event::now(EventKind::Error(format!("{error}; the daemon runs without a control socket"))))
+        })
         .ok();
     let table_monitor = TableMonitor::open(blocker.nft.as_ref().map(|backend| backend.nft.port_id()))?;
     if let (Some(backend), Some(pause)) = (&mut blocker.nft, table_monitor.pause()) {
@@ -275,23 +277,23 @@ async fn serve(
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
     let Memory { mut bans, strikes, ports, decisions, table, booted } = memory;
-    // After a reboot another link may have the number of this one.
+    // After a reboot another link may have the same index.
     bans.remembered.retain(|one| !(booted && matches!(one.ban.target, BanTarget::Link { .. })));
     let trial = Trial::new(confirm, decisions.trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(ports.services, ban_recorder.recorder());
     if booted {
-        let settles = "this host has just booted: no source is banned until its services have come up";
-        log.write(&Event::now(EventKind::Note(format!("{settles}, for {} s at most", MAX_SETTLING.as_secs()))));
+        let settles = "this host has just booted: no source is banned until its services have started";
+        log.write(&Event::now(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs()))));
         // The origin of the sensor's time is its start, a moment from now.
         engine.settle(Timestamp::at(MAX_SETTLING));
         host_state.settle();
     }
     engine.recall_listeners(Timestamp::default(), &host_state.recall_listeners(ports.listeners));
-    // Before the first packet: a source that comes back in the first moments has to be known.
+    // Before the first packet, so that returning sources are recognised from the start.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     if !decisions.allowances.is_empty() {
-        // Before a ban of the ledger is back in force.
+        // Before a ban of the ledger is restored.
         sensor.send_all(host_state.restore_allowances(decisions.allowances).await?);
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
@@ -307,9 +309,9 @@ async fn serve(
                 Surroundings { host: &host_state.host(), enforces: config.blocks() && !trial.only_logs() };
             let server =
                 fleet_socket.map(|socket| socket.bound.and_then(|bound| FleetServer::serve(bound, &socket.users)));
-            let server = server
-                .transpose()
-                .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))));
+            let server = server.transpose().map_err(|error| {
+                log.write(&Event::now(EventKind::Error(format!("{error}; the daemon runs without the fleet"))))
+            });
             let nft = backend.nft.try_clone()?;
             let mut from_ledger = FromLedger { lifts: decisions.fleet_lifts, ..FromLedger::default() };
             if let Some(recorder) = ban_recorder.recorder() {
@@ -320,7 +322,7 @@ async fn serve(
         }
         _ => None,
     };
-    // A host that only logs leaves the bans of an earlier run as they are.
+    // A host that only logs keeps the bans of an earlier run.
     if config.blocks() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
         // Its commands wait for the sensor.
@@ -338,7 +340,7 @@ async fn serve(
             nft,
             sweeps_lines,
             undoes_commands: config.only_undoes_commands(),
-            // Without a ledger the old backend alone knows the bans.
+            // Without a ledger only the old backend knows the bans.
             leftovers: ban_recorder.recorder().map(|_| Leftovers::new(&config)),
         }
         .start()?;
@@ -346,7 +348,7 @@ async fn serve(
     let table_identity = TableIdentity::new(blocker.nft.is_some().then(Nft::open).transpose()?, settling::boot_id());
     let wanted = Wanted { nft: blocker.nft.is_some(), routes: blocker.routes.is_some().then_some(config.block.route) };
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
-    // One listener for all ports needs rules that lead to it.
+    // A listener for all ports needs rules that redirect to it.
     if decoy_rules.is_some() && blocker.nft.as_ref().is_none_or(|backend| backend.spec.decoys.is_none()) {
         decoys = Decoys::open(&decoy_ports, None, &config.tcp.port_banner)?;
     }
@@ -355,7 +357,7 @@ async fn serve(
     host_state.exclude_decoys(decoys.ports().clone());
     if let Some(error) = kernel_failure {
         let text = format!(
-            "translated connections cannot be read, so a port that destination NAT publishes counts as closed until it has \
+            "translated connections cannot be read; a port published by destination NAT counts as closed until it has \
              answered the same source: {error}"
         );
         log.write(&Event::now(EventKind::Note(text)));
@@ -367,7 +369,7 @@ async fn serve(
         sensor_loop.start_trial();
         let left = humantime::format_duration(Duration::from_secs(trial.left().unwrap_or_default().as_secs()));
         log.write(&Event::now(EventKind::Note(format!(
-            "the trial goes on: scans are only logged for {left} more; `portsentry trial --end` blocks again"
+            "the trial continues: scans are only logged for {left} more; `portsentry trial --end` resumes blocking"
         ))));
     }
     let (ended, mut end) = oneshot::channel();
@@ -423,17 +425,17 @@ async fn serve(
             let _ = thread.join();
         }
     }
-    // While the process that runs commands is there.
+    // While the command helper still runs.
     event_loop.finish().await;
     if let Some(slow_backends) = slow_backends {
-        // It reports what it leaves undone, or the next start finds it.
+        // It reports unfinished work, or the next start finds it.
         let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);
     }
     event_loop.close();
     result
 }
 
-/// A key for hashes that no source of packets knows.
+/// A hash key that is unpredictable to sources of packets.
 fn hash_key() -> Result<HashKey, DaemonError> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).map_err(DaemonError::system("get random bytes"))?;

@@ -1,5 +1,5 @@
-//! Sends digests of bans to `notify.command`: one message an interval at most, none where nothing has happened. The command
-//! runs in the process that runs commands. A digest that could not be sent goes with the next one, which is said once.
+//! Sends digests of bans to `notify.command`: at most one message per interval, none if nothing has happened. The
+//! command helper runs the command. A failed digest is sent with the next one, and the failure is reported once.
 
 use std::future::pending;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,41 +14,41 @@ use crate::events::event::{Event, EventKind};
 use crate::types::counted;
 use crate::types::printable::masked_to;
 
-/// How long the last digest may take at the end of the program.
+/// Timeout for the last digest at the end of the program.
 const LAST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is asked of the process that runs commands.
-enum Asked {
-    /// The command is read anew.
+/// A request to the command helper.
+enum Job {
+    /// Reads the command again.
     Reread,
     Digest(Box<Digest>),
 }
 
-/// The way to the command.
-enum Way {
-    /// The process that runs commands was not started, or has ended.
+/// The channel to the command.
+enum Channel {
+    /// The command helper was not started, or has ended.
     None,
     Free(Notifications),
-    Busy(JoinHandle<(Notifications, Delivery)>, Asked),
+    Busy(JoinHandle<(Notifications, Delivery)>, Job),
 }
 
 pub(super) struct Notifier {
-    way: Way,
+    channel: Channel,
     interval: Duration,
-    /// A command is configured.
+    /// True if a command is configured.
     wanted: bool,
     rereads: bool,
     collected: Digest,
-    /// When the first was collected of what is to be sent next.
+    /// Time of the first event in the next digest.
     since: Option<Instant>,
-    /// The last digest failed, which was said.
+    /// True if the last digest failed and this was reported.
     fails: bool,
 }
 
 impl Notifier {
-    pub(super) fn new(notify: &Notify, way: Option<Notifications>, now: SystemTime) -> Self {
+    pub(super) fn new(notify: &Notify, channel: Option<Notifications>, now: SystemTime) -> Self {
         Self {
-            way: way.map_or(Way::None, Way::Free),
+            channel: channel.map_or(Channel::None, Channel::Free),
             interval: notify.interval,
             wanted: !notify.command.is_empty(),
             rereads: false,
@@ -58,12 +58,12 @@ impl Notifier {
         }
     }
 
-    /// True where the process is there that runs commands.
+    /// True if the command helper is available.
     pub(super) fn can_notify(&self) -> bool {
-        !matches!(self.way, Way::None)
+        !matches!(self.channel, Channel::None)
     }
 
-    /// Applies changed settings.
+    /// Applies a changed configuration.
     pub(super) fn reconfigure(&mut self, notify: &Notify) {
         let wanted = !notify.command.is_empty();
         if wanted != self.wanted {
@@ -73,7 +73,7 @@ impl Notifier {
         self.rereads = self.can_notify();
     }
 
-    /// Takes `event` in; `begins` where it is the first that reports a ban.
+    /// Adds `event`; `begins` is true for the first event that reports a ban.
     pub(super) fn add(&mut self, event: &Event, begins: bool) {
         if self.wanted {
             self.collected.add(event, begins);
@@ -81,7 +81,7 @@ impl Notifier {
         }
     }
 
-    /// So many events were lost.
+    /// Adds the number of lost events.
     pub(super) fn lose(&mut self, events: u64) {
         if self.wanted && events > 0 {
             self.collected.lose(events);
@@ -95,20 +95,21 @@ impl Notifier {
         }
     }
 
-    /// Waits until a digest is due and sends it, or until one has been sent; what is to be reported. Safe to cancel.
+    /// Waits until a digest is due and sends it, or until a sent one has ended; returns the event to report. Cancel
+    /// safe.
     pub(super) async fn turn(&mut self) -> Option<EventKind> {
-        match &mut self.way {
-            Way::None => pending().await,
-            Way::Busy(job, _) => {
+        match &mut self.channel {
+            Channel::None => pending().await,
+            Channel::Busy(job, _) => {
                 let done = job.await.ok();
                 self.settle(done)
             }
-            Way::Free(_) if self.rereads => {
+            Channel::Free(_) if self.rereads => {
                 self.rereads = false;
-                self.ask(Asked::Reread);
+                self.ask(Job::Reread);
                 None
             }
-            Way::Free(_) => {
+            Channel::Free(_) => {
                 deadline::reached(self.since.filter(|_| self.wanted).map(|since| since + self.interval)).await;
                 self.send();
                 None
@@ -116,44 +117,44 @@ impl Notifier {
         }
     }
 
-    /// Sends what is left, and waits for a moment; what is to be reported.
+    /// Sends the remaining events, and waits for a short time; returns the event to report.
     pub(super) async fn finish(&mut self) -> Option<EventKind> {
-        let mut said = None;
+        let mut event = None;
         let rest = async {
-            if let Way::Busy(job, _) = &mut self.way {
+            if let Channel::Busy(job, _) = &mut self.channel {
                 let done = job.await.ok();
-                said = self.settle(done);
+                event = self.settle(done);
             }
-            if self.since.is_some() && matches!(self.way, Way::Free(_)) {
+            if self.since.is_some() && matches!(self.channel, Channel::Free(_)) {
                 self.send();
-                if let Way::Busy(job, _) = &mut self.way {
+                if let Channel::Busy(job, _) = &mut self.channel {
                     let done = job.await.ok();
-                    said = self.settle(done);
+                    event = self.settle(done);
                 }
             }
         };
         let in_time = tokio::time::timeout(LAST_TIMEOUT, rest).await.is_ok();
-        let untold = self.wanted && (!in_time || self.since.is_some());
-        let bans = match &self.way {
-            Way::Busy(_, Asked::Digest(digest)) => digest.bans() + self.collected.bans(),
+        let unsent = self.wanted && (!in_time || self.since.is_some());
+        let bans = match &self.channel {
+            Channel::Busy(_, Job::Digest(digest)) => digest.bans() + self.collected.bans(),
             _ => self.collected.bans(),
         };
-        let text = format!("notify.command has not told of the last digest, of {}", counted(bans, "ban"));
-        if untold { Some(EventKind::Error(text)) } else { said }
+        let text = format!("notify.command did not deliver the last digest, of {}", counted(bans, "ban"));
+        if unsent { Some(EventKind::Error(text)) } else { event }
     }
 
     fn send(&mut self) {
         let digest = std::mem::replace(&mut self.collected, Digest::new(SystemTime::now()));
         self.since = None;
-        self.ask(Asked::Digest(Box::new(digest)));
+        self.ask(Job::Digest(Box::new(digest)));
     }
 
-    fn ask(&mut self, asked: Asked) {
-        let Way::Free(mut way) = std::mem::replace(&mut self.way, Way::None) else { return };
-        let digest = match &asked {
-            Asked::Reread => None,
-            // A name or a note may hold what drives a terminal.
-            Asked::Digest(digest) => {
+    fn ask(&mut self, job: Job) {
+        let Channel::Free(mut channel) = std::mem::replace(&mut self.channel, Channel::None) else { return };
+        let digest = match &job {
+            Job::Reread => None,
+            // A name or a note may contain terminal control sequences.
+            Job::Digest(digest) => {
                 let host = rustix::system::uname();
                 let host = host.nodename().to_string_lossy();
                 Some(masked_to(&digest.to_json(&host, SystemTime::now()), '?', MAX_DIGEST_LEN))
@@ -161,48 +162,48 @@ impl Notifier {
         };
         let work = move || {
             let delivery = match digest {
-                Some(digest) => way.send(digest),
-                None => way.reread(),
+                Some(digest) => channel.send(digest),
+                None => channel.reread(),
             };
-            (way, delivery)
+            (channel, delivery)
         };
-        self.way = Way::Busy(spawn_blocking(work), asked);
+        self.channel = Channel::Busy(spawn_blocking(work), job);
     }
 
-    /// Takes in how what was asked has ended; `None`: by a panic.
+    /// Handles the result of a request; `None` if it panicked.
     fn settle(&mut self, done: Option<(Notifications, Delivery)>) -> Option<EventKind> {
-        let Way::Busy(_, asked) = std::mem::replace(&mut self.way, Way::None) else { return None };
+        let Channel::Busy(_, job) = std::mem::replace(&mut self.channel, Channel::None) else { return None };
         let delivery = match done {
-            Some((way, delivery)) if delivery != Delivery::HelperGone => {
-                self.way = Way::Free(way);
+            Some((channel, delivery)) if delivery != Delivery::HelperGone => {
+                self.channel = Channel::Free(channel);
                 delivery
             }
             _ => Delivery::HelperGone,
         };
-        match (asked, delivery) {
-            (Asked::Reread, Delivery::Succeeded) => None,
-            (Asked::Reread, Delivery::Failed(why)) => {
+        match (job, delivery) {
+            (Job::Reread, Delivery::Succeeded) => None,
+            (Job::Reread, Delivery::Failed(why)) => {
                 Some(EventKind::Error(format!("notify.command stays as it was: {why}")))
             }
-            (Asked::Digest(_), Delivery::Succeeded) => {
-                let text = "notify.command succeeds again; what could not be told before was told now";
+            (Job::Digest(_), Delivery::Succeeded) => {
+                let text = "notify.command succeeds again; the pending digests have been delivered";
                 std::mem::take(&mut self.fails).then(|| EventKind::Note(text.to_owned()))
             }
-            (Asked::Digest(digest), Delivery::Failed(why)) => {
+            (Job::Digest(digest), Delivery::Failed(why)) => {
                 self.keep(*digest);
-                let said = std::mem::replace(&mut self.fails, true);
+                let was_reported = std::mem::replace(&mut self.fails, true);
                 let next = humantime::format_duration(self.interval);
                 let text = format!(
-                    "notify.command: {why}. Its digest goes with the next one, in {next}; this is said once until it succeeds"
+                    "notify.command: {why}. Its digest is sent with the next one, in {next}; further failures are not reported until it succeeds"
                 );
-                (!said).then_some(EventKind::Error(text))
+                (!was_reported).then_some(EventKind::Error(text))
             }
-            (asked, Delivery::HelperGone) => {
-                if let Asked::Digest(digest) = asked {
+            (job, Delivery::HelperGone) => {
+                if let Job::Digest(digest) = job {
                     self.keep(*digest);
                 }
                 Some(EventKind::Error(
-                    "the process that runs commands has ended: no digest goes to notify.command until portsentry is \
+                    "the command helper has ended: no digest is sent to notify.command until portsentry is \
                      restarted"
                         .to_owned(),
                 ))

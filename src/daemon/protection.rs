@@ -1,14 +1,15 @@
-//! Which targets are never blocked by the word of an operator or of another host.
+//! Determines the targets that neither an operator nor another host can block.
 
 use ipnet::IpNet;
 
 use crate::engine::{Host, Protection};
 
-/// A protected prefix that `target` touches: the one that `--force` could least do anything about.
+/// Returns a protected prefix that overlaps `target`; of several, the one with the strictest protection, which
+/// `--force` can override least.
 pub(super) fn protected(host: &Host, target: IpNet) -> Option<(IpNet, Protection)> {
     let touches = |network: &IpNet| target.contains(network) || network.contains(&target);
     let why = |network: IpNet| {
-        // An allowed network around it, or one that begins with an own address, says nothing of that address.
+        // An allowed network around an own address, or starting with one, does not protect that address.
         let alone = network.prefix_len() == network.max_prefix_len();
         let own = alone && host.local.is_exact() && host.local.contains(network.addr());
         if own { Some(Protection::OwnAddress) } else { host.allow.covers(network) }

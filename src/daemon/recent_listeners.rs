@@ -1,5 +1,5 @@
-//! Remembers across restarts which ports were open a moment ago: the sensor's own memory of two minutes ends with the process,
-//! and an upgrade restarts the services together with the daemon.
+//! Remembers across restarts which ports were open recently. The sensor's own memory of two minutes ends with the
+//! process, and an upgrade restarts the services together with the daemon.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -10,25 +10,25 @@ use crate::ledger::{Change, Recorder};
 use crate::netlink::sock_diag::Listener;
 use crate::types::Timestamp;
 
-/// The maximum number of listeners of unprivileged users that are recorded, and of all listeners.
+/// Maximum number of recorded listeners, separately for unprivileged users and for all listeners.
 pub(super) const MAX_LISTENERS: usize = 1_024;
 const MAX_UNPRIVILEGED: usize = MAX_LISTENERS / 2;
 
-/// The shortest time between two writes, so that a program that opens and closes ports keeps no disk busy.
+/// Minimum interval between two writes, so that a program that opens and closes ports does not keep the disk busy.
 const WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The listeners outside `ip_local_port_range`, each with the time at which it was gone; `None`: it is there.
+/// The listeners outside `ip_local_port_range`, each with the time at which it closed; `None` if it is open.
 #[derive(Default)]
 pub(super) struct RecentListeners {
     known: BTreeMap<Service, Option<SystemTime>>,
-    /// `known` is not what the ledger has.
+    /// True if the ledger does not contain the state of `known`.
     unwritten: bool,
     next_write: Timestamp,
 }
 
 impl RecentListeners {
-    /// Goes on with what the ledger has: for how long each port still counts as open. What was there at the last end of the
-    /// daemon, however it ended, is gone from now on.
+    /// Restores the state from the ledger; returns for how long each port still counts as open. Ports that were open
+    /// when the daemon ended, for any reason, count as closed from now on.
     pub(super) fn recall(
         &mut self,
         listeners: impl IntoIterator<Item = (Service, Option<SystemTime>)>,
@@ -44,7 +44,7 @@ impl RecentListeners {
         self.known.iter().filter_map(left).collect()
     }
 
-    /// Takes in what listens now; true where a program of the system has begun to listen. Ephemeral ports do not count.
+    /// Observes the current listeners; true if a system program has started to listen. Ephemeral ports are ignored.
     pub(super) fn observe(
         &mut self,
         now: Timestamp,
@@ -81,7 +81,7 @@ impl RecentListeners {
         appeared
     }
 
-    /// Writes what has not been written.
+    /// Writes pending changes.
     pub(super) fn write(&mut self, recorder: Option<&Recorder>) {
         if let Some(recorder) = recorder.filter(|_| self.unwritten) {
             let listeners = self.known.iter().map(|(service, gone)| (*service, *gone)).collect();

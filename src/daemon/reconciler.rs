@@ -1,8 +1,8 @@
-//! Reconciles the bans in force with what the kernel holds, a sample each second: finds what was lost without a
-//! notification. Asks for single bans, never for a whole set.
+//! Reconciles the bans in force with the kernel, one sample per second, to find bans that were lost without a
+//! notification. Queries single bans, never a whole set.
 //!
-//! Notifications of routes are followed here as well. A single deleted route lifts its ban, as with an element of nftables.
-//! Where several go at once (`ip route flush`), all that are missing are restored.
+//! Also follows route notifications. A single deleted route lifts its ban, like a deleted element of nftables. If
+//! several are deleted at once (`ip route flush`), all missing ones are restored.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -20,35 +20,35 @@ use crate::panic_guard;
 use crate::sensor::{Sample, SensorCommand, SensorRequest};
 use crate::types::{Backend, BanTarget, RouteKind};
 
-/// Bans that are looked at in one go: some 2 ms of this thread, and a set of 131,072 in 9 minutes.
+/// Bans per sample: about 2 ms of this thread, and 9 minutes for a set of 131,072.
 const SAMPLE: usize = 256;
 
-/// How long between two of them.
+/// Interval between two samples.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Routes that go so shortly one after another go together.
+/// Routes deleted within this time after one another count as deleted together.
 const COALESCE_DELAY: Duration = Duration::from_millis(100);
 
-/// How long what goes together is waited for.
+/// Maximum time for collecting routes that were deleted together.
 const MAX_COALESCE: Duration = Duration::from_millis(500);
 
-/// Bans that the sensor repairs between two looks at the packets: some 20 ms.
+/// Bans that the sensor repairs between two batches of packets: about 20 ms.
 const REPAIRED_AT_ONCE: usize = 1_000;
 
 #[derive(Clone, Copy)]
 pub(super) struct Wanted {
     pub(super) nft: bool,
-    /// Own routes of this kind.
+    /// Kind of the own routes, if routes are used.
     pub(super) routes: Option<RouteKind>,
 }
 
-/// What is compared, each with a socket of its own.
+/// The objects to compare, each with a separate socket.
 pub(super) struct Compared {
     nft: Option<Nft>,
     routes: Option<(RouteSocket, RouteKind)>,
 }
 
-/// Compares, on a task of its own, until the sensor has gone.
+/// Runs the comparison on a separate task until the sensor has ended.
 pub(super) async fn reconcile(sensor: SensorHandle, wanted: Wanted, compared: Compared) {
     let mut compared = Some(compared);
     while panic_guard::catch_panic(rounds(&sensor, wanted, &mut compared)).await.is_none() {
@@ -63,13 +63,13 @@ async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Com
         let again = elements.drain().collect();
         let routes_again = routes.drain().collect();
         let request = |answer| SensorRequest::Sample { most: SAMPLE, again, routes_again, answer };
-        // A sensor that is too busy to listen has no time for this either.
+        // A sensor without time to accept requests has no time for this either.
         let Some(sample) = sensor.try_ask(request) else { continue };
         let Ok(sample) = sample.await else { return };
         if sample.is_empty() {
             continue;
         }
-        // A panic has taken the sockets along. Where there are no others now, there may be in a second.
+        // A panic has dropped the sockets. If they cannot be opened now, the next round tries again.
         let Some(mut looks) = compared.take().or_else(|| Compared::open(wanted).ok()) else { continue };
         let looked = tokio::task::spawn_blocking(move || {
             panic_guard::failpoint("comparison");
@@ -78,18 +78,19 @@ async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Com
         });
         let Ok((looks, found)) = looked.await else { continue };
         *compared = Some(looks);
-        // Missing once, a notification may still come: lifted, expired, flushed. Missing twice, none will come.
+        // If a ban is missing once, a notification may still arrive: lifted, expired, flushed. If it is missing twice,
+        // none will.
         elements.extend(found.elements);
         routes.extend(found.routes);
-        for (way, again) in [(Backend::Nft, found.elements_again), (Backend::Route, found.routes_again)] {
+        for (backend, again) in [(Backend::Nft, found.elements_again), (Backend::Route, found.routes_again)] {
             if !again.is_empty() {
-                sensor.send(SensorCommand::Repair(way, again));
+                sensor.send(SensorCommand::Repair(backend, again));
             }
         }
     }
 }
 
-/// Targets that should be blocked and are not.
+/// Targets that should be blocked but are not.
 #[derive(Default)]
 struct Found {
     elements: Vec<BanTarget>,
@@ -108,7 +109,7 @@ impl Compared {
     fn look(&mut self, sample: &Sample) -> Found {
         let mut found = Found::default();
         if let Some(nft) = &mut self.nft {
-            // A table that is gone is the table monitor's business.
+            // The table monitor handles a missing table.
             found.elements = nft.missing(&sample.fresh).unwrap_or_default();
             found.elements_again = nft.missing(&sample.again).unwrap_or_default();
         }
@@ -121,10 +122,10 @@ impl Compared {
     }
 }
 
-/// Follows what others do to the own routes, on a task of its own, until the sensor has gone.
+/// Follows changes by others to the own routes, on a separate task, until the sensor has ended.
 pub(super) async fn follow_routes(sensor: SensorHandle, mut monitor: RouteMonitor) {
     while panic_guard::catch_panic(follow(&sensor, &mut monitor)).await.is_none() {
-        // What it had in hand is found by the comparison.
+        // The comparison finds what it had not handled.
         tokio::time::sleep(panic_guard::RESTART_DELAY).await;
     }
 }
@@ -133,21 +134,21 @@ async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
     while let Ok(first) = monitor.next().await {
         panic_guard::failpoint("routes");
         let mut gone: HashSet<IpNet> = HashSet::new();
-        let mut unsaid = note(&mut gone, first);
+        let mut unknown = note(&mut gone, first);
         let end = Instant::now() + MAX_COALESCE;
         loop {
             let quiet = Instant::now() + COALESCE_DELAY;
             let Ok(next) = timeout_at(quiet.min(end), monitor.next()).await else { break };
             let Ok(next) = next else { return };
-            unsaid |= note(&mut gone, next);
-            // Notifications without a pause must not keep this from its end.
+            unknown |= note(&mut gone, next);
+            // Continuous notifications must not prevent the end.
             if Instant::now() >= end {
                 break;
             }
         }
         let one = gone.iter().next().copied().and_then(BanTarget::exactly);
         match one {
-            Some(target) if gone.len() == 1 && !unsaid => sensor.send(SensorCommand::RouteRemoved(target)),
+            Some(target) if gone.len() == 1 && !unknown => sensor.send(SensorCommand::RouteRemoved(target)),
             _ => match repair_all(sensor).await {
                 Some(()) => {}
                 None => return,
@@ -156,11 +157,11 @@ async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
     }
 }
 
-/// Records one; true if it is unknown which one.
+/// Records one deletion; true if the route is unknown.
 fn note(gone: &mut HashSet<IpNet>, one: Gone) -> bool {
     match one {
         Gone::Route(net) => {
-            // Two are as good as thousands.
+            // Two routes are handled like thousands.
             if gone.len() < 2 {
                 gone.insert(net);
             }
@@ -170,7 +171,7 @@ fn note(gone: &mut HashSet<IpNet>, one: Gone) -> bool {
     }
 }
 
-/// Has every route laid again that is missing. `None` where the sensor has gone.
+/// Restores all missing routes. `None` if the sensor has ended.
 async fn repair_all(sensor: &SensorHandle) -> Option<()> {
     let all = |answer| SensorRequest::Sample { most: usize::MAX, again: Vec::new(), routes_again: Vec::new(), answer };
     let Some(sample) = sensor.try_ask(all) else { return Some(()) };
@@ -178,7 +179,7 @@ async fn repair_all(sensor: &SensorHandle) -> Option<()> {
     let missing = tokio::task::spawn_blocking(move || -> Result<Vec<BanTarget>, RouteError> {
         swept_routes(&mut RouteSocket::open()?, &sample.routes)
     });
-    // What cannot be read now is found by the comparison.
+    // The comparison finds what cannot be read now.
     let missing = missing.await.ok().and_then(Result::ok).unwrap_or_default();
     for part in missing.chunks(REPAIRED_AT_ONCE) {
         sensor.send_waiting(SensorCommand::Repair(Backend::Route, part.to_vec())).await;

@@ -1,4 +1,4 @@
-//! Looks up the host names of addresses for log lines: a few at a time, cached for some minutes, never blocking.
+//! Looks up the host names of addresses for log lines: a few at a time, cached for some minutes, without blocking.
 //!
 //! The owner of an address chooses what its reverse look-up returns. A name is used only if it consists of letters,
 //! digits, ".", "-" and "_", cannot be mistaken for an address, and resolves back to the same address.
@@ -13,31 +13,31 @@ use std::time::{Duration, Instant};
 use crate::config::parse_name;
 use crate::host::lookup::LookupPool;
 
-/// How long an answer counts, also that there is no name.
+/// Lifetime of a cached answer, including negative ones.
 const KEEP: Duration = Duration::from_secs(300);
-/// Answers that are kept; the oldest goes first.
+/// Maximum number of cached answers; the oldest is dropped first.
 const MAX_KNOWN: usize = 4_096;
-/// Addresses that wait for a look-up.
+/// Maximum number of addresses that wait for a look-up.
 const MAX_WAITING: usize = 1_024;
 const MAX_CONCURRENT: usize = 4;
 
-/// What the system says of an address.
+/// The system's name for an address.
 type Lookup = fn(IpAddr) -> Option<String>;
 
 enum State {
-    /// It waits for a look-up, or is being looked up.
+    /// Waits for a look-up, or is being looked up.
     Asked,
     /// Its name, if it has one.
     Known(Option<String>),
 }
 
-/// The names, as far as they are known. What is asked for is bounded, and its keys are hashed with a secret.
+/// Known names. The number of requests is limited, and keys are hashed with a secret.
 pub(super) struct ReverseDns {
     lookup: Lookup,
     states: HashMap<IpAddr, State>,
-    /// Those that are known and until when, the oldest first.
+    /// Known addresses with the end of their lifetime, oldest first.
     known: VecDeque<(IpAddr, Instant)>,
-    /// Addresses that wait for a look-up, and until when the answer is of use.
+    /// Addresses that wait for a look-up, each with the time after which the answer is useless.
     waiting: VecDeque<(IpAddr, Instant)>,
     lookups: LookupPool<IpAddr, Option<String>>,
 }
@@ -57,7 +57,7 @@ impl ReverseDns {
         }
     }
 
-    /// Has `address` looked up, unless it is known. After `until` the answer is not needed. Does not wait.
+    /// Starts a look-up of `address`, unless it is known. After `until` the answer is not needed. Does not wait.
     pub(super) fn ask(&mut self, address: IpAddr, now: Instant, until: Instant) {
         while let Some((old, until)) = self.known.front()
             && *until <= now
@@ -78,7 +78,7 @@ impl ReverseDns {
         self.begin(now);
     }
 
-    /// The name of `address`, or that it has none; `None` while that is not known.
+    /// The name of `address`, or `Some(None)` if it has no name; `None` if that is not known yet.
     pub(super) fn answer(&self, address: IpAddr) -> Option<Option<&str>> {
         match self.states.get(&address) {
             Some(State::Known(name)) => Some(name.as_deref()),
@@ -86,7 +86,7 @@ impl ReverseDns {
         }
     }
 
-    /// Waits until a look-up ends. Safe to cancel.
+    /// Waits until a look-up ends. Cancel safe.
     pub(super) async fn answered(&mut self) {
         let (address, name) = self.lookups.next().await;
         let now = Instant::now();
@@ -118,21 +118,21 @@ impl ReverseDns {
     }
 }
 
-/// Asks the system for the name, and for the addresses of that name.
+/// Looks up the name of the address, and the addresses of that name.
 fn look_up(address: IpAddr) -> Option<String> {
     let forward =
         |name: &str| -> io::Result<Vec<IpAddr>> { Ok((name, 0).to_socket_addrs()?.map(|found| found.ip()).collect()) };
     confirmed(address, &dns_lookup::lookup_addr(&address).ok()?, forward)
 }
 
-/// The name, if it is one, and if one of the addresses that `forward` finds for it is `address`.
+/// The name, if it is valid and one of its addresses, from `forward`, is `address`.
 fn confirmed(address: IpAddr, name: &str, forward: impl Fn(&str) -> io::Result<Vec<IpAddr>>) -> Option<String> {
     let name = clean(name)?;
     let leads_back = forward(&name).ok()?.iter().any(|found| found.to_canonical() == address.to_canonical());
     leads_back.then_some(name)
 }
 
-/// The name without its final dot, if a line of the log may hold it.
+/// The name without its final dot, if it is safe for a log line.
 pub(super) fn clean(name: &str) -> Option<String> {
     let name = parse_name(name.strip_suffix('.').unwrap_or(name)).ok()?;
     (!name.ends_with('.')).then_some(name)

@@ -1,24 +1,25 @@
-//! Chooses the size of the capture ring: small, so that an idle program is small, and large while packets come so fast that
-//! a moment without the processor would lose some.
+//! Chooses the size of the capture's ring buffer: small, so that an idle daemon uses little memory, and large while the
+//! packet rate is so high that a short wait for the processor would lose packets.
 
 use std::time::{Duration, Instant};
 
 use crate::capture::live::Ring;
 
-/// Packets a second that need the large ring. A scan has as many for a moment at most.
+/// Packets per second that need the large ring buffer. A scan reaches this rate only for moments.
 const FAST: f64 = 20_000.0;
 
-/// How long packets come slowly before the usual ring comes back: floods come in waves, and each change costs a filter.
+/// Time with a low packet rate before the usual ring buffer returns: floods come in waves, and each change compiles a
+/// filter.
 const CALM: Duration = Duration::from_secs(60);
 
-/// The capture's ring, and when packets last came too fast for the usual one.
+/// Current ring buffer, and the time of the last high packet rate.
 pub(super) struct RingSizer {
     ring: Ring,
     flood: Option<Instant>,
     last: Instant,
     frames: u64,
     dropped: u64,
-    /// A larger one could not be had: until then none is asked for.
+    /// Time until which no larger ring buffer is requested after a failure.
     refused: Option<Instant>,
 }
 
@@ -31,12 +32,13 @@ impl RingSizer {
         self.ring
     }
 
-    /// The sensor, which sees packets one by one, reports that they come fast.
+    /// Called when the sensor reports a high packet rate.
     pub(super) fn flood_begins(&mut self, now: Instant) {
         self.flood = Some(now);
     }
 
-    /// The ring that there should be in the place of the present one; so many frames have come and been lost until now.
+    /// Returns the ring buffer that should replace the current one, given the total numbers of captured and dropped
+    /// frames.
     pub(super) fn wanted(&mut self, now: Instant, frames: u64, dropped: u64) -> Option<Ring> {
         let span = now.saturating_duration_since(self.last).as_secs_f64();
         let new = frames.wrapping_sub(self.frames);

@@ -1,5 +1,5 @@
-//! The sandbox that a configuration allows: files, capabilities and system calls. Whatever a part of the program reads or
-//! writes has to be listed here, or that part finds it closed.
+//! Derives the sandbox policy from the configuration: files, capabilities and system calls. Files that any part of the
+//! program reads or writes must be listed here; otherwise that part cannot access them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,8 +14,8 @@ use crate::ledger;
 use crate::sandbox::{Policy, Process, Sandbox};
 use crate::types::Backend;
 
-/// What is read of the host: name servers, leases and sessions, as far as each exists ([`crate::host`]); the kernel's
-/// settings; and randomness for SQLite. Folders, where files in them are replaced.
+/// Read-only files about the host: name servers, leases and sessions, if they exist ([`crate::host`]); kernel settings;
+/// and randomness for SQLite. Directories are listed if files in them are replaced.
 const HOST_FILES: [&str; 13] = [
     "/etc/resolv.conf",
     "/run/systemd",
@@ -32,13 +32,13 @@ const HOST_FILES: [&str; 13] = [
     "/dev/urandom",
 ];
 
-/// What look-ups of names read. A reload may ask for names, so these are open in any case.
+/// Files for name look-ups. A reload may add names, so these are always accessible.
 const NAME_FILES: [&str; 5] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"];
 
-/// Where the libraries are that such look-ups load.
+/// Libraries loaded by name look-ups.
 const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/lib", "/usr/lib64", "/lib", "/lib64"];
 
-/// What the daemon needs with `config`; with `sweeps_lines` also to remove earlier lines from hosts.deny.
+/// The daemon's policy with `config`; with `sweeps_lines` it also permits removing earlier lines from hosts.deny.
 pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) -> Policy {
     let folder = |path: &Path| path.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
     let method = |method| config.blocks() && config.block.method.contains(&method);
@@ -52,7 +52,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
             .filter(connects)
             .flat_map(|protocol| protocol.watched().iter().collect::<Vec<_>>())
             .chain(config.metrics.listen.map(|address| address.port()))
-            // The listener of all decoys takes a free port, which a rule for port 0 permits.
+            // The shared decoy listener uses any free port, which a rule for port 0 permits.
             .chain(config.shares_decoys().then_some(0))
             .collect(),
         low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024))
@@ -60,7 +60,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
         names,
         ..config.folders(Some(&places.config), &places.state_dir, &places.socket, &ledger::OWN_FILES)
     };
-    // Without logind, the processes of logins are looked at.
+    // Without logind, session processes are examined.
     if !Path::new("/run/systemd/sessions").is_dir() {
         policy.read.push("/proc".into());
     }
@@ -74,14 +74,14 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
     policy
 }
 
-/// What the process needs that runs the commands, and which they inherit: any file that its user may open, and the rights
-/// to act on the network.
+/// The policy of the command helper, which commands inherit: any file that its user may open, and permissions for the
+/// network.
 pub(super) fn of_commands() -> Policy {
-    let root = Some("commands have the user that portsentry is started as");
+    let root = Some("commands run as the user that started portsentry");
     Policy { process: Process::Commands, root, ..Policy::default() }
 }
 
-/// What the process needs that writes files in folders of root.
+/// The policy of the file helper, which writes files in directories of root.
 pub(super) fn of_files(files: &Files) -> Policy {
     let hosts_deny = files.hosts_deny.as_ref().map(HostsDeny::path);
     let foreign = |file: &Path| fs::metadata(file).is_ok_and(|found| (found.uid(), found.gid()) != (0, 0));
@@ -94,12 +94,12 @@ pub(super) fn of_files(files: &Files) -> Policy {
             .map(Path::to_owned)
             .collect(),
         others_files: hosts_deny.is_some_and(foreign),
-        root: Some("only root may write these files"),
+        root: Some("only root can write these files"),
         ..Policy::default()
     }
 }
 
-/// Sentences about commands that the daemon could change, though it can choose none.
+/// Warnings about command programs that a compromised daemon could change, although it cannot choose them.
 pub(super) fn own_commands(config: &Config, sandbox: &Sandbox) -> Vec<String> {
     let run = &config.block.run;
     let commands = [&run.command, &run.expire_command]
@@ -117,15 +117,15 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
     match () {
         () if !program.is_absolute() => None,
         () if sandbox.reaches(program, true) => Some(
-            "lies where portsentry writes, so an attacker who takes it over could change it: move the command elsewhere",
+            "is in a directory that portsentry can write, so a compromised daemon could change it: move the command elsewhere",
         ),
         () if !sandbox.owns(program) => None,
         () if sandbox.uid == 0 => Some(
-            "belongs to root, as which portsentry itself runs here, so an attacker who takes it over could change it: on a kernel without Landlock \
-             only a user of its own keeps it from that",
+            "belongs to root, and portsentry runs as root here, so a compromised daemon could change it: on a kernel without Landlock, \
+             only a separate user for portsentry prevents that",
         ),
         () => Some(
-            "belongs to the user that portsentry runs as, so an attacker who takes it over could change it: give it and its folder to root",
+            "belongs to the user of portsentry, so a compromised daemon could change it: change the owner of the program and its directory to root",
         ),
     }
 }

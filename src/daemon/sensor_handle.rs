@@ -1,4 +1,5 @@
-//! The event loop's side of the sensor thread: commands into its inbox, requests with an answer, and its metrics.
+//! The event loop's handle of the sensor thread: sends commands to its inbox and requests with answers, and reads its
+//! metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +9,10 @@ use tokio::sync::oneshot;
 use super::error::DaemonError;
 use crate::sensor::{Answer, Inbox, SensorCommand, SensorMetrics, SensorRequest};
 
-/// How long before a full inbox is tried again.
+/// Delay before a full inbox is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(5);
 
-/// Sends commands to the sensor and reads what it counts.
+/// Sends commands to the sensor and reads its metrics.
 #[derive(Clone)]
 pub(super) struct SensorHandle {
     inbox: Inbox,
@@ -32,18 +33,19 @@ impl SensorHandle {
         &self.metrics
     }
 
-    /// Sends `command`, unless the inbox is full: then the sensor has been busy with packets for a thousand commands. The next
-    /// change repeats what is lost here, because every snapshot is a whole one, and a request that is lost has no answer.
+    /// Sends `command`, unless the inbox is full: then the sensor has been busy with packets for a thousand commands. A
+    /// lost snapshot is repeated by the next change, because every snapshot is complete, and a lost request has no
+    /// answer.
     pub(super) fn send(&self, command: SensorCommand) {
         let _ = self.inbox.put(command);
     }
 
-    /// Sends each of these, as [`SensorHandle::send`].
+    /// Sends several commands, as [`SensorHandle::send`].
     pub(super) fn send_all(&self, commands: impl IntoIterator<Item = SensorCommand>) {
         commands.into_iter().for_each(|command| self.send(command));
     }
 
-    /// Sends `command`; this thread waits where the inbox is full.
+    /// Sends `command`; blocks this thread while the inbox is full.
     pub(super) fn send_blocking(&self, mut command: SensorCommand) {
         while let Err(back) = self.inbox.put(command) {
             command = back;
@@ -51,7 +53,7 @@ impl SensorHandle {
         }
     }
 
-    /// Sends `command`; this task waits where the inbox is full.
+    /// Sends `command`; this task waits while the inbox is full.
     pub(super) async fn send_waiting(&self, mut command: SensorCommand) {
         while let Err(back) = self.inbox.put(command) {
             command = back;
@@ -59,15 +61,15 @@ impl SensorHandle {
         }
     }
 
-    /// Sends the request that `request` makes of the place for its answer; `None` where the inbox is full.
+    /// Sends a request that `request` builds from the answer channel; `None` if the inbox is full.
     pub(super) fn try_ask<T>(&self, request: impl FnOnce(Answer<T>) -> SensorRequest) -> Option<oneshot::Receiver<T>> {
         let (sent, answer) = oneshot::channel();
         self.inbox.put(SensorCommand::Request(request(sent))).is_ok().then_some(answer)
     }
 
-    /// Sends the request that `request` makes of the place for its answer. Where the inbox is full the answer is an error.
+    /// Sends a request that `request` builds from the answer channel. If the inbox is full, the answer is an error.
     pub(super) fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> SensorRequest) -> oneshot::Receiver<T> {
-        // A receiver without a sender gives an error at once.
+        // A receiver without a sender returns an error at once.
         self.try_ask(request).unwrap_or_else(|| oneshot::channel().1)
     }
 }

@@ -1,5 +1,5 @@
-//! Starts the sensor thread before there is a sensor: it takes its real-time priority while that is still permitted, gives
-//! up the right to it, and waits.
+//! Starts the sensor thread before the sensor exists: the thread sets its real-time priority while that is still
+//! permitted, gives up the capability for it, and waits.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -10,22 +10,22 @@ use crate::sandbox;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// The thread that waits. It ends where this is dropped.
+/// The waiting thread. It ends when this is dropped.
 pub(super) struct SensorThread {
     work: SyncSender<Work>,
     thread: JoinHandle<()>,
 }
 
 impl SensorThread {
-    /// Starts the thread; when this returns it has its priority, or is not permitted to.
+    /// Starts the thread. When this returns, the thread has its priority, or was not permitted to set it.
     ///
     /// # Errors
-    /// Where the system has no thread to give.
+    /// The thread cannot be created.
     pub(super) fn start(sandboxed: bool) -> Result<Self, DaemonError> {
         let (work, waits) = sync_channel::<Work>(1);
         let (ready, is_ready) = sync_channel(1);
         let thread = thread::Builder::new().name("sensor".to_owned()).spawn(move || {
-            // In vain in most containers; the figures of the reaction time show it.
+            // Fails in most containers; the reaction-time metrics show it.
             let _ = priority::raise();
             if sandboxed {
                 sandbox::forget_priority();
@@ -36,14 +36,14 @@ impl SensorThread {
             }
         });
         let thread = thread.map_err(DaemonError::system("start the sensor's thread"))?;
-        // Where it has ended instead, the silence says so.
+        // If the thread has ended instead, the channel is closed.
         let _ = is_ready.recv();
         Ok(Self { work, thread })
     }
 
     /// Runs `work` on the thread.
     pub(super) fn run(self, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-        // There is room for one, and this is the one.
+        // The channel has capacity for the only message.
         let _ = self.work.send(Box::new(work));
         self.thread
     }

@@ -1,5 +1,5 @@
-//! Remembers the services of this host: which listeners lasted, and when each was last served. The ledger keeps them across
-//! restarts and reboots; the engine gets them with the snapshot of the host.
+//! Remembers the services of this host: listeners that lasted, each with the time at which it was last served. The
+//! ledger keeps them across restarts and reboots; the engine receives them with the snapshot of the host.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,26 +10,26 @@ use crate::ledger::{Change, Recorder};
 use crate::netlink::sock_diag::{Bound, Listener};
 use crate::types::{PortSet, Protocol, Timestamp};
 
-/// How long a listener has to last before it is a service. A port that a program opens for a moment is none.
+/// Minimum age of a listener before it counts as a service. A port that is open only for moments is no service.
 const LASTED: Duration = Duration::from_secs(600);
 
-/// The longest time for which a listener may be missed before it counts as another one. The kernel's list may leave one out
-/// that appears while it is read.
+/// Maximum time for which a listener may be missing before it counts as a new one. The kernel's list may miss a
+/// listener that appears while it is read.
 const MAX_GAP: Duration = Duration::from_secs(5);
 
-/// How long a service that is not served is remembered: a maintenance, a holiday, a replaced disk.
+/// Time for which a service that is down is remembered: a maintenance, a holiday, a replaced disk.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
 
-/// The maximum number of remembered services.
+/// Maximum number of remembered services.
 pub(super) const MAX_SERVICES: usize = 256;
 
-/// The maximum number of listeners whose age is measured.
+/// Maximum number of listeners whose age is measured.
 const MAX_CANDIDATES: usize = 1_024;
 
-/// How often the time at which a service was last served is written while it is served.
+/// Interval at which the last-served time of a running service is written.
 const RECORD_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// The users below this number are the system's (login.defs: SYS_UID_MAX is 999).
+/// Users below this number are system users (login.defs: SYS_UID_MAX is 999).
 const FIRST_PERSON: u32 = 1_000;
 
 /// The ranges of ports that sysctls set.
@@ -53,9 +53,9 @@ struct Candidate {
 
 #[derive(Clone, Copy)]
 struct Remembered {
-    /// When it was last served, by the wall clock, which means something after a reboot.
+    /// Time at which it was last served, by the wall clock, which is meaningful after a reboot.
     served: SystemTime,
-    /// The time that the ledger has.
+    /// The last-served time in the ledger.
     recorded: SystemTime,
     is_served: bool,
 }
@@ -68,13 +68,13 @@ pub(super) struct ServiceState {
     pub(super) is_served: bool,
 }
 
-/// What [`ServiceTracker::observe`] has found.
+/// Result of [`ServiceTracker::observe`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub(super) struct Observed {
-    /// The set of remembered services is another one.
+    /// True if the set of remembered services changed.
     pub(super) changed: bool,
-    /// A service has begun to be remembered, or is served again.
+    /// True if a service was newly remembered, or is served again.
     pub(super) served_again: bool,
 }
 
@@ -84,12 +84,12 @@ pub(super) struct ServiceTracker {
     remembered: HashMap<Service, Remembered>,
     /// Ports that destination NAT publishes: services without a socket.
     published: Vec<Service>,
-    /// `None` where there is no ledger.
+    /// `None` if there is no ledger.
     recorder: Option<Recorder>,
 }
 
 impl ServiceTracker {
-    /// Goes on with what the ledger remembers. A time ahead of `wall` is a clock that has been set since.
+    /// Adds the services from the ledger. A time after `wall` means that the clock was set back.
     pub(super) fn recall(
         &mut self,
         services: impl IntoIterator<Item = (Service, SystemTime)>,
@@ -104,7 +104,7 @@ impl ServiceTracker {
         self.forget_old(wall);
     }
 
-    /// Takes in what listens now. Ephemeral ports are no services.
+    /// Observes the current listeners. Ephemeral ports are no services.
     pub(super) fn observe(
         &mut self,
         now: Timestamp,
@@ -145,14 +145,14 @@ impl ServiceTracker {
         observed
     }
 
-    /// Takes in which ports destination NAT publishes now.
+    /// Observes the ports that destination NAT publishes now.
     pub(super) fn publish(&mut self, mut ports: Vec<Service>) {
         ports.sort_unstable();
         ports.truncate(MAX_PUBLISHED);
         self.published = ports;
     }
 
-    /// True where each of the remembered services is served, and there are some.
+    /// True if there are remembered services and all of them are served.
     pub(super) fn are_all_served(&self) -> bool {
         !self.remembered.is_empty() && self.remembered.values().all(|known| known.is_served)
     }
@@ -161,7 +161,7 @@ impl ServiceTracker {
         self.remembered.iter().filter(|(_, known)| known.is_served).map(|(service, _)| *service)
     }
 
-    /// Notes that a listener is there; true where it has been for long enough.
+    /// Records that a listener exists; true if it has existed for long enough.
     fn has_lasted(&mut self, service: Service, now: Timestamp) -> bool {
         if self.candidates.len() >= MAX_CANDIDATES && !self.candidates.contains_key(&service) {
             return false;
@@ -174,7 +174,8 @@ impl ServiceTracker {
         now.since(candidate.since) >= LASTED
     }
 
-    /// Forgets the service that has not been served for longest where there are too many; false where all are served.
+    /// If there are too many services, forgets the one that has been down for the longest time; false if all are
+    /// served.
     fn make_room(&mut self) -> bool {
         if self.remembered.len() < MAX_SERVICES {
             return true;
@@ -197,7 +198,7 @@ impl ServiceTracker {
         !old.is_empty()
     }
 
-    /// Forgets the services on `port`; how many there were. One that is served now is remembered again when it has lasted.
+    /// Forgets the services on `port`; returns their number. A running service is remembered again when it has lasted.
     pub(super) fn forget(&mut self, port: u16, protocol: Option<Protocol>) -> usize {
         let is_meant = |service: &Service| service.port == port && protocol.is_none_or(|one| one == service.protocol);
         let meant: Vec<Service> = self.remembered.keys().copied().filter(is_meant).collect();
@@ -213,17 +214,17 @@ impl ServiceTracker {
 
     fn record(&self, change: Change) {
         if let Some(recorder) = &self.recorder {
-            // What finds no room is counted by the writer, and written at the next interval.
+            // A change that does not fit into the queue is counted by the writer, and written at the next interval.
             let _ = recorder.put(change);
         }
     }
 
-    /// The remembered services, as the engine wants them.
+    /// The remembered services for the engine.
     pub(super) fn memory(&self) -> ServiceMemory {
         self.remembered.keys().copied().collect()
     }
 
-    /// The remembered services in order.
+    /// The remembered services, sorted.
     pub(super) fn states(&self) -> Vec<ServiceState> {
         let state = |(service, known): (&Service, &Remembered)| ServiceState {
             service: *service,
@@ -239,11 +240,11 @@ impl ServiceTracker {
 /// True for a listener of a system user or on a privileged port, outside of the ephemeral range.
 pub(super) fn is_eligible(listener: &Listener, ranges: PortRanges<'_>) -> bool {
     let system = listener.user < FIRST_PERSON || listener.port < ranges.first_unprivileged.min(FIRST_UNPRIVILEGED);
-    // What is remembered is remembered for every interface.
+    // Remembered services apply to all interfaces.
     system && listener.interface == 0 && !ranges.ephemeral.contains(listener.port)
 }
 
-/// The ports of a listener that packets from outside reach: one for each family.
+/// The ports of a listener that packets from outside can reach, one entry per family.
 pub(super) fn services(listener: &Listener) -> impl Iterator<Item = Service> + use<> {
     const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);

@@ -1,26 +1,26 @@
-//! Decides when the services of this host have come up after a boot. Until then the engine bans no source.
+//! Decides when the services of this host have started after a boot. Until then the engine bans no source.
 
 use std::time::Duration;
 
 use crate::types::Timestamp;
 
-/// The longest time for which a host settles. What is not up by then is not being started, as a rule.
+/// Maximum duration of settling. A service that has not started by then is usually not going to start.
 pub(super) const MAX_SETTLING: Duration = Duration::from_secs(60);
 
-/// How long the listeners have to stay as they are.
+/// Time for which the listeners must not change.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// A host that has been up for less has just booted, where the ledger does not say in which boot it was last opened.
+/// Uptime below which a host counts as just booted, if the ledger does not record the boot in which it was last opened.
 const JUST_BOOTED: Duration = Duration::from_secs(60);
 
-/// The kernel's name for this boot; `None` where it cannot be read.
+/// The kernel's identifier of this boot; `None` if it cannot be read.
 pub(super) fn boot_id() -> Option<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
-/// True where this is the first start since a boot, and no mere restart. `last` is the boot in which the ledger was opened
-/// before, `present` this one.
+/// True if this is the first start since a boot, and not only a restart. `last` is the boot in which the ledger was
+/// opened before, `present` the current one.
 pub(super) fn has_booted(last: Option<&str>, present: Option<&str>, uptime: Duration) -> bool {
     match (last, present) {
         (Some(last), Some(present)) => last != present,
@@ -28,7 +28,7 @@ pub(super) fn has_booted(last: Option<&str>, present: Option<&str>, uptime: Dura
     }
 }
 
-/// A host that settles.
+/// State of settling.
 pub(super) struct Settling {
     until: Timestamp,
     unchanged_since: Timestamp,
@@ -39,7 +39,7 @@ impl Settling {
         Self { until: now.after(MAX_SETTLING), unchanged_since: now }
     }
 
-    /// True once all has come up. `all_served`: each of the remembered services, and there are some.
+    /// True once all services have started. `all_served`: there are remembered services and all of them are served.
     pub(super) fn is_over(&mut self, now: Timestamp, listeners_changed: bool, all_served: bool) -> bool {
         if listeners_changed {
             self.unchanged_since = now;

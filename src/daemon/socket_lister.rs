@@ -14,7 +14,7 @@ use crate::panic_guard;
 /// are blamed.
 const LISTENERS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often connections are listed at most.
+/// Minimum interval between two listings of connections.
 const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Listing takes at most one part in so many of the thread's time, however many sockets there are.
@@ -24,7 +24,7 @@ const SHARE: u32 = 50;
 /// on one port: then it begins anew at that port's first socket with each datagram that it fills.
 const MAX_DUMP: Duration = Duration::from_secs(2);
 
-/// The maximum number of connections that are looked at.
+/// Maximum number of connections examined.
 const MAX_CONNECTIONS: usize = 65_536;
 
 /// What the thread has listed.
@@ -49,7 +49,7 @@ impl SocketLister {
     /// Starts the thread, in the network namespace of the caller.
     ///
     /// # Errors
-    /// Where the system has no thread to give.
+    /// The thread cannot be created.
     pub(super) fn start(sockets: SockDiag) -> io::Result<Self> {
         let (lists, received) = channel(1);
         let mut tables = Tables::new(sockets, MAX_DUMP);

@@ -1,5 +1,5 @@
-//! Reconciles the bans from before the start: compares what the ledger remembers with what the kernel holds, and sends the
-//! difference to the sensor and to the ledger.
+//! Reconciles the bans from before the start: compares the ledger with the kernel, and sends the differences to the
+//! sensor and to the ledger.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -23,57 +23,57 @@ use crate::panic_guard;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::{Backend, BanTarget, Expiry};
 
-/// Bans from before the start that the sensor takes over between two looks at the packets.
+/// Bans from before the start that the sensor adopts between two batches of packets.
 const ADOPTED_AT_ONCE: usize = 256;
 
-/// Bans from the ledger that go to the kernel between two looks at the packets: some 40 ms.
+/// Bans from the ledger that are sent to the kernel between two batches of packets: about 40 ms.
 const RESTORED_AT_ONCE: usize = 10_000;
 
-/// How often the kernel's sets are read where that fails, and how long between two attempts.
+/// Maximum number of attempts to read the kernel's sets, and the delay between two attempts.
 const MAX_ATTEMPTS: u32 = 10;
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// The state to adopt, and the components that are told.
+/// The state to adopt, and the components that receive it.
 pub(super) struct StartupReconcile {
     pub(super) sensor: SensorHandle,
     pub(super) events: channel::Sender,
     pub(super) recorder: Option<Recorder>,
     pub(super) bans: PastBans,
     pub(super) ways: Vec<Backend>,
-    /// The table did not exist: its bans began after the start.
+    /// True if the table did not exist before: all its bans began after the start.
     pub(super) table_created: bool,
-    /// A file has made the table, and filled its sets with bans of the past.
+    /// True if the table was loaded from a file, with outdated bans in its sets.
     pub(super) table_loaded: bool,
-    /// A file that is there while bans are put back: where a start is killed over it, the next one knows.
+    /// A file that exists while bans are restored: if a start is killed meanwhile, the next one detects it.
     pub(super) marker: PathBuf,
-    /// The duration of bans whose end is unknown.
+    /// Duration of bans whose end is unknown.
     pub(super) expire: Expiry,
     pub(super) slow_backends: Option<Orders>,
-    /// Lines of earlier bans are to be removed from hosts.deny, and no new ones come.
+    /// True if lines of earlier bans are removed from hosts.deny, and no new ones are written.
     pub(super) sweeps_lines: bool,
-    /// Commands begin no ban any more, but are undone at the end of those that they began.
+    /// True if commands begin no new bans, but are undone at the end of those that they began.
     pub(super) undoes_commands: bool,
-    /// What is to be removed once the sensor runs, which is the last check of the start.
+    /// Objects to remove once the sensor runs, which is the last check of the start.
     pub(super) leftovers: Option<Leftovers>,
-    /// The kernel's sets, for this thread; `None` if nftables enforces no ban.
+    /// The kernel's sets, for this thread; `None` if nft is not a backend.
     pub(super) nft: Option<Nft>,
 }
 
 impl StartupReconcile {
-    /// Does it on a thread of its own: a full set takes the kernel seconds to show.
+    /// Runs on a separate thread, because the kernel takes seconds to list a full set.
     pub(super) fn start(mut self) -> Result<(), DaemonError> {
         let thread = std::thread::Builder::new().name("adopt".to_owned());
         let work = move || {
             panic_guard::restart_on_panic(|| self.hand_over());
-            // What a panic has cut off half-way is found by the marker.
+            // The marker file reveals work that a panic interrupted.
             panic_guard::restart_on_panic(|| self.adopt());
             panic_guard::restart_on_panic(|| self.remove_leftovers());
         };
         thread.spawn(work).map(drop).map_err(DaemonError::system("start a thread"))
     }
 
-    /// Removes what earlier bans left in other backends, once the sensor holds the bans in the present ones. A start that
-    /// fails leaves everything as it is.
+    /// Removes objects of earlier bans from other backends, once the sensor has the bans in the current ones. A start
+    /// that fails removes nothing.
     fn remove_leftovers(&mut self) {
         let (sent, done) = oneshot::channel();
         self.sensor.send_blocking(SensorCommand::Request(SensorRequest::Count { answer: sent }));
@@ -89,13 +89,13 @@ impl StartupReconcile {
         if self.ways.contains(&Backend::Nft) {
             match self.adopt_elements(&bans) {
                 Some(gone) => bans.retain(|ban| !gone.contains(&ban.target)),
-                // What cannot be read cannot be compared; what is there goes on being enforced.
+                // Unreadable sets cannot be compared; their elements stay enforced.
                 None => return,
             }
         }
         if self.ways.contains(&Backend::Route) {
-            // A crash before the ledger was written, or its loss, must lift no ban. Recorded, or each start would give them the whole time
-            // again.
+            // Neither a crash before the ledger was written nor its loss may lift a ban. The bans are recorded, because
+            // otherwise each start would give them the whole duration again.
             for target in &self.bans.unheard {
                 bans.push(ActiveBan::whole(*target, self.expire));
                 let ban = Banned::wanted_by(Author::Import, *target, SystemTime::now(), self.expire, Backend::Route);
@@ -115,12 +115,12 @@ impl StartupReconcile {
         }
     }
 
-    /// Adopts the kernel's elements and restores missing ones; returns the targets that were lifted meanwhile. `None` where the
-    /// kernel's sets cannot be read.
+    /// Adopts the kernel's elements and restores missing ones; returns the targets that were lifted meanwhile. `None`
+    /// if the kernel's sets cannot be read.
     fn adopt_elements(&mut self, remembered: &[ActiveBan]) -> Option<HashSet<BanTarget>> {
         let (elements, swept) = match self.elements(remembered) {
             Ok(elements) => (elements, self.table_created),
-            // Another program has deleted it since; the table monitor creates it again.
+            // Another program has deleted the table since; the table monitor creates it again.
             Err(BlockError::Gone) => (Vec::new(), true),
             Err(error) => {
                 let text = format!("the bans in the kernel cannot be read: {error}");
@@ -146,13 +146,14 @@ impl StartupReconcile {
         held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
         let mark = self.nft.as_mut().and_then(Nft::mark);
         if !reconciled.restore.is_empty() {
-            // Where even this cannot be written, the next start takes what is missing for lifted, as it would without.
+            // If the marker cannot be written, the next start treats missing bans as lifted, as it would without a
+            // marker.
             let _ = std::fs::write(&self.marker, b"");
             for part in reconciled.restore.chunks(RESTORED_AT_ONCE) {
                 self.restore(part);
                 panic_guard::failpoint("adopt");
             }
-            // An answer comes behind all of them.
+            // The answer arrives after all of them are processed.
             let (sent, done) = oneshot::channel();
             self.sensor.send_blocking(SensorCommand::Request(SensorRequest::Count { answer: sent }));
             if done.blocking_recv().is_err() {
@@ -181,8 +182,8 @@ impl StartupReconcile {
         Some(gone)
     }
 
-    /// Has the sensor remove what a file has put into the sets, but for the bans of the ledger, which says how long each lasts
-    /// still. Those are returned.
+    /// Makes the sensor remove the elements that a file has loaded into the sets, except for bans of the ledger, which
+    /// get their remaining times. Returns those bans.
     fn review_loaded(
         &self,
         elements: Vec<(BanTarget, Option<Duration>)>,
@@ -200,7 +201,7 @@ impl StartupReconcile {
         held.map(|ban| (ban.target, if let Expiry::After(left) = ban.left { Some(left) } else { None })).collect()
     }
 
-    /// Has elements replaced that were added with host bits while the daemon was down, and match no packet.
+    /// Replaces elements with host bits that were added while the daemon was down, and match no packet.
     fn mask(&self, elements: Vec<(BanTarget, Option<Duration>)>) -> Vec<(BanTarget, Option<Duration>)> {
         let (wrong, mut right): (Vec<_>, Vec<_>) =
             elements.into_iter().partition(|(target, _)| *target != target.masked());
@@ -215,8 +216,9 @@ impl StartupReconcile {
         right
     }
 
-    /// Puts these back, and has the sensor know of them. Very many at once from here, because the sensor may not run yet; where
-    /// anything comes between, and the networks, by the sensor, which makes room for those and says what went wrong.
+    /// Restores bans and informs the sensor. Large numbers are restored from this thread, because the sensor may not
+    /// run yet. If another change interferes, and for networks, the sensor does it, which creates the sets and reports
+    /// errors.
     fn restore(&mut self, bans: &[ActiveBan]) {
         let (wide, narrow): (Vec<ActiveBan>, Vec<ActiveBan>) =
             bans.iter().partition(|ban| matches!(ban.target, BanTarget::Prefix(_)));
@@ -234,27 +236,27 @@ impl StartupReconcile {
         }
     }
 
-    /// The sensor knows all of these now. Where others changed something since `mark`, they may have swept the sets before it
-    /// knew of some, and it has filled them again without those.
+    /// Called once the sensor has all bans. If others changed the ruleset since `mark`, they may have flushed the sets
+    /// earlier, and the sensor has refilled them without the bans that it did not have yet.
     fn restore_missing(&mut self, mark: Option<Generation>, bans: &[ActiveBan]) {
         let Some(nft) = &mut self.nft else { return };
         if mark.is_some_and(|mark| nft.is_undisturbed_since(mark)) {
             return;
         }
         let targets: Vec<BanTarget> = bans.iter().map(|ban| ban.target).collect();
-        // A deleted table is created again with all bans that the sensor knows.
+        // A deleted table is created again with all bans of the sensor.
         let missing = nft.missing(&targets).unwrap_or_default();
         missing
             .chunks(ADOPTED_AT_ONCE)
             .for_each(|part| self.sensor.send_blocking(SensorCommand::Repair(Backend::Nft, part.to_vec())));
     }
 
-    /// What the kernel holds, and until when. Sets that change faster than they can be read are read again.
+    /// The kernel's elements with their remaining times. Sets that change faster than they can be read are read again.
     fn elements(&self, remembered: &[ActiveBan]) -> Result<Vec<(BanTarget, Option<Duration>)>, BlockError> {
         let read = || {
             let mut nft = Nft::open()?;
             let mut elements = nft.elements()?;
-            // While the kernel makes a set's table larger or smaller, a dump leaves out some without a word.
+            // While the kernel resizes a set's hash table, a dump silently omits some elements.
             let seen: HashSet<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
             let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.target));
             for ActiveBan { target, .. } in unseen {
@@ -274,7 +276,7 @@ impl StartupReconcile {
         }
     }
 
-    /// Tells the slow backends which bans are still in force.
+    /// Informs the slow backends about the bans that are still in force.
     fn hand_over(&self) {
         let Some(slow) = &self.slow_backends else { return };
         let is_slow = |way: &Backend| matches!(way, Backend::HostsDeny | Backend::Command);
@@ -294,27 +296,27 @@ impl StartupReconcile {
                 Some(length) => Expiry::After(length),
                 None => Expiry::Never,
             };
-            let mut case = BanContext::by_hand(ban.target, expiry, ban.since);
-            (case.source, case.class) = (ban.source, ban.class);
+            let mut context = BanContext::by_hand(ban.target, expiry, ban.since);
+            (context.source, context.class) = (ban.source, ban.class);
             if let Some((protocol, port)) = ban.port {
-                (case.protocol, case.port) = (protocol, port);
+                (context.protocol, context.port) = (protocol, port);
             }
-            Some(Adopted { case, methods, left: *left })
+            Some(Adopted { case: context, methods, left: *left })
         };
         put(slow, Task::Adopt { bans: self.bans.remembered.iter().filter_map(adopted).collect() });
     }
 
-    /// Has a line written for a ban that a crash has kept from having one.
+    /// Writes the hosts.deny line of a ban that a crash has prevented.
     fn write_line(&self, target: BanTarget, left: Expiry) {
         let Some(slow) = self.slow_backends.as_ref().filter(|_| self.ways.contains(&Backend::HostsDeny)) else {
             return;
         };
-        let case = BanContext::by_hand(target, left, SystemTime::now());
-        put(slow, Task::WriteLine { case });
+        let context = BanContext::by_hand(target, left, SystemTime::now());
+        put(slow, Task::WriteLine { case: context });
     }
 }
 
-/// Only this thread waits where the queue is full.
+/// Blocks only this thread if the queue is full.
 fn put(slow: &Orders, mut task: Task) {
     while let Err(back) = slow.put(task) {
         task = back;
@@ -322,22 +324,23 @@ fn put(slow: &Orders, mut task: Task) {
     }
 }
 
-/// What the kernel holds at the start against what the ledger remembers, where the table had survived.
+/// Differences between kernel and ledger at the start, if the table survived.
 struct Reconciled {
-    /// To be put back into the kernel.
+    /// Bans to restore in the kernel.
     restore: Vec<ActiveBan>,
     changes: Vec<Change>,
-    /// Held by the kernel, and unknown to the ledger.
+    /// Elements of the kernel that are missing in the ledger.
     unknown: Vec<(BanTarget, Expiry)>,
 }
 
-/// So many missing bans were not lifted by hand one by one: a process that restored or removed them was killed meanwhile.
+/// Number of missing bans from which they are not treated as lifted one by one: a process that restored or removed them
+/// was killed.
 const MASS_REMOVAL: usize = 256;
 
-/// Compares them. If the kernel still holds some of the remembered bans, its sets were not flushed, and the missing ones were
-/// lifted by an operator while the program was down, unless there are too many for that. Where it holds none, or is known to be
-/// `incomplete`, because a start was interrupted that was restoring bans, or because its bans began after the start,
-/// they were swept, and all come back.
+/// Compares kernel and ledger. If the kernel still holds some of the remembered bans, its sets were not flushed, and an
+/// operator lifted the missing ones while the program was down, unless they are too many for that. All bans are
+/// restored if the kernel holds none, or if its sets are known to be `incomplete`: a start was interrupted while it
+/// restored bans, or all bans began after the start.
 fn reconcile(
     kernel: &[(BanTarget, Option<Duration>)],
     remembered: &[ActiveBan],

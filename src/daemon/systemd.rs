@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 use crate::sensor::SensorMetrics;
 
 pub(super) struct Systemd {
-    /// How often the watchdog wants to hear; `None`: never.
+    /// Interval between watchdog messages; `None`: no watchdog.
     every: Option<Duration>,
     told: Instant,
     metrics: Arc<SensorMetrics>,
@@ -17,13 +17,13 @@ pub(super) struct Systemd {
 
 impl Systemd {
     pub(super) fn new(metrics: Arc<SensorMetrics>) -> Self {
-        // Three times as often as needed: one answer may be late.
+        // Three times as often as needed, because one answer may be late.
         let every = sd_notify::watchdog_enabled().map(|limit| limit / 3);
         Self { every, told: Instant::now(), metrics, beats: 0 }
     }
 
-    /// True where the sensor should give a sign of life now. It answers after everything that came before; the watchdog
-    /// hears of it with the next call, so that a sensor that hangs is noticed as one that does.
+    /// True if the sensor should be sent a heartbeat now. The sensor answers after all earlier commands, and the answer
+    /// is reported to the watchdog with the next call, so that a hanging sensor is detected.
     pub(super) fn is_due(&mut self) -> bool {
         let Some(every) = self.every else { return false };
         let beats = self.metrics.beats.get();
@@ -54,6 +54,6 @@ pub(super) fn stopping() {
 }
 
 fn tell(state: &[NotifyState<'_>]) {
-    // A parent process that does not listen is not affected.
+    // An error has no effect on the daemon: the parent process may not listen.
     let _ = sd_notify::notify(state);
 }

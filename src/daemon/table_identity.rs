@@ -1,24 +1,24 @@
-//! Tells the table that the daemon left behind from one that a file has made anew: `nft list ruleset` saves the table with its
-//! elements, and what is loaded from such a file are bans of the past.
+//! Distinguishes the table that the daemon left from one loaded from a file: `nft list ruleset` saves the table with
+//! its elements, and a loaded file contains outdated bans.
 
 use crate::enforce::nft::Nft;
 use crate::ledger::{Change, Recorder};
 
-/// Which table the ledger knows to be the daemon's.
+/// The identity of the daemon's table in the ledger.
 pub(super) struct TableIdentity {
-    /// `None` where nftables does not block.
+    /// `None` if nft is not a backend.
     nft: Option<Nft>,
     boot: Option<String>,
     recorded: Option<String>,
 }
 
 impl TableIdentity {
-    /// `boot`: the kernel's name for this boot, where it has one.
+    /// `boot` is the kernel's identifier of this boot, if it has one.
     pub(super) fn new(nft: Option<Nft>, boot: Option<String>) -> Self {
         Self { nft, boot, recorded: None }
     }
 
-    /// Records the table that is there now, where it is another one. A repair may have made it anew.
+    /// Records the current table if it is a new one, for example after a repair.
     pub(super) fn record(&mut self, recorder: Option<&Recorder>) {
         let Some(handle) = self.nft.as_mut().and_then(|nft| nft.table_handle().ok().flatten()) else { return };
         let id = Some(identity(self.boot.as_deref(), handle));
@@ -33,8 +33,8 @@ impl TableIdentity {
     }
 }
 
-/// True where the table with the number `found` is not the one that the ledger knew as `last`, and so was made by a file. A
-/// ledger that knows of no table says nothing.
+/// True if the table with handle `found` is not the table `last` of the ledger, and was therefore loaded from a file.
+/// False if the ledger has no record.
 pub(super) fn is_loaded(last: Option<&str>, boot: Option<&str>, found: Option<u64>) -> bool {
     last.zip(found).is_some_and(|(last, found)| last != identity(boot, found))
 }

@@ -1,8 +1,8 @@
-//! Turns changes that other programs make to the table into commands for the sensor: a deleted table is created again, an
-//! altered one is repaired, a deleted element lifts its ban, and an added element is a ban by hand, unless it came with a ruleset
-//! that was loaded: of such elements those stay that are bans.
+//! Converts changes of the table by other programs into commands for the sensor. A deleted table is created again, a
+//! changed one is repaired, a deleted element lifts its ban, and an added element is an operator's ban. Elements that
+//! came with a loaded ruleset are kept only if they are bans.
 //!
-//! A program that rewrites the table in a loop causes a repair every ten milliseconds at most.
+//! A program that rewrites the table in a loop causes at most one repair every ten milliseconds.
 
 use std::future::pending;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::sensor::SensorCommand;
 use crate::types::{Backend, Expiry};
 
 pub(super) struct TableMonitor {
-    /// `None` where nftables does not block.
+    /// `None` if nft is not a backend.
     monitor: Option<Monitor>,
-    /// For repairs of the rules, of the allow-list and of the trap.
+    /// Rate limits for repairs of the rules, the allow-list and the trap.
     paces: [Pace; 3],
     notes: Notes,
 }
 
 impl TableMonitor {
-    /// Follows the table from now on, but for what the sensor does to it through the socket with this port id.
+    /// Monitors the table from now on, ignoring the sensor's own changes through the socket with this port id.
     pub(super) fn open(port_id: Option<u32>) -> Result<Self, DaemonError> {
         let mut monitor = port_id.is_some().then(Monitor::open).transpose()?;
         if let (Some(monitor), Some(port_id)) = (&mut monitor, port_id) {
@@ -39,13 +39,13 @@ impl TableMonitor {
         Ok(Self { monitor, paces, notes: Notes::default() })
     }
 
-    /// Suspends the notifications for a while.
+    /// A handle that pauses the notifications.
     pub(super) fn pause(&self) -> Option<MonitorPause> {
         self.monitor.as_ref().map(Monitor::pause)
     }
 
-    /// Waits until another program changes the table; the commands for the sensor, and the events to emit once it has them.
-    /// Safe to cancel.
+    /// Waits until another program changes the table; returns the commands for the sensor, and the events to emit after
+    /// them. Cancel safe.
     pub(super) async fn changed(&mut self) -> Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError> {
         let Some(monitor) = &mut self.monitor else { return pending().await };
         loop {
@@ -72,7 +72,7 @@ fn author(monitor: &Monitor) -> String {
     monitor.author().map_or_else(|| "an unknown process".to_owned(), name)
 }
 
-/// Holds commands of one kind back that come too soon after another one.
+/// Delays commands of one kind that follow each other too quickly.
 struct Pace {
     about: fn(&SensorCommand) -> bool,
     last: Option<Instant>,
@@ -84,18 +84,19 @@ impl Pace {
         Self { about, last: None, held: None }
     }
 
-    /// When the command that is held back is due.
+    /// Time at which the delayed command is due.
     fn due(&self) -> Option<Instant> {
         self.held.as_ref().and(self.last).map(|last| last + REPAIR_INTERVAL)
     }
 
-    /// Takes such an order out of these where it has to wait, and puts one in, before all others, whose time has come.
+    /// Removes a command of this kind from `commands` if it has to wait, and inserts a delayed one that is due before
+    /// all others.
     fn hold(&mut self, commands: &mut Vec<SensorCommand>, now: Instant) {
         if let Some(place) = commands.iter().position(self.about) {
-            let order = commands.remove(place);
-            // To lay the table anew is to mend it as well.
+            let command = commands.remove(place);
+            // Reinstalling the table includes repairing its rules.
             if !matches!(self.held, Some(SensorCommand::ReinstallTable(_))) {
-                self.held = Some(order);
+                self.held = Some(command);
             }
         }
         if self.held.is_some() && self.last.is_none_or(|last| now >= last + REPAIR_INTERVAL) {
@@ -105,7 +106,7 @@ impl Pace {
     }
 }
 
-/// Keeps notes about a table that is changed in a loop from filling the log.
+/// Limits the notes about a table that is changed in a loop.
 #[derive(Default)]
 struct Notes {
     minute: Option<Instant>,
@@ -117,28 +118,29 @@ impl Notes {
         if self.minute.is_none_or(|minute| now >= minute + MINUTE) {
             (self.minute, self.events) = (Some(now), 0);
         }
-        events.retain(|what| {
-            self.events += u32::from(matches!(what, EventKind::Note(_)));
-            self.events <= MAX_NOTES_PER_MINUTE || !matches!(what, EventKind::Note(_))
+        events.retain(|kind| {
+            self.events += u32::from(matches!(kind, EventKind::Note(_)));
+            self.events <= MAX_NOTES_PER_MINUTE || !matches!(kind, EventKind::Note(_))
         });
     }
 }
 
-/// The longest that a repair waits, which is the time between two commands of one kind. What many bans cost is bounded by the
-/// sensor ([`crate::sensor`], table repair).
+/// Maximum delay of a repair, and minimum interval between two commands of one kind. The sensor limits the cost of
+/// restoring many bans ([`crate::sensor`], table repair).
 const REPAIR_INTERVAL: Duration = Duration::from_millis(10);
 const MINUTE: Duration = Duration::from_secs(60);
-/// Notes in a minute. The sensor says by itself how often it had to repair.
+/// Maximum number of notes per minute. The sensor reports its number of repairs itself.
 const MAX_NOTES_PER_MINUTE: u32 = 10;
 
 fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>) {
-    // Once a table is gone, what happened to its elements no longer matters: all of them are put back.
+    // Once a table is gone, earlier changes of its elements are irrelevant: all are restored.
     let swept = |change: &Change| matches!(change, Change::TableGone | Change::SetGone(_) | Change::Overrun);
     let swept_at = changes.iter().rposition(swept);
     let (mut commands, mut events) = (Vec::new(), Vec::new());
     if let Some(place) = swept_at {
         if changes.contains(&Change::Overrun) {
-            events.push(EventKind::Note("changes of the ruleset came faster than they could be followed".to_owned()));
+            events
+                .push(EventKind::Note("changes of the ruleset arrived faster than they could be processed".to_owned()));
         }
         if changes.iter().take(place + 1).any(|change| *change == Change::TableGone) {
             events.push(EventKind::Note(format!("{by} deleted table inet portsentry")));
@@ -147,7 +149,7 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     } else if changes.contains(&Change::RulesetChanged) {
         commands.push(SensorCommand::RepairRules(by.to_owned()));
     } else if changes.contains(&Change::Unheard) {
-        // Mostly it was about another table. Single elements are left to the comparison.
+        // The change usually concerned another table. The comparison finds changes of single elements.
         commands.push(SensorCommand::RepairRules("an unknown process".to_owned()));
     }
     let (mut lifted, mut added, mut masked, mut loaded) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -167,13 +169,13 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
             Change::TableGone | Change::SetGone(_) | Change::RulesetChanged | Change::Unheard | Change::Overrun => {}
         }
     }
-    // An element whose timeout was changed by hand is deleted and added in one transaction: it stays.
+    // An element whose timeout an operator changed is deleted and added in one transaction: it stays.
     lifted.retain(|target| added.iter().chain(&masked).all(|(kept, _)| kept != target) && !loaded.contains(target));
     events.extend(lifted.iter().map(|target| EventKind::Unblocked { target: *target, by: by.to_owned() }));
     events.extend(masked.iter().map(|(target, _)| {
         let (element, network) = (target.element(), target.masked());
         EventKind::Note(format!(
-            "{by} added {element} to set inet portsentry blocked6, where it matches no packet; it is {network} from now on"
+            "{by} added {element} to set inet portsentry blocked6, where it matches no packet; it was replaced with {network}"
         ))
     }));
     events.extend(added.iter().chain(&masked).map(|(target, expiry)| EventKind::ByHand {
@@ -203,7 +205,9 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
         commands.push(SensorCommand::ProtectAddresses);
     }
     if trap {
-        events.push(EventKind::Note(format!("{by} changed what the kernel's trap watches; it is put back")));
+        events.push(EventKind::Note(format!(
+            "{by} changed the ports or interfaces of the kernel's trap; they are restored"
+        )));
         commands.push(SensorCommand::ResetTrap);
     }
     (commands, events)

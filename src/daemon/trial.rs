@@ -1,18 +1,18 @@
-//! Trials. `--confirm` begins one that blocks, and ends it unless an operator confirms in time. `portsentry trial` begins one
-//! in which scans are only logged for a while; a restart does not end it.
+//! Trials. `--confirm` starts one that blocks, and ends it unless an operator confirms in time. `portsentry trial`
+//! starts one in which scans are only logged for a while; a restart does not end it.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use super::deadline;
 
-/// The longest time in which scans are only logged: a forgotten trial must not leave a host unprotected permanently.
+/// Maximum duration of a log-only trial: a forgotten trial must not leave a host unprotected permanently.
 pub(super) const MAX_TRIAL: Duration = Duration::from_secs(30 * 86_400);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Trial {
     #[default]
     None,
-    /// Sources are blocked until then, and no longer unless an operator confirms.
+    /// Sources are blocked until then, and afterwards only if an operator confirms.
     Unconfirmed(Instant),
     /// No operator confirmed in time.
     Expired,
@@ -21,7 +21,7 @@ pub(super) enum Trial {
 }
 
 impl Trial {
-    /// The trial that `--confirm` with this span begins, or goes on with the one that only logs `until` then.
+    /// Returns the trial of `--confirm` with this span, or continues a log-only trial that lasts `until` then.
     pub(super) fn new(confirm: Option<Duration>, until: Option<SystemTime>) -> Self {
         let now = Instant::now();
         let left = until.and_then(|until| until.duration_since(SystemTime::now()).ok());
@@ -44,12 +44,12 @@ impl Trial {
         }
     }
 
-    /// How long it still lasts; `None` where there is none, or it is over.
+    /// Remaining time; `None` if there is no trial or it is over.
     pub(super) fn left(&self) -> Option<Duration> {
         self.ends().map(|ends| ends.saturating_duration_since(Instant::now()))
     }
 
-    /// True where scans are only logged because of it.
+    /// True if scans are only logged because of the trial.
     pub(super) fn only_logs(&self) -> bool {
         matches!(self, Self::Expired | Self::LogOnly(_))
     }
@@ -59,10 +59,10 @@ impl Trial {
         deadline::reached(self.ends()).await;
     }
 
-    /// Ends the trial of `--confirm`: blocking goes on.
+    /// Confirms the trial of `--confirm`: blocking continues.
     ///
     /// # Errors
-    /// Where there is nothing to confirm, or it is too late.
+    /// There is nothing to confirm, or it is too late.
     pub(super) fn confirm(&mut self) -> Result<(), &'static str> {
         match self {
             Self::Unconfirmed(_) => {
@@ -73,9 +73,11 @@ impl Trial {
                 Err("the trial is over, and no source is blocked any more: restart portsentry to try again")
             }
             Self::LogOnly(_) => {
-                Err("scans are only logged: there is no ban to confirm; `portsentry trial --end` blocks again")
+                Err("scans are only logged: there is no ban to confirm; `portsentry trial --end` resumes blocking")
             }
-            Self::None => Err("there is no trial to end: it runs without --confirm, or is confirmed already"),
+            Self::None => Err(
+                "there is no trial to confirm: portsentry runs without --confirm, or the trial is already confirmed",
+            ),
         }
     }
 }

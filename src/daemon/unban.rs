@@ -1,4 +1,4 @@
-//! Lifts bans on behalf of an operator, or at the end of a trial.
+//! Lifts bans for an operator, or at the end of a trial.
 
 use std::time::SystemTime;
 
@@ -11,7 +11,7 @@ use crate::events::event::{Event, EventKind};
 use crate::sensor::SensorRequest;
 use crate::types::BanTarget;
 
-/// Lifts the bans of `targets`, all of them for `None`, and records it in the ledger; the answer is how many there were.
+/// Lifts the bans of `targets`, or all bans if `None`, and records it in the ledger; the answer is their number.
 pub(super) fn lift(
     sensor: &SensorHandle,
     sink: &EventSink,
@@ -26,7 +26,7 @@ pub(super) fn lift(
         let result = result.map(|targets| {
             let count = targets.len();
             if count > 1 {
-                // One by one they would fill the log; a single one has an event of its own.
+                // Individual lines would fill the log; a single ban has an event of its own.
                 events.send(Event::now(EventKind::Note(format!("{count} bans have been lifted by {by}"))));
                 let at = SystemTime::now();
                 let changes = targets.into_iter().map(move |target| lifted(target, &by, at));

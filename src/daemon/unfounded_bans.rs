@@ -1,5 +1,5 @@
-//! Finds bans whose evidence no longer suffices because some of its ports belong to services of this host: clients
-//! that asked for a service before it was known.
+//! Finds bans whose evidence no longer suffices because some of its ports belong to services of this host: the sources
+//! were clients of a service that was not known yet.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,22 +9,22 @@ use crate::engine::{Class, ServiceMemory};
 use crate::ledger::{Author, Banned, Recorder};
 use crate::types::{BanTarget, Protocol, Timestamp};
 
-/// How long after a ban a port that begins to be served still speaks for the source, where it is not remembered: a boot or an
-/// upgrade takes minutes.
+/// Maximum age of a ban that a newly served port can refute if its service is not remembered: a boot or an upgrade
+/// takes minutes.
 const MAX_AGE: Duration = Duration::from_secs(3_600);
 
-/// The shortest time between two questions: programs that come and go all the time keep no disk busy.
+/// Minimum interval between two queries, so that programs that start and stop continuously do not keep the disk busy.
 const INTERVAL: Duration = Duration::from_secs(3);
 
 /// The ports of this host's services.
 #[derive(Default)]
 pub(super) struct Served {
     pub(super) remembered: ServiceMemory,
-    /// Those that programs of the system listen on now.
+    /// Ports on which system programs listen now.
     pub(super) listening: ServiceMemory,
 }
 
-/// A question to the ledger, which is asked when a service begins to be remembered or to listen, or is served again.
+/// A query of the ledger, sent when a service is newly remembered, starts to listen, or is served again.
 #[derive(Default)]
 pub(super) struct UnfoundedBans {
     answer: Option<Receiver<Vec<BanTarget>>>,
@@ -32,17 +32,18 @@ pub(super) struct UnfoundedBans {
 }
 
 impl UnfoundedBans {
-    /// True where the last question is answered and long enough ago.
+    /// True if the last query was answered and is old enough.
     pub(super) fn may_ask(&self, now: Timestamp) -> bool {
         self.answer.is_none() && now >= self.next
     }
 
-    /// Asks which bans would not have been made with the services of this host, `forgiven` ports being forgiven.
+    /// Queries the bans that would not have been made if the services of this host had been known, with `forgiven`
+    /// ports forgiven.
     pub(super) fn ask(&mut self, recorder: &Recorder, now: Timestamp, served: Served, forgiven: u8) {
         let (sent, answer) = oneshot::channel();
         let asked = recorder.ask(move |ledger| {
             let now = SystemTime::now();
-            // What cannot be read now is looked at when the next service comes up.
+            // If the ledger cannot be read now, the next service change repeats the query.
             let active = ledger.active(now).map(|found| found.items).unwrap_or_default();
             let bans = active.into_iter().map(|entry| entry.ban);
             let unfounded = bans.filter(|ban| is_unfounded(ban, &served, forgiven, now)).map(|ban| ban.target);
@@ -67,8 +68,8 @@ impl UnfoundedBans {
     }
 }
 
-/// True where too little is left of the evidence. Flags that no stack sends, and handshakes with decoys, need no number of
-/// ports, and the evidence of a prefix is that of several bans.
+/// True if the remaining evidence is insufficient. Flags that no stack sends and handshakes with decoys need no number
+/// of ports, and the evidence of a prefix ban consists of several bans.
 pub(super) fn is_unfounded(ban: &Banned, served: &Served, forgiven: u8, now: SystemTime) -> bool {
     let counts = ban.class.is_some_and(|class| !class.is_conclusive() && class != Class::Connect);
     let single = !matches!(ban.target, BanTarget::Prefix(_));

@@ -6,7 +6,7 @@ use super::BanContext;
 use crate::engine::ActiveBan;
 use crate::types::{Backend, BanTarget, Timestamp};
 
-/// A ban that a backend did not take.
+/// A ban that a backend refused.
 #[derive(Debug)]
 pub struct Refused {
     pub backend: Backend,
@@ -19,14 +19,14 @@ impl Refused {
         Self { backend, target, reason: reason.to_string() }
     }
 
-    /// All of `targets`, for one reason.
+    /// A refusal of all `targets` for the same reason.
     #[must_use]
     pub fn all(backend: Backend, targets: impl Iterator<Item = BanTarget>, reason: &impl ToString) -> Vec<Self> {
         targets.map(|target| Self::new(backend, target, reason)).collect()
     }
 }
 
-/// One target that could not be blocked or lifted, and why.
+/// A target that could not be blocked or lifted, with the reason.
 #[derive(Debug)]
 pub struct Failed<R> {
     pub target: BanTarget,
@@ -39,32 +39,32 @@ impl<R: fmt::Display> Failed<R> {
     }
 }
 
-/// Another program deleted what holds the backend's bans: none of them is in force. It has to be created and filled again
-/// before the backend takes a ban.
+/// Another program deleted the object that holds the backend's bans, so that none of them is in force. It must be
+/// created and filled again before the backend can enforce a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
 /// A place where bans are enforced.
 pub trait BanBackend {
-    /// Blocks each target from `now` on for its expiry, whether it is blocked already or not. Returns the bans that are
-    /// refused; all others are in force or, with a slow backend, queued.
+    /// Blocks each target from `now` on for its expiry, even if it is already blocked. Returns the refused bans; all
+    /// others are in force or, with a slow backend, queued.
     ///
     /// # Errors
-    /// [`Gone`], and then no ban is in force.
+    /// [`Gone`]: no ban is in force.
     fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, Gone>;
 
-    /// Ends the bans of `targets`; targets without a ban are passed over.
+    /// Ends the bans of `targets`; targets without a ban are skipped.
     ///
     /// # Errors
-    /// A text for the log, where a ban could not be ended. The backend tries again by itself where it can.
+    /// A text for the log if a ban could not be ended. The backend retries if it can.
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String>;
 
-    /// Blocks again what the backend has lost, for the time that is left. Returns the bans that are refused.
+    /// Restores bans that the backend has lost, for their remaining times. Returns the refused bans.
     ///
     /// # Errors
     /// [`Gone`], as for [`BanBackend::block`].
     fn put_back(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, Gone>;
 
-    /// The targets whose ban should be in force here, as far as the backend knows, and is not.
+    /// The targets whose bans should be in force in this backend, as far as it can tell, but are not.
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget>;
 }

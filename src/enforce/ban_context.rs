@@ -1,4 +1,4 @@
-//! The facts of a ban that hosts.deny lines and commands are filled in with.
+//! The facts of a ban from which hosts.deny lines and commands are built.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,42 +7,43 @@ use crate::clock::LAST_SECOND;
 use crate::engine::{Ban, Class};
 use crate::types::{BanTarget, Expiry, Protocol};
 
-/// What a back end needs to know of a ban. Small and without an allocation, so that the sensor may hand it over.
+/// The facts of a ban that backends need. Small and without heap data, so that the sensor can pass it on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BanContext {
     pub target: BanTarget,
-    /// The address that sent the deciding probe; the target's own address if there was no probe.
+    /// Source of the last probe; the target's own address if there was no probe.
     pub source: IpAddr,
-    /// Protocol of the deciding probe.
+    /// Protocol of the last probe.
     pub protocol: Protocol,
-    /// Port of the deciding probe; 0 if there was no probe.
+    /// Port of the last probe; 0 if there was no probe.
     pub port: u16,
-    /// How the port was watched, as the classic flags have it: `atcp`, `stcp`, `tcp`, `audp`, …
+    /// Mode of the port, named like the classic flags: `atcp`, `stcp`, `tcp`, `audp`, …
     pub mode: &'static str,
-    /// Class of the deciding probe; `None` for a ban by hand.
+    /// Class of the last probe; `None` for an operator's ban.
     pub class: Option<Class>,
     /// How long it lasts.
     pub expiry: Expiry,
     pub since: SystemTime,
-    /// The engine's verdict; `None` for a ban by an operator. Not read here, but passed on to the report of the result.
+    /// The engine's verdict; `None` for an operator's ban. Not used by backends, but passed on to the report of the
+    /// result.
     pub ban: Option<Ban>,
 }
 
 impl BanContext {
-    /// A ban without evidence, by an operator.
+    /// An operator's ban, without evidence.
     #[must_use]
     pub fn by_hand(target: BanTarget, expiry: Expiry, since: SystemTime) -> Self {
         let source = target.element();
         Self { target, source, protocol: Protocol::Tcp, port: 0, mode: "hand", class: None, expiry, since, ban: None }
     }
 
-    /// Why, in a few words.
+    /// The reason in a few words.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         self.class.map_or("blocked by hand", Class::title)
     }
 
-    /// When it ends, as people and scripts read it: RFC 3339 in UTC to the second, or `never`.
+    /// The end in RFC 3339 format, UTC, with a resolution of seconds; or `never`.
     #[must_use]
     pub fn until(&self) -> String {
         let end = match self.expiry {
@@ -50,12 +51,12 @@ impl BanContext {
             Expiry::After(span) => self.since.checked_add(span),
         };
         let Some(end) = end else { return "never".to_owned() };
-        // A year has four digits.
+        // Limits the year to four digits.
         let seconds = end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().min(LAST_SECOND);
         humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
     }
 
-    /// A SYN scan of port 23 from `source`, banned for an hour from the first second of 2026: what a template is tried with.
+    /// A SYN scan of port 23 from `source`, banned for an hour from the first second of 2026, for testing templates.
     pub(super) fn example(source: IpAddr) -> Self {
         Self {
             target: BanTarget::of(source),

@@ -1,5 +1,5 @@
-//! Bans, times and texts to bytes and back: what the messages between the daemon and its helper processes are made of. A
-//! reader takes exactly what a writer writes; anything else is no message.
+//! Encodes bans, times and texts to bytes and decodes them, for the messages between the daemon and its helper
+//! processes. A reader accepts exactly the output of the writer; anything else is invalid.
 
 use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};
@@ -11,7 +11,7 @@ use crate::engine::Class;
 use crate::types::printable::{is_hidden, masked_to};
 use crate::types::{BanTarget, Expiry, Protocol};
 
-/// What stands for `$MODE$`: the classic words, and a ban by hand.
+/// Values of `$MODE$`: the classic mode names, and "hand" for an operator's ban.
 pub(super) const MODES: [&str; 7] = ["tcp", "udp", "stcp", "sudp", "atcp", "audp", "hand"];
 
 const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
@@ -33,13 +33,13 @@ fn put_address(bytes: &mut Vec<u8>, address: IpAddr) {
     }
 }
 
-/// Writes a target: its first address and the length of its prefix.
+/// Writes a target: its first address and its prefix length.
 pub(super) fn put_target(bytes: &mut Vec<u8>, target: BanTarget) {
     put_address(bytes, target.element());
     bytes.push(target.prefix_len());
 }
 
-/// Writes a ban without [`BanContext::ban`]; `None` for a mode that has no word.
+/// Writes a ban without [`BanContext::ban`]; `None` for an unknown mode.
 pub(super) fn put_case(bytes: &mut Vec<u8>, case: &BanContext) -> Option<()> {
     put_target(bytes, case.target);
     put_address(bytes, case.source);
@@ -66,14 +66,14 @@ pub(super) fn put_span(bytes: &mut Vec<u8>, span: Duration) {
     bytes.extend(span.subsec_nanos().to_be_bytes());
 }
 
-/// Whatever drives a terminal is replaced; a reason may quote a name that an attacker chose.
+/// Terminal control characters are replaced, because a reason may quote a name that an attacker chose.
 pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str, longest: usize) {
     let plain = masked_to(text, '?', longest);
     bytes.extend(u32::try_from(plain.len()).unwrap_or_default().to_be_bytes());
     bytes.extend(plain.as_bytes());
 }
 
-/// What is not read yet.
+/// The bytes not read yet.
 pub(super) struct Rest<'a>(pub(super) &'a [u8]);
 
 impl Rest<'_> {

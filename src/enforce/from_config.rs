@@ -1,4 +1,5 @@
-//! Backend settings from the configuration: the ruleset, the kind of route, the line of hosts.deny and the command.
+//! Derives backend settings from the configuration: the ruleset, the kind of route, the line of hosts.deny and the
+//! command.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::types::shared64::MAX_NAT64;
 use crate::types::{Backend, Expiry, Rate};
 
 impl RulesetSpec {
-    /// The table that the configuration asks for.
+    /// The ruleset for the configuration.
     #[must_use]
     pub fn from_config(config: &Config) -> Self {
         let nft = &config.block.nft;
@@ -24,14 +25,14 @@ impl RulesetSpec {
             own_source: true,
             trap: trap(config),
             fleet: config.fleet.is_joined().then_some(config.fleet.accept.size),
-            // Where the listener is that takes the connections only the daemon knows.
+            // Only the daemon knows the ports of the decoy listener.
             decoys: None,
             wide: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,
         }
     }
 }
 
-/// What the kernel counts by itself: what the sensor counts and blocks with nftables, and no command comes before.
+/// The trap for ports that the sensor counts and blocks with nftables, unless a command must run before the block.
 fn trap(config: &Config) -> Option<Trap> {
     let counts = |protocol: &Protocol| {
         matches!(protocol.mode, Mode::Stealth | Mode::Advanced) && protocol.block == BlockPolicy::Yes
@@ -40,7 +41,7 @@ fn trap(config: &Config) -> Option<Trap> {
     let first = config.block.run.first && config.block.method.contains(&Backend::Command);
     let blocks = config.block.method.contains(&Backend::Nft) && !first;
     let forgiven = config.detect.scan_trigger;
-    // In whole seconds, as nft shows it.
+    // In whole seconds, as nft prints it.
     let whole = |span: Duration| Duration::from_secs(span.as_secs().max(1));
     let hold = Some(config.trap.hold).filter(|hold| tcp && !hold.is_zero());
     ((tcp || udp) && blocks).then(|| Trap {

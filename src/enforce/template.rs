@@ -1,11 +1,11 @@
-//! Substitutes `$TARGET$` and the other placeholders in the hosts.deny line and in command arguments.
+//! Substitutes `$TARGET$` and the other macros in the hosts.deny line and in command arguments.
 
 use super::BanContext;
 
-/// A macro's name, and what it stands for.
+/// The name of a macro and its value.
 type Macro = (&'static str, fn(&Values<'_>) -> String);
 
-/// Every macro.
+/// All macros.
 const MACROS: [Macro; 5] = [
     ("$TARGET$", |values| values.target.to_owned()),
     ("$PORT$", |values| values.case.port.to_string()),
@@ -14,14 +14,14 @@ const MACROS: [Macro; 5] = [
     ("$EXPIRES$", |values| values.case.until()),
 ];
 
-/// What the macros stand for.
+/// The values of the macros.
 pub(super) struct Values<'a> {
-    /// The blocked address or prefix, as the back end writes it.
+    /// The blocked address or prefix in the format of the backend.
     pub(super) target: &'a str,
     pub(super) case: &'a BanContext,
 }
 
-/// Puts `values` in place of the macros of `text`, in one pass: what is put in is never expanded again.
+/// Replaces the macros in `text` with `values`, in one pass: inserted text is never expanded again.
 pub(super) fn expand(text: &str, values: &Values<'_>) -> String {
     let mut whole = String::with_capacity(text.len() + 64);
     let mut rest = text;
@@ -43,7 +43,7 @@ pub(super) fn expand(text: &str, values: &Values<'_>) -> String {
     whole
 }
 
-/// The first word between dollar signs that looks like a macro and is none: more likely a slip than meant as it stands.
+/// The first word between dollar signs that looks like a macro but is not: probably a typing error.
 pub(super) fn unknown(text: &str) -> Option<&str> {
     text.match_indices('$').find_map(|(at, _)| {
         let from = text.get(at..)?;

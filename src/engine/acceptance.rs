@@ -1,10 +1,10 @@
-//! Decides whether this host's network stack takes a packet: what the kernel drops before any socket or port is asked is
-//! no evidence, because its source learns nothing and may be forged at no risk.
+//! Decides whether this host's network stack accepts a packet. A packet that the kernel drops before any socket look-up
+//! is no evidence, because its source learns nothing from it and can be forged without risk.
 //!
-//! Three more refusals of the kernel need no code here. Frames with the tag of a VLAN that this host is not in do not pass
-//! the capture's filter ([`crate::capture::live`]): a VLAN device hands over its own without the tag. Frames for another
-//! host on a bridge without an address are told apart by [`Host::bridge_ports`], which leaves such bridges out. And IPv6
-//! has no reverse-path filter.
+//! Three more kernel checks need no code here. Frames tagged for a VLAN of which this host is not a member do not pass
+//! the capture's filter ([`crate::capture::live`]); a VLAN device delivers its own frames without the tag. Frames for
+//! another host on a bridge without an address are excluded because [`Host::bridge_ports`] omits such bridges. IPv6 has
+//! no reverse-path filter.
 //!
 //! References: the kernel's `ip_rcv_core`, `ip_route_input_slow`, `fib_validate_source`, `ip6_rcv_core` and `tcp_v4_rcv`.
 
@@ -15,7 +15,8 @@ use super::verdict::IgnoreReason;
 use crate::types::shared64;
 use crate::wire::{Checksum, Delivery, Packet, Transport};
 
-/// Why the host drops `packet`, which came in on `interface` (for a port of a bridge: the bridge); `None` where it takes it.
+/// Returns the reason why the host drops `packet`, which arrived on `interface` (for a bridge port: the bridge); `None`
+/// if it accepts the packet.
 #[inline]
 pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<IgnoreReason> {
     if is_not_unicast(packet, interface, host) {
@@ -24,7 +25,7 @@ pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<Ig
     if !is_source(packet.source) {
         return Some(IgnoreReason::NoSource);
     }
-    // Only a running host knows its addresses one by one; what a capture shows was taken somewhere else.
+    // Only a running host knows its exact addresses; a capture file may have been taken on another machine.
     let live = host.local.is_exact();
     if !is_ours(packet, host) || live && packet.destination.is_loopback() {
         return Some(IgnoreReason::NotOurs);
@@ -58,8 +59,9 @@ fn is_connectionless(transport: &Transport) -> bool {
     matches!(transport, Transport::Udp { .. } | Transport::Icmp { .. } | Transport::HiddenHeader)
 }
 
-/// True for broadcast, multicast, and what is for another host on a shared link. On a port of a bridge the bridge itself is
-/// another host, and what the firewall drops for bridges (`br_netfilter`) is seen nowhere else.
+/// True for broadcast, multicast, and frames for another host on a shared link. On a bridge port, frames for the bridge
+/// itself are marked as for another host, and packets that the firewall drops for bridges (`br_netfilter`) are not
+/// visible elsewhere.
 fn is_not_unicast(packet: &Packet, interface: u32, host: &Host) -> bool {
     match packet.delivery {
         Delivery::Broadcast | Delivery::Multicast => {
@@ -75,17 +77,17 @@ fn is_not_unicast(packet: &Packet, interface: u32, host: &Host) -> bool {
 pub fn is_unicast(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !(v4.is_multicast() || v4.is_broadcast() || v4.octets().starts_with(&[0])),
-        // An IPv4-mapped address never stands in a packet (RFC 4291, RFC 4038); log filters would read the IPv4 address out of
-        // it, which may be a protected one.
+        // An IPv4-mapped address never appears in a packet (RFC 4291, RFC 4038). Log filters would extract the IPv4
+        // address, which may be a protected one.
         IpAddr::V6(v6) => !(v6.is_multicast() || v6.is_unspecified() || v6.to_ipv4_mapped().is_some()),
     }
 }
 
-/// True for an address that another host can send from. 240.0.0.0/4 is reserved (RFC 1112): no route leads back. The first
-/// /64 of IPv6 has the unspecified, the loopback, the mapped and the compatible addresses (RFC 4291) and no hosts; a ban of
-/// it would drop duplicate address detection, which is sent from `::`. Loopback itself is protected ([`super::AllowList`]).
-/// The first address of a /64 that many hosts share (`fe80::`, `64:ff9b::`) is no host's, and its element in the kernel's set
-/// would stand for all of them.
+/// True for an address that another host can use as source. 240.0.0.0/4 is reserved (RFC 1112) and has no return route.
+/// The first /64 of IPv6 contains the unspecified, loopback, mapped and compatible addresses (RFC 4291) and no hosts; a
+/// ban of it would drop duplicate address detection, which is sent from `::`. Loopback itself is protected
+/// ([`super::AllowList`]). The first address of a /64 shared by many hosts (`fe80::`, `64:ff9b::`) belongs to no host,
+/// and its element in the kernel's set would match all of them.
 fn is_source(address: IpAddr) -> bool {
     is_unicast(address)
         && match address {

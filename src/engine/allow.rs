@@ -13,21 +13,21 @@ use crate::types::BanTarget;
 pub enum Protection {
     /// An address of this host.
     OwnAddress,
-    /// A loopback address; from outside it is forged.
+    /// A loopback address; a packet from outside with such a source is forged.
     Loopback,
-    /// A gateway of one of this host's routes: without it there is no network.
+    /// A gateway of one of this host's routes; blocking it would cut off the network.
     Gateway,
-    /// The outer address of the far end of a tunnel of this host.
+    /// The outer address of the remote end of a tunnel of this host.
     TunnelPeer,
-    /// A name server that this host asks.
+    /// A name server that this host uses.
     Resolver,
     /// The DHCP server that gave this host an address.
     DhcpServer,
-    /// The remote end of a logged-in session: the administrator of this host must not be cut off from it.
+    /// The remote end of a login session; blocking it would cut off the administrator.
     Session,
-    /// Named by `[allow]` in the configuration: its networks and files.
+    /// Listed under `[allow]` in the configuration, as a network or in a file.
     Listed,
-    /// An address of a host whose name stands under `[allow]`.
+    /// An address of a host name listed under `[allow]`.
     Named,
 }
 
@@ -47,17 +47,18 @@ impl fmt::Display for Protection {
     }
 }
 
-/// Prefixes that are never blocked. The most specific one gives the reason.
+/// Prefixes that are never blocked. The most specific entry determines the reason.
 #[derive(Clone, Default)]
 pub struct AllowList {
     v4: PrefixMap<Ipv4Net, Protection>,
     v6: PrefixMap<Ipv6Net, Protection>,
-    /// Link-local addresses of one link, sorted. The kernel's allow-list has none of them: there they would hold on every link.
+    /// Link-local addresses of single links, sorted. They are not part of the kernel's allow-list, where they would
+    /// apply to every link.
     links: Vec<(BanTarget, Protection)>,
 }
 
 impl AllowList {
-    /// The list that every host has: loopback.
+    /// Creates the list that every host has: loopback.
     #[must_use]
     pub fn new() -> Self {
         let mut list = Self::default();
@@ -66,7 +67,7 @@ impl AllowList {
         list
     }
 
-    /// Protects `prefix`. Where it is protected already, the earlier name in [`Protection`] stays the reason.
+    /// Protects `prefix`. If it is protected already, the reason that comes first in [`Protection`] is kept.
     pub fn insert(&mut self, prefix: IpNet, protection: Protection) {
         match prefix.trunc() {
             IpNet::V4(net) => {
@@ -80,7 +81,7 @@ impl AllowList {
         }
     }
 
-    /// Protects `address` on `interface`: of a link-local address on that link alone.
+    /// Protects `address`; a link-local address is protected on the link of `interface` only.
     pub fn insert_on(&mut self, address: IpAddr, interface: u32, protection: Protection) {
         let target = BanTarget::on(address, interface);
         if !matches!(target, BanTarget::Link { .. }) {
@@ -96,8 +97,8 @@ impl AllowList {
         }
     }
 
-    /// Takes all of `hole` out of the list, whatever protects it, but for this host's own addresses: what lies around it
-    /// stays protected.
+    /// Removes all of `hole` from the list, except this host's own addresses, whatever the reason of its protection.
+    /// Addresses around the hole stay protected.
     pub fn except(&mut self, hole: IpNet) {
         let hole = hole.trunc();
         let before = std::mem::take(self);
@@ -108,7 +109,8 @@ impl AllowList {
             if matches!(why, Protection::OwnAddress | Protection::Loopback) || !overlap(network, hole) {
                 self.insert(network, why);
             } else if network.prefix_len() < hole.prefix_len() {
-                // Its halves, then the halves of the half with the hole in it, down to the hole.
+                // Splits the network: first its halves, then the halves of the half that contains the hole, until the
+                // hole remains.
                 let mut around = network;
                 while around.prefix_len() < hole.prefix_len()
                     && let Ok(mut halves) = around.subnets(around.prefix_len() + 1)
@@ -122,13 +124,13 @@ impl AllowList {
         }
     }
 
-    /// The reason why `address` is protected, if it is, on whatever link.
+    /// Returns the reason why `address` is protected on any link, if it is.
     #[must_use]
     pub fn protects(&self, address: IpAddr) -> Option<Protection> {
         self.listed(address).or_else(|| self.on_some_link(address.into()))
     }
 
-    /// The reason why all of `target` is protected, if it is.
+    /// Returns the reason why all of `target` is protected, if it is.
     #[must_use]
     pub fn protects_target(&self, target: BanTarget) -> Option<Protection> {
         if let BanTarget::Link { address, .. } = target {
@@ -150,7 +152,7 @@ impl AllowList {
         }
     }
 
-    /// The reason why all of `network` is protected, if it is.
+    /// Returns the reason why all of `network` is protected, if it is.
     #[must_use]
     pub fn covers(&self, network: IpNet) -> Option<Protection> {
         let listed = match network {
@@ -160,7 +162,7 @@ impl AllowList {
         listed.or_else(|| self.on_some_link(network))
     }
 
-    /// True where `before` does not protect all that this list does.
+    /// True if this list protects addresses that `before` does not.
     #[must_use]
     pub fn protects_more_than(&self, before: &Self) -> bool {
         self.prefixes().any(|prefix| before.covers(prefix).is_none())
@@ -173,7 +175,7 @@ impl AllowList {
         v4.chain(self.v6.iter().map(|(net, why)| (IpNet::V6(net), *why)))
     }
 
-    /// True where some of `network` is protected, or all of it.
+    /// True if at least a part of `network` is protected.
     #[must_use]
     pub fn touches(&self, network: IpNet) -> bool {
         match network {
@@ -186,7 +188,7 @@ impl AllowList {
         }
     }
 
-    /// How many prefixes an operator has listed, and how many are protected without being asked.
+    /// Number of prefixes listed by the operator, and number of prefixes protected automatically.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         let listed = |(_, why): &(IpNet, Protection)| matches!(why, Protection::Listed | Protection::Named);
@@ -194,7 +196,7 @@ impl AllowList {
         (listed, self.entries().count() + self.links.len() - listed)
     }
 
-    /// Everything that is protected, on whatever link.
+    /// All protected networks, on any link.
     pub fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.prefixes().chain(self.links.iter().map(|(link, _)| IpNet::from(link.element())))
     }
@@ -206,7 +208,7 @@ impl AllowList {
     }
 }
 
-/// True where they have an address in common: one holds the other.
+/// True if one network contains the other.
 fn overlap(one: IpNet, other: IpNet) -> bool {
     one.contains(&other) || other.contains(&one)
 }

@@ -1,5 +1,5 @@
-//! The table of sources that are banned, or only logged: the engine recognises their packets before it inspects anything
-//! else, counts them, and reports the count as a summary.
+//! The table of banned and of log-only sources. The engine recognises their packets before any other inspection, counts
+//! them, and reports the counts as summaries.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,30 +11,30 @@ use super::strikes::LAST_SECONDS;
 use super::table::{Claim, Row, Table};
 use crate::types::{BanTarget, Expiry, Tick};
 
-/// What the engine has decided about a source.
+/// The engine's decision about a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// The kernel blocks it.
+    /// The kernel blocks the source.
     Blocked,
-    /// It would be blocked, but its protocol is only logged.
+    /// The source would be blocked, but its protocol is only logged.
     Logged,
 }
 
-/// A ban that the kernel is to enforce now. Both times together put it back exactly as it was.
+/// A ban that the kernel should enforce now. `length` and `left` together restore it exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActiveBan {
     /// The target of the ban.
     pub target: BanTarget,
-    /// The duration of the whole ban; `None` where it is unknown, and for a ban without an end. Stored in steps of 50 ms.
+    /// Duration of the whole ban; `None` if unknown or if the ban never expires. Stored in steps of 50 ms.
     pub length: Option<Duration>,
-    /// How far its evidence can be trusted; `None` without evidence, or where that is not known.
+    /// Grade of the evidence; `None` without evidence or if unknown.
     pub grade: Option<Grade>,
     /// The remaining time.
     pub left: Expiry,
 }
 
 impl ActiveBan {
-    /// The whole of a ban that begins now.
+    /// A ban that begins now.
     #[must_use]
     pub fn whole(target: BanTarget, expiry: Expiry) -> Self {
         let length = match expiry {
@@ -45,44 +45,44 @@ impl ActiveBan {
     }
 }
 
-/// The interval between two summaries of the repeated packets of one source.
+/// Interval between two summaries of the repeated packets of one source.
 pub(super) const SUMMARY: Duration = Duration::from_secs(60);
 
-/// The first summary comes sooner: it shows that the rest of a scan ran into the ban.
+/// Delay of the first summary. It is shorter, to show that the rest of a scan was blocked.
 const FIRST_SUMMARY: Duration = Duration::from_secs(2);
 
-/// The shortest interval between two checks that the kernel still blocks a source that goes on sending: any administrator
-/// or program can have removed the element.
+/// Minimum interval between two checks that the kernel still blocks a source that keeps sending. An administrator or
+/// another program may have removed the element.
 const VERIFY: Duration = Duration::from_secs(1);
 
-/// Slots that are inspected for each target of a sample: with sixteen at a time, a full round of a table of 131,072 rows
-/// takes 32 calls, however few of them are still bans.
+/// Slots inspected per requested target of a sample: with 16 targets per call, a full round over 131,072 rows takes 32
+/// calls, even if few rows are still bans.
 const INSPECTED: usize = 256;
 
-/// Sources that can wait for a summary at one time. The summary of any more comes with their next packet.
+/// Maximum number of sources that wait for a summary. Further sources are summarised at their next packet.
 const MAX_PENDING: usize = 1024;
 
-/// The result of one more packet from a source in the table.
+/// Result of one more packet from a source in the table.
 pub(super) struct Repeat {
-    /// Packets since the last summary, where a summary is due now.
+    /// Packets since the last summary, if a summary is due now.
     pub(super) report: Option<u32>,
     /// The caller should check that the ban is still in the kernel.
     pub(super) verify: bool,
 }
 
-/// The state of one source: half a cache line, which every packet from a blocked source has to load.
+/// State of one source. Fits in half a cache line, because every packet from a blocked source loads it.
 #[derive(Clone)]
 #[repr(align(32))]
 struct BanEntry {
     key: Brief,
     until: Tick,
-    /// The duration of the whole ban; 0 where it is unknown.
+    /// Duration of the whole ban; 0 if unknown.
     length: Tick,
     /// Packets since the last summary.
     hits: u32,
     /// When the next summary is due.
     next: Tick,
-    /// When the kernel was last asked about the ban.
+    /// Time of the last check in the kernel.
     verified: Tick,
     standing: Standing,
     grade: Option<Grade>,
@@ -112,7 +112,7 @@ impl Row for BanEntry {
 const _: () = assert!(size_of::<BanEntry>() == 32);
 
 impl BanEntry {
-    /// The ban, if the entry is one that is in force at `now`.
+    /// The ban, if this entry is a ban in force at `now`.
     fn ban(&self, now: Tick) -> Option<ActiveBan> {
         if self.standing != Standing::Blocked || self.until <= now {
             return None;
@@ -129,14 +129,15 @@ impl BanEntry {
     }
 }
 
-/// Bans and logged sources, each with its expiry.
+/// Bans and log-only sources, each with its expiry.
 pub(super) struct BanTable {
     entries: Table<BanEntry>,
-    /// Entries of bans on forgeable evidence that have not expired.
+    /// Unexpired bans on forgeable evidence.
     forgeable: u32,
-    /// When each of them ends; also of some that were lifted or replaced since. Twice as large as there may be bans.
+    /// Their expiry times, including those of some bans that were lifted or replaced since. Holds up to twice the
+    /// maximum number of bans.
     ends: BinaryHeap<Reverse<(Tick, Key)>>,
-    /// The slot where the next sample begins.
+    /// Slot where the next sample begins.
     cursor: usize,
     pending: BinaryHeap<Reverse<(Tick, BanTarget, Track)>>,
 }
@@ -157,14 +158,15 @@ impl BanTable {
         self.entries.used()
     }
 
-    /// Touches the memory of the next entries.
+    /// Faults in the memory of the next entries.
     pub(super) fn prepare(&mut self) {
         self.entries.prepare();
     }
 
-    /// Sets the decision about `key` from `now` on, for `expiry`. No entry is evicted before the table is full. Then expired
-    /// and logged ones go first, and a ban in force only where all inspected rows are bans in force, the one that ends soonest
-    /// first: it stays in the kernel, but is not put back after a flush, and its source is judged again.
+    /// Records the decision about `key`, in force from `now` on for `expiry`. Entries are evicted only from a full
+    /// table: expired and log-only ones first. A ban in force is evicted only if all inspected rows are bans in force;
+    /// the one that ends soonest goes first. Such a ban stays in the kernel, but is not restored after a flush, and its
+    /// source is judged again.
     pub(super) fn set(&mut self, key: Hashed, standing: Standing, expiry: Expiry, now: Tick) {
         self.insert(key, (standing, None), expiry, Tick(0), now);
     }
@@ -172,7 +174,7 @@ impl BanTable {
     /// Adds `ban` for `key`, in force from `now` on.
     pub(super) fn block(&mut self, key: Hashed, ban: &ActiveBan, now: Tick) {
         let length = match (ban.length, ban.left) {
-            // The remaining time is never longer than the whole.
+            // The remaining time never exceeds the whole duration.
             (Some(length), Expiry::After(left)) => Tick::of(length.max(left)),
             _ => Tick(0),
         };
@@ -207,7 +209,7 @@ impl BanTable {
         self.forgeable
     }
 
-    /// Counts the forgeable bans off that have ended.
+    /// Removes expired bans from the count of forgeable ones.
     fn expire(&mut self, now: Tick) {
         while let Some(Reverse((until, key))) = self.ends.peek().copied() {
             if until > now {
@@ -221,7 +223,7 @@ impl BanTable {
         }
     }
 
-    /// Counts the entry of `key` off, if it is one of a forgeable ban.
+    /// Removes the entry of `key` from the count of forgeable bans, if it is one.
     fn count_off(&mut self, key: Hashed) {
         if let Some(row) = self.entries.row_mut(key)
             && row.grade.take_if(|grade| *grade == Grade::Forgeable).is_some()
@@ -230,8 +232,8 @@ impl BanTable {
         }
     }
 
-    /// Notes when the ban of `key` ends. Where there is no room, the ends of bans that are no more are dropped: at least half of
-    /// them, so that this is rare.
+    /// Records the expiry time of the ban of `key`. If the heap is full, the times of bans that no longer exist are
+    /// dropped; at least half of them are, so this is rare.
     fn note_end(&mut self, until: Tick, key: Key) {
         if self.ends.len() == self.ends.capacity() {
             let entries = &self.entries;
@@ -239,13 +241,13 @@ impl BanTable {
                 let row = entries.row(entries.hashed(*key));
                 row.is_some_and(|row| row.until == *end && row.grade == Some(Grade::Forgeable))
             });
-            // The table may have evicted some.
+            // The table may have evicted some bans.
             self.forgeable = u32::try_from(self.ends.len()).unwrap_or(u32::MAX).saturating_add(1);
         }
         self.ends.push(Reverse((until, key)));
     }
 
-    /// The slot of `key` and the decision about it, where that is in force at `now`.
+    /// The slot of `key` and the decision about it, if in force at `now`.
     #[inline]
     pub(super) fn get(&self, key: Hashed, now: Tick) -> Option<(usize, Standing)> {
         let slot = self.entries.find(key)?;
@@ -273,7 +275,7 @@ impl BanTable {
         Repeat { report, verify }
     }
 
-    /// The next summary that is due of a source that has stopped sending: the source and its number of packets.
+    /// Returns a due summary of a source that has stopped sending: its target, decision and number of packets.
     pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, u32)> {
         while let Some(Reverse((at, target, track))) = self.pending.peek().copied() {
             if at > now {
@@ -290,12 +292,12 @@ impl BanTable {
         None
     }
 
-    /// When the next summary of a silent source is due.
+    /// Time of the next summary of a silent source.
     pub(super) fn next_due(&self) -> Option<Tick> {
         self.pending.peek().map(|Reverse((at, ..))| *at)
     }
 
-    /// All bans that are in force at `now`.
+    /// All bans in force at `now`.
     pub(super) fn blocked(&self, now: Tick) -> impl Iterator<Item = ActiveBan> + '_ {
         self.entries.iter().filter_map(move |row| row.ban(now))
     }
@@ -305,8 +307,9 @@ impl BanTable {
         self.entries.row(key)?.ban(now)
     }
 
-    /// Passes at most `n` banned targets to `out`, beginning where the last call ended, and at the first slot again after the
-    /// last. Takes time in proportion to `n`, not to the table, so that a nearly empty table yields fewer.
+    /// Passes at most `n` banned targets to `out`, starting where the last call ended and wrapping around after the
+    /// last slot. The run time is proportional to `n`, not to the table size; a nearly empty table therefore yields
+    /// fewer targets.
     pub(super) fn sample(&mut self, now: Tick, n: usize, out: &mut impl FnMut(BanTarget)) {
         let slots = self.entries.begun();
         let mut wanted = if self.entries.used() == 0 { 0 } else { n };
@@ -316,7 +319,7 @@ impl BanTable {
             }
             let slot = if self.cursor < slots { self.cursor } else { 0 };
             self.cursor = slot + 1;
-            // Bans about to expire may be gone already by the kernel's clock.
+            // A ban about to expire may already be gone by the kernel's clock.
             if let Some(ActiveBan { target, left, .. }) = self.entries.at(slot).and_then(|row| row.ban(now))
                 && !matches!(left, Expiry::After(left) if left <= LAST_SECONDS)
             {
@@ -331,7 +334,7 @@ impl BanTable {
         self.entries.get(slot).map_or(Expiry::After(Duration::ZERO), |row| row.left(now))
     }
 
-    /// Removes the entry of `key`; false where there is none.
+    /// Removes the entry of `key`; false if there is none.
     pub(super) fn lift(&mut self, key: Hashed) -> bool {
         self.count_off(key);
         self.entries.remove(key).is_some()

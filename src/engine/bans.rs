@@ -1,5 +1,5 @@
-//! Bans: computes how long each lasts, tracks which are in force, and takes in what happens to them in the kernel. The
-//! rest of the engine collects the evidence.
+//! Bans: computes their durations, tracks which ones are in force, and applies changes reported by the kernel. The rest
+//! of the engine collects the evidence.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::{CAPPED_BAN, Engine, Grade, Host};
 use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 impl Engine {
-    /// The kernel does not block `target` (any more): the ban failed, was lifted, or its set was flushed. A ban lifted before
-    /// its end is not a strike.
+    /// Records that the kernel does not block `target` any more: the ban failed, was lifted, or its set was flushed. A
+    /// ban lifted before its end does not count as a strike.
     pub fn lift(&mut self, target: BanTarget) -> bool {
         let key = self.key_of(target, Track::Block);
         self.strikes.take_back(key, self.latest.tick());
@@ -22,13 +22,13 @@ impl Engine {
         self.ban_table.lift(key)
     }
 
-    /// The kernel blocks no source any more: its set was flushed or its table removed. Strikes stay.
+    /// Records that the kernel blocks no source any more: its set was flushed or its table removed. Strikes stay.
     pub fn lift_all(&mut self) {
         self.ban_table.clear();
         self.prefix_bans.clear();
     }
 
-    /// The kernel holds `ban`, added by another program or before the start.
+    /// Records that the kernel holds `ban`, added by another program or by an earlier run.
     pub fn adopt(&mut self, now: Timestamp, ban: &ActiveBan) {
         let now = self.clock(now);
         // The kernel's set also contains bans of this engine, without their full length.
@@ -45,41 +45,42 @@ impl Engine {
         self.ban_table.ban_of(self.key_of(target, Track::Block), self.latest.max(now).tick())
     }
 
-    /// True where `target` is recognised as blocked.
+    /// True if `target` is recognised as blocked.
     #[must_use]
     pub fn is_blocked(&self, now: Timestamp, target: BanTarget) -> bool {
         let standing = self.ban_table.get(self.key_of(target, Track::Block), self.latest.max(now).tick());
         standing.is_some_and(|(_, standing)| standing == Standing::Blocked)
     }
 
-    /// True if a ban of a network around `address` is in force.
+    /// True if a ban of a network that contains `address` is in force.
     #[must_use]
     pub fn is_in_blocked_network(&self, now: Timestamp, address: IpAddr) -> bool {
         self.recognise_network(self.latest.max(now), address).is_some()
     }
 
-    /// Adds how often a target was banned before the start; to be called once for each. A full table evicts the target with
-    /// the fewest strikes.
+    /// Adds the ban history of a target from before the start; call it once per target. A full table evicts the target
+    /// with the fewest strikes.
     pub fn remember(&mut self, now: Timestamp, struck: &StrikeHistory) {
         let now = self.clock(now);
         let key = self.key_of(struck.target, Track::Block);
         self.strikes.remember(key, (struck.strikes, struck.proven), struck.last, now.tick());
     }
 
-    /// All bans that the kernel should hold now: to restore them after a flush.
+    /// All bans that the kernel should hold now, to restore them after a flush.
     pub fn bans(&self) -> impl Iterator<Item = ActiveBan> + '_ {
         self.ban_table.blocked(self.latest.tick())
     }
 
-    /// True where the ceilings have room for so many more bans on forgeable evidence, which the kernel makes by itself.
+    /// True if the ceilings have room for `bans` more bans on forgeable evidence, which the kernel makes without the
+    /// engine.
     pub fn has_room_for(&mut self, now: Timestamp, bans: u32) -> bool {
         let now = self.clock(now);
         let standing = self.ban_table.forgeable(now.tick());
         self.ceilings.has_room_for(now, bans, standing)
     }
 
-    /// The kernel has banned `target` by itself, for reasons that this engine does not see; it is to end in [`CAPPED_BAN`].
-    /// It counts as a ban on forgeable evidence.
+    /// Records that the kernel has banned `target` for reasons that this engine does not see. The ban ends after
+    /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence.
     pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
         let now = self.clock(now);
         self.ceilings.charge(now);
@@ -87,9 +88,9 @@ impl Engine {
         self.block(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
     }
 
-    /// Passes at most `n` of the targets that the kernel should be blocking now to `out`, others at each call until all had
-    /// their turn: for a continuous, cheap reconciliation with the kernel. Bans in their last ten seconds are left out; bans
-    /// that the caller has not carried out yet are included.
+    /// Passes at most `n` of the targets that the kernel should block now to `out`; successive calls cycle through all
+    /// targets, for a continuous, cheap reconciliation. Bans in their last ten seconds are left out; bans that the
+    /// caller has not applied yet are included.
     pub fn sample(&mut self, now: Timestamp, out: &mut impl FnMut(BanTarget), n: usize) {
         let now = self.clock(now);
         self.ban_table.sample(now.tick(), n, out);
@@ -103,12 +104,12 @@ impl Engine {
         }
     }
 
-    /// Bans the source, or only logs it where the track only logs.
+    /// Bans the source, or records it as log-only if the track only logs.
     pub(super) fn condemn(&mut self, now: Timestamp, track: Track, mut ban: Ban, room: Room, host: &Host) -> Verdict {
         let tick = now.tick();
         let key = self.key_of(ban.probe.target, track);
         if track != Track::Block {
-            // Reported once a window or once a ban; later packets are only summed up.
+            // Reported once per window or once per ban; later packets are only summarised.
             let expiry = if track == Track::Tell { ban.expiry } else { Expiry::After(self.settings.window) };
             self.ban_table.set(key, Standing::Logged, expiry, tick);
             return Verdict::LogOnly(ban);
@@ -131,16 +132,16 @@ impl Engine {
             ban.expiry = Expiry::After(if many { self.jitter.shorter(span, key.key, tick) } else { span });
             self.strikes.supersede(key);
         } else if proven && let Some(network) = self.prefix_bans.widen(ban.probe.target, tick, may) {
-            // It includes sources that have sent nothing: it lasts as long as a first ban each time.
+            // The network includes sources that have sent nothing, so its ban always lasts as long as a first ban.
             (ban.probe.target, ban.strikes) = (BanTarget::Prefix(network), 0);
             ban.expiry = self.jittered(ban.expiry, many, key, tick);
         } else {
-            // What can be forged lengthens no ban that may last a month.
+            // Forgeable evidence must not lengthen a ban that may last a month.
             let strikes = if proven { self.strikes.proven(key, tick) } else { ban.strikes };
             let expiry = self.settings.escalate.expiry(ban.expiry, strikes, ban.grade);
             ban.expiry = self.jittered(expiry, many, key, tick);
             self.strikes.record(key, ban.expiry, ban.grade, tick);
-            // Forged packets must not block the network of the source that they name.
+            // Forged packets must not block the network of the source that they claim.
             if proven {
                 self.prefix_bans.record(ban.probe.target, tick);
             }
@@ -157,7 +158,7 @@ impl Engine {
     }
 }
 
-/// True for the same end, read a moment apart.
+/// True if both have about the same end, allowing for the time between the two readings.
 fn about_the_same(one: Expiry, other: Expiry) -> bool {
     match (one, other) {
         (Expiry::After(one), Expiry::After(other)) => one.abs_diff(other) < Duration::from_secs(3),

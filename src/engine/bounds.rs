@@ -1,4 +1,5 @@
-//! The bounds of the excuses. They are built in; the simulation moves one at a time to show that each is needed.
+//! Limits of the rules that excuse probes. The built-in values apply; the simulation varies one at a time to show that
+//! each is needed.
 
 use std::time::Duration;
 
@@ -6,17 +7,17 @@ use super::known_peers::PEER_THRESHOLD;
 use super::recent_ports::RECENT;
 use super::related_ports::{MAX_EXTRA, MAX_UNRELATED};
 
-/// How far each excuse goes.
+/// Limits of the rules that excuse probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// How long a port counts as open after it was in use; at most 68 years.
+    /// Time for which a port counts as open after it was in use; at most 68 years.
     pub recent: Duration,
-    /// The maximum number of ports that one source is forgiven for their relation to others.
+    /// Maximum number of a source's ports that are forgiven because they are related to others.
     pub related: u8,
     /// The maximum number of unrelated ports of a source for which ports of groups that this host does not serve count as one;
     /// `None`: they never do.
     pub unrelated: Option<u8>,
-    /// The number of distinct ports that is enough for a ban of a connected peer.
+    /// Number of distinct ports that is enough for a ban of a connected peer.
     pub peer_threshold: u8,
 }
 

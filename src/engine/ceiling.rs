@@ -1,5 +1,6 @@
-//! Ceilings on new bans, for each grade of evidence: a flood of forged packets must not make this host block the Internet.
-//! Above a ceiling a source is banned only if it did far more than a scan needs, for a short time, and a few a minute.
+//! Ceilings on new bans for each grade of evidence: a flood of forged packets must not make this host block the
+//! Internet. Above a ceiling, a source is banned only if it probed far more ports than a scan needs. Such bans are
+//! short and limited to a few per minute.
 
 use std::time::Duration;
 
@@ -8,31 +9,31 @@ use super::settings::Settings;
 use super::sources::EVIDENCE;
 use crate::types::{Timestamp, TokenBucket};
 
-/// New bans a minute on proven evidence. Handshakes cannot be forged, but a web page makes the browsers of its readers
-/// complete them.
+/// New bans per minute on proven evidence. Handshakes cannot be forged, but a web page can make the browsers of its
+/// visitors complete them.
 const PROVEN_BANS_PER_MINUTE: u32 = 600;
 
-/// Distinct ports that ban a source above a ceiling: as many as are stored. A forger who means to ban many sources sends
-/// each of them as few packets as are enough below it.
+/// Distinct ports that ban a source above a ceiling; equal to the number of ports stored. An attacker who forges many
+/// sources sends only as many packets per source as are needed below the ceiling.
 const RAISED_THRESHOLD: u8 = 16;
 const _: () = assert!(RAISED_THRESHOLD as usize == EVIDENCE);
 
-/// Bans a minute above the ceilings.
+/// Bans per minute above the ceilings.
 const SHORT_BANS_PER_MINUTE: u32 = 4;
 
-/// One part in so many of the bans that may stand is kept for the short ones.
+/// Share of the maximum number of standing bans that is reserved for short bans: one part in this many.
 const KEPT_FOR_SHORT: u32 = 16;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What the ceilings allow.
+/// Result of the check against the ceilings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// A ban like any other.
+    /// A full ban.
     Full,
-    /// A short ban, which is no strike.
+    /// A short ban, which does not count as a strike.
     Short,
-    /// None for now.
+    /// No ban for now.
     Withheld,
 }
 
@@ -41,7 +42,7 @@ pub(super) struct Ceilings {
     proven: TokenBucket,
     short: TokenBucket,
     per_minute: u32,
-    /// Bans on forgeable evidence that may stand at one time.
+    /// Maximum number of standing bans on forgeable evidence.
     max_standing: u32,
 }
 
@@ -56,7 +57,7 @@ impl Ceilings {
         }
     }
 
-    /// Goes on with other settings. A bucket whose size stays keeps what is in it.
+    /// Applies new settings. A bucket whose size does not change keeps its tokens.
     pub(super) fn reconfigure(&mut self, settings: &Settings) {
         if settings.max_new_bans_per_minute != self.per_minute {
             self.forgeable = TokenBucket::new(settings.max_new_bans_per_minute, MINUTE);
@@ -65,12 +66,13 @@ impl Ceilings {
         self.max_standing = settings.max_forgeable_bans;
     }
 
-    /// Full bans on forgeable evidence that may stand at one time.
+    /// Maximum number of standing full bans on forgeable evidence.
     fn max_full(&self) -> u32 {
         self.max_standing - self.max_standing / KEPT_FOR_SHORT
     }
 
-    /// What there is room for, for a source with so many `distinct` ports, while so many forgeable bans are `standing`.
+    /// Returns the kind of ban that the ceilings allow for a source with `distinct` ports, given the number of
+    /// `standing` forgeable bans.
     pub(super) fn room(&mut self, now: Timestamp, grade: Grade, distinct: u8, standing: u32) -> Room {
         let (bucket, full, short) = match grade {
             Grade::Forgeable => {
@@ -88,7 +90,7 @@ impl Ceilings {
         }
     }
 
-    /// Takes the room for one ban.
+    /// Takes the token for one ban.
     pub(super) fn take(&mut self, now: Timestamp, grade: Grade, room: Room) {
         let _ = match (room, grade) {
             (Room::Full, Grade::Forgeable) => self.forgeable.take(now),
@@ -97,12 +99,12 @@ impl Ceilings {
         };
     }
 
-    /// Takes the room for a forgeable ban that is in force already, if there is any.
+    /// Takes a token for a forgeable ban that is already in force, if one is left.
     pub(super) fn charge(&mut self, now: Timestamp) {
         let _ = self.forgeable.take(now);
     }
 
-    /// True where so many more full bans on forgeable evidence have room.
+    /// True if there is room for `bans` more full bans on forgeable evidence.
     pub(super) fn has_room_for(&mut self, now: Timestamp, bans: u32, standing: u32) -> bool {
         let tokens = self.forgeable.available(now);
         tokens >= bans.min(self.per_minute) && standing.saturating_add(bans) <= self.max_full()

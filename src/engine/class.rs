@@ -1,5 +1,5 @@
-//! Classifies a packet by its flags as a kind of probe: RFC 9293 for what a TCP stack may send, nmap's reference
-//! guide for the names of the rest.
+//! Classifies a packet by its flags as a kind of probe. RFC 9293 defines the segments that a TCP stack may send; the
+//! names of the others follow nmap's reference guide.
 
 use std::fmt;
 
@@ -9,9 +9,9 @@ use crate::wire::TcpFlags;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Class {
-    /// A completed connection to a decoy listener: the one class whose source cannot be forged.
+    /// A completed connection to a decoy listener; the only class whose source cannot be forged.
     Connect = 1,
-    /// SYN alone, with or without ECN: connect and half-open scans look the same until the handshake ends.
+    /// SYN alone, with or without ECN. Connect and half-open scans look the same until the handshake ends.
     Syn,
     /// No flag at all.
     Null,
@@ -21,12 +21,12 @@ pub enum Class {
     Xmas,
     /// FIN and ACK (Uriel Maimon, Phrack 49).
     Maimon,
-    /// ACK without SYN, FIN or RST: ACK and Window scans are the same on the wire.
+    /// ACK without SYN, FIN or RST. ACK and Window scans are identical on the wire.
     Ack,
-    /// A combination that no stack sends: SYN with FIN, SYN with RST, all six, reserved bits.
+    /// A combination that no stack sends: SYN with FIN, SYN with RST, all six flags, or reserved bits.
     Illegal,
-    /// A first fragment without the TCP flags, a piece laid over them (RFC 1858, RFC 3128), or IPv6 options so long that the
-    /// TCP header is out of reach.
+    /// A first fragment without the TCP flags, a fragment that overlaps them (RFC 1858, RFC 3128), or IPv6 options so
+    /// long that the TCP header is out of reach.
     Fragment,
     /// A UDP datagram.
     Udp,
@@ -53,8 +53,8 @@ impl Class {
         Self::Icmp,
     ];
 
-    /// The class of a TCP segment; `None` for an answer (SYN/ACK, RST), which is evidence of nothing: backscatter of
-    /// an attack that used this host's address looks just like it.
+    /// Returns the class of a TCP segment; `None` for an answer (SYN/ACK, RST). Answers are no evidence, because
+    /// backscatter of an attack with this host's address as forged source looks the same.
     #[must_use]
     pub fn of_tcp(flags: TcpFlags) -> Option<Self> {
         const FIN: u16 = TcpFlags::FIN;
@@ -63,12 +63,13 @@ impl Class {
         const PSH: u16 = TcpFlags::PSH;
         const ACK: u16 = TcpFlags::ACK;
         const URG: u16 = TcpFlags::URG;
-        // A reset answers, whatever stands beside it; the capture's filter holds resets back, too.
+        // A segment with RST is an answer, whatever its other flags; the capture's filter drops resets as well.
         if flags.0 & TcpFlags::RESERVED != 0 && flags.0 & (SYN | RST) != RST {
             return Some(Self::Illegal);
         }
         match flags.0 & (FIN | SYN | RST | PSH | ACK | URG) {
-            // Congestion bits without any other flag belong to no segment either, but are not nmap's NULL.
+            // Congestion bits without any other flag belong to no valid segment either, but differ from nmap's NULL
+            // scan.
             0 if flags.0 == 0 => Some(Self::Null),
             0 => Some(Self::Illegal),
             FIN => Some(Self::Fin),
@@ -78,7 +79,7 @@ impl Class {
             bits if bits == SYN | PSH => Some(Self::Syn),
             bits if bits & !(PSH | URG) == SYN | ACK => None,
             bits if bits & SYN != 0 => Some(Self::Illegal),
-            // FIN with RST is wrong, but broken middleboxes send it when they tear a connection down.
+            // FIN with RST is invalid, but broken middleboxes send it when they terminate a connection.
             bits if bits & RST != 0 => None,
             bits if bits & (FIN | ACK) == FIN | ACK => Some(Self::Maimon),
             bits if bits & ACK != 0 => Some(Self::Ack),
@@ -86,18 +87,18 @@ impl Class {
         }
     }
 
-    /// True where one packet is enough, because no TCP stack sends such a packet.
+    /// True if one packet is enough for a ban, because no TCP stack sends it.
     #[must_use]
     pub fn is_conclusive(self) -> bool {
         matches!(self, Self::Null | Self::Fin | Self::Xmas | Self::Illegal | Self::Fragment)
     }
 
-    /// True where a segment of a forgotten connection looks the same.
+    /// True if a late segment of a forgotten connection looks the same.
     pub(super) fn is_late_segment(self) -> bool {
         matches!(self, Self::Maimon | Self::Ack)
     }
 
-    /// The class as the classic log line has it, between `attackalert: ` and ` from host`.
+    /// The class as in the classic log line, between `attackalert: ` and ` from host`.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -116,7 +117,7 @@ impl Class {
         }
     }
 
-    /// The class as JSON and metrics have it.
+    /// The class as in JSON and metrics.
     #[must_use]
     pub fn key(self) -> &'static str {
         match self {

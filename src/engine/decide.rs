@@ -1,5 +1,5 @@
-//! Decides what one probe means: whether it counts as evidence, whether its source now has enough evidence for a ban, and
-//! whether the kernel's sockets and translations contradict that evidence.
+//! Judges one probe: whether it counts as evidence, whether its source now has enough evidence for a ban, and whether
+//! the kernel's sockets and translations contradict that evidence.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -15,20 +15,21 @@ use super::{
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
-/// Closed ports of this many hosts, one each, are a scan of the network. Clients of servers that are down probe a few;
-/// scanners probe them all. The limit is what the source table remembers.
+/// Probes of one closed port on this many hosts count as a scan of the network. Clients of failed servers probe a few
+/// hosts; scanners probe all of them. Limited by the number of ports in a source entry.
 const SWEPT_HOSTS: u8 = 16;
 const _: () = assert!(SWEPT_HOSTS as usize == EVIDENCE);
 
-/// So many pairs of an own address and a closed port, beyond the address that was probed first, are a scan, however few the
-/// ports. A crawler asks one port at a few addresses.
+/// This many pairs of own address and closed port, beyond the first probed address, count as a scan, even with few
+/// distinct ports. A crawler requests one port at a few addresses.
 const SWEPT_PAIRS: u8 = 16;
 
-/// How long a connection is known before the kernel's trap learns of its peer: visitors that come and go change no set.
+/// Minimum age of a connection before its peer is added to the kernel's trap, so that short visits do not change the
+/// set.
 const PEER_SETTLED: Duration = Duration::from_secs(2);
 
-/// Before a ban, what the kernel said so long ago is asked again: a service may have come up since, and the snapshot of the
-/// listeners is up to a second old. A burst of probes is asked about once.
+/// Before a ban, socket look-ups older than this are repeated: a service may have started in the meantime, and the
+/// snapshot of the listeners is up to a second old. A burst of probes causes one look-up.
 const STALE: Duration = Duration::from_millis(500);
 
 impl Engine {
@@ -95,18 +96,18 @@ impl Engine {
         let port = evidence_port(&observation);
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
         let evidence = if observation.unverified { evidence.unproven() } else { evidence };
-        // Where the addresses belong to many hosts, a client that fails at one port on each of them is no scanner.
+        // If the addresses belong to many hosts, a client that fails at one port of each is no scanner.
         let apart = !host.local.is_exact() && observation.protocol != Protocol::Icmp;
         let held = if apart { key.key.toward(observation.destination).under(self.secret) } else { key };
         let mut counted = self.sources.observe(held, evidence, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
         let mut enough_evidence = self.is_enough(now, target, &counted, host);
-        // A flood above the ceilings causes no more look-ups than probes do.
+        // A flood above the ceilings causes no more look-ups than ordinary probes do.
         let all = enough_evidence && self.room(now, track, counted.slot, counted.distinct) != Room::Withheld;
         let served = all && self.forgive_served(held, counted.slot, &observation, host);
         let refuted = (all || counted.fresh) && !self.confirm(now, held, counted.slot, &observation, all, lookup);
         if served || refuted {
-            // Some of it was refuted; the rest still counts.
+            // Some of the evidence was refuted; the rest still counts.
             self.sources.recount(held, &mut counted, now.tick());
             if !self.sources.evidence(counted.slot).any(|item| item.is_about(observation.protocol, port)) {
                 return Verdict::Ignored(IgnoreReason::Open);
@@ -163,8 +164,8 @@ impl Engine {
         counted.conclusive || self.exceeds_threshold(now, (target, first), (slot, distinct), host)
     }
 
-    /// True where the `distinct` ports in `slot` are more than are forgiven to `target`, whose first probe came at `first`.
-    /// Those that one client tries together count as one.
+    /// True if the `distinct` ports in `slot` exceed the number forgiven to `target`, whose first probe came at
+    /// `first`. Related ports count as one.
     pub(super) fn exceeds_threshold(
         &self,
         now: Timestamp,
@@ -196,14 +197,15 @@ impl Engine {
         held.is_some_and(|held| held.distinct > forgiven && self.counting(now, held.slot, host) <= forgiven)
     }
 
-    /// True where a connection to a service of this host excuses more ports of `target`, whose first probe came at `first`.
+    /// True if a connection to a service of this host lets `target`, whose first probe came at `first`, probe more
+    /// ports without a ban.
     fn is_forgiven_more(&self, now: Timestamp, target: BanTarget, first: Tick) -> bool {
         self.known_peers.was_connected(target, first)
             && self.strikes.count(self.key_of(target, Track::Block), now.tick()) == 0
     }
 
-    /// True where `target` is connected to a service of this host and has probed too few ports for a ban of such a source:
-    /// for the kernel's trap, which counts ports beside the engine.
+    /// True if `target` is connected to a service of this host and has probed too few ports for a ban of a connected
+    /// source. Used for the kernel's trap, which counts ports independently of the engine.
     #[must_use]
     pub fn is_forgiven_peer(&self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.latest.max(now);
@@ -212,13 +214,13 @@ impl Engine {
         distinct < self.bounds.peer_threshold && self.is_forgiven_more(now, target, first)
     }
 
-    /// The sources of which that is true, and for whom a connection is known for a moment already.
+    /// The sources for which [`Engine::is_forgiven_peer`] holds and whose connection is older than [`PEER_SETTLED`].
     pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
         let settled = Timestamp::at(self.latest.max(now).since_origin().saturating_sub(PEER_SETTLED)).tick();
         self.known_peers.since_before(settled).filter(move |peer| self.is_forgiven_peer(now, *peer))
     }
 
-    /// Condemns the source of `probe` for the evidence in `slot`, which is held against `key`, if the ceilings have room.
+    /// Bans the source of `probe` for the evidence in `slot`, which is stored under `key`, if the ceilings have room.
     #[expect(clippy::too_many_arguments, reason = "what is known of one probe, of which each caller has the parts")]
     pub(super) fn condemn_for(
         &mut self,
@@ -240,7 +242,7 @@ impl Engine {
         self.condemn(now, track, self.ban(probe, ports, first), room, host)
     }
 
-    /// What the ceilings allow for a source with this evidence, which is enough for a ban.
+    /// Checks the evidence in `slot`, which is enough for a ban, against the ceilings.
     fn room(&mut self, now: Timestamp, track: Track, slot: usize, distinct: u8) -> Room {
         if track != Track::Block {
             return Room::Full;
@@ -254,7 +256,7 @@ impl Engine {
         Grade::of(classes, self.settings.scan_trigger)
     }
 
-    /// Leaves the source in `slot`, which did enough for a ban, to its next probes.
+    /// Withholds the ban of the source in `slot`; the source is judged again at its next probes.
     fn withhold(&mut self, now: Timestamp, slot: usize, probe: Probe) -> Verdict {
         if self.sources.withhold(slot) {
             self.counters.withheld += 1;
@@ -264,8 +266,8 @@ impl Engine {
         Verdict::Probe(probe)
     }
 
-    /// Counts one more host, or pair of address and port, that the source probed; `what` tells it from the others. At `limit` it
-    /// is a scan: returns when the first one was probed.
+    /// Counts one more host, or pair of address and port, probed by the source; `what` identifies it. At `limit` it is a
+    /// scan: returns the time of the first probe.
     fn swept(&mut self, now: Timestamp, key: Key, observation: &Observation, what: u16, limit: u8) -> Option<Tick> {
         let item = Evidence::new(now.tick(), observation.protocol, what, observation.class);
         let key = key.over_hosts().under(self.secret);
@@ -284,7 +286,7 @@ impl Engine {
         Ban { probe, ports, grade, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
-    /// Drops the evidence about ports of `destination` that a service has taken since; true where there was some.
+    /// Drops the evidence about ports of `destination` on which a service listens by now; true if there was any.
     fn forgive_served(&mut self, key: Hashed, slot: usize, observation: &Observation, host: &Host) -> bool {
         let Observation { destination, interface, .. } = *observation;
         let is_served = |item: &Evidence| {
@@ -311,8 +313,8 @@ impl Engine {
         }
     }
 
-    /// Asks the kernel about unchecked evidence: `all` of it before a ban, with what was checked a while ago, otherwise as far as
-    /// the token bucket allows. False if some of it was refuted.
+    /// Verifies unchecked evidence in the kernel. Before a ban (`all`), all of it is checked, including stale results;
+    /// otherwise as much as the token bucket allows. Returns false if some of it was refuted.
     fn confirm(
         &mut self,
         now: Timestamp,
@@ -344,7 +346,7 @@ impl Engine {
         sound
     }
 
-    /// Asks the kernel whether a port of the address that `observation` is for is in use, and records what it says.
+    /// Asks the kernel whether a port at the destination of `observation` is in use, and records the result.
     pub(super) fn is_used(
         &mut self,
         now: Timestamp,
@@ -363,7 +365,7 @@ impl Engine {
             PortUse::Published { established: true } => {
                 self.recent_ports.published(own, observation.source, now.tick());
             }
-            // The next flow is asked about again.
+            // The next flow is looked up again.
             PortUse::Translated | PortUse::Published { established: false } => {}
             PortUse::Closed | PortUse::Unknown => {}
         }
@@ -384,7 +386,8 @@ fn pair(observation: &Observation) -> u16 {
     fold(observation.destination).wrapping_mul(31) ^ port
 }
 
-/// ICMP has no ports. There the number of own addresses that were probed counts, so the address takes the port's place.
+/// ICMP has no ports. Instead, the number of distinct own addresses probed counts, so the address takes the place of
+/// the port.
 fn evidence_port(observation: &Observation) -> u16 {
     if observation.protocol != Protocol::Icmp {
         return observation.port;

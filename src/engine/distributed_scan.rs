@@ -1,17 +1,19 @@
-//! Detects distributed scans: many sources probe a few ports each, together all of them. No single source reaches its
-//! threshold, so the scan is only logged; no source is blocked for it, because any of them may be forged.
+//! Detects distributed scans: many sources probe a few ports each, and together cover many. No single source reaches
+//! its threshold, so the scan is only logged. No source is blocked for it, because any of them may be forged.
 
 use std::time::Duration;
 
 use crate::types::{PortSet, Tick};
 
-/// How long ports and sources are collected. A slower scan cannot be told from the background noise of the Internet.
+/// Time over which ports and sources are collected. A slower scan is indistinguishable from the background noise of the
+/// Internet.
 const SPAN: Duration = Duration::from_secs(600);
-/// Background noise goes to a few dozen popular ports; so many distinct ones within the span are a scan.
+/// Number of distinct ports within the span that counts as a scan. Background noise is limited to a few dozen popular
+/// ports.
 const PORTS: u32 = 50;
-/// Fewer sources than this are single scanners, which reach their own threshold.
+/// Minimum number of sources. Fewer are single scanners, which reach their own threshold.
 const SOURCES: u32 = 8;
-/// Bits that count sources; beyond some ten thousand sources the count is only "very many".
+/// Size of the bitmap that counts sources. Above about 10,000 sources the estimate saturates.
 const BITS: usize = 16_384;
 
 /// A distributed scan, as observed so far.
@@ -19,7 +21,7 @@ const BITS: usize = 16_384;
 pub struct DistributedScan {
     /// Distinct ports that were probed.
     pub ports: u32,
-    /// The approximate number of sources (linear counting, Whang et al., 1990: within a few per cent).
+    /// Approximate number of sources, accurate to a few per cent (linear counting, Whang et al., 1990).
     pub sources: u32,
     /// The time since its first probe.
     pub span: Duration,
@@ -30,7 +32,7 @@ pub(super) struct DistributedScans {
     sources: Vec<u64>,
     distinct_ports: u32,
     set_bits: u32,
-    /// All probes: sources that share a scan divide the ports, unrelated ones do not.
+    /// All probes. Sources that share a scan divide the ports among them; unrelated sources do not.
     probes: u32,
     began: Option<Tick>,
     reported: bool,
@@ -49,8 +51,9 @@ impl DistributedScans {
         }
     }
 
-    /// Adds a probe by a source below its threshold of a port that is new for it; returns the scan once, when it is detected.
-    /// Sources are counted by their hash under the secret: with a known hash, chosen addresses would look like a single source.
+    /// Adds a probe of a port that is new for its source, which is below its threshold; returns the scan once, when it
+    /// is detected. Sources are counted by their keyed hash: with a known hash, an attacker could choose addresses that
+    /// look like one source.
     pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) -> Option<DistributedScan> {
         let began = *self.began.get_or_insert(now);
         if now.since(began) > Tick::of(SPAN) {
@@ -66,7 +69,7 @@ impl DistributedScans {
             self.set_bits += u32::from(*word >> (bit % 64) & 1 == 0);
             *word |= 1 << (bit % 64);
         }
-        // Half of all probes going to a port that no other source has probed is no coincidence.
+        // If half of all probes go to a port that no other source has probed, the sources cooperate.
         let shared = self.distinct_ports.saturating_mul(2) >= self.probes;
         if self.reported || self.distinct_ports < PORTS || self.set_bits < SOURCES || !shared {
             return None;

@@ -1,12 +1,12 @@
-//! Tracks exempt sources that probe this host: each is reported once and then summed up, so that the operator learns of it
-//! and the log does not fill.
+//! Tracks exempt sources that probe this host. Each is reported once and summarised afterwards, so that the operator is
+//! informed and the log does not fill.
 
 use std::net::IpAddr;
 
 use super::ban_table::SUMMARY;
 use crate::types::Timestamp;
 
-/// The maximum number of exempt sources whose probes are summed up at one time.
+/// Maximum number of exempt sources that are summarised at one time.
 const MAX_EXEMPT: usize = 64;
 
 #[derive(Clone, Copy)]
@@ -16,7 +16,7 @@ struct ExemptSource {
     reported: Timestamp,
 }
 
-/// The exempt sources, the oldest first.
+/// The exempt sources, oldest first.
 pub(super) struct ExemptSources(Vec<ExemptSource>);
 
 impl ExemptSources {
@@ -24,8 +24,8 @@ impl ExemptSources {
         Self(Vec::with_capacity(MAX_EXEMPT))
     }
 
-    /// Counts one more probe by `address`, and returns the number since the last report where a report is due now. A full list
-    /// forgets the oldest source, which is reported again at its next probe.
+    /// Counts one more probe by `address`; returns the number of probes since the last report if a report is due. A
+    /// full list drops the oldest source, which is then reported again at its next probe.
     pub(super) fn observe(&mut self, now: Timestamp, address: IpAddr) -> Option<u32> {
         let Some(entry) = self.0.iter_mut().find(|entry| entry.address == address) else {
             if self.0.len() == MAX_EXEMPT {

@@ -1,20 +1,22 @@
-//! Spreads the expiry of bans that begin together: else a flood of thousands of sources would be admitted again at the same
-//! moment, and the kernel would remove all elements at once.
+//! Spreads the expiry of bans that begin together. Otherwise a flood of thousands of sources would be admitted again at
+//! the same moment, and the kernel would remove all elements at once.
 
 use std::time::Duration;
 
 use super::key::{HashKey, Key};
 use crate::types::Tick;
 
-/// So many bans within a minute are usual on a busy host; each lasts exactly as long as configured.
+/// Number of bans per minute that is normal on a busy host; these last exactly as long as configured.
 const FEW: usize = 32;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Bans last at most one part in so many longer, and short ones above the ceiling at most one part in so many shorter.
+/// Jitter as one part of the duration: bans last at most 1/20 longer, short bans above the ceiling at most 1/10
+/// shorter.
 const LONGER: u64 = 20;
 const SHORTER: u64 = 10;
 
-/// The times of the last bans, and the secret: with a known hash an attacker could choose addresses whose bans end together.
+/// Times of the last bans, and the hash key: with a known hash, an attacker could choose addresses whose bans end
+/// together.
 pub(super) struct ExpiryJitter {
     secret: HashKey,
     recent: [Tick; FEW],
@@ -26,7 +28,7 @@ impl ExpiryJitter {
         Self { secret, recent: [Tick::default(); FEW], next: 0 }
     }
 
-    /// Records one more ban; true where it is one of many.
+    /// Records one more ban; true if it is one of many.
     pub(super) fn is_one_of_many(&mut self, now: Tick) -> bool {
         let place = self.recent.get_mut(self.next);
         self.next = (self.next + 1) % FEW;
@@ -34,17 +36,17 @@ impl ExpiryJitter {
         oldest != Tick::default() && now.since(oldest) < Tick::of(MINUTE)
     }
 
-    /// `span`, and up to 5 % more, in whole seconds.
+    /// `span` plus up to 5 %, in whole seconds.
     pub(super) fn longer(&self, span: Duration, key: Key, now: Tick) -> Duration {
         span.saturating_add(self.share(span.as_secs() / LONGER, key, now))
     }
 
-    /// `span`, and up to 10 % less, in whole seconds.
+    /// `span` minus up to 10 %, in whole seconds.
     pub(super) fn shorter(&self, span: Duration, key: Key, now: Tick) -> Duration {
         span.saturating_sub(self.share(span.as_secs() / SHORTER, key, now))
     }
 
-    /// A number of seconds from 0 to `max`, the same for the same ban.
+    /// A number of seconds from 0 to `max`; always the same for the same ban.
     fn share(&self, max: u64, key: Key, now: Tick) -> Duration {
         let scaled = (u128::from(key.hash_at(self.secret, now)) * (u128::from(max) + 1)) >> 64;
         Duration::from_secs(u64::try_from(scaled).unwrap_or(max))

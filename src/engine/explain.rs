@@ -1,4 +1,4 @@
-//! Collects everything that the tables hold about one address, for `portsentry explain`. Changes nothing.
+//! Collects the state of all tables for one address, for `portsentry explain`. Read-only.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,49 +7,49 @@ use super::key::Track;
 use super::{Engine, Grade, Host, Ports, Protection, Standing};
 use crate::types::{BanTarget, Expiry, Timestamp};
 
-/// What is known about an address.
+/// State of one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Explanation {
-    /// The target that its probes count against.
+    /// The target against which its probes count.
     pub target: BanTarget,
-    /// Why it is never blocked, if it is not.
+    /// Reason why it is never blocked, if it is exempt.
     pub protection: Option<Protection>,
-    /// It is blocked, and for so much longer.
+    /// Remaining time of its ban.
     pub blocked: Option<Expiry>,
-    /// How far the evidence of that ban can be trusted; `None` without evidence, or where that is not known.
+    /// Grade of the evidence of that ban; `None` without evidence or if unknown.
     pub grade: Option<Grade>,
-    /// The network in which it is, where its own subject is free and all of that is blocked.
+    /// The blocked network that contains it, if it has no ban of its own.
     pub network: Option<BanTarget>,
-    /// It would be blocked if its protocol were not only logged; for so much longer.
+    /// Remaining time of its log-only verdict.
     pub logged: Option<Expiry>,
-    /// Bans that count against it, the present one included.
+    /// Bans that count against it, including the current one.
     pub strikes: u32,
-    /// It is known to have a connection to a service of this host.
+    /// True if it is known to have a connection to a service of this host.
     pub connected: bool,
-    /// What is held against it, for protocols that block, that only log, and that are only reported.
+    /// Evidence against it, for protocols that block, that only log, and that only run the command.
     pub suspicions: [Option<Suspicion>; 3],
 }
 
-/// Evidence that is not enough yet.
+/// Evidence that is not yet enough for a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspicion {
-    /// Enough of it blocks; else it is only logged.
+    /// True if enough evidence leads to a ban, false if it is only logged.
     pub blocks: bool,
     /// Distinct ports within the window.
     pub distinct: u8,
-    /// Distinct ports that are forgiven.
+    /// Number of forgiven distinct ports.
     pub forgiven: u8,
-    /// Probes since the first, repetitions included.
+    /// Probes since the first, including repetitions.
     pub probes: u32,
-    /// How long since the last one.
+    /// Time since the last probe.
     pub silent: Duration,
     /// The ports.
     pub ports: Ports,
 }
 
 impl Engine {
-    /// The target that `address` is explained as: of a link-local address that of the first link on which something is held
-    /// against it.
+    /// Selects the target that explains `address`. For a link-local address this is the first link on which the tables
+    /// hold an entry for it.
     fn explained(&self, now: Timestamp, address: IpAddr, host: &Host) -> BanTarget {
         let every_link = BanTarget::of(address);
         let is_known = |target: &BanTarget| {
@@ -60,7 +60,7 @@ impl Engine {
         std::iter::once(every_link).chain(on_links).find(is_known).unwrap_or(every_link)
     }
 
-    /// Everything that is known about `address` at `now`.
+    /// Returns the state of `address` at `now`.
     #[must_use]
     pub fn explain(&self, now: Timestamp, address: IpAddr, host: &Host) -> Explanation {
         let now = self.latest.max(now);

@@ -1,27 +1,28 @@
-//! How far the evidence of a ban can be trusted. The reaction is never harsher than the evidence can bear: docs/detection.md.
+//! Grades the evidence of a ban by how easily it can be forged. The reaction is never harsher than the grade allows:
+//! docs/detection.md.
 
 use super::class::Class;
 
 /// The grade of the evidence of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Grade {
-    /// Packets whose source address may be another host's: any host can send them with any source address.
+    /// Packets whose source address may be forged: any host can send them with any source address.
     Forgeable,
-    /// Completed TCP handshakes with decoys: their source received what this host sent to it.
+    /// Completed TCP handshakes with decoys: their source received packets from this host.
     Proven,
 }
 
 impl Grade {
     pub const ALL: [Self; 2] = [Self::Forgeable, Self::Proven];
 
-    /// The grade of evidence against one source: proven only if the completed handshakes would be enough without the rest,
-    /// since a forger can add to what an innocent source has done.
+    /// Returns the grade of the evidence against one source. It is proven only if the completed handshakes alone would
+    /// be enough, because an attacker can add forged packets to the traffic of an innocent source.
     pub(super) fn of(classes: impl Iterator<Item = Class>, scan_trigger: u8) -> Self {
         let handshakes = classes.filter(|class| *class == Class::Connect).count();
         if handshakes > usize::from(scan_trigger) { Self::Proven } else { Self::Forgeable }
     }
 
-    /// The grade as JSON, metrics and the ledger have it.
+    /// The grade as in JSON, metrics and the ledger.
     #[must_use]
     pub fn key(self) -> &'static str {
         match self {

@@ -1,5 +1,5 @@
-//! The facts about this host that verdicts depend on: addresses, exempt prefixes, listeners. An immutable snapshot
-//! that is built elsewhere and replaced as a whole.
+//! The facts about this host that verdicts depend on: addresses, exempt prefixes, listeners. An immutable snapshot that
+//! is built elsewhere and replaced as a whole.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -13,35 +13,35 @@ use super::related_ports::RelatedPorts;
 use super::service_memory::ServiceMemory;
 use crate::types::{BanTarget, PortSet, Protocol};
 
-/// Which addresses are this host's.
+/// The addresses of this host.
 #[derive(Clone, Debug)]
 pub enum Local {
-    /// Exactly these.
+    /// Exactly these addresses.
     Addresses(HashSet<IpAddr>),
-    /// Exactly these, as a running host knows them.
+    /// Exactly these addresses, determined on the running host.
     Own {
-        /// Those of its interfaces, and single ones that a route of type `local` gives it.
+        /// Addresses of its interfaces, and single addresses from routes of type `local`.
         addresses: HashSet<IpAddr>,
-        /// Whole prefixes that such a route gives it (AnyIP).
+        /// Whole prefixes from routes of type `local` (AnyIP).
         prefixes: Vec<IpNet>,
     },
-    /// All in these prefixes, as `replay --local` says.
+    /// All addresses in these prefixes, from `replay --local`.
     Prefixes(Vec<IpNet>),
-    /// Every unicast address, for a capture of which nothing is known.
+    /// Every unicast address, for a capture without further information.
     Any,
 }
 
-/// Interfaces that are looked at above one: more have none of the traffic of a host.
+/// Maximum number of interfaces examined above one interface.
 const MAX_NEAR: usize = 16;
 
-/// Ports of masters that are ports themselves.
+/// Maximum nesting depth of masters.
 const MAX_DEPTH: usize = 4;
 
-/// Up to so many addresses are compared one by one.
+/// Up to this many addresses are compared linearly.
 const FEW: usize = 8;
 
 impl Local {
-    /// True where `address` is one of the host's.
+    /// True if `address` belongs to the host.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match self {
@@ -54,7 +54,7 @@ impl Local {
         }
     }
 
-    /// True where `network` is known to hold an own address.
+    /// True if `network` is known to contain an own address.
     pub(super) fn touches(&self, network: IpNet) -> bool {
         match self {
             Self::Addresses(addresses) => addresses.iter().any(|own| network.contains(own)),
@@ -66,13 +66,13 @@ impl Local {
         }
     }
 
-    /// True where the addresses are known one by one, so that what they send is surely this host's own.
+    /// True if the exact addresses are known, so that packets sent from them are certainly this host's own.
     pub fn is_exact(&self) -> bool {
         matches!(self, Self::Addresses(_) | Self::Own { .. })
     }
 }
 
-/// Asked for every packet: hashing costs more than looking at the few addresses that a host has.
+/// Called for every packet: with few addresses, a linear search is faster than hashing.
 fn holds(addresses: &HashSet<IpAddr>, address: IpAddr) -> bool {
     if addresses.len() <= FEW { addresses.iter().any(|own| *own == address) } else { addresses.contains(&address) }
 }
@@ -81,8 +81,8 @@ fn overlap(prefixes: &[IpNet], network: IpNet) -> bool {
     prefixes.iter().any(|own| own.contains(&network) || network.contains(own))
 }
 
-/// The kernel's strict reverse-path filter (`net.ipv4.conf.*.rp_filter = 1`, RFC 3704): an interface on which it is set
-/// takes a packet only where the route back to its source leaves by that interface. Empty, it refuses nothing.
+/// The kernel's strict reverse-path filter (`net.ipv4.conf.*.rp_filter = 1`, RFC 3704): such an interface accepts a
+/// packet only if the route back to its source uses the same interface. An empty value refuses nothing.
 #[derive(Clone, Default)]
 pub struct ReversePath {
     strict: Vec<u32>,
@@ -90,17 +90,17 @@ pub struct ReversePath {
 }
 
 impl ReversePath {
-    /// The interfaces by which a route leaves; none where that is not known, which refuses nothing.
+    /// Adds the interfaces through which a route leaves. An empty list means unknown, and refuses nothing.
     pub fn insert(&mut self, network: Ipv4Net, interfaces: &[u32]) {
         self.routes.insert(network, interfaces.to_vec());
     }
 
-    /// The interfaces on which the filter is strict.
+    /// Sets the interfaces on which the filter is strict.
     pub fn set_strict(&mut self, interfaces: Vec<u32>) {
         self.strict = interfaces;
     }
 
-    /// True where the kernel drops what comes from `source` on `interface`.
+    /// True if the kernel drops packets from `source` on `interface`.
     #[must_use]
     pub fn refuses(&self, source: IpAddr, interface: u32) -> bool {
         let IpAddr::V4(source) = source else { return false };
@@ -112,38 +112,39 @@ impl ReversePath {
     }
 }
 
-/// The snapshot.
+/// The snapshot of the host.
 #[derive(Clone)]
 pub struct Host {
     /// This host's addresses.
     pub local: Local,
-    /// The networks of its addresses, on whose links its neighbours are. The engine does not use them: a backend that blocks by
-    /// routes must not cut them off.
+    /// The networks of its addresses, on whose links its neighbours are. Not used by the engine; the route backend must
+    /// not cut them off.
     pub networks: Vec<IpNet>,
     pub allow: AllowList,
     /// Its TCP listeners.
     pub tcp: Listeners,
     /// Its UDP sockets.
     pub udp: Listeners,
-    /// Services that it runs, whether they are up or not.
+    /// Services that it runs, including those that are down at the moment.
     pub services: ServiceMemory,
-    /// Groups of ports that belong to its services, as of [`Host::find_related`].
+    /// Groups of ports that belong to its services; computed by [`Host::find_related`].
     pub related: RelatedPorts,
-    /// The ports that it gives to sockets which ask for none. The engine judges what comes to them as anything else.
+    /// The ephemeral port range. The engine judges packets to these ports like all others.
     pub ephemeral: PortSet,
-    /// Indexes of its loopback interfaces: what they carry is the host talking to itself.
+    /// Indexes of its loopback interfaces, which carry only the host's own traffic.
     pub loopback: Vec<u32>,
-    /// Indexes of the interfaces that are watched; empty: all of them.
+    /// Indexes of the monitored interfaces; empty: all of them.
     pub interfaces: Vec<u32>,
-    /// Interfaces, by index and name, at which no unicast frame from an own address comes in but by forgery or a loop.
+    /// Index and name of the interfaces on which a unicast frame from an own address can only be forged or the result
+    /// of a loop.
     pub guarded: Vec<(u32, String)>,
-    /// Which sources the kernel expects on which interface.
+    /// The interface on which the kernel expects each source.
     pub reverse_path: ReversePath,
-    /// Indexes of the ports of its bridges that have an address, each with the bridge's. What comes in there for the bridge's own hardware address
-    /// is for this host, and the capture calls it another host's.
+    /// Indexes of the ports of bridges that have an address, each with the index of its bridge. A frame on such a port
+    /// for the bridge's hardware address is for this host, although the capture marks it as for another host.
     pub bridge_ports: Vec<(u32, u32)>,
-    /// Indexes of the ports of bridges, bonds and the like, each with that of its master: what comes in at the port is the
-    /// master's, and the capture shows it at both.
+    /// Indexes of the ports of bridges, bonds and similar devices, each with the index of the master. Packets on the
+    /// port belong to the master, and the capture shows them on both.
     pub ports: Vec<(u32, u32)>,
     /// Indexes of the interfaces whose frames a program on the same machine may have sent, in order. The kernel does not verify what
     /// such a program marks as not yet summed, and so takes TCP and UDP with any checksum.
@@ -154,12 +155,13 @@ pub struct Host {
     /// Anycast addresses, such as the first one of each of its networks where it is a router (RFC 4291). The kernel takes datagrams
     /// for them, and no TCP.
     pub anycast: Vec<IpNet>,
-    /// Indexes of interfaces, each with that of one above it whose listeners may get what comes in there: masters, VRFs, VLANs.
+    /// Indexes of interfaces, each with the index of an interface above it whose listeners may receive its packets:
+    /// masters, VRFs, VLANs.
     pub uppers: Vec<(u32, u32)>,
 }
 
 impl Host {
-    /// A host that has these addresses, listens nowhere and protects only loopback.
+    /// A host with these addresses, without listeners, that protects only loopback.
     #[must_use]
     pub fn new(local: Local) -> Self {
         Self {
@@ -184,27 +186,27 @@ impl Host {
         }
     }
 
-    /// Finds the groups of ports that belong to its services. To be called when listeners or services have changed.
+    /// Computes the groups of ports that belong to its services. Call it after listeners or services have changed.
     pub fn find_related(&mut self) {
         let is_served =
             |port| self.tcp.is_open_anywhere(port) || self.services.is_remembered_anywhere(Protocol::Tcp, port);
         self.related = RelatedPorts::of(is_served);
     }
 
-    /// Why `target` must not be blocked, if all of it is exempt. One exempt address in a /64 is not enough: the kernel's
-    /// allow-list lets it pass whatever the ban says.
+    /// Returns the reason why `target` must not be blocked, if all of it is exempt. One exempt address in a /64 is not
+    /// enough: the kernel's allow-list accepts its packets despite the ban.
     #[must_use]
     pub fn exemption(&self, target: BanTarget) -> Option<Protection> {
         self.allow.protects_target(target)
     }
 
-    /// The target that packets from `source` count against which come in on `interface`. A capture of another host does not tell
-    /// its links apart.
+    /// Returns the target against which packets from `source` on `interface` count. A capture file does not distinguish
+    /// links.
     pub(super) fn target(&self, source: IpAddr, interface: u32) -> BanTarget {
         if self.local.is_exact() { BanTarget::on(source, self.link(interface)) } else { BanTarget::of(source) }
     }
 
-    /// The reason why `source` is never blocked for what comes in on `interface`, if there is one.
+    /// Returns the reason why packets from `source` on `interface` never lead to a ban, if there is one.
     pub(super) fn protection(&self, source: IpAddr, interface: u32) -> Option<Protection> {
         let target = self.target(source, interface);
         if matches!(target, BanTarget::Link { .. }) {
@@ -221,13 +223,13 @@ impl Host {
         self.local.is_exact() && !filters.contains(&interface)
     }
 
-    /// The bridge whose port this interface is.
+    /// The bridge of which `interface` is a port.
     #[must_use]
     pub fn bridge(&self, interface: u32) -> Option<u32> {
         self.bridge_ports.iter().find(|(port, _)| *port == interface).map(|(_, bridge)| *bridge)
     }
 
-    /// The interface that stands for the link of this one: the master of a port.
+    /// The interface that represents the link of `interface`: the master, if it is a port.
     #[must_use]
     pub fn link(&self, interface: u32) -> u32 {
         let mut link = interface;
@@ -238,7 +240,7 @@ impl Host {
         link
     }
 
-    /// This interface and those above it, the first [`MAX_NEAR`] of them; all of one that is not known (0) is unknown.
+    /// The interface and those above it, at most [`MAX_NEAR`]. Empty if the interface is unknown (0).
     fn near(&self, interface: u32) -> ([u32; MAX_NEAR], usize) {
         let (mut near, mut length) = ([interface; MAX_NEAR], usize::from(interface != 0));
         let mut next = 0;
@@ -256,7 +258,7 @@ impl Host {
         (near, length)
     }
 
-    /// True where a packet to `address` and `port` that comes in on `interface` finds a listener; 0: on any interface.
+    /// True if a packet to `address` and `port` on `interface` reaches a listener; with interface 0: on any interface.
     pub(super) fn listens(&self, protocol: Protocol, address: IpAddr, port: u16, interface: u32) -> bool {
         let (near, length) = self.near(interface);
         let interfaces = near.get(..length).unwrap_or_default();

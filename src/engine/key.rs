@@ -1,4 +1,4 @@
-//! Converts a [`BanTarget`] to its key in the tables, and to a hash that an attacker cannot predict.
+//! Converts a [`BanTarget`] to its table key, and to a hash that an attacker cannot predict.
 
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -7,27 +7,27 @@ use siphasher::sip::SipHasher13;
 
 use crate::types::{BanTarget, MAX_LINK, Prefix, Tick, shared64};
 
-/// The secret that distributes targets over buckets. With a known secret, an attacker could choose source addresses of one
-/// bucket that evict each other.
+/// The secret that distributes targets over buckets. With a known secret, an attacker could choose source addresses of
+/// one bucket, which evict each other.
 #[derive(Clone, Copy)]
 pub struct HashKey(pub u64, pub u64);
 
-/// What evidence and bans are counted for. Each track counts by itself: UDP, which is only logged by default, must not help
-/// to block a source.
+/// A separate count of evidence and bans. Each track counts independently: UDP, which is only logged by default, must
+/// not contribute to a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Track {
     /// Sources of protocols that block.
     Block,
     /// Sources of protocols that are only logged.
     Log,
-    /// Sources that only the administrator's command is run for.
+    /// Sources for which only the administrator's command is run.
     Tell,
 }
 
-/// Marks one address of a shared /64, the number of which is added.
+/// Tag of an address in a shared /64, to which the number of that /64 is added.
 const SHARED: u64 = 7;
 
-/// Marks a link-local address of one link; the index of the interface stands beside it, six bits here and six bits behind the
+/// Tag of a link-local address on one link. Six bits of the interface index are stored in the tag, six more after the
 /// track.
 const LINK: u64 = 0x40;
 const LINK_BITS: u32 = 6;
@@ -36,15 +36,15 @@ const TRACK_SHIFT: u32 = 8;
 const LINK_SHIFT: u32 = 10;
 const _: () = assert!(MAX_LINK < 1 << (2 * LINK_BITS));
 
-/// Marks a network; its prefix length stands beside it.
+/// Tag of a network, combined with its prefix length.
 const NETWORK: u64 = 0x80;
 
-/// A target in 16 bytes, with the track that it is counted in; the second half is zero where there is no target.
+/// A target in 16 bytes, together with its track. The second half is zero if there is no target.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key([u64; 2]);
 
 impl Key {
-    /// The key of a row that has never been in use.
+    /// The key of a row that was never used.
     pub(super) const NONE: Self = Self([0; 2]);
 
     pub(super) fn new(target: BanTarget, track: Track) -> Self {
@@ -76,7 +76,7 @@ impl Key {
         Self([bits, tag | (track as u64) << TRACK_SHIFT])
     }
 
-    /// The target of the key; `None` where the key counts only a part of its packets.
+    /// The target of the key; `None` if the key counts only a part of its packets.
     pub(super) fn target(self) -> Option<BanTarget> {
         let Self([bits, tag]) = self;
         let v6 = |high: u64, low: u64| BanTarget::V6((u128::from(high) << 64 | u128::from(low)).into());
@@ -90,7 +90,7 @@ impl Key {
                 Some(BanTarget::Link { address: address.into(), interface: u32::try_from(interface).ok()? })
             }
             code @ SHARED..LINK => Some(v6(shared64::upper_half(u8::try_from(code - SHARED).ok()?)?, bits)),
-            // The lengths of the two families do not overlap.
+            // The prefix lengths of the two families do not overlap.
             code if code & NETWORK != 0 => {
                 let BanTarget::V6(first) = v6(bits, 0) else { return None };
                 let v4 = u32::try_from(bits).map(|bits| IpAddr::V4(bits.into()));
@@ -101,7 +101,7 @@ impl Key {
         }
     }
 
-    /// The same target, counted for one destination alone.
+    /// The same target, counted for a single destination.
     pub(super) fn toward(self, destination: IpAddr) -> Self {
         let Self([bits, tag]) = self;
         let folded = match destination {
@@ -115,13 +115,13 @@ impl Key {
         Self([bits, tag | folded << 32 | DESTINATION])
     }
 
-    /// The same target, counted for the hosts that it probes.
+    /// The same target, counted over the hosts that it probes.
     pub(super) fn over_hosts(self) -> Self {
         let Self([bits, tag]) = self;
         Self([bits, tag | HOSTS])
     }
 
-    /// A number that cannot be predicted without the secret, the same for the same target at the same time.
+    /// A number that is unpredictable without the secret, and constant for the same target and time.
     pub(super) fn hash_at(self, secret: HashKey, now: Tick) -> u64 {
         let Self([low, high]) = self;
         let mut hasher = SipHasher13::new_with_keys(secret.0, secret.1);
@@ -131,18 +131,18 @@ impl Key {
 
     /// The key with its hash.
     pub(super) fn under(self, secret: HashKey) -> Hashed {
-        // All bytes at once: half the time of a hasher that gets single words.
+        // Hashing all bytes at once takes half the time of hashing single words.
         let [low, high] = self.0.map(u128::from);
         let hash = SipHasher13::new_with_keys(secret.0, secret.1).hash(&(high << 64 | low).to_le_bytes());
         Hashed { key: self, hash }
     }
 
-    /// The key of a free row; `next` is the row that was freed before it.
+    /// The key of a free row; `next` is the previously freed row.
     pub(super) fn free(next: u32) -> Self {
         Self([next.into(), 0])
     }
 
-    /// The row that was freed before this one.
+    /// The previously freed row.
     pub(super) fn next_free(self) -> u32 {
         let Self([next, _]) = self;
         u32::try_from(next).unwrap_or(0)
@@ -154,7 +154,7 @@ impl Key {
     }
 }
 
-/// The key of a target as a whole, in 10 bytes.
+/// The key of a whole target in 10 bytes.
 #[derive(Clone, Copy)]
 #[repr(Rust, packed(2))]
 pub(super) struct Brief {
@@ -177,11 +177,11 @@ impl Brief {
     }
 }
 
-/// Marks of keys that count a part of the packets. The upper 32 bits distinguish destinations.
+/// Tags of keys that count a part of the packets. The upper 32 bits distinguish destinations.
 const DESTINATION: u64 = 1 << 16;
 const HOSTS: u64 = 2 << 16;
 
-/// An address in 16 bits, for uses where a rare collision only costs time: neighbours never collide.
+/// An address in 16 bits, for uses where a rare collision only costs time. Neighbouring addresses never collide.
 pub(super) fn fold(address: IpAddr) -> u16 {
     match address {
         IpAddr::V4(v4) => {
@@ -197,7 +197,7 @@ fn halves(bits: u128) -> [u64; 2] {
     [(bits >> 64) as u64, bits as u64]
 }
 
-/// A key with its hash under the secret: made once for a packet, for every table that is asked about it.
+/// A key with its keyed hash, computed once per packet and used for every table.
 #[derive(Clone, Copy)]
 pub(super) struct Hashed {
     pub(super) key: Key,

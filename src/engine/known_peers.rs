@@ -1,4 +1,4 @@
-//! Sources that have had a connection to a service of this host since before their first probe, and were never banned: more
+//! Tracks sources that had a connection to a service of this host before their first probe and were never banned. More
 //! closed ports are forgiven to them.
 
 use std::time::Duration;
@@ -8,17 +8,17 @@ use crate::types::{BanTarget, Tick, Timestamp};
 /// The number of distinct ports that is enough for a ban of such a source.
 pub const PEER_THRESHOLD: u8 = 8;
 
-/// The peers in order, each with the time since when its connection is known. The daemon bounds their number.
+/// The peers, sorted, each with the time since which its connection is known. The daemon limits their number.
 #[derive(Default)]
 pub(super) struct KnownPeers(Vec<(BanTarget, Tick)>);
 
 impl KnownPeers {
-    /// Peers that have been known for so long at `now`. One that was known before stays known since then: a late message makes
-    /// no connection younger.
+    /// Updates the peers with the age of their connections at `now`. A peer that was known before keeps its earlier
+    /// time, so that a late message does not make a connection younger.
     pub(super) fn renewed(&self, now: Timestamp, peers: &[(BanTarget, Duration)]) -> Self {
         let since = |peer: BanTarget, age: Duration| {
-            let told = Timestamp::at(now.since_origin().saturating_sub(age)).tick();
-            self.since(peer).map_or(told, |before| before.min(told))
+            let known_since = Timestamp::at(now.since_origin().saturating_sub(age)).tick();
+            self.since(peer).map_or(known_since, |before| before.min(known_since))
         };
         let mut peers: Vec<_> = peers.iter().map(|(peer, age)| (*peer, since(*peer, *age))).collect();
         peers.sort_unstable_by_key(|(peer, _)| *peer);
@@ -29,7 +29,7 @@ impl KnownPeers {
         self.since(target).is_some()
     }
 
-    /// True where `target` was connected before `first`, or in the same twentieth of a second.
+    /// True if `target` was connected before `first`, or within the same tick of 50 ms.
     pub(super) fn was_connected(&self, target: BanTarget, first: Tick) -> bool {
         self.since(target).is_some_and(|since| since <= first)
     }

@@ -1,4 +1,4 @@
-//! The ports that programs on this host listen on, by address.
+//! The listening ports of programs on this host, by address.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,35 +11,36 @@ pub struct Listeners {
     any_v4: PortSet,
     any_v6: PortSet,
     at: HashSet<(IpAddr, u16)>,
-    /// With the index of the only interface, or VRF, that the listener takes packets from (SO_BINDTODEVICE). A wildcard has the
+    /// Listeners bound to an interface or VRF (SO_BINDTODEVICE), with its index. A wildcard listener has the
     /// unspecified address of its family.
     on: HashSet<(u32, IpAddr, u16)>,
 }
 
 impl Listeners {
-    /// A listener on every IPv4 address.
+    /// Adds a listener on every IPv4 address.
     pub fn insert_any_v4(&mut self, port: u16) {
         self.any_v4.insert(port);
     }
 
-    /// A listener on every IPv6 address.
+    /// Adds a listener on every IPv6 address.
     pub fn insert_any_v6(&mut self, port: u16) {
         self.any_v6.insert(port);
     }
 
-    /// A listener on one address. One on a loopback address opens nothing to other hosts, and is ignored by look-ups
-    /// for other addresses.
+    /// Adds a listener on one address. A listener on a loopback address is not reachable for other hosts and does not
+    /// match other addresses.
     pub fn insert_at(&mut self, address: IpAddr, port: u16) {
         self.at.insert((address, port));
     }
 
-    /// A listener that takes packets from one interface, or of the interfaces of one VRF, alone. With the unspecified address it
-    /// listens on all of that family.
+    /// Adds a listener that only receives packets from one interface, or from the interfaces of one VRF. With the
+    /// unspecified address it listens on all addresses of that family.
     pub fn insert_on(&mut self, interface: u32, address: IpAddr, port: u16) {
         self.on.insert((interface, address, port));
     }
 
-    /// True where a packet to `address` and `port` finds a listener on one of these interfaces; with none of them, on any.
+    /// True if a packet to `address` and `port` reaches a listener on one of `interfaces`; on any interface if the list
+    /// is empty.
     #[must_use]
     pub fn contains_on(&self, interfaces: &[u32], address: IpAddr, port: u16) -> bool {
         if self.contains(address, port) {
@@ -53,14 +54,14 @@ impl Listeners {
         }
     }
 
-    /// True if a packet to `address` and `port` reaches a listener, whatever interface it comes in on.
+    /// True if a packet to `address` and `port` reaches a listener, regardless of its interface.
     #[must_use]
     pub fn contains(&self, address: IpAddr, port: u16) -> bool {
         let any = if address.is_ipv4() { &self.any_v4 } else { &self.any_v6 };
         any.contains(port) || (!self.at.is_empty() && self.at.contains(&(address, port)))
     }
 
-    /// The ports that are open on all addresses of both families: nothing on them is ever evidence.
+    /// The ports that are open on all addresses of both families: packets to them are never evidence.
     #[must_use]
     pub fn everywhere(&self) -> PortSet {
         self.any_v4.iter().filter(|port| self.any_v6.contains(*port)).collect()
@@ -75,7 +76,7 @@ impl Listeners {
         ports
     }
 
-    /// True where `port` is open on any address but loopback.
+    /// True if `port` is open on any non-loopback address.
     pub(super) fn is_open_anywhere(&self, port: u16) -> bool {
         let at = |(address, open): &(IpAddr, u16)| *open == port && !address.is_loopback();
         self.any_v4.contains(port)
@@ -84,21 +85,21 @@ impl Listeners {
             || self.on.iter().any(|(.., open)| *open == port)
     }
 
-    /// The ports that were open to outside here and are not, or not as widely, in `later`; those of a wildcard with the
-    /// unspecified address of its family.
+    /// The ports that were open to other hosts and are not, or less widely, open in `later`. A wildcard listener has
+    /// the unspecified address of its family.
     pub(super) fn gone(&self, later: &Self) -> impl Iterator<Item = (IpAddr, u16)> + use<> {
         let any = [
             (IpAddr::from(Ipv4Addr::UNSPECIFIED), self.any_v4.without(&later.any_v4)),
             (IpAddr::from(Ipv6Addr::UNSPECIFIED), self.any_v6.without(&later.any_v6)),
         ];
         let mut gone: Vec<_> = self.at.difference(&later.at).filter(|(at, _)| !at.is_loopback()).copied().collect();
-        // For as long as it counts as open a moment ago, it does so on every interface.
+        // While it counts as recently open, it does so on every interface.
         gone.extend(self.on.difference(&later.on).map(|(_, address, port)| (*address, *port)));
         gone.extend(any.iter().flat_map(|(address, ports)| ports.iter().map(|port| (*address, port))));
         gone.into_iter()
     }
 
-    /// How many (address, port) pairs are held one by one.
+    /// Number of (address, port) pairs stored individually.
     #[must_use]
     pub fn pairs(&self) -> usize {
         self.at.len() + self.on.len()

@@ -1,10 +1,10 @@
-//! The detector: turns packets into verdicts on their sources. Pure: no I/O, no clock, no randomness; time and hash keys are
-//! arguments, and the same input gives the same output. Nothing here allocates after [`Engine::new`].
+//! The detector: turns packets into verdicts on their sources. Pure: no I/O, no clock, no randomness. Time and hash
+//! keys are arguments, and the same input gives the same output. Nothing here allocates after [`Engine::new`].
 //!
 //! A packet counts against its source only if all of this holds: it is unicast to an address of this host; the port is
-//! monitored; nothing listens there or did a moment ago; it is not an answer to a flow that this host began; the source is
-//! not this host and not protected. A flag combination that no TCP stack sends is enough for a ban; anything else needs
-//! distinct ports within a window.
+//! monitored; nothing listens there or did recently; it is not an answer to a flow that this host started; the source
+//! is neither this host nor protected. A flag combination that no TCP stack sends is enough for a ban; anything else
+//! needs distinct ports within a window.
 
 mod acceptance;
 mod allow;
@@ -81,49 +81,50 @@ use settling::Settling;
 use sources::SourceTable;
 use strikes::Strikes;
 
-/// The longest ban above a ceiling.
+/// Maximum duration of a ban above a ceiling.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 
-/// Socket look-ups per second to confirm a fresh probe. Each takes a few microseconds; above this rate evidence is only
-/// confirmed before a ban.
+/// Socket look-ups per second that verify fresh probes. Each takes a few microseconds. Above this rate evidence is only
+/// verified before a ban.
 const LOOKUPS_PER_SECOND: u32 = 1_000;
 
-/// Questions to the kernel per second because a packet left from an own address. Such a packet proves nothing, because it
-/// may have been forwarded; above this rate a port is only looked up before it counts against a source.
+/// Socket look-ups per second caused by packets that leave from an own address. Such a packet proves nothing, because
+/// it may have been forwarded. Above this rate a port is only looked up before it counts against a source.
 const HINTS_PER_SECOND: u32 = 500;
 
-/// Set look-ups per second to verify the bans of sources that keep sending. Bounds the cost of many blocked sources; each
-/// has its turn within a few seconds.
+/// Set look-ups per second that verify the bans of sources that keep sending. Limits the cost of many blocked sources;
+/// each is checked within a few seconds.
 const VERIFIED_PER_SECOND: u32 = 500;
 
-/// What the kernel says of the port that a packet is for.
+/// The kernel's answer about the port of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortUse {
-    /// Nothing takes the packet.
+    /// No socket and no translation receives the packet.
     Closed,
-    /// No socket takes the packet, and the kernel shows neither its translations nor what it has sent.
+    /// No socket receives the packet, and translations and sent packets are not available.
     Unknown,
-    /// A socket has the flow of the packet. The port may be closed to all other sources.
+    /// A socket owns the flow of the packet. The port may be closed to all other sources.
     Flow,
-    /// The kernel translates the flow of the packet for another host. The port may be closed to all others.
+    /// The kernel translates the flow of the packet for another host. The port may be closed to all other sources.
     Translated,
-    /// A socket takes packets from any source.
+    /// A socket accepts packets from any source.
     Open,
-    /// Destination NAT leads the packet on to a service.
+    /// Destination NAT forwards the packet to a service.
     Published {
-        /// The service has answered, and more than once.
+        /// The service has answered more than once.
         established: bool,
     },
 }
 
-/// Asks the kernel about a port: its socket tables and its translations. Used before evidence counts, because a snapshot of
-/// the listeners is always a little old.
+/// Looks up a port in the kernel's socket and translation tables. Used before evidence counts, because a snapshot of
+/// the listeners is always slightly out of date.
 pub trait PortLookup {
-    /// What a packet of `protocol` from `source` to `destination` finds that came in on `interface` (0: not known).
+    /// Returns the use of the port by a packet of `protocol` from `source` to `destination` on `interface` (0:
+    /// unknown).
     fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> PortUse;
 }
 
-/// Finds nothing beyond the snapshot of the listeners; for captures.
+/// A look-up that always fails, for captures: only the snapshot of the listeners counts.
 pub struct NoLookup;
 
 impl PortLookup for NoLookup {
@@ -152,9 +153,9 @@ pub struct Engine {
     hints: TokenBucket,
     verifications: TokenBucket,
     notices: VecDeque<Notice>,
-    /// Evidence that the last packet's look-ups refuted.
+    /// Evidence refuted by the look-ups of the last packet.
     forgiven: Vec<(Protocol, u16)>,
-    /// Sources above a ceiling that were not banned, and short bans, since the last notice.
+    /// Since the last notice: sources above a ceiling that were not banned, and short bans.
     withheld: u32,
     capped: u32,
     capped_since: Option<Timestamp>,
@@ -163,7 +164,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine with empty tables. `secret` must be unpredictable to attackers.
+    /// Creates an engine with empty tables. `secret` must be unpredictable to attackers.
     #[must_use]
     pub fn new(settings: Settings, secret: HashKey) -> Self {
         Self {
@@ -194,7 +195,7 @@ impl Engine {
         }
     }
 
-    /// The same engine with other bounds than those that are built in. For simulations.
+    /// Replaces the built-in limits. For simulations.
     #[must_use]
     pub fn with_bounds(mut self, bounds: Bounds) -> Self {
         self.bounds = bounds;
@@ -202,7 +203,7 @@ impl Engine {
         self
     }
 
-    /// Judges one packet. A `now` that is earlier than the latest one counts as the latest one.
+    /// Judges one packet. If `now` is earlier than the latest time seen, the latest one is used.
     pub fn observe(&mut self, now: Timestamp, packet: &Packet, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
@@ -214,7 +215,7 @@ impl Engine {
             self.learn(now, packet, host, lookup);
             return Verdict::Ignored(IgnoreReason::Own);
         }
-        // Sockets bound to an interface are bound to the bridge, not to its port, and so are neighbours.
+        // Sockets and neighbours belong to the bridge, not to its port.
         let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
         let target = host.target(packet.source, interface);
         let known = self.key_of(target, Track::Block);
@@ -231,7 +232,8 @@ impl Engine {
         self.judge(now, observation, known, host, lookup)
     }
 
-    /// Judges a connection or datagram that a decoy listener accepted. `lookup` must report a decoy's port as not in use.
+    /// Judges a connection or datagram that a decoy listener accepted. `lookup` must report a decoy's port as not in
+    /// use.
     pub fn observe_decoy(
         &mut self,
         now: Timestamp,
@@ -252,7 +254,7 @@ impl Engine {
         self.count(now, observation, known, host, lookup)
     }
 
-    /// Ports of the last packet's source that were evidence and turned out to be in use.
+    /// Ports of the last packet's source that counted as evidence and turned out to be in use.
     #[must_use]
     pub fn forgiven(&self) -> &[(Protocol, u16)] {
         &self.forgiven
@@ -271,14 +273,14 @@ impl Engine {
         evidence.filter_map(|item| Some((item.protocol()?, item.port())))
     }
 
-    /// The host's snapshot is about to change from `old` to `new`.
+    /// Called before the host's snapshot changes from `old` to `new`.
     pub fn host_changed(&mut self, now: Timestamp, old: &Host, new: &Host) {
         let now = self.clock(now);
         let Self { settings, recent_ports, .. } = self;
         recent_ports.listeners_changed((old, new), |protocol, port| settings.watches(protocol, port), now.tick());
     }
 
-    /// These ports were open before the start, and count as open for so long, two minutes at most.
+    /// Records ports that were open before the start. Each counts as open for the given time, at most two minutes.
     pub fn recall_listeners(&mut self, now: Timestamp, listeners: &[(Service, Duration)]) {
         let now = self.clock(now);
         for (Service { protocol, port, address }, left) in listeners {
@@ -289,13 +291,15 @@ impl Engine {
         }
     }
 
-    /// From now on these sources are known to be connected to a service of this host, and for how long.
+    /// Replaces the sources that are known to be connected to a service of this host, each with the age of its
+    /// connection.
     pub fn know_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
         let now = self.clock(now);
         self.known_peers = self.known_peers.renewed(now, peers);
     }
 
-    /// The next notice that no single packet causes. Call until `None`, after packets and when [`Engine::wake`] is due.
+    /// Returns the next notice that was not caused by a single packet. Call it until `None`, after packets and when
+    /// [`Engine::wake`] is due.
     pub fn notice(&mut self, now: Timestamp) -> Option<Notice> {
         let now = self.clock(now);
         if let Some(since) = self.capped_since
@@ -311,7 +315,7 @@ impl Engine {
         })
     }
 
-    /// When to call [`Engine::notice`] without a packet; `None` if nothing is pending.
+    /// Time at which [`Engine::notice`] must be called even without a packet; `None` if nothing is pending.
     #[must_use]
     pub fn wake(&self) -> Option<Timestamp> {
         let summary = self.ban_table.next_due().map(|tick| Timestamp::at(tick.duration()));
@@ -319,7 +323,7 @@ impl Engine {
         summary.into_iter().chain(capped).chain(self.settling.next_due(self.latest)).min()
     }
 
-    /// What has been counted since the start.
+    /// Counters since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
@@ -348,9 +352,8 @@ impl Engine {
         self.latest
     }
 
-    /// Asks the kernel about the port that an outgoing packet leaves from, and records what it says. The packet itself
-    /// proves nothing: what one guest of a bridge sends to another, and what this host forwards, leaves in the same way, with
-    /// any source.
+    /// Looks up the source port of an outgoing packet, and records the result. The packet itself proves nothing:
+    /// traffic between guests of a bridge and forwarded traffic leave in the same way, with any source.
     fn learn(&mut self, now: Timestamp, packet: &Packet, host: &Host, lookup: &mut impl PortLookup) {
         if !host.local.is_exact() || !host.local.contains(packet.source) {
             return;
@@ -372,7 +375,8 @@ impl Engine {
                 PortUse::Published { established } if established || may_answer => {
                     self.recent_ports.published(own, peer, now.tick());
                 }
-                // Nothing better than the packet itself, which may be forged, and so is believed for its peer alone.
+                // The kernel gives no better information than the packet, which may be forged. Therefore the port
+                // counts as used for this peer only.
                 PortUse::Unknown if may_answer => {
                     self.recent_ports.used_with(own, peer, now.tick());
                 }
@@ -386,7 +390,7 @@ impl Engine {
         }
     }
 
-    /// The standing verdict on a source, unless the kernel lets it pass all the same.
+    /// Returns the standing verdict on a source, unless the kernel's allow-list accepts its packets.
     #[inline]
     fn recognise(
         &mut self,
@@ -399,7 +403,7 @@ impl Engine {
         let target = host.target(source, interface);
         let every_link = target.on_every_link();
         let mut found = self.ban_table.get(known, now.tick()).map(|(slot, standing)| (target, slot, standing));
-        // A ban by hand names no link.
+        // A ban by an operator has no link.
         if found.is_none() && every_link != target {
             let held = self.ban_table.get(self.key_of(every_link, Track::Block), now.tick());
             found = held.map(|(slot, standing)| (every_link, slot, standing));
@@ -415,7 +419,8 @@ impl Engine {
         Some(self.repeat(now, slot, standing, source, target, Track::Block))
     }
 
-    /// The blocked network that contains `source`. Separate and cold, so that hosts without prefix bans pay nothing for it.
+    /// The blocked network that contains `source`. Separate and cold, so that hosts without prefix bans pay nothing for
+    /// it.
     #[cold]
     fn recognise_network(&self, now: Timestamp, source: IpAddr) -> Option<(BanTarget, usize, Standing)> {
         self.prefix_bans.around(source).map(BanTarget::Prefix).find_map(|network| {
@@ -439,8 +444,8 @@ impl Engine {
         Repeated { source, target, standing, report: repeat.report, verify }
     }
 
-    /// The track that a probe of this class counts in. Linux answers ACK and FIN/ACK segments alike on open and on closed
-    /// ports, and late segments of honest peers look the same.
+    /// The track in which a probe of this class counts. Linux answers ACK and FIN/ACK segments identically on open and
+    /// closed ports, and late segments of honest peers look the same.
     fn track_of(&self, protocol: Protocol, class: Class) -> Track {
         if class.is_late_segment() && !self.settings.ack_bans { Track::Log } else { self.track(protocol) }
     }

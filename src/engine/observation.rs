@@ -1,4 +1,4 @@
-//! Derives from a packet what it would be evidence of if its port is closed. Uses nothing but the packet.
+//! Derives from a packet the evidence that it would be if its port is closed. Depends on the packet alone.
 
 use std::net::IpAddr;
 
@@ -6,37 +6,37 @@ use super::class::Class;
 use crate::types::Protocol;
 use crate::wire::{Checksum, Packet, TcpFlags, Transport};
 
-/// A packet that came in, or a connection to a decoy, as the engine judges it.
+/// An incoming packet or a connection to a decoy, in the form that the engine judges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// The sender, as the packet claims.
+    /// Source address of the packet; may be forged.
     pub source: IpAddr,
-    /// Port that it was sent from; 0 where there is none.
+    /// Source port; 0 if there is none.
     pub source_port: u16,
-    /// The address that it is for.
+    /// Destination address.
     pub destination: IpAddr,
-    /// Index of the interface that it came in on; 0 where that is not known.
+    /// Index of the incoming interface; 0 if unknown.
     pub interface: u32,
     /// Protocol of the port.
     pub protocol: Protocol,
-    /// The port that is touched. For ICMP the message's type; 0 where a fragment hides it.
+    /// Destination port. For ICMP the type of the message; 0 if a fragment hides it.
     pub port: u16,
-    /// What kind of probe it is.
+    /// Class of the probe.
     pub class: Class,
-    /// It came in a fragment.
+    /// True if the packet is a fragment.
     pub fragmented: bool,
     /// Its TCP flags may be damage: the checksum covers more than is at hand, or does not hold. No flags are enough on their own
     /// then.
     pub unverified: bool,
-    /// A decoy listener took it.
+    /// True if a decoy listener accepted it.
     pub decoy: bool,
 }
 
-/// Port that stands for "the fragment does not say".
+/// Stands for a port that a fragment hides.
 const HIDDEN: u16 = 0;
 
 impl Observation {
-    /// What `packet` would be evidence of; `None` for an answer, a later fragment, and what carries no ports.
+    /// Returns the evidence that `packet` would be; `None` for an answer, a later fragment, or a packet without ports.
     #[must_use]
     pub fn of(packet: &Packet) -> Option<Self> {
         let (protocol, source_port, port, class) = match packet.transport {
@@ -73,22 +73,22 @@ impl Observation {
         })
     }
 
-    /// True where the port is known.
+    /// True if the port is known.
     pub(super) fn has_port(&self) -> bool {
         self.port != HIDDEN || self.class != Class::Fragment
     }
 }
 
-/// What a packet that leaves from an own address claims about the port that it leaves from.
+/// The use of a source port as claimed by a packet that leaves from an own address.
 pub(super) struct OwnUse {
     pub(super) protocol: Protocol,
     pub(super) port: u16,
     pub(super) peer_port: u16,
-    /// A SYN/ACK, or a datagram: it may be an answer to a client.
+    /// A SYN/ACK or a datagram, which may answer a client.
     pub(super) may_answer: bool,
 }
 
-/// What `packet` claims; `None` where that is no use of a port. A reset says that the port is closed.
+/// Returns the claim of `packet`; `None` if it does not use a port. A reset means that the port is closed.
 pub(super) fn own_use(packet: &Packet) -> Option<OwnUse> {
     let (protocol, port, peer_port, may_answer) = match packet.transport {
         Transport::Tcp { source_port, destination_port, flags, .. } if !flags.has(TcpFlags::RST) => {

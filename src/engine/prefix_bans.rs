@@ -1,9 +1,9 @@
-//! Widens bans of neighbouring sources to a ban of their network, where the operator has enabled that: an attacker with a
-//! /56 or a rack of addresses sends from the next one when the last is blocked. This module selects the network; the
-//! allow-list is checked by its caller.
+//! Widens bans of neighbouring sources to a ban of their network, if the operator has enabled that. An attacker with a
+//! /56 or a rack of addresses continues from the next address when one is blocked. This module selects the network; its
+//! caller checks the allow-list.
 //!
-//! The bans must fall within the window, as with the ports of one source: four sources of one network in the same half hour
-//! are one actor, four within 90 days are the background noise of the Internet.
+//! The bans must fall within the window, like the ports of one source. Four sources of one network within half an hour
+//! are one actor; four within 90 days are the background noise of the Internet.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use super::key::{HashKey, Hashed, Key, Track};
 use super::sources::{Evidence, SourceTable};
 use crate::types::{BanTarget, Prefix, Protocol, Tick, shared64};
 
-/// How wide a ban may become.
+/// Maximum width of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxPrefix {
-    /// Prefix length of an IPv4 network, 24 to 30; with any other, such as 32, a ban is always of one address.
+    /// Prefix length of an IPv4 network, 24 to 30. With any other value, such as 32, bans always cover one address.
     pub v4: u8,
-    /// Prefix length of an IPv6 network, 48 or 56; with any other, such as 64, a ban is always of one /64.
+    /// Prefix length of an IPv6 network, 48 or 56. With any other value, such as 64, bans always cover one /64.
     pub v6: u8,
 }
 
 impl Default for MaxPrefix {
-    /// No wider than one source: blocking sources that have sent nothing is the operator's choice.
+    /// Never wider than one source: blocking sources that have sent nothing is the operator's choice.
     fn default() -> Self {
         Self { v4: 32, v6: 64 }
     }
@@ -41,31 +41,32 @@ impl MaxPrefix {
     }
 }
 
-/// So many sources of an IPv4 network, or of an IPv6 /56, have to be banned each on proven evidence of its own before the next ban is of the
-/// network. As many failed contacts tell a scanner from a visitor (Jung et al., 2004); here each has done more than that.
+/// Number of banned sources in an IPv4 network or an IPv6 /56, each on its own proven evidence, before the next ban
+/// covers the network. The same number of failed contacts distinguishes a scanner from a visitor (Jung et al., 2004); a
+/// banned source has done more than that.
 const NEIGHBOURS: usize = 4;
 
-/// A /48 belongs to an organization, not a household: twice as many. They are never all of one /56, which is blocked itself
-/// after half as many, and its sources are then forgotten.
+/// The number for a /48, which belongs to an organization instead of a household. They never all belong to one /56,
+/// because the /56 itself is blocked after half as many, and its sources are then removed.
 const NEIGHBOURS_48: usize = 8;
 
-/// The maximum number of networks in which bans are counted at one time: nearly as many as the default ceiling admits within
-/// the default window.
+/// Maximum number of networks in which bans are counted at one time: nearly the number of bans that the default ceiling
+/// admits within the default window.
 const MAX_NETWORKS: usize = 16_384;
 
-/// The neighbours that were banned, and the prefix lengths of banned networks.
+/// The banned neighbours per network, and the prefix lengths of banned networks.
 pub(super) struct PrefixBans {
     widest: MaxPrefix,
     secret: HashKey,
-    /// A source table per network, in which the number of a neighbour in its network stands for a port.
+    /// A source table per network, in which the number of a neighbour within its network takes the place of the port.
     banned: SourceTable,
-    /// When the last ban of a network ends, and a bit for the prefix length of each: read for every packet.
+    /// End of the last prefix ban, and a bit for each banned prefix length. Read for every packet.
     until: Tick,
     lengths: u64,
 }
 
 impl PrefixBans {
-    /// A table for the networks of that many bans; empty where bans are never widened.
+    /// Creates a table for the networks of at most `bans` bans; empty if bans are never widened.
     pub(super) fn new(widest: MaxPrefix, bans: usize, window: Duration, secret: HashKey) -> Self {
         let networks = if widest.v4().or(widest.v6()).is_some() { bans.min(MAX_NETWORKS) } else { 0 };
         Self { widest, secret, banned: SourceTable::new(networks, window, secret), until: Tick::default(), lengths: 0 }
@@ -75,7 +76,7 @@ impl PrefixBans {
         Key::new(BanTarget::Prefix(network), Track::Block).under(self.secret)
     }
 
-    /// The widest network of `target`, and its number in it.
+    /// The widest network of `target`, and the number of `target` in it.
     fn neighbourhood(&self, target: BanTarget) -> Option<(Prefix, u16)> {
         match target {
             BanTarget::V4(v4) => {
@@ -90,7 +91,7 @@ impl PrefixBans {
         }
     }
 
-    /// Records that `target` was banned on proven evidence of its own.
+    /// Records a ban of `target` on its own proven evidence.
     pub(super) fn record(&mut self, target: BanTarget, now: Tick) {
         if let Some((network, number)) = self.neighbourhood(target) {
             let evidence = Evidence::new(now, Protocol::Tcp, number, Class::Syn);
@@ -105,8 +106,8 @@ impl PrefixBans {
         }
     }
 
-    /// The network to block instead of `target`, if enough of its neighbours were banned and `may` admits it. Their records
-    /// are removed: once an operator lifts the ban of the network, the next probe must not bring it back.
+    /// Returns the network to block instead of `target`, if enough of its neighbours were banned and `may` permits it.
+    /// Removes their records, so that the next probe does not restore a network ban that an operator lifts.
     pub(super) fn widen(&mut self, target: BanTarget, now: Tick, may: impl Fn(IpNet) -> bool) -> Option<Prefix> {
         let (widest, own) = self.neighbourhood(target)?;
         let key = self.key(widest);
@@ -129,7 +130,7 @@ impl PrefixBans {
         found
     }
 
-    /// Records that `network` is blocked until then.
+    /// Records that `network` is blocked until `until`.
     pub(super) fn add(&mut self, network: Prefix, until: Tick, now: Tick) {
         if self.are_free(now) {
             self.lengths = 0;
@@ -143,13 +144,13 @@ impl PrefixBans {
         self.until = Tick::default();
     }
 
-    /// True where no network is blocked.
+    /// True if no network is blocked.
     #[inline]
     pub(super) fn are_free(&self, now: Tick) -> bool {
         self.until <= now
     }
 
-    /// The networks that `source` is in and that may be blocked.
+    /// The networks around `source` that may be blocked.
     pub(super) fn around(&self, source: IpAddr) -> impl Iterator<Item = Prefix> + '_ {
         // The widest first: an operator may have banned a wider one.
         let lengths = (8..64).filter(|length| self.lengths >> length & 1 == 1);

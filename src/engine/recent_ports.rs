@@ -1,6 +1,6 @@
-//! Remembers which ports were in use recently: a late client of a service that has just stopped, or a late answer to a
-//! socket that has just closed, is not a probe. Only what the kernel said of this host's own sockets and translations is
-//! recorded here, for one address, protocol and port, and for a limited time.
+//! Remembers which ports were in use recently. A late client of a service that has just stopped, or a late answer to a
+//! socket that has just closed, is not a probe. Records come only from the kernel's view of this host's own sockets and
+//! translations, for one address, protocol and port, and for a limited time.
 
 use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,12 +13,13 @@ use super::key::HashKey;
 use super::listeners::Listeners;
 use crate::types::{PortSet, Protocol, Tick};
 
-/// How long a port counts as open after its listener has gone, or after this host has sent from it. TIME_WAIT is 60 s on
-/// Linux, a resolver's last retry comes within 30 s, and clients of a service that restarts come back within a minute;
-/// twice that.
+/// Time for which a port counts as open after its listener has closed, or after this host has sent from it. TIME_WAIT
+/// is 60 s on Linux, a resolver's last retry comes within 30 s, and clients of a restarting service return within a
+/// minute; this is twice the maximum.
 pub const RECENT: Duration = Duration::from_secs(120);
 
-/// How long a port counts as open after destination NAT led a connection on to its service: no socket table shows it.
+/// Time for which a port counts as open after destination NAT forwarded a connection to its service, which appears in
+/// no socket table.
 const PUBLISHED: Duration = Duration::from_secs(24 * 3600);
 
 /// The maximum number of such ports. A rule that redirects every port, of some clients alone, publishes nothing to the others, and
@@ -33,12 +34,11 @@ pub(super) struct OwnPort {
     pub(super) port: u16,
 }
 
-/// The ports that were in use recently. Two tables, so that flows, which other hosts can cause in any number, evict no
-/// service.
+/// The recently used ports, in two tables, so that flows, which other hosts can cause in any number, evict no services.
 pub(super) struct RecentPorts {
-    /// Services that stopped, and published ones.
+    /// Stopped services, and services published by DNAT.
     services: PortTable,
-    /// Ports that this host sent from.
+    /// Ports from which this host has sent.
     own_use: PortTable,
     /// [`RECENT`].
     span: Duration,
@@ -53,7 +53,7 @@ impl RecentPorts {
         self.span = span;
     }
 
-    /// True where `own` was in use recently, for any peer or for this one.
+    /// True if `own` was in use recently, for any peer or for `peer`.
     pub(super) fn holds(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
         let anywhere = OwnPort { address: unspecified(own.address), ..own };
         [self.services.until(own, None), self.services.until(anywhere, None), self.own_use.until(own, None)]
@@ -62,19 +62,19 @@ impl RecentPorts {
             .any(|until| until > now)
     }
 
-    /// True where `own` is on record for so long that asking the kernel again would tell nothing new.
+    /// True if the record of `own` is so recent that another look-up would give nothing new.
     pub(super) fn is_fresh(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
         self.holds(own, peer, now.plus(Tick::of(self.span / 2)))
     }
 
-    /// The ports that were in use recently for any peer, at any address.
+    /// The ports recently in use for any peer, at any address.
     pub(super) fn ports(&self, protocol: Protocol, now: Tick) -> PortSet {
         let entries = self.services.entries.iter().chain(&self.own_use.entries);
         let for_all = entries.filter(|entry| entry.until > now && entry.peer.is_none());
         for_all.filter(|entry| entry.own.protocol == protocol).map(|entry| entry.own.port).collect()
     }
 
-    /// Records that a socket on `own` took what any peer sends.
+    /// Records that a socket on `own` accepted packets from any peer.
     pub(super) fn used(&mut self, own: OwnPort, now: Tick) {
         self.own_use.insert(own, None, now, Tick::of(self.span));
     }
@@ -84,7 +84,7 @@ impl RecentPorts {
         self.own_use.insert(own, Some(peer), now, Tick::of(self.span));
     }
 
-    /// Records that destination NAT led a flow of `peer` from `own` to a service. Beyond [`MAX_PUBLISHED`] ports it excuses that peer
+    /// Records that destination NAT forwarded a flow of `peer` from `own` to a service. Beyond [`MAX_PUBLISHED`] ports it excuses that peer
     /// alone.
     pub(super) fn published(&mut self, own: OwnPort, peer: IpAddr, now: Tick) {
         if self.published_ports(now).filter(|known| *known != own).count() < MAX_PUBLISHED {
@@ -100,12 +100,12 @@ impl RecentPorts {
         self.services.entries.iter().filter(move |entry| entry.until > longest_other).map(|entry| entry.own)
     }
 
-    /// Records that a service was on `own` until lately, and that its clients go on asking for so long.
+    /// Records that `own` had a service until recently, and that its clients may still connect for `left`.
     pub(super) fn served(&mut self, own: OwnPort, now: Tick, left: Duration) {
         self.services.insert(own, None, now, Tick::of(left.min(RECENT)));
     }
 
-    /// Records a change of the listeners: closed ones were open until now. Only `watched` ports are worth a place.
+    /// Records a change of the listeners: closed ones were open until now. Only `watched` ports are recorded.
     pub(super) fn listeners_changed(
         &mut self,
         (old, new): (&Host, &Host),
@@ -117,8 +117,8 @@ impl RecentPorts {
             for (address, port) in before.gone(after).filter(|(_, port)| watched(protocol, *port)) {
                 self.services.insert(OwnPort { address, protocol, port }, None, now, span);
             }
-            // A port with a listener was not published by DNAT, so its long expiry is shortened. A port that is open on one
-            // address must not look open on the others, so no expiry is extended here.
+            // A port with a listener was not published by DNAT, so its long expiry is shortened. No expiry is extended
+            // here, because a port open on one address must not look open on the others.
             let limit = now.plus(span);
             let listens = |entry: &&mut Entry| {
                 entry.until > limit && entry.own.protocol == protocol && listens_at(after, entry.own)
@@ -132,12 +132,12 @@ fn listens_at(listeners: &Listeners, own: OwnPort) -> bool {
     listeners.contains(own.address, own.port)
 }
 
-/// Stands for every address of a family.
+/// The unspecified address stands for every address of its family.
 fn unspecified(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
-/// Ports in a table of fixed size. A full bucket evicts the entry that would end first.
+/// A port table of fixed size. A full bucket evicts the entry that would expire first.
 struct PortTable {
     entries: Vec<Entry>,
     secret: HashKey,
@@ -146,13 +146,14 @@ struct PortTable {
 #[derive(Clone, Copy)]
 struct Entry {
     own: OwnPort,
-    /// The one peer that the port was used with; `None`: any.
+    /// The only peer with which the port was used; `None`: any.
     peer: Option<IpAddr>,
-    /// [`Tick`] 0 where the entry is free.
+    /// [`Tick`] 0 if the entry is free.
     until: Tick,
 }
 
-/// Entries per bucket, and buckets: 4,096 ports. The built-in lists of watched ports have about a thousand.
+/// Entries per bucket. With 512 buckets the table holds 4,096 ports; the built-in lists of monitored ports have about a
+/// thousand.
 const WAYS: usize = 8;
 const BUCKETS: usize = 512;
 
@@ -175,7 +176,7 @@ impl PortTable {
         usize::try_from(hasher.finish() % BUCKETS as u64).unwrap_or(0) * WAYS
     }
 
-    /// Until when the port counts as open; [`Tick`] 0 where it is not on record.
+    /// Time until which the port counts as open; [`Tick`] 0 if it is not recorded.
     fn until(&self, own: OwnPort, peer: Option<IpAddr>) -> Tick {
         let bucket = self.entries.iter().skip(self.bucket(own, peer)).take(WAYS);
         let same = bucket.filter(|entry| entry.own == own && entry.peer == peer);

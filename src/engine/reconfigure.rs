@@ -3,7 +3,7 @@
 use super::{Engine, Response, Settings};
 
 impl Engine {
-    /// Goes on with other settings. The sizes of the tables stay as they are; a ban in force keeps its end.
+    /// Applies new settings. The table sizes stay as they are; a ban in force keeps its end.
     pub fn reconfigure(&mut self, settings: Settings) {
         self.sources.set_window(settings.window);
         self.strikes.set_forget(settings.escalate.forget);

@@ -1,6 +1,6 @@
-//! Ports that one client tries together: a mail program that guesses how a server wants to be asked, a printer driver, a
-//! browser. Where this host runs a service of such a group, its closed ports count as one. Elsewhere they do as long as the source
-//! probes nothing else: a mail program that was given the name of a host without mail.
+//! Groups of ports that one client tries together: a mail program that guesses the server's settings, a printer driver,
+//! a browser. If this host runs a service of such a group, the closed ports of the group count as one. Otherwise they do
+//! as long as the source probes no other ports: a mail program that was given the name of a host without mail.
 
 use super::sources::Evidence;
 use crate::types::{PORT_GROUPS, PortSet, Protocol};
@@ -11,12 +11,12 @@ pub(super) const MAX_EXTRA: u8 = 4;
 /// The maximum number of unrelated ports that a source may have probed for every group to count as one.
 pub(super) const MAX_UNRELATED: u8 = 0;
 
-/// The groups of which this host serves a port, or is known to.
+/// The groups of which this host serves at least one port, now or as a remembered service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RelatedPorts([bool; PORT_GROUPS.len()]);
 
 impl RelatedPorts {
-    /// The groups of which `is_served` holds for a port.
+    /// Selects the groups that contain a port for which `is_served` holds.
     pub(super) fn of(is_served: impl Fn(u16) -> bool) -> Self {
         Self(PORT_GROUPS.map(|group| group.iter().any(|port| is_served(*port))))
     }
@@ -25,7 +25,7 @@ impl RelatedPorts {
         PORT_GROUPS.into_iter().zip(self.0).filter(|(_, served)| *served).map(|(group, _)| group)
     }
 
-    /// The ports of those groups.
+    /// The ports of these groups.
     pub(super) fn ports(self) -> PortSet {
         self.groups().flatten().copied().collect()
     }

@@ -1,22 +1,22 @@
-//! The ports of services that this host is known to run, whether they are served at the moment or not: during a boot, a
-//! restart or a maintenance their clients go on asking, and are no scanners.
+//! Remembers the ports of services that this host runs, whether or not they are up at the moment. During a boot, a
+//! restart or maintenance their clients keep connecting and are no scanners.
 
 use std::net::IpAddr;
 
 use super::listeners::Listeners;
 use crate::types::{PortSet, Protocol};
 
-/// A port of this host that a program serves for long.
+/// A port of this host on which a program has listened for a long time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Service {
     /// TCP or UDP.
     pub protocol: Protocol,
     pub port: u16,
-    /// The address that it is served at; the unspecified one of a family: every address of that family.
+    /// The address on which it listens; the unspecified address stands for every address of its family.
     pub address: IpAddr,
 }
 
-/// The remembered services, as the daemon knows them. It bounds their number.
+/// The remembered services. The daemon limits their number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceMemory {
     tcp: Listeners,
@@ -32,13 +32,13 @@ impl ServiceMemory {
         }
     }
 
-    /// True where a service of this host belongs to `port` at `address`.
+    /// True if `port` at `address` belongs to a service of this host.
     #[must_use]
     pub fn contains(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
         self.of(protocol).is_some_and(|services| services.contains(address, port))
     }
 
-    /// True where a service on any address of this host has `port`.
+    /// True if a service on any address of this host uses `port`.
     pub(crate) fn is_remembered_anywhere(&self, protocol: Protocol, port: u16) -> bool {
         self.of(protocol).is_some_and(|services| services.is_open_anywhere(port))
     }

@@ -7,69 +7,69 @@ use super::strikes::Escalation;
 use crate::config::{AckPolicy, BlockPolicy, Config, HalfOpenPolicy, Mode, Protocol as ProtocolConfig};
 use crate::types::{Expiry, PortSet, Protocol};
 
-/// What the packets of one protocol are watched for.
+/// Monitored ports of one protocol and the reaction to scans of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Watch {
     /// The ports that are judged from packets.
     pub ports: PortSet,
-    /// What becomes of a source that scans them.
+    /// The reaction to a source that scans them.
     pub response: Response,
 }
 
-/// What becomes of a scanner.
+/// The reaction to a scanner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Response {
-    /// It is only logged, once a window.
+    /// Only logged, once per window.
     #[default]
     Log,
-    /// It is only reported, once for as long as a ban would last.
+    /// Only reported, once per ban duration.
     Tell,
-    /// It is blocked.
+    /// Blocked.
     Block,
 }
 
-/// What an operator can set.
+/// The configurable settings of the engine.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub tcp: Watch,
-    /// TCP ports that decoys serve where nothing else does (connect mode). A connection that one completes is evidence.
+    /// TCP ports that decoys serve if nothing else listens there (connect mode). A completed connection is evidence.
     pub decoys: PortSet,
     pub udp: Watch,
-    /// SCTP INIT to any port counts; blocks like TCP.
+    /// SCTP INIT to any port counts; it blocks like TCP.
     pub sctp: bool,
-    /// ICMP requests to several own addresses count; they only log, like UDP.
+    /// ICMP requests to several own addresses count; they are only logged, like UDP.
     pub icmp: bool,
-    /// ACK and FIN/ACK segments count like SYNs; otherwise their scans are only logged.
+    /// ACK and FIN/ACK segments count like SYNs; otherwise such scans are only logged.
     pub ack_bans: bool,
-    /// Distinct ports that are forgiven within the window: 0 to [`EVIDENCE`] - 1.
+    /// Number of forgiven distinct ports within the window: 0 to [`EVIDENCE`] - 1.
     pub scan_trigger: u8,
-    /// How long a touched port counts.
+    /// Time for which a probed port counts.
     pub window: Duration,
-    /// How long a subject's first ban lasts.
+    /// Duration of the first ban of a target.
     pub expiry: Expiry,
-    /// How bans of a subject grow that comes again.
+    /// Growth of repeated bans of a target.
     pub escalate: Escalation,
-    /// How wide a ban may become.
+    /// Maximum width of a ban.
     pub widest: MaxPrefix,
-    /// Sources whose evidence is kept at one time.
+    /// Maximum number of sources whose evidence is kept.
     pub max_sources: usize,
-    /// Judged sources that are recognised at one time.
+    /// Maximum number of judged sources that are recognised.
     pub max_judged: usize,
-    /// New bans a minute on forgeable evidence.
+    /// New bans per minute on forgeable evidence.
     pub max_new_bans_per_minute: u32,
-    /// Bans on forgeable evidence that stand at one time.
+    /// Maximum number of standing bans on forgeable evidence.
     pub max_forgeable_bans: u32,
 }
 
 impl Settings {
-    /// The same, but scans are only logged.
+    /// The same settings, but scans are only logged.
     #[must_use]
     pub fn log_only(mut self) -> Self {
         (self.tcp.response, self.udp.response) = (Response::Log, Response::Log);
         self
     }
 
-    /// True where packets to `port` are judged, or connections to it.
+    /// True if packets or connections to `port` are judged.
     pub(super) fn watches(&self, protocol: Protocol, port: u16) -> bool {
         match protocol {
             Protocol::Tcp => self.tcp.ports.contains(port) || self.decoys.contains(port),
@@ -78,11 +78,12 @@ impl Settings {
         }
     }
 
-    /// What the operator configured.
+    /// Takes the settings from the configuration.
     #[must_use]
     pub fn from_config(config: &Config) -> Self {
         let watch = |protocol: &ProtocolConfig| Watch {
-            // In connect mode only what a decoy accepts is evidence, unless half-open connections are to be.
+            // In connect mode only connections accepted by a decoy are evidence, unless half-open connections count as
+            // well.
             ports: match (protocol.mode, protocol.half_open) {
                 (Mode::Connect, HalfOpenPolicy::Ignore) => PortSet::new(),
                 _ => protocol.watched(),
@@ -111,8 +112,8 @@ impl Settings {
             },
             widest: MaxPrefix { v4: config.block.widest_ipv4, v6: config.block.widest_ipv6 },
             max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
-            // Four times what one set holds: full sets of both families are half of it, so no active ban is ever evicted. An
-            // evicted ban is not put back after a flush.
+            // Four times the size of one set: full sets of both families fill half of it, so no active ban is ever
+            // evicted. An evicted ban is not restored after a flush.
             max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX).saturating_mul(4),
             max_new_bans_per_minute: config.block.max_new_bans_per_minute,
             max_forgeable_bans: config.block.max_forgeable_bans,
@@ -120,12 +121,12 @@ impl Settings {
     }
 }
 
-/// What has been counted since the start.
+/// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Packets judged.
     pub packets: u64,
-    /// Packets from sources that had been judged.
+    /// Packets from sources that already had a verdict.
     pub repeated: u64,
     /// Probes that counted against a source.
     pub probes: u64,
@@ -133,10 +134,10 @@ pub struct Counters {
     pub bans: u64,
     /// Short bans above the ceilings.
     pub capped: u64,
-    /// Sources that did enough for a ban and were not banned, because of the ceilings.
+    /// Sources with enough evidence for a ban that the ceilings withheld.
     pub withheld: u64,
-    /// Sources whose evidence had to go for another's because the table was full.
+    /// Sources whose evidence was evicted because the table was full.
     pub evicted: u64,
-    /// Questions to the kernel's socket tables before evidence counted.
+    /// Look-ups in the kernel's socket tables before evidence counted.
     pub lookups: u64,
 }

@@ -1,5 +1,5 @@
-//! Settling: after a boot the services of this host come up one by one; no source is banned before all have. Probes are
-//! counted meanwhile, and each source with enough evidence is judged again afterwards.
+//! Settling: after a boot the services of this host start one by one, and no source is banned before all have started.
+//! Probes are counted meanwhile, and each source with enough evidence is judged again afterwards.
 
 use std::collections::VecDeque;
 
@@ -9,13 +9,13 @@ use super::sources::Evidence;
 use super::{Engine, Host, Observation, PortLookup, Probe, Verdict};
 use crate::types::{Protocol, Timestamp};
 
-/// The maximum number of sources that wait to be judged again. Those beyond it are judged at their next probe.
+/// Maximum number of sources that wait to be judged again. Further sources are judged at their next probe.
 const MAX_WAITING: usize = 1_024;
 
 pub(super) struct Settling {
-    /// `None` where nothing has to settle.
+    /// `None` if settling is not active.
     until: Option<Timestamp>,
-    /// The last probe of each source that waits.
+    /// The last probe of each waiting source.
     waiting: VecDeque<Observation>,
 }
 
@@ -28,38 +28,38 @@ impl Settling {
         self.until.is_some_and(|until| now < until)
     }
 
-    /// Has the source of `probe` wait, if there is room.
+    /// Makes the source of `probe` wait, if there is room.
     pub(super) fn wait(&mut self, probe: Observation) {
         if self.waiting.len() < self.waiting.capacity() {
             self.waiting.push_back(probe);
         }
     }
 
-    /// When the next source may be judged again.
+    /// Time at which the next source may be judged again.
     pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         self.until.filter(|until| *until > now).or_else(|| (!self.waiting.is_empty()).then_some(now))
     }
 }
 
 impl Engine {
-    /// Condemns no source until `until`, or until [`Engine::end_settling`].
+    /// Bans no source until `until`, or until [`Engine::end_settling`].
     pub fn settle(&mut self, until: Timestamp) {
         self.settling = Settling { until: Some(until), waiting: VecDeque::with_capacity(MAX_WAITING) };
     }
 
-    /// This host's services have come up.
+    /// Ends settling, because this host's services have started.
     pub fn end_settling(&mut self) {
         self.settling.until = None;
     }
 
-    /// True while no source is condemned.
+    /// True while no source is banned.
     #[must_use]
     pub fn is_settling(&self, now: Timestamp) -> bool {
         self.settling.lasts(self.latest.max(now))
     }
 
-    /// The verdict on the next source that waited while this host settled; `None` where none is left. Evidence about ports
-    /// that turned out to be open is dropped first.
+    /// Returns the verdict on the next source that waited during settling; `None` if no source is left. Evidence about
+    /// ports that turned out to be open is dropped first.
     pub fn judge_waiting(&mut self, now: Timestamp, host: &Host, lookup: &mut impl PortLookup) -> Option<Verdict> {
         let now = self.clock(now);
         if self.settling.lasts(now) {
@@ -70,7 +70,7 @@ impl Engine {
                 return Some(verdict);
             }
         }
-        // Its memory is of no more use.
+        // Frees the memory, which is not needed any more.
         self.settling = Settling::new();
         None
     }
@@ -102,12 +102,12 @@ impl Engine {
         }
         let probe = Probe { observation, target, distinct: held.distinct, probes: held.probes, fresh: false };
         let verdict = self.condemn_for(now, track, key, (held.slot, held.distinct), held.first, probe, host);
-        // Above the ceilings it is left to its next probes.
+        // Above the ceilings the source is judged again at its next probes.
         (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
     }
 
-    /// True where a port of this host is in use now, whatever it was when it was probed. Of the evidence only the port is
-    /// known, so any address of this host will do.
+    /// True if a port of this host is in use now, regardless of its state when it was probed. The evidence stores only
+    /// the port, so any address of this host counts.
     fn is_served(
         &mut self,
         now: Timestamp,

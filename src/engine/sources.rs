@@ -1,4 +1,4 @@
-//! The source table: which ports each source probed, and when, in a table of fixed size.
+//! The source table: the ports that each source probed, with their times, in a table of fixed size.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, OLDEST, Row, Table, Way};
 use crate::types::{Protocol, Tick};
 
-/// Distinct ports that are stored for one source; the largest `scan_trigger` is one less.
+/// Distinct ports stored per source; the maximum of `scan_trigger` is one less.
 pub const EVIDENCE: usize = 16;
 
 /// One probed port: time, protocol, port and class, packed into 64 bits.
@@ -15,7 +15,7 @@ pub const EVIDENCE: usize = 16;
 pub(super) struct Evidence(u64);
 
 const VERIFIED: u64 = 0x80;
-/// Its checksum could not be looked at, so that its flags may be damage.
+/// Its checksum could not be verified, so that its flags may be damaged.
 const UNPROVEN: u64 = 0x40;
 const CLASS: u8 = 0x3f;
 
@@ -45,7 +45,7 @@ impl Evidence {
         Class::from_code(code & CLASS)
     }
 
-    /// Marks it as not enough on its own, whatever its class.
+    /// Marks it as not enough for a ban on its own, regardless of its class.
     pub(super) fn unproven(self) -> Self {
         Self(self.0 | UNPROVEN)
     }
@@ -76,15 +76,15 @@ impl Evidence {
 #[derive(Clone, Copy)]
 pub(super) struct ProbeCount {
     pub(super) slot: usize,
-    /// The port is new for this source within the window.
+    /// True if the port is new for this source within the window.
     pub(super) fresh: bool,
-    /// The evidence of another source was evicted for it.
+    /// True if the evidence of another source was evicted for it.
     pub(super) evicted: bool,
-    /// The evidence includes a class that is enough on its own.
+    /// True if the evidence includes a class that is enough on its own.
     pub(super) conclusive: bool,
     /// Distinct ports within the window.
     pub(super) distinct: u8,
-    /// Probes since the first, repeated ports included.
+    /// Probes since the first, including repeated ports.
     pub(super) probes: u32,
     pub(super) first: Tick,
 }
@@ -95,11 +95,11 @@ pub(super) struct SourceSummary {
     pub(super) distinct: u8,
     pub(super) probes: u32,
     pub(super) first: Tick,
-    /// How long since the last probe.
+    /// Time since the last probe.
     pub(super) silent: Tick,
 }
 
-/// The evidence against one source. The header is in one cache line, together with the first ports.
+/// The evidence against one source. The header shares a cache line with the first ports.
 #[derive(Clone)]
 #[repr(align(32))]
 struct SourceEntry {
@@ -109,9 +109,9 @@ struct SourceEntry {
     probes: u32,
     /// Distinct ports as of the last probe: the number of valid elements of `evidence`; the others are stale.
     distinct: u8,
-    /// The address that was probed first, folded; 0: none was noted yet.
+    /// The first probed address, folded; 0: not recorded yet.
     home: u16,
-    /// It did enough for a ban, which the ceilings did not allow.
+    /// True if the ceilings withheld a ban of this source.
     withheld: bool,
     evidence: [Evidence; EVIDENCE],
 }
@@ -146,12 +146,12 @@ impl SourceEntry {
         self.evidence.get_mut(..usize::from(self.distinct)).unwrap_or_default()
     }
 
-    /// The value of keeping this entry rather than that of another source.
+    /// The value of this entry compared with entries of other sources, for eviction.
     fn rank(&self) -> u8 {
         self.distinct.saturating_sub(1)
     }
 
-    /// Drops the evidence that is `old`; the rest keeps its order.
+    /// Drops the evidence for which `old` holds; the rest keeps its order.
     fn drop_where(&mut self, old: impl Fn(&Evidence) -> bool) {
         if !self.held().iter().any(&old) {
             return;
@@ -162,11 +162,11 @@ impl SourceEntry {
         self.distinct = places.map(|(place, item)| *place = *item).fold(0, |count, ()| count + 1);
     }
 
-    /// Adds `new` and drops what is older than `window`; true where its port is new.
+    /// Adds `new` and drops evidence older than `window`; true if its port is new.
     fn add(&mut self, new: Evidence, now: Tick, window: Tick) -> bool {
         self.drop_where(|item| now.since(item.at()) > window);
         if let Some(item) = self.held_mut().iter_mut().find(|item| item.same_port(new)) {
-            // The later time counts, and of the two classes the conclusive one.
+            // The later time counts, and the conclusive one of the two classes.
             let class = if item.is_conclusive() { *item } else { new };
             let checked = item.0 & VERIFIED;
             item.0 = new.0 & !0xff | class.0 & 0x7f | checked;
@@ -197,7 +197,7 @@ impl SourceTable {
         self.sources.used()
     }
 
-    /// Touches the memory of the next entries.
+    /// Faults in the memory of the next entries.
     pub(super) fn prepare(&mut self) {
         self.sources.prepare();
     }
@@ -207,13 +207,13 @@ impl SourceTable {
         self.window = Tick::of(window);
     }
 
-    /// Adds `new` to the evidence against `key`. A full bucket evicts a source whose window has passed, else the source with
-    /// the fewest ports, of equals the one that has been silent for longest.
+    /// Adds `new` to the evidence against `key`. A full bucket evicts a source whose window has passed; if there is
+    /// none, the source with the fewest ports, and among equals the one that has been silent for the longest time.
     pub(super) fn observe(&mut self, key: Hashed, new: Evidence, now: Tick) -> ProbeCount {
         let Self { sources, window } = self;
         let silent = |source: &SourceEntry| now.since(source.last) > *window;
         let worth = |way: Way<'_, SourceEntry>| match way.age {
-            // If the window of any of them has passed, that of the oldest has: no other row needs to be read.
+            // If the window of any entry has passed, that of the oldest has: no other row needs to be read.
             OLDEST if silent(way.row) => 0,
             age => (u64::from(way.rank) + 1) << 8 | (OLDEST - age) as u64,
         };
@@ -249,23 +249,23 @@ impl SourceTable {
         self.evidence(slot).filter(move |item| now.since(item.at()) <= self.window)
     }
 
-    /// Notes that the ban of the source in `slot` is withheld; true the first time.
+    /// Records that the ban of the source in `slot` is withheld; true the first time.
     pub(super) fn withhold(&mut self, slot: usize) -> bool {
         self.sources.get_mut(slot).is_some_and(|source| !std::mem::replace(&mut source.withheld, true))
     }
 
-    /// Marks the evidence about this port as checked.
+    /// Marks the evidence about this port as verified.
     pub(super) fn verify(&mut self, slot: usize, checked: Evidence) {
         let held = self.sources.get_mut(slot).map(SourceEntry::held_mut).unwrap_or_default();
         held.iter_mut().filter(|item| item.same_port(checked)).for_each(|item| *item = item.verified());
     }
 
-    /// Removes the evidence against `key` about one port, because the port turned out to be open.
+    /// Removes the evidence against `key` about one port that turned out to be open.
     pub(super) fn forgive(&mut self, key: Hashed, protocol: Protocol, port: u16) {
         let Some(slot) = self.sources.find(key) else { return };
         let Some(source) = self.sources.get_mut(slot) else { return };
         let open = Evidence::new(Tick(0), protocol, port, Class::Syn);
-        // A NULL or XMAS probe remains evidence, whether or not the port is open.
+        // A NULL or XMAS probe remains evidence, even if the port is open.
         source.drop_where(|item| item.same_port(open) && !item.is_conclusive());
         let (left, rank) = (source.distinct, source.rank());
         if left == 0 {
@@ -280,7 +280,7 @@ impl SourceTable {
         self.sources.remove(key);
     }
 
-    /// True where the source in `slot` has probed another address before this one, both folded.
+    /// True if the source in `slot` probed another address (folded) before `address`.
     pub(super) fn is_elsewhere(&mut self, slot: usize, address: u16) -> bool {
         let Some(source) = self.sources.get_mut(slot) else { return false };
         if source.home == 0 {
@@ -295,7 +295,7 @@ impl SourceTable {
         tally.conclusive = self.within(key, now).any(Evidence::is_conclusive);
     }
 
-    /// A summary of the evidence against `key` at `now`; `None` once its window has passed.
+    /// A summary of the evidence against `key` at `now`; `None` if its window has passed.
     pub(super) fn held(&self, key: Hashed, now: Tick) -> Option<SourceSummary> {
         let slot = self.sources.find(key)?;
         let source = self.sources.get(slot)?;

@@ -1,11 +1,12 @@
-//! Counts how often each target has been banned on evidence, so that its next ban lasts longer. Filled by the engine's own
-//! bans, and at the start by the state of the last run.
+//! Counts the bans of each target on evidence, so that its next ban lasts longer. Filled by the engine's own bans, and
+//! at the start from the ledger.
 //!
-//! Two kinds of bans do not count. A ban above the ceiling: its evidence may be forged, and a flood of forged packets must
-//! not ban an innocent source for a month. A ban that was lifted: it failed, the port turned out to be open, or an operator
+//! Two kinds of bans do not count. A ban above the ceiling: its evidence may be forged, and a flood of forged packets
+//! must not ban an innocent source for a month. A lifted ban: it failed, the port turned out to be open, or an operator
 //! removed it as a mistake.
 //!
-//! Bans on proven evidence are counted by themselves as well: what can be forged must not lengthen a ban that may last a month.
+//! Bans on proven evidence are also counted separately: forgeable evidence must not lengthen a ban that may last a
+//! month.
 
 use std::time::Duration;
 
@@ -14,32 +15,34 @@ use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, Row, Table};
 use crate::types::{BanTarget, Expiry, Tick};
 
-/// How the bans of one target grow.
+/// Growth of repeated bans of one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Escalation {
-    /// Each ban is this many times as long as the one before; 1 (every ban is as long as the first) to 100.
+    /// Each ban is this many times as long as the previous one; 1 (all bans are equally long) to 100.
     pub factor: u32,
-    /// No ban grows longer than this; the first one, whose length is configured, may be longer.
+    /// Maximum duration of an escalated ban; the configured first ban may be longer.
     pub max: Duration,
-    /// The same for a ban on forgeable evidence: a few forged packets a day must not ban an innocent source for a month.
+    /// Maximum duration of a ban on forgeable evidence: a few forged packets a day must not ban an innocent source for
+    /// a month.
     pub max_forgeable: Duration,
-    /// The count of a target starts from zero when its last ban has been over for this long.
+    /// The count of a target starts again at zero when its last ban has been over for this long.
     pub forget: Duration,
 }
 
 impl Default for Escalation {
-    /// Twice as long each time, 30 days at most, 4 on forgeable evidence, forgotten after 90. An address has often changed hands by then.
+    /// Factor 2, at most 30 days, at most 4 days on forgeable evidence, forgotten after 90 days, when an address has
+    /// often changed hands.
     fn default() -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
         Self { factor: 2, max: 30 * DAY, max_forgeable: 4 * DAY, forget: 90 * DAY }
     }
 }
 
-/// A larger factor would make the second ban the longest.
+/// With a larger factor, the second ban would already reach the maximum.
 const MAX_FACTOR: u32 = 100;
 
 impl Escalation {
-    /// How long a ban on evidence of this grade lasts after `strikes` earlier ones, where the first lasts `plain`.
+    /// Duration of a ban on evidence of this grade after `strikes` earlier bans, if the first one lasts `plain`.
     #[must_use]
     pub fn expiry(&self, plain: Expiry, strikes: u32, grade: Grade) -> Expiry {
         let Expiry::After(plain) = plain else { return Expiry::Never };
@@ -57,25 +60,25 @@ impl Escalation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrikeHistory {
     pub target: BanTarget,
-    /// The number of its bans that count.
+    /// Number of its bans that count.
     pub strikes: u32,
-    /// How many of them were on proven evidence.
+    /// Number of these bans on proven evidence.
     pub proven: u32,
-    /// The last of them.
+    /// The last of these bans.
     pub last: LastBan,
 }
 
 /// The last ban of a target that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastBan {
-    /// It has been over for this long.
+    /// It ended this long ago.
     Over(Duration),
-    /// It is in force, for this much longer.
+    /// It is in force for this much longer.
     Lasts(Expiry),
 }
 
-/// A ban that disappears this short a time before its end has expired by the kernel's clock and was not lifted. Includes
-/// the time that the sensor takes to adopt a full set.
+/// A ban that disappears this short a time before its end has expired by the kernel's clock and was not lifted.
+/// Includes the time that the sensor takes to adopt a full set.
 pub(super) const LAST_SECONDS: Duration = Duration::from_secs(10);
 
 /// The bans of one target.
@@ -84,13 +87,13 @@ pub(super) const LAST_SECONDS: Duration = Duration::from_secs(10);
 struct Record {
     key: Key,
     bans: u32,
-    /// How many of them were on proven evidence.
+    /// Number of these bans on proven evidence.
     proven: u32,
-    /// When the last of them ends.
+    /// End of the last ban.
     until: Tick,
-    /// When all of them are forgotten.
+    /// Time at which all of them are forgotten.
     forgotten: Tick,
-    /// Since when the last one is in force; 0 where it is not, or another one is.
+    /// Start of the last ban while it is in force; otherwise 0.
     since: Tick,
 }
 
@@ -117,22 +120,22 @@ impl Strikes {
         Self { records: Table::new(entries, secret), forget: Tick::of(forget) }
     }
 
-    /// Touches the memory of the next entries.
+    /// Faults in the memory of the next entries.
     pub(super) fn prepare(&mut self) {
         self.records.prepare();
     }
 
-    /// Changes after how long new records are forgotten; existing ones keep their time.
+    /// Changes the time after which new records are forgotten; existing ones keep their time.
     pub(super) fn set_forget(&mut self, forget: Duration) {
         self.forget = Tick::of(forget);
     }
 
-    /// The number of bans that count against `key` at `now`.
+    /// Number of bans that count against `key` at `now`.
     pub(super) fn count(&self, key: Hashed, now: Tick) -> u32 {
         self.records.row(key).filter(|record| record.forgotten > now).map_or(0, |record| record.bans)
     }
 
-    /// The number of bans on proven evidence that count against `key` at `now`.
+    /// Number of bans on proven evidence that count against `key` at `now`.
     pub(super) fn proven(&self, key: Hashed, now: Tick) -> u32 {
         self.records.row(key).filter(|record| record.forgotten > now).map_or(0, |record| record.proven)
     }
@@ -149,14 +152,15 @@ impl Strikes {
         );
     }
 
-    /// Another ban of `key`, which does not count, replaces the last one.
+    /// Records that the last ban of `key` was replaced by one that does not count.
     pub(super) fn supersede(&mut self, key: Hashed) {
         if let Some(record) = self.records.row_mut(key) {
             record.since = Tick(0);
         }
     }
 
-    /// The ban of `key` in force was lifted and no longer counts. A ban that has expired, or is about to, still counts.
+    /// Records that the ban of `key` in force was lifted and no longer counts. A ban that has expired, or is about to,
+    /// still counts.
     pub(super) fn take_back(&mut self, key: Hashed, now: Tick) {
         let forgotten_at = now.plus(self.forget);
         let Some(record) = self.records.row_mut(key) else { return };
@@ -167,16 +171,16 @@ impl Strikes {
             return;
         }
         record.bans = record.bans.saturating_sub(1);
-        // Of which grade it was is not stored: one of the others is taken back first.
+        // The grade of the ban is not stored: bans without proven evidence are taken back first.
         record.proven = record.proven.min(record.bans);
-        // The end of the ban before is not stored; it was no later than now.
+        // The end of the previous ban is not stored; it was no later than now.
         (record.until, record.forgotten) = (now, forgotten_at.min(record.forgotten));
         if record.bans == 0 {
             self.records.remove(key);
         }
     }
 
-    /// Adds the strikes of the last run; a ban that was counted before this call remains the latest.
+    /// Adds the strikes of the last run; a ban counted before this call remains the latest.
     pub(super) fn remember(&mut self, key: Hashed, (strikes, proven): (u32, u32), last: LastBan, now: Tick) {
         let since_then = self.count(key, now);
         if since_then > 0 {
@@ -203,8 +207,8 @@ impl Strikes {
         }
     }
 
-    /// A full bucket evicts the target with the fewest bans, of equals the one to be forgotten soonest: a flood of new
-    /// targets does not evict repeat offenders.
+    /// A full bucket evicts the target with the fewest bans, and among equals the one that would be forgotten first. So
+    /// a flood of new targets does not evict repeat offenders.
     fn insert(&mut self, record: Record, key: Hashed, now: Tick) {
         let worth = |record: &Record| match record.forgotten > now {
             true => u64::from(record.bans) << 32 | u64::from(record.forgotten.0),

@@ -11,32 +11,33 @@ use super::observation::Observation;
 use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 
-/// Why a packet is no evidence.
+/// Reason why a packet is no evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IgnoreReason {
-    /// It is this host's own.
+    /// Sent by this host itself.
     Own,
-    /// It answers something, or carries no port.
+    /// An answer, or a packet without a port.
     NoRequest,
     /// Broadcast, multicast, or for another host on the link.
     NotUnicast,
-    /// Its destination is no address of this host.
+    /// Destination is no address of this host.
     NotOurs,
-    /// Its source is no address that a host can have.
+    /// Source is no valid host address.
     NoSource,
-    /// Its checksum does not hold, so that the kernel drops it.
+    /// Wrong checksum, so that the kernel drops it.
     Damaged,
-    /// It came in on an interface by which no route leads back to its source, which the kernel checks there.
+    /// Arrived on an interface that has no route back to its source, where the kernel checks that (reverse-path
+    /// filter).
     WrongInterface,
     /// The port is not monitored.
     NotMonitored,
     /// A program listens on the port.
     Open,
-    /// A program listened on the port, or this host used it, a moment ago.
+    /// The port had a listener, or this host used it, recently.
     RecentlyOpen,
-    /// The port belongs to a service of this host that is not served at the moment.
+    /// The port belongs to a service of this host that is down at the moment.
     RememberedService,
-    /// The interface is not watched, or is loopback.
+    /// The interface is not monitored, or is loopback.
     OtherInterface,
 }
 
@@ -44,17 +45,17 @@ pub enum IgnoreReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     pub observation: Observation,
-    /// The target that it counts against; in a ban, the blocked target, which may be a network around it.
+    /// The target against which it counts; in a ban, the blocked target, which may be a surrounding network.
     pub target: BanTarget,
-    /// Distinct ports that the subject has touched within the window, this one included.
+    /// Distinct ports that the target has probed within the window, including this one.
     pub distinct: u8,
-    /// Probes since the subject's first, repetitions included.
+    /// Probes since the first of the target, including repetitions.
     pub probes: u32,
-    /// The port is new for the subject within the window.
+    /// True if the port is new for the target within the window.
     pub fresh: bool,
 }
 
-/// The ports of a ban's evidence, in the order in which they are held.
+/// The ports of a ban's evidence, in storage order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
     items: [(Protocol, u16, Class); EVIDENCE],
@@ -77,25 +78,26 @@ impl Ports {
     }
 }
 
-/// A source has done enough.
+/// A decision to ban a source, with its evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ban {
-    /// The probe that made it enough.
+    /// The probe that completed the evidence.
     pub probe: Probe,
-    /// What is held against it.
+    /// The ports that were probed.
     pub ports: Ports,
-    /// How far that can be trusted.
+    /// Grade of the evidence.
     pub grade: Grade,
-    /// Hosts whose ports were touched. More than one only where the engine judges a network ([`super::Local::Prefixes`],
-    /// [`super::Local::Any`]) and no single host of it was scanned; `ports` then holds the last port alone.
+    /// Number of hosts that were probed. More than one only if the engine judges a network ([`super::Local::Prefixes`],
+    /// [`super::Local::Any`]) and no single host of it was scanned; `ports` then holds only the last port.
     pub hosts: u8,
-    /// When its first probe came.
+    /// Time of its first probe.
     pub first: Timestamp,
-    /// Bans of the subject before this one that count.
+    /// Earlier bans of the target that count.
     pub strikes: u32,
-    /// How long the ban lasts: the plain time, grown with `strikes`, and where many fall at once up to 5 % longer.
+    /// Duration of the ban: the configured time, escalated with `strikes`, and up to 5 % longer if many bans begin at
+    /// once.
     pub expiry: Expiry,
-    /// More bans than the ceilings allow: the ban is short, and no strike.
+    /// True if the ceilings are reached: the ban is short and does not count as a strike.
     pub capped: bool,
 }
 
@@ -103,64 +105,64 @@ pub struct Ban {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exempt {
     pub observation: Observation,
-    /// Why it is never blocked.
+    /// Reason why it is never blocked.
     pub protection: Protection,
-    /// Probes since the last line about this source, where a line is due now.
+    /// Probes since the last log line about this source, if a line is due now.
     pub report: Option<u32>,
 }
 
-/// A packet from a source that has been judged.
+/// A packet from a source that already has a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repeated {
     /// The sender.
     pub source: IpAddr,
     /// The target of the verdict.
     pub target: BanTarget,
-    /// What stands against it.
+    /// The standing decision.
     pub standing: Standing,
-    /// Packets since the last line about this subject, where a line is due now.
+    /// Packets since the last log line about this target, if a line is due now.
     pub report: Option<u32>,
-    /// The caller should ask the kernel whether the ban is still in force, and [`super::Engine::lift`] it if it is not.
+    /// The caller should check that the kernel still enforces the ban, and call [`super::Engine::lift`] if it does not.
     pub verify: bool,
 }
 
-/// The engine's judgement of one packet.
+/// The engine's verdict on one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Verdict {
-    /// No evidence, and why.
+    /// No evidence, with the reason.
     Ignored(IgnoreReason),
-    /// Evidence, not yet enough.
+    /// Evidence, not yet enough for a ban.
     Probe(Probe),
     /// Evidence against an exempt source.
     Exempt(Exempt),
-    /// Enough: block the subject. The caller says with [`super::Engine::lift`] if that failed.
+    /// Enough for a ban: block the target. If that fails, the caller reports it with [`super::Engine::lift`].
     Block(Ban),
-    /// Enough, but the protocol is only logged.
+    /// Enough for a ban, but the protocol is only logged.
     LogOnly(Ban),
-    /// The source has been judged before.
+    /// The source already has a verdict.
     Repeated(Repeated),
 }
 
-/// What the engine has to say without a packet's cause.
+/// A notice that was not caused by a single packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// Many sources share a scan.
     DistributedScan(DistributedScan),
-    /// This many packets came from a judged source since its last line.
+    /// Packets from a judged source since its last log line.
     Repeated {
         /// The target of the verdict.
         target: BanTarget,
-        /// What stands against it.
+        /// The standing decision.
         standing: Standing,
-        /// How many packets.
+        /// Number of packets.
         packets: u32,
     },
-    /// Sources that did enough for a ban, above the ceilings.
+    /// Sources with enough evidence for a ban above the ceilings.
     Capped {
-        /// Short bans of those that did far more.
+        /// Short bans.
         bans: u32,
-        /// Those that were not banned.
+        /// Sources that were not banned.
         withheld: u32,
     },
 }

@@ -1,5 +1,5 @@
-//! The queue of events from the sensor to the event loop: bounded, without a lock on the sensor's side and with one allocation
-//! in its life. A full queue drops and counts events; a packet never waits for a log line.
+//! The bounded queue of events from the sensor to the event loop: lock-free on the sensor's side, with a single
+//! allocation. A full queue drops and counts events; a packet never waits for a log line.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use crate::lazy_queue::LazyQueue;
 
 struct Shared {
     events: LazyQueue<Event>,
-    /// How many of them may be attacker-driven.
+    /// Maximum number of attacker-driven events in the queue.
     attacker_driven: usize,
     dropped: AtomicU64,
     arrived: Notify,
@@ -24,10 +24,11 @@ pub struct Sender(Arc<Shared>);
 /// The event loop's end.
 pub struct Receiver(Arc<Shared>);
 
-/// A queue that holds `length` events.
+/// Creates a queue for `length` events.
 #[must_use]
 pub fn bounded(length: usize) -> (Sender, Receiver) {
-    // A flood of probes must not cost a ban its record and its line: a quarter of the room is kept from it.
+    // A flood of probes must not displace bans: a quarter of the queue is reserved for events that are not
+    // attacker-driven.
     let (events, attacker_driven) = (LazyQueue::new(length), length - length / 4);
     let shared = Arc::new(Shared { events, attacker_driven, dropped: AtomicU64::new(0), arrived: Notify::new() });
     (Sender(Arc::clone(&shared)), Receiver(shared))
@@ -40,7 +41,7 @@ impl Sender {
         self.wake();
     }
 
-    /// The same without the wake-up, which is a call to the kernel.
+    /// Queues `event` without the wake-up, which is a system call.
     pub fn put(&self, event: Event) {
         let no_room = event.what.is_attacker_driven() && self.0.events.len() >= self.0.attacker_driven;
         if no_room || self.0.events.push(event).is_err() {
@@ -55,7 +56,7 @@ impl Sender {
 }
 
 impl Receiver {
-    /// The next event, as soon as there is one. Safe to cancel.
+    /// Returns the next event as soon as there is one. Cancel safe.
     pub async fn receive(&self) -> Event {
         loop {
             if let Some(event) = self.0.events.pop() {
@@ -71,7 +72,7 @@ impl Receiver {
         self.0.events.pop()
     }
 
-    /// How many events were dropped since the last call.
+    /// Number of events dropped since the last call.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.0.dropped.swap(0, Ordering::Relaxed)

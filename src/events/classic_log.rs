@@ -1,8 +1,8 @@
-//! Formats events as the lines of classic PortSentry, so that logcheck rules, fail2ban filters and scripts keep working. A
-//! source that is never blocked gets no `attackalert:` line: such filters would have it banned.
+//! Formats events as lines of classic PortSentry, so that logcheck rules, fail2ban filters and scripts keep working. A
+//! source that is never blocked gets no `attackalert:` line, because such filters would ban it.
 //!
-//! A line that classic PortSentry writes has nothing behind it, because filters end in `$`. What else there is to say
-//! follows as a line of its own ([`addition`]).
+//! Nothing is appended to a classic line, because filters end in `$`. Additional information follows on a separate line
+//! ([`addition`]).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use super::event::EventKind;
 use crate::engine::{Class, Exempt, Observation, Probe, Standing};
 use crate::types::{Backend, BanTarget, counted};
 
-/// Which of classic PortSentry's two wordings a line has.
+/// Selects one of classic PortSentry's two wordings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wording {
     /// The modes `-tcp` and `-udp`.
@@ -21,13 +21,13 @@ pub enum Wording {
     Stealth,
 }
 
-/// The line of an event; `None` for what is no line of its own (the same port once more).
+/// The line of an event; `None` for an event without a line (a repeated port).
 #[must_use]
 pub fn of(what: &EventKind) -> Option<String> {
     named(what, None, Wording::Stealth)
 }
 
-/// The line that follows the one of an event, where that is a classic line and there is more to say.
+/// The line that follows the classic line of an event, if there is additional information.
 #[must_use]
 pub fn addition(what: &EventKind) -> Option<String> {
     match what {
@@ -55,8 +55,8 @@ pub fn addition(what: &EventKind) -> Option<String> {
     }
 }
 
-/// The address whose name the line of an event has room for. A network has no name, and a source that is never blocked
-/// is not named: its line must hold nothing that it could have chosen itself.
+/// The address whose name is included in the line of an event. A network has no name, and the line of a source that is
+/// never blocked includes none, because it must not contain text that the source can choose.
 #[must_use]
 pub fn names(what: &EventKind) -> Option<IpAddr> {
     match what {
@@ -67,8 +67,8 @@ pub fn names(what: &EventKind) -> Option<IpAddr> {
     }
 }
 
-/// The line of an event, with the name of the address that [`names`] gives. `name` must be clean: letters, digits, ".",
-/// "-" and "_", and no address.
+/// The line of an event, with the name of the address from [`names`]. `name` must be clean: letters, digits, ".", "-"
+/// and "_", and not an address.
 #[must_use]
 pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<String> {
     Some(match what {
@@ -144,14 +144,14 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
         }
         EventKind::Restored { bans, way } => {
             let way = way.name();
-            format!("adminalert: bans put back from the ledger with the time that they had left: {bans} (via {way})")
+            format!("adminalert: bans restored from the ledger with their remaining time: {bans} (via {way})")
         }
         EventKind::ByHand { target, expiry, by, note, .. } => {
             let note = note.as_ref().map_or(String::new(), |note| format!(": {note}"));
             format!("adminalert: Host {} has been blocked by {by} for {expiry}{note}", Shown(*target))
         }
         EventKind::Healed { bans } => format!(
-            "adminalert: table inet portsentry was gone and is there again; bans put back with the time that they had left: \
+            "adminalert: table inet portsentry was missing and has been created again; bans restored with their remaining time: \
              {bans}"
         ),
         EventKind::Repaired { bans, way } => format!(
@@ -174,12 +174,12 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
 fn scan(probe: &Probe, name: Option<&str>) -> String {
     let Observation { source, protocol, port, class, fragmented, decoy, .. } = probe.observation;
     let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };
-    // Classic PortSentry calls whatever its listeners take a connect, datagrams too.
+    // Classic PortSentry calls everything that its listeners accept a connect, including datagrams.
     let title = if decoy { Class::Connect.title() } else { class.title() };
     format!("attackalert: {title}{hidden} from host: {} to {} port: {port}", Source(name, source), protocol.name())
 }
 
-/// "NAME/ADDRESS"; where no name is known the address stands for both.
+/// "NAME/ADDRESS"; without a name the address is used for both.
 struct Source<'a>(Option<&'a str>, IpAddr);
 
 impl fmt::Display for Source<'_> {
@@ -191,7 +191,7 @@ impl fmt::Display for Source<'_> {
     }
 }
 
-/// A subject as the classic lines have hosts: a bare address where it is one.
+/// A target in the form of classic host fields: a bare address if it is a single one.
 struct Shown(BanTarget);
 
 impl fmt::Display for Shown {
@@ -203,7 +203,7 @@ impl fmt::Display for Shown {
     }
 }
 
-/// " (214 packets)", and nothing for a single one.
+/// " (214 packets)"; empty for a single one.
 struct Count(u32, &'static str);
 
 impl fmt::Display for Count {

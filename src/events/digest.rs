@@ -1,6 +1,6 @@
-//! Digests for `notify.command`: what has happened to bans in a span of time, as one JSON object. The counts are whole; of
-//! the bans so many are named that the object stays small, those on forgeable evidence apart from the others, so that a
-//! flood of forged packets neither makes a digest long nor pushes a proven ban out of it.
+//! Digests for `notify.command`: changes of bans in a period, as one JSON object. The counts are complete; only a
+//! limited number of bans is listed, so that the object stays small. Bans on forgeable evidence are listed separately,
+//! so that a flood of forged packets neither makes a digest long nor displaces a proven ban.
 
 use std::time::SystemTime;
 
@@ -11,25 +11,25 @@ use super::json::{EventRecord, rfc3339};
 use crate::engine::Grade;
 use crate::types::counted;
 
-/// Bans on forgeable evidence that are named, and as many others, and as many lifted ones.
+/// Maximum number of listed bans on forgeable evidence, of other bans, and of lifted ones.
 const MAX_NAMED: usize = 20;
 
-/// Collects what is reported next.
+/// Collects the events of the next digest.
 #[derive(Clone, Debug)]
 pub struct Digest {
     from: SystemTime,
-    /// Bans of each kind.
+    /// Bans by kind.
     forgeable: Named,
     proven: Named,
     by_hand: Named,
     lifted: Named,
-    /// Of the forgeable ones, those that are short because there were many.
+    /// Number of forgeable bans that are short because a ceiling was reached.
     capped: u64,
     not_banned: NotBanned,
     lost_events: u64,
 }
 
-/// How many there were, and the first of them.
+/// Number of bans, and the first of them.
 #[derive(Clone, Debug, Default, Serialize)]
 struct Named {
     count: u64,
@@ -42,13 +42,13 @@ struct NotBanned {
     only_logged: u64,
     /// Sources above the ceilings of bans on forgeable evidence.
     withheld: u64,
-    /// Bans that a backend did not take.
+    /// Bans that a backend refused.
     failed: u64,
-    /// Probes of sources that are protected or allowed.
+    /// Probes of protected or allowed sources.
     exempt_probes: u64,
 }
 
-/// A digest as it is sent.
+/// A digest in the form in which it is sent.
 #[derive(Serialize)]
 struct Sent<'a> {
     host: &'a str,
@@ -75,7 +75,7 @@ impl Named {
         }
     }
 
-    /// `later` was counted after this.
+    /// Adds the counts of a later digest.
     fn append(&mut self, later: Self) {
         self.count += later.count;
         let room = MAX_NAMED.saturating_sub(self.named.len());
@@ -84,14 +84,14 @@ impl Named {
 }
 
 impl Digest {
-    /// Of what happens from now on.
+    /// Starts a digest at `from`.
     #[must_use]
     pub fn new(from: SystemTime) -> Self {
         let [forgeable, proven, by_hand, lifted] = std::array::from_fn(|_| Named::default());
         Self { from, forgeable, proven, by_hand, lifted, capped: 0, not_banned: NotBanned::default(), lost_events: 0 }
     }
 
-    /// Takes `event` in. `begins`: it is the first that reports its ban, which several backends may do.
+    /// Adds `event`. `begins` is true for the first event that reports a ban, as several backends may report it.
     pub fn add(&mut self, event: &Event, begins: bool) {
         match &event.what {
             EventKind::Blocked { ban, .. }
@@ -115,12 +115,12 @@ impl Digest {
         }
     }
 
-    /// So many events were lost before they could be taken in.
+    /// Adds the number of events that were lost.
     pub fn lose(&mut self, events: u64) {
         self.lost_events += events;
     }
 
-    /// Takes in what has happened after this.
+    /// Appends a later digest.
     pub fn append(&mut self, later: Self) {
         let Self { from: _, forgeable, proven, by_hand, lifted, capped, not_banned, lost_events } = later;
         self.forgeable.append(forgeable);
@@ -135,20 +135,21 @@ impl Digest {
         self.lost_events += lost_events;
     }
 
-    /// How many bans began.
+    /// Number of new bans.
     #[must_use]
     pub fn bans(&self) -> u64 {
         self.forgeable.count + self.proven.count + self.by_hand.count
     }
 
-    /// True where there is something to tell. Probes of exempt sources alone are nothing; lost events may have been bans.
+    /// True if the digest contains anything to report. Probes of exempt sources alone are not reported; lost events may
+    /// have been bans.
     #[must_use]
     pub fn is_worth_sending(&self) -> bool {
         let NotBanned { only_logged, withheld, failed, exempt_probes: _ } = self.not_banned;
         [self.bans(), self.lifted.count, only_logged, withheld, failed, self.lost_events].iter().any(|count| *count > 0)
     }
 
-    /// The JSON object of `host`, on one line, without a line feed.
+    /// The JSON object for `host`, on one line, without a line feed.
     #[must_use]
     pub fn to_json(&self, host: &str, until: SystemTime) -> String {
         let kinds = [&self.proven, &self.by_hand, &self.forgeable];
@@ -170,7 +171,7 @@ impl Digest {
             not_banned: self.not_banned,
             lost_events: self.lost_events,
         };
-        // Strings and numbers: there is nothing that could not be written.
+        // Serialisation of strings and numbers cannot fail.
         serde_json::to_string(&sent).unwrap_or_default()
     }
 

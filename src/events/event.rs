@@ -1,51 +1,51 @@
-//! Events: what happened, to be reported to people and programs. The sensor's events hold no text of their own, so that making
-//! one allocates nothing.
+//! Events for reports to people and programs. Events of the sensor contain no text, so that creating one does not
+//! allocate.
 
 use std::time::{Duration, SystemTime};
 
 use crate::engine::{Ban, DistributedScan, Exempt, Notice, Probe, Repeated, Standing, Verdict};
 use crate::types::{Backend, BanTarget, Expiry};
 
-/// What happened, and when by the wall clock.
+/// An event with its wall-clock time.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub time: SystemTime,
     pub what: EventKind,
 }
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Debug)]
 pub enum EventKind {
-    /// Capture and ruleset are in place.
+    /// Capture and ruleset are ready.
     Started,
     /// A probe that is not enough for a ban.
     Probe(Probe),
-    /// Enough for a ban, but the protocol is only logged.
+    /// Enough evidence for a ban, but the protocol is only logged.
     Scan(Ban),
     /// A backend enforces a ban.
     Blocked {
         ban: Ban,
         way: Backend,
-        /// From the capture of the packet to the kernel's acknowledgement.
+        /// Time from the capture of the packet to the kernel's acknowledgement.
         reaction: Duration,
     },
     /// A line for TCP wrappers enforces a ban.
     Wrapped {
         target: BanTarget,
-        /// `None` for a ban by an operator.
+        /// `None` for an operator's ban.
         ban: Option<Ban>,
         line: String,
     },
     /// A command was run for a ban.
     Ran {
         target: BanTarget,
-        /// Only where the command was run because a ban on evidence begins.
+        /// Set only if the command ran because a ban on evidence begins.
         ban: Option<Ban>,
-        /// On one line.
+        /// The command on one line.
         command: String,
-        /// How it ended and what it wrote, as a sentence.
+        /// Its result and output as a sentence.
         outcome: String,
-        /// It succeeded.
+        /// True if it succeeded.
         well: bool,
     },
     /// Connections of a blocked source were ended.
@@ -53,7 +53,7 @@ pub enum EventKind {
         target: BanTarget,
         connections: usize,
     },
-    /// A backend did not take a ban.
+    /// A backend refused a ban.
     BlockFailed {
         way: Backend,
         target: BanTarget,
@@ -62,14 +62,14 @@ pub enum EventKind {
     /// A source that is never blocked probes this host.
     Exempt {
         spared: Exempt,
-        /// Probes that this event stands for.
+        /// Number of probes that this event represents.
         probes: u32,
     },
-    /// A source that was blocked or logged goes on sending.
+    /// A blocked or log-only source keeps sending.
     Repeated {
         target: BanTarget,
         standing: Standing,
-        /// Packets that this event stands for.
+        /// Number of packets that this event represents.
         packets: u32,
     },
     /// Many sources share a scan.
@@ -79,7 +79,7 @@ pub enum EventKind {
         bans: u32,
         withheld: u32,
     },
-    /// A ban is gone from the kernel before its expiry.
+    /// A ban disappeared from the kernel before its expiry.
     Lifted {
         target: BanTarget,
     },
@@ -97,26 +97,26 @@ pub enum EventKind {
         target: BanTarget,
         expiry: Expiry,
         by: String,
-        /// The operator's remark.
+        /// The operator's note.
         note: Option<String>,
-        /// `None`: every backend of the configuration.
+        /// `None`: every configured backend.
         way: Option<Backend>,
     },
-    /// Bans that the kernel had forgotten were put back from the ledger.
+    /// Bans missing in the kernel were restored from the ledger.
     Restored {
         bans: usize,
         way: Backend,
     },
-    /// Bans that were missing in a backend, for no reason that is known, were put back.
+    /// Bans that were missing in a backend for an unknown reason were restored.
     Repaired {
         bans: usize,
         way: Backend,
     },
-    /// The table was gone and was created again, with so many bans for the time that they had left.
+    /// The table was missing and was created again, with this many bans for their remaining times.
     Healed {
         bans: usize,
     },
-    /// The capture could not keep up.
+    /// The capture lost packets.
     Dropped {
         /// Packets lost since the last such event.
         packets: u64,
@@ -125,30 +125,30 @@ pub enum EventKind {
     Adopted {
         bans: usize,
     },
-    /// Something that an operator should know.
+    /// A message for the operator.
     Note(String),
     Error(String),
-    /// The program ends; the kernel's set stays.
+    /// The program ends; the kernel's sets stay.
     Stopped,
 }
 
-/// What causes an event, and so how often there can be one.
+/// The cause of an event, which determines how often it can occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LineClass {
     /// Single packets, short bans above the ceiling, and ends of bans: forged packets can cause any number of them.
     Probe,
-    /// Bans, whose number has a ceiling, and bans that were lifted.
+    /// Bans, whose number is limited by a ceiling, and lifted bans.
     Ban,
-    /// Bans that a backend refused: one per packet where the kernel's set is full.
+    /// Bans refused by a backend: one per packet if the kernel's set is full.
     FailedBan,
-    /// Notes and errors in words, which may have any cause.
+    /// Notes and errors with any cause.
     Diagnostic,
-    /// Operators and this host. No packet causes one, so that they need no limit.
+    /// Caused by operators or this host. No packet causes one, so they need no limit.
     Host,
 }
 
 impl EventKind {
-    /// The event that reports `verdict`; `None` where none is due. A ban is reported by the ways that enforce it.
+    /// The event that reports `verdict`; `None` if none is due. A ban is reported by the backends that enforce it.
     #[must_use]
     pub fn from_verdict(verdict: Verdict) -> Option<Self> {
         match verdict {
@@ -162,7 +162,7 @@ impl EventKind {
         }
     }
 
-    /// What causes events of this kind, for the budget of log lines. No wildcard: a new kind has to be classified.
+    /// The class of the event, for the log line limit. No wildcard, so that a new kind must be classified.
     #[must_use]
     pub fn line_class(&self) -> LineClass {
         let class_of = |ban: Option<&Ban>| match ban {
@@ -171,7 +171,7 @@ impl EventKind {
         };
         match self {
             Self::Probe(_) | Self::Scan(_) | Self::Exempt { .. } | Self::Repeated { .. } => LineClass::Probe,
-            // Short bans end too: minutes after a flood there are as many ends as there were bans.
+            // Short bans also end: minutes after a flood there are as many ends as there were bans.
             Self::Expired { .. } | Self::Ran { ban: None, .. } => LineClass::Probe,
             Self::Blocked { ban, .. } | Self::Ran { ban: Some(ban), .. } => class_of(Some(ban)),
             Self::Wrapped { ban, .. } => class_of(ban.as_ref()),
@@ -191,7 +191,7 @@ impl EventKind {
         }
     }
 
-    /// True for events of which forged packets can cause any number.
+    /// True for events that forged packets can cause in any number.
     #[must_use]
     pub fn is_attacker_driven(&self) -> bool {
         matches!(self.line_class(), LineClass::Probe | LineClass::FailedBan)
@@ -209,7 +209,7 @@ impl From<Notice> for EventKind {
 }
 
 impl Event {
-    /// `what`, now.
+    /// An event that happens now.
     #[must_use]
     pub fn now(what: EventKind) -> Self {
         Self { time: SystemTime::now(), what }

@@ -1,4 +1,5 @@
-//! The JSON object of an event: the same shape in the live log, in a replay, in `status` and on the control socket.
+//! The JSON object of an event, with the same format in the live log, in a replay, in `status` and on the control
+//! socket.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -9,8 +10,8 @@ use super::event::{Event, EventKind};
 use crate::engine::{Ban, Class, Observation, Standing};
 use crate::types::{Backend, BanTarget, Expiry, Protocol};
 
-/// An event on the wire. Fields that do not apply to an event are left out. Both sides of the control socket use this type:
-/// a reader accepts kinds, classes and methods that it does not know.
+/// The serialised form of an event. Fields that do not apply are omitted. Both sides of the control socket use this
+/// type: a reader accepts unknown kinds, classes and methods.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
     /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`, `note`;
@@ -35,15 +36,15 @@ pub struct EventRecord {
     pub target: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<PortRecord>>,
-    /// How far the evidence of a ban can be trusted: `forgeable` or `proven`.
+    /// Grade of the evidence of a ban: `forgeable` or `proven`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Cow<'static, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<u32>,
-    /// Bans of the subject that count, this one included.
+    /// Bans of the target that count, including this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strikes: Option<u32>,
-    /// The ban is short, because there are more new ones than `max_new_bans_per_minute`.
+    /// The ban is short, because there are more new bans than `max_new_bans_per_minute`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capped: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,19 +73,19 @@ pub struct EventRecord {
     pub packets: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bans: Option<u64>,
-    /// Sources that were not banned, because of the ceilings.
+    /// Sources that were not banned because a ceiling was reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub withheld: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events: Option<u64>,
 }
 
-/// A port with what probed it.
+/// A port with the class of its probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRecord {
     pub proto: Cow<'static, str>,
     pub port: u16,
-    /// Left out where it is not known.
+    /// Omitted if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<Cow<'static, str>>,
 }
@@ -183,7 +184,7 @@ impl EventRecord {
     /// The object on one line, without a line feed.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Strings and numbers: there is nothing that could not be written.
+        // Serialisation of strings and numbers cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 
@@ -227,10 +228,10 @@ impl EventRecord {
     }
 }
 
-/// The end of a ban that has none.
+/// The expiry of a ban that never expires.
 pub const NEVER: &str = "never";
 
-/// The end of a ban that begins `at` this time: RFC 3339, or "never".
+/// The end of a ban that begins at `at`: RFC 3339, or "never".
 #[must_use]
 pub fn expires(expiry: Expiry, at: SystemTime) -> String {
     match expiry {
@@ -259,7 +260,7 @@ pub(super) fn kind(what: &EventKind) -> &'static str {
     }
 }
 
-/// Why a ban was made, as a sentence.
+/// The reason of a ban as a sentence.
 #[must_use]
 pub fn reason(ban: &Ban) -> String {
     if ban.hosts > 1 {
@@ -273,7 +274,7 @@ pub fn reason(ban: &Ban) -> String {
     }
 }
 
-/// A time in UTC, to the microsecond.
+/// A time in UTC with microseconds.
 #[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_micros(time).to_string()

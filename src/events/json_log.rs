@@ -1,6 +1,6 @@
-//! Appends lines to a file that logrotate may move or truncate: the file is opened anew within a second after its name stands
-//! for another one. A thread of its own writes, so that a full or hanging disk delays nothing; lost lines are counted and
-//! reported once.
+//! Appends lines to a file that logrotate may move or truncate: the file is reopened within a second after its path
+//! refers to another file. A separate thread writes, so that a full or hanging disk delays nothing; lost lines are
+//! counted and reported once.
 
 use std::fs::File;
 use std::io;
@@ -15,29 +15,29 @@ use crate::atomic_file::{append, end_last_line, is_at};
 use crate::types::counted;
 use crate::worker::{Inbox, Worker};
 
-/// Lines that wait for the thread.
+/// Maximum number of lines that wait for the thread.
 const QUEUE: usize = 4_096;
-/// Bytes that wait for a disk with room for them.
+/// Maximum number of bytes that wait for free disk space.
 const MAX_WAITING: usize = 1 << 20;
-/// Bytes that are written at once.
+/// Maximum number of bytes per write.
 const BATCH: usize = 1 << 16;
-/// How often the file is compared with the one that its name stands for, and how often a failing disk is tried again.
+/// Interval at which the file is compared with its path, and at which a failing disk is retried.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often losses are reported.
+/// Minimum interval between reports of losses.
 const LOSS_INTERVAL: Duration = Duration::from_secs(60);
-/// How long the disk has for what is not written yet when the program ends.
+/// Time for writing the remaining lines when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A change in the state of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// Writing failed.
+    /// Writing has failed.
     Failed(String),
-    /// Writing works, and lines were lost before.
+    /// Writing works again, but lines were lost.
     Better(String),
 }
 
-/// Takes lines for the file. What is left when it is dropped is written, if the disk is quick.
+/// Accepts lines for the file. When it is dropped, the remaining lines are written if the disk is fast enough.
 pub struct LineFile {
     path: PathBuf,
     worker: Worker<Command, ()>,
@@ -49,19 +49,20 @@ enum Command {
 }
 
 impl LineFile {
-    /// Appends to the file `path`, which is made with mode 0640 where it is not there. `tell` is called with failures and losses.
+    /// Appends to the file `path`, which is created with mode 0640 if it does not exist. `tell` is called with failures
+    /// and losses.
     ///
     /// # Errors
-    /// Where no thread can be started.
+    /// The thread cannot be started.
     pub fn start(path: &Path, tell: impl Fn(News) + Send + 'static) -> io::Result<Self> {
         let place = path.to_owned();
         Self::start_with(path, move || open(&place), tell)
     }
 
-    /// As [`LineFile::start`], where another process opens the file.
+    /// As [`LineFile::start`], if another process opens the file.
     ///
     /// # Errors
-    /// Where no thread can be started.
+    /// The thread cannot be started.
     pub fn start_with(
         path: &Path,
         open: impl Fn() -> io::Result<File> + Send + 'static,
@@ -86,20 +87,20 @@ impl LineFile {
         Ok(Self { path: path.to_owned(), worker })
     }
 
-    /// The file's name.
+    /// Path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts a line, without its end, in line for the file. Never waits: what finds no room is counted.
+    /// Queues a line without its line end. Never waits; a line that does not fit is counted as lost.
     pub fn put(&self, line: String) {
         let _ = self.worker.handle().put(Command::Line(line));
     }
 
-    /// Has the file opened anew.
+    /// Requests that the file be reopened.
     pub fn reopen(&self) {
-        // A thread that is too busy for it looks by itself within a second.
+        // A busy thread checks the file itself within a second.
         if self.worker.handle().inbox().len() < QUEUE {
             let _ = self.worker.handle().put(Command::Reopen);
         }
@@ -108,7 +109,7 @@ impl LineFile {
 
 impl Drop for LineFile {
     fn drop(&mut self) {
-        // A disk that hangs must not hold up the end.
+        // A hanging disk must not delay the end.
         let _ = self.worker.stop(FLUSH_TIMEOUT);
     }
 }
@@ -117,11 +118,11 @@ struct Writer {
     path: PathBuf,
     open: Box<dyn Fn() -> io::Result<File> + Send>,
     file: Option<File>,
-    /// When it was last compared with what its name stands for, or tried in vain.
+    /// Time of the last comparison with the path, or of the last failed attempt.
     looked: Instant,
     waiting: String,
     inbox: Arc<Inbox<Command>>,
-    /// Lines that found no room in `waiting`, and all losses that were said.
+    /// Lines that did not fit into `waiting`, and all reported losses.
     dropped: u64,
     lost_said: u64,
     failing: bool,
@@ -131,10 +132,10 @@ struct Writer {
 
 impl Writer {
     fn run(&mut self) {
-        // What is wrong with the name is said at the start, not with the first scan.
+        // An invalid path is reported at the start, not with the first scan.
         self.write();
         loop {
-            // Read first: what was put in before the order to stop is then in the queue.
+            // Read first, so that lines sent before the stop request are in the queue.
             let ends = self.inbox.stop().is_some();
             let mut reopen = false;
             while (self.failing || self.waiting.len() < BATCH)
@@ -182,8 +183,8 @@ impl Writer {
                 if !std::mem::replace(&mut self.failing, true) {
                     let path = self.path.display();
                     (self.tell)(News::Failed(format!(
-                        "events cannot be written to {path}, which report.json_file names: {error}; it goes on without, \
-                         and tries again each second"
+                        "events cannot be written to {path} (report.json_file): {error}; the daemon continues without the file \
+                         and retries every second"
                     )));
                 }
             }
@@ -202,7 +203,7 @@ impl Writer {
             (self.tell)(News::Better(format!("events are written to {path} again; {lost} were lost")));
         } else if lost > 0 {
             (self.tell)(News::Better(format!(
-                "{} came faster than they could be written to {path}",
+                "{} arrived faster than they could be written to {path}",
                 counted(lost, "event")
             )));
         }
@@ -229,21 +230,21 @@ impl Writer {
     }
 }
 
-/// Opens the file. A link could lead to any file of the system, and a FIFO would wait for its reader.
+/// Opens the file. Links are refused, because they could lead to any file, and a FIFO would wait for a reader.
 ///
 /// # Errors
-/// Where it is no regular file, or cannot be opened or made.
+/// The path is not a regular file, or cannot be opened or created.
 pub fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE;
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let opened = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR | Mode::RGRP);
     let opened = opened.map_err(|error| match error {
-        rustix::io::Errno::LOOP => io::Error::other("it is a symbolic link; name the file itself"),
+        rustix::io::Errno::LOOP => io::Error::other("it is a symbolic link; configure the file itself"),
         other => other.into(),
     });
     let mut file = File::from(opened?);
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     end_last_line(&mut file)?;
     Ok(file)

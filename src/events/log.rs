@@ -1,4 +1,4 @@
-//! Writes lines to standard error, to the journal or to syslog.
+//! Writes log lines to standard error, the journal or syslog.
 
 use std::path::Path;
 
@@ -14,30 +14,33 @@ use super::stderr::Stderr;
 use super::syslog::{DEV_LOG, Syslog};
 use crate::config::{Facility, LogTarget};
 
-/// Sends what is logged from now on to `target`, and to standard error where that cannot be reached; a line says so.
-///
+/// Sends log lines to `target`, or to standard error if the target is not available, which is logged.
 /// # Errors
-/// Where lines go somewhere already.
+/// A log destination is already set.
 pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
-    let mut said = None;
+    let mut failure = None;
     let (mut journal, mut syslog) = (None, None);
     match target {
         LogTarget::Stderr => {}
         LogTarget::Auto => journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| to_journal(facility).ok()),
         LogTarget::Journal => match to_journal(facility) {
             Ok(layer) => journal = Some(layer),
-            Err(error) => said = Some(format!("there is no journal: {error}; the log goes to standard error")),
+            Err(error) => {
+                failure = Some(format!("the journal is not available: {error}; the log goes to standard error"))
+            }
         },
         LogTarget::Syslog => match Syslog::connect(Path::new(DEV_LOG), facility) {
             Ok(layer) => syslog = Some(layer),
             Err(error) => {
-                said = Some(format!("no syslog daemon answers at {DEV_LOG}: {error}; the log goes to standard error"));
+                failure = Some(format!(
+                    "the syslog daemon at {DEV_LOG} is not available: {error}; the log goes to standard error"
+                ));
             }
         },
     }
     let journal = journal.map(|layer| layer.with_syslog_identifier("portsentry".to_owned()).with_field_prefix(None));
     let terminal = (journal.is_none() && syslog.is_none()).then(|| {
-        // The message alone, as classic PortSentry wrote it; the fields are for the journal.
+        // Only the message, as in classic PortSentry; the fields are for the journal.
         let fields = format::debug_fn(|writer, field, value| match field.name() {
             "message" => write!(writer, "{value:?}"),
             _ => Ok(()),
@@ -46,18 +49,18 @@ pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
         layer.without_time().with_level(false).with_target(false).with_ansi(false).boxed()
     });
     tracing_subscriber::registry().with(journal).with(syslog).with(terminal).try_init()?;
-    if let Some(said) = said {
-        tracing::error!("adminalert: ERROR: {said}");
+    if let Some(failure) = failure {
+        tracing::error!("adminalert: ERROR: {failure}");
     }
     Ok(())
 }
 
-/// Writes the line of `event`, if it has one, with the name of its source, if that is known; the fields of the journal
-/// are those of the JSON object. A second line has only the fields that name the event and its target.
+/// Writes the line of `event`, if it has one, with the name of its source, if known. The journal fields are those of
+/// the JSON object. An additional line only has the fields that identify the event and its target.
 pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
     let Some(line) = classic_log::named(&event.what, name, wording) else { return };
     let record = EventRecord::from(event);
-    // A macro, because a level is part of the place in the program. The journal has names in capitals, and makes them so.
+    // A macro, because a level is part of the call site. The journal converts names to upper case.
     macro_rules! log {
         ($level:ident) => {
             tracing::$level!(
@@ -92,8 +95,8 @@ pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
     }
 }
 
-/// To the journal, with a facility: without one the journal hands the lines to a syslog daemon as messages of a user's
-/// program, where rules for `daemon.*` find nothing.
+/// The journal with a facility. Without one, the journal forwards the lines to a syslog daemon as user messages, which
+/// rules for `daemon.*` do not match.
 fn to_journal(facility: Facility) -> std::io::Result<tracing_journald::Layer> {
     Ok(tracing_journald::layer()?.with_custom_fields([("SYSLOG_FACILITY", facility.code().to_string())]))
 }

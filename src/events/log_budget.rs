@@ -1,5 +1,5 @@
-//! The budget of log lines: whatever remote senders do, the log and `json_file` get a bounded number of lines a minute, and
-//! probes cannot use up the lines of bans and errors. A summary says what was left out.
+//! Limits log lines: whatever remote senders do, the log and `json_file` get a limited number of lines per minute, and
+//! probes cannot use up the lines of bans and errors. A summary reports the suppressed lines.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use crate::types::{LineLimiter, Timestamp};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// All lines of a minute, but those that only an operator or the host causes.
+/// Lines per minute, without those that only an operator or the host causes.
 pub const LINES_PER_MINUTE: u32 = 600;
 
-/// Probes get no line once this many lines are used: half is kept for bans and changes of state.
+/// Probes get no line once this many lines are used: half is reserved for bans and state changes.
 const PROBES_BELOW: u32 = 300;
 
-/// Bans get no line once this many lines are used. A flood can cause bans, and must not hide errors.
+/// Bans get no line once this many lines are used. A flood can cause bans, which must not hide errors.
 const BANS_BELOW: u32 = 510;
 
-/// Lines about failed bans. Each ban fails where the kernel's set is full, so that a flood can cause many.
+/// Lines about failed bans per minute. Every ban fails if the kernel's set is full, so a flood can cause many.
 const FAILED_BANS: u32 = 30;
 const FAILED_BANS_BELOW: u32 = BANS_BELOW + FAILED_BANS;
 
-/// The lines that are left in this minute.
+/// The lines left in this minute.
 pub struct LogBudget {
     lines: LineLimiter,
     failed_bans: LineLimiter,
@@ -41,7 +41,7 @@ impl Default for LogBudget {
 }
 
 impl LogBudget {
-    /// True where there is a line for this event; else it is counted for the summary.
+    /// True if a line is left for this event; otherwise it is counted for the summary.
     pub fn admit(&mut self, what: &EventKind, now: Timestamp) -> bool {
         let room = match what.line_class() {
             LineClass::Host => true,
@@ -59,18 +59,19 @@ impl LogBudget {
         room
     }
 
-    /// The summary, once a minute is over and where something was left out. It does not need a line of the budget.
+    /// The summary once a minute is over, if lines were suppressed. It does not count as a line.
     pub fn turn_minute(&mut self, now: Timestamp) -> Option<EventKind> {
         self.lines.turn(now)?;
         self.summary()
     }
 
-    /// The summary of what was left out since the last one.
+    /// The summary of lines suppressed since the last one.
     pub fn summary(&mut self) -> Option<EventKind> {
         let left_out = std::mem::take(&mut self.left_out);
         let total: u64 = left_out.values().sum();
         let kinds: Vec<String> = left_out.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-        let text = format!("{total} more lines were left out, above {LINES_PER_MINUTE} a minute: {}", kinds.join(", "));
+        let text =
+            format!("{total} more lines were suppressed, above {LINES_PER_MINUTE} per minute: {}", kinds.join(", "));
         (total > 0).then_some(EventKind::Note(text))
     }
 }
@@ -196,7 +197,7 @@ mod tests {
         assert_eq!(admitted(&mut budget, &EventKind::Scan(ban), 119_997, 1), 0);
         assert!(budget.turn_minute(at(59)).is_none());
         let Some(EventKind::Note(text)) = budget.turn_minute(at(60)) else { panic!("no summary") };
-        assert_eq!(text, "120007 more lines were left out, above 600 a minute: probe 10, scan 119997");
+        assert_eq!(text, "120007 more lines were suppressed, above 600 per minute: probe 10, scan 119997");
         assert!(budget.turn_minute(at(120)).is_none() && budget.summary().is_none());
         assert_eq!(admitted(&mut budget, &EventKind::Scan(ban), 1, 121), 1);
     }

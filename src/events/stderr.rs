@@ -46,7 +46,7 @@ impl StderrThread {
     /// Starts the thread.
     ///
     /// # Errors
-    /// Where the system has no thread to give.
+    /// The thread cannot be created.
     pub fn start() -> io::Result<Self> {
         let worker = write_to(io::stderr())?;
         // There is one daemon in a process.
@@ -71,7 +71,7 @@ fn write_to(mut out: impl Write + Send + 'static) -> io::Result<Worker<Vec<u8>, 
     Worker::start("stderr", QUEUE, |inbox: Arc<Inbox<Vec<u8>>>| {
         let mut reported = 0;
         move || loop {
-            // Read first: what was put in before the order to stop is then in the queue.
+            // Read first, so that lines sent before the stop request are in the queue.
             let ends = inbox.stop().is_some();
             // Where standard error is closed, nothing else is left.
             while let Some(line) = inbox.pop() {

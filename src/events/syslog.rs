@@ -1,7 +1,7 @@
-//! Sends lines to the syslog daemon at /dev/log, as syslog(3) does: a facility, identity `portsentry[PID]`. Reconnects to a daemon
-//! that restarts; lines that no daemon takes go to standard error.
+//! Sends lines to the syslog daemon at /dev/log in the format of syslog(3): a facility and the identity
+//! `portsentry[PID]`. Reconnects to a restarted daemon; undeliverable lines go to standard error.
 //!
-//! The messages carry no time: the daemon takes its own, in the time zone of its files.
+//! The messages contain no time: the daemon adds its own, in the time zone of its files.
 //!
 //! References: RFC 3164, syslog(3), unix(7).
 
@@ -21,23 +21,23 @@ use super::stderr::Stderr;
 use crate::config::Facility;
 use crate::types::printable::masked_to;
 
-/// Where syslog daemons listen.
+/// Socket of the syslog daemon.
 pub const DEV_LOG: &str = "/dev/log";
 
-/// How long a busy daemon is waited for.
+/// Timeout for a busy daemon.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long a daemon that was busy or gone is not tried again, so that the event loop does not spend its time on waiting.
+/// Delay before a busy or missing daemon is retried, so that the event loop does not spend its time waiting.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// What daemons take as one message by their built-in settings, less what they put in front of it.
+/// Maximum message length in the default configuration of syslog daemons, minus their prefix.
 const MAX_MESSAGE_LEN: usize = 7_900;
 
-/// How much a line matters.
+/// Severity of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
     Error,
-    /// A scan or a ban, or the program ends.
+    /// A scan, a ban or the end of the program.
     Warning,
-    /// As classic PortSentry had all its lines.
+    /// The severity of all lines in classic PortSentry.
     Notice,
 }
 
@@ -51,7 +51,7 @@ impl Severity {
     }
 }
 
-/// A syslog daemon.
+/// A connection to a syslog daemon.
 pub struct Syslog {
     path: PathBuf,
     facility: Facility,
@@ -61,9 +61,9 @@ pub struct Syslog {
 struct State {
     /// `None` while there is no daemon.
     socket: Option<UnixDatagram>,
-    /// When it is tried again.
+    /// Time of the next attempt.
     again: Instant,
-    /// Lines that no daemon took, since the last one that one did.
+    /// Lines lost since the last delivered one.
     lost: u64,
 }
 
@@ -71,7 +71,7 @@ impl Syslog {
     /// Connects to the daemon at `path`.
     ///
     /// # Errors
-    /// What the system says, where there is none.
+    /// The system's error if there is no daemon.
     pub fn connect(path: &Path, facility: Facility) -> io::Result<Self> {
         let socket = Some(open(path)?);
         Ok(Self {
@@ -81,7 +81,7 @@ impl Syslog {
         })
     }
 
-    /// Sends a line, or writes it to `otherwise` where no daemon takes it.
+    /// Sends a line, or writes it to `otherwise` if no daemon accepts it.
     pub fn send(&self, severity: Severity, line: &str, otherwise: &mut dyn io::Write) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.lost > 0 && Instant::now() >= state.again {
@@ -97,12 +97,12 @@ impl Syslog {
             || !self.hand_over(&mut state, &self.message(severity, line))
         {
             state.lost += 1;
-            // Where this cannot be written either, nothing else is left.
+            // If this fails as well, the line is lost.
             let _ = otherwise.write_all(format!("{line}\n").as_bytes());
         }
     }
 
-    /// True where the daemon has it, or its successor.
+    /// True if the daemon, or its successor, has received the message.
     fn hand_over(&self, state: &mut State, message: &str) -> bool {
         for _ in 0..2 {
             if state.socket.is_none() {
@@ -112,7 +112,7 @@ impl Syslog {
             match socket.send(message.as_bytes()) {
                 Ok(_) => return true,
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => break,
-                // The other end is gone; perhaps there is a new one.
+                // The other end is closed; there may be a new one.
                 Err(_) => state.socket = None,
             }
         }
@@ -120,7 +120,7 @@ impl Syslog {
         false
     }
 
-    /// The datagram of a line. What could end it, or drive a terminal, becomes a blank.
+    /// The datagram of a line. Line ends and control characters become blanks.
     fn message(&self, severity: Severity, line: &str) -> String {
         let priority = self.facility.code() << 3 | severity.code();
         let head = format!("<{priority}>portsentry[{}]: ", std::process::id());

@@ -1,5 +1,5 @@
-//! Bounds what the server can make this process hold. The client crate collects a whole reply before it hands it over; this
-//! stream ends the connection where more bytes arrive than the last request allows.
+//! Limits the memory that data from the server can use. The client crate collects a whole reply before it returns it;
+//! this stream closes the connection if more bytes arrive than the last request allows.
 
 use std::io;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! What is known of the other authors: the numbers of their notices, and what of theirs is ignored.
+//! State of the other authors: the sequence numbers of their notices, and which of their reports are ignored.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The fleet process: carries this host's bans to the server, and the reports of others to the daemon, which decides about
-//! them. Keeps nothing that the server or the daemon could not tell again.
+//! The fleet process: sends this host's bans to the server, and the reports of others to the daemon, which decides
+//! about them. Stores nothing that cannot be read again from the server or the daemon.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Bans shared with other hosts through Valkey or Redis: the process of `portsentry fleet`, and the commands beside it. The
-//! packet path does not know of it, and the daemon decides about every report.
+//! Shares bans with other hosts through Valkey or Redis: the process of `portsentry fleet`, and its commands. The
+//! packet path does not depend on it, and the daemon decides about every report.
 
 pub mod acl;
 mod allowance;

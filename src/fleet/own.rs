@@ -1,4 +1,4 @@
-//! The reports of this host: which of its bans are on the server, and which have to be written or renewed.
+//! Tracks the reports of this host: which of its bans are on the server, and which must be written or renewed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The reports of others, on their way from the server to the daemon: notices name keys, keys are read in batches, and what is
-//! well-formed goes on. The rest is counted, and its author named.
+//! Relays the reports of other hosts from the server to the daemon: notices contain keys, keys are read in batches, and
+//! valid reports are passed on. Invalid ones are counted, and their authors logged.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! The values on the server: reports, lifts and notices, as JSON with a version. Other hosts write them, so that they are read
-//! strictly and only up to a length.
+//! The values on the server: reports, lifts and notices, as JSON with a version. Other hosts write them, so they are
+//! parsed strictly and with a length limit.
 
 use std::borrow::Cow;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! When the whole fleet is read, and how fast: a scan costs the server as much as there are reports, and there are as many
-//! scans as hosts. The more hosts, the rarer.
+//! Schedules the complete scans of the fleet: the cost of a scan on the server grows with the number of reports, and
+//! every host scans, so hosts of a larger fleet scan less often.
 
 use std::time::Duration;
 

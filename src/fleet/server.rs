@@ -1,5 +1,5 @@
-//! The connection to the server of the fleet: typed commands, and the notices of other hosts. Whatever the server sends, this
-//! holds a bounded amount of it.
+//! The connection to the fleet's server: typed commands, and the notices of other hosts. Data from the server uses a
+//! limited amount of memory.
 
 use std::io;
 use std::sync::Arc;

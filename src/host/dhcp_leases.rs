@@ -1,7 +1,7 @@
-//! The DHCP servers that gave this host its addresses, from the lease files of systemd-networkd, dhclient and
-//! NetworkManager, as far as each exists. Their answers come unasked to an open port once a lease is due. DHCPv6 servers
-//! go by an identifier that is no address, and are not told. Whether the addresses are protected is for
-//! [`crate::engine`].
+//! Reads the DHCP servers of this host from the lease files of systemd-networkd, dhclient and NetworkManager, if they
+//! exist. Their packets arrive unsolicited at an open port when a lease is due for renewal. DHCPv6 servers are
+//! identified by something other than an address, and are not included. [`crate::engine`] decides whether the addresses
+//! are protected.
 //!
 //! References: dhclient.leases(5), sd_dhcp_lease_save in systemd's source, and RFC 2132 section 9.7 for the identifier.
 
@@ -12,29 +12,30 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::file_watch::{Files, address, beginning, end, in_order, lines, listing};
 
-/// Servers at one time. Every one becomes a protected address, so the list has an end.
+/// Maximum number of servers. Each becomes a protected address, so the list is limited.
 pub const MAX_SERVERS: usize = 32;
 
-/// Lease files of one folder, one an interface and network.
+/// Maximum number of lease files per directory; there is one per interface and network.
 const MAX_FILES: usize = 64;
 
-/// A lease of networkd or NetworkManager has some 300 bytes.
+/// Maximum size of a lease. One of networkd or NetworkManager has about 300 bytes.
 const MAX_LEASE: u64 = 16 << 10;
 
-/// dhclient appends each lease to its file, and begins anew only when it starts: the newest ones stand at the end.
+/// Number of bytes read from the end of a dhclient file. dhclient appends leases and rewrites the file only when it
+/// starts: the newest ones are at the end.
 const MAX_HISTORY: u64 = 64 << 10;
 
-/// Interfaces in one file of dhclient.
+/// Maximum number of interfaces in one file of dhclient.
 const MAX_INTERFACES: usize = 16;
 
-/// Where leases are written. A folder that is missing holds none.
+/// Locations of leases. A missing directory counts as empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseFiles {
-    /// Folder of systemd-networkd: every file is a lease.
+    /// Directory of systemd-networkd; every file is a lease.
     pub networkd: PathBuf,
-    /// Folders of dhclient: `dhclient*.leases`, and `dhclient-*.lease` where NetworkManager runs it.
+    /// Directories of dhclient: `dhclient*.leases`, and `dhclient-*.lease` if NetworkManager runs it.
     pub dhclient: Vec<PathBuf>,
-    /// Folder of NetworkManager's own client: `internal-*.lease`.
+    /// Directory of NetworkManager's own client: `internal-*.lease`.
     pub network_manager: PathBuf,
 }
 
@@ -50,7 +51,7 @@ impl Default for LeaseFiles {
 }
 
 impl LeaseFiles {
-    /// The servers, sorted, each once, at most [`MAX_SERVERS`]. What is missing or cannot be read gives none.
+    /// The servers, sorted, without duplicates, at most [`MAX_SERVERS`]. Missing and unreadable files are ignored.
     #[must_use]
     pub fn read(&self) -> Vec<IpAddr> {
         self.read_at(SystemTime::now())
@@ -64,7 +65,7 @@ impl LeaseFiles {
         in_order(servers.chain(others), MAX_SERVERS)
     }
 
-    /// Files with one lease each, as KEY=value.
+    /// Files with one lease each, in KEY=value format.
     fn plain(&self) -> Vec<PathBuf> {
         let mut files = listing(&self.networkd, MAX_FILES, |_| true);
         let internal = |name: &str| name.starts_with("internal-") && name.ends_with(".lease");
@@ -82,19 +83,19 @@ impl LeaseFiles {
 
 impl Files for LeaseFiles {
     fn paths(&self) -> Vec<PathBuf> {
-        // The folders too, for a file beyond the limit of a listing.
+        // Directories too, for a file beyond the listing limit.
         let folders = [&self.networkd, &self.network_manager].into_iter().chain(&self.dhclient).cloned();
         folders.chain(self.plain()).chain(self.history()).collect()
     }
 }
 
-/// The server of one lease of networkd or NetworkManager. (Newer releases of NetworkManager write ADDRESS alone: that is
-/// the address which the host was given, not its server.)
+/// The server of one lease of networkd or NetworkManager. Newer releases of NetworkManager write only ADDRESS, which is
+/// the address of the host, not of the server.
 fn server(text: &[u8]) -> Option<IpAddr> {
     lines(text).filter_map(|line| line.strip_prefix("SERVER_ADDRESS=")).find_map(address)
 }
 
-/// The servers of the last lease of each interface, less those that are over.
+/// The servers of the last unexpired lease of each interface.
 fn last_servers(text: &[u8], now: SystemTime) -> Vec<IpAddr> {
     let mut last: BTreeMap<String, Lease> = BTreeMap::new();
     let mut open: Option<Lease> = None;
@@ -102,7 +103,7 @@ fn last_servers(text: &[u8], now: SystemTime) -> Vec<IpAddr> {
         if line == "lease {" {
             open = Some(Lease::default());
         } else if line == "}" {
-            // The end of the file may hold the end of a lease whose beginning is cut off: that is none.
+            // The end of the file may start within a lease; such a lease is ignored.
             let Some(lease) = open.take() else { continue };
             if last.len() < MAX_INTERFACES || last.contains_key(&lease.interface) {
                 last.insert(lease.interface.clone(), lease);
@@ -122,12 +123,12 @@ fn last_servers(text: &[u8], now: SystemTime) -> Vec<IpAddr> {
 struct Lease {
     interface: String,
     server: Option<IpAddr>,
-    /// `None` where it never ends, or in a form that is not known: its server stays protected.
+    /// `None` if it never expires, or in an unknown format: its server then stays protected.
     expiry: Option<SystemTime>,
 }
 
 impl Lease {
-    /// Takes in one statement: dhclient writes each on a line of its own.
+    /// Adds one statement: dhclient writes each on a separate line.
     fn absorb(&mut self, line: &str) {
         let Some((statement, _comment)) = line.split_once(';') else { return };
         let mut words = statement.split_whitespace();
@@ -146,7 +147,7 @@ impl Lease {
     }
 }
 
-/// Any text as a lease. For the fuzzer.
+/// Parses any text as a lease. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(text: &[u8]) {
     let _ = server(text);

@@ -13,12 +13,12 @@ pub(super) fn beginning(path: &Path, limit: u64) -> Vec<u8> {
     read(path, limit).unwrap_or_default()
 }
 
-/// As [`beginning`], with the error where there is one.
+/// As [`beginning`], but returns errors.
 pub(super) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     open(path).and_then(|(file, _)| contents(file, limit))
 }
 
-/// The last `limit` bytes of a file, for one that only grows.
+/// The last `limit` bytes of a file that is only appended to.
 pub(super) fn end(path: &Path, limit: u64) -> Vec<u8> {
     let read = open(path).and_then(|(mut file, length)| {
         file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
@@ -27,7 +27,7 @@ pub(super) fn end(path: &Path, limit: u64) -> Vec<u8> {
     read.unwrap_or_default()
 }
 
-/// A regular file and its length. Any other is left alone: opening a FIFO would wait for its writer without end.
+/// Opens a regular file and returns its length. Others are refused: opening a FIFO would block until it has a writer.
 fn open(path: &Path) -> io::Result<(File, u64)> {
     let metadata = fs::metadata(path)?;
     match metadata.is_file() {
@@ -42,7 +42,7 @@ fn contents(file: File, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a folder holds, at most `limit` entries, those that `wanted` takes by their name. Sorted.
+/// At most `limit` entries of a directory whose names match `wanted`, sorted.
 pub(super) fn listing(folder: &Path, limit: usize, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(&wanted));
@@ -51,26 +51,26 @@ pub(super) fn listing(folder: &Path, limit: usize, wanted: impl Fn(&str) -> bool
     paths
 }
 
-/// The lines of a text, less those that are none.
+/// The valid UTF-8 lines of a text.
 pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = &str> {
     text.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()).map(str::trim)
 }
 
-/// The address of another host that `text` is; `None` for names, and for addresses that no packet from outside has.
+/// Parses the address of another host; `None` for names, and for addresses that no packet from outside has.
 pub(super) fn address(text: &str) -> Option<IpAddr> {
     parse_zoned(text).and_then(foreign)
 }
 
-/// The address that `text` is, without its zone.
+/// Parses an address and drops its zone.
 pub(super) fn parse_zoned(text: &str) -> Option<IpAddr> {
     match text.split_once('%') {
-        // A zone ("fe80::1%eth0") says where to send: packets from there carry the bare address.
+        // A zone ("fe80::1%eth0") selects the interface; packets from that address do not contain it.
         Some((address, _zone)) => address.parse::<Ipv6Addr>().ok().map(IpAddr::from),
         None => text.parse().ok(),
     }
 }
 
-/// `address` in its plain form, if it can be another host's.
+/// `address` in canonical form, if it can belong to another host.
 #[must_use]
 pub fn foreign(address: IpAddr) -> Option<IpAddr> {
     let address = address.to_canonical();
@@ -78,7 +78,7 @@ pub fn foreign(address: IpAddr) -> Option<IpAddr> {
     (!address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !broadcast).then_some(address)
 }
 
-/// `addresses` sorted, each once, at most `limit`.
+/// `addresses` sorted, without duplicates, at most `limit`.
 pub(super) fn in_order(addresses: impl Iterator<Item = IpAddr>, limit: usize) -> Vec<IpAddr> {
     let mut kept = BTreeSet::new();
     for address in addresses {
@@ -92,8 +92,8 @@ pub(super) fn in_order(addresses: impl Iterator<Item = IpAddr>, limit: usize) ->
 
 /// A group of files that are read together.
 pub trait Files {
-    /// The paths that tell of a change when they change, folders among them where files come and go. Some may be missing;
-    /// the list has an end.
+    /// The paths whose changes matter, including directories in which files appear and disappear. Some may be missing;
+    /// the list is limited.
     fn paths(&self) -> Vec<PathBuf>;
 }
 
@@ -109,17 +109,16 @@ impl<A: Files, B: Files> Files for (A, B) {
     }
 }
 
-/// Notices that one of the files was written, replaced, added or removed, for the price of a stat(2) each.
+/// Notices that one of the files was written, replaced, added or removed, at the cost of a stat(2) per path.
 #[derive(Debug)]
 pub struct FileWatch<F> {
     files: F,
-    /// With the path of each: two lists differ also where a file came or went within one tick of the clock that times
-    /// files.
+    /// Stored with their paths, so that a file that appears or disappears within one tick of the file clock is noticed.
     seen: Vec<(PathBuf, Option<Stamp>)>,
 }
 
 impl<F: Files> FileWatch<F> {
-    /// Watches `files` from now on. To miss nothing, create it before the files are read.
+    /// Watches `files` from now on. To miss no change, create it before the files are read.
     #[must_use]
     pub fn new(files: F) -> Self {
         let seen = stamps(&files);
@@ -132,7 +131,7 @@ impl<F: Files> FileWatch<F> {
         &self.files
     }
 
-    /// True where something changed since the last call: then read the files again.
+    /// True if anything has changed since the last call; then read the files again.
     #[must_use]
     pub fn poll(&mut self) -> bool {
         let now = stamps(&self.files);
@@ -146,8 +145,8 @@ fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<Stamp>)> {
     files.paths().into_iter().map(|path| (path.clone(), Stamp::of(&path))).collect()
 }
 
-/// What stat(2) tells of a file that was changed: one that is rewritten keeps its inode and changes its time, one that is
-/// renamed over it changes its inode. A symlink is followed.
+/// The stat(2) data that shows a change: rewriting keeps the inode and changes the time, renaming another file over it
+/// changes the inode. Symlinks are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -158,7 +157,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    /// `None` where there is nothing.
+    /// `None` if the path does not exist.
     fn of(path: &Path) -> Option<Self> {
         let metadata = fs::metadata(path).ok()?;
         Some(Self {

@@ -1,5 +1,5 @@
-//! Name look-ups in a bounded pool: each takes a thread, which a name server that is down holds for half a minute, so only
-//! so many run at one time, and neither the event loop nor a command ever waits for all of them.
+//! Name look-ups in a pool of limited size. Each needs a thread, which an unreachable name server blocks for half a
+//! minute, so only a limited number runs at one time. Neither the event loop nor a command waits for all of them.
 //!
 //! References: getaddrinfo(3), getnameinfo(3), nsswitch.conf(5), resolv.conf(5).
 
@@ -12,7 +12,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 use super::file_watch::foreign;
 
-/// Look-ups that run, each for a key.
+/// Running look-ups, each with its key.
 pub struct LookupPool<K, A> {
     max_concurrent: usize,
     running: Vec<Running<K>>,
@@ -27,27 +27,27 @@ struct Running<K> {
 }
 
 impl<K: Clone + PartialEq, A: Send + 'static> LookupPool<K, A> {
-    /// A pool of at most `max_concurrent` look-ups.
+    /// Creates a pool of at most `max_concurrent` look-ups.
     pub fn new(max_concurrent: usize) -> Self {
         Self { max_concurrent, running: Vec::new(), tasks: JoinSet::new() }
     }
 
-    /// How many more look-ups may begin now.
+    /// Number of look-ups that can be started now.
     pub fn room(&self) -> usize {
         self.max_concurrent.saturating_sub(self.running.len())
     }
 
-    /// True where no look-up runs.
+    /// True if no look-up runs.
     pub fn is_empty(&self) -> bool {
         self.running.is_empty()
     }
 
-    /// True where the look-up for `key` runs.
+    /// True if the look-up for `key` runs.
     pub fn contains(&self, key: &K) -> bool {
         self.running.iter().any(|one| one.key == *key)
     }
 
-    /// Begins a look-up on a thread of its own. Nothing happens where there is no [`LookupPool::room`].
+    /// Starts a look-up on a separate thread. Does nothing if there is no [`LookupPool::room`].
     pub fn start(&mut self, key: K, now: Instant, lookup: impl FnOnce() -> A + Send + 'static) {
         if self.room() > 0 {
             let task = self.tasks.spawn_blocking(lookup).id();
@@ -55,7 +55,7 @@ impl<K: Clone + PartialEq, A: Send + 'static> LookupPool<K, A> {
         }
     }
 
-    /// The keys whose look-ups have run for `limit` and go on, each once.
+    /// The keys whose look-ups have run for `limit` and still run; each is returned once.
     pub fn overdue(&mut self, now: Instant, limit: Duration) -> Vec<K> {
         let late = |one: &&mut Running<K>| !one.is_overdue && now.saturating_duration_since(one.since) >= limit;
         let mark = |one: &mut Running<K>| {
@@ -65,7 +65,8 @@ impl<K: Clone + PartialEq, A: Send + 'static> LookupPool<K, A> {
         self.running.iter_mut().filter(late).map(mark).collect()
     }
 
-    /// Waits until a look-up ends; its answer, `None` where it panicked. Never returns if none runs. Safe to cancel.
+    /// Waits until a look-up ends; returns its answer, or `None` if it panicked. Never returns if none runs. Cancel
+    /// safe.
     pub async fn next(&mut self) -> (K, Option<A>) {
         loop {
             let Some(ended) = self.tasks.join_next_with_id().await else { return pending().await };
@@ -75,7 +76,7 @@ impl<K: Clone + PartialEq, A: Send + 'static> LookupPool<K, A> {
         }
     }
 
-    /// A look-up that has ended since the last call.
+    /// Returns a look-up that has ended since the last call.
     pub fn try_next(&mut self) -> Option<(K, Option<A>)> {
         let ended = self.tasks.try_join_next_with_id()?;
         self.ended(ended)
@@ -91,11 +92,11 @@ impl<K: Clone + PartialEq, A: Send + 'static> LookupPool<K, A> {
     }
 }
 
-/// Looks all `keys` up, `max_concurrent` at one time; the answers that come within `limit`. Look-ups cannot be broken off:
-/// those that still run are left behind. For commands, which have no event loop.
+/// Looks up all `keys`, `max_concurrent` at one time; returns the answers that arrive within `limit`. Look-ups cannot
+/// be aborted: those that still run are abandoned. For commands, which have no event loop.
 ///
 /// # Errors
-/// Where the system has no event loop to give.
+/// The event loop cannot be created.
 pub fn look_up_all<K: Clone + PartialEq + Send + 'static, A: Send + 'static>(
     keys: impl IntoIterator<Item = K>,
     (max_concurrent, limit): (usize, Duration),
@@ -110,8 +111,8 @@ pub fn look_up_all<K: Clone + PartialEq + Send + 'static, A: Send + 'static>(
             while pool.room() > 0
                 && let Some(key) = keys.next()
             {
-                let asked = key.clone();
-                pool.start(key, Instant::now(), move || lookup(&asked));
+                let lookup_key = key.clone();
+                pool.start(key, Instant::now(), move || lookup(&lookup_key));
             }
             if pool.is_empty() {
                 return;
@@ -120,27 +121,27 @@ pub fn look_up_all<K: Clone + PartialEq + Send + 'static, A: Send + 'static>(
             answers.extend(answer.map(|answer| (key, answer)));
         }
     };
-    // What does not end in time has no answer.
+    // A look-up that does not end in time has no answer.
     let _ = runtime.block_on(async { tokio::time::timeout(limit, all).await });
     runtime.shutdown_background();
     Ok(answers)
 }
 
-/// Addresses of one answer that are used. Every one becomes a protected address, and the name server could
-/// list the whole Internet, so the list has an end. The first ones in their order: of a long list always the same.
+/// Maximum number of addresses used from one answer. Each becomes a protected address, and the name server could list
+/// the whole Internet. The first ones in sorted order are used, so that a long list always gives the same addresses.
 pub const MAX_ADDRESSES: usize = 64;
 
-/// The addresses of `name`, from the system's resolver. Waits for its answer, however long that takes.
+/// Resolves `name` with the system's resolver. Blocks until the answer arrives.
 ///
 /// # Errors
-/// What the system says where it has no answer.
+/// The system's error.
 pub fn resolve(name: &str) -> io::Result<Vec<SocketAddr>> {
-    // The port is of no matter.
+    // The port is irrelevant.
     (name, 0).to_socket_addrs().map(Iterator::collect)
 }
 
-/// The addresses in an answer that other hosts can have, sorted, each once, and how many more than [`MAX_ADDRESSES`] there
-/// are.
+/// The addresses in an answer that other hosts can have, sorted, without duplicates, and the number of addresses beyond
+/// [`MAX_ADDRESSES`].
 pub fn usable_addresses(answer: &[SocketAddr]) -> (Vec<IpAddr>, usize) {
     let mut usable: Vec<IpAddr> = answer.iter().filter_map(|found| usable(*found)).collect();
     usable.sort_unstable();
@@ -150,14 +151,14 @@ pub fn usable_addresses(answer: &[SocketAddr]) -> (Vec<IpAddr>, usize) {
     (usable, left_out)
 }
 
-/// The address, if another host can send from it. A link-local one without its link could be any host on any link.
+/// Returns the address if another host can use it as source. A link-local address without a zone is ambiguous.
 fn usable(found: SocketAddr) -> Option<IpAddr> {
     let address = foreign(found.ip())?;
-    let anybodys = match (address, found) {
+    let ambiguous = match (address, found) {
         // 0.0.0.0/8 is "this network" (RFC 1122).
         (IpAddr::V4(v4), _) => v4.is_link_local() || v4.octets().starts_with(&[0]),
         (IpAddr::V6(v6), SocketAddr::V6(scoped)) => v6.is_unicast_link_local() && scoped.scope_id() == 0,
         (IpAddr::V6(_), SocketAddr::V4(_)) => false,
     };
-    (!anybodys).then_some(address)
+    (!ambiguous).then_some(address)
 }

@@ -1,5 +1,6 @@
-//! What is true of this host: its addresses and routes, resolvers, DHCP leases and login sessions, as the kernel and files
-//! tell, the snapshot of them for the engine, and name look-ups that never block the event loop.
+//! Collects the facts about this host: addresses and routes, resolvers, DHCP leases and login sessions, from the kernel
+//! and from files. Builds the snapshot of them for the engine, and provides name look-ups that never block the event
+//! loop.
 
 pub mod dhcp_leases;
 pub mod file_watch;

@@ -9,23 +9,24 @@ use std::path::{Path, PathBuf};
 
 use super::file_watch::{self, Files, parse_zoned};
 
-/// A resolv.conf has a few hundred bytes; what is behind 64 KiB is no resolv.conf.
+/// Maximum size of the file: a resolv.conf has a few hundred bytes.
 const MAX_SIZE: u64 = 64 * 1024;
 
-/// glibc asks the first three. Every one listed here becomes a protected address, so the list has an end.
+/// Maximum number of servers per file. glibc uses the first three. Each one becomes a protected address, so the list is
+/// limited.
 const MAX_RESOLVERS: usize = 16;
 
-/// Where the name servers are written.
+/// Locations of the name servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolverFiles {
     /// The file that programs read.
     pub main: PathBuf,
-    /// Files with the real servers, read when `main` names a stub on this host.
+    /// Files with the upstream servers, read if `main` contains a stub on this host.
     pub upstream: Vec<PathBuf>,
 }
 
 impl Default for ResolverFiles {
-    /// /etc/resolv.conf, and what systemd-resolved, NetworkManager and resolvconf with dnsmasq keep behind their stubs.
+    /// /etc/resolv.conf, and the upstream files of systemd-resolved, NetworkManager, and resolvconf with dnsmasq.
     fn default() -> Self {
         let upstream =
             ["/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf", "/run/dnsmasq/resolv.conf"];
@@ -34,11 +35,11 @@ impl Default for ResolverFiles {
 }
 
 impl ResolverFiles {
-    /// The name servers, sorted, each once, at most 16 from a file. A missing file names none.
+    /// The name servers, sorted, without duplicates, at most 16 per file. A missing file counts as empty.
     ///
     /// # Errors
     ///
-    /// Where a file is there and cannot be read, with its path.
+    /// An existing file cannot be read; returned with its path.
     pub fn read(&self) -> Result<Vec<IpAddr>, (PathBuf, io::Error)> {
         let mut resolvers = servers_in(&self.main)?;
         if resolvers.iter().any(IpAddr::is_loopback) {
@@ -66,7 +67,7 @@ fn servers_in(path: &Path) -> Result<Vec<IpAddr>, (PathBuf, io::Error)> {
     }
 }
 
-/// The addresses behind `nameserver` at the beginning of a line. What is no address is passed over, as glibc does.
+/// The addresses after `nameserver` at the start of a line. Others are skipped, as in glibc.
 fn servers(text: &[u8]) -> Vec<IpAddr> {
     let lines = text.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
     lines.filter_map(server).take(MAX_RESOLVERS).collect()
@@ -81,7 +82,7 @@ fn server(line: &str) -> Option<IpAddr> {
     (!address.is_unspecified()).then_some(address)
 }
 
-/// Any text as a resolv.conf. For the fuzzer.
+/// Parses any text as a resolv.conf. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(text: &[u8]) {
     assert!(servers(text).len() <= MAX_RESOLVERS);

@@ -1,4 +1,4 @@
-//! Builds the engine's [`Host`] from what the kernel lists, from leases and sessions, and from the operator's allow-list.
+//! Builds the engine's [`Host`] from the kernel's lists, leases, sessions and the operator's allow-list.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,18 +20,18 @@ pub struct NoInterface {
     present: String,
 }
 
-/// The interfaces of `names` that do not exist. One that is to be left out need not.
+/// The interfaces of `names` that do not exist. Excluded interfaces need not exist.
 pub fn missing_interfaces<'a>(names: &'a [String], facts: &'a HostFacts) -> impl Iterator<Item = NoInterface> + 'a {
     let wanted = names.iter().filter(|name| !name.starts_with('!'));
     let missing = wanted.filter(|name| facts.interfaces.iter().all(|one| one.name != **name));
     missing.map(|name| {
-        // A container may have given an interface a name that drives a terminal.
+        // A container may have given an interface a name with terminal control characters.
         let present: Vec<_> = facts.interfaces.iter().map(|one| one.name.escape_debug().to_string()).collect();
         NoInterface { name: name.clone(), present: present.join(", ") }
     })
 }
 
-/// The engine's view of the host, of which the interfaces in `names` are watched; empty: all of them.
+/// Builds the engine's view of the host. The interfaces in `names` are monitored; all of them if it is empty.
 #[must_use]
 pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostFacts, listeners: &[Listener]) -> Host {
     let mut allow = AllowList::new();
@@ -57,7 +57,7 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     host.networks = facts.addresses.iter().map(|(_, address)| address.trunc()).collect();
     host.loopback = facts.interfaces.iter().filter(|one| one.loopback).map(|one| one.index).collect();
     host.interfaces = watched_interfaces(names, facts);
-    // Every bridge may have a link-local address; what uses it is sent to the bridge itself.
+    // Every bridge may have a link-local address, which is only used for packets to the bridge itself.
     let link_local = |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let has_address =
         |bridge: &u32| facts.addresses.iter().any(|(on, address)| on == bridge && !link_local(address.addr()));
@@ -67,7 +67,7 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
         .interfaces
         .iter()
         .filter(|one| !one.loopback && !one.accepts_own && one.vrf.is_none() && is_watched(names, &one.name));
-    // A container may have given an interface a name that drives a terminal.
+    // A container may have given an interface a name with terminal control characters.
     host.guarded = guarded.map(|one| (one.index, one.name.escape_debug().to_string())).collect();
     host.reverse_path = reverse_path(facts);
     host.virtual_links = virtual_links(facts);
@@ -83,7 +83,7 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     host.ports = masters().filter(|(_, master)| !is_vrf(master)).collect();
     let lower = facts.interfaces.iter().filter_map(|one| Some((one.lower?, one.index)));
     host.uppers = masters().chain(lower).collect();
-    // One that is bound to loopback opens nothing to outside.
+    // A listener bound to loopback is not reachable from outside.
     for listener in listeners.iter().filter(|one| !host.loopback.contains(&one.interface)) {
         insert(if listener.protocol == Protocol::Tcp { &mut host.tcp } else { &mut host.udp }, listener);
     }
@@ -108,11 +108,11 @@ fn virtual_links(facts: &HostFacts) -> Vec<u32> {
     }
 }
 
-/// The routes and interfaces that the kernel's reverse-path filter uses.
+/// The routes and interfaces of the kernel's reverse-path filter.
 fn reverse_path(facts: &HostFacts) -> ReversePath {
     let mut path = ReversePath::default();
     path.set_strict(facts.interfaces.iter().filter(|one| one.strict).map(|one| one.index).collect());
-    // The last one inserted for a network stays: the preferred one comes first.
+    // The last route inserted for a network is kept, and the preferred one comes first.
     facts.reverse_routes.iter().rev().for_each(|route| path.insert(route.network, &route.interfaces));
     path
 }
@@ -138,7 +138,7 @@ fn insert(listeners: &mut Listeners, listener: &Listener) {
     }
 }
 
-/// True where an interface of this name is watched: it is one of `names`, or they are empty, or name others to leave out.
+/// True if an interface with this name is monitored: `names` contains it, is empty, or only excludes others.
 #[must_use]
 pub fn is_watched(names: &[String], name: &str) -> bool {
     let leaves_out = |entry: &String| entry.strip_prefix('!').is_some_and(|left_out| left_out == name);
@@ -148,28 +148,28 @@ pub fn is_watched(names: &[String], name: &str) -> bool {
     }
 }
 
-/// Indexes of the interfaces that `names` have watched; empty: all. One that has gone gives none, and is watched again when it comes back
-/// under its name; where all have gone, an index that no interface has keeps the others out.
+/// Indexes of the interfaces monitored according to `names`; empty: all. A missing interface has no index, and is
+/// monitored again when it returns under its name; if all are missing, an unused index excludes the others.
 #[must_use]
 pub fn watched_interfaces(names: &[String], facts: &HostFacts) -> Vec<u32> {
     if names.is_empty() {
         return Vec::new();
     }
-    // What comes in at a port of a bridge that is left out is for that bridge.
+    // Packets on a port of an excluded bridge are for that bridge.
     let left_out =
         |index: &u32| facts.interfaces.iter().any(|one| one.index == *index && !is_watched(names, &one.name));
     let excludes = names.iter().any(|name| name.starts_with('!'));
     let known = facts.interfaces.iter().filter(|one| is_watched(names, &one.name));
     let known = known.filter(|one| !excludes || !one.bridge.is_some_and(|bridge| left_out(&bridge)));
     let mut indexes: Vec<u32> = known.map(|one| one.index).collect();
-    // What comes to a bridge comes in at one of its ports, and may be dropped there.
+    // Packets to a bridge arrive on one of its ports, and may be dropped there.
     let ports = facts.interfaces.iter().filter(|one| one.bridge.is_some_and(|bridge| indexes.contains(&bridge)));
     let ports: Vec<u32> = ports.map(|one| one.index).filter(|index| !indexes.contains(index)).collect();
     indexes.extend(ports);
     if indexes.is_empty() { vec![u32::MAX >> 1] } else { indexes }
 }
 
-/// The ports that the kernel gives to connections of this host; Linux's default where it does not say.
+/// The ephemeral port range of this host; Linux's default if it cannot be read.
 #[must_use]
 pub fn ephemeral_ports() -> PortSet {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();

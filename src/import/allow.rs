@@ -1,5 +1,5 @@
-//! Translates ignore files to `[allow]`: their entries are copied, because the package of the classic program removes its
-//! files when it is purged.
+//! Translates ignore files to `[allow]`. Their entries are copied, because the package of the classic program removes
+//! its files when it is purged.
 
 use super::diagnostics::{Printable, shown};
 use super::document::Value;

@@ -1,5 +1,5 @@
-//! Errors and notes about the files that are translated, each with file, line and option. Bounded per file, because a
-//! megabyte of junk has half a million wrong lines.
+//! Errors and notes about the translated files, each with file, line and option. Their number is limited per file,
+//! because a megabyte of junk has half a million invalid lines.
 
 use super::Sources;
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! Reads the files to translate and writes the result: the only part that touches the system.
+//! Reads the files to translate and writes the result: the only part of the import that accesses the system.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

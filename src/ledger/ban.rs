@@ -1,6 +1,6 @@
-//! A ban as the ledger stores it, and how it ended. Times are wall-clock times, because they must hold after a
-//! reboot. When the clock is set, the remaining time of a stored ban changes, while the kernel's timers run on; a
-//! ban that the kernel still holds is restored with the kernel's remaining time.
+//! A ban as the ledger stores it, and its end. Times are wall-clock times, because they must remain valid after a
+//! reboot. When the clock is set, the remaining time of a stored ban changes, while the kernel's timers continue; a ban
+//! that the kernel still holds is restored with the kernel's remaining time.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -10,14 +10,14 @@ use ipnet::IpNet;
 use crate::engine::{Ban, Class, Grade, Service};
 use crate::types::{Backends, BanTarget, Expiry, Protocol};
 
-/// What caused the ban.
+/// The origin of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
     /// The engine, on evidence.
     Detector,
-    /// A person, by hand.
+    /// An operator.
     Operator,
-    /// A list from elsewhere.
+    /// An imported list.
     Import,
 }
 
@@ -25,28 +25,30 @@ pub enum Author {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Banned {
     pub target: BanTarget,
-    /// The address that sent the deciding probe; of an IPv6 subject, one of its 2^64. Without a probe the subject's own.
+    /// Source of the last probe; for an IPv6 target, one of its 2^64 addresses. Without a probe the target's own
+    /// address.
     pub source: IpAddr,
-    /// Since when; kept to the microsecond.
+    /// Begin of the ban, with microseconds.
     pub since: SystemTime,
-    /// Until when; `None` for a permanent ban. Kept to the microsecond.
+    /// End of the ban, with microseconds; `None` if permanent.
     pub until: Option<SystemTime>,
-    /// Class of the deciding probe; `None` if there was no probe.
+    /// Class of the last probe; `None` if there was no probe.
     pub class: Option<Class>,
-    /// How far its evidence can be trusted; `None` without evidence.
+    /// Grade of the evidence; `None` without evidence.
     pub grade: Option<Grade>,
-    /// The ports that were touched, the deciding one first.
+    /// The probed ports, that of the last probe first.
     pub ports: Vec<(Protocol, u16)>,
-    /// Probes until the ban, repetitions included.
+    /// Number of probes until the ban, including repetitions.
     pub probes: u32,
-    /// The interface that the deciding probe came in on, where it is known.
+    /// Interface of the last probe, if known.
     pub interface: Option<String>,
-    /// What blocks it.
+    /// The backends that enforce it.
     pub methods: Backends,
     pub author: Author,
-    /// What its author said about it; `None` where that is nothing.
+    /// The author's note, if there is one.
     pub note: Option<String>,
-    /// More bans than the ceiling allowed: it is short, its evidence may be forged, and it is no strike.
+    /// True if the ceiling was reached: the ban is short and does not count as a strike, because its evidence may be
+    /// forged.
     pub capped: bool,
 }
 
@@ -72,7 +74,7 @@ impl Banned {
         }
     }
 
-    /// A ban without evidence, that `author` wants from `at` on.
+    /// A ban without evidence that `author` requests from `at` on.
     #[must_use]
     pub fn wanted_by(
         author: Author,
@@ -98,8 +100,8 @@ impl Banned {
         }
     }
 
-    /// What is left of it at `now`, at least a second; `None` once it is over. A clock that stands before `since` leaves
-    /// the whole of it and no more.
+    /// Remaining time at `now`, at least a second; `None` once it has ended. If the clock is before `since`, the whole
+    /// duration remains.
     #[must_use]
     pub fn left(&self, now: SystemTime) -> Option<Expiry> {
         left(self.since, self.until, now)
@@ -113,21 +115,21 @@ fn ports(ban: &Ban) -> Vec<(Protocol, u16)> {
     std::iter::once(deciding).chain(others).collect()
 }
 
-/// A ban in force, as far as a start has to know it.
+/// The data of a ban in force that a start needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
     pub target: BanTarget,
-    /// The address that sent the deciding probe.
+    /// Source of the last probe.
     pub source: IpAddr,
-    /// When it came into force.
+    /// Begin of the ban.
     pub since: SystemTime,
-    /// When it ends; `None`: never.
+    /// End of the ban; `None`: never.
     pub until: Option<SystemTime>,
     /// The class of the evidence, if there was any.
     pub class: Option<Class>,
-    /// How far that can be trusted, if there was any.
+    /// Grade of the evidence, if there was any.
     pub grade: Option<Grade>,
-    /// The port that decided, if there was one.
+    /// Port of the last probe, if there was one.
     pub port: Option<(Protocol, u16)>,
     /// The backends that have enforced it.
     pub methods: Backends,
@@ -154,10 +156,10 @@ fn left(since: SystemTime, until: Option<SystemTime>, now: SystemTime) -> Option
     Some(Expiry::After(left.max(SHORTEST)))
 }
 
-/// What [`Expiry::After`] promises.
+/// Minimum of [`Expiry::After`].
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// When a ban from `at` on ends. A span beyond what a clock can tell is no different from "never".
+/// End of a ban from `at` on. A time span beyond the clock's range counts as "never".
 fn end(at: SystemTime, expiry: Expiry) -> Option<SystemTime> {
     match expiry {
         Expiry::Never => None,
@@ -168,15 +170,15 @@ fn end(at: SystemTime, expiry: Expiry) -> Option<SystemTime> {
 /// How a ban ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Its time was over.
+    /// It expired.
     Expired,
     /// It was lifted.
     Lifted { by: String },
-    /// A newer ban of the same subject took its place.
+    /// A newer ban of the same target replaced it.
     Replaced,
 }
 
-/// How a ban ended, and when.
+/// End of a ban.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// How.
@@ -185,22 +187,22 @@ pub struct Ended {
     pub at: SystemTime,
 }
 
-/// A ban as it stands in the ledger.
+/// A stored ban.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub ban: Banned,
-    /// How often its subject had been banned before, as far back as the ledger then reached.
+    /// Number of stored earlier bans of its target when it began.
     pub strikes: u32,
-    /// Its end; `None` while none is marked, which for a ban with `until` does not mean that it is in force.
+    /// Its end; `None` while none is recorded, which does not mean that a ban with `until` is in force.
     pub ended: Option<Ended>,
 }
 
-/// A source that would have been banned, and the evidence of the last time.
+/// A source that would have been banned, with the evidence of the last time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Logged {
     /// The target that a ban would have had.
     pub target: BanTarget,
-    /// The address that sent the deciding probe.
+    /// Source of the last probe.
     pub source: IpAddr,
     /// When it would have been banned for the first time.
     pub first: SystemTime,
@@ -209,15 +211,15 @@ pub struct Logged {
     /// How often it would have been banned.
     pub times: u32,
     pub class: Class,
-    /// The ports that were probed, the deciding one first.
+    /// The probed ports, that of the last probe first.
     pub ports: Vec<(Protocol, u16)>,
     pub probes: u32,
-    /// Why, as a sentence.
+    /// The reason as a sentence.
     pub reason: String,
 }
 
 impl Logged {
-    /// The engine's `ban`, which nothing enforced, because of `reason`.
+    /// The engine's `ban`, which was not enforced because of `reason`.
     #[must_use]
     pub fn from_ban(ban: &Ban, at: SystemTime, reason: String) -> Self {
         let observation = &ban.probe.observation;
@@ -261,37 +263,37 @@ pub struct FleetLift {
     pub by: LiftedBy,
 }
 
-/// What is to be written.
+/// A change to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// All lifts of the fleet's bans; earlier ones no longer hold.
     FleetLifts(Vec<FleetLift>),
-    /// A ban has come into force. One of the same subject that was, is replaced.
+    /// A ban has come into force. It replaces an earlier one of the same target.
     Banned(Banned),
-    /// A ban is in force by these methods, too. It is the one of the same subject that began at the same time; without
-    /// one it is a ban like any other.
+    /// These backends enforce a ban as well. It is the ban of the same target with the same begin; without such a ban
+    /// it is recorded as a new one.
     Also(Banned),
     /// A source would have been banned, but its protocol is only logged.
     Logged(Logged),
-    /// Scans are only logged until then; `None`: the trial is over.
+    /// Scans are only logged until `until`; `None`: the trial has ended.
     Trial { until: Option<SystemTime> },
-    /// A network is never blocked; an earlier allowance of it no longer holds.
+    /// A network is allowed; replaces an earlier allowance of it.
     Allowed(Allowance),
-    /// The allowance of this network is revoked, or over.
+    /// The allowance of this network was revoked or has expired.
     Disallowed { network: IpNet },
     /// A ban has ended.
     Ended {
         target: BanTarget,
-        /// How and when. What had expired by then is kept as expired, when its time was over.
+        /// A ban that had already expired is recorded as expired, at its own end.
         ended: Ended,
     },
-    /// A service is remembered, and was served at this time.
+    /// A service is remembered, and was last served at this time.
     Served(Service, SystemTime),
-    /// These ports were open lately, each with the time at which it was closed; `None`: it is open. No others were.
+    /// The recently open ports, each with the time at which it closed; `None` if it is open. Replaces the stored list.
     Listeners(Vec<(Service, Option<SystemTime>)>),
-    /// The kernel's table is this one: a boot and a number.
+    /// Identity of the kernel's table: boot and handle.
     Table(String),
-    /// A service is no longer remembered.
+    /// A service is not remembered any more.
     ServiceForgotten(Service),
 }
 

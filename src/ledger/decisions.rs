@@ -1,4 +1,4 @@
-//! Stores decisions of operators that a restart must not undo: allowances, a trial, and lifts of the fleet's bans.
+//! Stores decisions of operators that survive a restart: allowances, a trial, and lifts of the fleet's bans.
 
 use std::time::SystemTime;
 
@@ -22,7 +22,7 @@ pub(super) const DISALLOW: &str = "DELETE FROM allowance WHERE network = :networ
 
 pub(super) const ALLOWANCES: &str = "SELECT network, since, until, author FROM allowance ORDER BY since, network";
 
-/// Allowances that are over.
+/// Expired allowances.
 pub(super) const FORGET: &str = "DELETE FROM allowance WHERE until <= :now";
 
 pub(super) const CLEAR_LIFTS: &str = "DELETE FROM fleet_lift";
@@ -33,14 +33,14 @@ pub(super) const PUT_LIFT: &str =
 /// Those that end last come first.
 pub(super) const LIFTS: &str = "SELECT target, until, author FROM fleet_lift ORDER BY until DESC LIMIT :most";
 
-/// A step of the clock on the ends of all.
+/// Moves the ends of all when the clock is set.
 pub(super) const STEPS: [&str; 3] = [
     "UPDATE fleet_lift SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE allowance SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE trial SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
 ];
 
-/// Records until when scans are only logged; `None`: the trial is over.
+/// Records the end of a trial; `None` if there is no trial any more.
 pub(super) fn write_trial(connection: &Connection, until: Option<SystemTime>) -> Result<(), Error> {
     connection.execute(END_TRIAL, [])?;
     let Some(until) = until else { return Ok(()) };
@@ -93,18 +93,18 @@ fn allowance(row: &Row<'_>) -> Option<Allowance> {
         Some(until) => Some(time(until)?),
     };
     let allowance = Allowance { network, since: time(row.get(1).ok()?)?, until, by: row.get(3).ok()? };
-    // Another spelling would be a second allowance of the same network.
+    // A different spelling would be a second allowance of the same network.
     (network == network.trunc() && network.to_string() == text).then_some(allowance)
 }
 
 impl Ledger {
-    /// Until when scans are only logged; `None` where no trial was left running.
+    /// End of the log-only trial; `None` if there is none.
     pub fn trial(&self) -> Result<Option<SystemTime>, LedgerError> {
         let until = self.connection.query_row(TRIAL, [], |row| row.get::<_, i64>(0)).optional();
         until.map(|until| until.and_then(time)).map_err(LedgerError::database("read", &self.path()))
     }
 
-    /// What operators have allowed, the oldest first.
+    /// The allowances of operators, oldest first.
     pub fn allowances(&self) -> Result<Found<Allowance>, LedgerError> {
         self.query(ALLOWANCES, &[], allowance)
     }
@@ -125,7 +125,7 @@ impl Ledger {
         Ok(allowances.chain(trial).chain(lifts.map(Change::FleetLifts)).collect())
     }
 
-    /// The clock was set by so many microseconds.
+    /// Applies a step of the clock in microseconds.
     pub(super) fn step_decisions(&self, by: i64) -> Result<(), Error> {
         let values = named_params! {":by": by, ":bound": BOUND};
         STEPS.iter().try_for_each(|step| self.connection.execute(step, values).map(drop))

@@ -5,22 +5,24 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Error, ErrorCode};
 
-/// Why the ledger cannot be opened, read or written.
+/// Reason why the ledger cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// It lies behind a symbolic link, which another user may point elsewhere.
-    #[error("{0} is a symbolic link; put the real one in its place, or name the state directory that it points to")]
+    /// It is behind a symbolic link, which another user could redirect.
+    #[error(
+        "{0} is a symbolic link; replace it with the directory itself, or use the directory that it points to as state directory"
+    )]
     Link(PathBuf),
-    /// It is not what stands there.
+    /// The path is of another kind.
     #[error("{path} is no {wanted}; move it away")]
     Kind {
         path: PathBuf,
-        /// What should be there.
+        /// The expected kind.
         wanted: &'static str,
     },
     /// It belongs to another user.
     #[error(
-        "{path} belongs to user {owner}, but portsentry runs as user {user}; chown it, after a look at what is in it"
+        "{path} belongs to user {owner}, but portsentry runs as user {user}; check its contents and change its owner with chown"
     )]
     Owner {
         path: PathBuf,
@@ -29,19 +31,19 @@ pub enum LedgerError {
         /// The user of this process.
         user: u32,
     },
-    /// Its permissions let others in, or the owner not.
+    /// Its permissions are too open, or exclude the owner.
     #[error("{path} has mode {mode:04o}, which is not safe for the ledger; run: chmod {wanted:04o} {path}")]
     Mode {
         path: PathBuf,
-        /// What it has.
+        /// Actual mode.
         mode: u32,
-        /// What it should have.
+        /// Required mode.
         wanted: u32,
     },
     /// The operating system refused something.
     #[error("cannot {doing} {path}: {error}")]
     System { doing: &'static str, path: PathBuf, error: io::Error },
-    /// A later release has written it.
+    /// It was written by a later release.
     #[error(
         "{path} has format {found}, and this portsentry knows formats up to {known}; install the newer portsentry again, \
          or move the file away"
@@ -50,26 +52,28 @@ pub enum LedgerError {
         path: PathBuf,
         /// Its format.
         found: i64,
-        /// The newest that is known here.
+        /// The newest supported format.
         known: i64,
     },
-    /// The file system cannot hold it safely.
+    /// The file system does not support it safely.
     #[error("{0} lies on a file system without shared memory for its log; put the state directory on a local disk")]
     FileSystem(PathBuf),
-    /// What is in it is not a ledger, or no more.
+    /// The file is not a ledger, or is damaged.
     #[error("{path} is damaged: {damage}")]
     Damaged { path: PathBuf, damage: String },
-    /// There is none, or the program has not come to fill it.
-    #[error("there is no ledger in {0}; portsentry makes it when it starts, and --state-dir names another directory")]
+    /// There is no ledger, or it is still empty.
+    #[error(
+        "there is no ledger in {0}; portsentry creates it when it starts; to read another directory, use --state-dir"
+    )]
     Absent(PathBuf),
-    /// It is not for this user.
-    #[error("{0} may not be read by this user; run this as root, or as the user that portsentry runs as")]
+    /// This user cannot read it.
+    #[error("{0} cannot be read by this user; run this as root, or as the user that portsentry runs as")]
     Forbidden(PathBuf),
-    /// A copy without the index of its log, which a reader may not make.
+    /// A copy without the index of its log, which a reader must not create.
     #[error("{0}-wal holds the last bans, but {0}-shm is missing; copy all three files, or start portsentry once")]
     Incomplete(PathBuf),
-    /// The program is started and ended faster than its ledger can be read.
-    #[error("{0} was changed again and again while it was read; try again")]
+    /// The daemon is started and stopped faster than its ledger can be read.
+    #[error("{0} kept changing while it was read; try again")]
     Changing(PathBuf),
     /// The database refused something.
     #[error("cannot {doing} {path}: {error}")]
@@ -87,7 +91,7 @@ impl LedgerError {
         move |error| Self::Database { doing, path, error }
     }
 
-    /// The file is not to be trusted any more: only a new one helps.
+    /// True if the file cannot be trusted any more and must be replaced.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
@@ -98,8 +102,7 @@ impl LedgerError {
     }
 }
 
-/// All statements of the ledger are fixed and right for it, so one that a table or a constraint does not fit tells of the
-/// file.
+/// All statements of the ledger are fixed and correct, so an error about a table or a constraint is caused by the file.
 pub(super) fn is_damage(error: &Error) -> bool {
     let codes = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase, ErrorCode::ConstraintViolation];
     matches!(error, Error::SqlInputError { .. }) || error.sqlite_error_code().is_some_and(|code| codes.contains(&code))

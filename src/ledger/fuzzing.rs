@@ -1,4 +1,4 @@
-//! Fuzz target input: arbitrary bytes as a database file, and as a row of one.
+//! Fuzz target: arbitrary bytes as a database file, and as a row.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use rusqlite::{Connection, params_from_iter};
 
 use super::{DATABASE, Ledger, Reader, row};
 
-/// How many columns a row has.
+/// Number of columns of a row.
 const COLUMNS: usize = 16;
 
 thread_local! {
@@ -64,7 +64,7 @@ pub(crate) fn row(bytes: &[u8]) {
     });
 }
 
-/// A byte says what comes: nothing, a whole number, another number, a text or bytes; a second one how long it is.
+/// Decodes values: a byte selects the type (null, integer, real, text or blob), a second one gives the length.
 fn values(mut bytes: &[u8]) -> Vec<Value> {
     let mut values = Vec::new();
     while values.len() < COLUMNS {

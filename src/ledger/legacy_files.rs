@@ -1,10 +1,10 @@
 //! Writes the two text files of classic PortSentry, one line per ban: `1795242733 - 11/21/2026 06:32:13 Host:
 //! 192.0.2.7/192.0.2.7 Port: 23 TCP Blocked`. Scripts and fail2ban's filter read them; this program does not.
 //!
-//! The date is in UTC, where classic wrote local time; it denotes the same moment as the seconds before it, and
-//! fail2ban reads the seconds. The address also takes the place of the name, even where `report.resolve_host` names
-//! sources in the log, because an attacker chooses the name. For an IPv6 network it is the address that sent the
-//! deciding probe, because the filter expects a host. Port 0 means that there is no port: a ban by an operator.
+//! The date is in UTC, unlike classic's local time; it is the same moment as the preceding seconds, which fail2ban
+//! reads. The address is also used as the name, even if `report.resolve_host` adds names to the log, because an
+//! attacker chooses the name. For an IPv6 network it is the source of the last probe, because the filter expects a
+//! host. Port 0 means that there is no port: an operator's ban.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
@@ -21,16 +21,16 @@ use crate::atomic_file::{AtomicFile, TemporaryName, append, end_last_line, is_at
 use crate::clock::LAST_SECOND;
 use crate::types::Protocol;
 
-/// Every ban since the file was last rotated.
+/// Every ban since the last rotation.
 pub const HISTORY: &str = "portsentry.history";
 
 /// The bans in force.
 pub const BLOCKED: &str = "portsentry.blocked";
 
-/// Bytes of history after which it waits to be rotated: each source that a stranger forges adds some 80.
+/// Maximum size of the history until it is rotated: each forged source adds about 80 bytes.
 const HISTORY_LIMIT: u64 = 256 << 20;
 
-/// Bytes that wait for a disk with room for them.
+/// Maximum number of bytes that wait for free disk space.
 const WAITING: usize = 1 << 20;
 
 /// The two files.
@@ -42,16 +42,16 @@ pub struct LegacyFiles {
 }
 
 impl LegacyFiles {
-    /// The files in `directory`, which [`super::Ledger::open`] has made. An empty history is made where there is none:
-    /// fail2ban does not start with a jail whose file is missing.
+    /// Opens the files in `directory`, which [`super::Ledger::open`] has created. Creates an empty history if it does
+    /// not exist, because fail2ban does not start with a jail whose file is missing.
     pub fn open(directory: &Path) -> Result<Self, LedgerError> {
         let place = StateDir::prepare(directory)?;
-        // What is wrong with it is said when a line has to be written.
+        // An error is reported when a line has to be written.
         let history = open_history(&place.file(HISTORY)).ok();
         Ok(Self { place, history, waiting: String::new(), left_out: 0 })
     }
 
-    /// Puts `ban` in line for the history. Imported bans stay out: the history that they come from has them.
+    /// Queues `ban` for the history. Imported bans are excluded, because the source of the import already has them.
     pub fn note(&mut self, ban: &Banned) {
         if ban.author == Author::Import {
             return;
@@ -65,12 +65,12 @@ impl LegacyFiles {
         }
     }
 
-    /// Lines that found no room since the last call.
+    /// Number of lines dropped since the last call because the buffer was full.
     pub fn left_out(&mut self) -> u64 {
         std::mem::take(&mut self.left_out)
     }
 
-    /// Appends what is in line to the history, in one write of whole lines. What cannot be written stays in line.
+    /// Appends the queued lines to the history in one write. On failure they stay queued.
     pub fn append(&mut self) -> Result<(), LedgerError> {
         if self.waiting.is_empty() {
             return Ok(());
@@ -78,7 +78,7 @@ impl LegacyFiles {
         let path = self.place.file(HISTORY);
         let mut file = match self.history.take() {
             Some(file) if is_at(&file, &path) => file,
-            // Rotated, removed or not yet there.
+            // Rotated, removed or not created yet.
             _ => open_history(&path)?,
         };
         append_bounded(&mut file, self.waiting.as_bytes()).map_err(LedgerError::system("append to", &path))?;
@@ -87,7 +87,7 @@ impl LegacyFiles {
         Ok(())
     }
 
-    /// Puts the bans in force in place of those that the file names. A reader sees the old file or the new one.
+    /// Atomically replaces the list of bans in force.
     pub fn rewrite(&self, active: impl IntoIterator<Item = InForce>) -> Result<(), LedgerError> {
         let path = self.place.file(BLOCKED);
         let (mut text, mut date) = (String::new(), Date::default());
@@ -99,8 +99,8 @@ impl LegacyFiles {
         };
         let fill = |file: &mut File| {
             if let Some(old) = &old {
-                // The group is what lets a reader in; the owner is this user's, or the file would have been refused.
-                // One that this user may not give leaves the file to its own group.
+                // The group gives readers access; the owner is this user, otherwise the file would have been refused.
+                // If this user cannot set the group, the file keeps its default group.
                 let _ = fchown(&*file, None, Some(old.gid()));
                 file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
             }
@@ -121,7 +121,7 @@ fn put_line(text: &mut String, date: &mut Date, ban: &InForce) {
     let _ = writeln!(text, "{seconds} - {date} Host: {source}/{source} Port: {port} {} Blocked", protocol.name());
 }
 
-/// The last date that was written: bans that stand beside each other often begin in the same second.
+/// The last formatted date: consecutive bans often begin in the same second.
 #[derive(Default)]
 struct Date {
     seconds: u64,
@@ -141,8 +141,7 @@ impl Date {
     }
 }
 
-/// The host that a filter may take from the line. A forged ::ffff:192.0.2.1 would be 192.0.2.1 to it, which the allow-list
-/// may protect.
+/// The host for the line. A filter would read a forged ::ffff:192.0.2.1 as 192.0.2.1, which may be protected.
 fn host(ban: &InForce) -> IpAddr {
     match ban.source {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => ban.target.element(),

@@ -1,4 +1,4 @@
-//! Sources that probed enough for a ban while their protocol was only logged: one row per source, with how often and when.
+//! Sources that probed enough for a ban while their protocol was only logged: one row per source, with count and times.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use rusqlite::{Connection, Error, Row, Statement, named_params};
 use super::ban::Logged;
 use super::row::{self, micros, time};
 
-/// Rows that are kept. Above it those go whose last scan is the oldest.
+/// Maximum number of rows. Beyond it, those with the oldest last scan are deleted.
 const MAX_ROWS: u32 = 50_000;
 
-/// How long a row is kept after the last scan of its source.
+/// Time for which a row is kept after the last scan of its source.
 pub(super) const KEPT: Duration = Duration::from_secs(90 * 86_400);
 
 const COLUMNS: &str = "subject, source, first, last, times, class, ports, probes, reason";
@@ -51,7 +51,7 @@ pub(super) fn select() -> String {
     format!("SELECT {COLUMNS} FROM logged ORDER BY last DESC, subject")
 }
 
-/// The row, if it makes sense.
+/// The row, if it is valid.
 pub(super) fn read(found: &Row<'_>) -> Option<Logged> {
     let text = |column: usize| found.get_ref(column).ok()?.as_str().ok();
     Some(Logged {

@@ -1,6 +1,6 @@
-//! Stores bans in a database, so that they survive the process and a reboot: target, reason, begin, end and count.
-//! The kernel's set is the enforcement, the ledger is the memory. Nothing here blocks a source, asks the kernel, or
-//! reads a clock to decide whether a ban is over: `now` is an argument.
+//! Stores bans in a database, so that they survive the process and a reboot: target, reason, begin, end and count. The
+//! kernel's set enforces the bans, the ledger remembers them. Nothing here blocks a source, queries the kernel, or
+//! reads a clock to decide whether a ban has ended: `now` is an argument.
 //!
 //! [`Ledger`] is the database, one transaction per call; [`Writer`] is a thread around it, for callers that must
 //! not wait for a disk; [`Reader`] reads it from another process; [`LegacyFiles`] writes the two text files of
@@ -43,16 +43,17 @@ use row::micros;
 use state_dir::StateDir;
 use statements::{ALSO, DROP, END, INSERT, NEWEST, Statements};
 
-/// Where the ledger is kept where no other place is named.
+/// Default directory of the ledger.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
 
 /// The database's name in the state directory.
 pub const DATABASE: &str = "ledger.sqlite";
 
-/// Names the bans of a reboot that is being made good.
+/// Marker file that exists while bans are restored after a reboot.
 pub const RESTORING: &str = "restoring";
 
-/// What the daemon makes in the state directory; `*` stands for what SQLite, a rewrite, a rotation or a repair adds.
+/// The files that the daemon creates in the state directory; `*` matches suffixes added by SQLite, a rewrite, a
+/// rotation or a repair.
 pub const OWN_FILES: [&str; 9] = [
     DATABASE,
     "ledger.sqlite-*",
@@ -65,68 +66,68 @@ pub const OWN_FILES: [&str; 9] = [
     RESTORING,
 ];
 
-/// The bans, in a directory of their own.
+/// The bans, in a separate directory.
 pub struct Ledger {
     connection: Connection,
     place: StateDir,
     /// Device and inode of the database.
     file: (u64, u64),
     retention: Retention,
-    /// Bans written since the rows were last counted.
+    /// Number of bans written since the rows were last counted.
     uncounted: u64,
 }
 
-/// What was found on opening.
+/// Result of opening.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// Nothing: the ledger is new.
+    /// The ledger is new.
     Fresh,
-    /// A ledger.
+    /// An existing ledger.
     Existing,
-    /// A damaged one. It was moved aside, and the ledger is new.
+    /// A damaged ledger was moved aside, and a new one was created.
     Rebuilt {
-        /// Where the damaged one is now.
+        /// The new path of the damaged ledger.
         aside: PathBuf,
-        /// What was wrong with it.
+        /// Description of the damage.
         damage: String,
     },
 }
 
-/// How much of the past is kept. Open bans are always kept; the kernel's sets bound how many there can be.
+/// Limits on stored past bans. Open bans are always kept; the kernel's set sizes limit their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Bans in all. Above it those that ended first go, [`SLACK`] late at most.
+    /// Maximum number of bans. Beyond it, those that ended first are deleted, at most [`SLACK`] too late.
     pub rows: u64,
-    /// How long a ban is kept after its end.
+    /// Time for which a ban is kept after its end.
     pub age: Duration,
 }
 
 impl Default for Retention {
-    /// 400,000 bans, about 100 MB, and two years.
+    /// 400,000 bans (about 100 MB) and two years.
     fn default() -> Self {
         Self { rows: 400_000, age: Duration::from_secs(2 * 365 * 86_400) }
     }
 }
 
-/// Bans that may be written before the rows are counted again, which reads all of an index.
+/// Number of bans that may be written before the rows are counted again, which reads a whole index.
 pub const SLACK: u64 = 10_000;
 
-/// What was read, and how many rows could not be.
+/// The read items, and the number of unreadable rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Found<T> {
     /// What was read.
     pub items: Vec<T>,
-    /// Rows that do not parse and were skipped: another program, or a failing disk, has written them.
+    /// Number of invalid rows, which were skipped: written by another program or a failing disk.
     pub unreadable: u64,
 }
 
-/// How many bans there are.
+/// Number of bans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
-    /// Without an end so far.
+    /// Bans without a recorded end.
     pub open: u64,
-    /// In all.
+    /// All stored bans.
     pub kept: u64,
 }
 
@@ -135,19 +136,19 @@ const EXPIRE: &str = "
     WHERE ended IS NULL AND until IS NOT NULL AND until <= :now
     RETURNING subject";
 
-/// A step of the clock on what is in force. Times at the ends of the calendar stay.
+/// Moves the ends of bans in force when the clock is set. Times at the limits of the range are not changed.
 const STEP: &str = "
     UPDATE ban SET
         since = CASE WHEN since BETWEEN -:bound AND :bound THEN since + :by ELSE since END,
         until = CASE WHEN until BETWEEN -:bound AND :bound THEN until + :by ELSE until END
     WHERE ended IS NULL";
 
-/// What was in force by a clock that was ahead of this one begins now.
+/// A ban that began in the future, by a clock that was ahead, begins now.
 const BEGIN: &str = "
     UPDATE ban SET until = until - (since - :now), since = :now
     WHERE ended IS NULL AND since > :now AND :now > 0";
 
-/// Times beyond it, some 70,000 years from 1970, are not added to: the sum must fit.
+/// Times beyond this limit, about 70,000 years from 1970, are not changed, so that the sum does not overflow.
 const BOUND: i64 = 1 << 61;
 
 const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :before";
@@ -161,7 +162,7 @@ fn select(which: &str) -> String {
     format!("SELECT {} FROM ban {which}", row::COLUMNS)
 }
 
-/// The same from a ledger of format `version`.
+/// The same query for a ledger of format `version`.
 fn select_from(version: i64, which: &str) -> String {
     format!("SELECT {} FROM ban {which}", schema::columns(row::COLUMNS, version))
 }
@@ -170,14 +171,14 @@ fn listed() -> String {
     format!("SELECT {} FROM ban {ACTIVE}", row::IN_FORCE)
 }
 
-/// Through the index of open bans: the past may be many times as long.
+/// Uses the index of open bans: there may be many times as many past ones.
 const ACTIVE: &str = "INDEXED BY ban_open WHERE ended IS NULL AND (until IS NULL OR until > :now) ORDER BY until, id";
 const OF: &str = "WHERE subject = :subject ORDER BY id";
 
 impl Ledger {
-    /// Opens the ledger in `directory`, and makes what is missing: the directory with mode 0700, the database with 0600.
-    /// A damaged database is moved aside and a new one made. Refuses a directory or file that is a symbolic link, belongs
-    /// to another user or is accessible to others.
+    /// Opens the ledger in `directory`, and creates missing parts: the directory with mode 0700, the database with
+    /// 0600. A damaged database is moved aside and a new one created. Refuses a directory or file that is a symbolic
+    /// link, belongs to another user or is accessible to others.
     pub fn open(directory: &Path) -> Result<(Self, Opened), LedgerError> {
         let place = StateDir::prepare(directory)?;
         let fresh = place.claim(DATABASE)?;
@@ -193,7 +194,7 @@ impl Ledger {
         let path = place.file(DATABASE);
         let found = std::fs::symlink_metadata(&path).map_err(LedgerError::system("look at", &path))?;
         let file = (found.dev(), found.ino());
-        // Whatever the last process left is counted with the first bans of this one.
+        // Old rows of the last process are counted with the first bans of this one.
         Ok((Self { connection, place, file, retention: Retention::default(), uncounted: SLACK }, opened))
     }
 
@@ -204,7 +205,7 @@ impl Ledger {
         self
     }
 
-    /// Where the database is.
+    /// Path of the database.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.place.file(DATABASE)
@@ -214,30 +215,30 @@ impl Ledger {
         self.place.directory()
     }
 
-    /// Moves a database that turned out to be damaged aside, and says where it is now. [`Ledger::open`] then makes a new one.
+    /// Moves a damaged database aside, and returns its new path. [`Ledger::open`] then creates a new one.
     pub fn quarantine(self) -> Result<PathBuf, LedgerError> {
-        // Closed first: closing removes the log by its name, which must not be the next database's.
+        // Closed first, because closing removes the log by name, which must not be that of the next database.
         drop(self.connection);
         self.place.quarantine(DATABASE)
     }
 
-    /// False where the database's file is gone or another one lies in its place: what is written is lost then.
+    /// False if the database's file was removed or replaced: writes would be lost.
     #[must_use]
     pub fn is_in_place(&self) -> bool {
         std::fs::symlink_metadata(self.path()).is_ok_and(|found| (found.dev(), found.ino()) == self.file)
     }
 
-    /// Writes bans that have come into force, all or none. A ban of a subject that has one already takes its place.
+    /// Writes bans that have come into force, in one transaction. A ban replaces an earlier one of the same target.
     pub fn record(&mut self, bans: &[Banned]) -> Result<(), LedgerError> {
         self.transact(|statements| bans.iter().try_for_each(|ban| statements.record(ban)))
     }
 
-    /// Writes that the ban of `target` has ended; false where there was none to end.
+    /// Records the end of the ban of `target`; false if it had none.
     pub fn ended(&mut self, target: BanTarget, how: Ending, at: SystemTime) -> Result<bool, LedgerError> {
         self.transact(|statements| statements.end(target, &Ended { how, at }))
     }
 
-    /// Writes `changes` in their order, all or none.
+    /// Writes `changes` in order, in one transaction.
     pub fn write<'a>(&mut self, changes: impl IntoIterator<Item = &'a Change>) -> Result<(), LedgerError> {
         self.transact(|statements| {
             changes.into_iter().try_for_each(|change| match change {
@@ -257,8 +258,7 @@ impl Ledger {
         })
     }
 
-    /// Marks the bans whose time is over at `now`, tells whose they were, and drops what has been over for longer than the
-    /// past is kept.
+    /// Marks the bans that have ended at `now`, returns their targets, and deletes bans beyond the retention time.
     pub fn expire(&mut self, now: SystemTime) -> Result<Found<BanTarget>, LedgerError> {
         let before = now.checked_sub(self.retention.age).map_or(i64::MIN, micros);
         let found = (|| {
@@ -275,7 +275,7 @@ impl Ledger {
         found.map_err(LedgerError::database("write to", &self.path()))
     }
 
-    /// The clock was set by so many microseconds: bans in force end when they would have, by the new time.
+    /// Applies a step of the clock in microseconds: bans in force keep their remaining time.
     pub fn clock_was_set(&mut self, by: i64) -> Result<(), LedgerError> {
         let by = by.clamp(-BOUND, BOUND);
         let result = self.connection.execute(STEP, named_params! {":by": by, ":bound": BOUND});
@@ -283,8 +283,8 @@ impl Ledger {
         result.map_err(LedgerError::database("write to", &self.path()))
     }
 
-    /// For a start, whose clock may be behind the one that wrote the ledger: no ban in force begins after `now`, or it would
-    /// stand here for longer than the whole of it.
+    /// For a start whose clock may be behind the one that wrote the ledger: moves begins after `now` to `now`, because
+    /// such bans would last longer than their duration.
     pub fn begin(&mut self, now: SystemTime) -> Result<(), LedgerError> {
         let values = named_params! {":now": micros(now)};
         let result = self.connection.execute(BEGIN, values);
@@ -292,22 +292,22 @@ impl Ledger {
         result.map(drop).map_err(LedgerError::database("write to", &self.path()))
     }
 
-    /// The bans that are in force at `now`: those without an end, then the others, the next to end first.
+    /// The bans in force at `now`: permanent ones, then the others in order of their ends.
     pub fn active(&self, now: SystemTime) -> Result<Found<Entry>, LedgerError> {
         self.query(&select(ACTIVE), named_params! {":now": micros(now)}, row::entry)
     }
 
-    /// The same, as far as a list of them needs it: a third of the work.
+    /// The same with only the data that a list needs: a third of the work.
     pub fn in_force(&self, now: SystemTime) -> Result<Found<InForce>, LedgerError> {
         self.query(&listed(), named_params! {":now": micros(now)}, row::in_force)
     }
 
-    /// All that is kept about `target`, the oldest first. For an address ask for [`BanTarget::of`] it.
+    /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::of`].
     pub fn of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
         self.query(&select(OF), named_params! {":subject": target.to_string()}, row::entry)
     }
 
-    /// How many bans there are.
+    /// Number of stored bans.
     pub fn count(&self) -> Result<Count, LedgerError> {
         let number = |value: i64| u64::try_from(value).unwrap_or_default();
         let count = self
@@ -327,7 +327,7 @@ impl Ledger {
         found.map_err(LedgerError::database("read", &self.path()))
     }
 
-    /// One transaction, in which what is above the bound goes as well.
+    /// Runs one transaction, which also deletes rows above the limit.
     fn transact<T>(
         &mut self,
         work: impl FnOnce(&mut Statements<'_>) -> Result<T, rusqlite::Error>,

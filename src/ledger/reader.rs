@@ -1,14 +1,14 @@
-//! Reads the ledger from another process, whether the daemon runs or not. It creates, repairs and changes nothing,
-//! not even the index of the write-ahead log, so that read permission on the files suffices. It reports damage and
-//! does not repair it.
+//! Reads the ledger from another process, whether or not the daemon runs. It creates, repairs and changes nothing, not
+//! even the index of the write-ahead log, so that read permission on the files suffices. It reports damage and does not
+//! repair it.
 //!
-//! There are two cases, because a database in WAL mode is more than one file
-//! (<https://sqlite.org/wal.html#read_only_databases>). If there is a log, its index is mapped read-only: SQLite
-//! uses the writer's index, or builds its own in memory. If there is none, the file is complete and is read as
-//! immutable; the reader checks that it did not change meanwhile, and reads it again if it did.
+//! There are two cases, because a database in WAL mode consists of several files
+//! (<https://sqlite.org/wal.html#read_only_databases>). If there is a log, its index is mapped read-only: SQLite uses
+//! the writer's index, or builds its own in memory. If there is none, the file is complete and is read as immutable;
+//! the reader checks whether it changed meanwhile, and if so reads it again.
 //!
-//! Never use it in a process that has a [`super::Ledger`] open: SQLite keeps one index of a log per process, and
-//! one that a reader mapped read-only would make the writer fail.
+//! Must not be used in a process that has a [`super::Ledger`] open: SQLite keeps one index of a log per process, and an
+//! index mapped read-only would make the writer fail.
 
 use std::fmt::Write as _;
 use std::fs::{self, Metadata};
@@ -28,27 +28,27 @@ use super::schema::{self, classify, pragma};
 use super::{ACTIVE, DATABASE, Found, Logged, OF, collect, logged, select_from};
 use crate::types::BanTarget;
 
-/// How long and how often reading is retried while the daemon starts, ends or empties its log.
+/// Time limit and delay for retries while the daemon starts, ends or empties its log.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Source by source, and the bans of each in their order: no caller has to keep all of them to add up those of one source.
+/// Groups the bans by target, in order, so that callers can sum up one target at a time.
 const EACH: &str = "INDEXED BY ban_subject ORDER BY subject, id";
 
-/// The ledger as it stood at one moment.
+/// The ledger at one moment.
 pub struct Reader {
     connection: Connection,
     path: PathBuf,
-    /// The format of the ledger: one that no daemon has opened since an upgrade is an earlier one.
+    /// The format of the ledger, which may be older if no daemon has opened it since an upgrade.
     version: i64,
 }
 
 impl Reader {
-    /// Has `work` read the ledger in `directory` as it stands at one moment. Where the ledger turns out to have changed
-    /// meanwhile, `work` is called again and only its last result counts.
+    /// Runs `work` on the ledger in `directory` as of one moment. If the ledger has changed meanwhile, `work` is called
+    /// again and only its last result counts.
     ///
     /// # Errors
-    /// What `work` gives, and whatever keeps the ledger from being read; each sentence says what to do.
+    /// The error of `work`, or the reason why the ledger cannot be read, with a remedy.
     pub fn read<T>(directory: &Path, mut work: impl FnMut(&Self) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
         let directory = directory.canonicalize().map_err(|error| refused(directory, directory, error))?;
         let path = directory.join(DATABASE);
@@ -57,7 +57,7 @@ impl Reader {
             let way = Way::to(&directory, &path)?;
             let result = Self::open(&directory, &path, way).and_then(|reader| work(&reader));
             let (passing, is_over) = (result.as_ref().is_err_and(is_passing), start.elapsed() >= TIMEOUT);
-            // With the log it is one moment, whatever comes after. An error may come of the change as well.
+            // With the log the view is consistent in any case. An error may be caused by the change as well.
             let steady = way == Way::Log && result.is_ok() || Way::to(&directory, &path)? == way;
             match result {
                 result if steady && (is_over || !passing) => return result,
@@ -77,7 +77,7 @@ impl Reader {
             let connection = Connection::open_with_flags(uri(path, way), flags)?;
             schema::harden(&connection)?;
             connection.pragma_update(None, "query_only", true)?;
-            // All that follows sees one moment.
+            // The transaction makes all following reads consistent.
             connection.execute_batch("BEGIN")?;
             let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
             let (application, version) = (pragma(&connection, "application_id")?, pragma(&connection, "user_version")?);
@@ -99,18 +99,18 @@ impl Reader {
         Ok(Self { connection, path: path.to_owned(), version })
     }
 
-    /// The bans that are in force at `now`: those without an end, then the others, the next to end first.
+    /// The bans in force at `now`: permanent ones, then the others in order of their ends.
     pub fn active(&self, now: SystemTime) -> Result<Found<Entry>, LedgerError> {
         self.entries(ACTIVE, named_params! {":now": micros(now)})
     }
 
-    /// All that is kept about `target`, the oldest first. For an address ask for [`BanTarget::of`] it.
+    /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::of`].
     pub fn of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
         self.entries(OF, named_params! {":subject": target.to_string()})
     }
 
-    /// The sources that would have been banned, had their protocol not been only logged; the newest first. A ledger of an
-    /// earlier format has none.
+    /// The sources that would have been banned if their protocol were not only logged, newest first. Empty for a ledger
+    /// of an earlier format.
     pub fn logged(&self) -> Result<Found<Logged>, LedgerError> {
         let found = (|| {
             let known = "SELECT count(*) FROM sqlite_schema WHERE name = 'logged'";
@@ -122,8 +122,8 @@ impl Reader {
         found.map_err(LedgerError::database("read", &self.path))
     }
 
-    /// Shows every ban to `visit`, none kept in memory: the subjects in no order, the bans of each together and the
-    /// oldest first. How many rows made no sense and were skipped comes back.
+    /// Passes every ban to `visit` without storing them: targets in no particular order, the bans of each together and
+    /// oldest first. Returns the number of invalid rows.
     pub fn each(&self, mut visit: impl FnMut(&Entry)) -> Result<u64, LedgerError> {
         let visited = (|| {
             let mut unreadable = 0;
@@ -147,12 +147,12 @@ impl Reader {
     }
 }
 
-/// How the database is to be read.
+/// How the database is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// With the log beside it.
+    /// Together with its log.
     Log,
-    /// Alone, as long as it stays what it is: device, inode, length, last changes of content and of itself.
+    /// Alone, as long as it does not change: device, inode, length, times of the last changes.
     Alone([u64; 3], [i64; 4]),
 }
 
@@ -163,7 +163,7 @@ impl Way {
             return Err(LedgerError::Link(path.to_owned()));
         }
         if !found.is_file() {
-            // The reader would wait for a pipe without end.
+            // Opening a pipe would block forever.
             return Err(LedgerError::Kind { path: path.to_owned(), wanted: "regular file" });
         }
         let has_log = || beside(path, "-wal").map(|log| log.is_some_and(|log| log.len() > 0));
@@ -172,7 +172,7 @@ impl Way {
             if beside(path, "-shm").map_err(refuse)?.is_some() {
                 return Ok(Self::Log);
             }
-            // A writer that has just ended removes both; one that has just begun makes the index first.
+            // A writer that has just ended removes both; one that has just started creates the index first.
             if has_log().map_err(refuse)? {
                 return Err(LedgerError::Incomplete(path.to_owned()));
             }
@@ -182,7 +182,7 @@ impl Way {
     }
 }
 
-/// What stands beside the database under its name and `suffix`.
+/// Metadata of the file with the database's name and `suffix`.
 fn beside(path: &Path, suffix: &str) -> io::Result<Option<Metadata>> {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -193,8 +193,7 @@ fn beside(path: &Path, suffix: &str) -> io::Result<Option<Metadata>> {
     }
 }
 
-/// The database's name as SQLite's own kind of URI (<https://sqlite.org/uri.html>): every byte that could mean something in
-/// it is written as its number.
+/// The database's name as an SQLite URI (<https://sqlite.org/uri.html>), with all special bytes percent-encoded.
 fn uri(path: &Path, way: Way) -> String {
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {
@@ -221,14 +220,14 @@ fn refused(directory: &Path, path: &Path, error: io::Error) -> LedgerError {
 
 fn open_error(path: &Path, error: Error) -> LedgerError {
     match code(&error) {
-        // All that could be the matter else has been looked at.
+        // All other possible causes have been checked.
         Some(code) if code & 0xff == ffi::SQLITE_CANTOPEN => LedgerError::Forbidden(path.to_owned()),
         Some(_) if is_passing_code(&error) => LedgerError::database("read", path)(error),
         _ => classify(path, error),
     }
 }
 
-/// The daemon is just starting: the log's index is not whole, or has no mark yet at which a reader may begin.
+/// True while the daemon is starting: the log's index is incomplete, or has no read mark yet.
 fn is_passing(error: &LedgerError) -> bool {
     matches!(error, LedgerError::Database { error, .. } if is_passing_code(error))
 }

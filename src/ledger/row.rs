@@ -1,5 +1,5 @@
-//! Converts bans to columns and back. A failing disk or a former root user may have written anything to the file: a
-//! row that does not parse is `None`, never a panic and never half a ban.
+//! Converts bans to columns and back. A failing disk or an attacker who was root may have written anything to the file:
+//! an invalid row gives `None`, never a panic and never a partial ban.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -50,14 +50,14 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<InForce> {
     let target = target(who)?;
     Some(InForce {
         target,
-        // Mostly the same, and as such no work.
+        // Usually identical, which needs no parsing.
         source: if source == who { target.element() } else { source.parse().ok()? },
         since: time(row.get(2).ok()?)?,
         until: until(row)?,
         class: class(row)?,
         grade: grade(row, 6)?,
         port: ports(row.get_ref(5).ok()?.as_str().ok()?)?.first().copied(),
-        // A later release may know backends that this one does not: the ban is still in force.
+        // A later release may have other backends; the ban is still in force.
         methods: row.get_ref(7).ok()?.as_str().ok()?.parse().unwrap_or_default(),
     })
 }
@@ -83,7 +83,7 @@ fn grade(row: &Row<'_>, place: usize) -> Option<Option<Grade>> {
     }
 }
 
-/// The class that `key` names.
+/// The class with this key.
 pub(super) fn class_of(key: &str) -> Option<Class> {
     Class::ALL.into_iter().find(|class| class.key() == key)
 }
@@ -97,7 +97,7 @@ fn ending(row: &Row<'_>) -> Option<Ending> {
     }
 }
 
-/// The subject that prints as `text`, and only as that: another spelling would be a second ban of the same host.
+/// The target with exactly this spelling: another spelling would be a second ban of the same host.
 pub(super) fn target(text: &str) -> Option<BanTarget> {
     text.parse().ok()
 }
@@ -117,7 +117,7 @@ pub(super) fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
     items.collect()
 }
 
-/// The name of `author` as the ledger and JSON have it.
+/// The name of `author` in the ledger and in JSON.
 #[must_use]
 pub fn author_key(author: Author) -> &'static str {
     match author {
@@ -131,7 +131,7 @@ fn author(key: &str) -> Option<Author> {
     [Author::Detector, Author::Operator, Author::Import].into_iter().find(|author| author_key(*author) == key)
 }
 
-/// Microseconds since 1970; what lies outside of 292,000 years around it is taken as the end of them.
+/// Microseconds since 1970, clamped to 292,000 years before and after.
 pub(super) fn micros(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),

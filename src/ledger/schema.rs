@@ -1,5 +1,5 @@
 //! Opens a file as a ledger: sets the options of SQLite, checks that the file is a ledger, and migrates it to the
-//! current format. A damaged file is reported as damaged; the caller decides what to do with it.
+//! current format. A damaged file is reported as damaged; the caller decides about it.
 //!
 //! <https://sqlite.org/pragma.html>, <https://sqlite.org/wal.html>, <https://sqlite.org/security.html>.
 
@@ -11,20 +11,20 @@ use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::error::{LedgerError, is_damage};
 
-/// How long a write waits for another program that holds the database, before it is an error.
+/// Maximum time for which a write waits for another program that locks the database.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// "psen": tells a ledger from any other SQLite database.
+/// "psen": distinguishes a ledger from other SQLite databases.
 pub(super) const APPLICATION: i64 = 0x7073_656e;
 
-/// The log is cut back to this many bytes once it has been written into the database.
+/// Size to which the log is truncated after its contents have been written into the database.
 const LOG_KEPT: i64 = 4 << 20;
 
-/// Memory for pages, in KiB: the indices of 100,000 bans, so that their random order costs no reading.
+/// Page cache in KiB: the indices of 100,000 bans, so that their random order causes no reads.
 const CACHE: i64 = 16 << 10;
 
-/// How far the evidence of a ban can be trusted that was written before there was a column for it: connections to decoys were
-/// the only probes of TCP where there were any, and could be joined by probes of other protocols.
+/// Derives the grade of bans that were written before the column existed: if decoys were used, their connections were
+/// the only TCP probes, possibly combined with probes of other protocols.
 macro_rules! evidence_before {
     () => {
         "CASE WHEN author != 'detector' THEN NULL
@@ -33,7 +33,7 @@ macro_rules! evidence_before {
     };
 }
 
-/// Step N brings format N to N + 1. A step that was once released is never changed.
+/// Step N converts format N to N + 1. A released step is never changed.
 const STEPS: [&str; 10] = [
     "
     CREATE TABLE ban (
@@ -126,10 +126,10 @@ const STEPS: [&str; 10] = [
 ",
 ];
 
-/// The format from which on a ban says how far its evidence can be trusted.
+/// First format with the grade of a ban.
 const WITH_EVIDENCE: i64 = 4;
 
-/// The columns of `wanted` in a ledger of format `version`, which a reader must not bring up.
+/// The columns of `wanted` in a ledger of format `version`, which a reader must not migrate.
 pub(super) fn columns(wanted: &str, version: i64) -> String {
     match version < WITH_EVIDENCE {
         true => wanted.replace("evidence", evidence_before!()),
@@ -137,7 +137,7 @@ pub(super) fn columns(wanted: &str, version: i64) -> String {
     }
 }
 
-/// Opens the database at `path`, which exists and may be empty. Every statement of `used` must fit what is in it.
+/// Opens the database at `path`, which exists and may be empty. Every statement of `used` must match its tables.
 pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerError> {
     let mut connection = open(path).map_err(|error| classify(path, error))?;
     let sound = inspect(&connection).map_err(|error| classify(path, error))?;
@@ -147,7 +147,7 @@ pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerEr
     let found: i64 = pragma(&connection, "user_version").map_err(|error| classify(path, error))?;
     refuse_newer(path, found)?;
     bring_up(&mut connection, found).map_err(|error| classify(path, error))?;
-    // A table of the right name with other columns is found now, and not by the first ban.
+    // A table with the right name but other columns is detected now instead of at the first ban.
     used.iter().try_for_each(|sql| connection.prepare(sql).map(drop)).map_err(|error| classify(path, error))?;
     match pragma::<String>(&connection, "journal_mode") {
         Ok(mode) if mode == "wal" => Ok(connection),
@@ -156,7 +156,7 @@ pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerEr
     }
 }
 
-/// Refuses format `found` where a later release has written it.
+/// Refuses format `found` if a later release has written it.
 pub(super) fn refuse_newer(path: &Path, found: i64) -> Result<(), LedgerError> {
     let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
     if found > known { Err(LedgerError::Newer { path: path.to_owned(), found, known }) } else { Ok(()) }
@@ -171,15 +171,15 @@ fn open(path: &Path) -> Result<Connection, Error> {
     harden(&connection)?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     connection.pragma_update_and_check(None, "journal_size_limit", LOG_KEPT, |_| Ok(()))?;
-    // A power cut may lose the last bans, never the file; the kernel's set is gone then too.
+    // A power failure may lose the last bans, never the file; the kernel's set is lost then too.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     Ok(connection)
 }
 
-/// What every connection needs, whether it writes or only reads.
+/// Options of every connection, for writing or reading.
 pub(super) fn harden(connection: &Connection) -> Result<(), Error> {
     connection.busy_timeout(BUSY)?;
-    // The schema on the disk is data too: it may call nothing, and no statement may change it by the back door.
+    // The schema on disk is untrusted data: it must not call functions, and no statement may modify it directly.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
@@ -191,7 +191,7 @@ pub(super) fn harden(connection: &Connection) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is wrong with the database, if anything is.
+/// Returns a description of the damage, if there is any.
 fn inspect(connection: &Connection) -> Result<Option<String>, Error> {
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
@@ -221,7 +221,8 @@ pub(super) fn pragma<T: rusqlite::types::FromSql>(connection: &Connection, name:
     connection.pragma_query_value(None, name, |row| row.get(0))
 }
 
-/// An error while opening, where more tells of the file than later: a header that says "read-only" or "format 9".
+/// Converts an error while opening, when more errors indicate a damaged file than later: for example a header that says
+/// "read-only" or "format 9".
 pub(super) fn classify(path: &Path, error: Error) -> LedgerError {
     let odd = match &error {
         Error::SqliteFailure(code, _) => matches!(code.code, ErrorCode::Unknown | ErrorCode::ReadOnly),
@@ -229,7 +230,7 @@ pub(super) fn classify(path: &Path, error: Error) -> LedgerError {
         _ => false,
     };
     if odd || is_damage(&error) {
-        // Without the statement, which is long and tells an operator nothing.
+        // Without the statement, which is long and does not help an operator.
         let damage = match error {
             Error::SqlInputError { msg, .. } => msg,
             error => error.to_string(),

@@ -1,4 +1,4 @@
-//! Stores remembered services and recent listeners, and the boot in which the ledger was last opened.
+//! Stores remembered services, recent listeners, and the boot in which the ledger was last opened.
 
 use std::time::SystemTime;
 
@@ -15,7 +15,7 @@ const PUT: &str = "
 
 const REMOVE: &str = "DELETE FROM service WHERE protocol = :protocol AND port = :port AND address = :address";
 
-/// The ones that were served last come first.
+/// The most recently served first.
 const ALL: &str = "SELECT protocol, port, address, served FROM service ORDER BY served DESC LIMIT :most";
 
 const CLEAR_LISTENERS: &str = "DELETE FROM listener";
@@ -60,7 +60,7 @@ pub(super) fn remove(connection: &Connection, service: Service) -> Result<(), ru
     connection.execute(REMOVE, values).map(drop)
 }
 
-/// Replaces what tells the kernel's table from others.
+/// Replaces the identity of the kernel's table.
 pub(super) fn put_table(connection: &Connection, id: &str) -> Result<(), rusqlite::Error> {
     connection.execute(CLEAR_TABLE, [])?;
     connection.execute(PUT_TABLE, named_params! {":id": id}).map(drop)
@@ -105,25 +105,26 @@ fn recent(row: &Row<'_>) -> Option<(Service, Option<SystemTime>)> {
 }
 
 impl Ledger {
-    /// The remembered services and when each was last served, at most so many, those first that were served last.
+    /// At most `most` remembered services with the times at which they were last served, the most recent first.
     pub fn services(&self, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         self.query(ALL, named_params! {":most": most}, remembered)
     }
 
-    /// The ports that were open lately, at most so many, and when each was closed; `None`: it was open when this was written.
+    /// At most `most` recently open ports with the times at which they closed; `None` if open at the time of writing.
     pub fn listeners(&self, most: usize) -> Result<Found<(Service, Option<SystemTime>)>, LedgerError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         self.query(LISTENERS, named_params! {":most": most}, recent)
     }
 
-    /// What told the kernel's table from others when the daemon last ran.
+    /// Identity of the kernel's table when the daemon last ran.
     pub fn table(&self) -> Result<Option<String>, LedgerError> {
         let found = self.connection.query_row(TABLE, [], |row| row.get(0)).optional();
         found.map_err(LedgerError::database("read", &self.path()))
     }
 
-    /// The boot in which the ledger was last opened, `id` being the present one; `None` for a new ledger.
+    /// Records `id` as the current boot, and returns the one in which the ledger was last opened; `None` for a new
+    /// ledger.
     pub fn enter_boot(&mut self, id: &str) -> Result<Option<String>, LedgerError> {
         let entered = (|| {
             let transaction = self.connection.transaction()?;

@@ -1,5 +1,5 @@
-//! The state directory and its files: created so that no other user can read or change them, and refused if one
-//! could. A user who can write to the directory can lift any ban, or make the daemon write elsewhere.
+//! The state directory and its files: created so that no other user can read or change them, and refused if one could.
+//! A user with write access to the directory could lift any ban, or redirect the daemon's writes.
 
 use std::fs::{self, DirBuilder, Metadata, OpenOptions};
 use std::io;
@@ -9,24 +9,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::LedgerError;
 
-/// Others may not write into the directory.
+/// Mode bits for writing by others, refused for the directory.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-/// Others may have nothing to do with the database at all.
+/// Mode bits for any access by others, refused for the database.
 const ANYTHING_BY_OTHERS: u32 = 0o077;
-/// Without this the database could only be read.
+/// Mode bits that the owner needs.
 const OWNER: u32 = 0o600;
 
-/// Damaged databases that are kept. A disk that goes on damaging them must not be filled with them.
+/// Maximum number of quarantined databases, so that a failing disk is not filled with them.
 const KEPT_ASIDE: usize = 3;
 
-/// A state directory that has been looked at.
+/// A verified state directory.
 #[derive(Clone, Debug)]
 pub(super) struct StateDir {
     directory: PathBuf,
 }
 
 impl StateDir {
-    /// Makes `directory` where it is missing; refuses one that another user could write to.
+    /// Creates `directory` if it is missing; refuses one that another user can write.
     pub(super) fn prepare(directory: &Path) -> Result<Self, LedgerError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         let found = fs::symlink_metadata(directory);
@@ -44,7 +44,8 @@ impl StateDir {
         if found.mode() & WRITABLE_BY_OTHERS != 0 {
             return Err(LedgerError::Mode { path: directory.to_owned(), mode: found.mode() & 0o7777, wanted: 0o700 });
         }
-        // The way to the directory is the administrator's and may hold links, which the database's opening refuses.
+        // The path to the directory belongs to the administrator and may contain links, which SQLite refuses when it
+        // opens the database.
         let directory = directory.canonicalize().map_err(LedgerError::system("find", directory))?;
         Ok(Self { directory })
     }
@@ -57,7 +58,8 @@ impl StateDir {
         self.directory.join(name)
     }
 
-    /// Makes the database's file where it is missing, so that it never exists with a looser mode; true where it is new.
+    /// Creates the database's file if it is missing, so that it never exists with a less strict mode; true if it is
+    /// new.
     pub(super) fn claim(&self, name: &str) -> Result<bool, LedgerError> {
         let path = self.file(name);
         let found = match fs::symlink_metadata(&path) {
@@ -85,7 +87,7 @@ impl StateDir {
             stamp += 1;
         }
         let aside = self.file(&format!("{stem}{stamp}"));
-        // The log first: one that stayed behind without its database could be taken for the new one's.
+        // The log first: a log without its database could be taken for that of the new one.
         for suffix in ["-wal", "-shm", ""] {
             let (from, mut to) = (self.file(&format!("{name}{suffix}")), aside.clone().into_os_string());
             to.push(suffix);
@@ -99,7 +101,7 @@ impl StateDir {
         Ok(aside)
     }
 
-    /// Removes the oldest of what was set aside, so that there is room for one more.
+    /// Removes the oldest quarantined database to make room for one more.
     fn prune(&self, stem: &str) -> Result<(), LedgerError> {
         let found = fs::read_dir(&self.directory).map_err(LedgerError::system("read", &self.directory))?;
         let names = found.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -121,7 +123,7 @@ impl StateDir {
     }
 }
 
-/// Refuses what stands at `path` unless it is a regular file of the user of this process.
+/// Refuses the file at `path` unless it is a regular file of this process's user.
 pub(super) fn check_file(path: &Path, found: &Metadata) -> Result<(), LedgerError> {
     refuse_link(path, found)?;
     if !found.is_file() {

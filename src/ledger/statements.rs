@@ -1,5 +1,5 @@
-//! The SQL statements that begin and end a ban within a transaction: which row a ban continues, and which one it
-//! replaces.
+//! The SQL statements that begin and end a ban within a transaction: they determine which row a ban continues, and
+//! which one it replaces.
 
 use std::time::SystemTime;
 
@@ -12,17 +12,17 @@ use super::row::{self, micros};
 use super::{Allowance, Author, Banned, Ended, Ending, Logged};
 use crate::types::{Backends, BanTarget};
 
-/// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
+/// The newest ban of a target: the only one that may be open, because each new one ends the previous one.
 pub(super) const NEWEST: &str = "
     SELECT id, strikes, ended IS NULL, since, method, author = 'import' FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
 
-/// One more method of the same ban.
+/// Adds a backend to the same ban.
 pub(super) const ALSO: &str = "UPDATE ban SET method = :method WHERE id = :id";
 
-/// Takes back a row that another says better.
+/// Deletes a row that another row supersedes.
 pub(super) const DROP: &str = "DELETE FROM ban WHERE id = :id";
 
-/// Ends a ban. One whose time was already over has expired, whatever was meant to end it.
+/// Ends a ban. A ban whose time was already over is recorded as expired, whatever ended it.
 pub(super) const END: &str = "
     UPDATE ban SET
         ended = min(coalesce(until, :at), :at),
@@ -36,18 +36,18 @@ pub(super) const INSERT: &str = "
     VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped,
         :note, :evidence)";
 
-/// The newest ban of a subject.
+/// The newest ban of a target.
 struct Newest {
     id: i64,
     strikes: i64,
-    /// Its end is not marked.
+    /// True if its end is not recorded.
     open: bool,
     since: i64,
     methods: String,
     imported: bool,
 }
 
-/// What every transaction that writes bans needs, prepared once for all of them.
+/// The prepared statements of a transaction that writes bans.
 pub(super) struct Statements<'a> {
     pub(super) connection: &'a Connection,
     newest: Statement<'a>,
@@ -56,7 +56,7 @@ pub(super) struct Statements<'a> {
     end: Statement<'a>,
     insert: Statement<'a>,
     log: Statement<'a>,
-    /// Rows that are new.
+    /// Number of new rows.
     pub(super) recorded: u64,
 }
 
@@ -75,7 +75,7 @@ impl<'a> Statements<'a> {
         })
     }
 
-    /// Notes the methods of `ban` with those of the open one that is the same; else records it.
+    /// Adds the backends of `ban` to the open ban if both are the same; otherwise records it.
     pub(super) fn add(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
         match self.newest(&ban.target.to_string())? {
             Some(Newest { id, open: true, since, methods, .. }) if since == micros(ban.since) => {
@@ -90,7 +90,7 @@ impl<'a> Statements<'a> {
         let target = ban.target.to_string();
         let strikes = match self.newest(&target)? {
             None => 0,
-            // A ban of the first moments, which the start has found in the kernel as well: its own row says more.
+            // A ban of the first moments that the start has also found in the kernel: its own row has more information.
             Some(Newest { open: true, .. }) if ban.author == Author::Import => return Ok(()),
             Some(Newest { id, strikes, open: true, imported: true, since, .. }) if since >= micros(ban.since) => {
                 self.drop.execute(named_params! {":id": id})?;
@@ -100,7 +100,7 @@ impl<'a> Statements<'a> {
                 if open {
                     self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
                 }
-                // Another program may have written anything there.
+                // Another program may have written an invalid value.
                 strikes.clamp(0, i64::from(u32::MAX) - 1) + 1
             }
         };
@@ -130,7 +130,7 @@ impl<'a> Statements<'a> {
         logged::write(logged, &mut self.log)
     }
 
-    /// Records until when scans are only logged.
+    /// Records the end of a trial.
     pub(super) fn trial(&mut self, until: Option<SystemTime>) -> Result<(), rusqlite::Error> {
         decisions::write_trial(self.connection, until)
     }
@@ -156,7 +156,7 @@ impl<'a> Statements<'a> {
                 id: row.get(0)?,
                 strikes: row.get(1)?,
                 open: row.get(2)?,
-                // A failing disk may have written anything; then it is another ban.
+                // A failing disk may have written an invalid value; it is then treated as another ban.
                 since: row.get(3).unwrap_or(i64::MIN),
                 methods: row.get(4).unwrap_or_default(),
                 imported: row.get(5).unwrap_or_default(),

@@ -1,5 +1,5 @@
-//! Counts the strikes of each target from its stored bans. The engine counts by the same rules while it runs, and
-//! starts from these counts.
+//! Counts the strikes of each target from its stored bans. The engine uses the same rules while it runs, and starts
+//! with these counts.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -12,8 +12,8 @@ use super::{Ledger, LedgerError};
 use crate::engine::{Grade, LastBan, StrikeHistory};
 use crate::types::{BanTarget, Expiry};
 
-/// A strike is a ban on evidence that was not above the ceiling and was not lifted. It counts until it has been over for as long as
-/// strikes are remembered, so that a long ban cannot be forgotten while it still lasts.
+/// A strike is a ban on evidence below the ceiling that was not lifted. It counts until it has been over for the
+/// configured time, so that a long ban is not forgotten while it lasts.
 const IS_STRIKE: &str = "author = 'detector' AND NOT capped AND ending IS NOT 'lifted'
     AND (ended IS NULL AND until IS NULL OR coalesce(ended, until) > :since)";
 
@@ -21,8 +21,7 @@ pub(super) fn of_one() -> String {
     format!("SELECT count(*) FROM ban WHERE subject = :subject AND {IS_STRIKE}")
 }
 
-/// Bans in force and bans that count, in the order in which the rows lie: one look at each is cheaper than two, or than
-/// the order of an index.
+/// Bans in force and bans that count, in storage order: one full scan is cheaper than two, or than index order.
 pub(super) fn of_all() -> String {
     format!(
         "SELECT {}, ended IS NULL AND (until IS NULL OR until > :now) AS active, {IS_STRIKE} AS strike, ended
@@ -31,7 +30,7 @@ pub(super) fn of_all() -> String {
     )
 }
 
-/// Places in a row of [`of_all`]: three of [`row::IN_FORCE`], and what follows it.
+/// Column indexes of [`of_all`]: three of [`row::IN_FORCE`], and the following ones.
 const SUBJECT: usize = 0;
 const UNTIL: usize = 3;
 const EVIDENCE: usize = 6;
@@ -39,12 +38,12 @@ const ACTIVE: usize = 8;
 const STRIKE: usize = 9;
 const ENDED: usize = 10;
 
-/// The end of a ban that has none, after all others.
+/// End of a permanent ban, after all others.
 const NEVER: i64 = i64::MAX;
 
 impl Ledger {
-    /// How many strikes `target` has: bans on evidence that at `now` last or have been over for less than `forget`, but
-    /// for those above the ceiling and those that were lifted.
+    /// Number of strikes of `target`: bans on evidence that at `now` are in force or have been over for less than
+    /// `forget`, without those above the ceiling and lifted ones.
     pub fn strikes(&self, target: BanTarget, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let values = named_params! {":subject": target.to_string(), ":since": since};
@@ -53,8 +52,8 @@ impl Ledger {
         Ok(u32::try_from(strikes).unwrap_or(u32::MAX))
     }
 
-    /// What a start has to know: the bans that are in force at `now`, ordered as by [`Ledger::active`], and the strikes of
-    /// every target that has any, as [`Ledger::strikes`] counts them. The target whose last ban ended last comes first, `limit` at most.
+    /// The data that a start needs: the bans in force at `now`, ordered as by [`Ledger::active`], and the strikes of at
+    /// most `limit` targets, as counted by [`Ledger::strikes`]. The target whose last ban ended last comes first.
     pub fn recall(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<LoadedState, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let values = named_params! {":since": since, ":now": micros(now)};
@@ -71,22 +70,22 @@ impl Ledger {
     }
 }
 
-/// What a start has to know.
+/// The data that a start needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadedState {
-    /// The bans in force: those without an end, then the others, the next to end first.
+    /// The bans in force: permanent ones, then the others in order of their ends.
     pub active: Vec<InForce>,
     /// Targets that were banned before, those whose last ban ended last first.
     pub struck: Vec<StrikeHistory>,
-    /// Rows that do not parse: another program, or a failing disk, has written them.
+    /// Number of invalid rows, written by another program or a failing disk.
     pub unreadable: u64,
 }
 
-/// [`LoadedState`] in the making.
+/// [`LoadedState`] under construction.
 #[derive(Default)]
 struct Recall {
     active: Vec<InForce>,
-    /// How often, how often on proven evidence, and the end of the last ban in microseconds.
+    /// Number of strikes, number of proven ones, and the end of the last ban in microseconds.
     struck: HashMap<BanTarget, (u32, u32, i64)>,
     unreadable: u64,
 }
@@ -100,7 +99,7 @@ impl Recall {
             readable = ban.is_some();
             self.active.extend(ban);
         }
-        // The target may be legible where the rest is not.
+        // The target may be readable even if the rest is not.
         if row.get(STRIKE)? {
             let target = target.or_else(|| row::target(row.get_ref(SUBJECT).ok()?.as_str().ok()?));
             readable &= target.is_some();

@@ -1,5 +1,5 @@
-//! An HTTP listener that answers `GET /metrics` and nothing else, one small request per connection. It is own code,
-//! because every line of a web server library would run with this program's rights over the firewall.
+//! An HTTP listener that only answers `GET /metrics`, one small request per connection. It does not use a web server
+//! library, because such a library would run with this program's permissions for the firewall.
 
 use std::future::Future;
 use std::net::SocketAddr;

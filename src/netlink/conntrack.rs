@@ -1,12 +1,12 @@
-//! Looks up the flow of one packet in the kernel's connection tracking table, over ctnetlink: one exact look-up, no dump.
-//! Which flows are innocent is for [`crate::engine`].
+//! Looks up the flow of one packet in the kernel's connection tracking table over ctnetlink, with an exact look-up and
+//! no dump. [`crate::engine`] decides which flows are innocent.
 //!
-//! A look-up does not switch connection tracking on, unlike a `ct` expression in a rule of nftables. Where no other program
-//! has switched it on, every flow is [`TrackedFlow::Untracked`]. Only the default zone is searched.
+//! Unlike a `ct` expression in an nftables rule, a look-up does not enable connection tracking. If no other program has
+//! enabled it, every flow is [`TrackedFlow::Untracked`]. Only the default zone is searched.
 //!
-//! An entry proves that packets passed, not that this host sent them: packets that are forwarded, or bridged with
-//! `bridge-nf-call-iptables`, make entries as well, whatever source they claim. Only a translation is the administrator's
-//! own word, because a rule of the NAT tables made it.
+//! An entry proves that packets passed, not that this host sent them: forwarded packets, and bridged ones with
+//! `bridge-nf-call-iptables`, create entries with any claimed source. Only a translation is trustworthy, because it
+//! results from a NAT rule of the administrator.
 //!
 //! References: linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_get_conntrack in the kernel's
 //! net/netfilter/nf_conntrack_netlink.c.
@@ -21,65 +21,66 @@ use super::message::{Attributes, Message, attributes, be_u32, patch};
 use super::socket::{Socket, SocketError};
 use crate::types::Protocol;
 
-/// What the kernel knows of the flow of one packet.
+/// State of one packet's flow in the connection tracking table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum TrackedFlow {
-    /// There is no entry: connection tracking is off, the packet was dropped, or the entry has expired.
+    /// No entry: connection tracking is off, the packet was dropped, or the entry has expired.
     Untracked,
-    /// The packet's source began the flow, and destination NAT changes nothing.
+    /// The packet's source started the flow, without destination NAT.
     New,
-    /// Likewise, and the kernel has seen packets both ways: for TCP the whole handshake (IPS_ASSURED).
+    /// As [`TrackedFlow::New`], and packets have passed both ways; for TCP the handshake is complete (IPS_ASSURED).
     Assured,
-    /// The packet's source began the flow, and a rule of the NAT tables sends it to another address or port.
+    /// The packet's source started the flow, and a NAT rule forwards it to another address or port.
     Published {
         /// Packets have passed both ways, as for [`TrackedFlow::Assured`].
         assured: bool,
     },
-    /// Likewise, but a helper expected the flow, as that of FTP does: the peers agreed on the port, not the administrator.
+    /// As [`TrackedFlow::Published`], but a helper such as that of FTP expected the flow: the peers chose the port, not
+    /// the administrator.
     Expected,
-    /// The packet answers a flow that began at the address and port which it is for: at this host, or a forged packet that
-    /// was forwarded.
+    /// The packet answers a flow that started at its destination address and port: on this host, or a forged packet
+    /// that was forwarded.
     Answer,
-    /// The packet answers a flow of another host, whose source NAT or destination NAT translates: the packet is not for
+    /// The packet answers a flow of another host that is translated by source or destination NAT; the packet is not for
     /// this host.
     Translated,
 }
 
-/// The table, behind one netlink socket.
+/// The connection tracking table, accessed through one netlink socket.
 pub struct Conntrack {
     socket: Socket,
     request: Vec<u8>,
 }
 
 impl Conntrack {
-    /// Opens a socket in the network namespace of this thread, and proves that the kernel answers. The kernel may load the
-    /// module nf_conntrack_netlink for it.
+    /// Opens a socket in the network namespace of the calling thread, and checks that the kernel answers. The kernel
+    /// may load the module nf_conntrack_netlink for it.
     ///
     /// # Errors
-    /// Where the kernel has no ctnetlink, or the process lacks CAP_NET_ADMIN.
+    /// The kernel has no ctnetlink, or the process lacks CAP_NET_ADMIN.
     pub fn open() -> Result<Self, SocketError> {
         let mut conntrack = Self { socket: Socket::open()?, request: Vec::with_capacity(256) };
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         conntrack.flow(Protocol::Tcp, nowhere, nowhere).map(|_| conntrack)
     }
 
-    /// The flow of a packet from `source` to `destination`, as they are on the wire when it arrives: before destination NAT,
-    /// and before an answer is translated back. Does not allocate.
+    /// Returns the flow of a packet from `source` to `destination`, with the addresses on the wire at its arrival:
+    /// before destination NAT, and before an answer is translated back. Does not allocate.
     ///
     /// # Errors
-    /// Where the kernel does not answer, refuses, or answers what cannot be read. An error is not
-    /// [`TrackedFlow::Untracked`]. Also for ICMP, and for addresses of two families.
+    /// The kernel does not answer, refuses, or sends an unreadable answer; none of these means
+    /// [`TrackedFlow::Untracked`]. Also for ICMP, and if the addresses are of two families.
     pub fn flow(
         &mut self,
         protocol: Protocol,
         source: SocketAddr,
         destination: SocketAddr,
     ) -> Result<TrackedFlow, SocketError> {
-        let asked = Tuple::new(protocol, source, destination).ok_or_else(|| invalid("not a packet with ports"))?;
-        put_request(&mut self.request, &asked);
+        let requested = Tuple::new(protocol, source, destination).ok_or_else(|| invalid("not a packet with ports"))?;
+        put_request(&mut self.request, &requested);
         let mut flow = None;
-        match self.socket.ask(&mut self.request, |answer| flow = read(answer, &asked)) {
+        match self.socket.ask(&mut self.request, |answer| flow = read(answer, &requested)) {
             Ok(()) => flow.ok_or_else(|| invalid("the kernel's connection tracking answer cannot be read")),
             Err(error) if error.is(Errno::NOENT) => Ok(TrackedFlow::Untracked),
             Err(error) => Err(error),
@@ -111,7 +112,7 @@ impl Tuple {
         (source.0.is_ipv4() == destination.0.is_ipv4()).then_some(Self { protocol, source, destination })
     }
 
-    /// Appends it as the attributes of CTA_TUPLE_ORIG.
+    /// Appends the tuple as the attributes of CTA_TUPLE_ORIG.
     fn put(&self, tuple: &mut Attributes<'_>) {
         tuple.nest(TUPLE_IP, |ip| match (self.source.0, self.destination.0) {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -155,54 +156,54 @@ impl Tuple {
         })
     }
 
-    /// The same flow the other way round.
+    /// True if `other` is the opposite direction of this flow.
     fn is_reverse_of(&self, other: &Self) -> bool {
         self.source == other.destination && self.destination == other.source
     }
 }
 
-/// Makes `bytes` the request for the flow of this tuple, in either direction.
-fn put_request(bytes: &mut Vec<u8>, asked: &Tuple) {
+/// Replaces `bytes` with the request for the flow of this tuple, in either direction.
+fn put_request(bytes: &mut Vec<u8>, requested: &Tuple) {
     bytes.clear();
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&GET.to_ne_bytes());
     bytes.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
     // struct nfgenmsg: address family, version, resource.
-    let family = if asked.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
+    let family = if requested.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
     bytes.extend_from_slice(&[family, 0, 0, 0]);
-    Attributes(bytes).nest(TUPLE_ORIG, |tuple| asked.put(tuple));
+    Attributes(bytes).nest(TUPLE_ORIG, |tuple| requested.put(tuple));
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     patch(bytes, 0, length.to_ne_bytes());
 }
 
-/// What an entry says of the flow that was asked for; `None` where it is about another one or cannot be read.
-fn read(answer: &Message<'_>, asked: &Tuple) -> Option<TrackedFlow> {
-    // ctnetlink answers a request for an entry with a message of the type that announces new ones.
+/// Reads the state of the requested flow from an entry; `None` if the entry is about another flow or unreadable.
+fn read(answer: &Message<'_>, requested: &Tuple) -> Option<TrackedFlow> {
+    // ctnetlink answers a request for an entry with the message type that announces new entries.
     let list = answer.body.get(GENERIC..).filter(|_| answer.kind == NEW)?;
     let field = |kind| attributes(list).find(move |(found, _)| *found == kind).map(|(_, value)| value);
     let (original, reply) = (Tuple::read(field(TUPLE_ORIG)?)?, Tuple::read(field(TUPLE_REPLY)?)?);
     let status = be_u32(field(STATUS)?)?;
-    if original == *asked {
+    if original == *requested {
         return Some(match status {
-            _ if reply.source == asked.destination && status & ASSURED != 0 => TrackedFlow::Assured,
-            _ if reply.source == asked.destination => TrackedFlow::New,
+            _ if reply.source == requested.destination && status & ASSURED != 0 => TrackedFlow::Assured,
+            _ if reply.source == requested.destination => TrackedFlow::New,
             _ if status & EXPECTED != 0 => TrackedFlow::Expected,
             _ => TrackedFlow::Published { assured: status & ASSURED != 0 },
         });
     }
     let answer = if original.is_reverse_of(&reply) { TrackedFlow::Answer } else { TrackedFlow::Translated };
-    (reply == *asked).then_some(answer)
+    (reply == *requested).then_some(answer)
 }
 
-/// Any datagram through the reader of flows. For the fuzzer.
+/// Runs any datagram through the reader of flows. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
     let [source, destination] = [1, 2].map(|end| SocketAddr::from(([192, 0, 2, end], 7)));
     let Some(asked) = Tuple::new(Protocol::Tcp, source, destination) else { return };
     for message in super::message::Messages(datagram) {
         let flow = read(&message, &asked);
-        // Two tuples of two addresses, ports and a protocol each, and the status.
+        // At least two tuples of two addresses, ports and a protocol each, and the status.
         assert!(flow.is_none() || message.body.len() > 100);
     }
 }
@@ -219,7 +220,7 @@ const FAMILY_V6: u8 = 10;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
-/// CTA_TUPLE_IP, CTA_TUPLE_PROTO, and what is in them.
+/// CTA_TUPLE_IP, CTA_TUPLE_PROTO and their contents.
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const IP_V4_SRC: u16 = 1;

@@ -1,20 +1,20 @@
-//! Encodes and decodes netlink messages and attributes. Total: a length in a reply is never trusted beyond the
-//! bytes at hand, and an invalid header ends the iteration.
+//! Encodes and decodes netlink messages and attributes. Never fails on invalid input: lengths in a reply are checked
+//! against the received bytes, and an invalid header ends the iteration.
 
 /// One message of a reply.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
-    /// Type; for nf_tables the subsystem in the upper byte and the kind of message in the lower.
+    /// Type; for nf_tables the subsystem in the upper byte and the message kind in the lower byte.
     pub(crate) kind: u16,
     /// NLM_F_* bits.
     pub(crate) flags: u16,
-    /// Sequence number of the request that it answers.
+    /// Sequence number of the answered request.
     pub(crate) sequence: u32,
-    /// What follows the header.
+    /// Bytes after the header.
     pub(crate) body: &'a [u8],
 }
 
-/// The messages that `bytes` hold.
+/// Iterates over the messages in `bytes`.
 pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
@@ -34,7 +34,7 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// The attributes in `bytes`: type without its flag bits, and value.
+/// Iterates over the attributes in `bytes`: type without its flag bits, and value.
 pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let [l0, l1, k0, k1] = *bytes.first_chunk::<4>()?;
@@ -45,17 +45,17 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
     })
 }
 
-/// An attribute's value as a number in network order.
+/// Reads a 32-bit attribute value in network order.
 pub(crate) fn be_u32(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
 
-/// An attribute's value as a number of 64 bits in network order.
+/// Reads a 64-bit attribute value in network order.
 pub(crate) fn be_u64(value: &[u8]) -> Option<u64> {
     value.try_into().ok().map(u64::from_be_bytes)
 }
 
-/// An attribute's value as a text, without the zero byte that ends it.
+/// Reads a text attribute without its terminating zero byte.
 pub(crate) fn text(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value)).ok()
 }
@@ -64,22 +64,22 @@ pub(crate) fn text(value: &[u8]) -> Option<&str> {
 pub(crate) struct Attributes<'a>(pub(crate) &'a mut Vec<u8>);
 
 impl Attributes<'_> {
-    /// Appends an attribute with these bytes.
+    /// Appends an attribute with this value.
     pub(crate) fn put(&mut self, kind: u16, value: &[u8]) {
         self.append(kind, |bytes| bytes.extend_from_slice(value));
     }
 
-    /// Appends a number in network order.
+    /// Appends a 32-bit number in network order.
     pub(crate) fn put_u32(&mut self, kind: u16, value: u32) {
         self.put(kind, &value.to_be_bytes());
     }
 
-    /// Appends a number of 64 bits in network order.
+    /// Appends a 64-bit number in network order.
     pub(crate) fn put_u64(&mut self, kind: u16, value: u64) {
         self.put(kind, &value.to_be_bytes());
     }
 
-    /// Appends a text with the zero byte that ends it.
+    /// Appends a text with its terminating zero byte.
     pub(crate) fn put_text(&mut self, kind: u16, value: &str) {
         self.append(kind, |bytes| {
             bytes.extend_from_slice(value.as_bytes());
@@ -87,7 +87,7 @@ impl Attributes<'_> {
         });
     }
 
-    /// Appends an attribute that holds the attributes which `fill` appends.
+    /// Appends an attribute with the nested attributes that `fill` appends.
     pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         self.append(kind | NESTED, |bytes| fill(&mut Attributes(bytes)));
     }
@@ -99,15 +99,15 @@ impl Attributes<'_> {
         self.0.extend_from_slice(&kind.to_ne_bytes());
         fill(self.0);
         let end = self.0.len();
-        // A length that wrapped would turn the rest of the list into garbage; the largest one makes the kernel refuse
-        // the message. Writers split their lists long before.
+        // A wrapped length would corrupt the rest of the list; the maximum makes the kernel refuse the message. Callers
+        // split their lists well below this limit.
         let length = u16::try_from(end - start).unwrap_or(u16::MAX);
         patch(self.0, start, length.to_ne_bytes());
         self.0.resize(end.next_multiple_of(4), 0);
     }
 }
 
-/// Writes `field` over the bytes at `start`.
+/// Overwrites the bytes at `start` with `field`.
 pub(crate) fn patch<const N: usize>(bytes: &mut [u8], start: usize, field: [u8; N]) {
     if let Some(place) = bytes.get_mut(start..).and_then(<[u8]>::first_chunk_mut::<N>) {
         *place = field;

@@ -1,4 +1,4 @@
-//! Netlink messages of the kernel, encoded and decoded. Makes no decisions.
+//! Encodes and decodes the netlink messages of the kernel. Makes no decisions.
 
 pub mod conntrack;
 pub(crate) mod message;

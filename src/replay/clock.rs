@@ -1,5 +1,5 @@
-//! Converts a capture's times to the engine's [`Timestamp`]. Captures come from several interfaces, were merged, or were damaged:
-//! their times may step back a little, jump, or begin anew.
+//! Converts a capture's times to the engine's [`Timestamp`]. Captures may come from several interfaces, be merged or be
+//! damaged: their times may step back a little, jump, or restart.
 
 use std::time::Duration;
 

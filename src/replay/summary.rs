@@ -1,5 +1,5 @@
-//! The summary of a replay: which sources would be banned, which were left alone, and why. Its serde form is the
-//! last JSON object that a replay prints.
+//! The summary of a replay: the sources that would be banned, those that would not, and the reasons. Its serialised
+//! form is the last JSON object that a replay prints.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;

@@ -1,4 +1,4 @@
-//! A replay's results as text for people: the lines of events and the [`Summary`].
+//! Formats a replay's results as text: the lines of events and the [`Summary`].
 
 use std::fmt;
 use std::io::{self, Write};

@@ -1,5 +1,5 @@
-//! Adds up the bans of the ledger to [`ReportStats`]. [`Reader::each`] visits the bans of one target together, oldest first,
-//! so that memory is needed per network and not per target.
+//! Aggregates the bans of the ledger into [`ReportStats`]. [`Reader::each`] visits the bans of one target together,
+//! oldest first, so that memory is needed per network and not per target.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;

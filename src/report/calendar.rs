@@ -1,5 +1,5 @@
-//! Calendar arithmetic of the report: buckets of its chart, weekdays and hours, and the texts of times and spans. All of it
-//! is UTC and total: a time outside of the years 1970 to 9999 is taken as the nearest one within.
+//! Calendar arithmetic of the report: buckets of its chart, weekdays and hours, and the texts of times and spans. All
+//! in UTC; a time outside of the years 1970 to 9999 is replaced with the nearest one within.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-//! The texts of values on the page: numbers as people read them, times that machines can read too, and untrusted text.
+//! Formats the values on the page: numbers for people, machine-readable times, and untrusted text.
 
 use std::time::SystemTime;
 

@@ -1,4 +1,5 @@
-//! Writes the report to a file in one step, so that a web server or another reader sees the old report or the new one.
+//! Writes the report to a file atomically, so that a web server or another reader sees either the old or the new
+//! report.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! The numbers of the report, and how they are written as JSON: spans in seconds, times in RFC 3339.
+//! The numbers of the report, with their JSON form: spans in seconds, times in RFC 3339.
 
 use std::fmt::Display;
 use std::time::{Duration, SystemTime};

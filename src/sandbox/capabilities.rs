@@ -1,4 +1,4 @@
-//! Reduces all capability sets to the few that are needed, permanently.
+//! Permanently reduces all capability sets to the few that are needed.
 //!
 //! References: capabilities(7), on the bounding set and on securebits.
 
@@ -12,18 +12,18 @@ use super::{Policy, Process};
 /// The numbers of all capabilities that a kernel can have (capability.h).
 const NUMBERS: std::ops::Range<u32> = 0..64;
 
-/// Capabilities of a thread.
+/// The capabilities of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities(CapabilitySet);
 
 impl Capabilities {
-    /// Those that the calling thread may use.
+    /// The permitted capabilities of the calling thread.
     #[must_use]
     pub fn now() -> Self {
         Self(capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted))
     }
 
-    /// Their names, `CAP_NET_ADMIN` for example; `None` where all of root's are there, too many to name.
+    /// Their names, for example `CAP_NET_ADMIN`; `None` if they are too many to list, as for root.
     #[must_use]
     pub fn names(&self) -> Option<Vec<String>> {
         let few = self.0.bits().count_ones() <= 8;
@@ -31,7 +31,7 @@ impl Capabilities {
     }
 }
 
-/// What stays, of what there is.
+/// The capabilities that are kept.
 fn needed(policy: &Policy, shut_out: bool) -> CapabilitySet {
     let mut needed = match policy.process {
         Process::Daemon | Process::Commands => CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW,
@@ -49,17 +49,17 @@ fn needed(policy: &Policy, shut_out: bool) -> CapabilitySet {
     needed
 }
 
-/// Cuts all sets down. What the process does not have it does not get.
+/// Reduces all sets. Capabilities that the process lacks are not added.
 ///
-/// `nice` stays as well, until the sensor's thread has its priority ([`forget_nice`]). A process that is `shut_out` of its own
-/// files may pass through all folders.
+/// `nice` is kept as well until the sensor thread has its priority ([`forget_nice`]). A process that is `shut_out` of
+/// its own files may pass through all directories.
 pub(super) fn cut(policy: &Policy, (nice, shut_out): (bool, bool), warnings: &mut Vec<String>) {
     if let Err(error) = try_cut(policy, nice, shut_out) {
-        warnings.push(format!("its capabilities cannot be cut down ({error})"));
+        warnings.push(format!("its capabilities cannot be reduced ({error})"));
     }
 }
 
-/// Takes the right to change priorities from the calling thread.
+/// Removes the capability to change priorities from the calling thread.
 pub(super) fn forget_nice() {
     if let Ok(CapabilitySets { effective, permitted, inheritable }) = capabilities(None) {
         let less = CapabilitySets {
@@ -67,7 +67,7 @@ pub(super) fn forget_nice() {
             permitted: permitted - CapabilitySet::SYS_NICE,
             inheritable: inheritable - CapabilitySet::SYS_NICE,
         };
-        // Less is always permitted.
+        // Dropping capabilities is always permitted.
         let _ = set_capabilities(None, less);
     }
 }
@@ -75,19 +75,19 @@ pub(super) fn forget_nice() {
 fn try_cut(policy: &Policy, nice: bool, shut_out: bool) -> rustix::io::Result<()> {
     let has = capabilities(None)?.permitted;
     let kept = has & needed(policy, shut_out);
-    // A change of the user has emptied the effective set.
+    // The change of user has emptied the effective set.
     let last = has & (kept | CapabilitySet::SETPCAP | CapabilitySet::SYS_NICE);
     set_capabilities(None, CapabilitySets { effective: last, permitted: last, inheritable: kept })?;
     if last.contains(CapabilitySet::SETPCAP) {
         for number in NUMBERS {
             let one = CapabilitySet::from_bits_retain(1 << number);
             if !kept.contains(one) {
-                // A number beyond what the kernel knows is no capability.
+                // A number unknown to the kernel is not a capability.
                 let _ = remove_capability_from_bounding_set(one);
             }
         }
         if policy.process != Process::Commands {
-            // What is executed by root is no longer root's by that alone, and nothing of this can be undone.
+            // Programs executed by root do not get root's capabilities automatically, and these flags are locked.
             let locked = CapabilitiesSecureBits::NO_ROOT
                 | CapabilitiesSecureBits::NO_ROOT_LOCKED
                 | CapabilitiesSecureBits::NO_SETUID_FIXUP
@@ -99,7 +99,7 @@ fn try_cut(policy: &Policy, nice: bool, shut_out: bool) -> rustix::io::Result<()
             set_capabilities_secure_bits(kept | locked)?;
         }
     }
-    // A command has the ambient capabilities of the service; no other process inherits any.
+    // A command inherits the ambient capabilities of the service; no other process inherits any.
     let inheritable = if policy.process == Process::Commands { kept } else { CapabilitySet::empty() };
     if policy.process != Process::Commands {
         clear_ambient_capability_set()?;

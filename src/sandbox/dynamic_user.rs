@@ -1,7 +1,7 @@
-//! Chooses an unused user number on a host without the user `portsentry`, from the range that systemd reserves for dynamic
-//! users: no distribution assigns a number of it to an account.
+//! Chooses an unused uid on a host without the user `portsentry`, from the range that systemd reserves for dynamic
+//! users. No distribution assigns a uid of this range to an account.
 //!
-//! Read with: "Users, Groups, UIDs and GIDs on systemd systems" for the range, and DynamicUser= in systemd.exec(5).
+//! References: "Users, Groups, UIDs and GIDs on systemd systems" for the range, and DynamicUser= in systemd.exec(5).
 
 use std::fs;
 use std::io;
@@ -14,15 +14,15 @@ use nix::unistd::{Group, User};
 
 use super::name_service::{is_mapped, looked_up};
 
-/// The numbers of dynamic users.
+/// The uids of dynamic users.
 const RANGE: RangeInclusive<u32> = 61_184..=65_519;
 
-/// Where systemd keeps a file for each number that it has handed out.
+/// Directory in which systemd keeps a file for each assigned uid.
 const HANDED_OUT: &str = "/run/systemd/dynamic-uid";
 
-/// The number for a process whose state lies in the first of `folders`: the one that owns a folder since an earlier run, or
-/// else the first unused one from a place that depends on the path alone, so that a later start finds the same. `None` where
-/// none is unused, or none is mapped into this user namespace.
+/// Returns the uid for a process whose state is in the first of `folders`: the owner of a directory since an earlier
+/// run, or else the first unused uid from a start that depends only on the path, so that a later start finds the same.
+/// `None` if no uid is unused, or none is mapped into this user namespace.
 pub(super) fn choose(folders: &[PathBuf]) -> Option<u32> {
     let owners = folders.iter().filter_map(|folder| fs::symlink_metadata(folder).ok()).map(|found| found.uid());
     let size = RANGE.end() - RANGE.start() + 1;
@@ -33,7 +33,7 @@ pub(super) fn choose(folders: &[PathBuf]) -> Option<u32> {
     candidates.find(|number| is_unused(*number))
 }
 
-/// True for a number of the range that belongs to no account, no service of systemd and no process.
+/// True for a uid of the range that belongs to no account, no systemd service and no process.
 pub(super) fn is_unused(number: u32) -> bool {
     RANGE.contains(&number)
         && matches!(looked_up(User::from_uid(number.into())), Ok(None))
@@ -42,17 +42,17 @@ pub(super) fn is_unused(number: u32) -> bool {
         && !has_process(number).unwrap_or(true)
 }
 
-/// FNV-1a: the same number for the same path in each version of this program.
+/// FNV-1a, which gives the same number for the same path in every version of this program.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Whether a process runs with the user number, as any of its four.
+/// True if a process has this uid as one of its four uids.
 fn has_process(number: u32) -> io::Result<bool> {
     for process in fs::read_dir("/proc")? {
         let path = process?.path();
         let is_process = path.file_name().is_some_and(|name| name.as_bytes().iter().all(u8::is_ascii_digit));
-        // A process that ends meanwhile has no status any more.
+        // A process that has ended in the meantime has no status.
         if is_process && fs::read_to_string(path.join("status")).is_ok_and(|status| runs_as(&status, number)) {
             return Ok(true);
         }
@@ -60,7 +60,7 @@ fn has_process(number: u32) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Reads one `/proc/PID/status`. A zombie does nothing any more, and may be the daemon before this one.
+/// Reads one `/proc/PID/status`. A zombie is inactive, and may be the previous daemon.
 fn runs_as(status: &str, number: u32) -> bool {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     let ended = field("State:").is_some_and(|state| state.trim_start().starts_with(['Z', 'X']));

@@ -1,6 +1,6 @@
-//! Gives folders and files that root created for the daemon to the daemon's user, also those of an earlier run under
-//! another user. Every check and every change of owner uses an open descriptor, so that replacing a path by a link in
-//! between gives nothing away.
+//! Changes the owner of directories and files that root created for the daemon, or that belonged to another user of an
+//! earlier run, to the daemon's user. Every check and change uses an open descriptor, so that replacing a path with a
+//! link in between has no effect.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -18,7 +18,7 @@ use super::dynamic_user;
 use super::name_service::looked_up;
 use super::user::{Account, NAME};
 
-/// Folders that belong to the system with all that is below them, beside those at the top of the tree and in `/var`.
+/// Directories that belong to the system with all their contents, in addition to top-level ones and those in `/var`.
 const SYSTEM: [&str; 13] = [
     "/bin",
     "/boot",
@@ -35,39 +35,39 @@ const SYSTEM: [&str; 13] = [
     "/var/spool",
 ];
 
-/// The folder that fsck keeps at the top of a file system.
+/// The directory that fsck keeps at the top of a file system.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Why the daemon does not start with a folder of `--state-dir` or `--socket`.
+/// Reason why the daemon does not start with a directory of `--state-dir` or `--socket`.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// Other programs rely on it.
+    /// Other programs depend on it.
     #[error(
-        "refused to give {} to {account}: it is a system folder; name a folder of portsentry's own with --state-dir, --socket or fleet.socket",
+        "refused to give {} to {account}: it is a system directory; use a directory for portsentry alone with --state-dir, --socket or fleet.socket",
         folder.display()
     )]
     SystemFolder {
         /// The folder.
         folder: PathBuf,
-        /// The user that the daemon would become.
+        /// The user that the daemon would switch to.
         account: String,
     },
-    /// Files of others would be given away, or be at the mercy of the folder's new owner.
+    /// The change would give away files of others, or put them under the control of the new owner.
     #[error(
-        "refused to give {} to {account}: it holds {entry:?}, which is no file of portsentry's; name a new or an empty folder \
+        "refused to give {} to {account}: it holds {entry:?}, which is not a file of portsentry; use a new or an empty directory \
          with --state-dir, --socket or fleet.socket",
         folder.display()
     )]
     ForeignEntry {
         /// The folder.
         folder: PathBuf,
-        /// The user that the daemon would become.
+        /// The user that the daemon would switch to.
         account: String,
-        /// What it holds.
+        /// The foreign entry.
         entry: OsString,
     },
     /// The operating system refused something.
-    #[error("cannot look into {}: {error}; name another folder with --state-dir, --socket or fleet.socket", folder.display())]
+    #[error("cannot read {}: {error}; use another directory with --state-dir, --socket or fleet.socket", folder.display())]
     System {
         /// The folder.
         folder: PathBuf,
@@ -75,22 +75,22 @@ pub enum HandoverError {
     },
 }
 
-/// A folder of the daemon's, held open.
+/// An open directory of the daemon.
 struct Folder {
     open: File,
-    /// It is not the account's yet, and is to be given away as well as its files.
+    /// True if the directory itself changes its owner, and not only its files.
     is_given: bool,
 }
 
-/// Refuses a folder of `policy` that could not be given to `account`. Changes nothing.
+/// Refuses a directory of `policy` that cannot be given to `account`. Changes nothing.
 pub(super) fn check(policy: &Policy, account: &Account) -> Result<(), HandoverError> {
     let refused =
         |path: &PathBuf| inspect(path, policy, account, &[]).err().filter(|_| !policy.stays_roots(path, account));
     policy.own.iter().find_map(refused).map_or(Ok(()), Err)
 }
 
-/// The folders among [`Policy::write`] in which `account` could not make and replace files. One that is missing is made for
-/// it, and one of its own is given to it.
+/// The directories in [`Policy::write`] in which `account` cannot create and replace files. A missing directory is
+/// created for the account, and one of its own is given to it.
 pub(super) fn closed(policy: &Policy, account: &Account) -> Vec<PathBuf> {
     let is_given =
         |path: &PathBuf| policy.own.contains(path) && matches!(inspect(path, policy, account, &[]), Ok(Some(_)));
@@ -99,7 +99,7 @@ pub(super) fn closed(policy: &Policy, account: &Account) -> Vec<PathBuf> {
     policy.write.iter().filter(is_closed).cloned().collect()
 }
 
-/// Own folders and files that `account` needs for itself, and that belong to another user who keeps them; with their owner.
+/// Own directories and files that `account` needs but that belong to another user and stay so, each with its owner.
 pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)> {
     let mut found = Vec::new();
     for path in &policy.own {
@@ -109,7 +109,7 @@ pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)>
                 found.push((path.clone(), folder.uid()));
             }
             Ok(Some(open)) => {
-                // What cannot be read is found by the start.
+                // The start finds errors of the read.
                 let _ = open.each_entry(|name, _, entry| {
                     let owner = entry.uid();
                     if policy.is_own_file(name, entry) && owner != account.uid() && !is_to_give(owner, account) {
@@ -124,8 +124,8 @@ pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)>
     found
 }
 
-/// Gives the own folders of `policy` to `account`, and the own files in them. A folder that is among those just `made` may
-/// lie in a system folder.
+/// Gives the own directories of `policy`, and the own files in them, to `account`. A directory listed in `made` was
+/// just created and may be inside a system directory.
 pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<(), HandoverError> {
     for path in &policy.own {
         let folder = match inspect(path, policy, account, made) {
@@ -147,7 +147,7 @@ pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Resu
             change_owner(&folder.open, account).map_err(system)?;
         }
     }
-    // The folder of a log, say, that was not there.
+    // For example the directory of a log that did not exist.
     for path in made.iter().filter(|made| policy.write.contains(made)) {
         if let Some(folder) = inspect(path, policy, account, made)?.filter(|folder| folder.is_given) {
             change_owner(&folder.open, account)
@@ -158,24 +158,24 @@ pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Resu
     Ok(())
 }
 
-/// Gives the control socket to `account` where its folder is not given, so that this one can remove it as far as the folder
-/// allows that.
+/// Gives the control socket to `account` if its directory is not given, so that the account can remove the socket as
+/// far as the directory permits.
 fn give_socket(policy: &Policy, account: &Account) {
     let Some(path) = &policy.own_socket else { return };
     let Ok(open) = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) else { return };
     let open = File::from(open);
     let is_roots = |found: Metadata| found.file_type().is_socket() && found.nlink() == 1 && found.uid() == 0;
     if open.metadata().is_ok_and(is_roots) {
-        // Where it fails the socket stays root's, and works all the same.
+        // On failure the socket stays with root, and still works.
         let _ = change_owner(&open, account);
     }
 }
 
-/// Opens `path`; `None` where there is nothing to be given: it is missing, a link, another user's, or `account` may write
-/// there without.
+/// Opens `path`; `None` if nothing is to be given: it is missing, a link or another user's, or `account` can write
+/// there anyway.
 fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<Option<Folder>, HandoverError> {
     let system = |error: io::Error| HandoverError::System { folder: path.to_owned(), error };
-    // Without a slash at the end, which would follow a link.
+    // Without a trailing slash, which would follow a link.
     let plain: PathBuf = path.components().collect();
     let open = match openat(CWD, &plain, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
         Ok(open) => File::from(open),
@@ -199,7 +199,7 @@ fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) ->
         .each_entry(|name, _, found| {
             let is_own = match found.is_dir() {
                 true => name == LOST_AND_FOUND || own.contains(&id(found)),
-                // A second name of a file may be one that another program relies on.
+                // Another program may depend on a second hard link of a file.
                 false => policy.is_own_file(name, found) && found.nlink() == 1,
             };
             if !is_own {
@@ -212,13 +212,13 @@ fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) ->
         Some(entry) => {
             Err(HandoverError::ForeignEntry { folder: path.to_owned(), account: account.to_string(), entry })
         }
-        // One that others may write to is shared with them.
+        // A directory that others can write is shared with them.
         None => Ok((found.mode() & 0o022 == 0).then_some(folder)),
     }
 }
 
 impl Folder {
-    /// Calls `act` with each entry, opened without following it, until it answers false.
+    /// Calls `act` with each entry, opened without following links, until it returns false.
     fn each_entry(&self, mut act: impl FnMut(&OsStr, &File, &Metadata) -> Result<bool, Errno>) -> Result<(), Errno> {
         for entry in Dir::read_from(&self.open)? {
             let entry = entry?;
@@ -242,7 +242,7 @@ impl Folder {
 }
 
 impl Policy {
-    /// True for a file that the daemon itself makes: by its name and its kind.
+    /// True for a file that the daemon creates, by name and type.
     fn is_own_file(&self, name: &OsStr, found: &Metadata) -> bool {
         let kind = found.file_type();
         let named = |pattern: &String| match pattern.strip_suffix('*') {
@@ -257,20 +257,20 @@ impl Policy {
                     .any(|own| own.file_name() == Some(name)))
     }
 
-    /// True for the folder of the control socket.
+    /// True for the directory of the control socket.
     fn is_of_socket(&self, folder: &Path) -> bool {
         self.own_socket.as_deref().and_then(Path::parent) == Some(folder)
     }
 
-    /// True for a folder that need not be given away: root makes the control socket in it. Where the package has made a user,
-    /// the folder of the socket is to be that user's own, and another one is refused.
+    /// True for a directory that need not be given away, because root creates the control socket in it. If the package
+    /// has created a user, the socket's directory must be that user's own, and another one is refused.
     fn stays_roots(&self, folder: &Path, account: &Account) -> bool {
         account.is_dynamic() && self.is_of_socket(folder) && self.own.first().is_none_or(|state| state != folder)
     }
 }
 
-/// True for an owner whose folders and files may be given to `account`: root, and what an earlier run may have been. A number
-/// that a process has now is not among those.
+/// True for an owner whose directories and files may be given to `account`: root, and users of earlier runs. A uid that
+/// a process has now is not one of those.
 fn is_to_give(owner: u32, account: &Account) -> bool {
     let is_package = || matches!(looked_up(User::from_name(NAME)), Ok(Some(user)) if user.uid.as_raw() == owner);
     owner != account.uid() && (owner == 0 || is_package() || dynamic_user::is_unused(owner))
@@ -280,17 +280,17 @@ fn id(found: &Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
-/// Of a descriptor that stands for a file and not for its content (`O_PATH`) too, so that no file is opened for it.
+/// Also works on a descriptor opened with `O_PATH`, so that the file itself need not be opened.
 fn change_owner(open: &File, account: &Account) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(account.uid()), Gid::from_raw(account.gid()));
     chownat(open, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
 }
 
-/// True where `path`, which was `found` open, is a folder that is never one program's own, wherever links lead to it.
+/// True if `path`, opened as `found`, is a directory that never belongs to a single program, after resolving links.
 fn is_system(path: &Path, found: &Metadata) -> io::Result<bool> {
     let real = path.canonicalize()?;
     if id(&real.metadata()?) != id(found) {
-        return Err(io::Error::other("it was replaced meanwhile"));
+        return Err(io::Error::other("it was replaced in the meantime"));
     }
     let is_below = SYSTEM.iter().any(|folder| real.starts_with(folder));
     Ok(is_below || real.components().count() <= 2 || real.parent() == Some(Path::new("/var")))

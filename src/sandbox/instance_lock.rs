@@ -1,11 +1,11 @@
-//! Ensures that one daemon runs in each network namespace, because two would undo each other's table. A running
-//! daemon holds an abstract socket, which belongs to the namespace, leaves no file after a crash, and disappears
-//! with the process.
+//! Ensures that only one daemon runs in each network namespace, because two would revert each other's changes to the
+//! table. A running daemon holds an abstract socket, which belongs to the namespace, leaves no file after a crash, and
+//! disappears with the process.
 //!
-//! Any process may bind such a name, so a holder that runs as an unprivileged user does not keep a daemon from
+//! Any process can bind such a name, so a holder that runs as an unprivileged user does not prevent a daemon from
 //! starting.
 //!
-//! References: unix(7) on abstract addresses and SO_PEERCRED, which names the process that called listen(2).
+//! References: unix(7) on abstract addresses and on SO_PEERCRED, which identifies the process that called listen(2).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -26,50 +26,50 @@ use super::user::NAME;
 /// The socket's name.
 const SOCKET: &[u8] = b"portsentry";
 
-/// Time limit for a process that is starting or ending to identify itself or to release the name. Longer than a running
-/// daemon takes to close the connection of a client.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+/// Timeout for a process that is starting or ending to identify itself or to release the name. Longer than a running
+/// daemon takes to close a client's connection.
+const HOLDER_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// How long one waits before it looks again.
-const AGAIN: Duration = Duration::from_millis(20);
+/// Delay between two attempts.
+const RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Clients that may wait at one time. Each connection is closed at once, so that the queue never stays full.
+/// Maximum number of waiting clients. Each connection is closed at once, so the queue never stays full.
 const BACKLOG: i32 = 16;
 
-/// The claim to this network namespace, until it is dropped.
+/// The lock on this network namespace, held until it is dropped.
 pub struct InstanceLock {
     /// `None` if a process that is not a daemon holds the name.
     listener: Option<OwnedFd>,
     doubt: Option<String>,
 }
 
-/// Why this daemon must not run.
+/// Reason why this daemon must not run.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceLockError {
-    /// There is another one.
+    /// Another daemon is running.
     #[error(
-        "portsentry runs already in this network namespace{}; stop that one first, or ask it with portsentry status",
+        "portsentry already runs in this network namespace{}; stop it first, or query it with portsentry status",
         process.map_or(String::new(), |process| format!(", as process {process}"))
     )]
     Other {
-        /// Its number; `None` where it is in a process namespace that cannot be seen from here.
+        /// Its process id; `None` if it is in a PID namespace that is not visible from here.
         process: Option<i32>,
     },
     /// The operating system refused something.
-    #[error("cannot find out whether portsentry runs already: {0}")]
+    #[error("cannot determine whether portsentry already runs: {0}")]
     System(#[from] io::Error),
 }
 
 impl InstanceLock {
-    /// Claims the network namespace of the calling thread.
+    /// Locks the network namespace of the calling thread.
     ///
     /// # Errors
-    /// Where another daemon has it.
+    /// Another daemon holds the lock.
     pub fn claim() -> Result<Self, InstanceLockError> {
         Self::claim_as(SOCKET)
     }
 
-    /// True where a process, most likely a daemon, has claimed the network namespace of the calling thread.
+    /// True if a process, most likely a daemon, holds the lock of the calling thread's network namespace.
     #[must_use]
     pub fn is_held() -> bool {
         SocketAddrUnix::new_abstract_name(SOCKET).is_ok_and(|address| holder(&address).is_some())
@@ -77,7 +77,7 @@ impl InstanceLock {
 
     fn claim_as(name: &[u8]) -> Result<Self, InstanceLockError> {
         let address = SocketAddrUnix::new_abstract_name(name).map_err(io::Error::from)?;
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + HOLDER_TIMEOUT;
         loop {
             let listener = open().map_err(io::Error::from)?;
             match bind(&listener, &address) {
@@ -93,23 +93,23 @@ impl InstanceLock {
                     return Err(InstanceLockError::Other { process });
                 }
                 Some((user, process)) => return Ok(Self::in_doubt(&format!("user {user}"), process)),
-                // It is just starting, or ending.
-                None if Instant::now() < until => thread::sleep(AGAIN),
+                // The holder is starting or ending.
+                None if Instant::now() < until => thread::sleep(RETRY_DELAY),
                 None => return Ok(Self::in_doubt("an unknown process", None)),
             }
         }
     }
 
-    fn in_doubt(who: &str, process: Option<i32>) -> Self {
+    fn in_doubt(holder: &str, process: Option<i32>) -> Self {
         let process = process.map_or(String::new(), |process| format!(" (process {process})"));
         let doubt = format!(
-            "{who}{process} holds the abstract socket @portsentry, by which a second daemon would be noticed: whether \
-             one runs is not known"
+            "{holder}{process} holds the abstract socket @portsentry, which detects a second daemon: it is unknown whether \
+             one runs"
         );
         Self { listener: None, doubt: Some(doubt) }
     }
 
-    /// A sentence where it is not certain that no other daemon runs.
+    /// Returns a warning if another daemon may be running.
     #[must_use]
     pub fn doubt(&self) -> Option<&str> {
         self.doubt.as_deref()
@@ -127,12 +127,12 @@ fn open() -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 
-/// User and process of the listener; `None` if there is none, or it does not answer in time.
+/// User and process of the listener; `None` if there is none, or if it does not answer in time.
 fn holder(address: &SocketAddrUnix) -> Option<(u32, Option<i32>)> {
     let socket = open().ok()?;
     connect(&socket, address).ok()?;
     let credentials = getsockopt(&socket, PeerCredentials).ok()?;
-    // Of a process that is invisible from here the number is zero.
+    // The pid of a process that is not visible from here is zero.
     Some((credentials.uid(), (credentials.pid() > 0).then_some(credentials.pid())))
 }
 
@@ -143,8 +143,8 @@ fn trusted(user: u32) -> bool {
     user == 0 || user == own || package()
 }
 
-/// True for a process of another user, which a service may run as, that has CAP_NET_ADMIN in our own user namespace: one of
-/// its own any user can create. Only root can look there.
+/// True for a process of another user, for example a service's, that has CAP_NET_ADMIN in our own user namespace. Any
+/// user can create a user namespace. Only root can read this.
 fn blocks(process: Option<i32>) -> bool {
     let Some(process) = process else { return false };
     let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/user")).ok();
@@ -186,7 +186,7 @@ mod tests {
         bind(&silent, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();
         let begin = Instant::now();
         let alone = InstanceLock::claim_as(&name).unwrap();
-        assert!(alone.doubt().unwrap().contains("is not known") && begin.elapsed() >= PATIENCE);
+        assert!(alone.doubt().unwrap().contains("it is unknown whether") && begin.elapsed() >= HOLDER_TIMEOUT);
     }
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
         let silent = open().unwrap();
         bind(&silent, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();
         let gone = thread::spawn(move || {
-            thread::sleep(AGAIN * 2);
+            thread::sleep(RETRY_DELAY * 2);
             drop(silent);
         });
         let alone = InstanceLock::claim_as(&name).unwrap();

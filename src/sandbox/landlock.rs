@@ -1,10 +1,10 @@
-//! Restricts the process to the paths that it needs, by Landlock. Opening, creating, renaming and removing files
-//! are restricted; stat(2) and path traversal are not.
+//! Restricts the process to the paths that it needs, with Landlock. Opening, creating, renaming and removing files are
+//! restricted; stat(2) and path traversal are not.
 //!
-//! A rule applies to the file behind a path at this moment, and a replaced file is another one, so rules name
-//! folders.
+//! A rule applies to the file that a path refers to at this moment, and a replaced file is a different one, so rules
+//! name directories.
 //!
-//! TCP ports that it does not use are closed to it, and so are abstract Unix sockets and signals of other processes, where the
+//! Unused TCP ports are closed to the process, and so are abstract Unix sockets and signals of other processes, if the
 //! kernel supports that (Linux 6.7, 6.12).
 //!
 //! References: landlock(7).
@@ -18,20 +18,20 @@ use landlock::{
 
 use super::{Policy, Process};
 
-/// What is restricted, where the kernel knows it: everything up to devices' own calls. What came later (connecting to Unix
-/// sockets) would cut off the log.
+/// Restricted access rights, if the kernel supports them: everything up to device ioctls. Later additions (connecting
+/// to Unix sockets) would block the log.
 const KNOWN: ABI = ABI::V5;
 
-/// Above so many ports, each of which is a rule, the ports to listen on are not restricted.
+/// Above this number of ports, each of which needs a rule, listening is not restricted.
 const MAX_PORTS: usize = 1_024;
 
-/// Where a resolver answers what does not fit into a datagram.
+/// Port for resolver answers that do not fit into a datagram.
 const DNS: u16 = 53;
 
-/// The system's settings.
+/// Directory of the system configuration.
 const SYSTEM: &str = "/etc";
 
-/// What can be opened.
+/// The accessible paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
     read: Vec<PathBuf>,
@@ -47,16 +47,16 @@ impl Reach {
             policy.settings.iter().filter_map(|path| path.parent()).map(Path::to_owned).collect();
         let mut read: Vec<PathBuf> = real(&mut policy.read.iter().chain(&folders));
         if !rustix::process::geteuid().is_root() {
-            // A user other than root can read no secret there; a replaced resolv.conf stays readable.
+            // A non-root user can read no secrets there, and a replaced resolv.conf stays readable.
             read.push(SYSTEM.into());
         }
         Self { read, write }
     }
 
-    /// True where `path` can be read, or made and written.
+    /// True if `path` can be read, or with `write`, created and written.
     #[must_use]
     pub fn has(&self, path: &Path, write: bool) -> bool {
-        // Where it is missing, its folder decides.
+        // If the path is missing, its directory decides.
         let real = path.canonicalize().or_else(|_| path.parent().unwrap_or(Path::new("/")).canonicalize());
         let Ok(real) = real else { return false };
         let mut places = self.write.iter().chain(if write { &[][..] } else { &self.read });
@@ -64,21 +64,21 @@ impl Reach {
     }
 }
 
-/// Why the files are not restricted.
+/// Reason why file access is not restricted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfenced {
-    /// The kernel is too old, or built without it.
+    /// The kernel is too old, or was built without it.
     #[error("this kernel has no Landlock (Linux 5.13)")]
     Missing,
-    /// It is switched off.
-    #[error("Landlock is switched off (boot with lsm=landlock,...)")]
+    /// It is disabled at boot.
+    #[error("Landlock is disabled (boot with lsm=landlock,...)")]
     Off,
-    /// Something else.
+    /// Another error.
     #[error(transparent)]
     Refused(#[from] RulesetError),
 }
 
-/// Restricts this thread and all that it starts; the version of Landlock.
+/// Restricts this thread and everything that it starts; returns the Landlock version.
 pub(super) fn fence(policy: &Policy) -> Result<Option<(i32, Reach)>, Unfenced> {
     let reach = Reach::of(policy);
     let write = (AccessFs::from_read(KNOWN) | AccessFs::WriteFile | AccessFs::Truncate)
@@ -110,7 +110,7 @@ pub(super) fn fence(policy: &Policy) -> Result<Option<(i32, Reach)>, Unfenced> {
     for (paths, access) in [(&reach.write, write), (&reach.read, read)] {
         for path in paths {
             let access = if path.is_dir() { access } else { access & AccessFs::from_file(KNOWN) };
-            // One that has gone meanwhile needs no rule.
+            // A path that has disappeared needs no rule.
             if let Ok(open) = PathFd::new(path) {
                 rules = rules.add_rule(PathBeneath::new(open, access))?;
             }
@@ -120,19 +120,19 @@ pub(super) fn fence(policy: &Policy) -> Result<Option<(i32, Reach)>, Unfenced> {
     Ok(Some((version, reach)))
 }
 
-/// The ports on which it may listen, and those to which it may connect; `None` where that cannot be restricted.
+/// The ports on which the process may listen, and those to which it may connect; `None` if unrestricted.
 fn tcp_ports(policy: &Policy) -> (Option<&[u16]>, Option<&'static [u16]>) {
     let connects = match policy.process {
         Process::Files => Some(&[][..]),
-        // A library for names may ask any server of its own.
+        // A name service library may connect to its own servers.
         _ if policy.names => None,
-        // A reload may ask for names.
+        // A reload may add names to resolve.
         _ => Some(&[DNS][..]),
     };
     (Some(policy.tcp_ports.as_slice()).filter(|ports| ports.len() <= MAX_PORTS), connects)
 }
 
-/// Whether the service manager is told by an abstract socket (sd_notify(3)).
+/// True if the service manager uses an abstract socket (sd_notify(3)).
 fn notifies_abstract_socket() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| socket.as_encoded_bytes().starts_with(b"@"))
 }

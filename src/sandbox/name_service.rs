@@ -1,4 +1,4 @@
-//! Asks which users there are, and which user numbers this user namespace has.
+//! Queries the user database, and the uids and gids mapped into this user namespace.
 //!
 //! References: getpwnam(3), user_namespaces(7).
 
@@ -6,7 +6,7 @@ use std::fs;
 
 use nix::errno::Errno;
 
-/// The answer of a name service, in which several errors mean that there is no such entry (getpwnam(3)).
+/// Converts a name service result; several errors mean that there is no such entry (getpwnam(3)).
 pub(super) fn looked_up<T>(found: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
     match found {
         Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => Ok(None),
@@ -14,14 +14,14 @@ pub(super) fn looked_up<T>(found: nix::Result<Option<T>>) -> nix::Result<Option<
     }
 }
 
-/// Whether this user namespace has `number`, as a user and as a group.
+/// True if this user namespace maps `number` as a uid and as a gid.
 pub(super) fn is_mapped(number: u32) -> bool {
     ["/proc/self/uid_map", "/proc/self/gid_map"]
         .iter()
         .all(|path| fs::read_to_string(path).map_or(true, |map| maps(&map, number)))
 }
 
-/// Reads one map: lines of the first number inside, the first number outside, and how many there are.
+/// Reads one map. Its lines contain the first id inside, the first id outside, and the count.
 fn maps(map: &str, number: u32) -> bool {
     map.lines().any(|line| {
         let mut words = line.split_whitespace().map(str::parse::<u32>);

@@ -1,5 +1,6 @@
-//! Checks whether another user could change files that decide what this program does. A user who can write to a
-//! command, to the configuration, or to a folder on the path to either has the rights of this program.
+//! Checks whether another user could change files that determine what this program does. A user with write access to a
+//! command, to the configuration, or to a directory on the path to either effectively has the permissions of this
+//! program.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -11,36 +12,36 @@ use nix::unistd::User;
 
 use super::user::NAME;
 
-/// Writable by others, unless entries can only be changed by their owners.
+/// Writable by others, unless the sticky bit restricts changes to the owners of entries.
 const OTHERS: u32 = 0o002;
 const GROUP: u32 = 0o020;
 const STICKY: u32 = 0o1000;
 
-/// Why a file is not trusted.
+/// Reason why a file is not trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum Untrusted {
-    /// Its mode lets others in.
+    /// Its mode permits changes by others.
     #[error(
-        "{place} can be written by {who}, who could then act with the rights of portsentry{}; run: chmod {fix} {place}",
+        "{place} can be written by {who}, who could then act with the permissions of portsentry{}; run: chmod {fix} {place}",
         on_the_way(file, place)
     )]
     Writable {
         file: PathBuf,
-        /// What can be written: the file, or a folder on the way to it.
+        /// The writable path: the file, or a directory on the path to it.
         place: PathBuf,
-        /// The users that can write to it.
+        /// The users with write access.
         who: String,
-        /// The mode that helps.
+        /// The mode change that fixes it.
         fix: &'static str,
     },
     /// It belongs to another user.
     #[error(
-        "{place} belongs to user {owner}, who could then act with the rights of portsentry{}; run: chown root {place}",
+        "{place} belongs to user {owner}, who could then act with the permissions of portsentry{}; run: chown root {place}",
         on_the_way(file, place)
     )]
     Owner {
         file: PathBuf,
-        /// What belongs to them: the file, or a folder on the way to it.
+        /// The path that belongs to the other user: the file, or a directory on the path to it.
         place: PathBuf,
         /// Its owner.
         owner: u32,
@@ -51,10 +52,10 @@ fn on_the_way(file: &Path, place: &Path) -> String {
     if file == place { String::new() } else { format!(" by way of {}", file.display()) }
 }
 
-/// Refuses `file` if a user other than root and the user of this program could change it. A missing file is accepted.
+/// Refuses `file` if a user other than root and the user of this program can change it. A missing file is accepted.
 ///
 /// # Errors
-/// For the first component of its path, links included, that another user could change.
+/// The first component of its path, including links, that another user can change.
 pub fn only_ours(file: &Path) -> Result<(), Untrusted> {
     let trusted = trusted();
     for place in way_to(file) {
@@ -70,20 +71,20 @@ pub fn only_ours(file: &Path) -> Result<(), Untrusted> {
     Ok(())
 }
 
-/// True where `user` could change what `file` says: by itself, or by what stands on the way to it.
+/// True if `user` can change the contents of `file`: directly, or through a component of its path.
 pub(super) fn belongs_to(user: u32, file: &Path) -> bool {
     way_to(file).iter().any(|place| fs::symlink_metadata(place).is_ok_and(|found| found.uid() == user))
 }
 
-/// The file and every folder above it, where it is named and where it is.
+/// The file and all directories above it, on the given path and on the resolved one.
 fn way_to(file: &Path) -> BTreeSet<PathBuf> {
-    // Where a link stands counts as much as where it leads to.
+    // The location of a link matters as much as its destination.
     let paths = [std::path::absolute(file), file.canonicalize()].into_iter().filter_map(io::Result::ok);
     paths.flat_map(|path| path.ancestors().map(Path::to_owned).collect::<Vec<_>>()).collect()
 }
 
-/// Users that may do everything here anyway: root, the user of this process, the package's user, and the owner of the root of all
-/// files, which is another number than root's within a user namespace.
+/// Users with full permissions in any case: root, the user of this process, the package's user, and the owner of the
+/// root directory, which differs from root in a user namespace.
 fn trusted() -> Vec<u32> {
     let own = rustix::process::geteuid().as_raw();
     let top = fs::metadata("/").map(|found| found.uid()).ok();
@@ -98,7 +99,7 @@ fn writers(found: &Metadata) -> Option<(String, &'static str)> {
     }
     match () {
         () if mode & OTHERS != 0 => Some(("every user".to_owned(), "go-w")),
-        // Root's own group is root's.
+        // Root's own group is trusted.
         () if mode & GROUP != 0 && found.gid() != 0 => Some((format!("group {}", found.gid()), "g-w")),
         () => None,
     }
@@ -129,7 +130,7 @@ mod tests {
         set(&file, 0o755);
         only_ours(&file).unwrap();
         set(&file, 0o757);
-        assert!(refusal(&file).ends_with(&format!("rights of portsentry; run: chmod go-w {}", file.display())));
+        assert!(refusal(&file).ends_with(&format!("permissions of portsentry; run: chmod go-w {}", file.display())));
         set(&file, 0o755);
         set(&folder_path, 0o777);
         let warnings = refusal(&file);

@@ -1,14 +1,13 @@
-//! Restricts the system calls of the process with seccomp. A call that is not on the list ends the process at once,
-//! and the service manager starts it again. A few calls on the list can also be used in a harmful way; those uses
-//! return an error.
+//! Restricts the system calls of the process with seccomp. A call that is not on the list ends the process at once, and
+//! the service manager restarts it. Harmful uses of a few listed calls return an error.
 //!
-//! The command helper has the opposite list, because its filter is inherited by commands, which may be any program:
-//! some calls that no command needs return an error, and all others are allowed.
+//! The command helper has the opposite list, because commands inherit its filter and may be any program: some calls
+//! that no command needs return an error, and all others are allowed.
 //!
-//! The lists come from traces of the tests, from what libc, SQLite and libpcap call in rare cases, and from the
+//! The lists come from traces of the tests, from rarely used calls of libc, SQLite and libpcap, and from the
 //! equivalents in other versions of libc.
 //!
-//! References: seccomp(2), and syscalls(2) for what exists where.
+//! References: seccomp(2), and syscalls(2) for the calls of each architecture.
 
 use std::collections::BTreeMap;
 
@@ -20,23 +19,23 @@ use seccompiler::{
 
 use super::{Calls, Policy, Process};
 
-/// Why the calls are not restricted.
+/// Reason why system calls are not restricted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfiltered {
-    /// No lists are known for it.
+    /// There are no lists for this processor.
     #[error("there is no list for this processor ({})", std::env::consts::ARCH)]
     Processor,
-    /// It cannot be put into the kernel's form.
-    #[error("the filter cannot be made ({0})")]
+    /// The filter cannot be compiled.
+    #[error("the filter cannot be compiled ({0})")]
     Filter(#[from] BackendError),
-    /// The kernel does not take it.
+    /// The kernel refuses the filter.
     #[error("the kernel has no seccomp filters ({0})")]
     Refused(#[from] seccompiler::Error),
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Installs the filters for this thread and all that it starts.
+/// Installs the filters for this thread and everything that it starts.
 pub(super) fn filter(policy: &Policy) -> Result<Calls, Unfiltered> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| Unfiltered::Processor)?;
     let error = |number: i32| SeccompAction::Errno(u32::try_from(number).unwrap_or_default());
@@ -49,10 +48,10 @@ pub(super) fn filter(policy: &Policy) -> Result<Calls, Unfiltered> {
         install(all(&mut DENIED.iter().copied()), SeccompAction::Allow, error(libc::EPERM))?;
         return Ok(Calls::Most);
     }
-    // Its arguments are in memory, where no filter sees them; without it libc takes clone(2).
+    // The arguments of clone3 are in memory, where a filter cannot see them; without it libc uses clone(2).
     install(all(&mut [libc::SYS_clone3].into_iter()), SeccompAction::Allow, error(libc::ENOSYS))?;
     install(harmful(policy)?, SeccompAction::Allow, error(libc::EPERM))?;
-    // Last: installing another one is not on the list.
+    // Last, because installing a filter is not on the list.
     install(all(&mut listed(policy.process)), SeccompAction::KillProcess, SeccompAction::Allow)?;
     Ok(Calls::Listed)
 }
@@ -78,34 +77,35 @@ fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
     let netlink = SeccompRule::new(netlink.collect::<Result<Vec<_>, _>>()?)?;
     let mut rules = Rules::from([
         (libc::SYS_socket, vec![none_of(0, &FAMILIES.map(number))?, netlink]),
-        // Limits and scheduling of other processes of the same user. libc names the own thread when it asks for SCHED_RR.
+        // Limits and scheduling of other processes of the same user. libc passes its own thread id when it requests
+        // SCHED_RR.
         (libc::SYS_prlimit64, vec![another(0)?]),
         (libc::SYS_sched_setparam, vec![another(0)?]),
         (libc::SYS_sched_setattr, vec![another(0)?]),
         (libc::SYS_sched_setscheduler, vec![none_of(1, &[number(libc::SCHED_RR)])?]),
-        // A file for another user's rights, and any mode by its path, where Landlock has no say.
+        // Set-user-ID modes, and mode changes by path, which Landlock does not restrict.
         (libc::SYS_fchmod, vec![set_bit(1, 0o4000)?, set_bit(1, 0o2000)?]),
         (libc::SYS_fchmodat, Vec::new()),
         (libc::SYS_fchmodat2, Vec::new()),
-        // Landlock has no say in times either.
+        // Landlock does not restrict timestamps either.
         (libc::SYS_utimensat, Vec::new()),
         (libc::SYS_ioctl, vec![none_of(1, &REQUESTS)?]),
         (libc::SYS_prctl, vec![none_of(0, &PRCTL.map(number))?]),
-        // Only asking whether a process lives.
+        // Only the check whether a process exists (signal 0).
         (libc::SYS_kill, vec![one(is(1, SeccompCmpOp::Ne, 0))?]),
-        // Its own threads, of which one may abort.
+        // Own threads only, for abort(3).
         (libc::SYS_tgkill, vec![none_of(0, &[u64::from(std::process::id())])?]),
-        // A thread, and no process.
+        // Threads only, no processes.
         (libc::SYS_clone, vec![one(is(0, SeccompCmpOp::MaskedEq(number(libc::CLONE_THREAD)), 0))?]),
     ]);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_chmod, Vec::new());
     if policy.process == Process::Daemon && policy.write.is_empty() {
-        // Only a hosts.deny that is replaced keeps its attributes.
+        // Only the replacement of hosts.deny copies attributes.
         rules.insert(libc::SYS_fsetxattr, Vec::new());
     }
     if !policy.names {
-        // Libraries are loaded for names alone. No others' code can be brought in without it.
+        // Only name look-ups load libraries. Without them no new code can be mapped.
         let code = SeccompCmpOp::MaskedEq(number(libc::PROT_EXEC));
         for call in [libc::SYS_mmap, libc::SYS_mprotect] {
             rules.insert(call, vec![one(is(2, code.clone(), number(libc::PROT_EXEC)))?]);
@@ -114,14 +114,15 @@ fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
-/// The log and the control socket; blocking and the host; packets; decoys, figures, and the names that a reload may ask for.
+/// Address families for the log and the control socket; blocking and host state; packets; decoys, metrics, and names
+/// that a reload may add.
 const FAMILIES: [i32; 5] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_INET, libc::AF_INET6];
 
-/// Routes, links and addresses; sockets; nftables; the policies of IPsec.
+/// Routes, links and addresses; sockets; nftables; IPsec policies.
 const NETLINK: [i32; 4] = [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG, libc::NETLINK_NETFILTER, libc::NETLINK_XFRM];
 
-/// What is asked of devices: blocking or not, what waits, whether it is a terminal; interfaces' names, numbers, link
-/// layers, sizes, flags, abilities and times (libpcap); the time of a packet.
+/// Permitted ioctl requests: non-blocking mode, available bytes, terminal checks; names, indexes, link layers, MTUs,
+/// flags, capabilities and timestamps of interfaces (libpcap); packet timestamps.
 const REQUESTS: [u64; 17] = [
     0x5401, // TCGETS
     0x5413, // TIOCGWINSZ
@@ -142,7 +143,7 @@ const REQUESTS: [u64; 17] = [
     0x8b01, // SIOCGIWNAME
 ];
 
-/// Names of threads and of memory, and asking what holds.
+/// Thread and memory names, and queries.
 const PRCTL: [i32; 10] = [
     libc::PR_SET_NAME,
     libc::PR_GET_NAME,
@@ -152,15 +153,15 @@ const PRCTL: [i32; 10] = [
     libc::PR_GET_DUMPABLE,
     libc::PR_GET_NO_NEW_PRIVS,
     libc::PR_GET_SECCOMP,
-    // Both only give something up; they install the last filter.
+    // These two only drop privileges; they are needed to install the last filter.
     libc::PR_SET_NO_NEW_PRIVS,
     libc::PR_SET_SECCOMP,
 ];
 
-/// What the kernel has told the process of itself (prctl(2)); libc has no name for it yet.
+/// Reads the auxiliary vector (prctl(2)); libc has no constant for it yet.
 const PR_GET_AUXV: i32 = 0x4155_5856;
 
-/// What the daemon and the process that writes root's files call, and their libraries.
+/// Calls of the daemon, the file helper and their libraries.
 const COMMON: &[i64] = &[
     // Memory.
     libc::SYS_brk,
@@ -181,7 +182,7 @@ const COMMON: &[i64] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
-    // Time and chance.
+    // Time and random numbers.
     libc::SYS_clock_gettime,
     libc::SYS_getrandom,
     // Descriptors.
@@ -248,9 +249,9 @@ const DAEMON: &[i64] = &[
     libc::SYS_sched_setattr,
     libc::SYS_prctl,
     libc::SYS_kill,
-    // How the process that runs commands has ended.
+    // The exit status of the command helper.
     libc::SYS_wait4,
-    // Time and chance.
+    // Time and random numbers.
     libc::SYS_clock_getres,
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
@@ -312,10 +313,10 @@ const DAEMON: &[i64] = &[
     libc::SYS_getrusage,
 ];
 
-/// What only the process calls that writes root's files: no socket is made, and no thread, process or program started.
+/// Calls of the file helper only: it creates no sockets, threads or processes, and starts no program.
 const FILES: &[i64] = &[libc::SYS_umask];
 
-/// The same by older calls, which only older processors have.
+/// Older equivalents, which only older architectures have.
 #[cfg(target_arch = "x86_64")]
 const COMMON_OLD: &[i64] = &[
     libc::SYS_poll,
@@ -343,7 +344,7 @@ const COMMON_OLD: &[i64] = &[];
 #[cfg(not(target_arch = "x86_64"))]
 const DAEMON_OLD: &[i64] = &[];
 
-/// What no command needs: other processes' memory, the kernel's modules, mounts, keys and clocks, and namespaces.
+/// Calls that no command needs: other processes' memory, kernel modules, mounts, keys, clocks, and namespaces.
 const DENIED: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,

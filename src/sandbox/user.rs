@@ -15,31 +15,32 @@ use rustix::thread::{CapabilitySet, capabilities, set_keep_capabilities};
 use super::name_service::{is_mapped, looked_up};
 use super::{Policy, dynamic_user};
 
-/// The program's own user, which its package makes.
+/// The program's own user, created by its package.
 pub(super) const NAME: &str = "portsentry";
 
-/// Only its owner may replace a file in such a folder.
+/// In such a directory, only the owner of a file can replace it.
 const STICKY: u32 = 0o1000;
 
 /// The name of `user`, if it has one.
 pub(super) fn name(user: u32) -> Option<String> {
     if user == 0 {
-        // Without a question to a name service.
+        // Without a name service query.
         return Some("root".to_owned());
     }
     User::from_uid(user.into()).ok().flatten().map(|found| found.name)
 }
 
-/// The number of the user `name`, if there is one.
+/// The uid of the user `name`, if it exists.
 pub(super) fn number(name: &str) -> Option<u32> {
     User::from_name(name).ok().flatten().map(|found| found.uid.as_raw())
 }
 
-/// Lets other users pass through `folder`, where it is this process's own: to open what they may, and to list nothing.
+/// Permits other users to pass through `folder` if this process owns it: they can open accessible files, but not list
+/// the directory.
 pub(super) fn let_pass(folder: &Path) {
     let Ok(found) = fs::symlink_metadata(folder) else { return };
     if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o001 == 0 {
-        // Where that fails, the fleet process says that it cannot connect.
+        // On failure, the fleet process reports that it cannot connect.
         let _ = fs::set_permissions(folder, fs::Permissions::from_mode(found.mode() & 0o7777 | 0o001));
     }
 }
@@ -58,7 +59,7 @@ pub(super) fn make(folder: &Path) -> io::Result<bool> {
     }
 }
 
-/// The user that the daemon becomes, with its groups.
+/// The user that the daemon switches to, with its groups.
 pub(super) struct Account {
     name: Option<&'static str>,
     uid: u32,
@@ -76,8 +77,8 @@ impl fmt::Display for Account {
 }
 
 impl Account {
-    /// The user that a process with `policy` is to become: `portsentry`, or an unused number where the host has no such user.
-    /// A sentence where it stays root, and `None` where it is not root.
+    /// Finds the user that a process with `policy` switches to: `portsentry`, or an unused uid if the host has no such
+    /// user. The error is the reason to stay root, or `None` if the process is not root.
     pub(super) fn find(policy: &Policy) -> Result<Self, Option<String>> {
         if !rustix::process::geteuid().is_root() {
             return Err(None);
@@ -115,7 +116,7 @@ impl Account {
         Some(Self { name: None, uid: number, gid: number, groups: vec![number] })
     }
 
-    /// Root, for a daemon that has to stay what it is.
+    /// Root, for a daemon that must stay root.
     pub(super) fn root() -> Self {
         Self { name: Some("root"), uid: 0, gid: 0, groups: vec![0] }
     }
@@ -128,18 +129,18 @@ impl Account {
         self.gid
     }
 
-    /// A number without an account.
+    /// True for a uid without an account.
     pub(super) fn is_dynamic(&self) -> bool {
         self.name.is_none()
     }
 
-    /// Whether it has all of `bits` (4 to read, 2 to write, 1 to search).
+    /// True if it has all of `bits` (4 to read, 2 to write, 1 to search).
     pub(super) fn may(&self, found: &Metadata, bits: u32) -> bool {
         may(found, bits, self.uid, &self.groups)
     }
 
-    /// A sentence where it reaches what `policy` names only with CAP_DAC_READ_SEARCH: a folder on the way is closed to it, or
-    /// a file of the configuration.
+    /// Returns a warning if it can access the paths of `policy` only with CAP_DAC_READ_SEARCH, because a directory on
+    /// the path or a configuration file is closed to it.
     pub(super) fn is_shut_out(&self, policy: &Policy) -> Option<String> {
         for path in policy.own.iter().chain(&policy.write).chain(&policy.settings) {
             let closed =
@@ -153,15 +154,15 @@ impl Account {
         Some(format!("{self} cannot read {}", path.display()))
     }
 
-    /// Whether it could make and replace files in a folder. In a sticky one, files of others can be neither replaced nor
-    /// renamed.
+    /// True if it can create and replace files in a directory. In a sticky directory, files of others can be neither
+    /// replaced nor renamed.
     pub(super) fn can_replace(&self, found: &Metadata) -> bool {
         self.may(found, 0o3) && (found.mode() & STICKY == 0 || found.uid() == self.uid)
     }
 
-    /// Becomes the user. Capabilities stay.
+    /// Switches to the user. Capabilities are kept.
     pub(super) fn enter(&self) -> Result<(), String> {
-        let unable = |error: io::Error| format!("{self} cannot be taken on ({error})");
+        let unable = |error: io::Error| format!("cannot switch to {self} ({error})");
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
         set_keep_capabilities(true).map_err(|error| unable(error.into()))?;
@@ -184,14 +185,14 @@ pub(super) fn obstacle(user: &str, groups: &[&str], file: &Path, bits: u32) -> O
     folder.or_else(|| fs::metadata(&file).is_ok_and(is_closed).then_some(file))
 }
 
-/// The first folder on the way to `path` that `user` may not pass.
+/// The first directory on the path that `user` cannot pass.
 fn closed_to<'a>(path: &'a Path, user: u32, groups: &[u32]) -> Option<&'a Path> {
-    let mut way: Vec<&Path> = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).collect();
-    way.reverse();
-    way.into_iter().find(|folder| fs::metadata(folder).is_ok_and(|found| !may(&found, 0o1, user, groups)))
+    let mut folders: Vec<&Path> = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).collect();
+    folders.reverse();
+    folders.into_iter().find(|folder| fs::metadata(folder).is_ok_and(|found| !may(&found, 0o1, user, groups)))
 }
 
-/// Whether `user` has all of `bits` (4 to read, 2 to write, 1 to search).
+/// True if `user` has all of `bits` (4 to read, 2 to write, 1 to search).
 fn may(found: &Metadata, bits: u32, user: u32, groups: &[u32]) -> bool {
     let shift = match () {
         () if found.uid() == user => 6,

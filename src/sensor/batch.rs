@@ -1,5 +1,5 @@
-//! Collects the results of one batch of frames, in the order of the frames, until its bans are in the kernel. One
-//! batch is one transaction per backend.
+//! Collects the outcomes of one batch of frames in packet order until its bans are in the kernel. One batch is one
+//! transaction per backend.
 
 use std::time::SystemTime;
 use std::vec::Drain;
@@ -11,13 +11,14 @@ use crate::events::event::{Event, EventKind};
 use crate::types::{BanTarget, Protocol};
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
-/// Frames per batch. A ban waits for at most so many packets of some 100 ns, and a burst of scanners shares a transaction.
+/// Frames per batch. A ban waits for at most this many packets of about 100 ns each, and a burst of scanners shares a
+/// transaction.
 pub(super) const BATCH_SIZE: usize = 64;
 
-/// What one packet led to.
+/// An outcome of one packet.
 pub(super) enum Outcome {
     Report(Event),
-    /// A ban to apply, and when its last probe was seen.
+    /// A ban to apply, and the capture time of its last probe.
     Block(Ban, SystemTime),
 }
 
@@ -28,9 +29,10 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// An empty batch with room for all outcomes: adding to it does not allocate.
+    /// Returns an empty batch with enough capacity that adding outcomes never allocates.
     pub(super) fn new() -> Self {
-        // A packet may have two: a ban has vanished from the kernel, and the verdict that follows.
+        // A packet has at most two outcomes: the notice that a ban vanished from the kernel, and the verdict that
+        // follows.
         Self { outcomes: Vec::with_capacity(2 * BATCH_SIZE), bans: Vec::with_capacity(BATCH_SIZE) }
     }
 
@@ -38,15 +40,15 @@ impl Batch {
         self.outcomes.is_empty()
     }
 
-    pub(super) fn report(&mut self, time: SystemTime, what: EventKind) {
-        self.outcomes.push(Outcome::Report(Event { time, what }));
+    pub(super) fn report(&mut self, time: SystemTime, kind: EventKind) {
+        self.outcomes.push(Outcome::Report(Event { time, what: kind }));
     }
 
     pub(super) fn block(&mut self, ban: Ban, seen: SystemTime) {
         self.outcomes.push(Outcome::Block(ban, seen));
     }
 
-    /// The bans of the batch, as backends take them.
+    /// The bans of the batch as backends expect them.
     pub(super) fn bans(&mut self, blocker: &Blocker) -> &[BanContext] {
         self.bans.clear();
         self.bans.extend(self.outcomes.iter().filter_map(|outcome| match outcome {
@@ -60,9 +62,9 @@ impl Batch {
         self.outcomes.drain(..)
     }
 
-    /// The target of the ban that `packet` refutes, if the kernel confirms the packet. It is a SYN/ACK from a port that the
-    /// ban's evidence calls closed. A listener that lives for milliseconds, and a port that is published by DNAT, are in no
-    /// socket table when it is looked up.
+    /// Returns the target of the ban that `packet` refutes, if the kernel confirms the packet. Such a packet is a
+    /// SYN/ACK from a port that the evidence of the ban counts as closed. A socket look-up misses listeners that live
+    /// for milliseconds and ports published by DNAT.
     pub(super) fn refuted(&self, packet: &Packet) -> Option<BanTarget> {
         let Transport::Tcp { source_port, flags, .. } = packet.transport else { return None };
         if self.is_empty() || packet.delivery != Delivery::Outgoing || !flags.has(TcpFlags::SYN | TcpFlags::ACK) {
@@ -70,7 +72,7 @@ impl Batch {
         }
         let is_refuted = |ban: &Ban| {
             let mut evidence = ban.ports.iter();
-            // Flags that no TCP stack sends are a probe whatever listens there.
+            // Flags that no TCP stack sends are a probe even on an open port.
             ban.probe.target.covers(packet.destination)
                 && evidence.clone().all(|(_, _, class)| !class.is_conclusive())
                 && evidence.any(|(protocol, port, _)| (protocol, port) == (Protocol::Tcp, source_port))
@@ -81,7 +83,7 @@ impl Batch {
         })
     }
 
-    /// Removes the ban of `target`, and its probes.
+    /// Removes the ban of `target` and its probes.
     pub(super) fn withdraw(&mut self, target: BanTarget) {
         self.outcomes.retain(|outcome| match outcome {
             Outcome::Block(ban, _) => ban.probe.target != target,

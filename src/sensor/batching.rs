@@ -1,21 +1,22 @@
-//! Adaptive batching: above 32,000 packets/s the sensor sleeps 200 µs between batches, because being woken for a packet
-//! costs more than judging it.
+//! Adaptive batching: above 32,000 packets/s the sensor sleeps 200 µs between batches, because a wake-up per packet
+//! costs more than judging the packet.
 
 use std::time::Duration;
 
 use crate::types::Timestamp;
 
-/// The span in which packets are counted.
+/// Interval over which packets are counted.
 const SPAN: Duration = Duration::from_millis(2);
 
-/// Packets per span that make a wake-up for each too expensive: 32,000 a second. Background noise and real scanners stay far
-/// below it.
+/// Packets per interval from which a wake-up per packet is too expensive: 32,000 packets/s. Background noise and real
+/// scanners stay far below it.
 const MANY: usize = 64;
 
-/// Such spans in a row that are a flood: a tenth of a second.
+/// Consecutive fast intervals that count as a flood: 100 ms.
 const FLOOD_SPANS: u32 = 50;
 
-/// The sleep: two hundred packets at a million a second, while the capture's ring buffer holds thousands.
+/// Sleep between batches. 200 packets arrive meanwhile at 1,000,000 packets/s; the ring buffer of the capture holds
+/// thousands.
 pub(super) const COALESCE_DELAY: Duration = Duration::from_micros(200);
 
 #[derive(Debug, Default)]
@@ -23,17 +24,18 @@ pub(super) struct Batching {
     since: Timestamp,
     packets: usize,
     is_fast: bool,
-    /// Spans in a row with many packets.
+    /// Consecutive intervals with many packets.
     spans: u32,
 }
 
 impl Batching {
-    /// Counts the packets of a batch; true if the next ones should gather for [`COALESCE_DELAY`].
+    /// Counts the packets of a batch; returns true if the sensor should sleep for [`COALESCE_DELAY`] before the next
+    /// one.
     pub(super) fn count(&mut self, now: Timestamp, packets: usize) -> bool {
         self.packets += packets;
         let span = now.since(self.since);
         if span >= SPAN {
-            // After a longer wait the rate was lower.
+            // A longer interval means that the rate was lower.
             self.is_fast = span < 4 * SPAN && self.packets >= MANY;
             self.spans = if self.is_fast { self.spans.saturating_add(1) } else { 0 };
             (self.since, self.packets) = (now, 0);
@@ -44,7 +46,7 @@ impl Batching {
     /// True once for each flood.
     pub(super) fn begins_to_flood(&mut self) -> bool {
         let begins = self.spans == FLOOD_SPANS;
-        // The same span is not reported twice.
+        // Prevents a second report for the same interval.
         self.spans += u32::from(begins);
         begins
     }

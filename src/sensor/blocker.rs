@@ -1,5 +1,5 @@
-//! The backends that enforce bans, in the configured order. Those that take microseconds (nftables, routes) are used by the
-//! sensor itself; the others get tasks for their own thread.
+//! Holds the backends that enforce bans, in the configured order. The sensor thread calls the fast ones (nftables,
+//! routes) directly; the others receive tasks through the queue of their own thread.
 
 use std::time::SystemTime;
 
@@ -16,38 +16,38 @@ use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 /// The configured backends.
 #[derive(Default)]
 pub struct Blocker {
-    /// All backends in their order; none where sources are only logged.
+    /// All backends in their order; empty if sources are only logged.
     pub backends: Vec<Backend>,
     pub nft: Option<NftBackend>,
     pub routes: Option<Routes>,
-    /// hosts.deny and the command. There may be a command that is no backend: one that only tells of scans.
+    /// hosts.deny and the command. The command may be present without being a backend, if it only reports scans.
     pub slow: Option<SlowQueue>,
-    /// Nothing is enforced for the time being: scans are only logged.
+    /// True while enforcement is suspended: scans are only logged.
     pub suspended: bool,
-    /// Scans of TCP only run the command.
+    /// TCP scans only run the command.
     pub tcp_tells: bool,
-    /// Scans of UDP only run the command.
+    /// UDP scans only run the command.
     pub udp_tells: bool,
-    /// The classic name of the mode for TCP.
+    /// The classic mode name for TCP.
     pub tcp_mode: &'static str,
-    /// The classic name of the mode for UDP.
+    /// The classic mode name for UDP.
     pub udp_mode: &'static str,
 }
 
 impl Blocker {
-    /// True where sources are blocked, with any backend.
+    /// True if at least one backend blocks sources.
     pub(super) fn is_enabled(&self) -> bool {
         !self.backends.is_empty()
     }
 
-    /// The backends that the sensor uses itself, in their order. There are two at most.
+    /// The backends that the sensor thread calls directly, in their order; at most two.
     pub(super) fn inline(&self) -> impl Iterator<Item = Backend> + use<> {
         let mut inline =
             self.backends.iter().copied().filter(|backend| matches!(backend, Backend::Nft | Backend::Route));
         [inline.next(), inline.next()].into_iter().flatten()
     }
 
-    /// True where bans are also, or only, enforced by the slow backends.
+    /// True if the slow backends enforce bans, alone or in addition to the inline ones.
     pub(super) fn has_slow_backends(&self) -> bool {
         self.slow.as_ref().is_some_and(SlowQueue::enforces)
     }
@@ -60,7 +60,7 @@ impl Blocker {
         })
     }
 
-    /// Blocks `bans` with `backend`; which of them were refused.
+    /// Blocks `bans` with `backend`; returns the refused ones.
     pub(super) fn block(
         &mut self,
         backend: Backend,
@@ -70,13 +70,13 @@ impl Blocker {
         self.backend(backend).map_or(Ok(Vec::new()), |backend| backend.block(bans, now))
     }
 
-    /// Queues `ban` for the slow backends; which of them refused it.
+    /// Queues `ban` for the slow backends; returns a refusal for each backend that did not accept it.
     pub(super) fn queue(&mut self, ban: BanContext, now: Timestamp) -> Vec<Refused> {
         let queue = self.slow.as_mut().map(|slow| slow.block(&[ban], now));
         queue.and_then(Result::ok).unwrap_or_default()
     }
 
-    /// Blocks with `backend` what it has lost, for the time that is left; which of the bans were refused.
+    /// Restores bans that `backend` has lost, for their remaining time; returns the refused ones.
     pub(super) fn put_back(
         &mut self,
         backend: Backend,
@@ -86,24 +86,25 @@ impl Blocker {
         self.backend(backend).map_or(Ok(Vec::new()), |backend| backend.put_back(bans, now))
     }
 
-    /// Which of `targets` should be enforced with `backend`, as far as it knows, and are not.
+    /// Returns the targets that `backend` should enforce and does not, as far as it can tell.
     pub(super) fn missing(&mut self, backend: Backend, targets: &[BanTarget]) -> Vec<BanTarget> {
         self.backend(backend).map_or_else(Vec::new, |backend| backend.missing(targets))
     }
 
-    /// Ends the bans of `targets` with every backend but nftables; a text for each backend that could not.
+    /// Ends the bans of `targets` with every backend except nftables; returns an error text for each backend that
+    /// failed.
     pub(super) fn release(&mut self, targets: &[BanTarget]) -> Vec<String> {
         let [slow, routes] = [Backend::HostsDeny, Backend::Route]
             .map(|backend| self.backend(backend).and_then(|backend| backend.lift(targets).err()));
         [slow, routes].into_iter().flatten().collect()
     }
 
-    /// The sets of nftables and the rules of the kernel's trap, where the table has one.
+    /// The nftables sets and the rules of the kernel's trap, if the table has one.
     pub(super) fn trap(&mut self) -> Option<(&mut Nft, Trap)> {
         self.nft.as_mut()?.trap()
     }
 
-    /// Applies `change` to the sets of nftables; does nothing where that is no backend.
+    /// Applies `change` to the nftables sets; does nothing if nft is not a backend.
     pub(super) fn change_sets(
         &mut self,
         change: impl FnOnce(&mut Nft) -> Result<(), BlockError>,
@@ -111,24 +112,24 @@ impl Blocker {
         self.nft.as_mut().map_or(Ok(()), |backend| change(&mut backend.nft))
     }
 
-    /// Whether the sets of nftables block `target`; always without them.
+    /// True if the nftables sets block `target`, or if nft is not a backend.
     pub(super) fn is_in_sets(&mut self, target: BanTarget) -> Result<bool, BlockError> {
         self.nft.as_mut().map_or(Ok(true), |backend| Ok(backend.nft.holds(target)?.is_some()))
     }
 
-    /// Removes the element of exactly `target` from the sets of nftables; false if there was none.
+    /// Removes the element for exactly `target` from the nftables sets; false if there was none.
     pub(super) fn remove_from_sets(&mut self, target: BanTarget) -> Result<bool, BlockError> {
         self.nft.as_mut().map_or(Ok(false), |backend| backend.remove(target))
     }
 
-    /// Has the table include sets for prefixes whenever it is created again.
+    /// Makes every later creation of the table include sets for prefixes.
     pub(super) fn plan_prefix_sets(&mut self) {
         if let Some(backend) = &mut self.nft {
             backend.spec.wide = true;
         }
     }
 
-    /// When routes expire, or one that could not be removed is to be tried again.
+    /// Time at which a route expires or a failed removal is retried.
     pub(super) fn next_route_due(&self) -> Option<Timestamp> {
         self.routes.as_ref().and_then(Routes::next_due)
     }
@@ -142,24 +143,25 @@ impl Blocker {
         }
     }
 
-    /// Removes routes of an earlier run that belong to no ban.
+    /// Removes routes that an earlier run left and that belong to no ban.
     pub(super) fn remove_stale_routes(&mut self, now: Timestamp, reporter: &Reporter) {
         let Some(routes) = &mut self.routes else { return };
         let removed = routes.sweep(now);
         if !removed.targets.is_empty() {
             let count = removed.targets.len();
-            reporter.note(format!("routes of an earlier run without a ban were removed: {count}"));
+            reporter.note(format!("removed {count} routes of an earlier run that belong to no ban"));
         }
         report_routes(removed.trouble, reporter);
     }
 
-    /// True where there should be a route for `target`.
+    /// True if `target` should have a route.
     pub(super) fn wants_route(&self, target: BanTarget) -> bool {
         self.routes.as_ref().is_some_and(|routes| routes.is_wanted(target))
     }
 
-    /// Keeps routes clear of everything that is never blocked and of this host's own networks; returns the targets whose
-    /// routes were removed for that. Own IPv4 networks are left out: a neighbour there is an address like any other.
+    /// Keeps blocking routes away from exempt prefixes and from this host's own IPv6 networks; returns the targets
+    /// whose routes were removed for that reason. Own IPv4 networks are not protected: a neighbour there is an ordinary
+    /// address.
     pub(super) fn keep_reachable(&mut self, host: &Host) -> Vec<BanTarget> {
         let Some(routes) = &mut self.routes else { return Vec::new() };
         let own = host.networks.iter().copied().filter(|network| matches!(network, IpNet::V6(_)));
@@ -167,17 +169,17 @@ impl Blocker {
         routes.protect(&prefixes).targets
     }
 
-    /// Starts the command that has to run before the ban; false if there is none, or no room in the queue.
+    /// Starts the command that must run before the ban; false if there is none or the queue is full.
     pub(super) fn run_first(&self, ban: &Ban, seen: SystemTime) -> bool {
         self.slow.as_ref().is_some_and(|slow| slow.run_first(self.context(ban, ban.expiry, seen)))
     }
 
-    /// Queues the command alone; false if there was no room.
+    /// Queues the command alone; false if the queue is full.
     pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> bool {
         self.slow.as_ref().is_some_and(|slow| slow.run_command(self.context(ban, ban.expiry, seen)))
     }
 
-    /// True where scans of `protocol` only run the command.
+    /// True if scans of `protocol` only run the command.
     pub(super) fn only_runs_command(&self, protocol: Protocol) -> bool {
         let tells = match protocol {
             Protocol::Tcp | Protocol::Sctp => self.tcp_tells,
@@ -186,7 +188,7 @@ impl Blocker {
         tells && !self.suspended
     }
 
-    /// `ban` as backends take it, with the time that it is to last.
+    /// Builds the context that backends expect for `ban`, with `expiry` as its duration.
     pub(super) fn context(&self, ban: &Ban, expiry: Expiry, seen: SystemTime) -> BanContext {
         let observation = &ban.probe.observation;
         BanContext {
@@ -208,7 +210,7 @@ impl Blocker {
 
 fn report_routes(failure: Option<route::BlockError>, reporter: &Reporter) {
     if let Some(error) = failure {
-        reporter.error(format!("routes could not be taken away, which is tried again: {error}"));
+        reporter.error(format!("expired routes could not be removed, the removal is retried: {error}"));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Commands to the sensor thread, and their execution between two batches of packets.
+//! Defines the commands to the sensor thread and executes them between two batches of packets.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -26,27 +26,27 @@ pub enum SensorCommand {
     Host(Arc<Host>),
     /// Replaces the capture, after the frames of the old one have been processed.
     Capture(Live),
-    /// Limits the decoys to connections to these own addresses; `None`: to all.
+    /// Limits the decoys to connections to these own addresses; `None` removes the limit.
     Addresses(Option<HashSet<IpAddr>>),
     /// Adds bans to the engine that the kernel already holds.
     Adopt(Vec<ActiveBan>),
-    /// Replaces elements with host bits, which match no packet, by bans of the networks around them.
+    /// Replaces elements that have host bits, and therefore match no packet, with bans of the surrounding networks.
     MaskElements(Vec<(BanTarget, Expiry)>),
     /// Adds bans to the engine and, with these backends, to the kernel.
     Restore(Vec<ActiveBan>, &'static [Backend]),
-    /// Puts bans back that this backend lost without a notification.
+    /// Restores bans that this backend lost without a notification.
     Repair(Backend, Vec<BanTarget>),
     /// Ends the ban of a target whose route was deleted by another process.
     RouteRemoved(BanTarget),
-    /// Removes the routes of an earlier run that belong to no ban.
+    /// Removes routes that an earlier run left and that belong to no ban.
     RemoveStaleRoutes,
-    /// Applies the ban of a target whose command, which runs before it, has ended.
+    /// Applies the ban of a target whose preceding command has ended.
     CommandEnded(BanTarget),
     /// Ends bans that another process removed from the kernel's sets.
     BansRemoved(Vec<BanTarget>),
-    /// Creates the table, or a set of it, again after the process that this text names deleted it, and puts the bans back.
+    /// Creates the table or one of its sets again and restores the bans. The text names the process that deleted it.
     ReinstallTable(String),
-    /// Undoes a change of the table's rules by the process that this text names.
+    /// Undoes a change to the rules of the table. The text names the process that made the change.
     RepairRules(String),
     /// Sets the kernel's allow-list again after another process changed it.
     ProtectAddresses,
@@ -54,24 +54,25 @@ pub enum SensorCommand {
     ResetTrap,
     /// Executes the request of an operator and sends the answer.
     Request(SensorRequest),
-    /// Replaces the settings of the engine; its tables stay.
+    /// Replaces the engine settings; the tables of the engine stay.
     Settings(Box<Settings>),
     /// Replaces the rules of the table; its sets stay.
     Ruleset(Box<RulesetSpec>),
-    /// Has connections to decoys tracked, at most so many new ones at once; `None`: not at all.
+    /// Enables tracking of connections to decoys, with at most this many new ones at once; `None` disables it.
     TrackDecoys(Option<u32>),
     /// Suspends blocking: scans are only logged, and the bans in force stay.
     StartTrial,
-    /// Blocks again, with these settings.
+    /// Ends the trial and resumes blocking with these settings.
     EndTrial(Box<Settings>),
-    /// Stops blocking: scans are only logged from now on.
+    /// Stops blocking for the rest of the run: scans are only logged.
     LogOnly,
-    /// Has the kernel hold, of these elements that a ruleset brought along, those that are bans, for the time that is left of each. The text
-    /// names the process that loaded it.
+    /// Reviews elements that came with a loaded ruleset: bans keep their remaining time, all others are removed. The
+    /// text names the process that loaded the ruleset.
     ReviewLoaded(Vec<BanTarget>, String),
-    /// Replaces the sources that are connected to services of this host, and for how long they are known to be.
+    /// Replaces the sources with connections to services of this host, each with the time for which the connection
+    /// counts.
     KnownPeers(Vec<(BanTarget, Duration)>),
-    /// Ends settling: sources are condemned from now on.
+    /// Ends settling: from now on sources can be banned.
     EndSettling,
     /// Increments [`super::SensorMetrics::beats`], which the watchdog reads.
     Heartbeat,
@@ -79,21 +80,21 @@ pub enum SensorCommand {
     Stop,
 }
 
-/// Where the sensor sends an answer. The receiver may be gone by then.
+/// Sends an answer of the sensor. The receiver may have gone away.
 pub type Answer<T> = oneshot::Sender<T>;
 
 /// A request of an operator.
 pub enum SensorRequest {
     /// Blocks a target.
     Block { target: BanTarget, expiry: Expiry, by: String, note: Option<String>, answer: Answer<Result<(), String>> },
-    /// Ends bans, without targets all of them; answers which targets were blocked.
+    /// Ends the bans of `targets`, or all bans; answers with the targets that were blocked.
     Unblock { targets: Option<Vec<BanTarget>>, by: String, answer: Answer<Result<Vec<BanTarget>, String>> },
     /// Counts the bans that should be in force.
     Count { answer: Answer<usize> },
-    /// Lists the bans of targets in a network, at most so many; with how many there are.
+    /// Lists at most `most` banned targets inside a network, with their total number.
     BansIn { network: IpNet, most: usize, answer: Answer<(Vec<BanTarget>, usize)> },
-    /// Samples the bans that should be in force, for a comparison with the kernel, and checks the targets that were missing at
-    /// the last one.
+    /// Samples the bans that should be in force, for a comparison with the kernel, and checks the targets that were
+    /// missing at the last one.
     Sample { most: usize, again: Vec<BanTarget>, routes_again: Vec<BanTarget>, answer: Answer<Sample> },
     /// Explains what the engine knows about an address.
     Explain { address: IpAddr, answer: Answer<Explanation> },
@@ -101,21 +102,21 @@ pub enum SensorRequest {
     Published { answer: Answer<Vec<Service>> },
 }
 
-/// The command queue of the sensor, with an event descriptor that wakes it while it waits for packets.
+/// The command queue of the sensor, with an event descriptor that wakes the sensor while it waits for packets.
 #[derive(Clone)]
 pub struct Inbox(Arc<(ArrayQueue<SensorCommand>, OwnedFd)>);
 
 impl Inbox {
-    /// An empty queue.
+    /// Creates an empty queue.
     pub fn new() -> Result<Self, Errno> {
         Ok(Self(Arc::new((ArrayQueue::new(1024), eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))))
     }
 
-    /// Queues `command` and wakes the sensor; gives the command back if the queue is full.
+    /// Queues `command` and wakes the sensor; returns the command if the queue is full.
     pub fn put(&self, command: SensorCommand) -> Result<(), SensorCommand> {
         let (queue, wake) = &*self.0;
         let queued = queue.push(command);
-        // The counter can only overflow after 2^64 commands.
+        // The counter overflows only after 2^64 commands.
         let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
         queued
     }
@@ -136,7 +137,8 @@ impl AsFd for Inbox {
     }
 }
 
-/// Executes a command that concerns engine and backends. Those about the capture, the decoys and the thread are the caller's.
+/// Executes a command that concerns the engine or the backends. The caller handles commands for the capture, the decoys
+/// and the thread.
 pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut BanController) {
     let (enforcement, mut scope) = controller.enforcement(now);
     let scope = &mut scope;
@@ -169,7 +171,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
     }
 }
 
-/// Executes `request`, which its sender has checked. An answer without a receiver is no error.
+/// Executes `request`, which the sender has validated. A missing receiver is not an error.
 fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController) {
     match request {
         SensorRequest::Block { target, expiry, by, note, answer } => {

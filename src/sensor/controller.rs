@@ -1,5 +1,5 @@
-//! Coordinates engine and backends. A packet goes observe -> decide into a batch, and a batch goes apply -> commit: its bans
-//! into the kernel, its events to the log, in the order of the packets.
+//! Coordinates the engine and the backends. Each packet is observed and decided into a batch; `commit` applies the bans
+//! of the batch to the kernel and then emits its events in packet order.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,16 +18,16 @@ use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 use crate::wire::Packet;
 
-/// Bans of exempt targets that are removed at one time: some 2 ms between two batches.
+/// Maximum number of bans of exempt targets removed per maintenance round, which takes about 2 ms.
 const EXEMPT_PER_ROUND: usize = 256;
 
-/// Until the next round of them. Each has its line in the log, and the event queue must not overflow.
+/// Delay before the next such round. Each removed ban causes a log line, and the event queue must not overflow.
 const EXEMPT_ROUND_DELAY: Duration = Duration::from_millis(50);
 
-/// Sources that waited while this host settled and are judged between two batches, at some 50 µs each.
+/// Sources judged per maintenance round after settling has ended, at about 50 µs each.
 const JUDGED_PER_ROUND: usize = 64;
 
-/// Owns the parts of the sensor behind the capture, and hands each what it needs of the others.
+/// Owns the engine, the backends and the reporter, and passes each component what it needs from the others.
 pub(super) struct BanController {
     observer: Observer,
     batch: Batch,
@@ -38,16 +38,16 @@ pub(super) struct BanController {
     reporter: Reporter,
 }
 
-/// Bans that should be in force.
+/// A sample of the bans that should be in force, for the comparison with the kernel.
 #[derive(Debug, Default)]
 pub struct Sample {
-    /// Some of them.
+    /// Newly sampled bans.
     pub fresh: Vec<BanTarget>,
-    /// Those that were asked about and still should be.
+    /// Targets of the caller's list that should still be banned.
     pub again: Vec<BanTarget>,
-    /// Those of `fresh` that should have a route.
+    /// Targets of `fresh` that should have a route.
     pub routes: Vec<BanTarget>,
-    /// Those that were asked about and still should have a route.
+    /// Targets of the caller's list that should still have a route.
     pub routes_again: Vec<BanTarget>,
 }
 
@@ -89,9 +89,9 @@ impl BanController {
     }
 }
 
-/// The way of a packet.
+/// Packet path: observe, decide, apply, commit.
 impl BanController {
-    /// Observes a packet that was captured at `time`. What follows from it waits for [`BanController::commit`].
+    /// Observes a packet that was captured at `time`. Its results stay in the batch until [`BanController::commit`].
     pub(super) fn observe_packet(&mut self, now: Timestamp, packet: &Packet, time: SystemTime) {
         if let Some(target) = self.batch.refuted(packet)
             && self.observer.proves_port_use(packet)
@@ -105,7 +105,7 @@ impl BanController {
         enforcement.inspect(&scope, packet, verdict);
     }
 
-    /// Observes a connection or datagram that a decoy accepted at `time`, likewise.
+    /// Observes a connection or datagram that a decoy accepted at `time`. Its results stay in the batch as well.
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
         self.metrics().connections.add(1);
         let _ = self.observe(now, time, observation.interface, |observer| observer.observe_decoy(now, observation));
@@ -129,8 +129,8 @@ impl BanController {
         verdict
     }
 
-    /// True if the ban of a source that keeps sending was removed from the kernel's set without a notification. The source
-    /// is then to be judged anew: the log must say what the kernel does.
+    /// True if the ban of a source that keeps sending disappeared from the kernel's set without a notification. The
+    /// source is then judged again, so that the log matches the state of the kernel.
     fn ban_vanished(&mut self, now: Timestamp, verdict: &Verdict, time: SystemTime) -> bool {
         let Verdict::Repeated(Repeated { target, verify, standing: Standing::Blocked, .. }) = *verdict else {
             return false;
@@ -145,7 +145,7 @@ impl BanController {
         true
     }
 
-    /// Adds what follows from `verdict` to the batch.
+    /// Adds the outcomes of `verdict` to the batch.
     fn decide(&mut self, verdict: Verdict, time: SystemTime) {
         if let Verdict::Probe(probe) | Verdict::Block(Ban { probe, .. }) | Verdict::LogOnly(Ban { probe, .. }) =
             &verdict
@@ -177,7 +177,7 @@ impl BanController {
         }
     }
 
-    /// Applies the bans of the batch, in one transaction per backend, and reports its outcomes.
+    /// Applies the bans of the batch in one transaction per backend, and emits the outcomes.
     pub(super) fn commit(&mut self, now: Timestamp) {
         let Self { batch, enforcement, observer, reporter, .. } = self;
         if batch.is_empty() {
@@ -204,16 +204,16 @@ impl BanController {
     }
 }
 
-/// Work that is due beside packets.
+/// Maintenance between batches.
 impl BanController {
-    /// When [`BanController::run_maintenance`] has something to do.
+    /// Time at which [`BanController::run_maintenance`] has work to do.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         let (engine, enforcement) = (self.observer.engine().wake(), self.enforcement.next_due());
         [engine, enforcement, self.exempt_check_at].into_iter().flatten().min()
     }
 
-    /// Removes bans of exempt targets, does what is due of the enforcement, judges sources that waited, reports the engine's
-    /// notices: as far as each is due.
+    /// Runs the maintenance that is due: removes bans of exempt targets, maintains the enforcement, judges sources that
+    /// waited, and reports the engine's notices.
     pub(super) fn run_maintenance(&mut self, now: Timestamp) {
         if self.exempt_check_at.is_some_and(|at| at <= now) {
             self.remove_exempt_bans(now);
@@ -231,10 +231,10 @@ impl BanController {
         self.metrics().update(self.observer.engine().tracked(), self.observer.engine().counters());
     }
 
-    /// Removes bans of targets that are exempt by now. The kernel lets them pass in any case; but such a ban would mislead
-    /// readers of the set, and would be back in force when the exemption ends.
+    /// Removes bans of targets that have become exempt. The kernel accepts their packets in any case, but a leftover
+    /// ban would mislead readers of the set and take effect again when the exemption ends.
     fn remove_exempt_bans(&mut self, now: Timestamp) {
-        // From the engine first, so that a table that has to be repaired is filled without them.
+        // Removed from the engine first, so that a table repair does not restore them.
         let exempt = self.observer.lift_exempt(EXEMPT_PER_ROUND);
         self.exempt_check_at = (exempt.len() == EXEMPT_PER_ROUND).then(|| now.after(EXEMPT_ROUND_DELAY));
         let targets: Vec<_> = exempt.iter().map(|(target, _)| *target).collect();
@@ -254,7 +254,7 @@ impl BanController {
         self.reporter.emit(EventKind::Started);
     }
 
-    /// Has the kernel block nothing by itself while no sensor reviews it.
+    /// Stops the kernel's own blocking, because no sensor reviews it from now on.
     pub(super) fn stop(&mut self) {
         self.enforcement.stop(&self.reporter);
     }
@@ -267,19 +267,21 @@ impl BanController {
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.host_changed(&mut scope);
         if more_exempt {
-            // The trap may have caught one of them just before.
+            // The trap may have blocked one of the newly exempt sources just before.
             enforcement.trap().check_soon(now);
             self.exempt_check_at = Some(now);
         }
     }
 
-    /// Ends the bans of guests whose bridge ports are gone: the next one may get their addresses.
+    /// Ends the bans of guests whose bridge ports are gone, because the next guest may get their addresses.
     fn lift_guest_bans(&mut self, departed: &[BanTarget]) {
         for target in departed {
             match self.unblock(&[*target]) {
                 Ok(unblocked) if unblocked.is_empty() => {}
                 Ok(_) => self.reporter.emit_unblocked(*target, "portsentry, because its port of the bridge is gone"),
-                Err(error) => self.reporter.error(format!("the ban of {target}, whose port is gone, stays: {error}")),
+                Err(error) => self.reporter.error(format!(
+                    "the ban of {target} could not be removed after its bridge port disappeared, and stays: {error}"
+                )),
             }
         }
     }
@@ -298,7 +300,7 @@ impl BanController {
         enforcement.end_trial(&scope);
     }
 
-    /// The services of this host have come up after a boot.
+    /// Called when the services of this host have started after a boot.
     pub(super) fn end_settling(&mut self, now: Timestamp) {
         self.observer.engine_mut().end_settling();
         let (enforcement, scope) = self.enforcement(now);
@@ -308,7 +310,7 @@ impl BanController {
 
 /// Reconciliation of the kernel with the engine.
 impl BanController {
-    /// Takes over bans that the kernel holds and that this run did not make.
+    /// Adopts bans that the kernel holds and that an earlier run or another program made.
     pub(super) fn adopt(&mut self, now: Timestamp, bans: &[ActiveBan]) {
         bans.iter().for_each(|ban| self.observer.engine_mut().adopt(now, ban));
         if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_))) {
@@ -319,8 +321,8 @@ impl BanController {
         }
     }
 
-    /// Removes from the kernel's sets those of `elements`, which came with a ruleset that `by` loaded, that are no bans, and gives the
-    /// others the time that they have left.
+    /// Reviews `elements`, which came with a ruleset that `by` loaded. Elements that are no bans are removed from the
+    /// kernel's sets; the others get the remaining time of their bans.
     pub(super) fn review_loaded(&mut self, now: Timestamp, elements: &[BanTarget], by: &str) {
         let engine = self.observer.engine();
         let bans = elements.iter().filter_map(|target| engine.standing_of(now, *target));
@@ -337,14 +339,14 @@ impl BanController {
             },
         );
         self.reporter.note(format!(
-            "{by} loaded a ruleset with elements of table inet portsentry: {} are bans and keep the time that they have left, {} \
-             are not and were removed; docs/interoperability.md says how to save a ruleset without them",
+            "{by} loaded a ruleset with elements of table inet portsentry: {} are bans and keep their remaining time, {} \
+             are not bans and were removed; to save a ruleset without them, see docs/interoperability.md",
             bans.len(),
             stale.len()
         ));
     }
 
-    /// Replaces elements that another program added with host bits, and that match no packet.
+    /// Replaces elements that another program added with host bits. Such elements match no packet.
     pub(super) fn mask_elements(&mut self, now: Timestamp, elements: &[(BanTarget, Expiry)]) {
         let wrong: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
         let masked: Vec<_> = elements.iter().map(|(target, expiry)| (target.masked(), *expiry)).collect();
@@ -357,15 +359,16 @@ impl BanController {
         self.adopt(now, &bans);
     }
 
-    /// Adds bans to the engine and to these backends, for the time that is left.
+    /// Adds bans to the engine and to `backends`, each for its remaining time.
     pub(super) fn restore(&mut self, now: Timestamp, bans: &[ActiveBan], backends: &[Backend]) {
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.restore(&mut scope, bans, backends);
         self.adopt(now, bans);
     }
 
-    /// Some of the bans that should be in force, others each time, for a comparison with the kernel; and which of the targets
-    /// in `again` and `routes_again`, missing at the last comparison, still should be.
+    /// Returns a sample of the bans that should be in force, for a comparison with the kernel; each call samples other
+    /// bans. Also returns which targets of `again` and `routes_again`, missing at the last comparison, should still be
+    /// banned.
     pub(super) fn sample(
         &mut self,
         now: Timestamp,
@@ -384,9 +387,10 @@ impl BanController {
         Sample { fresh, again, routes, routes_again }
     }
 
-    /// Ends the ban of `target`, whose route was deleted: like a deleted element, that is how an administrator unblocks.
+    /// Ends the ban of `target`, whose route was deleted. Deleting the route is an unblock request, like deleting an
+    /// element.
     pub(super) fn route_removed(&mut self, now: Timestamp, target: BanTarget) {
-        // Another route may have taken its place, or the same one again.
+        // The route may have been replaced or restored since the notification.
         if !self.observer.engine().is_blocked(now, target)
             || self.enforcement.blocker().missing(Backend::Route, &[target]) != [target]
         {
@@ -394,14 +398,16 @@ impl BanController {
         }
         match self.unblock(&[target]) {
             Ok(_) => self.reporter.emit_unblocked(target, "a program that deleted its route"),
-            Err(error) => self.reporter.error(format!("the ban of {target}, whose route is gone, stays: {error}")),
+            Err(error) => self.reporter.error(format!(
+                "the ban of {target} could not be removed after its route was deleted, and stays: {error}"
+            )),
         }
     }
 }
 
-/// Bans that begin and end without a packet.
+/// Bans that start or end without a packet.
 impl BanController {
-    /// Blocks `target` because an operator asked for it.
+    /// Blocks `target` on the request of an operator.
     pub(super) fn block(&mut self, now: Timestamp, target: BanTarget, expiry: Expiry) -> Result<(), String> {
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.block_by_hand(&mut scope, BanContext::by_hand(target, expiry, SystemTime::now()))?;
@@ -409,7 +415,7 @@ impl BanController {
         Ok(())
     }
 
-    /// Ends the bans of `targets`; which of them were blocked.
+    /// Ends the bans of `targets`; returns the targets that were blocked.
     pub(super) fn unblock(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, String> {
         let mut unblocked = Vec::new();
         let targets = &self.with_links(targets)[..];
@@ -423,7 +429,7 @@ impl BanController {
         Ok(unblocked)
     }
 
-    /// These targets and, of link-local addresses that are named without a link, their bans on each link.
+    /// Returns `targets`, and for each link-local address without a link also its bans on every link.
     fn with_links(&self, targets: &[BanTarget]) -> Vec<BanTarget> {
         let mut all = targets.to_vec();
         let links = self.observer.engine().bans().map(|ban| ban.target);
@@ -432,7 +438,7 @@ impl BanController {
         all
     }
 
-    /// Ends all bans; which there were.
+    /// Ends all bans; returns their targets.
     pub(super) fn unblock_all(&mut self) -> Result<Vec<BanTarget>, String> {
         let targets: Vec<BanTarget> = self.observer.engine().bans().map(|ban| ban.target).collect();
         match self.enforcement.blocker().change_sets(|nft| nft.lift(&targets)) {
@@ -440,7 +446,7 @@ impl BanController {
             Err(error) => return Err(error.to_string()),
         }
         self.enforcement.release(&targets, &self.reporter);
-        // One by one: each takes its strike back, as where it is named.
+        // One at a time, so that each also takes back its strike, as a single unblock does.
         for target in &targets {
             self.observer.lift(*target);
         }

@@ -7,17 +7,17 @@ use crate::types::Timestamp;
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Drops of the present capture and of those before it.
+/// Drops of the current capture and of earlier ones.
 #[derive(Debug, Default)]
 pub(super) struct DropCounter {
     read_at: Timestamp,
-    /// The counter of the present capture when it was read last.
+    /// Value of the current capture's counter at the last reading.
     last: u32,
     unreported: u64,
 }
 
 impl DropCounter {
-    /// Packets dropped since the last report, if there are any; read once per [`REPORT_INTERVAL`].
+    /// Returns the packets dropped since the last report, if any; reads the counter once per [`REPORT_INTERVAL`].
     pub(super) fn due(&mut self, now: Timestamp, live: &mut Live) -> Option<u64> {
         if now.since(self.read_at) < REPORT_INTERVAL {
             return None;

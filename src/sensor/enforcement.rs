@@ -18,7 +18,7 @@ use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
 use crate::wire::Packet;
 
-/// Retries of refused bans between two batches.
+/// Retries of refused bans per maintenance round.
 const RETRIES_PER_ROUND: usize = 16;
 
 pub(super) struct Enforcement {
@@ -94,12 +94,12 @@ impl Enforcement {
         self.pending.awaits_command(target)
     }
 
-    /// The ban of `target` that waited for its command, which has ended.
+    /// Removes and returns the ban of `target`, whose command has ended.
     pub(super) fn command_ended(&mut self, target: BanTarget) -> Option<(Ban, SystemTime)> {
         self.pending.command_ended(target)
     }
 
-    /// Blocks `bans` with every inline backend; which of them were refused, and why.
+    /// Blocks `bans` with every inline backend; returns the refused ones with their reasons.
     pub(super) fn apply(&mut self, scope: &mut Scope<'_>, bans: &[BanContext]) -> Vec<Refused> {
         if bans.is_empty() {
             return Vec::new();
@@ -112,7 +112,8 @@ impl Enforcement {
         self.with_table(scope, backend, targets, |blocker| blocker.block(backend, bans, now))
     }
 
-    /// Has `attempt` made with `backend`, once more after a repair where the table was gone; which of `targets` were refused.
+    /// Runs `attempt` with `backend`, and once more after a repair if the table was missing; returns the refused
+    /// targets.
     fn with_table(
         &mut self,
         scope: &mut Scope<'_>,
@@ -128,7 +129,7 @@ impl Enforcement {
             .unwrap_or_else(|Gone| Refused::all(backend, targets, &BlockError::Gone))
     }
 
-    /// Reports how `ban` fared with every inline backend, schedules retries, and queues it for the slow backends.
+    /// Reports the result of `ban` for every inline backend, schedules retries, and queues it for the slow backends.
     pub(super) fn commit(
         &mut self,
         scope: &mut Scope<'_>,
@@ -176,7 +177,7 @@ impl Enforcement {
         }
         let refused = self.apply(scope, &[ban]);
         let queued = self.blocker.queue(ban, scope.now).is_empty() && self.blocker.has_slow_backends();
-        // In force with one backend is in force.
+        // One backend that enforces the ban is sufficient.
         if let Some(first) = refused.first()
             && refused.len() == self.blocker.inline().count()
             && !queued
@@ -190,7 +191,8 @@ impl Enforcement {
         Ok(())
     }
 
-    /// Ends the bans of prefixes inside `target`: its set holds no overlapping intervals, so its ban has replaced them.
+    /// Ends the bans of prefixes inside `target`. The set cannot hold overlapping intervals, so the wider ban has
+    /// replaced them.
     fn replace_inner_bans(&self, scope: &mut Scope<'_>, target: BanTarget) {
         let (BanTarget::Prefix(outer), true) = (target, self.blocker.nft.is_some()) else { return };
         let is_inside = |inner: &BanTarget| match inner {
@@ -204,7 +206,7 @@ impl Enforcement {
         }
     }
 
-    /// Ends the bans of `targets` everywhere but in the engine and in the sets of nftables.
+    /// Ends the bans of `targets` in all backends except the engine and the nftables sets.
     pub(super) fn release(&mut self, targets: &[BanTarget], reporter: &Reporter) {
         self.forget_probes(targets, reporter);
         self.pending.remove(targets);
@@ -219,7 +221,7 @@ impl Enforcement {
     }
 }
 
-/// Work that is due beside packets.
+/// Maintenance between batches.
 impl Enforcement {
     /// When [`Enforcement::run_maintenance`] has something to do.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
@@ -275,7 +277,7 @@ impl Enforcement {
         }
     }
 
-    /// Has the kernel block nothing by itself while no sensor reviews it.
+    /// Stops the kernel's own blocking, because no sensor reviews it from now on.
     pub(super) fn stop(&mut self, reporter: &Reporter) {
         self.own_sources.clear(&mut self.blocker, reporter);
         self.trap.stop(&mut self.blocker, reporter);
@@ -288,15 +290,17 @@ impl Enforcement {
         self.arm_trap(scope);
     }
 
-    /// Updates the kernel's allow-list from the host's, and keeps routes clear of it. The `update` is [`Nft::protect`], which
-    /// replaces the list whatever others made of it, or [`Nft::follow_protected`], which sends the difference.
+    /// Updates the kernel's allow-list from the host's, and removes routes that conflict with it. `update` is
+    /// [`Nft::protect`], which replaces the list even if another process changed it, or [`Nft::follow_protected`],
+    /// which sends the difference.
     fn update_allow_list(&mut self, scope: &mut Scope<'_>, update: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>) {
         for target in self.blocker.keep_reachable(scope.observer.host()) {
-            let text = format!("the route that blocked {target} was removed: it would cut off protected addresses");
+            let text =
+                format!("the route that blocked {target} was removed because it would cut off protected addresses");
             scope.reporter.note(text);
         }
         let allowed = scope.observer.allowed();
-        self.change_sets(scope, "the kernel's allow-list could not be set", |nft| update(nft, &allowed));
+        self.change_sets(scope, "the kernel's allow-list could not be updated", |nft| update(nft, &allowed));
     }
 
     pub(super) fn restore_allow_list(&mut self, scope: &mut Scope<'_>) {
@@ -310,7 +314,7 @@ impl Enforcement {
         self.trap.pause(&mut self.blocker, scope.reporter);
     }
 
-    /// Blocks again. What was probed meanwhile is no evidence for a ban.
+    /// Resumes blocking. Probes seen during the trial are not evidence for a ban.
     pub(super) fn end_trial(&mut self, scope: &Scope<'_>) {
         self.blocker.suspended = false;
         self.trap.forget_coverage(scope.reporter);
@@ -328,7 +332,7 @@ impl Enforcement {
         self.release(&waiting, scope.reporter);
     }
 
-    /// Blocks no source from now on.
+    /// Disables blocking for the rest of the run.
     pub(super) fn log_only(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
         self.guard_own_sources(scope);
@@ -336,19 +340,19 @@ impl Enforcement {
         self.arm_trap(scope);
     }
 
-    /// Gives the table other rules; its sets keep their elements.
+    /// Replaces the rules of the table; its sets keep their elements.
     pub(super) fn replace_ruleset(&mut self, scope: &Scope<'_>, wanted: RulesetSpec) {
         match self.blocker.nft.as_mut().map(|backend| backend.replace_rules(wanted)) {
-            Some(Ok(())) => scope.reporter.note("table inet portsentry has the rules of the new settings"),
+            Some(Ok(())) => scope.reporter.note("table inet portsentry now has the rules of the new configuration"),
             None => {}
             Some(Err(error)) => {
-                scope.reporter.error(format!("the rules of the new settings could not be laid: {error}"))
+                scope.reporter.error(format!("the rules of the new configuration could not be installed: {error}"))
             }
         }
         self.start_trap(scope);
     }
 
-    /// Has connections to decoys tracked or not.
+    /// Enables or disables connection tracking for connections to decoys.
     pub(super) fn track_decoys(&mut self, scope: &Scope<'_>, max_new_tracked: Option<u32>) {
         let Some(backend) = &mut self.blocker.nft else { return };
         let Some(decoys) = &mut backend.spec.decoys else { return };
@@ -359,13 +363,13 @@ impl Enforcement {
         self.reset_trap(scope);
     }
 
-    /// Arms the trap, which counts from zero: the sensor may not have seen what was counted before, or judges it otherwise.
+    /// Arms the trap with empty counters: the sensor may have missed the earlier probes, or judges them differently.
     fn start_trap(&mut self, scope: &Scope<'_>) {
         TrapControl::forget_all_probes(&mut self.blocker);
         self.reset_trap(scope);
     }
 
-    /// Arms the trap again, whatever others made it watch.
+    /// Sets the ports of the trap again after another process changed them.
     pub(super) fn reset_trap(&mut self, scope: &Scope<'_>) {
         self.own_sources.forget();
         self.guard_own_sources(scope);
@@ -391,14 +395,14 @@ impl Enforcement {
                 None => scope.reporter.emit(EventKind::Restored { bans: bans.len(), way: backend }),
                 Some(error) => {
                     let name = backend.name();
-                    scope.reporter.error(format!("bans could not be put back from the ledger ({name}): {error}"));
+                    scope.reporter.error(format!("bans of the ledger could not be restored ({name}): {error}"));
                 }
             }
         }
     }
 
-    /// Puts bans back that `backend` lost without a notification. The kernel is asked once more, because the comparison was a
-    /// moment ago; a missing table is repaired as a whole.
+    /// Restores bans that `backend` lost without a notification. The kernel is queried again, because it may have
+    /// changed since the comparison. A missing table is repaired as a whole.
     pub(super) fn repair(&mut self, scope: &mut Scope<'_>, backend: Backend, targets: &[BanTarget]) {
         let missing = self.blocker.missing(backend, targets).into_iter();
         let missing = missing.filter(|target| !self.pending.awaits_command(*target));
@@ -414,11 +418,11 @@ impl Enforcement {
             scope.reporter.emit(EventKind::Repaired { bans: repaired, way: backend });
         }
         if let Some(error) = summary(&refused) {
-            let what = match backend {
-                Backend::Route => "a route that was gone could not be laid again",
-                _ => "bans that the kernel had lost could not be put back",
+            let failure = match backend {
+                Backend::Route => "a missing route could not be installed again",
+                _ => "bans missing in the kernel could not be restored",
             };
-            scope.reporter.error(format!("{what}: {error}"));
+            scope.reporter.error(format!("{failure}: {error}"));
         }
     }
 
@@ -444,7 +448,8 @@ impl Enforcement {
         }
     }
 
-    /// Applies `change` to the sets of nftables. A missing table is repaired as a whole; other errors are logged after `failure`.
+    /// Applies `change` to the nftables sets. A missing table is repaired as a whole; any other error is logged,
+    /// prefixed with `failure`.
     pub(super) fn change_sets(
         &mut self,
         scope: &mut Scope<'_>,

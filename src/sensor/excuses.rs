@@ -1,6 +1,6 @@
-//! Remembers packets that the kernel's trap may have counted and the sensor found to be no probes: their port turned out to
-//! be in use, or the kernel drops them later. Bounded: of two sources that share a place the later one
-//! keeps it, and the ban of the other is shortened instead of lifted.
+//! Remembers packets that the kernel's trap may have counted but that the sensor found to be no probes, because their
+//! port is in use or the kernel drops them later. The table is bounded: if two sources share a slot, the later one
+//! keeps it, and the ban of the other is shortened instead of removed.
 
 use std::hash::{Hash as _, Hasher as _};
 use std::time::Duration;
@@ -10,13 +10,13 @@ use siphasher::sip::SipHasher13;
 use crate::engine::HashKey;
 use crate::types::{BanTarget, Protocol, Timestamp};
 
-/// Sources at one time. The trap bans few at once.
+/// Maximum number of sources. The trap bans few sources at one time.
 const PLACES: usize = 1_024;
 
-/// Ports of one source, as many as the trap can be told to forgive and one more.
+/// Maximum number of ports per source: one more than the trap can be configured to forgive.
 const PORTS: usize = 16;
 
-/// Twice as long as the sensor takes to review what the trap caught.
+/// Lifetime of an acquittal: twice the time that the sensor takes to review the trap's bans.
 const ACQUITTED_FOR: Duration = Duration::from_secs(6);
 
 pub(super) struct Excuses {
@@ -24,12 +24,12 @@ pub(super) struct Excuses {
     places: Box<[Option<Excused>]>,
 }
 
-/// What is no evidence against a source.
+/// Evidence against one source that does not count.
 #[derive(Clone, Copy)]
 struct Excused {
     target: BanTarget,
     last: Timestamp,
-    /// The sensor's own verdict was refuted then.
+    /// Time at which the sensor's own verdict was refuted.
     acquitted: Option<Timestamp>,
     ports: [Option<(Protocol, u16)>; PORTS],
 }
@@ -39,7 +39,7 @@ impl Excuses {
         Self { secret, places: vec![None; PLACES].into() }
     }
 
-    /// Notes that a packet of `target` to this port is no probe.
+    /// Records that a packet of `target` to `port` is no probe.
     pub(super) fn add(&mut self, now: Timestamp, target: BanTarget, port: (Protocol, u16)) {
         let Some(excused) = self.entry(now, target) else { return };
         if !excused.ports.contains(&Some(port))
@@ -49,14 +49,15 @@ impl Excuses {
         }
     }
 
-    /// Notes that the sensor's own verdict on `target` was refuted.
+    /// Records that the sensor's own verdict on `target` was refuted.
     pub(super) fn acquit(&mut self, now: Timestamp, target: BanTarget) {
         if let Some(excused) = self.entry(now, target) {
             excused.acquitted = Some(now);
         }
     }
 
-    /// True where that was a moment ago, when the trap may have banned it for the same packets.
+    /// True if the verdict was refuted within [`ACQUITTED_FOR`], so that the trap may have banned the source for the
+    /// same packets.
     pub(super) fn is_acquitted(&self, now: Timestamp, target: BanTarget) -> bool {
         let acquitted = self.get(target).and_then(|excused| excused.acquitted);
         acquitted.is_some_and(|at| now.since(at) <= ACQUITTED_FOR)
@@ -77,7 +78,7 @@ impl Excuses {
         place.as_ref().filter(|excused| excused.target == target)
     }
 
-    /// The ports that `target` is excused for since `window` ago.
+    /// Returns the excused ports of `target` if the last one is at most `window` old.
     pub(super) fn ports(
         &self,
         now: Timestamp,

@@ -22,7 +22,7 @@ pub(super) fn host() -> Host {
     Host::new(Local::Addresses([HERE.into()].into()))
 }
 
-/// An engine for which the first probe is enough for a ban.
+/// An engine that bans on the first probe.
 pub(super) fn engine() -> Engine {
     Engine::new(Settings { scan_trigger: 0, ..builtin() }, HashKey(1, 2))
 }

@@ -1,15 +1,15 @@
-//! Bans of guests on this host's bridges: containers and virtual machines. Such a ban ends when the guest's port of the bridge
-//! is deleted, because the next guest may get the same address.
+//! Tracks bans of guests on this host's bridges: containers and virtual machines. Such a ban ends when the bridge port
+//! of the guest is deleted, because the next guest may get the same address.
 
 use std::collections::VecDeque;
 
 use crate::engine::{Ban, Host};
 use crate::types::BanTarget;
 
-/// The maximum number of bans that are followed. Of more the oldest last until their expiry.
+/// Maximum number of tracked bans. If there are more, the oldest ones last until their expiry.
 const MAX_FOLLOWED: usize = 1_024;
 
-/// The bans, each with the index of the bridge port that its deciding packet came in on; the oldest first.
+/// The bans, each with the interface index of the bridge port on which its last probe arrived; oldest first.
 pub(super) struct GuestBans(VecDeque<(BanTarget, u32)>);
 
 impl Default for GuestBans {
@@ -19,8 +19,8 @@ impl Default for GuestBans {
 }
 
 impl GuestBans {
-    /// Follows `ban`, whose deciding packet came in on `interface`, if that is a port of a bridge and the source is on a
-    /// network of this host: what a router sends in through a bridge is no guest.
+    /// Tracks `ban` if its last probe arrived on a bridge port (`interface`) and the source is on a network of this
+    /// host. Traffic that a router sends through a bridge does not come from a guest.
     pub(super) fn note(&mut self, ban: &Ban, interface: u32, host: &Host) {
         let source = ban.probe.observation.source;
         let is_port = host.bridge_ports.iter().any(|(port, _)| *port == interface);
@@ -33,7 +33,7 @@ impl GuestBans {
         self.0.push_back((ban.probe.target, interface));
     }
 
-    /// The targets whose ports are none any more on `host`; they are no longer followed.
+    /// Returns the targets whose bridge ports no longer exist on `host`, and stops tracking them.
     pub(super) fn departed(&mut self, host: &Host) -> Vec<BanTarget> {
         let is_there = |(_, port): &(BanTarget, u32)| host.bridge_ports.iter().any(|(known, _)| known == port);
         let departed = self.0.iter().filter(|ban| !is_there(ban)).map(|(target, _)| *target).collect();

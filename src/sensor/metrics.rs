@@ -1,5 +1,5 @@
-//! Counters and gauges of the sensor. Each has one writing thread; readers wait for nothing and may see one metric a little
-//! older than another.
+//! Counters and gauges of the sensor. Each has one writing thread; readers take no lock, and may see one metric
+//! slightly older than another.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use crate::engine::{Class, Counters, Grade};
 use crate::types::Backend;
 
-/// Upper bounds of the buckets of reaction times, in microseconds; one more bucket holds what is longer.
+/// Upper bounds of the reaction-time buckets in microseconds; an additional last bucket holds longer times.
 pub const REACTIONS: [u64; 10] = [50, 100, 200, 300, 500, 1_000, 2_500, 10_000, 100_000, 1_000_000];
 
 /// A counter or gauge.
@@ -18,7 +18,7 @@ pub struct Metric(AtomicU64);
 
 impl Metric {
     pub(super) fn add(&self, more: u64) {
-        // With one writer the packet path needs no locked instruction.
+        // With a single writer no locked instruction is needed.
         self.set(self.get().wrapping_add(more));
     }
 
@@ -33,7 +33,7 @@ impl Metric {
     }
 }
 
-/// What the sensor counts since its start.
+/// Metrics of the sensor since its start.
 #[derive(Debug, Default)]
 pub struct SensorMetrics {
     /// Frames that came through the BPF filter.
@@ -55,44 +55,44 @@ pub struct SensorMetrics {
     probes_of: [Metric; Class::ALL.len()],
     bans: [[[Metric; Grade::ALL.len()]; Class::ALL.len()]; Backend::ALL.len()],
     failures: [Metric; Backend::ALL.len()],
-    /// Bans above the ceilings, which are short.
+    /// Bans shortened because a ceiling was reached.
     pub capped: Metric,
-    /// Sources that were not banned, because of the ceilings.
+    /// Sources not banned because a ceiling was reached.
     pub withheld: Metric,
     /// Sources evicted from the full source table.
     pub evicted: Metric,
     /// Look-ups in the kernel's socket table.
     pub lookups: Metric,
-    /// Gauge: bans that the last comparison with the kernel missed there.
+    /// Gauge: bans that were missing in the kernel at the last comparison.
     pub missing: Metric,
     /// Bans that were missing in the kernel and were put back.
     pub repaired: Metric,
-    /// Missing lines of hosts.deny that were written again. Written by the thread of the slow backends.
+    /// Missing hosts.deny lines that were written again. Written by the slow-backends thread.
     pub relined: Metric,
-    /// Gauge: TCP ports whose connections the kernel leads to the decoys' listener.
+    /// Gauge: TCP ports whose connections the kernel redirects to the decoy listener.
     pub decoy_ports: Metric,
-    /// SYNs that the kernel led to that listener, and those that it answered.
+    /// SYNs redirected to the decoy listener, and SYNs that it answered.
     pub decoy_syns: Metric,
     pub decoy_answers: Metric,
     /// Gauge: TCP ports that the kernel's trap watches.
     pub trapped: Metric,
     /// Gauge: UDP ports that the kernel's trap watches.
     pub trapped_udp: Metric,
-    /// Gauge: ports that have left the trap, while that is more than a quarter of them; otherwise 0.
+    /// Gauge: ports lost by the trap, if more than a quarter of them; otherwise 0.
     pub trap_lost: Metric,
-    /// Gauge: probed ports of sources that the trap remembers.
+    /// Gauge: probed ports in the trap's sets.
     pub trap_touched: Metric,
-    /// Gauge: sources that the trap remembers.
+    /// Gauge: sources in the trap's sets.
     pub trap_suspects: Metric,
-    /// Sources that the trap blocked and the sensor as well.
+    /// Sources blocked by the trap and by the sensor as well.
     pub trap_caught: Metric,
-    /// Sources that the trap blocked and the sensor unblocked.
+    /// Sources blocked by the trap and unblocked by the sensor.
     pub trap_let_go: Metric,
     /// SYNs of held sources that the kernel dropped.
     pub held: Metric,
-    /// Packets whose source the kernel did not hold because a set was full.
+    /// Packets whose source was not held because a set was full.
     pub hold_full: Metric,
-    /// Sources that the trap blocked and whose bans the sensor made short.
+    /// Sources blocked by the trap whose bans the sensor shortened.
     pub trap_shortened: Metric,
     /// Heartbeats answered, for the watchdog.
     pub beats: Metric,
@@ -102,12 +102,12 @@ pub struct SensorMetrics {
     reaction_sum: Metric,
 }
 
-/// A histogram of reaction times.
+/// A snapshot of the reaction-time histogram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Read {
-    /// Number of reaction times in each bucket.
+    /// Number of reaction times per bucket.
     pub counts: [u64; REACTIONS.len() + 1],
-    /// Their sum in microseconds.
+    /// Sum of the reaction times in microseconds.
     pub sum: u64,
 }
 
@@ -124,12 +124,12 @@ impl SensorMetrics {
         self.lookups.set(counters.lookups);
     }
 
-    /// Counts missing lines of hosts.deny that were written again.
+    /// Counts missing hosts.deny lines that were written again.
     pub fn restored_lines(&self, lines: u64) {
         self.relined.add(lines);
     }
 
-    /// Bans that were missing with any backend and were put back.
+    /// Bans that were missing in any backend and were restored.
     #[must_use]
     pub fn put_back(&self) -> u64 {
         self.repaired.get() + self.relined.get()
@@ -145,39 +145,39 @@ impl SensorMetrics {
         of_class(&self.probes_of, class).map_or(0, Metric::get)
     }
 
-    /// Counts a ban that came into force. One thread per backend.
-    pub fn blocked(&self, way: Backend, class: Class, grade: Grade) {
-        increment(self.bans_metric(way, class, grade));
+    /// Counts a ban that came into force. Only the thread of `backend` may call this.
+    pub fn blocked(&self, backend: Backend, class: Class, grade: Grade) {
+        increment(self.bans_metric(backend, class, grade));
     }
 
-    fn bans_metric(&self, way: Backend, class: Class, grade: Grade) -> Option<&Metric> {
-        of_class(self.bans.get(way as usize)?, class)?.get(grade as usize)
+    fn bans_metric(&self, backend: Backend, class: Class, grade: Grade) -> Option<&Metric> {
+        of_class(self.bans.get(backend as usize)?, class)?.get(grade as usize)
     }
 
-    /// Bans on evidence of this class and grade that came into force with this backend.
+    /// Bans that came into force with `backend` on evidence of this class and grade.
     #[must_use]
-    pub fn bans_by(&self, way: Backend, class: Class, grade: Grade) -> u64 {
-        self.bans_metric(way, class, grade).map_or(0, Metric::get)
+    pub fn bans_by(&self, backend: Backend, class: Class, grade: Grade) -> u64 {
+        self.bans_metric(backend, class, grade).map_or(0, Metric::get)
     }
 
-    /// Bans that came into force, counted once for each backend.
+    /// Bans that came into force, counted once per backend.
     #[must_use]
     pub fn bans(&self) -> u64 {
         self.bans.iter().flatten().flatten().map(Metric::get).sum()
     }
 
-    /// Counts a ban that a backend refused. One thread per backend.
-    pub fn failed(&self, way: Backend) {
-        increment(self.failures.get(way as usize));
+    /// Counts a ban that `backend` refused. Only the thread of `backend` may call this.
+    pub fn failed(&self, backend: Backend) {
+        increment(self.failures.get(backend as usize));
     }
 
-    /// Bans that this backend refused.
+    /// Bans that `backend` refused.
     #[must_use]
-    pub fn failed_by(&self, way: Backend) -> u64 {
-        self.failures.get(way as usize).map_or(0, Metric::get)
+    pub fn failed_by(&self, backend: Backend) -> u64 {
+        self.failures.get(backend as usize).map_or(0, Metric::get)
     }
 
-    /// Records the time from the capture of a packet to the ban on it.
+    /// Records the time from the capture of a packet to its ban.
     pub(super) fn reacted(&self, reaction: Duration) {
         let micros = u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX);
         let bucket = REACTIONS.iter().position(|bound| micros <= *bound).unwrap_or(REACTIONS.len());

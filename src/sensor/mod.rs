@@ -1,5 +1,5 @@
-//! The sensor thread: frames -> observe -> decide -> apply -> commit, with nothing between a packet and its ban. It takes
-//! commands from its inbox and puts events into a bounded queue; it waits for packets only.
+//! The sensor thread: frames -> observe -> decide -> apply -> commit, with no blocking work between a packet and its
+//! ban. It waits for packets, takes commands from its inbox and puts events into a bounded queue.
 
 mod batch;
 mod batching;
@@ -50,17 +50,17 @@ use observer::Observer;
 pub use port_lookup::KernelPorts;
 use reporter::Reporter;
 
-/// How long the decoys are left alone after an accept failed, mostly for lack of file descriptors. Trying again at once would
-/// keep a core busy.
+/// Pause of the decoys after a failed accept, which is mostly a lack of file descriptors. An immediate retry would keep
+/// a core busy.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The longest time that events wait for their reader to be woken while packets keep coming.
+/// Maximum time until the event reader is woken while packets keep arriving.
 const WAKE_DELAY: Duration = Duration::from_millis(2);
 
-/// The shortest wait for something that is due.
+/// Minimum poll timeout for maintenance that is due.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 
-/// Why the sensor ended without [`SensorCommand::Stop`].
+/// Reason why the sensor ended without [`SensorCommand::Stop`].
 #[derive(Debug, thiserror::Error)]
 pub enum SensorError {
     /// The capture failed.
@@ -71,17 +71,17 @@ pub enum SensorError {
     Poll(#[from] Errno),
 }
 
-/// What is ready beside the frames, which are always looked for.
+/// Ready file descriptors. Frames are read in any case.
 struct Ready {
     commands: bool,
     decoys: bool,
 }
 
-/// The sensor thread's state.
+/// State of the sensor thread.
 pub struct Sensor {
     live: Live,
     decoys: Decoys,
-    /// Until when the decoys are left alone.
+    /// End of the pause of the decoys.
     accept_retry_at: Option<Timestamp>,
     controller: BanController,
     inbox: Inbox,
@@ -89,12 +89,12 @@ pub struct Sensor {
     start: Timestamp,
     drop_counter: DropCounter,
     batching: Batching,
-    /// When the reader of the events had been woken for all of them.
+    /// Time at which the event reader was last woken.
     last_flush: Timestamp,
 }
 
 impl Sensor {
-    /// Assembles the sensor. The capture is running already, and the decoys listen.
+    /// Assembles the sensor. The capture must be running and the decoys must be listening.
     #[must_use]
     #[expect(clippy::too_many_arguments, reason = "the daemon opens each of them by itself")]
     pub fn new(
@@ -122,7 +122,7 @@ impl Sensor {
         }
     }
 
-    /// Only logs from the first packet on, until [`SensorCommand::EndTrial`].
+    /// Only logs, from the first packet until [`SensorCommand::EndTrial`].
     pub fn start_trial(&mut self) {
         let now = self.now();
         let (enforcement, mut scope) = self.controller.enforcement(now);
@@ -140,12 +140,12 @@ impl Sensor {
     fn process(&mut self) -> Result<(), SensorError> {
         let mut more_frames = false;
         loop {
-            // Only what is ready is read: each system call stands between a packet and its ban.
+            // Reads only ready descriptors, because each system call delays the next ban.
             let ready = self.wait(more_frames)?;
             if ready.commands && self.handle_commands()? {
                 return Ok(());
             }
-            // One batch of each, so that neither packets nor connections can delay the other.
+            // One batch of each, so that neither packets nor connections delay the other.
             let frames = self.process_frames()?;
             more_frames = frames == BATCH_SIZE;
             let now = self.now();
@@ -164,12 +164,12 @@ impl Sensor {
         }
     }
 
-    /// Time since the start.
+    /// Time since the start of the sensor.
     fn now(&self) -> Timestamp {
         Timestamp::at(boot_time().since(self.start))
     }
 
-    /// Waits until something is ready or due. With more frames in the ring buffer it only polls.
+    /// Waits until a descriptor is ready or maintenance is due. Only polls if the ring buffer holds more frames.
     fn wait(&mut self, more_frames: bool) -> Result<Ready, SensorError> {
         let now = self.now();
         self.accept_retry_at = self.accept_retry_at.filter(|at| *at > now);
@@ -181,11 +181,11 @@ impl Sensor {
             PollFd::new(&self.inbox, PollFlags::IN),
             PollFd::new(&self.decoys, decoys),
         ];
-        // Waking another thread takes longer than judging a packet, and so does a first access to memory: both are done while
-        // no packet is waiting, or when the events have waited for long enough.
+        // Waking another thread and touching cold memory take longer than judging a packet. Both are done while no
+        // packet is waiting, or once the events have waited for [`WAKE_DELAY`].
         let has_events = self.controller.reporter().has_pending();
         let hurry = more_frames || has_events;
-        // Polls with more frames, too, to learn of commands and decoys.
+        // Polls even with more frames, to notice commands and decoy connections.
         let busy = hurry && (is_ready(&mut fds, Some(Duration::ZERO))? || more_frames);
         if !has_events {
             self.last_flush = now;
@@ -222,8 +222,8 @@ impl Sensor {
     }
 
     fn replace_capture(&mut self, live: Live) -> Result<(), SensorError> {
-        // The old one still holds frames from before the new one was opened. Under a flood it is never empty, but holds no more
-        // than its ring buffer.
+        // The old capture still holds frames from before the new one was opened. Under a flood it never becomes empty,
+        // but it holds no more frames than its ring buffer.
         for _ in 0..Ring::MOST / BATCH_SIZE {
             if self.process_frames()? < BATCH_SIZE {
                 break;
@@ -234,7 +234,7 @@ impl Sensor {
         Ok(())
     }
 
-    /// Processes a batch of the frames that wait; how many there were.
+    /// Processes a batch of waiting frames; returns their number.
     fn process_frames(&mut self) -> Result<usize, SensorError> {
         let now = self.now();
         let link = self.live.link_type();
@@ -261,7 +261,7 @@ impl Sensor {
         controller.commit(now);
         if let Err(error) = accepted {
             self.accept_retry_at = Some(now.after(ACCEPT_RETRY_DELAY));
-            let text = format!("a decoy cannot accept a connection: {error}; it is tried again in a second");
+            let text = format!("a decoy cannot accept a connection: {error}; retrying in one second");
             controller.reporter().error(text);
         }
     }
@@ -274,7 +274,7 @@ impl Sensor {
     }
 }
 
-/// Polls `fds`, until `timeout` or without an end; true if one is ready.
+/// Polls `fds` until `timeout`, or without a limit; true if one is ready.
 fn is_ready(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<bool, Errno> {
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match poll(fds, timeout.as_ref()) {

@@ -1,4 +1,4 @@
-//! Observes packets: the engine, with the snapshot of the host and the socket look-up that its verdicts rest on.
+//! Observes packets: combines the engine with the host snapshot and the socket look-up that its verdicts depend on.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Observer {
         &mut self.engine
     }
 
-    /// Takes `target` for unblocked from now on; false if it was not blocked.
+    /// Marks `target` as not blocked; false if it was not blocked.
     pub(super) fn lift(&mut self, target: BanTarget) -> bool {
         self.engine.lift(target)
     }
@@ -44,7 +44,7 @@ impl Observer {
         self.engine.observe(now, packet, &self.host, &mut self.lookup)
     }
 
-    /// True where the kernel says that `packet`, which leaves from an own address, answers from a port in use.
+    /// True if the kernel confirms that `packet`, sent from an own address, answers from a port in use.
     pub(super) fn proves_port_use(&mut self, packet: &Packet) -> bool {
         let Transport::Tcp { source_port, destination_port, .. } = packet.transport else { return false };
         let own = SocketAddr::new(packet.source, source_port);
@@ -57,7 +57,7 @@ impl Observer {
         self.engine.observe_decoy(now, observation, &self.host, &mut self.lookup)
     }
 
-    /// The verdict on the next source that waited while this host settled.
+    /// Returns the verdict on the next source whose judgement was postponed until the end of settling.
     pub(super) fn judge_waiting(&mut self, now: Timestamp) -> Option<Verdict> {
         self.engine.judge_waiting(now, &self.host, &mut self.lookup)
     }
@@ -86,12 +86,12 @@ impl Observer {
         self.engine.explain(now, address, &self.host)
     }
 
-    /// Why `target` must not be blocked, if all of it is exempt.
+    /// Returns the protection of `target` if all of it is exempt.
     pub(super) fn exemption(&self, target: BanTarget) -> Option<Protection> {
         self.host.exemption(target)
     }
 
-    /// The banned targets in `network`, at most so many, and how many there are.
+    /// Returns at most `most` banned targets inside `network`, and their total number.
     pub(super) fn bans_in(&self, network: IpNet, most: usize) -> (Vec<BanTarget>, usize) {
         let is_inside = |target: &BanTarget| {
             IpNet::new(target.element(), target.prefix_len()).is_ok_and(|inner| network.contains(&inner))
@@ -102,7 +102,7 @@ impl Observer {
         (targets, inside().count())
     }
 
-    /// Removes from the engine bans of targets that are exempt by now, at most so many; which they were.
+    /// Removes bans of targets that have become exempt from the engine, at most `most`; returns the removed ones.
     pub(super) fn lift_exempt(&mut self, most: usize) -> Vec<(BanTarget, Protection)> {
         let exempt = |ban: ActiveBan| Some((ban.target, self.exemption(ban.target)?));
         let exempt: Vec<_> = self.engine.bans().filter_map(exempt).take(most).collect();

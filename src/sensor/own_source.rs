@@ -1,5 +1,6 @@
-//! Frames that come in from outside with a source address of this host's own. No neighbour sends them: they are forged, or come
-//! back by a loop. The kernel drops them at the interfaces that the snapshot of the host names (nft/portsentry-own-source.nft).
+//! Handles frames that arrive from outside with a source address of this host. No neighbour sends such frames: they are
+//! forged, or return through a network loop. The kernel drops them on the interfaces listed in the host snapshot
+//! (nft/portsentry-own-source.nft).
 
 use super::blocker::Blocker;
 use super::reporter::Reporter;
@@ -7,12 +8,12 @@ use crate::enforce::nft::BlockError;
 use crate::engine::Host;
 use crate::wire::{Delivery, Packet};
 
-/// Interfaces that are remembered as reported. Beyond them nothing is reported.
+/// Maximum number of interfaces that are reported.
 const MAX_REPORTED: usize = 64;
 
-/// Keeps the kernel's list of guarded interfaces current, and reports the first such frame of each.
+/// Updates the kernel's list of guarded interfaces, and reports the first such frame on each interface.
 pub(super) struct OwnSourceGuard {
-    /// What the kernel's set holds; `None` where that is not known, or there is no such set.
+    /// Contents of the kernel's set; `None` if unknown or if there is no such set.
     guarded: Option<Vec<u32>>,
     reported: Vec<u32>,
 }
@@ -24,19 +25,19 @@ impl Default for OwnSourceGuard {
 }
 
 impl OwnSourceGuard {
-    /// Has the next [`OwnSourceGuard::update`] fill the set, whatever it is believed to hold.
+    /// Makes the next [`OwnSourceGuard::update`] fill the set regardless of its last known contents.
     pub(super) fn forget(&mut self) {
         self.guarded = None;
     }
 
-    /// Has the kernel guard the interfaces that `host` names; none while nothing is to be enforced.
+    /// Makes the kernel guard the interfaces that `host` lists; none while enforcement is suspended.
     pub(super) fn update(&mut self, blocker: &mut Blocker, host: &Host, reporter: &Reporter) {
         let named = host.guarded.iter().map(|(index, _)| *index);
         let wanted: Vec<u32> = if blocker.suspended { Vec::new() } else { named.collect() };
         self.replace(wanted, blocker, reporter);
     }
 
-    /// Has the kernel guard no interface: nothing follows the host from now on.
+    /// Removes all guarded interfaces, because the list is not updated any more.
     pub(super) fn clear(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.replace(Vec::new(), blocker, reporter);
     }
@@ -49,15 +50,15 @@ impl OwnSourceGuard {
         self.guarded = None;
         match backend.nft.guard(&wanted) {
             Ok(()) => self.guarded = Some(wanted),
-            // Filled once the table is there again.
+            // The set is filled once the table has been created again.
             Err(BlockError::Gone) => {}
             Err(error) => reporter.error(format!(
-                "the interfaces at which frames with own source addresses are dropped could not be set: {error}"
+                "the list of interfaces on which frames with own source addresses are dropped could not be updated: {error}"
             )),
         }
     }
 
-    /// Reports the first frame of an interface that has addresses of this host as source and as destination.
+    /// Reports the first frame on an interface whose source and destination are both addresses of this host.
     pub(super) fn inspect(&mut self, packet: &Packet, host: &Host, reporter: &Reporter) {
         let interface = host.link(packet.interface);
         if packet.delivery != Delivery::Host
@@ -74,17 +75,20 @@ impl OwnSourceGuard {
         }
         self.reported.push(interface);
         let dropped = self.guarded.as_ref().is_some_and(|guarded| guarded.contains(&interface));
-        let fate =
-            if dropped { "the kernel drops them (chain own_source counts them)" } else { "they are no evidence" };
+        let fate = if dropped {
+            "the kernel drops them (chain own_source counts them)"
+        } else {
+            "they are not counted as evidence"
+        };
         reporter.error(format!(
-            "frames come in on {name} from {}, which is an address of this host: they are forged, or come back by a loop; \
-             {fate}. Where they are wanted, set net.ipv4.conf.{name}.accept_local = 1",
+            "frames arrive on {name} from {}, an address of this host: they are forged or return through a network loop; \
+             {fate}. If they are legitimate, set net.ipv4.conf.{name}.accept_local = 1",
             packet.source
         ));
     }
 }
 
-/// A neighbour on one link may have the address that this host has on another.
+/// A link-local address may belong to this host on one link and to a neighbour on another.
 fn is_link_local(packet: &Packet) -> bool {
     matches!(packet.source, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local())
 }

@@ -1,5 +1,5 @@
-//! Bans that the engine has decided and that are not in force yet: they wait for the command that has to run before them, or
-//! for another attempt of a backend that refused them.
+//! Keeps bans that the engine has decided but that are not in force yet: they wait for the command that must run first,
+//! or for a retry of a backend that refused them.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, SystemTime};
@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use crate::engine::Ban;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
-/// Bans that wait for a command at one time; above it they do not wait.
+/// Maximum number of bans that wait for a command. Further bans are applied without waiting.
 const MAX_AWAITING_COMMAND: usize = 4_096;
 
-/// Bans that wait for another attempt at one time. Above it the oldest are dropped; if their sources go on, they are judged
-/// again.
+/// Maximum number of bans that wait for a retry. Beyond it the oldest are dropped; their sources are judged again if
+/// they continue.
 const MAX_RETRIES: usize = 1_024;
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
@@ -23,14 +23,14 @@ pub(super) struct Retry {
     pub(super) ban: Ban,
     pub(super) seen: SystemTime,
     pub(super) backend: Backend,
-    /// The end of the ban; `None`: never.
+    /// End of the ban; `None` if it never expires.
     until: Option<Timestamp>,
     next: Timestamp,
     backoff: Duration,
 }
 
 impl Retry {
-    /// What is left of the ban; `None` if less than a second.
+    /// Remaining time of the ban; `None` if less than a second.
     pub(super) fn left(&self, now: Timestamp) -> Option<Expiry> {
         match self.until {
             None => Some(Expiry::Never),
@@ -50,7 +50,7 @@ impl PendingBans {
         self.awaiting_command.len() < MAX_AWAITING_COMMAND
     }
 
-    /// Keeps a ban until the command that was started for it has ended.
+    /// Keeps a ban until its command has ended.
     pub(super) fn await_command(&mut self, ban: Ban, seen: SystemTime) {
         self.awaiting_command.insert(ban.probe.target, (ban, seen));
     }
@@ -59,7 +59,7 @@ impl PendingBans {
         self.awaiting_command.contains_key(&target)
     }
 
-    /// The ban of `target` that waited for its command, which has ended.
+    /// Removes and returns the ban of `target`, whose command has ended.
     pub(super) fn command_ended(&mut self, target: BanTarget) -> Option<(Ban, SystemTime)> {
         self.awaiting_command.remove(&target)
     }
@@ -70,7 +70,7 @@ impl PendingBans {
         self.push(Retry { ban, seen, backend, until, next: now.after(FIRST_BACKOFF), backoff: FIRST_BACKOFF });
     }
 
-    /// Schedules another retry, after twice the last delay.
+    /// Schedules another retry after twice the last delay.
     pub(super) fn retry_again(&mut self, mut retry: Retry, now: Timestamp) {
         retry.backoff = (retry.backoff * 2).min(MAX_BACKOFF);
         retry.next = now.after(retry.backoff);
@@ -86,14 +86,14 @@ impl PendingBans {
         self.retries.push_back(retry);
     }
 
-    /// Makes all retries of `backend` due, because it works again.
+    /// Makes all retries of `backend` due at once, because it works again.
     pub(super) fn expedite(&mut self, backend: Backend) {
         for retry in self.retries.iter_mut().filter(|retry| retry.backend == backend) {
             (retry.next, retry.backoff) = (Timestamp::default(), FIRST_BACKOFF);
         }
     }
 
-    /// Takes one retry that is due.
+    /// Removes and returns one retry that is due.
     pub(super) fn due_retry(&mut self, now: Timestamp) -> Option<Retry> {
         let place = self.retries.iter().position(|retry| retry.next <= now)?;
         self.retries.remove(place)
@@ -108,7 +108,7 @@ impl PendingBans {
         self.retries.iter().map(|retry| retry.ban.probe.target)
     }
 
-    /// Drops all; returns the targets that waited for a command and are in force nowhere.
+    /// Drops all; returns the targets that waited for a command and are not in force in any backend.
     pub(super) fn clear(&mut self) -> Vec<BanTarget> {
         self.retries.clear();
         self.awaiting_command.drain().map(|(target, _)| target).collect()

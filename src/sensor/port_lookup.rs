@@ -1,5 +1,6 @@
-//! Asks the kernel what takes a packet: its socket tables, its connection tracking table for translated flows, and the sets
-//! in which rules of the output hook record what this host's own stack has sent from trapped ports.
+//! Looks up in the kernel which socket or flow receives a packet. Sources are the socket tables, the connection
+//! tracking table for translated flows, and the sets in which rules of the output hook record traffic that this host
+//! sent from trapped ports.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,22 +12,22 @@ use crate::netlink::sock_diag::{Owner, SockDiag, SockDiagError};
 use crate::netlink::socket::{Socket, SocketError};
 use crate::types::Protocol;
 
-/// The kernel's tables, each behind a socket of its own.
+/// Sockets to the kernel tables, one for each table.
 pub struct KernelPorts {
     sockets: SockDiag,
-    /// `None` where the kernel does not show its flows.
+    /// `None` if the kernel does not expose its tracked flows.
     conntrack: Option<Conntrack>,
-    /// For the sets that rules of the output hook fill. `None` where the kernel has no nf_tables.
+    /// For the sets that rules of the output hook fill. `None` if the kernel has no nf_tables.
     table: Option<Socket>,
     request: Vec<u8>,
 }
 
 impl KernelPorts {
-    /// Opens the sockets in the network namespace of this thread. The second value says why translations cannot be read,
-    /// where that is so.
+    /// Opens the sockets in the network namespace of the calling thread. The second value is the error if translated
+    /// flows cannot be read.
     ///
     /// # Errors
-    /// Where the kernel does not show its sockets.
+    /// The kernel does not expose its sockets (sock_diag).
     pub fn open() -> Result<(Self, Option<SocketError>), SockDiagError> {
         let sockets = SockDiag::open()?;
         let (conntrack, failure) = match Conntrack::open() {
@@ -36,13 +37,13 @@ impl KernelPorts {
         Ok((Self { sockets, conntrack, table: Socket::open().ok(), request: Vec::with_capacity(128) }, failure))
     }
 
-    /// What the connection tracking table says of a packet that no socket takes.
+    /// Looks up a packet that no socket receives in the connection tracking table.
     fn translated_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> PortUse {
         let Some(conntrack) = &mut self.conntrack else { return PortUse::Unknown };
         match conntrack.flow(protocol, source, destination) {
             Ok(TrackedFlow::Published { assured }) => PortUse::Published { established: assured },
             Ok(TrackedFlow::Expected | TrackedFlow::Translated) => PortUse::Translated,
-            // Entries without a translation are no proof: a forwarded packet with any source makes one.
+            // Entries without a translation prove nothing: a forwarded packet with any source creates one.
             Ok(TrackedFlow::Untracked | TrackedFlow::New | TrackedFlow::Assured | TrackedFlow::Answer) => {
                 PortUse::Closed
             }
@@ -50,7 +51,7 @@ impl KernelPorts {
         }
     }
 
-    /// What a rule of the output hook has recorded, where neither a socket nor a translation has the flow now.
+    /// Looks up the records of the output hook, for a port that neither a socket nor a translation uses now.
     fn recorded_use(&mut self, protocol: Protocol, peer: IpAddr, port: u16) -> PortUse {
         let Some(table) = &mut self.table else { return PortUse::Unknown };
         let request = &mut self.request;
@@ -67,7 +68,7 @@ impl KernelPorts {
     }
 }
 
-/// The kernel's word on ports, with the decoys' sockets left out, which are no services.
+/// Port look-up that excludes the sockets of decoys, which are no services.
 pub(super) struct KernelLookup {
     pub(super) kernel: KernelPorts,
     pub(super) decoys: DecoyPorts,
@@ -79,9 +80,10 @@ impl PortLookup for KernelLookup {
         if is_decoy && (protocol != Protocol::Tcp || self.decoys.shared.is_none()) {
             return PortUse::Closed;
         }
-        // Of a port without a socket of its own: a flow is the decoys', a listener is not. None has a peer with port 0.
+        // On a decoy port, a flow belongs to the decoy and a listener does not. Port 0 as peer port matches listeners
+        // only.
         let peer = if is_decoy { SocketAddr::new(source.ip(), 0) } else { source };
-        // A failed look-up leaves the evidence as it is: the snapshot of the listeners was checked before.
+        // A failed look-up does not change the evidence: the snapshot of the listeners was checked before.
         match self.kernel.sockets.owner(protocol, peer, destination, interface) {
             Ok(Owner::Listener) => return PortUse::Open,
             Ok(Owner::Flow) => return PortUse::Flow,
@@ -92,7 +94,7 @@ impl PortLookup for KernelLookup {
             return translated;
         }
         if is_decoy {
-            // What leaves from there is the decoys' own answers.
+            // Packets sent from a decoy port are the decoy's own answers.
             return PortUse::Closed;
         }
         match self.kernel.recorded_use(protocol, source.ip(), destination.port()) {

@@ -1,5 +1,5 @@
-//! Reports the sensor's events and metrics. Events go into a bounded queue; waking the thread that reads them takes longer
-//! than judging a packet, so the sensor does it when no packet is waiting.
+//! Reports the events and metrics of the sensor. Events go into a bounded queue. Waking the reader of the queue takes
+//! longer than judging a packet, so the sensor wakes it only when no packet is waiting.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::types::{Backend, BanTarget};
 /// The sending end of the event queue, and the metrics.
 pub(super) struct Reporter {
     events: Sender,
-    /// The queue holds events that the reader was not woken for.
+    /// True if the queue holds events for which the reader has not been woken.
     pending: Cell<bool>,
     metrics: Arc<SensorMetrics>,
 }
@@ -29,11 +29,11 @@ impl Reporter {
         &self.metrics
     }
 
-    pub(super) fn emit(&self, what: EventKind) {
-        self.emit_event(Event::now(what));
+    pub(super) fn emit(&self, kind: EventKind) {
+        self.emit_event(Event::now(kind));
     }
 
-    /// Queues `event`; the reader learns of it with [`Reporter::wake_reader`].
+    /// Queues `event`; the reader is woken later by [`Reporter::wake_reader`].
     pub(super) fn emit_event(&self, event: Event) {
         self.events.put(event);
         self.pending.set(true);
@@ -75,7 +75,7 @@ impl Reporter {
         self.pending.get()
     }
 
-    /// Wakes the reader if there are events that it was not woken for.
+    /// Wakes the reader if events are pending.
     pub(super) fn wake_reader(&self) {
         if self.pending.take() {
             self.events.wake();

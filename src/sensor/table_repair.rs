@@ -1,8 +1,8 @@
-//! Repairs `table inet portsentry` after others changed or deleted it, and fills its sets again.
+//! Repairs `table inet portsentry` after another process changed or deleted it, and fills its sets again.
 //!
-//! A process that may change the table may do so in a loop. Then each repair restores the rules, the allow-list and the bans
-//! of the sources that were seen last, at once; the other bans follow as soon as repairs have taken no more than a tenth of a
-//! core. The log gets a few lines a minute.
+//! A process with permission to change the table may do so in a loop. Each repair then restores only the rules, the
+//! allow-list and the bans of the most recently seen sources at once. The other bans follow when repairs have used no
+//! more than a tenth of a core. The log gets a few lines per minute.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -18,23 +18,23 @@ use crate::events::event::EventKind;
 use crate::netlink::nft::RestoredBan;
 use crate::types::{Backend, BanTarget, Timestamp};
 
-/// How long a packet that finds the table missing leaves the repair to the table monitor.
+/// Time for which a packet that finds the table missing leaves the repair to the table monitor.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
 const MINUTE: Duration = Duration::from_secs(60);
 const MAX_LINES_PER_MINUTE: u32 = 5;
-/// So many bans are always restored together, in less than a millisecond.
+/// Number of bans that are always restored together, which takes less than a millisecond.
 const MAX_QUICK_BANS: usize = 256;
-/// Objects of other programs that are named.
+/// Maximum number of foreign objects listed in the log.
 const MAX_FOREIGN: usize = 8;
 /// Slots for the blocked sources that sent packets last.
 const RECENT_SOURCES: usize = 256;
 
-/// What happened to the table.
+/// Damage to the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Damage<'a> {
-    /// The process that this text names changed only rules: the sets keep their elements.
+    /// The named process changed only rules: the sets keep their elements.
     Rules(&'a str),
-    /// The table or a set was deleted, by this process if it is known: the sets are filled again.
+    /// The table or a set was deleted, by the named process if it is known: the sets are filled again.
     Deleted(Option<&'a str>),
 }
 
@@ -47,48 +47,48 @@ impl<'a> Damage<'a> {
     }
 }
 
-/// When the table was filled last, and what the log says of repairs.
+/// Time of the last fill, and the state of rate-limited logging.
 #[derive(Debug, Default)]
 pub(super) struct TableRepair {
     filled_at: Option<Instant>,
-    /// Some bans were left out of the last fill.
+    /// True if the last fill left out some bans.
     incomplete: bool,
     share: CpuShare,
     recent: RecentSources,
-    /// What other programs have in the table, as it was reported last.
+    /// Foreign objects in the table at the last report.
     foreign: Vec<String>,
-    /// The last error that was logged, so that it is not repeated.
+    /// The last logged error, so that it is not repeated.
     last_error: Option<String>,
     minute: Option<Instant>,
-    /// Lines in this minute, and repairs without one.
+    /// Lines logged in this minute, and repairs without a line.
     logged: u32,
     suppressed: u32,
 }
 
 impl TableRepair {
-    /// True if a packet that finds the table missing may repair it. The table monitor sees every deletion and orders the
-    /// repairs that are left out here.
+    /// True if a packet that finds the table missing may repair it. The table monitor sees every deletion and requests
+    /// the repairs that are skipped here.
     pub(super) fn may_repair_now(&self) -> bool {
         self.filled_at.is_none_or(|at| at.elapsed() >= RETRY_DELAY)
     }
 
-    /// Records that a packet of a blocked source was seen: a repair restores its ban first.
+    /// Records that a blocked source sent a packet: a repair restores its ban first.
     pub(super) fn saw_blocked(&mut self, target: BanTarget) {
         self.recent.insert(target);
     }
 
-    /// True while bans that the last repair left out are not in the kernel.
+    /// True while bans that the last repair left out are missing in the kernel.
     pub(super) fn is_incomplete(&self) -> bool {
         self.incomplete
     }
 
-    /// When the bans that the last repair left out are to be restored.
+    /// Time at which the bans left out by the last repair are restored.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.incomplete.then_some(self.share.free_at)
     }
 
-    /// Makes the table what it should be. If only rules were changed, the sets keep their elements; otherwise they are filled
-    /// again, with the allow-list and with bans for the rest of their time. True if they were.
+    /// Repairs the table. If only rules were changed, the sets keep their elements. Otherwise the allow-list and the
+    /// bans, with their remaining time, are restored. Returns true if the sets were filled.
     pub(super) fn repair(
         &mut self,
         now: Timestamp,
@@ -106,9 +106,8 @@ impl TableRepair {
                 false
             }
             (Ok(Repaired::Repaired { difference, emptied }), Damage::Rules(by)) if emptied.is_empty() => {
-                let text = format!(
-                    "table inet portsentry had been changed (by {by}: {difference}) and is as it should be again"
-                );
+                let text =
+                    format!("table inet portsentry had been changed (by {by}: {difference}) and has been restored");
                 self.report(EventKind::Note(text), damage.author(), reporter);
                 false
             }
@@ -127,9 +126,9 @@ impl TableRepair {
         filled
     }
 
-    /// Reports what other programs have in the table, where that has changed. It stays: a chain of theirs may be wanted.
+    /// Reports foreign objects in the table if they have changed. They stay: a foreign chain may be intentional.
     pub(super) fn report_foreign(&mut self, backend: &mut NftBackend, author: Option<&str>, reporter: &Reporter) {
-        // An error here is one of the repair as well, which reports it.
+        // The repair runs into the same error and reports it.
         let Ok(mut foreign) = backend.nft.foreign_objects(&backend.spec) else { return };
         foreign.truncate(MAX_FOREIGN);
         if foreign == self.foreign {
@@ -137,12 +136,12 @@ impl TableRepair {
         }
         self.foreign.clone_from(&foreign);
         let event = if foreign.is_empty() {
-            EventKind::Note("table inet portsentry holds nothing of other programs any more".to_owned())
+            EventKind::Note("table inet portsentry no longer holds objects of other programs".to_owned())
         } else {
             let by = author.map_or_else(String::new, |by| format!(" (changed by {by})"));
             EventKind::Error(format!(
-                "table inet portsentry holds {}{by}; it stays, and may drop or accept packets beside the rules of \
-                 portsentry: look at it with `nft list table inet portsentry`, and move it to a table of its own",
+                "table inet portsentry holds {}{by}; these objects stay, and may drop or accept packets in addition to the rules of \
+                 portsentry; inspect them with `nft list table inet portsentry`, and move them to another table",
                 foreign.join(", ")
             ))
         };
@@ -168,8 +167,8 @@ impl TableRepair {
         self.share.spend(now, thread_time().saturating_sub(before));
     }
 
-    /// Fills the sets after a repair, and says what came of it. A table that could not be repaired is used as far as its sets
-    /// still work.
+    /// Fills the sets after a repair, and returns the event that reports the result. If the table could not be
+    /// repaired, its remaining sets are used.
     fn fill(
         &mut self,
         now: Timestamp,
@@ -180,12 +179,12 @@ impl TableRepair {
     ) -> Option<EventKind> {
         self.filled_at = Some(Instant::now());
         let (bans, left_out) = self.choose(now, observer, pending);
-        // The allow-list first: an exempt source must never be without it.
+        // The allow-list first, so that an exempt source is never without it.
         let filled = nft.protect(&observer.allowed()).and_then(|()| nft.put_back(&bans));
-        // The engine must not take a source for blocked that is not.
+        // The engine must not treat a source as blocked if it is not.
         match &filled {
             Ok(()) => pending.expedite(Backend::Nft),
-            // It was deleted again: the table monitor has seen that and orders the next repair, with all bans.
+            // The table was deleted again. The table monitor has seen that and requests the next repair, with all bans.
             Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return None,
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {
                 observer.lift(one.target);
@@ -195,29 +194,31 @@ impl TableRepair {
         self.incomplete = left_out > 0 && filled.is_ok();
         Some(match (repaired, filled) {
             (Ok(_), Ok(())) if left_out > 0 => EventKind::Note(format!(
-                "table inet portsentry was gone and is there again; bans of the sources that were seen last, put back at \
-                 once: {}; bans that follow, because repairs take at most a tenth of a core: {left_out}",
+                "table inet portsentry was missing and has been created again; bans of the most recently seen sources, restored at \
+                 once: {}; bans still to be restored, because repairs may use a tenth of a core: {left_out}",
                 bans.len()
             )),
             (Ok(Repaired::Unchanged | Repaired::Created), Ok(())) => EventKind::Healed { bans: bans.len() },
             (Ok(Repaired::Repaired { difference, .. }), Ok(())) => EventKind::Note(format!(
-                "table inet portsentry had been changed ({difference}) and is as it should be again; bans put back with \
-                 the time that they had left: {}",
+                "table inet portsentry had been changed ({difference}) and has been restored; bans restored with \
+                 their remaining time: {}",
                 bans.len()
             )),
             (Err(error @ RulesetError::Foreign { .. }), Ok(())) => {
-                EventKind::Error(format!("{error}. It goes on as far as the sets still do their work"))
+                EventKind::Error(format!("{error}; blocking continues with the sets that still work"))
             }
-            (Err(error), _) => EventKind::Error(format!("the table could not be laid again: {error}")),
-            (Ok(_), Err(error)) => EventKind::Error(format!("the bans could not be put back: {error}")),
+            (Err(error), _) => EventKind::Error(format!("table inet portsentry could not be created again: {error}")),
+            (Ok(_), Err(error)) => EventKind::Error(format!(
+                "the bans could not be restored after the repair of table inet portsentry: {error}"
+            )),
         })
     }
 
-    /// The bans to restore now, and how many are left out: all of them, unless they are many and repairs have taken their share
-    /// of the processor. Then those of the sources that were seen last.
+    /// Returns the bans to restore now, and the number left out. Normally all bans are restored. If they are many and
+    /// repairs have used their share of the processor, only those of the most recently seen sources are.
     fn choose(&self, now: Timestamp, observer: &Observer, pending: &PendingBans) -> (Vec<RestoredBan>, usize) {
         let (engine, restored) = (observer.engine(), |ban: ActiveBan| (ban.target, ban.length, ban.left));
-        // As cheap as the table is used: expired bans count as well.
+        // The size of the source table is a cheap upper bound; it includes expired bans.
         let (_, judged) = engine.tracked();
         let wanted = |ban: &ActiveBan| !pending.awaits_command(ban.target);
         if judged <= MAX_QUICK_BANS || now >= self.share.free_at {
@@ -233,7 +234,7 @@ impl TableRepair {
         self.limit(event, author, Instant::now()).into_iter().for_each(|event| reporter.emit(event));
     }
 
-    /// The events to emit for `event` at `now`, within the limit for a minute.
+    /// Returns the events to emit for `event` at `now`, within the limit per minute.
     fn limit(&mut self, event: EventKind, author: Option<&str>, now: Instant) -> Vec<EventKind> {
         let mut emit = Vec::new();
         if self.minute.is_none_or(|minute| now.duration_since(minute) >= MINUTE) {
@@ -241,7 +242,7 @@ impl TableRepair {
             let suppressed = std::mem::take(&mut self.suppressed);
             if suppressed > 0 {
                 emit.push(EventKind::Note(format!(
-                    "table inet portsentry was repaired {suppressed} more times, unsaid here; the last change was made by \
+                    "table inet portsentry was repaired {suppressed} more times without a log line; the last change was made by \
                      {}",
                     author.unwrap_or(UNKNOWN_AUTHOR)
                 )));
@@ -261,7 +262,7 @@ impl TableRepair {
             MAX_LINES_PER_MINUTE => emit.extend([
                 event,
                 EventKind::Note(format!(
-                    "{} keeps changing table inet portsentry; stop it; repairs are summed up from here on",
+                    "{} keeps changing table inet portsentry; stop that process; further repairs are only counted",
                     author.unwrap_or(UNKNOWN_AUTHOR)
                 )),
             ]),
@@ -271,10 +272,10 @@ impl TableRepair {
     }
 }
 
-/// The share of a core that repairs take: what they have taken is paid back in ten times the time.
+/// Limits the share of a core that repairs take: after a repair of n ms, the next full one waits 10 × n ms.
 #[derive(Debug, Default)]
 struct CpuShare {
-    /// When all that was taken is paid back.
+    /// Time at which the used processor time is paid back.
     free_at: Timestamp,
 }
 
@@ -284,7 +285,7 @@ impl CpuShare {
     }
 }
 
-/// One part in so many.
+/// Repairs may use one part in this many of a core.
 const SHARE: u32 = 10;
 
 /// The processor time of this thread.
@@ -292,8 +293,8 @@ fn thread_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
-/// The blocked sources that sent packets last. A target has one slot, by its last bytes: many forged sources displace others,
-/// whose bans are restored with the rest.
+/// The blocked sources that sent packets last. The last bytes of a target select its slot: many forged sources displace
+/// others, whose bans are then restored with the rest.
 #[derive(Debug)]
 struct RecentSources(Box<[Option<BanTarget>; RECENT_SOURCES]>);
 
@@ -320,7 +321,7 @@ impl RecentSources {
     }
 }
 
-/// Where the kernel has not named the process.
+/// Used if the kernel does not report the process.
 const UNKNOWN_AUTHOR: &str = "an unknown process";
 
 #[cfg(test)]
@@ -350,7 +351,7 @@ mod tests {
         assert_eq!(next.len(), 2);
         assert_eq!(
             next[0],
-            "adminalert: table inet portsentry was repaired 235 more times, unsaid here; the last change was made by nft (process 7)"
+            "adminalert: table inet portsentry was repaired 235 more times without a log line; the last change was made by nft (process 7)"
         );
     }
 

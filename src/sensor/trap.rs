@@ -1,12 +1,13 @@
 //! Controls the kernel's trap: arms it with the closed ports, and reviews the sources that it blocked.
 //!
-//! The trap blocks by itself, and the sensor sees the same packets: within milliseconds it reaches the same verdict, with a
-//! reason, a record and the right length. Where it does not, the trap's ban is lifted only for a reason that the sensor saw:
-//! the ports turned out to be in use, the kernel drops such packets, the source is exempt by now. Where it saw none (packets
-//! were lost, or the ceilings withhold the ban), the ban is made short: a scan that the sensor cannot see must not free itself.
+//! The trap blocks sources without the sensor. The sensor sees the same packets and reaches the same verdict within
+//! milliseconds, with a reason, a ledger record and the right ban length. If it does not, the trap's ban is removed
+//! only for a reason that the sensor saw: the ports are in use, the kernel drops such packets, or the source has become
+//! exempt. Without such a reason (packets were lost, or the ceilings withhold the ban) the ban is shortened, so that a
+//! scan that the sensor cannot see does not end its own ban.
 //!
-//! What the trap has caught keeps its place in a small set until the sensor's own ceilings have room again, so that the
-//! kernel bans no source above them.
+//! A source that the trap has blocked stays in a small set until the sensor's own ceilings have room again, so that the
+//! kernel does not exceed them.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -23,35 +24,35 @@ use crate::engine::{CAPPED_BAN, Verdict};
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use crate::wire::Packet;
 
-/// How often the ports are compared and the caught sources reviewed. New listeners need no faster round: the trap's rules
-/// check for a socket themselves.
+/// Interval at which the ports are compared and the trapped sources reviewed. New listeners do not need a shorter one:
+/// the rules of the trap check for a socket themselves.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Sources reviewed in one round, at some 30 µs each; the rest follows in the next rounds.
+/// Sources reviewed per round, at about 30 µs each; the rest follows in later rounds.
 const MAX_PER_ROUND: usize = 512;
 
 #[derive(Default)]
 pub(super) struct TrapControl {
-    /// What the kernel watches; `None` if that is not known.
+    /// Ports and interfaces that the kernel watches; `None` if unknown.
     armed: Option<Armed>,
-    /// It is to watch nothing for the time being.
+    /// True while the trap must watch no ports.
     paused: bool,
-    /// The next review; `None` without a trap.
+    /// Time of the next review; `None` without a trap.
     check_at: Option<Timestamp>,
-    /// What the kernel's counters of held packets said last.
+    /// Last values of the kernel's counters of held packets.
     hold_counts: HoldCounts,
-    /// The same of decoys.
+    /// Last values of the kernel's decoy counters.
     decoy_counts: DecoyCounts,
-    /// Sources that the trap caught and that were reviewed: they keep their places while the ceilings have no room.
+    /// Reviewed sources that keep their places in the trap's set while the ceilings have no room.
     reviewed: Vec<BanTarget>,
     peers: TrapPeers,
     review: TrapReview,
-    /// The last error that was logged, so that it is not repeated.
+    /// The last logged error, so that it is not repeated.
     last_error: Option<String>,
     coverage: TrapCoverage,
 }
 
-/// What the kernel watches: ports of the protocols that count, those of decoys, and interfaces.
+/// Watched ports per protocol, ports of decoys, and interfaces.
 #[derive(Default, PartialEq, Eq)]
 struct Armed {
     tcp: Option<PortSet>,
@@ -62,23 +63,23 @@ struct Armed {
 }
 
 impl TrapControl {
-    /// Has the next [`TrapControl::arm`] set the ports, whatever the kernel is believed to watch.
+    /// Makes the next [`TrapControl::arm`] set the ports regardless of the last known state.
     pub(super) fn forget_ports(&mut self) {
         self.armed = None;
         self.peers.forget();
     }
 
-    /// Has the next [`TrapControl::check`] review the caught sources, if there is a trap.
+    /// Makes the next [`TrapControl::check`] review the trapped sources, if there is a trap.
     pub(super) fn check_soon(&mut self, now: Timestamp) {
         self.check_at = self.check_at.map(|_| now);
     }
 
-    /// When [`TrapControl::check`] has something to do.
+    /// Time at which [`TrapControl::check`] has work to do.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.check_at
     }
 
-    /// Has the kernel watch the ports that are closed now. The kernel's allow-list must be up to date before.
+    /// Makes the kernel watch the ports that are closed now. The kernel's allow-list must be up to date before.
     pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &Observer, reporter: &Reporter) {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.watches_ports()) else {
             return self.reset(reporter);
@@ -110,27 +111,29 @@ impl TrapControl {
                 (self.armed, self.last_error) = (Some(wanted), None);
                 self.update_metrics(reporter);
             }
-            // Armed again once the table is there.
+            // The trap is armed again once the table has been created.
             Err(BlockError::Gone) => {}
-            Err(error) => self
-                .report(format!("the kernel's trap could not be set: {error}; scans are seen all the same"), reporter),
+            Err(error) => self.report(
+                format!("the kernel's trap could not be armed: {error}; the sensor still detects scans"),
+                reporter,
+            ),
         }
     }
 
-    /// Takes the next number of ports for what there should be: the configuration has changed.
+    /// Takes the next number of ports as the new reference, because the configuration has changed.
     pub(super) fn forget_coverage(&mut self, reporter: &Reporter) {
         self.coverage = TrapCoverage::default();
         reporter.metrics().trap_lost.set(0);
     }
 
-    /// Says that a large part of the ports has left the trap, or is back.
+    /// Reports that a large part of the ports has left the trap, or is back.
     fn report_coverage(&mut self, now: Timestamp, wanted: &Armed, reporter: &Reporter) {
         let ports = [&wanted.tcp, &wanted.udp, &wanted.decoys].into_iter().flatten().map(PortSet::len).sum();
         let target = if wanted.decoys.is_some() { "the rules for decoys have" } else { "the kernel's trap has" };
         match self.coverage.record(now, ports) {
             Some(CoverageChange::Lost { before, .. }) => reporter.error(format!(
-                "{target} lost more than a quarter of its ports: {ports} are left of {before}, the others count as \
-                 in use, and scans of them are not seen; see `ss -lntu` and the NAT rules for what uses them"
+                "{target} lost more than a quarter of its ports: {ports} of {before} are left, the others count as \
+                 in use and are not monitored; check `ss -lntu` and the NAT rules for the processes that use them"
             )),
             Some(CoverageChange::Regained { before, .. }) => {
                 reporter.note(format!("{target} {ports} of {before} ports again"));
@@ -140,13 +143,13 @@ impl TrapControl {
         reporter.metrics().trap_lost.set(self.coverage.missing(ports).into());
     }
 
-    /// Notes what `packet` was no evidence of, where the trap may have counted it.
+    /// Records a packet that is no evidence but that the trap may have counted.
     pub(super) fn excuse(&mut self, now: Timestamp, packet: &Packet, verdict: Verdict, forgiven: &[(Protocol, u16)]) {
         let Some(armed) = &self.armed else { return };
         self.review.excuse(now, packet, verdict, forgiven, |port| armed.watches(port));
     }
 
-    /// Notes that the sensor took its own verdict on `target` back.
+    /// Records that the sensor withdrew its own verdict on `target`.
     pub(super) fn acquit(&mut self, now: Timestamp, target: BanTarget) {
         self.review.acquit(now, target);
     }
@@ -172,13 +175,14 @@ impl TrapControl {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.trap.is_some()) else { return };
         backend.spec.trap = None;
         if let Err(error) = backend.repair() {
-            let text = "the rules of the kernel's trap could not be taken away";
+            let text = "the rules of the kernel's trap could not be removed";
             self.report(format!("{text}: {error}; it watches nothing"), reporter);
         }
         self.reset(reporter);
     }
 
-    /// Has the trap watch nothing until [`TrapControl::resume`], whatever arms it meanwhile. What it caught is reviewed before.
+    /// Makes the trap watch no ports until [`TrapControl::resume`], even if it is armed in between. Trapped sources are
+    /// reviewed before.
     pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         self.paused = true;
@@ -189,7 +193,7 @@ impl TrapControl {
         self.paused = false;
     }
 
-    /// Has the trap watch nothing until it is armed again. Decoys keep their ports.
+    /// Makes the trap watch no ports until it is armed again. Decoys keep their ports.
     pub(super) fn suspend(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
         self.armed = None;
@@ -197,20 +201,22 @@ impl TrapControl {
         let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
         match nft.arm(Watched { tcp, udp, interfaces: Some(&[]) }) {
             Ok(()) | Err(BlockError::Gone) => {}
-            Err(error) => self.report(format!("the kernel's trap could not be emptied: {error}"), reporter),
+            Err(error) => {
+                self.report(format!("the ports could not be removed from the kernel's trap: {error}"), reporter)
+            }
         }
     }
 
-    /// Takes the ports from the trap and from the decoys: no thread reviews the one or accepts for the others.
+    /// Removes all ports from the trap and from the decoys, because no thread serves them any more.
     pub(super) fn stop(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some()) {
-            // Without a listener their rules do nothing.
+            // Without a listener the rules of decoys have no effect.
             let _ = backend.nft.arm(Watched { tcp: Some(&[]), ..Watched::default() });
         }
     }
 
-    /// Arms the trap with the ports of now and reviews what it caught, if that is due.
+    /// If due, arms the trap with the currently closed ports and reviews the trapped sources.
     pub(super) fn check(
         &mut self,
         now: Timestamp,
@@ -234,7 +240,7 @@ impl TrapControl {
         match self.peers.update(now, nft, observer) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => {
-                self.report(format!("the kernel's trap cannot be told of connected sources: {error}"), reporter)
+                self.report(format!("connected sources could not be added to the kernel's trap: {error}"), reporter)
             }
         }
         match nft.caught() {
@@ -248,13 +254,16 @@ impl TrapControl {
                 if !self.reviewed.is_empty() && observer.engine_mut().has_room_for(now, TRAP_BURST) {
                     let reviewed = std::mem::take(&mut self.reviewed);
                     if let Err(error) = nft.release(&reviewed) {
-                        self.report(format!("the kernel's trap cannot be given room: {error}"), reporter);
+                        self.report(
+                            format!("reviewed sources could not be removed from the kernel's trap: {error}"),
+                            reporter,
+                        );
                     }
                 }
             }
             Err(BlockError::Gone) => {}
             Err(error) => {
-                self.report(format!("the sources that the kernel's trap caught cannot be read: {error}"), reporter)
+                self.report(format!("the sources blocked by the kernel's trap could not be read: {error}"), reporter)
             }
         }
         if rules.hold.is_some()
@@ -268,14 +277,14 @@ impl TrapControl {
         }
     }
 
-    /// Adds to the metrics what the kernel has counted since the last time.
+    /// Adds the kernel's counts since the last call to the metrics.
     fn count_held(&mut self, counts: HoldCounts, reporter: &Reporter) {
         let last = std::mem::replace(&mut self.hold_counts, counts);
         reporter.metrics().held.add(since(counts.dropped, last.dropped));
         reporter.metrics().hold_full.add(since(counts.full, last.full));
     }
 
-    /// Compares the sources that the trap caught with the sensor's verdicts.
+    /// Compares the trapped sources with the sensor's verdicts.
     fn review(
         &mut self,
         now: Timestamp,
@@ -284,15 +293,15 @@ impl TrapControl {
         observer: &Observer,
         pending: &PendingBans,
     ) -> Review {
-        // The sensor decided to block these as well, although a backend has refused so far.
+        // The sensor also decided to block these, although a backend has refused so far.
         let refused: HashSet<BanTarget> = pending.refused().collect();
         let counting = Counting { forgiven: rules.forgiven, window: rules.window };
         let caught = caught.iter().copied().filter(|target| !refused.contains(target));
         self.review.review(now, caught, (counting, self.paused), observer.engine(), observer.host())
     }
 
-    /// Lifts or shortens the trap's bans that a review does not uphold, and has the trap count all reviewed sources from zero:
-    /// otherwise one more port would be enough when their bans are over.
+    /// Removes or shortens the trap's bans that the review does not confirm, and resets the trap's counts of all
+    /// reviewed sources. Otherwise a single further port would be enough when their bans end.
     fn apply(&mut self, now: Timestamp, review: Review, nft: &mut Nft, observer: &mut Observer, reporter: &Reporter) {
         let Review { confirmed, in_prefix, exempt, excused, unexplained } = review;
         // A full set had no room for these: they are not blocked.
@@ -328,20 +337,20 @@ impl TrapControl {
         }
         if let Some(sources) = listed(&excused) {
             reporter.note(format!(
-                "the kernel's trap had blocked {sources}, and nothing is held against them: let go after {} s",
+                "the kernel's trap blocked {sources} without valid evidence: unblocked after {} s",
                 UNCONFIRMED_FOR.as_secs()
             ));
         }
         if let Some(sources) = listed(&unexplained) {
             reporter.note(format!(
-                "the kernel's trap had blocked {sources}, without a verdict of the sensor (packets were lost, or the ceilings \
-                 of new bans are reached): blocked for {} s",
+                "the kernel's trap blocked {sources} without a verdict of the sensor (packets were lost, or the ceilings \
+                 of new bans are reached): the bans end in {} s",
                 CAPPED_BAN.as_secs()
             ));
         }
     }
 
-    /// Has the trap count the probes of every source from zero.
+    /// Resets the trap's counts of all sources.
     pub(super) fn forget_all_probes(blocker: &mut Blocker) {
         if let Some((nft, rules)) = blocker.trap() {
             // If this fails, arming fails as well and is reported.
@@ -349,7 +358,7 @@ impl TrapControl {
         }
     }
 
-    /// Has the trap count the probes of `targets` from zero: their bans have been removed.
+    /// Resets the trap's counts of `targets`, whose bans have been removed.
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
         let forgotten = match targets.len() > MAX_PER_ROUND {
@@ -358,11 +367,14 @@ impl TrapControl {
         };
         match forgotten {
             Ok(()) | Err(BlockError::Gone) => {}
-            Err(error) => self.report(format!("the kernel's trap could not be made to forget: {error}"), reporter),
+            Err(error) => self.report(
+                format!("counts of unblocked sources could not be removed from the kernel's trap: {error}"),
+                reporter,
+            ),
         }
     }
 
-    /// Logs an error, unless it is the one that was logged last.
+    /// Logs an error, unless it equals the last logged one.
     fn report(&mut self, error: String, reporter: &Reporter) {
         if self.last_error.as_ref() != Some(&error) {
             reporter.error(error.clone());
@@ -371,7 +383,7 @@ impl TrapControl {
     }
 }
 
-/// What a counter of rules has counted since the last time; rules that were made anew count from zero.
+/// Increase of a rule counter since the last reading. Counters of recreated rules start at zero.
 fn since(now: u64, last: u64) -> u64 {
     now.checked_sub(last).unwrap_or(now)
 }

@@ -1,32 +1,32 @@
-//! Watches how many ports the trap has: when a large part of them leaves it, scans of those ports are not seen, and an
-//! operator must learn of it. A service that starts takes one port away; only a mistake or an attack takes a quarter.
+//! Monitors the number of ports that the trap watches. If a large part of them is lost, scans of those ports go unseen,
+//! and the operator is notified. A service that starts takes one port; only a mistake or an attack takes a quarter.
 
 use std::time::Duration;
 
 use crate::types::Timestamp;
 
-/// Within so long the loss counts, twice that at most.
+/// Window within which a loss counts; at most twice as long.
 const WINDOW: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Default)]
 pub(super) struct TrapCoverage {
-    /// When the current window began, and the most ports in it and in the one before.
+    /// Start of the current window, and the highest port counts in it and in the previous one.
     window: Option<(Timestamp, u32, u32)>,
-    /// The ports that there were before the loss, while it lasts.
+    /// Port count before the loss, while the loss lasts.
     reference: Option<u32>,
 }
 
-/// What a change of the number of ports amounts to.
+/// A reportable change of the number of ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CoverageChange {
     /// More than a quarter of the ports has left the trap.
     Lost { ports: u32, before: u32 },
-    /// Three quarters and more are there again.
+    /// At least three quarters of the ports are watched again.
     Regained { ports: u32, before: u32 },
 }
 
 impl TrapCoverage {
-    /// Records that the trap has `ports` now.
+    /// Records the current number of ports.
     pub(super) fn record(&mut self, now: Timestamp, ports: u32) -> Option<CoverageChange> {
         let (began, most, earlier) = match self.window {
             Some((began, most, _)) if now.since(began) >= WINDOW => (now, ports, most),
@@ -34,7 +34,7 @@ impl TrapCoverage {
             None => (now, ports, ports),
         };
         self.window = Some((began, most, earlier));
-        // While a loss lasts, what was there before it does not change: time alone makes nothing good.
+        // While a loss lasts, its reference does not change: time alone does not end a loss.
         let before = self.reference.unwrap_or(most.max(earlier));
         let is_lost = u64::from(ports) * 4 < u64::from(before) * 3;
         match (is_lost, self.reference) {
@@ -50,7 +50,7 @@ impl TrapCoverage {
         }
     }
 
-    /// How many ports are missing while a loss lasts, with `ports` now.
+    /// Number of missing ports while a loss lasts, given the current number of ports.
     pub(super) fn missing(&self, ports: u32) -> u32 {
         self.reference.map_or(0, |before| before.saturating_sub(ports))
     }

@@ -1,4 +1,4 @@
-//! Keeps the kernel's trap informed of connected sources, which are forgiven more ports than others.
+//! Informs the kernel's trap about connected sources, to which more closed ports are forgiven.
 
 use std::collections::HashSet;
 
@@ -6,22 +6,22 @@ use super::observer::Observer;
 use crate::enforce::nft::{BlockError, Nft};
 use crate::types::{BanTarget, Timestamp};
 
-/// Sources that are added or removed in one round, some 0.3 ms; the rest follows in the next rounds.
+/// Maximum number of sources added or removed per round, about 0.3 ms; the rest follows in later rounds.
 const MAX_CHANGES: usize = 128;
 
 #[derive(Default)]
 pub(super) struct TrapPeers {
-    /// Those that the kernel knows; `None` where that is not known.
+    /// Sources in the kernel's set; `None` if unknown.
     known: Option<HashSet<BanTarget>>,
 }
 
 impl TrapPeers {
-    /// The kernel's sets may have been changed by others.
+    /// Marks the contents of the kernel's sets as unknown, because others may have changed them.
     pub(super) fn forget(&mut self) {
         self.known = None;
     }
 
-    /// Has the kernel know the sources that `observer` forgives more, as far as one round allows.
+    /// Updates the kernel's set with the sources that `observer` forgives more ports, as far as one round allows.
     pub(super) fn update(&mut self, now: Timestamp, nft: &mut Nft, observer: &Observer) -> Result<(), BlockError> {
         let wanted: HashSet<BanTarget> = observer.engine().forgiven_peers(now).collect();
         let mut known = match self.known.take() {

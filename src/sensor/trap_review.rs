@@ -1,5 +1,5 @@
-//! Compares the sources that the kernel's trap caught with the sensor's verdicts, and remembers which of their packets were
-//! no evidence. Asks no kernel, so that the simulation runs it as it is.
+//! Compares the sources that the kernel's trap blocked with the sensor's verdicts, and remembers which of their packets
+//! were no evidence. Does no I/O, so that the simulation can run it unchanged.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -11,28 +11,28 @@ use crate::engine::{Engine, HashKey, Host, IgnoreReason, Protection, Verdict, is
 use crate::types::{BanTarget, Protocol, Timestamp};
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
-/// The longest time that a source stays blocked without the sensor's own verdict, which takes milliseconds, or under a flood
-/// as long as its ring buffer is deep.
+/// Maximum time for which a source stays blocked without a verdict of the sensor. A verdict takes milliseconds, or
+/// under a flood the time to process a full ring buffer.
 pub const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
 
-/// The flags that the trap looks at: with SYN alone among them a segment counts.
+/// The flags that the trap examines: a segment counts if only SYN of them is set.
 const OPENING: u16 = TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK;
 
-/// What the sensor knows about the trap's bans that it did not make itself.
+/// Pending reviews of the trap's bans.
 pub struct TrapReview {
-    /// Sources that the trap caught and the sensor has no verdict on, and since when.
+    /// Sources blocked by the trap without a verdict of the sensor, each with the time of the first review.
     unconfirmed: HashMap<BanTarget, Timestamp>,
     excuses: Excuses,
 }
 
-/// How the trap counts: distinct ports that it forgives, and for how long each counts.
+/// Counting rules of the trap: the number of forgiven ports, and the time for which each counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Counting {
     pub forgiven: u8,
     pub window: Duration,
 }
 
-/// The sources that the trap caught, by the sensor's view of them.
+/// Reviewed sources, grouped by the sensor's assessment.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Review {
     /// Blocked by the sensor as well.
@@ -40,10 +40,10 @@ pub struct Review {
     /// Covered by a prefix ban.
     pub in_prefix: Vec<BanTarget>,
     pub exempt: Vec<(BanTarget, Protection)>,
-    /// Without a verdict for [`UNCONFIRMED_FOR`], and the sensor knows why: as many ports as the trap counted are no evidence,
-    /// or less than it took for one.
+    /// Without a verdict for [`UNCONFIRMED_FOR`], and explained: the sensor saw as many ports as the trap counted, and
+    /// some of them are no evidence.
     pub excused: Vec<BanTarget>,
-    /// Without a verdict for as long, for reasons that the sensor does not see.
+    /// Without a verdict for [`UNCONFIRMED_FOR`], and unexplained.
     pub unexplained: Vec<BanTarget>,
 }
 
@@ -55,14 +55,14 @@ impl Default for TrapReview {
 }
 
 impl TrapReview {
-    /// Knows nothing yet. `secret` must be unpredictable to attackers.
+    /// Creates an empty review. `secret` must be unpredictable to attackers.
     #[must_use]
     pub fn new(secret: HashKey) -> Self {
         Self { unconfirmed: HashMap::new(), excuses: Excuses::new(secret) }
     }
 
-    /// Notes what `packet` was no evidence of, where the trap may have counted it, because it `watches` the port; `forgiven` are
-    /// the ports of its source that its look-ups refuted.
+    /// Records that `packet` is no evidence, if the trap may have counted it (`watches` its port). `forgiven` are ports
+    /// of its source that look-ups have refuted.
     pub fn excuse(
         &mut self,
         now: Timestamp,
@@ -75,7 +75,7 @@ impl TrapReview {
         for port in forgiven {
             self.excuses.add(now, target(), *port);
         }
-        // For these the trap has no eyes. A port that it does not watch, however open, excuses nothing.
+        // The trap cannot see these reasons. A packet to an unwatched port excuses nothing, even if the port is open.
         let Verdict::Ignored(
             IgnoreReason::Open
             | IgnoreReason::RecentlyOpen
@@ -111,12 +111,13 @@ impl TrapReview {
         }
     }
 
-    /// Notes that the sensor took its own verdict on `target` back.
+    /// Records that the sensor withdrew its own verdict on `target`.
     pub fn acquit(&mut self, now: Timestamp, target: BanTarget) {
         self.excuses.acquit(now, target);
     }
 
-    /// Sorts the sources that the trap `caught` and no review has sorted before. While the trap is `paused`, none is to stay blocked.
+    /// Reviews the sources that the trap `caught` and no earlier review has covered. While the trap is `paused`, no
+    /// source stays blocked.
     pub fn review(
         &mut self,
         now: Timestamp,
@@ -150,7 +151,7 @@ impl TrapReview {
         review
     }
 
-    /// True where the sensor has seen all ports that the trap counted, and some of them were no evidence.
+    /// True if the sensor has seen all ports that the trap counted, and some of them were no evidence.
     fn is_excused(&self, now: Timestamp, target: BanTarget, counting: Counting, engine: &Engine) -> bool {
         if self.excuses.is_acquitted(now, target) {
             return true;

@@ -1,4 +1,4 @@
-//! The backends that enforce a ban, as the configuration, the ledger, events and metrics name them.
+//! The backends that enforce a ban, with their names in the configuration, the ledger, events and metrics.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! What a ban is for: an address, an IPv6 /64, or a wider prefix.
+//! The target of a ban: an address, an IPv6 /64, or a wider prefix.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

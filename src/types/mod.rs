@@ -1,4 +1,4 @@
-//! Vocabulary that every other module may use. Depends on nothing else in the crate.
+//! Basic types that every other module may use. Depends on nothing else in the crate.
 
 mod backend;
 mod backoff;

@@ -1,4 +1,4 @@
-//! A set of ports as a bitmap: what is monitored, what listens. Parses and prints "1,7,9,11-15".
+//! A set of ports as a bitmap, for monitored ports and listeners. Parses and prints "1,7,9,11-15".
 
 use std::fmt;
 use std::str::FromStr;

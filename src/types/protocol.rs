@@ -1,4 +1,4 @@
-//! The transport protocol that a probe belongs to.
+//! The transport protocol of a probe.
 
 /// The protocol that a probed port belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,4 +1,4 @@
-//! A rate of packets, as configuration and nft write it ("3/minute") and as the kernel has it.
+//! A packet rate in the notation of the configuration and nft ("3/minute") and in the kernel's units.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,5 +1,5 @@
-//! Limits on a rate: a token bucket for work, and a limiter for log lines that counts what it leaves out. Both are told
-//! the time.
+//! Rate limits: a token bucket for work, and a limiter for log lines that counts suppressed ones. The time is an
+//! argument of both.
 
 use std::time::Duration;
 

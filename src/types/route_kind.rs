@@ -6,25 +6,25 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// Where a blocked packet goes.
+/// Treatment of packets to a blocked prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouteKind {
     /// Blackhole: packets are dropped silently (EINVAL for a local sender).
     #[default]
     Blackhole,
-    /// Unreachable: the sender learns that the host is unreachable (EHOSTUNREACH).
+    /// Unreachable: the sender is informed that the host is unreachable (EHOSTUNREACH).
     Unreachable,
-    /// Prohibit: the sender learns that it is forbidden (EACCES).
+    /// Prohibit: the sender is informed that the destination is forbidden (EACCES).
     Prohibit,
-    /// To a gateway that does not exist, in a network that this host is connected to. Goes when its interface goes down.
+    /// Via a gateway that does not exist, in a directly connected network. Disappears when its interface goes down.
     #[serde(skip)]
     Via(IpAddr),
 }
 
 impl RouteKind {
-    /// What is laid for `net`: an address of the other family can be no gateway to it, so there it is a blackhole. A ban
-    /// that did nothing for one of the families would be worse.
+    /// The kind of route added for `net`. A gateway of the other family cannot be used for it, so a blackhole replaces
+    /// it: a ban without effect in one of the families would be worse.
     #[must_use]
     pub fn toward(self, net: IpNet) -> Self {
         match self {

@@ -1,4 +1,4 @@
-//! Time for the engine: the duration since an origin that the caller chose. The engine never reads a clock.
+//! The engine's time: the duration since an origin that the caller chose. The engine never reads a clock.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Checks the checksums of the IPv4 header and of what it carries, as the receiving kernel does before it looks at a port:
-//! one flipped bit turns a segment of a connection into a NULL or XMAS probe that was never sent.
+//! Verifies the checksums of the IPv4 header and of its payload, as the receiving kernel does before it looks up a
+//! port. One flipped bit turns a segment of a connection into a NULL or XMAS probe that was never sent.
 //!
 //! References: RFC 1071 (the sum), RFC 791, 768, 8200 and 9293 (what it covers), and the kernel's
 //! Documentation/networking/checksum-offloads.rst (`CHECKSUM_PARTIAL`).

@@ -1,4 +1,4 @@
-//! Decodes the bytes of one captured frame into a [`Packet`]. Total: every input gives a packet or a counted
+//! Decodes the bytes of one captured frame into a [`Packet`]. Never fails: every input gives a packet or a counted
 //! [`Undecoded`]. Never logs, allocates or decides; [`crate::engine`] interprets the packet.
 //!
 //! References: RFC 791 and 8200 (IP), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 1858 and 3128 (tiny and

@@ -1,5 +1,5 @@
-//! The bytes behind a header: how many the headers claim, and how many were captured. A capture keeps only the
-//! first bytes of a frame, so a claim beyond the captured bytes is normal; a header beyond the claim is malformed.
+//! The bytes after a header: the length that the headers claim, and the captured bytes. A capture keeps only the first
+//! bytes of a frame, so a claim beyond the captured bytes is normal; a header beyond the claim is malformed.
 
 use super::Undecoded;
 

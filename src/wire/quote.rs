@@ -1,5 +1,5 @@
-//! Decodes the flow that an ICMP error is about: it quotes the IP header of the packet that failed and at least the
-//! 8 bytes behind it (RFC 792, RFC 4443).
+//! Decodes the flow that caused an ICMP error: the error quotes the IP header of the failed packet and at least the
+//! next 8 bytes (RFC 792, RFC 4443).
 
 use std::net::IpAddr;
 

@@ -62,7 +62,7 @@ fn floods_of_probes_stay_in_budget() {
     let most = 330 * (1 + usize::try_from(begin.elapsed().as_secs()).unwrap() / 60);
     let lines = log.lines().count();
     assert!((100..=most).contains(&lines), "{lines} lines, at most {most}");
-    assert!(log.contains("more lines were left out, above 600 a minute: "), "the log has a summary line");
+    assert!(log.contains("more lines were suppressed, above 600 per minute: "), "the log has a summary line");
     let events = std::fs::read_to_string(file).unwrap().lines().count();
     assert!((100..=most).contains(&events), "{events} events in json_file, at most {most}");
 }

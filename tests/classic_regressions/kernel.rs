@@ -63,7 +63,7 @@ fn table_deleted_midway_returns_with_next_ban() {
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker]);
-    daemon.expect_line("table inet portsentry was gone and is there again");
+    daemon.expect_line("table inet portsentry was missing and has been created again");
     assert!(lab.set_text("allowed").contains(&lab.v4("gateway").to_string()), "the allow-list is restored too");
     assert!(!lab.is_served("attacker", lab.victim_v4("attacker").into(), 80, SHORTLY));
 }

@@ -182,7 +182,7 @@ fn impossible_configuration_on_host_is_refused() {
     for part in [
         "interfaces: there is no interface eth9; this host has lo, far, out",
         "block.run.command: ",
-        "it is no file that may be executed",
+        "it is not an executable file",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
@@ -216,17 +216,17 @@ fn check_changes_nothing_in_kernel() {
     let host = Host::new();
     let ruleset = || host.namespace.command("nft").args(["list", "ruleset"]).output().unwrap().stdout;
     let description = |report: &Value| report["methods"][0]["does"].as_str().unwrap().to_owned();
-    assert!(description(&host.json("", 0)).ends_with("; it would be laid"));
+    assert!(description(&host.json("", 0)).ends_with("; it would be created"));
     assert!(ruleset().is_empty());
     host.namespace.inside(|| Nft::open().unwrap().install(&RulesetSpec { size: 5, ..RulesetSpec::default() }).unwrap());
     let before = ruleset();
-    assert!(description(&host.json("", 0)).ends_with("; it is there, with sets for 5 and 5"));
-    assert!(description(&host.json("[block.nft]\naction = \"reject\"\nsize = 5\n", 0)).ends_with("; it is there"));
+    assert!(description(&host.json("", 0)).ends_with("; it exists, with sets for 5 and 5"));
+    assert!(description(&host.json("[block.nft]\naction = \"reject\"\nsize = 5\n", 0)).ends_with("; it exists"));
     assert_eq!(ruleset(), before);
     host.namespace.run("nft", "add chain inet portsentry mine");
     assert!(
         description(&host.json("[block.nft]\nsize = 5\n", 0))
-            .ends_with("; it is there; it also holds another chain \"mine\"")
+            .ends_with("; it exists; it also holds another chain \"mine\"")
     );
     host.namespace.run("nft", "delete table inet portsentry; add table inet portsentry");
     let output = host.check("", &[]);
@@ -249,7 +249,11 @@ fn unwise_names_are_warned_about() {
     let mut command = host.command(env!("CARGO_BIN_EXE_portsentry"));
     let from = |address: &str| format!("{address} 51234 192.0.2.1 22");
     let output = command.env("SSH_CONNECTION", from("203.0.113.9")).arg("check").arg(&file).output().unwrap();
-    assert!(stdout(&output).contains("warning     allow.networks: you come from 203.0.113.9, "), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("warning     allow.networks: you are connected from 203.0.113.9, "),
+        "{}",
+        stdout(&output)
+    );
     let output = command.env("SSH_CONNECTION", from("192.0.2.254")).output().unwrap();
     assert!(!stdout(&output).contains("warning"), "{}", stdout(&output));
 }
@@ -308,7 +312,7 @@ fn unprivileged_check_names_what_was_skipped() {
     let output = command.env_remove("SSH_CONNECTION").current_dir("/").output().unwrap();
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    for part in ["without CAP_NET_RAW", "without CAP_NET_ADMIN", "/etc is not this user's to write"] {
+    for part in ["CAP_NET_RAW is missing", "CAP_NET_ADMIN is missing", "/etc is not writable for this user"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let report = stdout(&output);

@@ -203,7 +203,7 @@ fn list_without_table_uses_ledger() {
     let output = host.list(&[]);
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     assert_eq!((output.status.code(), rows(&text)), (Some(0), vec![(' ', "192.0.2.1")]));
-    assert!(stderr(&output).starts_with("portsentry: from the ledger alone: there is no table inet portsentry"));
+    assert!(stderr(&output).starts_with("portsentry: only from the ledger: there is no table inet portsentry"));
     assert_eq!(host.json(&[])["bans"][0]["in_kernel"], Value::Null);
 
     host.block(&[("192.0.2.1", HOUR)]);
@@ -218,7 +218,7 @@ fn list_without_table_uses_ledger() {
         .unwrap();
     assert_eq!(weak.status.code(), Some(0), "{}", stderr(&weak));
     assert!(
-        stderr(&weak).contains("from the ledger alone: the kernel shows its sets to root alone"),
+        stderr(&weak).contains("only from the ledger: the kernel shows its sets only to root"),
         "{}",
         stderr(&weak)
     );
@@ -232,7 +232,7 @@ fn list_works_without_ledger() {
     let output = host.list(&[]);
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     assert_eq!((output.status.code(), rows(&text)), (Some(0), vec![('?', "192.0.2.1")]));
-    assert!(stderr(&output).starts_with("portsentry: from the kernel alone: there is no ledger in "));
+    assert!(stderr(&output).starts_with("portsentry: only from the kernel: there is no ledger in "));
     let other = Host::with(&[]);
     std::fs::remove_dir_all(other.directory()).unwrap();
     let output = other.list(&["--json"]);

@@ -172,7 +172,7 @@ fn unresolvable_name_keeps_its_addresses() {
     let server = NameServer::start(&lab, "dns", Reply::Fails);
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     let failed = format!("adminalert: ERROR: {NAME}. on the allow-list cannot be resolved: ");
-    assert!(daemon.expect_line(&failed).ends_with("it protects no address until it can"));
+    assert!(daemon.expect_line(&failed).ends_with("it protects no address until it can be resolved"));
     let both = Reply::Addresses(vec![friend, lab.v6("friend").into()]);
     server.set_reply(&lab, "dns", both.clone());
     daemon.expect_line(&format!("{NAME}. on the allow-list can be resolved again: it is {friend}"));
@@ -251,7 +251,7 @@ fn ignore_file_change_lifts_bans() {
     let daemon = Daemon::start_configured(&lab, &format!("[allow]\nfiles = [{file:?}]\n"), &["--expire", "24h"]);
     let friend = lab.provoke_ban("friend");
     lab.write("ignore", &format!("{friend}\n{}\n", lab.v6("friend")));
-    daemon.expect_line("ignore is read again: it now allows 2 networks");
+    daemon.expect_line("ignore was read again: it now allows 2 networks");
     daemon.expect_line(&format!("adminalert: Host {friend} has been unblocked by the allow-list"));
     lab.expect_banned(&[]);
     assert_not_banned(&lab, "friend", "attacker");
@@ -264,7 +264,7 @@ fn ignore_file_change_lifts_bans() {
     // Replaced by rename, as editors do.
     let new = lab.write("new", "192.0.2.7\n");
     std::fs::rename(new, &file).unwrap();
-    daemon.expect_line("ignore is read again: it now allows 1 networks");
+    daemon.expect_line("ignore was read again: it now allows 1 networks");
     lab.probe_until_banned("friend", lab.victim_v4("friend").into());
     assert_eq!(daemon.lines_with("nobody in particular").len(), 1, "it is reported once");
     daemon.stop();

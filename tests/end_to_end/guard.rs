@@ -7,7 +7,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
-const RESTORED: &str = "adminalert: table inet portsentry was gone and is there again";
+const RESTORED: &str = "adminalert: table inet portsentry was missing and has been created again";
 
 fn nft(lab: &Lab, command: &str) {
     lab.run("victim", "nft", &[command]);
@@ -155,7 +155,7 @@ fn rule_changes_are_undone_with_bans() {
         nft(&lab, command);
         let line = within(TIMEOUT, || daemon.lines_with(REPAIRED).into_iter().nth(index));
         let line = line.unwrap_or_else(|| panic!("no report about {command:?}"));
-        assert!(line.contains(difference) && line.ends_with(") and is as it should be again"), "{line}");
+        assert!(line.contains(difference) && line.ends_with(") and has been restored"), "{line}");
         expect_rules(&lab, &expected, command);
     }
     let after = lab.expect_ban(attacker);
@@ -177,7 +177,7 @@ fn deleted_set_returns_with_bans() {
     wait_for_ban(&lab, attacker);
     expect_rules(&lab, &expected, sets);
     assert!(lab.set_text("allowed").contains(&own));
-    daemon.expect_line("and is as it should be again; bans put back with the time that they had left: 1");
+    daemon.expect_line("and has been restored; bans restored with their remaining time: 1");
     daemon.stop();
 }
 
@@ -205,7 +205,7 @@ fn foreign_chain_beside_ours_is_kept() {
     again.expect_line("table inet portsentry holds another set \"mine\"");
     expect_rules(&lab, &theirs, "a restart");
     nft(&lab, "delete chain inet portsentry mine; delete set inet portsentry mine");
-    again.expect_line("table inet portsentry holds nothing of other programs any more");
+    again.expect_line("table inet portsentry no longer holds objects of other programs");
     again.stop();
 }
 
@@ -271,7 +271,7 @@ fn table_flushed_in_loop_is_repaired_promptly() {
     }
     let took = begin.elapsed();
     assert!(took < Duration::from_secs(8) * slowness(), "a repair that waits 250 ms would take ten seconds: {took:?}");
-    let line = daemon.expect_line(" keeps changing table inet portsentry; stop it");
+    let line = daemon.expect_line(" keeps changing table inet portsentry; stop that process");
     assert!(line.contains("nft (process "), "the process is named: {line}");
     daemon.stop();
 }

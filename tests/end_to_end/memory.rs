@@ -21,7 +21,7 @@ fn bans_return_after_reboot_with_remaining_time() {
     // The kernel's table is gone, as after a reboot.
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    daemon.expect_line("adminalert: bans put back from the ledger with the time that they had left: 1");
+    daemon.expect_line("adminalert: bans restored from the ledger with their remaining time: 1");
     let left = lab.expect_ban(attacker).expires.unwrap();
     let hour = Duration::from_secs(3_600);
     assert!(left <= hour && left > hour - Duration::from_secs(100) * slowness(), "{left:?}");
@@ -41,7 +41,7 @@ fn expired_ban_stays_away_and_is_reported() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.provoke_ban("attacker");
     let log = daemon.stop();
-    assert!(!log.contains("put back from the ledger"), "{log}");
+    assert!(!log.contains("restored from the ledger"), "{log}");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn ban_lifted_by_hand_stays_lifted() {
     daemon.stop();
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
-    daemon.expect_line("bans put back from the ledger with the time that they had left: 1");
+    daemon.expect_line("bans restored from the ledger with their remaining time: 1");
     assert_eq!(lab.banned(), [other]);
     daemon.stop();
 }
@@ -80,7 +80,7 @@ fn missing_ledger_is_reported_while_blocking() {
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(lab.path("state"), open).unwrap();
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
-    daemon.expect_line("Blocking goes on, but bans do not outlive a reboot");
+    daemon.expect_line("blocking continues, but bans do not survive a reboot");
     lab.provoke_ban("attacker");
     daemon.stop();
 }
@@ -99,7 +99,7 @@ fn repeated_kills_lose_no_ban() {
     }
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let daemon = Daemon::start(&lab, &[]);
-    daemon.expect_line("bans put back from the ledger with the time that they had left: 3");
+    daemon.expect_line("bans restored from the ledger with their remaining time: 3");
     for address in banned {
         lab.expect_ban(address);
     }

@@ -60,7 +60,7 @@ fn failing_command_is_reported_once() {
     let daemon = Daemon::start_configured(&lab, &config, &[]);
     lab.provoke_ban("attacker");
     let line = daemon.expect_line("notify.command: ");
-    assert!(line.contains("failed with exit status 3; it says: no mail"), "{line}");
+    assert!(line.contains("failed with exit status 3; its output: no mail"), "{line}");
     lab.provoke_ban("other");
     std::thread::sleep(Duration::from_secs(12));
     assert_eq!(daemon.lines_with("notify.command: ").len(), 1, "a second failure is not reported again");
@@ -92,7 +92,7 @@ fn first_command_needs_restart() {
     let (_, config) = script(&lab, "notify", "");
     let daemon = Daemon::start_configured(&lab, "", &[]);
     lab.reload(&config);
-    daemon.expect_line("these take a restart: notify.command");
+    daemon.expect_line("these need a restart: notify.command");
     daemon.stop();
 }
 
@@ -122,5 +122,5 @@ fn hanging_command_at_end_is_counted() {
     let daemon = Daemon::start_configured(&lab, &config, &[]);
     lab.provoke_ban("attacker");
     let log = daemon.stop();
-    assert!(log.contains("notify.command has not told of the last digest, of 1 ban"), "{log}");
+    assert!(log.contains("notify.command did not deliver the last digest, of 1 ban"), "{log}");
 }

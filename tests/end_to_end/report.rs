@@ -171,7 +171,7 @@ fn missing_syslog_uses_standard_error() {
     let (dev, nobody) = (lab.path("dev"), lab.path("nobody"));
     let wrapper = ["sh", "-c", OWN_DEV_LOG, text(&dev), text(&nobody)];
     let daemon = Daemon::start_under(&lab, &wrapper, &["--config", text(&config)]);
-    let lines = daemon.lines_with("no syslog daemon answers at /dev/log");
+    let lines = daemon.lines_with("the syslog daemon at /dev/log is not available");
     assert!(lines.len() == 1 && lines[0].starts_with("adminalert: ERROR: "), "{lines:?}");
     let attacker = lab.provoke_ban("attacker");
     daemon.expect_line(&format!("Host {attacker} has been blocked via"));
@@ -244,5 +244,5 @@ fn single_probes_are_not_logged_if_disabled() {
     daemon.expect_line(&format!("Host {attacker} has been blocked via"));
     assert_eq!(daemon.lines_with(&suspect.to_string()), [""; 0]);
     let log = daemon.stop();
-    assert!(log.contains(" single probes in the last day, not logged one by one"), "{log}");
+    assert!(log.contains(" single probes in the last day, not logged individually"), "{log}");
 }

@@ -279,7 +279,7 @@ fn names_are_resolved_after_reload_only() {
     assert_eq!(names.query_count.load(Ordering::Relaxed), 0);
     lab.write("portsentry.toml", NAMED);
     daemon.signal(rustix::process::Signal::HUP);
-    daemon.expect_line("new settings are in force: report");
+    daemon.expect_line("the new configuration is in force; changed: report");
     lab.probe("attacker", second.into(), target, &[23]);
     let queried = within(TIMEOUT, || (names.query_count.load(Ordering::Relaxed) > 0).then_some(()));
     assert!(queried.is_some());

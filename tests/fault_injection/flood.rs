@@ -162,7 +162,7 @@ fn refused_elements_are_not_reported_lifted() {
     // When packets and transactions add elements at the same time, the kernel's count is off by a few.
     let held = lab.set("blocked").len();
     assert!((64..100).contains(&held), "{held}");
-    let untrue = daemon.lines_with("nothing is held against them");
+    let untrue = daemon.lines_with("without valid evidence");
     assert!(untrue.is_empty(), "{untrue:?}");
     daemon.stop();
 }

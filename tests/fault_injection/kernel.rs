@@ -67,7 +67,7 @@ fn lost_notifications_cost_no_protection() {
         let lost = notification_sockets(&lab, &daemon);
         assert!(lost.iter().all(|(_, drops)| *drops > 0), "every socket has lost notifications: {lost:?}");
     });
-    daemon.expect_line("changes of the ruleset came faster than they could be followed");
+    daemon.expect_line("changes of the ruleset arrived faster than they could be processed");
     assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(86_400)), "the ban is restored");
     eventually("the trap watches the same ports as before", || lab.ports("trapped") == before);
     eventually("the new gateways are known", || {
@@ -119,7 +119,7 @@ fn ten_seconds_of_sigstop_lose_nothing() {
     lab.probe_until_banned("late", lab.victim_v4("late").into());
     let after = scan(&lab, "after");
     lab.expect_ban(after);
-    assert!(daemon.lines_with("nothing is held against them").is_empty());
+    assert!(daemon.lines_with("without valid evidence").is_empty());
     let mut all = vec![trapped, judged, after, lab.v4("late").into()];
     all.sort();
     assert_eq!(lab.banned(), all);

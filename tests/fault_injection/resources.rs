@@ -76,7 +76,7 @@ fn locked_ledger_delays_no_ban() {
     let second = scan(&lab, "second");
     lab.expect_ban(second);
     daemon.expect_line(&format!("attackalert: Host {second} has been blocked"));
-    daemon.expect_line("changes to the ledger that wait and are tried again: ");
+    daemon.expect_line("pending changes to the ledger: ");
     assert_eq!(lab.ask(&["status"])["running"], true);
     assert_eq!(recorded(&lab), [first]);
     other.execute_batch("ROLLBACK").unwrap();

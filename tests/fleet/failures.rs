@@ -208,7 +208,7 @@ fn check_tries_password_and_server() {
         String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
     };
     let text = check("a");
-    assert!(text.contains("the fleet's server takes the user a"), "{text}");
+    assert!(text.contains("the fleet's server accepts the user a"), "{text}");
     let text = check("b");
     assert!(text.contains("fleet.url") && text.contains("it refuses the user or the password"), "{text}");
     fs::set_permissions(engine.users().password_file("a"), Permissions::from_mode(0o644)).unwrap();

@@ -238,7 +238,10 @@ fn completions_name_every_flag_and_command() {
             assert!(script.contains(command.get_name()), "{shell:?}: {}", command.get_name());
         }
     }
-    assert!(Shell::Zsh.completions().contains("free:_portsentry_or_target'"), "the grammar uses another word for it");
+    assert!(
+        Shell::Zsh.completions().contains("unblock:_portsentry_or_target'"),
+        "the grammar uses another word for it"
+    );
     assert!(has_syntax("bash", &Shell::Bash.completions()));
     assert!(!has_syntax("bash", "case x in"));
 }
@@ -351,7 +354,7 @@ fn logcheck_ignores_only_routine_lines() {
         assert!(matches(ALARM, &line) && !matches(ROUTINE, &line), "{line}");
     }
     // These lines are neither ignored nor treated as attacks.
-    let daily = "10234 single probes in the last day, not logged one by one (report.single_probes)".to_owned();
+    let daily = "10234 single probes in the last day, not logged individually (report.single_probes)".to_owned();
     let ordinary = [
         EventKind::Note(daily),
         EventKind::Stopped,

@@ -94,7 +94,7 @@ fn commands_keep_their_rights() {
     let daemon = start(&lab, &script, "", &[]);
     assert_eq!(given_up(&daemon), expected);
     let line = daemon.expect_line("could change it");
-    let reason = "lies where portsentry writes";
+    let reason = "is in a directory that portsentry can write";
     assert!(line.contains(&format!("{} {reason}", lab.path("hook").display())), "{line}");
     let now = status(&lab);
     assert_eq!(now["sandbox"], before["sandbox"]);
@@ -127,7 +127,7 @@ fn commands_keep_their_rights() {
     fs::set_permissions(note.parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
     let expected = match super::has_landlock() {
         true => format!("{} cannot be read in the sandbox", elsewhere.display()),
-        false => "SIGHUP: new settings are in force: allow".to_owned(),
+        false => "SIGHUP: the new configuration is in force; changed: allow".to_owned(),
     };
     lab.write("portsentry.toml", &settings(&lab.path("hook"), &format!("[allow]\nfiles = [{elsewhere:?}]\n")));
     daemon.signal(Signal::HUP);

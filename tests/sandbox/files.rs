@@ -20,8 +20,8 @@ fn reload_recreates_rotated_file() {
     let fresh = lab.write("fresh", &format!("expire = \"2h\"\n{report}"));
     fs::rename(fresh, lab.path("portsentry.toml")).unwrap();
     daemon.signal(Signal::HUP);
-    daemon.expect_line("new settings are in force: expire");
-    let text = within(TIMEOUT, || fs::read_to_string(&events).ok().filter(|text| text.contains("new settings")));
+    daemon.expect_line("the new configuration is in force; changed: expire");
+    let text = within(TIMEOUT, || fs::read_to_string(&events).ok().filter(|text| text.contains("new configuration")));
     assert!(text.is_some(), "{:?}", fs::read_to_string(&moved));
     lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     daemon.expect_line("has been blocked via nftables set inet portsentry blocked for 2h");
@@ -39,9 +39,10 @@ fn reload_refuses_file_outside_sandbox() {
     let daemon = Daemon::start_configured(&lab, "", &[]);
     lab.write("portsentry.toml", &format!("expire = \"2h\"\n[allow]\nfiles = [\"{ignore}\"]\n"));
     daemon.signal(Signal::HUP);
-    let line = daemon.expect_line("the settings stay as they were");
-    let why =
-        format!("allow.files: {ignore} cannot be read in the sandbox of the settings at the start; restart portsentry");
+    let line = daemon.expect_line("the old configuration stays in force");
+    let why = format!(
+        "allow.files: {ignore} cannot be read in the sandbox that was created at the start; restart portsentry"
+    );
     assert!(line.ends_with(&why), "{line}");
     lab.write("portsentry.toml", "expire = \"3h\"\n[report]\njson_file = \"/var/tmp/portsentry-events\"\n");
     daemon.signal(Signal::HUP);
@@ -72,12 +73,12 @@ fn landlock_denies_other_files() {
             .unwrap_or_else(|| panic!("{:?}", daemon.lines_with("ignore")));
         fs::remove_file(&ignore).unwrap();
         lab.write("ignore", "192.0.2.7\n");
-        daemon.expect_line("is read again");
+        daemon.expect_line("was read again");
     }
     daemon.stop();
     // Without the sandbox the same link is followed, so the file's mode was not the reason.
     let daemon = Daemon::start_configured(&lab, &configuration, &["--no-sandbox"]);
     swap(&secret.path().join("secret"));
-    daemon.expect_line("ignore is read again");
+    daemon.expect_line("ignore was read again");
     daemon.stop();
 }

@@ -44,7 +44,7 @@ fn folder_with_foreign_files_stops_start() {
     let key = lab.write("home/key", "secret");
     let socket = home.join("ps.sock");
     let in_home = ["sh", "-c", "cd \"$0\" && exec \"$@\"", home.to_str().unwrap()];
-    let reason = "it holds \"key\", which is no file of portsentry's";
+    let reason = "it holds \"key\", which is not a file of portsentry";
     expect_refusal(&lab, &[], &["--socket", socket.to_str().unwrap()], reason);
     expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], reason);
     expect_refusal(&lab, &in_home, &["--state-dir", "."], reason);
@@ -76,7 +76,7 @@ fn empty_system_folder_stops_start() {
         ["--state-dir", "/etc/ssl/"],
         ["--socket", linked.to_str().unwrap()],
     ] {
-        expect_refusal(&lab, &wrapper, &arguments, "it is a system folder");
+        expect_refusal(&lab, &wrapper, &arguments, "it is a system directory");
         expect_refusal(&lab, &wrapper, &arguments, "owner 0\nowner 0");
     }
 }

@@ -109,7 +109,7 @@ fn inside_without_landlock() {
     assert_eq!((sandbox.landlock, sandbox.seccomp), (None, Calls::Listed));
     assert!(sandbox.no_new_privs && !sandbox.core_dumps);
     let warnings: Vec<_> = sandbox.warnings.iter().filter(|text| text.contains("Landlock")).collect();
-    assert_eq!(warnings, ["the files that it reaches are not restricted: this kernel has no Landlock (Linux 5.13)"]);
+    assert_eq!(warnings, ["its file access is not restricted: this kernel has no Landlock (Linux 5.13)"]);
     assert!(sandbox.out_of_reach("/etc/shadow".as_ref(), false).is_none());
 }
 

@@ -150,6 +150,6 @@ fn root_becomes_own_user() {
     lab.expect_ban(lab.v4("attacker").into());
     lab.write("portsentry.toml", "expire = \"2h\"\n");
     daemon.signal(rustix::process::Signal::HUP);
-    daemon.expect_line("new settings are in force: expire");
+    daemon.expect_line("the new configuration is in force; changed: expire");
     daemon.stop();
 }

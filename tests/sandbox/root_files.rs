@@ -71,7 +71,7 @@ fn helper_writes_lines_for_unprivileged_daemon() {
     // Rotation: root creates the file again.
     fs::rename(&events, folder.join("events.1")).unwrap();
     daemon.signal(Signal::HUP);
-    daemon.expect_line("the settings were read again");
+    daemon.expect_line("the configuration was read again");
     lab.succeed(&["unblock", &lab.v4("attacker").to_string()]);
     expect_text(&deny, |text| text == "sshd: x\n");
     expect_text(&events, |text| !text.is_empty());

@@ -15,7 +15,7 @@ fn second_daemon_refuses_and_changes_nothing() {
     for arguments in [&["--log-only"][..], &["--no-sandbox"]] {
         let ended = Daemon::run_to_end(&lab, &[], arguments);
         assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
-        let expected = format!("portsentry runs already in this network namespace, as process {};", first.id());
+        let expected = format!("portsentry already runs in this network namespace, as process {};", first.id());
         assert!(ended.log.contains(&expected) && ended.log.lines().count() == 1, "{}", ended.log);
     }
     assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
@@ -41,7 +41,7 @@ fn answered_socket_is_never_replaced() {
     let before = fs::metadata(&socket).unwrap().ino();
     // It runs in another namespace, so only the socket prevents its start.
     let second = Daemon::start(&other, &["--socket", socket.to_str().unwrap()]);
-    let refused = format!("another portsentry answers at {}; name another place with --socket", socket.display());
+    let refused = format!("another portsentry answers at {}; use another path with --socket", socket.display());
     second.expect_line(&refused);
     one.succeed(&["status"]);
     second.stop();
@@ -122,7 +122,7 @@ fn background_start_returns_when_watching() {
     let second = command().output().unwrap();
     let errors = String::from_utf8_lossy(&second.stderr).into_owned();
     assert_eq!(second.status.code(), Some(1), "{errors}");
-    assert!(errors.contains("runs already") && errors.contains("one process watches TCP and UDP"), "{errors}");
+    assert!(errors.contains("already runs") && errors.contains("one process watches TCP and UDP"), "{errors}");
 
     rustix::process::kill_process(process, Signal::TERM).unwrap();
     eventually("it has ended", || rustix::process::test_kill_process(process).is_err());

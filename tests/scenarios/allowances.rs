@@ -65,7 +65,7 @@ fn timed_allowance_ends() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     lab.succeed(&["allow", &lab.v4("attacker").to_string(), "--for", "1s"]);
-    daemon.expect_line("is allowed no longer: the time of its allowance is over");
+    daemon.expect_line("is not allowed any more: its allowance has expired");
     lab.provoke_ban("attacker");
     daemon.stop();
 }

@@ -177,7 +177,7 @@ fn waiting_ban_can_be_lifted() {
     scan(&lab, false);
     daemon.expect_line(&format!("from host: {0}/{0}", lab.v4("attacker")));
     lab.run("victim", "nft", &["flush ruleset"]);
-    daemon.expect_line("table inet portsentry was gone and is there again");
+    daemon.expect_line("table inet portsentry was missing and has been created again");
     while begin.elapsed() < Duration::from_millis(7_500) {
         let banned = lab.banned();
         assert!(

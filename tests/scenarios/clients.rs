@@ -127,7 +127,7 @@ fn boot_delays_bans_until_services_start() {
     reboot(&lab);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     daemon.expect_line(
-        "this host has just booted: no source is banned until its services have come up, for 60 s at most",
+        "this host has just booted: no source is banned until its services have started, for at most 60 s",
     );
     lab.expect_banned(&[banned]);
     // The client probes services that the ledger does not know; the scanner exploits that the host has just booted.
@@ -223,7 +223,7 @@ fn mail_guess_without_mail_is_released() {
     let (scanner, target) = ends(&lab, "scanner", false);
     lab.probe("scanner", scanner, target, &[&guessed[..], &[901]].concat());
     lab.expect_ban(scanner);
-    daemon.expect_line(&format!("the kernel's trap had blocked {client}, and nothing is held against them"));
+    daemon.expect_line(&format!("the kernel's trap blocked {client} without valid evidence"));
     assert_eq!(lab.banned(), [scanner]);
     let explained = lab.ask(&["explain", &client.to_string()]);
     assert_eq!((&explained["blocked"], &explained["strikes"]), (&serde_json::Value::Null, &0.into()), "{explained}");

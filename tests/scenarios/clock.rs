@@ -129,7 +129,7 @@ fn rebooted_ban_follows_clock_within_bounds() {
         lab.run("victim", "nft", &["delete table inet portsentry"]);
         clock.set(offset);
         let daemon = clock.start(&lab, "", "24h");
-        daemon.expect_line("bans put back from the ledger with the time that they had left: 1");
+        daemon.expect_line("bans restored from the ledger with their remaining time: 1");
         let ban = lab.expect_ban(attacker);
         let left = ban.expires.unwrap().as_secs();
         let least = most - passed * u64::from(slowness());
@@ -173,7 +173,7 @@ fn clock_set_forward_ends_no_ledger_ban() {
     let attacker = lab.provoke_ban("attacker");
     history(&lab, attacker);
     clock.set(5 * HOUR);
-    daemon.expect_line("adminalert: the clock was set forward by 5h; bans in force end when they would have");
+    daemon.expect_line("adminalert: the clock was set forward by 5h; bans in force keep their remaining time");
     // Another ban by the new clock is in force as well.
     let second = lab.provoke_ban("second");
     history(&lab, second);
@@ -194,7 +194,7 @@ fn clock_set_forward_ends_no_ledger_ban() {
     // A reboot at the time that the clock has now.
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let daemon = clock.start(&lab, "", "1h");
-    daemon.expect_line("bans put back from the ledger with the time that they had left: 2");
+    daemon.expect_line("bans restored from the ledger with their remaining time: 2");
     let left = left(&lab, attacker).as_secs();
     assert!((3_600 - 2 * slack()..=3_600).contains(&left), "{left}");
     daemon.stop();
@@ -208,7 +208,7 @@ fn clock_set_back_extends_no_ledger_ban() {
     let attacker = lab.provoke_ban("attacker");
     history(&lab, attacker);
     clock.set(-DAY);
-    daemon.expect_line("adminalert: the clock was set back by 1day; bans in force end when they would have");
+    daemon.expect_line("adminalert: the clock was set back by 1day; bans in force keep their remaining time");
     daemon.expect_line(&format!("adminalert: Host {attacker} is no longer blocked: its time is over"));
     assert!(lab.banned().is_empty());
     assert!(history(&lab, attacker).iter().all(|entry| entry.ended.is_some()), "{:?}", history(&lab, attacker));

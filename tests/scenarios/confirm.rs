@@ -11,7 +11,7 @@ use netns_lab::{TIMEOUT, slowness, within};
 
 const EVERY_BACKEND: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
 
-const OVER: &str = "the trial was not confirmed in time: all bans are lifted, and from now on scans are only logged";
+const OVER: &str = "the trial was not confirmed in time: all bans are lifted, and scans are only logged from now on";
 
 #[test]
 fn unconfirmed_trial_lifts_every_ban() {
@@ -44,7 +44,7 @@ fn unconfirmed_trial_lifts_every_ban() {
     let output = lab.operate(&["block", "192.0.2.7"]);
     assert_eq!(output.code, Some(1), "{output:?}");
     daemon.signal(rustix::process::Signal::HUP);
-    daemon.expect_line("SIGHUP: the settings were read again");
+    daemon.expect_line("SIGHUP: the configuration was read again");
     scan(&lab, true);
     expect_nothing_left(&lab);
     assert!(is_served_at_last(&lab, true), "a reload does not confirm");

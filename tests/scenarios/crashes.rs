@@ -104,7 +104,7 @@ fn hundred_kills_leave_correct_elements() {
     // Simulates a reboot.
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
-    daemon.expect_line(&format!("bans put back from the ledger with the time that they had left: {}", known.len()));
+    daemon.expect_line(&format!("bans restored from the ledger with their remaining time: {}", known.len()));
     assert_eq!(lab.banned().into_iter().collect::<BTreeSet<_>>(), known);
     daemon.stop();
 }

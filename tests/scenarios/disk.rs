@@ -83,7 +83,7 @@ fn full_disk_at_start_keeps_bans() {
     let disk = Disk::under(&lab);
     disk.fill();
     let daemon = start(&lab);
-    daemon.expect_line("Blocking goes on, but bans do not outlive a reboot");
+    daemon.expect_line("blocking continues, but bans do not survive a reboot");
     let first = lab.provoke_ban("first");
     daemon.stop();
     disk.empty();
@@ -121,7 +121,7 @@ fn damaged_ledger_is_quarantined_and_rebuilt() {
         // The new ledger is complete enough for a reboot.
         lab.run("victim", "nft", &["delete table inet portsentry"]);
         let daemon = start(&lab);
-        daemon.expect_line("bans put back from the ledger with the time that they had left: 2");
+        daemon.expect_line("bans restored from the ledger with their remaining time: 2");
         assert_eq!(lab.banned(), [first, second]);
         daemon.stop();
     }

@@ -14,7 +14,7 @@ fn unwritable_hosts_deny_is_written_later() {
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     daemon.expect_line("adminalert: ERROR: hosts.deny: ");
-    assert!(!daemon.lines_with("is a symbolic link; name the file that it points to").is_empty());
+    assert!(!daemon.lines_with("is a symbolic link; configure the file that it points to").is_empty());
     assert!(!lab.path("elsewhere").exists(), "a link is not followed");
 
     std::fs::remove_file(lab.path("hosts.deny")).unwrap();

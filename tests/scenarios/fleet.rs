@@ -292,7 +292,7 @@ fn compromised_fleet_process_is_limited() {
     };
     let accepted = |outcomes: &[ReportOutcome]| outcomes.iter().filter(|one| **one == ReportOutcome::Accepted).count();
     assert_eq!(accepted(&peer.report(&flood("mallory", 1))), 30, "an author may report 30 targets per hour");
-    daemon.expect_line("fleet: mallory has brought forward more than 30 targets in an hour and is ignored for an hour");
+    daemon.expect_line("fleet: mallory has reported more than 30 targets in an hour and is ignored for an hour");
     assert!(reason(&peer.report(&[report("mallory", "198.51.1.0")])[0]).contains("ignored for an hour"));
     let all: usize = (2..42).map(|author| accepted(&peer.report(&flood(&format!("m-{author}"), author)))).sum();
     assert_eq!(all, 70, "invented authors are limited by the ceiling");

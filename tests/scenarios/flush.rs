@@ -46,7 +46,7 @@ fn flush_during_scan_is_repaired_in_time() {
     });
     assert!(scan.open.is_empty(), "{scan:?}");
     daemon.expect_line(
-        "table inet portsentry was gone and is there again; bans put back with the time that they had left: 1",
+        "table inet portsentry was missing and has been created again; bans restored with their remaining time: 1",
     );
     let log = daemon.stop();
     assert_eq!(log.matches(&format!("Host {attacker} has been blocked")).count(), 1, "one scan is one ban: {log}");

@@ -52,7 +52,7 @@ fn restore_of_100000_bans_delays_no_verdict() {
     daemon.expect_line(&format!("Host {attacker} has been blocked"));
     let blocked = begin.elapsed();
     let restored = || {
-        let lines = daemon.lines_with("bans put back from the ledger with the time that they had left: ");
+        let lines = daemon.lines_with("bans restored from the ledger with their remaining time: ");
         let counts =
             lines.iter().filter_map(|line| line.split("left: ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
         (counts.sum::<u32>() == BANS).then_some(())
@@ -84,7 +84,7 @@ fn killed_start_loses_no_ban() {
     let lab = Lab::new(&["attacker"]);
     fill_ledger(&lab);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
-    daemon.expect_line("bans put back from the ledger with the time that they had left: ");
+    daemon.expect_line("bans restored from the ledger with their remaining time: ");
     daemon.kill();
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let all = usize::try_from(BANS).unwrap();
@@ -124,7 +124,7 @@ fn flush_restores_100000_bans_with_times() {
         elements(&lab, all).expect("all are there").into_iter().collect();
     let flushed = Instant::now();
     lab.run("victim", "nft", &["flush", "ruleset"]);
-    let line = daemon.expect_line("table inet portsentry was gone and is there again");
+    let line = daemon.expect_line("table inet portsentry was missing and has been created again");
     println!("{all} bans put back {:.2} s after a flush", flushed.elapsed().as_secs_f64());
     assert!(line.ends_with(&format!(": {all}")), "not all of {all} were restored: {line}");
     let took = flushed.elapsed();

@@ -140,7 +140,7 @@ fn address_in_blocked_network_is_shown_blocked() {
     });
     assert!(output.is_some_and(|output| output.out.contains(" left), with all of 203.0.113.0/24")));
     let output = lab.operate(&["unblock", "203.0.113.9"]);
-    let way_out = "is blocked with all of 203.0.113.0/24: unblock that network, or let 203.0.113.9 alone through";
+    let way_out = "is blocked with all of 203.0.113.0/24: unblock that network, or exempt only 203.0.113.9";
     assert!(output.code == Some(1) && output.err.contains(way_out), "{output:?}");
     assert_eq!(lab.operate(&["unblock", "203.0.113.0/24"]).code, Some(0));
     assert_eq!(lab.ask(&["explain", "203.0.113.9"])["blocked"], serde_json::Value::Null);
@@ -217,7 +217,7 @@ fn hangup_applies_valid_configuration_only() {
 
     std::fs::write(&path, "expire = \"2h\"\n[detect]\nscan_trigger = 0\n").unwrap();
     daemon.signal(Signal::HUP);
-    daemon.expect_line("adminalert: SIGHUP: new settings are in force: expire, detect");
+    daemon.expect_line("adminalert: SIGHUP: the new configuration is in force; changed: expire, detect");
     lab.probe("attacker", attacker, target, &[23]);
     assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(7_200)));
     lab.provoke_ban("friend");
@@ -230,7 +230,7 @@ fn hangup_applies_valid_configuration_only() {
 
     std::fs::write(&path, "expire = \"2h\"\n[detect]\nscan_triger = 0\n").unwrap();
     daemon.signal(Signal::HUP);
-    let line = daemon.expect_line("adminalert: ERROR: the settings stay as they were: ");
+    let line = daemon.expect_line("adminalert: ERROR: reload failed, the old configuration stays in force: ");
     assert!(line.contains("did you mean \"detect.scan_trigger\"?"), "{line}");
     let (source, target) = ends("friend");
     lab.probe("friend", source, target, &[23]);

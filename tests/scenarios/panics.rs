@@ -122,6 +122,6 @@ fn sensor_panic_ends_program_with_bans_kept() {
     let ended = Daemon::run_to_end(&lab, &["env", "PORTSENTRY_TRIP=sensor"], &arguments);
     assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
     assert!(ended.log.contains("thread sensor, src/"), "{}", ended.log);
-    assert!(ended.log.contains("portsentry: the sensor ended by a defect of its own"), "{}", ended.log);
+    assert!(ended.log.contains("portsentry: the sensor thread panicked"), "{}", ended.log);
     assert_eq!(lab.banned().len(), 1);
 }

@@ -91,11 +91,11 @@ fn forty_clients_are_served_or_refused() {
             line
         })
         .collect();
-    let refused = answers.iter().filter(|line| line.contains("clients are connected already")).count();
+    let refused = answers.iter().filter(|line| line.contains("clients are already connected")).count();
     let served = answers.iter().filter(|line| line.contains("\"running\":true")).count();
     assert_eq!((served, refused), (12, 8), "{answers:?}");
     let output = lab.operate(&["status"]);
-    assert!(output.code == Some(1) && output.err.contains("32 clients are connected already"), "{output:?}");
+    assert!(output.code == Some(1) && output.err.contains("32 clients are already connected"), "{output:?}");
     lab.provoke_ban("attacker");
     drop((slow, deaf, all));
     let well = netns_lab::within(SOON, || (lab.operate(&["status"]).code == Some(0)).then_some(()));
@@ -151,7 +151,7 @@ fn unprivileged_user_may_only_read() {
     };
     let (code, error) = as_nobody(&["status"]);
     assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains("may not be used by this user"), "{error}");
+    assert!(error.contains("is not accessible to this user"), "{error}");
 
     // An administrator gives a group access.
     chown(lab.path("socket"), None, Some(65_534)).unwrap();

@@ -22,18 +22,18 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     assert!(lab.ask(&["status"])["trap"]["ports"].as_u64() > Some(0), "the trap is armed before");
 
     assert!(lab.ask(&["trial", "1d"])["until"].is_string());
-    daemon.expect_line("a trial begins, by root");
+    daemon.expect_line("root has started a trial: ");
     let status = lab.ask(&["status"]);
     assert_eq!(status["state"], "only logging", "{status}");
     assert!(status["trial_left_s"].as_u64() > Some(86_000), "{status}");
     assert_eq!((&status["trap"]["ports"], &status["trap"]["udp_ports"]), (&0.into(), &0.into()), "{status}");
-    assert!(lab.succeed(&["status"]).contains("`portsentry trial --end` blocks again"));
+    assert!(lab.succeed(&["status"]).contains("`portsentry trial --end` resumes blocking"));
     scan_other(&lab);
     lab.expect_would_block(other.into());
     let refused = lab.operate(&["block", "192.0.2.7"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
     daemon.signal(rustix::process::Signal::HUP);
-    daemon.expect_line("SIGHUP: the settings were read again");
+    daemon.expect_line("SIGHUP: the configuration was read again");
     lab.run("other", "ip", &["addr", "add", &format!("{}/24", bystander(&lab)), "dev", "uplink"]);
     lab.probe("other", bystander(&lab).into(), lab.victim_v4("other").into(), &crate::support::CLOSED);
     lab.expect_would_block(bystander(&lab).into());
@@ -67,7 +67,7 @@ fn trial_goes_on_after_restart_until_ended() {
     lab.succeed(&["trial", "1d"]);
     daemon.stop();
     let daemon = start();
-    daemon.expect_line("the trial goes on: scans are only logged for 23h");
+    daemon.expect_line("the trial continues: scans are only logged for 23h");
     scan(&lab, false);
     lab.expect_would_block(lab.v4("attacker").into());
     assert_eq!(held(&lab, "nft"), "");
@@ -77,7 +77,7 @@ fn trial_goes_on_after_restart_until_ended() {
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     let log = daemon.stop();
-    assert!(!log.contains("the trial goes on"), "{log}");
+    assert!(!log.contains("the trial continues"), "{log}");
 }
 
 #[test]

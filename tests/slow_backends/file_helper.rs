@@ -120,7 +120,7 @@ fn helper_serves_configured_files_only() {
     let (helper, served) = start(&Files::default());
     for error in [helper.edit(&[case("192.0.2.7", 60)], &[]), helper.read(9).map(drop), helper.open_log().map(drop)] {
         let error = error.unwrap_err();
-        assert_eq!(error.to_string(), "the configuration of the start does not name this file");
+        assert_eq!(error.to_string(), "the configuration at the start does not contain this file");
     }
     drop(helper);
     served.join().unwrap().unwrap();

@@ -93,7 +93,7 @@ fn link_pipe_and_directory_are_refused() {
     let add = [case("192.0.2.7", 60)];
     let error = at(&link).apply(&add, &[]).unwrap_err();
     assert!(matches!(error, HostsDenyError::Link(_)), "{error}");
-    assert!(error.to_string().ends_with("is a symbolic link; name the file that it points to"), "{error}");
+    assert!(error.to_string().ends_with("is a symbolic link; configure the file that it points to"), "{error}");
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     let dangling = folder.path().join("dangling");
     symlink(folder.path().join("nowhere"), &dangling).unwrap();

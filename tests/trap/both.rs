@@ -176,7 +176,7 @@ fn kernel_and_program_ban_same_sources() {
             let blocked = daemon.lines_with(&format!("attackalert: Host {source} has been blocked"));
             assert_eq!(blocked.len(), 1, "{source}");
         }
-        assert!(daemon.lines_with("nothing is held against them").is_empty());
+        assert!(daemon.lines_with("without valid evidence").is_empty());
         assert!(lab.set("caught").len() <= 1 && lab.set("suspects").iter().all(|one| !by_both.contains(&one.address)));
         daemon.stop();
     }

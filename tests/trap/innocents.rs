@@ -64,7 +64,7 @@ fn answers_to_closed_socket_are_not_counted() {
     // The program agrees.
     let out = || ports.iter().all(|port| !Udp.watched(&lab).contains(port)).then_some(());
     assert!(within(TIMEOUT, out).is_some());
-    assert!(daemon.lines_with("nothing is held against them").is_empty());
+    assert!(daemon.lines_with("without valid evidence").is_empty());
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("scanner"))]);
     daemon.stop();
 }

@@ -40,7 +40,7 @@ fn operator_network_ban_survives_flush_and_restart() {
         assert!(!served(&lab, target), "{network} blocked");
     }
     lab.run("victim", "nft", &["flush", "ruleset"]);
-    daemon.expect_line("was gone and is there again");
+    daemon.expect_line("was missing and has been created again");
     for (network, target) in bans {
         expect_network(&lab, network, true);
         assert!(!served(&lab, target), "{network} after the flush");
@@ -93,7 +93,7 @@ fn manual_changes_of_networks_are_reported() {
     daemon.expect_line("203.0.113.0/24 has been blocked by nft (process ");
     // A ban added with `nft` is restored like any other.
     lab.run("victim", "nft", &["flush", "ruleset"]);
-    daemon.expect_line("was gone and is there again");
+    daemon.expect_line("was missing and has been created again");
     expect_network(&lab, "203.0.113.0/24", true);
     expect_network(&lab, "198.51.100.0/24", false);
     daemon.stop();

@@ -11,7 +11,7 @@ use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness, within};
 use crate::Protocol::Tcp;
 
 const PORT: u16 = 7_777;
-const REPORT: &str = "frames come in on";
+const REPORT: &str = "frames arrive on";
 
 fn nft(lab: &Lab, host: &str, command: &str) {
     lab.run(host, "nft", &[command]);

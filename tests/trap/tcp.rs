@@ -105,7 +105,7 @@ fn trap_ban_at_bridge_port_is_confirmed() {
         let reviewed = || (lab.set("caught").is_empty() && lab.set("caught6").is_empty()).then_some(());
         assert!(within(TIMEOUT, reviewed).is_some());
         assert_eq!(lab.banned().len(), 2);
-        assert!(daemon.lines_with("nothing is held against them").is_empty());
+        assert!(daemon.lines_with("without valid evidence").is_empty());
         daemon.stop();
     }
 }
@@ -197,7 +197,7 @@ fn wrong_checksums_on_veth_excuse_nothing() {
     daemon.expect_line(&format!("attackalert: Host {source} has been blocked"));
     std::thread::sleep(Duration::from_secs(3));
     assert!(lab.banned().contains(&source), "no review lets it go");
-    assert!(daemon.lines_with("nothing is held against them").is_empty());
+    assert!(daemon.lines_with("without valid evidence").is_empty());
     daemon.stop();
 }
 
@@ -219,7 +219,7 @@ fn unfounded_trap_ban_is_lifted() {
         };
         assert!(within(TIMEOUT, touched).is_some(), "banned by the kernel alone");
     });
-    daemon.expect_line(&format!("the kernel's trap had blocked {source}, and nothing is held against them: let go"));
+    daemon.expect_line(&format!("the kernel's trap blocked {source} without valid evidence: unblocked"));
     assert!(banned_at_last(&lab).is_empty() && lab.set("caught").is_empty() && lab.set("suspects").is_empty());
     assert!(daemon.lines_with("attackalert").is_empty());
     assert!(ports.iter().all(|port| Tcp.watched(&lab).contains(port)), "answers excuse their own peer only");

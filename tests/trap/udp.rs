@@ -28,7 +28,7 @@ fn tcp_and_udp_ports_count_together() {
         assert!(is_banned(&lab, source));
     });
     daemon.expect_line(&format!("attackalert: Host {source} has been blocked"));
-    assert!(daemon.lines_with("nothing is held against them").is_empty());
+    assert!(daemon.lines_with("without valid evidence").is_empty());
     daemon.stop();
 }
 
@@ -162,7 +162,7 @@ fn filtered_group_frames_ban_nobody() {
     for port in 901..=903 {
         wire.broadcast(&raw::udp(source, lab.victim_v4("other").into(), (40_404, port)));
     }
-    daemon.expect_line(&format!("the kernel's trap had blocked {source}, and nothing is held against them: let go"));
+    daemon.expect_line(&format!("the kernel's trap blocked {source} without valid evidence: unblocked"));
     assert!(!banned_at_last(&lab).contains(&source));
     daemon.stop();
 }

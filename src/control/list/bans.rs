@@ -1,4 +1,4 @@
-//! Joins the kernel's sets with the ledger: the bans in force, each with which of the two has it.
+//! Combines the kernel's sets with the ledger: the bans in force, each with its state in both.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,67 +13,68 @@ use crate::enforce::nft::{BlockError, Nft, Remaining};
 use crate::ledger::{Entry, Found, LedgerError, Reader};
 use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
 
-/// Bans up to which the kernel's sets are read: some seconds. The time grows with the square of their number.
+/// Maximum number of bans for which the kernel's sets are read, which takes some seconds. The time grows with the
+/// square.
 const MAX_DUMPED: usize = 200_000;
 
-/// Bans that the two disagree about are asked for once more, this many at most: one may have begun or ended in between.
+/// Maximum number of differing bans that are queried again: one may have begun or ended in between.
 const MAX_RECHECKED: usize = 1_000;
 
-/// Why there is no list.
+/// Reason why there is no list.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// Neither the ledger nor the kernel can be read.
     #[error("{ledger}; and {kernel}")]
     Nothing { ledger: Box<LedgerError>, kernel: String },
-    /// What is asked for stands in the ledger alone.
+    /// The requested data is only in the ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error("the list cannot be written: {0}")]
     Write(io::Error),
 }
 
-/// The bans that were found, in no order, and notes for the reader.
+/// The bans found, unordered, and notes for the reader.
 #[derive(Debug)]
 pub struct Bans {
     pub bans: Vec<Listed>,
-    /// Whether the kernel was asked.
+    /// True if the kernel was queried.
     pub kernel: bool,
     pub notes: Vec<String>,
 }
 
-/// A ban that is in force, as far as the kernel or the ledger knows.
+/// A ban in force according to the kernel or the ledger.
 #[derive(Clone, Debug)]
 pub struct Listed {
     pub target: BanTarget,
-    /// What the ledger has; `None` where it knows nothing of it.
+    /// The ledger's entry; `None` if it has none.
     pub remembered: Option<Entry>,
-    /// What the kernel has.
+    /// The kernel's state.
     pub held: Held,
 }
 
 /// The kernel's state of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
-    /// It was not asked, or the ban needs no set.
+    /// Not queried, or the ban needs no set.
     Unasked,
     No,
-    /// Blocked, and for how long still.
+    /// Blocked, with its remaining time.
     For(Remaining),
 }
 
 impl Listed {
-    /// How much of it is left; the kernel's time counts, because the kernel enforces it.
+    /// Remaining time of the ban; the kernel's value takes precedence, because the kernel enforces the ban.
     #[must_use]
     pub fn left(&self, now: SystemTime) -> Expiry {
         match (self.held, &self.remembered) {
             (Held::For(left), _) => left.map_or(Expiry::Never, Expiry::After),
-            // One that has just run out shows its last second.
+            // A ban that has just expired shows its last second.
             (_, Some(entry)) => entry.ban.left(now).unwrap_or(Expiry::After(std::time::Duration::ZERO)),
             (_, None) => Expiry::Never,
         }
     }
 
-    /// The address whose name is looked up: the one that probed, where it is known.
+    /// The address whose name is looked up: the source of the probe, if known.
     #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
         match (&self.remembered, self.target) {
@@ -84,13 +85,13 @@ impl Listed {
     }
 }
 
-/// The bans in force at `now`, all of them or those that overlap with `asked`.
+/// Reads the bans in force at `now`, or those that overlap `asked`.
 ///
 /// # Errors
-/// Where neither the ledger nor the kernel can be read.
+/// Neither the ledger nor the kernel can be read.
 pub fn read(directory: &Path, asked: Option<IpNet>, now: SystemTime) -> Result<Bans, ListError> {
     match asked.map(|asked| (asked, BanTarget::of_prefix(asked))) {
-        // Of a link-local address there may be a ban on each link.
+        // A link-local address may have a ban on each link.
         Some((asked, Ok(target @ (BanTarget::V4(_) | BanTarget::V6(_))))) if !is_link_local(asked) => {
             one(directory, asked, target, now)
         }
@@ -108,13 +109,13 @@ fn is_link_local(target: IpNet) -> bool {
     matches!(target.addr(), IpAddr::V6(v6) if shared64::is_link_local(v6))
 }
 
-/// True where they have an address in common.
+/// True if the networks overlap.
 pub(super) fn overlaps(target: BanTarget, other: IpNet) -> bool {
     let network = IpNet::new(target.element(), target.prefix_len()).ok();
     network.is_some_and(|network| network.contains(&other) || other.contains(&network))
 }
 
-/// The bans of one source: its own, and those of the networks around it. Nothing is read as a whole.
+/// The bans of one source, and of the networks around it. Reads neither the ledger nor the sets as a whole.
 fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Result<Bans, ListError> {
     let address = if asked.prefix_len() > target.prefix_len() { asked.addr() } else { target.element() };
     let around = (0..128).filter_map(|length| Prefix::of(address, length)).map(BanTarget::Prefix);
@@ -136,7 +137,7 @@ fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Re
 
 fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
     let mut kernel = Kernel::open();
-    // A look first: reading a set of a million elements takes half a minute.
+    // Counted first, because reading a set of a million elements takes half a minute.
     let remembered = Reader::read(directory, |reader| reader.active(now));
     let many = remembered.as_ref().map_or(0, |found| found.items.len());
     let held = match many > MAX_DUMPED {
@@ -150,7 +151,7 @@ fn is_active(entry: &Entry, now: SystemTime) -> bool {
     entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now)
 }
 
-/// Joins both; bans that they disagree about are asked for once more.
+/// Combines both; differing bans are queried again.
 fn join(
     remembered: Result<Found<Entry>, LedgerError>,
     held: Result<Vec<(BanTarget, Remaining)>, String>,
@@ -163,18 +164,18 @@ fn join(
             return Err(ListError::Nothing { ledger: Box::new(ledger), kernel: kernel.clone() });
         }
         (Err(error), Ok(_)) => {
-            notes.push(format!("from the kernel alone: {error}"));
+            notes.push(format!("only from the kernel: {error}"));
             Found { items: Vec::new(), unreadable: 0 }
         }
     };
     if remembered.unreadable > 0 {
-        notes.push(format!("{} rows of the ledger cannot be read and are left out", remembered.unreadable));
+        notes.push(format!("{} rows of the ledger are unreadable and are ignored", remembered.unreadable));
     }
     let asked = held.is_ok();
     let mut elements: HashMap<BanTarget, Remaining> = match held {
         Ok(held) => held.into_iter().collect(),
         Err(why) => {
-            notes.push(format!("from the ledger alone: {why}"));
+            notes.push(format!("only from the ledger: {why}"));
             HashMap::new()
         }
     };
@@ -195,12 +196,12 @@ fn join(
             ban.held = left.map_or(Held::No, Held::For);
         }
     }
-    // Neither has it any more.
+    // Neither of them has the ban any more.
     bans.retain(|ban| ban.held != Held::No || ban.remembered.is_some());
     Ok(Bans { bans, kernel: asked, notes })
 }
 
-/// The kernel's sets, and a sentence where they cannot be asked.
+/// The kernel's sets, or the reason why they cannot be queried.
 struct Kernel(Result<Nft, String>);
 
 impl Kernel {
@@ -211,9 +212,11 @@ impl Kernel {
     fn ask<T>(&mut self, question: impl FnOnce(&mut Nft) -> Result<T, BlockError>) -> Result<T, String> {
         let nft = self.0.as_mut().map_err(|error| error.clone())?;
         question(nft).map_err(|error| match error {
-            BlockError::Gone => "there is no table inet portsentry in the kernel; nothing blocks by it now".to_owned(),
+            BlockError::Gone => {
+                "there is no table inet portsentry in the kernel; nftables blocks no source now".to_owned()
+            }
             BlockError::Socket(error) if error.errno() == Some(Errno::PERM) => {
-                "the kernel shows its sets to root alone; try it with sudo".to_owned()
+                "the kernel shows its sets only to root; try it with sudo".to_owned()
             }
             other => other.to_string(),
         })

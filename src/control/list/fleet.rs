@@ -1,4 +1,4 @@
-//! What other hosts of the fleet have reported, from the running daemon, which alone knows it.
+//! Reads the reports of other hosts in the fleet from the running daemon, which alone stores them.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,11 +11,11 @@ use crate::control::fleet_info::{FleetBan, FleetBans};
 use crate::control::protocol::{Answer, Request};
 use crate::types::BanTarget;
 
-/// Answers that are read: a million targets.
+/// Maximum number of answers read: a million targets.
 const MAX_ANSWERS: usize = 16_384;
 
-/// The targets that were reported, all of them or those that `target` has to do with; `None` where no daemon answers, or
-/// this host is in no fleet.
+/// The reported targets, all or those that overlap `target`; `None` if no daemon answers, or this host is not in a
+/// fleet.
 pub(super) fn read(socket: &Path, target: Option<IpNet>) -> Option<Vec<FleetBan>> {
     let mut client = Client::connect(socket).ok()?;
     let (mut all, mut after) = (Vec::new(), None);
@@ -37,7 +37,7 @@ pub(super) fn read(socket: &Path, target: Option<IpNet>) -> Option<Vec<FleetBan>
     Some(all)
 }
 
-/// The same as text, a line each.
+/// The reports as text, one line each.
 pub(super) fn text(bans: &[FleetBan]) -> String {
     let mut out = String::new();
     if !bans.is_empty() {

@@ -1,5 +1,5 @@
 //! `portsentry list`: the bans in force, from the kernel's sets and the ledger, as a table or as JSON. Needs no running
-//! daemon, changes nothing, and runs in a process of its own: the ledger's reader must not be in the daemon's.
+//! daemon, changes nothing, and runs in a separate process, because the ledger's reader must not run in the daemon.
 
 mod bans;
 mod fleet;
@@ -60,13 +60,13 @@ pub struct ListOptions {
     pub socket: PathBuf,
 }
 
-/// What the list of a host says on which no daemon runs.
+/// Note for a host without a running daemon.
 pub const NOT_RUNNING: &str = "portsentry is not running: this is what the kernel still blocks, each until its time is over, and \
                            what the ledger remembers. `systemctl start portsentry` has scans detected again; \
                            `nft delete element inet portsentry blocked { ADDRESS }` lifts a ban (blocked6 for IPv6)";
 
 impl ListOptions {
-    /// The directory of the ledger; a note where no daemon runs that could name it.
+    /// The directory of the ledger; adds a note if no daemon runs.
     fn directory(&self, notes: &mut Vec<String>) -> PathBuf {
         let default = || PathBuf::from(crate::ledger::DEFAULT_STATE_DIR);
         self.state_dir.clone().unwrap_or_else(|| match Client::connect(&self.socket).and_then(|mut one| one.status()) {
@@ -75,7 +75,7 @@ impl ListOptions {
                 notes.push(NOT_RUNNING.to_owned());
                 default()
             }
-            // A daemon of another version, or one that this user may not ask.
+            // A daemon of another version, or without access for this user.
             Err(_) => default(),
         })
     }
@@ -92,18 +92,17 @@ pub enum Order {
     Hits,
 }
 
-/// How wide a table may be: what COLUMNS says, else as wide as the terminal; as wide as it is where it goes into a file or a
-/// pipe, which cuts nothing off.
+/// Maximum width of a table: COLUMNS, or the width of the terminal; unlimited for a file or a pipe.
 fn width() -> usize {
     let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.trim().parse().ok());
     let of_terminal = || rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
     columns.or_else(of_terminal).filter(|columns| *columns > 0).unwrap_or(usize::MAX)
 }
 
-/// Writes the list that `options` ask for and returns notes for standard error.
+/// Writes the list for `options` and returns notes for standard error.
 ///
 /// # Errors
-/// Where neither the kernel nor the ledger tells anything, and where the list cannot be written.
+/// Neither the kernel nor the ledger can be read, or the list cannot be written.
 pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, ListError> {
     let now = SystemTime::now();
     if options.would_block {
@@ -134,7 +133,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
     write(out, &text).map(|()| notes)
 }
 
-/// Writes `text`; a reader that has had enough is no error.
+/// Writes `text`; a closed pipe is not an error.
 fn write(out: &mut impl Write, text: &str) -> Result<(), ListError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ListError::Write(error)),
@@ -142,7 +141,7 @@ fn write(out: &mut impl Write, text: &str) -> Result<(), ListError> {
     }
 }
 
-/// Sorts the bans in this order, and by address where it makes no difference.
+/// Sorts the bans in this order, then by address.
 fn sort(bans: &mut [Listed], order: Order, now: SystemTime) {
     let span = |ban: &Listed| match ban.left(now) {
         Expiry::Never => Duration::MAX,
@@ -164,11 +163,11 @@ struct Document<'a> {
     kernel: bool,
     notes: &'a [String],
     bans: Vec<Item<'a>>,
-    /// What other hosts have reported; null where that is not known, or this host is in no fleet.
+    /// Reports of other hosts; null if unknown, or if this host is not in a fleet.
     fleet: Option<Vec<FleetBan>>,
 }
 
-/// A ban of the list; what only the ledger knows is null where it does not know the ban.
+/// A ban of the list; fields from the ledger are null if it does not contain the ban.
 #[derive(Serialize)]
 struct Item<'a> {
     #[serde(rename = "subject")]
@@ -181,16 +180,16 @@ struct Item<'a> {
     since: Option<String>,
     expires: String,
     left_s: Option<u64>,
-    /// Bans of this subject, this one included.
+    /// Number of bans of this target, including this one.
     strikes: Option<u32>,
     author: Option<&'static str>,
-    /// Why, where an operator has said so.
+    /// The operator's note, if there is one.
     note: Option<&'a str>,
     method: Option<String>,
     capped: Option<bool>,
     in_kernel: Option<bool>,
     in_ledger: bool,
-    /// Only with `--names`; null where the address has none.
+    /// Only with `--names`; null if the address has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<Option<&'a str>>,
 }

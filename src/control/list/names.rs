@@ -1,5 +1,5 @@
-//! Looks up the names of addresses, many at once and within a time limit. The owner of an address chooses its name: only
-//! letters, digits, dots and hyphens of it reach a terminal.
+//! Looks up the names of addresses, many at once and within a time limit. The owner of an address chooses its name:
+//! only letters, digits, dots and hyphens are shown.
 //!
 //! References: RFC 1035 section 2.3.1 for what is in a host's name, getnameinfo(3).
 
@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use crate::host::lookup::look_up_all;
 
-/// How long all look-ups together may take.
+/// Timeout for all look-ups together.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Look-ups at one time.
+/// Maximum number of concurrent look-ups.
 const MAX_CONCURRENT: usize = 32;
 
-/// Addresses that are looked up: more could not be answered in the time.
+/// Maximum number of addresses: more could not be answered in time.
 const MAX_ADDRESSES: usize = 2_000;
 
-/// The longest domain name (RFC 1035, section 2.3.4).
+/// Maximum length of a domain name (RFC 1035, section 2.3.4).
 const MAX_NAME_LEN: usize = 253;
 
-/// The names of these addresses, as far as name servers answer in time; a note says how many are missing.
+/// The names of these addresses that name servers return in time; a note reports the number of missing ones.
 pub(super) fn look_up(addresses: BTreeSet<IpAddr>, notes: &mut Vec<String>) -> HashMap<IpAddr, String> {
     look_up_with(addresses, notes, TIMEOUT, |address| dns_lookup::lookup_addr(address).ok())
 }
@@ -37,7 +37,7 @@ fn look_up_with(
         notes.push(format!("names that were not looked up: {}", addresses.len() - MAX_ADDRESSES));
     }
     let count = wanted.len();
-    // Where there is no thread for it, none is answered.
+    // If no thread can be created, there are no answers.
     let answers = look_up_all(wanted, (MAX_CONCURRENT, limit), name_of).unwrap_or_default();
     let missing = count - answers.len();
     let named = answers.into_iter().filter_map(|(address, name)| Some((address, plain(&name?, address)?)));
@@ -49,7 +49,7 @@ fn look_up_with(
     names
 }
 
-/// `name` as it may be shown; `None` where it is empty or an address.
+/// `name` in a displayable form; `None` if it is empty or an address.
 fn plain(name: &str, address: IpAddr) -> Option<String> {
     let name = name.trim_end_matches('.');
     if name.is_empty() || name.parse::<IpAddr>().is_ok() || name == address.to_string() {

@@ -1,5 +1,5 @@
-//! Formats bans as a table that is no wider than the terminal: long fields are cut with "…", and where that is not enough,
-//! the least important columns are left out. No line is ever wrapped.
+//! Formats bans as a table that is not wider than the terminal: long fields are truncated with "…", and if that is not
+//! enough, the least important columns are omitted. Lines are never wrapped.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -11,20 +11,20 @@ use crate::ledger::{Author, Banned, Logged, author_key};
 use crate::types::printable::masked;
 use crate::types::{Expiry, brief};
 
-/// Between two columns, and for the mark in front of them.
+/// Space between two columns, and for the mark in front of them.
 const GAP: usize = 2;
 
 struct Column {
     head: &'static str,
     cells: Vec<String>,
-    /// It is not cut below this.
+    /// Minimum width.
     least: usize,
     right: bool,
-    /// 0 where it is left out.
+    /// Current width; 0 if omitted.
     width: usize,
 }
 
-/// The table of `bans` for a terminal of `width` columns; with names where there are some.
+/// The table of `bans` for a terminal of `width` columns, with names if given.
 pub(super) fn text(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, width: usize, now: SystemTime) -> String {
     if bans.is_empty() {
         return "no source is blocked\n".to_owned();
@@ -85,7 +85,7 @@ fn mark(ban: &Listed) -> char {
     }
 }
 
-/// The order is that on the screen.
+/// In the order on the screen.
 fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> Vec<Column> {
     let column = |head, least, right, cell: &dyn Fn(&Listed) -> String| {
         let cells = bans.iter().map(cell).collect();
@@ -126,7 +126,7 @@ fn reason(ban: &Banned) -> String {
     match (ban.class, ban.author) {
         (Some(class), _) => class.key().to_owned(),
         (None, Author::Import) => "import".to_owned(),
-        // A note may be anything that an operator could type.
+        // A note may contain anything that an operator can type.
         (None, _) => ban.note.as_deref().map_or("by hand".to_owned(), |note| masked(note, ' ').collect()),
     }
 }
@@ -151,13 +151,13 @@ pub(crate) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> 
     text
 }
 
-/// Columns get room in this order, each as much as it needs at least; from the first that finds none on they are left out.
+/// Order in which columns get their minimum width; from the first that does not fit on, they are omitted.
 const PRIORITY: [&str; 12] =
     ["ADDRESS", "LEFT", "LAST", "REASON", "NAME", "PORTS", "SINCE", "TIMES", "FIRST", "STRIKES", "BY", "METHOD"];
-/// In this order the rest of the room goes to those that are cut.
+/// Order in which the remaining width is assigned to truncated columns.
 const WIDEN: [&str; 6] = ["ADDRESS", "BY", "METHOD", "REASON", "NAME", "PORTS"];
 
-/// Sets how wide each column is in `width`.
+/// Sets the width of each column for a total of `width`.
 fn fit(columns: &mut [Column], width: usize) {
     let wanted = |column: &Column| column.cells.iter().map(|cell| count(cell)).fold(count(column.head), usize::max);
     let mut room = width.saturating_sub(GAP).max(1).saturating_add(GAP);
@@ -190,12 +190,12 @@ fn line<'a>(mark: char, columns: &'a [Column], cell: impl Fn(&'a Column) -> &'a 
     format!("{}\n", text.trim_end())
 }
 
-/// What is shown is one column a character: addresses, and names without anything else than letters and digits.
+/// Each character takes one column, because only addresses and names of letters and digits are shown.
 fn count(text: &str) -> usize {
     text.chars().count()
 }
 
-/// `text` in at most `width` columns, its end cut off with "…" where it is longer.
+/// `text` in at most `width` columns, truncated with "…" if it is longer.
 pub(crate) fn shortened(text: &str, width: usize) -> String {
     if count(text) <= width {
         return text.to_owned();

@@ -50,7 +50,7 @@ impl<'a> From<&'a Logged> for Item<'a> {
 
 /// Writes the list and returns notes for standard error.
 pub(super) fn run(options: &ListOptions, now: SystemTime, out: &mut impl Write) -> Result<Vec<String>, ListError> {
-    // Without a daemon the list is as good: it is about the past.
+    // No note without a daemon: the list is complete anyway, because it is about the past.
     let directory = options.directory(&mut Vec::new());
     let Found { mut items, unreadable } = Reader::read(&directory, Reader::logged)?;
     items.retain(|logged| {
@@ -60,7 +60,7 @@ pub(super) fn run(options: &ListOptions, now: SystemTime, out: &mut impl Write) 
     });
     let mut notes = Vec::new();
     if unreadable > 0 {
-        notes.push(format!("{unreadable} rows of the ledger cannot be read and are left out"));
+        notes.push(format!("{unreadable} rows of the ledger are unreadable and are ignored"));
     }
     let text = if options.json {
         let document =

@@ -1,4 +1,4 @@
-//! A ban as the live view displays it.
+//! A ban in the live view.
 
 use std::cmp::Ordering;
 use std::time::{Duration, SystemTime};
@@ -14,7 +14,7 @@ pub(super) struct Ban {
     pub(super) strikes: u32,
     /// `None`: never.
     pub(super) until: Option<SystemTime>,
-    /// In the ledger and not in the kernel.
+    /// True if it is in the ledger but not in the kernel.
     pub(super) lacking: bool,
 }
 
@@ -40,7 +40,7 @@ impl Ban {
         }
     }
 
-    /// The next to expire first, permanent ones last.
+    /// Orders by expiry, permanent ones last.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let end = |ban: &Self| (ban.until.is_none(), ban.until);
         end(self).cmp(&end(other)).then_with(|| self.target.cmp(&other.target))

@@ -1,5 +1,5 @@
-//! Paints a [`View`]. Pure, and for every size: where there is little room, the least important parts are left out.
-//! A colour says nothing that a word or a mark does not say as well.
+//! Draws a [`View`]. Pure, and works for every size: with little room, the least important parts are omitted. Colours
+//! only repeat information that is also shown as text.
 
 use std::borrow::Cow;
 
@@ -35,25 +35,25 @@ fn event_style(kind: &str) -> Style {
     }
 }
 
-/// From this width on there is a second column, of [`SIDE`] columns.
+/// Minimum width for a second column, which has [`SIDE`] columns.
 const WIDE: u16 = 72;
 const SIDE: u16 = 22;
 
-/// Below this size there is no room for anything.
+/// Minimum size of the terminal.
 const MIN_SIZE: (u16, u16) = (20, 8);
 
-/// From this height on a narrow screen has a line each for ports and sources.
+/// Minimum height at which a narrow screen shows lines for ports and sources.
 const TALL: u16 = 18;
 
-/// What the terminal can show.
+/// Capabilities of the terminal.
 #[derive(Clone, Copy)]
 pub(super) struct Look {
     pub(super) colours: bool,
-    /// False where the locale knows only ASCII.
+    /// False if the locale only supports ASCII.
     pub(super) unicode: bool,
 }
 
-/// Paints `view`.
+/// Draws `view`.
 pub(super) fn draw(frame: &mut Frame<'_>, view: &View, Look { colours, unicode }: Look) {
     let area = frame.area();
     if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {
@@ -94,7 +94,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View, Look { colours, unicode }
     }
 }
 
-/// What stands for a character where there is only ASCII.
+/// The ASCII replacement of a character.
 fn in_ascii(c: char) -> char {
     match c {
         '─' => '-',
@@ -135,7 +135,7 @@ fn head(frame: &mut Frame<'_>, area: Rect, view: &View) {
     };
     let sources = status.map_or(0, |status| status.sources_tracked);
     let mut counts = format!("blocked {}  suspects {sources}", view.all.max(view.bans().count()));
-    // Only where the capture has lost anything.
+    // Only if the capture has lost packets.
     if let Some(dropped) = status.map(|status| status.packets.dropped).filter(|dropped| *dropped > 0) {
         counts.push_str(&format!("  {} lost", counted(dropped, "packet")));
     }
@@ -144,7 +144,7 @@ fn head(frame: &mut Frame<'_>, area: Rect, view: &View) {
     frame.render_widget(Paragraph::new(Vec::from_iter(std::iter::once(title).chain(counters))), area);
 }
 
-/// Short enough to be read at a glance: "0", "3.2", "140", "12.3k", "1.2M".
+/// Formats a rate briefly: "0", "3.2", "140", "12.3k", "1.2M".
 fn rate(value: f64) -> String {
     match value {
         value if value < 0.05 => "0".to_owned(),
@@ -177,7 +177,7 @@ fn bans(frame: &mut Frame<'_>, area: Rect, view: &View) {
         frame.render_widget(Paragraph::new(Line::styled(text, FAINT)).block(block), area);
         return;
     }
-    // Only the visible ones become rows: there may be thousands.
+    // Only visible bans become rows: there may be thousands.
     let rows = usize::from(area.height).saturating_sub(2);
     let selected = view.selected();
     let offset = selected.map_or(0, |at| (at + 1).saturating_sub(rows.max(1)));
@@ -206,11 +206,11 @@ fn bans(frame: &mut Frame<'_>, area: Rect, view: &View) {
     frame.render_stateful_widget(table, area, &mut state);
 }
 
-/// Between two columns.
+/// Space between two columns.
 const GAP: u16 = 2;
 
-/// How wide the columns are, in their order on the screen; 0 where one is left out. They get room in the order of what
-/// matters: address with its mark, time, reason, ports, number of bans.
+/// Widths of the columns in screen order; 0 if omitted. They get room by importance: address with its mark, time,
+/// reason, ports, number of bans.
 fn column_widths(bans: &[&Ban], width: u16) -> [u16; 5] {
     let longest = |text: fn(&Ban) -> &str| {
         let longest = bans.iter().map(|ban| text(ban).chars().count()).max().unwrap_or(0);
@@ -253,7 +253,7 @@ fn events(frame: &mut Frame<'_>, area: Rect, view: &View) {
     frame.render_widget(Table::new(rows, widths).block(block), area);
 }
 
-/// Ports, sources and the last minute, beside the rest.
+/// Ports, sources and the last minute, in a column beside the lists.
 fn side_panels(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let rows = if area.height >= 14 { 3 } else { 0 };
     let areas = Layout::vertical([Constraint::Fill(1), Constraint::Fill(1), Constraint::Length(rows)]);
@@ -280,11 +280,11 @@ fn side_panels(frame: &mut Frame<'_>, area: Rect, view: &View) {
     frame.render_widget(bars, Rect { height: inner.height.min(1), ..inner });
 }
 
-/// The height of a full bar, in eighths of a row.
+/// Height of a full bar in eighths of a row.
 const BAR_HEIGHT: u64 = 8;
 
-/// The heights of at most `width` bars, the newest first, each for a stretch of seconds; none for a stretch without any
-/// probe, and at least two eighths for any other.
+/// Heights of at most `width` bars, newest first, each for a number of seconds; `None` without probes, otherwise at
+/// least two eighths.
 fn bars(values: &[u64], width: usize) -> Vec<Option<u64>> {
     let stretch = values.len().div_ceil(width.max(1)).max(1);
     let sums: Vec<u64> = values.rchunks(stretch).map(|part| part.iter().sum()).collect();
@@ -292,7 +292,7 @@ fn bars(values: &[u64], width: usize) -> Vec<Option<u64>> {
     sums.iter().map(|sum| (*sum > 0).then(|| 1 + sum.saturating_mul(BAR_HEIGHT - 1).div_ceil(most))).collect()
 }
 
-/// Ports and sources in a line each.
+/// Ports and sources in one line each.
 fn top_lines(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let line = |label: &'static str, counts: &TopCounts| {
         let top: Vec<String> = counts.top(5).into_iter().map(|(kind, count)| format!("{kind} {count}")).collect();
@@ -320,7 +320,7 @@ fn foot(frame: &mut Frame<'_>, area: Rect, view: &View) {
     frame.render_widget(Paragraph::new(Line::styled(shortened(&text, width), style)), area);
 }
 
-/// The last line, the longest first.
+/// The key line, longest version first.
 const KEYS: [&str; 3] = [
     "j k select  u unblock  a allow  e explain  / filter  p pause  ? help  q quit",
     "jk select u unblock a allow ? help q quit",
@@ -340,13 +340,13 @@ const HELP: [&str; 10] = [
     "!           the kernel lacks the ban",
 ];
 
-/// A window in the middle of `area`, as large as its lines need. Long lines are continued with an indent.
+/// A window in the middle of `area`, as large as its lines need. Long lines continue with an indent.
 fn popup(frame: &mut Frame<'_>, area: Rect, title: &str, lines: &[impl AsRef<str>], first: usize) {
     let longest =
         lines.iter().map(|line| line.as_ref().chars().count()).max().unwrap_or(0).max(title.chars().count() + 2);
     let width = u16::try_from(longest + 4).unwrap_or(u16::MAX).min(area.width);
     let inside = usize::from(width.saturating_sub(4)).max(1);
-    // An address or a time is not broken at its hyphens.
+    // Addresses and times are not broken at hyphens.
     let wrapping = textwrap::Options::new(inside)
         .word_splitter(textwrap::WordSplitter::NoHyphenation)
         .subsequent_indent(if inside > 24 { INDENT } else { "" });
@@ -366,5 +366,5 @@ fn popup(frame: &mut Frame<'_>, area: Rect, title: &str, lines: &[impl AsRef<str
     frame.render_widget(Paragraph::new(lines).block(block), place);
 }
 
-/// As wide as the labels of `explain`.
+/// The width of the labels of `explain`.
 const INDENT: &str = "            ";

@@ -1,6 +1,6 @@
-//! `portsentry watch`: a live view of the running daemon in a terminal, with bans and their remaining time, events, rates,
-//! and the most frequent ports and sources. Keys and messages change a [`view::View`], which [`draw`] paints; both are pure.
-//! The terminal is restored however this ends.
+//! `portsentry watch`: a live view of the running daemon in a terminal, with bans and their remaining time, events,
+//! rates, and the most frequent ports and sources. Keys and messages change a [`view::View`], which [`draw`] draws;
+//! both are pure. The terminal is always restored at the end.
 
 mod ban;
 mod draw;
@@ -33,13 +33,13 @@ pub struct WatchOptions {
     pub socket: PathBuf,
 }
 
-/// How long a message may wait for the screen.
+/// Maximum delay of a message on the screen.
 const FRAME_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Messages between two polls for keys: the keys stay responsive under a flood.
+/// Maximum number of messages between two polls for keys, which stay responsive under a flood.
 const MAX_MESSAGES: usize = 1_000;
 
-/// Why the live view cannot start or go on.
+/// Reason why the live view cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
     #[error(transparent)]
@@ -57,7 +57,7 @@ pub enum WatchError {
 /// Runs until the operator or a signal ends it.
 ///
 /// # Errors
-/// Where there is no terminal or no daemon, and where the terminal fails.
+/// There is no terminal or no daemon, or the terminal fails.
 pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return Err(WatchError::NoTerminal);
@@ -66,10 +66,10 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
         Ok(term) if term == "dumb" => return Err(WatchError::Dumb(term)),
         _ => {}
     }
-    // An error before the screen is taken; from then on a daemon that goes away is waited for.
+    // Reports an error before the screen is switched; later the view waits for a missing daemon.
     drop(Client::connect(&options.socket)?);
     let poller = poller::start(&options.socket)?;
-    // crossterm does not report a terminal that has gone, and polls again without end.
+    // crossterm does not report a closed terminal, and polls in an endless loop.
     std::thread::Builder::new().name("terminal".to_owned()).spawn(end_with_terminal)?;
     let look = draw::Look {
         colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
@@ -110,7 +110,7 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
     Ok(())
 }
 
-/// True where the locale of the environment writes UTF-8. The first variable that is set counts, as in setlocale(3).
+/// True if the locale uses UTF-8. The first variable that is set counts, as in setlocale(3).
 fn is_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
     let set = ["LC_ALL", "LC_CTYPE", "LANG"].iter().filter_map(|name| variable(name)).find(|value| !value.is_empty());
     set.is_some_and(|locale| {
@@ -119,7 +119,7 @@ fn is_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
     })
 }
 
-/// Ends the program when its terminal has gone.
+/// Ends the program when its terminal is closed.
 fn end_with_terminal() {
     loop {
         std::thread::sleep(Duration::from_secs(1));
@@ -128,13 +128,13 @@ fn end_with_terminal() {
         let looked = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         let [terminal] = fds.map(|fd| fd.revents());
         if looked.is_ok() && terminal.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
-            // There is nothing left to restore.
+            // There is nothing to restore.
             std::process::exit(i32::from(exit_code::FAILED));
         }
     }
 }
 
-/// Takes the messages that wait; true where a signal ends the view.
+/// Applies pending messages; true if a signal ends the view.
 fn absorb(messages: &Receiver<Message>, view: &mut View) -> Result<bool, WatchError> {
     for _ in 0..MAX_MESSAGES {
         match messages.try_recv() {
@@ -147,7 +147,7 @@ fn absorb(messages: &Receiver<Message>, view: &mut View) -> Result<bool, WatchEr
     Ok(false)
 }
 
-/// The alternate screen; left when this is dropped, also on errors.
+/// The alternate screen, which is left when this is dropped, also on errors.
 struct Screen;
 
 impl Drop for Screen {

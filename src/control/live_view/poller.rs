@@ -1,5 +1,5 @@
-//! Collects what the live view shows, in one thread each: the daemon's status and answers, its events, the bans of kernel and
-//! ledger, and signals. Reconnects to a daemon that went away.
+//! Collects the data of the live view, with one thread each: the daemon's status and answers, its events, the bans of
+//! kernel and ledger, and signals. Reconnects when the daemon is restarted.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,17 +16,18 @@ use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
 use crate::events::json::EventRecord;
 
-/// Between two requests for the status, and between two attempts to connect.
+/// Interval between two status requests, and between two connection attempts.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Bans are read this often, and less often where that takes long: at most a twentieth of the time goes into it.
+/// Interval at which bans are read; longer if reading is slow, so that it takes at most a twentieth of the time.
 const BANS_INTERVAL: Duration = Duration::from_secs(5);
 const SHARE: u32 = 20;
 
-/// Bans that are shown: those that expire first.
+/// Maximum number of bans shown: those that expire first.
 const MAX_BANS: usize = 10_000;
 
-/// Messages that wait for the screen. A full queue blocks the thread; the daemon then drops events for this subscriber.
+/// Maximum number of pending messages. A full queue blocks the thread; the daemon then drops events for this
+/// subscriber.
 const MAX_PENDING: usize = 4_096;
 
 /// An update of the view.
@@ -34,7 +35,7 @@ const MAX_PENDING: usize = 4_096;
 pub(super) enum Message {
     Status(Box<Status>),
     Event(Box<EventRecord>),
-    /// The bans in force, and how many there are in all.
+    /// The bans in force, and their total number.
     Bans(Vec<Ban>, usize),
     /// A note about the bans.
     Note(String),
@@ -53,7 +54,7 @@ pub(super) struct Poller {
 }
 
 impl Poller {
-    /// True where a thread has ended, which none does by itself.
+    /// True if a thread has ended, which none does during normal operation.
     pub(super) fn is_broken(&self) -> bool {
         self.threads.iter().any(JoinHandle::is_finished)
     }
@@ -64,19 +65,19 @@ pub(super) fn start(socket: &Path) -> io::Result<Poller> {
     let (requests, wanted) = mpsc::channel();
     let (directories, directory) = mpsc::channel();
     let thread = |name: &str| thread::Builder::new().name(name.to_owned());
-    // None is joined: they end with the program.
+    // None of them is joined: they end with the program.
     let (at, out) = (socket.to_owned(), messages.clone());
     let mut threads = vec![thread("requests").spawn(move || ask(&at, &wanted, &out, &directories))?];
     let (at, out) = (socket.to_owned(), messages.clone());
     threads.push(thread("events").spawn(move || events(&at, &out))?);
     let out = messages.clone();
     threads.push(thread("bans").spawn(move || bans(&directory, &out))?);
-    // That one ends with a signal.
+    // This thread ends with a signal.
     thread("signals").spawn(move || signals(&messages))?;
     Ok(Poller { messages: received, requests, threads })
 }
 
-/// Asks for the status every second, hands on where the ledger is, and sends the operator's requests in between.
+/// Requests the status every second, passes on the ledger's directory, and sends the operator's requests in between.
 fn ask(socket: &Path, requests: &Receiver<Request>, out: &SyncSender<Message>, directories: &Sender<PathBuf>) {
     let mut client: Option<Client> = None;
     loop {
@@ -109,9 +110,9 @@ fn ask(socket: &Path, requests: &Receiver<Request>, out: &SyncSender<Message>, d
 
 fn events(socket: &Path, out: &SyncSender<Message>) {
     loop {
-        // The other thread reports a daemon that cannot be reached.
+        // The other thread reports a missing daemon.
         if let Ok(events) = Client::connect(socket).and_then(Client::subscribe) {
-            // An event that cannot be read is skipped: the next one may be.
+            // An unreadable event is skipped: the next one may be readable.
             let events = events.take_while(|event| !matches!(event, Err(ClientError::Broken { .. })));
             for event in events.flatten() {
                 if out.send(Message::Event(Box::new(event))).is_err() {
@@ -123,7 +124,7 @@ fn events(socket: &Path, out: &SyncSender<Message>) {
     }
 }
 
-/// Reads the bans from time to time: events do not tell of those that began before.
+/// Reads the bans periodically, because events do not include bans that began earlier.
 fn bans(directories: &Receiver<PathBuf>, out: &SyncSender<Message>) {
     let mut last_note = None;
     while let Ok(mut directory) = directories.recv() {

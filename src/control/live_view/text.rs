@@ -4,16 +4,16 @@ use std::time::SystemTime;
 
 use crate::types::printable::masked;
 
-/// The longest text that is shown, in characters.
+/// Maximum length of a displayed text, in characters.
 const MAX_LEN: usize = 400;
 
-/// True where one of these texts contains `filter`, whatever the case of its letters.
+/// True if one of these texts contains `filter`, ignoring case.
 pub(super) fn matches(filter: &str, texts: &[&str]) -> bool {
     let filter = filter.to_lowercase();
     filter.is_empty() || texts.iter().any(|text| text.to_lowercase().contains(&filter))
 }
 
-/// A text that cannot drive the terminal: a name or a command's output may be an attacker's.
+/// Replaces control characters: a name or a command's output may come from an attacker.
 pub(super) fn plain(text: &str) -> String {
     masked(text, ' ').take(MAX_LEN).collect()
 }

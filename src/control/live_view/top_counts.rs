@@ -1,9 +1,9 @@
-//! Counts the most frequent ports and sources. Bounded: above [`MAX_KINDS`] the rare ones are forgotten (Misra and Gries,
+//! Counts the most frequent ports and sources. Bounded: above [`MAX_KINDS`] the rare ones are dropped (Misra and Gries,
 //! 1982).
 
 use std::collections::HashMap;
 
-/// Kinds that are counted at one time.
+/// Maximum number of counted kinds.
 const MAX_KINDS: usize = 4_096;
 
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ impl TopCounts {
             return;
         }
         if self.0.len() >= MAX_KINDS {
-            // All lose as much: a flood of kinds that are seen once does not displace those that are seen again and again.
+            // All counts are reduced equally, so that a flood of kinds seen once does not displace frequent ones.
             let mut counts: Vec<u64> = self.0.values().copied().collect();
             counts.sort_unstable();
             let middle = counts.get(MAX_KINDS / 2).copied().unwrap_or(1);

@@ -1,4 +1,4 @@
-//! The state of the screen, and how keys and messages change it. Pure: the time comes in, requests go out.
+//! The state of the screen, and its changes by keys and messages. Pure: the time is an input, requests are an output.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -17,22 +17,22 @@ use crate::events::json::EventRecord;
 use crate::types::counted;
 use crate::types::printable::is_hidden;
 
-/// Events that are kept: some screens of them.
+/// Maximum number of events: some screens of them.
 const MAX_EVENTS: usize = 500;
 
-/// Messages that wait while the view is paused; above it the oldest are dropped and counted.
+/// Maximum number of messages held while the view is paused; beyond it the oldest are dropped and counted.
 const MAX_HELD: usize = 2_000;
 
-/// Rates are over this time, or as long as the view runs.
+/// Period over which rates are calculated.
 const RATE_SPAN: Duration = Duration::from_secs(60);
 
-/// Samples of the counters, one a second.
+/// Number of counter samples, one per second.
 const MAX_SAMPLES: usize = 61;
 
-/// How long an answer stays on the last line.
+/// Time for which an answer stays on the last line.
 const ANSWER_SPAN: Duration = Duration::from_secs(8);
 
-/// The longest filter, in bytes.
+/// Maximum length of the filter in bytes.
 const MAX_FILTER_LEN: usize = 64;
 
 /// An event on the screen.
@@ -44,23 +44,23 @@ pub(super) struct Line {
     pub(super) text: String,
 }
 
-/// What a key asks the program to do.
+/// The reaction of the program to a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Quit,
     Ask(Request),
 }
 
-/// What keys are for at the moment.
+/// The current meaning of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     Bans,
-    /// A question, and the request that is sent on a yes.
+    /// A question, and the request that is sent after "yes".
     Confirm(String, Request),
-    /// The filter is typed.
+    /// The filter is being typed.
     Filter,
     Help,
-    /// What is known about an address: the title, the lines, and the first one that is shown.
+    /// The state of an address: the title, the lines, and the first visible line.
     Explained(String, Vec<String>, usize),
 }
 
@@ -78,24 +78,24 @@ pub(super) struct View {
     pub(super) mode: Mode,
     pub(super) filter: String,
     pub(super) status: Option<Box<Status>>,
-    /// Why the daemon cannot be reached, while it cannot.
+    /// The error while the daemon cannot be reached.
     pub(super) lost: Option<String>,
     pub(super) events: VecDeque<Line>,
     pub(super) ports: TopCounts,
     pub(super) sources: TopCounts,
     pub(super) paused: bool,
-    /// The result of the last request, and whether it was carried out.
+    /// The result of the last request, and whether it succeeded.
     pub(super) answer: Option<(String, bool)>,
     /// A note about the bans.
     pub(super) note: Option<String>,
-    /// Bans in all, of which the view may hold fewer.
+    /// Total number of bans, of which the view may hold fewer.
     pub(super) all: usize,
-    /// Whether they have been read, or only those are known that began since.
+    /// False while only bans that began recently are known.
     pub(super) known: bool,
     bans: Vec<Ban>,
     selected: Option<String>,
     held: VecDeque<Message>,
-    /// Messages that were dropped while the view was paused.
+    /// Number of messages dropped while the view was paused.
     skipped: usize,
     samples: VecDeque<Sample>,
     answered_at: SystemTime,
@@ -128,12 +128,12 @@ impl View {
         }
     }
 
-    /// True where the view has changed since the last call.
+    /// True if the view has changed since the last call.
     pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// Moves the time to `now`: drops an old answer and the bans that have expired.
+    /// Sets the time to `now`: drops an old answer and expired bans.
     pub(super) fn tick(&mut self, now: SystemTime) {
         self.now = now;
         if self.answer.is_some() && now.duration_since(self.answered_at).is_ok_and(|age| age >= ANSWER_SPAN) {
@@ -151,7 +151,7 @@ impl View {
         self.all = self.all.saturating_sub(before - self.bans.len());
     }
 
-    /// The bans that the filter lets through.
+    /// The bans that match the filter.
     pub(super) fn bans(&self) -> impl Iterator<Item = &Ban> {
         self.bans.iter().filter(|ban| matches(&self.filter, &[&ban.target, &ban.class, &ban.ports]))
     }
@@ -162,13 +162,13 @@ impl View {
         self.bans().position(|ban| ban.target == *selected)
     }
 
-    /// How many messages wait while the view is paused.
+    /// Number of messages held while the view is paused.
     pub(super) fn waiting(&self) -> usize {
         self.held.len() + self.skipped
     }
 
-    /// Packets a second, probes a second and bans a minute, over the last minute; `None` before there are two samples of the
-    /// counters.
+    /// Packets per second, probes per second and bans per minute, over the last minute; `None` before there are two
+    /// samples.
     pub(super) fn rates(&self) -> Option<[f64; 3]> {
         let last = self.samples.back()?;
         let age = |sample: &Sample| last.at.duration_since(sample.at).unwrap_or_default();
@@ -181,13 +181,13 @@ impl View {
         Some([rate(|one| one.packets), rate(|one| one.probes), rate(|one| one.bans) * 60.0])
     }
 
-    /// Probes in each second of the last minute, the oldest first.
+    /// Probes in each second of the last minute, oldest first.
     pub(super) fn probes(&self) -> Vec<u64> {
         let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
         pairs.map(|(before, after)| after.probes.saturating_sub(before.probes)).collect()
     }
 
-    /// Takes a message, or holds it back while the view is paused.
+    /// Applies a message, or holds it while the view is paused.
     pub(super) fn absorb(&mut self, message: Message) {
         self.changed = true;
         match message {
@@ -207,7 +207,7 @@ impl View {
     fn sample(&mut self, status: Box<Status>) {
         let Status { packets, probes, bans, .. } = *status;
         let sample = Sample { at: self.now, packets: packets.seen, probes, bans: bans.made };
-        // Counters that run backwards are another daemon's.
+        // Decreasing counters belong to another daemon.
         if self.samples.back().is_some_and(|last| last.packets > sample.packets || last.at >= sample.at) {
             self.samples.clear();
         }
@@ -244,7 +244,7 @@ impl View {
         let until = match event.expires.as_deref() {
             Some("never") => None,
             Some(time) => humantime::parse_rfc3339(time).ok(),
-            // A second backend that blocks the same source: the first one's event has it.
+            // A second backend blocks the same source; the event of the first one contains the expiry.
             None => return,
         };
         let ports = compact_ports(event.ports.iter().flatten().map(|port| (port.proto.as_ref(), port.port)));
@@ -284,14 +284,14 @@ impl View {
         self.answer = Some((plain(text), done));
     }
 
-    /// Handles a key; what the program has to do about it.
+    /// Handles a key; returns the action for the program.
     pub(super) fn press(&mut self, key: impl Into<KeyEvent>) -> Option<Action> {
         let KeyEvent { code, modifiers, .. } = key.into();
         self.changed = true;
         match (code, modifiers) {
             (KeyCode::Char('c'), KeyModifiers::CONTROL) => return Some(Action::Quit),
             (KeyCode::Char(_), KeyModifiers::NONE | KeyModifiers::SHIFT) => {}
-            // A letter with Control or Alt is none.
+            // A letter with Control or Alt has no meaning.
             (KeyCode::Char(_), _) => return None,
             _ => {}
         }
@@ -373,7 +373,7 @@ impl View {
         None
     }
 
-    /// Selects the ban `by` places further; the first one where none is selected.
+    /// Moves the selection by `by` places; selects the first ban if none is selected.
     fn select(&mut self, by: isize) {
         let last = self.bans().count().saturating_sub(1);
         let place = match self.selected() {
@@ -399,13 +399,13 @@ impl View {
         }
     }
 
-    /// The events that the filter lets through, the newest first.
+    /// The events that match the filter, newest first.
     pub(super) fn newest(&self) -> impl Iterator<Item = &Line> {
         self.events.iter().rev().filter(|line| matches(&self.filter, &[&line.kind, &line.text]))
     }
 }
 
-/// Appends to a queue of at most `max`; true where that drops the oldest item.
+/// Appends to a queue of at most `max`; true if the oldest item was dropped.
 fn push_bounded<T>(queue: &mut VecDeque<T>, item: T, max: usize) -> bool {
     queue.push_back(item);
     queue.len() > max && queue.pop_front().is_some()

@@ -1,4 +1,4 @@
-//! The addresses that one name of the allow-list stands for, from the answers of name servers over time. Pure.
+//! Tracks the addresses of one name on the allow-list, from the answers of name servers over time. Pure.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -7,21 +7,22 @@ use std::time::{Duration, Instant};
 use crate::events::event::EventKind;
 use crate::host::lookup::{MAX_ADDRESSES, usable_addresses};
 
-/// How often a name is looked up: as long as DNS zones let caches keep what may change soon, and so seldom that no name
-/// server minds.
+/// Interval between look-ups of a name: the caching time that DNS zones commonly use for records that may change soon,
+/// and long enough not to burden a name server.
 pub(super) const INTERVAL: Duration = Duration::from_secs(300);
 
-/// After so long a look-up has failed, whether it ends or not: glibc asks three name servers twice, 5 seconds each.
+/// Time after which a look-up counts as failed, even if it is still running: glibc queries three name servers twice, 5
+/// seconds each.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
-/// Addresses of one name at one time, with those of answers before the last one.
+/// Maximum number of addresses of one name at one time, including those of earlier answers.
 pub(super) const MAX_KEPT: usize = 2 * MAX_ADDRESSES;
 
-/// How long an address stays that is missing in an answer: a pool of servers shows a few of its addresses each time. One
-/// interval, and as long as the look-up may take that follows it.
+/// Time for which an address that is missing in an answer is kept, because a server pool returns a few of its addresses
+/// each time: one interval plus the longest duration of the following look-up.
 const GRACE: Duration = Duration::from_secs(INTERVAL.as_secs() + LIMIT.as_secs());
 
-/// Addresses that a line names; how many more there are, it counts.
+/// Maximum number of addresses listed in a log line; further ones are only counted.
 const SHOWN: usize = 8;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,25 +30,25 @@ enum State {
     #[default]
     Asked,
     Good,
-    /// It gave none that another host can have.
+    /// The answer had no address that another host can have.
     Empty,
     Failed,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// With `None` in the last good answer, else until when it stays all the same.
+    /// `None` if the address was in the last good answer; otherwise the time until which it is kept.
     addresses: BTreeMap<IpAddr, Option<Instant>>,
     state: State,
 }
 
 impl Known {
-    /// The addresses that it stands for, and did a moment ago.
+    /// The current addresses, including recent ones that are kept for a while.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.addresses.keys().copied()
     }
 
-    /// Takes an answer over; whether the addresses are others than before, and what is to be said of it.
+    /// Applies an answer; returns whether the addresses changed, and the event to report.
     pub(super) fn learn(&mut self, name: &str, now: Instant, answer: &[SocketAddr]) -> (bool, Option<EventKind>) {
         let (usable, left_out) = usable_addresses(answer);
         for until in self.addresses.values_mut() {
@@ -71,32 +72,33 @@ impl Known {
             (State::Good | State::Empty, false) => format!("{name} on the allow-list is now also {}", list(&fresh)),
         };
         if !fresh.is_empty() && left_out > 0 {
-            text.push_str(&format!("; {left_out} more addresses are left out"));
+            text.push_str(&format!("; {left_out} more addresses are ignored"));
         }
         if usable.is_empty() && before != State::Empty {
             let so = match self.addresses.is_empty() {
                 true => "it protects no address".to_owned(),
-                false => format!("its last ones stay protected for {}", humantime::format_duration(GRACE)),
+                false => format!("its last addresses stay protected for {}", humantime::format_duration(GRACE)),
             };
             text = format!("{name} on the allow-list has no address that another host can have; {so}");
         }
         (!fresh.is_empty() || crowded, (!text.is_empty()).then_some(EventKind::Note(text)))
     }
 
-    /// Takes over that there is no answer, and why: what was known stays. What is to be said, where it did not fail before.
+    /// Records that a look-up failed with the error `why`; known addresses are kept. Returns the event to report,
+    /// unless the previous look-up failed as well.
     pub(super) fn fail(&mut self, name: &str, why: &str) -> Option<EventKind> {
         if std::mem::replace(&mut self.state, State::Failed) == State::Failed {
             return None;
         }
         let so = if self.addresses.is_empty() {
-            "it protects no address until it can"
+            "it protects no address until it can be resolved"
         } else {
             "its last addresses stay protected"
         };
         Some(EventKind::Error(format!("{name} on the allow-list cannot be resolved: {why}; {so}")))
     }
 
-    /// Lets go of the addresses whose time is over, and gives them.
+    /// Removes and returns the addresses whose time has expired.
     pub(super) fn forget(&mut self, now: Instant) -> Vec<IpAddr> {
         let over = |until: &Option<Instant>| until.is_some_and(|until| until <= now);
         let gone = self.addresses.iter().filter(|(_, until)| over(until)).map(|(address, _)| *address).collect();
@@ -104,7 +106,7 @@ impl Known {
         gone
     }
 
-    /// Where there are too many, those go whose time is over first; true where any did.
+    /// If there are too many addresses, drops those that expire first; true if any were dropped.
     fn trim(&mut self) -> bool {
         let surplus = self.addresses.len().saturating_sub(MAX_KEPT);
         let mut old: Vec<(Instant, IpAddr)> =
@@ -117,9 +119,11 @@ impl Known {
     }
 }
 
-/// What is to be said of addresses that a name no longer stands for.
+/// Returns the event for addresses that a name no longer has.
 pub(super) fn farewell(name: &str, gone: &[IpAddr]) -> Option<EventKind> {
-    let text = || format!("{name} on the allow-list is no longer {}, which it protects no more", list(gone));
+    let text = || {
+        format!("{name} on the allow-list no longer has the addresses {}, which are not protected any more", list(gone))
+    };
     (!gone.is_empty()).then(|| EventKind::Note(text()))
 }
 
@@ -163,8 +167,9 @@ mod tests {
         let (changed, message) = known.learn(NAME, now + 2 * INTERVAL, &answer(&["192.0.2.9"]));
         assert!(!changed && message.is_none() && known.forget(now + 2 * INTERVAL).is_empty());
         let gone = known.forget(now + INTERVAL + GRACE);
-        let expected =
-            format!("{NAME} on the allow-list is no longer 192.0.2.7, 2001:db8::7, which it protects no more");
+        let expected = format!(
+            "{NAME} on the allow-list no longer has the addresses 192.0.2.7, 2001:db8::7, which are not protected any more"
+        );
         assert_eq!(text(farewell(NAME, &gone)), expected);
         assert_eq!(held(&known), ["192.0.2.9"]);
     }
@@ -198,8 +203,9 @@ mod tests {
     #[test]
     fn unresolved_name_protects_nothing() {
         let mut known = Known::default();
-        let expected =
-            format!("{NAME} on the allow-list cannot be resolved: down; it protects no address until it can");
+        let expected = format!(
+            "{NAME} on the allow-list cannot be resolved: down; it protects no address until it can be resolved"
+        );
         assert_eq!(text(known.fail(NAME, "down")), expected);
         let (_, message) = known.learn(NAME, Instant::now(), &answer(&["192.0.2.7"]));
         assert_eq!(text(message), format!("{NAME} on the allow-list can be resolved again: it is 192.0.2.7"));
@@ -242,7 +248,7 @@ mod tests {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
         let (_, message) = known.learn(NAME, now, &answer(&["0.0.0.0"]));
-        assert!(text(message).ends_with("its last ones stay protected for 5m 30s"));
+        assert!(text(message).ends_with("its last addresses stay protected for 5m 30s"));
         assert_eq!(known.forget(now + GRACE).len(), 1);
         assert!(held(&known).is_empty());
     }
@@ -257,7 +263,7 @@ mod tests {
         };
         let (_, message) = known.learn(NAME, now, &many(0));
         let line = text(message);
-        assert!(line.ends_with("and 56 more; 3936 more addresses are left out") && line.len() < 300, "{line}");
+        assert!(line.ends_with("and 56 more; 3936 more addresses are ignored") && line.len() < 300, "{line}");
         assert_eq!(known.addresses().count(), MAX_ADDRESSES);
         for round in 1..50 {
             let _ = known.learn(NAME, now + Duration::from_secs(u64::from(round)), &many(round));

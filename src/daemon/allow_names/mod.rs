@@ -1,6 +1,6 @@
-//! Resolves the names on the allow-list to addresses: each name again and again, because addresses change. A name server
-//! that is down ends no protection, and what it answers is untrusted: addresses that no other host can have are left out,
-//! and how many there may be is bounded.
+//! Resolves the names on the allow-list to addresses, repeatedly, because addresses change. Failed look-ups do not end
+//! any protection. Answers are untrusted: addresses that no other host can have are ignored, and their number is
+//! limited.
 
 mod known;
 
@@ -14,12 +14,12 @@ use crate::host::file_watch::FileWatch;
 use crate::host::lookup::{LookupPool, resolve};
 use known::{INTERVAL, Known, LIMIT};
 
-/// How soon a name is looked up again that has no address yet: at the start of a host the network is often not there.
+/// Interval between look-ups of a name that has no address yet: during a boot the network is often not available.
 const RETRY: Duration = Duration::from_secs(30);
 
 const MAX_CONCURRENT: usize = 8;
 
-/// Names are looked up in here before DNS is asked.
+/// Names are looked up in this file before DNS.
 const HOSTS: &str = "/etc/hosts";
 
 type Answer = io::Result<Vec<SocketAddr>>;
@@ -39,7 +39,7 @@ pub(super) struct AllowNames {
 }
 
 impl AllowNames {
-    /// These names, of which nothing is known before the first [`AllowNames::tick`].
+    /// Creates the list with these names. They have no addresses before the first [`AllowNames::tick`].
     pub(super) fn new(names: &[String], now: Instant) -> Self {
         Self::with(names, now, resolve)
     }
@@ -61,8 +61,8 @@ impl AllowNames {
         std::mem::take(&mut self.messages)
     }
 
-    /// Begins the look-ups that are due, all of them where `resolvers_changed` or /etc/hosts did, and drops addresses that
-    /// are over. Waits for nothing. True where the addresses are others than before.
+    /// Starts the look-ups that are due, or all of them if `resolvers_changed` or /etc/hosts changed, and drops expired
+    /// addresses. Does not block. True if the addresses changed.
     pub(super) fn tick(&mut self, now: Instant, resolvers_changed: bool) -> bool {
         if self.hosts.poll() || resolvers_changed {
             self.names.iter_mut().for_each(|name| name.due = now);
@@ -85,7 +85,7 @@ impl AllowNames {
         changed
     }
 
-    /// Waits until a look-up ends; true where the addresses are others than before. Safe to cancel.
+    /// Waits until a look-up ends; true if the addresses changed. Cancel safe.
     pub(super) async fn answered(&mut self) -> bool {
         let (text, answer) = self.lookups.next().await;
         let now = Instant::now();
@@ -107,7 +107,7 @@ impl AllowNames {
 
     fn absorb(&mut self, now: Instant, text: &str, answer: Option<Answer>) -> bool {
         let Some(name) = self.names.iter_mut().find(|name| name.text == text) else { return false };
-        match answer.unwrap_or_else(|| Err(io::Error::other("the look-up broke off"))) {
+        match answer.unwrap_or_else(|| Err(io::Error::other("the look-up was aborted"))) {
             Ok(answer) => {
                 let (changed, message) = name.known.learn(&name.text, now, &answer);
                 self.messages.extend(message);
@@ -124,7 +124,7 @@ impl AllowNames {
     }
 }
 
-/// Any addresses as what a name stands for, twice. For the fuzzer.
+/// Applies any addresses as answers for a name, twice. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(now: Instant, answer: &[SocketAddr]) {
     let mut known = Known::default();

@@ -1,4 +1,4 @@
-//! Handles `explain`: asks the sensor and the ledger about one address.
+//! Handles `explain`: queries the sensor and the ledger for one address.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -49,7 +49,7 @@ impl ControlHandler<'_> {
     }
 }
 
-/// The bans of an address, and of the network by which it is blocked, the oldest first.
+/// The bans of an address, and of the network that blocks it, oldest first.
 async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
     let mut past = history(recorder, known.target).await?;
     if let Some(network) = known.network {
@@ -59,7 +59,7 @@ async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
     Some(past)
 }
 
-/// All that the ledger has about `target`; `None` where it cannot be read.
+/// The ledger's entries for `target`; `None` if they cannot be read.
 async fn history(recorder: &Recorder, target: BanTarget) -> Option<Vec<Entry>> {
     let (sent, read) = oneshot::channel();
     recorder.ask(move |ledger| drop(sent.send(ledger.of(target)))).then_some(())?;

@@ -1,5 +1,5 @@
-//! Handles control requests. Queries that need engine state are forwarded to the sensor thread, and answered from a task of
-//! their own when it has replied.
+//! Handles control requests. Requests that need engine state are forwarded to the sensor thread, and answered from a
+//! separate task when it has replied.
 
 mod explain;
 mod status;
@@ -40,7 +40,7 @@ use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::printable::masked;
 use crate::types::{BanTarget, Expiry};
 
-/// The longest note of a ban, in characters.
+/// Maximum length of a ban's note, in characters.
 const MAX_NOTE_LEN: usize = 200;
 
 /// A reply that may still wait for the sensor.
@@ -58,19 +58,19 @@ fn failed(error: impl ToString) -> Failure {
     Failure::new(ErrorKind::Failed, error)
 }
 
-/// Waits for the sensor, which ends with the daemon.
+/// Waits for the sensor's answer, which fails while the daemon is ending.
 async fn of_sensor<T>(answer: oneshot::Receiver<T>) -> Result<T, Failure> {
     answer.await.map_err(|_| failed("the daemon is ending"))
 }
 
-/// The start of the daemon, by both clocks.
+/// Start time of the daemon by both clocks.
 #[derive(Clone, Copy)]
 pub(super) struct Uptime {
     pub(super) started: SystemTime,
     pub(super) since: Instant,
 }
 
-/// What requests have to reach.
+/// The components that requests need.
 pub(super) struct ControlHandler<'a> {
     pub(super) config: &'a mut ConfigSource,
     pub(super) host_state: &'a mut HostState,
@@ -81,28 +81,28 @@ pub(super) struct ControlHandler<'a> {
     pub(super) sandbox: &'a Sandbox,
     pub(super) command_helper: Option<&'a CommandHelper>,
     pub(super) uptime: Uptime,
-    /// Why decoys stay silent.
+    /// Reason why decoys cannot answer, if there is one.
     pub(super) silent_decoys: Option<&'a str>,
 }
 
 impl ControlHandler<'_> {
-    /// True where sources are blocked.
+    /// True if sources are blocked.
     fn enforces(&self) -> bool {
         self.config.config.blocks() && !self.trial.only_logs()
     }
 
-    /// What the fleet says, of what it is asked; `None` where this host is in none.
+    /// Runs `ask` on the fleet; `None` if this host is not in a fleet.
     fn ask_fleet<T>(&self, ask: impl FnOnce(&Fleet, Surroundings<'_>) -> T) -> Option<T> {
         let fleet = self.fleet.as_ref()?;
         Some(ask(fleet, Surroundings { host: &self.host_state.host(), enforces: self.enforces() }))
     }
 
-    /// For how long the kernel holds a source; `None` where it holds none.
+    /// Duration of a hold in the kernel; `None` if no source is held.
     fn hold(&self) -> Option<Duration> {
         self.config.ruleset().trap.filter(|_| self.enforces())?.hold
     }
 
-    /// Reads the configuration again, on behalf of `by`.
+    /// Reads the configuration again, requested by `by`.
     pub(super) async fn reload(&mut self, by: &str) -> Reply {
         let targets = (&mut *self.host_state, self.sensor, &mut *self.sink);
         let reloaded = self.config.reload(by, targets, self.sandbox, *self.trial).await;
@@ -118,11 +118,11 @@ impl ControlHandler<'_> {
         if self.hold().is_some() {
             self.sensor.send(SensorCommand::Ruleset(Box::new(self.config.ruleset())));
         }
-        self.sink.emit(EventKind::Note(format!("{by} has confirmed: blocking goes on")));
+        self.sink.emit(EventKind::Note(format!("{by} has confirmed the trial: blocking continues")));
         Ok(Answer::Confirmed {})
     }
 
-    /// Only logs for `span`, or blocks again where it is to `end`.
+    /// Starts a log-only trial of length `span`, or with `end` resumes blocking.
     async fn trial(&mut self, by: &str, span: Option<&str>, end: bool) -> Reply {
         let span = match (span, end) {
             (Some(span), false) => parse_span(span).map_err(usage)?,
@@ -133,19 +133,17 @@ impl ControlHandler<'_> {
                 self.end_log_only(by).await;
                 return Ok(Answer::Trial(TrialState { until: None }));
             }
-            _ => return Err(usage("name a time, or end the trial")),
+            _ => return Err(usage("give a duration, or --end to end the trial")),
         };
         if span > MAX_TRIAL {
             return Err(usage(
-                "a trial lasts 30 days at most; to log for longer write block = false into the settings",
+                "a trial lasts at most 30 days; to log for longer, set block = false in the configuration",
             ));
         }
         match *self.trial {
             Trial::None | Trial::LogOnly(_) if self.config.config.blocks() => {}
             Trial::None | Trial::LogOnly(_) | Trial::Expired => {
-                return Err(refused(
-                    "scans are only logged in any case: nothing is blocked that a trial could suspend",
-                ));
+                return Err(refused("nothing to suspend: the configuration only logs scans"));
             }
             Trial::Unconfirmed(_) => {
                 return Err(refused("the trial of --confirm is running: `portsentry confirm` first"));
@@ -157,18 +155,18 @@ impl ControlHandler<'_> {
         self.sink.ban_recorder.decide(Change::Trial { until: Some(until) });
         let until = rfc3339(until);
         self.sink.emit(EventKind::Note(format!(
-            "a trial begins, by {by}: until {until} scans are only logged. The bans in force stay; \
-             `portsentry trial --end` blocks again"
+            "{by} has started a trial: until {until} scans are only logged. The bans in force stay; \
+             `portsentry trial --end` resumes blocking"
         )));
         Ok(Answer::Trial(TrialState { until: Some(until) }))
     }
 
-    /// Ends a trial that only logs.
+    /// Ends a log-only trial.
     pub(super) async fn end_log_only(&mut self, by: &str) {
         *self.trial = Trial::None;
         let settings = Settings::from_config(&self.config.config);
         self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
-        // Begun with `--confirm`, which means nothing any more.
+        // A pending `--confirm` has no meaning any more.
         if std::mem::take(&mut self.config.on_trial) && self.hold().is_some() {
             self.sensor.send(SensorCommand::Ruleset(Box::new(self.config.ruleset())));
         }
@@ -183,7 +181,7 @@ impl ControlHandler<'_> {
                 Ok(pending) => pending.await,
                 Err(failure) => Err(failure),
             };
-            // The client may have gone.
+            // The client may have disconnected.
             let _ = reply.send(result);
         });
     }
@@ -231,14 +229,14 @@ impl ControlHandler<'_> {
         }
     }
 
-    /// Checks whether `target` may be blocked by hand; the subject of its ban, and for how long. A protected one that is
-    /// blocked by force is no longer protected.
+    /// Checks whether an operator may block `target`; returns the target of the ban and its expiry. With `force`, a
+    /// protected target loses its protection.
     async fn admit(&mut self, target: &str, expire: Option<&str>, force: bool) -> Result<(BanTarget, Expiry), Failure> {
         let asked = parse_network(target).map_err(usage)?;
         let expiry = expire.map_or(Ok(self.config.config.expire), |text| parse_expiry(text).map_err(usage))?;
         let target = BanTarget::of_prefix(asked).map_err(usage)?;
         if let Some(why) = no_source(asked.addr()) {
-            return Err(refused(format!("{} is refused: {why}, from which no packet comes", plain(asked))));
+            return Err(refused(format!("{} is refused: {why}, from which no packet can come", plain(asked))));
         }
         if !self.enforces() {
             return Err(refused(
@@ -251,7 +249,7 @@ impl ControlHandler<'_> {
         };
         let own = matches!(protection, Protection::OwnAddress | Protection::Loopback);
         if own || !force {
-            let remedy = if own { "" } else { "; --force blocks it all the same" };
+            let remedy = if own { "" } else { "; use --force to block it nevertheless" };
             return Err(refused(format!(
                 "refused to block {}: {} is {protection}{remedy}",
                 plain(asked),
@@ -275,7 +273,7 @@ impl ControlHandler<'_> {
         let target = match (target, all) {
             (None, true) => None,
             (Some(target), false) => Some(parse_network(target).and_then(BanTarget::of_prefix).map_err(usage)?),
-            _ => return Err(usage("name an address or prefix, or all")),
+            _ => return Err(usage("give an address or prefix, or --all")),
         };
         let by_fleet = match (&mut self.fleet, target) {
             (Some(fleet), Some(target)) => usize::from(fleet.lift(target, LiftedBy::Host)),
@@ -283,19 +281,19 @@ impl ControlHandler<'_> {
             (None, _) => 0,
         };
         if by_fleet > 0 {
-            let what = target.map_or_else(
+            let lifted = target.map_or_else(
                 || format!("{by_fleet} bans of the fleet"),
                 |target| format!("the fleet's ban of {target}"),
             );
             self.sink.emit(EventKind::Note(format!(
-                "{by} has lifted {what} on this host, for as long as they are reported"
+                "{by} has lifted {lifted} on this host, for as long as they are reported"
             )));
         }
         let lifted = unban::lift(self.sensor, self.sink, target.map(|target| vec![target]), by);
         let known =
             target.map(|target| self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), answer }));
         let hole = target.and_then(|target| IpNet::new(target.element(), target.prefix_len()).ok());
-        // After the request: a source that is protected again has no ban that the sensor would have to lift.
+        // After the request: a source that is protected again has no ban left for the sensor to lift.
         match self.host_state.unforce(hole).await {
             Ok(orders) => self.sensor.send_all(orders),
             Err(error) => self.sink.emit(EventKind::Error(error)),
@@ -303,7 +301,7 @@ impl ControlHandler<'_> {
         Ok(async move {
             let unblocked = of_sensor(lifted).await?.map_err(failed)? + by_fleet;
             if let (0, Some(target), Some(known)) = (unblocked, target, known) {
-                // `target` may itself be a network inside another.
+                // `target` may be a network inside another blocked network.
                 let around = of_sensor(known).await.ok().and_then(|known| known.network);
                 return Err(refused(not_blocked(target, around.filter(|network| *network != target))));
             }
@@ -317,7 +315,7 @@ impl ControlHandler<'_> {
         self.sensor.send_all(orders);
         if forgotten == 0 {
             return Err(refused(format!(
-                "no service on port {named} is remembered; `portsentry status` shows which are"
+                "no service on port {named} is remembered; `portsentry status` lists the remembered services"
             )));
         }
         self.sink.emit(EventKind::Note(format!("the service on port {named} is no longer remembered, by {by}")));
@@ -333,8 +331,8 @@ impl ControlHandler<'_> {
         let allowed = plain(network);
         if !force && is_too_wide(network) {
             return Err(refused(format!(
-                "{allowed} is refused: with so wide a network hardly anything would be blocked. --force allows it all the \
-                 same; `portsentry trial 1h` only logs for a while"
+                "{allowed} is refused: allowing such a large network would disable most blocking. Use --force to allow it nevertheless; \
+                 `portsentry trial 1h` suspends blocking for a while"
             )));
         }
         let bans = self.sensor.ask(|answer| SensorRequest::BansIn { network, most: MAX_LISTED, answer });
@@ -347,7 +345,7 @@ impl ControlHandler<'_> {
         }
         let until = allowance.until.map(rfc3339);
         let how_long = until.as_ref().map_or("until that is revoked".to_owned(), |until| format!("until {until}"));
-        let lifts = if lifted > 0 { format!("; bans lifted by that: {lifted}") } else { String::new() };
+        let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
         self.sink.emit(EventKind::Note(format!("{allowed} is not blocked {how_long}, by {}{lifts}", allowance.by)));
         self.sink.ban_recorder.decide(Change::Allowed(allowance));
         let bans = bans.iter().map(ToString::to_string).collect();
@@ -362,10 +360,10 @@ impl ControlHandler<'_> {
         let Some(orders) = revoked else {
             return Err(refused(match still {
                 Some(why) => format!(
-                    "{disallowed} has no allowance by hand that could be revoked: it is {why}. `portsentry allowed` says \
-                     by which setting; take it out there and reload"
+                    "{disallowed} has no temporary allowance to revoke: it is {why}. `portsentry allowed` shows \
+                     the configuration key; remove it there and reload"
                 ),
-                None => format!("{disallowed} is not allowed; `portsentry allowed` lists what is"),
+                None => format!("{disallowed} is not allowed; `portsentry allowed` lists the allowed networks"),
             }));
         };
         for order in orders {
@@ -384,7 +382,7 @@ impl ControlHandler<'_> {
     }
 }
 
-/// True for a network with so many addresses that an allowance of it is hardly meant.
+/// True for a network so large that allowing it is probably a mistake.
 fn is_too_wide(network: IpNet) -> bool {
     match network {
         IpNet::V4(v4) => v4.prefix_len() < 8,
@@ -392,17 +390,17 @@ fn is_too_wide(network: IpNet) -> bool {
     }
 }
 
-/// The operator, for the log and the ledger.
+/// The operator's name for the log and the ledger.
 fn author(peer: UCred) -> String {
     let user = if peer.uid() == 0 { "root".to_owned() } else { format!("user {}", peer.uid()) };
     match peer.pid() {
-        // None where it is in a process namespace that cannot be seen from here.
+        // `None` if the process is in a PID namespace that is not visible from here.
         Some(process) => format!("{user} (portsentry, process {process})"),
         None => format!("{user} (portsentry)"),
     }
 }
 
-/// Why no host can send from `address`, if that is so. Loopback is protected, and needs no reason here.
+/// Returns the reason if no host can send from `address`. Loopback is covered by the protection check.
 fn no_source(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(v4) if v4.octets().starts_with(&[0]) => Some("it is an unspecified address"),
@@ -413,11 +411,11 @@ fn no_source(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Why there is nothing to lift for `target`, and what there is instead.
+/// Explains why there is no ban of `target` to lift, and which ban blocks it instead.
 fn not_blocked(target: BanTarget, wider: Option<BanTarget>) -> String {
     match wider {
         Some(wider) => format!(
-            "{target} is blocked with all of {wider}: unblock that network, or let {target} alone through with \
+            "{target} is blocked with all of {wider}: unblock that network, or exempt only {target} with \
              `portsentry allow {target}`"
         ),
         None => format!("{target} is not blocked"),

@@ -1,4 +1,4 @@
-//! Handles `status`, and gives out the metrics: both show the same counters.
+//! Handles `status`, and serves the metrics; both show the same counters.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,11 +23,11 @@ use crate::metrics::{self, FleetSnapshot, Snapshot};
 use crate::sensor::SensorRequest;
 use crate::types::{Backend, PortSet};
 
-/// Bans up to which the kernel's own are counted for `status`: some 20 ms. The time grows with the square.
+/// Maximum number of bans for which `status` counts the kernel's elements: about 20 ms. The time grows with the square.
 const MAX_COUNTED: usize = 20_000;
 
 impl ControlHandler<'_> {
-    /// Gives out the metrics, as soon as the sensor has counted its bans.
+    /// Sends the metrics as soon as the sensor has counted its bans.
     pub(in crate::daemon) fn scrape(&mut self, place: oneshot::Sender<String>) {
         let since = self.uptime.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let snapshot = Snapshot {
@@ -145,7 +145,7 @@ impl From<&ServiceState> for RememberedService {
     }
 }
 
-/// What the configuration does not do as it looks on this host.
+/// Warnings about settings of the configuration that have no effect on this host.
 pub(in crate::daemon) fn warnings(config: &Config, path: &Path, host: &Host) -> Vec<String> {
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
     let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
@@ -154,7 +154,7 @@ pub(in crate::daemon) fn warnings(config: &Config, path: &Path, host: &Host) -> 
     found.map(|pitfall| format!("{}: {}", pitfall.key, pitfall.message)).collect()
 }
 
-/// The families that the allow-list covers as a whole.
+/// The address families that the allow-list covers completely.
 fn allows_all(host: &Host) -> Vec<String> {
     let families = [("IPv4", IpNet::V4(Ipv4Net::default())), ("IPv6", IpNet::V6(Ipv6Net::default()))];
     families

@@ -1,8 +1,8 @@
-//! Decides what this host does with a report of another host. Pure: it takes the time, touches no socket and no kernel, and
-//! holds all that is known of the fleet, within bounds.
+//! Decides how this host treats a report of another host. Pure: the time is an argument, and it does no I/O. Holds the
+//! state of the fleet in tables of limited size.
 //!
-//! What is in doubt protects the target: a report is refused, and an address that an operator or the host's network needs is
-//! never blocked for it.
+//! In doubt the target is protected: a report is refused, and an address that an operator or the host's network needs
+//! is never blocked because of a report.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,21 +20,21 @@ use crate::engine::{Class, Grade};
 use crate::ledger::LiftedBy;
 use crate::types::{BanTarget, Expiry, Timestamp};
 
-/// The longest that a ban on forgeable evidence lasts, whatever is reported meanwhile.
+/// Maximum duration of a ban on forgeable evidence, regardless of further reports.
 const MAX_FORGEABLE_TIME: Duration = HOUR;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// A ban is made longer by no less.
+/// Minimum extension of a ban.
 const MIN_STEP: Duration = Duration::from_secs(60);
 
-/// Reports of one target that are held.
+/// Maximum number of reports stored per target.
 const MAX_REPORTS: usize = 64;
 
-/// Targets that wait for another author, beyond those that are blocked.
+/// Maximum number of targets that wait for another author, in addition to the blocked ones.
 const MAX_WAITING: usize = 16_384;
 
-/// One author's word about one target.
+/// One author's report about one target.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub(super) author: Arc<str>,
@@ -50,20 +50,20 @@ impl Report {
     }
 }
 
-/// What is known of one target.
+/// State of one target.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Entry {
-    /// At most one of each author.
+    /// At most one report per author.
     pub(super) reports: Vec<Report>,
-    /// Until when it is to be blocked.
+    /// End of its ban, if it is blocked.
     pub(super) until: Option<Timestamp>,
-    /// When forgeable evidence was first enough, as long as any report stands.
+    /// Time at which forgeable evidence was first sufficient, while any report stands.
     forgeable_since: Option<Timestamp>,
 }
 
 pub(super) struct Acceptance {
     rules: FleetAccept,
-    /// This host's own name.
+    /// Name of this host.
     own: String,
     authors: Authors,
     targets: BTreeMap<BanTarget, Entry>,
@@ -71,7 +71,7 @@ pub(super) struct Acceptance {
     all: HourCount,
     backlog: u32,
     phase: Phase,
-    /// Blocked targets of IPv4 and of IPv6.
+    /// Number of blocked targets for IPv4 and IPv6.
     blocked: [usize; 2],
 }
 
@@ -90,24 +90,24 @@ impl Acceptance {
         }
     }
 
-    /// Goes on with other rules. What is blocked stays so for its time.
+    /// Applies other rules. Existing bans stay until their end.
     pub(super) fn reconfigure(&mut self, rules: FleetAccept) {
         self.rules = rules;
     }
 
-    /// The connection is away.
+    /// Records that the connection was lost.
     pub(super) fn lose_link(&mut self) {
         if self.phase == Phase::Steady {
             self.phase = Phase::CatchingUp;
         }
     }
 
-    /// A complete scan has ended.
+    /// Records that a complete scan has ended.
     pub(super) fn end_scan(&mut self) {
         self.phase = Phase::Steady;
     }
 
-    /// Judges `report`. `exempt` says why a network is never blocked, as for the bans of this host.
+    /// Judges `report`. `exempt` returns the reason why a network is never blocked, as for this host's own bans.
     pub(super) fn judge(
         &mut self,
         now: Timestamp,
@@ -172,7 +172,7 @@ impl Acceptance {
         self.decide(now, target)
     }
 
-    /// Both sets, and what waits.
+    /// Maximum number of targets: both sets, and those that wait.
     fn max_targets(&self) -> usize {
         self.max_blocked().saturating_mul(2).saturating_add(MAX_WAITING)
     }
@@ -181,7 +181,7 @@ impl Acceptance {
         usize::try_from(self.rules.size).unwrap_or(usize::MAX)
     }
 
-    /// What follows from the reports about `target`.
+    /// Decides about `target` from its reports.
     fn decide(&mut self, now: Timestamp, target: BanTarget) -> Result<Verdict, Refusal> {
         let max_blocked = self.max_blocked();
         let Some(entry) = self.targets.get_mut(&target) else { return Err(Refusal::NoTarget) };
@@ -199,14 +199,14 @@ impl Acceptance {
         let supported = by_proof.max(by_number).filter(|until| *until > now);
         let Some(until) = supported else {
             return Ok(match entry.until.filter(|until| *until > now) {
-                // From before a restart, or no longer renewed.
+                // The ban is from before a restart, or is not renewed any more.
                 Some(until) => Verdict::Blocks { target, until, step: None },
                 None if lacking.min(others) == 0 => Verdict::Refused(Refusal::HourOver),
                 None => Verdict::Waits { authors: u32::try_from(lacking.min(others)).unwrap_or(u32::MAX) },
             });
         };
         if let Some(before) = entry.until.filter(|before| *before > now) {
-            // Each change is one of the kernel's set as well, so there are few.
+            // Each extension changes the kernel's set, so they are limited to useful steps.
             if until < before.after(MIN_STEP) {
                 return Ok(Verdict::Blocks { target, until: before, step: None });
             }
@@ -227,7 +227,7 @@ impl Acceptance {
         Ok(Verdict::Blocks { target, until, step: Some(Step::New) })
     }
 
-    /// Takes in what the kernel's sets hold at the start; those that are not to be there.
+    /// Adopts the elements of the kernel's sets at the start; returns those that must be removed.
     pub(super) fn adopt(
         &mut self,
         now: Timestamp,
@@ -249,7 +249,7 @@ impl Acceptance {
         refused
     }
 
-    /// Lifts the ban of `target`, and of no other; it stays lifted for as long as reports of it stand. True where it was to be
+    /// Lifts the ban of exactly `target`, which stays lifted for as long as reports of it exist. True if it was
     /// blocked.
     pub(super) fn lift(&mut self, now: Timestamp, target: BanTarget, by: LiftedBy) -> bool {
         let entry = self.targets.remove(&target).unwrap_or_default();
@@ -258,13 +258,13 @@ impl Acceptance {
         entry.until.is_some_and(|until| until > now)
     }
 
-    /// Lifts all bans, as [`Acceptance::lift`]; how many there were.
+    /// Lifts all bans, as [`Acceptance::lift`]; returns their number.
     pub(super) fn lift_all(&mut self, now: Timestamp) -> usize {
         let targets: Vec<BanTarget> = self.bans(now).map(|(target, _)| target).collect();
         targets.iter().filter(|target| self.lift(now, **target, LiftedBy::Host)).count()
     }
 
-    /// Drops the bans of targets that are exempt by now.
+    /// Drops the bans of targets that have become exempt.
     pub(super) fn drop_exempt(&mut self, exempt: impl Fn(IpNet) -> Option<String>) -> Vec<BanTarget> {
         let network = |target: &BanTarget| IpNet::new(target.element(), target.prefix_len()).ok();
         let dropped: Vec<BanTarget> = self
@@ -278,7 +278,7 @@ impl Acceptance {
         dropped
     }
 
-    /// Forgets what has run out.
+    /// Drops expired entries.
     pub(super) fn expire(&mut self, now: Timestamp) {
         self.targets.retain(|_, entry| {
             entry.reports.retain(|report| report.until > now);
@@ -299,7 +299,7 @@ impl Acceptance {
         }
     }
 
-    /// The targets that are to be blocked, each for its remaining time.
+    /// The blocked targets with their remaining times.
     pub(super) fn bans(&self, now: Timestamp) -> impl Iterator<Item = (BanTarget, Expiry)> + '_ {
         self.targets.iter().filter_map(move |(target, entry)| {
             let left = entry.until?.since(now);
@@ -307,19 +307,19 @@ impl Acceptance {
         })
     }
 
-    /// What is known of the targets after `last`, in their order.
+    /// The entries after `last`, in order of their targets.
     pub(super) fn entries(&self, last: Option<BanTarget>) -> impl Iterator<Item = (BanTarget, &Entry)> {
         use std::ops::Bound;
         let start = last.map_or(Bound::Unbounded, Bound::Excluded);
         self.targets.range((start, Bound::Unbounded)).map(|(target, entry)| (*target, entry))
     }
 
-    /// What is known of `target`.
+    /// The entry of `target`.
     pub(super) fn entry(&self, target: BanTarget) -> Option<&Entry> {
         self.targets.get(&target)
     }
 
-    /// How many authors are still needed for `entry`; 0 where it is blocked.
+    /// Number of authors that are still needed for `entry`; 0 if it is blocked.
     pub(super) fn lacking(&self, now: Timestamp, entry: &Entry) -> usize {
         if entry.until.is_some_and(|until| until > now) {
             return 0;
@@ -329,24 +329,24 @@ impl Acceptance {
         if forgeable == 0 { proven } else { proven.min(supported_until(now, entry, forgeable, |_| true).1) }
     }
 
-    /// Targets that are blocked, and those that wait for another author.
+    /// Number of blocked targets, and of targets that wait for another author.
     pub(super) fn counts(&self) -> (usize, usize) {
         let blocked = self.blocked.iter().sum();
         (blocked, self.targets.len().saturating_sub(blocked))
     }
 
-    /// The authors that are above their limit.
+    /// The authors above their limit.
     pub(super) fn ignored(&self, now: Timestamp) -> impl Iterator<Item = Ignored> + '_ {
         self.authors.ignored(now)
     }
 
-    /// The authors that have come above their limit, each once an hour.
+    /// The authors that have exceeded their limit; each is returned once an hour.
     pub(super) fn newly_above_limit(&mut self, now: Timestamp) -> Vec<Ignored> {
         self.authors.newly_above_limit(now)
     }
 }
 
-/// Until when `wanted` reports support a ban, and how many are lacking.
+/// Time until which `wanted` reports support a ban, and the number of missing reports.
 fn supported_until(
     now: Timestamp,
     entry: &Entry,

@@ -1,4 +1,4 @@
-//! What operators and the log are told about the fleet.
+//! Formats the state of the fleet for operators and the log.
 
 use super::acceptance::Entry;
 use super::{Fleet, Surroundings, now};
@@ -38,7 +38,7 @@ impl Fleet {
         }
     }
 
-    /// What other hosts have reported of `target`.
+    /// The reports of other hosts about `target`.
     pub(in crate::daemon) fn explain(&self, target: BanTarget, surroundings: Surroundings<'_>) -> Option<FleetBan> {
         let now = now();
         if let Some(until) = self.acceptance.lifts.until(target) {
@@ -53,7 +53,7 @@ impl Fleet {
         Some(self.describe(now, target, entry, self.is_shadow(surroundings)))
     }
 
-    /// What other hosts have reported of the targets after `last`.
+    /// The reports of other hosts about the targets after `last`.
     pub(in crate::daemon) fn list(&self, last: Option<BanTarget>, surroundings: Surroundings<'_>) -> FleetBans {
         let (now, shadow) = (now(), self.is_shadow(surroundings));
         let mut entries = self.acceptance.entries(last);
@@ -86,8 +86,8 @@ impl Fleet {
     }
 }
 
-/// A new ban as the log has it.
-pub(super) fn told(ban: &FleetBan) -> String {
+/// The text of a new ban in the log.
+pub(super) fn log_text(ban: &FleetBan) -> String {
     let verb = if ban.state == FleetBanState::Blocked { "is" } else { "" };
     format!("{verb} {ban}").trim_start().to_owned()
 }

@@ -1,4 +1,5 @@
-//! The authors of reports: how many targets each has brought forward, and which are ignored for it.
+//! Tracks the authors of reports: the number of targets that each has reported, and which authors are ignored for
+//! exceeding their limit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,21 +9,22 @@ use super::pace::HourCount;
 use super::verdict::Refusal;
 use crate::types::Timestamp;
 
-/// For how long an author above its limit is ignored.
+/// Time for which an author above its limit is ignored.
 const IGNORED_TIME: Duration = Duration::from_secs(3_600);
 
-/// Authors that are known at one time: more than the largest fleet has.
+/// Maximum number of known authors: more than the largest fleet has.
 const MAX_AUTHORS: usize = 16_384;
 
-/// How many hours' worth of reports are taken in at the start, beyond that of the hour: reports stand for four hours.
+/// Additional hourly quotas that are accepted at the start: reports stand for four hours.
 pub(super) const BACKLOG_HOURS: u32 = 3;
 
-/// How far the state of the connection lets an author say more than an hour's worth.
+/// State of the connection, which determines how far an author may exceed its hourly quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The first complete scan since the start is not over: what stands from before is taken in.
+    /// The first complete scan since the start has not ended: existing reports are accepted.
     Starting,
-    /// The connection was away, and no complete scan has ended since: an author may have more to say, which counts later.
+    /// The connection was lost, and no complete scan has ended since: an author may have more to report, which counts
+    /// later.
     CatchingUp,
     Steady,
 }
@@ -33,7 +35,7 @@ struct Author {
     ignored_until: Timestamp,
     /// When it was last above its limit.
     above_limit: Option<Timestamp>,
-    /// Its reports that were refused for that since it was named.
+    /// Its reports refused because of the limit, since it was last reported.
     excess: u64,
     named: Option<Timestamp>,
 }
@@ -67,7 +69,7 @@ pub(super) struct Ignored {
 pub(super) struct Authors(HashMap<Arc<str>, Author>);
 
 impl Authors {
-    /// Charges `author` for a target that it has not brought forward before.
+    /// Charges `author` for a target that it has not reported before.
     pub(super) fn charge(
         &mut self,
         now: Timestamp,
@@ -114,9 +116,9 @@ impl Authors {
         self.0.get(author).is_some_and(|author| author.ignored_until > now)
     }
 
-    /// Forgets authors without a report that stands.
+    /// Drops authors without a standing report.
     pub(super) fn expire(&mut self, now: Timestamp, phase: Phase) {
-        // The map and each report hold a name.
+        // The map and each report hold a reference to the name.
         self.0.retain(|name, author| {
             phase == Phase::Starting
                 || Arc::strong_count(name) > 1
@@ -126,13 +128,13 @@ impl Authors {
         });
     }
 
-    /// The authors that are above their limit.
+    /// The authors above their limit.
     pub(super) fn ignored(&self, now: Timestamp) -> impl Iterator<Item = Ignored> + '_ {
         let above = self.0.iter().filter(move |(_, author)| author.is_above_limit(now));
         above.map(move |(name, author)| author.told(now, name))
     }
 
-    /// The authors that have come above their limit, each once an hour.
+    /// The authors that have exceeded their limit; each is returned once an hour.
     pub(super) fn newly_above_limit(&mut self, now: Timestamp) -> Vec<Ignored> {
         let is_new = |author: &Author| author.named.is_none_or(|named| now.since(named) >= IGNORED_TIME);
         let new = self.0.iter_mut().filter(|(_, author)| author.is_above_limit(now) && is_new(author));
@@ -144,7 +146,7 @@ impl Authors {
     }
 }
 
-/// Takes one of what may be said beyond the hour's worth.
+/// Takes one unit of the backlog quota.
 pub(super) fn take_backlog(phase: Phase, backlog: &mut u32) -> bool {
     if phase != Phase::Starting || *backlog == 0 {
         return false;

@@ -1,5 +1,5 @@
-//! Authors whose reports say what no host of a fleet should: each is named once, and then counted. Limits of this host that are
-//! reached are named once an hour.
+//! Tracks authors whose reports are invalid: each is logged once, and then counted. Limits of this host that are reached
+//! are logged once an hour.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use crate::control::fleet_protocol::IgnoredAuthor;
 use crate::events::event::EventKind;
 use crate::types::counted;
 
-/// Authors that are named at one time.
+/// Maximum number of tracked authors.
 const MAX_FAULTY: usize = 64;
 
-/// After this time without such a report an author is named again.
+/// Time without an invalid report after which an author is logged again.
 const FORGET: Duration = Duration::from_secs(3_600);
 
 struct Faulty {
@@ -30,7 +30,7 @@ pub(super) struct FaultyAuthors {
 }
 
 impl FaultyAuthors {
-    /// Counts a report by `author` that was refused; a line where that is the first one.
+    /// Counts a refused report by `author`; returns a log line if it is the first one.
     pub(super) fn note(&mut self, author: &str, reason: Refusal) -> Option<EventKind> {
         if reason.is_limit() {
             return self.note_limit(reason);
@@ -47,8 +47,7 @@ impl FaultyAuthors {
         if self.authors.len() >= MAX_FAULTY {
             return None;
         }
-        let text =
-            format!("fleet: a report by {author} is refused: {reason}; `portsentry status` counts those that follow");
+        let text = format!("fleet: a report by {author} is refused: {reason}; `portsentry status` counts further ones");
         self.authors.insert(author, Faulty { reports: 1, reason, last });
         Some(EventKind::Note(text))
     }
@@ -67,7 +66,7 @@ impl FaultyAuthors {
         Some(EventKind::Error(text))
     }
 
-    /// Each of them, with what was refused last.
+    /// The authors, each with its last refusal.
     pub(super) fn named(&self) -> impl Iterator<Item = IgnoredAuthor> + '_ {
         self.authors.iter().map(|(author, one)| IgnoredAuthor {
             author: author.clone(),

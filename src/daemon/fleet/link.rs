@@ -1,4 +1,5 @@
-//! The connection to the fleet's server, as the fleet process tells it: one line in the log when it goes, and one when it is back.
+//! Tracks the connection to the fleet's server, as reported by the fleet process. Logs one line when it is lost, and
+//! one when it is back.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +9,11 @@ use crate::control::fleet_protocol::{IgnoredAuthor, LINK_INTERVAL_S, LinkState, 
 use crate::events::event::EventKind;
 use crate::types::printable::quotable;
 
-/// After this time without a word the fleet process counts as dead.
+/// Time without a message after which the fleet process counts as dead.
 const TIMEOUT: Duration = Duration::from_secs(3 * LINK_INTERVAL_S);
 
 pub(super) struct Link {
-    /// `None`: no fleet process has said anything yet.
+    /// `None` before the first message of a fleet process.
     state: Option<LinkState>,
     heard: Instant,
     ignored: Vec<IgnoredAuthor>,
@@ -25,7 +26,7 @@ impl Default for Link {
 }
 
 impl Link {
-    /// Takes in what the fleet process says of its connection to the server of `fleet`; what is to be logged.
+    /// Applies the fleet process's report about its connection to the server of `fleet`; returns the event to log.
     pub(super) fn note(&mut self, state: LinkState, ignored: &[IgnoredAuthor], fleet: &str) -> Option<EventKind> {
         self.heard = Instant::now();
         let text = |text: &str| quotable(text, 2 * MAX_TEXT_LEN);
@@ -39,7 +40,7 @@ impl Link {
         self.change(state, fleet)
     }
 
-    /// Takes the fleet process for dead where it has been silent; what is to be logged.
+    /// Treats a silent fleet process as dead; returns the event to log.
     pub(super) fn check(&mut self, fleet: &str) -> Option<EventKind> {
         if self.heard.elapsed() < TIMEOUT || self.is_away() {
             return None;
@@ -57,8 +58,8 @@ impl Link {
                 Some(EventKind::Note(format!("fleet: connected to the server of {fleet}")))
             }
             (None | Some(LinkState::Connected), Some(LinkState::Away(reason))) => Some(EventKind::Error(format!(
-                "fleet: not connected to the server of {fleet}: {reason}; this host goes on by itself, and bans of the \
-                 fleet run out"
+                "fleet: not connected to the server of {fleet}: {reason}; local bans are not affected, and bans of the \
+                 fleet expire"
             ))),
             _ => None,
         }
@@ -68,7 +69,7 @@ impl Link {
         matches!(self.state, Some(LinkState::Away(_)))
     }
 
-    /// The connection, and what is wrong with it.
+    /// State of the connection, with its error.
     pub(super) fn status(&self) -> (FleetLink, Option<String>) {
         match &self.state {
             Some(LinkState::Connected) => (FleetLink::Connected, None),
@@ -77,7 +78,7 @@ impl Link {
         }
     }
 
-    /// Authors of which the fleet process ignores something.
+    /// Authors of whom the fleet process ignores reports.
     pub(super) fn ignored(&self) -> &[IgnoredAuthor] {
         &self.ignored
     }

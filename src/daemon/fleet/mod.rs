@@ -1,6 +1,5 @@
-//! The daemon's side of a fleet: takes reports of other hosts from the fleet process, decides about each, and has the kernel
-//! block what is decided, in sets of its own. Runs beside the event loop's other work; the thread that judges packets has no
-//! part in it.
+//! The daemon's side of a fleet: receives reports of other hosts from the fleet process, judges each, and blocks
+//! accepted targets in separate kernel sets. Runs in the event loop; the sensor thread takes no part in it.
 
 mod acceptance;
 mod answers;
@@ -31,7 +30,7 @@ use crate::ledger::{Banned, Change, FleetLift, LiftedBy, Recorder};
 use crate::types::printable::quotable;
 use crate::types::{BanTarget, Expiry, LineLimiter, Timestamp, counted};
 use acceptance::Acceptance;
-use answers::told;
+use answers::log_text;
 use authors::Ignored;
 use faulty::FaultyAuthors;
 use link::Link;
@@ -51,22 +50,22 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What the log quotes of a refused request, in bytes.
 const MAX_REFUSAL_LEN: usize = 160;
 
-/// How long after the table was changed or could not be written the sets are filled again.
+/// Delay before the sets are filled again after the table changed or could not be written.
 const REFILL_DELAY: Duration = Duration::from_millis(50);
 const REFILL_BACKOFF: Duration = Duration::from_secs(5);
 
-/// How often what has run out is forgotten.
+/// Interval at which expired entries are dropped.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the fleet needs of the daemon for a decision.
+/// The state of the daemon that a decision needs.
 #[derive(Clone, Copy)]
 pub(super) struct Surroundings<'a> {
     pub(super) host: &'a Arc<Host>,
-    /// False where scans are only logged.
+    /// False if scans are only logged.
     pub(super) enforces: bool,
 }
 
-/// What waits for the fleet.
+/// Pending work of the fleet.
 pub(super) enum FleetWork {
     Request(IncomingFleetRequest),
     Refill,
@@ -76,11 +75,11 @@ pub(super) struct Fleet {
     config: FleetConfig,
     acceptance: Acceptance,
     own_bans: OwnBans,
-    /// `None` where there is no ledger.
+    /// `None` if there is no ledger.
     recorder: Option<Recorder>,
     server: FleetServer,
     nft: Nft,
-    /// Whether the kernel's sets hold the bans.
+    /// True if the kernel's sets contain the bans.
     in_kernel: bool,
     refill_at: Option<Instant>,
     last_error: Option<String>,
@@ -97,7 +96,7 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Takes in what the kernel's sets hold, or empties them in shadow mode. Before the first request.
+    /// Adopts the contents of the kernel's sets, or empties them in shadow mode. Called before the first request.
     pub(super) fn new(
         config: &FleetConfig,
         server: FleetServer,
@@ -146,7 +145,7 @@ impl Fleet {
         self.config.shadow || !surroundings.enforces
     }
 
-    /// Waits for work. Safe to cancel.
+    /// Waits for work. Cancel safe.
     pub(super) async fn next(&mut self) -> FleetWork {
         let refill = async {
             match self.refill_at {
@@ -160,7 +159,7 @@ impl Fleet {
         }
     }
 
-    /// Does it; what is to be logged.
+    /// Handles a work item; returns the events to log.
     pub(super) fn work(&mut self, work: FleetWork, surroundings: Surroundings<'_>) -> Vec<EventKind> {
         let mut events = Vec::new();
         match work {
@@ -176,7 +175,7 @@ impl Fleet {
                 if let FleetReply::Refused { reason } = &answer {
                     events.extend(self.name_refusal(reason));
                 }
-                // The client may have gone.
+                // The client may have disconnected.
                 let _ = reply.send(answer);
             }
         }
@@ -224,7 +223,7 @@ impl Fleet {
         }
     }
 
-    /// Judges `reports` and has the kernel block what follows.
+    /// Judges `reports` and applies the resulting bans.
     fn judge(
         &mut self,
         reports: &[FleetReport],
@@ -269,7 +268,7 @@ impl Fleet {
         for target in fresh {
             let text = self.acceptance.entry(target).map(|entry| {
                 let ban = self.describe(now, target, entry, shadow);
-                format!("fleet: {target} {}", told(&ban))
+                format!("fleet: {target} {}", log_text(&ban))
             });
             events.extend(text.and_then(|text| self.line(text)));
         }
@@ -295,19 +294,19 @@ impl Fleet {
         limited(&mut self.refusal_lines, Some(EventKind::Error(text)))
     }
 
-    /// While there is no connection, other hosts have more to say later.
+    /// While the connection is lost, other hosts accumulate reports.
     fn follow_link(&mut self) {
         if self.link.is_away() {
             self.acceptance.lose_link();
         }
     }
 
-    /// A line about a single ban, unless there were too many in this minute.
+    /// Returns a line about a single ban, unless there were too many in this minute.
     fn line(&mut self, text: String) -> Option<EventKind> {
         self.ban_lines.admit(boot_time()).then_some(EventKind::Note(text))
     }
 
-    /// Lifts the ban of `target`, which stays lifted for as long as it is reported; true where there was one.
+    /// Lifts the ban of `target`, which stays lifted for as long as it is reported; true if there was one.
     pub(super) fn lift(&mut self, target: BanTarget, by: LiftedBy) -> bool {
         if matches!(target, BanTarget::Prefix(_)) {
             return false;
@@ -318,7 +317,7 @@ impl Fleet {
         lifted
     }
 
-    /// Lifts all bans; how many there were.
+    /// Lifts all bans; returns their number.
     pub(super) fn lift_all(&mut self) -> usize {
         let lifted = self.acceptance.lift_all(now());
         let done = if self.in_kernel { self.nft.clear_fleet() } else { Ok(()) };
@@ -327,24 +326,24 @@ impl Fleet {
         lifted
     }
 
-    /// Tells the fleet process of this host's own bans.
+    /// Informs the fleet process about this host's own bans.
     pub(super) fn follow(&mut self, event: &Event) {
         if let Some(event) = self.own_bans.follow(event) {
             self.server.publish(&event);
         }
     }
 
-    /// The table was created again, or repaired.
+    /// Called after the table was created again or repaired.
     pub(super) fn table_changed(&mut self) {
         self.refill_at = Some(Instant::now() + REFILL_DELAY);
     }
 
-    /// Makes the kernel's sets hold the bans, for the time that is left, or nothing in shadow mode.
+    /// Fills the kernel's sets with the bans and their remaining times; with none in shadow mode.
     fn refill(&mut self, surroundings: Surroundings<'_>) {
         self.refill_at = None;
         let done = if self.is_shadow(surroundings) {
             self.in_kernel = false;
-            // A trial leaves the bans in force, as it does those of this host.
+            // A trial keeps the bans in force, as it does with this host's own bans.
             if self.config.shadow { self.nft.clear_fleet() } else { Ok(()) }
         } else {
             self.in_kernel = true;
@@ -353,7 +352,7 @@ impl Fleet {
         self.note_kernel(done);
     }
 
-    /// Makes the kernel's sets hold the bans and nothing else: a saved ruleset that is loaded brings old ones back.
+    /// Makes the kernel's sets contain exactly the bans: loading a saved ruleset restores outdated ones.
     fn fill(&mut self) -> Result<(), BlockError> {
         let bans: BTreeMap<_, _> = self.acceptance.bans(now()).collect();
         let found = self.nft.fleet_bans()?;
@@ -363,7 +362,7 @@ impl Fleet {
         self.nft.block_for_fleet(&bans.into_iter().collect::<Vec<_>>())
     }
 
-    /// Has the sets filled again where that failed.
+    /// Schedules another fill if the last change failed.
     fn note_kernel(&mut self, done: Result<(), BlockError>) {
         let (error, delay) = match done {
             Ok(()) => return,
@@ -377,11 +376,11 @@ impl Fleet {
 
     fn kernel_error(&mut self) -> Option<EventKind> {
         let error = self.last_error.take()?;
-        let text = format!("fleet: the kernel's sets could not be changed: {error}; it is tried again");
+        let text = format!("fleet: the kernel's sets could not be changed: {error}; retrying");
         limited(&mut self.ban_lines, Some(EventKind::Error(text)))
     }
 
-    /// Goes on with other rules.
+    /// Applies another configuration.
     pub(super) fn reconfigure(&mut self, config: &FleetConfig) {
         if *config == self.config {
             return;
@@ -400,7 +399,7 @@ impl Fleet {
         }
     }
 
-    /// What is due every second; what is to be logged.
+    /// Does the work that is due every second; returns the events to log.
     pub(super) fn tick(&mut self, surroundings: Surroundings<'_>) -> Vec<EventKind> {
         let mut events = Vec::new();
         events.extend(self.link.check(&self.config.name));
@@ -426,7 +425,7 @@ impl Fleet {
         let left_out: u64 = limiters.into_iter().filter_map(|lines| lines.turn(boot_time())).sum();
         if left_out > 0 {
             events.push(EventKind::Note(format!(
-                "fleet: {} of the last minute were left out",
+                "fleet: {} of the last minute were suppressed",
                 counted(left_out, "line")
             )));
         }
@@ -448,17 +447,17 @@ pub(super) struct FromLedger {
     pub(super) lifts: Vec<FleetLift>,
 }
 
-/// The time by a clock that nothing sets.
+/// Time of the monotonic clock.
 fn now() -> Timestamp {
     boot_time()
 }
 
-/// Why a network is never blocked, by the same decision as for a ban by hand.
+/// Returns the reason why a network is never blocked, by the same rules as for an operator's ban.
 fn exempt(host: &Host) -> impl Fn(IpNet) -> Option<String> + '_ {
     |network| protected(host, network).map(|(_, why)| why.to_string())
 }
 
-/// The next work; none where this host is in no fleet.
+/// The next work item; never returns if this host is not in a fleet.
 pub(super) async fn next_work(fleet: &mut Option<Fleet>) -> FleetWork {
     match fleet {
         Some(fleet) => fleet.next().await,

@@ -1,4 +1,4 @@
-//! This host's own bans on evidence, as the fleet process is told of them: those in force, and each change.
+//! Tracks this host's own bans on evidence for the fleet process: the bans in force, and each change.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -12,13 +12,13 @@ use crate::events::event::{Event, EventKind};
 use crate::ledger::{Banned, Recorder};
 use crate::types::{BanTarget, Expiry};
 
-/// Bans that are kept for a client that begins to watch. Of more, those that end first are left out.
+/// Maximum number of bans stored for a client that begins to watch. Beyond it, those that end first are left out.
 const MAX_OWN_BANS: usize = 4_096;
 
-/// Proven bans of which the ledger is asked at the start.
+/// Maximum number of proven bans read from the ledger at the start.
 const MAX_RECALLED: usize = 1_024;
 
-/// What the ledger has about those of `remembered` whose evidence is proven.
+/// Reads the ledger entries of the bans in `remembered` whose evidence is proven.
 pub(in crate::daemon) async fn recorded(recorder: &Recorder, remembered: &[Remembered]) -> Vec<Banned> {
     let proven = remembered.iter().filter(|one| one.ban.grade == Some(Grade::Proven));
     let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RECALLED).collect();
@@ -32,7 +32,7 @@ pub(in crate::daemon) async fn recorded(recorder: &Recorder, remembered: &[Remem
 }
 
 struct OwnBan {
-    /// `None`: without an end.
+    /// `None`: never expires.
     until: Option<SystemTime>,
     grade: Grade,
     distinct_ports: u32,
@@ -43,7 +43,7 @@ struct OwnBan {
 pub(super) struct OwnBans(BTreeMap<BanTarget, OwnBan>);
 
 impl OwnBans {
-    /// Takes in the bans that the ledger has.
+    /// Adds the bans from the ledger.
     pub(super) fn recall<'a>(&mut self, bans: impl Iterator<Item = &'a Banned>) {
         for ban in bans {
             if let (Some(grade), Some(class)) = (ban.grade, ban.class) {
@@ -53,7 +53,7 @@ impl OwnBans {
         }
     }
 
-    /// What `event` is to the fleet; `None` for most.
+    /// Converts `event` for the fleet; `None` for most events.
     pub(super) fn follow(&mut self, event: &Event) -> Option<OwnBanEvent> {
         match &event.what {
             EventKind::Blocked { ban, .. } => self.add(ban, event.time),
@@ -66,7 +66,7 @@ impl OwnBans {
         }
     }
 
-    /// A ban that is in force since `at`; nothing where a second backend enforces it as well.
+    /// Adds a ban in force since `at`; `None` if a second backend reports the same ban.
     fn add(&mut self, ban: &Ban, at: SystemTime) -> Option<OwnBanEvent> {
         let target = ban.probe.target;
         let until = match ban.expiry {
@@ -101,12 +101,12 @@ impl OwnBans {
         }
     }
 
-    /// The ban of `target` is lifted.
+    /// Records that the ban of `target` was lifted.
     pub(super) fn lift(&mut self, target: BanTarget) -> Option<OwnBanEvent> {
         self.0.remove(&target).map(|_| OwnBanEvent::Lift { target: target.to_string() })
     }
 
-    /// All bans are lifted.
+    /// Records that all bans were lifted.
     pub(super) fn lift_all(&mut self) -> Vec<OwnBanEvent> {
         std::mem::take(&mut self.0).into_keys().map(|target| OwnBanEvent::Lift { target: target.to_string() }).collect()
     }

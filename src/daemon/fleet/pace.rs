@@ -1,15 +1,15 @@
-//! Counts what was taken within the last hour, to the minute.
+//! Counts units taken within the last hour, with a resolution of a minute.
 
 use crate::types::Timestamp;
 
-/// The minutes of an hour, and the one that has just begun.
+/// The minutes of an hour, and the current one.
 const SLOTS: usize = 61;
 
-/// How often something was taken in each of the last minutes.
+/// Number of units taken in each of the last minutes.
 #[derive(Clone, Debug)]
 pub(super) struct HourCount {
     slots: [u32; SLOTS],
-    /// The minute of the last change.
+    /// Minute of the last change.
     minute: u64,
 }
 
@@ -20,7 +20,7 @@ impl Default for HourCount {
 }
 
 impl HourCount {
-    /// Takes one, unless `limit` were taken within the last hour.
+    /// Takes one unit, unless `limit` units were taken within the last hour.
     pub(super) fn take(&mut self, now: Timestamp, limit: u32) -> bool {
         self.turn(now);
         if self.sum() >= u64::from(limit) {
@@ -33,7 +33,7 @@ impl HourCount {
         true
     }
 
-    /// True where nothing was taken within the last hour.
+    /// True if no unit was taken within the last hour.
     pub(super) fn is_empty(&mut self, now: Timestamp) -> bool {
         self.turn(now);
         self.sum() == 0

@@ -1,4 +1,4 @@
-//! What becomes of a report, and why.
+//! The result of judging a report, with the reason for a refusal.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,38 +8,38 @@ use ipnet::IpNet;
 use crate::config::parse_network;
 use crate::types::{BanTarget, Timestamp};
 
-/// The longest that a report stands, and a ban because of it.
+/// Maximum duration of a report, and of a ban based on it.
 pub(super) const MAX_TIME: Duration = Duration::from_secs(4 * 3_600);
 
-/// Distinct closed ports with a completed handshake that make a report proven.
+/// Number of distinct closed ports with completed handshakes that makes a report proven.
 pub(super) const MIN_PROVEN_PORTS: u32 = 5;
 
-/// What has become of a report.
+/// The result of judging a report.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The target is to be blocked until then.
+    /// The target is blocked until `until`.
     Blocks {
         target: BanTarget,
         until: Timestamp,
-        /// What that changes; `None`: it is to be blocked so long already.
+        /// The change of the ban; `None` if it is already blocked for that long.
         step: Option<Step>,
     },
-    /// It takes reports of so many more authors.
+    /// Reports of this many more authors are needed.
     Waits {
         authors: u32,
     },
     Refused(Refusal),
 }
 
-/// What a report changes about a ban.
+/// The change of a ban by a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     New,
     Longer,
 }
 
-/// Why a report counts for nothing.
+/// Reason why a report is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("its author has no name of a-z, 0-9 and \"-\"")]
@@ -62,22 +62,22 @@ pub(super) enum Refusal {
     Forgeable,
     #[error("its target was blocked for an hour on evidence that can be forged")]
     HourOver,
-    #[error("fewer than {MIN_PROVEN_PORTS} distinct closed ports took part in its proof")]
+    #[error("its proof covers fewer than {MIN_PROVEN_PORTS} distinct closed ports")]
     TooFewPorts,
     #[error("its author is above fleet.accept.max_per_author_per_hour, and is ignored for an hour")]
     AuthorIgnored,
-    #[error("its author has brought forward fleet.accept.max_per_author_per_hour targets; it counts later")]
+    #[error("its author has reported fleet.accept.max_per_author_per_hour targets; it counts later")]
     AuthorFull,
     #[error("all authors together are above fleet.accept.max_bans_per_hour")]
     Ceiling,
     #[error("the set is full (fleet.accept.size)")]
     SetFull,
-    #[error("too many authors or targets are known")]
+    #[error("the table of authors or targets is full")]
     TableFull,
 }
 
 impl Refusal {
-    /// True where no host that is in order sends such a report: its author is named.
+    /// True if no correctly working host sends such a report: its author is logged.
     pub(super) fn is_fault(&self) -> bool {
         match self {
             Self::NoAuthor
@@ -105,8 +105,8 @@ impl Refusal {
     }
 }
 
-/// The target that `text` names, with its network: one IPv4 address or IPv6 /64 from which a host of any network can send.
-/// An address of one link is another host on another link.
+/// Parses the target in `text`, with its network: one IPv4 address or IPv6 /64 from which a host of any network can
+/// send. A link-local address is refused, because it is another host on another link.
 pub(super) fn target(text: &str) -> Option<(BanTarget, IpNet)> {
     let network = parse_network(text).ok()?;
     let is_one_link = match network.addr() {

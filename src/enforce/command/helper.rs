@@ -1,6 +1,6 @@
-//! The command helper's main loop: receives requests of the daemon and runs commands. It reads no packet and opens
-//! no file. A request chooses between the two commands of the configuration and names a ban. Any other message ends
-//! the helper, because only a compromised daemon sends one.
+//! The command helper's main loop: receives requests of the daemon and runs commands. It reads no packets and opens no
+//! files. A request selects one of the two configured commands and names a ban. Any other message ends the helper,
+//! because only a compromised daemon sends one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,22 +16,22 @@ use super::process::{Outcome, Ran, run};
 use super::protocol::{Answer, LONGEST_REQUEST, Request, Which};
 use super::{RunSettings, prepare};
 
-/// Why no more commands are run.
+/// Reason why the helper stops running commands.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// The daemon is not itself.
-    #[error("what came from the daemon is no request: no more commands are run")]
+    /// The daemon sent an invalid message.
+    #[error("the daemon sent an invalid request: no more commands are run")]
     NoRequest,
-    /// The operating system refused something.
-    #[error("the daemon cannot be heard: {0}")]
+    /// A system call failed.
+    #[error("no message from the daemon: {0}")]
     System(#[from] io::Error),
 }
 
-/// Runs what the daemon at the other end of `socket` asks for, until it hangs up or is gone. Commands that still run then
-/// are told to end, and killed if they do not; when this returns, none is left.
+/// Runs the commands that the daemon at the other end of `socket` requests, until the daemon hangs up or is gone.
+/// Commands that still run then are terminated, and killed if necessary; when this returns, none is left.
 ///
 /// # Errors
-/// For bytes that are no request, after the same.
+/// The message is not a request; running commands are terminated as well.
 pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), Refused> {
     let (quit, hung_up) = io::pipe()?;
     let running = Arc::new(AtomicUsize::new(0));
@@ -44,9 +44,9 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), Refused> {
                 Which::End => &settings.expire_command,
             };
             let refuse = |why: String| answer(socket, number, words.join(" "), not_started(why));
-            // The daemon holds itself to it; this does not trust it to.
+            // The daemon respects this limit; the helper checks it nevertheless.
             if running.load(Ordering::Relaxed) >= settings.at_once {
-                refuse(format!("{} commands run already", settings.at_once));
+                refuse(format!("{} commands already run", settings.at_once));
                 continue;
             }
             let (command, line) = match prepare(words, &case) {
@@ -72,7 +72,7 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), Refused> {
     })
 }
 
-/// One command that runs, counted.
+/// Counts a running command.
 struct One(Arc<AtomicUsize>);
 
 impl One {
@@ -98,7 +98,7 @@ fn answer(socket: &OwnedFd, number: u64, command: String, ran: Ran) {
     let _ = retry_on_intr(|| send(socket, &bytes, SendFlags::NOSIGNAL));
 }
 
-/// The next request; `None` where the daemon has hung up.
+/// The next request; `None` if the daemon has hung up.
 fn next(socket: &OwnedFd) -> Result<Option<Request>, Refused> {
     let mut buffer = [0; LONGEST_REQUEST];
     match retry_on_intr(|| recv(socket, &mut buffer[..], RecvFlags::TRUNC)) {
@@ -175,7 +175,7 @@ mod tests {
         assert!(result.is_ok());
         answers.sort_by_key(|answer| answer.number);
         assert_eq!(answers[0].ran.outcome, Outcome::Exited(0));
-        assert_eq!(answers[1].ran.outcome, Outcome::NotStarted("1 commands run already".to_owned()));
+        assert_eq!(answers[1].ran.outcome, Outcome::NotStarted("1 commands already run".to_owned()));
     }
 
     #[test]

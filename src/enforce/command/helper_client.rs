@@ -1,5 +1,5 @@
 //! The daemon's side of the socket to the command helper. It starts no process: the helper was started before the
-//! daemon dropped its privileges, and is not started again until the daemon restarts.
+//! daemon dropped its privileges, and is not restarted until the daemon restarts.
 
 use std::fmt;
 use std::io;
@@ -17,13 +17,13 @@ use rustix::net::{
 use super::protocol::{Answer, LONGEST_ANSWER, Request, Which};
 use crate::enforce::BanContext;
 
-/// How long its end may take once it has hung up.
-const END: Duration = Duration::from_secs(1);
+/// Timeout for the helper's end after hanging up.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between looks at whether it has ended.
-const LOOK: Duration = Duration::from_millis(10);
+/// Interval between checks whether it has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The process that runs commands, as the daemon has it. Cheap to clone.
+/// The daemon's handle of the command helper. Cheap to clone.
 #[derive(Clone)]
 pub struct Spawner(Arc<Shared>);
 
@@ -31,20 +31,20 @@ struct Shared {
     socket: OwnedFd,
     process: u32,
     gone: AtomicBool,
-    /// Says how the process has ended, once it has.
+    /// Returns how the process has ended, once it has.
     ended: Mutex<Ended>,
 }
 
 type Ended = Box<dyn FnMut() -> Option<String> + Send>;
 
 impl Spawner {
-    /// The one at the other end of `socket` (`SOCK_SEQPACKET`), which is this `process`. `ended` says how that one has
-    /// ended, and takes leave of it; `None` while it runs.
+    /// A handle of the process with id `process` at the other end of `socket` (`SOCK_SEQPACKET`). `ended` reaps the
+    /// process and returns how it has ended; `None` while it runs.
     pub fn over(socket: OwnedFd, process: u32, ended: impl FnMut() -> Option<String> + Send + 'static) -> Self {
         Self(Arc::new(Shared { socket, process, gone: AtomicBool::new(false), ended: Mutex::new(Box::new(ended)) }))
     }
 
-    /// Its number.
+    /// Its process id.
     #[must_use]
     pub fn process(&self) -> u32 {
         self.0.process
@@ -56,10 +56,10 @@ impl Spawner {
         !self.0.gone.load(Ordering::Relaxed)
     }
 
-    /// Asks for a command; [`Spawner::next`] has the answer. Never waits.
+    /// Requests a command; [`Spawner::next`] returns the answer. Never waits.
     ///
     /// # Errors
-    /// A sentence where it cannot be asked.
+    /// The request cannot be sent.
     pub(in crate::enforce) fn ask(&self, number: u64, which: Which, case: BanContext) -> Result<(), String> {
         if !self.is_running() {
             return Err("the process that runs commands has ended; restart portsentry".to_owned());
@@ -68,35 +68,35 @@ impl Spawner {
         let bytes = request.to_bytes().ok_or_else(|| format!("{:?} is no mode", case.mode))?;
         match send(&self.0.socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(_) => Ok(()),
-            Err(error) => Err(format!("the process that runs commands takes no more: {error}")),
+            Err(error) => Err(format!("the process that runs commands does not accept requests: {error}")),
         }
     }
 
-    /// Waits for the next answer; `None` once there will be none, because it has ended or says what is no answer.
+    /// Waits for the next answer; `None` if there are no more, because the helper has ended or sent an invalid answer.
     pub(in crate::enforce) fn next(&self) -> Option<Answer> {
         let mut buffer = vec![0; LONGEST_ANSWER];
         let received = retry_on_intr(|| recv(&self.0.socket, buffer.as_mut_slice(), RecvFlags::TRUNC)).ok();
         let answer = received.and_then(|(_, length)| buffer.get(..length).and_then(Answer::read));
         if answer.is_none() {
             self.0.gone.store(true, Ordering::Relaxed);
-            // Where it goes on, it ends at this.
+            // If it still runs, this makes it end.
             self.hang_up();
         }
         answer
     }
 
-    /// Has it end what it runs, and then itself. Answers still come.
+    /// Makes the helper end its commands and then itself. Answers still arrive.
     pub(in crate::enforce) fn hang_up(&self) {
         let _: Result<(), Errno> = shutdown(&self.0.socket, Shutdown::Write);
     }
 
-    /// How it has ended, as far as that can be said within a moment.
+    /// Returns how it has ended, after waiting for a moment.
     pub(in crate::enforce) fn end(&self) -> Option<String> {
-        let until = Instant::now() + END;
+        let until = Instant::now() + END_TIMEOUT;
         let mut ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             match ended() {
-                None if Instant::now() < until => thread::sleep(LOOK),
+                None if Instant::now() < until => thread::sleep(POLL_INTERVAL),
                 end => return end,
             }
         }
@@ -109,10 +109,10 @@ impl fmt::Debug for Spawner {
     }
 }
 
-/// Both ends of a socket for it: the daemon's, and its own.
+/// Both ends of a socket for the helper: the daemon's and its own.
 ///
 /// # Errors
-/// Where the system has none to give.
+/// The system cannot create the socket.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }

@@ -1,13 +1,13 @@
-//! The command backend: runs a command of the operator when a ban begins and another when it ends. It is slow,
-//! because each run starts a process. No command runs unless the configuration names one.
+//! The command backend: runs an operator's command when a ban begins and another when it ends. It is slow, because each
+//! run starts a process. No command runs unless the configuration contains one.
 //!
 //! A command is an argument list and never passes through a shell: each argument stays one argument, whatever is
-//! substituted into it. The process gets a new environment, no input, `/` as its working directory, and a process
-//! group of its own, so that the time limit also ends its children. Children that leave the group (setsid(2)), or
-//! outlive the command, are left alone, because a common classic recipe schedules a job for the next day.
+//! substituted into it. The process gets a new environment, no input, `/` as its working directory, and a separate
+//! process group, so that the time limit also ends its children. Children that leave the group (setsid(2)) or outlive
+//! the command are not ended, because a common classic recipe schedules a job for the next day.
 //!
-//! A separate process runs the commands ([`helper`]), so that the daemon can give up the right to start programs.
-//! The daemon sends it requests over a socket ([`Spawner`]); the helper takes the commands from its own copy of the
+//! A separate process runs the commands ([`helper`]), so that the daemon can drop the permission to start programs. The
+//! daemon sends it requests over a socket ([`Spawner`]); the helper reads the commands from its own copy of the
 //! configuration.
 
 use std::fs;
@@ -35,27 +35,27 @@ pub use process::Outcome;
 pub(super) use process::Ran;
 pub(super) use protocol::{Answer, Which};
 
-/// Where a command without a slash is looked for, and what it gets as its PATH.
+/// Search path for commands without a slash, and PATH of the commands.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The shortest and the longest time limit: what takes longer belongs into the background.
+/// Minimum and maximum time limit: longer commands should run in the background.
 const LIMITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
 
-/// Commands at once at most. Each has a thread that waits for it.
-const MOST: usize = 64;
+/// Maximum number of concurrent commands. Each needs a thread.
+const MAX_CONCURRENT: usize = 64;
 
-/// Which commands are run, and how.
+/// The commands, and how they are run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunSettings {
     /// Program and arguments, run when a ban begins.
     pub command: Vec<String>,
-    /// Program and arguments, run when a ban is over; empty: none.
+    /// Program and arguments, run when a ban ends; empty: none.
     pub expire_command: Vec<String>,
-    /// The command is run before the block, which waits for it, but never longer than the time limit.
+    /// True if the command runs before the block, which waits for it, but never longer than the time limit.
     pub first: bool,
-    /// How long a command may run.
+    /// Time limit of a command.
     pub timeout: Duration,
-    /// How many may run at once.
+    /// Maximum number of concurrent commands.
     pub at_once: usize,
 }
 
@@ -72,66 +72,66 @@ impl Default for RunSettings {
     }
 }
 
-/// Why a command cannot be run.
+/// Reason why a command cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// There is none.
+    /// The command is empty.
     #[error("the command to run is empty; write for example [\"/usr/local/sbin/on-ban\", \"$TARGET$\"]")]
     Empty,
-    /// No file of that name.
+    /// The file does not exist.
     #[error("{0} cannot be run: there is no such file")]
     Missing(PathBuf),
-    /// Not in the directories.
-    #[error("{0} cannot be run: it is in no directory of {PATH}; write its whole path")]
+    /// The file is in none of the directories.
+    #[error("{0} cannot be run: it is in no directory of {PATH}; use an absolute path")]
     NotFound(String),
-    /// Its place depends on where one stands.
-    #[error("{0} cannot be run: write its whole path, from / on")]
+    /// The path is relative.
+    #[error("{0} cannot be run: use an absolute path")]
     Relative(String),
-    /// It is a directory, say, or lacks its mode.
-    #[error(
-        "{0} cannot be run: it is no file that may be executed; is it a program, and is its mode right? chmod 755 {0}"
-    )]
+    /// For example a directory, or a file without execute permission.
+    #[error("{0} cannot be run: it is not an executable file; check that it is a program, and run: chmod 755 {0}")]
     NotExecutable(PathBuf),
-    /// Any user could replace the program that is run.
-    #[error("{0} can be written by every user, who could then act with the rights of portsentry; run: chmod o-w {0}")]
+    /// Any user could replace the program.
+    #[error(
+        "{0} can be written by every user, who could then act with the permissions of portsentry; run: chmod o-w {0}"
+    )]
     Writable(PathBuf),
-    /// The program's name depends on the ban.
+    /// The program name depends on the ban.
     #[error("the program to run must be the same for every ban: {0} has a macro in it")]
     Macro(String),
-    /// A slip.
-    #[error("{0} is no macro in the command to run; there are {NAMES}")]
+    /// A misspelled macro.
+    #[error("{0} is not a macro in the command to run; the macros are {NAMES}")]
     Unknown(String),
-    /// No argument can hold it.
-    #[error("an argument of the command to run has a NUL in it")]
+    /// An argument contains a NUL.
+    #[error("an argument of the command to run contains a NUL")]
     Nul,
     /// Out of range.
     #[error("a command to run needs a time limit from {} ms to {} s", LIMITS.0.as_millis(), LIMITS.1.as_secs())]
     Timeout,
     /// Out of range.
-    #[error("from 1 to {MOST} commands may run at once")]
+    #[error("from 1 to {MAX_CONCURRENT} commands may run at once")]
     AtOnce,
 }
 
 impl RunSettings {
-    /// Proves that the commands can be started, as far as that can be seen without starting them.
+    /// Checks that the commands can be started, as far as possible without starting them.
     ///
     /// # Errors
-    /// For a command that is empty, missing, not executable or not safe, and for limits out of range.
+    /// A command is empty, missing, not executable or not safe, or a limit is out of range.
     pub fn check(&self) -> Result<(), RunError> {
         if self.timeout < LIMITS.0 || self.timeout > LIMITS.1 {
             return Err(RunError::Timeout);
         }
-        if self.at_once == 0 || self.at_once > MOST {
+        if self.at_once == 0 || self.at_once > MAX_CONCURRENT {
             return Err(RunError::AtOnce);
         }
         check(&self.command)?;
         self.check_expiry()
     }
 
-    /// The same for `expire_command` alone.
+    /// Checks only `expire_command`.
     ///
     /// # Errors
-    /// As [`RunSettings::check`].
+    /// As for [`RunSettings::check`].
     pub fn check_expiry(&self) -> Result<(), RunError> {
         if self.expire_command.is_empty() { Ok(()) } else { check(&self.expire_command) }
     }
@@ -148,10 +148,10 @@ fn check(command: &[String]) -> Result<(), RunError> {
     check_program(command)
 }
 
-/// Proves that `command`, in which nothing is replaced, can be started, as far as that can be seen without starting it.
+/// Checks that `command`, without macros, can be started, as far as possible without starting it.
 ///
 /// # Errors
-/// For a command that is empty, missing, not executable or not safe.
+/// The command is empty, missing, not executable or not safe.
 pub fn check_program(command: &[String]) -> Result<(), RunError> {
     let program = command.first().filter(|program| !program.is_empty()).ok_or(RunError::Empty)?;
     if command.iter().any(|argument| argument.contains('\0')) {
@@ -168,7 +168,7 @@ pub fn check_program(command: &[String]) -> Result<(), RunError> {
     Ok(())
 }
 
-/// The file that `program` names.
+/// The file of `program`.
 fn find(program: &str) -> Result<PathBuf, RunError> {
     if program.starts_with('/') {
         return Ok(program.into());
@@ -180,12 +180,12 @@ fn find(program: &str) -> Result<PathBuf, RunError> {
     places.into_iter().find(|path| is_executable(path)).ok_or_else(|| RunError::NotFound(program.to_owned()))
 }
 
-/// A file that this process, with the rights that it has now, may execute.
+/// True for a file that this process may execute with its current permissions.
 fn is_executable(path: &Path) -> bool {
     path.is_file() && accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
 }
 
-/// `command` for `case`, ready to be started; and as a line for the log.
+/// Prepares `command` for `case`; also returns it as a line for the log.
 fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), RunError> {
     let target = case.target.to_string();
     let values = Values { target: &target, case };
@@ -206,7 +206,7 @@ fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), R
     Ok((prepared, line))
 }
 
-/// `program` with `arguments`, and with an environment and a working directory of its own.
+/// `program` with `arguments`, a new environment and the working directory `/`.
 fn start_of(program: &str, arguments: impl IntoIterator<Item = String>) -> Result<Command, RunError> {
     let mut command = Command::new(find(program)?);
     command.args(arguments).env_clear().current_dir("/").envs([("PATH", PATH), ("LANG", "C")]);
@@ -218,13 +218,13 @@ fn line<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
     words.into_iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
-/// A word as it can be read in a log: in quotes where it would not be seen as one word.
+/// A word for the log, in quotes if necessary.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,[]".contains(c);
     if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("\"{}\"", word.escape_debug()) }
 }
 
-/// Any bytes as a message to either side.
+/// Runs any bytes through the message readers of both sides. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     protocol::fuzz(bytes);

@@ -1,8 +1,9 @@
-//! Digests of bans to `notify.command`, from both sides. The daemon's side sends one digest at a time and waits for the
-//! command's end; the side in the process that runs commands runs the command of its own settings with the digest on its
-//! standard input. A request has no room for a program or an argument, and a digest is one JSON object on one line.
+//! Sends digests of bans to `notify.command`; contains both sides. The daemon's side sends one digest at a time and
+//! waits for the end of the command. The command helper's side runs the command of its own configuration with the
+//! digest on standard input. A request has no field for a program or an argument; a digest is one JSON object on one
+//! line.
 //!
-//! A socket of its own: a digest neither waits for the commands of bans nor holds one of them up.
+//! Uses a separate socket, so that digests and commands of bans do not delay each other.
 
 use std::io::PipeReader;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,25 +19,25 @@ use super::protocol::{Answer, LONGEST_ANSWER};
 use super::{line, start_of};
 use crate::types::printable::is_hidden;
 
-/// The longest digest in bytes. A datagram of this length fits into the send buffer that Linux gives a socket.
+/// Maximum length of a digest in bytes. A datagram of this length fits into the default send buffer of Linux.
 pub const MAX_DIGEST_LEN: usize = 128 << 10;
 
-/// How long the command may run.
+/// Time limit of the command.
 pub const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long the answer may take: the command's time limit, and the end of its group.
+/// Timeout for the answer: the command's time limit plus the time to end its process group.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// The first byte of each request. It differs from those of the commands of bans.
+/// First byte of each request; differs from those of the commands of bans.
 const REREAD: u8 = 3;
 const DIGEST: u8 = 4;
 
-/// Bytes before a digest.
+/// Length of the header before a digest.
 const HEAD: usize = 9;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Request {
-    /// Take the command from the settings as they are now.
+    /// Read the command from the configuration again.
     Reread,
     /// Run the command for this digest.
     Digest(String),
@@ -65,18 +66,18 @@ impl Request {
     }
 }
 
-/// How a request ended.
+/// Result of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Delivery {
     Succeeded,
-    /// The command and how it failed, as the end of a sentence.
+    /// The command and its failure, as the end of a sentence.
     Failed(String),
-    /// The process that runs commands has ended: no request can succeed any more.
+    /// The command helper has ended, so that no request can succeed.
     HelperGone,
 }
 
-/// The daemon's end.
+/// The daemon's side.
 #[derive(Debug)]
 pub struct Notifications {
     socket: OwnedFd,
@@ -84,19 +85,19 @@ pub struct Notifications {
 }
 
 impl Notifications {
-    /// The process that runs commands is at the other end of `socket` (`SOCK_SEQPACKET`).
+    /// Connects to the command helper at the other end of `socket` (`SOCK_SEQPACKET`).
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         Self { socket, number: 0 }
     }
 
-    /// Has the command taken from the settings as they are now. Waits for at most 35 s.
+    /// Makes the helper read the command from the configuration again. Waits for at most 35 s.
     pub fn reread(&mut self) -> Delivery {
         self.ask(&Request::Reread)
     }
 
-    /// Has the command run for `digest`, one JSON object on one line of at most [`MAX_DIGEST_LEN`] bytes. Waits for its end,
-    /// for at most 35 s.
+    /// Runs the command for `digest`, one JSON object on one line of at most [`MAX_DIGEST_LEN`] bytes. Waits for its
+    /// end, for at most 35 s.
     pub fn send(&mut self, digest: String) -> Delivery {
         self.ask(&Request::Digest(digest))
     }
@@ -107,7 +108,9 @@ impl Notifications {
         match send(&self.socket, &request.to_bytes(self.number), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(_) => {}
             Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Delivery::HelperGone,
-            Err(error) => return Delivery::Failed(format!("the process that runs commands takes no more: {error}")),
+            Err(error) => {
+                return Delivery::Failed(format!("the process that runs commands does not accept requests: {error}"));
+            }
         }
         loop {
             let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
@@ -120,11 +123,11 @@ impl Notifications {
             let mut buffer = vec![0; LONGEST_ANSWER];
             let received = retry_on_intr(|| recv(&self.socket, buffer.as_mut_slice(), RecvFlags::TRUNC)).ok();
             match received.and_then(|(_, length)| buffer.get(..length).and_then(Answer::read)) {
-                // Of an earlier request, which was given up.
+                // The answer to an earlier request that was abandoned.
                 Some(answer) if answer.number != self.number => {}
                 Some(Answer { ran: Ran { outcome: Outcome::Exited(0), .. }, .. }) => return Delivery::Succeeded,
                 Some(Answer { command, ran: Ran { outcome, output, .. }, .. }) => {
-                    let wrote = if output.is_empty() { String::new() } else { format!("; it says: {output}") };
+                    let wrote = if output.is_empty() { String::new() } else { format!("; its output: {output}") };
                     return Delivery::Failed(format!("{command} {outcome}{wrote}"));
                 }
                 None => return Delivery::HelperGone,
@@ -133,9 +136,9 @@ impl Notifications {
     }
 }
 
-/// Runs `command` for each digest that the daemon at the other end of `socket` sends, one after another, until the daemon
-/// has hung up or sends what is no request. `reread` takes the command from the settings anew. Where `quit` is hung up, a
-/// command that runs is ended, and so is one that takes longer than `limit`.
+/// Runs `command` for each digest that the daemon at the other end of `socket` sends, one at a time, until the daemon
+/// hangs up or sends an invalid request. `reread` reads the command from the configuration again. When `quit` is
+/// closed, a running command is ended, and so is one that exceeds `limit`.
 pub fn serve_notifications(
     socket: impl AsFd,
     mut command: Vec<String>,
@@ -159,7 +162,7 @@ pub fn serve_notifications(
             Request::Digest(digest) => deliver(&command, &digest, limit, quit),
         };
         let answer = Answer { number, command: line(&command), ran }.to_bytes();
-        // Where the daemon is gone, the next request says so.
+        // If the daemon is gone, the next request fails.
         let _ = retry_on_intr(|| send(&socket, &answer, SendFlags::NOSIGNAL));
     }
 }
@@ -178,7 +181,7 @@ fn ended(outcome: Outcome) -> Ran {
     Ran { outcome, output: String::new(), took: Duration::ZERO }
 }
 
-/// Any bytes as a request. What is one is written as it was.
+/// Reads any bytes as a request; a valid one must be written back identically.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Some((number, request)) = Request::read(bytes) {
@@ -225,7 +228,7 @@ mod tests {
     fn failing_command_is_reported_with_output() {
         let delivery = with("echo no route; exit 3", |ours| ours.send("{}".to_owned()));
         let Delivery::Failed(reason) = &delivery else { panic!("{delivery:?}") };
-        assert!(reason.contains("failed with exit status 3; it says: no route"), "{reason}");
+        assert!(reason.contains("failed with exit status 3; its output: no route"), "{reason}");
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! Converts the output of a command to text for one log line. A command may print bytes that an attacker chose;
-//! control characters are replaced, so that they neither end the line nor control a terminal.
+//! Converts the output of a command to text for one log line. A command may print bytes that an attacker chose, so
+//! control characters are replaced: they neither end the line nor control a terminal.
 
 use crate::types::printable::push_escaped;
 
-/// Bytes of a command's output that are kept.
+/// Number of bytes of a command's output that are kept.
 pub(super) const KEPT: usize = 4 << 10;
 
-/// `bytes` on one line: line ends and whatever else does not show by itself stand as Rust writes them, `\n`, `\u{1b}`. Bytes
-/// that are no UTF-8 stand as U+FFFD. At most [`KEPT`] characters.
+/// Converts `bytes` to one line: line ends and invisible characters are escaped as in Rust (`\n`, `\u{1b}`), invalid
+/// UTF-8 becomes U+FFFD. At most [`KEPT`] characters.
 pub(super) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes.get(..KEPT).unwrap_or(bytes));
     let mut line = String::new();

@@ -1,4 +1,4 @@
-//! Runs one process from start to end on the calling thread: its output, its time limit, its process group.
+//! Runs one process from start to end on the calling thread, with its output, time limit and process group.
 
 use std::fmt;
 use std::fs::File;
@@ -15,34 +15,35 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::output::{KEPT, printable};
 
-/// How long a group has between SIGTERM and SIGKILL.
+/// Time between SIGTERM and SIGKILL for a process group.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The same where the program itself is about to end.
+/// The same if the daemon is about to end.
 const SHORT_GRACE: Duration = Duration::from_millis(100);
 
-/// Bytes of output that are read. What writes more finds the pipe closed: reading on would only keep a core busy.
+/// Maximum number of output bytes read. A command that writes more finds the pipe closed, because reading on would only
+/// keep a core busy.
 const READ: usize = 1 << 20;
 
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// With this exit status; 0 is success.
+    /// Exit status; 0 is success.
     Exited(i32),
-    /// By this signal.
+    /// Killed by this signal.
     Killed(i32),
-    /// Its group was ended when its time was over.
+    /// Its process group was ended at the time limit.
     TimedOut,
-    /// Its group was ended because the program ends.
+    /// Its process group was ended because the daemon ends.
     Stopped,
-    /// It was never started.
+    /// Not started.
     NotStarted(String),
-    /// The process that runs commands has ended before it could say.
+    /// The command helper ended before it reported a result.
     Unknown,
 }
 
 impl Outcome {
-    /// It did what it should, as far as it says.
+    /// True if the command reported success.
     #[must_use]
     pub fn is_success(&self) -> bool {
         *self == Self::Exited(0)
@@ -58,7 +59,7 @@ impl fmt::Display for Outcome {
             Self::TimedOut => f.write_str("was ended at its time limit"),
             Self::Stopped => f.write_str("was ended because portsentry ends"),
             Self::NotStarted(error) => write!(f, "could not be started: {error}"),
-            Self::Unknown => f.write_str("was left alone, because the process that runs commands has ended"),
+            Self::Unknown => f.write_str("has an unknown result, because the process that runs commands has ended"),
         }
     }
 }
@@ -67,17 +68,18 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::enforce) struct Ran {
     pub(in crate::enforce) outcome: Outcome,
-    /// What it wrote to standard output and standard error, on one line.
+    /// Its standard output and standard error, on one line.
     pub(in crate::enforce) output: String,
     pub(in crate::enforce) took: Duration,
 }
 
-/// Runs `command` with `input` on its standard input for at most `limit`, and less where `quit` is hung up meanwhile. Returns when the process has ended, or a
-/// little after the limit when its whole group has been killed; what it has left in the background is not waited for.
+/// Runs `command` with `input` on standard input for at most `limit`, or until `quit` is closed. Returns when the
+/// process has ended, or slightly after the limit, when its whole group has been killed; background processes are not
+/// waited for.
 pub(super) fn run(mut command: Command, input: &[u8], limit: Duration, quit: &PipeReader) -> Ran {
     let started = Instant::now();
     let ended = start(&mut command, input).and_then(|(child, reader)| {
-        // Its copies of the pipe's end would keep the pipe open.
+        // Copies of the pipe's write end would keep the pipe open.
         drop(command);
         Watch { child, reader: Some(reader), output: Vec::new(), read: 0 }.follow(started, limit, quit)
     });
@@ -88,14 +90,14 @@ pub(super) fn run(mut command: Command, input: &[u8], limit: Duration, quit: &Pi
     Ran { outcome, output, took: started.elapsed() }
 }
 
-/// Both outputs go into one pipe, so that they are in the order in which they were written.
+/// Both outputs use one pipe, so that they stay in the order in which they were written.
 fn start(command: &mut Command, input: &[u8]) -> io::Result<(Child, PipeReader)> {
     let (reader, writer) = pipe()?;
     command.stdin(stdin(input)?).stdout(writer.try_clone()?).stderr(writer).process_group(0);
     Ok((command.spawn()?, reader))
 }
 
-/// `input` as a file in memory, so that a command that does not read it holds nothing up.
+/// Puts `input` into a memory file, so that a command that does not read it blocks nothing.
 fn stdin(input: &[u8]) -> io::Result<Stdio> {
     if input.is_empty() {
         return Ok(Stdio::null());
@@ -106,10 +108,10 @@ fn stdin(input: &[u8]) -> io::Result<Stdio> {
     Ok(file.into())
 }
 
-/// A process and what it has written so far.
+/// A process and its output so far.
 struct Watch {
     child: Child,
-    /// `None` once its output is at its end, or is of no interest any more.
+    /// `None` once its output has ended or is not needed any more.
     reader: Option<PipeReader>,
     output: Vec<u8>,
     read: usize,
@@ -117,11 +119,11 @@ struct Watch {
 
 impl Watch {
     fn follow(mut self, started: Instant, limit: Duration, quit: &PipeReader) -> io::Result<(Outcome, Vec<u8>)> {
-        // Until it is waited for, no other group gets its number, even if it is a zombie.
+        // Until the process is reaped, even as a zombie, no other group can get its id.
         let group = Pid::from_child(&self.child);
         let watched = self.watch(group, started + limit, quit);
         if !matches!(watched, Ok(None)) {
-            // Also where its leader has obeyed: others of the group may have not.
+            // Also if the leader has ended: other processes of the group may still run.
             let _ = kill_process_group(group, Signal::KILL);
         }
         let status = self.child.wait()?;
@@ -129,7 +131,8 @@ impl Watch {
         Ok((watched?.unwrap_or_else(|| outcome(status)), self.output))
     }
 
-    /// Waits until the process has ended. Where its group was told to, why, and then there may be some of it left.
+    /// Waits until the process has ended. If its group was told to end, returns the reason; some of its processes may
+    /// still run then.
     fn watch(&mut self, group: Pid, mut deadline: Instant, quit: &PipeReader) -> io::Result<Option<Outcome>> {
         let process = pidfd_open(group, PidfdFlags::empty())?;
         let mut ending = None;
@@ -155,7 +158,7 @@ impl Watch {
         Ok(ending)
     }
 
-    /// Waits until there is something to do, for at most until `deadline`.
+    /// Waits for an event, at most until `deadline`.
     fn wait(&self, wanted: Wanted<'_>, deadline: Instant) -> io::Result<Ready> {
         let places =
             [wanted.process.map(AsFd::as_fd), wanted.quit.map(AsFd::as_fd), self.reader.as_ref().map(AsFd::as_fd)];
@@ -171,7 +174,7 @@ impl Watch {
         Ok(Ready { process, quit, output })
     }
 
-    /// Reads once from a pipe that has something, or whose end has come.
+    /// Reads once from a pipe that has data or has ended.
     fn take(&mut self) {
         let mut piece = [0; 16 << 10];
         let Some(reader) = &mut self.reader else { return };
@@ -189,7 +192,7 @@ impl Watch {
         }
     }
 
-    /// Reads the rest of the pipe without waiting, because a background process may hold its other end open.
+    /// Reads the rest of the pipe without waiting, because a background process may keep the write end open.
     fn take_rest(&mut self) {
         while let Some(reader) = &self.reader
             && self.output.len() < KEPT
@@ -203,13 +206,13 @@ impl Watch {
     }
 }
 
-/// What a wait is for, beside the output.
+/// Events to wait for, in addition to the output.
 struct Wanted<'a> {
     process: Option<&'a OwnedFd>,
     quit: Option<&'a PipeReader>,
 }
 
-/// What a wait has brought.
+/// Events that have occurred.
 struct Ready {
     process: bool,
     quit: bool,

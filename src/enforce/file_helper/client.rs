@@ -1,5 +1,5 @@
-//! The daemon's side: asks for one thing and waits for the answer. Once the helper has ended, each request fails until the
-//! daemon is started anew.
+//! The daemon's side: sends one request at a time and waits for the answer. Once the helper has ended, each request
+//! fails until the daemon is restarted.
 
 use std::fmt;
 use std::fs::File;
@@ -15,27 +15,27 @@ use super::protocol::{Answer, MAX_IN_MESSAGE, MAX_MESSAGE_LEN, Request};
 use crate::enforce::BanContext;
 use crate::types::BanTarget;
 
-/// The process that writes root's files, as the daemon has it. Cheap to clone.
+/// The daemon's handle of the file helper. Cheap to clone.
 #[derive(Clone)]
 pub struct FileHelper(Arc<Shared>);
 
 struct Shared {
-    /// One request at a time.
+    /// Serialises the requests.
     socket: Mutex<OwnedFd>,
     process: u32,
 }
 
 impl FileHelper {
-    /// The one at the other end of `socket` (`SOCK_SEQPACKET`), which is this `process`.
+    /// A handle of the process with id `process` at the other end of `socket` (`SOCK_SEQPACKET`).
     #[must_use]
     pub fn new(socket: OwnedFd, process: u32) -> Self {
         Self(Arc::new(Shared { socket: Mutex::new(socket), process }))
     }
 
-    /// Changes hosts.deny: denies the sources of `add` and takes back the lines of `remove`.
+    /// Changes hosts.deny: adds lines for `add` and removes the lines of `remove`.
     ///
     /// # Errors
-    /// What the helper says, or that it has ended.
+    /// The helper's error, or that it has ended.
     pub fn edit(&self, add: &[BanContext], remove: &[BanTarget]) -> io::Result<()> {
         let chunks = add.len().div_ceil(MAX_IN_MESSAGE).max(remove.len().div_ceil(MAX_IN_MESSAGE)).max(1);
         let (mut adds, mut removes) = (add.chunks(MAX_IN_MESSAGE), remove.chunks(MAX_IN_MESSAGE));
@@ -47,10 +47,10 @@ impl FileHelper {
         self.ask(requests).map(drop)
     }
 
-    /// The bytes of hosts.deny; `None` where there is none.
+    /// The bytes of hosts.deny; `None` if the file does not exist.
     ///
     /// # Errors
-    /// As [`FileHelper::edit`], and where it cannot be read.
+    /// As for [`FileHelper::edit`]; also if the file cannot be read.
     pub fn read(&self, limit: u64) -> io::Result<Option<Vec<u8>>> {
         let Some(file) = self.ask(std::iter::once(Request::Read))? else { return Ok(None) };
         let mut bytes = Vec::new();
@@ -58,13 +58,13 @@ impl FileHelper {
         Ok(Some(bytes))
     }
 
-    /// Opens `report.json_file` to append to it.
+    /// Opens `report.json_file` for appending.
     ///
     /// # Errors
-    /// As [`FileHelper::edit`].
+    /// As for [`FileHelper::edit`].
     pub fn open_log(&self) -> io::Result<File> {
         let file = self.ask(std::iter::once(Request::OpenLog))?;
-        file.ok_or_else(|| io::Error::other("no descriptor has come with the answer"))
+        file.ok_or_else(|| io::Error::other("the answer contains no file descriptor"))
     }
 
     fn ask(&self, requests: impl Iterator<Item = Request>) -> io::Result<Option<File>> {
@@ -72,7 +72,7 @@ impl FileHelper {
         let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = || io::Error::other(format!("process {process}, which writes it, has ended; restart portsentry"));
         for request in requests {
-            let bytes = request.to_bytes().ok_or_else(|| io::Error::other("a mode that has no word"))?;
+            let bytes = request.to_bytes().ok_or_else(|| io::Error::other("unknown mode"))?;
             retry_on_intr(|| send(&*socket, &bytes, SendFlags::NOSIGNAL)).map_err(|_| ended())?;
         }
         let mut bytes = vec![0; MAX_MESSAGE_LEN];

@@ -1,8 +1,8 @@
-//! The files that only root may write, in a process of their own: lines of hosts.deny, and the opening of
-//! `report.json_file`. The daemon reads packets and is not root; this process is root, reads nothing but messages of the
-//! daemon, and names no file and no text that comes from it: a message says which ban, the configuration says the rest.
+//! Handles files that only root can write in a separate process: lines of hosts.deny, and opening `report.json_file`.
+//! The daemon reads packets and is not root. The helper is root, and reads only messages of the daemon. A message names
+//! bans but no files or texts; those come from the configuration.
 //!
-//! Both hold an end of a `SOCK_SEQPACKET` socket. Bytes that are no message end the helper.
+//! Both hold an end of a `SOCK_SEQPACKET` socket. An invalid message ends the helper.
 
 mod client;
 mod protocol;

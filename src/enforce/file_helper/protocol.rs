@@ -1,46 +1,46 @@
-//! Messages between the daemon and the process that writes root's files, to bytes and back: one datagram each.
+//! Encodes and decodes the messages between the daemon and the file helper, one datagram each.
 
 use crate::enforce::BanContext;
 use crate::enforce::codec::{Rest, put_case, put_target, put_text};
 use crate::types::BanTarget;
 
-/// The longest message in bytes, and a little more, so that one that is too long is seen to be.
+/// Maximum length of a message in bytes, plus some room to detect longer ones.
 pub(super) const MAX_MESSAGE_LEN: usize = 64 << 10;
 
-/// The longest reason in bytes.
+/// Maximum length of a reason in bytes.
 const MAX_REASON_LEN: usize = 4 << 10;
 
-/// Bans and targets in one message: at most 37 KiB.
+/// Maximum number of bans and of targets in one message: at most 37 KiB.
 pub(super) const MAX_IN_MESSAGE: usize = 512;
 
-/// The first byte of each, so that neither is taken for the other.
+/// First byte of each message type, which distinguishes requests from answers.
 const REQUEST: u8 = 3;
 const ANSWER: u8 = 4;
 
-/// What the daemon asks for.
+/// A request of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    /// A part of a change of hosts.deny. Only the `last` one is answered, when the file is replaced.
+    /// A part of a change of hosts.deny. Only the `last` part is answered, when the file has been replaced.
     Edit { add: Vec<BanContext>, remove: Vec<BanTarget>, last: bool },
-    /// A descriptor to read hosts.deny.
+    /// Requests a descriptor for reading hosts.deny.
     Read,
-    /// A descriptor to append to `report.json_file`.
+    /// Requests a descriptor for appending to `report.json_file`.
     OpenLog,
 }
 
-/// What became of it.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It is done; a descriptor comes with it where one was asked for.
+    /// Success, with a descriptor if one was requested.
     Done,
-    /// There is no hosts.deny.
+    /// hosts.deny does not exist.
     Missing,
-    /// It cannot be done, for this reason.
+    /// Failure, with the reason.
     Failed(String),
 }
 
 impl Request {
-    /// `None` for a ban whose mode has no word, and for more than [`MAX_IN_MESSAGE`] bans or targets.
+    /// `None` for an unknown mode, or for more than [`MAX_IN_MESSAGE`] bans or targets.
     pub(super) fn to_bytes(&self) -> Option<Vec<u8>> {
         let mut bytes = vec![REQUEST];
         match self {
@@ -76,7 +76,7 @@ impl Request {
 }
 
 impl Answer {
-    /// A reason that is too long is cut.
+    /// An overlong reason is truncated.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let (kind, reason) = match self {
             Self::Done => (0, ""),
@@ -110,7 +110,7 @@ fn length(rest: &mut Rest<'_>) -> Option<usize> {
     Some(usize::from(u16::from_be_bytes(rest.take()?))).filter(|length| *length <= MAX_IN_MESSAGE)
 }
 
-/// Any bytes as a message to either side. What is one is written as it was.
+/// Reads any bytes as a message to either side; a valid one must be written back identically.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     if let Some(request) = Request::read(bytes) {

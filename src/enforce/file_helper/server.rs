@@ -1,4 +1,4 @@
-//! The helper's side: carries out what the daemon asks for, one request after another, until the daemon hangs up.
+//! The helper's side: handles the daemon's requests one at a time until the daemon hangs up.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -15,31 +15,31 @@ use crate::enforce::BanContext;
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::types::BanTarget;
 
-/// Bans, and targets, of one change: as many as the kernel's sets hold by default.
+/// Maximum number of bans, and of targets, in one change: the default size of the kernel's sets.
 const MAX_CHANGES: usize = 131_072;
 
-/// Opens a file to append to it.
+/// Opens a file for appending.
 pub type Open = fn(&Path) -> io::Result<File>;
 
-/// The files that the helper serves; what is `None` is refused.
+/// The files that the helper serves; requests for `None` are refused.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
     pub hosts_deny: Option<HostsDeny>,
-    /// `report.json_file`, and how it is opened.
+    /// `report.json_file` and the function that opens it.
     pub json_file: Option<(PathBuf, Open)>,
 }
 
-/// Why the helper ends before the daemon does.
+/// Reason why the helper ends before the daemon does.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// The daemon is not itself.
-    #[error("what came from the daemon is no request: no more files are written")]
+    /// The daemon sent an invalid message.
+    #[error("the daemon sent an invalid request: no more files are written")]
     NoRequest,
-    #[error("the daemon cannot be heard: {0}")]
+    #[error("no message from the daemon: {0}")]
     System(#[from] io::Error),
 }
 
-/// A change of hosts.deny whose last part has not come yet.
+/// A change of hosts.deny whose last part is outstanding.
 #[derive(Default)]
 struct Change {
     add: Vec<BanContext>,
@@ -49,7 +49,7 @@ struct Change {
 /// Serves the daemon at the other end of `socket` until it hangs up.
 ///
 /// # Errors
-/// For bytes that are no request, and for a change that is larger than any that a daemon makes.
+/// An invalid request, or a change larger than any that a daemon makes.
 pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), Refused> {
     let mut buffer = vec![0; MAX_MESSAGE_LEN];
     let mut change = Change::default();
@@ -85,9 +85,9 @@ fn edited(files: &Files, add: &[BanContext], remove: &[BanTarget]) -> Answer {
     }
 }
 
-const NOT_SERVED: &str = "the configuration of the start does not name this file";
+const NOT_SERVED: &str = "the configuration at the start does not contain this file";
 
-/// Opens the file. Root must not append to one that has another name elsewhere.
+/// Opens the file. Root must not append to a file that has a second hard link.
 fn log(path: &Path, open: Open) -> io::Result<File> {
     let file = open(path)?;
     if file.metadata()?.nlink() == 1 { Ok(file) } else { Err(io::Error::other("it has a second hard link")) }
@@ -110,11 +110,11 @@ fn answer(socket: &OwnedFd, answer: &Answer, file: Option<BorrowedFd<'_>>) {
     if !descriptors.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
-    // A daemon that is gone needs no answer.
+    // A daemon that has ended needs no answer.
     let _ = retry_on_intr(|| sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL));
 }
 
-/// The next request; `None` where the daemon has hung up.
+/// The next request; `None` if the daemon has hung up.
 fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Request>, Refused> {
     match retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::TRUNC)) {
         Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),

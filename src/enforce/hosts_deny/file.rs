@@ -1,5 +1,5 @@
-//! Replaces a file atomically: a reader sees either the old or the new content. The new file keeps the owner, the
-//! mode and the extended attributes of the old one, access control lists included.
+//! Replaces a file atomically: a reader sees either the old or the new content. The new file keeps the owner, mode and
+//! extended attributes of the old one, including access control lists.
 
 use std::ffi::CString;
 use std::fs::{self, File, Metadata, Permissions};
@@ -13,29 +13,29 @@ use rustix::io::Errno;
 use super::HostsDenyError;
 use crate::atomic_file::{AtomicFile, TemporaryName};
 
-/// Bytes of a file that is still read and written. The wrappers read all of it for every connection.
+/// Maximum size of a file that is read and written. The TCP wrappers read the whole file for every connection.
 pub(crate) const LIMIT: u64 = 16 << 20;
 
-/// The mode of a new file: readable for every user, as in distributions.
+/// Mode of a new file: readable for every user, as in distributions.
 const MODE: u32 = 0o644;
 
-/// The kernel's limits for the names of one file's attributes, and for the value of one (xattr(7)).
+/// The kernel's limits for the attribute names of a file, and for one value (xattr(7)).
 const ATTRIBUTES: usize = 64 << 10;
 
-/// The access control list. Without it other users could access the new file than the old one.
+/// The access control list. Without it, the set of users with access would change.
 const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 
-/// What is only right for the bytes that it was made for: a new file with the old signature could not be read any more.
+/// Attributes that are only valid for the old content: with an old signature the new file would be unreadable.
 const OF_THE_BYTES: [&[u8]; 2] = [b"security.ima", b"security.evm"];
 
-/// A file as it was read.
+/// A file at the time of reading.
 pub(super) struct Old {
     pub(super) bytes: Vec<u8>,
     file: File,
     stamp: Stamp,
 }
 
-/// What changes when a file is written or replaced, or its permissions change.
+/// Attributes that change when a file is written or replaced, or its permissions change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     place: (u64, u64),
@@ -53,15 +53,15 @@ impl Stamp {
     }
 }
 
-/// The file as it is now, without its bytes; `None` where there is none.
+/// The stamp of the current file; `None` if it does not exist.
 pub(super) fn stamp(path: &Path) -> Option<Stamp> {
     fs::symlink_metadata(path).ok().map(|found| Stamp::of(&found))
 }
 
-/// Opens the file to read it; `None` where there is none.
+/// Opens the file for reading; `None` if it does not exist.
 pub(super) fn open(path: &Path) -> Result<Option<File>, HostsDenyError> {
     let system = |doing| HostsDenyError::system(doing, path);
-    // Not blocking: behind the name there may be a pipe without a writer.
+    // Non-blocking, because the path may be a pipe without a writer.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
@@ -75,11 +75,11 @@ pub(super) fn open(path: &Path) -> Result<Option<File>, HostsDenyError> {
     }
 }
 
-/// Reads the file; `None` where there is none.
+/// Reads the file; `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
     let system = |doing| HostsDenyError::system(doing, path);
     let Some(file) = open(path)? else { return Ok(None) };
-    // Before its bytes: what is written while they are read then shows.
+    // Read before the content, so that a concurrent write is detected.
     let found = file.metadata().map_err(system("look at"))?;
     let mut bytes = Vec::new();
     let read = (&file).take(LIMIT + 1).read_to_end(&mut bytes).map_err(system("read"))?;
@@ -89,7 +89,8 @@ pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
     Ok(Some(Old { bytes, file, stamp: Stamp::of(&found) }))
 }
 
-/// Puts a file of `bytes` in place of `old`; false, without a change, if another program has changed it since.
+/// Replaces `old` with a file of `bytes`; false, without a change, if another program has changed the file in the
+/// meantime.
 pub(super) fn replace(path: &Path, old: Option<&Old>, bytes: &[u8]) -> Result<bool, HostsDenyError> {
     let fresh = AtomicFile::write(path, TemporaryName::Suffix(".portsentry-new"), 0o600, |file| {
         file.write_all(bytes)?;
@@ -99,14 +100,14 @@ pub(super) fn replace(path: &Path, old: Option<&Old>, bytes: &[u8]) -> Result<bo
         }
     });
     let fresh = fresh.map_err(HostsDenyError::system("write", path))?;
-    // Asked last: between this and the new name there is no work.
+    // Checked last, to minimise the time until the rename.
     if !is_unchanged(path, old)? {
         return Ok(false);
     }
     fresh.replace().map(|()| true).map_err(HostsDenyError::system("replace", path))
 }
 
-/// The bytes are compared too: two changes within one tick of the kernel's clock have the same time.
+/// Also compares the content, because two changes within one tick of the kernel's clock have the same time.
 fn is_unchanged(path: &Path, old: Option<&Old>) -> Result<bool, HostsDenyError> {
     Ok(match (read(path)?, old) {
         (Some(now), Some(old)) => now.stamp == old.stamp && now.bytes == old.bytes,
@@ -115,8 +116,8 @@ fn is_unchanged(path: &Path, old: Option<&Old>) -> Result<bool, HostsDenyError> 
     })
 }
 
-/// Gives `file` what `old` had. The owner first, because changing it takes away bits of the mode; the access list last,
-/// because its mask is the mode's group.
+/// Copies the permissions of `old` to `file`. The owner first, because a change of owner clears mode bits; the access
+/// list last, because its mask is the group bits of the mode.
 fn keep_access(file: &File, old: &Old) -> io::Result<()> {
     let (owner, group, mode) = old.stamp.access;
     let has = file.metadata()?;
@@ -127,7 +128,7 @@ fn keep_access(file: &File, old: &Old) -> io::Result<()> {
     let mut names = vec![0; ATTRIBUTES];
     let length = match flistxattr(&old.file, &mut names) {
         Ok(length) => length,
-        // A file system without attributes.
+        // The file system has no attributes.
         Err(Errno::OPNOTSUPP) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
@@ -137,7 +138,7 @@ fn keep_access(file: &File, old: &Old) -> io::Result<()> {
             continue;
         }
         let copied = copy(&old.file, file, &CString::new(name)?, &mut value);
-        // The others are labels and notes, which not every user may set, and which the directory gives anyway.
+        // The others are labels and notes, which some users cannot set, and which the directory provides anyway.
         if name == ACCESS_LIST {
             copied?;
         }

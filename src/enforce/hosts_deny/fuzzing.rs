@@ -1,11 +1,11 @@
-//! Fuzz target input: arbitrary bytes as a hosts.deny file.
+//! Fuzz target: arbitrary bytes as a hosts.deny file.
 
 use std::collections::HashSet;
 
 use super::text::{Reading, Rule, hosts_pattern};
 use crate::types::BanTarget;
 
-/// Reads `text`, adds an entry and removes it. Every other byte stays as it is.
+/// Reads `text`, adds an entry and removes it. All other bytes must not change.
 pub(crate) fn edit(text: &[u8]) {
     let before = Reading::of(text);
     let held: HashSet<BanTarget> = before.entries.iter().map(|entry| entry.target).collect();
@@ -22,7 +22,7 @@ fn deny(before: &Reading<'_>, text: &[u8], target: BanTarget) {
         Rule { target, rule: format!("ALL: {}", hosts_pattern(target)), until: "2026-11-22T06:32:13Z".to_owned() };
     let Some(edit) = before.edit(&[rule], &HashSet::new()) else { return };
     if before.entries.iter().any(|entry| entry.target == target) {
-        // Its line was written anew, and further ones of it went.
+        // Its line was rewritten, and duplicates were removed.
         return;
     }
     let after = Reading::of(&edit.text);

@@ -1,12 +1,11 @@
-//! The hosts.deny backend: adds and removes lines of /etc/hosts.deny for services that use TCP wrappers. It is
-//! slow, because each change writes a file and syncs it to the disk. It has no notion of time: its caller says when
-//! a ban ends.
+//! The hosts.deny backend: adds and removes lines of /etc/hosts.deny for services that use TCP wrappers. It is slow,
+//! because each change writes a file and syncs it to the disk. Expiry is handled by the caller.
 //!
-//! The file belongs to the administrator. Each ban is two lines, a comment that names it and its rule (see `text`);
-//! every other byte is preserved. New lines go to the end, so that the administrator's own rules come first.
+//! The file belongs to the administrator. Each ban is two lines, a comment that names the target and its rule (see
+//! `text`); all other bytes are preserved. New lines are appended, so that the administrator's own rules come first.
 //!
-//! A symbolic link in place of the file is refused: any user may own its target, and replacing the link by a file
-//! would separate the two. The administrator of such a host configures the path of the target instead.
+//! A symbolic link in place of the file is refused: any user may own its target, and replacing the link with a file
+//! would separate the two. The administrator of such a host configures the path of the link's target instead.
 //!
 //! References: hosts_access(5), hosts_options(5).
 
@@ -27,60 +26,60 @@ mod text;
 
 use text::{Reading, Rule, hosts_pattern};
 
-/// Where the TCP wrappers look.
+/// The file that the TCP wrappers read.
 pub const DEFAULT_PATH: &str = "/etc/hosts.deny";
 
-/// No service for the source, on any port.
+/// Denies all services to the source.
 pub const DEFAULT_TEMPLATE: &str = "ALL: $TARGET$";
 
-/// Bytes of a template. The wrappers' buffer for a line has 2,048, and a macro may grow by 40.
-const LONGEST: usize = 512;
+/// Maximum length of a template in bytes. The wrappers' line buffer has 2,048 bytes, and a macro may grow by 40.
+const MAX_TEMPLATE_LEN: usize = 512;
 
-/// How often a file may change under our hands before that is an error.
-const ATTEMPTS: usize = 5;
+/// Maximum number of attempts if other programs change the file concurrently.
+const MAX_ATTEMPTS: usize = 5;
 
-/// Why a template is none.
+/// Reason why a template is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// It denies no source.
+    /// It contains no target.
     #[error("the line for hosts.deny has no $TARGET$; write for example \"{DEFAULT_TEMPLATE}\"")]
     NoTarget,
-    /// The target is part of another word, such as a prefix of its own.
+    /// The target is part of a longer word.
     #[error("$TARGET$ must stand by itself in the line for hosts.deny; write for example \"{DEFAULT_TEMPLATE}\"")]
     NotAlone,
-    /// A slip.
-    #[error("{0} is no macro in the line for hosts.deny; there are {NAMES}")]
+    /// A misspelled macro.
+    #[error("{0} is not a macro in the line for hosts.deny; the macros are {NAMES}")]
     Unknown(String),
-    /// It would not be one line, or not a rule.
+    /// It is not exactly one line with a rule.
     #[error("the line for hosts.deny must be one rule: without a line break, a backslash at its end, or a # before it")]
     NotOneRule,
-    /// The wrappers would cut it.
-    #[error("the line for hosts.deny is longer than {LONGEST} bytes")]
+    /// The wrappers would truncate it.
+    #[error("the line for hosts.deny is longer than {MAX_TEMPLATE_LEN} bytes")]
     TooLong,
-    /// It could mean any file.
-    #[error("{0} is no absolute path of a file; write for example \"{DEFAULT_PATH}\"")]
+    /// A relative path.
+    #[error("{0} is not an absolute path of a file; write for example \"{DEFAULT_PATH}\"")]
     Path(PathBuf),
 }
 
-/// Why hosts.deny could not be read or written.
+/// Reason why hosts.deny cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum HostsDenyError {
     /// It is a symbolic link.
-    #[error("{0} is a symbolic link; name the file that it points to")]
+    #[error("{0} is a symbolic link; configure the file that it points to")]
     Link(PathBuf),
-    /// It is something else.
-    #[error("{0} is no regular file; move it away")]
+    /// It is not a regular file.
+    #[error("{0} is not a regular file; move it away")]
     Kind(PathBuf),
-    /// It has too many bytes to be read for every change.
-    #[error("{0} is larger than {limit} MiB; take out lines that are not needed any more", limit = file::LIMIT >> 20)]
+    /// It is too large to be read for every change.
+    #[error("{0} is larger than {limit} MiB; remove lines that are not needed any more", limit = file::LIMIT >> 20)]
     TooBig(PathBuf),
-    /// One more line would make it so.
+    /// A further line would make it too large.
     #[error("{0} has no room for more lines below {limit} MiB; shorten `expire`, or block with nftables alone", limit = file::LIMIT >> 20)]
     Full(PathBuf),
-    /// Another program writes it all the time.
-    #[error("{0} was changed by another program {ATTEMPTS} times while it was being rewritten")]
+    /// Another program writes it continuously.
+    #[error("{0} was changed by another program {MAX_ATTEMPTS} times while it was being rewritten")]
     Unsteady(PathBuf),
-    /// The operating system refused something.
+    /// A system call failed.
     #[error("cannot {doing} {path}: {error}")]
     System { doing: &'static str, path: PathBuf, error: io::Error },
 }
@@ -92,7 +91,7 @@ impl HostsDenyError {
     }
 }
 
-/// The file, and the template of a line in it.
+/// The file and the template of its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostsDeny {
     path: PathBuf,
@@ -106,16 +105,16 @@ impl Default for HostsDeny {
 }
 
 impl HostsDeny {
-    /// Lines as `template` says in the file at `path`. Nothing is read or written yet.
+    /// Uses lines of `template` in the file at `path`. Does not access the file yet.
     ///
     /// # Errors
-    /// Where the template gives no line that denies a source and can be found again.
+    /// The template gives no line that denies a source and can be found again.
     pub fn new(path: impl Into<PathBuf>, template: &str) -> Result<Self, TemplateError> {
         let (path, template) = (path.into(), template.trim().to_owned());
         if !path.is_absolute() || path.file_name().is_none() {
             return Err(TemplateError::Path(path));
         }
-        if template.len() > LONGEST {
+        if template.len() > MAX_TEMPLATE_LEN {
             return Err(TemplateError::TooLong);
         }
         if template.starts_with('#') || template.ends_with('\\') || template.contains(['\n', '\r', '\0']) {
@@ -131,19 +130,19 @@ impl HostsDeny {
         if !hosts_deny.finds_its_own() { Err(TemplateError::NotAlone) } else { Ok(hosts_deny) }
     }
 
-    /// Where it is.
+    /// Path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether lines can be written, as far as that can be seen without writing one: the folder takes a new file, and the file
-    /// that is there can be read.
+    /// Checks that lines can be written, as far as possible without writing: the directory accepts a new file, and an
+    /// existing file can be read.
     ///
     /// # Errors
-    /// What would be in the way.
+    /// The first problem.
     pub fn check(&self) -> Result<(), HostsDenyError> {
-        // The file is replaced, so what counts is its folder.
+        // The file is replaced, so its directory matters.
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         let writable = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
         writable.map_err(|error| HostsDenyError::system("make a file in", folder)(error.into()))?;
@@ -156,40 +155,40 @@ impl HostsDeny {
         expand(&self.template, &Values { target: &hosts_pattern(case.target), case })
     }
 
-    /// What differs if the file has been written or replaced since; `None` if there is none.
+    /// A value that changes when the file is written or replaced; `None` if the file does not exist.
     pub(crate) fn stamp(&self) -> Option<file::Stamp> {
         file::stamp(&self.path)
     }
 
-    /// The subjects that lines of ours deny, as they follow each other; none if there is no file.
+    /// The targets of own lines, in order; empty if the file does not exist.
     ///
     /// # Errors
-    /// Where the file cannot be read.
+    /// The file cannot be read.
     pub fn held(&self) -> Result<Vec<BanTarget>, HostsDenyError> {
         Ok(file::read(&self.path)?.map_or(Vec::new(), |old| Self::held_in(&old.bytes)))
     }
 
-    /// The subjects that lines of ours deny in a file of these bytes.
+    /// The targets of own lines in a file with these bytes.
     pub(crate) fn held_in(bytes: &[u8]) -> Vec<BanTarget> {
         Reading::of(bytes).entries.iter().map(|entry| entry.target).collect()
     }
 
-    /// Opens the file for another process to read; `None` where there is none.
+    /// Opens the file for another process to read; `None` if it does not exist.
     pub(crate) fn open(&self) -> Result<Option<std::fs::File>, HostsDenyError> {
         file::open(&self.path)
     }
 
-    /// Adds lines for `add` and removes those of `remove`, all in one new file; a target in both gets a line.
-    /// No target gets a second line, and targets without one are skipped. Returns the targets whose lines were removed.
+    /// Adds lines for `add` and removes those of `remove`, all in one new file; a target in both gets a line. No target
+    /// gets a second line, and targets without a line are skipped. Returns the targets whose lines were removed.
     ///
     /// # Errors
-    /// Where the file cannot be read or replaced. Then it is as it was, unless only the disk's word is missing that it will
-    /// stay.
+    /// The file cannot be read or replaced. Its content is then unchanged, unless only the final sync of the directory
+    /// failed.
     pub fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> Result<Vec<BanTarget>, HostsDenyError> {
         let add: Vec<Rule> =
             add.iter().map(|case| Rule { target: case.target, rule: self.line(case), until: case.until() }).collect();
         let remove: HashSet<BanTarget> = remove.iter().copied().collect();
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             let old = file::read(&self.path)?;
             let bytes = old.as_ref().map_or(&[][..], |old| &old.bytes);
             let Some(edit) = Reading::of(bytes).edit(&add, &remove) else { return Ok(Vec::new()) };
@@ -204,7 +203,7 @@ impl HostsDeny {
         Err(HostsDenyError::Unsteady(self.path.clone()))
     }
 
-    /// Whether what it writes reads as its own: a target inside another word would never be found again.
+    /// True if the parser recognises the written lines: a target inside another word would never be found again.
     fn finds_its_own(&self) -> bool {
         ["192.0.2.1", "2001:db8::1", "fe80::1"].iter().filter_map(|text| text.parse().ok()).all(|source| {
             let case = BanContext::example(source);

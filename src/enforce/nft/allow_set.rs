@@ -1,5 +1,4 @@
-//! Writes the prefixes that the rules never drop into the sets `allowed` and `allowed6`: all of them, or only what has
-//! changed.
+//! Writes the prefixes that the rules never drop into the sets `allowed` and `allowed6`: all of them, or only changes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,7 +9,7 @@ use super::{BlockError, Nft};
 use crate::netlink::nft::{self, Set};
 use crate::netlink::socket::SocketError;
 
-/// The prefixes of each family as they stand in the sets: sorted, none part of another.
+/// The prefixes in the sets by family: sorted, without overlaps.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Protected([BTreeSet<IpNet>; 2]);
 
@@ -28,21 +27,21 @@ impl Protected {
 }
 
 impl Nft {
-    /// Makes these prefixes, and no others, the ones that are never dropped. In one transaction; but while Linux 6.1 or older
-    /// replaces an interval set, some packets see neither the old nor the new one (57 of 20,000, replaced without a pause).
+    /// Replaces the allow-list with these prefixes in one transaction. While Linux 6.1 or older replaces an interval
+    /// set, some packets match neither the old nor the new content (57 of 20,000 with continuous replacement).
     ///
     /// # Errors
-    /// [`BlockError::Gone`], and [`SocketError::TooBig`] from some 50,000 prefixes on.
+    /// [`BlockError::Gone`]; [`SocketError::TooBig`] for more than about 50,000 prefixes.
     pub fn protect(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
         self.replace_protected(Protected::new(prefixes))
     }
 
-    /// The same after an earlier call: sends only what has changed since, and nothing where nothing has. An address that is
-    /// protected before and after is so at every moment, on any kernel, but where a prefix becomes a part of itself. What
-    /// other programs made of the sets meanwhile stays.
+    /// Updates the allow-list after an earlier call: sends only the changes, and nothing if there are none. An address
+    /// that is protected before and after is protected at every moment, on any kernel, unless a prefix is replaced with
+    /// a part of it. Changes by other programs are kept.
     pub fn follow_protected(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
         let wanted = Protected::new(prefixes);
-        // Unknown again until what stands there is certain.
+        // Unknown until the change has succeeded.
         let Some(known) = self.protected.take() else { return self.replace_protected(wanted) };
         self.batch.clear();
         let mut clear = true;
@@ -60,7 +59,7 @@ impl Nft {
                 self.protected = Some(wanted);
                 Ok(())
             }
-            // Another program has changed what it was to be applied to.
+            // Another program has changed the set.
             Err(SocketError::Refused { .. }) => self.replace_protected(wanted),
             Err(error) => Err(error.into()),
         }
@@ -78,7 +77,7 @@ impl Nft {
     }
 }
 
-/// Whether an end of one of these is where an end of one of those is.
+/// True if the lists have a bound in common.
 fn touch(these: &[IpNet], those: &[IpNet]) -> bool {
     let bounds = |prefixes: &[IpNet]| -> BTreeSet<Option<IpAddr>> {
         prefixes.iter().flat_map(|prefix| [Some(prefix.network()), nft::next_address(prefix.broadcast())]).collect()

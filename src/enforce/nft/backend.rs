@@ -5,12 +5,12 @@ use crate::enforce::{BanBackend, BanContext, Gone, Refused};
 use crate::engine::ActiveBan;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
-/// The sets, and how the table around them should look.
+/// The sets, and the desired ruleset.
 #[derive(Debug)]
 pub struct NftBackend {
     pub nft: Nft,
     pub spec: RulesetSpec,
-    /// The elements of one transaction. Kept for its memory, so that a ban does not allocate.
+    /// The elements of one transaction. The buffer is kept, so that a ban does not allocate.
     elements: Vec<(BanTarget, Expiry)>,
 }
 
@@ -20,12 +20,12 @@ impl NftBackend {
         Self { nft, spec, elements: Vec::with_capacity(64) }
     }
 
-    /// The sets and the rules of the kernel's trap, where the table has one.
+    /// The sets and the rules of the kernel's trap, if the table has one.
     pub fn trap(&mut self) -> Option<(&mut Nft, Trap)> {
         Some((&mut self.nft, self.spec.trap?))
     }
 
-    /// Makes the table as it should be.
+    /// Repairs the table.
     ///
     /// # Errors
     /// See [`Nft::repair`].
@@ -39,7 +39,7 @@ impl NftBackend {
     /// See [`Nft::repair`].
     pub fn replace_rules(&mut self, wanted: RulesetSpec) -> Result<(), RulesetError> {
         let wide = self.spec.wide || wanted.wide;
-        // The listener stays the same, whatever is configured anew.
+        // The decoy listener does not change with the configuration.
         self.spec = RulesetSpec { wide, decoys: self.spec.decoys, ..wanted };
         self.repair().map(|_| ())
     }
@@ -47,7 +47,7 @@ impl NftBackend {
     /// Removes the element of exactly `target`; false if there was none.
     ///
     /// # Errors
-    /// Where the sets cannot be read or changed.
+    /// The sets cannot be read or changed.
     pub fn remove(&mut self, target: BanTarget) -> Result<bool, BlockError> {
         let found = match self.nft.has(target) {
             Err(BlockError::Gone) => false,
@@ -59,13 +59,13 @@ impl NftBackend {
         Ok(found)
     }
 
-    /// Adds the sets for prefixes to the table, if one of `targets` needs them.
+    /// Adds the sets for prefixes to the table if one of `targets` needs them.
     fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> Result<(), Gone> {
         if self.spec.wide || !targets.any(|target| matches!(target, BanTarget::Prefix(_))) {
             return Ok(());
         }
         self.spec.wide = true;
-        // An error here is one of the bans as well, and reported with them.
+        // The bans run into the same error, and it is reported with them.
         if matches!(self.repair(), Ok(Repaired::Created)) { Err(Gone) } else { Ok(()) }
     }
 }
@@ -96,7 +96,7 @@ impl BanBackend for NftBackend {
     }
 }
 
-/// Which of `targets` nftables refused.
+/// Returns the targets that nftables refused.
 fn refused(result: Result<(), BlockError>, targets: impl Iterator<Item = BanTarget>) -> Result<Vec<Refused>, Gone> {
     match result {
         Ok(()) => Ok(Vec::new()),

@@ -1,5 +1,5 @@
-//! The sets `fleet` and `fleet6`: bans that other hosts have reported. They are written through a socket of their own, away
-//! from the thread that judges packets.
+//! The sets `fleet` and `fleet6`: bans that other hosts have reported. They are written through a separate socket,
+//! outside of the sensor thread.
 
 use std::collections::HashMap;
 
@@ -10,11 +10,11 @@ use crate::types::{BanTarget, Expiry};
 const SETS: [Set; 2] = [Set::Fleet, Set::Fleet6];
 
 impl Nft {
-    /// Blocks them in the fleet's sets, each from now on for its expiry, whether it is blocked there already or not. Each
-    /// target is an address or a /64, and stands in it once.
+    /// Blocks these targets in the fleet's sets, each from now on for its expiry, even if it is already blocked there.
+    /// Each target is an address or a /64, and occurs only once.
     ///
     /// # Errors
-    /// [`BlockError::Gone`] where the table or a set is missing, and what else the kernel says; then some are not blocked.
+    /// [`BlockError::Gone`] if the table or a set is missing; other kernel errors. Some targets are then not blocked.
     pub fn block_for_fleet(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         for set in SETS {
@@ -29,10 +29,10 @@ impl Nft {
         Ok(())
     }
 
-    /// Lifts the bans of these in the fleet's sets; those that are not blocked there are passed over.
+    /// Lifts the bans of these targets in the fleet's sets; targets without a ban are skipped.
     ///
     /// # Errors
-    /// As [`Nft::block_for_fleet`].
+    /// As for [`Nft::block_for_fleet`].
     pub fn lift_for_fleet(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         for set in SETS {
@@ -50,17 +50,17 @@ impl Nft {
     /// Empties the fleet's sets.
     ///
     /// # Errors
-    /// As [`Nft::block_for_fleet`].
+    /// As for [`Nft::block_for_fleet`].
     pub fn clear_fleet(&mut self) -> Result<(), BlockError> {
         self.batch.clear();
         SETS.into_iter().for_each(|set| nft::put_flush(&mut self.batch, set));
         self.send_batch()
     }
 
-    /// What the fleet's sets hold, and for how long still.
+    /// The elements of the fleet's sets with their remaining times.
     ///
     /// # Errors
-    /// [`BlockError::Gone`] where there are no such sets.
+    /// [`BlockError::Gone`] if the sets do not exist.
     pub fn fleet_bans(&mut self) -> Result<Vec<(BanTarget, Remaining)>, BlockError> {
         let mut all = Vec::new();
         for set in SETS {

@@ -1,8 +1,8 @@
-//! The nftables backend: writes bans as elements into the sets of `table inet portsentry`, and reads them back. The kernel
-//! enforces and expires them by itself; nothing here knows the reason of a ban.
+//! The nftables backend: writes bans as elements into the sets of `table inet portsentry`, and reads them back. The
+//! kernel enforces and expires them; this module does not know the reason of a ban.
 //!
-//! A ban is one transaction and one acknowledgement, some 6 µs in all: of one message, or of three where the target may be
-//! blocked already. Once the buffers are warm it allocates nothing (benches/nft_encoding.rs).
+//! A ban is one transaction with one acknowledgement, about 6 µs in all. It has one message, or three if the target may
+//! already be blocked. Once the buffers are warm it does not allocate (benches/nft_encoding.rs).
 
 mod allow_set;
 mod backend;
@@ -34,30 +34,30 @@ pub use crate::netlink::nft::{
 };
 use crate::netlink::socket::{Socket, SocketError};
 
-/// Why the sets are not as they were asked to be.
+/// Failure of a change of the sets.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// The table or one of its sets was deleted, for example with `nft flush ruleset`: no ban is in force.
-    #[error("table inet portsentry, or a set in it, is gone; it has to be installed again and the bans restored")]
+    #[error("table inet portsentry, or a set in it, is missing; it has to be installed again and the bans restored")]
     Gone,
     /// Some of the bans could not be changed; all others were.
     #[error("{} of {asked} could not be changed; {}", failed.len(), Failed::first(failed))]
     Failed {
         asked: usize,
-        /// Which ones failed, and why; at least one.
+        /// The failed ones with their reasons; at least one.
         failed: Vec<Failed>,
     },
-    /// The socket failed, or the kernel refused the whole.
+    /// The socket failed, or the kernel refused the whole transaction.
     #[error(transparent)]
     Socket(#[from] SocketError),
 }
 
 pub type Failed = super::Failed<Failure>;
 
-/// Why one target could not be blocked or lifted.
+/// Reason why one target could not be blocked or lifted.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// No room.
+    /// The set is full.
     #[error(
         "set inet portsentry {set} is full ({size}): shorten `expire`, or save the bans, delete the table and start with \
          a larger size"
@@ -65,49 +65,49 @@ pub enum Failure {
     Full {
         /// The set's name.
         set: &'static str,
-        /// How many elements it holds.
+        /// Size of the set in elements.
         size: u32,
     },
     /// It is part of a network that is blocked for a shorter time. One set cannot hold both.
     #[error(
-        "it is part of {around}, which is blocked for a shorter time: unblock that first, or block all of it for as long"
+        "it is part of {around}, which is blocked for a shorter time: unblock that network first, or block all of it for the same time"
     )]
     Inside {
-        /// The network around it.
+        /// The surrounding network.
         around: BanTarget,
     },
-    /// What else the kernel or the socket said.
+    /// Another error of the kernel or the socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
 }
 
-/// The back end: one socket, opened in the network namespace of the thread that opens it.
+/// The nftables backend: one socket, opened in the network namespace of the thread that opens it.
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
     batch: Batch,
     request: Vec<u8>,
-    /// The sets that were full a moment ago, with their sizes.
+    /// The sets that were full recently, with their sizes.
     full: Vec<(Set, u32, Instant)>,
-    /// Whether the table has a trap, which blocks sources before the daemon does.
+    /// True if the table has a trap, which blocks sources before the daemon does.
     trapped: bool,
-    /// When a target was last found to be blocked already.
+    /// Time at which a target was last found to be already blocked.
     blocked_anew: Option<Instant>,
-    /// Bans that the trap has not made as they are wanted. Kept for its memory.
+    /// Bans that the trap has not made as required. The buffer is kept.
     remaining: Vec<(BanTarget, Expiry)>,
-    /// What the kernel's allow-list holds; `None` where that is not known.
+    /// Contents of the kernel's allow-list; `None` if unknown.
     protected: Option<Protected>,
-    /// What the kernel can do; `None` where it was not asked yet.
+    /// Features of the kernel; `None` before the first query.
     kernel: Option<KernelFeatures>,
-    /// Pauses the monitor of the table while very many bans are restored.
+    /// Pauses the table's monitor while very many bans are restored.
     monitor_pause: Option<MonitorPause>,
 }
 
 impl Nft {
-    /// Opens the socket. Whether the kernel lets us is seen with [`Nft::install`].
+    /// Opens the socket. A lack of permission shows with [`Nft::install`].
     ///
     /// # Errors
-    /// Where the kernel has no netfilter netlink.
+    /// The kernel has no netfilter netlink.
     pub fn open() -> Result<Self, SocketError> {
         Ok(Self {
             socket: Socket::open()?,
@@ -123,77 +123,77 @@ impl Nft {
         })
     }
 
-    /// What the kernel can do. It is asked once; the table must be there by then.
+    /// Features of the kernel. They are queried once; the table must exist by then.
     pub fn kernel(&mut self) -> KernelFeatures {
         *self.kernel.get_or_insert_with(|| KernelFeatures::probe(&mut self.socket))
     }
 
-    /// Takes the kernel for one that can only do this, whatever it could.
+    /// Assumes only these kernel features, regardless of the actual ones.
     pub fn treat_as(&mut self, kernel: KernelFeatures) {
         self.kernel = Some(kernel);
     }
 
-    /// The number by which the kernel names this socket in notifications of what it changed.
+    /// The port id by which the kernel identifies this socket in notifications of its changes.
     #[must_use]
     pub fn port_id(&self) -> u32 {
         self.socket.port_id()
     }
 
-    /// Creates the table, or adopts one of this program's own, repaired where others altered it. For the start: a table of
+    /// Creates the table, or adopts one of this program and repairs it if others altered it. For the start: a table of
     /// another program is refused.
     pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
         (self.protected, self.trapped) = (None, spec.trap.is_some());
         let installed = nft::install(&mut self.socket, spec)?;
-        // Now rather than on the way of a packet: a kernel that cannot takes its time to say so.
+        // Queried now instead of on the packet path, because a kernel without the features answers slowly.
         self.kernel();
         Ok(installed)
     }
 
-    /// The kernel's number of the table, which another table of the same name does not have; `None` where there is none.
+    /// Handle of the table, which differs from that of another table with the same name; `None` if there is none.
     pub fn table_handle(&mut self) -> Result<Option<u64>, SocketError> {
         nft::table_handle(&mut self.socket)
     }
 
-    /// What [`Nft::install`] would find: the sizes of the sets for IPv4 and IPv6, `None` where there is no table. Changes
-    /// nothing.
+    /// The result of [`Nft::install`] without changing anything: the sizes of the sets for IPv4 and IPv6, `None` if
+    /// there is no table.
     pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
         nft::examine(&mut self.socket, spec)
     }
 
-    /// What other programs have put into the table, each as the end of the sentence "it has …".
+    /// Objects of other programs in the table, each as the end of the sentence "it has …".
     pub fn foreign_objects(&mut self, spec: &RulesetSpec) -> Result<Vec<String>, RulesetError> {
         nft::foreign_objects(&mut self.socket, spec)
     }
 
-    /// Deletes the table, and with it every ban that it holds; false where there was none.
+    /// Deletes the table with all its bans; false if it did not exist.
     pub fn remove(&mut self, spec: &RulesetSpec) -> Result<bool, RulesetError> {
         self.protected = None;
         nft::remove(&mut self.socket, spec)
     }
 
-    /// Makes the table as it should be, whatever was done to it since [`Nft::install`].
+    /// Repairs the table, whatever was changed since [`Nft::install`].
     pub fn repair(&mut self, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
         (self.protected, self.trapped) = (None, spec.trap.is_some());
         nft::repair(&mut self.socket, spec)
     }
 
-    /// Has frames with an own source address dropped at these interfaces, by their indexes, and at no others.
+    /// Makes the kernel drop frames with an own source address on exactly these interfaces, given by their indexes.
     ///
     /// # Errors
-    /// [`BlockError::Gone`] where the table has no rules for that.
+    /// [`BlockError::Gone`] if the table has no rules for that.
     pub fn guard(&mut self, interfaces: &[u32]) -> Result<(), BlockError> {
         self.batch.clear();
         nft::put_interfaces(&mut self.batch, Set::Guarded, interfaces);
         self.send_batch()
     }
 
-    /// Blocks them all, each from now on for its expiry, whether it is blocked already or not.
+    /// Blocks all targets, each from now on for its expiry, even if it is already blocked.
     ///
-    /// Networks that overlap cannot all stand in one set: one that is inside the new one goes for it, and a new one inside
-    /// one that lasts at least as long is blocked already. One inside another that ends sooner is refused.
+    /// Overlapping networks cannot be in one set. A network inside the new one is replaced by it; a new network inside
+    /// one that lasts at least as long is already blocked; a new network inside one that ends sooner is refused.
     ///
     /// # Errors
-    /// [`BlockError::Gone`] where the table has to be installed first; [`BlockError::Failed`] names those that are not
+    /// [`BlockError::Gone`] if the table must be installed first; [`BlockError::Failed`] with the targets that are not
     /// blocked, while the others are.
     pub fn block(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
         if bans.iter().any(|(target, _)| is_wide(*target)) {
@@ -215,8 +215,8 @@ impl Nft {
         self.change(Change::Block, bans, |batch, bans| nft::put_bans(batch, kernel, bans), |(target, _)| *target)
     }
 
-    /// Blocks them if none of them is blocked yet and there is room; whether they are blocked now. A third of the work
-    /// of [`Nft::change`], on the way of a packet.
+    /// Blocks the targets if none of them is blocked yet and there is room; returns whether they are blocked now. Takes
+    /// a third of the work of [`Nft::change`]. On the packet path.
     fn block_new(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<bool, BlockError> {
         if bans.len() > nft::BANS_A_MESSAGE || !self.full.is_empty() {
             return Ok(false);
@@ -225,10 +225,10 @@ impl Nft {
         nft::put_new_bans(&mut self.batch, bans);
         match self.socket.transact(&mut self.batch) {
             Ok(()) => return Ok(true),
-            // What else was refused is refused again, and explained, where each is looked at.
+            // Other refusals occur again, and are explained, when each target is tried individually.
             Err(error) if error.is(Errno::EXIST) => self.blocked_anew = Some(Instant::now()),
             Err(error @ (SocketError::Refused { .. } | SocketError::Overrun(_))) => {
-                // Not a second time where there is nothing more to find out.
+                // Not repeated if there is nothing more to find out.
                 if let ([(target, _)], true) = (bans, error.is(Errno::NFILE)) {
                     let mut failed = Vec::new();
                     self.judge(Change::Block, *target, error, &mut failed)?;
@@ -240,17 +240,17 @@ impl Nft {
         Ok(false)
     }
 
-    /// Blocks them as they were blocked before: target, how long in all where that is known, and how long still.
+    /// Restores bans with their target, total duration if known, and remaining time.
     pub fn restore(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         self.restore_by(bans, |batch, bans| nft::put_restored(batch, kernel, bans))
     }
 
-    /// The same for bans that the kernel has lost. A target that is blocked there all the same stays so.
+    /// Restores bans that the kernel has lost. A target that is still blocked stays blocked.
     pub fn put_back(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
         let quiet = if bans.len() < bulk_restore::MANY { None } else { self.pause_monitor() };
         let done = self.restore_by(bans, nft::put_back);
-        // The monitor reports what other programs did meanwhile.
+        // The monitor reports changes by other programs in the meantime.
         quiet.map(|quiet| quiet.end(self));
         done
     }
@@ -265,7 +265,7 @@ impl Nft {
         combine(bans.len(), done, failed)
     }
 
-    /// Lifts the bans of these; those that are not blocked are passed over.
+    /// Lifts the bans of these targets; targets without a ban are skipped.
     pub fn lift(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         let put = |batch: &mut Batch, targets: &[BanTarget]| {
@@ -280,10 +280,10 @@ impl Nft {
         combine(targets.len(), done, failed)
     }
 
-    /// Whether `target` is blocked now, and for how long still. A network is also where a wider one around it is.
+    /// Returns the remaining time if `target` is blocked now. A network is also blocked if a wider one around it is.
     ///
     /// # Errors
-    /// [`BlockError::Gone`] where there is no set to look into.
+    /// [`BlockError::Gone`] if the set does not exist.
     pub fn holds(&mut self, target: BanTarget) -> Result<Option<Remaining>, BlockError> {
         if let BanTarget::Prefix(network) = target {
             return self.holds_network(network);
@@ -293,7 +293,8 @@ impl Nft {
         Ok(found.filter(|found| found.target() == target).map(|found| found.remaining))
     }
 
-    /// Which of these the kernel does not block. Asks for each by itself, some microseconds, however full the sets are.
+    /// Returns the targets that the kernel does not block. Queries each individually, some microseconds each,
+    /// regardless of the set sizes.
     pub fn missing(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, BlockError> {
         let mut missing = Vec::new();
         for target in targets {
@@ -304,15 +305,15 @@ impl Nft {
         Ok(missing)
     }
 
-    /// All bans that the kernel holds, ours and those that an administrator or a rule added. The time grows with the
-    /// square of their number: 100,000 take 0.2 s, a million half a minute.
+    /// All bans in the kernel, including those that an administrator or a rule added. The time grows with the square of
+    /// their number: 100,000 take 0.2 s, a million half a minute.
     ///
     /// # Errors
-    /// [`SocketError::Unsteady`] where the sets change faster than they can be read.
+    /// [`SocketError::Unsteady`] if the sets change faster than they can be read.
     pub fn elements(&mut self) -> Result<Vec<(BanTarget, Remaining)>, BlockError> {
         let mut all = Vec::new();
         for set in [Set::Blocked, Set::Blocked6, Set::BlockedLink] {
-            // A table that grows while it is read may show an element twice.
+            // A table that grows while it is read may return an element twice.
             all.extend(self.read_set(set, HashMap::new, |found, bound| {
                 found.insert(bound.target(), bound.remaining);
             })?);
@@ -325,13 +326,13 @@ impl Nft {
         nft::set_size(&mut self.socket, set).map_err(BlockError::in_table)
     }
 
-    /// The element of `set` with this address, or the first bound of the interval around it.
+    /// The element of `set` with this address, or the first bound of the surrounding interval.
     fn find(&mut self, set: Set, address: IpAddr) -> Result<Option<Bound>, BlockError> {
         nft::put_element_query(&mut self.request, set, address);
         self.ask_for(set)
     }
 
-    /// What the request, a query for an element of `set`, finds.
+    /// Sends the request, a query for an element of `set`, and returns the element.
     fn ask_for(&mut self, set: Set) -> Result<Option<Bound>, BlockError> {
         let mut found = None;
         let asked = self.socket.ask(&mut self.request, |message| {
@@ -339,13 +340,13 @@ impl Nft {
         });
         match asked {
             Ok(()) => Ok(found),
-            // A missing element and a missing set look the same.
+            // A missing element and a missing set give the same error.
             Err(error) if error.is(Errno::NOENT) => self.size(set).map(|_| None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// All elements of `set`, each given to `take`; again from `start` where the set changes meanwhile.
+    /// Passes all elements of `set` to `take`; starts again from `start` if the set changes in the meantime.
     fn read_set<T>(
         &mut self,
         set: Set,
@@ -359,14 +360,14 @@ impl Nft {
         read.map_err(BlockError::in_table)
     }
 
-    /// Sends the batch, which fails only where the table or a set is gone.
+    /// Sends the batch, which fails only if the table or a set is missing.
     fn send_batch(&mut self) -> Result<(), BlockError> {
         self.socket.transact(&mut self.batch).map_err(BlockError::in_table)
     }
 }
 
 impl BlockError {
-    /// The failure of a request that finds its element wherever it finds its set.
+    /// Error of a request that fails only if its set is missing.
     fn in_table(error: SocketError) -> Self {
         if error.is(Errno::NOENT) { Self::Gone } else { error.into() }
     }
@@ -376,7 +377,7 @@ fn is_wide(target: BanTarget) -> bool {
     matches!(target, BanTarget::Prefix(_))
 }
 
-/// The result for single targets and networks together.
+/// Combines the results for single targets and networks.
 fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) -> Result<(), BlockError> {
     let mut failed = match done {
         Ok(()) => Vec::new(),
@@ -387,6 +388,6 @@ fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) ->
     if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked, failed }) }
 }
 
-/// How long new bans are taken for ones that may stand already, after one did: by hand, or from an earlier run. To
-/// find out by a refusal takes the kernel some 12 ms.
+/// Time after a refusal because of an existing ban, by an operator or an earlier run, for which new bans are sent in
+/// the form that permits existing ones. A refusal takes the kernel about 12 ms.
 const STILL_BLOCKED: Duration = Duration::from_secs(60);

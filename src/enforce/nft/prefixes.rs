@@ -1,7 +1,7 @@
-//! Writes bans of whole networks as intervals into the sets `blocked_nets` and `blocked_nets6`, and reads them back. They are few
-//! and never urgent, so each is a transaction of its own.
+//! Writes bans of whole networks as intervals into the sets `blocked_nets` and `blocked_nets6`, and reads them back.
+//! They are few and never urgent, so each is a separate transaction.
 //!
-//! Such a set refuses intervals that overlap. Of two networks that do, one is always part of the other.
+//! Such a set refuses overlapping intervals. Of two overlapping networks, one always contains the other.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::netlink::socket::SocketError;
 use crate::types::{BanTarget, Expiry, Prefix};
 
 impl Nft {
-    /// Blocks these networks, the widest first; which of them could not be.
+    /// Blocks these networks, the widest first; returns the failed ones.
     pub(super) fn block_networks(&mut self, bans: &[RestoredBan]) -> Result<Vec<Failed>, BlockError> {
         let mut bans = bans.to_vec();
         bans.sort_by_key(|(target, ..)| target.prefix_len());
@@ -35,7 +35,7 @@ impl Nft {
     ) -> Result<Result<(), Failure>, BlockError> {
         let mut answer = Ok(());
         let (mut inside, mut there) = (Vec::new(), false);
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             self.batch.clear();
             inside.iter().for_each(|other| nft::put_network_lift(&mut self.batch, *other));
             let put = if there { nft::put_network } else { nft::put_new_network };
@@ -46,7 +46,7 @@ impl Nft {
                 Err(SocketError::Refused { errno: Errno::EXIST | Errno::NOENT, .. }) => {}
                 Err(_) => break,
             }
-            // Something overlaps it, or what did has just expired: see what there is now.
+            // Another network overlaps it, or did until it expired: read the current networks.
             let held = self.networks()?.ok_or(BlockError::Gone)?;
             let held = || held.iter().filter_map(|(target, remaining)| Some((as_wide(*target)?, *remaining)));
             if let Some((around, remaining)) = held().find(|(other, _)| contains(*other, network) && *other != network)
@@ -69,7 +69,7 @@ impl Nft {
         }
     }
 
-    /// Lifts the bans of exactly these networks; which could not be.
+    /// Lifts the bans of exactly these networks; returns the failed ones.
     pub(super) fn lift_networks(&mut self, targets: &[BanTarget]) -> Result<Vec<Failed>, BlockError> {
         let mut failed = Vec::new();
         for target in targets {
@@ -78,7 +78,7 @@ impl Nft {
             nft::put_network_lift(&mut self.batch, network);
             match self.socket.transact(&mut self.batch) {
                 Ok(()) => {}
-                // No such ban, or no such set.
+                // The ban or the set does not exist.
                 Err(error) if error.is(Errno::NOENT) => {}
                 Err(error @ SocketError::Refused { .. }) => {
                     failed.push(Failed { target: *target, reason: error.into() });
@@ -89,16 +89,16 @@ impl Nft {
         Ok(failed)
     }
 
-    /// Whether all of `network` is blocked, and for how long still.
+    /// Returns the remaining time if all of `network` is blocked.
     pub(super) fn holds_network(&mut self, network: Prefix) -> Result<Option<Remaining>, BlockError> {
         let set = Set::for_target(BanTarget::Prefix(network));
         let first = self.find(set, network.network().network())?;
-        // In one interval where its first and its last address are.
+        // The network is blocked if its first and its last address are in the same interval.
         let last = self.find(set, network.network().broadcast())?;
         Ok(first.zip(last).filter(|(first, last)| first.address == last.address).map(|(first, _)| first.remaining))
     }
 
-    /// Whether a ban of exactly `target` is in force: one that can be lifted.
+    /// True if a ban of exactly `target` is in force, which can be lifted.
     pub fn has(&mut self, target: BanTarget) -> Result<bool, BlockError> {
         match target {
             BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => {
@@ -108,7 +108,7 @@ impl Nft {
         }
     }
 
-    /// All networks that the kernel blocks; `None` where the table has no sets for them.
+    /// All networks that the kernel blocks; `None` if the table has no sets for them.
     pub(super) fn networks(&mut self) -> Result<Option<Vec<(BanTarget, Remaining)>>, BlockError> {
         let mut all = Vec::new();
         for set in [Set::BlockedNets, Set::BlockedNets6] {
@@ -131,7 +131,7 @@ fn contains(outer: Prefix, inner: Prefix) -> bool {
     outer.network().contains(&inner.network())
 }
 
-/// Whether what still stands so long is there for all of `wanted`, but for what the clock has moved meanwhile.
+/// True if the remaining time covers `wanted`, allowing for the clock's progress in the meantime.
 fn lasts(remaining: Remaining, wanted: Expiry) -> bool {
     match (remaining, wanted) {
         (None, _) => true,
@@ -140,8 +140,8 @@ fn lasts(remaining: Remaining, wanted: Expiry) -> bool {
     }
 }
 
-/// Of two bans put back together the one that goes first has lost some milliseconds when the other is compared with it.
+/// Of two bans restored together, the first has lost some milliseconds when the second is compared with it.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// Attempts while what overlaps it expires or is changed by others.
-const ATTEMPTS: u32 = 4;
+/// Maximum number of attempts while overlapping bans expire or are changed by others.
+const MAX_ATTEMPTS: u32 = 4;

@@ -1,4 +1,4 @@
-//! Carries out changes of the sets: in transactions of many, and one by one where the kernel refuses them.
+//! Applies changes to the sets: in large transactions, and individually if the kernel refuses them.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ pub(super) enum Change {
 }
 
 impl Nft {
-    /// Puts `items` into transactions of a bounded length. One refused message undoes its whole transaction (an element
-    /// may expire between two messages, a set may be full), so then each of its items is tried alone.
+    /// Puts `items` into transactions of limited length. One refused message reverts its whole transaction (an element
+    /// may expire between two messages, a set may be full), so then each of its items is tried individually.
     pub(super) fn change<T>(
         &mut self,
         change: Change,
@@ -37,7 +37,7 @@ impl Nft {
                     self.judge(change, target(alone), error, &mut failed)?;
                     continue;
                 }
-                // Lost answers leave open what happened; all that is sent here may be sent twice.
+                // After lost answers the result is unknown; all of these messages can be sent twice.
                 if !matches!(error, SocketError::Refused { .. } | SocketError::Overrun(_)) {
                     return Err(error.into());
                 }
@@ -60,7 +60,7 @@ impl Nft {
         if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked: items.len(), failed }) }
     }
 
-    /// What the failure of one subject means for it, or for all.
+    /// Determines whether the failure of one target concerns only this target or all of them.
     pub(super) fn judge(
         &mut self,
         change: Change,
@@ -71,8 +71,8 @@ impl Nft {
         let set = Set::for_target(target);
         match error {
             SocketError::Refused { errno: Errno::NOENT, .. } => {
-                // Either the set itself is gone, or there was nothing to lift. A ban adds before it deletes and never
-                // misses its element: then the table has just been replaced.
+                // Either the set itself is missing, or there was nothing to lift. A ban adds before it deletes and
+                // never misses its element; in that case the table has just been replaced.
                 self.size(set)?;
                 if change == Change::Block {
                     failed.push(Failed { target, reason: error.into() });
@@ -90,7 +90,7 @@ impl Nft {
         Ok(())
     }
 
-    /// That the set of `target` had no room a moment ago.
+    /// Returns the failure if the set of `target` was full recently.
     fn was_full(&self, target: BanTarget) -> Option<Failure> {
         let set = Set::for_target(target);
         let known = self.full.iter().find(|(known, ..)| *known == set);
@@ -98,6 +98,6 @@ impl Nft {
     }
 }
 
-/// How long a set counts as full without being asked. Undoing a transaction takes the kernel some 12 ms, so that a flood of
-/// new sources against a full set would leave no time for anything else; to ask whether one is in it takes microseconds.
+/// Time for which a set counts as full without a query. Reverting a transaction takes the kernel about 12 ms, so that a
+/// flood of new sources against a full set would use all the time; querying an element takes microseconds.
 const STILL_FULL: Duration = Duration::from_millis(10);

@@ -1,4 +1,4 @@
-//! The sets of the trap: fills them with the ports to watch, and reads or clears what the kernel has counted and blocked.
+//! The sets of the trap: fills them with the ports to watch, and reads or clears the kernel's counts and bans.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -7,46 +7,46 @@ use super::{BlockError, Nft, Remaining};
 use crate::netlink::nft::{self, Bound, Set, Trap, Watched};
 use crate::types::{BanTarget, Expiry};
 
-/// How full the trap's memory is.
+/// Fill level of the trap's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrapUsage {
-    /// Touched ports of sources, of both families and protocols. Those whose window has passed count until the kernel clears them away.
+    /// Probed ports of sources, of both families and protocols. Expired ones count until the kernel removes them.
     pub touched: u32,
-    /// Sources that touched any.
+    /// Sources that probed a port.
     pub suspects: u32,
 }
 
-/// What the trap's rules that hold sources have counted since they were made.
+/// Counters of the trap's hold rules since their creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HoldCounts {
-    /// SYNs that were dropped because their source is held.
+    /// SYNs dropped because their source is held.
     pub dropped: u64,
     /// Packets whose source is not held because a set is full.
     pub full: u64,
 }
 
-/// What the rules for decoys have counted since they were made.
+/// Counters of the decoy rules since their creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DecoyCounts {
-    /// SYNs that were led to the listener.
+    /// SYNs redirected to the listener.
     pub syns: u64,
-    /// SYNs that it answered.
+    /// SYNs answered by the listener.
     pub answers: u64,
 }
 
-/// How a source is held.
+/// Hold state of a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hold {
-    /// Its SYNs are dropped now.
+    /// True if its SYNs are dropped now.
     pub now: bool,
-    /// It was held within the window; then, how long its holds are remembered still.
+    /// Remaining time for which its holds are remembered, if it was held within the window.
     pub remembered: Option<Duration>,
 }
 
 impl Nft {
-    /// Blocks them where the packet path may have done so already: where it has, and for as long, that is left as it is. In
-    /// a full set the kernel counts an element twice while it is replaced: packets that add at that moment find room that is
-    /// not there (seen on Linux 6.18).
+    /// Blocks targets that the packet path may already have blocked; a ban of the same length is kept. While an element
+    /// of a full set is replaced, the kernel counts it twice, and packets that add an element at that moment exceed the
+    /// size (seen on Linux 6.18).
     pub(super) fn block_beside_trap(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
         let mut remaining = mem::take(&mut self.remaining);
         remaining.clear();
@@ -67,17 +67,17 @@ impl Nft {
         done
     }
 
-    /// Has the trap watch these ports.
+    /// Sets the ports that the trap watches.
     ///
     /// # Errors
-    /// [`BlockError::Gone`] where the table has no trap for one of the protocols, and then nothing is changed.
+    /// [`BlockError::Gone`] if the table has no trap for one of the protocols; nothing is changed then.
     pub fn arm(&mut self, watched: Watched<'_>) -> Result<(), BlockError> {
         self.batch.clear();
         nft::put_trapped(&mut self.batch, watched);
         self.send_batch()
     }
 
-    /// Sources that the trap has blocked, but for those that were released.
+    /// Sources that the trap has blocked and that were not released.
     pub fn caught(&mut self) -> Result<Vec<BanTarget>, BlockError> {
         let mut all = Vec::new();
         for set in [Set::TrapBanned, Set::TrapBanned6] {
@@ -87,14 +87,13 @@ impl Nft {
         Ok(all)
     }
 
-    /// Has the trap count the probes of these, single sources all of them, from the start again; those that are not there are
-    /// passed over.
+    /// Resets the trap's counts of these targets, which are single sources; missing ones are skipped.
     pub fn forget(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         self.remove_from([Set::Suspects, Set::Suspects6], targets)?;
         self.remove_from([Set::PeerSuspects, Set::PeerSuspects6], targets)
     }
 
-    /// Removes these from the sources that the trap has blocked, so that it has room for others.
+    /// Removes these targets from the sources that the trap has blocked, so that it has room for others.
     pub fn release(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         self.remove_from([Set::TrapBanned, Set::TrapBanned6], targets)
     }
@@ -117,43 +116,43 @@ impl Nft {
         Ok(())
     }
 
-    /// Has the trap know no connected source.
+    /// Removes all connected sources from the trap.
     pub fn clear_peers(&mut self) -> Result<(), BlockError> {
         self.batch.clear();
         [Set::Peers, Set::Peers6].into_iter().for_each(|set| nft::put_flush(&mut self.batch, set));
         self.send_batch()
     }
 
-    /// Changes which connected sources the trap knows, [`nft::BANS_A_MESSAGE`] of each at most.
+    /// Changes the connected sources of the trap; at most [`nft::BANS_A_MESSAGE`] in each list.
     ///
     /// # Errors
-    /// Where one of `out` is not there, or the table is gone, [`BlockError::Gone`]; nothing is changed then.
+    /// [`BlockError::Gone`] if one of `out` does not exist or the table is missing; nothing is changed then.
     pub fn change_peers(&mut self, out: &[BanTarget], into: &[BanTarget]) -> Result<(), BlockError> {
         self.batch.clear();
         nft::put_peers(&mut self.batch, out, into);
         self.send_batch()
     }
 
-    /// Has the trap, which is this one, forget all probes of every source.
+    /// Resets the counts of all sources in `trap`.
     pub fn forget_everybody(&mut self, trap: Trap) -> Result<(), BlockError> {
         self.batch.clear();
         Set::trap_memory(trap).for_each(|set| nft::put_flush(&mut self.batch, set));
         self.send_batch()
     }
 
-    /// What the rules have counted that hold sources; the table must have them.
+    /// Counters of the hold rules, which the table must have.
     pub fn hold_counts(&mut self) -> Result<HoldCounts, BlockError> {
         let mut count = |chain| nft::counted_packets(&mut self.socket, chain).map_err(BlockError::in_table);
         Ok(HoldCounts { dropped: count(nft::TRAP_HELD)?, full: count(nft::TRAP_FULL)? })
     }
 
-    /// What the rules for decoys have counted; the table must have them.
+    /// Counters of the decoy rules, which the table must have.
     pub fn decoy_counts(&mut self) -> Result<DecoyCounts, BlockError> {
         let mut count = |chain| nft::counted_packets(&mut self.socket, chain).map_err(BlockError::in_table);
         Ok(DecoyCounts { syns: count(nft::DECOY_TAKE)?, answers: count(nft::DECOY_ANSWERED)? })
     }
 
-    /// How the trap holds `target`; not at all where the table has no such rules.
+    /// Hold state of `target`; not held if the table has no such rules.
     pub fn hold(&mut self, target: BanTarget) -> Result<Hold, BlockError> {
         let sets = match target {
             BanTarget::V4(_) => [Set::Held, Set::HoldCounts, Set::HoldRecent],
@@ -169,7 +168,7 @@ impl Nft {
         Ok(Hold { now: held.is_some(), remembered })
     }
 
-    /// How full the memory of the trap, which is this one, is, where the kernel says so (since Linux 6.15).
+    /// Fill level of the memory of `trap`, if the kernel reports it (since Linux 6.15).
     pub fn filling(&mut self, trap: Trap) -> Result<Option<TrapUsage>, BlockError> {
         let mut filling = TrapUsage::default();
         for set in Set::trap_memory(trap) {
@@ -187,7 +186,7 @@ impl Nft {
     }
 }
 
-/// Whether so much that is left is a ban that began just now and lasts this long.
+/// True if the remaining time matches a ban that has just begun with this expiry.
 fn is_as_long(left: Remaining, expiry: Expiry) -> bool {
     match (left, expiry) {
         (Some(left), Expiry::After(whole)) => whole.abs_diff(left) <= JUST_NOW,
@@ -196,6 +195,6 @@ fn is_as_long(left: Remaining, expiry: Expiry) -> bool {
     }
 }
 
-/// From the packet for which the trap blocks to the sensor's judgement of the same packet, at most, where nothing stands
-/// still.
+/// Maximum time from the packet for which the trap blocks to the sensor's judgement of the same packet, under normal
+/// conditions.
 const JUST_NOW: Duration = Duration::from_millis(100);

@@ -6,64 +6,62 @@ use ipnet::IpNet;
 
 use crate::netlink::routes::{Refusal, RouteError};
 
-/// Why the routes are not as they were asked to be.
+/// Failure of a change of the routes.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
-    /// Some of the subjects were not dealt with; all others were.
+    /// Some of the targets failed; all others were changed.
     #[error("{} of {asked} could not be changed; {}", failed.len(), Failed::first(failed))]
     Failed {
         asked: usize,
-        /// Which ones failed, and why; at least one.
+        /// The failed ones with their reasons; at least one.
         failed: Vec<Failed>,
     },
-    /// The socket failed, or this process may not change routes. What was to be laid counts as not laid, and is taken away
-    /// with the next [`super::Routes::due`]; what was to be lifted is tried again.
+    /// The socket failed, or this process may not change routes. Routes that were to be added count as not added, and
+    /// are removed by the next [`super::Routes::due`]; removals are retried.
     #[error(transparent)]
     Route(#[from] RouteError),
 }
 
 pub type Failed = crate::enforce::Failed<Failure>;
 
-/// Why one subject could not be blocked or lifted.
+/// Reason why one target could not be blocked or lifted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// A neighbour's address that says nothing without an interface.
-    #[error(
-        "no route can block a link-local address, which is another host behind every interface; use the method nft"
-    )]
+    /// A link-local address, which is ambiguous without an interface.
+    #[error("no route can block a link-local address, which is another host on every interface; use the method nft")]
     LinkLocal,
-    /// No single host or customer has this address.
+    /// The address belongs to no single host.
     #[error("a route to it would block no host: it is an unspecified, loopback, multicast or broadcast address")]
     NoHost,
-    /// The route would take away what must be reached.
+    /// The route would cut off an address that must stay reachable.
     #[error("a route to it would cut off {0}, which is protected; shorten the ban's prefix, or use the method nft")]
     Protected(IpNet),
-    /// No room.
+    /// The maximum number of routes is reached.
     #[error(
-        "{size} sources are blocked by routes already, and no more may be: shorten `expire`, or use the method nft"
+        "{size} sources are already blocked by routes, which is the maximum: shorten `expire`, or use the method nft"
     )]
     Full {
-        /// How many there may be.
+        /// Maximum number of routes.
         size: usize,
     },
-    /// A route of another program; it is left unchanged.
+    /// A route of another program exists and is kept.
     #[error(
         "there is already a route to exactly this{}, and it stays: see `ip route show table all` and `ip -6 route show \
          table all`; remove it, or use the method nft",
         laid_by(*.0)
     )]
     Taken(Option<u8>),
-    /// The gateway of [`crate::types::RouteKind::Via`] does not do.
+    /// The gateway of [`crate::types::RouteKind::Via`] is unsuitable.
     #[error(
-        "the kernel takes no route by way of {gateway} ({refusal}): `via` has to be an unused address, in a \
-         network that an interface of this host is in which is up; or use the kind blackhole"
+        "the kernel refused a route via {gateway} ({refusal}): `via` must be an unused address in a \
+         network of an active interface of this host; or use the kind blackhole"
     )]
     Gateway {
         /// The gateway.
         gateway: IpAddr,
         refusal: Refusal,
     },
-    /// What else the kernel says.
+    /// Another refusal of the kernel.
     #[error("the kernel refused the route: {0}")]
     Refused(Refusal),
 }

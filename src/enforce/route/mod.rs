@@ -1,14 +1,13 @@
-//! The route backend: a blackhole, unreachable or prohibit route to a banned source, so that nothing is answered to
-//! it. Packets of the source still arrive, and a datagram reaches its socket; only the nftables backend keeps them
-//! out.
+//! The route backend: a blackhole, unreachable or prohibit route to a banned source, so that it gets no answers.
+//! Packets of the source still arrive, and a datagram reaches its socket; only the nftables backend blocks them.
 //!
 //! Own routes carry the protocol number [`PROTOCOL`] and are in the table `main`. Routes of the administrator are
-//! neither replaced nor removed: if one exists for exactly the banned prefix, such as the far end of a tunnel, the
-//! ban is refused. Longer prefixes within a ban, and tables that `ip rule` consults before `main`, take precedence
-//! over a ban as over any route.
+//! neither replaced nor removed: if one exists for exactly the banned prefix, such as the remote end of a tunnel, the
+//! ban is refused. Longer prefixes within a ban, and tables that `ip rule` consults before `main`, take precedence over
+//! a ban as over any route.
 //!
-//! The kernel ignores `expires` on such routes, so their ends are kept here: call [`Routes::due`] at [`Routes::next_due`].
-//! What a crash has left behind is found again at the start:
+//! The kernel ignores `expires` on such routes, so their ends are stored here: call [`Routes::due`] at
+//! [`Routes::next_due`]. Routes left by a crash are found at the start:
 //!
 //! ```text
 //! protect(own and allowed prefixes); leftovers(); block(bans of the ledger); sweep()
@@ -39,13 +38,12 @@ use route_table::Held;
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Lifted {
-    /// These.
     pub targets: Vec<BanTarget>,
-    /// Why others still are, which is tried again by [`Routes::due`].
+    /// Error for targets that are still blocked; [`Routes::due`] retries them.
     pub trouble: Option<BlockError>,
 }
 
-/// The back end: one socket, opened in the network namespace of the thread that opens it.
+/// The route backend: one socket, opened in the network namespace of the thread that opens it.
 #[derive(Debug)]
 pub struct Routes {
     socket: RouteSocket,
@@ -55,15 +53,15 @@ pub struct Routes {
     protected: Protected,
     /// Own routes from before the start that no ban has claimed yet; true for those of the configured kind.
     leftovers: HashMap<IpNet, bool>,
-    /// When to try again to take away those that [`Routes::sweep`] could not.
+    /// Time at which a failed [`Routes::sweep`] is retried.
     sweep_again: Option<Timestamp>,
 }
 
 impl Routes {
-    /// Opens the socket; nothing is changed yet. At most `size` sources will be blocked at one time.
+    /// Opens the socket; changes nothing yet. At most `size` sources are blocked at one time.
     ///
     /// # Errors
-    /// Where the kernel's routing tables cannot be reached.
+    /// The kernel's routing tables cannot be accessed.
     pub fn open(kind: RouteKind, size: usize) -> Result<Self, RouteError> {
         Ok(Self {
             socket: RouteSocket::open()?,
@@ -76,10 +74,10 @@ impl Routes {
         })
     }
 
-    /// From now on no route may overlap with one of these prefixes; bans whose route does are lifted.
+    /// Sets the prefixes that no route may overlap; conflicting bans are lifted.
     ///
-    /// To be given: all that is allowed or protected, own addresses (alone, as /32 and /128, so that a neighbour in the
-    /// same IPv4 network can be blocked), and own IPv6 networks.
+    /// Pass all allowed and protected prefixes, own addresses (as /32 and /128, so that a neighbour in the same IPv4
+    /// network can be blocked), and own IPv6 networks.
     pub fn protect(&mut self, prefixes: &[IpNet]) -> Lifted {
         self.protected = Protected::new(prefixes);
         let protected = &self.protected;
@@ -87,18 +85,18 @@ impl Routes {
             self.held.wanted().filter(|target| protected.overlapping(net(*target)).is_some()).collect();
         let left: Vec<IpNet> =
             self.leftovers.keys().filter(|net| protected.overlapping(**net).is_some()).copied().collect();
-        // It is a route like any other, until a sweep knows it better.
+        // Treated as a route of a ban until a sweep corrects it.
         now_protected.extend(left.into_iter().filter_map(target).inspect(|target| self.held.keep(*target, None)));
         now_protected.sort_unstable();
         self.remove(&now_protected, |held, target| held.postpone(target, Timestamp::default()))
     }
 
-    /// Blocks them all, each from `now` on for its expiry, whether it is blocked already or not. A route of another kind
-    /// that an earlier run left behind is replaced.
+    /// Blocks all targets, each from `now` on for its expiry, even if it is already blocked. A route of another kind
+    /// that an earlier run left is replaced.
     ///
     /// # Errors
-    /// [`BlockError::Failed`] names those that are not blocked, while the others are; after [`BlockError::Route`] none is
-    /// that was not before.
+    /// [`BlockError::Failed`] with the targets that are not blocked, while the others are; after [`BlockError::Route`]
+    /// no target is newly blocked.
     pub fn block(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Result<(), BlockError> {
         let mut failed = Vec::new();
         let mut asked = Vec::with_capacity(bans.len());
@@ -107,16 +105,16 @@ impl Routes {
                 Ok(net) => {
                     let known = self.leftovers.remove(&net).unwrap_or(false) || self.held.is_wanted(*target);
                     let end = if let Expiry::After(span) = expiry { Some(now.after(*span)) } else { None };
-                    // Before it is laid: a route whose acknowledgement is lost ends as well.
+                    // Stored before the route is added, so that it ends even if its acknowledgement is lost.
                     self.held.keep(*target, end);
                     asked.push(Asked { target: *target, net, known });
                 }
                 Err(reason) => failed.push(Failed { target: *target, reason }),
             }
         }
-        match self.lay(&asked) {
+        match self.add_missing(&asked) {
             Ok(refused) => {
-                // Another's route is safe from this: only own ones are ever removed.
+                // Routes of others are not affected, because only own ones are ever removed.
                 refused.iter().for_each(|Failed { target, .. }| self.held.give_up(*target, now));
                 failed.extend(refused);
             }
@@ -129,42 +127,42 @@ impl Routes {
         if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked: bans.len(), failed }) }
     }
 
-    /// Lifts the bans of these targets; those without a ban are skipped.
+    /// Lifts the bans of these targets; targets without a ban are skipped.
     ///
     /// # Errors
-    /// Names those whose route is still there. [`Routes::due`] tries again, and does not tell when it is gone.
+    /// The targets whose routes still exist. [`Routes::due`] retries them, and does not report their removal.
     pub fn lift(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         let lifted = self.remove(targets, |held, target| held.give_up(target, Timestamp::default()));
         lifted.trouble.map_or(Ok(()), Err)
     }
 
-    /// Takes away the routes whose end has come, the earliest first. At most 1,000 at once, so that packets do not wait
-    /// long: call again while [`Routes::next_due`] is past.
+    /// Removes the routes whose end has come, the earliest first. At most 1,000 at once, so that packets do not wait
+    /// long: call again while [`Routes::next_due`] has passed.
     pub fn due(&mut self, now: Timestamp) -> Lifted {
         let again = now.after(RETRY);
         if self.sweep_again.is_some_and(|at| at <= now) {
             return self.sweep(now);
         }
         let over = self.held.over(now, OVER_AT_ONCE);
-        let (news, old): (Vec<BanTarget>, Vec<BanTarget>) =
+        let (expired, old): (Vec<BanTarget>, Vec<BanTarget>) =
             over.into_iter().partition(|target| self.held.is_wanted(*target));
-        let lifted = self.remove(&news, |held, target| held.postpone(target, again));
-        // These are already reported as lifted, or were never blocked: nothing to report, unless they still fail.
+        let lifted = self.remove(&expired, |held, target| held.postpone(target, again));
+        // These are already reported as lifted, or were never blocked: only a further failure is reported.
         let rest = self.remove(&old, |held, target| held.postpone(target, again));
         Lifted { trouble: lifted.trouble.or(rest.trouble), ..lifted }
     }
 
-    /// When [`Routes::due`] is worth calling; `None` while there is nothing to wait for.
+    /// Time at which [`Routes::due`] has work to do; `None` if there is none.
     #[must_use]
     pub fn next_due(&self) -> Option<Timestamp> {
         self.held.next_end().into_iter().chain(self.sweep_again).min()
     }
 
-    /// All targets with an own route from an earlier run, of any kind. Those that stay blocked are passed to
-    /// [`Routes::block`] next; [`Routes::sweep`] takes the other routes away.
+    /// All targets with an own route from an earlier run, of any kind. Pass those that stay blocked to
+    /// [`Routes::block`]; [`Routes::sweep`] removes the other routes.
     ///
     /// # Errors
-    /// Where the kernel's routes cannot be read.
+    /// The kernel's routes cannot be read.
     pub fn leftovers(&mut self) -> Result<Vec<BanTarget>, RouteError> {
         let own = self.socket.own()?;
         let kind = self.kind;
@@ -182,7 +180,7 @@ impl Routes {
         let nets: Vec<IpNet> = self.leftovers.keys().copied().collect();
         let mut kept = Vec::new();
         let deleted = self.socket.delete(&nets, |place, refusal| {
-            // Another program was faster.
+            // Another program has already removed the route.
             if refusal.errno != Errno::SRCH {
                 kept.extend(nets.get(place).map(|net| (*net, refusal)));
             }
@@ -206,33 +204,34 @@ impl Routes {
         Lifted { targets: gone.filter_map(target).collect(), trouble }
     }
 
-    /// Which of these the kernel would answer: their route is gone, or another one is stronger. Asks for these alone, some
-    /// microseconds each, however many routes there are. A blackhole of another program around them counts as well.
+    /// Returns the targets that the kernel would answer, because their route is missing or another one takes
+    /// precedence. Queries each individually, some microseconds each. A surrounding blackhole of another program counts
+    /// as a route.
     ///
     /// # Errors
-    /// Where an answer is missing.
+    /// An answer is missing.
     pub fn missing(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
         missing_routes(&mut self.socket, self.kind, targets)
     }
 
-    /// The number by which the kernel names this back end in notifications of what it changed.
+    /// The port id by which the kernel identifies this backend in notifications of its changes.
     #[must_use]
     pub fn port_id(&self) -> u32 {
         self.socket.port_id()
     }
 
-    /// True where there should be a route to `target`.
+    /// True if `target` should have a route.
     #[must_use]
     pub fn is_wanted(&self, target: BanTarget) -> bool {
         self.held.is_wanted(target)
     }
 
-    /// All targets that this backend blocks, in no order.
+    /// All targets that this backend blocks, unordered.
     pub fn blocked(&self) -> impl Iterator<Item = BanTarget> + '_ {
         self.held.wanted()
     }
 
-    /// That a route may be laid to `target`.
+    /// Checks that a route to `target` may be added.
     fn admit(&self, target: BanTarget) -> Result<IpNet, Failure> {
         let net = net(target);
         match net {
@@ -249,8 +248,8 @@ impl Routes {
         if self.held.has_room_for(target) { Ok(net) } else { Err(Failure::Full { size: self.size }) }
     }
 
-    /// Lays the routes that are not there yet; which ones the kernel refused.
-    fn lay(&mut self, asked: &[Asked]) -> Result<Vec<Failed>, RouteError> {
+    /// Adds the missing routes; returns those that the kernel refused.
+    fn add_missing(&mut self, asked: &[Asked]) -> Result<Vec<Failed>, RouteError> {
         let mut failed = Vec::new();
         let nets: Vec<IpNet> = asked.iter().map(|asked| asked.net).collect();
         let ways = self.socket.look_up(&nets)?;
@@ -263,7 +262,7 @@ impl Routes {
                 {
                     failed.push(Failed { target, reason: Failure::Taken(Some(protocol)) });
                 }
-                // An unknown one may be a blackhole of another program around it, which may disappear.
+                // The result may come from a surrounding blackhole of another program, which may disappear.
                 _ if asked.known && way.is_closed(asked.net, kind) => {}
                 _ => new.push((target, (asked.net, kind))),
             }
@@ -272,7 +271,7 @@ impl Routes {
         if present.is_empty() {
             return Ok(failed);
         }
-        // There is one with the same metric: an own one of another kind is replaced, another's is not.
+        // A route with the same metric exists: an own one of another kind is replaced, a foreign one is kept.
         let nets: Vec<IpNet> = present.iter().map(|(_, (net, _))| *net).collect();
         let mut others = HashSet::new();
         self.socket.delete(&nets, |place, _| {
@@ -287,7 +286,7 @@ impl Routes {
         Ok(failed)
     }
 
-    /// Lays routes; those that were there already are given back.
+    /// Adds routes; returns those that already existed.
     fn add(&mut self, new: &[New], failed: &mut Vec<Failed>) -> Result<Vec<New>, RouteError> {
         let routes: Vec<(IpNet, RouteKind)> = new.iter().map(|(_, route)| *route).collect();
         let mut present = Vec::new();
@@ -303,7 +302,7 @@ impl Routes {
         Ok(present)
     }
 
-    /// Takes away the routes to these; `again` sees to it that what fails is tried again.
+    /// Removes the routes to these targets; `again` schedules the retry of failed ones.
     fn remove(&mut self, targets: &[BanTarget], again: impl Fn(&mut Held, BanTarget)) -> Lifted {
         let nets: Vec<IpNet> = targets.iter().copied().map(net).collect();
         let mut failed = Vec::new();
@@ -334,10 +333,10 @@ impl Routes {
     }
 }
 
-/// [`Routes::missing`], for callers with their own socket.
+/// [`Routes::missing`] for callers with their own socket.
 ///
 /// # Errors
-/// Where an answer is missing.
+/// An answer is missing.
 pub fn missing_routes(
     socket: &mut RouteSocket,
     kind: RouteKind,
@@ -349,27 +348,27 @@ pub fn missing_routes(
     Ok(open.map(|(_, target)| *target).collect())
 }
 
-/// Which of these have no own route, of whatever kind. Reads all routes once: for many.
+/// Returns the targets without an own route of any kind. Reads all routes once; for large numbers.
 ///
 /// # Errors
-/// Where the kernel's routes cannot be read.
+/// The kernel's routes cannot be read.
 pub fn swept_routes(socket: &mut RouteSocket, targets: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
     let own = socket.own()?;
     Ok(targets.iter().copied().filter(|target| !own.contains_key(&net(*target))).collect())
 }
 
-/// A ban on its way into the kernel.
+/// A ban that is being applied.
 struct Asked {
     target: BanTarget,
     net: IpNet,
-    /// That it is in force already, with a route of the wanted kind.
+    /// True if it is already in force, with a route of the wanted kind.
     known: bool,
 }
 
-/// A route that is not there yet.
+/// A route that does not exist yet.
 type New = (BanTarget, (IpNet, RouteKind));
 
-/// What a route to block `target` leads to.
+/// The destination of a route that blocks `target`.
 fn net(target: BanTarget) -> IpNet {
     let address = target.element();
     IpNet::new(address, target.prefix_len()).unwrap_or_else(|_| IpNet::from(address))
@@ -380,9 +379,9 @@ fn target(net: IpNet) -> Option<BanTarget> {
     BanTarget::exactly(net)
 }
 
-/// Ends that are carried out at once, so that packets do not wait long.
+/// Maximum number of ends handled at once, so that packets do not wait long.
 const OVER_AT_ONCE: usize = 1_000;
 
-/// How long after a failure a removal is tried again. What makes it fail (memory, a lost capability) does not pass in a
-/// moment, and each try may be a line in the log.
+/// Delay before a failed removal is retried. Its causes (memory, a lost capability) last longer than a moment, and each
+/// attempt may cause a log line.
 const RETRY: Duration = Duration::from_secs(5);

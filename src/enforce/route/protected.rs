@@ -1,8 +1,8 @@
-//! Prefixes that no route of a ban may cover, not even in part.
+//! Prefixes that no route of a ban may overlap.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Sorted, and none inside another.
+/// Sorted, without overlaps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Protected {
     v4: Vec<Ipv4Net>,
@@ -24,7 +24,7 @@ impl Protected {
         Self { v4, v6 }
     }
 
-    /// The first protected prefix that shares an address with `net`: it contains `net`, or is inside it.
+    /// The first protected prefix that overlaps `net`: it contains `net`, or is inside it.
     pub(super) fn overlapping(&self, net: IpNet) -> Option<IpNet> {
         match net {
             IpNet::V4(net) => {

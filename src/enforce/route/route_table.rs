@@ -1,11 +1,10 @@
-//! The routes of bans and their expiry. The kernel ignores `expires` on blackhole routes, so the expiry is kept
-//! here.
+//! The routes of bans and their expiry, which is stored here because the kernel ignores `expires` on blackhole routes.
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::types::{BanTarget, Timestamp};
 
-/// At most `size` of them; what has failed to go away counts too.
+/// At most `size` routes, including those whose removal failed.
 #[derive(Debug)]
 pub(super) struct Held {
     entries: HashMap<BanTarget, Entry>,
@@ -17,7 +16,7 @@ pub(super) struct Held {
 struct Entry {
     /// `None`: never.
     end: Option<Timestamp>,
-    /// False if the route is not wanted any more, but the kernel may still have it.
+    /// False if the route is not wanted any more, but may still exist in the kernel.
     wanted: bool,
 }
 
@@ -30,7 +29,7 @@ impl Held {
         self.entries.len() < self.size || self.entries.contains_key(&target)
     }
 
-    /// True where `target` is blocked, as far as is known.
+    /// True if `target` is blocked, as far as known.
     pub(super) fn is_wanted(&self, target: BanTarget) -> bool {
         self.entries.get(&target).is_some_and(|entry| entry.wanted)
     }
@@ -40,35 +39,35 @@ impl Held {
         self.entries.iter().filter(|(_, entry)| entry.wanted).map(|(target, _)| *target)
     }
 
-    /// From now on `target` is blocked until `end`.
+    /// Records that `target` is blocked until `end`.
     pub(super) fn keep(&mut self, target: BanTarget, end: Option<Timestamp>) {
         self.set(target, Entry { end, wanted: true });
     }
 
-    /// The route is not wanted, but may exist: removed at `at`, without a report.
+    /// Records that the route is not wanted, but may exist: it is removed at `at`, without a report.
     pub(super) fn give_up(&mut self, target: BanTarget, at: Timestamp) {
         self.set(target, Entry { end: Some(at), wanted: false });
     }
 
-    /// The end moves to `at`.
+    /// Moves the end to `at`.
     pub(super) fn postpone(&mut self, target: BanTarget, at: Timestamp) {
         let wanted = self.is_wanted(target);
         self.set(target, Entry { end: Some(at), wanted });
     }
 
-    /// The route is gone.
+    /// Records that the route does not exist any more.
     pub(super) fn forget(&mut self, target: BanTarget) {
         if let Some(Entry { end: Some(end), .. }) = self.entries.remove(&target) {
             self.ends.remove(&(end, target));
         }
     }
 
-    /// When the next end is.
+    /// The next end.
     pub(super) fn next_end(&self) -> Option<Timestamp> {
         self.ends.first().map(|(end, _)| *end)
     }
 
-    /// Whose end has come, the earliest first, at most `most`.
+    /// The targets whose end has come, the earliest first, at most `most`.
     pub(super) fn over(&self, now: Timestamp, most: usize) -> Vec<BanTarget> {
         self.ends.iter().take_while(|(end, _)| *end <= now).take(most).map(|(_, target)| *target).collect()
     }

@@ -1,5 +1,4 @@
-//! Implements [`BanBackend`] for the slow backends: each ban becomes a task of their thread, which reports the
-//! result.
+//! Implements [`BanBackend`] for the slow backends: each ban becomes a task of their thread, which reports the result.
 
 use std::sync::Arc;
 
@@ -8,22 +7,22 @@ use crate::enforce::{BanBackend, BanContext, Gone, Refused};
 use crate::engine::ActiveBan;
 use crate::types::{Backend, BanTarget, Timestamp};
 
-/// The task queue of the slow backends, and what a ban asks of them.
+/// The task queue of the slow backends, and the work that a ban needs.
 pub struct SlowQueue {
     orders: Orders,
-    /// The slow backends that enforce a ban, in their order.
+    /// The slow backends that enforce a ban, in order.
     backends: Arc<[Backend]>,
     /// The same without the command, which ran before the ban; see [`SlowQueue::run_first`].
     after_command: Option<Arc<[Backend]>>,
-    /// Connections of blocked sources are ended.
+    /// True if connections of blocked sources are ended.
     end_connections: bool,
-    /// Bans of an earlier run have a command for their end.
+    /// True if bans of an earlier run have a command for their end.
     undoes_commands: bool,
 }
 
 impl SlowQueue {
-    /// A queue for the slow ones among `backends`. With `command_first` the command runs before the other backends, which wait
-    /// until it has ended.
+    /// A queue for the slow ones among `backends`. With `command_first` the command runs before the other backends,
+    /// which wait for its end.
     #[must_use]
     pub fn new(orders: Orders, backends: &[Backend], command_first: bool, end_connections: bool) -> Self {
         let slow = |backend: &Backend| matches!(backend, Backend::HostsDeny | Backend::Command);
@@ -33,36 +32,36 @@ impl SlowQueue {
         Self { orders, backends, after_command, end_connections, undoes_commands: false }
     }
 
-    /// The same where the command of an earlier run is still undone at the end of its bans.
+    /// Enables the expiry command for bans of an earlier run.
     #[must_use]
     pub fn undoing_commands(self, undoes_commands: bool) -> Self {
         Self { undoes_commands, ..self }
     }
 
-    /// True where bans are enforced by a slow backend, also or only.
+    /// True if slow backends enforce bans, alone or in addition to others.
     #[must_use]
     pub fn enforces(&self) -> bool {
         !self.backends.is_empty()
     }
 
-    /// Starts the command that has to run before the ban; false if there is none, or no room in the queue.
+    /// Starts the command that must run before the ban; false if there is none, or the queue is full.
     pub fn run_first(&self, case: BanContext) -> bool {
         self.after_command.is_some() && self.orders.put(Task::Before { case }).is_ok()
     }
 
-    /// Queues the command alone; false if there was no room.
+    /// Queues the command alone; false if the queue is full.
     pub fn run_command(&self, case: BanContext) -> bool {
         self.orders.put(Task::Block { case, methods: Arc::new([Backend::Command]) }).is_ok()
     }
 
-    /// Queues one ban; false if there was no room.
+    /// Queues one ban; false if the queue is full.
     fn queue(&self, case: BanContext) -> bool {
-        // A ban by hand has no probe that the command could have run for before.
+        // An operator's ban has no probe, so no command ran before it.
         let methods = match (&self.after_command, &case.ban) {
             (Some(after), Some(_)) => after,
             _ => &self.backends,
         };
-        // An ended connection stays ended, a ban above the ceiling is short.
+        // An ended connection stays ended, but a ban above the ceiling is short.
         let ends_connections = self.end_connections && case.ban.is_none_or(|ban| !ban.capped);
         if methods.is_empty() && !ends_connections {
             return true;
@@ -79,13 +78,13 @@ impl BanBackend for SlowQueue {
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
         for target in targets.iter().filter(|_| self.enforces() || self.undoes_commands) {
-            // Without room in the queue, a line stays until its ban would have ended.
+            // If the queue is full, a line stays until its ban would have ended.
             let _ = self.orders.put(Task::Release { target: *target });
         }
         Ok(())
     }
 
-    /// The thread restores its own lines, and a command cannot be asked what it did.
+    /// The thread restores its own lines, and the effects of a command are unknown.
     fn put_back(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
         Ok(Vec::new())
     }

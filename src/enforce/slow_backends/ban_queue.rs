@@ -1,4 +1,4 @@
-//! The bans that the thread holds, ordered by their expiry, which is counted in CLOCK_BOOTTIME.
+//! The bans of the slow-backends thread, ordered by their expiry in CLOCK_BOOTTIME.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -6,22 +6,22 @@ use super::MAX_BANS;
 use crate::enforce::BanContext;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
-/// A ban that has to be undone when it is over.
+/// A ban that must be undone when it ends.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) case: BanContext,
-    /// The number of this ban: results for an earlier ban of the same target are stale.
+    /// Identifier of this ban: results for an earlier ban of the same target are stale.
     pub(super) id: u64,
-    /// Backends that are left to do.
+    /// Backends that have not been processed yet.
     pub(super) steps: VecDeque<Backend>,
-    /// There is a line, or should be.
+    /// True if it has, or should have, a line.
     pub(super) has_line: bool,
-    /// The command was started.
+    /// True if the command was started.
     pub(super) has_run: bool,
     until: Option<Timestamp>,
 }
 
-/// All bans that are held.
+/// All bans of the thread.
 #[derive(Default)]
 pub(super) struct Bans {
     held: HashMap<BanTarget, Held>,
@@ -30,8 +30,8 @@ pub(super) struct Bans {
 }
 
 impl Bans {
-    /// Holds `case` from `now` on, for as long as is `left`; what was done for an earlier ban of the subject stays known.
-    /// `None` where there is no room.
+    /// Holds `case` from `now` on for `left`; the state of an earlier ban of the target is kept. `None` if there is no
+    /// room.
     pub(super) fn hold(&mut self, now: Timestamp, case: BanContext, left: Expiry) -> Option<&mut Held> {
         let target = case.target;
         if self.held.len() >= MAX_BANS && !self.held.contains_key(&target) {
@@ -70,7 +70,7 @@ impl Bans {
         self.held.get_mut(&target)
     }
 
-    /// True where this is the ban that is held for its target now.
+    /// True if this is the current ban of its target.
     pub(super) fn is_current(&self, target: BanTarget, id: u64) -> bool {
         self.get(target).is_some_and(|held| held.id == id)
     }
@@ -83,12 +83,12 @@ impl Bans {
         Some(held)
     }
 
-    /// Targets that have a line, or should have one.
+    /// Targets that have, or should have, a line.
     pub(super) fn with_line(&self) -> impl Iterator<Item = BanTarget> + '_ {
         self.held.iter().filter(|(_, held)| held.has_line).map(|(target, _)| *target)
     }
 
-    /// A target of a ban that is over at `now`.
+    /// A target whose ban has ended at `now`.
     pub(super) fn over(&self, now: Timestamp) -> Option<BanTarget> {
         self.deadlines.first().filter(|(until, _)| *until <= now).map(|(_, target)| *target)
     }

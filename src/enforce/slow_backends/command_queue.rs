@@ -1,5 +1,5 @@
-//! Commands that wait, in their order, and a few that run at once in the command helper ([`Spawner`]), a process that does
-//! nothing else. Two commands for one target never run at the same time. Where the helper has ended, commands fail.
+//! Runs commands in the command helper ([`Spawner`]): a few concurrently, the others wait in order. Two commands for
+//! one target never run at the same time. If the helper has ended, commands fail.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,19 +13,19 @@ use crate::enforce::command::{Answer, Outcome, Ran, RunSettings, Spawner, Which}
 use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};
 
-/// Commands for new bans that wait; packets cause them.
+/// Maximum number of waiting commands for new bans, which packets cause.
 const MAX_WAITING: usize = 1_024;
 
-/// Commands that failed and wait for their next attempt.
+/// Maximum number of failed commands that wait for a retry.
 const MAX_RETRIES: usize = 4_096;
 
-/// Attempts at the expiry command: no expiry ends them.
+/// Maximum number of attempts of the expiry command, which no expiry ends.
 const MAX_RELEASE_ATTEMPTS: u32 = 10;
 
 /// One run of a command.
 #[derive(Clone, Copy)]
 pub(super) struct Job {
-    /// The number of its ban.
+    /// Identifier of its ban.
     pub(super) id: u64,
     pub(super) case: BanContext,
     pub(super) occasion: CommandPhase,
@@ -39,28 +39,28 @@ struct Finished {
     ran: Ran,
 }
 
-/// The commands that wait and those that run.
+/// The waiting and the running commands.
 pub(super) struct Commands {
     settings: RunSettings,
     spawner: Spawner,
     waiting: VecDeque<Job>,
-    /// Those in `waiting` that are not for the end of a ban.
+    /// Number of commands in `waiting` that are not for the end of a ban.
     new: usize,
     running: HashSet<BanTarget>,
     retries: BTreeMap<(Timestamp, u64), Job>,
     serial: u64,
-    /// Blocks that wait for their command, and until when at most; in this order, since all have the same limit.
+    /// Blocks that wait for their command, each with its timeout; ordered, because all have the same limit.
     awaited: VecDeque<(Timestamp, BanContext)>,
-    /// Commands that are run, by the number under which they were asked for.
-    asked: HashMap<u64, Job>,
+    /// Running commands, by their request numbers.
+    requested: HashMap<u64, Job>,
     number: u64,
-    /// Commands that could not be asked for.
-    unasked: VecDeque<Finished>,
-    /// Answers as they come; `None` is the last, and says that there will be no more.
+    /// Commands that could not be requested.
+    failed_requests: VecDeque<Finished>,
+    /// Answers in order of arrival; a final `None` means that there will be no more.
     answers: (Sender<Option<Answer>>, Receiver<Option<Answer>>),
     listens: bool,
     quits: bool,
-    /// Commands that were dropped.
+    /// Number of dropped commands.
     pub(super) lost: u64,
 }
 
@@ -75,9 +75,9 @@ impl Commands {
             retries: BTreeMap::new(),
             serial: 0,
             awaited: VecDeque::new(),
-            asked: HashMap::new(),
+            requested: HashMap::new(),
             number: 0,
-            unasked: VecDeque::new(),
+            failed_requests: VecDeque::new(),
             answers: channel(),
             listens: false,
             quits: false,
@@ -85,7 +85,7 @@ impl Commands {
         }
     }
 
-    /// Has answers taken in from now on, on a thread that wakes the calling one.
+    /// Receives answers from now on, on a thread that wakes the calling one.
     pub(super) fn listen(&mut self) {
         if std::mem::replace(&mut self.listens, true) {
             return;
@@ -94,7 +94,7 @@ impl Commands {
         let work = move || {
             panic_guard::restart_on_panic(|| {
                 while let Some(answer) = spawner.next() {
-                    // The other end is dropped only at the end.
+                    // The receiver is dropped only at the end.
                     let _ = sender.send(Some(answer));
                     hands.unpark();
                 }
@@ -103,13 +103,13 @@ impl Commands {
             hands.unpark();
         };
         if thread::Builder::new().name("commands".to_owned()).spawn(work).is_err() {
-            // No answer would ever be heard.
+            // No answer could be received.
             self.spawner.hang_up();
             let _ = self.answers.0.send(None);
         }
     }
 
-    /// Puts a command in line; false where there is no room, and it is lost and counted.
+    /// Queues a command; false if the queue is full, in which case it is counted as lost.
     pub(super) fn put(&mut self, job: Job) -> bool {
         let release = job.occasion == CommandPhase::Release;
         let room = if release { self.waiting.len() < MAX_BANS } else { self.new < MAX_WAITING };
@@ -122,15 +122,15 @@ impl Commands {
         room
     }
 
-    /// Puts the command after a ban in line, if there is one.
+    /// Queues the command for the end of a ban, if there is one.
     pub(super) fn undo(&mut self, id: u64, case: BanContext) {
         if !self.settings.expire_command.is_empty() {
-            // What is lost is counted.
+            // A dropped command is counted.
             let _ = self.put(Job { id, case, occasion: CommandPhase::Release, attempt: 1 });
         }
     }
 
-    /// Runs the command before the block of `case`, and has the block wait for it, for a while.
+    /// Runs the command before the block of `case`, and makes the block wait for it, up to the time limit.
     pub(super) fn before(&mut self, now: Timestamp, id: u64, case: BanContext, tell: &mut dyn FnMut(BackendEvent)) {
         if self.put(Job { id, case, occasion: CommandPhase::Before, attempt: 1 }) {
             self.awaited.push_back((now.after(self.settings.timeout), case));
@@ -139,12 +139,12 @@ impl Commands {
         }
     }
 
-    /// No block of `target` waits any more.
+    /// Removes the waiting block of `target`.
     pub(super) fn forget(&mut self, target: BanTarget) {
         self.awaited.retain(|(_, case)| case.target != target);
     }
 
-    /// Starts what there is room for, and lets blocks go on that have waited long enough.
+    /// Starts as many commands as permitted, and releases blocks that have waited long enough.
     pub(super) fn go_on(&mut self, now: Timestamp, bans: &mut Bans, tell: &mut dyn FnMut(BackendEvent)) {
         while let Some(entry) = self.retries.first_entry()
             && entry.key().0 <= now
@@ -184,10 +184,10 @@ impl Commands {
         self.running.insert(job.case.target);
         self.number += 1;
         match self.spawner.ask(self.number, which, job.case) {
-            Ok(()) => drop(self.asked.insert(self.number, job)),
+            Ok(()) => drop(self.requested.insert(self.number, job)),
             Err(error) => {
                 let ran = Ran { outcome: Outcome::NotStarted(error), output: String::new(), took: Duration::ZERO };
-                self.unasked.push_back(Finished { job, command: words.join(" "), ran });
+                self.failed_requests.push_back(Finished { job, command: words.join(" "), ran });
                 // Nothing else wakes this thread.
                 thread::current().unpark();
             }
@@ -197,13 +197,13 @@ impl Commands {
     /// The next result.
     fn next_finished(&mut self, tell: &mut dyn FnMut(BackendEvent)) -> Option<Finished> {
         loop {
-            if let Some(finished) = self.unasked.pop_front() {
+            if let Some(finished) = self.failed_requests.pop_front() {
                 return Some(finished);
             }
             match self.answers.1.try_recv().ok()? {
                 Some(Answer { number, command, ran }) => {
-                    // Ignores answers that were not asked for.
-                    if let Some(job) = self.asked.remove(&number) {
+                    // Ignores unrequested answers.
+                    if let Some(job) = self.requested.remove(&number) {
                         return Some(Finished { job, command, ran });
                     }
                 }
@@ -212,24 +212,24 @@ impl Commands {
         }
     }
 
-    /// The helper has ended; what it ran is left alone.
+    /// Handles the end of the helper; its running commands are not ended.
     fn end(&mut self, tell: &mut dyn FnMut(BackendEvent)) {
-        for (_, job) in self.asked.drain() {
+        for (_, job) in self.requested.drain() {
             let ran = Ran { outcome: Outcome::Unknown, output: String::new(), took: Duration::ZERO };
-            self.unasked.push_back(Finished { job, command: "its command".to_owned(), ran });
+            self.failed_requests.push_back(Finished { job, command: "its command".to_owned(), ran });
         }
         if !self.quits {
             let how = self.spawner.end().map_or(String::new(), |how| format!(" ({how})"));
             let process = self.spawner.process();
             let reason = format!(
-                "process {process}, which runs commands, has ended{how}; all else goes on, and no command is run until \
+                "process {process}, which runs commands, has ended{how}; everything else continues, but no command is run until \
                  portsentry is restarted"
             );
             tell(BackendEvent::Unable { task: SlowTask::Ban(Backend::Command), reason });
         }
     }
 
-    /// Takes the commands that have ended since the last call. Returns the targets of bans whose first run is over.
+    /// Handles the commands that have ended since the last call. Returns the targets of bans whose first run has ended.
     pub(super) fn collect(
         &mut self,
         now: Timestamp,
@@ -257,7 +257,7 @@ impl Commands {
         ended
     }
 
-    /// Puts a command that failed in line for later, where that makes sense. The time of one before a block is over.
+    /// Schedules a retry of a failed command, if useful. The command before a block is not retried.
     fn try_again(&mut self, now: Timestamp, job: Job, outcome: &Outcome, bans: &Bans) -> Option<Duration> {
         let sensible = match job.occasion {
             CommandPhase::Before => false,
@@ -277,23 +277,23 @@ impl Commands {
         Some(pause)
     }
 
-    /// When something is due that does not wake the thread.
+    /// Time of the next event that does not wake the thread.
     pub(super) fn next(&self) -> Option<Timestamp> {
         let retry = self.retries.first_key_value().map(|((due, _), _)| *due);
         retry.into_iter().chain(self.awaited.front().map(|(until, _)| *until)).min()
     }
 
-    /// How many wait or run; attempts for later aside.
+    /// Number of waiting and running commands, without scheduled retries.
     pub(super) fn left(&self) -> usize {
         self.waiting.len() + self.running.len()
     }
 
-    /// How many run.
+    /// Number of running commands.
     pub(super) fn running(&self) -> usize {
         self.running.len()
     }
 
-    /// Has all that run be ended.
+    /// Ends all running commands.
     pub(super) fn quit(&mut self) {
         self.quits = true;
         self.spawner.hang_up();

@@ -1,4 +1,4 @@
-//! Ends connections of blocked sources: one dump of the kernel's socket table for all sources that wait.
+//! Ends connections of blocked sources, with one dump of the kernel's socket table for all waiting sources.
 
 use std::collections::HashSet;
 
@@ -6,10 +6,10 @@ use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
 use crate::netlink::sock_diag::{Ended, SockDiag, SockDiagError};
 use crate::types::{Backoff, BanTarget, Timestamp};
 
-/// Packets of a blocked source are dropped in any case, so that this is not worth more attempts.
+/// Packets of a blocked source are dropped in any case, so more attempts are not useful.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// The sources that wait.
+/// The waiting sources.
 pub(super) struct Connections {
     diag: Option<SockDiag>,
     waiting: HashSet<BanTarget>,
@@ -31,12 +31,12 @@ impl Connections {
         }
     }
 
-    /// When to ask the kernel, if any source waits.
+    /// Time of the next attempt, if a source waits.
     pub(super) fn next(&self) -> Option<Timestamp> {
         (!self.waiting.is_empty()).then_some(self.backoff.until())
     }
 
-    /// Ends the connections of sources that wait, if the attempt is due.
+    /// Ends the connections of waiting sources, if the attempt is due.
     pub(super) fn flush(&mut self, now: Timestamp, tell: &mut dyn FnMut(BackendEvent)) {
         if self.next().is_none_or(|next| next > now) {
             return;

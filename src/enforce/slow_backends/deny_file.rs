@@ -1,4 +1,4 @@
-//! hosts.deny as the slow backends write it: by this process, or by the one that writes root's files.
+//! Writes hosts.deny for the slow backends: in this process, or through the file helper.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::hosts_deny::file::{LIMIT, Stamp};
 use crate::types::BanTarget;
 
-/// The file, and the process that writes it where this one may not.
+/// The file, and the helper that writes it if this process cannot.
 pub(super) struct DenyFile {
     file: HostsDeny,
     helper: Option<FileHelper>,
@@ -19,7 +19,7 @@ impl DenyFile {
         Self { file, helper }
     }
 
-    /// What differs when another program has written or replaced the file since; `None` where there is none.
+    /// A value that changes when another program writes or replaces the file; `None` if it does not exist.
     pub(super) fn stamp(&self) -> Option<Stamp> {
         self.file.stamp()
     }
@@ -32,7 +32,7 @@ impl DenyFile {
         }
     }
 
-    /// As [`HostsDeny::apply`]. The other process does not say which lines it has found: all of `remove` have none now.
+    /// As [`HostsDeny::apply`]. The helper does not report the removed lines, so all of `remove` are returned.
     pub(super) fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> io::Result<Vec<BanTarget>> {
         match &self.helper {
             None => self.file.apply(add, remove).map_err(io::Error::other),

@@ -1,4 +1,4 @@
-//! Events of the slow backends' thread, one log sentence each.
+//! The events of the slow-backends thread, with a log sentence each.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use crate::enforce::BanContext;
 use crate::enforce::command::Outcome;
 use crate::types::{Backend, BanTarget};
 
-/// When a command was run.
+/// The phase of a ban in which a command runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandPhase {
     Before,
@@ -15,7 +15,7 @@ pub enum CommandPhase {
     Release,
 }
 
-/// What the thread was doing.
+/// The activity of the thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowTask {
     /// Enforcing a ban in this backend, or ending one.
@@ -24,22 +24,22 @@ pub enum SlowTask {
     EndConnections,
 }
 
-/// Something that an operator, or the ledger, should know.
+/// An event for the operator or the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendEvent {
-    /// This backend enforces the ban. For commands there is [`BackendEvent::Ran`].
+    /// This backend enforces the ban. Commands report [`BackendEvent::Ran`] instead.
     Done { case: BanContext, backend: Backend },
     /// A task failed.
     Failed {
         targets: Vec<BanTarget>,
         task: SlowTask,
-        /// Why, and what to do.
+        /// The reason, with a remedy.
         reason: String,
         attempt: u32,
-        /// The delay before the next attempt; `None`: there is none.
+        /// Delay before the next attempt; `None`: no further attempt.
         again: Option<Duration>,
     },
-    /// Lines were removed, because their bans are over or were not adopted.
+    /// Lines were removed, because their bans ended or were not adopted.
     Released { targets: Vec<BanTarget>, backend: Backend },
     /// Lines that another program removed while their bans were in force were restored.
     Restored { targets: Vec<BanTarget>, backend: Backend },
@@ -47,34 +47,34 @@ pub enum BackendEvent {
     Ran {
         case: BanContext,
         occasion: CommandPhase,
-        /// With its macros replaced, on one line.
+        /// The command with expanded macros, on one line.
         command: String,
         outcome: Outcome,
         /// The first 4 KiB of its output, on one printable line.
         output: String,
         took: Duration,
-        /// How often it was run for this ban.
+        /// Number of runs for this ban.
         attempt: u32,
-        /// The delay before it runs again because it failed; `None`: it does not.
+        /// Delay before it runs again after a failure; `None`: no further run.
         again: Option<Duration>,
     },
-    /// The command before the block has ended, or its time is over: block now.
+    /// The command before the block has ended or timed out: block now.
     Ready { case: BanContext },
     /// Connections of a blocked source were ended.
     Connections { target: BanTarget, ended: usize },
-    /// A backend cannot work on this system, and is not tried again.
+    /// A backend cannot work on this system, and is not retried.
     Unable { task: SlowTask, reason: String },
-    /// There was no room for so much.
+    /// Tasks or commands were dropped because a queue was full.
     Lost {
-        /// Tasks that were refused.
+        /// Number of dropped tasks.
         tasks: u64,
-        /// Commands that were not run, or not again.
+        /// Number of commands that were not run, or not retried.
         commands: u64,
     },
 }
 
 impl BackendEvent {
-    /// True where an operator has to act.
+    /// True if an operator must act.
     #[must_use]
     pub fn is_error(&self) -> bool {
         match self {
@@ -109,14 +109,14 @@ impl fmt::Display for BackendEvent {
                 write!(f, "{} released from {}", many(targets), SlowTask::Ban(*backend))
             }
             Self::Restored { targets, backend } => {
-                write!(f, "{} missing in {} and put back", many(targets), SlowTask::Ban(*backend))
+                write!(f, "{} missing in {} and restored", many(targets), SlowTask::Ban(*backend))
             }
             Self::Ran { case, command, outcome, output, took, attempt, again, .. } => {
                 let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
                 let took = humantime::format_duration(took);
                 write!(f, "command for {} {outcome} after {took}: {command}", case.target)?;
                 if !output.is_empty() {
-                    write!(f, "; it says: {output}")?;
+                    write!(f, "; its output: {output}")?;
                 }
                 if *attempt > 1 || again.is_some() {
                     write!(f, " (attempt {attempt}")?;
@@ -128,9 +128,9 @@ impl fmt::Display for BackendEvent {
             Self::Ready { case } => write!(f, "{} can be blocked now", case.target),
             Self::Connections { target, ended: 1 } => write!(f, "1 connection of {target} was ended"),
             Self::Connections { target, ended } => write!(f, "{ended} connections of {target} were ended"),
-            Self::Unable { task, reason } => write!(f, "{task}: {reason}; not tried again"),
+            Self::Unable { task, reason } => write!(f, "{task}: {reason}; not retried"),
             Self::Lost { tasks, commands } => {
-                write!(f, "too much at once: {tasks} tasks and {commands} commands were dropped")
+                write!(f, "a queue was full: {tasks} tasks and {commands} commands were dropped")
             }
         }
     }
@@ -143,7 +143,7 @@ fn next(f: &mut fmt::Formatter<'_>, again: Option<Duration>) -> fmt::Result {
     }
 }
 
-/// The targets in a few words.
+/// A short form of the targets.
 fn many(targets: &[BanTarget]) -> String {
     match targets {
         [] => "no source".to_owned(),
@@ -175,13 +175,13 @@ mod tests {
             (
                 ran(Outcome::Exited(1), 1, Some(Duration::from_secs(1))),
                 true,
-                "command for 192.0.2.7 failed with exit status 1 after 12ms: notify 192.0.2.7; it says: no route\\n \
+                "command for 192.0.2.7 failed with exit status 1 after 12ms: notify 192.0.2.7; its output: no route\\n \
                  (attempt 1, the next in 1s)",
             ),
             (
                 ran(Outcome::Exited(0), 1, None),
                 false,
-                "command for 192.0.2.7 succeeded after 12ms: notify 192.0.2.7; it says: no route\\n",
+                "command for 192.0.2.7 succeeded after 12ms: notify 192.0.2.7; its output: no route\\n",
             ),
             (
                 BackendEvent::Failed {
@@ -203,7 +203,7 @@ mod tests {
             (
                 BackendEvent::Lost { tasks: 3, commands: 0 },
                 true,
-                "too much at once: 3 tasks and 0 commands were dropped",
+                "a queue was full: 3 tasks and 0 commands were dropped",
             ),
         ];
         for (event, is_error, text) in expected {

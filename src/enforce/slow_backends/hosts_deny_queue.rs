@@ -1,9 +1,9 @@
-//! Lines of hosts.deny that wait to be written or removed: all of them go into one new file. A failure concerns the file, not
-//! one ban, so all lines are retried together.
+//! Queues lines of hosts.deny that are to be written or removed; all of them go into one new file. A failure concerns
+//! the file, not one ban, so all lines are retried together.
 //!
-//! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes lines
-//! by accident: the file is checked every two seconds, and lines that are missing in a changed one are written again.
-//! `portsentry unblock` lifts a ban.
+//! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes
+//! lines by accident. Therefore the file is checked every two seconds, and lines missing in a changed file are written
+//! again. To lift a ban, use `portsentry unblock`.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -15,29 +15,29 @@ use crate::enforce::BanContext;
 use crate::enforce::hosts_deny::file::Stamp;
 use crate::types::{Backend, Backoff, BanTarget, Timestamp};
 
-/// Changes that wait to be written.
+/// Pending changes.
 pub(super) struct Lines {
     file: DenyFile,
     add: HashMap<BanTarget, Add>,
     remove: HashSet<BanTarget>,
-    /// Lines of bans that are not held are to be removed.
+    /// True if lines of bans that are not held are removed.
     sweep: bool,
     backoff: Backoff,
-    /// The file as it was when all lines were in it; `None` before the first look.
+    /// Stamp of the file when it contained all lines; `None` before the first check.
     seen: Option<Option<Stamp>>,
     look_at: Timestamp,
 }
 
-/// How often the file is checked.
+/// Interval between checks of the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// One line that is to be written.
+/// A line to write.
 struct Add {
-    /// The number of its ban.
+    /// Identifier of its ban.
     id: u64,
     case: BanContext,
     tried: bool,
-    /// It was written before.
+    /// True if it was written before.
     again: bool,
 }
 
@@ -54,24 +54,24 @@ impl Lines {
         }
     }
 
-    /// Targets that have a line now; `None` where the file cannot be read.
+    /// Targets that have a line now; `None` if the file cannot be read.
     pub(super) fn held(&self) -> Option<HashSet<BanTarget>> {
         self.file.held().ok().map(|held| held.into_iter().collect())
     }
 
-    /// When [`Lines::lost`] checks the file again.
+    /// Time at which [`Lines::lost`] checks the file again.
     pub(super) fn next_look(&self) -> Timestamp {
         self.look_at
     }
 
-    /// The targets among `wanted` that have no line any more, once the file has changed. None while other lines wait to be
-    /// written: the file is checked afterwards.
+    /// The targets in `wanted` that have lost their line, if the file has changed. Empty while other lines are pending:
+    /// the file is checked afterwards.
     pub(super) fn lost(&mut self, now: Timestamp, wanted: impl Iterator<Item = BanTarget>) -> Vec<BanTarget> {
         if now < self.look_at || self.sweep || self.waiting() > 0 {
             return Vec::new();
         }
         self.look_at = now.after(CHECK_INTERVAL);
-        // Before its bytes: what is written while they are read then shows.
+        // Read before the content, so that a concurrent write is detected.
         let stamp = self.file.stamp();
         if self.seen == Some(stamp) {
             return Vec::new();
@@ -84,7 +84,7 @@ impl Lines {
         lost
     }
 
-    /// Writes a line that was lost.
+    /// Queues a lost line for writing.
     pub(super) fn restore(&mut self, id: u64, case: BanContext) {
         self.add.insert(case.target, Add { id, case, tried: true, again: true });
         self.backoff.shorten();
@@ -96,7 +96,7 @@ impl Lines {
         self.backoff.shorten();
     }
 
-    /// A line that finds no room here is removed at the next start.
+    /// If the queue is full, the line is removed at the next start.
     pub(super) fn remove(&mut self, target: BanTarget) {
         self.add.remove(&target);
         if self.remove.len() < MAX_BANS {
@@ -115,18 +115,18 @@ impl Lines {
         self.backoff.end_wait();
     }
 
-    /// How many changes wait.
+    /// Number of pending changes.
     pub(super) fn waiting(&self) -> usize {
         self.add.len() + self.remove.len()
     }
 
-    /// When to write, if any change waits.
+    /// Time of the next write, if a change is pending.
     pub(super) fn next(&self) -> Option<Timestamp> {
         (self.sweep || self.waiting() > 0).then_some(self.backoff.until())
     }
 
-    /// Writes the changes that are due. In a sweep, `has_line` says which targets keep their line. Returns the bans whose line
-    /// was tried for the first time, written or not.
+    /// Writes the changes that are due. In a sweep, `has_line` selects the targets that keep their line. Returns the
+    /// bans whose line was tried for the first time, written or not.
     pub(super) fn flush(
         &mut self,
         now: Timestamp,

@@ -1,5 +1,5 @@
-//! The work of the thread, in rounds: takes tasks, notes which commands have ended, writes lines, ends connections, starts
-//! commands, and rests until something is due.
+//! The thread's main loop: takes tasks, handles ended commands, writes lines, ends connections, starts commands, and
+//! waits until something is due.
 
 use std::sync::Arc;
 use std::thread;
@@ -17,13 +17,13 @@ use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};
 use crate::worker::{Inbox, Stop};
 
-/// The longest rest while something has a deadline: after a suspend the clock of the rest is behind the clock of the bans.
+/// Maximum wait while there is a deadline: after a suspend, the clock of the wait is behind the clock of the bans.
 const MAX_REST: Duration = Duration::from_secs(5);
 
-/// Between checks on commands that still run, at the end.
+/// Interval between checks of running commands, at the end.
 const FINAL_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How often losses are reported.
+/// Interval between reports of losses.
 const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The state of the thread.
@@ -35,7 +35,7 @@ pub(super) struct Work {
     bans: Bans,
     tell: Box<dyn FnMut(BackendEvent) + Send>,
     inbox: Arc<Inbox<Task>>,
-    /// Lost tasks and commands that were reported, and when more may be.
+    /// Reported numbers of lost tasks and commands, and the time of the next report.
     told: (u64, u64),
     losses_due: Timestamp,
 }
@@ -60,7 +60,7 @@ impl Work {
             commands.listen();
         }
         let stop = loop {
-            // Read first: what was handed over before the order to stop is then in the queue.
+            // Read first, so that tasks sent before the stop request are in the queue.
             let stop = self.inbox.stop();
             self.round();
             match stop {
@@ -71,7 +71,7 @@ impl Work {
         };
         let now = boot_time();
         if let Some(lines) = &mut self.lines {
-            // What waits for a better moment gets one more, and no other.
+            // Pending changes get one last attempt.
             lines.hurry();
             self.write(now);
         }
@@ -84,7 +84,7 @@ impl Work {
         }
     }
 
-    /// Does what can be done now.
+    /// Does the work that is due.
     fn round(&mut self) {
         let now = boot_time();
         for _ in 0..MAX_PENDING {
@@ -98,7 +98,7 @@ impl Work {
         self.commands_go_on(now);
         self.write(now);
         self.look_at_lines(now);
-        // After the lines: a connection that is ended sooner would be opened again.
+        // After the lines: a connection that is ended earlier could be opened again.
         self.connections.flush(now, &mut self.tell);
         self.commands_go_on(now);
         self.tell_losses(now);
@@ -131,14 +131,14 @@ impl Work {
             Task::Adopt { bans } => {
                 let there = self.lines.as_ref().and_then(Lines::held);
                 for Adopted { case, methods, left } in bans {
-                    // A ban of this very moment knows better than one from before.
+                    // A ban made after the start takes precedence over one from before.
                     if self.bans.get(case.target).is_some() {
                         continue;
                     }
                     if let Some(held) = self.bans.hold(now, case, left) {
                         held.has_line = methods.contains(&Backend::HostsDeny);
                         held.has_run = methods.contains(&Backend::Command);
-                        // Another backend blocked it until now, or the line was removed meanwhile.
+                        // Another backend blocked it until now, or the line was removed in the meantime.
                         if held.has_line
                             && let Some(lines) = &mut self.lines
                             && there.as_ref().is_some_and(|there| !there.contains(&case.target))
@@ -201,7 +201,7 @@ impl Work {
     fn release(&mut self, target: BanTarget) {
         let held = self.bans.remove(target);
         if let Some(lines) = &mut self.lines
-            // A target that is not held may have a line from before that was not adopted yet.
+            // A target without a ban may have a line from before the start.
             && held.as_ref().is_none_or(|held| held.has_line)
         {
             lines.remove(target);
@@ -214,7 +214,7 @@ impl Work {
         }
     }
 
-    /// Writes lines, and goes on with the bans whose line was tried.
+    /// Writes lines, and continues with the bans whose line was tried.
     fn write(&mut self, now: Timestamp) {
         while let Some(lines) = &mut self.lines {
             let bans = &self.bans;
@@ -253,7 +253,7 @@ impl Work {
         }
     }
 
-    /// Rests until something is due or a task comes.
+    /// Waits until something is due or a task arrives.
     fn rest(&self) {
         let lines = self.lines.as_ref().and_then(Lines::next);
         let commands = self.commands.as_ref().and_then(Commands::next);
@@ -266,14 +266,14 @@ impl Work {
         }
     }
 
-    /// Lets commands run for a while still, then ends them.
+    /// Lets commands run for a while, then ends them.
     fn end_commands(&mut self, stop: Stop) {
         let soft = stop.after_eighths(4);
         while self.commands.as_ref().is_some_and(|commands| commands.left() > 0) && Instant::now() < soft {
             thread::park_timeout(FINAL_POLL_INTERVAL);
             self.commands_go_on(boot_time());
         }
-        // What comes after a command in a ban's methods.
+        // The backends after a command in a ban's methods.
         self.write(boot_time());
         let Some(commands) = &mut self.commands else { return };
         commands.quit();
@@ -297,11 +297,11 @@ impl Work {
     }
 }
 
-/// When the thread ends, done or not.
+/// Time at which the thread ends, even with unfinished work.
 fn last(stop: Stop) -> Instant {
     stop.after_eighths(7)
 }
 
 fn full() -> String {
-    format!("there are {MAX_BANS} bans already, and no room to remember when one more is over")
+    format!("there are already {MAX_BANS} bans; the end of a further one cannot be stored")
 }

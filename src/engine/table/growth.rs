@@ -1,15 +1,16 @@
-//! Grows the index of a table in place: the entries of one bucket move to the buckets that it becomes, in the same order.
+//! Grows the index of a table in place: the entries of one bucket move to the buckets that replace it, in the same
+//! order.
 
 use super::{Row, STEP, Table, WAYS};
 
 impl<R: Row> Table<R> {
-    /// True where more than one place in `sparse` is taken, of an index that can grow.
+    /// True if more than one place in `sparse` is used, in an index that can grow.
     pub(super) fn is_dense(&self, sparse: usize) -> bool {
         let buckets = self.index.len();
         buckets < self.buckets && self.used * sparse > buckets * WAYS
     }
 
-    /// Grows the index by one step. Takes some 50 ns for each entry; happens three times in the life of a table.
+    /// Grows the index by one step. Takes about 50 ns per entry; happens three times in the life of a table.
     #[cold]
     pub(super) fn grow(&mut self) {
         let before = self.index.len();
@@ -17,7 +18,7 @@ impl<R: Row> Table<R> {
         self.astray.fill(0);
         self.astray.resize(self.index.len(), 0);
         let strays = std::mem::take(&mut self.strays);
-        // From the end, so that entries move to buckets that are empty by then.
+        // From the end, so that entries move to buckets that are already empty.
         for old in (0..before).rev() {
             let places = self.index.get_mut(old).map(std::mem::take).unwrap_or_default();
             for place in places.into_iter().filter(|place| *place != 0) {
@@ -33,7 +34,7 @@ impl<R: Row> Table<R> {
         }
     }
 
-    /// Puts those rows into the index that were outside of their home bucket.
+    /// Inserts the rows that were outside of their home bucket into the index.
     fn append_strays(&mut self) {
         for slot in 0..self.begun {
             let Some(key) = self.at(slot).map(Row::key) else { continue };
@@ -53,7 +54,7 @@ impl<R: Row> Table<R> {
         }
     }
 
-    /// Appends a place to a bucket; false where it is full.
+    /// Appends a place to a bucket; false if it is full.
     fn append(&mut self, bucket: usize, place: u32) -> bool {
         let empty = self.index.get_mut(bucket).and_then(|ways| ways.iter_mut().find(|held| **held == 0));
         empty.map(|held| *held = place).is_some()

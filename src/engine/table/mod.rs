@@ -1,11 +1,12 @@
-//! A hash table of fixed size, keyed by a ban target, that never allocates after its construction and never refuses a new
-//! key: a full table evicts its least valuable entry among a constant number that it inspects. The row type decides what is
-//! stored for each key.
+//! A hash table of fixed size, keyed by ban target, that never allocates after its construction and never refuses a new
+//! key. A full table evicts the least valuable of a constant number of inspected entries. The row type defines the
+//! value stored for each key.
 //!
-//! There are two ways to insert. [`Table::claim`] evicts within the bucket of the key, like a set-associative cache, and
-//! wants an index as large as the table. [`Table::claim_beside`] evicts only once every row is in use, so that the table
-//! holds as many entries as it was made for; its index, from [`Table::with_spare_index`], is at most half full then, so
-//! that a free place is near. Whatever keys come, one call inspects at most `MAX_INSPECTED` buckets and rows.
+//! There are two ways to insert. [`Table::claim`] evicts within the bucket of the key, like a set-associative cache,
+//! and needs an index as large as the table. [`Table::claim_beside`] evicts only if every row is in use, so that the
+//! table holds as many entries as it was created for. Its index, from [`Table::with_spare_index`], is at most half
+//! full, so that a free place is near. For any sequence of keys, one call inspects at most `MAX_INSPECTED` buckets and
+//! rows.
 
 mod growth;
 #[cfg(test)]
@@ -13,24 +14,25 @@ mod tests;
 
 use super::key::{HashKey, Hashed, Key};
 
-/// Entries per bucket: half a cache line of the index. With eight ways a table that is half full hardly evicts any entry
+/// Entries per bucket: half a cache line of the index. With eight ways, a half-full table hardly ever evicts an entry
 /// early.
 const WAYS: usize = 8;
 
-/// Buckets after the home bucket in which a key may be placed. In an index that is half full, one bucket in fifty
-/// overflows, and the next has room; so many full ones in a row do not occur under a secret hash.
+/// Number of buckets after the home bucket in which a key may be placed. In a half-full index, one bucket in fifty
+/// overflows into the next. A sequence of this many full buckets does not occur with a secret hash key.
 const FURTHER: usize = 16;
 
-/// How many times as many places as rows an index has that [`Table::with_spare_index`] makes.
+/// Ratio of index places to rows in a table from [`Table::with_spare_index`].
 const SPARE_INDEX: usize = 2;
 
-/// A full table inspects so many runs of rows for the one to evict, evenly spaced, and so many rows in each. Rows lie in
-/// the order of their arrival: in a single run, all could be old long bans while short ones fill the rest of the table.
+/// Number of runs of rows that a full table inspects to find the row to evict, evenly spaced. Rows are in the order of
+/// their insertion: a single run might hold only old long bans while short ones fill the rest of the table.
 const RUNS: usize = 8;
 const RUN_LEN: usize = 8;
 
-/// Buckets and rows that one call inspects at most: it looks for the new key, for the evicted one and for a free place in the
-/// home bucket and those after it, of a key in rows with the same tag, too; and it inspects the runs and one full bucket.
+/// Maximum number of buckets and rows inspected by one call. It looks for the new key, for the evicted key and for a
+/// free place in the home bucket and those after it, including rows with the same tag, and it inspects the runs and one
+/// full bucket.
 #[cfg(test)]
 const MAX_INSPECTED: usize = (1 + FURTHER) * (2 * (1 + WAYS) + 1) + RUNS * RUN_LEN + WAYS;
 
@@ -46,22 +48,22 @@ pub(super) trait Row: Clone {
     fn give(&mut self, key: Key);
 }
 
-/// The table. Rows lie in the order of their insertion, so that a new key touches memory next to the one before it. The
-/// index, which tells where each row lies, is small at the start and grows with the table into memory reserved for it.
+/// The table. Rows are in the order of their insertion, so that a new key uses memory next to the previous one. The
+/// index, which maps keys to rows, starts small and grows with the table into reserved memory.
 ///
-/// A place of the index is 32 bits: the lowest ones are the number of the row, counted from 1, or 0 for an empty place; then
-/// the rank; above it as many bits of the key's hash as fit, so that a wrong row is hardly ever read.
+/// A place of the index has 32 bits. The lowest hold the row number, counted from 1, or 0 for an empty place. Next
+/// comes the rank, and then as many bits of the hash as fit, so that a wrong row is hardly ever read.
 pub(super) struct Table<R> {
     index: Vec<[u32; WAYS]>,
-    /// The number of buckets that the index can grow to.
+    /// Number of buckets to which the index can grow.
     buckets: usize,
-    /// The number of rows that can be in use.
+    /// Maximum number of rows in use.
     slots: usize,
-    /// Rows that have been in use, and a few more. The capacity for all is reserved at the start.
+    /// Rows that were ever used, and a few more. Capacity for all rows is reserved at the start.
     rows: Vec<R>,
-    /// How many rows have been in use.
+    /// Number of rows that were ever used.
     begun: usize,
-    /// The row that was freed last, counted from 1; 0: none. The key of each free row holds the number of the next.
+    /// The last freed row, counted from 1; 0: none. The key of each free row holds the number of the next one.
     free: u32,
     /// Bits of a place that hold the row number.
     number_bits: u32,
@@ -69,71 +71,71 @@ pub(super) struct Table<R> {
     tags: u32,
     secret: HashKey,
     used: usize,
-    /// For each bucket, how many of its keys are in one of the next buckets, because it was full.
+    /// Per bucket, the number of its keys that are in a later bucket because it was full.
     astray: Vec<u16>,
-    /// The sum of `astray`: mostly 0, and then a lookup reads a single bucket.
+    /// Sum of `astray`. It is mostly 0, and then a look-up reads a single bucket.
     strays: usize,
-    /// Where the runs begin that are inspected for the next eviction, counted from the start of each share of the rows.
+    /// Start of the runs that the next eviction inspects, relative to the start of each share of the rows.
     hand: usize,
     #[cfg(test)]
     inspected: std::cell::Cell<usize>,
 }
 
-/// Where a new key was placed.
+/// The place of a new key.
 pub(super) struct Claim {
-    /// The number of its row.
+    /// Number of its row.
     pub(super) slot: usize,
-    /// True where another entry was evicted for it.
+    /// True if another entry was evicted for it.
     pub(super) evicted: bool,
 }
 
 /// One entry of a full bucket.
 pub(super) struct Way<'a, R> {
-    /// How many entries of the bucket have been claimed since.
+    /// Number of entries of the bucket that were claimed later.
     pub(super) age: usize,
     /// The last argument of [`Table::rank`].
     pub(super) rank: u8,
-    /// Reading it costs a memory access.
+    /// Reading the row costs a memory access.
     pub(super) row: &'a R,
 }
 
-/// The age of the entry that was claimed longest ago.
+/// Age of the entry that was claimed the longest time ago.
 pub(super) const OLDEST: usize = WAYS - 1;
 
 /// The highest rank.
 pub(super) const RANKS: u8 = 15;
 const RANK_BITS: u32 = 4;
 
-/// Buckets of an index that has its full size from the start: 32 KiB.
+/// Maximum number of buckets of an index that has its full size from the start: 32 KiB.
 const SMALL: usize = 1_024;
 
-/// The factor by which the index grows at each step, and the number of steps.
+/// Factor by which the index grows at each step, and number of steps.
 const STEP: usize = 4;
 const STEPS: u32 = 3;
 
-/// An index that can still grow is at most one part in so many full: a bucket is then hardly ever full, and no entry is
-/// evicted. Where there is time to grow, half of that is enough.
+/// An index that can still grow is filled to at most one part in this many, so that hardly any bucket is full and no
+/// entry is evicted. During idle time it grows at half that fill level.
 const SPARSE: usize = 8;
 
-/// So many bytes of rows are touched in advance: more than are inserted between two pauses, except in a flood, and few
-/// enough to cost nothing while no packets come.
+/// Bytes of rows that are faulted in in advance: more than are inserted between two pauses, except in a flood, and few
+/// enough to cost nothing in idle time.
 const AHEAD: usize = 32 << 10;
 
 impl<R: Row> Table<R> {
-    /// A table for at least `entries`, rounded up to whole buckets, that evicts within a bucket.
+    /// Creates a table for at least `entries`, rounded up to whole buckets, that evicts within a bucket.
     pub(super) fn new(entries: usize, secret: HashKey) -> Self {
         Self::with_index(entries, 1, secret)
     }
 
-    /// A table for at least `entries`, for [`Table::claim_beside`].
+    /// Creates a table for at least `entries`, for use with [`Table::claim_beside`].
     pub(super) fn with_spare_index(entries: usize, secret: HashKey) -> Self {
         Self::with_index(entries, SPARE_INDEX, secret)
     }
 
-    /// A table whose index has `spare` times as many places as it has rows.
+    /// Creates a table whose index has `spare` times as many places as rows.
     fn with_index(entries: usize, spare: usize, secret: HashKey) -> Self {
         let wanted = entries.div_ceil(WAYS).max(1) * spare;
-        // All steps are of the same factor, so that entries move only from one bucket into those that it becomes.
+        // All steps use the same factor, so that entries only move from one bucket to those that replace it.
         let start = if wanted <= SMALL { wanted } else { wanted.div_ceil(STEP.pow(STEPS)) };
         let buckets = if wanted <= SMALL { wanted } else { start * STEP.pow(STEPS) };
         let slots = buckets / spare * WAYS;
@@ -161,29 +163,29 @@ impl<R: Row> Table<R> {
         table
     }
 
-    /// How many entries it can hold.
+    /// Maximum number of entries.
     pub(super) fn slots(&self) -> usize {
         self.slots
     }
 
-    /// How many entries it holds.
+    /// Current number of entries.
     pub(super) fn used(&self) -> usize {
         self.used
     }
 
-    /// How many rows have been in use: every slot is below.
+    /// Number of rows that were ever used; every slot is below it.
     pub(super) fn begun(&self) -> usize {
         self.begun
     }
 
-    /// Counts buckets and rows that were inspected, for the tests that bound the work.
+    /// Counts inspected buckets and rows, for the tests that limit the work.
     #[inline(always)]
     fn count_inspected(&self, _count: usize) {
         #[cfg(test)]
         self.inspected.set(self.inspected.get() + _count);
     }
 
-    /// Touches the memory of the next rows where that is due, and grows the index. To be called when there is time.
+    /// Faults in the memory of the next rows if needed, and grows the index. Call it in idle time.
     pub(super) fn prepare(&mut self) {
         if self.is_dense(2 * SPARSE) {
             self.grow();
@@ -209,7 +211,7 @@ impl<R: Row> Table<R> {
         }
     }
 
-    /// Records that a key of `home` is in another bucket.
+    /// Records that a key whose home bucket is `home` is in another bucket.
     fn add_stray(&mut self, home: usize) {
         if let Some(astray) = self.astray.get_mut(home) {
             *astray = astray.saturating_add(1);
@@ -222,12 +224,12 @@ impl<R: Row> Table<R> {
         usize::try_from((u128::from(hash) * self.index.len() as u128) >> 64).unwrap_or(0)
     }
 
-    /// The slot that a place of the index refers to.
+    /// The slot to which a place of the index refers.
     fn slot_at(&self, place: u32) -> Option<usize> {
         ((place & !(u32::MAX << self.number_bits)) as usize).checked_sub(1)
     }
 
-    /// The part of this hash that a place of the index holds.
+    /// The part of `hash` that a place of the index holds.
     fn tag(&self, hash: u64) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "the lower half; the upper one tells the bucket")]
         let low = hash as u32;
@@ -240,7 +242,7 @@ impl<R: Row> Table<R> {
         let ways = self.index.get(bucket)?;
         self.count_inspected(1);
         let tag = self.tag(wanted.hash);
-        // All ways at once, without a branch for each: a byte is 1 where the tag matches.
+        // Compares all ways at once, without a branch for each: a byte is 1 if the tag matches.
         let mut left = u64::from_le_bytes(ways.map(|place| u8::from((place ^ tag) & self.tags == 0)));
         while left != 0 {
             let way = (left.trailing_zeros() / u8::BITS) as usize;
@@ -276,7 +278,7 @@ impl<R: Row> Table<R> {
         others.find_map(|other| self.find_in(other, wanted).map(|(way, slot)| (other, way, slot)))
     }
 
-    /// The buckets after `bucket`, continuing at the first one after the last.
+    /// The buckets after `bucket`, wrapping around after the last.
     fn further(&self, bucket: usize) -> impl Iterator<Item = usize> + use<R> {
         let buckets = self.index.len();
         (1..buckets.min(FURTHER + 1)).map(move |step| (bucket + step) % buckets)
@@ -305,8 +307,8 @@ impl<R: Row> Table<R> {
         self.rows.get_mut(slot)
     }
 
-    /// The slot of `wanted`, or a new one for it: a free one, or where its bucket is full, that of the entry in there with
-    /// the smallest `worth`.
+    /// Returns the slot of `wanted`, or a new one: a free slot, or if its bucket is full, the slot of the entry in the
+    /// bucket with the smallest `worth`.
     pub(super) fn claim(&mut self, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> Result<usize, Claim> {
         let mut bucket = self.bucket(wanted.hash);
         let (way, claimed) = match self.find_in(bucket, wanted) {
@@ -320,15 +322,15 @@ impl<R: Row> Table<R> {
                 (way, Err(claim))
             }
         };
-        // The latest first.
+        // The most recent entry first.
         if let Some(ways) = self.index.get_mut(bucket).and_then(|ways| ways.get_mut(..=way)) {
             ways.rotate_right(1);
         }
         claimed
     }
 
-    /// The slot of `wanted`, or a new one for it. No entry is evicted while a row is free. In a full table, of the rows that
-    /// are inspected, the one with the smallest `worth` is evicted, and one that `stays` only where all of them do.
+    /// Returns the slot of `wanted`, or a new one. Entries are evicted only if no row is free: the inspected row with
+    /// the smallest `worth`. An entry that `stays` is evicted only if all inspected rows do.
     pub(super) fn claim_beside(
         &mut self,
         wanted: Hashed,
@@ -360,7 +362,8 @@ impl<R: Row> Table<R> {
         Err(Claim { evicted: is_full || claim.evicted, ..claim })
     }
 
-    /// The key of the row with the smallest `worth` among the next [`RUNS`] runs; the next call inspects the rows after them.
+    /// Returns the key of the row with the smallest `worth` among the next [`RUNS`] runs; the next call inspects the
+    /// rows after them.
     fn least_worth(&mut self, worth: impl Fn(&R) -> u64) -> Option<Key> {
         let share = self.slots / RUNS;
         let start = if self.hand < share { self.hand } else { 0 };
@@ -371,7 +374,7 @@ impl<R: Row> Table<R> {
         rows.min_by_key(|row| worth(row)).map(Row::key)
     }
 
-    /// Inserts `wanted`, which is not in the table, into `bucket`, and returns the way that it is in.
+    /// Inserts `wanted`, which is not in the table, into `bucket`, and returns its way.
     fn insert(&mut self, bucket: usize, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> (usize, Claim) {
         let none = (0, Claim { slot: 0, evicted: false });
         let Some(ways) = self.index.get(bucket) else { return none };
@@ -379,7 +382,7 @@ impl<R: Row> Table<R> {
         let (way, slot) = match empty {
             Some(way) => (way, self.allocate_row()),
             None => {
-                // Of equals the one that was claimed longest ago.
+                // Among equals the entry that was claimed the longest time ago.
                 self.count_inspected(WAYS);
                 let all = ways.iter().enumerate().rev().filter_map(|(age, place)| {
                     let slot = self.slot_at(*place)?;
@@ -406,7 +409,7 @@ impl<R: Row> Table<R> {
         (way, Claim { slot, evicted: empty.is_none() })
     }
 
-    /// A row that is not in use. The caller has made sure that there is one.
+    /// Takes a free row. The caller must have made sure that there is one.
     fn allocate_row(&mut self) -> usize {
         if let Some(slot) = (self.free as usize).checked_sub(1) {
             self.free = self.rows.get(slot).map_or(0, |row| row.key().next_free());
@@ -434,7 +437,7 @@ impl<R: Row> Table<R> {
         }
     }
 
-    /// Sets the rank of the row of `known` in `slot`, [`RANKS`] at most.
+    /// Sets the rank of the row of `known` in `slot`, at most [`RANKS`].
     #[inline]
     pub(super) fn rank(&mut self, known: Hashed, slot: usize, rank: u8) {
         let (bucket, bits) = (self.bucket(known.hash), self.number_bits);
@@ -450,12 +453,12 @@ impl<R: Row> Table<R> {
         self.rows.iter().take(self.begun).filter(|row| row.key().is_in_use())
     }
 
-    /// The row in `slot`; `None` where it is not in use.
+    /// The row in `slot`; `None` if it is not in use.
     pub(super) fn at(&self, slot: usize) -> Option<&R> {
         self.rows.get(slot).filter(|row| row.key().is_in_use())
     }
 
-    /// Removes `known` and returns its slot; `None` where it is not in the table.
+    /// Removes `known` and returns its slot; `None` if it is not in the table.
     pub(super) fn remove(&mut self, known: Hashed) -> Option<usize> {
         let home = self.bucket(known.hash);
         let near = self.find_in(home, known).map(|(way, slot)| (home, way, slot));

@@ -1,4 +1,4 @@
-//! Reads lists of the kernel that netlink-packet-route does not support yet.
+//! Reads kernel lists that netlink-packet-route does not support yet.
 //!
 //! References: `linux/netlink.h`, netlink(7).
 
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::error::HostError;
 
-/// A netlink header and the eight zero bytes after it, which select every entry.
+/// A netlink header and eight zero bytes, which select every entry.
 const REQUEST: usize = 24;
 
 /// One list of the kernel.
@@ -20,21 +20,21 @@ pub(super) struct Dump {
     pub(super) name: &'static str,
     /// The netlink protocol, such as `NETLINK_ROUTE`.
     pub(super) protocol: isize,
-    /// The type of the message that asks for the list.
+    /// Message type of the request.
     pub(super) request: u16,
-    /// The type of the messages that carry an entry.
+    /// Message type of an entry.
     pub(super) entry: u16,
-    /// Errors of a kernel or process that has no such list: it counts as empty.
+    /// Errors of a kernel or process without this list, which then counts as empty.
     pub(super) unsupported: &'static [Errno],
 }
 
 impl Dump {
-    /// Calls `each` with the payload of every entry; false where the list changed while it was read.
+    /// Calls `each` with the payload of every entry; false if the list changed while it was read.
     ///
     /// # Errors
     ///
-    /// [`HostError::Open`] where there is no socket, [`HostError::Refused`] where the kernel refuses the list, and
-    /// [`HostError::Ended`] where its answer cannot be decoded.
+    /// [`HostError::Open`] if the socket cannot be opened, [`HostError::Refused`] if the kernel refuses the list, and
+    /// [`HostError::Ended`] if its answer cannot be decoded.
     pub(super) async fn list(&self, mut each: impl FnMut(&[u8])) -> Result<bool, HostError> {
         let socket = TokioSocket::new(self.protocol).map_err(HostError::Open)?;
         let mut request = [0; REQUEST];
@@ -56,7 +56,7 @@ impl Dump {
         }
     }
 
-    /// Reads one datagram; true where the list is complete.
+    /// Reads one datagram; true if the list is complete.
     pub(super) fn read(
         &self,
         datagram: &[u8],

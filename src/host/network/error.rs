@@ -4,10 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long the kernel may take: enough for the routes of the whole Internet.
+/// Timeout for the kernel's lists: enough for a full Internet routing table.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the host could not be read or watched.
+/// Reason why the host's network configuration could not be read or watched.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error("cannot open an rtnetlink socket: {0}; in a sandbox, allow AF_NETLINK")]

@@ -1,8 +1,8 @@
-//! The outer ends of IPsec tunnels, from the kernel's policies: a ban of one cuts off everything that the tunnel carries.
+//! Reads the outer addresses of IPsec tunnels from the kernel's policies: a ban of one would cut off the whole tunnel.
 //!
-//! The kernel shows policies to processes with CAP_NET_ADMIN. Without it, and without IPsec, there are none.
+//! The kernel shows policies to processes with CAP_NET_ADMIN. Without it, or without IPsec, the list is empty.
 //!
-//! Read with: `linux/xfrm.h` and the kernel's `net/xfrm/xfrm_user.c`.
+//! References: `linux/xfrm.h` and the kernel's `net/xfrm/xfrm_user.c`.
 
 use std::net::IpAddr;
 
@@ -33,7 +33,7 @@ const TUNNEL: u8 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
-/// The most peers that are protected: a gateway of very many remote networks lists them under `[allow]`.
+/// Maximum number of protected peers: a gateway with more remote networks lists them under `[allow]`.
 const MAX_PEERS: usize = 4_096;
 
 const POLICIES: Dump = Dump {
@@ -44,8 +44,9 @@ const POLICIES: Dump = Dump {
     unsupported: &[Errno::PERM, Errno::OPNOTSUPP, Errno::INVAL],
 };
 
-/// Adds the far ends of the tunnels into which outgoing policies send whole networks; false where the list changed while it
-/// was read. A policy for a single address leads to one remote host, which is not part of this host's own network.
+/// Adds the remote ends of the tunnels into which outgoing policies send whole networks; false if the list changed
+/// while it was read. A policy for a single address leads to one remote host, which is not part of this host's own
+/// network.
 pub(super) async fn list(peers: &mut Vec<IpAddr>) -> Result<bool, HostError> {
     let mut found = Vec::new();
     let consistent = match POLICIES.list(|policy| found.extend(policy_peers(policy).into_iter().flatten())).await {
@@ -59,13 +60,13 @@ pub(super) async fn list(peers: &mut Vec<IpAddr>) -> Result<bool, HostError> {
     Ok(consistent)
 }
 
-/// Reads one datagram; true where the list is complete. For the fuzzer.
+/// Reads one datagram; true if the list is complete. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(super) fn read(datagram: &[u8], peers: &mut Vec<IpAddr>) -> Result<bool, HostError> {
     POLICIES.read(datagram, &mut |policy| peers.extend(policy_peers(policy).into_iter().flatten()), &mut true)
 }
 
-/// The peers of an outgoing policy for more than a single address.
+/// The peers of an outgoing policy for more than one address.
 fn policy_peers(payload: &[u8]) -> Option<impl Iterator<Item = IpAddr>> {
     let family = u16::from_ne_bytes(*payload.get(PREFIX_LENGTH - 2..)?.first_chunk()?);
     let single = if family == AF_INET { 32 } else { 128 };
@@ -78,7 +79,7 @@ fn policy_peers(payload: &[u8]) -> Option<impl Iterator<Item = IpAddr>> {
     Some(peers.flatten())
 }
 
-/// The far end of one tunnel.
+/// The remote end of one tunnel.
 fn peer(template: &[u8]) -> Option<IpAddr> {
     if *template.get(48)? != TUNNEL {
         return None;

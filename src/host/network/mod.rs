@@ -1,9 +1,9 @@
 //! Reads this host's addresses, gateways and interfaces from the kernel over rtnetlink, and its resolvers from
-//! resolv.conf. They are exempt without configuration and follow changes of the system: [`Watcher`] says when to
+//! resolv.conf. They are exempt without configuration and follow changes of the system: [`Watcher`] reports when to
 //! read again.
 //!
-//! Used by the event loop. A socket belongs to the network namespace of the thread that opens it, so a tokio
-//! runtime with one thread keeps all of them in one namespace.
+//! Used by the event loop. A socket belongs to the network namespace of the thread that opens it, so a tokio runtime
+//! with one thread keeps all of them in one namespace.
 //!
 //! References: rtnetlink(7), `linux/rtnetlink.h`, `linux/if_addr.h`.
 
@@ -37,28 +37,28 @@ use next_hops::NextHop;
 pub use reverse_path::ReverseRoute;
 pub use watch::Watcher;
 
-/// What this host is. Every list is sorted and holds each entry once, so that two readings compare.
+/// The network facts of this host. Every list is sorted and without duplicates, so that two readings can be compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
-    /// Every address of every interface, with the interface's index and the prefix length of its network. Tentative
-    /// and deprecated IPv6 addresses are among them. A point-to-point address stands alone (/32 or /128).
+    /// Every address of every interface, with the interface index and the prefix length of its network. Includes
+    /// tentative and deprecated IPv6 addresses. A point-to-point address has a full-length prefix (/32 or /128).
     pub addresses: Vec<(u32, IpNet)>,
-    /// What routes of type `local` give this host, in any table: its addresses again, and whole prefixes (AnyIP). Not the
-    /// default route of a transparent proxy: what that takes is addressed to others.
+    /// Destinations of routes of type `local` in any table: own addresses, and whole prefixes (AnyIP). Excludes the
+    /// default route of a transparent proxy, whose packets are addressed to others.
     pub local: Vec<IpNet>,
     /// What routes of type `anycast` give it: the first address of each network of an IPv6 router.
     pub anycast: Vec<IpNet>,
-    /// The kernel's IPv4 routes as its reverse-path filter reads them. Empty where no interface has a strict one.
+    /// The kernel's IPv4 routes for its reverse-path filter. Empty if no interface has a strict filter.
     pub reverse_routes: Vec<ReverseRoute>,
     /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included. Of
     /// routes that routers advertise, those of the default routes of the highest preference: any host on the link can
     /// advertise one that is never used, or a route to a network that this host does not talk to.
     pub gateways: Vec<IpAddr>,
-    /// The link-local ones among them by the interfaces of their routes: on another link another host may have that address.
+    /// The link-local gateways with the interfaces of their routes: on another link another host may have that address.
     pub link_gateways: Vec<(u32, IpAddr)>,
-    /// Outer addresses of the far ends of tunnels that are up, and of those that IPsec policies send networks into.
+    /// Outer addresses of the remote ends of active tunnels, and of IPsec policies that send whole networks.
     pub tunnel_peers: Vec<IpAddr>,
-    /// Name servers, those behind a local stub included.
+    /// Name servers, including those behind a local stub.
     pub resolvers: Vec<IpAddr>,
     /// Every interface.
     pub interfaces: Vec<Interface>,
@@ -79,17 +79,17 @@ struct Gateway {
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Interface {
-    /// The kernel's index, which packets and listeners carry.
+    /// The kernel's index, as in packets and listeners.
     pub index: u32,
-    /// Its name, such as "eth0".
+    /// Its name, for example "eth0".
     pub name: String,
-    /// True where it is administratively up (IFF_UP).
+    /// True if it is administratively up (IFF_UP).
     pub up: bool,
     /// True for a loopback device (IFF_LOOPBACK).
     pub loopback: bool,
-    /// True where it takes IPv4 packets only from sources to which a route leads back by it (rp_filter is 1).
+    /// True if it accepts IPv4 packets only from sources with a return route through it (rp_filter is 1).
     pub strict: bool,
-    /// True where the kernel takes IPv4 packets from this host's own addresses (accept_local).
+    /// True if the kernel accepts IPv4 packets from this host's own addresses (accept_local).
     pub accepts_own: bool,
     /// True where the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4 and
     /// of IPv6.
@@ -97,32 +97,32 @@ pub struct Interface {
     /// True where its frames come from programs on the same machine, and not over a wire: of a container, a virtual machine, or the
     /// hypervisor. The tunnels of this host count as such; what only has the frames of other interfaces does not.
     pub virtual_link: bool,
-    /// The index of the VRF that it belongs to; its own where it is one.
+    /// Index of the VRF to which it belongs; its own index if it is a VRF.
     pub vrf: Option<u32>,
-    /// The index of the interface that it is a port of (IFLA_MASTER): a bridge, a bond, a VRF.
+    /// Index of its master (IFLA_MASTER): a bridge, a bond, a VRF.
     pub master: Option<u32>,
-    /// The index of the interface that it lies on (IFLA_LINK): of a VLAN, a macvlan.
+    /// Index of the lower interface (IFLA_LINK) of a VLAN or macvlan.
     pub lower: Option<u32>,
-    /// The index of the bridge that it is a port of (IFLA_MASTER, where IFLA_INFO_SLAVE_KIND is "bridge").
+    /// Index of its bridge, if it is a bridge port (IFLA_MASTER, if IFLA_INFO_SLAVE_KIND is "bridge").
     pub bridge: Option<u32>,
 }
 
-/// How often lists are asked for again that changed while they were read. After that the notification of that very
-/// change makes the [`Watcher`]'s owner read once more anyway.
-const ATTEMPTS: u32 = 3;
+/// Number of attempts to read lists that change while they are read. After that, the notification of that change makes
+/// the [`Watcher`]'s owner read once more anyway.
+const MAX_ATTEMPTS: u32 = 3;
 
-/// Reads what this host is now. To miss no change, open the [`Watcher`] first.
+/// Reads the facts. To miss no change, open the [`Watcher`] first.
 ///
 /// # Errors
 ///
-/// Where a list cannot be had in full: half a list would leave a gateway unprotected.
+/// A list cannot be read completely: an incomplete list could leave a gateway unprotected.
 pub async fn read(resolvers: &ResolverFiles) -> Result<HostFacts, HostError> {
     let resolvers = resolvers.read().map_err(|(path, error)| HostError::Resolvers(path, error))?;
     let mut attempt = 1;
     loop {
         let mut facts = HostFacts { resolvers: resolvers.clone(), ..HostFacts::default() };
         let consistent = tokio::time::timeout(TIMEOUT, facts.list()).await.map_err(|_| HostError::Timeout)??;
-        if consistent || attempt == ATTEMPTS {
+        if consistent || attempt == MAX_ATTEMPTS {
             return Ok(facts.in_order());
         }
         attempt += 1;
@@ -130,9 +130,10 @@ pub async fn read(resolvers: &ResolverFiles) -> Result<HostFacts, HostError> {
 }
 
 impl HostFacts {
-    /// Adds what the kernel lists; false where a list changed while it was read.
+    /// Adds the kernel's lists; false if a list changed while it was read.
     async fn list(&mut self) -> Result<bool, HostError> {
-        // The strict check makes the kernel filter by type of route: a hundred thousand blackholes stay where they are.
+        // The strict check makes the kernel filter by route type, so that large numbers of blackholes are not
+        // transferred.
         let (connection, mut handle, mut answers) =
             rtnetlink::new_connection_with_strict_check().map_err(HostError::Open)?;
         let ask = async {
@@ -140,7 +141,7 @@ impl HostFacts {
             for (list, request) in requests() {
                 let mut request = NetlinkMessage::from(request);
                 request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-                // Not `Handle::request`: its stream ends in the same way after a complete list and a broken one.
+                // Not `Handle::request`, whose stream ends in the same way after a complete and a broken list.
                 handle.notify(request).map_err(|_| HostError::Ended(list))?;
                 loop {
                     let (message, _) = answers.recv().await.map_err(|_| HostError::Ended(list))?;
@@ -199,7 +200,7 @@ impl HostFacts {
                     self.advertised_objects.extend(object(&route).map(|object| (preference, object)));
                 }
             }
-            // Which table answers is then for rules to say that this program does not follow.
+            // Custom rules select tables in ways that this program does not follow.
             RouteNetlinkMessage::NewRule(rule) if !reverse_path::is_usual(&rule) => {
                 self.interfaces.iter_mut().for_each(|interface| interface.strict = false);
             }
@@ -297,7 +298,7 @@ fn interface(link: &LinkMessage) -> Interface {
         LinkAttribute::Link(index) => Some(*index),
         _ => None,
     });
-    // In another network namespace, which has numbers of its own.
+    // An index in another network namespace is meaningless here.
     let elsewhere = link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkNetNsId(_)));
     let flags = link.header.flags;
     let kind = link.attributes.iter().find_map(|attribute| match attribute {
@@ -346,7 +347,7 @@ fn is_virtual(kind: Option<&InfoKind>, bus: Option<&str>, elsewhere: bool) -> bo
     }
 }
 
-/// The host's own end of an address. On a point-to-point link IFA_ADDRESS is the peer's, and the prefix length with it.
+/// The host's own end of an address. On a point-to-point link IFA_ADDRESS and the prefix length belong to the peer.
 fn own_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
     let (mut local, mut address) = (None, None);
     for attribute in &message.attributes {
@@ -386,7 +387,8 @@ fn object(route: &RouteMessage) -> Option<u32> {
     })
 }
 
-/// Collects the gateways of a route or of one path of it, which leaves by `interface` unless the attributes name another one.
+/// Collects the gateways of a route or of one of its paths, which leaves by `interface` unless the attributes contain
+/// another one.
 fn route_gateways(attributes: &[RouteAttribute], interface: u32, gateways: &mut Vec<Gateway>) {
     let named = attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
@@ -401,7 +403,7 @@ fn route_gateways(attributes: &[RouteAttribute], interface: u32, gateways: &mut 
             RouteAttribute::Gateway(RouteAddress::Inet6(ip)) | RouteAttribute::Via(RouteVia::Inet6(ip)) => {
                 gateways.push(Gateway { address: (*ip).into(), interface });
             }
-            // The kernel nests one level; the decoder has bounded what arrives here by the datagram.
+            // The kernel nests one level; the decoder has already limited the input to the datagram.
             RouteAttribute::MultiPath(paths) => {
                 for path in paths {
                     route_gateways(&path.attributes, path.interface_index, gateways);
@@ -412,7 +414,7 @@ fn route_gateways(attributes: &[RouteAttribute], interface: u32, gateways: &mut 
     }
 }
 
-/// Any datagram through the readers of links, addresses, routes and next hops. For the fuzzer.
+/// Runs any datagram through the readers of links, addresses, routes and next hops. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
     let mut facts = HostFacts::default();

@@ -1,6 +1,6 @@
-//! Reads the kernel's next-hop objects (`ip nexthop`) that point to gateways. A list of routes shows such gateways
-//! only while the sysctl net.ipv4.nexthop_compat_mode is 1, so the objects are listed as well. netlink-packet-route
-//! does not support them yet.
+//! Reads the kernel's next-hop objects (`ip nexthop`) that point to gateways. A route list contains such gateways only
+//! while the sysctl net.ipv4.nexthop_compat_mode is 1, so the objects are listed as well. netlink-packet-route does not
+//! support them yet.
 //!
 //! References: `linux/nexthop.h` and the kernel's `net/ipv4/nexthop.c`.
 
@@ -41,13 +41,13 @@ const OBJECTS: Dump = Dump {
     unsupported: &[Errno::OPNOTSUPP],
 };
 
-/// Adds the gateways of every next-hop object; false where the list changed while it was read. A kernel before 5.3 has
+/// Adds the gateways of every next-hop object; false if the list changed while it was read. Kernels before 5.3 have
 /// none.
 pub(super) async fn list(next_hops: &mut Vec<NextHop>) -> Result<bool, HostError> {
     OBJECTS.list(|object| next_hops.extend(next_hop(object))).await
 }
 
-/// Reads one datagram; true where the list is complete. For the fuzzer.
+/// Reads one datagram; true if the list is complete. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(super) fn read(datagram: &[u8], next_hops: &mut Vec<NextHop>) -> Result<bool, HostError> {
     OBJECTS.read(datagram, &mut |object| next_hops.extend(next_hop(object)), &mut true)

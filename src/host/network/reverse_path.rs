@@ -1,4 +1,4 @@
-//! The input of the kernel's IPv4 reverse-path filter: the interfaces with a strict filter, and the routes.
+//! Reads the input of the kernel's IPv4 reverse-path filter: the interfaces with a strict filter, and the routes.
 //!
 //! References: `net/ipv4/fib_frontend.c` (`__fib_validate_source`), Documentation/networking/ip-sysctl.rst (rp_filter).
 
@@ -9,14 +9,14 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-/// An IPv4 route of the main or the default table. Sorted, the one that the kernel prefers comes first.
+/// An IPv4 route of the main or the default table. In sorted order, the preferred route comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReverseRoute {
-    /// Where it leads.
+    /// Its destination.
     pub network: Ipv4Net,
-    /// The table, the main one first, and the metric in it.
+    /// The table (main first) and the metric.
     pub preference: (bool, u32),
-    /// Indexes of the interfaces by which it leaves. None where a next-hop object does not say.
+    /// Indexes of its outgoing interfaces. Empty if a next-hop object does not contain them.
     pub interfaces: Vec<u32>,
 }
 
@@ -25,7 +25,7 @@ const MAIN_TABLE: u32 = 254;
 const LOCAL_TABLE: u32 = 255;
 
 impl ReverseRoute {
-    /// `None` for a route that the filter does not look at: of IPv6, of another table, dead.
+    /// `None` for a route that the filter ignores: IPv6, another table, or dead.
     pub(super) fn new(route: &RouteMessage) -> Option<Self> {
         let RouteHeader { table, flags, tos, .. } = route.header;
         let (mut table, mut metric, mut interfaces) = (u32::from(table), 0, Vec::new());
@@ -44,7 +44,7 @@ impl ReverseRoute {
     }
 }
 
-/// Where a route leads.
+/// The destination of a route.
 pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
     let address = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
@@ -59,7 +59,7 @@ pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
     IpNet::new(address.unwrap_or(unspecified), route.header.destination_prefix_length).ok()
 }
 
-/// True for the three rules that every network namespace begins with: local, main and default table, for all packets.
+/// True for the three default rules of every network namespace: local, main and default table, for all packets.
 pub(super) fn is_usual(rule: &RuleMessage) -> bool {
     let mut table = u32::from(rule.header.table);
     let narrows = rule.attributes.iter().any(|attribute| match attribute {
@@ -68,7 +68,7 @@ pub(super) fn is_usual(rule: &RuleMessage) -> bool {
             false
         }
         RuleAttribute::Priority(_) | RuleAttribute::Protocol(_) => false,
-        // -1: no prefix is too short.
+        // -1 disables the check.
         RuleAttribute::SuppressPrefixLen(length) => *length != u32::MAX,
         _ => true,
     });
@@ -80,7 +80,7 @@ pub(super) fn is_strict(interface: &str) -> bool {
     setting(interface, "rp_filter") == Some(1)
 }
 
-/// True where the kernel takes IPv4 packets from this host's own addresses (accept_local).
+/// True if the kernel accepts IPv4 packets from this host's own addresses (accept_local).
 pub(super) fn accepts_local(interface: &str) -> bool {
     setting(interface, "accept_local") == Some(1)
 }
@@ -95,7 +95,7 @@ pub(super) fn filters_frames(interface: &str) -> [bool; 2] {
     ]
 }
 
-/// The kernel takes the greater of the interface's value and that of `all`.
+/// The kernel uses the maximum of the interface's value and that of `all`.
 fn setting(interface: &str, key: &str) -> Option<u8> {
     value("ipv4", interface, key).max(value("ipv4", "all", key))
 }

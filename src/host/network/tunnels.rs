@@ -1,7 +1,8 @@
-//! The far ends of tunnels, from the settings of their links: a ban of one cuts off everything that the tunnel carries.
+//! Determines the remote ends of tunnels from the attributes of their links: a ban of one would cut off the whole
+//! tunnel.
 //!
-//! The kernel's links name the peer of VXLAN, Geneve, GRE, IPIP, SIT and VTI. Peers of WireGuard are known to generic netlink
-//! alone, which tells the private key with them and which the daemon does not open.
+//! The kernel's links contain the peers of VXLAN, Geneve, GRE, IPIP, SIT and VTI. WireGuard peers are only available
+//! through generic netlink, together with the private key, and the daemon does not open it.
 
 use std::net::IpAddr;
 
@@ -10,7 +11,7 @@ use netlink_packet_route::link::{
     LinkMessage,
 };
 
-/// The outer address of the other end, where the tunnel is up and has one that is unicast.
+/// The outer address of the remote end, if the tunnel is up and the address is unicast.
 pub(super) fn peer(link: &LinkMessage) -> Option<IpAddr> {
     if !link.header.flags.contains(LinkFlags::Up) {
         return None;
@@ -23,7 +24,7 @@ pub(super) fn peer(link: &LinkMessage) -> Option<IpAddr> {
     outer(data?).filter(is_peer)
 }
 
-/// True for an address that the far end of a tunnel can have.
+/// True for a valid address of a tunnel's remote end.
 pub(super) fn is_peer(address: &IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
 }

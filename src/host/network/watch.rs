@@ -1,5 +1,5 @@
-//! Reduces the kernel's notifications of links, addresses and routes to one signal, "something changed". The
-//! details are read again in full, because a notification may be lost.
+//! Reduces the kernel's notifications of links, addresses and routes to one signal, "something changed". The details
+//! are read again in full, because a notification may be lost.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,11 +16,11 @@ use tokio::time::{Instant, timeout_at};
 use super::error::HostError;
 use super::ipsec;
 
-/// A DHCP client or `ip` changes several things in a row: wait until it is quiet for this long.
+/// Quiet time to wait for: a DHCP client or `ip` makes several changes in a row.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// A routing daemon is never quiet: never wait longer than this, counted from the first notification.
-const LONGEST: Duration = Duration::from_millis(500);
+/// Maximum wait after the first notification, because a routing daemon may never be quiet.
+const MAX_WAIT: Duration = Duration::from_millis(500);
 
 const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
@@ -28,29 +28,29 @@ const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
-    // Rules and rp_filter say what the reverse-path filter drops.
+    // Rules and rp_filter determine which packets the reverse-path filter drops.
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv4Netconf,
-    // Next-hop objects (`ip nexthop`): a route's gateway changes, the route does not.
+    // Next-hop objects (`ip nexthop`) change the gateway of a route without changing the route.
     MulticastGroup::Nexthop,
 ];
 
-/// Datagrams of notifications are small; a longer one is cut off, and its beginning says enough.
+/// Notifications are small; the beginning of a truncated one is sufficient.
 const BUFFER: usize = 8 * 1024;
 
-/// Tells when links, addresses or routes of this network namespace changed.
+/// Reports changes of links, addresses or routes in this network namespace.
 ///
-/// It reads the socket itself, because rtnetlink's connection queues decoded notifications without a limit. Here memory
-/// is bounded: what the kernel's buffer cannot hold (ENOBUFS) counts as a change like any other.
+/// Reads the socket itself, because rtnetlink's connection queues decoded notifications without a limit. Here memory is
+/// limited: an overflow of the kernel's buffer (ENOBUFS) counts as a change.
 pub struct Watcher {
     socket: TokioSocket,
-    /// For IPsec; `None` where the kernel has none.
+    /// For IPsec; `None` if the kernel has no IPsec.
     policies: Option<TokioSocket>,
     buffer: Vec<u8>,
     burst: Option<Burst>,
 }
 
-/// Changes that have been noticed and not yet told. Kept in the watcher, so that dropping the future loses none.
+/// Changes that were noticed but not reported yet. Kept in the watcher, so that dropping the future loses none.
 #[derive(Clone, Copy)]
 struct Burst {
     first: Instant,
@@ -58,11 +58,11 @@ struct Burst {
 }
 
 impl Watcher {
-    /// Begins to watch the network namespace of this thread.
+    /// Starts to watch the network namespace of the calling thread.
     ///
     /// # Errors
     ///
-    /// Where netlink cannot be opened.
+    /// Netlink cannot be opened.
     ///
     /// # Panics
     ///
@@ -73,7 +73,7 @@ impl Watcher {
             socket.socket_mut().bind_auto()?;
             for group in GROUPS {
                 match socket.socket_ref().add_membership(group as u32) {
-                    // Next-hop objects came with Linux 5.3.
+                    // Next-hop objects exist since Linux 5.3.
                     Err(_) if matches!(group, MulticastGroup::Nexthop) => {}
                     joined => joined?,
                 }
@@ -88,16 +88,16 @@ impl Watcher {
         })
     }
 
-    /// Waits until something changed and 50 ms passed without a further change, at most 500 ms after the first. Then
-    /// read the host again.
+    /// Waits until something has changed and 50 ms have passed without a further change, at most 500 ms after the
+    /// first. The caller must then read the host again.
     ///
     /// # Cancel safety
     ///
-    /// A change that was noticed is told by the next call.
+    /// A noticed change is reported by the next call.
     ///
     /// # Errors
     ///
-    /// Where the socket fails: open another watcher, and read the host.
+    /// The socket failed: open another watcher, and read the host.
     pub async fn changed(&mut self) -> Result<(), HostError> {
         loop {
             let Some(burst) = self.burst else {
@@ -106,8 +106,8 @@ impl Watcher {
                 self.burst = Some(Burst { first: now, last: now });
                 continue;
             };
-            let due = (burst.last + QUIET).min(burst.first + LONGEST);
-            // Asked first: where notifications never end, the timeout below never gets its turn.
+            let due = (burst.last + QUIET).min(burst.first + MAX_WAIT);
+            // Checked first, because with continuous notifications the timeout below would never expire.
             if Instant::now() < due
                 && let Ok(noticed) = timeout_at(due, self.notification()).await
             {
@@ -120,21 +120,21 @@ impl Watcher {
         }
     }
 
-    /// Waits for a notification that matters.
+    /// Waits for a relevant notification.
     async fn notification(&mut self) -> Result<(), HostError> {
         loop {
             self.buffer.clear();
-            let (told, of_policies) = poll_fn(|context| {
+            let (received, of_policies) = poll_fn(|context| {
                 if let Some(policies) = &mut self.policies
-                    && let Poll::Ready(told) = policies.poll_recv_from(context, &mut self.buffer)
+                    && let Poll::Ready(received) = policies.poll_recv_from(context, &mut self.buffer)
                 {
-                    return Poll::Ready((told, true));
+                    return Poll::Ready((received, true));
                 }
-                self.socket.poll_recv_from(context, &mut self.buffer).map(|told| (told, false))
+                self.socket.poll_recv_from(context, &mut self.buffer).map(|received| (received, false))
             })
             .await;
-            match told {
-                // Other processes may send to a netlink socket too; the kernel is number 0.
+            match received {
+                // Other processes may send to a netlink socket too; the kernel has port id 0.
                 Ok(sender) if sender.port_number() == 0 && (of_policies || matters(&self.buffer)) => return Ok(()),
                 Err(error) if is_overrun(&error) => return Ok(()),
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(HostError::Watch(error)),
@@ -144,7 +144,7 @@ impl Watcher {
     }
 }
 
-/// A socket that hears of IPsec policies and associations.
+/// A socket for notifications of IPsec policies and associations.
 fn open_policies() -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(NETLINK_XFRM)?;
     socket.socket_mut().bind_auto()?;
@@ -160,8 +160,9 @@ fn is_overrun(error: &io::Error) -> bool {
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 
-/// False for notifications of routes that lead nowhere: they have no gateway, and a program that blocks with blackholes makes
-/// hundreds a minute. One that replaces another route matters, because that one may have had a gateway.
+/// False for routes without a gateway and without a destination, such as blackholes, of which a blocking program
+/// creates hundreds per minute. A route that replaces another one is relevant, because the old one may have had a
+/// gateway.
 pub(super) fn matters(datagram: &[u8]) -> bool {
     let Ok(message) = NetlinkBuffer::new_checked(datagram) else { return true };
     if !matches!(message.message_type(), RTM_NEWROUTE | RTM_DELROUTE) || message.flags() & NLM_F_REPLACE != 0 {

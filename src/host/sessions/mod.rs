@@ -1,11 +1,11 @@
-//! The remote addresses of logged-in sessions, from the files of systemd-logind, or where there is no logind from utmp.
-//! Only root's programs tell logind of a session; utmp also has records that users make by setgid helpers, so of these only
-//! the ones of root's processes count. A user has a bounded number of addresses either way.
-//! Asks no name server: a session that is only known by its host's name has no address here. Whether the addresses are
-//! protected is for [`crate::engine`].
+//! Reads the remote addresses of login sessions from the files of systemd-logind, or from utmp without logind. Only
+//! programs of root register sessions with logind. utmp also has records that users create with setgid helpers, so only
+//! records of root's processes count. The number of addresses per user is limited in either case. No name server is
+//! queried: a session known only by host name has no address here. [`crate::engine`] decides whether the addresses are
+//! protected.
 //!
-//! References: utmp(5), and sd-login(3). The files in /run/systemd/sessions are logind's own; what is read from them has
-//! been stable since systemd 30, and asking over D-Bus would need a connection that a firewall should not depend on.
+//! References: utmp(5), and sd-login(3). The files in /run/systemd/sessions are private to logind, but the lines used
+//! here have been stable since systemd 30, and D-Bus would add a dependency that a firewall should not have.
 
 mod utmp;
 
@@ -15,27 +15,27 @@ use std::path::PathBuf;
 
 use super::file_watch::{Files, address, beginning, in_order, lines, listing};
 
-/// Sessions from outside at one time, by address. Every one of them becomes a protected address, so the list has an end.
+/// Maximum number of remote addresses. Each becomes a protected address, so the list is limited.
 pub const MAX_SESSIONS: usize = 256;
 
-/// Addresses of one user, so that one user's many sessions leave room for others.
+/// Maximum number of addresses per user, so that many sessions of one user leave room for others.
 const MAX_SESSIONS_OF_USER: usize = 16;
 
-/// Some 5,000 logins.
+/// Maximum size of utmp: about 5,000 logins.
 const MAX_UTMP: u64 = 2 << 20;
 
-/// A session's file has some 600 bytes.
+/// Maximum size of a session file, which normally has about 600 bytes.
 const MAX_FILE: u64 = 16 << 10;
 
-/// Files of sessions that are looked at: most belong to no remote one.
+/// Maximum number of session files read: most belong to local sessions.
 const MAX_FILES: usize = 4_096;
 
-/// Where sessions are written.
+/// Locations of session records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionFiles {
-    /// Files of utmp records; the same one under two names is no harm.
+    /// Files with utmp records; the same file under two names is harmless.
     pub utmp: Vec<PathBuf>,
-    /// Folder in which logind keeps a file for each session.
+    /// Directory in which logind keeps a file per session.
     pub logind: PathBuf,
 }
 
@@ -47,9 +47,9 @@ impl Default for SessionFiles {
 }
 
 impl SessionFiles {
-    /// The addresses, sorted, each once, at most [`MAX_SESSIONS`]. Never loopback. What is missing or cannot be read gives
-    /// none. A process that dies without a word leaves its utmp record behind, so read them now and then also where no file
-    /// changed.
+    /// The addresses, sorted, without duplicates, at most [`MAX_SESSIONS`]. Never loopback. Missing and unreadable
+    /// files are ignored. A killed process leaves its utmp record, so read them from time to time even without file
+    /// changes.
     #[must_use]
     pub fn read(&self) -> Vec<IpAddr> {
         let logins: Vec<RemoteLogin> = if self.logind.is_dir() {
@@ -67,7 +67,7 @@ impl SessionFiles {
     }
 
     fn sessions(&self) -> Vec<PathBuf> {
-        // A session's FIFO, "4.ref", stands beside its file.
+        // The session's FIFO, for example "4.ref", is in the same directory.
         listing(&self.logind, MAX_FILES, |name| !name.ends_with(".ref"))
     }
 }
@@ -85,7 +85,7 @@ struct RemoteLogin {
     address: IpAddr,
 }
 
-/// A session of logind, unless it is local, or over and only waiting for its last processes.
+/// A remote session of logind, unless it is closing.
 fn remote(text: &[u8]) -> Option<RemoteLogin> {
     let (mut host, mut remote, mut over, mut user) = (None, false, false, "");
     for (key, value) in lines(text).filter_map(|line| line.split_once('=')) {
@@ -101,7 +101,7 @@ fn remote(text: &[u8]) -> Option<RemoteLogin> {
     Some(RemoteLogin { user: user.to_owned(), address })
 }
 
-/// Fuzz target input: arbitrary bytes as a list of sessions.
+/// Fuzz target: arbitrary bytes as session files.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let _ = remote(bytes);

@@ -1,5 +1,5 @@
 //! Parses utmp into the addresses of sessions whose process runs as root, as a login program does. Records of other
-//! processes are ignored: any local user can add them through setgid helpers such as libutempter's. Total: an
+//! processes are ignored: any local user can add them with setgid helpers such as libutempter's. Never fails: an
 //! incomplete record is skipped.
 //!
 //! References: utmp(5), and glibc's bits/utmp.h for the record: type (16 bits) at 0, process (32) at 4, user (32 bytes) at
@@ -11,8 +11,8 @@ use std::path::Path;
 use super::RemoteLogin;
 use crate::host::file_watch::{address, beginning, foreign, lines};
 
-/// Length of a record, and where the address stands in it. glibc keeps session and time at 32 bits where programs of 32
-/// bits may share the file, and has them at 64 bits elsewhere.
+/// Length of a record, and offset of the address in it. glibc uses 32 bits for session and time on architectures that
+/// share the file with 32-bit programs, and 64 bits elsewhere.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
     length: usize,
@@ -34,7 +34,7 @@ const HOST_LENGTH: usize = 256;
 /// ut_type of a session.
 pub(super) const USER_PROCESS: i16 = 7;
 
-/// The logins from other hosts whose process is root's.
+/// The logins from other hosts whose processes belong to root.
 pub(super) fn sessions(file: &[u8]) -> Vec<RemoteLogin> {
     read(file, RECORD, is_roots)
 }
@@ -52,34 +52,34 @@ fn session(record: &[u8], layout: Layout, is_roots: impl Fn(i32) -> bool) -> Opt
     let user = String::from_utf8_lossy(user.split(|byte| *byte == 0).next()?).into_owned();
     let host = record.get(HOST..)?.get(..HOST_LENGTH)?;
     let binary = record.get(layout.address..)?.first_chunk::<16>()?;
-    // The text first: it cannot be mistaken, while an IPv6 address that ends in zeros looks like an IPv4 one.
+    // The text is preferred because it is unambiguous: an IPv6 address that ends in zeros looks like an IPv4 one.
     let address = host_address(host).or_else(|| binary_address(*binary))?;
     is_roots(process).then_some(RemoteLogin { user, address })
 }
 
-/// The address in ut_host, which ends at its first zero byte, or nowhere. mosh writes "ADDRESS via mosh [PID]", screen
-/// "ADDRESS:S.0", and others a name or a display.
+/// The address in ut_host, which ends at its first zero byte or at the end of the field. mosh writes "ADDRESS via mosh
+/// [PID]", screen "ADDRESS:S.0", and others a name or a display.
 fn host_address(host: &[u8]) -> Option<IpAddr> {
     let host = host.split(|byte| *byte == 0).next().and_then(|host| std::str::from_utf8(host).ok())?;
     let host = host.split_whitespace().next()?;
     address(host.split_once(":S.").map_or(host, |(host, _window)| host))
 }
 
-/// The address in ut_addr_v6: an IPv4 address stands in its first four bytes, with nothing behind it.
+/// The address in ut_addr_v6. An IPv4 address occupies the first four bytes, followed by zeros.
 fn binary_address(bytes: [u8; 16]) -> Option<IpAddr> {
     let [a, b, c, d, rest @ ..] = bytes;
     foreign(if rest == [0; 12] { IpAddr::from([a, b, c, d]) } else { IpAddr::from(bytes) })
 }
 
-/// True where there is such a process, and all four of its user numbers are root's: a program with the setuid bit that a user
-/// runs keeps the user's as its real one. A record outlives a session whose process was killed.
+/// True if the process exists and all four of its uids are root: a setuid program run by a user has the user's real
+/// uid. A record remains after a session whose process was killed.
 fn is_roots(process: i32) -> bool {
     let status = beginning(Path::new(&format!("/proc/{process}/status")), MAX_STATUS);
     let users = lines(&status).find_map(|line| line.strip_prefix("Uid:"));
     process > 0 && users.is_some_and(|users| users.split_whitespace().eq(["0"; 4]))
 }
 
-/// More than the kernel writes.
+/// Maximum size read; more than the kernel writes.
 const MAX_STATUS: u64 = 16 << 10;
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
-//! Notices when the wall clock is set. The ledger's times are wall-clock times, because they outlive reboots; the kernel's
-//! timers follow the time since boot. Where the two diverge while the program runs, the ends of bans in force have to follow.
+//! Detects when the wall clock is set. The ledger uses wall-clock times, because they survive reboots; the kernel's
+//! timers use the time since boot. If the two diverge while the program runs, the ends of bans in force must be
+//! adjusted.
 
 use std::time::SystemTime;
 
 use crate::clock::boot_time;
 use crate::ledger::row::{self, micros};
 
-/// Smaller differences are the time between two clock readings. Smaller steps add up until they are noticed.
+/// Smaller differences are caused by the time between two clock readings. Smaller steps accumulate until they are
+/// detected.
 const LEAST: i64 = 500_000;
 
-/// How far the wall clock is ahead of the time since boot, in microseconds, as the ends in the ledger have it.
+/// Difference between the wall clock and the time since boot, in microseconds, on which the ends in the ledger are
+/// based.
 pub(super) struct WallClock {
     ahead: i64,
 }
@@ -17,9 +20,9 @@ pub(super) struct WallClock {
 /// A step of the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
-    /// By so many microseconds; below 0: back.
+    /// Size in microseconds; negative: back.
     pub(super) by: i64,
-    /// What it says now, in microseconds since 1970.
+    /// Current wall-clock time, in microseconds since 1970.
     now: i64,
 }
 
@@ -28,26 +31,26 @@ impl WallClock {
         Self { ahead: ahead() }
     }
 
-    /// The step that has not been followed yet.
+    /// The step that has not been applied yet.
     pub(super) fn step(&self) -> Option<Step> {
         let by = ahead().saturating_sub(self.ahead);
         (by.saturating_abs() >= LEAST).then(|| Step { by, now: micros(SystemTime::now()) })
     }
 
-    /// The ends know of `step` now.
+    /// Records that the ends were adjusted by `step`.
     pub(super) fn follow(&mut self, step: Step) {
         self.ahead = self.ahead.saturating_add(step.by);
     }
 
-    /// The wall-clock time without the steps that were not followed yet.
+    /// The wall-clock time without the steps that were not applied yet.
     pub(super) fn now(&self) -> SystemTime {
         row::time(since_boot().saturating_add(self.ahead)).unwrap_or_else(SystemTime::now)
     }
 }
 
 impl Step {
-    /// Converts `time`, read before the step, to the clock after it. Callers have waited for seconds at most, so that a time
-    /// of the new clock is hardly older than now.
+    /// Converts `time`, read before the step, to the clock after it. Changes wait for seconds at most, so a time of the
+    /// new clock is at most seconds old.
     pub(super) fn moved(self, time: SystemTime) -> SystemTime {
         let Self { by, now } = self;
         let at = micros(time);
@@ -59,7 +62,7 @@ impl Step {
     }
 }
 
-/// A step is noticed within this time.
+/// Maximum time until a step is detected.
 const NOTICED_WITHIN: i64 = 3_000_000;
 
 fn ahead() -> i64 {

@@ -1,7 +1,7 @@
-//! Writes changes to the ledger on a worker thread, so that producers never wait for a disk. Pending changes are written in one
-//! transaction; what a full or locked disk refuses is retried with backoff; what finds no room is counted. Once a second the
-//! thread marks bans that are over and updates the text files. Expiry follows the kernel's clock: when the wall clock is
-//! set, the ends of the bans in force move with it.
+//! Writes changes to the ledger on a worker thread, so that producers never wait for a disk. Pending changes are
+//! written in one transaction; writes that a full or locked disk refuses are retried with backoff; changes that do not
+//! fit into the queue are counted. Once a second the thread marks ended bans and updates the text files. Expiry follows
+//! the kernel's clock: when the wall clock is set, the ends of the bans in force are adjusted.
 
 mod clock;
 mod events;
@@ -31,25 +31,26 @@ use crate::panic_guard;
 use crate::types::Backoff;
 use crate::worker::{Inbox, Stopped, Worker};
 
-/// Changes that the thread holds while the disk takes none; some 20 MB at most.
+/// Maximum number of pending changes while the disk refuses writes; about 20 MB.
 const MAX_PENDING: usize = 65_536;
 
-/// Changes in one transaction at most, so that the end need not wait long for one.
+/// Maximum number of changes per transaction, so that the end of the program need not wait long for one.
 const BATCH: usize = 2_048;
 
-/// How often bans that are over are marked, and the least time between two versions of the list of bans in force.
+/// Interval at which ended bans are marked, and minimum interval between two versions of the list of bans in force.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The list of bans in force takes at most one part in so many of the thread's time, however long it is.
+/// Writing the list of bans in force takes at most one part in this many of the thread's time, regardless of its
+/// length.
 const SHARE: u32 = 20;
 
-/// Between attempts at what has failed.
+/// Delay between attempts after a failure.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
 
-/// Between attempts at the end, when there is little time.
+/// Delay between attempts at the end, when little time is left.
 const LAST_ATTEMPTS: Duration = Duration::from_millis(20);
 
-/// How often losses are reported.
+/// Minimum interval between reports of losses.
 const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The thread. Only [`Writer::stop`] ends it before the process does.
@@ -59,7 +60,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread. `tell` is called on it with what an operator should know, and must not wait for long.
+    /// Starts the thread. `tell` is called on it with events for the operator, and must not block for long.
     pub fn start(
         ledger: Ledger,
         classic: Option<LegacyFiles>,
@@ -79,8 +80,8 @@ impl Writer {
         self.recorder.clone()
     }
 
-    /// Writes the changes that were sent before this call, and ends the thread; waits for `within` at most. Failures are
-    /// retried for half of it, so that time is left to report what could not be written.
+    /// Writes the changes that were sent before this call, and ends the thread; waits for at most `within`. Failures
+    /// are retried for half of that time, so that the remaining changes can still be reported.
     pub fn stop(self, within: Duration) -> Stopped<u64> {
         self.worker.stop(within).into()
     }
@@ -88,7 +89,7 @@ impl Writer {
 
 /// The state of the thread.
 struct Work {
-    /// `None` while it is to be opened again.
+    /// `None` until it is opened again.
     ledger: Option<Ledger>,
     directory: PathBuf,
     retention: Retention,
@@ -97,19 +98,19 @@ struct Work {
     inbox: Arc<Inbox<Change>>,
     shared: Arc<Shared>,
     pending: VecDeque<Change>,
-    /// Bans to carry over from a database that had to be given up.
+    /// Bans to carry over from an abandoned database.
     saved: Vec<Change>,
     database: (Backoff, Trouble),
     texts: (Backoff, Trouble),
     tick: Instant,
     clock: WallClock,
-    /// The list of bans in force is not what the database says.
+    /// True if the list of bans in force is out of date.
     stale: bool,
     list_due: Instant,
     losses_due: Instant,
-    /// Dropped changes that were reported.
+    /// Number of reported dropped changes.
     losses: u64,
-    /// Rows in force that make no sense, at most, and how many of them were reported.
+    /// Maximum number of invalid rows in force, and how many of them were reported.
     unreadable: (u64, u64),
 }
 
@@ -137,7 +138,7 @@ impl Work {
             tick: now,
             clock: WallClock::new(),
             stale: true,
-            // A start has more urgent things to do.
+            // A start has more urgent work.
             list_due: now + TICK,
             losses_due: now,
             losses: 0,
@@ -147,7 +148,7 @@ impl Work {
 
     fn run(&mut self) -> u64 {
         loop {
-            // Read first: what was handed over before the order to stop is then in the queue.
+            // Read first, so that changes sent before the stop request are in the queue.
             let deadline = self.inbox.stop().map(|stop| stop.after_eighths(4));
             self.collect();
             if !self.pending.is_empty() {
@@ -180,7 +181,7 @@ impl Work {
         (self.pending.len() + self.saved.len() + self.inbox.len()) as u64
     }
 
-    /// Answers the questions that wait.
+    /// Answers the pending queries.
     fn answer(&mut self) {
         while let Some(question) = self.shared.questions.pop() {
             if let Some(ledger) = &self.ledger {
@@ -193,7 +194,7 @@ impl Work {
         self.pending.is_empty() && self.saved.is_empty() && self.inbox.is_empty()
     }
 
-    /// How long there is nothing to do, unless a change comes.
+    /// Time without work, unless a change arrives.
     fn rest(&self) -> Duration {
         let rest = match self.database.0.failures() {
             0 => (self.tick + TICK).saturating_duration_since(Instant::now()),
@@ -210,7 +211,7 @@ impl Work {
         }
     }
 
-    /// Writes what waits, and once a second marks what is over.
+    /// Writes pending changes, and once a second marks ended bans.
     fn keep_books(&mut self, now: Instant) {
         let due = now >= self.tick + TICK;
         if self.pending.is_empty() && self.saved.is_empty() && !due && self.clock.step().is_none() {
@@ -219,8 +220,8 @@ impl Work {
         match self.try_books(due) {
             Ok(()) => {
                 self.database.0.reset();
-                if let Some(news) = self.database.1.over() {
-                    (self.tell)(news);
+                if let Some(event) = self.database.1.over() {
+                    (self.tell)(event);
                 }
                 if due {
                     self.tick = now;
@@ -232,7 +233,7 @@ impl Work {
 
     fn try_books(&mut self, due: bool) -> Result<(), LedgerError> {
         if due && self.ledger.as_ref().is_some_and(|ledger| !ledger.is_in_place()) {
-            self.give_up("its file is gone from the directory".to_owned(), |_| Ok(None));
+            self.give_up("its file was removed from the directory".to_owned(), |_| Ok(None));
         }
         if let Some(step) = self.clock.step() {
             self.follow_clock(step)?;
@@ -273,7 +274,7 @@ impl Work {
         Ok(())
     }
 
-    /// Moves the ends of the bans in force with the clock, also of those that wait to be written.
+    /// Adjusts the ends of the bans in force to the clock, including those of pending changes.
     fn follow_clock(&mut self, step: Step) -> Result<(), LedgerError> {
         if let Some(ledger) = &mut self.ledger {
             ledger.clock_was_set(step.by)?;
@@ -308,12 +309,12 @@ impl Work {
         self.database.0.extend(boot_time());
         if error.is_damage() {
             self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
-        } else if let Some(news) = self.database.1.begun(error, self.pending.len()) {
-            (self.tell)(news);
+        } else if let Some(event) = self.database.1.begun(error, self.pending.len()) {
+            (self.tell)(event);
         }
     }
 
-    /// Leaves a database that is of no use any more, with what it can still tell of the bans in force.
+    /// Abandons an unusable database, and keeps its readable bans in force.
     fn give_up(&mut self, damage: String, leave: impl FnOnce(Ledger) -> Result<Option<PathBuf>, LedgerError>) {
         let Some(ledger) = self.ledger.take() else { return };
         if let Ok(found) = ledger.active(self.clock.now()) {
@@ -323,8 +324,8 @@ impl Work {
         match leave(ledger) {
             Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
             Err(error) => {
-                if let Some(news) = self.database.1.begun(error, self.pending.len()) {
-                    (self.tell)(news);
+                if let Some(event) = self.database.1.begun(error, self.pending.len()) {
+                    (self.tell)(event);
                 }
             }
         }
@@ -337,7 +338,7 @@ impl Work {
         }
         let started = Instant::now();
         let mut result = classic.append();
-        // Where it could not be written before, nothing else shows that it can be now.
+        // After a failure this is the only sign that writing works again.
         if result.is_ok() && self.stale && (now >= self.list_due || self.texts.1.lasts()) {
             let active = ledger.in_force(self.clock.now());
             result = active.and_then(|found| {
@@ -350,14 +351,14 @@ impl Work {
         match result {
             Ok(()) => {
                 self.texts.0.reset();
-                if let Some(news) = self.texts.1.over() {
-                    (self.tell)(news);
+                if let Some(event) = self.texts.1.over() {
+                    (self.tell)(event);
                 }
             }
             Err(error) => {
                 self.texts.0.extend(boot_time());
-                if let Some(news) = self.texts.1.begun(error, 0) {
-                    (self.tell)(news);
+                if let Some(event) = self.texts.1.begun(error, 0) {
+                    (self.tell)(event);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Sends changes and queries to the writer, without waiting.
+//! Sends changes and queries to the writer without waiting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,10 +8,10 @@ use crossbeam_queue::ArrayQueue;
 use crate::ledger::{Change, Ledger};
 use crate::worker::Handle;
 
-/// Changes that wait for the thread at one time: what arrives while one transaction is written.
+/// Maximum number of queued changes: those that arrive while one transaction is written.
 pub(super) const QUEUE: usize = 8_192;
 
-/// Questions that wait for the thread at one time.
+/// Maximum number of queued queries.
 const QUESTIONS: usize = 64;
 
 /// Sends changes to the thread. Cheap to clone.
@@ -21,10 +21,10 @@ pub struct Recorder {
     shared: Arc<Shared>,
 }
 
-/// A question that the thread answers.
+/// A query that the thread answers.
 pub(super) type Question = Box<dyn FnOnce(&Ledger) + Send>;
 
-/// What the thread shares with recorders beside the queue of changes.
+/// State shared between the thread and recorders, in addition to the queue of changes.
 pub(super) struct Shared {
     pub(super) questions: ArrayQueue<Question>,
     pub(super) written: AtomicU64,
@@ -41,13 +41,13 @@ impl Recorder {
         Self { changes, shared }
     }
 
-    /// Sends `change` and never waits; false where there was no room: the change is lost and counted.
+    /// Sends `change` and never waits; false if the queue is full: the change is then lost and counted.
     pub fn put(&self, change: Change) -> bool {
         self.changes.put(change).is_ok()
     }
 
-    /// Sends `change`, and waits up to some seconds for room; then it is lost and counted. For many changes at a time, on a
-    /// thread that may wait.
+    /// Sends `change`, and waits up to some seconds for room; after that it is lost and counted. For many changes at a
+    /// time, on a thread that may wait.
     pub fn put_patiently(&self, change: Change) {
         for _ in 0..1_000 {
             if self.changes.inbox().len() < QUEUE / 2 {
@@ -58,8 +58,8 @@ impl Recorder {
         self.put(change);
     }
 
-    /// Runs `question` on the ledger after all changes that were sent before it; false where too many wait. While there is no
-    /// ledger, questions are dropped.
+    /// Runs `question` on the ledger after all changes that were sent before it; false if too many queries are queued.
+    /// Queries are dropped while there is no ledger.
     pub fn ask(&self, question: impl FnOnce(&Ledger) + Send + 'static) -> bool {
         let asked = self.shared.questions.push(Box::new(question)).is_ok();
         self.changes.wake();

@@ -1,5 +1,5 @@
-//! Messages that change the content of sets: bans, exempt prefixes, and the sets of the trap. The message that
-//! blocks a source is on the path between a packet and its ban, so it is written directly into the batch.
+//! Encodes changes of set contents: bans, exempt prefixes, and the sets of the trap. The message that blocks a source
+//! is on the path between a packet and its ban, so it is written directly into the batch.
 
 use std::time::Duration;
 
@@ -14,34 +14,35 @@ use super::set::Set;
 use crate::netlink::socket::Batch;
 use crate::types::{BanTarget, Expiry, Prefix};
 
-/// A ban as it was before: its target, how long it lasts in all, where that is known, and how long still.
+/// A ban to restore: its target, its total duration if known, and its remaining time.
 pub(crate) type RestoredBan = (BanTarget, Option<Duration>, Expiry);
 
-/// Appends one ban, as every kernel takes it. See [`put_bans`].
+/// Appends one ban in the form that every kernel supports. See [`put_bans`].
 pub fn put_ban(batch: &mut Batch, target: BanTarget, expiry: Expiry) {
     put_bans(batch, KernelFeatures::oldest(), &[(target, expiry)]);
 }
 
-/// Appends bans, at most [`BANS_A_MESSAGE`]: add, delete, add. Re-adding alone never refreshes a timeout before Linux 6.12,
-/// and deleting alone fails where the element is missing or has just expired; the three work in every case, and no packet
-/// sees a gap between them. A kernel that destroys needs no first one. A target must not stand in it twice.
+/// Appends at most [`BANS_A_MESSAGE`] bans, each as add, delete, add. Re-adding alone does not refresh a timeout before
+/// Linux 6.12, and deleting alone fails if the element is missing or has just expired. The three steps work in every
+/// case, and no packet passes in between. A kernel with DESTROYSETELEM does not need the first add. No target may occur
+/// twice.
 pub(crate) fn put_bans(batch: &mut Batch, kernel: KernelFeatures, bans: &[(BanTarget, Expiry)]) {
     put_per_set(batch, replacing(kernel), bans.iter().map(new_ban));
 }
 
-/// Appends bans as they were before, as [`put_bans`]. `nft list set` shows both times.
+/// Appends bans with their original duration and remaining time, as [`put_bans`]. `nft list set` shows both times.
 pub(crate) fn put_restored(batch: &mut Batch, kernel: KernelFeatures, bans: &[RestoredBan]) {
     put_per_set(batch, replacing(kernel), bans.iter().map(restored_ban));
 }
 
-/// Appends bans that the kernel has forgotten: as they were before, and with a third of the work of [`put_restored`]. A target
-/// that is blocked there all the same stays so; only from Linux 6.12 on for as long as is said here.
+/// Appends bans that the kernel has lost, with a third of the work of [`put_restored`]. A target that is still blocked
+/// stays blocked; its times are updated from Linux 6.12 on.
 pub(crate) fn put_back(batch: &mut Batch, bans: &[RestoredBan]) {
     put_per_set(batch, &[(sys::NFT_MSG_NEWSETELEM, 0)], bans.iter().map(restored_ban));
 }
 
-/// Appends bans of targets that are not blocked yet: one message instead of three, and nothing for the kernel to clear away
-/// afterwards. Where one of them is blocked already the whole transaction fails.
+/// Appends bans of targets that are not blocked yet: one message instead of three, without a later cleanup in the
+/// kernel. If one of them is already blocked, the whole transaction fails.
 pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(BanTarget, Expiry)]) {
     put_per_set(batch, &[(sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)], bans.iter().map(new_ban));
 }
@@ -54,7 +55,7 @@ fn restored_ban(&(target, length, left): &RestoredBan) -> (BanTarget, Times) {
     (target, Times::new(length, left))
 }
 
-/// Messages that follow each other, by kind and flags.
+/// Consecutive messages, by kind and flags.
 type Steps = &'static [(u32, u16)];
 
 const ADD_DELETE_ADD: Steps =
@@ -62,13 +63,13 @@ const ADD_DELETE_ADD: Steps =
 
 fn replacing(kernel: KernelFeatures) -> Steps {
     match kernel.destroys() {
-        // A target that stands in it twice is refused here, as it is by a deletion: the second time would be lost.
+        // A duplicate target is refused here, as it is by a deletion; otherwise the second ban would be lost.
         true => &[(DESTROY_ELEMENT, 0), (sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)],
         false => ADD_DELETE_ADD,
     }
 }
 
-/// Appends the messages about those of the bans that belong into each set.
+/// Appends the messages for the bans of each set.
 fn put_per_set(batch: &mut Batch, steps: Steps, bans: impl Iterator<Item = (BanTarget, Times)> + Clone) {
     for set in [Set::Blocked, Set::Blocked6, Set::BlockedLink] {
         let bans = bans.clone().filter(|(target, _)| Set::for_target(*target) == set);
@@ -89,7 +90,7 @@ fn put_steps(batch: &mut Batch, steps: Steps, set: Set, bans: impl Iterator<Item
     }
 }
 
-/// Appends the deletion of a ban, which fails where there is none and the kernel does not destroy.
+/// Appends the deletion of a ban. It fails if there is no such ban and the kernel lacks DESTROYSETELEM.
 pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, target: BanTarget) {
     let kind = if kernel.destroys() { DESTROY_ELEMENT } else { sys::NFT_MSG_DELSETELEM };
     put_elements(batch, kind, 0, Set::for_target(target), |elements| {
@@ -97,25 +98,26 @@ pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, target: BanTar
     });
 }
 
-/// Appends bans to `set`, which is not the one of local bans, as [`put_bans`].
+/// Appends bans to `set`, which is not one of the sets for local bans, as [`put_bans`].
 pub(crate) fn put_bans_in(batch: &mut Batch, kernel: KernelFeatures, set: Set, bans: &[(BanTarget, Expiry)]) {
     put_steps(batch, replacing(kernel), set, bans.iter().map(new_ban));
 }
 
-/// Appends that `set`, one of the trap's or of the fleet's, does not hold these: they are destroyed, or added and deleted, because to delete
-/// what is not there fails, and to undo a transaction takes the kernel a thousand times as long as to do one.
+/// Removes these targets from `set`, one of the trap's or the fleet's. They are destroyed, or added and then deleted:
+/// deleting a missing element fails, and the rollback of a transaction takes the kernel a thousand times as long as its
+/// commit.
 pub(crate) fn put_forget(batch: &mut Batch, kernel: KernelFeatures, set: Set, targets: &[BanTarget]) {
     let steps: Steps = match kernel.destroys() {
         true => &[(DESTROY_ELEMENT, 0)],
         false => &[(sys::NFT_MSG_NEWSETELEM, 0), (sys::NFT_MSG_DELSETELEM, 0)],
     };
-    // The shortest time; no packet ever meets the element.
+    // The minimum time; no packet ever meets the element.
     let times = Times::new(None, Expiry::After(Duration::ZERO));
     put_steps(batch, steps, set, targets.iter().map(|target| (*target, times)));
 }
 
-/// Appends a change of the sources that the trap knows to be connected: those out, each of which must be there, then these in,
-/// none of which may be.
+/// Appends a change of the trap's connected sources: removes `out`, each of which must exist, then adds `into`, none of
+/// which may exist.
 pub(crate) fn put_peers(batch: &mut Batch, out: &[BanTarget], into: &[BanTarget]) {
     for (steps, peers) in [(DELETE, out), (ADD, into)] {
         for (blocked, set) in [(Set::Blocked, Set::Peers), (Set::Blocked6, Set::Peers6)] {
@@ -130,8 +132,8 @@ pub(crate) fn put_peers(batch: &mut Batch, out: &[BanTarget], into: &[BanTarget]
 const DELETE: Steps = &[(sys::NFT_MSG_DELSETELEM, 0)];
 const ADD: Steps = &[(sys::NFT_MSG_NEWSETELEM, 0)];
 
-/// Appends a ban of `network`, as for every ban. It must be there, or nothing that overlaps it: where both its ends are ends
-/// of networks inside, Linux 6.1 and older take it for one that is there.
+/// Appends a ban of `network`, as for every ban. The set must contain either exactly this network or nothing that
+/// overlaps it: if both its bounds are bounds of inner networks, Linux 6.1 and older take it for an existing element.
 pub(crate) fn put_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {
     for (kind, flags) in ADD_DELETE_ADD.iter().copied() {
         let times = if kind == sys::NFT_MSG_NEWSETELEM { Times::new(length, left) } else { Times::default() };
@@ -139,14 +141,14 @@ pub(crate) fn put_network(batch: &mut Batch, network: Prefix, length: Option<Dur
     }
 }
 
-/// The same where there is no ban of it yet, nor, once the transaction has deleted it, of anything inside; fails where there
-/// is. To delete it here as well is more than the kernel can do at once, because two dead elements and a live one then stand
-/// at one address.
+/// Appends a ban of `network` that does not exist yet. The transaction must already delete everything inside it;
+/// otherwise it fails. The network is not deleted here as well, because the kernel cannot handle two dead elements and
+/// a live one at the same address.
 pub(crate) fn put_new_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {
     put_network_bounds(batch, sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL, network, Times::new(length, left));
 }
 
-/// Appends the deletion of a ban of `network`, which fails where there is none of exactly this one.
+/// Appends the deletion of a ban of `network`, which fails if there is no ban of exactly this network.
 pub(crate) fn put_network_lift(batch: &mut Batch, network: Prefix) {
     put_network_bounds(batch, sys::NFT_MSG_DELSETELEM, 0, network, Times::default());
 }
@@ -156,16 +158,16 @@ fn put_network_bounds(batch: &mut Batch, kind: u32, flags: u16, network: Prefix,
     put_elements(batch, kind, flags, set, |elements| put_interval(elements, network.network(), times));
 }
 
-/// Appends the replacement of what a set of prefixes holds: everything out, then these prefixes in. They must be of one
-/// family, sorted, and must not overlap.
+/// Appends the replacement of a prefix set's contents: removes all elements, then adds these prefixes. They must be of
+/// one family, sorted and free of overlaps.
 pub(crate) fn put_protected(batch: &mut Batch, set: Set, prefixes: &[IpNet]) {
     put_flush(batch, set);
     put_prefixes(batch, sys::NFT_MSG_NEWSETELEM, set, prefixes);
 }
 
-/// Appends a change of what a set of prefixes holds: these prefixes out, which must stand there as they are given, then those
-/// in. No bound of the one may be a bound of the other: two dead elements and a live one at one address are more than the
-/// kernel can tell apart.
+/// Appends a change of a prefix set's contents: removes the prefixes `out`, which must exist exactly as given, then
+/// adds `into`. No bound may occur in both: the kernel cannot distinguish two dead elements and a live one at the same
+/// address.
 pub(crate) fn put_protected_change(batch: &mut Batch, set: Set, out: &[IpNet], into: &[IpNet]) {
     put_prefixes(batch, sys::NFT_MSG_DELSETELEM, set, out);
     put_prefixes(batch, sys::NFT_MSG_NEWSETELEM, set, into);
@@ -179,19 +181,19 @@ fn put_prefixes(batch: &mut Batch, kind: u32, set: Set, prefixes: &[IpNet]) {
     }
 }
 
-/// What the trap watches: ports as inclusive ranges, ascending, none touching another; `None` where the table has no set for
-/// them, because those of this protocol do not count.
+/// Ports and interfaces that the trap watches. Ports are inclusive ranges, ascending and not adjacent. `None` if the
+/// table has no set for the protocol, because its probes do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watched<'a> {
     /// TCP ports.
     pub tcp: Option<&'a [(u16, u16)]>,
     /// UDP ports.
     pub udp: Option<&'a [(u16, u16)]>,
-    /// Interfaces by their indexes, where the table's rules ask for them; `None` where it has no trap.
+    /// Interface indexes, if the rules of the table check them; `None` if the table has no trap.
     pub interfaces: Option<&'a [u32]>,
 }
 
-/// Appends the replacement of what the trap watches.
+/// Appends the replacement of the watched ports and interfaces.
 pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
     for (set, ports) in [(Set::Trapped, watched.tcp), (Set::TrappedUdp, watched.udp)] {
         let Some(ports) = ports else { continue };
@@ -212,7 +214,7 @@ pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
     }
 }
 
-/// Appends what makes `set` hold these interfaces, by their indexes, and no others.
+/// Appends the replacement of the contents of `set` with these interface indexes.
 pub(crate) fn put_interfaces(batch: &mut Batch, set: Set, interfaces: &[u32]) {
     put_flush(batch, set);
     for interfaces in interfaces.chunks(RANGES_A_MESSAGE) {
@@ -222,11 +224,11 @@ pub(crate) fn put_interfaces(batch: &mut Batch, set: Set, interfaces: &[u32]) {
     }
 }
 
-/// Elements of at most 52 bytes: 52 KB, below the 64 KiB that the length of the list can tell. The transaction of three such
-/// messages is below the send buffer that a process without privilege over buffers gets (212,992 bytes).
+/// Elements have at most 52 bytes: 52 KB in all, below the 64 KiB limit of the list's length field. A transaction of
+/// three such messages fits into the default send buffer of an unprivileged process (212,992 bytes).
 pub(crate) const BANS_A_MESSAGE: usize = 1_000;
 
-/// Two elements of at most 40 bytes each: some 40 KB, below the 64 KiB that the length of the list can tell.
+/// Two elements of at most 40 bytes each: about 40 KB, below the 64 KiB limit of the list's length field.
 const RANGES_A_MESSAGE: usize = 500;
 
 #[cfg(test)]

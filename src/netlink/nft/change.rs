@@ -1,4 +1,5 @@
-//! A transaction that changes the ruleset. Each message has a name, so that an error says what the kernel refused.
+//! Builds a transaction that changes the ruleset. Each message has a name, so that an error can report the object that
+//! the kernel refused.
 
 use netlink_packet_core::NLM_F_EXCL;
 use rustables::sys;
@@ -10,7 +11,7 @@ use super::table::{TABLE, chain_message, table_message};
 use crate::netlink::message::Messages;
 use crate::netlink::socket::Batch;
 
-/// The messages, and what each of them is about.
+/// The messages and their names.
 #[derive(Debug)]
 pub(super) struct RulesetChange {
     pub(super) batch: Batch,
@@ -22,23 +23,23 @@ impl RulesetChange {
         Self { batch: Batch::new(), names: Vec::new() }
     }
 
-    /// What the message at `place` is about; the transaction itself is at 0.
+    /// Name of the message at `place`; place 0 is the transaction itself.
     pub(super) fn object(&self, place: u32) -> &str {
         index(place).and_then(|index| self.names.get(index)).map_or("a change", String::as_str)
     }
 
-    /// True where the message at `place` appends a rule.
+    /// True if the message at `place` appends a rule.
     pub(super) fn is_rule(&self, place: u32) -> bool {
         let message = index(place).and_then(|index| Messages(self.batch.messages()).nth(index));
         message.and_then(|message| message.nft()).is_some_and(|(kind, _)| kind == sys::NFT_MSG_NEWRULE)
     }
 
-    /// Creates the table. One that another program created meanwhile is read again, not written into.
+    /// Creates the table. If another program created it meanwhile, this fails, and the table is read again.
     pub(super) fn create_table(&mut self) {
         self.splice("the table itself".to_owned(), &table_message(), NLM_F_EXCL);
     }
 
-    /// Takes the flags from a table that is there.
+    /// Clears the flags of an existing table.
     pub(super) fn clear_table_flags(&mut self) {
         self.splice("the table's flags".to_owned(), &table_message(), 0);
     }

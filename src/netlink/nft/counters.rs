@@ -1,4 +1,4 @@
-//! Reads what the rules of a chain have counted.
+//! Reads the packet counters of a chain's rules.
 
 use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;
@@ -8,7 +8,7 @@ use super::table::TABLE;
 use crate::netlink::message::{Message, attributes, be_u64, text};
 use crate::netlink::socket::{Socket, SocketError};
 
-/// The packets that the counters in the rules of `chain` have seen, all together; zero after the rules were made anew.
+/// Sum of the packet counters in the rules of `chain`. Recreated rules count from zero.
 pub(crate) fn counted_packets(socket: &mut Socket, chain: &str) -> Result<u64, SocketError> {
     let mut request = Vec::new();
     put_request(&mut request, sys::NFT_MSG_GETRULE, NLM_F_DUMP, |fields| {

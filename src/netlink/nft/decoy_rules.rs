@@ -1,10 +1,10 @@
-//! The rules that lead connections to closed TCP ports to one transparent listener, which completes them in the place of a
-//! socket for each port. nft/portsentry-decoys.nft says what each rule is for.
+//! The rules that redirect connections to closed TCP ports to one transparent listener, which replaces a socket for
+//! each port. nft/portsentry-decoys.nft documents each rule.
 //!
-//! The ports are those of the set `trapped`. The rules stand after destination NAT, so that a published port is none of this
-//! host's, and ask for a socket first, so that a service which has just started has its port at once.
+//! The ports are those of the set `trapped`. The rules run after destination NAT, so that published ports are excluded,
+//! and check for a socket first, so that a service that has just started gets its port at once.
 //!
-//! Read with: the kernel's net/netfilter/nft_tproxy.c, nft_socket.c, and Documentation/networking/tproxy.rst.
+//! References: the kernel's net/netfilter/nft_tproxy.c, nft_socket.c, and Documentation/networking/tproxy.rst.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,7 +16,7 @@ use super::set::Set;
 use super::spec::DecoyRules;
 use super::table::{CHAIN, DECOY, DECOY_ANSWERED, DECOY_SENT, DECOY_TAKE, DECOY_UNTRACK};
 
-/// The rules of its chains.
+/// The rules of the decoy chains.
 pub(super) fn decoy_rules(decoys: &DecoyRules) -> Vec<Rule> {
     let mut rules = Vec::new();
     if decoys.max_new_tracked.is_none() {
@@ -26,21 +26,21 @@ pub(super) fn decoy_rules(decoys: &DecoyRules) -> Vec<Rule> {
         rules.push(from_trapped(sent).jump(DECOY_UNTRACK));
     }
     rules.extend(take_rules(decoys));
-    let asked = to_trapped(DECOY).address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST);
-    rules.push(asked.jump(DECOY_TAKE));
+    let received = to_trapped(DECOY).address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST);
+    rules.push(received.jump(DECOY_TAKE));
     rules.push(from_trapped(Rule::new(DECOY_SENT).tcp_flags(FLAGS, CmpOp::Eq, SYN_ACK)).jump(DECOY_ANSWERED));
     rules.push(Rule::new(DECOY_ANSWERED).socket_transparent(0).verdict(VerdictKind::Return));
     rules.push(Rule::new(DECOY_ANSWERED).counter());
     rules
 }
 
-/// Before connection tracking, where that may be left out: of what decoys receive.
+/// Excludes connections to decoys from connection tracking, if no connection to a decoy is tracked.
 pub(super) fn early_rule(decoys: &DecoyRules) -> Option<Rule> {
     decoys.max_new_tracked.is_none().then(|| to_trapped(CHAIN).jump(DECOY_UNTRACK))
 }
 
-/// Hands a segment that no socket takes to the listener. Not only SYNs: the segment that completes a handshake finds no socket
-/// while SYN cookies are sent.
+/// Hands a segment without a socket to the listener. Not only SYNs: while SYN cookies are in use, the segment that
+/// completes a handshake has no socket either.
 fn take_rules(decoys: &DecoyRules) -> Vec<Rule> {
     let rule = || Rule::new(DECOY_TAKE);
     let mut rules = Vec::from([0, 1].map(|value| rule().socket_transparent(value).verdict(VerdictKind::Return)));
@@ -63,13 +63,13 @@ fn take_rules(decoys: &DecoyRules) -> Vec<Rule> {
     rules
 }
 
-/// Selects what comes to a trapped port of an address of this host, from another host.
+/// Matches packets from another host to a trapped port of an address of this host.
 fn to_trapped(chain: &'static str) -> Rule {
     let rule = Rule::new(chain).meta(MetaType::L4Proto, TCP).trapped_port(false).for_this_host();
     rule.address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL)
 }
 
-/// Goes on with TCP segments that leave from a trapped port.
+/// Matches TCP segments that leave from a trapped port.
 fn from_trapped(rule: Rule) -> Rule {
     rule.text("tcp sport @trapped").port(SOURCE).lookup(Set::Trapped)
 }

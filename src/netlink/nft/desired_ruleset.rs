@@ -1,5 +1,5 @@
-//! Builds the ruleset that a [`RulesetSpec`] describes, and the transactions that create it from nothing or from an
-//! existing table. Sends nothing.
+//! Builds the ruleset described by a [`RulesetSpec`], and the transactions that create it from nothing or from an
+//! existing table. Does no I/O.
 
 use super::change::RulesetChange;
 use super::rule::Rule;
@@ -10,7 +10,7 @@ use super::spec::RulesetSpec;
 use super::table::chains;
 use crate::netlink::message::Messages;
 
-/// The table as it was chosen.
+/// The desired table.
 pub(super) struct DesiredRuleset {
     spec: RulesetSpec,
     rules: Vec<Rule>,
@@ -25,7 +25,7 @@ impl DesiredRuleset {
         desired
     }
 
-    /// In what `found` differs.
+    /// Returns the differences between `found` and the desired table.
     pub(super) fn differences(&self, found: &TableSnapshot) -> Vec<Difference> {
         let text = |chain: &str, index: usize| {
             self.rules.iter().filter(|rule| rule.chain == chain).nth(index).map_or("", |rule| rule.text.as_str())
@@ -33,13 +33,13 @@ impl DesiredRuleset {
         self.shape.differences(found, text)
     }
 
-    /// What `found` holds that has no place here, each as the end of the sentence "it has …".
+    /// Returns the foreign objects in `found`, each as the end of the sentence "it has …".
     pub(super) fn foreign(&self, found: &TableSnapshot) -> Vec<String> {
         let foreign = self.differences(found).into_iter().filter(|difference| difference.part == Part::Foreign);
         foreign.map(|difference| difference.text).collect()
     }
 
-    /// Makes everything: table, sets, chains, rules.
+    /// Returns the transaction that creates everything: table, sets, chains, rules.
     pub(super) fn create(&self) -> RulesetChange {
         let mut change = RulesetChange::new();
         change.create_table();
@@ -49,8 +49,9 @@ impl DesiredRuleset {
         change
     }
 
-    /// Makes a table like it of one that is `found` to differ in this, and that was made as `old` says, if it is known.
-    /// The sets that are there keep their elements. At no moment is a packet judged by half of the rules.
+    /// Returns the transaction that changes the table `found`, with these differences, to the desired one. `old` is the
+    /// spec of the existing table, if known. Existing sets keep their elements, and no packet is judged by an
+    /// incomplete ruleset.
     pub(super) fn repair(
         &self,
         found: &TableSnapshot,
@@ -64,7 +65,7 @@ impl DesiredRuleset {
         there.iter().for_each(|chain| change.empty_chain(chain));
         let misplaced =
             |chain: &&str| differences.iter().any(|found| found.part == Part::OtherChain((*chain).to_owned()));
-        // What jumps stands behind what it jumps to, and goes first.
+        // A chain comes after the chains to which it jumps, and is deleted before them.
         for chain in there.iter().rev().filter(|chain| !wanted.contains(chain) || misplaced(chain)) {
             change.delete_chain(chain);
         }
@@ -79,7 +80,7 @@ impl DesiredRuleset {
         change
     }
 
-    /// The sets that are wanted and not there.
+    /// The required sets that are missing.
     pub(super) fn missing_sets(&self, found: &TableSnapshot) -> impl Iterator<Item = Set> {
         Set::all_of(&self.spec).filter(|set| !found.has_set(*set))
     }

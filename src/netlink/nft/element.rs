@@ -1,5 +1,5 @@
-//! Encodes and decodes set elements. In a set of ranges an element is a bound: the first value of a range, or the
-//! first one after it.
+//! Encodes and decodes set elements. In a set of ranges an element is a bound: the first value of a range, or the first
+//! value after it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,30 +16,30 @@ use crate::netlink::message::{Attributes, attributes, be_u32, be_u64};
 use crate::netlink::socket::{Batch, Socket, SocketError};
 use crate::types::{BanTarget, Expiry, Prefix};
 
-/// How long a ban has still to run; `None` for one without end.
+/// Remaining time of a ban; `None` if it never expires.
 pub type Remaining = Option<Duration>;
 
-/// One ban as the kernel tells it.
+/// One ban as reported by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Element {
     pub(crate) target: BanTarget,
     pub(crate) remaining: Remaining,
 }
 
-/// One element of a set of addresses as the kernel tells it.
+/// One element of an address set as reported by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bound {
     pub(crate) address: IpAddr,
-    /// Index of the interface, where the set holds addresses of single links; else 0.
+    /// Index of the interface, if the set holds link-local addresses of single links; otherwise 0.
     pub(crate) interface: u32,
-    /// The first address after an interval, not one of it.
+    /// True for the first address after an interval, which is not part of it.
     pub(crate) is_end: bool,
-    /// The end of an interval does not say it.
+    /// The end of an interval carries no remaining time.
     pub(crate) remaining: Remaining,
 }
 
 impl Bound {
-    /// The target that the element stands for.
+    /// The target that the element represents.
     pub(crate) fn target(self) -> BanTarget {
         match self.interface {
             0 => BanTarget::from_element(self.address),
@@ -48,7 +48,7 @@ impl Bound {
     }
 }
 
-/// Times of an element in milliseconds: the timeout, `None` for permanent; and the remaining time, if that is shorter.
+/// Times of an element in milliseconds: the timeout (`None` if permanent), and the remaining time if it is shorter.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Times {
     timeout: Option<u64>,
@@ -56,11 +56,11 @@ pub(super) struct Times {
 }
 
 impl Times {
-    /// Of a ban that lasts so long in all, where that is known, and so long still.
+    /// Times of a ban with this total duration, if known, and remaining time.
     pub(super) fn new(length: Option<Duration>, left: Expiry) -> Self {
         let left = timeout(left);
         let length = length.and_then(|length| timeout(Expiry::After(length)));
-        // The kernel takes nothing that runs longer than it was to last; without an expiration it starts the whole anew.
+        // The kernel refuses a remaining time above the timeout; without a remaining time it starts the whole timeout.
         match (length, left) {
             (Some(length), Some(left)) if left < length => Self { timeout: Some(length), left: Some(left) },
             _ => Self { timeout: left, left: None },
@@ -77,7 +77,7 @@ impl Times {
     }
 }
 
-/// Appends a message about elements of `set`, which `fill` appends.
+/// Appends a message for elements of `set`, which `fill` appends.
 pub(super) fn put_elements(batch: &mut Batch, kind: u32, flags: u16, set: Set, fill: impl FnOnce(&mut Attributes<'_>)) {
     let create = if kind == sys::NFT_MSG_NEWSETELEM { NLM_F_CREATE } else { 0 };
     batch.put(kind, create | flags, |list| {
@@ -91,7 +91,7 @@ pub(crate) fn put_flush(batch: &mut Batch, set: Set) {
     batch.put(sys::NFT_MSG_DELSETELEM, 0, |list| put_list_name(list, set));
 }
 
-/// Makes `request` the query for the ban of `target`.
+/// Replaces `request` with the query for the ban of `target`.
 pub(crate) fn put_ban_query(request: &mut Vec<u8>, target: BanTarget) {
     put_request(request, sys::NFT_MSG_GETSETELEM, 0, |list| {
         put_list_name(list, Set::for_target(target));
@@ -99,7 +99,8 @@ pub(crate) fn put_ban_query(request: &mut Vec<u8>, target: BanTarget) {
     });
 }
 
-/// Makes `request` the query for the element of `set` with this address, or the first bound of the interval around it.
+/// Replaces `request` with the query for the element of `set` with this address, or the first bound of the surrounding
+/// interval.
 pub(crate) fn put_element_query(request: &mut Vec<u8>, set: Set, address: IpAddr) {
     put_request(request, sys::NFT_MSG_GETSETELEM, 0, |list| {
         put_list_name(list, set);
@@ -107,7 +108,7 @@ pub(crate) fn put_element_query(request: &mut Vec<u8>, set: Set, address: IpAddr
     });
 }
 
-/// True where the trap has recorded that this host sent from the UDP port; `None` where there is no such set.
+/// True if the trap has recorded that this host sent from the UDP port; `None` if the set does not exist.
 pub(crate) fn has_sent_from(
     socket: &mut Socket,
     request: &mut Vec<u8>,
@@ -116,14 +117,14 @@ pub(crate) fn has_sent_from(
     recorded(socket, request, Set::Outbound, &port.to_be_bytes())
 }
 
-/// True where the trap has recorded that the TCP port answered the peer; `None` where there is no such set.
+/// True if the trap has recorded that the TCP port answered the peer; `None` if the set does not exist.
 pub(crate) fn has_answered(
     socket: &mut Socket,
     request: &mut Vec<u8>,
     peer: IpAddr,
     port: u16,
 ) -> Result<Option<bool>, SocketError> {
-    // Each part of a joined key fills whole registers of four bytes.
+    // Each part of a concatenated key fills whole registers of four bytes.
     let [high, low] = port.to_be_bytes();
     match peer {
         IpAddr::V4(v4) => {
@@ -139,12 +140,12 @@ pub(crate) fn has_answered(
     }
 }
 
-/// True where `set` has the key; `None` where there is no such set.
+/// True if `set` contains the key; `None` if the set does not exist.
 fn recorded(socket: &mut Socket, request: &mut Vec<u8>, set: Set, key: &[u8]) -> Result<Option<bool>, SocketError> {
     if holds_key(socket, request, set, key)? {
         return Ok(Some(true));
     }
-    // The kernel says ENOENT for a set that is not there as well.
+    // The kernel also returns ENOENT if the set does not exist.
     put_request(request, sys::NFT_MSG_GETSET, 0, |fields| put_set_name(fields, set));
     match socket.ask(request, |_| {}) {
         Ok(()) => Ok(Some(false)),
@@ -165,7 +166,7 @@ fn holds_key(socket: &mut Socket, request: &mut Vec<u8>, set: Set, key: &[u8]) -
     }
 }
 
-/// Makes `request` the query for every element of `set`.
+/// Replaces `request` with the query for all elements of `set`.
 pub(crate) fn put_set_dump(request: &mut Vec<u8>, set: Set) {
     put_request(request, sys::NFT_MSG_GETSETELEM, NLM_F_DUMP, |list| put_list_name(list, set));
 }
@@ -175,7 +176,7 @@ fn put_list_name(list: &mut Attributes<'_>, set: Set) {
     list.put_text(sys::NFTA_SET_ELEM_LIST_SET, set.name());
 }
 
-/// Appends the element that a ban of a single source is.
+/// Appends the element for a ban of a single source.
 pub(super) fn put_target(elements: &mut Attributes<'_>, target: BanTarget, times: Times) {
     let BanTarget::Link { address, interface } = target else {
         return put_address(elements, target.element(), times);
@@ -194,7 +195,7 @@ pub(super) fn put_address(elements: &mut Attributes<'_>, address: IpAddr, times:
     }
 }
 
-/// Appends an element with this key and what `fill` appends to it.
+/// Appends an element with this key and the attributes that `fill` appends.
 pub(super) fn put_element(elements: &mut Attributes<'_>, key: &[u8], fill: impl FnOnce(&mut Attributes<'_>)) {
     elements.nest(sys::NFTA_LIST_ELEM, |element| {
         element.nest(sys::NFTA_SET_ELEM_KEY, |value| value.put(sys::NFTA_DATA_VALUE, key));
@@ -210,7 +211,7 @@ pub(super) fn put_end(elements: &mut Attributes<'_>, key: &[u8]) {
 /// Appends both bounds of a network.
 pub(super) fn put_interval(elements: &mut Attributes<'_>, network: IpNet, times: Times) {
     put_address(elements, network.network(), times);
-    // An interval ends before the next address. One that runs to the last address has no end element.
+    // An interval ends before the next address. One that extends to the last address has no end element.
     match next_address(network.broadcast()) {
         Some(IpAddr::V4(end)) => put_end(elements, &end.octets()),
         Some(IpAddr::V6(end)) => put_end(elements, &end.octets()),
@@ -218,7 +219,7 @@ pub(super) fn put_interval(elements: &mut Attributes<'_>, network: IpNet, times:
     }
 }
 
-/// The next address; none after the last one.
+/// The next address; `None` after the last one.
 pub(crate) fn next_address(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(v4) => v4.to_bits().checked_add(1).map(|bits| IpAddr::V4(bits.into())),
@@ -226,8 +227,8 @@ pub(crate) fn next_address(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Milliseconds of a ban; `None` for a permanent one. The kernel refuses what does not fit its clock and takes zero for "no timeout", so both
-/// ends are held: a second at least, a hundred years at most.
+/// Timeout of a ban in milliseconds; `None` if permanent. The kernel refuses values that overflow its clock and treats
+/// zero as "no timeout", so the value is clamped to between one second and a hundred years.
 pub(super) fn timeout(expiry: Expiry) -> Option<u64> {
     match expiry {
         Expiry::Never => None,
@@ -240,8 +241,8 @@ pub(crate) fn elements_of(list: &[u8]) -> impl Iterator<Item = Element> {
     bounds_of(list).map(|bound| Element { target: bound.target(), remaining: bound.remaining })
 }
 
-/// The bounds in the attributes of one NEWSETELEM or DELSETELEM message. Elements without an address or with one of another
-/// length, such as a catch-all, are passed over.
+/// The bounds in the attributes of one NEWSETELEM or DELSETELEM message. Elements without an address, or of another
+/// length, such as a catch-all, are skipped.
 pub(crate) fn bounds_of(list: &[u8]) -> impl Iterator<Item = Bound> {
     attributes(list)
         .filter(|(kind, _)| *kind == sys::NFTA_SET_ELEM_LIST_ELEMENTS)
@@ -252,7 +253,7 @@ pub(crate) fn bounds_of(list: &[u8]) -> impl Iterator<Item = Bound> {
 fn read_bound(element: &[u8]) -> Option<Bound> {
     let key = field(field(element, sys::NFTA_SET_ELEM_KEY)?, sys::NFTA_DATA_VALUE)?;
     let (interface, key) = match key.split_first_chunk() {
-        // The address fills the rest of the joined key.
+        // The address fills the rest of the concatenated key.
         Some((interface, rest)) if key.len() == 20 && *interface != [0; 4] => (u32::from_ne_bytes(*interface), rest),
         _ => (0, key),
     };
@@ -272,11 +273,11 @@ fn read_bound(element: &[u8]) -> Option<Bound> {
     })
 }
 
-/// The networks whose bounds are among these, of one family and in any order. An interval that is no network, which only
-/// another program can have added, comes as the networks that it is made of; what is wider or narrower than a ban of a
-/// network can be is passed over.
+/// The networks formed by these bounds, which are of one family and in any order. An interval that is not a network,
+/// which only another program can have added, is split into networks. Networks outside of the permitted prefix lengths
+/// are skipped.
 pub(crate) fn networks(mut bounds: Vec<Bound>) -> Vec<Element> {
-    // Of two at one address the end belongs to the interval before.
+    // If two bounds have the same address, the end belongs to the preceding interval.
     bounds.sort_by_key(|bound| (bound.address, !bound.is_end));
     bounds.dedup_by_key(|bound| (bound.address, bound.is_end));
     let mut found = Vec::new();
@@ -292,7 +293,7 @@ pub(crate) fn networks(mut bounds: Vec<Bound>) -> Vec<Element> {
     found
 }
 
-/// The networks from `first` to just before `end`; to the last address where there is none.
+/// The networks from `first` up to, but excluding, `end`; up to the last address if there is no end.
 fn split(first: IpAddr, end: Option<IpAddr>) -> Option<IpSubnets> {
     Some(match (first, end) {
         (IpAddr::V4(first), Some(IpAddr::V4(end))) => {

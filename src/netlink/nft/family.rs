@@ -2,20 +2,20 @@
 
 use super::set::Set;
 
-/// One version of IP.
+/// An IP version.
 pub(super) struct Family {
     /// NFPROTO_IPV4 or NFPROTO_IPV6.
     pub(super) number: u8,
-    /// As nft writes its header.
+    /// Name of its header in nft syntax.
     pub(super) name: &'static str,
-    /// The text of the source as it is counted and blocked.
+    /// Text of the source expression that is counted and blocked.
     pub(super) target: &'static str,
     pub(super) source_offset: u32,
     pub(super) destination_offset: u32,
     pub(super) source_length: u32,
-    /// Sources are counted and blocked by the first address of their /64.
+    /// True if sources are counted and blocked by the first address of their /64.
     pub(super) is_masked: bool,
-    /// The register of four bytes right behind a source in NFT_REG_1.
+    /// The four-byte register that follows a source in NFT_REG_1.
     pub(super) next_register: u32,
     pub(super) allowed: Set,
     pub(super) blocked: Set,
@@ -24,7 +24,7 @@ pub(super) struct Family {
     pub(super) probed_tcp: Set,
     pub(super) probed_udp: Set,
     pub(super) suspects: Set,
-    /// Connected sources, and those of them that probed any port.
+    /// Connected sources, and those of them that probed a port.
     pub(super) peers: Set,
     pub(super) peer_suspects: Set,
     pub(super) trap_banned: Set,
@@ -88,5 +88,5 @@ pub(super) const V6: Family = Family {
     hold_recent: Set::HoldRecent6,
 };
 
-/// Addresses of fe80::/64, each of which is a source of its own.
+/// Addresses of fe80::/64, each of which counts as a separate source.
 pub(super) const LINK_LOCAL: Family = Family { target: "ip6 saddr", is_masked: false, ..V6 };

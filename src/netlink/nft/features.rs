@@ -1,28 +1,28 @@
-//! What the running kernel can do with elements beyond the oldest supported one, found by asking it. Not by its version:
-//! distributions carry features back, and containers run on kernels that they do not name.
+//! Determines by probing which element operations the running kernel supports beyond the oldest supported kernel. The
+//! version number is not used: distributions backport features, and containers run on kernels of other systems.
 //!
-//! docs/kernels.md has what else differs between kernels, and how that is met.
+//! docs/kernels.md lists the other differences between kernels and how they are handled.
 
-/// What the kernel can do. The default is what every kernel can.
+/// Optional features of the kernel. The default has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelFeatures {
     destroys: bool,
 }
 
 impl KernelFeatures {
-    /// Any kernel with nf_tables and timed sets. Its ways work on every later one.
+    /// A kernel with nf_tables and timed sets only. Its operations work on every later kernel.
     #[must_use]
     pub const fn oldest() -> Self {
         Self { destroys: false }
     }
 
-    /// One that can do all of this.
+    /// A kernel with all features.
     pub(super) const fn newest() -> Self {
         Self { destroys: true }
     }
 
-    /// Whether elements can be taken out that may not be there (DESTROYSETELEM, Linux 6.3). A missing one fails the whole
-    /// transaction otherwise.
+    /// True if elements that may be missing can be removed (DESTROYSETELEM, Linux 6.3). Otherwise a missing element
+    /// fails the whole transaction.
     #[must_use]
     pub const fn destroys(self) -> bool {
         self.destroys

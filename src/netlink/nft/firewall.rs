@@ -1,5 +1,5 @@
-//! What the rulesets of other programs mean for decoys: whether addresses are translated, and which input chains drop what no
-//! rule accepts. Reads chains of all tables, and of input chains the rules.
+//! Determines how the rulesets of other programs affect decoys: whether addresses are translated, and which input
+//! chains drop packets that no rule accepts. Reads the chains of all tables, and the rules of input chains.
 
 use rustables::sys;
 
@@ -8,19 +8,19 @@ use super::table::TABLE;
 use crate::netlink::message::{attributes, be_u32, text};
 use crate::netlink::socket::{Socket, SocketError};
 
-/// The rulesets of other programs, as far as decoys are concerned.
+/// Relevant properties of the rulesets of other programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Firewall {
-    /// A chain translates addresses.
+    /// True if a chain translates addresses.
     pub translates: bool,
-    /// Input chains that drop or reject what no rule of theirs accepts, and that have no rule which accepts decoys.
+    /// Input chains that drop or reject packets by default, and have no rule that accepts decoys.
     pub closed: Vec<InputChain>,
 }
 
 /// A base chain of the hook `input`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputChain {
-    /// The family of its table: ip, ip6 or inet.
+    /// Family of its table: ip, ip6 or inet.
     pub family: &'static str,
     /// The name of its table.
     pub table: String,
@@ -30,8 +30,8 @@ pub struct InputChain {
 }
 
 impl Firewall {
-    /// Why decoys stay silent, and the commands that open them and nothing else, because services have no transparent sockets;
-    /// `None` where no chain drops what they receive.
+    /// Returns the reason why decoys cannot answer, and the commands that open the filter for them only, because
+    /// services have no transparent sockets; `None` if no chain drops packets to decoys.
     #[must_use]
     pub fn silences_decoys(&self) -> Option<String> {
         let chains = self.closed.iter().map(|one| format!("{} {} {}", one.family, one.table, one.name));
@@ -41,17 +41,17 @@ impl Firewall {
         let (chains, commands): (Vec<_>, Vec<_>) = (chains.collect(), commands.collect());
         (!chains.is_empty()).then(|| {
             format!(
-                "decoys are silent where a filter drops what it does not accept (input chain {}); {} lets them answer",
+                "decoys cannot answer because a filter drops their packets (input chain {}); to open it for decoys, run {}",
                 chains.join(", "),
                 commands.join(" with ")
             )
         })
     }
 
-    /// Reads it in the network namespace of the socket. The time grows with the number of chains: some 2 µs each.
+    /// Reads the chains in the network namespace of the socket. Takes about 2 µs per chain.
     ///
     /// # Errors
-    /// Where the kernel does not show its rules.
+    /// The kernel does not show its rules.
     pub fn read(socket: &mut Socket) -> Result<Self, SocketError> {
         let mut request = Vec::new();
         put_dump(&mut request, 0, sys::NFT_MSG_GETCHAIN, |_| {});
@@ -91,7 +91,7 @@ impl InputChain {
             fields.put_text(sys::NFTA_RULE_TABLE, &self.table);
             fields.put_text(sys::NFTA_RULE_CHAIN, &self.name);
         });
-        // Whether a rule accepts decoys, and whether the last one drops everything.
+        // Whether a rule accepts decoys, and whether the last rule drops everything.
         let start = || (false, self.drops);
         let (opens, drops) = socket.dump(&mut request, start, |found, message| {
             let Some((_, sys::NFT_MSG_NEWRULE, body)) = message.nft_of_any_family() else { return };
@@ -132,13 +132,13 @@ fn is_reject(target: &[u8]) -> bool {
     field(target, TARGET_NAME).and_then(text) == Some("REJECT")
 }
 
-/// The verdict of the kernel itself that an immediate expression has.
+/// The kernel verdict of an immediate expression.
 fn verdict(immediate: &[u8]) -> Option<u32> {
     let data = field(immediate, sys::NFTA_IMMEDIATE_DATA)?;
     be_u32(field(field(data, sys::NFTA_DATA_VERDICT)?, sys::NFTA_VERDICT_CODE)?)
 }
 
-/// Families of tables that an input chain of packets can be in, by NFPROTO_*.
+/// Table families that can contain an input chain, by NFPROTO_*.
 const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
 /// NFTA_TARGET_NAME, of nf_tables_compat.h.
 const TARGET_NAME: u16 = 1;

@@ -1,4 +1,4 @@
-//! Fuzz target input: arbitrary bytes as replies and notifications of nf_tables.
+//! Fuzz target: arbitrary bytes as replies and notifications of nf_tables.
 
 #[cfg(test)]
 use netlink_packet_core::NLM_F_DUMP;
@@ -18,13 +18,13 @@ use super::snapshot::TableSnapshot;
 use super::table::TABLE;
 use crate::netlink::message::Messages;
 
-/// The shortest element with an address in it: its own header, the key's and the value's, and four bytes.
+/// The shortest element with an address: its header, those of key and value, and four bytes.
 const ELEMENT: usize = 16;
-/// The most networks that one interval falls into.
+/// Maximum number of networks into which one interval is split.
 const PIECES: usize = 2 * 128;
 
-/// Reads `datagram` as the ruleset, as elements, as intervals and as notifications. What comes of it is no more than the
-/// bytes can hold, and a table that was read is one that another reading finds nothing different in.
+/// Reads `datagram` as a ruleset, as elements, as intervals and as notifications. The results must not exceed what the
+/// bytes can hold, and a snapshot must not differ from itself.
 pub(crate) fn read(datagram: &[u8]) {
     let mut shape = TableSnapshot::default();
     let mut bounds = Vec::new();
@@ -45,7 +45,7 @@ pub(crate) fn read(datagram: &[u8]) {
     assert!(monitor::fuzz(datagram) <= datagram.len());
 }
 
-/// What would be done about a table like this one.
+/// Computes the repair of the table `found`.
 fn repair(found: &TableSnapshot) {
     let old = recognise(found, 65_536);
     let desired = DesiredRuleset::new(&old);
@@ -53,7 +53,7 @@ fn repair(found: &TableSnapshot) {
     assert!(!desired.repair(found, &differences, Some(&old)).batch.is_empty() || differences.is_empty());
 }
 
-/// Requests for all that there is in the table: the table itself, its sets, chains and rules, and what each set holds.
+/// Requests for the whole table: the table itself, its sets, chains and rules, and the elements of each set.
 #[cfg(test)]
 pub(crate) fn requests() -> Vec<Vec<u8>> {
     let mut requests: Vec<Vec<u8>> = Vec::new();

@@ -1,8 +1,8 @@
-//! The rules that hold a source: when it probes a closed TCP port that is new for it, its SYNs to this host are dropped for a
-//! little less than a second, whatever their port. So a scanner learns nothing before it is banned, and a source whose address
-//! was forged loses nothing that TCP does not send again. nft/portsentry-trap.nft says what each rule is for.
+//! The rules that hold a source: if it probes a closed TCP port that is new for it, its SYNs to all ports of this host
+//! are dropped for slightly less than a second. A scanner therefore learns nothing before it is banned, and a source
+//! whose address was forged loses only packets that TCP retransmits. nft/portsentry-trap.nft documents each rule.
 //!
-//! Nothing here asks connection tracking: one such expression switches it on for the whole network namespace.
+//! No rule here uses connection tracking: one such expression enables it for the whole network namespace.
 //!
 //! References: the kernel's net/netfilter/nft_dynset.c, nft_limit.c.
 
@@ -17,7 +17,7 @@ use super::set::Set;
 use super::spec::Trap;
 use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_TOUCH};
 
-/// The rules of its own chains.
+/// The rules of the hold chains.
 pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     let full = |chain| Rule::new(chain).jump(TRAP_FULL);
     let mut rules: Vec<Rule> = KINDS.iter().flat_map(new_port_rules).collect();
@@ -32,18 +32,18 @@ pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     rules
 }
 
-/// Those before address translation: for ports that are open or published, and not trapped.
+/// The rules before address translation, for ports that are open or published, and not trapped.
 pub(super) fn early_rules(trap: &Trap) -> [Rule; 3] {
     held(CHAIN, trap, true)
 }
 
-/// Those after a probe of a trapped port was counted.
+/// The rules after a probe of a trapped port was counted.
 pub(super) fn late_rules(trap: &Trap) -> [Rule; 3] {
     held(TRAP, trap, false)
 }
 
-/// Those that hold the source of a packet to a trapped port, and drop flags that no TCP stack sends: a port that is closed
-/// would answer them with a reset, and an open one would not.
+/// The rules that hold the source of a packet to a trapped port, and drop flags that no TCP stack sends: a closed port
+/// would answer them with a reset, an open one would not.
 pub(super) fn probe_rules() -> [Rule; 2] {
     let rule = || Rule::new(TRAP_TOUCH);
     let hold = rule().text("meta l4proto tcp").meta(MetaType::L4Proto, TCP).jump(TRAP_HOLD);
@@ -51,7 +51,7 @@ pub(super) fn probe_rules() -> [Rule; 2] {
     [hold, illegal.verdict(VerdictKind::Drop)]
 }
 
-/// Flags that no TCP stack sends: none of those of which each segment has one, or SYN with FIN or RST.
+/// Flags that no TCP stack sends: none of the flags of which every segment has one, or SYN with FIN or RST.
 pub(super) const ILLEGAL: [(u8, u8); 3] = [(SYN | RST | ACK, 0), (FIN | SYN, FIN | SYN), (SYN | RST, SYN | RST)];
 
 /// Selects SYNs, and flags that no TCP stack sends: the reset that a port answers which is closed and not trapped would tell
@@ -64,13 +64,13 @@ fn held(chain: &'static str, trap: &Trap, inverted: bool) -> [Rule; 3] {
     })
 }
 
-/// Starts a rule for sources of this kind.
+/// Starts a rule for sources of this family.
 fn of_kind(chain: &'static str, family: &Family) -> Rule {
     let rule = Rule::new(chain);
     if family.held == V6.held && !family.is_masked { rule.link_local() } else { rule.family(family) }
 }
 
-/// Ends at a port that the source probed a moment ago: a SYN that is sent again finds the port closed.
+/// Returns at a port that the source probed recently: a retransmitted SYN then reaches the closed port.
 fn new_port_rules(family: &Family) -> [Rule; 2] {
     let key = format!("{} . tcp dport", family.target);
     let rule = || of_kind(TRAP_HOLD, family);
@@ -80,8 +80,8 @@ fn new_port_rules(family: &Family) -> [Rule; 2] {
     [known.lookup(family.held_ports).verdict(VerdictKind::Return), add.goto(TRAP_HOLD_NEW)]
 }
 
-/// Holds a source that is counted, in one set or the other, and is not above the bound. The kernel evaluates the limit of an
-/// element also where the element is looked up: only that it is missing can be asked without counting.
+/// Holds a source that is counted in one of the two sets and is not above the limit. The kernel also evaluates the
+/// limit of an element at a look-up; only its absence can be tested without counting.
 fn source_rules(trap: &Trap, length: Duration, family: &Family) -> [Rule; 5] {
     let rule = || of_kind(TRAP_HOLD_NEW, family);
     let add = |rule: Rule, set: Set, span, limit, operation| {
@@ -101,11 +101,11 @@ fn source_rules(trap: &Trap, length: Duration, family: &Family) -> [Rule; 5] {
     ]
 }
 
-/// Link-local addresses before the /64 that they are in.
+/// Link-local addresses come before their /64.
 const KINDS: [Family; 3] = [V4, LINK_LOCAL, V6];
-/// How often a source is held within a window; of at most 900 ms that is less than 15 seconds.
+/// Maximum number of holds per source within a window; at most 900 ms each, less than 15 seconds in all.
 pub const MAX_HOLDS: u32 = 16;
-/// How long a port is known: longer than a SYN is sent again, after 1, 3 and 7 seconds.
+/// Time for which a probed port is remembered: longer than TCP retransmits a SYN, after 1, 3 and 7 seconds.
 const RECENT: Duration = Duration::from_secs(10);
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;

@@ -1,4 +1,4 @@
-//! Messages of nf_tables about the family `inet`: requests, parts of a transaction, and answers.
+//! Encodes and decodes nf_tables messages of the family `inet`: requests, parts of a transaction, and answers.
 //!
 //! References: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, and the kernel's net/netfilter/nf_tables_api.c.
 //! Headers are in host order, attributes of nf_tables in network order. Their numbers are those of [`rustables::sys`].
@@ -10,7 +10,7 @@ use crate::netlink::message::{Attributes, Message, attributes, patch};
 use crate::netlink::socket::{Batch, SUBSYSTEM};
 
 impl<'a> Message<'a> {
-    /// Kind (NFT_MSG_*) and attributes, where it is an nf_tables message about the family `inet`.
+    /// Kind (NFT_MSG_*) and attributes, if it is an nf_tables message of the family `inet`.
     pub(crate) fn nft(&self) -> Option<(u32, &'a [u8])> {
         let (family, kind, attributes) = self.nft_of_any_family()?;
         (family == FAMILY_INET).then_some((kind, attributes))
@@ -30,7 +30,7 @@ impl<'a> Message<'a> {
         self.body.get(4..).filter(|_| is_generation)
     }
 
-    /// The attributes of a message of this kind; none of any other one.
+    /// The attributes of a message of this kind; empty for any other kind.
     pub(crate) fn nft_of(&self, kind: u32) -> &'a [u8] {
         self.nft().filter(|(found, _)| *found == kind).map_or(&[], |(_, attributes)| attributes)
     }
@@ -48,7 +48,7 @@ pub(super) fn field(list: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(list).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
-/// Appends one message about the family `inet`; its sequence number is zero.
+/// Appends one message of the family `inet` with sequence number zero.
 pub(super) fn put_message(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
     let start = bytes.len();
     let [kind, ..] = kind.to_le_bytes();
@@ -62,23 +62,23 @@ pub(super) fn put_message(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl
     patch(bytes, start, length.to_ne_bytes());
 }
 
-/// Makes `bytes` one request, with what `fill` appends as its attributes.
+/// Replaces `bytes` with one request, with the attributes that `fill` appends.
 pub(crate) fn put_request(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
     bytes.clear();
     put_message(bytes, kind, flags, fill);
 }
 
-/// Makes `bytes` a request for what a family (NFPROTO_*) has, 0: all of them.
+/// Replaces `bytes` with a request for the objects of a family (NFPROTO_*); 0: all families.
 pub(super) fn put_dump(bytes: &mut Vec<u8>, family: u8, kind: u32, fill: impl FnOnce(&mut Attributes<'_>)) {
     put_request(bytes, kind, NLM_F_DUMP, fill);
-    // Behind the header of netlink.
+    // The family follows the netlink header.
     patch(bytes, 16, [family]);
 }
 
 /// NFPROTO_INET: rules for IPv4 and IPv6 in one table.
 const FAMILY_INET: u8 = 1;
 
-/// NFT_MSG_DESTROYSETELEM, since Linux 6.3: newer than the headers that rustables is built with may be.
+/// NFT_MSG_DESTROYSETELEM, since Linux 6.3; may be missing in the headers with which rustables was built.
 pub(crate) const DESTROY_ELEMENT: u32 = 30;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The table `inet portsentry` of nf_tables: its sets, chains, rules and elements as messages to the kernel and back.
+//! Encodes and decodes the nf_tables table `inet portsentry`: its sets, chains, rules and elements.
 
 mod bans;
 mod change;

@@ -1,4 +1,4 @@
-//! Recovers from the rules of a table the [`RulesetSpec`] from which this program made them.
+//! Recovers from the rules of a table the [`RulesetSpec`] with which this program created them.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::netlink::message::{be_u32, be_u64};
 use crate::types::shared64::MAX_NAT64;
 use crate::types::{Expiry, Rate};
 
-/// What was chosen when the rules that `found` holds were made, if this program made them. If not, a table made by the result
-/// is not like `found`.
+/// Returns the spec with which this program created the table `found`. If another program created it, a table built
+/// from the result differs from `found`.
 pub(super) fn recognise(found: &TableSnapshot, size: u32) -> RulesetSpec {
     let wide = found.has_set(Set::BlockedNets);
     let fleet = found.has_set(Set::Fleet).then(|| found.size(Set::Fleet));
@@ -40,7 +40,7 @@ pub(super) fn recognise(found: &TableSnapshot, size: u32) -> RulesetSpec {
     spec
 }
 
-/// The same of the trap; `None` where the table has none.
+/// Recovers the options of the trap; `None` if the table has none.
 fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     let entry = found.rules(TRAP).first()?;
     let addition = |chain: &str, set: Set| {
@@ -75,7 +75,7 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     })
 }
 
-/// The same of the decoys.
+/// Recovers the options of the decoys; `None` if the table has none.
 fn recognise_decoys(found: &TableSnapshot) -> Option<DecoyRules> {
     let ([mut v4, mut v6], mut max_new_tracked) = ([None; 2], None);
     for rule in found.rules(DECOY_TAKE) {
@@ -83,7 +83,7 @@ fn recognise_decoys(found: &TableSnapshot) -> Option<DecoyRules> {
         max_new_tracked = max_new_tracked.or(limit.and_then(|(_, limit)| number(limit, &[sys::NFTA_LIMIT_BURST])));
         let Some((_, tproxy)) = rule.iter().find(|(name, _)| name == "tproxy") else { continue };
         let loaded = rule.iter().filter(|(name, _)| name == "immediate");
-        // The address has more bytes.
+        // The address has more bytes than the port.
         let mut port = loaded.filter_map(|(_, flat)| {
             field(flat, &[sys::NFTA_IMMEDIATE_DATA, sys::NFTA_DATA_VALUE])?.try_into().ok().map(u16::from_be_bytes)
         });
@@ -96,7 +96,7 @@ fn recognise_decoys(found: &TableSnapshot) -> Option<DecoyRules> {
     Some(DecoyRules { v4: v4?, v6, max_new_tracked })
 }
 
-/// Upper halves of the IPv6 sources that the trap leaves to the daemon, but for those that it always does.
+/// Upper halves of the configured IPv6 sources that the trap leaves to the daemon, without the built-in ones.
 fn left_out(found: &TableSnapshot) -> impl Iterator<Item = u64> {
     let compared = found.rules(TRAP_TOUCH).iter().flatten().filter(|(name, _)| name == "cmp");
     let values =

@@ -1,7 +1,8 @@
-//! Builds one rule of a chain: its text as nft prints it, and its expressions for the kernel.
+//! Builds one rule of a chain: its text in nft syntax, and its expressions for the kernel.
 //!
-//! rustables encodes every expression that it knows. Those that it lacks are encoded here: limits, log levels, look-ups of
-//! routes and sockets, redirection to transparent sockets, extension headers, elements added by packets, inverted look-ups and registers of four bytes.
+//! rustables encodes the expressions that it supports. The others are encoded here: limits, log levels, look-ups of
+//! routes and sockets, redirection to transparent sockets, extension headers, elements added by packets, inverted
+//! look-ups and four-byte registers.
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
@@ -22,12 +23,11 @@ use super::table::{TABLE, encode};
 use crate::netlink::message::{Attributes, Messages};
 use crate::types::Expiry;
 
-/// A rule; each step appends expressions, and most of them their text.
+/// A rule. Each method appends expressions, and most of them their text.
 #[derive(Clone)]
 pub(super) struct Rule {
-    /// The chain that it stands in.
     pub(super) chain: &'static str,
-    /// As nft writes it.
+    /// Text in nft syntax.
     pub(super) text: String,
     expressions: Vec<u8>,
 }
@@ -37,7 +37,7 @@ impl Rule {
         Self { chain, text: String::new(), expressions: Vec::new() }
     }
 
-    /// The message that appends it to its chain.
+    /// Encodes the message that appends the rule to its chain.
     pub(super) fn message(&self) -> Vec<u8> {
         let mut message = Vec::new();
         put_message(&mut message, sys::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |rule| {
@@ -55,7 +55,7 @@ impl Rule {
         self
     }
 
-    /// Appends an expression that rustables knows.
+    /// Appends an expression that rustables supports.
     pub(super) fn expression(mut self, expression: impl Into<RawExpression>) -> Self {
         let rule = rustables::Rule::default().with_expr(expression);
         let message = encode(|messages| messages.add(&rule, MsgType::Add));
@@ -65,19 +65,19 @@ impl Rule {
         self
     }
 
-    /// Appends an expression that it does not know.
+    /// Appends an expression that rustables lacks.
     pub(super) fn raw(mut self, name: &str, fill: impl FnOnce(&mut Attributes<'_>)) -> Self {
         Attributes(&mut self.expressions)
             .nest(sys::NFTA_LIST_ELEM, |expression| put_expression(expression, name, fill));
         self
     }
 
-    /// Goes on with packets of this version of IP.
+    /// Matches packets of this IP version.
     pub(super) fn family(self, family: &Family) -> Self {
         self.meta(MetaType::NfProto, family.number)
     }
 
-    /// Goes on with IPv6 packets from link-local addresses.
+    /// Matches IPv6 packets from link-local addresses.
     pub(super) fn link_local(self) -> Self {
         let rule = self.text("ip6 saddr fe80::/64").family(&V6);
         let rule = rule.payload(sys::NFT_PAYLOAD_NETWORK_HEADER, V6.source_offset, 8);
@@ -89,24 +89,24 @@ impl Rule {
         self.payload(sys::NFT_PAYLOAD_NETWORK_HEADER, family.source_offset, family.source_length)
     }
 
-    /// Loads the source as it is counted and blocked: an IPv4 address, or the first address of an IPv6 /64.
+    /// Loads the source that is counted and blocked: an IPv4 address, or the first address of an IPv6 /64.
     pub(super) fn target(self, family: &Family) -> Self {
         let rule = self.source(family);
         if family.is_masked { rule.mask((u128::MAX << 64).to_be_bytes()) } else { rule }
     }
 
-    /// Goes on where the source address is in `set`.
+    /// Matches if the source address is in `set`.
     pub(super) fn source_in(self, family: &Family, set: Set) -> Self {
         let text = format!("{} saddr @{}", family.name, set.name());
         self.text(text).family(family).source(family).lookup(set)
     }
 
-    /// Loads metadata of the packet and goes on where it is `value`.
+    /// Loads packet metadata and matches if it equals `value`.
     pub(super) fn meta(self, key: MetaType, value: u8) -> Self {
         self.expression(Meta::new(key)).compare(CmpOp::Eq, [value])
     }
 
-    /// Goes on with packets of the interfaces that the set of them holds, where only they count.
+    /// Matches packets on the interfaces in the set `trap_interfaces`, if only these count.
     pub(super) fn on_monitored(self, named_interfaces: bool) -> Self {
         if !named_interfaces {
             return self;
@@ -114,7 +114,7 @@ impl Rule {
         self.text("iif @trap_interfaces").expression(Meta::new(MetaType::Iif)).lookup(Set::TrapInterfaces)
     }
 
-    /// Goes on with frames for this host's hardware address: a broadcast frame may hold a unicast packet.
+    /// Matches frames for this host's hardware address: a broadcast frame may contain a unicast packet.
     pub(super) fn for_this_host(self) -> Self {
         let rule = self.text("meta pkttype host").raw("meta", |meta| {
             meta.put_u32(sys::NFTA_META_DREG, sys::NFT_REG_1);
@@ -134,7 +134,7 @@ impl Rule {
         rule.compare(CmpOp::Neq, [3])
     }
 
-    /// Goes on with TCP segments whose flags under `mask` are `flags`, or with `how` are not.
+    /// Matches TCP segments whose flags under `mask` equal `flags`, or differ, depending on `how`.
     pub(super) fn tcp_flags(self, mask: u8, how: CmpOp, flags: u8) -> Self {
         let names = |bits: u8| {
             let all = [(1, "fin"), (2, "syn"), (4, "rst"), (16, "ack")];
@@ -151,7 +151,7 @@ impl Rule {
         rule.mask([mask]).compare(how, [flags])
     }
 
-    /// Goes on where a socket takes the packet, listening or connected, that is transparent (1) or not (0).
+    /// Matches if a listening or connected socket that is transparent (1) or not (0) receives the packet.
     pub(super) fn socket_transparent(self, value: u8) -> Self {
         let rule = self.text(format_args!("socket transparent {value}")).raw("socket", |socket| {
             socket.put_u32(sys::NFTA_SOCKET_KEY, sys::NFT_SOCKET_TRANSPARENT);
@@ -160,7 +160,8 @@ impl Rule {
         rule.compare(CmpOp::Eq, [value])
     }
 
-    /// Hands the packet, which is of this version, to the transparent listener there; goes on only where there is one.
+    /// Hands the packet, which is of this IP version, to the transparent listener at `address`; matches only if there
+    /// is one.
     pub(super) fn tproxy(self, family: &Family, address: IpAddr, port: u16) -> Self {
         let bytes = match address {
             IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -175,24 +176,25 @@ impl Rule {
         })
     }
 
-    /// Keeps the packet out of connection tracking.
+    /// Excludes the packet from connection tracking.
     pub(super) fn notrack(self) -> Self {
         self.text("notrack").raw("notrack", |_| {})
     }
 
-    /// Goes on with packets to a trapped TCP port, or with `inverted` to another one.
+    /// Matches packets to a trapped TCP port, or with `inverted` to any other port.
     pub(super) fn trapped_port(self, inverted: bool) -> Self {
         let rule = self.text(if inverted { "tcp dport != @trapped" } else { "tcp dport @trapped" });
         let rule = rule.port(DESTINATION);
         if inverted { rule.lookup_inverted(Set::Trapped) } else { rule.lookup(Set::Trapped) }
     }
 
-    /// Loads source and destination port of a packet of this version and protocol, the port right behind the source.
+    /// Loads source and destination port of a packet of this version and protocol; the port follows the source in the
+    /// registers.
     pub(super) fn source_and_port(self, family: &Family, protocol: u8) -> Self {
         self.meta(MetaType::L4Proto, protocol).target(family).port_behind(family, DESTINATION)
     }
 
-    /// Loads the index of the interface and right behind it the source of an IPv6 packet.
+    /// Loads the interface index, followed by the source of an IPv6 packet.
     pub(super) fn interface_and_source(self) -> Self {
         self.expression(Meta::new(MetaType::Iif)).raw("payload", |payload| {
             // NFT_REG32_01.
@@ -203,7 +205,7 @@ impl Rule {
         })
     }
 
-    /// Loads a port right behind the address that was loaded.
+    /// Loads a port into the register after the loaded address.
     pub(super) fn port_behind(self, family: &Family, offset: u32) -> Self {
         self.raw("payload", |payload| {
             payload.put_u32(sys::NFTA_PAYLOAD_DREG, family.next_register);
@@ -224,23 +226,23 @@ impl Rule {
         self.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, offset, 2)
     }
 
-    /// Masks what was loaded.
+    /// Masks the loaded value.
     pub(super) fn mask<const N: usize>(self, mask: [u8; N]) -> Self {
-        // Fails only where the two have different lengths.
+        // Fails only if the lengths differ.
         self.expression(Bitwise::new(mask, [0; N]).unwrap_or_default())
     }
 
-    /// Goes on where what was loaded compares so with `value`.
+    /// Matches if the comparison of the loaded value with `value` holds.
     pub(super) fn compare(self, how: CmpOp, value: impl Into<Vec<u8>>) -> Self {
         self.expression(Cmp::new(how, value))
     }
 
-    /// Goes on where what was loaded is in `set`.
+    /// Matches if the loaded value is in `set`.
     pub(super) fn lookup(self, set: Set) -> Self {
         self.expression(Lookup::default().with_set(set.name()).with_sreg(Register::Reg1))
     }
 
-    /// Goes on where what was loaded is not in `set`.
+    /// Matches if the loaded value is not in `set`.
     pub(super) fn lookup_inverted(self, set: Set) -> Self {
         self.raw("lookup", |lookup| {
             lookup.put_text(sys::NFTA_LOOKUP_SET, set.name());
@@ -249,7 +251,7 @@ impl Rule {
         })
     }
 
-    /// Goes on where the type of an address of the packet compares so.
+    /// Matches if the comparison of an address type of the packet holds.
     pub(super) fn address_type(self, address: (&str, u32), how: CmpOp, kind: (&str, u32)) -> Self {
         let sign = if how == CmpOp::Neq { "!= " } else { "" };
         let rule = self.text(format_args!("fib {} type {sign}{}", address.0, kind.0)).raw("fib", |fib| {
@@ -260,7 +262,7 @@ impl Rule {
         rule.compare(how, kind.1.to_ne_bytes())
     }
 
-    /// Goes on where no route leads back to the source through the interface that the packet came in on.
+    /// Matches if no route leads back to the source through the incoming interface.
     pub(super) fn no_route_back(self) -> Self {
         let rule = self.text("fib saddr . iif oif 0").raw("fib", |fib| {
             fib.put_u32(sys::NFTA_FIB_DREG, sys::NFT_REG_1);
@@ -270,14 +272,14 @@ impl Rule {
         rule.compare(CmpOp::Eq, 0_u32.to_ne_bytes())
     }
 
-    /// Goes on below the rate; above it with `over`.
+    /// Matches below the rate; above it with `over`.
     pub(super) fn limit(self, limit: Limit) -> Self {
         self.text(&limit.text).raw("limit", |fields| limit.put(fields))
     }
 
-    /// Adds what was loaded to `set`; the text of the element, without its time, is `key`. Where it is in the set already,
-    /// the limit of its element goes on counting, but its time is prolonged only by an update: so what counts together
-    /// always came within one window.
+    /// Adds the loaded value to `set`; `key` is the text of the element without its timeout. If the element exists, its
+    /// limit continues to count, but only an update extends its timeout. Packets that count together therefore always
+    /// arrived within one window.
     pub(super) fn add(self, set: Set, key: &str, time: Option<Span>, limit: Option<Limit>, operation: u32) -> Self {
         let verb = if operation == sys::NFT_DYNSET_OP_ADD { "add" } else { "update" };
         let timeout = time.as_ref().map_or_else(String::new, |time| format!(" timeout {}", time.text));
@@ -335,15 +337,15 @@ pub(super) const SOURCE: u32 = 0;
 /// Offset of the destination port.
 pub(super) const DESTINATION: u32 = 2;
 
-/// Addresses and their types, as nft and the kernel have them: flags of the expression, RTN_LOCAL, RTN_ANYCAST and
-/// RTN_UNICAST.
+/// Addresses and address types with their names in nft and their kernel values: flags of the expression, RTN_LOCAL,
+/// RTN_ANYCAST and RTN_UNICAST.
 pub(super) const SOURCE_ADDRESS: (&str, u32) = ("saddr", sys::NFTA_FIB_F_SADDR);
 pub(super) const DESTINATION_ADDRESS: (&str, u32) = ("daddr", sys::NFTA_FIB_F_DADDR);
 pub(super) const LOCAL: (&str, u32) = ("local", 2);
 pub(super) const ANYCAST: (&str, u32) = ("anycast", 4);
 pub(super) const UNICAST: (&str, u32) = ("unicast", 1);
 
-/// A rate of packets, as an expression of a rule or of an element.
+/// A packet rate, as an expression of a rule or an element.
 pub(super) struct Limit {
     packets: u64,
     seconds: u64,
@@ -353,19 +355,19 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// Matches while no more than `packets` come in `seconds`; `rate` is the same as nft writes it.
+    /// Matches while at most `packets` arrive in `seconds`; `rate` is the text in nft syntax.
     pub(super) fn below(packets: u64, seconds: u64, burst: u32, rate: impl Display) -> Self {
         Self { packets, seconds, burst, flags: 0, text: format!("limit rate {rate} burst {burst} packets") }
     }
 
-    /// Matches what is above it.
+    /// Matches above that rate.
     pub(super) fn over(packets: u64, seconds: u64, burst: u32, rate: impl Display) -> Self {
         let text = format!("limit rate over {rate} burst {burst} packets");
         Self { packets, seconds, burst, flags: sys::NFT_LIMIT_F_INV, text }
     }
 
-    /// Matches what is above `packets` in all, for an element that does not live long: no unit of nft's is longer than a week,
-    /// and what that gives back only forgives more.
+    /// Matches above `packets` in total, for an element with a short lifetime. The longest nft unit is a week; the
+    /// tokens that the limit returns within a lifetime only make it more lenient.
     pub(super) fn over_in_all(packets: u32) -> Self {
         Self::over(1, 604_800, packets, "1/week")
     }
@@ -380,20 +382,20 @@ impl Limit {
     }
 }
 
-/// How long an element stays that a packet adds.
+/// Timeout of an element that a packet adds.
 pub(super) struct Span {
     millis: u64,
     text: String,
 }
 
 impl Span {
-    /// `None` for permanent.
+    /// `None` if permanent.
     pub(super) fn new(expiry: Expiry) -> Option<Self> {
         let Expiry::After(span) = expiry else { return None };
         timeout(expiry).map(|millis| Self { millis, text: humantime::format_duration(span).to_string() })
     }
 
-    /// Of parts of a second, too.
+    /// For spans with fractions of a second.
     pub(super) fn brief(span: Duration) -> Self {
         let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         Self { millis, text: humantime::format_duration(span).to_string() }

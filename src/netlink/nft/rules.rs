@@ -1,4 +1,4 @@
-//! The rules of the table, chain after chain, as a [`RulesetSpec`] asks for them.
+//! Builds the rules of the table, chain by chain, for a [`RulesetSpec`].
 
 use rustables::expr::{CmpOp, IcmpCode, Meta, MetaType, Reject, RejectType, VerdictKind};
 use rustables::sys;
@@ -26,7 +26,7 @@ pub(super) fn rules(spec: &RulesetSpec) -> Vec<Rule> {
     rules
 }
 
-/// Which sources are refused. Allowed first, so that no ban reaches what is protected.
+/// The rules that refuse sources. The allow-list comes first, so that no ban affects a protected source.
 fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
     let rule = || Rule::new(CHAIN);
     let refuse = |rule: Rule| match refuses(spec) {
@@ -63,9 +63,9 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
     rules
 }
 
-/// Drops unicast frames from outside whose source and destination are addresses of this host: IPv6 would take them, and IPv4
-/// connection tracking sees them before the kernel drops them. Multicast of this host's own comes back by design. A neighbour
-/// may have the link-local address that this host has on another link.
+/// Drops unicast frames from outside whose source and destination are addresses of this host. IPv6 would accept them,
+/// and IPv4 connection tracking sees them before the kernel drops them. Own multicast packets legitimately return, and
+/// a neighbour may have the link-local address that this host has on another link.
 fn own_source_rules() -> [Rule; 2] {
     let rule = || Rule::new(OWN_SOURCE);
     let guarded = rule().text("iif @guarded_interfaces").expression(Meta::new(MetaType::Iif)).lookup(Set::Guarded);
@@ -74,16 +74,16 @@ fn own_source_rules() -> [Rule; 2] {
     [rule().link_local().verdict(VerdictKind::Return), own.verdict(VerdictKind::Drop)]
 }
 
-/// How they are refused. What makes answers harmless to others:
-/// - A source can be forged, and its answer then goes to a third party. An answer is never longer than what it answers, but
-///   for the ICMP errors, which quote it, and which the kernel itself limits (icmp_ratelimit: one a second to each
-///   destination; icmp_msgs_per_sec in all). It limits no resets, and so a rule does: all answers together are at most
-///   100 a second, above that packets are dropped. A host without a filter resets every one of them.
-/// - To a broadcast or multicast address, or one that is only routed here, the kernel would send a reset from that
-///   address: only what goes to an address of this host is answered.
+/// The rules that answer or drop refused packets. Two measures protect third parties:
+/// - The source of a packet can be forged, so that the answer goes to a third party. Except for ICMP errors, which
+///   quote the packet, an answer is never longer than the packet. The kernel limits ICMP errors itself (icmp_ratelimit:
+///   one per second and destination; icmp_msgs_per_sec in all), but not resets. Therefore a rule limits all answers
+///   together to 100 per second and drops packets above that rate. A host without a filter resets all of them.
+/// - For a broadcast or multicast address, or an address that is only routed to this host, the kernel would send a
+///   reset from that address. Only packets to an address of this host are answered.
 ///
-/// ICMP says port unreachable, because that and the reset are what a host says on which nothing listens; "prohibited"
-/// would tell a scanner of the filter.
+/// The ICMP error is "port unreachable", because a host without a listener sends either that or a reset; "prohibited"
+/// would reveal the filter to a scanner.
 fn refuse_rules(spec: &RulesetSpec) -> Vec<Rule> {
     let rule = || Rule::new(REFUSE);
     let drop = |rule: Rule| rule.verdict(VerdictKind::Drop);
@@ -117,11 +117,11 @@ fn refuse_rules(spec: &RulesetSpec) -> Vec<Rule> {
     rules
 }
 
-/// Answers to all blocked sources together, a second; and as many at once.
+/// Maximum number of answers per second to all blocked sources together; also the burst.
 const ANSWERS: u32 = 100;
-/// What stands before the packet in the kernel's log.
+/// Prefix of the packet's line in the kernel log.
 const LOG_PREFIX: &str = "Portsentry: dropping: ";
-/// Lines that may come at once: those of one packet and of its retransmissions.
+/// Burst of log lines: one packet and its retransmissions.
 const LOG_BURST: u32 = 5;
 /// NFT_LOGLEVEL_WARNING.
 const LOG_WARNING: u32 = 4;

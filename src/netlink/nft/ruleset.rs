@@ -1,5 +1,5 @@
-//! Installs, examines, repairs and removes the table of nft/portsentry.nft in the kernel. Reads first, and changes only what is
-//! this program's own.
+//! Installs, examines, repairs and removes the table of nft/portsentry.nft in the kernel. Reads it first, and changes
+//! only objects that this program created.
 
 use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;
@@ -16,30 +16,28 @@ use super::table::TABLE;
 use crate::netlink::message::be_u64;
 use crate::netlink::socket::{Batch, Socket, SocketError};
 
-/// Where the table came from.
+/// Result of an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Installed {
-    /// It was not there and is now.
+    /// The table did not exist and was created.
     Created,
-    /// It was there as it should be. Its sets may have another size than was asked for.
+    /// The table existed unchanged. The sizes of its sets may differ from the requested ones.
     Adopted {
         /// Size of `blocked`.
         blocked: u32,
         /// Size of `blocked6`.
         blocked6: u32,
     },
-    /// It was there with the rules of another [`RulesetSpec`], and has those that were asked for now. Its sets kept their
-    /// elements, and may have another size than was asked for.
+    /// The table had the rules of another [`RulesetSpec`], which were replaced. Its sets kept their elements and sizes.
     Rebuilt {
         /// Size of `blocked`.
         blocked: u32,
         /// Size of `blocked6`.
         blocked6: u32,
     },
-    /// It was there, and something of ours had been altered, which is as it should be again. What other programs have in it
-    /// stays.
+    /// The table had been altered and was repaired. Objects of other programs in it stay.
     Repaired {
-        /// The first thing that was altered, as the end of the sentence "it had …".
+        /// The first difference, as the end of the sentence "it had …".
         difference: String,
         /// Size of `blocked`.
         blocked: u32,
@@ -48,26 +46,26 @@ pub enum Installed {
     },
 }
 
-/// What there was to repair.
+/// Result of a repair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repaired {
-    /// Nothing: all that is ours is as it should be.
+    /// All own objects were unchanged.
     Unchanged,
-    /// The table was gone. It is created again, with empty sets.
+    /// The table was missing and was created with empty sets.
     Created,
-    /// Something of ours had been altered, and is as it should be again.
+    /// Own objects were altered and have been restored.
     Repaired {
-        /// The first thing that was altered, as the end of the sentence "it had …".
+        /// The first difference, as the end of the sentence "it had …".
         difference: String,
-        /// Sets that were gone, and are there again without their elements.
+        /// Sets that were missing and were created without their elements.
         emptied: Vec<Set>,
     },
 }
 
-/// Why the table is not in force.
+/// Reason why the table is not in force.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesetError {
-    /// There is a table of this name, and it is not ours.
+    /// A table of this name exists that this program did not create.
     #[error(
         "table inet {TABLE} exists and has {difference}; portsentry changes nothing that it did not create. Save what is \
          yours in it, then remove it with `nft delete table inet {TABLE}` and start again, or load /usr/share/portsentry/portsentry.nft"
@@ -76,7 +74,7 @@ pub enum RulesetError {
         /// The first thing that differs.
         difference: String,
     },
-    /// The kernel lacks something that the rules need.
+    /// The kernel lacks a feature that the rules need.
     #[error(
         "the kernel refused {object} of table inet {TABLE}: {errno}; the rules need the modules nf_tables and nft_counter, \
          to log also nft_limit and nft_log, to reject also nft_limit, nft_fib_inet, nft_reject_inet and Linux 5.9, \
@@ -84,26 +82,27 @@ pub enum RulesetError {
          nft_fib_inet, nft_socket and nft_tproxy: load them, or use a kernel that has them"
     )]
     Lacking {
-        /// What it refused.
+        /// The refused object.
         object: String,
         errno: Errno,
     },
-    /// Others created and removed the table again and again.
+    /// Other programs created and removed the table again and again.
     #[error("another program keeps creating and deleting table inet {TABLE}; stop it, then start portsentry again")]
     Contended,
-    /// The socket failed, or the kernel does not let us.
+    /// The socket failed, or permission was denied.
     #[error(transparent)]
     Socket(#[from] SocketError),
 }
 
-/// Creates the table, or adopts one that is as it should be. Where its rules are those of another [`RulesetSpec`], they
-/// are replaced in one transaction; the sets keep what they hold. Where others have altered it, it is repaired.
+/// Creates the table, or adopts an unchanged existing one. The rules of another [`RulesetSpec`] are replaced in one
+/// transaction, and the sets keep their elements. A table altered by others is repaired.
 ///
 /// # Errors
-/// [`RulesetError::Foreign`] where a table of this name is not ours or cannot be repaired, and what the kernel refuses.
+/// [`RulesetError::Foreign`] if a table of this name belongs to another program or cannot be repaired; the kernel's
+/// refusals.
 pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
     let mut last = None;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
         let wanted = DesiredRuleset::new(&kept(spec, &found));
         let (blocked, blocked6) = (found.size(Set::Blocked), found.size(Set::Blocked6));
@@ -134,8 +133,8 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
     Err(given_up(last))
 }
 
-/// What [`install`] would find: the sizes of `blocked` and `blocked6` where the table is there, whether its rules are those
-/// of `spec` or of another one, or altered; `None` where it is not. Changes nothing.
+/// Returns the sizes of `blocked` and `blocked6` if the table exists with the rules of `spec` or of another spec, or
+/// altered; `None` if it does not exist. Changes nothing.
 pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
     let Some(found) = read_existing(socket)? else { return Ok(None) };
     if !found.has_base_sets() {
@@ -148,7 +147,7 @@ pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u
 
 /// The table; `None` where there is none.
 fn read_existing(socket: &mut Socket) -> Result<Option<TableSnapshot>, RulesetError> {
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ATTEMPTS {
         if let Some(found) = read(socket)? {
             return Ok(found.exists().then_some(found));
         }
@@ -156,16 +155,17 @@ fn read_existing(socket: &mut Socket) -> Result<Option<TableSnapshot>, RulesetEr
     Err(RulesetError::Contended)
 }
 
-/// What the table holds that no version of this program makes, each as the end of the sentence "it has …".
+/// Returns the objects in the table that no version of this program creates, each as the end of the sentence "it has
+/// …".
 pub fn foreign_objects(socket: &mut Socket, spec: &RulesetSpec) -> Result<Vec<String>, RulesetError> {
     let Some(found) = read_existing(socket)? else { return Ok(Vec::new()) };
     Ok(DesiredRuleset::new(&recognise(&found, spec.size)).foreign(&found))
 }
 
-/// Deletes the table with all that it holds; false where there was none.
+/// Deletes the table with all its contents; false if it did not exist.
 ///
 /// # Errors
-/// As [`install`]; a table of another program stays.
+/// As for [`install`]; a table of another program stays.
 pub fn remove(socket: &mut Socket, spec: &RulesetSpec) -> Result<bool, RulesetError> {
     let Some(found) = read(socket)?.filter(TableSnapshot::exists) else { return Ok(false) };
     recognise_own(&found, spec.size)?;
@@ -177,16 +177,15 @@ pub fn remove(socket: &mut Socket, spec: &RulesetSpec) -> Result<bool, RulesetEr
     }
 }
 
-/// Makes the table as it should be, whatever was done to it: what is missing or altered is made anew, in one
-/// transaction (a dormant table is woken in another one after it); what is not ours, and sets that are as they should be
-/// with all that they hold, stay as they are.
+/// Repairs the table: missing or altered objects are recreated in one transaction, followed by a second one if the
+/// table was dormant. Objects of other programs and unaltered sets with their elements stay.
 ///
 /// # Errors
-/// [`RulesetError::Foreign`] where that cannot be, and then nothing is changed: a set of another type stands in the place
-/// of ours, or the table is owned by a process. Further what the kernel refuses.
+/// [`RulesetError::Foreign`] if a repair is impossible, because a set of ours was replaced with one of another type or
+/// the table is owned by a process; nothing is changed then. Also the kernel's refusals.
 pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
     let mut last = None;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
         let wanted = DesiredRuleset::new(&kept(spec, &found));
         if !found.exists() {
@@ -197,7 +196,7 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
             continue;
         }
         let mut differences = wanted.differences(&found);
-        // What a table of another kind has too much of goes with that. Anything else is of another program.
+        // Objects that belong to another spec are removed with it. All others belong to other programs.
         let old = recognise(&found, spec.size);
         let other_kind = DesiredRuleset::new(&old).foreign(&found);
         differences.retain(|difference| difference.part != Part::Foreign || !other_kind.contains(&difference.text));
@@ -210,7 +209,7 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
                 continue;
             }
         }
-        // Not together with the rest: kernels refuse a new base chain in a table whose flags change.
+        // In a separate transaction: kernels refuse a new base chain in a table whose flags change.
         if dormant {
             let mut change = RulesetChange::new();
             change.clear_table_flags();
@@ -224,14 +223,14 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
     Err(given_up(last))
 }
 
-/// Refuses a table that cannot be made right without deleting what others have in it.
+/// Refuses a table that cannot be repaired without deleting objects of other programs.
 fn irreparable(differences: &[Difference]) -> Result<(), RulesetError> {
     let hopeless = |part: &Part| matches!(part, Part::OtherSet | Part::Flags(2..));
     let found = differences.iter().find(|difference| hopeless(&difference.part));
     found.map_or(Ok(()), |Difference { text, .. }| Err(RulesetError::Foreign { difference: text.clone() }))
 }
 
-/// What was chosen when this program made the table that was `found`.
+/// Returns the spec with which this program created the table `found`.
 fn recognise_own(found: &TableSnapshot, size: u32) -> Result<RulesetSpec, RulesetError> {
     let spec = recognise(found, size);
     match DesiredRuleset::new(&spec).differences(found).into_iter().next() {
@@ -240,22 +239,22 @@ fn recognise_own(found: &TableSnapshot, size: u32) -> Result<RulesetSpec, Rulese
     }
 }
 
-/// What is asked for, with the sets of networks where the table has them: what they hold is not to be lost.
+/// Returns `spec`, with the network sets added if the table has them, so that their elements are kept.
 fn kept(spec: &RulesetSpec, found: &TableSnapshot) -> RulesetSpec {
     let both = found.has_set(Set::BlockedNets) && found.has_set(Set::BlockedNets6);
     RulesetSpec { wide: spec.wide || both, ..*spec }
 }
 
-/// What the kernel refused because the table was no longer as it was read: so it seems.
+/// A refusal whose likely reason is that the table changed after it was read.
 struct Outrun {
     object: String,
     errno: Errno,
-    /// It is one of the rules.
+    /// True if the refused message is a rule.
     rule: bool,
 }
 
-/// Why the table is not as it should be after all attempts. A kernel that lacks an expression says ENOENT of the rule, as it
-/// does of one whose set or chain has just been deleted; but no program deletes as often as that.
+/// Returns the error after the last attempt. A kernel without an expression returns ENOENT for the rule, as it does if
+/// the rule's set or chain has just been deleted; but no program deletes them at every attempt.
 fn given_up(last: Option<Outrun>) -> RulesetError {
     match last {
         Some(Outrun { object, errno: errno @ Errno::NOENT, rule: true }) => RulesetError::Lacking { object, errno },
@@ -263,11 +262,11 @@ fn given_up(last: Option<Outrun>) -> RulesetError {
     }
 }
 
-/// Sends the transaction; gives something where the table was no longer as it was read.
+/// Sends the transaction; returns a value if the table changed after it was read.
 fn carry_out(socket: &mut Socket, mut change: RulesetChange) -> Result<Option<Outrun>, RulesetError> {
     match socket.transact(&mut change.batch) {
         Ok(()) => Ok(None),
-        // Another program was quicker: see what it did.
+        // Another program changed the table first: read it again.
         Err(SocketError::Refused { message, errno: errno @ (Errno::EXIST | Errno::NOENT), .. }) => {
             Ok(Some(Outrun { object: change.object(message).to_owned(), errno, rule: change.is_rule(message) }))
         }
@@ -283,8 +282,8 @@ fn carry_out(socket: &mut Socket, mut change: RulesetChange) -> Result<Option<Ou
     }
 }
 
-/// The number by which the kernel tells this table from an earlier one of its name; `None` where there is none. A listing of the
-/// ruleset does not have it.
+/// Returns the handle that distinguishes this table from an earlier one of the same name; `None` if there is no table.
+/// A ruleset listing does not show it.
 pub(crate) fn table_handle(socket: &mut Socket) -> Result<Option<u64>, SocketError> {
     let mut request = Vec::new();
     put_request(&mut request, sys::NFT_MSG_GETTABLE, 0, |fields| fields.put_text(sys::NFTA_TABLE_NAME, TABLE));
@@ -298,7 +297,7 @@ pub(crate) fn table_handle(socket: &mut Socket) -> Result<Option<u64>, SocketErr
     }
 }
 
-/// What the kernel has under the table's name; `None` where it went while it was being read.
+/// Reads the table; `None` if it was deleted while it was being read.
 fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
     let mut shape = TableSnapshot::default();
     let mut request = Vec::new();
@@ -306,7 +305,7 @@ fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
     match socket.ask(&mut request, |message| shape.absorb(message)) {
         Ok(()) => {}
         Err(error) if error.is(Errno::NOENT) => return Ok(Some(shape)),
-        // nfnetlink answers so where it knows no subsystem of that number.
+        // nfnetlink's answer if the subsystem does not exist.
         Err(SocketError::Refused { errno: errno @ (Errno::INVAL | Errno::OPNOTSUPP), .. }) => {
             return Err(SocketError::NoNfTables(errno));
         }
@@ -322,5 +321,5 @@ fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
     Ok(Some(shape))
 }
 
-/// Attempts to find or make the table while others do the same.
-const ATTEMPTS: u32 = 4;
+/// Attempts to find or create the table while other programs change it.
+const MAX_ATTEMPTS: u32 = 4;

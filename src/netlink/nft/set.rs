@@ -1,4 +1,5 @@
-//! The named sets of the table: their names, types and sizes, and the messages that create, delete and ask for one.
+//! Defines the named sets of the table: their names, types and sizes, and the messages that create, delete and query
+//! them.
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -16,9 +17,9 @@ use crate::types::BanTarget;
 pub enum Set {
     /// Blocked IPv4 addresses.
     Blocked,
-    /// Blocked IPv6 /64 prefixes, by their first address, and link-local addresses on every link.
+    /// Blocked IPv6 /64 prefixes, by their first address, and link-local addresses blocked on every link.
     Blocked6,
-    /// Blocked link-local addresses, each with the interface.
+    /// Blocked link-local addresses with their interface.
     BlockedLink,
     /// IPv4 prefixes that are never dropped.
     Allowed,
@@ -26,20 +27,21 @@ pub enum Set {
     Allowed6,
     /// Blocked IPv4 networks. Only in a table with [`RulesetSpec::wide`].
     BlockedNets,
-    /// Blocked IPv6 networks wider than a /64, likewise.
+    /// Blocked IPv6 networks wider than a /64. Only in a table with [`RulesetSpec::wide`].
     BlockedNets6,
-    /// IPv4 addresses that are blocked because other hosts have reported them. Only with [`RulesetSpec::fleet`].
+    /// IPv4 addresses blocked because other hosts have reported them. Only with [`RulesetSpec::fleet`].
     Fleet,
     /// The same for IPv6, by /64.
     Fleet6,
-    /// Interfaces at which frames with an own source address are dropped. Only in a table with [`RulesetSpec::own_source`].
+    /// Interfaces on which frames with an own source address are dropped. Only in a table with
+    /// [`RulesetSpec::own_source`].
     Guarded,
-    /// Trapped TCP ports, or those of decoys. This and all below only in a table with [`RulesetSpec::trap`], this one also with
-    /// [`RulesetSpec::decoys`].
+    /// Trapped TCP ports, or those of decoys. This set and all below exist only in a table with [`RulesetSpec::trap`],
+    /// this one also with [`RulesetSpec::decoys`].
     Trapped,
     /// Trapped UDP ports. Sets for UDP exist only with [`Trap::udp`], those for TCP alone only with [`Trap::tcp`].
     TrappedUdp,
-    /// Interfaces on which probes count, where not all do.
+    /// Interfaces on which probes count, if not all do.
     TrapInterfaces,
     /// Sources and the TCP ports that they probed.
     Probed,
@@ -49,69 +51,70 @@ pub enum Set {
     TouchedUdp,
     /// The same for IPv6, by /64.
     TouchedUdp6,
-    /// Trapped UDP ports that this host has sent from a moment ago.
+    /// Trapped UDP ports from which this host sent recently.
     Outbound,
-    /// Peers whose SYN a socket on a trapped TCP port has answered a moment ago, each with the port.
+    /// Peers whose SYN a socket on a trapped TCP port has answered recently, with the port.
     Answered,
     /// The same for IPv6.
     Answered6,
-    /// Sources that probed any port, and how many more they may.
+    /// Sources that probed a port, each with its remaining number of forgiven ports.
     Suspects,
     /// The same for IPv6, by /64.
     Suspects6,
-    /// Sources that are connected to a service of this host, and are forgiven more ports.
+    /// Sources that are connected to a service of this host, to which more ports are forgiven.
     Peers,
     /// The same for IPv6, by /64.
     Peers6,
-    /// Those of them that probed any port, and how many more they may.
+    /// Connected sources that probed a port, each with its remaining number of forgiven ports.
     PeerSuspects,
     /// The same for IPv6, by /64.
     PeerSuspects6,
-    /// Sources that the kernel has blocked by itself, until the sensor has said what it has against them.
+    /// Sources that the kernel blocked without the sensor, until the sensor has reviewed them.
     TrapBanned,
     /// The same for IPv6, by /64.
     TrapBanned6,
-    /// Held sources: their SYNs are dropped. This and all below only in a table with [`Trap::hold`].
+    /// Held sources, whose SYNs are dropped. This set and all below exist only in a table with [`Trap::hold`].
     Held,
-    /// The same for IPv6, by /64, and link-local addresses.
+    /// The same for IPv6, by /64, and for link-local addresses.
     Held6,
     /// Sources and the TCP ports that they probed within the last seconds.
     HeldPorts,
     /// The same for IPv6.
     HeldPorts6,
-    /// Sources that were held within the window, and how often they still may be.
+    /// Sources that were held within the window, each with its remaining number of holds.
     HoldCounts,
     /// The same for IPv6.
     HoldCounts6,
-    /// The same within the last seconds, for sources that find no room there.
+    /// The same within the last seconds, for sources that do not fit into `hold_counts`.
     HoldRecent,
     /// The same for IPv6.
     HoldRecent6,
 }
 
-/// What each set is, in the order in which they are made: name, the part of the table that needs it, key, flags, and size.
+/// Name, owning part of the table, key, flags and size of each set, in the order of creation.
 ///
-/// The sizes of the trap's sets bound what a flood of forged sources can take: some 50 MB, and at most half as much again
-/// where datagrams count as well, while it lasts and for the window after it. A full set takes no new source, and the sensor
-/// still counts.
+/// The sizes of the trap's sets limit the memory that a flood of forged sources can use: about 50 MB, and up to half as
+/// much again if datagrams count as well, during the flood and for the window after it. A full set accepts no new
+/// source; the sensor still counts it.
 const DEFINITIONS: [(Set, Definition); 36] = [
-    // These two have the size that the configuration says.
+    // The configuration determines the size of these two.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
     (Set::Allowed, define("allowed", Part::Base, IPV4, RANGES, None)),
     (Set::Allowed6, define("allowed6", Part::Base, IPV6, RANGES, None)),
-    // Neighbours only.
+    // Link-local neighbours only.
     (Set::BlockedLink, define("blocked_link", Part::Base, INTERFACE_AND_IPV6, TIMED, Some(8_192))),
-    // Bounds of 4,096 networks. To add one takes time with their number, some 0.2 ms here.
+    // Bounds of 4,096 networks. The time to add one grows with their number, about 0.2 ms here.
     (Set::BlockedNets, define("blocked_nets", Part::Networks, IPV4, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
     (Set::BlockedNets6, define("blocked_nets6", Part::Networks, IPV6, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
-    // Of these, too, the configuration says the size: its own, so that reports of others never displace a ban.
+    // The configuration determines their size. It is separate, so that reports of other hosts never displace a local
+    // ban.
     (Set::Fleet, define("fleet", Part::Fleet, IPV4, TIMED, None)),
     (Set::Fleet6, define("fleet6", Part::Fleet, IPV6, TIMED, None)),
     (Set::Guarded, define("guarded_interfaces", Part::OwnSource, INTERFACE, 0, None)),
     (Set::Trapped, define("trapped", Part::Ports, PORT, RANGES, None)),
     (Set::TrappedUdp, define("trapped_udp", Part::TrapUdp, PORT, RANGES, None)),
-    // Few, and never with a flag: nft prints none.
+    // Few elements, and no flags: nft prints none.
     (Set::TrapInterfaces, define("trap_interfaces", Part::Trap, INTERFACE, 0, None)),
     (Set::Probed, define("touched", Part::TrapTcp, IPV4_AND_PORT, TIMED, Some(131_072))),
     (Set::Probed6, define("touched6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(65_536))),
@@ -119,32 +122,32 @@ const DEFINITIONS: [(Set, Definition); 36] = [
     (Set::TouchedUdp6, define("touched_udp6", Part::TrapUdp, IPV6_AND_PORT, TIMED, Some(32_768))),
     // Room for every port.
     (Set::Outbound, define("asked", Part::TrapUdp, PORT, TIMED, Some(65_536))),
-    // Only for the second until a new listener is known and its port is trapped no more.
+    // Only needed for the second until a new listener is known and its port has left the trap.
     (Set::Answered, define("answered", Part::TrapTcp, IPV4_AND_PORT, TIMED, Some(8_192))),
     (Set::Answered6, define("answered6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(8_192))),
     (Set::Suspects, define("suspects", Part::Trap, IPV4, TIMED, Some(65_536))),
     (Set::Suspects6, define("suspects6", Part::Trap, IPV6, TIMED, Some(32_768))),
-    // The daemon fills them, with no flag as above.
+    // Filled by the daemon; no flags either.
     (Set::Peers, define("peers", Part::Trap, IPV4, 0, Some(MAX_TRAP_PEERS))),
     (Set::Peers6, define("peers6", Part::Trap, IPV6, 0, Some(MAX_TRAP_PEERS))),
     (Set::PeerSuspects, define("peer_suspects", Part::Trap, IPV4, TIMED, Some(MAX_TRAP_PEERS))),
     (Set::PeerSuspects6, define("peer_suspects6", Part::Trap, IPV6, TIMED, Some(MAX_TRAP_PEERS))),
-    // When it is full, the kernel blocks no source until the sensor has looked and found room under its own ceilings.
+    // If full, the kernel blocks no source until the sensor has reviewed these and has room under its own ceilings.
     (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(TRAP_BURST))),
     (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(TRAP_BURST))),
-    // Room for 20,000 new sources a second: of 900 ms until they are cleared away (at most a second later), and of ten seconds.
+    // Room for 20,000 new sources a second: 900 ms until expiry plus up to a second until removal, and ten seconds.
     (Set::Held, define("held", Part::Hold, IPV4, TIMED, Some(65_536))),
     (Set::Held6, define("held6", Part::Hold, IPV6, TIMED, Some(65_536))),
     (Set::HeldPorts, define("held_ports", Part::Hold, IPV4_AND_PORT, TIMED, Some(262_144))),
     (Set::HeldPorts6, define("held_ports6", Part::Hold, IPV6_AND_PORT, TIMED, Some(262_144))),
-    // No size carries a flood for a whole window: the sources without room are counted for ten seconds instead.
+    // No size suffices for a flood over a whole window: sources without room are counted for ten seconds instead.
     (Set::HoldCounts, define("hold_counts", Part::Hold, IPV4, TIMED, Some(65_536))),
     (Set::HoldCounts6, define("hold_counts6", Part::Hold, IPV6, TIMED, Some(65_536))),
     (Set::HoldRecent, define("hold_recent", Part::Hold, IPV4, TIMED, Some(262_144))),
     (Set::HoldRecent6, define("hold_recent6", Part::Hold, IPV6, TIMED, Some(262_144))),
 ];
 
-/// The part of a table that needs a set.
+/// The part of the table to which a set belongs.
 #[derive(Clone, Copy)]
 enum Part {
     Base,
@@ -184,7 +187,7 @@ impl Set {
         self.definition().name
     }
 
-    /// The set of this name.
+    /// The set with this name.
     pub(super) fn from_name(name: &str) -> Option<Self> {
         DEFINITIONS.iter().find(|(_, definition)| definition.name == name).map(|(set, _)| *set)
     }
@@ -203,13 +206,13 @@ impl Set {
         }
     }
 
-    /// The set in which `target`, an address or a /64, is blocked for the reports of other hosts.
+    /// The set in which `target`, an address or a /64, is blocked because other hosts reported it.
     #[must_use]
     pub(crate) fn fleet_for_target(target: BanTarget) -> Self {
         if target.element().is_ipv4() { Self::Fleet } else { Self::Fleet6 }
     }
 
-    /// The sets of such a table, in the order in which they are made.
+    /// The sets of a table with this spec, in the order of creation.
     pub(super) fn all_of(spec: &RulesetSpec) -> impl Iterator<Item = Self> + use<> {
         let spec = *spec;
         let needed = move |part| match part {
@@ -226,7 +229,7 @@ impl Set {
         DEFINITIONS.into_iter().filter(move |(_, definition)| needed(definition.part)).map(|(set, _)| set)
     }
 
-    /// The sets in which such a trap remembers probes, sources and its own bans. What bounds the holds is not among them.
+    /// The sets in which a trap stores probes, sources and its own bans, without those of holds.
     pub(crate) fn trap_memory(trap: Trap) -> impl Iterator<Item = Self> {
         let trap = Trap { hold: None, ..trap };
         let own_use = |set: &Self| matches!(set, Self::Outbound | Self::Answered | Self::Answered6);
@@ -236,7 +239,7 @@ impl Set {
     }
 }
 
-/// Appends the creation of `set`; `id` tells it from others within the transaction.
+/// Appends the creation of `set`; `id` identifies it within the transaction.
 pub(super) fn put_set(batch: &mut Batch, set: Set, id: u32, spec: &RulesetSpec) {
     let Definition { key: Key(key_type, key_length), flags, size, .. } = set.definition();
     let size = match set {
@@ -266,12 +269,13 @@ pub(super) fn put_set_name(fields: &mut Attributes<'_>, set: Set) {
     fields.put_text(sys::NFTA_SET_NAME, set.name());
 }
 
-/// The size of `set` as the kernel has it; ENOENT where it is gone.
+/// Size of `set` in the kernel; ENOENT if it does not exist.
 pub(crate) fn set_size(socket: &mut Socket, set: Set) -> Result<u32, SocketError> {
     Ok(ask(socket, set, read_size)?.unwrap_or(0))
 }
 
-/// How many elements `set` has, with those that are dead and not cleared away; `None` where the kernel does not say.
+/// Number of elements in `set`, including expired ones that were not removed yet; `None` if the kernel does not report
+/// it.
 pub(crate) fn set_count(socket: &mut Socket, set: Set) -> Result<Option<u32>, SocketError> {
     ask(socket, set, |fields| field(fields, NFTA_SET_COUNT).and_then(be_u32))
 }
@@ -289,13 +293,13 @@ fn ask(socket: &mut Socket, set: Set, read: fn(&[u8]) -> Option<u32>) -> Result<
     Ok(found)
 }
 
-/// Elements that rules or the daemon add, with a time each.
+/// Elements with timeouts, added by rules or by the daemon.
 const TIMED: u32 = sys::NFT_SET_EVAL | sys::NFT_SET_TIMEOUT;
 const RANGES: u32 = sys::NFT_SET_INTERVAL;
 
-/// The number of a type and its length. The numbers are those that nft gives to its types ipv4_addr, ipv6_addr, inet_service
-/// and iface_index, so that it knows how to print the elements. It joins types by shifting them six bits; in the kernel each
-/// part of a joined key fills whole registers of four bytes.
+/// Type number and length of a key. The numbers are those of the nft types ipv4_addr, ipv6_addr, inet_service and
+/// iface_index, so that nft can print the elements. A concatenated type is built by shifting by six bits; in the kernel
+/// each part of a concatenated key fills whole registers of four bytes.
 #[derive(Clone, Copy)]
 struct Key(u32, u32);
 
@@ -306,5 +310,5 @@ const INTERFACE: Key = Key(20, 4);
 const INTERFACE_AND_IPV6: Key = Key(20 << 6 | 8, 20);
 const IPV4_AND_PORT: Key = Key(7 << 6 | 13, 8);
 const IPV6_AND_PORT: Key = Key(8 << 6 | 13, 20);
-/// Since Linux 6.15, newer than the headers that rustables is built with may be.
+/// Since Linux 6.15; may be missing in the headers with which rustables was built.
 const NFTA_SET_COUNT: u16 = 20;

@@ -1,8 +1,9 @@
-//! A snapshot of the table's sets, chains and rules, read from messages, in a form in which two of them can be compared. The
-//! same reader takes our own messages and the kernel's dumps of rules that any program wrote.
+//! A comparable snapshot of the table's sets, chains and rules, read from messages. The same reader handles own
+//! messages and the kernel's dumps of rules that any program created.
 //!
-//! What does not change what the rules do is left out: counts, handles, comments, which register a value passes through,
-//! and attributes that are zero, because the kernel adds new ones (flags, operations) with zero for "as before".
+//! Details that do not affect the behaviour of rules are left out: counts, handles, comments, register numbers, and
+//! attributes with value zero, because newer kernels add attributes (flags, operations) in which zero means "as
+//! before".
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use super::set::{Set, read_size};
 use super::table::TABLE;
 use crate::netlink::message::{Message, attributes, be_u32, text};
 
-/// What the table `inet portsentry` holds.
+/// Contents of the table `inet portsentry`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TableSnapshot {
     exists: bool,
@@ -22,14 +23,14 @@ pub(crate) struct TableSnapshot {
     chains: BTreeMap<String, ChainShape>,
 }
 
-/// A set: its attributes but for the size.
+/// A set: its attributes without the size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct SetShape {
     attributes: Flat,
     size: u32,
 }
 
-/// A chain: where it is hooked in, and its rules in order.
+/// A chain: its hook and its rules in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct ChainShape {
     attributes: Flat,
@@ -39,14 +40,14 @@ struct ChainShape {
 /// A rule: its expressions by name, in order.
 pub(super) type Rule = Vec<(String, Flat)>;
 
-/// Attributes by their path of types, those of interest only.
+/// Relevant attributes by their path of types.
 pub(super) type Flat = BTreeMap<Vec<u16>, Vec<u8>>;
 
 impl TableSnapshot {
-    /// Takes in one message about the table; passes over what is about others.
+    /// Adds one message about the table; skips other messages.
     pub(crate) fn absorb(&mut self, message: &Message<'_>) {
         let Some((kind, body)) = message.nft() else { return };
-        // In every one of these messages attribute 1 is the name of the table.
+        // In all of these messages attribute 1 is the name of the table.
         let value = |wanted| field(body, wanted);
         if value(sys::NFTA_TABLE_NAME).and_then(text) != Some(TABLE) {
             return;
@@ -77,7 +78,7 @@ impl TableSnapshot {
         }
     }
 
-    /// True once the table itself was seen.
+    /// True once a message about the table itself was added.
     pub(super) fn exists(&self) -> bool {
         self.exists
     }
@@ -90,18 +91,18 @@ impl TableSnapshot {
         self.chains.contains_key(chain)
     }
 
-    /// The rules of a chain in order; none where it is not there.
+    /// The rules of a chain in order; empty if the chain does not exist.
     pub(super) fn rules(&self, chain: &str) -> &[Rule] {
         self.chains.get(chain).map_or(&[], |chain| &chain.rules)
     }
 
-    /// The size of a set; 0 where it has none.
+    /// Size of a set; 0 if it has none.
     pub(crate) fn size(&self, set: Set) -> u32 {
         self.sets.get(set.name()).map_or(0, |set| set.size)
     }
 
-    /// In what `found` differs from this, sizes of timed sets aside. `text` gives the rule at an index of a chain as the
-    /// reader knows it.
+    /// Returns the differences between this snapshot and `found`, ignoring the sizes of timed sets. `text` returns the
+    /// nft text of the rule at an index of a chain.
     pub(super) fn differences<'a>(&self, found: &Self, text: impl Fn(&str, usize) -> &'a str) -> Vec<Difference> {
         let mut differences = Vec::new();
         let mut add = |part, text| differences.push(Difference { part, text });
@@ -115,7 +116,8 @@ impl TableSnapshot {
                 Some(other) if other.attributes != set.attributes => {
                     add(Part::OtherSet, format!("a set \"{name}\" of another type or with other flags"));
                 }
-                // Without a size the packet path stops adding at 65,535 and the kernel never says that it is full.
+                // Without a size the packet path stops adding at 65,535 elements, and the kernel never reports that the
+                // set is full.
                 Some(other) if set.size != 0 && other.size == 0 => {
                     add(Part::OtherSet, format!("a set \"{name}\" without a size"));
                 }
@@ -144,7 +146,7 @@ impl TableSnapshot {
         differences
     }
 
-    /// A chain of another program: where it is hooked in decides what it does to packets.
+    /// Describes a chain of another program. Its hook determines its effect on packets.
     fn foreign_chain(&self, name: &str) -> String {
         let attribute = |path: &[u16]| self.chains.get(name)?.attributes.get(path);
         let Some(hook) = attribute(&[sys::NFTA_CHAIN_HOOK, sys::NFTA_HOOK_HOOKNUM]).and_then(|hook| be_u32(hook))
@@ -152,18 +154,18 @@ impl TableSnapshot {
             return format!("another chain \"{name}\"");
         };
         let hook = usize::try_from(hook).ok().and_then(|hook| HOOKS.get(hook)).unwrap_or(&"unknown");
-        // NF_DROP is zero, which is not kept.
+        // NF_DROP is zero, and zero values are not stored.
         let policy = if attribute(&[sys::NFTA_CHAIN_POLICY]).is_some() { "accept" } else { "drop" };
         format!("another chain \"{name}\" (hook {hook}, policy {policy})")
     }
 
-    /// True where the sets for bans and for the allow-list are all there: a table that this program made.
+    /// True if all sets for bans and for the allow-list exist, so that this program created the table.
     pub(super) fn has_base_sets(&self) -> bool {
         [Set::Blocked, Set::Blocked6, Set::Allowed, Set::Allowed6].into_iter().all(|set| self.has_set(set))
     }
 }
 
-/// The first rule in which a chain differs.
+/// Describes the first rule that differs between two versions of a chain.
 fn differing_rule<'a>(
     chain: &str,
     wanted: &[Rule],
@@ -182,28 +184,28 @@ fn differing_rule<'a>(
     (more > ours).then(|| format!("{more} rules in chain \"{chain}\" where {ours} are ours"))
 }
 
-/// One thing in which a table is not as it should be.
+/// One difference from the desired table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Difference {
     pub(super) part: Part,
-    /// What it is, as the end of the sentence "the table has …".
+    /// The difference, as the end of the sentence "the table has …".
     pub(super) text: String,
 }
 
-/// What it concerns.
+/// The affected object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// The table's flags, which are these.
+    /// The table has these flags.
     Flags(u32),
-    /// One of our sets is missing.
+    /// An own set is missing.
     NoSet,
-    /// A set with the name of ours is no such set.
+    /// A set with an own name has another definition.
     OtherSet,
-    /// A chain of ours is missing, or its rules are not ours.
+    /// An own chain is missing, or its rules differ.
     Rules,
-    /// The chain with this name is hooked in elsewhere.
+    /// An own chain with this name has another hook.
     OtherChain(String),
-    /// Something that is not ours at all.
+    /// An object of another program.
     Foreign,
 }
 
@@ -221,8 +223,8 @@ fn read_expression(expression: &[u8]) -> (String, Flat) {
 fn flatten(expression: &str, bytes: &[u8], path: &mut Vec<u16>, flat: &mut Flat) {
     for (kind, value) in attributes(bytes) {
         path.push(kind);
-        // The kernel does not mark nested attributes as such; where they are is fixed: data (mask, xor), verdict, and
-        // the expression of a set's elements.
+        // The kernel does not mark nested attributes. Their positions are fixed: data (mask, xor), verdict, and the
+        // expression of a set's elements.
         if matches!(
             (expression, path.as_slice()),
             ("cmp", [3]) | ("bitwise", [4 | 5]) | ("immediate", [2] | [2, 2]) | ("dynset", [7] | [7, 2])
@@ -232,7 +234,7 @@ fn flatten(expression: &str, bytes: &[u8], path: &mut Vec<u16>, flat: &mut Flat)
             (expression, path.as_slice()),
             ("lookup" | "dynset", [1]) | ("immediate", [2, 2, 2]) | ("dynset", [7, 1])
         ) {
-            // The name of a set or chain: the kernel ends texts with a zero byte, rustables does not.
+            // The name of a set or chain: the kernel terminates texts with a zero byte, rustables does not.
             flat.insert(path.clone(), value.strip_suffix(&[0]).unwrap_or(value).to_vec());
         } else if value.iter().any(|byte| *byte != 0) {
             flat.insert(path.clone(), value.to_vec());
@@ -241,7 +243,7 @@ fn flatten(expression: &str, bytes: &[u8], path: &mut Vec<u16>, flat: &mut Flat)
     }
 }
 
-/// Numbers the registers of a rule in the order in which they first appear.
+/// Numbers the registers of a rule in the order of their first use.
 fn unnumber(mut rule: Rule) -> Rule {
     let mut seen: Vec<Vec<u8>> = Vec::new();
     for (name, flat) in &mut rule {
@@ -275,7 +277,7 @@ fn keep(body: &[u8], kinds: &[u16]) -> Flat {
 
 /// The hooks of the family inet by their numbers.
 const HOOKS: [&str; 6] = ["prerouting", "input", "forward", "output", "postrouting", "ingress"];
-/// What of a set makes it another one; the size does not.
+/// The attributes that define a set, without the size.
 const SET_ATTRIBUTES: &[u16] = &[
     sys::NFTA_SET_FLAGS,
     sys::NFTA_SET_KEY_TYPE,
@@ -287,5 +289,5 @@ const SET_ATTRIBUTES: &[u16] = &[
     sys::NFTA_SET_EXPR,
     sys::NFTA_SET_EXPRESSIONS,
 ];
-/// The kernel's own flag "base chain" follows from the hook.
+/// The kernel derives its flag "base chain" from the hook.
 const CHAIN_ATTRIBUTES: &[u16] = &[sys::NFTA_CHAIN_POLICY, sys::NFTA_CHAIN_TYPE];

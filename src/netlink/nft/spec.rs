@@ -1,4 +1,4 @@
-//! The options of the table: what the configuration decides about its sets and rules.
+//! The options of the table: the configuration's effect on its sets and rules.
 
 use std::time::Duration;
 
@@ -6,79 +6,79 @@ use crate::types::Expiry;
 use crate::types::Rate;
 use crate::types::shared64::MAX_NAT64;
 
-/// What can be chosen about the table.
+/// Options of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RulesetSpec {
-    /// How many elements `blocked` and `blocked6` hold, each. Reading a set takes time with the square of it.
+    /// Maximum number of elements in each of `blocked` and `blocked6`. The time to read a set grows with its square.
     pub size: u32,
-    /// What becomes of a blocked source's packets.
+    /// Treatment of a blocked source's packets.
     pub action: Action,
-    /// How many of those packets the kernel writes into its log; `None`: none.
+    /// Rate at which the kernel logs these packets; `None`: not at all.
     pub log_drops: Option<Rate>,
-    /// Whether whole networks can be blocked, in sets of their own. A table that has these sets keeps them, whatever is
-    /// asked for: they may hold bans.
+    /// True if whole networks can be blocked, in separate sets. A table that already has these sets keeps them in any
+    /// case, because they may hold bans.
     pub wide: bool,
-    /// Whether frames that come in with a source address of this host's own are dropped, at the interfaces that a set names.
-    /// Needs nft_fib.
+    /// True if frames that arrive with an own source address are dropped, on the interfaces listed in a set. Needs
+    /// nft_fib.
     pub own_source: bool,
-    /// What the kernel counts and blocks by itself; `None`: nothing.
+    /// Ports that the kernel itself counts, and sources that it blocks; `None`: none.
     pub trap: Option<Trap>,
-    /// How many bans the sets `fleet` and `fleet6` hold, each; `None`: this host is in no fleet, and there are no such sets.
+    /// Size of each of the sets `fleet` and `fleet6`; `None` if this host is in no fleet, and the sets do not exist.
     pub fleet: Option<u32>,
-    /// The listener that gets connections to closed TCP ports; `None`: there is none. Only where [`Trap::tcp`] is not set.
+    /// The listener for connections to closed TCP ports; `None` if there is none. Only if [`Trap::tcp`] is not set.
     pub decoys: Option<DecoyRules>,
 }
 
-/// Where connections to closed TCP ports are led, and whether the kernel tracks them.
+/// Destination of connections to closed TCP ports, and whether the kernel tracks them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecoyRules {
-    /// The port of the transparent listener at 127.0.0.1.
+    /// Port of the transparent listener at 127.0.0.1.
     pub v4: u16,
-    /// The port of that at ::1; `None` where this host has no IPv6.
+    /// Port of the transparent listener at ::1; `None` if this host has no IPv6.
     pub v6: Option<u16>,
-    /// New connections that are tracked at once, at most; as many follow within two minutes. `None`: none is tracked, which
-    /// would leave them out of address translation.
+    /// Maximum number of new connections tracked at once; the same number is admitted over the next two minutes.
+    /// `None`: no connection is tracked, and address translation does not apply to them.
     pub max_new_tracked: Option<u32>,
 }
 
 impl DecoyRules {
-    /// New connections that are tracked in a second when those at once are used up.
+    /// New connections tracked per second once the burst is used up.
     pub(super) fn tracked_per_second(self) -> u32 {
         (self.max_new_tracked.unwrap_or(0) / TRACKED_FOR).max(1)
     }
 }
 
-/// How long connection tracking remembers a connection that has ended or was never completed, at most, in seconds
+/// Maximum time in seconds for which connection tracking keeps a connection that has ended or was never completed
 /// (nf_conntrack_tcp_timeout_time_wait, nf_conntrack_tcp_timeout_fin_wait, nf_conntrack_tcp_timeout_syn_recv).
 const TRACKED_FOR: u32 = 120;
 
-/// What the kernel counts and blocks by itself: distinct trapped ports that one source probes, those of TCP and
-/// UDP together.
+/// Options of the kernel's trap, which counts the distinct trapped ports of TCP and UDP together that one source
+/// probes, and blocks the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trap {
-    /// Whether TCP ports count; they or those of UDP do.
+    /// True if TCP ports count; at least one of `tcp` and `udp` is true.
     pub tcp: bool,
-    /// Whether UDP ports count.
+    /// True if UDP ports count.
     pub udp: bool,
-    /// Distinct ports that are forgiven, 0 to 15; 0: the first touch blocks.
+    /// Number of forgiven distinct ports, 0 to 15; 0: the first probe blocks.
     pub forgiven: u8,
-    /// How long a touched port and a hold count. Of no meaning where none is forgiven and none is held.
+    /// Time for which a probed port and a hold count. Unused if no port is forgiven and no source is held.
     pub window: Duration,
-    /// How long a ban lasts.
+    /// Duration of a ban.
     pub expiry: Expiry,
     /// Upper halves of the /64s of configured NAT64 translators, whose sources are left to the daemon.
     pub nat64: [Option<u64>; MAX_NAT64],
-    /// Bans that the kernel makes by itself, at most [`TRAP_BURST`] at once. Above it the kernel bans no source.
+    /// Rate of the kernel's own bans, at most [`TRAP_BURST`] at once. Above it the kernel bans no source.
     pub ceiling: Rate,
-    /// Whether only the interfaces count that the set of them holds.
+    /// True if only the interfaces in the set `trap_interfaces` count.
     pub named_interfaces: bool,
-    /// How long a source is held when it probes a TCP port that is new for it: its SYNs to this host are dropped. In tenths
-    /// of a second, so that it is whole in the kernel's clock whatever that is; only with [`Trap::tcp`].
+    /// Duration of a hold, which drops all SYNs of a source to this host after it probed a TCP port that is new for it.
+    /// A multiple of 100 ms, which is exact for every kernel clock rate; only with [`Trap::tcp`].
     pub hold: Option<Duration>,
 }
 
 impl RulesetSpec {
-    /// True where the daemon fills sets of ports: a trap counts there, or decoys serve them.
+    /// True if the daemon fills port sets, for a trap or for decoys.
     #[must_use]
     pub fn watches_ports(&self) -> bool {
         self.trap.is_some() || self.decoys.is_some()
@@ -91,11 +91,11 @@ impl RulesetSpec {
     }
 }
 
-/// Bans that the kernel makes at once, and of which the sensor has said nothing yet. It has no part in deciding on them, so
-/// they are few.
+/// Maximum number of the kernel's own bans that the sensor has not reviewed yet. It is small, because the sensor takes
+/// no part in these bans.
 pub const TRAP_BURST: u32 = 10;
 
-/// Connected sources of each family that the trap knows; the daemon knows no more of both.
+/// Maximum number of connected sources per family in the trap; the daemon tracks no more in total.
 pub const MAX_TRAP_PEERS: u32 = 4_096;
 
 impl Default for RulesetSpec {
@@ -113,13 +113,13 @@ impl Default for RulesetSpec {
     }
 }
 
-/// What becomes of a blocked source's packets.
+/// Treatment of a blocked source's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Action {
-    /// They vanish: the source waits for an answer that never comes.
+    /// Drop them: the source waits for an answer that never arrives.
     #[default]
     Drop,
-    /// They are answered as by a host on which nothing listens, so that an innocent client gives up at once; above a rate
-    /// that cannot hurt a third party, they vanish.
+    /// Answer like a host without a listener, so that an innocent client gives up at once. Above a rate that could harm
+    /// a third party, drop them.
     Reject,
 }

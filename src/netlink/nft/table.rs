@@ -1,16 +1,17 @@
-//! The table `inet portsentry` and its chains: names, hooks, and the messages that create them, encoded by rustables.
+//! Defines the table `inet portsentry` and its chains: names, hooks, and the messages that create them, encoded by
+//! rustables.
 
 use rustables::{Chain, ChainPolicy, ChainType, Hook, HookClass, MsgType, ProtocolFamily, Table};
 
 use super::spec::{Action, RulesetSpec};
 
-/// The one table that is the daemon's own, in the family `inet`.
+/// The daemon's own table, in the family `inet`.
 pub const TABLE: &str = "portsentry";
 
-/// The chain in it that sees every packet.
+/// The chain that sees every packet.
 pub const CHAIN: &str = "prerouting";
 
-/// The chain that logs or answers packets before they are dropped, where that is wanted.
+/// The chain that logs or answers packets before they are dropped, if configured.
 pub const REFUSE: &str = "refuse";
 
 /// The base chain that drops frames with an own source address.
@@ -22,29 +23,29 @@ pub const TRAP: &str = "trap";
 pub(super) const TRAP_TOUCH: &str = "trap_touch";
 /// Blocks a source that probed too many ports.
 pub(super) const TRAP_BAN: &str = "trap_ban";
-/// Holds a source that probes a port which is new for it.
+/// Holds a source that probes a port that is new for it.
 pub(super) const TRAP_HOLD: &str = "trap_hold";
-/// Holds a source unless it is held already, or was as often as it may be.
+/// Holds a source unless it is already held or has reached the limit.
 pub(super) const TRAP_HOLD_NEW: &str = "trap_hold_new";
 /// Drops the SYNs of held sources.
 pub(crate) const TRAP_HELD: &str = "trap_held";
 /// Counts the packets of sources that are not held because a set is full.
 pub(crate) const TRAP_FULL: &str = "trap_full";
-/// Records what this host's own stack sends from trapped ports: they are in use.
+/// Records traffic that this host's own stack sends from trapped ports, which are therefore in use.
 pub(super) const TRAP_ASKED: &str = "trap_asked";
 
-/// The base chain that selects what comes to the decoys' ports.
+/// The base chain that selects packets to the decoys' ports.
 pub(super) const DECOY: &str = "decoy";
 /// Hands connections to the decoys' listener, and counts their SYNs.
 pub(crate) const DECOY_TAKE: &str = "decoy_take";
 /// Keeps the decoys' connections out of connection tracking.
 pub(super) const DECOY_UNTRACK: &str = "decoy_untrack";
-/// The base chain that selects what leaves from the decoys' ports.
+/// The base chain that selects packets from the decoys' ports.
 pub(super) const DECOY_SENT: &str = "decoy_sent";
 /// Counts the SYNs that decoys have answered.
 pub(crate) const DECOY_ANSWERED: &str = "decoy_answered";
 
-/// The chains of such a table, in the order in which they are made. Where packets are only dropped, one is enough.
+/// The chains of a table with this spec, in the order of creation. If packets are only dropped, one is enough.
 pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     let mut chains = vec![CHAIN];
     chains.extend(refuses(spec).then_some(REFUSE));
@@ -59,12 +60,12 @@ pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     chains
 }
 
-/// True where there is more to do with a packet than to drop it.
+/// True if packets are logged or answered before they are dropped.
 pub(super) fn refuses(spec: &RulesetSpec) -> bool {
     spec.action != Action::Drop || spec.log_drops.is_some()
 }
 
-/// The message that creates the table, or takes its flags from it.
+/// The message that creates the table or clears its flags.
 pub(super) fn table_message() -> Vec<u8> {
     encode(|messages| messages.add(&table(), MsgType::Add))
 }
@@ -74,13 +75,13 @@ pub(super) fn chain_message(name: &str) -> Vec<u8> {
     let chain = Chain::new(&table()).with_name(name);
     let hook = match name {
         // `raw - 10`: before connection tracking and before the raw tables of other programs.
-        // In a chain of its own, because own addresses are allowed, and what is allowed skips the rest of that one.
+        // A separate chain, because own addresses are allowed, and allowed packets skip the rest of `prerouting`.
         CHAIN | OWN_SOURCE => Some(Hook::new(HookClass::PreRouting, -310)),
-        // `filter - 10`: after destination NAT (-100, with firewalld -90), so that a published port of a container is none
-        // of this host's, and before the filters of other programs.
+        // `filter - 10`: after destination NAT (-100, with firewalld -90), so that a container's published port does
+        // not count as a port of this host, and before the filters of other programs.
         TRAP | DECOY => Some(Hook::new(HookClass::PreRouting, -10)),
-        // `filter + 10`: after the filters of other programs. This hook sees what this host's own stack sends, and nothing
-        // that is forwarded, so that no client behind NAT decides which ports count as used.
+        // `filter + 10`: after the filters of other programs. This hook sees only packets of this host's own stack and
+        // no forwarded ones, so that clients behind NAT cannot influence which ports count as used.
         TRAP_ASKED => Some(Hook::new(HookClass::Out, 10)),
         // `raw - 10`: before connection tracking.
         DECOY_SENT => Some(Hook::new(HookClass::Out, -310)),
@@ -97,7 +98,7 @@ fn table() -> Table {
     Table::new(ProtocolFamily::Inet).with_name(TABLE).with_flags(0_u32)
 }
 
-/// The messages that rustables builds, without the BEGIN and END that it puts around them.
+/// The messages that rustables builds, without BEGIN and END.
 pub(super) fn encode(fill: impl FnOnce(&mut rustables::Batch)) -> Vec<u8> {
     let mut messages = rustables::Batch::new();
     fill(&mut messages);

@@ -1,9 +1,9 @@
-//! The rules of the trap, by which the kernel itself counts the distinct ports that a source probes, and blocks it before
-//! any program wakes up. nft/portsentry-trap.nft says what each of them is for, nft/portsentry-trap-udp.nft those for UDP.
+//! The rules of the trap: the kernel counts the distinct ports that a source probes, and blocks the source before any
+//! program wakes up. nft/portsentry-trap.nft documents each rule, nft/portsentry-trap-udp.nft those for UDP.
 //!
-//! A probe counts here only where it counts for the sensor as well: never more than the sensor would hold against the
-//! source, often less. What the kernel blocked is in `caught` until the sensor has looked at it, and
-//! `caught` is small: without the sensor the kernel blocks no more than it holds.
+//! A probe counts here only if it also counts in the sensor; the trap never counts more than the sensor, and often
+//! less. Sources blocked by the kernel stay in `caught` until the sensor has reviewed them. `caught` is small, which
+//! limits the number of bans without the sensor.
 //!
 //! References: the kernel's net/netfilter/nft_dynset.c, nft_socket.c, nft_limit.c.
 
@@ -31,7 +31,7 @@ struct Transport {
 /// IPPROTO_UDP.
 const UDP: u8 = 17;
 
-/// The rules of its chains.
+/// The rules of the trap's chains.
 pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     let mut rules = ban_rules(trap);
     rules.extend(probe_rules(trap));
@@ -51,13 +51,13 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     rules
 }
 
-/// Selects segments with these flags under this mask, as far as they are probes at all.
+/// Matches segments with these flags under this mask, if they are probes.
 fn tcp_entry(trap: &Trap, (mask, flags): (u8, u8)) -> Rule {
     to_this_host(entry(trap).tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false))
 }
 
-/// Selects the datagrams that are: those that are no answers. The kernel takes them in a frame for several hosts as well, and at the
-/// anycast addresses of a router.
+/// Matches datagrams that are probes and not answers. The kernel accepts them in a frame for several hosts as well, and
+/// at the anycast addresses of a router.
 fn udp_entry(trap: &Trap, to: (&'static str, u32)) -> Rule {
     let rule = entry(trap).text("udp dport @trapped_udp udp dport != @asked").meta(MetaType::L4Proto, UDP);
     let rule = rule.port(DESTINATION).lookup(Set::TrappedUdp);
@@ -69,7 +69,7 @@ fn entry(trap: &Trap) -> Rule {
     Rule::new(TRAP).on_monitored(trap.named_interfaces)
 }
 
-/// Goes on with what is for this host alone, to an address of its own, from one that could be answered and is not its own.
+/// Matches packets for this host alone, to an own address, from a foreign address that can be answered.
 fn to_this_host(rule: Rule) -> Rule {
     answerable(rule.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL))
 }
@@ -78,8 +78,8 @@ fn answerable(rule: Rule) -> Rule {
     rule.address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST).jump(TRAP_TOUCH)
 }
 
-/// Records which peers a socket of this host has answered: a listener that lives for milliseconds is in no socket table when
-/// the sensor looks, and only this hook tells its SYN/ACK from one that is forwarded.
+/// Records the peers that a socket of this host has answered. A listener that lives for milliseconds is in no socket
+/// table when the sensor looks it up, and only this hook distinguishes its SYN/ACK from a forwarded one.
 fn answered(family: &Family) -> Rule {
     let version = if family.is_masked { "meta nfproto ipv6" } else { "meta nfproto ipv4" };
     let rule = Rule::new(TRAP_ASKED).text(version).family(family).tcp_flags(0x17, CmpOp::Eq, 0x12);
@@ -89,16 +89,16 @@ fn answered(family: &Family) -> Rule {
     rule.add(family.answered, &key, Span::new(Expiry::After(RECENT)), None, sys::NFT_DYNSET_OP_UPDATE)
 }
 
-/// Records what this host asks itself. The sensor sees the same, but a moment later, and then takes the port out of the trap;
-/// until that an answer to a socket that has closed already must not count. A service's port is in no trap, and costs a
-/// look-up.
+/// Records the UDP ports from which this host sends. The sensor sees the same slightly later and then removes the port
+/// from the trap. Until then, an answer to a socket that has already closed must not count. The port of a service is
+/// not trapped, and costs one look-up.
 fn outbound() -> Rule {
     let rule = Rule::new(TRAP_ASKED).text("udp sport @trapped_udp").meta(MetaType::L4Proto, UDP);
     let rule = rule.port(SOURCE).lookup(Set::TrappedUdp).address_type(SOURCE_ADDRESS, CmpOp::Eq, LOCAL).port(SOURCE);
     rule.add(Set::Outbound, "udp sport", Span::new(Expiry::After(RECENT)), None, sys::NFT_DYNSET_OP_UPDATE)
 }
 
-/// Decides what a probe counts.
+/// The rules that determine how a probe counts.
 fn probe_rules(trap: &Trap) -> Vec<Rule> {
     let rule = || Rule::new(TRAP_TOUCH);
     let mut rules = Vec::from([V4, V6].map(|family| rule().source_in(&family, family.allowed)));
@@ -109,7 +109,7 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
         let text = format!("ip6 saddr {}/64", std::net::Ipv6Addr::from_bits(first));
         rule().text(text).family(&V6).payload(NETWORK, V6.source_offset, 8).compare(CmpOp::Eq, upper)
     }));
-    // Whatever the socket says of itself: that there is one is what counts.
+    // Any socket counts, transparent or not.
     rules.extend([0, 1].map(|transparent| rule().socket_transparent(transparent)));
     rules.extend(fragment_rules());
     let hold = trap.hold.into_iter().flat_map(|_| hold_rules::probe_rules());
@@ -130,10 +130,10 @@ fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
     rules.into_iter().map(|rule| rule.verdict(VerdictKind::Return))
 }
 
-/// Packets that the sensor refuses to judge: from addresses that no host sends from ([`crate::engine`] knows the same ones), to
-/// loopback addresses, which the kernel drops where they come from outside, but only after these rules; and, of IPv4, from those
-/// to which no route leads back. A strict reverse-path filter drops their packets, likewise after these rules. Without one, or
-/// with asymmetric routes, they are left to the sensor.
+/// Matches packets that the sensor ignores: from addresses that no host uses as source ([`crate::engine`] has the same
+/// list); to loopback addresses, whose packets from outside the kernel drops only after these rules; and for IPv4, from
+/// addresses without a return route, which a strict reverse-path filter drops after these rules as well. Without such a
+/// filter, or with asymmetric routes, the sensor judges them.
 fn address_rules() -> [Rule; 6] {
     let address = |family: &Family, (name, offset): (&str, u32), network: &str, length| {
         let text = format!("{} {name} {network}", family.name);
@@ -151,8 +151,8 @@ fn address_rules() -> [Rule; 6] {
     ]
 }
 
-/// Later fragments have no ports, but the kernel's short way to load two bytes of a packet does not know: it takes bytes of the
-/// payload for them, with IPv6 of the flow label (seen on Linux 6.18). Long answers come in pieces.
+/// Later fragments have no ports, but the kernel's fast path for two-byte loads ignores that and reads payload bytes,
+/// with IPv6 the flow label (seen on Linux 6.18). Long answers arrive in fragments.
 fn fragment_rules() -> [Rule; 2] {
     let v4 = Rule::new(TRAP_TOUCH).text("ip frag-off & 0x1fff != 0").family(&V4).payload(NETWORK, 6, 2);
     let v6 = Rule::new(TRAP_TOUCH).text("meta nfproto ipv6 frag frag-off != 0").family(&V6);
@@ -166,8 +166,8 @@ fn fragment_rules() -> [Rule; 2] {
     [v4.mask([0x1f, 0xff]), v6.mask([0xff, 0xf8])].map(|rule| rule.compare(CmpOp::Neq, [0, 0]))
 }
 
-/// Counts the ports of these protocols: each once, and all together. Those of a connected source are counted apart, because more
-/// of them are forgiven.
+/// Counts the ports of these protocols, each once and all together. Ports of connected sources are counted separately,
+/// because more of them are forgiven.
 fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
     let every = || protocols.iter().flat_map(|protocol| [V4, V6].map(|family| (protocol, family)));
     let known = every().map(|(protocol, family)| {
@@ -192,7 +192,8 @@ fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
     returning(known.collect()).chain(of_peers).chain(peers_end).chain(of_others).collect()
 }
 
-/// Counts a port that is new for its source in the set of `counted`, and goes on where more than so many are.
+/// Counts a port that is new for its source in the set of `counted`, and matches if more than `forgiven` ports were
+/// counted.
 fn count_new_port(
     rule: Rule,
     trap: &Trap,
@@ -207,7 +208,7 @@ fn count_new_port(
     rule.add(counted, family.target, window(), Some(limit), sys::NFT_DYNSET_OP_ADD).jump(TRAP_BAN)
 }
 
-/// Loads source and port of a packet of this version and protocol, the port right behind the source.
+/// Loads source and port of a packet of this version and protocol; the port follows the source in the registers.
 fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
     rule.family(family).source_and_port(family, protocol.number)
 }
@@ -230,9 +231,10 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
     returning(vec![ceiling]).chain(bans).collect()
 }
 
-/// The /64 that many IPv4 hosts share behind NAT64 (RFC 6052), so that the kernel may neither ban nor hold it as a whole.
+/// The /64 that many IPv4 hosts share behind NAT64 (RFC 6052). The kernel must neither ban nor hold it as a whole.
 pub(super) const NAT64: [u8; 8] = [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0];
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
 
-/// The period of the limit that forgives: no unit of nft's is longer. What it gives back within a window only forgives more.
+/// Period of the limit that forgives ports; the longest unit of nft. The tokens that it returns within a window only
+/// make it more lenient.
 const WEEK: u64 = 604_800;

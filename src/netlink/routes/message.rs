@@ -1,5 +1,5 @@
-//! Encodes RTM_NEWROUTE, RTM_DELROUTE and RTM_GETROUTE for a prefix, and decodes RTM_NEWROUTE. A message that
-//! cannot be decoded is not a route of this program.
+//! Encodes RTM_NEWROUTE, RTM_DELROUTE and RTM_GETROUTE for a prefix, and decodes RTM_NEWROUTE. A message that cannot be
+//! decoded is not a route of this program.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,10 +14,10 @@ use super::{METRIC_V6, PROTOCOL, Way};
 use crate::netlink::message::Message;
 use crate::types::RouteKind;
 
-/// The families that have routes here.
+/// The supported address families.
 pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
-/// A route as the kernel shows it.
+/// A route as reported by the kernel.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) net: IpNet,
@@ -39,7 +39,8 @@ impl Route {
 
 /// Reads one message of an answer.
 pub(super) fn read(message: &Message<'_>) -> Option<Route> {
-    // Checked first: what else a socket may bring, and what a kernel without the family lists instead.
+    // Checked first, because a socket may receive other messages, and a kernel without the family lists other routes
+    // instead.
     if message.kind != RTM_NEWROUTE {
         return None;
     }
@@ -82,7 +83,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// Appends the request to lay a route, which fails where there is one with the same metric.
+/// Appends the request to add a route, which fails if a route with the same metric exists.
 pub(super) fn put_add(bytes: &mut Vec<u8>, net: IpNet, kind: RouteKind) {
     let mut route = own_route(net);
     route.header.kind = match kind {
@@ -100,7 +101,7 @@ pub(super) fn put_add(bytes: &mut Vec<u8>, net: IpNet, kind: RouteKind) {
     put(bytes, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL);
 }
 
-/// Appends the request to take away the own route to `net`, of whatever kind and metric.
+/// Appends the request to delete the own route to `net`, of any kind and metric.
 pub(super) fn put_delete(bytes: &mut Vec<u8>, net: IpNet) {
     let mut route = own_route(net);
     // Any scope and any kind.
@@ -108,13 +109,13 @@ pub(super) fn put_delete(bytes: &mut Vec<u8>, net: IpNet) {
     put(bytes, RouteNetlinkMessage::DelRoute(route), 0);
 }
 
-/// Appends the request for the way to an address in `net`.
+/// Appends the request to look up the route to an address in `net`.
 pub(super) fn put_look_up(bytes: &mut Vec<u8>, net: IpNet) {
     let mut request = RouteMessage::default();
     let target = sample(net);
     request.header.address_family = family(target);
     request.header.destination_prefix_length = IpNet::from(target).prefix_len();
-    // The route itself, not what is made of it for this packet.
+    // Returns the route itself instead of the result for this packet.
     request.header.flags = RouteFlags::FibMatch;
     request.attributes.push(RouteAttribute::Destination(address(target)));
     put(bytes, RouteNetlinkMessage::GetRoute(request), 0);
@@ -151,7 +152,7 @@ fn put(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
 }
 
 /// An address in `net` that is unlikely to have a route of its own: not the first one, which is the routers' anycast
-/// address in IPv6, and none that a person would give to a host.
+/// address in IPv6, and none that an administrator would assign to a host.
 fn sample(net: IpNet) -> IpAddr {
     const UNLIKELY: u64 = 0x9e5a_c36d_71b8_2ef4;
     match net {

@@ -1,8 +1,8 @@
-//! Adds, removes and lists blackhole, unreachable and prohibit routes of the table `main`, and looks up which route
-//! the kernel would take. Makes no decisions and stores nothing.
+//! Adds, removes and lists blackhole, unreachable and prohibit routes of the table `main`, and looks up the route that
+//! the kernel would use. Makes no decisions and stores nothing.
 //!
-//! Synchronous, for the thread that blocks: one long-lived socket, and a time limit for lost answers. Only a
-//! request that the kernel delays because another process holds its routing lock can take longer.
+//! Synchronous, for the thread that blocks: one long-lived socket, with a time limit for lost answers. Only a request
+//! that waits for the kernel's routing lock can take longer.
 //!
 //! References: rtnetlink(7), `linux/rtnetlink.h`, and the kernel's `net/ipv4/fib_trie.c`, `net/ipv6/route.c`.
 
@@ -18,23 +18,23 @@ use rustix::io::Errno;
 use super::socket::{Socket, SocketError};
 use crate::types::RouteKind;
 
-/// The routing protocol number that says "portsentry laid this". Ownership is decided by nothing else: what carries it is
-/// listed, replaced and removed, what carries another number is never touched.
+/// The routing protocol number of routes added by portsentry. It alone determines ownership: routes with this number
+/// are listed, replaced and removed, all others are never changed.
 ///
-/// The kernel gives no meaning to numbers above 4. The obvious ones are taken: 84 is OVN's, 80 Calico's, 186 to 199 are
-/// those of FRR's daemons. 112 is in no list that iproute2, the kernel or FRR keep, and is the letter p.
+/// The kernel assigns no meaning to numbers above 4. Well-known numbers are avoided: 84 is OVN's, 80 Calico's, 186 to
+/// 199 are those of FRR's daemons. 112 is in no list of iproute2, the kernel or FRR, and is the letter p.
 pub const PROTOCOL: u8 = 112;
 
-/// The metric of IPv6 routes: the lowest that can be asked for, 0 would mean 1024. IPv4 routes are laid without one, which
-/// is the lowest there. So no route that another program adds later for the same prefix takes the place of a ban unseen; and with
-/// the same metric, the kernel refuses the second one instead of replacing the first.
+/// Metric of IPv6 routes: the lowest possible one, as 0 would mean 1024. IPv4 routes have no metric, which is the
+/// lowest there. Therefore a route that another program adds later for the same prefix cannot silently replace a ban;
+/// with the same metric the kernel refuses the second route.
 const METRIC_V6: u32 = 1;
 
-/// Requests in one datagram. Each may bring an answer of less than 1 KiB in the kernel's count; a receive buffer of
-/// 212,992 bytes, which needs no privilege, holds them.
+/// Requests per datagram. Each may cause an answer that counts as less than 1 KiB; the default receive buffer of
+/// 212,992 bytes holds them all.
 const AT_ONCE: usize = 64;
 
-/// The kernel's error for a look-up of an address behind such a route; `None` if it shows the route.
+/// The kernel's error when it looks up an address behind such a route; `None` if it returns the route.
 fn errno_of(kind: RouteKind) -> Option<Errno> {
     match kind {
         RouteKind::Blackhole => Some(Errno::INVAL),
@@ -44,23 +44,23 @@ fn errno_of(kind: RouteKind) -> Option<Errno> {
     }
 }
 
-/// What the kernel would do with a packet.
+/// The kernel's treatment of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Send it by this route.
+    /// Sent by this route.
     Route {
         /// Its prefix length, in bits.
         prefix_len: u8,
         protocol: u8,
-        /// Its kind; `None` for others than [`RouteKind`] knows.
+        /// Its kind; `None` if [`RouteKind`] does not contain it.
         kind: Option<RouteKind>,
     },
-    /// Refuse it with this error: a blackhole or the like of any program, or no route at all.
+    /// Refused with this error: a blackhole or similar route of any program, or no route at all.
     Refused(Errno),
 }
 
 impl Way {
-    /// True where this is the route that [`RouteSocket::add`] lays, or where a packet fares as it would with it.
+    /// True if this is the route that [`RouteSocket::add`] adds, or has the same effect on packets.
     #[must_use]
     pub fn is_closed(self, net: IpNet, wanted: RouteKind) -> bool {
         match self {
@@ -72,7 +72,7 @@ impl Way {
     }
 }
 
-/// Why nothing is known about the routes that were asked about.
+/// Failure of a whole request.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
     /// The process may not change routes.
@@ -86,11 +86,11 @@ pub enum RouteError {
     Socket(#[from] SocketError),
 }
 
-/// Why the kernel did not do one thing of many.
+/// The kernel's refusal of one change among several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub errno: Errno,
-    /// Its reason in words, where it has any.
+    /// The kernel's explanation; empty if it gives none.
     pub text: String,
 }
 
@@ -100,7 +100,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// One socket to the routing tables of the network namespace of the thread that opened it.
+/// A socket to the routing tables in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct RouteSocket {
     socket: Socket,
@@ -108,25 +108,25 @@ pub struct RouteSocket {
 }
 
 impl RouteSocket {
-    /// Opens it. Whether this process may change routes is seen with the first.
+    /// Opens the socket. A lack of permission to change routes shows at the first change.
     ///
     /// # Errors
-    /// Where netlink cannot be opened.
+    /// Netlink cannot be opened.
     pub fn open() -> Result<Self, RouteError> {
         Ok(Self { socket: Socket::open_route()?, requests: Vec::new() })
     }
 
-    /// The number by which the kernel names this socket in notifications of what it changed.
+    /// The port id by which the kernel identifies this socket in notifications of its changes.
     #[must_use]
     pub fn port_id(&self) -> u32 {
         self.socket.port_id()
     }
 
-    /// Lays routes. `refused` gets the places of those that are not laid, with EEXIST where there is a route to the same
-    /// prefix with the same metric.
+    /// Adds routes. `refused` is called with the index of each route that was not added; the error is EEXIST if a route
+    /// to the same prefix with the same metric exists.
     ///
     /// # Errors
-    /// Where it is not known which of them are laid.
+    /// It is unknown which routes were added.
     pub fn add(
         &mut self,
         routes: &[(IpNet, RouteKind)],
@@ -135,29 +135,30 @@ impl RouteSocket {
         self.change(routes, |bytes, (net, kind)| message::put_add(bytes, *net, *kind), refused)
     }
 
-    /// Takes away the own routes to these prefixes, of whatever kind. `refused` gets ESRCH where there is none.
+    /// Deletes the own routes to these prefixes, of any kind. `refused` receives ESRCH for a missing route.
     ///
     /// # Errors
-    /// Where it is not known which of them are gone.
+    /// It is unknown which routes were deleted.
     pub fn delete(&mut self, nets: &[IpNet], refused: impl FnMut(usize, Refusal)) -> Result<(), RouteError> {
         self.change(nets, |bytes, net| message::put_delete(bytes, *net), refused)
     }
 
-    /// What the kernel would do with a packet to each of these prefixes, all tables and rules considered; in the same order.
+    /// Returns the kernel's treatment of a packet to each of these prefixes, considering all tables and rules; in the
+    /// same order.
     ///
     /// # Errors
-    /// Where an answer is missing.
+    /// An answer is missing.
     pub fn look_up(&mut self, nets: &[IpNet]) -> Result<Vec<Way>, RouteError> {
         let mut ways = Vec::with_capacity(nets.len());
         for chunk in nets.chunks(AT_ONCE) {
             self.requests.clear();
             chunk.iter().for_each(|net| message::put_look_up(&mut self.requests, *net));
             let start = ways.len();
-            // An answer that cannot be read is about a route that is none of ours.
+            // An unreadable answer is about a route that is not ours.
             ways.resize(start + chunk.len(), Way::Refused(Errno::BADMSG));
-            self.socket.each(&mut self.requests, |place, told| {
+            self.socket.each(&mut self.requests, |place, answer| {
                 let Some(way) = ways.get_mut(start + place) else { return };
-                match told {
+                match answer {
                     Ok(answer) => *way = message::read(answer).map_or(*way, |route| route.way()),
                     Err(error) => *way = Way::Refused(refusal(error).errno),
                 }
@@ -166,24 +167,24 @@ impl RouteSocket {
         Ok(ways)
     }
 
-    /// Every route of the table `main` that is this program's own by its protocol number, with its kind where [`RouteKind`]
-    /// knows it. The kernel walks the whole table for this, so ask once, at the start.
+    /// Lists all routes of the table `main` with this program's protocol number, each with its kind if [`RouteKind`]
+    /// contains it. The kernel walks the whole table for this, so call it only once, at the start.
     ///
     /// # Errors
-    /// [`SocketError::Unsteady`] where the table changes faster than it can be read.
+    /// [`SocketError::Unsteady`] if the table changes faster than it can be read.
     pub fn own(&mut self) -> Result<HashMap<IpNet, Option<RouteKind>>, RouteError> {
         let mut all = HashMap::new();
         for family in message::FAMILIES {
             self.requests.clear();
             message::put_list(&mut self.requests, family);
             let list = self.socket.dump(&mut self.requests, HashMap::new, |list, answer| {
-                // An older kernel lists all there is.
+                // An older kernel ignores the filter and lists all routes.
                 let own = message::read(answer).filter(message::Route::is_own);
                 list.extend(own.map(|route| (route.net, route.kind)));
             });
             match list {
                 Ok(list) => all.extend(list),
-                // No table yet, because there was never a route in it; or no such family.
+                // The table does not exist because it never had a route, or the family does not exist.
                 Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT)) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -201,8 +202,8 @@ impl RouteSocket {
         for (chunk, items) in items.chunks(AT_ONCE).enumerate() {
             self.requests.clear();
             items.iter().for_each(|item| put(&mut self.requests, item));
-            self.socket.each(&mut self.requests, |place, told| {
-                let Err(error) = told else { return };
+            self.socket.each(&mut self.requests, |place, answer| {
+                let Err(error) = answer else { return };
                 let refusal = refusal(error);
                 permitted &= refusal.errno != Errno::PERM;
                 refused(chunk * AT_ONCE + place, refusal);
@@ -221,12 +222,12 @@ fn refusal(error: SocketError) -> Refusal {
     Refusal { errno, text }
 }
 
-/// Any datagram through the readers of routes. For the fuzzer.
+/// Runs any datagram through the readers of routes. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
     let routes = super::message::Messages(datagram).filter_map(|message| message::read(&message));
     let known: Vec<_> = routes.map(|route| (route.way(), route.is_own())).collect();
     let gone = monitor::read(datagram, 7).len();
-    // A message has a header of 16 bytes and one of 12 for the route.
+    // A message has a header of 16 bytes and a route header of 12 bytes.
     assert!(known.len().max(gone) <= datagram.len() / 28);
 }

@@ -1,8 +1,8 @@
-//! Reports own routes that other programs delete, from the kernel's notifications. Used by the event loop. The
-//! caller decides whether the route is added again or its ban is lifted.
+//! Reports own routes that other programs delete, from the kernel's notifications. Used by the event loop. The caller
+//! decides whether the route is added again or its ban is lifted.
 //!
-//! The kernel does not report every route that disappears with its interface, and a full socket loses
-//! notifications, so the caller lists the routes as well.
+//! The kernel does not report every route that disappears with its interface, and a full socket loses notifications, so
+//! the caller lists the routes as well.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -19,12 +19,12 @@ use rustix::net::sockopt;
 use super::message;
 use crate::netlink::message::Messages;
 
-/// Something that others did to own routes.
+/// A deletion of own routes by others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
     /// Another program deleted the route to this prefix.
     Route(IpNet),
-    /// The kernel did, or notifications were lost: no program asked for it.
+    /// The kernel deleted a route, or notifications were lost; no program requested it.
     Unsaid,
 }
 
@@ -32,16 +32,16 @@ pub enum Gone {
 pub struct RouteMonitor {
     socket: TokioSocket,
     datagram: Vec<u8>,
-    /// The number of the socket that lays and removes the own routes.
+    /// Port id of the socket that adds and removes own routes.
     own: u32,
     untold: VecDeque<Gone>,
 }
 
 impl RouteMonitor {
-    /// Begins to listen to what others do than the socket with this port id.
+    /// Starts to listen to changes by sockets other than the one with port id `own`.
     ///
     /// # Errors
-    /// Where netlink cannot be opened.
+    /// Netlink cannot be opened.
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.
@@ -61,10 +61,10 @@ impl RouteMonitor {
     /// Waits until another program deletes an own route.
     ///
     /// # Cancel safety
-    /// What was noticed is told by the next call.
+    /// Pending notifications are returned by the next call.
     ///
     /// # Errors
-    /// Where the socket fails.
+    /// The socket failed.
     pub async fn next(&mut self) -> io::Result<Gone> {
         loop {
             if let Some(gone) = self.untold.pop_front() {
@@ -72,7 +72,7 @@ impl RouteMonitor {
             }
             self.datagram.clear();
             match poll_fn(|context| self.socket.poll_recv_from(context, &mut self.datagram)).await {
-                // Other processes may send to a netlink socket too; the kernel is number 0.
+                // Other processes may send to a netlink socket too; the kernel has port id 0.
                 Ok(sender) if sender.port_number() == 0 => self.untold.extend(read(&self.datagram, self.own)),
                 Ok(_) => {}
                 Err(error) => match Errno::from_io_error(&error) {
@@ -85,9 +85,9 @@ impl RouteMonitor {
     }
 }
 
-/// The own routes that a datagram says are gone.
+/// The own routes that a datagram reports as deleted.
 pub(super) fn read(datagram: &[u8], own: u32) -> Vec<Gone> {
-    // One notification a datagram, so the first sender is that of all.
+    // Each datagram has one notification, so the first sender applies to all of it.
     let Ok(header) = NetlinkBuffer::new_checked(datagram) else { return Vec::new() };
     let by = header.port_number();
     if by == own {
@@ -100,10 +100,11 @@ pub(super) fn read(datagram: &[u8], own: u32) -> Vec<Gone> {
 
 const RTM_DELROUTE: u16 = 25;
 
-/// Past the system's limit where this process may: `ip route flush proto 112` with a full list is told one by one.
+/// Receive buffer, above the system's limit if permitted: `ip route flush proto 112` with a full list causes one
+/// notification per route.
 const BUFFER: usize = 8 << 20;
 
-/// Longer than a notification of a route that leads nowhere.
+/// Longer than a notification about a blackhole route.
 const DATAGRAM: usize = 8 << 10;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Ends the TCP connections of blocked sources: a dump finds them, SOCK_DESTROY ends each. The process at this end gets
+//! Ends the TCP connections of blocked sources: a dump finds them, and SOCK_DESTROY ends each. The local process gets
 //! ECONNABORTED, and the kernel resets the peer.
 //!
 //! References: the kernel's `net/ipv4/tcp_diag.c` and `tcp_abort()` in `net/ipv4/tcp.c`.
@@ -19,31 +19,31 @@ use super::reply::Record;
 use super::{Failure, SockDiag, SockDiagError};
 use crate::types::{BanTarget, Protocol};
 
-/// The states in which a peer still has something of this host. Never TCP_LISTEN, which has no peer.
+/// The states in which a peer still holds resources of this host. Never TCP_LISTEN, which has no peer.
 const CONNECTED: [u8; 7] =
     [TCP_ESTABLISHED, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING];
 
-/// Connections that are ended in one go, of all subjects together. It is more than a process may have open by default, and
-/// further ones end at the next attempt.
+/// Maximum number of connections ended per call, over all targets. It exceeds the default limit of open files per
+/// process; further connections end at the next call.
 const MOST: usize = 16_384;
 
-/// What was ended.
+/// Result of a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
-    /// How many connections, by target; only targets that had any.
+    /// Number of ended connections by target; only targets that had any.
     pub connections: HashMap<BanTarget, usize>,
-    /// There were more than one go ends: ask again.
+    /// True if there were more than the maximum: call again.
     pub more: bool,
 }
 
 impl SockDiag {
-    /// Ends every TCP connection of this network namespace whose remote end is one of `targets`, IPv4 in an IPv6 socket
-    /// included, whichever side opened it. Listeners and the connections of other sources stay.
+    /// Ends every TCP connection of this network namespace whose remote end is one of `targets`, including IPv4 on an
+    /// IPv6 socket, regardless of which side opened it. Listeners and connections of other sources stay.
     ///
     /// # Errors
     ///
-    /// [`SockDiagError::NoDestroy`] where that cannot be done here at all; others as [`SockDiag::listeners`], and then some
-    /// may have been ended.
+    /// [`SockDiagError::NoDestroy`] if this is not possible on this system; others as for [`SockDiag::listeners`], in
+    /// which case some connections may have been ended.
     pub fn end_connections(&mut self, targets: &HashSet<BanTarget>) -> Result<Ended, SockDiagError> {
         let states = CONNECTED.iter().fold(0, |states, state| states | 1_u32 << state);
         let mut found = Vec::new();
@@ -66,10 +66,10 @@ impl SockDiag {
         Ok(ended)
     }
 
-    /// Ends one connection; false where it was over already.
+    /// Ends one connection; false if it had already ended.
     fn end(&mut self, record: &Record) -> Result<bool, SockDiagError> {
-        // The cookie makes it this socket or none: without it a connection that has just ended would be looked up again,
-        // and the listener on its port be found and destroyed.
+        // The cookie identifies this very socket. Without it, a connection that has just ended would be looked up
+        // again, and the listener on its port would be found and destroyed.
         let socket_id = SocketId {
             source_port: record.port,
             destination_port: record.peer_port,
@@ -94,12 +94,12 @@ impl SockDiag {
     }
 }
 
-/// What an error number says of a connection in `state`.
+/// Interprets an error number for a connection in `state`.
 fn meaning(error: io::Error, state: u8) -> Result<bool, SockDiagError> {
     match Errno::from_io_error(&error) {
-        // Over, or over and its ports already in use by another one.
+        // Ended, or ended and its ports are in use by another connection.
         Some(Errno::NOENT | Errno::STALE) => Ok(false),
-        // One of these may be the rest of a connection that waits for its time to pass, which older kernels leave alone.
+        // This may be a connection in its final timeout, which older kernels do not end.
         Some(Errno::OPNOTSUPP) if state == TCP_FIN_WAIT2 => Ok(false),
         Some(Errno::OPNOTSUPP | Errno::PERM) => Err(SockDiagError::NoDestroy(error)),
         _ => Err(SockDiagError::Refused(Protocol::Tcp, error)),

@@ -1,5 +1,5 @@
-//! Sends one request to sock_diag and receives its answer, on the long-lived socket of a [`SockDiag`]. The caller
-//! interprets the sockets in it.
+//! Sends one request to sock_diag and receives its answer on the long-lived socket of a [`SockDiag`]. The caller
+//! interprets the sockets in the answer.
 
 use std::io;
 use std::time::Instant;
@@ -15,14 +15,14 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use super::reply::{self, Fault, Progress, Record};
 use super::{Failure, SockDiag, SockDiagError, TIMEOUT};
 
-/// The kernel fills at most 32 KiB a datagram of a dump (`net/netlink/af_netlink.c`); twice that leaves room.
+/// The kernel fills at most 32 KiB per datagram of a dump (`net/netlink/af_netlink.c`); twice that is sufficient.
 pub(super) const BUFFER: usize = 64 * 1024;
 
-/// `MSG_TRUNC` of `linux/socket.h`: the kernel tells the whole length of a datagram that did not fit.
+/// `MSG_TRUNC` of `linux/socket.h`: the kernel returns the whole length of a truncated datagram.
 const MSG_TRUNC: i32 = 0x20;
 
 impl SockDiag {
-    /// Sends one request and hands every socket of the answer to `keep`.
+    /// Sends one request and passes every socket of the answer to `keep`.
     pub(super) fn exchange(
         &mut self,
         protocol: u8,
@@ -42,7 +42,7 @@ impl SockDiag {
         self.converse(SockDiagMessage::InetRequest(request), flags, keep)
     }
 
-    /// Sends one message of any kind, and hands every socket of the answer to `keep`.
+    /// Sends one message of any kind, and passes every socket of the answer to `keep`.
     pub(super) fn converse<M>(&mut self, message: M, flags: u16, keep: &mut impl FnMut(Record)) -> Result<(), Failure>
     where
         M: NetlinkSerializable + Into<NetlinkPayload<M>>,
@@ -74,7 +74,7 @@ impl SockDiag {
                     self.socket = Some(socket);
                     return Err(Failure::Kernel(error));
                 }
-                Err(Fault::Malformed(what)) => return Err(SockDiagError::Malformed(what).into()),
+                Err(Fault::Malformed(detail)) => return Err(SockDiagError::Malformed(detail).into()),
             }
         }
         self.socket = Some(socket);
@@ -89,7 +89,8 @@ pub(super) fn connect() -> Result<Socket, SockDiagError> {
     Ok(socket)
 }
 
-/// Reads one datagram from the kernel into `answer`. Other processes may send to a netlink socket too: skipped.
+/// Reads one datagram from the kernel into `answer`. Datagrams of other processes, which may send to a netlink socket
+/// too, are skipped.
 fn receive(socket: &Socket, answer: &mut Vec<u8>) -> Result<(), SockDiagError> {
     loop {
         answer.clear();

@@ -1,11 +1,11 @@
-//! Reads the kernel's socket tables over NETLINK_SOCK_DIAG: a dump of all listeners, and an exact look-up of the
-//! socket that would receive a packet. Binds no socket to find out.
+//! Reads the kernel's socket tables over NETLINK_SOCK_DIAG: a dump of all listeners, and an exact look-up of the socket
+//! that would receive a packet. Does not bind any socket.
 //!
-//! Synchronous, for the sensor's thread: one long-lived socket, replies matched by sequence number, every wait bounded.
-//! A socket belongs to the network namespace of the thread that opened it.
+//! Synchronous, for the sensor thread: one long-lived socket, replies matched by sequence number, every wait limited. A
+//! socket belongs to the network namespace of the thread that opened it.
 //!
-//! A dump walks the kernel's table bucket by bucket, so a listener that appears meanwhile may be missed or come twice.
-//! Ask [`SockDiag::owner`] before a closed port counts as evidence.
+//! A dump walks the kernel's table bucket by bucket, so a listener that appears meanwhile may be missed or reported
+//! twice. Call [`SockDiag::owner`] before a closed port counts as evidence.
 //!
 //! References: sock_diag(7), `linux/inet_diag.h`, and the kernel's `net/ipv4/inet_diag.c` and `udp_diag.c`.
 
@@ -31,8 +31,8 @@ use reply::Record;
 
 use crate::types::Protocol;
 
-/// The number of a protocol whose sockets the kernel shows here, and the state of a socket that takes packets from any
-/// sender; `None` for other protocols. UDP is without UDP-Lite; each MPTCP listener has a TCP socket on its port.
+/// The protocol number, and the state of a socket that receives packets from any sender; `None` for protocols that are
+/// not supported here. UDP excludes UDP-Lite; each MPTCP listener has a TCP socket on its port.
 fn transport(protocol: Protocol) -> Option<(u8, u8)> {
     match protocol {
         Protocol::Tcp => Some((IPPROTO_TCP, TCP_LISTEN)),
@@ -41,7 +41,7 @@ fn transport(protocol: Protocol) -> Option<(u8, u8)> {
     }
 }
 
-/// The addresses of this host at which a socket listens.
+/// The addresses of this host on which a socket listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Bound {
     /// Every IPv4 address (0.0.0.0).
@@ -50,12 +50,12 @@ pub enum Bound {
     AnyV6,
     /// Every address of both families (::, dual-stack).
     Any,
-    /// One address. An IPv4-mapped one stands here as IPv4, because that is how its packets arrive.
+    /// One address. An IPv4-mapped address is stored as IPv4, because its packets arrive as IPv4.
     One(IpAddr),
 }
 
 impl Bound {
-    /// True where a packet to `destination` may reach the socket.
+    /// True if a packet to `destination` may reach the socket.
     #[must_use]
     pub fn covers(self, destination: IpAddr) -> bool {
         match self {
@@ -74,26 +74,26 @@ pub struct Listener {
     pub protocol: Protocol,
     /// The port that it listens on.
     pub port: u16,
-    /// The addresses that it listens at.
+    /// The addresses on which it listens.
     pub bound: Bound,
-    /// Index of the only interface that it takes packets from (SO_BINDTODEVICE); 0: from every one.
+    /// Index of the only interface from which it receives packets (SO_BINDTODEVICE); 0: all interfaces.
     pub interface: u32,
-    /// The user that the socket belongs to.
+    /// User id of the socket's owner.
     pub user: u32,
 }
 
 /// A TCP connection whose handshake was completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// This host's end. An IPv4-mapped address stands as IPv4, also for the peer.
+    /// The local address. IPv4-mapped addresses are stored as IPv4, also for the peer.
     pub address: IpAddr,
     pub port: u16,
     pub peer: IpAddr,
-    /// Index of the interface that it is bound to, as one with a link-local peer always is; or 0.
+    /// Index of the interface to which it is bound, as is always the case for a link-local peer; otherwise 0.
     pub interface: u32,
 }
 
-/// What a packet would find at its destination.
+/// The socket that would receive a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Owner {
@@ -101,11 +101,11 @@ pub enum Owner {
     Nobody,
     /// A listening TCP socket, or an unconnected UDP one.
     Listener,
-    /// A socket that has this very peer: a connection in any state, TIME-WAIT and half-open ones included.
+    /// A socket connected to this very peer: in any state, including TIME-WAIT and half-open.
     Flow,
 }
 
-/// Why the kernel's socket tables could not be read.
+/// Reason why the kernel's socket tables could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SockDiagError {
     /// The netlink socket could not be opened or set up.
@@ -113,10 +113,10 @@ pub enum SockDiagError {
         "cannot open a sock_diag netlink socket: {0}; the kernel needs CONFIG_INET_DIAG and, in a sandbox, AF_NETLINK"
     )]
     Open(#[source] io::Error),
-    /// The kernel has no dump for this protocol.
+    /// The kernel cannot dump this protocol.
     #[error("the kernel shows no {} sockets over sock_diag; run: modprobe -a inet_diag tcp_diag udp_diag", .0.name())]
     Missing(Protocol),
-    /// A look-up of a protocol without ports, or of one that is not asked for here.
+    /// A look-up of an unsupported protocol.
     #[error("sockets of {} are not looked up over sock_diag", .0.name())]
     Unsupported(Protocol),
     /// The request could not be sent.
@@ -137,15 +137,15 @@ pub enum SockDiagError {
     /// The kernel refused the request.
     #[error("the kernel refused to show {} sockets over sock_diag: {}", .0.name(), .1)]
     Refused(Protocol, #[source] io::Error),
-    /// The answer is not what the kernel's headers promise.
+    /// The answer does not match the kernel's headers.
     #[error("the kernel's sock_diag answer cannot be read: {0}")]
     Malformed(&'static str),
-    /// The kernel ends no connections, or not for this process.
+    /// The kernel cannot end connections, or denies it to this process.
     #[error(
-        "the kernel ends no connections over sock_diag ({0}); it needs CONFIG_INET_DIAG_DESTROY, and the program CAP_NET_ADMIN"
+        "the kernel cannot end connections over sock_diag ({0}); it needs CONFIG_INET_DIAG_DESTROY, and portsentry needs CAP_NET_ADMIN"
     )]
     NoDestroy(#[source] io::Error),
-    /// Source and destination of a look-up are not of one address family.
+    /// Source and destination of a look-up are of different address families.
     #[error("a packet cannot go from {0} to {1}: write two IPv4 or two IPv6 addresses")]
     MixedFamilies(IpAddr, IpAddr),
 }
@@ -154,7 +154,7 @@ pub enum SockDiagError {
 const CONNECTED: [u8; 7] =
     [TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_LAST_ACK, TCP_TIME_WAIT];
 
-/// Longest wait for one datagram of an answer: the kernel answers in microseconds, and a sensor must not hang.
+/// Maximum wait for one datagram of an answer. The kernel answers in microseconds, and the sensor must not hang.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The tables of listeners, each with the unspecified address of its family.
@@ -165,12 +165,12 @@ pub const TABLES: [(Protocol, IpAddr); 4] = [
     (Protocol::Udp, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
 ];
 
-/// INET_DIAG_NOCOOKIE: any socket will do.
+/// INET_DIAG_NOCOOKIE: matches any socket.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
-/// The kernel's socket tables, behind one netlink socket.
+/// The kernel's socket tables, accessed through one netlink socket.
 pub struct SockDiag {
-    /// `None` after a failure: leftovers of a broken answer would follow on the old socket.
+    /// `None` after a failure: the old socket would still deliver the rest of a broken answer.
     socket: Option<Socket>,
     sequence: u32,
     request: Vec<u8>,
@@ -180,12 +180,13 @@ pub struct SockDiag {
 }
 
 impl SockDiag {
-    /// Opens a socket in the network namespace of this thread, and proves that the kernel shows TCP and UDP sockets.
+    /// Opens a socket in the network namespace of the calling thread, and checks that the kernel shows TCP and UDP
+    /// sockets.
     ///
     /// # Errors
     ///
-    /// Where netlink cannot be opened, or the kernel lacks the diag modules: without them every look-up would answer
-    /// "none", and every client of this host would look like a scanner.
+    /// Netlink cannot be opened, or the kernel lacks the diag modules. Without them every look-up would find no socket,
+    /// and every client of this host would look like a scanner.
     pub fn open() -> Result<Self, SockDiagError> {
         let mut diag = Self {
             socket: Some(connect()?),
@@ -205,11 +206,12 @@ impl SockDiag {
         self.limit = limit;
     }
 
-    /// Every listening TCP socket and every bound, unconnected UDP socket, of both address families. Sorted, each once.
+    /// Lists every listening TCP socket and every bound, unconnected UDP socket of both address families; sorted,
+    /// without duplicates.
     ///
     /// # Errors
     ///
-    /// Where the kernel does not answer, refuses, or answers what cannot be read. An incomplete list is never returned.
+    /// The kernel does not answer, refuses, or sends an unreadable answer. An incomplete list is never returned.
     pub fn listeners(&mut self) -> Result<Vec<Listener>, SockDiagError> {
         let mut listeners = Vec::new();
         TABLES.into_iter().try_for_each(|table| self.list(table, &mut listeners))?;
@@ -250,8 +252,8 @@ impl SockDiag {
         tables.try_for_each(|table| self.dump(table, states, keep))
     }
 
-    /// TCP connections of both address families whose handshake was completed, at most so many: also those that end, or have ended
-    /// within the last minute (TIME_WAIT).
+    /// Lists at most `most` TCP connections of both address families whose handshake was completed, including those that are
+    /// closing or were closed within the last minute (TIME_WAIT).
     ///
     /// # Errors
     ///
@@ -269,16 +271,16 @@ impl SockDiag {
         Ok(connections)
     }
 
-    /// What would receive a packet from `source` to `destination` that arrives on `interface`: one exact look-up, the
-    /// kernel's own, and no dump. IPv4-mapped addresses are looked up as IPv4.
+    /// Returns the socket that would receive a packet from `source` to `destination` on `interface`: the kernel's own
+    /// exact look-up, without a dump. IPv4-mapped addresses are looked up as IPv4.
     ///
-    /// With `interface` 0 (unknown) sockets that are bound to a device, and those at link-local addresses, are not
-    /// found: then look for the port in [`SockDiag::listeners`] too. For a VRF it is the index of the VRF's device.
+    /// With `interface` 0 (unknown), sockets bound to a device and those on link-local addresses are not found; in that
+    /// case search [`SockDiag::listeners`] for the port too. For a VRF, pass the index of the VRF device.
     ///
     /// # Errors
     ///
-    /// As for [`SockDiag::listeners`], and where the two addresses are of different families or the protocol is neither TCP nor UDP. No answer is not
-    /// [`Owner::Nobody`].
+    /// As for [`SockDiag::listeners`]; also if the two addresses are of different families or the protocol is neither
+    /// TCP nor UDP. An error does not mean [`Owner::Nobody`].
     pub fn owner(
         &mut self,
         protocol: Protocol,
@@ -292,8 +294,8 @@ impl SockDiag {
         if local.0.is_ipv4() != remote.0.is_ipv4() {
             return Err(SockDiagError::MixedFamilies(remote.0, local.0));
         }
-        // For TCP "source" means the local end. For UDP it is the other way round "for historical reasons", says the
-        // kernel's udp_dump_one(); a dump shows the local end first for both.
+        // For TCP "source" means the local end. For UDP it is reversed "for historical reasons" (the kernel's
+        // udp_dump_one()); a dump shows the local end first for both.
         let (first, second) = match protocol {
             Protocol::Udp => (remote, local),
             _ => (local, remote),
@@ -318,7 +320,7 @@ impl SockDiag {
     }
 }
 
-/// An error number from the kernel, whose meaning depends on the request, or anything else.
+/// An error number from the kernel, whose meaning depends on the request, or another error.
 enum Failure {
     Kernel(io::Error),
     /// The answer took longer than this.
@@ -342,7 +344,7 @@ impl Failure {
     }
 }
 
-/// The listener that a record of a dump shows; `None` where it is in another state than was asked for.
+/// The listener in a record of a dump; `None` if it is in another state than requested.
 fn listener(protocol: Protocol, listening: u8, record: &Record) -> Option<Listener> {
     if record.state != listening {
         return None;
@@ -356,13 +358,13 @@ fn listener(protocol: Protocol, listening: u8, record: &Record) -> Option<Listen
     Some(Listener { protocol, port: record.port, bound, interface: record.interface, user: record.user })
 }
 
-/// Any datagram through the reader of sockets. For the fuzzer.
+/// Runs any datagram through the reader of sockets. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
     for sequence in 0..4 {
         let mut records = 0;
         let _ = reply::read(datagram, sequence, &mut |_| records += 1);
-        // A message has a header of 16 bytes and one of 72 for the socket.
+        // A message has a header of 16 bytes and a socket record of 72 bytes.
         assert!(records <= datagram.len() / 88);
     }
 }

@@ -1,4 +1,4 @@
-//! Decodes one sock_diag datagram into [`Record`]s. Total: every input gives records, an error number of the
+//! Decodes one sock_diag datagram into [`Record`]s. Never panics: every input gives records, an error number of the
 //! kernel, or [`Fault::Malformed`]. Does no I/O.
 
 use std::io;
@@ -10,7 +10,7 @@ use netlink_packet_core::{
 use netlink_packet_sock_diag::constants::{INET_DIAG_SKV6ONLY, SOCK_DIAG_BY_FAMILY};
 use netlink_packet_sock_diag::inet::InetResponseHeader;
 
-/// What is used of one socket's `struct inet_diag_msg` and its attributes.
+/// The relevant fields of one socket's `struct inet_diag_msg` and its attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// TCP_LISTEN, TCP_CLOSE, … of `net/tcp_states.h`; UDP uses the same numbers.
@@ -19,17 +19,17 @@ pub(super) struct Record {
     pub(super) address: IpAddr,
     /// Local port.
     pub(super) port: u16,
-    /// Remote address; unspecified where there is none.
+    /// Remote address; unspecified if there is none.
     pub(super) peer: IpAddr,
     /// Remote port.
     pub(super) peer_port: u16,
-    /// Index of the device that it is bound to, or 0.
+    /// Index of the device to which it is bound, or 0.
     pub(super) interface: u32,
-    /// The user that it belongs to.
+    /// User id of its owner.
     pub(super) user: u32,
     /// IPV6_V6ONLY.
     pub(super) v6_only: bool,
-    /// The kernel's name for this very socket: no later one has it.
+    /// The kernel's unique identifier of this socket; never reused.
     pub(super) cookie: [u8; 8],
 }
 
@@ -40,26 +40,26 @@ pub(super) enum Progress {
     Complete,
 }
 
-/// Why a datagram gave no answer.
+/// Reason why a datagram was not decoded.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The kernel answers with this error number.
     Kernel(io::Error),
-    /// What is wrong with the bytes.
+    /// Description of the malformed part.
     Malformed(&'static str),
 }
 
 /// `struct inet_diag_msg` of `linux/inet_diag.h`, in bytes; attributes follow.
 const INET_DIAG_MSG: usize = 72;
 
-/// Reads the messages of one datagram that answer request `sequence`, and hands each socket to `keep`. Messages of
-/// another request are passed over: they are what is left of one that was given up.
+/// Reads the messages of one datagram that answer request `sequence`, and passes each socket to `keep`. Messages of
+/// other requests are skipped: they are leftovers of an abandoned request.
 pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)) -> Result<Progress, Fault> {
     let mut rest = datagram;
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest).map_err(|_| Fault::Malformed("a message's length is wrong"))?;
         let payload = message.payload();
-        // A last message may come without its padding.
+        // The last message may lack its padding.
         let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
         rest = rest.get(length..).unwrap_or_default();
         if message.sequence_number() != sequence {
@@ -82,7 +82,7 @@ pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)
     Ok(Progress::More)
 }
 
-/// The negative error number that begins the payload of NLMSG_ERROR and NLMSG_DONE; 0 says that all is well.
+/// The negative error number at the start of the payload of NLMSG_ERROR and NLMSG_DONE; 0 means success.
 fn status(payload: &[u8]) -> Result<Progress, Fault> {
     let (code, _) = payload.split_first_chunk().ok_or(Fault::Malformed("an error message without its number"))?;
     match i32::from_ne_bytes(*code) {

@@ -1,16 +1,16 @@
-//! A transaction of nf_tables: several messages of which all take effect, or none. Keeps its memory, so that a warm batch
-//! encodes a ban without allocating.
+//! A transaction of nf_tables: several messages that take effect together or not at all. Reuses its memory, so that a
+//! warm batch encodes a ban without allocating.
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 
 use crate::netlink::message::patch;
 
-/// A transaction in the making: BEGIN, then messages, and END once it is sealed.
+/// A transaction under construction: BEGIN, then messages, and END once it is sealed.
 #[derive(Debug, Default)]
 pub struct Batch(Vec<u8>);
 
 impl Batch {
-    /// An empty transaction.
+    /// Creates an empty transaction.
     #[must_use]
     pub fn new() -> Self {
         let mut batch = Self::default();
@@ -18,25 +18,25 @@ impl Batch {
         batch
     }
 
-    /// Starts again, in the same memory.
+    /// Clears the transaction and keeps its memory.
     pub fn clear(&mut self) {
         self.0.clear();
         self.mark(BATCH_BEGIN);
     }
 
-    /// True where no message is in it.
+    /// True if it contains no message.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.len() <= MARK
     }
 
-    /// Bytes so far.
+    /// Size in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// All bytes, to append a message to.
+    /// The bytes, for appending a message.
     pub(in crate::netlink) fn bytes(&mut self) -> &mut Vec<u8> {
         &mut self.0
     }
@@ -48,9 +48,9 @@ impl Batch {
         self.each_header(start, |header| header.add_flags(flags));
     }
 
-    /// Ends the transaction, numbers its messages from `first` on, and asks for one acknowledgement, that of the last
-    /// message: an answer to each would overflow the receive buffer, and some kernels never answer the END. Gives the
-    /// bytes and the sequence number of the message that will be acknowledged.
+    /// Ends the transaction, numbers its messages from `first` on, and requests one acknowledgement, for the last
+    /// message: acknowledgements for all would overflow the receive buffer, and some kernels never answer the END.
+    /// Returns the bytes and the sequence number of the acknowledged message.
     pub(super) fn seal(&mut self, first: u32) -> (&[u8], u32) {
         let mut next = first;
         let mut last_start = 0;
@@ -77,14 +77,14 @@ impl Batch {
         self.0.extend_from_slice(&kind.to_ne_bytes());
         self.0.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
         self.0.extend_from_slice(&[0; 8]);
-        // Family and version, then the subsystem in network order as the resource.
+        // Family, version, and the subsystem in network order as the resource.
         self.0.extend_from_slice(&[0, 0, 0, SUBSYSTEM]);
     }
 
     fn each_header(&mut self, mut start: usize, mut visit: impl FnMut(&mut Header<'_>)) {
         while let Some(length) = self.0.get(start..).and_then(<[u8]>::first_chunk).copied().map(u32::from_ne_bytes) {
             visit(&mut Header { bytes: &mut self.0, start });
-            // Never less than a header, so that the walk always ends.
+            // At least the length of a header, so that the loop terminates.
             let length = usize::try_from(length).unwrap_or(usize::MAX).clamp(MARK, self.0.len());
             start += length.next_multiple_of(4);
         }

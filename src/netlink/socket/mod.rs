@@ -1,8 +1,9 @@
-//! Sends requests and transactions to the kernel over one long-lived socket and waits for the answers: for
-//! nf_tables and for the routing tables. Synchronous: the thread that saw the packet waits for the acknowledgement.
-//! Does not interpret the messages.
+//! Sends requests and transactions for nf_tables and the routing tables to the kernel over one long-lived socket, and
+//! waits for the answers. Synchronous: the thread that saw the packet waits for the acknowledgement. Does not interpret
+//! the messages.
 //!
-//! References: linux/netlink.h, and nfnetlink_rcv_batch in the kernel's net/netfilter/nfnetlink.c for the order of answers.
+//! References: linux/netlink.h, and nfnetlink_rcv_batch in the kernel's net/netfilter/nfnetlink.c for the order of
+//! answers.
 
 mod batch;
 mod requests;
@@ -21,16 +22,16 @@ use super::message::{Message, Messages, attributes, text};
 pub use batch::Batch;
 pub(super) use batch::SUBSYSTEM;
 
-/// Why the kernel did not do what was asked.
+/// Reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The kernel has no such netlink family.
+    /// The kernel does not have this netlink family.
     #[error(
         "this kernel or container has no nf_tables ({0}); load it with `modprobe nf_tables`, or run portsentry on a host \
          whose kernel has CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
     )]
     NoNfTables(#[source] Errno),
-    /// The process may not change the packet filter.
+    /// The process lacks permission to change the packet filter.
     #[error(
         "changing nf_tables needs CAP_NET_ADMIN ({0}): run portsentry as root, or under systemd with \
          AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW; in a container, add the capability NET_ADMIN"
@@ -39,27 +40,29 @@ pub enum SocketError {
     /// The kernel refused one message of a request or transaction; nothing of it took effect.
     #[error("the kernel refused message {message}: {errno}{}", explained(text))]
     Refused {
-        /// Which one, counted from 1; 0 where it refused the transaction as a whole.
+        /// Number of the message, counted from 1; 0 if the transaction as a whole was refused.
         message: u32,
         errno: Errno,
-        /// Its reason in words, where it has any.
+        /// The kernel's explanation; empty if it gives none.
         text: String,
     },
-    /// No answer came. What was asked may have happened.
-    #[error("the kernel did not answer within {} s; if this repeats, restart portsentry", PATIENCE.as_secs())]
+    /// No answer arrived. The request may have taken effect.
+    #[error("the kernel did not answer within {} s; if this repeats, restart portsentry", ANSWER_TIMEOUT.as_secs())]
     NoAnswer,
-    /// Answers were lost because the receive buffer was full. What was asked may have happened.
+    /// Answers were lost because the receive buffer was full. The request may have taken effect.
     #[error("answers of the kernel were lost: the receive buffer of {0} bytes was full; raise net.core.rmem_max")]
     Overrun(usize),
     /// The set or ruleset changed during each attempt to read it.
-    #[error("the tables changed during each of {ATTEMPTS} attempts to read them; try again when fewer bans come in")]
-    Unsteady,
-    /// More than the kernel takes in one transaction.
     #[error(
-        "a transaction of {bytes} bytes is more than the kernel takes at once; give fewer entries, or raise net.core.wmem_max"
+        "the tables changed during each of {MAX_ATTEMPTS} attempts to read them; try again when fewer bans come in"
+    )]
+    Unsteady,
+    /// The transaction exceeds the kernel's limit.
+    #[error(
+        "a transaction of {bytes} bytes exceeds the kernel's limit; configure fewer entries, or raise net.core.wmem_max"
     )]
     TooBig {
-        /// Its length.
+        /// Its size in bytes.
         bytes: usize,
     },
     /// Any other failure of the socket.
@@ -68,7 +71,7 @@ pub enum SocketError {
 }
 
 impl SocketError {
-    /// The kernel's error number, where the kernel refused.
+    /// The kernel's error number, if the kernel refused.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
@@ -78,26 +81,26 @@ impl SocketError {
         }
     }
 
-    /// True where the kernel refused for this reason.
+    /// True if the kernel refused with this error number.
     #[must_use]
     pub fn is(&self, reason: Errno) -> bool {
         matches!(self, Self::Refused { errno, .. } if *errno == reason)
     }
 }
 
-/// One socket to the kernel, in the network namespace of the thread that opened it.
+/// A socket to the kernel, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket {
     inner: netlink_sys::Socket,
     port_id: u32,
     sequence: u32,
-    /// Transactions that took effect, through this socket and those beside it.
+    /// Number of successful transactions through this socket and its clones.
     changes: Arc<AtomicU32>,
     replies: Vec<u8>,
 }
 
 impl Socket {
-    /// Opens one to nf_tables. This does not yet tell whether the kernel has it, or lets this process change it.
+    /// Opens a socket to nf_tables. Missing kernel support or permission shows only at the first request.
     pub fn open() -> Result<Self, SocketError> {
         Self::connected(NETLINK_NETFILTER).map_err(|error| match error.errno() {
             Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
@@ -105,10 +108,10 @@ impl Socket {
         })
     }
 
-    /// Opens one to the routing tables.
+    /// Opens a socket to the routing tables.
     pub(crate) fn open_route() -> Result<Self, SocketError> {
         let socket = Self::connected(NETLINK_ROUTE)?;
-        // Makes the kernel choose what it lists. Before 4.20 it cannot; then the reader of the list has to.
+        // Enables filtering of lists in the kernel. Kernels before 4.20 lack it; then the reader has to filter.
         let _ = socket.inner.set_netlink_get_strict_chk(true);
         Ok(socket)
     }
@@ -116,14 +119,15 @@ impl Socket {
     fn connected(protocol: isize) -> Result<Self, SocketError> {
         let mut inner = netlink_sys::Socket::new(protocol)?;
         let port_id = inner.bind_auto()?.port_number();
-        // Connected to the kernel: no other process can slip an answer in.
+        // Connected to the kernel, so that no other process can inject an answer.
         inner.connect(&SocketAddr::new(KERNEL, 0))?;
-        sockopt::set_socket_timeout(&inner, Timeout::Recv, Some(PATIENCE)).map_err(std::io::Error::from)?;
-        sockopt::set_socket_timeout(&inner, Timeout::Send, Some(PATIENCE)).map_err(std::io::Error::from)?;
-        // An error without the echo of the message that it is about, so that many of them fit; with words, if any.
+        sockopt::set_socket_timeout(&inner, Timeout::Recv, Some(ANSWER_TIMEOUT)).map_err(std::io::Error::from)?;
+        sockopt::set_socket_timeout(&inner, Timeout::Send, Some(ANSWER_TIMEOUT)).map_err(std::io::Error::from)?;
+        // Errors without a copy of the refused message, so that many fit into the buffer, and with an explanation if
+        // available.
         inner.set_cap_ack(true)?;
         inner.set_ext_ack(true)?;
-        // Past the system's limit where this process may, up to it where not: smaller buffers only mean more retries.
+        // Above the system's limit if permitted, otherwise up to it: smaller buffers only cause more retries.
         if sockopt::set_socket_send_buffer_size_force(&inner, BUFFER).is_err() {
             sockopt::set_socket_send_buffer_size(&inner, BUFFER).map_err(std::io::Error::from)?;
         }
@@ -133,32 +137,32 @@ impl Socket {
         Ok(Self { inner, port_id, sequence: 1, changes: Arc::default(), replies: vec![0; REPLY] })
     }
 
-    /// The number under which the kernel knows this socket, and names it in the notifications of what it changed. No other
-    /// socket of the network namespace has it while this one is open.
+    /// The port id by which the kernel identifies this socket in notifications of its changes. It is unique in the
+    /// network namespace while the socket is open.
     #[must_use]
     pub fn port_id(&self) -> u32 {
         self.port_id
     }
 
-    /// Another one to nf_tables, whose transactions count as this one's.
+    /// Opens another socket to nf_tables that shares the transaction count of this one.
     pub fn try_clone(&self) -> Result<Self, SocketError> {
         Ok(Self { changes: Arc::clone(&self.changes), ..Self::open()? })
     }
 
-    /// How many transactions took effect through this socket and those beside it; begins again after 2^32.
+    /// Number of successful transactions through this socket and its clones; wraps after 2^32.
     #[must_use]
     pub fn changes(&self) -> u32 {
         self.changes.load(Ordering::Relaxed)
     }
 
-    /// Sends the transaction and waits until it is in force. The error tells the first message that was refused.
+    /// Sends the transaction and waits until it is in force. An error reports the first refused message.
     pub fn transact(&mut self, batch: &mut Batch) -> Result<(), SocketError> {
         if batch.is_empty() {
             return Ok(());
         }
         let first = self.sequence;
         let (bytes, last) = batch.seal(first);
-        // The number of END is used up as well.
+        // The sequence number of END is used as well.
         self.sequence = last.wrapping_add(2);
         send(&self.inner, bytes)?;
         let count = last.wrapping_sub(first);
@@ -166,7 +170,7 @@ impl Socket {
         loop {
             for message in Messages(receive(&self.inner, &mut self.replies)?) {
                 let place = message.sequence.wrapping_sub(first);
-                // Anything else is a late answer to an earlier request that was given up.
+                // Others are late answers to an abandoned request.
                 if place > count {
                     continue;
                 }
@@ -174,7 +178,7 @@ impl Socket {
                 if refused.is_none() {
                     refused = answer.refusal(place);
                 }
-                // An error about BEGIN is about the whole, and may be all that ever comes.
+                // An error about BEGIN concerns the whole transaction, and may be the only answer.
                 if place == count || (place == 0 && refused.is_some()) {
                     self.changes.fetch_add(u32::from(refused.is_none()), Ordering::Relaxed);
                     return refused.map_or(Ok(()), Err);
@@ -183,7 +187,7 @@ impl Socket {
         }
     }
 
-    /// Sends a request for one object and gives its answer to `take`.
+    /// Sends a request for one object and passes its answer to `take`.
     pub(crate) fn ask(&mut self, request: &mut [u8], mut take: impl FnMut(&Message<'_>)) -> Result<(), SocketError> {
         let sequence = self.number(request);
         send(&self.inner, request)?;
@@ -201,15 +205,15 @@ impl Socket {
         }
     }
 
-    /// Sends a request for a list. `start` is called before every attempt, `take` for every message: a list that changed
-    /// while it was read is read again.
+    /// Sends a request for a list. `start` is called before every attempt, `take` for every message. A list that
+    /// changed while it was read is read again.
     pub(crate) fn dump<T>(
         &mut self,
         request: &mut [u8],
         start: impl Fn() -> T,
         mut take: impl FnMut(&mut T, &Message<'_>),
     ) -> Result<T, SocketError> {
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             let mut list = start();
             let sequence = self.number(request);
             send(&self.inner, request)?;
@@ -222,7 +226,7 @@ impl Socket {
         Err(SocketError::Unsteady)
     }
 
-    /// Reads a list to its end; false where it changed meanwhile.
+    /// Reads a list to its end; false if it changed meanwhile.
     fn read_list(&mut self, sequence: u32, mut take: impl FnMut(&Message<'_>)) -> Result<bool, SocketError> {
         let mut steady = true;
         loop {
@@ -232,7 +236,7 @@ impl Socket {
                 }
                 steady &= message.flags & DUMP_INTERRUPTED == 0;
                 match Answer::read(&message) {
-                    // EINTR: the kernel gave up by itself.
+                    // EINTR: the kernel aborted the list.
                     Some(answer) if answer.errno == Some(Errno::INTR) => return Ok(false),
                     Some(answer) => return answer.refusal(1).map_or(Ok(steady), Err),
                     None if message.kind == NLMSG_DONE => return Ok(steady),
@@ -252,20 +256,20 @@ impl Socket {
     }
 }
 
-/// What the kernel says of one message: NLMSG_ERROR, or NLMSG_DONE with an error.
+/// The kernel's answer to one message: NLMSG_ERROR, or NLMSG_DONE with an error.
 struct Answer<'a> {
-    /// `None` where it did what was asked.
+    /// `None` on success.
     errno: Option<Errno>,
     text: &'a str,
 }
 
 impl<'a> Answer<'a> {
-    /// Reads it; `None` for a message that is no such answer.
+    /// Reads an answer; `None` if the message is not one.
     fn read(message: &Message<'a>) -> Option<Self> {
         let (code, rest) = message.body.split_first_chunk::<4>()?;
         let code = i32::from_ne_bytes(*code);
         let words = match message.kind {
-            // After the code comes the header of the refused message; with CAP_ACK nothing else, then attributes.
+            // The code is followed by the header of the refused message and, with CAP_ACK, directly by attributes.
             NLMSG_ERROR if message.flags & CAPPED != 0 => rest.get(16..),
             NLMSG_ERROR => None,
             NLMSG_DONE if code < 0 => Some(rest),
@@ -273,7 +277,7 @@ impl<'a> Answer<'a> {
         };
         let words = words.filter(|_| message.flags & ACK_TLVS != 0).unwrap_or_default();
         let text = attributes(words).find(|(kind, _)| *kind == ACK_TEXT).and_then(|(_, value)| text(value));
-        // Outside of the kernel's range of error numbers an answer makes no sense.
+        // A code outside of the kernel's range of error numbers is invalid.
         let errno = match code.saturating_neg() {
             0 => None,
             number @ 1..=4095 => Some(Errno::from_raw_os_error(number)),
@@ -282,7 +286,7 @@ impl<'a> Answer<'a> {
         Some(Self { errno, text: text.unwrap_or_default() })
     }
 
-    /// The error, if it is one, about the message at `place`.
+    /// The error about the message at `place`, if there is one.
     fn refusal(&self, place: u32) -> Option<SocketError> {
         self.errno.map(|errno| match errno {
             Errno::PERM if place <= 1 => SocketError::NotPermitted(errno),
@@ -314,11 +318,11 @@ fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result
     loop {
         let mut room = replies.as_mut_slice();
         match socket.recv_from(&mut room, MSG_TRUNC) {
-            // Connected, the socket takes nothing from others. Read all the same: a reply is believed because of its sender, and
-            // its sequence number is easy to guess.
+            // A connected socket receives nothing from other processes. The sender is checked anyway, because a reply
+            // is trusted for its sender, and its sequence number is easy to guess.
             Ok((_, sender)) if sender.port_number() != KERNEL => {}
             Ok((length, _)) if length > replies.len() => {
-                // The rest is gone; the next attempt has room for it.
+                // The rest is lost; the next attempt has enough room.
                 let had = replies.len();
                 replies.resize(length.next_multiple_of(REPLY), 0);
                 return Err(SocketError::Overrun(had));
@@ -336,7 +340,7 @@ fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result
     }
 }
 
-/// Any datagram through the reader of acknowledgements. For the fuzzer.
+/// Runs any datagram through the reader of acknowledgements. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
     for message in Messages(datagram) {
@@ -345,15 +349,15 @@ pub(crate) fn fuzz(datagram: &[u8]) {
     }
 }
 
-/// An answer takes microseconds, a large commit milliseconds; after this long it is lost.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Timeout for an answer. An answer normally takes microseconds, for a large commit milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Attempts to read a list that keeps changing.
-const ATTEMPTS: u32 = 8;
-/// Socket buffers: one transaction of some 50,000 prefixes, or some thousands of errors.
+const MAX_ATTEMPTS: u32 = 8;
+/// Size of the socket buffers: enough for one transaction of about 50,000 prefixes, or for thousands of errors.
 const BUFFER: usize = 4 << 20;
-/// The kernel fills at most 32 KiB of one datagram of a list, unless a single object is larger.
+/// The kernel fills at most 32 KiB per datagram of a list, unless a single object is larger.
 const REPLY: usize = 64 << 10;
-/// The port id of the kernel; no other socket can have it.
+/// The port id of the kernel, which no other socket can have.
 const KERNEL: u32 = 0;
 const MSG_TRUNC: i32 = 0x20;
 /// NLM_F_DUMP_INTR, NLM_F_CAPPED, NLM_F_ACK_TLVS.
@@ -408,7 +412,7 @@ mod tests {
         };
         // Not connected, so that the kernel delivers messages of other sockets.
         let ((socket, address), (other, _)) = (own(), own());
-        sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE)).unwrap();
+        sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT)).unwrap();
         let forged = [20, 0, 0, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let mut buffer = vec![0; 1024];
         match other.send_to(&forged, &address, 0) {

@@ -1,12 +1,12 @@
-//! Sends many independent requests in one datagram and returns the kernel's answer to each. The routing tables need
-//! this, because they have no transactions.
+//! Sends many independent requests in one datagram and returns the kernel's answer to each. Needed for the routing
+//! tables, which have no transactions.
 
 use super::{Answer, Socket, SocketError, receive, send};
 use crate::netlink::message::{Message, Messages};
 
 impl Socket {
-    /// Sends requests in one datagram. The kernel carries out each by itself, in this order; `take` gets what it says of
-    /// them, by their places from 0: an object that was asked for, or a refusal. What it says nothing of, it did.
+    /// Sends requests in one datagram. The kernel executes each independently, in this order. `take` receives the
+    /// answers with their indexes from 0: a requested object or a refusal. A request without an answer succeeded.
     pub(crate) fn each(
         &mut self,
         requests: &mut [u8],
@@ -16,7 +16,8 @@ impl Socket {
         let mut rest = &mut *requests;
         while let Some((request, later)) = split_message(rest) {
             self.number(request);
-            // An acknowledgement of each would fill the receive buffer; errors come unasked, and before this one.
+            // Acknowledgements for all would fill the receive buffer. Errors are sent in any case, and before this
+            // acknowledgement.
             if later.is_empty()
                 && let Some(flags) = request.get_mut(6..8).and_then(<[u8]>::first_chunk_mut)
             {
@@ -32,7 +33,7 @@ impl Socket {
         loop {
             for message in Messages(receive(&self.inner, &mut self.replies)?) {
                 let number = message.sequence.wrapping_sub(first);
-                // Anything else is a late answer to an earlier request that was given up.
+                // Others are late answers to an abandoned request.
                 let Some(place) = usize::try_from(number).ok().filter(|_| number < count) else { continue };
                 let Some(answer) = Answer::read(&message) else {
                     take(place, Ok(&message));
@@ -49,10 +50,10 @@ impl Socket {
     }
 }
 
-/// The first message of `bytes` and what follows it.
+/// Splits `bytes` after its first message.
 fn split_message(bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
     let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
-    // A length of zero would never end.
+    // A length of zero would cause an endless loop.
     if length == 0 { None } else { bytes.split_at_mut_checked(length.next_multiple_of(4)) }
 }
 

@@ -1,57 +1,57 @@
 //! The protocol between the daemon and the command helper: one datagram per message. A request has no field for a
-//! program, an argument or a variable; it selects one of the two configured commands and names the ban. A message
-//! that deviates in any bit from what the other side writes is rejected.
+//! program, an argument or a variable; it selects one of the two configured commands and names the ban. A message that
+//! deviates in any bit from the writer's output is rejected.
 
 use super::process::{Outcome, Ran};
 use crate::enforce::BanContext;
 use crate::enforce::codec::{Rest, place, put_case, put_span, put_text};
 
-/// The longest request in bytes, and a little more, so that what is too long is seen to be.
+/// Maximum length of a request in bytes, plus some room to detect longer ones.
 pub(super) const LONGEST_REQUEST: usize = 128;
 
-/// The longest answer in bytes: its texts, and room for the rest.
+/// Maximum length of an answer in bytes, including its texts.
 pub(super) const LONGEST_ANSWER: usize = 64 << 10;
 
-/// The longest command line and output, and the longest reason, in bytes.
-const LONGEST_TEXT: usize = 16 << 10;
+/// Maximum length of the command line and of the output in bytes; the reason has its own limit.
+const MAX_TEXT_LEN: usize = 16 << 10;
 const LONGEST_REASON: usize = 4 << 10;
 
-/// The first byte of each, so that neither is taken for the other.
+/// First byte of each message type, which distinguishes requests from answers.
 const REQUEST: u8 = 1;
 const ANSWER: u8 = 2;
 
-/// Which of the two commands.
+/// One of the two commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::enforce) enum Which {
-    /// The one for a ban that begins.
+    /// The command for the begin of a ban.
     Begin,
-    /// The one for a ban that is over.
+    /// The command for the end of a ban.
     End,
 }
 
 const WHICH: [Which; 2] = [Which::Begin, Which::End];
 
-/// Run a command.
+/// Requests a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::enforce) struct Request {
-    /// It stands in the answer.
+    /// Repeated in the answer.
     pub(in crate::enforce) number: u64,
     pub(in crate::enforce) which: Which,
-    /// The ban, without [`BanContext::ban`], which no command hears of.
+    /// The ban without [`BanContext::ban`], which commands do not receive.
     pub(in crate::enforce) case: BanContext,
 }
 
-/// A command has ended, or was never started.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::enforce) struct Answer {
     pub(in crate::enforce) number: u64,
-    /// The command, its macros replaced, on one line.
+    /// The command with expanded macros, on one line.
     pub(in crate::enforce) command: String,
     pub(in crate::enforce) ran: Ran,
 }
 
 impl Request {
-    /// `None` for a mode that has no word.
+    /// `None` for an unknown mode.
     pub(super) fn to_bytes(self) -> Option<Vec<u8>> {
         let Self { number, which, case } = self;
         let mut bytes = vec![REQUEST];
@@ -72,7 +72,7 @@ impl Request {
 }
 
 impl Answer {
-    /// Texts that are too long are cut.
+    /// Overlong texts are truncated.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let Ran { outcome, output, took } = &self.ran;
         let mut bytes = vec![ANSWER];
@@ -89,8 +89,8 @@ impl Answer {
         bytes.extend(number.to_be_bytes());
         put_span(&mut bytes, *took);
         put_text(&mut bytes, reason, LONGEST_REASON);
-        put_text(&mut bytes, &self.command, LONGEST_TEXT);
-        put_text(&mut bytes, output, LONGEST_TEXT);
+        put_text(&mut bytes, &self.command, MAX_TEXT_LEN);
+        put_text(&mut bytes, output, MAX_TEXT_LEN);
         bytes
     }
 
@@ -110,12 +110,12 @@ impl Answer {
             (5, 0, "") => Outcome::Unknown,
             _ => return None,
         };
-        let (command, output) = (rest.text(LONGEST_TEXT)?, rest.text(LONGEST_TEXT)?);
+        let (command, output) = (rest.text(MAX_TEXT_LEN)?, rest.text(MAX_TEXT_LEN)?);
         rest.0.is_empty().then_some(Self { number, command, ran: Ran { outcome, output, took } })
     }
 }
 
-/// Any bytes as a message to either side. What is one is written as it was.
+/// Reads any bytes as a message to either side; a valid one must be written back identically.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Some(request) = Request::read(bytes) {

@@ -121,7 +121,7 @@ fn texts_are_cut_and_control_no_terminal() {
     let bytes = Answer { number: 1, command: "x".repeat(1 << 20), ran }.to_bytes();
     assert!(bytes.len() <= LONGEST_ANSWER);
     let read = Answer::read(&bytes).unwrap();
-    assert_eq!((read.command.len(), read.ran.output.len()), (LONGEST_TEXT, LONGEST_TEXT));
+    assert_eq!((read.command.len(), read.ran.output.len()), (MAX_TEXT_LEN, MAX_TEXT_LEN));
     assert!(matches!(read.ran.outcome, Outcome::NotStarted(reason) if reason.starts_with("?[2J??[2J?")));
 }
 

@@ -1,15 +1,16 @@
-//! Parses the bytes of a hosts.deny file into our entries, and writes entries back. Total and pure: every input
-//! parses, and every line that is not one of our entries is preserved.
+//! Parses the bytes of a hosts.deny file into own entries, and writes entries back. Pure, and never fails: every input
+//! parses, and every line that is not part of an own entry is preserved.
 //!
-//! An entry is two lines, a comment that names the target, and the rule for it:
+//! An entry is two lines, a comment that names the target and the rule for it:
 //!
 //! ```text
 //! # portsentry: 192.0.2.7 until 2026-11-22T06:32:13Z
 //! ALL: 192.0.2.7
 //! ```
 //!
-//! Each stands by itself, wherever an administrator moves it: between a BEGIN and an END a lost END would make the rest of
-//! the file ours. A rule without its comment is the administrator's, and so is a comment whose next line names another target.
+//! Each entry is independent, wherever an administrator moves it. With BEGIN and END markers, a lost END would make the
+//! rest of the file ours. A rule without its comment belongs to the administrator, and so does a comment whose next
+//! line names another target.
 //!
 //! References: hosts_access(5), and `xgets()` of the TCP wrappers, which joins lines.
 
@@ -20,18 +21,19 @@ use ipnet::IpNet;
 
 use crate::types::BanTarget;
 
-/// What the comment begins with.
+/// Start of the comment.
 const MARK: &str = "# portsentry: ";
 
-/// `target` as hosts_access(5) wants it: an IPv4 address as it is, an IPv4 network as `203.0.113.0/255.255.255.0`, an
-/// IPv6 prefix as `[2001:db8:1:2::]/64`.
+/// `target` in the format of hosts_access(5): an IPv4 address unchanged, an IPv4 network as
+/// `203.0.113.0/255.255.255.0`, an IPv6 prefix as `[2001:db8:1:2::]/64`.
 pub(super) fn hosts_pattern(target: BanTarget) -> String {
-    // The wrappers mask a client's address and compare it to what is written, which must have no bits beyond the mask.
+    // The wrappers mask a client's address and compare it with the pattern, which must have no bits outside of the
+    // mask.
     let masked = if let BanTarget::Prefix(_) = target { target } else { BanTarget::of(target.element()) };
     match masked {
         BanTarget::V4(v4) => v4.to_string(),
         BanTarget::V6(v6) => format!("[{v6}]/{}", masked.prefix_len()),
-        // The wrappers do not look at the link.
+        // The wrappers ignore the link.
         BanTarget::Link { address, .. } => format!("[{address}]/128"),
         BanTarget::Prefix(wide) => match wide.network() {
             IpNet::V4(net) => format!("{}/{}", net.addr(), net.netmask()),
@@ -40,31 +42,31 @@ pub(super) fn hosts_pattern(target: BanTarget) -> String {
     }
 }
 
-/// One subject to be denied: the rule, without its end of line, and until when.
+/// A rule for one target, without its line end, and the end of its ban.
 pub(super) struct Rule {
     pub(super) target: BanTarget,
     pub(super) rule: String,
     pub(super) until: String,
 }
 
-/// An entry of ours, with the bytes of its two lines.
+/// An own entry, with the byte range of its two lines.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) target: BanTarget,
     bytes: Range<usize>,
 }
 
-/// What a file holds.
+/// A parsed file.
 pub(super) struct Reading<'a> {
     text: &'a [u8],
-    /// Our entries, as they follow each other.
+    /// Own entries, in order.
     pub(super) entries: Vec<Entry>,
-    /// Where the last whole rule ends. What follows it has no end: a line behind it would be taken for a part of it. The
-    /// wrappers refuse every client while such a line is there, and to give it an end is the administrator's to decide.
+    /// End of the last complete rule. A line appended after an incomplete rule would be treated as part of it. The
+    /// wrappers refuse every client while such a line exists, and completing it is the administrator's decision.
     end: usize,
 }
 
-/// How an edit changed a file.
+/// Result of an edit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Edit {
     pub(super) text: Vec<u8>,
@@ -94,12 +96,13 @@ impl<'a> Reading<'a> {
         reading
     }
 
-    /// The file without the entries of `remove`, and with `add`: an existing entry keeps its place, and no target has
-    /// two. A rule that another author has written already is left unchanged. `None` where nothing changes.
+    /// Returns the file without the entries of `remove` and with those of `add`. An existing entry keeps its position,
+    /// and no target has two entries. A rule that another author has already written is not added. `None` if nothing
+    /// changes.
     pub(super) fn edit(&self, add: &[Rule], remove: &HashSet<BanTarget>) -> Option<Edit> {
         let mut wanted: Vec<(&Rule, bool)> = Vec::with_capacity(add.len());
         let mut seen = HashSet::new();
-        // The latest word on a subject counts.
+        // The last rule for a target counts.
         wanted.extend(add.iter().rev().filter(|rule| seen.insert(rule.target)).map(|rule| (rule, false)));
         wanted.reverse();
         let places: HashMap<BanTarget, usize> =
@@ -120,7 +123,7 @@ impl<'a> Reading<'a> {
             }
             ours = Some(edit.text.len());
         }
-        // New ones follow the last one of ours, wherever an administrator has moved them, or the last whole line.
+        // New entries follow the last own one, wherever an administrator has moved it, or the last complete line.
         let missing: Vec<&Rule> = wanted.iter().filter(|(_, written)| !written).map(|(rule, _)| *rule).collect();
         let missing = self.not_by_others(missing);
         if ours.is_none() {
@@ -134,7 +137,7 @@ impl<'a> Reading<'a> {
         (edit.text != self.text).then_some(edit)
     }
 
-    /// The file without any entry of ours. For the fuzzer.
+    /// The file without own entries. For the fuzzer.
     #[cfg(any(test, fuzzing))]
     pub(super) fn others(&self) -> Vec<u8> {
         let mut others = Vec::new();
@@ -147,7 +150,7 @@ impl<'a> Reading<'a> {
         others
     }
 
-    /// Those of `rules` that no line says already that is not ours.
+    /// The rules of `rules` that no foreign line already contains.
     fn not_by_others<'r>(&self, mut rules: Vec<&'r Rule>) -> Vec<&'r Rule> {
         if rules.is_empty() {
             return rules;
@@ -174,7 +177,7 @@ impl<'a> Reading<'a> {
         to.extend_from_slice(self.text.get(range).unwrap_or_default());
     }
 
-    /// Writes an entry, with the ends of line that the file has.
+    /// Writes an entry with the line ends of the file.
     fn put(&self, rule: &Rule, to: &mut Vec<u8>) {
         let first = self.text.split_inclusive(|byte| *byte == b'\n').next();
         let end = if first.is_some_and(|line| line.ends_with(b"\r\n")) { "\r\n" } else { "\n" };
@@ -183,19 +186,19 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// The wrappers take the next line for a part of this one: it has no end, a backslash before it, or a NUL, behind which they
-/// do not see the end.
+/// True if the wrappers treat the next line as part of this one: the line end is missing, escaped with a backslash, or
+/// hidden behind a NUL.
 fn joins_next(line: &[u8]) -> bool {
     !line.ends_with(b"\n") || line.ends_with(b"\\\n") || line.contains(&0)
 }
 
-/// The subject that a comment of ours names.
+/// The target that an own comment names.
 fn mark(line: &[u8]) -> Option<BanTarget> {
     let rest = std::str::from_utf8(line.strip_prefix(MARK.as_bytes())?).ok()?;
     rest.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Whether a rule is about `target`: it names its target as a word.
+/// True if a rule contains `target` as a word.
 fn names(line: &[u8], target: BanTarget) -> bool {
     let pattern = hosts_pattern(target);
     let part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/' | b'[' | b']' | b'_' | b'-');

@@ -1,40 +1,42 @@
-//! What other programs do to the daemon's table, as the monitor reports it.
+//! The changes by other programs to the daemon's table that the monitor reports.
 
 use super::super::element::Remaining;
 use super::super::set::Set;
 use crate::types::BanTarget;
 
-/// Something that another program did to `table inet portsentry`.
+/// A change by another program to `table inet portsentry`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The table was deleted, with all that was in it: `nft flush ruleset`, `nft delete table`. Changes that come after it
-    /// in the same batch belong to a table that was created in its place.
+    /// The table was deleted with all its contents: `nft flush ruleset`, `nft delete table`. Later changes in the same
+    /// batch belong to a table created in its place.
     TableGone,
-    /// One of its sets was deleted, with all that was in it. The rules that used it went before.
+    /// A set was deleted with all its elements. The rules that used it were deleted before.
     SetGone(Set),
-    /// The table, a chain, a rule or a set was added, removed or altered: compare the whole with what it should be.
+    /// The table, a chain, a rule or a set was added, removed or changed: compare the whole ruleset with the desired
+    /// one.
     RulesetChanged,
     /// An element was added, or its timeout changed.
     ElementAdded(BanTarget, Remaining),
-    /// An element came with a ruleset that was loaded in one transaction, as from a file.
+    /// An element was added by a ruleset loaded in one transaction, for example from a file.
     ElementLoaded(BanTarget),
-    /// An element was deleted. `nft flush set` gives one for each.
+    /// An element was deleted. `nft flush set` causes one change per element.
     ElementRemoved(BanTarget),
-    /// What `allowed` or `allowed6` hold changed.
+    /// The contents of `allowed` or `allowed6` changed.
     AllowedChanged,
-    /// The ports or interfaces that the trap watches changed.
+    /// The ports or interfaces watched by the trap changed.
     TrapChanged,
-    /// A table was changed, this or another one, during a [`MonitorPause`](super::MonitorPause).
+    /// Some table changed during a [`MonitorPause`](super::MonitorPause).
     Unheard,
-    /// Notifications were lost: anything may have happened. All that was notified before is part of it.
+    /// Notifications were lost: any change may have happened, including those notified before.
     Overrun,
 }
 
-/// The process that made a change, in the words of the kernel.
+/// The process that made a change, as reported by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Author {
-    /// Its number, that of the thread where it has several.
+    /// Process id; the thread id if the process has several threads.
     pub process: u32,
-    /// Its name, at most 15 bytes, chosen by the process itself; what is not printable ASCII stands as "?".
+    /// Name, at most 15 bytes, chosen by the process itself; other characters than printable ASCII are replaced with
+    /// "?".
     pub name: String,
 }

@@ -1,5 +1,5 @@
-//! Decodes datagrams of notifications to [`Change`]s, as far as they are by other programs and about the daemon's table. Total:
-//! what cannot be read is passed over.
+//! Decodes notification datagrams to [`Change`]s by other programs to the daemon's table. Never fails: unreadable
+//! messages are skipped.
 
 use std::mem;
 
@@ -12,27 +12,26 @@ use super::super::table::TABLE;
 use super::change::{Author, Change};
 use crate::netlink::message::{Message, Messages, be_u32, text};
 
-/// Changes that have been read and not yet told. Kept in the monitor, so that dropping the future loses none.
+/// Changes that were decoded but not returned yet. Kept in the monitor, so that dropping the future loses none.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     pub(super) changes: Vec<Change>,
     pub(super) author: Option<Author>,
-    /// The end of a transaction that changed something is still to come.
+    /// True while the end of a transaction with changes is outstanding.
     pub(super) open: bool,
-    /// It made a table, a set, a chain or a rule: its elements come from a ruleset that was saved or written, and are no decisions
-    /// of this moment.
+    /// True if the transaction created a table, set, chain or rule. Its elements then come from a saved or hand-written
+    /// ruleset, and are not decisions of this moment.
     loads: bool,
-    /// The number of changes that were there before it began.
+    /// Number of changes before the transaction began.
     before: usize,
-    /// Notifications were lost, and older ones may still be queued.
+    /// True if notifications were lost and older ones may still be queued.
     pub(super) lost: bool,
-    /// Ends of intervals in the sets of networks, and whether they came or went: which belong together shows at the end of
-    /// the transaction.
+    /// Interval bounds in the network sets, with the message kind. They are paired at the end of the transaction.
     bounds: Vec<(Set, u32, Bound)>,
 }
 
 impl Decoder {
-    /// Takes in the notifications of one datagram.
+    /// Decodes the notifications of one datagram.
     pub(super) fn absorb(&mut self, datagram: &[u8], own: &[u32]) {
         if self.lost {
             return;
@@ -54,18 +53,18 @@ impl Decoder {
         }
     }
 
-    /// Takes in one notification about something that is not ours.
+    /// Decodes one notification about a change by another program.
     fn read(&mut self, message: &Message<'_>) {
         let Some((kind, list)) = message.nft() else { return };
-        // In every one of these messages attribute 1 is the name of the table.
+        // In all of these messages attribute 1 is the name of the table.
         if field(list, sys::NFTA_TABLE_NAME).and_then(text) != Some(TABLE) {
             return;
         }
-        // The same attribute in messages about a set and about its elements.
+        // The set name has the same attribute number in messages about sets and about elements.
         let set = || field(list, sys::NFTA_SET_NAME).and_then(text).and_then(Set::from_name);
         match kind {
             sys::NFT_MSG_DELTABLE => {
-                // Nothing that happened before has left a trace.
+                // Earlier changes have left no trace.
                 self.changes.clear();
                 self.before = 0;
                 self.bounds.clear();
@@ -77,7 +76,7 @@ impl Decoder {
                 self.loads = true;
             }
             sys::NFT_MSG_DELCHAIN | sys::NFT_MSG_DELRULE => self.add(Change::RulesetChanged),
-            // What a request destroys (deletes if present) is notified as deleted.
+            // Destroyed elements (deleted if present) are notified as deleted.
             sys::NFT_MSG_NEWSETELEM | sys::NFT_MSG_DELSETELEM => match set() {
                 Some(Set::Allowed | Set::Allowed6) => self.add(Change::AllowedChanged),
                 Some(Set::Blocked | Set::Blocked6 | Set::BlockedLink) => {
@@ -93,14 +92,14 @@ impl Decoder {
                 Some(Set::Trapped | Set::TrappedUdp | Set::TrapInterfaces | Set::Guarded) => {
                     self.add(Change::TrapChanged)
                 }
-                // What the trap has counted is of no interest.
+                // Counts of the trap are irrelevant.
                 _ => {}
             },
             _ => {}
         }
     }
 
-    /// The transaction has ended: what came and went of networks.
+    /// Pairs the interval bounds at the end of a transaction into added and removed networks.
     fn pair(&mut self) {
         if self.bounds.is_empty() {
             return;
@@ -115,7 +114,7 @@ impl Decoder {
         }
     }
 
-    /// Tells which elements came with a ruleset.
+    /// Marks the elements that came with a ruleset as loaded.
     fn convert(&mut self) {
         let loaded = self.changes.iter_mut().skip(self.before).filter(|_| self.loads);
         for change in loaded {
@@ -125,7 +124,7 @@ impl Decoder {
         }
     }
 
-    /// A transaction is under way that concerns the table.
+    /// Called for each change of a transaction that concerns the table.
     fn begin(&mut self) {
         if !mem::replace(&mut self.open, true) {
             self.author = None;
@@ -140,8 +139,8 @@ impl Decoder {
         }
     }
 
-    /// Notifications were lost. Those still in the queue are older than that, and acting on them after reading the
-    /// table anew would be acting on the past: they are passed over.
+    /// Records that notifications were lost. Queued ones are older and are skipped: after the table has been read again
+    /// they would be outdated.
     pub(super) fn lose(&mut self) {
         self.lost = true;
         self.open = false;
@@ -152,7 +151,7 @@ impl Decoder {
         self.changes.push(Change::Overrun);
     }
 
-    /// Something may have happened during a pause.
+    /// Records that changes may have happened during a pause.
     pub(super) fn miss(&mut self) {
         if !self.lost && self.changes.last() != Some(&Change::Unheard) {
             self.changes.push(Change::Unheard);
@@ -160,7 +159,7 @@ impl Decoder {
     }
 
     pub(super) fn drain(&mut self) -> Vec<Change> {
-        // Of a transaction that comes in parts, what follows a part that made rules comes from the same ruleset.
+        // In a transaction that arrives in parts, elements after a part that created rules come from the same ruleset.
         if self.open {
             self.convert();
         }
@@ -170,7 +169,7 @@ impl Decoder {
     }
 }
 
-/// The port id in the header of the first message of `bytes`: of the socket whose transaction it tells of.
+/// The port id in the first message header of `bytes`: it identifies the socket that made the transaction.
 fn port_id(bytes: &[u8]) -> Option<u32> {
     bytes.get(12..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
@@ -182,7 +181,7 @@ fn element_change(kind: u32, Element { target, remaining }: Element) -> Change {
     }
 }
 
-/// The process that the end of a transaction names in its attributes.
+/// The process named in the attributes at the end of a transaction.
 fn author(list: &[u8]) -> Option<Author> {
     let name = field(list, sys::NFTA_GEN_PROC_NAME).unwrap_or_default();
     let name = name.strip_suffix(&[0]).unwrap_or(name);
@@ -191,7 +190,8 @@ fn author(list: &[u8]) -> Option<Author> {
     Some(Author { process, name: name.iter().take(15).map(printable).collect() })
 }
 
-/// Far more ends of intervals than one transaction concerns: both sets, emptied and filled again.
+/// Maximum number of interval bounds per transaction; far more than both sets hold when they are flushed and filled
+/// again.
 const MOST_BOUNDS: usize = 1 << 16;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Reports what other programs do to the daemon's table, from the kernel's notifications. Decides nothing: whether a ban is
-//! restored or forgotten is for its caller.
+//! Reports changes by other programs to the daemon's table, from the kernel's notifications. The caller decides whether
+//! a ban is restored or removed.
 //!
-//! All notifications of one transaction come in a row, after it took effect, and end with NEWGEN, which names the
-//! process. Elements that expire and elements that a rule adds from the packet path are not told.
+//! All notifications of one transaction arrive in a row after it took effect, and end with NEWGEN, which names the
+//! process. Expired elements and elements that a rule adds in the packet path are not notified.
 //!
 //! References: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and netlink(7)
 //! for ENOBUFS.
@@ -39,7 +39,7 @@ pub struct Monitor {
     decoder: Decoder,
 }
 
-/// Any datagram through the reader of notifications: how many changes it tells. For the fuzzer.
+/// Runs any datagram through the decoder and returns the number of changes. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(datagram: &[u8]) -> usize {
     let mut decoder = Decoder::default();
@@ -49,10 +49,10 @@ pub(super) fn fuzz(datagram: &[u8]) -> usize {
 }
 
 impl Monitor {
-    /// Begins to listen. What is read from the kernel after this misses no change.
+    /// Starts to listen. A later read of the ruleset therefore misses no change.
     ///
     /// # Errors
-    /// Where the kernel has no netfilter netlink, or the process lacks CAP_NET_ADMIN.
+    /// The kernel has no netfilter netlink, or the process lacks CAP_NET_ADMIN.
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O and time enabled.
@@ -80,7 +80,7 @@ impl Monitor {
         })
     }
 
-    /// From now on, changes made through the socket with this port id are the daemon's own and are not told.
+    /// Ignores future changes through the socket with this port id, which belongs to the daemon itself.
     pub fn ignore(&mut self, port_id: u32) {
         if !self.own.contains(&port_id) {
             self.own.push(port_id);
@@ -88,18 +88,18 @@ impl Monitor {
         }
     }
 
-    /// Takes [`Monitor::ignore`] back. For a socket that was closed: the kernel may give its number to a stranger.
+    /// Reverts [`Monitor::ignore`] for a closed socket, whose port id the kernel may reuse for another process.
     pub fn unignore(&mut self, port_id: u32) {
         self.own.retain(|own| *own != port_id);
         self.keep_own_back();
     }
 
-    /// Has the kernel keep back what is not to be told: else it would wake this thread for each ban before the one that sent it
-    /// has its acknowledgement, and a flood of bans would fill the queue. Where it refuses, all is passed over when it is
-    /// read.
+    /// Installs a socket filter that drops the daemon's own notifications. Otherwise the kernel would wake this thread
+    /// for each ban before the sender gets its acknowledgement, and a flood of bans would fill the queue. If the kernel
+    /// refuses the filter, own notifications are skipped when they are read.
     fn keep_own_back(&self) {
         let own = self.own.iter().take(MOST_OWN);
-        // nlmsg_pid, the same in all messages of a transaction; the filter reads it as if it were big-endian.
+        // nlmsg_pid is the same in all messages of a transaction. The filter reads it as if it were big-endian.
         let mut program = vec![SockFilter::new(LOAD_WORD, 0, 0, 12)];
         for port_id in own {
             program.push(SockFilter::new(JUMP_EQUAL, 0, 1, u32::from_be_bytes(port_id.to_ne_bytes())));
@@ -109,36 +109,36 @@ impl Monitor {
         let _ = SockRef::from(self).attach_filter(&program);
     }
 
-    /// A way to have the kernel tell nothing for a while.
+    /// Returns a handle that can pause the notifications.
     #[must_use]
     pub fn pause(&self) -> MonitorPause {
         MonitorPause::new(Arc::clone(&self.line))
     }
 
-    /// Waits until another program changes the table; gives whole transactions, in order, with all that arrived
-    /// meanwhile. Never empty; a transaction of thousands of changes comes in parts.
+    /// Waits until another program changes the table; returns whole transactions in order, with all that arrived
+    /// meanwhile. Never empty; a transaction of thousands of changes is returned in parts.
     ///
     /// # Cancel safety
-    /// What was noticed is told by the next call.
+    /// Decoded changes are kept and returned by the next call.
     ///
     /// # Errors
-    /// Where the socket fails: open another monitor, and read the table.
+    /// The socket failed: open another monitor, and read the table.
     pub async fn next(&mut self) -> Result<Vec<Change>, SocketError> {
         let mut datagrams = 0;
         while datagrams < self.most_datagrams() && self.decoder.changes.len() < MOST_CHANGES {
             let arrived = if self.decoder.changes.is_empty() {
                 self.arrival().await?
             } else if self.decoder.open {
-                // The rest is in the queue already, or is just being put there; it cannot fail to come, but for an
-                // overrun, and that arrives too. The timeout is for a kernel that does otherwise.
+                // The rest is already queued or being queued. Only an overrun can prevent its arrival, and the overrun
+                // is reported too. The timeout covers a misbehaving kernel.
                 timeout(REST, self.arrival()).await.unwrap_or(Ok(Arrival::Nothing))?
             } else {
                 consume_budget().await;
                 self.queued()?
             };
             match arrived {
-                Arrival::News => self.decoder.absorb(&self.datagram, &self.own),
-                Arrival::Noise => {}
+                Arrival::Notification => self.decoder.absorb(&self.datagram, &self.own),
+                Arrival::Irrelevant => {}
                 Arrival::Unheard => self.decoder.miss(),
                 Arrival::Overrun => self.decoder.lose(),
                 Arrival::Nothing => {
@@ -146,13 +146,13 @@ impl Monitor {
                     break;
                 }
             }
-            // What others do to other tables, and what we do to ours, may go on without end.
+            // Changes of other tables and own changes may continue without end.
             datagrams += u32::from(!self.decoder.changes.is_empty());
         }
         Ok(self.decoder.drain())
     }
 
-    /// The process that made the last change that [`Monitor::next`] returned, if the kernel named it.
+    /// The process that made the last change returned by [`Monitor::next`], if the kernel named it.
     #[must_use]
     pub fn author(&self) -> Option<&Author> {
         self.decoder.author.as_ref()
@@ -173,7 +173,7 @@ impl Monitor {
         self.arrived(received)
     }
 
-    /// Takes a datagram that is there already.
+    /// Receives a datagram that is already queued.
     fn queued(&mut self) -> Result<Arrival, SocketError> {
         self.datagram.clear();
         let received = self.line.socket.socket_ref().recv_from(&mut self.datagram, 0);
@@ -182,12 +182,12 @@ impl Monitor {
 
     fn arrived(&self, received: io::Result<SocketAddr>) -> Result<Arrival, SocketError> {
         match received {
-            // One that fills the room may have been longer.
+            // A datagram that fills the buffer may have been truncated.
             Ok(_) if self.datagram.len() >= DATAGRAM => Ok(Arrival::Overrun),
-            // Any process with CAP_NET_ADMIN may send to the group as well; the kernel is number 0.
-            Ok(sender) => Ok(if sender.port_number() == 0 { Arrival::News } else { Arrival::Noise }),
+            // Any process with CAP_NET_ADMIN may send to the group as well; the kernel has port id 0.
+            Ok(sender) => Ok(if sender.port_number() == 0 { Arrival::Notification } else { Arrival::Irrelevant }),
             Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::INTR) => Ok(Arrival::Noise),
+                Some(Errno::INTR) => Ok(Arrival::Irrelevant),
                 Some(Errno::AGAIN) => Ok(Arrival::Nothing),
                 Some(Errno::NOBUFS) => Ok(Arrival::Overrun),
                 _ => Err(error.into()),
@@ -197,18 +197,18 @@ impl Monitor {
 }
 
 impl AsFd for Monitor {
-    /// For socket options and figures; do not read from it.
+    /// For socket options and statistics; do not read from it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.line.socket.socket_ref().as_fd()
     }
 }
 
-/// What a look into the socket found.
+/// Result of one receive attempt.
 enum Arrival {
     /// A datagram of the kernel.
-    News,
-    /// Nothing that matters.
-    Noise,
+    Notification,
+    /// Nothing relevant.
+    Irrelevant,
     Unheard,
     Overrun,
     Nothing,
@@ -218,19 +218,19 @@ enum Arrival {
 const LOAD_WORD: u16 = 0x20;
 const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
-/// Sockets of the daemon's own that the kernel is told of; it has one. It takes 4,096 instructions.
+/// Maximum number of own sockets in the filter; the daemon has one. A filter may have 4,096 instructions.
 const MOST_OWN: usize = 1_000;
-/// Past the system's limit where this process may. The flush of a full set of 131,072 bans is some 12 MB of
-/// notifications, all of them put into the queue at once. Only what is queued takes memory.
+/// Receive buffer, above the system's limit if the process is permitted. The flush of a full set of 131,072 bans queues
+/// about 12 MB of notifications at once. Only queued data uses memory.
 const BUFFER: usize = 32 << 20;
-/// The kernel fills at most 8 KiB of one datagram of notifications.
+/// The kernel fills at most 8 KiB of a notification datagram.
 const DATAGRAM: usize = 16 << 10;
-/// Changes that are held at most, give or take those of one datagram: the rest waits in the kernel.
+/// Maximum number of decoded changes, plus those of one datagram; the rest waits in the kernel.
 const MOST_CHANGES: usize = 4_096;
-/// Datagrams for one batch: while others are at it without a pause, what they did is told all the same.
+/// Maximum number of datagrams per batch, so that changes are returned even if other programs never pause.
 const MOST_DATAGRAMS: u32 = 1 << 10;
-/// More than the buffer holds, twice its size with the kernel's own share of some 700 bytes each: after an overrun it is
-/// emptied at once.
+/// More than the buffer can hold at twice its size, with about 700 bytes per datagram: after an overrun the queue is
+/// emptied in one go.
 const QUEUED_DATAGRAMS: u32 = 1 << 17;
-/// How long the end of a transaction is waited for.
+/// Maximum wait for the end of a transaction.
 const REST: Duration = Duration::from_millis(100);

@@ -1,8 +1,8 @@
-//! Pauses the monitor while very many elements are added to the sets. For each of them the kernel makes a notification, as long
-//! as there is a listener, and that takes as long as the element itself.
+//! Pauses the monitor while very many elements are added to the sets. While there is a listener, the kernel creates a
+//! notification for each element, which takes as long as adding the element itself.
 //!
-//! The kernel's generation, which grows by one with each transaction, tells whether another program changed something
-//! meanwhile: compare it with the number of own transactions.
+//! The kernel's generation grows by one with each transaction. The caller compares it with the number of its own
+//! transactions, to detect changes by other programs during the pause.
 //!
 //! References: nf_tables_setelem_notify and nf_tables_commit in the kernel's net/netfilter/nf_tables_api.c.
 
@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use tokio::sync::Notify;
 
-/// What a monitor and its [`MonitorPause`] share.
+/// State shared by a monitor and its [`MonitorPause`].
 pub(super) struct Line {
     pub(super) socket: TokioSocket,
     unheard: Notify,
-    /// How many want silence now.
+    /// Number of active pauses.
     pauses: Mutex<u32>,
-    /// Why nothing is heard any more.
+    /// Error that ended the notifications for good.
     deaf: OnceLock<io::ErrorKind>,
 }
 
@@ -27,10 +27,10 @@ impl Line {
         Self { socket, unheard: Notify::new(), pauses: Mutex::new(0), deaf: OnceLock::new() }
     }
 
-    /// Waits until something may have gone unheard. Safe to cancel.
+    /// Waits until notifications may have been missed. Cancel safe.
     ///
     /// # Errors
-    /// Where nothing is heard any more.
+    /// The notifications have ended for good.
     pub(super) async fn unheard(&self) -> io::Result<()> {
         self.unheard.notified().await;
         self.deaf.get().map_or(Ok(()), |kind| Err((*kind).into()))
@@ -40,7 +40,7 @@ impl Line {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One fewer wants silence.
+    /// Ends one pause.
     fn listen(&self) {
         let mut pauses = self.pauses();
         *pauses = pauses.saturating_sub(1);
@@ -53,7 +53,7 @@ impl Line {
     }
 }
 
-/// Has a [`Monitor`](super::Monitor) hear nothing for a while, from any thread.
+/// Pauses a [`Monitor`](super::Monitor) from any thread.
 #[derive(Clone)]
 pub struct MonitorPause {
     line: Arc<Line>,
@@ -70,10 +70,10 @@ impl MonitorPause {
         Self { line }
     }
 
-    /// From here on nothing is heard, until the silence ends.
+    /// Stops the notifications until the returned span ends.
     ///
     /// # Errors
-    /// Where the socket fails; then all is heard as before.
+    /// The socket failed; notifications continue as before.
     pub fn begin(&self) -> io::Result<PausedSpan> {
         let mut pauses = self.line.pauses();
         if *pauses == 0 {
@@ -84,8 +84,9 @@ impl MonitorPause {
     }
 }
 
-/// As long as there is one, the monitor hears nothing. With the end of the last one it hears again; where that fails, it
-/// fails. A silence that is only dropped makes it tell [`Change::Unheard`](super::Change::Unheard).
+/// The monitor receives no notifications while a span exists. When the last one ends, notifications start again; if
+/// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report
+/// [`Change::Unheard`](super::Change::Unheard).
 pub struct PausedSpan {
     line: Arc<Line>,
     silent: bool,
@@ -93,7 +94,7 @@ pub struct PausedSpan {
 }
 
 impl PausedSpan {
-    /// Ends it. `missed` tells, when all is heard again, whether there was anything to hear meanwhile.
+    /// Ends the span. `missed` is called once notifications arrive again, and returns whether a change was missed.
     pub fn end(mut self, missed: impl FnOnce() -> bool) {
         self.listen();
         self.missed = missed();
