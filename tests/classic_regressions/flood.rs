@@ -74,14 +74,17 @@ fn banned_source_has_one_line() {
     assert!((2..=4).contains(&lines), "{lines} lines");
 }
 
-/// Size of the program's capture ring in bytes.
+/// Size of the program's capture ring in bytes. A socket whose ring is being set up has none yet.
 fn ring(lab: &Lab) -> u64 {
-    let sockets = lab.run("victim", "ss", &["--packet", "--extended"]);
-    let number = |name: &str| {
-        let (_, rest) = sockets.split_once(name)?;
-        rest.split(|sign: char| !sign.is_ascii_digit()).next()?.parse::<u64>().ok()
+    let size = || {
+        let sockets = lab.run("victim", "ss", &["--packet", "--extended"]);
+        let number = |name: &str| {
+            let (_, rest) = sockets.split_once(name)?;
+            rest.split(|sign: char| !sign.is_ascii_digit()).next()?.parse::<u64>().ok()
+        };
+        Some(number("ring_rx(blk_size:")? * number("blk_nr:")?)
     };
-    number("ring_rx(blk_size:").unwrap() * number("blk_nr:").unwrap()
+    within(TIMEOUT, size).expect("the program captures")
 }
 
 /// Frames that the program has seen or reported as lost.
