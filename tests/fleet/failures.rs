@@ -175,7 +175,10 @@ fn wrong_password_or_rights_are_named() {
     let other = engine.users().password_file("b");
     let mut refused = Member::start_with("a", &url, &other, &mut Command::new(binary()));
     refused.eventually("the reason is logged", || refused.log().contains("it refuses the user or the password"));
-    assert!(refused.is_running() && refused.daemon.away().is_some_and(|why| why.contains("password")));
+    refused.eventually("the daemon learns the reason", || {
+        refused.daemon.away().is_some_and(|why| why.contains("password"))
+    });
+    assert!(refused.is_running());
 
     assert_eq!(engine.admin(&["ACL", "SETUSER", "c", "clearselectors"]), "OK");
     let denied = Member::start("c", &engine);

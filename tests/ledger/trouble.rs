@@ -61,7 +61,7 @@ fn full_disk_is_reported_once_without_loss() {
         slowest = slowest.max(start.elapsed());
     }
     let event = await_event(&events, "the full disk", |event| matches!(event, WriterEvent::Failing { .. }));
-    assert!(event.to_string().contains("blocking goes on"), "{event}");
+    assert!(event.to_string().contains("blocking continues"), "{event}");
     // After some retries.
     std::thread::sleep(Duration::from_secs(1));
     let failing = events.try_iter().filter(|event| matches!(event, WriterEvent::Failing { .. })).count();

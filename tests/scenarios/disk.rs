@@ -69,7 +69,7 @@ fn filling_disk_is_reported_and_written_later() {
     disk.fill();
     let second = lab.provoke_ban("second");
     let line = daemon.expect_line("adminalert: ERROR: cannot write to ");
-    assert!(line.contains("disk is full") && line.contains("blocking goes on"), "{line}");
+    assert!(line.contains("disk is full") && line.contains("blocking continues"), "{line}");
     let third = lab.provoke_ban("third");
     assert_eq!(lab.banned(), [first, second, third]);
     disk.empty();
