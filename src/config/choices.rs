@@ -1,61 +1,61 @@
-//! Enums for configuration keys that take one of a few words.
+//! Defines the enums for configuration keys that accept a small set of values.
 
 use serde::Deserialize;
 
-/// How a protocol is watched: the classic modes.
+/// How a protocol is monitored: the classic modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     Off,
     /// Opens the listed ports; a connection to one of them is a probe (classic `-tcp`, `-udp`).
     Connect,
-    /// Captures packets to the listed ports, also those that open no connection (classic `-stcp`, `-sudp`).
+    /// Captures packets to the listed ports, including those that open no connection (classic `-stcp`, `-sudp`).
     Stealth,
-    /// A whole range less what is in use and what is excluded (classic `-atcp`, `-audp`).
+    /// Monitors a whole range, less the ports in use and the excluded ports (classic `-atcp`, `-audp`).
     Advanced,
 }
 
-/// What happens to the source of a scan.
+/// The action against the source of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockPolicy {
-    /// Blocked and logged.
+    /// Block and log.
     Yes,
-    /// Logged.
+    /// Log only.
     No,
-    /// Left to the command of `block.run`, and logged.
+    /// Run the command of `block.run`, and log.
     Run,
 }
 
-/// What ACK and FIN/ACK segments to closed ports lead to.
+/// How ACK and FIN/ACK segments to closed ports are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AckPolicy {
-    /// A scan is logged, and its source is not banned.
+    /// Log the scan, but do not ban its source.
     Report,
-    /// They count like SYNs.
+    /// Count them like SYNs.
     Ban,
 }
 
-/// What half-open connections to decoys lead to.
+/// How half-open connections to decoys are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HalfOpenPolicy {
-    /// Nothing: their source may be forged.
+    /// Ignore them, because their source may be forged.
     Ignore,
-    /// They count like probes of closed ports, as in stealth mode.
+    /// Count them like probes of closed ports, as in stealth mode.
     Ban,
 }
 
-/// What the ruleset does with packets of a blocked source.
+/// How the ruleset handles packets of a blocked source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
     Drop,
-    /// Answered with a reset or an ICMP error.
+    /// Reply with a TCP reset or an ICMP error.
     Reject,
 }
 
-/// What syslog daemons sort lines by.
+/// The syslog facility, by which syslog daemons sort messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Facility {
@@ -74,21 +74,21 @@ pub enum Facility {
 }
 
 impl Facility {
-    /// Its number in syslog(3).
+    /// The facility number of syslog(3).
     #[must_use]
     pub fn code(self) -> u8 {
         self as u8
     }
 }
 
-/// Where the lines of the log go.
+/// The destination of log messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogTarget {
-    /// To the journal where systemd has connected standard error to it, else to standard error.
+    /// The journal if systemd has connected standard error to it, otherwise standard error.
     Auto,
     Stderr,
     Journal,
-    /// To the syslog daemon at /dev/log.
+    /// The syslog daemon at /dev/log.
     Syslog,
 }

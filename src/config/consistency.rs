@@ -1,14 +1,14 @@
-//! Checks combinations of keys that are valid one by one and wrong together. A detector must never report that it
-//! is active while it watches or blocks nothing.
+//! Checks combinations of keys that are valid separately but contradict each other. A detector must never report that
+//! it is active while it monitors or blocks nothing.
 
 use super::{BlockPolicy, Config, Mode};
 use crate::types::Backend;
 
-/// `allow.names` holds no more: each name is resolved again and again, and its addresses are compared for every change of
-/// this host's network.
+/// Maximum length of `allow.names`: each name is resolved repeatedly, and its addresses are compared after every change
+/// of this host's network.
 const MAX_NAMES: usize = 64;
 
-/// The key to correct, dotted, and a sentence that says how.
+/// The dotted key to correct, and a sentence that says how.
 pub(super) type Contradiction = (String, String);
 
 pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
@@ -60,7 +60,7 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
         ("block.run.expire_command", &run.expire_command),
         ("notify.command", &config.notify.command),
     ] {
-        // Not searched in PATH: the daemon runs with rights over the firewall.
+        // PATH is not searched, because the daemon can change the firewall.
         if command.first().is_some_and(|program| !program.starts_with('/')) {
             refuse(key, "the program needs its whole path; write for example \"/usr/local/sbin/on-scan\"");
         }

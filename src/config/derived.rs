@@ -1,5 +1,4 @@
-//! Values that follow from several keys together: whether bans are enforced or commands run, and which files must
-//! be trusted.
+//! Derives values from several keys: whether bans are enforced, whether commands run, and which files must be trusted.
 
 use std::path::Path;
 
@@ -8,7 +7,7 @@ use crate::sandbox::{Policy, Untrusted, only_ours};
 use crate::types::Backend;
 
 impl Mode {
-    /// As a file has it.
+    /// The name in the configuration file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -21,45 +20,45 @@ impl Mode {
 }
 
 impl Config {
-    /// True where `block = true` for a protocol, on or off.
+    /// True if `block = true` for at least one protocol, even if the mode of that protocol is off.
     #[must_use]
     pub fn blocks(&self) -> bool {
         [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Yes)
     }
 
-    /// True where this is the policy of a protocol that is not off.
+    /// True if at least one protocol that is not off has this policy.
     #[must_use]
     pub fn uses(&self, policy: BlockPolicy) -> bool {
         [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.mode != Mode::Off && protocol.block == policy)
     }
 
-    /// True where one listener takes the connections to all ports of TCP's connect mode: rules of the nftables backend's table
-    /// lead them there.
+    /// True if one listener accepts the connections to all ports of TCP connect mode. Rules in the table of the
+    /// nftables backend redirect connections to it.
     #[must_use]
     pub fn shares_decoys(&self) -> bool {
         self.tcp.mode == Mode::Connect && self.blocks() && self.block.method.contains(&Backend::Nft)
     }
 
-    /// True where `block.run.command` is run.
+    /// True if `block.run.command` is run for new bans.
     #[must_use]
     pub fn runs_commands(&self) -> bool {
         self.blocks() && self.block.method.contains(&Backend::Command) || self.uses(BlockPolicy::Run)
     }
 
-    /// True where `block.run.expire_command` is still run for bans of an earlier run, although commands begin no ban any more.
+    /// True if `block.run.expire_command` still runs for bans of an earlier run, although no command runs for new bans.
     #[must_use]
     pub fn only_undoes_commands(&self) -> bool {
         self.blocks() && !self.block.run.expire_command.is_empty() && !self.runs_commands()
     }
 
-    /// True where digests of bans go to `notify.command`.
+    /// True if digests of bans are sent to `notify.command`.
     #[must_use]
     pub fn notifies(&self) -> bool {
         !self.notify.command.is_empty()
     }
 
-    /// The sandbox's share of the daemon's own folders and of the files in `settings` that it reads again: that of the state, with
-    /// `own_files` in it, and those of the sockets.
+    /// The part of the sandbox policy for the daemon's directories and for the files in `settings` that it reads again.
+    /// The directories are the state directory with `own_files` in it, and the directories of the sockets.
     #[must_use]
     pub fn folders(&self, settings: Option<&Path>, state_dir: &Path, socket: &Path, own_files: &[&str]) -> Policy {
         let mut policy = Policy::of_folders(state_dir, socket, own_files);
@@ -81,10 +80,10 @@ impl Config {
         policy
     }
 
-    /// Checks that no other user can change the configuration in `path`, the files that it names, or the commands.
+    /// Checks that no other user can change the configuration in `path`, the files that it names, or its commands.
     ///
     /// # Errors
-    /// The first one that another user can change.
+    /// Returns the first file that another user can change.
     pub fn check_ownership(&self, path: &Path) -> Result<(), Untrusted> {
         let commands = [&self.block.run.command, &self.block.run.expire_command, &self.notify.command];
         let programs = commands.into_iter().filter_map(|command| command.first()).map(Path::new);

@@ -1,6 +1,6 @@
-//! Reads a TOML text with serde and reports every mistake in it, not only the first: each key is tried alone, so that each
-//! error has the position of its own value, and the keys that serde accepts are then read together, for the checks across
-//! keys.
+//! Reads a TOML document with serde and reports every mistake in it, not only the first. Each key is deserialized
+//! alone, so that each error has the position of its own value. The accepted keys are then deserialized together, for
+//! the checks across keys.
 
 use super::error::{ConfigError, ConfigErrors, Lines};
 use super::parse::{expected_names, quoted};
@@ -10,10 +10,10 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 
-/// A mistake: the dotted key, where it stands, and the message.
+/// A mistake: the dotted key, its position in the text, and the message.
 type Refusal = (String, Option<Range<usize>>, String);
 
-/// Reads `text`, the contents of `file`. `check` finds keys that contradict others, and says how.
+/// Reads `text`, the contents of `file`. `check` returns the keys that contradict others, each with a message.
 pub(super) fn read<T: DeserializeOwned>(
     file: &str,
     text: &str,
@@ -50,8 +50,8 @@ pub(super) fn read<T: DeserializeOwned>(
     })
 }
 
-/// An unclosed list or text runs on to the end, and keys under a broken header belong nowhere: what the reader makes of
-/// the rest of such a file is a guess, and complaining about a guess would send its owner to the wrong line.
+/// True if a syntax error makes the rest of the file unreadable. An unclosed list or string runs to the end, and keys
+/// under a broken header belong to no table. Errors about the rest would point the operator to the wrong line.
 fn hides_the_rest(text: &str, slip: &Error) -> bool {
     let start = slip.span().map_or(text.len(), |span| span.start);
     let (before, after) = text.split_at_checked(start).unwrap_or((text, ""));
@@ -72,7 +72,7 @@ fn syntax_error(file: &str, text: &str, lines: &Lines<'_>, slip: &Error) -> Conf
     ConfigError { file: file.to_owned(), position: Some(lines.position(span.start)), key: None, message }
 }
 
-/// A key or table that stands twice, where it stands the second time.
+/// The error for a duplicate key or table, at the position of the second one.
 fn twice(file: &str, text: &str, lines: &Lines<'_>, span: Range<usize>) -> ConfigError {
     let name = text.get(span.clone()).map(str::trim).unwrap_or_default();
     let before = text.get(..span.start).and_then(|before| before.rsplit('\n').next()).unwrap_or_default();
@@ -87,7 +87,7 @@ fn document<T: DeserializeOwned>(root: DeTable<'_>) -> Result<T, Error> {
     T::deserialize(ValueDeserializer::from(Spanned::new(0..0, DeValue::Table(root))))
 }
 
-/// Reads a document that holds nothing but `value`, at the key `dotted`.
+/// Deserializes a document that contains only `value`, at the key `dotted`.
 fn alone<T: DeserializeOwned>(dotted: &str, value: Spanned<DeValue<'_>>) -> Result<T, Error> {
     let (tables, key) = dotted.rsplit_once('.').map_or((None, dotted), |(tables, key)| (Some(tables), key));
     let table = |key: &str, value| DeTable::from_iter([(Spanned::new(0..0, key.to_owned().into()), value)]);
@@ -95,11 +95,11 @@ fn alone<T: DeserializeOwned>(dotted: &str, value: Spanned<DeValue<'_>>) -> Resu
     document(tables.fold(table(key, value), |inner, name| table(name, Spanned::new(0..0, DeValue::Table(inner)))))
 }
 
-/// The tables that a document may hold, by their dotted names ("" is the root), each with the keys and tables in it.
+/// The tables that a document may contain, by dotted name ("" is the root), each with the names of its keys and tables.
 pub(super) struct Keys(BTreeMap<String, Vec<String>>);
 
 impl Keys {
-    /// What `T` expects, as serde tells it when it refuses a key that no table has.
+    /// The keys of `T`, taken from the error that serde returns for an unknown key.
     pub(super) fn of<T: DeserializeOwned>() -> Self {
         fn add<T: DeserializeOwned>(tables: &mut BTreeMap<String, Vec<String>>, path: &str) {
             let refusal = alone::<T>(&join(path, ""), Spanned::new(0..0, DeValue::Boolean(true))).err();
@@ -115,14 +115,14 @@ impl Keys {
         Self(tables)
     }
 
-    /// All keys, dotted, in alphabetical order; no tables.
+    /// All keys except tables, dotted, in alphabetical order.
     pub(super) fn dotted(&self) -> Vec<String> {
         let all = self.0.iter().flat_map(|(table, names)| names.iter().map(|name| join(table, name)));
         let keys: BTreeSet<String> = all.filter(|key| !self.0.contains_key(key)).collect();
         keys.into_iter().collect()
     }
 
-    /// What of `table` serde accepts; the rest goes to `refusals`.
+    /// The part of `table` that serde accepts. Refused keys are appended to `refusals`.
     fn accepted<'t, T: DeserializeOwned>(
         &self,
         path: &str,
@@ -161,10 +161,11 @@ impl Keys {
         accepted
     }
 
-    /// The remedy for the key `dotted`, which no table has.
+    /// The remedy for the unknown key `dotted`.
     fn unknown(&self, dotted: &str) -> String {
         let (table, name) = dotted.rsplit_once('.').unwrap_or(("", dotted));
-        // Two letters, or a third of a long word: "tpc" and "netwrks" are slips, "flavour" for "action" is none.
+        // Maximum edit distance for a suggestion: two letters, or a third of a long word. "tpc" and "netwrks" count as
+        // typing errors, "flavour" for "action" does not.
         let letters = name.chars().count();
         let most = (letters / 3).max(2).min(letters.saturating_sub(1));
         let known = self.0.iter().flat_map(|(of, names)| names.iter().map(move |name| (of, name)));
@@ -182,7 +183,7 @@ impl Keys {
     }
 }
 
-/// What serde refuses of the value of a key: all of it, or those items of a list that are wrong.
+/// The errors of serde about the value of a key: one for the whole value, or one for each wrong item of a list.
 fn refused<'t, T: DeserializeOwned>(dotted: &str, value: &Spanned<DeValue<'t>>) -> Vec<(Range<usize>, String)> {
     let wrong = |part: &Spanned<DeValue<'_>>, tried: Spanned<DeValue<'_>>| {
         let error = alone::<T>(dotted, tried).err()?;
@@ -200,7 +201,7 @@ fn refused<'t, T: DeserializeOwned>(dotted: &str, value: &Spanned<DeValue<'t>>) 
     }
 }
 
-/// The message about `value`, with the value in front unless the message quotes what is wrong with it.
+/// The message about `value`. The value is put in front unless the message already quotes the wrong part.
 fn sentence(value: &DeValue<'_>, message: &str) -> String {
     let shown = match value {
         _ if message.starts_with('"') => return message.to_owned(),
@@ -215,7 +216,8 @@ fn sentence(value: &DeValue<'_>, message: &str) -> String {
     format!("{shown} {message}")
 }
 
-/// `key` in `table`. A quoted key may hold anything; escaped it can neither end the line nor drive the terminal.
+/// The dotted name of `key` in `table`. A quoted key may contain any character; escaping prevents line breaks and
+/// terminal control sequences.
 fn join(table: &str, key: &str) -> String {
     let key: String = key.escape_debug().take(60).collect();
     if table.is_empty() { key } else { format!("{table}.{key}") }

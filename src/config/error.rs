@@ -1,17 +1,17 @@
-//! Configuration errors for operators: file, line, column, key, and what to write instead.
+//! Defines configuration errors for operators: file, line, column, key, and remedy.
 
 use std::fmt;
 
-/// A place in a text; both numbers start at 1, columns count characters.
+/// A position in a text. Both numbers start at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// Line.
     pub line: usize,
-    /// Column, in characters.
+    /// In characters.
     pub column: usize,
 }
 
-/// Where the lines of a text begin, found once: a file may be long and wrong in every line.
+/// The start offsets of all lines of a text. They are computed once, because a long file may have an error in every
+/// line.
 pub(super) struct Lines<'t> {
     text: &'t str,
     starts: Vec<usize>,
@@ -32,14 +32,14 @@ impl<'t> Lines<'t> {
     }
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// The file, as the operator named it.
     pub file: String,
-    /// Where in the file; `None` where it is about the file as a whole.
+    /// The position in the file; `None` if the error is about the whole file.
     pub position: Option<Position>,
-    /// The setting with its table, `detect.window`; `None` where it is about none.
+    /// The dotted key, for example `detect.window`; `None` if the error is not about a key.
     pub key: Option<String>,
     /// What is wrong and what to write instead.
     pub message: String,
@@ -58,12 +58,12 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Everything that is wrong with a configuration: at least one thing, in the order of the file. Displays as one line each.
+/// All errors of a configuration: at least one, in the order of the file. Displayed with one line per error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
-    /// `value`, unless something is wrong.
+    /// Returns `value` if there are no errors.
     pub(super) fn unless_empty<T>(mut errors: Vec<ConfigError>, value: T) -> Result<T, Self> {
         if errors.is_empty() {
             return Ok(value);
@@ -72,17 +72,16 @@ impl ConfigErrors {
         Err(Self(errors))
     }
 
-    /// One error about `file`, as a whole or from `position` on.
+    /// Returns one error about `file` as a whole, or about `position` in it.
     pub(super) fn about(file: &str, position: Option<Position>, message: String) -> Self {
         Self(vec![ConfigError { file: file.to_owned(), position, key: None, message }])
     }
 
-    /// The errors one by one.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
         self.0.iter()
     }
 
-    /// Takes the errors out, to join them with those of another file.
+    /// Returns the errors, to combine them with those of another file.
     pub(super) fn into_vec(self) -> Vec<ConfigError> {
         self.0
     }

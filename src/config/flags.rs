@@ -1,4 +1,4 @@
-//! The flags of the daemon's command line, and how they override the configuration file.
+//! Defines the flags of the daemon's command line, and applies them over the configuration file.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use clap::{Args, Parser};
 use super::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_span, parse_watched};
 use crate::types::Expiry;
 
-/// The classic modes, as words: clap has no long flags with one dash, so these six become hidden ones with two.
+/// The classic modes as arguments. clap has no long flags with one dash, so these six become hidden flags with two.
 pub(crate) const CLASSIC_MODES: [&str; 6] = ["-tcp", "-udp", "-stcp", "-sudp", "-atcp", "-audp"];
 
-/// Options of the daemon. What is `None`, empty or false leaves the file's word.
+/// Options of the daemon. A value that is `None`, empty or false keeps the setting of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunOptions {
     /// How long a ban lasts.
@@ -21,23 +21,23 @@ pub struct RunOptions {
     pub config: Option<PathBuf>,
     /// Interfaces to watch.
     pub interfaces: Vec<String>,
-    /// How many distinct ports are forgiven.
+    /// Number of distinct ports that are forgiven.
     pub scan_trigger: Option<u8>,
-    /// Nothing is blocked.
+    /// Block nothing.
     pub log_only: bool,
-    /// Mode of TCP, from a classic word.
+    /// Mode of TCP, from a classic option.
     pub tcp_mode: Option<Mode>,
-    /// Mode of UDP, from a classic word.
+    /// Mode of UDP, from a classic option.
     pub udp_mode: Option<Mode>,
-    /// Where the ledger is kept; `None`: the ledger's default.
+    /// The ledger's directory; `None`: the default of the ledger.
     pub state_dir: Option<PathBuf>,
-    /// Where operators' commands are answered; `None`: the default socket.
+    /// The control socket; `None`: the default socket.
     pub socket: Option<PathBuf>,
-    /// After this time all bans are lifted and nothing is blocked, unless an operator confirms.
+    /// Delay after which all bans are lifted and blocking stops, unless an operator confirms.
     pub confirm: Option<Duration>,
-    /// No rights are given up.
+    /// Keep all privileges.
     pub no_sandbox: bool,
-    /// It goes into the background.
+    /// Run in the background.
     pub daemon: bool,
 }
 
@@ -112,7 +112,7 @@ impl From<RunFlags> for RunOptions {
     }
 }
 
-/// The words with the classic modes in the form that clap takes: two dashes instead of one, up to a `--`.
+/// Returns `words` with the classic modes in the form that clap accepts: two dashes instead of one. Stops at `--`.
 pub(crate) fn with_long_modes(words: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     let mut options_ended = false;
     words.into_iter().map(move |word| {
@@ -136,7 +136,8 @@ fn mode(connect: bool, stealth: bool, advanced: bool) -> Option<Mode> {
 }
 
 impl RunOptions {
-    /// Reads the command line of a daemon, program name first; `None` where it is no such line.
+    /// Parses the command line of a daemon, program name first. Returns `None` if it is not a valid command line of a
+    /// daemon.
     #[must_use]
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
         #[derive(Parser)]
@@ -147,10 +148,10 @@ impl RunOptions {
         Line::try_parse_from(with_long_modes(words)).ok().map(|line| line.flags.into())
     }
 
-    /// The file's settings, or the built-in ones, with the flags over them.
+    /// Reads the configuration file, or takes the built-in configuration, and applies the flags.
     ///
     /// # Errors
-    /// Whatever is wrong with the file, and flags that leave nothing to watch.
+    /// All errors in the file, and flags that leave nothing to monitor.
     pub fn configure(&self) -> Result<Config, ConfigErrors> {
         let mut config = Config::load_or_builtin(self.config.as_deref())?;
         if let Some(expire) = self.expire {

@@ -1,5 +1,6 @@
-//! The table `[fleet]`: the server that shares bans between hosts, this host's name there, and what this host accepts from
-//! the others. The fleet process reads the connection, the daemon reads the rest; both read the same file.
+//! Defines the table `[fleet]`: the server that shares bans between hosts, the name of this host, and the reports that
+//! this host accepts from others. The fleet process uses the connection settings, the daemon uses the rest; both read
+//! the same file.
 
 use super::parse::{self, any, like, quoted, text, values, whole_path, within};
 use super::table::table;
@@ -10,10 +11,10 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use toml::Value;
 
-/// The longest name of a fleet or a host, in bytes: both are part of every key on the server.
+/// Maximum length of the name of a fleet or a host, in bytes. Both names are part of every key on the server.
 const MAX_NAME_LEN: usize = 63;
 
-/// The port of a server that the URL leaves out.
+/// The port of the server if the URL has none.
 const DEFAULT_PORT: u16 = 6379;
 
 table! {
@@ -23,34 +24,35 @@ table! {
         url: Option<FleetUrl> = None, "url";
         /// Part of every key on the server.
         name: String = "fleet".to_owned(), "name";
-        /// This host's name in the fleet; empty only where there is no URL.
+        /// This host's name in the fleet. Empty only if there is no URL.
         host: String = String::new(), "host";
         /// The user on the server; empty: the host's name. Read it with [`Fleet::user`].
         user: String = String::new(), "user";
         /// The file with the user's password, for its owner alone.
         credentials: PathBuf = PathBuf::from("/etc/portsentry/fleet.password"), "credentials";
-        /// Certificates that the server's must be signed by; `None`: those that the system trusts.
+        /// Certificates of the authorities that may sign the server's certificate; `None`: those that the system
+        /// trusts.
         ca_file: Option<PathBuf> = None, "ca_file";
-        /// Whether reports of other hosts are judged and logged, and nothing is blocked for them.
+        /// Whether reports of other hosts are only judged and logged, without blocking.
         shadow: bool = true, "parse::switch";
-        /// Where the daemon takes reports from the fleet process.
+        /// The socket on which the daemon receives reports from the fleet process.
         socket: PathBuf = PathBuf::from("/run/portsentry/fleet.sock"), "socket";
         accept: FleetAccept = FleetAccept::default();
     }
 }
 
 table! {
-    /// What this host blocks because of the reports of others.
+    /// Which reports of other hosts lead to bans on this host.
     FleetAccept {
-        /// Whether one author is enough for a ban on proven evidence; otherwise it takes two.
+        /// Whether one author is enough for a ban on proven evidence. Otherwise two are required.
         single: bool = false, "parse::switch";
-        /// How many distinct authors a ban on forgeable evidence takes; 0: there is none.
+        /// Number of distinct authors that a ban on forgeable evidence requires; 0: no such bans.
         forgeable_authors: u32 = 0, "forgeable_authors";
-        /// Targets that one author may bring forward in an hour.
+        /// Maximum number of targets that one author may report in an hour.
         max_per_author_per_hour: u32 = 30, "parse::number::<1, 100_000, _, _>";
-        /// Bans in an hour on the reports of all authors.
+        /// Maximum number of bans in an hour, for the reports of all authors.
         max_bans_per_hour: u32 = 600, "parse::number::<1, 1_000_000, _, _>";
-        /// Bans in each of the sets `fleet` and `fleet6`.
+        /// Maximum number of bans in each of the sets `fleet` and `fleet6`.
         size: u32 = 16_384, "parse::number::<1, 1_048_576, _, _>";
     }
 }
@@ -76,20 +78,20 @@ values! {
     }
     forgeable_authors(value) -> u32 {
         match within(value, 0, 64)? {
-            // Three forged packets would be enough.
+            // An author could then ban any address with three forged packets.
             1 => Err("lets one author ban addresses that were forged; write 0, or 2 to 64".to_owned()),
             authors => Ok(authors),
         }
     }
 }
 
-/// As [`parse_fleet_name`]; an empty text stays one.
+/// As [`parse_fleet_name`], but an empty text is accepted.
 fn name_or_none(text: &str) -> Result<String, String> {
     if text.is_empty() { Ok(String::new()) } else { parse_fleet_name(text) }
 }
 
 impl Fleet {
-    /// True where this host is in a fleet.
+    /// True if this host is in a fleet.
     #[must_use]
     pub fn is_joined(&self) -> bool {
         self.url.is_some()
@@ -102,10 +104,10 @@ impl Fleet {
     }
 }
 
-/// Where the server listens. There is no URL without encryption: reports and the password cross the network.
+/// The address of the server. Network URLs require TLS, because reports and the password cross the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FleetUrl {
-    /// TLS over TCP, `rediss://HOST:PORT`. An IPv6 address is without its brackets here.
+    /// TLS over TCP, `rediss://HOST:PORT`. An IPv6 address is stored without brackets.
     Tls { host: String, port: u16 },
     /// A socket on this host, `unix:///PATH`.
     Unix(PathBuf),
@@ -150,8 +152,8 @@ pub(super) fn parse_url(text: &str) -> Result<FleetUrl, String> {
     Ok(FleetUrl::Tls { host, port })
 }
 
-/// Reads the name of a fleet, a host or a user: it stands in keys and patterns of the server, where other characters have
-/// a meaning.
+/// Parses the name of a fleet, a host or a user. The name becomes part of keys and patterns on the server, where other
+/// characters have a special meaning.
 pub fn parse_fleet_name(text: &str) -> Result<String, String> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if (1..=MAX_NAME_LEN).contains(&text.len()) && text.bytes().all(fits) {

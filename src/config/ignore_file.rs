@@ -1,5 +1,6 @@
-//! Reads classic `portsentry.ignore` files: one address or address/mask a line, `#` begins a comment anywhere. A line is
-//! read as meant or refused: an entry that silently matched nothing would let a trusted host be blocked.
+//! Reads classic `portsentry.ignore` files: one address or address/mask per line; `#` starts a comment anywhere in a
+//! line. A line that cannot be parsed is an error: an entry that silently matched nothing would let a trusted host be
+//! blocked.
 
 use super::error::{ConfigError, ConfigErrors, Position};
 use super::parse::parse_network;
@@ -8,7 +9,7 @@ use ipnet::IpNet;
 use std::path::Path;
 
 impl Allow {
-    /// All networks: those listed, then those of the files, which are read now.
+    /// All networks: the listed ones, then those of the files. Reads the files on each call.
     ///
     /// # Errors
     /// As [`Allow::read_files`].
@@ -17,10 +18,10 @@ impl Allow {
         Ok(self.networks.iter().copied().chain(files).collect())
     }
 
-    /// The networks of each file, in their order.
+    /// The networks of each file, in the order of the files.
     ///
     /// # Errors
-    /// Every file that cannot be read, and every line of the files that is no network.
+    /// Every file that cannot be read, and every line that is not a network.
     pub fn read_files(&self) -> Result<Vec<Vec<IpNet>>, ConfigErrors> {
         let (mut read, mut errors) = (Vec::new(), Vec::new());
         for file in &self.files {
@@ -36,21 +37,21 @@ impl Allow {
 /// Reads the networks of a classic ignore file.
 ///
 /// # Errors
-/// Where it cannot be read, and every line that is no network.
+/// An error if the file cannot be read, and one for every line that is not a network.
 pub fn read_ignore_file(path: &Path) -> Result<Vec<IpNet>, ConfigErrors> {
     let name = path.display().to_string();
-    // Opening a FIFO would wait for its writer without end, and this is read while the program runs.
+    // Opening a FIFO would block until a writer opens it, and this function also runs while the daemon is active.
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
         return Err(ConfigErrors::about(&name, None, "is no regular file; name a text file".to_owned()));
     }
     parse(&name, &read_text(path, "create it, or take it out of allow.files")?)
 }
 
-/// Reads `text`, the contents of the file `name`. A mask is a prefix length or dotted; CRLF, a last line without its end
-/// and capital letters in IPv6 addresses are fine.
+/// Parses `text`, the contents of the file `name`. A mask is a prefix length or dotted. CRLF, a last line without a
+/// line end, and capital letters in IPv6 addresses are accepted.
 ///
 /// # Errors
-/// Every line that is neither blank, comment nor network.
+/// One error for every line that is not blank, a comment or a network.
 pub fn parse(name: &str, text: &str) -> Result<Vec<IpNet>, ConfigErrors> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut networks = Vec::new();

@@ -1,6 +1,6 @@
-//! Reads the configuration: portsentry.toml and the classic ignore file to [`Config`], with built-in values for what they
-//! leave out. Every error names file, line, column, key and remedy, and one run reports all of them. A configuration that
-//! cannot be read stops the program; it never means "watch nothing" or "allow all sources".
+//! Reads the configuration, portsentry.toml and classic ignore files, into a [`Config`], with built-in values for
+//! missing keys. One run reports all errors, each with file, line, column, key and remedy. A configuration that cannot
+//! be read stops the program; it never means "monitor nothing" or "allow all sources".
 //!
 //! The keys are documented in docs/configuration.md and examples/portsentry.toml, which tests compare with `schema`.
 
@@ -35,20 +35,20 @@ pub use schema::{
 use std::io::{self, Read};
 use std::path::Path;
 
-/// The file that is read where none is named. Where it does not exist, the built-in configuration holds.
+/// The configuration file if no file is named. If it does not exist, the built-in configuration applies.
 pub const DEFAULT_CONFIG: &str = "/etc/portsentry/portsentry.toml";
 
 impl Config {
-    /// The configuration of a host without a file.
+    /// The built-in configuration, for a host without a file.
     #[must_use]
     pub fn builtin() -> Self {
         Self::default()
     }
 
-    /// Reads `text`; `name` is what messages call the file. A key that is left out keeps its built-in value.
+    /// Parses `text`; error messages call the file `name`. A missing key keeps its built-in value.
     ///
     /// # Errors
-    /// Everything that is wrong, in the order of the file.
+    /// All errors, in the order of the file.
     pub fn parse(name: &str, text: &str) -> Result<Self, ConfigErrors> {
         document::read(name, text, consistency::contradictions)
     }
@@ -56,13 +56,14 @@ impl Config {
     /// Reads the file `path`.
     ///
     /// # Errors
-    /// As [`Config::parse`], and where the file cannot be read, with what the system says.
+    /// As [`Config::parse`], or the system's error if the file cannot be read.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let text = read_text(path, "create it, or name another file")?;
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Reads the named file, or [`DEFAULT_CONFIG`], or takes the built-in configuration where neither is there.
+    /// Reads the named file, otherwise [`DEFAULT_CONFIG`]. Returns the built-in configuration if no file is named and
+    /// the default file does not exist.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -70,7 +71,8 @@ impl Config {
         let default = Path::new(DEFAULT_CONFIG);
         match named {
             Some(file) => Self::load(file),
-            // Only a file that is surely absent: one that cannot be looked at must not turn into defaults in silence.
+            // Only if the file is known not to exist: a file that is merely inaccessible must not silently become the
+            // defaults.
             None if matches!(default.try_exists(), Ok(false)) => Ok(Self::builtin()),
             None => Self::load(default),
         }
@@ -82,7 +84,7 @@ impl Config {
         document::Keys::of::<Self>().dotted()
     }
 
-    /// This configuration, unless what was changed in it contradicts the rest. `origin` is what messages name.
+    /// Returns this configuration if its keys do not contradict each other after changes. Error messages name `origin`.
     pub(crate) fn consistent(self, origin: &str) -> Result<Self, ConfigErrors> {
         let about = |(key, message)| ConfigError { file: origin.to_owned(), position: None, key: Some(key), message };
         let errors = consistency::contradictions(&self).into_iter().map(about).collect();
@@ -90,9 +92,9 @@ impl Config {
     }
 }
 
-/// The text of a file that the operator named. `missing` is the remedy where it does not exist.
+/// The text of a file that the operator named. `missing` is the remedy if it does not exist.
 fn read_text(path: &Path, missing: &str) -> Result<String, ConfigErrors> {
-    /// Far above any list that people write; below what a wrong name (/dev/zero, a capture) would read.
+    /// Far above the size of any real list, but low enough to stop reading a wrong file such as /dev/zero or a capture.
     const MAX_BYTES: u64 = 16 << 20;
     let name = path.display().to_string();
     let mut bytes = Vec::new();

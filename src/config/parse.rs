@@ -1,6 +1,6 @@
-//! Reads single values: one function for `deserialize_with` per kind of value, and the parsers of texts that the command
-//! line and the control socket share. An error says what to write instead. Where it does not begin with the offending text
-//! in quotes, `document` puts the value in front of it.
+//! Parses single values: one function for `deserialize_with` per kind of value, and the text parsers that the command
+//! line and the control socket share. An error says what to write instead. If it does not begin with the offending text
+//! in quotes, `document` prepends the value.
 
 use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::port_lists;
@@ -15,28 +15,28 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::Value;
 
-/// A source is rarely remembered for longer than a few days; a month bounds what a table of sources has to hold on to.
+/// A source is rarely remembered for longer than a few days. One month limits how long the source table keeps entries.
 const MAX_WINDOW: Duration = Duration::from_secs(30 * 86_400);
 /// Ten Julian years, as `humantime` reads "10 years".
 const MAX_EXPIRY: Duration = Duration::from_secs(315_576_000);
-/// A command that takes longer is stuck, and delays others.
+/// A command that takes longer is stuck and delays others.
 const MAX_RUN_TIME: Duration = Duration::from_secs(600);
 
-/// Between two digests: a flood of packets must not become a flood of messages.
+/// Minimum time between two digests, so that a flood of packets does not cause a flood of messages.
 const MIN_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(86_400);
-/// What fits into one segment on every link, so that it is sent at once and as a whole.
+/// Fits into one segment on every link, so that the banner is sent at once and as a whole.
 pub(crate) const MAX_BANNER_LEN: usize = 1_024;
-/// Far above what people write; several of them still fit where a command line or a line of hosts.deny must.
+/// Far above the length of real lines. Several of them still fit into a command line or a line of hosts.deny.
 const MAX_LINE_LEN: usize = 1_024;
 
-// What a value should be, and an example.
+// The expected kind of value, and an example.
 const EXPIRY: &str = "a duration; write for example \"24h\", or \"never\"";
 const NETWORK: &str = "an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"";
 const NAME: &str = "the name of a host; write for example \"monitor.example.org\"";
 const FILE: &str = "a file with its whole path; write for example";
 
-/// Reads how long a ban lasts: "24h", "7d", "1h 30m" or "never"; from one second to ten years.
+/// Parses the duration of a ban: "24h", "7d", "1h 30m" or "never"; from one second to ten years.
 pub fn parse_expiry(text: &str) -> Result<Expiry, String> {
     if text.trim() == "never" {
         return Ok(Expiry::Never);
@@ -44,7 +44,7 @@ pub fn parse_expiry(text: &str) -> Result<Expiry, String> {
     duration(text, EXPIRY, MAX_EXPIRY, "ten years; write \"never\"").map(Expiry::After)
 }
 
-/// A duration from one second to `longest`, which messages call `bound`.
+/// Parses a duration from one second to `longest`. Error messages call the maximum `bound`.
 fn duration(text: &str, expected: &str, longest: Duration, bound: &str) -> Result<Duration, String> {
     let wrong = match humantime::parse_duration(text) {
         Err(_) => format!("is not {expected}"),
@@ -55,8 +55,8 @@ fn duration(text: &str, expected: &str, longest: Duration, bound: &str) -> Resul
     Err(format!("{} {wrong}", quoted(text)))
 }
 
-/// Reads an address or network as it is meant: host bits are dropped, an address stands for itself, a mask may be
-/// dotted, and an IPv4-mapped IPv6 address (::ffff:192.0.2.1) is the IPv4 address.
+/// Parses an address or network. Host bits are cleared, an address without a mask is a single host, and a mask may be
+/// dotted. An IPv4-mapped IPv6 address (::ffff:192.0.2.1) becomes the IPv4 address.
 pub fn parse_network(text: &str) -> Result<IpNet, String> {
     let wrong = || format!("{} is not {NETWORK}", quoted(text));
     let (address, mask) = match text.split_once('/') {
@@ -86,9 +86,9 @@ fn unmapped(network: IpNet) -> IpNet {
     }
 }
 
-/// Reads the name of a network interface: 1 to 15 bytes, as the kernel's `dev_valid_name` takes it.
+/// Parses the name of a network interface: 1 to 15 bytes, under the rules of the kernel's `dev_valid_name`.
 pub fn parse_interface(text: &str) -> Result<String, String> {
-    // libpcap's pseudo-device: taken for an interface it would be one that never has an address to watch.
+    // "any" is libpcap's pseudo-device. As an interface name it would match an interface that never has an address.
     if text == "any" {
         return Err("\"any\" is no interface; name none, and every one is watched".to_owned());
     }
@@ -102,7 +102,7 @@ pub fn parse_interface(text: &str) -> Result<String, String> {
     ))
 }
 
-/// Reads the name of an interface to watch, or one behind "!" that is left out.
+/// Parses the name of an interface to monitor; a "!" in front excludes the interface.
 pub fn parse_watched(text: &str) -> Result<String, String> {
     match text.strip_prefix('!') {
         Some(left_out) => parse_interface(left_out).map(|name| format!("!{name}")),
@@ -110,9 +110,9 @@ pub fn parse_watched(text: &str) -> Result<String, String> {
     }
 }
 
-/// Reads the name of a host, as RFC 1123 has it and with the underscores that people use: labels of letters, digits, "-"
-/// and "_", none longer than 63 bytes, 253 in all. In small letters; a final dot stays, because it keeps the resolver's
-/// search list out.
+/// Parses a host name under the rules of RFC 1123, and also accepts underscores, which are common. Labels consist of
+/// letters, digits, "-" and "_" and have at most 63 bytes; the whole name has at most 253. Returns it in lower case. A
+/// final dot is kept, because it disables the resolver's search list.
 pub fn parse_name(text: &str) -> Result<String, String> {
     if parse_network(text).is_ok() {
         return Err(format!("{} is no name; list it under allow.networks", quoted(text)));
@@ -129,7 +129,7 @@ pub fn parse_name(text: &str) -> Result<String, String> {
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
     let length: usize = labels.iter().map(|label| label.len() + 1).sum();
-    // The resolver takes "127.1", "2130706433" and "0x7f.1" for addresses; no top-level domain is a number (RFC 3696).
+    // The resolver treats "127.1", "2130706433" and "0x7f.1" as addresses. No top-level domain is a number (RFC 3696).
     let number =
         |label: &&str| label.bytes().all(|byte| byte.is_ascii_digit()) || label.to_ascii_lowercase().starts_with("0x");
     if labels.iter().all(fits) && length <= 254 && !labels.last().is_some_and(number) {
@@ -138,26 +138,26 @@ pub fn parse_name(text: &str) -> Result<String, String> {
     Err(format!("{} is not {NAME}", quoted(text)))
 }
 
-/// True for an address that a gateway can have.
+/// True for an address that can be a gateway.
 #[must_use]
 pub fn is_gateway(address: &IpAddr) -> bool {
     !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
-/// True for one line of TCP wrappers (hosts_access(5)) that names the source.
+/// True for a single line of TCP wrappers (hosts_access(5)) that contains the source.
 #[must_use]
 pub fn is_deny_line(line: &str) -> bool {
     let names = line.contains("$TARGET$") && line.contains(':') && line.len() <= MAX_LINE_LEN;
     names && !line.starts_with('#') && !line.ends_with('\\') && !line.chars().any(char::is_control)
 }
 
-/// True for what can be a word of a command.
+/// True for a valid argument of a command.
 #[must_use]
 pub fn is_command_word(word: &str) -> bool {
     !word.contains('\0') && word.len() <= MAX_LINE_LEN
 }
 
-/// `text` in quotes, escaped and cut short: it goes to a terminal and into logs.
+/// `text` in quotes, escaped and truncated for terminals and logs.
 pub(super) fn quoted(text: &str) -> String {
     const MAX_CHARS: usize = 60;
     match text.char_indices().nth(MAX_CHARS) {
@@ -166,13 +166,13 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-/// The names in backticks that serde's messages about unknown fields and variants end with.
+/// The names in backticks at the end of serde's messages about unknown fields and variants.
 pub(super) fn expected_names(message: &str) -> Vec<&str> {
     let names = message.rsplit_once(", expected ").map_or("", |(_, names)| names);
     names.split('`').skip(1).step_by(2).collect()
 }
 
-/// What `parse` makes of a text. Values of other types are not `expected`.
+/// Applies `parse` to a string. A value of another type is reported as not `expected`.
 pub(super) fn text<T>(
     value: &Value,
     expected: &str,
@@ -181,12 +181,12 @@ pub(super) fn text<T>(
     value.as_str().map_or_else(|| Err(format!("is not {expected}")), parse)
 }
 
-/// As [`text`]; neither are the texts of which `parse` makes nothing.
+/// As [`text`]; a string for which `parse` returns `None` is also reported as not `expected`.
 pub(super) fn like<T>(value: &Value, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, String> {
     text(value, expected, |text| parse(text).ok_or_else(|| format!("is not {expected}")))
 }
 
-/// One of the variants of `T`, by its name.
+/// Parses the name of one of the variants of `T`.
 fn choice<T: DeserializeOwned>(value: &Value, what: &str) -> Result<T, String> {
     T::deserialize(StrDeserializer::<PlainError>::new(value.as_str().unwrap_or_default())).map_err(|error| {
         let message = error.to_string();
@@ -196,13 +196,13 @@ fn choice<T: DeserializeOwned>(value: &Value, what: &str) -> Result<T, String> {
     })
 }
 
-/// The items of a list, each read by `item`; `example` is one.
+/// Parses the items of a list with `item`. `example` appears in the error message.
 fn list<T>(value: &Value, example: &str, item: impl FnMut(&Value) -> Result<T, String>) -> Result<Vec<T>, String> {
     let items = value.as_array().ok_or_else(|| format!("is not a list; write {example}"))?;
     items.iter().map(item).collect()
 }
 
-/// A list of ports, by its name in `lists` or written out.
+/// Parses a list of ports, or the name of a list in `lists`.
 fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet, String> {
     if let Some(number) = value.as_integer() {
         return Err(format!("is a number; write the list as text: \"{number}\""));
@@ -213,19 +213,19 @@ fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet,
     })
 }
 
-/// A whole number from `least` to `most`.
+/// Parses a whole number from `least` to `most`.
 pub(super) fn within<T: TryFrom<i64>>(value: &Value, least: i64, most: i64) -> Result<T, String> {
     let found = value.as_integer().filter(|number| (least..=most).contains(number));
     let found = found.and_then(|number| T::try_from(number).ok());
     found.ok_or_else(|| format!("does not fit; write a number from {least} to {most}"))
 }
 
-/// A duration from one second to `longest`, which messages call `bound`.
+/// Parses a duration from one second to `longest`. Error messages call the maximum `bound`.
 fn span(value: &Value, expected: &str, longest: Duration, bound: &str) -> Result<Duration, String> {
     text(value, expected, |text| duration(text, expected, longest, bound))
 }
 
-/// A relative path would depend on where the daemon was started.
+/// Accepts only absolute paths. A relative path would depend on the working directory of the daemon.
 pub(super) fn whole_path(text: &str) -> Option<PathBuf> {
     Some(PathBuf::from(text)).filter(|path| path.is_absolute())
 }
@@ -236,7 +236,7 @@ pub(super) fn number<'de, const LEAST: i64, const MOST: i64, D: Deserializer<'de
     within(&any(source), LEAST, MOST).map_err(D::Error::custom)
 }
 
-/// Any value. A number that `Value` cannot hold becomes a list of a table, which is wrong for every key and every list.
+/// Reads any value. A number that `Value` cannot hold becomes a list with one table, which is invalid for every key.
 pub(super) fn any<'de, D: Deserializer<'de>>(source: D) -> Value {
     Value::deserialize(source).unwrap_or_else(|_| vec![toml::Table::new()].into())
 }
@@ -326,14 +326,14 @@ values! {
     udp_ports(value) -> PortSet { port_set(value, Some(&port_lists::UDP)) }
     advanced_ports(value) -> PortSet {
         match value.as_integer() {
-            // The classic ADVANCED_PORTS_TCP=1024 meant 1 to 1024.
+            // In the classic configuration, `ADVANCED_PORTS_TCP=1024` meant 1 to 1024.
             Some(most) => Err(format!("is a number; write \"1-{most}\" for the ports 1 to {most}")),
             None => port_set(value, None),
         }
     }
     widest_ipv4(value) -> u8 {
         match within(value, 24, 32)? {
-            // Two addresses are never four scanners.
+            // A /31 has only two addresses, too few for several scanners.
             31 => Err("does not fit; write 24 to 30, or 32".to_owned()),
             length => Ok(length),
         }
@@ -402,16 +402,16 @@ values! {
     no_port_banner(value) -> String {
         text(value, "a text; write \"\"", |banner| match banner {
             "" => Ok(String::new()),
-            // A forged source would have this host send the banner to an address of the sender's choice.
+            // A forged source address would make this host send the banner to an address of the attacker's choice.
             _ => Err("would answer datagrams, whose source is easily forged; write \"\"".to_owned()),
         })
     }
 }
 
-/// Reads a span of at least a second, as humantime writes it.
+/// Parses a duration of at least one second, in the notation of humantime.
 ///
 /// # Errors
-/// What to write instead.
+/// A message that says what to write instead.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
     duration(text, "a duration; write for example \"90m\", \"24h\" or \"7d\"", MAX_EXPIRY, "ten years; write less")
 }

@@ -1,25 +1,25 @@
-//! Configurations that are valid and do not do what they look like on this host: they never ban, or they watch ports that
-//! the host's own connections use.
+//! Finds configurations that are valid but do not work as expected on this host: they never ban, or they monitor ports
+//! that the host's own connections use.
 
 use std::path::Path;
 
 use super::{BlockPolicy, Config, Mode, Protocol};
 use crate::types::{PORT_GROUPS, PortSet};
 
-/// One of them: the key that it is about, and what to write instead.
+/// A pitfall: the key that it is about, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pitfall {
     pub key: &'static str,
     pub message: String,
 }
 
-/// What the ports of this host have to do with it.
+/// The ports of this host that affect the pitfalls.
 #[derive(Clone, Copy, Debug)]
 pub struct HostPorts<'a> {
-    /// TCP and UDP ports in use: probes of them lead to no ban.
+    /// TCP and UDP ports in use. Probes of them lead to no ban.
     pub tcp: &'a PortSet,
     pub udp: &'a PortSet,
-    /// Ports that the kernel gives to connections of this host.
+    /// Ports that the kernel assigns to outgoing connections of this host.
     pub ephemeral: &'a PortSet,
 }
 
@@ -52,7 +52,7 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
         let key = if protocol.mode == Mode::Advanced { advanced } else { listed };
         let watched = protocol.watched();
         let own = watched.len() - watched.without(host.ephemeral).len();
-        // A few listed ones are meant.
+        // A small number of ephemeral ports is probably listed on purpose.
         if own > MANY {
             let message = format!(
                 "{own} of these ports are in the range that this host gives to its own connections ({}, \
@@ -65,7 +65,8 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
     found
 }
 
-/// How many of these closed ports count at most against one source: if all of them are related ports, each group counts once.
+/// The maximum number of these closed ports that count against one source. If all of them are related ports, each group
+/// counts once.
 fn counting(tcp: &PortSet, udp: &PortSet) -> u32 {
     let related: PortSet = PORT_GROUPS.into_iter().flatten().copied().collect();
     if !udp.is_empty() || !tcp.without(&related).is_empty() {
@@ -75,7 +76,8 @@ fn counting(tcp: &PortSet, udp: &PortSet) -> u32 {
     groups.map(|_| 1).sum()
 }
 
-/// The classic configuration on this host only logs, and this one blocks: an operator who migrates may not expect that.
+/// The pitfall of a migration: the classic configuration on this host only logs, but this configuration blocks, which
+/// the operator may not expect.
 #[must_use]
 pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Pitfall> {
     let classic = folder.join("portsentry.conf");
@@ -91,7 +93,7 @@ pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Pitfall> {
     Some(Pitfall { key: "tcp.block", message })
 }
 
-/// Whether a classic configuration says `BLOCK_TCP="0"`.
+/// True if a classic configuration contains `BLOCK_TCP="0"`.
 fn only_logs(text: &str) -> bool {
     let values =
         text.lines().filter_map(|line| line.trim_start().strip_prefix("BLOCK_TCP")?.trim_start().strip_prefix('='));
@@ -99,7 +101,7 @@ fn only_logs(text: &str) -> bool {
     values.next() == Some("0")
 }
 
-/// Own client ports that an operator may have listed on purpose.
+/// The number of ephemeral ports that an operator may have listed on purpose.
 const MANY: u32 = 64;
 
 #[cfg(test)]

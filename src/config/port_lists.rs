@@ -1,8 +1,9 @@
-//! The ports that are watched without a configuration, and the classic port lists that have a name. TCP and UDP differ.
+//! Defines the ports that are monitored by default, and the named port lists of classic PortSentry. TCP and UDP have
+//! different lists.
 
 use crate::types::PortSet;
 
-/// The lists of one protocol, as text: that is how they stand in documentation and example too.
+/// The lists of one protocol, as the text that the documentation and the example also contain.
 pub(super) struct Lists {
     pub(super) bare_bones: &'static str,
     pub(super) aware: &'static str,
@@ -12,7 +13,7 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// The list of that name.
+    /// The list with this name.
     pub(super) fn named(&self, name: &str) -> Option<PortSet> {
         match name {
             "bare-bones" => Some(set(self.bare_bones)),
@@ -23,18 +24,19 @@ impl Lists {
     }
 }
 
-/// The ports of one of the lists here.
+/// Parses one of the lists of this file.
 pub(super) fn set(list: &'static str) -> PortSet {
-    // The tests read every list; one that did not parse would be empty here, and watch nothing.
+    // The tests parse every list. A list that cannot be parsed would be empty here, and nothing would be monitored.
     list.parse().unwrap_or_default()
 }
 
-/// `advanced` is 1 to 1024, the ports that services are given, what nmap asks before all others (1025, 1720, and several
-/// of the following), and what scanners of the whole Internet try most: proxies (1080, 3128, 8000-8888), databases and caches that were left open (1433, 1521, 3306, 5432, 6379, 9200,
-/// 11211, 27017), remote desktops and administration (3389, 4899, 5900-5901, 5985-5986, 10000), containers (2375-2376,
-/// 6443, 10250), routers and things (1723, 1883, 2000, 2323, 5555, 7547, 8291, 8728, 9100), telephony (5038, 5060), Java
-/// servers (7001, 8009, 8088), nfs (2049), and back doors old and new (4444, 6667, 12345, 31337). All lie below 32768:
-/// from there on Linux takes the ports of its own outgoing connections, and late answers would look like probes.
+/// `advanced` contains the ports 1 to 1024, which are assigned to services, and ports above 1024 that scanners try.
+/// nmap tries 1025, 1720 and several of the following first. Scanners of the whole Internet try proxies (1080, 3128,
+/// 8000-8888), databases and caches without a password (1433, 1521, 3306, 5432, 6379, 9200, 11211, 27017), remote
+/// desktops and administration (3389, 4899, 5900-5901, 5985-5986, 10000), containers (2375-2376, 6443, 10250), routers
+/// and IoT devices (1723, 1883, 2000, 2323, 5555, 7547, 8291, 8728, 9100), telephony (5038, 5060), Java servers (7001,
+/// 8009, 8088), NFS (2049), and old and new back doors (4444, 6667, 12345, 31337). All are below 32768: Linux takes the
+/// ports of its own outgoing connections from there on, and late answers would look like probes.
 ///
 /// `advanced_exclude`: mail and IRC servers query ident (113) on each client, and Windows neighbours try
 /// NetBIOS sessions (139) on every host.
@@ -50,13 +52,13 @@ pub(super) const TCP: Lists = Lists {
     advanced_exclude: "113,139",
 };
 
-/// `advanced` is 1 to 1024, and above it what scanners look for: amplifiers (1434, 1900, 3283, 3702, 5351, 5353, 5683,
-/// 10001, 11211, 27015, 27960), tunnels and radius (1194, 1701, 1812, 4500), telephony (2427, 3478, 5060), nfs (2049), and
-/// devices and back doors (17185, 20031, 27444, 30718, 31335, 31337).
+/// `advanced` contains the ports 1 to 1024, and ports above 1024 that scanners try: amplifiers (1434, 1900, 3283, 3702,
+/// 5351, 5353, 5683, 10001, 11211, 27015, 27960), tunnels and RADIUS (1194, 1701, 1812, 4500), telephony (2427, 3478,
+/// 5060), NFS (2049), and devices and back doors (17185, 20031, 27444, 30718, 31335, 31337).
 ///
-/// `advanced_exclude`: DHCP to servers (67) and to clients, which often read it past the socket table (68, 546), NetBIOS
-/// chatter (137, 138) and RIP (520). Not NTP (123): answers to an own query are told from probes by the flow, and it is
-/// among the most wanted amplifiers.
+/// `advanced_exclude`: DHCP to servers (67) and to clients, which often read it without a socket in the kernel's table
+/// (68, 546), NetBIOS broadcasts (137, 138) and RIP (520). NTP (123) is not excluded: the flow distinguishes answers to
+/// the host's own queries from probes, and NTP is one of the most popular amplifiers.
 pub(super) const UDP: Lists = Lists {
     bare_bones: "1,7,9,69,161,162,513,640,700,32770,32771,32772,32773,32774,31337,54321",
     aware: "1,7,9,69,161,162,513,635,640,641,700,37444,34555,31335,32770,32771,32772,32773,32774,31337,54321",
@@ -89,7 +91,7 @@ mod tests {
             let ports = set(lists.advanced);
             assert!(ports.iter().all(|port| port < 32_768));
             assert!(ports.contains(1) && ports.contains(1024) && ports.contains(31_337));
-            // With more than about 200 ranges a BPF filter takes long to compile.
+            // A BPF filter with more than about 200 ranges takes long to compile.
             assert!(ports.ranges().len() < 100, "{}", ports.ranges().len());
         }
     }

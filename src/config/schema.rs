@@ -1,5 +1,5 @@
-//! The keys of portsentry.toml, one struct per table and one line per key: name, type, built-in value, and the function of
-//! `parse` that reads it. Every table refuses unknown keys. What the keys must be together is in `consistency`.
+//! Defines the keys of portsentry.toml: one struct per table and one line per key, with name, type, built-in value, and
+//! the function of `parse` that reads it. Every table refuses unknown keys. `consistency` checks combinations of keys.
 
 use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::fleet::Fleet;
@@ -19,9 +19,9 @@ table! {
     /// The whole configuration.
     Config {
         expire: Expiry = Expiry::After(DAY), "parse::expiry";
-        /// Empty: every interface that carries addresses, also those that come later.
+        /// Empty: every interface with an address, including interfaces that appear later.
         interfaces: Vec<String> = Vec::new(), "parse::interfaces";
-        /// Prefixes of NAT64 translators besides 64:ff9b::/96: /64 to /96, each address in them is one source.
+        /// Prefixes of NAT64 translators besides 64:ff9b::/96, /64 to /96. Each address in them is one source.
         nat64: Vec<Ipv6Net> = Vec::new(), "parse::nat64";
         tcp: Protocol = Protocol::tcp(), "tcp::Keys::deserialize";
         udp: Protocol = Protocol::udp(), "udp::Keys::deserialize";
@@ -38,7 +38,7 @@ table! {
 }
 
 table! {
-    /// When probes become a scan.
+    /// When probes count as a scan.
     Detect {
         /// Distinct ports that are forgiven; 0: the first probe is a scan.
         scan_trigger: u8 = 2, "parse::number::<0, 15, _, _>";
@@ -46,34 +46,34 @@ table! {
         max_sources: u32 = 65_536, "parse::number::<1_024, 16_777_216, _, _>";
         sctp: bool = false, "parse::switch";
         icmp: bool = false, "parse::switch";
-        /// Linux answers these segments alike on open and on closed ports.
+        /// Linux gives the same answer to these segments on open and on closed ports.
         ack: AckPolicy = AckPolicy::Report, "parse::ack_policy";
     }
 }
 
 table! {
-    /// Which sources are never blocked, besides those that are protected without being asked.
+    /// Which sources are never blocked, in addition to those that are always protected.
     Allow {
-        /// Host bits are zero. 0.0.0.0/0 or ::/0: no source of that family is blocked.
+        /// Host bits are zero. With 0.0.0.0/0 or ::/0 no source of that family is blocked.
         networks: Vec<IpNet> = Vec::new(), "parse::networks";
-        /// In small letters, not resolved yet.
+        /// In lower case, not resolved.
         names: Vec<String> = Vec::new(), "parse::names";
         files: Vec<PathBuf> = Vec::new(), "parse::files";
     }
 }
 
 table! {
-    /// How a ban is carried out.
+    /// How bans are enforced.
     Block {
-        /// In the order in which they are tried; at least one, each once.
+        /// In the order in which they are tried: at least one, without duplicates.
         method: Vec<Backend> = vec![Backend::Nft], "parse::methods";
-        /// On forgeable evidence. What the kernel's trap bans is part of it.
+        /// Limit for bans on forgeable evidence, including bans by the kernel's trap.
         max_new_bans_per_minute: u32 = 60, "parse::number::<1, { Rate::MAX as i64 }, _, _>";
-        /// Bans on forgeable evidence that stand at one time.
+        /// Maximum number of simultaneous bans on forgeable evidence.
         max_forgeable_bans: u32 = 4_096, "parse::number::<1, 1_000_000, _, _>";
-        /// Length of the widest IPv4 prefix that is banned for several scanners in it; 32: none is.
+        /// Length of the widest IPv4 prefix that is banned if several of its addresses scan; 32: no prefix is banned.
         widest_ipv4: u8 = 32, "parse::widest_ipv4";
-        /// The same for IPv6; 64: none is.
+        /// The same for IPv6; 64: no wider prefix is banned.
         widest_ipv6: u8 = 64, "parse::widest_ipv6";
         nft: NftBlock = NftBlock::default();
         route: RouteKind = RouteKind::Blackhole, "route";
@@ -86,11 +86,12 @@ table! {
     /// The nftables backend.
     NftBlock {
         action: Action = Action::Drop, "parse::action";
-        /// Whether the TCP connections that a blocked source has with this host are ended, also those to its services.
+        /// Whether all TCP connections of a blocked source with this host are closed, including connections to its
+        /// services.
         end_connections: bool = true, "parse::switch";
-        /// How many dropped packets the kernel logs; `None`: none.
+        /// Rate of log messages about dropped packets; `None`: none.
         log_drops: Option<Rate> = None, "parse::log_rate";
-        /// Bans in each of the two sets.
+        /// Maximum number of bans in each of the two sets.
         size: u32 = 131_072, "parse::number::<1, 16_777_216, _, _>";
     }
 }
@@ -104,12 +105,12 @@ table! {
 }
 
 table! {
-    /// The command backend: no shell is involved.
+    /// The command backend. It does not use a shell.
     Run {
         command: Vec<String> = Vec::new(), "parse::command";
-        /// Run when the ban is over; empty: none.
+        /// Runs when a ban ends; empty: none.
         expire_command: Vec<String> = Vec::new(), "parse::command";
-        /// Whether the other backends wait for the end of `command`.
+        /// Whether the other backends wait until `command` has ended.
         first: bool = false, "parse::switch";
         timeout: Duration = Duration::from_secs(30), "parse::time_limit";
         at_once: u32 = 4, "parse::number::<1, 64, _, _>";
@@ -117,25 +118,25 @@ table! {
 }
 
 table! {
-    /// Longer bans for repeat offenders: the n-th ban lasts `factor` times as long as the one before.
+    /// Longer bans for repeat offenders: each ban lasts `factor` times as long as the one before.
     Escalate {
-        /// 1: every ban lasts as long as the first.
+        /// 1: all bans have the same duration.
         factor: u32 = 2, "parse::number::<1, 100, _, _>";
-        /// The longest that a ban gets by this.
+        /// The maximum duration of an escalated ban.
         max: Duration = 30 * DAY, "parse::long_span";
-        /// The same on forgeable evidence.
+        /// The same for bans on forgeable evidence.
         max_forgeable: Duration = 4 * DAY, "parse::long_span";
-        /// How long after its end a ban still counts.
+        /// How long a ban counts after its end.
         forget: Duration = 90 * DAY, "parse::long_span";
     }
 }
 
 table! {
-    /// For which protocols the kernel counts probes and blocks by itself, and for how long it holds their sources.
+    /// For which protocols the kernel itself counts probes and blocks, and for how long it holds their sources.
     Trap {
         tcp: bool = true, "parse::switch";
         udp: bool = false, "parse::switch";
-        /// Zero: sources are not held. Always below a second, after which a SYN is sent again.
+        /// Zero: sources are not held. Always less than one second, the time after which a SYN is retransmitted.
         hold: Duration = Duration::from_millis(900), "parse::hold";
     }
 }
@@ -143,36 +144,38 @@ table! {
 table! {
     /// Metrics for Prometheus.
     Metrics {
-        /// `None`: not served.
+        /// `None`: no listener.
         listen: Option<SocketAddr> = None, "parse::listen";
     }
 }
 
 table! {
-    /// What is logged, and where.
+    /// What is logged, and the destination of the log.
     Report {
-        /// Whether lines name their source, as classic PortSentry's did. The owner of the address chooses that name.
+        /// Whether log lines contain the host name of the source, as in classic PortSentry. The owner of the address
+        /// controls that name.
         resolve_host: bool = false, "parse::switch";
-        /// `None`: no file gets events as JSON.
+        /// The file for events as JSON; `None`: no file.
         json_file: Option<PathBuf> = None, "parse::json_file";
         log: LogTarget = LogTarget::Auto, "parse::log_target";
-        /// Whether probes that are not enough for a ban have a line each; else one line a day counts them.
+        /// Whether each probe that is not enough for a ban gets a log line. Otherwise one line per day reports their
+        /// number.
         single_probes: bool = true, "parse::switch";
         facility: Facility = Facility::Daemon, "parse::facility";
     }
 }
 
 table! {
-    /// Digests of bans to a command: no shell is involved.
+    /// Digests of bans, sent to a command. It does not use a shell.
     Notify {
-        /// Gets a digest as JSON on its standard input; empty: none.
+        /// Receives a digest as JSON on its standard input; empty: none.
         command: Vec<String> = Vec::new(), "parse::command";
-        /// From the first ban of a digest until it is sent.
+        /// The time from the first ban of a digest until the digest is sent.
         interval: Duration = Duration::from_secs(900), "parse::interval";
     }
 }
 
-/// What is monitored of one protocol.
+/// How one protocol is monitored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Protocol {
     pub mode: Mode,
@@ -183,12 +186,12 @@ pub struct Protocol {
     pub block: BlockPolicy,
     /// Sent to clients in connect mode; always empty for UDP.
     pub port_banner: String,
-    /// Whether connect mode judges packets as well; of TCP alone.
+    /// Whether connect mode also judges packets. For TCP only.
     pub half_open: HalfOpenPolicy,
 }
 
-/// Defines how serde reads [`Protocol`] from the table of one protocol: the keys are the same, the built-in values, the
-/// named port lists and the banner are not.
+/// Defines how serde reads [`Protocol`] from the table of one protocol. The keys are the same for both protocols; the
+/// built-in values, the named port lists and the banner differ.
 macro_rules! protocol_table {
     ($table:ident, $builtin:path, $ports:literal, $port_banner:literal, $half_open:literal) => {
         mod $table {
@@ -228,7 +231,8 @@ impl Protocol {
         Self::builtin(&port_lists::TCP, BlockPolicy::Yes)
     }
 
-    /// Only logged: the source of a datagram is easily forged, and the ban would hit the forged address.
+    /// UDP is only logged by default: the source of a datagram is easily forged, and a ban would hit the forged
+    /// address.
     fn udp() -> Self {
         Self::builtin(&port_lists::UDP, BlockPolicy::No)
     }
@@ -245,7 +249,7 @@ impl Protocol {
         }
     }
 
-    /// The ports that this mode watches, in use or not.
+    /// The ports that this mode monitors, including ports in use.
     #[must_use]
     pub fn watched(&self) -> PortSet {
         match self.mode {
@@ -256,7 +260,7 @@ impl Protocol {
     }
 }
 
-/// The table `block.route`: a gateway is instead of a kind.
+/// Reads the table `block.route`. A gateway replaces a kind.
 fn route<'de, D: serde::Deserializer<'de>>(source: D) -> Result<RouteKind, D::Error> {
     #[derive(Default, Deserialize)]
     #[serde(default, deny_unknown_fields)]

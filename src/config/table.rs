@@ -1,6 +1,6 @@
-//! The macro that defines the tables of the configuration.
+//! Defines the macro for the tables of the configuration.
 
-/// Defines the struct of a table, and its built-in values. A line without a function is a table in this table.
+/// Defines the struct of a table and its built-in values. A line without a function is a nested table.
 macro_rules! table {
     ($(#[$about:meta])* $table:ident {
         $($(#[$note:meta])* $key:ident: $type:ty = $builtin:expr $(, $read:literal)?;)*
@@ -14,7 +14,7 @@ macro_rules! table {
 
         impl Default for $table {
             fn default() -> Self {
-                // Made once: where a long list has a mistake, a configuration is read for each of its items.
+                // Built once: if a long list contains a mistake, the configuration is read once for each of its items.
                 static BUILTIN: LazyLock<$table> = LazyLock::new(|| $table { $($key: $builtin),* });
                 BUILTIN.clone()
             }
