@@ -1,6 +1,6 @@
-//! Atomic file replacement: a temporary file in the same directory is written completely and then renamed, so that a reader
-//! sees either the old file or the new one, also after a crash or on a full disk. Also appends whole lines to a file that
-//! another program may rotate.
+//! Replaces files atomically: a temporary file in the same directory is written completely and then renamed. A reader
+//! sees either the old file or the new one, even after a crash or on a full disk. Also appends whole lines to a file
+//! that another program may rotate.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,16 +9,17 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
 
-/// How the temporary file is named.
+/// The name of the temporary file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TemporaryName {
-    /// `.NAME.RANDOM`, for directories where other users may write, and for files that several processes may write at once.
+    /// `.NAME.RANDOM`, for directories in which other users may write, and for files that several processes may write
+    /// at once.
     Random,
-    /// `NAME` and this suffix, for files with a single writer: what a crash leaves behind is removed by the next write.
+    /// `NAME` and this suffix, for files with a single writer. The next write removes a file that a crash left behind.
     Suffix(&'static str),
 }
 
-/// A complete temporary file, synced to the disk, that is not yet in its place. Dropping it removes it.
+/// A complete temporary file, synced to the disk but not yet renamed. It is removed on drop.
 #[derive(Debug)]
 pub struct AtomicFile {
     temporary: NamedTempFile,
@@ -26,10 +27,11 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Creates the temporary file with `mode` (less the umask), has `fill` write it and set its attributes, and syncs it.
+    /// Creates the temporary file with `mode` (less the umask), calls `fill` to write it and set its attributes, and
+    /// syncs it.
     ///
     /// # Errors
-    /// What the system or `fill` reports; `path` is unchanged and nothing is left behind.
+    /// Any error of the system or of `fill`. `path` is then unchanged, and no temporary file is left.
     pub fn write(
         path: &Path,
         name: TemporaryName,
@@ -51,7 +53,7 @@ impl AtomicFile {
                 }
             }
         }
-        // Opened here: the error of tempfile's own function has lost the number that the system gave it.
+        // Opened here because the error of tempfile's own function does not contain the system's error number.
         let open = |path: &Path| OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
         let mut temporary = Builder::new().prefix(&prefix).rand_bytes(random).make_in(directory(path), open)?;
         fill(temporary.as_file_mut())?;
@@ -59,20 +61,20 @@ impl AtomicFile {
         Ok(Self { temporary, path: path.to_owned() })
     }
 
-    /// Puts the file in its place, whatever is there, and syncs the directory.
+    /// Renames the temporary file to its final name, replacing any existing file, and syncs the directory.
     ///
     /// # Errors
-    /// What the system reports; the old file is unchanged unless only the directory could not be synced.
+    /// Any error of the system. The old file is unchanged, unless only the sync of the directory failed.
     pub fn replace(self) -> io::Result<()> {
         self.temporary.persist(&self.path).map_err(|error| error.error)?;
         sync_directory(&self.path)
     }
 
-    /// Puts the file in its place if nothing is there, also when something appears there at the last moment, and syncs the
-    /// directory.
+    /// Renames the temporary file to its final name only if no file has that name, even one created at the last moment.
+    /// Syncs the directory.
     ///
     /// # Errors
-    /// `AlreadyExists` if there is something, else as [`AtomicFile::replace`].
+    /// `AlreadyExists` if a file has that name, otherwise as [`AtomicFile::replace`].
     pub fn create_new(self) -> io::Result<()> {
         self.temporary.persist_noclobber(&self.path).map_err(|error| error.error)?;
         sync_directory(&self.path)
@@ -82,7 +84,7 @@ impl AtomicFile {
 /// Appends all of `text`, or nothing if the disk is full.
 ///
 /// # Errors
-/// What the system reports.
+/// Any error of the system.
 pub fn append(file: &mut File, text: &[u8]) -> io::Result<()> {
     let before = file.metadata()?.len();
     let result = file.write_all(text);
@@ -92,10 +94,10 @@ pub fn append(file: &mut File, text: &[u8]) -> io::Result<()> {
     result
 }
 
-/// Ends a line that a crash, or a disk that was full, has left without its end, so that the next one stands by itself.
+/// Ends the last line if a crash or a full disk left it incomplete, so that the next line stands by itself.
 ///
 /// # Errors
-/// What the system reports.
+/// Any error of the system.
 pub fn end_last_line(file: &mut File) -> io::Result<()> {
     let mut last = [b'\n'];
     if let Some(place) = file.metadata()?.len().checked_sub(1) {
@@ -104,7 +106,7 @@ pub fn end_last_line(file: &mut File) -> io::Result<()> {
     if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
 }
 
-/// True where `file` is what `path` stands for.
+/// True if `path` still refers to `file`.
 #[must_use]
 pub fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::symlink_metadata(path)) {
@@ -119,7 +121,7 @@ fn directory(path: &Path) -> &Path {
 
 fn sync_directory(path: &Path) -> io::Result<()> {
     match File::open(directory(path)).and_then(|directory| directory.sync_all()) {
-        // A directory that may be written but not read, and a file system that has no sync of directories.
+        // The directory may be writable but not readable, or its file system cannot sync directories.
         Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => Ok(()),
         result => result,
     }

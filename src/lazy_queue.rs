@@ -1,33 +1,33 @@
-//! A bounded, lock-free queue between threads that uses little memory while it is short: most of its memory is
-//! allocated on first use. The items of one producer are received in order.
+//! Provides a bounded, lock-free queue between threads that uses little memory while it is short: most of its memory is
+//! allocated on first use. Items of one producer are received in order.
 
 use std::sync::OnceLock;
 
 use crossbeam_queue::ArrayQueue;
 
-/// Room that is there from the start. A queue writes to all of its room when it is made, so that all of it is resident.
+/// Capacity that is allocated at the start. A new queue writes to all of its slots, which makes them resident in
+/// memory.
 const INITIAL_LEN: usize = 256;
 
-/// The queue.
 #[derive(Debug)]
 pub struct LazyQueue<T> {
     first: ArrayQueue<T>,
-    /// What came when the first was full. While anything is in it, nothing goes into the first, so all that is in the first is
-    /// older.
+    /// Items that arrived while `first` was full. While `rest` contains any item, no item is added to `first`, so that
+    /// all items in `first` are older.
     rest: OnceLock<ArrayQueue<T>>,
-    /// How much the rest is to hold.
+    /// The capacity of `rest`.
     more: usize,
 }
 
 impl<T> LazyQueue<T> {
-    /// One that holds `length` items, at least one.
+    /// A queue for `length` items, at least one.
     #[must_use]
     pub fn new(length: usize) -> Self {
         let first = length.clamp(1, INITIAL_LEN);
         Self { first: ArrayQueue::new(first), rest: OnceLock::new(), more: length.saturating_sub(first) }
     }
 
-    /// Puts `item` in; gives it back where there is no room. Allocates once in its life.
+    /// Appends `item`; returns it if the queue is full. Allocates at most once.
     pub fn push(&self, item: T) -> Result<(), T> {
         if let Some(rest) = self.rest.get().filter(|rest| !rest.is_empty()) {
             return rest.push(item);
@@ -38,17 +38,15 @@ impl<T> LazyQueue<T> {
         }
     }
 
-    /// The oldest item, if there is one.
+    /// Removes and returns the oldest item.
     pub fn pop(&self) -> Option<T> {
         self.first.pop().or_else(|| self.rest.get()?.pop())
     }
 
-    /// How many items are in it.
     pub fn len(&self) -> usize {
         self.first.len() + self.rest.get().map_or(0, ArrayQueue::len)
     }
 
-    /// True where there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -72,7 +70,7 @@ mod tests {
     fn queue_keeps_order_under_removal() {
         let queue = LazyQueue::new(2 * INITIAL_LEN);
         let (mut put, mut taken) = (0, 0);
-        // Fills and empties it repeatedly, across both parts and back.
+        // Fills and empties the queue repeatedly, across both parts and back.
         for step in 0..50_000_usize {
             if step / 700 % 2 == 0 || step % 3 == 0 {
                 put += usize::from(queue.push(put).is_ok());

@@ -1,13 +1,13 @@
 //! `portsentry`: detects port scans against one Linux host and blocks their sources in nftables.
 //!
-//! The folders follow a packet: [`capture`] reads a frame, [`wire`] decodes it, [`engine`] judges it, [`enforce`]
-//! blocks its source through [`netlink`], and [`events`] reports it. [`ledger`] stores bans, and [`report`]
-//! summarises them. [`config`] reads the configuration, [`import`] a classic one, [`daemon`] connects the
-//! components, [`check`] examines a configuration on this host, [`control`] answers operators, [`metrics`] exports
+//! The folders follow the path of a packet: [`capture`] reads a frame, [`wire`] decodes it, [`engine`] judges it,
+//! [`enforce`] blocks its source through [`netlink`], and [`events`] reports it. [`ledger`] stores bans, and [`report`]
+//! summarises them. [`config`] reads the configuration, [`import`] converts a classic one, and [`check`] examines a
+//! configuration on this host. [`daemon`] connects the components, [`control`] answers operators, [`metrics`] exports
 //! counters, and [`sandbox`] drops privileges. [`panic_guard`] contains panics, [`worker`] runs a thread behind a
 //! bounded queue, [`clock`] reads the time since boot, and [`atomic_file`] replaces files. `wire` and `engine` are
-//! pure: they do no I/O, read no clock and use no randomness of their own, so that a capture file and a live
-//! interface get the same verdicts.
+//! pure: they do no I/O, read no clock and use no randomness of their own, so that a capture file and a live interface
+//! get the same verdicts.
 
 pub mod atomic_file;
 pub mod capture;

@@ -1,4 +1,4 @@
-//! The program: parses the command line, runs the command, and prints an error once.
+//! Parses the command line, runs the command, and prints its error once.
 
 use std::fmt::Display;
 use std::io::{BufWriter, ErrorKind, Write};
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(error) => {
-            // An error that cannot be written is dropped; help that cannot be written is an error.
+            // A failure to print an error is ignored; a failure to print help is an error.
             let printed = error.print();
             return match (error.use_stderr(), printed) {
                 (true, _) => cli::EXIT_USAGE.into(),
@@ -84,7 +84,7 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
         };
     }
     let by_mode = options.tcp_mode.is_some() || options.udp_mode.is_some();
-    // systemd sets it for whatever it starts.
+    // systemd sets it for every process that it starts.
     if by_mode && !in_background && std::env::var_os("INVOCATION_ID").is_none() {
         say(
             &"it stays in the foreground, where classic PortSentry did not; a script that should go on writes --daemon",
@@ -93,7 +93,7 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
     let sandboxed = !options.no_sandbox;
     let confirm = options.confirm;
     let target = match config.report.log {
-        // Its standard error leads nowhere.
+        // In the background, standard error is not connected.
         LogTarget::Auto if in_background => LogTarget::Syslog,
         target => target,
     };
@@ -127,7 +127,7 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-/// Writes to standard output. A reader that has had enough is no error.
+/// Writes to standard output. A closed pipe is not an error.
 fn written(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -202,7 +202,8 @@ fn fail(error: &dyn Display, code: u8) -> ExitCode {
     code.into()
 }
 
-/// Writes `what` to standard error. Where that is closed, or the daemon's log is not read, the exit code has to do.
+/// Writes `what` to standard error. If that is closed, or the reader of the daemon's log has stalled, only the exit
+/// code reports the failure.
 fn say(what: &dyn Display) {
     if stderr::is_stalled() {
         return;

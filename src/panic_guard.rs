@@ -13,16 +13,16 @@ use std::time::Duration;
 
 use crate::types::printable::masked;
 
-/// Delay before work that panicked starts again, so that a repeated panic does not fill the log.
+/// Delay before work restarts after a panic, so that a repeated panic does not fill the log.
 pub(crate) const RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// The longest message of a panic in the log, in characters.
+/// Maximum length of a panic message in the log, in characters.
 const MAX_MESSAGE_LEN: usize = 400;
 
-// With `panic = "abort"` nothing of this would hold.
+// With `panic = "abort"` no panic could be caught.
 const _: () = assert!(cfg!(panic = "unwind"));
 
-/// Logs every panic in one line, with its thread and its place in the source.
+/// Logs every panic in one line, with its thread and its source location.
 pub(crate) fn tell_panics() {
     panic::set_hook(Box::new(|panic| {
         tracing::error!("adminalert: ERROR: {}", line(thread::current().name(), panic));
@@ -36,16 +36,16 @@ fn line(thread: Option<&str>, panic: &PanicHookInfo<'_>) -> String {
     format!("a defect in this program, thread {thread}, {place}: {message}; please report it")
 }
 
-/// The message of a panic on one line. It may quote untrusted input.
+/// The panic message on one line. It may quote untrusted input.
 fn message(payload: &(dyn Any + Send)) -> String {
     let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     masked(said.unwrap_or("it says nothing"), '?').take(MAX_MESSAGE_LEN).collect()
 }
 
-/// Runs `work` to its end, and starts it again where it panics; the item in hand is lost.
+/// Runs `work` to its end and restarts it after a panic. The item that was being processed is lost.
 pub(crate) fn restart_on_panic<T>(mut work: impl FnMut() -> T) -> T {
     loop {
-        // Each start inspects the work's own state again.
+        // Unwind safety: on each start, `work` inspects its own state again.
         match catch_unwind(AssertUnwindSafe(&mut work)) {
             Ok(done) => return done,
             Err(_) => thread::sleep(RESTART_DELAY),
@@ -53,7 +53,7 @@ pub(crate) fn restart_on_panic<T>(mut work: impl FnMut() -> T) -> T {
     }
 }
 
-/// The result of `work`; `None` where it panics.
+/// The result of `work`, or `None` if it panics.
 pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
@@ -64,8 +64,8 @@ pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// Panics, once, where the variable PORTSENTRY_TRIP names this `place` (several have commas between them), for tests of what
-/// then goes on. Only a build for development does.
+/// Panics once if the variable PORTSENTRY_TRIP contains this `place` in its comma-separated list. Tests use it to check
+/// the behaviour after a panic. Only development builds contain it.
 #[inline]
 #[expect(clippy::panic, reason = "that is what it is for")]
 pub(crate) fn failpoint(place: &str) {

@@ -1,6 +1,6 @@
-//! A worker thread behind a bounded queue. Producers never wait: items that do not fit are refused and counted. After a
-//! panic the work continues with the next item. The end of the thread is awaited with a time limit, because a disk may
-//! hang.
+//! Runs a worker thread behind a bounded queue. Producers never wait: items that do not fit are refused and counted.
+//! After a panic the work continues with the next item. Waiting for the end of the thread has a time limit, because a
+//! disk may hang.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use crate::lazy_queue::LazyQueue;
 use crate::panic_guard;
 
-/// The queue, and the order to stop.
+/// The queue, and the request to stop.
 pub struct Inbox<T> {
     queue: LazyQueue<T>,
     refused: AtomicU64,
     stop: OnceLock<Stop>,
 }
 
-/// The order to stop, and the time that it leaves.
+/// The request to stop, with its time limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Stop {
     at: Instant,
@@ -27,7 +27,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// The moment when this many eighths of the time are over.
+    /// The point in time at which this many eighths of the time limit are over.
     #[must_use]
     pub fn after_eighths(self, eighths: u32) -> Instant {
         self.at.checked_add(self.within.saturating_mul(eighths) / 8).unwrap_or(self.at)
@@ -35,38 +35,37 @@ impl Stop {
 }
 
 impl<T> Inbox<T> {
-    /// The oldest item.
+    /// Removes and returns the oldest item.
     #[must_use]
     pub fn pop(&self) -> Option<T> {
         self.queue.pop()
     }
 
-    /// How many items wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// True where none waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// Items that found no room, since the start.
+    /// Number of items refused because the queue was full, since the start.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// The order to stop. Read before the queue is emptied, it covers all items that were put in before the order.
+    /// The request to stop. If it is read before the queue is emptied, all items that were queued before the request
+    /// are processed.
     #[must_use]
     pub fn stop(&self) -> Option<Stop> {
         self.stop.get().copied()
     }
 }
 
-/// Puts items into the queue. Cheap to clone.
+/// The producers' side of the queue. Cheap to clone.
 pub struct Handle<T> {
     inbox: Arc<Inbox<T>>,
     thread: Thread,
@@ -79,10 +78,10 @@ impl<T> Clone for Handle<T> {
 }
 
 impl<T> Handle<T> {
-    /// Puts `item` into the queue and wakes the thread; never waits.
+    /// Appends `item` to the queue and wakes the thread; never waits.
     ///
     /// # Errors
-    /// Gives the item back, and counts it, where there is no room.
+    /// Returns the item, and counts it, if the queue is full.
     pub fn put(&self, item: T) -> Result<(), T> {
         let put = self.inbox.queue.push(item);
         match put {
@@ -92,30 +91,29 @@ impl<T> Handle<T> {
         put
     }
 
-    /// Ends the thread's rest.
+    /// Unparks the thread.
     pub fn wake(&self) {
         self.thread.unpark();
     }
 
-    /// The queue.
     #[must_use]
     pub fn inbox(&self) -> &Inbox<T> {
         &self.inbox
     }
 }
 
-/// The thread. It runs until [`Worker::stop`], or until the process ends.
+/// The worker thread. It runs until [`Worker::stop`], or until the process ends.
 pub struct Worker<T, R> {
     handle: Handle<T>,
     done: Receiver<R>,
 }
 
 impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
-    /// Starts a thread with a queue of `length` items. `prepare` makes the work; the work rests with [`thread::park`], and
-    /// returns once [`Inbox::stop`] says so.
+    /// Starts a thread with a queue of `length` items. `prepare` builds the work function. That function waits with
+    /// [`thread::park`], and returns once [`Inbox::stop`] returns a request.
     ///
     /// # Errors
-    /// The thread cannot be created.
+    /// If the thread cannot be created.
     pub fn start<W>(name: &str, length: usize, prepare: impl FnOnce(Arc<Inbox<T>>) -> W) -> io::Result<Self>
     where
         W: FnMut() -> R + Send + 'static,
@@ -125,37 +123,37 @@ impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
         let (ended, done) = sync_channel(1);
         let work = prepare(Arc::clone(&inbox));
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // After the time limit the receiver is gone.
+            // Fails if the receiver was dropped after the time limit.
             let _ = ended.send(panic_guard::restart_on_panic(work));
         })?;
         Ok(Self { handle: Handle { inbox, thread: thread.thread().clone() }, done })
     }
 
-    /// Puts items into the queue.
+    /// The producers' side of the queue.
     #[must_use]
     pub fn handle(&self) -> &Handle<T> {
         &self.handle
     }
 
-    /// Orders the thread to stop and waits at most `within` for its result; `None` where it did not come in time.
+    /// Requests the thread to stop and waits at most `within` for its result. Returns `None` if the time limit expires.
     #[must_use]
     pub fn stop(&self, within: Duration) -> Option<R> {
-        // The first order counts.
+        // Only the first request is stored.
         let _ = self.handle.inbox.stop.set(Stop { at: Instant::now(), within });
         self.handle.wake();
         self.done.recv_timeout(within).ok()
     }
 }
 
-/// How a worker has ended.
+/// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Stopped<L> {
-    /// All that was taken is done, or was reported as failed.
+    /// All accepted items are done, or were reported as failed.
     Whole,
-    /// Some work is left.
+    /// Some items are left.
     Left(L),
-    /// A disk or a command did not let it end in time; the last items may or may not be done.
+    /// A disk or a command did not return within the time limit. The last items may or may not be done.
     Stuck,
 }
 
@@ -173,7 +171,7 @@ impl<L: Default + PartialEq> From<Option<L>> for Stopped<L> {
 mod tests {
     use super::*;
 
-    /// Sums up its items, and panics at 13.
+    /// A worker that sums its items, and panics at 13.
     fn adder(length: usize) -> Worker<u32, u32> {
         Worker::start("adder", length, |inbox| {
             let mut sum = 0;
