@@ -1,4 +1,4 @@
-//! Words of classic PortSentry's command lines that this program does not take, with the word that takes their place.
+//! Refuses options of classic PortSentry that this program does not have, and names their replacements.
 
 use std::ffi::OsString;
 
@@ -6,10 +6,10 @@ use clap::error::ErrorKind;
 
 use crate::config::flags::CLASSIC_MODES;
 
-/// Dashes that word processors and web pages make of "-".
+/// Dashes that word processors and web pages substitute for "-".
 const PASTED_DASHES: [char; 4] = ['\u{2010}', '\u{2011}', '\u{2013}', '\u{2014}'];
 
-/// Options of the 2.0.x command line, and what takes their place.
+/// Options of the 2.0.x command line, and their replacements.
 const OPTIONS: &[(&[&str], &str)] = &[
     (
         &["--stealth"],
@@ -41,11 +41,12 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["-v", "-V"], "write --version for the version; `portsentry status` and `portsentry events` show what happens"),
 ];
 
-/// An error where a word of `words`, program name first, is one of classic PortSentry that has another name today.
+/// Returns an error if one of `words`, program name first, is a classic PortSentry option with another name in this
+/// program.
 pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
     let mut modes: Vec<&str> = Vec::new();
     let grammar = super::grammar();
-    // A command has options of its own.
+    // The check ends at a subcommand, which has its own options.
     let ends = |word: &str| word == "--" || grammar.find_subcommand(word).is_some();
     for word in words.iter().skip(1).filter_map(|word| word.to_str()).take_while(|word| !ends(word)) {
         if word.starts_with(PASTED_DASHES) {
@@ -75,7 +76,7 @@ pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
             Some((option, _)) => (option, option),
             None => (word, word.get(..2).unwrap_or(word)),
         };
-        // "-ieth0" is "-i eth0"; a word of two dashes is whole.
+        // "-ieth0" is "-i eth0"; a word with two dashes is one option.
         let glued = if option.starts_with("--") { option } else { glued };
         if let Some((_, remedy)) = OPTIONS.iter().find(|(names, _)| names.contains(&option) || names.contains(&glued)) {
             let message = format!("'{option}' is an option of PortSentry 2.0; {remedy}");

@@ -1,5 +1,5 @@
-//! Generates shell completion scripts from the command line's grammar. The targets of bans that `unblock` completes
-//! are asked of `portsentry list` by the script.
+//! Generates shell completion scripts from the command line's grammar. For `unblock`, the scripts run `portsentry list`
+//! to complete the targets of bans.
 
 use super::grammar;
 use crate::config::flags::CLASSIC_MODES;
@@ -24,14 +24,15 @@ pub enum Shell {
     Fish,
 }
 
-/// The targets of the bans in force, one a line.
+/// Prints the targets of the bans in force, one per line.
 const TARGETS: &str = r#"
 _portsentry_targets() {
     portsentry list --json 2>/dev/null | grep -o '"subject":"[^"]*"' | cut -d '"' -f 4
 }
 "#;
 
-/// Readline ends a word at a colon, which IPv6 addresses have: what stands before the last one is not inserted again.
+/// Readline ends a word at a colon, and IPv6 addresses contain colons. The text up to the last colon is already typed
+/// and must not be inserted again.
 const BASH: &str = r#"
 _portsentry_or_target() {
     _portsentry "$@"
@@ -58,7 +59,7 @@ const FISH: &str = r#"complete -c portsentry -n "__fish_portsentry_using_subcomm
 "#;
 
 impl Shell {
-    /// The script, to be put where the shell looks for it.
+    /// The completion script, for the directory where the shell searches for such scripts.
     #[must_use]
     pub fn completions(self) -> String {
         use clap_complete::Shell as Known;
@@ -70,7 +71,8 @@ impl Shell {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut grammar(), "portsentry", &mut script);
         let mut script = String::from_utf8_lossy(&script).into_owned();
-        // clap knows the classic modes with two dashes; people type one. fish calls such an option an old one.
+        // clap defines the classic modes with two dashes, but operators type one. fish has the option `-o` for such
+        // flags.
         for mode in CLASSIC_MODES {
             let word = mode.trim_start_matches('-');
             script =
@@ -78,7 +80,7 @@ impl Shell {
         }
         match self {
             Self::Bash => script + TARGETS + BASH,
-            // Before what runs at once, where the file is loaded as a function.
+            // Must precede the commands at the end, which run at once if zsh autoloads the file as a function.
             Self::Zsh => script
                 .replacen("\n_portsentry() {", &format!("{TARGETS}{ZSH}\n_portsentry() {{"), 1)
                 .replace("Address or prefix to unblock:_default", "Address or prefix to unblock:_portsentry_or_target"),

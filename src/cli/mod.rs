@@ -1,4 +1,5 @@
-//! Parses the command line into a command and its options; help and version are `clap::Error`s of their own kinds.
+//! Parses the command line into a command and its options. Help and version are returned as `clap::Error`s with their
+//! own kinds.
 
 mod classic;
 mod completions;
@@ -86,7 +87,8 @@ pub enum Command {
 /// Reads the command line, program name first.
 ///
 /// # Errors
-/// What is wrong with it, and also what `--help` and `--version` print; `clap::Error::use_stderr` tells them apart.
+/// A `clap::Error` for an invalid command line, and also for `--help` and `--version`. `clap::Error::use_stderr`
+/// distinguishes the two cases.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     if let Some(error) = classic::refusal(&args) {
@@ -96,7 +98,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     Ok(line.command.unwrap_or_else(|| Command::Run(line.run.into())))
 }
 
-/// The command line's grammar, for what is generated from it: help, completions, and the tests of the manual.
+/// The grammar of the command line, from which help, completions and the tests of the manual are generated.
 #[must_use]
 pub fn grammar() -> clap::Command {
     <CommandLine as clap::CommandFactory>::command()
