@@ -32,7 +32,7 @@ pub struct FleetStatus {
     pub waiting: usize,
     pub accepted: u64,
     pub refused: u64,
-    /// Authors of whom reports are ignored, with the reasons.
+    /// Authors whose reports are ignored, with the reasons.
     pub ignored: Vec<IgnoredAuthor>,
 }
 

@@ -41,7 +41,7 @@ pub enum FleetRequest {
     /// The state of the connection; sent when it changes, and as a heartbeat every [`LINK_INTERVAL_S`] seconds.
     Link {
         state: LinkState,
-        /// Authors of whom the fleet process ignores reports, the first [`MAX_IGNORED`].
+        /// Authors whose reports the fleet process ignores, the first [`MAX_IGNORED`].
         #[serde(default)]
         ignored: Vec<IgnoredAuthor>,
     },
@@ -83,7 +83,7 @@ pub enum LinkState {
     Away(String),
 }
 
-/// An author of whom reports are ignored.
+/// An author whose reports are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IgnoredAuthor {

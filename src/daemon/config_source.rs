@@ -40,8 +40,8 @@ pub(super) struct ConfigSource {
 }
 
 impl ConfigSource {
-    /// Reads the configuration again, requested by `by`. During a trial that only logs, nothing is blocked whatever the
-    /// configuration says.
+    /// Reads the configuration again, requested by `by`. During a trial that only logs, nothing is blocked, regardless
+    /// of the configuration.
     ///
     /// # Errors
     /// The reason why the configuration in force is kept.

@@ -97,7 +97,7 @@ impl AllowList {
         }
     }
 
-    /// Removes all of `hole` from the list, except this host's own addresses, whatever the reason of its protection.
+    /// Removes all of `hole` from the list, for every reason of protection, except this host's own addresses.
     /// Addresses around the hole stay protected.
     pub fn except(&mut self, hole: IpNet) {
         let hole = hole.trunc();

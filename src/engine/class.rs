@@ -63,7 +63,7 @@ impl Class {
         const PSH: u16 = TcpFlags::PSH;
         const ACK: u16 = TcpFlags::ACK;
         const URG: u16 = TcpFlags::URG;
-        // A segment with RST is an answer, whatever its other flags; the capture's filter drops resets as well.
+        // A segment with RST is an answer, regardless of its other flags. The capture filter drops resets as well.
         if flags.0 & TcpFlags::RESERVED != 0 && flags.0 & (SYN | RST) != RST {
             return Some(Self::Illegal);
         }

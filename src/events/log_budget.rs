@@ -1,5 +1,5 @@
-//! Limits log lines: whatever remote senders do, the log and `json_file` get a limited number of lines per minute, and
-//! probes cannot use up the lines of bans and errors. A summary reports the suppressed lines.
+//! Limits log lines: under any traffic, the log and `json_file` get a limited number of lines per minute, and probes
+//! cannot use up the lines of bans and errors. A summary reports the suppressed lines.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Formats keys, values and comments as a TOML file. Whatever goes in, TOML comes out: texts are escaped, comments stay
-//! comments.
+//! Formats keys, values and comments as a TOML file. The output is valid TOML for any input: texts are escaped,
+//! comments stay comments.
 
 use std::fmt;
 

@@ -3,10 +3,10 @@
 //! The steps: read the files, parse their options, translate each option, and return the document with notes about what
 //! its owner should know. The translation is text to text; only `files` touches the system, and no command is run.
 //!
-//! The input was written by people and scripts over twenty years: the syntaxes of 1.2, 2.0b1 and 2.0.x, and of the shell in
-//! /etc/default/portsentry. Whatever it holds, the result is TOML that the daemon reads. Where the classic program and the
-//! evident intention of a line differ, the intention is written and a note says so; where it is not clear, the line
-//! becomes a comment.
+//! The input was written by people and scripts over twenty years: the syntaxes of 1.2, 2.0b1 and 2.0.x, and of the
+//! shell in /etc/default/portsentry. For any input, the result is TOML that the daemon reads. If the classic program
+//! and the evident intention of a line differ, the intention is written and a note says so. If the intention is not
+//! clear, the line becomes a comment.
 //!
 //! References: docs/migrating-from-classic.md.
 

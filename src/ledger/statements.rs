@@ -22,7 +22,7 @@ pub(super) const ALSO: &str = "UPDATE ban SET method = :method WHERE id = :id";
 /// Deletes a row that another row supersedes.
 pub(super) const DROP: &str = "DELETE FROM ban WHERE id = :id";
 
-/// Ends a ban. A ban whose time was already over is recorded as expired, whatever ended it.
+/// Ends a ban. A ban whose time was already over is recorded as expired, regardless of what ended it.
 pub(super) const END: &str = "
     UPDATE ban SET
         ended = min(coalesce(until, :at), :at),

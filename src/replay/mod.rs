@@ -57,7 +57,7 @@ impl ReplayOptions {
     /// The file's settings, or the built-in ones.
     ///
     /// # Errors
-    /// Whatever is wrong with the file.
+    /// Every error in the file.
     pub fn configure(&self) -> Result<Config, ConfigErrors> {
         Config::load_or_builtin(self.config.as_deref())
     }
@@ -92,7 +92,7 @@ pub enum ReplayError {
 /// ends it without an error.
 ///
 /// # Errors
-/// A broken capture, after what could be read of it has been judged and summed up; and whatever else fails.
+/// A broken capture, after its readable part has been judged and summed up, and every other failure.
 pub fn run(options: &ReplayOptions, config: &Config, out: &mut impl Write) -> Result<(), ReplayError> {
     shared64::set_nat64(&config.nat64);
     let result = Replay::new(options, config).and_then(|mut replay| replay.run(out));

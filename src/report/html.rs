@@ -9,8 +9,8 @@ use super::stats::ReportStats;
 
 const STYLE: &str = include_str!("style.css");
 
-/// With a policy by which the browser fetches and runs nothing, whatever is in the page. A file of its own, because the
-/// template would not close these elements as XML wants it.
+/// The head, with a content security policy under which the browser loads and runs nothing, regardless of the page's
+/// content. It is a separate file because the template would not close these elements as XML requires.
 const META: &str = include_str!("head.html");
 
 /// The page about `host`, or about one without a name.

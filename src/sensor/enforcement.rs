@@ -261,7 +261,7 @@ impl Enforcement {
         scope.reporter.emit_blocked(&ban, backend, seen, SystemTime::now());
     }
 
-    /// Removes the bans of `targets`, which are exempt by now, wherever they are enforced.
+    /// Removes the bans of `targets`, which have become exempt, from all backends.
     pub(super) fn remove_exempt(&mut self, scope: &mut Scope<'_>, targets: &[BanTarget]) {
         self.change_sets(scope, "bans of protected sources could not be lifted", |nft| nft.lift(targets));
         self.release(targets, scope.reporter);

@@ -78,7 +78,7 @@ impl Link {
         }
     }
 
-    /// Authors of whom the fleet process ignores reports.
+    /// Authors whose reports the fleet process ignores.
     pub(super) fn ignored(&self) -> &[IgnoredAuthor] {
         &self.ignored
     }

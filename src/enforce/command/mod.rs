@@ -1,8 +1,8 @@
 //! The command backend: runs an operator's command when a ban begins and another when it ends. It is slow, because each
 //! run starts a process. No command runs unless the configuration contains one.
 //!
-//! A command is an argument list and never passes through a shell: each argument stays one argument, whatever is
-//! substituted into it. The process gets a new environment, no input, `/` as its working directory, and a separate
+//! A command is an argument list and never passes through a shell: each argument stays one argument, regardless of the
+//! text substituted into it. The process gets a new environment, no input, `/` as its working directory, and a separate
 //! process group, so that the time limit also ends its children. Children that leave the group (setsid(2)) or outlive
 //! the command are not ended, because a common classic recipe schedules a job for the next day.
 //!

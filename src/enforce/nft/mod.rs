@@ -171,7 +171,7 @@ impl Nft {
         nft::remove(&mut self.socket, spec)
     }
 
-    /// Repairs the table, whatever was changed since [`Nft::install`].
+    /// Repairs the table after any change since [`Nft::install`].
     pub fn repair(&mut self, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
         (self.protected, self.trapped) = (None, spec.trap.is_some());
         nft::repair(&mut self.socket, spec)

@@ -269,7 +269,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Whatever happens, the table holds the entries of a plain map, except evicted ones.
+    /// After any sequence of operations, the table holds the entries of a plain map, except evicted ones.
     #[test]
     fn table_agrees_with_map_except_evictions(entries in 1_usize..130, steps in steps()) {
         let mut table = table(entries);

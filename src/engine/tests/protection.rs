@@ -1,4 +1,4 @@
-//! Tests that exempt sources are never banned, whatever packets are forged with their addresses.
+//! Tests that no packets with forged addresses lead to a ban of an exempt source.
 
 use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
 use super::scene::{HERE, SCANNER, Scene, nth_source, target, tcp};

@@ -55,7 +55,7 @@ impl From<Verdict> for Gist {
     }
 }
 
-/// The kernel's tables: ports that are in use whatever the snapshot contains.
+/// The kernel's tables: ports that are in use, even if the snapshot does not contain them.
 #[derive(Default)]
 pub(super) struct Truth {
     /// Ports with listeners.

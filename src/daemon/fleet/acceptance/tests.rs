@@ -265,8 +265,8 @@ fn restart_adopts_existing_bans() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is reported, there is no ban of an exempt or wide target, none longer than four hours, and no more than
-    /// the limits.
+    /// For every sequence of reports, no target that is exempt or too wide is banned, no ban is longer than four hours,
+    /// and the limits hold.
     #[test]
     fn no_sequence_of_reports_breaks_a_rule(
         steps in prop::collection::vec((0_u64..900, 0_u8..6, 0_u8..40, 0_u64..20_000, any::<bool>(), 0_u32..8, any::<bool>()), 1..400),

@@ -8,9 +8,9 @@
 //! ALL: 192.0.2.7
 //! ```
 //!
-//! Each entry is independent, wherever an administrator moves it. With BEGIN and END markers, a lost END would make the
-//! rest of the file ours. A rule without its comment belongs to the administrator, and so does a comment whose next
-//! line names another target.
+//! Each entry is independent, so an administrator may move it anywhere in the file. With BEGIN and END markers, a lost
+//! END would make the rest of the file ours. A rule without its comment belongs to the administrator, and so does a
+//! comment whose next line names another target.
 //!
 //! References: hosts_access(5), and `xgets()` of the TCP wrappers, which joins lines.
 
@@ -123,7 +123,7 @@ impl<'a> Reading<'a> {
             }
             ours = Some(edit.text.len());
         }
-        // New entries follow the last own one, wherever an administrator has moved it, or the last complete line.
+        // New entries follow the last own one, even if an administrator has moved it, or the last complete line.
         let missing: Vec<&Rule> = wanted.iter().filter(|(_, written)| !written).map(|(rule, _)| *rule).collect();
         let missing = self.not_by_others(missing);
         if ours.is_none() {
