@@ -1,24 +1,24 @@
-//! Builds the text of a BPF filter (pcap-filter(7)) from the monitored ports. The filter may pass too much, because
-//! the engine judges each packet again; it must never drop a packet that is evidence.
+//! Builds the text of a BPF filter (pcap-filter(7)) from the monitored ports. The filter may pass too many packets,
+//! because the engine judges each packet again, but it must never drop a packet that is evidence.
 //!
-//! It avoids two pitfalls of the filter language. In a filter for both families `tcp[13]` silently means IPv4 only,
+//! Two pitfalls of the filter language are avoided. In a filter for both families, `tcp[13]` silently means IPv4 only,
 //! so IPv6 is tested by its own offsets, and packets with extension headers pass to the decoder unfiltered. A load
-//! beyond the end of a packet rejects the packet, so fragments that are too short to hold the flags are matched
-//! before the flags are read.
+//! beyond the end of a packet rejects the packet, so fragments that are too short for the flags are matched before the
+//! flags are read.
 
 use crate::engine::{Host, Settings};
 use crate::types::PortSet;
 use crate::wire::MAX_TAGS;
 
-/// What the filter is to let through.
+/// The packets that the filter must pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// TCP ports that are judged from packets.
+    /// TCP ports that are monitored by packet capture.
     pub tcp: PortSet,
-    /// UDP ports that are judged from packets.
+    /// UDP ports that are monitored by packet capture.
     pub udp: PortSet,
-    /// The host's own ephemeral ports (net.ipv4.ip_local_port_range). Answers of its own connections arrive there with ACK
-    /// set and at full speed, so that only segments without ACK are let through to them.
+    /// The host's own ephemeral ports (net.ipv4.ip_local_port_range). Answers of its own connections arrive there at
+    /// full speed with ACK set, so the filter passes only segments without ACK to these ports.
     pub ephemeral: PortSet,
     /// SCTP INIT.
     pub sctp: bool,
@@ -26,21 +26,21 @@ pub struct Wanted {
     pub icmp: bool,
     /// Indexes of the interfaces; empty: all.
     pub interfaces: Vec<u32>,
-    /// Indexes of interfaces that are left out: loopback.
+    /// Indexes of the excluded interfaces: loopback.
     pub without: Vec<u32>,
 }
 
-/// Separate ranges that one list of ports may have. Compiling time grows with the square (26 ports take 1 ms, 400 one
-/// second, 2,000 three minutes), and the kernel takes 4,096 instructions at most. A longer list is covered by fewer and
-/// wider ranges.
+/// Maximum number of separate ranges in a list of ports. Compile time grows with the square (26 ports take 1 ms, 400
+/// one second, 2,000 three minutes), and the kernel accepts 4,096 instructions at most. A longer list is covered by
+/// fewer and wider ranges.
 const RANGES: usize = 100;
 
 /// Bytes of the header of LINKTYPE_LINUX_SLL2.
 const SLL2_HEADER: usize = 20;
 
 impl Wanted {
-    /// The packets that are worth looking at on `host`. Ports that listen on every address are left out: nothing sent there
-    /// is ever evidence, and it may be a busy service.
+    /// The packets that can be evidence on `host`. Ports with a listener on every address are excluded: packets to them
+    /// are never evidence, and the service may be busy.
     #[must_use]
     pub fn new(settings: &Settings, host: &Host) -> Self {
         Self {
@@ -54,7 +54,7 @@ impl Wanted {
         }
     }
 
-    /// The filter's text, for a cooked capture (LINKTYPE_LINUX_SLL2), which alone knows directions and interfaces.
+    /// The filter's text for a cooked capture (LINKTYPE_LINUX_SLL2), the only link type with directions and interfaces.
     #[must_use]
     pub fn to_filter(&self) -> String {
         let mut any = Vec::new();
@@ -73,7 +73,7 @@ impl Wanted {
             any.push("icmp or icmp6".to_owned());
         }
         if any.is_empty() {
-            // Nothing is judged from packets: no frame is shorter than nothing.
+            // Matches no packet: no frame is shorter than one byte.
             return "less 1".to_owned();
         }
         any.push("ip6 and (ip6[6] = 0 or ip6[6] = 43 or ip6[6] = 44 or ip6[6] = 60)".to_owned());
@@ -90,10 +90,11 @@ impl Wanted {
     }
 
     fn tcp_terms(&self, any: &mut Vec<String>) {
-        // The second fragment of a segment cut so short that it lies over the flags. It has no ports.
+        // A fragment 8 bytes into a TCP segment, which overlaps the flags of the first fragment. It has no ports.
         any.push("ip and ip[9] = 6 and ip[6:2] & 0x1fff = 1".to_owned());
-        // A first fragment, whose flags may be missing; else no answer, which is a SYN/ACK, and a RST without SYN: with one,
-        // or with FIN or RST beside SYN and ACK, no stack sends it. To ephemeral ports also nothing else with ACK.
+        // A first fragment, whose flags may be missing. Otherwise every segment except answers: SYN/ACK, and RST
+        // without SYN. RST with SYN, and FIN or RST beside SYN and ACK, pass because no stack sends them. To ephemeral
+        // ports, all other segments with ACK and without SYN are excluded as well.
         let first = "ip[6:2] & 0x3fff = 0x2000";
         let fixed = self.tcp.without(&self.ephemeral);
         let ephemeral = self.tcp.without(&fixed);
@@ -110,16 +111,17 @@ impl Wanted {
                 any.push(format!("{to} and ((ip and ({first} or ({four}))) or (ip6 and ({six})))"));
             }
         }
-        // What this host begins and answers from a monitored port shows that the port is in use.
+        // A SYN or SYN/ACK that this host sends from a monitored port shows that the port is in use.
         let from = ports("tcp", "src", &self.tcp);
         any.push(format!("outbound and {from} and ((ip and tcp[13] & 2 != 0) or (ip6 and ip6[53] & 2 != 0))"));
     }
 }
 
-/// Packets behind further VLAN tags with number 0. Linux removes any number of these, but the capture point is behind the first one
-/// alone. A tag with a number leads to a VLAN device, which hands the packet over without tags. Up to [`MAX_TAGS`] tags are looked
-/// at here; what has more is for the decoder. The EtherType of the frame is not asked for: it is a tag's in the kernel and the
-/// packet's in libpcap, which filters the first frames once more. No IPv4 header begins like this, and few of IPv6.
+/// Packets behind further VLAN tags with number 0. Linux removes any number of these tags, but the capture point is
+/// behind the first one only. A tag with another number leads to a VLAN device, which delivers the packet without tags.
+/// Up to [`MAX_TAGS`] tags are checked here; packets with more pass to the decoder. The EtherType of the frame is not
+/// checked: in the kernel it is that of a tag, but in libpcap, which filters the first frames again, it is that of the
+/// packet. No IPv4 header begins like this, and few IPv6 headers do.
 fn stacked_tags() -> String {
     let is_tag = |at: usize| format!("(link[{at}:2] = 0x8100 or link[{at}:2] = 0x88a8)");
     let is_zero = |at: usize| format!("link[{at}:2] & 0xfff = 0");
@@ -133,7 +135,7 @@ fn stacked_tags() -> String {
     format!("{} and ({behind})", is_zero(first))
 }
 
-/// "(dst portrange 1-112 or dst port 8080)", of at most [`RANGES`] ranges.
+/// Formats a port list as "(dst portrange 1-112 or dst port 8080)", with at most [`RANGES`] ranges.
 fn ports(protocol: &str, side: &str, set: &PortSet) -> String {
     let terms: Vec<String> = cover(set, RANGES)
         .into_iter()
@@ -145,7 +147,7 @@ fn ports(protocol: &str, side: &str, set: &PortSet) -> String {
     format!("({})", terms.join(" or "))
 }
 
-/// At most `most` ranges that hold all of `set`, with as few other ports as possible: the narrowest gaps are closed.
+/// At most `most` ranges that contain all of `set` and as few other ports as possible. Closes the narrowest gaps.
 fn cover(set: &PortSet, most: usize) -> Vec<(u16, u16)> {
     let ranges = set.ranges();
     if ranges.len() <= most {
@@ -220,7 +222,7 @@ mod tests {
         let program = Capture::dead(Linktype(276)).unwrap().compile(&wanted.to_filter(), true).unwrap();
         for flags in 0..64_u8 {
             let class = Class::of_tcp(TcpFlags(flags.into()));
-            // At full speed the filter drops replies with ACK to ephemeral ports.
+            // The filter drops segments with ACK to ephemeral ports, because replies arrive there at full speed.
             let fast = matches!(class, Some(Class::Ack | Class::Maimon));
             for v6 in [false, true] {
                 let passes = |port| program.filter(&frame(v6, port, flags));

@@ -11,27 +11,28 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::wire::LinkType;
 
-/// Bytes of a frame that are captured: 20 of the cooked header, 40 of IPv6, 288 of extension headers (longer ones are
-/// evidence by themselves, [`crate::wire::Transport::HiddenHeader`]) and 60 of TCP, so that its checksum can be verified, as
-/// it can of data up to some 350 bytes. With what the kernel puts before each, 8 of them fill a page.
+/// Bytes of a frame that are captured: 20 of the cooked header, 40 of IPv6, 288 of extension headers and 60 of TCP.
+/// Longer extension headers are evidence by themselves ([`crate::wire::Transport::HiddenHeader`]). The whole TCP header
+/// is needed to verify its checksum, which also works for data of up to some 350 bytes. With the kernel's own header
+/// before each frame, 8 frames fill a page.
 const SNAP: i32 = 416;
 
-/// The ring between kernel and program. Memory that the kernel pins, so not more than it takes to ride out the time in which
-/// the program does not have the processor.
+/// The ring buffer between kernel and program. The kernel pins its memory, so it is only large enough for the longest
+/// time in which the program gets no processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ring {
-    /// 4 MiB hold 8,192 packets, 34 ms of 240,000 a second: more than a scheduling delay.
+    /// 4 MiB hold 8,192 packets: 34 ms at 240,000 packets/s, which is longer than a scheduling delay.
     Usual,
-    /// 32 MiB hold 65,536 packets, 270 ms of as many: a virtual machine can be without one of its processors for a tenth of a
-    /// second.
+    /// 32 MiB hold 65,536 packets: 270 ms at the same rate. A virtual machine can lose one of its processors for a
+    /// tenth of a second.
     Large,
 }
 
 impl Ring {
-    /// Packets that the largest one holds.
+    /// Number of packets that the largest ring holds.
     pub const MOST: usize = 65_536;
 
-    /// Its size.
+    /// The size in bytes.
     const fn bytes(self) -> i32 {
         match self {
             Self::Usual => 4 << 20,
@@ -40,17 +41,16 @@ impl Ring {
     }
 }
 
-/// Frames without the tag of a VLAN, by what the kernel has noted of it (`SKF_AD_VLAN_TAG_PRESENT`, `SKF_AD_VLAN_TAG` of
-/// `linux/filter.h`): a cooked frame does not show it, and has the packet behind it as if it were there for this host. Where
-/// the host is in the VLAN, its VLAN device hands the packet over once more, without the tag. Number 0 is a priority alone. Further tags are for
-/// [`super::filter`].
-/// Only the kernel can run this, and only after libpcap's optimizer has made constants of the offsets.
+/// Matches frames without a VLAN tag, according to the kernel's metadata (`SKF_AD_VLAN_TAG_PRESENT`, `SKF_AD_VLAN_TAG`
+/// of `linux/filter.h`). A cooked frame does not show the tag, so its packet looks as if it were sent to this host. If
+/// the host is in the VLAN, its VLAN device delivers the packet again without the tag. Number 0 is only a priority.
+/// Further tags are left to [`super::filter`]. Only the kernel can evaluate this expression, and only after libpcap's
+/// optimizer has turned the offsets into constants.
 const UNTAGGED: &str = "link[4294963248] = 0 or link[4294963244:2] & 0xfff = 0";
 
-/// LINKTYPE_LINUX_SLL2.
 const SLL2: Linktype = Linktype(276);
 
-/// Why nothing can be captured.
+/// Why packets cannot be captured.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// The process lacks CAP_NET_RAW.
@@ -58,20 +58,19 @@ pub enum CaptureError {
         "capturing packets needs CAP_NET_RAW ({0}); run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW"
     )]
     Permission(pcap::Error),
-    /// libpcap is too old for the cooked captures that are needed.
+    /// libpcap is too old for the required cooked captures.
     #[error("libpcap cannot give cooked captures of version 2 ({0}); install libpcap 1.10 or newer")]
     NoSll2(pcap::Error),
-    /// The filter was refused.
+    /// The kernel or libpcap refused the filter.
     #[error(
         "libpcap refuses the filter for the monitored ports ({error}); monitor fewer separate ports. The filter: {filter}"
     )]
     Filter {
-        /// What libpcap said.
+        /// The message of libpcap.
         error: pcap::Error,
-        /// The filter's text.
         filter: String,
     },
-    /// Anything else.
+    /// Any other error.
     #[error("cannot capture packets: {0}")]
     Other(#[from] pcap::Error),
 }
@@ -86,38 +85,39 @@ impl CaptureError {
 /// A running capture on all interfaces.
 pub struct Live {
     capture: Capture<Active>,
-    /// Lost before the filter was there: it would not have let most of them through.
+    /// Packets lost before the filter was set. The filter would have dropped most of them.
     unfiltered: u32,
 }
 
 impl Live {
-    /// Opens the capture with a filter and so much room; from its return on, packets are caught.
+    /// Opens the capture with `filter` and a ring of this size. After it returns, packets are captured.
     pub fn open(filter: &str, ring: Ring) -> Result<Self, CaptureError> {
         let inactive = Capture::from_device("any").map_err(CaptureError::opening)?;
         let capture = inactive.immediate_mode(true).snaplen(SNAP).buffer_size(ring.bytes()).promisc(false).open();
         let mut capture = capture.map_err(CaptureError::opening)?;
         capture.set_datalink(SLL2).map_err(CaptureError::NoSll2)?;
         let mut live = Self { capture: capture.setnonblock()?, unfiltered: 0 };
-        // libpcap does not: every command that is run would get a socket that sees all packets. It fails only without one.
+        // libpcap does not set this flag, and every command would inherit a socket that sees all packets. Fails only
+        // for a closed descriptor.
         let _ = fcntl_setfd(&live.capture, FdFlags::CLOEXEC);
         live.set_filter(filter)?;
         live.unfiltered = live.dropped()?;
         Ok(live)
     }
 
-    /// What the frames look like.
+    /// The link type of the frames.
     #[must_use]
     pub fn link_type(&self) -> LinkType {
         LinkType::Sll2
     }
 
-    /// Puts a filter in the place of none; what is in the ring already goes.
+    /// Sets the first filter. Packets that are already in the ring and do not match it are discarded.
     fn set_filter(&mut self, filter: &str) -> Result<(), CaptureError> {
         let filter = &format!("({UNTAGGED}) and ({filter})");
         self.capture.filter(filter, true).map_err(|error| CaptureError::Filter { error, filter: filter.to_owned() })
     }
 
-    /// Hands over at most `most` waiting frames with their capture times, and says how many there were.
+    /// Passes at most `most` waiting frames with their capture times to `each`, and returns their number.
     pub fn drain(&mut self, most: usize, mut each: impl FnMut(&[u8], SystemTime)) -> Result<usize, CaptureError> {
         let drained = self.capture.dispatch(Some(most), |packet| {
             let ts = packet.header.ts;
@@ -132,7 +132,7 @@ impl Live {
         }
     }
 
-    /// Packets that would have passed the filter since it was there, but the ring was full. It wraps around.
+    /// Number of packets that passed the filter but were dropped because the ring was full. Wraps around.
     pub fn dropped(&mut self) -> Result<u32, CaptureError> {
         Ok(self.capture.stats()?.dropped.wrapping_sub(self.unfiltered))
     }

@@ -1,10 +1,10 @@
-//! The decoy listeners of connect mode. They turn an accepted connection or a received datagram into an
-//! [`Observation`] and serve nothing: no byte of a connection is read, and no datagram is answered, because its
-//! source may be forged and the answer would reach the host that it names.
+//! Opens the decoy listeners of connect mode, and turns each accepted connection or received datagram into an
+//! [`Observation`]. Decoys serve nothing. No byte of a connection is read. No datagram is answered, because its source
+//! may be forged and the answer would reach the host with that address.
 //!
-//! TCP has one transparent listener for all ports, to which rules of the kernel lead connections that no service takes. For
-//! UDP, and where the kernel lacks nft_tproxy, there is one socket for each port, for IPv4 and IPv6 together where the host
-//! has IPv6. A port that another program has bound is left to that program.
+//! TCP has one transparent listener for all ports; kernel rules redirect connections to it that no service accepts. For
+//! UDP, and on kernels without nft_tproxy, each port has its own socket, for IPv4 and IPv6 together if the host has
+//! IPv6. A port that another program has bound is left to that program.
 //!
 //! References: epoll(7), and accept(2) on errors.
 
@@ -29,17 +29,18 @@ use crate::types::{PortSet, Protocol};
 pub use ports::{DecoyError, DecoyPorts, make_room};
 pub use socket::SharedListener;
 
-/// Connections and datagrams that one turn takes: at some 30 µs each, packets wait half a millisecond for it at most.
+/// Maximum number of connections and datagrams per turn. At about 30 µs each, captured packets wait at most half a
+/// millisecond.
 const TURN: usize = 16;
 
 struct Decoy {
     socket: OwnedFd,
     protocol: Protocol,
-    /// `None` for a listener that serves all ports.
+    /// `None` for the listener of all ports.
     port: Option<u16>,
 }
 
-/// The open decoys. Its descriptor is readable while a connection or datagram waits.
+/// The open decoys. The descriptor is readable while a connection or datagram waits.
 pub struct Decoys {
     epoll: OwnedFd,
     sockets: Vec<Decoy>,
@@ -50,11 +51,11 @@ pub struct Decoys {
 }
 
 impl Decoys {
-    /// Opens `wanted`; from its return on, connections are completed. `banner` is sent on each TCP connection. With a listener
-    /// for all TCP ports those of `in_use` are left to their services.
+    /// Opens the ports `wanted`. After it returns, the kernel completes connections to them. `banner` is sent on each
+    /// TCP connection. With a listener for all TCP ports, the ports of `in_use` are left to their services.
     ///
     /// # Errors
-    /// Where a port is refused for another reason than that it is in use, and where none of a protocol is left.
+    /// If a port is refused for another reason than being in use, or if no port of a protocol is left.
     pub fn open(
         wanted: &DecoyPorts,
         shared: Option<(SharedListener, PortSet)>,
@@ -81,7 +82,7 @@ impl Decoys {
         Ok(decoys)
     }
 
-    /// Has one listener take the connections to all of `wanted` but those of `in_use`.
+    /// Uses one listener for the connections to all ports of `wanted` except those of `in_use`.
     fn share(&mut self, listener: SharedListener, wanted: &PortSet, in_use: &PortSet) -> Result<(), DecoyError> {
         self.open.tcp = wanted.without(in_use);
         self.busy.tcp = wanted.without(&self.open.tcp);
@@ -124,13 +125,12 @@ impl Decoys {
         Ok(())
     }
 
-    /// The ports that are open.
     #[must_use]
     pub fn ports(&self) -> &DecoyPorts {
         &self.open
     }
 
-    /// A sentence about the ports that others hold; `None` where there are none.
+    /// A sentence about the ports that other programs hold; `None` if there are none.
     #[must_use]
     pub fn busy(&self) -> Option<String> {
         let lists = self.busy.each().into_iter().filter(|(_, ports)| !ports.is_empty());
@@ -139,15 +139,15 @@ impl Decoys {
         (!lists.is_empty()).then(|| sentence(lists.join(" and ")))
     }
 
-    /// From now on only connections to these own addresses count; `None`: to every one.
+    /// Restricts the decoys to connections to these addresses of this host; `None`: all addresses.
     pub fn watch_only(&mut self, addresses: Option<HashSet<IpAddr>>) {
         self.watched = addresses;
     }
 
-    /// Takes some of the connections and datagrams that wait, a fair share from each port, and hands over what they are.
-    /// Each comes with the time at which it was taken.
+    /// Accepts some of the waiting connections and datagrams, a fair share from each port, and passes each observation
+    /// and its time to `each`.
     ///
-    /// # Errors
+    /// If the system has no resources for another connection. The caller should wait before the next call.
     /// Where the system has no room for another connection: the caller should wait a little.
     pub fn drain(&mut self, mut each: impl FnMut(Observation, SystemTime)) -> Result<(), Errno> {
         let Self { epoll, sockets, banner, watched, .. } = self;
@@ -189,7 +189,7 @@ impl Decoy {
         match taken {
             Ok(observation) => Ok(observation),
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => Err(error),
-            // EAGAIN, or a connection that was given up while it waited (accept(2), "Error handling").
+            // EAGAIN, or a connection that was aborted while it waited (accept(2), "Error handling").
             Err(_) => Ok(None),
         }
     }
@@ -197,17 +197,17 @@ impl Decoy {
     fn accept(&self, banner: &[u8]) -> Result<Option<Observation>, Errno> {
         let (connection, peer) = acceptfrom_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         if !banner.is_empty() {
-            // Best effort: it is sent as far as the first window reaches, without waiting.
+            // Best effort: only as much as the first window accepts is sent, without waiting.
             let _ = send(&connection, banner, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         }
         let local = address(Some(getsockname(&connection)?));
-        // No rule leads there: a program of this host found the listener of all ports by itself.
+        // No rule leads to a loopback address. A local program connected directly to the listener of all ports.
         let local = local.filter(|local| self.port.is_some() || !local.ip().is_loopback());
         Ok(self.observation(address(peer), local, 0, Class::Connect))
     }
 
     fn receive(&self) -> Result<Option<Observation>, Errno> {
-        // What it says is of no interest; the kernel cuts it off.
+        // The contents are irrelevant; the kernel truncates the datagram.
         let mut byte = [0_u8; 1];
         let mut parts = [IoSliceMut::new(&mut byte)];
         let mut room = cmsg_space!([u8; size_of::<[u32; 5]>()]);
@@ -215,7 +215,7 @@ impl Decoy {
         let message = recvmsg::<SockaddrStorage>(socket, &mut parts, Some(&mut room), MsgFlags::MSG_DONTWAIT);
         let message = message.map_err(|error| Errno::from_raw_os_error(error as i32))?;
         let peer = message.address.as_ref().and_then(internet);
-        // Without it the destination is unknown, and a broadcast is no probe.
+        // Without this control message the destination is unknown. A broadcast is not a probe.
         let sent_to = message.cmsgs().ok().into_iter().flatten().find_map(|part| match part {
             ControlMessageOwned::Ipv4PacketInfo(info) => {
                 Some((Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into(), u32::try_from(info.ipi_ifindex).ok()?))
@@ -253,20 +253,20 @@ impl Decoy {
     }
 }
 
-/// An internet address; an IPv4 one that a dual-stack socket shows in IPv6's clothes as what it is.
+/// An internet address. An IPv4-mapped IPv6 address of a dual-stack socket becomes an IPv4 address.
 fn address(any: Option<SocketAddrAny>) -> Option<SocketAddr> {
     let address = SocketAddr::try_from(any?).ok()?;
     Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
-/// The same of an address as recvmsg(2) gives it.
+/// The same for an address in the form of recvmsg(2).
 fn internet(any: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = any.as_sockaddr_in().map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));
     let v6 = || any.as_sockaddr_in6().map(|v6| SocketAddr::new(v6.ip().to_canonical(), v6.port()));
     v4.or_else(v6)
 }
 
-/// True for a source that can be blocked. A datagram may come from 0.0.0.0: a host that asks for its address (DHCP).
+/// True for a source that can be blocked. A datagram from 0.0.0.0 comes from a host that requests its address (DHCP).
 fn is_host(source: IpAddr) -> bool {
     let broadcast = matches!(source, IpAddr::V4(v4) if v4.is_broadcast());
     !(source.is_unspecified() || source.is_multicast() || broadcast)

@@ -1,4 +1,4 @@
-//! Which ports decoys have, and why they cannot have them.
+//! Selects the ports of decoys, and reports why ports cannot be opened.
 
 use std::net::IpAddr;
 
@@ -8,24 +8,24 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::config::{self, Config, Mode};
 use crate::types::{PortSet, Protocol};
 
-/// Descriptors left for all else: sockets of netlink, capture, log, and the connection that is being accepted.
+/// Descriptors reserved for other uses: netlink, capture and log sockets, and the connection that is being accepted.
 const RESERVE: u64 = 64;
 
-/// Ports of both protocols.
+/// Decoy ports of both protocols.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DecoyPorts {
     pub tcp: PortSet,
     pub udp: PortSet,
-    /// The listener of all TCP ports; `None` where each port has a socket.
+    /// The listener of all TCP ports; `None` if each port has its own socket.
     pub shared: Option<SharedPorts>,
 }
 
-/// The ports that a listener for all TCP ports has itself, at the loopback addresses.
+/// The ports that the listener of all TCP ports itself is bound to, at the loopback addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SharedPorts {
     /// At 127.0.0.1.
     pub v4: u16,
-    /// At ::1; `None` where this host has no IPv6.
+    /// At ::1; `None` if this host has no IPv6.
     pub v6: Option<u16>,
 }
 
@@ -40,7 +40,7 @@ impl DecoyPorts {
         Self { tcp: ports(&config.tcp), udp: ports(&config.udp), shared: None }
     }
 
-    /// True where `port` of `protocol` is among them.
+    /// True if `port` of `protocol` is a decoy port.
     #[must_use]
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
         match protocol {
@@ -50,7 +50,8 @@ impl DecoyPorts {
         }
     }
 
-    /// True where a decoy has a socket at `address` (the unspecified one: at all of them) and `port`, so that it is no service's.
+    /// True if a socket of a decoy is bound to `address` and `port`, so that no service is. The unspecified address
+    /// means all addresses.
     #[must_use]
     pub fn holds(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
         match (protocol, self.shared) {
@@ -74,7 +75,7 @@ impl DecoyPorts {
 /// Why the listed ports cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DecoyError {
-    /// More ports than descriptors.
+    /// There are more ports than descriptors.
     #[error(
         "{ports} decoys need {needed} file descriptors, and the hard limit is {limit}; list fewer ports, or raise it \
          (LimitNOFILE={needed} in the service, ulimit -Hn {needed} in a shell)"
@@ -101,20 +102,20 @@ pub enum DecoyError {
         protocol.name()
     )]
     AllBusy { protocol: Protocol, ports: PortSet },
-    /// The kernel refused one for another reason.
+    /// The kernel refused a port for another reason.
     #[error("no decoy can be opened on {} port {port}: {error}{}", protocol.name(), remedy(*error))]
     Open {
-        /// Its protocol.
+        /// Protocol of the refused port.
         protocol: Protocol,
         port: u16,
         error: Errno,
     },
-    /// Epoll is not to be had.
+    /// Epoll is not available.
     #[error("the decoys cannot be watched: {0}")]
     Epoll(#[from] Errno),
 }
 
-/// What to do where a service may open no Internet socket.
+/// The remedy if a systemd service may not open Internet sockets.
 fn remedy(error: Errno) -> &'static str {
     if error == Errno::AFNOSUPPORT {
         "; the service needs its drop-in connect-mode.conf, see the package's examples"
@@ -123,10 +124,10 @@ fn remedy(error: Errno) -> &'static str {
     }
 }
 
-/// Raises the limit of descriptors as far as it goes.
+/// Raises the limit of descriptors to the maximum.
 ///
 /// # Errors
-/// [`DecoyError::Limit`] where that is not enough for decoys on so many ports.
+/// [`DecoyError::Limit`] if the maximum is too low for decoys on so many ports.
 pub fn make_room(ports: u64) -> Result<(), DecoyError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {

@@ -1,6 +1,6 @@
-//! The sockets of decoys: one for each port, or one transparent listener for all ports of TCP.
+//! Opens the sockets of decoys: one for each port, or one transparent listener for all ports of TCP.
 //!
-//! Read with: ip(7) on IP_TRANSPARENT, ipv6(7) on IPV6_V6ONLY, tcp(7) on TCP_USER_TIMEOUT.
+//! References: ip(7) on IP_TRANSPARENT, ipv6(7) on IPV6_V6ONLY, tcp(7) on TCP_USER_TIMEOUT.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -13,21 +13,23 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, lis
 use super::ports::SharedPorts;
 use crate::types::Protocol;
 
-/// Connections that wait to be accepted, a port. Beyond it the kernel drops SYNs: memory that strangers cannot raise.
+/// Maximum number of connections per port that wait to be accepted. Above it the kernel drops SYNs, so remote hosts
+/// cannot use more memory.
 const BACKLOG: i32 = 128;
 
-/// The same for the listener of all ports: as many as the kernel lets a listener have (net.core.somaxconn), some 10 MB. From
-/// as many half-open connections on it sends SYN cookies.
+/// The same for the listener of all ports: the kernel's maximum for a listener (net.core.somaxconn), about 10 MB. Above
+/// this number of half-open connections the kernel sends SYN cookies.
 const SHARED_BACKLOG: i32 = 4_096;
 
-/// How long a closed connection is kept whose peer acknowledges nothing, in milliseconds: a banned one never does.
+/// How long a closed connection is kept if its peer acknowledges nothing, in milliseconds. A banned peer never does.
 const UNACKNOWLEDGED_FOR: u32 = 10_000;
 
-/// Bytes of datagrams that wait, a port: a dozen small ones. The system's default would let strangers fill 200 KB a port.
+/// Bytes per port for datagrams that wait: about a dozen small ones. With the system's default, remote hosts could fill
+/// 200 KB per port.
 const DATAGRAMS: usize = 8 << 10;
 
-/// A listener that takes connections to any address and port which rules of the kernel hand to it, at loopback addresses so
-/// that no other host reaches it by itself. It has ports that the kernel gives to sockets which ask for none.
+/// A listener that accepts connections to any address and port, if kernel rules redirect them to it. It is bound to
+/// loopback addresses, so that other hosts cannot reach it directly, and to ports that the kernel assigned.
 #[derive(Debug)]
 pub struct SharedListener {
     sockets: Vec<OwnedFd>,
@@ -35,10 +37,10 @@ pub struct SharedListener {
 }
 
 impl SharedListener {
-    /// Opens it, for IPv6 where the host has that.
+    /// Opens the listener, with IPv6 if the host has it.
     ///
     /// # Errors
-    /// [`Errno::PERM`] without CAP_NET_ADMIN, and what else the kernel refuses.
+    /// [`Errno::PERM`] without CAP_NET_ADMIN, and any other error of the kernel.
     pub fn open() -> Result<Self, Errno> {
         let (v4, v4_port) = transparent(Ipv4Addr::LOCALHOST.into())?;
         let (v6, v6_port) = match transparent(Ipv6Addr::LOCALHOST.into()) {
@@ -49,7 +51,7 @@ impl SharedListener {
         Ok(Self { sockets, ports: SharedPorts { v4: v4_port, v6: v6_port } })
     }
 
-    /// The ports that it has itself.
+    /// The ports that the listener itself is bound to.
     #[must_use]
     pub fn ports(&self) -> SharedPorts {
         self.ports
@@ -60,14 +62,14 @@ impl SharedListener {
     }
 }
 
-/// A transparent listener at a loopback address, and its port.
+/// A transparent listener at a loopback address, with its port.
 fn transparent(address: IpAddr) -> Result<(OwnedFd, u16), Errno> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    // The kernel has one flag for both versions of IP.
+    // The kernel uses the same flag for both versions of IP.
     setsockopt(&socket, IpTransparent, &true).map_err(errno)?;
-    // What is left of a connection has the port that was asked for, and must not keep a service from it. Services set this, too,
-    // for their own sake.
+    // A closing connection keeps the port that the client addressed, and must not prevent a service from binding it.
+    // Services also set this option for themselves.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED_FOR)?;
     bind(&socket, &SocketAddr::new(address, 0))?;
@@ -80,7 +82,7 @@ fn errno(error: nix::errno::Errno) -> Errno {
     Errno::from_raw_os_error(error as i32)
 }
 
-/// A listener for both families, or for IPv4 alone where the host has no IPv6.
+/// A listener for both families, or for IPv4 only if the host has no IPv6.
 pub(super) fn open(protocol: Protocol, port: u16) -> Result<OwnedFd, Errno> {
     match open_at(Ipv6Addr::UNSPECIFIED.into(), protocol, port) {
         Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => open_at(Ipv4Addr::UNSPECIFIED.into(), protocol, port),
@@ -93,11 +95,12 @@ fn open_at(address: IpAddr, protocol: Protocol, port: u16) -> Result<OwnedFd, Er
     let kind = if protocol == Protocol::Udp { SocketType::DGRAM } else { SocketType::STREAM };
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     if address.is_ipv6() {
-        // Whatever net.ipv6.bindv6only says.
+        // Independent of net.ipv6.bindv6only.
         sockopt::set_ipv6_v6only(&socket, false)?;
     }
     if protocol == Protocol::Udp {
-        // Not SO_REUSEADDR: on a UDP port it would let a decoy and a service that sets it, too, take each other's datagrams.
+        // Without SO_REUSEADDR: on a UDP port, a decoy and a service that also sets it could take each other's
+        // datagrams.
         sockopt::set_socket_recv_buffer_size(&socket, DATAGRAMS)?;
         let asked = match address {
             IpAddr::V4(_) => setsockopt(&socket, Ipv4PacketInfo, &true),
@@ -105,7 +108,7 @@ fn open_at(address: IpAddr, protocol: Protocol, port: u16) -> Result<OwnedFd, Er
         };
         asked.map_err(errno)?;
     } else {
-        // Connections in TIME-WAIT of an earlier run must not count as a port in use.
+        // Connections in TIME-WAIT from an earlier run must not make the port appear in use.
         sockopt::set_socket_reuseaddr(&socket, true)?;
     }
     bind(&socket, &SocketAddr::new(address, port))?;

@@ -1,31 +1,31 @@
-//! Reads the bytes of a capture file record by record, and keeps the position that an error names.
+//! Reads the bytes of a capture file record by record, and tracks the position for error messages.
 
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 
 use super::{FileError, Order};
 
-/// Bytes that are asked for at once. Large, so that the system's part in reading a gigabyte is small.
+/// Bytes per read. Large, so that a capture of a gigabyte needs few system calls.
 const CHUNK: usize = 256 * 1024;
 
 /// A reader and the record that is being read from it.
 pub(super) struct Input<R> {
     reader: BufReader<Chain<Cursor<Vec<u8>>, R>>,
-    /// The bytes of the record that have been read.
+    /// The bytes of the record that have been read so far.
     pub(super) record: Vec<u8>,
-    /// Where the record begins.
+    /// Offset of the start of the record.
     start: u64,
-    /// Packets before it.
+    /// Number of packets before the record.
     pub(super) packets: u64,
 }
 
 impl<R: Read> Input<R> {
-    /// The bytes `head`, which have been read from it before, and all of `reader`.
+    /// An input of the bytes `head`, which were already read from `reader`, followed by the rest of `reader`.
     pub(super) fn new(head: Vec<u8>, reader: R) -> Self {
         let reader = BufReader::with_capacity(CHUNK, Cursor::new(head).chain(reader));
         Self { reader, record: Vec::new(), start: 0, packets: 0 }
     }
 
-    /// Begins the next record with its `N` bytes of header; `None` at the end of the file.
+    /// Starts the next record and reads its header of `N` bytes; `None` at the end of the file.
     #[inline]
     pub(super) fn next<const N: usize>(&mut self) -> Result<Option<[u8; N]>, FileError> {
         self.start = self.end();
@@ -37,7 +37,7 @@ impl<R: Read> Input<R> {
         }
     }
 
-    /// Reads on until the record has `length` bytes. A length that lies takes no more memory than there are bytes.
+    /// Reads until the record has `length` bytes. A false length allocates no more memory than the file has bytes.
     #[inline]
     pub(super) fn read_to(&mut self, length: usize) -> Result<(), FileError> {
         let missing = length.saturating_sub(self.record.len());
@@ -54,7 +54,7 @@ impl<R: Read> Input<R> {
         }
     }
 
-    /// Passes over the rest of a record of `length` bytes.
+    /// Skips the rest of a record of `length` bytes.
     pub(super) fn skip_to(&mut self, length: usize) -> Result<(), FileError> {
         let missing = length.saturating_sub(self.record.len()) as u64;
         let skipped = io::copy(&mut self.reader.by_ref().take(missing), &mut io::sink())
@@ -66,24 +66,24 @@ impl<R: Read> Input<R> {
         Ok(())
     }
 
-    /// Bytes of the file up to the end of what has been read.
+    /// Offset of the end of the bytes read so far.
     #[inline]
     pub(super) fn end(&self) -> u64 {
         self.start + self.record.len() as u64
     }
 
-    /// The file ends inside the record, `skipped` bytes after those that were kept.
+    /// The error for a file that ends inside the record, `skipped` bytes after the bytes that were kept.
     fn truncated(&self, skipped: u64) -> FileError {
         FileError::Truncated { frames: self.packets, start: self.start, offset: self.end() + skipped }
     }
 
-    /// The record is wrong.
+    /// The error for a malformed record.
     pub(super) fn broken(&self, what: impl Into<String>) -> FileError {
         FileError::Broken { frames: self.packets, offset: self.start, what: what.into() }
     }
 }
 
-/// Fields that are read one after the other; `None` where they end too early.
+/// Reads fields one after the other; returns `None` if the bytes end too early.
 pub(super) struct Fields<'a> {
     pub(super) order: Order,
     pub(super) rest: &'a [u8],
@@ -100,7 +100,7 @@ impl Fields<'_> {
         Some(if self.order == Order::Big { big } else { big.swap_bytes() })
     }
 
-    /// A length in the file as one in memory.
+    /// A length in the file as a length in memory.
     pub(super) fn length(&mut self) -> Option<usize> {
         usize::try_from(self.u32()?).ok()
     }

@@ -1,6 +1,6 @@
-//! Reads frames from a capture file: pcap in all its dialects and pcapng, as a stream, so that memory does not depend on
-//! the file's size. Gives every frame with its time and link type; decodes nothing. A broken file gives all frames before
-//! the break and then an error that says where it is. docs/dependencies.md says why no library does this.
+//! Reads frames from a capture file, pcap in all its dialects or pcapng, as a stream, so that memory does not depend on
+//! the file's size. Returns every frame with its time and link type, and does not decode it. For a broken file, returns
+//! all frames before the damage, then an error with its position. docs/dependencies.md explains why no library is used.
 //!
 //! References: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng, and `pcap/dlt.h`.
 
@@ -19,66 +19,63 @@ use input::Input;
 /// One captured frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// Its place in the file, from 1.
+    /// Position of the frame in the file, from 1.
     pub number: u64,
-    /// When it was captured, since the Unix epoch; what has no time of its own has that of the frame before. At most
-    /// [`LATEST`].
+    /// Time of capture, since the Unix epoch. A frame without a time gets that of the frame before. At most [`LATEST`].
     pub time: Duration,
-    /// What the link layer looks like, as a LINKTYPE number.
+    /// The link type, as a LINKTYPE number.
     pub link: i32,
-    /// The bytes that were captured.
+    /// The captured bytes.
     pub bytes: &'a [u8],
-    /// Bytes of the file up to the end of this frame.
+    /// Offset of the end of this frame in the file.
     pub end: u64,
 }
 
-/// The latest time that a frame can have, in the year 9892: later ones come from broken files, and there must be room
-/// for the end of a ban in what people can read (up to the year 9999).
+/// The latest time of a frame, in the year 9892. Later times come from broken files, and the end of a ban must stay
+/// printable (up to the year 9999).
 pub const LATEST: Duration = Duration::from_secs(250_000_000_000);
 
-/// Why a capture file cannot be read, or not further.
+/// Why a capture file cannot be read, or cannot be read further.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It cannot be opened.
     #[error("cannot be opened: {0}")]
     Open(io::Error),
-    /// A pipe or a directory: it cannot be read twice.
+    /// The path is a pipe or a directory, which cannot be read twice.
     #[error("is no regular file, and it has to be read twice; save the capture to a file first")]
     NotAFile,
-    /// There is nothing in it.
+    /// The file has no bytes.
     #[error("is empty; a capture begins with a header")]
     Empty,
-    /// It is compressed.
     #[error("is compressed with {0}; unpack it first")]
     Compressed(&'static str),
-    /// It begins like no capture.
+    /// The file does not begin like a capture.
     #[error("is no capture; write one in the formats pcap or pcapng (tcpdump -w, dumpcap)")]
     NotACapture,
-    /// It ends inside a header, a block or a frame.
+    /// The file ends inside a header, a block or a frame.
     #[error("ends early, at byte {offset} inside what begins at byte {start}, after {frames} whole packets")]
     Truncated {
-        /// Frames before.
+        /// Number of complete frames.
         frames: u64,
-        /// Where the incomplete piece begins.
+        /// Offset of the incomplete part.
         start: u64,
-        /// Where the file ends.
+        /// Offset of the end of the file.
         offset: u64,
     },
-    /// It contradicts itself.
+    /// The contents of the file are inconsistent.
     #[error("is broken at byte {offset}, after {frames} whole packets: {what}")]
     Broken {
-        /// Frames before.
+        /// Number of complete frames.
         frames: u64,
-        /// Where the broken piece begins.
+        /// Offset of the broken part.
         offset: u64,
         what: String,
     },
-    /// The disk or whatever is below it failed.
+    /// The file system or the disk failed.
     #[error("cannot be read at byte {offset}: {error}")]
     Read { offset: u64, error: io::Error },
 }
 
-/// A capture that is being read.
+/// Reads a capture.
 pub struct Reader<R> {
     input: Input<R>,
     format: Format,
@@ -89,16 +86,16 @@ enum Format {
     Pcapng(pcapng::Section),
 }
 
-/// The largest frame of a link type that is decoded: libpcap's MAXIMUM_SNAPLEN. A longer one is a broken length.
+/// The maximum length of a frame that is decoded: libpcap's MAXIMUM_SNAPLEN. A longer frame has a broken length field.
 const LARGEST_FRAME: usize = 262_144;
 
 impl Reader<File> {
     /// Opens a capture.
     ///
     /// # Errors
-    /// What cannot be opened, and what is no capture or begins with half a header.
+    /// If the file cannot be opened, is not a capture, or ends inside its header.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        // Before it is opened: that of a FIFO waits for a writer.
+        // Checked before opening, because opening a FIFO waits for a writer.
         if !std::fs::metadata(path).map_err(FileError::Open)?.is_file() {
             return Err(FileError::NotAFile);
         }
@@ -107,7 +104,7 @@ impl Reader<File> {
 }
 
 impl<R: Read> Reader<R> {
-    /// A capture that comes out of `reader`. Reads in large pieces: give it the bare file.
+    /// Reads a capture from `reader`. The reads are large, so `reader` needs no buffer of its own.
     ///
     /// # Errors
     /// As [`Reader::open`].
@@ -133,7 +130,7 @@ impl<R: Read> Reader<R> {
     /// The next frame; `None` at the end of the file.
     ///
     /// # Errors
-    /// Where the file breaks or cannot be read. Nothing can be read behind that.
+    /// If the file is broken or cannot be read. No frame can be read after an error.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FileError> {
         let found = match &mut self.format {
             Format::Pcap(dialect) => dialect.next(&mut self.input),
@@ -147,7 +144,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// A frame and where its bytes lie in the record that the input holds.
+/// A frame, with the range of its bytes in the record of the input.
 struct Found {
     time: Duration,
     link: i32,
@@ -167,7 +164,7 @@ fn compression(magic: [u8; 4]) -> Option<&'static str> {
     }
 }
 
-/// Byte order of a file or of a section of one.
+/// Byte order of a file or of a section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Order {
     #[default]

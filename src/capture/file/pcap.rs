@@ -1,4 +1,4 @@
-//! Parses the pcap format: one header with byte order, unit of time and link type, followed by frames.
+//! Parses the pcap format: a header with byte order, unit of time and link type, followed by frames.
 
 use std::io::Read;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use super::input::{Fields, Input};
 use super::{FileError, Found, LARGEST_FRAME, Order};
 use crate::wire::LinkType;
 
-/// How a pcap file is written.
+/// The dialect of a pcap file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dialect {
     order: Order,
-    /// Nanoseconds that one unit of the fraction stands for.
+    /// Nanoseconds per unit of the fraction.
     unit: u32,
-    /// Bytes of a frame's header: Kuznetzov's has 8 more, for interface, protocol and packet type.
+    /// Length of a frame's header in bytes. Kuznetzov's dialect has 8 more, for interface, protocol and packet type.
     frame_header: usize,
     link: i32,
 }
@@ -43,7 +43,7 @@ impl Dialect {
         if major != 2 {
             return Err(input.broken(format!("version {major} of the format pcap, where only 2 is known")));
         }
-        // The upper bits say whether frames end with a checksum, which lies behind all that is decoded.
+        // The upper bits indicate whether frames end with a checksum, which is after all decoded bytes.
         let link = Fields { order: self.order, rest: &[l0, l1, l2, l3] }.u32().unwrap_or_default() & 0xffff;
         Ok(Self { link: i32::try_from(link).unwrap_or(-1), ..self })
     }
@@ -55,7 +55,7 @@ impl Dialect {
         let (Some(seconds), Some(fraction), Some(captured)) = (fields.u32(), fields.u32(), fields.length()) else {
             return Ok(None);
         };
-        // The formats of USB and D-Bus captures allow more, but those frames are not decoded.
+        // The formats of USB and D-Bus captures allow longer frames, which are not decoded.
         let largest = if LinkType::from_dlt(self.link).is_some() { LARGEST_FRAME } else { 128 << 20 };
         if captured > largest {
             return Err(input.broken(format!("a packet of {captured} bytes, where {largest} is the most")));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::input::{Fields, Input};
 use super::{FileError, Found, LARGEST_FRAME, LATEST, Order};
 
-/// The first four bytes of a section, the same in both byte orders.
+/// The first four bytes of a section header block, the same in both byte orders.
 pub(super) const SECTION: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 
 const INTERFACE: u32 = 1;
@@ -15,43 +15,43 @@ const OBSOLETE_PACKET: u32 = 2;
 const SIMPLE_PACKET: u32 = 3;
 const ENHANCED_PACKET: u32 = 6;
 
-/// Type and length before a block's body. The length stands once more behind it.
+/// Length of the type and length fields before a block's body. The length is repeated after the body.
 const BEFORE: usize = 8;
 const AROUND: usize = BEFORE + 4;
-/// The largest block that is looked into: a frame and its options, which are comments at most.
+/// The maximum length of a block that is parsed: a frame and its options, which are usually comments.
 const LARGEST_BLOCK: usize = LARGEST_FRAME + (1 << 20);
-/// The most interfaces of a section that are remembered; no machine has so many.
+/// The maximum number of interfaces per section, far above any real machine.
 const INTERFACES: usize = 65_536;
 
-/// The section that is being read.
+/// The current section.
 #[derive(Debug, Default)]
 pub(super) struct Section {
     order: Order,
     interfaces: Vec<Interface>,
-    /// Time of the last frame, for those that have none.
+    /// Time of the last frame, used for frames without a time.
     time: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Interface {
     link: i32,
-    /// Largest captured length.
+    /// Maximum captured length of a packet.
     snap: usize,
-    /// Units of time in a second.
+    /// Units of time per second.
     units: u128,
-    /// Seconds to be added to every time.
+    /// Seconds to add to every time.
     offset: i64,
 }
 
 impl Section {
-    /// Reads blocks up to the next one with a packet.
+    /// Reads blocks until one contains a packet.
     pub(super) fn next<R: Read>(&mut self, input: &mut Input<R>) -> Result<Option<Found>, FileError> {
         loop {
             let Some(header) = input.next::<AROUND>()? else { return Ok(None) };
             let [k0, k1, k2, k3, l0, l1, l2, l3, magic @ ..] = header;
             let begins = [k0, k1, k2, k3] == SECTION;
             if begins {
-                // The byte order of a section holds for its own length, too.
+                // The byte order also applies to the length of the section header itself.
                 self.order = match magic {
                     [0x4d, 0x3c, 0x2b, 0x1a] => Order::Little,
                     [0x1a, 0x2b, 0x3c, 0x4d] => Order::Big,
@@ -116,10 +116,10 @@ impl Section {
         if self.interfaces.len() >= INTERFACES {
             return Err(format!("more than {INTERFACES} interfaces"));
         }
-        // 0 is no limit.
+        // 0 means no limit.
         let snap = if snap == 0 { usize::MAX } else { snap };
         let mut interface = Interface { link: link.into(), snap, units: 1_000_000, offset: 0 };
-        // What cannot be read ends the options: times in the usual unit are better than none.
+        // An unreadable option ends the list of options. Times in the default unit are better than no times.
         while let (Some(kind @ 1..), Some(size)) = (body.u16(), body.u16()) {
             let size = usize::from(size);
             let Some(value) = body.rest.get(..size) else { break };
@@ -141,8 +141,8 @@ impl Section {
         Ok(())
     }
 
-    /// An enhanced packet, or the packet block of the format's first drafts, whose interface has 16 bits and the other 16
-    /// count drops.
+    /// Parses an enhanced packet block, or the obsolete packet block. The latter has an interface number of 16 bits,
+    /// and a drop count in the other 16.
     fn packet(&self, body: &mut Fields, enhanced: bool) -> Result<Found, String> {
         let mut read = || {
             let interface = match enhanced {
@@ -164,7 +164,7 @@ impl Section {
         Ok(Found { time: from.time(ticks), link: from.link, bytes: start..start + captured })
     }
 
-    /// A packet of the first interface, without a time, cut at the interface's limit.
+    /// Parses a simple packet block: a packet of the first interface, without a time, cut at the interface's limit.
     fn simple(&self, body: &mut Fields) -> Result<Found, String> {
         let original = body.length().ok_or("a packet block that is too short")?;
         let from = self.interfaces.first().ok_or("a packet before any interface")?;
@@ -179,15 +179,15 @@ impl Interface {
         let ticks = u128::from(ticks);
         let seconds = i128::try_from(ticks / self.units).unwrap_or(i128::MAX).saturating_add(self.offset.into());
         let Ok(seconds) = u64::try_from(seconds.max(0)) else { return LATEST };
-        // The fraction is less than one second: it fits, and where the units are too many to multiply it is too small
-        // to matter.
+        // The fraction is less than one second, so it fits. If the multiplication overflows, the fraction is
+        // negligible.
         let nanos = (ticks % self.units).checked_mul(1_000_000_000).map_or(0, |scaled| scaled / self.units);
         Duration::new(seconds.min(LATEST.as_secs()), u32::try_from(nanos).unwrap_or(0))
     }
 }
 
-/// Units in a second: the exponent of 10, or of 2 where the uppermost bit is set. More than 64 bits of ticks can count
-/// are all the same.
+/// Units per second: a power of 10, or a power of 2 if the highest bit is set. A value that overflows becomes the maximum,
+/// because 64 bits of ticks are then always less than one second.
 fn units_in_a_second(exponent: u8) -> u128 {
     let base: u128 = if exponent & 0x80 == 0 { 10 } else { 2 };
     base.checked_pow(u32::from(exponent & 0x7f)).unwrap_or(u128::MAX)

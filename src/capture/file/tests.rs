@@ -1,11 +1,11 @@
-//! Tests the readers with captures that are written byte by byte, in each dialect, complete and damaged.
+//! Tests the readers with captures that are built byte by byte, in each dialect, complete and damaged.
 
 use super::*;
 
 const LITTLE: bool = false;
 const BIG: bool = true;
 
-/// Bytes of a file that is being written, in one byte order.
+/// The bytes of a file under construction, in one byte order.
 struct Bytes(Vec<u8>, bool);
 
 impl Bytes {
@@ -24,7 +24,7 @@ impl Bytes {
         self
     }
 
-    /// A block of pcapng around what `body` writes.
+    /// Writes a pcapng block around the bytes that `body` writes.
     fn block(&mut self, kind: u32, body: impl FnOnce(&mut Self)) -> &mut Self {
         let mut inner = Self(Vec::new(), self.1);
         body(&mut inner);
@@ -74,7 +74,7 @@ fn pcap(magic: u32, big: bool, link: u32, records: &[(u32, u32, &[u8])]) -> Vec<
 
 type Owned = (Duration, i32, Vec<u8>);
 
-/// Every frame, and the error at the end if there is one.
+/// All frames, and the error at the end if there is one.
 fn frames(file: &[u8]) -> (Vec<Owned>, Option<FileError>) {
     let mut frames = Vec::new();
     let mut reader = match Reader::new(file) {
@@ -180,7 +180,7 @@ fn time_beyond_calendar_is_latest() {
     assert_eq!(whole(&file.0)[0].0.as_secs(), 0);
 }
 
-/// One file of each format, with several frames.
+/// One file per format, with several frames.
 fn samples() -> [Vec<u8>; 3] {
     let records: [(u32, u32, &[u8]); 3] = [(1, 0, b"one"), (2, 0, b"three"), (3, 0, b"five!!")];
     let mut ng = Bytes(Vec::new(), BIG);
@@ -206,7 +206,7 @@ fn truncated_file_names_its_end() {
                 }
                 Some(FileError::Empty) => assert_eq!(length, 0),
                 Some(FileError::NotACapture) => assert!(length < 4),
-                // A cut between two packets cannot be seen.
+                // A cut between two packets cannot be detected.
                 None => assert!(length >= 24 && found.len() < all.len(), "{length}"),
                 other => panic!("{length}: {other:?}"),
             }
