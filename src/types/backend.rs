@@ -1,4 +1,4 @@
-//! The backends that enforce a ban, with their names in the configuration, the ledger, events and metrics.
+//! Defines the backends that enforce a ban, with their names in the configuration, the ledger, events and metrics.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,13 +15,13 @@ pub enum Backend {
     Route,
     /// A line in hosts.deny, for services that use TCP wrappers (hosts_access(5)).
     HostsDeny,
-    /// A command of the administrator's.
+    /// A command that the administrator configured.
     #[serde(rename = "run")]
     Command,
 }
 
 impl Backend {
-    /// Every backend, in the order in which a set of them is written.
+    /// Every backend, in the order in which [`Backends`] prints them.
     pub const ALL: [Self; 4] = [Self::Nft, Self::Route, Self::HostsDeny, Self::Command];
 
     /// The name in the configuration, the ledger, JSON and metrics.
@@ -41,7 +41,7 @@ impl Backend {
 pub struct Backends([bool; Backend::ALL.len()]);
 
 impl Backends {
-    /// The union of both.
+    /// The union of both sets.
     #[must_use]
     pub fn and(self, others: Self) -> Self {
         self.iter().chain(others.iter()).collect()
@@ -73,7 +73,7 @@ impl fmt::Display for Backends {
     }
 }
 
-/// Reads exactly what [`Backends`] displays.
+/// Accepts only the output of [`Backends`]' `Display`.
 impl FromStr for Backends {
     type Err = ParseBackendsError;
 
@@ -84,6 +84,6 @@ impl FromStr for Backends {
     }
 }
 
-/// A text that is no list of backends.
+/// The error for a text that is not a list of backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseBackendsError;

@@ -1,10 +1,10 @@
-//! Retry with backoff: the delay doubles with each failure, up to a limit.
+//! Computes retry delays with backoff: the delay doubles with each failure, up to a limit.
 
 use std::time::Duration;
 
 use super::Timestamp;
 
-/// When to try again after failures.
+/// The time of the next attempt after failures.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -15,20 +15,20 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// No failure yet. The delay after the first one is `first`, and never more than `longest`.
+    /// A state without failures. The delay after the first failure is `first`; no delay exceeds `longest`.
     #[must_use]
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, failures: 0, failed_at: Timestamp::ZERO, until: Timestamp::ZERO }
     }
 
-    /// The delay after failure number `attempt`, from 1 on.
+    /// The delay after failure number `attempt`, starting at 1.
     #[must_use]
     pub fn delay(&self, attempt: u32) -> Duration {
         let factor = 2_u32.saturating_pow(attempt.saturating_sub(1));
         self.first.saturating_mul(factor).min(self.longest)
     }
 
-    /// Notes a failure at `now`; returns the delay before the next attempt.
+    /// Records a failure at `now`; returns the delay before the next attempt.
     pub fn extend(&mut self, now: Timestamp) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let delay = self.delay(self.failures);
@@ -36,17 +36,17 @@ impl Backoff {
         delay
     }
 
-    /// Shortens the wait to the first delay because there is something new to try; failures still count.
+    /// Shortens the wait to the first delay, for example because new input arrived. Keeps the number of failures.
     pub fn shorten(&mut self) {
         self.until = self.until.min(self.failed_at.after(self.first));
     }
 
-    /// Ends the wait; failures still count.
+    /// Ends the wait. Keeps the number of failures.
     pub fn end_wait(&mut self) {
         self.until = Timestamp::ZERO;
     }
 
-    /// Forgets all failures after a success.
+    /// Resets the number of failures after a success.
     pub fn reset(&mut self) {
         *self = Self::new(self.first, self.longest);
     }
@@ -57,13 +57,13 @@ impl Backoff {
         self.failures
     }
 
-    /// When the next attempt is due; the origin where there is no wait.
+    /// When the next attempt is due; the origin if there is no wait.
     #[must_use]
     pub fn until(&self) -> Timestamp {
         self.until
     }
 
-    /// True where an attempt is due.
+    /// True if an attempt is due.
     #[must_use]
     pub fn is_over(&self, now: Timestamp) -> bool {
         now >= self.until

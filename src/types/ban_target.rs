@@ -1,4 +1,4 @@
-//! The target of a ban: an address, an IPv6 /64, or a wider prefix.
+//! Defines the target of a ban: an address, an IPv6 /64, or a wider prefix.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,32 +9,33 @@ use ipnet::IpNet;
 use super::Prefix;
 use super::shared64;
 
-/// What the engine counts by and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer holds a whole
-/// /64 and may send from any address in it (RFC 6177). Exceptions are the /64s that many hosts share, link-local and NAT64
-/// ([`shared64`]): there each address stands for itself. Where the operator lets bans grow wider, also a whole network.
+/// The unit by which the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer
+/// holds a whole /64 and may send from any address in it (RFC 6177). Exceptions are the /64s that many hosts share,
+/// link-local and NAT64 ([`shared64`]), where each address is a target of its own. If the operator permits wider bans,
+/// a target can also be a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BanTarget {
     /// One IPv4 address.
     V4(Ipv4Addr),
-    /// The first address of an IPv6 /64, or one whole address of a shared /64.
+    /// The first address of an IPv6 /64, or one address of a shared /64.
     V6(Ipv6Addr),
-    /// A network, in which many sources did enough.
+    /// A network with several sources that reached the threshold.
     Prefix(Prefix),
     /// A link-local address on one link, because another link may have another host with that address (RFC 4007).
     Link {
-        /// Of fe80::/64.
+        /// The address, in fe80::/64.
         address: Ipv6Addr,
         /// Index of the interface, 1 to [`MAX_LINK`].
         interface: u32,
     },
 }
 
-/// The highest index of an interface on which link-local sources are told from those of other links: the engine's tables have
-/// 12 bits for it. Above it they count and are blocked on all links together.
+/// Maximum interface index for which link-local sources of different links are distinguished: the engine's tables have
+/// 12 bits for it. Sources on interfaces with a higher index are counted and blocked on all links together.
 pub const MAX_LINK: u32 = 4_095;
 
 impl BanTarget {
-    /// The subject that `address` belongs to.
+    /// The target that contains `address`.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         match address {
@@ -44,7 +45,7 @@ impl BanTarget {
         }
     }
 
-    /// The subject that `address` belongs to where its packets come in on `interface`.
+    /// The target that contains `address`, for packets that arrive on `interface`.
     #[must_use]
     pub fn on(address: IpAddr, interface: u32) -> Self {
         match address {
@@ -55,7 +56,7 @@ impl BanTarget {
         }
     }
 
-    /// The same target without the link: on every one. Another target only where this is one of a single link.
+    /// The same address on all links, for a target of one link. Any other target is returned unchanged.
     #[must_use]
     pub fn on_every_link(self) -> Self {
         match self {
@@ -64,7 +65,7 @@ impl BanTarget {
         }
     }
 
-    /// The subject that the kernel's set element `address` stands for: no mask is applied.
+    /// The target of the kernel's set element `address`, without applying a mask.
     #[must_use]
     pub fn from_element(address: IpAddr) -> Self {
         match address {
@@ -73,7 +74,7 @@ impl BanTarget {
         }
     }
 
-    /// The target that blocks something: an element of a set of IPv6 networks that has host bits matches no packet.
+    /// The target with its host bits cleared. In a set of IPv6 networks, an element with host bits matches no packet.
     #[must_use]
     pub fn masked(self) -> Self {
         match self {
@@ -82,16 +83,16 @@ impl BanTarget {
         }
     }
 
-    /// The subject that covers `prefix`: an IPv4 address, the /64 around an IPv6 prefix in it, or a network.
+    /// The target that covers `prefix`: an IPv4 address, the /64 that contains an IPv6 prefix, or a network.
     ///
     /// # Errors
-    /// A sentence where the prefix is wider than a subject can be.
+    /// A sentence, if `prefix` is wider than a target can be or must not be blocked.
     pub fn of_prefix(prefix: IpNet) -> Result<Self, String> {
         let narrow = match prefix {
             IpNet::V4(_) => prefix.prefix_len() == 32,
             IpNet::V6(_) => prefix.prefix_len() >= 64,
         };
-        // Loopback is protected, and refused as such.
+        // ::1 is excluded here, because loopback is refused later as a protected address.
         if let IpNet::V6(v6) = prefix
             && (v6.contains(&Ipv6Addr::UNSPECIFIED) || narrow && v6.addr().to_bits() >> 64 == 0)
             && !(v6.addr().is_loopback() && v6.prefix_len() == 128)
@@ -117,7 +118,7 @@ impl BanTarget {
         wide.ok_or_else(|| format!("{prefix} is too wide to be blocked: an IPv4 /8 or an IPv6 /33 is the widest"))
     }
 
-    /// The subject that is exactly `network`, if there is one.
+    /// The target that covers exactly `network`, if there is one.
     #[must_use]
     pub fn exactly(network: IpNet) -> Option<Self> {
         let found = match (network, network.prefix_len()) {
@@ -128,7 +129,7 @@ impl BanTarget {
         (found.element() == network.addr() && found.prefix_len() == network.prefix_len()).then_some(found)
     }
 
-    /// The address that stands in the kernel's set for it.
+    /// The address of the target's element in the kernel's set.
     #[must_use]
     pub fn element(self) -> IpAddr {
         match self {
@@ -139,12 +140,13 @@ impl BanTarget {
         }
     }
 
-    /// Prefix length of what it covers, in bits.
+    /// Prefix length of the target, in bits.
     #[must_use]
     pub fn prefix_len(self) -> u8 {
         match self {
             Self::V4(_) => 32,
-            // The daemon masks the others; an element with more bits, added by hand, is one address for the kernel.
+            // The daemon masks all other addresses. An element with host bits, added by hand, is a single address for
+            // the kernel.
             Self::V6(v6) if !is_first(v6) || shared64::number(v6).is_some() => 128,
             Self::V6(_) => 64,
             Self::Prefix(wide) => wide.prefix_len(),
@@ -152,7 +154,7 @@ impl BanTarget {
         }
     }
 
-    /// True where a ban of it is one of `address`.
+    /// True if a ban of this target also bans `address`.
     #[must_use]
     pub fn covers(self, address: IpAddr) -> bool {
         match self {
@@ -163,12 +165,12 @@ impl BanTarget {
     }
 }
 
-/// True for the first address of a /64, whose element in the kernel's set stands for all of it.
+/// True for the first address of a /64, whose element in the kernel's set covers the whole /64.
 fn is_first(address: Ipv6Addr) -> bool {
     address.to_bits().trailing_zeros() >= 64
 }
 
-/// What [`BanTarget`] shows, and nothing else: a text that reads the same only by chance is no subject.
+/// Accepts only the output of [`BanTarget`]'s `Display`: another spelling of the same target is an error.
 impl FromStr for BanTarget {
     type Err = ParseBanTargetError;
 
@@ -186,7 +188,7 @@ impl FromStr for BanTarget {
     }
 }
 
-/// A text is no subject.
+/// The error for a text that is not a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseBanTargetError;
 

@@ -1,8 +1,8 @@
-//! Exit codes of the program.
+//! Defines the exit codes of the program.
 
-/// All done.
+/// Success.
 pub const DONE: u8 = 0;
-/// Something failed while running.
+/// A failure at run time.
 pub const FAILED: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 2;

@@ -1,4 +1,4 @@
-//! The duration of a ban.
+//! Defines the duration of a ban.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 /// How long a ban lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
-    /// Until an operator lifts it.
+    /// Until an operator lifts the ban.
     Never,
-    /// This long; at least one second.
+    /// For this duration, at least one second.
     After(Duration),
 }
 
 impl Expiry {
-    /// In seconds; `None` where there is no end.
+    /// The duration in seconds; `None` if there is no end.
     #[must_use]
     pub fn seconds(self) -> Option<u64> {
         match self {

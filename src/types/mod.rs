@@ -1,4 +1,4 @@
-//! Basic types that every other module may use. Depends on nothing else in the crate.
+//! Defines basic types that every other module may use. Depends on no other module of the crate.
 
 mod backend;
 mod backoff;

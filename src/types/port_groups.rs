@@ -1,3 +1,5 @@
-/// TCP ports that one client tries together. SMTP, POP, IMAP, submission and ManageSieve (Thunderbird, Outlook and K-9 guess
-/// all of them); LPD, IPP and raw printing; HTTP and HTTPS.
+//! Lists the related TCP ports, of which each group counts as one port.
+
+/// Groups of TCP ports that one client tries together: SMTP, POP, IMAP, submission and ManageSieve (Thunderbird,
+/// Outlook and K-9 guess all of them); LPD, IPP and raw printing; HTTP and HTTPS.
 pub const PORT_GROUPS: [&[u16]; 3] = [&[25, 110, 143, 465, 587, 993, 995, 4190], &[515, 631, 9100], &[80, 443]];

@@ -1,66 +1,61 @@
-//! A set of ports as a bitmap, for monitored ports and listeners. Parses and prints "1,7,9,11-15".
+//! Stores a set of ports as a bitmap, for monitored ports and listeners. Parses and prints "1,7,9,11-15".
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Any subset of the ports 0 to 65535, as 8 KiB of bits: one load tells whether a port is in it.
+/// Any subset of the ports 0 to 65535, as a bitmap of 8 KiB. A lookup takes one load.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PortSet(Box<[u64]>);
 
 const WORDS: usize = 65_536 / 64;
 
 impl PortSet {
-    /// No port.
+    /// The empty set.
     #[must_use]
     pub fn new() -> Self {
         Self(vec![0; WORDS].into_boxed_slice())
     }
 
-    /// True where `port` is in the set.
     #[must_use]
     #[inline]
     pub fn contains(&self, port: u16) -> bool {
         self.0.get(usize::from(port >> 6)).is_some_and(|word| word >> (port & 63) & 1 == 1)
     }
 
-    /// Puts `port` in.
     pub fn insert(&mut self, port: u16) {
         if let Some(word) = self.0.get_mut(usize::from(port >> 6)) {
             *word |= 1 << (port & 63);
         }
     }
 
-    /// Takes `port` out.
     pub fn remove(&mut self, port: u16) {
         if let Some(word) = self.0.get_mut(usize::from(port >> 6)) {
             *word &= !(1 << (port & 63));
         }
     }
 
-    /// Takes all ports out.
     pub fn clear(&mut self) {
         self.0.fill(0);
     }
 
-    /// What is here and not in `other`.
+    /// The ports of this set that are not in `other`.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a & !b).collect())
     }
 
-    /// What is here or in `other`.
+    /// The ports of either set.
     #[must_use]
     pub fn with(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a | b).collect())
     }
 
-    /// True where no port is in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// How many ports are in it.
+    /// The number of ports in the set.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()
@@ -74,7 +69,7 @@ impl PortSet {
         })
     }
 
-    /// The ports as inclusive ranges, ascending, none touching another.
+    /// The ports as inclusive ranges in ascending order. Ranges do not touch.
     #[must_use]
     pub fn ranges(&self) -> Vec<(u16, u16)> {
         let mut ranges: Vec<(u16, u16)> = Vec::new();
@@ -104,10 +99,10 @@ impl FromIterator<u16> for PortSet {
     }
 }
 
-/// Why a text is no list of ports: the piece of it that is wrong, and what to write.
+/// The error for a text that is not a list of ports: the wrong part, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortSetError {
-    /// Not a number from 1 to 65535, nor a range of such.
+    /// Neither a number from 1 to 65535 nor a range of such numbers.
     #[error("{0:?} is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"")]
     NotAPort(String),
     /// A range whose end comes before its start.
@@ -118,7 +113,7 @@ pub enum PortSetError {
 impl FromStr for PortSet {
     type Err = PortSetError;
 
-    /// Reads "1,7,9,11-15". Blanks around numbers are fine; an empty text is the empty set; port 0 is refused.
+    /// Parses "1,7,9,11-15". Blanks around numbers are accepted, an empty text is the empty set, and port 0 is refused.
     fn from_str(text: &str) -> Result<Self, PortSetError> {
         let mut set = Self::new();
         for item in text.split(',').map(str::trim) {

@@ -1,32 +1,32 @@
-//! A network prefix that is wider than one source.
+//! Defines a network prefix that is wider than one source.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// A network of several sources: an IPv4 /8 to /31, an IPv6 /33 to /63.
+/// A network of several sources: an IPv4 /8 to /31, or an IPv6 /33 to /63.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Prefix(IpNet);
 
 impl Prefix {
-    /// The network with the host's bits cleared; `None` where no ban is ever so wide, or it is no wider than one source.
+    /// The network with its host bits cleared; `None` if it is too wide to be banned, or not wider than one source.
     #[must_use]
     pub fn new(network: IpNet) -> Option<Self> {
         let fits = match network {
             IpNet::V4(v4) => (8..32).contains(&v4.prefix_len()),
-            // The length alone tells the family in the tables.
+            // In the tables, the prefix length alone identifies the address family.
             IpNet::V6(v6) => (33..64).contains(&v6.prefix_len()),
         };
         fits.then(|| Self(network.trunc()))
     }
 
-    /// The network of this length that `address` is in.
+    /// The network with this prefix length that contains `address`.
     #[must_use]
     pub fn of(address: IpAddr, prefix_len: u8) -> Option<Self> {
         Self::new(IpNet::new(address, prefix_len).ok()?)
     }
 
-    /// Its first address and its length.
+    /// The network's first address and prefix length.
     #[must_use]
     pub const fn network(self) -> IpNet {
         self.0

@@ -1,10 +1,10 @@
-//! Makes text of untrusted origin safe for a terminal, a log line and a page.
+//! Makes text of untrusted origin safe for a terminal, a log line and an HTML page.
 //!
-//! A name, a command's output or a quoted packet may contain anything. Control characters end lines and drive terminals
-//! (CVE-2003-0063 and its successors); bidirectional formatting makes a line read differently from what it is
+//! A name, a command's output or a quoted packet may contain any character. Control characters end lines and control
+//! terminals (CVE-2003-0063 and its successors). Bidirectional formatting makes a line look different from its contents
 //! (CVE-2021-42574).
 
-/// True for a character that cannot be seen by itself: controls, line and paragraph separators, zero-width characters, and
+/// True for an invisible character: control characters, line and paragraph separators, zero-width characters, and
 /// marks, overrides and isolates of the writing direction.
 #[must_use]
 pub fn is_hidden(c: char) -> bool {
@@ -12,12 +12,12 @@ pub fn is_hidden(c: char) -> bool {
     c.is_control() || formats
 }
 
-/// `text` with `mark` in place of every hidden character.
+/// `text` with every hidden character replaced by `mark`.
 pub fn masked(text: &str, mark: char) -> impl Iterator<Item = char> {
     text.chars().map(move |c| if is_hidden(c) { mark } else { c })
 }
 
-/// [`masked`], cut at a character boundary to at most `max_len` bytes.
+/// [`masked`], truncated at a character boundary to at most `max_len` bytes.
 #[must_use]
 pub fn masked_to(text: &str, mark: char, max_len: usize) -> String {
     let mut out = String::new();
@@ -30,14 +30,14 @@ pub fn masked_to(text: &str, mark: char, max_len: usize) -> String {
     out
 }
 
-/// `text` of another program or host as a part of a log line, at most `max_len` bytes: masked, and without colons. A filter such
-/// as `^.*attackalert: Host ADDRESS has been blocked` would otherwise find in it what this program never said.
+/// `text` of another program or host as part of a log line, at most `max_len` bytes: masked, and without colons.
+/// Otherwise the text could match a filter such as `^.*attackalert: Host ADDRESS has been blocked`.
 #[must_use]
 pub fn quotable(text: &str, max_len: usize) -> String {
     masked_to(&text.replace(':', ";"), ' ', max_len)
 }
 
-/// Appends `c` as it is, or escaped as in a Rust literal where it is hidden. Quotes and backslashes stay as they are.
+/// Appends `c`, escaped as in a Rust literal if it is hidden. Quotes and backslashes are not escaped.
 pub fn push_escaped(out: &mut String, c: char) {
     match c {
         '\\' | '"' | '\'' => out.push(c),

@@ -1,18 +1,18 @@
-//! The transport protocol of a probe.
+//! Defines the transport protocol of a probe.
 
-/// The protocol that a probed port belongs to.
+/// The protocol of a probed port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Protocol {
     Tcp = 1,
     Udp = 2,
     Sctp = 3,
-    /// ICMP or ICMPv6; the "port" is then the message's type.
+    /// ICMP or ICMPv6; the "port" is the type of the message.
     Icmp = 4,
 }
 
 impl Protocol {
-    /// The name as the log has it.
+    /// The name in the log.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -23,7 +23,7 @@ impl Protocol {
         }
     }
 
-    /// The name as JSON has it.
+    /// The name in JSON.
     #[must_use]
     pub fn key(self) -> &'static str {
         match self {

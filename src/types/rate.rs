@@ -1,9 +1,9 @@
-//! A packet rate in the notation of the configuration and nft ("3/minute") and in the kernel's units.
+//! Defines a packet rate in the notation of the configuration and of nft ("3/minute"), and in the kernel's units.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Packets in a span of time: 1 to 1,000,000 of them. Up to five more may come at once.
+/// A number of packets per unit of time, from 1 to 1,000,000. A burst of up to five more packets is possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     packets: u32,
@@ -11,11 +11,11 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// The most packets that a rate can have: far more than any log takes, and far from where the kernel's own arithmetic in
-    /// nanoseconds ends.
+    /// The maximum number of packets per unit of time: far more than any log can take, and far below the limits of the
+    /// kernel's arithmetic in nanoseconds.
     pub const MAX: u32 = 1_000_000;
 
-    /// `packets` a minute; what is outside the bounds of a rate is taken as the bound.
+    /// A rate per minute. A number of packets outside the valid range is replaced by the nearest bound.
     #[must_use]
     pub const fn per_minute(packets: u32) -> Self {
         let packets = match packets {
@@ -26,13 +26,13 @@ impl Rate {
         Self { packets, unit: Unit::Minute }
     }
 
-    /// How many packets it has in its span.
+    /// The number of packets per unit of time.
     #[must_use]
     pub fn packets(self) -> u32 {
         self.packets
     }
 
-    /// `packets` in `seconds`, as the kernel has it; `None` for a rate that no text can say.
+    /// The rate for the kernel's numbers, `packets` in `seconds`; `None` if no text can express the rate.
     #[must_use]
     pub fn from_kernel(packets: u64, seconds: u64) -> Option<Self> {
         let (.., unit) = *UNITS.iter().find(|(_, length, _)| *length == seconds)?;
@@ -40,7 +40,7 @@ impl Rate {
         Some(Self { packets, unit })
     }
 
-    /// Packets, and the seconds in which they may come.
+    /// The number of packets, and the unit of time in seconds.
     #[must_use]
     pub fn for_kernel(self) -> (u64, u64) {
         let seconds = UNITS.iter().find(|(.., unit)| *unit == self.unit).map_or(1, |(_, seconds, _)| *seconds);
@@ -62,14 +62,14 @@ impl FromStr for Rate {
         let refused = || RateError(text.chars().take(40).collect());
         let (packets, name) = text.split_once('/').ok_or_else(refused)?;
         let (.., unit) = *UNITS.iter().find(|(known, ..)| *known == name).ok_or_else(refused)?;
-        // `parse` takes a sign, nft does not.
+        // `parse` accepts a sign, but nft does not.
         let digits = packets.bytes().all(|byte| byte.is_ascii_digit());
         let packets = packets.parse().ok().filter(|packets| digits && (1..=Self::MAX).contains(packets));
         Ok(Self { packets: packets.ok_or_else(refused)?, unit })
     }
 }
 
-/// A text that is no rate.
+/// The error for a text that is not a rate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no rate: write a number of packets from 1 to {max}, a slash, and second, minute, hour or day, for example \
@@ -85,7 +85,7 @@ enum Unit {
     Day,
 }
 
-/// As nft writes them, and their seconds.
+/// The names of the units in nft, and their lengths in seconds.
 const UNITS: [(&str, u64, Unit); 4] = [
     ("second", 1, Unit::Second),
     ("minute", 60, Unit::Minute),

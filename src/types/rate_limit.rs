@@ -1,27 +1,27 @@
-//! Rate limits: a token bucket for work, and a limiter for log lines that counts suppressed ones. The time is an
-//! argument of both.
+//! Limits rates: a token bucket for work, and a limiter for log lines that counts suppressed lines. Both take the time
+//! as an argument.
 
 use std::time::Duration;
 
 use super::Timestamp;
 
-/// Refills a number of tokens per span, up to the tokens of one span.
+/// A token bucket: refills a number of tokens per span, up to the tokens of one span.
 pub struct TokenBucket {
     per_span: u32,
     span: Duration,
-    /// Available tokens, as a time: one token is `span / per_span`.
+    /// The available tokens as a duration: one token is `span / per_span`.
     saved: Duration,
     at: Timestamp,
 }
 
 impl TokenBucket {
-    /// A full bucket of `per_span` tokens every `span`.
+    /// A full bucket that refills `per_span` tokens every `span`.
     #[must_use]
     pub fn new(per_span: u32, span: Duration) -> Self {
         Self { per_span: per_span.max(1), span, saved: span, at: Timestamp::default() }
     }
 
-    /// Tokens that are available.
+    /// The number of available tokens.
     pub fn available(&mut self, now: Timestamp) -> u32 {
         self.refill(now);
         let token = (self.span / self.per_span).max(Duration::from_nanos(1));
@@ -33,7 +33,7 @@ impl TokenBucket {
         self.at = self.at.max(now);
     }
 
-    /// Takes one token; false where none is available.
+    /// Takes one token. Returns false if none is available.
     pub fn take(&mut self, now: Timestamp) -> bool {
         self.refill(now);
         match self.saved.checked_sub(self.span / self.per_span) {
@@ -46,7 +46,7 @@ impl TokenBucket {
     }
 }
 
-/// A number of lines in each window of time. A window begins with the first call after the one before has ended.
+/// Limits the lines in each window of time. A window begins with the first call after the end of the previous window.
 #[derive(Debug)]
 pub struct LineLimiter {
     limit: u32,
@@ -54,23 +54,24 @@ pub struct LineLimiter {
     began: Option<Timestamp>,
     used: u32,
     suppressed: u64,
-    /// Suppressed in windows that have ended and were not reported yet.
+    /// Number of lines suppressed in ended windows and not reported yet.
     ended: Option<u64>,
 }
 
 impl LineLimiter {
-    /// At most `limit` lines in each `window`.
+    /// A limiter for at most `limit` lines in each `window`.
     #[must_use]
     pub const fn new(limit: u32, window: Duration) -> Self {
         Self { limit, window, began: None, used: 0, suppressed: 0, ended: None }
     }
 
-    /// True where the window has room for a line; else the line is counted as suppressed.
+    /// True if a line fits into the window. Otherwise the line is counted as suppressed.
     pub fn admit(&mut self, now: Timestamp) -> bool {
         self.admit_below(self.limit, now)
     }
 
-    /// The same for lines that may only use the first `ceiling` lines of a window, so that the rest is kept for others.
+    /// The same, for lines that may only use the first `ceiling` lines of a window. The rest is reserved for other
+    /// lines.
     pub fn admit_below(&mut self, ceiling: u32, now: Timestamp) -> bool {
         self.roll(now);
         let room = self.used < ceiling.min(self.limit);
@@ -79,18 +80,18 @@ impl LineLimiter {
         room
     }
 
-    /// Counts one more line for what was admitted.
+    /// Counts an additional line for an admitted one.
     pub fn charge(&mut self) {
         self.used = self.used.saturating_add(1);
     }
 
-    /// True where the last line of the window is used.
+    /// True if the window has no lines left.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.used >= self.limit
     }
 
-    /// The number of suppressed lines, once after each window's end.
+    /// Returns the number of suppressed lines once after each window's end.
     pub fn turn(&mut self, now: Timestamp) -> Option<u64> {
         self.roll(now);
         self.ended.take()

@@ -1,4 +1,4 @@
-//! Kinds of blocking routes.
+//! Defines the kinds of blocking routes.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,25 +6,25 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// Treatment of packets to a blocked prefix.
+/// How packets to a blocked prefix are handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouteKind {
     /// Blackhole: packets are dropped silently (EINVAL for a local sender).
     #[default]
     Blackhole,
-    /// Unreachable: the sender is informed that the host is unreachable (EHOSTUNREACH).
+    /// Unreachable: the sender gets an error that the host is unreachable (EHOSTUNREACH).
     Unreachable,
-    /// Prohibit: the sender is informed that the destination is forbidden (EACCES).
+    /// Prohibit: the sender gets an error that the destination is prohibited (EACCES).
     Prohibit,
-    /// Via a gateway that does not exist, in a directly connected network. Disappears when its interface goes down.
+    /// Via a nonexistent gateway in a directly connected network. The route disappears when its interface goes down.
     #[serde(skip)]
     Via(IpAddr),
 }
 
 impl RouteKind {
-    /// The kind of route added for `net`. A gateway of the other family cannot be used for it, so a blackhole replaces
-    /// it: a ban without effect in one of the families would be worse.
+    /// The kind of route to add for `net`. A gateway of the other family cannot be used, so a blackhole replaces it: a
+    /// ban without effect in one of the families would be worse.
     #[must_use]
     pub fn toward(self, net: IpNet) -> Self {
         match self {

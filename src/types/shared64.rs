@@ -1,27 +1,27 @@
-//! IPv6 /64s that many unrelated hosts share, so that a ban must name one address: link-local neighbours (RFC 4291), and
-//! IPv4 hosts behind a NAT64 translator, of which each is one IPv6 address (RFC 6052).
+//! Lists the IPv6 /64s that many unrelated hosts share, so that a ban must name one address. These are link-local
+//! neighbours (RFC 4291), and IPv4 hosts behind a NAT64 translator, each of which has one IPv6 address (RFC 6052).
 //!
-//! The well-known prefixes hold everywhere. Those of the configuration are set once at the start, because a ban that is
-//! remembered must mean the same until the end of the process.
+//! The well-known prefixes always apply. The configured prefixes are set once at the start, because a remembered ban
+//! must keep its meaning until the end of the process.
 
 use std::net::Ipv6Addr;
 use std::sync::OnceLock;
 
 use ipnet::Ipv6Net;
 
-/// The most prefixes of translators that can be configured.
+/// Maximum number of prefixes of translators in the configuration.
 pub const MAX_NAT64: usize = 8;
 
-/// fe80::/64, the only part of fe80::/10 that RFC 4291 gives out, and the /64 of 64:ff9b::/96.
+/// fe80::/64, the only part of fe80::/10 that RFC 4291 assigns, and the /64 of 64:ff9b::/96.
 const WELL_KNOWN: [u64; 2] = [LINK_LOCAL, 0x0064_ff9b << 32];
 
-/// The upper half of fe80::/64.
+/// The upper 64 bits of fe80::/64.
 pub const LINK_LOCAL: u64 = 0xfe80 << 48;
 
-/// The upper halves of the configured prefixes.
+/// The upper 64 bits of the configured prefixes.
 static NAT64: OnceLock<Vec<u64>> = OnceLock::new();
 
-/// Declares the prefixes of the translators that this host's clients come through. The first call decides.
+/// Sets the prefixes of the translators through which clients reach this host. Only the first call has an effect.
 pub fn set_nat64(prefixes: &[Ipv6Net]) {
     let _ = NAT64.set(prefixes.iter().map(|prefix| upper(prefix.addr())).take(MAX_NAT64).collect());
 }
@@ -32,20 +32,20 @@ pub fn is_link_local(address: Ipv6Addr) -> bool {
     upper(address) == LINK_LOCAL
 }
 
-/// The number of the shared /64 that `address` is in.
+/// The number of the shared /64 that contains `address`.
 #[must_use]
 pub fn number(address: Ipv6Addr) -> Option<u8> {
     let wanted = upper(address);
     all().position(|upper| upper == wanted).and_then(|number| u8::try_from(number).ok())
 }
 
-/// The upper half of the addresses in the shared /64 with this number.
+/// The upper 64 bits of the addresses in the shared /64 with this number.
 #[must_use]
 pub fn upper_half(number: u8) -> Option<u64> {
     all().nth(number.into())
 }
 
-/// True where all of a shared /64 is in `network`.
+/// True if `network` contains a whole shared /64.
 #[must_use]
 pub fn is_inside(network: Ipv6Net) -> bool {
     all().any(|upper| network.contains(&Ipv6Addr::from_bits(u128::from(upper) << 64)))

@@ -1,4 +1,4 @@
-//! Formats numbers and durations in sentences.
+//! Formats numbers and durations for sentences.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub fn counted(number: impl TryInto<u64>, noun: &str) -> String {
     }
 }
 
-/// A span in its two largest units, as people write one: "45s", "12m 5s", "7d".
+/// A duration in its two largest units, for sentences: "45s", "12m 5s", "7d".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
@@ -24,7 +24,7 @@ impl fmt::Display for Span {
     }
 }
 
-/// A span in its two largest units, in at most seven columns: "45s", "12m5s", "6d23h", "2y14d".
+/// A duration in its two largest units, in at most seven columns: "45s", "12m5s", "6d23h", "2y14d".
 #[must_use]
 pub fn brief(span: Duration) -> String {
     units(span, "")

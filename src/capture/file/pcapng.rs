@@ -186,8 +186,8 @@ impl Interface {
     }
 }
 
-/// Units per second: a power of 10, or a power of 2 if the highest bit is set. A value that overflows becomes the maximum,
-/// because 64 bits of ticks are then always less than one second.
+/// Units per second: a power of 10, or a power of 2 if the highest bit is set. A value that overflows becomes the
+/// maximum, because 64 bits of ticks are then always less than one second.
 fn units_in_a_second(exponent: u8) -> u128 {
     let base: u128 = if exponent & 0x80 == 0 { 10 } else { 2 };
     base.checked_pow(u32::from(exponent & 0x7f)).unwrap_or(u128::MAX)
