@@ -7,28 +7,30 @@
 use super::piece::Piece;
 use super::transport::{TCP, UDP};
 
-/// What the checksums of a packet say, the worst one last.
+/// The result of verifying the checksums of a packet, the worst one last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Checksum {
-    /// All hold, or the protocol has none that is checked here. A TCP or UDP field with the sum of the pseudo header alone
-    /// holds, too: Linux leaves the rest to the network card, and between local namespaces, virtual machines and behind
-    /// receive offload there is none to fill it in. A damaged segment looks like that once in 65,536 times.
+    /// All checksums are correct, or the protocol has none that is verified here. A TCP or UDP field with only the sum
+    /// of the pseudo header also counts as correct: Linux leaves the rest to the network card. Between local namespaces
+    /// or virtual machines, and behind receive offload, no card completes the sum. A damaged segment looks like that
+    /// once in 65,536 times.
     Good,
-    /// Part of what the checksum covers is not at hand: a fragment, or more payload than was captured.
+    /// Part of the covered data is missing: the packet is a fragment, or has more payload than was captured.
     Unknown,
-    /// The field of TCP or UDP is zero, which no sum gave: left out, as captures on the sending host have it.
+    /// The TCP or UDP field is zero, although the correct sum is not: left out, as in captures on the sending host.
     Blank,
-    /// As [`Self::Blank`], in the IPv4 header: a receiver drops it.
+    /// As [`Self::Blank`], in the IPv4 header. A receiver drops the packet.
     BlankHeader,
-    /// That of TCP or UDP does not hold. The kernel drops what came over a wire like this. What a program on the same machine
-    /// sent and marked as not yet summed (`CHECKSUM_PARTIAL`) it takes, whatever the field holds.
+    /// The TCP or UDP checksum is wrong. The kernel drops such a packet if it arrived over a wire. It accepts the
+    /// packet, with any value in the field, if a program on the same machine sent it with the sum still to be computed
+    /// (`CHECKSUM_PARTIAL`).
     Bad,
-    /// That of the IPv4 header does not hold: the kernel drops the packet before anything answers it.
+    /// The checksum of the IPv4 header is wrong. The kernel drops the packet before it can be answered.
     BadHeader,
 }
 
 impl Checksum {
-    /// The checksum of an IPv4 header with its options.
+    /// Verifies the checksum of an IPv4 header with its options.
     #[inline]
     pub(super) fn of_header(header: &[u8]) -> Self {
         match header.get(10..12) {
@@ -38,7 +40,8 @@ impl Checksum {
         }
     }
 
-    /// The checksum of a whole TCP segment or UDP datagram between `addresses`, the source followed by the destination.
+    /// Verifies the checksum of a whole TCP segment or UDP datagram between `addresses`, the source followed by the
+    /// destination.
     #[inline]
     pub(super) fn of_transport(protocol: u8, addresses: [&[u8]; 2], payload: Piece<'_>) -> Self {
         let field = match protocol {
@@ -47,13 +50,13 @@ impl Checksum {
             _ => return Self::Good,
         };
         let Some(bytes) = payload.whole() else { return Self::Unknown };
-        // Shorter than its header: malformed, and nothing else reads it.
+        // Shorter than its header: the packet is malformed, and the result is not used.
         let Some(&[high, low]) = bytes.get(field) else { return Self::Unknown };
         let [source, destination] = addresses;
         let length = u64::try_from(bytes.len()).unwrap_or(0);
         let pseudo = sum(destination, u64::from(sum(source, length + u64::from(protocol))));
         match u16::from_be_bytes([high, low]) {
-            // RFC 768: no checksum.
+            // RFC 768: zero means no checksum.
             0 if protocol == UDP => Self::Good,
             _ if sum(bytes, pseudo.into()) == 0xffff => Self::Good,
             0 => Self::Blank,
@@ -63,11 +66,11 @@ impl Checksum {
     }
 }
 
-/// The Internet checksum's sum, before its complement; 0xffff over data with a correct checksum.
+/// The one's complement sum of the Internet checksum; 0xffff for data with a correct checksum.
 #[inline]
 fn sum(bytes: &[u8], start: u64) -> u16 {
     let mut words = bytes.chunks_exact(4);
-    // A frame has less than 2^32 words, so the carries fit in 64 bits.
+    // A frame has fewer than 2^32 words, so the carries fit in 64 bits.
     let sum = words.by_ref().fold(start, |sum, word| match word {
         &[a, b, c, d] => sum + u64::from(u32::from_be_bytes([a, b, c, d])),
         _ => sum,

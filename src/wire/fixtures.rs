@@ -1,4 +1,4 @@
-//! Packets for the unit tests of all modules.
+//! Builds packets for the unit tests of all modules.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ pub(crate) const PSH: u16 = TcpFlags::PSH;
 pub(crate) const ACK: u16 = TcpFlags::ACK;
 pub(crate) const URG: u16 = TcpFlags::URG;
 
-/// A whole packet of which the link layer says nothing.
+/// A complete packet without information from the link layer.
 pub(crate) fn packet(source: impl Into<IpAddr>, destination: impl Into<IpAddr>, transport: Transport) -> Packet {
     Packet {
         source: source.into(),

@@ -24,8 +24,9 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
     let (more, offset) = (fragment & MORE_FRAGMENTS != 0, fragment & OFFSET);
 
     let behind_fixed = match usize::from(u16::from_be_bytes([l0, l1])) {
-        // A large send that the card is still to cut up, or received pieces put together: longer than 16 bits can
-        // say. Only whole packets come like that; on the wire the kernel drops it.
+        // A total length of zero: the kernel has not yet split a large send, or has merged received segments, so that
+        // the length does not fit in 16 bits. Such packets are never fragments. The kernel drops a packet with length
+        // zero that arrives on the wire.
         0 if !more && offset == 0 => rest.len(),
         total => total.checked_sub(MIN_HEADER).ok_or(Undecoded::Malformed)?,
     };

@@ -20,7 +20,7 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
         return Err(Undecoded::Malformed);
     }
     let claimed = usize::from(u16::from_be_bytes([l0, l1]));
-    // Zero: longer than 16 bits can say, as a jumbogram or a large send that the card is still to cut up.
+    // Zero: the length does not fit in 16 bits, as in a jumbogram or in a large send that the card has yet to split.
     let payload = Piece::new(rest, if claimed == 0 { rest.len() } else { claimed });
 
     let addresses: [&[u8]; 2] = [source, destination];
@@ -39,11 +39,11 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
     })
 }
 
-/// What the headers lead to.
+/// The result of following the headers.
 struct Carried {
     transport: Transport,
     checksum: Checksum,
-    /// It is the first piece of a fragmented datagram.
+    /// True for the first fragment of a datagram.
     fragmented: bool,
 }
 
@@ -58,9 +58,9 @@ impl Carried {
     }
 }
 
-/// Follows the extension headers from `next`. Their order is not judged, because the packet was meant for a port even if the host
-/// answers with an error. Their number is not limited either: Linux follows any number, and [`MAX_CHAIN`] ends the loop, as each
-/// header has at least eight bytes.
+/// Follows the extension headers from `next`. Their order is not judged, because the packet was meant for a port even
+/// if the host answers with an error. Their number is not limited either: Linux follows any number. The loop ends at
+/// [`MAX_CHAIN`], because each header has at least eight bytes.
 fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: bool) -> Result<Carried, Undecoded> {
     let mut fragmented = false;
     let start = payload.length();
@@ -91,7 +91,7 @@ fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: boo
             HOP_BY_HOP | ROUTING | DESTINATION if is_beyond(payload, before) => {
                 return Ok(Carried::fragment(Transport::HiddenHeader, fragmented));
             }
-            // Linux delivers no packet behind these without a program of its own for them.
+            // Linux delivers packets behind these headers only to programs that handle them.
             MOBILITY | HIP | SHIM6 | AUTHENTICATION if before > MAX_CHAIN => return Err(Undecoded::Malformed),
             HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY | HIP | SHIM6 => extension(payload, 1, 8),
             AUTHENTICATION => extension(payload, 2, 4),
@@ -103,7 +103,7 @@ fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: boo
         };
         (next, payload) = match step {
             Ok(behind) => behind,
-            // No stack splits the chain of headers; a filter that looks for ports finds none in such a piece.
+            // No stack splits the chain of headers. A filter that looks for ports finds none in such a fragment.
             Err(Undecoded::Malformed) if fragmented => {
                 return Ok(Carried::fragment(Transport::TinyFragment { ports: None }, true));
             }
@@ -112,20 +112,21 @@ fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: boo
     }
 }
 
-/// True where options or a route `before` bytes into the chain end beyond [`MAX_CHAIN`], and inside the packet.
+/// True if an options or routing header, `before` bytes into the chain, ends beyond [`MAX_CHAIN`] but inside the
+/// packet.
 fn is_beyond(payload: Piece<'_>, before: usize) -> bool {
     let length = payload.header(8).map_or(0, |&[_, units]| (usize::from(units) + 1) * 8);
     length <= payload.length() && before + length > MAX_CHAIN
 }
 
-/// Behind one extension header whose second byte counts units of `unit` bytes, `uncounted` of them left out.
+/// Skips one extension header. Its second byte counts units of `unit` bytes, without the first `uncounted` units.
 fn extension(payload: Piece<'_>, uncounted: usize, unit: usize) -> Result<(u8, Piece<'_>), Undecoded> {
     let &[next, units] = payload.header(uncounted * unit)?;
     Ok((next, payload.behind((usize::from(units) + uncounted) * unit)?))
 }
 
-/// The maximum length of the extension headers before a transport header, in bytes. What is captured of a frame has room for so
-/// many and a whole TCP header behind them.
+/// The maximum length of the extension headers before a transport header, in bytes. The captured part of a frame has
+/// room for this length and a whole TCP header.
 const MAX_CHAIN: usize = 288;
 const FRAGMENT_HEADER: usize = 8;
 const HOP_BY_HOP: u8 = 0;

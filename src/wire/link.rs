@@ -1,13 +1,13 @@
-//! Decodes the link layer down to the IP packet: Ethernet, both Linux cooked captures, raw IP, BSD loopback; VLAN
+//! Decodes the link layer down to the IP packet: Ethernet, both Linux cooked captures, raw IP and BSD loopback. VLAN
 //! tags and PPPoE sessions are removed. A frame without IP is [`Undecoded::NotIp`].
 //!
-//! Linux removes the first tag before the capture, and takes packets behind any number of further tags with number 0.
+//! Linux removes the first tag before the capture, and accepts packets behind any number of further tags with number 0.
 //!
 //! References: IEEE 802.1Q and 802.1ad, RFC 2516 (PPPoE), and the LINKTYPE pages of tcpdump.org.
 
 use super::{Delivery, LinkType, Undecoded};
 
-/// The version that the link layer announces.
+/// The IP version in the link-layer header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
     /// IPv4.
@@ -16,18 +16,18 @@ pub(super) enum Version {
     V6,
 }
 
-/// What the link layer said, and the bytes that it carries.
+/// The information of the link layer, and its payload.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame<'a> {
     pub(super) version: Version,
     pub(super) packet: &'a [u8],
-    /// It is behind more than [`MAX_TAGS`] tags without a number, which only hide it.
+    /// True if the packet is behind more than [`MAX_TAGS`] tags with number 0, whose only purpose is to hide it.
     pub(super) hidden: bool,
     pub(super) delivery: Delivery,
     pub(super) interface: u32,
 }
 
-/// Opens the link layer of `frame`.
+/// Decodes the link layer of `frame`.
 #[inline]
 pub(super) fn open(link: LinkType, frame: &[u8]) -> Result<Frame<'_>, Undecoded> {
     let (Inner { version, packet, hidden }, delivery, interface) = match link {
@@ -69,7 +69,7 @@ impl<'a> Inner<'a> {
     }
 }
 
-/// The first `N` bytes and the rest.
+/// Splits `bytes` into the first `N` bytes and the rest.
 #[inline]
 fn split<const N: usize>(bytes: &[u8]) -> Result<(&[u8; N], &[u8]), Undecoded> {
     bytes.split_first_chunk().ok_or(Undecoded::Truncated)
@@ -100,8 +100,9 @@ fn payload(mut ether_type: u16, mut bytes: &[u8]) -> Result<Inner<'_>, Undecoded
     }
 }
 
-/// What is behind tags with number 0 in a cooked frame whose header does not show them: since Linux 6.11 it has the EtherType behind all
-/// tags, and none (0) behind more than eight. `None` where the packet begins at once.
+/// The packet behind tags with number 0 in a cooked frame whose header does not show them. Since Linux 6.11 the header
+/// contains the EtherType behind all tags, or 0 if there are more than eight. Returns `None` if there are no tags
+/// before the packet.
 #[inline]
 fn behind_tags(ether_type: u16, bytes: &[u8]) -> Option<Result<Inner<'_>, Undecoded>> {
     let &[n0, n1, t0, t1] = bytes.first_chunk()?;
@@ -115,7 +116,8 @@ fn behind_tags(ether_type: u16, bytes: &[u8]) -> Option<Result<Inner<'_>, Undeco
         return None;
     }
     let inner = payload(ETHER_VLAN, bytes);
-    // No IPv4 header begins like a tag. One of IPv6 does with a rare flow label; then what would stand behind the tags is no header.
+    // No IPv4 header begins like a tag. An IPv6 header with a rare flow label does; then the bytes behind the supposed
+    // tags are not an IPv6 header.
     if ether_type == ETHER_IPV6 && n0 >> 4 == 6 {
         let is_header = |inner: &Inner<'_>| inner.version == Version::V6 && nibble(inner.packet) == Ok(Version::V6);
         return inner.ok().filter(is_header).map(Ok);
@@ -136,7 +138,7 @@ fn pppoe(bytes: &[u8]) -> Result<Inner<'_>, Undecoded> {
     }
 }
 
-/// The delivery that an Ethernet destination shows.
+/// The delivery that follows from an Ethernet destination.
 #[inline]
 fn group(destination: [u8; 6]) -> Delivery {
     match destination {
@@ -146,7 +148,7 @@ fn group(destination: [u8; 6]) -> Delivery {
     }
 }
 
-/// The delivery that a packet type of `linux/if_packet.h` means.
+/// The delivery for a packet type of `linux/if_packet.h`.
 #[inline]
 fn cooked(packet_type: u16) -> Delivery {
     match packet_type {
@@ -159,7 +161,7 @@ fn cooked(packet_type: u16) -> Delivery {
     }
 }
 
-/// The version that the packet itself shows.
+/// The IP version in the packet itself.
 #[inline]
 fn nibble(packet: &[u8]) -> Result<Version, Undecoded> {
     match packet.first().ok_or(Undecoded::Truncated)? >> 4 {
@@ -169,8 +171,8 @@ fn nibble(packet: &[u8]) -> Result<Version, Undecoded> {
     }
 }
 
-/// The version of an address family, in whichever byte order the capturing machine had. IPv6 has another number on
-/// each system: Linux 10, NetBSD 24, FreeBSD 28, macOS 30, Windows 23.
+/// The IP version for an address family in either byte order, because the capturing machine's order is unknown. The
+/// number of IPv6 depends on the system: Linux 10, NetBSD 24, FreeBSD 28, macOS 30, Windows 23.
 #[inline]
 fn address_family(family: [u8; 4]) -> Result<Version, Undecoded> {
     match family {
@@ -180,9 +182,9 @@ fn address_family(family: [u8; 4]) -> Result<Version, Undecoded> {
     }
 }
 
-/// Stacked VLAN tags that are followed to the ports. Networks use two; more than four only hide something.
+/// Maximum number of stacked VLAN tags that are followed. Networks use two; more than four only serve to hide a packet.
 pub(crate) const MAX_TAGS: usize = 4;
-/// The bits of a tag that hold the number of the VLAN. Number 0 is a priority alone.
+/// The bits of a tag that contain the VLAN number. Number 0 is only a priority.
 const VLAN_NUMBER: u16 = 0x0fff;
 const ETHER_IPV4: u16 = 0x0800;
 const ETHER_IPV6: u16 = 0x86dd;

@@ -20,12 +20,12 @@ pub use checksum::Checksum;
 pub(crate) use link::MAX_TAGS;
 pub use quote::{Quote, quoted};
 
-/// Decodes one captured frame. Lengths come from the headers, so it does not matter how much of the payload was
-/// captured, as long as the headers are there (128 bytes hold them in all but contrived packets).
+/// Decodes one captured frame. Lengths come from the headers, so the captured length of the payload does not matter if
+/// the headers are complete (128 bytes hold them in all but contrived packets).
 ///
 /// # Errors
 ///
-/// [`Undecoded`] where the frame holds no IP packet, ends too early, or contradicts itself.
+/// [`Undecoded`] if the frame contains no IP packet, ends too early, or contradicts itself.
 #[inline]
 pub fn decode(link: LinkType, frame: &[u8]) -> Result<Packet, Undecoded> {
     let frame = link::open(link, frame)?;
@@ -38,7 +38,7 @@ pub fn decode(link: LinkType, frame: &[u8]) -> Result<Packet, Undecoded> {
     }
 }
 
-/// The addresses of a packet that tags hide, whatever they hide of it.
+/// The addresses of a packet that is hidden behind VLAN tags. The rest of the packet is not decoded.
 #[cold]
 fn hidden(frame: &link::Frame<'_>) -> Result<Packet, Undecoded> {
     let truncated = Undecoded::Truncated;
@@ -68,23 +68,23 @@ fn hidden(frame: &link::Frame<'_>) -> Result<Packet, Undecoded> {
     })
 }
 
-/// What the link layer of a frame looks like. The number in comments is the pcap DLT/LINKTYPE value.
+/// The link type of a frame. The numbers in parentheses are the pcap DLT/LINKTYPE values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkType {
-    /// Ethernet II, with up to a few 802.1Q/802.1ad tags (1).
+    /// Ethernet II, with 802.1Q/802.1ad tags (1).
     Ethernet,
     /// Linux cooked capture, version 1 (113).
     Sll,
     /// Linux cooked capture, version 2 (276).
     Sll2,
-    /// An IPv4 or IPv6 header at once (DLT 12 and 14 on some systems, LINKTYPE 101, 228, 229).
+    /// An IPv4 or IPv6 header without a link-layer header (DLT 12 and 14 on some systems, LINKTYPE 101, 228, 229).
     Raw,
     /// BSD loopback: a 4 byte address family in host order of the capturing machine (0), or network order (108).
     Null,
 }
 
 impl LinkType {
-    /// The link type of a pcap DLT or LINKTYPE number; `None` for one that is not read here.
+    /// The link type for a pcap DLT or LINKTYPE number; `None` if it is not supported.
     #[must_use]
     pub fn from_dlt(dlt: i32) -> Option<Self> {
         match dlt {
@@ -98,8 +98,8 @@ impl LinkType {
     }
 }
 
-/// The recipient of the frame according to the link layer. Ethernet alone cannot tell "to us" from "to another host seen in
-/// promiscuous mode": group addresses aside it says [`Delivery::Unknown`].
+/// The recipient of the frame according to the link layer. Ethernet alone cannot distinguish "to us" from "to another
+/// host seen in promiscuous mode": except for group addresses, the result is [`Delivery::Unknown`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// To this host (PACKET_HOST).
@@ -112,7 +112,7 @@ pub enum Delivery {
     OtherHost,
     /// Sent by this host (PACKET_OUTGOING).
     Outgoing,
-    /// The link layer does not say.
+    /// The link layer does not contain this information.
     Unknown,
 }
 
@@ -142,7 +142,7 @@ impl TcpFlags {
     /// The three bits that RFC 9293 still reserves.
     pub const RESERVED: u16 = 0xe00;
 
-    /// True where every bit of `bits` is set.
+    /// True if every bit of `bits` is set.
     #[must_use]
     pub fn has(self, bits: u16) -> bool {
         self.0 & bits == bits
@@ -167,62 +167,61 @@ impl std::fmt::Debug for TcpFlags {
     }
 }
 
-/// What the network layer carries, as far as a port-scan detector needs to know.
+/// The transport header of a packet, as far as a port-scan detector needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// A TCP header at least as far as its flags.
+    /// A TCP header, at least up to its flags.
     Tcp {
         /// Port of the sender.
         source_port: u16,
-        /// Port that is addressed.
+        /// Destination port.
         destination_port: u16,
         /// Flags and reserved bits.
         flags: TcpFlags,
-        /// Bytes behind the TCP header, by the lengths in the headers and not by what was captured.
+        /// Bytes after the TCP header, computed from the lengths in the headers, not from the captured length.
         payload: u16,
     },
     /// A UDP header.
     Udp {
         /// Port of the sender.
         source_port: u16,
-        /// Port that is addressed.
+        /// Destination port.
         destination_port: u16,
     },
     /// An SCTP common header and the type of its first chunk.
     Sctp {
         /// Port of the sender.
         source_port: u16,
-        /// Port that is addressed.
+        /// Destination port.
         destination_port: u16,
         /// Type of the first chunk; 1 is INIT (RFC 9260).
         chunk: u8,
     },
     /// ICMP (IPv4) or ICMPv6 (IPv6).
     Icmp {
-        /// The message's type.
+        /// Type of the message.
         kind: u8,
-        /// The message's code.
+        /// Code of the message.
         code: u8,
     },
-    /// A first fragment that ends before the TCP flags, or inside another transport header or the chain of IPv6
-    /// extension headers: no stack sends one (RFC 1858, RFC 7112). The ports, where the piece holds them: source,
-    /// destination.
+    /// A first fragment that ends before the TCP flags, inside another transport header, or inside the chain of IPv6
+    /// extension headers. No stack sends such a fragment (RFC 1858, RFC 7112).
     TinyFragment {
-        /// Source and destination port.
+        /// Source and destination port, if the fragment contains them.
         ports: Option<(u16, u16)>,
     },
-    /// More than 288 bytes of IPv6 options and routing headers before the transport header, or more than four VLAN tags with number 0
-    /// before the IP header. Hosts take chains of any length;
-    /// stacks and the networks between them use a few dozen bytes of it, and most routers drop more (RFC 9098).
+    /// More than 288 bytes of IPv6 options and routing headers before the transport header, or more than four VLAN tags
+    /// with number 0 before the IP header. Hosts accept chains of any length. Stacks and the networks between them use
+    /// a few dozen bytes, and most routers drop longer chains (RFC 9098).
     HiddenHeader,
     /// A TCP fragment at offset 1 (8 bytes in), which overlaps the flags of the first one (RFC 3128).
     OverlappingFragment,
-    /// Any other later fragment: it has no ports, and its first piece has been judged.
+    /// Any other later fragment. It has no ports, and the first fragment has already been judged.
     LaterFragment {
         /// IP protocol number.
         protocol: u8,
     },
-    /// Another protocol, by its IP protocol number.
+    /// Another protocol.
     Other {
         /// IP protocol number.
         protocol: u8,
@@ -232,30 +231,27 @@ pub enum Transport {
 /// One decoded packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Sender's address, as the packet claims. IPv4-mapped IPv6 addresses stay IPv6.
+    /// The source address as claimed by the packet. IPv4-mapped IPv6 addresses stay IPv6.
     pub source: IpAddr,
-    /// Address that it is sent to.
     pub destination: IpAddr,
-    /// What the link layer says of its destination.
+    /// The recipient according to the link layer.
     pub delivery: Delivery,
-    /// Index of the interface, where the link layer carries it (SLL2); else 0.
+    /// Index of the interface if the link layer contains it (SLL2), otherwise 0.
     pub interface: u32,
-    /// What its checksums say.
     pub checksum: Checksum,
-    /// True for the first piece of a fragmented datagram. False for an atomic fragment (RFC 6946): that is a whole one.
+    /// True for the first fragment of a datagram. False for an atomic fragment (RFC 6946), which is a whole datagram.
     pub fragmented: bool,
-    /// What it carries.
     pub transport: Transport,
 }
 
-/// Why a frame gave no packet. Counted, never logged one by one.
+/// Why a frame gave no packet. Such frames are counted, but not logged one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undecoded {
-    /// Not IP (ARP, LLDP, …): nothing wrong with it.
+    /// Not IP (ARP, LLDP, …). This is not an error.
     NotIp,
-    /// The captured bytes end before the header that they begin.
+    /// The captured bytes end inside a header.
     Truncated,
-    /// A header contradicts itself: a version, length or offset that cannot be.
+    /// A header contains an invalid version, length or offset.
     Malformed,
 }
 

@@ -1,10 +1,11 @@
-//! The bytes after a header: the length that the headers claim, and the captured bytes. A capture keeps only the first
-//! bytes of a frame, so a claim beyond the captured bytes is normal; a header beyond the claim is malformed.
+//! Holds the bytes after a header: the length that the headers claim, and the captured bytes. A capture contains only
+//! the first bytes of a frame, so a claimed length beyond the captured bytes is normal. A header beyond the claimed
+//! length is malformed.
 
 use super::Undecoded;
 
-/// What an IP header carries. Behind `length` bytes `captured` may hold padding (Ethernet pads short frames), so every
-/// read is checked against the length before the capture: padding is never read as a header.
+/// The payload of an IP header. After `length` bytes, `captured` may contain padding (Ethernet pads short frames).
+/// Every read is checked against the length before the capture, so that padding is never read as a header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece<'a> {
     captured: &'a [u8],
@@ -12,30 +13,31 @@ pub(super) struct Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
-    /// `length` bytes, of which `captured` begins with those that are at hand.
+    /// A payload of `length` bytes, of which `captured` contains the first ones.
     #[inline]
     pub(super) fn new(captured: &'a [u8], length: usize) -> Self {
         Self { captured, length }
     }
 
-    /// Bytes that the headers claim, captured or not.
+    /// The length that the headers claim, captured or not.
     #[inline]
     pub(super) fn length(self) -> usize {
         self.length
     }
 
-    /// All that the headers claim; `None` where less was captured.
+    /// All bytes that the headers claim; `None` if fewer were captured.
     #[inline]
     pub(super) fn whole(self) -> Option<&'a [u8]> {
         self.captured.get(..self.length)
     }
 
-    /// The first `N` bytes, of a header that has at least `least` bytes by its protocol.
+    /// The first `N` bytes of a header that has at least `least` bytes in its protocol.
     ///
     /// # Errors
     ///
-    /// [`Undecoded::Malformed`] where the claimed length has no room for `least` bytes, else [`Undecoded::Truncated`]
-    /// where fewer than `N` were captured. The claim comes first: it holds however short the capture is.
+    /// [`Undecoded::Malformed`] if the claimed length is less than `least` bytes, otherwise [`Undecoded::Truncated`] if
+    /// fewer than `N` bytes were captured. The claimed length is checked first, because it does not depend on the
+    /// length of the capture.
     #[inline]
     pub(super) fn header<const N: usize>(self, least: usize) -> Result<&'a [u8; N], Undecoded> {
         if self.length < least.max(N) {
@@ -44,7 +46,7 @@ impl<'a> Piece<'a> {
         self.captured.first_chunk().ok_or(Undecoded::Truncated)
     }
 
-    /// What follows a header of `bytes` bytes.
+    /// The bytes after a header of `bytes` bytes.
     ///
     /// # Errors
     ///
@@ -56,8 +58,8 @@ impl<'a> Piece<'a> {
         Ok(Self { captured, length })
     }
 
-    /// The piece as a receiver keeps it when more fragments follow: offsets count units of 8 bytes, so Linux cuts a
-    /// piece of 15 bytes down to 8. Without this, 15 bytes would show flags here that the host never reads.
+    /// The piece as a receiver keeps it if more fragments follow. Offsets count units of 8 bytes, so Linux cuts a piece
+    /// of 15 bytes down to 8. Without this cut, the decoder would see flags in 15 bytes that the host never reads.
     #[inline]
     pub(super) fn whole_units(self) -> Self {
         Self::new(self.captured, self.length & !7)

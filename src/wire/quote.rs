@@ -5,20 +5,21 @@ use std::net::IpAddr;
 
 use super::{LinkType, link};
 
-/// The head of a quoted packet.
+/// The headers of the quoted packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quote {
     /// Sender of the packet that failed.
     pub source: IpAddr,
-    /// The address that it was sent to.
+    /// Destination of the packet that failed.
     pub destination: IpAddr,
     /// Its IP protocol number.
     pub protocol: u8,
-    /// The first four bytes that it carried, as two ports.
+    /// The first four bytes of its payload, as two ports.
     pub ports: (u16, u16),
 }
 
-/// What the ICMP error in `frame` quotes; `None` where `frame` is no ICMP directly behind an IP header, or ends too early.
+/// The flow that the ICMP error in `frame` quotes. Returns `None` if `frame` is not ICMP directly behind an IP header,
+/// or ends too early.
 #[must_use]
 pub fn quoted(link: LinkType, frame: &[u8]) -> Option<Quote> {
     const ICMP_HEADER: usize = 8;
@@ -31,7 +32,7 @@ pub fn quoted(link: LinkType, frame: &[u8]) -> Option<Quote> {
     Some(Quote { ports: (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])), ..quote })
 }
 
-/// Addresses and protocol of an IP header, and what is behind it.
+/// The addresses and the protocol of an IP header, and the bytes after it.
 fn open(packet: &[u8]) -> Option<(Quote, &[u8])> {
     let (source, destination, protocol, length): (IpAddr, IpAddr, _, _) = match packet.first()? >> 4 {
         4 => {

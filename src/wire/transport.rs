@@ -1,4 +1,4 @@
-//! Decodes the payload of an IP packet into a [`Transport`]. Tunnels are not opened: their content is captured on
+//! Decodes the payload of an IP packet into a [`Transport`]. Tunnels are not decoded: their contents are captured on
 //! the tunnel's own interface.
 //!
 //! References: RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 792 and 4443 (ICMP), RFC 1858 and 3128 (fragments).
@@ -6,12 +6,12 @@
 use super::piece::Piece;
 use super::{TcpFlags, Transport, Undecoded};
 
-/// A datagram that is all there, `icmp` being the protocol number of ICMP in its IP version.
+/// Decodes the payload of an unfragmented packet. `icmp` is the protocol number of ICMP in the packet's IP version.
 ///
 /// # Errors
 ///
-/// [`Undecoded::Malformed`] where the IP length has no room for the header, [`Undecoded::Truncated`] where the captured
-/// bytes end before what is read of it.
+/// [`Undecoded::Malformed`] if the header does not fit into the IP length, [`Undecoded::Truncated`] if the captured
+/// bytes end before the required fields.
 #[inline]
 pub(super) fn whole(protocol: u8, icmp: u8, payload: Piece<'_>) -> Result<Transport, Undecoded> {
     match protocol {
@@ -39,11 +39,12 @@ pub(super) fn whole(protocol: u8, icmp: u8, payload: Piece<'_>) -> Result<Transp
     }
 }
 
-/// The first of several fragments, cut to [whole units](Piece::whole_units). One that ends inside the transport header is not malformed but made on purpose.
+/// Decodes the first of several fragments, cut to [whole units](Piece::whole_units). A fragment that ends inside the
+/// transport header is not malformed, but was sent on purpose.
 ///
 /// # Errors
 ///
-/// [`Undecoded::Truncated`] where the captured bytes end before what is read.
+/// [`Undecoded::Truncated`] if the captured bytes end before the required fields.
 #[inline]
 pub(super) fn first_fragment(protocol: u8, icmp: u8, payload: Piece<'_>) -> Result<Transport, Undecoded> {
     match whole(protocol, icmp, payload) {
@@ -52,7 +53,7 @@ pub(super) fn first_fragment(protocol: u8, icmp: u8, payload: Piece<'_>) -> Resu
     }
 }
 
-/// A fragment `offset` units of 8 bytes into its datagram.
+/// Decodes a fragment at `offset`, in units of 8 bytes.
 #[inline]
 pub(super) fn later_fragment(protocol: u8, offset: u16) -> Transport {
     match (protocol, offset) {
@@ -65,8 +66,8 @@ pub(super) fn later_fragment(protocol: u8, offset: u16) -> Transport {
 fn tcp(segment: Piece<'_>) -> Result<Transport, Undecoded> {
     let &[s0, s1, d0, d1, _, _, _, _, _, _, _, _, offset_flags, flags] = segment.header(TCP_TO_FLAGS)?;
     let header = usize::from(offset_flags >> 4) * 4;
-    // A header that claims fewer than 20 bytes is dropped by every stack and sent by none. Its ports and flags are
-    // there all the same, and the sender has meant them: a probe to be judged, not an accident to be counted.
+    // Every stack drops a header that claims fewer than 20 bytes, and none sends one. Its ports and flags are still
+    // present and were sent on purpose, so the packet is judged as a probe.
     let payload = if header < TCP_HEADER { 0 } else { segment.length().saturating_sub(header) };
     Ok(Transport::Tcp {
         source_port: u16::from_be_bytes([s0, s1]),
@@ -93,7 +94,8 @@ const SCTP: u8 = 132;
 
 const PORTS: usize = 4;
 const TCP_HEADER: usize = 20;
-/// As far as the flags: what lies behind is not read, so a piece that ends there is complete enough.
+/// The length of a TCP header up to its flags. Nothing after the flags is read, so a fragment that ends there is
+/// complete enough.
 const TCP_TO_FLAGS: usize = 14;
 const UDP_HEADER: usize = 8;
 const SCTP_HEADER: usize = 12;

@@ -1,5 +1,5 @@
-//! Frames as nmap and the kernel sent them between two network namespaces, captured with tcpdump on Ethernet and on
-//! the "any" device. Documentation addresses; 192.0.2.1 scans 192.0.2.2.
+//! Frames that nmap and the kernel sent between two network namespaces, captured with tcpdump on Ethernet and on the
+//! "any" device. They use documentation addresses: 192.0.2.1 scans 192.0.2.2.
 
 use super::super::{Delivery, LinkType, TcpFlags, Transport, Undecoded};
 use super::{assert_stable_when_cut, decode, decoded, hex};
@@ -10,7 +10,7 @@ pub(super) const SYN_SCAN: &str = "8adaa5b7660a a242bdbdc813 0800
 /// The same SYN on the "any" device, version 1.
 pub(super) const SYN_SCAN_SLL: &str = "0000 0001 0006 a242bdbdc8130000 0800
     4500002c242f00002606ec99c0000201c0000202 ab0c001750b6759800000000600204009eb00000020405b4";
-/// The same SYN on the "any" device, version 2: it arrived at interface 2.
+/// The same SYN on the "any" device, version 2; it arrived at interface 2.
 pub(super) const SYN_SCAN_SLL2: &str = "0800 0000 00000002 0001 00 06 a242bdbdc8130000
     4500002c242f00002606ec99c0000201c0000202 ab0c001750b6759800000000600204009eb00000020405b4";
 /// The reply, which the host itself sent.

@@ -71,7 +71,8 @@ fn first_fragment_without_flags_is_tiny() {
     for claimed in 0..16_u16 {
         let packet = ipv4_packet(6, MORE, claimed, &SYN);
         assert_stable_when_cut(LinkType::Raw, &packet);
-        // A receiver uses whole units of 8 bytes, so 15 bytes are 8: the flags in bytes 12 and 13 never reach it.
+        // A receiver uses whole units of 8 bytes and cuts 15 bytes down to 8, so it never reads the flags in bytes 12
+        // and 13.
         let ports = (claimed >= 8).then_some((40000, 23));
         assert_eq!(transport_of(&packet), Ok(Transport::TinyFragment { ports }), "{claimed} bytes");
     }

@@ -38,7 +38,7 @@ fn chain_is_followed_up_to_its_length() {
         let mut chain = [DESTINATION, 0, 1, 4, 0, 0, 0, 0].repeat(headers - 1);
         chain.extend([TCP, 0, 1, 4, 0, 0, 0, 0]);
         let packet = honest_ipv6(DESTINATION, &joined(&[&chain, &SYN]));
-        // 36 headers of eight bytes are the 288 that a capture has room for.
+        // 36 headers of eight bytes are 288 bytes, the maximum length that a capture has room for.
         let expected = if headers <= 36 { SYN_SEEN } else { Transport::HiddenHeader };
         assert_eq!(transport_of(&packet), Ok(expected), "{headers} headers");
     }
@@ -175,7 +175,7 @@ fn options_beyond_limit_hide_header() {
     assert!(matches!(transport(&packet(288)), Ok(Transport::Tcp { destination_port: 23, .. })));
     for bytes in [296, 1_200, 2_048] {
         assert_eq!(transport(&packet(bytes)), Ok(Transport::HiddenHeader), "{bytes}");
-        // As truncated by the capture.
+        // Truncated by the capture.
         assert_eq!(transport(&packet(bytes)[..60]), Ok(Transport::HiddenHeader), "{bytes}");
     }
 }

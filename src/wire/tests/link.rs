@@ -20,12 +20,12 @@ fn four_stacked_vlan_tags_are_opened() {
     }
 }
 
-/// Linux takes what is behind any number of tags without a number.
+/// Linux accepts packets behind any number of tags with VLAN number 0.
 #[test]
 fn many_zero_tags_hide_packet() {
     for (kind, packet) in [([0x08, 0x00], syn()), ([0x86, 0xdd], honest_ipv6(6, &SYN))] {
         for tags in 0..=12 {
-            // The priority must not be taken for the version of an IP header.
+            // The priority must not be mistaken for the version of an IP header.
             let tag = [[0x40, 0], [0x60, 0], [0, 0], [0xf0, 0]][tags % 4];
             let mut stack = [tag, [0x81, 0]].concat().repeat(tags);
             let end = stack.len().saturating_sub(2);
@@ -40,10 +40,11 @@ fn many_zero_tags_hide_packet() {
             let seen = if tags > 4 { Transport::HiddenHeader } else { SYN_SEEN };
             let first = if tags > 0 { [0x81, 0] } else { kind };
             let mut frames = vec![(LinkType::Ethernet, ether(first)), (LinkType::Sll2, cooked(first))];
-            // Since Linux 6.11, which gives up behind eight.
+            // As in Linux 6.11 and later, which does not look behind more than eight tags.
             frames.push((LinkType::Sll2, cooked(if tags > 8 { [0, 0] } else { kind })));
             for (link, frame) in frames {
-                // Cut off, such a tag cannot be told from an IPv6 header, and a frame without a type from one that is no IP.
+                // If truncated, such a tag looks like an IPv6 header, and a frame without an EtherType looks like one
+                // without IP.
                 if tags % 4 != 1 && frame[..2] != [0, 0] {
                     assert_stable_when_cut(link, &frame);
                 }
