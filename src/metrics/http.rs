@@ -1,5 +1,5 @@
-//! An HTTP listener that only answers `GET /metrics`, one small request per connection. It does not use a web server
-//! library, because such a library would run with this program's permissions for the firewall.
+//! Listens for HTTP and answers only `GET /metrics`, one small request per connection. A web server library is avoided,
+//! because it would run with this program's permission to change the firewall.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -11,21 +11,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-/// The longest request that is read.
+/// Maximum length of a request, in bytes.
 const MAX_REQUEST_LEN: usize = 8 << 10;
-/// Clients at one time.
+/// Maximum number of simultaneous clients.
 const MAX_CLIENTS: usize = 8;
-/// How long a client may take for its request and for the answer.
+/// Time limit for a client's request and for the response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Requests for the figures, each with the place for its answer.
+/// Requests for the metrics, each with a channel for its response.
 pub struct Scrapes(mpsc::Receiver<oneshot::Sender<String>>);
 
 impl Scrapes {
     /// Listens at `address`.
     ///
     /// # Errors
-    /// What the system says.
+    /// Any error of the system.
     pub async fn listen(address: SocketAddr) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let (wanted, scrapes) = mpsc::channel(MAX_CLIENTS);
@@ -33,7 +33,7 @@ impl Scrapes {
         Ok(Self(scrapes))
     }
 
-    /// The next one. Safe to cancel.
+    /// The channel for the response to the next request. Cancel-safe.
     pub async fn next(&mut self) -> oneshot::Sender<String> {
         match self.0.recv().await {
             Some(wanted) => wanted,
@@ -46,11 +46,11 @@ async fn accept(listener: TcpListener, wanted: mpsc::Sender<oneshot::Sender<Stri
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors, as a rule.
+            // Usually no descriptor is available.
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         };
-        // Above the bound the connection is closed again.
+        // Above the maximum number of clients the connection is closed immediately.
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let wanted = wanted.clone();
             tokio::spawn(async move {
@@ -67,7 +67,7 @@ async fn metrics(wanted: mpsc::Sender<oneshot::Sender<String>>) -> Option<String
     text.await.ok()
 }
 
-/// Reads one request and answers it; `metrics` is asked only where they are wanted.
+/// Reads one request and answers it. `metrics` is awaited only for a valid request for the metrics.
 async fn answer(mut stream: TcpStream, metrics: impl Future<Output = Option<String>>) -> std::io::Result<()> {
     let mut request = Vec::new();
     let mut part = [0; 1024];

@@ -1,4 +1,4 @@
-//! Exposes the sensor's metrics in the OpenMetrics text format, over HTTP. Counts nothing itself.
+//! Exposes the sensor's metrics in the OpenMetrics text format over HTTP. Counts nothing itself.
 //!
 //! References: <https://prometheus.io/docs/practices/naming/>.
 
@@ -16,45 +16,45 @@ use crate::engine::{Class, Grade};
 use crate::sensor::{REACTIONS, SensorMetrics};
 use crate::types::Backend;
 
-/// What the sensor does not count itself.
+/// Metrics that the sensor does not count itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// Seconds since 1970 at which the program started.
+    /// Start time of the program, in seconds since 1970.
     pub started: f64,
     /// Bans that should be in force.
     pub intended: u64,
-    /// How many elements each of the two sets holds; `None` where nothing is blocked with nftables.
+    /// Maximum number of elements in each of the two sets; `None` if nothing is blocked with nftables.
     pub capacity: Option<u64>,
-    /// Events that came faster than they could be logged.
+    /// Number of events that were lost because they arrived faster than they could be logged.
     pub events_lost: u64,
-    /// Prefixes that are never blocked.
+    /// Number of prefixes that are never blocked.
     pub allowed: u64,
-    /// `None` where this host is in no fleet.
+    /// `None` if this host is in no fleet.
     pub fleet: Option<FleetSnapshot>,
 }
 
-/// What the daemon counts of a fleet.
+/// Metrics of the daemon's part in a fleet.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct FleetSnapshot {
-    /// There is a connection to the server.
+    /// True while there is a connection to the server.
     pub connected: bool,
-    /// Targets that are blocked, or would be.
+    /// Number of targets that are blocked, or would be without shadow mode.
     pub bans: u64,
-    /// Targets that wait for a report of another author.
+    /// Number of targets that need a report of another author.
     pub waiting: u64,
-    /// Reports that were counted.
+    /// Number of accepted reports.
     pub accepted: u64,
-    /// Reports that count for nothing.
+    /// Number of refused reports.
     pub refused: u64,
 }
 
-/// The text of all figures, in the format OpenMetrics 1.0.
+/// Formats all metrics in the format OpenMetrics 1.0.
 #[must_use]
 pub fn text(metrics: &Arc<SensorMetrics>, snapshot: Snapshot) -> String {
     let mut registry = Registry::with_prefix("portsentry");
     registry.register_collector(Box::new(All { metrics: Arc::clone(metrics), snapshot }));
     let mut text = String::new();
-    // A string takes everything.
+    // Writing to a string cannot fail.
     let _ = text::encode(&mut text, &registry);
     text
 }
@@ -67,7 +67,7 @@ struct All {
 
 type Labels = Vec<(&'static str, &'static str)>;
 
-/// Values of one family, with their labels.
+/// The values of one metric family, with their labels.
 struct Family {
     kind: MetricType,
     values: Vec<(Labels, f64)>,
@@ -113,7 +113,7 @@ fn seconds(micros: u64) -> f64 {
     std::time::Duration::from_micros(micros).as_secs_f64()
 }
 
-/// Exact up to 2^53, which no figure here reaches.
+/// Exact up to 2^53, which no metric here reaches.
 #[expect(clippy::cast_precision_loss, reason = "more than 2^53 packets take a century")]
 fn float(value: u64) -> f64 {
     value as f64
