@@ -1,11 +1,11 @@
-//! Users of the server, as lines for its ACL file: the ACL makes the host in a key its author.
+//! Formats the users of the server as lines for its ACL file. The ACL guarantees that the host in a key is its author.
 
 use super::key::{Author, HostName, Keyspace};
 
-/// The user of a host: reads all of the fleet, and writes only its own reports and notices.
+/// The user of a host, which may read all of the fleet and write only its own reports and notices.
 ///
-/// The permissions to publish and to subscribe are selectors of their own: a rule that may subscribe to all channels could
-/// otherwise publish on all of them, too.
+/// Publishing and subscribing have separate selectors: a single selector that permits subscribing to all channels would
+/// also permit publishing on all of them.
 #[must_use]
 pub fn host(keys: &Keyspace, host: &HostName, user: &str, password: &str) -> String {
     let own = Author::Host(host.clone());
@@ -18,7 +18,7 @@ pub fn host(keys: &Keyspace, host: &HostName, user: &str, password: &str) -> Str
     )
 }
 
-/// The operator's user: reads all of the fleet, and writes only lifts and the notices about them.
+/// The operator's user, which may read all of the fleet and write only lifts and the notices about them.
 #[must_use]
 pub fn operator(keys: &Keyspace, user: &str, password: &str) -> String {
     let (reports, lifts) = (keys.reports(), keys.lifts());

@@ -9,10 +9,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes that may arrive for one request, or for one notice.
+/// Maximum number of bytes that may arrive for one request or one notice.
 pub(super) const MAX_REPLY_LEN: usize = 4 << 20;
 
-/// The bytes that may still arrive; renewed by each request and each notice.
+/// Number of bytes that may still arrive. Each request and each notice resets it.
 #[derive(Clone, Default)]
 pub(super) struct Allowance(Arc<State>);
 
@@ -23,7 +23,7 @@ struct State {
 }
 
 impl Allowance {
-    /// What has arrived is dealt with, or a request is about to be sent.
+    /// Resets the number of bytes, after a notice was handled or before a request is sent.
     pub(super) fn renew(&self) {
         self.0.left.store(MAX_REPLY_LEN, Ordering::Relaxed);
     }
@@ -33,7 +33,7 @@ impl Allowance {
     }
 }
 
-/// A stream that fails after its allowance.
+/// A stream that fails when its allowance is used up.
 pub(super) struct Bounded<S> {
     stream: S,
     allowance: Allowance,
@@ -60,7 +60,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        // One read may go past the end; the buffer bounds by how much.
+        // One read may exceed the allowance by at most the size of the buffer.
         let read = buffer.filled().len().saturating_sub(before);
         self.allowance.0.left.store(left.saturating_sub(read), Ordering::Relaxed);
         Poll::Ready(Ok(()))

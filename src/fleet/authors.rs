@@ -1,4 +1,4 @@
-//! State of the other authors: the sequence numbers of their notices, and which of their reports are ignored.
+//! Tracks the other authors: the sequence numbers of their notices, and the authors whose reports are ignored.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,50 +7,50 @@ use super::key::Author;
 use crate::control::fleet_protocol::{IgnoredAuthor, MAX_IGNORED};
 use crate::types::{LineLimiter, Timestamp, TokenBucket};
 
-/// Authors that are remembered; notices of others are read, and gaps in them are not noticed.
+/// Maximum number of tracked authors. Notices of further authors are read, but gaps in them are not detected.
 const MAX_AUTHORS: usize = 16_384;
 
-/// Notices of one author that are read in a minute. An honest host has fewer reports in an hour.
+/// Maximum number of notices of one author that are read per minute. An honest host has fewer reports in an hour.
 const MAX_NOTICES_PER_MINUTE: u32 = 600;
 
-/// Scans that gaps in the numbers of one author may cause in an hour.
+/// Maximum number of scans per hour because of gaps in the sequence numbers of one author.
 const MAX_GAPS_PER_HOUR: u32 = 4;
 
-/// Keys of one author that are read in one scan.
+/// Maximum number of keys of one author that are read in one scan.
 const MAX_KEYS_PER_SCAN: u32 = 10_000;
 
-/// Lines of the log about one author in an hour.
+/// Maximum number of log lines about one author per hour.
 const MAX_LINES_PER_HOUR: u32 = 8;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 struct Known {
-    /// Number of the last notice.
+    /// Sequence number of the last notice.
     sequence: Option<u64>,
     notices: TokenBucket,
     gaps: TokenBucket,
-    /// Keys in the scan that runs.
+    /// Number of keys found by the current scan.
     scanned: u32,
     blame: Option<Blame>,
 }
 
 struct Blame {
     reason: String,
-    /// When the log has last named it.
+    /// When the log last named this author.
     named: Timestamp,
     last: Timestamp,
     times: u64,
     lines: LineLimiter,
 }
 
-/// What to do about a notice.
+/// How to handle a notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Its number is the next one.
+    /// The sequence number is the expected one.
     Next,
-    /// Notices were missed, or the author has begun anew.
+    /// Notices were missed, or the author has restarted.
     Gap,
-    /// The author sends too many.
+    /// The author sends too many notices.
     TooMany,
 }
 
@@ -71,7 +71,7 @@ impl Authors {
         }))
     }
 
-    /// Notes a notice of this number.
+    /// Records a notice with this sequence number; returns how to handle it.
     pub(super) fn note(&mut self, author: &Author, sequence: u64, now: Timestamp) -> Order {
         let Some(known) = self.get(author) else { return Order::Next };
         if !known.notices.take(now) {
@@ -82,25 +82,25 @@ impl Authors {
         if is_next || !known.gaps.take(now) { Order::Next } else { Order::Gap }
     }
 
-    /// Forgets the numbers: notices may have been missed, and a scan follows.
+    /// Forgets the sequence numbers. Notices may have been missed, so a scan follows.
     pub(super) fn forget_sequences(&mut self) {
         self.0.values_mut().for_each(|known| known.sequence = None);
     }
 
-    /// A scan begins.
+    /// Resets the counters at the start of a scan.
     pub(super) fn begin_scan(&mut self) {
         self.0.values_mut().for_each(|known| known.scanned = 0);
     }
 
-    /// False where a scan has found too many keys of this author.
+    /// False if the current scan has found too many keys of this author.
     pub(super) fn admit_scanned(&mut self, author: &Author) -> bool {
         let Some(known) = self.get(author) else { return true };
         known.scanned = known.scanned.saturating_add(1);
         known.scanned <= MAX_KEYS_PER_SCAN
     }
 
-    /// Notes that something of this author is ignored. True where the log should name it: once an hour, and for new reasons a
-    /// bounded number of times.
+    /// Records that data of this author is ignored. Returns true if this should be logged: once an hour, and a limited
+    /// number of times for new reasons.
     pub(super) fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) -> bool {
         let Some(known) = self.get(author) else { return false };
         let is_first = known.blame.is_none();
@@ -121,7 +121,7 @@ impl Authors {
         true
     }
 
-    /// Authors of which something was ignored within the last hour.
+    /// Authors whose data was ignored within the last hour.
     pub(super) fn ignored(&self, now: Timestamp) -> Vec<IgnoredAuthor> {
         let mut found: Vec<_> = self
             .0

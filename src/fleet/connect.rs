@@ -17,16 +17,16 @@ use tokio_rustls::TlsConnector;
 
 use crate::config::{Fleet, FleetUrl};
 
-/// How long the server may take for a connection, and for each answer.
+/// Timeout for connecting to the server, and for each of its answers.
 pub(super) const SERVER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The certificates that Debian and Ubuntu trust.
+/// The CA certificates that Debian and Ubuntu trust.
 const SYSTEM_CA_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// A password has at most this many bytes.
+/// Maximum length of a password in bytes.
 const MAX_PASSWORD_LEN: usize = 1024;
 
-/// Why the settings of `[fleet]` cannot be used.
+/// Reasons why the settings of `[fleet]` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     #[error("fleet.url is empty: this host is in no fleet; see docs/fleet.md")]
@@ -45,7 +45,7 @@ pub enum SetupError {
     ServerName(String),
 }
 
-/// How to reach the server, with the password and the certificates that were read for it.
+/// The address of the server, with the password and the certificates for it.
 pub(super) struct Endpoint {
     pub(super) url: FleetUrl,
     pub(super) user: String,
@@ -57,7 +57,7 @@ impl Endpoint {
     /// Reads the password and the certificates.
     ///
     /// # Errors
-    /// Where one of them is missing, or others may read the password.
+    /// One of them is missing, or other users can read the password.
     pub(super) fn open(fleet: &Fleet) -> Result<Self, SetupError> {
         let url = fleet.url.clone().ok_or(SetupError::NotJoined)?;
         let password = read_password(&fleet.credentials)?;
@@ -72,7 +72,7 @@ impl Endpoint {
         Ok(Self { url, user: fleet.user().to_owned(), password, tls })
     }
 
-    /// Connects, within [`SERVER_TIMEOUT`].
+    /// Connects to the server within [`SERVER_TIMEOUT`].
     pub(super) async fn connect(&self) -> io::Result<Box<dyn Stream>> {
         timeout(SERVER_TIMEOUT, self.open_stream()).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
@@ -95,7 +95,7 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// Reads the password's file: one line, which only the owner of the file may read.
+/// Reads the password file: one line, in a file that only its owner can read.
 pub(super) fn read_password(path: &Path) -> Result<String, SetupError> {
     let failed = |error| SetupError::Password { path: path.to_owned(), error };
     let file = File::open(path).map_err(failed)?;
@@ -117,7 +117,7 @@ fn client_config(path: &Path) -> Result<ClientConfig, SetupError> {
     let text = fs::read(path).map_err(|error| failed(error.to_string()))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&text) {
-        // The system's list may hold certificates that rustls does not take.
+        // The system's list may contain certificates that rustls does not accept. They are skipped.
         let _ = roots.add(certificate.map_err(|error| failed(format!("{error:?}")))?);
     }
     if roots.is_empty() {

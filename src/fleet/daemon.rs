@@ -1,4 +1,5 @@
-//! The two connections to the daemon's fleet socket: one for requests, and one on which the daemon names its own bans.
+//! Manages the two connections to the daemon's fleet socket: one for requests, and one on which the daemon reports its
+//! own bans.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,16 +12,16 @@ use tokio::time::{sleep, timeout};
 
 use crate::control::fleet_protocol::{FleetReply, FleetRequest, MAX_FLEET_LINE_LEN, OwnBanEvent};
 
-/// How long the daemon may take for an answer.
+/// Timeout for an answer from the daemon.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait before the daemon is asked for its bans again.
+/// Delay before the connection for own bans is opened again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Changes of own bans that wait to be handled.
+/// Maximum number of queued changes of own bans.
 const MAX_EVENTS: usize = 256;
 
-/// The connection for requests. It is opened by the first request, and again after it has broken.
+/// The connection for requests. The first request opens it, and so does the next one after it has broken.
 pub(super) struct Daemon {
     path: PathBuf,
     stream: Option<BufReader<UnixStream>>,
@@ -33,7 +34,8 @@ impl Daemon {
         Self { path: path.to_owned(), stream: None, is_away: false, has_returned: false }
     }
 
-    /// Has the daemon do something. False where it did not answer, which a line in the log says; the next request connects again.
+    /// Sends a request to the daemon. Returns false if there is no answer, and logs the first such failure. The next
+    /// request connects again.
     pub(super) async fn ask(&mut self, request: &FleetRequest) -> bool {
         let answer = match timeout(ANSWER_TIMEOUT, self.exchange(request)).await {
             Ok(Ok(FleetReply::Refused { reason })) => Err(reason),
@@ -60,7 +62,7 @@ impl Daemon {
         !self.is_away
     }
 
-    /// True once after the daemon was away: it has missed reports.
+    /// Returns true once after the daemon was unreachable, during which it has missed reports.
     pub(super) fn has_returned(&mut self) -> bool {
         std::mem::take(&mut self.has_returned)
     }
@@ -79,21 +81,21 @@ impl Daemon {
     }
 }
 
-/// A change of own bans, or of the connection that names them.
+/// A change of own bans, or of the connection that reports them.
 #[derive(Debug)]
 pub(super) enum OwnNews {
-    /// From here on the daemon names all bans in force, and then every change.
+    /// The connection is new: the daemon now reports all bans in force, and then every change.
     Connected,
     Changed(OwnBanEvent),
 }
 
-/// Follows the daemon's own bans for as long as the receiver lives.
+/// Receives the daemon's own bans until the receiver is dropped.
 pub(super) fn watch(path: &Path) -> mpsc::Receiver<OwnNews> {
     let (sender, receiver) = mpsc::channel(MAX_EVENTS);
     let path = path.to_owned();
     tokio::spawn(async move {
         while !sender.is_closed() {
-            // Why it has ended is what requests fail with, too.
+            // The error is not logged here, because requests fail with the same one.
             let _ = follow(&path, &sender).await;
             sleep(RETRY_DELAY).await;
         }
@@ -114,14 +116,14 @@ async fn follow(path: &Path, news: &mpsc::Sender<OwnNews>) -> io::Result<()> {
     loop {
         read_line(&mut stream, &mut line).await?;
         match OwnBanEvent::parse(&line).map_err(io::Error::other)? {
-            // The bans in force come again with the next connection.
+            // The daemon reports the bans in force again on the next connection.
             OwnBanEvent::Lost { .. } => return Ok(()),
             event => send(OwnNews::Changed(event)).await?,
         }
     }
 }
 
-/// Reads a whole line.
+/// Reads a complete line; fails if the stream ends before it or the line is too long.
 async fn read_line(stream: &mut BufReader<UnixStream>, line: &mut Vec<u8>) -> io::Result<()> {
     line.clear();
     stream.take(MAX_FLEET_LINE_LEN as u64).read_until(b'\n', line).await?;

@@ -1,4 +1,4 @@
-//! Names of keys and channels on the server, and their strict reader: other hosts write them.
+//! Builds and strictly parses the names of keys and channels on the fleet's server. Other hosts write these names.
 //!
 //! | name | written by | read by |
 //! |---|---|---|
@@ -7,17 +7,18 @@
 //! | `portsentry:FLEET:news:HOST` (channel) | the host itself | all |
 //! | `portsentry:FLEET:news:@operator` (channel) | the operator | all |
 //!
-//! The author of a report is the host in its key: the server's ACL lets no other user write there ([`super::acl`]).
+//! The author of a report is the host in its key: the server's ACL permits no other user to write there
+//! ([`super::acl`]).
 
 use std::fmt;
 
 use crate::config::parse_fleet_name;
 use crate::types::BanTarget;
 
-/// The longest key that can be well-formed, in bytes: two names of 63 bytes and the longest target.
+/// Maximum length of a well-formed key in bytes: two names of 63 bytes and the longest target.
 pub const MAX_KEY_LEN: usize = 256;
 
-/// Stands where a host stands in the channel of the operator's notices. No host can have this name.
+/// Replaces the host name in the channel of the operator's notices. No host can have this name.
 const OPERATOR: &str = "@operator";
 
 /// The name of a host in the fleet.
@@ -25,10 +26,10 @@ const OPERATOR: &str = "@operator";
 pub struct HostName(Box<str>);
 
 impl HostName {
-    /// Reads a name.
+    /// Parses a host name.
     ///
     /// # Errors
-    /// A sentence where it has other characters than `a-z`, `0-9` and `-`, or too many.
+    /// A message if `text` is too long or has characters other than `a-z`, `0-9` and `-`.
     pub fn parse(text: &str) -> Result<Self, String> {
         parse_fleet_name(text).map(|name| Self(name.into()))
     }
@@ -69,14 +70,14 @@ pub struct Key {
     pub target: BanTarget,
 }
 
-/// A key that is not used, with its author where the name has one.
+/// A key that is refused, with its author if the key names one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadKey {
     pub author: Option<Author>,
     pub reason: &'static str,
 }
 
-/// The names of one fleet.
+/// The key and channel names of one fleet.
 #[derive(Clone, Debug)]
 pub struct Keyspace {
     /// `portsentry:FLEET:`
@@ -84,7 +85,7 @@ pub struct Keyspace {
 }
 
 impl Keyspace {
-    /// The names of the fleet `name`, which [`parse_fleet_name`] has accepted.
+    /// Creates the names of the fleet `name`, which [`parse_fleet_name`] has accepted.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self { prefix: format!("portsentry:{name}:") }
@@ -139,10 +140,11 @@ impl Keyspace {
         format!("{}news:*", self.prefix)
     }
 
-    /// Reads a key that the server names. Only what [`Keyspace::key`] writes is read: the text form of a target is unique.
+    /// Parses a key from the server. Accepts only the form that [`Keyspace::key`] writes, so that each target has one
+    /// key.
     ///
     /// # Errors
-    /// The author, so that the log can name it, and the reason.
+    /// The reason, and the author for the log, if the key names one.
     pub fn parse(&self, key: &[u8]) -> Result<Key, BadKey> {
         let bad = |author, reason| BadKey { author, reason };
         let rest = key.strip_prefix(self.prefix.as_bytes()).ok_or(bad(None, "is of another fleet"))?;

@@ -1,5 +1,5 @@
-//! The fleet process: sends this host's bans to the server, and the reports of others to the daemon, which decides
-//! about them. Stores nothing that cannot be read again from the server or the daemon.
+//! Runs the fleet process: sends this host's bans to the server, and the reports of other hosts to the daemon, which
+//! judges them. Stores nothing that cannot be read again from the server or the daemon.
 
 use std::time::Duration;
 
@@ -17,32 +17,33 @@ use crate::clock::boot_time;
 use crate::control::fleet_protocol::{FleetRequest, LINK_INTERVAL_S, LinkState};
 use crate::types::{Backoff, BanTarget, Span, Timestamp};
 
-/// The longest delay between two attempts to connect.
+/// Maximum delay between two attempts to connect.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Attempts in a second that all hosts together may begin when the server has ended all connections at once.
+/// Maximum number of connection attempts per second that all hosts together begin after the server has ended all
+/// connections at once.
 const CONNECTS_PER_SECOND: u32 = 500;
 
-/// A connection that has held for so long was a success.
+/// A connection that lasted this long counts as successful.
 const STABLE: Duration = Duration::from_secs(30);
 
-/// How often own keys are looked after.
+/// Interval at which own keys are checked and renewed.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long an idle connection goes without a sign of life.
+/// Interval between pings on an idle connection.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long to wait after the server has refused a report.
+/// Delay after the server has refused a report.
 const REFUSED_DELAY: Duration = Duration::from_secs(30);
 
-/// How long to wait for the next attempt to connect. `chance` is from 0 to 1.
+/// Delay before the next attempt to connect. `chance` is from 0 to 1.
 fn retry_delay(backoff: Duration, hosts: u32, chance: f64) -> Duration {
-    // The first attempt of a large fleet is spread, too.
+    // The first attempts of a large fleet are spread as well.
     let spread = Duration::from_secs(1) * hosts / CONNECTS_PER_SECOND;
     (backoff + spread).mul_f64(0.5 + chance)
 }
 
-/// This host in the fleet.
+/// The state of the fleet process.
 pub(super) struct Member {
     endpoint: Endpoint,
     keys: Keyspace,
@@ -50,21 +51,21 @@ pub(super) struct Member {
     relay: Relay,
     daemon: Daemon,
     scan: Schedule,
-    /// Hosts that were told of the last report.
+    /// Number of hosts that received the last notice.
     told: u32,
     link: LinkState,
     next: Deadlines,
-    /// Where the last check of own keys has ended.
+    /// The target at which the last check of own keys ended.
     checked: Option<BanTarget>,
 }
 
-/// When something is due again.
+/// Times at which recurring work is due.
 #[derive(Default)]
 struct Deadlines {
     heartbeat: Timestamp,
     ping: Timestamp,
     upkeep: Timestamp,
-    /// Not before this: the server refuses what is written.
+    /// Earliest time of the next write, after the server has refused one.
     write: Timestamp,
 }
 
@@ -124,12 +125,12 @@ impl Member {
         Ok(server)
     }
 
-    /// The number of hosts, as far as it is known.
+    /// The number of hosts, as far as known.
     fn hosts(&self) -> u32 {
         self.relay.hosts().max(self.told)
     }
 
-    /// Follows the daemon while the server is away.
+    /// Waits for `delay` while the server is unreachable, and follows the daemon's bans meanwhile.
     async fn wait(&mut self, delay: Duration, news: &mut mpsc::Receiver<OwnNews>) {
         let end = boot_time().after(delay);
         loop {
@@ -149,7 +150,7 @@ impl Member {
         }
     }
 
-    /// Works with a connection until it ends; returns why.
+    /// Works on a connection until it ends; returns the reason.
     async fn session(&mut self, server: &mut Server, news: &mut mpsc::Receiver<OwnNews>) -> ServerError {
         let now = boot_time();
         self.own.renew_all(now);
@@ -181,10 +182,10 @@ impl Member {
         }
     }
 
-    /// Takes the notices that wait.
+    /// Handles the queued notices.
     fn notices(&mut self, first: Incoming, server: &mut Server, now: Timestamp) {
         let mut next = Some(first);
-        // As many as can have waited; those that arrive meanwhile are next.
+        // At most as many as the queue holds. Notices that arrive meanwhile are handled in the next round.
         for _ in 0..MAX_NOTICES {
             let Some(incoming) = next else { return };
             if self.relay.incoming(incoming, self.hosts(), now) {
@@ -194,7 +195,7 @@ impl Member {
         }
     }
 
-    /// When [`Member::work`] has something to do.
+    /// When [`Member::work`] is next due.
     fn next_due(&self, now: Timestamp) -> Timestamp {
         let due = [self.next.heartbeat, self.next.ping, self.next.upkeep, self.scan.due()].into_iter().min();
         let mut due = due.unwrap_or(now);
@@ -208,7 +209,7 @@ impl Member {
         let now = boot_time();
         match news {
             Some(OwnNews::Connected) => {
-                // It may be a new process, which knows nothing of the reports.
+                // The daemon may be a new process, which has no reports yet.
                 self.next.heartbeat = now;
                 self.own.connected(now);
             }
@@ -217,7 +218,7 @@ impl Member {
         }
     }
 
-    /// Does what is due.
+    /// Does the work that is due.
     async fn work(&mut self, server: &mut Server) -> Result<(), ServerError> {
         let now = boot_time();
         if now >= self.next.write {
@@ -243,7 +244,7 @@ impl Member {
         Ok(())
     }
 
-    /// Writes new reports and deletes old ones.
+    /// Writes new reports and deletes withdrawn ones.
     async fn write(&mut self, server: &mut Server, now: Timestamp) -> Result<(), ServerError> {
         let withdrawn = self.own.take_withdrawn();
         server.withdraw(&withdrawn).await?;
@@ -264,7 +265,7 @@ impl Member {
         }
     }
 
-    /// Keeps own keys on the server: renews them, and writes those again that it has lost.
+    /// Renews own keys on the server, and writes lost ones again.
     async fn upkeep(&mut self, server: &mut Server, now: Timestamp) -> Result<(), ServerError> {
         self.own.expire(now);
         let some = self.own.some_written(self.checked);
@@ -301,7 +302,7 @@ impl Member {
         self.heartbeat(boot_time()).await;
     }
 
-    /// Tells the daemon how the connection is.
+    /// Reports the state of the connection to the daemon.
     async fn heartbeat(&mut self, now: Timestamp) {
         self.next.heartbeat = now.after(Duration::from_secs(LINK_INTERVAL_S));
         let request = FleetRequest::Link { state: self.link.clone(), ignored: self.relay.ignored(now) };

@@ -1,5 +1,5 @@
-//! Shares bans with other hosts through Valkey or Redis: the process of `portsentry fleet`, and its commands. The
-//! packet path does not depend on it, and the daemon decides about every report.
+//! Shares bans with other hosts through Valkey or Redis: runs the process `portsentry fleet` and its commands. The
+//! packet path does not depend on it, and the daemon judges every report.
 
 pub mod acl;
 mod allowance;
@@ -30,7 +30,7 @@ use own::OwnReports;
 use server::Server;
 pub use server::ServerError;
 
-/// Why `portsentry fleet` has failed.
+/// Reasons why `portsentry fleet` fails.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
     #[error(transparent)]
@@ -51,11 +51,10 @@ impl FleetError {
     }
 }
 
-/// Runs what the command line asks for; writes to `out` what a command answers.
+/// Runs the subcommand of `options`, or the fleet process if there is none. Writes the output of a command to `out`.
 ///
 /// # Errors
-/// Where the settings are wrong, or the server does not do it. The process that is connected to the server ends only for wrong
-/// settings.
+/// The settings are wrong, or the server refuses a command. The fleet process ends only for wrong settings.
 pub fn run(options: &FleetOptions, out: &mut impl Write) -> Result<(), FleetError> {
     let config = Config::load_or_builtin(options.config.as_deref())?;
     match &options.command {
@@ -68,10 +67,10 @@ pub fn run(options: &FleetOptions, out: &mut impl Write) -> Result<(), FleetErro
     }
 }
 
-/// Tries whether the server takes this host.
+/// Checks whether the server accepts this host.
 ///
 /// # Errors
-/// What is wrong with the settings, or with the connection.
+/// The settings are wrong, or the connection fails.
 pub fn probe(fleet: &Fleet) -> Result<(), FleetError> {
     let endpoint = Endpoint::open(fleet)?;
     on_runtime(async {
@@ -88,11 +87,11 @@ fn join(fleet: &Fleet) -> Result<(), FleetError> {
     let endpoint = Endpoint::open(fleet)?;
     let host = HostName::parse(&fleet.host).map_err(|_| SetupError::NotJoined)?;
     let keys = Keyspace::new(&fleet.name);
-    // Others take the jump after a restart for a gap, which is what it is.
+    // Other hosts treat the jump after a restart as a gap, which is correct: notices may be missing.
     let own = OwnReports::new(host, fleet.accept.max_per_author_per_hour, random()?.into());
     on_runtime(async {
         let news = daemon::watch(&fleet.socket);
-        // A refusal has no harm: then the process was not started by systemd.
+        // The error is harmless: it means that systemd did not start this process.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         Member::new(endpoint, keys, own, Daemon::new(&fleet.socket)).run(news).await
     })?
@@ -116,7 +115,7 @@ fn print_acl(fleet: &Fleet, options: &AclOptions, out: &mut impl Write) -> Resul
     writeln!(out, "{line}").map_err(FleetError::system("write to standard output"))
 }
 
-/// 32 random bytes as text.
+/// Generates a password from 32 random bytes.
 fn new_password() -> Result<String, FleetError> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| FleetError::System("get random bytes", error.into()))?;
@@ -127,7 +126,7 @@ fn random() -> Result<u32, FleetError> {
     getrandom::u32().map_err(|error| FleetError::System("get random bytes", error.into()))
 }
 
-/// A random number from 0 to 1, so that hosts do not act at the same time.
+/// A random number from 0 to 1, which spreads the actions of many hosts over time.
 fn chance() -> Result<f64, FleetError> {
     Ok(f64::from(random()?) / f64::from(u32::MAX))
 }
@@ -152,7 +151,8 @@ fn lift_bans(fleet: &Fleet, options: &LiftOptions, out: &mut impl Write) -> Resu
     .map_err(FleetError::system("write to standard output"))
 }
 
-/// Any bytes as the name of a key or channel, and as a value: what is read, reads the same as it is written.
+/// Parses `bytes` as a key, a channel and a value, and asserts that each accepted one is written in the same form. For
+/// the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let keys = Keyspace::new("lab");

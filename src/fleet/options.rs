@@ -1,4 +1,4 @@
-//! The command line of `portsentry fleet`.
+//! Defines the command line of `portsentry fleet`.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -9,25 +9,25 @@ use crate::control::fleet_protocol::OwnBanEvent;
 use crate::engine::{Class, Grade};
 use crate::types::{BanTarget, Timestamp};
 
-/// Bans that are kept in mind; later ones are not reported.
+/// Maximum number of tracked bans; further ones are not reported.
 const MAX_OWN: usize = 65_536;
 
-/// Reports in one message to the server.
+/// Maximum number of reports in one message to the server.
 const MAX_BATCH: usize = 64;
 
-/// The span in which a number of new reports is allowed.
+/// Interval for which the number of new reports is limited.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// How long the daemon may take to name the bans in force once it is connected.
+/// Time within which the daemon reports all bans in force after it is connected.
 const CONFIRM_TIME: Duration = Duration::from_secs(30);
 
 struct OwnReport {
     report: Report,
     /// When the ban ends.
     ends: Timestamp,
-    /// When the key has to be written again; `None` until it is written first.
+    /// When the key has to be written again; `None` until it is written for the first time.
     renew: Option<Timestamp>,
-    /// When the daemon has last named the ban.
+    /// When the daemon last reported the ban.
     named: Timestamp,
 }
 
@@ -35,21 +35,21 @@ struct OwnReport {
 pub(super) struct OwnReports {
     author: Author,
     reports: BTreeMap<BanTarget, OwnReport>,
-    /// Targets that wait for their first report.
+    /// Targets whose first report is not written yet.
     pending: VecDeque<BanTarget>,
     /// Targets whose keys are to be deleted.
     withdrawn: Vec<BanTarget>,
-    /// When new reports were made within the last hour.
+    /// Times of the new reports within the last hour.
     made: VecDeque<Timestamp>,
-    /// New reports that are allowed in an hour.
+    /// Maximum number of new reports per hour.
     limit: usize,
     sequence: u64,
-    /// When the daemon has begun to name all bans in force.
+    /// When the daemon began to report all bans in force.
     connected: Option<Timestamp>,
 }
 
 impl OwnReports {
-    /// No reports yet. The number of the first notice is one above `sequence`.
+    /// Starts without reports. The sequence number of the first notice is one above `sequence`.
     pub(super) fn new(host: HostName, limit: u32, sequence: u64) -> Self {
         Self {
             author: Author::Host(host),
@@ -67,12 +67,12 @@ impl OwnReports {
         &self.author
     }
 
-    /// The daemon is about to name all bans in force. What it does not name is over.
+    /// Called when the daemon begins to report all bans in force. Bans that it does not report have ended.
     pub(super) fn connected(&mut self, now: Timestamp) {
         self.connected = Some(now);
     }
 
-    /// Takes what the daemon says of its own bans.
+    /// Applies a change of the daemon's own bans.
     pub(super) fn apply(&mut self, event: &OwnBanEvent, now: Timestamp) {
         match event {
             OwnBanEvent::Ban { target, remaining_s, grade, distinct_ports, class } => {
@@ -97,7 +97,7 @@ impl OwnReports {
         let (ends, sequence) = (now.after(left), self.sequence);
         if let Some(known) = self.reports.get_mut(&target) {
             (known.ends, known.named) = (ends, now);
-            // Better evidence is news; a repetition is none.
+            // Better evidence is reported again; the same evidence is not.
             if (known.report.grade, grade) == (Grade::Forgeable, Grade::Proven) {
                 known.report = Report { class, ports, grade, sequence };
                 self.pending.push_back(target);
@@ -117,13 +117,13 @@ impl OwnReports {
         }
     }
 
-    /// The reports that are to be written now, with new numbers; each counts against the limit of an hour. Call
-    /// [`OwnReports::written`] once the server has them, or [`OwnReports::put_back`].
+    /// Returns the reports that are due to be written, with new sequence numbers. Each counts against the hourly limit.
+    /// Call [`OwnReports::written`] once the server has stored them, otherwise [`OwnReports::put_back`].
     pub(super) fn take_pending(&mut self, now: Timestamp) -> Vec<(Key, Report, Duration)> {
         self.made.retain(|at| now.since(*at) < HOUR);
         let mut batch = Vec::new();
         while batch.len() < MAX_BATCH && self.made.len() < self.limit {
-            // Proven evidence first: it is what most hosts of a fleet act on.
+            // Proven evidence first, because most hosts of a fleet act on it.
             let proven =
                 |target: &BanTarget| self.reports.get(target).is_some_and(|known| known.report.grade == Grade::Proven);
             let place = self.pending.iter().position(proven).unwrap_or(0);
@@ -139,7 +139,7 @@ impl OwnReports {
         batch
     }
 
-    /// The server has these.
+    /// Records that the server has stored these reports.
     pub(super) fn written(&mut self, batch: &[(Key, Report, Duration)], now: Timestamp) {
         for (key, _, left) in batch {
             if let Some(known) = self.reports.get_mut(&key.target) {
@@ -148,20 +148,20 @@ impl OwnReports {
         }
     }
 
-    /// The server did not take these.
+    /// Queues these reports again after the server did not store them.
     pub(super) fn put_back(&mut self, batch: &[(Key, Report, Duration)]) {
         for (key, ..) in batch.iter().rev() {
             self.pending.push_front(key.target);
         }
     }
 
-    /// True where a report waits that the limit of an hour allows.
+    /// True if a report is pending and the hourly limit permits it.
     pub(super) fn has_pending(&self, now: Timestamp) -> bool {
         let made = self.made.iter().filter(|at| now.since(**at) < HOUR).count();
         !self.pending.is_empty() && made < self.limit
     }
 
-    /// The next keys that are to be deleted.
+    /// The next batch of keys to delete.
     pub(super) fn take_withdrawn(&mut self) -> Vec<Key> {
         let rest = self.withdrawn.len().saturating_sub(MAX_BATCH);
         let targets = self.withdrawn.split_off(rest);
@@ -172,7 +172,7 @@ impl OwnReports {
         !self.withdrawn.is_empty()
     }
 
-    /// The keys that are to be written again now, because their time is half over or the server has lost them.
+    /// The reports that are due to be written again: half of their time is over, or the server has lost them.
     pub(super) fn renewals(&self, now: Timestamp) -> Vec<(Key, Report, Duration)> {
         let due = self.reports.iter().filter(|(_, known)| known.renew.is_some_and(|at| at <= now) && known.ends > now);
         let report = |(target, known): (&BanTarget, &OwnReport)| {
@@ -181,14 +181,14 @@ impl OwnReports {
         due.take(MAX_BATCH).map(report).collect()
     }
 
-    /// Has every key written again: the server may have lost them all.
+    /// Schedules every key to be written again, because the server may have lost them all.
     pub(super) fn renew_all(&mut self, now: Timestamp) {
         for known in self.reports.values_mut() {
             known.renew = known.renew.map(|_| now);
         }
     }
 
-    /// Has these keys written again.
+    /// Schedules these keys to be written again.
     pub(super) fn renew(&mut self, keys: &[Key], now: Timestamp) {
         for key in keys {
             if let Some(known) = self.reports.get_mut(&key.target) {
@@ -197,7 +197,7 @@ impl OwnReports {
         }
     }
 
-    /// Some keys that the server should have, in turns: those after `last`.
+    /// The next batch of keys after `last` that the server should have.
     pub(super) fn some_written(&self, last: Option<BanTarget>) -> Vec<Key> {
         let later = self
             .reports
@@ -206,7 +206,7 @@ impl OwnReports {
         written.map(|(target, _)| Key { author: self.author.clone(), target: *target }).collect()
     }
 
-    /// Forgets the bans that have ended, and those that the daemon no longer names.
+    /// Drops the bans that have ended, and those that the daemon no longer reports.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let since = self.connected.take_if(|since| now.since(*since) >= CONFIRM_TIME);
         let mut gone = Vec::new();

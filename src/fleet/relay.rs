@@ -1,5 +1,5 @@
-//! Relays the reports of other hosts from the server to the daemon: notices contain keys, keys are read in batches, and
-//! valid reports are passed on. Invalid ones are counted, and their authors logged.
+//! Relays the reports of other hosts from the server to the daemon. Notices name keys, which are read in batches. It
+//! passes valid reports on, counts invalid ones and logs their authors.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -14,21 +14,22 @@ use crate::clock::boot_time;
 use crate::control::fleet_protocol::{FleetReport, FleetRequest, IgnoredAuthor, MAX_REPORTS};
 use crate::types::{BanTarget, Timestamp};
 
-/// Keys that notices have named and that were not read yet; above it a scan has to find them.
+/// Maximum number of keys that notices have named and that are not read yet. Further keys are left to a scan.
 const MAX_WAITING: usize = 4096;
 
-/// Lifts that are remembered.
+/// Maximum number of remembered lifts.
 const MAX_LIFTS: usize = 65_536;
 
-/// Keys that all hosts together may read in a second for one notice: they are spread over so much time.
+/// Maximum number of keys per second that all hosts together read because of one notice. The reads are spread over time
+/// to stay below it.
 const READS_PER_SECOND: u32 = 20_000;
 
 pub(super) struct Relay {
     own: Author,
     authors: Authors,
-    /// Targets whose reports are not handed on, and until when.
+    /// Targets whose reports are not passed on, each with the end of its lift.
     lifts: HashMap<BanTarget, Timestamp>,
-    /// The lifts on the server are known; until then no report is handed on.
+    /// True once the lifts on the server are known. Before that no report is passed on.
     knows_lifts: bool,
     waiting: Vec<Key>,
     named: HashSet<Key>,
@@ -48,7 +49,7 @@ impl Relay {
         }
     }
 
-    /// Hosts that are known.
+    /// Number of known hosts, including this one.
     pub(super) fn hosts(&self) -> u32 {
         u32::try_from(self.authors.len()).unwrap_or(u32::MAX).saturating_add(1)
     }
@@ -57,7 +58,7 @@ impl Relay {
         self.authors.ignored(now)
     }
 
-    /// The connection is new: nothing is known of what was said before.
+    /// Resets the state for a new connection: earlier notices may have been missed.
     pub(super) fn connected(&mut self) {
         self.waiting.clear();
         self.named.clear();
@@ -68,12 +69,12 @@ impl Relay {
         self.authors.forget_sequences();
     }
 
-    /// When keys have to be read.
+    /// When the next keys are due to be read.
     pub(super) fn due(&self) -> Option<Timestamp> {
         (self.knows_lifts && !self.waiting.is_empty()).then_some(self.due)
     }
 
-    /// Takes a notice. True where a scan is needed, because one was missed.
+    /// Handles a notice. Returns true if a scan is needed because an earlier notice was missed.
     pub(super) fn incoming(&mut self, incoming: Incoming, hosts: u32, now: Timestamp) -> bool {
         let (author, notice) = match incoming {
             Incoming::Notice(author, _) | Incoming::Bad(author, _) if author == self.own => return false,
@@ -105,7 +106,7 @@ impl Relay {
         is_gap
     }
 
-    /// Reads the keys that notices have named, and hands them to the daemon.
+    /// Reads the keys that notices have named, and passes their reports on to the daemon.
     pub(super) async fn deliver(&mut self, server: &mut Server, daemon: &mut Daemon) -> Result<(), ServerError> {
         let batch: Vec<Key> = self.waiting.drain(..self.waiting.len().min(MAX_REPORTS)).collect();
         for key in &batch {
@@ -136,7 +137,7 @@ impl Relay {
             }
             page => page?,
         };
-        // The server's time alone: that of the daemon says nothing of other hosts.
+        // Only the server's time counts: the time that the daemon takes says nothing about the server's load.
         let took = started.elapsed();
         let keys = self.readable(&names, &scan, server);
         for batch in keys.chunks(MAX_REPORTS) {
@@ -158,7 +159,7 @@ impl Relay {
         Ok(())
     }
 
-    /// The keys of a page that are to be read.
+    /// The keys of a page that have to be read.
     fn readable(&mut self, names: &[Vec<u8>], scan: &Scan, server: &Server) -> Vec<Key> {
         let now = boot_time();
         let mut keys = Vec::with_capacity(names.len());
@@ -180,7 +181,7 @@ impl Relay {
         keys
     }
 
-    /// Reads at most [`MAX_REPORTS`] keys and hands the daemon what is well-formed.
+    /// Reads at most [`MAX_REPORTS`] keys and passes the well-formed reports on to the daemon.
     async fn hand_on(&mut self, keys: &[Key], server: &mut Server, daemon: &mut Daemon) -> Result<(), ServerError> {
         let entries = server.read(keys).await?;
         let now = boot_time();
@@ -204,13 +205,13 @@ impl Relay {
         Ok(())
     }
 
-    /// No report of the target is handed on while the lift stands.
+    /// Records a lift and sends it to the daemon. No report of the target is passed on during the lift.
     async fn lift(&mut self, target: BanTarget, left: Duration, now: Timestamp, daemon: &mut Daemon) {
         if self.lifts.len() >= MAX_LIFTS && !self.lifts.contains_key(&target) {
             tracing::warn!("adminalert: fleet: there are more than {MAX_LIFTS} lifts; that of {target} is ignored");
             return;
         }
-        // Also where it is known: the daemon may be a new process.
+        // Also sent if the lift is already known, because the daemon may be a new process.
         daemon.ask(&FleetRequest::Lift { target: target.to_string() }).await;
         self.lifts.insert(target, now.after(left));
     }

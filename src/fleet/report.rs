@@ -1,5 +1,5 @@
-//! The values on the server: reports, lifts and notices, as JSON with a version. Other hosts write them, so they are
-//! parsed strictly and with a length limit.
+//! Defines the values on the server: reports, lifts and notices, as JSON with a version. Other hosts write them, so
+//! they are parsed strictly and with a length limit.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -9,27 +9,27 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Class, Grade};
 use crate::types::BanTarget;
 
-/// The longest value or notice that is read, in bytes.
+/// Maximum length of a value or notice, in bytes.
 pub const MAX_VALUE_LEN: usize = 256;
 
-/// The longest remaining time of a report or a lift.
+/// Maximum remaining time of a report or a lift.
 pub const MAX_REMAINING: Duration = Duration::from_secs(4 * 3600);
 
 const VERSION: u32 = 1;
 
-/// What a host says of a source: the value of a report's key.
+/// A host's report about a source: the value of a report's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Class of the last probe.
     pub class: Class,
-    /// Distinct closed ports that count for the grade.
+    /// Number of distinct closed ports that count towards the grade.
     pub ports: u32,
     pub grade: Grade,
-    /// Number of the author's notice about it.
+    /// Sequence number of the author's notice about this report.
     pub sequence: u64,
 }
 
-/// A value or notice that is not used.
+/// The reason why a value or notice is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadValue(pub &'static str);
 
@@ -57,10 +57,10 @@ impl Report {
         json(&ReportWire { v: VERSION, class, ports: self.ports, grade, seq: self.sequence })
     }
 
-    /// Reads the value of a report's key.
+    /// Parses the value of a report's key.
     ///
     /// # Errors
-    /// Where it is too long, of another version, or anything else than [`Report::to_json`] writes.
+    /// The value is too long, has another version, or differs in form from the output of [`Report::to_json`].
     pub fn parse(value: &[u8]) -> Result<Self, BadValue> {
         let ReportWire { class, ports, grade, seq, .. } = parse(value)?;
         let class = Class::ALL.into_iter().find(|one| one.key() == class).ok_or(BadValue("has an unknown class"))?;
@@ -69,10 +69,10 @@ impl Report {
     }
 }
 
-/// A hint that a key has changed. The key is the truth.
+/// Announces that a key has changed. Only the value of the key is authoritative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// One more than that of the author's notice before; a gap means that one was missed.
+    /// One more than in the author's previous notice; a gap means that a notice was missed.
     pub sequence: u64,
     pub target: BanTarget,
 }
@@ -92,7 +92,7 @@ impl Notice {
         json(&NoticeWire { v: VERSION, seq: self.sequence, target: self.target.to_string().into() })
     }
 
-    /// Reads the text of a notice.
+    /// Parses the text of a notice.
     ///
     /// # Errors
     /// As for [`Report::parse`].
@@ -137,14 +137,14 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, BadValue> {
 }
 
 fn json(value: &impl Serialize) -> String {
-    // Numbers and strings: there is nothing that could not be written.
+    // Cannot fail: the value consists of numbers and strings.
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// What a PTTL reply in milliseconds says of a key.
+/// Converts a PTTL reply in milliseconds to the remaining time of a key.
 ///
 /// # Errors
-/// Where the key has no end, or one later than [`MAX_REMAINING`]; and where it is gone.
+/// The key has expired, never expires, or expires later than [`MAX_REMAINING`] allows.
 pub fn remaining(pttl: i64) -> Result<Duration, BadValue> {
     match u64::try_from(pttl).map(Duration::from_millis) {
         Ok(remaining) if remaining <= MAX_REMAINING => Ok(remaining),

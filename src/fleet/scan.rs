@@ -1,41 +1,41 @@
-//! Schedules the complete scans of the fleet: the cost of a scan on the server grows with the number of reports, and
-//! every host scans, so hosts of a larger fleet scan less often.
+//! Schedules the complete scans of the fleet. The cost of a scan on the server grows with the number of reports, and
+//! every host scans. For this reason, hosts of a larger fleet scan less often.
 
 use std::time::Duration;
 
 use super::key::Keyspace;
 use crate::types::Timestamp;
 
-/// Scans in a second that all hosts together begin, after the server was away and for gaps. One of 100,000 reports takes the
-/// server some tenths of a second.
+/// Maximum number of scans per second that all hosts together begin after an outage of the server or a gap. One scan of
+/// 100,000 reports takes the server some tenths of a second.
 const SCANS_PER_SECOND: u32 = 2;
 
-/// The shortest time between two scans.
+/// Minimum time between two scans.
 const MIN_GAP: Duration = Duration::from_secs(30);
 
-/// Time between two scans without a reason: renewed reports are found by it.
+/// Limits for the time between two scans without a cause. These scans find renewed reports.
 const MIN_PERIOD: Duration = Duration::from_secs(15 * 60);
 const MAX_PERIOD: Duration = Duration::from_secs(100 * 60);
-/// This much for each host, within these limits.
+/// Time between two such scans for each host of the fleet, within these limits.
 const PERIOD_PER_HOST: Duration = Duration::from_millis(600);
 
-/// A page that takes longer is the work of a busy server.
+/// A page that takes longer than this means that the server is busy.
 const BUSY: Duration = Duration::from_millis(100);
 
-/// Names that are asked for at once.
+/// Number of names requested in one page.
 const PAGE: usize = 256;
 
-/// Names that one scan reads at most.
+/// Maximum number of names that one scan reads.
 const MAX_NAMES: usize = 4_000_000;
 
-/// What a scan reads. Lifts come first, so that no report of a lifted ban is handed to the daemon.
+/// The keys that a scan reads. Lifts come first, so that no report of a lifted ban is passed on to the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pass {
     Lifts,
     Reports,
 }
 
-/// A scan that runs.
+/// The state of a running scan.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scan {
     pub(super) pass: Pass,
@@ -52,28 +52,28 @@ impl Scan {
     }
 }
 
-/// What a page was, for the scan.
+/// The state of the scan after a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     More,
     Done,
-    /// There are more names than a fleet has.
+    /// The server has more names than a fleet can have.
     TooMany,
 }
 
-/// When the next page is due.
+/// Decides when the next page of a scan is due.
 pub(super) struct Schedule {
     due: Timestamp,
     running: Option<Scan>,
     ended: Option<Timestamp>,
-    /// Smaller where a page of the scan was too large.
+    /// Names per page; fewer after a page was too large.
     page: usize,
-    /// A scan that goes on with the next connection.
+    /// A scan that continues on the next connection.
     broken_off: Option<Scan>,
 }
 
 impl Schedule {
-    /// The first scan is due at once.
+    /// Starts with a scan that is due immediately.
     pub(super) fn new() -> Self {
         Self { due: Timestamp::ZERO, running: None, ended: None, page: PAGE, broken_off: None }
     }
@@ -86,17 +86,17 @@ impl Schedule {
         self.page
     }
 
-    /// The connection is new. `hosts` is the size of the fleet, `chance` from 0 to 1.
+    /// Schedules a scan on a new connection. `hosts` is the size of the fleet, `chance` is from 0 to 1.
     pub(super) fn connected(&mut self, (hosts, chance): (u32, f64), now: Timestamp) {
-        // The others write their reports again in the meantime.
+        // Meanwhile the other hosts write their reports again.
         let settle = if self.ended.is_some() { Duration::from_secs(2) } else { Duration::from_millis(100) };
         let spread = Duration::from_secs(1).max(Duration::from_secs(1) * hosts / SCANS_PER_SECOND);
-        // Cursors of a server that was away are worth nothing.
+        // The running scan is dropped: its cursor is not valid after an outage of the server.
         self.running = self.broken_off.take();
         self.due = if self.running.is_some() { now } else { now.after(settle + spread.mul_f64(chance)) };
     }
 
-    /// Something was missed.
+    /// Schedules a scan because notices were missed.
     pub(super) fn request(&mut self, (hosts, chance): (u32, f64), now: Timestamp) {
         let gap = MIN_GAP.max(Duration::from_secs(1) * hosts / SCANS_PER_SECOND);
         let earliest = self.ended.map_or(now, |ended| ended.after(gap)).max(now);
@@ -105,7 +105,7 @@ impl Schedule {
         }
     }
 
-    /// The scan whose next page is due; true where it begins with it.
+    /// Returns the scan whose next page is due, and whether this page is its first.
     pub(super) fn take(&mut self, now: Timestamp) -> Option<(Scan, bool)> {
         if now < self.due {
             return None;
@@ -114,7 +114,7 @@ impl Schedule {
         Some((self.running.take().unwrap_or(Scan { pass: Pass::Lifts, cursor: 0, names: 0 }), begins))
     }
 
-    /// A page of `names` was read in `took`, and the server names the cursor of the next one.
+    /// Records that a page of `names` names was read in `took`, and the server's cursor of the next page.
     pub(super) fn advance(
         &mut self,
         mut scan: Scan,
@@ -137,20 +137,20 @@ impl Schedule {
         Progress::More
     }
 
-    /// True where the scan goes on with the next connection.
+    /// True if the scan continues on the next connection.
     pub(super) fn is_broken_off(&self) -> bool {
         self.broken_off.is_some()
     }
 
-    /// A page was too large, and the connection has ended for it: the rest of the scan is read in smaller pages. Not where
-    /// they cannot be smaller.
+    /// Records that a page was too large and ended the connection. The rest of the scan is read in smaller pages; if
+    /// they cannot be smaller, the scan is dropped.
     pub(super) fn shrink(&mut self, scan: Scan) {
         let can = self.page > 1;
         self.page = (self.page / 16).max(1);
         self.broken_off = can.then_some(scan);
     }
 
-    /// The scan has ended.
+    /// Ends the scan and schedules the next one.
     pub(super) fn end(&mut self, (hosts, chance): (u32, f64), now: Timestamp) {
         self.running = None;
         self.page = PAGE;
@@ -160,8 +160,8 @@ impl Schedule {
     }
 }
 
-/// How long to wait after a page: half of the time is left to others, and far more where the server is busy, so that many
-/// hosts that scan at once do not keep each other waiting.
+/// Delay after a page. Half of the time is left to other hosts, and far more if the server is busy, so that many hosts
+/// that scan at once do not delay each other.
 fn pause(took: Duration) -> Duration {
     took.saturating_add(took.saturating_sub(BUSY).saturating_mul(20))
 }

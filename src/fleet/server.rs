@@ -1,5 +1,5 @@
-//! The connection to the fleet's server: typed commands, and the notices of other hosts. Data from the server uses a
-//! limited amount of memory.
+//! Manages the connection to the fleet's server: sends typed commands and receives the notices of other hosts. Data
+//! from the server uses a limited amount of memory.
 
 use std::io;
 use std::sync::Arc;
@@ -21,13 +21,13 @@ use super::key::{Author, Key, Keyspace};
 use super::report::{BadValue, MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
 use crate::types::printable::quotable;
 
-/// Notices that wait to be read; those above it count as missed.
+/// Maximum number of queued notices; further ones count as missed.
 pub(super) const MAX_NOTICES: usize = 4096;
 
-/// The server's words about a failure are cut to so many bytes.
+/// Maximum length in bytes of a quoted error message from the server.
 const MAX_DETAIL_LEN: usize = 200;
 
-/// Why the server did not do something.
+/// Reasons why a command to the server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error("{0}")]
@@ -47,20 +47,20 @@ pub enum ServerError {
 }
 
 impl ServerError {
-    /// True where the connection can still be used.
+    /// True if the connection can still be used after this error.
     pub(super) fn leaves_connection(&self) -> bool {
         matches!(self, Self::Full(_) | Self::Denied(_))
     }
 }
 
-/// What arrives on the channels of the fleet.
+/// A message on one of the fleet's channels.
 #[derive(Debug)]
 pub(super) enum Incoming {
     Notice(Author, Notice),
     Bad(Author, BadValue),
 }
 
-/// What a key holds.
+/// The contents of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Report(Report, Duration),
@@ -69,7 +69,7 @@ pub(super) enum Entry {
     Bad(BadValue),
 }
 
-/// A connection, which is subscribed to the notices of the fleet.
+/// A connection to the server, which also receives the notices of the fleet.
 pub(super) struct Server {
     connection: MultiplexedConnection,
     pub(super) keys: Keyspace,
@@ -82,7 +82,7 @@ pub(super) struct Server {
 impl Server {
     /// Connects and logs in. Notices arrive after [`Server::subscribe`].
     pub(super) async fn connect(endpoint: &Endpoint, keys: Keyspace) -> Result<Self, ServerError> {
-        // A certificate has words of its own.
+        // A certificate error may quote text that the server chose.
         let failed = |error: io::Error| ServerError::Connect(quotable(&error.to_string(), MAX_DETAIL_LEN));
         let stream = endpoint.connect().await.map_err(failed)?;
         let allowance = Allowance::default();
@@ -91,7 +91,7 @@ impl Server {
         let missed = Arc::new(AtomicBool::new(false));
         let push = push_handler(keys.clone(), allowance.clone(), sender, Arc::clone(&missed));
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(SERVER_TIMEOUT)).set_push_sender(push);
-        // The library's name is sent by a command that the ACL does not permit.
+        // The client crate announces its name with a command that the ACL does not permit.
         let login = RedisConnectionInfo::default()
             .set_protocol(ProtocolVersion::RESP3)
             .set_username(&endpoint.user)
@@ -104,29 +104,30 @@ impl Server {
         Ok(Self { connection, keys, allowance, notices, missed, driver })
     }
 
-    /// Asks for the notices of the whole fleet.
+    /// Subscribes to the notices of the whole fleet.
     pub(super) async fn subscribe(&mut self) -> Result<(), ServerError> {
         self.allowance.renew();
         let channels = self.keys.channels();
         self.connection.psubscribe(channels).await.map_err(|error| explain(&error, &self.allowance))
     }
 
-    /// The next notice; `None` where the connection has ended. Safe to cancel.
+    /// The next notice; `None` if the connection has ended. Cancel safe.
     pub(super) async fn next_notice(&mut self) -> Option<Incoming> {
         self.notices.recv().await
     }
 
-    /// A notice that has arrived already.
+    /// The next notice, if one has already arrived.
     pub(super) fn waiting_notice(&mut self) -> Option<Incoming> {
         self.notices.try_recv().ok()
     }
 
-    /// True once where notices were lost since the last call.
+    /// True if notices were lost since the last call.
     pub(super) fn has_missed(&self) -> bool {
         self.missed.swap(false, Ordering::Relaxed)
     }
 
-    /// Writes the reports, each with its remaining time, and says so to the fleet. Returns how many hosts were told, at most.
+    /// Writes the reports, each with its remaining time, and publishes a notice of each. Returns the highest number of
+    /// hosts that received one of the notices.
     pub(super) async fn publish(&mut self, reports: &[(Key, Report, Duration)]) -> Result<u64, ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
@@ -143,7 +144,7 @@ impl Server {
         Ok(told)
     }
 
-    /// Writes the reports again, without a notice.
+    /// Writes the reports again without publishing notices.
     pub(super) async fn renew(&mut self, reports: &[(Key, Report, Duration)]) -> Result<(), ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
@@ -153,7 +154,7 @@ impl Server {
         replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
     }
 
-    /// Lifts the fleet's bans of a target for `left`, in the operator's name.
+    /// Lifts the fleet's bans of a target for `left`. Requires the operator's user.
     pub(super) async fn lift(&mut self, key: &Key, sequence: u64, left: Duration) -> Result<(), ServerError> {
         let mut commands = pipe();
         set(&mut commands, &self.keys.key(key), &lift_json(), left);
@@ -163,7 +164,7 @@ impl Server {
         replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
     }
 
-    /// Deletes own keys.
+    /// Deletes keys of this host.
     pub(super) async fn withdraw(&mut self, keys: &[Key]) -> Result<(), ServerError> {
         let mut commands = pipe();
         for key in keys {
@@ -173,7 +174,7 @@ impl Server {
         replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
     }
 
-    /// What each of these keys holds. Of a value no more is fetched than a report can have.
+    /// Reads the contents of these keys. Of a longer value only the first bytes are fetched.
     pub(super) async fn read(&mut self, keys: &[Key]) -> Result<Vec<Entry>, ServerError> {
         let mut commands = pipe();
         for key in keys {
@@ -195,7 +196,7 @@ impl Server {
         Ok(entries)
     }
 
-    /// Which of these keys the server has, in their order.
+    /// Returns for each of these keys, in order, whether the server has it.
     pub(super) async fn has(&mut self, keys: &[Key]) -> Result<Vec<bool>, ServerError> {
         let mut commands = pipe();
         for key in keys {
@@ -205,7 +206,8 @@ impl Server {
         replies.into_iter().map(|reply| Ok(self.accept(reply)? != Value::Int(-2))).collect()
     }
 
-    /// One page of the names that match `pattern`, and the cursor of the next page, 0 after the last one.
+    /// Reads one page of the names that match `pattern`, and the cursor of the next page, which is 0 after the last
+    /// one.
     pub(super) async fn scan(
         &mut self,
         cursor: u64,
@@ -219,7 +221,7 @@ impl Server {
         page.map_err(|error| explain(&error, &self.allowance))
     }
 
-    /// Asks for a sign of life.
+    /// Checks that the server answers.
     pub(super) async fn ping(&mut self) -> Result<(), ServerError> {
         self.allowance.renew();
         let pong = cmd("PING").query_async::<Value>(&mut self.connection).await;
@@ -264,7 +266,8 @@ fn read_entry(key: &Key, value: &Value, pttl: i64) -> Entry {
     read.unwrap_or_else(Entry::Bad)
 }
 
-/// Takes what the server sends unasked. It runs where the connection is read, so it only parses and queues.
+/// Handles messages that the server pushes. Runs in the task that reads the connection, so it only parses and queues
+/// them.
 fn push_handler(
     keys: Keyspace,
     allowance: Allowance,
@@ -306,7 +309,7 @@ fn explain(error: &RedisError, allowance: &Allowance) -> ServerError {
     }
 }
 
-/// The server's words.
+/// The server's error message, quoted and cut.
 fn detail(error: &RedisError) -> String {
     let text = error.detail().map_or_else(|| error.to_string(), str::to_owned);
     quotable(&text, MAX_DETAIL_LEN)
