@@ -28,7 +28,7 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
             "it depends on where classic was started; write its whole path into allow.files, or name it with --ignore";
         return output.left_out("allow", entry, why);
     }
-    // Debian makes the file of this one and of the host's own addresses, which need no entry here.
+    // Debian generates the ignore file from this one and the host's own addresses, which need no entry here.
     let made_of = format!("{path}.static");
     let (path, result) = match read(Path::new(&made_of)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => (path, read(Path::new(path))),
@@ -46,7 +46,7 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
     }
 }
 
-/// Writes the entries of `ignore`, which the option `named_by` names, or else the operator.
+/// Writes the entries of `ignore`, which comes from the option `named_by` or from the operator.
 fn write_networks(ignore: &[Source], named_by: Option<&Entry>, output: &mut Output) {
     let networks: BTreeSet<IpNet> =
         ignore.iter().flat_map(|source| networks(source, named_by.is_some(), output)).collect();
@@ -60,13 +60,14 @@ fn write_networks(ignore: &[Source], named_by: Option<&Entry>, output: &mut Outp
     output.document.set("allow", "networks", &Value::Texts(texts.collect()), &remark);
 }
 
-/// The networks of an ignore file. `skips_wrong`: a wrong line is left out with a note, and is no error.
+/// Parses the networks of an ignore file. If `skips_wrong` is true, an invalid line is left out with a note and is no
+/// error.
 fn networks(source: &Source, skips_wrong: bool, output: &mut Output) -> Vec<IpNet> {
     if source.bytes.len() > MAX_LEN {
         output.errors.add(&source.name, None, None, "is larger than 1 MiB; name a portsentry.ignore");
         return Vec::new();
     }
-    // Bytes that are not UTF-8 can only be in a comment; elsewhere they are no network.
+    // Bytes that are not UTF-8 are valid only in a comment; elsewhere they do not parse as a network.
     let text = String::from_utf8_lossy(&source.bytes);
     let parsed = ignore_file::parse(&source.name, &text).or_else(|errors| {
         let mut wrong = BTreeSet::new();

@@ -1,7 +1,7 @@
 //! Translates BLOCK_ and KILL_ options to `expire`, `tcp.block`, `udp.block` and `[block]`.
 //!
-//! Classic runs shell lines to block; here the known ones become settings, and nothing is run for them. A line that
-//! needs a shell is never written into the output: the daemon has none.
+//! Classic runs shell lines to block. The known ones become settings, and nothing is run during the translation. A line
+//! that needs a shell is never written into the output, because the daemon does not run a shell.
 
 use super::command::{Block, ParsedCommand};
 use super::diagnostics::{quoted, shown};
@@ -12,10 +12,10 @@ use super::output::Output;
 use crate::config::{BlockPolicy, is_command_word, is_deny_line};
 use crate::types::RouteKind;
 
-/// What the KILL_ options come to, each with the line it comes from.
+/// The translation of the KILL_ options, each part with the line it comes from.
 #[derive(Default)]
 struct Plan<'o> {
-    /// Lines that block in a packet filter; true: with an answer.
+    /// Lines that block in a packet filter; true if the filter answers the packets.
     nft: Vec<(&'o Entry<'o>, bool)>,
     log: Option<(&'o Entry<'o>, String)>,
     route: Option<(&'o Entry<'o>, RouteKind)>,
@@ -23,9 +23,9 @@ struct Plan<'o> {
     run: Option<Run<'o>>,
     expire: Option<(&'o Entry<'o>, String)>,
     may_end: Option<(&'o Entry<'o>, &'static str)>,
-    /// KILL_RUN_CMD itself blocks.
+    /// True if KILL_RUN_CMD itself blocks.
     run_blocks: bool,
-    /// A KILL_ROUTE that is left out although it blocks.
+    /// A KILL_ROUTE that blocks, but is left out.
     lost_blocker: Option<&'o Entry<'o>>,
 }
 
@@ -33,7 +33,7 @@ struct Plan<'o> {
 struct Run<'o> {
     entry: &'o Entry<'o>,
     words: Vec<String>,
-    /// The command that takes it back, if one is known.
+    /// The command that reverts it, if one is known.
     undo: Vec<String>,
 }
 
@@ -82,7 +82,7 @@ fn policy<'o>(entry: &'o Entry<'o>, output: &mut Output) -> Option<(BlockPolicy,
 }
 
 impl<'o> Plan<'o> {
-    /// Adds the effects of `command`; `may_run`: if it is not recognised, it may become the command to run.
+    /// Adds the effects of `command`. If `may_run` is true, an unrecognised command may become the command to run.
     fn add(&mut self, entry: &'o Entry<'o>, command: ParsedCommand, may_run: bool, output: &mut Output) {
         let is_recognised = !command.blocks.is_empty() || command.undo.is_empty() && command.expire.is_some();
         for block in command.blocks {
@@ -127,7 +127,7 @@ impl<'o> Plan<'o> {
 
     fn add_hosts_deny(&mut self, options: &'o Options, output: &mut Output) {
         let Some(entry) = options.get("KILL_HOSTS_DENY") else { return };
-        // Classic wants a backslash before a percent sign, which its printf would take.
+        // Classic requires a backslash before a percent sign, because it passes the line to printf.
         let line = entry.value.trim().replace("\\%", "%");
         if is_deny_line(&line) {
             self.hosts_deny = Some((entry, line));
@@ -271,7 +271,7 @@ impl<'o> Plan<'o> {
     }
 }
 
-/// A remark as a sentence of its own.
+/// Formats a remark as a separate sentence.
 fn sentence(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), chars.as_str()))

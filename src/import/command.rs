@@ -1,6 +1,6 @@
-//! Recognises the commands that people write into KILL_ROUTE and KILL_RUN_CMD: a table of programs and words tells which
-//! block over a route or in a packet filter, log, or remove the ban later. Nothing is run, and a command that no row of the
-//! table fits stays a command of the user's own.
+//! Recognises the common commands in KILL_ROUTE and KILL_RUN_CMD. A table of programs and words determines whether a
+//! command blocks with a route or in a packet filter, logs, or removes the ban later. Nothing is run. A command that
+//! matches no row of the table remains a command of the user.
 
 use super::words::Line;
 use crate::config::{is_gateway, parse_expiry};
@@ -15,37 +15,37 @@ pub(super) enum Block {
     /// A packet filter rejects the packets with an answer.
     Reject,
     Route(RouteKind),
-    /// A route over an address that is none, such as the 333.444.555.666 of the classic examples: it never worked.
+    /// A route over an invalid address, such as the 333.444.555.666 of the classic examples. It has never worked.
     DeadGateway,
 }
 
-/// What a line of commands does.
+/// The effects of a line of commands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ParsedCommand {
     pub(super) blocks: Vec<Block>,
-    /// The limit at which it has blocked packets logged, "3/minute".
+    /// The rate limit for logging blocked packets, such as "3/minute".
     pub(super) log: Option<String>,
-    /// When it removes the ban again, "24h".
+    /// The time after which the line removes the ban, such as "24h".
     pub(super) expire: Option<String>,
-    /// It removes the ban, at once or later.
+    /// The line removes the ban, immediately or later.
     unblocks: bool,
-    /// It blocks some packets of the source only.
+    /// The line blocks only some packets of the source.
     pub(super) is_narrow: bool,
     /// Commands that are not recognised.
     pub(super) rest: Vec<String>,
-    /// The line as words, where it needs no shell.
+    /// The words of the line, if it needs no shell.
     pub(super) words: Option<Vec<String>>,
-    /// The command that takes back what these words do, where they are known to block in another firewall.
+    /// The command that reverts these words, if they are known to block in another firewall.
     pub(super) undo: Vec<String>,
-    /// What else may end the ban, at a time that the line does not tell.
+    /// Another event that may end the ban, at a time that the line does not contain.
     pub(super) may_end: Option<&'static str>,
 }
 
-/// What a recognised command does.
+/// The effect of a recognised command.
 #[derive(Clone, Copy)]
 enum Effect {
     Blocks(Block),
-    /// A route over the gateway that the command names.
+    /// A route over the gateway that the command contains.
     Gateway,
     Logs,
     Unblocks,
@@ -58,8 +58,8 @@ const BLACKHOLE: Effect = Blocks(Block::Route(RouteKind::Blackhole));
 const UNREACHABLE: Effect = Blocks(Block::Route(RouteKind::Unreachable));
 const PROHIBIT: Effect = Blocks(Block::Route(RouteKind::Prohibit));
 
-/// Programs, words that must be there, and the effect. The first row that fits counts; "|" separates alternatives, and "="
-/// an option from the word that must follow it.
+/// Programs, the words that a command must contain, and the effect. The first matching row counts. "|" separates
+/// alternatives, and "=" separates an option from the word that must follow it.
 const PATTERNS: [(&str, &str, Effect); 30] = [
     ("route", "del|delete", Unblocks),
     ("route", "add reject|-reject", UNREACHABLE),
@@ -98,14 +98,14 @@ const IPTABLES: &str = "iptables|ip6tables|iptables-nft|iptables-legacy|ip6table
 /// The examples of 2.0.x call the program "nftables".
 const NFT: &str = "nft|nftables";
 
-/// Words with which a blocking rule logs.
+/// Words that make a blocking rule log.
 const LOGGING: [(&str, &str); 4] = [("ipchains", "-l"), ("ipfwadm", "-o"), ("ipfw", "log"), (NFT, "log")];
 
-/// Words that restrict a blocking rule to some packets.
+/// Words that restrict a blocking rule to some of the packets.
 const NARROWING: [(&str, &str); 2] =
     [(IPTABLES, "-p|--protocol|--proto|--dport|--dports|-i|--in-interface"), (NFT, "dport|iif|iifname")];
 
-/// Commands that block in a firewall of their own, and the arguments that take it back for the target.
+/// Commands that block in their own firewall, and the arguments that unblock the target.
 const BLOCKERS: [(&str, &str, &str); 5] = [
     ("csf", "-td|--tempdeny", "-tr"),
     ("csf", "-d|--deny", "-dr"),
@@ -116,10 +116,10 @@ const BLOCKERS: [(&str, &str, &str); 5] = [
 
 const TARGET: &str = "$TARGET$";
 
-/// Where a packet filter logged without a limit: a flood must not fill the disk.
+/// The limit for a packet filter that logged without one, so that a flood does not fill the disk.
 const DEFAULT_LOG_RATE: &str = "3/minute";
 
-/// A megabyte of commands must not become as many settings.
+/// Limits the number of settings that one line of commands can produce.
 const MAX_BLOCKS: usize = 8;
 
 impl ParsedCommand {
@@ -127,7 +127,7 @@ impl ParsedCommand {
         Self::parse_line(line, true)
     }
 
-    /// `at_allowed`: commands for at(1) are recognised, which are not among commands for at(1).
+    /// Parses a line. `at_allowed` is false for the commands passed to at(1), which cannot contain further ones.
     fn parse_line(text: &str, at_allowed: bool) -> Self {
         let mut parsed = Self::default();
         let Some(line) = Line::split(text) else {
@@ -158,7 +158,7 @@ impl ParsedCommand {
         parsed
     }
 
-    /// `echo 'iptables -D …' | at now+24hour`: the ban's end.
+    /// Recognises `echo 'iptables -D …' | at now+24hour`, which ends the ban.
     fn add_later(&mut self, echo: &[String], at: &[String]) -> Option<()> {
         let text = echo.get(1..).filter(|_| matches!(program(echo), "echo" | "printf"))?.join(" ");
         let inner = Self::parse_line(&text, false);
@@ -167,7 +167,7 @@ impl ParsedCommand {
         Some(())
     }
 
-    /// `echo 'block in from …' | pfctl -f -`.
+    /// Recognises `echo 'block in from …' | pfctl -f -`.
     fn add_filter_rule(&mut self, echo: &[String]) -> Option<()> {
         let text = echo.join(" ");
         (program(echo) == "echo" && text.contains("block") && text.contains(TARGET)).then_some(())?;
@@ -179,11 +179,11 @@ impl ParsedCommand {
         let words = if program(words) == "sudo" { words.get(1..)? } else { words };
         let name = program(words);
         if name == "sed" {
-            // Takes the source out of the blocked file, or out of hosts.deny.
+            // The command removes the source from the blocked file, or from hosts.deny.
             let ours = words.iter().any(|word| word.contains("portsentry") || word.contains("hosts.deny"));
             return (ours && words.iter().any(|word| word.contains("/d"))).then(|| self.unblocks = true);
         }
-        // Arguments of nft may be one quoted word.
+        // The arguments of nft may be one quoted word.
         let text = words.join(" ").replace(['{', '}', ',', ';'], " ");
         let words = if is_one_of(NFT, name) {
             text.split_whitespace().collect()
@@ -231,7 +231,7 @@ fn program<W: AsRef<str>>(words: &[W]) -> &str {
     words.first().and_then(|path| path.as_ref().rsplit('/').next()).unwrap_or("")
 }
 
-/// The command that takes back what `words` do in a firewall of their own.
+/// The command that reverts `words`, if they block in a firewall of their own.
 fn undo(words: &[&str]) -> Option<Vec<String>> {
     let (path, name) = (*words.first()?, program(words));
     words.iter().any(|word| word.contains(TARGET)).then_some(())?;
@@ -250,7 +250,7 @@ fn undo(words: &[&str]) -> Option<Vec<String>> {
     Some([path].into_iter().chain(arguments.split(' ')).chain([TARGET]).map(str::to_owned).collect())
 }
 
-/// The time after which such a firewall itself ends the ban.
+/// The time after which such a firewall ends the ban by itself.
 fn own_expiry(words: &[&str]) -> Option<String> {
     let option = |names| {
         let joined = words.iter().filter_map(|word| word.split_once('='));
@@ -276,18 +276,19 @@ fn contains(words: &[&str], pattern: &str) -> bool {
     }
 }
 
-/// The word behind one of `names`.
+/// The word after one of `names`.
 fn after<'w>(words: &[&'w str], names: &str) -> Option<&'w str> {
     words.iter().skip_while(|word| !is_one_of(names, word)).nth(1).copied()
 }
 
-/// `… gw 192.0.2.254`, `… via 192.0.2.254`, `… $TARGET$ 127.0.0.1`: the gateway is named, or follows the target and its mask.
+/// Finds the gateway in `… gw 192.0.2.254`, `… via 192.0.2.254` or `… $TARGET$ 127.0.0.1`: it is named, or follows the
+/// target and its mask.
 fn gateway(words: &[&str]) -> Option<Block> {
     let mut behind = words.iter().skip_while(|word| !word.contains(TARGET)).skip(1).copied();
     let unnamed = || behind.find(|word| !word.starts_with('-') && *word != "netmask" && !word.starts_with("255."));
     let word = after(words, "gw|gateway|via").or_else(unnamed)?;
     match word.parse::<IpAddr>() {
-        // To this host itself is nowhere: the answers are lost, as in a blackhole.
+        // A route over this host itself loses the answers, as a blackhole does.
         Ok(address) if address.is_loopback() => Some(Block::Route(RouteKind::Blackhole)),
         Ok(address) if is_gateway(&address) => Some(Block::Route(RouteKind::Via(address))),
         Err(_) if word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => Some(Block::DeadGateway),
@@ -295,7 +296,7 @@ fn gateway(words: &[&str]) -> Option<Block> {
     }
 }
 
-/// "3/min" to "3/minute".
+/// Converts a rate such as "3/min" to "3/minute".
 fn rate(text: &str) -> Option<String> {
     let (number, unit) = text.split_once('/')?;
     let number: u32 = number.parse().ok().filter(|number| *number > 0)?;
@@ -304,13 +305,13 @@ fn rate(text: &str) -> Option<String> {
     Some(format!("{number}/{unit}"))
 }
 
-/// A time after which a firewall ends a block: seconds, or a span.
+/// Parses the time after which a firewall ends a block: seconds, or a span.
 fn timeout(text: &str) -> Option<String> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
     span(&if is_number { format!("{text}s") } else { text.to_owned() })
 }
 
-/// The words behind `at`, without blanks: "now+24hour" to "24h".
+/// Converts the words after `at`, without blanks, to a span: "now+24hour" to "24h".
 fn at_time(words: &str) -> Option<String> {
     // Options of at (-m, -M) come first.
     let (_, time) = words.split_once("now")?;
@@ -330,7 +331,7 @@ fn at_time(words: &str) -> Option<String> {
     span(&format!("{}{unit}", number.checked_mul(factor)?))
 }
 
-/// `text`, if it is a ban's length.
+/// Returns `text` if it is a valid length of a ban.
 fn span(text: &str) -> Option<String> {
     parse_expiry(text).ok().filter(|_| text != "never").map(|_| text.to_owned())
 }

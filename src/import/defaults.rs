@@ -1,4 +1,4 @@
-//! Parses Debian's `/etc/default/portsentry` to the modes. It is a shell script of assignments; nothing of it is run.
+//! Parses the modes in Debian's `/etc/default/portsentry`, a shell script of assignments. Nothing of it is run.
 
 use super::diagnostics::shown;
 use super::entry::Entry;
@@ -7,7 +7,7 @@ use super::output::Output;
 use super::words::Line;
 use super::{MAX_LEN, Source};
 
-/// Parses `source` to `TCP_MODE` and `UDP_MODE`; the last assignment counts, as in a shell.
+/// Parses `TCP_MODE` and `UDP_MODE` in `source`. The last assignment counts, as in a shell.
 pub(super) fn parse<'s>(source: &'s Source, output: &mut Output) -> Options<'s> {
     let file = source.name.as_str();
     let mut modes = Options::new(source);
@@ -41,9 +41,9 @@ pub(super) fn parse<'s>(source: &'s Source, output: &mut Output) -> Options<'s> 
     modes
 }
 
-/// The value that the shell would assign, where it need not run anything to know it.
+/// The value that the shell would assign, if it can be determined without running anything.
 fn word(value: &str) -> Option<String> {
-    // A comment behind it is the shell's, and fine.
+    // A trailing comment belongs to the shell syntax and is ignored.
     let words = Line::split(value.split(" #").next()?)?.words()?;
     match words.as_slice() {
         [] => Some(String::new()),

@@ -1,5 +1,5 @@
-//! Errors and notes about the translated files, each with file, line and option. Their number is limited per file,
-//! because a megabyte of junk has half a million invalid lines.
+//! Collects errors and notes about the translated files, each with file, line and option. Their number is limited per
+//! file, because a megabyte of junk has half a million invalid lines.
 
 use super::Sources;
 use serde::Serialize;
@@ -12,13 +12,13 @@ use crate::types::printable::is_hidden;
 /// An error or a note.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {
-    /// The file, as the operator named it.
+    /// Name of the file, as the operator gave it.
     pub file: String,
-    /// Line, from 1; `None` where it is about the file as a whole.
+    /// Line number from 1; `None` if the message is about the whole file.
     pub line: Option<usize>,
-    /// The option; `None` where it is about none.
+    /// The option; `None` if the message is not about a single option.
     pub key: Option<String>,
-    /// A sentence: what, and what to do.
+    /// A sentence that states the problem and the remedy.
     pub message: String,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Why there is no translation.
+/// Reasons why a translation fails.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A file cannot be read.
@@ -44,7 +44,8 @@ pub enum ImportError {
     /// The result cannot be written.
     #[error("{}: cannot be written: {error}{}", path.display(), remedy(error))]
     Write { path: PathBuf, error: io::Error },
-    /// The text is no configuration of PortSentry, or has errors: at least one, in the order of the text.
+    /// The text is not a configuration of PortSentry, or has errors. Contains at least one error, in the order of the
+    /// text.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Wrong(Vec<Diagnostic>),
 }
@@ -53,8 +54,8 @@ fn remedy(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::AlreadyExists { "; name another one, or add --force to replace it" } else { "" }
 }
 
-/// Diagnostics of one severity, kept by file in the order of the files; beyond the first hundred of a file they are
-/// only counted.
+/// Diagnostics of one severity, grouped by file in the order of the files. After the first hundred of a file, further
+/// ones are only counted.
 pub(super) struct Diagnostics(Vec<FileDiagnostics>);
 
 #[derive(Default)]
@@ -99,7 +100,7 @@ impl Diagnostics {
     }
 }
 
-/// `text` for a terminal and for a comment: unprintable characters are escaped, a long text is cut.
+/// Formats `text` for a terminal or a comment: unprintable characters are escaped, and a long text is cut.
 pub(super) fn shown(text: &str) -> String {
     const MAX_SHOWN: usize = 80;
     let mut shown: String = text.chars().take(MAX_SHOWN).map(|c| Printable(c).to_string()).collect();
@@ -109,12 +110,13 @@ pub(super) fn shown(text: &str) -> String {
     shown
 }
 
-/// [`shown`], in quotes.
+/// Formats `text` as [`shown`] does, in quotes.
 pub(super) fn quoted(text: &str) -> String {
     format!("\"{}\"", shown(text))
 }
 
-/// A character that stays on its line and moves nothing: controls, direction marks and the like as `\u{202e}`.
+/// Formats a character so that it cannot affect its surroundings: control characters, direction marks and the like
+/// are escaped as `\u{202e}`.
 pub(super) struct Printable(pub(super) char);
 
 impl fmt::Display for Printable {

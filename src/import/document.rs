@@ -1,5 +1,5 @@
-//! Formats keys, values and comments as a TOML file. The output is valid TOML for any input: texts are escaped,
-//! comments stay comments.
+//! Formats keys, values and comments as a TOML file. The result is valid TOML for any input: texts are escaped, and
+//! comments remain comments.
 
 use std::fmt;
 
@@ -28,7 +28,7 @@ impl fmt::Display for Value {
             Self::Number(number) => number.fmt(f),
             Self::Texts(texts) => {
                 let texts: Vec<String> = texts.iter().map(|text| Self::text(text).to_string()).collect();
-                // A long list gets a line an item.
+                // A long list gets one line per item.
                 if texts.len() > 4 {
                     write!(f, "[\n    {},\n]", texts.join(",\n    "))
                 } else {
@@ -65,7 +65,7 @@ const TABLES: [&str; 11] = [
     "report",
 ];
 
-/// A TOML file in progress.
+/// A TOML file that is being built.
 #[derive(Debug, Default)]
 pub(super) struct Document {
     head: String,
@@ -74,20 +74,20 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// A comment before everything.
+    /// Adds a comment before all tables.
     pub(super) fn head(&mut self, remark: &str) {
         comment(&mut self.head, remark);
     }
 
-    /// A comment after everything.
+    /// Adds a comment after all tables.
     pub(super) fn tail(&mut self, remark: &str) {
         comment(&mut self.tail, remark);
     }
 
-    /// `key = value` in `table`, with a comment before it.
+    /// Adds `key = value` to `table`, with a comment before it.
     pub(super) fn set(&mut self, table: &str, key: &str, value: &Value, remark: &str) {
         let text = self.table(table);
-        // The first key gives the table its header; comments need none.
+        // A table gets its header with its first key; comments need none.
         if !table.is_empty() && !text.starts_with('[') {
             text.insert_str(0, &format!("[{table}]\n"));
         }
@@ -95,7 +95,7 @@ impl Document {
         text.push_str(&format!("{key} = {value}\n\n"));
     }
 
-    /// A comment in `table`, for an option that becomes of no key.
+    /// Adds a comment to `table`, for an option that is not translated to a key.
     pub(super) fn remark(&mut self, table: &str, remark: &str) {
         let text = self.table(table);
         comment(text, remark);
@@ -117,7 +117,7 @@ impl fmt::Display for Document {
     }
 }
 
-/// `remark` as comment lines of at most some hundred characters.
+/// Appends `remark` as comment lines of at most about a hundred characters.
 fn comment(text: &mut String, remark: &str) {
     const WIDTH: usize = 100;
     for paragraph in remark.lines() {

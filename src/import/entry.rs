@@ -1,8 +1,8 @@
-//! One option of a classic configuration file, the unit of translation.
+//! Defines one option of a classic configuration file, the unit of translation.
 
 use super::diagnostics::quoted;
 
-/// One option as it stands in its file.
+/// One option as written in its file.
 #[derive(Clone, Debug)]
 pub(super) struct Entry<'s> {
     pub(super) file: &'s str,
@@ -12,7 +12,7 @@ pub(super) struct Entry<'s> {
 }
 
 impl Entry<'_> {
-    /// Its origin, for a comment.
+    /// The origin of this option, for a comment.
     pub(super) fn origin(&self) -> String {
         format!("{}={} (line {})", self.key, quoted(&self.value), self.line)
     }

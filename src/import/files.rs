@@ -1,4 +1,4 @@
-//! Reads the files to translate and writes the result: the only part of the import that accesses the system.
+//! Reads the files to translate and writes the result. No other part of the import accesses the system.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,23 +11,23 @@ use crate::atomic_file::{AtomicFile, TemporaryName};
 /// The files that an operator names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files {
-    /// `portsentry.conf`; `None`: those of Debian, with the modes' file if there is one.
+    /// Path of `portsentry.conf`; `None` for Debian's path, and its file with the modes if there is one.
     pub config: Option<PathBuf>,
     /// `/etc/default/portsentry`.
     pub defaults: Option<PathBuf>,
-    /// Ignore files instead of the one that the configuration names.
+    /// Ignore files that replace the one named in the configuration.
     pub ignore: Vec<PathBuf>,
 }
 
 const CONFIG: &str = "/etc/portsentry/portsentry.conf";
 const DEFAULTS: &str = "/etc/default/portsentry";
-/// Where Debian 13 enables `portsentry@MODE.service`, which does not read that file.
+/// Directory in which Debian 13 enables `portsentry@MODE.service`, which does not read that file.
 const INSTANCES: &str = "/etc/systemd/system/multi-user.target.wants";
 
 /// Reads `files` and translates them.
 ///
 /// # Errors
-/// A file that cannot be read, and as [`translate`].
+/// A file cannot be read, and the errors of [`translate`].
 pub fn read(files: &Files) -> Result<Import, ImportError> {
     let config = source(files.config.as_deref().unwrap_or(Path::new(CONFIG)))?;
     let defaults = match (&files.defaults, &files.config) {
@@ -40,13 +40,13 @@ pub fn read(files: &Files) -> Result<Import, ImportError> {
     };
     let ignore = files.ignore.iter().map(|path| source(path)).collect::<Result<_, _>>()?;
     translate(&Sources { config, defaults, ignore }, &|path| {
-        // Opening a FIFO would wait for its writer without end.
+        // Opening a FIFO would block until it has a writer.
         let is_file = path.metadata()?.is_file();
         if is_file { bytes(path) } else { Err(io::Error::other("it is no regular file")) }
     })
 }
 
-/// The modes of the instances of classic's unit that are enabled in `folder`, as `/etc/default/portsentry` would have them.
+/// The modes of the enabled instances of classic's unit in `folder`, in the form of `/etc/default/portsentry`.
 fn instances(folder: &Path) -> Option<Source> {
     let names = folder.read_dir().ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let modes = names.filter_map(|name| name.strip_prefix("portsentry@")?.strip_suffix(".service").map(str::to_owned));
@@ -63,20 +63,20 @@ fn source(path: &Path) -> Result<Source, ImportError> {
 }
 
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
-    // One byte more than is taken tells that there is more.
+    // One byte above the limit shows that the file is too long.
     let limit = u64::try_from(MAX_LEN).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();
     File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Writes `text` to `path`, which must not exist unless `force` says to replace it; a reader sees the old file or the
-/// new one, whole.
+/// Writes `text` to `path`, which must not exist unless `force` is true. The write is atomic: a reader sees the
+/// complete old or new file.
 ///
 /// # Errors
-/// The system's error; nothing is left behind.
+/// The error of the system; no temporary file is left behind.
 pub fn write(path: &Path, text: &str, force: bool) -> Result<(), ImportError> {
-    // Readable as the umask has it, and not only by its owner.
+    // The umask applies, so that other users can read the file.
     let write = || -> io::Result<()> {
         let file = AtomicFile::write(path, TemporaryName::Random, 0o666, |file| file.write_all(text.as_bytes()))?;
         if force { file.replace() } else { file.create_new() }

@@ -1,4 +1,5 @@
-//! Translates the options that stand alone: the banner, the trigger, names, and options without an equivalent.
+//! Translates the options that belong to no group: the banner, the trigger, name look-ups, and options without an
+//! equivalent.
 
 use super::diagnostics::quoted;
 use super::document::Value;
@@ -7,7 +8,7 @@ use super::output::Output;
 use crate::config::MAX_BANNER_LEN;
 use std::path::Path;
 
-/// More unknown options than this are only counted.
+/// Maximum number of unknown options that are listed; further ones are only counted.
 const MAX_UNKNOWN: usize = 100;
 
 pub(super) fn banner(options: &Options, output: &mut Output) {
@@ -42,7 +43,7 @@ pub(super) fn scan_trigger(options: &Options, output: &mut Output) {
 
 pub(super) fn resolve_host(options: &Options, output: &mut Output) {
     let Some(entry) = options.get("RESOLVE_HOST") else { return };
-    // Classic takes everything else for no.
+    // Classic treats every other value as no.
     if entry.value.trim() == "1" {
         output.set("report", "resolve_host", &Value::Switch(true), entry);
     } else {
@@ -50,7 +51,7 @@ pub(super) fn resolve_host(options: &Options, output: &mut Output) {
     }
 }
 
-/// Leaves comments for the options that have no key here, and for those that PortSentry does not have.
+/// Writes comments for the options without a key here, and for those that no version of PortSentry has.
 pub(super) fn leave_out(options: &Options, output: &mut Output) {
     for (key, file) in [("HISTORY_FILE", "portsentry.history"), ("BLOCKED_FILE", "portsentry.blocked")] {
         let Some(entry) = options.get(key) else { continue };

@@ -1,12 +1,13 @@
-//! Translates a classic `portsentry.conf` to this program's TOML. Every option becomes a key, or a comment that says why not.
+//! Translates a classic `portsentry.conf` to this program's TOML. Every option becomes a key, or a comment with the
+//! reason why it does not.
 //!
-//! The steps: read the files, parse their options, translate each option, and return the document with notes about what
-//! its owner should know. The translation is text to text; only `files` touches the system, and no command is run.
+//! The steps: read the files, parse their options, translate each option, and return the document with notes for the
+//! operator. The translation is text to text: only `files` accesses the system, and no command is run.
 //!
-//! The input was written by people and scripts over twenty years: the syntaxes of 1.2, 2.0b1 and 2.0.x, and of the
-//! shell in /etc/default/portsentry. For any input, the result is TOML that the daemon reads. If the classic program
-//! and the evident intention of a line differ, the intention is written and a note says so. If the intention is not
-//! clear, the line becomes a comment.
+//! The input was written by people and scripts over twenty years, in the syntax of 1.2, 2.0b1 or 2.0.x, or of the shell
+//! in /etc/default/portsentry. For any input, the result is TOML that the daemon accepts. If the classic program does
+//! not do what a line evidently intends, the intention is translated, with a note. If the intention is unclear, the
+//! line becomes a comment.
 //!
 //! References: docs/migrating-from-classic.md.
 
@@ -57,45 +58,45 @@ pub struct ImportOptions {
     pub force: bool,
 }
 
-/// The largest text that is read. The longest configurations that people share have some 20 KiB.
+/// Maximum length of a text in bytes. The longest published configurations have some 20 KiB.
 const MAX_LEN: usize = 1 << 20;
 
 /// A text to translate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
-    /// Its name in messages.
+    /// Name of the text in messages.
     pub name: String,
-    /// Its contents: UTF-8 outside of comments.
+    /// Contents: UTF-8, except in comments.
     pub bytes: Vec<u8>,
 }
 
-/// Everything that is translated together.
+/// All texts that are translated together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
     /// `portsentry.conf`.
     pub config: Source,
     /// `/etc/default/portsentry`, which has the modes on Debian.
     pub defaults: Option<Source>,
-    /// Ignore files; without any, the file of `IGNORE_FILE` is read.
+    /// Ignore files; if empty, the file of `IGNORE_FILE` is read.
     pub ignore: Vec<Source>,
 }
 
-/// The result; as JSON it is what `portsentry import --json` prints.
+/// The result of a translation; its JSON form is the output of `portsentry import --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Import {
-    /// The configuration, with comments that name the origin of each line.
+    /// The configuration, with comments that state the origin of each line.
     pub toml: String,
-    /// What its owner should know, in the order of the input.
+    /// Notes for the operator, in the order of the input.
     pub notes: Vec<Diagnostic>,
 }
 
 /// Reads a file that the configuration names.
 pub type ReadFile<'r> = dyn Fn(&Path) -> io::Result<Vec<u8>> + 'r;
 
-/// Translates `sources`; `read` reads the ignore file that they name.
+/// Translates `sources`. `read` reads the ignore file that the configuration names.
 ///
 /// # Errors
-/// [`ImportError::Wrong`] with all errors at once: no option of PortSentry in it, or values without a meaning.
+/// [`ImportError::Wrong`] with all errors at once: no option of PortSentry is found, or values are invalid.
 pub fn translate(sources: &Sources, read: &ReadFile) -> Result<Import, ImportError> {
     let mut output = Output::new(sources);
     if let Some(options) = Options::parse(&sources.config, &mut output) {

@@ -1,9 +1,9 @@
-//! Parses a `portsentry.conf` to its options: `KEY="value"`, blanks around `=` allowed, `#` comments. It does not interpret the
-//! values.
+//! Parses the options of a `portsentry.conf`: `KEY="value"`, with blanks allowed around `=`, and `#` comments. It does
+//! not interpret the values.
 //!
-//! PortSentry 1.2 searches the file for each option and takes the first line that begins with it, without a blank before;
-//! 2.0.x reads line by line, so that the last one holds, and refuses unknown options. Both end a value at the first quote
-//! that follows.
+//! PortSentry 1.2 searches the file for each option and uses the first line that begins with it, without a leading
+//! blank. 2.0.x reads line by line, uses the last value, and refuses unknown options. Both end a value at the first
+//! quote after its opening quote.
 
 use super::diagnostics::quoted;
 use super::entry::Entry;
@@ -15,13 +15,13 @@ const KEYS: &str = "TCP_PORTS UDP_PORTS ADVANCED_PORTS_TCP ADVANCED_PORTS_UDP AD
                     INTERFACE_ADDRESS IGNORE_FILE HISTORY_FILE BLOCKED_FILE RESOLVE_HOST BLOCK_TCP BLOCK_UDP KILL_ROUTE \
                     KILL_HOSTS_DENY KILL_RUN_CMD KILL_RUN_CMD_FIRST SCAN_TRIGGER PORT_BANNER";
 
-/// What Debian reads from /etc/default/portsentry, and people write here too.
+/// Options of Debian's /etc/default/portsentry, which some users also write into this file.
 pub(super) const MODES: [&str; 2] = ["TCP_MODE", "UDP_MODE"];
 
-/// The beginning of the options that 2.0.x has dropped: a file with one of them is for 1.2.
+/// Prefix of the options that 2.0.x has dropped: a file with one of them is for 1.2.
 const ONLY_1_2: &str = "ADVANCED_";
 
-/// Commands and templates, in which a quote may be meant.
+/// Commands and templates, whose values may contain quotes.
 const COMMANDS: [&str; 3] = ["KILL_ROUTE", "KILL_HOSTS_DENY", "KILL_RUN_CMD"];
 
 /// The options of one file, in the order of the file.
@@ -29,7 +29,7 @@ const COMMANDS: [&str; 3] = ["KILL_ROUTE", "KILL_HOSTS_DENY", "KILL_RUN_CMD"];
 pub(super) struct Options<'s> {
     pub(super) file: &'s str,
     known: Vec<Entry<'s>>,
-    /// Options that no PortSentry has.
+    /// Options that no version of PortSentry has.
     pub(super) unknown: Vec<Entry<'s>>,
 }
 
@@ -38,18 +38,18 @@ impl<'s> Options<'s> {
         Self { file: &source.name, ..Self::default() }
     }
 
-    /// Adds an option that is known; of several lines the last counts.
+    /// Adds a known option; if it has several lines, the last one counts.
     pub(super) fn replace(&mut self, entry: Entry<'s>) {
         self.known.retain(|known| known.key != entry.key);
         self.known.push(entry);
     }
 
-    /// The option, unless it is absent, or empty, which classic takes for absent.
+    /// The option; `None` if it is absent, or empty, which classic treats as absent.
     pub(super) fn get(&self, key: &str) -> Option<&Entry<'s>> {
         self.known.iter().find(|entry| entry.key == key).filter(|entry| !entry.value.trim().is_empty())
     }
 
-    /// Parses `source`; `None` where it is no configuration of PortSentry, which is then the only error.
+    /// Parses `source`; `None` if it is not a configuration of PortSentry, which is then the only error.
     pub(super) fn parse(source: &'s Source, output: &mut Output) -> Option<Self> {
         let names_an_option = |text| name(text).is_some_and(is_known);
         if source.bytes.len() > MAX_LEN {
@@ -109,7 +109,7 @@ fn is_known(key: &str) -> bool {
     KEYS.split(' ').any(|known| known == key)
 }
 
-/// The lines that are neither blank nor a comment, numbered from 1; blanks at their beginning are kept.
+/// The lines that are neither blank nor comments, numbered from 1. Leading blanks are kept.
 pub(super) fn lines(source: &Source) -> impl Iterator<Item = (usize, &[u8])> {
     let bytes = source.bytes.get(..MAX_LEN).unwrap_or(&source.bytes);
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
@@ -124,7 +124,7 @@ pub(super) fn name(text: &str) -> Option<&str> {
     (starts && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')).then_some(name)
 }
 
-/// Parses a line; the error is the option, if it can be told, and a sentence.
+/// Parses a line. The error is the option, if it is recognisable, and a message.
 fn entry<'s>(
     file: &'s str,
     line: usize,
@@ -151,7 +151,7 @@ fn entry<'s>(
     if after.trim_start().is_empty() || after.trim_start().starts_with('#') {
         return Ok(entry(value));
     }
-    // A quote within a command, as in `sed -e "/x/d"`: the last one on the line is the closing one.
+    // For a quote inside a command, as in `sed -e "/x/d"`, the last quote on the line is the closing one.
     if COMMANDS.contains(&key)
         && !value.trim().is_empty()
         && let Some(value) = inner.strip_suffix(quote)

@@ -1,4 +1,5 @@
-//! The output of a translation in progress: the document, and the errors and notes about the lines it comes from.
+//! Collects the output of a translation in progress: the document, and the errors and notes about the lines it comes
+//! from.
 
 use super::diagnostics::{Diagnostics, quoted};
 use super::document::{Document, Value};
@@ -51,12 +52,12 @@ impl<'s> Output<'s> {
         self.note(entry, &format!("left out: {why}"));
     }
 
-    /// `key = value` in `table`, with its origin.
+    /// Writes `key = value` to `table`, with its origin.
     pub(super) fn set(&mut self, table: &str, key: &str, value: &Value, entry: &Entry) {
         self.document.set(table, key, value, &entry.origin());
     }
 
-    /// The value of an option that is 0 or 1.
+    /// The value of an option that must be 0 or 1.
     pub(super) fn switch(&mut self, entry: &Entry) -> Option<bool> {
         match entry.value.trim() {
             "0" => Some(false),

@@ -9,10 +9,10 @@ use crate::config::{Config, parse_interface};
 use crate::types::{PortSet, PortSetError};
 use std::net::IpAddr;
 
-/// What -atcp and -audp watch where no option names their ports.
+/// The ports that -atcp and -audp watch if no option names them.
 const CLASSIC_ADVANCED: &str = "1-1024";
 
-/// Where Linux begins to take the ports of its own outgoing connections.
+/// The first port that Linux uses for its own outgoing connections by default.
 const FIRST_EPHEMERAL: u16 = 32_768;
 
 pub(super) fn translate(options: &Options, modes: Option<&Options>, output: &mut Output) {
@@ -108,7 +108,7 @@ fn protocol(
     Some(mode)
 }
 
-/// The mode that the line `entry` names; `None` where it is refused.
+/// The mode in the line `entry`; `None` if it is refused.
 fn named_mode(table: &str, entry: &Entry, output: &mut Output) -> Option<&'static str> {
     let mode = match entry.value.trim().trim_start_matches('-').strip_suffix(table) {
         Some("") => "connect",
@@ -123,7 +123,8 @@ fn named_mode(table: &str, entry: &Entry, output: &mut Output) -> Option<&'stati
     Some(mode)
 }
 
-/// Parses a list of ports; `None` where it is not set or refused. `is_limit`: a number stands for all ports up to it.
+/// Parses a list of ports; `None` if it is not set or is refused. If `is_limit` is true, a number stands for all ports
+/// up to it.
 fn port_set<'o>(
     key: &str,
     is_limit: bool,
@@ -146,7 +147,7 @@ fn port_set<'o>(
     None
 }
 
-/// A classic list by its name, any other as it is.
+/// Formats `ports` as the name of a classic list if they are one, otherwise as a list of ports.
 fn port_list(table: &str, ports: &PortSet) -> Value {
     let is_named = |name: &&str| {
         let config = Config::parse("", &format!("{table}.ports = \"{name}\""));
@@ -156,7 +157,7 @@ fn port_list(table: &str, ports: &PortSet) -> Value {
     name.map_or_else(|| Value::text(ports.to_string()), Value::text)
 }
 
-/// 2.0b1 takes the address of the one interface to watch.
+/// Translates the option of 2.0b1 that contains the address of the only interface to watch.
 fn interface(options: &Options, connects_udp: bool, output: &mut Output) {
     let Some(entry) = options.get("INTERFACE_ADDRESS") else { return };
     let value = entry.value.trim();

@@ -1,20 +1,20 @@
-//! Splits a shell line into commands and words without expanding or running anything, and tells whether the line needs a
-//! shell at all: a line of words only can be run as it is.
+//! Splits a shell line into commands and words without expanding or running anything. It also determines whether the
+//! line needs a shell: a line that consists only of words can be run directly.
 
-/// A shell line, split.
+/// A shell line, split into words.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Line {
-    /// Pipelines of commands of words. Redirections and empty commands are left out.
+    /// Pipelines of commands, each a list of words. Redirections and empty commands are left out.
     pub(super) pipelines: Vec<Vec<Vec<String>>>,
-    /// It has syntax of a shell: operators, redirections, variables, patterns, comments, assignments.
+    /// The line has shell syntax: operators, redirections, variables, patterns, comments or assignments.
     pub(super) needs_shell: bool,
 }
 
-/// Classic replaces these before a shell sees them, so that their dollars are plain text.
+/// Classic replaces these before it calls a shell, so their dollar signs are plain text.
 const MACROS: [(&str, &str); 3] = [("$TARGET$", "_TARGET_"), ("$PORT$", "_PORT_"), ("$MODE$", "_MODE_")];
 
 impl Line {
-    /// Splits `text`; `None` where a quote is not closed.
+    /// Splits `text`; `None` if a quote is not closed.
     pub(super) fn split(text: &str) -> Option<Self> {
         let (pieces, needs_shell) = cut(text);
         let mut line = Self { needs_shell, pipelines: Vec::new() };
@@ -40,9 +40,10 @@ impl Line {
     }
 }
 
-/// Cuts a line at the operators outside of quotes; each piece with whether a pipe follows it. True: it needs a shell.
+/// Splits a line at the operators outside of quotes. Returns each piece and whether a pipe follows it, and whether the
+/// line needs a shell.
 fn cut(text: &str) -> (Vec<(&str, bool)>, bool) {
-    // Of the same length, so that positions stay.
+    // The masks have the length of the names, so positions do not change.
     let masked = MACROS.iter().fold(text.to_owned(), |text, (name, mask)| text.replace(name, mask));
     let (mut pieces, mut needs_shell) = (Vec::new(), false);
     let (mut start, mut end, mut before, mut quote) = (0, text.len(), ' ', None);
@@ -54,7 +55,7 @@ fn cut(text: &str) -> (Vec<(&str, bool)>, bool) {
             (_, '\\') => drop(chars.next()),
             (None, '\'' | '"') => quote = Some(c),
             (_, '$' | '`') | (None, '<' | '>' | '*' | '?' | '[' | '~') => needs_shell = true,
-            // As in 2>&1.
+            // This is a redirection such as 2>&1.
             (None, '|' | '&') if matches!(before, '<' | '>') => {}
             (None, '|' | '&' | ';' | '(' | ')') => {
                 let is_doubled = chars.next_if(|(_, next)| *next == c && c != '(' && c != ')').is_some();
@@ -74,7 +75,7 @@ fn cut(text: &str) -> (Vec<(&str, bool)>, bool) {
     (pieces, needs_shell)
 }
 
-/// Removes `>file`, `> file`, `2>&1` and the like. A word with a blank was quoted.
+/// Removes redirections such as `>file`, `> file` and `2>&1`. A word with a blank was quoted and is kept.
 fn without_redirections(words: Vec<String>) -> Vec<String> {
     let mut kept = Vec::new();
     let mut words = words.into_iter();
