@@ -1,5 +1,5 @@
 //! Aggregates the bans of the ledger into [`ReportStats`]. [`Reader::each`] visits the bans of one target together,
-//! oldest first, so that memory is needed per network and not per target.
+//! oldest first, so that memory use depends on the number of networks, not of targets.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use crate::engine::{Class, Grade};
 use crate::ledger::{Author, Ending, Entry, LedgerError, Logged, Reader, author_key};
 use crate::types::{BanTarget, Protocol};
 
-/// Items of each list in the report.
+/// Maximum numbers of items in the lists of the report.
 const PORTS: usize = 15;
 const NETWORKS: usize = 15;
 const OFFENDERS: usize = 20;
@@ -23,17 +23,18 @@ const WOULD_BLOCK: usize = 50;
 const SOURCES: usize = 15;
 const RECENT: usize = 20;
 
-/// Ports of one ban that are counted, several times as many as the engine records: each is compared with all others.
+/// Maximum number of ports of one ban that are counted: several times as many as the engine records, because each is
+/// compared with all others.
 const MAX_PORTS_PER_BAN: usize = 64;
 
-/// Networks that are counted separately, more than a ledger of the default size can hold.
+/// Maximum number of networks that are counted separately: more than a ledger of the default size can hold.
 const MAX_NETWORKS: usize = 1 << 19;
 
 impl ReportStats {
-    /// Adds up the bans in the ledger in `directory` for the period from `since` ago until `now`.
+    /// Adds up the bans of the ledger in `directory` that began within `since` before `now`.
     ///
     /// # Errors
-    /// The ledger cannot be read; the message says what to do.
+    /// The ledger cannot be read; the message contains the remedy.
     pub fn read(directory: &Path, since: Duration, now: SystemTime) -> Result<Self, LedgerError> {
         Reader::read(directory, |reader| {
             let mut aggregate = Aggregate::new(since, now);
@@ -51,9 +52,9 @@ struct Aggregate {
     stats: ReportStats,
     ports: HashMap<(Protocol, u16), u64>,
     networks: HashMap<IpNet, (u64, u64)>,
-    /// The worst so far, at most twice as many as are reported.
+    /// The targets with the most bans so far, at most twice as many as are reported.
     offenders: Vec<Offender>,
-    /// Those with the most probes so far, at most twice as many as are reported.
+    /// The targets with the most probes so far, at most twice as many as are reported.
     sources: Vec<Source>,
     current: Option<Group>,
 }
@@ -143,7 +144,7 @@ impl Aggregate {
             let ends = &mut self.stats.ends;
             *match &entry.ended {
                 None if open => &mut ends.in_force,
-                // Expired, and not yet marked as such.
+                // The ban has expired, but the ledger does not record that yet.
                 None => &mut ends.expired,
                 Some(ended) => match ended.how {
                     Ending::Expired => &mut ends.expired,
@@ -167,7 +168,7 @@ impl Aggregate {
         list.push(RecentBan { since, target, class, author: author_key(ban.author), note: ban.note.clone(), in_force });
     }
 
-    /// Adds a ban to those of its target.
+    /// Adds a ban to the group of its target.
     fn group(&mut self, entry: &Entry, within: bool) {
         let ban = &entry.ban;
         if self.current.as_ref().is_none_or(|group| group.offender.target != ban.target) {
@@ -240,7 +241,7 @@ impl Aggregate {
         let more = stats.top_sources.more - length(&self.sources);
         stats.top_sources = Top { items: self.sources, more };
         stats.unreadable = unreadable;
-        // Equal counts are in the order of their names, so that the report is the same each time.
+        // Equal counts are sorted by name, so that the report is reproducible.
         stats.classes.sort_by_key(|(class, bans)| (Reverse(*bans), class.map_or("", Class::key)));
         stats.evidence.sort_by_key(|(grade, bans)| (Reverse(*bans), *grade));
         stats.authors.sort_by_key(|(author, bans)| (Reverse(*bans), *author));
@@ -261,7 +262,7 @@ fn keep_newest(list: &mut Vec<RecentBan>) {
     list.truncate(RECENT);
 }
 
-/// The network that a target is counted in: what a provider gives to many customers, or to one larger one.
+/// The network in which a target is counted: the size that a provider assigns to many customers, or to one larger one.
 fn network(target: BanTarget) -> IpNet {
     let (whole, len) = match target.element() {
         IpAddr::V4(v4) => (IpNet::V4(Ipv4Net::from(v4)), 24),

@@ -1,5 +1,5 @@
-//! Calendar arithmetic of the report: buckets of its chart, weekdays and hours, and the texts of times and spans. All
-//! in UTC; a time outside of the years 1970 to 9999 is replaced with the nearest one within.
+//! Calculates with calendar times for the report: buckets of its chart, weekdays and hours, and texts of times and
+//! spans. All in UTC; a time outside of the years 1970 to 9999 is replaced with the nearest time within.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ const DAY: u64 = 24 * HOUR;
 /// 1970-01-05, the first Monday.
 const MONDAY: u64 = 4 * DAY;
 
-/// More bars are thinner than a telephone shows.
+/// Maximum number of bars; more would be too thin on a telephone.
 const MAX_BUCKETS: u64 = 62;
 
 /// The possible widths of a bucket. 91 days are a quarter.
@@ -30,7 +30,7 @@ fn utc(time: SystemTime) -> DateTime {
     date(1970, 1, 1).at(0, 0, 0, 0).saturating_add(Duration::from_secs(seconds(time)))
 }
 
-/// Weekday, Monday being 0, and hour.
+/// Weekday, with Monday as 0, and hour.
 pub(super) fn weekday_and_hour(time: SystemTime) -> (usize, usize) {
     let time = utc(time);
     let index = |value: i8| usize::try_from(value).unwrap_or_default();
@@ -57,7 +57,7 @@ pub(super) struct Buckets {
 }
 
 impl Buckets {
-    /// The narrowest buckets of which no more than [`MAX_BUCKETS`] cover the period.
+    /// Chooses the narrowest buckets that cover the period with at most [`MAX_BUCKETS`].
     pub(super) fn new(from: SystemTime, to: SystemTime) -> Self {
         let cut = |width: u64| {
             let origin = if width >= 7 * DAY { MONDAY } else { 0 };
@@ -73,19 +73,19 @@ impl Buckets {
         Duration::from_secs(self.width)
     }
 
-    /// The index of the bucket that `time` lies in.
+    /// The index of the bucket that contains `time`.
     pub(super) fn index(self, time: SystemTime) -> Option<usize> {
         let index = (seconds(time).saturating_sub(self.origin) / self.width).checked_sub(self.first)?;
         usize::try_from(index).ok()
     }
 
-    /// Where each bucket begins.
+    /// The start of each bucket.
     pub(super) fn starts(self) -> impl Iterator<Item = SystemTime> {
         (self.first..=self.last).map(move |index| UNIX_EPOCH + Duration::from_secs(self.origin + index * self.width))
     }
 }
 
-/// The label of a bucket: as much of its date as distinguishes it from its neighbours.
+/// The label of a bucket: the part of its date that distinguishes it from its neighbours.
 pub(super) fn label(time: SystemTime, width: Duration) -> String {
     let format = match width.as_secs() {
         ..HOUR => "%H:%M",
@@ -96,7 +96,7 @@ pub(super) fn label(time: SystemTime, width: Duration) -> String {
     utc(time).strftime(format).to_string()
 }
 
-/// The width of a bucket: "one day", "5 minutes".
+/// The width of a bucket as text: "one day", "5 minutes".
 pub(super) fn unit(width: Duration) -> String {
     let (count, name) = match width.as_secs() {
         width if width.is_multiple_of(7 * DAY) => (width / (7 * DAY), "week"),
@@ -107,7 +107,7 @@ pub(super) fn unit(width: Duration) -> String {
     if count == 1 { format!("one {name}") } else { format!("{count} {name}s") }
 }
 
-/// A span in its two largest units: "3 d 4 h".
+/// A span as text in its two largest units: "3 d 4 h".
 pub(super) fn span(span: Duration) -> String {
     const UNITS: [(u64, &str); 5] = [(365 * DAY, "y"), (DAY, "d"), (HOUR, "h"), (MINUTE, "min"), (1, "s")];
     let mut left = span.as_secs();

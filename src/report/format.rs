@@ -1,4 +1,4 @@
-//! Formats the values on the page: numbers for people, machine-readable times, and untrusted text.
+//! Formats the values on the page: numbers for readers, machine-readable times, and untrusted text.
 
 use std::time::SystemTime;
 
@@ -7,18 +7,18 @@ use maud::{Markup, PreEscaped, Render, html};
 use super::calendar::{minute, rfc3339};
 use crate::types::printable::is_hidden;
 
-/// Text from outside of this program. Characters that reverse the direction of writing or control a terminal become U+FFFD;
-/// the template escapes the others that are markup, except for the apostrophe.
+/// Escapes text from outside of this program. Characters that reverse the writing direction or control a terminal
+/// become U+FFFD. The template escapes all other markup characters except the apostrophe, which is escaped here.
 pub(super) fn untrusted(text: &str) -> Markup {
     PreEscaped(text.replace(is_hidden, "\u{fffd}").render().into_string().replace('\'', "&#39;"))
 }
 
-/// The time to the minute, and to the second for machines.
+/// A time, shown to the minute, and to the second in its machine-readable form.
 pub(super) fn time(time: SystemTime) -> Markup {
     html! { time datetime=(rfc3339(time)) { (minute(time)) } }
 }
 
-/// "1,234,567".
+/// A number with separators: "1,234,567".
 pub(super) fn number(value: u64) -> String {
     match value {
         ..1_000 => value.to_string(),
@@ -26,12 +26,12 @@ pub(super) fn number(value: u64) -> String {
     }
 }
 
-/// "1 ban", "2 bans".
+/// A number with its noun: "1 ban", "2 bans".
 pub(super) fn counted(value: u64, one: &str, many: &str) -> String {
     format!("{} {}", number(value), if value == 1 { one } else { many })
 }
 
-/// In at most five characters: "9,999", "12k", "4M".
+/// A number in at most five characters: "9,999", "12k", "4M".
 pub(super) fn short(value: u64) -> String {
     match value {
         ..10_000 => number(value),
@@ -40,13 +40,13 @@ pub(super) fn short(value: u64) -> String {
     }
 }
 
-/// `part` of `whole` as a length in the page: "12.34%". If both are 0, it is 0.
+/// `part` of `whole` as a CSS length: "12.34%"; 0 if both are 0.
 pub(super) fn length(part: u64, whole: u64) -> String {
     let parts = fraction(part, whole, 10_000);
     format!("{}.{:02}%", parts / 100, parts % 100)
 }
 
-/// `part` of `whole` as people read it, rounded: "12 %".
+/// `part` of `whole` as a rounded percentage for readers: "12 %".
 pub(super) fn share(part: u64, whole: u64) -> String {
     match fraction(part, whole, 1_000) {
         0..10 if part > 0 => "< 1\u{a0}%".to_owned(),
@@ -54,7 +54,7 @@ pub(super) fn share(part: u64, whole: u64) -> String {
     }
 }
 
-/// `part` of `whole` in units of which `unit` are the whole, rounded down.
+/// Scales `part` so that `whole` becomes `unit`, and rounds down.
 pub(super) fn fraction(part: u64, whole: u64, unit: u64) -> u64 {
     let parts = u128::from(part) * u128::from(unit) / u128::from(whole.max(1));
     u64::try_from(parts).unwrap_or(u64::MAX).min(unit)

@@ -9,11 +9,11 @@ use super::stats::ReportStats;
 
 const STYLE: &str = include_str!("style.css");
 
-/// The head, with a content security policy under which the browser loads and runs nothing, regardless of the page's
-/// content. It is a separate file because the template would not close these elements as XML requires.
+/// A policy with which the browser fetches and runs nothing, regardless of the contents of the page. It is a
+/// separate file, because the template would not close these elements as XML requires.
 const META: &str = include_str!("head.html");
 
-/// The page about `host`, or about one without a name.
+/// Renders the page about `host`, or about an unnamed host.
 #[must_use]
 pub fn html(stats: &ReportStats, host: Option<&str>) -> String {
     let title = html! { "Blocked port scans" @if let Some(host) = host { " on " (untrusted(host)) } };

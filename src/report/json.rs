@@ -13,7 +13,7 @@ struct Report<'a> {
     stats: &'a ReportStats,
 }
 
-/// The report about `host` as a JSON object.
+/// Renders the report about `host`.
 #[must_use]
 pub fn json(stats: &ReportStats, host: Option<&str>) -> Value {
     // Cannot fail: all keys are strings.

@@ -1,8 +1,8 @@
-//! The report on the bans in the ledger, as one HTML page or one JSON object. It reads nothing but the ledger and writes
-//! nothing but the file that is named as output.
+//! Creates the report on the bans in the ledger, as one HTML page or one JSON object. It reads only the ledger, and
+//! writes only the output file.
 //!
-//! [`ReportStats::read`] adds up the bans, [`html`] and [`json`] render the sums, [`save`] writes the result to a file. The
-//! page is self-contained: it has no script and fetches nothing. All times are UTC.
+//! [`ReportStats::read`] adds up the bans, [`html`] and [`json`] render the sums, and [`save`] writes the result to a
+//! file. The page is self-contained: it has no script and loads nothing. All times are UTC.
 
 mod aggregate;
 mod calendar;
@@ -42,7 +42,7 @@ pub struct ReportOptions {
     pub json: bool,
 }
 
-/// How far back a report may look: a minute is its finest bar, ten years are more than the ledger keeps.
+/// Permitted range of `--since`: the finest bar is a minute, and the ledger keeps less than ten years.
 const SINCE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(315_576_000);
 
 fn parse_since(text: &str) -> Result<Duration, String> {
@@ -50,7 +50,7 @@ fn parse_since(text: &str) -> Result<Duration, String> {
     span.ok_or_else(|| "write a span from one minute to ten years, for example \"24h\", \"30d\" or \"1y\"".to_owned())
 }
 
-/// The name of this host as the kernel has it; `None` if none is set.
+/// The host name of the kernel; `None` if none is set.
 #[must_use]
 pub fn host_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;

@@ -1,5 +1,4 @@
-//! Writes the report to a file atomically, so that a web server or another reader sees either the old or the new
-//! report.
+//! Writes the report to a file atomically: a web server or another reader sees either the old or the new report.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -7,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::atomic_file::{AtomicFile, TemporaryName};
 
-/// Why the report could not be written.
+/// The reason why the report could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the report to {}: {error}", path.display())]
 pub struct SaveError {
@@ -15,17 +14,17 @@ pub struct SaveError {
     error: io::Error,
 }
 
-/// Writes `text` to `path`. An existing file is replaced and keeps its permissions; if `path` is a symbolic link, its target
-/// is replaced. A pipe or a device, such as /dev/stdout, is written to directly.
+/// Writes `text` to `path`. An existing file is replaced and keeps its permissions. If `path` is a symbolic link, the
+/// file that it points to is replaced. A pipe or a device, such as /dev/stdout, is written to directly.
 ///
 /// # Errors
-/// What the system reports; an existing file is then unchanged.
+/// The error of the system; an existing file is then unchanged.
 pub fn save(path: &Path, text: &str) -> Result<(), SaveError> {
     let result = match fs::metadata(path) {
         Ok(found) if found.is_file() => {
             path.canonicalize().and_then(|path| replace(&path, text, Some(found.permissions())))
         }
-        // Replacing a device by a file would harm everything else that uses it.
+        // Replacing a device with a file would break all other programs that use it.
         Ok(_) => OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => replace(path, text, None),
         Err(error) => Err(error),

@@ -1,5 +1,5 @@
-//! The sections of the page: a chart, a table of hours, and lists with a bar under each name. Every number that is drawn is
-//! also written beside it or in a table, so that neither colour nor sight is needed to read it.
+//! Renders the sections of the page: a chart, a table of hours, and lists with a bar under each name. Every number in a
+//! drawing is also written beside it or in a table, so that the page is readable without colour or sight.
 
 use maud::{Markup, display, html};
 
@@ -10,13 +10,13 @@ use super::stats::{RecentBan, ReportStats, Top};
 use crate::engine::Class;
 use crate::types::Protocol;
 
-/// All sections, for a period with bans in it.
+/// All sections, for a period that contains bans.
 pub(super) fn sections(stats: &ReportStats) -> Markup {
     let shares = |id, class, title, head, caption, items: &[(&str, u64)]| {
         let rows = items.iter().map(|(name, bans)| (html! { (name) }, *bans, share(*bans, stats.bans)));
         section(id, class, title, &list(caption, [head, "Bans", "Share"], rows.collect()))
     };
-    // Bans without a probe have a section of their own.
+    // Bans without a probe have a separate section.
     let probed = stats.classes.iter().filter(|(class, _)| class.is_some());
     let classes: Vec<_> = probed.map(|(class, bans)| (class_title(*class), *bans)).collect();
     let evidence: Vec<_> =
@@ -55,7 +55,7 @@ fn section(id: &str, class: &str, title: &str, content: &Markup) -> Markup {
     }
 }
 
-/// Height of the chart's plot and the space above it, in pixels.
+/// Height of the chart's plot, and of the space above it, in pixels.
 const PLOT: u64 = 150;
 const TOP: u64 = 8;
 
@@ -63,7 +63,7 @@ fn over_time(stats: &ReportStats) -> Markup {
     let (width, bars) = (stats.over_time.bucket, &stats.over_time.bans);
     let most = bars.iter().map(|(_, bans)| *bans).max().unwrap_or_default();
     let (unit, scale, count) = (unit(width), round_up(most), u64::try_from(bars.len()).unwrap_or(u64::MAX));
-    // Three labels fit on a telephone.
+    // Three labels fit on the screen of a telephone.
     let (middle, last) = (bars.len() / 2, bars.len().saturating_sub(1));
     let labels = [
         (0, "start", "0".to_owned()),
@@ -84,7 +84,7 @@ fn over_time(stats: &ReportStats) -> Markup {
                 text x="-8" y=(y + 4) text-anchor="end" { (short(value)) }
             }
             @for (index, (start, bans)) in (0_u64..).zip(bars) {
-                // A bar of one ban among thousands is still visible.
+                // The minimum height keeps a bar of one ban among thousands visible.
                 @let height = fraction(*bans, scale, PLOT).max(u64::from(*bans > 0) * 2);
                 rect x=(length(index * 10 + 1, count * 10)) y=(TOP + PLOT - height) width=(length(8, count * 10))
                     height=(height) { title { (label(*start, width)) ": " (counted(*bans, "ban", "bans")) } }
@@ -110,7 +110,7 @@ fn over_time(stats: &ReportStats) -> Markup {
     }
 }
 
-/// The next number that an axis can end with and be halved.
+/// The smallest end of the axis that is at least `value` and has a round half.
 fn round_up(value: u64) -> u64 {
     let mut ends =
         (0..).flat_map(|power| [2, 4, 6, 8, 10].map(|step| 10_u64.saturating_pow(power).saturating_mul(step)));
@@ -148,7 +148,7 @@ fn offenders(stats: &ReportStats) -> Markup {
     if items.is_empty() {
         return html! { p.caption { "None: every source was banned for the first time." } };
     }
-    // The roles keep it a table for screen readers, where the style lays its rows out as cards.
+    // The roles keep it a table for screen readers when the style renders its rows as cards.
     let cell = |head, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };
     html! {
         table.cards role="table" {
@@ -178,7 +178,7 @@ fn offenders(stats: &ReportStats) -> Markup {
     }
 }
 
-/// What a host that only logs would have blocked; nothing where that is no source.
+/// The sources that a host in log-only mode would have blocked; empty if there are none.
 pub(super) fn would_block(stats: &ReportStats) -> Markup {
     let Top { items, more } = &stats.would_block;
     let cell = |head, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };
@@ -206,7 +206,7 @@ pub(super) fn would_block(stats: &ReportStats) -> Markup {
     html! { @if !items.is_empty() { (section("would-block", "wide", "Would have been blocked", &content)) } }
 }
 
-/// Bans one by one. Those without a kind have the operator's reason.
+/// A table of single bans. Bans without a class show the operator's reason.
 fn recent(bans: &[RecentBan], what: &str, caption: &str) -> Markup {
     if bans.is_empty() {
         return html! { p.caption { "None in this period." } };
@@ -331,7 +331,7 @@ fn class_title(class: Option<Class>) -> &'static str {
     }
 }
 
-/// A key without a title stands for itself.
+/// The title of an author; the key itself if it has none.
 fn author_title(key: &'static str) -> &'static str {
     match key {
         "detector" => "the detector, on evidence",

@@ -1,5 +1,5 @@
-//! Names of the services that scanners commonly look for, by port. A built-in list, because /etc/services differs from host
-//! to host and has names that are no longer in use.
+//! Names the services that scanners commonly look for, by port. The list is built in, because /etc/services differs
+//! between hosts and has names that are no longer in use.
 
 use crate::types::Protocol;
 

@@ -1,4 +1,4 @@
-//! The numbers of the report, with their JSON form: spans in seconds, times in RFC 3339.
+//! Defines the numbers of the report and their JSON form: spans in seconds, times in RFC 3339.
 
 use std::fmt::Display;
 use std::time::{Duration, SystemTime};
@@ -16,14 +16,14 @@ use crate::types::{BanTarget, Protocol};
 pub struct ReportStats {
     #[serde(serialize_with = "time")]
     pub from: SystemTime,
-    /// End of the period: when the report was made.
+    /// End of the period: the time at which the report was made.
     #[serde(serialize_with = "time")]
     pub to: SystemTime,
     /// Bans in the ledger, of any time.
     pub kept: u64,
-    /// Bans that began within the period. All that follows is about these, unless it says otherwise.
+    /// Bans that began within the period. The following fields are about these bans, unless noted otherwise.
     pub bans: u64,
-    /// Distinct targets of these bans: addresses, and for IPv6 networks of 64 bits.
+    /// Distinct targets of these bans: IPv4 addresses and, for IPv6, /64 networks.
     pub sources: u64,
     /// Bans in force at the end of the period, whenever they began.
     pub in_force: u64,
@@ -32,10 +32,10 @@ pub struct ReportStats {
     pub repeaters: u64,
     pub probes: u64,
     pub over_time: OverTime,
-    /// Bans by class of the deciding probe, most first; `None` stands for bans without a probe.
+    /// Bans by class of the deciding probe, highest count first; `None` stands for bans without a probe.
     #[serde(serialize_with = "classes")]
     pub classes: Vec<(Option<Class>, u64)>,
-    /// Bans by how far their evidence can be trusted, most first; `none` stands for bans without evidence.
+    /// Bans by grade of their evidence, highest count first; `none` stands for bans without evidence.
     #[serde(serialize_with = "counts")]
     pub evidence: Vec<(&'static str, u64)>,
     /// Bans by probed port.
@@ -43,29 +43,29 @@ pub struct ReportStats {
     pub ports: Top<((Protocol, u16), u64)>,
     /// Bans by network, /24 of IPv4 and /48 of IPv6.
     pub networks: Top<Network>,
-    /// Targets by the probes of their bans in the period, most first.
+    /// Targets by number of probes of their bans within the period, highest number first.
     pub top_sources: Top<Source>,
-    /// Targets that were banned more than once, most often first.
+    /// Targets that were banned more than once, highest number of bans first.
     pub offenders: Top<Offender>,
     /// The newest bans on evidence, newest first.
     pub recent: Vec<RecentBan>,
-    /// The newest bans by operators and imports, newest first.
+    /// The newest bans by operators and by imports, newest first.
     pub by_hand: Vec<RecentBan>,
     /// Bans by weekday, Monday first, and by hour of the day.
     #[serde(serialize_with = "hours")]
     pub hours: [[u64; 24]; 7],
-    /// Sources that would have been banned within the period, but only logged; the newest first.
+    /// Sources that would have been banned within the period but were only logged, newest first.
     pub would_block: Top<WouldBlock>,
     pub ends: Ends,
-    /// Bans by author, most first.
+    /// Bans by author, highest count first.
     #[serde(serialize_with = "counts")]
     pub authors: Vec<(&'static str, u64)>,
-    /// Bans by backend, most first.
+    /// Bans by backend, highest count first.
     #[serde(serialize_with = "counts")]
     pub methods: Vec<(&'static str, u64)>,
-    /// Bans that begin after the period, because the clock was set back; they are left out.
+    /// Number of bans that begin after the period because the clock was set back. They are not counted above.
     pub ahead: u64,
-    /// Unreadable rows of the ledger; they are left out.
+    /// Number of unreadable rows of the ledger. They are not counted above.
     pub unreadable: u64,
 }
 
@@ -74,12 +74,12 @@ pub struct ReportStats {
 pub struct OverTime {
     #[serde(rename = "bucket_s", serialize_with = "seconds")]
     pub bucket: Duration,
-    /// Start and bans of every bucket, oldest first. The first and the last are cut off by the period.
+    /// Start and number of bans of every bucket, oldest first. The period cuts off the first and the last bucket.
     #[serde(serialize_with = "buckets")]
     pub bans: Vec<(SystemTime, u64)>,
 }
 
-/// The first items of a list, and how many it has besides.
+/// The first items of a list, and the number of the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Top<T> {
     #[serde(rename = "most")]
@@ -87,7 +87,7 @@ pub struct Top<T> {
     pub more: u64,
 }
 
-/// A network that bans were for.
+/// A network with banned targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Network {
     #[serde(rename = "network", serialize_with = "text")]
@@ -96,20 +96,20 @@ pub struct Network {
     pub sources: u64,
 }
 
-/// A target that was banned more than once, with all that the ledger keeps of it.
+/// A target that was banned more than once, with everything that the ledger keeps about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Offender {
     #[serde(serialize_with = "text")]
     #[serde(rename = "subject")]
     pub target: BanTarget,
-    /// How often it has been banned, including the last time.
+    /// Number of bans, including the latest.
     pub strikes: u64,
-    /// Start of the oldest ban that is kept.
+    /// Start of the oldest ban in the ledger.
     #[serde(serialize_with = "time")]
     pub first: SystemTime,
     #[serde(serialize_with = "time")]
     pub last: SystemTime,
-    /// How long it has been blocked altogether.
+    /// Total time for which it has been blocked.
     #[serde(rename = "blocked_s", serialize_with = "seconds")]
     pub blocked: Duration,
 }
@@ -121,13 +121,13 @@ pub struct WouldBlock {
     #[serde(rename = "subject")]
     pub target: BanTarget,
     pub reason: String,
-    /// How often it would have been banned, in all.
+    /// Total number of times that it would have been banned.
     pub times: u32,
     #[serde(serialize_with = "time")]
     pub last: SystemTime,
 }
 
-/// A target with its bans of the period.
+/// A target with its bans within the period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Source {
     #[serde(serialize_with = "text")]
@@ -137,7 +137,7 @@ pub struct Source {
     pub probes: u64,
 }
 
-/// A ban of the period, by itself.
+/// A single ban within the period.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RecentBan {
     #[serde(serialize_with = "time")]
@@ -149,12 +149,12 @@ pub struct RecentBan {
     #[serde(serialize_with = "class")]
     pub class: Option<Class>,
     pub author: &'static str,
-    /// What the operator wrote.
+    /// The operator's note.
     pub note: Option<String>,
     pub in_force: bool,
 }
 
-/// How bans ended.
+/// Number of bans by the way in which they ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ends {
     pub in_force: u64,
