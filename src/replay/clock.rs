@@ -1,19 +1,19 @@
-//! Converts a capture's times to the engine's [`Timestamp`]. Captures may come from several interfaces, be merged or be
-//! damaged: their times may step back a little, jump, or restart.
+//! Converts the times of a capture to the engine's [`Timestamp`]. Captures may come from several interfaces, be merged
+//! or be damaged, so their times may step back a little, jump or restart.
 
 use std::time::Duration;
 
 use crate::types::Timestamp;
 
-/// Several interfaces and cores deliver their packets out of order by less than this. A larger step back is another
-/// clock: time goes on from there.
+/// Maximum disorder of packets from several interfaces and cores. A larger step back means another clock; the time then
+/// continues from there.
 const DISORDER: Duration = Duration::from_secs(60);
 
-/// A longer gap counts as this: no evidence survives it, and one damaged time must not use up the 6.8 years that the
-/// engine can count.
+/// Longest gap; a longer one counts as this. No evidence lasts as long, and one damaged time must not use up the 6.8
+/// years that the engine can count.
 const LARGEST_GAP: Duration = Duration::from_secs(60 * 86_400);
 
-/// The capture's clock.
+/// The clock of a capture.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock {
     last: Option<Duration>,
@@ -21,7 +21,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The moment of a frame that was captured at `time`. Never runs backwards.
+    /// Returns the time of a frame that was captured at `time`. Never decreases.
     pub fn tick(&mut self, time: Duration) -> Timestamp {
         let last = *self.last.get_or_insert(time);
         if time >= last {
@@ -33,7 +33,7 @@ impl Clock {
         self.now()
     }
 
-    /// The moment of the last frame.
+    /// The time of the last frame.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         Timestamp::at(self.now)

@@ -1,8 +1,8 @@
-//! Infers from the link addresses of a capture which hosts are gateways, which a running host knows from its routes.
+//! Infers from the link addresses of a capture which hosts are gateways. A running host knows them from its routes.
 //!
-//! A link address belongs to a router where addresses of other networks are reached through it and send through it, or
-//! accept connections (SYN/ACK) through it, in a capture of one direction. Forged senders alone (decoys) are not enough: what
-//! answers them goes to the real router.
+//! A link address belongs to a router if addresses of other networks both receive and send packets through it. In a
+//! capture of one direction it is sufficient that they accept connections (SYN/ACK) through it. Senders alone prove
+//! nothing, because they can be forged (decoys): the answers to them go to the real router.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -12,14 +12,14 @@ use ipnet::IpNet;
 use super::packet::LinkAddresses;
 use crate::wire::{Packet, TcpFlags, Transport};
 
-/// Other networks of one family that a router has to serve: more than a host with several addresses has itself.
+/// Minimum number of other networks of one family behind a router: more than a host with several addresses is in.
 const ROUTED_NETWORKS: usize = 3;
 
-/// Link addresses that are remembered, and addresses for each.
+/// Maximum number of remembered link addresses, and of addresses for each.
 const LINK_ADDRESSES: usize = 4_096;
 const ADDRESSES: usize = 256;
 
-/// The first pass over a capture.
+/// Collects evidence in the first pass over a capture.
 #[derive(Default)]
 pub(super) struct GatewayInference {
     stations: HashMap<[u8; 6], Station>,
@@ -27,11 +27,11 @@ pub(super) struct GatewayInference {
 
 #[derive(Default)]
 struct Station {
-    /// Senders behind this link address that are in the network of the host that they send to.
+    /// Senders behind this link address that are in the same network as their destination.
     neighbours: HashSet<IpAddr>,
-    /// Destinations in other networks than the sender's that are reached through it.
+    /// Destinations that are reached through it and are in a different network from the sender.
     reached: HashSet<IpAddr>,
-    /// Networks of addresses that are reached through it and send through it, or that accept connections through it.
+    /// Networks whose addresses are reached through it and also send or accept connections through it.
     networks: HashSet<IpNet>,
 }
 
@@ -55,7 +55,7 @@ impl GatewayInference {
         }
     }
 
-    /// The gateways.
+    /// Returns the gateways.
     pub(super) fn finish(self) -> HashSet<IpAddr> {
         let gateways = self.stations.into_values().flat_map(|Station { neighbours, networks, .. }| {
             let own: HashSet<_> = neighbours.iter().map(|address| network(*address)).collect();
@@ -68,7 +68,7 @@ impl GatewayInference {
         gateways.collect()
     }
 
-    /// What is known of a link address. Made-up ones in their thousands make it forget the others.
+    /// The record of a link address. If thousands of forged addresses fill the table, it is cleared.
     fn station(&mut self, address: [u8; 6]) -> &mut Station {
         if self.stations.len() >= LINK_ADDRESSES && !self.stations.contains_key(&address) {
             self.stations.clear();
@@ -83,7 +83,7 @@ fn insert<T: Eq + std::hash::Hash>(set: &mut HashSet<T>, value: T) {
     }
 }
 
-/// The network that an address is taken to be in, as the capture does not say: a /24 or a /64.
+/// The presumed network of an address, because the capture does not contain it: a /24 or a /64.
 fn network(address: IpAddr) -> IpNet {
     let length = if address.is_ipv4() { 24 } else { 64 };
     IpNet::new(address, length).map_or(address.into(), |network| network.trunc())
@@ -98,7 +98,7 @@ mod tests {
     const HOST: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const SCANNER: [u8; 6] = [2, 0, 0, 0, 0, 3];
 
-    /// The inferred gateways after TCP segments with these link addresses, addresses and flags.
+    /// The inferred gateways after TCP segments with these flags, link addresses and addresses.
     fn gateways_after(flags: u16, packets: &[([u8; 6], &str, [u8; 6], &str)]) -> Vec<String> {
         let mut inference = GatewayInference::default();
         for (from, source, to, destination) in packets {

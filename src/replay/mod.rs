@@ -1,9 +1,8 @@
 //! Replays a capture file through the engine and reports what the daemon would have done, with the capture's clock and
-//! without privileges. The first of two passes infers what a running host knows: ports in use, refusals, gateways. The
-//! second pass judges.
+//! without privileges. The first of two passes infers the data that a running host has: ports in use, refusals and
+//! gateways. The second pass judges the packets.
 //!
-//! Results go to the writer that the caller gives, as they come; the summary follows the last packet, also where the
-//! file breaks before its end.
+//! Results are written immediately; the summary follows the last packet, even if the file is damaged before its end.
 
 mod clock;
 mod gateway_inference;
@@ -54,33 +53,33 @@ pub struct ReplayOptions {
 }
 
 impl ReplayOptions {
-    /// The file's settings, or the built-in ones.
+    /// Loads the configuration from the file, or the built-in one.
     ///
     /// # Errors
-    /// Every error in the file.
+    /// All errors in the file.
     pub fn configure(&self) -> Result<Config, ConfigErrors> {
         Config::load_or_builtin(self.config.as_deref())
     }
 }
 
-/// Why a replay did not come to its end.
+/// Reasons why a replay did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The capture, named first.
     #[error("{}: {error}", path.display())]
     File {
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in the capture.
         error: FileError,
     },
-    /// Nothing in the capture can be judged.
+    /// The capture contains nothing that can be judged.
     #[error("{}: holds only frames of link type {link}, which is not read; capture Ethernet, \"any\" or bare IP", path.display())]
     UnreadLink {
         path: PathBuf,
         /// The numbers of its link types.
         link: String,
     },
-    /// A file that the settings name is wrong.
+    /// A file that the configuration names is invalid.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
     /// The results cannot be written.
@@ -88,11 +87,11 @@ pub enum ReplayError {
     Write(#[from] io::Error),
 }
 
-/// Reads the capture that `options` names and writes events and summary to `out`. A reader of `out` that has had enough
-/// ends it without an error.
+/// Reads the capture of `options` and writes events and summary to `out`. If the reader of `out` closes it, the replay
+/// ends without an error.
 ///
 /// # Errors
-/// A broken capture, after its readable part has been judged and summed up, and every other failure.
+/// The capture is damaged, after the readable part has been judged and summed up; or another operation fails.
 pub fn run(options: &ReplayOptions, config: &Config, out: &mut impl Write) -> Result<(), ReplayError> {
     shared64::set_nat64(&config.nat64);
     let result = Replay::new(options, config).and_then(|mut replay| replay.run(out));
@@ -102,7 +101,7 @@ pub fn run(options: &ReplayOptions, config: &Config, out: &mut impl Write) -> Re
     }
 }
 
-/// SCTP's INIT, the chunk that asks for an association (RFC 9260).
+/// SCTP's INIT chunk, which requests an association (RFC 9260).
 const INIT: u8 = 1;
 
 struct Replay<'a> {
@@ -114,18 +113,18 @@ struct Replay<'a> {
     clock: Clock,
     summary: Summary,
     used: Used,
-    /// What the capture shows of closed ports; `None` where `--local` says which hosts are meant, and closed is what is
-    /// not in use.
+    /// The refusals in the capture; `None` if `--local` names the hosts. Then every port that is not in use is closed.
     refusals: Option<Refusals>,
 }
 
-/// Fixed, so that a replay gives the same answer each time. A crafted capture that fills one bucket harms only itself.
+/// Fixed, so that a replay gives the same result each time. A crafted capture that fills one bucket harms only its own
+/// replay.
 const HASH_KEY: HashKey = HashKey(0x706f_7274_7365_6e74, 0x7265_706c_6179_2121);
 
 impl<'a> Replay<'a> {
     fn new(options: &'a ReplayOptions, config: &Config) -> Result<Self, ReplayError> {
         let mut settings = Settings::from_config(config);
-        // Connect mode judges what its decoys accept; a capture has no decoys, but the packets to their ports.
+        // In connect mode the daemon judges connections to its decoys. A capture has only the packets to their ports.
         settings.tcp.ports = config.tcp.watched();
         settings.udp.ports = config.udp.watched();
         let mut host = Host::new(local(options));
@@ -157,7 +156,7 @@ impl<'a> Replay<'a> {
         let judged = self.judge(&mut progress, out)?;
         progress.finish();
         match judged {
-            // Nothing came of it: there is nothing to sum up.
+            // No packet was read, so there is nothing to sum up.
             Err(error) if self.summary.packets == 0 => Err(self.about(error)),
             judged => {
                 if self.json {
@@ -180,8 +179,8 @@ impl<'a> Replay<'a> {
         ReplayError::File { path: self.path.to_owned(), error }
     }
 
-    /// The first pass: what a running host knows and a capture has to show. Where the file breaks, what was inferred until
-    /// there holds: the second pass comes no further.
+    /// Runs the first pass. If the file is damaged, the results up to that point are valid, because the second pass
+    /// stops there too.
     fn infer(&mut self, progress: &mut Progress) -> Result<(), FileError> {
         let mut ports = PortInference::new(&self.host.local, &self.settings.tcp.ports, &self.settings.udp.ports);
         let mut gateways = GatewayInference::default();
@@ -223,7 +222,8 @@ impl<'a> Replay<'a> {
         result
     }
 
-    /// The second pass: every packet through the engine. The inner error is the capture's, the outer one the writer's.
+    /// Runs the second pass, in which the engine judges every packet. The inner error is the capture's, the outer one
+    /// the writer's.
     fn judge(&mut self, progress: &mut Progress, out: &mut impl Write) -> io::Result<Result<(), FileError>> {
         let mut reader = match Reader::open(self.path) {
             Ok(reader) => reader,
@@ -255,7 +255,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Judges one packet; what there is to say about it.
+    /// Judges one packet; returns the event to report.
     fn observe(&mut self, time: Duration, packet: &Packet) -> Option<EventKind> {
         let now = self.clock.tick(time);
         let observation = Observation::of(packet);
@@ -282,7 +282,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// True for a probe that would count, where the capture does not show that it found a closed port.
+    /// True for a probe that would count, unless the capture shows that it found a closed port.
     fn is_unconfirmed(&self, packet: &Packet, observation: &Observation) -> bool {
         let Some(refusals) = &self.refusals else { return false };
         let Observation { source, destination, protocol, port, .. } = *observation;
@@ -296,7 +296,7 @@ impl<'a> Replay<'a> {
             && !refusals.confirm(observation)
     }
 
-    /// Notes that a packet to this port was no evidence, because the port was taken to be open.
+    /// Records a packet that is not evidence because its port is considered open.
     fn note_open(&mut self, observation: Option<Observation>) {
         let Some(Observation { protocol, destination, port, .. }) = observation else { return };
         if let Some(sign) = self.used.sign((protocol, destination, port)) {
@@ -318,13 +318,14 @@ impl<'a> Replay<'a> {
             let Some(line) = text::line(&event.what) else { return Ok(()) };
             return writeln!(out, "{} {line}", events::json::rfc3339(time));
         }
-        // Nothing was blocked, so no time was spent on it.
+        // Nothing was blocked, so there is no reaction time.
         let record = events::json::EventRecord { reaction_us: None, ..(&event).into() };
         writeln!(out, "{}", record.to_json())
     }
 }
 
-/// Whose ports are judged. Whole addresses are one host, and judged like a running one; a network is many hosts.
+/// The hosts whose ports are judged. Single addresses form one host and are judged like a running one; a network has
+/// many hosts.
 fn local(options: &ReplayOptions) -> Local {
     let is_host = |prefix: &ipnet::IpNet| prefix.prefix_len() == prefix.max_prefix_len();
     match options.local.as_slice() {
@@ -334,7 +335,7 @@ fn local(options: &ReplayOptions) -> Local {
     }
 }
 
-/// True for a probe of what the configuration watches.
+/// True for a probe of a port or protocol that the configuration watches.
 fn is_watched(settings: &Settings, probe: &Observation) -> bool {
     match probe.protocol {
         Protocol::Tcp => settings.tcp.ports.contains(probe.port),
@@ -344,7 +345,7 @@ fn is_watched(settings: &Settings, probe: &Observation) -> bool {
     }
 }
 
-/// The configuration that is in force, for people.
+/// The file of the configuration, as text.
 fn configuration(options: &ReplayOptions) -> String {
     let default = Path::new(DEFAULT_CONFIG);
     match options.config.as_deref().or_else(|| default.exists().then_some(default)) {

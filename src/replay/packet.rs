@@ -1,5 +1,5 @@
-//! Decodes a frame of a capture into the packet that a host would have received. Captures contain what a host never
-//! sees: damaged packets, in which one flipped bit looks like a probe, and headers that tools have made up.
+//! Decodes a frame of a capture into the packet that a host would have received. Captures contain packets that a host
+//! never receives: damaged packets, in which one flipped bit looks like a probe, and headers invented by tools.
 
 use crate::engine::{Class, Local};
 use crate::wire::{self, Checksum, Delivery, LinkType, Packet, TcpFlags, Transport, Undecoded};
@@ -7,8 +7,9 @@ use crate::wire::{self, Checksum, Delivery, LinkType, Packet, TcpFlags, Transpor
 /// Decodes a frame.
 ///
 /// # Errors
-/// As [`wire::decode`], and [`Undecoded::Malformed`] for strange TCP flags under a wrong checksum. An ordinary segment
-/// with one is only the capturing host's own, before its network card filled the checksum in, and passes as good.
+/// The errors of [`wire::decode`], and [`Undecoded::Malformed`] for strange TCP flags with a wrong checksum. An
+/// ordinary segment with a wrong checksum is accepted: the capturing host sent it before its network card filled in the
+/// checksum.
 #[inline]
 pub(super) fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet, Undecoded> {
     let mut packet = wire::decode(link, bytes)?;
@@ -27,7 +28,7 @@ pub(super) fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet, Undecoded> 
     if let Transport::Tcp { flags, payload: 1.., .. } = &mut packet.transport
         && *flags == NONE
     {
-        // Tools that put packets around bare data (text2pcap) leave the flags out; no NULL probe needs data.
+        // Tools that wrap data in packets (text2pcap) set no flags. A NULL probe needs no data, so this is not one.
         *flags = TcpFlags(TcpFlags::ACK | TcpFlags::PSH);
     }
     Ok(packet)
@@ -35,10 +36,11 @@ pub(super) fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet, Undecoded> 
 
 const NONE: TcpFlags = TcpFlags(0);
 
-/// What the link layer says of a packet's delivery is said to the host that captured it. To the hosts of `local` a packet
-/// that it sent, or saw on the way to another host, is one that arrives.
+/// Corrects the delivery of a packet, which the link layer states from the view of the capturing host. For the hosts of
+/// `local`, a packet arrives even if the capturing host sent it or saw it on the way to another host.
 ///
-/// So is a TCP segment to one host in a frame to all: tools that do not ask for a link address (scapy) leave it so.
+/// A TCP segment to one host in a broadcast frame arrives too: tools that do not resolve the link address (scapy) send
+/// it so.
 pub(super) fn deliver(packet: &mut Packet, local: &Local) {
     let own = local.is_exact() && local.contains(packet.source);
     let arrives = match packet.delivery {
@@ -60,7 +62,7 @@ pub(super) struct LinkAddresses {
 }
 
 impl LinkAddresses {
-    /// `None` where the link layer does not have both.
+    /// Reads the link addresses; `None` if the link layer does not have both.
     pub(super) fn from_frame(link: LinkType, bytes: &[u8]) -> Option<Self> {
         let (destination, rest) = bytes.split_first_chunk()?;
         let source = rest.first_chunk()?;

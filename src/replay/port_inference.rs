@@ -1,8 +1,8 @@
-//! Infers from the packets of a capture which ports are in use: there is no socket table to ask.
+//! Infers from the packets of a capture which ports are in use. A capture has no socket table.
 //!
-//! A port is in use where its address was seen sending from it (TCP: anything but a reset), or where one flow towards it
-//! goes on as only a connection does. The second rule is for captures of one direction, and for those that begin in the
-//! middle: there, a client's port that receives data would look like the target of an ACK scan.
+//! A port is in use if its address sends from it (for TCP: anything except a reset), or if a flow to it continues as
+//! only a connection does. The second rule is for captures of one direction, and for captures that start during a
+//! connection. In those, a client's port that receives data would look like the target of an ACK scan.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,18 +13,19 @@ use crate::engine::Local;
 use crate::types::{PortSet, Protocol};
 use crate::wire::{Packet, TcpFlags, Transport};
 
-/// Ports that are remembered, some 40 bytes each. A capture of more answering ports is a capture of forged answers.
+/// Maximum number of remembered ports, some 40 bytes each. A capture with more answering ports contains forged answers.
 pub(super) const PORTS: usize = 1 << 20;
 
-/// Flows that are followed at one time. A flood of SYNs begins millions; then all are forgotten, and those that go on are
-/// followed again.
+/// Maximum number of flows that are tracked at one time. A flood of SYNs starts millions. All are then forgotten, and
+/// flows that continue are tracked again.
 pub(super) const FLOWS: usize = 1 << 17;
 
-/// Segments with data on one flow that make it a connection at once. A single one does so when the capture ends and
-/// no reset answered it: scanners put data into probes now and then, but seldom into ACKs, and closed ports answer those.
+/// Number of segments with data on one flow that proves a connection immediately. A single one does so if the capture
+/// ends without a reset in reply. Scanners sometimes put data into probes, but seldom into ACKs, and closed ports reset
+/// those.
 const DATA: u8 = 2;
 
-/// Segments of any kind on one flow that make it a connection.
+/// Number of segments of any kind on one flow that proves a connection.
 const SEGMENTS: u8 = 6;
 
 /// SCTP's ABORT, which refuses an association (RFC 9260).
@@ -49,11 +50,11 @@ struct Seen {
     began: bool,
     data: u8,
     segments: u8,
-    /// The other side reset it.
+    /// The other side sent a reset.
     refused: bool,
 }
 
-/// The first pass over a capture.
+/// Collects evidence in the first pass over a capture.
 pub(super) struct PortInference<'a> {
     local: &'a Local,
     tcp: &'a PortSet,
@@ -65,13 +66,13 @@ pub(super) struct PortInference<'a> {
 /// A port of a host.
 pub(super) type Port = (Protocol, IpAddr, u16);
 
-/// Why a port is taken to be in use.
+/// Reason why a port is considered in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Sign {
     /// Its host sends from it.
     Sends,
-    /// A flow towards it goes on as only a connection does.
+    /// A flow to it continues as only a connection does.
     Connection,
 }
 
@@ -79,7 +80,7 @@ pub(super) enum Sign {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Used {
     ports: HashMap<Port, Sign>,
-    /// There were more than can be remembered; those may look closed.
+    /// True if there were more than can be remembered. The others may look closed.
     pub(super) overflowed: bool,
 }
 
@@ -92,32 +93,32 @@ impl Used {
         }
     }
 
-    /// True where `port` is in use.
+    /// True if `port` is in use.
     #[must_use]
     pub(super) fn contains(&self, port: Port) -> bool {
         self.ports.contains_key(&port)
     }
 
-    /// Why `port` is taken to be in use; `None` where it is not.
+    /// The reason why `port` is considered in use; `None` if it is not.
     #[must_use]
     pub(super) fn sign(&self, port: Port) -> Option<Sign> {
         self.ports.get(&port).copied()
     }
 
-    /// All of them.
+    /// All ports in use.
     pub(super) fn iter(&self) -> impl Iterator<Item = Port> + '_ {
         self.ports.keys().copied()
     }
 }
 
 impl<'a> PortInference<'a> {
-    /// Learns about these ports of these addresses; SCTP's are few, and all of interest.
+    /// Observes the ports in `tcp` and `udp` of the addresses in `local`, and all SCTP ports, which are few.
     #[must_use]
     pub(super) fn new(local: &'a Local, tcp: &'a PortSet, udp: &'a PortSet) -> Self {
         Self { local, tcp, udp, flows: HashMap::new(), used: Used::default() }
     }
 
-    /// Looks at one packet.
+    /// Inspects one packet.
     pub(super) fn inspect(&mut self, packet: &Packet) {
         let Packet { source, destination, .. } = *packet;
         match packet.transport {
@@ -145,13 +146,13 @@ impl<'a> PortInference<'a> {
         }
     }
 
-    /// The ports that are known to be in use so far.
+    /// The ports known to be in use so far.
     #[must_use]
     pub(super) fn used(&self) -> &Used {
         &self.used
     }
 
-    /// The ports in use.
+    /// Returns the ports in use.
     #[must_use]
     pub(super) fn finish(mut self) -> Used {
         for (flow, _) in self.flows.iter().filter(|(_, seen)| seen.data > 0 && !seen.refused) {
@@ -169,7 +170,7 @@ impl<'a> PortInference<'a> {
         }
         let seen = self.flows.entry(flow).or_default();
         if flags.has(TcpFlags::SYN) {
-            // Repeated towards a host that does not answer: that is no connection.
+            // A SYN is repeated if the host does not answer, so repetitions prove no connection.
             seen.began = true;
             return;
         }
@@ -182,7 +183,7 @@ impl<'a> PortInference<'a> {
     }
 }
 
-/// A SYN, or a segment with ACK and nothing strange.
+/// True for a SYN, and for a segment with ACK and an otherwise usual combination of flags.
 fn is_sent_by_a_stack(flags: TcpFlags) -> bool {
     let bits = flags.0 & (TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST | TcpFlags::ACK);
     flags.0 & TcpFlags::RESERVED == 0
@@ -208,7 +209,7 @@ mod tests {
         )
     }
 
-    /// The TCP ports in `1-2000` that these packets show to be in use.
+    /// The TCP ports in `1-2000` that these packets prove to be in use.
     fn used(packets: &[Packet]) -> Vec<u16> {
         let ports: PortSet = "1-2000".parse().unwrap();
         let mut inference = PortInference::new(&Local::Any, &ports, &ports);

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Bytes between two looks at the bar: the bar costs more than a packet.
+/// Number of bytes between two updates of the bar. An update costs more than a packet.
 const STEP: u64 = 1 << 20;
 
-/// Smaller captures are done before a bar could be read.
+/// Minimum size of a capture for which a bar is shown, in bytes. Smaller ones finish before the bar could be read.
 const WORTH_A_BAR: u64 = 32 << 20;
 
-/// The bar of both passes.
+/// One progress bar for both passes.
 pub(super) struct Progress {
     bar: ProgressBar,
     size: u64,
@@ -18,19 +18,19 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// A bar for reading the file `path` twice.
+    /// Creates a bar for reading the file `path` twice.
     pub(super) fn over(path: &Path) -> Self {
         let size = std::fs::metadata(path).map_or(0, |about| about.len());
         let target = if size < WORTH_A_BAR { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(size * 2), target);
-        // A template that did not parse would leave the plain bar.
+        // If the template is invalid, the default bar is shown.
         if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {eta}") {
             bar.set_style(style);
         }
         Self { bar, size, next: 0 }
     }
 
-    /// The first pass has come to byte `offset`.
+    /// Updates the bar: the first pass has reached byte `offset`.
     #[inline]
     pub(super) fn first_pass(&mut self, offset: u64) {
         if offset >= self.next {
@@ -39,7 +39,7 @@ impl Progress {
         }
     }
 
-    /// The second pass has come to byte `offset`.
+    /// Updates the bar: the second pass has reached byte `offset`.
     #[inline]
     pub(super) fn second_pass(&mut self, offset: u64) {
         if offset + self.size >= self.next {
@@ -48,12 +48,12 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away while `work` writes: both may go to the same terminal.
+    /// Hides the bar while `work` writes, because both may use the same terminal.
     pub(super) fn hide<T>(&self, work: impl FnOnce() -> T) -> T {
         self.bar.suspend(work)
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }

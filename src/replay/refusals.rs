@@ -1,7 +1,7 @@
-//! Infers from the packets of a capture which probes found a closed port. In a capture of unknown hosts a probe without an
-//! answer proves little: the capture may lack the answers, the way to the host may be down, a firewall may drop it.
+//! Infers from the packets of a capture which probes found a closed port. In a capture of unknown hosts, a missing
+//! answer is weak evidence: the capture may lack it, the path may be down, or a firewall may drop the probe.
 //!
-//! A port is closed where it was refused. Where nothing answers, many ports of one host are a scan all the same.
+//! A port is closed if it was refused. Probes of many ports of one host are a scan even if nothing answers.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -11,29 +11,29 @@ use crate::engine::{Class, Observation};
 use crate::types::Protocol;
 use crate::wire::{Packet, Quote, TcpFlags, Transport};
 
-/// Ports of one pair of hosts that are remembered.
+/// Maximum number of remembered ports per pair of hosts.
 const TRIED: usize = 64;
 
 /// The refusals of a capture.
 pub(super) struct Refusals {
     closed: HashSet<Port>,
-    /// The ports that a source has tried at a destination.
+    /// The ports that a source has probed at a destination.
     tried: HashMap<(IpAddr, IpAddr), HashSet<(Protocol, u16)>>,
-    /// Sources and destinations with enough ports that did not answer.
+    /// Pairs of source and destination with enough unanswered ports.
     scanned: HashSet<(IpAddr, IpAddr)>,
-    /// So many ports without an answer are a scan.
+    /// Number of unanswered ports that counts as a scan.
     enough: usize,
 }
 
 impl Refusals {
-    /// Twice as many ports have to be silent as have to be closed: `scan_trigger` is forgiven.
+    /// Requires twice as many unanswered ports as closed ones; `scan_trigger` closed ports are forgiven.
     pub(super) fn new(scan_trigger: u8) -> Self {
         let enough = 2 * (usize::from(scan_trigger) + 1);
         Self { closed: HashSet::new(), tried: HashMap::new(), scanned: HashSet::new(), enough }
     }
 
-    /// Inspects a packet, with the probe that it is if its port is watched, and what it quotes if it is an ICMP error. `used`
-    /// is what is known of ports in use so far.
+    /// Inspects a packet. `probe` is set if its port is watched, `quote` if it is an ICMP error, and `used` contains
+    /// the ports known to be in use so far.
     pub(super) fn inspect(&mut self, packet: &Packet, probe: Option<Observation>, quote: Option<Quote>, used: &Used) {
         let refused = match packet.transport {
             Transport::Tcp { source_port, flags, .. } if flags.has(TcpFlags::RST) => {
@@ -61,7 +61,7 @@ impl Refusals {
         }
     }
 
-    /// Forgets which ports were tried, but not where they are enough.
+    /// Keeps the pairs with enough unanswered ports, and forgets the ports.
     pub(super) fn settle(&mut self, used: &Used) {
         for ((source, destination), ports) in self.tried.drain() {
             let silent = ports.iter().filter(|(protocol, port)| !used.contains((*protocol, destination, *port)));
@@ -71,7 +71,7 @@ impl Refusals {
         }
     }
 
-    /// True where the capture shows that `observation` found a closed port, or that it is one of many without an answer.
+    /// True if the capture shows that `observation` found a closed port, or that it is one of many unanswered probes.
     pub(super) fn confirm(&self, observation: &Observation) -> bool {
         let Observation { source, destination, protocol, class, .. } = *observation;
         let port = if protocol == Protocol::Icmp { 0 } else { observation.port };
@@ -81,13 +81,14 @@ impl Refusals {
     }
 }
 
-/// True for what begins a connection. Other segments also come from connections that began before the capture did.
+/// True for a packet that starts a connection. Other segments may belong to connections that started before the
+/// capture.
 fn is_first_packet(class: Class) -> bool {
     matches!(class, Class::Syn | Class::Udp | Class::Sctp)
 }
 
-/// True for an ICMP error by which a host or a firewall refuses: port or protocol unreachable, or prohibited. That there is
-/// no route or no such host says nothing of a port; a router whose uplink is down says it of all the world.
+/// True for an ICMP error that refuses: port or protocol unreachable, or prohibited. A missing route or host says
+/// nothing about a port: a router without an uplink reports it for every destination.
 fn says_refused(source: IpAddr, kind: u8, code: u8) -> bool {
     match source {
         IpAddr::V4(_) => kind == 3 && matches!(code, 2 | 3 | 9 | 10 | 13),

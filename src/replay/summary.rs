@@ -1,5 +1,5 @@
-//! The summary of a replay: the sources that would be banned, those that would not, and the reasons. Its serialised
-//! form is the last JSON object that a replay prints.
+//! Collects the summary of a replay: the sources that would be banned, those that would not, and the reasons. Its JSON
+//! form is the last object that a replay prints.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -15,13 +15,13 @@ use crate::events::json::{reason, rfc3339};
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 use crate::wire::Undecoded;
 
-/// Sources of each kind that are listed one by one; a capture of a flood has millions.
+/// Maximum number of sources of each kind that are listed one by one. A capture of a flood has millions.
 const LISTED: usize = 10_000;
 
-/// Ports of a suspect that are listed.
+/// Maximum number of ports of a suspect that are listed.
 const PORTS: usize = 32;
 
-/// What has been seen so far. The fields stand in the order of the JSON keys.
+/// The results so far. The order of the fields is the order of the JSON keys.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Summary {
     event: Tag,
@@ -32,11 +32,11 @@ pub(super) struct Summary {
     /// Frames of any kind.
     pub(super) packets: u64,
     pub(super) configuration: String,
-    /// The addresses and networks whose ports were judged; empty: all of them, each as a host by itself.
+    /// The addresses and networks whose ports were judged. If empty, all were, each address as a separate host.
     pub(super) local: Vec<String>,
     /// Hosts that were taken for gateways.
     pub(super) gateways: BTreeSet<IpAddr>,
-    /// Sources that would be banned, in this order; the same source once for each ban.
+    /// Sources that would be banned, in order of their bans; a source is listed once for each ban.
     pub(super) blocked: Vec<Judged>,
     /// Sources that were only logged.
     pub(super) logged: Vec<Judged>,
@@ -46,27 +46,27 @@ pub(super) struct Summary {
     /// Sources that are never blocked.
     #[serde(serialize_with = "values")]
     pub(super) spared: BTreeMap<IpAddr, Protected>,
-    /// Sources beyond those that are listed.
+    /// Number of sources that are not listed because there are too many.
     pub(super) unlisted: u64,
-    /// Packets from sources that had been judged.
+    /// Packets from sources that were already judged.
     pub(super) repeated: u64,
-    /// Packets that were no evidence, by reason.
+    /// Packets that are not evidence, by reason.
     #[serde(serialize_with = "by_reason")]
     pub(super) innocent: BTreeMap<NoEvidence, u64>,
-    /// Ports that were taken to be open, where packets came to them.
+    /// Ports that were considered open and received packets.
     #[serde(serialize_with = "values")]
     pub(super) open: BTreeMap<port_inference::Port, Open>,
-    /// Frames that gave no packet.
+    /// Frames that could not be decoded.
     pub(super) undecoded: UndecodedFrames,
-    /// Frames of link types that are not read, by their number.
+    /// Frames of unsupported link types, by the number of the type.
     pub(super) unknown_links: BTreeMap<i32, u64>,
-    /// More ports were in use than could be remembered.
+    /// True if more ports were in use than could be remembered.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) forgot_ports: bool,
-    /// Distinct ports that make a scan.
+    /// Number of distinct ports that counts as a scan.
     #[serde(skip)]
     pub(super) needed: u16,
-    /// Where each subject's latest judgement is listed.
+    /// Index of the latest list entry of each target.
     #[serde(skip)]
     latest: HashMap<(BanTarget, bool), usize>,
 }
@@ -79,7 +79,7 @@ enum Tag {
     Summary,
 }
 
-/// A source that was judged: blocked, or only logged.
+/// A source that was judged: blocked or only logged.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Judged {
     #[serde(serialize_with = "shown")]
@@ -90,12 +90,12 @@ pub(super) struct Judged {
     pub(super) first: Time,
     pub(super) reason: String,
     pub(super) ports: Vec<Port>,
-    /// The hosts whose ports it touched, as many as are listed.
+    /// The hosts whose ports it probed, up to the list limit.
     pub(super) victims: BTreeSet<IpAddr>,
-    /// Packets that it sent afterwards, while the judgement stood.
+    /// Packets that it sent afterwards, while the ban or log entry was in force.
     #[serde(rename = "later_packets")]
     pub(super) later: u64,
-    /// When the ban ends; `None` where it was only logged.
+    /// End of the ban; `None` if the source was only logged.
     #[serde(rename = "expires", skip_serializing_if = "Option::is_none")]
     pub(super) end: Option<End>,
 }
@@ -109,15 +109,15 @@ pub(super) struct Suspect {
     pub(super) target: BanTarget,
     #[serde(rename = "proto", serialize_with = "protocol")]
     pub(super) protocol: Protocol,
-    /// The ports, as many as are listed.
+    /// The probed ports, up to the list limit.
     pub(super) ports: BTreeSet<u16>,
-    /// The most distinct ports that counted at one time.
+    /// Highest number of distinct ports that counted at one time.
     #[serde(rename = "distinct_ports")]
     pub(super) distinct: u8,
     needed: u16,
-    /// The hosts whose ports it touched, as many as are listed.
+    /// The hosts whose ports it probed, up to the list limit.
     pub(super) victims: BTreeSet<IpAddr>,
-    /// Its probes, the same port again included.
+    /// Number of probes, including repeated ports.
     pub(super) probes: u64,
 }
 
@@ -127,12 +127,12 @@ pub(super) struct Protected {
     pub(super) source: IpAddr,
     #[serde(rename = "reason", serialize_with = "shown")]
     pub(super) protection: Protection,
-    /// The ports, as many as are listed.
+    /// The probed ports, up to the list limit.
     pub(super) ports: BTreeSet<Port>,
     pub(super) probes: u64,
 }
 
-/// A port that was taken to be open.
+/// A port that was considered open.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Open {
     pub(super) address: IpAddr,
@@ -142,15 +142,15 @@ pub(super) struct Open {
     pub(super) packets: u64,
 }
 
-/// Why a packet is no evidence.
+/// The reason why a packet is not evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum NoEvidence {
     Engine(IgnoreReason),
-    /// Nothing in the capture answers it, so that its port need not be closed.
+    /// Nothing in the capture answers the packet, so its port is not known to be closed.
     Unanswered,
 }
 
-/// A port, and where it is evidence its class.
+/// A port, and the class of the probe if it is evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Port {
     #[serde(rename = "proto", serialize_with = "protocol")]
@@ -172,7 +172,7 @@ impl PartialOrd for Port {
     }
 }
 
-/// Frames that hold no IP, end too early, or contradict themselves.
+/// Frames that contain no IP packet, are too short or are inconsistent.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct UndecodedFrames {
     pub(super) not_ip: u64,
@@ -196,7 +196,7 @@ impl Serialize for Time {
     }
 }
 
-/// When a ban begins and for how long.
+/// Start of a ban and its length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
     begin: SystemTime,
@@ -260,12 +260,12 @@ impl Summary {
         Self { needed: u16::from(scan_trigger) + 1, configuration, local, ..Self::default() }
     }
 
-    /// True where `target` is listed as judged.
+    /// True if `target` is listed as blocked or logged.
     pub(super) fn has_judged(&self, target: BanTarget) -> bool {
         [true, false].iter().any(|blocked| self.latest.contains_key(&(target, *blocked)))
     }
 
-    /// The link types of the frames, where none of them is read.
+    /// The link types of the frames, if none of them is supported.
     pub(super) fn unread_link(&self) -> Option<String> {
         let unread: u64 = self.unknown_links.values().sum();
         let links: Vec<_> = self.unknown_links.keys().map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! Formats a replay's results as text: the lines of events and the [`Summary`].
+//! Formats the results of a replay as text: the lines of events and the [`Summary`].
 
 use std::fmt;
 use std::io::{self, Write};
@@ -9,10 +9,10 @@ use crate::engine::IgnoreReason;
 use crate::events::classic_log;
 use crate::events::event::EventKind;
 
-/// Open ports that are listed.
+/// Maximum number of open ports that are listed.
 const OPEN: usize = 32;
 
-/// The classic line of an event, which must not say that anything was done.
+/// The classic line of an event, reworded because a replay blocks nothing.
 pub(super) fn line(what: &EventKind) -> Option<String> {
     let line = classic_log::of(what)?;
     Some(match what {
@@ -23,7 +23,7 @@ pub(super) fn line(what: &EventKind) -> Option<String> {
     })
 }
 
-/// Writes the summary for people.
+/// Writes the summary as text.
 pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     writeln!(out)?;
     match (summary.first, summary.last) {
