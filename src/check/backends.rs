@@ -122,8 +122,8 @@ fn command(config: &Config) -> Result<String, String> {
     RunSettings::from(&config.block.run).check().map(|()| String::new()).map_err(|error| error.to_string())
 }
 
-/// The state of the file, with its number of lines; `None` if this user cannot determine whether the service could
-/// write it.
+/// The state of the file, with its number of lines. `None` if this user cannot determine whether the service can write
+/// it.
 fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String, String>> {
     let deny = match HostsDeny::try_from(&config.block.hosts_deny) {
         Ok(deny) => deny,
@@ -140,7 +140,7 @@ fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String,
     }))
 }
 
-/// True if this process has the capability now.
+/// True if this process currently has the capability.
 pub(super) fn may(capability: CapabilitySet) -> bool {
     rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }

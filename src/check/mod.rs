@@ -64,7 +64,7 @@ impl CheckOptions {
     }
 }
 
-/// Timeout for all name look-ups together.
+/// Timeout for all name look-ups in total.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Reason why the configuration could not be checked.
@@ -86,11 +86,11 @@ fn lines(errors: &[ConfigError]) -> String {
     errors.iter().map(ConfigError::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// Checks the configuration for `options` and writes the result; returns notes about skipped checks.
+/// Checks the configuration of `options` and writes the result. Returns notes about skipped checks.
 ///
 /// # Errors
-/// [`CheckError::Config`] and [`CheckError::Unfit`] with all errors in the configuration; also if the state of the host
-/// cannot be read.
+/// [`CheckError::Config`] or [`CheckError::Unfit`] with all errors in the configuration, or an error if the state of
+/// the host cannot be read.
 pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, CheckError> {
     let report = match read(options) {
         Err(CheckError::Config(errors)) => {
@@ -201,7 +201,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
 
 fn watched(protocol: &crate::config::Protocol, open: &Listeners, listeners: &[Listener], which: Protocol) -> Watched {
     let wanted = protocol.watched();
-    // Connect mode can only open a port that is unused on every address.
+    // Connect mode can open a port only if it is unused on every address.
     let in_use = if protocol.mode == Mode::Connect { open.anywhere() } else { open.everywhere() };
     let ports = wanted.without(&in_use);
     let mut partly: Vec<(u16, IpAddr)> = listeners
@@ -233,7 +233,7 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Vec<Interface> {
     facts.interfaces.iter().map(of).collect()
 }
 
-/// Opens the capture as the daemon would, and closes it.
+/// Opens the capture as the daemon would, and closes it again.
 fn capture(config: &Config, host: &Host, findings: &mut Findings) {
     if !backends::may(CapabilitySet::NET_RAW) {
         return findings.note("the capture was not checked, because CAP_NET_RAW is missing; try it with sudo");
@@ -245,7 +245,7 @@ fn capture(config: &Config, host: &Host, findings: &mut Findings) {
     }
 }
 
-/// Looks up all names at once; a name without an answer in time has no address.
+/// Looks up all names at once. A name whose answer is late has no address.
 fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, String>>, CheckError> {
     let late = || Err(format!("no answer within {} s", LIMIT.as_secs()));
     let mut found: BTreeMap<String, _> = names.iter().map(|name| (name.clone(), late())).collect();
@@ -257,7 +257,7 @@ fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, Stri
     Ok(found)
 }
 
-/// Filters of other programs that prevent decoys from answering, if they can be read.
+/// Warns about filters of other programs that prevent decoys from answering, if the filters can be read.
 fn silent_decoys(config: &Config) -> Option<Warning> {
     if !config.shares_decoys() || !backends::may(CapabilitySet::NET_ADMIN) {
         return None;
@@ -266,7 +266,8 @@ fn silent_decoys(config: &Config) -> Option<Warning> {
     firewall.silences_decoys().map(|text| Warning::new("tcp.mode", text))
 }
 
-/// An operator who connects over the network without protection could be locked out by a mistake.
+/// Warns an operator whose session comes over the network from an unprotected address and could be locked out by a
+/// mistake.
 fn own_session(host: &Host) -> Option<Warning> {
     let session = std::env::var("SSH_CONNECTION").or_else(|_| std::env::var("SSH_CLIENT")).ok()?;
     let address: IpAddr = session.split_whitespace().next()?.split('%').next()?.parse().ok()?;

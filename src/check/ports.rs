@@ -1,5 +1,5 @@
-//! Checks whether the program can open its own ports: those of connect mode, and that of the metrics. Ports of a
-//! running portsentry count as available.
+//! Checks whether the program can open its own ports: those of connect mode, and the port of the metrics. Ports that a
+//! running portsentry has open count as available.
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -51,7 +51,7 @@ pub(super) fn look(config: &Config, host: &Host, findings: &mut Findings) {
     }
 }
 
-/// The error if connect mode could not open any of `ports`, or lacks permission for one of them. Opens nothing.
+/// The error if connect mode cannot open any of `ports`, or lacks the capability for one of them. Opens nothing.
 fn decoy_error(protocol: Protocol, ports: PortSet, open: &Listeners) -> Option<DecoyError> {
     let free = ports.without(&open.anywhere());
     if !ports.is_empty() && free.is_empty() {

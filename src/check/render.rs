@@ -78,7 +78,7 @@ pub(super) fn text(report: &Report) -> String {
             format!("{} {state}; {}", interface.name.escape_debug(), addresses.join(", ")).trim_end_matches("; "),
         );
     }
-    // Own addresses are listed with their interfaces.
+    // Own addresses are already listed with their interfaces.
     let others =
         || report.protected.iter().filter(|(_, why)| !matches!(why, Protection::OwnAddress | Protection::Loopback));
     for (prefix, why) in others().take(SHOWN) {
@@ -137,7 +137,7 @@ fn ports(out: &mut String, word: &str, protocol: &Protocol, watched: &Watched) {
     }
 }
 
-/// Errors as JSON.
+/// Renders errors as JSON.
 pub(super) fn errors<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value {
     let object = |error: &ConfigError| {
         let position = error.position;
@@ -201,7 +201,7 @@ pub(super) fn json(report: &Report) -> Value {
     })
 }
 
-/// The policy as in the configuration.
+/// The policy in the form of the configuration.
 fn policy(policy: BlockPolicy) -> Value {
     match policy {
         BlockPolicy::Yes => true.into(),

@@ -1,4 +1,4 @@
-//! The result of a check, before it is rendered as text or JSON.
+//! Holds the result of a check, before it is rendered as text or JSON.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,9 +26,9 @@ pub(super) struct Report {
 
 pub(super) struct Watched {
     pub(super) ports: PortSet,
-    /// Ports in use, which are no evidence.
+    /// Ports in use, whose probes are not evidence.
     pub(super) left_out: PortSet,
-    /// Ports in use on some addresses only, and monitored on the others; 0.0.0.0 and :: stand for all addresses of a
+    /// Ports that are in use on some addresses and monitored on the others. 0.0.0.0 and :: stand for all addresses of a
     /// family.
     pub(super) partly: Vec<(u16, IpAddr)>,
 }

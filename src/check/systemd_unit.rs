@@ -33,7 +33,8 @@ const UNIT: &str = "portsentry.service";
 /// Directory of the drop-ins in the package; in the source tree `packaging/examples`.
 const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.service.d";
 
-/// Configuration of name services, which resolve names on behalf of this program without a socket of its own.
+/// Configuration of the name service switch, in which other services can resolve names for this program without a
+/// socket of its own.
 const SWITCH: &str = "/etc/nsswitch.conf";
 
 /// Bits of a file's mode for one class of users.
@@ -54,8 +55,8 @@ struct Forbidden {
     prevents_start: bool,
 }
 
-/// Returns the conflicts of `config` in `file` with the installed service, if there is one: those that prevent the start,
-/// and the others.
+/// Returns the conflicts of `config` in `file` with the installed service, if there is one: first those that prevent
+/// the start, then the others.
 pub(super) fn look(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>) {
     let names_by_others = fs::read_to_string(SWITCH).is_ok_and(|text| {
         text.lines().any(|line| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve"))
@@ -71,7 +72,7 @@ pub(super) fn look(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>)
     (findings(fatal), findings(others))
 }
 
-/// True if the installed service has a user of its own, to which systemd gives the directories.
+/// True if the installed service runs as a separate user, to which systemd assigns the directories.
 pub(super) fn has_user() -> bool {
     Unit::installed().is_some_and(|unit| !matches!(unit.value("User"), "" | "root" | "0"))
 }
@@ -79,8 +80,8 @@ pub(super) fn has_user() -> bool {
 impl Unit {
     fn installed() -> Option<Self> {
         let text = FOLDERS.iter().find_map(|folder| fs::read_to_string(Path::new(folder).join(UNIT)).ok())?;
-        // A drop-in name counts once, from the first directory that has it; drop-ins are applied in order of their
-        // names.
+        // If several directories have a drop-in of the same name, the first one counts. Drop-ins are applied in order
+        // of their names.
         let mut drop_ins: BTreeMap<OsString, PathBuf> = BTreeMap::new();
         for folder in FOLDERS {
             let entries = fs::read_dir(Path::new(folder).join(format!("{UNIT}.d"))).into_iter().flatten().flatten();
@@ -110,7 +111,7 @@ impl Unit {
         Self { words }
     }
 
-    /// The items of a list: each line adds items, an empty line clears the list.
+    /// The items of a list. Each line adds items, and an empty line clears the list.
     fn list(&self, key: &str) -> Vec<&str> {
         let mut found = Vec::new();
         for (_, value) in self.words.iter().filter(|(word, _)| word == key) {
@@ -151,7 +152,7 @@ impl Unit {
         taken || !matches!(user, "" | "root" | "0") && !ambient.contains(&capability)
     }
 
-    /// The setting that has the service see an empty folder in the place of one above `path`.
+    /// The setting that hides `path` from the service behind an empty directory.
     fn hides(&self, path: &Path) -> Option<&'static str> {
         let is_hidden = |key| !matches!(self.value(key), "" | "no" | "false" | "off" | "0" | "read-only");
         let lies_in = |folders: &[&str]| folders.iter().any(|folder| path.starts_with(folder));
@@ -164,7 +165,8 @@ impl Unit {
         home.then_some("ProtectHome").or(tmp.then_some("PrivateTmp"))
     }
 
-    /// Why the service cannot use a file with `bits` (4 to read, 1 to execute) that root can, and what to do.
+    /// The reason why the service cannot use a file with `bits` (4 to read, 1 to execute) that root can use, and the
+    /// remedy.
     fn obstacle(&self, path: &Path, bits: u32) -> Option<String> {
         if let Some(setting) = self.hides(path) {
             return Some(format!("its {setting}= hides it; move it, for example to /etc/portsentry"));
@@ -188,7 +190,7 @@ impl Unit {
         let files = config.allow.files.iter().map(|file| ("allow.files", file.as_path(), READ));
         let mut files: Vec<_> = files.collect();
         let own = self.options().and_then(|options| options.config).unwrap_or_else(|| DEFAULT_CONFIG.into());
-        // A draft elsewhere is not what the service reads.
+        // A draft elsewhere is not the file that the service reads.
         if plain(file) == plain(own) {
             files.push(("User", file, READ));
         }
@@ -209,7 +211,7 @@ impl Unit {
         forbidden.collect()
     }
 
-    /// Folders without which systemd does not start the service.
+    /// Directories whose absence prevents systemd from starting the service.
     fn missing_folders(&self) -> impl Iterator<Item = Forbidden> {
         let paths = self.list("ReadWritePaths").into_iter().map(|path| path.strip_prefix('+').unwrap_or(path));
         paths.filter(|path| !path.starts_with('-') && !Path::new(path).exists()).map(|path| {
@@ -264,7 +266,7 @@ impl Unit {
 
         for (key, protocol) in [("tcp.mode", &config.tcp), ("udp.mode", &config.udp)] {
             let low = protocol.watched().iter().any(|port| port < 1024);
-            // One listener for all ports is on a port of its own.
+            // A shared listener for all ports uses a port of its own, which is not low.
             let low = low && !(key == "tcp.mode" && config.shares_decoys());
             if protocol.mode == Mode::Connect && (!internet || low && self.lacks("CAP_NET_BIND_SERVICE")) {
                 forbid(key, "connect mode cannot open its ports", &drop_in("connect-mode.conf"), true);
@@ -315,7 +317,7 @@ impl Unit {
         found
     }
 
-    /// The flags of its command line.
+    /// The flags on the command line of the service.
     fn options(&self) -> Option<RunOptions> {
         let mut line = self.value("ExecStart").trim_start_matches(['@', '-', ':', '+', '!']).split_whitespace();
         // Quotes, variables and specifiers are not expanded; if the command line cannot be parsed, nothing is reported.
@@ -323,7 +325,7 @@ impl Unit {
         RunOptions::parse(words)
     }
 
-    /// The directories on its command line, with their options.
+    /// The directories on the command line of the service, with their options.
     fn places(&self) -> Vec<(&'static str, PathBuf)> {
         let Some(options) = self.options() else { return Vec::new() };
         let state = options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into());
@@ -350,7 +352,7 @@ mod tests {
     const INTERNET: &str = include_str!("../../packaging/examples/portsentry.service.d/internet.conf");
     const RUN: &str = include_str!("../../packaging/examples/portsentry.service.d/run.conf");
 
-    /// A configuration, the key of the warning, the text that it contains, and the drop-in that ends it.
+    /// A configuration, the key and a part of the warning that it causes, and the drop-in that removes the warning.
     const CASES: [(&str, &str, &str, &str); 12] = [
         ("[tcp]\nmode = \"connect\"\nports = \"23\"", "tcp.mode", "connect-mode.conf", CONNECT),
         ("[udp]\nmode = \"connect\"\nports = \"6900\"", "udp.mode", "connect-mode.conf", INTERNET),
@@ -455,7 +457,7 @@ mod tests {
         assert!(found[0].contains("ReadWritePaths=/srv/p"), "{found:?}");
         let opened = "[Service]\nRuntimeDirectory=p\nReadWritePaths=/srv/p";
         assert_eq!(warnings(&[PACKAGED, elsewhere, opened], ""), []);
-        // A line that this program would not accept is left to systemd to report.
+        // A command line that this program would not accept is reported by systemd.
         assert_eq!(warnings(&[PACKAGED, "[Service]\nExecStart=/usr/bin/env portsentry --nonsense"], ""), []);
     }
 
@@ -507,7 +509,7 @@ mod tests {
             mode(&file, enough);
             assert_eq!(found("", settings), []);
         }
-        // The configuration, where the service reads this one; a folder on the way counts.
+        // The configuration counts only if the service reads it; a directory above it can hide it too.
         mode(folder.path(), 0o700);
         let own = format!("ExecStart=/usr/sbin/portsentry --config {text}");
         let named = found(&own, "");

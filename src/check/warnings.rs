@@ -1,4 +1,4 @@
-//! Warns about settings that are permitted but unwise. Pure.
+//! Warns about settings that are permitted but unwise. Pure: reads only the configuration.
 
 use ipnet::IpNet;
 
@@ -32,7 +32,7 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Something about `key` is wrong, or about the file as a whole.
+    /// Adds an error about `key`, or about the whole file.
     pub(super) fn wrong<'a>(&mut self, key: impl Into<Option<&'a str>>, message: impl ToString) {
         let (file, key) = (self.origin.clone(), key.into().map(str::to_owned));
         self.wrong.push(ConfigError { file, position: None, key, message: message.to_string() });
@@ -43,7 +43,7 @@ impl Findings {
     }
 }
 
-/// Warnings about this configuration.
+/// Returns the warnings about this configuration.
 pub(super) fn of(config: &Config) -> Vec<Warning> {
     let mut found = Vec::new();
     let mut warn = |key, message: &str| found.push(Warning::new(key, message));
@@ -135,7 +135,7 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
     found
 }
 
-/// Networks wider than this belong to several organisations.
+/// The shortest length of a prefix that still belongs to a single organisation.
 fn widest(network: &IpNet) -> u8 {
     match network {
         IpNet::V4(_) => 8,
@@ -143,7 +143,7 @@ fn widest(network: &IpNet) -> u8 {
     }
 }
 
-/// Number of elements from which on a set is slow to read.
+/// Number of elements above which a set is slow to read.
 const LARGE: u32 = 500_000;
 
 /// Warnings about `[fleet]`.
