@@ -1,5 +1,5 @@
-//! Finds the sources that are connected, or were connected recently, to a service of this host. A closed port that such
-//! a client tries is more likely a mistake than a scan.
+//! Tracks the sources that are connected to a service of this host, or were recently. A closed port that such a client
+//! tries is more likely a mistake than a scan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,18 +9,19 @@ use crate::engine::Host;
 use crate::netlink::sock_diag::Connection;
 use crate::types::{BanTarget, Timestamp};
 
-/// The maximum number of peers that are known. Of those without a connection the one that has been without for longest makes room.
+/// Maximum number of known peers. A new one replaces the peer that has had no connection for the longest time.
 const MAX_PEERS: usize = 4_096;
 
-/// How long a peer is known after its last connection. Browsers and the users behind a carrier's NAT have connections for seconds
-/// and make their mistakes between them; a scanner could as well leave a connection open.
+/// Time for which a peer is known after its last connection. Browsers, and users behind a carrier's NAT, have
+/// connections for seconds and make mistakes between them. A longer time helps no scanner, which could also leave a
+/// connection open.
 const REMEMBERED: Duration = Duration::from_secs(1_800);
 
 #[derive(Clone, Copy)]
 struct Peer {
-    /// The beginning of the first connection.
+    /// Start of the first connection.
     since: Timestamp,
-    /// The last time that a connection was listed.
+    /// Last time at which a connection was listed.
     last: Timestamp,
 }
 
@@ -41,12 +42,12 @@ impl KnownPeers {
         self.span = span;
     }
 
-    /// The peers with their ages.
+    /// The peers, each with the time since its first connection.
     pub(super) fn ages(&self, now: Timestamp) -> Vec<(BanTarget, Duration)> {
         self.known.iter().map(|(target, peer)| (*target, now.since(peer.since))).collect()
     }
 
-    /// True if the peers changed.
+    /// Updates the peers from the listed connections. Returns true if the peers changed.
     pub(super) fn update(&mut self, now: Timestamp, connections: &[Connection], host: &Host) -> bool {
         let served = connections.iter().filter(|one| is_served(one, host));
         let connected: BTreeSet<BanTarget> = served.map(|one| BanTarget::on(one.peer, one.interface)).collect();
@@ -68,7 +69,7 @@ impl KnownPeers {
         changed
     }
 
-    /// Forgets peers without a connection until `wanted` others have room.
+    /// Removes peers without a connection until `wanted` new ones fit.
     fn make_room(&mut self, now: Timestamp, wanted: usize) {
         let excess = (self.known.len() + wanted).saturating_sub(MAX_PEERS);
         if excess == 0 {
@@ -81,7 +82,8 @@ impl KnownPeers {
     }
 }
 
-/// True for a connection to a service, whose port listens. A connection started by this host uses another local port.
+/// True for a connection to a listening port, which is a service. A connection that this host started has another local
+/// port.
 fn is_served(connection: &Connection, host: &Host) -> bool {
     let Connection { address, port, peer, interface } = *connection;
     let own = |address: IpAddr| address.is_loopback() || host.local.contains(address);

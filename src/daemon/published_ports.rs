@@ -1,5 +1,5 @@
-//! Asks the sensor which ports destination NAT publishes. No socket of this host shows them, and after a boot their containers
-//! often start later than everything else.
+//! Queries the sensor for the ports that destination NAT publishes. No socket of this host shows them, and after a boot
+//! their containers often start later than all other services.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::engine::Service;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::Timestamp;
 
-/// The time between two questions.
+/// Interval between two queries.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
@@ -19,8 +19,8 @@ pub(super) struct PublishedPorts {
 }
 
 impl PublishedPorts {
-    /// The question to the sensor, if the last one is answered and long enough ago. While the host settles (`hurry`) the next
-    /// question follows at once.
+    /// Returns a query for the sensor if the last one is answered and the interval has passed. While the host settles
+    /// (`hurry`), the next query follows immediately.
     pub(super) fn ask(&mut self, now: Timestamp, hurry: bool) -> Option<SensorCommand> {
         if self.answer.is_some() || now < self.next && !hurry {
             return None;
@@ -30,7 +30,7 @@ impl PublishedPorts {
         Some(SensorCommand::Request(SensorRequest::Published { answer }))
     }
 
-    /// The ports, once the sensor has answered.
+    /// The ports, once the sensor has answered the query.
     pub(super) fn take(&mut self) -> Option<Vec<Service>> {
         let answered = self.answer.as_mut()?.try_recv();
         if matches!(answered, Err(oneshot::error::TryRecvError::Empty)) {

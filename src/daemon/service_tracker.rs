@@ -1,5 +1,5 @@
-//! Remembers the services of this host: listeners that lasted, each with the time at which it was last served. The
-//! ledger keeps them across restarts and reboots; the engine receives them with the snapshot of the host.
+//! Tracks the services of this host: listeners that lasted, each with the time at which it was last served. The ledger
+//! keeps them across restarts and reboots; the engine receives them with the snapshot of the host.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,7 +17,7 @@ const LASTED: Duration = Duration::from_secs(600);
 /// listener that appears while it is read.
 const MAX_GAP: Duration = Duration::from_secs(5);
 
-/// Time for which a service that is down is remembered: a maintenance, a holiday, a replaced disk.
+/// Time for which a service that is down is remembered. It covers maintenance, a holiday, or a disk replacement.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
 
 /// Maximum number of remembered services.
@@ -32,13 +32,13 @@ const RECORD_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Users below this number are system users (login.defs: SYS_UID_MAX is 999).
 const FIRST_PERSON: u32 = 1_000;
 
-/// The ranges of ports that sysctls set.
+/// The port ranges that sysctls define.
 #[derive(Clone, Copy, Debug)]
 pub struct PortRanges<'a> {
-    /// `net.ipv4.ip_local_port_range`: ports that the kernel gives out at random.
+    /// `net.ipv4.ip_local_port_range`: ports that the kernel assigns at random.
     pub ephemeral: &'a PortSet,
-    /// `net.ipv4.ip_unprivileged_port_start`: the ports below are open to privileged programs alone; 1,024 unless an administrator
-    /// lowered it. Higher values count as 1,024.
+    /// `net.ipv4.ip_unprivileged_port_start`: only privileged programs can open lower ports. It is 1,024 unless an
+    /// administrator has lowered it; higher values count as 1,024.
     pub first_unprivileged: u16,
 }
 
@@ -53,7 +53,7 @@ struct Candidate {
 
 #[derive(Clone, Copy)]
 struct Remembered {
-    /// Time at which it was last served, by the wall clock, which is meaningful after a reboot.
+    /// Time at which it was last served. By the wall clock, which remains valid across a reboot.
     served: SystemTime,
     /// The last-served time in the ledger.
     recorded: SystemTime,
@@ -237,7 +237,7 @@ impl ServiceTracker {
     }
 }
 
-/// True for a listener of a system user or on a privileged port, outside of the ephemeral range.
+/// True for a listener of a system user or on a privileged port, except on ephemeral ports and on single interfaces.
 pub(super) fn is_eligible(listener: &Listener, ranges: PortRanges<'_>) -> bool {
     let system = listener.user < FIRST_PERSON || listener.port < ranges.first_unprivileged.min(FIRST_UNPRIVILEGED);
     // Remembered services apply to all interfaces.

@@ -1,5 +1,5 @@
-//! Lists sockets on a thread of its own: many sockets on one port make a list take the kernel seconds, which any local user can
-//! cause, and neither the event loop nor the start may wait for that.
+//! Lists sockets on a separate thread, so that neither the event loop nor the start waits for the kernel. Any local
+//! user can make a list take seconds by opening many sockets on one port.
 
 use std::io;
 use std::thread;
@@ -10,24 +10,24 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use crate::netlink::sock_diag::{Connection, Listener, SockDiag, SockDiagError, TABLES};
 use crate::panic_guard;
 
-/// How often listeners are listed at most. A service that starts in between is found by the exact look-up before its clients
-/// are blamed.
+/// Minimum interval between two listings of listeners. If a service starts in between, the exact look-up finds it
+/// before its clients are judged.
 const LISTENERS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Minimum interval between two listings of connections.
 const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Listing takes at most one part in so many of the thread's time, however many sockets there are.
+/// Listing takes at most this fraction (1/50) of the thread's time, however many sockets exist.
 const SHARE: u32 = 50;
 
-/// The maximum time for one table. The kernel walks a table of a million sockets in a fraction of it, unless most of them are
-/// on one port: then it begins anew at that port's first socket with each datagram that it fills.
+/// Time limit for one table. The kernel lists a million sockets in a fraction of it, unless most of them are on one
+/// port. Then it starts again at that port's first socket for each datagram.
 const MAX_DUMP: Duration = Duration::from_secs(2);
 
 /// Maximum number of connections examined.
 const MAX_CONNECTIONS: usize = 65_536;
 
-/// What the thread has listed.
+/// A list from the thread.
 pub(super) enum Listed {
     Listeners(Result<Listing, SockDiagError>),
     Connections(Result<Vec<Connection>, SockDiagError>),
@@ -36,13 +36,14 @@ pub(super) enum Listed {
 /// The listeners of this host.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    /// Sorted, each once.
+    /// Sorted, without duplicates.
     pub(super) listeners: Vec<Listener>,
-    /// A table took too long: of it these are the listeners that were found in time, and those of its last complete list.
+    /// The error of a table that exceeded its time limit. For it, `listeners` contains those found in time and those of
+    /// its last complete list.
     pub(super) late: Option<SockDiagError>,
 }
 
-/// The thread's lists as they come.
+/// Receives the lists of the thread.
 pub(super) struct SocketLister(Receiver<Listed>);
 
 impl SocketLister {
@@ -58,11 +59,11 @@ impl SocketLister {
         Ok(Self(received))
     }
 
-    /// Waits for the next list. Safe to cancel.
+    /// Waits for the next list. Cancel safe.
     pub(super) async fn next(&mut self) -> Listed {
         match self.0.recv().await {
             Some(listed) => listed,
-            // The thread ends only after this.
+            // The thread ends only when this receiver is dropped.
             None => std::future::pending().await,
         }
     }
@@ -70,7 +71,7 @@ impl SocketLister {
 
 struct Tables {
     sockets: SockDiag,
-    /// The last complete list of each table.
+    /// The last complete list of each table, for a later list that is cut off.
     last: [Vec<Listener>; TABLES.len()],
 }
 
@@ -80,7 +81,7 @@ impl Tables {
         Self { sockets, last: Default::default() }
     }
 
-    /// Runs until the receiver is gone.
+    /// Runs until the receiver is dropped.
     fn run(&mut self, lists: &Sender<Listed>) {
         let (mut listeners_due, mut connections_due) = (Instant::now(), Instant::now() + CONNECTIONS_INTERVAL);
         loop {

@@ -1,8 +1,8 @@
-//! Decides how this host treats a report of another host. Pure: the time is an argument, and it does no I/O. Holds the
-//! state of the fleet in tables of limited size.
+//! Decides how this host treats a report of another host, and holds the state of the fleet in tables of limited size.
+//! Pure: the time is an argument, and it does no I/O.
 //!
-//! In doubt the target is protected: a report is refused, and an address that an operator or the host's network needs
-//! is never blocked because of a report.
+//! In doubt the decision favours the target: the report is refused. An address that an operator or the host's network
+//! needs is never blocked because of a report.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,9 +55,9 @@ impl Report {
 pub(super) struct Entry {
     /// At most one report per author.
     pub(super) reports: Vec<Report>,
-    /// End of its ban, if it is blocked.
+    /// End of the ban, if the target is blocked.
     pub(super) until: Option<Timestamp>,
-    /// Time at which forgeable evidence was first sufficient, while any report stands.
+    /// Time at which forgeable evidence was first sufficient. It is forgotten with the entry.
     forgeable_since: Option<Timestamp>,
 }
 
@@ -199,14 +199,14 @@ impl Acceptance {
         let supported = by_proof.max(by_number).filter(|until| *until > now);
         let Some(until) = supported else {
             return Ok(match entry.until.filter(|until| *until > now) {
-                // The ban is from before a restart, or is not renewed any more.
+                // The ban was made before a restart, or its reports are no longer renewed.
                 Some(until) => Verdict::Blocks { target, until, step: None },
                 None if lacking.min(others) == 0 => Verdict::Refused(Refusal::HourOver),
                 None => Verdict::Waits { authors: u32::try_from(lacking.min(others)).unwrap_or(u32::MAX) },
             });
         };
         if let Some(before) = entry.until.filter(|before| *before > now) {
-            // Each extension changes the kernel's set, so they are limited to useful steps.
+            // Each extension changes the kernel's set, so short extensions are skipped.
             if until < before.after(MIN_STEP) {
                 return Ok(Verdict::Blocks { target, until: before, step: None });
             }
@@ -249,7 +249,7 @@ impl Acceptance {
         refused
     }
 
-    /// Lifts the ban of exactly `target`, which stays lifted for as long as reports of it exist. True if it was
+    /// Lifts the ban of exactly `target`, which stays lifted as long as reports of it exist. Returns true if it was
     /// blocked.
     pub(super) fn lift(&mut self, now: Timestamp, target: BanTarget, by: LiftedBy) -> bool {
         let entry = self.targets.remove(&target).unwrap_or_default();
@@ -258,7 +258,7 @@ impl Acceptance {
         entry.until.is_some_and(|until| until > now)
     }
 
-    /// Lifts all bans, as [`Acceptance::lift`]; returns their number.
+    /// Lifts all bans in the same way as [`Acceptance::lift`]; returns their number.
     pub(super) fn lift_all(&mut self, now: Timestamp) -> usize {
         let targets: Vec<BanTarget> = self.bans(now).map(|(target, _)| target).collect();
         targets.iter().filter(|target| self.lift(now, **target, LiftedBy::Host)).count()
@@ -346,7 +346,7 @@ impl Acceptance {
     }
 }
 
-/// Time until which `wanted` reports support a ban, and the number of missing reports.
+/// Time until which `wanted` reports support a ban, and the number of reports that are missing.
 fn supported_until(
     now: Timestamp,
     entry: &Entry,

@@ -15,16 +15,16 @@ const IGNORED_TIME: Duration = Duration::from_secs(3_600);
 /// Maximum number of known authors: more than the largest fleet has.
 const MAX_AUTHORS: usize = 16_384;
 
-/// Additional hourly quotas that are accepted at the start: reports stand for four hours.
+/// Additional hourly quotas that are accepted at the start, because reports are valid for four hours.
 pub(super) const BACKLOG_HOURS: u32 = 3;
 
 /// State of the connection, which determines how far an author may exceed its hourly quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The first complete scan since the start has not ended: existing reports are accepted.
+    /// The first complete scan since the start has not ended, so existing reports are accepted.
     Starting,
-    /// The connection was lost, and no complete scan has ended since: an author may have more to report, which counts
-    /// later.
+    /// The connection was lost, and no complete scan has ended since. An author above its quota is not ignored; its
+    /// excess reports count later.
     CatchingUp,
     Steady,
 }
@@ -33,9 +33,9 @@ struct Author {
     hour: HourCount,
     backlog: u32,
     ignored_until: Timestamp,
-    /// When it was last above its limit.
+    /// Time at which the author was last above its limit.
     above_limit: Option<Timestamp>,
-    /// Its reports refused because of the limit, since it was last reported.
+    /// Number of its reports that were refused because of the limit.
     excess: u64,
     named: Option<Timestamp>,
 }
@@ -60,7 +60,7 @@ impl Author {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ignored {
     pub(super) author: Arc<str>,
-    /// For how long it is ignored; 0: its other reports count later.
+    /// Seconds for which the author is ignored; 0 if its excess reports count later.
     pub(super) for_s: u64,
     pub(super) excess: u64,
 }
@@ -116,7 +116,7 @@ impl Authors {
         self.0.get(author).is_some_and(|author| author.ignored_until > now)
     }
 
-    /// Drops authors without a standing report.
+    /// Drops authors without a report in force.
     pub(super) fn expire(&mut self, now: Timestamp, phase: Phase) {
         // The map and each report hold a reference to the name.
         self.0.retain(|name, author| {
@@ -134,7 +134,7 @@ impl Authors {
         above.map(move |(name, author)| author.told(now, name))
     }
 
-    /// The authors that have exceeded their limit; each is returned once an hour.
+    /// The authors that have newly exceeded their limit; each is returned once an hour.
     pub(super) fn newly_above_limit(&mut self, now: Timestamp) -> Vec<Ignored> {
         let is_new = |author: &Author| author.named.is_none_or(|named| now.since(named) >= IGNORED_TIME);
         let new = self.0.iter_mut().filter(|(_, author)| author.is_above_limit(now) && is_new(author));

@@ -1,4 +1,4 @@
-//! Tracks authors whose reports are invalid: each is logged once, and then counted. Limits of this host that are reached
+//! Tracks authors whose reports are invalid. Each is logged once and then counted. Limits of this host that are reached
 //! are logged once an hour.
 
 use std::collections::BTreeMap;
@@ -25,12 +25,12 @@ struct Faulty {
 #[derive(Default)]
 pub(super) struct FaultyAuthors {
     authors: BTreeMap<String, Faulty>,
-    /// Limits that were named, and when.
+    /// Limits that were logged, and when.
     limits: Vec<(Refusal, Instant)>,
 }
 
 impl FaultyAuthors {
-    /// Counts a refused report by `author`; returns a log line if it is the first one.
+    /// Counts a refused report by `author`. Returns a log line if it is the first one.
     pub(super) fn note(&mut self, author: &str, reason: Refusal) -> Option<EventKind> {
         if reason.is_limit() {
             return self.note_limit(reason);

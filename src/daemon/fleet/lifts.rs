@@ -1,5 +1,5 @@
-//! Targets whose bans operators have lifted. Reports of them count for nothing for four hours, and after that for as long as
-//! they are renewed. The ledger has them as well, so that a restart does not undo a lift.
+//! Stores the targets whose bans operators have lifted. Reports of them are ignored for four hours, and then for as
+//! long as they are renewed. The ledger also stores the lifts, so that a restart does not revert them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -8,16 +8,19 @@ use super::verdict::MAX_TIME;
 use crate::ledger::{FleetLift, LiftedBy};
 use crate::types::{BanTarget, Timestamp};
 
-/// Lifts by operators of this host that are remembered. Later ones hold until the target is reported again.
+/// Maximum number of remembered lifts by operators of this host. Further ones last only until the target is reported
+/// again.
 const MAX_HOST_LIFTS: usize = 65_536;
 
-/// Lifts by operators of the fleet, which the fleet process names: it cannot displace those of this host's operators.
+/// Maximum number of remembered lifts by operators of the fleet. The separate limit prevents the fleet process from
+/// displacing lifts by operators of this host.
 const MAX_FLEET_LIFTS: usize = 16_384;
 
-/// A report that outlasts a lift makes it longer by so much beyond the report, so that the ledger is seldom written for it.
+/// If a report outlasts a lift, the lift is extended to this long after the report, so that the ledger is seldom
+/// written.
 const STEP: Duration = Duration::from_secs(900);
 
-/// How long what the fleet process causes may wait for the ledger.
+/// Maximum delay before a change by the fleet process is written to the ledger.
 const FLEET_WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy)]
@@ -29,9 +32,9 @@ struct Lift {
 #[derive(Default)]
 pub(super) struct Lifts {
     lifts: BTreeMap<BanTarget, Lift>,
-    /// Lifts by operators of this host.
+    /// Number of lifts by operators of this host.
     by_host: usize,
-    /// What the ledger does not have: a lift by an operator of this host, or another change.
+    /// The pending change that the ledger does not contain: a lift by an operator of this host, or another change.
     unwritten: Option<LiftedBy>,
     written: Timestamp,
 }
@@ -64,7 +67,8 @@ impl Lifts {
         }
     }
 
-    /// True where `target` is lifted at `now`; the lift lasts for longer than a report that stands until `reported`.
+    /// True if `target` is lifted at `now`. The lift is extended if a report in force until `reported` would outlast
+    /// it.
     pub(super) fn covers(&mut self, now: Timestamp, target: BanTarget, reported: Timestamp) -> bool {
         let Some(lift) = self.lifts.get_mut(&target).filter(|lift| lift.until > now) else { return false };
         if reported > lift.until {
@@ -74,7 +78,7 @@ impl Lifts {
         true
     }
 
-    /// Until when `target` is lifted.
+    /// The end of the lift of `target`.
     pub(super) fn until(&self, target: BanTarget) -> Option<Timestamp> {
         self.lifts.get(&target).map(|lift| lift.until)
     }
@@ -84,7 +88,7 @@ impl Lifts {
         self.by_host = self.lifts.values().filter(|lift| lift.by == LiftedBy::Host).count();
     }
 
-    /// Takes in what the ledger has at the start. `now` and `wall` are the same moment.
+    /// Restores the lifts from the ledger at the start. `now` and `wall` are the same moment.
     pub(super) fn restore(&mut self, now: Timestamp, wall: SystemTime, lifts: &[FleetLift]) {
         for FleetLift { target, until, by } in lifts {
             let left = until.duration_since(wall).unwrap_or_default().min(MAX_TIME + STEP);
@@ -95,7 +99,7 @@ impl Lifts {
         }
     }
 
-    /// What the ledger is to be given, where it is due; `None` where the ledger has it.
+    /// The lifts to write to the ledger, if a write is due; `None` if nothing has changed or it is too early.
     pub(super) fn take_unwritten(&mut self, now: Timestamp, wall: SystemTime, is_last: bool) -> Option<Vec<FleetLift>> {
         let by = self.unwritten?;
         if by == LiftedBy::Fleet && now.since(self.written) < FLEET_WRITE_INTERVAL && !is_last {
@@ -109,7 +113,7 @@ impl Lifts {
         Some(self.lifts.iter().filter_map(lift).collect())
     }
 
-    /// The ledger did not take it.
+    /// Schedules another write after one failed.
     pub(super) fn keep_unwritten(&mut self) {
         self.unwritten = Some(LiftedBy::Host);
     }

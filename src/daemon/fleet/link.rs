@@ -26,7 +26,7 @@ impl Default for Link {
 }
 
 impl Link {
-    /// Applies the fleet process's report about its connection to the server of `fleet`; returns the event to log.
+    /// Applies the fleet process's report about its connection to the server of `fleet`. Returns the event to log.
     pub(super) fn note(&mut self, state: LinkState, ignored: &[IgnoredAuthor], fleet: &str) -> Option<EventKind> {
         self.heard = Instant::now();
         let text = |text: &str| quotable(text, 2 * MAX_TEXT_LEN);

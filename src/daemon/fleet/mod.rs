@@ -1,5 +1,5 @@
-//! The daemon's side of a fleet: receives reports of other hosts from the fleet process, judges each, and blocks
-//! accepted targets in separate kernel sets. Runs in the event loop; the sensor thread takes no part in it.
+//! Handles the daemon's side of a fleet: receives reports of other hosts from the fleet process, judges each, and
+//! blocks accepted targets in separate kernel sets. Runs in the event loop, without the sensor thread.
 
 mod acceptance;
 mod answers;
@@ -38,8 +38,8 @@ use own_bans::OwnBans;
 pub(super) use own_bans::recorded;
 use verdict::{Step, Verdict};
 
-/// Lines in a minute about single bans, about authors, about the connection, and about refused requests: a flood of one kind hides
-/// none of another.
+/// Maximum number of log lines per minute about bans, authors, the connection and refused requests. The limits are
+/// separate, so that a flood of one kind does not suppress the others.
 const MAX_BAN_LINES: u32 = 20;
 const MAX_AUTHOR_LINES: u32 = 20;
 const MAX_LINK_LINES: u32 = 10;
@@ -47,7 +47,7 @@ const MAX_REFUSAL_LINES: u32 = 4;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What the log quotes of a refused request, in bytes.
+/// Maximum length of the quoted part of a refused request, in bytes.
 const MAX_REFUSAL_LEN: usize = 160;
 
 /// Delay before the sets are filled again after the table changed or could not be written.
@@ -288,25 +288,25 @@ impl Fleet {
         outcomes
     }
 
-    /// Names what the fleet process has asked for and may not.
+    /// Logs a refused request of the fleet process.
     fn name_refusal(&mut self, reason: &str) -> Option<EventKind> {
         let text = format!("fleet: a request of the fleet process was {}", quotable(reason, MAX_REFUSAL_LEN));
         limited(&mut self.refusal_lines, Some(EventKind::Error(text)))
     }
 
-    /// While the connection is lost, other hosts accumulate reports.
+    /// Records that the connection is lost, during which reports of other hosts accumulate.
     fn follow_link(&mut self) {
         if self.link.is_away() {
             self.acceptance.lose_link();
         }
     }
 
-    /// Returns a line about a single ban, unless there were too many in this minute.
+    /// Returns an event for a line about a single ban, unless there were too many in this minute.
     fn line(&mut self, text: String) -> Option<EventKind> {
         self.ban_lines.admit(boot_time()).then_some(EventKind::Note(text))
     }
 
-    /// Lifts the ban of `target`, which stays lifted for as long as it is reported; true if there was one.
+    /// Lifts the ban of `target`, which stays lifted as long as reports of it exist. Returns true if it was blocked.
     pub(super) fn lift(&mut self, target: BanTarget, by: LiftedBy) -> bool {
         if matches!(target, BanTarget::Prefix(_)) {
             return false;
@@ -333,17 +333,17 @@ impl Fleet {
         }
     }
 
-    /// Called after the table was created again or repaired.
+    /// Schedules a refill after the table was created again or repaired.
     pub(super) fn table_changed(&mut self) {
         self.refill_at = Some(Instant::now() + REFILL_DELAY);
     }
 
-    /// Fills the kernel's sets with the bans and their remaining times; with none in shadow mode.
+    /// Fills the kernel's sets with the bans and their remaining times. In shadow mode, the sets are emptied.
     fn refill(&mut self, surroundings: Surroundings<'_>) {
         self.refill_at = None;
         let done = if self.is_shadow(surroundings) {
             self.in_kernel = false;
-            // A trial keeps the bans in force, as it does with this host's own bans.
+            // A trial keeps the bans in force, as it does for this host's own bans.
             if self.config.shadow { self.nft.clear_fleet() } else { Ok(()) }
         } else {
             self.in_kernel = true;
@@ -352,7 +352,8 @@ impl Fleet {
         self.note_kernel(done);
     }
 
-    /// Makes the kernel's sets contain exactly the bans: loading a saved ruleset restores outdated ones.
+    /// Replaces the contents of the kernel's sets with the bans, because loading a saved ruleset restores outdated
+    /// ones.
     fn fill(&mut self) -> Result<(), BlockError> {
         let bans: BTreeMap<_, _> = self.acceptance.bans(now()).collect();
         let found = self.nft.fleet_bans()?;
@@ -366,7 +367,7 @@ impl Fleet {
     fn note_kernel(&mut self, done: Result<(), BlockError>) {
         let (error, delay) = match done {
             Ok(()) => return,
-            // The sensor is about to create the table again.
+            // The sensor will create the table again soon.
             Err(BlockError::Gone) => (None, REFILL_DELAY * 4),
             Err(error) => (Some(error.to_string()), REFILL_BACKOFF),
         };
@@ -434,12 +435,12 @@ impl Fleet {
     }
 }
 
-/// `event`, unless there were too many of its kind in this minute.
+/// Returns `event`, unless there were too many of its kind in this minute.
 fn limited(lines: &mut LineLimiter, event: Option<EventKind>) -> Option<EventKind> {
     event.filter(|_| lines.admit(boot_time()))
 }
 
-/// What the ledger tells the fleet at the start.
+/// The data from the ledger that the fleet needs at the start.
 #[derive(Default)]
 pub(super) struct FromLedger {
     pub(super) recorder: Option<Recorder>,
@@ -447,7 +448,7 @@ pub(super) struct FromLedger {
     pub(super) lifts: Vec<FleetLift>,
 }
 
-/// Time of the monotonic clock.
+/// The time of the monotonic clock.
 fn now() -> Timestamp {
     boot_time()
 }

@@ -12,7 +12,7 @@ use crate::events::event::{Event, EventKind};
 use crate::ledger::{Banned, Recorder};
 use crate::types::{BanTarget, Expiry};
 
-/// Maximum number of bans stored for a client that begins to watch. Beyond it, those that end first are left out.
+/// Maximum number of stored bans that a new client receives. Above it, the bans that end first are left out.
 const MAX_OWN_BANS: usize = 4_096;
 
 /// Maximum number of proven bans read from the ledger at the start.

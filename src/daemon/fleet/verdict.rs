@@ -1,4 +1,4 @@
-//! The result of judging a report, with the reason for a refusal.
+//! Defines the result of judging a report, with the reason for a refusal.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::types::{BanTarget, Timestamp};
 /// Maximum duration of a report, and of a ban based on it.
 pub(super) const MAX_TIME: Duration = Duration::from_secs(4 * 3_600);
 
-/// Number of distinct closed ports with completed handshakes that makes a report proven.
+/// Minimum number of distinct closed ports with completed handshakes for proven evidence.
 pub(super) const MIN_PROVEN_PORTS: u32 = 5;
 
 /// The result of judging a report.
@@ -25,7 +25,7 @@ pub(super) enum Verdict {
         /// The change of the ban; `None` if it is already blocked for that long.
         step: Option<Step>,
     },
-    /// Reports of this many more authors are needed.
+    /// Reports of this many further authors are needed.
     Waits {
         authors: u32,
     },
@@ -77,7 +77,7 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// True if no correctly working host sends such a report: its author is logged.
+    /// True if no correctly working host sends such a report. Its author is then logged.
     pub(super) fn is_fault(&self) -> bool {
         match self {
             Self::NoAuthor
@@ -99,14 +99,14 @@ impl Refusal {
         }
     }
 
-    /// True where this host takes no more reports of any author.
+    /// True if this host currently accepts no reports of any author.
     pub(super) fn is_limit(&self) -> bool {
         matches!(self, Self::Ceiling | Self::SetFull | Self::TableFull)
     }
 }
 
-/// Parses the target in `text`, with its network: one IPv4 address or IPv6 /64 from which a host of any network can
-/// send. A link-local address is refused, because it is another host on another link.
+/// Parses the target in `text` and its network: one IPv4 address or IPv6 /64 from which a host in any network can send.
+/// A link-local address is refused, because it is a different host on each link.
 pub(super) fn target(text: &str) -> Option<(BanTarget, IpNet)> {
     let network = parse_network(text).ok()?;
     let is_one_link = match network.addr() {

@@ -40,7 +40,7 @@ fn never(_: IpNet) -> Option<String> {
     None
 }
 
-/// The target's ban end in seconds from the start, and the step; or another verdict.
+/// Judges a report; returns the end of the ban in seconds from the start and the step, or another verdict.
 fn judged(acceptance: &mut Acceptance, seconds: u64, report: &FleetReport) -> Result<(u64, Option<Step>), Verdict> {
     match acceptance.judge(at(seconds), report, never) {
         Verdict::Blocks { until, step, .. } => Ok((until.since(at(0)).as_secs(), step)),
@@ -265,8 +265,8 @@ fn restart_adopts_existing_bans() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// For every sequence of reports, no target that is exempt or too wide is banned, no ban is longer than four hours,
-    /// and the limits hold.
+    /// No sequence of reports causes a ban of an exempt or wide target, a ban longer than four hours, or more bans than
+    /// the limits permit.
     #[test]
     fn no_sequence_of_reports_breaks_a_rule(
         steps in prop::collection::vec((0_u64..900, 0_u8..6, 0_u8..40, 0_u64..20_000, any::<bool>(), 0_u32..8, any::<bool>()), 1..400),
