@@ -22,8 +22,8 @@ pub const RECENT: Duration = Duration::from_secs(120);
 /// no socket table.
 const PUBLISHED: Duration = Duration::from_secs(24 * 3600);
 
-/// The maximum number of such ports. A rule that redirects every port, of some clients alone, publishes nothing to the others, and
-/// those clients can use it for each port.
+/// Maximum number of such ports. A rule that redirects every port of some clients publishes nothing to other sources,
+/// but those clients could record a port with each connection.
 pub const MAX_PUBLISHED: usize = 64;
 
 /// A port of an own address.
@@ -34,7 +34,8 @@ pub(super) struct OwnPort {
     pub(super) port: u16,
 }
 
-/// The recently used ports, in two tables, so that flows, which other hosts can cause in any number, evict no services.
+/// The recently used ports. Two tables ensure that flows, which other hosts can create in any number, do not evict
+/// services.
 pub(super) struct RecentPorts {
     /// Stopped services, and services published by DNAT.
     services: PortTable,
@@ -62,7 +63,7 @@ impl RecentPorts {
             .any(|until| until > now)
     }
 
-    /// True if the record of `own` is so recent that another look-up would give nothing new.
+    /// True if the record of `own` is so recent that another look-up would add nothing.
     pub(super) fn is_fresh(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
         self.holds(own, peer, now.plus(Tick::of(self.span / 2)))
     }
@@ -84,8 +85,8 @@ impl RecentPorts {
         self.own_use.insert(own, Some(peer), now, Tick::of(self.span));
     }
 
-    /// Records that destination NAT forwarded a flow of `peer` from `own` to a service. Beyond [`MAX_PUBLISHED`] ports it excuses that peer
-    /// alone.
+    /// Records that destination NAT forwarded a flow of `peer` from `own` to a service. Above [`MAX_PUBLISHED`] ports,
+    /// only `peer` is excused.
     pub(super) fn published(&mut self, own: OwnPort, peer: IpAddr, now: Tick) {
         if self.published_ports(now).filter(|known| *known != own).count() < MAX_PUBLISHED {
             self.services.insert(own, None, now, Tick::of(PUBLISHED));
@@ -94,7 +95,7 @@ impl RecentPorts {
         }
     }
 
-    /// The ports of which that was recorded within the last day.
+    /// The ports that destination NAT published within the last day.
     pub(super) fn published_ports(&self, now: Tick) -> impl Iterator<Item = OwnPort> + '_ {
         let longest_other = now.plus(Tick::of(self.span));
         self.services.entries.iter().filter(move |entry| entry.until > longest_other).map(|entry| entry.own)
@@ -132,7 +133,7 @@ fn listens_at(listeners: &Listeners, own: OwnPort) -> bool {
     listeners.contains(own.address, own.port)
 }
 
-/// The unspecified address stands for every address of its family.
+/// The unspecified address of the same family, which stands for all addresses.
 fn unspecified(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }

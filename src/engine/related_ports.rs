@@ -1,17 +1,18 @@
-//! Groups of ports that one client tries together: a mail program that guesses the server's settings, a printer driver,
-//! a browser. If this host runs a service of such a group, the closed ports of the group count as one. Otherwise they do
-//! as long as the source probes no other ports: a mail program that was given the name of a host without mail.
+//! Counts groups of related ports, which one client tries together: a mail program that guesses the server's settings,
+//! a printer driver, a browser. If this host serves a port of a group, the closed ports of the group count as one.
+//! Otherwise they do only while the source probes no other ports, as a mail program does for a host without mail.
 
 use super::sources::Evidence;
 use crate::types::{PORT_GROUPS, PortSet, Protocol};
 
-/// The maximum number of ports that one source is forgiven for their relation to others, once it has probed unrelated ports.
+/// Maximum number of ports of one source that are not counted because they are related, once it has probed unrelated
+/// ports.
 pub(super) const MAX_EXTRA: u8 = 4;
 
-/// The maximum number of unrelated ports that a source may have probed for every group to count as one.
+/// Maximum number of unrelated ports that a source may have probed for the groups that are not served to count as one.
 pub(super) const MAX_UNRELATED: u8 = 0;
 
-/// The groups of which this host serves at least one port, now or as a remembered service.
+/// The groups with at least one port that this host serves, now or as a remembered service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RelatedPorts([bool; PORT_GROUPS.len()]);
 
@@ -30,9 +31,9 @@ impl RelatedPorts {
         self.groups().flatten().copied().collect()
     }
 
-    /// How many of the distinct ports of `evidence` count towards a ban. Ports of one group count as one: of a group of which this
-    /// host serves a port, although at most `extra` ports of a source are left out for it; of other groups only while the source
-    /// has probed at most `unrelated` ports of no group (`None`: never).
+    /// Returns how many of the distinct ports of `evidence` count towards a ban. The ports of a served group count as
+    /// one, but at most `extra` ports of a source are left out for this reason. The ports of another group count as one
+    /// only if the source has probed at most `unrelated` ports outside of all groups (`None`: never).
     pub(super) fn counting(
         self,
         evidence: impl Iterator<Item = Evidence> + Clone,
@@ -56,7 +57,7 @@ pub(super) fn is_related_port(protocol: Protocol, port: u16) -> bool {
     protocol == Protocol::Tcp && PORT_GROUPS.iter().any(|group| group.contains(&port))
 }
 
-/// True where `item` is about a port of `group`, and no evidence that is enough on its own.
+/// True if `item` is about a port of `group` and is not sufficient evidence on its own.
 fn is_related(item: &Evidence, group: &[u16]) -> bool {
     item.protocol() == Some(Protocol::Tcp) && !item.is_conclusive() && group.contains(&item.port())
 }
