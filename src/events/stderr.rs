@@ -1,5 +1,6 @@
-//! Writes log lines to standard error, in the daemon from a thread of its own: the reader of a pipe may stop reading, and the
-//! event loop must not wait for it. Lines that find no room in the queue are lost, counted and reported.
+//! Writes log lines to standard error. In the daemon this happens on a separate thread, because the reader of a pipe
+//! may stop reading and the event loop must not wait for it. Lines that do not fit into the queue are dropped, counted
+//! and reported.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,24 +11,25 @@ use std::time::Duration;
 use crate::types::counted;
 use crate::worker::{Handle, Inbox, Worker};
 
-/// Lines that wait for the reader.
+/// Maximum number of queued lines.
 const QUEUE: usize = 4_096;
 
-/// How long the reader has for what is not written yet when the program ends.
+/// Time limit for writing the queued lines when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 static LINES: OnceLock<Handle<Vec<u8>>> = OnceLock::new();
 
 static STALLED: AtomicBool = AtomicBool::new(false);
 
-/// Takes lines, each in one call of [`Write::write`]: for the thread where it runs, else for standard error itself.
+/// Writer that takes one line in each call of [`Write::write`]. It queues the line for the thread, or writes it
+/// directly if the thread does not run.
 #[derive(Clone, Copy, Debug)]
 pub struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match LINES.get() {
-            // What finds no room is counted.
+            // A line that does not fit into the queue is counted.
             Some(lines) => drop(lines.put(line.to_vec())),
             None => io::stderr().write_all(line)?,
         }
@@ -39,7 +41,7 @@ impl Write for Stderr {
     }
 }
 
-/// The thread that writes what [`Stderr`] takes.
+/// Handle of the thread that writes the lines from [`Stderr`].
 pub struct StderrThread(Worker<Vec<u8>, ()>);
 
 impl StderrThread {
@@ -49,19 +51,19 @@ impl StderrThread {
     /// The thread cannot be created.
     pub fn start() -> io::Result<Self> {
         let worker = write_to(io::stderr())?;
-        // There is one daemon in a process.
+        // A process contains only one daemon, so this is the first call.
         let _ = LINES.set(worker.handle().clone());
         Ok(Self(worker))
     }
 
-    /// Waits until all lines are written, at most for a second.
+    /// Waits until all lines are written, for at most one second.
     pub fn finish(self) {
         let written = self.0.stop(FLUSH_TIMEOUT).is_some();
         STALLED.store(!written, Ordering::Relaxed);
     }
 }
 
-/// True where the daemon has ended with lines that the reader of standard error did not take: a further one would wait as well.
+/// True if the daemon ended before the reader of standard error took all lines. A further write could block.
 #[must_use]
 pub fn is_stalled() -> bool {
     STALLED.load(Ordering::Relaxed)
@@ -73,7 +75,7 @@ fn write_to(mut out: impl Write + Send + 'static) -> io::Result<Worker<Vec<u8>, 
         move || loop {
             // Read first, so that lines sent before the stop request are in the queue.
             let ends = inbox.stop().is_some();
-            // Where standard error is closed, nothing else is left.
+            // An error is ignored, because no other output is left if standard error is closed.
             while let Some(line) = inbox.pop() {
                 let _ = out.write_all(&line);
             }
