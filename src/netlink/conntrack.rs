@@ -1,5 +1,5 @@
 //! Looks up the flow of one packet in the kernel's connection tracking table over ctnetlink, with an exact look-up and
-//! no dump. [`crate::engine`] decides which flows are innocent.
+//! no dump. [`crate::engine`] decides which flows are not evidence.
 //!
 //! Unlike a `ct` expression in an nftables rule, a look-up does not enable connection tracking. If no other program has
 //! enabled it, every flow is [`TrackedFlow::Untracked`]. Only the default zone is searched.
@@ -25,7 +25,7 @@ use crate::types::Protocol;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum TrackedFlow {
-    /// No entry: connection tracking is off, the packet was dropped, or the entry has expired.
+    /// No entry exists: connection tracking is off, the packet was dropped, or the entry has expired.
     Untracked,
     /// The packet's source started the flow, without destination NAT.
     New,
@@ -36,13 +36,13 @@ pub enum TrackedFlow {
         /// Packets have passed both ways, as for [`TrackedFlow::Assured`].
         assured: bool,
     },
-    /// As [`TrackedFlow::Published`], but a helper such as that of FTP expected the flow: the peers chose the port, not
-    /// the administrator.
+    /// As [`TrackedFlow::Published`], but a helper such as that for FTP expected the flow: the peers chose the port,
+    /// not the administrator.
     Expected,
-    /// The packet answers a flow that started at its destination address and port: on this host, or a forged packet
-    /// that was forwarded.
+    /// The packet answers a flow that started at its destination address and port: on this host, or with a forged
+    /// packet that was forwarded.
     Answer,
-    /// The packet answers a flow of another host that is translated by source or destination NAT; the packet is not for
+    /// The packet answers another host's flow that is translated by source or destination NAT. The packet is not for
     /// this host.
     Translated,
 }
@@ -55,7 +55,7 @@ pub struct Conntrack {
 
 impl Conntrack {
     /// Opens a socket in the network namespace of the calling thread, and checks that the kernel answers. The kernel
-    /// may load the module nf_conntrack_netlink for it.
+    /// may load the module nf_conntrack_netlink.
     ///
     /// # Errors
     /// The kernel has no ctnetlink, or the process lacks CAP_NET_ADMIN.
@@ -65,12 +65,12 @@ impl Conntrack {
         conntrack.flow(Protocol::Tcp, nowhere, nowhere).map(|_| conntrack)
     }
 
-    /// Returns the flow of a packet from `source` to `destination`, with the addresses on the wire at its arrival:
+    /// Returns the flow of a packet from `source` to `destination`. The addresses are those on the wire at arrival:
     /// before destination NAT, and before an answer is translated back. Does not allocate.
     ///
     /// # Errors
-    /// The kernel does not answer, refuses, or sends an unreadable answer; none of these means
-    /// [`TrackedFlow::Untracked`]. Also for ICMP, and if the addresses are of two families.
+    /// The kernel does not answer, refuses, or sends an unreadable answer. None of these means
+    /// [`TrackedFlow::Untracked`]. Also fails for ICMP, and if the addresses are of different families.
     pub fn flow(
         &mut self,
         protocol: Protocol,
@@ -196,14 +196,14 @@ fn read(answer: &Message<'_>, requested: &Tuple) -> Option<TrackedFlow> {
     (reply == *requested).then_some(answer)
 }
 
-/// Runs any datagram through the reader of flows. For the fuzzer.
+/// Passes a datagram to the parser of flows. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
     let [source, destination] = [1, 2].map(|end| SocketAddr::from(([192, 0, 2, end], 7)));
     let Some(asked) = Tuple::new(Protocol::Tcp, source, destination) else { return };
     for message in super::message::Messages(datagram) {
         let flow = read(&message, &asked);
-        // At least two tuples of two addresses, ports and a protocol each, and the status.
+        // An entry has at least two tuples of two addresses, ports and a protocol each, and the status.
         assert!(flow.is_none() || message.body.len() > 100);
     }
 }

@@ -1,4 +1,4 @@
-//! Enforces bans: applies them with the backends, retries what a backend refused, and puts back what one has lost.
+//! Enforces bans: applies them with the backends, retries refused bans, and restores bans that a backend has lost.
 
 use std::time::SystemTime;
 
@@ -29,7 +29,7 @@ pub(super) struct Enforcement {
     own_sources: OwnSourceGuard,
 }
 
-/// What a step works with: its time, the engine with the host, and where it reports.
+/// The context of a step: its time, the engine with the host, and the reporter.
 pub(super) struct Scope<'a> {
     pub(super) now: Timestamp,
     pub(super) observer: &'a mut Observer,
@@ -56,16 +56,17 @@ impl Enforcement {
     }
 }
 
-/// Bans of packets.
+/// Handles packets and the bans that they cause.
 impl Enforcement {
-    /// Notes what `packet` was no evidence of, where the trap may have counted it, and that it carries an address of this host.
+    /// Excuses the trap's count of `packet` if it was not evidence, and checks whether its source is an address of this
+    /// host.
     pub(super) fn inspect(&mut self, scope: &Scope<'_>, packet: &Packet, verdict: Verdict) {
         self.trap.excuse(scope.now, packet, verdict, scope.observer.engine().forgiven());
         self.own_sources.inspect(packet, scope.observer.host(), scope.reporter);
     }
 
-    /// Notes a packet of a blocked source. True if its ban was removed from the kernel's set without a notification, which is
-    /// looked up with `verify`.
+    /// Handles a packet of a blocked source. If `verify` is true, looks up its ban in the kernel's set. Returns true if
+    /// the ban was removed without a notification.
     pub(super) fn has_vanished(&mut self, scope: &mut Scope<'_>, target: BanTarget, verify: bool) -> bool {
         self.table_repair.saw_blocked(target);
         if !verify {
@@ -80,7 +81,8 @@ impl Enforcement {
         false
     }
 
-    /// Starts the command that has to run before `ban`, which then waits for it; false if `ban` waits for none.
+    /// Starts the command that must run before `ban`, which then waits for it. Returns false if there is no such
+    /// command.
     pub(super) fn run_first(&mut self, ban: &Ban, seen: SystemTime) -> bool {
         self.table_repair.saw_blocked(ban.probe.target);
         let runs = self.pending.has_room_for_command() && self.blocker.run_first(ban, seen);
@@ -99,7 +101,7 @@ impl Enforcement {
         self.pending.command_ended(target)
     }
 
-    /// Blocks `bans` with every inline backend; returns the refused ones with their reasons.
+    /// Blocks `bans` with every inline backend. Returns the refused ones with their reasons.
     pub(super) fn apply(&mut self, scope: &mut Scope<'_>, bans: &[BanContext]) -> Vec<Refused> {
         if bans.is_empty() {
             return Vec::new();
@@ -112,8 +114,7 @@ impl Enforcement {
         self.with_table(scope, backend, targets, |blocker| blocker.block(backend, bans, now))
     }
 
-    /// Runs `attempt` with `backend`, and once more after a repair if the table was missing; returns the refused
-    /// targets.
+    /// Runs `attempt` with `backend`, and again after a repair if the table was missing. Returns the refused targets.
     fn with_table(
         &mut self,
         scope: &mut Scope<'_>,
@@ -165,12 +166,12 @@ impl Enforcement {
             reporter.emit_refused(seen, refused);
         }
         if !(in_force || queued) {
-            // Not blocked: the next probes are evidence again.
+            // The source is not blocked, so its next probes must count again.
             scope.observer.lift(target);
         }
     }
 
-    /// Blocks `ban`, which a person wants; an error if it is in force with no backend.
+    /// Applies `ban` of an operator. Fails if no backend enforces it.
     pub(super) fn block_by_hand(&mut self, scope: &mut Scope<'_>, ban: BanContext) -> Result<(), String> {
         if !self.blocker.is_enabled() {
             return Err("blocking is disabled: scans are only logged".to_owned());
@@ -215,22 +216,23 @@ impl Enforcement {
         }
     }
 
-    /// Has the trap count the probes of `targets` from zero.
+    /// Resets the trap's count of the probes of `targets`.
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], reporter: &Reporter) {
         self.trap.forget_probes(targets, &mut self.blocker, reporter);
     }
 }
 
-/// Maintenance between batches.
+/// Does the maintenance between batches.
 impl Enforcement {
-    /// When [`Enforcement::run_maintenance`] has something to do.
+    /// When [`Enforcement::run_maintenance`] is next due.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         let (pending, trap) = (self.pending.next_retry(), self.trap.next_due());
         let (routes, repair) = (self.blocker.next_route_due(), self.table_repair.next_due());
         [pending, trap, routes, repair].into_iter().flatten().min()
     }
 
-    /// Reviews the trap, removes expired routes, restores what a repair left out, retries refused bans: as far as each is due.
+    /// Does the work that is due: reviews the trap, removes expired routes, restores bans after a repair, and retries
+    /// refused bans.
     pub(super) fn run_maintenance(&mut self, scope: &mut Scope<'_>) {
         let now = scope.now;
         self.trap.check(now, &mut self.blocker, scope.observer, &self.pending, scope.reporter);
@@ -261,14 +263,14 @@ impl Enforcement {
         scope.reporter.emit_blocked(&ban, backend, seen, SystemTime::now());
     }
 
-    /// Removes the bans of `targets`, which have become exempt, from all backends.
+    /// Removes the bans of `targets`, which are now exempt, from all backends.
     pub(super) fn remove_exempt(&mut self, scope: &mut Scope<'_>, targets: &[BanTarget]) {
         self.change_sets(scope, "bans of protected sources could not be lifted", |nft| nft.lift(targets));
         self.release(targets, scope.reporter);
     }
 }
 
-/// Changes of the host and of the configuration.
+/// Applies changes of the host and of the configuration.
 impl Enforcement {
     pub(super) fn start(&mut self, scope: &Scope<'_>) {
         self.start_trap(scope);
@@ -283,7 +285,7 @@ impl Enforcement {
         self.trap.stop(&mut self.blocker, reporter);
     }
 
-    /// Follows the snapshot of the host, which was replaced.
+    /// Applies a new snapshot of the host.
     pub(super) fn host_changed(&mut self, scope: &mut Scope<'_>) {
         self.update_allow_list(scope, Nft::follow_protected);
         self.guard_own_sources(scope);
@@ -307,7 +309,7 @@ impl Enforcement {
         self.update_allow_list(scope, Nft::protect);
     }
 
-    /// Suspends blocking: the trap watches nothing, no backend gets a ban, and the bans in force stay.
+    /// Suspends blocking: the trap watches no ports, no backend receives a ban, and the bans in force remain.
     pub(super) fn start_trial(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
         self.guard_own_sources(scope);
@@ -363,7 +365,8 @@ impl Enforcement {
         self.reset_trap(scope);
     }
 
-    /// Arms the trap with empty counters: the sensor may have missed the earlier probes, or judges them differently.
+    /// Arms the trap with empty counters, because the sensor may have missed the earlier probes or judges them
+    /// differently.
     fn start_trap(&mut self, scope: &Scope<'_>) {
         TrapControl::forget_all_probes(&mut self.blocker);
         self.reset_trap(scope);
@@ -386,9 +389,9 @@ impl Enforcement {
     }
 }
 
-/// Reconciliation of the kernel with the engine.
+/// Reconciles the kernel with the engine.
 impl Enforcement {
-    /// Adds bans of the ledger to these backends, for the time that is left.
+    /// Adds bans from the ledger to `backends`, for their remaining times.
     pub(super) fn restore(&mut self, scope: &mut Scope<'_>, bans: &[ActiveBan], backends: &[Backend]) {
         for backend in self.blocker.inline().filter(|backend| backends.contains(backend)) {
             match summary(&self.put_back(scope, backend, bans)) {
