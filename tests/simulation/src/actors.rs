@@ -1,4 +1,4 @@
-//! Building blocks of behaviours: arrivals at random times, and scripts of packets at given times.
+//! Provides the building blocks of behaviours: arrivals at random times, and scripts of packets at given times.
 
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ impl<F: FnMut(&mut World, Chance)> Actor for Arrivals<F> {
     }
 }
 
-/// Calls `make` at independent times, `every` apart on average, each time with its own generator. For regular events,
-/// independent of the pace.
+/// Calls `make` for independent events with the average interval `every`, each with a separate generator. For regular
+/// events, whose frequency does not depend on the pace.
 pub(crate) fn steady(
     world: &mut World,
     name: &'static str,
@@ -41,7 +41,7 @@ pub(crate) fn steady(
     world.spawn(Role::Backstage, first, Arrivals { name, every, chance, count: 0, make });
 }
 
-/// The same for rare events, which are more frequent by the factor of the pace.
+/// As [`steady`], but for rare events, whose frequency is multiplied by the pace.
 pub(crate) fn rare(
     world: &mut World,
     name: &'static str,
@@ -52,7 +52,7 @@ pub(crate) fn rare(
     steady(world, name, every, make);
 }
 
-/// The packets of a script, the next one last.
+/// The packets of a script, in reverse order.
 struct Script(Vec<(Timestamp, Packet)>);
 
 impl Actor for Script {
@@ -63,7 +63,7 @@ impl Actor for Script {
     }
 }
 
-/// Sends packets at these times from now, whatever the replies.
+/// Sends packets after these delays, regardless of the replies.
 pub(crate) fn script(world: &mut World, role: Role, packets: impl IntoIterator<Item = (Duration, Packet)>) {
     let mut packets: Vec<_> = packets.into_iter().map(|(after, packet)| (world.now.after(after), packet)).collect();
     packets.reverse();

@@ -1,4 +1,4 @@
-//! Seeded randomness. Every actor has its own generator, derived from the seed, a name and an index, so that its
+//! Provides seeded randomness. Every actor has a generator derived from the seed, a name and an index, so that its
 //! behaviour does not depend on the draws of other actors.
 
 use std::hash::Hasher as _;
@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
-/// A generator with the draws that actors need.
+/// A random generator with the draws that actors need.
 pub struct Chance(fastrand::Rng);
 
 impl Chance {
-    /// The generator of the actor `name` number `index` under `seed`.
+    /// Creates the generator of the actor `name` number `index` under `seed`.
     #[must_use]
     pub fn new(seed: u64, name: &str, index: u64) -> Self {
         let mut hasher = SipHasher13::new_with_keys(seed, index);
@@ -33,12 +33,12 @@ impl Chance {
         self.0.f64() < probability
     }
 
-    /// A time between these, evenly distributed.
+    /// A time between `least` and `most`, evenly distributed.
     pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
         least + most.saturating_sub(least).mul_f64(self.0.f64())
     }
 
-    /// The time until the next of independent events that are `mean` apart on average.
+    /// The time until the next of independent events with the average interval `mean`.
     pub fn after(&mut self, mean: Duration) -> Duration {
         // 1 - f64 is never zero.
         mean.mul_f64(-(1.0 - self.0.f64()).ln())

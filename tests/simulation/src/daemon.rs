@@ -1,6 +1,6 @@
-//! The model of the daemon: it reads listeners and connections, remembers services in a ledger that outlives a reboot,
-//! lets the host settle, and lifts bans without sufficient evidence. The decisions are the program's own code
-//! (`portsentry::daemon::host_memory`); the model only decides when it runs.
+//! Models the daemon: it reads listeners and connections, remembers services in a ledger that survives a reboot,
+//! suspends bans while the host settles, and lifts bans without sufficient evidence. The decisions are the program's
+//! own code (`portsentry::daemon::host_memory`); the model only decides when it runs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -22,17 +22,17 @@ pub struct DaemonRules {
     pub service_memory: bool,
     /// The number of remembered services is limited.
     pub bounded_services: bool,
-    /// They are remembered for at most a week.
+    /// Services are remembered for at most a week.
     pub forgets_services: bool,
-    /// After a boot no source is banned until the services are up.
+    /// After a boot, no source is banned until the services are up.
     pub settling: bool,
-    /// That lasts at most a minute.
+    /// Settling takes at most a minute.
     pub bounded_settling: bool,
     /// Published ports are remembered as well.
     pub published_ports: bool,
-    /// Peers with a connection are forgiven more ports.
+    /// More ports are forgiven for peers with a connection.
     pub known_peers: bool,
-    /// They are for this long after the connection; `None` is the program's own time.
+    /// Time for which they are known after the connection; `None` for the program's own time.
     pub peers_remembered: Option<Duration>,
     /// Bans end when their evidence is no longer sufficient.
     pub lifts_unfounded: bool,
@@ -57,7 +57,7 @@ impl Default for DaemonRules {
 /// The effects of a tick.
 #[derive(Default)]
 pub(crate) struct Ticked {
-    /// The set of closed ports may have changed.
+    /// True if the set of closed ports may have changed.
     pub(crate) changed: bool,
     pub(crate) settled: bool,
     pub(crate) lift: Vec<BanTarget>,
@@ -65,15 +65,15 @@ pub(crate) struct Ticked {
 
 pub(crate) struct Daemon {
     rules: DaemonRules,
-    /// The factor of the calendar's speed: durations of days are shortened by the pace of rare events.
+    /// The factor by which durations of days are shortened, because rare events are more frequent by the same factor.
     pace: u32,
-    /// One, or many if the number of services is not limited.
+    /// A single one, or several if the number of services is not limited.
     memories: Vec<HostMemory>,
     ephemeral: PortSet,
     listeners: Vec<Listener>,
     published: Vec<Service>,
     ledger: BTreeMap<BanTarget, Banned>,
-    /// Until then listeners are new, and have to be observed every few seconds.
+    /// Until this time listeners are new and must be observed every few seconds.
     busy_until: Timestamp,
     next: Timestamp,
     /// The last second whose listeners were observed.
@@ -82,10 +82,10 @@ pub(crate) struct Daemon {
     forgiven: u8,
 }
 
-/// Longer than a listener must last to become a service.
+/// Longer than the minimum age of a listener that counts as a service.
 const BUSY: Duration = Duration::from_secs(610);
 
-/// New listeners are observed at this interval; one that is missed for more than five seconds counts as a new one.
+/// Interval for observing new listeners. A listener that is missed for more than five seconds counts as new again.
 const BUSY_TICK: Duration = Duration::from_secs(5);
 
 impl Daemon {
@@ -128,7 +128,7 @@ impl Daemon {
         daemon
     }
 
-    /// Until when the engine settles.
+    /// The time until which the engine settles.
     pub(crate) fn settles_until(&self, now: Timestamp) -> Option<Timestamp> {
         let longest = if self.rules.bounded_settling { MAX_SETTLING } else { days(10_000) };
         self.settles.then(|| now.after(longest))
@@ -159,7 +159,7 @@ impl Daemon {
         }
     }
 
-    /// Observes the listeners of the second before a change, once for all changes of the next second.
+    /// Observes the listeners of the second before a change. This happens once for all changes of the next second.
     pub(crate) fn see_out(&mut self, second: Timestamp, host: &HostModel) {
         if self.seen_at != Some(second) {
             self.seen_at = Some(second);
@@ -167,7 +167,7 @@ impl Daemon {
         }
     }
 
-    /// Observes the current listeners; returns whether the services have changed, and whether one is served again.
+    /// Observes the current listeners. Returns whether the services changed, and whether one is served again.
     fn observe(&mut self, at: Timestamp, listeners: &[Listener]) -> (bool, bool) {
         let (wall, shards) = (self.wall(at), self.memories.len());
         let ranges = PortRanges { ephemeral: &self.ephemeral, first_unprivileged: FIRST_UNPRIVILEGED };

@@ -1,6 +1,5 @@
-//! The adapter between the simulation and the engine, and the only file that uses `portsentry::engine`. It builds the
-//! engine's snapshot of the host, drives the engine as the sensor does, and can switch off single rules by withholding
-//! their input.
+//! Adapts the engine to the simulation; no other file uses `portsentry::engine`. It builds the engine's snapshot of the
+//! host, drives the engine as the sensor does, and can switch off single rules by withholding their input.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -31,14 +30,14 @@ pub struct EngineRules {
     pub listeners: bool,
     /// Ports of related services count as one.
     pub related_ports: bool,
-    /// Bans for probes that the sensor did not count are lifted, not shortened.
+    /// Bans by the trap for probes that the sensor did not count are lifted instead of shortened.
     pub trap_excuses: bool,
     pub bounds: Bounds,
     pub scan_trigger: Option<u8>,
     pub window: Option<Duration>,
-    /// The ceiling of bans on forgeable evidence.
+    /// Maximum number of new bans on forgeable evidence per minute.
     pub max_new_bans_per_minute: Option<u32>,
-    /// The ceiling of such bans in force at one time.
+    /// Maximum number of such bans in force at one time.
     pub max_forgeable_bans: Option<u32>,
 }
 
@@ -81,9 +80,9 @@ pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
 /// The engine's verdict on a packet.
 #[derive(Clone, Debug)]
 pub enum Judgement {
-    /// No evidence; the engine's reason.
+    /// No evidence, with the engine's reason.
     Ignored(IgnoreReason),
-    /// Evidence: the number of distinct ports so far.
+    /// Evidence, with the number of distinct ports so far.
     Probe(u8),
     /// The source is exempt.
     Exempt,
@@ -133,12 +132,12 @@ pub struct Detector {
     review: TrapReview,
 }
 
-/// What receives a packet, according to the modelled kernel.
+/// The receiver of a packet in the modelled kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taker {
     Nothing,
     Socket,
-    /// A socket of a flow: the port may be closed to other sources.
+    /// A socket of a flow. The port may be closed to other sources.
     Flow,
     /// A service behind destination NAT.
     Published,
@@ -158,7 +157,7 @@ impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> Taker> PortLookup for Lookup<
 }
 
 impl Detector {
-    /// An engine that starts now on `model`, whose daemon remembers `services`.
+    /// Creates an engine that starts now on `model`, with the services that the daemon remembers.
     #[must_use]
     pub fn new(rules: EngineRules, key: (u64, u64), model: &HostModel, services: ServiceMemory) -> Self {
         let key = HashKey(key.0, key.1);
@@ -168,7 +167,8 @@ impl Detector {
         Self { engine, host: snapshot(model, &rules, ephemeral, services), rules, review: TrapReview::new(key) }
     }
 
-    /// Judges a packet; `taker` looks up its receiver in the host's kernel, and `watches` the ports of the trap.
+    /// Judges a packet. `taker` looks up its receiver in the host's kernel, and `watches` contains the ports of the
+    /// trap.
     pub fn observe(
         &mut self,
         now: Timestamp,
@@ -187,7 +187,7 @@ impl Detector {
         Judgement::of(verdict)
     }
 
-    /// The verdict on the next source that waited while the host settled.
+    /// Returns the verdict on the next source that waited while the host settled.
     pub fn judge_waiting(
         &mut self,
         now: Timestamp,
@@ -196,7 +196,7 @@ impl Detector {
         self.engine.judge_waiting(now, &self.host, &mut Lookup(taker)).map(Judgement::of)
     }
 
-    /// Bans no source until then.
+    /// Suspends bans until the given time.
     pub fn settle(&mut self, until: Timestamp) {
         self.engine.settle(until);
     }
@@ -219,7 +219,7 @@ impl Detector {
         self.engine.forgiven_peers(now)
     }
 
-    /// The ports that destination NAT publishes, as far as connections have shown them.
+    /// The ports that destination NAT publishes, as far as connections have revealed them.
     #[must_use]
     pub fn published(&self, now: Timestamp) -> Vec<Service> {
         self.engine.published(now).collect()
@@ -242,13 +242,13 @@ impl Detector {
         self.engine.lift(target);
     }
 
-    /// True if a distributed scan is to be reported now.
+    /// True if a distributed scan must be reported now.
     pub fn reports_distributed_scan(&mut self, now: Timestamp) -> bool {
         let notices = std::iter::from_fn(|| self.engine.notice(now));
         notices.filter(|notice| matches!(notice, Notice::DistributedScan(_))).count() > 0
     }
 
-    /// Shows the engine a packet that the host sends.
+    /// Passes a packet that the host sends to the engine.
     pub fn sent(
         &mut self,
         now: Timestamp,
@@ -260,7 +260,7 @@ impl Detector {
         }
     }
 
-    /// Passes on that the daemon has read the listeners again.
+    /// Updates the engine's snapshot of the host after the daemon has read the listeners.
     pub fn host_changed(&mut self, now: Timestamp, model: &HostModel, services: ServiceMemory) {
         let new = snapshot(model, &self.rules, self.host.ephemeral.clone(), services);
         if self.rules.recent_ports {
@@ -286,23 +286,23 @@ impl Detector {
         self.engine.is_blocked(now, target)
     }
 
-    /// True if the ceilings have room for the bans that the kernel's trap makes at once.
+    /// True if the ceilings permit the bans that the kernel's trap can make at once.
     pub fn has_room(&mut self, now: Timestamp) -> bool {
         self.engine.has_room_for(now, TRAP_BURST)
     }
 
-    /// Takes over a ban of the trap that is shortened.
+    /// Adopts a ban of the trap that is shortened.
     pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
         self.engine.adopt_short(now, target);
     }
 
-    /// Takes over a ban that the kernel holds.
+    /// Adopts a ban from the kernel.
     pub fn adopt(&mut self, now: Timestamp, target: BanTarget, left: Expiry) {
         self.engine.adopt(now, &ActiveBan { target, length: None, grade: None, left });
     }
 }
 
-/// The host as the daemon reads it.
+/// Builds the host's snapshot as the daemon would read it.
 fn snapshot(model: &HostModel, rules: &EngineRules, ephemeral: PortSet, services: ServiceMemory) -> Host {
     let mut host = Host::new(Local::Own { addresses: model.addresses().into(), prefixes: Vec::new() });
     host.ephemeral = ephemeral;

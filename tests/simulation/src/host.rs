@@ -1,5 +1,5 @@
-//! The model of the host: its addresses, its services and their sockets, published ports, and the sockets of its own
-//! client traffic. It models the kernel's socket table and the replies to packets.
+//! Models the host: its addresses, its services and their sockets, published ports, and the sockets of its own client
+//! traffic. It models the kernel's socket table and the replies to packets.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,7 +13,7 @@ use portsentry::wire::{Packet, TcpFlags, Transport};
 
 use crate::detector::Taker;
 
-/// Where a service listens.
+/// The addresses on which a service listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bind {
     /// A socket on every address.
@@ -29,7 +29,7 @@ pub struct Service {
     pub protocol: Protocol,
     pub port: u16,
     pub bind: Bind,
-    /// It runs for a user, not for the system.
+    /// True if it belongs to a user and not to the system.
     pub personal: bool,
 }
 
@@ -38,7 +38,7 @@ pub struct Service {
 pub struct Profile {
     pub name: &'static str,
     pub services: Vec<Service>,
-    /// It has a local network with neighbours.
+    /// True if it has a local network with neighbours.
     pub lan: bool,
 }
 
@@ -107,9 +107,9 @@ pub struct HostModel {
     extra: Vec<Service>,
     /// Services that run now.
     up: HashSet<(Protocol, u16)>,
-    /// Sockets of outgoing client traffic by port, with their peer and their end.
+    /// Sockets of outgoing client traffic by port, each with its peer and the time at which it closes.
     own_flows: HashMap<(Protocol, u16), (SocketAddr, Timestamp)>,
-    /// Lasting connections to its services, by the peer's address and the port, with their end.
+    /// Open connections to its services by the peer's address and the port, each with the time at which it closes.
     connections: BTreeMap<(SocketAddr, u16), Timestamp>,
 }
 
@@ -131,7 +131,7 @@ impl HostModel {
         }
     }
 
-    /// Its address of the family of `peer`.
+    /// The host's address of the same family as `peer`.
     #[must_use]
     pub fn address_for(&self, peer: IpAddr) -> IpAddr {
         if peer.is_ipv4() { self.v4.into() } else { self.v6.into() }
@@ -142,7 +142,7 @@ impl HostModel {
         [self.v4.into(), self.v6.into()]
     }
 
-    /// The networks that the program protects by default: gateway and resolver.
+    /// The networks that the program protects by default: those of the gateway and the resolver.
     #[must_use]
     pub fn protected(&self) -> Vec<IpNet> {
         [self.gateway(), RESOLVER.into()].map(IpNet::from).to_vec()
@@ -165,7 +165,8 @@ impl HostModel {
         }
     }
 
-    /// Records a connection of a peer to a service of this host, not to one behind destination NAT, until then.
+    /// Opens a connection of a peer to a service of this host until the given time. Services behind destination NAT are
+    /// ignored.
     pub fn connect(&mut self, peer: SocketAddr, port: u16, until: Timestamp) {
         if self.service(Protocol::Tcp, peer.ip(), port).is_some_and(|service| service.bind != Bind::Published) {
             self.connections.insert((peer, port), until);
@@ -176,7 +177,7 @@ impl HostModel {
         self.connections.retain(|_, until| *until > now);
     }
 
-    /// The end of the next connection.
+    /// The time at which the next connection closes.
     #[must_use]
     pub fn next_connection_end(&self) -> Option<Timestamp> {
         self.connections.values().min().copied()
@@ -249,12 +250,12 @@ impl HostModel {
         self.service(protocol, address, port).is_some_and(|service| service.bind == Bind::Published)
     }
 
-    /// Opens a socket of outgoing client traffic at `port` until then.
+    /// Opens a socket of outgoing client traffic at `port` until the given time.
     pub fn open_flow(&mut self, protocol: Protocol, port: u16, peer: SocketAddr, until: Timestamp) {
         self.own_flows.insert((protocol, port), (peer, until));
     }
 
-    /// True if a socket of this host's own client traffic receives such a packet.
+    /// True if a socket of this host's own client traffic receives the packet.
     fn has_own_flow(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> bool {
         let flow = self.own_flows.get(&(protocol, to.port()));
         flow.is_some_and(|(peer, until)| *until > now && (*peer == source || protocol == Protocol::Udp))
@@ -264,13 +265,13 @@ impl HostModel {
         self.service(protocol, to.ip(), to.port()).is_some_and(|found| found.bind != Bind::Published)
     }
 
-    /// True if the kernel's socket table has a listener or a connection for such a packet.
+    /// True if the kernel's socket table has a listener or a connection for the packet.
     #[must_use]
     pub fn has_socket(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> bool {
         self.listens(protocol, to) || self.has_own_flow(now, protocol, source, to)
     }
 
-    /// The receiver of such a packet according to the kernel: its socket tables first, and then NAT.
+    /// The receiver of the packet in the kernel: its socket tables are searched before NAT.
     #[must_use]
     pub fn taker(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> Taker {
         if self.listens(protocol, to) {

@@ -1,9 +1,9 @@
-//! A model of the table `inet portsentry` with its trap, as nft/portsentry-trap.nft and nft/portsentry-trap-udp.nft
-//! specify it: the sets with their sizes, timeouts and limits, and the rules in their order. tests/trap/model.rs
-//! compares it with the kernel on the same packets.
+//! Models the table `inet portsentry` with its trap, as nft/portsentry-trap.nft and nft/portsentry-trap-udp.nft specify
+//! it: the sets with their sizes, timeouts and limits, and the rules in their order. tests/trap/model.rs compares the
+//! model with the kernel on the same packets.
 //!
-//! References: the kernel's net/netfilter/nft_dynset.c (an existing element is not refreshed by `add`), nft_limit.c (a bucket
-//! that begins full), nft_set_hash.c (expired elements do not match).
+//! References: the kernel's net/netfilter/nft_dynset.c (an existing element is not refreshed by `add`), nft_limit.c (a
+//! bucket that is initially full), nft_set_hash.c (expired elements do not match).
 
 mod contents;
 
@@ -37,13 +37,13 @@ struct Family {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passage {
     Passed,
-    /// Its source is in `blocked`.
+    /// The source is in `blocked`.
     Blocked,
-    /// The trap added its source to `blocked` and dropped it.
+    /// The trap added the source to `blocked` and dropped the packet.
     Trapped,
-    /// A SYN of a source that is held.
+    /// A SYN from a source on hold.
     Held,
-    /// Flags that no TCP stack sends, to a trapped port.
+    /// Flags that no TCP stack sends, to a port of the trap.
     Illegal,
 }
 
@@ -62,15 +62,15 @@ pub trait HostState {
 pub struct KernelRules {
     /// The rules `socket transparent …`.
     pub socket: bool,
-    /// The set `touched`: the same port counts once.
+    /// The set `touched`, with which repeated probes of a port count once.
     pub touched: bool,
-    /// The set `asked`: answers to datagrams do not count.
+    /// The set `asked`, with which answers to datagrams do not count.
     pub asked: bool,
-    /// A source is held when it probes a port that is new for it.
+    /// A source is put on hold when it probes a port for the first time.
     pub hold: bool,
-    /// The limit of holds of a source within a window.
+    /// Maximum number of holds per source within a window.
     pub max_holds: u32,
-    /// Ports that a connected source is forgiven.
+    /// Number of ports that a connected source is forgiven.
     pub peer_forgiven: u8,
 }
 
@@ -99,15 +99,15 @@ pub struct Kernel {
     ceiling: Limit,
     /// Connected sources, in the sets `peers` and `peers6`.
     peers: HashSet<BanTarget>,
-    /// The hold that began last, until it is read.
+    /// The source of the latest hold, until it is read.
     began: Option<BanTarget>,
 }
 
-/// The limit of holds of a source within a window (src/netlink/nft/hold_rules.rs).
+/// Maximum number of holds per source within a window (src/netlink/nft/hold_rules.rs).
 pub const MAX_HOLDS: u32 = 16;
-/// How long the hold rules remember a port.
+/// Time for which the hold rules remember a port.
 const RECENT: Duration = Duration::from_secs(10);
-/// How long an element of `asked` lasts.
+/// Timeout of an element of `asked`.
 const ASKED: Duration = Duration::from_secs(120);
 const WEEK: Duration = Duration::from_secs(604_800);
 
@@ -115,7 +115,7 @@ impl Kernel {
     #[must_use]
     pub fn new(now: Timestamp, spec: &RulesetSpec, rules: KernelRules) -> Self {
         let blocked = usize::try_from(spec.size).unwrap_or(usize::MAX);
-        // Sizes as in src/netlink/nft/set.rs.
+        // The sizes are those in src/netlink/nft/set.rs.
         let family = |touched, touched_udp, suspects| Family {
             blocked: TimedSet::new(blocked),
             touched: TimedSet::new(touched),
@@ -145,7 +145,7 @@ impl Kernel {
         }
     }
 
-    /// Sets `trapped`, or `trapped_udp`.
+    /// Sets the contents of `trapped` or `trapped_udp`.
     pub fn arm(&mut self, protocol: Protocol, ports: PortSet) {
         match protocol {
             Protocol::Udp => self.trapped_udp = ports,
@@ -159,7 +159,7 @@ impl Kernel {
         if protocol == Protocol::Udp { self.trapped_udp.contains(port) } else { self.trapped.contains(port) }
     }
 
-    /// Tells the trap which sources are connected.
+    /// Sets the connected sources of the trap.
     pub fn set_peers(&mut self, peers: impl Iterator<Item = BanTarget>) {
         self.peers = peers.collect();
     }
@@ -196,7 +196,7 @@ impl Kernel {
         let trapped = self.trapped.contains(port);
         let is_held =
             |kernel: &mut Self| unanswered && kernel.is_held(now, source) && host.is_local(packet.destination);
-        // Before destination NAT.
+        // This rule runs before destination NAT.
         if !trapped && is_held(self) {
             return Passage::Held;
         }
@@ -248,7 +248,7 @@ impl Kernel {
         self.ban(now, source, trap)
     }
 
-    /// True if the source is in `held`, or in `held6` by its /64 or, if it is link-local, by its address.
+    /// True if the source is in `held`, or in `held6` by its /64 or, for a link-local source, by its address.
     fn is_held(&self, now: Timestamp, source: IpAddr) -> bool {
         let held = if source.is_ipv4() { &self.v4.held } else { &self.v6.held };
         held.contains(now, held_target(source)) || held.contains(now, target(source))
@@ -280,7 +280,7 @@ impl Kernel {
         }
     }
 
-    /// The source that the last packet put on hold, and for how long.
+    /// Returns the source that the last packet put on hold, and the length of the hold.
     pub fn take_hold(&mut self) -> Option<(BanTarget, Duration)> {
         let length = self.trap.and_then(|trap| trap.hold)?;
         self.began.take().map(|target| (target, length))

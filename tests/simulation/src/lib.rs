@@ -43,13 +43,13 @@ pub struct Options {
     pub seed: u64,
     /// The number of hosts; the profiles take turns.
     pub hosts: u64,
-    /// The simulated time of each host.
+    /// The simulated duration of each host.
     pub span: Duration,
-    /// The factor for the frequency of all except regular traffic; 1 means the behaviours' own rates. A short run packs
+    /// The factor for the frequency of all events except regular traffic; 1 means the natural rates. A short run packs
     /// months of restarts, mistakes and scans into a few days.
     pub pace: u32,
-    /// The simulated events, by the names of arrivals and operations, such as "regular client" or "reboot"; all events
-    /// if empty. A small scenario runs in a fraction of the time.
+    /// The events to simulate, by the names of arrivals and operations, such as "regular client" or "reboot"; all
+    /// events if empty. A small scenario needs a fraction of the time.
     pub only: &'static [&'static str],
     pub engine: EngineRules,
     pub kernel: KernelRules,
@@ -70,8 +70,8 @@ pub(crate) fn populate(world: &mut World) {
     dishonest::populate(world);
 }
 
-/// Runs all hosts on the machine's cores; `day` is called after each simulated day. The outcome does not depend on the
-/// number of cores.
+/// Simulates all hosts on the machine's cores. `day` is called after each simulated day. The outcome does not depend on
+/// the number of cores.
 #[must_use]
 pub fn run(options: &Options, day: impl Fn() + Sync) -> Outcome {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -98,7 +98,7 @@ pub fn run(options: &Options, day: impl Fn() + Sync) -> Outcome {
     sum
 }
 
-/// Runs only the host `number`.
+/// Simulates only the host `number`.
 #[must_use]
 pub fn run_host(options: &Options, number: u64, day: &dyn Fn()) -> Outcome {
     let mut world = World::new(options, number);

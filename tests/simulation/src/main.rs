@@ -1,4 +1,4 @@
-//! `simulate`: runs the simulation and prints a table; see docs/simulation.md.
+//! Runs the simulation and prints a table. See docs/simulation.md.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
 use std::path::PathBuf;

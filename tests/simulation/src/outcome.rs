@@ -1,4 +1,4 @@
-//! The record of a run, and the sum over several hosts.
+//! Defines the record of a run, and the sum over several hosts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,9 +11,9 @@ pub struct HonestBan {
     /// `SEED:PACE:HOST:STEP`, with which `make simulate REPLAY=…` shows the cause of the ban.
     pub replay: String,
     pub profile: &'static str,
-    /// The behaviour of the source, or the use of its address by a forger.
+    /// The behaviour of the source, or of the forger that uses its address.
     pub behaviour: &'static str,
-    /// The packets were forged.
+    /// True if the packets were forged.
     pub forged: bool,
     pub target: String,
     /// Seconds since the start of the host's simulation.
@@ -35,11 +35,11 @@ pub struct Honest {
     pub trapped: u64,
     /// Verdicts on protocols that are only logged.
     pub alarms: u64,
-    /// Packets dropped because the source was banned.
+    /// Packets that were dropped because the source was banned.
     pub refused: u64,
     /// Seconds during which connections were held back.
     pub hold_seconds: f64,
-    /// The same, because of forged packets with the addresses of these sources.
+    /// As `hold_seconds`, but because of forged packets with the addresses of these sources.
     pub forged_hold_seconds: f64,
 }
 
@@ -48,16 +48,16 @@ pub struct Honest {
 pub struct Dishonest {
     /// Sources, or senders of forged packets, that have finished.
     pub sources: u64,
-    /// Those that were banned, or reported as a distributed scan.
+    /// Sources that were banned or reported as a distributed scan.
     pub found: u64,
     pub packets: u64,
-    /// The last packets of some that were not detected, as `SEED:PACE:HOST:STEP` for `make simulate REPLAY=…`.
+    /// The last packets of some undetected sources, as `SEED:PACE:HOST:STEP` for `make simulate REPLAY=…`.
     pub missed: Vec<String>,
-    /// Bans that are longer than the ceiling allows, of any source.
+    /// Bans of any source that are longer than the ceiling permits.
     pub long_bans: u64,
-    /// Distinct ports that each detected source had probed before its ban, sorted.
+    /// Number of distinct ports that each detected source probed before its ban, sorted.
     pub ports_before_ban: Vec<u32>,
-    /// Open ports that each source learned, sorted.
+    /// Number of open ports that each source learned, sorted.
     pub ports_learned: Vec<u32>,
 }
 
@@ -84,15 +84,15 @@ pub struct Outcome {
     pub honest: BTreeMap<&'static str, Honest>,
     pub dishonest: BTreeMap<&'static str, Dishonest>,
     pub honest_bans: Vec<HonestBan>,
-    /// Bans of the kernel's trap that the program lifted, because it had no evidence against the source.
+    /// Bans by the kernel's trap that the program lifted because it had no evidence against the source.
     pub let_go: u64,
-    /// Bans of the kernel's trap that the program shortened, because it had no verdict.
+    /// Bans by the kernel's trap that the program shortened because it had no verdict.
     pub shortened: u64,
-    /// Bans that ended because their ports belong to services.
+    /// Bans that ended because the probed ports belong to services.
     pub lifted: u64,
 }
 
-/// The number of undetected scans of each kind that are listed.
+/// Maximum number of undetected scans of each kind that are listed.
 pub(crate) const MAX_MISSED: usize = 5;
 
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -140,25 +140,25 @@ impl Outcome {
         }
     }
 
-    /// Honest bans per host-year that honest packets caused.
+    /// Honest bans per host-year that the sources' own packets caused.
     #[must_use]
     pub fn honest_bans_per_year(&self) -> f64 {
         self.count_honest_bans(false) as f64 / self.host_years
     }
 
-    /// Bans of honest sources, by their own packets or by forged ones.
+    /// Number of bans of honest sources, because of forged packets or of their own.
     #[must_use]
     pub fn count_honest_bans(&self, forged: bool) -> usize {
         self.honest_bans.iter().filter(|ban| ban.forged == forged).count()
     }
 
-    /// Dishonest sources that were not detected.
+    /// Number of dishonest sources that were not detected.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.dishonest.values().map(|seen| seen.sources - seen.found).sum()
     }
 
-    /// Behaviours whose sources were banned for their own packets, and how often.
+    /// The behaviours whose sources were banned because of their own packets, with the number of bans.
     #[must_use]
     pub fn banned_behaviours(&self) -> BTreeMap<&'static str, u64> {
         let banned = self.honest.iter().filter(|(_, honest)| honest.bans > 0);

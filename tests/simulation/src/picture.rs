@@ -1,4 +1,4 @@
-//! Draws the outcome as a picture (SVG): honest bans per host-year by behaviour, and the detection of each kind of
+//! Draws the outcome as a picture (SVG): honest bans per host-year by behaviour, and the detection rate of each kind of
 //! scan.
 
 use std::fmt::Write as _;
@@ -7,7 +7,7 @@ use crate::outcome::{Outcome, median};
 
 const ROW: u32 = 22;
 const WIDTH: u32 = 860;
-/// The start of bars, and the length of the longest.
+/// Start of the bars, and length of the longest.
 const BAR: u32 = 330;
 const LONGEST: f64 = 280.0;
 
@@ -39,7 +39,7 @@ impl Chart {
         self.y += 10;
     }
 
-    /// A bar with a share of the longest, between its name and its numbers.
+    /// Draws a bar between its name and its numbers. `share` is its length as a fraction of the longest.
     fn bar(&mut self, name: &str, share: f64, class: &str, numbers: &str) {
         let (top, base, width) = (self.y + 4, self.y + 16, (share * LONGEST).max(1.0));
         let class = if share > 0.0 { class } else { "none" };
@@ -61,7 +61,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
-/// The picture of an outcome.
+/// Returns the picture of an outcome.
 #[must_use]
 pub fn svg(outcome: &Outcome) -> String {
     let mut chart = Chart { body: String::new(), y: 12 };

@@ -1,4 +1,4 @@
-//! The virtual clock: a priority queue of the times at which actors act next.
+//! Implements the virtual clock: a priority queue of the times at which actors act next.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -8,7 +8,7 @@ use portsentry::types::Timestamp;
 /// The number of an actor on its host, in order of creation.
 pub(crate) type ActorId = usize;
 
-/// Entries of the same time are returned in the order of insertion, so that a run is repeatable.
+/// Entries with the same time are returned in the order of insertion, so that a run is reproducible.
 #[derive(Default)]
 pub(crate) struct Queue {
     heap: BinaryHeap<Reverse<(Timestamp, u64, ActorId)>>,

@@ -1,5 +1,5 @@
-//! Replays the cause of a ban, or a scan that was not detected: the run is repeated up to one packet, and events of its
-//! source are recorded.
+//! Replays the cause of a ban, or a scan that was not detected. The run is repeated up to one packet, and the events of
+//! its source are recorded.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -42,16 +42,16 @@ impl FromStr for Position {
 /// Records the events of one source and of the host.
 pub struct Trace {
     step: u64,
-    /// The source whose packets are recorded; `None` until the packet at `step` has shown it.
+    /// The source whose events are recorded; `None` until the packet at `step` is reached.
     target: Option<BanTarget>,
     lines: VecDeque<(Timestamp, String)>,
     over: bool,
 }
 
-/// The number of recorded lines; older ones are discarded.
+/// Maximum number of recorded lines; the oldest are discarded.
 const MAX_LINES: usize = 400;
 
-/// Events that are older than this at the last packet are omitted.
+/// Maximum age of the listed events at the last packet.
 const BEFORE: Duration = Duration::from_secs(2 * 3_600);
 
 impl Trace {
@@ -144,8 +144,8 @@ fn shown(judgement: &Judgement) -> String {
     }
 }
 
-/// Repeats the run of `position` up to its packet; returns the events of the packet's source, line by line. `options`
-/// are those of the run except for seed and pace.
+/// Repeats the run of `position` up to its packet. Returns the events of the packet's source, line by line. `options`
+/// are those of the run; seed and pace come from `position`.
 #[must_use]
 pub fn replay(options: &Options, position: Position) -> String {
     let options = Options { seed: position.seed, pace: position.pace, ..options.clone() };

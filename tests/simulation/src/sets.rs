@@ -1,4 +1,4 @@
-//! The kernel's hash sets whose elements have timeouts and limits.
+//! Models the kernel's hash sets whose elements have timeouts and limits.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use portsentry::types::{Expiry, Timestamp};
 
-/// The expression `limit rate over`: a token bucket that is full at first.
+/// The expression `limit rate over`: a token bucket that is initially full.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     /// The time that one packet costs.
@@ -60,8 +60,8 @@ impl<K: Copy + Eq + Hash> TimedSet<K> {
         self.elements.get(&key).is_some_and(|element| element.is_live(now))
     }
 
-    /// The rule statement `add @set { key timeout … }`: keeps an existing element. `None` if the set is full, which
-    /// ends the rule.
+    /// The rule statement `add @set { key timeout … }`, which does not change an existing element. Returns `None` if
+    /// the set is full, in which case the rule ends.
     pub(crate) fn add(&mut self, now: Timestamp, key: K, timeout: Expiry) -> Option<&mut Element> {
         let fresh = Element { expires: end(now, timeout), limit: None };
         if !self.contains(now, key) {
@@ -84,7 +84,7 @@ impl<K: Copy + Eq + Hash> TimedSet<K> {
         Some(element)
     }
 
-    /// Sets the element, whether or not it exists, as the daemon does.
+    /// Sets the element as the daemon does, even if it exists.
     pub(crate) fn replace(&mut self, now: Timestamp, key: K, timeout: Expiry) {
         self.elements.remove(&key);
         self.add(now, key, timeout);

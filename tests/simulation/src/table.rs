@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::outcome::{Outcome, median};
 
-/// The number of honest bans that are listed.
+/// Maximum number of honest bans that are listed.
 const LISTED: usize = 20;
 
 /// The whole outcome as text.

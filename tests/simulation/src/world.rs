@@ -1,5 +1,5 @@
-//! The world of one host: a packet passes the model of the kernel first, which accepts or drops it, and then the
-//! engine. On a live host, too, the capture sees packets before the firewall drops them.
+//! Simulates the world of one host. A packet passes the model of the kernel first, which accepts or drops it, and then
+//! the engine. On a live host, too, the capture sees packets before the firewall drops them.
 
 mod life;
 mod record;
@@ -23,7 +23,7 @@ use crate::outcome::Outcome;
 use crate::queue::{ActorId, Queue};
 use crate::replay::Trace;
 
-/// Acts at its times in the queue, until it returns `None`.
+/// A source or an event, called at its times in the queue until it returns `None`.
 pub trait Actor {
     /// Acts now; returns when it acts next.
     fn act(&mut self, world: &mut World) -> Option<Timestamp>;
@@ -36,30 +36,30 @@ pub enum Role {
     Honest(&'static str),
     /// A source that should be detected.
     Dishonest(&'static str),
-    /// Not a source of packets: actions of the host itself, and actors that only create others.
+    /// Not a source of packets: an action of the host itself, or an actor that only creates others.
     Backstage,
 }
 
-/// The data of an actor.
+/// The record of an actor.
 struct Part {
     role: Role,
     banned: bool,
     ports: HashSet<u16>,
-    /// Its last packet, and whether one was sent while the host was up.
+    /// The number of its last packet, and whether it sent one while the host was up.
     step: u64,
     met: bool,
     learned: HashSet<u16>,
 }
 
-/// The ports that the trap was armed with. They are computed only when a packet needs them and they may have changed,
-/// because that is most of a run's work.
+/// The ports with which the trap was armed. They are computed only when a packet needs them and they may have changed,
+/// because computing them takes most of a run's time.
 #[derive(Clone, Copy)]
 struct Armed {
     /// The tick for which they were computed.
     at: Timestamp,
-    /// They have changed since.
+    /// True if they have changed since.
     changed: bool,
-    /// When the engine forgets a port that was excluded from them.
+    /// Time at which the engine forgets a port that was excluded from them.
     stale_at: Timestamp,
     /// How long the engine remembers a port.
     memory: Duration,
@@ -71,7 +71,8 @@ impl Armed {
         Self { at: Timestamp::ZERO, changed: true, stale_at: Timestamp::ZERO, memory }
     }
 
-    /// The engine remembers published ports for a day; an end that is noticed up to an hour late excuses slightly more.
+    /// The engine remembers published ports for a day. If the end is noticed up to an hour late, slightly more is
+    /// excused.
     const LONGEST: Duration = hours(1);
 
     fn is_armed(&self) -> bool {
@@ -96,34 +97,34 @@ pub struct World {
     queue: Queue,
     actors: HashMap<ActorId, Box<dyn Actor>>,
     parts: HashMap<ActorId, Part>,
-    /// The actor that acts now.
+    /// The actor that is acting.
     current: ActorId,
     next_actor: ActorId,
-    /// The honest behaviour that an address belongs to.
+    /// The honest behaviour that uses an address.
     owners: HashMap<BanTarget, &'static str>,
     addresses: u32,
-    /// Packets from outside so far.
+    /// Number of packets from outside so far.
     step: u64,
     outcome: Outcome,
-    /// When the daemon reviews the trap next, if it caught a source.
+    /// Time at which the daemon next reviews the trap, if it caught a source.
     review_at: Option<Timestamp>,
     /// Reviewed sources that stay in `caught` until the ceilings have room.
     reviewed: Vec<BanTarget>,
-    /// The actor that sent the last packet of each source that the trap caught or that waits for a verdict.
+    /// The actor that sent the last packet of each source that was caught by the trap or waits for a verdict.
     senders: HashMap<BanTarget, (ActorId, Role)>,
-    /// Dishonest sources that have finished undetected, with their last packets.
+    /// Dishonest sources that have finished undetected, with the numbers of their last packets.
     missed: BTreeMap<ActorId, (&'static str, u64)>,
-    /// The host settles, or sources that probed it meanwhile wait for a verdict.
+    /// True while the host settles, or while sources that probed it then wait for a verdict.
     waiting: bool,
     armed: Armed,
-    /// The tick at which the trap learned of connected sources.
+    /// The tick at which the trap received the connected sources.
     peers_at: Timestamp,
     pub(crate) trace: Option<Trace>,
-    /// The host is off.
+    /// True while the host is off.
     pub(crate) down: bool,
 }
 
-/// The host as the kernel's rules see it.
+/// The host as the kernel's rules use it.
 struct View<'a>(&'a HostModel, Timestamp);
 
 impl HostState for View<'_> {
@@ -152,7 +153,7 @@ fn ends(packet: &Packet) -> (Protocol, SocketAddr, SocketAddr) {
 }
 
 impl World {
-    /// The host `number` under `options`, with all its actors.
+    /// Creates the host `number` of `options` with all its actors.
     #[must_use]
     pub fn new(options: &Options, number: u64) -> Self {
         let profiles = Profile::all();
@@ -196,7 +197,7 @@ impl World {
         }
     }
 
-    /// Simulates the host for `span` from its start; `day` is called after each day.
+    /// Simulates the host for `span`. `day` is called after each day.
     pub fn run(mut self, span: Duration, day: &dyn Fn()) -> (Outcome, Option<Trace>) {
         let end = Timestamp::at(TICK).after(span);
         let mut midnight = days(1);
@@ -220,7 +221,7 @@ impl World {
             }
         }
         self.name_missed();
-        // Unfinished scans count no more than those that have not begun.
+        // Unfinished scans are not counted, like scans that have not begun.
         let mut outcome = Outcome::of_host(span);
         outcome.packets = self.step;
         outcome.add(Outcome { packets: 0, ..self.outcome });
@@ -230,7 +231,7 @@ impl World {
     fn finish(&mut self, actor: ActorId) {
         let Some(part) = self.parts.remove(&actor) else { return };
         if let Role::Dishonest(behaviour) = part.role {
-            // A host that was off all the time could not detect it.
+            // A host that was off during the whole scan could not detect it.
             if !part.met {
                 return;
             }
@@ -249,7 +250,7 @@ impl World {
 
 /// The interface for actors.
 impl World {
-    /// The generator of an actor with this name and number.
+    /// Creates the generator of the actor with this name and number.
     #[must_use]
     pub fn chance(&self, name: &str, index: u64) -> Chance {
         Chance::new(self.seed, name, index)
@@ -261,7 +262,7 @@ impl World {
         self.options.only.is_empty() || self.options.only.contains(&name)
     }
 
-    /// The factor for the frequency of events.
+    /// The factor for the frequency of rare events.
     #[must_use]
     pub fn pace(&self) -> u32 {
         self.options.pace
@@ -282,7 +283,8 @@ impl World {
         self.queue.push(at, id);
     }
 
-    /// A new pair of addresses: honest sources are in 11.0.0.0/8, others in 12.0.0.0/8, each with its own /64.
+    /// Returns a new pair of addresses: honest sources are in 11.0.0.0/8, others in 12.0.0.0/8, each with a separate
+    /// /64.
     pub fn new_addresses(&mut self, role: Role) -> (Ipv4Addr, Ipv6Addr) {
         self.addresses += 1;
         let first = if matches!(role, Role::Honest(_)) { 11 } else { 12 };
@@ -302,14 +304,14 @@ impl World {
         }
     }
 
-    /// An honest source, if there is one, from which a forger chooses its victim.
+    /// An honest source as the victim of a forger, if there is one.
     pub fn some_honest_address(&self, chance: &mut Chance) -> Option<IpAddr> {
         let last = (11 << 24) | (chance.below(self.addresses) + 1);
         let found = (0..64).map(|back| IpAddr::from(Ipv4Addr::from_bits(last - back)));
         found.into_iter().find(|address| self.owners.contains_key(&BanTarget::of(*address)))
     }
 
-    /// A TCP segment without payload from outside.
+    /// Receives a TCP segment without payload from outside.
     pub fn tcp(&mut self, source: SocketAddr, port: u16, flags: u16) -> Reply {
         self.receive(self.tcp_packet(source, port, flags))
     }
@@ -318,7 +320,7 @@ impl World {
         self.tcp(source, port, TcpFlags::SYN)
     }
 
-    /// A datagram from outside.
+    /// Receives a datagram from outside.
     pub fn udp(&mut self, source: SocketAddr, port: u16) -> Reply {
         self.receive(self.udp_packet(source, port))
     }
@@ -334,7 +336,7 @@ impl World {
         self.packet(source.ip(), Transport::Udp { source_port: source.port(), destination_port: port })
     }
 
-    /// A packet from `source` to the host's address of that family.
+    /// Builds a packet from `source` to the host's address of the same family.
     #[must_use]
     pub fn packet(&self, source: IpAddr, transport: Transport) -> Packet {
         Packet {
@@ -348,7 +350,7 @@ impl World {
         }
     }
 
-    /// The host sends a packet to `peer`, from a socket that it keeps for `keeps`.
+    /// Sends a packet of the host to `peer`, from a socket that stays open for `keeps`.
     pub fn originate(&mut self, protocol: Protocol, port: u16, peer: SocketAddr, keeps: Duration) {
         let transport = match protocol {
             Protocol::Udp => Transport::Udp { source_port: port, destination_port: peer.port() },
@@ -363,7 +365,7 @@ impl World {
         self.send(peer.ip(), transport);
     }
 
-    /// A connection of `source` to a service, which the client keeps for `keeps`.
+    /// Opens a connection of `source` to a service. The client keeps it for `keeps`.
     pub fn connect(&mut self, source: SocketAddr, port: u16, keeps: Duration) {
         self.host.connect(source, port, self.now.after(keeps));
         // Connections are listed every two seconds.

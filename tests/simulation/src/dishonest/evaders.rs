@@ -1,4 +1,4 @@
-//! Scanners that know the rules, one for each exception and each threshold.
+//! Simulates scanners that know the rules, with one for each exception and each threshold.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -17,11 +17,11 @@ use crate::world::{Actor, Role, World};
 const EVERY: Duration = days(15);
 
 pub(super) fn populate(world: &mut World) {
-    // Fewer ports within the window than are forgiven.
+    // The scanner probes fewer ports within the window than are forgiven.
     evader(world, "knows the window: a port in 16 minutes", |world, chance, source| {
         in_turn(world, chance, source, minutes(16), &POPULAR[..20])
     });
-    // One more port than that.
+    // The scanner probes one port more than is forgiven.
     evader(world, "knows the window: a port in 14 minutes", |world, chance, source| {
         in_turn(world, chance, source, minutes(14), &POPULAR[..20])
     });
@@ -32,7 +32,7 @@ pub(super) fn populate(world: &mut World) {
             |(n, port): (u32, &u16)| (Duration::from_millis(5) * n, world.tcp_packet(source, *port, TcpFlags::SYN));
         (0..).zip(&POPULAR).map(packet).collect()
     });
-    // Segments that open no connection.
+    // Segments that do not open a connection.
     evader(world, "looks like connections: ACK", |world, chance, source| {
         with_flags(world, chance, source, TcpFlags::ACK)
     });
@@ -44,7 +44,7 @@ pub(super) fn populate(world: &mut World) {
     evader(world, "XMAS", |world, chance, source| {
         with_flags(world, chance, source, TcpFlags::FIN | TcpFlags::PSH | TcpFlags::URG)
     });
-    // Ports that were just open are forgiven, so it probes those of services many times, and others in between.
+    // Recently open ports are forgiven, so the scanner probes those of services many times, and other ports in between.
     evader(world, "hides among retries of services", |world, chance, source| {
         let services: Vec<u16> = world.host.profile.services.iter().map(|service| service.port).collect();
         let mut ports = Vec::new();
@@ -76,11 +76,11 @@ pub(super) fn populate(world: &mut World) {
         chance.shuffle(&mut ports);
         in_turn(world, chance, source, seconds(1), &ports[..100])
     });
-    // Up to four related ports count as one, so one more may be probed.
+    // Up to four related ports count as one, so the scanner can probe one more.
     evader(world, "knows related ports: mail", |world, chance, source| {
         in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25, 23])
     });
-    // Without a mail service they do as long as no other port is probed.
+    // Without a mail service, related ports count as one only while no other port is probed.
     evader(world, "knows related ports: mail alone", |world, chance, source| {
         in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25])
     });
@@ -88,7 +88,7 @@ pub(super) fn populate(world: &mut World) {
     evader(world, "knows the hold: a port in 1.1 seconds", |world, chance, source| {
         in_turn(world, chance, source, Duration::from_millis(1_100), &POPULAR[..40])
     });
-    // A peer with a connection is forgiven more.
+    // More ports are forgiven for a peer with a connection.
     connected(world, "knows connected peers: a connection first", Plan { gap: seconds(20), ports: 30, ..PLAN });
     connected(world, "knows connected peers: 7 ports in 35 minutes", Plan { gap: minutes(5), ports: 30, ..PLAN });
     let over = Plan { gap: minutes(5), ports: 7, lasts: seconds(10), pause: hours(2) };
@@ -121,7 +121,7 @@ fn evader(
     });
 }
 
-/// SYNs to these ports, one after another.
+/// SYNs to these ports, in this order.
 fn in_turn(world: &World, chance: &mut Chance, source: IpAddr, gap: Duration, ports: &[u16]) -> Packets {
     let probe = |(n, port): (u32, &u16)| {
         let source = SocketAddr::new(source, chance.client_port());
@@ -141,7 +141,7 @@ fn with_flags(world: &World, chance: &mut Chance, source: IpAddr, flags: u16) ->
 /// The scan of a source with a connection.
 #[derive(Clone, Copy)]
 struct Plan {
-    /// The time between two ports, and their number.
+    /// The time between two ports, and the number of ports.
     gap: Duration,
     ports: usize,
     /// How long the connection lasts, and when the first port is probed.

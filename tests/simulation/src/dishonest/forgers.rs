@@ -1,4 +1,4 @@
-//! Forgers: they send SYNs with the address of an honest source to get it banned.
+//! Simulates forgers, which send SYNs with the address of an honest source to get it banned.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +11,7 @@ use crate::world::{Actor, Role, World};
 
 const FORGER: Role = Role::Dishonest("forger with a victim of choice");
 
-/// Probes two ports, which are forgiven, and makes the kernel hold the victim as often as the rules allow.
+/// Probes two ports, which are forgiven, and makes the kernel put the victim on hold as often as the rules permit.
 const HOLDER: Role = Role::Dishonest("forger that holds a victim, two ports");
 
 pub(super) fn populate(world: &mut World) {

@@ -1,5 +1,5 @@
-//! Scans from many sources or with many forged ones: zmap, the background noise of the Internet, botnets, decoys,
-//! floods.
+//! Simulates scans from many sources or from many forged ones: zmap, the background noise of the Internet, botnets,
+//! decoys and floods.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -68,8 +68,8 @@ pub(super) fn populate(world: &mut World) {
     });
 }
 
-/// Each source probes two ports, which are forgiven; together they probe hundreds. It counts as found if the
-/// distributed scan is reported.
+/// A botnet whose members probe two ports each, which are forgiven; together they probe hundreds. It counts as detected
+/// if the distributed scan is reported.
 struct Botnet {
     chance: Chance,
     left: u32,

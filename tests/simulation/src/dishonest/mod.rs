@@ -1,4 +1,5 @@
-//! Dishonest behaviour: scanners of every speed, alone and together, scanners that know the rules, and forgers.
+//! Simulates dishonest behaviour: scanners of every speed, alone and together, scanners that know the rules, and
+//! forgers.
 
 mod evaders;
 mod forgers;

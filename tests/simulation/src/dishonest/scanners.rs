@@ -1,4 +1,5 @@
-//! Scanners with one address: nmap with each of its timings, popular ports first, and masscan in random order.
+//! Simulates scanners with one address: nmap with each of its timings, popular ports first, and masscan in random
+//! order.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -28,7 +29,7 @@ struct Profile {
     gap: Duration,
     ports: usize,
     popular_first: bool,
-    /// It ends after this many probes in a row without a reply.
+    /// Number of probes in a row without a reply after which the scan ends.
     patience: u32,
     /// The time between two such scans of one host.
     every: Duration,
@@ -38,8 +39,8 @@ const fn nmap(role: &'static str, gap_micros: u64, ports: usize, every: Duration
     Profile { role, gap: Duration::from_micros(gap_micros), ports, popular_first: true, patience: 60, every }
 }
 
-/// nmap's reference guide defines the gaps of T0 to T2; those of T3 to T5 depend on the replies, and are typical
-/// values.
+/// nmap's reference guide defines the gaps of T0 to T2. Those of T3 to T5 depend on the replies, and typical values are
+/// used.
 const MANNERS: [Profile; 7] = [
     nmap("nmap -T5", 300, 1_000, days(6)),
     nmap("nmap -T4", 1_000, 1_000, days(6)),
@@ -69,7 +70,7 @@ pub(super) fn populate(world: &mut World) {
     }
 }
 
-/// The ports of a scan, the first one last.
+/// The ports of a scan, in reverse order.
 fn port_order(chance: &mut Chance, count: usize, popular_first: bool) -> Vec<u16> {
     let mut first = if popular_first { POPULAR.to_vec() } else { Vec::new() };
     // nmap moves the most popular ports to the front of a random order.

@@ -1,5 +1,6 @@
-//! The host's own client traffic and the replies: late replies of resolvers and time servers, also to ports of
-//! services, servers that connect back, and web servers whose last segments arrive after the socket is closed.
+//! Simulates the host's own client traffic and the replies: late replies of resolvers and time servers, some of them to
+//! ports of services. Also simulates servers that connect back, and web servers whose last segments arrive after the
+//! socket is closed.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -34,7 +35,7 @@ fn ask_dns(world: &mut World, mut chance: Chance) {
         world.originate(Protocol::Udp, own, peer, seconds(5));
         let late = if chance.is(0.3) { seconds(30) } else { Duration::from_millis(200) };
         let answer = world.udp_packet(peer, own);
-        // A server with two paths replies twice.
+        // A server that is reachable on two paths replies twice.
         let times = 1 + chance.below(2);
         let packets: Vec<_> = (0..times).map(|_| (chance.between(Duration::ZERO, late), answer)).collect();
         script(world, DNS, packets);

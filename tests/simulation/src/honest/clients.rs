@@ -1,5 +1,5 @@
-//! Clients of the host's services: regular ones that come back all day and use several services, with the retries of
-//! their TCP stacks and programs; connection pools; monitoring.
+//! Simulates clients of the host's services: regular clients that return all day and use several services, with the
+//! retries of their TCP stacks and programs; connection pools; and monitoring.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::world::{Actor, Role, World};
 
 const REGULAR: Role = Role::Honest("regular clients");
 
-/// Regular clients of each host.
+/// Number of regular clients of each host.
 const CLIENTS: u64 = 12;
 
 /// The time between two visits of a regular client.
@@ -26,7 +26,7 @@ pub(super) fn populate(world: &mut World) {
         let mut chance = world.chance("regular client", index);
         let (v4, v6) = world.new_addresses(REGULAR);
         let address = if chance.is(0.3) { IpAddr::from(v6) } else { v4.into() };
-        // The services in its configuration.
+        // The services in the client's configuration.
         let mut services = world.host.profile.services.clone();
         services.retain(|service| address.is_ipv4() || service.bind != crate::host::Bind::V4);
         chance.shuffle(&mut services);
@@ -54,13 +54,13 @@ const CONNECTED: Role = Role::Honest("clients that lost their connections");
 const POOLS: Role = Role::Honest("connection pools");
 const MONITORS: Role = Role::Honest("monitoring");
 
-/// An application with open connections to one service. When they break it reopens all of them, at first every few
+/// An application with several connections to one service. When they break, it reopens all of them, initially every few
 /// seconds.
 struct Pool {
     source: IpAddr,
     port: u16,
     chance: Chance,
-    /// Failed attempts since the last success; `None` while it is connected.
+    /// Number of failed attempts since the last success; `None` while it is connected.
     failures: Option<u32>,
 }
 
@@ -109,8 +109,8 @@ impl Actor for Monitor {
     }
 }
 
-/// Clients with connections to several services that lose all of them at once. Each tries to reconnect to all services
-/// at the same time until it succeeds.
+/// Clients that lose all their connections to several services at once. Each tries to reconnect to all services at the
+/// same time until it succeeds.
 pub(super) fn reconnect(world: &mut World, mut chance: Chance) {
     for _ in 0..4 {
         let (v4, _) = world.new_addresses(CONNECTED);
@@ -134,23 +134,24 @@ struct Attempt {
     /// The index of the service in the client's list.
     service: usize,
     port: u16,
-    /// Retransmissions of the SYN so far.
+    /// Number of retransmissions of the SYN so far.
     sent: u32,
-    /// Attempts of the program so far.
+    /// Number of attempts of the program so far.
     tries: u32,
 }
 
-/// Retransmissions of an unanswered SYN (net.ipv4.tcp_syn_retries is 6, most programs give up earlier).
+/// Maximum number of retransmissions of an unanswered SYN (net.ipv4.tcp_syn_retries is 6; most programs give up
+/// earlier).
 const RETRANSMISSIONS: u32 = 4;
 
-/// A client that visits its services in turn, and tries again if it is refused, as programs do.
+/// A client that visits its services in turn. If it is refused, it tries again, as programs do.
 struct Client {
     address: IpAddr,
     services: Vec<Service>,
     chance: Chance,
     attempt: Option<Attempt>,
     next_port: u16,
-    /// It ends after one visit.
+    /// True if it ends after one visit.
     once: bool,
 }
 
@@ -188,7 +189,7 @@ impl Actor for Client {
                 world.tcp(source, port, TcpFlags::FIN | TcpFlags::ACK);
             }
             Reply::Data => {}
-            // 1, 2, 4 and 8 seconds between retransmissions (RFC 6298).
+            // The delays between retransmissions are 1, 2, 4 and 8 seconds (RFC 6298).
             Reply::Silence if attempt.sent < RETRANSMISSIONS => {
                 self.attempt = Some(Attempt { sent: attempt.sent + 1, ..attempt });
                 return Some(world.now.after(seconds(1 << attempt.sent)));

@@ -1,4 +1,4 @@
-//! Neighbours on a local network: service discovery, and programs that probe every device.
+//! Simulates neighbours on a local network: service discovery, and programs that probe every device.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -27,7 +27,8 @@ fn neighbour(world: &mut World, role: Role, chance: &mut Chance) -> IpAddr {
     address
 }
 
-/// Queries go to groups and to the broadcast address, replies to the port of the query, also after it has closed.
+/// Queries are sent to groups and to the broadcast address. Replies are sent to the port of the query, even after it
+/// has closed.
 fn discover(world: &mut World, mut chance: Chance) {
     let source = neighbour(world, DISCOVERY, &mut chance);
     let mut packets = Vec::new();

@@ -1,4 +1,4 @@
-//! Honest connections over bad networks: late segments, lost SYN/ACKs, duplicated or reordered segments.
+//! Simulates honest connections over bad networks: late segments, lost SYN/ACKs, and duplicated or reordered segments.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -34,7 +34,7 @@ struct BadPath {
     source: SocketAddr,
     port: u16,
     chance: Chance,
-    /// Flags of the segments in flight, the next one last.
+    /// Time and flags of the segments in flight, in reverse order.
     segments: Vec<(Timestamp, u16)>,
     began: bool,
 }

@@ -1,4 +1,4 @@
-//! Games and telephony: datagrams to many ports, some of which have just closed.
+//! Simulates games and telephony: datagrams to many ports, some of which have just closed.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,7 +20,8 @@ pub(super) fn populate(world: &mut World) {
     steady(world, "call", every, call);
 }
 
-/// A server browser probes a game's port and its neighbours, where other servers of the same machine would be.
+/// A server browser probes the port of a game and neighbouring ports, on which other servers of the same machine would
+/// listen.
 fn play(world: &mut World, mut chance: Chance) {
     let (v4, _) = world.new_addresses(GAMES);
     let mut at = Duration::ZERO;
@@ -36,7 +37,7 @@ fn play(world: &mut World, mut chance: Chance) {
     script(world, GAMES, packets);
 }
 
-/// A call: signalling, then voice to a pair of ports that the host opens for it, with late packets after the end.
+/// A call: signalling, then voice to a pair of ports that the host opens for it, and late packets after the end.
 fn call(world: &mut World, mut chance: Chance) {
     let (v4, _) = world.new_addresses(VOICE);
     let signalling = SocketAddr::new(v4.into(), 5_060);
@@ -46,7 +47,7 @@ fn call(world: &mut World, mut chance: Chance) {
     let mut packets = vec![(Duration::ZERO, world.udp_packet(signalling, 5_060))];
     for (port, peer) in [(own, voice), (own + 1, SocketAddr::new(voice.ip(), voice.port() + 1))] {
         world.originate(Protocol::Udp, port, peer, lasts);
-        // The host keeps sending, which does not matter here; late packets arrive for a second.
+        // The host's own packets are omitted, because they do not matter here. Late packets arrive for a second.
         let times = [Duration::from_millis(200), lasts / 2, lasts, lasts + Duration::from_millis(700)];
         packets.extend(times.map(|at| (at, world.udp_packet(peer, port))));
     }

@@ -1,4 +1,4 @@
-//! Honest behaviour, based on reports from practice: none of these sources may be banned.
+//! Simulates honest behaviour, based on reports from practice. None of these sources may be banned.
 
 mod answers;
 mod clients;

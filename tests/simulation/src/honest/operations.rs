@@ -1,5 +1,5 @@
-//! Actions of the host's operators and programs: restarts, maintenance, reboots, crashes, services that move to another
-//! port, containers that start and stop.
+//! Simulates actions of the host's operators and programs: restarts, maintenance, reboots, crashes, services that move
+//! to another port, and containers that start and stop.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -54,14 +54,14 @@ enum Kind {
     Reboot,
     /// A service crashes repeatedly, and is restarted each time.
     CrashLoop,
-    /// A service moves to another port; its clients learn of it over the next days. It moves back after a while, so
-    /// that the host stays the same.
+    /// A service moves to another port, and its clients learn of it over the next days. Later it moves back, so that
+    /// the host does not change permanently.
     PortChange,
     /// A container with a previously unpublished port runs for a while.
     NewContainer,
-    /// Several new services start at the same time.
+    /// Several new services start simultaneously.
     NewServices,
-    /// The host gets a new disk: the program has lost its memory, but the clients are the same.
+    /// The host gets a new disk: the program has lost its ledger, but the clients are the same.
     Reinstall,
     /// After a reboot two services do not start until an operator repairs them.
     BrokenBoot,
@@ -98,7 +98,7 @@ enum Step {
     Stop(Service),
     Start(Service),
     PowerOff,
-    /// With the ledger, or without.
+    /// Boots the host: true with the ledger, false without it.
     Boot(bool),
     RestartProgram,
 }
@@ -106,7 +106,7 @@ enum Step {
 /// Ports of services that start together.
 pub(crate) const NEW_PORTS: [u16; 4] = [3_306, 6_379, 8_088, 9_200];
 
-/// Ports that listen for some minutes, and are in the built-in list.
+/// Ports in the built-in list on which a program listens for some minutes.
 pub(crate) const SHORT_PORTS: [u16; 4] = [111, 873, 2_049, 8_000];
 
 /// Ports on which an operator's test listens.
@@ -120,7 +120,7 @@ struct Operation {
     kind: Kind,
     mean: Duration,
     chance: Chance,
-    /// The remaining steps, the next one last.
+    /// The remaining steps, in reverse order.
     plan: Vec<(Timestamp, Step)>,
 }
 

@@ -1,5 +1,5 @@
-//! Sources that visit once or rarely: browsers, phones, many users behind one address, crawlers, mail programs that
-//! guess ports.
+//! Simulates sources that visit once or rarely: browsers, phones, many users behind one address, crawlers, and mail
+//! programs that guess ports.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -24,12 +24,12 @@ pub(super) fn populate(world: &mut World) {
     steady(world, "carrier NAT", hours(8), carrier);
     steady(world, "crawler", hours(12), crawl);
     rare(world, "user at work", days(3), work);
-    // Users of a mail server add an account; users of another server mistype its name.
+    // Users of a mail server add an account. Without a mail service, users mistype the name of another server.
     let mail = world.host.profile.services.iter().any(|service| service.port == 993);
     rare(world, "mail program", if mail { days(3) } else { days(60) }, guess);
 }
 
-/// A browser connects by HTTPS over IPv6 and shortly later over IPv4 (RFC 8305), also by QUIC, and then by HTTP.
+/// A browser connects by HTTPS over IPv6 and shortly afterwards over IPv4 (RFC 8305), also by QUIC, and then by HTTP.
 fn browse(world: &mut World, mut chance: Chance) {
     let (v4, v6) = world.new_addresses(BROWSERS);
     let delay = Duration::from_millis(250);
@@ -47,7 +47,7 @@ fn browse(world: &mut World, mut chance: Chance) {
     script(world, BROWSERS, packets);
 }
 
-/// A phone synchronizes mail, calendar and chat, and has a new address each time: Wi-Fi, and mobile networks.
+/// A phone synchronizes mail, calendar and chat, from a different address each time (Wi-Fi and mobile networks).
 fn phone(world: &mut World, mut chance: Chance) {
     let ports = tcp_ports(world);
     let mut packets = Vec::new();
@@ -76,11 +76,11 @@ fn tcp_ports(world: &World) -> Vec<u16> {
 /// Ports that users try without success: alternative web ports, remote desktops, mail, FTP.
 const MISTAKES: [u16; 8] = [8_080, 8_443, 21, 3_389, 110, 995, 5_900, 2_222];
 
-/// A day of some hundred users of one address. Their connections last until the server closes them, at most 75 seconds.
-/// Sometimes one of them tries a wrong port.
+/// Several hundred users of one address during one day. Their connections last until the server closes them, at most 75
+/// seconds. Occasionally a user tries a wrong port.
 struct Carrier {
     address: IpAddr,
-    /// Time and port of each attempt, the next one last.
+    /// Time and port of each attempt, in reverse order.
     visits: Vec<(Timestamp, u16)>,
     chance: Chance,
 }
@@ -97,7 +97,7 @@ fn carrier(world: &mut World, mut chance: Chance) {
     let mut at = chance.after(hours(12));
     while at < days(1) {
         let port = chance.pick(&MISTAKES);
-        // Once more by a reload of the page.
+        // Each attempt is repeated, because the user reloads the page.
         visits.extend([0, 3].map(|later| (world.now.after(at + seconds(later)), port)));
         at += chance.after(hours(12));
     }
@@ -131,7 +131,7 @@ fn crawl(world: &mut World, mut chance: Chance) {
     script(world, CRAWLERS, packets);
 }
 
-/// A mail program that knows only a domain tries the usual ports of IMAP, POP3 and submission, some at a time.
+/// A mail program that knows only a domain tries the usual ports of IMAP, POP3 and submission, several at a time.
 fn guess(world: &mut World, mut chance: Chance) {
     let (v4, v6) = world.new_addresses(MAIL);
     let address = if chance.is(0.4) { IpAddr::from(v6) } else { v4.into() };
@@ -149,7 +149,7 @@ fn guess(world: &mut World, mut chance: Chance) {
 
 const WORKERS: Role = Role::Honest("connected users that try ports");
 
-/// A user with a session on the host, or a reader of mail on it, tries a handful of likely ports: 8080 as on another
+/// A user with a session on the host, or a reader of mail on it, who tries up to five likely ports: 8080 as on another
 /// host, a database, a printer.
 struct Worker {
     source: IpAddr,
@@ -166,7 +166,7 @@ fn work(world: &mut World, mut chance: Chance) {
     let session = chance.pick(&own.map(|service| service.port).collect::<Vec<_>>());
     let mut ports = MISTAKES.to_vec();
     chance.shuffle(&mut ports);
-    // At most five ports, which together with a recent mistake are still fewer than a scan by a connected peer.
+    // At most five ports. Together with a recent mistake, they are still fewer than a scan by a connected peer.
     ports.truncate(1 + usize::try_from(chance.below(5)).unwrap_or(0));
     world.spawn(WORKERS, world.now, Worker { source: v4.into(), session: Some(session), ports, chance });
 }

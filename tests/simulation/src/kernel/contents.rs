@@ -1,4 +1,4 @@
-//! The daemon's changes to the sets of the model, and the contents that it and the tests read.
+//! Implements the daemon's changes to the sets of the model, and the contents that it and the tests read.
 
 use std::net::IpAddr;
 
@@ -9,17 +9,17 @@ use super::{Family, Kernel};
 use crate::sets::TimedSet;
 
 impl Kernel {
-    /// The daemon blocks `target`.
+    /// Blocks `target`, as the daemon does.
     pub fn block(&mut self, now: Timestamp, target: BanTarget, expiry: Expiry) {
         self.family(target.element()).blocked.replace(now, target, expiry);
     }
 
-    /// The daemon lifts the ban of `target`.
+    /// Lifts the ban of `target`, as the daemon does.
     pub fn lift(&mut self, target: BanTarget) {
         self.family(target.element()).blocked.elements.remove(&target);
     }
 
-    /// The daemon makes the trap count these from zero. The ports that they probed stay known.
+    /// Resets the trap's counts for `targets`, as the daemon does. The ports that they probed are still remembered.
     pub fn forget(&mut self, targets: &[BanTarget]) {
         for target in targets {
             let family = self.family(target.element());
@@ -28,7 +28,7 @@ impl Kernel {
         }
     }
 
-    /// The daemon makes the trap count every source from zero.
+    /// Resets the trap's counts for all sources, as the daemon does.
     pub fn forget_all(&mut self) {
         for family in [&mut self.v4, &mut self.v6] {
             family.suspects.elements.clear();
@@ -38,14 +38,14 @@ impl Kernel {
         }
     }
 
-    /// The daemon removes targets from `caught`.
+    /// Removes targets from `caught`, as the daemon does.
     pub fn release(&mut self, targets: &[BanTarget]) {
         for target in targets {
             self.family(target.element()).caught.elements.remove(target);
         }
     }
 
-    /// How the trap counts; `None` if it is off.
+    /// The counting rules of the trap; `None` if it is off.
     #[must_use]
     pub fn trap(&self) -> Option<Trap> {
         self.trap
@@ -63,7 +63,7 @@ impl Kernel {
         [&self.v4, &self.v6].map(|family| family.caught.live(now)).concat()
     }
 
-    /// All bans, to be kept across a reboot.
+    /// All bans with their remaining times, to restore them after a reboot.
     #[must_use]
     pub fn bans(&self, now: Timestamp) -> Vec<(BanTarget, Expiry)> {
         let live = |family: &Family| {
@@ -76,7 +76,7 @@ impl Kernel {
         [live(&self.v4), live(&self.v6)].concat()
     }
 
-    /// The contents of a set, sorted, as addresses with a port if the set has one; for comparisons.
+    /// The contents of a set for comparisons: sorted addresses, each with a port if the set has one.
     #[must_use]
     pub fn set(&self, now: Timestamp, name: &str) -> Vec<(IpAddr, Option<u16>)> {
         let family = if name.ends_with('6') { &self.v6 } else { &self.v4 };

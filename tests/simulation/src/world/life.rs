@@ -1,4 +1,5 @@
-//! Events of the host and the program: services start and stop, the host goes down and comes up, the program restarts.
+//! Simulates events of the host and the program: services start and stop, the host goes down and comes up, the program
+//! restarts.
 
 use portsentry::types::Timestamp;
 
@@ -18,7 +19,7 @@ impl World {
         self.catch_up();
         let tick = next_tick(self.now);
         if !self.down {
-            // The daemon has observed every second in which it was served.
+            // The daemon has observed every second in which the service was up.
             let last = Timestamp::at(tick.since_origin() - TICK);
             self.daemon.see_out(last, &self.host);
         }
@@ -28,7 +29,7 @@ impl World {
         self.note(|| format!("the service on {:?} port {} {state}", service.protocol, service.port));
     }
 
-    /// The host goes down: it sends and receives nothing until [`World::boot`].
+    /// Turns the host off. It sends and receives nothing until [`World::boot`].
     pub fn power_off(&mut self) {
         self.catch_up();
         self.daemon.see_out(self.now, &self.host);
@@ -37,8 +38,8 @@ impl World {
         self.note(|| "the host goes down".to_owned());
     }
 
-    /// The host comes up, with the program and without any service. Bans are restored from the ledger, which is empty
-    /// if the host was reinstalled.
+    /// Boots the host with the program and without any service. Bans are restored from the ledger, which is empty if
+    /// the host was reinstalled.
     pub fn boot(&mut self, keeps_ledger: bool) {
         self.down = false;
         let bans = if keeps_ledger { self.kernel.bans(self.now) } else { Vec::new() };
@@ -51,7 +52,7 @@ impl World {
         self.note(|| format!("the host is up{state}, and the program runs"));
     }
 
-    /// The program ends and starts, as in an upgrade. The kernel's table stays.
+    /// Restarts the program, as an upgrade does. The kernel's table remains.
     pub fn restart_program(&mut self) {
         if self.down {
             return;

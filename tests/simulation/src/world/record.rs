@@ -36,10 +36,10 @@ impl World {
                 let long = |expiry: &Expiry| !matches!(expiry, Expiry::After(span) if *span <= CAPPED_BAN);
                 seen.long_bans += u64::from(matches!(judgement, Judgement::Ban { expiry, .. } if long(expiry)));
                 let reported = self.detector.reports_distributed_scan(self.now);
-                // Forged packets detect nothing, unless the source sends nothing else.
+                // A forged packet is no detection of its sender, unless the sender only sends forged packets.
                 if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
                     part.ports.insert(port);
-                    // A ban by the trap alone is no detection yet: the program may lift it.
+                    // A ban by the trap alone is no detection yet, because the program may lift it.
                     let is_blocked = passage == Passage::Blocked && self.detector.is_blocked(self.now, source);
                     part.banned = banned || reported || is_blocked;
                     if part.banned {
@@ -60,7 +60,7 @@ impl World {
         self.record_honest_ban(self.now, role, (*target, *expiry), ports.clone());
     }
 
-    /// Records that a ban of the trap without a verdict of the program is shortened.
+    /// Records that a ban by the trap is shortened because the program has no verdict.
     pub(super) fn record_short_ban(&mut self, at: Timestamp, target: BanTarget) {
         self.outcome.shortened += 1;
         self.record_found(target);
@@ -81,7 +81,7 @@ impl World {
         }
     }
 
-    /// Lists some of the undetected scans for a replay.
+    /// Lists the last packets of some undetected scans, for a replay.
     pub(super) fn name_missed(&mut self) {
         for (behaviour, step) in std::mem::take(&mut self.missed).into_values() {
             let replay = self.packet_position(step);
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    /// The packet number `step`, for [`crate::replay`].
+    /// The position of the packet `step`, for [`crate::replay`].
     fn packet_position(&self, step: u64) -> String {
         format!("{}:{}:{}:{step}", self.options.seed, self.options.pace, self.number)
     }

@@ -1,4 +1,4 @@
-//! The path of a packet through the world: the kernel's rules decide first, and the engine sees every packet.
+//! Passes packets through the world: the kernel's rules decide first, and the engine sees every packet.
 
 use std::net::IpAddr;
 
@@ -25,7 +25,7 @@ impl World {
         }
         self.catch_up();
         let (protocol, _, to) = ends(&packet);
-        // The program arms the trap when it starts.
+        // The program arms the trap on its start.
         if !self.host.is_up(protocol, to.port()) || !self.armed.is_armed() {
             self.arm();
         }
@@ -68,7 +68,7 @@ impl World {
         }
     }
 
-    /// Counts a hold that the last packet started against its source.
+    /// Charges a hold that the last packet started to its source.
     fn note_hold(&mut self) {
         let Some((target, length)) = self.kernel.take_hold() else { return };
         let Some(behaviour) = self.owners.get(&target) else { return };
@@ -103,7 +103,7 @@ impl World {
         let (source, destination) = (self.host.address_for(peer), peer);
         let packet = Packet { source, destination, delivery: Delivery::Outgoing, ..self.packet(peer, transport) };
         let (protocol, from, _) = ends(&packet);
-        // The trap was armed before the engine learns of this packet.
+        // The trap is armed before the engine processes this packet.
         if !self.host.is_up(protocol, from.port()) {
             self.arm();
         }

@@ -1,4 +1,4 @@
-//! The periodic work of daemon and sensor: they read the listeners, arm the trap and review its bans.
+//! Does the periodic work of daemon and sensor: they read the listeners, arm the trap and review its bans.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::detector::CAPPED_BAN;
 use crate::host::TICK;
 
 impl World {
-    /// Does the periodic work since the last packet.
+    /// Does the periodic work that has become due since the last packet.
     pub(super) fn catch_up(&mut self) {
         if self.down {
             return;
@@ -42,7 +42,7 @@ impl World {
         self.judge_waiting(at);
     }
 
-    /// The verdicts on the sources that waited while the host settled.
+    /// Judges the sources that waited while the host settled.
     pub(super) fn judge_waiting(&mut self, at: Timestamp) {
         while self.waiting && !self.detector.is_settling(at) {
             let host = &self.host;
@@ -108,7 +108,7 @@ impl World {
         if self.detector.has_room(at) {
             self.kernel.release(&std::mem::take(&mut self.reviewed));
         }
-        // The others wait for a verdict, or for room.
+        // The remaining sources wait for a verdict, or for room below the ceilings.
         if !self.kernel.caught(at).is_empty() {
             self.review_at = Some(at.after(TICK));
         }
