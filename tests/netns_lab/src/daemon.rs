@@ -1,4 +1,4 @@
-//! Runs the program under test as a process in the victim.
+//! Runs the program under test as a process in the victim's network namespace.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::fd::OwnedFd;
@@ -13,11 +13,12 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{AT_ONCE, Lab, TIMEOUT, eventually, slowness, within};
 
-/// The line that the program logs when it watches.
+/// The line that the program logs when it is ready.
 const READY: &str = "adminalert: PortSentry is now active and listening.";
 
 /// Gives the program the lab's own resolver and users, and no configuration of this machine. It runs in the mount
-/// namespace of `ip netns exec`, so no other process is affected. `exec` keeps the process id, for signals.
+/// namespace of `ip netns exec`, so no other process is affected. `exec` keeps the process id, to which signals are
+/// sent.
 const WRAPPER: &str = r#"
 set -e
 target=$(readlink -m /etc/resolv.conf)
@@ -35,53 +36,55 @@ pub struct Daemon {
     log: Log,
 }
 
-/// How a program ended, and its standard error.
+/// The exit status of a program, and its standard error.
 #[derive(Debug)]
 pub struct Ended {
     /// The exit status.
     pub status: ExitStatus,
-    /// The complete standard error.
+    /// The complete text of standard error.
     pub log: String,
 }
 
 impl Daemon {
-    /// Starts the program in the victim and waits until it watches.
+    /// Starts the program in the victim and waits until it is ready.
     pub fn start(lab: &Lab, arguments: &[&str]) -> Self {
         Self::start_under(lab, &[], arguments)
     }
 
-    /// Starts it with a wrapper that executes it in its own process, such as `strace -D`.
+    /// Starts the program with a wrapper that executes it in its own process, such as `strace -D`.
     pub fn start_under(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
         let daemon = Self::spawn(lab, wrapper, arguments);
         daemon.expect_line(READY);
         daemon
     }
 
-    /// Starts it with a log elsewhere, so that its start cannot be seen on standard error.
+    /// Starts the program with a log in another place. Standard error then does not show when it is ready, so this does
+    /// not wait.
     pub fn start_elsewhere(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
         Self::spawn(lab, wrapper, arguments)
     }
 
-    /// Starts it with a configuration file of this text.
+    /// Starts the program with `configuration` as its configuration file.
     pub fn start_configured(lab: &Lab, configuration: &str, arguments: &[&str]) -> Self {
         let path = lab.write("portsentry.toml", configuration);
         let path = path.to_str().expect("temporary paths are text");
         Self::start(lab, &[&["--config", path], arguments].concat())
     }
 
-    /// Runs it in a state in which it is expected to exit soon.
+    /// Runs the program until it exits, in a state in which this is expected soon.
     pub fn run_to_end(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Ended {
         let mut daemon = Self::spawn(lab, wrapper, arguments);
         let status = daemon.wait(TIMEOUT).unwrap_or_else(|| panic!("it did not exit; {}", daemon.log.text()));
         Ended { status, log: daemon.log.to_end() }
     }
 
-    /// Starts it without waiting.
+    /// Starts the program without waiting until it is ready.
     pub fn spawn(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
         Self::spawn_with(lab, wrapper, arguments, Stdio::piped())
     }
 
-    /// Starts it where the test itself reads its log, or does not; with the log's end for that, which holds little.
+    /// Starts the program with a log that only the test reads, or leaves unread. Returns the read end, whose buffer is
+    /// small.
     pub fn spawn_unread(lab: &Lab, arguments: &[&str]) -> (Self, UnixStream) {
         let (reader, writer) = UnixStream::pair().expect("a pair of sockets");
         set_socket_send_buffer_size(&writer, 4_096).expect("it is a socket");
@@ -113,7 +116,7 @@ impl Daemon {
         line.unwrap_or_else(|| panic!("the log has no line with {part:?}; {}", self.log.text()))
     }
 
-    /// The lines so far that contain `part`.
+    /// All lines so far that contain `part`.
     pub fn lines_with(&self, part: &str) -> Vec<String> {
         self.log.lines().into_iter().filter(|line| line.contains(part)).collect()
     }
@@ -123,7 +126,7 @@ impl Daemon {
         self.child.try_wait().expect("it is our child").is_none()
     }
 
-    /// Sends a signal and waits for the end; returns how long that took.
+    /// Sends a signal and waits until the program exits. Returns its result and the time that this took.
     pub fn end_by(mut self, signal: Signal) -> (Ended, Duration) {
         let begin = Instant::now();
         self.signal(signal);
@@ -132,7 +135,7 @@ impl Daemon {
         (Ended { status, log: self.log.to_end() }, begin.elapsed())
     }
 
-    /// Stops it as an administrator does: it must exit at once with code 0.
+    /// Stops the program as an administrator does. Returns its log; panics unless it exits quickly with code 0.
     pub fn stop(self) -> String {
         let (ended, took) = self.end_by(Signal::TERM);
         assert!(took < AT_ONCE * slowness(), "it took {took:?} to end; {}", ended.log);
@@ -140,19 +143,19 @@ impl Daemon {
         ended.log
     }
 
-    /// Kills it, as a crash does.
+    /// Kills the program, to simulate a crash.
     pub fn kill(self) {
         drop(self);
     }
 
-    /// Runs `work` while the program is stopped, as in a debugger or a frozen container.
+    /// Runs `work` while the program is suspended, as by a debugger or in a frozen container.
     pub fn frozen<T>(&self, work: impl FnOnce() -> T) -> T {
         self.signal(Signal::STOP);
         let tasks = format!("/proc/{}/task", self.id());
         eventually("all its threads are stopped", || {
             let tasks = std::fs::read_dir(&tasks).expect("it runs").flatten();
             let states = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
-            // After the name, which is in parentheses.
+            // The state follows the name, which is in parentheses.
             states.into_iter().all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
         });
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
@@ -178,9 +181,9 @@ impl Drop for Daemon {
     }
 }
 
-/// The program under test: the one in `PORTSENTRY`, for example an installed package's, or the one that cargo has built
-/// for this test program. Cargo 1.94 and later names it. With older versions, or if a test program is started directly,
-/// it is in the parent folder.
+/// The program under test: the one in `PORTSENTRY`, for example that of an installed package, or the one that cargo
+/// built for this test program. Cargo 1.94 and later sets a variable for it. With older versions, or if a test program
+/// is started directly, it is in the parent directory.
 pub fn binary() -> PathBuf {
     let named = ["PORTSENTRY", "CARGO_BIN_EXE_portsentry"].into_iter().find_map(std::env::var_os);
     let binary = named.map_or_else(
@@ -194,7 +197,7 @@ pub fn binary() -> PathBuf {
     binary
 }
 
-/// The lines of a stream as they arrive.
+/// The lines of a stream, which a thread adds as they arrive.
 struct Log(Arc<(Mutex<Lines>, Condvar)>);
 
 #[derive(Default)]
@@ -218,7 +221,7 @@ impl Log {
         Self(shared)
     }
 
-    /// The first line that contains `part`, now or within `limit`, but not after the stream's end.
+    /// The first line that contains `part`; waits for it at most `limit`, or until the stream ends.
     fn wait_for(&self, part: &str, limit: Duration) -> Option<String> {
         let found = |lines: &Lines| lines.lines.iter().find(|line| line.contains(part)).cloned();
         let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,7 +238,8 @@ impl Log {
         format!("it wrote:\n{}", self.lines().join("\n"))
     }
 
-    /// All lines when the stream has ended, with a time limit, because a child process could keep it open.
+    /// Returns all lines once the stream has ended. The wait is limited, because a child process could keep the stream
+    /// open.
     fn to_end(&self) -> String {
         let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = self.0.1.wait_timeout_while(guard, TIMEOUT * slowness(), |lines| !lines.ended);

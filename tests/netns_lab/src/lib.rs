@@ -1,10 +1,11 @@
-//! Networks of namespaces for black-box tests. A [`Lab`] has one `victim`, where the program under test runs, and any
-//! number of other hosts, each with its own veth pair to the victim and its own IPv4 and IPv6 subnets. A [`Namespace`]
-//! is a single host without a network. No packet leaves the machine, nothing changes the machine's own network, and
-//! everything is removed on drop, even after a panic.
+//! Builds networks of namespaces for black-box tests. A [`Lab`] has one `victim`, where the program under test runs,
+//! and any number of other hosts. Each host has a veth pair to the victim and separate IPv4 and IPv6 subnets. A
+//! [`Namespace`] is a single host without a network. No packet leaves the machine, and the machine's own network does
+//! not change. Everything is removed on drop, even after a panic.
 //!
 //! Host number i (from 1) is 10.77.i.2 and fd77:0:0:i::2; the victim's addresses on its link are 10.77.i.1 and
-//! fd77:0:0:i::1. The victim's interface has the name of the host behind it, the host's own is `uplink`.
+//! fd77:0:0:i::1. The victim's interface has the name of the host at the other end, and the host's interface is
+//! `uplink`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -33,10 +34,10 @@ use std::time::{Duration, Instant};
 pub use namespace::{Namespace, command_with_users, enter};
 pub use operator::Answer;
 
-/// The time limit for any expected event, for a busy machine.
+/// Time limit for any expected event, long enough for a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The time limit for an immediate action, on a machine with other load.
+/// Time limit for an immediate action, on a machine with other load.
 pub const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// One victim and the hosts around it.
@@ -47,10 +48,10 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A victim and one host per name, in this order.
+    /// Creates a victim and one host per name, in this order.
     pub fn new(hosts: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        // Mode as /tmp: the program drops root and creates its socket here.
+        // The mode of /tmp, because the program drops root and creates its socket here.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o1777)).expect("it is ours");
         let mut lab = Self { victim: Namespace::with_loopback(), hosts: Vec::new(), directory };
         lab.set_resolver(Ipv4Addr::new(10, 77, 255, 53).into());
@@ -62,7 +63,7 @@ impl Lab {
         lab
     }
 
-    /// Adds a host with its own link to the victim, also while the program runs.
+    /// Adds a host with a link to the victim, before or while the program runs.
     pub fn join(&mut self, host: &str) {
         self.hosts.push((host.to_owned(), Namespace::with_loopback()));
         self.link(host);
@@ -73,7 +74,7 @@ impl Lab {
         self.victim_ip(&format!("link del {host}"));
     }
 
-    /// Creates a host's link to the victim: the first one, or a new one with the same names after [`Lab::cut`].
+    /// Creates a host's link to the victim. After [`Lab::cut`], this creates a new one with the same names.
     pub fn link(&self, host: &str) {
         let number = self.number(host);
         let other = self.namespace(host);
@@ -91,7 +92,7 @@ impl Lab {
         other.ip_batch(&routes);
     }
 
-    /// Adds IPv4 addresses to a host: `10.77.i.END` for each of `ends`, in its subnet.
+    /// Adds IPv4 addresses to a host: `10.77.i.END` for each END in `ends`. They are in its subnet.
     pub fn add_addresses(&self, host: &str, ends: std::ops::Range<u8>) -> Vec<Ipv4Addr> {
         let addresses: Vec<_> = ends.map(|end| Ipv4Addr::new(10, 77, self.number(host), end)).collect();
         let batch = addresses.iter().fold(String::new(), |mut batch, address| {
@@ -109,7 +110,7 @@ impl Lab {
         address
     }
 
-    /// Runs `ip` in the victim, for a route or an address that a single test needs.
+    /// Runs `ip` in the victim, for a route or an address that only one test needs.
     pub fn victim_ip(&self, line: &str) {
         self.victim.ip(line);
     }
@@ -139,19 +140,19 @@ impl Lab {
         Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 1)
     }
 
-    /// A host's namespace; `victim` is one of them.
+    /// A host's namespace, or that of `victim`.
     pub fn namespace(&self, host: &str) -> &Namespace {
         if host == "victim" { &self.victim } else { &self.hosts[self.position(host)].1 }
     }
 
-    /// A command to run inside a host. It is killed when the thread that started it ends.
+    /// A command that runs inside a host. It is killed when the thread that started it ends.
     pub fn command(&self, host: &str, program: &str) -> Command {
         let mut command = self.namespace(host).enter_by_ip(&["setpriv", "--pdeathsig", "KILL", program]);
         command.stdin(Stdio::null());
         command
     }
 
-    /// Runs a command inside a host; returns its standard output, and panics with its standard error if it fails.
+    /// Runs a command inside a host. Returns its standard output; panics with its standard error if it fails.
     pub fn run(&self, host: &str, program: &str, arguments: &[&str]) -> String {
         let output = self.command(host, program).args(arguments).output().expect("ip runs");
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -227,15 +228,16 @@ pub fn eventually(condition: &str, mut holds: impl FnMut() -> bool) {
     assert!(within(TIMEOUT, || holds().then_some(())).is_some(), "timed out: {condition}");
 }
 
-/// Copies a program, with mode 0755, in a separate process. A file that this process has open for writing is inherited
-/// by processes that other tests start at that moment; until they call `execve`, running the file fails with ETXTBSY.
+/// Copies a program, with mode 0755, in a separate process. If this process had the file open for writing, processes
+/// that other tests start at that moment would inherit it. Until they call `execve`, running the file would fail with
+/// ETXTBSY.
 pub fn install_program(from: &Path, to: &Path) {
     let copied = Command::new("install").args(["-m", "755"]).args([from, to]).status().expect("install runs");
     assert!(copied.success(), "{} can be copied", from.display());
 }
 
-/// The state directory of a stopped daemon, given to this process's user with its files, because the daemon ran as
-/// another user. The daemon's next start takes them over.
+/// The state directory of a stopped daemon, made readable: its owner becomes this process's user, because the daemon
+/// ran as a different user. The next start of the daemon changes the owner again.
 pub fn own_state(state: &Path) -> PathBuf {
     if state.exists() {
         let given = Command::new("chown").args(["-R", "0:0"]).arg(state).status().expect("chown runs");
@@ -248,14 +250,15 @@ pub fn own_state(state: &Path) -> PathBuf {
 pub fn copy_of_state(state: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().expect("there is room for a directory");
     if state.exists() {
-        // The copy fails for a text file that the daemon replaces meanwhile; the ledger's files do not change their
+        // The copy fails for a text file that the daemon replaces at that moment. The files of the ledger keep their
         // names.
         Command::new("cp").arg("-r").arg(state.join(".")).arg(copy.path()).output().expect("cp runs");
     }
     copy
 }
 
-/// True if a process can change to other users. It cannot if the tests run as root of a user namespace with one user.
+/// True if a process can change to other users. It cannot if the tests run as root of a user namespace that maps only
+/// one user.
 pub fn has_other_users() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").expect("proc is mounted");
     let found = map.lines().any(|line| line.split_whitespace().nth(2).is_some_and(|count| count.len() >= 5));
@@ -265,7 +268,7 @@ pub fn has_other_users() -> bool {
     found
 }
 
-/// The factor for all times: 1, and more in an emulated machine (tests/kernels.sh).
+/// The factor for all time limits and intervals: 1, or more in an emulated machine (tests/kernels.sh).
 pub fn slowness() -> u32 {
     std::env::var("TEST_SLOWNESS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }

@@ -1,4 +1,5 @@
-//! A named network namespace, removed on drop. It needs root, or `unshare -Urnm` with a writable /run/netns.
+//! Creates a named network namespace and removes it on drop. It needs root, or `unshare -Urnm` with a writable
+//! /run/netns.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -11,8 +12,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const PREFIX: &str = "pslab";
-/// Runs a program with only the users root and nobody, whatever users this machine has. It must run in its own mount
-/// namespace, so that no other process is affected; `exec` keeps the process id, for signals.
+/// Runs a program that finds only the users root and nobody, regardless of this machine's users. It must run in a
+/// separate mount namespace, so that no other process is affected. `exec` keeps the process id, to which signals are
+/// sent.
 const WITH_USERS: [&str; 5] = [
     "sh",
     "-ec",
@@ -42,19 +44,19 @@ impl Namespace {
         Self { name }
     }
 
-    /// A namespace whose loopback interface is up.
+    /// Creates a namespace whose loopback interface is up.
     pub fn with_loopback() -> Self {
         let namespace = Self::new();
         namespace.ip_batch("link set lo up\n");
         namespace
     }
 
-    /// Its name for `ip netns`.
+    /// The name for `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs `ip` inside with these words.
+    /// Runs `ip` inside with the arguments `words`.
     pub fn ip(&self, words: &str) {
         let output = Command::new("ip").args(["-n", &self.name]).args(words.split_whitespace()).output();
         let output = output.expect("iproute2 is installed");
@@ -77,7 +79,7 @@ impl Namespace {
         assert!(status.success(), "{program} {words} failed");
     }
 
-    /// A command to run inside, with only the users root and nobody.
+    /// A command that runs inside and finds only the users root and nobody.
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.enter_by_ip(&WITH_USERS);
         command.arg(program);
@@ -90,7 +92,7 @@ impl Namespace {
         command
     }
 
-    /// Runs `work` on a new thread inside; processes that it starts are inside as well.
+    /// Runs `work` on a new thread inside. Processes that the thread starts are also inside.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let inside = || {
             enter(&self.name);
@@ -110,12 +112,12 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // A failure here must not hide a panic in progress; the next test run removes the namespace.
+        // A failure here must not hide an earlier panic. The next test run removes the namespace.
         remove(&self.name);
     }
 }
 
-/// A command to run in this process's network, with only the users root and nobody.
+/// A command that runs in this process's network and finds only the users root and nobody.
 pub fn command_with_users(program: &Path) -> Command {
     let mut command = Command::new("unshare");
     command.arg("--mount").args(WITH_USERS).arg(program);

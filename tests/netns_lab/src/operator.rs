@@ -17,7 +17,7 @@ pub struct Answer {
 }
 
 impl Lab {
-    /// The program with these arguments, for the daemon on the lab's control socket.
+    /// A command that runs the program with these arguments for the daemon on the lab's control socket.
     pub fn operator(&self, words: &[&str]) -> Command {
         let mut command = self.command("victim", binary().to_str().expect("paths are text"));
         command.args(words).arg("--socket").arg(self.path("socket"));
@@ -31,21 +31,21 @@ impl Lab {
         Answer { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 
-    /// Runs it and asserts that it succeeds; returns its output.
+    /// Runs the program and panics unless it succeeds; returns its output.
     pub fn succeed(&self, words: &[&str]) -> String {
         let answer = self.operate(words);
         assert_eq!(answer.code, Some(0), "{words:?}: {answer:?}");
         answer.out
     }
 
-    /// Runs it with `--json`; returns the object that it prints.
+    /// Runs the program with `--json`; returns the object that it prints.
     pub fn ask(&self, words: &[&str]) -> Value {
         let out = self.succeed(&[words, &["--json"]].concat());
         assert_eq!(out.lines().count(), 1, "{words:?}: {out}");
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
     }
 
-    /// Waits until `list --would-block` has this source; returns its object.
+    /// Waits until `list --would-block` contains this source; returns its object.
     pub fn expect_would_block(&self, source: IpAddr) -> Value {
         let find = || {
             let answer = self.operate(&["list", "--would-block", "--json"]);

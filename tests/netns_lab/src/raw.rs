@@ -1,5 +1,5 @@
-//! Sends packets that no socket and no packaged scanner can send: built byte by byte and put on a host's link
-//! unchanged. References: RFC 791, 8200 (IP), 9293 (TCP), 768 (UDP), 1071 (the checksum).
+//! Sends packets that no socket and no packaged scanner can send. They are built byte by byte and sent unchanged on a
+//! host's link. References: RFC 791, 8200 (IP), 9293 (TCP), 768 (UDP), 1071 (the checksum).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -8,22 +8,22 @@ use pcap::{Active, Capture};
 
 use crate::{Lab, slowness};
 
-/// TCP's flags.
+/// TCP flag: finish.
 pub const FIN: u16 = 0x01;
-/// Synchronise.
+/// TCP flag: synchronise.
 pub const SYN: u16 = 0x02;
-/// Reset.
+/// TCP flag: reset.
 pub const RST: u16 = 0x04;
-/// Acknowledge.
+/// TCP flag: acknowledge.
 pub const ACK: u16 = 0x10;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
-/// IPv6 extension headers.
+/// IPv6 extension header: hop-by-hop options.
 pub const HOP_BY_HOP: u8 = 0;
-/// The fragment header.
+/// IPv6 extension header: fragment.
 pub const FRAGMENT: u8 = 44;
-/// Destination options.
+/// IPv6 extension header: destination options.
 pub const DESTINATION: u8 = 60;
 
 const EVERYBODY: [u8; 6] = [0xff; 6];
@@ -41,7 +41,7 @@ impl Wire {
         self.frame(self.victim, packet);
     }
 
-    /// From now on [`Wire::send`] and [`Wire::pace`] use this hardware address instead of the victim's.
+    /// Makes [`Wire::send`] and [`Wire::pace`] use this hardware address instead of the victim's.
     pub fn address_to(&mut self, hardware_address: [u8; 6]) {
         self.victim = hardware_address;
     }
@@ -57,13 +57,12 @@ impl Wire {
         self.frame([0x01, 0x00, 0x5e, b & 0x7f, c, d], packet);
     }
 
-    /// Sends the packets evenly at this rate; slower on a slow machine, where the receiver is slow too.
+    /// Sends the packets evenly at this rate, or at a lower one on a slow machine, where the receiver is slow too.
     pub fn pace(&mut self, per_second: u32, packets: impl Iterator<Item = Vec<u8>>) {
         let begin = Instant::now();
         for (number, packet) in (0..).zip(packets) {
             let due = Duration::from_secs(1) * number / per_second * slowness();
-            // Sleeping after every packet would be slower than the rate, so the packets of a few milliseconds are sent
-            // at once.
+            // A pause after every packet would reduce the rate, so the packets of a few milliseconds are sent together.
             if let Some(early) = due.checked_sub(begin.elapsed()).filter(|early| early.as_millis() > 2) {
                 std::thread::sleep(early);
             }
@@ -76,7 +75,7 @@ impl Wire {
         self.stacked(&[vlan], packet);
     }
 
-    /// The same in a frame with several tags.
+    /// Sends an IP packet in a frame with several VLAN tags.
     pub fn stacked(&mut self, vlans: &[u16], packet: &[u8]) {
         let tags: Vec<u8> = vlans.iter().flat_map(|vlan| [[0x81, 0x00], vlan.to_be_bytes()].concat()).collect();
         let frame = [&self.victim[..], &self.own, &tags, &ether_type(packet), packet].concat();
@@ -95,7 +94,7 @@ fn ether_type(packet: &[u8]) -> [u8; 2] {
 }
 
 impl Lab {
-    /// The host's end of its link, to send raw packets from.
+    /// Opens the host's end of its link, to send raw packets.
     pub fn wire(&self, host: &str) -> Wire {
         let link = self.inside(host, || {
             let link = Capture::from_device("uplink").and_then(|link| link.snaplen(64).open());

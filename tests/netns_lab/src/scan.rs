@@ -1,4 +1,4 @@
-//! Scans of the victim and connections to it, and the resulting elements in the kernel's sets.
+//! Scans the victim, connects to it, and reads the resulting elements of the kernel's sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -70,8 +70,8 @@ impl Lab {
         Scan::parse(&self.run(host, "nmap", &[family, &["-n", "-Pn", "-oG", "-"], arguments, &[&target]].concat()))
     }
 
-    /// Runs nmap until its host is in the kernel's set, and returns the element. It does not wait for nmap to end:
-    /// after the first replies a blocked nmap waits minutes for more.
+    /// Runs nmap until its host is in the kernel's set; returns the element. It does not wait until nmap ends, because
+    /// a blocked nmap waits minutes for further replies.
     pub fn nmap_until_banned(&self, host: &str, target: IpAddr, banned: IpAddr) -> Ban {
         let mut scanner = self.command(host, "nmap");
         scanner.args(if target.is_ipv6() { &["-6"][..] } else { &[] });
@@ -83,7 +83,7 @@ impl Lab {
         ban.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Sends exactly one SYN from `source` to each of `ports`: the socket is closed before any reply comes.
+    /// Sends exactly one SYN from `source` to each of `ports`. The socket is closed before a reply arrives.
     pub fn probe(&self, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
         self.inside(host, || {
             let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -91,7 +91,8 @@ impl Lab {
                 let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
                 let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).expect("a TCP socket");
                 rustix::net::bind(&socket, &SocketAddr::new(source, 0)).expect("the host has this address");
-                // In progress, refused, or dropped on the way: the SYN was sent in any case.
+                // The result does not matter: the SYN was sent even if the connection is in progress, refused or
+                // dropped.
                 let _ = rustix::net::connect(&socket, &SocketAddr::new(target, *port));
             }
         });
@@ -116,7 +117,7 @@ impl Lab {
         self.inside(host, || fetch(SocketAddr::new(target, port), timeout))
     }
 
-    /// How often a host is served on `ports`, with `times` attempts each.
+    /// The number of times that a host is served on `ports`, with `times` attempts each.
     pub fn served(&self, host: &str, target: IpAddr, ports: &[u16], times: usize) -> usize {
         self.inside(host, || {
             let attempts = ports.iter().flat_map(|port| std::iter::repeat_n(*port, times));
@@ -158,13 +159,13 @@ impl Lab {
         addresses.into_iter().map(|ban| ban.address).collect()
     }
 
-    /// Waits until exactly these addresses, sorted, are in those sets.
+    /// Waits until `blocked`, `blocked6` and `blocked_link` contain exactly `addresses`, which must be sorted.
     pub fn expect_banned(&self, addresses: &[IpAddr]) {
         let found = within(TIMEOUT, || (self.banned() == addresses).then_some(()));
         assert!(found.is_some(), "{:?} are banned, expected {addresses:?}", self.banned());
     }
 
-    /// Waits until an address is in its set, and returns the element.
+    /// Waits until an address is in its set; returns the element.
     pub fn expect_ban(&self, address: IpAddr) -> Ban {
         let name = match address {
             IpAddr::V4(_) => "blocked",
@@ -175,8 +176,8 @@ impl Lab {
         ban.unwrap_or_else(|| panic!("{address} was not added to {name}, which holds {:?}", self.set(name)))
     }
 
-    /// Makes a host send probes that lead to a ban even above the ceilings of new bans, and waits for its ban. Packets
-    /// are judged in order, so all earlier ones have been judged on return: this is how tests prove that a source is
+    /// Makes a host send probes that cause a ban even above the ceilings of new bans, and waits for the ban. Packets
+    /// are judged in order, so all earlier ones have been judged on return. Tests use this to prove that a source is
     /// not banned.
     pub fn provoke_ban(&self, host: &str) -> IpAddr {
         let (source, target) = (self.v4(host).into(), self.victim_v4(host).into());
@@ -184,8 +185,8 @@ impl Lab {
         self.expect_ban(source).address
     }
 
-    /// Makes a host probe closed ports of `target` repeatedly until it is banned. This is for changes that the program
-    /// must first learn of from the kernel.
+    /// Makes a host probe closed ports of `target` repeatedly until it is banned. Tests use this if the program must
+    /// first receive a change from the kernel.
     pub fn probe_until_banned(&self, host: &str, target: IpAddr) {
         let source = self.v4(host).into();
         let banned = within(TIMEOUT, || {
@@ -196,11 +197,11 @@ impl Lab {
     }
 }
 
-/// Closed ports, so many that a few sources per minute are banned for them regardless of the ceilings of new bans.
+/// Closed ports: so many that a few sources per minute are banned regardless of the ceilings of new bans.
 const SCANNED: [u16; 20] =
     [901, 902, 903, 904, 905, 906, 907, 908, 909, 910, 911, 912, 913, 914, 915, 916, 917, 918, 919, 920];
 
-/// Connects and reads until the end; true if it received the banner.
+/// Connects and reads until the connection closes; true if it received the banner.
 pub fn fetch(service: SocketAddr, timeout: Duration) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&service, timeout) else { return false };
     stream.set_read_timeout(Some(timeout)).expect("more than zero");
@@ -217,7 +218,7 @@ fn parse_set(text: &str) -> Vec<Ban> {
 
 fn parse_element(element: &str) -> Ban {
     let words: Vec<_> = element.split_whitespace().collect();
-    // After the interface, if the set has one.
+    // The key follows the interface, if the set has one.
     let key = if words.get(1) == Some(&".") { words.get(2) } else { words.first() };
     let address = key.and_then(|word| word.parse().ok());
     let span = |key: &str| {

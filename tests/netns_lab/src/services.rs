@@ -1,4 +1,5 @@
-//! Services of the victim: TCP listeners that send a banner and close the connection, like the old daytime service.
+//! Opens services in the victim: TCP listeners that send a banner and close the connection, like the old daytime
+//! service.
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -19,7 +20,7 @@ pub const EIGHT: [u16; 8] = [21, 22, 25, 80, 110, 143, 443, 993];
 /// The banner of each service.
 pub const BANNER: &str = "at your service\r\n";
 
-/// Listeners on every address of the victim, IPv4 and IPv6, until dropped.
+/// Listeners on all addresses of the victim, IPv4 and IPv6. They are closed on drop.
 pub struct Services {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -55,8 +56,8 @@ fn pair(port: u16) -> [TcpListener; 2] {
     [listen(Ipv4Addr::UNSPECIFIED.into(), port), listen(Ipv6Addr::UNSPECIFIED.into(), port)]
 }
 
-/// A listener with a long queue: the standard library's 128 would lose some of a thousand simultaneous connections. The
-/// IPv6 listener accepts only IPv6, so that both can be open.
+/// Opens a listener with a long queue, because the standard library's 128 would lose some of a thousand simultaneous
+/// connections. The IPv6 listener accepts only IPv6, so that both can be open.
 fn listen(address: IpAddr, port: u16) -> TcpListener {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -81,7 +82,7 @@ fn serve(listeners: &[TcpListener], stop: &AtomicBool) {
         let ready = waiting.iter().zip(listeners).filter(|(poll, _)| !poll.revents().is_empty());
         for (_, listener) in ready {
             while let Ok((mut client, _)) = listener.accept() {
-                // A client that has already closed its connection is no failure.
+                // A client that has already closed its connection is not an error.
                 let _ = client.write_all(BANNER.as_bytes());
             }
         }
