@@ -66,7 +66,7 @@ pub struct KernelRules {
     pub touched: bool,
     /// The set `asked`, with which answers to datagrams do not count.
     pub asked: bool,
-    /// A source is put on hold when it probes a port for the first time.
+    /// A source is put on hold each time it probes a port that is new for it.
     pub hold: bool,
     /// Maximum number of holds per source within a window.
     pub max_holds: u32,
