@@ -227,7 +227,7 @@ fn stolen_credentials_stay_within_limits() {
     engine.admin(&["EVAL", fill, "0", REPORT]);
     let b = Host::start(2, "b", &network, &engine, "single = true");
     let gateway = b.lab.v4("gateway").to_string();
-    b.daemon.expect_line("fleet: a has brought forward more than 30 targets in an hour");
+    b.daemon.expect_line("fleet: a has reported more than 30 targets in an hour");
     for target in [&gateway, "0.0.0.0/0", "::/0", "198.51.100.0/24"] {
         report(&engine, target, "3600000");
     }

@@ -53,8 +53,9 @@ fn restore_of_100000_bans_delays_no_verdict() {
     let blocked = begin.elapsed();
     let restored = || {
         let lines = daemon.lines_with("bans restored from the ledger with their remaining time: ");
-        let counts =
-            lines.iter().filter_map(|line| line.split("left: ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
+        let counts = lines
+            .iter()
+            .filter_map(|line| line.split("remaining time: ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
         (counts.sum::<u32>() == BANS).then_some(())
     };
     assert!(within(BOUND, restored).is_some(), "{:?}", daemon.lines_with("adminalert"));

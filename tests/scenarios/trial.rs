@@ -22,7 +22,7 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     assert!(lab.ask(&["status"])["trap"]["ports"].as_u64() > Some(0), "the trap is armed before");
 
     assert!(lab.ask(&["trial", "1d"])["until"].is_string());
-    daemon.expect_line("root has started a trial: ");
+    daemon.expect_line("has started a trial: ");
     let status = lab.ask(&["status"]);
     assert_eq!(status["state"], "only logging", "{status}");
     assert!(status["trial_left_s"].as_u64() > Some(86_000), "{status}");

@@ -276,11 +276,11 @@ impl Fleet {
             let limit = self.config.accept.max_per_author_per_hour;
             let event = match for_s {
                 0 => EventKind::Note(format!(
-                    "fleet: {author} has brought forward more than {limit} targets in an hour; the others count later"
+                    "fleet: {author} has reported more than {limit} targets in an hour; the others count later"
                 )),
                 _ => EventKind::Error(format!(
-                    "fleet: {author} has brought forward more than {limit} targets in an hour and is ignored for an hour; look \
-                     at that host, it may be taken over"
+                    "fleet: {author} has reported more than {limit} targets in an hour and is ignored for an hour; look \
+                     at that host, it may be compromised"
                 )),
             };
             events.extend(limited(&mut self.author_lines, Some(event)));
