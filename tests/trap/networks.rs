@@ -56,7 +56,7 @@ fn operator_network_ban_survives_flush_and_restart() {
 
     lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    daemon.expect_line("the ban is restored");
+    daemon.expect_line("bans restored from the ledger with their remaining time: ");
     for (network, target) in bans {
         expect_network(&lab, network, true);
         assert!(!served(&lab, target), "{network} is restored from the ledger");
