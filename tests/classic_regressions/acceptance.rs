@@ -49,7 +49,7 @@ fn guest_with_garbage_checksums_is_banned() {
     let lab = Lab::new(&["guest"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
-    // The segments of local sockets are marked so on a veth; after that their field is nobody's concern.
+    // The segments of local sockets are marked so on a veth; after that the kernel does not verify the field.
     let garbage =
         "table ip garbage { chain sums { type filter hook postrouting priority 0; tcp checksum set 0xdead; }; }";
     lab.run("guest", "nft", &[garbage]);
