@@ -25,6 +25,9 @@ elif [ "$(id -u)" -ne 0 ]; then
         sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"' sh bash "$0" "$@"
 fi
 
+# Most tests wait for packets and timeouts, so that two of them share a processor.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((2 * $(nproc)))}"
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 outcome=0

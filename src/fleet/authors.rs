@@ -22,6 +22,10 @@ const MAX_KEYS_PER_SCAN: u32 = 10_000;
 /// Maximum number of log lines about one author per hour.
 const MAX_LINES_PER_HOUR: u32 = 8;
 
+/// Maximum number of reasons that are kept for one author. Further reasons are not named until an earlier one is an
+/// hour old.
+const MAX_REASONS: usize = 4;
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 struct Known {
@@ -31,16 +35,17 @@ struct Known {
     gaps: TokenBucket,
     /// Number of keys found by the current scan.
     scanned: u32,
-    blame: Option<Blame>,
+    /// Why data of this author was ignored, at most [`MAX_REASONS`], the oldest first.
+    blames: Vec<Blame>,
+    lines: LineLimiter,
 }
 
 struct Blame {
     reason: String,
-    /// When the log last named this author.
-    named: Timestamp,
+    /// When the log last gave this reason.
+    logged: Option<Timestamp>,
     last: Timestamp,
     times: u64,
-    lines: LineLimiter,
 }
 
 /// How to handle a notice.
@@ -67,7 +72,8 @@ impl Authors {
             notices: TokenBucket::new(MAX_NOTICES_PER_MINUTE, Duration::from_secs(60)),
             gaps: TokenBucket::new(MAX_GAPS_PER_HOUR, HOUR),
             scanned: 0,
-            blame: None,
+            blames: Vec::new(),
+            lines: LineLimiter::new(MAX_LINES_PER_HOUR, HOUR),
         }))
     }
 
@@ -99,38 +105,40 @@ impl Authors {
         known.scanned <= MAX_KEYS_PER_SCAN
     }
 
-    /// Records that data of this author is ignored. Returns true if this should be logged: once an hour, and a limited
-    /// number of times for new reasons.
+    /// Records that data of this author is ignored. Returns true if this should be logged: once an hour for each
+    /// reason, and a limited number of times.
     pub(super) fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) -> bool {
         let Some(known) = self.get(author) else { return false };
-        let is_first = known.blame.is_none();
-        let blame = known.blame.get_or_insert_with(|| Blame {
-            reason: String::new(),
-            named: now,
-            last: now,
-            times: 0,
-            lines: LineLimiter::new(MAX_LINES_PER_HOUR, HOUR),
+        let Known { blames, lines, .. } = known;
+        let place = blames.iter().position(|blame| blame.reason == reason);
+        let place = place.or_else(|| {
+            blames.retain(|blame| now.since(blame.last) < HOUR);
+            (blames.len() < MAX_REASONS).then(|| {
+                blames.push(Blame { reason: reason.to_owned(), logged: None, last: now, times: 0 });
+                blames.len() - 1
+            })
         });
+        let Some(blame) = place.and_then(|place| blames.get_mut(place)) else { return false };
         blame.times = blame.times.saturating_add(1);
         blame.last = now;
-        let is_news = is_first || blame.reason != reason || now.since(blame.named) >= HOUR;
-        if !is_news || !blame.lines.admit(now) {
-            return false;
+        let is_due = blame.logged.is_none_or(|logged| now.since(logged) >= HOUR) && lines.admit(now);
+        if is_due {
+            blame.logged = Some(now);
         }
-        (blame.reason, blame.named) = (reason.to_owned(), now);
-        true
+        is_due
     }
 
-    /// Authors whose data was ignored within the last hour.
+    /// Authors whose data was ignored within the last hour, with the reasons.
     pub(super) fn ignored(&self, now: Timestamp) -> Vec<IgnoredAuthor> {
         let mut found: Vec<_> = self
             .0
             .iter()
             .filter_map(|(author, known)| {
-                let blame = known.blame.as_ref().filter(|blame| now.since(blame.last) < HOUR)?;
                 let Author::Host(host) = author else { return None };
-                let reason = format!("{} ({}×)", blame.reason, blame.times);
-                Some(IgnoredAuthor { author: host.as_str().to_owned(), reason })
+                let recent = known.blames.iter().filter(|blame| now.since(blame.last) < HOUR);
+                let reasons: Vec<_> = recent.map(|blame| format!("{} ({}×)", blame.reason, blame.times)).collect();
+                let author = host.as_str().to_owned();
+                (!reasons.is_empty()).then(|| IgnoredAuthor { author, reason: reasons.join("; ") })
             })
             .collect();
         found.sort_by(|one, other| one.author.cmp(&other.author));
@@ -195,6 +203,9 @@ mod tests {
         assert_eq!((ignored[0].author.as_str(), ignored.len()), ("a", 1));
         assert!(authors.ignored(at(20_000)).is_empty());
         let turns = (0..100).filter(|n| authors.blame(&host("a"), ["one", "other"][n % 2], at(20_000))).count();
-        assert_eq!(turns, 8, "two alternating reasons do not log a line per key");
+        assert_eq!(turns, 2, "two alternating reasons do not log a line per key");
+        let many = (0..100).filter(|n| authors.blame(&host("a"), &format!("reason {n}"), at(20_000))).count();
+        assert_eq!(many, MAX_REASONS - 2, "an author who invents reasons fills neither log nor memory");
+        assert_eq!(authors.ignored(at(20_000))[0].reason, "one (50×); other (50×); reason 0 (1×); reason 1 (1×)");
     }
 }
