@@ -133,7 +133,7 @@ fn completed_connections_are_banned_at_third_port() {
 fn forged_syns_ban_no_source() {
     let _alone = exclusive_backlog();
     let lab = Lab::new(&["forger", "client", "scanner"]);
-    lab.victim_ip("route add default dev forger");
+    lab.default_route("forger");
     let _services = Services::open(&lab, &[80]);
     let daemon = start(&lab, ALL);
     let memory = || {

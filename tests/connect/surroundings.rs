@@ -79,7 +79,7 @@ fn tracked(lab: &Lab) -> u32 {
 fn decoys_stay_out_of_connection_tracking() {
     let _alone = exclusive_backlog();
     let lab = Lab::new(&["client", "forger"]);
-    lab.victim_ip("route add default dev forger");
+    lab.default_route("forger");
     nft(
         &lab,
         "add table inet f; add chain inet f i { type filter hook input priority 0; }; add rule inet f i ct state invalid drop",
@@ -103,7 +103,7 @@ fn decoys_stay_out_of_connection_tracking() {
 fn tracked_decoys_leave_room_in_table() {
     let _alone = exclusive_backlog();
     let lab = Lab::new(&["client", "forger"]);
-    lab.victim_ip("route add default dev forger");
+    lab.default_route("forger");
     nft(
         &lab,
         "add table ip nat; add chain ip nat prerouting { type nat hook prerouting priority dstnat; }; add rule ip nat prerouting tcp dport 1 accept",
@@ -215,7 +215,7 @@ fn filter_that_silences_decoys_is_named() {
 #[test]
 fn filter_that_cannot_be_read_is_noticed() {
     let lab = Lab::new(&["forger"]);
-    lab.victim_ip("route add default dev forger");
+    lab.default_route("forger");
     let rules = "add table inet f; add chain inet f i { type filter hook input priority 0; }; \
                  add rule inet f i tcp dport 900-1000 tcp dport != 80 drop";
     nft(&lab, rules);

@@ -28,7 +28,7 @@ fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
 fn full_trap_memory_hides_no_scanner() {
     let _guard = one_flood();
     let lab = Lab::new(&["forger", "scanner", "client", "late"]);
-    lab.victim_ip("route add default dev forger");
+    lab.default_route("forger");
     let _services = Services::open(&lab, &EIGHT);
     let daemon = start(&lab, &format!("[detect]\nwindow = \"{}s\"\n", 20 * slowness()));
     let target = lab.victim_v4("forger").into();
@@ -106,7 +106,7 @@ fn probe_by_udp(lab: &Lab, host: &str) -> IpAddr {
 fn forged_datagrams_fill_bounded_kernel_memory() {
     let _guard = one_flood();
     let lab = Lab::new(&["forger", "scanner", "client"]);
-    lab.victim_ip("route add default dev forger");
+    lab.default_route("forger");
     let _services = Services::open(&lab, &EIGHT);
     // The window is longer than this test; the test above shows that there is room after it.
     let settings = "[detect]\nwindow = \"10m\"\n[udp]\nblock = true\n[trap]\nudp = true\n\
@@ -151,7 +151,7 @@ fn forged_datagrams_fill_bounded_kernel_memory() {
 #[test]
 fn refused_elements_are_not_reported_lifted() {
     let lab = Lab::new(&["forger"]);
-    lab.victim_ip("route add default dev forger");
+    lab.default_route("forger");
     let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 1000000\n[block.nft]\nsize = 64\n");
     let target = lab.victim_v4("forger").into();
     let probes = forged(100).flat_map(|source| [901, 902, 903].map(|port| raw::tcp(source, target, port, SYN)));
@@ -214,7 +214,7 @@ fn kernel_alone_spares_forged_exempt_sources() {
 #[test]
 fn chosen_victim_is_one_within_ceiling() {
     let lab = Lab::new(&["forger"]);
-    lab.victim_ip("route add default dev forger");
+    lab.default_route("forger");
     let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 3\n");
     let target = lab.victim_v4("forger").into();
     let mut wire = lab.wire("forger");

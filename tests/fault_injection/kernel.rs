@@ -131,7 +131,7 @@ fn ten_seconds_of_sigstop_lose_nothing() {
 #[test]
 fn table_deleted_anytime_loses_no_ban() {
     let lab = Lab::new(&["attacker", "before"]);
-    lab.victim_ip("route add default dev attacker");
+    lab.default_route("attacker");
     let sources = lab.add_addresses("attacker", 100..130);
     let daemon = start(&lab, "");
     let before = lab.provoke_ban("before");

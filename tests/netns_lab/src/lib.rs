@@ -115,6 +115,20 @@ impl Lab {
         self.victim.ip(line);
     }
 
+    /// Makes a host the victim's route to all other IPv4 addresses, for sources that exist only in a test. Without a
+    /// gateway, each of them would be a neighbour, and all namespaces of a machine share one neighbour table of 1,024
+    /// entries: once it is full, other tests lose packets. The gateway is an address of its own, because the program
+    /// does not ban gateways.
+    pub fn default_route(&self, host: &str) {
+        let gateway = Ipv4Addr::new(10, 77, self.number(host), 254);
+        let address = self.run(host, "cat", &["/sys/class/net/uplink/address"]);
+        let address = address.trim();
+        self.victim.ip_batch(&format!(
+            "neigh add {gateway} lladdr {address} dev {host} nud permanent\n\
+             route add default via {gateway} dev {host}\n"
+        ));
+    }
+
     /// A host's IPv4 address.
     pub fn v4(&self, host: &str) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, self.number(host), 2)
