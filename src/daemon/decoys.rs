@@ -76,8 +76,10 @@ pub(super) struct FirewallWatch {
     firewall: Firewall,
     /// See [`DecoyRules::max_new_tracked`].
     max_new_tracked: Option<u32>,
-    /// SYNs to decoys and their answers when the rules of others changed last.
+    /// SYNs to decoys and their answers before the last change of the rules of others.
     counted: (u64, u64),
+    /// True at the first poll after a change. The sensor may not have counted all earlier answers.
+    has_changed: bool,
     notice: Option<String>,
 }
 
@@ -110,9 +112,11 @@ impl FirewallWatch {
         self.look();
         let changed = before != self.max_new_tracked;
         let (syns, answers) = (metrics.decoy_syns.get(), metrics.decoy_answers.get());
-        if self.firewall != firewall {
+        let has_changed = self.firewall != firewall;
+        if has_changed || self.has_changed {
             self.counted = (syns, answers);
         }
+        self.has_changed = has_changed;
         // What was answered before a filter came does not refute it.
         let (syns, answers) = (syns.saturating_sub(self.counted.0), answers.saturating_sub(self.counted.1));
         let command = changed.then_some(SensorCommand::TrackDecoys(self.max_new_tracked));
