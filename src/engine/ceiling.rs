@@ -1,6 +1,6 @@
 //! Ceilings on new bans for each grade of evidence: a flood of forged packets must not make this host block the
 //! Internet. Above a ceiling, a source is banned only if it probed far more ports than a scan needs. Such bans are
-//! short and limited to a few per minute.
+//! short and limited to a few per minute. The last ban below a ceiling and all bans above it go to the fastest scanner.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const PROVEN_BANS_PER_MINUTE: u32 = 600;
 
 /// Distinct ports that ban a source above a ceiling; equal to the number of ports stored. An attacker who forges many
 /// sources sends only as many packets per source as are needed below the ceiling.
-const RAISED_THRESHOLD: u8 = 16;
+const RAISED_THRESHOLD: u32 = 16;
 const _: () = assert!(RAISED_THRESHOLD as usize == EVIDENCE);
 
 /// Bans per minute above the ceilings.
@@ -35,6 +35,16 @@ pub(super) enum Room {
     Short,
     /// No ban for now.
     Withheld,
+}
+
+/// A source with enough evidence for a ban.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim {
+    pub(super) grade: Grade,
+    /// Distinct ports; probes if they hide their ports.
+    pub(super) distinct: u32,
+    /// True if no other source whose ban is withheld scans faster.
+    pub(super) is_fastest: bool,
 }
 
 pub(super) struct Ceilings {
@@ -71,19 +81,20 @@ impl Ceilings {
         self.max_standing - self.max_standing / KEPT_FOR_SHORT
     }
 
-    /// Returns the kind of ban that the ceilings allow for a source with `distinct` ports, given the number of
-    /// `standing` forgeable bans.
-    pub(super) fn room(&mut self, now: Timestamp, grade: Grade, distinct: u8, standing: u32) -> Room {
-        let (bucket, full, short) = match grade {
+    /// Returns the kind of ban that the ceilings allow, given the number of `standing` forgeable bans.
+    pub(super) fn room(&mut self, now: Timestamp, claim: Claim, standing: u32) -> Room {
+        let (bucket, full, short) = match claim.grade {
             Grade::Forgeable => {
                 let max_full = self.max_full();
                 (&mut self.forgeable, standing < max_full, standing < self.max_standing)
             }
             Grade::Proven => (&mut self.proven, true, true),
         };
-        if full && bucket.available(now) > 0 {
+        // The last one is kept for the fastest scanner.
+        let least = if claim.is_fastest { 1 } else { 2 };
+        if full && bucket.available(now) >= least {
             Room::Full
-        } else if short && distinct >= RAISED_THRESHOLD && self.short.available(now) > 0 {
+        } else if short && claim.distinct >= RAISED_THRESHOLD && claim.is_fastest && self.short.available(now) > 0 {
             Room::Short
         } else {
             Room::Withheld
@@ -118,8 +129,8 @@ mod tests {
     use crate::types::at;
 
     /// Takes a place if the ceilings have room.
-    fn take(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u8, standing: u32) -> Room {
-        let room = ceilings.room(now, grade, distinct, standing);
+    fn take(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u32, standing: u32) -> Room {
+        let room = ceilings.room(now, Claim { grade, distinct, is_fastest: true }, standing);
         if room != Room::Withheld {
             ceilings.take(now, grade, room);
         }
@@ -139,12 +150,33 @@ mod tests {
     }
 
     #[test]
+    fn last_ban_is_kept_for_fastest() {
+        let mut ceilings = Ceilings::new(&builtin());
+        let mut bans = |now, distinct, is_fastest| {
+            let claim = Claim { grade: Grade::Forgeable, distinct, is_fastest };
+            let take = |_: &u32| {
+                let room = ceilings.room(now, claim, 0);
+                if room != Room::Withheld {
+                    ceilings.take(now, claim.grade, room);
+                }
+                room != Room::Withheld
+            };
+            (0..1_000).filter(take).count()
+        };
+        assert_eq!((bans(at(1), 20, false), bans(at(1), 3, true)), (59, 1));
+        assert_eq!((bans(at(2), 20, false), bans(at(2), 20, true)), (0, 5), "one below the ceiling and four above");
+    }
+
+    #[test]
     fn standing_bans_leave_room_for_short_ones() {
         let mut ceilings = Ceilings::new(&builtin());
-        let room = |ceilings: &mut Ceilings, standing| ceilings.room(at(1), Grade::Forgeable, 16, standing);
+        let room = |ceilings: &mut Ceilings, standing| {
+            ceilings.room(at(1), Claim { grade: Grade::Forgeable, distinct: 16, is_fastest: true }, standing)
+        };
         assert_eq!([3_839, 3_840, 4_095].map(|n| room(&mut ceilings, n)), [Room::Full, Room::Short, Room::Short]);
         assert_eq!(room(&mut ceilings, 4_096), Room::Withheld);
-        assert_eq!(ceilings.room(at(1), Grade::Proven, 3, 4_096), Room::Full, "proven bans do not count");
+        let proven = Claim { grade: Grade::Proven, distinct: 3, is_fastest: true };
+        assert_eq!(ceilings.room(at(1), proven, 4_096), Room::Full, "proven bans do not count");
         assert!(ceilings.has_room_for(at(1), 10, 3_830) && !ceilings.has_room_for(at(1), 10, 3_831));
     }
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::ceiling::Room;
+use super::ceiling::{Claim, Room};
 use super::key::{Hashed, Key, Track, fold};
 use super::recent_ports::OwnPort;
 use super::related_ports::is_related_port;
@@ -103,7 +103,7 @@ impl Engine {
         self.counters.evicted += u64::from(counted.evicted);
         let mut enough_evidence = self.is_enough(now, target, &counted, host);
         // A flood above the ceilings causes no more look-ups than ordinary probes do.
-        let all = enough_evidence && self.room(now, track, counted.slot, counted.distinct) != Room::Withheld;
+        let all = enough_evidence && self.room(now, track, (counted.slot, counted.distinct)) != Room::Withheld;
         let served = all && self.forgive_served(held, counted.slot, &observation, host);
         let refuted = (all || counted.fresh) && !self.confirm(now, held, counted.slot, &observation, all, lookup);
         if served || refuted {
@@ -126,7 +126,7 @@ impl Engine {
             {
                 let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
-                return match self.room(now, track, counted.slot, SWEPT_HOSTS) {
+                return match self.room(now, track, (counted.slot, SWEPT_HOSTS)) {
                     Room::Withheld => self.withhold(now, counted.slot, probe),
                     room => self.condemn(now, track, ban, room, host),
                 };
@@ -232,10 +232,13 @@ impl Engine {
         probe: Probe,
         host: &Host,
     ) -> Verdict {
-        let room = self.room(now, track, slot, distinct);
+        let room = self.room(now, track, (slot, distinct));
         if room == Room::Withheld {
+            let pace = self.sources.pace(slot, now.tick());
+            self.candidates.enter(key, self.grade_in(slot), pace, probe.observation);
             return self.withhold(now, slot, probe);
         }
+        self.candidates.remove(key);
         let items = self.sources.evidence(slot);
         let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
         self.sources.forget(key);
@@ -243,13 +246,24 @@ impl Engine {
     }
 
     /// Checks the evidence in `slot`, which is enough for a ban, against the ceilings.
-    fn room(&mut self, now: Timestamp, track: Track, slot: usize, distinct: u8) -> Room {
+    pub(super) fn room(&mut self, now: Timestamp, track: Track, (slot, distinct): (usize, u8)) -> Room {
         if track != Track::Block {
             return Room::Full;
         }
-        let grade = self.grade_of(self.sources.evidence(slot).filter_map(Evidence::class));
-        let standing = self.ban_table.forgeable(now.tick());
-        self.ceilings.room(now, grade, distinct, standing)
+        let grade = self.grade_in(slot);
+        let pace = self.sources.pace(slot, now.tick());
+        let hides_ports = self.sources.evidence(slot).any(Evidence::hides_port);
+        let claim = Claim {
+            grade,
+            distinct: if hides_ports { self.sources.probes(slot) } else { distinct.into() },
+            is_fastest: self.candidates.is_fastest(grade, pace),
+        };
+        self.ceilings.room(now, claim, self.ban_table.forgeable(now.tick()))
+    }
+
+    /// Grade of the evidence in `slot`.
+    fn grade_in(&self, slot: usize) -> Grade {
+        self.grade_of(self.sources.evidence(slot).filter_map(Evidence::class))
     }
 
     fn grade_of(&self, classes: impl Iterator<Item = Class>) -> Grade {

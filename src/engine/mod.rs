@@ -11,6 +11,7 @@ mod allow;
 mod ban_table;
 mod bans;
 mod bounds;
+mod candidates;
 mod ceiling;
 mod class;
 mod closed;
@@ -68,6 +69,7 @@ pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Ver
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
 use crate::wire::{Delivery, Packet};
 use ban_table::{BanTable, SUMMARY};
+use candidates::Candidates;
 use ceiling::Ceilings;
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
@@ -147,6 +149,7 @@ pub struct Engine {
     distributed_scans: DistributedScans,
     exempt: ExemptSources,
     settling: Settling,
+    candidates: Candidates,
     known_peers: KnownPeers,
     ceilings: Ceilings,
     lookups: TokenBucket,
@@ -179,6 +182,7 @@ impl Engine {
             distributed_scans: DistributedScans::new(),
             exempt: ExemptSources::new(),
             settling: Settling::new(),
+            candidates: Candidates::new(),
             known_peers: KnownPeers::default(),
             ceilings: Ceilings::new(&settings),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
@@ -320,7 +324,12 @@ impl Engine {
     pub fn wake(&self) -> Option<Timestamp> {
         let summary = self.ban_table.next_due().map(|tick| Timestamp::at(tick.duration()));
         let capped = self.capped_since.map(|since| since.after(SUMMARY));
-        summary.into_iter().chain(capped).chain(self.settling.next_due(self.latest)).min()
+        summary
+            .into_iter()
+            .chain(capped)
+            .chain(self.settling.next_due(self.latest))
+            .chain(self.candidates.next_due())
+            .min()
     }
 
     /// Counters since the start.

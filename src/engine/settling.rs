@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use super::decide::taken;
+use super::key::Hashed;
 use super::recent_ports::OwnPort;
 use super::sources::Evidence;
 use super::{Engine, Host, Observation, PortLookup, Probe, Verdict};
@@ -58,26 +59,30 @@ impl Engine {
         self.settling.lasts(self.latest.max(now))
     }
 
-    /// Returns the verdict on the next source that waited during settling; `None` if no source is left. Evidence about
-    /// ports that turned out to be open is dropped first.
+    /// Returns the verdict on the next source that waited during settling, or whose ban a ceiling withheld and now has
+    /// room; `None` if no source is left. Evidence about ports that turned out to be open is dropped first.
     pub fn judge_waiting(&mut self, now: Timestamp, host: &Host, lookup: &mut impl PortLookup) -> Option<Verdict> {
         let now = self.clock(now);
         if self.settling.lasts(now) {
             return None;
         }
         while let Some(probe) = self.settling.waiting.pop_front() {
-            if let Some(verdict) = self.judge_again(now, probe, host, lookup) {
+            let target = host.target(probe.source, probe.interface);
+            let key = self.key_of(target, self.track_of(probe.protocol, probe.class));
+            if let Some(verdict) = self.judge_again(now, key, probe, host, lookup) {
                 return Some(verdict);
             }
         }
         // Frees the memory, which is not needed any more.
         self.settling = Settling::new();
-        None
+        self.judge_candidate(now, host, lookup)
     }
 
-    fn judge_again(
+    /// Judges a source whose evidence is stored under `key` without a new packet; `observation` is its last probe.
+    pub(super) fn judge_again(
         &mut self,
         now: Timestamp,
+        key: Hashed,
         observation: Observation,
         host: &Host,
         lookup: &mut impl PortLookup,
@@ -85,8 +90,7 @@ impl Engine {
         let exempt = host.protection(observation.source, observation.interface).is_some();
         let target = host.target(observation.source, observation.interface);
         let track = self.track_of(observation.protocol, observation.class);
-        let key = self.key_of(target, track);
-        if exempt || self.ban_table.get(key, now.tick()).is_some() {
+        if exempt || self.ban_table.get(self.key_of(target, track), now.tick()).is_some() {
             return None;
         }
         for item in taken(self.sources.within(key, now.tick())).into_iter().flatten() {

@@ -14,6 +14,9 @@ pub const EVIDENCE: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Evidence(u64);
 
+/// The pace of a scanner is halved after each period of this length.
+const PACE_PERIOD: Duration = Duration::from_secs(8);
+
 const VERIFIED: u64 = 0x80;
 /// Its checksum could not be verified, so that its flags may be damaged.
 const UNPROVEN: u64 = 0x40;
@@ -63,6 +66,11 @@ impl Evidence {
         self.protocol() == Some(protocol) && self.port() == port
     }
 
+    /// True for a TCP segment whose port no fragment or header shows.
+    pub(super) fn hides_port(self) -> bool {
+        self.port() == 0 && self.class() == Some(Class::Fragment)
+    }
+
     fn same_port(self, other: Self) -> bool {
         (self.0 ^ other.0) & 0xffff_ff00 == 0
     }
@@ -89,6 +97,22 @@ pub(super) struct ProbeCount {
     pub(super) first: Tick,
 }
 
+/// How fast a source probes new ports.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    ports: u16,
+    /// Time of the last probe.
+    pub(super) at: Tick,
+}
+
+impl Pace {
+    /// New ports within the last seconds, of which older ones count less. Probes that hide their port are new.
+    pub(super) fn ports(self, now: Tick) -> u16 {
+        let period = Tick::of(PACE_PERIOD).0;
+        self.ports.checked_shr((now.0 / period).saturating_sub(self.at.0 / period)).unwrap_or(0)
+    }
+}
+
 /// A summary of the evidence against a source, for queries.
 pub(super) struct SourceSummary {
     pub(super) slot: usize,
@@ -106,7 +130,10 @@ struct SourceEntry {
     key: Key,
     first: Tick,
     last: Tick,
-    probes: u32,
+    /// At most [`u16::MAX`].
+    probes: u16,
+    /// See [`Pace`].
+    new_ports: u16,
     /// Distinct ports as of the last probe: the number of valid elements of `evidence`; the others are stale.
     distinct: u8,
     /// The first probed address, folded; 0: not recorded yet.
@@ -122,6 +149,7 @@ impl Row for SourceEntry {
         first: Tick(0),
         last: Tick(0),
         probes: 0,
+        new_ports: 0,
         distinct: 0,
         home: 0,
         withheld: false,
@@ -134,6 +162,7 @@ impl Row for SourceEntry {
 
     fn give(&mut self, key: Key) {
         (self.key, self.probes, self.distinct, self.home, self.withheld) = (key, 0, 0, 0, false);
+        self.new_ports = 0;
     }
 }
 
@@ -144,6 +173,10 @@ impl SourceEntry {
 
     fn held_mut(&mut self) -> &mut [Evidence] {
         self.evidence.get_mut(..usize::from(self.distinct)).unwrap_or_default()
+    }
+
+    fn pace(&self) -> Pace {
+        Pace { ports: self.new_ports, at: self.last }
     }
 
     /// The value of this entry compared with entries of other sources, for eviction.
@@ -226,14 +259,17 @@ impl SourceTable {
         };
         if source.probes == 0 || silent(source) {
             (source.first, source.probes, source.distinct, source.home, source.withheld) = (now, 0, 0, 0, false);
+            source.new_ports = 0;
         }
+        source.new_ports = source.pace().ports(now);
         source.last = now;
         source.probes = source.probes.saturating_add(1);
         let fresh = source.add(new, now, *window);
+        source.new_ports = source.new_ports.saturating_add(u16::from(fresh || new.hides_port()));
         let conclusive = source.held().iter().any(|item| item.is_conclusive());
         let distinct = source.distinct;
-        let tally =
-            ProbeCount { slot, fresh, evicted, conclusive, distinct, probes: source.probes, first: source.first };
+        let (probes, first) = (source.probes.into(), source.first);
+        let tally = ProbeCount { slot, fresh, evicted, conclusive, distinct, probes, first };
         let rank = source.rank();
         sources.rank(key, slot, rank);
         tally
@@ -247,6 +283,16 @@ impl SourceTable {
     /// The same, as far as it is within the window at `now`.
     pub(super) fn recent_evidence(&self, slot: usize, now: Tick) -> impl Iterator<Item = Evidence> + Clone + '_ {
         self.evidence(slot).filter(move |item| now.since(item.at()) <= self.window)
+    }
+
+    /// How fast the source in `slot` probes new ports.
+    pub(super) fn pace(&self, slot: usize, now: Tick) -> Pace {
+        self.sources.at(slot).map_or(Pace { ports: 0, at: now }, SourceEntry::pace)
+    }
+
+    /// The number of probes of the source in `slot`, at most [`u16::MAX`].
+    pub(super) fn probes(&self, slot: usize) -> u32 {
+        self.sources.at(slot).map_or(0, |source| source.probes.into())
     }
 
     /// Records that the ban of the source in `slot` is withheld; true the first time.
@@ -304,7 +350,7 @@ impl SourceTable {
         (distinct > 0 && silent <= self.window).then_some(SourceSummary {
             slot,
             distinct,
-            probes: source.probes,
+            probes: source.probes.into(),
             first: source.first,
             silent,
         })
@@ -402,6 +448,22 @@ mod tests {
             3,
             "two hundred new sources with one port each evict no such source"
         );
+    }
+
+    #[test]
+    fn pace_halves_every_period() {
+        let mut sources = table(8);
+        let second = |n: u32| Tick::of(Duration::from_secs(n.into()));
+        let slot = (1..=40).map(|port| sources.observe(key(1), syn(second(80).0, port), second(80)).slot).last();
+        let pace = sources.pace(slot.unwrap(), second(80));
+        assert_eq!([80, 87, 88, 96, 128, 80_000].map(|n| pace.ports(second(n))), [40, 40, 20, 10, 0, 0]);
+        let _ = sources.observe(key(1), syn(second(81).0, 40), second(81));
+        assert_eq!(sources.pace(slot.unwrap(), second(81)).ports(second(81)), 40, "a repeated port is not new");
+        let hidden = Evidence::new(second(82), Protocol::Tcp, 0, Class::Fragment);
+        for _ in 0..5 {
+            let _ = sources.observe(key(1), hidden, second(82));
+        }
+        assert_eq!(sources.pace(slot.unwrap(), second(82)).ports(second(82)), 45, "each may be for another port");
     }
 
     #[test]

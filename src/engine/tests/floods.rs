@@ -21,8 +21,12 @@ fn scans_above_ceiling_are_withheld() {
     assert_eq!(scene.tcp(&nth_source(50), 21, 0), Probe(1), "even flags that no TCP stack sends are withheld");
     assert_eq!((scene.engine.counters().bans, scene.engine.counters().withheld), (10, 41));
     assert_eq!(scene.notices(), []);
-    assert_eq!(scene.engine.wake(), Some(scene.now.after(Duration::from_secs(60))));
-    assert_eq!(scene.after(60.0).notices(), [Notice::Capped { bans: 0, withheld: 41 }]);
+    let judged = |scene: &mut Scene| scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth);
+    assert_eq!(judged(&mut scene), None);
+    assert_eq!(scene.engine.wake(), Some(scene.now.after(Duration::from_millis(250))), "for the next free ban");
+    assert_eq!(judged(scene.after(60.0)), None, "no source is banned that has been silent since");
+    assert_eq!(scene.engine.wake(), Some(scene.now), "the summary is due");
+    assert_eq!(scene.notices(), [Notice::Capped { bans: 0, withheld: 41 }]);
     assert_eq!((scene.engine.wake(), scene.after(6.0).notices()), (None, vec![]));
     assert_eq!(scene.syn(&nth_source(20), 21), Block(3), "the source is judged again when there is room");
 }
@@ -49,6 +53,68 @@ fn forged_flood_of_a_minute_bans_few() {
         let bans = scene.engine.counters().bans;
         assert!((110..=130).contains(&bans), "{bans} of 12,000 with {ports} ports each");
     }
+}
+
+/// Sends 1,500 SYNs a second of 1,000 forged sources with seventeen ports each, and lets `scan` send the packets of a
+/// scanner every 150 ms; returns the number of its packets before its ban, if it is banned within a minute.
+fn ban_among_forged_scans(scan: impl Fn(&mut Scene)) -> Option<u32> {
+    let mut scene = Scene::new();
+    let forge = |scene: &mut Scene, n: u32| {
+        scene.syn(&nth_source(n % 1_000), 201 + u16::try_from(n / 1_000 % 17).unwrap());
+    };
+    (0..20_000).for_each(|n| forge(scene.after(1.0 / 1_500.0), n));
+    for burst in 0..400 {
+        for packet in 0..40 {
+            scan(&mut scene);
+            if matches!(scene.verdict, crate::engine::Verdict::Block(_)) {
+                return Some(burst * 40 + packet);
+            }
+        }
+        for n in 0..225 {
+            forge(scene.after(1.0 / 1_500.0), 20_000 + burst * 225 + n);
+        }
+        while scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth).is_some() {}
+        if scene.engine.bans().any(|ban| ban.target == target(SCANNER)) {
+            return Some((burst + 1) * 40);
+        }
+    }
+    None
+}
+
+#[test]
+fn fast_scanner_is_banned_among_forged_scans() {
+    let port = std::cell::Cell::new(1);
+    let packets = ban_among_forged_scans(|scene| {
+        scene.syn(SCANNER, port.replace(port.get() % 1_000 + 1));
+    });
+    assert!(packets.is_some_and(|packets| packets <= 400), "the forged sources take all bans: {packets:?}");
+}
+
+#[test]
+fn hidden_ports_are_banned_among_forged_scans() {
+    let packets = ban_among_forged_scans(|scene| {
+        scene.sees(SCANNER, crate::wire::Transport::TinyFragment { ports: None });
+    });
+    assert!(packets.is_some_and(|packets| packets <= 400), "each may be for another port: {packets:?}");
+}
+
+#[test]
+fn candidates_are_banned_without_another_probe() {
+    let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
+    scene.banish(&nth_source(0));
+    for n in 1..=30 {
+        scene.syns(&nth_source(n), 201..206);
+    }
+    scene.syns(SCANNER, 201..212);
+    let banned = |scene: &mut Scene| scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth);
+    assert_eq!(banned(&mut scene), None, "the bucket is empty");
+    for _ in 0..6 {
+        scene.after(9.0).syn(SCANNER, 205);
+    }
+    let Some(crate::engine::Verdict::Block(ban)) = banned(scene.after(7.0)) else { panic!("the bucket has a token") };
+    assert_eq!(ban.probe.target, target(SCANNER));
+    assert!(banned(&mut scene).is_none() && banned(scene.after(120.0)).is_none(), "the flood is over");
+    assert_eq!(scene.engine.bans().count(), 2);
 }
 
 #[test]

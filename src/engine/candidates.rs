@@ -1,0 +1,113 @@
+//! Sources whose bans the ceilings withheld. They compete for the next bans: a flood of forged packets must not use up
+//! the bans of a minute just because its packets come first, so the last one goes to the fastest scanner.
+
+use std::time::Duration;
+
+use super::ceiling::Room;
+use super::grade::Grade;
+use super::key::Hashed;
+use super::sources::Pace;
+use super::{Engine, Host, Observation, PortLookup, Verdict};
+use crate::types::{Tick, Timestamp};
+
+/// Maximum number of candidates. A flood fills the list with its fastest sources.
+const MAX_CANDIDATES: usize = 16;
+
+/// A candidate that sends nothing for this time leaves the list: the flood may be over.
+const SILENT: Duration = Duration::from_secs(10);
+
+/// Time between two attempts to ban the fastest candidate.
+const RETRY: Duration = Duration::from_millis(250);
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    key: Hashed,
+    grade: Grade,
+    pace: Pace,
+    /// Its last probe.
+    observation: Observation,
+}
+
+pub(super) struct Candidates {
+    entries: Vec<Candidate>,
+    retry_at: Timestamp,
+}
+
+impl Candidates {
+    pub(super) fn new() -> Self {
+        Self { entries: Vec::with_capacity(MAX_CANDIDATES), retry_at: Timestamp::ZERO }
+    }
+
+    /// Records that the ban of the source of `observation` was withheld. A full list drops its slowest candidate.
+    pub(super) fn enter(&mut self, key: Hashed, grade: Grade, pace: Pace, observation: Observation) {
+        let candidate = Candidate { key, grade, pace, observation };
+        let now = pace.at;
+        if let Some(known) = self.entries.iter_mut().find(|known| known.key.key == key.key) {
+            *known = candidate;
+        } else if self.entries.len() < MAX_CANDIDATES {
+            self.entries.push(candidate);
+        } else if let Some(slowest) = self.entries.iter_mut().min_by_key(|known| known.pace.ports(now))
+            && slowest.pace.ports(now) < pace.ports(now)
+        {
+            *slowest = candidate;
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: Hashed) {
+        self.entries.retain(|known| known.key.key != key.key);
+    }
+
+    /// True if no candidate with evidence of this grade is faster.
+    pub(super) fn is_fastest(&self, grade: Grade, pace: Pace) -> bool {
+        let now = pace.at;
+        let mut rivals = self.entries.iter().filter(|known| known.grade == grade && known.is_active(now));
+        rivals.all(|rival| rival.pace.ports(now) <= pace.ports(now))
+    }
+
+    fn fastest(&mut self, grade: Grade, now: Tick) -> Option<Candidate> {
+        self.entries.retain(|known| known.is_active(now));
+        let candidates = self.entries.iter().filter(|known| known.grade == grade);
+        candidates.max_by_key(|known| known.pace.ports(now)).copied()
+    }
+
+    /// Time of the next attempt to ban the fastest candidate.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        (!self.entries.is_empty()).then_some(self.retry_at)
+    }
+}
+
+impl Candidate {
+    fn is_active(&self, now: Tick) -> bool {
+        now.since(self.pace.at) <= Tick::of(SILENT)
+    }
+}
+
+impl Engine {
+    /// Returns the verdict on the fastest candidate, if the ceilings have room for its ban.
+    pub(super) fn judge_candidate(
+        &mut self,
+        now: Timestamp,
+        host: &Host,
+        lookup: &mut impl PortLookup,
+    ) -> Option<Verdict> {
+        if now < self.candidates.retry_at {
+            return None;
+        }
+        for grade in [Grade::Proven, Grade::Forgeable] {
+            while let Some(Candidate { key, observation, .. }) = self.candidates.fastest(grade, now.tick()) {
+                let track = self.track_of(observation.protocol, observation.class);
+                let held = self.sources.held(key, now.tick());
+                if held.is_some_and(|held| self.room(now, track, (held.slot, held.distinct)) == Room::Withheld) {
+                    break;
+                }
+                self.candidates.remove(key);
+                let verdict = self.judge_again(now, key, observation, host, lookup);
+                if verdict.is_some() {
+                    return verdict;
+                }
+            }
+        }
+        self.candidates.retry_at = now.after(RETRY);
+        None
+    }
+}
