@@ -80,15 +80,13 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
         return match background::start(std::env::args_os()) {
             Ok(Ok(())) => cli::EXIT_DONE.into(),
             Ok(Err(code)) => code.into(),
-            Err(error) => fail(&format_args!("cannot go into the background: {error}"), cli::EXIT_FAILED),
+            Err(error) => fail(&format_args!("cannot start in the background: {error}"), cli::EXIT_FAILED),
         };
     }
     let by_mode = options.tcp_mode.is_some() || options.udp_mode.is_some();
     // systemd sets it for every process that it starts.
     if by_mode && !in_background && std::env::var_os("INVOCATION_ID").is_none() {
-        say(
-            &"it stays in the foreground, where classic PortSentry did not; a script that should go on writes --daemon",
-        );
+        say(&"portsentry runs in the foreground, unlike classic PortSentry; use --daemon to run it in the background");
     }
     let sandboxed = !options.no_sandbox;
     let confirm = options.confirm;
@@ -106,7 +104,7 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
         Err(error @ (DaemonError::Untrusted(_) | DaemonError::Handover(_))) => fail(&error, cli::EXIT_CONFIG),
         Err(error @ DaemonError::InstanceLockError(_)) if by_mode => {
             let hint =
-                "one process watches TCP and UDP: start it once with both modes, for example portsentry -atcp -audp";
+                "one process monitors TCP and UDP: start it once with both modes, for example portsentry -atcp -audp";
             fail(&format_args!("{error}\n{hint}"), cli::EXIT_FAILED)
         }
         Err(error) => fail(&error, cli::EXIT_FAILED),

@@ -32,14 +32,14 @@ pub(crate) fn tell_panics() {
 fn line(thread: Option<&str>, panic: &PanicHookInfo<'_>) -> String {
     let message = message(panic.payload());
     let place = panic.location().map(|place| format!("{}:{}", place.file(), place.line())).unwrap_or_default();
-    let thread = thread.unwrap_or("without a name");
-    format!("a defect in this program, thread {thread}, {place}: {message}; please report it")
+    let thread = thread.unwrap_or("unnamed");
+    format!("internal error (panic) in thread {thread}, {place}: {message}; please report it")
 }
 
 /// The panic message on one line. It may quote untrusted input.
 fn message(payload: &(dyn Any + Send)) -> String {
     let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    masked(said.unwrap_or("it says nothing"), '?').take(MAX_MESSAGE_LEN).collect()
+    masked(said.unwrap_or("no message"), '?').take(MAX_MESSAGE_LEN).collect()
 }
 
 /// Runs `work` to its end and restarts it after a panic. The item that was being processed is lost.
@@ -115,7 +115,7 @@ mod tests {
         let text: Box<dyn Any + Send> = Box::new(format!("a\nb\x1b[2J{}", "é".repeat(1000)));
         let line = message(&*text);
         assert!(line.starts_with("a?b?[2J") && line.chars().count() == MAX_MESSAGE_LEN, "{line}");
-        assert_eq!(message(&7), "it says nothing");
+        assert_eq!(message(&7), "no message");
         assert_eq!(message(&"plain"), "plain");
     }
 }

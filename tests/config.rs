@@ -134,34 +134,42 @@ fn wrong_value_is_refused_with_remedy() {
         ("notify.interval = \"25h\"", "1:19: notify.interval: \"25h\" is longer than one day; write \"1d\" or less"),
         (
             "notify.command = [\"mail\"]",
-            "1:18: notify.command: the program needs its whole path; write for example \"/usr/local/sbin/on-scan\"",
+            "1:18: notify.command: the path of the program is not absolute; write for example \"/usr/local/sbin/on-scan\"",
         ),
-        ("detect.scan_trigger = 16", "1:23: detect.scan_trigger: 16 does not fit; write a number from 0 to 15"),
-        ("detect.scan_trigger = -1", "1:23: detect.scan_trigger: -1 does not fit; write a number from 0 to 15"),
-        ("detect.scan_trigger = \"2\"", "1:23: detect.scan_trigger: \"2\" does not fit; write a number from 0 to 15"),
+        ("detect.scan_trigger = 16", "1:23: detect.scan_trigger: 16 is out of range; write a number from 0 to 15"),
+        ("detect.scan_trigger = -1", "1:23: detect.scan_trigger: -1 is out of range; write a number from 0 to 15"),
+        (
+            "detect.scan_trigger = \"2\"",
+            "1:23: detect.scan_trigger: \"2\" is out of range; write a number from 0 to \
+                                         15",
+        ),
         (
             "detect.max_sources = 99999999999999999999",
-            "1:22: detect.max_sources: 99999999999999999999 does not fit; write a number from 1024 to 16777216",
+            "1:22: detect.max_sources: 99999999999999999999 is out of range; write a number from 1024 to 16777216",
         ),
-        ("detect.sctp = \"yes\"", "1:15: detect.sctp: \"yes\" is not a switch; write true or false"),
+        ("detect.sctp = \"yes\"", "1:15: detect.sctp: \"yes\" is not a boolean; write true or false"),
         (
             "block.max_new_bans_per_minute = 0",
-            "1:33: block.max_new_bans_per_minute: 0 does not fit; write a number from 1 to 1000000",
+            "1:33: block.max_new_bans_per_minute: 0 is out of range; write a number from 1 to 1000000",
         ),
         (
             "block.nft.size = 0x1000001",
-            "1:18: block.nft.size: 0x1000001 does not fit; write a number from 1 to 16777216",
+            "1:18: block.nft.size: 0x1000001 is out of range; write a number from 1 to 16777216",
         ),
         ("interfaces = \"eth0\"", "1:14: interfaces: \"eth0\" is not a list; write for example [\"eth0\"]"),
         (
             "interfaces = [\"eth0\", \"a/b\"]",
-            "1:23: interfaces: \"a/b\" is not the name of an interface; write 1 to 15 bytes without blanks, \"/\" and \":\", for example \"eth0\"",
+            "1:23: interfaces: \"a/b\" is not an interface name; write 1 to 15 bytes without blanks, \"/\" and \
+             \":\", for example \"eth0\"",
         ),
         (
             "nat64 = [\"2001:db8::/48\"]",
             "1:10: nat64: \"2001:db8::/48\" is not the prefix of a NAT64 translator; write an IPv6 /96 (or /64), for example \"2001:db8:64::/96\"",
         ),
-        ("interfaces = [\"any\"]", "1:15: interfaces: \"any\" is no interface; name none, and every one is watched"),
+        (
+            "interfaces = [\"any\"]",
+            "1:15: interfaces: \"any\" is not an interface; without a name, every interface is monitored",
+        ),
         (
             "tcp.mode = \"stelth\"",
             "1:12: tcp.mode: \"stelth\" is not a mode; write \"off\", \"connect\", \"stealth\" or \"advanced\"",
@@ -174,7 +182,7 @@ fn wrong_value_is_refused_with_remedy() {
             "tcp.ports = \"1,70000\"",
             "1:13: tcp.ports: \"70000\" is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"",
         ),
-        ("tcp.ports = 80", "1:13: tcp.ports: 80 is a number; write the list as text: \"80\""),
+        ("tcp.ports = 80", "1:13: tcp.ports: 80 is a number; write the list in quotes: \"80\""),
         (
             "udp.ports = \"Aware\"",
             "1:13: udp.ports: \"Aware\" is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"",
@@ -185,37 +193,38 @@ fn wrong_value_is_refused_with_remedy() {
         ),
         (
             "tcp.advanced_ports = \"9-3\"",
-            "1:22: tcp.advanced_ports: \"9-3\" runs backwards; write the smaller port first, for example \"11-15\"",
+            "1:22: tcp.advanced_ports: \"9-3\" is a reversed range; write the smaller port first, for example \"11-15\"",
         ),
         (
             "tcp.advanced_exclude = \"x\"",
             "1:24: tcp.advanced_exclude: \"x\" is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"",
         ),
-        ("tcp.block = \"no\"", "1:13: tcp.block: \"no\" is not a switch; write true, false or \"run\""),
+        ("tcp.block = \"no\"", "1:13: tcp.block: \"no\" is not valid here; write true, false or \"run\""),
         (
             "[allow]\nnetworks = [\n  \"192.0.2.1\",\n  \"192.0.2.256\",\n]",
             "4:3: allow.networks: \"192.0.2.256\" is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"",
         ),
         (
             "allow.names = [\"ok\", \"192.0.2.7\"]",
-            "1:22: allow.names: \"192.0.2.7\" is no name; list it under allow.networks",
+            "1:22: allow.names: \"192.0.2.7\" is not a host name; move it to allow.networks",
         ),
         (
             "allow.names = [\"a b\"]",
-            "1:16: allow.names: \"a b\" is not the name of a host; write for example \"monitor.example.org\"",
+            "1:16: allow.names: \"a b\" is not a host name; write for example \"monitor.example.org\"",
         ),
         (
             "allow.names = [\"m\u{fc}nchen.example\"]",
-            "1:16: allow.names: \"m\u{fc}nchen.example\" has other letters than a to z; write the name as DNS has it, \"xn--...\"",
+            "1:16: allow.names: \"m\u{fc}nchen.example\" has letters other than a to z; write the name in its DNS \
+             form, \"xn--...\"",
         ),
         ("allow.names = \"a\"", "1:15: allow.names: \"a\" is not a list; write for example [\"monitor.example.org\"]"),
         (
             "allow.files = [\"ignore\"]",
-            "1:16: allow.files: \"ignore\" is not a file with its whole path; write for example \"/etc/portsentry/portsentry.ignore\"",
+            "1:16: allow.files: \"ignore\" is not an absolute path; write for example \"/etc/portsentry/portsentry.ignore\"",
         ),
         (
             "block.method = [\"iptables\"]",
-            "1:17: block.method: \"iptables\" is not a way to block; write \"nft\", \"route\", \"hosts-deny\" or \"run\"",
+            "1:17: block.method: \"iptables\" is not a backend; write \"nft\", \"route\", \"hosts-deny\" or \"run\"",
         ),
         (
             "block.nft.action = \"tarpit\"",
@@ -226,13 +235,13 @@ fn wrong_value_is_refused_with_remedy() {
             "1:23: block.nft.log_drops: \"3/week\" is not a rate; write for example \"3/minute\" (second, minute, hour, day), \
              or \"\" for none",
         ),
-        ("block.widest_ipv6 = 60", "1:21: block.widest_ipv6: 60 does not fit; write 48, 56 or 64"),
-        ("block.widest_ipv4 = 31", "1:21: block.widest_ipv4: 31 does not fit; write 24 to 30, or 32"),
-        ("block.widest_ipv4 = 23", "1:21: block.widest_ipv4: 23 does not fit; write a number from 24 to 32"),
+        ("block.widest_ipv6 = 60", "1:21: block.widest_ipv6: 60 is not supported; write 48, 56 or 64"),
+        ("block.widest_ipv4 = 31", "1:21: block.widest_ipv4: 31 is out of range; write 24 to 30, or 32"),
+        ("block.widest_ipv4 = 23", "1:21: block.widest_ipv4: 23 is out of range; write a number from 24 to 32"),
         (
             "block.route.via = \"333.444.555.666\"",
-            "1:19: block.route.via: \"333.444.555.666\" is not the address of a gateway; write for example \
-             \"192.0.2.254\", one that does not exist",
+            "1:19: block.route.via: \"333.444.555.666\" is not a gateway address; write an unused address, for \
+             example \"192.0.2.254\"",
         ),
         (
             "block.hosts_deny.line = \"ALL: ALL\"",
@@ -254,18 +263,21 @@ fn wrong_value_is_refused_with_remedy() {
         ),
         (
             "report.json_file = \"events.json\"",
-            "1:20: report.json_file: \"events.json\" is not a file with its whole path; write for example \
+            "1:20: report.json_file: \"events.json\" is not an absolute path; write for example \
              \"/var/log/portsentry/events.json\", or \"\" for none",
         ),
         (
             "report.facility = \"local9\"",
-            "1:19: report.facility: \"local9\" is not a facility of syslog; write \"user\", \"daemon\", \"auth\", \"authpriv\", \"local0\", \"local1\", \"local2\", \"local3\", \"local4\", \"local5\", \"local6\" or \"local7\"",
+            "1:19: report.facility: \"local9\" is not a syslog facility; write \"user\", \"daemon\", \"auth\", \
+             \"authpriv\", \"local0\", \"local1\", \"local2\", \"local3\", \"local4\", \"local5\", \"local6\" or \
+             \"local7\"",
         ),
         (
             "report.log = \"/dev/log\"",
-            "1:14: report.log: \"/dev/log\" is not a place for the log; write \"auto\", \"stderr\", \"journal\" or \"syslog\"",
+            "1:14: report.log: \"/dev/log\" is not a log destination; write \"auto\", \"stderr\", \"journal\" or \
+             \"syslog\"",
         ),
-        ("escalate.factor = 0", "1:19: escalate.factor: 0 does not fit; write a number from 1 to 100"),
+        ("escalate.factor = 0", "1:19: escalate.factor: 0 is out of range; write a number from 1 to 100"),
         ("escalate.max = \"11y\"", "1:16: escalate.max: \"11y\" is longer than ten years; write less"),
         ("tcp = true", "1:7: tcp: true is not a table; write [tcp] on a line of its own"),
         ("allow = []", "1:9: allow: a list is not a table; write [allow] on a line of its own"),
@@ -286,11 +298,13 @@ fn banner_is_for_tcp_only() {
     let longest = "x".repeat(1_024);
     assert_eq!(read(&format!("tcp.port_banner = \"{longest}\"")).tcp.port_banner, longest);
     let refusal = refused(&format!("tcp.port_banner = \"{longest}y\""));
-    let message = "has 1025 bytes; write 1024 or fewer";
+    let message = "is too long with 1025 bytes; write 1024 or fewer";
     assert!(refusal.len() == 1 && refusal[0].starts_with("1:19: tcp.port_banner: ") && refusal[0].ends_with(message));
     assert_eq!(
         refused("udp.port_banner = \"go\""),
-        ["1:19: udp.port_banner: \"go\" would answer datagrams, whose source is easily forged; write \"\""]
+        [
+            "1:19: udp.port_banner: \"go\" is refused, because answers to datagrams would go to forged sources; write \"\""
+        ]
     );
 }
 
@@ -352,17 +366,25 @@ fn wrong_fleet_names_its_remedy() {
             "[fleet]\nhost = \"Web.1\"",
             "2:8: fleet.host: \"Web.1\" is not the name of a fleet, host or user; write 1 to 63",
         ),
-        ("[fleet]\nurl = \"redis://h:6379\"", "2:7: fleet.url: \"redis://h:6379\" is not encrypted; write \"rediss://"),
+        (
+            "[fleet]\nurl = \"redis://h:6379\"",
+            "2:7: fleet.url: \"redis://h:6379\" uses no encryption; write \
+                                               \"rediss://",
+        ),
         (
             "[fleet]\nurl = \"rediss://a:b@h\"",
-            "2:7: fleet.url: \"rediss://a:b@h\" holds a user or a password; write them",
+            "2:7: fleet.url: \"rediss://a:b@h\" contains a user or a password; set the user",
         ),
-        ("[fleet.accept]\nforgeable_authors = 1", "2:21: fleet.accept.forgeable_authors: 1 lets one author ban"),
-        ("[fleet]\nsocket = \"fleet.sock\"", "2:10: fleet.socket: \"fleet.sock\" is not a socket with its whole path"),
-        (joined, "fleet.host: a host in a fleet needs a name there; write for example host = \"web-1\""),
+        (
+            "[fleet.accept]\nforgeable_authors = 1",
+            "2:21: fleet.accept.forgeable_authors: 1 is too low, because one \
+                                                   host",
+        ),
+        ("[fleet]\nsocket = \"fleet.sock\"", "2:10: fleet.socket: \"fleet.sock\" is not an absolute path"),
+        (joined, "fleet.host: this host has no name in the fleet; write for example host = \"web-1\""),
         (
             &format!("{joined}host = \"a\"\n[block]\nmethod = [\"route\"]"),
-            "2:7: fleet.url: bans of a fleet are kept in nftables; add \"nft\" to block.method",
+            "2:7: fleet.url: bans of the fleet need nftables; add \"nft\" to block.method",
         ),
     ] {
         let errors = refused(text);
@@ -380,11 +402,13 @@ fn unknown_key_names_nearest_known_one() {
         ("[alow]\n", "1:2: alow: unknown key; did you mean \"allow\"?"),
         (
             "[block.nft]\nflavour = 1",
-            "2:1: block.nft.flavour: unknown key; take it out: the keys here are action, end_connections, log_drops, size",
+            "2:1: block.nft.flavour: unknown key; remove it, the keys of this table are action, end_connections, \
+             log_drops, size",
         ),
         (
             "\"\\u001b]\" = 1",
-            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report, fleet, notify",
+            "1:1: \\u{1b}]: unknown key; remove it, the keys of this table are expire, interfaces, nat64, tcp, udp, \
+             detect, allow, block, escalate, trap, metrics, report, fleet, notify",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");
@@ -395,18 +419,18 @@ fn unknown_key_names_nearest_known_one() {
 fn repeated_key_or_table_names_both() {
     assert_eq!(
         refused("expire = \"1h\"\nexpire = \"2h\"\n"),
-        ["2:1: the key \"expire\" stands twice; keep one of the two lines"]
+        ["2:1: the key \"expire\" is defined twice; keep one of the two lines"]
     );
     let table = refused("[metrics]\nlisten = \"\"\n[metrics]\nlisten = \"\"\n");
-    assert_eq!(table[0], "3:2: the table \"metrics\" stands twice; write its keys under the first one");
+    assert_eq!(table[0], "3:2: the table \"metrics\" is defined twice; write its keys under the first one");
 }
 
 #[test]
 fn interfaces_are_watched_or_excluded() {
     assert_eq!(read("interfaces = [\"!docker0\"]").interfaces, ["!docker0"]);
     let mixed = refused("interfaces = [\"eth0\", \"!docker0\"]");
-    assert!(mixed[0].contains("names interfaces to watch and others to leave out; write"), "{mixed:?}");
-    assert!(refused("interfaces = [\"!\"]")[0].contains("is not the name of an interface"));
+    assert!(mixed[0].contains("the list mixes interfaces to monitor and"), "{mixed:?}");
+    assert!(refused("interfaces = [\"!\"]")[0].contains("is not an interface name"));
 }
 
 #[test]
@@ -447,37 +471,38 @@ fn ineffective_settings_are_refused() {
     for (text, expected) in [
         (
             "tcp.advanced_ports = \"\"",
-            "1:22: tcp.advanced_ports: no port is left to watch; list one, or write mode = \"off\" under [tcp]",
+            "1:22: tcp.advanced_ports: no port is left to monitor; list one, or write mode = \"off\" under [tcp]",
         ),
         (
             "[udp]\nmode = \"stealth\"\nports = \" \"",
-            "3:9: udp.ports: no port is left to watch; list one, or write mode = \"off\" under [udp]",
+            "3:9: udp.ports: no port is left to monitor; list one, or write mode = \"off\" under [udp]",
         ),
         (
             "tcp.advanced_exclude = \"1-65535\"",
-            " tcp.advanced_ports: no port is left to watch; list one, or write mode = \"off\" under [tcp]",
+            " tcp.advanced_ports: no port is left to monitor; list one, or write mode = \"off\" under [tcp]",
         ),
         (
             "tcp.mode = \"off\"\nudp.mode = \"off\"",
-            "1:12: tcp.mode: off like udp.mode, so that nothing would be watched; write \"advanced\" for one of them",
+            "1:12: tcp.mode: both tcp.mode and udp.mode are \"off\", so no port would be monitored; write \"advanced\" for one of them",
         ),
         (
             "interfaces = [\"eth0\"]\nudp.mode = \"connect\"",
-            "1:14: interfaces: a socket of UDP's connect mode hears every interface and cannot tell which; leave the list \
-             empty, or write mode = \"stealth\" under [udp]",
+            "1:14: interfaces: the UDP sockets of connect mode receive from every interface; leave the list empty, \
+             or write mode = \"stealth\" under [udp]",
         ),
         (
             "block.method = []",
-            "1:16: block.method: an empty list blocks no source; write [\"nft\"], or block = false under [tcp] and [udp] to only log",
+            "1:16: block.method: the list is empty, so no source would be blocked; write [\"nft\"]; to only log, \
+             write block = false under [tcp] and [udp]",
         ),
-        ("block.method = [\"nft\", \"nft\"]", "1:16: block.method: names one way twice; write each once"),
+        ("block.method = [\"nft\", \"nft\"]", "1:16: block.method: a backend is listed twice; write each once"),
         (
             "tcp.block = \"run\"",
-            " block.run.command: no command is left to run; write for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]",
+            " block.run.command: the configuration runs a command, but none is set; write for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]",
         ),
         (
             "block.run.command = [\"on-scan\"]",
-            "1:21: block.run.command: the program needs its whole path; write for example \"/usr/local/sbin/on-scan\"",
+            "1:21: block.run.command: the path of the program is not absolute; write for example \"/usr/local/sbin/on-scan\"",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");
@@ -512,13 +537,17 @@ fn unreadable_file_names_error_and_remedy() {
     };
     assert_eq!(
         message(&dir.path().join("none.toml")),
-        ": cannot be read: No such file or directory (os error 2); create it, or name another file"
+        ": cannot read the file: No such file or directory (os error 2); create it, or name another file"
     );
-    assert_eq!(message(dir.path()), ": cannot be read: Is a directory (os error 21); name a file in it");
+    assert_eq!(
+        message(dir.path()),
+        ": cannot read the file: Is a directory (os error 21); name a file in this \
+                                     directory"
+    );
     let binary = dir.path().join("binary.toml");
     std::fs::write(&binary, b"expire = \"1h\"\n# \xff\n").unwrap();
-    assert_eq!(message(&binary), ":2:3: is not UTF-8 from here on; save it as UTF-8");
-    assert_eq!(message(Path::new("/dev/zero")), ": is larger than 16 MiB; name a text file");
+    assert_eq!(message(&binary), ":2:3: invalid UTF-8; save the file as UTF-8");
+    assert_eq!(message(Path::new("/dev/zero")), ": the file is larger than 16 MiB; name a text file");
 }
 
 #[test]
@@ -567,8 +596,8 @@ fn too_many_names_are_refused() {
         format!("allow.names = [{}]", names.join(", "))
     };
     assert_eq!(read(&list(64)).allow.names.len(), 64);
-    let expected =
-        "1:15: allow.names: 65 names are more than 64; write the networks of some of them under allow.networks";
+    let expected = "1:15: allow.names: the list has 65 names, more than the maximum of 64; move some of them to allow.networks \
+         as addresses";
     assert_eq!(refused(&list(65)), [expected]);
 }
 
@@ -593,7 +622,7 @@ fn endless_ignore_file_is_refused() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
     let allow = read(&format!("allow.files = [{fifo:?}, \"/dev/zero\"]")).allow;
     let errors = allow.read().unwrap_err().to_string();
-    let message = "is no regular file; name a text file";
+    let message = "not a regular file; name a text file";
     assert_eq!(errors, format!("{}: {message}\n/dev/zero: {message}", fifo.display()));
 }
 
@@ -610,7 +639,7 @@ fn allow_list_joins_networks_and_files() {
     let errors = allow.read().unwrap_err().to_string();
     assert_eq!(errors.lines().count(), 2, "{errors}");
     assert!(errors.contains(&format!("{}:1:1: \"localhost\" is not an address", bad.display())), "{errors}");
-    assert!(errors.contains(&format!("{}: cannot be read: No such file", none.display())), "{errors}");
+    assert!(errors.contains(&format!("{}: cannot read the file: No such file", none.display())), "{errors}");
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn shell_line_becomes_comment() {
         assert!(!import.toml.contains("\ncommand") && !import.toml.contains("\nmethod"), "{}", import.toml);
         assert!(watched(&import.toml).tcp.block == BlockPolicy::No);
         let note = import.notes.iter().find(|note| note.line == Some(3)).unwrap();
-        assert!(note.message.contains("put it into a script"), "{note}");
+        assert!(note.message.contains("move it to a script"), "{note}");
     }
 }
 
@@ -189,7 +189,7 @@ fn blocking_command_is_not_imported_as_run() {
     );
     assert!(watched(&toml).tcp.block == BlockPolicy::Yes);
     assert!(toml.contains("method = [\"nft\"]") && !toml.contains("\ncommand"), "{toml}");
-    assert!(toml.contains("of this line, mail -s x root"), "{toml}");
+    assert!(toml.contains("this part has no equivalent: mail -s x root"), "{toml}");
 }
 
 #[test]
@@ -205,9 +205,11 @@ fn dropped_kill_route_script_becomes_nft() {
         let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\n{blocker}{other}"))).unwrap();
         assert_valid(&import.toml);
         assert!(import.toml.contains(&format!("method = [{methods}]")), "{}", import.toml);
-        assert!(
-            import.notes.iter().any(|note| note.line == Some(3) && note.message.contains("\"nft\" is in block.method"))
-        );
+        assert!(import.notes.iter().any(|note| note.line == Some(3)
+            && note.message.contains(
+                "\"nft\" in block.method \
+                                                                                          replaces it"
+            )));
     }
     // Classic PortSentry ran only the command here, so nothing is lost.
     let toml = toml(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\n{blocker}KILL_RUN_CMD=\"/bin/x $TARGET$\"\n"));
@@ -259,12 +261,12 @@ fn set_timeout_is_noted_as_expiry() {
         assert!(
             import
                 .toml
-                .contains("\n# If the timeout of its set ends the ban, write the same time here.\nexpire = \"24h\"\n")
+                .contains("\n# If the timeout of its set ends the ban, write its time here.\nexpire = \"24h\"\n")
         );
         assert!(
             import.notes.iter().any(|note| note.line == Some(3) && note.message.contains("the timeout of its set"))
         );
-        assert!(!import.notes.iter().any(|note| note.message.contains("ends no ban")), "{:?}", import.notes);
+        assert!(!import.notes.iter().any(|note| note.message.contains("never ends a ban")), "{:?}", import.notes);
     }
     let import = alone(text("TCP_PORTS=\"1\"\nKILL_ROUTE=\"ipset add bad $TARGET$ timeout 180\"\n")).unwrap();
     assert!(import.toml.contains("\nexpire = \"180s\"\n"), "{}", import.toml);
@@ -319,8 +321,8 @@ fn mode_in_configuration_is_fallback() {
     let read = watched(&import.toml);
     assert_eq!((read.tcp.mode, read.udp.mode), (Mode::Advanced, Mode::Advanced), "{}", import.toml);
     let note = import.notes.iter().find(|note| note.key.as_deref() == Some("TCP_MODE")).unwrap();
-    assert!(note.message.contains("/etc/default/portsentry only; taken"), "{note}");
-    assert!(!import.notes.iter().any(|note| note.message.contains("says no mode")), "{:?}", import.notes);
+    assert!(note.message.contains("only from /etc/default/portsentry; used"), "{note}");
+    assert!(!import.notes.iter().any(|note| note.message.contains("sets no mode")), "{:?}", import.notes);
     let defaults = Some(Source { name: "d".to_owned(), bytes: b"TCP_MODE=stcp\n".to_vec() });
     let import = translate(&Sources { config: text(config), defaults, ignore: vec![] }, &no_files).unwrap();
     let read = watched(&import.toml);
@@ -342,16 +344,18 @@ fn errors_name_their_lines_in_one_run() {
     };
     let error = translate(&sources, &no_files).unwrap_err().to_string();
     let expected = [
-        "portsentry.conf:1: TCP_PORTS: \"70000\" is no port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"",
-        "portsentry.conf:2: BLOCK_TCP: \"yes\" is none of its values; write \"0\" to log, \"1\" to block, \"2\" to run a command",
-        "portsentry.conf:3: SCAN_TRIGGER: \"-1\" is no number; write one from 0 to 15",
-        "portsentry.conf:4: \"nonsense\" is not KEY=\"value\"; write it so, or put # before it",
-        "portsentry.conf:5: KILL_RUN_CMD_FIRST: \"x\" is no switch; write \"0\" or \"1\"",
-        "portsentry.conf:6: UDP_PORTS: \"9-3\" runs backwards; write the smaller port first",
-        "portsentry.conf:7: ADVANCED_PORTS_TCP: \"0\" is no port; write a number from 1 to 65535",
-        "portsentry.conf:8: PORT_BANNER: has no closing quote; write PORT_BANNER=\"value\" on one line",
-        "portsentry.conf:9: INTERFACE_ADDRESS: \"a/b\" is no address; write one, or put # before it",
-        "default:1: UDP_MODE: \"$X\" is no plain word; write UDP_MODE=\"audp\"",
+        "portsentry.conf:1: TCP_PORTS: \"70000\" is not a port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"",
+        "portsentry.conf:2: BLOCK_TCP: \"yes\" is not a valid value; write \"0\" to log, \"1\" to block, or \"2\" to run a command",
+        "portsentry.conf:3: SCAN_TRIGGER: \"-1\" is not a number; write a number from 0 to 15",
+        "portsentry.conf:4: \"nonsense\" does not have the form KEY=\"value\"; correct the line, or make it a \
+         comment with #",
+        "portsentry.conf:5: KILL_RUN_CMD_FIRST: \"x\" is not valid here; write \"0\" or \"1\"",
+        "portsentry.conf:6: UDP_PORTS: \"9-3\" is a reversed range; write the smaller port first",
+        "portsentry.conf:7: ADVANCED_PORTS_TCP: \"0\" is not a port; write a number from 1 to 65535",
+        "portsentry.conf:8: PORT_BANNER: the closing quote is missing; write PORT_BANNER=\"value\" on one line",
+        "portsentry.conf:9: INTERFACE_ADDRESS: \"a/b\" is not an address; write an address, or make the line a \
+         comment with #",
+        "default:1: UDP_MODE: \"$X\" is not a plain word; write UDP_MODE=\"audp\"",
         "ignore:2: \"localhost\" is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"",
     ];
     assert_eq!(error.lines().collect::<Vec<_>>(), expected);
@@ -364,12 +368,12 @@ fn import_without_ports_is_refused() {
         translate(&Sources { config: text(config), defaults, ignore: vec![] }, &no_files)
     };
     let error = with("UDP_PORTS=\"1\"\n", "TCP_MODE=stcp\n").unwrap_err().to_string();
-    assert!(error.starts_with("d:1: TCP_MODE: \"stcp\" watches the ports of TCP_PORTS, which is not set"), "{error}");
+    assert!(error.starts_with("d:1: TCP_MODE: \"stcp\" monitors the ports of TCP_PORTS, which is not set"), "{error}");
     let error =
         with("ADVANCED_PORTS_TCP=\"9\"\nADVANCED_EXCLUDE_TCP=\"1-9\"\n", "TCP_MODE=atcp").unwrap_err().to_string();
-    assert!(error.starts_with("portsentry.conf:2: ADVANCED_EXCLUDE_TCP: leaves no port"), "{error}");
+    assert!(error.starts_with("portsentry.conf:2: ADVANCED_EXCLUDE_TCP: excludes every port"), "{error}");
     let error = with("TCP_PORTS=\"1\"\n", "TCP_MODE=udp").unwrap_err().to_string();
-    assert_eq!(error, "d:1: TCP_MODE: \"udp\" is no mode of TCP; write tcp, stcp or atcp");
+    assert_eq!(error, "d:1: TCP_MODE: \"udp\" is not a mode of TCP; write tcp, stcp or atcp");
     // Without ports and mode the daemon's defaults apply.
     let config = watched(&toml("BLOCK_TCP=\"1\"\n"));
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Advanced, Mode::Advanced));

@@ -108,7 +108,7 @@ grep -q 'metrics.listen: .*internet.conf' "$work/check" || fail "the drop-in is 
 types "$(commands_of_page | grep 'internet.conf$')"
 types "sudo systemctl daemon-reload"
 types "sudo systemctl restart portsentry"
-as_user sudo portsentry check | seen '^verdict *nothing is wrong' || fail "the drop-in is not enough"
+as_user sudo portsentry check | seen '^result *no problem found' || fail "the drop-in is not enough"
 metrics() { inside bash -c 'exec 3<>/dev/tcp/127.0.0.1/9777; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; grep -q ^portsentry_bans_intended <&3'; }
 until_true figures
 

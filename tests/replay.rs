@@ -242,8 +242,8 @@ fn damaged_capture_is_judged_up_to_damage() {
     let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!((&last["event"], &last["blocked"][0]["subject"]), (&json!("summary"), &json!("10.77.1.2")));
     let error = String::from_utf8(output.stderr).unwrap();
-    let position = format!("ends early, at byte {}", bytes.len() - 5);
-    assert!(error.contains(&position) && error.contains("after 16 whole packets"), "{error}");
+    let position = format!("the file is truncated: it ends at byte {}", bytes.len() - 5);
+    assert!(error.contains(&position) && error.contains("complete packets: 16"), "{error}");
 }
 
 #[test]
@@ -251,9 +251,9 @@ fn non_capture_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     for (bytes, sentence) in [
-        (&b"hello, world"[..], "is no capture"),
-        (b"", "is empty"),
-        (&[0x1f, 0x8b, 8, 0, 0], "is compressed with gzip; unpack it first"),
+        (&b"hello, world"[..], "not in the format pcap or pcapng"),
+        (b"", "the file is empty"),
+        (&[0x1f, 0x8b, 8, 0, 0], "the file is compressed with gzip; decompress it first"),
     ] {
         std::fs::write(&file, bytes).unwrap();
         let output = replay(&file, &[]);
@@ -280,7 +280,7 @@ fn empty_or_unknown_capture_is_read_completely() {
     assert_eq!(links["unknown_links"]["147"], links["packets"]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "a capture without any judged packet is an error");
-    assert!(error.contains("link type 147, which is not read"), "{error}");
+    assert!(error.contains("unsupported link type 147"), "{error}");
     std::fs::write(file.path(), &bytes[..24]).unwrap();
     assert_eq!(summary(file.path(), &[])["packets"], 0);
 }
@@ -506,5 +506,5 @@ fn fifo_is_refused_without_waiting_for_writer() {
     let path = directory.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
     let error = String::from_utf8(replay(&path, &[]).stderr).unwrap();
-    assert!(error.contains("is no regular file, and it has to be read twice"), "{error}");
+    assert!(error.contains("not a regular file, and the capture is read twice"), "{error}");
 }

@@ -59,11 +59,11 @@ pub enum CaptureError {
     )]
     Permission(pcap::Error),
     /// libpcap is too old for the required cooked captures.
-    #[error("libpcap cannot give cooked captures of version 2 ({0}); install libpcap 1.10 or newer")]
+    #[error("libpcap does not support the link type LINUX_SLL2 ({0}); install libpcap 1.10 or newer")]
     NoSll2(pcap::Error),
     /// The kernel or libpcap refused the filter.
     #[error(
-        "libpcap refuses the filter for the monitored ports ({error}); monitor fewer separate ports. The filter: {filter}"
+        "libpcap refused the filter for the monitored ports ({error}); list fewer separate ports. The filter: {filter}"
     )]
     Filter {
         /// The message of libpcap.

@@ -31,7 +31,7 @@ pub(super) fn look(config: &Config, findings: &mut Findings) -> Vec<Way> {
     }
     let firewall = may(CapabilitySet::NET_ADMIN);
     if !firewall && methods.iter().any(|method| matches!(method, Backend::Nft | Backend::Route)) {
-        findings.note("nf_tables and routes were not checked, because CAP_NET_ADMIN is missing; try it with sudo");
+        findings.note("nf_tables and routes were not checked, because CAP_NET_ADMIN is missing; run this with sudo");
     }
     if config.notifies()
         && let Err(error) = check_program(&config.notify.command)
@@ -85,8 +85,8 @@ fn nft(config: &Config) -> String {
         Action::Reject => "rejected",
     };
     let logged = nft.log_drops.map_or_else(String::new, |rate| format!(", {rate} of them logged"));
-    let ended = if nft.end_connections { ", open connections end" } else { "" };
-    format!("table inet portsentry, {} bans a set; packets are {action}{logged}{ended}", nft.size)
+    let ended = if nft.end_connections { ", open connections are closed" } else { "" };
+    format!("table inet portsentry, up to {} bans in each set; packets are {action}{logged}{ended}", nft.size)
 }
 
 fn table(config: &Config) -> Result<String, String> {
@@ -94,21 +94,24 @@ fn table(config: &Config) -> Result<String, String> {
     let look = |mut nft: Nft| Ok((nft.examine(&spec)?, nft.foreign_objects(&spec)?));
     let found = Nft::open().map_err(RulesetError::from).and_then(look);
     let (sizes, foreign) = found.map_err(|error| error.to_string())?;
-    let foreign = if foreign.is_empty() { String::new() } else { format!("; it also holds {}", foreign.join(", ")) };
+    let foreign = if foreign.is_empty() { String::new() } else { format!("; it also contains {}", foreign.join(", ")) };
     match sizes {
-        None => Ok("; it would be created".to_owned()),
+        None => Ok("; the daemon would create it".to_owned()),
         Some((blocked, blocked6)) if (blocked, blocked6) == (spec.size, spec.size) => {
             Ok(format!("; it exists{foreign}"))
         }
-        Some((blocked, blocked6)) => Ok(format!("; it exists, with sets for {blocked} and {blocked6}{foreign}")),
+        Some((blocked, blocked6)) => Ok(format!(
+            "; it exists, with sets of {blocked} and {blocked6} \
+                                                 elements{foreign}"
+        )),
     }
 }
 
 fn route(config: &Config) -> String {
     match config.block.route {
         RouteKind::Blackhole => "a blackhole route".to_owned(),
-        RouteKind::Unreachable => "a route that says unreachable".to_owned(),
-        RouteKind::Prohibit => "a route that says prohibited".to_owned(),
+        RouteKind::Unreachable => "an unreachable route".to_owned(),
+        RouteKind::Prohibit => "a prohibit route".to_owned(),
         RouteKind::Via(gateway) => format!("a route via {gateway}"),
     }
 }
@@ -131,12 +134,16 @@ fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String,
     };
     let folder = deny.path().parent().unwrap_or(Path::new("/"));
     if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
-        findings.note(format!("{} is not writable for this user; try it with sudo", folder.display()));
+        findings.note(format!(
+            "{}: this user cannot write to this directory, so hosts.deny was not checked; run this \
+                               with sudo",
+            folder.display()
+        ));
         return None;
     }
     Some(deny.check().and_then(|()| deny.held()).map_err(|error| error.to_string()).map(|held| match held.len() {
         0 => String::new(),
-        lines => format!("; {lines} are in it"),
+        lines => format!("; lines of portsentry in it: {lines}"),
     }))
 }
 

@@ -14,7 +14,8 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
     }
     if config.tcp.mode == Mode::Connect && config.detect.scan_trigger < PROOF_PORTS - 1 {
         let message = format!(
-            "bans after {} handshakes, and other hosts of the fleet take {PROOF_PORTS} for proof; write {}",
+            "this host bans after {} completed handshakes, but other hosts of the fleet accept only {PROOF_PORTS} as \
+             proven evidence; write {}",
             config.detect.scan_trigger + 1,
             PROOF_PORTS - 1
         );
@@ -25,8 +26,8 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
         Err(FleetError::Setup(SetupError::Password { error, .. }))
             if error.kind() == std::io::ErrorKind::PermissionDenied =>
         {
-            let note =
-                "without the right to read fleet.credentials: the fleet's server was not tried; try it with sudo";
+            let note = "this user cannot read fleet.credentials, so the connection to the fleet's server was not checked; \
+                 run this with sudo";
             return findings.note(note);
         }
         Err(error @ FleetError::Setup(SetupError::Certificates { .. })) => ("fleet.ca_file", error),

@@ -41,15 +41,15 @@ use warnings::{Findings, Warning};
 /// Options of `check`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckOptions {
-    /// The configuration to check [/etc/portsentry/portsentry.toml]
+    /// Configuration file to check [default: /etc/portsentry/portsentry.toml]
     pub file: Option<PathBuf>,
-    /// The directory of the ledger
+    /// Directory of the ledger
     #[arg(long, value_name = "DIR", default_value = ledger::DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
-    /// The control socket
+    /// Control socket
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
-    /// Write one JSON object
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -140,7 +140,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         host.allow.networks().filter_map(|prefix| Some((prefix, host.allow.covers(prefix)?))).collect();
     protected.sort_by_key(|(prefix, why)| (*why, *prefix));
 
-    let origin = file.clone().unwrap_or_else(|| "built-in settings".to_owned());
+    let origin = file.clone().unwrap_or_else(|| "built-in values".to_owned());
     let mut findings = Findings { origin, ..Findings::default() };
     let mut state = Vec::new();
     // The daemon would not start with these errors.
@@ -175,16 +175,16 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     warnings.extend(names.iter().filter_map(|(name, found)| {
         let why = match found {
             Ok(found) if !found.is_empty() => return None,
-            Ok(_) => "has no address that another host can have",
+            Ok(_) => "it has no address that another host can have",
             Err(why) => why.as_str(),
         };
-        Some(Warning::new("allow.names", format!("{name}: {why}; it protects no address until it can be resolved")))
+        Some(Warning::new("allow.names", format!("{name} cannot be resolved: {why}; until then it exempts no address")))
     }));
     warnings.extend(own_session(&host));
     warnings.extend(silent_decoys(&config));
     fleet::look(&config, &mut findings);
     if [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.mode == Mode::Connect) {
-        findings.note("if portsentry is running in connect mode now, its own ports are listed as in use");
+        findings.note("if portsentry now runs in connect mode, its own decoys are listed as ports in use");
     }
     Ok(Report {
         tcp: watched(&config.tcp, &host.tcp, &listeners, Protocol::Tcp),
@@ -224,7 +224,7 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Vec<Interface> {
             facts.addresses.iter().filter(|(index, _)| *index == one.index).map(|(_, address)| *address).collect();
         let unwatched = match () {
             () if one.loopback => Some("loopback"),
-            () if !is_watched(&config.interfaces, &one.name) => Some("not in interfaces, or left out there"),
+            () if !is_watched(&config.interfaces, &one.name) => Some("excluded by the key interfaces"),
             () if addresses.is_empty() => Some("no address"),
             () => None,
         };
@@ -236,7 +236,7 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Vec<Interface> {
 /// Opens the capture as the daemon would, and closes it again.
 fn capture(config: &Config, host: &Host, findings: &mut Findings) {
     if !backends::may(CapabilitySet::NET_RAW) {
-        return findings.note("the capture was not checked, because CAP_NET_RAW is missing; try it with sudo");
+        return findings.note("the capture was not checked, because CAP_NET_RAW is missing; run this with sudo");
     }
     match Live::open(&Wanted::new(&Settings::from_config(config), host).to_filter(), Ring::Usual) {
         Ok(_) => {}
@@ -250,7 +250,7 @@ fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, Stri
     let late = || Err(format!("no answer within {} s", LIMIT.as_secs()));
     let mut found: BTreeMap<String, _> = names.iter().map(|name| (name.clone(), late())).collect();
     let answers = lookup::look_up_all(names.to_vec(), (names.len(), LIMIT), |name| lookup::resolve(name));
-    for (name, answer) in answers.map_err(|error| CheckError::System("look names up", error))? {
+    for (name, answer) in answers.map_err(|error| CheckError::System("look up names", error))? {
         let usable = answer.map(|answer| lookup::usable_addresses(&answer).0);
         found.insert(name, usable.map_err(|error| error.to_string()));
     }
@@ -275,7 +275,8 @@ fn own_session(host: &Host) -> Option<Warning> {
         return None;
     }
     let message = format!(
-        "you are connected from {address}, which is not protected; list it before you start portsentry over the network"
+        "your own session comes from {address}, which is not exempt; add it to allow.networks before you start \
+         portsentry"
     );
     Some(Warning::new("allow.networks", message))
 }

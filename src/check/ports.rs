@@ -34,7 +34,8 @@ pub(super) fn look(config: &Config, host: &Host, findings: &mut Findings) {
     {
         match decoy_error(protocol, ports, open) {
             Some(DecoyError::AllBusy { .. }) if runs => findings.note(format!(
-                "{key}: a running portsentry or another program has all of these ports; stop portsentry to see which"
+                "{key}: all of these ports are in use, by the running portsentry or by another program; stop \
+                 portsentry to find out which"
             )),
             Some(error) => findings.wrong(key, error),
             None => {}

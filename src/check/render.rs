@@ -22,15 +22,15 @@ fn line(out: &mut String, word: &str, rest: &str) {
 pub(super) fn text(report: &Report) -> String {
     let mut out = String::new();
     let config = &report.config;
-    let built_in = || format!("built-in; {DEFAULT_CONFIG} is not there");
-    line(&mut out, "settings", &report.file.clone().unwrap_or_else(built_in));
+    let built_in = || format!("built-in values; {DEFAULT_CONFIG} does not exist");
+    line(&mut out, "config", &report.file.clone().unwrap_or_else(built_in));
     for (word, protocol, watched) in [("TCP", &config.tcp, &report.tcp), ("UDP", &config.udp, &report.udp)] {
         ports(&mut out, word, protocol, watched);
     }
     let window = Span(config.detect.window);
     let forgiven = match config.detect.scan_trigger {
-        0 => "the first touch is a scan".to_owned(),
-        1 => format!("1 port is forgiven within {window}"),
+        0 => "the first probe is a scan".to_owned(),
+        1 => format!("1 port is forgiven within {window}, the second blocks"),
         ports => format!("{ports} distinct ports are forgiven within {window}"),
     };
     line(&mut out, "threshold", &forgiven);
@@ -38,39 +38,39 @@ pub(super) fn text(report: &Report) -> String {
         (Expiry::Never, _) | (_, 1) => String::new(),
         (_, factor) => {
             let max = Span(config.escalate.max);
-            format!(", {factor} times as long each time, up to {max}")
+            format!(", {factor} times as long for each return, up to {max}")
         }
     };
     let expire = match config.expire {
-        Expiry::Never => "without an end".to_owned(),
+        Expiry::Never => "with no end".to_owned(),
         Expiry::After(span) => format!("for {}", Span(span)),
     };
     line(&mut out, "bans", &format!("{expire}{longer}"));
     if report.ways.is_empty() {
-        line(&mut out, "blocks by", "nothing");
+        line(&mut out, "backend", "none");
     }
     for way in &report.ways {
         let state = match way.works {
             Some(true) => "",
-            Some(false) => "; it would not work, see below",
-            None => "; not tried",
+            Some(false) => "; does not work, see the errors",
+            None => "; not checked",
         };
-        line(&mut out, "blocks by", &format!("{}: {}{state}", way.name, way.does));
+        line(&mut out, "backend", &format!("{}: {}{state}", way.name, way.does));
     }
     if let Some(address) = config.metrics.listen {
-        line(&mut out, "figures", &format!("at {address}"));
+        line(&mut out, "metrics", &format!("at {address}"));
     }
     if config.notifies() {
         let Notify { command, interval } = &config.notify;
-        let rate = format!("once in {} at most, by the command {}", Span(*interval), words(command));
+        let rate = format!("at most one every {}, sent by the command {}", Span(*interval), words(command));
         line(&mut out, "digests", &rate);
     }
     for interface in &report.interfaces {
         let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
         let state = match (interface.unwatched, interface.up) {
-            (Some(why), _) => format!("not watched: {why}"),
-            (None, true) => "watched".to_owned(),
-            (None, false) => "watched, but it is down".to_owned(),
+            (Some(why), _) => format!("not monitored: {why}"),
+            (None, true) => "monitored".to_owned(),
+            (None, false) => "monitored, but down".to_owned(),
         };
         line(
             &mut out,
@@ -88,7 +88,7 @@ pub(super) fn text(report: &Report) -> String {
     }
     match others().count().saturating_sub(SHOWN) {
         0 => {}
-        more => line(&mut out, "protected", &format!("{more} more, which --json lists")),
+        more => line(&mut out, "protected", &format!("{more} more; --json lists all")),
     }
     for (name, found) in &report.names {
         let found = match found {
@@ -102,7 +102,7 @@ pub(super) fn text(report: &Report) -> String {
         line(&mut out, "warning", &format!("{}: {}", warning.key, warning.message));
     }
     if report.findings.wrong.is_empty() && report.findings.warnings.is_empty() {
-        line(&mut out, "verdict", "nothing is wrong");
+        line(&mut out, "result", "no problem found");
     }
     out
 }
@@ -113,7 +113,7 @@ fn ports(out: &mut String, word: &str, protocol: &Protocol, watched: &Watched) {
     }
     let block = match protocol.block {
         BlockPolicy::Yes => "blocked",
-        BlockPolicy::Run => "left to the command",
+        BlockPolicy::Run => "handled by the command",
         BlockPolicy::No => "only logged",
     };
     let ports = counted(watched.ports.len(), "port");
@@ -128,12 +128,12 @@ fn ports(out: &mut String, word: &str, protocol: &Protocol, watched: &Watched) {
             .partly
             .iter()
             .map(|(port, address)| match address {
-                _ if !address.is_unspecified() => format!("{port} at {address}"),
-                IpAddr::V4(_) => format!("{port} by IPv4"),
-                IpAddr::V6(_) => format!("{port} by IPv6"),
+                _ if !address.is_unspecified() => format!("{port} on {address}"),
+                IpAddr::V4(_) => format!("{port} on IPv4"),
+                IpAddr::V6(_) => format!("{port} on IPv6"),
             })
             .collect();
-        line(out, "  in use", &format!("{}; watched where they are not", at.join(", ")));
+        line(out, "  in use", &format!("{}; monitored on all other addresses", at.join(", ")));
     }
 }
 

@@ -169,7 +169,7 @@ impl Unit {
     /// remedy.
     fn obstacle(&self, path: &Path, bits: u32) -> Option<String> {
         if let Some(setting) = self.hides(path) {
-            return Some(format!("its {setting}= hides it; move it, for example to /etc/portsentry"));
+            return Some(format!("{setting}= hides the file; move it, for example to /etc/portsentry"));
         }
         let user = self.value("User");
         if matches!(user, "" | "root" | "0") || !self.lacks("CAP_DAC_READ_SEARCH") {
@@ -182,7 +182,7 @@ impl Unit {
             (false, READ) => "o+r",
             (false, _) => "o+rx",
         };
-        Some(format!("its user {user} may not; run: chmod {right} {}", closed.display()))
+        Some(format!("the service's user {user} has no permission; run: chmod {right} {}", closed.display()))
     }
 
     /// Files that the service cannot use at its start: the configuration, the files that it names, and programs.
@@ -205,7 +205,7 @@ impl Unit {
         let forbidden = files.into_iter().filter_map(|(key, path, bits)| {
             let does = if bits == READ { "read" } else { "executed" };
             let why = self.obstacle(path, bits)?;
-            let message = format!("{} cannot be {does} under {UNIT} as it is: {why}", path.display());
+            let message = format!("the current {UNIT} prevents that {} is {does}: {why}", path.display());
             Some(Forbidden { finding: Warning::new(key, message), prevents_start: true })
         });
         forbidden.collect()
@@ -216,7 +216,8 @@ impl Unit {
         let paths = self.list("ReadWritePaths").into_iter().map(|path| path.strip_prefix('+').unwrap_or(path));
         paths.filter(|path| !path.starts_with('-') && !Path::new(path).exists()).map(|path| {
             let message = format!(
-                "{path} is missing, and {UNIT} does not start without it; make it, or write ReadWritePaths=-{path}"
+                "the directory {path} is missing, and {UNIT} does not start without it; create it, or write \
+                 ReadWritePaths=-{path}"
             );
             Forbidden { finding: Warning::new("ReadWritePaths", message), prevents_start: true }
         })
@@ -255,12 +256,12 @@ impl Unit {
     fn forbids(&self, config: &Config, names_by_others: bool) -> Vec<Forbidden> {
         let mut found = Vec::new();
         let mut forbid = |key, does: &str, drop_in: &str, prevents_start| {
-            let finding = Warning::new(key, format!("{does} under {UNIT} as it is; {drop_in}"));
+            let finding = Warning::new(key, format!("with the current {UNIT}, {does}; {drop_in}"));
             found.push(Forbidden { finding, prevents_start });
         };
-        let drop_in = |name: &str| format!("its drop-in {name} allows it, from {EXAMPLES}");
+        let drop_in = |name: &str| format!("install the drop-in {name} from {EXAMPLES}");
         let open = |folder: &Path| {
-            format!("allow it by a drop-in (systemctl edit portsentry): [Service] ReadWritePaths={}", folder.display())
+            format!("add a drop-in (systemctl edit portsentry): [Service] ReadWritePaths={}", folder.display())
         };
         let internet = self.has_family("AF_INET") && self.has_family("AF_INET6");
 
@@ -292,25 +293,25 @@ impl Unit {
             let folder = file.parent().unwrap_or(Path::new("/"));
             if !self.writes(folder) {
                 let does = format!("{} cannot be replaced", file.display());
-                let shipped = "its drop-in hosts-deny.conf says where to move it";
-                warn("block.hosts_deny.file", &does, &format!("{shipped}, from {EXAMPLES}"));
+                let shipped = "the drop-in hosts-deny.conf";
+                warn("block.hosts_deny.file", &does, &format!("{shipped} from {EXAMPLES} says where to move it"));
             }
         }
         let shut = !internet || self.is_on("MemoryDenyWriteExecute");
         let commands = [("block.run.command", config.runs_commands()), ("notify.command", config.notifies())];
         for (key, _) in commands.into_iter().filter(|(_, wanted)| *wanted && shut) {
-            let does = "commands have no network access, or cannot create executable memory,";
+            let does = "commands have no network access, or cannot create executable memory";
             warn(key, does, &drop_in("run.conf"));
         }
         if let Some(folder) = config.report.json_file.as_deref().and_then(Path::parent)
             && !self.writes(folder)
         {
             let does = format!("{} cannot be written to", folder.display());
-            warn("report.json_file", &does, &format!("/var/log/portsentry can, or {}", open(folder)));
+            warn("report.json_file", &does, &format!("use /var/log/portsentry, or {}", open(folder)));
         }
         for (key, folder) in self.places() {
             if !self.writes(&folder) {
-                let does = format!("{} cannot be written to, as {key} of its ExecStart= asks,", folder.display());
+                let does = format!("{}, the directory of {key} in ExecStart=, cannot be written to", folder.display());
                 warn("ExecStart", &does, &open(&folder));
             }
         }
@@ -528,8 +529,8 @@ mod tests {
         };
         let ignored = "[allow]\nfiles = [\"/home/alice/ignore\"]";
         let notified = "[notify]\ncommand = [\"/tmp/notify\"]";
-        assert!(matches!(&found("", ignored)[..], [message] if message.contains("ProtectHome= hides it")));
-        assert!(matches!(&found("", notified)[..], [message] if message.contains("PrivateTmp= hides it")));
+        assert!(matches!(&found("", ignored)[..], [message] if message.contains("ProtectHome= hides the file")));
+        assert!(matches!(&found("", notified)[..], [message] if message.contains("PrivateTmp= hides the file")));
         for opened in ["ProtectHome=no", "ProtectHome=read-only", "BindReadOnlyPaths=/home/alice"] {
             assert_eq!(found(opened, ignored), [""; 0], "{opened}");
         }

@@ -51,14 +51,14 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         warn("tcp.block", "no source is blocked: scans are only logged");
     }
     if config.udp.mode != Mode::Off && config.udp.block != BlockPolicy::No {
-        let message = "any host can forge the source of a datagram and have another host blocked; false only logs";
+        let message = "an attacker can forge the source of a datagram and so have any address blocked; false only logs";
         warn("udp.block", message);
     }
     if config.trap.udp && RulesetSpec::from_config(config).trap.is_none_or(|trap| !trap.udp) {
         let message = match (config.udp.mode, config.udp.block) {
-            (Mode::Off | Mode::Connect, _) => "of no effect: udp.mode is neither \"stealth\" nor \"advanced\"",
-            (_, BlockPolicy::No | BlockPolicy::Run) => "of no effect: it needs udp.block = true",
-            _ => "of no effect: it needs \"nft\" among block.method, and no block.run.first",
+            (Mode::Off | Mode::Connect, _) => "has no effect: udp.mode is neither \"stealth\" nor \"advanced\"",
+            (_, BlockPolicy::No | BlockPolicy::Run) => "has no effect without udp.block = true",
+            _ => "has no effect: it needs \"nft\" in block.method, and block.run.first = false",
         };
         warn("trap.udp", message);
     }
@@ -68,22 +68,22 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
     if config.detect.scan_trigger == 0 {
         warn(
             "detect.scan_trigger",
-            "0 blocks on the first touch, a slip of the fingers included; 2 forgives two ports",
+            "0 blocks at the first probe, including a mistyped port number; 2 forgives two ports",
         );
     }
     if config.expire == Expiry::Never {
-        let message = "bans never end: addresses change owners, and the sets fill up; a month is \"30d\"";
+        let message = "bans never expire, although addresses change hands and sets fill up; write for example \"30d\"";
         warn("expire", message);
     }
     if !config.tcp.port_banner.is_empty() {
-        warn("tcp.port_banner", "the banner tells each client that this host watches for scans");
+        warn("tcp.port_banner", "the banner reveals to each client that this host detects scans");
     }
     for (key, is_set) in
         [("block.widest_ipv4", config.block.widest_ipv4 < 32), ("block.widest_ipv6", config.block.widest_ipv6 < 64)]
     {
         if is_set && config.tcp.mode != Mode::Connect {
-            let message =
-                "of no effect: only completed connections to decoys ban a network, and tcp.mode is not \"connect\"";
+            let message = "has no effect: only completed connections to decoys cause bans of networks, and tcp.mode is not \
+                 \"connect\"";
             warn(key, message);
         }
     }
@@ -92,22 +92,23 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
             "tcp.half_open",
             match config.tcp.mode {
                 Mode::Connect => {
-                    "any host can forge the source of a half-open connection; \"ignore\" bans for completed ones"
+                    "an attacker can forge the source of a half-open connection; \"ignore\" counts only completed \
+                     connections"
                 }
-                _ => "of no effect: tcp.mode is not \"connect\"",
+                _ => "has no effect: tcp.mode is not \"connect\"",
             },
         );
     }
     if config.tcp.mode == Mode::Off {
-        warn("tcp.mode", "TCP is not watched, and UDP can be forged");
+        warn("tcp.mode", "TCP is not monitored, and the sources of UDP probes can be forged");
     }
     let methods = &config.block.method;
     if config.uses(BlockPolicy::Yes) && !methods.contains(&Backend::Nft) {
         let message = match (methods.contains(&Backend::Route), methods.contains(&Backend::HostsDeny)) {
-            (true, _) => "a route only stops the answers: the packets of a blocked source still arrive; nft stops both",
-            (false, true) => "hosts-deny alone protects only services that use TCP wrappers; nft stops packets",
+            (true, _) => "a route stops only the answers: packets of a blocked source still arrive; \"nft\" stops both",
+            (false, true) => "hosts-deny alone protects only services that use TCP wrappers; \"nft\" stops all packets",
             (false, false) => {
-                "with a command alone, no source is blocked unless the command does it; nft stops packets"
+                "with a command alone, a source is blocked only if the command does it; \"nft\" stops all packets"
             }
         };
         warn("block.method", message);
@@ -116,21 +117,30 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         match network.prefix_len() {
             0 => {
                 let family = if matches!(network, IpNet::V4(_)) { "IPv4" } else { "IPv6" };
-                let message = format!("{network} matches every address: no {family} source is ever blocked");
+                let message = format!(
+                    "{network} matches every address, so no {family} source is ever blocked; \
+                                       remove it"
+                );
                 warn("allow.networks", &message);
             }
             length if length < widest(network) => {
-                warn("allow.networks", &format!("{network} is a large part of the Internet, and never blocked"));
+                warn(
+                    "allow.networks",
+                    &format!(
+                        "{network} exempts a large part of the Internet; list smaller \
+                                                 networks"
+                    ),
+                );
             }
             _ => {}
         }
     }
     if config.block.nft.size > LARGE {
-        let message = format!("a set of {} takes up to half a minute to read", config.block.nft.size);
+        let message = format!("listing a set of {} elements can take half a minute", config.block.nft.size);
         warn("block.nft.size", &message);
     }
     if config.metrics.listen.is_some_and(|address| !address.ip().is_loopback()) {
-        warn("metrics.listen", "every host that can reach this address may read the metrics");
+        warn("metrics.listen", "every host that can reach this address can read the metrics");
     }
     found
 }
@@ -149,20 +159,21 @@ const LARGE: u32 = 500_000;
 /// Warnings about `[fleet]`.
 fn fleet(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
     if !config.uses(BlockPolicy::Yes) {
-        warn("fleet.shadow", "nothing is blocked for other hosts, because scans are only logged here");
+        warn("fleet.shadow", "reports of other hosts block nothing, because this host only logs scans");
     } else if config.fleet.shadow {
-        warn("fleet.shadow", "reports of other hosts are only logged; false blocks what they report");
+        warn("fleet.shadow", "reports of other hosts are only logged; false blocks the addresses that they report");
     }
     if config.fleet.accept.single {
         warn(
             "fleet.accept.single",
-            "a single compromised host can block 30 addresses an hour here; false requires two hosts",
+            "one compromised host of the fleet can have 30 addresses an hour blocked here; false requires reports of \
+             two hosts",
         );
     }
     if config.fleet.accept.forgeable_authors > 0 {
         warn(
             "fleet.accept.forgeable_authors",
-            "three forged packets make a host report any address; 0 accepts only proven evidence",
+            "three forged packets are enough to make a host report any address; 0 accepts only proven evidence",
         );
     }
 }

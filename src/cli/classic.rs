@@ -13,32 +13,34 @@ const PASTED_DASHES: [char; 4] = ['\u{2010}', '\u{2011}', '\u{2013}', '\u{2014}'
 const OPTIONS: &[(&[&str], &str)] = &[
     (
         &["--stealth"],
-        "write -stcp -sudp for the ports of a list, or -atcp -audp for a whole range; they also stand in portsentry.toml: \
-         tcp.mode and udp.mode",
+        "write -stcp -sudp to monitor listed ports, or -atcp -audp for a range; or set tcp.mode and udp.mode in \
+         portsentry.toml",
     ),
     (&["--connect"], "write -tcp -udp, or tcp.mode = \"connect\" and udp.mode = \"connect\" in portsentry.toml"),
-    (&["-m", "--method"], "leave it out: packets are captured with libpcap in every mode but connect"),
+    (&["-m", "--method"], "remove it: every mode except connect captures packets with libpcap"),
     (
         &["-i"],
-        "write --interface NAME for one interface, and nothing for ALL and ALL_NLO: every interface is watched, and loopback \
-         never; --interface '!NAME' leaves one out",
+        "write --interface NAME for one interface, or --interface '!NAME' to exclude one. Without the option, as \
+         with ALL and ALL_NLO, every interface except loopback is monitored",
     ),
     (
         &["-c", "--configfile"],
-        "write --config FILE; `portsentry import FILE` makes a portsentry.toml of a classic portsentry.conf",
+        "write --config FILE; `portsentry import FILE` translates a classic portsentry.conf to portsentry.toml",
     ),
     (&["-l", "--logoutput"], "write report.log = \"stderr\" or \"syslog\" in portsentry.toml"),
-    (
-        &["-L", "--disable-local-check"],
-        "leave it out: this host's own addresses are never blocked, and there is no setting for it",
-    ),
-    (
-        &["-S", "--disable-service-check"],
-        "leave it out: ports in use are never taken for closed, and there is no setting for it",
-    ),
+    (&["-L", "--disable-local-check"], "remove it: this host's own addresses are never blocked"),
+    (&["-S", "--disable-service-check"], "remove it: ports in use never count as closed"),
     (&["-D"], "write --daemon"),
-    (&["-d", "--debug", "--verbose"], "leave it out: `portsentry events` and `portsentry status` show what happens"),
-    (&["-v", "-V"], "write --version for the version; `portsentry status` and `portsentry events` show what happens"),
+    (
+        &["-d", "--debug", "--verbose"],
+        "remove it: `portsentry events` and `portsentry status` show what the daemon \
+                                       does",
+    ),
+    (
+        &["-v", "-V"],
+        "write --version for the version; `portsentry status` and `portsentry events` show what the \
+                     daemon does",
+    ),
 ];
 
 /// Returns an error if one of `words`, program name first, is a classic PortSentry option with another name in this
@@ -54,7 +56,7 @@ pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
             let meant = if CLASSIC_MODES.contains(&meant.as_str()) { meant } else { format!("-{meant}") };
             return Some(error(
                 ErrorKind::UnknownArgument,
-                &format!("'{word}' begins with a dash of a web page or word processor; write {meant}"),
+                &format!("'{word}' begins with a typographic dash instead of a hyphen; write {meant}"),
             ));
         }
         if CLASSIC_MODES.contains(&word) {
@@ -64,8 +66,8 @@ pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
                 return Some(error(
                     ErrorKind::ArgumentConflict,
                     &match *other == word {
-                        true => format!("'{word}' is given twice; write it once"),
-                        false => format!("'{other}' cannot be used with '{word}'; write one mode for {protocol}"),
+                        true => format!("'{word}' is repeated; write it once"),
+                        false => format!("'{other}' cannot be combined with '{word}'; write one mode for {protocol}"),
                     },
                 ));
             }
@@ -104,9 +106,9 @@ mod tests {
         for (line, expected) in [
             ("portsentry --stealth", "-stcp -sudp"),
             ("portsentry --connect", "-tcp -udp"),
-            ("portsentry -m pcap", "leave it out"),
-            ("portsentry --method=raw", "leave it out"),
-            ("portsentry -i ALL", "every interface is watched"),
+            ("portsentry -m pcap", "remove it"),
+            ("portsentry --method=raw", "remove it"),
+            ("portsentry -i ALL", "every interface except loopback is monitored"),
             ("portsentry -ieth0", "--interface NAME"),
             ("portsentry -c /etc/portsentry/portsentry.conf", "--config FILE"),
             ("portsentry --expire 1h --configfile=/x", "--config FILE"),
@@ -118,8 +120,8 @@ mod tests {
             ("portsentry -v", "--version"),
             ("portsentry \u{2013}atcp", "write -atcp"),
             ("portsentry \u{2013}-expire 1h", "write --expire"),
-            ("portsentry -tcp -stcp", "'-tcp' cannot be used with '-stcp'; write one mode for TCP"),
-            ("portsentry -audp -audp", "'-audp' is given twice"),
+            ("portsentry -tcp -stcp", "'-tcp' cannot be combined with '-stcp'; write one mode for TCP"),
+            ("portsentry -audp -audp", "'-audp' is repeated"),
         ] {
             let hint = hint(line).unwrap_or_else(|| panic!("{line} is not refused"));
             assert!(hint.contains(expected), "{line}: {hint}");

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 /// Options of `completions`.
 #[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completions {
-    /// The shell
+    /// Shell to print the script for
     #[arg(value_name = "SHELL")]
     pub shell: Shell,
 }

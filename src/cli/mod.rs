@@ -37,12 +37,12 @@ const HELP: &str = "\
 
 {options}
 Commands (portsentry COMMAND --help):
-  status list watch events explain            how it is, what happens
-  block unblock allow disallow allowed trial  what is blocked, and what is not
-  confirm reload check import forget-service  the settings, the services
-  report replay fleet completions help        the past; captures; fleet; shell
-Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
-Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
+  status list watch events explain            state, bans, events, addresses
+  block unblock allow disallow allowed trial  change what is blocked
+  confirm reload check import forget-service  configuration and services
+  report replay fleet completions help        report, captures, fleet, shell
+Modes: connect -tcp -udp, stealth -stcp -sudp, advanced -atcp -audp (default)
+Bans in the kernel: nft list set inet portsentry blocked. Manual: man portsentry";
 
 const USAGE: &str = "portsentry [OPTIONS]
        portsentry COMMAND";
@@ -66,21 +66,21 @@ pub enum Command {
     Run(RunOptions),
     #[command(flatten)]
     Ask(ControlCommand),
-    /// Judge the packets of a capture file, without blocking
+    /// Show what would be blocked for the packets of a capture file
     Replay(ReplayOptions),
-    /// Translate a classic portsentry.conf to TOML
+    /// Translate the portsentry.conf of classic PortSentry to TOML
     Import(ImportOptions),
-    /// Make a page of the ledger's bans
+    /// Write an HTML page with statistics of the bans in the ledger
     Report(ReportOptions),
-    /// What bash, zsh or fish completes command lines with
+    /// Print a completion script for bash, zsh or fish
     Completions(Completions),
-    /// List the bans in force
+    /// List active bans
     List(ListOptions),
-    /// Show bans and events as they come, at a terminal
+    /// Show a live view of bans and events in the terminal
     Watch(WatchOptions),
-    /// Check the settings, and say what they come to on this host
+    /// Check the configuration, and show what it means on this host
     Check(CheckOptions),
-    /// Share bans with other hosts through Valkey or Redis
+    /// Run the process that shares bans with other hosts through Valkey or Redis
     Fleet(FleetOptions),
 }
 

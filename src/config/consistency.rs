@@ -17,42 +17,46 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
     for (name, protocol) in [("tcp", &config.tcp), ("udp", &config.udp)] {
         let key = if protocol.mode == Mode::Advanced { "advanced_ports" } else { "ports" };
         if protocol.mode != Mode::Off && protocol.watched().is_empty() {
-            let message = format!("no port is left to watch; list one, or write mode = \"off\" under [{name}]");
+            let message = format!("no port is left to monitor; list one, or write mode = \"off\" under [{name}]");
             refuse(&format!("{name}.{key}"), &message);
         }
     }
     if config.tcp.mode == Mode::Off && config.udp.mode == Mode::Off {
-        refuse("tcp.mode", "off like udp.mode, so that nothing would be watched; write \"advanced\" for one of them");
+        refuse(
+            "tcp.mode",
+            "both tcp.mode and udp.mode are \"off\", so no port would be monitored; write \
+                            \"advanced\" for one of them",
+        );
     }
     if config.udp.mode == Mode::Connect && !config.interfaces.is_empty() {
         refuse(
             "interfaces",
-            "a socket of UDP's connect mode hears every interface and cannot tell which; leave the list empty, or write \
-             mode = \"stealth\" under [udp]",
+            "the UDP sockets of connect mode receive from every interface; leave the list empty, or write mode = \
+             \"stealth\" under [udp]",
         );
     }
     let left_out = config.interfaces.iter().filter(|name| name.starts_with('!')).count();
     if left_out > 0 && left_out < config.interfaces.len() {
         refuse(
             "interfaces",
-            "names interfaces to watch and others to leave out; write the ones to watch, or only \"!NAME\" for those to \
-             leave out",
+            "the list mixes interfaces to monitor and \"!NAME\" entries to exclude; use only one kind",
         );
     }
     let names = config.allow.names.len();
     if names > MAX_NAMES {
-        let remedy = "write the networks of some of them under allow.networks";
-        refuse("allow.names", &format!("{names} names are more than {MAX_NAMES}; {remedy}"));
+        let remedy = "move some of them to allow.networks as addresses";
+        refuse("allow.names", &format!("the list has {names} names, more than the maximum of {MAX_NAMES}; {remedy}"));
     }
     let methods = &config.block.method;
     if methods.is_empty() {
         refuse(
             "block.method",
-            "an empty list blocks no source; write [\"nft\"], or block = false under [tcp] and [udp] to only log",
+            "the list is empty, so no source would be blocked; write [\"nft\"]; to only log, write block = false \
+             under [tcp] and [udp]",
         );
     }
     if methods.iter().any(|method| methods.iter().filter(|other| *other == method).count() > 1) {
-        refuse("block.method", "names one way twice; write each once");
+        refuse("block.method", "a backend is listed twice; write each once");
     }
     let run = &config.block.run;
     for (key, command) in [
@@ -62,7 +66,7 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
     ] {
         // PATH is not searched, because the daemon can change the firewall.
         if command.first().is_some_and(|program| !program.starts_with('/')) {
-            refuse(key, "the program needs its whole path; write for example \"/usr/local/sbin/on-scan\"");
+            refuse(key, "the path of the program is not absolute; write for example \"/usr/local/sbin/on-scan\"");
         }
     }
     let runs = methods.contains(&Backend::Command)
@@ -70,14 +74,19 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
     if runs && run.command.is_empty() {
         refuse(
             "block.run.command",
-            "no command is left to run; write for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]",
+            "the configuration runs a command, but none is set; write for example [\"/usr/local/sbin/on-scan\", \
+             \"$TARGET$\"]",
         );
     }
     if config.fleet.is_joined() && config.fleet.host.is_empty() {
-        refuse("fleet.host", "a host in a fleet needs a name there; write for example host = \"web-1\" under [fleet]");
+        refuse("fleet.host", "this host has no name in the fleet; write for example host = \"web-1\" under [fleet]");
     }
     if config.fleet.is_joined() && !methods.contains(&Backend::Nft) {
-        refuse("fleet.url", "bans of a fleet are kept in nftables; add \"nft\" to block.method, or write url = \"\"");
+        refuse(
+            "fleet.url",
+            "bans of the fleet need nftables; add \"nft\" to block.method, or leave the fleet with \
+                             url = \"\"",
+        );
     }
     found
 }

@@ -77,8 +77,8 @@ fn twice(file: &str, text: &str, lines: &Lines<'_>, span: Range<usize>) -> Confi
     let name = text.get(span.clone()).map(str::trim).unwrap_or_default();
     let before = text.get(..span.start).and_then(|before| before.rsplit('\n').next()).unwrap_or_default();
     let message = match before.trim_start().starts_with('[') {
-        true => format!("the table {} stands twice; write its keys under the first one", quoted(name)),
-        false => format!("the key {} stands twice; keep one of the two lines", quoted(name)),
+        true => format!("the table {} is defined twice; write its keys under the first one", quoted(name)),
+        false => format!("the key {} is defined twice; keep one of the two lines", quoted(name)),
     };
     ConfigError { file: file.to_owned(), position: Some(lines.position(span.start)), key: None, message }
 }
@@ -177,7 +177,7 @@ impl Keys {
             Some((_, known)) => format!("unknown key; did you mean \"{known}\"?"),
             None => {
                 let names = self.0.get(table).map(|names| names.join(", ")).unwrap_or_default();
-                format!("unknown key; take it out: the keys here are {names}")
+                format!("unknown key; remove it, the keys of this table are {names}")
             }
         }
     }

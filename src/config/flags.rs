@@ -44,34 +44,34 @@ pub struct RunOptions {
 /// The flags as clap reads them.
 #[derive(Args)]
 pub(crate) struct RunFlags {
-    /// Block for this long: 24h, 7d, 90m, or never
+    /// Duration of a ban: 90m, 24h, 7d or never [24h]
     #[arg(long, value_name = "SPAN", value_parser = parse_expiry)]
     expire: Option<Expiry>,
-    /// The settings [/etc/portsentry/portsentry.toml]
+    /// Configuration file [/etc/portsentry/portsentry.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Watch only this interface, or all but !NAME
+    /// Monitor only this interface, or all except !NAME
     #[arg(long, value_name = "NAME", value_parser = parse_watched)]
     interface: Vec<String>,
-    /// Forgive this many distinct ports, 0 to 15
+    /// Ports a source may probe without a ban, 0 to 15 [2]
     #[arg(long, value_name = "N", value_parser = parse_trigger)]
     scan_trigger: Option<u8>,
-    /// Log scans without blocking their sources
+    /// Log scans, but block nothing
     #[arg(long)]
     log_only: bool,
-    /// The ledger's directory [/var/lib/portsentry]
+    /// Directory of the ledger [/var/lib/portsentry]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// The control socket [/run/portsentry/portsentry.sock]
+    /// Control socket [/run/portsentry/portsentry.sock]
     #[arg(long, value_name = "FILE")]
     socket: Option<PathBuf>,
-    /// Only log after SPAN unless `portsentry confirm` comes
+    /// Lift all bans and only log after SPAN unless confirmed
     #[arg(long, value_name = "SPAN", value_parser = parse_span)]
     confirm: Option<Duration>,
-    /// Keep all rights, for debugging
+    /// Keep all privileges, for debugging
     #[arg(long)]
     no_sandbox: bool,
-    /// Go into the background once it watches
+    /// Run in the background once monitoring begins
     #[arg(long)]
     daemon: bool,
     #[arg(long, hide = true, group = "tcp_mode")]

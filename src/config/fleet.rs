@@ -66,20 +66,20 @@ values! {
     host(value) -> String { text(value, "this host's name in the fleet; write for example \"web-1\"", name_or_none) }
     user(value) -> String { text(value, "a user of the fleet's server; write for example \"web-1\"", name_or_none) }
     credentials(value) -> PathBuf {
-        like(value, "a file with its whole path; write for example \"/etc/portsentry/fleet.password\"", whole_path)
+        like(value, "an absolute path; write for example \"/etc/portsentry/fleet.password\"", whole_path)
     }
     ca_file(value) -> Option<PathBuf> {
-        let expected = "a file with its whole path; write for example \"/etc/portsentry/fleet-ca.pem\", or \"\" for none";
+        let expected = "an absolute path; write for example \"/etc/portsentry/fleet-ca.pem\", or \"\" for none";
         like(value, expected, |text| if text.is_empty() { Some(None) } else { whole_path(text).map(Some) })
     }
     socket(value) -> PathBuf {
-        let expected = "a socket with its whole path; write for example \"/run/portsentry/fleet.sock\"";
+        let expected = "an absolute path; write for example \"/run/portsentry/fleet.sock\"";
         like(value, expected, |text| whole_path(text).filter(|path| path.file_name().is_some()))
     }
     forgeable_authors(value) -> u32 {
         match within(value, 0, 64)? {
             // An author could then ban any address with three forged packets.
-            1 => Err("lets one author ban addresses that were forged; write 0, or 2 to 64".to_owned()),
+            1 => Err("is too low, because one host could have any forged address banned; write 0, or 2 to 64".to_owned()),
             authors => Ok(authors),
         }
     }
@@ -128,7 +128,10 @@ pub(super) fn parse_url(text: &str) -> Result<FleetUrl, String> {
     const EXPECTED: &str = "the URL of a server; write \"rediss://valkey.example.org:6379\", \"unix:///run/valkey/fleet.sock\", or \"\" for none";
     let wrong = || format!("{} is not {EXPECTED}", quoted(text));
     if text.starts_with("redis://") {
-        return Err(format!("{} is not encrypted; write \"rediss://…\", or a socket, \"unix:///…\"", quoted(text)));
+        return Err(format!(
+            "{} uses no encryption; write \"rediss://…\", or \"unix:///…\" for a local socket",
+            quoted(text)
+        ));
     }
     if let Some(path) = text.strip_prefix("unix://") {
         let path = whole_path(path).filter(|path| path.file_name().is_some());
@@ -136,7 +139,9 @@ pub(super) fn parse_url(text: &str) -> Result<FleetUrl, String> {
     }
     let server = text.strip_prefix("rediss://").ok_or_else(wrong)?;
     if server.contains('@') {
-        return Err("holds a user or a password; write them as fleet.user and in the file fleet.credentials".to_owned());
+        return Err("contains a user or a password; set the user in fleet.user, and write the password to the file \
+             fleet.credentials"
+            .to_owned());
     }
     let server = server.strip_suffix('/').unwrap_or(server);
     let (host, port) = match server.strip_prefix('[').map(|rest| rest.split_once(']')) {
@@ -204,7 +209,7 @@ mod tests {
             let error = parse_url(text).unwrap_err();
             assert!(error.contains("is not the URL of a server; write"), "{text}: {error}");
         }
-        assert!(parse_url("redis://host:6379").unwrap_err().contains("not encrypted"));
+        assert!(parse_url("redis://host:6379").unwrap_err().contains("uses no encryption"));
         assert!(parse_url("rediss://user:secret@host").unwrap_err().contains("fleet.credentials"));
     }
 

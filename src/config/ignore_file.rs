@@ -42,9 +42,9 @@ pub fn read_ignore_file(path: &Path) -> Result<Vec<IpNet>, ConfigErrors> {
     let name = path.display().to_string();
     // Opening a FIFO would block until a writer opens it, and this function also runs while the daemon is active.
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
-        return Err(ConfigErrors::about(&name, None, "is no regular file; name a text file".to_owned()));
+        return Err(ConfigErrors::about(&name, None, "not a regular file; name a text file".to_owned()));
     }
-    parse(&name, &read_text(path, "create it, or take it out of allow.files")?)
+    parse(&name, &read_text(path, "create it, or remove it from allow.files")?)
 }
 
 /// Parses `text`, the contents of the file `name`. A mask is a prefix length or dotted. CRLF, a last line without a

@@ -102,19 +102,19 @@ fn read_text(path: &Path, missing: &str) -> Result<String, ConfigErrors> {
     if let Err(error) = read {
         let remedy = match error.kind() {
             io::ErrorKind::NotFound => missing,
-            io::ErrorKind::PermissionDenied => "let the program's user read it",
-            io::ErrorKind::IsADirectory => "name a file in it",
-            _ => "see whether it is a file on a working disk",
+            io::ErrorKind::PermissionDenied => "give the user that runs portsentry read permission",
+            io::ErrorKind::IsADirectory => "name a file in this directory",
+            _ => "check the file and its disk",
         };
-        return Err(ConfigErrors::about(&name, None, format!("cannot be read: {error}; {remedy}")));
+        return Err(ConfigErrors::about(&name, None, format!("cannot read the file: {error}; {remedy}")));
     }
     if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_BYTES) {
-        return Err(ConfigErrors::about(&name, None, "is larger than 16 MiB; name a text file".to_owned()));
+        return Err(ConfigErrors::about(&name, None, "the file is larger than 16 MiB; name a text file".to_owned()));
     }
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let text = error.as_bytes().get(..valid).map(String::from_utf8_lossy).unwrap_or_default();
         let position = error::Lines::of(&text).position(valid);
-        ConfigErrors::about(&name, Some(position), "is not UTF-8 from here on; save it as UTF-8".to_owned())
+        ConfigErrors::about(&name, Some(position), "invalid UTF-8; save the file as UTF-8".to_owned())
     })
 }

@@ -33,8 +33,8 @@ const MAX_LINE_LEN: usize = 1_024;
 // The expected kind of value, and an example.
 const EXPIRY: &str = "a duration; write for example \"24h\", or \"never\"";
 const NETWORK: &str = "an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"";
-const NAME: &str = "the name of a host; write for example \"monitor.example.org\"";
-const FILE: &str = "a file with its whole path; write for example";
+const NAME: &str = "a host name; write for example \"monitor.example.org\"";
+const FILE: &str = "an absolute path; write for example";
 
 /// Parses the duration of a ban: "24h", "7d", "1h 30m" or "never"; from one second to ten years.
 pub fn parse_expiry(text: &str) -> Result<Expiry, String> {
@@ -90,14 +90,14 @@ fn unmapped(network: IpNet) -> IpNet {
 pub fn parse_interface(text: &str) -> Result<String, String> {
     // "any" is libpcap's pseudo-device. As an interface name it would match an interface that never has an address.
     if text == "any" {
-        return Err("\"any\" is no interface; name none, and every one is watched".to_owned());
+        return Err("\"any\" is not an interface; without a name, every interface is monitored".to_owned());
     }
     let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
     if fits && !text.chars().any(|c| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control()) {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "{} is not the name of an interface; write 1 to 15 bytes without blanks, \"/\" and \":\", for example \"eth0\"",
+        "{} is not an interface name; write 1 to 15 bytes without blanks, \"/\" and \":\", for example \"eth0\"",
         quoted(text)
     ))
 }
@@ -115,11 +115,11 @@ pub fn parse_watched(text: &str) -> Result<String, String> {
 /// final dot is kept, because it disables the resolver's search list.
 pub fn parse_name(text: &str) -> Result<String, String> {
     if parse_network(text).is_ok() {
-        return Err(format!("{} is no name; list it under allow.networks", quoted(text)));
+        return Err(format!("{} is not a host name; move it to allow.networks", quoted(text)));
     }
     if !text.is_ascii() {
         let shown = quoted(text);
-        return Err(format!("{shown} has other letters than a to z; write the name as DNS has it, \"xn--...\""));
+        return Err(format!("{shown} has letters other than a to z; write the name in its DNS form, \"xn--...\""));
     }
     let labels: Vec<&str> = text.strip_suffix('.').unwrap_or(text).split('.').collect();
     let fits = |label: &&str| {
@@ -205,7 +205,7 @@ fn list<T>(value: &Value, example: &str, item: impl FnMut(&Value) -> Result<T, S
 /// Parses a list of ports, or the name of a list in `lists`.
 fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet, String> {
     if let Some(number) = value.as_integer() {
-        return Err(format!("is a number; write the list as text: \"{number}\""));
+        return Err(format!("is a number; write the list in quotes: \"{number}\""));
     }
     text(value, "a list of ports; write for example \"1,7,9,11-15\"", |text| {
         let named = lists.and_then(|lists| lists.named(text));
@@ -217,7 +217,7 @@ fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet,
 pub(super) fn within<T: TryFrom<i64>>(value: &Value, least: i64, most: i64) -> Result<T, String> {
     let found = value.as_integer().filter(|number| (least..=most).contains(number));
     let found = found.and_then(|number| T::try_from(number).ok());
-    found.ok_or_else(|| format!("does not fit; write a number from {least} to {most}"))
+    found.ok_or_else(|| format!("is out of range; write a number from {least} to {most}"))
 }
 
 /// Parses a duration from one second to `longest`. Error messages call the maximum `bound`.
@@ -281,7 +281,7 @@ values! {
         span(value, "a duration; write for example \"30d\"", MAX_EXPIRY, "ten years; write less")
     }
     interfaces(value) -> Vec<String> {
-        let expected = "the name of an interface; write for example \"eth0\"";
+        let expected = "an interface name; write for example \"eth0\"";
         list(value, "for example [\"eth0\"]", |item| text(item, expected, parse_watched))
     }
     networks(value) -> Vec<IpNet> {
@@ -297,7 +297,7 @@ values! {
         })?;
         match prefixes.len() {
             0..=MAX_NAT64 => Ok(prefixes),
-            count => Err(format!("has {count} prefixes; write {MAX_NAT64} or fewer")),
+            count => Err(format!("has {count} prefixes, which is too many; write {MAX_NAT64} or fewer")),
         }
     }
     names(value) -> Vec<String> {
@@ -334,25 +334,25 @@ values! {
     widest_ipv4(value) -> u8 {
         match within(value, 24, 32)? {
             // A /31 has only two addresses, too few for several scanners.
-            31 => Err("does not fit; write 24 to 30, or 32".to_owned()),
+            31 => Err("is out of range; write 24 to 30, or 32".to_owned()),
             length => Ok(length),
         }
     }
     widest_ipv6(value) -> u8 {
         match within(value, 48, 64)? {
             length @ (48 | 56 | 64) => Ok(length),
-            _ => Err("does not fit; write 48, 56 or 64".to_owned()),
+            _ => Err("is not supported; write 48, 56 or 64".to_owned()),
         }
     }
     switch(value) -> bool {
-        value.as_bool().ok_or_else(|| "is not a switch; write true or false".to_owned())
+        value.as_bool().ok_or_else(|| "is not a boolean; write true or false".to_owned())
     }
     block_policy(value) -> BlockPolicy {
         match value {
             Value::Boolean(true) => Ok(BlockPolicy::Yes),
             Value::Boolean(false) => Ok(BlockPolicy::No),
             Value::String(text) if text == "run" => Ok(BlockPolicy::Run),
-            _ => Err("is not a switch; write true, false or \"run\"".to_owned()),
+            _ => Err("is not valid here; write true, false or \"run\"".to_owned()),
         }
     }
     ack_policy(value) -> AckPolicy { choice(value, "a policy for ACK segments") }
@@ -360,17 +360,17 @@ values! {
     no_half_open(value) -> HalfOpenPolicy {
         text(value, "a text; write \"ignore\"", |policy| match policy {
             "ignore" => Ok(HalfOpenPolicy::Ignore),
-            _ => Err("is for TCP, where connections are half-open; write \"ignore\"".to_owned()),
+            _ => Err("applies only to TCP; write \"ignore\"".to_owned()),
         })
     }
     mode(value) -> Mode { choice(value, "a mode") }
-    methods(value) -> Vec<Backend> { list(value, "[\"nft\"]", |item| choice(item, "a way to block")) }
+    methods(value) -> Vec<Backend> { list(value, "[\"nft\"]", |item| choice(item, "a backend")) }
     action(value) -> Action { choice(value, "an action") }
     route_kind(value) -> RouteKind { choice(value, "a kind of route") }
-    log_target(value) -> LogTarget { choice(value, "a place for the log") }
-    facility(value) -> Facility { choice(value, "a facility of syslog") }
+    log_target(value) -> LogTarget { choice(value, "a log destination") }
+    facility(value) -> Facility { choice(value, "a syslog facility") }
     route_via(value) -> Option<IpAddr> {
-        let expected = "the address of a gateway; write for example \"192.0.2.254\", one that does not exist";
+        let expected = "a gateway address; write an unused address, for example \"192.0.2.254\"";
         like(value, expected, |text| text.parse().ok().filter(is_gateway).map(Some))
     }
     deny_line(value) -> String {
@@ -378,11 +378,11 @@ values! {
         like(value, expected, |text| is_deny_line(text).then(|| text.to_owned()))
     }
     command(value) -> Vec<String> {
-        let expected = "a word of a command; write for example \"/usr/local/sbin/on-scan\" or \"$TARGET$\"";
+        let expected = "a word of the command in quotes; write for example \"/usr/local/sbin/on-scan\" or \"$TARGET$\"";
         list(value, "for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]", |item| {
             text(item, expected, |word| match is_command_word(word) {
                 true => Ok(word.to_owned()),
-                false => Err(format!("is not a word of a command; write at most {MAX_LINE_LEN} bytes without NUL")),
+                false => Err(format!("is too long or contains a NUL; write at most {MAX_LINE_LEN} bytes")),
             })
         })
     }
@@ -396,14 +396,14 @@ values! {
     port_banner(value) -> String {
         text(value, "a text; write for example \"Go away.\\r\\n\", or \"\" for none", |banner| match banner.len() {
             0..=MAX_BANNER_LEN => Ok(banner.to_owned()),
-            length => Err(format!("has {length} bytes; write {MAX_BANNER_LEN} or fewer")),
+            length => Err(format!("is too long with {length} bytes; write {MAX_BANNER_LEN} or fewer")),
         })
     }
     no_port_banner(value) -> String {
         text(value, "a text; write \"\"", |banner| match banner {
             "" => Ok(String::new()),
             // A forged source address would make this host send the banner to an address of the attacker's choice.
-            _ => Err("would answer datagrams, whose source is easily forged; write \"\"".to_owned()),
+            _ => Err("is refused, because answers to datagrams would go to forged sources; write \"\"".to_owned()),
         })
     }
 }

@@ -35,12 +35,12 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
     let forgiven = config.detect.scan_trigger;
     if config.uses(BlockPolicy::Yes) && ports <= u32::from(forgiven) {
         let lower = match ports.checked_sub(1) {
-            Some(lower) => format!("write {lower} or less, or watch more ports"),
-            None => "watch ports that no service uses".to_owned(),
+            Some(lower) => format!("write {lower} or less, or monitor more ports"),
+            None => "monitor ports that no service uses".to_owned(),
         };
         let message = format!(
-            "this host bans no scan of its ports: {ports} closed ports are watched, groups of related ports counted as one, and \
-             scan_trigger = {forgiven} forgives so many; {lower}"
+            "no scan of this host can cause a ban: only {ports} closed ports are monitored (a group of related ports \
+             counts as one), and scan_trigger = {forgiven} forgives as many; {lower}"
         );
         found.push(Pitfall { key: "detect.scan_trigger", message });
     }
@@ -55,8 +55,9 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
         // A small number of ephemeral ports is probably listed on purpose.
         if own > MANY {
             let message = format!(
-                "{own} of these ports are in the range that this host gives to its own connections ({}, \
-                 net.ipv4.ip_local_port_range): late answers to it can look like a scan; leave them out, for example with {exclude}",
+                "{own} of these ports are in the range of this host's outgoing connections ({}, \
+                 net.ipv4.ip_local_port_range), so late answers can look like a scan; remove them, for example with \
+                 {exclude}",
                 host.ephemeral
             );
             found.push(Pitfall { key, message });
@@ -86,8 +87,9 @@ pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Pitfall> {
         return None;
     }
     let message = format!(
-        "this program blocks; {} of classic PortSentry, which is not read, only logs (BLOCK_TCP is 0). `portsentry trial 1d` \
-         only logs for a day, `portsentry import` carries the old settings over; remove the old file to end this warning",
+        "scans are blocked, although {} of classic PortSentry says to only log (BLOCK_TCP is 0): that file is not \
+         read. `portsentry trial 1d` only logs for a day; `portsentry import` translates the file; remove it to end \
+         this warning",
         classic.display()
     );
     Some(Pitfall { key: "tcp.block", message })

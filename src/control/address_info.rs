@@ -217,7 +217,7 @@ impl fmt::Display for AddressInfo {
         let Self { address, target, .. } = self;
         match address == target {
             true => line!(f, "address", "{address}")?,
-            false => line!(f, "address", "{address}, judged as {target}")?,
+            false => line!(f, "address", "{address}, counted as {target}")?,
         }
         line!(f, "protected", "{}", self.protected.as_deref().unwrap_or("no"))?;
         match &self.blocked {
@@ -241,7 +241,7 @@ impl fmt::Display for AddressInfo {
             line!(f, "connected", "yes, to a service of this host")?;
         }
         if !self.unserved.is_empty() {
-            line!(f, "no evidence", "{}, of services that are not up", self.unserved.join(" "))?;
+            line!(f, "no evidence", "{}, ports of services that are stopped now", self.unserved.join(" "))?;
         }
         line!(f, "strikes", "{}", self.strikes)?;
         line!(f, "ledger", "{}", counted(self.bans.unwrap_or(0), "ban"))?;
@@ -269,9 +269,9 @@ impl fmt::Display for Remaining {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.left_s {
             Some(left) => write!(f, "yes, until {} ({} left)", to_seconds(&self.expires), span(left))?,
-            None => f.write_str("yes, with no end")?,
+            None => f.write_str("yes, until it is lifted")?,
         }
-        self.network.iter().try_for_each(|network| write!(f, ", with all of {network}"))?;
+        self.network.iter().try_for_each(|network| write!(f, ", by the ban of {network}"))?;
         self.evidence.iter().try_for_each(|grade| write!(f, ", on {grade} evidence"))
     }
 }
@@ -281,12 +281,12 @@ impl fmt::Display for HoldInfo {
         let Self { now, last_s_ago, for_ms, at_most, window_s } = self;
         f.write_str(if *now { "yes" } else { "no" })?;
         if let Some(ago) = last_s_ago {
-            write!(f, ", its last new port was {} ago", span(*ago))?;
+            write!(f, ", the last new port was probed {} ago", span(*ago))?;
         }
         write!(
             f,
-            "; a closed port that is new for it holds its new connections for {for_ms} ms, at most {at_most} times in {}: \
-             it is refused after a second instead of at once",
+            "; after each probe of a new closed port, its new connections are dropped for {for_ms} ms, at most \
+             {at_most} times in {}",
             span(*window_s)
         )
     }
@@ -301,7 +301,7 @@ impl fmt::Display for Suspicion {
             .collect();
         write!(
             f,
-            "{} of {} that are forgiven ({}), {}, the last {} ago: {}",
+            "{} of {} forgiven ({}), {}, the last one {} ago: {}",
             counted(self.distinct_ports, "distinct port"),
             self.forgiven,
             if self.blocks { "the next one blocks" } else { "only logged" },

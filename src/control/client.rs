@@ -18,17 +18,17 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 pub enum ClientError {
     #[error("cannot write to standard output: {0}")]
     Write(io::Error),
-    #[error("portsentry is not running: no daemon answers at {0}. Start it, or give its socket with --socket")]
+    #[error("portsentry is not running: no daemon answers at {0}; start it, or name its socket with --socket")]
     NotRunning(PathBuf),
     #[error(
-        "portsentry is not running: no daemon answers at {0}. The bans in the kernel stay until their time is over; \
-         `portsentry list` shows them, `nft delete element inet portsentry blocked {{ ADDRESS }}` lifts one (blocked6 for \
-         IPv6), `nft flush set inet portsentry blocked` all of them"
+        "portsentry is not running: no daemon answers at {0}. The bans in the kernel stay until they expire; \
+         `portsentry list` shows them, `nft delete element inet portsentry blocked {{ ADDRESS }}` lifts one ban \
+         (blocked6 for IPv6), `nft flush set inet portsentry blocked` lifts all"
     )]
     BansStay(PathBuf),
-    #[error("{0} is not accessible to this user; try it with sudo")]
+    #[error("this user has no access to {0}; run this with sudo")]
     NotPermitted(PathBuf),
-    #[error("the connection to {path} broke: {error}")]
+    #[error("lost the connection to {path}: {error}")]
     Broken { path: PathBuf, error: io::Error },
     #[error("{0}")]
     Unreadable(String),
@@ -92,7 +92,10 @@ impl Client {
     pub fn status(&mut self) -> Result<Box<Status>, ClientError> {
         match self.ask(&Request::Status)? {
             Answer::Status(status) => Ok(status),
-            other => Err(ClientError::Unreadable(format!("the daemon's answer is no status: {other}"))),
+            other => Err(ClientError::Unreadable(format!(
+                "the daemon answered `status` with something else: {other}; \
+                                                          restart portsentry after an upgrade"
+            ))),
         }
     }
 
@@ -110,7 +113,9 @@ impl Client {
         match read.map_err(self.broken())? {
             0 => Ok(None),
             _ if line.ends_with(b"\n") => Ok(Some(line)),
-            _ => Err(ClientError::Unreadable("the daemon's answer is too long".to_owned())),
+            _ => Err(ClientError::Unreadable(
+                "the daemon's answer is too long; restart portsentry after an upgrade".to_owned(),
+            )),
         }
     }
 
@@ -129,8 +134,12 @@ impl Iterator for Events {
     fn next(&mut self) -> Option<Self::Item> {
         let line = self.0.line().transpose()?;
         Some(line.and_then(|line| {
-            serde_json::from_slice(&line)
-                .map_err(|error| ClientError::Unreadable(format!("an event cannot be read: {error}")))
+            serde_json::from_slice(&line).map_err(|error| {
+                ClientError::Unreadable(format!(
+                    "cannot parse an event of the daemon: {error}; \
+                                                                  restart portsentry after an upgrade"
+                ))
+            })
         }))
     }
 }

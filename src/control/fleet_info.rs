@@ -104,17 +104,17 @@ impl fmt::Display for FleetBan {
         match self.state {
             FleetBanState::Blocked => write!(f, "blocked, {left} left")?,
             FleetBanState::WouldBeBlocked => write!(f, "would be blocked, {left} left (fleet.shadow)")?,
-            FleetBanState::Lifted => write!(f, "lifted by an operator, for {left} more")?,
+            FleetBanState::Lifted => write!(f, "lifted by an operator for {left} more")?,
             FleetBanState::Waiting if self.lacking == 0 => {
-                f.write_str("not blocked: its hour on evidence that can be forged is over")?;
+                f.write_str("not blocked: a ban on forgeable evidence lasts at most an hour, which is over")?;
             }
-            FleetBanState::Waiting => write!(f, "not blocked: it takes {} more", counted(self.lacking, "author"))?,
+            FleetBanState::Waiting => write!(f, "not blocked: further hosts that must report it: {}", self.lacking)?,
         }
         if self.reports.is_empty() {
             return if self.state == FleetBanState::Lifted {
                 Ok(())
             } else {
-                f.write_str("; reported before a restart")
+                f.write_str("; the reports date from before a restart")
             };
         }
         let reports: Vec<String> = self.reports.iter().map(ToString::to_string).collect();
@@ -136,13 +136,14 @@ impl fmt::Display for FleetStatus {
         write!(f, "{name}, as {host}: ")?;
         match (link, reason) {
             (FleetLink::Connected, _) => f.write_str("connected")?,
-            (FleetLink::Away, Some(reason)) => write!(f, "ALARM: not connected, {reason}")?,
+            (FleetLink::Away, Some(reason)) => write!(f, "ALARM: not connected: {reason}")?,
             (FleetLink::Away, None) => f.write_str("not connected yet")?,
         }
         let verb = if self.shadow { "would be blocked (fleet.shadow)" } else { "blocked" };
         write!(
             f,
-            "; {} {verb}, {waiting} waiting for another author; reports: {accepted} counted, {refused} refused",
+            "; {} {verb}, {waiting} waiting for a report of another host; reports: {accepted} counted, {refused} \
+             refused",
             counted(*bans, "target")
         )
     }

@@ -148,8 +148,7 @@ impl FleetRequest {
     /// # Errors
     /// A description of the error.
     pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line)
-            .map_err(|error| format!("refused: this is not a request on the fleet socket: {error}"))
+        serde_json::from_slice(line).map_err(|error| format!("refused: invalid request on the fleet socket: {error}"))
     }
 
     /// The request as one line.
@@ -167,7 +166,7 @@ impl FleetReply {
     pub fn parse(line: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(line).map_err(|error| {
             format!(
-                "the daemon's answer cannot be read: {error}; restart portsentry and portsentry-fleet after an upgrade"
+                "cannot parse the daemon's answer: {error}; restart portsentry and portsentry-fleet after an upgrade"
             )
         })
     }
@@ -187,7 +186,7 @@ impl OwnBanEvent {
     pub fn parse(line: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(line).map_err(|error| {
             format!(
-                "the daemon's event cannot be read: {error}; restart portsentry and portsentry-fleet after an upgrade"
+                "cannot parse the daemon's event: {error}; restart portsentry and portsentry-fleet after an upgrade"
             )
         })
     }
@@ -211,7 +210,12 @@ mod grade {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(field: D) -> Result<Grade, D::Error> {
         let key = String::deserialize(field)?;
-        Grade::from_key(&key).ok_or_else(|| D::Error::custom("the grade is neither \"forgeable\" nor \"proven\""))
+        Grade::from_key(&key).ok_or_else(|| {
+            D::Error::custom(
+                "the evidence grade is neither \"forgeable\" nor \
+                                                              \"proven\"",
+            )
+        })
     }
 }
 

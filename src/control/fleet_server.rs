@@ -137,13 +137,16 @@ async fn serve(stream: UnixStream, _place: OwnedSemaphorePermit, shared: Shared)
         let is_malformed = !is_whole || request.is_err();
         let reply = match request {
             _ if !is_whole => FleetReply::Refused {
-                reason: format!("refused: a request ends with a line feed after at most {MAX_FLEET_LINE_LEN} bytes"),
+                reason: format!(
+                    "refused: the request is longer than {MAX_FLEET_LINE_LEN} bytes, or does not end \
+                                 with a line feed"
+                ),
             },
             Err(reason) => FleetReply::Refused { reason },
             Ok(FleetRequest::Watch {}) => return stream_events(&mut writer, &mut reader, &shared).await,
             Ok(request) => {
                 shared.forward(|reply| IncomingFleetRequest::Request { request, reply }).await.unwrap_or_else(|| {
-                    FleetReply::Refused { reason: "the daemon is ending, or did not answer in time".to_owned() }
+                    FleetReply::Refused { reason: "the daemon is shutting down, or did not answer in time".to_owned() }
                 })
             }
         };

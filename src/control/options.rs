@@ -13,39 +13,39 @@ use crate::config::{parse_expiry, parse_network, parse_span};
 /// A command that talks to the running daemon.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum ControlCommand {
-    /// Show the state of the running daemon
+    /// Show the daemon's state: ports, packets, bans, problems
     Status(Connection),
     /// Block an address or prefix
     Block(BlockOptions),
     /// Lift the ban of an address or prefix
     Unblock(UnblockOptions),
-    /// Do not block an address or network, for a time or until revoked
+    /// Exempt an address or network from bans, for a time or until revoked
     Allow(AllowOptions),
-    /// Revoke an allowance
+    /// Revoke an `allow`
     Disallow(DisallowOptions),
-    /// List what operators and the configuration allow
+    /// List addresses and networks that are exempt from bans
     Allowed(Connection),
-    /// Show everything that is known about an address
+    /// Show what is known about an address: evidence, bans, protection
     Explain(ExplainOptions),
-    /// Forget a service, so that its closed port is evidence again
+    /// Forget a remembered service, so that probes of its port count again
     ForgetService(ForgetServiceOptions),
-    /// Only log scans for a time, then block again
+    /// Only log scans for a time, then resume blocking
     Trial(TrialOptions),
-    /// Confirm the trial of --confirm
+    /// Confirm a start with --confirm, so that blocking continues
     Confirm(Connection),
-    /// Read the configuration again
+    /// Reload the configuration
     Reload(Connection),
-    /// Print events as JSON lines
+    /// Print events as they occur, one JSON object per line
     Events(Connection),
 }
 
 /// The socket of the daemon, and the output format.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// The daemon's socket
+    /// Control socket of the daemon
     #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
     pub socket: PathBuf,
-    /// Write one JSON object
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -56,13 +56,13 @@ pub struct BlockOptions {
     /// Address or prefix to block
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
-    /// For how long: 24h, 7d, 90m, or never [the configured time]
+    /// Duration: 90m, 24h, 7d or never [default: `expire` in the configuration]
     #[arg(long, value_name = "SPAN", value_parser = checked_expiry)]
     pub expire: Option<String>,
-    /// Reason, for the ledger and the log
+    /// Reason to store in the ledger and the log
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
-    /// Block it even if it is protected; own addresses are always refused
+    /// Block a protected address, too; this host's own addresses are always refused
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -76,7 +76,7 @@ pub struct UnblockOptions {
     /// Address or prefix to unblock
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network, required_unless_present = "all")]
     pub target: Option<IpNet>,
-    /// Lift every ban
+    /// Lift all bans
     #[arg(long, conflicts_with = "target")]
     pub all: bool,
     #[command(flatten)]
@@ -86,7 +86,7 @@ pub struct UnblockOptions {
 /// Options of `forget-service`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ForgetServiceOptions {
-    /// Port of the service, with both protocols unless one is given
+    /// Port of the service; without /tcp or /udp, both protocols
     #[arg(value_name = "PORT[/tcp|udp]")]
     pub port: ServicePort,
     #[command(flatten)]
@@ -96,13 +96,13 @@ pub struct ForgetServiceOptions {
 /// Options of `allow`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct AllowOptions {
-    /// Address or network not to block
+    /// Address or network to exempt
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
-    /// For how long: 1h, 7d [until `portsentry disallow`]
+    /// Duration: 1h, 7d [default: until `portsentry disallow`]
     #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span)]
     pub span: Option<Duration>,
-    /// Also a network as wide as 0.0.0.0/0
+    /// Permit a network wider than an IPv4 /8 or an IPv6 /16
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -112,7 +112,7 @@ pub struct AllowOptions {
 /// Options of `disallow`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct DisallowOptions {
-    /// Address or network whose allowance is revoked, as listed by `portsentry allowed`
+    /// Address or network as listed by `portsentry allowed`
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     #[command(flatten)]
@@ -123,10 +123,10 @@ pub struct DisallowOptions {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[command(override_usage = "portsentry trial [OPTIONS] <SPAN>\n       portsentry trial [OPTIONS] --end")]
 pub struct TrialOptions {
-    /// For how long scans are only logged: 5m, 1d, at most 30d
+    /// Duration: 5m, 1d, at most 30d
     #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end")]
     pub span: Option<Duration>,
-    /// End the trial and block again
+    /// End the trial and resume blocking
     #[arg(long, conflicts_with = "span")]
     pub end: bool,
     #[command(flatten)]
@@ -136,7 +136,7 @@ pub struct TrialOptions {
 /// Options of `explain`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ExplainOptions {
-    /// The address
+    /// Address to explain
     #[arg(value_parser = parse_address)]
     pub address: IpAddr,
     #[command(flatten)]
@@ -145,15 +145,14 @@ pub struct ExplainOptions {
 
 /// Parses one address.
 fn parse_address(text: &str) -> Result<IpAddr, String> {
-    let wrong =
-        "it is not one address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows a network's bans";
+    let wrong = "not an address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows the bans in a network";
     text.parse().map_err(|_| wrong.to_owned())
 }
 
 /// Parses the duration of an allowance.
 fn allowance_span(text: &str) -> Result<Duration, String> {
     match text.trim() {
-        "never" => Err("write a duration, for example \"1h\"; what is always allowed belongs into allow.networks of \
+        "never" => Err("write a duration, for example \"1h\"; permanent entries belong in allow.networks of \
                         portsentry.toml"
             .to_owned()),
         text => parse_span(text),

@@ -93,9 +93,8 @@ impl Request {
     /// # Errors
     /// A description of the error.
     pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line).map_err(|error| {
-            format!("this is no request: {error}; see control.md in /usr/share/doc/portsentry-nft/docs")
-        })
+        serde_json::from_slice(line)
+            .map_err(|error| format!("invalid request: {error}; see control.md in /usr/share/doc/portsentry-nft/docs"))
     }
 
     /// The request as one line.
@@ -256,7 +255,7 @@ impl fmt::Display for Answer {
         match self {
             Self::Status(status) => status.fmt(f),
             Self::Blocked(Blocked { target, expires }) => match expires.as_str() {
-                "never" => writeln!(f, "{target} is blocked without an end"),
+                "never" => writeln!(f, "{target} is blocked until `portsentry unblock {target}`"),
                 end => writeln!(f, "{target} is blocked until {}", to_seconds(end)),
             },
             Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),
@@ -273,14 +272,14 @@ impl fmt::Display for Answer {
                 writeln!(f, "bans lifted: {lifted} ({}{more})", bans.join(", "))
             }
             Self::Disallowed(Disallowed { disallowed, still: None }) => {
-                writeln!(f, "{disallowed} is no longer allowed by hand")
+                writeln!(f, "the allowance of {disallowed} is revoked")
             }
             Self::Disallowed(Disallowed { disallowed, still: Some(why) }) => {
-                writeln!(f, "{disallowed} is no longer allowed by hand, but still never blocked: it is {why}")
+                writeln!(f, "the allowance of {disallowed} is revoked, but it is still never blocked: it is {why}")
             }
             Self::Allowances(Allowances { allowed, more }) => {
                 if allowed.is_empty() {
-                    return writeln!(f, "nothing is allowed, by hand or by the settings");
+                    return writeln!(f, "no address is allowed, by operators or by the configuration");
                 }
                 let width = allowed.iter().map(|entry| entry.network.len()).max().unwrap_or_default();
                 for AllowedEntry { network, by, since, until } in allowed {
@@ -291,7 +290,7 @@ impl fmt::Display for Answer {
                     };
                     writeln!(f, "{network:<width$}  by {by}{until}")?;
                 }
-                if *more > 0 { writeln!(f, "and {more} more, from the settings") } else { Ok(()) }
+                if *more > 0 { writeln!(f, "and {more} more from the configuration") } else { Ok(()) }
             }
             Self::Explained(info) => info.fmt(f),
             Self::FleetBans(FleetBans { bans, .. }) => {
@@ -301,10 +300,14 @@ impl fmt::Display for Answer {
             Self::Reloaded(Reloaded { changed, needs_restart }) => {
                 let [changed, restart] = [changed, needs_restart].map(|keys| keys.join(", "));
                 match (changed.as_str(), restart.as_str()) {
-                    ("", "") => writeln!(f, "read again: nothing has changed"),
-                    (changed, "") => writeln!(f, "read again; changed: {changed}"),
+                    ("", "") => writeln!(f, "configuration reloaded: nothing has changed"),
+                    (changed, "") => writeln!(f, "configuration reloaded; changed: {changed}"),
                     (changed, restart) => {
-                        writeln!(f, "read again; changed: {changed}; only after a restart: {restart}")
+                        writeln!(
+                            f,
+                            "configuration reloaded; changed: {changed}; takes effect after a restart: \
+                                     {restart}"
+                        )
                     }
                 }
             }
@@ -314,7 +317,7 @@ impl fmt::Display for Answer {
                 to_seconds(until)
             ),
             Self::Trial(TrialState { until: None }) => writeln!(f, "the trial has ended: scans are blocked again"),
-            Self::Confirmed {} => writeln!(f, "confirmed: blocking goes on"),
+            Self::Confirmed {} => writeln!(f, "confirmed: blocking continues"),
             Self::Subscribed {} => Ok(()),
         }
     }
@@ -384,8 +387,8 @@ pub fn parse_reply(line: &[u8], request: &Request) -> Result<Reply, String> {
         Ok(if ok { Ok(request.parse_answer(line)?) } else { Err(serde_json::from_slice(line)?) })
     });
     reply.map_err(|error| {
-        let hint = "the daemon may be of another version than this program; restart portsentry after an upgrade";
-        format!("the daemon's answer cannot be read: {error}; {hint}")
+        let hint = "the daemon may have another version than this program; restart portsentry after an upgrade";
+        format!("cannot parse the daemon's answer: {error}; {hint}")
     })
 }
 
@@ -428,7 +431,7 @@ mod tests {
     fn invalid_request_is_refused_with_sentence() {
         for line in ["", "status", "{}", r#"{"command":"format"}"#, r#"{"command":"block"}"#, "[1]", "\u{0}"] {
             let error = Request::parse(line.as_bytes()).expect_err(line);
-            assert!(error.starts_with("this is no request: "), "{error}");
+            assert!(error.starts_with("invalid request: "), "{error}");
         }
         let misspelt = r#"{"command":"block","target":"192.0.2.7","forse":true}"#;
         assert!(Request::parse(misspelt.as_bytes()).unwrap_err().contains("forse"));

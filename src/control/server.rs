@@ -84,7 +84,7 @@ async fn accept(listener: UnixListener, requests: mpsc::Sender<IncomingRequest>,
                 tokio::spawn(serve(stream, place, requests.clone(), events.clone()));
             }
             Err(_) => {
-                let text = format!("{MAX_CLIENTS} clients are already connected; try again later");
+                let text = format!("refused: {MAX_CLIENTS} clients are already connected; try again later");
                 // It fits into the socket's buffer; otherwise the client does not read.
                 let _ = stream.try_write(reply_to_line(&failure(ErrorKind::Refused, text)).as_bytes());
             }
@@ -114,13 +114,17 @@ async fn serve(
         let Ok(Ok(1..)) = timeout(LINE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await else { return };
         let is_whole = line.ends_with(b"\n");
         let reply = match Request::parse(&line) {
-            _ if !is_whole => {
-                failure(ErrorKind::Usage, format!("a request ends with a line feed after at most {MAX_LINE_LEN} bytes"))
-            }
+            _ if !is_whole => failure(
+                ErrorKind::Usage,
+                format!(
+                    "refused: the request is longer than {MAX_LINE_LEN} bytes, or does \
+                                                   not end with a line feed"
+                ),
+            ),
             Err(error) => failure(ErrorKind::Usage, error),
             Ok(request) if request.changes() && !is_privileged => failure(
                 ErrorKind::Denied,
-                "only root and the user that the daemon runs as may change anything; try it with sudo",
+                "refused: only root and the daemon's user may change anything; run this with sudo",
             ),
             Ok(Request::Subscribe) => return stream_events(&mut writer, &mut reader, events.subscribe()).await,
             Ok(request) => forward(&requests, request, peer).await,
@@ -141,7 +145,7 @@ async fn forward(requests: &mpsc::Sender<IncomingRequest>, request: Request, pee
     };
     match timeout(ANSWER_TIMEOUT, exchange).await {
         Ok(Some(reply)) => reply,
-        Ok(None) => failure(ErrorKind::Failed, "the daemon is ending"),
+        Ok(None) => failure(ErrorKind::Failed, "the daemon is shutting down"),
         Err(_) => failure(ErrorKind::Failed, "the daemon did not answer in time; see its log"),
     }
 }

@@ -81,7 +81,7 @@ impl Bound {
         let option = access.option();
         let system = |doing| move |error| ControlError::System { doing, path: path.to_owned(), error, option };
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory).map_err(system("make the directory of"))?;
+        std::fs::create_dir_all(directory).map_err(system("create the directory of"))?;
         // Held until the socket listens: if two daemons start at once, the second finds the first one's socket in use.
         let _lock = lock(directory);
         match std::fs::symlink_metadata(path) {
@@ -96,7 +96,7 @@ impl Bound {
                 _ => {}
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(system("look at")(error)),
+            Err(error) => return Err(system("inspect")(error)),
         }
         // For a group, only the owner can connect until the mode is set.
         let mask = match access {

@@ -185,19 +185,24 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match (self.trial_left_s, self.state) {
             (Some(left), State::OnlyLogging) => {
-                format!("only logging: trial, {} left; `portsentry trial --end` resumes blocking", span(left))
+                format!("only logging: trial for {} more; `portsentry trial --end` resumes blocking", span(left))
             }
-            (Some(left), _) => format!("on trial: {} left for `portsentry confirm`", span(left)),
+            (Some(left), _) => format!("trial: {} left to run `portsentry confirm`", span(left)),
             (None, state) => state.to_string(),
         };
         line!(f, "portsentry", "{}, process {}, {state}", self.version, self.process)?;
         line!(f, "since", "{}, for {}", to_seconds(&self.since), span(self.uptime_s))?;
         match self.state {
             State::OnlyLogging => {
-                line!(f, "blocks", "nothing; `portsentry list --would-block` shows what it would have blocked")?;
+                line!(
+                    f,
+                    "blocks",
+                    "nothing; `portsentry list --would-block` shows the sources that it would have \
+                                    blocked"
+                )?;
             }
             _ => {
-                let expire = self.expire_s.map_or_else(|| "without an end".to_owned(), |s| format!("for {}", span(s)));
+                let expire = self.expire_s.map_or_else(|| "with no end".to_owned(), |s| format!("for {}", span(s)));
                 line!(f, "blocks", "{expire}, by {}", self.methods.join(", "))?;
             }
         }
@@ -211,10 +216,11 @@ impl fmt::Display for Status {
         line!(
             f,
             "packets",
-            "{seen} seen, {from_judged} of them from judged sources, {malformed} malformed; {dropped} dropped by the capture"
+            "{seen} seen, {from_judged} of them from sources with a verdict, {malformed} malformed; {dropped} lost \
+             by the capture"
         )?;
         let (probes, tracked) = (counted(self.probes, "probe"), counted(self.sources_tracked, "source"));
-        line!(f, "evidence", "{probes} so far, {tracked} tracked")?;
+        line!(f, "evidence", "{probes} so far; {tracked} remembered")?;
         line!(f, "bans", "{}", self.bans)?;
         line!(f, "trap", "{}", self.trap)?;
         match self.allows_all.as_slice() {
@@ -233,10 +239,10 @@ impl fmt::Display for Status {
         line!(f, "sandbox", "{}", self.sandbox)?;
         match &self.commands {
             Some(CommandHelper { process, running: true, sandbox }) => {
-                line!(f, "commands", "run by process {process}: {sandbox}")?;
+                line!(f, "commands", "run by process {process}, {sandbox}")?;
             }
             Some(CommandHelper { process, running: false, .. }) => {
-                line!(f, "commands", "not run, because process {process} has ended: restart portsentry")?;
+                line!(f, "commands", "not run, because process {process} has ended; restart portsentry")?;
             }
             None => {}
         }
@@ -264,7 +270,7 @@ fn services(services: &[RememberedService]) -> String {
     match (services.is_empty(), down.is_empty()) {
         (true, _) => "none remembered yet".to_owned(),
         (false, true) => format!("remembered: {}", ports(&|_| true)),
-        (false, false) => format!("remembered: {}; not served now: {down}", ports(&|_| true)),
+        (false, false) => format!("remembered: {}; stopped now: {down}", ports(&|_| true)),
     }
 }
 
@@ -276,7 +282,7 @@ impl fmt::Display for MonitoredPorts {
         }
         let block = match self.block {
             BlockState::Yes => "blocked",
-            BlockState::Run => "left to the command",
+            BlockState::Run => "handled by the command",
             BlockState::OnlyLogged => "only logged",
         };
         write!(f, ", {}, scans are {block}", counted(self.count, "port"))?;
@@ -291,10 +297,10 @@ impl fmt::Display for BanCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { intended, enforced, made, failed, repaired, .. } = self;
         let enforced = enforced.map_or("not counted".to_owned(), |enforced| enforced.to_string());
-        write!(f, "{intended} now, {enforced} in the kernel; {made} made, {failed} failed since the start")?;
+        write!(f, "{intended} now, {enforced} of them in the kernel; since the start: {made} made, {failed} failed")?;
         match repaired {
             0 => Ok(()),
-            repaired => write!(f, ", {repaired} were missing and put back"),
+            repaired => write!(f, ", {repaired} restored after they had disappeared"),
         }
     }
 }
@@ -302,24 +308,26 @@ impl fmt::Display for BanCounts {
 impl fmt::Display for TrapCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = match (self.ports, self.udp_ports) {
-            (0, 0) if self.lost_ports == 0 => return f.write_str("the kernel counts nothing by itself"),
+            (0, 0) if self.lost_ports == 0 => return f.write_str("off"),
             (ports, 0) => counted(ports, "TCP port"),
             (0, udp) => counted(udp, "UDP port"),
             (ports, udp) => format!("{} and {}", counted(ports, "TCP port"), counted(udp, "UDP port")),
         };
-        write!(f, "the kernel counts at {at}; {} caught by it, {} let go", self.condemned, self.let_go)?;
+        write!(f, "the kernel counts probes of {at}; its bans: {} confirmed, {} lifted", self.condemned, self.let_go)?;
         match (self.hold_ms, self.hold_full) {
-            (0, _) => f.write_str("; it holds no source")?,
-            (ms, 0) => write!(f, "; sources are held for {ms} ms, {} SYNs dropped by that", self.held)?,
+            (0, _) => f.write_str("; holding is off")?,
+            (ms, 0) => write!(f, "; sources are held for {ms} ms, SYNs dropped: {}", self.held)?,
             (ms, full) => write!(
                 f,
-                "; sources are held for {ms} ms, {} SYNs dropped by that, {full} packets passed because a set was full",
+                "; sources are held for {ms} ms, SYNs dropped: {}, packets passed because a set was full: {full}",
                 self.held
             )?,
         }
         match self.lost_ports {
             0 => Ok(()),
-            lost => write!(f, "; ALARM: it has lost {lost} ports, which count as in use"),
+            lost => {
+                write!(f, "; ALARM: ports that now count as in use and are not monitored: {lost}; check `ss -lntu`")
+            }
         }
     }
 }

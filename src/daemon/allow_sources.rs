@@ -82,9 +82,7 @@ impl AllowSources {
         self.messages.extend(messages);
         self.messages.extend(self.names.take_messages());
         let (over, expired) = self.by_hand.expire(now);
-        let over = over
-            .into_iter()
-            .map(|network| EventKind::Note(format!("{network} is not allowed any more: its allowance has expired")));
+        let over = over.into_iter().map(|network| EventKind::Note(format!("the allowance of {network} has expired")));
         self.messages.extend(over);
         expired || names || files
     }

@@ -50,7 +50,7 @@ impl Allowances {
         self.0.retain(|entry| entry.allowance.network != allowance.network);
         if self.of_kind(kind).count() >= MAX_ENTRIES {
             return Err(format!(
-                "there are already {MAX_ENTRIES} temporary entries; write them into the configuration and reload"
+                "refused: there are already {MAX_ENTRIES} allowances; move some to allow.networks and reload"
             ));
         }
         let left = allowance.until.map(|until| until.duration_since(now.1).unwrap_or_default());
@@ -137,7 +137,7 @@ mod tests {
         let (now, mut allowances) = (now(), Allowances::default());
         let network = |n: u32| IpNet::from(std::net::IpAddr::from(std::net::Ipv4Addr::from(n)));
         (0..256).for_each(|n| allowances.add(allowance(network(n), now, None), now).unwrap());
-        assert!(allowances.add(allowance(network(256), now, None), now).unwrap_err().contains("configuration"));
+        assert!(allowances.add(allowance(network(256), now, None), now).unwrap_err().contains("allow.networks"));
         assert!(allowances.add(allowance(network(255), now, None), now).is_ok(), "an existing one is extended");
     }
 

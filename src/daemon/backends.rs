@@ -103,7 +103,7 @@ pub(super) fn open(
     opened.blocker.routes = routes;
     // The helper does its own check.
     if let Some(Err(error)) = deny.as_ref().filter(|_| file_helper.is_none()).map(HostsDeny::check) {
-        opened.messages.push(EventKind::Error(format!("hosts.deny cannot be written, which is retried: {error}")));
+        opened.messages.push(EventKind::Error(format!("cannot write hosts.deny, retrying: {error}")));
     }
     let settings = Settings {
         hosts_deny: deny,
@@ -162,15 +162,16 @@ fn install(
                 let installed = install_less(nft, &mut spec)?;
                 if decoys.is_some() && spec.decoys.is_none() {
                     messages.push(EventKind::Error(format!(
-                        "connect mode opens a socket for each port, because the kernel lacks nft_tproxy or nft_socket: {error}"
+                        "connect mode opens one socket per port, because the kernel lacks nft_tproxy or nft_socket: \
+                         {error}"
                     )));
                 }
                 if asked.trap.is_some() && spec.trap.is_none() {
-                    messages.push(EventKind::Error(format!("the kernel's trap is disabled (section `trap`): {error}")));
+                    messages.push(EventKind::Error(format!("the kernel's trap ([trap]) is disabled: {error}")));
                 }
                 if asked.own_source && !spec.own_source {
                     messages.push(EventKind::Error(format!(
-                        "the kernel does not drop incoming frames with an address of this host as their source: {error}"
+                        "incoming frames with an address of this host as their source are not dropped: {error}"
                     )));
                 }
                 installed
@@ -271,7 +272,7 @@ fn reporter(
                 }
                 let took =
                     humantime::format_duration(Duration::from_millis(took.as_millis().try_into().unwrap_or(u64::MAX)));
-                let wrote = if output.is_empty() { String::new() } else { format!("; its output: {output}") };
+                let wrote = if output.is_empty() { String::new() } else { format!("; output: {output}") };
                 let when = match occasion {
                     CommandPhase::Before => " before the block",
                     CommandPhase::Block => "",

@@ -244,11 +244,12 @@ impl BanRecorder {
         let flushed = self.writer?.stop(FLUSH_TIMEOUT);
         match flushed {
             Stopped::Whole => None,
-            Stopped::Left(changes) => {
-                Some(EventKind::Error(format!("{changes} changes could not be written to the ledger")))
-            }
+            Stopped::Left(changes) => Some(EventKind::Error(format!(
+                "changes lost because they could not be written to the ledger: \
+                                               {changes}"
+            ))),
             Stopped::Stuck => {
-                Some(EventKind::Error("the last changes of the ledger were not written to the disk in time".to_owned()))
+                Some(EventKind::Error("the last changes were not written to the ledger in time".to_owned()))
             }
         }
     }
@@ -263,7 +264,7 @@ fn start_writer(
 ) -> Result<(Writer, Memory), LedgerError> {
     let Reading { directory, thread } = reading;
     let directory = directory.as_path();
-    let gone = || io::Error::other("the thread that reads it panicked");
+    let gone = || io::Error::other("the thread that reads the ledger panicked");
     let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
     let Read { ledger, opened, mut memory, unreadable } = read;
     if let Opened::Rebuilt { aside, damage } = opened {
@@ -273,7 +274,7 @@ fn start_writer(
         )));
     }
     if unreadable > 0 {
-        let text = format!("{unreadable} rows of the ledger are unreadable and are ignored");
+        let text = format!("unreadable rows of the ledger, which are ignored: {unreadable}");
         messages.push(EventKind::Error(text));
     }
     for target in leftovers {

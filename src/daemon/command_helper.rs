@@ -78,7 +78,7 @@ fn ended(child: &mut Child) -> Option<String> {
 pub(super) fn digests() -> Result<OwnedFd, String> {
     let output = rustix::stdio::stdout();
     if !matches!(socket_type(output), Ok(SocketType::SEQPACKET)) {
-        return Err("standard output is no socket of the daemon's".to_owned());
+        return Err("standard output is not a socket of the daemon".to_owned());
     }
     output.try_clone_to_owned().map_err(|error| error.to_string())
 }

@@ -64,7 +64,9 @@ impl ConfigSource {
         }
         sink.emit(match &result {
             Ok(reloaded) => EventKind::Note(format!("{by}: {}", summary(reloaded))),
-            Err(error) => EventKind::Error(format!("reload failed, the old configuration stays in force: {error}")),
+            Err(error) => {
+                EventKind::Error(format!("the new configuration is refused, the old one stays in force: {error}"))
+            }
         });
         systemd::ready("watching");
         result
@@ -112,10 +114,10 @@ impl ConfigSource {
 fn summary(Reloaded { changed, needs_restart }: &Reloaded) -> String {
     let (changed, restart) = (changed.join(", "), needs_restart.join(", "));
     match (changed.is_empty(), restart.is_empty()) {
-        (true, _) => "the configuration was read again; nothing has changed".to_owned(),
+        (true, _) => "the configuration was reloaded; nothing has changed".to_owned(),
         (false, true) => format!("the new configuration is in force; changed: {changed}"),
         (false, false) => {
-            format!("the new configuration is in force; changed: {changed}; these need a restart: {restart}")
+            format!("the new configuration is in force; changed: {changed}; takes effect after a restart: {restart}")
         }
     }
 }

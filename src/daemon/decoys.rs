@@ -36,7 +36,10 @@ pub(super) fn listen(
             (Some(listener), Some(rules))
         }
         Err(error) => {
-            let text = format!("connect mode opens a socket for each port, because a shared one is refused: {error}");
+            let text = format!(
+                "connect mode opens one socket per port, because the kernel refused a shared one: \
+                                {error}"
+            );
             log.write(&Event::now(EventKind::Error(text)));
             (None, None)
         }
@@ -141,8 +144,8 @@ fn notice(firewall: &Firewall, syns: u64, answers: u64) -> Option<String> {
     let silent = firewall.silences_decoys().map(|text| format!("tcp.mode: {text}"));
     let dropped = || {
         format!(
-            "tcp.mode: none of {} to decoys was answered, because a filter drops them; accept `socket transparent 1` \
-             in its input chain",
+            "tcp.mode: none of {} to decoys was answered, because a firewall drops them; accept `socket transparent \
+             1` in its input chain",
             counted(syns, "SYN")
         )
     };

@@ -48,7 +48,7 @@ pub enum DaemonError {
     Notify(RunError),
     #[error("{0}")]
     NoHelper(String),
-    #[error("the kernel's allow-list could not be updated: {0}")]
+    #[error("cannot update the kernel's allow-list: {0}")]
     Protect(BlockError),
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -74,8 +74,8 @@ impl DaemonError {
 /// Remedy if an address cannot be listened on.
 fn remedy(error: &io::Error) -> &'static str {
     if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) {
-        "the service must not open Internet sockets: install the drop-in internet.conf from the package's examples"
+        "the systemd unit forbids Internet sockets: install the drop-in internet.conf from the package's examples"
     } else {
-        "choose another port"
+        "choose another port, or stop the program that uses it"
     }
 }

@@ -256,11 +256,12 @@ impl EventLoop {
     /// Ends an expired trial. After `--confirm` without a confirmation, the operator may be locked out.
     async fn end_trial(&mut self) {
         if let Trial::LogOnly(_) = self.trial {
-            return self.control_handler().end_log_only("its time is over").await;
+            return self.control_handler().end_log_only("it has expired").await;
         }
         self.trial = Trial::Expired;
         self.sink.emit(EventKind::Note(
-            "the trial was not confirmed in time: all bans are lifted, and scans are only logged from now on"
+            "`portsentry confirm` was not run in time: all bans are lifted, and scans are only logged from now on; \
+             restart portsentry to block again"
                 .to_owned(),
         ));
         self.sensor.send(SensorCommand::LogOnly);
@@ -300,7 +301,7 @@ impl HostErrorReport {
         }
         self.0 = error;
         Some(match &self.0 {
-            Some(error) => EventKind::Error(format!("{error}; retrying, the last known state stays in force")),
+            Some(error) => EventKind::Error(format!("{error}; retrying, the last known state is used")),
             None => EventKind::Note("this host's addresses, routes and services can be read again".to_owned()),
         })
     }

@@ -63,7 +63,7 @@ pub(super) fn ready(
     let policy = sandbox_policy::of_files(&files);
     let mut sandbox = if sandboxed { Sandbox::enter(&policy, || ()) } else { Sandbox::now() };
     if let Some(Err(error)) = files.hosts_deny.as_ref().map(HostsDeny::check) {
-        sandbox.warnings.push(format!("hosts.deny cannot be written, which is retried: {error}"));
+        sandbox.warnings.push(format!("cannot write hosts.deny, retrying: {error}"));
     }
     Ok((files, sandbox))
 }

@@ -70,7 +70,7 @@ impl Work {
     fn does(self) -> &'static str {
         match self {
             Self::Commands => "runs commands",
-            Self::Files { .. } => "writes files of root",
+            Self::Files { .. } => "writes root's files",
         }
     }
 }
@@ -102,7 +102,7 @@ impl Helper {
     pub(super) fn start(work: Work, config_path: &Path, sandboxed: bool, output: Stdio) -> Result<Self, DaemonError> {
         let unable = DaemonError::system(match work {
             Work::Commands => "start the process that runs commands",
-            Work::Files { .. } => "start the process that writes files of root",
+            Work::Files { .. } => "start the process that writes root's files",
         });
         let (socket, theirs) = pair().map_err(&unable)?;
         let mut command = Command::new(ITSELF);
@@ -131,11 +131,11 @@ impl Helper {
 /// Reads the greeting: the helper's sandbox state and warnings, or the reason why it cannot do its work.
 fn greeting(socket: &OwnedFd, does: &str) -> Result<(SandboxState, Vec<String>), String> {
     let bytes = receive(socket, GREETING_TIMEOUT)
-        .map_err(|error| format!("no message from the process that {does}: {error}"))?;
+        .map_err(|error| format!("the process that {does} did not start in time: {error}"))?;
     match serde_json::from_slice(&bytes) {
         Ok(Greeting::Ready { sandbox, said }) => Ok((sandbox, said)),
         Ok(Greeting::Failed { error }) => Err(error),
-        Err(_) => Err(format!("the process that {does} ended without a message")),
+        Err(_) => Err(format!("the process that {does} ended during its start")),
     }
 }
 
@@ -221,8 +221,8 @@ mod tests {
             drop(theirs);
             greeting(&ours, "runs commands")
         };
-        assert!(result(None).unwrap_err().contains("without a message"));
-        assert!(result(Some(b"\x02garbage")).unwrap_err().contains("without a message"));
+        assert!(result(None).unwrap_err().contains("ended during its start"));
+        assert!(result(Some(b"\x02garbage")).unwrap_err().contains("ended during its start"));
         assert_eq!(result(Some(br#"{"error": "block.run: no"}"#)).unwrap_err(), "block.run: no");
         let sandbox = SandboxState { uid: 7, ..SandboxState::default() };
         let ready = Greeting::Ready { sandbox: sandbox.clone(), said: vec!["one".to_owned()] };

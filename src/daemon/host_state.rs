@@ -310,8 +310,8 @@ impl HostState {
         };
         if error != last {
             self.events.send(Event::now(match error {
-                Some(error) => EventKind::Error(format!("{error}; it is tried again, and the last list holds")),
-                None => EventKind::Note(format!("this host's {name} can be listed again")),
+                Some(error) => EventKind::Error(format!("{error}; retrying, the last list is used")),
+                None => EventKind::Note(format!("the {name} of this host can be listed again")),
             }));
         }
     }
@@ -340,7 +340,7 @@ impl HostState {
         let all_served = self.services.are_all_served();
         if self.settling.as_mut().is_some_and(|one| one.is_over(boot_time(), listeners_changed, all_served)) {
             self.settling = None;
-            let text = "this host has settled: sources are banned from now on".to_owned();
+            let text = "the services of this host have started: sources are banned from now on".to_owned();
             self.events.send(Event::now(EventKind::Note(text)));
             // Sent after the snapshot in which the services are open.
             commands.push(SensorCommand::EndSettling);
@@ -399,7 +399,8 @@ impl HostState {
             Err(error) => {
                 self.ring_sizer.refused(now);
                 self.events.send(Event::now(EventKind::Error(format!(
-                    "the size of the capture's ring buffer could not be changed for a flood: {error}; the capture keeps its ring buffer"
+                    "cannot enlarge the capture's ring buffer during a flood: {error}; the capture continues with \
+                     the old one"
                 ))));
                 None
             }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use crate::config::{Allow, ConfigErrors, read_ignore_file};
 use crate::events::event::EventKind;
 use crate::host::file_watch::FileWatch;
+use crate::types::counted;
 
 /// Number of polls after which a file that keeps changing is read nevertheless.
 const MAX_POLLS: u8 = 5;
@@ -81,10 +82,8 @@ impl IgnoreFile {
             Ok(networks) => {
                 let changed = networks != self.networks;
                 if changed || self.wrong {
-                    events.push(EventKind::Note(format!(
-                        "{name} was read again: it now allows {} networks",
-                        networks.len()
-                    )));
+                    let allowed = counted(networks.len(), "network");
+                    events.push(EventKind::Note(format!("{name} was reloaded and now allows {allowed}")));
                 }
                 self.wrong = false;
                 self.networks = networks;
@@ -94,12 +93,10 @@ impl IgnoreFile {
                 events.extend(errors.iter().take(MAX_LOGGED_ERRORS).map(|error| EventKind::Error(error.to_string())));
                 let more = match errors.iter().count().saturating_sub(MAX_LOGGED_ERRORS) {
                     0 => String::new(),
-                    more => format!("{more} more lines are invalid; "),
+                    more => format!("further invalid lines: {more}; "),
                 };
                 let held = self.networks.len();
-                events.push(EventKind::Note(format!(
-                    "{name}: {more}the {held} networks that it allowed before stay allowed"
-                )));
+                events.push(EventKind::Note(format!("{name}: {more}its previous entries stay allowed ({held})")));
                 self.wrong = true;
                 false
             }
@@ -152,7 +149,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let (changed, messages) = look_twice(&mut files);
         assert!(
-            !changed && messages.len() == 2 && messages[0].contains("cannot be read: No such file"),
+            !changed && messages.len() == 2 && messages[0].contains("cannot read the file: No such file"),
             "{messages:?}"
         );
         assert_eq!(held(&files), ["192.0.2.9/32"], "the previous networks stay allowed");
@@ -172,7 +169,7 @@ mod tests {
         fs::write(&path, "x\n".repeat(100_000)).unwrap();
         let (_, messages) = look_twice(&mut files);
         assert_eq!(messages.len(), MAX_LOGGED_ERRORS + 1);
-        assert!(messages[MAX_LOGGED_ERRORS].contains("99995 more lines are invalid"), "{messages:?}");
+        assert!(messages[MAX_LOGGED_ERRORS].contains("further invalid lines: 99995"), "{messages:?}");
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl LogWriter {
         match started {
             Ok(file) => self.file = Some(file),
             Err(error) => {
-                let text = format!("report.json_file: the writer thread cannot be started: {error}");
+                let text = format!("report.json_file: cannot start the writer thread: {error}");
                 self.events.send(Event::now(EventKind::Error(text)));
             }
         }
@@ -186,7 +186,12 @@ impl DailyCount {
 
     fn sentence(&self) -> Option<String> {
         let probes = counted(self.probes, "single probe");
-        (self.probes > 0).then(|| format!("{probes} in the last day, not logged individually (report.single_probes)"))
+        (self.probes > 0).then(|| {
+            format!(
+                "{probes} in the last day without log lines of their own \
+                                           (report.single_probes = false)"
+            )
+        })
     }
 }
 
@@ -207,17 +212,17 @@ fn after_stop(config: &Config) -> Option<String> {
         .iter()
         .map(|backend| match backend {
             Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted",
-            Backend::Nft => "bans in nftables stay, and expire by themselves",
+            Backend::Nft => "bans in nftables stay until they expire",
             Backend::Route => "routes of bans stay until the next start removes the expired ones",
             Backend::HostsDeny => "lines in hosts.deny stay until the next start removes the expired ones",
             Backend::Command => "expire_command is not run before the next start",
         })
         .collect();
-    Some(format!("while PortSentry does not run, {}", sentences.join("; ")))
+    Some(format!("while portsentry is stopped, {}", sentences.join("; ")))
 }
 
 fn lost_events(lost: u64) -> EventKind {
-    EventKind::Error(format!("{} came faster than they could be logged", counted(lost, "event")))
+    EventKind::Error(format!("{} lost, because they came faster than they could be logged", counted(lost, "event")))
 }
 
 struct Naming {
@@ -417,7 +422,7 @@ mod tests {
         assert_eq!(daily.turn(at(100 + 86_400)), None, "a quiet day has no line");
         daily.probes = 10_234;
         assert_eq!(daily.turn(at(100 + 2 * 86_400 - 1)), None);
-        let line = "10234 single probes in the last day, not logged individually (report.single_probes)";
+        let line = "10234 single probes in the last day without log lines of their own (report.single_probes = false)";
         assert_eq!(daily.turn(at(100 + 2 * 86_400)).as_deref(), Some(line));
         assert_eq!(daily.sentence(), None, "the count restarts");
     }
@@ -425,10 +430,10 @@ mod tests {
     #[test]
     fn shutdown_reports_bans_kept_per_backend() {
         let after = |text: &str| after_stop(&Config::parse("test", text).unwrap());
-        let days = "while PortSentry does not run, bans in nftables stay, and expire by themselves";
+        let days = "while portsentry is stopped, bans in nftables stay until they expire";
         assert_eq!(after("").as_deref(), Some(days));
         let never = after("expire = \"never\"\n[block]\nmethod = [\"nft\", \"route\"]").unwrap();
-        assert!(!never.contains("expire by themselves"), "{never}");
+        assert!(!never.contains("until they expire"), "{never}");
         assert!(never.contains("; routes of bans stay until the next start"), "{never}");
         assert_eq!(after("[tcp]\nblock = false"), None, "nothing is blocked");
     }

@@ -283,7 +283,7 @@ async fn serve(
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(ports.services, ban_recorder.recorder());
     if booted {
-        let settles = "this host has just booted: no source is banned until its services have started";
+        let settles = "this host has just booted: until its services have started, no source is banned";
         log.write(&Event::now(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs()))));
         // The origin of the sensor's time is its start, a moment from now.
         engine.settle(Timestamp::at(MAX_SETTLING));
@@ -357,8 +357,8 @@ async fn serve(
     host_state.exclude_decoys(decoys.ports().clone());
     if let Some(error) = kernel_failure {
         let text = format!(
-            "translated connections cannot be read; a port published by destination NAT counts as closed until it has \
-             answered the same source: {error}"
+            "cannot read the kernel's connection tracking: {error}; a port that is forwarded by destination NAT \
+             counts as closed until it has answered the same source"
         );
         log.write(&Event::now(EventKind::Note(text)));
     }

@@ -183,7 +183,7 @@ impl Notifier {
         match (job, delivery) {
             (Job::Reread, Delivery::Succeeded) => None,
             (Job::Reread, Delivery::Failed(why)) => {
-                Some(EventKind::Error(format!("notify.command stays as it was: {why}")))
+                Some(EventKind::Error(format!("notify.command cannot be changed: {why}; the old command stays in use")))
             }
             (Job::Digest(_), Delivery::Succeeded) => {
                 let text = "notify.command succeeds again; the pending digests have been delivered";
@@ -194,7 +194,8 @@ impl Notifier {
                 let was_reported = std::mem::replace(&mut self.fails, true);
                 let next = humantime::format_duration(self.interval);
                 let text = format!(
-                    "notify.command: {why}. Its digest is sent with the next one, in {next}; further failures are not reported until it succeeds"
+                    "notify.command: {why}. This digest is added to the next one, in {next}; further failures are \
+                     not logged until a command succeeds"
                 );
                 (!was_reported).then_some(EventKind::Error(text))
             }

@@ -117,7 +117,8 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
     match () {
         () if !program.is_absolute() => None,
         () if sandbox.reaches(program, true) => Some(
-            "is in a directory that portsentry can write, so a compromised daemon could change it: move the command elsewhere",
+            "is in a directory that portsentry can write to, so a compromised daemon could change it: move the \
+             command elsewhere",
         ),
         () if !sandbox.owns(program) => None,
         () if sandbox.uid == 0 => Some(

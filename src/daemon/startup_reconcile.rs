@@ -123,7 +123,7 @@ impl StartupReconcile {
             // Another program has deleted the table since; the table monitor creates it again.
             Err(BlockError::Gone) => (Vec::new(), true),
             Err(error) => {
-                let text = format!("the bans in the kernel cannot be read: {error}");
+                let text = format!("cannot read the bans in the kernel: {error}");
                 self.events.send(Event::now(EventKind::Error(text)));
                 return None;
             }

@@ -139,8 +139,11 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     let (mut commands, mut events) = (Vec::new(), Vec::new());
     if let Some(place) = swept_at {
         if changes.contains(&Change::Overrun) {
-            events
-                .push(EventKind::Note("changes of the ruleset arrived faster than they could be processed".to_owned()));
+            events.push(EventKind::Note(
+                "some changes of the ruleset were missed, because they arrived too fast; the \
+                                       table is checked as a whole"
+                    .to_owned(),
+            ));
         }
         if changes.iter().take(place + 1).any(|change| *change == Change::TableGone) {
             events.push(EventKind::Note(format!("{by} deleted table inet portsentry")));
@@ -175,7 +178,8 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     events.extend(masked.iter().map(|(target, _)| {
         let (element, network) = (target.element(), target.masked());
         EventKind::Note(format!(
-            "{by} added {element} to set inet portsentry blocked6, where it matches no packet; it was replaced with {network}"
+            "{by} added {element} to set inet portsentry blocked6, where only a /64 matches packets; it was replaced \
+             with {network}"
         ))
     }));
     events.extend(added.iter().chain(&masked).map(|(target, expiry)| EventKind::ByHand {
@@ -200,13 +204,14 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     }
     if allowed {
         events.push(EventKind::Note(format!(
-            "{by} changed the kernel's allow-list; it is restored. Write the addresses to allow into allow.networks"
+            "{by} changed the kernel's allow-list, which was restored; use `portsentry allow` or allow.networks to \
+             exempt an address"
         )));
         commands.push(SensorCommand::ProtectAddresses);
     }
     if trap {
         events.push(EventKind::Note(format!(
-            "{by} changed the ports or interfaces of the kernel's trap; they are restored"
+            "{by} changed the ports or interfaces of the kernel's trap, which were restored"
         )));
         commands.push(SensorCommand::ResetTrap);
     }

@@ -70,14 +70,13 @@ impl Trial {
                 Ok(())
             }
             Self::Expired => {
-                Err("the trial is over, and no source is blocked any more: restart portsentry to try again")
+                Err("refused: --confirm has timed out and blocking has stopped; restart portsentry to try again")
             }
             Self::LogOnly(_) => {
-                Err("scans are only logged: there is no ban to confirm; `portsentry trial --end` resumes blocking")
+                Err("refused: scans are only logged, so there is no blocking to confirm; `portsentry trial --end` \
+                     resumes blocking")
             }
-            Self::None => Err(
-                "there is no trial to confirm: portsentry runs without --confirm, or the trial is already confirmed",
-            ),
+            Self::None => Err("refused: portsentry was started without --confirm, or is already confirmed"),
         }
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn lift(
             let count = targets.len();
             if count > 1 {
                 // Individual lines would fill the log; a single ban has an event of its own.
-                events.send(Event::now(EventKind::Note(format!("{count} bans have been lifted by {by}"))));
+                events.send(Event::now(EventKind::Note(format!("bans lifted by {by}: {count}"))));
                 let at = SystemTime::now();
                 let changes = targets.into_iter().map(move |target| lifted(target, &by, at));
                 if let Some(recorder) = recorder {

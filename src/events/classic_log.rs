@@ -38,9 +38,10 @@ pub fn addition(what: &EventKind) -> Option<String> {
         EventKind::Blocked { ban, .. } => {
             let target = Shown(ban.probe.target);
             match (ban.capped, ban.strikes) {
-                (true, _) => {
-                    Some(format!("adminalert: the ban of Host {target} is short: it is above the ceilings of new bans"))
-                }
+                (true, _) => Some(format!(
+                    "adminalert: the ban of Host {target} is short, because the ceilings of new bans \
+                                  are reached"
+                )),
                 (false, 0) => None,
                 (false, strikes) => Some(format!("adminalert: earlier bans of Host {target}: {strikes}")),
             }
@@ -102,7 +103,7 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
             format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", Shown(*target), way.name())
         }
         EventKind::Exempt { spared: Exempt { observation, protection, .. }, probes } => format!(
-            "adminalert: {} from {} to {} port {} is not held against it: it is {protection}, and never blocked{}",
+            "adminalert: {} from {} to {} port {} does not count: the source is {protection}, which is never blocked{}",
             observation.class.title(),
             observation.source,
             observation.protocol.name(),
@@ -120,18 +121,18 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
             format!("attackalert: Host: {source} goes on, only logged{}", Count(*packets, "packet"))
         }
         EventKind::DistributedScan(sweep) => format!(
-            "attackalert: Distributed scan: about {} hosts together touched {} ports within {}; none alone did enough to be \
-             blocked",
+            "attackalert: Distributed scan: about {} hosts together probed {} ports within {}; none of them alone \
+             reached the threshold",
             sweep.sources,
             sweep.ports,
             humantime::format_duration(std::time::Duration::from_secs(sweep.span.as_secs().max(1)))
         ),
         EventKind::Capped { bans, withheld } => format!(
-            "adminalert: above the ceilings of new bans {withheld} sources were not banned and {bans} were banned for a short \
-             time, because their evidence can be forged (max_new_bans_per_minute, max_forgeable_bans)"
+            "adminalert: the ceilings of bans on forgeable evidence are reached (max_new_bans_per_minute, \
+             max_forgeable_bans); sources not banned: {withheld}, banned for a short time: {bans}"
         ),
         EventKind::Lifted { target } => {
-            format!("adminalert: Host {} is no longer in the kernel's set; it is judged anew", Shown(*target))
+            format!("adminalert: Host {} is no longer in the kernel's set; its next scan bans it again", Shown(*target))
         }
         EventKind::Dropped { packets } => {
             format!("adminalert: the capture could not keep up: {} lost", counted(*packets, "packet"))

@@ -183,8 +183,8 @@ impl Writer {
                 if !std::mem::replace(&mut self.failing, true) {
                     let path = self.path.display();
                     (self.tell)(News::Failed(format!(
-                        "events cannot be written to {path} (report.json_file): {error}; the daemon continues without the file \
-                         and retries every second"
+                        "cannot write events to {path} (report.json_file): {error}; the daemon continues without the \
+                         file and retries every second"
                     )));
                 }
             }
@@ -200,10 +200,10 @@ impl Writer {
         self.lost_said += lost;
         let path = self.path.display();
         if self.failing {
-            (self.tell)(News::Better(format!("events are written to {path} again; {lost} were lost")));
+            (self.tell)(News::Better(format!("events are written to {path} again; events lost: {lost}")));
         } else if lost > 0 {
             (self.tell)(News::Better(format!(
-                "{} arrived faster than they could be written to {path}",
+                "{} lost, because they came faster than they could be written to {path}",
                 counted(lost, "event")
             )));
         }
@@ -343,7 +343,10 @@ mod tests {
         wait(|| fs::read_to_string(&path).ok().filter(|text| text.starts_with("0\n1\n") && text.len() > 1 << 19));
         let text = wait(|| reported.lock().unwrap().get(1).cloned());
         let News::Better(text) = text else { panic!("{text:?}") };
-        assert!(text.contains("again; 14"), "{text}: about 145 of 400 lines of 4 KiB do not fit into 1 MiB");
+        assert!(
+            text.contains("again; events lost: 14"),
+            "{text}: about 145 of 400 lines of 4 KiB do not fit into 1 MiB"
+        );
         drop(file);
         assert_eq!(reported.lock().unwrap().len(), 2);
     }

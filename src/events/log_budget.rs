@@ -70,8 +70,7 @@ impl LogBudget {
         let left_out = std::mem::take(&mut self.left_out);
         let total: u64 = left_out.values().sum();
         let kinds: Vec<String> = left_out.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-        let text =
-            format!("{total} more lines were suppressed, above {LINES_PER_MINUTE} per minute: {}", kinds.join(", "));
+        let text = format!("lines suppressed above {LINES_PER_MINUTE} per minute: {total} ({})", kinds.join(", "));
         (total > 0).then_some(EventKind::Note(text))
     }
 }
@@ -197,7 +196,7 @@ mod tests {
         assert_eq!(admitted(&mut budget, &EventKind::Scan(ban), 119_997, 1), 0);
         assert!(budget.turn_minute(at(59)).is_none());
         let Some(EventKind::Note(text)) = budget.turn_minute(at(60)) else { panic!("no summary") };
-        assert_eq!(text, "120007 more lines were suppressed, above 600 per minute: probe 10, scan 119997");
+        assert_eq!(text, "lines suppressed above 600 per minute: 120007 (probe 10, scan 119997)");
         assert!(budget.turn_minute(at(120)).is_none() && budget.summary().is_none());
         assert_eq!(admitted(&mut budget, &EventKind::Scan(ban), 1, 121), 1);
     }

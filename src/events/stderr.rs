@@ -83,7 +83,7 @@ fn write_to(mut out: impl Write + Send + 'static) -> io::Result<Worker<Vec<u8>, 
             if lost > 0 {
                 reported += lost;
                 let lines = counted(lost, "line");
-                let _ = writeln!(out, "adminalert: ERROR: standard error was not read for a while: {lines} lost");
+                let _ = writeln!(out, "adminalert: ERROR: the reader of standard error was too slow: {lines} lost");
             }
             if ends {
                 return;
@@ -118,7 +118,7 @@ mod tests {
         assert!(written.iter().enumerate().all(|(place, number)| *number >= place) && written.is_sorted());
         assert_eq!(
             lines.next().unwrap(),
-            format!("adminalert: ERROR: standard error was not read for a while: {lost} lines lost")
+            format!("adminalert: ERROR: the reader of standard error was too slow: {lost} lines lost")
         );
         worker.handle().put(b"later\n".to_vec()).unwrap();
         assert_eq!(lines.next().unwrap(), "later");

@@ -86,7 +86,7 @@ impl Syslog {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.lost > 0 && Instant::now() >= state.again {
             let missed = format!(
-                "adminalert: lines that went to standard error, because no syslog daemon took them: {}",
+                "adminalert: lines written to standard error, because the syslog daemon did not accept them: {}",
                 state.lost
             );
             if self.hand_over(&mut state, &self.message(Severity::Notice, &missed)) {
@@ -219,7 +219,10 @@ mod tests {
         let third = daemon(&path);
         std::thread::sleep(RETRY_DELAY);
         syslog.send(Severity::Notice, "five", &mut otherwise);
-        assert!(next(&third).contains("lines that went to standard error, because no syslog daemon took them: 2"));
+        assert!(next(&third).contains(
+            "lines written to standard error, because the syslog daemon did not accept \
+                                       them: 2"
+        ));
         assert!(next(&third).ends_with(": five"));
         assert_eq!(otherwise, b"three\nfour\n");
     }

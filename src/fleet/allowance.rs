@@ -55,7 +55,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         let left = self.allowance.0.left.load(Ordering::Relaxed);
         if left == 0 {
             self.allowance.0.is_exceeded.store(true, Ordering::Relaxed);
-            let error = format!("the server's reply has more than {MAX_REPLY_LEN} bytes");
+            let error = format!("the reply is longer than {MAX_REPLY_LEN} bytes");
             return Poll::Ready(Err(io::Error::other(error)));
         }
         let before = buffer.filled().len();

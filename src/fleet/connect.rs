@@ -29,19 +29,17 @@ const MAX_PASSWORD_LEN: usize = 1024;
 /// Reasons why the settings of `[fleet]` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    #[error("fleet.url is empty: this host is in no fleet; see docs/fleet.md")]
+    #[error("fleet.url is empty, so this host is not in a fleet; see docs/fleet.md")]
     NotJoined,
-    #[error(
-        "cannot read the password in {path}: {error}; write it there, with mode 0600 and owned by portsentry-fleet"
-    )]
+    #[error("cannot read the password file {path}: {error}; create it with mode 0600, owned by portsentry-fleet")]
     Password { path: PathBuf, error: io::Error },
-    #[error("{path} may be read by other users (mode {mode:04o}); run chmod 0600 {path}", path = .path.display())]
+    #[error("other users can read {path} (mode {mode:04o}); run: chmod 0600 {path}", path = .path.display())]
     PasswordMode { path: PathBuf, mode: u32 },
-    #[error("{path} holds no password, or more than one line; write the password of the user there", path = .path.display())]
+    #[error("{path} is empty or has more than one line; write only the user's password to it", path = .path.display())]
     NoPassword { path: PathBuf },
-    #[error("cannot read the certificates in {path}: {error}; name the fleet's CA in fleet.ca_file", path = .path.display())]
+    #[error("cannot read the certificates in {path}: {error}; set fleet.ca_file to the file of the fleet's CA", path = .path.display())]
     Certificates { path: PathBuf, error: String },
-    #[error("{0} is not a name that a certificate can have; correct fleet.url")]
+    #[error("{0} is not a valid server name for TLS; correct fleet.url")]
     ServerName(String),
 }
 
@@ -85,7 +83,7 @@ impl Endpoint {
                 stream.set_nodelay(true)?;
                 Ok(Box::new(connector.connect(name.clone(), stream).await?))
             }
-            (FleetUrl::Tls { .. }, None) => Err(io::Error::other("no certificates were read")),
+            (FleetUrl::Tls { .. }, None) => Err(io::Error::other("no CA certificates are loaded")),
         }
     }
 }
@@ -121,7 +119,7 @@ fn client_config(path: &Path) -> Result<ClientConfig, SetupError> {
         let _ = roots.add(certificate.map_err(|error| failed(format!("{error:?}")))?);
     }
     if roots.is_empty() {
-        return Err(failed("there is none in it".to_owned()));
+        return Err(failed("the file contains no certificate".to_owned()));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();

@@ -40,11 +40,11 @@ impl Daemon {
         let answer = match timeout(ANSWER_TIMEOUT, self.exchange(request)).await {
             Ok(Ok(FleetReply::Refused { reason })) => Err(reason),
             Ok(answer) => answer.map(drop),
-            Err(_) => Err("it does not answer".to_owned()),
+            Err(_) => Err("the daemon does not answer".to_owned()),
         };
         match answer {
             Ok(()) if std::mem::take(&mut self.is_away) => {
-                tracing::info!("adminalert: fleet: portsentry answers again");
+                tracing::info!("adminalert: fleet: the daemon accepts reports again");
                 self.has_returned = true;
             }
             Ok(()) => {}
@@ -53,8 +53,8 @@ impl Daemon {
                 if !std::mem::replace(&mut self.is_away, true) {
                     let path = self.path.display();
                     tracing::error!(
-                        "adminalert: fleet: no answer from portsentry at {path}: {error}; start it. Until then nothing is \
-                         blocked for reports"
+                        "adminalert: fleet: the daemon at {path} does not accept reports: {error}; start portsentry. \
+                         Until then reports of other hosts block nothing"
                     );
                 }
             }

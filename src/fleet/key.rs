@@ -147,25 +147,29 @@ impl Keyspace {
     /// The reason, and the author for the log, if the key names one.
     pub fn parse(&self, key: &[u8]) -> Result<Key, BadKey> {
         let bad = |author, reason| BadKey { author, reason };
-        let rest = key.strip_prefix(self.prefix.as_bytes()).ok_or(bad(None, "is of another fleet"))?;
+        let rest = key.strip_prefix(self.prefix.as_bytes()).ok_or(bad(None, "it belongs to another fleet"))?;
         let (author, target) = if let Some(target) = rest.strip_prefix(b"lift:") {
             (Author::Operator, target)
         } else {
-            let rest = rest.strip_prefix(b"ban:").ok_or(bad(None, "is neither a report nor a lift"))?;
-            let end = rest.iter().position(|byte| *byte == b':').ok_or(bad(None, "has no target"))?;
+            let rest = rest.strip_prefix(b"ban:").ok_or(bad(None, "it is neither a report nor a lift"))?;
+            let end = rest.iter().position(|byte| *byte == b':').ok_or(bad(None, "it has no target"))?;
             let (host, target) = rest.split_at(end);
             let host = std::str::from_utf8(host).ok().and_then(|host| HostName::parse(host).ok());
-            let host = host.ok_or(bad(None, "has no name of a host"))?;
+            let host = host.ok_or(bad(None, "it has no valid host name"))?;
             (Author::Host(host), target.get(1..).unwrap_or_default())
         };
         if key.len() > MAX_KEY_LEN {
-            return Err(bad(Some(author), "is too long"));
+            return Err(bad(Some(author), "it is too long"));
         }
         let target = std::str::from_utf8(target).ok().and_then(|target| target.parse().ok());
         match target {
-            Some(BanTarget::Prefix(_)) => Err(bad(Some(author), "is of a network wider than /32 or /64")),
+            Some(BanTarget::Prefix(_)) => Err(bad(
+                Some(author),
+                "its network is wider than an IPv4 address or an \
+                                                                 IPv6 /64",
+            )),
             Some(target) => Ok(Key { author, target }),
-            None => Err(bad(Some(author), "has no address that can be blocked")),
+            None => Err(bad(Some(author), "its target is not an address")),
         }
     }
 
@@ -227,7 +231,7 @@ mod tests {
             assert_eq!(read.unwrap_err().author, Some(host("web-1")), "{target:?}");
         }
         let long = format!("portsentry:lab:ban:web-1:{}", "7".repeat(1 << 20));
-        assert_eq!(keys.parse(long.as_bytes()), Err(BadKey { author: Some(host("web-1")), reason: "is too long" }));
+        assert_eq!(keys.parse(long.as_bytes()), Err(BadKey { author: Some(host("web-1")), reason: "it is too long" }));
         for key in [
             "portsentry:other:ban:a:203.0.113.7",
             "portsentry:lab:ban:A:203.0.113.7",

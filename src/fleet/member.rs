@@ -79,7 +79,7 @@ impl Member {
             daemon,
             scan: Schedule::new(),
             told: 0,
-            link: LinkState::Away("it was not asked yet".to_owned()),
+            link: LinkState::Away("the connection is not established yet".to_owned()),
             next: Deadlines::default(),
             checked: None,
         }
@@ -107,8 +107,8 @@ impl Member {
             }
             if away_since.is_none() {
                 tracing::error!(
-                    "adminalert: fleet: {}: {error}. Scans are detected and blocked here as before; bans of other hosts run \
-                     out. It is tried again.",
+                    "adminalert: fleet: not connected to {}: {error}; retrying. Meanwhile this host detects and \
+                     blocks scans as before, and bans of the fleet expire",
                     self.endpoint.url
                 );
                 away_since = Some(now);
@@ -164,7 +164,7 @@ impl Member {
                 one = news.recv() => self.own_news(one),
                 incoming = server.next_notice() => match incoming {
                     Some(incoming) => self.notices(incoming, server, now),
-                    None => return ServerError::Other("the connection has ended".to_owned()),
+                    None => return ServerError::Other("the server has closed the connection".to_owned()),
                 },
                 () = sleep(self.next_due(now).since(now)) => {}
             }

@@ -144,8 +144,8 @@ fn lift_bans(fleet: &Fleet, options: &LiftOptions, out: &mut impl Write) -> Resu
     let span = humantime::format_duration(options.span);
     writeln!(
         out,
-        "the bans of the fleet on {} are lifted; hosts that join within {span} learn of it, too. Reports of it are ignored as long \
-         as they stand",
+        "the fleet's bans of {} are lifted on all hosts, for {span} also on hosts that connect later; reports of it \
+         are ignored until they expire",
         options.target
     )
     .map_err(FleetError::system("write to standard output"))

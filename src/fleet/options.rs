@@ -14,7 +14,7 @@ use crate::types::BanTarget;
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[command(subcommand_precedence_over_arg = true)]
 pub struct FleetOptions {
-    /// The settings [/etc/portsentry/portsentry.toml]
+    /// Configuration file [default: /etc/portsentry/portsentry.toml]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     #[command(subcommand)]
@@ -24,9 +24,9 @@ pub struct FleetOptions {
 /// What `fleet` does instead of running.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum FleetCommand {
-    /// Print a user for the ACL file of the server
+    /// Print a line for the server's ACL file: a user with a password
     Acl(AclOptions),
-    /// Lift the bans of all hosts on an address, at most 4h
+    /// Lift the fleet's bans of an address on all hosts
     Lift(LiftOptions),
 }
 
@@ -34,16 +34,16 @@ pub enum FleetCommand {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[command(override_usage = "portsentry fleet acl [OPTIONS] <HOST>\n       portsentry fleet acl [OPTIONS] --operator")]
 pub struct AclOptions {
-    /// The host, as in fleet.host of its settings
+    /// Host, as named by fleet.host in its configuration
     #[arg(value_name = "HOST", value_parser = HostName::parse, required_unless_present = "operator")]
     pub host: Option<HostName>,
-    /// The user that may lift bans
+    /// Print the user that can lift bans, instead of a host's user
     #[arg(long, conflicts_with = "host")]
     pub operator: bool,
-    /// The user's name [the host's, or operator]
+    /// Name of the user [default: HOST, or operator]
     #[arg(long, value_name = "NAME", value_parser = parse_fleet_name)]
     pub user: Option<String>,
-    /// Take the password from FILE [a new one]
+    /// Read the password from this file [default: a new random password]
     #[arg(long, value_name = "FILE")]
     pub credentials: Option<PathBuf>,
 }
@@ -51,16 +51,16 @@ pub struct AclOptions {
 /// Options of `fleet lift`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct LiftOptions {
-    /// Address or IPv6 /64, as `portsentry list` has it
+    /// Address or IPv6 /64, as shown by `portsentry list`
     #[arg(value_name = "ADDRESS", value_parser = parse_target)]
     pub target: BanTarget,
-    /// How long hosts that join later learn of it
+    /// Duration for which reports of the address are ignored, at most 4h
     #[arg(long = "for", value_name = "SPAN", default_value = "4h", value_parser = parse_lift_span)]
     pub span: Duration,
-    /// The user on the server
+    /// User on the server
     #[arg(long, value_name = "NAME", default_value = "operator", value_parser = parse_fleet_name)]
     pub user: String,
-    /// The file with the user's password
+    /// File with the password of the user
     #[arg(long, value_name = "FILE", default_value = "/etc/portsentry/fleet-operator.password")]
     pub credentials: PathBuf,
 }
@@ -68,12 +68,12 @@ pub struct LiftOptions {
 fn parse_target(text: &str) -> Result<BanTarget, String> {
     let address = text.parse().map(BanTarget::of).ok();
     let target = address.or_else(|| text.parse().ok()).filter(|target| !matches!(target, BanTarget::Prefix(_)));
-    target.ok_or_else(|| "write an address, or an IPv6 /64: nothing wider is ever reported".to_owned())
+    target.ok_or_else(|| "write an address or an IPv6 /64; hosts report no wider networks".to_owned())
 }
 
 fn parse_lift_span(text: &str) -> Result<Duration, String> {
     match parse_span(text)? {
         span if span <= MAX_REMAINING && !span.is_zero() => Ok(span),
-        _ => Err("write at most 4h: no report lasts longer by itself".to_owned()),
+        _ => Err("write 4h or less; a report also lasts at most 4h".to_owned()),
     }
 }

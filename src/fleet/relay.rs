@@ -80,7 +80,7 @@ impl Relay {
             Incoming::Notice(author, _) | Incoming::Bad(author, _) if author == self.own => return false,
             Incoming::Notice(author, notice) => (author, notice),
             Incoming::Bad(author, error) => {
-                self.blame(&author, &format!("a notice {}", error.0), now);
+                self.blame(&author, &format!("a notice is invalid ({})", error.0), now);
                 return false;
             }
         };
@@ -88,7 +88,7 @@ impl Relay {
             Order::Next => false,
             Order::Gap => true,
             Order::TooMany => {
-                self.blame(&author, "it sends more than 600 notices in a minute", now);
+                self.blame(&author, "more than 600 notices in a minute", now);
                 return false;
             }
         };
@@ -147,7 +147,10 @@ impl Relay {
         match schedule.advance(scan, next, names.len(), took, boot_time()) {
             Progress::More => {}
             Progress::TooMany => {
-                tracing::warn!("adminalert: fleet: the server has more keys than a fleet; the scan was ended");
+                tracing::warn!(
+                    "adminalert: fleet: the server has more keys than a fleet can have; the rest is not \
+                                read. Use a server for the fleet alone, and remove other keys"
+                );
                 schedule.end(spread, boot_time());
             }
             Progress::Done => {
@@ -168,12 +171,12 @@ impl Relay {
                 Ok(key) if key.author == self.own => {}
                 Ok(key) if (scan.pass == Pass::Lifts) != (key.author == Author::Operator) => {}
                 Ok(key) if !self.authors.admit_scanned(&key.author) => {
-                    self.blame(&key.author, "it has more than 10000 keys", now);
+                    self.blame(&key.author, "more than 10000 keys", now);
                 }
                 Ok(key) => keys.push(key),
                 Err(bad) => {
                     if let Some(author) = bad.author.filter(|author| *author != self.own) {
-                        self.blame(&author, &format!("a key {}", bad.reason), now);
+                        self.blame(&author, &format!("a key is invalid ({})", bad.reason), now);
                     }
                 }
             }
@@ -189,7 +192,9 @@ impl Relay {
         for (key, entry) in keys.iter().zip(entries) {
             match entry {
                 Entry::Gone => {}
-                Entry::Bad(error) => self.blame(&key.author, &format!("a key {}", error.0), now),
+                Entry::Bad(error) => {
+                    self.blame(&key.author, &format!("the value of a key is invalid ({})", error.0), now)
+                }
                 Entry::Lift(left) => self.lift(key.target, left, now, daemon).await,
                 Entry::Report(report, left) => {
                     let is_lifted = self.lifts.get(&key.target).is_some_and(|until| *until > now);
@@ -208,7 +213,10 @@ impl Relay {
     /// Records a lift and sends it to the daemon. No report of the target is passed on during the lift.
     async fn lift(&mut self, target: BanTarget, left: Duration, now: Timestamp, daemon: &mut Daemon) {
         if self.lifts.len() >= MAX_LIFTS && !self.lifts.contains_key(&target) {
-            tracing::warn!("adminalert: fleet: there are more than {MAX_LIFTS} lifts; that of {target} is ignored");
+            tracing::warn!(
+                "adminalert: fleet: the server has more than {MAX_LIFTS} lifts; the lift of {target} is \
+                            ignored"
+            );
             return;
         }
         // Also sent if the lift is already known, because the daemon may be a new process.
@@ -218,7 +226,10 @@ impl Relay {
 
     fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) {
         if self.authors.blame(author, reason, now) {
-            tracing::warn!("adminalert: fleet: {author} is ignored in part: {reason}");
+            tracing::warn!(
+                "adminalert: fleet: some data of {author} on the server is ignored: {reason}; check \
+                            portsentry on that host"
+            );
         }
     }
 }

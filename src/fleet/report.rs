@@ -63,8 +63,8 @@ impl Report {
     /// The value is too long, has another version, or differs in form from the output of [`Report::to_json`].
     pub fn parse(value: &[u8]) -> Result<Self, BadValue> {
         let ReportWire { class, ports, grade, seq, .. } = parse(value)?;
-        let class = Class::ALL.into_iter().find(|one| one.key() == class).ok_or(BadValue("has an unknown class"))?;
-        let grade = Grade::from_key(&grade).ok_or(BadValue("has an unknown grade of evidence"))?;
+        let class = Class::ALL.into_iter().find(|one| one.key() == class).ok_or(BadValue("its class is unknown"))?;
+        let grade = Grade::from_key(&grade).ok_or(BadValue("its evidence grade is unknown"))?;
         Ok(Self { class, ports, grade, sequence: seq })
     }
 }
@@ -99,7 +99,7 @@ impl Notice {
     pub fn parse(text: &[u8]) -> Result<Self, BadValue> {
         let NoticeWire { seq, target, .. } = parse(text)?;
         match target.parse() {
-            Ok(BanTarget::Prefix(_)) | Err(_) => Err(BadValue("has no address that can be blocked")),
+            Ok(BanTarget::Prefix(_)) | Err(_) => Err(BadValue("its target is not an address or an IPv6 /64")),
             Ok(target) => Ok(Self { sequence: seq, target }),
         }
     }
@@ -127,12 +127,14 @@ pub fn parse_lift(value: &[u8]) -> Result<(), BadValue> {
 
 fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, BadValue> {
     if text.len() > MAX_VALUE_LEN {
-        return Err(BadValue("is too long"));
+        return Err(BadValue("it is too long"));
     }
     match serde_json::from_slice::<Version>(text) {
-        Err(_) => Err(BadValue("is not JSON of this form")),
-        Ok(Version { v: VERSION }) => serde_json::from_slice(text).map_err(|_| BadValue("is not JSON of this form")),
-        Ok(_) => Err(BadValue("is of another version of portsentry")),
+        Err(_) => Err(BadValue("it is not JSON of the expected form")),
+        Ok(Version { v: VERSION }) => {
+            serde_json::from_slice(text).map_err(|_| BadValue("it is not JSON of the expected form"))
+        }
+        Ok(_) => Err(BadValue("it is of an incompatible version")),
     }
 }
 
@@ -148,9 +150,9 @@ fn json(value: &impl Serialize) -> String {
 pub fn remaining(pttl: i64) -> Result<Duration, BadValue> {
     match u64::try_from(pttl).map(Duration::from_millis) {
         Ok(remaining) if remaining <= MAX_REMAINING => Ok(remaining),
-        Ok(_) => Err(BadValue("has more than four hours left")),
-        Err(_) if pttl == -1 => Err(BadValue("has no end")),
-        Err(_) => Err(BadValue("is gone")),
+        Ok(_) => Err(BadValue("it expires in more than four hours")),
+        Err(_) if pttl == -1 => Err(BadValue("it never expires")),
+        Err(_) => Err(BadValue("it has expired")),
     }
 }
 
@@ -199,7 +201,7 @@ mod tests {
             assert!(Report::parse(TEXT.replacen(from, to, 1).as_bytes()).is_err(), "{from} -> {to}");
         }
         let long = format!("{TEXT}{}", " ".repeat(MAX_VALUE_LEN));
-        assert_eq!(Report::parse(long.as_bytes()), Err(BadValue("is too long")));
+        assert_eq!(Report::parse(long.as_bytes()), Err(BadValue("it is too long")));
         assert!(Notice::parse(br#"{"v":1,"seq":1,"target":"0.0.0.0/0"}"#).is_err());
         assert!(parse_lift(b"1").is_err());
     }

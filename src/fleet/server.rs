@@ -32,15 +32,17 @@ const MAX_DETAIL_LEN: usize = 200;
 pub enum ServerError {
     #[error("{0}")]
     Connect(String),
-    #[error("it refuses the user or the password: {0}")]
+    #[error("the server refused the user or the password: {0}; check fleet.user and the file fleet.credentials")]
     Login(String),
-    #[error("it did not answer within {} s", SERVER_TIMEOUT.as_secs())]
+    #[error("the server did not answer within {} s", SERVER_TIMEOUT.as_secs())]
     Slow,
-    #[error("a reply is too large; set proto-max-bulk-len 1mb on the server, and look for keys that are too long")]
+    #[error(
+        "a reply of the server is too large; set proto-max-bulk-len 1mb on the server, and delete keys that are too long"
+    )]
     TooLarge,
-    #[error("it is full: {0}; raise maxmemory on the server")]
+    #[error("the server is out of memory: {0}; raise maxmemory")]
     Full(String),
-    #[error("the ACL of the server refuses it: {0}; compare it with `portsentry fleet acl`")]
+    #[error("the server's ACL refused a command: {0}; compare the ACL with the output of `portsentry fleet acl`")]
     Denied(String),
     #[error("{0}")]
     Other(String),
@@ -111,7 +113,7 @@ impl Server {
         self.connection.psubscribe(channels).await.map_err(|error| explain(&error, &self.allowance))
     }
 
-    /// The next notice; `None` if the connection has ended. Cancel safe.
+    /// The next notice; `None` if the server has closed the connection. Cancel safe.
     pub(super) async fn next_notice(&mut self) -> Option<Incoming> {
         self.notices.recv().await
     }
@@ -190,7 +192,7 @@ impl Server {
                 [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => {
                     return Err(explain(error, &self.allowance));
                 }
-                _ => Entry::Bad(BadValue("is not a string")),
+                _ => Entry::Bad(BadValue("it is not a string")),
             });
         }
         Ok(entries)
@@ -255,7 +257,7 @@ fn set(commands: &mut Pipeline, key: &str, value: &str, left: Duration) {
 }
 
 fn read_entry(key: &Key, value: &Value, pttl: i64) -> Entry {
-    let Value::BulkString(value) = value else { return Entry::Bad(BadValue("is not a string")) };
+    let Value::BulkString(value) = value else { return Entry::Bad(BadValue("it is not a string")) };
     if pttl == -2 {
         return Entry::Gone;
     }
@@ -304,7 +306,7 @@ fn explain(error: &RedisError, allowance: &Allowance) -> ServerError {
         (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => ServerError::Login(detail(error)),
         (_, Some("OOM")) => ServerError::Full(detail(error)),
         (ErrorKind::Server(ServerErrorKind::NoPerm), _) => ServerError::Denied(detail(error)),
-        (ErrorKind::Io, _) => ServerError::Other("the connection has ended".to_owned()),
+        (ErrorKind::Io, _) => ServerError::Other("the server has closed the connection".to_owned()),
         _ => ServerError::Other(detail(error)),
     }
 }

@@ -17,15 +17,22 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
     let entry = options.get("IGNORE_FILE");
     if !ignore.is_empty() {
         if let Some(entry) = entry {
-            output.document.remark("allow", &format!("{}: its place take the networks below.", entry.origin()));
+            output.document.remark(
+                "allow",
+                &format!(
+                    "{}: replaced by the networks below, which are those of \
+                                                      --ignore.",
+                    entry.origin()
+                ),
+            );
         }
         return write_networks(ignore, None, output);
     }
     let Some(entry) = entry else { return };
     let path = entry.value.trim();
     if !Path::new(path).is_absolute() {
-        let why =
-            "it depends on where classic was started; write its whole path into allow.files, or name it with --ignore";
+        let why = "the path is relative to the directory in which classic PortSentry was started; write the absolute path \
+             to allow.files, or name the file with --ignore";
         return output.left_out("allow", entry, why);
     }
     // Debian generates the ignore file from this one and the host's own addresses, which need no entry here.
@@ -40,7 +47,7 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
             write_networks(&[Source { name, bytes }], Some(entry), output);
         }
         Err(error) => {
-            let why = format!("{} cannot be read: {error}; name a copy of it with --ignore", shown(path));
+            let why = format!("cannot read {}: {error}; name a copy of the file with --ignore", shown(path));
             output.left_out("allow", entry, &why);
         }
     }
@@ -56,7 +63,8 @@ fn write_networks(ignore: &[Source], named_by: Option<&Entry>, output: &mut Outp
     });
     let names: Vec<&str> = ignore.iter().map(|source| source.name.as_str()).collect();
     let origin = named_by.map_or_else(String::new, |entry| format!("{}\n", entry.origin()));
-    let remark = format!("{origin}The entries of {}. Own addresses and loopback need none.", names.join(", "));
+    let remark =
+        format!("{origin}The entries of {}. This host's own addresses and loopback need no entry.", names.join(", "));
     output.document.set("allow", "networks", &Value::Texts(texts.collect()), &remark);
 }
 
@@ -64,7 +72,7 @@ fn write_networks(ignore: &[Source], named_by: Option<&Entry>, output: &mut Outp
 /// error.
 fn networks(source: &Source, skips_wrong: bool, output: &mut Output) -> Vec<IpNet> {
     if source.bytes.len() > MAX_LEN {
-        output.errors.add(&source.name, None, None, "is larger than 1 MiB; name a portsentry.ignore");
+        output.errors.add(&source.name, None, None, "the file is larger than 1 MiB; name a portsentry.ignore");
         return Vec::new();
     }
     // Bytes that are not UTF-8 are valid only in a comment; elsewhere they do not parse as a network.
@@ -87,7 +95,8 @@ fn networks(source: &Source, skips_wrong: bool, output: &mut Output) -> Vec<IpNe
     networks.retain(|network| {
         if network.prefix_len() == 0 {
             let message =
-                "is left out: it matches every address, and no source would be blocked; classic takes it for one address";
+                "is left out: it matches every address, so no source would be blocked (classic PortSentry reads it \
+                 as one address)";
             output.notes.add(&source.name, None, None, format!("{network} {message}"));
         }
         network.prefix_len() > 0

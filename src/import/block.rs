@@ -37,8 +37,8 @@ struct Run<'o> {
     undo: Vec<String>,
 }
 
-const SCRIPT: &str = "put it into a script of its own, and write for example command = [\"/usr/local/sbin/SCRIPT\", \
-                      \"$TARGET$\", \"$PORT$\", \"$MODE$\"] and \"run\" in block.method";
+const SCRIPT: &str = "move it to a script, and write for example command = [\"/usr/local/sbin/SCRIPT\", \
+                      \"$TARGET$\", \"$PORT$\", \"$MODE$\"] under [block.run] and add \"run\" to block.method";
 
 pub(super) fn translate(options: &Options, output: &mut Output) {
     let policies = ["BLOCK_TCP", "BLOCK_UDP"].map(|key| policy(options.get(key)?, output));
@@ -73,7 +73,7 @@ fn policy<'o>(entry: &'o Entry<'o>, output: &mut Output) -> Option<(BlockPolicy,
         "1" => BlockPolicy::Yes,
         "2" => BlockPolicy::Run,
         wrong => {
-            let expected = "is none of its values; write \"0\" to log, \"1\" to block, \"2\" to run a command";
+            let expected = "is not a valid value; write \"0\" to log, \"1\" to block, or \"2\" to run a command";
             output.refuse(entry, format!("{} {expected}", quoted(wrong)));
             return None;
         }
@@ -91,13 +91,14 @@ impl<'o> Plan<'o> {
                 Block::Reject => self.nft.push((entry, true)),
                 Block::Route(route) => self.route = Some((entry, route)),
                 Block::DeadGateway => {
-                    let why = "its gateway is no address, only classic's example of a dead host: the command has always failed";
+                    let why = "its gateway is the placeholder from the example file and not an address, so the \
+                               command has always failed";
                     output.left_out("block.route", entry, why);
                 }
             }
         }
         if command.is_narrow {
-            output.note(entry, "blocks some packets of a source only; here a ban covers all of them");
+            output.note(entry, "this command blocks only some packets of a source; a ban here blocks all of them");
         }
         self.log = command.log.map(|log| (entry, log)).or(self.log.take());
         self.expire = command.expire.map(|expire| (entry, expire)).or(self.expire.take());
@@ -107,13 +108,19 @@ impl<'o> Plan<'o> {
         }
         let is_path = |words: &[String]| words.first().is_some_and(|program| program.starts_with('/'));
         let why = match command.words.filter(|words| words.first().is_some_and(|program| !program.is_empty())) {
-            _ if is_recognised => format!("of this line, {}; {SCRIPT}", shown(&command.rest.join("; "))),
-            None => format!("it needs a shell, and none is run here; {SCRIPT}"),
+            _ if is_recognised => format!("this part has no equivalent: {}; {SCRIPT}", shown(&command.rest.join("; "))),
+            None => format!("the command needs a shell, but commands are run without one; {SCRIPT}"),
             Some(words) if !is_path(&words) => {
-                format!("a program needs its whole path here: write it into block.run.command, or {SCRIPT}")
+                format!(
+                    "the path of the program is not absolute: write it with its absolute path to \
+                         block.run.command, or {SCRIPT}"
+                )
             }
-            Some(words) if !words.iter().all(|word| is_command_word(word)) => format!("it is too long; {SCRIPT}"),
-            Some(_) if !may_run => format!("there is one command only; to run it beside KILL_RUN_CMD, {SCRIPT}"),
+            Some(words) if !words.iter().all(|word| is_command_word(word)) => format!(
+                "the command is too long; \
+                                                                                       {SCRIPT}"
+            ),
+            Some(_) if !may_run => format!("only one command can be run, and KILL_RUN_CMD is already one; {SCRIPT}"),
             Some(words) => {
                 self.run = Some(Run { entry, words, undo: command.undo });
                 return;
@@ -132,30 +139,31 @@ impl<'o> Plan<'o> {
         if is_deny_line(&line) {
             self.hosts_deny = Some((entry, line));
         } else {
-            let why = "it is no line of hosts.deny that names $TARGET$, and would deny no source, or the same one for every ban; write for \
-                       example \"ALL: $TARGET$\"";
+            let why = "it is not a rule of hosts.deny that contains $TARGET$, so it would not deny the source; write \
+                       for example \"ALL: $TARGET$\"";
             output.left_out("block.hosts_deny", entry, why);
         }
     }
 
     fn write_policy(&self, table: &str, policy: Option<(BlockPolicy, &Entry)>, output: &mut Output) {
         let Some((policy, entry)) = policy else {
-            let remark = format!("BLOCK_{} is not set: classic only logs.", table.to_uppercase());
+            let remark = format!("BLOCK_{} is not set: classic PortSentry then only logs.", table.to_uppercase());
             return output.document.set(table, "block", &Value::Switch(false), &remark);
         };
         let (value, remark) = match policy {
             BlockPolicy::No => (Value::Switch(false), ""),
             BlockPolicy::Yes if table == "udp" => (
                 Value::Switch(true),
-                "the source of a datagram is easily forged: a stranger can have any address blocked. Write false to only log",
+                "the source of a datagram is easily forged, so an attacker can have any address blocked; write false \
+                 to only log",
             ),
             BlockPolicy::Yes => (Value::Switch(true), ""),
             BlockPolicy::Run if self.run.is_some() => (Value::text("run"), ""),
             BlockPolicy::Run if self.run_blocks => {
-                (Value::Switch(true), "the command of KILL_RUN_CMD blocks, so this does")
+                (Value::Switch(true), "the command of KILL_RUN_CMD blocks, so block = true has the same effect")
             }
             BlockPolicy::Run => {
-                (Value::Switch(false), "there is no command left to run, so this only logs; see KILL_RUN_CMD")
+                (Value::Switch(false), "no command is left to run, so scans are only logged; see KILL_RUN_CMD")
             }
         };
         if !remark.is_empty() {
@@ -169,24 +177,30 @@ impl<'o> Plan<'o> {
         if let Some((entry, expire)) = &self.expire {
             let is_its_own = self.run.as_ref().is_some_and(|run| run.entry.line == entry.line);
             let remark = if is_its_own {
-                "The ban's end, as this command has it."
+                "Duration of a ban, taken from this command."
             } else {
-                "The ban's end; the kernel brings it, and at(1) is not needed."
+                "Duration of a ban, taken from this command. The kernel ends the ban; at(1) is not needed."
             };
             let remark = format!("{}\n{remark}", entry.origin());
             return output.document.set("", "expire", &Value::text(expire), &remark);
         }
         if let Some((entry, what)) = self.may_end {
-            let remark = format!("{}\nIf {what} ends the ban, write the same time here.", entry.origin());
+            let remark = format!("{}\nIf {what} ends the ban, write its time here.", entry.origin());
             output.document.set("", "expire", &Value::text("24h"), &remark);
-            return output
-                .note(entry, &format!("may end bans by {what}: write the same time as expire; \"24h\" is written"));
+            return output.note(
+                entry,
+                &format!(
+                    "{what} may end bans of this command; write that time as expire instead of \
+                                       \"24h\""
+                ),
+            );
         }
-        let remark = "Classic ends no ban by itself; \"never\" does that here. A time is better: addresses change hands, and \
-                      behind one there may be thousands of people.";
+        let remark = "Classic PortSentry never ends a ban; \"never\" would do the same. A time is better, because \
+                      addresses change hands and many users can share one.";
         output.document.set("", "expire", &Value::text("24h"), remark);
         output.note_config(
-            "ends no ban, as classic cannot; expire = \"24h\" is written. Write \"never\" for permanent bans",
+            "classic PortSentry never ends a ban; bans now expire after 24 hours. Write expire = \"never\" for \
+             permanent bans",
         );
     }
 
@@ -198,28 +212,29 @@ impl<'o> Plan<'o> {
         let names: Vec<String> = all.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| (*name).to_owned()).collect();
         if names.is_empty() {
             if blocks {
-                output.document.remark("block", "No option is left that says how to block: nftables it is.");
+                output.document.remark("block", "No option says how to block, so nftables is used.");
                 output.note_config(
-                    "blocks and says no way to do it, which classic only logs; nftables does it here. Write false for \
-                     tcp.block and udp.block to only log",
+                    "blocking is on, but no KILL_ option says how, so classic PortSentry only logs; nftables now \
+                     blocks. Write false for tcp.block and udp.block to only log",
                 );
             }
             return;
         }
         let mut remark = String::new();
         for (entry, _) in &self.nft {
-            remark = format!("{remark}{}: here one nftables set instead of a rule for every source.\n", entry.origin());
-        }
-        if let Some(entry) = lost {
-            remark = format!("{} is left out, see below: nftables blocks in its place.", entry.origin());
-            output.note(entry, "blocks, and is left out: \"nft\" is in block.method in its place");
-        } else if !nft {
-            remark.push_str(
-                "Add \"nft\", or have nothing else: it drops what a blocked source sends, before anything answers.",
+            remark = format!(
+                "{remark}{}: replaced by one nftables set instead of a rule for each source.\n",
+                entry.origin()
             );
         }
+        if let Some(entry) = lost {
+            remark = format!("{} is left out, see below; nftables blocks instead.", entry.origin());
+            output.note(entry, "this command blocks, but is left out; \"nft\" in block.method replaces it");
+        } else if !nft {
+            remark.push_str("Consider \"nft\" in addition or instead: it drops all packets of a blocked source.");
+        }
         if !nft && route {
-            remark.push_str(" A route loses the answers only.");
+            remark.push_str(" A route stops only the answers.");
         }
         output.document.set("block", "method", &Value::Texts(names), remark.trim_end());
     }
@@ -230,7 +245,12 @@ impl<'o> Plan<'o> {
         }
         match &self.log {
             Some((entry, _)) if self.nft.is_empty() => {
-                output.left_out("block.nft", entry, "it logs what nothing here blocks in a packet filter");
+                output.left_out(
+                    "block.nft",
+                    entry,
+                    "it logs packets that a packet filter blocks, but the result \
+                                                     uses no packet filter",
+                );
             }
             Some((entry, rate)) => output.set("block.nft", "log_drops", &Value::text(rate), entry),
             None => {}
@@ -251,22 +271,25 @@ impl<'o> Plan<'o> {
     fn write_run(self, options: &Options, output: &mut Output) {
         let first = options.get("KILL_RUN_CMD_FIRST").and_then(|entry| Some((entry, output.switch(entry)?)));
         if let Some(Run { entry, words, undo }) = self.run {
-            let remark = format!("{}\n$TARGET$ is an address, of IPv6 a /64. No shell is run.", entry.origin());
+            let remark = format!(
+                "{}\n$TARGET$ is an IPv4 address or an IPv6 /64. The command runs without a shell.",
+                entry.origin()
+            );
             output.document.set("block.run", "command", &Value::Texts(words), &remark);
             if !undo.is_empty() {
-                let remark = "Takes back what the command has done, when the ban is over.";
+                let remark = "Reverts the command when the ban has ended.";
                 output.document.set("block.run", "expire_command", &Value::Texts(undo), remark);
             } else if entry.key == "KILL_ROUTE" {
                 output.note(
                     entry,
-                    "may block permanently: write the command that takes it back into block.run.expire_command",
+                    "this command may block permanently; write the command that reverts it to block.run.expire_command",
                 );
             }
             if let Some((entry, is_first)) = first {
                 output.set("block.run", "first", &Value::Switch(is_first), entry);
             }
         } else if let Some((entry, _)) = first {
-            output.document.tail(&format!("{}: there is no command to run.", entry.origin()));
+            output.document.tail(&format!("{}: no effect, because there is no command to run.", entry.origin()));
         }
     }
 }

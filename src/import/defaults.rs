@@ -12,7 +12,7 @@ pub(super) fn parse<'s>(source: &'s Source, output: &mut Output) -> Options<'s> 
     let file = source.name.as_str();
     let mut modes = Options::new(source);
     if source.bytes.len() > MAX_LEN {
-        output.errors.add(file, None, None, "is larger than 1 MiB; name /etc/default/portsentry");
+        output.errors.add(file, None, None, "the file is larger than 1 MiB; name /etc/default/portsentry");
         return modes;
     }
     for (line, text) in lines(source) {
@@ -20,21 +20,21 @@ pub(super) fn parse<'s>(source: &'s Source, output: &mut Output) -> Options<'s> 
         let text = text.trim_start();
         let text = text.strip_prefix("export ").map_or(text, str::trim_start);
         let Some((key, value)) = text.split_once('=').filter(|(key, _)| name(text) == Some(key)) else {
-            output.notes.add(file, Some(line), None, format!("\"{}\" sets no mode; left out", shown(text)));
+            output.notes.add(file, Some(line), None, format!("\"{}\" does not set a mode; left out", shown(text)));
             continue;
         };
         let example = match key {
             "TCP_MODE" => "atcp",
             "UDP_MODE" => "audp",
             _ => {
-                output.notes.add(file, Some(line), Some(key), "is no mode; left out");
+                output.notes.add(file, Some(line), Some(key), "not a mode; left out");
                 continue;
             }
         };
         if let Some(value) = word(value) {
             modes.replace(Entry { file, line, key: key.to_owned(), value });
         } else {
-            let message = format!("{} is no plain word; write {key}=\"{example}\"", shown(value));
+            let message = format!("{} is not a plain word; write {key}=\"{example}\"", shown(value));
             output.errors.add(file, Some(line), Some(key), message);
         }
     }
@@ -85,6 +85,6 @@ mod tests {
     fn shell_only_syntax_is_refused() {
         let (tcp, _, errors, notes) = read("TCP_MODE=$MODE\nOPTIONS=\"-x\"\nif true; then\n");
         assert_eq!((tcp, errors.len(), notes.len()), (None, 1, 2));
-        assert_eq!(errors, ["d:1: TCP_MODE: $MODE is no plain word; write TCP_MODE=\"atcp\""]);
+        assert_eq!(errors, ["d:1: TCP_MODE: $MODE is not a plain word; write TCP_MODE=\"atcp\""]);
     }
 }

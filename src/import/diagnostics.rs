@@ -39,10 +39,10 @@ impl fmt::Display for Diagnostic {
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A file cannot be read.
-    #[error("{}: cannot be read: {error}; name a file that is there and that you may read", path.display())]
+    #[error("{}: cannot read the file: {error}; name an existing file that you can read", path.display())]
     Read { path: PathBuf, error: io::Error },
     /// The result cannot be written.
-    #[error("{}: cannot be written: {error}{}", path.display(), remedy(error))]
+    #[error("{}: cannot write the file: {error}{}", path.display(), remedy(error))]
     Write { path: PathBuf, error: io::Error },
     /// The text is not a configuration of PortSentry, or has errors. Contains at least one error, in the order of the
     /// text.
@@ -93,7 +93,15 @@ impl Diagnostics {
             list.sort_by_key(|diagnostic| diagnostic.line);
             all.append(&mut list);
             if more > 0 {
-                all.push(Diagnostic { file, line: None, key: None, message: format!("{more} more of this kind") });
+                all.push(Diagnostic {
+                    file,
+                    line: None,
+                    key: None,
+                    message: format!(
+                        "further messages about this \
+                                                                                     file: {more}"
+                    ),
+                });
             }
         }
         all
@@ -149,6 +157,6 @@ mod tests {
         let list = diagnostics.into_vec();
         assert_eq!(list.len(), 101);
         assert_eq!(list[0].to_string(), "f:901: KEY: is wrong");
-        assert_eq!(list[100].to_string(), "f: 900 more of this kind");
+        assert_eq!(list[100].to_string(), "f: further messages about this file: 900");
     }
 }

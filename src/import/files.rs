@@ -42,7 +42,7 @@ pub fn read(files: &Files) -> Result<Import, ImportError> {
     translate(&Sources { config, defaults, ignore }, &|path| {
         // Opening a FIFO would block until it has a writer.
         let is_file = path.metadata()?.is_file();
-        if is_file { bytes(path) } else { Err(io::Error::other("it is no regular file")) }
+        if is_file { bytes(path) } else { Err(io::Error::other("not a regular file")) }
     })
 }
 

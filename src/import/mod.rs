@@ -39,21 +39,21 @@ use std::path::PathBuf;
 /// Options of `import`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImportOptions {
-    /// The portsentry.conf to translate [/etc/portsentry/portsentry.conf]
+    /// The portsentry.conf to translate [default: /etc/portsentry/portsentry.conf]
     pub file: Option<PathBuf>,
-    /// Take the modes from this file [if FILE is not given: the enabled portsentry@MODE.service, or /etc/default/portsentry]
+    /// Read TCP_MODE and UDP_MODE from this file [default without FILE: the enabled portsentry@MODE.service, or /etc/default/portsentry]
     #[arg(long, value_name = "FILE")]
     pub defaults: Option<PathBuf>,
-    /// Write the networks of this ignore file into the result (repeatable)
+    /// Copy the networks of this ignore file to allow.networks (repeatable)
     #[arg(long, value_name = "FILE")]
     pub ignore: Vec<PathBuf>,
-    /// Write one JSON object: the result and the notes
+    /// Print one JSON object with the TOML text and the notes
     #[arg(long, conflicts_with = "output")]
     pub json: bool,
-    /// Write the result to this file, which must not be there
+    /// Write the result to this new file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Replace the file of --output
+    /// Replace the file of --output if it exists
     #[arg(long, requires = "output")]
     pub force: bool,
 }

@@ -53,11 +53,11 @@ impl<'s> Options<'s> {
     pub(super) fn parse(source: &'s Source, output: &mut Output) -> Option<Self> {
         let names_an_option = |text| name(text).is_some_and(is_known);
         if source.bytes.len() > MAX_LEN {
-            output.errors.add(&source.name, None, None, "is larger than 1 MiB; name a portsentry.conf");
+            output.errors.add(&source.name, None, None, "the file is larger than 1 MiB; name a portsentry.conf");
             return None;
         }
         if !lines(source).any(|(_, text)| std::str::from_utf8(text).is_ok_and(names_an_option)) {
-            let message = "is no configuration of PortSentry: it has none of its options, such as \
+            let message = "not a configuration of PortSentry: the file has none of its options, such as \
                            TCP_PORTS=\"1,11,15\"; name a portsentry.conf";
             output.errors.add(&source.name, None, None, message);
             return None;
@@ -74,7 +74,7 @@ impl<'s> Options<'s> {
         for (entry, is_indented) in entries {
             let key = entry.key.as_str();
             if is_1_2 && is_indented && is_known(key) {
-                output.note(&entry, "begins with a blank, and PortSentry 1.2 skips such a line; left out");
+                output.note(&entry, "the line begins with a blank, so PortSentry 1.2 skips it; left out");
             } else if is_known(key) || MODES.contains(&key) {
                 options.insert(entry, is_1_2, output);
             } else {
@@ -82,7 +82,7 @@ impl<'s> Options<'s> {
             }
         }
         if is_1_2 && options.known.is_empty() {
-            let message = "has a blank before every option, and PortSentry 1.2 refuses such a file; remove the blanks";
+            let message = "every option has a blank before it, so PortSentry 1.2 reads none; remove the blanks";
             output.errors.add(&source.name, None, None, message);
         }
         Some(options)
@@ -92,11 +92,11 @@ impl<'s> Options<'s> {
         let before = self.known.iter().find(|known| known.key == entry.key);
         if let Some(before) = before.filter(|before| before.value != entry.value) {
             let taken = if is_1_2 {
-                "that one, the first, is taken, as PortSentry 1.2 does. 2.0 takes the last"
+                "the first line is used, as in PortSentry 1.2 (2.0 uses the last)"
             } else {
-                "this one, the last, is taken, as PortSentry 2.0 does. 1.2 takes the first"
+                "this last line is used, as in PortSentry 2.0 (1.2 uses the first)"
             };
-            let message = format!("stands in line {} too; {taken}: delete the line that you do not mean", before.line);
+            let message = format!("also set in line {}; {taken}. Delete the wrong line", before.line);
             output.note(&entry, &message);
         }
         if before.is_none() || !is_1_2 {
@@ -132,21 +132,28 @@ fn entry<'s>(
     output: &mut Output,
 ) -> Result<Entry<'s>, (Option<&'s str>, String)> {
     let Ok(text) = std::str::from_utf8(text) else {
-        return Err((None, "is not UTF-8; save the file as UTF-8".to_owned()));
+        return Err((None, "invalid UTF-8; save the file as UTF-8".to_owned()));
     };
     let Some((key, (_, rest))) = name(text).zip(text.split_once('=')) else {
-        return Err((None, format!("{} is not KEY=\"value\"; write it so, or put # before it", quoted(text))));
+        return Err((
+            None,
+            format!(
+                "{} does not have the form KEY=\"value\"; correct the line, or make it a comment \
+                                   with #",
+                quoted(text)
+            ),
+        ));
     };
     let rest = rest.trim_start();
     let entry = |value: &str| Entry { file, line, key: key.to_owned(), value: value.to_owned() };
     let Some(quote) = rest.chars().next().filter(|c| matches!(c, '"' | '\'')) else {
         let entry = entry(rest.split(" #").next().unwrap_or("").trim_end());
-        output.note(&entry, "has no quotes, and classic skips it; taken as it is meant");
+        output.note(&entry, "the value has no quotes, so classic PortSentry skips the line; the value is used");
         return Ok(entry);
     };
     let inner = rest.get(1..).unwrap_or("");
     let Some((value, after)) = inner.split_once(quote) else {
-        return Err((Some(key), format!("has no closing quote; write {key}=\"value\" on one line")));
+        return Err((Some(key), format!("the closing quote is missing; write {key}=\"value\" on one line")));
     };
     if after.trim_start().is_empty() || after.trim_start().starts_with('#') {
         return Ok(entry(value));
@@ -157,13 +164,17 @@ fn entry<'s>(
         && let Some(value) = inner.strip_suffix(quote)
     {
         let entry = entry(&value.replace("\\\"", "\""));
-        output.note(&entry, "has quotes within its quotes, and classic ends it at the second one; taken as a whole");
+        output.note(
+            &entry,
+            "the value contains quotes, so classic PortSentry ends it at the first inner one; the \
+                             whole value is used",
+        );
         return Ok(entry);
     }
     let after = quoted(after);
     Err((
         Some(key),
-        format!("{after} follows the closing quote; write {key}=\"value\", with no quote like that within"),
+        format!("{after} follows the closing quote; write {key}=\"value\" without quotes inside the value"),
     ))
 }
 
@@ -211,7 +222,7 @@ mod tests {
         let (options, _, notes) = read(b"BLOCK_TCP=\"1\"\nBLOCK_TCP=\"0\"\nBLOCK_UDP=\"1\"\nBLOCK_UDP=\"1\"\n");
         assert_eq!(options.get("BLOCK_TCP").unwrap().value, "0");
         assert_eq!(notes.len(), 1);
-        assert!(notes[0].starts_with("f:2: BLOCK_TCP: stands in line 1 too"), "{notes:?}");
+        assert!(notes[0].starts_with("f:2: BLOCK_TCP: also set in line 1"), "{notes:?}");
     }
 
     #[test]
@@ -223,8 +234,8 @@ mod tests {
         assert_eq!(options.get("KILL_ROUTE").unwrap().value, "b");
         assert!(options.get("BLOCK_TCP").is_none());
         assert_eq!(notes.len(), 3, "{notes:?}");
-        assert!(notes[0].starts_with("f:2: KILL_ROUTE: begins with a blank"), "{notes:?}");
-        assert!(notes[1].starts_with("f:4: KILL_ROUTE: stands in line 3 too; that one, the first"), "{notes:?}");
+        assert!(notes[0].starts_with("f:2: KILL_ROUTE: the line begins with a blank"), "{notes:?}");
+        assert!(notes[1].starts_with("f:4: KILL_ROUTE: also set in line 3; the first line"), "{notes:?}");
     }
 
     #[test]
@@ -235,12 +246,13 @@ mod tests {
         assert_eq!(
             errors,
             [
-                "f:2: BLOCK_UDP: has no closing quote; write BLOCK_UDP=\"value\" on one line",
-                "f:3: \"nonsense\" is not KEY=\"value\"; write it so, or put # before it",
-                "f:5: is not UTF-8; save the file as UTF-8",
-                "f:6: TCP_PORTS: \"2\"\" follows the closing quote; write TCP_PORTS=\"value\", with no quote like that within",
-                "f:7: KILL_RUN_CMD: \"/bin/x\"\" follows the closing quote; write KILL_RUN_CMD=\"value\", with no quote like \
-                 that within",
+                "f:2: BLOCK_UDP: the closing quote is missing; write BLOCK_UDP=\"value\" on one line",
+                "f:3: \"nonsense\" does not have the form KEY=\"value\"; correct the line, or make it a comment with #",
+                "f:5: invalid UTF-8; save the file as UTF-8",
+                "f:6: TCP_PORTS: \"2\"\" follows the closing quote; write TCP_PORTS=\"value\" without quotes inside \
+                 the value",
+                "f:7: KILL_RUN_CMD: \"/bin/x\"\" follows the closing quote; write KILL_RUN_CMD=\"value\" without \
+                 quotes inside the value",
             ]
         );
     }
@@ -250,9 +262,9 @@ mod tests {
         for text in ["", "# nothing\n", "expire = \"24h\"\n[tcp]\nmode = \"off\"\n", "\0\u{1}\u{2}\n\u{7f}ELF\n"] {
             let (_, errors, _) = read(text.as_bytes());
             assert_eq!(errors.len(), 1, "{text:?}");
-            assert!(errors[0].starts_with("f: is no configuration of PortSentry"), "{errors:?}");
+            assert!(errors[0].starts_with("f: not a configuration of PortSentry"), "{errors:?}");
         }
         let (_, errors, _) = read("x\n".repeat(600_000).as_bytes());
-        assert_eq!(errors, ["f: is larger than 1 MiB; name a portsentry.conf"]);
+        assert_eq!(errors, ["f: the file is larger than 1 MiB; name a portsentry.conf"]);
     }
 }

@@ -18,8 +18,8 @@ impl<'s> Output<'s> {
         let config = &sources.config.name;
         let mut document = Document::default();
         document.head(&format!(
-            "Translated from {config} by \"portsentry import\"; the comments say what each line comes from. A key that is \
-             not here has its built-in value. To try it: portsentry --config FILE --log-only"
+            "Translated from {config} by \"portsentry import\"; the comments name the origin of each line. Keys that \
+             are not set have their built-in values. To try it: portsentry --config FILE --log-only"
         ));
         Self { config, document, errors: Diagnostics::new(sources), notes: Diagnostics::new(sources) }
     }
@@ -63,7 +63,7 @@ impl<'s> Output<'s> {
             "0" => Some(false),
             "1" => Some(true),
             wrong => {
-                self.refuse(entry, format!("{} is no switch; write \"0\" or \"1\"", quoted(wrong)));
+                self.refuse(entry, format!("{} is not valid here; write \"0\" or \"1\"", quoted(wrong)));
                 None
             }
         }

@@ -20,23 +20,24 @@ pub(super) fn translate(options: &Options, modes: Option<&Options>, output: &mut
     let misplaced: Vec<&Entry> = MODES.iter().filter_map(|key| options.get(key)).collect();
     for entry in &misplaced {
         let fate = if modes.is_some() {
-            "left out, because that file says the modes"
+            "left out, because that file sets the modes"
         } else {
-            "taken, because nothing else says the mode"
+            "used, because nothing else sets the mode"
         };
-        output.note(entry, &format!("is read by classic from /etc/default/portsentry only; {fate}"));
+        output.note(entry, &format!("classic PortSentry reads this option only from /etc/default/portsentry; {fate}"));
     }
     let says_mode = modes.is_some() || !misplaced.is_empty();
     let lists = ["TCP_PORTS", "UDP_PORTS", "ADVANCED_PORTS_TCP", "ADVANCED_PORTS_UDP"];
     if !says_mode && lists.iter().all(|key| options.get(key).is_none()) {
-        output.document.remark("", "No option names a port: what is watched is what this program watches by itself.");
-        output.note_config("names no port; what is watched is what this program watches by itself");
+        output.document.remark("", "No option lists ports, so the built-in ports are monitored.");
+        output.note_config("the file lists no ports, so the built-in ports are monitored");
         return interface(options, false, output);
     }
     if !says_mode {
         output.note_config(
-            "says no mode: classic has it from its command line or from /etc/default/portsentry. \"stealth\" is \
-             written; if it ran with -atcp or -audp, write \"advanced\", or name that file with --defaults",
+            "the file sets no mode, because classic PortSentry takes it from the command line or \
+             /etc/default/portsentry; \"stealth\" is written. If it ran with -atcp or -audp, write \"advanced\", or \
+             name that file with --defaults",
         );
     }
     protocol("tcp", options, modes, output);
@@ -62,17 +63,17 @@ fn protocol(
     let (mode, remark) = match (modes, mode_entry) {
         (_, Some(entry)) => (named_mode(table, entry, output)?, format!("{} of {}", entry.origin(), entry.file)),
         (Some(modes), None) => {
-            ("off", format!("{} says no {name}_MODE, so that classic does not watch it.", modes.file))
+            ("off", format!("{} does not set {name}_MODE, so classic PortSentry does not monitor {name}.", modes.file))
         }
         (None, None) => match is_set {
             [true, _] => {
                 let remark = format!(
-                    "Nothing says the mode. \"stealth\" is classic's -s{table}, and what 2.0 does by itself; write \
-                     \"connect\" for -{table}, \"advanced\" for -a{table}."
+                    "The mode is not set. \"stealth\" is -s{table} of classic PortSentry and the default of 2.0; \
+                     write \"connect\" for -{table}, \"advanced\" for -a{table}."
                 );
                 ("stealth", remark)
             }
-            [false, true] => ("advanced", format!("Nothing says the mode, and {ports_key} is not set.")),
+            [false, true] => ("advanced", format!("The mode is not set, and neither is {ports_key}.")),
             [false, false] => ("off", format!("{ports_key} is not set.")),
         },
     };
@@ -82,27 +83,27 @@ fn protocol(
     if let Some((entry, listed)) = listed {
         output.set(table, "ports", &port_list(table, &listed), entry);
     } else if let (Some(entry), [false, _], false) = (mode_entry, is_set, is_advanced) {
-        let remedy = format!("which is not set; list them there, or write \"a{table}\"");
-        output.refuse(entry, format!("{} watches the ports of {ports_key}, {remedy}", quoted(&entry.value)));
+        let remedy = format!("which is not set; set it, or write \"a{table}\"");
+        output.refuse(entry, format!("{} monitors the ports of {ports_key}, {remedy}", quoted(&entry.value)));
     }
     let mut watched = PortSet::new();
     if let Some((entry, ports)) = advanced {
         output.set(table, "advanced_ports", &Value::text(ports.to_string()), entry);
         if is_advanced && ports.iter().any(|port| port >= FIRST_EPHEMERAL) {
-            let message = "reaches into the ports of this host's own connections, from 32768 on: late answers to them \
-                           would look like probes; write a smaller one";
+            let message = "the range includes ports of this host's outgoing connections (32768 and above), whose \
+                           late answers look like probes; write a smaller number";
             output.note(entry, message);
         }
         watched = ports;
     } else if is_advanced {
-        let remark = format!("{advanced_key} is not set; this is what classic does then.");
+        let remark = format!("{advanced_key} is not set; this is the default of classic PortSentry.");
         output.document.set(table, "advanced_ports", &Value::text(CLASSIC_ADVANCED), &remark);
         watched = CLASSIC_ADVANCED.parse().unwrap_or_default();
     }
     if let Some((entry, exclude)) = exclude {
         output.set(table, "advanced_exclude", &Value::text(exclude.to_string()), entry);
         if is_advanced && !watched.is_empty() && watched.without(&exclude).is_empty() {
-            output.refuse(entry, format!("leaves no port of {advanced_key} to watch; take some out of it"));
+            output.refuse(entry, format!("excludes every port of {advanced_key}; remove some ports from it"));
         }
     }
     Some(mode)
@@ -116,7 +117,7 @@ fn named_mode(table: &str, entry: &Entry, output: &mut Output) -> Option<&'stati
         Some("a") => "advanced",
         _ => {
             let (value, name) = (quoted(&entry.value), table.to_uppercase());
-            output.refuse(entry, format!("{value} is no mode of {name}; write {table}, s{table} or a{table}"));
+            output.refuse(entry, format!("{value} is not a mode of {name}; write {table}, s{table} or a{table}"));
             return None;
         }
     };
@@ -137,11 +138,15 @@ fn port_set<'o>(
     let text = if is_limit { format!("1-{value}") } else { value.to_owned() };
     let (wrong, remedy) = match text.parse() {
         Ok(ports) => return Some((entry, ports)),
-        Err(PortSetError::NotAPort(_)) if is_limit => (value.to_owned(), "is no port; write a number from 1 to 65535"),
+        Err(PortSetError::NotAPort(_)) if is_limit => (
+            value.to_owned(),
+            "is not a port; write a number from 1 to \
+                                                                          65535",
+        ),
         Err(PortSetError::NotAPort(wrong)) => {
-            (wrong, "is no port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"")
+            (wrong, "is not a port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"")
         }
-        Err(PortSetError::Backwards(wrong)) => (wrong, "runs backwards; write the smaller port first"),
+        Err(PortSetError::Backwards(wrong)) => (wrong, "is a reversed range; write the smaller port first"),
     };
     output.refuse(entry, format!("{} {remedy}", quoted(&wrong)));
     None
@@ -162,17 +167,24 @@ fn interface(options: &Options, connects_udp: bool, output: &mut Output) {
     let Some(entry) = options.get("INTERFACE_ADDRESS") else { return };
     let value = entry.value.trim();
     if value.parse::<IpAddr>().is_ok() {
-        let why = "interfaces are named here, not their addresses; without it every one is watched, or write for example \
-                   interfaces = [\"eth0\"]";
+        let why = "interfaces are selected by name, not by address. Every interface is monitored; to monitor one, \
+                   write for example interfaces = [\"eth0\"]";
         return output.left_out("", entry, why);
     }
     match parse_interface(value) {
         Ok(_) if connects_udp => {
-            let why = "UDP's connect mode hears every interface and cannot tell which; write udp.mode = \"stealth\" to \
-                       watch only one";
+            let why = "the UDP sockets of connect mode receive from every interface; write udp.mode = \"stealth\" to \
+                       monitor only one";
             output.left_out("", entry, why);
         }
         Ok(name) => output.set("", "interfaces", &Value::Texts(vec![name]), entry),
-        Err(_) => output.refuse(entry, format!("{} is no address; write one, or put # before it", quoted(value))),
+        Err(_) => output.refuse(
+            entry,
+            format!(
+                "{} is not an address; write an address, or make the line a comment \
+                                                with #",
+                quoted(value)
+            ),
+        ),
     }
 }

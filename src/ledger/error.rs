@@ -9,12 +9,10 @@ use rusqlite::{Error, ErrorCode};
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// It is behind a symbolic link, which another user could redirect.
-    #[error(
-        "{0} is a symbolic link; replace it with the directory itself, or use the directory that it points to as state directory"
-    )]
+    #[error("{0} is a symbolic link; replace it with a directory, or name its target with --state-dir")]
     Link(PathBuf),
     /// The path is of another kind.
-    #[error("{path} is no {wanted}; move it away")]
+    #[error("{path} is not a {wanted}; move it away")]
     Kind {
         path: PathBuf,
         /// The expected kind.
@@ -32,7 +30,7 @@ pub enum LedgerError {
         user: u32,
     },
     /// Its permissions are too open, or exclude the owner.
-    #[error("{path} has mode {mode:04o}, which is not safe for the ledger; run: chmod {wanted:04o} {path}")]
+    #[error("{path} has mode {mode:04o}, which gives other users access to the ledger; run: chmod {wanted:04o} {path}")]
     Mode {
         path: PathBuf,
         /// Actual mode.
@@ -45,8 +43,8 @@ pub enum LedgerError {
     System { doing: &'static str, path: PathBuf, error: io::Error },
     /// It was written by a later release.
     #[error(
-        "{path} has format {found}, and this portsentry knows formats up to {known}; install the newer portsentry again, \
-         or move the file away"
+        "{path} was written by a newer portsentry (format {found}, this version reads formats up to {known}); \
+         install the newer version again, or move the file away"
     )]
     Newer {
         path: PathBuf,
@@ -56,21 +54,21 @@ pub enum LedgerError {
         known: i64,
     },
     /// The file system does not support it safely.
-    #[error("{0} lies on a file system without shared memory for its log; put the state directory on a local disk")]
+    #[error("the file system of {0} does not support SQLite's shared memory; put the state directory on a local disk")]
     FileSystem(PathBuf),
     /// The file is not a ledger, or is damaged.
     #[error("{path} is damaged: {damage}")]
     Damaged { path: PathBuf, damage: String },
     /// There is no ledger, or it is still empty.
     #[error(
-        "there is no ledger in {0}; portsentry creates it when it starts; to read another directory, use --state-dir"
+        "there is no ledger in {0}; start portsentry, which creates it, or name another directory with --state-dir"
     )]
     Absent(PathBuf),
     /// This user cannot read it.
-    #[error("{0} cannot be read by this user; run this as root, or as the user that portsentry runs as")]
+    #[error("this user cannot read {0}; run this with sudo, or as the user of portsentry")]
     Forbidden(PathBuf),
     /// A copy without the index of its log, which a reader must not create.
-    #[error("{0}-wal holds the last bans, but {0}-shm is missing; copy all three files, or start portsentry once")]
+    #[error("{0}-wal contains the last bans, but {0}-shm is missing; copy all three files, or start portsentry once")]
     Incomplete(PathBuf),
     /// The daemon is started and stopped faster than its ledger can be read.
     #[error("{0} kept changing while it was read; try again")]

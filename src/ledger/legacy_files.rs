@@ -95,7 +95,7 @@ impl LegacyFiles {
         let old = match fs::symlink_metadata(&path) {
             Ok(found) => check_file(&path, &found).map(|()| Some(found))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(LedgerError::system("look at", &path)(error)),
+            Err(error) => return Err(LedgerError::system("inspect", &path)(error)),
         };
         let fill = |file: &mut File| {
             if let Some(old) = &old {
@@ -155,14 +155,18 @@ fn open_history(path: &Path) -> Result<File, LedgerError> {
     }
     let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path);
     let mut file = file.map_err(LedgerError::system("open", path))?;
-    end_last_line(&mut file).map_err(LedgerError::system("mend the last line of", path))?;
+    end_last_line(&mut file).map_err(LedgerError::system("repair the last line of", path))?;
     Ok(file)
 }
 
 /// As [`append`], unless the history is full.
 fn append_bounded(file: &mut File, text: &[u8]) -> io::Result<()> {
     if file.metadata()?.len() >= HISTORY_LIMIT {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has reached 256 MiB and waits to be rotated"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "the file has reached its maximum of 256 MiB; rotate \
+                                                                it",
+        ));
     }
     append(file, text)
 }

@@ -192,7 +192,7 @@ impl Ledger {
             Err(error) => return Err(error),
         };
         let path = place.file(DATABASE);
-        let found = std::fs::symlink_metadata(&path).map_err(LedgerError::system("look at", &path))?;
+        let found = std::fs::symlink_metadata(&path).map_err(LedgerError::system("inspect", &path))?;
         let file = (found.dev(), found.ino());
         // Old rows of the last process are counted with the first bans of this one.
         Ok((Self { connection, place, file, retention: Retention::default(), uncounted: SLACK }, opened))

@@ -89,7 +89,7 @@ impl Reader {
             return Err(LedgerError::Absent(directory.to_owned()));
         }
         if application != schema::APPLICATION {
-            let damage = "it is the database of another program".to_owned();
+            let damage = "the file is the database of another program".to_owned();
             return Err(LedgerError::Damaged { path: path.to_owned(), damage });
         }
         schema::refuse_newer(path, version)?;
@@ -214,7 +214,7 @@ fn refused(directory: &Path, path: &Path, error: io::Error) -> LedgerError {
     match error.kind() {
         io::ErrorKind::NotFound => LedgerError::Absent(directory.to_owned()),
         io::ErrorKind::PermissionDenied => LedgerError::Forbidden(path.to_owned()),
-        _ => LedgerError::system("look at", path)(error),
+        _ => LedgerError::system("inspect", path)(error),
     }
 }
 

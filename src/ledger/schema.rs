@@ -200,7 +200,7 @@ fn inspect(connection: &Connection) -> Result<Option<String>, Error> {
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     let application: i64 = pragma(connection, "application_id")?;
     if tables > 0 && application != APPLICATION {
-        return Ok(Some("it is the database of another program".to_owned()));
+        return Ok(Some("the file is the database of another program".to_owned()));
     }
     Ok(None)
 }

@@ -33,7 +33,7 @@ impl StateDir {
         let found = match (found, made) {
             (Ok(found), _) => found,
             (Err(_), Err(error)) | (Err(error), Ok(())) => {
-                return Err(LedgerError::system("make the state directory", directory)(error));
+                return Err(LedgerError::system("create the state directory", directory)(error));
             }
         };
         refuse_link(directory, &found)?;
@@ -66,9 +66,9 @@ impl StateDir {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-                return made.map(|_| true).map_err(LedgerError::system("make", &path));
+                return made.map(|_| true).map_err(LedgerError::system("create", &path));
             }
-            Err(error) => return Err(LedgerError::system("look at", &path)(error)),
+            Err(error) => return Err(LedgerError::system("inspect", &path)(error)),
         };
         check_file(&path, &found)?;
         let mode = found.mode() & 0o7777;
@@ -93,7 +93,7 @@ impl StateDir {
             to.push(suffix);
             match fs::rename(&from, &to) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(LedgerError::system("move aside", &from)(error));
+                    return Err(LedgerError::system("rename", &from)(error));
                 }
                 _ => {}
             }

@@ -86,10 +86,10 @@ async fn answer(mut stream: TcpStream, metrics: impl Future<Output = Option<Stri
     let (status, kind, body) = match (method, path) {
         (b"GET" | b"HEAD", b"/metrics") => match metrics.await {
             Some(text) => ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
-            None => ("503 Service Unavailable", plain, "the daemon is ending\n".to_owned()),
+            None => ("503 Service Unavailable", plain, "the daemon is shutting down\n".to_owned()),
         },
-        (b"GET" | b"HEAD", _) => ("404 Not Found", plain, "the figures are at /metrics\n".to_owned()),
-        _ => ("405 Method Not Allowed", plain, "only GET\n".to_owned()),
+        (b"GET" | b"HEAD", _) => ("404 Not Found", plain, "the metrics are at /metrics\n".to_owned()),
+        _ => ("405 Method Not Allowed", plain, "use GET\n".to_owned()),
     };
     let length = body.len();
     let head =

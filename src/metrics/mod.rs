@@ -128,78 +128,138 @@ impl Collector for All {
         };
         let one = |value: u64| vec![(Labels::new(), float(value))];
         use MetricType::{Counter, Gauge};
-        put(Gauge, "start_time_seconds", "When the program started", vec![(Labels::new(), snapshot.started)])?;
-        put(Counter, "packets", "Packets that came through the filter", one(metrics.frames.get()))?;
-        put(Counter, "packets_dropped", "Packets that the capture could not hand over", one(metrics.dropped.get()))?;
+        put(
+            Gauge,
+            "start_time_seconds",
+            "Start time of the daemon, in seconds since 1970",
+            vec![(Labels::new(), snapshot.started)],
+        )?;
+        put(Counter, "packets", "Packets that passed the capture filter", one(metrics.frames.get()))?;
+        put(
+            Counter,
+            "packets_dropped",
+            "Packets lost because the capture's ring buffer was full",
+            one(metrics.dropped.get()),
+        )?;
         put(Counter, "packets_malformed", "Packets that could not be decoded", one(metrics.undecoded.get()))?;
-        put(Counter, "packets_judged", "Packets from sources that had been judged", one(metrics.repeated.get()))?;
+        put(Counter, "packets_judged", "Packets from sources that already had a verdict", one(metrics.repeated.get()))?;
         put(
             Counter,
             "decoy_connections",
-            "Connections and datagrams that decoys took",
+            "Connections and datagrams accepted by decoys",
             one(metrics.connections.get()),
         )?;
-        put(Gauge, "decoy_ports", "TCP ports that one listener serves", one(metrics.decoy_ports.get()))?;
-        put(Counter, "decoy_syns", "SYNs that the kernel led to that listener", one(metrics.decoy_syns.get()))?;
-        put(Counter, "decoy_answers", "SYNs that it answered", one(metrics.decoy_answers.get()))?;
+        put(Gauge, "decoy_ports", "TCP ports served by the shared decoy listener", one(metrics.decoy_ports.get()))?;
+        put(
+            Counter,
+            "decoy_syns",
+            "SYNs that the kernel redirected to the shared decoy listener",
+            one(metrics.decoy_syns.get()),
+        )?;
+        put(
+            Counter,
+            "decoy_answers",
+            "SYNs that the shared decoy listener answered",
+            one(metrics.decoy_answers.get()),
+        )?;
         let classes = Class::ALL.map(|class| (vec![("class", class.key())], float(metrics.probes_of(class))));
-        put(Counter, "probes", "Probes that counted against their source", classes.to_vec())?;
+        put(Counter, "probes", "Probes that count as evidence", classes.to_vec())?;
         let ways = Backend::ALL.into_iter().flat_map(|way| Class::ALL.map(|class| (way, class)));
         let kinds = ways.flat_map(|(way, class)| Grade::ALL.map(|grade| (way, class, grade)));
         let bans = kinds.map(|(way, class, grade)| {
             let labels = vec![("method", way.name()), ("reason", class.key()), ("evidence", grade.key())];
             (labels, float(metrics.bans_by(way, class, grade)))
         });
-        put(Counter, "bans", "Bans that came into force", bans.filter(|(_, count)| *count > 0.0).collect())?;
+        put(Counter, "bans", "Bans that were enforced", bans.filter(|(_, count)| *count > 0.0).collect())?;
         let failed = Backend::ALL.map(|way| (vec![("method", way.name())], float(metrics.failed_by(way))));
-        put(Counter, "ban_failures", "Bans that a way to block did not take", failed.to_vec())?;
-        put(Counter, "bans_capped", "Short bans above the ceilings of new bans", one(metrics.capped.get()))?;
-        put(Counter, "bans_withheld", "Sources not banned, because of the ceilings", one(metrics.withheld.get()))?;
+        put(Counter, "ban_failures", "Bans that a backend failed to enforce", failed.to_vec())?;
+        put(
+            Counter,
+            "bans_capped",
+            "Bans shortened because the ceilings of new bans were reached",
+            one(metrics.capped.get()),
+        )?;
+        put(
+            Counter,
+            "bans_withheld",
+            "Sources not banned because the ceilings of new bans were reached",
+            one(metrics.withheld.get()),
+        )?;
         put(Gauge, "bans_intended", "Bans that should be in force", one(snapshot.intended))?;
-        put(Gauge, "bans_missing", "Bans that should be in force and were not found", one(metrics.missing.get()))?;
-        put(Counter, "bans_repaired", "Bans that were missing and were put back", one(metrics.put_back()))?;
+        put(
+            Gauge,
+            "bans_missing",
+            "Bans that should be in force but are missing in the kernel",
+            one(metrics.missing.get()),
+        )?;
+        put(
+            Counter,
+            "bans_repaired",
+            "Bans that were missing in the kernel and have been restored",
+            one(metrics.put_back()),
+        )?;
         if let Some(capacity) = snapshot.capacity {
             let sets = ["blocked", "blocked6"].map(|set| (vec![("set", set)], float(capacity)));
-            put(Gauge, "set_capacity", "Elements that a set of nftables holds at most", sets.to_vec())?;
+            put(Gauge, "set_capacity", "Maximum number of elements of an nftables set", sets.to_vec())?;
         }
         if let Some(fleet) = snapshot.fleet {
-            put(Gauge, "fleet_connected", "Whether the fleet's server can be reached", one(fleet.connected.into()))?;
+            put(
+                Gauge,
+                "fleet_connected",
+                "1 if the fleet process is connected to the server, else 0",
+                one(fleet.connected.into()),
+            )?;
             put(
                 Gauge,
                 "fleet_bans",
-                "Targets that are blocked for reports of other hosts, or would be",
+                "Targets that reports of other hosts block, or would block with fleet.shadow",
                 one(fleet.bans),
             )?;
-            put(Gauge, "fleet_waiting", "Targets that wait for a report of another host", one(fleet.waiting))?;
+            put(Gauge, "fleet_waiting", "Targets not blocked until further hosts report them", one(fleet.waiting))?;
             let outcomes = [("counted", fleet.accepted), ("refused", fleet.refused)];
             let outcomes = outcomes.map(|(outcome, count)| (vec![("outcome", outcome)], float(count)));
-            put(Counter, "fleet_reports", "Reports of other hosts by what became of them", outcomes.to_vec())?;
+            put(Counter, "fleet_reports", "Reports of other hosts, by outcome", outcomes.to_vec())?;
         }
-        put(Gauge, "sources_tracked", "Sources with evidence against them", one(metrics.suspects.get()))?;
-        put(Counter, "sources_evicted", "Sources forgotten because the table was full", one(metrics.evicted.get()))?;
-        put(Counter, "socket_lookups", "Look-ups in the kernel's socket table", one(metrics.lookups.get()))?;
-        put(Counter, "events_lost", "Events that came faster than they could be logged", one(snapshot.events_lost))?;
-        put(Gauge, "allowed_prefixes", "Prefixes that are never blocked", one(snapshot.allowed))?;
+        put(Gauge, "sources_tracked", "Sources with evidence in the source table", one(metrics.suspects.get()))?;
+        put(
+            Counter,
+            "sources_evicted",
+            "Sources evicted because the source table was full",
+            one(metrics.evicted.get()),
+        )?;
+        put(Counter, "socket_lookups", "Queries of the kernel's socket table", one(metrics.lookups.get()))?;
+        put(
+            Counter,
+            "events_lost",
+            "Events lost because they came faster than they could be logged",
+            one(snapshot.events_lost),
+        )?;
+        put(Gauge, "allowed_prefixes", "Prefixes on the allow-list", one(snapshot.allowed))?;
         let ports = [("tcp", &metrics.trapped), ("udp", &metrics.trapped_udp)];
         let ports = ports.map(|(protocol, metric)| (vec![("protocol", protocol)], float(metric.get())));
-        put(Gauge, "trap_ports", "Ports that the kernel's trap watches", ports.to_vec())?;
-        let help = "Ports that have left the trap, while that is more than a quarter of them";
+        put(Gauge, "trap_ports", "Ports that the kernel's trap monitors", ports.to_vec())?;
+        let help = "Ports that left the kernel's trap; 0 while fewer than a quarter left it";
         put(Gauge, "trap_ports_lost", help, one(metrics.trap_lost.get()))?;
         let filling = [("touched", &metrics.trap_touched), ("suspects", &metrics.trap_suspects)];
         let filling = filling.map(|(set, metric)| (vec![("set", set)], float(metric.get())));
-        put(Gauge, "trap_elements", "Elements in the trap's memory, from Linux 6.15 on", filling.to_vec())?;
+        put(
+            Gauge,
+            "trap_elements",
+            "Elements in the sets of the kernel's trap (Linux 6.15 and later)",
+            filling.to_vec(),
+        )?;
         let verdicts = [
             ("condemned", &metrics.trap_caught),
             ("let-go", &metrics.trap_let_go),
             ("shortened", &metrics.trap_shortened),
         ];
         let verdicts = verdicts.map(|(verdict, metric)| (vec![("verdict", verdict)], float(metric.get())));
-        put(Counter, "trap_bans", "Bans of the kernel's trap by what became of them", verdicts.to_vec())?;
+        put(Counter, "trap_bans", "Bans by the kernel's trap, by the verdict of the sensor", verdicts.to_vec())?;
         put(Counter, "hold_dropped", "SYNs of held sources that the kernel dropped", one(metrics.held.get()))?;
-        let help = "Packets whose source the kernel did not hold because a set was full";
+        let help = "Packets of sources that were not held because a set was full";
         put(Counter, "hold_full", help, one(metrics.hold_full.get()))?;
         let reactions = Reactions(metrics);
-        let help = "Time from the capture of a packet to the acknowledged ban";
+        let help = "Time from the capture of a packet until the kernel has acknowledged the ban";
         reactions.encode(encoder.encode_descriptor("reaction_seconds", help, None, MetricType::Histogram)?)
     }
 }

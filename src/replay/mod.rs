@@ -39,15 +39,15 @@ use summary::{NoEvidence, Summary};
 /// Options of `replay`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ReplayOptions {
-    /// The capture to read (pcap or pcapng)
+    /// Capture file to read (pcap or pcapng)
     pub file: PathBuf,
-    /// Read settings from this file
+    /// Configuration file [default: /etc/portsentry/portsentry.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Take this address or network as the host's own (repeatable)
+    /// Judge only packets to this address or network (repeatable) [default: every address]
     #[arg(long, value_name = "PREFIX", value_parser = parse_network)]
     pub local: Vec<IpNet>,
-    /// Write events as JSON, one a line
+    /// Print events as JSON, one object per line
     #[arg(long)]
     pub json: bool,
 }
@@ -73,7 +73,7 @@ pub enum ReplayError {
         error: FileError,
     },
     /// The capture contains nothing that can be judged.
-    #[error("{}: holds only frames of link type {link}, which is not read; capture Ethernet, \"any\" or bare IP", path.display())]
+    #[error("{}: the file has only packets of the unsupported link type {link}; capture on an Ethernet interface, a raw IP interface, or \"any\"", path.display())]
     UnreadLink {
         path: PathBuf,
         /// The numbers of its link types.
@@ -83,7 +83,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Config(#[from] ConfigErrors),
     /// The results cannot be written.
-    #[error("the results cannot be written: {0}")]
+    #[error("cannot write the results: {0}")]
     Write(#[from] io::Error),
 }
 
@@ -350,6 +350,6 @@ fn configuration(options: &ReplayOptions) -> String {
     let default = Path::new(DEFAULT_CONFIG);
     match options.config.as_deref().or_else(|| default.exists().then_some(default)) {
         Some(path) => path.display().to_string(),
-        None => "built-in defaults".to_owned(),
+        None => "built-in values".to_owned(),
     }
 }

@@ -8,6 +8,7 @@ use super::summary::{Judged, NoEvidence, Open, Port, Summary};
 use crate::engine::IgnoreReason;
 use crate::events::classic_log;
 use crate::events::event::EventKind;
+use crate::types::counted;
 
 /// Maximum number of open ports that are listed.
 const OPEN: usize = 32;
@@ -17,7 +18,7 @@ pub(super) fn line(what: &EventKind) -> Option<String> {
     let line = classic_log::of(what)?;
     Some(match what {
         EventKind::Blocked { .. } => line.replacen(" has been blocked via ", " would be banned via ", 1),
-        EventKind::Repeated { .. } => line.replacen(" is already blocked Ignoring", " would be banned already", 1),
+        EventKind::Repeated { .. } => line.replacen(" is already blocked Ignoring", " would already be banned", 1),
         EventKind::Scan(_) => line + "; only logged",
         _ => line,
     })
@@ -27,18 +28,20 @@ pub(super) fn line(what: &EventKind) -> Option<String> {
 pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     writeln!(out)?;
     match (summary.first, summary.last) {
-        (Some(first), Some(last)) => writeln!(out, "{} packets, from {first} to {last}", summary.packets)?,
+        (Some(first), Some(last)) => writeln!(out, "{}, from {first} to {last}", counted(summary.packets, "packet"))?,
         _ => writeln!(out, "no packets")?,
     }
     writeln!(out, "configuration: {}", summary.configuration)?;
     match summary.local.as_slice() {
-        [] => {
-            writeln!(out, "judged: the ports of every address, each as a host by itself; --local names your own hosts")?
-        }
+        [] => writeln!(
+            out,
+            "judged: the ports of every address, each as a separate host; name your own hosts with \
+                           --local"
+        )?,
         local => writeln!(out, "judged: the ports of {}", Joined(local.iter()))?,
     }
     if !summary.gateways.is_empty() {
-        writeln!(out, "taken to be gateways: {}", Joined(summary.gateways.iter()))?;
+        writeln!(out, "inferred gateways: {}", Joined(summary.gateways.iter()))?;
     }
     write_judged(out, "would be banned", &summary.blocked)?;
     write_judged(out, "would be logged, not banned", &summary.logged)?;
@@ -48,20 +51,21 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     for suspect in summary.suspects.values() {
         let ports =
             Ports(suspect.ports.iter().map(|port| Port { protocol: suspect.protocol, port: *port, class: None }));
-        let (probes, distinct) = (suspect.probes, suspect.distinct);
+        let (probes, distinct) = (counted(suspect.probes, "probe"), counted(suspect.distinct, "port"));
         let (target, victims) = (suspect.target, Joined(suspect.victims.iter()));
-        writeln!(out, "  {target}: {ports} of {victims} ({probes} probes, at most {distinct} ports at one time)")?;
+        writeln!(out, "  {target}: {ports} of {victims} ({probes}, at most {distinct} at one time)")?;
     }
     if !summary.spared.is_empty() {
         writeln!(out, "{} never blocked:", summary.spared.len())?;
     }
     for protected in summary.spared.values() {
         let ports = Ports(protected.ports.iter().copied());
-        let (source, protection, probes) = (protected.source, protected.protection, protected.probes);
-        writeln!(out, "  {source}: {protection}; {ports} ({probes} probes)")?;
+        let (source, protection) = (protected.source, protected.protection);
+        let probes = counted(protected.probes, "probe");
+        writeln!(out, "  {source}: {protection}; {ports} ({probes})")?;
     }
     if summary.unlisted > 0 {
-        writeln!(out, "{} more sources are not listed", summary.unlisted)?;
+        writeln!(out, "sources that are not listed: {}", summary.unlisted)?;
     }
     write_open(summary, out)?;
     write_counts(summary, out)
@@ -69,14 +73,14 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
 
 fn write_open(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     if !summary.open.is_empty() {
-        writeln!(out, "ports taken to be open, because of what was seen: {}", summary.open.len())?;
+        writeln!(out, "inferred open ports: {}", summary.open.len())?;
     }
     for Open { address, port, reason, packets } in summary.open.values().take(OPEN) {
         let reason = match reason {
-            Sign::Sends => "packets from it",
-            Sign::Connection => "a connection to it that went on",
+            Sign::Sends => "it sent packets",
+            Sign::Connection => "it accepted a connection",
         };
-        writeln!(out, "  {address} {}: {reason} ({packets} packets)", Ports([*port].into_iter()))?;
+        writeln!(out, "  {address} {}: {reason} ({})", Ports([*port].into_iter()), counted(*packets, "packet"))?;
     }
     if summary.open.len() > OPEN {
         writeln!(out, "  and {} more", summary.open.len() - OPEN)?;
@@ -94,7 +98,7 @@ fn write_judged(out: &mut impl Write, what: &str, list: &[Judged]) -> io::Result
         let (ports, victims) = (Ports(judged.ports.iter().copied()), Joined(judged.victims.iter()));
         write!(out, ", because {}: {ports} of {victims}", judged.reason)?;
         if judged.later > 0 {
-            write!(out, "; {} packets came later", judged.later)?;
+            write!(out, "; later packets: {}", judged.later)?;
         }
         writeln!(out)?;
     }
@@ -103,45 +107,45 @@ fn write_judged(out: &mut impl Write, what: &str, list: &[Judged]) -> io::Result
 
 fn write_counts(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     if !summary.innocent.is_empty() {
-        writeln!(out, "packets that are no evidence:")?;
+        writeln!(out, "packets that do not count as evidence:")?;
     }
     for (why, count) in &summary.innocent {
         writeln!(out, "  {count:>10}  {}", sentence(*why))?;
     }
     let undecoded = [
         (summary.undecoded.not_ip, "not IP"),
-        (summary.undecoded.truncated, "captured too short to judge"),
+        (summary.undecoded.truncated, "truncated by the capture"),
         (summary.undecoded.malformed, "malformed"),
     ];
     for (count, what) in undecoded.into_iter().filter(|(count, _)| *count > 0) {
         writeln!(out, "  {count:>10}  {what}")?;
     }
     for (link, count) in &summary.unknown_links {
-        writeln!(out, "  {count:>10}  of link type {link}, which is not read")?;
+        writeln!(out, "  {count:>10}  of the unsupported link type {link}")?;
     }
     if summary.forgot_ports {
-        writeln!(out, "more ports were in use than can be remembered: some of the above may be no scan")?;
+        writeln!(out, "more ports were in use than can be remembered, so some sources above may not be scanners")?;
     }
     Ok(())
 }
 
 fn sentence(why: NoEvidence) -> &'static str {
     let NoEvidence::Engine(why) = why else {
-        return "without an answer in the capture: their ports need not be closed (--local judges them)";
+        return "without an answer in the capture, so their ports may be open (--local counts them as closed)";
     };
     match why {
-        IgnoreReason::Own => "the host's own",
-        IgnoreReason::NoRequest => "answers, or without a port",
+        IgnoreReason::Own => "sent by the host itself",
+        IgnoreReason::NoRequest => "answers, or packets without a port",
         IgnoreReason::NotUnicast => "broadcast, multicast, or for another host on the link",
-        IgnoreReason::NotOurs => "for an address that is not --local",
-        IgnoreReason::NoSource => "from an address that no host can have",
+        IgnoreReason::NotOurs => "to an address outside --local",
+        IgnoreReason::NoSource => "from an address that cannot be a source",
         IgnoreReason::Damaged => "damaged",
-        IgnoreReason::WrongInterface => "on an interface by which no route leads back",
-        IgnoreReason::NotMonitored => "for ports that are not watched",
-        IgnoreReason::Open => "for ports in use",
-        IgnoreReason::RecentlyOpen => "for ports in use a moment ago",
-        IgnoreReason::RememberedService => "for ports of services that are remembered",
-        IgnoreReason::OtherInterface => "of an interface that is not watched",
+        IgnoreReason::WrongInterface => "on an interface that has no route back to the source",
+        IgnoreReason::NotMonitored => "to ports that are not monitored",
+        IgnoreReason::Open => "to ports in use",
+        IgnoreReason::RecentlyOpen => "to ports in use a moment ago",
+        IgnoreReason::RememberedService => "to ports of remembered services",
+        IgnoreReason::OtherInterface => "on an interface that is not monitored",
     }
 }
 

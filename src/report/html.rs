@@ -52,10 +52,10 @@ pub fn html(stats: &ReportStats, host: Option<&str>) -> String {
 fn tiles(stats: &ReportStats) -> Markup {
     let tiles = [
         ("Bans", stats.bans, "began in this period"),
-        ("Sources", stats.sources, "addresses, of IPv6 whole /64 networks"),
-        ("In force now", stats.in_force, "whenever they began"),
-        ("Came back", stats.repeaters, "sources that had been banned before"),
-        ("Probes", stats.probes, "until they were banned"),
+        ("Sources", stats.sources, "IPv4 addresses and IPv6 /64 networks"),
+        ("In force now", stats.in_force, "also those that began earlier"),
+        ("Repeat offenders", stats.repeaters, "sources that had been banned before"),
+        ("Probes", stats.probes, "before the bans"),
     ];
     html! {
         dl.tiles {
@@ -73,12 +73,12 @@ fn quiet(stats: &ReportStats) -> Markup {
                 h2 { "No source has been blocked yet" }
                 p {
                     "The ledger is empty. If portsentry is running, no source has scanned this host; " code { "systemctl status portsentry" }
-                    " tells whether it is running."
+                    " shows whether it is running."
                 }
             } @else {
                 h2 { "All quiet" }
                 p {
-                    "No ban began in this period. The ledger has older ones: a longer " code { "--since" } " shows them."
+                    "No ban began in this period. The ledger has older bans: a longer " code { "--since" } " shows them."
                 }
             }
         }
@@ -88,19 +88,19 @@ fn quiet(stats: &ReportStats) -> Markup {
 fn remarks(stats: &ReportStats) -> Markup {
     html! {
         p {
-            "All times are UTC. A blocked source is known by its address, which can be forged where no connection was made, \
-             and many people may share one."
+            "All times are UTC. A source is identified by its address, which can be forged unless a connection was \
+             completed, and which many users may share."
         }
         @if stats.ahead > 0 {
             p {
-                "Left out: " (counted(stats.ahead, "ban begins", "bans begin"))
-                " after the time of this page. The clock has been set back."
+                "Not counted: " (counted(stats.ahead, "ban begins", "bans begin"))
+                " after the time of this page, because the clock was set back."
             }
         }
         @if stats.unreadable > 0 {
             p {
-                "Left out: " (counted(stats.unreadable, "row of the ledger makes", "rows of the ledger make"))
-                " no sense. A failing disk or another program wrote them."
+                "Not counted: " (counted(stats.unreadable, "row of the ledger is", "rows of the ledger are"))
+                " unreadable. Check the disk, and whether another program writes to the ledger."
             }
         }
     }

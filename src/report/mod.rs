@@ -28,16 +28,16 @@ use clap::Args;
 /// Options of `report`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ReportOptions {
-    /// Look back this far: 24h, 30d, 1y
+    /// Count bans that began within this time: 24h, 30d, 1y
     #[arg(long, value_name = "SPAN", default_value = "30d", value_parser = parse_since)]
     pub since: Duration,
     /// Write to this file instead of standard output
     #[arg(short = 'o', value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Read the ledger in this directory
+    /// Directory of the ledger
     #[arg(long, value_name = "DIR", default_value = crate::ledger::DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
-    /// Write the figures as a JSON object instead of a page
+    /// Write the statistics as one JSON object instead of an HTML page
     #[arg(long)]
     pub json: bool,
 }
@@ -47,7 +47,9 @@ const SINCE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from
 
 fn parse_since(text: &str) -> Result<Duration, String> {
     let span = humantime::parse_duration(text).ok().filter(|span| SINCE.contains(span));
-    span.ok_or_else(|| "write a span from one minute to ten years, for example \"24h\", \"30d\" or \"1y\"".to_owned())
+    span.ok_or_else(|| {
+        "write a duration from one minute to ten years, for example \"24h\", \"30d\" or \"1y\"".to_owned()
+    })
 }
 
 /// The host name of the kernel; `None` if none is set.

@@ -33,19 +33,19 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
         (section("time", "wide", "Bans over time", &over_time(stats)))
         (section("ports", "", "Ports", &ports(stats)))
         (section("networks", "", "Networks", &networks(stats)))
-        (section("recent", "wide", "Recent bans", &recent(&stats.recent, "Kind", "The newest bans on evidence.")))
+        (section("recent", "wide", "Recent bans", &recent(&stats.recent, "Kind", "The newest bans by the detector.")))
         (section("sources", "", "Sources", &sources(stats)))
         (section("offenders", "wide", "Repeat offenders", &offenders(stats)))
         @if !stats.by_hand.is_empty() {
-            (section("by-hand", "wide", "By hand and imported",
-                &recent(&stats.by_hand, "Reason", "The newest bans that an operator or an import has made.")))
+            (section("by-hand", "wide", "Manual and imported",
+                &recent(&stats.by_hand, "Reason", "The newest bans by operators and by imports.")))
         }
         (section("hours", "hours", "Hours of the week", &hours(stats)))
-        (shares("classes", "", "Kinds of probes", "Kind", "By the probe that decided.", &classes))
-        (shares("evidence", "", "Evidence", "Grade", "How far it can be trusted.", &evidence))
-        (shares("ends", "third", "What became of them", "End", "Of the bans that began in this period.", &ends))
-        (shares("authors", "third", "Origin of the bans", "By", "What caused the ban.", &authors))
-        (shares("methods", "third", "What blocks them", "Method", "What keeps the source out.", &methods))
+        (shares("classes", "", "Kinds of scans", "Kind", "Class of the probe that caused the ban.", &classes))
+        (shares("evidence", "", "Evidence", "Grade", "Whether the source can be forged.", &evidence))
+        (shares("ends", "third", "Ends of the bans", "End", "State of the bans that began in this period.", &ends))
+        (shares("authors", "third", "Origin", "By", "What created the ban.", &authors))
+        (shares("methods", "third", "Backends", "Method", "What enforces the ban.", &methods))
     }
 }
 
@@ -72,7 +72,7 @@ fn over_time(stats: &ReportStats) -> Markup {
     ];
     let is_apart = |index, anchor| anchor == "start" || index > 0 && (anchor == "end" || index < last);
     html! {
-        p.caption { "Each bar stands for " (unit) "; the first and the last are cut by the period." }
+        p.caption { "Each bar stands for " (unit) "; the first and the last are shortened by the period." }
         svg.chart role="img" aria-labelledby="chart-title chart-desc" {
             title #chart-title { "Bans over time, each bar for " (unit) }
             desc #chart-desc {
@@ -96,9 +96,9 @@ fn over_time(stats: &ReportStats) -> Markup {
             }
         }
         details {
-            summary { "The same as a table" }
+            summary { "As a table" }
             table {
-                caption { "Bans that began within " (unit) " from the time that is given, UTC." }
+                caption { "Bans that began within " (unit) " from the given time on, UTC." }
                 thead { tr { th scope="col" { "From" } th.n scope="col" { "Bans" } } }
                 tbody {
                     @for (start, bans) in bars {
@@ -122,7 +122,7 @@ fn hours(stats: &ReportStats) -> Markup {
     let level = |bans| if bans == 0 { 0 } else { 1 + fraction(bans, most, 4) };
     html! {
         table {
-            caption { "Bans by weekday and hour (UTC): the stronger the colour, the more." }
+            caption { "Bans by weekday and hour (UTC): a stronger colour means more bans." }
             thead {
                 tr {
                     th scope="col" { "Hour" }
@@ -153,7 +153,7 @@ fn offenders(stats: &ReportStats) -> Markup {
     html! {
         table.cards role="table" {
             caption {
-                "Sources that were banned in this period and had been before, with all that the ledger remembers of them."
+                "Sources banned in this period that had been banned before, with all their bans in the ledger."
             }
             thead role="rowgroup" {
                 tr role="row" {
@@ -184,7 +184,7 @@ pub(super) fn would_block(stats: &ReportStats) -> Markup {
     let cell = |head, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };
     let content = html! {
         table.cards role="table" {
-            caption { "Sources that did enough for a ban while their protocol was only logged, the newest first." }
+            caption { "Sources that would have been banned while scans were only logged, newest first." }
             thead role="rowgroup" {
                 tr role="row" {
                     @for head in ["Source", "Reason", "Times", "Last"] { th role="columnheader" scope="col" { (head) } }
@@ -249,9 +249,9 @@ fn sources(stats: &ReportStats) -> Markup {
 fn ports(stats: &ReportStats) -> Markup {
     let Top { items, more } = &stats.ports;
     if items.is_empty() {
-        return html! { p.caption { "None: no ban of this period had a probe before it." } };
+        return html! { p.caption { "None: no ban of this period follows a probe." } };
     }
-    let caption = "Ports that were touched before a ban, and in how many of all bans. One ban may name several.";
+    let caption = "Ports probed before a ban, with the share of all bans. One ban may have several ports.";
     let rows = items.iter().map(|((protocol, port), bans)| {
         let name = html! {
             (protocol.name()) @if *protocol == Protocol::Icmp { " type" } " " (port)
@@ -264,7 +264,7 @@ fn ports(stats: &ReportStats) -> Markup {
 
 fn networks(stats: &ReportStats) -> Markup {
     let Top { items, more } = &stats.networks;
-    let caption = "Where they came from: /24 of IPv4, /48 of IPv6.";
+    let caption = "Networks of the sources: IPv4 /24, IPv6 /48.";
     let rows = items
         .iter()
         .map(|network| (html! { code { (display(network.prefix)) } }, network.bans, number(network.sources)));
@@ -307,15 +307,15 @@ fn and_more(more: u64, one: &str, many: &str) -> Markup {
 /// `None` for bans without evidence.
 fn evidence_title(key: &str) -> Option<&'static str> {
     match key {
-        "proven" => Some("proven: completed handshakes"),
-        "forgeable" => Some("forgeable: any sender could have sent it"),
+        "proven" => Some("proven: completed connections"),
+        "forgeable" => Some("forgeable: the source could be forged"),
         _ => None,
     }
 }
 
 fn class_title(class: Option<Class>) -> &'static str {
     match class {
-        None => "none: by hand or imported",
+        None => "none: manual or imported",
         Some(Class::Connect) => "completed connection",
         Some(Class::Syn) => "TCP SYN",
         Some(Class::Null) => "TCP NULL",
@@ -334,9 +334,9 @@ fn class_title(class: Option<Class>) -> &'static str {
 /// The title of an author; the key itself if it has none.
 fn author_title(key: &'static str) -> &'static str {
     match key {
-        "detector" => "the detector, on evidence",
-        "operator" => "a person, by hand",
-        "import" => "an imported list",
+        "detector" => "the detector",
+        "operator" => "an operator",
+        "import" => "an import",
         key => key,
     }
 }

@@ -55,7 +55,7 @@ fn needed(policy: &Policy, shut_out: bool) -> CapabilitySet {
 /// its own files may pass through all directories.
 pub(super) fn cut(policy: &Policy, (nice, shut_out): (bool, bool), warnings: &mut Vec<String>) {
     if let Err(error) = try_cut(policy, nice, shut_out) {
-        warnings.push(format!("its capabilities cannot be reduced ({error})"));
+        warnings.push(format!("cannot reduce the capabilities of the process ({error})"));
     }
 }
 

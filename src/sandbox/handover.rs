@@ -43,7 +43,8 @@ const LOST_AND_FOUND: &str = "lost+found";
 pub enum HandoverError {
     /// Other programs depend on it.
     #[error(
-        "refused to give {} to {account}: it is a system directory; use a directory for portsentry alone with --state-dir, --socket or fleet.socket",
+        "refused to change the owner of {} to {account}, because it is a system directory; use a separate directory \
+         with --state-dir, --socket or fleet.socket",
         folder.display()
     )]
     SystemFolder {
@@ -54,8 +55,8 @@ pub enum HandoverError {
     },
     /// The change would give away files of others, or put them under the control of the new owner.
     #[error(
-        "refused to give {} to {account}: it holds {entry:?}, which is not a file of portsentry; use a new or an empty directory \
-         with --state-dir, --socket or fleet.socket",
+        "refused to change the owner of {} to {account}, because it contains {entry:?}, which is not a file of \
+         portsentry; use a new or empty directory with --state-dir, --socket or fleet.socket",
         folder.display()
     )]
     ForeignEntry {
@@ -290,7 +291,7 @@ fn change_owner(open: &File, account: &Account) -> Result<(), Errno> {
 fn is_system(path: &Path, found: &Metadata) -> io::Result<bool> {
     let real = path.canonicalize()?;
     if id(&real.metadata()?) != id(found) {
-        return Err(io::Error::other("it was replaced in the meantime"));
+        return Err(io::Error::other("the file was replaced in the meantime"));
     }
     let is_below = SYSTEM.iter().any(|folder| real.starts_with(folder));
     Ok(is_below || real.components().count() <= 2 || real.parent() == Some(Path::new("/var")))

@@ -48,7 +48,7 @@ pub struct InstanceLock {
 pub enum InstanceLockError {
     /// Another daemon is running.
     #[error(
-        "portsentry already runs in this network namespace{}; stop it first, or query it with portsentry status",
+        "portsentry is already running in this network namespace{}; stop it first, or see `portsentry status`",
         process.map_or(String::new(), |process| format!(", as process {process}"))
     )]
     Other {
@@ -56,7 +56,7 @@ pub enum InstanceLockError {
         process: Option<i32>,
     },
     /// The operating system refused something.
-    #[error("cannot determine whether portsentry already runs: {0}")]
+    #[error("cannot determine whether portsentry is already running: {0}")]
     System(#[from] io::Error),
 }
 
@@ -103,8 +103,8 @@ impl InstanceLock {
     fn in_doubt(holder: &str, process: Option<i32>) -> Self {
         let process = process.map_or(String::new(), |process| format!(" (process {process})"));
         let doubt = format!(
-            "{holder}{process} holds the abstract socket @portsentry, which detects a second daemon: it is unknown whether \
-             one runs"
+            "{holder}{process} occupies the abstract socket @portsentry, so a second daemon would not be detected; \
+             make sure that only one runs"
         );
         Self { listener: None, doubt: Some(doubt) }
     }
@@ -186,7 +186,7 @@ mod tests {
         bind(&silent, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();
         let begin = Instant::now();
         let alone = InstanceLock::claim_as(&name).unwrap();
-        assert!(alone.doubt().unwrap().contains("it is unknown whether") && begin.elapsed() >= HOLDER_TIMEOUT);
+        assert!(alone.doubt().unwrap().contains("would not be detected") && begin.elapsed() >= HOLDER_TIMEOUT);
     }
 
     #[test]

@@ -147,11 +147,12 @@ pub fn check_folders(policy: &Policy) -> Result<(), HandoverError> {
 pub fn obstacles(policy: &Policy) -> Vec<String> {
     let account = match Account::find(policy) {
         Ok(account) => account,
-        Err(why) => return why.map(|why| format!("portsentry would stay root: {why}")).into_iter().collect(),
+        Err(why) => return why.map(|why| format!("portsentry would continue as root: {why}")).into_iter().collect(),
     };
     let shut_out = account.is_shut_out(policy).map(|why| {
         format!(
-            "{why}: portsentry would keep CAP_DAC_READ_SEARCH; chmod o+x the directories and o+r the files, or move them"
+            "{why}, so portsentry would keep CAP_DAC_READ_SEARCH; run chmod o+x on the directories and o+r on the \
+             files, or move them"
         )
     });
     let foreign = handover::foreign(policy, &account).into_iter().map(|(path, owner)| {
@@ -189,15 +190,20 @@ impl Sandbox {
             Err(stays) => {
                 // The daemon has started this helper because it is root.
                 let stays = stays.filter(|_| policy.process != Process::Files);
-                warnings.extend(stays.map(|why| format!("it stays root, without root's capabilities: {why}")));
+                warnings.extend(stays.map(|why| {
+                    format!(
+                        "portsentry continues as root, without root's capabilities: \
+                                                         {why}"
+                    )
+                }));
                 None
             }
         };
         capabilities::cut(policy, (nice, shut_out.is_some()), &mut warnings);
         if let Some(why) = shut_out {
             warnings.push(format!(
-                "{why}: it keeps CAP_DAC_READ_SEARCH, which permits more access than it needs; grant access \
-                 (chmod o+x on directories, o+r on files) or move the files, and restart portsentry"
+                "{why}, so portsentry keeps CAP_DAC_READ_SEARCH, which permits it to read every file; run chmod o+x \
+                 on the directories and o+r on the files, or move them, and restart portsentry"
             ));
         }
         if let Err(error) = set_no_new_privs(true) {
@@ -211,7 +217,7 @@ impl Sandbox {
         let (landlock, reach) = match fenced {
             Ok(fenced) => fenced.unzip(),
             Err(error) => {
-                warnings.push(format!("its file access is not restricted: {error}"));
+                warnings.push(format!("the file access of portsentry is not restricted: {error}"));
                 (None, None)
             }
         };
@@ -219,7 +225,7 @@ impl Sandbox {
         let seccomp = match seccomp::filter(policy) {
             Ok(seccomp) => seccomp,
             Err(error) => {
-                warnings.push(format!("its system calls are not restricted: {error}"));
+                warnings.push(format!("the system calls of portsentry are not restricted: {error}"));
                 Calls::All
             }
         };
@@ -276,7 +282,7 @@ impl Sandbox {
         (!reach.has(path, write)).then(|| {
             let doing = if write { "written" } else { "read" };
             format!(
-                "{} cannot be {doing} in the sandbox that was created at the start; restart portsentry",
+                "{} cannot be {doing}, because the sandbox from the start of portsentry forbids it; restart portsentry",
                 path.display()
             )
         })

@@ -22,7 +22,7 @@ const STICKY: u32 = 0o1000;
 pub enum Untrusted {
     /// Its mode permits changes by others.
     #[error(
-        "{place} can be written by {who}, who could then act with the permissions of portsentry{}; run: chmod {fix} {place}",
+        "{who} can write to {place} and so gain the privileges of portsentry{}; run: chmod {fix} {place}",
         on_the_way(file, place)
     )]
     Writable {
@@ -36,7 +36,7 @@ pub enum Untrusted {
     },
     /// It belongs to another user.
     #[error(
-        "{place} belongs to user {owner}, who could then act with the permissions of portsentry{}; run: chown root {place}",
+        "user {owner} owns {place} and could so gain the privileges of portsentry{}; run: chown root {place}",
         on_the_way(file, place)
     )]
     Owner {
@@ -49,7 +49,7 @@ pub enum Untrusted {
 }
 
 fn on_the_way(file: &Path, place: &Path) -> String {
-    if file == place { String::new() } else { format!(" by way of {}", file.display()) }
+    if file == place { String::new() } else { format!(" through {}", file.display()) }
 }
 
 /// Refuses `file` if a user other than root and the user of this program can change it. A missing file is accepted.
@@ -130,12 +130,12 @@ mod tests {
         set(&file, 0o755);
         only_ours(&file).unwrap();
         set(&file, 0o757);
-        assert!(refusal(&file).ends_with(&format!("permissions of portsentry; run: chmod go-w {}", file.display())));
+        assert!(refusal(&file).ends_with(&format!("privileges of portsentry; run: chmod go-w {}", file.display())));
         set(&file, 0o755);
         set(&folder_path, 0o777);
         let warnings = refusal(&file);
         assert!(
-            warnings.contains("by way of") && warnings.ends_with(&format!("chmod go-w {}", folder_path.display())),
+            warnings.contains("through ") && warnings.ends_with(&format!("chmod go-w {}", folder_path.display())),
             "{warnings}"
         );
         set(&folder_path, 0o1777);
@@ -145,9 +145,9 @@ mod tests {
             return println!("skipped: only root gives files away");
         }
         chown(&folder_path, None, Some(4_242)).unwrap();
-        assert!(refusal(&file).contains("written by group 4242"));
+        assert!(refusal(&file).contains("group 4242 can write to"));
         chown(&folder_path, Some(4_242), Some(0)).unwrap();
-        assert!(refusal(&file).contains("belongs to user 4242"));
+        assert!(refusal(&file).contains("user 4242 owns"));
     }
 
     #[test]

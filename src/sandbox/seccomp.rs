@@ -23,7 +23,7 @@ use super::{Calls, Policy, Process};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfiltered {
     /// There are no lists for this processor.
-    #[error("there is no list for this processor ({})", std::env::consts::ARCH)]
+    #[error("there is no list of system calls for this processor ({})", std::env::consts::ARCH)]
     Processor,
     /// The filter cannot be compiled.
     #[error("the filter cannot be compiled ({0})")]

@@ -90,12 +90,12 @@ impl Account {
         let missing = needed - capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
         if !missing.is_empty() {
             let names: Vec<String> = missing.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
-            return Err(Some(format!("it cannot become another user without {}", names.join(", "))));
+            return Err(Some(format!("portsentry cannot change its user without {}", names.join(", "))));
         }
         let account = match looked_up(User::from_name(NAME)) {
             Ok(Some(user)) if !user.uid.is_root() => Self::of(&user)?,
             _ => Self::dynamic(policy).ok_or_else(|| {
-                format!("there is no user {NAME} (the package makes one: sysusers.d) and no unused user number")
+                format!("there is no user {NAME} (the package creates it with sysusers.d) and no unused user number")
             })?,
         };
         if !is_mapped(account.uid) {
@@ -146,7 +146,11 @@ impl Account {
             let closed =
                 closed_to(path, self.uid, &self.groups).filter(|closed| !policy.own.iter().any(|own| own == closed));
             if let Some(closed) = closed {
-                return Some(format!("{self} cannot reach {} through {}", path.display(), closed.display()));
+                return Some(format!(
+                    "{self} cannot reach {}, because {} is closed to it",
+                    path.display(),
+                    closed.display()
+                ));
             }
         }
         let unreadable = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| !self.may(&found, 0o4));

@@ -149,7 +149,7 @@ impl Blocker {
         let removed = routes.sweep(now);
         if !removed.targets.is_empty() {
             let count = removed.targets.len();
-            reporter.note(format!("removed {count} routes of an earlier run that belong to no ban"));
+            reporter.note(format!("routes of an earlier run that belong to no ban were removed: {count}"));
         }
         report_routes(removed.trouble, reporter);
     }
@@ -210,7 +210,7 @@ impl Blocker {
 
 fn report_routes(failure: Option<route::BlockError>, reporter: &Reporter) {
     if let Some(error) = failure {
-        reporter.error(format!("expired routes could not be removed, the removal is retried: {error}"));
+        reporter.error(format!("cannot remove expired routes, retrying: {error}"));
     }
 }
 

@@ -278,9 +278,9 @@ impl BanController {
         for target in departed {
             match self.unblock(&[*target]) {
                 Ok(unblocked) if unblocked.is_empty() => {}
-                Ok(_) => self.reporter.emit_unblocked(*target, "portsentry, because its port of the bridge is gone"),
+                Ok(_) => self.reporter.emit_unblocked(*target, "portsentry, because its bridge port no longer exists"),
                 Err(error) => self.reporter.error(format!(
-                    "the ban of {target} could not be removed after its bridge port disappeared, and stays: {error}"
+                    "cannot remove the ban of {target} after its bridge port disappeared; it stays: {error}"
                 )),
             }
         }
@@ -330,17 +330,14 @@ impl BanController {
         let stale = elements.iter().copied().filter(|target| engine.standing_of(now, *target).is_none());
         let stale: Vec<BanTarget> = stale.collect();
         let (enforcement, mut scope) = self.enforcement(now);
-        enforcement.change_sets(
-            &mut scope,
-            "elements of a loaded ruleset could not be compared with the bans",
-            |nft| {
-                nft.lift(&stale)?;
-                nft.restore(&bans)
-            },
-        );
+        enforcement.change_sets(&mut scope, "cannot compare the elements of a loaded ruleset with the bans", |nft| {
+            nft.lift(&stale)?;
+            nft.restore(&bans)
+        });
         self.reporter.note(format!(
-            "{by} loaded a ruleset with elements of table inet portsentry: {} are bans and keep their remaining time, {} \
-             are not bans and were removed; to save a ruleset without them, see docs/interoperability.md",
+            "{by} loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: \
+             {}, other elements, which were removed: {}. To save a ruleset without them, see \
+             docs/interoperability.md",
             bans.len(),
             stale.len()
         ));
@@ -351,7 +348,7 @@ impl BanController {
         let wrong: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
         let masked: Vec<_> = elements.iter().map(|(target, expiry)| (target.masked(), *expiry)).collect();
         let (enforcement, mut scope) = self.enforcement(now);
-        enforcement.change_sets(&mut scope, "elements with host bits could not be replaced", |nft| {
+        enforcement.change_sets(&mut scope, "cannot replace elements with host bits", |nft| {
             nft.lift(&wrong)?;
             nft.block(&masked)
         });
@@ -398,9 +395,9 @@ impl BanController {
         }
         match self.unblock(&[target]) {
             Ok(_) => self.reporter.emit_unblocked(target, "a program that deleted its route"),
-            Err(error) => self.reporter.error(format!(
-                "the ban of {target} could not be removed after its route was deleted, and stays: {error}"
-            )),
+            Err(error) => self
+                .reporter
+                .error(format!("cannot remove the ban of {target} after its route was deleted; it stays: {error}")),
         }
     }
 }

@@ -265,7 +265,7 @@ impl Enforcement {
 
     /// Removes the bans of `targets`, which are now exempt, from all backends.
     pub(super) fn remove_exempt(&mut self, scope: &mut Scope<'_>, targets: &[BanTarget]) {
-        self.change_sets(scope, "bans of protected sources could not be lifted", |nft| nft.lift(targets));
+        self.change_sets(scope, "cannot lift bans of protected sources", |nft| nft.lift(targets));
         self.release(targets, scope.reporter);
     }
 }
@@ -302,7 +302,7 @@ impl Enforcement {
             scope.reporter.note(text);
         }
         let allowed = scope.observer.allowed();
-        self.change_sets(scope, "the kernel's allow-list could not be updated", |nft| update(nft, &allowed));
+        self.change_sets(scope, "cannot update the kernel's allow-list", |nft| update(nft, &allowed));
     }
 
     pub(super) fn restore_allow_list(&mut self, scope: &mut Scope<'_>) {
@@ -348,7 +348,7 @@ impl Enforcement {
             Some(Ok(())) => scope.reporter.note("table inet portsentry now has the rules of the new configuration"),
             None => {}
             Some(Err(error)) => {
-                scope.reporter.error(format!("the rules of the new configuration could not be installed: {error}"))
+                scope.reporter.error(format!("cannot install the rules of the new configuration: {error}"))
             }
         }
         self.start_trap(scope);
@@ -360,7 +360,7 @@ impl Enforcement {
         let Some(decoys) = &mut backend.spec.decoys else { return };
         decoys.max_new_tracked = max_new_tracked;
         if let Err(error) = backend.repair() {
-            scope.reporter.error(format!("the rules for decoys could not be changed: {error}"));
+            scope.reporter.error(format!("cannot change the rules for decoys: {error}"));
         }
         self.reset_trap(scope);
     }
@@ -398,7 +398,7 @@ impl Enforcement {
                 None => scope.reporter.emit(EventKind::Restored { bans: bans.len(), way: backend }),
                 Some(error) => {
                     let name = backend.name();
-                    scope.reporter.error(format!("bans of the ledger could not be restored ({name}): {error}"));
+                    scope.reporter.error(format!("cannot restore bans of the ledger ({name}): {error}"));
                 }
             }
         }
@@ -422,8 +422,8 @@ impl Enforcement {
         }
         if let Some(error) = summary(&refused) {
             let failure = match backend {
-                Backend::Route => "a missing route could not be installed again",
-                _ => "bans missing in the kernel could not be restored",
+                Backend::Route => "cannot restore a missing route",
+                _ => "cannot restore bans that are missing in the kernel",
             };
             scope.reporter.error(format!("{failure}: {error}"));
         }

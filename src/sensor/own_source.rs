@@ -53,7 +53,7 @@ impl OwnSourceGuard {
             // The set is filled once the table has been created again.
             Err(BlockError::Gone) => {}
             Err(error) => reporter.error(format!(
-                "the list of interfaces on which frames with own source addresses are dropped could not be updated: {error}"
+                "cannot update the interfaces on which frames with this host's addresses as source are dropped: {error}"
             )),
         }
     }
@@ -81,8 +81,8 @@ impl OwnSourceGuard {
             "they are not counted as evidence"
         };
         reporter.error(format!(
-            "frames arrive on {name} from {}, an address of this host: they are forged or return through a network loop; \
-             {fate}. If they are legitimate, set net.ipv4.conf.{name}.accept_local = 1",
+            "frames with {}, an address of this host, as their source arrive on {name}: they are forged, or the \
+             network has a loop; {fate}. If they are legitimate, set net.ipv4.conf.{name}.accept_local = 1",
             packet.source
         ));
     }

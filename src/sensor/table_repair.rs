@@ -136,12 +136,13 @@ impl TableRepair {
         }
         self.foreign.clone_from(&foreign);
         let event = if foreign.is_empty() {
-            EventKind::Note("table inet portsentry no longer holds objects of other programs".to_owned())
+            EventKind::Note("table inet portsentry no longer contains objects of other programs".to_owned())
         } else {
             let by = author.map_or_else(String::new, |by| format!(" (changed by {by})"));
             EventKind::Error(format!(
-                "table inet portsentry holds {}{by}; these objects stay, and may drop or accept packets in addition to the rules of \
-                 portsentry; inspect them with `nft list table inet portsentry`, and move them to another table",
+                "table inet portsentry contains {}{by}; these objects stay, and may drop or accept packets in \
+                 addition to the rules of portsentry; inspect them with `nft list table inet portsentry`, and move \
+                 them to another table",
                 foreign.join(", ")
             ))
         };
@@ -194,8 +195,9 @@ impl TableRepair {
         self.incomplete = left_out > 0 && filled.is_ok();
         Some(match (repaired, filled) {
             (Ok(_), Ok(())) if left_out > 0 => EventKind::Note(format!(
-                "table inet portsentry was missing and has been created again; bans of the most recently seen sources, restored at \
-                 once: {}; bans still to be restored, because repairs may use a tenth of a core: {left_out}",
+                "table inet portsentry was missing and has been created again; bans of the most recently seen \
+                 sources, which are restored at once: {}; bans that are restored later, because repairs may use a \
+                 tenth of a core: {left_out}",
                 bans.len()
             )),
             (Ok(Repaired::Unchanged | Repaired::Created), Ok(())) => EventKind::Healed { bans: bans.len() },
@@ -207,10 +209,10 @@ impl TableRepair {
             (Err(error @ RulesetError::Foreign { .. }), Ok(())) => {
                 EventKind::Error(format!("{error}; blocking continues with the sets that still work"))
             }
-            (Err(error), _) => EventKind::Error(format!("table inet portsentry could not be created again: {error}")),
-            (Ok(_), Err(error)) => EventKind::Error(format!(
-                "the bans could not be restored after the repair of table inet portsentry: {error}"
-            )),
+            (Err(error), _) => EventKind::Error(format!("cannot create table inet portsentry again: {error}")),
+            (Ok(_), Err(error)) => {
+                EventKind::Error(format!("cannot restore the bans after the repair of table inet portsentry: {error}"))
+            }
         })
     }
 
@@ -262,7 +264,7 @@ impl TableRepair {
             MAX_LINES_PER_MINUTE => emit.extend([
                 event,
                 EventKind::Note(format!(
-                    "{} keeps changing table inet portsentry; stop that process; further repairs are only counted",
+                    "{} keeps changing table inet portsentry; stop that process. Further repairs are only counted",
                     author.unwrap_or(UNKNOWN_AUTHOR)
                 )),
             ]),

@@ -113,10 +113,8 @@ impl TrapControl {
             }
             // The trap is armed again once the table has been created.
             Err(BlockError::Gone) => {}
-            Err(error) => self.report(
-                format!("the kernel's trap could not be armed: {error}; the sensor still detects scans"),
-                reporter,
-            ),
+            Err(error) => self
+                .report(format!("cannot enable the kernel's trap: {error}; the sensor still detects scans"), reporter),
         }
     }
 
@@ -132,8 +130,8 @@ impl TrapControl {
         let target = if wanted.decoys.is_some() { "the rules for decoys have" } else { "the kernel's trap has" };
         match self.coverage.record(now, ports) {
             Some(CoverageChange::Lost { before, .. }) => reporter.error(format!(
-                "{target} lost more than a quarter of its ports: {ports} of {before} are left, the others count as \
-                 in use and are not monitored; check `ss -lntu` and the NAT rules for the processes that use them"
+                "{target} lost more than a quarter of the monitored ports: {ports} of {before} are left, the others \
+                 count as in use; find the processes that use them with `ss -lntu`, and check the NAT rules"
             )),
             Some(CoverageChange::Regained { before, .. }) => {
                 reporter.note(format!("{target} {ports} of {before} ports again"));
@@ -175,8 +173,8 @@ impl TrapControl {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.trap.is_some()) else { return };
         backend.spec.trap = None;
         if let Err(error) = backend.repair() {
-            let text = "the rules of the kernel's trap could not be removed";
-            self.report(format!("{text}: {error}; it watches nothing"), reporter);
+            let text = "cannot remove the rules of the kernel's trap";
+            self.report(format!("{text}: {error}; it monitors nothing"), reporter);
         }
         self.reset(reporter);
     }
@@ -201,9 +199,7 @@ impl TrapControl {
         let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
         match nft.arm(Watched { tcp, udp, interfaces: Some(&[]) }) {
             Ok(()) | Err(BlockError::Gone) => {}
-            Err(error) => {
-                self.report(format!("the ports could not be removed from the kernel's trap: {error}"), reporter)
-            }
+            Err(error) => self.report(format!("cannot remove ports from the kernel's trap: {error}"), reporter),
         }
     }
 
@@ -239,9 +235,7 @@ impl TrapControl {
         let Some((nft, rules)) = blocker.trap() else { return };
         match self.peers.update(now, nft, observer) {
             Ok(()) | Err(BlockError::Gone) => {}
-            Err(error) => {
-                self.report(format!("connected sources could not be added to the kernel's trap: {error}"), reporter)
-            }
+            Err(error) => self.report(format!("cannot add connected sources to the kernel's trap: {error}"), reporter),
         }
         match nft.caught() {
             Ok(caught) => {
@@ -255,7 +249,7 @@ impl TrapControl {
                     let reviewed = std::mem::take(&mut self.reviewed);
                     if let Err(error) = nft.release(&reviewed) {
                         self.report(
-                            format!("reviewed sources could not be removed from the kernel's trap: {error}"),
+                            format!("cannot remove reviewed sources from the kernel's trap: {error}"),
                             reporter,
                         );
                     }
@@ -263,7 +257,7 @@ impl TrapControl {
             }
             Err(BlockError::Gone) => {}
             Err(error) => {
-                self.report(format!("the sources blocked by the kernel's trap could not be read: {error}"), reporter)
+                self.report(format!("cannot read the sources blocked by the kernel's trap: {error}"), reporter)
             }
         }
         if rules.hold.is_some()
@@ -330,7 +324,7 @@ impl TrapControl {
         match applied {
             Ok(()) => {}
             Err(BlockError::Gone) => return,
-            Err(error) => self.report(format!("bans of the kernel's trap could not be changed: {error}"), reporter),
+            Err(error) => self.report(format!("cannot change bans of the kernel's trap: {error}"), reporter),
         }
         for (target, protection) in exempt {
             reporter.emit_exempt(target, protection);
@@ -368,7 +362,7 @@ impl TrapControl {
         match forgotten {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => self.report(
-                format!("counts of unblocked sources could not be removed from the kernel's trap: {error}"),
+                format!("cannot reset the counts of unblocked sources in the kernel's trap: {error}"),
                 reporter,
             ),
         }

@@ -98,8 +98,8 @@ impl BanTarget {
             && !(v6.addr().is_loopback() && v6.prefix_len() == 128)
         {
             return Err(format!(
-                "{prefix} is in the /64 of the unspecified address, from which neighbours check their new addresses for duplicates; \
-                 it is never blocked"
+                "{prefix} contains the unspecified address (::), the source of duplicate address detection, which is \
+                 never blocked"
             ));
         }
         if let IpNet::V6(v6) = prefix
@@ -108,7 +108,8 @@ impl BanTarget {
             && (v6.prefix_len() < 128 || is_first(v6.addr()))
         {
             return Err(format!(
-                "{prefix} is shared by many hosts (link-local neighbours, or IPv4 hosts behind NAT64); name one address of it"
+                "{prefix} is shared by many hosts (link-local neighbours, or IPv4 hosts behind NAT64); name one \
+                 address in it"
             ));
         }
         if narrow {

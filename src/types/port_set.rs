@@ -106,7 +106,7 @@ pub enum PortSetError {
     #[error("{0:?} is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"")]
     NotAPort(String),
     /// A range whose end comes before its start.
-    #[error("{0:?} runs backwards; write the smaller port first, for example \"11-15\"")]
+    #[error("{0:?} is a reversed range; write the smaller port first, for example \"11-15\"")]
     Backwards(String),
 }
 

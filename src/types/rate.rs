@@ -72,8 +72,8 @@ impl FromStr for Rate {
 /// The error for a text that is not a rate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no rate: write a number of packets from 1 to {max}, a slash, and second, minute, hour or day, for example \
-     \"3/minute\"", max = Rate::MAX
+    "{0:?} is not a rate; write a number of packets from 1 to {max}, a slash, and second, minute, hour or day, for \
+     example \"3/minute\"", max = Rate::MAX
 )]
 pub struct RateError(String);
 
@@ -129,7 +129,10 @@ mod tests {
             "٣/minute",
         ] {
             let error = text.parse::<Rate>().unwrap_err().to_string();
-            assert!(error.starts_with(&format!("{text:?} is no rate")) && error.ends_with("\"3/minute\""), "{error}");
+            assert!(
+                error.starts_with(&format!("{text:?} is not a rate")) && error.ends_with("\"3/minute\""),
+                "{error}"
+            );
         }
     }
 

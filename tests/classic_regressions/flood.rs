@@ -113,7 +113,7 @@ fn flood_gets_larger_ring_without_loss() {
     sent += 20_000;
     let all = within(TIMEOUT, || (accounted(&lab) >= sent).then_some(()));
     assert!(all.is_some(), "{} of {sent}", accounted(&lab));
-    assert_eq!(daemon.lines_with("the size of the capture's ring buffer could not be changed"), Vec::<String>::new());
+    assert_eq!(daemon.lines_with("cannot enlarge the capture's ring buffer"), Vec::<String>::new());
     lab.provoke_ban("scanner");
     daemon.stop();
 }

@@ -152,11 +152,11 @@ fn watched_and_protected_are_of_this_host() {
     for line in [
         "TCP         advanced, 4 ports, scans are blocked",
         "  left out  80: in use",
-        "  in use    22 by IPv4, 25 at 127.0.0.1; watched where they are not",
-        "interface   out watched; 192.0.2.1/24, 2001:db8::1/64",
-        "interface   far not watched: no address",
+        "  in use    22 on IPv4, 25 on 127.0.0.1; monitored on all other addresses",
+        "interface   out monitored; 192.0.2.1/24, 2001:db8::1/64",
+        "interface   far not monitored: no address",
         "protected   192.0.2.254: a gateway of this host",
-        "verdict     nothing is wrong",
+        "result      no problem found",
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line} is missing:\n{text}");
     }
@@ -187,7 +187,7 @@ fn impossible_configuration_on_host_is_refused() {
         assert!(text.contains(part), "{part}: {text}");
     }
     let out = stdout(&output);
-    assert!(out.contains("blocks by   run: the command "), "the methods are described nevertheless");
+    assert!(out.contains("backend     run: the command "), "the methods are described nevertheless");
     assert!(out.contains("warning     block.hosts_deny: "), "hosts.deny alone causes only a warning: {out}");
     let report = host.json(&settings(0o755), 78);
     let works: Vec<_> =
@@ -216,17 +216,17 @@ fn check_changes_nothing_in_kernel() {
     let host = Host::new();
     let ruleset = || host.namespace.command("nft").args(["list", "ruleset"]).output().unwrap().stdout;
     let description = |report: &Value| report["methods"][0]["does"].as_str().unwrap().to_owned();
-    assert!(description(&host.json("", 0)).ends_with("; it would be created"));
+    assert!(description(&host.json("", 0)).ends_with("; the daemon would create it"));
     assert!(ruleset().is_empty());
     host.namespace.inside(|| Nft::open().unwrap().install(&RulesetSpec { size: 5, ..RulesetSpec::default() }).unwrap());
     let before = ruleset();
-    assert!(description(&host.json("", 0)).ends_with("; it exists, with sets for 5 and 5"));
+    assert!(description(&host.json("", 0)).ends_with("; it exists, with sets of 5 and 5 elements"));
     assert!(description(&host.json("[block.nft]\naction = \"reject\"\nsize = 5\n", 0)).ends_with("; it exists"));
     assert_eq!(ruleset(), before);
     host.namespace.run("nft", "add chain inet portsentry mine");
     assert!(
         description(&host.json("[block.nft]\nsize = 5\n", 0))
-            .ends_with("; it exists; it also holds another chain \"mine\"")
+            .ends_with("; it exists; it also contains another chain \"mine\"")
     );
     host.namespace.run("nft", "delete table inet portsentry; add table inet portsentry");
     let output = host.check("", &[]);
@@ -250,7 +250,7 @@ fn unwise_names_are_warned_about() {
     let from = |address: &str| format!("{address} 51234 192.0.2.1 22");
     let output = command.env("SSH_CONNECTION", from("203.0.113.9")).arg("check").arg(&file).output().unwrap();
     assert!(
-        stdout(&output).contains("warning     allow.networks: you are connected from 203.0.113.9, "),
+        stdout(&output).contains("warning     allow.networks: your own session comes from 203.0.113.9, "),
         "{}",
         stdout(&output)
     );
@@ -284,7 +284,7 @@ fn forbidden_needs_are_named_until_drop_in() {
     let output = host.check(settings, &[]);
     assert_eq!(output.status.code(), Some(78));
     let text = stderr(&output);
-    assert!(text.contains("metrics.listen: ") && text.contains("its drop-in internet.conf"), "{text}");
+    assert!(text.contains("metrics.listen: ") && text.contains("the drop-in internet.conf"), "{text}");
     let folder = "etc/portsentry.service.d";
     let internet = include_str!("../../packaging/examples/portsentry.service.d/internet.conf");
     host.unit(&format!("{folder}/internet.conf"), internet);
@@ -312,9 +312,9 @@ fn unprivileged_check_names_what_was_skipped() {
     let output = command.env_remove("SSH_CONNECTION").current_dir("/").output().unwrap();
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    for part in ["CAP_NET_RAW is missing", "CAP_NET_ADMIN is missing", "/etc is not writable for this user"] {
+    for part in ["CAP_NET_RAW is missing", "CAP_NET_ADMIN is missing", "/etc: this user cannot write"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let report = stdout(&output);
-    assert!(report.contains("blocks by   nft: ") && report.matches("; not tried").count() == 2, "{report}");
+    assert!(report.contains("backend     nft: ") && report.matches("; not checked").count() == 2, "{report}");
 }

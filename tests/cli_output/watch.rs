@@ -170,7 +170,7 @@ fn watch_without_terminal_says_so() {
     let output = Command::new(PROGRAM).arg("watch").stdin(Stdio::null()).output().unwrap();
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
     let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(message, "portsentry: watch needs a terminal; `portsentry events` gives events to programs\n");
+    assert_eq!(message, "portsentry: watch needs a terminal; use `portsentry events` in scripts\n");
     let folder = tempfile::tempdir().unwrap();
     let line = format!("exec {PROGRAM} watch --socket {}", folder.path().join("none").display());
     let (code, written) = Terminal::run(Command::new("script"), &folder, &line).end();
@@ -193,7 +193,7 @@ fn live_view_unblocks_with_three_keys() {
     terminal.press("u");
     terminal.expect("Unblock 192.0.2.77? y/n");
     terminal.press("y");
-    terminal.expect("192.0.2.77 is free again");
+    terminal.expect("192.0.2.77 is unblocked");
     assert!(!daemon.ask(&["unblock", "192.0.2.77"]).status.success(), "the source is no longer banned");
     terminal.press("q");
     let (code, written) = terminal.end();
@@ -208,7 +208,7 @@ fn terminal_is_restored_after_signal() {
     let terminal = daemon.watch();
     terminal.expect("no source is blocked");
     daemon.child.kill().unwrap();
-    terminal.expect("not reached");
+    terminal.expect("no connection");
     terminal.terminate();
     let (code, written) = terminal.end();
     assert_eq!(code, Some(0));

@@ -38,12 +38,12 @@ fn each_port_has_socket_without_tproxy() {
     let lab = Lab::new(&["scanner", "six"]);
     let _services = Services::open(&lab, &[7_002]);
     let daemon = start_without_tproxy(&lab);
-    let refused = "connect mode opens a socket for each port, because the kernel lacks nft_tproxy or nft_socket";
+    let refused = "connect mode opens one socket per port, because the kernel lacks nft_tproxy or nft_socket";
     let line = daemon.expect_line(refused);
     assert!(line.contains("the kernel refused the rule `meta nfproto ipv4 meta l4proto tcp tproxy ip to"), "{line}");
     assert!(line.contains("No such file or directory") && line.contains("for decoys"), "{line}");
     assert_eq!(listening(&lab), [901, 902, 903, 7_001, 7_002, 7_003, 7_004], "the listener of all ports is closed");
-    daemon.expect_line("no decoy on ports that are in use: TCP 7002");
+    daemon.expect_line("no decoy is opened on ports that are in use: TCP 7002");
 
     let table = || lab.run("victim", "nft", &["list table inet portsentry"]);
     assert!(!table().contains("decoy"), "{}", table());

@@ -128,7 +128,7 @@ mod tests {
         let lab = Lab::new(&["client", "attacker"]);
         let services = Services::open(&lab, &[7001, 7002, 7003, 7005]);
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp"]);
-        daemon.expect_line("adminalert: no decoy on ports that are in use: TCP 7001-7003,7005; what listens there");
+        daemon.expect_line("adminalert: no decoy is opened on ports that are in use: TCP 7001-7003,7005; these");
         let client = lab.victim_v4("client").into();
         assert_eq!(lab.served("client", client, &[7001, 7002, 7003, 7005], 3), 12, "the service answers, not a decoy");
         assert_eq!(connect(&lab, "client", client, &[7004]), [BANNER]);
@@ -145,7 +145,7 @@ mod tests {
         let path = lab.write("portsentry.toml", "tcp.ports = \"7001,7002\"\nudp.mode = \"off\"\n");
         let ended = Daemon::run_to_end(&lab, &[], &["--config", path.to_str().unwrap(), "-tcp"]);
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
-        assert!(ended.log.contains("every one of the TCP ports 7001-7002 is in use; list others"), "{ended:?}");
+        assert!(ended.log.contains("all TCP ports 7001-7002 are in use; list other ports"), "{ended:?}");
         assert!(!ended.log.contains("active and listening"), "{ended:?}");
     }
 
@@ -158,7 +158,7 @@ mod tests {
         let arguments = ["--config", path.to_str().unwrap(), "-tcp"];
         let ended = Daemon::run_to_end(&lab, &["prlimit", "--nofile=512:1024"], &arguments);
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
-        assert!(ended.log.contains("2000 decoys need 2064 file descriptors, and the hard limit is 1024"), "{ended:?}");
+        assert!(ended.log.contains("2000 decoys need 2064 file descriptors, but the hard limit is 1024"), "{ended:?}");
         assert!(ended.log.contains("LimitNOFILE=2064"), "{ended:?}");
 
         let daemon = Daemon::start_under(&lab, &["prlimit", "--nofile=512:2064"], &arguments);

@@ -198,7 +198,7 @@ fn filter_that_silences_decoys_is_named() {
         let soon = Duration::from_millis(300) * slowness();
         assert!(attempt_within(&lab, "client", target, 901, soon).is_err(), "the filter decides");
         daemon.expect_line(&format!(
-            "warning: tcp.mode: decoys cannot answer because a filter drops their packets (input chain {chain})"
+            "warning: tcp.mode: decoys cannot answer, because a firewall drops their packets (input chain {chain})"
         ));
         let warnings = || lab.ask(&["status"])["warnings"].to_string();
         assert!(warnings().contains(&line), "{}", warnings());
@@ -223,7 +223,7 @@ fn filter_that_cannot_be_read_is_noticed() {
     let target = lab.victim_v4("forger").into();
     let source = lab.v4("forger").into();
     lab.wire("forger").pace(1_000, (901..951).map(|port| raw::tcp(source, target, port, raw::SYN)));
-    let line = daemon.expect_line("a filter drops them");
+    let line = daemon.expect_line("a firewall drops them");
     assert!(line.contains("SYNs to decoys was answered"), "{line}");
     daemon.stop();
 }

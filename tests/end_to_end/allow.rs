@@ -139,9 +139,9 @@ fn allowed_name_is_exempt_with_reason() {
     let (v4, v6) = (lab.v4("friend"), lab.v6("friend"));
     let _server = NameServer::start(&lab, "dns", Reply::Addresses(vec![v4.into(), v6.into()]));
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
-    daemon.expect_line(&format!("adminalert: {NAME}. on the allow-list is {v4}, {v6}"));
+    daemon.expect_line(&format!("adminalert: {NAME}. on the allow-list resolves to {v4}, {v6}"));
     assert_not_banned(&lab, "friend", "attacker");
-    let reason = "it is the address of a name on the allow-list, and never blocked";
+    let reason = "the source is the address of a name on the allow-list, which is never blocked";
     for address in [v4.to_string(), v6.to_string()] {
         let logged = || daemon.lines_with(&address).iter().any(|line| line.ends_with(reason)).then_some(());
         assert!(within(TIMEOUT, logged).is_some(), "{:?}", daemon.lines_with(&address));
@@ -172,15 +172,15 @@ fn unresolvable_name_keeps_its_addresses() {
     let server = NameServer::start(&lab, "dns", Reply::Fails);
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     let failed = format!("adminalert: ERROR: {NAME}. on the allow-list cannot be resolved: ");
-    assert!(daemon.expect_line(&failed).ends_with("it protects no address until it can be resolved"));
+    assert!(daemon.expect_line(&failed).ends_with("until it can be resolved, it exempts no address"));
     let both = Reply::Addresses(vec![friend, lab.v6("friend").into()]);
     server.set_reply(&lab, "dns", both.clone());
-    daemon.expect_line(&format!("{NAME}. on the allow-list can be resolved again: it is {friend}"));
+    daemon.expect_line(&format!("{NAME}. on the allow-list can be resolved again, to {friend}"));
     for _ in 0..2 {
         server.set_reply(&lab, "dns", Reply::Fails);
         server.expect_query();
     }
-    daemon.expect_line("its last addresses stay protected");
+    daemon.expect_line("its last addresses stay exempt");
     assert_not_banned(&lab, "friend", "attacker");
     server.set_reply(&lab, "dns", both);
     let again =
@@ -196,11 +196,11 @@ fn moved_name_protects_both_addresses_briefly() {
     let lab = Lab::new(&["dns", "old", "new", "attacker", "other"]);
     let server = NameServer::start(&lab, "dns", Reply::Addresses(vec![lab.v4("old").into(), lab.v6("old").into()]));
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
-    daemon.expect_line(&format!("on the allow-list is {}", lab.v4("old")));
+    daemon.expect_line(&format!("on the allow-list resolves to {}", lab.v4("old")));
     // The address is banned until the name moves to it.
     let new = lab.provoke_ban("new");
     server.set_reply(&lab, "dns", Reply::Addresses(vec![new, lab.v6("new").into()]));
-    daemon.expect_line(&format!("{NAME}. on the allow-list is now also {new}"));
+    daemon.expect_line(&format!("{NAME}. on the allow-list now also resolves to {new}"));
     daemon.expect_line(&format!("adminalert: Host {new} has been unblocked by the allow-list"));
     lab.expect_banned(&[]);
     assert_not_banned(&lab, "new", "attacker");
@@ -218,7 +218,7 @@ fn name_with_impossible_address_protects_nothing() {
     let answer = hostile.iter().map(|text| text.parse().unwrap()).chain([own]).collect();
     let _server = NameServer::start(&lab, "dns", Reply::Addresses(answer));
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
-    daemon.expect_line(&format!("{NAME}. on the allow-list is {own}"));
+    daemon.expect_line(&format!("{NAME}. on the allow-list resolves to {own}"));
     lab.provoke_ban("attacker");
     let allowed = [lab.set_text("allowed"), lab.set_text("allowed6")].concat();
     let words: Vec<&str> = allowed.split(|letter: char| letter.is_whitespace() || letter == ',').collect();
@@ -239,7 +239,7 @@ fn etc_hosts_name_needs_no_server() {
     let daemon = Daemon::start_under(&lab, &wrapper, &["--config", config.to_str().unwrap()]);
     daemon.expect_line("cannot be resolved");
     lab.write("hosts", &line(&[lab.v4("friend").to_string(), lab.v6("friend").to_string()]));
-    daemon.expect_line(&format!("can be resolved again: it is {}", lab.v4("friend")));
+    daemon.expect_line(&format!("can be resolved again, to {}", lab.v4("friend")));
     assert_not_banned(&lab, "friend", "attacker");
     daemon.stop();
 }
@@ -251,20 +251,20 @@ fn ignore_file_change_lifts_bans() {
     let daemon = Daemon::start_configured(&lab, &format!("[allow]\nfiles = [{file:?}]\n"), &["--expire", "24h"]);
     let friend = lab.provoke_ban("friend");
     lab.write("ignore", &format!("{friend}\n{}\n", lab.v6("friend")));
-    daemon.expect_line("ignore was read again: it now allows 2 networks");
+    daemon.expect_line("ignore was reloaded and now allows 2 networks");
     daemon.expect_line(&format!("adminalert: Host {friend} has been unblocked by the allow-list"));
     lab.expect_banned(&[]);
     assert_not_banned(&lab, "friend", "attacker");
 
     lab.write("ignore", "nobody in particular\n");
     daemon.expect_line(&format!("{}:1:1: \"nobody in particular\" is not an address", file.display()));
-    daemon.expect_line("the 2 networks that it allowed before stay allowed");
+    daemon.expect_line("its previous entries stay allowed (2)");
     assert_not_banned(&lab, "friend", "attacker");
 
     // Replaced by rename, as editors do.
     let new = lab.write("new", "192.0.2.7\n");
     std::fs::rename(new, &file).unwrap();
-    daemon.expect_line("ignore was read again: it now allows 1 networks");
+    daemon.expect_line("ignore was reloaded and now allows 1 network");
     lab.probe_until_banned("friend", lab.victim_v4("friend").into());
     assert_eq!(daemon.lines_with("nobody in particular").len(), 1, "it is reported once");
     daemon.stop();

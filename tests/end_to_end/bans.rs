@@ -148,7 +148,7 @@ fn full_set_is_reported_and_survived() {
     for source in lab.add_addresses("attacker", 10..15) {
         lab.probe("attacker", source.into(), lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
     }
-    daemon.expect_line("set inet portsentry blocked is full (4)");
+    daemon.expect_line("set inet portsentry blocked is full (4 elements)");
     assert_eq!(lab.set("blocked").len(), 4);
     assert!(daemon.is_running());
     assert_eq!(lab.served("third", lab.victim_v4("third").into(), &EIGHT, 1), 8);

@@ -122,7 +122,7 @@ fn check_and_start_agree_on_state() {
     for (state, (refused, reason)) in states.iter().zip([
         (false, None),
         (false, None),
-        (true, Some("it holds \"notes\", which is not a file of portsentry".to_owned())),
+        (true, Some("it contains \"notes\", which is not a file of portsentry".to_owned())),
         (false, Some(format!("{} belongs to user 4242", foreign.display()))),
         (false, Some(format!("{} belongs to user 4242", ledger.display()))),
     ]) {

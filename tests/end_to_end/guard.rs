@@ -86,7 +86,7 @@ fn element_with_host_bits_becomes_its_network() {
     let add = format!("add element inet portsentry blocked6 {{ {source} timeout 1h }}");
     nft(&lab, &add);
     lab.expect_banned(&[network.into()]);
-    daemon.expect_line(&format!("added {source} to set inet portsentry blocked6, where it matches no packet"));
+    daemon.expect_line(&format!("added {source} to set inet portsentry blocked6, where only a /64 matches packets"));
     assert_eq!(lab.expect_ban(network.into()).timeout, Some(Duration::from_secs(3600)));
     assert!(!lab.is_served("attacker", target, EIGHT[0], Duration::from_millis(300) * slowness()), "bans are enforced");
     lab.succeed(&["unblock", &source.to_string()]);
@@ -112,7 +112,7 @@ fn kernel_allow_list_is_restored() {
     let own = lab.victim_v4("attacker").to_string();
     assert!(lab.set_text("allowed").contains(&own));
     nft(&lab, "flush set inet portsentry allowed");
-    daemon.expect_line("changed the kernel's allow-list; it is restored");
+    daemon.expect_line("changed the kernel's allow-list, which was restored");
     assert!(within(TIMEOUT, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
     daemon.stop();
 }
@@ -146,8 +146,11 @@ fn rule_changes_are_undone_with_bans() {
     let expected = rules(&lab).unwrap();
     let accept = format!("insert rule inet portsentry prerouting ip saddr {attacker} accept");
     let altered = [
-        (accept.as_str(), "another rule 1 in chain \"prerouting\" than `ip saddr @allowed accept`"),
-        ("flush chain inet portsentry prerouting", "no rule 1 in chain \"prerouting\": `ip saddr @allowed accept`"),
+        (accept.as_str(), "another rule than `ip saddr @allowed accept` at position 1 of chain \"prerouting\""),
+        (
+            "flush chain inet portsentry prerouting",
+            "no rule `ip saddr @allowed accept` at position 1 of chain \"prerouting\"",
+        ),
         ("delete chain inet portsentry prerouting", "no chain \"prerouting\""),
         ("add table inet portsentry { flags dormant; }", "the flags 0x1"),
     ];
@@ -189,7 +192,7 @@ fn foreign_chain_beside_ours_is_kept() {
     nft(&lab, "add rule inet portsentry mine ip saddr @blocked counter");
     nft(&lab, "add set inet portsentry mine { type inet_service; }");
     daemon.expect_line(
-        "table inet portsentry holds another set \"mine\", another chain \"mine\" (hook input, policy accept)",
+        "table inet portsentry contains another set \"mine\", another chain \"mine\" (hook input, policy accept)",
     );
     let theirs = rules(&lab).unwrap();
     // Later changes are processed later.
@@ -202,10 +205,10 @@ fn foreign_chain_beside_ours_is_kept() {
     lab.provoke_ban("attacker");
     daemon.stop();
     let again = Daemon::start(&lab, &["--expire", "24h"]);
-    again.expect_line("table inet portsentry holds another set \"mine\"");
+    again.expect_line("table inet portsentry contains another set \"mine\"");
     expect_rules(&lab, &theirs, "a restart");
     nft(&lab, "delete chain inet portsentry mine; delete set inet portsentry mine");
-    again.expect_line("table inet portsentry no longer holds objects of other programs");
+    again.expect_line("table inet portsentry no longer contains objects of other programs");
     again.stop();
 }
 

@@ -156,7 +156,7 @@ fn refused_elements_are_not_reported_lifted() {
     let target = lab.victim_v4("forger").into();
     let probes = forged(100).flat_map(|source| [901, 902, 903].map(|port| raw::tcp(source, target, port, SYN)));
     lab.wire("forger").pace(10_000, probes);
-    daemon.expect_line("set inet portsentry blocked is full (64)");
+    daemon.expect_line("set inet portsentry blocked is full (64 elements)");
     // Twice as long as the program waits before it reviews the kernel's bans.
     std::thread::sleep(Duration::from_secs(4) * slowness());
     // When packets and transactions add elements at the same time, the kernel's count is off by a few.

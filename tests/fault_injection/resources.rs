@@ -80,7 +80,7 @@ fn locked_ledger_delays_no_ban() {
     assert_eq!(lab.ask(&["status"])["running"], true);
     assert_eq!(recorded(&lab), [first]);
     other.execute_batch("ROLLBACK").unwrap();
-    daemon.expect_line("the ledger is written again");
+    daemon.expect_line("the ledger can be written again");
     eventually("the ledger has both bans", || recorded(&lab) == [first, second]);
     daemon.stop();
 }
@@ -164,7 +164,7 @@ fn socket_storm_delays_neither_operator_nor_start() {
     let lab = Lab::new(&["before", "after"]);
     let daemon = start(&lab, "");
     // The kernel's time for a list of them grows with the square of their number; a fast machine needs more of them.
-    const LATE: &str = "list of UDP sockets takes longer than 2 s";
+    const LATE: &str = "listing UDP sockets takes longer than 2 s";
     let mut storm = Vec::new();
     let is_late = || within(Duration::from_secs(10), || (!daemon.lines_with(LATE).is_empty()).then_some(()));
     while storm.len() < 4 {

@@ -88,7 +88,7 @@ fn restarted_server_gets_all_reports_again() {
     engine.kill();
     for member in [&a, &b] {
         member.eventually("it is away", || member.daemon.away().is_some());
-        let lines = member.log().lines().filter(|line| line.contains("blocked here as before")).count();
+        let lines = member.log().lines().filter(|line| line.contains("detects and blocks scans as before")).count();
         assert_eq!(lines, 1, "{}", member.log());
     }
     // Meanwhile the hosts continue.
@@ -119,7 +119,7 @@ fn full_server_is_reported_and_reports_follow() {
     let [a, b] = Member::fleet(["a", "b"], &engine);
     assert_eq!(engine.admin(&["CONFIG", "SET", "maxmemory", "1"]), "OK");
     a.daemon.ban("203.0.113.7");
-    a.eventually("the reason is logged", || a.log().contains("it is full"));
+    a.eventually("the reason is logged", || a.log().contains("the server is out of memory"));
     assert!(a.daemon.is_connected() && a.log().contains("raise maxmemory"), "{}", a.log());
     assert_eq!(engine.admin(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
     b.eventually("the report arrives later", || b.daemon.has_report("a", "203.0.113.7"));
@@ -174,7 +174,12 @@ fn wrong_password_or_rights_are_named() {
     let url = format!("url = \"unix://{}\"", engine.socket().display());
     let other = engine.users().password_file("b");
     let mut refused = Member::start_with("a", &url, &other, &mut Command::new(binary()));
-    refused.eventually("the reason is logged", || refused.log().contains("it refuses the user or the password"));
+    refused.eventually("the reason is logged", || {
+        refused.log().contains(
+            "the server refused the user or the \
+                                                                          password",
+        )
+    });
     refused.eventually("the daemon learns the reason", || {
         refused.daemon.away().is_some_and(|why| why.contains("password"))
     });
@@ -182,7 +187,12 @@ fn wrong_password_or_rights_are_named() {
 
     assert_eq!(engine.admin(&["ACL", "SETUSER", "c", "clearselectors"]), "OK");
     let denied = Member::start("c", &engine);
-    denied.eventually("the reason is logged", || denied.log().contains("compare it with `portsentry fleet acl`"));
+    denied.eventually("the reason is logged", || {
+        denied.log().contains(
+            "compare the ACL with the output of \
+                                                                        `portsentry fleet acl`",
+        )
+    });
 }
 
 #[test]
@@ -193,7 +203,7 @@ fn readable_password_file_ends_process() {
     let mut member = Member::start("a", &engine);
     member.eventually("it ends", || !member.log().is_empty());
     eventually("it ends", || !member.is_running());
-    assert!(member.log().contains("may be read by other users (mode 0644); run chmod 0600"), "{}", member.log());
+    assert!(member.log().contains("(mode 0644); run: chmod 0600"), "{}", member.log());
 }
 
 #[test]
@@ -213,8 +223,8 @@ fn check_tries_password_and_server() {
     let text = check("a");
     assert!(text.contains("the fleet's server accepts the user a"), "{text}");
     let text = check("b");
-    assert!(text.contains("fleet.url") && text.contains("it refuses the user or the password"), "{text}");
+    assert!(text.contains("fleet.url") && text.contains("the server refused the user or the password"), "{text}");
     fs::set_permissions(engine.users().password_file("a"), Permissions::from_mode(0o644)).unwrap();
     let text = check("a");
-    assert!(text.contains("fleet.credentials") && text.contains("may be read by other users"), "{text}");
+    assert!(text.contains("fleet.credentials") && text.contains("other users can read"), "{text}");
 }

@@ -75,7 +75,7 @@ fn invalid_ignore_file_is_reported_by_check() {
     };
     assert!(errors().contains("portsentry.ignore:2: \"localhost\" is not an address"));
     std::fs::remove_file(&ignore).unwrap();
-    assert!(errors().contains("cannot be read: No such file"));
+    assert!(errors().contains("portsentry.ignore: No such file"));
 }
 
 #[test]

@@ -122,6 +122,6 @@ fn ledger_of_later_release_is_untouched() {
     intruder(&state.path()).pragma_update(None, "user_version", 99).unwrap();
     let (error, text) = refusal(&state.path());
     assert!(matches!(error, LedgerError::Newer { found: 99, .. }), "{error:?}");
-    assert!(text.contains("install the newer portsentry"), "{text}");
+    assert!(text.contains("install the newer version"), "{text}");
     assert!(state.file(DATABASE).exists());
 }

@@ -219,7 +219,7 @@ fn file_permission_decides_ledger_access() {
         let Some(output) = as_nobody(&state) else { return };
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains(&format!("{DATABASE} cannot be read by this user; run this as root")), "{text}");
+        assert!(text.contains(&format!("this user cannot read {}", state.path().join(DATABASE).display())), "{text}");
 
         open(&state.path(), 0o755);
         let Some(output) = as_nobody(&state) else { return };

@@ -89,10 +89,10 @@ fn recent_and_operator_bans_are_apart() {
     assert_eq!((busiest.target, busiest.bans, busiest.probes), (target("198.51.100.1"), 3, 7 + 3 + 7));
     assert_eq!((stats.top_sources.items.len(), stats.top_sources.more), (3, 0));
     let page = html(&stats, None);
-    for title in ["Recent bans", "By hand and imported", ">Sources<"] {
+    for title in ["Recent bans", "Manual and imported", ">Sources<"] {
         assert!(page.contains(title), "{title}");
     }
-    assert!(!page.contains("none: by hand or imported"), "{page}");
+    assert!(!page.contains("none: manual or imported"), "{page}");
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn period_includes_both_ends() {
     ]);
     let stats = stats(&state, Duration::from_secs(DAY));
     assert_eq!((stats.kept, stats.bans, stats.ahead, stats.in_force), (4, 2, 1, 2));
-    assert!(html(&stats, None).contains("Left out: 1 ban begins after the time of this page."));
+    assert!(html(&stats, None).contains("Not counted: 1 ban begins after the time of this page"));
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn page_and_json_have_same_numbers() {
         "Bans</dt><dd>7<",
         "Sources</dt><dd>5<",
         "In force now</dt><dd>3<",
-        "Came back</dt><dd>1<",
+        "Repeat offenders</dt><dd>1<",
         "Probes</dt><dd>31<",
     ] {
         assert!(page.contains(tile), "{tile}");
@@ -187,7 +187,7 @@ fn invalid_rows_are_left_out_and_counted() {
     let stats = stats(&state, MONTH);
     assert_eq!((stats.bans, stats.unreadable), (1, 2));
     let page = html(&stats, None);
-    assert!(page.contains("Left out: 2 rows of the ledger make no sense."), "{page}");
+    assert!(page.contains("Not counted: 2 rows of the ledger are unreadable."), "{page}");
     assert!(!page.contains("<script") && !page.contains("<b>") && !page.contains("<i>"), "{page}");
 }
 

@@ -354,7 +354,8 @@ fn logcheck_ignores_only_routine_lines() {
         assert!(matches(ALARM, &line) && !matches(ROUTINE, &line), "{line}");
     }
     // These lines are neither ignored nor treated as attacks.
-    let daily = "10234 single probes in the last day, not logged individually (report.single_probes)".to_owned();
+    let daily =
+        "10234 single probes in the last day without log lines of their own (report.single_probes = false)".to_owned();
     let ordinary = [
         EventKind::Note(daily),
         EventKind::Stopped,

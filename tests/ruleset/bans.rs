@@ -86,7 +86,7 @@ fn full_set_names_refused_bans() {
             assert_eq!(sets.holds(failure.target).unwrap(), None);
         }
         let alone = sets.block(&bans[5..]).unwrap_err().to_string();
-        assert!(alone.contains("set inet portsentry blocked is full (4)"), "{alone}");
+        assert!(alone.contains("set inet portsentry blocked is full (4 elements)"), "{alone}");
         sets.block(&[(bans[0].0, seconds(3_600)), (target("2001:db8::1"), seconds(60))]).unwrap();
         assert!(nearly(sets.holds(bans[0].0).unwrap(), 3_600));
         assert_eq!(sets.elements().unwrap().len(), 5);

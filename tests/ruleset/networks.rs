@@ -90,7 +90,7 @@ fn inner_network_outlasting_outer_is_refused() {
             sets.block(&[(network(inside), seconds(60))]).unwrap();
             let text = why(sets.block(&[(network(inside), seconds(6_000))]));
             assert!(
-                text.starts_with(&format!("{inside}: it is part of 10.1.0.0/16, which is blocked for a sh")),
+                text.starts_with(&format!("{inside}: it is in the network 10.1.0.0/16, which is blocked for a sh")),
                 "{text}"
             );
             why(sets.block(&[(network(inside), Expiry::Never)]));
@@ -156,7 +156,7 @@ fn full_network_set_is_reported() {
             .filter(|(target, _)| target.to_string() != "0.0.0.0/24")
             .collect();
         let text = why(sets.block(&bans));
-        assert!(text.contains("set inet portsentry blocked_nets is full (8192)"), "{}", &text[..200]);
+        assert!(text.contains("set inet portsentry blocked_nets is full (8192 elements)"), "{}", &text[..200]);
         let held = held(sets).len();
         assert!((4_000..=8_192).contains(&held), "{held}");
     });

@@ -48,13 +48,13 @@ fn handle(part: &str) -> String {
 
 #[test]
 fn chain_changes_are_undone_with_bans() {
-    let accepting = "another rule 1 in chain \"prerouting\" than `ip saddr @allowed accept`";
-    let empty = "no rule 1 in chain \"prerouting\": `ip saddr @allowed accept`";
+    let accepting = "another rule than `ip saddr @allowed accept` at position 1 of chain \"prerouting\"";
+    let empty = "no rule `ip saddr @allowed accept` at position 1 of chain \"prerouting\"";
     let elsewhere = "a chain \"prerouting\" with another type, hook, priority or policy";
     let chain = "chain inet portsentry prerouting";
     for (alter, difference) in [
         (vec!["insert rule inet portsentry prerouting ip saddr 192.0.2.1 accept"], accepting),
-        (vec!["add rule inet portsentry prerouting accept"], "7 rules in chain \"prerouting\" where 6 are ours"),
+        (vec!["add rule inet portsentry prerouting accept"], "7 rules in chain \"prerouting\" instead of 6"),
         (vec!["flush chain inet portsentry prerouting"], empty),
         (vec!["delete chain inet portsentry prerouting"], "no chain \"prerouting\""),
         (vec!["chain inet portsentry prerouting { policy drop; }"], elsewhere),
@@ -83,7 +83,7 @@ fn chain_changes_are_undone_with_bans() {
 
 #[test]
 fn deleted_rule_is_restored() {
-    let third = "another rule 3 in chain \"prerouting\" than `ip saddr @blocked counter drop`";
+    let third = "another rule than `ip saddr @blocked counter drop` at position 3 of chain \"prerouting\"";
     for command in
         ["delete rule inet portsentry prerouting handle H", "replace rule inet portsentry prerouting handle H accept"]
     {
@@ -207,7 +207,7 @@ fn unrepairable_table_is_reported_unchanged() {
                 "delete chain inet portsentry prerouting",
                 "table inet portsentry { chain prerouting { }; chain mine { jump prerouting; }; }",
             ],
-            "has rules of another program that use what has to be removed (deleting chain \"prerouting\")",
+            "has rules of another program use objects that must be removed (deleting chain \"prerouting\")",
         ),
     ] {
         installed(|sets| {

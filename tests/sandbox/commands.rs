@@ -126,7 +126,7 @@ fn commands_keep_their_rights() {
     fs::write(&elsewhere, "").unwrap();
     fs::set_permissions(note.parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
     let expected = match super::has_landlock() {
-        true => format!("{} cannot be read in the sandbox", elsewhere.display()),
+        true => format!("{} cannot be read, because the sandbox", elsewhere.display()),
         false => "SIGHUP: the new configuration is in force; changed: allow".to_owned(),
     };
     lab.write("portsentry.toml", &settings(&lab.path("hook"), &format!("[allow]\nfiles = [{elsewhere:?}]\n")));
@@ -182,7 +182,7 @@ fn command_over_time_limit_is_ended() {
     let daemon = start(&lab, &format!("echo $$ > {}; exec sleep 1000", note.display()), "timeout = \"1s\"\n", &[]);
     scan(&lab);
     let process = line_of(&note).parse().unwrap();
-    daemon.expect_line("was ended at its time limit after ");
+    daemon.expect_line("was killed at its time limit after ");
     expect_gone(process);
     daemon.stop();
 }
@@ -238,7 +238,7 @@ fn running_commands_end_with_daemon() {
     };
     end(true);
     // The program does not wait long for the end of a command: on a slow machine the report may be lost.
-    let reported = (0..10).any(|_| end(false).contains("was ended because portsentry ends"));
+    let reported = (0..10).any(|_| end(false).contains("was killed because portsentry shuts down"));
     assert!(reported, "the end of the command was never reported");
 }
 

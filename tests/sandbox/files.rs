@@ -39,15 +39,16 @@ fn reload_refuses_file_outside_sandbox() {
     let daemon = Daemon::start_configured(&lab, "", &[]);
     lab.write("portsentry.toml", &format!("expire = \"2h\"\n[allow]\nfiles = [\"{ignore}\"]\n"));
     daemon.signal(Signal::HUP);
-    let line = daemon.expect_line("the old configuration stays in force");
+    let line = daemon.expect_line("the old one stays in force");
     let why = format!(
-        "allow.files: {ignore} cannot be read in the sandbox that was created at the start; restart portsentry"
+        "allow.files: {ignore} cannot be read, because the sandbox from the start of portsentry forbids it; restart \
+         portsentry"
     );
     assert!(line.ends_with(&why), "{line}");
     lab.write("portsentry.toml", "expire = \"3h\"\n[report]\njson_file = \"/var/tmp/portsentry-events\"\n");
     daemon.signal(Signal::HUP);
     let line = daemon.expect_line("report.json_file: ");
-    assert!(line.contains("/var/tmp/portsentry-events cannot be written in the sandbox"), "{line}");
+    assert!(line.contains("/var/tmp/portsentry-events cannot be written, because the sandbox"), "{line}");
     daemon.stop();
 }
 
@@ -69,16 +70,18 @@ fn landlock_denies_other_files() {
     let daemon = Daemon::start_configured(&lab, &configuration, &[]);
     for target in ["/etc/shadow".as_ref(), secret.path().join("secret").as_path()] {
         swap(target);
-        within(TIMEOUT, || (!daemon.lines_with("ignore: cannot be read: Permission denied").is_empty()).then_some(()))
-            .unwrap_or_else(|| panic!("{:?}", daemon.lines_with("ignore")));
+        within(TIMEOUT, || {
+            (!daemon.lines_with("ignore: cannot read the file: Permission denied").is_empty()).then_some(())
+        })
+        .unwrap_or_else(|| panic!("{:?}", daemon.lines_with("ignore")));
         fs::remove_file(&ignore).unwrap();
         lab.write("ignore", "192.0.2.7\n");
-        daemon.expect_line("was read again");
+        daemon.expect_line("was reloaded");
     }
     daemon.stop();
     // Without the sandbox the same link is followed, so the file's mode was not the reason.
     let daemon = Daemon::start_configured(&lab, &configuration, &["--no-sandbox"]);
     swap(&secret.path().join("secret"));
-    daemon.expect_line("ignore was read again");
+    daemon.expect_line("ignore was reloaded");
     daemon.stop();
 }

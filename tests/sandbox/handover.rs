@@ -44,7 +44,7 @@ fn folder_with_foreign_files_stops_start() {
     let key = lab.write("home/key", "secret");
     let socket = home.join("ps.sock");
     let in_home = ["sh", "-c", "cd \"$0\" && exec \"$@\"", home.to_str().unwrap()];
-    let reason = "it holds \"key\", which is not a file of portsentry";
+    let reason = "contains \"key\", which is not a file of portsentry";
     expect_refusal(&lab, &[], &["--socket", socket.to_str().unwrap()], reason);
     expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], reason);
     expect_refusal(&lab, &in_home, &["--state-dir", "."], reason);
@@ -52,10 +52,10 @@ fn folder_with_foreign_files_stops_start() {
     // A hard link to a file of another user is not the program's own file, whatever its name.
     fs::rename(&key, lab.path("key")).unwrap();
     fs::hard_link(lab.path("key"), home.join("portsentry.history")).unwrap();
-    expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], "it holds \"portsentry.history\"");
+    expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], "contains \"portsentry.history\"");
     fs::remove_file(home.join("portsentry.history")).unwrap();
     symlink(lab.path("key"), home.join("ledger.sqlite")).unwrap();
-    expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], "it holds \"ledger.sqlite\"");
+    expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], "contains \"ledger.sqlite\"");
     for path in [&home, &lab.path("key"), &home.join("ledger.sqlite")] {
         assert_eq!(owner(path), 0, "{}", path.display());
     }

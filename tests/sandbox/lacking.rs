@@ -109,7 +109,7 @@ fn inside_without_landlock() {
     assert_eq!((sandbox.landlock, sandbox.seccomp), (None, Calls::Listed));
     assert!(sandbox.no_new_privs && !sandbox.core_dumps);
     let warnings: Vec<_> = sandbox.warnings.iter().filter(|text| text.contains("Landlock")).collect();
-    assert_eq!(warnings, ["its file access is not restricted: this kernel has no Landlock (Linux 5.13)"]);
+    assert_eq!(warnings, ["the file access of portsentry is not restricted: this kernel has no Landlock (Linux 5.13)"]);
     assert!(sandbox.out_of_reach("/etc/shadow".as_ref(), false).is_none());
 }
 
@@ -126,8 +126,11 @@ fn inside_without_seccomp() {
     let sandbox = Sandbox::enter(&Policy::default(), || ());
     assert_eq!((sandbox.seccomp, sandbox.landlock.is_some()), (Calls::All, has_landlock));
     assert!(sandbox.no_new_privs);
-    let warnings =
-        sandbox.warnings.iter().filter(|text| text.starts_with("its system calls are not restricted: ")).count();
+    let warnings = sandbox
+        .warnings
+        .iter()
+        .filter(|text| text.starts_with("the system calls of portsentry are not restricted: "))
+        .count();
     assert_eq!(warnings, 1, "{:?}", sandbox.warnings);
 }
 

@@ -130,7 +130,7 @@ fn root_becomes_own_user() {
     // The user cannot enter the folder. The daemon keeps the right to read and enter everything, and reports why.
     let daemon = Daemon::start(&lab, &arguments);
     let line = daemon.expect_line("the user portsentry cannot reach");
-    assert!(line.contains("it keeps CAP_DAC_READ_SEARCH"), "{line}");
+    assert!(line.contains("portsentry keeps CAP_DAC_READ_SEARCH"), "{line}");
     let (_, status) = threads(&daemon).swap_remove(0);
     assert_eq!((field(&status, "Uid"), field(&status, "CapEff")), ("4242\t4242\t4242\t4242", "0000000000003004"));
     daemon.stop();

@@ -71,7 +71,7 @@ fn helper_writes_lines_for_unprivileged_daemon() {
     // Rotation: root creates the file again.
     fs::rename(&events, folder.join("events.1")).unwrap();
     daemon.signal(Signal::HUP);
-    daemon.expect_line("the configuration was read again");
+    daemon.expect_line("the configuration was reloaded");
     lab.succeed(&["unblock", &lab.v4("attacker").to_string()]);
     expect_text(&deny, |text| text == "sshd: x\n");
     expect_text(&events, |text| !text.is_empty());
@@ -106,7 +106,7 @@ fn daemon_survives_loss_of_helper() {
     kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).unwrap();
     lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     lab.expect_ban(lab.v4("attacker").into());
-    daemon.expect_line(&format!("process {process}, which writes it, has ended; restart portsentry"));
+    daemon.expect_line(&format!("process {process}, which writes the file, has ended; restart portsentry"));
     assert!(!folder.join("hosts.deny").exists());
     daemon.stop();
 }

@@ -15,7 +15,7 @@ fn second_daemon_refuses_and_changes_nothing() {
     for arguments in [&["--log-only"][..], &["--no-sandbox"]] {
         let ended = Daemon::run_to_end(&lab, &[], arguments);
         assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
-        let expected = format!("portsentry already runs in this network namespace, as process {};", first.id());
+        let expected = format!("portsentry is already running in this network namespace, as process {};", first.id());
         assert!(ended.log.contains(&expected) && ended.log.lines().count() == 1, "{}", ended.log);
     }
     assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
@@ -95,7 +95,7 @@ print "holds\n"; sleep 600;"#;
     std::io::BufRead::read_line(&mut output, &mut line).unwrap();
     assert_eq!(line, "holds\n");
     let daemon = Daemon::start(&lab, &[]);
-    let doubt = daemon.expect_line("holds the abstract socket @portsentry");
+    let doubt = daemon.expect_line("occupies the abstract socket @portsentry");
     assert!(doubt.contains("user 65534"), "{doubt}");
     daemon.stop();
     holder.kill().unwrap();
@@ -122,7 +122,7 @@ fn background_start_returns_when_watching() {
     let second = command().output().unwrap();
     let errors = String::from_utf8_lossy(&second.stderr).into_owned();
     assert_eq!(second.status.code(), Some(1), "{errors}");
-    assert!(errors.contains("already runs") && errors.contains("one process watches TCP and UDP"), "{errors}");
+    assert!(errors.contains("is already running") && errors.contains("one process monitors TCP and UDP"), "{errors}");
 
     rustix::process::kill_process(process, Signal::TERM).unwrap();
     eventually("it has ended", || rustix::process::test_kill_process(process).is_err());
@@ -146,6 +146,6 @@ fn background_start_reports_failures() {
 fn classic_mode_in_foreground_names_daemon_option() {
     let lab = Lab::new(&[]);
     let daemon = Daemon::start(&lab, &["-atcp"]);
-    daemon.expect_line("it stays in the foreground, where classic PortSentry did not");
+    daemon.expect_line("portsentry runs in the foreground, unlike classic PortSentry");
     daemon.stop();
 }

@@ -33,7 +33,7 @@ fn changeable_files_stop_start_with_remedy() {
     let daemon = Daemon::start(&lab, &arguments);
     set(&settings, 0o666);
     daemon.signal(Signal::HUP);
-    let line = daemon.expect_line("the old configuration stays in force");
-    assert!(line.contains("can be written by every user"), "{line}");
+    let line = daemon.expect_line("the old one stays in force");
+    assert!(line.contains("every user can write to"), "{line}");
     daemon.stop();
 }

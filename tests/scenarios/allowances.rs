@@ -21,7 +21,7 @@ fn allowance_survives_restart_until_revoked() {
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let scan = || lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &CLOSED);
     scan();
-    daemon.expect_line(&format!(" from {attacker} to TCP port 901 is not held against it: it is on the allow-list"));
+    daemon.expect_line(&format!(" from {attacker} to TCP port 901 does not count: the source is on the allow-list"));
     let list = lab.ask(&["allowed"]);
     let [by_hand, configured] = &list["allowed"].as_array().unwrap()[..] else { panic!("{list}") };
     assert_eq!(by_hand["network"], text, "{list}");
@@ -33,7 +33,7 @@ fn allowance_survives_restart_until_revoked() {
     let refused = lab.operate(&["disallow", "203.0.113.0/24"]);
     assert!(refused.code == Some(1) && refused.err.contains("on the allow-list"), "{refused:?}");
 
-    assert_eq!(lab.succeed(&["disallow", &text]), format!("{text} is no longer allowed by hand\n"));
+    assert_eq!(lab.succeed(&["disallow", &text]), format!("the allowance of {text} is revoked\n"));
     scan();
     lab.expect_ban(attacker);
     daemon.stop();
@@ -65,7 +65,7 @@ fn timed_allowance_ends() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     lab.succeed(&["allow", &lab.v4("attacker").to_string(), "--for", "1s"]);
-    daemon.expect_line("is not allowed any more: its allowance has expired");
+    daemon.expect_line("has expired");
     lab.provoke_ban("attacker");
     daemon.stop();
 }

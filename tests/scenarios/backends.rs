@@ -161,7 +161,7 @@ fn first_command_ends_before_ban_within_limit() {
             expect_held(&lab, "nft", false, &daemon);
             let took = begin.elapsed();
             assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(60) * slowness(), "{took:?}");
-            daemon.expect_line("was ended at its time limit");
+            daemon.expect_line("was killed at its time limit");
             daemon.stop();
         });
     });

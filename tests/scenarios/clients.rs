@@ -77,7 +77,7 @@ fn remembered_services_are_shown_and_forgotten() {
     assert_eq!(services.len(), 6, "a port that was not served for eight days is forgotten: {status}");
     assert_eq!((&services[0]["port"], &services[0]["served"]), (&"80/tcp".into(), &false.into()));
     let output = lab.operate(&["status"]).out;
-    let line = "services    remembered: 80/tcp 443/tcp 3306/tcp; not served now: 80/tcp 443/tcp 3306/tcp";
+    let line = "services    remembered: 80/tcp 443/tcp 3306/tcp; stopped now: 80/tcp 443/tcp 3306/tcp";
     assert!(output.contains(line), "{output}");
     let client = lab.v4("client").to_string();
     assert_eq!(lab.ask(&["explain", &client])["unserved"], serde_json::json!(["80/tcp", "443/tcp", "3306/tcp"]));
@@ -96,7 +96,7 @@ fn remembered_services_are_shown_and_forgotten() {
         let output = lab.operate(&["forget-service", port]);
         assert_eq!((output.code, output.out.as_str()), (Some(0), line), "{output:?}");
     }
-    daemon.expect_line("the service on port 443 is no longer remembered, by root");
+    daemon.expect_line("has removed the service on port 443 from the remembered services");
     daemon.stop();
     assert!(remembered(&lab).iter().all(|(port, _)| *port == 3306), "{:?}", remembered(&lab));
 
@@ -127,7 +127,7 @@ fn boot_delays_bans_until_services_start() {
     reboot(&lab);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     daemon.expect_line(
-        "this host has just booted: no source is banned until its services have started, for at most 60 s",
+        "this host has just booted: until its services have started, no source is banned, for at most 60 s",
     );
     lab.expect_banned(&[banned]);
     // The client probes services that the ledger does not know; the scanner exploits that the host has just booted.
@@ -143,7 +143,7 @@ fn boot_delays_bans_until_services_start() {
     assert!(lab.ports("trapped").is_empty(), "the kernel's trap is not armed");
 
     let _services = Services::open(&lab, &[80, 901, 902, 903]);
-    daemon.expect_line("this host has settled: sources are banned from now on");
+    daemon.expect_line("the services of this host have started: sources are banned from now on");
     lab.expect_ban(scanner);
     let mut both = [banned, scanner];
     both.sort_unstable();
@@ -178,7 +178,7 @@ fn ban_of_client_is_lifted_when_served() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.expect_banned(&all);
     let _services = Services::open(&lab, &[902]);
-    daemon.expect_line("2 bans have been lifted by portsentry, because the ports belong to services of this host");
+    daemon.expect_line("bans lifted by portsentry, because the ports belong to services of this host: 2");
     lab.expect_banned(&[scanner]);
     assert_eq!(lab.served("client", clients[0].1, &[902], 1), 1);
     let explained = lab.ask(&["explain", &clients[0].0.to_string()]);
@@ -249,8 +249,9 @@ fn container_ban_ends_with_bridge_port() {
     daemon.expect_line(&format!("Host {guest} has been blocked"));
     let outside = lab.provoke_ban("outside");
     lab.cut("guest");
-    daemon
-        .expect_line(&format!("Host {guest} has been unblocked by portsentry, because its port of the bridge is gone"));
+    daemon.expect_line(&format!(
+        "Host {guest} has been unblocked by portsentry, because its bridge port no longer exists"
+    ));
     lab.expect_banned(&[outside]);
     daemon.stop();
 }

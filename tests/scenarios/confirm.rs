@@ -11,7 +11,7 @@ use netns_lab::{TIMEOUT, slowness, within};
 
 const EVERY_BACKEND: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
 
-const OVER: &str = "the trial was not confirmed in time: all bans are lifted, and scans are only logged from now on";
+const OVER: &str = "`portsentry confirm` was not run in time: all bans are lifted, and scans are only logged from now on; restart portsentry to block again";
 
 #[test]
 fn unconfirmed_trial_lifts_every_ban() {
@@ -40,11 +40,11 @@ fn unconfirmed_trial_lifts_every_ban() {
     let (status, output) = (lab.ask(&["status"]), lab.operate(&["confirm"]));
     assert_eq!(status["state"], "only logging", "{status}");
     assert_eq!(output.code, Some(1), "{output:?}");
-    assert!(output.err.contains("the trial is over"), "{output:?}");
+    assert!(output.err.contains("--confirm has timed out"), "{output:?}");
     let output = lab.operate(&["block", "192.0.2.7"]);
     assert_eq!(output.code, Some(1), "{output:?}");
     daemon.signal(rustix::process::Signal::HUP);
-    daemon.expect_line("SIGHUP: the configuration was read again");
+    daemon.expect_line("SIGHUP: the configuration was reloaded");
     scan(&lab, true);
     expect_nothing_left(&lab);
     assert!(is_served_at_last(&lab, true), "a reload does not confirm");
@@ -62,7 +62,7 @@ fn confirmed_trial_keeps_blocking() {
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     let output = lab.operate(&["confirm"]);
-    assert_eq!((output.code, output.out.as_str()), (Some(0), "confirmed: blocking goes on\n"), "{output:?}");
+    assert_eq!((output.code, output.out.as_str()), (Some(0), "confirmed: blocking continues\n"), "{output:?}");
     assert_eq!(lab.operate(&["confirm"]).code, Some(1), "there is nothing more to confirm");
     std::thread::sleep(limit + Duration::from_millis(500));
     scan(&lab, true);

@@ -34,7 +34,7 @@ fn administrators_route_delays_route_ban() {
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     let line =
-        format!("adminalert: ERROR: Host {attacker} could not be blocked via route: there is already a route to");
+        format!("adminalert: ERROR: Host {attacker} could not be blocked via route: another program has a route to");
     daemon.expect_line(&line);
     assert!(held(&lab, "route").is_empty(), "{}", held(&lab, "route"));
     let shown = || lab.run("victim", "ip", &["route", "show", "exact", &format!("{attacker}/32")]);

@@ -155,7 +155,7 @@ fn fleet_bans_survive_flush_and_restart() {
     assert!(!is_served(&lab, false), "the kernel keeps blocking");
     let daemon = Daemon::start_configured(&lab, &text, &[]);
     assert_eq!(blocked(&lab), [v4]);
-    assert!(lab.succeed(&["explain", &v4.to_string()]).contains("reported before a restart"));
+    assert!(lab.succeed(&["explain", &v4.to_string()]).contains("the reports date from before a restart"));
     lab.run("victim", "nft", &["flush", "ruleset"]);
     assert!(
         within(TIMEOUT, || (blocked(&lab) == [v4]).then_some(())).is_some(),
@@ -298,7 +298,7 @@ fn compromised_fleet_process_is_limited() {
     assert_eq!(all, 70, "invented authors are limited by the ceiling");
     assert_eq!(blocked(&lab).len(), 100);
 
-    daemon.expect_line("fleet: reports are refused: all authors together are above fleet.accept.max_bans_per_hour");
+    daemon.expect_line("fleet: reports are refused: all hosts together have exceeded fleet.accept.max_bans_per_hour");
 
     // Only fleet commands are accepted.
     for line in [
@@ -312,7 +312,7 @@ fn compromised_fleet_process_is_limited() {
         peer.0.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
         assert!(matches!(FleetReply::parse(peer.line().as_bytes()), Ok(FleetReply::Refused { .. })), "{line}");
     }
-    daemon.expect_line("fleet: a request of the fleet process was refused; this is not a request on the fleet socket");
+    daemon.expect_line("fleet: a request of the fleet process was refused; invalid request on the fleet socket");
     let many = FleetRequest::Reports { reports: vec![report("a", "192.0.2.1"); MAX_REPORTS + 1], scan_ends: false };
     assert!(matches!(peer.ask(&many), FleetReply::Refused { .. }));
     let forged = |change: &dyn Fn(&mut FleetReport)| {
@@ -322,8 +322,8 @@ fn compromised_fleet_process_is_limited() {
     };
     for (one, why) in [
         (forged(&|one| one.author = "victim".to_owned()), "names this host"),
-        (forged(&|one| one.author = "x\n:*".to_owned()), "no name"),
-        (forged(&|one| one.remaining_s = 0), "no time left"),
+        (forged(&|one| one.author = "x\n:*".to_owned()), "the name of its author"),
+        (forged(&|one| one.remaining_s = 0), "expired"),
         (forged(&|one| one.remaining_s = 4 * HOUR + 1), "longer than four hours"),
         (forged(&|one| one.grade = Grade::Forgeable), "can be forged"),
         (forged(&|one| one.distinct_ports = 4), "fewer than 5"),
@@ -353,7 +353,7 @@ fn compromised_fleet_process_is_limited() {
     });
     assert!(flooding <= 900, "{flooding} requests in three seconds");
     let status = lab.succeed(&["status"]);
-    assert!(status.contains("mallory: above 30 targets in an hour; ignored for"), "{status}");
+    assert!(status.contains("mallory: reported more than 30 targets in an hour; ignored for"), "{status}");
     assert!(is_served(&lab, false));
     daemon.stop();
 }
@@ -379,13 +379,13 @@ fn fleet_process_forges_no_log_line() {
     let mut target = report("b", forged);
     target.class = "connect".to_owned();
     let outcomes = peer.report(&[author, class, target]);
-    for (outcome, why) in outcomes.iter().zip(["no name", "class of scan is unknown", "neither"]) {
+    for (outcome, why) in outcomes.iter().zip(["the name of its author", "class of scan is unknown", "neither"]) {
         assert!(reason(outcome).contains(why), "{outcomes:?}");
     }
     let line = format!("{{\"command\":\"{forged}\"}}\n");
     peer.0.get_mut().write_all(line.as_bytes()).unwrap();
     assert!(peer.line().contains("unknown variant"));
-    daemon.expect_line("fleet: a request of the fleet process was refused; this is not a request on the fleet socket");
+    daemon.expect_line("fleet: a request of the fleet process was refused; invalid request on the fleet socket");
     let log = daemon.stop();
     assert!(!log.lines().any(is_taken_for_ban), "{log}");
 }
@@ -434,7 +434,7 @@ fn connection_changes_are_reported_once() {
     assert_eq!(lab.ask(&["status"])["fleet"]["link"], "connected");
     link(away());
     let status = lab.succeed(&["status"]);
-    assert!(status.contains("ALARM: not connected, the password is wrong"), "{status}");
+    assert!(status.contains("ALARM: not connected: the password is wrong"), "{status}");
     daemon.stop();
 }
 

@@ -30,7 +30,12 @@ fn status_shows_activity_and_health() {
     assert!(status["probes"].as_u64().is_some_and(|probes| probes >= 3), "{status}");
     let output = lab.operate(&["status"]);
     assert_eq!(output.code, Some(0), "{output:?}");
-    for part in ["blocking", "blocks      for 1h, by nft", "1 now, 1 in the kernel; 1 made, 0 failed since the start"] {
+    for part in [
+        "blocking",
+        "blocks      for 1h, by nft",
+        "1 now, 1 of them in the kernel; since the start: 1 made, \
+                                                            0 failed",
+    ] {
         assert!(output.out.contains(part), "{part} in {}", output.out);
     }
     daemon.stop();
@@ -118,7 +123,7 @@ fn explain_and_allow_follow_an_address() {
     daemon.expect_line(&format!("Host {attacker} has been unblocked by the allow-list"));
     lab.expect_banned(&[]);
     lab.probe("attacker", attacker, target, &CLOSED);
-    daemon.expect_line(&format!(" from {attacker} to TCP port 901 is not held against it: it is on the allow-list"));
+    daemon.expect_line(&format!(" from {attacker} to TCP port 901 does not count: the source is on the allow-list"));
     assert!(lab.banned().is_empty());
     let reply = lab.ask(&["explain", &text]);
     assert_eq!(reply["protected"], "on the allow-list", "{reply}");
@@ -138,9 +143,9 @@ fn address_in_blocked_network_is_shown_blocked() {
         let output = lab.operate(&["explain", "203.0.113.9"]);
         output.out.contains("a rack of them").then_some(output)
     });
-    assert!(output.is_some_and(|output| output.out.contains(" left), with all of 203.0.113.0/24")));
+    assert!(output.is_some_and(|output| output.out.contains(" left), by the ban of 203.0.113.0/24")));
     let output = lab.operate(&["unblock", "203.0.113.9"]);
-    let way_out = "is blocked with all of 203.0.113.0/24: unblock that network, or exempt only 203.0.113.9";
+    let way_out = "is blocked by the ban of 203.0.113.0/24; unblock that network, or exempt only 203.0.113.9";
     assert!(output.code == Some(1) && output.err.contains(way_out), "{output:?}");
     assert_eq!(lab.operate(&["unblock", "203.0.113.0/24"]).code, Some(0));
     assert_eq!(lab.ask(&["explain", "203.0.113.9"])["blocked"], serde_json::Value::Null);
@@ -185,7 +190,11 @@ fn usage_exits_2_configuration_exits_78() {
         assert!(output.out.is_empty() && !output.err.is_empty(), "{words:?}: {output:?}");
     }
     let output = lab.operate(&["reload"]);
-    assert_eq!((output.code, output.out.as_str()), (Some(0), "read again: nothing has changed\n"), "{output:?}");
+    assert_eq!(
+        (output.code, output.out.as_str()),
+        (Some(0), "configuration reloaded: nothing has changed\n"),
+        "{output:?}"
+    );
     std::fs::write(&path, "expire = \"2h\"\n[block.nft]\nsize = 1000\n").unwrap();
     let reply = lab.ask(&["reload"]);
     assert_eq!(reply["changed"], serde_json::json!(["expire", "block"]));
@@ -230,11 +239,11 @@ fn hangup_applies_valid_configuration_only() {
 
     std::fs::write(&path, "expire = \"2h\"\n[detect]\nscan_triger = 0\n").unwrap();
     daemon.signal(Signal::HUP);
-    let line = daemon.expect_line("adminalert: ERROR: reload failed, the old configuration stays in force: ");
+    let line = daemon.expect_line("adminalert: ERROR: the new configuration is refused, the old one stays in force: ");
     assert!(line.contains("did you mean \"detect.scan_trigger\"?"), "{line}");
     let (source, target) = ends("friend");
     lab.probe("friend", source, target, &[23]);
-    daemon.expect_line(&format!(" from {friend} to TCP port 23 is not held against it: it is on the allow-list"));
+    daemon.expect_line(&format!(" from {friend} to TCP port 23 does not count: the source is on the allow-list"));
     assert_eq!(lab.banned(), [attacker]);
     daemon.stop();
 }
@@ -309,13 +318,15 @@ fn host_without_monitored_ports_warns() {
     let lab = Lab::new(&["attacker"]);
     let honeypot = "[tcp]\nmode = \"stealth\"\nports = \"23,2323\"\n[udp]\nmode = \"off\"\n";
     let daemon = Daemon::start_configured(&lab, honeypot, &[]);
-    daemon.expect_line("warning: detect.scan_trigger: this host bans no scan of its ports: 2 closed ports are watched");
+    daemon.expect_line(
+        "warning: detect.scan_trigger: no scan of this host can cause a ban: only 2 closed ports are monitored",
+    );
     let status = lab.ask(&["status"]);
     assert!(status["warnings"][0].as_str().is_some_and(|text| text.contains("write 1 or less")), "{status}");
     assert!(lab.succeed(&["status"]).contains("warning     detect.scan_trigger: "));
     let config = lab.path("portsentry.toml");
     let check = lab.run("victim", binary().to_str().unwrap(), &["check", config.to_str().unwrap()]);
-    assert!(check.contains("this host bans no scan of its ports"), "{check}");
+    assert!(check.contains("no scan of this host can cause a ban"), "{check}");
     lab.reload(&format!("{honeypot}[detect]\nscan_trigger = 1\n"));
     assert_eq!(lab.ask(&["status"])["warnings"], serde_json::json!([]));
     lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23, 2323]);
@@ -342,8 +353,8 @@ fn log_only_classic_is_named_at_start() {
     let lab = Lab::new(&["attacker"]);
     lab.write("portsentry.conf", "TCP_PORTS=\"1,11\"\nBLOCK_TCP=\"0\"\n");
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    let line = daemon.expect_line("warning: tcp.block: this program blocks");
-    assert!(line.contains("only logs (BLOCK_TCP is 0)") && line.contains("`portsentry trial 1d`"), "{line}");
+    let line = daemon.expect_line("warning: tcp.block: scans are blocked, although");
+    assert!(line.contains("only log (BLOCK_TCP is 0)") && line.contains("`portsentry trial 1d`"), "{line}");
     assert!(lab.succeed(&["status"]).contains("warning     tcp.block: "));
     lab.provoke_ban("attacker");
     daemon.stop();

@@ -13,7 +13,7 @@ fn tripping(lab: &Lab, failpoint: &str, backends: &[&str]) -> Daemon {
 }
 
 fn expect_report(daemon: &Daemon, failpoint: &str, thread: &str) {
-    let line = daemon.expect_line("a defect in this program");
+    let line = daemon.expect_line("internal error (panic)");
     assert!(line.contains(&format!("thread {thread}, src/")), "{line}");
     assert!(line.contains(&format!("tripped in the {failpoint},?as a test wants it; please report it")), "{line}");
 }
@@ -30,7 +30,7 @@ fn panic_in_answer_ends_nothing_else() {
     daemon.expect_line("has been blocked");
     let said = lab.operate(&["status"]);
     assert_eq!(said.code, Some(0), "{said:?}");
-    assert!(said.out.contains("1 now, 1 in the kernel"), "{said:?}");
+    assert!(said.out.contains("1 now, 1 of them in the kernel"), "{said:?}");
     daemon.stop();
 }
 

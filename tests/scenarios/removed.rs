@@ -76,7 +76,7 @@ fn administrators_route_prevents_ban_and_stays() {
     let attacker = lab.v4("attacker");
     lab.victim_ip(&format!("route replace {attacker}/32 dev attacker proto static"));
     daemon.expect_line(&format!(
-        "adminalert: ERROR: a missing route could not be installed again: {attacker}: there is already a route to"
+        "adminalert: ERROR: cannot restore a missing route: {attacker}: another program has a route to"
     ));
     assert!(held(&lab, "route").is_empty(), "{}", held(&lab, "route"));
     daemon.stop();

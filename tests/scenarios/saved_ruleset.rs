@@ -92,7 +92,10 @@ fn ruleset_loaded_before_start_is_no_ban() {
     lab.probe("innocent", innocent, target, &[901, 902, 903]);
     lab.expect_ban(innocent);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    daemon.expect_line("a file loaded a ruleset with elements of table inet portsentry: 1 are bans");
+    daemon.expect_line(
+        "a file loaded a ruleset with elements of table inet portsentry; bans, which keep their \
+                        remaining time: 1",
+    );
     expect_ledger_decides(&lab, kept, lifted);
     assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
     lab.provoke_ban("other");

@@ -151,7 +151,7 @@ fn unprivileged_user_may_only_read() {
     };
     let (code, error) = as_nobody(&["status"]);
     assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains("is not accessible to this user"), "{error}");
+    assert!(error.contains("this user has no access to"), "{error}");
 
     // An administrator gives a group access.
     chown(lab.path("socket"), None, Some(65_534)).unwrap();
@@ -170,7 +170,7 @@ fn unprivileged_user_may_only_read() {
     ] {
         let (code, error) = as_nobody(words);
         assert_eq!(code, Some(1), "{words:?}: {error}");
-        assert!(error.contains("only root and the user that the daemon runs as"), "{words:?}: {error}");
+        assert!(error.contains("only root and the daemon's user"), "{words:?}: {error}");
     }
     assert_eq!(lab.banned(), [std::net::IpAddr::from(lab.v4("attacker"))]);
     daemon.stop();

@@ -33,7 +33,7 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     let refused = lab.operate(&["block", "192.0.2.7"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
     daemon.signal(rustix::process::Signal::HUP);
-    daemon.expect_line("SIGHUP: the configuration was read again");
+    daemon.expect_line("SIGHUP: the configuration was reloaded");
     lab.run("other", "ip", &["addr", "add", &format!("{}/24", bystander(&lab)), "dev", "uplink"]);
     lab.probe("other", bystander(&lab).into(), lab.victim_v4("other").into(), &crate::support::CLOSED);
     lab.expect_would_block(bystander(&lab).into());
@@ -49,7 +49,7 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     scan_other(&lab);
     lab.expect_ban(other.into());
     let again = lab.operate(&["trial", "--end"]);
-    assert!(again.code == Some(1) && again.err.contains("there is no trial"), "{again:?}");
+    assert!(again.code == Some(1) && again.err.contains("no trial is running"), "{again:?}");
     daemon.stop();
 }
 
@@ -85,7 +85,7 @@ fn trial_ends_by_itself() {
     let lab = scene();
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
     lab.succeed(&["trial", "1s"]);
-    daemon.expect_line("the trial has ended (its time is over)");
+    daemon.expect_line("the trial has ended (it has expired)");
     assert_eq!(lab.ask(&["status"])["state"], "blocking");
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);

@@ -101,7 +101,7 @@ fn garbage_ends_helper_and_writes_nothing() {
         send(&ours, bytes, SendFlags::NOSIGNAL).unwrap();
         assert!(matches!(served.join().unwrap(), Err(Refused::NoRequest)), "{bytes:?}");
         let error = FileHelper::new(ours, 7).edit(&[case("192.0.2.7", 60)], &[]).unwrap_err();
-        assert_eq!(error.to_string(), "process 7, which writes it, has ended; restart portsentry");
+        assert_eq!(error.to_string(), "process 7, which writes the file, has ended; restart portsentry");
     }
     assert!(!path.exists());
     // The size of an unfinished change is limited.
@@ -120,7 +120,10 @@ fn helper_serves_configured_files_only() {
     let (helper, served) = start(&Files::default());
     for error in [helper.edit(&[case("192.0.2.7", 60)], &[]), helper.read(9).map(drop), helper.open_log().map(drop)] {
         let error = error.unwrap_err();
-        assert_eq!(error.to_string(), "the configuration at the start does not contain this file");
+        assert_eq!(
+            error.to_string(),
+            "refused: the configuration did not name this file when portsentry started; restart portsentry"
+        );
     }
     drop(helper);
     served.join().unwrap().unwrap();
@@ -134,7 +137,11 @@ fn helper_serves_configured_files_only() {
     fs::remove_file(&log).unwrap();
     // Files that another user may have put in their place.
     fs::hard_link(&secret, &log).unwrap();
-    assert_eq!(helper.open_log().unwrap_err().to_string(), "it has a second hard link");
+    assert_eq!(
+        helper.open_log().unwrap_err().to_string(),
+        "refused: the file has a second hard link; remove one of \
+                                                            the two"
+    );
     fs::remove_file(&log).unwrap();
     symlink(&secret, &log).unwrap();
     assert!(helper.open_log().unwrap_err().to_string().contains("symbolic link"));

@@ -17,7 +17,7 @@ fn kernel_counts_distinct_ports() {
         if protocol == Udp {
             let status = lab.succeed(&["status"]);
             let count = protocol.watched(&lab).len();
-            assert!(status.contains(&format!(" TCP ports and {count} UDP ports; 0 caught by it")), "{status}");
+            assert!(status.contains(&format!(" TCP ports and {count} UDP ports; its bans: 0 confirmed")), "{status}");
         }
         daemon.frozen(|| {
             protocol.probe(&lab, "other", source, target, &[901, 902, 901, 902, 902, 901, 901, 902]);

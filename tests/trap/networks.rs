@@ -77,7 +77,7 @@ fn overlapping_networks_are_one_reported_ban() {
     expect_network(&lab, "198.51.100.0/25", false);
     lab.succeed(&["block", "198.51.100.64/26", "--expire", "1h"]);
     let answer = lab.operate(&["block", "198.51.100.64/26", "--expire", "1d"]);
-    let reason = "it is part of 198.51.100.0/24, which is blocked for a shorter time";
+    let reason = "it is in the network 198.51.100.0/24, which is blocked for a shorter time";
     assert!(answer.code != Some(0) && answer.err.contains(reason), "{answer:?}");
     daemon.stop();
 }

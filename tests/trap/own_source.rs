@@ -11,7 +11,7 @@ use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness, within};
 use crate::Protocol::Tcp;
 
 const PORT: u16 = 7_777;
-const REPORT: &str = "frames arrive on";
+const REPORT: &str = "as their source arrive on";
 
 fn nft(lab: &Lab, host: &str, command: &str) {
     lab.run(host, "nft", &[command]);
@@ -73,7 +73,11 @@ fn own_source_frames_are_dropped_and_reported() {
     assert!(!receives(&receiver));
     eventually("each frame is counted", || dropped(&lab) == 15);
     let line = daemon.expect_line(REPORT);
-    assert!(line.contains("on other from fd77:0:0:1::1") && line.contains("the kernel drops them"), "{line}");
+    assert!(
+        line.contains("frames with fd77:0:0:1::1, an address of this host, as their source arrive on other")
+            && line.contains("the kernel drops them"),
+        "{line}"
+    );
     wire.send(&raw::udp(lab.v6("other").into(), own6, (9, PORT)));
     assert!(receives(&receiver), "frames of a neighbour pass");
 

@@ -77,8 +77,8 @@ impl DecoyPorts {
 pub enum DecoyError {
     /// There are more ports than descriptors.
     #[error(
-        "{ports} decoys need {needed} file descriptors, and the hard limit is {limit}; list fewer ports, or raise it \
-         (LimitNOFILE={needed} in the service, ulimit -Hn {needed} in a shell)"
+        "{ports} decoys need {needed} file descriptors, but the hard limit is {limit}; list fewer ports, or raise \
+         the limit (LimitNOFILE={needed} in the service, ulimit -Hn {needed} in a shell)"
     )]
     Limit {
         /// Ports of both protocols.
@@ -91,19 +91,19 @@ pub enum DecoyError {
     /// The process may not bind privileged ports.
     #[error(
         "decoys on the {} ports {ports} need CAP_NET_BIND_SERVICE ({}); run as root, give the service \
-         AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE, or list only ports from 1024 on",
+         AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE, or list only ports of 1024 and above",
         protocol.name(),
         Errno::ACCESS
     )]
     Permission { protocol: Protocol, ports: PortSet },
     /// Every listed port is in use.
     #[error(
-        "no decoy could be opened: every one of the {} ports {ports} is in use; list others, or use another mode",
+        "cannot open a decoy: all {} ports {ports} are in use; list other ports, or use another mode",
         protocol.name()
     )]
     AllBusy { protocol: Protocol, ports: PortSet },
     /// The kernel refused a port for another reason.
-    #[error("no decoy can be opened on {} port {port}: {error}{}", protocol.name(), remedy(*error))]
+    #[error("cannot open a decoy on {} port {port}: {error}{}", protocol.name(), remedy(*error))]
     Open {
         /// Protocol of the refused port.
         protocol: Protocol,
@@ -111,17 +111,13 @@ pub enum DecoyError {
         error: Errno,
     },
     /// Epoll is not available.
-    #[error("the decoys cannot be watched: {0}")]
+    #[error("cannot wait for connections to decoys: {0}")]
     Epoll(#[from] Errno),
 }
 
 /// The remedy if a systemd service may not open Internet sockets.
 fn remedy(error: Errno) -> &'static str {
-    if error == Errno::AFNOSUPPORT {
-        "; the service needs its drop-in connect-mode.conf, see the package's examples"
-    } else {
-        ""
-    }
+    if error == Errno::AFNOSUPPORT { "; install the drop-in connect-mode.conf from the package's examples" } else { "" }
 }
 
 /// Raises the limit of descriptors to the maximum.

@@ -38,21 +38,23 @@ pub const LATEST: Duration = Duration::from_secs(250_000_000_000);
 /// Why a capture file cannot be read, or cannot be read further.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    #[error("cannot be opened: {0}")]
+    #[error("cannot open the file: {0}")]
     Open(io::Error),
     /// The path is a pipe or a directory, which cannot be read twice.
-    #[error("is no regular file, and it has to be read twice; save the capture to a file first")]
+    #[error("not a regular file, and the capture is read twice; save it to a file first")]
     NotAFile,
     /// The file has no bytes.
-    #[error("is empty; a capture begins with a header")]
+    #[error("the file is empty; write a capture with tcpdump -w or dumpcap")]
     Empty,
-    #[error("is compressed with {0}; unpack it first")]
+    #[error("the file is compressed with {0}; decompress it first")]
     Compressed(&'static str),
     /// The file does not begin like a capture.
-    #[error("is no capture; write one in the formats pcap or pcapng (tcpdump -w, dumpcap)")]
+    #[error("the file is not in the format pcap or pcapng; write a capture with tcpdump -w or dumpcap")]
     NotACapture,
     /// The file ends inside a header, a block or a frame.
-    #[error("ends early, at byte {offset} inside what begins at byte {start}, after {frames} whole packets")]
+    #[error(
+        "the file is truncated: it ends at byte {offset}, inside the record that begins at byte {start}; complete packets: {frames}"
+    )]
     Truncated {
         /// Number of complete frames.
         frames: u64,
@@ -62,7 +64,7 @@ pub enum FileError {
         offset: u64,
     },
     /// The contents of the file are inconsistent.
-    #[error("is broken at byte {offset}, after {frames} whole packets: {what}")]
+    #[error("the file is damaged at byte {offset}: {what}; complete packets before it: {frames}")]
     Broken {
         /// Number of complete frames.
         frames: u64,
@@ -71,7 +73,7 @@ pub enum FileError {
         what: String,
     },
     /// The file system or the disk failed.
-    #[error("cannot be read at byte {offset}: {error}")]
+    #[error("cannot read the file at byte {offset}: {error}")]
     Read { offset: u64, error: io::Error },
 }
 

@@ -41,7 +41,7 @@ impl Dialect {
         let [_, _, _, _, v0, v1, .., l0, l1, l2, l3] = header;
         let major = Fields { order: self.order, rest: &[v0, v1] }.u16().unwrap_or_default();
         if major != 2 {
-            return Err(input.broken(format!("version {major} of the format pcap, where only 2 is known")));
+            return Err(input.broken(format!("version {major} of the format pcap is not supported, only version 2 is")));
         }
         // The upper bits indicate whether frames end with a checksum, which is after all decoded bytes.
         let link = Fields { order: self.order, rest: &[l0, l1, l2, l3] }.u32().unwrap_or_default() & 0xffff;
@@ -58,7 +58,7 @@ impl Dialect {
         // The formats of USB and D-Bus captures allow longer frames, which are not decoded.
         let largest = if LinkType::from_dlt(self.link).is_some() { LARGEST_FRAME } else { 128 << 20 };
         if captured > largest {
-            return Err(input.broken(format!("a packet of {captured} bytes, where {largest} is the most")));
+            return Err(input.broken(format!("a packet of {captured} bytes exceeds the maximum of {largest}")));
         }
         input.read_to(self.frame_header + captured)?;
         let time =

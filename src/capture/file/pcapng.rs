@@ -55,13 +55,13 @@ impl Section {
                 self.order = match magic {
                     [0x4d, 0x3c, 0x2b, 0x1a] => Order::Little,
                     [0x1a, 0x2b, 0x3c, 0x4d] => Order::Big,
-                    _ => return Err(input.broken("a section without its byte-order magic")),
+                    _ => return Err(input.broken("a section header has no byte-order magic")),
                 };
             }
             let mut fields = Fields { order: self.order, rest: &header };
             let (Some(kind), Some(total)) = (fields.u32(), fields.length()) else { return Ok(None) };
             if total < AROUND || !total.is_multiple_of(4) {
-                let what = format!("a block of {total} bytes, which is no length that a block can have");
+                let what = format!("{total} is not a valid block length");
                 return Err(input.broken(what));
             }
             if begins {
@@ -73,12 +73,12 @@ impl Section {
                 continue;
             }
             if total > LARGEST_BLOCK {
-                return Err(input.broken(format!("a block of {total} bytes, where {LARGEST_BLOCK} is the most")));
+                return Err(input.broken(format!("a block of {total} bytes exceeds the maximum of {LARGEST_BLOCK}")));
             }
             input.read_to(total)?;
             let block = input.record.as_slice();
             if !block.ends_with(&[l0, l1, l2, l3]) {
-                return Err(input.broken("the block's two lengths differ"));
+                return Err(input.broken("the two length fields of a block differ"));
             }
             let rest = block.get(BEFORE..total - 4).unwrap_or_default();
             let mut body = Fields { order: self.order, rest };
@@ -97,13 +97,16 @@ impl Section {
     fn begin<R: Read>(&mut self, input: &mut Input<R>, total: usize) -> Result<(), FileError> {
         const LEAST: usize = 28;
         if total < LEAST {
-            return Err(input.broken("a section's header that is too short"));
+            return Err(input.broken("a section header is too short"));
         }
         input.read_to(LEAST)?;
         let version = input.record.get(AROUND..).unwrap_or_default();
         let major = Fields { order: self.order, rest: version }.u16().unwrap_or_default();
         if major != 1 {
-            return Err(input.broken(format!("version {major} of the format pcapng, where only 1 is known")));
+            return Err(input.broken(format!(
+                "version {major} of the format pcapng is not supported, only version 1 \
+                                             is"
+            )));
         }
         self.interfaces.clear();
         input.skip_to(total)
@@ -111,10 +114,10 @@ impl Section {
 
     fn interface(&mut self, body: &mut Fields) -> Result<(), String> {
         let (Some(link), Some(_reserved), Some(snap)) = (body.u16(), body.u16(), body.length()) else {
-            return Err("an interface that is too short".to_owned());
+            return Err("an interface block is too short".to_owned());
         };
         if self.interfaces.len() >= INTERFACES {
-            return Err(format!("more than {INTERFACES} interfaces"));
+            return Err(format!("a section has more than {INTERFACES} interfaces"));
         }
         // 0 means no limit.
         let snap = if snap == 0 { usize::MAX } else { snap };
@@ -153,12 +156,15 @@ impl Section {
             let (captured, _original) = (body.length()?, body.u32()?);
             Some((interface, ticks, captured))
         };
-        let (interface, ticks, captured) = read().ok_or("a packet block that is too short")?;
+        let (interface, ticks, captured) = read().ok_or("a packet block is too short")?;
         let Some(from) = usize::try_from(interface).ok().and_then(|place| self.interfaces.get(place)) else {
-            return Err(format!("a packet of interface {interface}, which the section does not describe"));
+            return Err(format!("a packet names interface {interface}, which the section does not describe"));
         };
         if captured > body.rest.len() {
-            return Err(format!("a packet of {captured} bytes in a block with room for {}", body.rest.len()));
+            return Err(format!(
+                "a packet of {captured} bytes exceeds its block, which has room for {}",
+                body.rest.len()
+            ));
         }
         let start = BEFORE + 20;
         Ok(Found { time: from.time(ticks), link: from.link, bytes: start..start + captured })
@@ -166,8 +172,8 @@ impl Section {
 
     /// Parses a simple packet block: a packet of the first interface, without a time, cut at the interface's limit.
     fn simple(&self, body: &mut Fields) -> Result<Found, String> {
-        let original = body.length().ok_or("a packet block that is too short")?;
-        let from = self.interfaces.first().ok_or("a packet before any interface")?;
+        let original = body.length().ok_or("a packet block is too short")?;
+        let from = self.interfaces.first().ok_or("a packet comes before the first interface block")?;
         let captured = original.min(from.snap).min(body.rest.len());
         let start = BEFORE + 4;
         Ok(Found { time: self.time, link: from.link, bytes: start..start + captured })

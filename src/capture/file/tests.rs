@@ -237,17 +237,21 @@ fn syntax_error_is_named_with_position() {
     huge.extend([0xff; 8]);
     assert_eq!(
         message(&huge),
-        "is broken at byte 43, after 1 whole packets: a packet of 4294967295 bytes, where 262144 is the most"
+        "the file is damaged at byte 43: a packet of 4294967295 bytes exceeds the maximum of 262144; complete \
+         packets before it: 1"
     );
     assert_eq!(message(b"#!/bin/sh\n"), FileError::NotACapture.to_string());
-    assert_eq!(message(&[0x1f, 0x8b, 8, 0]), "is compressed with gzip; unpack it first");
+    assert_eq!(message(&[0x1f, 0x8b, 8, 0]), "the file is compressed with gzip; decompress it first");
     let mut stray = Bytes(Vec::new(), LITTLE);
     stray.section().enhanced(3, 0, b"x");
-    assert!(message(&stray.0).ends_with("a packet of interface 3, which the section does not describe"));
+    assert!(message(&stray.0).ends_with(
+        "a packet names interface 3, which the section does not describe; complete \
+                                         packets before it: 0"
+    ));
     let mut lengths = Bytes(Vec::new(), LITTLE);
     lengths.section().interface(1, 0, &[]);
     *lengths.0.last_mut().unwrap() = 1;
-    assert!(message(&lengths.0).ends_with("the block's two lengths differ"));
+    assert!(message(&lengths.0).ends_with("the two length fields of a block differ; complete packets before it: 0"));
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub enum ListError {
     /// The requested data is only in the ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    #[error("the list cannot be written: {0}")]
+    #[error("cannot write the list: {0}")]
     Write(io::Error),
 }
 
@@ -141,7 +141,10 @@ fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
     let remembered = Reader::read(directory, |reader| reader.active(now));
     let many = remembered.as_ref().map_or(0, |found| found.items.len());
     let held = match many > MAX_DUMPED {
-        true => Err(format!("{many} bans are too many to read the kernel's sets as well; ask for one address")),
+        true => Err(format!(
+            "the kernel's sets are not read, because there are {many} bans; name an address to see \
+                             whether the kernel blocks it"
+        )),
         false => kernel.ask(Nft::elements),
     };
     join(remembered, held, &mut kernel)
@@ -164,18 +167,18 @@ fn join(
             return Err(ListError::Nothing { ledger: Box::new(ledger), kernel: kernel.clone() });
         }
         (Err(error), Ok(_)) => {
-            notes.push(format!("only from the kernel: {error}"));
+            notes.push(format!("listed from the kernel alone: {error}"));
             Found { items: Vec::new(), unreadable: 0 }
         }
     };
     if remembered.unreadable > 0 {
-        notes.push(format!("{} rows of the ledger are unreadable and are ignored", remembered.unreadable));
+        notes.push(format!("unreadable rows of the ledger, which are ignored: {}", remembered.unreadable));
     }
     let asked = held.is_ok();
     let mut elements: HashMap<BanTarget, Remaining> = match held {
         Ok(held) => held.into_iter().collect(),
         Err(why) => {
-            notes.push(format!("only from the ledger: {why}"));
+            notes.push(format!("listed from the ledger alone: {why}"));
             HashMap::new()
         }
     };
@@ -213,10 +216,10 @@ impl Kernel {
         let nft = self.0.as_mut().map_err(|error| error.clone())?;
         question(nft).map_err(|error| match error {
             BlockError::Gone => {
-                "there is no table inet portsentry in the kernel; nftables blocks no source now".to_owned()
+                "the kernel has no table inet portsentry, so nftables blocks no source now; start portsentry".to_owned()
             }
             BlockError::Socket(error) if error.errno() == Some(Errno::PERM) => {
-                "the kernel shows its sets only to root; try it with sudo".to_owned()
+                "only root can read the kernel's sets; run this with sudo".to_owned()
             }
             other => other.to_string(),
         })

@@ -34,36 +34,36 @@ use crate::types::Expiry;
 /// Options of `list`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ListOptions {
-    /// Only the bans of this address, or in this network
+    /// List only bans of this address, or in this network
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: Option<IpNet>,
-    /// Order: the next ban to end, the newest, or the most frequent source first
+    /// Order of the bans
     #[arg(long, value_name = "ORDER", value_enum, default_value = "expires")]
     pub sort: Order,
-    /// Only bans that began within this time: 1h, 7d
+    /// List only bans that began within this time: 1h, 7d
     #[arg(long, value_name = "SPAN", value_parser = parse_span)]
     pub since: Option<Duration>,
-    /// Show the sources that would have been banned while their protocol was only logged
+    /// List the sources that would have been banned while scans were only logged
     #[arg(long, conflicts_with_all = ["sort", "names"])]
     pub would_block: bool,
-    /// Look the names of the addresses up
+    /// Look up the host names of the addresses
     #[arg(long)]
     pub names: bool,
-    /// Write one JSON object
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Read the ledger in this directory [the running daemon's, or /var/lib/portsentry]
+    /// Directory of the ledger [default: that of the running daemon, or /var/lib/portsentry]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// The socket of the daemon that knows where its ledger is
+    /// Control socket of the daemon that is asked for the directory of its ledger
     #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
     pub socket: PathBuf,
 }
 
 /// Note for a host without a running daemon.
-pub const NOT_RUNNING: &str = "portsentry is not running: this is what the kernel still blocks, each until its time is over, and \
-                           what the ledger remembers. `systemctl start portsentry` has scans detected again; \
-                           `nft delete element inet portsentry blocked { ADDRESS }` lifts a ban (blocked6 for IPv6)";
+pub const NOT_RUNNING: &str = "portsentry is not running: these are the bans in the kernel, which stay until they \
+                               expire, and in the ledger. `systemctl start portsentry` starts it; `nft delete element \
+                               inet portsentry blocked { ADDRESS }` lifts a ban (blocked6 for IPv6)";
 
 impl ListOptions {
     /// The directory of the ledger; adds a note if no daemon runs.
@@ -117,7 +117,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
         let unknown = bans.iter().filter(|ban| ban.remembered.is_none()).count();
         bans.retain(|ban| ban.remembered.as_ref().is_some_and(|entry| entry.ban.since >= begin));
         if unknown > 0 {
-            notes.push(format!("left out: {unknown} of which only the kernel knows, and not since when"));
+            notes.push(format!("not listed, because only the kernel has them and their start is unknown: {unknown}"));
         }
     }
     sort(&mut bans, options.sort, now);

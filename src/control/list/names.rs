@@ -34,7 +34,10 @@ fn look_up_with(
 ) -> HashMap<IpAddr, String> {
     let wanted: Vec<IpAddr> = addresses.iter().copied().take(MAX_ADDRESSES).collect();
     if addresses.len() > MAX_ADDRESSES {
-        notes.push(format!("names that were not looked up: {}", addresses.len() - MAX_ADDRESSES));
+        notes.push(format!(
+            "names not looked up, because there are too many addresses: {}",
+            addresses.len() - MAX_ADDRESSES
+        ));
     }
     let count = wanted.len();
     // If no thread can be created, there are no answers.
@@ -44,7 +47,7 @@ fn look_up_with(
     let names = named.collect();
     if missing > 0 {
         let limit = humantime::format_duration(limit);
-        notes.push(format!("no name server answered within {limit} for {missing} of the addresses"));
+        notes.push(format!("addresses without an answer of a name server within {limit}: {missing}"));
     }
     names
 }
@@ -97,7 +100,7 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_secs(5));
         assert_eq!(names.len(), 63, "{notes:?}");
         assert_eq!(names.get(&IpAddr::from([192, 0, 2, 9])).map(String::as_str), Some("host-192.0.2.9.example"));
-        assert_eq!(notes, ["no name server answered within 700ms for 1 of the addresses"]);
+        assert_eq!(notes, ["addresses without an answer of a name server within 700ms: 1"]);
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub(super) fn text(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, wid
     let marks: Vec<char> = bans.iter().map(mark).collect();
     let mut out = render(columns(bans, names, now), &marks, width);
     let kinds = [
-        (NOT_HELD, "the ledger has it, but the kernel does not block it"),
-        (UNKNOWN, "the kernel blocks it, but the ledger does not know it"),
+        (NOT_HELD, "in the ledger, but not in the kernel: not blocked now"),
+        (UNKNOWN, "in the kernel, but not in the ledger"),
     ];
     for (mark, meaning) in kinds.iter().filter(|(mark, _)| marks.contains(mark)) {
         let _ = writeln!(out, "{}", shortened(&format!("{mark} {meaning}"), width));
@@ -253,8 +253,8 @@ mod tests {
   2001:db8:1:2::/64  by hand  -          1h5m     45s        3  operator  nft
 ! 198.51.100.0/24    syn      tcp/23,…   1h5m  22h55m        3  detector  nft
 ? 192.0.2.9          -        -             -  no end        -  -         nft
-! the ledger has it, but the kernel does not block it
-? the kernel blocks it, but the ledger does not know it
+! in the ledger, but not in the kernel: not blocked now
+? in the kernel, but not in the ledger
 ";
         assert_eq!(text(&some(), None, 80, now()), expected);
     }

@@ -60,7 +60,7 @@ pub(super) fn run(options: &ListOptions, now: SystemTime, out: &mut impl Write) 
     });
     let mut notes = Vec::new();
     if unreadable > 0 {
-        notes.push(format!("{unreadable} rows of the ledger are unreadable and are ignored"));
+        notes.push(format!("unreadable rows of the ledger, which are ignored: {unreadable}"));
     }
     let text = if options.json {
         let document =

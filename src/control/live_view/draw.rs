@@ -113,14 +113,14 @@ fn in_ascii(c: char) -> char {
 fn head(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let status = view.status.as_deref();
     let state = match (&view.lost, status) {
-        (Some(_), _) => Span::styled("not reached", BAD),
-        (None, None) => Span::styled("asking", GOOD),
+        (Some(_), _) => Span::styled("no connection", BAD),
+        (None, None) => Span::styled("connecting", GOOD),
         (None, Some(status)) => Span::styled(status.state.to_string(), GOOD),
     };
     let version = status.map_or(String::new(), |status| format!(" {}", status.version));
     let mut title = Line::from_iter([Span::styled(format!("portsentry{version}"), STRONG), Span::raw("  "), state]);
     if view.paused {
-        title.extend([Span::raw("  "), Span::styled(format!("PAUSED, {} wait", view.waiting()), CHOSEN)]);
+        title.extend([Span::raw("  "), Span::styled(format!("PAUSED, {} new", view.waiting()), CHOSEN)]);
     }
     let clock = Line::from(Span::styled(format!("{} UTC", clock(view.now)), FAINT));
     if title.width() + clock.width() < usize::from(area.width) {
@@ -163,16 +163,16 @@ fn bans(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let shown = view.bans().count();
     let title = match (view.filter.as_str(), view.all > shown) {
         ("", false) => format!(" Bans {shown} "),
-        ("", true) => format!(" Bans, the next {shown} of {} to end ", view.all),
-        (filter, _) => format!(" Bans {shown} with \"{filter}\" "),
+        ("", true) => format!(" Bans, the {shown} of {} that end next ", view.all),
+        (filter, _) => format!(" Bans matching \"{filter}\": {shown} "),
     };
     let title = shortened(&title, area.width.into());
     let block = panel(&title);
     if shown == 0 {
         let text = match (view.filter.is_empty(), view.known) {
-            (false, _) => "none of them; Esc ends the filter",
+            (false, _) => "no match; Esc clears the filter",
             (true, true) => "no source is blocked",
-            (true, false) => "none seen so far",
+            (true, false) => "no bans seen so far",
         };
         frame.render_widget(Paragraph::new(Line::styled(text, FAINT)).block(block), area);
         return;
@@ -237,7 +237,7 @@ fn column_widths(bans: &[&Ban], width: u16) -> [u16; 5] {
 fn events(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let block = panel(" Events ");
     if view.newest().next().is_none() {
-        frame.render_widget(Paragraph::new(Line::styled("nothing yet", FAINT)).block(block), area);
+        frame.render_widget(Paragraph::new(Line::styled("no events yet", FAINT)).block(block), area);
         return;
     }
     let rows = view.newest().take(usize::from(area.height).saturating_sub(1)).map(|line| {
@@ -299,18 +299,18 @@ fn top_lines(frame: &mut Frame<'_>, area: Rect, view: &View) {
         let rest = shortened(&top.join("  "), usize::from(area.width).saturating_sub(label.len() + 1));
         Line::from_iter([Span::styled(label, FAINT), Span::raw(" "), Span::raw(rest)])
     };
-    frame.render_widget(Paragraph::new(vec![line("ports", &view.ports), line("from", &view.sources)]), area);
+    frame.render_widget(Paragraph::new(vec![line("ports", &view.ports), line("sources", &view.sources)]), area);
 }
 
 fn foot(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let width = usize::from(area.width);
     let (text, style): (Cow<'_, str>, Style) = match (&view.mode, &view.answer, &view.lost, &view.note) {
         (Mode::Confirm(question, _), ..) => (question.into(), STRONG),
-        (Mode::Filter, ..) => (format!("filter: {}_  Enter keeps it, Esc ends it", view.filter).into(), STRONG),
+        (Mode::Filter, ..) => (format!("filter: {}_  Enter keeps it, Esc clears it", view.filter).into(), STRONG),
         (Mode::Help, ..) => ("any key closes".into(), FAINT),
         (Mode::Explained(..), ..) => ("j k scroll  any other key closes".into(), FAINT),
         (Mode::Bans, Some((answer, done)), ..) => (answer.into(), if *done { GOOD } else { BAD }),
-        (Mode::Bans, None, Some(lost), _) => (format!("waiting: {lost}").into(), BAD),
+        (Mode::Bans, None, Some(lost), _) => (format!("reconnecting: {lost}").into(), BAD),
         (Mode::Bans, None, None, Some(note)) if view.events.is_empty() => (note.into(), FAINT),
         (Mode::Bans, ..) => {
             let fits = KEYS.iter().find(|keys| keys.chars().count() <= width);
@@ -329,15 +329,15 @@ const KEYS: [&str; 3] = [
 
 const HELP: [&str; 10] = [
     "j k arrows  select a ban",
-    "g G         the first, the last",
-    "u           unblock it; asks first",
-    "a           never block it; asks",
-    "e Enter     what is known of it",
-    "/           only what has this in it",
-    "Esc         all, and none selected",
-    "p           pause, and go on",
+    "g G         first or last ban",
+    "u           unblock it, if confirmed",
+    "a           allow it, if confirmed",
+    "e Enter     explain it",
+    "/           filter by a text",
+    "Esc         show all, select nothing",
+    "p           pause or resume",
     "q Ctrl-C    quit",
-    "!           the kernel lacks the ban",
+    "!           missing in the kernel",
 ];
 
 /// A window in the middle of `area`, as large as its lines need. Long lines continue with an indent.

@@ -28,7 +28,7 @@ use view::{Action, View};
 /// Options of `watch`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct WatchOptions {
-    /// The daemon's socket
+    /// Control socket of the daemon
     #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
     pub socket: PathBuf,
 }
@@ -44,13 +44,13 @@ const MAX_MESSAGES: usize = 1_000;
 pub enum WatchError {
     #[error(transparent)]
     Client(#[from] ClientError),
-    #[error("watch needs a terminal; `portsentry events` gives events to programs")]
+    #[error("watch needs a terminal; use `portsentry events` in scripts")]
     NoTerminal,
-    #[error("watch needs a terminal that can move its cursor, and TERM is {0:?}; try `portsentry events`")]
+    #[error("watch needs a terminal with cursor control, but TERM is {0:?}; use `portsentry events`")]
     Dumb(String),
     #[error("the terminal failed: {0}")]
     Terminal(#[from] io::Error),
-    #[error("the live view lost its threads; start it again")]
+    #[error("the threads of the live view have ended; run `portsentry watch` again")]
     Threads,
 }
 

@@ -143,7 +143,7 @@ fn bans(directories: &Receiver<PathBuf>, out: &SyncSender<Message>) {
                 }
                 found.notes.into_iter().next()
             }
-            Err(error) => Some(format!("only bans from now on: {error}")),
+            Err(error) => Some(format!("earlier bans cannot be listed: {error}")),
         };
         if note != last_note {
             last_note.clone_from(&note);

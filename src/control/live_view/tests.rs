@@ -338,7 +338,7 @@ fn events_during_pause_appear_afterwards() {
     }
     view.tick(at(100_000));
     assert_eq!((view.events.clone(), view.bans().cloned().collect::<Vec<_>>()), before);
-    assert!(screen(&view, 80, 24).contains("PAUSED, 5 wait"));
+    assert!(screen(&view, 80, 24).contains("PAUSED, 5 new"));
     (0..10_000).for_each(|_| view.absorb(event(5, "probe", "192.0.2.67", 21, json!({}))));
     assert_eq!(view.waiting(), 10_005);
     view.press(Key::Char('p'));

@@ -231,7 +231,7 @@ impl View {
             _ => {}
         }
         let target = if target.is_empty() { source } else { target };
-        let lost = event.events.map(|lost| format!("{} came too fast", counted(lost, "event")));
+        let lost = event.events.map(|lost| format!("{} lost, because they came too fast", counted(lost, "event")));
         let (class, reason) = (text(event.class.as_deref()), text(event.reason.as_deref()));
         let mut parts = vec![target, port.unwrap_or_default(), class, reason, lost.unwrap_or_default()];
         parts.retain(|part| !part.is_empty());
@@ -269,7 +269,7 @@ impl View {
                 self.mode = Mode::Explained(plain(address), lines, 0);
                 return;
             }
-            (Request::Unblock { target: Some(target), .. }, Ok(_)) => (format!("{target} is free again"), true),
+            (Request::Unblock { target: Some(target), .. }, Ok(_)) => (format!("{target} is unblocked"), true),
             (Request::Allow { target, .. }, Ok(_)) => {
                 (format!("{target} is allowed until `portsentry disallow {target}`"), true)
             }
@@ -357,10 +357,9 @@ impl View {
                     KeyCode::Char('u') => {
                         (format!("Unblock {target}? y/n"), Request::Unblock { target: Some(target), all: false })
                     }
-                    KeyCode::Char('a') => (
-                        format!("Never block {target} from now on? y/n"),
-                        Request::Allow { target, span: None, force: false },
-                    ),
+                    KeyCode::Char('a') => {
+                        (format!("Never block {target}? y/n"), Request::Allow { target, span: None, force: false })
+                    }
                     _ => {
                         let address = target.split('/').next().unwrap_or_default().to_owned();
                         return Some(Action::Ask(Request::Explain { address }));
@@ -389,7 +388,7 @@ impl View {
         self.paused = !self.paused;
         if !self.paused {
             if std::mem::take(&mut self.skipped) > 0 {
-                let text = "some events came while it was paused and are not shown".to_owned();
+                let text = "some events during the pause are not shown".to_owned();
                 self.events.push_back(Line { time: clock(self.now), kind: "note".to_owned(), text });
             }
             for message in std::mem::take(&mut self.held) {

@@ -66,20 +66,22 @@ impl Known {
             (State::Good | State::Empty, true) | (State::Asked, true) => String::new(),
             (State::Failed, true) => format!("{name} on the allow-list can be resolved again"),
             (State::Failed, false) => {
-                format!("{name} on the allow-list can be resolved again: it is {}", list(&fresh))
+                format!("{name} on the allow-list can be resolved again, to {}", list(&fresh))
             }
-            (State::Asked, false) => format!("{name} on the allow-list is {}", list(&fresh)),
-            (State::Good | State::Empty, false) => format!("{name} on the allow-list is now also {}", list(&fresh)),
+            (State::Asked, false) => format!("{name} on the allow-list resolves to {}", list(&fresh)),
+            (State::Good | State::Empty, false) => {
+                format!("{name} on the allow-list now also resolves to {}", list(&fresh))
+            }
         };
         if !fresh.is_empty() && left_out > 0 {
-            text.push_str(&format!("; {left_out} more addresses are ignored"));
+            text.push_str(&format!("; further addresses, which are ignored: {left_out}"));
         }
         if usable.is_empty() && before != State::Empty {
             let so = match self.addresses.is_empty() {
-                true => "it protects no address".to_owned(),
-                false => format!("its last addresses stay protected for {}", humantime::format_duration(GRACE)),
+                true => "it exempts no address".to_owned(),
+                false => format!("its last addresses stay exempt for {}", humantime::format_duration(GRACE)),
             };
-            text = format!("{name} on the allow-list has no address that another host can have; {so}");
+            text = format!("{name} on the allow-list resolves to no address that another host can have; {so}");
         }
         (!fresh.is_empty() || crowded, (!text.is_empty()).then_some(EventKind::Note(text)))
     }
@@ -91,9 +93,9 @@ impl Known {
             return None;
         }
         let so = if self.addresses.is_empty() {
-            "it protects no address until it can be resolved"
+            "until it can be resolved, it exempts no address"
         } else {
-            "its last addresses stay protected"
+            "its last addresses stay exempt"
         };
         Some(EventKind::Error(format!("{name} on the allow-list cannot be resolved: {why}; {so}")))
     }
@@ -122,7 +124,7 @@ impl Known {
 /// Returns the event for addresses that a name no longer has.
 pub(super) fn farewell(name: &str, gone: &[IpAddr]) -> Option<EventKind> {
     let text = || {
-        format!("{name} on the allow-list no longer has the addresses {}, which are not protected any more", list(gone))
+        format!("{name} on the allow-list no longer resolves to {}; these addresses are no longer exempt", list(gone))
     };
     (!gone.is_empty()).then(|| EventKind::Note(text()))
 }
@@ -160,15 +162,34 @@ mod tests {
     fn missing_address_stays_one_more_interval() {
         let (mut known, now) = (Known::default(), Instant::now());
         let (changed, message) = known.learn(NAME, now, &answer(&["192.0.2.7", "2001:db8::7"]));
-        assert_eq!((changed, text(message)), (true, format!("{NAME} on the allow-list is 192.0.2.7, 2001:db8::7")));
+        assert_eq!(
+            (changed, text(message)),
+            (
+                true,
+                format!(
+                    "{NAME} on the allow-list resolves to 192.0.2.7, \
+                                                             2001:db8::7"
+                )
+            )
+        );
         let (changed, message) = known.learn(NAME, now + INTERVAL, &answer(&["192.0.2.9"]));
-        assert_eq!((changed, text(message)), (true, format!("{NAME} on the allow-list is now also 192.0.2.9")));
+        assert_eq!(
+            (changed, text(message)),
+            (
+                true,
+                format!(
+                    "{NAME} on the allow-list now also resolves to \
+                                                             192.0.2.9"
+                )
+            )
+        );
         assert_eq!(held(&known), ["192.0.2.7", "192.0.2.9", "2001:db8::7"]);
         let (changed, message) = known.learn(NAME, now + 2 * INTERVAL, &answer(&["192.0.2.9"]));
         assert!(!changed && message.is_none() && known.forget(now + 2 * INTERVAL).is_empty());
         let gone = known.forget(now + INTERVAL + GRACE);
         let expected = format!(
-            "{NAME} on the allow-list no longer has the addresses 192.0.2.7, 2001:db8::7, which are not protected any more"
+            "{NAME} on the allow-list no longer resolves to 192.0.2.7, 2001:db8::7; these addresses are no longer \
+             exempt"
         );
         assert_eq!(text(farewell(NAME, &gone)), expected);
         assert_eq!(held(&known), ["192.0.2.9"]);
@@ -190,7 +211,7 @@ mod tests {
     fn failed_lookup_removes_no_protection() {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
-        let expected = format!("{NAME} on the allow-list cannot be resolved: down; its last addresses stay protected");
+        let expected = format!("{NAME} on the allow-list cannot be resolved: down; its last addresses stay exempt");
         assert_eq!(text(known.fail(NAME, "down")), expected);
         assert!(known.fail(NAME, "still down").is_none());
         assert!(known.forget(now + 100 * INTERVAL).is_empty());
@@ -204,11 +225,11 @@ mod tests {
     fn unresolved_name_protects_nothing() {
         let mut known = Known::default();
         let expected = format!(
-            "{NAME} on the allow-list cannot be resolved: down; it protects no address until it can be resolved"
+            "{NAME} on the allow-list cannot be resolved: down; until it can be resolved, it exempts no address"
         );
         assert_eq!(text(known.fail(NAME, "down")), expected);
         let (_, message) = known.learn(NAME, Instant::now(), &answer(&["192.0.2.7"]));
-        assert_eq!(text(message), format!("{NAME} on the allow-list can be resolved again: it is 192.0.2.7"));
+        assert_eq!(text(message), format!("{NAME} on the allow-list can be resolved again, to 192.0.2.7"));
     }
 
     #[test]
@@ -233,8 +254,10 @@ mod tests {
             "::ffff:255.255.255.255",
         ]);
         let (changed, message) = known.learn(NAME, now, &hostile);
-        let expected =
-            format!("{NAME} on the allow-list has no address that another host can have; it protects no address");
+        let expected = format!(
+            "{NAME} on the allow-list resolves to no address that another host can have; it exempts no \
+                     address"
+        );
         assert_eq!((changed, text(message)), (false, expected));
         assert!(known.learn(NAME, now, &hostile).1.is_none(), "said once");
         assert!(held(&known).is_empty());
@@ -248,7 +271,7 @@ mod tests {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
         let (_, message) = known.learn(NAME, now, &answer(&["0.0.0.0"]));
-        assert!(text(message).ends_with("its last addresses stay protected for 5m 30s"));
+        assert!(text(message).ends_with("its last addresses stay exempt for 5m 30s"));
         assert_eq!(known.forget(now + GRACE).len(), 1);
         assert!(held(&known).is_empty());
     }
@@ -263,7 +286,10 @@ mod tests {
         };
         let (_, message) = known.learn(NAME, now, &many(0));
         let line = text(message);
-        assert!(line.ends_with("and 56 more; 3936 more addresses are ignored") && line.len() < 300, "{line}");
+        assert!(
+            line.ends_with("and 56 more; further addresses, which are ignored: 3936") && line.len() < 300,
+            "{line}"
+        );
         assert_eq!(known.addresses().count(), MAX_ADDRESSES);
         for round in 1..50 {
             let _ = known.learn(NAME, now + Duration::from_secs(u64::from(round)), &many(round));

@@ -58,9 +58,9 @@ fn failed(error: impl ToString) -> Failure {
     Failure::new(ErrorKind::Failed, error)
 }
 
-/// Waits for the sensor's answer, which fails while the daemon is ending.
+/// Waits for the sensor's answer, which fails while the daemon is shutting down.
 async fn of_sensor<T>(answer: oneshot::Receiver<T>) -> Result<T, Failure> {
-    answer.await.map_err(|_| failed("the daemon is ending"))
+    answer.await.map_err(|_| failed("the daemon is shutting down"))
 }
 
 /// Start time of the daemon by both clocks.
@@ -128,7 +128,7 @@ impl ControlHandler<'_> {
             (Some(span), false) => parse_span(span).map_err(usage)?,
             (None, true) => {
                 let Trial::LogOnly(_) = self.trial else {
-                    return Err(refused("there is no trial to end; `portsentry trial 1h` begins one"));
+                    return Err(refused("refused: no trial is running; `portsentry trial 1h` starts one"));
                 };
                 self.end_log_only(by).await;
                 return Ok(Answer::Trial(TrialState { until: None }));
@@ -143,10 +143,10 @@ impl ControlHandler<'_> {
         match *self.trial {
             Trial::None | Trial::LogOnly(_) if self.config.config.blocks() => {}
             Trial::None | Trial::LogOnly(_) | Trial::Expired => {
-                return Err(refused("nothing to suspend: the configuration only logs scans"));
+                return Err(refused("refused: the configuration only logs scans, so there is no blocking to suspend"));
             }
             Trial::Unconfirmed(_) => {
-                return Err(refused("the trial of --confirm is running: `portsentry confirm` first"));
+                return Err(refused("refused: the trial of --confirm is running; run `portsentry confirm` first"));
             }
         }
         *self.trial = Trial::log_only(span);
@@ -155,8 +155,8 @@ impl ControlHandler<'_> {
         self.sink.ban_recorder.decide(Change::Trial { until: Some(until) });
         let until = rfc3339(until);
         self.sink.emit(EventKind::Note(format!(
-            "{by} has started a trial: until {until} scans are only logged. The bans in force stay; \
-             `portsentry trial --end` resumes blocking"
+            "{by} has started a trial: until {until} scans are only logged. Bans in force stay; `portsentry trial \
+             --end` resumes blocking"
         )));
         Ok(Answer::Trial(TrialState { until: Some(until) }))
     }
@@ -201,7 +201,9 @@ impl ControlHandler<'_> {
             Request::Disallow { target } => Box::pin(ready(Ok(self.disallow(&by, &target).await?))),
             Request::Allowed => Box::pin(ready(Ok(self.allowed()))),
             Request::Fleet { after } => {
-                let after = after.map(|text| text.parse().map_err(|_| usage("`after` is not a target"))).transpose()?;
+                let after = after
+                    .map(|text| text.parse().map_err(|_| usage("`after` is not an address or prefix")))
+                    .transpose()?;
                 let bans = self.ask_fleet(|fleet, surroundings| fleet.list(after, surroundings)).unwrap_or_default();
                 Box::pin(ready(Ok(Answer::FleetBans(bans))))
             }
@@ -236,12 +238,15 @@ impl ControlHandler<'_> {
         let expiry = expire.map_or(Ok(self.config.config.expire), |text| parse_expiry(text).map_err(usage))?;
         let target = BanTarget::of_prefix(asked).map_err(usage)?;
         if let Some(why) = no_source(asked.addr()) {
-            return Err(refused(format!("{} is refused: {why}, from which no packet can come", plain(asked))));
+            return Err(refused(format!(
+                "refused to block {}: {why}, which cannot be the source of a packet",
+                plain(asked)
+            )));
         }
         if !self.enforces() {
             return Err(refused(
-                "refused to block: the daemon only logs (--log-only, block = false, `portsentry trial`, or a trial of \
-                 --confirm that was not confirmed)",
+                "refused to block: the daemon only logs, because of --log-only, block = false, `portsentry trial`, \
+                 or an unconfirmed --confirm",
             ));
         }
         let Some((network, protection)) = protected(&self.host_state.host(), asked) else {
@@ -249,7 +254,7 @@ impl ControlHandler<'_> {
         };
         let own = matches!(protection, Protection::OwnAddress | Protection::Loopback);
         if own || !force {
-            let remedy = if own { "" } else { "; use --force to block it nevertheless" };
+            let remedy = if own { "" } else { "; use --force to block it anyway" };
             return Err(refused(format!(
                 "refused to block {}: {} is {protection}{remedy}",
                 plain(asked),
@@ -282,11 +287,11 @@ impl ControlHandler<'_> {
         };
         if by_fleet > 0 {
             let lifted = target.map_or_else(
-                || format!("{by_fleet} bans of the fleet"),
+                || format!("all bans of the fleet ({by_fleet})"),
                 |target| format!("the fleet's ban of {target}"),
             );
             self.sink.emit(EventKind::Note(format!(
-                "{by} has lifted {lifted} on this host, for as long as they are reported"
+                "{by} has lifted {lifted} on this host, until the reports of the fleet expire"
             )));
         }
         let lifted = unban::lift(self.sensor, self.sink, target.map(|target| vec![target]), by);
@@ -315,10 +320,13 @@ impl ControlHandler<'_> {
         self.sensor.send_all(orders);
         if forgotten == 0 {
             return Err(refused(format!(
-                "no service on port {named} is remembered; `portsentry status` lists the remembered services"
+                "refused: no service on port {named} is remembered; `portsentry status` lists the remembered services"
             )));
         }
-        self.sink.emit(EventKind::Note(format!("the service on port {named} is no longer remembered, by {by}")));
+        self.sink.emit(EventKind::Note(format!(
+            "{by} has removed the service on port {named} from the remembered \
+                                                services"
+        )));
         Ok(Answer::ServiceForgotten(ServiceForgotten { forgotten }))
     }
 
@@ -331,8 +339,8 @@ impl ControlHandler<'_> {
         let allowed = plain(network);
         if !force && is_too_wide(network) {
             return Err(refused(format!(
-                "{allowed} is refused: allowing such a large network would disable most blocking. Use --force to allow it nevertheless; \
-                 `portsentry trial 1h` suspends blocking for a while"
+                "refused to allow {allowed}: such a large network would disable most blocking. Use --force to allow \
+                 it anyway; `portsentry trial 1h` suspends blocking for an hour"
             )));
         }
         let bans = self.sensor.ask(|answer| SensorRequest::BansIn { network, most: MAX_LISTED, answer });
@@ -344,7 +352,7 @@ impl ControlHandler<'_> {
             self.sensor.send_waiting(order).await;
         }
         let until = allowance.until.map(rfc3339);
-        let how_long = until.as_ref().map_or("until that is revoked".to_owned(), |until| format!("until {until}"));
+        let how_long = until.as_ref().map_or("until this is revoked".to_owned(), |until| format!("until {until}"));
         let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
         self.sink.emit(EventKind::Note(format!("{allowed} is not blocked {how_long}, by {}{lifts}", allowance.by)));
         self.sink.ban_recorder.decide(Change::Allowed(allowance));
@@ -360,10 +368,13 @@ impl ControlHandler<'_> {
         let Some(orders) = revoked else {
             return Err(refused(match still {
                 Some(why) => format!(
-                    "{disallowed} has no temporary allowance to revoke: it is {why}. `portsentry allowed` shows \
-                     the configuration key; remove it there and reload"
+                    "refused: {disallowed} has no allowance to revoke, but it is {why}. `portsentry allowed` shows \
+                     the configuration key; remove the entry there and reload"
                 ),
-                None => format!("{disallowed} is not allowed; `portsentry allowed` lists the allowed networks"),
+                None => format!(
+                    "refused: {disallowed} has no allowance; `portsentry allowed` lists the allowed \
+                                 networks"
+                ),
             }));
         };
         for order in orders {
@@ -415,9 +426,9 @@ fn no_source(address: IpAddr) -> Option<&'static str> {
 fn not_blocked(target: BanTarget, wider: Option<BanTarget>) -> String {
     match wider {
         Some(wider) => format!(
-            "{target} is blocked with all of {wider}: unblock that network, or exempt only {target} with \
+            "refused: {target} is blocked by the ban of {wider}; unblock that network, or exempt only {target} with \
              `portsentry allow {target}`"
         ),
-        None => format!("{target} is not blocked"),
+        None => format!("refused: {target} is not blocked"),
     }
 }

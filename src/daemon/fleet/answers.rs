@@ -16,10 +16,13 @@ impl Fleet {
             author: one.author.to_string(),
             reason: match (self.config.accept.max_per_author_per_hour, counted(one.excess, "report")) {
                 (limit, excess) if one.for_s == 0 => {
-                    format!("above {limit} targets in an hour; {excess} left for later")
+                    format!("reported more than {limit} targets in an hour; {excess} postponed")
                 }
                 (limit, excess) => {
-                    format!("above {limit} targets in an hour; ignored for {} s more, {excess} left out", one.for_s)
+                    format!(
+                        "reported more than {limit} targets in an hour; ignored for {} s more, {excess} ignored",
+                        one.for_s
+                    )
                 }
             },
         });

@@ -38,7 +38,7 @@ impl FaultyAuthors {
         if !reason.is_fault() {
             return None;
         }
-        let author = parse_fleet_name(author).unwrap_or_else(|_| "a host without a valid name".to_owned());
+        let author = parse_fleet_name(author).unwrap_or_else(|_| "a host with an invalid name".to_owned());
         let last = Instant::now();
         if let Some(known) = self.authors.get_mut(&author) {
             *known = Faulty { reports: known.reports.saturating_add(1), reason, last };
@@ -47,7 +47,10 @@ impl FaultyAuthors {
         if self.authors.len() >= MAX_FAULTY {
             return None;
         }
-        let text = format!("fleet: a report by {author} is refused: {reason}; `portsentry status` counts further ones");
+        let text = format!(
+            "fleet: a report by {author} is refused: {reason}; check portsentry on that host. \
+                            `portsentry status` counts further refusals"
+        );
         self.authors.insert(author, Faulty { reports: 1, reason, last });
         Some(EventKind::Note(text))
     }

@@ -46,7 +46,7 @@ impl Link {
             return None;
         }
         self.ignored.clear();
-        let reason = "the fleet process is silent; see `systemctl status portsentry-fleet`".to_owned();
+        let reason = "the fleet process sends no messages; see `systemctl status portsentry-fleet`".to_owned();
         self.change(LinkState::Away(reason), fleet)
     }
 

@@ -209,7 +209,9 @@ impl Fleet {
                     }
                     FleetReply::Lifted { lifted }
                 }
-                Err(_) => FleetReply::Refused { reason: "refused: a lift is of an address or a /64".to_owned() },
+                Err(_) => FleetReply::Refused {
+                    reason: "refused: the target of a lift is not an address or a /64".to_owned(),
+                },
             },
             FleetRequest::Link { state, ignored } => {
                 let event = self.link.note(state, &ignored, &self.config.name);
@@ -276,11 +278,11 @@ impl Fleet {
             let limit = self.config.accept.max_per_author_per_hour;
             let event = match for_s {
                 0 => EventKind::Note(format!(
-                    "fleet: {author} has reported more than {limit} targets in an hour; the others count later"
+                    "fleet: {author} has reported more than {limit} targets in an hour; its other reports are postponed"
                 )),
                 _ => EventKind::Error(format!(
-                    "fleet: {author} has reported more than {limit} targets in an hour and is ignored for an hour; look \
-                     at that host, it may be compromised"
+                    "fleet: {author} has reported more than {limit} targets in an hour and is ignored for an hour; \
+                     check that host, it may be compromised"
                 )),
             };
             events.extend(limited(&mut self.author_lines, Some(event)));
@@ -377,7 +379,7 @@ impl Fleet {
 
     fn kernel_error(&mut self) -> Option<EventKind> {
         let error = self.last_error.take()?;
-        let text = format!("fleet: the kernel's sets could not be changed: {error}; retrying");
+        let text = format!("fleet: cannot change the kernel's sets: {error}; retrying");
         limited(&mut self.ban_lines, Some(EventKind::Error(text)))
     }
 
@@ -425,10 +427,7 @@ impl Fleet {
         let limiters = [&mut self.ban_lines, &mut self.author_lines, &mut self.link_lines, &mut self.refusal_lines];
         let left_out: u64 = limiters.into_iter().filter_map(|lines| lines.turn(boot_time())).sum();
         if left_out > 0 {
-            events.push(EventKind::Note(format!(
-                "fleet: {} of the last minute were suppressed",
-                counted(left_out, "line")
-            )));
+            events.push(EventKind::Note(format!("fleet: {} suppressed in the last minute", counted(left_out, "line"))));
         }
         events.extend(self.kernel_error());
         events

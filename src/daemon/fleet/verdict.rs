@@ -42,35 +42,35 @@ pub(super) enum Step {
 /// Reason why a report is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("its author has no name of a-z, 0-9 and \"-\"")]
+    #[error("the name of its author has characters other than a-z, 0-9 and \"-\"")]
     NoAuthor,
     #[error("it names this host as its author")]
     OwnName,
-    #[error("it has no time left")]
+    #[error("it has expired")]
     NoTime,
-    #[error("it stands for longer than four hours")]
+    #[error("it lasts longer than four hours")]
     TooLong,
     #[error("its class of scan is unknown")]
     NoClass,
-    #[error("its target is neither an IPv4 address nor an IPv6 /64 from which a host sends")]
+    #[error("its target is neither an IPv4 address nor an IPv6 /64 that a host can send from")]
     NoTarget,
-    #[error("its target is {0}")]
+    #[error("its target is exempt here ({0})")]
     Exempt(String),
     #[error("an operator has lifted the ban of its target")]
     Lifted,
-    #[error("its evidence can be forged (fleet.accept.forgeable_authors)")]
+    #[error("its evidence can be forged, and fleet.accept.forgeable_authors is 0")]
     Forgeable,
-    #[error("its target was blocked for an hour on evidence that can be forged")]
+    #[error("its target was already blocked for an hour, the maximum on evidence that can be forged")]
     HourOver,
     #[error("its proof covers fewer than {MIN_PROVEN_PORTS} distinct closed ports")]
     TooFewPorts,
-    #[error("its author is above fleet.accept.max_per_author_per_hour, and is ignored for an hour")]
+    #[error("its author has exceeded fleet.accept.max_per_author_per_hour and is ignored for an hour")]
     AuthorIgnored,
-    #[error("its author has reported fleet.accept.max_per_author_per_hour targets; it counts later")]
+    #[error("its author has reached fleet.accept.max_per_author_per_hour; the report is postponed")]
     AuthorFull,
-    #[error("all authors together are above fleet.accept.max_bans_per_hour")]
+    #[error("all hosts together have exceeded fleet.accept.max_bans_per_hour")]
     Ceiling,
-    #[error("the set is full (fleet.accept.size)")]
+    #[error("the set is full; raise fleet.accept.size")]
     SetFull,
     #[error("the table of authors or targets is full")]
     TableFull,

@@ -23,7 +23,7 @@ pub enum Refused {
     #[error("the daemon sent an invalid request: no more commands are run")]
     NoRequest,
     /// A system call failed.
-    #[error("no message from the daemon: {0}")]
+    #[error("cannot receive from the daemon: {0}")]
     System(#[from] io::Error),
 }
 
@@ -46,7 +46,7 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), Refused> {
             let refuse = |why: String| answer(socket, number, words.join(" "), not_started(why));
             // The daemon respects this limit; the helper checks it nevertheless.
             if running.load(Ordering::Relaxed) >= settings.at_once {
-                refuse(format!("{} commands already run", settings.at_once));
+                refuse(format!("block.run.at_once ({}) is reached", settings.at_once));
                 continue;
             }
             let (command, line) = match prepare(words, &case) {
@@ -175,7 +175,7 @@ mod tests {
         assert!(result.is_ok());
         answers.sort_by_key(|answer| answer.number);
         assert_eq!(answers[0].ran.outcome, Outcome::Exited(0));
-        assert_eq!(answers[1].ran.outcome, Outcome::NotStarted("1 commands already run".to_owned()));
+        assert_eq!(answers[1].ran.outcome, Outcome::NotStarted("block.run.at_once (1) is reached".to_owned()));
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Spawner {
             return Err("the process that runs commands has ended; restart portsentry".to_owned());
         }
         let request = Request { number, which, case: BanContext { ban: None, ..case } };
-        let bytes = request.to_bytes().ok_or_else(|| format!("{:?} is no mode", case.mode))?;
+        let bytes = request.to_bytes().ok_or_else(|| format!("{:?} is not a mode", case.mode))?;
         match send(&self.0.socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(_) => Ok(()),
             Err(error) => Err(format!("the process that runs commands does not accept requests: {error}")),

@@ -79,10 +79,10 @@ pub enum RunError {
     #[error("the command to run is empty; write for example [\"/usr/local/sbin/on-ban\", \"$TARGET$\"]")]
     Empty,
     /// The file does not exist.
-    #[error("{0} cannot be run: there is no such file")]
+    #[error("{0} cannot be run: the file does not exist; correct the path")]
     Missing(PathBuf),
     /// The file is in none of the directories.
-    #[error("{0} cannot be run: it is in no directory of {PATH}; use an absolute path")]
+    #[error("{0} cannot be run: no directory of {PATH} contains it; use an absolute path")]
     NotFound(String),
     /// The path is relative.
     #[error("{0} cannot be run: use an absolute path")]
@@ -91,24 +91,22 @@ pub enum RunError {
     #[error("{0} cannot be run: it is not an executable file; check that it is a program, and run: chmod 755 {0}")]
     NotExecutable(PathBuf),
     /// Any user could replace the program.
-    #[error(
-        "{0} can be written by every user, who could then act with the permissions of portsentry; run: chmod o-w {0}"
-    )]
+    #[error("every user can write to {0} and so gain the privileges of portsentry; run: chmod o-w {0}")]
     Writable(PathBuf),
     /// The program name depends on the ban.
-    #[error("the program to run must be the same for every ban: {0} has a macro in it")]
+    #[error("the path of the program must not contain a placeholder: {0}; use placeholders only in its arguments")]
     Macro(String),
     /// A misspelled macro.
-    #[error("{0} is not a macro in the command to run; the macros are {NAMES}")]
+    #[error("{0} is not a placeholder; the placeholders of a command are {NAMES}")]
     Unknown(String),
     /// An argument contains a NUL.
-    #[error("an argument of the command to run contains a NUL")]
+    #[error("an argument of the command contains a NUL byte; remove it")]
     Nul,
     /// Out of range.
-    #[error("a command to run needs a time limit from {} ms to {} s", LIMITS.0.as_millis(), LIMITS.1.as_secs())]
+    #[error("the time limit of a command is out of range; write {} ms to {} s", LIMITS.0.as_millis(), LIMITS.1.as_secs())]
     Timeout,
     /// Out of range.
-    #[error("from 1 to {MAX_CONCURRENT} commands may run at once")]
+    #[error("the number of concurrent commands is out of range; write 1 to {MAX_CONCURRENT}")]
     AtOnce,
 }
 

@@ -127,7 +127,7 @@ impl Notifications {
                 Some(answer) if answer.number != self.number => {}
                 Some(Answer { ran: Ran { outcome: Outcome::Exited(0), .. }, .. }) => return Delivery::Succeeded,
                 Some(Answer { command, ran: Ran { outcome, output, .. }, .. }) => {
-                    let wrote = if output.is_empty() { String::new() } else { format!("; its output: {output}") };
+                    let wrote = if output.is_empty() { String::new() } else { format!("; output: {output}") };
                     return Delivery::Failed(format!("{command} {outcome}{wrote}"));
                 }
                 None => return Delivery::HelperGone,
@@ -228,7 +228,7 @@ mod tests {
     fn failing_command_is_reported_with_output() {
         let delivery = with("echo no route; exit 3", |ours| ours.send("{}".to_owned()));
         let Delivery::Failed(reason) = &delivery else { panic!("{delivery:?}") };
-        assert!(reason.contains("failed with exit status 3; its output: no route"), "{reason}");
+        assert!(reason.contains("failed with exit status 3; output: no route"), "{reason}");
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         let started = Instant::now();
         let delivery = with("sleep 1000", |ours| ours.send("{}".to_owned()));
         assert!(
-            matches!(&delivery, Delivery::Failed(why) if why.contains("was ended at its time limit")),
+            matches!(&delivery, Delivery::Failed(why) if why.contains("was killed at its time limit")),
             "{delivery:?}"
         );
         assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());

@@ -56,8 +56,8 @@ impl fmt::Display for Outcome {
             Self::Exited(0) => f.write_str("succeeded"),
             Self::Exited(status) => write!(f, "failed with exit status {status}"),
             Self::Killed(signal) => write!(f, "was killed by signal {signal}"),
-            Self::TimedOut => f.write_str("was ended at its time limit"),
-            Self::Stopped => f.write_str("was ended because portsentry ends"),
+            Self::TimedOut => f.write_str("was killed at its time limit"),
+            Self::Stopped => f.write_str("was killed because portsentry shuts down"),
             Self::NotStarted(error) => write!(f, "could not be started: {error}"),
             Self::Unknown => f.write_str("has an unknown result, because the process that runs commands has ended"),
         }

@@ -35,7 +35,7 @@ pub enum Refused {
     /// The daemon sent an invalid message.
     #[error("the daemon sent an invalid request: no more files are written")]
     NoRequest,
-    #[error("no message from the daemon: {0}")]
+    #[error("cannot receive from the daemon: {0}")]
     System(#[from] io::Error),
 }
 
@@ -85,12 +85,20 @@ fn edited(files: &Files, add: &[BanContext], remove: &[BanTarget]) -> Answer {
     }
 }
 
-const NOT_SERVED: &str = "the configuration at the start does not contain this file";
+const NOT_SERVED: &str = "refused: the configuration did not name this file when portsentry started; restart \
+                          portsentry";
 
 /// Opens the file. Root must not append to a file that has a second hard link.
 fn log(path: &Path, open: Open) -> io::Result<File> {
     let file = open(path)?;
-    if file.metadata()?.nlink() == 1 { Ok(file) } else { Err(io::Error::other("it has a second hard link")) }
+    if file.metadata()?.nlink() == 1 {
+        Ok(file)
+    } else {
+        Err(io::Error::other(
+            "refused: the file has a second hard \
+                                                                               link; remove one of the two",
+        ))
+    }
 }
 
 fn answer_file<E: ToString>(socket: &OwnedFd, file: Option<Result<Option<File>, E>>) {

@@ -69,7 +69,7 @@ pub(super) fn open(path: &Path) -> Result<Option<File>, HostsDenyError> {
         Err(Errno::LOOP) => return Err(HostsDenyError::Link(path.to_owned())),
         Err(error) => return Err(system("open")(error.into())),
     };
-    match file.metadata().map_err(system("look at"))?.is_file() {
+    match file.metadata().map_err(system("inspect"))?.is_file() {
         true => Ok(Some(file)),
         false => Err(HostsDenyError::Kind(path.to_owned())),
     }
@@ -80,7 +80,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
     let system = |doing| HostsDenyError::system(doing, path);
     let Some(file) = open(path)? else { return Ok(None) };
     // Read before the content, so that a concurrent write is detected.
-    let found = file.metadata().map_err(system("look at"))?;
+    let found = file.metadata().map_err(system("inspect"))?;
     let mut bytes = Vec::new();
     let read = (&file).take(LIMIT + 1).read_to_end(&mut bytes).map_err(system("read"))?;
     if u64::try_from(read).is_ok_and(|read| read > LIMIT) {

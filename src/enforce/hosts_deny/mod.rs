@@ -45,19 +45,21 @@ pub enum TemplateError {
     #[error("the line for hosts.deny has no $TARGET$; write for example \"{DEFAULT_TEMPLATE}\"")]
     NoTarget,
     /// The target is part of a longer word.
-    #[error("$TARGET$ must stand by itself in the line for hosts.deny; write for example \"{DEFAULT_TEMPLATE}\"")]
+    #[error("$TARGET$ must be a separate word in the line for hosts.deny; write for example \"{DEFAULT_TEMPLATE}\"")]
     NotAlone,
     /// A misspelled macro.
-    #[error("{0} is not a macro in the line for hosts.deny; the macros are {NAMES}")]
+    #[error("{0} is not a placeholder of the line for hosts.deny; the placeholders are {NAMES}")]
     Unknown(String),
     /// It is not exactly one line with a rule.
-    #[error("the line for hosts.deny must be one rule: without a line break, a backslash at its end, or a # before it")]
+    #[error(
+        "the line for hosts.deny is not one rule; write one line that neither starts with # nor ends with a backslash"
+    )]
     NotOneRule,
     /// The wrappers would truncate it.
-    #[error("the line for hosts.deny is longer than {MAX_TEMPLATE_LEN} bytes")]
+    #[error("the line for hosts.deny is longer than {MAX_TEMPLATE_LEN} bytes; shorten it")]
     TooLong,
     /// A relative path.
-    #[error("{0} is not an absolute path of a file; write for example \"{DEFAULT_PATH}\"")]
+    #[error("{0} is not an absolute path; write for example \"{DEFAULT_PATH}\"")]
     Path(PathBuf),
 }
 
@@ -71,13 +73,13 @@ pub enum HostsDenyError {
     #[error("{0} is not a regular file; move it away")]
     Kind(PathBuf),
     /// It is too large to be read for every change.
-    #[error("{0} is larger than {limit} MiB; remove lines that are not needed any more", limit = file::LIMIT >> 20)]
+    #[error("{0} is larger than {limit} MiB; remove unneeded lines", limit = file::LIMIT >> 20)]
     TooBig(PathBuf),
     /// A further line would make it too large.
-    #[error("{0} has no room for more lines below {limit} MiB; shorten `expire`, or block with nftables alone", limit = file::LIMIT >> 20)]
+    #[error("{0} has reached its maximum size of {limit} MiB; shorten `expire`, or use the backend nft alone", limit = file::LIMIT >> 20)]
     Full(PathBuf),
     /// Another program writes it continuously.
-    #[error("{0} was changed by another program {MAX_ATTEMPTS} times while it was being rewritten")]
+    #[error("another program changed {0} during each of {MAX_ATTEMPTS} attempts to rewrite it; stop that program")]
     Unsteady(PathBuf),
     /// A system call failed.
     #[error("cannot {doing} {path}: {error}")]
@@ -145,7 +147,7 @@ impl HostsDeny {
         // The file is replaced, so its directory matters.
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         let writable = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
-        writable.map_err(|error| HostsDenyError::system("make a file in", folder)(error.into()))?;
+        writable.map_err(|error| HostsDenyError::system("create a file in", folder)(error.into()))?;
         self.held().map(|_| ())
     }
 

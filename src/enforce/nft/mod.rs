@@ -38,10 +38,10 @@ use crate::netlink::socket::{Socket, SocketError};
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// The table or one of its sets was deleted, for example with `nft flush ruleset`: no ban is in force.
-    #[error("table inet portsentry, or a set in it, is missing; it has to be installed again and the bans restored")]
+    #[error("table inet portsentry, or one of its sets, is missing; portsentry creates it again and restores the bans")]
     Gone,
     /// Some of the bans could not be changed; all others were.
-    #[error("{} of {asked} could not be changed; {}", failed.len(), Failed::first(failed))]
+    #[error("{} of {asked} changes failed; {}", failed.len(), Failed::first(failed))]
     Failed {
         asked: usize,
         /// The failed ones with their reasons; at least one.
@@ -59,8 +59,8 @@ pub type Failed = super::Failed<Failure>;
 pub enum Failure {
     /// The set is full.
     #[error(
-        "set inet portsentry {set} is full ({size}): shorten `expire`, or save the bans, delete the table and start with \
-         a larger size"
+        "set inet portsentry {set} is full ({size} elements); shorten `expire`, or raise block.nft.size, delete the \
+         table and restart portsentry"
     )]
     Full {
         /// The set's name.
@@ -70,7 +70,8 @@ pub enum Failure {
     },
     /// It is part of a network that is blocked for a shorter time. One set cannot hold both.
     #[error(
-        "it is part of {around}, which is blocked for a shorter time: unblock that network first, or block all of it for the same time"
+        "it is in the network {around}, which is blocked for a shorter time; unblock that network first, or block \
+         all of it for the same time"
     )]
     Inside {
         /// The surrounding network.

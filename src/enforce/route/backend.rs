@@ -25,7 +25,7 @@ impl BanBackend for Routes {
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
         let lifted = Self::lift(self, targets);
-        lifted.map_err(|error| format!("a route could not be removed, which is retried: {error}"))
+        lifted.map_err(|error| format!("cannot remove a route, retrying: {error}"))
     }
 
     fn put_back(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, Gone> {

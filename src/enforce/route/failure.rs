@@ -10,7 +10,7 @@ use crate::netlink::routes::{Refusal, RouteError};
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// Some of the targets failed; all others were changed.
-    #[error("{} of {asked} could not be changed; {}", failed.len(), Failed::first(failed))]
+    #[error("{} of {asked} changes failed; {}", failed.len(), Failed::first(failed))]
     Failed {
         asked: usize,
         /// The failed ones with their reasons; at least one.
@@ -28,33 +28,33 @@ pub type Failed = crate::enforce::Failed<Failure>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// A link-local address, which is ambiguous without an interface.
-    #[error("no route can block a link-local address, which is another host on every interface; use the method nft")]
+    #[error(
+        "a route cannot block a link-local address, which belongs to a different host on each interface; use the backend nft"
+    )]
     LinkLocal,
     /// The address belongs to no single host.
-    #[error("a route to it would block no host: it is an unspecified, loopback, multicast or broadcast address")]
+    #[error("it is an unspecified, loopback, multicast or broadcast address, which a route cannot block")]
     NoHost,
     /// The route would cut off an address that must stay reachable.
-    #[error("a route to it would cut off {0}, which is protected; shorten the ban's prefix, or use the method nft")]
+    #[error("a route to it would cut off {0}, which is protected; block a smaller network, or use the backend nft")]
     Protected(IpNet),
     /// The maximum number of routes is reached.
-    #[error(
-        "{size} sources are already blocked by routes, which is the maximum: shorten `expire`, or use the method nft"
-    )]
+    #[error("the maximum of {size} routes is reached; shorten `expire`, or use the backend nft")]
     Full {
         /// Maximum number of routes.
         size: usize,
     },
     /// A route of another program exists and is kept.
     #[error(
-        "there is already a route to exactly this{}, and it stays: see `ip route show table all` and `ip -6 route show \
-         table all`; remove it, or use the method nft",
+        "another program has a route to the same target{}, which stays; remove it (see `ip route show table all` and \
+         `ip -6 route show table all`), or use the backend nft",
         laid_by(*.0)
     )]
     Taken(Option<u8>),
     /// The gateway of [`crate::types::RouteKind::Via`] is unsuitable.
     #[error(
-        "the kernel refused a route via {gateway} ({refusal}): `via` must be an unused address in a \
-         network of an active interface of this host; or use the kind blackhole"
+        "the kernel refused a route via {gateway} ({refusal}): `via` must be an unused address in a network of an \
+         active interface of this host; correct it, or use kind = \"blackhole\""
     )]
     Gateway {
         /// The gateway.

@@ -73,7 +73,7 @@ impl SlowQueue {
 impl BanBackend for SlowQueue {
     fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
         let lost = bans.iter().filter(|ban| !self.queue(**ban)).map(|ban| ban.target);
-        Ok(Refused::all(Backend::Command, lost, &"the queue of hosts.deny lines and commands is full"))
+        Ok(Refused::all(Backend::Command, lost, &"the queue of the backends hosts-deny and run is full"))
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {

@@ -222,8 +222,8 @@ impl Commands {
             let how = self.spawner.end().map_or(String::new(), |how| format!(" ({how})"));
             let process = self.spawner.process();
             let reason = format!(
-                "process {process}, which runs commands, has ended{how}; everything else continues, but no command is run until \
-                 portsentry is restarted"
+                "process {process}, which runs commands, has ended{how}; no command is run until you restart \
+                 portsentry, everything else continues"
             );
             tell(BackendEvent::Unable { task: SlowTask::Ban(Backend::Command), reason });
         }

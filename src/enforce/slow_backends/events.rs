@@ -116,7 +116,7 @@ impl fmt::Display for BackendEvent {
                 let took = humantime::format_duration(took);
                 write!(f, "command for {} {outcome} after {took}: {command}", case.target)?;
                 if !output.is_empty() {
-                    write!(f, "; its output: {output}")?;
+                    write!(f, "; output: {output}")?;
                 }
                 if *attempt > 1 || again.is_some() {
                     write!(f, " (attempt {attempt}")?;
@@ -130,7 +130,11 @@ impl fmt::Display for BackendEvent {
             Self::Connections { target, ended } => write!(f, "{ended} connections of {target} were ended"),
             Self::Unable { task, reason } => write!(f, "{task}: {reason}; not retried"),
             Self::Lost { tasks, commands } => {
-                write!(f, "a queue was full: {tasks} tasks and {commands} commands were dropped")
+                write!(
+                    f,
+                    "the queue of the backends hosts-deny and run was full; dropped tasks: {tasks}, dropped \
+                           commands: {commands}"
+                )
             }
         }
     }
@@ -175,13 +179,13 @@ mod tests {
             (
                 ran(Outcome::Exited(1), 1, Some(Duration::from_secs(1))),
                 true,
-                "command for 192.0.2.7 failed with exit status 1 after 12ms: notify 192.0.2.7; its output: no route\\n \
+                "command for 192.0.2.7 failed with exit status 1 after 12ms: notify 192.0.2.7; output: no route\\n \
                  (attempt 1, the next in 1s)",
             ),
             (
                 ran(Outcome::Exited(0), 1, None),
                 false,
-                "command for 192.0.2.7 succeeded after 12ms: notify 192.0.2.7; its output: no route\\n",
+                "command for 192.0.2.7 succeeded after 12ms: notify 192.0.2.7; output: no route\\n",
             ),
             (
                 BackendEvent::Failed {
@@ -203,7 +207,7 @@ mod tests {
             (
                 BackendEvent::Lost { tasks: 3, commands: 0 },
                 true,
-                "a queue was full: 3 tasks and 0 commands were dropped",
+                "the queue of the backends hosts-deny and run was full; dropped tasks: 3, dropped commands: 0",
             ),
         ];
         for (event, is_error, text) in expected {

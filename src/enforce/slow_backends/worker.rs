@@ -303,5 +303,5 @@ fn last(stop: Stop) -> Instant {
 }
 
 fn full() -> String {
-    format!("there are already {MAX_BANS} bans; the end of a further one cannot be stored")
+    format!("the maximum of {MAX_BANS} bans with hosts.deny lines or commands is reached; shorten `expire`")
 }

@@ -12,7 +12,7 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 pub enum HostError {
     #[error("cannot open an rtnetlink socket: {0}; in a sandbox, allow AF_NETLINK")]
     Open(#[source] io::Error),
-    #[error("the rtnetlink connection ended before the kernel's list of {0} was complete; try again")]
+    #[error("the kernel ended its list of {0} early; try again")]
     Ended(&'static str),
     #[error("the kernel refused its list of {list}: {error}")]
     Refused {

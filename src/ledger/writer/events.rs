@@ -54,19 +54,23 @@ impl fmt::Display for WriterEvent {
                 write!(f, "{error}; retrying, pending changes to the ledger: {waiting}; blocking continues")
             }
             Self::Recovered { attempts } => {
-                write!(f, "the ledger is written again, after {}", counted(*attempts, "failed attempt"))
+                write!(f, "the ledger can be written again, after {}", counted(*attempts, "failed attempt"))
             }
             Self::Lost { changes, lines } => {
                 write!(
                     f,
-                    "lost because there was no room: {} to the ledger and {} of its history",
+                    "lost, because the queue was full: {} of the ledger and {} of portsentry.history",
                     counted(*changes, "change"),
                     counted(*lines, "line")
                 )
             }
-            Self::Unreadable { rows } => write!(f, "invalid rows of the ledger were skipped: {rows}"),
+            Self::Unreadable { rows } => write!(f, "invalid rows of the ledger, which were skipped: {rows}"),
             Self::Rebuilt { damage, aside, carried } => {
-                write!(f, "the ledger was created again, with {} of the old one: {damage}", counted(*carried, "ban"))?;
+                write!(
+                    f,
+                    "the ledger was damaged ({damage}) and has been created again, with {} from the old one",
+                    counted(*carried, "ban")
+                )?;
                 match aside {
                     Some(aside) => write!(f, "; the old one is {}", aside.display()),
                     None => Ok(()),

@@ -233,7 +233,7 @@ impl Work {
 
     fn try_books(&mut self, due: bool) -> Result<(), LedgerError> {
         if due && self.ledger.as_ref().is_some_and(|ledger| !ledger.is_in_place()) {
-            self.give_up("its file was removed from the directory".to_owned(), |_| Ok(None));
+            self.give_up("the file of the ledger was removed".to_owned(), |_| Ok(None));
         }
         if let Some(step) = self.clock.step() {
             self.follow_clock(step)?;

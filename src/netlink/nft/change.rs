@@ -67,7 +67,7 @@ impl RulesetChange {
     /// Deletes all rules of a chain.
     pub(super) fn empty_chain(&mut self, chain: &str) {
         self.put_for_chain(sys::NFT_MSG_DELRULE, sys::NFTA_RULE_CHAIN, chain);
-        self.names.push(format!("emptying chain \"{chain}\""));
+        self.names.push(format!("flushing chain \"{chain}\""));
     }
 
     pub(super) fn append_rule(&mut self, rule: &Rule) {

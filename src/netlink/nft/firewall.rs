@@ -41,7 +41,7 @@ impl Firewall {
         let (chains, commands): (Vec<_>, Vec<_>) = (chains.collect(), commands.collect());
         (!chains.is_empty()).then(|| {
             format!(
-                "decoys cannot answer because a filter drops their packets (input chain {}); to open it for decoys, run {}",
+                "decoys cannot answer, because a firewall drops their packets (input chain {}); run {}",
                 chains.join(", "),
                 commands.join(" with ")
             )

@@ -67,8 +67,9 @@ pub enum Repaired {
 pub enum RulesetError {
     /// A table of this name exists that this program did not create.
     #[error(
-        "table inet {TABLE} exists and has {difference}; portsentry changes nothing that it did not create. Save what is \
-         yours in it, then remove it with `nft delete table inet {TABLE}` and start again, or load /usr/share/portsentry/portsentry.nft"
+        "table inet {TABLE} was not created by portsentry: it has {difference}. portsentry changes nothing that it \
+         did not create. Save your rules in it, remove it with `nft delete table inet {TABLE}` and start portsentry \
+         again, or load /usr/share/portsentry/portsentry.nft"
     )]
     Foreign {
         /// The first thing that differs.
@@ -272,7 +273,7 @@ fn carry_out(socket: &mut Socket, mut change: RulesetChange) -> Result<Option<Ou
         }
         Err(SocketError::Refused { message, errno: Errno::BUSY, .. }) => {
             let difference =
-                format!("rules of another program that use what has to be removed ({})", change.object(message));
+                format!("rules of another program use objects that must be removed ({})", change.object(message));
             Err(RulesetError::Foreign { difference })
         }
         Err(SocketError::Refused { message, errno, .. }) => {

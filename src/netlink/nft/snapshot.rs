@@ -176,12 +176,12 @@ fn differing_rule<'a>(
         let (number, text) = (index + 1, text(chain, index));
         match found.get(index) {
             Some(other) if other == rule => {}
-            Some(_) => return Some(format!("another rule {number} in chain \"{chain}\" than `{text}`")),
-            None => return Some(format!("no rule {number} in chain \"{chain}\": `{text}`")),
+            Some(_) => return Some(format!("another rule than `{text}` at position {number} of chain \"{chain}\"")),
+            None => return Some(format!("no rule `{text}` at position {number} of chain \"{chain}\"")),
         }
     }
     let (more, ours) = (found.len(), wanted.len());
-    (more > ours).then(|| format!("{more} rules in chain \"{chain}\" where {ours} are ours"))
+    (more > ours).then(|| format!("{more} rules in chain \"{chain}\" instead of {ours}"))
 }
 
 /// One difference from the desired table.

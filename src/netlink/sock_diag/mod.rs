@@ -114,7 +114,7 @@ pub enum SockDiagError {
     )]
     Open(#[source] io::Error),
     /// The kernel cannot dump this protocol.
-    #[error("the kernel shows no {} sockets over sock_diag; run: modprobe -a inet_diag tcp_diag udp_diag", .0.name())]
+    #[error("the kernel does not list {} sockets over sock_diag; run: modprobe -a inet_diag tcp_diag udp_diag", .0.name())]
     Missing(Protocol),
     /// A look-up of an unsupported protocol.
     #[error("sockets of {} are not looked up over sock_diag", .0.name())]
@@ -130,7 +130,8 @@ pub enum SockDiagError {
     Timeout,
     /// A complete answer takes too long.
     #[error(
-        "the kernel's list of {} sockets takes longer than {} s, as with very many sockets on one port; see: ss -anp --{}",
+        "listing {} sockets takes longer than {} s, which happens with very many sockets on one port; see: ss -anp \
+         --{}",
         .0.name(), .1.as_secs(), .0.name().to_lowercase()
     )]
     Late(Protocol, Duration),
@@ -146,7 +147,7 @@ pub enum SockDiagError {
     )]
     NoDestroy(#[source] io::Error),
     /// Source and destination of a look-up are of different address families.
-    #[error("a packet cannot go from {0} to {1}: write two IPv4 or two IPv6 addresses")]
+    #[error("{0} and {1} are of different families: write two IPv4 or two IPv6 addresses")]
     MixedFamilies(IpAddr, IpAddr),
 }
 

@@ -57,7 +57,7 @@ const INET_DIAG_MSG: usize = 72;
 pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)) -> Result<Progress, Fault> {
     let mut rest = datagram;
     while !rest.is_empty() {
-        let message = NetlinkBuffer::new_checked(rest).map_err(|_| Fault::Malformed("a message's length is wrong"))?;
+        let message = NetlinkBuffer::new_checked(rest).map_err(|_| Fault::Malformed("invalid length of a message"))?;
         let payload = message.payload();
         // The last message may lack its padding.
         let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
@@ -93,10 +93,10 @@ fn status(payload: &[u8]) -> Result<Progress, Fault> {
 
 fn record(payload: &[u8]) -> Result<Record, Fault> {
     let header =
-        InetResponseHeader::parse(payload).map_err(|_| Fault::Malformed("a socket's record is no inet_diag_msg"))?;
+        InetResponseHeader::parse(payload).map_err(|_| Fault::Malformed("a record is not an inet_diag_msg"))?;
     let mut v6_only = false;
     for attribute in NlasIterator::new(payload.get(INET_DIAG_MSG..).unwrap_or_default()) {
-        let attribute = attribute.map_err(|_| Fault::Malformed("an attribute's length is wrong"))?;
+        let attribute = attribute.map_err(|_| Fault::Malformed("invalid length of an attribute"))?;
         if attribute.kind() == INET_DIAG_SKV6ONLY {
             v6_only = attribute.value().first().is_some_and(|flag| *flag != 0);
         }

@@ -27,8 +27,8 @@ pub(super) use batch::SUBSYSTEM;
 pub enum SocketError {
     /// The kernel does not have this netlink family.
     #[error(
-        "this kernel or container has no nf_tables ({0}); load it with `modprobe nf_tables`, or run portsentry on a host \
-         whose kernel has CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
+        "nf_tables is not available in this kernel or container ({0}); load it with `modprobe nf_tables`, or use a \
+         kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
     )]
     NoNfTables(#[source] Errno),
     /// The process lacks permission to change the packet filter.
@@ -50,12 +50,12 @@ pub enum SocketError {
     #[error("the kernel did not answer within {} s; if this repeats, restart portsentry", ANSWER_TIMEOUT.as_secs())]
     NoAnswer,
     /// Answers were lost because the receive buffer was full. The request may have taken effect.
-    #[error("answers of the kernel were lost: the receive buffer of {0} bytes was full; raise net.core.rmem_max")]
+    #[error(
+        "answers of the kernel were lost, because the receive buffer of {0} bytes was full; raise net.core.rmem_max"
+    )]
     Overrun(usize),
     /// The set or ruleset changed during each attempt to read it.
-    #[error(
-        "the tables changed during each of {MAX_ATTEMPTS} attempts to read them; try again when fewer bans come in"
-    )]
+    #[error("the ruleset changed during each of {MAX_ATTEMPTS} attempts to read it; try again")]
     Unsteady,
     /// The transaction exceeds the kernel's limit.
     #[error(
