@@ -11,10 +11,11 @@ use netns_lab::{Lab, TIMEOUT};
 const STRICT: [&str; 4] = ["--expire", "24h", "--scan-trigger", "0"];
 const QUICK: [&str; 6] = ["-p1-60", "--max-retries", "0", "--max-rtt-timeout", "100ms", "-T4"];
 
+/// A burst is faster than any program: only the kernel's rules can prevent an answer. `nmap -f` waits between its probes.
 #[test]
 fn fragmented_scan_learns_nothing() {
-    let lab = Lab::new(&["attacker"]);
-    let _services = Services::open(&lab, &[22]);
+    let lab = Lab::new(&["attacker", "burst"]);
+    let _services = Services::open(&lab, &[22, 80]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let target = lab.victim_v4("attacker").into();
     let closed = [&["-sS", "-f"][..], &QUICK].concat();
@@ -22,6 +23,31 @@ fn fragmented_scan_learns_nothing() {
     lab.expect_ban(lab.v4("attacker").into());
     let service = lab.nmap("attacker", target, &["-sS", "-f", "-p22", "--max-retries", "0"]);
     assert!(service.open.is_empty(), "{service:?}");
+
+    let answers = || lab.run("victim", "nstat", &["-asz", "TcpOutSegs"]);
+    let before = answers();
+    let (v4, v6) = ((lab.v4("burst"), lab.victim_v4("burst")), (lab.v6("burst"), lab.victim_v6("burst")));
+    let four = (1..400).flat_map(|port| {
+        let segment = raw::segment(v4.0.into(), v4.1.into(), (40_404, port), SYN);
+        [(0, true, &segment[..8]), (1, false, &segment[8..])]
+            .map(|(offset, more, piece)| raw::identified(port, raw::ipv4(v4.0, v4.1, TCP, offset, more, piece)))
+    });
+    let six = (1..400).flat_map(|port| {
+        // Linux reassembles first fragments that end between two headers (RFC 7112).
+        let segment = raw::segment(v6.0.into(), v6.1.into(), (40_404, port), SYN);
+        let chain = raw::options(DESTINATION, &raw::options(TCP, &segment));
+        [(0, true, &chain[..8]), (1, false, &chain[8..])].map(|(offset, more, piece)| {
+            let fragment = raw::fragment(DESTINATION, offset, more, piece);
+            raw::identified(port, raw::ipv6(v6.0, v6.1, FRAGMENT, &fragment))
+        })
+    });
+    let mut wire = lab.wire("burst");
+    for burst in [four.collect::<Vec<_>>(), six.collect()] {
+        burst.iter().for_each(|packet| wire.send(packet));
+    }
+    lab.expect_ban(v4.0.into());
+    lab.expect_ban(lab.v6_network("burst").into());
+    assert_eq!(answers(), before, "neither closed nor open ports answer");
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn sorted(listing: &str) -> Vec<String> {
 
 /// Changes a table that drops into one that rejects and logs.
 fn rejecting(text: &str) -> String {
-    let refusing = |line: &str| match line.trim_start().starts_with("ip") {
+    let refusing = |line: &str| match line.trim_start().starts_with("ip") && !line.contains("frag-off") {
         true => line.replace("counter drop", "counter jump refuse"),
         false => line.to_owned(),
     };
@@ -81,16 +81,24 @@ fn without(text: &str, names: &[&str]) -> String {
 fn without_hold(text: &str) -> String {
     let sets = ["held", "held_ports", "hold_counts", "hold_recent"];
     let sets = sets.iter().flat_map(|set| [format!("set {set}"), format!("set {set}6")]);
-    let chains = ["held", "full", "hold_new", "hold"].map(|chain| format!("chain trap_{chain}"));
+    let chains = ["fragment", "held", "full", "hold_new", "hold"].map(|chain| format!("chain trap_{chain}"));
     let names: Vec<String> = sets.chain(chains).collect();
     let text = without(text, &names.iter().map(String::as_str).collect::<Vec<_>>());
-    let other = ["jump trap_h", "!= syn counter drop", "tcp flags & (fin | syn) ", "tcp flags & (syn | rst"];
+    let other = [
+        "jump trap_h",
+        "jump trap_fragment",
+        "0x1fff == 1 ",
+        "!= syn counter drop",
+        "tcp flags & (fin | syn) ",
+        "tcp flags & (syn | rst",
+    ];
     text.lines().filter(|line| other.iter().all(|part| !line.contains(part))).collect::<Vec<_>>().join("\n")
 }
 
 /// Restricts a table with the trap to named interfaces.
 fn named_interfaces(text: &str) -> String {
-    let selects = |line: &str| ["trap_touch", "trap_held"].iter().any(|chain| line.ends_with(&format!("jump {chain}")));
+    let ends = ["jump trap_touch", "jump trap_held", "jump trap_fragment"];
+    let selects = |line: &str| ends.iter().any(|end| line.ends_with(end)) || line.contains("0x1fff == 1 ");
     let line = |line: &str| match selects(line) {
         true => line.replacen("        ", "        iif @trap_interfaces ", 1),
         false => line.to_owned(),

@@ -5,6 +5,7 @@
 #![cfg(test)]
 
 mod both;
+mod fragments;
 mod hold;
 mod innocents;
 mod lacking;

@@ -9,6 +9,7 @@ mod element;
 mod family;
 mod features;
 mod firewall;
+mod fragment_rules;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod generation;

@@ -221,6 +221,17 @@ impl Rule {
         self.expression(payload.with_dreg(Register::Reg1))
     }
 
+    /// Loads bytes of the IPv6 fragment header; matches only if there is one.
+    pub(super) fn fragment_header(self, offset: u32, length: u32) -> Self {
+        self.raw("exthdr", |header| {
+            header.put_u32(sys::NFTA_EXTHDR_DREG, sys::NFT_REG_1);
+            // IPPROTO_FRAGMENT.
+            header.put(sys::NFTA_EXTHDR_TYPE, &[44]);
+            header.put_u32(sys::NFTA_EXTHDR_OFFSET, offset);
+            header.put_u32(sys::NFTA_EXTHDR_LEN, length);
+        })
+    }
+
     /// Loads the source port or, with an offset of 2, the destination port of a TCP or UDP packet.
     pub(super) fn port(self, offset: u32) -> Self {
         self.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, offset, 2)

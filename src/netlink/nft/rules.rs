@@ -5,6 +5,7 @@ use rustables::sys;
 
 use super::decoy_rules::{decoy_rules, early_rule};
 use super::family::{V4, V6};
+use super::fragment_rules;
 use super::hold_rules;
 use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, TCP};
 use super::set::Set;
@@ -57,6 +58,7 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
         ]);
     }
     if let Some(trap) = spec.trap.filter(|trap| trap.hold.is_some()) {
+        rules.extend(fragment_rules::early_rules(&trap));
         rules.extend(hold_rules::early_rules(&trap));
     }
     rules.extend(spec.decoys.as_ref().and_then(early_rule));

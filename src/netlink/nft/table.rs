@@ -29,6 +29,8 @@ pub(super) const TRAP_HOLD: &str = "trap_hold";
 pub(super) const TRAP_HOLD_NEW: &str = "trap_hold_new";
 /// Drops the SYNs of held sources.
 pub(crate) const TRAP_HELD: &str = "trap_held";
+/// Drops first fragments that hide the flags that the trap counts.
+pub(super) const TRAP_FRAGMENT: &str = "trap_fragment";
 /// Counts the packets of sources that are not held because a set is full.
 pub(crate) const TRAP_FULL: &str = "trap_full";
 /// Records traffic that this host's own stack sends from trapped ports, which are therefore in use.
@@ -51,7 +53,8 @@ pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     chains.extend(refuses(spec).then_some(REFUSE));
     chains.extend(spec.own_source.then_some(OWN_SOURCE));
     let holds = spec.trap.is_some_and(|trap| trap.hold.is_some());
-    chains.extend(holds.then_some([TRAP_HELD, TRAP_FULL, TRAP_HOLD_NEW, TRAP_HOLD]).into_iter().flatten());
+    chains
+        .extend(holds.then_some([TRAP_FRAGMENT, TRAP_HELD, TRAP_FULL, TRAP_HOLD_NEW, TRAP_HOLD]).into_iter().flatten());
     chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP, TRAP_ASKED]).into_iter().flatten());
     if let Some(decoys) = &spec.decoys {
         chains.extend(decoys.max_new_tracked.is_none().then_some(DECOY_UNTRACK));

@@ -11,6 +11,7 @@ use rustables::expr::{CmpOp, MetaType, VerdictKind};
 use rustables::sys;
 
 use super::family::{Family, V4, V6};
+use super::fragment_rules;
 use super::hold_rules;
 use super::rule::{
     ANYCAST, DESTINATION, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, Span, TCP, UNICAST,
@@ -42,6 +43,7 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
         rules.extend(hold_rules::ILLEGAL.map(|flags| tcp_entry(trap, flags)));
         rules.extend(hold_rules::late_rules(trap));
         rules.extend(hold_rules::hold_rules(trap, length));
+        rules.extend(fragment_rules::hiding_rules());
     }
     if trap.udp {
         rules.extend([LOCAL, ANYCAST].map(|kind| udp_entry(trap, kind)));
@@ -111,7 +113,7 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
     }));
     // Any socket counts, transparent or not.
     rules.extend([0, 1].map(|transparent| rule().socket_transparent(transparent)));
-    rules.extend(fragment_rules());
+    rules.extend(fragment_rules::later_rules());
     let hold = trap.hold.into_iter().flat_map(|_| hold_rules::probe_rules());
     let rules = returning(rules).chain(hold).chain([rule().link_local().verdict(VerdictKind::Return)]);
     if trap.forgiven == 0 {
@@ -149,21 +151,6 @@ fn address_rules() -> [Rule; 6] {
         to(&V6, "::1", 16).compare(CmpOp::Eq, std::net::Ipv6Addr::LOCALHOST.octets()),
         Rule::new(TRAP_TOUCH).text("meta nfproto ipv4").family(&V4).no_route_back(),
     ]
-}
-
-/// Later fragments have no ports, but the kernel's fast path for two-byte loads ignores that and reads payload bytes,
-/// with IPv6 the flow label (seen on Linux 6.18). Long answers arrive in fragments.
-fn fragment_rules() -> [Rule; 2] {
-    let v4 = Rule::new(TRAP_TOUCH).text("ip frag-off & 0x1fff != 0").family(&V4).payload(NETWORK, 6, 2);
-    let v6 = Rule::new(TRAP_TOUCH).text("meta nfproto ipv6 frag frag-off != 0").family(&V6);
-    let v6 = v6.raw("exthdr", |header| {
-        header.put_u32(sys::NFTA_EXTHDR_DREG, sys::NFT_REG_1);
-        // IPPROTO_FRAGMENT.
-        header.put(sys::NFTA_EXTHDR_TYPE, &[44]);
-        header.put_u32(sys::NFTA_EXTHDR_OFFSET, 2);
-        header.put_u32(sys::NFTA_EXTHDR_LEN, 2);
-    });
-    [v4.mask([0x1f, 0xff]), v6.mask([0xff, 0xf8])].map(|rule| rule.compare(CmpOp::Neq, [0, 0]))
 }
 
 /// Counts the ports of these protocols, each once and all together. Ports of connected sources are counted separately,

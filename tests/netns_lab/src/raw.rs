@@ -21,6 +21,8 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// IPv6 extension header: hop-by-hop options.
 pub const HOP_BY_HOP: u8 = 0;
+/// IPv6 extension header: routing.
+pub const ROUTING: u8 = 43;
 /// IPv6 extension header: fragment.
 pub const FRAGMENT: u8 = 44;
 /// IPv6 extension header: destination options.
@@ -136,7 +138,12 @@ pub fn udp(source: IpAddr, target: IpAddr, ports: (u16, u16)) -> Vec<u8> {
 
 /// A TCP header of 24 bytes, with the maximum segment size as its only option.
 pub fn segment(source: IpAddr, target: IpAddr, ports: (u16, u16), flags: u16) -> Vec<u8> {
-    let mut segment = Vec::with_capacity(24);
+    segment_with(source, target, ports, flags, &[])
+}
+
+/// The same with a payload.
+pub fn segment_with(source: IpAddr, target: IpAddr, ports: (u16, u16), flags: u16, payload: &[u8]) -> Vec<u8> {
+    let mut segment = Vec::with_capacity(24 + payload.len());
     segment.extend(ports.0.to_be_bytes());
     segment.extend(ports.1.to_be_bytes());
     segment.extend(0x1357_9bdf_u32.to_be_bytes());
@@ -144,6 +151,7 @@ pub fn segment(source: IpAddr, target: IpAddr, ports: (u16, u16), flags: u16) ->
     segment.extend((0x6000 | flags).to_be_bytes());
     segment.extend(1024_u16.to_be_bytes());
     segment.extend([0, 0, 0, 0, 2, 4, 0x05, 0xb4]);
+    segment.extend(payload);
     let sum = checksum(source, target, TCP, &segment);
     segment[16..18].copy_from_slice(&sum);
     segment
@@ -178,6 +186,25 @@ pub fn options(next: u8, payload: &[u8]) -> Vec<u8> {
 pub fn fragment(next: u8, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
     let field = (offset << 3 | u16::from(more)).to_be_bytes();
     [&[next, 0][..], &field, &0x706f_7274_u32.to_be_bytes(), payload].concat()
+}
+
+/// The fragment with another identification, so that it belongs to another datagram.
+pub fn identified(number: u16, mut packet: Vec<u8>) -> Vec<u8> {
+    let number = number.to_be_bytes();
+    if packet[0] >> 4 == 4 {
+        let header = usize::from(packet[0] & 0x0f) * 4;
+        packet[4..6].copy_from_slice(&number);
+        packet[10..12].fill(0);
+        let sum = fold(&packet[..header]);
+        packet[10..12].copy_from_slice(&sum);
+        return packet;
+    }
+    let (mut next, mut at) = (packet[6], 40);
+    while next != FRAGMENT {
+        (next, at) = (packet[at], at + (usize::from(packet[at + 1]) + 1) * 8);
+    }
+    packet[at + 6..at + 8].copy_from_slice(&number);
+    packet
 }
 
 const SOURCE_PORT: u16 = 40_404;
