@@ -1,12 +1,15 @@
-//! Opens the listener that completes connections to all closed ports, announces the decoys, and monitors the rules of
-//! other programs: connections are tracked only if addresses are translated, and a filter may drop packets to decoys.
+//! Derives the rules for the listener that completes connections to all closed ports, announces the decoys, and monitors
+//! what makes them differ from services: rules of other programs (connections are tracked only if addresses are
+//! translated, and a filter may drop packets to decoys) and SYN cookies.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
 
 use super::log_writer::LogWriter;
-use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener};
-use crate::config::Config;
+use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
 use crate::enforce::nft::DecoyRules;
 use crate::events::event::{Event, EventKind};
 use crate::netlink::nft::{Firewall, generation};
@@ -18,24 +21,22 @@ use crate::types::{Protocol, counted};
 /// on.
 const MAX_PORT_LINES: usize = 64;
 
-/// Opens the listener for all TCP ports and returns the rules that redirect to it, in connect mode with nftables.
-/// Without it each port gets its own socket.
-pub(super) fn listen(
-    config: &Config,
+/// Returns the listener for all TCP ports with the rules that redirect to it, in connect mode with nftables. Without it
+/// each port gets its own socket.
+pub(super) fn rules(
+    opened: Option<Result<SharedListener, Errno>>,
     surroundings: &mut FirewallWatch,
     log: &mut LogWriter,
 ) -> (Option<SharedListener>, Option<DecoyRules>) {
-    if !config.shares_decoys() {
-        return (None, None);
-    }
-    match SharedListener::open() {
-        Ok(listener) => {
+    match opened {
+        None => (None, None),
+        Some(Ok(listener)) => {
             let ports = listener.ports();
             surroundings.look();
             let rules = DecoyRules { v4: ports.v4, v6: ports.v6, max_new_tracked: surroundings.max_new_tracked };
             (Some(listener), Some(rules))
         }
-        Err(error) => {
+        Some(Err(error)) => {
             let text = format!(
                 "connect mode opens one socket per port, because the kernel refused a shared one: \
                                 {error}"
@@ -83,12 +84,14 @@ pub(super) struct FirewallWatch {
     counted: (u64, u64),
     /// True at the first poll after a change. The sensor may not have counted all earlier answers.
     has_changed: bool,
+    cookies: CookieWatch,
     notice: Option<String>,
 }
 
 impl FirewallWatch {
-    pub(super) fn new(legacy: LegacyTables) -> Self {
-        Self { legacy, ..Self::default() }
+    pub(super) fn new(legacy: LegacyTables, cookies: SynCookies) -> Self {
+        let sent = cookies.counts().map(|counts| counts.sent);
+        Self { legacy, cookies: CookieWatch { cookies, sent, changed_at: None }, ..Self::default() }
     }
 
     /// Reads the rules again if any have changed. An error counts as translation.
@@ -123,18 +126,49 @@ impl FirewallWatch {
         // What was answered before a filter came does not refute it.
         let (syns, answers) = (syns.saturating_sub(self.counted.0), answers.saturating_sub(self.counted.1));
         let command = changed.then_some(SensorCommand::TrackDecoys(self.max_new_tracked));
-        let notice = notice(&self.firewall, syns, answers);
+        let notice = notice(&self.firewall, syns, answers).or_else(|| self.cookies.notice(Instant::now()));
         let is_new = notice != self.notice;
         self.notice = notice;
         let event = self.notice.clone().filter(|_| is_new).map(|text| EventKind::Note(format!("warning: {text}")));
         (command, event)
     }
 
-    /// Reason why decoys cannot answer; `None` if they can.
+    /// Reason why decoys cannot answer like services; `None` if they can.
     pub(super) fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
     }
 }
+
+/// Notices when the kernel sends SYN cookies.
+#[derive(Default)]
+struct CookieWatch {
+    cookies: SynCookies,
+    /// Number sent until the last look.
+    sent: Option<u64>,
+    changed_at: Option<Instant>,
+}
+
+impl CookieWatch {
+    /// Reason why a scan can tell decoys from services; `None` if it cannot.
+    fn notice(&mut self, now: Instant) -> Option<String> {
+        let Some(counts) = self.cookies.counts() else {
+            let text = "tcp.mode: the kernel's counters of SYN cookies cannot be read, so that no connection to a decoy \
+                        proves its source; mount /proc";
+            return Some(text.to_owned());
+        };
+        if self.sent.replace(counts.sent).is_some_and(|sent| sent < counts.sent) {
+            self.changed_at = Some(now);
+        }
+        let recently = self.changed_at.is_some_and(|at| now.saturating_duration_since(at) < COOKIES_LAST);
+        let text = "tcp.mode: the kernel sends SYN cookies, because half-open connections fill the queue of a listener. If \
+                    it is the decoys', a scan can tell decoys from services until a minute after the flood, and connections \
+                    to decoys count as forgeable evidence; filter the flood of SYNs before it reaches this host";
+        recently.then(|| text.to_owned())
+    }
+}
+
+/// How long half-open connections fill a queue after the last SYN: five retransmissions of the answer.
+const COOKIES_LAST: Duration = Duration::from_secs(63);
 
 /// Reason why decoys cannot answer, given the numbers of received and of answered SYNs.
 fn notice(firewall: &Firewall, syns: u64, answers: u64) -> Option<String> {

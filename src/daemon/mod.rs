@@ -52,11 +52,12 @@ mod unfounded_bans;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use crate::capture::decoy::{DecoyPorts, Decoys};
+use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
 use crate::capture::live::{Live, Ring};
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, Bound, ControlError, Server};
 use crate::enforce::nft::Nft;
@@ -122,6 +123,9 @@ struct Privileged {
     /// True if lines of earlier bans are removed from hosts.deny.
     sweeps_lines: bool,
     legacy_tables: LegacyTables,
+    cookies: SynCookies,
+    /// The listener of all decoys, if they share one.
+    shared: Option<Result<SharedListener, Errno>>,
 }
 
 /// The socket for reports of a fleet, and the users that may connect.
@@ -160,6 +164,8 @@ pub fn run(
     let root_files = RootFiles::start(&config, &places.config, (&closed, writes_hosts_deny))?;
     policy.write.retain(|folder| !closed.contains(folder));
     let legacy_tables = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
+    let cookies = if config.tcp.mode == Mode::Connect { SynCookies::open() } else { SynCookies::default() };
+    let shared = config.shares_decoys().then(SharedListener::open);
     // Before a second thread exists. Only root may be able to create the socket in its directory.
     let fleet_user = config.fleet.is_joined().then(|| sandbox::user_id(FLEET_USER)).flatten();
     let bind = || {
@@ -194,6 +200,8 @@ pub fn run(
         fleet,
         sweeps_lines,
         legacy_tables,
+        cookies,
+        shared,
     };
     let stderr = (!background::is_detached()).then(StderrThread::start).transpose();
     let stderr = stderr.map_err(DaemonError::system("start a thread"))?;
@@ -221,6 +229,8 @@ async fn serve(
         fleet: fleet_socket,
         sweeps_lines,
         legacy_tables,
+        cookies,
+        shared,
     } = privileged;
     let signals = Signals::catch()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
@@ -241,11 +251,11 @@ async fn serve(
 
     // A missing capability or a busy port is found before anything is changed. Connections to a decoy wait for the
     // sensor from now on.
-    let mut firewall_watch = FirewallWatch::new(legacy_tables);
-    let (shared, decoy_rules) = decoys::listen(&config, &mut firewall_watch, &mut log);
+    let mut firewall_watch = FirewallWatch::new(legacy_tables, cookies.clone());
+    let (shared, decoy_rules) = decoys::rules(shared, &mut firewall_watch, &mut log);
     let decoy_ports = DecoyPorts::from_config(&config);
     let shared = shared.map(|listener| (listener, host_state.host().tcp.anywhere()));
-    let mut decoys = Decoys::open(&decoy_ports, shared, &config.tcp.port_banner)?;
+    let mut decoys = Decoys::open(&decoy_ports, shared, &config.tcp.port_banner, cookies.clone())?;
     let (kernel, kernel_failure) = KernelPorts::open()?;
     let live = Live::open(&host_state.filter(), Ring::Usual)?;
     let scrapes = match config.metrics.listen {
@@ -350,7 +360,7 @@ async fn serve(
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
     // A listener for all ports needs rules that redirect to it.
     if decoy_rules.is_some() && blocker.nft.as_ref().is_none_or(|backend| backend.spec.decoys.is_none()) {
-        decoys = Decoys::open(&decoy_ports, None, &config.tcp.port_banner)?;
+        decoys = Decoys::open(&decoy_ports, None, &config.tcp.port_banner, cookies)?;
     }
     decoys::announce(&decoys, &mut log);
     decoys.watch_only(host_state.addresses());

@@ -52,8 +52,6 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
             .filter(connects)
             .flat_map(|protocol| protocol.watched().iter().collect::<Vec<_>>())
             .chain(config.metrics.listen.map(|address| address.port()))
-            // The shared decoy listener uses any free port, which a rule for port 0 permits.
-            .chain(config.shares_decoys().then_some(0))
             .collect(),
         low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024))
             || config.metrics.listen.is_some_and(|address| address.port() < 1024),
@@ -159,7 +157,7 @@ mod tests {
         assert_eq!(Policy { names: false, read: plain.read.clone(), ..named.clone() }, plain);
         assert!(named.names && named.read.contains(&"/usr/lib".into()));
         let connect = needs("[tcp]\nmode = \"connect\"\nports = \"23\"");
-        assert_eq!(connect.tcp_ports, [23, 0], "and a free port for the listener of all decoys");
+        assert_eq!(connect.tcp_ports, [23], "the listener of all decoys is opened before");
         assert_eq!(Policy { low_ports: false, tcp_ports: Vec::new(), ..connect.clone() }, plain);
         assert_eq!(needs("[metrics]\nlisten = \"127.0.0.1:9777\"").tcp_ports, [9777]);
         assert!(connect.low_ports && !needs("[tcp]\nmode = \"connect\"\nports = \"2323\"").low_ports);

@@ -9,7 +9,8 @@ use crate::wire::TcpFlags;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Class {
-    /// A completed connection to a decoy listener; the only class whose source cannot be forged.
+    /// A completed connection to a decoy listener; the only class whose source cannot be forged. A connection that a
+    /// guessed SYN cookie may have completed counts as [`Class::Syn`].
     Connect = 1,
     /// SYN alone, with or without ECN. Connect and half-open scans look the same until the handshake ends.
     Syn,

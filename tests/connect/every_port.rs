@@ -58,7 +58,7 @@ fn half_open_scan_sees_every_port_open() {
     let _services = Services::open(&lab, &[22, 80]);
     let daemon = start(&lab, ALL);
     let sockets = lab.run("victim", "ss", &["-Hltn"]).lines().filter(|line| !line.contains("0.0.0.0:22 ")).count();
-    assert!(sockets < 8, "one listener per family, and the sockets of the services: {sockets}");
+    assert!(sockets < 12, "four listeners per family, and the sockets of the services: {sockets}");
     for target in [IpAddr::from(lab.victim_v4("sly")), lab.victim_v6("sly").into()] {
         let scan = lab.nmap("sly", target, &["-sS", "-p1-65535", "--disable-arp-ping"]);
         assert_eq!(scan.open.len(), 65_535, "all ports of {target} look open: {:?}", scan.states);
@@ -158,10 +158,72 @@ fn forged_syns_ban_no_source() {
     lab.expect_ban(scanner);
     assert_eq!(lab.banned(), [scanner]);
     assert_eq!(accepted(&lab), 3, "no forged source completes a handshake");
-    let cookies = lab.run("victim", "nstat", &["-asz", "TcpExtSyncookiesSent"]);
-    let cookies = cookies.split_whitespace().skip_while(|word| !word.starts_with("TcpExt")).nth(1).expect("a number");
-    assert_ne!(cookies, "0", "when its queue is full, the listener uses SYN cookies");
+    assert_ne!(cookies_sent(&lab), "0", "when its queue is full, a listener uses SYN cookies");
+    let warning = "the kernel sends SYN cookies, because half-open connections fill the queue of a listener";
+    daemon.expect_line(&format!("warning: tcp.mode: {warning}"));
+    assert!(lab.succeed(&["status"]).contains(warning));
     assert!(memory() < before + 8_192, "{} kB, and {before} kB before the flood", memory());
+    daemon.stop();
+}
+
+fn cookies_sent(lab: &Lab) -> String {
+    let text = lab.run("victim", "nstat", &["-asz", "TcpExtSyncookiesSent"]);
+    text.split_whitespace().skip_while(|word| !word.starts_with("TcpExt")).nth(1).expect("a number").to_owned()
+}
+
+/// A SYN cookie has fewer options than the answer of a service, and is not sent again.
+#[test]
+fn thousands_of_half_open_syns_need_no_cookies() {
+    let _alone = exclusive_backlog();
+    let lab = Lab::new(&["sly"]);
+    lab.default_route("sly");
+    let daemon = start(&lab, ALL);
+    // An address without a host, so that no reset ends the connections.
+    let (source, target) = (Ipv4Addr::new(10, 99, 0, 7).into(), lab.victim_v4("sly").into());
+    let mut wire = lab.wire("sly");
+    let half_open = |count: u16| {
+        (1..=count).map(move |number| {
+            raw::packet(source, target, raw::TCP, &raw::segment(source, target, (number, 1_000 + number), raw::SYN))
+        })
+    };
+    wire.pace(20_000, half_open(6_000));
+    eventually("all have arrived", || lab.run("victim", "ss", &["-Htn", "state", "syn-recv"]).lines().count() == 6_000);
+    assert_eq!(cookies_sent(&lab), "0");
+    daemon.stop();
+}
+
+/// A guessed cookie completes a handshake that never took place.
+#[test]
+fn handshake_from_cookie_is_forgeable_evidence() {
+    let _quiet = shared_backlog();
+    let lab = Lab::new(&["before", "cookies", "between", "after"]);
+    let daemon = start(&lab, ALL);
+    let grade = |host: &str, target: IpAddr| {
+        let (source, banned) = match target {
+            IpAddr::V4(_) => (lab.v4(host).into(), lab.v4(host).into()),
+            IpAddr::V6(_) => (lab.v6(host).into(), IpAddr::from(lab.v6_network(host))),
+        };
+        lab.connect(host, source, target, &[901, 902, 903]);
+        lab.expect_ban(banned);
+        let explained = lab.ask(&["explain", &banned.to_string()]);
+        explained["blocked"]["evidence"].as_str().unwrap_or_else(|| panic!("{explained}")).to_owned()
+    };
+    let cookies = |value: &str| {
+        lab.run("victim", "sysctl", &["-qw", &format!("net.ipv4.tcp_syncookies={value}")]);
+    };
+    assert_eq!(grade("before", lab.victim_v4("before").into()), "proven");
+    assert_eq!(grade("before", lab.victim_v6("before").into()), "proven");
+    // Always, not only while a queue is full.
+    cookies("2");
+    assert_eq!(grade("cookies", lab.victim_v4("cookies").into()), "forgeable");
+    assert_eq!(grade("cookies", lab.victim_v6("cookies").into()), "forgeable");
+    daemon.expect_line(&format!("attackalert: Connect from host: {0}/{0} to TCP port: 903", lab.v4("cookies")));
+    cookies("1");
+    std::thread::sleep(Duration::from_millis(1_500));
+    lab.connect("between", lab.v4("between").into(), lab.victim_v4("between").into(), &[901]);
+    eventually("the connection was accepted", || accepted(&lab) > 12);
+    assert_eq!(grade("after", lab.victim_v4("after").into()), "proven");
+    assert_eq!(grade("after", lab.victim_v6("after").into()), "proven");
     daemon.stop();
 }
 

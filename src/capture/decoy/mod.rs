@@ -2,12 +2,13 @@
 //! [`Observation`]. Decoys serve nothing. No byte of a connection is read. No datagram is answered, because its source
 //! may be forged and the answer would reach the host with that address.
 //!
-//! TCP has one transparent listener for all ports; kernel rules redirect connections to it that no service accepts. For
+//! TCP has transparent listeners for all ports; kernel rules redirect connections to them that no service accepts. For
 //! UDP, and on kernels without nft_tproxy, each port has its own socket, for IPv4 and IPv6 together if the host has
 //! IPv6. A port that another program has bound is left to that program.
 //!
 //! References: epoll(7), and accept(2) on errors.
 
+mod cookies;
 mod ports;
 mod socket;
 
@@ -16,7 +17,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
@@ -26,6 +27,8 @@ use rustix::net::{SendFlags, SocketAddrAny, SocketFlags, acceptfrom_with, getsoc
 
 use crate::engine::{Class, Observation};
 use crate::types::{PortSet, Protocol};
+use cookies::Handshakes;
+pub use cookies::SynCookies;
 pub use ports::{DecoyError, DecoyPorts, make_room};
 pub use socket::SharedListener;
 
@@ -48,11 +51,13 @@ pub struct Decoys {
     busy: DecoyPorts,
     banner: Vec<u8>,
     watched: Option<HashSet<IpAddr>>,
+    handshakes: Handshakes,
 }
 
 impl Decoys {
     /// Opens the ports `wanted`. After it returns, the kernel completes connections to them. `banner` is sent on each
-    /// TCP connection. With a listener for all TCP ports, the ports of `in_use` are left to their services.
+    /// TCP connection. With a listener for all TCP ports, the ports of `in_use` are left to their services. `cookies`
+    /// shows which connections prove their source.
     ///
     /// # Errors
     /// If a port is refused for another reason than being in use, or if no port of a protocol is left.
@@ -60,6 +65,7 @@ impl Decoys {
         wanted: &DecoyPorts,
         shared: Option<(SharedListener, PortSet)>,
         banner: &str,
+        cookies: SynCookies,
     ) -> Result<Self, DecoyError> {
         let mut decoys = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -68,6 +74,7 @@ impl Decoys {
             busy: DecoyPorts::default(),
             banner: banner.as_bytes().to_vec(),
             watched: None,
+            handshakes: Handshakes::new(cookies),
         };
         let tcp = if shared.is_some() { 0 } else { wanted.tcp.len() };
         let ports = u64::from(tcp) + u64::from(wanted.udp.len());
@@ -150,31 +157,52 @@ impl Decoys {
     }
 
     /// Accepts some of the waiting connections and datagrams, a fair share from each port, and passes each observation
-    /// and its time to `each`.
+    /// and its time to `each`. A connection that may have been completed with a guessed SYN cookie counts as a SYN.
     ///
+    /// # Errors
     /// If the system has no resources for another connection. The caller should wait before the next call.
-    /// Where the system has no room for another connection: the caller should wait a little.
     pub fn drain(&mut self, mut each: impl FnMut(Observation, SystemTime)) -> Result<(), Errno> {
-        let Self { epoll, sockets, banner, watched, .. } = self;
+        let Self { epoll, sockets, banner, watched, handshakes, .. } = self;
         let mut places = [MaybeUninit::uninit(); TURN];
-        let (ready, _) = match epoll::wait(epoll, &mut places, Some(&Timespec::default())) {
+        let (ready, _) = match epoll::wait(&*epoll, &mut places, Some(&Timespec::default())) {
             Err(Errno::INTR) => return Ok(()),
             result => result?,
         };
         let share = TURN / ready.len().max(1);
-        for event in ready.iter() {
+        let mut taken = [None; TURN];
+        let mut rest = taken.iter_mut();
+        let mut result = Ok(());
+        'turn: for event in ready.iter() {
             let data = event.data;
             let Some(decoy) = usize::try_from(data.u64()).ok().and_then(|index| sockets.get(index)) else { continue };
-            for _ in 0..share {
-                let Some(observation) = decoy.take(banner)? else { break };
-                if is_host(observation.source)
-                    && watched.as_ref().is_none_or(|all| all.contains(&observation.destination))
-                {
-                    each(observation, SystemTime::now());
+            for place in rest.by_ref().take(share) {
+                match decoy.take(banner) {
+                    Ok(Some(observation)) => *place = Some((observation, SystemTime::now())),
+                    Ok(None) => break,
+                    Err(error) => {
+                        result = Err(error);
+                        break 'turn;
+                    }
                 }
             }
         }
-        Ok(())
+        let is_handshake = |observation: &Observation| observation.class == Class::Connect;
+        let is_empty = || {
+            let mut place = [MaybeUninit::uninit(); 1];
+            epoll::wait(&*epoll, &mut place, Some(&Timespec::default())).is_ok_and(|(ready, _)| ready.is_empty())
+        };
+        let forgeable = taken.iter().flatten().any(|(observation, _)| is_handshake(observation))
+            && handshakes.may_be_forged(Instant::now(), is_empty);
+        for (mut observation, time) in taken.into_iter().flatten() {
+            if forgeable && is_handshake(&observation) {
+                observation.class = Class::Syn;
+            }
+            if is_host(observation.source) && watched.as_ref().is_none_or(|all| all.contains(&observation.destination))
+            {
+                each(observation, time);
+            }
+        }
+        result
     }
 }
 

@@ -17,9 +17,13 @@ use crate::types::Protocol;
 /// cannot use more memory.
 const BACKLOG: i32 = 128;
 
-/// The same for the listener of all ports: the kernel's maximum for a listener (net.core.somaxconn), about 10 MB. Above
-/// this number of half-open connections the kernel sends SYN cookies.
+/// The same for a listener of all ports: the kernel's maximum for a listener (net.core.somaxconn). Above this number of
+/// half-open connections, of some 300 bytes each, the kernel sends SYN cookies. A complete one that waits has 2.4 kB.
 const SHARED_BACKLOG: i32 = 4_096;
+
+/// Listeners of all ports for each version of IP. Each has a queue of its own; the kernel chooses one by a keyed hash of
+/// source address and port. The more there are, the larger the flood after which SYN cookies tell decoys from services.
+const SHARED_LISTENERS: usize = 4;
 
 /// How long a closed connection is kept if its peer acknowledges nothing, in milliseconds. A banned peer never does.
 const UNACKNOWLEDGED_FOR: u32 = 10_000;
@@ -28,8 +32,9 @@ const UNACKNOWLEDGED_FOR: u32 = 10_000;
 /// 200 KB per port.
 const DATAGRAMS: usize = 8 << 10;
 
-/// A listener that accepts connections to any address and port, if kernel rules redirect them to it. It is bound to
-/// loopback addresses, so that other hosts cannot reach it directly, and to ports that the kernel assigned.
+/// Listeners that accept connections to any address and port, if kernel rules redirect them there. They are bound to
+/// loopback addresses, so that other hosts cannot reach them directly, and for each version of IP to one port, which the
+/// kernel assigned.
 #[derive(Debug)]
 pub struct SharedListener {
     sockets: Vec<OwnedFd>,
@@ -37,17 +42,20 @@ pub struct SharedListener {
 }
 
 impl SharedListener {
-    /// Opens the listener, with IPv6 if the host has it.
+    /// Opens the listeners, with IPv6 if the host has it. The sandbox would not permit it.
     ///
     /// # Errors
     /// [`Errno::PERM`] without CAP_NET_ADMIN, and any other error of the kernel.
     pub fn open() -> Result<Self, Errno> {
-        let (v4, v4_port) = transparent(Ipv4Addr::LOCALHOST.into())?;
-        let (v6, v6_port) = match transparent(Ipv6Addr::LOCALHOST.into()) {
-            Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => (None, None),
-            opened => opened.map(|(socket, port)| (Some(socket), Some(port)))?,
+        let (mut sockets, v4_port) = transparent(Ipv4Addr::LOCALHOST.into())?;
+        let v6_port = match transparent(Ipv6Addr::LOCALHOST.into()) {
+            Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => None,
+            opened => {
+                let (v6, port) = opened?;
+                sockets.extend(v6);
+                Some(port)
+            }
         };
-        let sockets = [Some(v4), v6].into_iter().flatten().collect();
         Ok(Self { sockets, ports: SharedPorts { v4: v4_port, v6: v6_port } })
     }
 
@@ -62,8 +70,15 @@ impl SharedListener {
     }
 }
 
-/// A transparent listener at a loopback address, with its port.
-fn transparent(address: IpAddr) -> Result<(OwnedFd, u16), Errno> {
+/// Transparent listeners at a loopback address, with their common port.
+fn transparent(address: IpAddr) -> Result<(Vec<OwnedFd>, u16), Errno> {
+    let first = transparent_at(SocketAddr::new(address, 0))?;
+    let bound = SocketAddr::try_from(getsockname(&first)?).map_err(|_| Errno::AFNOSUPPORT)?;
+    let others = (1..SHARED_LISTENERS).map(|_| transparent_at(bound));
+    Ok(([Ok(first)].into_iter().chain(others).collect::<Result<_, _>>()?, bound.port()))
+}
+
+fn transparent_at(address: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     // The kernel uses the same flag for both versions of IP.
@@ -71,11 +86,11 @@ fn transparent(address: IpAddr) -> Result<(OwnedFd, u16), Errno> {
     // A closing connection keeps the port that the client addressed, and must not prevent a service from binding it.
     // Services also set this option for themselves.
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED_FOR)?;
-    bind(&socket, &SocketAddr::new(address, 0))?;
+    bind(&socket, &address)?;
     listen(&socket, SHARED_BACKLOG)?;
-    let port = SocketAddr::try_from(getsockname(&socket)?).map_err(|_| Errno::AFNOSUPPORT)?.port();
-    Ok((socket, port))
+    Ok(socket)
 }
 
 fn errno(error: nix::errno::Errno) -> Errno {
