@@ -37,10 +37,8 @@ pub(super) fn rules(
             (Some(listener), Some(rules))
         }
         Some(Err(error)) => {
-            let text = format!(
-                "connect mode opens one socket per port, because the kernel refused a shared one: \
-                                {error}"
-            );
+            let text =
+                format!("connect mode opens one socket per port, because the kernel refused a shared one: {error}");
             log.write(&Event::now(EventKind::Error(text)));
             (None, None)
         }
