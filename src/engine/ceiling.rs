@@ -39,7 +39,7 @@ pub(super) enum Room {
 
 /// A source with enough evidence for a ban.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Claim {
+pub(super) struct BanRequest {
     pub(super) grade: Grade,
     /// Distinct ports; probes if they hide their ports.
     pub(super) distinct: u32,
@@ -82,8 +82,8 @@ impl Ceilings {
     }
 
     /// Returns the kind of ban that the ceilings allow, given the number of `standing` forgeable bans.
-    pub(super) fn room(&mut self, now: Timestamp, claim: Claim, standing: u32) -> Room {
-        let (bucket, full, short) = match claim.grade {
+    pub(super) fn room(&mut self, now: Timestamp, request: BanRequest, standing: u32) -> Room {
+        let (bucket, full, short) = match request.grade {
             Grade::Forgeable => {
                 let max_full = self.max_full();
                 (&mut self.forgeable, standing < max_full, standing < self.max_standing)
@@ -91,10 +91,10 @@ impl Ceilings {
             Grade::Proven => (&mut self.proven, true, true),
         };
         // The last one is kept for the fastest scanner.
-        let least = if claim.is_fastest { 1 } else { 2 };
+        let least = if request.is_fastest { 1 } else { 2 };
         if full && bucket.available(now) >= least {
             Room::Full
-        } else if short && claim.distinct >= RAISED_THRESHOLD && claim.is_fastest && self.short.available(now) > 0 {
+        } else if short && request.distinct >= RAISED_THRESHOLD && request.is_fastest && self.short.available(now) > 0 {
             Room::Short
         } else {
             Room::Withheld
@@ -130,7 +130,7 @@ mod tests {
 
     /// Takes a place if the ceilings have room.
     fn take(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u32, standing: u32) -> Room {
-        let room = ceilings.room(now, Claim { grade, distinct, is_fastest: true }, standing);
+        let room = ceilings.room(now, BanRequest { grade, distinct, is_fastest: true }, standing);
         if room != Room::Withheld {
             ceilings.take(now, grade, room);
         }
@@ -153,11 +153,11 @@ mod tests {
     fn last_ban_is_kept_for_fastest() {
         let mut ceilings = Ceilings::new(&builtin());
         let mut bans = |now, distinct, is_fastest| {
-            let claim = Claim { grade: Grade::Forgeable, distinct, is_fastest };
+            let request = BanRequest { grade: Grade::Forgeable, distinct, is_fastest };
             let take = |_: &u32| {
-                let room = ceilings.room(now, claim, 0);
+                let room = ceilings.room(now, request, 0);
                 if room != Room::Withheld {
-                    ceilings.take(now, claim.grade, room);
+                    ceilings.take(now, request.grade, room);
                 }
                 room != Room::Withheld
             };
@@ -171,11 +171,11 @@ mod tests {
     fn standing_bans_leave_room_for_short_ones() {
         let mut ceilings = Ceilings::new(&builtin());
         let room = |ceilings: &mut Ceilings, standing| {
-            ceilings.room(at(1), Claim { grade: Grade::Forgeable, distinct: 16, is_fastest: true }, standing)
+            ceilings.room(at(1), BanRequest { grade: Grade::Forgeable, distinct: 16, is_fastest: true }, standing)
         };
         assert_eq!([3_839, 3_840, 4_095].map(|n| room(&mut ceilings, n)), [Room::Full, Room::Short, Room::Short]);
         assert_eq!(room(&mut ceilings, 4_096), Room::Withheld);
-        let proven = Claim { grade: Grade::Proven, distinct: 3, is_fastest: true };
+        let proven = BanRequest { grade: Grade::Proven, distinct: 3, is_fastest: true };
         assert_eq!(ceilings.room(at(1), proven, 4_096), Room::Full, "proven bans do not count");
         assert!(ceilings.has_room_for(at(1), 10, 3_830) && !ceilings.has_room_for(at(1), 10, 3_831));
     }

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::ceiling::{Claim, Room};
+use super::ceiling::{BanRequest, Room};
 use super::key::{Hashed, Key, Track, fold};
 use super::recent_ports::OwnPort;
 use super::related_ports::is_related_port;
@@ -253,12 +253,12 @@ impl Engine {
         let grade = self.grade_in(slot);
         let pace = self.sources.pace(slot, now.tick());
         let hides_ports = self.sources.evidence(slot).any(Evidence::hides_port);
-        let claim = Claim {
+        let request = BanRequest {
             grade,
             distinct: if hides_ports { self.sources.probes(slot) } else { distinct.into() },
             is_fastest: self.candidates.is_fastest(grade, pace),
         };
-        self.ceilings.room(now, claim, self.ban_table.forgeable(now.tick()))
+        self.ceilings.room(now, request, self.ban_table.forgeable(now.tick()))
     }
 
     /// Grade of the evidence in `slot`.

@@ -1,5 +1,6 @@
 //! Applies a new configuration to a running engine; the source table is kept.
 
+use super::candidates::Candidates;
 use super::{Engine, Response, Settings};
 
 impl Engine {
@@ -8,6 +9,8 @@ impl Engine {
         self.sources.set_window(settings.window);
         self.strikes.set_forget(settings.escalate.forget);
         self.ceilings.reconfigure(&settings);
+        // Their next probes are judged by the new settings.
+        self.candidates = Candidates::new();
         let (max_sources, max_judged) = (self.settings.max_sources, self.settings.max_judged);
         self.settings = Settings { max_sources, max_judged, ..settings };
     }

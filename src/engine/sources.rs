@@ -161,8 +161,8 @@ impl Row for SourceEntry {
     }
 
     fn give(&mut self, key: Key) {
-        (self.key, self.probes, self.distinct, self.home, self.withheld) = (key, 0, 0, 0, false);
-        self.new_ports = 0;
+        self.key = key;
+        self.clear();
     }
 }
 
@@ -173,6 +173,11 @@ impl SourceEntry {
 
     fn held_mut(&mut self) -> &mut [Evidence] {
         self.evidence.get_mut(..usize::from(self.distinct)).unwrap_or_default()
+    }
+
+    /// Drops all evidence. The next probe is the first.
+    fn clear(&mut self) {
+        (self.probes, self.new_ports, self.distinct, self.home, self.withheld) = (0, 0, 0, 0, false);
     }
 
     fn pace(&self) -> Pace {
@@ -258,8 +263,8 @@ impl SourceTable {
             return ProbeCount { slot, fresh: false, evicted, conclusive: false, distinct: 0, probes: 0, first: now };
         };
         if source.probes == 0 || silent(source) {
-            (source.first, source.probes, source.distinct, source.home, source.withheld) = (now, 0, 0, 0, false);
-            source.new_ports = 0;
+            source.first = now;
+            source.clear();
         }
         source.new_ports = source.pace().ports(now);
         source.last = now;
