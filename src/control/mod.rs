@@ -9,6 +9,7 @@ pub mod fleet_protocol;
 pub mod fleet_server;
 mod format;
 pub mod list;
+mod listening_socket;
 pub mod live_view;
 pub mod options;
 pub mod protocol;
