@@ -20,8 +20,9 @@ use super::sandbox_policy;
 use crate::config::Config;
 use crate::control::status::{self, SandboxState};
 use crate::enforce::command::{
-    Notifications, RunSettings, Spawner, TIME_LIMIT, check_program, pair, serve, serve_notifications,
+    Notifications, RunSettings, Spawner, TIME_LIMIT, check_program, serve, serve_notifications,
 };
+use crate::enforce::helper_socket::pair;
 use crate::sandbox::Sandbox;
 
 pub(super) struct CommandHelper {

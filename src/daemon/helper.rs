@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use serde::{Deserialize, Serialize};
@@ -25,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::error::DaemonError;
 use crate::config::Config;
 use crate::control::status::SandboxState;
-use crate::enforce::command::pair;
+use crate::enforce::helper_socket::{await_message, pair};
 
 /// Argument after the configuration file that disables the sandbox of the helper.
 const FREE: &str = "--no-sandbox";
@@ -141,20 +140,13 @@ fn greeting(socket: &OwnedFd, does: &str) -> Result<(SandboxState, Vec<String>),
 
 /// Receives the next datagram; empty at the end of the stream.
 fn receive(socket: &OwnedFd, limit: Duration) -> io::Result<Vec<u8>> {
-    let until = Instant::now() + limit;
-    let mut buffer = vec![0; MAX_GREETING_LEN];
-    loop {
-        let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], left.as_ref()) {
-            Ok(0) => return Err(Errno::TIMEDOUT.into()),
-            Ok(_) => {}
-            Err(Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        }
-        let (length, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
-        buffer.truncate(length);
-        return Ok(buffer);
+    if !await_message(socket, Instant::now() + limit)? {
+        return Err(Errno::TIMEDOUT.into());
     }
+    let mut buffer = vec![0; MAX_GREETING_LEN];
+    let (length, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
+    buffer.truncate(length);
+    Ok(buffer)
 }
 
 /// The command line of a helper.

@@ -6,6 +6,7 @@ mod codec;
 pub mod command;
 pub mod file_helper;
 mod from_config;
+pub mod helper_socket;
 pub mod hosts_deny;
 pub mod nft;
 pub mod route;

@@ -8,8 +8,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use portsentry::enforce::command::pair;
-use portsentry::enforce::file_helper::{FileHelper, Files, Refused, serve};
+use portsentry::enforce::file_helper::{FileHelper, Files, serve};
+use portsentry::enforce::helper_socket::{HelperError, pair};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
 use portsentry::enforce::slow_backends::{BackendEvent, Settings, Task};
 use portsentry::events::json_log;
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::{Bench, case, target};
 
-type Served = JoinHandle<Result<(), Refused>>;
+type Served = JoinHandle<Result<(), HelperError>>;
 
 fn start(files: &Files) -> (FileHelper, Served) {
     let (ours, served) = start_raw(files);
@@ -99,7 +99,7 @@ fn garbage_ends_helper_and_writes_nothing() {
     for bytes in garbage {
         let (ours, served) = start_raw(&files);
         send(&ours, bytes, SendFlags::NOSIGNAL).unwrap();
-        assert!(matches!(served.join().unwrap(), Err(Refused::NoRequest)), "{bytes:?}");
+        assert!(matches!(served.join().unwrap(), Err(HelperError::InvalidRequest)), "{bytes:?}");
         let error = FileHelper::new(ours, 7).edit(&[case("192.0.2.7", 60)], &[]).unwrap_err();
         assert_eq!(error.to_string(), "process 7, which writes the file, has ended; restart portsentry");
     }
@@ -110,7 +110,7 @@ fn garbage_ends_helper_and_writes_nothing() {
     let part = [&[3, 0, 0, 0, 0, 2, 0][..], &target.repeat(512)].concat();
     let sent = (0..1_000).take_while(|_| send(&ours, &part, SendFlags::NOSIGNAL).is_ok()).count();
     assert!((256..1_000).contains(&sent), "{sent}");
-    assert!(matches!(served.join().unwrap(), Err(Refused::NoRequest)));
+    assert!(matches!(served.join().unwrap(), Err(HelperError::InvalidRequest)));
     assert_eq!(names(folder.path()), [""; 0]);
 }
 

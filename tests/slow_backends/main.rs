@@ -16,7 +16,8 @@ use std::time::{Duration, SystemTime};
 
 use netns_lab::{TIMEOUT, slowness};
 use portsentry::enforce::BanContext;
-use portsentry::enforce::command::{RunSettings, Spawner, pair, serve};
+use portsentry::enforce::command::{RunSettings, Spawner, serve};
+use portsentry::enforce::helper_socket::pair;
 use portsentry::enforce::slow_backends::{BackendEvent, Left, Settings, SlowBackends, Stopped, Task};
 use portsentry::engine::Class;
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};

@@ -9,36 +9,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::io::retry_on_intr;
+use rustix::net::{SendFlags, send};
 
 use super::process::{Outcome, Ran, run};
 use super::protocol::{Answer, LONGEST_REQUEST, Request, Which};
 use super::{RunSettings, prepare};
-
-/// Reason why the helper stops running commands.
-#[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// The daemon sent an invalid message.
-    #[error("the daemon sent an invalid request: no more commands are run")]
-    NoRequest,
-    /// A system call failed.
-    #[error("cannot receive from the daemon: {0}")]
-    System(#[from] io::Error),
-}
+use crate::enforce::helper_socket::{HelperError, next_request};
 
 /// Runs the commands that the daemon at the other end of `socket` requests, until the daemon hangs up or is gone.
 /// Commands that still run then are terminated, and killed if necessary; when this returns, none is left.
 ///
 /// # Errors
 /// The message is not a request; running commands are terminated as well.
-pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), Refused> {
+pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), HelperError> {
     let (quit, hung_up) = io::pipe()?;
+    let mut buffer = [0; LONGEST_REQUEST];
     let running = Arc::new(AtomicUsize::new(0));
     thread::scope(|scope| {
         // Dropped before the scope waits for the commands.
         let _hung_up = hung_up;
-        while let Some(Request { number, which, case }) = next(socket)? {
+        while let Some(Request { number, which, case }) = next_request(socket, &mut buffer, Request::read)? {
             let words = match which {
                 Which::Begin => &settings.command,
                 Which::End => &settings.expire_command,
@@ -98,23 +89,13 @@ fn answer(socket: &OwnedFd, number: u64, command: String, ran: Ran) {
     let _ = retry_on_intr(|| send(socket, &bytes, SendFlags::NOSIGNAL));
 }
 
-/// The next request; `None` if the daemon has hung up.
-fn next(socket: &OwnedFd) -> Result<Option<Request>, Refused> {
-    let mut buffer = [0; LONGEST_REQUEST];
-    match retry_on_intr(|| recv(socket, &mut buffer[..], RecvFlags::TRUNC)) {
-        Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
-        Ok((_, length)) => buffer.get(..length).and_then(Request::read).map(Some).ok_or(Refused::NoRequest),
-        Err(error) => Err(Refused::System(error.into())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
 
-    use super::super::helper_client::pair;
     use super::*;
     use crate::enforce::BanContext;
+    use crate::enforce::helper_socket::{pair, receive};
 
     fn settings(script: &str) -> RunSettings {
         let words = ["/bin/sh", "-c", script, "sh", "$TARGET$"].map(str::to_owned);
@@ -130,13 +111,11 @@ mod tests {
     }
 
     fn read(socket: impl AsFd) -> Answer {
-        let mut buffer = vec![0; 1 << 16];
-        let (_, length) = recv(socket, buffer.as_mut_slice(), RecvFlags::TRUNC).unwrap();
-        Answer::read(&buffer[..length]).unwrap()
+        receive(socket, 1 << 16, Answer::read).unwrap()
     }
 
     /// The result for a daemon that sends these datagrams.
-    fn served(settings: &RunSettings, datagrams: &[Vec<u8>]) -> (Result<(), Refused>, Vec<Answer>) {
+    fn served(settings: &RunSettings, datagrams: &[Vec<u8>]) -> (Result<(), HelperError>, Vec<Answer>) {
         let (ours, theirs) = pair().unwrap();
         thread::scope(|scope| {
             let serves = scope.spawn(|| serve(&theirs, settings));
@@ -158,7 +137,7 @@ mod tests {
         let more = [[&whole[..], b"\0"].concat(), [&whole[..], &[0; 4_096]].concat(), b"/bin/sh\0-c\0id".to_vec()];
         for garbage in cut.chain(more) {
             let (result, _) = served(&settings, std::slice::from_ref(&garbage));
-            assert!(matches!(result, Err(Refused::NoRequest)), "{garbage:?}: {result:?}");
+            assert!(matches!(result, Err(HelperError::InvalidRequest)), "{garbage:?}: {result:?}");
         }
         assert!(!note.exists());
         let (result, answers) = served(&settings, &[whole]);

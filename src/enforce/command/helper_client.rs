@@ -2,20 +2,18 @@
 //! daemon dropped its privileges, and is not restarted until the daemon restarts.
 
 use std::fmt;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown, socketpair,
-};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
 use super::protocol::{Answer, LONGEST_ANSWER, Request, Which};
 use crate::enforce::BanContext;
+use crate::enforce::helper_socket::receive;
 
 /// Timeout for the helper's end after hanging up.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -74,9 +72,7 @@ impl Spawner {
 
     /// Waits for the next answer; `None` if there are no more, because the helper has ended or sent an invalid answer.
     pub(in crate::enforce) fn next(&self) -> Option<Answer> {
-        let mut buffer = vec![0; LONGEST_ANSWER];
-        let received = retry_on_intr(|| recv(&self.0.socket, buffer.as_mut_slice(), RecvFlags::TRUNC)).ok();
-        let answer = received.and_then(|(_, length)| buffer.get(..length).and_then(Answer::read));
+        let answer = receive(&self.0.socket, LONGEST_ANSWER, Answer::read);
         if answer.is_none() {
             self.0.gone.store(true, Ordering::Relaxed);
             // If it still runs, this makes it end.
@@ -107,12 +103,4 @@ impl fmt::Debug for Spawner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Spawner({})", self.0.process)
     }
-}
-
-/// Both ends of a socket for the helper: the daemon's and its own.
-///
-/// # Errors
-/// The system cannot create the socket.
-pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }

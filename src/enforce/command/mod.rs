@@ -28,8 +28,8 @@ mod output;
 mod process;
 mod protocol;
 
-pub use helper::{Refused, serve};
-pub use helper_client::{Spawner, pair};
+pub use helper::serve;
+pub use helper_client::Spawner;
 pub use notification::{Delivery, MAX_DIGEST_LEN, Notifications, TIME_LIMIT, serve_notifications};
 pub use process::Outcome;
 pub(super) use process::Ran;

@@ -9,14 +9,14 @@ use std::io::PipeReader;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{SendFlags, send};
 use serde::de::IgnoredAny;
 
 use super::process::{Outcome, Ran, run};
 use super::protocol::{Answer, LONGEST_ANSWER};
 use super::{line, start_of};
+use crate::enforce::helper_socket::{await_message, receive};
 use crate::types::printable::is_hidden;
 
 /// Maximum length of a digest in bytes. A datagram of this length fits into the default send buffer of Linux.
@@ -113,16 +113,12 @@ impl Notifications {
             }
         }
         loop {
-            let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
-            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], left.as_ref()) {
-                Ok(0) => return Delivery::Failed("the process that runs commands does not answer".to_owned()),
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
+            match await_message(&self.socket, until) {
+                Ok(true) => {}
+                Ok(false) => return Delivery::Failed("the process that runs commands does not answer".to_owned()),
                 Err(_) => return Delivery::HelperGone,
             }
-            let mut buffer = vec![0; LONGEST_ANSWER];
-            let received = retry_on_intr(|| recv(&self.socket, buffer.as_mut_slice(), RecvFlags::TRUNC)).ok();
-            match received.and_then(|(_, length)| buffer.get(..length).and_then(Answer::read)) {
+            match receive(&self.socket, LONGEST_ANSWER, Answer::read) {
                 // The answer to an earlier request that was abandoned.
                 Some(answer) if answer.number != self.number => {}
                 Some(Answer { ran: Ran { outcome: Outcome::Exited(0), .. }, .. }) => return Delivery::Succeeded,
@@ -146,11 +142,7 @@ pub fn serve_notifications(
     mut reread: impl FnMut() -> Result<Vec<String>, String>,
     quit: &PipeReader,
 ) {
-    let mut buffer = vec![0; HEAD + MAX_DIGEST_LEN];
-    loop {
-        let received = retry_on_intr(|| recv(&socket, buffer.as_mut_slice(), RecvFlags::TRUNC)).ok();
-        let read = received.and_then(|(_, length)| buffer.get(..length).and_then(Request::read));
-        let Some((number, request)) = read else { return };
+    while let Some((number, request)) = receive(&socket, HEAD + MAX_DIGEST_LEN, Request::read) {
         let ran = match request {
             Request::Reread => match reread() {
                 Ok(new) => {
@@ -194,8 +186,8 @@ mod tests {
     use std::io::pipe;
     use std::thread;
 
-    use super::super::helper_client::pair;
     use super::*;
+    use crate::enforce::helper_socket::pair;
 
     const LIMIT: Duration = Duration::from_millis(500);
 

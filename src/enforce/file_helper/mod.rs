@@ -11,4 +11,4 @@ mod server;
 pub use client::FileHelper;
 #[cfg(any(test, fuzzing))]
 pub(crate) use protocol::fuzz;
-pub use server::{Files, Open, Refused, serve};
+pub use server::{Files, Open, serve};

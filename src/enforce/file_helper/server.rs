@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
+use rustix::io::retry_on_intr;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::protocol::{Answer, MAX_MESSAGE_LEN, Request};
 use crate::enforce::BanContext;
+use crate::enforce::helper_socket::{HelperError, next_request};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::types::BanTarget;
 
@@ -29,16 +30,6 @@ pub struct Files {
     pub json_file: Option<(PathBuf, Open)>,
 }
 
-/// Reason why the helper ends before the daemon does.
-#[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// The daemon sent an invalid message.
-    #[error("the daemon sent an invalid request: no more files are written")]
-    NoRequest,
-    #[error("cannot receive from the daemon: {0}")]
-    System(#[from] io::Error),
-}
-
 /// A change of hosts.deny whose last part is outstanding.
 #[derive(Default)]
 struct Change {
@@ -50,16 +41,16 @@ struct Change {
 ///
 /// # Errors
 /// An invalid request, or a change larger than any that a daemon makes.
-pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), Refused> {
+pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), HelperError> {
     let mut buffer = vec![0; MAX_MESSAGE_LEN];
     let mut change = Change::default();
-    while let Some(request) = next(socket, &mut buffer)? {
+    while let Some(request) = next_request(socket, &mut buffer, Request::read)? {
         match request {
             Request::Edit { add, remove, last } => {
                 change.add.extend(add);
                 change.remove.extend(remove);
                 if change.add.len().max(change.remove.len()) > MAX_CHANGES {
-                    return Err(Refused::NoRequest);
+                    return Err(HelperError::InvalidRequest);
                 }
                 if last {
                     let Change { add, remove } = std::mem::take(&mut change);
@@ -120,13 +111,4 @@ fn answer(socket: &OwnedFd, answer: &Answer, file: Option<BorrowedFd<'_>>) {
     }
     // A daemon that has ended needs no answer.
     let _ = retry_on_intr(|| sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL));
-}
-
-/// The next request; `None` if the daemon has hung up.
-fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Request>, Refused> {
-    match retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::TRUNC)) {
-        Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
-        Ok((_, length)) => buffer.get(..length).and_then(Request::read).map(Some).ok_or(Refused::NoRequest),
-        Err(error) => Err(Refused::System(error.into())),
-    }
 }

@@ -1,0 +1,61 @@
+//! The sockets between the daemon and its helper processes: one message per datagram.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+
+/// Both ends of a socket for a helper: the daemon's and its own.
+///
+/// # Errors
+/// The system cannot create the socket.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Reason why a helper ends before the daemon does.
+#[derive(Debug, thiserror::Error)]
+pub enum HelperError {
+    #[error("the daemon sent an invalid request: this process ends")]
+    InvalidRequest,
+    #[error("cannot receive from the daemon: {0}")]
+    System(#[from] io::Error),
+}
+
+/// The daemon's next request; `None` if it has hung up.
+pub(super) fn next_request<T>(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+    read: impl FnOnce(&[u8]) -> Option<T>,
+) -> Result<Option<T>, HelperError> {
+    match retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::TRUNC)) {
+        Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
+        Ok((_, length)) => buffer.get(..length).and_then(read).map(Some).ok_or(HelperError::InvalidRequest),
+        Err(error) => Err(HelperError::System(error.into())),
+    }
+}
+
+/// The next message, of at most `max_len` bytes; `None` if it is invalid, or there are no more.
+pub(super) fn receive<T>(socket: impl AsFd, max_len: usize, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
+    let mut buffer = vec![0; max_len];
+    let (_, length) = retry_on_intr(|| recv(&socket, buffer.as_mut_slice(), RecvFlags::TRUNC)).ok()?;
+    buffer.get(..length).and_then(read)
+}
+
+/// Waits until a message or the end of the stream can be read; false at `deadline`.
+///
+/// # Errors
+/// The system call fails.
+pub fn await_message(socket: &OwnedFd, deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
