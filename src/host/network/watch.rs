@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer};
 use netlink_packet_route::route::{RouteHeader, RouteType};
+use nix::libc::{RTM_DELROUTE, RTM_NEWROUTE};
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
 use rtnetlink::sys::{AsyncSocket, TokioSocket};
@@ -156,9 +157,6 @@ fn open_policies() -> io::Result<TokioSocket> {
 fn is_overrun(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error())
 }
-
-const RTM_NEWROUTE: u16 = 24;
-const RTM_DELROUTE: u16 = 25;
 
 /// False for routes without a gateway and without a destination, such as blackholes, of which a blocking program
 /// creates hundreds per minute. A route that replaces another one is relevant, because the old one may have had a

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use rustables::expr::{CmpOp, MetaType, VerdictKind};
 
 use super::family::{V4, V6};
-use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, TCP, UNICAST};
+use super::rule::{ACK, DESTINATION_ADDRESS, FLAGS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, SYN, TCP, UNICAST};
 use super::set::Set;
 use super::spec::DecoyRules;
 use super::table::{CHAIN, DECOY, DECOY_ANSWERED, DECOY_SENT, DECOY_TAKE, DECOY_UNTRACK};
@@ -28,7 +28,7 @@ pub(super) fn decoy_rules(decoys: &DecoyRules) -> Vec<Rule> {
     rules.extend(take_rules(decoys));
     let received = to_trapped(DECOY).address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST);
     rules.push(received.jump(DECOY_TAKE));
-    rules.push(from_trapped(Rule::new(DECOY_SENT).tcp_flags(FLAGS, CmpOp::Eq, SYN_ACK)).jump(DECOY_ANSWERED));
+    rules.push(from_trapped(Rule::new(DECOY_SENT).tcp_flags(FLAGS, CmpOp::Eq, SYN | ACK)).jump(DECOY_ANSWERED));
     rules.push(Rule::new(DECOY_ANSWERED).socket_transparent(0).verdict(VerdictKind::Return));
     rules.push(Rule::new(DECOY_ANSWERED).counter());
     rules
@@ -73,8 +73,3 @@ fn to_trapped(chain: &'static str) -> Rule {
 fn from_trapped(rule: Rule) -> Rule {
     rule.text("tcp sport @trapped").port(SOURCE).lookup(Set::Trapped)
 }
-
-/// FIN, SYN, RST and ACK.
-const FLAGS: u8 = 0x17;
-const SYN: u8 = 0x02;
-const SYN_ACK: u8 = 0x12;

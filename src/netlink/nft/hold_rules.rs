@@ -12,7 +12,7 @@ use rustables::expr::{CmpOp, MetaType, VerdictKind};
 use rustables::sys;
 
 use super::family::{Family, LINK_LOCAL, V4, V6};
-use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, Span, TCP};
+use super::rule::{ACK, DESTINATION_ADDRESS, FIN, FLAGS, LOCAL, Limit, RST, Rule, SYN, Span, TCP};
 use super::set::Set;
 use super::spec::Trap;
 use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_TOUCH};
@@ -47,7 +47,7 @@ pub(super) fn late_rules(trap: &Trap) -> [Rule; 3] {
 pub(super) fn probe_rules() -> [Rule; 2] {
     let rule = || Rule::new(TRAP_TOUCH);
     let hold = rule().text("meta l4proto tcp").meta(MetaType::L4Proto, TCP).jump(TRAP_HOLD);
-    let illegal = rule().tcp_flags(FIN | SYN | RST | ACK, CmpOp::Neq, SYN).counter();
+    let illegal = rule().tcp_flags(FLAGS, CmpOp::Neq, SYN).counter();
     [hold, illegal.verdict(VerdictKind::Drop)]
 }
 
@@ -107,7 +107,3 @@ const KINDS: [Family; 3] = [V4, LINK_LOCAL, V6];
 pub const MAX_HOLDS: u32 = 16;
 /// Time for which a probed port is remembered: longer than TCP retransmits a SYN, after 1, 3 and 7 seconds.
 const RECENT: Duration = Duration::from_secs(10);
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;

@@ -343,6 +343,13 @@ fn put_expression(expression: &mut Attributes<'_>, name: &str, fill: impl FnOnce
 
 /// IPPROTO_TCP.
 pub(super) const TCP: u8 = 6;
+/// Flags in the header of TCP.
+pub(super) const FIN: u8 = 0x01;
+pub(super) const SYN: u8 = 0x02;
+pub(super) const RST: u8 = 0x04;
+pub(super) const ACK: u8 = 0x10;
+/// The flags of a handshake, and those that end a connection.
+pub(super) const FLAGS: u8 = FIN | SYN | RST | ACK;
 /// Offset of the source port in the header of TCP and of UDP.
 pub(super) const SOURCE: u32 = 0;
 /// Offset of the destination port.

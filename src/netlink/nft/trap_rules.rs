@@ -14,7 +14,8 @@ use super::family::{Family, V4, V6};
 use super::fragment_rules;
 use super::hold_rules;
 use super::rule::{
-    ANYCAST, DESTINATION, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, Span, TCP, UNICAST,
+    ACK, ANYCAST, DESTINATION, DESTINATION_ADDRESS, FLAGS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, SYN, Span, TCP,
+    UNICAST,
 };
 use super::set::Set;
 use super::spec::{TRAP_BURST, Trap};
@@ -37,7 +38,7 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     let mut rules = ban_rules(trap);
     rules.extend(probe_rules(trap));
     if trap.tcp {
-        rules.push(tcp_entry(trap, (0x17, 0x02)));
+        rules.push(tcp_entry(trap, (FLAGS, SYN)));
     }
     if let Some(length) = trap.hold {
         rules.extend(hold_rules::ILLEGAL.map(|flags| tcp_entry(trap, flags)));
@@ -84,7 +85,7 @@ fn answerable(rule: Rule) -> Rule {
 /// table when the sensor looks it up, and only this hook distinguishes its SYN/ACK from a forwarded one.
 fn answered(family: &Family) -> Rule {
     let version = if family.is_masked { "meta nfproto ipv6" } else { "meta nfproto ipv4" };
-    let rule = Rule::new(TRAP_ASKED).text(version).family(family).tcp_flags(0x17, CmpOp::Eq, 0x12);
+    let rule = Rule::new(TRAP_ASKED).text(version).family(family).tcp_flags(FLAGS, CmpOp::Eq, SYN | ACK);
     let rule = rule.text("tcp sport @trapped").port(SOURCE).lookup(Set::Trapped);
     let rule = rule.payload(NETWORK, family.destination_offset, family.source_length).port_behind(family, SOURCE);
     let key = format!("{} daddr . tcp sport", family.name);

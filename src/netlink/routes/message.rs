@@ -9,6 +9,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::libc::RTM_NEWROUTE;
 
 use super::{METRIC_V6, PROTOCOL, Way};
 use crate::netlink::message::Message;
@@ -176,8 +177,6 @@ fn address(address: IpAddr) -> RouteAddress {
         IpAddr::V6(v6) => RouteAddress::Inet6(v6),
     }
 }
-
-const RTM_NEWROUTE: u16 = 24;
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ use std::io;
 
 use ipnet::IpNet;
 use netlink_packet_core::NetlinkBuffer;
+use nix::libc::RTM_DELROUTE;
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, TokioSocket};
@@ -97,8 +98,6 @@ pub(super) fn read(datagram: &[u8], own: u32) -> Vec<Gone> {
     let routes = removed.filter_map(|message| message::route(message.body)).filter(message::Route::is_own);
     routes.map(|route| if by == 0 { Gone::Unsaid } else { Gone::Route(route.net) }).collect()
 }
-
-const RTM_DELROUTE: u16 = 25;
 
 /// Receive buffer, above the system's limit if permitted: `ip route flush proto 112` with a full list causes one
 /// notification per route.

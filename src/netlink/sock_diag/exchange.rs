@@ -10,6 +10,7 @@ use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+use nix::libc::MSG_TRUNC;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::reply::{self, Fault, Progress, Record};
@@ -17,9 +18,6 @@ use super::{Failure, SockDiag, SockDiagError, TIMEOUT};
 
 /// The kernel fills at most 32 KiB per datagram of a dump (`net/netlink/af_netlink.c`); twice that is sufficient.
 pub(super) const BUFFER: usize = 64 * 1024;
-
-/// `MSG_TRUNC` of `linux/socket.h`: the kernel returns the whole length of a truncated datagram.
-const MSG_TRUNC: i32 = 0x20;
 
 impl SockDiag {
     /// Sends one request and passes every socket of the answer to `keep`.

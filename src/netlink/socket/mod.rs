@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
+use netlink_packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use nix::libc::MSG_TRUNC;
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 
@@ -234,7 +235,7 @@ impl Socket {
                 if message.sequence != sequence {
                     continue;
                 }
-                steady &= message.flags & DUMP_INTERRUPTED == 0;
+                steady &= message.flags & NLM_F_DUMP_INTR == 0;
                 match Answer::read(&message) {
                     // EINTR: the kernel aborted the list.
                     Some(answer) if answer.errno == Some(Errno::INTR) => return Ok(false),
@@ -270,12 +271,12 @@ impl<'a> Answer<'a> {
         let code = i32::from_ne_bytes(*code);
         let words = match message.kind {
             // The code is followed by the header of the refused message and, with CAP_ACK, directly by attributes.
-            NLMSG_ERROR if message.flags & CAPPED != 0 => rest.get(16..),
+            NLMSG_ERROR if message.flags & NLM_F_CAPPED != 0 => rest.get(16..),
             NLMSG_ERROR => None,
             NLMSG_DONE if code < 0 => Some(rest),
             _ => return None,
         };
-        let words = words.filter(|_| message.flags & ACK_TLVS != 0).unwrap_or_default();
+        let words = words.filter(|_| message.flags & NLM_F_ACK_TLVS != 0).unwrap_or_default();
         let text = attributes(words).find(|(kind, _)| *kind == ACK_TEXT).and_then(|(_, value)| text(value));
         // A code outside of the kernel's range of error numbers is invalid.
         let errno = match code.saturating_neg() {
@@ -359,11 +360,6 @@ const BUFFER: usize = 4 << 20;
 const REPLY: usize = 64 << 10;
 /// The port id of the kernel, which no other socket can have.
 const KERNEL: u32 = 0;
-const MSG_TRUNC: i32 = 0x20;
-/// NLM_F_DUMP_INTR, NLM_F_CAPPED, NLM_F_ACK_TLVS.
-const DUMP_INTERRUPTED: u16 = 0x10;
-const CAPPED: u16 = 0x100;
-const ACK_TLVS: u16 = 0x200;
 /// NLMSGERR_ATTR_MSG.
 const ACK_TEXT: u16 = 1;
 
@@ -379,18 +375,18 @@ mod tests {
 
     #[test]
     fn acknowledgement_is_no_error() {
-        assert!(answer(CAPPED, 0, &[0; 16]).is_none());
+        assert!(answer(NLM_F_CAPPED, 0, &[0; 16]).is_none());
     }
 
     #[test]
     fn refusal_carries_kernel_error() {
         let mut rest = vec![0; 16];
         rest.extend_from_slice(&[12, 0, 1, 0, b'b', b'a', b'd', b' ', b's', b'e', b't', 0]);
-        let refusal = answer(CAPPED | ACK_TLVS, -2, &rest).unwrap();
+        let refusal = answer(NLM_F_CAPPED | NLM_F_ACK_TLVS, -2, &rest).unwrap();
         assert!(refusal.is(Errno::NOENT));
         assert!(refusal.to_string().ends_with("(bad set)"), "{refusal}");
         for end in 0..rest.len() {
-            assert!(answer(CAPPED | ACK_TLVS, -2, &rest[..end]).unwrap().is(Errno::NOENT));
+            assert!(answer(NLM_F_CAPPED | NLM_F_ACK_TLVS, -2, &rest[..end]).unwrap().is(Errno::NOENT));
         }
     }
 

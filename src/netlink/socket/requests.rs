@@ -1,6 +1,8 @@
 //! Sends many independent requests in one datagram and returns the kernel's answer to each. Needed for the routing
 //! tables, which have no transactions.
 
+use netlink_packet_core::NLM_F_ACK;
+
 use super::{Answer, Socket, SocketError, receive, send};
 use crate::netlink::message::{Message, Messages};
 
@@ -21,7 +23,7 @@ impl Socket {
             if later.is_empty()
                 && let Some(flags) = request.get_mut(6..8).and_then(<[u8]>::first_chunk_mut)
             {
-                *flags = (u16::from_ne_bytes(*flags) | ACK).to_ne_bytes();
+                *flags = (u16::from_ne_bytes(*flags) | NLM_F_ACK).to_ne_bytes();
             }
             rest = later;
         }
@@ -56,9 +58,6 @@ fn split_message(bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
     // A length of zero would cause an endless loop.
     if length == 0 { None } else { bytes.split_at_mut_checked(length.next_multiple_of(4)) }
 }
-
-/// NLM_F_ACK.
-const ACK: u16 = 0x4;
 
 #[cfg(test)]
 mod tests {
