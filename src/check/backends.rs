@@ -14,7 +14,7 @@ use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::types::{Backend, RouteKind};
 
-pub(super) struct Way {
+pub(super) struct BackendCheck {
     pub(super) name: &'static str,
     /// Description of the backend.
     pub(super) does: String,
@@ -24,7 +24,7 @@ pub(super) struct Way {
 
 /// Examines the configured backends. Adds errors that prevent the start, warnings about backends without which the
 /// daemon would still run, and notes about skipped checks.
-pub(super) fn look(config: &Config, findings: &mut Findings) -> Vec<Way> {
+pub(super) fn look(config: &Config, findings: &mut Findings) -> Vec<BackendCheck> {
     let mut methods = if config.blocks() { config.block.method.clone() } else { Vec::new() };
     if config.runs_commands() && !methods.contains(&Backend::Command) {
         methods.push(Backend::Command);
@@ -68,7 +68,7 @@ pub(super) fn look(config: &Config, findings: &mut Findings) -> Vec<Way> {
                 (String::new(), Some(false))
             }
         };
-        Way { name: method.name(), does: format!("{does}{state}"), works }
+        BackendCheck { name: method.name(), does: format!("{does}{state}"), works }
     };
     methods.iter().map(&mut look).collect()
 }

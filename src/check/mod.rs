@@ -162,7 +162,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     ports::look(&config, &host, &mut findings);
     findings.warnings = warnings::of(&config);
     findings.warnings.append(&mut state);
-    let ways = backends::look(&config, &mut findings);
+    let backends = backends::look(&config, &mut findings);
     let (prevents_start, unit_warnings) =
         systemd_unit::look(&config, Path::new(file.as_deref().unwrap_or(DEFAULT_CONFIG)));
     prevents_start.into_iter().for_each(|one| findings.wrong(one.key, one.message));
@@ -194,7 +194,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         config,
         protected,
         names,
-        ways,
+        backends,
         findings,
     })
 }

@@ -46,16 +46,16 @@ pub(super) fn text(report: &Report) -> String {
         Expiry::After(span) => format!("for {}", Span(span)),
     };
     line(&mut out, "bans", &format!("{expire}{longer}"));
-    if report.ways.is_empty() {
+    if report.backends.is_empty() {
         line(&mut out, "backend", "none");
     }
-    for way in &report.ways {
-        let state = match way.works {
+    for backend in &report.backends {
+        let state = match backend.works {
             Some(true) => "",
             Some(false) => "; does not work, see the errors",
             None => "; not checked",
         };
-        line(&mut out, "backend", &format!("{}: {}{state}", way.name, way.does));
+        line(&mut out, "backend", &format!("{}: {}{state}", backend.name, backend.does));
     }
     if let Some(address) = config.metrics.listen {
         line(&mut out, "metrics", &format!("at {address}"));
@@ -179,7 +179,10 @@ pub(super) fn json(report: &Report) -> Value {
         let addresses = found.as_ref().map(|found| found.iter().map(IpAddr::to_string).collect::<Vec<_>>());
         json!({"name": name, "addresses": addresses.clone().unwrap_or_default(), "error": addresses.err()})
     });
-    let ways = report.ways.iter().map(|way| json!({"method": way.name, "works": way.works, "does": way.does}));
+    let backends = report
+        .backends
+        .iter()
+        .map(|backend| json!({"method": backend.name, "works": backend.works, "does": backend.does}));
     let warnings =
         report.findings.warnings.iter().map(|warning| json!({"key": warning.key, "message": warning.message}));
     json!({
@@ -193,7 +196,7 @@ pub(super) fn json(report: &Report) -> Value {
         "scan_trigger": config.detect.scan_trigger,
         "window_s": config.detect.window.as_secs(),
         "expire_s": config.expire.seconds(),
-        "methods": ways.collect::<Vec<_>>(),
+        "methods": backends.collect::<Vec<_>>(),
         "notify": {"command": config.notify.command, "interval_s": config.notify.interval.as_secs()},
         "interfaces": interfaces.collect::<Vec<_>>(),
         "protected": protected.collect::<Vec<_>>(),

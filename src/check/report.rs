@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::backends::Way;
+use super::backends::BackendCheck;
 use super::warnings::Findings;
 use crate::config::Config;
 use crate::engine::Protection;
@@ -20,7 +20,7 @@ pub(super) struct Report {
     pub(super) interfaces: Vec<Interface>,
     pub(super) protected: Vec<(IpNet, Protection)>,
     pub(super) names: BTreeMap<String, Result<Vec<IpAddr>, String>>,
-    pub(super) ways: Vec<Way>,
+    pub(super) backends: Vec<BackendCheck>,
     pub(super) findings: Findings,
 }
 

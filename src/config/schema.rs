@@ -5,15 +5,13 @@ use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, L
 use super::fleet::Fleet;
 use super::table::table;
 use super::{parse, port_lists};
-use crate::types::{Backend, Expiry, PortSet, Rate, RouteKind};
+use crate::types::{Backend, DAY, Expiry, PortSet, Rate, RouteKind};
 use ipnet::{IpNet, Ipv6Net};
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
-
-const DAY: Duration = Duration::from_secs(86_400);
 
 table! {
     /// The whole configuration.

@@ -292,7 +292,7 @@ fn reporter(
             }
             BackendEvent::Restored { targets, .. } => {
                 metrics.restored_lines(targets.len() as u64);
-                EventKind::Repaired { bans: targets.len(), way: Backend::HostsDeny }
+                EventKind::Repaired { bans: targets.len(), backend: Backend::HostsDeny }
             }
             BackendEvent::Connections { target, ended } => EventKind::Disconnected { target, connections: ended },
             BackendEvent::Unable { task, .. } => {

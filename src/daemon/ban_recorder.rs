@@ -182,7 +182,7 @@ impl BanRecorder {
     /// `interface` maps an interface index to a name.
     pub(super) fn record(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>) -> bool {
         let banned = match &event.what {
-            EventKind::Blocked { ban, way: backend, .. } => Some((ban, *backend)),
+            EventKind::Blocked { ban, backend, .. } => Some((ban, *backend)),
             EventKind::Wrapped { ban: Some(ban), .. } => Some((ban, Backend::HostsDeny)),
             EventKind::Ran { ban: Some(ban), well: true, .. } if self.backends.contains(&Backend::Command) => {
                 Some((ban, Backend::Command))
@@ -211,7 +211,7 @@ impl BanRecorder {
     /// Returns the change for an event about a ban that does not begin on evidence.
     fn other(&self, kind: &EventKind, at: SystemTime) -> Option<Change> {
         Some(match kind {
-            EventKind::ByHand { target, expiry, note, way: backend, .. } => {
+            EventKind::ByHand { target, expiry, note, backend, .. } => {
                 let methods: Backends = match backend {
                     Some(backend) => (*backend).into(),
                     None => self.backends.iter().copied().collect(),

@@ -20,12 +20,10 @@ use crate::events::json::EventRecord;
 use crate::events::json_log::{LineFile, News};
 use crate::events::log;
 use crate::events::log_budget::LogBudget;
-use crate::types::{Backend, Expiry, LineLimiter, Timestamp, counted};
+use crate::types::{Backend, DAY, Expiry, LineLimiter, MINUTE, Timestamp, counted};
 
 /// Maximum time for which a line waits for a name. Most name servers answer within a tenth of it.
 const NAME_TIMEOUT: Duration = Duration::from_secs(2);
-const MINUTE: Duration = Duration::from_secs(60);
-const DAY: Duration = Duration::from_secs(86_400);
 /// Maximum number of waiting lines. Beyond it the oldest one is written without a name.
 const MAX_PENDING: usize = 1_024;
 
@@ -395,7 +393,7 @@ mod tests {
         let ban = crate::engine::Ban::example();
         let flood = Event::now(EventKind::Scan(ban));
         (0..100_000).for_each(|_| log.write(&flood));
-        let blocked = EventKind::Blocked { ban, way: crate::types::Backend::Nft, reaction: Duration::ZERO };
+        let blocked = EventKind::Blocked { ban, backend: crate::types::Backend::Nft, reaction: Duration::ZERO };
         log.write(&Event::now(blocked));
         log.write(&Event::now(EventKind::Stopped));
         drop(log);

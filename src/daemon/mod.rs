@@ -341,7 +341,7 @@ async fn serve(
             events: events.clone(),
             recorder: ban_recorder.recorder(),
             bans,
-            ways: blocker.backends.clone(),
+            backends: blocker.backends.clone(),
             table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
             marker: places.state_dir.join(ledger::RESTORING),

@@ -261,8 +261,7 @@ pub(super) fn services(listener: &Listener) -> impl Iterator<Item = Service> + u
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const DAY: Duration = Duration::from_secs(86_400);
+    use crate::types::DAY;
 
     struct Scene {
         tracker: ServiceTracker,

@@ -39,7 +39,7 @@ pub(super) struct StartupReconcile {
     pub(super) events: channel::Sender,
     pub(super) recorder: Option<Recorder>,
     pub(super) bans: PastBans,
-    pub(super) ways: Vec<Backend>,
+    pub(super) backends: Vec<Backend>,
     /// True if the table did not exist before: all its bans began after the start.
     pub(super) table_created: bool,
     /// True if the table was loaded from a file, with outdated bans in its sets.
@@ -86,14 +86,14 @@ impl StartupReconcile {
 
     fn adopt(&mut self) {
         let mut bans: Vec<ActiveBan> = self.bans.remembered.iter().map(Remembered::standing).collect();
-        if self.ways.contains(&Backend::Nft) {
+        if self.backends.contains(&Backend::Nft) {
             match self.adopt_elements(&bans) {
                 Some(gone) => bans.retain(|ban| !gone.contains(&ban.target)),
                 // Unreadable sets cannot be compared; their elements stay enforced.
                 None => return,
             }
         }
-        if self.ways.contains(&Backend::Route) {
+        if self.backends.contains(&Backend::Route) {
             // Neither a crash before the ledger was written nor its loss may lift a ban. The bans are recorded, because
             // otherwise each start would give them the whole duration again.
             for target in &self.bans.unheard {
@@ -108,7 +108,7 @@ impl StartupReconcile {
                 self.sensor.send_blocking(SensorCommand::Restore(part.to_vec(), &[Backend::Route]));
             }
             self.sensor.send_blocking(SensorCommand::RemoveStaleRoutes);
-        } else if !self.ways.contains(&Backend::Nft) {
+        } else if !self.backends.contains(&Backend::Nft) {
             // The slow backends hold the bans; the sensor has to recognise the sources.
             bans.chunks(ADOPTED_AT_ONCE)
                 .for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
@@ -224,7 +224,7 @@ impl StartupReconcile {
             bans.iter().partition(|ban| matches!(ban.target, BanTarget::Prefix(_)));
         let elements: Vec<_> = narrow.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
         if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
-            self.events.send(Event::now(EventKind::Restored { bans: narrow.len(), way: Backend::Nft }));
+            self.events.send(Event::now(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft }));
             narrow
                 .chunks(ADOPTED_AT_ONCE)
                 .for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
@@ -279,8 +279,8 @@ impl StartupReconcile {
     /// Informs the slow backends about the bans that are still in force.
     fn hand_over(&self) {
         let Some(slow) = &self.slow_backends else { return };
-        let is_slow = |way: &Backend| matches!(way, Backend::HostsDeny | Backend::Command);
-        let methods: Arc<[Backend]> = self.ways.iter().copied().filter(is_slow).collect();
+        let is_slow = |backend: &Backend| matches!(backend, Backend::HostsDeny | Backend::Command);
+        let methods: Arc<[Backend]> = self.backends.iter().copied().filter(is_slow).collect();
         if methods.is_empty() && !self.sweeps_lines && !self.undoes_commands {
             return;
         }
@@ -308,7 +308,7 @@ impl StartupReconcile {
 
     /// Writes the hosts.deny line of a ban that a crash has prevented.
     fn write_line(&self, target: BanTarget, left: Expiry) {
-        let Some(slow) = self.slow_backends.as_ref().filter(|_| self.ways.contains(&Backend::HostsDeny)) else {
+        let Some(slow) = self.slow_backends.as_ref().filter(|_| self.backends.contains(&Backend::HostsDeny)) else {
             return;
         };
         let context = BanContext::by_hand(target, left, SystemTime::now());
@@ -373,6 +373,7 @@ fn reconcile(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::HOUR;
 
     fn target(last: u8) -> BanTarget {
         BanTarget::V4([192, 0, 2, last].into())
@@ -381,8 +382,6 @@ mod tests {
     fn remembered() -> [ActiveBan; 2] {
         [ActiveBan::whole(target(1), Expiry::After(HOUR)), ActiveBan::whole(target(2), Expiry::Never)]
     }
-
-    const HOUR: Duration = Duration::from_secs(3_600);
 
     #[test]
     fn flushed_table_gets_all_bans() {

@@ -14,7 +14,7 @@ use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
 use crate::netlink::nft::monitor::{Author, Change, Monitor, MonitorPause};
 use crate::sensor::SensorCommand;
-use crate::types::{Backend, Expiry};
+use crate::types::{Backend, Expiry, MINUTE};
 
 pub(super) struct TableMonitor {
     /// `None` if nft is not a backend.
@@ -128,7 +128,6 @@ impl Notes {
 /// Maximum delay of a repair, and minimum interval between two commands of one kind. The sensor limits the cost of
 /// restoring many bans ([`crate::sensor`], table repair).
 const REPAIR_INTERVAL: Duration = Duration::from_millis(10);
-const MINUTE: Duration = Duration::from_secs(60);
 /// Maximum number of notes per minute. The sensor reports its number of repairs itself.
 const MAX_NOTES_PER_MINUTE: u32 = 10;
 
@@ -187,7 +186,7 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
         expiry: *expiry,
         by: by.to_owned(),
         note: None,
-        way: Some(Backend::Nft),
+        backend: Some(Backend::Nft),
     }));
     if !lifted.is_empty() {
         commands.push(SensorCommand::BansRemoved(lifted));

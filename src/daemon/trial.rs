@@ -84,8 +84,7 @@ impl Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MINUTE: Duration = Duration::from_secs(60);
+    use crate::types::MINUTE;
 
     #[test]
     fn remembered_trial_goes_on_after_restart() {

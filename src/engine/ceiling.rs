@@ -2,12 +2,10 @@
 //! Internet. Above a ceiling, a source is banned only if it probed far more ports than a scan needs. Such bans are
 //! short and limited to a few per minute. The last ban below a ceiling and all bans above it go to the fastest scanner.
 
-use std::time::Duration;
-
 use super::grade::Grade;
 use super::settings::Settings;
 use super::sources::EVIDENCE;
-use crate::types::{Timestamp, TokenBucket};
+use crate::types::{MINUTE, Timestamp, TokenBucket};
 
 /// New bans per minute on proven evidence. Handshakes cannot be forged, but a web page can make the browsers of its
 /// visitors complete them.
@@ -23,8 +21,6 @@ const SHORT_BANS_PER_MINUTE: u32 = 4;
 
 /// Share of the maximum number of standing bans that is reserved for short bans: one part in this many.
 const KEPT_FOR_SHORT: u32 = 16;
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// Result of the check against the ceilings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

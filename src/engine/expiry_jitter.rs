@@ -4,11 +4,10 @@
 use std::time::Duration;
 
 use super::key::{HashKey, Key};
-use crate::types::Tick;
+use crate::types::{MINUTE, Tick};
 
 /// Number of bans per minute that is normal on a busy host; these last exactly as long as configured.
 const FEW: usize = 32;
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// Jitter as one part of the duration: bans last at most 1/20 longer, short bans above the ceiling at most 1/10
 /// shorter.

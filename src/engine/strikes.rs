@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::grade::Grade;
 use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, Row, Table};
-use crate::types::{BanTarget, Expiry, Tick};
+use crate::types::{BanTarget, DAY, Expiry, Tick};
 
 /// Growth of repeated bans of one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,6 @@ impl Default for Escalation {
     /// Factor 2, at most 30 days, at most 4 days on forgeable evidence, forgotten after 90 days, when an address has
     /// often changed hands.
     fn default() -> Self {
-        const DAY: Duration = Duration::from_secs(86_400);
         Self { factor: 2, max: 30 * DAY, max_forgeable: 4 * DAY, forget: 90 * DAY }
     }
 }
@@ -225,8 +224,7 @@ impl Strikes {
 mod tests {
     use super::*;
     use crate::engine::key::Track;
-
-    const HOUR: Duration = Duration::from_secs(3_600);
+    use crate::types::HOUR;
 
     const SECRET: HashKey = HashKey(5, 6);
 

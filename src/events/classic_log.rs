@@ -77,16 +77,16 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
         EventKind::Probe(probe) if probe.fresh => scan(probe, name),
         EventKind::Probe(_) => return None,
         EventKind::Scan(ban) => scan(&ban.probe, name),
-        EventKind::Blocked { ban, way, .. } => {
+        EventKind::Blocked { ban, backend, .. } => {
             let set = match ban.probe.target {
                 BanTarget::Link { .. } => "blocked_link",
                 target if target.element().is_ipv4() => "blocked",
                 _ => "blocked6",
             };
-            let via = match way {
+            let via = match backend {
                 Backend::Nft => format!("nftables set inet portsentry {set}"),
                 Backend::Route => "dropped route".to_owned(),
-                Backend::HostsDeny | Backend::Command => way.name().to_owned(),
+                Backend::HostsDeny | Backend::Command => backend.name().to_owned(),
             };
             format!("attackalert: Host {} has been blocked via {via} for {}", Shown(ban.probe.target), ban.expiry)
         }
@@ -99,8 +99,8 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
         EventKind::Disconnected { target, connections } => {
             format!("adminalert: connections of Host {} that were ended: {connections}", Shown(*target))
         }
-        EventKind::BlockFailed { target, reason, way } => {
-            format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", Shown(*target), way.name())
+        EventKind::BlockFailed { target, reason, backend } => {
+            format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", Shown(*target), backend.name())
         }
         EventKind::Exempt { spared: Exempt { observation, protection, .. }, probes } => format!(
             "adminalert: {} from {} to {} port {} does not count: the source is {protection}, which is never blocked{}",
@@ -143,9 +143,9 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
         EventKind::Expired { target } => {
             format!("adminalert: Host {} is no longer blocked: its time is over", Shown(*target))
         }
-        EventKind::Restored { bans, way } => {
-            let way = way.name();
-            format!("adminalert: bans restored from the ledger with their remaining time: {bans} (via {way})")
+        EventKind::Restored { bans, backend } => {
+            let backend = backend.name();
+            format!("adminalert: bans restored from the ledger with their remaining time: {bans} (via {backend})")
         }
         EventKind::ByHand { target, expiry, by, note, .. } => {
             let note = note.as_ref().map_or(String::new(), |note| format!(": {note}"));
@@ -155,9 +155,9 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
             "adminalert: table inet portsentry was missing and has been created again; bans restored with their remaining time: \
              {bans}"
         ),
-        EventKind::Repaired { bans, way } => format!(
+        EventKind::Repaired { bans, backend } => format!(
             "adminalert: bans that were missing in {}: {bans}",
-            match way {
+            match backend {
                 Backend::Nft | Backend::Command => "the kernel's sets, and are there again",
                 Backend::Route => "the kernel's routes, and are there again",
                 Backend::HostsDeny => "hosts.deny, and are there again (portsentry unblock lifts one)",
@@ -231,7 +231,7 @@ mod tests {
         let day = Expiry::After(Duration::from_secs(86_400));
         let ban = Ban { strikes: 2, expiry: day, ..Ban::example() };
         let target = ban.probe.target;
-        let blocked = EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO };
+        let blocked = EventKind::Blocked { ban, backend: Backend::Nft, reaction: Duration::ZERO };
         let ran = EventKind::Ran {
             target,
             ban: None,

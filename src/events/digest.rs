@@ -197,7 +197,7 @@ mod tests {
 
     fn ban(grade: Grade) -> Event {
         let ban = Ban { grade, ..Ban::example() };
-        Event::now(EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO })
+        Event::now(EventKind::Blocked { ban, backend: Backend::Nft, reaction: Duration::ZERO })
     }
 
     fn json(digest: &Digest) -> Value {
@@ -213,7 +213,8 @@ mod tests {
             let note = Some("\u{1f600}".repeat(200));
             let target = "192.0.2.7".parse().unwrap();
             let by = "x".repeat(100);
-            digest.add(&Event::now(EventKind::ByHand { target, expiry: Expiry::Never, by, note, way: None }), false);
+            digest
+                .add(&Event::now(EventKind::ByHand { target, expiry: Expiry::Never, by, note, backend: None }), false);
         });
         let text = digest.to_json("web1", UNIX_EPOCH);
         assert!(text.len() < 64 << 10, "{} bytes", text.len());

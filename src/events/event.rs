@@ -25,7 +25,7 @@ pub enum EventKind {
     /// A backend enforces a ban.
     Blocked {
         ban: Ban,
-        way: Backend,
+        backend: Backend,
         /// Time from the capture of the packet to the kernel's acknowledgement.
         reaction: Duration,
     },
@@ -55,7 +55,7 @@ pub enum EventKind {
     },
     /// A backend refused a ban.
     BlockFailed {
-        way: Backend,
+        backend: Backend,
         target: BanTarget,
         reason: String,
     },
@@ -100,17 +100,17 @@ pub enum EventKind {
         /// The operator's note.
         note: Option<String>,
         /// `None`: every configured backend.
-        way: Option<Backend>,
+        backend: Option<Backend>,
     },
     /// Bans missing in the kernel were restored from the ledger.
     Restored {
         bans: usize,
-        way: Backend,
+        backend: Backend,
     },
     /// Bans that were missing in a backend for an unknown reason were restored.
     Repaired {
         bans: usize,
-        way: Backend,
+        backend: Backend,
     },
     /// The table was missing and was created again, with this many bans for their remaining times.
     Healed {

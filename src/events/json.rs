@@ -107,11 +107,11 @@ impl From<&Event> for EventRecord {
                 ..base.observation(&probe.observation)
             },
             EventKind::Scan(ban) => base.ban(ban, event.time),
-            EventKind::Blocked { ban, reaction, way } => Self {
+            EventKind::Blocked { ban, reaction, backend } => Self {
                 reaction_us: Some(u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX)),
                 strikes: Some(ban.strikes.saturating_add(1)),
                 capped: ban.capped.then_some(true),
-                ..base.ban(ban, event.time).method(*way)
+                ..base.ban(ban, event.time).method(*backend)
             },
             EventKind::Wrapped { target, ban, line } => {
                 let base = match ban {
@@ -131,8 +131,8 @@ impl From<&Event> for EventRecord {
                 connections: u64::try_from(*connections).ok(),
                 ..base.reason("connections ended")
             },
-            EventKind::BlockFailed { target, reason, way } => {
-                Self { target: Some(target.to_string()), ..base.method(*way).reason(reason.clone()) }
+            EventKind::BlockFailed { target, reason, backend } => {
+                Self { target: Some(target.to_string()), ..base.method(*backend).reason(reason.clone()) }
             }
             EventKind::Exempt { spared, probes } => Self {
                 probes: Some(*probes),
@@ -159,20 +159,22 @@ impl From<&Event> for EventRecord {
             EventKind::Dropped { packets } => Self { packets: Some(*packets), ..base.reason("capture overrun") },
             EventKind::Unblocked { target, by } => base.target(*target).reason(format!("deleted by {by}")),
             EventKind::Expired { target } => base.target(*target),
-            EventKind::Restored { bans, way } => base.method(*way).reason("put back from the ledger").bans(*bans),
+            EventKind::Restored { bans, backend } => {
+                base.method(*backend).reason("put back from the ledger").bans(*bans)
+            }
             EventKind::ByHand { target, expiry, by, note, .. } => Self {
                 note: note.clone(),
                 expires: Some(expires(*expiry, event.time)),
                 ..base.target(*target).reason(format!("added by {by}"))
             },
             EventKind::Healed { bans } => base.reason("the table was gone").bans(*bans),
-            EventKind::Repaired { bans, way } => {
-                let place = match way {
+            EventKind::Repaired { bans, backend } => {
+                let place = match backend {
                     Backend::Nft | Backend::Command => "missing in the kernel's sets",
                     Backend::Route => "missing in the kernel's routes",
                     Backend::HostsDeny => "missing in hosts.deny",
                 };
-                base.method(*way).reason(place).bans(*bans)
+                base.method(*backend).reason(place).bans(*bans)
             }
             EventKind::Adopted { bans } => base.reason("adopted from the kernel's sets").bans(*bans),
             EventKind::Note(text) | EventKind::Error(text) => base.reason(text.clone()),
@@ -192,8 +194,8 @@ impl EventRecord {
         Self { reason: Some(reason.into()), ..self }
     }
 
-    fn method(self, way: Backend) -> Self {
-        Self { method: Some(way.name().into()), ..self }
+    fn method(self, backend: Backend) -> Self {
+        Self { method: Some(backend.name().into()), ..self }
     }
 
     fn bans(self, bans: impl TryInto<u64>) -> Self {

@@ -2,13 +2,10 @@
 //! cannot use up the lines of bans and errors. A summary reports the suppressed lines.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use super::event::{EventKind, LineClass};
 use super::{classic_log, json};
-use crate::types::{LineLimiter, Timestamp};
-
-const MINUTE: Duration = Duration::from_secs(60);
+use crate::types::{LineLimiter, MINUTE, Timestamp};
 
 /// Lines per minute, without those that only an operator or the host causes.
 pub const LINES_PER_MINUTE: u32 = 600;
@@ -79,6 +76,8 @@ impl LogBudget {
 mod tests {
     use proptest::prelude::*;
 
+    use std::time::Duration;
+
     use super::*;
     use crate::engine::{Ban, DistributedScan, Exempt, Protection, Standing};
     use crate::types::{Backend, Expiry, at};
@@ -87,7 +86,7 @@ mod tests {
     fn every_kind() -> Vec<EventKind> {
         let ban = Ban::example();
         let short = Ban { capped: true, ..ban };
-        let (probe, target, way, reaction) = (ban.probe, ban.probe.target, Backend::Nft, Duration::ZERO);
+        let (probe, target, backend, reaction) = (ban.probe, ban.probe.target, Backend::Nft, Duration::ZERO);
         let spared = Exempt { observation: probe.observation, protection: Protection::Listed, report: Some(1) };
         let text = String::new;
         let wrapped = |ban| EventKind::Wrapped { target, ban, line: text() };
@@ -96,8 +95,8 @@ mod tests {
             EventKind::Started,
             EventKind::Probe(probe),
             EventKind::Scan(ban),
-            EventKind::Blocked { ban, way, reaction },
-            EventKind::Blocked { ban: short, way, reaction },
+            EventKind::Blocked { ban, backend, reaction },
+            EventKind::Blocked { ban: short, backend, reaction },
             wrapped(None),
             wrapped(Some(ban)),
             wrapped(Some(short)),
@@ -105,7 +104,7 @@ mod tests {
             ran(Some(ban)),
             ran(Some(short)),
             EventKind::Disconnected { target, connections: 1 },
-            EventKind::BlockFailed { way, target, reason: text() },
+            EventKind::BlockFailed { backend, target, reason: text() },
             EventKind::Exempt { spared, probes: 1 },
             EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 },
             EventKind::DistributedScan(DistributedScan { ports: 50, sources: 8, span: MINUTE }),
@@ -113,9 +112,9 @@ mod tests {
             EventKind::Lifted { target },
             EventKind::Unblocked { target, by: text() },
             EventKind::Expired { target },
-            EventKind::ByHand { target, expiry: Expiry::Never, by: text(), note: None, way: None },
-            EventKind::Restored { bans: 1, way },
-            EventKind::Repaired { bans: 1, way },
+            EventKind::ByHand { target, expiry: Expiry::Never, by: text(), note: None, backend: None },
+            EventKind::Restored { bans: 1, backend },
+            EventKind::Repaired { bans: 1, backend },
             EventKind::Healed { bans: 1 },
             EventKind::Dropped { packets: 1 },
             EventKind::Adopted { bans: 1 },

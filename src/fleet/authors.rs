@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::key::Author;
 use crate::control::fleet_protocol::{IgnoredAuthor, MAX_IGNORED};
-use crate::types::{LineLimiter, Timestamp, TokenBucket};
+use crate::types::{HOUR, LineLimiter, Timestamp, TokenBucket};
 
 /// Maximum number of tracked authors. Notices of further authors are read, but gaps in them are not detected.
 const MAX_AUTHORS: usize = 16_384;
@@ -25,8 +25,6 @@ const MAX_LINES_PER_HOUR: u32 = 8;
 /// Maximum number of reasons that are kept for one author. Further reasons are not named until an earlier one is an
 /// hour old.
 const MAX_REASONS: usize = 4;
-
-const HOUR: Duration = Duration::from_secs(3600);
 
 struct Known {
     /// Sequence number of the last notice.

@@ -7,16 +7,13 @@ use super::key::{Author, HostName, Key};
 use super::report::{MAX_REMAINING, Report};
 use crate::control::fleet_protocol::OwnBanEvent;
 use crate::engine::{Class, Grade};
-use crate::types::{BanTarget, Timestamp};
+use crate::types::{BanTarget, HOUR, Timestamp};
 
 /// Maximum number of tracked bans; further ones are not reported.
 const MAX_OWN: usize = 65_536;
 
 /// Maximum number of reports in one message to the server.
 const MAX_BATCH: usize = 64;
-
-/// Interval for which the number of new reports is limited.
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// Time within which the daemon reports all bans in force after it is connected.
 const CONFIRM_TIME: Duration = Duration::from_secs(30);

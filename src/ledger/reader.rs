@@ -54,11 +54,11 @@ impl Reader {
         let path = directory.join(DATABASE);
         let start = Instant::now();
         loop {
-            let way = Way::to(&directory, &path)?;
-            let result = Self::open(&directory, &path, way).and_then(|reader| work(&reader));
+            let mode = ReadMode::to(&directory, &path)?;
+            let result = Self::open(&directory, &path, mode).and_then(|reader| work(&reader));
             let (passing, is_over) = (result.as_ref().is_err_and(is_passing), start.elapsed() >= TIMEOUT);
             // With the log the view is consistent in any case. An error may be caused by the change as well.
-            let steady = way == Way::Log && result.is_ok() || Way::to(&directory, &path)? == way;
+            let steady = mode == ReadMode::Log && result.is_ok() || ReadMode::to(&directory, &path)? == mode;
             match result {
                 result if steady && (is_over || !passing) => return result,
                 _ if is_over => return Err(LedgerError::Changing(path)),
@@ -67,14 +67,14 @@ impl Reader {
         }
     }
 
-    fn open(directory: &Path, path: &Path, way: Way) -> Result<Self, LedgerError> {
+    fn open(directory: &Path, path: &Path, mode: ReadMode) -> Result<Self, LedgerError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_URI
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW
             | OpenFlags::SQLITE_OPEN_EXRESCODE;
         let connection = (|| {
-            let connection = Connection::open_with_flags(uri(path, way), flags)?;
+            let connection = Connection::open_with_flags(uri(path, mode), flags)?;
             schema::harden(&connection)?;
             connection.pragma_update(None, "query_only", true)?;
             // The transaction makes all following reads consistent.
@@ -149,14 +149,14 @@ impl Reader {
 
 /// How the database is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum ReadMode {
     /// Together with its log.
     Log,
     /// Alone, as long as it does not change: device, inode, length, times of the last changes.
     Alone([u64; 3], [i64; 4]),
 }
 
-impl Way {
+impl ReadMode {
     fn to(directory: &Path, path: &Path) -> Result<Self, LedgerError> {
         let found = fs::symlink_metadata(path).map_err(|error| refused(directory, path, error))?;
         if found.is_symlink() {
@@ -194,7 +194,7 @@ fn beside(path: &Path, suffix: &str) -> io::Result<Option<Metadata>> {
 }
 
 /// The database's name as an SQLite URI (<https://sqlite.org/uri.html>), with all special bytes percent-encoded.
-fn uri(path: &Path, way: Way) -> String {
+fn uri(path: &Path, mode: ReadMode) -> String {
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {
         // Writing to a string cannot fail.
@@ -203,9 +203,9 @@ fn uri(path: &Path, way: Way) -> String {
             byte => write!(uri, "%{byte:02X}"),
         };
     }
-    uri.push_str(match way {
-        Way::Log => "?mode=ro&readonly_shm=1",
-        Way::Alone(..) => "?mode=ro&immutable=1",
+    uri.push_str(match mode {
+        ReadMode::Log => "?mode=ro&readonly_shm=1",
+        ReadMode::Alone(..) => "?mode=ro&immutable=1",
     });
     uri
 }
@@ -249,7 +249,7 @@ mod tests {
     fn path_is_escaped_in_uri() {
         let path = Path::new("/var/a b?mode=rw#%2f&c=é/ledger.sqlite");
         assert_eq!(
-            uri(path, Way::Log),
+            uri(path, ReadMode::Log),
             "file:/var/a%20b%3Fmode%3Drw%23%252f%26c%3D%C3%A9/ledger.sqlite?mode=ro&readonly_shm=1"
         );
     }

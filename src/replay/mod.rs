@@ -277,7 +277,7 @@ impl<'a> Replay<'a> {
                 self.note_open(observation);
                 None
             }
-            Verdict::Block(ban) => Some(EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO }),
+            Verdict::Block(ban) => Some(EventKind::Blocked { ban, backend: Backend::Nft, reaction: Duration::ZERO }),
             verdict => EventKind::from_verdict(verdict),
         }
     }

@@ -177,7 +177,7 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
         SensorRequest::Block { target, expiry, by, note, answer } => {
             let result = controller.block(now, target, expiry);
             if result.is_ok() {
-                controller.reporter().emit(EventKind::ByHand { target, expiry, by, note, way: None });
+                controller.reporter().emit(EventKind::ByHand { target, expiry, by, note, backend: None });
             }
             let _ = answer.send(result);
         }

@@ -167,7 +167,7 @@ impl BanController {
                 if runs_command && !blocker.queue_command(&ban, time) {
                     let reason = "the command queue is full".to_owned();
                     let target = ban.probe.target;
-                    self.batch.report(time, EventKind::BlockFailed { target, reason, way: Backend::Command });
+                    self.batch.report(time, EventKind::BlockFailed { target, reason, backend: Backend::Command });
                 }
             }
             _ => {}

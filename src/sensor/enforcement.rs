@@ -395,7 +395,7 @@ impl Enforcement {
     pub(super) fn restore(&mut self, scope: &mut Scope<'_>, bans: &[ActiveBan], backends: &[Backend]) {
         for backend in self.blocker.inline().filter(|backend| backends.contains(backend)) {
             match summary(&self.put_back(scope, backend, bans)) {
-                None => scope.reporter.emit(EventKind::Restored { bans: bans.len(), way: backend }),
+                None => scope.reporter.emit(EventKind::Restored { bans: bans.len(), backend }),
                 Some(error) => {
                     let name = backend.name();
                     scope.reporter.error(format!("cannot restore bans of the ledger ({name}): {error}"));
@@ -418,7 +418,7 @@ impl Enforcement {
         let repaired = bans.len().saturating_sub(refused.len());
         if repaired > 0 {
             scope.reporter.metrics().repaired.add(repaired as u64);
-            scope.reporter.emit(EventKind::Repaired { bans: repaired, way: backend });
+            scope.reporter.emit(EventKind::Repaired { bans: repaired, backend });
         }
         if let Some(error) = summary(&refused) {
             let failure = match backend {

@@ -50,13 +50,13 @@ impl Reporter {
     pub(super) fn emit_blocked(&self, ban: &Ban, backend: Backend, seen: SystemTime, applied: SystemTime) {
         self.metrics().blocked(backend, ban.probe.observation.class, ban.grade);
         let reaction = applied.duration_since(seen).unwrap_or_default();
-        let what = EventKind::Blocked { ban: *ban, reaction, way: backend };
+        let what = EventKind::Blocked { ban: *ban, reaction, backend };
         self.emit_event(Event { time: seen, what });
     }
 
     pub(super) fn emit_refused(&self, time: SystemTime, refused: &Refused) {
-        let (target, reason, way) = (refused.target, refused.reason.clone(), refused.backend);
-        self.emit_event(Event { time, what: EventKind::BlockFailed { target, reason, way } });
+        let (target, reason, backend) = (refused.target, refused.reason.clone(), refused.backend);
+        self.emit_event(Event { time, what: EventKind::BlockFailed { target, reason, backend } });
     }
 
     pub(super) fn emit_unblocked(&self, target: BanTarget, by: impl Into<String>) {

@@ -16,11 +16,10 @@ use crate::enforce::nft::{BlockError, Nft, NftBackend, Repaired, RulesetError};
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
 use crate::netlink::nft::RestoredBan;
-use crate::types::{Backend, BanTarget, Timestamp};
+use crate::types::{Backend, BanTarget, MINUTE, Timestamp};
 
 /// Time for which a packet that finds the table missing leaves the repair to the table monitor.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
-const MINUTE: Duration = Duration::from_secs(60);
 const MAX_LINES_PER_MINUTE: u32 = 5;
 /// Number of bans that are always restored together, which takes less than a millisecond.
 const MAX_QUICK_BANS: usize = 256;

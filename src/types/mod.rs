@@ -29,7 +29,7 @@ pub use rate::{Rate, RateError};
 pub use rate_limit::{LineLimiter, TokenBucket};
 pub use route_kind::RouteKind;
 pub(crate) use timestamp::Tick;
-pub use timestamp::Timestamp;
 #[cfg(test)]
 pub(crate) use timestamp::at;
+pub use timestamp::{DAY, HOUR, MINUTE, Timestamp};
 pub use wording::{Span, brief, counted};

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use crate::types::Expiry;
 
+pub const MINUTE: Duration = Duration::from_secs(60);
+pub const HOUR: Duration = Duration::from_secs(3_600);
+pub const DAY: Duration = Duration::from_secs(86_400);
+
 /// A point in time, as the duration since the caller's origin. The live sensor uses CLOCK_BOOTTIME since its start, so
 /// that setting the clock does not change the length of a window. A replay uses the time of the capture since its first
 /// packet.

@@ -337,7 +337,7 @@ fn logcheck_ignores_only_routine_lines() {
     let routine = [
         EventKind::Started,
         EventKind::Adopted { bans: 3 },
-        EventKind::Restored { bans: 3, way: Backend::Nft },
+        EventKind::Restored { bans: 3, backend: Backend::Nft },
         EventKind::Expired { target },
         EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 },
         EventKind::Repeated { target, standing: Standing::Blocked, packets: 214 },
@@ -347,7 +347,7 @@ fn logcheck_ignores_only_routine_lines() {
     }
     let alarm = [
         EventKind::Error("the ledger was damaged".to_owned()),
-        EventKind::BlockFailed { target, reason: "the set is full".to_owned(), way: Backend::Nft },
+        EventKind::BlockFailed { target, reason: "the set is full".to_owned(), backend: Backend::Nft },
         EventKind::Dropped { packets: 3 },
     ];
     for line in alarm.iter().flat_map(logged) {

@@ -50,10 +50,10 @@ fn panic_in_ledger_costs_no_ban() {
 #[test]
 fn panic_in_slow_backend_costs_no_ban() {
     let lab = scene();
-    let daemon = tripping(&lab, "hands", &["nft", "hosts-deny"]);
+    let daemon = tripping(&lab, "slow-backends", &["nft", "hosts-deny"]);
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
-    expect_report(&daemon, "hands", "hands");
+    expect_report(&daemon, "slow-backends", "slow-backends");
     scan(&lab, true);
     expect_held(&lab, "nft", true, &daemon);
     expect_held(&lab, "hosts-deny", true, &daemon);

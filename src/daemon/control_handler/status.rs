@@ -90,7 +90,7 @@ impl ControlHandler<'_> {
             sources_tracked: metrics.suspects.get(),
             bans: BanCounts {
                 made: metrics.bans(),
-                failed: Backend::ALL.iter().map(|way| metrics.failed_by(*way)).sum(),
+                failed: Backend::ALL.iter().map(|backend| metrics.failed_by(*backend)).sum(),
                 capped: metrics.capped.get(),
                 withheld: metrics.withheld.get(),
                 repaired: metrics.put_back(),

@@ -18,12 +18,10 @@ use crate::config::{FleetAccept, parse_fleet_name};
 use crate::control::fleet_protocol::FleetReport;
 use crate::engine::{Class, Grade};
 use crate::ledger::LiftedBy;
-use crate::types::{BanTarget, Expiry, Timestamp};
+use crate::types::{BanTarget, Expiry, HOUR, Timestamp};
 
 /// Maximum duration of a ban on forgeable evidence, regardless of further reports.
 const MAX_FORGEABLE_TIME: Duration = HOUR;
-
-const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Minimum extension of a ban.
 const MIN_STEP: Duration = Duration::from_secs(60);

@@ -28,7 +28,7 @@ use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{Banned, Change, FleetLift, LiftedBy, Recorder};
 use crate::types::printable::quotable;
-use crate::types::{BanTarget, Expiry, LineLimiter, Timestamp, counted};
+use crate::types::{BanTarget, Expiry, LineLimiter, MINUTE, Timestamp, counted};
 use acceptance::Acceptance;
 use answers::log_text;
 use authors::Ignored;
@@ -44,8 +44,6 @@ const MAX_BAN_LINES: u32 = 20;
 const MAX_AUTHOR_LINES: u32 = 20;
 const MAX_LINK_LINES: u32 = 10;
 const MAX_REFUSAL_LINES: u32 = 4;
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// Maximum length of the quoted part of a refused request, in bytes.
 const MAX_REFUSAL_LEN: usize = 160;

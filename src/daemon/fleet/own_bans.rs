@@ -138,7 +138,7 @@ mod tests {
 
     fn blocked(expiry: Expiry) -> Event {
         let ban = Ban { expiry, ..Ban::example() };
-        Event::now(EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO })
+        Event::now(EventKind::Blocked { ban, backend: Backend::Nft, reaction: Duration::ZERO })
     }
 
     #[test]

@@ -90,17 +90,17 @@ impl Commands {
         if std::mem::replace(&mut self.listens, true) {
             return;
         }
-        let (spawner, sender, hands) = (self.spawner.clone(), self.answers.0.clone(), thread::current());
+        let (spawner, sender, worker) = (self.spawner.clone(), self.answers.0.clone(), thread::current());
         let work = move || {
             panic_guard::restart_on_panic(|| {
                 while let Some(answer) = spawner.next() {
                     // The receiver is dropped only at the end.
                     let _ = sender.send(Some(answer));
-                    hands.unpark();
+                    worker.unpark();
                 }
             });
             let _ = sender.send(None);
-            hands.unpark();
+            worker.unpark();
         };
         if thread::Builder::new().name("commands".to_owned()).spawn(work).is_err() {
             // No answer could be received.

@@ -112,7 +112,7 @@ impl SlowBackends {
     /// # Errors
     /// The thread cannot be created.
     pub fn start(settings: Settings, tell: impl FnMut(BackendEvent) + Send + 'static) -> io::Result<Self> {
-        let worker = Worker::start("hands", MAX_PENDING, |inbox| {
+        let worker = Worker::start("slow-backends", MAX_PENDING, |inbox| {
             let mut work = Work::new(settings, Box::new(tell), inbox);
             move || work.run()
         });

@@ -89,7 +89,7 @@ impl Work {
         let now = boot_time();
         for _ in 0..MAX_PENDING {
             let Some(task) = self.inbox.pop() else { break };
-            panic_guard::failpoint("hands");
+            panic_guard::failpoint("slow-backends");
             self.take(now, task);
         }
         while let Some(target) = self.bans.over(now) {

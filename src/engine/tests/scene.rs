@@ -10,6 +10,7 @@ use crate::engine::{
     ActiveBan, Ban, Class, Engine, Escalation, HashKey, Host, IgnoreReason, Local, MaxPrefix, Notice, Observation,
     PortLookup, PortUse, Protection, Settings, Verdict, Watch,
 };
+pub(super) use crate::types::DAY;
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use crate::wire::fixtures::packet;
 pub(super) use crate::wire::fixtures::tcp;
@@ -26,8 +27,6 @@ pub(super) const SERVER: &str = "203.0.113.53";
 
 /// The source port of packets, where it does not matter.
 const FROM: u16 = 40_000;
-
-pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 /// A verdict reduced to its kind and the number or reason that most tests check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
