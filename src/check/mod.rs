@@ -7,6 +7,7 @@ mod ports;
 mod render;
 mod report;
 mod systemd_unit;
+mod unit;
 mod warnings;
 
 use clap::Args;
@@ -36,6 +37,7 @@ use crate::netlink::socket::Socket;
 use crate::sandbox;
 use crate::types::Protocol;
 use report::{Interface, Report, Watched};
+use unit::Unit;
 use warnings::{Findings, Warning};
 
 /// Options of `check`.
@@ -149,7 +151,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     {
         findings.wrong(None::<&str>, error);
     }
-    if !systemd_unit::has_user() {
+    if !Unit::installed().is_some_and(|unit| unit.has_user()) {
         let settings = file.as_deref().map(Path::new);
         let policy = config.folders(settings, &options.state_dir, &options.socket, &ledger::OWN_FILES);
         if let Err(error) = sandbox::check_folders(&policy) {

@@ -2,33 +2,17 @@
 //! would be an error in the log after the restart, or a service that does not start and leaves the host unprotected.
 //!
 //! Only restrictions that the packaged drop-ins lift are checked; a unit without restrictions causes no warnings.
-//!
-//! References: systemd.unit(5), systemd.exec(5).
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use super::unit::{EXECUTE, READ, UNIT, Unit, plain};
 use super::warnings::Warning;
-use crate::config::flags::RunOptions;
 use crate::config::{Config, DEFAULT_CONFIG, Mode};
 use crate::control::DEFAULT_SOCKET;
 use crate::ledger::DEFAULT_STATE_DIR;
-use crate::sandbox;
 use crate::types::Backend;
-
-/// The directories of systemd units, in order of precedence.
-const FOLDERS: [&str; 5] = [
-    "/etc/systemd/system",
-    "/run/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-];
-
-const UNIT: &str = "portsentry.service";
 
 /// Directory of the drop-ins in the package; in the source tree `packaging/examples`.
 const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.service.d";
@@ -36,16 +20,6 @@ const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.servic
 /// Configuration of the name service switch, in which other services can resolve names for this program without a
 /// socket of its own.
 const SWITCH: &str = "/etc/nsswitch.conf";
-
-/// Bits of a file's mode for one class of users.
-const READ: u32 = 0o4;
-const EXECUTE: u32 = 0o1;
-
-/// The service section of a unit with its drop-ins.
-struct Unit {
-    /// Keys and values, in order of precedence.
-    words: Vec<(String, String)>,
-}
 
 /// A setting that the unit does not permit.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,9 +36,9 @@ pub(super) fn look(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>)
         text.lines().any(|line| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve"))
     });
     let forbidden = Unit::installed().map_or_else(Vec::new, |unit| {
-        let mut forbidden = unit.forbids(config, names_by_others);
-        forbidden.extend(unit.shuts_out(config, file));
-        forbidden.extend(unit.missing_folders());
+        let mut forbidden = forbids(&unit, config, names_by_others);
+        forbidden.extend(shuts_out(&unit, config, file));
+        forbidden.extend(missing_folders(&unit));
         forbidden
     });
     let (fatal, others): (Vec<_>, Vec<_>) = forbidden.into_iter().partition(|one| one.prevents_start);
@@ -72,275 +46,116 @@ pub(super) fn look(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>)
     (findings(fatal), findings(others))
 }
 
-/// True if the installed service runs as a separate user, to which systemd assigns the directories.
-pub(super) fn has_user() -> bool {
-    Unit::installed().is_some_and(|unit| !matches!(unit.value("User"), "" | "root" | "0"))
+/// Files that the service cannot use at its start: the configuration, the files that it names, and programs.
+fn shuts_out(unit: &Unit, config: &Config, file: &Path) -> Vec<Forbidden> {
+    let files = config.allow.files.iter().map(|file| ("allow.files", file.as_path(), READ));
+    let mut files: Vec<_> = files.collect();
+    let own = unit.options().and_then(|options| options.config).unwrap_or_else(|| DEFAULT_CONFIG.into());
+    // A draft elsewhere is not the file that the service reads.
+    if plain(file) == plain(own) {
+        files.push(("User", file, READ));
+    }
+    let (run, runs) = (&config.block.run, config.runs_commands());
+    for (key, command, is_run) in [
+        ("block.run.command", &run.command, runs),
+        ("block.run.expire_command", &run.expire_command, runs || config.only_undoes_commands()),
+        ("notify.command", &config.notify.command, config.notifies()),
+    ] {
+        files.extend(command.first().filter(|_| is_run).map(|program| (key, Path::new(program), EXECUTE)));
+    }
+    let forbidden = files.into_iter().filter_map(|(key, path, bits)| {
+        let does = if bits == READ { "read" } else { "executed" };
+        let why = unit.obstacle(path, bits)?;
+        let message = format!("the current {UNIT} prevents that {} is {does}: {why}", path.display());
+        Some(Forbidden { finding: Warning::new(key, message), prevents_start: true })
+    });
+    forbidden.collect()
 }
 
-impl Unit {
-    fn installed() -> Option<Self> {
-        let text = FOLDERS.iter().find_map(|folder| fs::read_to_string(Path::new(folder).join(UNIT)).ok())?;
-        // If several directories have a drop-in of the same name, the first one counts. Drop-ins are applied in order
-        // of their names.
-        let mut drop_ins: BTreeMap<OsString, PathBuf> = BTreeMap::new();
-        for folder in FOLDERS {
-            let entries = fs::read_dir(Path::new(folder).join(format!("{UNIT}.d"))).into_iter().flatten().flatten();
-            for entry in entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "conf")) {
-                drop_ins.entry(entry.file_name()).or_insert_with(|| entry.path());
-            }
-        }
-        let others = drop_ins.values().filter_map(|path| fs::read_to_string(path).ok());
-        Some(Self::of(std::iter::once(text).chain(others)))
-    }
-
-    fn of(texts: impl Iterator<Item = String>) -> Self {
-        let mut words = Vec::new();
-        for text in texts {
-            let text = text.replace("\\\n", " ");
-            let mut section = "";
-            for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
-                match (line.strip_prefix('['), line.split_once('=')) {
-                    (Some(name), _) => section = name.trim_end_matches(']'),
-                    (None, Some((key, value))) if section == "Service" => {
-                        words.push((key.trim().to_owned(), value.trim().to_owned()));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Self { words }
-    }
-
-    /// The items of a list. Each line adds items, and an empty line clears the list.
-    fn list(&self, key: &str) -> Vec<&str> {
-        let mut found = Vec::new();
-        for (_, value) in self.words.iter().filter(|(word, _)| word == key) {
-            if value.is_empty() {
-                found.clear();
-            }
-            found.extend(value.split_whitespace());
-        }
-        found
-    }
-
-    fn value(&self, key: &str) -> &str {
-        self.words.iter().rev().find(|(word, _)| word == key).map_or("", |(_, value)| value)
-    }
-
-    fn is_on(&self, key: &str) -> bool {
-        matches!(self.value(key), "yes" | "true" | "on" | "1")
-    }
-
-    /// True if sockets of the family can be created.
-    fn has_family(&self, family: &str) -> bool {
-        let families = self.list("RestrictAddressFamilies");
-        match families.split_first() {
-            None => true,
-            Some((&first, rest)) if first.starts_with('~') => {
-                first.trim_start_matches('~') != family && !rest.contains(&family)
-            }
-            Some(_) => families.contains(&family),
-        }
-    }
-
-    /// True if the service lacks the capability, because it is not root or the capability is removed.
-    fn lacks(&self, capability: &str) -> bool {
-        let bounded = self.list("CapabilityBoundingSet");
-        let (user, ambient) = (self.value("User"), self.list("AmbientCapabilities"));
-        let taken =
-            !bounded.is_empty() && !bounded.iter().any(|word| word.starts_with('~')) && !bounded.contains(&capability);
-        taken || !matches!(user, "" | "root" | "0") && !ambient.contains(&capability)
-    }
-
-    /// The setting that hides `path` from the service behind an empty directory.
-    fn hides(&self, path: &Path) -> Option<&'static str> {
-        let is_hidden = |key| !matches!(self.value(key), "" | "no" | "false" | "off" | "0" | "read-only");
-        let lies_in = |folders: &[&str]| folders.iter().any(|folder| path.starts_with(folder));
-        let bound = [self.list("BindPaths"), self.list("BindReadOnlyPaths")].concat();
-        if bound.iter().any(|one| path.starts_with(one.trim_start_matches('-').split(':').next().unwrap_or_default())) {
-            return None;
-        }
-        let home = lies_in(&["/home", "/root", "/run/user"]) && is_hidden("ProtectHome");
-        let tmp = lies_in(&["/tmp", "/var/tmp"]) && is_hidden("PrivateTmp");
-        home.then_some("ProtectHome").or(tmp.then_some("PrivateTmp"))
-    }
-
-    /// The reason why the service cannot use a file with `bits` (4 to read, 1 to execute) that root can use, and the
-    /// remedy.
-    fn obstacle(&self, path: &Path, bits: u32) -> Option<String> {
-        if let Some(setting) = self.hides(path) {
-            return Some(format!("{setting}= hides the file; move it, for example to /etc/portsentry"));
-        }
-        let user = self.value("User");
-        if matches!(user, "" | "root" | "0") || !self.lacks("CAP_DAC_READ_SEARCH") {
-            return None;
-        }
-        let groups = [self.list("SupplementaryGroups"), self.list("Group")].concat();
-        let closed = sandbox::obstacle_for(user, &groups, path, bits)?;
-        let right = match (closed.is_dir(), bits) {
-            (true, _) => "o+x",
-            (false, READ) => "o+r",
-            (false, _) => "o+rx",
-        };
-        Some(format!("the service's user {user} has no permission; run: chmod {right} {}", closed.display()))
-    }
-
-    /// Files that the service cannot use at its start: the configuration, the files that it names, and programs.
-    fn shuts_out(&self, config: &Config, file: &Path) -> Vec<Forbidden> {
-        let files = config.allow.files.iter().map(|file| ("allow.files", file.as_path(), READ));
-        let mut files: Vec<_> = files.collect();
-        let own = self.options().and_then(|options| options.config).unwrap_or_else(|| DEFAULT_CONFIG.into());
-        // A draft elsewhere is not the file that the service reads.
-        if plain(file) == plain(own) {
-            files.push(("User", file, READ));
-        }
-        let (run, runs) = (&config.block.run, config.runs_commands());
-        for (key, command, is_run) in [
-            ("block.run.command", &run.command, runs),
-            ("block.run.expire_command", &run.expire_command, runs || config.only_undoes_commands()),
-            ("notify.command", &config.notify.command, config.notifies()),
-        ] {
-            files.extend(command.first().filter(|_| is_run).map(|program| (key, Path::new(program), EXECUTE)));
-        }
-        let forbidden = files.into_iter().filter_map(|(key, path, bits)| {
-            let does = if bits == READ { "read" } else { "executed" };
-            let why = self.obstacle(path, bits)?;
-            let message = format!("the current {UNIT} prevents that {} is {does}: {why}", path.display());
-            Some(Forbidden { finding: Warning::new(key, message), prevents_start: true })
-        });
-        forbidden.collect()
-    }
-
-    /// Directories whose absence prevents systemd from starting the service.
-    fn missing_folders(&self) -> impl Iterator<Item = Forbidden> {
-        let paths = self.list("ReadWritePaths").into_iter().map(|path| path.strip_prefix('+').unwrap_or(path));
-        paths.filter(|path| !path.starts_with('-') && !Path::new(path).exists()).map(|path| {
-            let message = format!(
-                "the directory {path} is missing, and {UNIT} does not start without it; create it, or write \
-                 ReadWritePaths=-{path}"
-            );
-            Forbidden { finding: Warning::new("ReadWritePaths", message), prevents_start: true }
-        })
-    }
-
-    /// True if files in `folder` can be created and replaced.
-    fn writes(&self, folder: &Path) -> bool {
-        let closed: &[&str] = match self.value("ProtectSystem") {
-            "strict" => &["/"],
-            "full" => &["/usr", "/boot", "/efi", "/etc"],
-            "yes" | "true" | "on" | "1" => &["/usr", "/boot", "/efi"],
-            _ => &[],
-        };
-        let home = !matches!(self.value("ProtectHome"), "" | "no" | "false" | "off" | "0");
-        let homes: &[&str] = if home { &["/home", "/root", "/run/user"] } else { &[] };
-        let own = [
-            ("StateDirectory", "/var/lib"),
-            ("LogsDirectory", "/var/log"),
-            ("RuntimeDirectory", "/run"),
-            ("CacheDirectory", "/var/cache"),
-        ];
-        let own =
-            own.iter().flat_map(|(key, place)| self.list(key).into_iter().map(move |name| Path::new(place).join(name)));
-        let opened = self.list("ReadWritePaths").into_iter().map(|path| plain(path.trim_start_matches(['-', '+'])));
-        // /tmp is always writable; it is private if PrivateTmp= is set.
-        let always = ["/dev", "/proc", "/sys", "/tmp", "/var/tmp"].map(PathBuf::from);
-        let folder = &plain(folder);
-        // The most specific path decides, as with mounts.
-        let deepest = |places: &mut dyn Iterator<Item = PathBuf>| {
-            places.filter(|place| folder.starts_with(place)).map(|place| place.components().count()).max()
-        };
-        let shut = deepest(&mut closed.iter().chain(homes).map(PathBuf::from));
-        shut.is_none() || shut <= deepest(&mut own.chain(opened).chain(always))
-    }
-
-    fn forbids(&self, config: &Config, names_by_others: bool) -> Vec<Forbidden> {
-        let mut found = Vec::new();
-        let mut forbid = |key, does: &str, drop_in: &str, prevents_start| {
-            let finding = Warning::new(key, format!("with the current {UNIT}, {does}; {drop_in}"));
-            found.push(Forbidden { finding, prevents_start });
-        };
-        let drop_in = |name: &str| format!("install the drop-in {name} from {EXAMPLES}");
-        let open = |folder: &Path| {
-            format!("add a drop-in (systemctl edit portsentry): [Service] ReadWritePaths={}", folder.display())
-        };
-        let internet = self.has_family("AF_INET") && self.has_family("AF_INET6");
-
-        for (key, protocol) in [("tcp.mode", &config.tcp), ("udp.mode", &config.udp)] {
-            let low = protocol.watched().iter().any(|port| port < 1024);
-            // A shared listener for all ports uses a port of its own, which is not low.
-            let low = low && !(key == "tcp.mode" && config.shares_decoys());
-            if protocol.mode == Mode::Connect && (!internet || low && self.lacks("CAP_NET_BIND_SERVICE")) {
-                forbid(key, "connect mode cannot open its ports", &drop_in("connect-mode.conf"), true);
-            }
-        }
-        if let Some(address) = config.metrics.listen {
-            let family = if matches!(address.ip(), IpAddr::V4(_)) { "AF_INET" } else { "AF_INET6" };
-            let shut = !self.has_family(family);
-            if (1..1024).contains(&address.port()) && self.lacks("CAP_NET_BIND_SERVICE") {
-                forbid("metrics.listen", "ports below 1024 cannot be opened", &drop_in("connect-mode.conf"), true);
-            } else if shut {
-                forbid("metrics.listen", "metrics cannot be served", &drop_in("internet.conf"), true);
-            }
-        }
-        let mut warn = |key, does: &str, drop_in: &str| forbid(key, does, drop_in, false);
-        let named =
-            [("allow.names", !config.allow.names.is_empty()), ("report.resolve_host", config.report.resolve_host)];
-        for (key, _) in named.into_iter().filter(|(_, wanted)| *wanted && !internet && !names_by_others) {
-            warn(key, "name servers cannot be queried", &drop_in("internet.conf"));
-        }
-        if config.blocks() && config.block.method.contains(&Backend::HostsDeny) {
-            let file = &config.block.hosts_deny.file;
-            let folder = file.parent().unwrap_or(Path::new("/"));
-            if !self.writes(folder) {
-                let does = format!("{} cannot be replaced", file.display());
-                let shipped = "the drop-in hosts-deny.conf";
-                warn("block.hosts_deny.file", &does, &format!("{shipped} from {EXAMPLES} says where to move it"));
-            }
-        }
-        let shut = !internet || self.is_on("MemoryDenyWriteExecute");
-        let commands = [("block.run.command", config.runs_commands()), ("notify.command", config.notifies())];
-        for (key, _) in commands.into_iter().filter(|(_, wanted)| *wanted && shut) {
-            let does = "commands have no network access, or cannot create executable memory";
-            warn(key, does, &drop_in("run.conf"));
-        }
-        if let Some(folder) = config.report.json_file.as_deref().and_then(Path::parent)
-            && !self.writes(folder)
-        {
-            let does = format!("{} cannot be written to", folder.display());
-            warn("report.json_file", &does, &format!("use /var/log/portsentry, or {}", open(folder)));
-        }
-        for (key, folder) in self.places() {
-            if !self.writes(&folder) {
-                let does = format!("{}, the directory of {key} in ExecStart=, cannot be written to", folder.display());
-                warn("ExecStart", &does, &open(&folder));
-            }
-        }
-        found
-    }
-
-    /// The flags on the command line of the service.
-    fn options(&self) -> Option<RunOptions> {
-        let mut line = self.value("ExecStart").trim_start_matches(['@', '-', ':', '+', '!']).split_whitespace();
-        // Quotes, variables and specifiers are not expanded; if the command line cannot be parsed, nothing is reported.
-        let words = line.by_ref().map(OsString::from).collect::<Vec<_>>();
-        RunOptions::parse(words)
-    }
-
-    /// The directories on the command line of the service, with their options.
-    fn places(&self) -> Vec<(&'static str, PathBuf)> {
-        let Some(options) = self.options() else { return Vec::new() };
-        let state = options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into());
-        let socket = options.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
-        let folder = socket.parent().map(Path::to_owned);
-        [Some(("--state-dir", state)), folder.map(|folder| ("--socket", folder))].into_iter().flatten().collect()
-    }
+/// Directories whose absence prevents systemd from starting the service.
+fn missing_folders(unit: &Unit) -> impl Iterator<Item = Forbidden> {
+    let paths = unit.list("ReadWritePaths").into_iter().map(|path| path.strip_prefix('+').unwrap_or(path));
+    paths.filter(|path| !path.starts_with('-') && !Path::new(path).exists()).map(|path| {
+        let message = format!(
+            "the directory {path} is missing, and {UNIT} does not start without it; create it, or write \
+             ReadWritePaths=-{path}"
+        );
+        Forbidden { finding: Warning::new("ReadWritePaths", message), prevents_start: true }
+    })
 }
 
-/// The path with links resolved, if it exists.
-fn plain(path: impl AsRef<Path>) -> PathBuf {
-    path.as_ref().canonicalize().unwrap_or_else(|_| path.as_ref().to_owned())
+fn forbids(unit: &Unit, config: &Config, names_by_others: bool) -> Vec<Forbidden> {
+    let mut found = Vec::new();
+    let mut forbid = |key, does: &str, drop_in: &str, prevents_start| {
+        let finding = Warning::new(key, format!("with the current {UNIT}, {does}; {drop_in}"));
+        found.push(Forbidden { finding, prevents_start });
+    };
+    let drop_in = |name: &str| format!("install the drop-in {name} from {EXAMPLES}");
+    let open = |folder: &Path| {
+        format!("add a drop-in (systemctl edit portsentry): [Service] ReadWritePaths={}", folder.display())
+    };
+    let internet = unit.has_family("AF_INET") && unit.has_family("AF_INET6");
+
+    for (key, protocol) in [("tcp.mode", &config.tcp), ("udp.mode", &config.udp)] {
+        let low = protocol.watched().iter().any(|port| port < 1024);
+        // A shared listener for all ports uses a port of its own, which is not low.
+        let low = low && !(key == "tcp.mode" && config.shares_decoys());
+        if protocol.mode == Mode::Connect && (!internet || low && unit.lacks("CAP_NET_BIND_SERVICE")) {
+            forbid(key, "connect mode cannot open its ports", &drop_in("connect-mode.conf"), true);
+        }
+    }
+    if let Some(address) = config.metrics.listen {
+        let family = if matches!(address.ip(), IpAddr::V4(_)) { "AF_INET" } else { "AF_INET6" };
+        let shut = !unit.has_family(family);
+        if (1..1024).contains(&address.port()) && unit.lacks("CAP_NET_BIND_SERVICE") {
+            forbid("metrics.listen", "ports below 1024 cannot be opened", &drop_in("connect-mode.conf"), true);
+        } else if shut {
+            forbid("metrics.listen", "metrics cannot be served", &drop_in("internet.conf"), true);
+        }
+    }
+    let mut warn = |key, does: &str, drop_in: &str| forbid(key, does, drop_in, false);
+    let named = [("allow.names", !config.allow.names.is_empty()), ("report.resolve_host", config.report.resolve_host)];
+    for (key, _) in named.into_iter().filter(|(_, wanted)| *wanted && !internet && !names_by_others) {
+        warn(key, "name servers cannot be queried", &drop_in("internet.conf"));
+    }
+    if config.blocks() && config.block.method.contains(&Backend::HostsDeny) {
+        let file = &config.block.hosts_deny.file;
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        if !unit.writes(folder) {
+            let does = format!("{} cannot be replaced", file.display());
+            let shipped = "the drop-in hosts-deny.conf";
+            warn("block.hosts_deny.file", &does, &format!("{shipped} from {EXAMPLES} says where to move it"));
+        }
+    }
+    let shut = !internet || unit.is_on("MemoryDenyWriteExecute");
+    let commands = [("block.run.command", config.runs_commands()), ("notify.command", config.notifies())];
+    for (key, _) in commands.into_iter().filter(|(_, wanted)| *wanted && shut) {
+        let does = "commands have no network access, or cannot create executable memory";
+        warn(key, does, &drop_in("run.conf"));
+    }
+    if let Some(folder) = config.report.json_file.as_deref().and_then(Path::parent)
+        && !unit.writes(folder)
+    {
+        let does = format!("{} cannot be written to", folder.display());
+        warn("report.json_file", &does, &format!("use /var/log/portsentry, or {}", open(folder)));
+    }
+    for (key, folder) in places(unit) {
+        if !unit.writes(&folder) {
+            let does = format!("{}, the directory of {key} in ExecStart=, cannot be written to", folder.display());
+            warn("ExecStart", &does, &open(&folder));
+        }
+    }
+    found
 }
 
+/// The directories on the command line of the service, with their options.
+fn places(unit: &Unit) -> Vec<(&'static str, PathBuf)> {
+    let Some(options) = unit.options() else { return Vec::new() };
+    let state = options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+    let socket = options.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let folder = socket.parent().map(Path::to_owned);
+    [Some(("--state-dir", state)), folder.map(|folder| ("--socket", folder))].into_iter().flatten().collect()
+}
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -391,7 +206,7 @@ mod tests {
 
     fn warnings(units: &[&str], settings: &str) -> Vec<(&'static str, String)> {
         let unit = Unit::of(units.iter().map(|text| (*text).to_owned()));
-        let found = unit.forbids(&Config::parse("portsentry.toml", settings).unwrap(), false);
+        let found = forbids(&unit, &Config::parse("portsentry.toml", settings).unwrap(), false);
         found.into_iter().map(|Forbidden { finding, .. }| (finding.key, finding.message)).collect()
     }
 
@@ -428,7 +243,7 @@ mod tests {
     fn packaged_unit_without_drop_in_prevents_start() {
         let unit = Unit::of([PACKAGED.to_owned()].into_iter());
         let keys_that_prevent = |settings: &str| -> Vec<&str> {
-            let found = unit.forbids(&Config::parse("portsentry.toml", settings).unwrap(), false);
+            let found = forbids(&unit, &Config::parse("portsentry.toml", settings).unwrap(), false);
             found.iter().filter(|one| one.prevents_start).map(|one| one.finding.key).collect()
         };
         for (settings, key, ..) in CASES {
@@ -441,7 +256,7 @@ mod tests {
     fn unused_permission_is_not_named() {
         let names = Unit::of([PACKAGED.to_owned()].into_iter());
         let config = Config::parse("portsentry.toml", CASES[4].0).unwrap();
-        assert_eq!(names.forbids(&config, true), [], "another program resolves names");
+        assert_eq!(forbids(&names, &config, true), [], "another program resolves names");
         for settings in [
             "[tcp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]",
             "[tcp]\nmode = \"off\"\nblock = \"run\"\n[block.run]\ncommand = [\"/bin/true\"]\n[udp]\nblock = true",
@@ -490,7 +305,7 @@ mod tests {
         let found = |unit: &str, settings: &str| {
             let unit = Unit::of([format!("[Service]\nPrivateTmp=no\nUser=nobody\n{unit}\n")].into_iter());
             let config = Config::parse("portsentry.toml", &settings.replace("FILE", &text)).unwrap();
-            let found = unit.shuts_out(&config, &file).into_iter();
+            let found = shuts_out(&unit, &config, &file).into_iter();
             found.map(|one| (one.finding.key, one.finding.message)).collect::<Vec<_>>()
         };
         let ignored = "[allow]\nfiles = [\"FILE\"]";
@@ -524,7 +339,7 @@ mod tests {
         let found = |unit: &str, settings: &str| {
             let config = Config::parse("portsentry.toml", settings).unwrap();
             let unit = Unit::of([PACKAGED.to_owned(), format!("[Service]\n{unit}\n")].into_iter());
-            let found = unit.shuts_out(&config, Path::new("/root/draft.toml")).into_iter();
+            let found = shuts_out(&unit, &config, Path::new("/root/draft.toml")).into_iter();
             found.map(|one| one.finding.message).collect::<Vec<_>>()
         };
         let ignored = "[allow]\nfiles = [\"/home/alice/ignore\"]";
@@ -541,7 +356,7 @@ mod tests {
     fn missing_folder_of_unit_prevents_start() {
         let missing = |paths: &str| {
             let unit = Unit::of([format!("[Service]\nReadWritePaths={paths}\n")].into_iter());
-            unit.missing_folders().map(|one| (one.finding.message, one.prevents_start)).collect::<Vec<_>>()
+            missing_folders(&unit).map(|one| (one.finding.message, one.prevents_start)).collect::<Vec<_>>()
         };
         assert_eq!(missing("/var/lib -/nonexistent -+/nonexistent"), []);
         for paths in ["/nonexistent", "/var +/nonexistent"] {
