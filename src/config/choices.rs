@@ -1,6 +1,6 @@
 //! Defines the enums for configuration keys that accept a small set of values.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How a protocol is monitored: the classic modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -15,12 +15,15 @@ pub enum Mode {
     Advanced,
 }
 
-/// The action against the source of a scan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The action against the source of a scan. Serialised as `status` shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum BlockPolicy {
     /// Block and log.
+    #[default]
     Yes,
     /// Log only.
+    #[serde(rename = "only logged")]
     No,
     /// Run the command of `block.run`, and log.
     Run,

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use toml::Value;
 
 /// Maximum length of the name of a fleet or a host, in bytes. Both names are part of every key on the server.
-const MAX_NAME_LEN: usize = 63;
+pub const MAX_NAME_LEN: usize = 63;
 
 /// The port of the server if the URL has none.
 const DEFAULT_PORT: u16 = 6379;

@@ -20,7 +20,7 @@ mod table;
 
 pub use choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 pub use error::{ConfigError, ConfigErrors, Position};
-pub use fleet::{Fleet, FleetAccept, FleetUrl, parse_fleet_name};
+pub use fleet::{Fleet, FleetAccept, FleetUrl, MAX_NAME_LEN, parse_fleet_name};
 pub use ignore_file::read_ignore_file;
 pub(crate) use parse::MAX_BANNER_LEN;
 pub use parse::{

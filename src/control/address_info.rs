@@ -11,7 +11,7 @@ use super::format::{line, nullable, span, to_seconds};
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
-use crate::ledger::{Banned, Ending, Entry, author_key};
+use crate::ledger::{BanRecord, Ending, Entry, author_key};
 use crate::types::{Expiry, Protocol, counted};
 
 /// Maximum number of listed bans of an address, the latest ones.
@@ -206,7 +206,7 @@ impl From<&Entry> for PastBan {
 }
 
 /// The ports of a ban; the ledger does not store the class of each probe.
-pub(super) fn port_list(ban: &Banned) -> Vec<PortRecord> {
+pub(super) fn port_list(ban: &BanRecord) -> Vec<PortRecord> {
     let record =
         |(protocol, port): &(Protocol, u16)| PortRecord { proto: protocol.key().into(), port: *port, class: None };
     ban.ports.iter().map(record).collect()

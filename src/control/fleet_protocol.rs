@@ -16,9 +16,6 @@ pub const MAX_FLEET_LINE_LEN: usize = 64 << 10;
 /// Maximum number of reports per request: they and their outcomes fit into a line.
 pub const MAX_REPORTS: usize = 128;
 
-/// Maximum length of an author's name in bytes.
-pub const MAX_AUTHOR_LEN: usize = 63;
-
 /// Maximum length in bytes of a class or reason that the daemon stores.
 pub const MAX_TEXT_LEN: usize = 64;
 
@@ -318,7 +315,7 @@ mod tests {
     #[test]
     fn largest_batch_fits_into_line() {
         let report = FleetReport {
-            author: "a".repeat(MAX_AUTHOR_LEN),
+            author: "a".repeat(crate::config::MAX_NAME_LEN),
             target: "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff/128".to_owned(),
             class: "c".repeat(MAX_TEXT_LEN),
             distinct_ports: u32::MAX,

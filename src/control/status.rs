@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetStatus;
 use super::format::{line, nullable, span, to_seconds};
+use crate::config::BlockPolicy;
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
 use crate::types::counted;
@@ -75,23 +76,11 @@ impl fmt::Display for State {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonitoredPorts {
     pub mode: String,
-    pub block: BlockState,
+    pub block: BlockPolicy,
     pub ports: String,
     pub count: usize,
     /// Configured ports that are not monitored, because a service uses them.
     pub left_out: String,
-}
-
-/// The reaction to a scanning source.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum BlockState {
-    #[default]
-    #[serde(rename = "yes")]
-    Yes,
-    #[serde(rename = "only logged")]
-    OnlyLogged,
-    #[serde(rename = "run")]
-    Run,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -281,9 +270,9 @@ impl fmt::Display for MonitoredPorts {
             return Ok(());
         }
         let block = match self.block {
-            BlockState::Yes => "blocked",
-            BlockState::Run => "handled by the command",
-            BlockState::OnlyLogged => "only logged",
+            BlockPolicy::Yes => "blocked",
+            BlockPolicy::Run => "handled by the command",
+            BlockPolicy::No => "only logged",
         };
         write!(f, ", {}, scans are {block}", counted(self.count, "port"))?;
         match self.left_out.as_str() {

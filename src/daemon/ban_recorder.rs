@@ -16,7 +16,7 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::reason;
 use crate::ledger::{
-    Allowance, Author, Banned, Change, Ended, Ending, FleetLift, InForce, Ledger, LedgerError, LegacyFiles,
+    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, FleetLift, Ledger, LedgerError, LegacyFiles,
     LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
@@ -93,7 +93,7 @@ impl Reading {
             // restored.
             let _ = ledger.expire(now)?;
             let LoadedState { active, struck, unreadable } = ledger.recall(forget, now, most)?;
-            let left = |ban: InForce| ban.left(now).map(|left| Remembered { ban, left });
+            let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
             let remembered = active.into_iter().filter_map(left).collect();
             let (services, listeners) = (ledger.services(MAX_SERVICES)?, ledger.listeners(MAX_LISTENERS)?);
             let (table, trial, allowances) = (ledger.table()?, ledger.trial()?, ledger.allowances()?);
@@ -119,7 +119,7 @@ impl Reading {
 
 /// A ban from before the start, and its remaining time.
 pub(super) struct Remembered {
-    pub(super) ban: InForce,
+    pub(super) ban: BanSummary,
     pub(super) left: Expiry,
 }
 
@@ -192,8 +192,12 @@ impl BanRecorder {
         let begins = banned.is_some_and(|(ban, _)| self.is_new(ban.probe.target, event.time));
         let change = match (&event.what, banned) {
             (_, Some((ban, backend))) => {
-                let row =
-                    Banned::from_ban(ban, event.time, interface(ban.probe.observation.interface).as_deref(), backend);
+                let row = BanRecord::from_ban(
+                    ban,
+                    event.time,
+                    interface(ban.probe.observation.interface).as_deref(),
+                    backend,
+                );
                 if begins { row.into() } else { Change::Also(row) }
             }
             (kind, None) => match self.other(kind, event.time) {
@@ -216,8 +220,8 @@ impl BanRecorder {
                     Some(backend) => (*backend).into(),
                     None => self.backends.iter().copied().collect(),
                 };
-                let ban = Banned::wanted_by(Author::Operator, *target, at, *expiry, methods);
-                Banned { note: note.clone(), ..ban }.into()
+                let ban = BanRecord::wanted_by(Author::Operator, *target, at, *expiry, methods);
+                BanRecord { note: note.clone(), ..ban }.into()
             }
             EventKind::Scan(ban) => Change::Logged(Logged::from_ban(ban, at, reason(ban))),
             EventKind::Unblocked { target, by } => lifted(*target, by, at),

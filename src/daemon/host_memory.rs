@@ -10,7 +10,7 @@ pub use super::service_tracker::{FIRST_UNPRIVILEGED, PortRanges};
 use super::settling::Settling;
 use super::unfounded_bans::{Served, is_unfounded};
 use crate::engine::{Host, Service, ServiceMemory};
-use crate::ledger::Banned;
+use crate::ledger::BanRecord;
 use crate::netlink::sock_diag::{Connection, Listener};
 use crate::types::{BanTarget, Timestamp};
 
@@ -117,7 +117,7 @@ pub fn listening(listeners: &[Listener], ranges: PortRanges<'_>) -> ServiceMemor
 
 /// The bans that would not have been made if these services had been known, with `forgiven` ports forgiven.
 pub fn unfounded<'a>(
-    bans: impl Iterator<Item = &'a Banned>,
+    bans: impl Iterator<Item = &'a BanRecord>,
     remembered: ServiceMemory,
     listening: ServiceMemory,
     forgiven: u8,

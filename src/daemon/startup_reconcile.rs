@@ -18,7 +18,7 @@ use crate::enforce::slow_backends::{Adopted, Orders, Task};
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{Author, Banned, Change, InForce, Recorder};
+use crate::ledger::{Author, BanRecord, BanSummary, Change, Recorder};
 use crate::panic_guard;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::{Backend, BanTarget, Expiry};
@@ -98,7 +98,7 @@ impl StartupReconcile {
             // otherwise each start would give them the whole duration again.
             for target in &self.bans.unheard {
                 bans.push(ActiveBan::whole(*target, self.expire));
-                let ban = Banned::wanted_by(Author::Import, *target, SystemTime::now(), self.expire, Backend::Route);
+                let ban = BanRecord::wanted_by(Author::Import, *target, SystemTime::now(), self.expire, Backend::Route);
                 if let Some(recorder) = &self.recorder {
                     recorder.put_patiently(ban.into());
                 }
@@ -285,7 +285,7 @@ impl StartupReconcile {
             return;
         }
         let with_command: Arc<[Backend]> = methods.iter().copied().chain([Backend::Command]).collect();
-        let methods_of = |ban: &InForce| {
+        let methods_of = |ban: &BanSummary| {
             let undoes = self.undoes_commands && ban.methods.iter().any(|method| method == Backend::Command);
             Arc::clone(if undoes { &with_command } else { &methods })
         };
@@ -359,7 +359,7 @@ fn reconcile(
         .map(|(target, left)| (*target, left.map_or(Expiry::Never, Expiry::After)))
         .collect();
     let added = |(target, expiry): &(BanTarget, Expiry)| {
-        Banned::wanted_by(Author::Import, *target, now, *expiry, Backend::Nft).into()
+        BanRecord::wanted_by(Author::Import, *target, now, *expiry, Backend::Nft).into()
     };
     let mut changes: Vec<Change> = unknown.iter().map(added).collect();
     if swept || incomplete || missing.len() >= MASS_REMOVAL {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot::{self, Receiver};
 
 use crate::engine::{Class, ServiceMemory};
-use crate::ledger::{Author, Banned, Recorder};
+use crate::ledger::{Author, BanRecord, Recorder};
 use crate::types::{BanTarget, Protocol, Timestamp};
 
 /// Maximum age of a ban that a newly served port can refute if its service is not remembered: a boot or an upgrade
@@ -70,7 +70,7 @@ impl UnfoundedBans {
 
 /// True if the remaining evidence is insufficient. Flags that no stack sends and handshakes with decoys need no number
 /// of ports, and the evidence of a prefix ban consists of several bans.
-pub(super) fn is_unfounded(ban: &Banned, served: &Served, forgiven: u8, now: SystemTime) -> bool {
+pub(super) fn is_unfounded(ban: &BanRecord, served: &Served, forgiven: u8, now: SystemTime) -> bool {
     let counts = ban.class.is_some_and(|class| !class.is_conclusive() && class != Class::Connect);
     let single = !matches!(ban.target, BanTarget::Prefix(_));
     let is_young = now.duration_since(ban.since).map_or(true, |age| age <= MAX_AGE);
@@ -93,18 +93,18 @@ mod tests {
         ports.iter().map(service).collect()
     }
 
-    fn ban(class: Class, ports: &[u16]) -> Banned {
-        Banned {
+    fn ban(class: Class, ports: &[u16]) -> BanRecord {
+        BanRecord {
             class: Some(class),
             ports: ports.iter().map(|port| (Protocol::Tcp, *port)).collect(),
-            ..Banned::from_ban(&Ban::example(), SystemTime::UNIX_EPOCH, None, Backend::Nft)
+            ..BanRecord::from_ban(&Ban::example(), SystemTime::UNIX_EPOCH, None, Backend::Nft)
         }
     }
 
     #[test]
     fn ban_needs_more_ports_than_services() {
         let served = Served { remembered: memory(&[80, 443]), ..Served::default() };
-        let is_unfounded = |ban: &Banned| is_unfounded(ban, &served, 2, SystemTime::now());
+        let is_unfounded = |ban: &BanRecord| is_unfounded(ban, &served, 2, SystemTime::now());
         assert!(is_unfounded(&ban(Class::Syn, &[80, 443, 23])));
         assert!(is_unfounded(&ban(Class::Syn, &[80, 23, 25])));
         assert!(!is_unfounded(&ban(Class::Syn, &[80, 23, 25, 26])), "three are left");
@@ -112,7 +112,7 @@ mod tests {
         assert!(!is_unfounded(&ban(Class::Syn, &[23])), "banned with another threshold");
         assert!(!is_unfounded(&ban(Class::Xmas, &[80])));
         assert!(!is_unfounded(&ban(Class::Connect, &[80, 443, 23])));
-        let operator = Banned { author: Author::Operator, ..ban(Class::Syn, &[80, 443, 23]) };
+        let operator = BanRecord { author: Author::Operator, ..ban(Class::Syn, &[80, 443, 23]) };
         assert!(!is_unfounded(&operator), "an operator's ban stays");
     }
 

@@ -21,9 +21,9 @@ pub enum Author {
     Import,
 }
 
-/// A ban that has come into force.
+/// A ban with all that the ledger records of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Banned {
+pub struct BanRecord {
     pub target: BanTarget,
     /// Source of the last probe; for an IPv6 target, one of its 2^64 addresses. Without a probe the target's own
     /// address.
@@ -52,7 +52,7 @@ pub struct Banned {
     pub capped: bool,
 }
 
-impl Banned {
+impl BanRecord {
     /// The engine's `ban`, in force since `at`.
     #[must_use]
     pub fn from_ban(ban: &Ban, at: SystemTime, interface: Option<&str>, methods: impl Into<Backends>) -> Self {
@@ -115,9 +115,9 @@ fn ports(ban: &Ban) -> Vec<(Protocol, u16)> {
     std::iter::once(deciding).chain(others).collect()
 }
 
-/// The data of a ban in force that a start needs.
+/// The part of a [`BanRecord`] that a start needs: there may be a hundred thousand of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InForce {
+pub struct BanSummary {
     pub target: BanTarget,
     /// Source of the last probe.
     pub source: IpAddr,
@@ -135,15 +135,15 @@ pub struct InForce {
     pub methods: Backends,
 }
 
-impl From<&Banned> for InForce {
-    fn from(ban: &Banned) -> Self {
-        let Banned { target, source, since, until, class, grade, methods, .. } = *ban;
+impl From<&BanRecord> for BanSummary {
+    fn from(ban: &BanRecord) -> Self {
+        let BanRecord { target, source, since, until, class, grade, methods, .. } = *ban;
         Self { target, source, since, until, class, grade, port: ban.ports.first().copied(), methods }
     }
 }
 
-impl InForce {
-    /// As [`Banned::left`].
+impl BanSummary {
+    /// As [`BanRecord::left`].
     #[must_use]
     pub fn left(&self, now: SystemTime) -> Option<Expiry> {
         left(self.since, self.until, now)
@@ -190,7 +190,7 @@ pub struct Ended {
 /// A stored ban.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    pub ban: Banned,
+    pub ban: BanRecord,
     /// Number of stored earlier bans of its target when it began.
     pub strikes: u32,
     /// Its end; `None` while none is recorded, which does not mean that a ban with `until` is in force.
@@ -269,10 +269,10 @@ pub enum Change {
     /// All lifts of the fleet's bans; earlier ones no longer hold.
     FleetLifts(Vec<FleetLift>),
     /// A ban has come into force. It replaces an earlier one of the same target.
-    Banned(Banned),
+    Banned(BanRecord),
     /// These backends enforce a ban as well. It is the ban of the same target with the same begin; without such a ban
     /// it is recorded as a new one.
-    Also(Banned),
+    Also(BanRecord),
     /// A source would have been banned, but its protocol is only logged.
     Logged(Logged),
     /// Scans are only logged until `until`; `None`: the trial has ended.
@@ -297,8 +297,8 @@ pub enum Change {
     ServiceForgotten(Service),
 }
 
-impl From<Banned> for Change {
-    fn from(ban: Banned) -> Self {
+impl From<BanRecord> for Change {
+    fn from(ban: BanRecord) -> Self {
         Self::Banned(ban)
     }
 }

@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::ban::{Author, Banned, InForce};
+use super::ban::{Author, BanRecord, BanSummary};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
 use crate::atomic_file::{AtomicFile, TemporaryName, append, end_last_line, is_at};
@@ -52,12 +52,12 @@ impl LegacyFiles {
     }
 
     /// Queues `ban` for the history. Imported bans are excluded, because the source of the import already has them.
-    pub fn note(&mut self, ban: &Banned) {
+    pub fn note(&mut self, ban: &BanRecord) {
         if ban.author == Author::Import {
             return;
         }
         let mut line = String::with_capacity(96);
-        put_line(&mut line, &mut Date::default(), &InForce::from(ban));
+        put_line(&mut line, &mut Date::default(), &BanSummary::from(ban));
         if self.waiting.len() + line.len() > WAITING {
             self.left_out += 1;
         } else {
@@ -88,7 +88,7 @@ impl LegacyFiles {
     }
 
     /// Atomically replaces the list of bans in force.
-    pub fn rewrite(&self, active: impl IntoIterator<Item = InForce>) -> Result<(), LedgerError> {
+    pub fn rewrite(&self, active: impl IntoIterator<Item = BanSummary>) -> Result<(), LedgerError> {
         let path = self.place.file(BLOCKED);
         let (mut text, mut date) = (String::new(), Date::default());
         active.into_iter().for_each(|ban| put_line(&mut text, &mut date, &ban));
@@ -113,7 +113,7 @@ impl LegacyFiles {
 }
 
 /// Appends the line of `ban`, with its end.
-fn put_line(text: &mut String, date: &mut Date, ban: &InForce) {
+fn put_line(text: &mut String, date: &mut Date, ban: &BanSummary) {
     let (protocol, port) = ban.port.unwrap_or((Protocol::Tcp, 0));
     let seconds = ban.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().min(LAST_SECOND);
     let (date, source) = (date.of(seconds), host(ban));
@@ -142,7 +142,7 @@ impl Date {
 }
 
 /// The host for the line. A filter would read a forged ::ffff:192.0.2.1 as 192.0.2.1, which may be protected.
-fn host(ban: &InForce) -> IpAddr {
+fn host(ban: &BanSummary) -> IpAddr {
     match ban.source {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => ban.target.element(),
         source => source,

@@ -30,7 +30,7 @@ use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
-pub use ban::{Allowance, Author, Banned, Change, Ended, Ending, Entry, FleetLift, InForce, LiftedBy, Logged};
+pub use ban::{Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, Entry, FleetLift, LiftedBy, Logged};
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
@@ -229,7 +229,7 @@ impl Ledger {
     }
 
     /// Writes bans that have come into force, in one transaction. A ban replaces an earlier one of the same target.
-    pub fn record(&mut self, bans: &[Banned]) -> Result<(), LedgerError> {
+    pub fn record(&mut self, bans: &[BanRecord]) -> Result<(), LedgerError> {
         self.transact(|statements| bans.iter().try_for_each(|ban| statements.record(ban)))
     }
 
@@ -245,10 +245,10 @@ impl Ledger {
                 Change::Banned(ban) => statements.record(ban),
                 Change::Also(ban) => statements.add(ban),
                 Change::Logged(logged) => statements.log(logged),
-                Change::Trial { until } => statements.trial(*until),
+                Change::Trial { until } => decisions::write_trial(statements.connection, *until),
                 Change::FleetLifts(lifts) => decisions::put_lifts(statements.connection, lifts),
-                Change::Allowed(allowance) => statements.allow(allowance),
-                Change::Disallowed { network } => statements.disallow(*network),
+                Change::Allowed(allowance) => decisions::allow(statements.connection, allowance),
+                Change::Disallowed { network } => decisions::disallow(statements.connection, *network),
                 Change::Ended { target, ended } => statements.end(*target, ended).map(drop),
                 Change::Served(service, at) => services::put(statements.connection, *service, *at),
                 Change::Listeners(listeners) => services::put_listeners(statements.connection, listeners),
@@ -298,7 +298,7 @@ impl Ledger {
     }
 
     /// The same with only the data that a list needs: a third of the work.
-    pub fn in_force(&self, now: SystemTime) -> Result<Found<InForce>, LedgerError> {
+    pub fn in_force(&self, now: SystemTime) -> Result<Found<BanSummary>, LedgerError> {
         self.query(&listed(), named_params! {":now": micros(now)}, row::in_force)
     }
 

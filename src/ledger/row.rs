@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Row;
 
-use super::ban::{Author, Banned, Ended, Ending, Entry, InForce};
+use super::ban::{Author, BanRecord, BanSummary, Ended, Ending, Entry};
 use crate::engine::{Class, Grade};
 use crate::types::{BanTarget, Protocol};
 
@@ -26,7 +26,7 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         None => None,
         Some(at) => Some(Ended { how: ending(row)?, at: time(at)? }),
     };
-    let ban = Banned {
+    let ban = BanRecord {
         target: target(row.get_ref(0).ok()?.as_str().ok()?)?,
         source: row.get_ref(1).ok()?.as_str().ok()?.parse().ok()?,
         since: time(row.get(2).ok()?)?,
@@ -45,10 +45,10 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
 }
 
 /// The ban in a row of [`IN_FORCE`].
-pub(super) fn in_force(row: &Row<'_>) -> Option<InForce> {
+pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
     let (who, source) = (row.get_ref(0).ok()?.as_str().ok()?, row.get_ref(1).ok()?.as_str().ok()?);
     let target = target(who)?;
-    Some(InForce {
+    Some(BanSummary {
         target,
         // Usually identical, which needs no parsing.
         source: if source == who { target.element() } else { source.parse().ok()? },

@@ -1,15 +1,11 @@
 //! The SQL statements that begin and end a ban within a transaction: they determine which row a ban continues, and
 //! which one it replaces.
 
-use std::time::SystemTime;
-
-use ipnet::IpNet;
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
-use super::decisions;
 use super::logged::{self, UPSERT};
 use super::row::{self, micros};
-use super::{Allowance, Author, Banned, Ended, Ending, Logged};
+use super::{Author, BanRecord, Ended, Ending, Logged};
 use crate::types::{Backends, BanTarget};
 
 /// The newest ban of a target: the only one that may be open, because each new one ends the previous one.
@@ -76,7 +72,7 @@ impl<'a> Statements<'a> {
     }
 
     /// Adds the backends of `ban` to the open ban if both are the same; otherwise records it.
-    pub(super) fn add(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
+    pub(super) fn add(&mut self, ban: &BanRecord) -> Result<(), rusqlite::Error> {
         match self.newest(&ban.target.to_string())? {
             Some(Newest { id, open: true, since, methods, .. }) if since == micros(ban.since) => {
                 let methods = methods.parse().unwrap_or(Backends::default()).and(ban.methods);
@@ -86,7 +82,7 @@ impl<'a> Statements<'a> {
         }
     }
 
-    pub(super) fn record(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
+    pub(super) fn record(&mut self, ban: &BanRecord) -> Result<(), rusqlite::Error> {
         let target = ban.target.to_string();
         let strikes = match self.newest(&target)? {
             None => 0,
@@ -128,19 +124,6 @@ impl<'a> Statements<'a> {
     pub(super) fn log(&mut self, logged: &Logged) -> Result<(), rusqlite::Error> {
         self.recorded += 1;
         logged::write(logged, &mut self.log)
-    }
-
-    /// Records the end of a trial.
-    pub(super) fn trial(&mut self, until: Option<SystemTime>) -> Result<(), rusqlite::Error> {
-        decisions::write_trial(self.connection, until)
-    }
-
-    pub(super) fn allow(&mut self, allowance: &Allowance) -> Result<(), rusqlite::Error> {
-        decisions::allow(self.connection, allowance)
-    }
-
-    pub(super) fn disallow(&mut self, network: IpNet) -> Result<(), rusqlite::Error> {
-        decisions::disallow(self.connection, network)
     }
 
     pub(super) fn end(&mut self, target: BanTarget, ended: &Ended) -> Result<bool, rusqlite::Error> {

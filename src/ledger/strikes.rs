@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use rusqlite::{Row, named_params};
 
-use super::ban::InForce;
+use super::ban::BanSummary;
 use super::row::{self, micros};
 use super::{Ledger, LedgerError};
 use crate::engine::{Grade, LastBan, StrikeHistory};
@@ -74,7 +74,7 @@ impl Ledger {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadedState {
     /// The bans in force: permanent ones, then the others in order of their ends.
-    pub active: Vec<InForce>,
+    pub active: Vec<BanSummary>,
     /// Targets that were banned before, those whose last ban ended last first.
     pub struck: Vec<StrikeHistory>,
     /// Number of invalid rows, written by another program or a failing disk.
@@ -84,7 +84,7 @@ pub struct LoadedState {
 /// [`LoadedState`] under construction.
 #[derive(Default)]
 struct Recall {
-    active: Vec<InForce>,
+    active: Vec<BanSummary>,
     /// Number of strikes, number of proven ones, and the end of the last ban in microseconds.
     struck: HashMap<BanTarget, (u32, u32, i64)>,
     unreadable: u64,

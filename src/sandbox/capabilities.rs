@@ -51,7 +51,7 @@ fn needed(policy: &Policy, shut_out: bool) -> CapabilitySet {
 
 /// Reduces all sets. Capabilities that the process lacks are not added.
 ///
-/// `nice` is kept as well until the sensor thread has its priority ([`forget_nice`]). A process that is `shut_out` of
+/// `nice` is kept as well until the sensor thread has its priority ([`forget_priority`]). A process that is `shut_out` of
 /// its own files may pass through all directories.
 pub(super) fn cut(policy: &Policy, (nice, shut_out): (bool, bool), warnings: &mut Vec<String>) {
     if let Err(error) = try_cut(policy, nice, shut_out) {
@@ -59,8 +59,8 @@ pub(super) fn cut(policy: &Policy, (nice, shut_out): (bool, bool), warnings: &mu
     }
 }
 
-/// Removes the capability to change priorities from the calling thread.
-pub(super) fn forget_nice() {
+/// Drops the permission for a real-time priority from the calling thread.
+pub fn forget_priority() {
     if let Ok(CapabilitySets { effective, permitted, inheritable }) = capabilities(None) {
         let less = CapabilitySets {
             effective: effective - CapabilitySet::SYS_NICE,

@@ -21,12 +21,13 @@ use rustix::process::{
 };
 use rustix::thread::{no_new_privs, set_no_new_privs};
 
-pub use capabilities::Capabilities;
+pub use capabilities::{Capabilities, forget_priority};
 pub use handover::HandoverError;
 pub use instance_lock::{InstanceLock, InstanceLockError};
 pub use landlock::Reach;
 pub use ownership::{Untrusted, only_ours};
 use user::Account;
+pub use user::{obstacle_for, user_id};
 
 /// The resources that the program needs after its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -162,13 +163,6 @@ pub fn obstacles(policy: &Policy) -> Vec<String> {
     shut_out.into_iter().chain(foreign).collect()
 }
 
-/// What keeps the user of a service, with more `groups`, from using `file` with all of `bits` (4 to read, 1 to execute): the file, or
-/// a folder on the way to it.
-#[must_use]
-pub fn obstacle_for(user: &str, groups: &[&str], file: &Path, bits: u32) -> Option<PathBuf> {
-    user::obstacle(user, groups, file, bits)
-}
-
 /// The directories in [`Policy::write`] in which the user, to which root would switch, cannot create and replace files;
 /// empty if the user does not change.
 #[must_use]
@@ -289,11 +283,6 @@ impl Sandbox {
     }
 }
 
-/// Drops the permission for a real-time priority from the calling thread.
-pub fn forget_priority() {
-    capabilities::forget_nice();
-}
-
 /// Creates missing directories while the process still has the permission; returns the created ones.
 fn make_folders(policy: &Policy) -> Vec<PathBuf> {
     if policy.process == Process::Files {
@@ -304,12 +293,6 @@ fn make_folders(policy: &Policy) -> Vec<PathBuf> {
     let made = folders.filter(|folder| user::make(folder).is_ok_and(|made| made)).cloned().collect();
     policy.shared_socket.as_deref().and_then(Path::parent).into_iter().for_each(user::let_pass);
     made
-}
-
-/// The uid of the user `name`; `None` if it does not exist. Call it before the sandbox closes the user database.
-#[must_use]
-pub fn user_id(name: &str) -> Option<u32> {
-    user::number(name)
 }
 
 /// Switches from root to the own user, and gives it its directories. Returns a warning if that user cannot access some

@@ -30,8 +30,9 @@ pub(super) fn name(user: u32) -> Option<String> {
     User::from_uid(user.into()).ok().flatten().map(|found| found.name)
 }
 
-/// The uid of the user `name`, if it exists.
-pub(super) fn number(name: &str) -> Option<u32> {
+/// The uid of the user `name`; `None` if it does not exist. Call it before the sandbox closes the user database.
+#[must_use]
+pub fn user_id(name: &str) -> Option<u32> {
     User::from_name(name).ok().flatten().map(|found| found.uid.as_raw())
 }
 
@@ -178,7 +179,8 @@ impl Account {
 
 /// What keeps the user of a service, with more `groups`, from using `file` with all of `bits` (4 to read, 1 to execute): the file, or
 /// a folder on the way to it. `None` where nothing does, and where there is no such user.
-pub(super) fn obstacle(user: &str, groups: &[&str], file: &Path, bits: u32) -> Option<PathBuf> {
+#[must_use]
+pub fn obstacle_for(user: &str, groups: &[&str], file: &Path, bits: u32) -> Option<PathBuf> {
     let found = looked_up(User::from_name(user)).ok()??;
     let own = getgrouplist(&CString::new(user).ok()?, found.gid).ok()?;
     let others = groups.iter().filter_map(|group| Group::from_name(group).ok()?).map(|group| group.gid);

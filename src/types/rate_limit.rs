@@ -85,12 +85,6 @@ impl LineLimiter {
         self.used = self.used.saturating_add(1);
     }
 
-    /// True if the window has no lines left.
-    #[must_use]
-    pub fn is_exhausted(&self) -> bool {
-        self.used >= self.limit
-    }
-
     /// Returns the number of suppressed lines once after each window's end.
     pub fn turn(&mut self, now: Timestamp) -> Option<u64> {
         self.roll(now);
@@ -127,8 +121,8 @@ mod tests {
     fn suppressed_lines_are_reported_once_per_window() {
         let mut limiter = LineLimiter::new(10, Duration::from_secs(60));
         assert_eq!((0..15).filter(|second| limiter.admit(at(100 + second))).count(), 10);
-        assert_eq!((limiter.turn(at(159)), limiter.is_exhausted()), (None, true));
-        assert_eq!((limiter.turn(at(160)), limiter.turn(at(161)), limiter.is_exhausted()), (Some(5), None, false));
+        assert_eq!(limiter.turn(at(159)), None);
+        assert_eq!((limiter.turn(at(160)), limiter.turn(at(161))), (Some(5), None));
         assert!(limiter.admit(at(300)));
         assert_eq!(limiter.turn(at(301)), Some(0), "a line that starts a window loses no report");
     }

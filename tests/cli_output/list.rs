@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use portsentry::enforce::nft::{Nft, RulesetSpec};
 use portsentry::engine::{Class, Grade};
-use portsentry::ledger::{Author, Banned, DATABASE, Ledger};
+use portsentry::ledger::{Author, BanRecord, DATABASE, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use serde_json::Value;
@@ -24,13 +24,13 @@ fn ago(seconds: u64) -> SystemTime {
     SystemTime::now() - Duration::from_secs(seconds)
 }
 
-fn ban(text: &str, since: SystemTime, seconds: u64) -> Banned {
-    Banned {
+fn ban(text: &str, since: SystemTime, seconds: u64) -> BanRecord {
+    BanRecord {
         class: Some(Class::Syn),
         grade: Some(Grade::Forgeable),
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
         probes: 7,
-        ..Banned::wanted_by(
+        ..BanRecord::wanted_by(
             Author::Detector,
             target(text),
             since,
@@ -47,7 +47,7 @@ struct Host {
 }
 
 impl Host {
-    fn with(bans: &[Banned]) -> Self {
+    fn with(bans: &[BanRecord]) -> Self {
         let host = Self { state: tempfile::tempdir().unwrap(), namespace: Namespace::new() };
         Ledger::open(&host.directory()).unwrap().0.record(bans).unwrap();
         host
@@ -165,7 +165,7 @@ fn list_order_and_period_are_selectable() {
         ban("192.0.2.3", ago(3 * HOUR), 4 * HOUR),
         ban("192.0.2.1", ago(2 * HOUR), 9 * HOUR),
         again,
-        Banned::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft),
+        BanRecord::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft),
     ]);
     host.block(&[("192.0.2.1", 7 * HOUR), ("192.0.2.3", HOUR)]);
     assert_eq!(targets(&host.json(&[])), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);
@@ -186,7 +186,7 @@ fn list_shows_only_requested_target() {
         ban("10.0.0.7", ago(60), HOUR),
         ban("10.0.1.7", ago(60), HOUR),
         ban("2001:db8:1:2::/64", ago(60), HOUR),
-        Banned { target: wide, ..ban("10.0.0.9", ago(60), 2 * HOUR) },
+        BanRecord { target: wide, ..ban("10.0.0.9", ago(60), 2 * HOUR) },
     ]);
     host.block(&[("10.0.0.7", HOUR), ("10.0.1.7", HOUR), ("2001:db8:1:2::/64", HOUR)]);
     assert_eq!(targets(&host.json(&["10.0.0.7"])), ["10.0.0.7", "10.0.0.0/24"], "the network around it is listed too");
@@ -269,10 +269,10 @@ fn names_are_resolved_where_requested() {
 
 #[test]
 fn piped_table_is_whole_and_columns_counts() {
-    let mut by_hand = Banned::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft);
+    let mut by_hand = BanRecord::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft);
     by_hand.note = Some("brute force on the mail server, see the abuse report of Monday".to_owned());
     let many = (1..=60).map(|port| (Protocol::Tcp, 1_000 + port)).collect();
-    let host = Host::with(&[Banned { ports: many, ..ban("192.0.2.1", ago(60), HOUR) }, by_hand]);
+    let host = Host::with(&[BanRecord { ports: many, ..ban("192.0.2.1", ago(60), HOUR) }, by_hand]);
     host.block(&[("192.0.2.1", HOUR), ("192.0.2.2", HOUR)]);
     let text = host.text(&[]);
     assert!(text.contains(",1060") && text.contains("the abuse report of Monday") && !text.contains('…'), "{text}");

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use portsentry::ledger::{Author, Banned, Ended, Ending, Entry, InForce, Ledger};
+use portsentry::ledger::{Author, BanRecord, BanSummary, Ended, Ending, Entry, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry};
 use proptest::prelude::*;
 
@@ -42,7 +42,7 @@ impl Model {
         true
     }
 
-    fn record(&mut self, ban: Banned) {
+    fn record(&mut self, ban: BanRecord) {
         self.end(ban.target, Ending::Replaced, ban.since);
         let strikes = self.0.iter().filter(|entry| entry.ban.target == ban.target).count();
         self.0.push(Entry { ban, strikes: strikes.try_into().unwrap(), ended: None });
@@ -83,7 +83,7 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
     assert_eq!(active.unreadable, 0);
     let key = |entry: &Entry| entry.ban.target;
     let recalled = ledger.recall(Duration::from_secs(50), now, 4).unwrap().active;
-    let as_recalled = |Entry { ban, .. }: &Entry| InForce {
+    let as_recalled = |Entry { ban, .. }: &Entry| BanSummary {
         target: ban.target,
         source: ban.source,
         since: ban.since,
@@ -124,8 +124,8 @@ proptest! {
             let now = match step {
                 Step::Ban(number, when, span, capped) => {
                     let new = match span {
-                        Some(span) => Banned { capped, ..ban(source(number), at(when), span) },
-                        None => Banned::wanted_by(Author::Operator, source(number), at(when), Expiry::Never, Backend::Nft),
+                        Some(span) => BanRecord { capped, ..ban(source(number), at(when), span) },
+                        None => BanRecord::wanted_by(Author::Operator, source(number), at(when), Expiry::Never, Backend::Nft),
                     };
                     ledger.record(std::slice::from_ref(&new)).unwrap();
                     model.record(new);

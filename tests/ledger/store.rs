@@ -7,7 +7,8 @@ use portsentry::engine::{
     Settings, Verdict, Watch,
 };
 use portsentry::ledger::{
-    Author, Banned, Change, Count, Ended, Ending, Entry, FleetLift, LiftedBy, Logged, Opened, Reader, Retention, SLACK,
+    Author, BanRecord, Change, Count, Ended, Ending, Entry, FleetLift, LiftedBy, Logged, Opened, Reader, Retention,
+    SLACK,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -17,7 +18,7 @@ use super::support::{State, at, ban, intruder, source, target};
 
 const DAY: u64 = 86_400;
 
-fn entry(ban: Banned, strikes: u32, ended: Option<Ended>) -> Entry {
+fn entry(ban: BanRecord, strikes: u32, ended: Option<Ended>) -> Entry {
     Entry { ban, strikes, ended }
 }
 
@@ -28,8 +29,8 @@ fn ban_is_complete_after_restart() {
         ban(target("192.0.2.7"), at(0), DAY),
         ban(target("2001:db8:1:2:3::4"), at(1), DAY),
         ban(target("fe80::1"), at(2), DAY),
-        Banned::wanted_by(Author::Operator, target("198.51.100.9"), at(3), Expiry::Never, Backend::Nft),
-        Banned::wanted_by(Author::Import, target("203.0.113.1"), at(4), Expiry::After(Duration::MAX), Backend::Nft),
+        BanRecord::wanted_by(Author::Operator, target("198.51.100.9"), at(3), Expiry::Never, Backend::Nft),
+        BanRecord::wanted_by(Author::Import, target("203.0.113.1"), at(4), Expiry::After(Duration::MAX), Backend::Nft),
     ];
     {
         let (mut ledger, opened) = state.open();
@@ -141,9 +142,9 @@ fn ban_counts_as_strike_until_forgotten() {
 fn only_standing_evidence_bans_are_strikes() {
     let state = State::new();
     let mut ledger = state.ledger();
-    let by_hand = |number| Banned::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
-    let imported = Banned::wanted_by(Author::Import, source(2), at(0), Expiry::Never, Backend::Nft);
-    let capped = Banned { capped: true, ..ban(source(3), at(0), 60) };
+    let by_hand = |number| BanRecord::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
+    let imported = BanRecord::wanted_by(Author::Import, source(2), at(0), Expiry::Never, Backend::Nft);
+    let capped = BanRecord { capped: true, ..ban(source(3), at(0), 60) };
     ledger
         .record(&[by_hand(1), imported, capped.clone(), ban(source(4), at(0), 60), ban(source(5), at(0), 60)])
         .unwrap();
@@ -165,7 +166,7 @@ fn adopted_ban_has_one_ledger_row() {
     let evidence = |number| ban(source(number), at(10), 60);
     let found = |number| {
         let left = Expiry::After(Duration::from_secs(59));
-        Banned::wanted_by(Author::Import, source(number), at(11), left, Backend::Nft)
+        BanRecord::wanted_by(Author::Import, source(number), at(11), left, Backend::Nft)
     };
     ledger.record(&[evidence(1), found(1), found(2), evidence(2)]).unwrap();
     for number in [1, 2] {
@@ -181,8 +182,8 @@ fn adopted_ban_has_one_ledger_row() {
 fn strikes_come_newest_first() {
     let state = State::new();
     let mut ledger = state.ledger();
-    let endless = Banned { until: None, ..ban(source(5), at(100), 0) };
-    let short = Banned { capped: true, ..ban(source(1), at(900), 300) };
+    let endless = BanRecord { until: None, ..ban(source(5), at(100), 0) };
+    let short = BanRecord { capped: true, ..ban(source(1), at(900), 300) };
     ledger
         .record(&[
             ban(source(1), at(0), 60),
@@ -220,7 +221,7 @@ fn remaining_time_never_exceeds_whole() {
     assert_eq!(timed.left(at(160) - Duration::from_millis(3)), after(1), "an expiry is never shorter than its minimum");
     assert_eq!(timed.left(at(160)), None);
     assert_eq!(timed.left(at(0)), after(60), "the clock was set back");
-    let endless = Banned::wanted_by(Author::Operator, source(1), at(100), Expiry::Never, Backend::Nft);
+    let endless = BanRecord::wanted_by(Author::Operator, source(1), at(100), Expiry::Never, Backend::Nft);
     assert_eq!(endless.left(at(999_999)), Some(Expiry::Never));
 }
 
@@ -342,7 +343,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     };
     let _ = (touch(23), touch(23), touch(2323));
     let Verdict::Block(verdict) = touch(8080) else { panic!("three ports are enough") };
-    let banned = Banned::from_ban(&verdict, at(0), Some("eth0"), Backend::Nft);
+    let banned = BanRecord::from_ban(&verdict, at(0), Some("eth0"), Backend::Nft);
     assert_eq!(banned.ports[0], (Protocol::Tcp, 8080));
     let mut ports: Vec<u16> = banned.ports.iter().map(|(_, port)| *port).collect();
     ports.sort_unstable();
@@ -370,13 +371,13 @@ fn older_ledger_gets_grades_of_evidence() {
     let state = State::new();
     let handshakes = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 25), (Protocol::Tcp, 79)];
     let mixed = [&handshakes[..], &[(Protocol::Sctp, 7)]].concat();
-    let connect = |n, ports: &[_], grade| Banned {
+    let connect = |n, ports: &[_], grade| BanRecord {
         class: Some(Class::Connect),
         ports: ports.to_vec(),
         grade: Some(grade),
         ..ban(source(n), at(0), 60)
     };
-    let by_hand = Banned::wanted_by(Author::Operator, source(4), at(0), Expiry::Never, Backend::Nft);
+    let by_hand = BanRecord::wanted_by(Author::Operator, source(4), at(0), Expiry::Never, Backend::Nft);
     let bans = [
         ban(source(1), at(0), 60),
         connect(2, &handshakes, Grade::Proven),

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use portsentry::engine::{Class, Grade};
-use portsentry::ledger::{Author, Banned, Change, Ledger, LegacyFiles, Opened, Writer, WriterEvent};
+use portsentry::ledger::{Author, BanRecord, Change, Ledger, LegacyFiles, Opened, Writer, WriterEvent};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -30,8 +30,8 @@ pub(crate) fn source(number: u32) -> BanTarget {
 }
 
 /// A ban by the detector: of `target`, from `since` on for `seconds`.
-pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> Banned {
-    Banned {
+pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> BanRecord {
+    BanRecord {
         class: Some(Class::Syn),
         grade: Some(Grade::Forgeable),
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Udp, 161)],
@@ -44,7 +44,13 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> Banned 
         methods: Backend::Nft.into(),
         note: None,
         author: Author::Detector,
-        ..Banned::wanted_by(Author::Detector, target, since, Expiry::After(Duration::from_secs(seconds)), Backend::Nft)
+        ..BanRecord::wanted_by(
+            Author::Detector,
+            target,
+            since,
+            Expiry::After(Duration::from_secs(seconds)),
+            Backend::Nft,
+        )
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
-use portsentry::ledger::{Author, BLOCKED, Banned, HISTORY, InForce, LedgerError, LegacyFiles};
+use portsentry::ledger::{Author, BLOCKED, BanRecord, BanSummary, HISTORY, LedgerError, LegacyFiles};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use proptest::prelude::*;
 use regex::Regex;
@@ -28,7 +28,7 @@ fn classic(state: &State) -> LegacyFiles {
     LegacyFiles::open(&state.path()).unwrap()
 }
 
-fn append(classic: &mut LegacyFiles, bans: &[Banned]) {
+fn append(classic: &mut LegacyFiles, bans: &[BanRecord]) {
     bans.iter().for_each(|ban| classic.note(ban));
     classic.append().unwrap();
 }
@@ -82,7 +82,7 @@ fn forged_mapped_address_bans_no_ipv4() {
 #[test]
 fn operator_ban_has_port_0_in_history() {
     let state = State::new();
-    let ban_by = |author| Banned::wanted_by(author, target("198.51.100.9"), at(0), Expiry::Never, Backend::Nft);
+    let ban_by = |author| BanRecord::wanted_by(author, target("198.51.100.9"), at(0), Expiry::Never, Backend::Nft);
     append(&mut classic(&state), &[ban_by(Author::Operator), ban_by(Author::Import)]);
     let text = state.read(HISTORY);
     assert_eq!(text.lines().count(), 1);
@@ -172,14 +172,14 @@ fn replaced_list_keeps_mode_and_group() {
     let state = State::new();
     let classic = classic(&state);
     let bans: Vec<_> = (0..50).map(|number| ban(source(number), at(0), 60)).collect();
-    classic.rewrite(bans.iter().map(InForce::from)).unwrap();
+    classic.rewrite(bans.iter().map(BanSummary::from)).unwrap();
     let old = fs::metadata(state.file(BLOCKED)).unwrap();
     assert_eq!(old.mode() & 0o777, 0o600);
     fs::set_permissions(state.file(BLOCKED), Permissions::from_mode(0o644)).unwrap();
     // A program that has the old file open keeps reading it.
     let reader = fs::File::open(state.file(BLOCKED)).unwrap();
     fs::write(state.file("portsentry.blocked.new"), "left by a crash").unwrap();
-    classic.rewrite(bans[..1].iter().map(InForce::from)).unwrap();
+    classic.rewrite(bans[..1].iter().map(BanSummary::from)).unwrap();
     let new = fs::metadata(state.file(BLOCKED)).unwrap();
     assert_eq!((new.mode() & 0o777, new.gid()), (0o644, old.gid()));
     assert_ne!(new.ino(), old.ino());
@@ -202,6 +202,6 @@ fn linked_text_file_is_not_written() {
     let banned = ban(source(1), at(0), 60);
     classic.note(&banned);
     assert!(matches!(classic.append(), Err(LedgerError::Link(_))));
-    assert!(matches!(classic.rewrite([InForce::from(&banned)]), Err(LedgerError::Link(_))));
+    assert!(matches!(classic.rewrite([BanSummary::from(&banned)]), Err(LedgerError::Link(_))));
     assert_eq!(state.read("precious"), "precious");
 }

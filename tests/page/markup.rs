@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portsentry::ledger::Banned;
+use portsentry::ledger::BanRecord;
 use portsentry::report::{ReportStats, html};
 use portsentry::types::Protocol;
 use regex::Regex;
@@ -14,10 +14,10 @@ use super::support::{DAY, State, ago, ban, now, source, target};
 fn page(host: Option<&str>) -> String {
     let many = (0..40).map(|number| {
         let ports = vec![(Protocol::Tcp, 1000 + u16::try_from(number).unwrap()), (Protocol::Icmp, 8)];
-        Banned { ports, ..ban(source(number << 8), ago(u64::from(number) * DAY / 2), DAY) }
+        BanRecord { ports, ..ban(source(number << 8), ago(u64::from(number) * DAY / 2), DAY) }
     });
     let again = (0..30).map(|number| ban(target(&format!("2001:db8:{number:x}::1")), ago(3 * DAY), DAY));
-    let bans: Vec<_> = many.chain(again.clone()).chain(again.map(|ban| Banned { since: ago(60), ..ban })).collect();
+    let bans: Vec<_> = many.chain(again.clone()).chain(again.map(|ban| BanRecord { since: ago(60), ..ban })).collect();
     html(&ReportStats::read(&State::with(&bans).path(), Duration::from_secs(30 * DAY), now()).unwrap(), host)
 }
 

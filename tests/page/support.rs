@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portsentry::engine::{Class, Grade};
-use portsentry::ledger::{Author, Banned, DATABASE, Ledger};
+use portsentry::ledger::{Author, BanRecord, DATABASE, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -35,14 +35,20 @@ pub(crate) fn source(number: u32) -> BanTarget {
 }
 
 /// A ban by the detector: a SYN scan of two ports with seven probes.
-pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> Banned {
-    Banned {
+pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> BanRecord {
+    BanRecord {
         class: Some(Class::Syn),
         grade: Some(Grade::Forgeable),
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
         probes: 7,
         interface: Some("eth0".to_owned()),
-        ..Banned::wanted_by(Author::Detector, target, since, Expiry::After(Duration::from_secs(seconds)), Backend::Nft)
+        ..BanRecord::wanted_by(
+            Author::Detector,
+            target,
+            since,
+            Expiry::After(Duration::from_secs(seconds)),
+            Backend::Nft,
+        )
     }
 }
 
@@ -55,7 +61,7 @@ impl State {
     }
 
     /// A state directory with `bans` in its ledger, which is closed.
-    pub(crate) fn with(bans: &[Banned]) -> Self {
+    pub(crate) fn with(bans: &[BanRecord]) -> Self {
         let state = Self::new();
         state.ledger().record(bans).unwrap();
         state

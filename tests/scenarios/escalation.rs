@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use portsentry::engine::Class;
-use portsentry::ledger::{Author, Banned, Ledger};
+use portsentry::ledger::{Author, BanRecord, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry};
 
 use crate::support::{expect_held, expect_nothing_left, scan, scene, settings};
@@ -81,8 +81,8 @@ fn first_ban_after_start_knows_its_strike() {
     let ban = |target, ago: u64| {
         let since = now - Duration::from_secs(ago);
         let ban =
-            Banned::wanted_by(Author::Detector, target, since, Expiry::After(Duration::from_secs(60)), Backend::Nft);
-        Banned { class: Some(Class::Syn), ..ban }
+            BanRecord::wanted_by(Author::Detector, target, since, Expiry::After(Duration::from_secs(60)), Backend::Nft);
+        BanRecord { class: Some(Class::Syn), ..ban }
     };
     // The strike of the oldest ban is loaded last.
     let others = (0..count).map(|number| ban(BanTarget::V4((0x0b00_0000 + number).into()), 3_600));

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use super::bans::{Held, Listed};
-use crate::ledger::{Author, Banned, Logged, author_key};
+use crate::ledger::{Author, BanRecord, Logged, author_key};
 use crate::types::printable::masked;
 use crate::types::{Expiry, brief};
 
@@ -91,7 +91,7 @@ fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: System
         let cells = bans.iter().map(cell).collect();
         Column { head, cells, least, right, width: 0 }
     };
-    let known = |ban: &Listed, tell: fn(&Banned) -> String| {
+    let known = |ban: &Listed, tell: fn(&BanRecord) -> String| {
         ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| tell(&entry.ban))
     };
     let mut columns = vec![column("ADDRESS", usize::MAX, false, &|ban| ban.target.to_string())];
@@ -122,7 +122,7 @@ fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: System
     columns
 }
 
-fn reason(ban: &Banned) -> String {
+fn reason(ban: &BanRecord) -> String {
     match (ban.class, ban.author) {
         (Some(class), _) => class.key().to_owned(),
         (None, Author::Import) => "import".to_owned(),
@@ -131,7 +131,7 @@ fn reason(ban: &Banned) -> String {
     }
 }
 
-fn ports(ban: &Banned) -> String {
+fn ports(ban: &BanRecord) -> String {
     let text = compact_ports(ban.ports.iter().map(|(protocol, port)| (protocol.key(), *port)));
     if text.is_empty() { "-".to_owned() } else { text }
 }
@@ -226,7 +226,7 @@ mod tests {
         let target: BanTarget = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
         let mut ban =
-            Banned::wanted_by(author, target, since, Expiry::After(Duration::from_secs(86_400)), Backend::Nft);
+            BanRecord::wanted_by(author, target, since, Expiry::After(Duration::from_secs(86_400)), Backend::Nft);
         if author == Author::Detector {
             ban.class = Some(Class::Syn);
             ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];

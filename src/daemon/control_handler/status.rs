@@ -8,12 +8,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor};
-use crate::config::{BlockPolicy, Config, HostPorts, Protocol, classic_only_logs, pitfalls};
+use crate::config::{Config, HostPorts, Protocol, classic_only_logs, pitfalls};
 use crate::control::fleet_info::FleetLink;
 use crate::control::protocol::{Answer, Reply};
-use crate::control::status::{
-    BanCounts, BlockState, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts,
-};
+use crate::control::status::{BanCounts, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts};
 use crate::daemon::command_helper::CommandHelper;
 use crate::daemon::service_tracker::ServiceState;
 use crate::enforce::nft::Nft;
@@ -169,11 +167,7 @@ fn monitored(protocol: &Protocol, in_use: &PortSet) -> MonitoredPorts {
     let monitored = configured.without(in_use);
     MonitoredPorts {
         mode: protocol.mode.name().to_owned(),
-        block: match protocol.block {
-            BlockPolicy::Yes => BlockState::Yes,
-            BlockPolicy::No => BlockState::OnlyLogged,
-            BlockPolicy::Run => BlockState::Run,
-        },
+        block: protocol.block,
         ports: monitored.to_string(),
         count: monitored.iter().count(),
         left_out: configured.without(&monitored).to_string(),

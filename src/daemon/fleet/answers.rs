@@ -1,7 +1,8 @@
 //! Formats the state of the fleet for operators and the log.
 
 use super::acceptance::Entry;
-use super::{Fleet, Surroundings, now};
+use super::{Fleet, Surroundings};
+use crate::clock::boot_time;
 use crate::control::fleet_info::{
     FleetBan, FleetBanState, FleetBans, FleetReportInfo, FleetStatus, MAX_FLEET_BANS, MAX_FLEET_REPORTS,
 };
@@ -12,7 +13,7 @@ impl Fleet {
     pub(in crate::daemon) fn status(&self, surroundings: Surroundings<'_>) -> FleetStatus {
         let (bans, waiting) = self.acceptance.counts();
         let (link, reason) = self.link.status();
-        let above = self.acceptance.ignored(now()).map(|one| IgnoredAuthor {
+        let above = self.acceptance.ignored(boot_time()).map(|one| IgnoredAuthor {
             author: one.author.to_string(),
             reason: match (self.config.accept.max_per_author_per_hour, counted(one.excess, "report")) {
                 (limit, excess) if one.for_s == 0 => {
@@ -43,7 +44,7 @@ impl Fleet {
 
     /// The reports of other hosts about `target`.
     pub(in crate::daemon) fn explain(&self, target: BanTarget, surroundings: Surroundings<'_>) -> Option<FleetBan> {
-        let now = now();
+        let now = boot_time();
         if let Some(until) = self.acceptance.lifts.until(target) {
             return Some(FleetBan {
                 target: target.to_string(),
@@ -58,7 +59,7 @@ impl Fleet {
 
     /// The reports of other hosts about the targets after `last`.
     pub(in crate::daemon) fn list(&self, last: Option<BanTarget>, surroundings: Surroundings<'_>) -> FleetBans {
-        let (now, shadow) = (now(), self.is_shadow(surroundings));
+        let (now, shadow) = (boot_time(), self.is_shadow(surroundings));
         let mut entries = self.acceptance.entries(last);
         let bans = entries.by_ref().take(MAX_FLEET_BANS);
         let bans = bans.map(|(target, entry)| self.describe(now, target, entry, shadow)).collect();

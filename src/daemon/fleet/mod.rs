@@ -26,9 +26,9 @@ use crate::control::fleet_server::{FleetServer, IncomingFleetRequest};
 use crate::enforce::nft::{BlockError, Nft};
 use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{Banned, Change, FleetLift, LiftedBy, Recorder};
+use crate::ledger::{BanRecord, Change, FleetLift, LiftedBy, Recorder};
 use crate::types::printable::quotable;
-use crate::types::{BanTarget, Expiry, LineLimiter, MINUTE, Timestamp, counted};
+use crate::types::{BanTarget, Expiry, LineLimiter, MINUTE, counted};
 use acceptance::Acceptance;
 use answers::log_text;
 use authors::Ignored;
@@ -124,7 +124,7 @@ impl Fleet {
             refused: 0,
         };
         fleet.own_bans.recall(remembered.own_bans.iter());
-        fleet.acceptance.lifts.restore(now(), SystemTime::now(), &remembered.lifts);
+        fleet.acceptance.lifts.restore(boot_time(), SystemTime::now(), &remembered.lifts);
         if fleet.is_shadow(surroundings) {
             let cleared = fleet.nft.clear_fleet();
             fleet.note_kernel(cleared);
@@ -132,7 +132,7 @@ impl Fleet {
         }
         fleet.in_kernel = true;
         if let Ok(found) = fleet.nft.fleet_bans() {
-            let refused = fleet.acceptance.adopt(now(), found.into_iter(), exempt(surroundings.host));
+            let refused = fleet.acceptance.adopt(boot_time(), found.into_iter(), exempt(surroundings.host));
             let lifted = fleet.nft.lift_for_fleet(&refused);
             fleet.note_kernel(lifted);
         }
@@ -230,7 +230,7 @@ impl Fleet {
         surroundings: Surroundings<'_>,
         events: &mut Vec<EventKind>,
     ) -> Vec<ReportOutcome> {
-        let (now, shadow) = (now(), self.is_shadow(surroundings));
+        let (now, shadow) = (boot_time(), self.is_shadow(surroundings));
         let mut bans = BTreeMap::new();
         let mut fresh = BTreeSet::new();
         let mut outcomes = Vec::with_capacity(reports.len());
@@ -311,7 +311,7 @@ impl Fleet {
         if matches!(target, BanTarget::Prefix(_)) {
             return false;
         }
-        let lifted = self.acceptance.lift(now(), target, by);
+        let lifted = self.acceptance.lift(boot_time(), target, by);
         let done = if self.in_kernel { self.nft.lift_for_fleet(&[target]) } else { Ok(()) };
         self.note_kernel(done);
         lifted
@@ -319,7 +319,7 @@ impl Fleet {
 
     /// Lifts all bans; returns their number.
     pub(super) fn lift_all(&mut self) -> usize {
-        let lifted = self.acceptance.lift_all(now());
+        let lifted = self.acceptance.lift_all(boot_time());
         let done = if self.in_kernel { self.nft.clear_fleet() } else { Ok(()) };
         self.note_kernel(done);
         self.own_bans.lift_all().iter().for_each(|event| self.server.publish(event));
@@ -355,7 +355,7 @@ impl Fleet {
     /// Replaces the contents of the kernel's sets with the bans, because loading a saved ruleset restores outdated
     /// ones.
     fn fill(&mut self) -> Result<(), BlockError> {
-        let bans: BTreeMap<_, _> = self.acceptance.bans(now()).collect();
+        let bans: BTreeMap<_, _> = self.acceptance.bans(boot_time()).collect();
         let found = self.nft.fleet_bans()?;
         let stale: Vec<_> =
             found.into_iter().map(|(target, _)| target).filter(|target| !bans.contains_key(target)).collect();
@@ -394,7 +394,7 @@ impl Fleet {
     /// Writes changed lifts to the ledger; at the end of the process (`is_last`) without a delay.
     pub(super) fn write_lifts(&mut self, is_last: bool) {
         let Some(recorder) = &self.recorder else { return };
-        let Some(lifts) = self.acceptance.lifts.take_unwritten(now(), SystemTime::now(), is_last) else { return };
+        let Some(lifts) = self.acceptance.lifts.take_unwritten(boot_time(), SystemTime::now(), is_last) else { return };
         if !recorder.put(Change::FleetLifts(lifts)) {
             self.acceptance.lifts.keep_unwritten();
         }
@@ -418,7 +418,7 @@ impl Fleet {
         }
         if self.expired_at.elapsed() >= EXPIRE_INTERVAL {
             self.expired_at = Instant::now();
-            self.acceptance.expire(now());
+            self.acceptance.expire(boot_time());
             self.faulty.expire();
         }
         self.write_lifts(false);
@@ -441,13 +441,8 @@ fn limited(lines: &mut LineLimiter, event: Option<EventKind>) -> Option<EventKin
 #[derive(Default)]
 pub(super) struct FromLedger {
     pub(super) recorder: Option<Recorder>,
-    pub(super) own_bans: Vec<Banned>,
+    pub(super) own_bans: Vec<BanRecord>,
     pub(super) lifts: Vec<FleetLift>,
-}
-
-/// The time of the monotonic clock.
-fn now() -> Timestamp {
-    boot_time()
 }
 
 /// Returns the reason why a network is never blocked, by the same rules as for an operator's ban.

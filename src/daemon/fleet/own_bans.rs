@@ -9,7 +9,7 @@ use crate::control::fleet_protocol::OwnBanEvent;
 use crate::daemon::ban_recorder::Remembered;
 use crate::engine::{Ban, Class, Grade};
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{Banned, Recorder};
+use crate::ledger::{BanRecord, Recorder};
 use crate::types::{BanTarget, Expiry};
 
 /// Maximum number of stored bans that a new client receives. Above it, the bans that end first are left out.
@@ -19,7 +19,7 @@ const MAX_OWN_BANS: usize = 4_096;
 const MAX_RECALLED: usize = 1_024;
 
 /// Reads the ledger entries of the bans in `remembered` whose evidence is proven.
-pub(in crate::daemon) async fn recorded(recorder: &Recorder, remembered: &[Remembered]) -> Vec<Banned> {
+pub(in crate::daemon) async fn recorded(recorder: &Recorder, remembered: &[Remembered]) -> Vec<BanRecord> {
     let proven = remembered.iter().filter(|one| one.ban.grade == Some(Grade::Proven));
     let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RECALLED).collect();
     let (sent, read) = oneshot::channel();
@@ -44,7 +44,7 @@ pub(super) struct OwnBans(BTreeMap<BanTarget, OwnBan>);
 
 impl OwnBans {
     /// Adds the bans from the ledger.
-    pub(super) fn recall<'a>(&mut self, bans: impl Iterator<Item = &'a Banned>) {
+    pub(super) fn recall<'a>(&mut self, bans: impl Iterator<Item = &'a BanRecord>) {
         for ban in bans {
             if let (Some(grade), Some(class)) = (ban.grade, ban.class) {
                 let distinct_ports = u32::try_from(ban.ports.len()).unwrap_or(u32::MAX);

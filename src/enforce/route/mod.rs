@@ -86,7 +86,8 @@ impl Routes {
         let left: Vec<IpNet> =
             self.leftovers.keys().filter(|net| protected.overlapping(**net).is_some()).copied().collect();
         // Treated as a route of a ban until a sweep corrects it.
-        now_protected.extend(left.into_iter().filter_map(target).inspect(|target| self.held.keep(*target, None)));
+        now_protected
+            .extend(left.into_iter().filter_map(BanTarget::exactly).inspect(|target| self.held.keep(*target, None)));
         now_protected.sort_unstable();
         self.remove(&now_protected, |held, target| held.postpone(target, Timestamp::default()))
     }
@@ -168,8 +169,8 @@ impl Routes {
         let kind = self.kind;
         self.leftovers = own.into_iter().map(|(net, found)| (net, found == Some(kind.toward(net)))).collect();
         let held = &self.held;
-        self.leftovers.retain(|net, _| target(*net).is_none_or(|target| !held.is_wanted(target)));
-        let mut targets: Vec<BanTarget> = self.leftovers.keys().filter_map(|net| target(*net)).collect();
+        self.leftovers.retain(|net, _| BanTarget::exactly(*net).is_none_or(|target| !held.is_wanted(target)));
+        let mut targets: Vec<BanTarget> = self.leftovers.keys().filter_map(|net| BanTarget::exactly(*net)).collect();
         targets.sort_unstable();
         Ok(targets)
     }
@@ -190,7 +191,7 @@ impl Routes {
                 let stay: HashMap<IpNet, Refusal> = kept.into_iter().collect();
                 self.leftovers.retain(|net, _| stay.contains_key(net));
                 let failed = stay.into_iter().filter_map(|(net, refusal)| {
-                    Some(Failed { target: target(net)?, reason: Failure::Refused(refusal) })
+                    Some(Failed { target: BanTarget::exactly(net)?, reason: Failure::Refused(refusal) })
                 });
                 let failed: Vec<Failed> = failed.collect();
                 (!failed.is_empty()).then_some(BlockError::Failed { asked: nets.len(), failed })
@@ -201,7 +202,7 @@ impl Routes {
             self.sweep_again = Some(now.after(RETRY));
         }
         let gone = nets.into_iter().filter(|net| !self.leftovers.contains_key(net));
-        Lifted { targets: gone.filter_map(target).collect(), trouble }
+        Lifted { targets: gone.filter_map(BanTarget::exactly).collect(), trouble }
     }
 
     /// Returns the targets that the kernel would answer, because their route is missing or another one takes
@@ -372,11 +373,6 @@ type New = (BanTarget, (IpNet, RouteKind));
 fn net(target: BanTarget) -> IpNet {
     let address = target.element();
     IpNet::new(address, target.prefix_len()).unwrap_or_else(|_| IpNet::from(address))
-}
-
-/// The target that a route to `net` blocks, if [`net`] can produce it.
-fn target(net: IpNet) -> Option<BanTarget> {
-    BanTarget::exactly(net)
 }
 
 /// Maximum number of ends handled at once, so that packets do not wait long.

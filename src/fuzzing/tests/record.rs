@@ -227,10 +227,10 @@ fn record_kernel_messages() {
 #[test]
 #[ignore = "rewrites the corpus"]
 fn record_a_ledger() {
-    use crate::ledger::{Author, Banned, Ending, Ledger};
+    use crate::ledger::{Author, BanRecord, Ending, Ledger};
     let folder = tempfile::tempdir().unwrap();
     let (mut ledger, _) = Ledger::open(&folder.path().join("state")).unwrap();
-    let ban = |text: &str, note: Option<&str>| Banned {
+    let ban = |text: &str, note: Option<&str>| BanRecord {
         target: target(text),
         source: target(text).element(),
         since: UNIX_EPOCH + Duration::from_secs(1_800_000_000),

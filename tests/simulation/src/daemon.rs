@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use portsentry::daemon::host_memory::{FIRST_UNPRIVILEGED, HostMemory, MAX_SETTLING, PortRanges, listening, unfounded};
 use portsentry::engine::{Ban, Service, ServiceMemory};
-use portsentry::ledger::Banned;
+use portsentry::ledger::BanRecord;
 use portsentry::netlink::sock_diag::Listener;
 use portsentry::types::{Backend, BanTarget, PortSet, Timestamp};
 
@@ -72,7 +72,7 @@ pub(crate) struct Daemon {
     ephemeral: PortSet,
     listeners: Vec<Listener>,
     published: Vec<Service>,
-    ledger: BTreeMap<BanTarget, Banned>,
+    ledger: BTreeMap<BanTarget, BanRecord>,
     /// Until this time listeners are new and must be observed every few seconds.
     busy_until: Timestamp,
     next: Timestamp,
@@ -247,7 +247,7 @@ impl Daemon {
     /// Records a ban in the ledger.
     pub(crate) fn record(&mut self, now: Timestamp, ban: &Ban) {
         let at = SystemTime::UNIX_EPOCH + now.since_origin();
-        self.ledger.insert(ban.probe.target, Banned::from_ban(ban, at, None, Backend::Nft));
+        self.ledger.insert(ban.probe.target, BanRecord::from_ban(ban, at, None, Backend::Nft));
     }
 
     pub(crate) fn remove(&mut self, target: BanTarget) {
