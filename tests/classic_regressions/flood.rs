@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use portsentry::control::client::Client;
 
 use netns_lab::daemon::Daemon;
-use netns_lab::raw::{self, SYN};
+use netns_lab::raw::{self, SYN, forged};
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
@@ -20,10 +20,6 @@ const CEILING: usize = 60;
 const SHORT: Duration = Duration::from_secs(300);
 /// The limit of the program's resident allocated memory, in KiB.
 const MOST: u64 = 64 << 10;
-
-fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
-    (0..count).map(|number| Ipv4Addr::from_bits(0x0a80_0000 + number).into())
-}
 
 /// Resident memory in KiB, without the pages of the program's file.
 fn resident(daemon: &Daemon) -> u64 {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use netns_lab::daemon::Daemon;
-use netns_lab::raw::{self, SYN};
+use netns_lab::raw::{self, SYN, forged};
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
 const PER_SECOND: u32 = 1_000;
@@ -17,11 +17,6 @@ const CEILING: usize = 60;
 const LINES: usize = 600;
 /// The limit of log lines per minute about failed bans.
 const FAILURES_A_MINUTE: usize = 60;
-
-/// Addresses that exist only in this test.
-fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
-    (0..count).map(|number| Ipv4Addr::from_bits(0x0a63_0101 + number).into())
-}
 
 #[test]
 fn scanner_among_forged_syns_is_banned_alone() {

@@ -88,7 +88,7 @@ fn decoys_stay_out_of_connection_tracking() {
     let daemon = start(&lab, ALL);
     let before = tracked(&lab);
     let target = lab.victim_v4("forger").into();
-    let sources = (0..20_000_u32).map(|number| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a63_0000 + number)));
+    let sources = raw::forged(20_000);
     lab.wire("forger").pace(1_000_000, sources.map(|source| raw::tcp(source, target, 901, raw::SYN)));
     lab.connect("client", lab.v4("client").into(), lab.victim_v4("client").into(), &[901, 902]);
     daemon.expect_line("to TCP port: 902");
@@ -125,7 +125,7 @@ fn tracked_decoys_leave_room_in_table() {
         let small = small.split(" # handle").next().unwrap().trim();
         nft(&lab, &format!("replace rule inet portsentry decoy_take handle {handle} {small}"));
         let target = lab.victim_v4("forger").into();
-        let sources = (0..5_000_u32).map(|number| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a63_0000 + number)));
+        let sources = raw::forged(5_000);
         lab.wire("forger").pace(1_000_000, sources.map(|source| raw::tcp(source, target, 901, raw::SYN)));
         let states = lab.run("victim", "nft", &["list chain inet portsentry decoy_take"]);
         let counted =

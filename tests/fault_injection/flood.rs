@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::{CLOSED, SHORTLY, forge, recorded, scan, start};
 use netns_lab::daemon::Daemon;
-use netns_lab::raw::{self, SYN};
+use netns_lab::raw::{self, SYN, forged};
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, eventually, slowness};
 
@@ -17,11 +17,6 @@ const SUSPECTS: u32 = 65_536;
 
 /// `size` of the set `touched_udp` in nft/portsentry-trap-udp.nft.
 const TOUCHED_UDP: u32 = 65_536;
-
-/// Addresses that exist only in this test.
-fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
-    (0..count).map(|number| Ipv4Addr::from_bits(0x0a63_0000 + number).into())
-}
 
 /// Some 132,000 packets: as many sources as the kernel can count, each below the threshold.
 #[test]

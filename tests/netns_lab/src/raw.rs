@@ -113,6 +113,11 @@ impl Lab {
     }
 }
 
+/// The first addresses from 10.99.0.0 on, which belong to no host of a lab.
+pub fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
+    (0..count).map(|number| Ipv4Addr::from_bits(0x0a63_0000 + number).into())
+}
+
 /// A complete IP packet of either family.
 pub fn packet(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     match (source, target) {
