@@ -21,7 +21,7 @@ use crate::events::event::{Event, EventKind};
 use crate::ledger::{Author, BanRecord, BanSummary, Change, Recorder};
 use crate::panic_guard;
 use crate::sensor::{SensorCommand, SensorRequest};
-use crate::types::{Backend, BanTarget, Expiry};
+use crate::types::{Backend, Backends, BanTarget, Expiry};
 
 /// Bans from before the start that the sensor adopts between two batches of packets.
 const ADOPTED_AT_ONCE: usize = 256;
@@ -68,6 +68,7 @@ impl StartupReconcile {
             // The marker file reveals work that a panic interrupted.
             panic_guard::restart_on_panic(|| self.adopt());
             panic_guard::restart_on_panic(|| self.remove_leftovers());
+            panic_guard::restart_on_panic(|| self.record_methods());
         };
         thread.spawn(work).map(drop).map_err(DaemonError::system("start a thread"))
     }
@@ -82,6 +83,25 @@ impl StartupReconcile {
         {
             leftovers.remove().into_iter().for_each(|kind| self.events.send(Event::now(kind)));
         }
+    }
+
+    /// Records which backends enforce the bans now, where `block.method` has changed.
+    fn record_methods(&self) {
+        let Some(recorder) = &self.recorder else { return };
+        for ban in self.bans.remembered.iter().map(|remembered| &remembered.ban) {
+            let methods = self.methods(ban);
+            if methods != ban.methods {
+                recorder.put_patiently(Change::Moved { target: ban.target, since: ban.since, methods });
+            }
+        }
+    }
+
+    /// The backends that enforce a ban of an earlier run from now on. The command runs for earlier bans only if nothing
+    /// else blocks their sources; if it has run, it counts until it is undone.
+    fn methods(&self, ban: &BanSummary) -> Backends {
+        let runs = has_run(ban) || self.backends == [Backend::Command];
+        let others = self.backends.iter().copied().filter(|backend| *backend != Backend::Command);
+        others.chain(runs.then_some(Backend::Command)).collect()
     }
 
     fn adopt(&mut self) {
@@ -279,19 +299,19 @@ impl StartupReconcile {
     /// Informs the slow backends about the bans that are still in force.
     fn hand_over(&self) {
         let Some(slow) = &self.slow_backends else { return };
-        let is_slow = |backend: &Backend| matches!(backend, Backend::HostsDeny | Backend::Command);
-        let methods: Arc<[Backend]> = self.backends.iter().copied().filter(is_slow).collect();
-        if methods.is_empty() && !self.sweeps_lines && !self.undoes_commands {
+        let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
+        let is_slow = |backend: &Backend| match backend {
+            Backend::HostsDeny => true,
+            Backend::Command => runs_commands,
+            Backend::Nft | Backend::Route => false,
+        };
+        if !self.backends.iter().any(is_slow) && !self.sweeps_lines && !self.undoes_commands {
             return;
         }
-        let with_command: Arc<[Backend]> = methods.iter().copied().chain([Backend::Command]).collect();
-        let methods_of = |ban: &BanSummary| {
-            let undoes = self.undoes_commands && ban.methods.iter().any(|method| method == Backend::Command);
-            Arc::clone(if undoes { &with_command } else { &methods })
-        };
         let adopted = |Remembered { ban, left }: &Remembered| {
             // Lines of bans that are not held are removed.
-            let methods = Some(methods_of(ban)).filter(|methods| !methods.is_empty())?;
+            let methods: Arc<[Backend]> = self.methods(ban).iter().filter(is_slow).collect();
+            let methods = Some(methods).filter(|methods| !methods.is_empty())?;
             let expiry = match ban.until.and_then(|until| until.duration_since(ban.since).ok()) {
                 Some(length) => Expiry::After(length),
                 None => Expiry::Never,
@@ -301,7 +321,7 @@ impl StartupReconcile {
             if let Some((protocol, port)) = ban.port {
                 (context.protocol, context.port) = (protocol, port);
             }
-            Some(Adopted { case: context, methods, left: *left })
+            Some(Adopted { case: context, methods, has_run: has_run(ban), left: *left })
         };
         put(slow, Task::Adopt { bans: self.bans.remembered.iter().filter_map(adopted).collect() });
     }
@@ -314,6 +334,11 @@ impl StartupReconcile {
         let context = BanContext::by_hand(target, left, SystemTime::now());
         put(slow, Task::WriteLine { case: context });
     }
+}
+
+/// True if the command has run for `ban`, and has not been undone.
+fn has_run(ban: &BanSummary) -> bool {
+    ban.methods.iter().any(|method| method == Backend::Command)
 }
 
 /// Blocks only this thread if the queue is full.

@@ -273,6 +273,8 @@ pub enum Change {
     /// These backends enforce a ban as well. It is the ban of the same target with the same begin; without such a ban
     /// it is recorded as a new one.
     Also(BanRecord),
+    /// From now on these backends enforce the ban of `target` that began at `since`, and no others.
+    Moved { target: BanTarget, since: SystemTime, methods: Backends },
     /// A source would have been banned, but its protocol is only logged.
     Logged(Logged),
     /// Scans are only logged until `until`; `None`: the trial has ended.

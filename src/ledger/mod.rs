@@ -244,6 +244,7 @@ impl Ledger {
             changes.into_iter().try_for_each(|change| match change {
                 Change::Banned(ban) => statements.record(ban),
                 Change::Also(ban) => statements.add(ban),
+                Change::Moved { target, since, methods } => statements.set_methods(*target, *since, *methods),
                 Change::Logged(logged) => statements.log(logged),
                 Change::Trial { until } => decisions::write_trial(statements.connection, *until),
                 Change::FleetLifts(lifts) => decisions::put_lifts(statements.connection, lifts),

@@ -1,6 +1,8 @@
 //! The SQL statements that begin and end a ban within a transaction: they determine which row a ban continues, and
 //! which one it replaces.
 
+use std::time::SystemTime;
+
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
 use super::logged::{self, UPSERT};
@@ -79,6 +81,21 @@ impl<'a> Statements<'a> {
                 self.also.execute(named_params! {":id": id, ":method": methods.to_string()}).map(drop)
             }
             _ => self.record(ban),
+        }
+    }
+
+    /// Replaces the backends of the open ban of `target` that began at `since`, if it is still open.
+    pub(super) fn set_methods(
+        &mut self,
+        target: BanTarget,
+        since: SystemTime,
+        methods: Backends,
+    ) -> Result<(), rusqlite::Error> {
+        match self.newest(&target.to_string())? {
+            Some(Newest { id, open: true, since: begun, .. }) if begun == micros(since) => {
+                self.also.execute(named_params! {":id": id, ":method": methods.to_string()}).map(drop)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -253,6 +253,7 @@ fn changed_method_leaves_no_routes_or_lines() {
     }
     daemon.stop();
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    expect_methods(&lab, "nft", 2);
     daemon.expect_line("routes of earlier bans have been removed, because \"route\" is not in block.method: 2;");
     daemon.expect_line("lines of earlier bans are removed from ");
     [false, true].iter().for_each(|v6| expect_held(&lab, "nft", *v6, &daemon));
@@ -261,6 +262,46 @@ fn changed_method_leaves_no_routes_or_lines() {
     assert!(within(TIMEOUT, || clean().then_some(())).is_some(), "left of the earlier bans: {}", left());
     lab.succeed(&["unblock", "--all"]);
     expect_nothing_left(&lab);
+    daemon.stop();
+}
+
+/// Waits until `list` shows `method` for each of `bans` bans.
+fn expect_methods(lab: &Lab, method: &str, bans: usize) {
+    netns_lab::eventually("the list shows the new backend", || {
+        let list = lab.ask(&["list"]);
+        let bans = list["bans"].as_array().filter(|found| found.len() == bans);
+        bans.is_some_and(|bans| bans.iter().all(|ban| ban["method"] == method))
+    });
+}
+
+#[test]
+fn earlier_bans_move_to_lone_command() {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    let banned = lab.provoke_ban("attacker").to_string();
+    lab.succeed(&["block", "198.51.100.9"]);
+    expect_methods(&lab, "nft", 2);
+    daemon.stop();
+    let calls = |word: &str| text(&lab, "calls").lines().filter(|line| line.starts_with(word)).count();
+    // nftables still blocks them.
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft", "run"], ""), &["--expire", "1h"]);
+    expect_methods(&lab, "nft", 2);
+    assert_eq!(calls("begin"), 0, "the command runs for new bans only");
+    daemon.stop();
+    for _ in 0..2 {
+        let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run"], ""), &["--expire", "1h"]);
+        expect_methods(&lab, "run", 2);
+        netns_lab::eventually("the command blocks the sources", || calls("begin") == 2);
+        std::thread::sleep(SHORTLY);
+        assert_eq!((calls("begin"), calls("end")), (2, 0), "the command runs once: {}", text(&lab, "calls"));
+        let notes = lab.ask(&["list"])["notes"].clone();
+        assert_eq!(notes, serde_json::json!([]), "no table is needed");
+        daemon.stop();
+    }
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run"], ""), &["--expire", "1h"]);
+    lab.succeed(&["unblock", &banned]);
+    netns_lab::eventually("the command is undone", || calls(&format!("end|{banned}|")) == 1);
     daemon.stop();
 }
 
@@ -319,6 +360,7 @@ fn removed_nftables_backend_hands_bans_over() {
         "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method",
     );
     ["route", "hosts-deny"].iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
+    expect_methods(&lab, "route hosts-deny", 1);
     assert!(within(TIMEOUT, || lab.run("victim", "nft", &["list", "ruleset"]).is_empty().then_some(())).is_some());
     assert!(!is_served(&lab, false));
     assert_eq!(lab.operate(&["unblock", &ends(&lab, false).0.to_string()]).code, Some(0));

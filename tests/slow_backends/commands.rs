@@ -258,10 +258,16 @@ fn expire_command_runs_after_ban_only() {
     assert_eq!([ran(&bench).occasion, ran(&bench).occasion], [CommandPhase::Block, CommandPhase::Release]);
     // A ban from before the start.
     let old = case("192.0.2.9", 3_600);
-    let adopted = Adopted { case: old, methods: RUN.into(), left: Expiry::After(Duration::from_millis(1_000)) };
+    let left = Expiry::After(Duration::from_millis(1_000));
+    let adopted = Adopted { case: old, methods: RUN.into(), has_run: true, left };
     bench.put(Task::Adopt { bans: vec![adopted] });
     let release = ran(&bench);
     assert_eq!((release.occasion, release.case), (CommandPhase::Release, old));
+    // Another backend blocked it until now.
+    let moved = case("192.0.2.10", 3_600);
+    bench.put(Task::Adopt { bans: vec![Adopted { case: moved, methods: RUN.into(), has_run: false, left }] });
+    let phases = [ran(&bench), ran(&bench)].map(|ran| (ran.occasion, ran.case));
+    assert_eq!(phases, [(CommandPhase::Block, moved), (CommandPhase::Release, moved)]);
 }
 
 #[test]

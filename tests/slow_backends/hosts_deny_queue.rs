@@ -71,7 +71,7 @@ fn lines_outlive_thread_and_are_adopted() {
     assert_eq!(held(&path), cases.map(|case| case.target));
 
     let bench = Bench::start(settings);
-    let adopted = |case, left| Adopted { case, methods: LINE.into(), left };
+    let adopted = |case, left| Adopted { case, methods: LINE.into(), has_run: false, left };
     // A new ban before the adopted ones arrive; one adopted for two seconds; one whose line is missing and is restored.
     bench.block(cases[2], &LINE);
     bench.next();

@@ -85,8 +85,10 @@ pub enum Task {
 #[derive(Clone, Debug)]
 pub struct Adopted {
     pub case: BanContext,
-    /// The backends that enforced it; for [`Backend::Command`] the expiry command runs at its end.
+    /// The backends of this thread that enforce it from now on.
     pub methods: Arc<[Backend]>,
+    /// True if the command has run for it, so that the expiry command undoes it; otherwise the command runs now.
+    pub has_run: bool,
     /// The remaining time.
     pub left: Expiry,
 }

@@ -130,14 +130,17 @@ impl Work {
             Task::Release { target } => self.release(target),
             Task::Adopt { bans } => {
                 let there = self.lines.as_ref().and_then(Lines::held);
-                for Adopted { case, methods, left } in bans {
+                for Adopted { case, methods, has_run, left } in bans {
                     // A ban made after the start takes precedence over one from before.
                     if self.bans.get(case.target).is_some() {
                         continue;
                     }
                     if let Some(held) = self.bans.hold(now, case, left) {
                         held.has_line = methods.contains(&Backend::HostsDeny);
-                        held.has_run = methods.contains(&Backend::Command);
+                        held.has_run = has_run;
+                        if methods.contains(&Backend::Command) && !has_run {
+                            held.steps.push_back(Backend::Command);
+                        }
                         // Another backend blocked it until now, or the line was removed in the meantime.
                         if held.has_line
                             && let Some(lines) = &mut self.lines
@@ -145,6 +148,7 @@ impl Work {
                         {
                             lines.restore(held.id, case);
                         }
+                        self.step(case.target);
                     }
                 }
                 if let Some(lines) = &mut self.lines {

@@ -286,6 +286,7 @@ impl Work {
                     ban.since = step.moved(ban.since);
                     ban.until = length.and_then(|length| ban.since.checked_add(length));
                 }
+                Change::Moved { since, .. } => *since = step.moved(*since),
                 Change::Logged(logged) => logged.last = step.moved(logged.last),
                 Change::Trial { until } => *until = until.map(|until| step.moved(until)),
                 Change::Allowed(allowance) => allowance.until = allowance.until.map(|until| step.moved(until)),
