@@ -11,7 +11,7 @@ use super::format::{line, nullable, span, to_seconds};
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
-use crate::ledger::{BanRecord, Ending, Entry, author_key};
+use crate::ledger::{Ending, Entry, author_key};
 use crate::types::{Expiry, Protocol, counted};
 
 /// Maximum number of listed bans of an address, the latest ones.
@@ -194,7 +194,7 @@ impl From<&Entry> for PastBan {
             expires: ban.until.map_or_else(|| NEVER.to_owned(), rfc3339),
             class: ban.class.map(|class| class.key().to_owned()),
             evidence: ban.grade.map(Grade::key).map(str::to_owned),
-            ports: port_list(ban),
+            ports: port_list(&ban.ports),
             probes: ban.probes,
             method: ban.methods.to_string(),
             author: author_key(ban.author).to_owned(),
@@ -206,10 +206,10 @@ impl From<&Entry> for PastBan {
 }
 
 /// The ports of a ban; the ledger does not store the class of each probe.
-pub(super) fn port_list(ban: &BanRecord) -> Vec<PortRecord> {
+pub(super) fn port_list(ports: &[(Protocol, u16)]) -> Vec<PortRecord> {
     let record =
         |(protocol, port): &(Protocol, u16)| PortRecord { proto: protocol.key().into(), port: *port, class: None };
-    ban.ports.iter().map(record).collect()
+    ports.iter().map(record).collect()
 }
 
 impl fmt::Display for AddressInfo {

@@ -36,3 +36,12 @@ pub(super) fn to_line(message: &impl Serialize) -> String {
     line.push('\n');
     line
 }
+
+/// True if the locale uses UTF-8. The first variable that is set counts, as in setlocale(3).
+pub(super) fn is_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let set = ["LC_ALL", "LC_CTYPE", "LANG"].iter().filter_map(|name| variable(name)).find(|value| !value.is_empty());
+    set.is_some_and(|locale| {
+        let locale = locale.to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    })
+}

@@ -141,10 +141,10 @@ fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
     let remembered = Reader::read(directory, |reader| reader.active(now));
     let many = remembered.as_ref().map_or(0, |found| found.items.len());
     let held = match many > MAX_DUMPED {
-        true => Err(format!(
-            "the kernel's sets are not read, because there are {many} bans; name an address to see \
-                             whether the kernel blocks it"
-        )),
+        true => Err(KernelError::Other(format!(
+            "the kernel's sets are not read, because there are {many} bans; name an address to see whether the kernel \
+             blocks it"
+        ))),
         false => kernel.ask(Nft::elements),
     };
     join(remembered, held, &mut kernel)
@@ -157,14 +157,14 @@ fn is_active(entry: &Entry, now: SystemTime) -> bool {
 /// Combines both; differing bans are queried again.
 fn join(
     remembered: Result<Found<Entry>, LedgerError>,
-    held: Result<Vec<(BanTarget, Remaining)>, String>,
+    held: Result<Vec<(BanTarget, Remaining)>, KernelError>,
     kernel: &mut Kernel,
 ) -> Result<Bans, ListError> {
     let mut notes = Vec::new();
     let remembered = match (remembered, &held) {
         (Ok(found), _) => found,
         (Err(ledger), Err(kernel)) => {
-            return Err(ListError::Nothing { ledger: Box::new(ledger), kernel: kernel.clone() });
+            return Err(ListError::Nothing { ledger: Box::new(ledger), kernel: kernel.to_string() });
         }
         (Err(error), Ok(_)) => {
             notes.push(format!("listed from the kernel alone: {error}"));
@@ -175,8 +175,10 @@ fn join(
         notes.push(format!("unreadable rows of the ledger, which are ignored: {}", remembered.unreadable));
     }
     let asked = held.is_ok();
+    let needs_table = |entry: &Entry| entry.ban.methods.iter().any(|method| method == Backend::Nft);
     let mut elements: HashMap<BanTarget, Remaining> = match held {
         Ok(held) => held.into_iter().collect(),
+        Err(KernelError::NoTable) if !remembered.items.iter().any(needs_table) => HashMap::new(),
         Err(why) => {
             notes.push(format!("listed from the ledger alone: {why}"));
             HashMap::new()
@@ -186,7 +188,7 @@ fn join(
         let target = entry.ban.target;
         let held = match elements.remove(&target) {
             Some(left) => Held::For(left),
-            None if !asked || entry.ban.methods.iter().all(|method| method != Backend::Nft) => Held::Unasked,
+            None if !asked || !needs_table(&entry) => Held::Unasked,
             None => Held::No,
         };
         Listed { target, remembered: Some(entry), held }
@@ -204,24 +206,31 @@ fn join(
     Ok(Bans { bans, kernel: asked, notes })
 }
 
+/// The reason why the kernel's sets cannot be queried.
+#[derive(Clone, Debug, thiserror::Error)]
+enum KernelError {
+    #[error("the kernel has no table inet portsentry, so nftables blocks no source now")]
+    NoTable,
+    #[error("{0}")]
+    Other(String),
+}
+
 /// The kernel's sets, or the reason why they cannot be queried.
-struct Kernel(Result<Nft, String>);
+struct Kernel(Result<Nft, KernelError>);
 
 impl Kernel {
     fn open() -> Self {
-        Self(Nft::open().map_err(|error| error.to_string()))
+        Self(Nft::open().map_err(|error| KernelError::Other(error.to_string())))
     }
 
-    fn ask<T>(&mut self, question: impl FnOnce(&mut Nft) -> Result<T, BlockError>) -> Result<T, String> {
+    fn ask<T>(&mut self, question: impl FnOnce(&mut Nft) -> Result<T, BlockError>) -> Result<T, KernelError> {
         let nft = self.0.as_mut().map_err(|error| error.clone())?;
         question(nft).map_err(|error| match error {
-            BlockError::Gone => {
-                "the kernel has no table inet portsentry, so nftables blocks no source now; start portsentry".to_owned()
-            }
+            BlockError::Gone => KernelError::NoTable,
             BlockError::Socket(error) if error.errno() == Some(Errno::PERM) => {
-                "only root can read the kernel's sets; run this with sudo".to_owned()
+                KernelError::Other("only root can read the kernel's sets; run this with sudo".to_owned())
             }
-            other => other.to_string(),
+            other => KernelError::Other(other.to_string()),
         })
     }
 }

@@ -26,6 +26,7 @@ pub(super) use table::{compact_ports, shortened};
 use super::address_info::port_list;
 use super::client::{Client, ClientError};
 use super::fleet_info::FleetBan;
+use super::format::is_unicode;
 use crate::engine::{Class, Grade};
 use crate::events::json::{PortRecord, expires, rfc3339};
 use crate::ledger::author_key;
@@ -41,7 +42,7 @@ pub struct ListOptions {
     #[arg(long, value_name = "ORDER", value_enum, default_value = "expires")]
     pub sort: Order,
     /// List only bans that began within this time: 1h, 7d
-    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, allow_hyphen_values = true)]
     pub since: Option<Duration>,
     /// List the sources that would have been banned while scans were only logged
     #[arg(long, conflicts_with_all = ["sort", "names"])]
@@ -68,16 +69,18 @@ pub const NOT_RUNNING: &str = "portsentry is not running: these are the bans in 
 impl ListOptions {
     /// The directory of the ledger; adds a note if no daemon runs.
     fn directory(&self, notes: &mut Vec<String>) -> PathBuf {
-        let default = || PathBuf::from(crate::ledger::DEFAULT_STATE_DIR);
-        self.state_dir.clone().unwrap_or_else(|| match Client::connect(&self.socket).and_then(|mut one| one.status()) {
-            Ok(status) => PathBuf::from(status.ledger),
-            Err(ClientError::NotRunning(_)) => {
-                notes.push(NOT_RUNNING.to_owned());
-                default()
-            }
-            // A daemon of another version, or without access for this user.
-            Err(_) => default(),
-        })
+        let status = Client::connect(&self.socket).and_then(|mut one| one.status());
+        if let Err(ClientError::NotRunning(_)) = status {
+            notes.push(NOT_RUNNING.to_owned());
+        }
+        // There is no status from a daemon of another version, or without access for this user.
+        let of_daemon = status.ok().map(|status| PathBuf::from(status.ledger));
+        self.state_dir.clone().or(of_daemon).unwrap_or_else(|| PathBuf::from(crate::ledger::DEFAULT_STATE_DIR))
+    }
+
+    /// The subject of the sentence for an empty list.
+    fn no_source(&self) -> &'static str {
+        if self.target.is_none() && self.since.is_none() { "no source" } else { "no source that matches" }
     }
 }
 
@@ -128,9 +131,18 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
         let document = Document { time: rfc3339(now), kernel, notes: &notes, bans, fleet };
         serde_json::to_string(&document).unwrap_or_default() + "\n"
     } else {
-        table::text(&bans, names.as_ref(), width(), now) + &fleet::text(fleet.as_deref().unwrap_or_default())
+        let table = match bans.is_empty() {
+            true => format!("{} is blocked\n", options.no_source()),
+            false => table::text(&bans, names.as_ref(), width(), now),
+        };
+        in_locale(table + &fleet::text(fleet.as_deref().unwrap_or_default()))
     };
     write(out, &text).map(|()| notes)
+}
+
+/// A table with an ASCII character at the end of truncated fields if the locale does not use UTF-8.
+fn in_locale(table: String) -> String {
+    if is_unicode(|name| std::env::var(name).ok()) { table } else { table.replace('…', "~") }
 }
 
 /// Writes `text`; a closed pipe is not an error.
@@ -204,7 +216,7 @@ impl<'a> Item<'a> {
             source: ban.map(|ban| ban.source.to_string()),
             class: ban.and_then(|ban| ban.class).map(Class::key),
             evidence: ban.and_then(|ban| ban.grade).map(Grade::key),
-            ports: ban.map(port_list),
+            ports: ban.map(|ban| port_list(&ban.ports)),
             probes: ban.map(|ban| ban.probes),
             since: ban.map(|ban| rfc3339(ban.since)),
             expires: expires(left, now),

@@ -6,8 +6,9 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::bans::overlaps;
-use super::{ListError, ListOptions, table, width, write};
-use crate::events::json::rfc3339;
+use super::{ListError, ListOptions, in_locale, table, width, write};
+use crate::control::address_info::port_list;
+use crate::events::json::{PortRecord, rfc3339};
 use crate::ledger::{Found, Logged, Reader};
 
 /// The list as JSON.
@@ -25,7 +26,7 @@ struct Item<'a> {
     source: String,
     class: &'static str,
     reason: &'a str,
-    ports: Vec<String>,
+    ports: Vec<PortRecord>,
     probes: u32,
     first: String,
     last: String,
@@ -39,7 +40,7 @@ impl<'a> From<&'a Logged> for Item<'a> {
             source: logged.source.to_string(),
             class: logged.class.key(),
             reason: &logged.reason,
-            ports: logged.ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect(),
+            ports: port_list(&logged.ports),
             probes: logged.probes,
             first: rfc3339(logged.first),
             last: rfc3339(logged.last),
@@ -67,7 +68,10 @@ pub(super) fn run(options: &ListOptions, now: SystemTime, out: &mut impl Write) 
             Document { time: rfc3339(now), notes: &notes, would_block: items.iter().map(Item::from).collect() };
         serde_json::to_string(&document).unwrap_or_default() + "\n"
     } else {
-        table::would_block(&items, width(), now)
+        in_locale(match items.is_empty() {
+            true => format!("{} would have been blocked\n", options.no_source()),
+            false => table::would_block(&items, width(), now),
+        })
     };
     write(out, &text).map(|()| notes)
 }

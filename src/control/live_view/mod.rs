@@ -22,6 +22,7 @@ use ratatui::crossterm::event::{self, Event};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::client::{Client, ClientError};
+use super::format::is_unicode;
 use poller::Message;
 use view::{Action, View};
 
@@ -108,15 +109,6 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
     }
     drop(screen);
     Ok(())
-}
-
-/// True if the locale uses UTF-8. The first variable that is set counts, as in setlocale(3).
-fn is_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
-    let set = ["LC_ALL", "LC_CTYPE", "LANG"].iter().filter_map(|name| variable(name)).find(|value| !value.is_empty());
-    set.is_some_and(|locale| {
-        let locale = locale.to_ascii_lowercase();
-        locale.contains("utf-8") || locale.contains("utf8")
-    })
 }
 
 /// Ends the program when its terminal is closed.
