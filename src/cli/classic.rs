@@ -1,13 +1,25 @@
-//! Refuses options of classic PortSentry that this program does not have, and names their replacements.
+//! Refuses words that this program does not have, and names their replacements: options of classic PortSentry, commands
+//! of service scripts and of similar programs.
 
 use std::ffi::OsString;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::config::flags::CLASSIC_MODES;
 
 /// Dashes that word processors and web pages substitute for "-".
-const PASTED_DASHES: [char; 4] = ['\u{2010}', '\u{2011}', '\u{2013}', '\u{2014}'];
+const PASTED_DASHES: [char; 7] = ['\u{2010}', '\u{2011}', '\u{2012}', '\u{2013}', '\u{2014}', '\u{2015}', '\u{2212}'];
+
+/// Commands of service scripts and of similar programs, and their replacements.
+const COMMANDS: &[(&[&str], &str)] = &[
+    (&["start"], "systemctl start portsentry"),
+    (&["stop"], "systemctl stop portsentry"),
+    (&["restart", "force-reload"], "systemctl restart portsentry"),
+    (&["ban", "deny", "drop"], "portsentry block"),
+    (&["unban", "undeny"], "portsentry unblock"),
+    (&["whitelist", "ignore"], "portsentry allow"),
+    (&["version"], "portsentry --version"),
+];
 
 /// Options of the 2.0.x command line, and their replacements.
 const OPTIONS: &[(&[&str], &str)] = &[
@@ -37,7 +49,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
                                        does",
     ),
     (
-        &["-v", "-V"],
+        &["-v"],
         "write --version for the version; `portsentry status` and `portsentry events` show what the \
                      daemon does",
     ),
@@ -74,6 +86,9 @@ pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
             modes.push(word);
             continue;
         }
+        if let Some(error) = wrong_command(word) {
+            return Some(error);
+        }
         let (option, glued) = match word.split_once('=') {
             Some((option, _)) => (option, option),
             None => (word, word.get(..2).unwrap_or(word)),
@@ -87,6 +102,40 @@ pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
     }
     None
 }
+
+/// Returns an error for a mode in another spelling, and for a command that has another name here.
+fn wrong_command(word: &str) -> Option<clap::Error> {
+    let mode = format!("-{}", word.trim_start_matches('-').to_ascii_lowercase());
+    let write = match CLASSIC_MODES.iter().find(|known| **known == mode) {
+        // Two dashes are accepted.
+        Some(mode) if !word.starts_with("--") => format!("write {mode}"),
+        _ => format!("write {}", COMMANDS.iter().find(|(names, _)| names.contains(&word))?.1),
+    };
+    Some(error(ErrorKind::InvalidSubcommand, &format!("'{word}' is no option or command; {write}")))
+}
+
+/// Replaces clap's message about an option that stands at the wrong command.
+pub(super) fn with_remedy(error: clap::Error, words: &[OsString]) -> clap::Error {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(texts)) => texts.join(" "),
+        _ => String::new(),
+    };
+    let (command, before) = (context(ContextKind::InvalidSubcommand), context(ContextKind::PriorArg));
+    let checks = words.get(1).is_some_and(|word| word == "check") || command == "check";
+    let message = match error.kind() {
+        ErrorKind::UnknownArgument if checks && context(ContextKind::InvalidArg) == "--config" => CHECK_FILE.to_owned(),
+        ErrorKind::ArgumentConflict if checks && before.starts_with("--config") => CHECK_FILE.to_owned(),
+        ErrorKind::ArgumentConflict if !command.is_empty() => format!(
+            "'{before}' cannot stand before '{command}'; write the options of the command after it, see portsentry {command} \
+             --help"
+        ),
+        _ => return error,
+    };
+    self::error(error.kind(), &message)
+}
+
+const CHECK_FILE: &str = "'check' takes the file without --config; write portsentry check FILE";
 
 fn error(kind: ErrorKind, message: &str) -> clap::Error {
     super::grammar().error(kind, message)
@@ -122,6 +171,11 @@ mod tests {
             ("portsentry \u{2013}-expire 1h", "write --expire"),
             ("portsentry -tcp -stcp", "'-tcp' cannot be combined with '-stcp'; write one mode for TCP"),
             ("portsentry -audp -audp", "'-audp' is repeated"),
+            ("portsentry \u{2212}tcp", "write -tcp"),
+            ("portsentry atcp", "'atcp' is no option or command; write -atcp"),
+            ("portsentry -ATCP -audp", "write -atcp"),
+            ("portsentry restart", "write systemctl restart portsentry"),
+            ("portsentry ban 192.0.2.7", "write portsentry block"),
         ] {
             let hint = hint(line).unwrap_or_else(|| panic!("{line} is not refused"));
             assert!(hint.contains(expected), "{line}: {hint}");
@@ -134,6 +188,8 @@ mod tests {
             "portsentry -atcp -audp --expire 1h --config /x",
             "portsentry list -v",
             "portsentry -stcp -udp -h",
+            "portsentry --atcp",
+            "portsentry -V",
             "portsentry -- -c",
         ] {
             assert_eq!(hint(line), None, "{line}");

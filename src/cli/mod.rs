@@ -94,7 +94,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     if let Some(error) = classic::refusal(&args) {
         return Err(error);
     }
-    let line = CommandLine::try_parse_from(with_long_modes(args))?;
+    // The options of a command are no modes.
+    let grammar = grammar();
+    let is_command = |word: &OsString| word == "help" || grammar.find_subcommand(word).is_some();
+    let modes = args.iter().skip(1).position(is_command).map_or(args.len(), |before| before + 1);
+    let words = with_long_modes(args.iter().take(modes).cloned()).chain(args.iter().skip(modes).cloned());
+    let line = CommandLine::try_parse_from(words).map_err(|error| classic::with_remedy(error, &args))?;
     Ok(line.command.unwrap_or_else(|| Command::Run(line.run.into())))
 }
 

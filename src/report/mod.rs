@@ -29,7 +29,7 @@ use clap::Args;
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ReportOptions {
     /// Count bans that began within this time: 24h, 30d, 1y
-    #[arg(long, value_name = "SPAN", default_value = "30d", value_parser = parse_since)]
+    #[arg(long, value_name = "SPAN", default_value = "30d", value_parser = parse_since, allow_hyphen_values = true)]
     pub since: Duration,
     /// Write to this file instead of standard output
     #[arg(short = 'o', value_name = "FILE")]

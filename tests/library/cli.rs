@@ -269,9 +269,26 @@ fn help_names_flags_on_one_screen() {
 }
 
 #[test]
+fn misplaced_option_error_names_right_place() {
+    for (line, expected) in [
+        ("check --config /x", "write portsentry check FILE"),
+        ("--config /x check", "write portsentry check FILE"),
+        ("--socket /x status", "'--socket <FILE>' cannot stand before 'status'"),
+        ("--expire 1h list", "see portsentry list --help"),
+        ("list --since -1h", "\"-1h\" is not a duration"),
+        ("report --since -1h", "write a span"),
+        ("help -tcp", "'-tcp'"),
+    ] {
+        let error = parse(line).unwrap_err();
+        assert!(error.use_stderr() && error.to_string().contains(expected), "{line}: {error}");
+    }
+}
+
+#[test]
 fn version_equals_package_version() {
     let version = parse("--version").unwrap_err();
     assert_eq!(version.kind(), ErrorKind::DisplayVersion);
+    assert_eq!(parse("-V").unwrap_err().to_string(), version.to_string());
     assert_eq!(version.to_string().trim(), concat!("portsentry ", env!("CARGO_PKG_VERSION")));
 }
 
