@@ -210,7 +210,8 @@ fn after_stop(config: &Config) -> Option<String> {
         .iter()
         .map(|backend| match backend {
             Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted",
-            Backend::Nft => "bans in nftables stay until they expire",
+            // A ban by hand may have no end, whatever the configuration says.
+            Backend::Nft => "bans in nftables stay until they expire or are lifted",
             Backend::Route => "routes of bans stay until the next start removes the expired ones",
             Backend::HostsDeny => "lines in hosts.deny stay until the next start removes the expired ones",
             Backend::Command => "expire_command is not run before the next start",
@@ -428,10 +429,10 @@ mod tests {
     #[test]
     fn shutdown_reports_bans_kept_per_backend() {
         let after = |text: &str| after_stop(&Config::parse("test", text).unwrap());
-        let days = "while portsentry is stopped, bans in nftables stay until they expire";
+        let days = "while portsentry is stopped, bans in nftables stay until they expire or are lifted";
         assert_eq!(after("").as_deref(), Some(days));
         let never = after("expire = \"never\"\n[block]\nmethod = [\"nft\", \"route\"]").unwrap();
-        assert!(!never.contains("until they expire"), "{never}");
+        assert!(!never.contains("expire or"), "{never}");
         assert!(never.contains("; routes of bans stay until the next start"), "{never}");
         assert_eq!(after("[tcp]\nblock = false"), None, "nothing is blocked");
     }

@@ -92,14 +92,19 @@ impl BanTarget {
             IpNet::V4(_) => prefix.prefix_len() == 32,
             IpNet::V6(_) => prefix.prefix_len() >= 64,
         };
+        let wide = Prefix::new(prefix);
+        if !narrow && wide.is_none() {
+            return Err(format!("{prefix} is too wide to be blocked: an IPv4 /8 or an IPv6 /33 is the widest"));
+        }
         // ::1 is excluded here, because loopback is refused later as a protected address.
         if let IpNet::V6(v6) = prefix
             && (v6.contains(&Ipv6Addr::UNSPECIFIED) || narrow && v6.addr().to_bits() >> 64 == 0)
             && !(v6.addr().is_loopback() && v6.prefix_len() == 128)
         {
+            let is = if narrow { "is in" } else { "contains" };
             return Err(format!(
-                "{prefix} contains the unspecified address (::), the source of duplicate address detection, which is \
-                 never blocked"
+                "{prefix} {is} the /64 of the unspecified address, from which neighbours check their new addresses for duplicates; \
+                 it is never blocked"
             ));
         }
         if let IpNet::V6(v6) = prefix
@@ -112,11 +117,7 @@ impl BanTarget {
                  address in it"
             ));
         }
-        if narrow {
-            return Ok(Self::of(prefix.addr()));
-        }
-        let wide = Prefix::new(prefix).map(Self::Prefix);
-        wide.ok_or_else(|| format!("{prefix} is too wide to be blocked: an IPv4 /8 or an IPv6 /33 is the widest"))
+        Ok(wide.filter(|_| !narrow).map_or(Self::of(prefix.addr()), Self::Prefix))
     }
 
     /// The target that covers exactly `network`, if there is one.

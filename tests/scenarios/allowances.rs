@@ -31,7 +31,17 @@ fn allowance_survives_restart_until_revoked() {
     );
     assert_eq!(*configured, allow_networks);
     let refused = lab.operate(&["disallow", "203.0.113.0/24"]);
-    assert!(refused.code == Some(1) && refused.err.contains("on the allow-list"), "{refused:?}");
+    assert!(refused.code == Some(1) && refused.err.contains("is allowed by allow.networks ("), "{refused:?}");
+    lab.succeed(&["allow", "198.51.100.0/24"]);
+    for (network, expected) in [
+        ("198.51.100.7", "; run `portsentry disallow 198.51.100.0/24`"),
+        ("127.0.0.1", "is protected without an allowance: it is an address of this host"),
+        ("192.0.2.99", "192.0.2.99 is not allowed; "),
+    ] {
+        let refused = lab.operate(&["disallow", network]);
+        assert!(refused.code == Some(1) && refused.err.contains(expected), "{network}: {refused:?}");
+    }
+    lab.succeed(&["disallow", "198.51.100.0/24"]);
 
     assert_eq!(lab.succeed(&["disallow", &text]), format!("the allowance of {text} is revoked\n"));
     scan();

@@ -24,7 +24,11 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     assert!(lab.ask(&["trial", "1d"])["until"].is_string());
     daemon.expect_line("has started a trial: ");
     let status = lab.ask(&["status"]);
-    assert_eq!(status["state"], "only logging", "{status}");
+    assert_eq!(
+        (&status["state"], &status["tcp"]["block"]),
+        (&"only logging".into(), &"only logged".into()),
+        "{status}"
+    );
     assert!(status["trial_left_s"].as_u64() > Some(86_000), "{status}");
     assert_eq!((&status["trap"]["ports"], &status["trap"]["udp_ports"]), (&0.into(), &0.into()), "{status}");
     assert!(lab.succeed(&["status"]).contains("`portsentry trial --end` resumes blocking"));

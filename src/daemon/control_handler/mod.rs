@@ -26,8 +26,8 @@ use super::trial::{MAX_TRIAL, Trial};
 use super::unban;
 use crate::config::{parse_expiry, parse_network, parse_span};
 use crate::control::protocol::{
-    Allowances, Allowed, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request, ServiceForgotten,
-    TrialState, Unblocked, plain,
+    Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
+    ServiceForgotten, TrialState, Unblocked, plain,
 };
 use crate::control::server::IncomingRequest;
 use crate::control::service_port::ServicePort;
@@ -366,15 +366,17 @@ impl ControlHandler<'_> {
         let revoked = self.host_state.disallow(network).await.map_err(failed)?;
         let still = self.host_state.host().allow.covers(network).map(|why| why.to_string());
         let Some(orders) = revoked else {
-            return Err(refused(match still {
-                Some(why) => format!(
-                    "refused: {disallowed} has no allowance to revoke, but it is {why}. `portsentry allowed` shows \
-                     the configuration key; remove the entry there and reload"
-                ),
-                None => format!(
-                    "refused: {disallowed} has no allowance; `portsentry allowed` lists the allowed \
-                                 networks"
-                ),
+            let contains = |entry: &AllowedEntry| parse_network(&entry.network).is_ok_and(|it| it.contains(&network));
+            let around = self.host_state.allowed().into_iter().find(contains);
+            return Err(refused(match (around, still) {
+                (Some(AllowedEntry { network, since: Some(_), .. }), _) => {
+                    format!("{disallowed} is allowed with all of {network}; run `portsentry disallow {network}`")
+                }
+                (Some(AllowedEntry { network, by, .. }), _) => {
+                    format!("{disallowed} is allowed by {by} ({network}); remove it there and run `portsentry reload`")
+                }
+                (None, Some(why)) => format!("{disallowed} is protected without an allowance: it is {why}"),
+                (None, None) => format!("{disallowed} is not allowed; `portsentry allowed` lists the allowed networks"),
             }));
         };
         for order in orders {

@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor};
-use crate::config::{Config, HostPorts, Protocol, classic_only_logs, pitfalls};
+use crate::config::{BlockPolicy, Config, HostPorts, Protocol, classic_only_logs, pitfalls};
 use crate::control::fleet_info::FleetLink;
 use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{BanCounts, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts};
@@ -75,8 +75,8 @@ impl ControlHandler<'_> {
             expire_s: self.config.config.expire.seconds(),
             methods: self.config.config.block.method.iter().map(|method| method.name().to_owned()).collect(),
             interfaces: self.config.config.interfaces.clone(),
-            tcp: monitored(&self.config.config.tcp, &host.tcp.everywhere()),
-            udp: monitored(&self.config.config.udp, &host.udp.everywhere()),
+            tcp: monitored(&self.config.config.tcp, &host.tcp.everywhere(), self.enforces()),
+            udp: monitored(&self.config.config.udp, &host.udp.everywhere(), self.enforces()),
             packets: PacketCounts {
                 seen: metrics.frames.get(),
                 dropped: metrics.dropped.get(),
@@ -162,12 +162,13 @@ fn allows_all(host: &Host) -> Vec<String> {
         .collect()
 }
 
-fn monitored(protocol: &Protocol, in_use: &PortSet) -> MonitoredPorts {
+fn monitored(protocol: &Protocol, in_use: &PortSet, enforces: bool) -> MonitoredPorts {
     let configured = protocol.watched();
     let monitored = configured.without(in_use);
     MonitoredPorts {
         mode: protocol.mode.name().to_owned(),
-        block: protocol.block,
+        // A trial only logs.
+        block: if enforces { protocol.block } else { BlockPolicy::No },
         ports: monitored.to_string(),
         count: monitored.iter().count(),
         left_out: configured.without(&monitored).to_string(),
