@@ -25,6 +25,7 @@ use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
 use crate::config::{Config, ConfigError, ConfigErrors, DEFAULT_CONFIG, HostPorts, Mode, pitfalls};
 use crate::control::DEFAULT_SOCKET;
+use crate::control::client::Client;
 use crate::engine::{Host, Listeners, Protection, Settings};
 use crate::host::lookup;
 use crate::host::network::{self, HostError, HostFacts};
@@ -157,7 +158,9 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         if let Err(error) = sandbox::check_folders(&policy) {
             findings.wrong(None::<&str>, error);
         }
-        state.extend(sandbox::obstacles(&policy).into_iter().map(|text| Warning::new("--state-dir", text)));
+        let running = Client::connect(&options.socket).and_then(|mut daemon| daemon.status());
+        let obstacles = sandbox::obstacles(&policy, running.ok().map(|status| status.sandbox.uid));
+        state.extend(obstacles.into_iter().map(|text| Warning::new("--state-dir", text)));
     }
     missing_interfaces(&config.interfaces, &facts).for_each(|error| findings.wrong("interfaces", error));
     capture(&config, &host, &mut findings);

@@ -143,9 +143,10 @@ pub fn check_folders(policy: &Policy) -> Result<(), HandoverError> {
 }
 
 /// Returns the problems that the user, to which root would switch with `policy`, would have; empty if this process is
-/// not root. None of them prevents the daemon from starting.
+/// not root. None of them prevents the daemon from starting. `running` is the user of a running daemon, which the next
+/// one takes over.
 #[must_use]
-pub fn obstacles(policy: &Policy) -> Vec<String> {
+pub fn obstacles(policy: &Policy, running: Option<u32>) -> Vec<String> {
     let account = match Account::find(policy) {
         Ok(account) => account,
         Err(why) => return why.map(|why| format!("portsentry would continue as root: {why}")).into_iter().collect(),
@@ -156,7 +157,8 @@ pub fn obstacles(policy: &Policy) -> Vec<String> {
              files, or move them"
         )
     });
-    let foreign = handover::foreign(policy, &account).into_iter().map(|(path, owner)| {
+    let foreign = handover::foreign(policy, &account).into_iter().filter(|(_, owner)| Some(*owner) != running);
+    let foreign = foreign.map(|(path, owner)| {
         let path = path.display();
         format!("{path} belongs to user {owner}, but portsentry would run as {account}; check its contents and change its owner with chown")
     });

@@ -137,6 +137,21 @@ fn check_and_start_agree_on_state() {
     }
 }
 
+#[test]
+fn check_accepts_state_of_running_daemon() {
+    if !netns_lab::has_other_users() {
+        return;
+    }
+    // Without the package's user the daemon runs with a number that only it has.
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &[]);
+    let (state, socket) = (lab.path("state"), lab.path("socket"));
+    let places = ["--state-dir", state.to_str().unwrap(), "--socket", socket.to_str().unwrap()];
+    let (passes, output) = check(&lab, &places);
+    assert!(passes && !output.contains("--state-dir"), "{output}");
+    daemon.stop();
+}
+
 /// Where the daemon says that it watches, as it does to systemd.
 fn notify_socket(lab: &Lab) -> UnixDatagram {
     let socket = UnixDatagram::bind(lab.path("notify")).unwrap();
