@@ -401,6 +401,10 @@ fn unknown_key_names_nearest_known_one() {
         ("[tpc]\nmode = \"off\"", "1:2: tpc: unknown key; did you mean \"tcp\"?"),
         ("[alow]\n", "1:2: alow: unknown key; did you mean \"allow\"?"),
         (
+            "TCP_PORTS=\"1,7\"",
+            "1:1: TCP_PORTS: an option of classic PortSentry; `portsentry import FILE` translates a classic portsentry.conf",
+        ),
+        (
             "[block.nft]\nflavour = 1",
             "2:1: block.nft.flavour: unknown key; remove it, the keys of this table are action, end_connections, \
              log_drops, size",

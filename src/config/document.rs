@@ -164,6 +164,10 @@ impl Keys {
     /// The remedy for the unknown key `dotted`.
     fn unknown(&self, dotted: &str) -> String {
         let (table, name) = dotted.rsplit_once('.').unwrap_or(("", dotted));
+        if name.contains('_') && name.chars().all(|c| c == '_' || c.is_ascii_uppercase()) {
+            return "an option of classic PortSentry; `portsentry import FILE` translates a classic portsentry.conf"
+                .to_owned();
+        }
         // Maximum edit distance for a suggestion: two letters, or a third of a long word. "tpc" and "netwrks" count as
         // typing errors, "flavour" for "action" does not.
         let letters = name.chars().count();

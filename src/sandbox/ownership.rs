@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::User;
@@ -94,7 +94,9 @@ fn trusted() -> Vec<u32> {
 
 fn writers(found: &Metadata) -> Option<(String, &'static str)> {
     let mode = found.mode();
-    if found.is_symlink() || (found.is_dir() && mode & STICKY != 0) {
+    // What is written to a device such as /dev/null is not read from it.
+    let is_device = found.file_type().is_char_device();
+    if found.is_symlink() || is_device || (found.is_dir() && mode & STICKY != 0) {
         return None;
     }
     match () {
@@ -168,7 +170,8 @@ mod tests {
     }
 
     #[test]
-    fn missing_file_is_accepted() {
+    fn missing_file_or_null_device_is_accepted() {
         only_ours(Path::new("/nonexistent/portsentry.toml")).unwrap();
+        only_ours(Path::new("/dev/null")).unwrap();
     }
 }
