@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portsentry::ledger::BanRecord;
+use portsentry::ledger::{Author, BanRecord};
 use portsentry::report::{ReportStats, html};
-use portsentry::types::Protocol;
+use portsentry::types::{Backend, Expiry, Protocol};
 use regex::Regex;
 
 use super::support::{DAY, State, ago, ban, now, source, target};
@@ -56,6 +56,18 @@ fn markup_is_balanced_and_escaped() {
         assert!(open.is_empty(), "{open:?}");
         let (_, body) = page.split_once("</style>").unwrap();
         assert!(body.match_indices('&').all(|(at, _)| entity.is_match(&body[at..])));
+    }
+}
+
+#[test]
+fn shares_of_kinds_leave_bans_by_hand_out() {
+    let by_hand = |number| BanRecord::wanted_by(Author::Operator, source(number), ago(60), Expiry::Never, Backend::Nft);
+    let bans = [ban(source(1), ago(60), DAY), by_hand(2), by_hand(3)];
+    let page = html(&ReportStats::read(&State::with(&bans).path(), Duration::from_secs(DAY), now()).unwrap(), None);
+    for section in ["classes", "evidence"] {
+        let (_, from) = page.split_once(&format!("<h2 id=\"{section}\">")).unwrap();
+        let (table, _) = from.split_once("</section>").unwrap();
+        assert!(table.contains(">100\u{a0}%<"), "the only ban on evidence is all of them, {section}: {table}");
     }
 }
 
