@@ -6,16 +6,16 @@ use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 use serde_json::Value;
 
-struct Schema(Value);
+pub(crate) struct Schema(Value);
 
 impl Schema {
-    fn of(command: &str) -> Self {
+    pub(crate) fn of(command: &str) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("docs/schema/{command}.schema.json"));
         Self(serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap())
     }
 
     /// Panics if `value` does not match the schema.
-    fn check(&self, value: &Value) {
+    pub(crate) fn check(&self, value: &Value) {
         self.check_at("", &self.0, value);
     }
 
