@@ -243,6 +243,11 @@ fn command_of_another_firewall_gets_its_undo() {
             "[\n    \"/usr/bin/cscli\",\n    \"decisions\",\n    \"delete\",\n    \"--ip\",\n    \"$TARGET$\",\n]",
             14_400,
         ),
+        (
+            "/usr/bin/cscli decision add --ip $TARGET$ -d 4h",
+            "[\n    \"/usr/bin/cscli\",\n    \"decision\",\n    \"delete\",\n    \"--ip\",\n    \"$TARGET$\",\n]",
+            14_400,
+        ),
     ] {
         for (policy, key) in [("1", "KILL_ROUTE"), ("2", "KILL_RUN_CMD")] {
             let toml = toml(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"{policy}\"\n{key}=\"{command}\"\n"));

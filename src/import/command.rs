@@ -106,12 +106,13 @@ const NARROWING: [(&str, &str); 2] =
     [(IPTABLES, "-p|--protocol|--proto|--dport|--dports|-i|--in-interface"), (NFT, "dport|iif|iifname")];
 
 /// Commands that block in their own firewall, and the arguments that unblock the target.
-const BLOCKERS: [(&str, &str, &str); 5] = [
+const BLOCKERS: [(&str, &str, &str); 6] = [
     ("csf", "-td|--tempdeny", "-tr"),
     ("csf", "-d|--deny", "-dr"),
     ("apf", "-d|--deny", "-u"),
     ("shorewall|shorewall6|shorewall-lite|shorewall6-lite", "drop|logdrop|reject|logreject", "allow"),
     ("cscli", "decisions add", "decisions delete --ip"),
+    ("cscli", "decision add", "decision delete --ip"),
 ];
 
 const TARGET: &str = "$TARGET$";
