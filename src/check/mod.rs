@@ -162,8 +162,11 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         let obstacles = sandbox::obstacles(&policy, running.ok().map(|status| status.sandbox.uid));
         state.extend(obstacles.into_iter().map(|text| Warning::new("--state-dir", text)));
     }
-    missing_interfaces(&config.interfaces, &facts).for_each(|error| findings.wrong("interfaces", error));
-    capture(&config, &host, &mut findings);
+    let missing: Vec<_> = missing_interfaces(&config.interfaces, &facts).collect();
+    if missing.is_empty() {
+        capture(&config, &host, &mut findings);
+    }
+    missing.into_iter().for_each(|error| findings.wrong("interfaces", error));
     ports::look(&config, &host, &mut findings);
     findings.warnings = warnings::of(&config);
     findings.warnings.append(&mut state);

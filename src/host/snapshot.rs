@@ -12,22 +12,27 @@ use crate::engine::{AllowList, Host, Listeners, Local, Protection, ReversePath};
 use crate::netlink::sock_diag::{Bound, Listener};
 use crate::types::{PortSet, Protocol};
 
-/// The configuration names an interface that does not exist.
+/// The configuration names an interface that cannot be monitored.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no interface {name}; this host has {present}")]
+#[error("{why} {name}; this host has {present}")]
 pub struct NoInterface {
+    why: &'static str,
     name: String,
     present: String,
 }
 
-/// The interfaces of `names` that do not exist. Excluded interfaces need not exist.
+/// The interfaces of `names` that do not exist or are loopback. Excluded interfaces need not exist.
 pub fn missing_interfaces<'a>(names: &'a [String], facts: &'a HostFacts) -> impl Iterator<Item = NoInterface> + 'a {
     let wanted = names.iter().filter(|name| !name.starts_with('!'));
-    let missing = wanted.filter(|name| facts.interfaces.iter().all(|one| one.name != **name));
-    missing.map(|name| {
+    wanted.filter_map(|name| {
+        let why = match facts.interfaces.iter().find(|one| one.name == *name) {
+            None => "there is no interface",
+            Some(one) if one.loopback => "loopback is never monitored: leave out",
+            Some(_) => return None,
+        };
         // A container may have given an interface a name with terminal control characters.
         let present: Vec<_> = facts.interfaces.iter().map(|one| one.name.escape_debug().to_string()).collect();
-        NoInterface { name: name.clone(), present: present.join(", ") }
+        Some(NoInterface { why, name: name.clone(), present: present.join(", ") })
     })
 }
 

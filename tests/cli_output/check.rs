@@ -199,6 +199,13 @@ fn impossible_configuration_on_host_is_refused() {
 }
 
 #[test]
+fn loopback_is_refused_as_interface() {
+    let errors = Host::new().json("interfaces = [\"lo\"]\n", 78)["errors"].clone();
+    let message = "loopback is never monitored: leave out lo; this host has lo, far, out";
+    assert_eq!((errors.as_array().unwrap().len(), &errors[0]["message"]), (1, &json!(message)), "{errors}");
+}
+
+#[test]
 fn changeable_file_fails_check() {
     let host = Host::new();
     let list = host.file("ignore", "192.0.2.9\n");
