@@ -62,7 +62,10 @@ pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
     let grammar = super::grammar();
     // The check ends at a subcommand, which has its own options.
     let ends = |word: &str| word == "--" || grammar.find_subcommand(word).is_some();
+    let mut follows_option = false;
     for word in words.iter().skip(1).filter_map(|word| word.to_str()).take_while(|word| !ends(word)) {
+        // It may be the value of that option.
+        let is_free = !std::mem::replace(&mut follows_option, word.starts_with("--") && !word.contains('='));
         if word.starts_with(PASTED_DASHES) {
             let meant = format!("-{}", word.trim_start_matches(PASTED_DASHES).trim_start_matches('-'));
             let meant = if CLASSIC_MODES.contains(&meant.as_str()) { meant } else { format!("-{meant}") };
@@ -86,7 +89,7 @@ pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
             modes.push(word);
             continue;
         }
-        if let Some(error) = wrong_command(word) {
+        if is_free && let Some(error) = wrong_command(word) {
             return Some(error);
         }
         let (option, glued) = match word.split_once('=') {
@@ -189,6 +192,7 @@ mod tests {
             "portsentry list -v",
             "portsentry -stcp -udp -h",
             "portsentry --atcp",
+            "portsentry --interface tcp --state-dir start",
             "portsentry -V",
             "portsentry -- -c",
         ] {
