@@ -4,7 +4,7 @@
 
 use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::port_lists;
-use crate::types::shared64::MAX_NAT64;
+use crate::types::shared64::{self, MAX_NAT64};
 use crate::types::{Backend, Expiry, PortSet, Rate, RouteKind};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
@@ -75,6 +75,16 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
         _ => None,
     };
     network.map(|network| unmapped(network.trunc())).ok_or_else(wrong)
+}
+
+/// The same for operators: the link of a link-local address may follow, as `list` prints it. It is ignored.
+///
+/// # Errors
+/// As for [`parse_network`].
+pub fn parse_on_any_link(text: &str) -> Result<IpNet, String> {
+    let address = text.split_once('%').map(|(address, _)| address);
+    let is_link_local = |address: &&str| address.parse().is_ok_and(shared64::is_link_local);
+    parse_network(address.filter(is_link_local).unwrap_or(text))
 }
 
 fn unmapped(network: IpNet) -> IpNet {

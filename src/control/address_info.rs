@@ -224,7 +224,8 @@ impl fmt::Display for AddressInfo {
             Some(remaining) => line!(f, "blocked", "{remaining}")?,
             None => line!(f, "blocked", "no")?,
         }
-        if let Some(remaining) = &self.logged {
+        // The ban says more; an earlier scan, or one over another protocol, was only logged.
+        if let (None, Some(remaining)) = (&self.blocked, &self.logged) {
             line!(f, "only logged", "{remaining}")?;
         }
         if let Some(ban) = &self.fleet {

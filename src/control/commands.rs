@@ -21,8 +21,7 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
             (Request::Block { target, expire, reason, force: options.force }, &options.connection)
         }
         ControlCommand::Unblock(options) => {
-            let target = options.target.map(|target| target.to_string());
-            (Request::Unblock { target, all: options.all }, &options.connection)
+            (Request::Unblock { target: options.target.clone(), all: options.all }, &options.connection)
         }
         ControlCommand::Allow(options) => {
             let span = options.span.map(|span| humantime::format_duration(span).to_string());

@@ -8,7 +8,8 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
 use super::service_port::ServicePort;
-use crate::config::{parse_expiry, parse_network, parse_span};
+use crate::config::{parse_expiry, parse_network, parse_on_any_link, parse_span};
+use crate::types::BanTarget;
 
 /// A command that talks to the running daemon.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
@@ -74,8 +75,8 @@ pub struct BlockOptions {
 #[command(override_usage = "portsentry unblock [OPTIONS] <ADDRESS|PREFIX>\n       portsentry unblock [OPTIONS] --all")]
 pub struct UnblockOptions {
     /// Address or prefix to unblock
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network, required_unless_present = "all")]
-    pub target: Option<IpNet>,
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = checked_target, required_unless_present = "all")]
+    pub target: Option<String>,
     /// Lift all bans
     #[arg(long, conflicts_with = "target")]
     pub all: bool,
@@ -97,7 +98,7 @@ pub struct ForgetServiceOptions {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct AllowOptions {
     /// Address or network to exempt
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_on_any_link)]
     pub target: IpNet,
     /// Duration: 1h, 7d [default: until `portsentry disallow`]
     #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span)]
@@ -113,7 +114,7 @@ pub struct AllowOptions {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct DisallowOptions {
     /// Address or network as listed by `portsentry allowed`
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_on_any_link)]
     pub target: IpNet,
     #[command(flatten)]
     pub connection: Connection,
@@ -144,9 +145,23 @@ pub struct ExplainOptions {
 }
 
 /// Parses one address.
-fn parse_address(text: &str) -> Result<IpAddr, String> {
+pub(crate) fn parse_address(text: &str) -> Result<IpAddr, String> {
     let wrong = "not an address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows the bans in a network";
-    text.parse().map_err(|_| wrong.to_owned())
+    let network = parse_on_any_link(text).ok().filter(|network| network.prefix_len() == network.max_prefix_len());
+    network.map(|network| network.addr()).ok_or_else(|| wrong.to_owned())
+}
+
+/// Checked here as well, so that it is reported as a usage error; the daemon parses the same text again.
+fn checked_target(text: &str) -> Result<String, String> {
+    parse_target(text).map(|_| text.to_owned())
+}
+
+/// Parses an address or network, or the target of a ban on one link.
+pub(crate) fn parse_target(text: &str) -> Result<BanTarget, String> {
+    match text.parse() {
+        Ok(link @ BanTarget::Link { .. }) => Ok(link),
+        _ => parse_network(text).and_then(BanTarget::of_prefix),
+    }
 }
 
 /// Parses the duration of an allowance.

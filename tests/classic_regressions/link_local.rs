@@ -73,9 +73,21 @@ fn link_local_ban_applies_to_one_link() {
     // The twin is judged by its own packets.
     probe(&lab, "twin", "fe80::77");
     assert!(within(TIMEOUT, || (lab.banned().len() == 2).then_some(())).is_some(), "{:?}", lab.banned());
+    for command in ["explain", "list"] {
+        assert!(lab.succeed(&[command, &target]).contains(&target), "{command} accepts what it prints");
+    }
     lab.succeed(&["unblock", "fe80::77"]);
     assert!(lab.banned().is_empty(), "without a link the command applies to all links");
     assert!(is_served(&lab, "scanner", TIMEOUT) && is_served(&lab, "twin", TIMEOUT));
+
+    // With its link, only the ban on that link is lifted. These sources have never connected.
+    ["scanner", "twin"].iter().for_each(|host| probe(&lab, host, "fe80::66"));
+    assert!(within(TIMEOUT, || (lab.banned().len() == 2).then_some(())).is_some(), "{:?}", lab.banned());
+    let [lifted, other] = ["scanner", "twin"].map(|host| format!("fe80::66%{}", index(&lab, "victim", host)));
+    assert_eq!(lab.succeed(&["unblock", &lifted]), "bans lifted: 1\n");
+    assert_eq!(lab.ask(&["list"])["bans"][0]["subject"], other);
+    assert_eq!(lab.banned().len(), 1);
+    assert_eq!(lab.succeed(&["allow", &target]), "fe80::77 is allowed until `portsentry disallow fe80::77`\n");
     daemon.stop();
 }
 

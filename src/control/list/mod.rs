@@ -7,7 +7,7 @@ mod names;
 mod table;
 mod would_block;
 
-use crate::config::{parse_network, parse_span};
+use crate::config::{parse_on_any_link, parse_span};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use std::cmp::Reverse;
@@ -36,7 +36,7 @@ use crate::types::Expiry;
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ListOptions {
     /// List only bans of this address, or in this network
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_on_any_link)]
     pub target: Option<IpNet>,
     /// Order of the bans
     #[arg(long, value_name = "ORDER", value_enum, default_value = "expires")]

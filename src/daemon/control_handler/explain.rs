@@ -1,12 +1,12 @@
 //! Handles `explain`: queries the sensor and the ledger for one address.
 
-use std::net::IpAddr;
 use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor, usage};
 use crate::control::address_info::{AddressInfo, HoldInfo};
+use crate::control::options::parse_address;
 use crate::control::protocol::{Answer, Failure, Reply};
 use crate::daemon::service_tracker::ServiceState;
 use crate::enforce::nft::Nft;
@@ -17,8 +17,7 @@ use crate::types::BanTarget;
 
 impl ControlHandler<'_> {
     pub(super) fn explain(&mut self, address: &str) -> Result<impl Future<Output = Reply> + use<>, Failure> {
-        let address: IpAddr = address
-            .parse()
+        let address = parse_address(address)
             .map_err(|_| usage(format!("{address:?} is not an address; write for example \"192.0.2.7\"")))?;
         let known = self.sensor.ask(|answer| SensorRequest::Explain { address, answer });
         let states = self.host_state.services().into_iter().filter(|state| !state.is_served);

@@ -24,7 +24,8 @@ use super::protection::protected;
 use super::sensor_handle::SensorHandle;
 use super::trial::{MAX_TRIAL, Trial};
 use super::unban;
-use crate::config::{parse_expiry, parse_network, parse_span};
+use crate::config::{parse_expiry, parse_network, parse_on_any_link, parse_span};
+use crate::control::options::parse_target;
 use crate::control::protocol::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
     ServiceForgotten, TrialState, Unblocked, plain,
@@ -277,7 +278,7 @@ impl ControlHandler<'_> {
     ) -> Result<impl Future<Output = Reply> + use<>, Failure> {
         let target = match (target, all) {
             (None, true) => None,
-            (Some(target), false) => Some(parse_network(target).and_then(BanTarget::of_prefix).map_err(usage)?),
+            (Some(target), false) => Some(parse_target(target).map_err(usage)?),
             _ => return Err(usage("give an address or prefix, or --all")),
         };
         let by_fleet = match (&mut self.fleet, target) {
@@ -335,7 +336,7 @@ impl ControlHandler<'_> {
             Some(Expiry::After(span)) => Some(span),
             Some(Expiry::Never) | None => None,
         };
-        let network = parse_network(target).map_err(usage)?;
+        let network = parse_on_any_link(target).map_err(usage)?;
         let allowed = plain(network);
         if !force && is_too_wide(network) {
             return Err(refused(format!(
@@ -354,14 +355,14 @@ impl ControlHandler<'_> {
         let until = allowance.until.map(rfc3339);
         let how_long = until.as_ref().map_or("until this is revoked".to_owned(), |until| format!("until {until}"));
         let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
-        self.sink.emit(EventKind::Note(format!("{allowed} is not blocked {how_long}, by {}{lifts}", allowance.by)));
+        self.sink.emit(EventKind::Note(format!("{} has allowed {allowed} {how_long}{lifts}", allowance.by)));
         self.sink.ban_recorder.decide(Change::Allowed(allowance));
         let bans = bans.iter().map(ToString::to_string).collect();
         Ok(Answer::Allowed(Allowed { allowed, until, lifted, bans }))
     }
 
     async fn disallow(&mut self, by: &str, target: &str) -> Reply {
-        let network = parse_network(target).map_err(usage)?;
+        let network = parse_on_any_link(target).map_err(usage)?;
         let disallowed = plain(network);
         let revoked = self.host_state.disallow(network).await.map_err(failed)?;
         let still = self.host_state.host().allow.covers(network).map(|why| why.to_string());
