@@ -103,8 +103,8 @@ impl BanTarget {
         {
             let is = if narrow { "is in" } else { "contains" };
             return Err(format!(
-                "{prefix} {is} the /64 of the unspecified address, from which neighbours check their new addresses for duplicates; \
-                 it is never blocked"
+                "{prefix} {is} the /64 of the unspecified address (::), the source of duplicate address detection, \
+                 which is never blocked"
             ));
         }
         if let IpNet::V6(v6) = prefix

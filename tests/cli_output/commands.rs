@@ -177,7 +177,7 @@ const WRONG: &[(&str, i32, &str)] = &[
     ("block 255.255.255.255 --socket SOCKET", FAILED, "it is the broadcast address"),
     ("block 0.0.0.0 --force --socket SOCKET", FAILED, "it is an unspecified address"),
     ("block ff02::1 --socket SOCKET", FAILED, "it is a multicast address"),
-    ("block :: --socket SOCKET", USAGE, "contains the unspecified address"),
+    ("block :: --socket SOCKET", USAGE, "is in the /64 of the unspecified address"),
     ("block ::1 --socket SOCKET", FAILED, "loopback"),
     ("--scan-trigger 16", USAGE, "write a number from 0 to 15"),
     ("block 127.0.0.1 --socket SOCKET", FAILED, "refused to block 127.0.0.1: 127.0.0.0/8 is a loopback address"),

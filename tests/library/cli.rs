@@ -276,7 +276,7 @@ fn misplaced_option_error_names_right_place() {
         ("--socket /x status", "'--socket <FILE>' cannot stand before 'status'"),
         ("--expire 1h list", "see portsentry list --help"),
         ("list --since -1h", "\"-1h\" is not a duration"),
-        ("report --since -1h", "write a span"),
+        ("report --since -1h", "write a duration"),
         ("help -tcp", "'-tcp'"),
     ] {
         let error = parse(line).unwrap_err();
