@@ -3,6 +3,7 @@
 # make test-fast      runs the tests that need neither root nor namespaces, in less than a minute
 # make demo           shows one host scanning another, without and with portsentry; under a minute, leaves nothing behind
 # make bench          runs the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench ports_learned": one of them)
+# make compare        measures it, classic PortSentry, fail2ban and CrowdSec under the same scans; needs root, 15 minutes (RUNS=1: fewer scans)
 # make simulate       simulates YEARS=… host-years with SEED=… on a virtual clock; see docs/simulation.md
 # make test-kernels   runs the tests that talk to the kernel on Debian's 5.10, 6.1 and 6.12 in QEMU (ARGS="6.1": one of them)
 # make fuzz           runs each fuzz target for 10 s (SECONDS=…)
@@ -23,7 +24,7 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 10
 
-.PHONY: run build test test-fast simulate test-kernels demo bench fuzz deb reproducible audit msrv interop quick-start crowdsec man lint fmt setup setup-build \
+.PHONY: run build test test-fast simulate test-kernels demo bench compare fuzz deb reproducible audit msrv interop quick-start crowdsec man lint fmt setup setup-build \
     setup-test setup-demo setup-lint setup-deb setup-audit setup-interop setup-kernels
 
 run: build
@@ -50,6 +51,9 @@ demo: setup-demo build
 
 bench: setup-build
 	cargo bench --locked $(ARGS)
+
+compare: build
+	$(AS_ROOT) benches/compare.sh $(PROGRAM) $(ARGS)
 
 fuzz: setup-build
 	@tests/fuzz.sh $(SECONDS)
@@ -83,7 +87,7 @@ man:
 lint: setup-lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	shellcheck .ci/run tests/*.sh tests/kernels/* docs/man/make.sh packaging/*.sh packaging/debian/postinst packaging/debian/postrm packaging/examples/notify/*
+	shellcheck .ci/run benches/*.sh tests/*.sh tests/kernels/* docs/man/make.sh packaging/*.sh packaging/debian/postinst packaging/debian/postrm packaging/examples/notify/*
 
 fmt:
 	cargo fmt --all

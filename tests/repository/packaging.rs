@@ -426,6 +426,7 @@ fn mail_example_names_bans_and_counts() {
 #[test]
 fn packaged_scripts_pass_shellcheck() {
     let tests = [
+        "benches/compare.sh",
         "tests/crowdsec.sh",
         "tests/debian.sh",
         "tests/deb.sh",
