@@ -11,7 +11,7 @@ use super::format::{line, nullable, span, to_seconds};
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
-use crate::ledger::{Ending, Entry, author_key};
+use crate::ledger::{Author, Ending, Entry, author_key};
 use crate::types::{Expiry, Protocol, counted};
 
 /// Maximum number of listed bans of an address, the latest ones.
@@ -207,9 +207,7 @@ impl From<&Entry> for PastBan {
 
 /// The ports of a ban; the ledger does not store the class of each probe.
 pub(super) fn port_list(ports: &[(Protocol, u16)]) -> Vec<PortRecord> {
-    let record =
-        |(protocol, port): &(Protocol, u16)| PortRecord { proto: protocol.key().into(), port: *port, class: None };
-    ports.iter().map(record).collect()
+    ports.iter().map(PortRecord::from).collect()
 }
 
 impl fmt::Display for AddressInfo {
@@ -259,7 +257,11 @@ impl fmt::Display for AddressInfo {
             let ports: Vec<String> = ban.ports.iter().map(|port| format!("{}/{}", port.proto, port.port)).collect();
             details.extend((!ports.is_empty()).then(|| ports.join(", ")));
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
-            let class = ban.class.as_deref().unwrap_or("by hand");
+            let class = match &ban.class {
+                Some(class) => class,
+                None if ban.author == author_key(Author::Detector) => "trap",
+                None => "by hand",
+            };
             writeln!(f, "  {}  {class:<10} {}", to_seconds(&ban.since), details.join("  "))?;
         }
         Ok(())

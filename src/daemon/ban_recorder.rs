@@ -14,7 +14,7 @@ use crate::clock::boot_time;
 use crate::engine::{ActiveBan, Service, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
-use crate::events::json::reason;
+use crate::events::json::{WITHOUT_VERDICT, reason};
 use crate::ledger::{
     Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, FleetLift, Ledger, LedgerError, LegacyFiles,
     LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent,
@@ -222,6 +222,9 @@ impl BanRecorder {
                 };
                 let ban = BanRecord::wanted_by(Author::Operator, *target, at, *expiry, methods);
                 BanRecord { note: note.clone(), ..ban }.into()
+            }
+            EventKind::Shortened { target, expiry, ports } => {
+                BanRecord::by_trap(*target, at, *expiry, ports.clone(), WITHOUT_VERDICT).into()
             }
             EventKind::Scan(ban) => Change::Logged(Logged::from_ban(ban, at, reason(ban))),
             EventKind::Unblocked { target, by } => lifted(*target, by, at),

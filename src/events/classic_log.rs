@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::event::EventKind;
+use super::json::WITHOUT_VERDICT;
 use crate::engine::{Class, Exempt, Observation, Probe, Standing};
 use crate::types::{Backend, BanTarget, counted};
 
@@ -89,6 +90,9 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
                 Backend::HostsDeny | Backend::Command => backend.name().to_owned(),
             };
             format!("attackalert: Host {} has been blocked via {via} for {}", Shown(ban.probe.target), ban.expiry)
+        }
+        EventKind::Shortened { target, expiry, .. } => {
+            format!("adminalert: Host {} has been blocked for {expiry}: {WITHOUT_VERDICT}", Shown(*target))
         }
         EventKind::Wrapped { target, line, .. } => {
             format!("attackalert: Host {} has been blocked via wrappers with string: \"{line}\"", Shown(*target))

@@ -23,7 +23,7 @@ pub struct Digest {
     proven: Named,
     by_hand: Named,
     lifted: Named,
-    /// Number of forgeable bans that are short because a ceiling was reached.
+    /// Number of forgeable bans that are short: above a ceiling, or of the kernel's trap without a verdict of the sensor.
     capped: u64,
     not_banned: NotBanned,
     lost_events: u64,
@@ -104,6 +104,10 @@ impl Digest {
                     Grade::Forgeable => self.forgeable.push(event),
                     Grade::Proven => self.proven.push(event),
                 }
+            }
+            EventKind::Shortened { .. } => {
+                self.capped += 1;
+                self.forgeable.push(event);
             }
             EventKind::ByHand { .. } => self.by_hand.push(event),
             EventKind::Unblocked { .. } | EventKind::Lifted { .. } => self.lifted.push(event),

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::engine::{Ban, DistributedScan, Exempt, Notice, Probe, Repeated, Standing, Verdict};
-use crate::types::{Backend, BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry, Protocol};
 
 /// An event with its wall-clock time.
 #[derive(Clone, Debug)]
@@ -28,6 +28,13 @@ pub enum EventKind {
         backend: Backend,
         /// Time from the capture of the packet to the kernel's acknowledgement.
         reaction: Duration,
+    },
+    /// A ban of the kernel's trap on which the sensor has no verdict, and which was therefore shortened.
+    Shortened {
+        target: BanTarget,
+        expiry: Expiry,
+        /// The probed ports that the sensor saw, if any.
+        ports: Vec<(Protocol, u16)>,
     },
     /// A line for TCP wrappers enforces a ban.
     Wrapped {
@@ -171,6 +178,7 @@ impl EventKind {
         };
         match self {
             Self::Probe(_) | Self::Scan(_) | Self::Exempt { .. } | Self::Repeated { .. } => LineClass::Probe,
+            Self::Shortened { .. } => LineClass::Probe,
             // Short bans also end: minutes after a flood there are as many ends as there were bans.
             Self::Expired { .. } | Self::Ran { ban: None, .. } => LineClass::Probe,
             Self::Blocked { ban, .. } | Self::Ran { ban: Some(ban), .. } => class_of(Some(ban)),

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, EventKind};
-use crate::engine::{Ban, Class, Observation, Standing};
+use crate::engine::{Ban, Class, Grade, Observation, Standing};
 use crate::types::{Backend, BanTarget, Expiry, Protocol};
 
 /// The serialised form of an event. Fields that do not apply are omitted. Both sides of the control socket use this
@@ -44,7 +44,8 @@ pub struct EventRecord {
     /// Bans of the target that count, including this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strikes: Option<u32>,
-    /// The ban is short, because there are more new bans than `max_new_bans_per_minute`.
+    /// The ban is short and no strike: it is above the ceilings of new bans, or the kernel's trap made it without a verdict of
+    /// the sensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capped: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,6 +97,16 @@ impl From<(Protocol, u16, Class)> for PortRecord {
     }
 }
 
+impl From<&(Protocol, u16)> for PortRecord {
+    fn from((protocol, port): &(Protocol, u16)) -> Self {
+        Self { proto: protocol.key().into(), port: *port, class: None }
+    }
+}
+
+/// Why a ban of the kernel's trap is short. The ledger stores it as the note of the ban.
+pub const WITHOUT_VERDICT: &str = "the kernel's trap counted its probes, without a verdict of the sensor (packets were lost, or \
+                                   the ceilings of new bans are reached)";
+
 impl From<&Event> for EventRecord {
     fn from(event: &Event) -> Self {
         let base = Self { event: kind(&event.what).into(), time: Some(rfc3339(event.time)), ..Self::default() };
@@ -112,6 +123,13 @@ impl From<&Event> for EventRecord {
                 strikes: Some(ban.strikes.saturating_add(1)),
                 capped: ban.capped.then_some(true),
                 ..base.ban(ban, event.time).method(*backend)
+            },
+            EventKind::Shortened { target, expiry, ports } => Self {
+                ports: (!ports.is_empty()).then(|| ports.iter().map(PortRecord::from).collect()),
+                evidence: Some(Grade::Forgeable.key().into()),
+                expires: Some(expires(*expiry, event.time)),
+                capped: Some(true),
+                ..base.target(*target).method(Backend::Nft).reason(WITHOUT_VERDICT)
             },
             EventKind::Wrapped { target, ban, line } => {
                 let base = match ban {
@@ -247,7 +265,10 @@ pub(super) fn kind(what: &EventKind) -> &'static str {
         EventKind::Started => "start",
         EventKind::Probe(_) => "probe",
         EventKind::Scan(_) | EventKind::DistributedScan(_) => "scan",
-        EventKind::Blocked { .. } | EventKind::Wrapped { .. } | EventKind::ByHand { .. } => "block",
+        EventKind::Blocked { .. }
+        | EventKind::Shortened { .. }
+        | EventKind::Wrapped { .. }
+        | EventKind::ByHand { .. } => "block",
         EventKind::Ran { .. } => "run",
         EventKind::Exempt { .. } => "refused",
         EventKind::Repeated { .. } => "repeat",

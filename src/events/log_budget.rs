@@ -97,6 +97,7 @@ mod tests {
             EventKind::Scan(ban),
             EventKind::Blocked { ban, backend, reaction },
             EventKind::Blocked { ban: short, backend, reaction },
+            EventKind::Shortened { target, expiry: Expiry::Never, ports: Vec::new() },
             wrapped(None),
             wrapped(Some(ban)),
             wrapped(Some(short)),
@@ -147,9 +148,10 @@ mod tests {
             EventKind::Note(_) => 21,
             EventKind::Error(_) => 22,
             EventKind::Stopped => 23,
+            EventKind::Shortened { .. } => 24,
         };
         let places: std::collections::BTreeSet<i32> = kinds.iter().map(place).collect();
-        assert_eq!(places, (0..24).collect(), "a kind has no example");
+        assert_eq!(places, (0..25).collect(), "a kind has no example");
         kinds
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use crate::engine::{Ban, Class, Grade, Service};
-use crate::types::{Backends, BanTarget, Expiry, Protocol};
+use crate::types::{Backend, Backends, BanTarget, Expiry, Protocol};
 
 /// The origin of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct BanRecord {
     pub since: SystemTime,
     /// End of the ban, with microseconds; `None` if permanent.
     pub until: Option<SystemTime>,
-    /// Class of the last probe; `None` if there was no probe.
+    /// Class of the last probe; `None` if there was no probe, or if only the kernel's trap counted it.
     pub class: Option<Class>,
     /// Grade of the evidence; `None` without evidence.
     pub grade: Option<Grade>,
@@ -45,10 +45,10 @@ pub struct BanRecord {
     /// The backends that enforce it.
     pub methods: Backends,
     pub author: Author,
-    /// The author's note, if there is one.
+    /// The author's note, if there is one; for a ban of the trap the reason.
     pub note: Option<String>,
-    /// True if the ceiling was reached: the ban is short and does not count as a strike, because its evidence may be
-    /// forged.
+    /// True if the ban is short and does not count as a strike: the ceiling was reached, or the kernel's trap made the ban
+    /// without a verdict of the engine. Its evidence may be forged.
     pub capped: bool,
 }
 
@@ -98,6 +98,20 @@ impl BanRecord {
             note: None,
             capped: false,
         }
+    }
+
+    /// A ban of the kernel's trap without a verdict of the engine, which is short for this `reason`. `ports` are the probed
+    /// ports that are known.
+    #[must_use]
+    pub fn by_trap(
+        target: BanTarget,
+        at: SystemTime,
+        expiry: Expiry,
+        ports: Vec<(Protocol, u16)>,
+        reason: &str,
+    ) -> Self {
+        let ban = Self::wanted_by(Author::Detector, target, at, expiry, Backend::Nft);
+        Self { grade: Some(Grade::Forgeable), capped: true, ports, note: Some(reason.to_owned()), ..ban }
     }
 
     /// Remaining time at `now`, at least a second; `None` once it has ended. If the clock is before `since`, the whole

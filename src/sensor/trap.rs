@@ -21,6 +21,7 @@ use super::trap_peers::TrapPeers;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
 use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, RulesetSpec, TRAP_BURST, Trap, Watched};
 use crate::engine::{CAPPED_BAN, Verdict};
+use crate::events::event::EventKind;
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use crate::wire::Packet;
 
@@ -310,9 +311,17 @@ impl TrapControl {
             applied = applied.and(nft.lift(targets));
         }
         if !unexplained.is_empty() {
-            let short: Vec<_> = unexplained.iter().map(|target| (*target, Expiry::After(CAPPED_BAN))).collect();
-            applied = applied.and(nft.block(&short));
-            unexplained.iter().for_each(|target| observer.engine_mut().adopt_short(now, *target));
+            let expiry = Expiry::After(CAPPED_BAN);
+            let short: Vec<_> = unexplained.iter().map(|target| (*target, expiry)).collect();
+            let shortened = nft.block(&short);
+            for target in unexplained.iter().copied() {
+                if shortened.is_ok() {
+                    let ports = observer.engine().evidence(now, target).collect();
+                    reporter.emit(EventKind::Shortened { target, expiry, ports });
+                }
+                observer.engine_mut().adopt_short(now, target);
+            }
+            applied = applied.and(shortened);
         }
         for targets in [&confirmed, &unfounded, &in_prefix, &exempt_targets] {
             applied = applied.and(nft.forget(targets));
@@ -333,13 +342,6 @@ impl TrapControl {
             reporter.note(format!(
                 "the kernel's trap blocked {sources} without valid evidence: unblocked after {} s",
                 UNCONFIRMED_FOR.as_secs()
-            ));
-        }
-        if let Some(sources) = listed(&unexplained) {
-            reporter.note(format!(
-                "the kernel's trap blocked {sources} without a verdict of the sensor (packets were lost, or the ceilings \
-                 of new bans are reached): the bans end in {} s",
-                CAPPED_BAN.as_secs()
             ));
         }
     }

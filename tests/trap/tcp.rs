@@ -177,7 +177,30 @@ fn unexplained_trap_ban_is_shortened() {
     assert!(ban.timeout <= Some(Duration::from_secs(300)), "{ban:?}");
     let known = lab.ask(&["explain", &source.to_string()]);
     assert_eq!(known["blocked"]["evidence"], "forgeable", "{known}");
+    assert_eq!(known["strikes"], 0, "it makes no later ban longer: {known}");
     assert!(within(TIMEOUT, || lab.set("caught").is_empty().then_some(())).is_some());
+    let recorded = || {
+        let known = lab.ask(&["explain", &source.to_string()]);
+        known["history"].as_array().filter(|history| history.len() == 1).map(|history| history[0].clone())
+    };
+    let row = within(TIMEOUT, recorded).expect("the ledger has a row of the ban");
+    assert_eq!((&row["author"], &row["evidence"]), (&"detector".into(), &"forgeable".into()), "{row}");
+    assert_eq!((&row["class"], &row["method"]), (&serde_json::Value::Null, &"nft".into()), "{row}");
+    assert!(row["note"].as_str().is_some_and(|note| note.contains("without a verdict of the sensor")), "{row}");
+    let time = |key: &str| humantime::parse_rfc3339(row[key].as_str().unwrap()).unwrap();
+    assert_eq!(time("expires").duration_since(time("since")).unwrap(), Duration::from_secs(300), "{row}");
+    let told = lab.operate(&["explain", &source.to_string()]).out;
+    assert!(told.contains("  trap ") && told.contains("forgeable evidence"), "{told}");
+    let listed = lab.operate(&["list"]).out;
+    assert!(listed.contains("  trap ") && listed.contains("detector"), "{listed}");
+    let history = std::fs::read_to_string(lab.path("state").join("portsentry.history")).unwrap();
+    assert!(history.contains(&format!("Host: {source}/{source} Port: ")), "{history}");
+    daemon.stop();
+    // The row holds after the kernel has forgotten its sets.
+    lab.run("victim", "nft", &["flush", "ruleset"]);
+    let daemon = Tcp.start(&lab, "");
+    let ban = lab.expect_ban(source);
+    assert!(ban.expires <= Some(Duration::from_secs(300)), "{ban:?}");
     daemon.stop();
 }
 

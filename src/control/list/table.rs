@@ -120,8 +120,11 @@ fn reason(ban: &BanRecord) -> String {
     match (ban.class, ban.author) {
         (Some(class), _) => class.key().to_owned(),
         (None, Author::Import) => "import".to_owned(),
+        (None, Author::Detector) => "trap".to_owned(),
         // A note may contain anything that an operator can type.
-        (None, _) => ban.note.as_deref().map_or("by hand".to_owned(), |note| masked(note, ' ').collect()),
+        (None, Author::Operator) => {
+            ban.note.as_deref().map_or("by hand".to_owned(), |note| masked(note, ' ').collect())
+        }
     }
 }
 

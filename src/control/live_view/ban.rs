@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::time::{Duration, SystemTime};
 
 use crate::control::list::{Held, Listed, compact_ports};
+use crate::ledger::Author;
 use crate::types::Expiry;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +25,11 @@ impl Ban {
         let ban = entry.map(|entry| &entry.ban);
         let class = match ban {
             None => "unknown",
-            Some(ban) => ban.class.map_or("by hand", crate::engine::Class::key),
+            Some(ban) => match (ban.class, ban.author) {
+                (Some(class), _) => class.key(),
+                (None, Author::Detector) => "trap",
+                (None, Author::Operator | Author::Import) => "by hand",
+            },
         };
         let ports = ban.map_or(&[][..], |ban| &ban.ports);
         Self {

@@ -252,7 +252,11 @@ impl View {
         self.all += usize::from(known.is_none());
         let ban = Ban {
             target: target.to_owned(),
-            class: event.class.as_deref().map_or("by hand".to_owned(), plain),
+            class: match (event.class.as_deref(), &event.evidence) {
+                (Some(class), _) => plain(class),
+                (None, Some(_)) => "trap".to_owned(),
+                (None, None) => "by hand".to_owned(),
+            },
             ports: plain(&ports),
             strikes: known.map_or(0, |known| known.strikes),
             until,
