@@ -26,6 +26,10 @@ pub(super) struct OpenBackends {
     pub(super) new_table: Option<NewTable>,
     /// Handle of a table that already existed.
     pub(super) table_found: Option<u64>,
+    /// True if a saved ruleset was loaded into that table.
+    pub(super) table_merged: bool,
+    /// The sources that the kernel's trap has blocked since the last daemon ended.
+    pub(super) trap_banned: Vec<BanTarget>,
     /// Targets that have a route from an earlier run.
     pub(super) leftovers: Vec<BanTarget>,
     pub(super) messages: Vec<EventKind>,
@@ -87,6 +91,9 @@ pub(super) fn open(
     if nft {
         let mut nft = Nft::open()?;
         opened.table_found = nft.table_handle().ok().flatten();
+        opened.table_merged = nft.has_repeated_rules().unwrap_or(false);
+        // The sensor empties the trap.
+        opened.trap_banned = nft.caught().unwrap_or_default();
         let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut opened.messages)?;
         opened.new_table = created.then(|| NewTable(Some(spec)));
         opened.blocker.nft = Some(NftBackend::new(nft, spec));

@@ -264,7 +264,16 @@ async fn serve(
     };
     let runs = config.runs_commands() || config.only_undoes_commands();
     let helpers = (command_helper.as_ref().filter(|_| runs).map(CommandHelper::spawner), root_files.hosts_deny);
-    let OpenBackends { mut blocker, slow_backends, new_table, table_found, leftovers, messages } = backends::open(
+    let OpenBackends {
+        mut blocker,
+        slow_backends,
+        new_table,
+        table_found,
+        table_merged,
+        trap_banned,
+        leftovers,
+        messages,
+    } = backends::open(
         &config,
         &host_state.host(),
         helpers,
@@ -344,6 +353,8 @@ async fn serve(
             backends: blocker.backends.clone(),
             table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
+            table_merged,
+            trap_banned,
             marker: places.state_dir.join(ledger::RESTORING),
             expire: config.expire,
             slow_backends: slow_backends.as_ref().map(SlowBackends::orders),

@@ -29,6 +29,12 @@ const ADOPTED_AT_ONCE: usize = 256;
 /// Bans from the ledger that are sent to the kernel between two batches of packets: about 40 ms.
 const RESTORED_AT_ONCE: usize = 10_000;
 
+/// Elements whose earlier bans are looked up in the ledger between two writes.
+const LOOKED_UP_AT_ONCE: usize = 256;
+
+/// Maximum difference between the whole time of a ban in the ledger and in the kernel, which rounds to milliseconds.
+const ROUNDING: Duration = Duration::from_secs(1);
+
 /// Maximum number of attempts to read the kernel's sets, and the delay between two attempts.
 const MAX_ATTEMPTS: u32 = 10;
 const RETRY_DELAY: Duration = Duration::from_millis(500);
@@ -44,6 +50,10 @@ pub(super) struct StartupReconcile {
     pub(super) table_created: bool,
     /// True if the table was loaded from a file, with outdated bans in its sets.
     pub(super) table_loaded: bool,
+    /// True if a saved ruleset was loaded into the table that the daemon had left, with outdated bans and an armed trap.
+    pub(super) table_merged: bool,
+    /// The sources that the kernel's trap has blocked since the last daemon ended.
+    pub(super) trap_banned: Vec<BanTarget>,
     /// A file that exists while bans are restored: if a start is killed meanwhile, the next one detects it.
     pub(super) marker: PathBuf,
     /// Duration of bans whose end is unknown.
@@ -150,7 +160,7 @@ impl StartupReconcile {
         };
         let (elements, swept) = match self.table_loaded {
             true => (self.review_loaded(elements, remembered), true),
-            false => (elements, swept),
+            false => (self.review_merged(elements, remembered), swept),
         };
         let elements = self.mask(elements);
         let bans = elements.len();
@@ -219,6 +229,55 @@ impl StartupReconcile {
         let loaded: HashSet<BanTarget> = targets.into_iter().collect();
         let held = remembered.iter().filter(|ban| loaded.contains(&ban.target));
         held.map(|ban| (ban.target, if let Expiry::After(left) = ban.left { Some(left) } else { None })).collect()
+    }
+
+    /// Makes the sensor remove the elements that a saved ruleset or set has added to the daemon's own table, as
+    /// [`StartupReconcile::review_loaded`] does. Elements that the ledger has never seen stay, because an operator may have
+    /// added them while the daemon was down. Returns the elements that stay.
+    fn review_merged(
+        &mut self,
+        elements: Vec<(BanTarget, Option<Duration>)>,
+        remembered: &[ActiveBan],
+    ) -> Vec<(BanTarget, Option<Duration>)> {
+        let known: HashSet<BanTarget> = remembered.iter().map(|ban| ban.target).collect();
+        let unknown = elements.iter().map(|(target, _)| *target).filter(|target| !known.contains(target));
+        let mut saved = self.former_bans(&unknown.collect::<Vec<_>>());
+        match self.table_merged {
+            true => saved.extend(&self.trap_banned),
+            // These are new bans, by the trap that a crashed daemon had armed.
+            false => saved.retain(|target| !self.trap_banned.contains(target)),
+        }
+        if !self.table_merged && saved.is_empty() {
+            return elements;
+        }
+        let is_new = |(target, _): &(BanTarget, _)| !known.contains(target) && !saved.contains(target);
+        let (added, loaded) = elements.into_iter().partition::<Vec<_>, _>(is_new);
+        self.review_loaded(loaded, remembered).into_iter().chain(added).collect()
+    }
+
+    /// Returns those of `targets` whose elements have the whole time of a ban that has ended according to the ledger: the
+    /// element was saved while that ban was in force.
+    fn former_bans(&mut self, targets: &[BanTarget]) -> HashSet<BanTarget> {
+        let (Some(nft), Some(recorder)) = (&mut self.nft, &self.recorder) else { return HashSet::new() };
+        let mut former = HashSet::new();
+        for part in targets.chunks(LOOKED_UP_AT_ONCE) {
+            let length = |target: &BanTarget| Some((*target, nft.length_of(*target).ok().flatten()?));
+            let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
+            let (sent, found) = oneshot::channel();
+            let asked = recorder.ask(move |ledger| {
+                let was_banned = |(target, length): &(BanTarget, Option<Duration>)| {
+                    let bans = ledger.of(*target).map(|found| found.items).unwrap_or_default();
+                    bans.iter().any(|entry| fits(&entry.ban, *length))
+                };
+                let former = held.into_iter().filter(was_banned).map(|(target, _)| target);
+                let _ = sent.send(former.collect::<Vec<_>>());
+            });
+            // Without an answer they count as added by an operator: no ban is lost.
+            if asked && let Ok(found) = found.blocking_recv() {
+                former.extend(found);
+            }
+        }
+        former
     }
 
     /// Replaces elements with host bits that were added while the daemon was down, and match no packet.
@@ -346,6 +405,16 @@ fn put(slow: &Orders, mut task: Task) {
     while let Err(back) = slow.put(task) {
         task = back;
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// True if an element with this whole time may be that of `ban`.
+fn fits(ban: &BanRecord, length: Option<Duration>) -> bool {
+    let span = ban.until.map(|until| until.duration_since(ban.since).unwrap_or_default());
+    match (span, length) {
+        (None, None) => true,
+        (Some(span), Some(length)) => span.abs_diff(length) <= ROUNDING,
+        _ => false,
     }
 }
 

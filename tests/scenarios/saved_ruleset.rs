@@ -108,6 +108,97 @@ fn ruleset_loaded_before_start_is_no_ban() {
     daemon.stop();
 }
 
+/// True if `list` names a ban of `address`.
+fn is_listed(lab: &Lab, address: &str) -> bool {
+    within(TIMEOUT, || lab.operate(&["list", "--json"]).out.contains(address).then_some(())).is_some()
+}
+
+#[test]
+fn ruleset_merged_before_start_is_no_ban() {
+    let lab = Lab::new(&["kept", "lifted", "innocent", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let armed = || lab.ports("trapped").contains(&901).then_some(());
+    assert!(within(TIMEOUT, armed).is_some());
+    // The saved times are those of the ledger at this moment.
+    let (kept, lifted, file) = saved(&lab, false);
+    daemon.stop();
+    std::thread::sleep(SLACK + Duration::from_secs(1));
+    lab.run("victim", "nft", &["-f", &file]);
+    let (innocent, target) = (lab.v4("innocent").into(), lab.victim_v4("innocent").into());
+    lab.probe("innocent", innocent, target, &[901, 902, 903]);
+    lab.expect_ban(innocent);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line(
+        "a file loaded a ruleset with elements of table inet portsentry; bans, which keep their \
+                        remaining time: 1",
+    );
+    expect_ledger_decides(&lab, kept, lifted);
+    assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
+    daemon.stop();
+    // The ledger has never seen this address, so that it is an operator's, also beside a loaded file.
+    lab.run("victim", "nft", &["-f", &file]);
+    lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    assert!(is_listed(&lab, "198.51.100.9"));
+    assert_eq!(lab.ask(&["explain", &lifted.to_string()])["blocked"], serde_json::Value::Null);
+    lab.provoke_ban("other");
+    daemon.stop();
+}
+
+/// The elements of one set, without rules, loaded before the start.
+#[test]
+fn loaded_set_restores_no_lifted_ban() {
+    let lab = Lab::new(&["kept", "lifted"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (kept, lifted, file) = saved(&lab, false);
+    let again = lab.operate(&["block", &lifted.to_string(), "--expire", "2h"]);
+    assert_eq!(again.code, Some(0), "{}", again.err);
+    let text = lab.run("victim", "nft", &["list", "set", "inet", "portsentry", "blocked"]);
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(lab.operate(&["unblock", &lifted.to_string()]).code, Some(0));
+    daemon.stop();
+    std::thread::sleep(SLACK + Duration::from_secs(1));
+    lab.run("victim", "nft", &["-f", &file]);
+    assert!(lab.banned().contains(&lifted));
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line("other elements, which were removed: 1");
+    expect_ledger_decides(&lab, kept, lifted);
+    daemon.stop();
+    // With a time that none of its bans had, it is a ban by an operator.
+    let element = format!("add element inet portsentry blocked {{ {lifted} timeout 3h }}");
+    lab.run("victim", "nft", &[&element]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    assert!(is_listed(&lab, &lifted.to_string()));
+    lab.expect_banned(&[kept, lifted]);
+    daemon.stop();
+}
+
+/// The trap that a crashed daemon left armed bans for the same time as an earlier ban, which is no sign of a file.
+#[test]
+fn trap_ban_after_crash_stays() {
+    let lab = Lab::new(&["scanner"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let armed = || lab.ports("trapped").contains(&901).then_some(());
+    assert!(within(TIMEOUT, armed).is_some());
+    let source: IpAddr = lab.v4("scanner").into();
+    let scan = |ports: &[u16]| {
+        lab.probe("scanner", source, lab.victim_v4("scanner").into(), ports);
+        lab.expect_ban(source);
+    };
+    scan(&[901, 902, 903]);
+    let reviewed = || lab.set("caught").is_empty().then_some(());
+    assert!(within(TIMEOUT, reviewed).is_some(), "{}", lab.set_text("caught"));
+    assert_eq!(lab.operate(&["unblock", &source.to_string()]).code, Some(0));
+    lab.expect_banned(&[]);
+    daemon.kill();
+    // Other ports, because the trap counts each port once.
+    scan(&[904, 905, 906]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    assert!(is_listed(&lab, &source.to_string()));
+    lab.expect_banned(&[source]);
+    daemon.stop();
+}
+
 #[test]
 fn documented_command_saves_everything_else() {
     let lab = Lab::new(&["kept", "lifted"]);

@@ -155,6 +155,14 @@ impl Nft {
         nft::table_handle(&mut self.socket)
     }
 
+    /// True if the table exists and a saved ruleset was loaded into it.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn has_repeated_rules(&mut self) -> Result<bool, RulesetError> {
+        nft::has_repeated_rules(&mut self.socket)
+    }
+
     /// The result of [`Nft::install`] without changing anything: the sizes of the sets for IPv4 and IPv6, `None` if
     /// there is no table.
     pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
@@ -286,12 +294,24 @@ impl Nft {
     /// # Errors
     /// [`BlockError::Gone`] if the set does not exist.
     pub fn holds(&mut self, target: BanTarget) -> Result<Option<Remaining>, BlockError> {
+        Ok(self.element_of(target)?.map(|found| found.remaining))
+    }
+
+    /// Returns the whole time for which `target` was blocked, if it is blocked now: `Some(None)` without an expiry.
+    ///
+    /// # Errors
+    /// As for [`Nft::holds`].
+    pub fn length_of(&mut self, target: BanTarget) -> Result<Option<Option<Duration>>, BlockError> {
+        Ok(self.element_of(target)?.map(|found| found.length))
+    }
+
+    fn element_of(&mut self, target: BanTarget) -> Result<Option<Bound>, BlockError> {
         if let BanTarget::Prefix(network) = target {
-            return self.holds_network(network);
+            return self.interval_of(network);
         }
         nft::put_ban_query(&mut self.request, target);
         let found = self.ask_for(Set::for_target(target))?;
-        Ok(found.filter(|found| found.target() == target).map(|found| found.remaining))
+        Ok(found.filter(|found| found.target() == target))
     }
 
     /// Returns the targets that the kernel does not block. Queries each individually, some microseconds each,

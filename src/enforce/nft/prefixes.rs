@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{BlockError, Failed, Failure, Nft};
+use super::{BlockError, Bound, Failed, Failure, Nft};
 use crate::netlink::nft::{self, Element, Remaining, RestoredBan, Set};
 use crate::netlink::socket::SocketError;
 use crate::types::{BanTarget, Expiry, Prefix};
@@ -89,13 +89,13 @@ impl Nft {
         Ok(failed)
     }
 
-    /// Returns the remaining time if all of `network` is blocked.
-    pub(super) fn holds_network(&mut self, network: Prefix) -> Result<Option<Remaining>, BlockError> {
+    /// Returns the first bound of the interval that contains all of `network`, if there is one.
+    pub(super) fn interval_of(&mut self, network: Prefix) -> Result<Option<Bound>, BlockError> {
         let set = Set::for_target(BanTarget::Prefix(network));
         let first = self.find(set, network.network().network())?;
         // The network is blocked if its first and its last address are in the same interval.
         let last = self.find(set, network.network().broadcast())?;
-        Ok(first.zip(last).filter(|(first, last)| first.address == last.address).map(|(first, _)| first.remaining))
+        Ok(first.zip(last).filter(|(first, last)| first.address == last.address).map(|(first, _)| first))
     }
 
     /// True if a ban of exactly `target` is in force, which can be lifted.

@@ -114,6 +114,14 @@ mod tests {
     const DECOYS: DecoyRules = DecoyRules { v4: 40_001, v6: Some(40_003), max_new_tracked: None };
     const HOLD: Trap = Trap { hold: Some(Duration::from_millis(900)), ..TRAP };
 
+    #[test]
+    fn loaded_ruleset_repeats_the_first_rule() {
+        for spec in variants() {
+            let wanted = DesiredRuleset::new(&spec);
+            assert!(!wanted.shape.has_repeated_rules(), "{spec:?}");
+        }
+    }
+
     /// All variants of the table.
     fn variants() -> [RulesetSpec; 33] {
         let rate = |text: &str| text.parse().ok();

@@ -36,6 +36,8 @@ pub(crate) struct Bound {
     pub(crate) is_end: bool,
     /// The end of an interval carries no remaining time.
     pub(crate) remaining: Remaining,
+    /// The whole time for which it was added; `None` if it never expires.
+    pub(crate) length: Option<Duration>,
 }
 
 impl Bound {
@@ -262,14 +264,15 @@ fn read_bound(element: &[u8]) -> Option<Bound> {
     if interface != 0 && !matches!(BanTarget::on(address, interface), BanTarget::Link { .. }) {
         return None;
     }
-    let number = |kind| field(element, kind).and_then(be_u64);
-    let remaining = number(sys::NFTA_SET_ELEM_EXPIRATION).or_else(|| number(sys::NFTA_SET_ELEM_TIMEOUT));
+    let span = |kind| field(element, kind).and_then(be_u64).map(Duration::from_millis);
+    let length = span(sys::NFTA_SET_ELEM_TIMEOUT);
     let flags = field(element, sys::NFTA_SET_ELEM_FLAGS).and_then(be_u32).unwrap_or(0);
     Some(Bound {
         address,
         interface,
         is_end: flags & sys::NFT_SET_ELEM_INTERVAL_END != 0,
-        remaining: remaining.map(Duration::from_millis),
+        remaining: span(sys::NFTA_SET_ELEM_EXPIRATION).or(length),
+        length,
     })
 }
 
@@ -319,7 +322,7 @@ mod tests {
     }
 
     fn bound(address: &str, is_end: bool) -> Bound {
-        Bound { address: address.parse().unwrap(), interface: 0, is_end, remaining: None }
+        Bound { address: address.parse().unwrap(), interface: 0, is_end, remaining: None, length: None }
     }
 
     #[test]

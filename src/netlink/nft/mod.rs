@@ -43,7 +43,9 @@ pub use firewall::{Firewall, InputChain};
 pub(crate) use generation::{await_turn, generation};
 pub use hold_rules::MAX_HOLDS;
 pub(crate) use ruleset::table_handle;
-pub use ruleset::{Installed, Repaired, RulesetError, examine, foreign_objects, install, remove, repair};
+pub use ruleset::{
+    Installed, Repaired, RulesetError, examine, foreign_objects, has_repeated_rules, install, remove, repair,
+};
 pub use set::Set;
 pub(crate) use set::{set_count, set_size};
 pub use spec::{Action, DecoyRules, MAX_TRAP_PEERS, RulesetSpec, TRAP_BURST, Trap};

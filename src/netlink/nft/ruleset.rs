@@ -163,6 +163,14 @@ pub fn foreign_objects(socket: &mut Socket, spec: &RulesetSpec) -> Result<Vec<St
     Ok(DesiredRuleset::new(&recognise(&found, spec.size)).foreign(&found))
 }
 
+/// True if the table exists and a saved ruleset was loaded into it.
+///
+/// # Errors
+/// The table cannot be read.
+pub fn has_repeated_rules(socket: &mut Socket) -> Result<bool, RulesetError> {
+    Ok(read_existing(socket)?.is_some_and(|found| found.has_repeated_rules()))
+}
+
 /// Deletes the table with all its contents; false if it did not exist.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use rustables::sys;
 
 use super::message::field;
 use super::set::{Set, read_size};
-use super::table::TABLE;
+use super::table::{CHAIN, TABLE};
 use crate::netlink::message::{Message, attributes, be_u32, text};
 
 /// Contents of the table `inet portsentry`.
@@ -94,6 +94,12 @@ impl TableSnapshot {
     /// The rules of a chain in order; empty if the chain does not exist.
     pub(super) fn rules(&self, chain: &str) -> &[Rule] {
         self.chains.get(chain).map_or(&[], |chain| &chain.rules)
+    }
+
+    /// True if the rules of the chain for bans are there more than once: a saved ruleset was loaded into the table, and
+    /// nft appends the rules of a file. No version of the chain has its first rule twice.
+    pub(super) fn has_repeated_rules(&self) -> bool {
+        self.rules(CHAIN).split_first().is_some_and(|(first, rest)| rest.contains(first))
     }
 
     /// Size of a set; 0 if it has none.
