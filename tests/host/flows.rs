@@ -156,3 +156,60 @@ fn published_and_masqueraded_flows_are_recognized() {
     let flow = wait_for_flow(&networks.router, ends, Protocol::Udp, TrackedFlow::New);
     assert_eq!(flow, TrackedFlow::New, "the kernel tracks the flow although no socket received it");
 }
+
+/// A second look-up would find nothing that the first one has missed: for the flow of a published port the entry is there
+/// when a program that captures the packet asks for it.
+#[test]
+fn published_flow_is_there_at_first_lookup() {
+    const CONNECTIONS: usize = 50;
+    let networks = Networks::new();
+    networks.translate();
+    let backend = networks.server.inside(|| TcpListener::bind(at("192.168.9.2", 8080)).unwrap());
+    let mut capture = networks.router.inside(|| {
+        let device = pcap::Capture::from_device("out").unwrap();
+        device.immediate_mode(true).snaplen(96).timeout(10_000).open().unwrap()
+    });
+    capture.filter("tcp[tcpflags] = tcp-syn and dst host 198.51.100.1 and dst port 8080", true).unwrap();
+    let mut conntrack = networks.router.inside(|| Conntrack::open().unwrap());
+    let found = std::thread::scope(|scope| {
+        scope.spawn(|| (0..CONNECTIONS).for_each(|_| drop(accept(&backend))));
+        let client = &networks.client;
+        scope.spawn(move || (0..CONNECTIONS).for_each(|_| client.inside(|| drop(connect(at(ROUTER, 8080))))));
+        let mut is_found = || {
+            let frame = capture.next_packet().unwrap();
+            // Ethernet and an IPv4 header without options are 34 bytes.
+            let port = u16::from_be_bytes([frame.data[34], frame.data[35]]);
+            let flow = conntrack.flow(Protocol::Tcp, at("198.51.100.7", port), at(ROUTER, 8080)).unwrap();
+            matches!(flow, TrackedFlow::Published { .. })
+        };
+        (0..CONNECTIONS).filter(|_| is_found()).count()
+    });
+    // The scheduler may delay the kernel between the capture and the last rule.
+    assert!(found >= CONNECTIONS * 9 / 10, "{found} of {CONNECTIONS}");
+}
+
+/// The kernel deletes the entry of a SYN that a reset answers, and adds none for a packet that a rule drops.
+#[test]
+fn probe_of_closed_port_leaves_no_entry() {
+    let networks = Networks::new();
+    networks.translate();
+    let drops = "table inet drops { chain input {
+        type filter hook input priority filter; policy accept;
+        tcp dport 7002 drop
+    }
+    }";
+    assert!(networks.router.command("nft").arg(drops).status().unwrap().success());
+    for port in [7_001, 7_002] {
+        let connect = || TcpStream::connect_timeout(&at(ROUTER, port), Duration::from_millis(100));
+        assert!(networks.client.inside(connect).is_err(), "{port}");
+    }
+    let tracked = || {
+        let count = networks.router.command("cat").arg("/proc/sys/net/netfilter/nf_conntrack_count").output().unwrap();
+        String::from_utf8(count.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(tracked(), "0", "no probe has an entry, although connection tracking is on");
+    let backend = networks.server.inside(|| TcpListener::bind(at("192.168.9.2", 8080)).unwrap());
+    let _open = networks.client.inside(|| TcpStream::connect(at(ROUTER, 8080)).unwrap());
+    assert_eq!(tracked(), "1", "a connection has one");
+    drop(backend);
+}
