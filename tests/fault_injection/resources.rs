@@ -12,7 +12,7 @@ use rustix::process::{Resource, Signal, getrlimit};
 use crate::support::{recorded, scan, start};
 use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
-use netns_lab::{Lab, eventually, within};
+use netns_lab::{Lab, eventually};
 
 /// Limits the program to this many descriptors, even if more are already open.
 fn limit(daemon: &Daemon, descriptors: Option<u64>) {
