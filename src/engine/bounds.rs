@@ -14,8 +14,8 @@ pub struct Bounds {
     pub recent: Duration,
     /// Maximum number of a source's ports that are forgiven because they are related to others.
     pub related: u8,
-    /// The maximum number of unrelated ports of a source for which ports of groups that this host does not serve count as one;
-    /// `None`: they never do.
+    /// Maximum number of unrelated ports of a source with which each group of related ports counts as one, served or not;
+    /// `None`: only served groups do.
     pub unrelated: Option<u8>,
     /// Number of distinct ports that is enough for a ban of a connected peer.
     pub peer_threshold: u8,

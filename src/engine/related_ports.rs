@@ -1,6 +1,6 @@
 //! Counts groups of related ports, which one client tries together: a mail program that guesses the server's settings,
-//! a printer driver, a browser. If this host serves a port of a group, the closed ports of the group count as one.
-//! Otherwise they do only while the source probes no other ports, as a mail program does for a host without mail.
+//! a printer driver, a browser. While a source probes nothing but ports of groups, each group counts as one port.
+//! Afterwards only groups of which this host serves a port do, up to a limit.
 
 use super::sources::Evidence;
 use crate::types::{PORT_GROUPS, PortSet, Protocol};
@@ -9,7 +9,7 @@ use crate::types::{PORT_GROUPS, PortSet, Protocol};
 /// ports.
 pub(super) const MAX_EXTRA: u8 = 4;
 
-/// Maximum number of unrelated ports that a source may have probed for the groups that are not served to count as one.
+/// Maximum number of unrelated ports that a source may have probed for every group to count as one port.
 pub(super) const MAX_UNRELATED: u8 = 0;
 
 /// The groups with at least one port that this host serves, now or as a remembered service.
@@ -31,9 +31,9 @@ impl RelatedPorts {
         self.groups().flatten().copied().collect()
     }
 
-    /// Returns how many of the distinct ports of `evidence` count towards a ban. The ports of a served group count as
-    /// one, but at most `extra` ports of a source are left out for this reason. The ports of another group count as one
-    /// only if the source has probed at most `unrelated` ports outside of all groups (`None`: never).
+    /// Returns how many of the distinct ports of `evidence` count towards a ban. If the source has probed at most
+    /// `unrelated` ports outside of all groups (`None`: never), the ports of each group count as one. Otherwise the ports
+    /// of a served group count as one, but at most `extra` ports of a source are left out for this reason.
     pub(super) fn counting(
         self,
         evidence: impl Iterator<Item = Evidence> + Clone,
@@ -41,14 +41,14 @@ impl RelatedPorts {
         unrelated: Option<u8>,
     ) -> u8 {
         let distinct = evidence.clone().count();
-        let probed = PORT_GROUPS.map(|group| evidence.clone().filter(|item| is_related(item, group)).count());
-        let others = distinct.saturating_sub(probed.iter().sum());
-        let left_out = |served: bool| -> usize {
-            let groups = probed.iter().zip(self.0).filter(|(_, is_served)| *is_served == served);
-            groups.map(|(ports, _)| ports.saturating_sub(1)).sum()
+        let probed = |group: &[u16]| evidence.clone().filter(|item| is_related(item, group)).count();
+        let others = distinct - PORT_GROUPS.into_iter().map(probed).sum::<usize>();
+        let beyond_first = |group: &[u16]| probed(group).saturating_sub(1);
+        let left_out = match unrelated.is_some_and(|most| others <= usize::from(most)) {
+            true => PORT_GROUPS.into_iter().map(beyond_first).sum(),
+            false => self.groups().map(beyond_first).sum::<usize>().min(extra.into()),
         };
-        let guessed = if unrelated.is_some_and(|most| others <= usize::from(most)) { left_out(false) } else { 0 };
-        u8::try_from(distinct - left_out(true).min(extra.into()) - guessed).unwrap_or(u8::MAX)
+        u8::try_from(distinct - left_out).unwrap_or(u8::MAX)
     }
 }
 

@@ -39,6 +39,20 @@ fn related_ports_excuse_at_most_four() {
 }
 
 #[test]
+fn served_group_is_no_stricter() {
+    let mut scene = Scene::new();
+    let service = Service { protocol: Protocol::Tcp, port: 465, address: [0; 4].into() };
+    scene.change(|host| host.services = [service].into_iter().collect());
+    scene.change(|host| host.tcp.insert_any_v4(443));
+    assert_eq!(
+        scene.syns(CLIENT, [80, 993, 143, 995, 110, 587, 25]),
+        Probe(7),
+        "a mail program that guesses all ports"
+    );
+    assert_eq!(scene.syn(CLIENT, 23), Block(8), "with an unrelated port, the served groups excuse four ports");
+}
+
+#[test]
 fn unserved_groups_count_as_one_alone() {
     let mut scene = Scene::new();
     assert_eq!(scene.syns(CLIENT, GUESSED), Probe(5), "a mail program that guesses at a host without mail");
