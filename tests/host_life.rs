@@ -244,7 +244,7 @@ const OUTAGES: Scenario = scenario(MAIL, 60, 2, &["maintenance", "restart of all
 const REINSTALLED: Scenario = scenario(MAIL, 100, 3, &["reinstallation", "monitor", "pool"]);
 const MAIL_PROGRAMS: Scenario = scenario(RELAY, 400, 2, &["mail program"]);
 
-const CASES: [Case; 32] = [
+const CASES: [Case; 33] = [
     case("recently open ports", honest_bans, SHORT_SERVICES, |all| all.engine.recent_ports = false),
     // These rules have the same effect: a source that answers has a socket, and its answer is remembered.
     covered(case("listeners", honest_bans, VISITS, |all| all.engine.listeners = false), |all| {
@@ -326,6 +326,13 @@ const CASES: [Case; 32] = [
     covered(
         case("memory of connected peers", honest_bans, SLIPS, |all| {
             all.daemon.peers_remembered = Some(Duration::ZERO);
+        }),
+        |all| all.engine.scan_trigger = Some(1),
+    ),
+    // Only sshd has sockets there.
+    covered(
+        case("connections through NAT", honest_bans, scenario(CONTAINERS, 1, 30, &["carrier NAT"]), |all| {
+            all.daemon.published_peers = false;
         }),
         |all| all.engine.scan_trigger = Some(1),
     ),

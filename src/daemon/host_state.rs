@@ -37,6 +37,7 @@ use crate::host::snapshot::{
     ephemeral_ports, first_unprivileged_port, missing_interfaces, snapshot, watched_interfaces,
 };
 use crate::ledger::{Allowance, Recorder};
+use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Bound, Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
 use crate::types::Protocol;
@@ -90,7 +91,9 @@ impl HostState {
         let resolvers = FileWatch::new(ResolverFiles::default());
         let peers = FileWatch::new((SessionFiles::default(), LeaseFiles::default()));
         let facts = network::read(&ResolverFiles::default()).await?;
-        let lister = SocketLister::start(SockDiag::open()?).map_err(DaemonError::system("start a thread"))?;
+        // The sensor reports that the kernel has no connection tracking.
+        let lister = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
+            .map_err(DaemonError::system("start a thread"))?;
         missing_interfaces(&config.interfaces, &facts).next().map_or(Ok(()), Err)?;
         let allow = AllowSources::open(&config.allow)?;
         let settings = Settings::from_config(config);
@@ -293,17 +296,21 @@ impl HostState {
                 listeners.retain(|one| !is_decoy(&self.decoys, one));
                 self.listeners_changed |= listeners != self.listeners;
                 self.listeners = listeners;
-                ("listeners", late)
+                ("listeners", late.map(|error| error.to_string()))
             }
-            Listed::Listeners(Err(error)) => ("listeners", Some(error)),
+            Listed::Listeners(Err(error)) => ("listeners", Some(error.to_string())),
             Listed::Connections(Ok(connections)) => {
                 self.peers_changed |= self.known_peers.update(boot_time(), &connections, &self.host);
                 ("connections", None)
             }
-            Listed::Connections(Err(error)) => ("connections", Some(error)),
+            Listed::Connections(Err(error)) => ("connections", Some(error.to_string())),
+            Listed::Published(Ok(connections)) => {
+                self.peers_changed |= self.known_peers.update(boot_time(), &connections, &self.host);
+                ("connections through NAT", None)
+            }
+            Listed::Published(Err(error)) => ("connections through NAT", Some(error.to_string())),
         };
         self.stale |= self.listeners_changed;
-        let error = error.map(|error| error.to_string());
         let last = match &error {
             Some(error) => self.unlisted.insert(name, error.clone()),
             None => self.unlisted.remove(name),

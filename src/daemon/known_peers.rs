@@ -13,9 +13,10 @@ use crate::types::{BanTarget, Timestamp};
 const MAX_PEERS: usize = 4_096;
 
 /// Time for which a peer is known after its last connection. Browsers, and users behind a carrier's NAT, have
-/// connections for seconds and make mistakes between them. A longer time helps no scanner, which could also leave a
-/// connection open.
-const REMEMBERED: Duration = Duration::from_secs(1_800);
+/// connections for seconds and make mistakes between them. It is longer than the window of their probes (`detect.window`),
+/// so that a peer is still known at the last probe of a window. A longer time helps no scanner that knows the rule,
+/// because it could also leave a connection open.
+const REMEMBERED: Duration = Duration::from_secs(2 * 3_600);
 
 #[derive(Clone, Copy)]
 struct Peer {
@@ -82,13 +83,14 @@ impl KnownPeers {
     }
 }
 
-/// True for a connection to a listening port, which is a service. A connection that this host started has another local
-/// port.
+/// True for a connection to a listening or published port, which is a service. A connection that this host started has
+/// another local port.
 fn is_served(connection: &Connection, host: &Host) -> bool {
-    let Connection { address, port, peer, interface } = *connection;
+    let Connection { address, port, peer, interface, is_published } = *connection;
     let own = |address: IpAddr| address.is_loopback() || host.local.contains(address);
     let interfaces = if interface == 0 { &[][..] } else { &[interface] };
-    host.tcp.contains_on(interfaces, address, port) && !own(peer)
+    let is_service = is_published && host.local.contains(address) || host.tcp.contains_on(interfaces, address, port);
+    is_service && !own(peer)
 }
 
 #[cfg(test)]
@@ -111,7 +113,7 @@ mod tests {
     }
 
     fn from(peer: u32, port: u16) -> Connection {
-        Connection { address: OWN, port, peer: IpAddr::V4(peer.into()), interface: 0 }
+        Connection { address: OWN, port, peer: IpAddr::V4(peer.into()), interface: 0, is_published: false }
     }
 
     fn since(peers: &KnownPeers, peer: u32) -> Option<Timestamp> {
@@ -137,14 +139,24 @@ mod tests {
     }
 
     #[test]
-    fn peer_is_known_half_an_hour_longer() {
+    fn peers_of_published_ports_are_known() {
+        let (host, mut peers) = (host(), KnownPeers::default());
+        let published = |peer| Connection { is_published: true, ..from(peer, 8_080) };
+        let elsewhere = Connection { address: Ipv4Addr::new(192, 0, 2, 9).into(), ..published(1) };
+        assert!(!peers.update(at(1), &[elsewhere, from(2, 8_080)], &host), "a proxied connection to another host");
+        assert!(peers.update(at(2), &[published(3)], &host));
+        assert_eq!(since(&peers, 3), Some(at(2)));
+    }
+
+    #[test]
+    fn peer_is_known_two_hours_longer() {
         let (host, mut peers) = (host(), KnownPeers::default());
         assert!(peers.update(at(1), &[from(1, 443)], &host));
         assert!(!peers.update(at(10), &[from(1, 443)], &host));
-        assert!(!peers.update(at(1_810), &[], &host));
-        assert!(!peers.update(at(1_810), &[from(1, 443)], &host));
+        assert!(!peers.update(at(7_210), &[], &host));
+        assert!(!peers.update(at(7_210), &[from(1, 443)], &host));
         assert_eq!(since(&peers, 1), Some(at(1)), "a second connection does not reset the time");
-        assert!(peers.update(at(3_611), &[], &host));
+        assert!(peers.update(at(14_411), &[], &host));
         assert!(peers.known.is_empty());
     }
 }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Connection, Listener, SockDiag, SockDiagError, TABLES};
+use crate::netlink::socket::SocketError;
 use crate::panic_guard;
 
 /// Minimum interval between two listings of listeners. If a service starts in between, the exact look-up finds it
@@ -16,6 +18,10 @@ const LISTENERS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Minimum interval between two listings of connections.
 const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Minimum interval between two listings of connections through destination NAT. The kernel keeps their entries for two
+/// minutes after their end, or for ten seconds after a reset.
+const PUBLISHED_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Listing takes at most this fraction (1/50) of the thread's time, however many sockets exist.
 const SHARE: u32 = 50;
@@ -31,6 +37,8 @@ const MAX_CONNECTIONS: usize = 65_536;
 pub(super) enum Listed {
     Listeners(Result<Listing, SockDiagError>),
     Connections(Result<Vec<Connection>, SockDiagError>),
+    /// Connections that destination NAT leads elsewhere.
+    Published(Result<Vec<Connection>, SocketError>),
 }
 
 /// The listeners of this host.
@@ -47,13 +55,14 @@ pub(super) struct Listing {
 pub(super) struct SocketLister(Receiver<Listed>);
 
 impl SocketLister {
-    /// Starts the thread, in the network namespace of the caller.
+    /// Starts the thread, in the network namespace of the caller. Without `conntrack`, connections through destination
+    /// NAT are not listed.
     ///
     /// # Errors
     /// The thread cannot be created.
-    pub(super) fn start(sockets: SockDiag) -> io::Result<Self> {
+    pub(super) fn start(sockets: SockDiag, conntrack: Option<Conntrack>) -> io::Result<Self> {
         let (lists, received) = channel(1);
-        let mut tables = Tables::new(sockets, MAX_DUMP);
+        let mut tables = Tables::new(sockets, conntrack, MAX_DUMP);
         let work = move || tables.run(&lists);
         thread::Builder::new().name("sockets".to_owned()).spawn(|| panic_guard::restart_on_panic(work))?;
         Ok(Self(received))
@@ -71,32 +80,38 @@ impl SocketLister {
 
 struct Tables {
     sockets: SockDiag,
+    conntrack: Option<Conntrack>,
     /// The last complete list of each table, for a later list that is cut off.
     last: [Vec<Listener>; TABLES.len()],
 }
 
 impl Tables {
-    fn new(mut sockets: SockDiag, limit: Duration) -> Self {
+    fn new(mut sockets: SockDiag, conntrack: Option<Conntrack>, limit: Duration) -> Self {
         sockets.limit(limit);
-        Self { sockets, last: Default::default() }
+        Self { sockets, conntrack, last: Default::default() }
     }
 
     /// Runs until the receiver is dropped.
     fn run(&mut self, lists: &Sender<Listed>) {
-        let (mut listeners_due, mut connections_due) = (Instant::now(), Instant::now() + CONNECTIONS_INTERVAL);
+        let [mut listeners_due, mut connections_due, mut published_due] =
+            [Duration::ZERO, CONNECTIONS_INTERVAL, PUBLISHED_INTERVAL].map(|after| Instant::now() + after);
         loop {
+            let next = listeners_due.min(connections_due).min(published_due);
+            thread::sleep(next.saturating_duration_since(Instant::now()));
             let begin = Instant::now();
-            let (listed, due, interval) = if listeners_due <= connections_due {
+            let (listed, due, interval) = if listeners_due == next {
                 (Listed::Listeners(self.listeners()), &mut listeners_due, LISTENERS_INTERVAL)
-            } else {
+            } else if connections_due == next {
                 let connections = self.sockets.connections(MAX_CONNECTIONS);
                 (Listed::Connections(connections), &mut connections_due, CONNECTIONS_INTERVAL)
+            } else {
+                let published = self.conntrack.as_mut().map(|conntrack| conntrack.published(MAX_CONNECTIONS));
+                (Listed::Published(published.unwrap_or(Ok(Vec::new()))), &mut published_due, PUBLISHED_INTERVAL)
             };
             *due = begin + interval.max(begin.elapsed() * SHARE);
             if lists.blocking_send(listed).is_err() {
                 return;
             }
-            thread::sleep(listeners_due.min(connections_due).saturating_duration_since(Instant::now()));
         }
     }
 
@@ -137,7 +152,7 @@ mod tests {
     #[test]
     fn late_table_keeps_its_last_list() {
         let [early, _later] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-        let mut tables = Tables::new(SockDiag::open().unwrap(), Duration::from_secs(60));
+        let mut tables = Tables::new(SockDiag::open().unwrap(), None, Duration::from_secs(60));
         let listing = tables.listeners().unwrap();
         assert!(listing.late.is_none() && udp(&listing, early.local_addr().unwrap().port()));
         let port = early.local_addr().unwrap().port();
@@ -157,12 +172,13 @@ mod tests {
     #[test]
     fn lists_of_both_kinds_come() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let mut lister = SocketLister::start(SockDiag::open().unwrap()).unwrap();
+        let mut lister = SocketLister::start(SockDiag::open().unwrap(), None).unwrap();
         let mut kinds = [0, 0];
         while kinds.contains(&0) {
             match runtime.block_on(lister.next()) {
                 Listed::Listeners(listing) => kinds[0] += usize::from(listing.is_ok()),
                 Listed::Connections(connections) => kinds[1] += usize::from(connections.is_ok()),
+                Listed::Published(_) => {}
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Looks up the flow of one packet in the kernel's connection tracking table over ctnetlink, with an exact look-up and
-//! no dump. [`crate::engine`] decides which flows are not evidence.
+//! Reads the kernel's connection tracking table over ctnetlink: an exact look-up of the flow of one packet, and a dump
+//! of the connections through destination NAT. [`crate::engine`] decides which flows are not evidence.
 //!
 //! Unlike a `ct` expression in an nftables rule, a look-up does not enable connection tracking. If no other program has
 //! enabled it, every flow is [`TrackedFlow::Untracked`]. Only the default zone is searched.
@@ -8,16 +8,17 @@
 //! `bridge-nf-call-iptables`, create entries with any claimed source. Only a translation is trustworthy, because it
 //! results from a NAT rule of the administrator.
 //!
-//! References: linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_get_conntrack in the kernel's
-//! net/netfilter/nf_conntrack_netlink.c.
+//! References: linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_get_conntrack and ctnetlink_dump_table in the
+//! kernel's net/netfilter/nf_conntrack_netlink.c.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_core::NLM_F_REQUEST;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
 use rustix::io::Errno;
 
 use super::message::{Attributes, Message, attributes, be_u32, patch};
+use super::sock_diag::Connection;
 use super::socket::{Socket, SocketError};
 use crate::types::Protocol;
 
@@ -86,6 +87,29 @@ impl Conntrack {
             Err(error) => Err(error),
         }
     }
+
+    /// Lists at most `most` TCP connections that destination NAT leads elsewhere, with completed handshakes (IPS_ASSURED),
+    /// including those that ended within the last two minutes (nf_conntrack_tcp_timeout_time_wait). The kernel selects
+    /// them; before Linux 5.15 it sends all entries.
+    ///
+    /// Do not take this for proof of the source's address: connection tracking accepts an acknowledgement up to 66,000
+    /// below the right one (MAXACKWINCONST in nf_conntrack_proto_tcp.c), and any with nf_conntrack_tcp_be_liberal. So a
+    /// forger completes a handshake with some 65,000 packets.
+    ///
+    /// # Errors
+    /// As for [`Conntrack::flow`].
+    pub fn published(&mut self, most: usize) -> Result<Vec<Connection>, SocketError> {
+        put_header(&mut self.request, NLM_F_REQUEST | NLM_F_DUMP, FAMILY_ANY);
+        let mut list = Attributes(&mut self.request);
+        list.put_u32(STATUS, ASSURED | DESTINATION_NAT);
+        list.put_u32(STATUS_MASK, ASSURED | DESTINATION_NAT | EXPECTED);
+        put_length(&mut self.request);
+        self.socket.dump(&mut self.request, Vec::new, |connections, answer| {
+            if connections.len() < most {
+                connections.extend(read_published(answer));
+            }
+        })
+    }
 }
 
 fn invalid(text: &'static str) -> SocketError {
@@ -103,7 +127,7 @@ struct Tuple {
 impl Tuple {
     fn new(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Option<Self> {
         let protocol = match protocol {
-            Protocol::Tcp => 6,
+            Protocol::Tcp => TCP,
             Protocol::Udp => 17,
             Protocol::Sctp => 132,
             Protocol::Icmp => return None,
@@ -164,23 +188,49 @@ impl Tuple {
 
 /// Replaces `bytes` with the request for the flow of this tuple, in either direction.
 fn put_request(bytes: &mut Vec<u8>, requested: &Tuple) {
+    let family = if requested.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
+    put_header(bytes, NLM_F_REQUEST, family);
+    Attributes(bytes).nest(TUPLE_ORIG, |tuple| requested.put(tuple));
+    put_length(bytes);
+}
+
+/// Replaces `bytes` with the start of a request, whose length [`put_length`] completes.
+fn put_header(bytes: &mut Vec<u8>, flags: u16, family: u8) {
     bytes.clear();
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&GET.to_ne_bytes());
-    bytes.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
     // struct nfgenmsg: address family, version, resource.
-    let family = if requested.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
     bytes.extend_from_slice(&[family, 0, 0, 0]);
-    Attributes(bytes).nest(TUPLE_ORIG, |tuple| requested.put(tuple));
+}
+
+fn put_length(bytes: &mut [u8]) {
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     patch(bytes, 0, length.to_ne_bytes());
 }
 
+/// The attributes of an entry; `None` for other messages. ctnetlink answers a request with the message type that announces
+/// new entries.
+fn entry_attributes<'a>(answer: &Message<'a>) -> Option<&'a [u8]> {
+    answer.body.get(GENERIC..).filter(|_| answer.kind == NEW)
+}
+
+/// Reads one entry of the list of published connections; `None` for entries that an older kernel sends as well.
+fn read_published(answer: &Message<'_>) -> Option<Connection> {
+    let list = entry_attributes(answer)?;
+    let field = |kind| attributes(list).find(move |(found, _)| *found == kind).map(|(_, value)| value);
+    let status = be_u32(field(STATUS)?)?;
+    let original = Tuple::read(field(TUPLE_ORIG)?)?;
+    let wanted =
+        status & (ASSURED | DESTINATION_NAT | EXPECTED) == ASSURED | DESTINATION_NAT && original.protocol == TCP;
+    let Tuple { source: (peer, _), destination: (address, port), .. } = original;
+    wanted.then_some(Connection { address, port, peer, interface: 0, is_published: true })
+}
+
 /// Reads the state of the requested flow from an entry; `None` if the entry is about another flow or unreadable.
 fn read(answer: &Message<'_>, requested: &Tuple) -> Option<TrackedFlow> {
-    // ctnetlink answers a request for an entry with the message type that announces new entries.
-    let list = answer.body.get(GENERIC..).filter(|_| answer.kind == NEW)?;
+    let list = entry_attributes(answer)?;
     let field = |kind| attributes(list).find(move |(found, _)| *found == kind).map(|(_, value)| value);
     let (original, reply) = (Tuple::read(field(TUPLE_ORIG)?)?, Tuple::read(field(TUPLE_REPLY)?)?);
     let status = be_u32(field(STATUS)?)?;
@@ -213,13 +263,17 @@ const NEW: u16 = 1 << 8;
 const GET: u16 = 1 << 8 | 1;
 /// Length of struct nfgenmsg.
 const GENERIC: usize = 4;
-/// AF_INET and AF_INET6.
+/// AF_UNSPEC, AF_INET and AF_INET6.
+const FAMILY_ANY: u8 = 0;
 const FAMILY_V4: u8 = 2;
 const FAMILY_V6: u8 = 10;
-/// CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS.
+/// IPPROTO_TCP.
+const TCP: u8 = 6;
+/// CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_STATUS_MASK.
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
+const STATUS_MASK: u16 = 26;
 /// CTA_TUPLE_IP, CTA_TUPLE_PROTO and their contents.
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
@@ -230,9 +284,10 @@ const IP_V6_DST: u16 = 4;
 const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
-/// IPS_EXPECTED, IPS_ASSURED.
+/// IPS_EXPECTED, IPS_ASSURED, IPS_DST_NAT.
 const EXPECTED: u32 = 1;
 const ASSURED: u32 = 4;
+const DESTINATION_NAT: u32 = 32;
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use netns_lab::Namespace;
 use portsentry::netlink::conntrack::{Conntrack, TrackedFlow};
+use portsentry::netlink::sock_diag::Connection;
 use portsentry::types::Protocol;
 
 /// A router between a client (198.51.100.0/24) and a server (192.168.9.0/24). It publishes the server's port 8080 and
@@ -212,4 +213,49 @@ fn probe_of_closed_port_leaves_no_entry() {
     let _open = networks.client.inside(|| TcpStream::connect(at(ROUTER, 8080)).unwrap());
     assert_eq!(tracked(), "1", "a connection has one");
     drop(backend);
+}
+
+#[test]
+fn published_connections_are_listed_with_ended_ones() {
+    let networks = Networks::new();
+    networks.translate();
+    let serve = |namespace: &Namespace, address: SocketAddr| namespace.inside(|| TcpListener::bind(address).unwrap());
+    let listeners = [
+        (at(ROUTER, 8080), serve(&networks.server, at("192.168.9.2", 8080))),
+        (at(ROUTER, 8081), serve(&networks.router, at(ROUTER, 9090))),
+        (at(ROUTER, 7000), serve(&networks.router, at(ROUTER, 7000))),
+    ];
+    let outside = serve(&networks.client, at("198.51.100.7", 7001));
+    let meet = |from: &Namespace, address: SocketAddr, listener: &TcpListener| {
+        std::thread::scope(|scope| {
+            let accepting = scope.spawn(|| accept(listener));
+            let stream = from.inside(|| connect(address));
+            (stream, accepting.join().unwrap())
+        })
+    };
+    let met = listeners.each_ref().map(|(address, listener)| meet(&networks.client, *address, listener));
+    let masqueraded = meet(&networks.server, at("198.51.100.7", 7001), &outside);
+    let refused = at(ROUTER, 8080);
+    drop(listeners);
+    networks
+        .client
+        .inside(|| TcpStream::connect(refused).expect_err("no service is behind the published port any more"));
+
+    let published = |most| networks.router.inside(|| Conntrack::open().unwrap().published(most).unwrap());
+    let listed = || {
+        let mut listed = published(100);
+        listed.sort_unstable_by_key(|one| one.port);
+        listed
+    };
+    let expected = [8080, 8081].map(|port| Connection {
+        address: at(ROUTER, 0).ip(),
+        port,
+        peer: at("198.51.100.7", 0).ip(),
+        interface: 0,
+        is_published: true,
+    });
+    assert_eq!(listed(), expected, "no plain, masqueraded or refused connection");
+    assert_eq!(published(1).len(), 1, "the list is bounded");
+    drop((met, masqueraded));
+    assert_eq!(listed(), expected, "the kernel keeps their entries for two minutes");
 }

@@ -420,6 +420,32 @@ fn connected_peer_is_banned_at_eighth_port() {
 }
 
 #[test]
+fn peer_of_published_port_counts_as_connected() {
+    let lab = Lab::new(&["peer", "container", "other"]);
+    let (peer, target) = ends(&lab, "peer", false);
+    let container = IpAddr::from(lab.v4("container"));
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    let rules = format!(
+        "table ip publish {{ chain before {{ type nat hook prerouting priority dstnat; \
+         ip daddr {target} tcp dport 8080 dnat to {container}:80; }}; }}"
+    );
+    lab.run("victim", "nft", &[&rules]);
+    let listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
+    let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
+    // A visit that is over when the connections are listed.
+    drop(lab.inside("peer", || TcpStream::connect_timeout(&(target, 8_080).into(), TIMEOUT).unwrap()));
+    drop(listener.accept().unwrap());
+    let connected = || lab.ask(&["explain", &peer.to_string()])["connected"].as_bool().filter(|known| *known);
+    assert!(within(TIMEOUT, connected).is_some());
+    lab.probe("peer", peer, target, &[901, 902, 903, 904, 905, 906, 907]);
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    lab.probe("peer", peer, target, &[908]);
+    lab.expect_ban(peer);
+    daemon.stop();
+}
+
+#[test]
 fn trap_counts_connected_peer_to_eight() {
     let lab = Lab::new(&["peer", "other"]);
     let ends = [false, true].map(|v6| ends(&lab, "peer", v6));

@@ -91,6 +91,8 @@ pub struct Connection {
     pub peer: IpAddr,
     /// Index of the interface to which it is bound, as is always the case for a link-local peer; otherwise 0.
     pub interface: u32,
+    /// True if destination NAT leads it elsewhere. Address and port are those before the translation.
+    pub is_published: bool,
 }
 
 /// The socket that would receive a packet.
@@ -265,7 +267,8 @@ impl SockDiag {
         let mut keep = |record: Record| {
             if CONNECTED.contains(&record.state) && connections.len() < most {
                 let [address, peer] = [record.address, record.peer].map(|one| one.to_canonical());
-                connections.push(Connection { address, port: record.port, peer, interface: record.interface });
+                let Record { port, interface, .. } = record;
+                connections.push(Connection { address, port, peer, interface, is_published: false });
             }
         };
         self.dump_tcp(states, &mut keep)?;

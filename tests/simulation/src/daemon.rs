@@ -32,6 +32,8 @@ pub struct DaemonRules {
     pub published_ports: bool,
     /// More ports are forgiven for peers with a connection.
     pub known_peers: bool,
+    /// Connections through destination NAT are listed as well.
+    pub published_peers: bool,
     /// Time for which they are known after the connection; `None` for the program's own time.
     pub peers_remembered: Option<Duration>,
     /// Bans end when their evidence is no longer sufficient.
@@ -48,6 +50,7 @@ impl Default for DaemonRules {
             bounded_settling: true,
             published_ports: true,
             known_peers: true,
+            published_peers: true,
             peers_remembered: None,
             lifts_unfounded: true,
         }
@@ -206,8 +209,10 @@ impl Daemon {
             detector.host_changed(at, host, self.services());
         }
         host.close_ended(at);
+        let mut connections = host.connections();
+        connections.retain(|connection| self.rules.published_peers || !connection.is_published);
         if self.rules.known_peers
-            && let Some(peers) = self.memories[0].peers(at, &host.connections(), detector.host())
+            && let Some(peers) = self.memories[0].peers(at, &connections, detector.host())
         {
             detector.know_peers(at, &peers);
         }

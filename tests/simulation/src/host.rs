@@ -165,10 +165,9 @@ impl HostModel {
         }
     }
 
-    /// Opens a connection of a peer to a service of this host until the given time. Services behind destination NAT are
-    /// ignored.
+    /// Opens a connection of a peer to a service of this host until the given time.
     pub fn connect(&mut self, peer: SocketAddr, port: u16, until: Timestamp) {
-        if self.service(Protocol::Tcp, peer.ip(), port).is_some_and(|service| service.bind != Bind::Published) {
+        if self.service(Protocol::Tcp, peer.ip(), port).is_some() {
             self.connections.insert((peer, port), until);
         }
     }
@@ -183,7 +182,7 @@ impl HostModel {
         self.connections.values().min().copied()
     }
 
-    /// The connections as the kernel lists them.
+    /// The connections as the kernel lists them, those through destination NAT included.
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
         let connection = |(peer, port): &(SocketAddr, u16)| Connection {
@@ -191,6 +190,7 @@ impl HostModel {
             port: *port,
             peer: peer.ip(),
             interface: 0,
+            is_published: self.is_published(Protocol::Tcp, peer.ip(), *port),
         };
         self.connections.keys().map(connection).collect()
     }

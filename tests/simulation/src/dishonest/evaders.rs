@@ -91,7 +91,7 @@ pub(super) fn populate(world: &mut World) {
     // More ports are forgiven for a peer with a connection.
     connected(world, "knows connected peers: a connection first", Plan { gap: seconds(20), ports: 30, ..PLAN });
     connected(world, "knows connected peers: 7 ports in 35 minutes", Plan { gap: minutes(5), ports: 30, ..PLAN });
-    let over = Plan { gap: minutes(5), ports: 7, lasts: seconds(10), pause: hours(2) };
+    let over = Plan { gap: minutes(5), ports: 7, lasts: seconds(10), pause: hours(3) };
     connected(world, "knows connected peers: hours after its connection", over);
     // All addresses of a /64 count as one source.
     evader(world, "one /64, an address a port", |world, _, source| {
