@@ -1,7 +1,6 @@
 //! Runs a short, seeded simulation of hosts (tests/simulation): months of restarts, reboots, mistakes and scans within
 //! a few days. It tests the exceptions and thresholds of the engine and of the kernel's trap together.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
@@ -10,13 +9,6 @@ use simulation::outcome::Outcome;
 use simulation::picture::svg;
 use simulation::replay::replay;
 use simulation::{Options, run, run_host};
-
-/// Behaviours whose honest sources are banned today: the maximum in the short run, and the reason. An entry is removed
-/// as soon as its number is 0.
-const KNOWN_HONEST_BANS: [(&str, u64); 1] = [
-    // A neighbour probes a dozen ports within seconds: that is a scan, and its purpose cannot be known.
-    ("neighbours that look at every device", 4),
-];
 
 /// Behaviours that are never detected, by design.
 const NEVER_FOUND: [&str; 6] = [
@@ -60,18 +52,20 @@ static SHORT_RUN: LazyLock<Outcome> = LazyLock::new(|| run_short(&options()));
 #[test]
 fn honest_behaviour_is_not_banned() {
     let banned = SHORT_RUN.banned_behaviours();
-    let known: BTreeMap<&str, u64> = KNOWN_HONEST_BANS.into();
-    for (behaviour, bans) in &banned {
-        let most = known.get(behaviour).copied().unwrap_or(0);
-        assert!(
-            *bans <= most,
-            "{behaviour}: {bans} honest bans, at most {most} are known\n{:#?}",
-            SHORT_RUN.honest_bans
-        );
-    }
-    for (behaviour, _) in KNOWN_HONEST_BANS {
-        assert!(banned.contains_key(behaviour), "{behaviour} is not banned any more: remove it from KNOWN_HONEST_BANS");
-    }
+    assert!(banned.is_empty(), "{banned:?}\n{:#?}", SHORT_RUN.honest_bans);
+}
+
+/// An inventory probes a dozen ports of every device: that is a scan, and its purpose cannot be known.
+#[test]
+fn inventory_is_banned_unless_allowed() {
+    let outcome = run_host(&INVENTORIES.options(), INVENTORIES.host, &|| ());
+    let [seen] = outcome.authorised.values().collect::<Vec<_>>()[..] else { panic!("{:?}", outcome.authorised) };
+    assert!(seen.sources > 5 && seen.bans * 2 > seen.sources, "some sources are banned already: {seen:?}");
+    assert_eq!(outcome.count_honest_bans(false), 0, "it is counted apart");
+    let mut options = INVENTORIES.options();
+    options.engine.allows_lan = true;
+    let outcome = run_host(&options, INVENTORIES.host, &|| ());
+    assert!(outcome.authorised.values().all(|seen| seen.bans == 0 && seen.refused == 0), "{:?}", outcome.authorised);
 }
 
 #[test]
@@ -93,7 +87,7 @@ fn every_kind_of_scan_is_found() {
 #[test]
 fn picture_shows_every_behaviour() {
     let picture = svg(&SHORT_RUN);
-    let names = SHORT_RUN.honest.keys().chain(SHORT_RUN.dishonest.keys());
+    let names = SHORT_RUN.honest.keys().chain(SHORT_RUN.authorised.keys()).chain(SHORT_RUN.dishonest.keys());
     for name in names {
         assert!(picture.contains(&format!(">{name}</text>")), "{name} is not in the picture");
     }
@@ -218,6 +212,7 @@ impl Scenario {
 const WEB: u64 = 0;
 const MAIL: u64 = 1;
 const CONTAINERS: u64 = 2;
+const HOME: u64 = 3;
 const RELAY: u64 = 4;
 const VOICE: u64 = 5;
 
@@ -242,6 +237,7 @@ const FLOOD: Scenario = scenario(WEB, 60, 1, &["flood"]);
 const FLOODS: Scenario = scenario(WEB, 200, 1, &["flood"]);
 const OUTAGES: Scenario = scenario(MAIL, 60, 2, &["maintenance", "restart of all", "monitor", "pool"]);
 const REINSTALLED: Scenario = scenario(MAIL, 100, 3, &["reinstallation", "monitor", "pool"]);
+const INVENTORIES: Scenario = scenario(HOME, 60, 5, &["inventory"]);
 const MAIL_PROGRAMS: Scenario = scenario(RELAY, 400, 2, &["mail program"]);
 
 const CASES: [Case; 33] = [

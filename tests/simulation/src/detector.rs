@@ -32,6 +32,8 @@ pub struct EngineRules {
     pub related_ports: bool,
     /// Bans by the trap for probes that the sensor did not count are lifted instead of shortened.
     pub trap_excuses: bool,
+    /// The local network is on the allow-list (`allow.networks`).
+    pub allows_lan: bool,
     pub bounds: Bounds,
     pub scan_trigger: Option<u8>,
     pub window: Option<Duration>,
@@ -49,6 +51,7 @@ impl Default for EngineRules {
             listeners: true,
             related_ports: true,
             trap_excuses: true,
+            allows_lan: false,
             bounds: Bounds::default(),
             scan_trigger: None,
             window: None,
@@ -308,6 +311,9 @@ fn snapshot(model: &HostModel, rules: &EngineRules, ephemeral: PortSet, services
     host.ephemeral = ephemeral;
     for network in model.protected() {
         host.allow.insert(network, Protection::Gateway);
+    }
+    if rules.allows_lan {
+        host.allow.insert(model.lan(), Protection::Listed);
     }
     for service in model.running().filter(|service| rules.listeners && service.bind != Bind::Published) {
         let listeners = if service.protocol == Protocol::Udp { &mut host.udp } else { &mut host.tcp };

@@ -148,6 +148,12 @@ impl HostModel {
         [self.gateway(), RESOLVER.into()].map(IpNet::from).to_vec()
     }
 
+    /// The local network with the neighbours of some kinds of hosts.
+    #[must_use]
+    pub fn lan(&self) -> IpNet {
+        IpNet::new_assert(LAN.into(), 24)
+    }
+
     #[must_use]
     pub fn gateway(&self) -> IpAddr {
         let [a, b, c, _] = self.v4.octets();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use simulation::host::Profile;
 use simulation::replay::{Position, replay};
 use simulation::{Options, picture, run, table};
 
@@ -35,16 +36,15 @@ struct Args {
 
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// The number of host kinds.
-const KINDS: f64 = 6.0;
-
 fn main() -> ExitCode {
     let args = Args::parse();
     if !(0.001..=100_000.0).contains(&args.years) || args.pace == 0 {
         eprintln!("simulate: --years must be between 0.001 and 100000, and --pace at least 1");
         return ExitCode::from(2);
     }
-    let hosts = args.years.max(KINDS).round();
+    #[expect(clippy::cast_precision_loss, reason = "a few kinds")]
+    let kinds = Profile::all().len() as f64;
+    let hosts = args.years.max(kinds).round();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded above")]
     let mut options = Options::new(args.seed, hosts as u64, YEAR.mul_f64(args.years / hosts));
     options.pace = args.pace;

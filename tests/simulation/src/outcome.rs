@@ -43,6 +43,16 @@ pub struct Honest {
     pub forged_hold_seconds: f64,
 }
 
+/// The record of one kind of authorised scanners.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Authorised {
+    pub sources: u64,
+    pub packets: u64,
+    pub bans: u64,
+    /// Packets that were dropped because the source was banned.
+    pub refused: u64,
+}
+
 /// The record of one dishonest behaviour.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Dishonest {
@@ -82,6 +92,8 @@ pub struct Outcome {
     pub host_years: f64,
     pub packets: u64,
     pub honest: BTreeMap<&'static str, Honest>,
+    /// Scanners that the owner of the network wants, and that are not on the allow-list.
+    pub authorised: BTreeMap<&'static str, Authorised>,
     pub dishonest: BTreeMap<&'static str, Dishonest>,
     pub honest_bans: Vec<HonestBan>,
     /// Bans by the kernel's trap that the program lifted because it had no evidence against the source.
@@ -123,6 +135,13 @@ impl Outcome {
             sum.hold_seconds += more.hold_seconds;
             sum.forged_hold_seconds += more.forged_hold_seconds;
         }
+        for (behaviour, more) in other.authorised {
+            let sum = self.authorised.entry(behaviour).or_default();
+            sum.sources += more.sources;
+            sum.packets += more.packets;
+            sum.bans += more.bans;
+            sum.refused += more.refused;
+        }
         for (behaviour, more) in other.dishonest {
             let sum = self.dishonest.entry(behaviour).or_default();
             sum.sources += more.sources;
@@ -150,6 +169,12 @@ impl Outcome {
     #[must_use]
     pub fn count_honest_bans(&self, forged: bool) -> usize {
         self.honest_bans.iter().filter(|ban| ban.forged == forged).count()
+    }
+
+    /// Number of bans of authorised scanners.
+    #[must_use]
+    pub fn count_authorised_bans(&self) -> u64 {
+        self.authorised.values().map(|seen| seen.bans).sum()
     }
 
     /// Number of dishonest sources that were not detected.

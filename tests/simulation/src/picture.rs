@@ -66,12 +66,19 @@ fn escaped(text: &str) -> String {
 pub fn svg(outcome: &Outcome) -> String {
     let mut chart = Chart { body: String::new(), y: 12 };
     let a_year = |bans: u64| bans as f64 / outcome.host_years;
-    let most = outcome.honest.values().map(|seen| a_year(seen.bans)).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    let all = outcome.honest.values().map(|seen| seen.bans).chain(outcome.authorised.values().map(|seen| seen.bans));
+    let most = all.map(a_year).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
     chart.title("Bans of honest sources in a host-year");
     for (behaviour, seen) in &outcome.honest {
         let bans = a_year(seen.bans);
-        let numbers = if seen.bans == 0 { "none".to_owned() } else { format!("{bans:.1}") };
+        let numbers = if seen.bans == 0 { "none".to_owned() } else { format!("{bans:.2}") };
         chart.bar(behaviour, bans / most, "harm", &numbers);
+    }
+    chart.y += ROW;
+    chart.title("Bans of authorised scanners that are not on the allow-list, in a host-year");
+    for (behaviour, seen) in &outcome.authorised {
+        let bans = a_year(seen.bans);
+        chart.bar(behaviour, bans / most, "harm", &format!("{bans:.2}"));
     }
     chart.y += ROW;
     chart.title("Share of scans that were found");
@@ -84,7 +91,7 @@ pub fn svg(outcome: &Outcome) -> String {
     let Chart { body, y } = chart;
     let height = y + 12;
     let summary = format!(
-        "{:.1} host-years: {:.1} honest bans in each, and the share of each kind of scan that was found.",
+        "{:.1} host-years: {:.2} honest bans in each, and the share of each kind of scan that was found.",
         outcome.host_years,
         outcome.honest_bans_per_year()
     );

@@ -90,7 +90,7 @@ impl Trace {
             return;
         }
         let sent_by = match role {
-            Role::Honest(behaviour) | Role::Dishonest(behaviour) => behaviour,
+            Role::Honest(behaviour) | Role::Dishonest(behaviour) | Role::Authorised(behaviour) => behaviour,
             Role::Backstage => "the host",
         };
         let Some((passage, judgement)) = seen else {

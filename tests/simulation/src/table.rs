@@ -14,13 +14,16 @@ pub fn text(outcome: &Outcome, pace: u32) -> String {
     let _ = writeln!(
         text,
         "{:.2} host-years on {} hosts, {} packets\n\
-         honest bans a host-year: {:.2} ({} in all), and {} in the name of honest sources by forgers\n",
+         honest bans a host-year: {:.2} ({} in all), and {} in the name of honest sources by forgers\n\
+         bans of authorised scanners a host-year: {:.2} ({} in all), counted apart\n",
         outcome.host_years,
         outcome.hosts,
         outcome.packets,
         outcome.honest_bans_per_year(),
         outcome.count_honest_bans(false),
         outcome.count_honest_bans(true),
+        outcome.count_authorised_bans() as f64 / outcome.host_years,
+        outcome.count_authorised_bans(),
     );
     if pace != 1 {
         let _ = writeln!(
@@ -29,6 +32,7 @@ pub fn text(outcome: &Outcome, pace: u32) -> String {
         );
     }
     honest(&mut text, outcome);
+    authorised(&mut text, outcome);
     dishonest(&mut text, outcome);
     let own: Vec<_> = outcome.honest_bans.iter().filter(|ban| !ban.forged).collect();
     if !own.is_empty() {
@@ -79,6 +83,23 @@ fn honest(text: &mut String, outcome: &Outcome) {
         "bans of the kernel's trap that the program lifted: {}, made short: {}; bans lifted for too little evidence: {}\n",
         outcome.let_go, outcome.shortened, outcome.lifted
     );
+}
+
+fn authorised(text: &mut String, outcome: &Outcome) {
+    let _ = writeln!(
+        text,
+        "{:<42} {:>9} {:>10} {:>7} {:>10} {:>8}",
+        "authorised scanners, not allow-listed", "sources", "packets", "bans", "bans/year", "refused"
+    );
+    for (behaviour, seen) in &outcome.authorised {
+        let a_year = seen.bans as f64 / outcome.host_years;
+        let _ = writeln!(
+            text,
+            "{behaviour:<42} {:>9} {:>10} {:>7} {a_year:>10.2} {:>8}",
+            seen.sources, seen.packets, seen.bans, seen.refused
+        );
+    }
+    text.push('\n');
 }
 
 fn dishonest(text: &mut String, outcome: &Outcome) {

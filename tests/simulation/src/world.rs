@@ -36,6 +36,9 @@ pub enum Role {
     Honest(&'static str),
     /// A source that should be detected.
     Dishonest(&'static str),
+    /// A scanner that the owner of the network wants, and that is not on the allow-list. Its packets are those of a scan,
+    /// so that its ban is neither an honest ban nor a success.
+    Authorised(&'static str),
     /// Not a source of packets: an action of the host itself, or an actor that only creates others.
     Backstage,
 }
@@ -272,8 +275,10 @@ impl World {
     pub fn spawn(&mut self, role: Role, at: Timestamp, actor: impl Actor + 'static) {
         let id = self.next_actor;
         self.next_actor += 1;
-        if let Role::Honest(behaviour) = role {
-            self.outcome.honest.entry(behaviour).or_default().sources += 1;
+        match role {
+            Role::Honest(behaviour) => self.outcome.honest.entry(behaviour).or_default().sources += 1,
+            Role::Authorised(behaviour) => self.outcome.authorised.entry(behaviour).or_default().sources += 1,
+            Role::Dishonest(_) | Role::Backstage => {}
         }
         self.parts.insert(
             id,

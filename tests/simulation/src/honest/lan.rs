@@ -1,4 +1,4 @@
-//! Simulates neighbours on a local network: service discovery, and programs that probe every device.
+//! Simulates neighbours on a local network: service discovery, and inventories, which are scans.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::host::LAN;
 use crate::world::{Role, World};
 
 const DISCOVERY: Role = Role::Honest("mDNS, SSDP and NetBIOS");
-const INVENTORY: Role = Role::Honest("neighbours that look at every device");
+const INVENTORY: Role = Role::Authorised("inventories of the local network");
 
 pub(super) fn populate(world: &mut World) {
     if world.host.profile.lan {
@@ -46,7 +46,8 @@ fn discover(world: &mut World, mut chance: Chance) {
     script(world, DISCOVERY, packets);
 }
 
-/// Virus scanners, printer software and home automation probe a dozen ports of every device on the network.
+/// A virus scanner with a network inspector, an app that lists devices, or an administrator's program probes a dozen ports
+/// of every device on the network. So does an attacker on one of them.
 fn take_inventory(world: &mut World, mut chance: Chance) {
     let address = neighbour(world, INVENTORY, &mut chance);
     let ports = [80, 443, 22, 445, 139, 8_080, 515, 631, 9_100, 5_000, 554, 8_009];

@@ -49,6 +49,11 @@ impl World {
                     }
                 }
             }
+            Role::Authorised(behaviour) => {
+                let seen = self.outcome.authorised.entry(behaviour).or_default();
+                seen.packets += 1;
+                seen.refused += u64::from(passage == Passage::Blocked);
+            }
             Role::Backstage => {}
         }
         self.record_ban(role, judgement);
@@ -101,6 +106,10 @@ impl World {
         let (behaviour, forged) = match (role, self.owners.get(&target)) {
             (Role::Honest(behaviour), _) => (behaviour, false),
             (Role::Dishonest(behaviour), Some(_)) => (behaviour, true),
+            (Role::Authorised(behaviour), _) => {
+                self.outcome.authorised.entry(behaviour).or_default().bans += 1;
+                return;
+            }
             _ => return,
         };
         if !forged {

@@ -72,7 +72,11 @@ impl World {
     fn note_hold(&mut self) {
         let Some((target, length)) = self.kernel.take_hold() else { return };
         let Some(behaviour) = self.owners.get(&target) else { return };
-        let own = matches!(self.parts.get(&self.current), Some(part) if matches!(part.role, Role::Honest(_)));
+        let role = self.parts.get(&self.current).map_or(Role::Backstage, |part| part.role);
+        if matches!(role, Role::Authorised(_)) {
+            return;
+        }
+        let own = matches!(role, Role::Honest(_));
         let seen = self.outcome.honest.entry(behaviour).or_default();
         let seconds = if own { &mut seen.hold_seconds } else { &mut seen.forged_hold_seconds };
         *seconds += length.as_secs_f64();
