@@ -40,7 +40,7 @@ const SOMETIMES_FOUND: [&str; 4] = [
 ];
 
 fn options() -> Options {
-    Options { pace: 40, ..Options::new(1, 6, Duration::from_secs(86_400)) }
+    Options { pace: 40, ..Options::new(1, 7, Duration::from_secs(86_400)) }
 }
 
 fn run_short(options: &Options) -> Outcome {
@@ -215,6 +215,7 @@ const CONTAINERS: u64 = 2;
 const HOME: u64 = 3;
 const RELAY: u64 = 4;
 const VOICE: u64 = 5;
+const WORKSTATION: u64 = 6;
 
 const fn scenario(host: u64, pace: u32, days: u64, only: &'static [&'static str]) -> Scenario {
     Scenario { host, pace, days, only }
@@ -240,7 +241,7 @@ const REINSTALLED: Scenario = scenario(MAIL, 100, 3, &["reinstallation", "monito
 const INVENTORIES: Scenario = scenario(HOME, 60, 5, &["inventory"]);
 const MAIL_PROGRAMS: Scenario = scenario(RELAY, 400, 2, &["mail program"]);
 
-const CASES: [Case; 33] = [
+const CASES: [Case; 35] = [
     case("recently open ports", honest_bans, SHORT_SERVICES, |all| all.engine.recent_ports = false),
     // These rules have the same effect: a source that answers has a socket, and its answer is remembered.
     covered(case("listeners", honest_bans, VISITS, |all| all.engine.listeners = false), |all| {
@@ -301,6 +302,12 @@ const CASES: [Case; 33] = [
     // The memory of a test's ports makes mail a served group, with seven closed ports.
     case("served groups alone", honest_bans, scenario(VOICE, 200, 5, &["mail program", "test of ports"]), |all| {
         all.engine.bounds.unrelated = None;
+    }),
+    case("groups of a printer", honest_bans, scenario(WORKSTATION, 60, 3, &["printer"]), |all| {
+        all.engine.bounds.unrelated = None;
+    }),
+    case("forgiven ports of a neighbour", honest_bans, scenario(WORKSTATION, 60, 3, &["shared files"]), |all| {
+        all.engine.scan_trigger = Some(1);
     }),
     case(
         "bound of groups that are not served",

@@ -75,6 +75,7 @@ impl Profile {
                 false,
                 &[tcp(22), tcp(5_060), udp(5_060), personal(tcp(7_777)), personal(udp(7_777)), tcp(443)],
             ),
+            profile("workstation", true, &[tcp(22), udp(5_353)]),
         ]
     }
 }
