@@ -104,9 +104,6 @@ pub(super) fn open(
         drop(nft.arm(Watched { tcp: none, ..Watched::default() }));
         drop(nft.arm(Watched { udp: none, ..Watched::default() }));
     }
-    if let Some(routes) = &mut routes {
-        drop(routes.protect(&route_free(host)));
-    }
     opened.blocker.routes = routes;
     // The helper does its own check.
     if let Some(Err(error)) = deny.as_ref().filter(|_| file_helper.is_none()).map(HostsDeny::check) {
@@ -122,10 +119,11 @@ pub(super) fn open(
         let report = reporter(settings.hosts_deny.clone(), events.clone(), sensor.clone());
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
-        let queue = SlowQueue::new(slow.orders(), &opened.blocker.backends, command_first, end_connections);
+        let queue = SlowQueue::new(&slow, &opened.blocker.backends, command_first, end_connections);
         opened.blocker.slow = Some(queue.undoing_commands(config.only_undoes_commands()));
         opened.slow_backends = Some(slow);
     }
+    drop(opened.blocker.keep_reachable(host));
     Ok(opened)
 }
 
@@ -135,16 +133,8 @@ pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockErr
     if let Some(NftBackend { nft, .. }) = &mut blocker.nft {
         nft.protect(&prefixes)?;
     }
-    if let Some(routes) = &mut blocker.routes {
-        drop(routes.protect(&route_free(host)));
-    }
+    drop(blocker.keep_reachable(host));
     Ok(())
-}
-
-/// Prefixes that no blocking route may cut off: all exempt ones, and own IPv6 networks.
-fn route_free(host: &Host) -> Vec<ipnet::IpNet> {
-    let own = host.networks.iter().copied().filter(|network| matches!(network, ipnet::IpNet::V6(_)));
-    host.allow.prefixes().chain(own).collect()
 }
 
 /// Creates or adopts the ruleset, and sets the allow-list before the first ban; true if there was no table.

@@ -4,6 +4,7 @@ mod backend;
 mod ban_context;
 mod codec;
 pub mod command;
+mod exempt;
 pub mod file_helper;
 mod from_config;
 pub mod helper_socket;
@@ -15,3 +16,4 @@ mod template;
 
 pub use backend::{BanBackend, Failed, Gone, Refused};
 pub use ban_context::BanContext;
+pub use exempt::ExemptPrefixes;

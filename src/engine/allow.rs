@@ -138,7 +138,7 @@ impl AllowList {
             let on_link = place.and_then(|place| self.links.get(place)).map(|(_, why)| *why);
             return on_link.or_else(|| self.listed(address.into()));
         }
-        self.covers(IpNet::new(target.element(), target.prefix_len()).ok()?)
+        self.covers(target.network())
     }
 
     fn on_some_link(&self, network: IpNet) -> Option<Protection> {

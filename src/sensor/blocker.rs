@@ -9,7 +9,7 @@ use super::reporter::Reporter;
 use crate::enforce::nft::{BlockError, Nft, NftBackend, Trap};
 use crate::enforce::route::{self, Routes};
 use crate::enforce::slow_backends::SlowQueue;
-use crate::enforce::{BanBackend, BanContext, Gone, Refused};
+use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
 use crate::engine::{ActiveBan, Ban, Host};
 use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -159,10 +159,13 @@ impl Blocker {
         self.routes.as_ref().is_some_and(|routes| routes.is_wanted(target))
     }
 
-    /// Keeps blocking routes away from exempt prefixes and from this host's own IPv6 networks; returns the targets
-    /// whose routes were removed for that reason. Own IPv4 networks are not protected: a neighbour there is an ordinary
-    /// address.
-    pub(super) fn keep_reachable(&mut self, host: &Host) -> Vec<BanTarget> {
+    /// Keeps connections of exempt addresses, and keeps blocking routes away from exempt prefixes and from this host's own
+    /// IPv6 networks; returns the targets whose routes were removed for that reason. Own IPv4 networks are not protected:
+    /// a neighbour there is an ordinary address.
+    pub fn keep_reachable(&mut self, host: &Host) -> Vec<BanTarget> {
+        if let Some(slow) = &self.slow {
+            slow.protect(ExemptPrefixes::new(host.allow.networks()));
+        }
         let Some(routes) = &mut self.routes else { return Vec::new() };
         let own = host.networks.iter().copied().filter(|network| matches!(network, IpNet::V6(_)));
         let prefixes: Vec<IpNet> = host.allow.prefixes().chain(own).collect();

@@ -93,9 +93,7 @@ impl Observer {
 
     /// Returns at most `most` banned targets inside `network`, and their total number.
     pub(super) fn bans_in(&self, network: IpNet, most: usize) -> (Vec<BanTarget>, usize) {
-        let is_inside = |target: &BanTarget| {
-            IpNet::new(target.element(), target.prefix_len()).is_ok_and(|inner| network.contains(&inner))
-        };
+        let is_inside = |target: &BanTarget| network.contains(&target.network());
         let inside = || self.engine.bans().map(|ban| ban.target).filter(is_inside);
         let mut targets: Vec<BanTarget> = inside().take(most).collect();
         targets.sort_unstable();

@@ -156,6 +156,13 @@ impl BanTarget {
         }
     }
 
+    /// All addresses of the target.
+    #[must_use]
+    pub fn network(self) -> IpNet {
+        let address = self.element();
+        IpNet::new(address, self.prefix_len()).unwrap_or_else(|_| IpNet::from(address))
+    }
+
     /// True if a ban of this target also bans `address`.
     #[must_use]
     pub fn covers(self, address: IpAddr) -> bool {

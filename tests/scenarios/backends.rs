@@ -1,6 +1,7 @@
 //! Tests every backend, alone and combined: it blocks, logs the ban, ends with it, and leaves nothing behind.
 
-use std::net::IpAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::support::{
@@ -239,6 +240,44 @@ fn banned_source_loses_connections_if_configured() {
     daemon.expect_line(&format!("adminalert: connections of Host {banned} that were ended: 1"));
     drop(client);
     std::thread::sleep(SHORTLY);
+    daemon.stop();
+}
+
+fn is_alive([client, server]: &mut [TcpStream; 2]) -> bool {
+    server.set_read_timeout(Some(TIMEOUT)).unwrap();
+    client.write_all(b"x").is_ok() && server.read_exact(&mut [0]).is_ok()
+}
+
+/// The scanner is in this host's own /64, as is everything that it might disturb.
+#[test]
+fn ban_leaves_connections_of_exempt_addresses() {
+    let lab = Lab::new(&["attacker"]);
+    let (own, gateway) = (IpAddr::from(lab.victim_v6("attacker")), IpAddr::from(lab.v6("attacker")));
+    let scanner: IpAddr = lab.add_neighbour("attacker").into();
+    let network = format!("{}/64", lab.v6_network("attacker"));
+    lab.victim_ip(&format!("-6 route add 2001:db8:99::/48 via {gateway}"));
+    let listen = |host| lab.inside(host, || TcpListener::bind("[::]:22").unwrap());
+    let (here, there) = (listen("victim"), listen("attacker"));
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let open = |host, source, listener: &TcpListener, to| {
+        let client = lab.open_from(host, source, SocketAddr::new(to, 22)).unwrap();
+        [client, listener.accept().unwrap().0]
+    };
+    let mut exempt = [
+        ("of a local program to an own address", open("victim", own, &here, own)),
+        ("to the gateway", open("victim", own, &there, gateway)),
+        ("of the gateway", open("attacker", gateway, &here, own)),
+    ];
+    let [mut client, _server] = open("attacker", scanner, &here, own);
+    // A source with a connection to a service is banned at its eighth port.
+    lab.probe("attacker", scanner, own, &EIGHT.map(|port| port + 900));
+    lab.expect_ban(lab.v6_network("attacker").into());
+    daemon.expect_line(&format!("adminalert: connections of Host {network} that were ended: 1"));
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
+    assert!(client.read(&mut [0]).is_err(), "the scanner's own connection is reset");
+    for (which, connection) in &mut exempt {
+        assert!(is_alive(connection), "the connection {which} was ended");
+    }
     daemon.stop();
 }
 

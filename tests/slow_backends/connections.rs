@@ -5,9 +5,10 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use portsentry::enforce::slow_backends::{BackendEvent, Settings};
+use portsentry::enforce::ExemptPrefixes;
+use portsentry::enforce::slow_backends::{BackendEvent, Settings, SlowQueue};
 use portsentry::netlink::sock_diag::SockDiag;
-use portsentry::types::BanTarget;
+use portsentry::types::{Backend, BanTarget};
 
 use super::{Bench, case};
 use netns_lab::{Lab, TIMEOUT};
@@ -85,6 +86,34 @@ fn v4_of(lab: &Lab) -> IpAddr {
 }
 
 #[test]
+fn exempt_address_keeps_connection_within_ban() {
+    let lab = Lab::new(&["scanner"]);
+    let neighbour: IpAddr = lab.add_neighbour("scanner").into();
+    let listener = lab.inside("victim", || TcpListener::bind("[::]:8080").unwrap());
+    let to = SocketAddr::new(lab.victim_v6("scanner").into(), 8080);
+    let open = |source: IpAddr| {
+        let client = lab.open_from("scanner", source, to).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(TIMEOUT)).unwrap();
+        }
+        Connection { client, server }
+    };
+    let (mut exempt, mut banned) = (open(lab.v6("scanner").into()), open(neighbour));
+    let bench = lab.inside("victim", || Bench::start(Settings { end_connections: true, ..Settings::default() }));
+    let queue = SlowQueue::new(bench.backends.as_ref().unwrap(), &[Backend::Nft], false, true);
+    let exempt_addresses = [lab.v6("scanner"), lab.victim_v6("scanner")];
+    queue.protect(ExemptPrefixes::new(exempt_addresses.map(|address| IpAddr::from(address).into())));
+    // As a ban of the whole /64, which this host's own address is in as well.
+    let ban = case(&neighbour.to_string(), 60);
+    assert!(ban.target.covers(lab.v6("scanner").into()) && ban.target.covers(to.ip()));
+    bench.block(ban, &[]);
+    assert_eq!(bench.next(), BackendEvent::Connections { target: ban.target, ended: 1 });
+    assert_eq!(banned.error(), ErrorKind::ConnectionAborted);
+    assert!(exempt.is_alive(), "nftables lets an exempt address pass, so its connection stays");
+}
+
+#[test]
 fn half_closed_connection_to_source_counts() {
     let lab = Lab::new(&["scanner"]);
     let there = lab.inside("scanner", || TcpListener::bind("0.0.0.0:8080").unwrap());
@@ -96,11 +125,12 @@ fn half_closed_connection_to_source_counts() {
     let target = BanTarget::of(lab.v4("scanner").into());
     lab.inside("victim", || {
         let mut diag = SockDiag::open().unwrap();
-        let unconnected = diag.end_connections(&HashSet::from([BanTarget::of("192.0.2.7".parse().unwrap())])).unwrap();
+        let unconnected =
+            diag.end_connections(&HashSet::from([BanTarget::of("192.0.2.7".parse().unwrap())]), |_| false).unwrap();
         assert!(unconnected.connections.is_empty());
-        let ended = diag.end_connections(&HashSet::from([target])).unwrap();
+        let ended = diag.end_connections(&HashSet::from([target]), |_| false).unwrap();
         assert_eq!((ended.connections[&target], ended.more), (2, false));
-        let again = diag.end_connections(&HashSet::from([target])).unwrap();
+        let again = diag.end_connections(&HashSet::from([target]), |_| false).unwrap();
         assert!(again.connections.is_empty(), "each connection is ended once");
         assert_eq!(diag.listeners().unwrap().len(), 1);
     });
@@ -115,7 +145,8 @@ fn three_hundred_connections_end_in_one_call() {
     let listener = lab.inside("victim", || TcpListener::bind("0.0.0.0:8080").unwrap());
     let connections: Vec<Connection> = (0..300).map(|_| connect(&lab, "scanner", &listener, v4_of(&lab))).collect();
     let target = BanTarget::of(lab.v4("scanner").into());
-    let ended = lab.inside("victim", || SockDiag::open().unwrap().end_connections(&HashSet::from([target])).unwrap());
+    let ended = lab
+        .inside("victim", || SockDiag::open().unwrap().end_connections(&HashSet::from([target]), |_| false).unwrap());
     assert_eq!(ended.connections[&target], connections.len());
 }
 

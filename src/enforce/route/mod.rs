@@ -17,7 +17,6 @@
 
 mod backend;
 mod failure;
-mod protected;
 mod route_table;
 
 use std::collections::{HashMap, HashSet};
@@ -26,12 +25,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
+use crate::enforce::ExemptPrefixes;
 pub use crate::netlink::routes::{PROTOCOL, Refusal, RouteError};
 use crate::netlink::routes::{RouteSocket, Way};
 use crate::types::{BanTarget, Expiry, RouteKind, Timestamp};
 
 pub use failure::{BlockError, Failed, Failure};
-use protected::Protected;
 use route_table::Held;
 
 /// Targets that are not blocked any more.
@@ -50,7 +49,7 @@ pub struct Routes {
     kind: RouteKind,
     size: usize,
     held: Held,
-    protected: Protected,
+    exempt: ExemptPrefixes,
     /// Own routes from before the start that no ban has claimed yet; true for those of the configured kind.
     leftovers: HashMap<IpNet, bool>,
     /// Time at which a failed [`Routes::sweep`] is retried.
@@ -68,7 +67,7 @@ impl Routes {
             kind,
             size,
             held: Held::new(size),
-            protected: Protected::default(),
+            exempt: ExemptPrefixes::default(),
             leftovers: HashMap::new(),
             sweep_again: None,
         })
@@ -79,12 +78,12 @@ impl Routes {
     /// Pass all allowed and protected prefixes, own addresses (as /32 and /128, so that a neighbour in the same IPv4
     /// network can be blocked), and own IPv6 networks.
     pub fn protect(&mut self, prefixes: &[IpNet]) -> Lifted {
-        self.protected = Protected::new(prefixes);
-        let protected = &self.protected;
+        self.exempt = ExemptPrefixes::new(prefixes.iter().copied());
+        let exempt = &self.exempt;
         let mut now_protected: Vec<BanTarget> =
-            self.held.wanted().filter(|target| protected.overlapping(net(*target)).is_some()).collect();
+            self.held.wanted().filter(|target| exempt.overlapping(target.network()).is_some()).collect();
         let left: Vec<IpNet> =
-            self.leftovers.keys().filter(|net| protected.overlapping(**net).is_some()).copied().collect();
+            self.leftovers.keys().filter(|net| exempt.overlapping(**net).is_some()).copied().collect();
         // Treated as a route of a ban until a sweep corrects it.
         now_protected
             .extend(left.into_iter().filter_map(BanTarget::exactly).inspect(|target| self.held.keep(*target, None)));
@@ -234,7 +233,7 @@ impl Routes {
 
     /// Checks that a route to `target` may be added.
     fn admit(&self, target: BanTarget) -> Result<IpNet, Failure> {
-        let net = net(target);
+        let net = target.network();
         match net {
             IpNet::V6(v6) if v6.addr().is_unicast_link_local() => return Err(Failure::LinkLocal),
             IpNet::V4(v4) if v4.addr().is_broadcast() => return Err(Failure::NoHost),
@@ -243,7 +242,7 @@ impl Routes {
             }
             _ => {}
         }
-        if let Some(prefix) = self.protected.overlapping(net) {
+        if let Some(prefix) = self.exempt.overlapping(net) {
             return Err(Failure::Protected(prefix));
         }
         if self.held.has_room_for(target) { Ok(net) } else { Err(Failure::Full { size: self.size }) }
@@ -305,7 +304,7 @@ impl Routes {
 
     /// Removes the routes to these targets; `again` schedules the retry of failed ones.
     fn remove(&mut self, targets: &[BanTarget], again: impl Fn(&mut Held, BanTarget)) -> Lifted {
-        let nets: Vec<IpNet> = targets.iter().copied().map(net).collect();
+        let nets: Vec<IpNet> = targets.iter().copied().map(BanTarget::network).collect();
         let mut failed = Vec::new();
         let removed = self.socket.delete(&nets, |place, refusal| {
             if refusal.errno != Errno::SRCH
@@ -325,7 +324,7 @@ impl Routes {
                 again(&mut self.held, *target);
             } else {
                 self.held.forget(*target);
-                self.leftovers.remove(&net(*target));
+                self.leftovers.remove(&target.network());
                 lifted.push(*target);
             }
         }
@@ -343,7 +342,7 @@ pub fn missing_routes(
     kind: RouteKind,
     targets: &[BanTarget],
 ) -> Result<Vec<BanTarget>, RouteError> {
-    let nets: Vec<IpNet> = targets.iter().copied().map(net).collect();
+    let nets: Vec<IpNet> = targets.iter().copied().map(BanTarget::network).collect();
     let ways = socket.look_up(&nets)?;
     let open = nets.iter().zip(ways).zip(targets).filter(|((net, way), _)| !way.is_closed(**net, kind.toward(**net)));
     Ok(open.map(|(_, target)| *target).collect())
@@ -355,7 +354,7 @@ pub fn missing_routes(
 /// The kernel's routes cannot be read.
 pub fn swept_routes(socket: &mut RouteSocket, targets: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
     let own = socket.own()?;
-    Ok(targets.iter().copied().filter(|target| !own.contains_key(&net(*target))).collect())
+    Ok(targets.iter().copied().filter(|target| !own.contains_key(&target.network())).collect())
 }
 
 /// A ban that is being applied.
@@ -368,12 +367,6 @@ struct Asked {
 
 /// A route that does not exist yet.
 type New = (BanTarget, (IpNet, RouteKind));
-
-/// The destination of a route that blocks `target`.
-fn net(target: BanTarget) -> IpNet {
-    let address = target.element();
-    IpNet::new(address, target.prefix_len()).unwrap_or_else(|_| IpNet::from(address))
-}
 
 /// Maximum number of ends handled at once, so that packets do not wait long.
 const OVER_AT_ONCE: usize = 1_000;

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{Orders, Task};
-use crate::enforce::{BanBackend, BanContext, Gone, Refused};
+use super::{Orders, SharedExempt, SlowBackends, Task};
+use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
 use crate::engine::ActiveBan;
 use crate::types::{Backend, BanTarget, Timestamp};
 
 /// The task queue of the slow backends, and the work that a ban needs.
 pub struct SlowQueue {
     orders: Orders,
+    exempt: SharedExempt,
     /// The slow backends that enforce a ban, in order.
     backends: Arc<[Backend]>,
     /// The same without the command, which ran before the ban; see [`SlowQueue::run_first`].
@@ -21,21 +22,27 @@ pub struct SlowQueue {
 }
 
 impl SlowQueue {
-    /// A queue for the slow ones among `backends`. With `command_first` the command runs before the other backends,
-    /// which wait for its end.
+    /// The queue of `thread`, for the slow ones among `backends`. With `command_first` the command runs before the other
+    /// backends, which wait for its end.
     #[must_use]
-    pub fn new(orders: Orders, backends: &[Backend], command_first: bool, end_connections: bool) -> Self {
+    pub fn new(thread: &SlowBackends, backends: &[Backend], command_first: bool, end_connections: bool) -> Self {
         let slow = |backend: &Backend| matches!(backend, Backend::HostsDeny | Backend::Command);
         let backends: Arc<[Backend]> = backends.iter().copied().filter(slow).collect();
         let after_command =
             command_first.then(|| backends.iter().copied().filter(|backend| *backend != Backend::Command).collect());
-        Self { orders, backends, after_command, end_connections, undoes_commands: false }
+        let (orders, exempt) = (thread.orders(), thread.exempt.clone());
+        Self { orders, exempt, backends, after_command, end_connections, undoes_commands: false }
     }
 
     /// Enables the expiry command for bans of an earlier run.
     #[must_use]
     pub fn undoing_commands(self, undoes_commands: bool) -> Self {
         Self { undoes_commands, ..self }
+    }
+
+    /// Sets the prefixes whose connections are not ended.
+    pub fn protect(&self, exempt: ExemptPrefixes) {
+        self.exempt.set(Arc::new(exempt));
     }
 
     /// True if slow backends enforce bans, alone or in addition to others.
@@ -103,11 +110,11 @@ mod tests {
     fn command_that_runs_first_is_left_out() {
         let slow = SlowBackends::start(Settings::default(), |_| {}).unwrap();
         let configured = [Backend::Command, Backend::Route, Backend::HostsDeny, Backend::Nft];
-        let queue = |first| SlowQueue::new(slow.orders(), &configured, first, false);
+        let queue = |first| SlowQueue::new(&slow, &configured, first, false);
         assert_eq!(*queue(false).backends, [Backend::Command, Backend::HostsDeny], "slow backends keep their order");
         assert!(queue(false).after_command.is_none());
         assert_eq!(queue(true).after_command.as_deref(), Some(&[Backend::HostsDeny][..]));
-        assert!(!SlowQueue::new(slow.orders(), &[Backend::Nft], false, true).enforces());
+        assert!(!SlowQueue::new(&slow, &[Backend::Nft], false, true).enforces());
         let _ = slow.stop(std::time::Duration::from_secs(60));
     }
 }

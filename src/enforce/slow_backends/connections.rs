@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
+use crate::enforce::ExemptPrefixes;
 use crate::netlink::sock_diag::{Ended, SockDiag, SockDiagError};
 use crate::types::{Backoff, BanTarget, Timestamp};
 
@@ -36,13 +37,13 @@ impl Connections {
         (!self.waiting.is_empty()).then_some(self.backoff.until())
     }
 
-    /// Ends the connections of waiting sources, if the attempt is due.
-    pub(super) fn flush(&mut self, now: Timestamp, tell: &mut dyn FnMut(BackendEvent)) {
+    /// Ends the connections of waiting sources, except those of `exempt` addresses, if the attempt is due.
+    pub(super) fn flush(&mut self, now: Timestamp, exempt: &ExemptPrefixes, tell: &mut dyn FnMut(BackendEvent)) {
         if self.next().is_none_or(|next| next > now) {
             return;
         }
         let task = SlowTask::EndConnections;
-        match self.try_to_end() {
+        match self.try_to_end(exempt) {
             Ok(Ended { connections, more }) => {
                 self.backoff.reset();
                 connections.into_iter().for_each(|(target, ended)| tell(BackendEvent::Connections { target, ended }));
@@ -69,11 +70,11 @@ impl Connections {
         }
     }
 
-    fn try_to_end(&mut self) -> Result<Ended, SockDiagError> {
+    fn try_to_end(&mut self, exempt: &ExemptPrefixes) -> Result<Ended, SockDiagError> {
         let diag = match &mut self.diag {
             Some(diag) => diag,
             none => none.insert(SockDiag::open()?),
         };
-        diag.end_connections(&self.waiting)
+        diag.end_connections(&self.waiting, |peer| exempt.contains(peer))
     }
 }

@@ -6,13 +6,13 @@
 //! passes the bans that are still in force ([`Task::Adopt`]), and other lines are removed.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::BanContext;
 use super::command::{RunSettings, Spawner};
 use super::file_helper::FileHelper;
 use super::hosts_deny::HostsDeny;
+use super::{BanContext, ExemptPrefixes};
 use crate::types::{Backend, Backoff, BanTarget, Expiry};
 pub use crate::worker::Stopped;
 use crate::worker::{Handle, Worker};
@@ -94,7 +94,24 @@ pub struct Adopted {
 }
 
 /// The thread. Only [`SlowBackends::stop`] ends it before the process does.
-pub struct SlowBackends(Worker<Task, Left>);
+pub struct SlowBackends {
+    worker: Worker<Task, Left>,
+    exempt: SharedExempt,
+}
+
+/// The prefixes that the thread leaves alone. Not a task, because a full queue must not keep them from the thread.
+#[derive(Clone, Default)]
+struct SharedExempt(Arc<Mutex<Arc<ExemptPrefixes>>>);
+
+impl SharedExempt {
+    fn get(&self) -> Arc<ExemptPrefixes> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set(&self, exempt: Arc<ExemptPrefixes>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = exempt;
+    }
+}
 
 /// Sends tasks to the thread. Cheap to clone.
 pub type Orders = Handle<Task>;
@@ -114,22 +131,24 @@ impl SlowBackends {
     /// # Errors
     /// The thread cannot be created.
     pub fn start(settings: Settings, tell: impl FnMut(BackendEvent) + Send + 'static) -> io::Result<Self> {
+        let exempt = SharedExempt::default();
+        let shared = exempt.clone();
         let worker = Worker::start("slow-backends", MAX_PENDING, |inbox| {
-            let mut work = Work::new(settings, Box::new(tell), inbox);
+            let mut work = Work::new(settings, Box::new(tell), inbox, shared);
             move || work.run()
         });
-        Ok(Self(worker?))
+        Ok(Self { worker: worker?, exempt })
     }
 
     /// A sender of tasks to the thread.
     #[must_use]
     pub fn orders(&self) -> Orders {
-        self.0.handle().clone()
+        self.worker.handle().clone()
     }
 
     /// Completes the short tasks that were sent before this call, and ends the thread; waits for at most `within`.
     /// Commands get half of that time, then their process groups are ended.
     pub fn stop(self, within: Duration) -> Stopped<Left> {
-        self.0.stop(within).into()
+        self.worker.stop(within).into()
     }
 }

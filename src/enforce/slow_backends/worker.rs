@@ -10,7 +10,7 @@ use super::command_queue::{Commands, Job};
 use super::connections::Connections;
 use super::deny_file::DenyFile;
 use super::hosts_deny_queue::Lines;
-use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, SlowTask, Task};
+use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, SharedExempt, SlowTask, Task};
 use crate::clock::boot_time;
 use crate::enforce::BanContext;
 use crate::panic_guard;
@@ -32,6 +32,7 @@ pub(super) struct Work {
     commands: Option<Commands>,
     connections: Connections,
     end_connections: bool,
+    exempt: SharedExempt,
     bans: Bans,
     tell: Box<dyn FnMut(BackendEvent) + Send>,
     inbox: Arc<Inbox<Task>>,
@@ -41,12 +42,18 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(settings: Settings, tell: Box<dyn FnMut(BackendEvent) + Send>, inbox: Arc<Inbox<Task>>) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        tell: Box<dyn FnMut(BackendEvent) + Send>,
+        inbox: Arc<Inbox<Task>>,
+        exempt: SharedExempt,
+    ) -> Self {
         Self {
             lines: settings.hosts_deny.map(|file| Lines::new(DenyFile::new(file, settings.file_helper))),
             commands: settings.run.map(Commands::new),
             connections: Connections::default(),
             end_connections: settings.end_connections,
+            exempt,
             bans: Bans::default(),
             tell,
             inbox,
@@ -99,7 +106,7 @@ impl Work {
         self.write(now);
         self.look_at_lines(now);
         // After the lines: a connection that is ended earlier could be opened again.
-        self.connections.flush(now, &mut self.tell);
+        self.connections.flush(now, &self.exempt.get(), &mut self.tell);
         self.commands_go_on(now);
         self.tell_losses(now);
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 
 use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_sock_diag::constants::{
@@ -38,20 +39,27 @@ pub struct Ended {
 
 impl SockDiag {
     /// Ends every TCP connection of this network namespace whose remote end is one of `targets`, including IPv4 on an
-    /// IPv6 socket, regardless of which side opened it. Listeners and connections of other sources stay.
+    /// IPv6 socket, regardless of which side opened it. Listeners, connections of other sources, and those whose remote
+    /// end `is_exempt` stay: an IPv6 /64 may contain exempt addresses, and those of this host.
     ///
     /// # Errors
     ///
     /// [`SockDiagError::NoDestroy`] if this is not possible on this system; others as for [`SockDiag::listeners`], in
     /// which case some connections may have been ended.
-    pub fn end_connections(&mut self, targets: &HashSet<BanTarget>) -> Result<Ended, SockDiagError> {
+    pub fn end_connections(
+        &mut self,
+        targets: &HashSet<BanTarget>,
+        is_exempt: impl Fn(IpAddr) -> bool,
+    ) -> Result<Ended, SockDiagError> {
         let states = CONNECTED.iter().fold(0, |states, state| states | 1_u32 << state);
         let mut found = Vec::new();
         let mut ended = Ended::default();
         let mut keep = |record: Record| {
-            let on_link = BanTarget::on(record.peer.to_canonical(), record.interface);
+            let peer = record.peer.to_canonical();
+            let on_link = BanTarget::on(peer, record.interface);
             let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));
-            let Some(target) = wanted.filter(|_| CONNECTED.contains(&record.state)) else { return };
+            let wanted = wanted.filter(|_| CONNECTED.contains(&record.state) && !is_exempt(peer));
+            let Some(target) = wanted else { return };
             match found.len() < MOST {
                 true => found.push((target, record)),
                 false => ended.more = true,

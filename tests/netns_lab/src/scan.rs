@@ -112,6 +112,21 @@ impl Lab {
         });
     }
 
+    /// A connection from `source`, which is one of several addresses of a host.
+    ///
+    /// # Errors
+    /// The connection is refused or not answered.
+    pub fn open_from(&self, host: &str, source: IpAddr, target: SocketAddr) -> std::io::Result<TcpStream> {
+        self.inside(host, || {
+            let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT))?;
+            rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
+            rustix::net::connect(&socket, &target)?;
+            Ok(TcpStream::from(socket))
+        })
+    }
+
     /// True if a host receives the banner of a service of the victim.
     pub fn is_served(&self, host: &str, target: IpAddr, port: u16, timeout: Duration) -> bool {
         self.inside(host, || fetch(SocketAddr::new(target, port), timeout))

@@ -1,21 +1,26 @@
-//! Prefixes that no route of a ban may overlap.
+//! The exempt prefixes, for everything that enforces a ban except nftables. In nftables, the set `allowed` lets the exempt
+//! addresses of a banned prefix pass. A route affects the whole prefix, so none is added that overlaps an exempt prefix.
+//! Connections of exempt addresses are not ended.
+
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// Sorted, without overlaps.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Protected {
+pub struct ExemptPrefixes {
     v4: Vec<Ipv4Net>,
     v6: Vec<Ipv6Net>,
 }
 
-impl Protected {
-    pub(super) fn new(prefixes: &[IpNet]) -> Self {
+impl ExemptPrefixes {
+    #[must_use]
+    pub fn new(prefixes: impl IntoIterator<Item = IpNet>) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for prefix in prefixes {
             match prefix {
-                IpNet::V4(net) => v4.push(*net),
-                IpNet::V6(net) => v6.push(*net),
+                IpNet::V4(net) => v4.push(net),
+                IpNet::V6(net) => v6.push(net),
             }
         }
         let (mut v4, mut v6) = (Ipv4Net::aggregate(&v4), Ipv6Net::aggregate(&v6));
@@ -24,7 +29,13 @@ impl Protected {
         Self { v4, v6 }
     }
 
-    /// The first protected prefix that overlaps `net`: it contains `net`, or is inside it.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.overlapping(address.into()).is_some()
+    }
+
+    /// The first exempt prefix that overlaps `net`: it contains `net`, or is inside it.
+    #[must_use]
     pub(super) fn overlapping(&self, net: IpNet) -> Option<IpNet> {
         match net {
             IpNet::V4(net) => {
@@ -50,12 +61,12 @@ mod tests {
 
     #[test]
     fn prefix_overlaps_inner_and_outer_prefix() {
-        let protected = Protected::new(&[net("192.0.2.1/32"), net("10.0.0.0/8"), net("2001:db8::53/128")]);
-        assert_eq!(protected.overlapping(net("192.0.2.1/32")), Some(net("192.0.2.1/32")));
-        assert_eq!(protected.overlapping(net("192.0.2.2/32")), None);
-        assert_eq!(protected.overlapping(net("10.9.8.7/32")), Some(net("10.0.0.0/8")));
-        assert_eq!(protected.overlapping(net("2001:db8::/64")), Some(net("2001:db8::53/128")));
-        assert_eq!(protected.overlapping(net("2001:db8:0:1::/64")), None);
+        let exempt = ExemptPrefixes::new([net("192.0.2.1/32"), net("10.0.0.0/8"), net("2001:db8::53/128")]);
+        assert_eq!(exempt.overlapping(net("192.0.2.1/32")), Some(net("192.0.2.1/32")));
+        assert_eq!(exempt.overlapping(net("192.0.2.2/32")), None);
+        assert_eq!(exempt.overlapping(net("10.9.8.7/32")), Some(net("10.0.0.0/8")));
+        assert_eq!(exempt.overlapping(net("2001:db8::/64")), Some(net("2001:db8::53/128")));
+        assert_eq!(exempt.overlapping(net("2001:db8:0:1::/64")), None);
     }
 
     proptest! {
@@ -68,7 +79,7 @@ mod tests {
             let prefixes: Vec<_> = prefixes.into_iter().map(|(end, length)| net(end, length)).collect();
             let prefix = net(end, length);
             let one_by_one = prefixes.iter().any(|one| one.contains(&prefix) || prefix.contains(one));
-            prop_assert_eq!(Protected::new(&prefixes).overlapping(prefix).is_some(), one_by_one);
+            prop_assert_eq!(ExemptPrefixes::new(prefixes).overlapping(prefix).is_some(), one_by_one);
         }
     }
 }
