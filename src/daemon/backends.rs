@@ -299,6 +299,7 @@ fn reporter(
                 EventKind::Error(text)
             }
             BackendEvent::Lost { .. } => EventKind::Error(text),
+            BackendEvent::Exempted { .. } => EventKind::Note(text),
         };
         events.send(Event::now(kind));
     }

@@ -1,10 +1,17 @@
 //! The exempt prefixes, for everything that enforces a ban except nftables. In nftables, the set `allowed` lets the exempt
-//! addresses of a banned prefix pass. A route affects the whole prefix, so none is added that overlaps an exempt prefix.
-//! Connections of exempt addresses are not ended.
+//! addresses of a banned prefix pass. A route, a line of hosts.deny and a command affect the whole prefix, so these
+//! backends refuse a ban that overlaps an exempt prefix. Connections of exempt addresses are not ended.
 
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::types::BanTarget;
+
+/// A ban that only nftables can enforce, because it overlaps this exempt prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it overlaps {0}, which must stay reachable; only the backend nft can block the rest of it")]
+pub struct Overlap(pub IpNet);
 
 /// Sorted, without overlaps.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +39,14 @@ impl ExemptPrefixes {
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         self.overlapping(address.into()).is_some()
+    }
+
+    /// Checks that a ban of `target` affects no exempt address.
+    ///
+    /// # Errors
+    /// The first exempt prefix that it would affect.
+    pub fn check(&self, target: BanTarget) -> Result<(), Overlap> {
+        self.overlapping(target.network()).map_or(Ok(()), |exempt| Err(Overlap(exempt)))
     }
 
     /// The first exempt prefix that overlaps `net`: it contains `net`, or is inside it.

@@ -16,4 +16,4 @@ mod template;
 
 pub use backend::{BanBackend, Failed, Gone, Refused};
 pub use ban_context::BanContext;
-pub use exempt::ExemptPrefixes;
+pub use exempt::{ExemptPrefixes, Overlap};

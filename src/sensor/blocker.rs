@@ -159,11 +159,12 @@ impl Blocker {
         self.routes.as_ref().is_some_and(|routes| routes.is_wanted(target))
     }
 
-    /// Keeps connections of exempt addresses, and keeps blocking routes away from exempt prefixes and from this host's own
-    /// IPv6 networks; returns the targets whose routes were removed for that reason. Own IPv4 networks are not protected:
-    /// a neighbour there is an ordinary address.
+    /// Keeps every backend but nftables away from exempt prefixes, and routes also from this host's own IPv6 networks;
+    /// returns the targets whose routes were removed for that reason. Own IPv4 networks are not protected: a neighbour
+    /// there is an ordinary address.
     pub fn keep_reachable(&mut self, host: &Host) -> Vec<BanTarget> {
-        if let Some(slow) = &self.slow {
+        if let Some(slow) = &mut self.slow {
+            // Lines of hosts.deny and commands name no link.
             slow.protect(ExemptPrefixes::new(host.allow.networks()));
         }
         let Some(routes) = &mut self.routes else { return Vec::new() };
@@ -177,9 +178,9 @@ impl Blocker {
         self.slow.as_ref().is_some_and(|slow| slow.run_first(self.context(ban, ban.expiry, seen)))
     }
 
-    /// Queues the command alone; false if the queue is full.
-    pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> bool {
-        self.slow.as_ref().is_some_and(|slow| slow.run_command(self.context(ban, ban.expiry, seen)))
+    /// Queues the command alone; returns a refusal if it does not run.
+    pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> Option<Refused> {
+        self.slow.as_ref().and_then(|slow| slow.run_command(self.context(ban, ban.expiry, seen)))
     }
 
     /// True if scans of `protocol` only run the command.

@@ -164,10 +164,8 @@ impl BanController {
             Verdict::LogOnly(ban) => {
                 let blocker = self.enforcement.blocker();
                 let runs_command = blocker.only_runs_command(ban.probe.observation.protocol);
-                if runs_command && !blocker.queue_command(&ban, time) {
-                    let reason = "the command queue is full".to_owned();
-                    let target = ban.probe.target;
-                    self.batch.report(time, EventKind::BlockFailed { target, reason, backend: Backend::Command });
+                if runs_command && let Some(refused) = blocker.queue_command(&ban, time) {
+                    self.batch.report(time, EventKind::from(&refused));
                 }
             }
             _ => {}

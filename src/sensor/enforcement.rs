@@ -150,7 +150,6 @@ impl Enforcement {
                     reporter.emit_blocked(ban, backend, seen, applied);
                 }
                 Some(refused) => {
-                    reporter.metrics().failed(backend);
                     self.pending.retry(*ban, seen, backend, now);
                     reporter.emit_refused(seen, refused);
                 }
@@ -176,12 +175,16 @@ impl Enforcement {
         if !self.blocker.is_enabled() {
             return Err("blocking is disabled: scans are only logged".to_owned());
         }
-        let refused = self.apply(scope, &[ban]);
-        let queued = self.blocker.queue(ban, scope.now).is_empty() && self.blocker.has_slow_backends();
+        let mut refused = self.apply(scope, &[ban]);
         // One backend that enforces the ban is sufficient.
+        let mut in_force = refused.len() < self.blocker.inline().count();
+        let slow = self.blocker.queue(ban, scope.now);
+        if self.blocker.has_slow_backends() {
+            in_force |= slow.is_empty();
+            refused.extend(slow);
+        }
         if let Some(first) = refused.first()
-            && refused.len() == self.blocker.inline().count()
-            && !queued
+            && !in_force
         {
             return Err(first.reason.clone());
         }

@@ -12,6 +12,12 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget};
 
+impl From<&Refused> for EventKind {
+    fn from(refused: &Refused) -> Self {
+        Self::BlockFailed { target: refused.target, reason: refused.reason.clone(), backend: refused.backend }
+    }
+}
+
 /// The sending end of the event queue, and the metrics.
 pub(super) struct Reporter {
     events: Sender,
@@ -55,8 +61,8 @@ impl Reporter {
     }
 
     pub(super) fn emit_refused(&self, time: SystemTime, refused: &Refused) {
-        let (target, reason, backend) = (refused.target, refused.reason.clone(), refused.backend);
-        self.emit_event(Event { time, what: EventKind::BlockFailed { target, reason, backend } });
+        self.metrics().failed(refused.backend);
+        self.emit_event(Event { time, what: refused.into() });
     }
 
     pub(super) fn emit_unblocked(&self, target: BanTarget, by: impl Into<String>) {

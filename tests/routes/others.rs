@@ -1,5 +1,6 @@
 //! Tests that routes of other programs and protected prefixes are left alone.
 
+use portsentry::enforce::Overlap;
 use portsentry::enforce::route::{Failure, Routes};
 use portsentry::types::{Expiry, RouteKind};
 
@@ -95,7 +96,7 @@ fn protected_prefix_gets_no_route() {
         ("2001:db8:53::bad", nets[2]),
         ("2001:db8:aaaa:7::1", nets[3]),
     ] {
-        assert_eq!(refused(&mut routes, text), Failure::Protected(net), "{text}");
+        assert_eq!(refused(&mut routes, text), Failure::Protected(Overlap(net)), "{text}");
     }
     // This host's own network needs no protection: the kernel's own route covers exactly this /64.
     assert_eq!(refused(&mut routes, "fd77:0:0:1::2"), Failure::Taken(Some(2)));

@@ -10,7 +10,7 @@ use crate::support::{
 };
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
 
 /// Tests one backend alone: the attacker is blocked over both families, with one log line each, until the ban expires.
 fn test_alone(backend: &str, more: &str, lines: [&str; 2]) {
@@ -281,6 +281,82 @@ fn ban_leaves_connections_of_exempt_addresses() {
     daemon.stop();
 }
 
+/// An address in the attacker's /64 that is not the attacker's own.
+const FAR_NEIGHBOUR: &str = "2001:db8:66::9";
+
+#[test]
+fn prefix_with_exempt_address_is_refused() {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let all = settings(&lab, &["nft", "hosts-deny", "run"], "");
+    let allow = format!("[allow]\nnetworks = [\"{FAR_NEIGHBOUR}\"]\n");
+    let daemon = Daemon::start_configured(&lab, &(all.clone() + &allow), &["--expire", "1h"]);
+    scan(&lab, true);
+    expect_held(&lab, "nft", true, &daemon);
+    for backend in ["hosts-deny", "run"] {
+        let refusal =
+            format!("Host {FAR_NETWORK}/64 could not be blocked via {backend}: it overlaps {FAR_NEIGHBOUR}/128");
+        daemon.expect_line(&refusal);
+        assert_eq!(daemon.lines_with(&refusal).len(), 1, "one line for {backend}");
+    }
+    std::thread::sleep(SHORTLY);
+    assert_eq!((text(&lab, "hosts.deny").as_str(), text(&lab, "calls").as_str()), (DENY, ""));
+    assert!(!is_served(&lab, true), "nftables blocks the scanner");
+    lab.run("attacker", "ip", &["-6", "addr", "add", &format!("{FAR_NEIGHBOUR}/64"), "dev", "uplink", "nodad"]);
+    let neighbour: IpAddr = FAR_NEIGHBOUR.parse().unwrap();
+    let service = SocketAddr::new(ends(&lab, true).1, EIGHT[0]);
+    let mut client = lab.open_from("attacker", neighbour, service).expect("the allowed address passes");
+    assert!(client.read(&mut [0]).is_ok_and(|read| read == 1), "it receives the banner");
+    daemon.stop();
+    let daemon = Daemon::start_configured(&lab, &(all + &allow), &["--expire", "1h"]);
+    std::thread::sleep(SHORTLY);
+    assert_eq!((text(&lab, "hosts.deny").as_str(), text(&lab, "calls").as_str()), (DENY, ""), "after a restart");
+    daemon.stop();
+}
+
+#[test]
+fn ban_ends_where_address_becomes_exempt() {
+    let lab = scene();
+    let all = settings(&lab, &["nft", "hosts-deny", "run"], "");
+    let daemon = Daemon::start_configured(&lab, &all, &["--expire", "1h"]);
+    scan(&lab, true);
+    ["nft", "hosts-deny", "run"].iter().for_each(|backend| expect_held(&lab, backend, true, &daemon));
+    lab.succeed(&["allow", FAR_NEIGHBOUR, "--for", "1h"]);
+    daemon.expect_line(&format!("hosts.deny and the command no longer block {FAR_NETWORK}/64, because"));
+    eventually("the line is removed", || text(&lab, "hosts.deny") == DENY);
+    let calls = |word: &str| text(&lab, "calls").lines().filter(|line| line.starts_with(word)).count();
+    eventually("the command is undone", || calls("end|") == 1);
+    assert!(held(&lab, "nft").contains(&FAR_NETWORK.to_string()), "nftables blocks the rest of the /64");
+    // A target that is exempt as a whole is unblocked, and that is the only line.
+    scan(&lab, false);
+    ["nft", "hosts-deny", "run"].iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
+    let attacker = lab.v4("attacker").to_string();
+    lab.succeed(&["allow", &attacker, "--for", "1h"]);
+    daemon.expect_line(&format!("Host {attacker} has been unblocked by the allow-list"));
+    eventually("the line is removed", || text(&lab, "hosts.deny") == DENY);
+    assert_eq!(daemon.lines_with("no longer block").len(), 1);
+    daemon.stop();
+}
+
+/// The allow-list gains an entry while the program is down.
+#[test]
+fn restart_ends_ban_around_exempt_address() {
+    let lab = scene();
+    let all = settings(&lab, &["nft", "hosts-deny", "run"], "");
+    let daemon = Daemon::start_configured(&lab, &all, &["--expire", "1h"]);
+    scan(&lab, true);
+    ["nft", "hosts-deny", "run"].iter().for_each(|backend| expect_held(&lab, backend, true, &daemon));
+    // The ledger must have recorded the command.
+    daemon.expect_line("on-ban");
+    daemon.stop();
+    let allow = format!("[allow]\nnetworks = [\"{FAR_NEIGHBOUR}\"]\n");
+    let daemon = Daemon::start_configured(&lab, &(all + &allow), &["--expire", "1h"]);
+    eventually("the line is removed", || text(&lab, "hosts.deny") == DENY);
+    eventually("the command is undone", || text(&lab, "calls").lines().any(|line| line.starts_with("end|")));
+    assert!(held(&lab, "nft").contains(&FAR_NETWORK.to_string()));
+    daemon.stop();
+}
+
 #[test]
 fn changed_method_leaves_no_routes_or_lines() {
     let lab = scene();
@@ -353,7 +429,7 @@ fn command_left_out_of_method_is_undone() {
     let calls = |word: &str, target: &str| {
         text(&lab, "calls").lines().filter(|line| line.starts_with(&format!("{word}|{target}|"))).count()
     };
-    netns_lab::eventually("the command is run", || calls("begin", &begun) == 1);
+    eventually("the command is run", || calls("begin", &begun) == 1);
     // The ledger must have recorded the command.
     daemon.expect_line("on-ban");
     daemon.stop();
@@ -363,7 +439,7 @@ fn command_left_out_of_method_is_undone() {
     lab.succeed(&["unblock", "198.51.100.9"]);
     assert_eq!(calls("end", &begun), 0, "the ban is still in force");
     lab.succeed(&["unblock", &begun]);
-    netns_lab::eventually("the command is undone", || calls("end", &begun) == 1);
+    eventually("the command is undone", || calls("end", &begun) == 1);
     std::thread::sleep(SHORTLY);
     assert_eq!(text(&lab, "calls").lines().count(), 2, "no command runs for a ban without one");
     daemon.stop();

@@ -101,7 +101,7 @@ fn exempt_address_keeps_connection_within_ban() {
     };
     let (mut exempt, mut banned) = (open(lab.v6("scanner").into()), open(neighbour));
     let bench = lab.inside("victim", || Bench::start(Settings { end_connections: true, ..Settings::default() }));
-    let queue = SlowQueue::new(bench.backends.as_ref().unwrap(), &[Backend::Nft], false, true);
+    let mut queue = SlowQueue::new(bench.backends.as_ref().unwrap(), &[Backend::Nft], false, true);
     let exempt_addresses = [lab.v6("scanner"), lab.victim_v6("scanner")];
     queue.protect(ExemptPrefixes::new(exempt_addresses.map(|address| IpAddr::from(address).into())));
     // As a ban of the whole /64, which this host's own address is in as well.

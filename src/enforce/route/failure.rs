@@ -2,8 +2,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
+use crate::enforce::Overlap;
 use crate::netlink::routes::{Refusal, RouteError};
 
 /// Failure of a change of the routes.
@@ -36,8 +35,8 @@ pub enum Failure {
     #[error("it is an unspecified, loopback, multicast or broadcast address, which a route cannot block")]
     NoHost,
     /// The route would cut off an address that must stay reachable.
-    #[error("a route to it would cut off {0}, which is protected; block a smaller network, or use the backend nft")]
-    Protected(IpNet),
+    #[error(transparent)]
+    Protected(#[from] Overlap),
     /// The maximum number of routes is reached.
     #[error("the maximum of {size} routes is reached; shorten `expire`, or use the backend nft")]
     Full {

@@ -81,7 +81,7 @@ impl Routes {
         self.exempt = ExemptPrefixes::new(prefixes.iter().copied());
         let exempt = &self.exempt;
         let mut now_protected: Vec<BanTarget> =
-            self.held.wanted().filter(|target| exempt.overlapping(target.network()).is_some()).collect();
+            self.held.wanted().filter(|target| exempt.check(*target).is_err()).collect();
         let left: Vec<IpNet> =
             self.leftovers.keys().filter(|net| exempt.overlapping(**net).is_some()).copied().collect();
         // Treated as a route of a ban until a sweep corrects it.
@@ -242,9 +242,7 @@ impl Routes {
             }
             _ => {}
         }
-        if let Some(prefix) = self.exempt.overlapping(net) {
-            return Err(Failure::Protected(prefix));
-        }
+        self.exempt.check(target)?;
         if self.held.has_room_for(target) { Ok(net) } else { Err(Failure::Full { size: self.size }) }
     }
 

@@ -10,7 +10,9 @@ use crate::types::{Backend, BanTarget, Timestamp};
 /// The task queue of the slow backends, and the work that a ban needs.
 pub struct SlowQueue {
     orders: Orders,
-    exempt: SharedExempt,
+    /// Own copy of what `shared` holds, so that no packet waits for the thread.
+    exempt: Arc<ExemptPrefixes>,
+    shared: SharedExempt,
     /// The slow backends that enforce a ban, in order.
     backends: Arc<[Backend]>,
     /// The same without the command, which ran before the ban; see [`SlowQueue::run_first`].
@@ -30,8 +32,9 @@ impl SlowQueue {
         let backends: Arc<[Backend]> = backends.iter().copied().filter(slow).collect();
         let after_command =
             command_first.then(|| backends.iter().copied().filter(|backend| *backend != Backend::Command).collect());
-        let (orders, exempt) = (thread.orders(), thread.exempt.clone());
-        Self { orders, exempt, backends, after_command, end_connections, undoes_commands: false }
+        let (orders, shared) = (thread.orders(), thread.exempt.clone());
+        let exempt = shared.get();
+        Self { orders, exempt, shared, backends, after_command, end_connections, undoes_commands: false }
     }
 
     /// Enables the expiry command for bans of an earlier run.
@@ -40,9 +43,11 @@ impl SlowQueue {
         Self { undoes_commands, ..self }
     }
 
-    /// Sets the prefixes whose connections are not ended.
-    pub fn protect(&self, exempt: ExemptPrefixes) {
-        self.exempt.set(Arc::new(exempt));
+    /// Sets the prefixes that no line or command may affect. The thread ends its bans that overlap them.
+    pub fn protect(&mut self, exempt: ExemptPrefixes) {
+        self.exempt = Arc::new(exempt);
+        self.shared.set(Arc::clone(&self.exempt));
+        self.orders.wake();
     }
 
     /// True if slow backends enforce bans, alone or in addition to others.
@@ -53,34 +58,50 @@ impl SlowQueue {
 
     /// Starts the command that must run before the ban; false if there is none, or the queue is full.
     pub fn run_first(&self, case: BanContext) -> bool {
-        self.after_command.is_some() && self.orders.put(Task::Before { case }).is_ok()
+        self.after_command.is_some()
+            && self.exempt.check(case.target).is_ok()
+            && self.orders.put(Task::Before { case }).is_ok()
     }
 
-    /// Queues the command alone; false if the queue is full.
-    pub fn run_command(&self, case: BanContext) -> bool {
-        self.orders.put(Task::Block { case, methods: Arc::new([Backend::Command]) }).is_ok()
+    /// Queues the command alone; returns a refusal if it does not run.
+    pub fn run_command(&self, case: BanContext) -> Option<Refused> {
+        let methods: Arc<[Backend]> = Arc::new([Backend::Command]);
+        self.check(case.target, &methods).pop().or_else(|| self.queue(case, &methods))
     }
 
-    /// Queues one ban; false if the queue is full.
-    fn queue(&self, case: BanContext) -> bool {
+    /// Queues one ban; returns a refusal for each backend that does not enforce it.
+    fn queue_ban(&self, case: BanContext) -> Vec<Refused> {
+        let mut refused = self.check(case.target, &self.backends);
         // An operator's ban has no probe, so no command ran before it.
         let methods = match (&self.after_command, &case.ban) {
+            _ if !refused.is_empty() => &Arc::default(),
             (Some(after), Some(_)) => after,
             _ => &self.backends,
         };
         // An ended connection stays ended, but a ban above the ceiling is short.
         let ends_connections = self.end_connections && case.ban.is_none_or(|ban| !ban.capped);
-        if methods.is_empty() && !ends_connections {
-            return true;
+        if !methods.is_empty() || ends_connections {
+            refused.extend(self.queue(case, methods));
         }
-        self.orders.put(Task::Block { case, methods: Arc::clone(methods) }).is_ok()
+        refused
+    }
+
+    /// A refusal for each of `methods` if it would affect exempt addresses.
+    fn check(&self, target: BanTarget, methods: &[Backend]) -> Vec<Refused> {
+        let Err(overlap) = self.exempt.check(target) else { return Vec::new() };
+        methods.iter().map(|backend| Refused::new(*backend, target, &overlap)).collect()
+    }
+
+    fn queue(&self, case: BanContext, methods: &Arc<[Backend]>) -> Option<Refused> {
+        let put = self.orders.put(Task::Block { case, methods: Arc::clone(methods) });
+        let full = "the queue of the backends hosts-deny and run is full";
+        put.err().map(|_| Refused::new(Backend::Command, case.target, &full))
     }
 }
 
 impl BanBackend for SlowQueue {
     fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
-        let lost = bans.iter().filter(|ban| !self.queue(**ban)).map(|ban| ban.target);
-        Ok(Refused::all(Backend::Command, lost, &"the queue of the backends hosts-deny and run is full"))
+        Ok(bans.iter().flat_map(|ban| self.queue_ban(*ban)).collect())
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {

@@ -83,6 +83,10 @@ impl Bans {
         Some(held)
     }
 
+    pub(super) fn targets(&self) -> impl Iterator<Item = BanTarget> + '_ {
+        self.held.keys().copied()
+    }
+
     /// Targets that have, or should have, a line.
     pub(super) fn with_line(&self) -> impl Iterator<Item = BanTarget> + '_ {
         self.held.iter().filter(|(_, held)| held.has_line).map(|(target, _)| *target)

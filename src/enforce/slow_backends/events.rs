@@ -62,6 +62,8 @@ pub enum BackendEvent {
     Ready { case: BanContext },
     /// Connections of a blocked source were ended.
     Connections { target: BanTarget, ended: usize },
+    /// Lines were removed and commands undone, because the targets now contain exempt addresses.
+    Exempted { targets: Vec<BanTarget> },
     /// A backend cannot work on this system, and is not retried.
     Unable { task: SlowTask, reason: String },
     /// Tasks or commands were dropped because a queue was full.
@@ -128,6 +130,11 @@ impl fmt::Display for BackendEvent {
             Self::Ready { case } => write!(f, "{} can be blocked now", case.target),
             Self::Connections { target, ended: 1 } => write!(f, "1 connection of {target} was ended"),
             Self::Connections { target, ended } => write!(f, "{ended} connections of {target} were ended"),
+            Self::Exempted { targets } => write!(
+                f,
+                "hosts.deny and the command no longer block {}, because addresses in it are now protected or allowed",
+                many(targets)
+            ),
             Self::Unable { task, reason } => write!(f, "{task}: {reason}; not retried"),
             Self::Lost { tasks, commands } => {
                 write!(

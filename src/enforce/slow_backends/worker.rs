@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
 use super::ban_queue::{Bans, Held};
 use super::command_queue::{Commands, Job};
 use super::connections::Connections;
@@ -12,7 +14,7 @@ use super::deny_file::DenyFile;
 use super::hosts_deny_queue::Lines;
 use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, SharedExempt, SlowTask, Task};
 use crate::clock::boot_time;
-use crate::enforce::BanContext;
+use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};
 use crate::worker::{Inbox, Stop};
@@ -32,7 +34,8 @@ pub(super) struct Work {
     commands: Option<Commands>,
     connections: Connections,
     end_connections: bool,
-    exempt: SharedExempt,
+    exempt: Arc<ExemptPrefixes>,
+    shared_exempt: SharedExempt,
     bans: Bans,
     tell: Box<dyn FnMut(BackendEvent) + Send>,
     inbox: Arc<Inbox<Task>>,
@@ -46,14 +49,15 @@ impl Work {
         settings: Settings,
         tell: Box<dyn FnMut(BackendEvent) + Send>,
         inbox: Arc<Inbox<Task>>,
-        exempt: SharedExempt,
+        shared_exempt: SharedExempt,
     ) -> Self {
         Self {
             lines: settings.hosts_deny.map(|file| Lines::new(DenyFile::new(file, settings.file_helper))),
             commands: settings.run.map(Commands::new),
             connections: Connections::default(),
             end_connections: settings.end_connections,
-            exempt,
+            exempt: shared_exempt.get(),
+            shared_exempt,
             bans: Bans::default(),
             tell,
             inbox,
@@ -94,6 +98,11 @@ impl Work {
     /// Does the work that is due.
     fn round(&mut self) {
         let now = boot_time();
+        let exempt = self.shared_exempt.get();
+        if !Arc::ptr_eq(&exempt, &self.exempt) {
+            self.exempt = exempt;
+            self.end_exempt();
+        }
         for _ in 0..MAX_PENDING {
             let Some(task) = self.inbox.pop() else { break };
             panic_guard::failpoint("slow-backends");
@@ -106,7 +115,7 @@ impl Work {
         self.write(now);
         self.look_at_lines(now);
         // After the lines: a connection that is ended earlier could be opened again.
-        self.connections.flush(now, &self.exempt.get(), &mut self.tell);
+        self.connections.flush(now, &self.exempt, &mut self.tell);
         self.commands_go_on(now);
         self.tell_losses(now);
     }
@@ -120,6 +129,10 @@ impl Work {
                 }
                 if methods.is_empty() {
                     return;
+                }
+                // The target became exempt while the task was in the queue.
+                if let Err(overlap) = self.exempt.check(case.target) {
+                    return methods.iter().for_each(|backend| self.refuse(case, *backend, overlap.to_string()));
                 }
                 match self.bans.hold(now, case, case.expiry) {
                     Some(held) => {
@@ -142,22 +155,29 @@ impl Work {
                     if self.bans.get(case.target).is_some() {
                         continue;
                     }
+                    let is_there = there.as_ref().map(|there| there.contains(&case.target));
+                    // If addresses in the target are exempt, only what an earlier run has done is ended.
+                    let is_exempt = self.exempt.check(case.target).is_err();
+                    let has_line = methods.contains(&Backend::HostsDeny) && (!is_exempt || is_there == Some(true));
+                    if is_exempt && !has_line && !has_run {
+                        continue;
+                    }
                     if let Some(held) = self.bans.hold(now, case, left) {
-                        held.has_line = methods.contains(&Backend::HostsDeny);
-                        held.has_run = has_run;
-                        if methods.contains(&Backend::Command) && !has_run {
+                        (held.has_line, held.has_run) = (has_line, has_run);
+                        if methods.contains(&Backend::Command) && !has_run && !is_exempt {
                             held.steps.push_back(Backend::Command);
                         }
                         // Another backend blocked it until now, or the line was removed in the meantime.
-                        if held.has_line
+                        if has_line
+                            && is_there == Some(false)
                             && let Some(lines) = &mut self.lines
-                            && there.as_ref().is_some_and(|there| !there.contains(&case.target))
                         {
                             lines.restore(held.id, case);
                         }
                         self.step(case.target);
                     }
                 }
+                self.end_exempt();
                 if let Some(lines) = &mut self.lines {
                     lines.sweep();
                 }
@@ -166,7 +186,24 @@ impl Work {
         }
     }
 
+    /// Ends the bans that would affect exempt addresses. nftables still blocks the rest of these targets.
+    fn end_exempt(&mut self) {
+        let overlap = |target: BanTarget| Some((target, self.exempt.check(target).err()?.0));
+        let mut ended: Vec<(BanTarget, IpNet)> = self.bans.targets().filter_map(overlap).collect();
+        ended.iter().for_each(|(target, _)| self.release(*target));
+        // The ban of a target that is exempt as a whole ends in every backend, which is reported elsewhere.
+        ended.retain(|(target, exempt)| !exempt.contains(&target.network()));
+        if !ended.is_empty() {
+            let mut targets: Vec<BanTarget> = ended.into_iter().map(|(target, _)| target).collect();
+            targets.sort_unstable();
+            (self.tell)(BackendEvent::Exempted { targets });
+        }
+    }
+
     fn before(&mut self, now: Timestamp, case: BanContext) {
+        if self.exempt.check(case.target).is_err() {
+            return (self.tell)(BackendEvent::Ready { case });
+        }
         match (&mut self.commands, self.bans.hold(now, case, case.expiry)) {
             (Some(commands), Some(held)) => commands.before(now, held.id, case, &mut self.tell),
             (None, Some(_)) => {
