@@ -19,8 +19,8 @@ const MAX_GAPS_PER_HOUR: u32 = 4;
 /// Maximum number of keys of one author that are read in one scan.
 const MAX_KEYS_PER_SCAN: u32 = 10_000;
 
-/// Maximum number of log lines about one author per hour.
-const MAX_LINES_PER_HOUR: u32 = 8;
+/// Maximum number of log lines about all authors per hour: a hostile server can invent any number of authors.
+const MAX_LINES_PER_HOUR: u32 = 64;
 
 /// Maximum number of reasons that are kept for one author. Further reasons are not named until an earlier one is an
 /// hour old.
@@ -35,7 +35,6 @@ struct Known {
     scanned: u32,
     /// Why data of this author was ignored, at most [`MAX_REASONS`], the oldest first.
     blames: Vec<Blame>,
-    lines: LineLimiter,
 }
 
 struct Blame {
@@ -57,22 +56,20 @@ pub(super) enum Order {
     TooMany,
 }
 
-#[derive(Default)]
-pub(super) struct Authors(HashMap<Author, Known>);
+pub(super) struct Authors {
+    known: HashMap<Author, Known>,
+    lines: LineLimiter,
+}
+
+impl Default for Authors {
+    fn default() -> Self {
+        Self { known: HashMap::new(), lines: LineLimiter::new(MAX_LINES_PER_HOUR, HOUR) }
+    }
+}
 
 impl Authors {
     fn get(&mut self, author: &Author) -> Option<&mut Known> {
-        if !self.0.contains_key(author) && self.0.len() >= MAX_AUTHORS {
-            return None;
-        }
-        Some(self.0.entry(author.clone()).or_insert_with(|| Known {
-            sequence: None,
-            notices: TokenBucket::new(MAX_NOTICES_PER_MINUTE, Duration::from_secs(60)),
-            gaps: TokenBucket::new(MAX_GAPS_PER_HOUR, HOUR),
-            scanned: 0,
-            blames: Vec::new(),
-            lines: LineLimiter::new(MAX_LINES_PER_HOUR, HOUR),
-        }))
+        entry(&mut self.known, author)
     }
 
     /// Records a notice with this sequence number; returns how to handle it.
@@ -88,12 +85,12 @@ impl Authors {
 
     /// Forgets the sequence numbers. Notices may have been missed, so a scan follows.
     pub(super) fn forget_sequences(&mut self) {
-        self.0.values_mut().for_each(|known| known.sequence = None);
+        self.known.values_mut().for_each(|known| known.sequence = None);
     }
 
     /// Resets the counters at the start of a scan.
     pub(super) fn begin_scan(&mut self) {
-        self.0.values_mut().for_each(|known| known.scanned = 0);
+        self.known.values_mut().for_each(|known| known.scanned = 0);
     }
 
     /// False if the current scan has found too many keys of this author.
@@ -104,10 +101,9 @@ impl Authors {
     }
 
     /// Records that data of this author is ignored. Returns true if this should be logged: once an hour for each
-    /// reason, and a limited number of times.
+    /// reason, and a limited number of times for all authors.
     pub(super) fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) -> bool {
-        let Some(known) = self.get(author) else { return false };
-        let Known { blames, lines, .. } = known;
+        let Some(Known { blames, .. }) = entry(&mut self.known, author) else { return false };
         let place = blames.iter().position(|blame| blame.reason == reason);
         let place = place.or_else(|| {
             blames.retain(|blame| now.since(blame.last) < HOUR);
@@ -119,17 +115,30 @@ impl Authors {
         let Some(blame) = place.and_then(|place| blames.get_mut(place)) else { return false };
         blame.times = blame.times.saturating_add(1);
         blame.last = now;
-        let is_due = blame.logged.is_none_or(|logged| now.since(logged) >= HOUR) && lines.admit(now);
-        if is_due {
+        if blame.logged.is_some_and(|logged| now.since(logged) < HOUR) {
+            return false;
+        }
+        let has_line = self.lines.admit(now);
+        if has_line {
             blame.logged = Some(now);
         }
-        is_due
+        has_line
+    }
+
+    /// True if another line about what the server holds may be logged.
+    pub(super) fn admit_line(&mut self, now: Timestamp) -> bool {
+        self.lines.admit(now)
+    }
+
+    /// True if an admitted line was the last of this hour.
+    pub(super) fn is_out_of_lines(&self) -> bool {
+        self.lines.is_exhausted()
     }
 
     /// Authors whose data was ignored within the last hour, with the reasons.
     pub(super) fn ignored(&self, now: Timestamp) -> Vec<IgnoredAuthor> {
         let mut found: Vec<_> = self
-            .0
+            .known
             .iter()
             .filter_map(|(author, known)| {
                 let Author::Host(host) = author else { return None };
@@ -145,8 +154,22 @@ impl Authors {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.known.len()
     }
+}
+
+/// The entry of `author`, a new one if there is room.
+fn entry<'a>(known: &'a mut HashMap<Author, Known>, author: &Author) -> Option<&'a mut Known> {
+    if !known.contains_key(author) && known.len() >= MAX_AUTHORS {
+        return None;
+    }
+    Some(known.entry(author.clone()).or_insert_with(|| Known {
+        sequence: None,
+        notices: TokenBucket::new(MAX_NOTICES_PER_MINUTE, Duration::from_secs(60)),
+        gaps: TokenBucket::new(MAX_GAPS_PER_HOUR, HOUR),
+        scanned: 0,
+        blames: Vec::new(),
+    }))
 }
 
 #[cfg(test)]
@@ -190,6 +213,20 @@ mod tests {
             authors.note(&host(&format!("h{number}")), 1, at(1));
         }
         assert_eq!(authors.len(), MAX_AUTHORS);
+    }
+
+    #[test]
+    fn invented_authors_share_hourly_lines() {
+        let mut authors = Authors::default();
+        let lines = |authors: &mut Authors, from: u32, second| {
+            let blamed = |n: &u32| authors.blame(&host(&format!("h{n}")), "a notice is unreadable", at(second));
+            (from..from + 10_000).filter(blamed).count()
+        };
+        assert_eq!(lines(&mut authors, 0, 1), 64, "the number of authors does not multiply the lines");
+        assert!(authors.is_out_of_lines() && !authors.admit_line(at(2)));
+        assert_eq!(lines(&mut authors, 0, 3_000), 0);
+        assert_eq!(authors.ignored(at(3_000)).len(), MAX_IGNORED, "they are still shown to operators");
+        assert_eq!(lines(&mut authors, 0, 3_601), 64, "an author without a line is logged when there is room again");
     }
 
     #[test]

@@ -213,10 +213,12 @@ impl Relay {
     /// Records a lift and sends it to the daemon. No report of the target is passed on during the lift.
     async fn lift(&mut self, target: BanTarget, left: Duration, now: Timestamp, daemon: &mut Daemon) {
         if self.lifts.len() >= MAX_LIFTS && !self.lifts.contains_key(&target) {
-            tracing::warn!(
-                "adminalert: fleet: the server has more than {MAX_LIFTS} lifts; the lift of {target} is \
-                            ignored"
-            );
+            if self.authors.admit_line(now) {
+                tracing::warn!(
+                    "adminalert: fleet: the server has more than {MAX_LIFTS} lifts; the lift of {target} is ignored"
+                );
+                self.announce_last_line();
+            }
             return;
         }
         // Also sent if the lift is already known, because the daemon may be a new process.
@@ -229,6 +231,16 @@ impl Relay {
             tracing::warn!(
                 "adminalert: fleet: some data of {author} on the server is ignored: {reason}; check \
                             portsentry on that host"
+            );
+            self.announce_last_line();
+        }
+    }
+
+    fn announce_last_line(&self) {
+        if self.authors.is_out_of_lines() {
+            tracing::warn!(
+                "adminalert: fleet: no further lines about ignored data on the server for up to an hour; see \
+                            `portsentry status`"
             );
         }
     }

@@ -80,6 +80,12 @@ impl LineLimiter {
         room
     }
 
+    /// True if no further line fits into the current window.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.used >= self.limit
+    }
+
     /// Counts an additional line for an admitted one.
     pub fn charge(&mut self) {
         self.used = self.used.saturating_add(1);

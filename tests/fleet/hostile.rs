@@ -82,6 +82,23 @@ fn flood_of_notices_delays_no_other_author() {
 }
 
 #[test]
+fn invented_authors_share_log_lines() {
+    let engine = engine(&[]);
+    let [b] = Member::fleet(["b"], &engine);
+    let flood = "for i = 1, 2000 do redis.call('PUBLISH', 'portsentry:lab:news:h' .. i, '{') end";
+    engine.admin(&["EVAL", flood, "0"]);
+    let last = "no further lines about ignored data on the server for up to an hour";
+    b.eventually("the last line says so", || b.log().contains(last));
+    // A valid report after the flood: everything before it has been handled.
+    engine.cli("a", &["SET", &key("a", "203.0.113.200"), REPORT, "PX", "3600000"]);
+    engine.cli("a", &["PUBLISH", "portsentry:lab:news:a", r#"{"v":1,"seq":1,"target":"203.0.113.200"}"#]);
+    b.eventually("another author's report arrives", || b.daemon.has_report("a", "203.0.113.200"));
+    let named = b.log().lines().filter(|line| line.contains(" on the server is ignored: ")).count();
+    assert_eq!(named, 64, "the number of authors does not multiply the lines");
+    assert_eq!(b.log().lines().filter(|line| line.contains(last)).count(), 1);
+}
+
+#[test]
 fn megabyte_key_names_are_survived() {
     let engine = engine(&["--proto-max-bulk-len", "1mb"]);
     let fill = r#"for i = 1, 24 do
