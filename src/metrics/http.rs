@@ -1,14 +1,17 @@
 //! Listens for HTTP and answers only `GET /metrics`, one small request per connection. A web server library is avoided,
 //! because it would run with this program's permission to change the firewall.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::timeout;
 
 /// Maximum length of a request, in bytes.
@@ -43,21 +46,41 @@ impl Scrapes {
 }
 
 async fn accept(listener: TcpListener, wanted: mpsc::Sender<oneshot::Sender<String>>) {
-    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let mut clients: VecDeque<Client> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Usually no descriptor is available.
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         };
-        // Above the maximum number of clients the connection is closed immediately.
-        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            let wanted = wanted.clone();
-            tokio::spawn(async move {
-                let _ = timeout(REQUEST_TIMEOUT, answer(stream, metrics(wanted))).await;
-                drop(place);
-            });
+        // Requests that have arrived are read before a client that seems silent gives way.
+        yield_now().await;
+        clients.retain(|client| !client.task.is_finished());
+        if clients.len() >= MAX_CLIENTS {
+            // Any local user can connect and send nothing, so the oldest such client gives way.
+            let silent = clients.iter().position(|client| !client.has_asked.load(Ordering::Relaxed));
+            clients.remove(silent.unwrap_or(0)).into_iter().for_each(|client| client.task.abort());
         }
+        clients.push_back(Client::serve(stream, wanted.clone()));
+    }
+}
+
+struct Client {
+    task: JoinHandle<()>,
+    /// True once its request for the metrics has arrived.
+    has_asked: Arc<AtomicBool>,
+}
+
+impl Client {
+    fn serve(stream: TcpStream, wanted: mpsc::Sender<oneshot::Sender<String>>) -> Self {
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let asks = Arc::clone(&has_asked);
+        let metrics = async move {
+            asks.store(true, Ordering::Relaxed);
+            metrics(wanted).await
+        };
+        let task = tokio::spawn(async move { drop(timeout(REQUEST_TIMEOUT, answer(stream, metrics)).await) });
+        Self { task, has_asked }
     }
 }
 
