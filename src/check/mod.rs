@@ -28,7 +28,7 @@ use crate::control::DEFAULT_SOCKET;
 use crate::control::client::Client;
 use crate::engine::{Host, Listeners, Protection, Settings};
 use crate::host::lookup;
-use crate::host::network::{self, HostError, HostFacts};
+use crate::host::network::{self, HostError, HostFacts, Reader, Reading};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::snapshot::{is_watched, missing_interfaces, snapshot};
 use crate::ledger;
@@ -132,7 +132,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let ignored = config.allow.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CheckError::System("start the event loop", error))?;
-    let facts = runtime.block_on(network::read(&ResolverFiles::default()))?;
+    let Reading { facts, late, .. } = runtime.block_on(Reader::default().read(&ResolverFiles::default()))?;
     let listeners = SockDiag::open()?.listeners()?;
     let names = look_up(&config.allow.names)?;
 
@@ -145,6 +145,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
 
     let origin = file.clone().unwrap_or_else(|| "built-in values".to_owned());
     let mut findings = Findings { origin, ..Findings::default() };
+    late.into_iter().for_each(|error| findings.note(error.to_string()));
     let mut state = Vec::new();
     // The daemon would not start with these errors.
     if let Some(path) = &file

@@ -226,7 +226,10 @@ impl EventLoop {
     }
 
     fn follow_host(&mut self, changed: Result<Vec<SensorCommand>, DaemonError>) {
-        if let Some(kind) = self.host_error.update(changed.as_ref().err()) {
+        // Of two errors, the same one each time, so that they do not alternate in the log.
+        let unread = self.host_state.unread().map(str::to_owned);
+        let error = unread.or_else(|| changed.as_ref().err().map(ToString::to_string));
+        if let Some(kind) = self.host_error.update(error) {
             self.sink.emit(kind);
         }
         self.sensor.send_all(changed.into_iter().flatten());
@@ -294,8 +297,7 @@ pub(super) struct HostErrorReport(Option<String>);
 
 impl HostErrorReport {
     /// Returns the event to report, given the current error.
-    fn update(&mut self, error: Option<&DaemonError>) -> Option<EventKind> {
-        let error = error.map(ToString::to_string);
+    fn update(&mut self, error: Option<String>) -> Option<EventKind> {
         if error == self.0 {
             return None;
         }

@@ -13,6 +13,7 @@ use super::allowances::Now;
 use super::error::DaemonError;
 use super::host_memory;
 use super::known_peers::KnownPeers;
+use super::network_lister::NetworkLister;
 use super::published_ports::PublishedPorts;
 use super::recent_listeners::RecentListeners;
 use super::ring_size::RingSizer;
@@ -30,7 +31,7 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::host::dhcp_leases::LeaseFiles;
 use crate::host::file_watch::FileWatch;
-use crate::host::network::{self, HostFacts, Watcher};
+use crate::host::network::{HostError, HostFacts, Reading, Watcher};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{
@@ -52,10 +53,15 @@ pub(super) struct HostState {
     allow: AllowSources,
     events: Sender,
     watcher: Watcher,
+    network: NetworkLister,
+    /// Why the last reading of addresses, routes and links failed; the facts are older.
+    unread: Option<String>,
+    /// True if the next tick requests another reading.
+    is_reading_owed: bool,
     resolvers: FileWatch<ResolverFiles>,
     peers: FileWatch<(SessionFiles, LeaseFiles)>,
     lister: SocketLister,
-    /// The lists of sockets that cannot be had, or not in full, and why.
+    /// The lists that cannot be had, or not in full, and why.
     unlisted: BTreeMap<&'static str, String>,
     facts: HostFacts,
     listeners: Vec<Listener>,
@@ -90,7 +96,9 @@ impl HostState {
         let watcher = Watcher::open()?;
         let resolvers = FileWatch::new(ResolverFiles::default());
         let peers = FileWatch::new((SessionFiles::default(), LeaseFiles::default()));
-        let facts = network::read(&ResolverFiles::default()).await?;
+        let mut network = NetworkLister::start().map_err(DaemonError::system("start a thread"))?;
+        network.request();
+        let Reading { facts, late, is_owed } = network.next().await?;
         // The sensor reports that the kernel has no connection tracking.
         let lister = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
             .map_err(DaemonError::system("start a thread"))?;
@@ -105,6 +113,9 @@ impl HostState {
             allow,
             events,
             watcher,
+            network,
+            unread: None,
+            is_reading_owed: is_owed,
             resolvers,
             peers,
             lister,
@@ -127,6 +138,7 @@ impl HostState {
             stale: false,
             ticks: 0,
         };
+        state.report_list("IPv6 routes", late.map(|error| error.to_string()));
         // Listeners are listed first. Of a table that takes too long only a part is known.
         match state.lister.next().await {
             Listed::Listeners(Err(error)) => return Err(error.into()),
@@ -254,6 +266,7 @@ impl HostState {
         self.allow.reconfigure(&config.allow)?;
         self.interfaces.clone_from(&config.interfaces);
         self.settings = Settings::from_config(config);
+        self.network.request();
         self.stale = true;
         self.catch_up().await
     }
@@ -281,15 +294,37 @@ impl HostState {
         tokio::select! {
             changed = self.watcher.changed() => {
                 changed?;
-                self.stale = true;
+                self.network.request();
             }
+            reading = self.network.next() => self.take_reading(reading),
             changed = self.allow.name_answered() => self.stale |= changed,
             listed = self.lister.next() => self.take_sockets(listed),
         }
         self.update().await
     }
 
-    /// Takes in a list of sockets. What cannot be listed is said once, and once that it is over; until then the last list holds.
+    /// Why addresses, routes and links cannot be read at the moment.
+    pub(super) fn unread(&self) -> Option<&str> {
+        self.unread.as_deref()
+    }
+
+    fn take_reading(&mut self, reading: Result<Reading, HostError>) {
+        match reading {
+            Ok(Reading { facts, late, is_owed }) => {
+                self.stale |= facts != self.facts;
+                self.facts = facts;
+                self.unread = None;
+                self.is_reading_owed |= is_owed;
+                self.report_list("IPv6 routes", late.map(|error| error.to_string()));
+            }
+            Err(error) => {
+                self.unread = Some(error.to_string());
+                self.is_reading_owed = true;
+            }
+        }
+    }
+
+    /// Takes in a list of sockets.
     fn take_sockets(&mut self, listed: Listed) {
         let (name, error) = match listed {
             Listed::Listeners(Ok(Listing { mut listeners, late })) => {
@@ -311,6 +346,11 @@ impl HostState {
             Listed::Published(Err(error)) => ("connections through NAT", Some(error.to_string())),
         };
         self.stale |= self.listeners_changed;
+        self.report_list(name, error);
+    }
+
+    /// Reports once that a list cannot be had, and once that it can be again; until then the last list holds.
+    fn report_list(&mut self, name: &'static str, error: Option<String>) {
         let last = match &error {
             Some(error) => self.unlisted.insert(name, error.clone()),
             None => self.unlisted.remove(name),
@@ -323,12 +363,15 @@ impl HostState {
         }
     }
 
-    /// Reads again what changed of everything but the sockets.
+    /// Reads changed files again, and requests what the threads read.
     pub(super) async fn tick(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         // All of them are polled, because each keeps its own state.
         let resolvers = self.resolvers.poll();
-        let changes = [resolvers, self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
+        let changes = [self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
+        if resolvers || self.ticks == 0 || std::mem::take(&mut self.is_reading_owed) {
+            self.network.request();
+        }
         let (now, wall) = (boot_time(), SystemTime::now());
         let ranges = PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged };
         if let Some(ports) = self.published.take() {
@@ -367,7 +410,6 @@ impl HostState {
     }
 
     async fn catch_up(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
-        self.facts = network::read(&ResolverFiles::default()).await?;
         let commands = self.refresh().await?;
         self.stale = false;
         Ok(commands)
@@ -379,12 +421,15 @@ impl HostState {
         host.services = self.services.memory();
         host.find_related();
         let wanted = Wanted::new(&self.settings, &host);
+        // Before the snapshot is replaced: if it fails, the sensor does not get the new one either.
+        let live = match wanted != self.wanted {
+            true => Some(capture(&wanted, self.ring_sizer.ring()).await?),
+            false => None,
+        };
+        self.wanted = wanted;
         self.host = Arc::new(host);
         let mut commands = vec![SensorCommand::Host(self.host()), SensorCommand::Addresses(self.addresses())];
-        if wanted != self.wanted {
-            commands.push(SensorCommand::Capture(capture(&wanted, self.ring_sizer.ring()).await?));
-            self.wanted = wanted;
-        }
+        commands.extend(live.map(SensorCommand::Capture));
         Ok(commands)
     }
 

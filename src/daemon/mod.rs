@@ -27,6 +27,7 @@ mod ignore_files;
 mod known_peers;
 mod leftovers;
 mod log_writer;
+mod network_lister;
 mod notifier;
 mod priority;
 mod protection;

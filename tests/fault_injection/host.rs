@@ -1,6 +1,6 @@
 //! Tests changes of the host at run time: interfaces, addresses, and a kernel without IPv6.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::process::Command;
 
 use crate::support::{forge, scan, start};
@@ -130,5 +130,41 @@ fn flapping_interface_costs_no_ban_or_service() {
     lab.probe_until_banned("flapping", lab.victim_v4("flapping").into());
     let errors = daemon.lines_with("ERROR");
     assert!(errors.is_empty(), "{errors:?}");
+    daemon.stop();
+}
+
+/// Each router that a neighbour invents gives the kernel another default route.
+#[test]
+fn invented_routers_hide_no_gateway() {
+    let lab = Lab::new(&["attacker"]);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.attacker.accept_ra=2"]);
+    let routes = || lab.run("victim", "ip", &["-6", "-o", "route", "show", "default"]).lines().count();
+    let mut wire = lab.wire("attacker");
+    let router = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xff);
+    eventually("the router's route is accepted", || {
+        wire.advertise(router);
+        routes() == 1
+    });
+    let before = start(&lab, "").stop();
+    assert!(!before.contains("ERROR"), "{before}");
+    for number in 0..2_000_u16 {
+        wire.advertise(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xbad, number));
+        if number % 100 == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+    eventually("most routes are accepted", || routes() > 1_000);
+    // Starts despite them, and follows changes.
+    let daemon = start(&lab, "");
+    let protected = || lab.ask(&["status"])["protected_networks"].as_u64().unwrap();
+    assert!(protected() < 100, "{} networks are protected", protected());
+    let is_gateway =
+        |address: IpAddr| lab.ask(&["explain", &address.to_string()])["protected"] == "a gateway of this host";
+    assert!(is_gateway(router.into()), "the oldest router is still protected");
+    let other: IpAddr = "10.77.1.77".parse().unwrap();
+    lab.victim_ip("route add 198.51.100.0/24 via 10.77.1.77");
+    eventually("another gateway is protected", || is_gateway(other));
+    let attacker = scan(&lab, "attacker");
+    lab.expect_ban(attacker);
     daemon.stop();
 }

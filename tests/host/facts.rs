@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use portsentry::host::network::{self, HostError, HostFacts, Watcher};
+use portsentry::host::network::{HostError, HostFacts, Reader, Watcher};
 use portsentry::host::resolv_conf::ResolverFiles;
 use portsentry::host::snapshot::snapshot;
 use tokio::time::timeout;
@@ -13,8 +13,11 @@ use tokio::time::timeout;
 use super::network;
 
 async fn read() -> HostFacts {
-    let nowhere = ResolverFiles { main: "/nonexistent/resolv.conf".into(), upstream: Vec::new() };
-    network::read(&nowhere).await.unwrap()
+    Reader::default().read(&no_resolvers()).await.unwrap().facts
+}
+
+fn no_resolvers() -> ResolverFiles {
+    ResolverFiles { main: "/nonexistent/resolv.conf".into(), upstream: Vec::new() }
 }
 
 fn gateways(facts: &HostFacts) -> Vec<String> {
@@ -117,9 +120,9 @@ fn resolvers_come_with_network_facts() {
     std::fs::write(&files.main, "nameserver 192.0.2.53\n").unwrap();
     let folder = ResolverFiles { main: folder.path().into(), upstream: Vec::new() };
     network().inside_async(async || {
-        let facts = network::read(&files).await.unwrap();
+        let facts = Reader::default().read(&files).await.unwrap().facts;
         assert_eq!(facts.resolvers, ["192.0.2.53".parse::<IpAddr>().unwrap()]);
-        assert!(matches!(network::read(&folder).await, Err(HostError::Resolvers(..))));
+        assert!(matches!(Reader::default().read(&folder).await, Err(HostError::Resolvers(..))));
     });
 }
 
@@ -311,6 +314,38 @@ fn low_preference_router_is_no_gateway() {
     );
     net.ip("-6 route del default via fe80::254 dev out proto ra metric 1024");
     assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::bad"], "the router in use has low preference");
+}
+
+#[test]
+fn late_ipv6_routes_keep_their_gateways() {
+    let net = network();
+    net.ip_batch("route add 198.51.100.0/24 via 192.0.2.254\nroute add 2001:db8:a::/48 via fe80::254 dev out\n");
+    let mut reader = Reader::default();
+    let [first, late, again] = net.inside_async(async || {
+        let first = reader.read(&no_resolvers()).await.unwrap();
+        reader.limit(Duration::ZERO);
+        net.ip("route add 203.0.113.0/24 via 192.0.2.253");
+        let late = reader.read(&no_resolvers()).await.unwrap();
+        reader.limit(Duration::from_secs(60));
+        [first, late, reader.read(&no_resolvers()).await.unwrap()]
+    });
+    assert!(first.late.is_none() && !first.is_owed);
+    assert_eq!(gateways(&first.facts), ["192.0.2.254", "fe80::254"]);
+    assert!(matches!(late.late, Some(HostError::Late)) && late.is_owed);
+    assert_eq!(gateways(&late.facts), ["192.0.2.253", "192.0.2.254", "fe80::254"], "other lists are complete");
+    assert!(again.late.is_none() && !again.is_owed && again.facts == late.facts);
+}
+
+#[test]
+fn first_reading_may_lack_ipv6_routes() {
+    let net = network();
+    net.ip_batch("route add 198.51.100.0/24 via 192.0.2.254\nroute add 2001:db8:a::/48 via fe80::254 dev out\n");
+    let mut reader = Reader::default();
+    reader.limit(Duration::ZERO);
+    let late = net.inside_async(async || reader.read(&no_resolvers()).await.unwrap());
+    assert!(late.late.is_some());
+    assert_eq!(gateways(&late.facts), ["192.0.2.254"]);
+    assert_eq!(late.facts.addresses, net.inside_async(read).addresses, "own addresses are protected");
 }
 
 #[test]

@@ -7,6 +7,9 @@ use std::time::Duration;
 /// Timeout for the kernel's lists: enough for a full Internet routing table.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time limit for the kernel's list of IPv6 routes.
+pub(super) const MAX_IPV6_ROUTES_DUMP: Duration = Duration::from_secs(5);
+
 /// Reason why the host's network configuration could not be read or watched.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -22,6 +25,12 @@ pub enum HostError {
     },
     #[error("the kernel did not list addresses, routes and links within {} s", TIMEOUT.as_secs())]
     Timeout,
+    #[error(
+        "the kernel did not list all IPv6 routes within {} s, so a gateway that is only in the rest is not protected; \
+         a flood of router advertisements is one cause, see `ip -6 route show default`",
+        MAX_IPV6_ROUTES_DUMP.as_secs()
+    )]
+    Late,
     #[error("cannot read the name servers in {path}: {error}", path = .0.display(), error = .1)]
     Resolvers(PathBuf, #[source] io::Error),
     #[error("cannot receive the kernel's notifications of addresses, routes and links: {0}")]

@@ -2,13 +2,14 @@
 //! resolv.conf. They are exempt without configuration and follow changes of the system: [`Watcher`] reports when to
 //! read again.
 //!
-//! Used by the event loop. A socket belongs to the network namespace of the thread that opens it, so a tokio runtime
-//! with one thread keeps all of them in one namespace.
+//! A socket belongs to the network namespace of the thread that opens it, so a tokio runtime with one thread keeps all of
+//! them in one namespace.
 //!
 //! References: rtnetlink(7), `linux/rtnetlink.h`, `linux/if_addr.h`.
 
 use std::io;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -32,7 +33,7 @@ mod tunnels;
 mod watch;
 
 pub use error::HostError;
-use error::TIMEOUT;
+use error::{MAX_IPV6_ROUTES_DUMP, TIMEOUT};
 use next_hops::NextHop;
 pub use reverse_path::ReverseRoute;
 pub use watch::Watcher;
@@ -111,35 +112,136 @@ pub struct Interface {
 /// the [`Watcher`]'s owner read once more anyway.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// Reads the facts. To miss no change, open the [`Watcher`] first.
-///
-/// # Errors
-///
-/// A list cannot be read completely: an incomplete list could leave a gateway unprotected.
-pub async fn read(resolvers: &ResolverFiles) -> Result<HostFacts, HostError> {
-    let resolvers = resolvers.read().map_err(|(path, error)| HostError::Resolvers(path, error))?;
-    let mut attempt = 1;
-    loop {
-        let mut facts = HostFacts { resolvers: resolvers.clone(), ..HostFacts::default() };
-        let consistent = tokio::time::timeout(TIMEOUT, facts.list()).await.map_err(|_| HostError::Timeout)??;
-        if consistent || attempt == MAX_ATTEMPTS {
-            return Ok(facts.in_order());
+/// Maximum number of routers of one preference whose advertised default routes count. The kernel lists the oldest first, and a host on the
+/// link can advertise any number.
+const MAX_ADVERTISED: usize = 64;
+
+/// Listing IPv6 routes takes at most this fraction (1/10) of the time, unless a list takes less than [`SHORT_DUMP`].
+const SHARE: u32 = 10;
+
+const SHORT_DUMP: Duration = Duration::from_millis(100);
+
+/// Reads the facts, any number of times. IPv6 routes have a time limit of their own, and their last list is kept: a host
+/// on the link that floods router advertisements makes their list take seconds, because the kernel starts again at the
+/// first default route for each datagram.
+pub struct Reader {
+    limit: Duration,
+    /// What the last complete list of IPv6 routes says, and with it the listed part of a late one.
+    complete: HostFacts,
+    last: HostFacts,
+    is_late: bool,
+    /// When IPv6 routes may be listed again.
+    due: Option<Instant>,
+}
+
+/// What [`Reader::read`] found.
+#[derive(Debug)]
+pub struct Reading {
+    pub facts: HostFacts,
+    /// The error of the list of IPv6 routes, if it is late. Then the facts contain the gateways of the part that was
+    /// listed in time and those of the last complete list.
+    pub late: Option<HostError>,
+    /// True if IPv6 routes must be listed again later.
+    pub is_owed: bool,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        let (complete, last) = (HostFacts::default(), HostFacts::default());
+        Self { limit: MAX_IPV6_ROUTES_DUMP, complete, last, is_late: false, due: None }
+    }
+}
+
+impl Reader {
+    /// Sets the time limit for the list of IPv6 routes.
+    pub fn limit(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
+
+    /// Reads the facts. To miss no change, open the [`Watcher`] first.
+    ///
+    /// # Errors
+    ///
+    /// A list other than that of IPv6 routes cannot be read completely: it could leave a gateway unprotected.
+    pub async fn read(&mut self, resolvers: &ResolverFiles) -> Result<Reading, HostError> {
+        let resolvers = resolvers.read().map_err(|(path, error)| HostError::Resolvers(path, error))?;
+        let is_due = self.due.is_none_or(|due| due <= Instant::now());
+        if is_due {
+            self.list_ipv6_routes().await?;
         }
-        attempt += 1;
+        let mut attempt = 1;
+        loop {
+            let mut facts = HostFacts { resolvers: resolvers.clone(), ..HostFacts::default() };
+            let lists = facts.list_all(&self.last);
+            let consistent = tokio::time::timeout(TIMEOUT, lists).await.map_err(|_| HostError::Timeout)??;
+            if consistent || attempt == MAX_ATTEMPTS {
+                let late = self.is_late.then_some(HostError::Late);
+                return Ok(Reading { facts: facts.in_order(), is_owed: late.is_some() || !is_due, late });
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn list_ipv6_routes(&mut self) -> Result<(), HostError> {
+        let begin = Instant::now();
+        self.is_late = false;
+        for _ in 0..MAX_ATTEMPTS {
+            let mut listed = HostFacts::default();
+            let left = self.limit.saturating_sub(begin.elapsed());
+            let is_consistent = match left.is_zero() {
+                true => None,
+                false => tokio::time::timeout(left, listed.list(&[ipv6_routes()])).await.ok().transpose()?,
+            };
+            match is_consistent {
+                Some(is_consistent) => {
+                    (self.complete, self.last) = (listed.clone(), listed);
+                    if is_consistent || begin.elapsed() > SHORT_DUMP {
+                        break;
+                    }
+                }
+                None => {
+                    listed.add_gateways(&self.complete);
+                    self.last = listed;
+                    self.is_late = true;
+                    break;
+                }
+            }
+        }
+        let took = begin.elapsed();
+        self.due = (took > SHORT_DUMP).then(|| begin + took * SHARE);
+        Ok(())
     }
 }
 
 impl HostFacts {
-    /// Adds the kernel's lists; false if a list changed while it was read.
-    async fn list(&mut self) -> Result<bool, HostError> {
+    /// Adds the kernel's lists and the gateways in `ipv6_routes`; false if a list changed while it was read.
+    async fn list_all(&mut self, ipv6_routes: &Self) -> Result<bool, HostError> {
+        let consistent = self.list(&requests()).await?;
+        self.add_gateways(ipv6_routes);
+        let mut gateways = Vec::new();
+        let consistent = next_hops::list(&mut gateways).await? && consistent;
+        gateways.into_iter().for_each(|gateway| self.add_next_hop(gateway));
+        Ok(ipsec::list(&mut self.tunnel_peers).await? && consistent)
+    }
+
+    fn add_gateways(&mut self, other: &Self) {
+        self.gateways.extend_from_slice(&other.gateways);
+        self.link_gateways.extend_from_slice(&other.link_gateways);
+        other.advertised.iter().for_each(|(preference, router)| self.add_advertised(*preference, *router));
+        self.advertised_objects.extend_from_slice(&other.advertised_objects);
+    }
+
+    /// Adds these lists of the kernel; false if a list changed while it was read.
+    async fn list(&mut self, requests: &[(&'static str, RouteNetlinkMessage)]) -> Result<bool, HostError> {
         // The strict check makes the kernel filter by route type, so that large numbers of blackholes are not
         // transferred.
         let (connection, mut handle, mut answers) =
             rtnetlink::new_connection_with_strict_check().map_err(HostError::Open)?;
         let ask = async {
             let mut consistent = true;
-            for (list, request) in requests() {
-                let mut request = NetlinkMessage::from(request);
+            for (list, request) in requests {
+                let list = *list;
+                let mut request = NetlinkMessage::from(request.clone());
                 request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
                 // Not `Handle::request`, whose stream ends in the same way after a complete and a broken list.
                 handle.notify(request).map_err(|_| HostError::Ended(list))?;
@@ -163,14 +265,10 @@ impl HostFacts {
             }
             Ok(consistent)
         };
-        let consistent = tokio::select! {
-            answer = ask => answer?,
-            () = connection => return Err(HostError::Ended("addresses, routes and links")),
-        };
-        let mut gateways = Vec::new();
-        let consistent = next_hops::list(&mut gateways).await? && consistent;
-        gateways.into_iter().for_each(|gateway| self.add_next_hop(gateway));
-        Ok(ipsec::list(&mut self.tunnel_peers).await? && consistent)
+        tokio::select! {
+            answer = ask => answer,
+            () = connection => Err(HostError::Ended("addresses, routes and links")),
+        }
     }
 
     fn add(&mut self, message: RouteNetlinkMessage) {
@@ -196,7 +294,7 @@ impl HostFacts {
                     gateways.into_iter().for_each(|gateway| self.add_gateway(gateway));
                 } else if route.header.destination_prefix_length == 0 {
                     let preference = preference(&route);
-                    self.advertised.extend(gateways.into_iter().map(|router| (preference, router)));
+                    gateways.into_iter().for_each(|router| self.add_advertised(preference, router));
                     self.advertised_objects.extend(object(&route).map(|object| (preference, object)));
                 }
             }
@@ -213,8 +311,18 @@ impl HostFacts {
         if !advertised {
             return self.add_gateway(gateway);
         }
-        let routes = self.advertised_objects.iter().filter(|(_, object)| *object == id);
-        self.advertised.extend(routes.map(|(preference, _)| (*preference, gateway)));
+        let of_object = |(preference, object): &(i8, u32)| (*object == id).then_some(*preference);
+        let preferences: Vec<i8> = self.advertised_objects.iter().filter_map(of_object).collect();
+        preferences.into_iter().for_each(|preference| self.add_advertised(preference, gateway));
+    }
+
+    fn add_advertised(&mut self, preference: i8, router: Gateway) {
+        let mut of_preference = self.advertised.iter().filter(|(one, _)| *one == preference);
+        // A list that changes while it is read may contain a route several times.
+        let is_known = of_preference.clone().any(|(_, known)| *known == router);
+        if !is_known && of_preference.nth(MAX_ADVERTISED - 1).is_none() {
+            self.advertised.push((preference, router));
+        }
     }
 
     fn add_gateway(&mut self, Gateway { address, interface }: Gateway) {
@@ -253,13 +361,18 @@ impl HostFacts {
 
 const RULES: &str = "IPv4 routing rules";
 
-fn requests() -> [(&'static str, RouteNetlinkMessage); 8] {
-    let routes = |family, kind| {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family;
-        request.header.kind = kind;
-        RouteNetlinkMessage::GetRoute(request)
-    };
+fn routes(family: AddressFamily, kind: RouteType) -> RouteNetlinkMessage {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family;
+    request.header.kind = kind;
+    RouteNetlinkMessage::GetRoute(request)
+}
+
+fn ipv6_routes() -> (&'static str, RouteNetlinkMessage) {
+    ("IPv6 routes", routes(AddressFamily::Inet6, RouteType::Unicast))
+}
+
+fn requests() -> [(&'static str, RouteNetlinkMessage); 7] {
     let mut rules = RuleMessage::default();
     rules.header.family = AddressFamily::Inet;
     [
@@ -270,7 +383,6 @@ fn requests() -> [(&'static str, RouteNetlinkMessage); 8] {
         ("local IPv6 routes", routes(AddressFamily::Inet6, RouteType::Local)),
         ("anycast IPv6 routes", routes(AddressFamily::Inet6, RouteType::Anycast)),
         ("IPv4 routes", routes(AddressFamily::Inet, RouteType::Unicast)),
-        ("IPv6 routes", routes(AddressFamily::Inet6, RouteType::Unicast)),
     ]
 }
 

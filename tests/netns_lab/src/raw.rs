@@ -19,6 +19,7 @@ pub const ACK: u16 = 0x10;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
 /// IPv6 extension header: hop-by-hop options.
 pub const HOP_BY_HOP: u8 = 0;
 /// IPv6 extension header: routing.
@@ -57,6 +58,11 @@ impl Wire {
     pub fn multicast(&mut self, group: Ipv4Addr, packet: &[u8]) {
         let [_, b, c, d] = group.octets();
         self.frame([0x01, 0x00, 0x5e, b & 0x7f, c, d], packet);
+    }
+
+    /// Advertises `router` as a default router to the link.
+    pub fn advertise(&mut self, router: Ipv6Addr) {
+        self.frame([0x33, 0x33, 0, 0, 0, 1], &router_advertisement(router));
     }
 
     /// Sends the packets evenly at this rate, or at a lower one on a slow machine, where the receiver is slow too.
@@ -180,6 +186,17 @@ pub fn ipv6(source: Ipv6Addr, target: Ipv6Addr, next: u8, payload: &[u8]) -> Vec
     let length = u16::try_from(payload.len()).expect("a short packet");
     let start = [&[0x60, 0, 0, 0][..], &length.to_be_bytes(), &[next, 64]].concat();
     [&start[..], &source.octets(), &target.octets(), payload].concat()
+}
+
+/// A router's advertisement of a default route for half an hour, for [`Wire::advertise`] (RFC 4861).
+fn router_advertisement(router: Ipv6Addr) -> Vec<u8> {
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let mut message = [&[134, 0, 0, 0, 64, 0][..], &1_800_u16.to_be_bytes(), &[0; 8]].concat();
+    let sum = checksum(router.into(), all_nodes.into(), ICMPV6, &message);
+    message[2..4].copy_from_slice(&sum);
+    let mut packet = ipv6(router, all_nodes, ICMPV6, &message);
+    packet[7] = 255;
+    packet
 }
 
 /// Eight bytes of padding options (PadN) before `payload`, whose protocol is `next`.
