@@ -16,8 +16,9 @@ use tokio::time::timeout;
 
 /// Maximum length of a request, in bytes.
 const MAX_REQUEST_LEN: usize = 8 << 10;
-/// Maximum number of simultaneous clients.
-const MAX_CLIENTS: usize = 8;
+/// Maximum number of simultaneous clients. Far more than scrapers, so that a burst of connections does not displace a
+/// client between its connection and its request.
+const MAX_CLIENTS: usize = 64;
 /// Time limit for a client's request and for the response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
