@@ -140,8 +140,7 @@ fn wrong_value_is_refused_with_remedy() {
         ("detect.scan_trigger = -1", "1:23: detect.scan_trigger: -1 is out of range; write a number from 0 to 15"),
         (
             "detect.scan_trigger = \"2\"",
-            "1:23: detect.scan_trigger: \"2\" is out of range; write a number from 0 to \
-                                         15",
+            "1:23: detect.scan_trigger: \"2\" is out of range; write a number from 0 to 15",
         ),
         (
             "detect.max_sources = 99999999999999999999",
@@ -368,8 +367,7 @@ fn wrong_fleet_names_its_remedy() {
         ),
         (
             "[fleet]\nurl = \"redis://h:6379\"",
-            "2:7: fleet.url: \"redis://h:6379\" uses no encryption; write \
-                                               \"rediss://",
+            "2:7: fleet.url: \"redis://h:6379\" uses no encryption; write \"rediss://",
         ),
         (
             "[fleet]\nurl = \"rediss://a:b@h\"",
@@ -377,8 +375,7 @@ fn wrong_fleet_names_its_remedy() {
         ),
         (
             "[fleet.accept]\nforgeable_authors = 1",
-            "2:21: fleet.accept.forgeable_authors: 1 is too low, because one \
-                                                   host",
+            "2:21: fleet.accept.forgeable_authors: 1 is too low, because one host",
         ),
         ("[fleet]\nsocket = \"fleet.sock\"", "2:10: fleet.socket: \"fleet.sock\" is not an absolute path"),
         (joined, "fleet.host: this host has no name in the fleet; write for example host = \"web-1\""),
@@ -545,8 +542,7 @@ fn unreadable_file_names_error_and_remedy() {
     );
     assert_eq!(
         message(dir.path()),
-        ": cannot read the file: Is a directory (os error 21); name a file in this \
-                                     directory"
+        ": cannot read the file: Is a directory (os error 21); name a file in this directory"
     );
     let binary = dir.path().join("binary.toml");
     std::fs::write(&binary, b"expire = \"1h\"\n# \xff\n").unwrap();

@@ -205,11 +205,12 @@ fn dropped_kill_route_script_becomes_nft() {
         let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\n{blocker}{other}"))).unwrap();
         assert_valid(&import.toml);
         assert!(import.toml.contains(&format!("method = [{methods}]")), "{}", import.toml);
-        assert!(import.notes.iter().any(|note| note.line == Some(3)
-            && note.message.contains(
-                "\"nft\" in block.method \
-                                                                                          replaces it"
-            )));
+        assert!(
+            import
+                .notes
+                .iter()
+                .any(|note| note.line == Some(3) && note.message.contains("\"nft\" in block.method replaces it"))
+        );
     }
     // Classic PortSentry ran only the command here, so nothing is lost.
     let toml = toml(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\n{blocker}KILL_RUN_CMD=\"/bin/x $TARGET$\"\n"));

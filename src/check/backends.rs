@@ -100,10 +100,9 @@ fn table(config: &Config) -> Result<String, String> {
         Some((blocked, blocked6)) if (blocked, blocked6) == (spec.size, spec.size) => {
             Ok(format!("; it exists{foreign}"))
         }
-        Some((blocked, blocked6)) => Ok(format!(
-            "; it exists, with sets of {blocked} and {blocked6} \
-                                                 elements{foreign}"
-        )),
+        Some((blocked, blocked6)) => {
+            Ok(format!("; it exists, with sets of {blocked} and {blocked6} elements{foreign}"))
+        }
     }
 }
 
@@ -135,8 +134,7 @@ fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String,
     let folder = deny.path().parent().unwrap_or(Path::new("/"));
     if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
         findings.note(format!(
-            "{}: this user cannot write to this directory, so hosts.deny was not checked; run this \
-                               with sudo",
+            "{}: this user cannot write to this directory, so hosts.deny was not checked; run this with sudo",
             folder.display()
         ));
         return None;

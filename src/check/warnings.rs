@@ -117,19 +117,14 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         match network.prefix_len() {
             0 => {
                 let family = if matches!(network, IpNet::V4(_)) { "IPv4" } else { "IPv6" };
-                let message = format!(
-                    "{network} matches every address, so no {family} source is ever blocked; \
-                                       remove it"
-                );
+                let message =
+                    format!("{network} matches every address, so no {family} source is ever blocked; remove it");
                 warn("allow.networks", &message);
             }
             length if length < widest(network) => {
                 warn(
                     "allow.networks",
-                    &format!(
-                        "{network} exempts a large part of the Internet; list smaller \
-                                                 networks"
-                    ),
+                    &format!("{network} exempts a large part of the Internet; list smaller networks"),
                 );
             }
             _ => {}

@@ -45,14 +45,9 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["-D"], "write --daemon"),
     (
         &["-d", "--debug", "--verbose"],
-        "remove it: `portsentry events` and `portsentry status` show what the daemon \
-                                       does",
+        "remove it: `portsentry events` and `portsentry status` show what the daemon does",
     ),
-    (
-        &["-v"],
-        "write --version for the version; `portsentry status` and `portsentry events` show what the \
-                     daemon does",
-    ),
+    (&["-v"], "write --version for the version; `portsentry status` and `portsentry events` show what the daemon does"),
 ];
 
 /// Returns an error if one of `words`, program name first, is a classic PortSentry option with another name in this

@@ -24,8 +24,8 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
     if config.tcp.mode == Mode::Off && config.udp.mode == Mode::Off {
         refuse(
             "tcp.mode",
-            "both tcp.mode and udp.mode are \"off\", so no port would be monitored; write \
-                            \"advanced\" for one of them",
+            "both tcp.mode and udp.mode are \"off\", so no port would be monitored; write \"advanced\" for one of \
+             them",
         );
     }
     if config.udp.mode == Mode::Connect && !config.interfaces.is_empty() {
@@ -84,8 +84,7 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
     if config.fleet.is_joined() && !methods.contains(&Backend::Nft) {
         refuse(
             "fleet.url",
-            "bans of the fleet need nftables; add \"nft\" to block.method, or leave the fleet with \
-                             url = \"\"",
+            "bans of the fleet need nftables; add \"nft\" to block.method, or leave the fleet with url = \"\"",
         );
     }
     found

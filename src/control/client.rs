@@ -93,8 +93,7 @@ impl Client {
         match self.ask(&Request::Status)? {
             Answer::Status(status) => Ok(status),
             other => Err(ClientError::Unreadable(format!(
-                "the daemon answered `status` with something else: {other}; \
-                                                          restart portsentry after an upgrade"
+                "the daemon answered `status` with something else: {other}; restart portsentry after an upgrade"
             ))),
         }
     }
@@ -136,8 +135,7 @@ impl Iterator for Events {
         Some(line.and_then(|line| {
             serde_json::from_slice(&line).map_err(|error| {
                 ClientError::Unreadable(format!(
-                    "cannot parse an event of the daemon: {error}; \
-                                                                  restart portsentry after an upgrade"
+                    "cannot parse an event of the daemon: {error}; restart portsentry after an upgrade"
                 ))
             })
         }))

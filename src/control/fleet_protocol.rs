@@ -207,12 +207,8 @@ mod grade {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(field: D) -> Result<Grade, D::Error> {
         let key = String::deserialize(field)?;
-        Grade::from_key(&key).ok_or_else(|| {
-            D::Error::custom(
-                "the evidence grade is neither \"forgeable\" nor \
-                                                              \"proven\"",
-            )
-        })
+        Grade::from_key(&key)
+            .ok_or_else(|| D::Error::custom("the evidence grade is neither \"forgeable\" nor \"proven\""))
     }
 }
 

@@ -168,7 +168,7 @@ pub(crate) fn parse_target(text: &str) -> Result<BanTarget, String> {
 fn allowance_span(text: &str) -> Result<Duration, String> {
     match text.trim() {
         "never" => Err("write a duration, for example \"1h\"; permanent entries belong in allow.networks of \
-                        portsentry.toml"
+         portsentry.toml"
             .to_owned()),
         text => parse_span(text),
     }

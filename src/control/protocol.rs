@@ -305,8 +305,7 @@ impl fmt::Display for Answer {
                     (changed, restart) => {
                         writeln!(
                             f,
-                            "configuration reloaded; changed: {changed}; takes effect after a restart: \
-                                     {restart}"
+                            "configuration reloaded; changed: {changed}; takes effect after a restart: {restart}"
                         )
                     }
                 }

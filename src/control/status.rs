@@ -186,8 +186,7 @@ impl fmt::Display for Status {
                 line!(
                     f,
                     "blocks",
-                    "nothing; `portsentry list --would-block` shows the sources that it would have \
-                                    blocked"
+                    "nothing; `portsentry list --would-block` shows the sources that it would have blocked"
                 )?;
             }
             _ => {

@@ -252,8 +252,7 @@ impl BanRecorder {
         match flushed {
             Stopped::Whole => None,
             Stopped::Left(changes) => Some(EventKind::Error(format!(
-                "changes lost because they could not be written to the ledger: \
-                                               {changes}"
+                "changes lost because they could not be written to the ledger: {changes}"
             ))),
             Stopped::Stuck => {
                 Some(EventKind::Error("the last changes were not written to the ledger in time".to_owned()))

@@ -184,12 +184,8 @@ impl DailyCount {
 
     fn sentence(&self) -> Option<String> {
         let probes = counted(self.probes, "single probe");
-        (self.probes > 0).then(|| {
-            format!(
-                "{probes} in the last day without log lines of their own \
-                                           (report.single_probes = false)"
-            )
-        })
+        (self.probes > 0)
+            .then(|| format!("{probes} in the last day without log lines of their own (report.single_probes = false)"))
     }
 }
 

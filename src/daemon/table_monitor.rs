@@ -139,8 +139,8 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     if let Some(place) = swept_at {
         if changes.contains(&Change::Overrun) {
             events.push(EventKind::Note(
-                "some changes of the ruleset were missed, because they arrived too fast; the \
-                                       table is checked as a whole"
+                "some changes of the ruleset were missed, because they arrived too fast; the table is checked as a \
+                 whole"
                     .to_owned(),
             ));
         }

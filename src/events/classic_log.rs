@@ -40,8 +40,7 @@ pub fn addition(what: &EventKind) -> Option<String> {
             let target = Shown(ban.probe.target);
             match (ban.capped, ban.strikes) {
                 (true, _) => Some(format!(
-                    "adminalert: the ban of Host {target} is short, because the ceilings of new bans \
-                                  are reached"
+                    "adminalert: the ban of Host {target} is short, because the ceilings of new bans are reached"
                 )),
                 (false, 0) => None,
                 (false, strikes) => Some(format!("adminalert: earlier bans of Host {target}: {strikes}")),

@@ -219,10 +219,9 @@ mod tests {
         let third = daemon(&path);
         std::thread::sleep(RETRY_DELAY);
         syslog.send(Severity::Notice, "five", &mut otherwise);
-        assert!(next(&third).contains(
-            "lines written to standard error, because the syslog daemon did not accept \
-                                       them: 2"
-        ));
+        assert!(
+            next(&third).contains("lines written to standard error, because the syslog daemon did not accept them: 2")
+        );
         assert!(next(&third).ends_with(": five"));
         assert_eq!(otherwise, b"three\nfour\n");
     }

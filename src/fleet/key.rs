@@ -163,11 +163,9 @@ impl Keyspace {
         }
         let target = std::str::from_utf8(target).ok().and_then(|target| target.parse().ok());
         match target {
-            Some(BanTarget::Prefix(_)) => Err(bad(
-                Some(author),
-                "its network is wider than an IPv4 address or an \
-                                                                 IPv6 /64",
-            )),
+            Some(BanTarget::Prefix(_)) => {
+                Err(bad(Some(author), "its network is wider than an IPv4 address or an IPv6 /64"))
+            }
             Some(target) => Ok(Key { author, target }),
             None => Err(bad(Some(author), "its target is not an address")),
         }

@@ -148,8 +148,8 @@ impl Relay {
             Progress::More => {}
             Progress::TooMany => {
                 tracing::warn!(
-                    "adminalert: fleet: the server has more keys than a fleet can have; the rest is not \
-                                read. Use a server for the fleet alone, and remove other keys"
+                    "adminalert: fleet: the server has more keys than a fleet can have; the rest is not read. Use a \
+                     server for the fleet alone, and remove other keys"
                 );
                 schedule.end(spread, boot_time());
             }
@@ -229,8 +229,8 @@ impl Relay {
     fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) {
         if self.authors.blame(author, reason, now) {
             tracing::warn!(
-                "adminalert: fleet: some data of {author} on the server is ignored: {reason}; check \
-                            portsentry on that host"
+                "adminalert: fleet: some data of {author} on the server is ignored: {reason}; check portsentry on that \
+                 host"
             );
             self.announce_last_line();
         }
@@ -240,7 +240,7 @@ impl Relay {
         if self.authors.is_out_of_lines() {
             tracing::warn!(
                 "adminalert: fleet: no further lines about ignored data on the server for up to an hour; see \
-                            `portsentry status`"
+                 `portsentry status`"
             );
         }
     }

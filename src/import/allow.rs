@@ -19,11 +19,7 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
         if let Some(entry) = entry {
             output.document.remark(
                 "allow",
-                &format!(
-                    "{}: replaced by the networks below, which are those of \
-                                                      --ignore.",
-                    entry.origin()
-                ),
+                &format!("{}: replaced by the networks below, which are those of --ignore.", entry.origin()),
             );
         }
         return write_networks(ignore, None, output);

@@ -112,14 +112,13 @@ impl<'o> Plan<'o> {
             None => format!("the command needs a shell, but commands are run without one; {SCRIPT}"),
             Some(words) if !is_path(&words) => {
                 format!(
-                    "the path of the program is not absolute: write it with its absolute path to \
-                         block.run.command, or {SCRIPT}"
+                    "the path of the program is not absolute: write it with its absolute path to block.run.command, or \
+                     {SCRIPT}"
                 )
             }
-            Some(words) if !words.iter().all(|word| is_command_word(word)) => format!(
-                "the command is too long; \
-                                                                                       {SCRIPT}"
-            ),
+            Some(words) if !words.iter().all(|word| is_command_word(word)) => {
+                format!("the command is too long; {SCRIPT}")
+            }
             Some(_) if !may_run => format!("only one command can be run, and KILL_RUN_CMD is already one; {SCRIPT}"),
             Some(words) => {
                 self.run = Some(Run { entry, words, undo: command.undo });
@@ -189,10 +188,7 @@ impl<'o> Plan<'o> {
             output.document.set("", "expire", &Value::text("24h"), &remark);
             return output.note(
                 entry,
-                &format!(
-                    "{what} may end bans of this command; write that time as expire instead of \
-                                       \"24h\""
-                ),
+                &format!("{what} may end bans of this command; write that time as expire instead of \"24h\""),
             );
         }
         let remark = "Classic PortSentry never ends a ban; \"never\" would do the same. A time is better, because \
@@ -248,8 +244,7 @@ impl<'o> Plan<'o> {
                 output.left_out(
                     "block.nft",
                     entry,
-                    "it logs packets that a packet filter blocks, but the result \
-                                                     uses no packet filter",
+                    "it logs packets that a packet filter blocks, but the result uses no packet filter",
                 );
             }
             Some((entry, rate)) => output.set("block.nft", "log_drops", &Value::text(rate), entry),

@@ -97,10 +97,7 @@ impl Diagnostics {
                     file,
                     line: None,
                     key: None,
-                    message: format!(
-                        "further messages about this \
-                                                                                     file: {more}"
-                    ),
+                    message: format!("further messages about this file: {more}"),
                 });
             }
         }

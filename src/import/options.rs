@@ -138,8 +138,7 @@ fn entry<'s>(
         return Err((
             None,
             format!(
-                "{} does not have the form KEY=\"value\"; correct the line, or make it a comment \
-                                   with #",
+                "{} does not have the form KEY=\"value\"; correct the line, or make it a comment with #",
                 quoted(text)
             ),
         ));
@@ -166,8 +165,8 @@ fn entry<'s>(
         let entry = entry(&value.replace("\\\"", "\""));
         output.note(
             &entry,
-            "the value contains quotes, so classic PortSentry ends it at the first inner one; the \
-                             whole value is used",
+            "the value contains quotes, so classic PortSentry ends it at the first inner one; the whole value is \
+             used",
         );
         return Ok(entry);
     }

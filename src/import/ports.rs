@@ -138,11 +138,9 @@ fn port_set<'o>(
     let text = if is_limit { format!("1-{value}") } else { value.to_owned() };
     let (wrong, remedy) = match text.parse() {
         Ok(ports) => return Some((entry, ports)),
-        Err(PortSetError::NotAPort(_)) if is_limit => (
-            value.to_owned(),
-            "is not a port; write a number from 1 to \
-                                                                          65535",
-        ),
+        Err(PortSetError::NotAPort(_)) if is_limit => {
+            (value.to_owned(), "is not a port; write a number from 1 to 65535")
+        }
         Err(PortSetError::NotAPort(wrong)) => {
             (wrong, "is not a port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"")
         }
@@ -180,11 +178,7 @@ fn interface(options: &Options, connects_udp: bool, output: &mut Output) {
         Ok(name) => output.set("", "interfaces", &Value::Texts(vec![name]), entry),
         Err(_) => output.refuse(
             entry,
-            format!(
-                "{} is not an address; write an address, or make the line a comment \
-                                                with #",
-                quoted(value)
-            ),
+            format!("{} is not an address; write an address, or make the line a comment with #", quoted(value)),
         ),
     }
 }

@@ -164,8 +164,7 @@ fn append_bounded(file: &mut File, text: &[u8]) -> io::Result<()> {
     if file.metadata()?.len() >= HISTORY_LIMIT {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            "the file has reached its maximum of 256 MiB; rotate \
-                                                                it",
+            "the file has reached its maximum of 256 MiB; rotate it",
         ));
     }
     append(file, text)

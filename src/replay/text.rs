@@ -35,8 +35,7 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     match summary.local.as_slice() {
         [] => writeln!(
             out,
-            "judged: the ports of every address, each as a separate host; name your own hosts with \
-                           --local"
+            "judged: the ports of every address, each as a separate host; name your own hosts with --local"
         )?,
         local => writeln!(out, "judged: the ports of {}", Joined(local.iter()))?,
     }

@@ -186,12 +186,9 @@ impl Sandbox {
             Err(stays) => {
                 // The daemon has started this helper because it is root.
                 let stays = stays.filter(|_| policy.process != Process::Files);
-                warnings.extend(stays.map(|why| {
-                    format!(
-                        "portsentry continues as root, without root's capabilities: \
-                                                         {why}"
-                    )
-                }));
+                warnings.extend(
+                    stays.map(|why| format!("portsentry continues as root, without root's capabilities: {why}")),
+                );
                 None
             }
         };

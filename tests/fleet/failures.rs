@@ -174,12 +174,8 @@ fn wrong_password_or_rights_are_named() {
     let url = format!("url = \"unix://{}\"", engine.socket().display());
     let other = engine.users().password_file("b");
     let mut refused = Member::start_with("a", &url, &other, &mut Command::new(binary()));
-    refused.eventually("the reason is logged", || {
-        refused.log().contains(
-            "the server refused the user or the \
-                                                                          password",
-        )
-    });
+    refused
+        .eventually("the reason is logged", || refused.log().contains("the server refused the user or the password"));
     refused.eventually("the daemon learns the reason", || {
         refused.daemon.away().is_some_and(|why| why.contains("password"))
     });
@@ -188,10 +184,7 @@ fn wrong_password_or_rights_are_named() {
     assert_eq!(engine.admin(&["ACL", "SETUSER", "c", "clearselectors"]), "OK");
     let denied = Member::start("c", &engine);
     denied.eventually("the reason is logged", || {
-        denied.log().contains(
-            "compare the ACL with the output of \
-                                                                        `portsentry fleet acl`",
-        )
+        denied.log().contains("compare the ACL with the output of `portsentry fleet acl`")
     });
 }
 

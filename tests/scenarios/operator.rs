@@ -30,12 +30,9 @@ fn status_shows_activity_and_health() {
     assert!(status["probes"].as_u64().is_some_and(|probes| probes >= 3), "{status}");
     let output = lab.operate(&["status"]);
     assert_eq!(output.code, Some(0), "{output:?}");
-    for part in [
-        "blocking",
-        "blocks      for 1h, by nft",
-        "1 now, 1 of them in the kernel; since the start: 1 made, \
-                                                            0 failed",
-    ] {
+    for part in
+        ["blocking", "blocks      for 1h, by nft", "1 now, 1 of them in the kernel; since the start: 1 made, 0 failed"]
+    {
         assert!(output.out.contains(part), "{part} in {}", output.out);
     }
     daemon.stop();

@@ -93,8 +93,7 @@ fn ruleset_loaded_before_start_is_no_ban() {
     lab.expect_ban(innocent);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     daemon.expect_line(
-        "a file loaded a ruleset with elements of table inet portsentry; bans, which keep their \
-                        remaining time: 1",
+        "a file loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: 1",
     );
     expect_ledger_decides(&lab, kept, lifted);
     assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
@@ -129,8 +128,7 @@ fn ruleset_merged_before_start_is_no_ban() {
     lab.expect_ban(innocent);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     daemon.expect_line(
-        "a file loaded a ruleset with elements of table inet portsentry; bans, which keep their \
-                        remaining time: 1",
+        "a file loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: 1",
     );
     expect_ledger_decides(&lab, kept, lifted);
     assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);

@@ -139,8 +139,7 @@ fn helper_serves_configured_files_only() {
     fs::hard_link(&secret, &log).unwrap();
     assert_eq!(
         helper.open_log().unwrap_err().to_string(),
-        "refused: the file has a second hard link; remove one of \
-                                                            the two"
+        "refused: the file has a second hard link; remove one of the two"
     );
     fs::remove_file(&log).unwrap();
     symlink(&secret, &log).unwrap();

@@ -142,12 +142,8 @@ impl Decoys {
     pub fn busy(&self) -> Option<String> {
         let lists = self.busy.each().into_iter().filter(|(_, ports)| !ports.is_empty());
         let lists: Vec<_> = lists.map(|(protocol, ports)| format!("{} {ports}", protocol.name())).collect();
-        let sentence = |lists| {
-            format!(
-                "no decoy is opened on ports that are in use: {lists}; these services are not \
-                                        affected"
-            )
-        };
+        let sentence =
+            |lists| format!("no decoy is opened on ports that are in use: {lists}; these services are not affected");
         (!lists.is_empty()).then(|| sentence(lists.join(" and ")))
     }
 

@@ -103,10 +103,9 @@ impl Section {
         let version = input.record.get(AROUND..).unwrap_or_default();
         let major = Fields { order: self.order, rest: version }.u16().unwrap_or_default();
         if major != 1 {
-            return Err(input.broken(format!(
-                "version {major} of the format pcapng is not supported, only version 1 \
-                                             is"
-            )));
+            return Err(
+                input.broken(format!("version {major} of the format pcapng is not supported, only version 1 is"))
+            );
         }
         self.interfaces.clear();
         input.skip_to(total)

@@ -244,10 +244,11 @@ fn syntax_error_is_named_with_position() {
     assert_eq!(message(&[0x1f, 0x8b, 8, 0]), "the file is compressed with gzip; decompress it first");
     let mut stray = Bytes(Vec::new(), LITTLE);
     stray.section().enhanced(3, 0, b"x");
-    assert!(message(&stray.0).ends_with(
-        "a packet names interface 3, which the section does not describe; complete \
-                                         packets before it: 0"
-    ));
+    assert!(
+        message(&stray.0).ends_with(
+            "a packet names interface 3, which the section does not describe; complete packets before it: 0"
+        )
+    );
     let mut lengths = Bytes(Vec::new(), LITTLE);
     lengths.section().interface(1, 0, &[]);
     *lengths.0.last_mut().unwrap() = 1;

@@ -164,24 +164,12 @@ mod tests {
         let (changed, message) = known.learn(NAME, now, &answer(&["192.0.2.7", "2001:db8::7"]));
         assert_eq!(
             (changed, text(message)),
-            (
-                true,
-                format!(
-                    "{NAME} on the allow-list resolves to 192.0.2.7, \
-                                                             2001:db8::7"
-                )
-            )
+            (true, format!("{NAME} on the allow-list resolves to 192.0.2.7, 2001:db8::7"))
         );
         let (changed, message) = known.learn(NAME, now + INTERVAL, &answer(&["192.0.2.9"]));
         assert_eq!(
             (changed, text(message)),
-            (
-                true,
-                format!(
-                    "{NAME} on the allow-list now also resolves to \
-                                                             192.0.2.9"
-                )
-            )
+            (true, format!("{NAME} on the allow-list now also resolves to 192.0.2.9"))
         );
         assert_eq!(held(&known), ["192.0.2.7", "192.0.2.9", "2001:db8::7"]);
         let (changed, message) = known.learn(NAME, now + 2 * INTERVAL, &answer(&["192.0.2.9"]));
@@ -255,8 +243,7 @@ mod tests {
         ]);
         let (changed, message) = known.learn(NAME, now, &hostile);
         let expected = format!(
-            "{NAME} on the allow-list resolves to no address that another host can have; it exempts no \
-                     address"
+            "{NAME} on the allow-list resolves to no address that another host can have; it exempts no address"
         );
         assert_eq!((changed, text(message)), (false, expected));
         assert!(known.learn(NAME, now, &hostile).1.is_none(), "said once");

@@ -325,8 +325,7 @@ impl ControlHandler<'_> {
             )));
         }
         self.sink.emit(EventKind::Note(format!(
-            "{by} has removed the service on port {named} from the remembered \
-                                                services"
+            "{by} has removed the service on port {named} from the remembered services"
         )));
         Ok(Answer::ServiceForgotten(ServiceForgotten { forgotten }))
     }

@@ -48,8 +48,8 @@ impl FaultyAuthors {
             return None;
         }
         let text = format!(
-            "fleet: a report by {author} is refused: {reason}; check portsentry on that host. \
-                            `portsentry status` counts further refusals"
+            "fleet: a report by {author} is refused: {reason}; check portsentry on that host. `portsentry status` \
+             counts further refusals"
         );
         self.authors.insert(author, Faulty { reports: 1, reason, last });
         Some(EventKind::Note(text))

@@ -70,12 +70,8 @@ impl FileHelper {
     fn ask(&self, requests: impl Iterator<Item = Request>) -> io::Result<Option<File>> {
         let Shared { socket, process } = &*self.0;
         let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = || {
-            io::Error::other(format!(
-                "process {process}, which writes the file, has ended; restart \
-                                                 portsentry"
-            ))
-        };
+        let ended =
+            || io::Error::other(format!("process {process}, which writes the file, has ended; restart portsentry"));
         for request in requests {
             let bytes = request.to_bytes().ok_or_else(|| io::Error::other("unknown mode"))?;
             retry_on_intr(|| send(&*socket, &bytes, SendFlags::NOSIGNAL)).map_err(|_| ended())?;

@@ -85,10 +85,7 @@ fn log(path: &Path, open: Open) -> io::Result<File> {
     if file.metadata()?.nlink() == 1 {
         Ok(file)
     } else {
-        Err(io::Error::other(
-            "refused: the file has a second hard \
-                                                                               link; remove one of the two",
-        ))
+        Err(io::Error::other("refused: the file has a second hard link; remove one of the two"))
     }
 }
 

@@ -139,8 +139,8 @@ impl fmt::Display for BackendEvent {
             Self::Lost { tasks, commands } => {
                 write!(
                     f,
-                    "the queue of the backends hosts-deny and run was full; dropped tasks: {tasks}, dropped \
-                           commands: {commands}"
+                    "the queue of the backends hosts-deny and run was full; dropped tasks: {tasks}, dropped commands: \
+                     {commands}"
                 )
             }
         }
