@@ -61,6 +61,7 @@ use crate::capture::live::{Live, Ring};
 use crate::config::{Config, Mode};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, Bound, ControlError, Server};
+use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::Nft;
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::SlowBackends;
@@ -352,6 +353,7 @@ async fn serve(
             recorder: ban_recorder.recorder(),
             bans,
             backends: blocker.backends.clone(),
+            exempt: ExemptPrefixes::new(host_state.host().allow.networks()),
             table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
             table_merged,

@@ -12,13 +12,13 @@ use super::ban_recorder::{PastBans, Remembered, lifted};
 use super::error::DaemonError;
 use super::leftovers::Leftovers;
 use super::sensor_handle::SensorHandle;
-use crate::enforce::BanContext;
 use crate::enforce::nft::{BlockError, Generation, Nft};
 use crate::enforce::slow_backends::{Adopted, Orders, Task};
+use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{Author, BanRecord, BanSummary, Change, Recorder};
+use crate::ledger::{Author, BanRecord, BanSummary, Change, Ending, Entry, Recorder};
 use crate::panic_guard;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::{Backend, Backends, BanTarget, Expiry};
@@ -46,6 +46,8 @@ pub(super) struct StartupReconcile {
     pub(super) recorder: Option<Recorder>,
     pub(super) bans: PastBans,
     pub(super) backends: Vec<Backend>,
+    /// Bans around these prefixes are enforced by nftables only.
+    pub(super) exempt: ExemptPrefixes,
     /// True if the table did not exist before: all its bans began after the start.
     pub(super) table_created: bool,
     /// True if the table was loaded from a file, with outdated bans in its sets.
@@ -95,11 +97,14 @@ impl StartupReconcile {
         }
     }
 
-    /// Records which backends enforce the bans now, where `block.method` has changed.
+    /// Records which backends enforce the bans now, where `block.method` or the exempt prefixes have changed.
     fn record_methods(&self) {
         let Some(recorder) = &self.recorder else { return };
         for ban in self.bans.remembered.iter().map(|remembered| &remembered.ban) {
-            let methods = self.methods(ban);
+            let mut methods = self.methods(ban);
+            if self.exempt.check(ban.target).is_err() {
+                methods = methods.iter().filter(|backend| *backend == Backend::Nft).collect();
+            }
             if methods != ban.methods {
                 recorder.put_patiently(Change::Moved { target: ban.target, since: ban.since, methods });
             }
@@ -255,9 +260,11 @@ impl StartupReconcile {
         self.review_loaded(loaded, remembered).into_iter().chain(added).collect()
     }
 
-    /// Returns those of `targets` whose elements have the whole time of a ban that has ended according to the ledger: the
-    /// element was saved while that ban was in force.
+    /// Returns those of `targets` whose elements have the whole time of a ban that was lifted according to the ledger: the
+    /// element was saved while that ban was in force. If a whole ruleset was loaded, bans that expired count as well.
+    /// Otherwise they do not, because a wrong clock ends bans in the ledger that the kernel still holds.
     fn former_bans(&mut self, targets: &[BanTarget]) -> HashSet<BanTarget> {
+        let any_end = self.table_merged;
         let (Some(nft), Some(recorder)) = (&mut self.nft, &self.recorder) else { return HashSet::new() };
         let mut former = HashSet::new();
         for part in targets.chunks(LOOKED_UP_AT_ONCE) {
@@ -267,7 +274,7 @@ impl StartupReconcile {
             let asked = recorder.ask(move |ledger| {
                 let was_banned = |(target, length): &(BanTarget, Option<Duration>)| {
                     let bans = ledger.of(*target).map(|found| found.items).unwrap_or_default();
-                    bans.iter().any(|entry| fits(&entry.ban, *length))
+                    bans.iter().any(|entry| (any_end || was_lifted(entry)) && fits(&entry.ban, *length))
                 };
                 let former = held.into_iter().filter(was_banned).map(|(target, _)| target);
                 let _ = sent.send(former.collect::<Vec<_>>());
@@ -406,6 +413,10 @@ fn put(slow: &Orders, mut task: Task) {
         task = back;
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+fn was_lifted(entry: &Entry) -> bool {
+    entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }))
 }
 
 /// True if an element with this whole time may be that of `ban`.

@@ -350,10 +350,17 @@ fn restart_ends_ban_around_exempt_address() {
     daemon.expect_line("on-ban");
     daemon.stop();
     let allow = format!("[allow]\nnetworks = [\"{FAR_NEIGHBOUR}\"]\n");
-    let daemon = Daemon::start_configured(&lab, &(all + &allow), &["--expire", "1h"]);
+    let all = all + &allow;
+    let daemon = Daemon::start_configured(&lab, &all, &["--expire", "1h"]);
     eventually("the line is removed", || text(&lab, "hosts.deny") == DENY);
-    eventually("the command is undone", || text(&lab, "calls").lines().any(|line| line.starts_with("end|")));
+    let undone = || text(&lab, "calls").lines().filter(|line| line.starts_with("end|")).count();
+    eventually("the command is undone", || undone() == 1);
     assert!(held(&lab, "nft").contains(&FAR_NETWORK.to_string()));
+    eventually("the ledger knows", || lab.ask(&["list"])["bans"][0]["method"] == "nft");
+    daemon.stop();
+    let daemon = Daemon::start_configured(&lab, &all, &["--expire", "1h"]);
+    std::thread::sleep(SHORTLY);
+    assert_eq!(undone(), 1, "the command is undone once");
     daemon.stop();
 }
 
