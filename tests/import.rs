@@ -164,21 +164,62 @@ fn each_blocking_command_becomes_configuration() {
     }
 }
 
+/// Lines for KILL_RUN_CMD that cannot be run without a shell.
+const SHELL_LINES: [&str; 9] = [
+    "/bin/x $TARGET$ | /bin/y",
+    "/bin/x $TARGET$ && /bin/y",
+    "(whois $TARGET$) | mailx -s $PORT$ root; /bin/z",
+    "/usr/local/sbin/block $TARGET$ >/dev/null 2>&1",
+    "/usr/bin/firewall-cmd --zone=drop --add-source=$TARGET$ && /usr/bin/firewall-cmd --reload",
+    "/usr/sbin/csf -d $TARGET$ && mail -s $TARGET$ root",
+    "/bin/x $TARGET$ && echo 'iptables -D INPUT -s $TARGET$ -j DROP' | at now+24hour",
+    "/bin/x $(hostname)",
+    "it's",
+];
+
 #[test]
 fn shell_line_becomes_comment() {
-    for command in [
-        "/bin/x $TARGET$ | /bin/y",
-        "/bin/x $TARGET$ && /bin/y",
-        "(whois $TARGET$) | mailx -s $PORT$ root; /bin/z",
-        "/bin/x $TARGET$ > /dev/null",
-        "/bin/x $(hostname)",
-        "it's",
+    for command in SHELL_LINES {
+        let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\nKILL_RUN_CMD=\"{command}\"\n"))).unwrap();
+        assert_valid(&import.toml);
+        assert!(!import.toml.contains("\ncommand") && import.toml.contains("\nmethod = [\"nft\"]"), "{}", import.toml);
+        assert_eq!(watched(&import.toml).tcp.block, BlockPolicy::Yes, "{command}");
+        let notes: Vec<&str> = import.notes.iter().map(|note| note.message.as_str()).collect();
+        assert!(notes.iter().any(|note| note.contains("move it to a script")), "{command}: {notes:?}");
+        assert!(notes.iter().any(|note| note.contains("\"nft\" in block.method replaces it")), "{command}: {notes:?}");
+        assert!(!notes.iter().any(|note| note.contains("classic PortSentry only logs")), "{command}: {notes:?}");
+    }
+}
+
+#[test]
+fn shell_line_as_only_blocker_is_refused() {
+    let without_path = "csf -d $TARGET$";
+    for command in SHELL_LINES.into_iter().chain([without_path]) {
+        let config = format!("BLOCK_TCP=\"2\"\nBLOCK_UDP=\"2\"\nKILL_RUN_CMD=\"{command}\"\n");
+        let errors = alone(text(&config)).expect_err(command);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].starts_with("portsentry.conf:3: KILL_RUN_CMD: "), "{errors:?}");
+        assert!(errors[0].contains("no source would be blocked without it. Move it to a script"), "{errors:?}");
+    }
+    // Classic PortSentry blocks nothing here either: it runs no KILL_ROUTE, and the command only ends a ban.
+    for options in [
+        "",
+        "KILL_ROUTE=\"/usr/sbin/csf -d $TARGET$ && mail root\"\n",
+        "KILL_RUN_CMD=\"echo 'iptables -D INPUT -s $TARGET$ -j DROP' | at now+24hour\"\n",
     ] {
-        let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\nKILL_RUN_CMD=\"{command}\"\n"))).unwrap();
+        let config = format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\n{options}");
+        assert_eq!(watched(&toml(&config)).tcp.block, BlockPolicy::No, "{options}");
+    }
+}
+
+#[test]
+fn kill_route_without_target_is_left_out() {
+    for command in ["/usr/local/sbin/shun --all", "/sbin/iptables -I INPUT -s $TARGET -j DROP"] {
+        let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\nKILL_ROUTE=\"{command}\"\n"))).unwrap();
+        assert_valid(&import.toml);
         assert!(!import.toml.contains("\ncommand") && !import.toml.contains("\nmethod"), "{}", import.toml);
-        assert!(watched(&import.toml).tcp.block == BlockPolicy::No);
-        let note = import.notes.iter().find(|note| note.line == Some(3)).unwrap();
-        assert!(note.message.contains("move it to a script"), "{note}");
+        let note = import.notes.iter().find(|note| note.line == Some(3)).expect(command);
+        assert!(note.message.contains("left out: it does not contain $TARGET$"), "{note}");
     }
 }
 

@@ -3,7 +3,7 @@
 //! Classic runs shell lines to block. The known ones become settings, and nothing is run during the translation. A line
 //! that needs a shell is never written into the output, because the daemon does not run a shell.
 
-use super::command::{Block, ParsedCommand};
+use super::command::{Block, ParsedCommand, TARGET};
 use super::diagnostics::{quoted, shown};
 use super::document::Value;
 use super::entry::Entry;
@@ -26,7 +26,9 @@ struct Plan<'o> {
     /// True if KILL_RUN_CMD itself blocks.
     run_blocks: bool,
     /// A KILL_ROUTE that blocks, but is left out.
-    lost_blocker: Option<&'o Entry<'o>>,
+    lost_route: Option<&'o Entry<'o>>,
+    /// A KILL_RUN_CMD that is left out in part or as a whole, and the reason. It may block.
+    lost_run: Option<(&'o Entry<'o>, String)>,
 }
 
 /// The command to run.
@@ -46,12 +48,23 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
     let mut plan = Plan::default();
     let run = options.get("KILL_RUN_CMD").map(|entry| (entry, ParsedCommand::parse(&entry.value)));
     if let Some(entry) = options.get("KILL_ROUTE") {
-        let may_run = run.is_none() && !has_policy(BlockPolicy::Run);
-        plan.add(entry, ParsedCommand::parse(&entry.value), may_run, output);
+        if entry.value.contains(TARGET) {
+            let may_run = run.is_none() && !has_policy(BlockPolicy::Run);
+            plan.add(entry, ParsedCommand::parse(&entry.value), may_run, output);
+        } else {
+            output.left_out(
+                "block",
+                entry,
+                "it does not contain $TARGET$, so classic PortSentry has always skipped it",
+            );
+        }
     }
     if let Some((entry, command)) = run {
         plan.run_blocks = !command.blocks.is_empty();
         plan.add(entry, command, true, output);
+    }
+    if has_policy(BlockPolicy::Run) {
+        plan.require_run(output);
     }
     plan.add_hosts_deny(options, output);
     for (table, policy) in ["tcp", "udp"].into_iter().zip(policies) {
@@ -84,7 +97,8 @@ fn policy<'o>(entry: &'o Entry<'o>, output: &mut Output) -> Option<(BlockPolicy,
 impl<'o> Plan<'o> {
     /// Adds the effects of `command`. If `may_run` is true, an unrecognised command may become the command to run.
     fn add(&mut self, entry: &'o Entry<'o>, command: ParsedCommand, may_run: bool, output: &mut Output) {
-        let is_recognised = !command.blocks.is_empty() || command.undo.is_empty() && command.expire.is_some();
+        let blocks = !command.blocks.is_empty();
+        let is_recognised = blocks || command.undo.is_empty() && command.expire.is_some();
         for block in command.blocks {
             match block {
                 Block::Drop => self.nft.push((entry, false)),
@@ -108,27 +122,36 @@ impl<'o> Plan<'o> {
         }
         let is_path = |words: &[String]| words.first().is_some_and(|program| program.starts_with('/'));
         let why = match command.words.filter(|words| words.first().is_some_and(|program| !program.is_empty())) {
-            _ if is_recognised => format!("this part has no equivalent: {}; {SCRIPT}", shown(&command.rest.join("; "))),
-            None => format!("the command needs a shell, but commands are run without one; {SCRIPT}"),
+            _ if is_recognised => format!("this part has no equivalent: {}", shown(&command.rest.join("; "))),
+            None => "the command needs a shell, but commands are run without one".to_owned(),
             Some(words) if !is_path(&words) => {
-                format!(
-                    "the path of the program is not absolute: write it with its absolute path to block.run.command, or \
-                     {SCRIPT}"
-                )
+                "the path of the program is not absolute, but commands are run without a search in PATH".to_owned()
             }
-            Some(words) if !words.iter().all(|word| is_command_word(word)) => {
-                format!("the command is too long; {SCRIPT}")
-            }
-            Some(_) if !may_run => format!("only one command can be run, and KILL_RUN_CMD is already one; {SCRIPT}"),
+            Some(words) if !words.iter().all(|word| is_command_word(word)) => "the command is too long".to_owned(),
+            Some(_) if !may_run => "only one command can be run, the one of KILL_RUN_CMD".to_owned(),
             Some(words) => {
                 self.run = Some(Run { entry, words, undo: command.undo });
                 return;
             }
         };
-        output.left_out("block.run", entry, &why);
-        if entry.key == "KILL_ROUTE" && !is_recognised {
-            self.lost_blocker = Some(entry);
+        output.left_out("block.run", entry, &format!("{why}; {SCRIPT}"));
+        if entry.key == "KILL_RUN_CMD" {
+            self.lost_run = Some((entry, why));
+        } else if !blocks {
+            self.lost_route = Some(entry);
         }
+    }
+
+    /// Refuses a KILL_RUN_CMD that cannot be run although the policy "run" depends on it: the result would only log.
+    fn require_run(&self, output: &mut Output) {
+        let Some((entry, why)) = self.lost_run.as_ref().filter(|_| self.run.is_none() && !self.run_blocks) else {
+            return;
+        };
+        let message = format!(
+            "{why}. With BLOCK_TCP or BLOCK_UDP = \"2\", no source would be blocked without it. Move it to a script, as in \
+             KILL_RUN_CMD=\"/usr/local/sbin/SCRIPT $TARGET$ $PORT$ $MODE$\", or write \"0\" to only log"
+        );
+        output.refuse(entry, message);
     }
 
     fn add_hosts_deny(&mut self, options: &'o Options, output: &mut Output) {
@@ -162,7 +185,7 @@ impl<'o> Plan<'o> {
                 (Value::Switch(true), "the command of KILL_RUN_CMD blocks, so block = true has the same effect")
             }
             BlockPolicy::Run => {
-                (Value::Switch(false), "no command is left to run, so scans are only logged; see KILL_RUN_CMD")
+                (Value::Switch(false), "there is no command to run, so scans are only logged; see KILL_RUN_CMD")
             }
         };
         if !remark.is_empty() {
@@ -203,14 +226,15 @@ impl<'o> Plan<'o> {
     fn write_method(&self, blocks: bool, output: &mut Output) {
         let (nft, route) = (!self.nft.is_empty(), self.route.is_some());
         let (hosts_deny, run) = (self.hosts_deny.is_some(), self.run.is_some());
-        let lost = self.lost_blocker.filter(|_| blocks && !nft && !route && (hosts_deny || run));
+        let lost_run = self.lost_run.as_ref().map(|(entry, _)| *entry).filter(|_| !hosts_deny && !run);
+        let lost = self.lost_route.or(lost_run).filter(|_| blocks && !nft && !route);
         let all = [("nft", nft || lost.is_some()), ("route", route), ("hosts-deny", hosts_deny), ("run", run)];
         let names: Vec<String> = all.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| (*name).to_owned()).collect();
         if names.is_empty() {
             if blocks {
-                output.document.remark("block", "No option says how to block, so nftables is used.");
+                output.document.remark("block", "No option blocks a source, so nftables is used.");
                 output.note_config(
-                    "blocking is on, but no KILL_ option says how, so classic PortSentry only logs; nftables now \
+                    "blocking is on, but no KILL_ option blocks a source, so classic PortSentry only logs; nftables now \
                      blocks. Write false for tcp.block and udp.block to only log",
                 );
             }
@@ -225,7 +249,7 @@ impl<'o> Plan<'o> {
         }
         if let Some(entry) = lost {
             remark = format!("{} is left out, see below; nftables blocks instead.", entry.origin());
-            output.note(entry, "this command blocks, but is left out; \"nft\" in block.method replaces it");
+            output.note(entry, "this command may block, but is left out; \"nft\" in block.method replaces it");
         } else if !nft {
             remark.push_str("Consider \"nft\" in addition or instead: it drops all packets of a blocked source.");
         }

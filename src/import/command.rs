@@ -115,7 +115,7 @@ const BLOCKERS: [(&str, &str, &str); 6] = [
     ("cscli", "decision add", "decision delete --ip"),
 ];
 
-const TARGET: &str = "$TARGET$";
+pub(super) const TARGET: &str = "$TARGET$";
 
 /// The limit for a packet filter that logged without one, so that a flood does not fill the disk.
 const DEFAULT_LOG_RATE: &str = "3/minute";

@@ -7,7 +7,7 @@
 //! The input was written by people and scripts over twenty years, in the syntax of 1.2, 2.0b1 or 2.0.x, or of the shell
 //! in /etc/default/portsentry. For any input, the result is TOML that the daemon accepts. If the classic program does
 //! not do what a line evidently intends, the intention is translated, with a note. If the intention is unclear, the
-//! line becomes a comment.
+//! line becomes a comment. A line without which nothing is blocked, or allowed sources are blocked, is refused.
 //!
 //! References: docs/migrating-from-classic.md.
 
