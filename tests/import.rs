@@ -213,6 +213,24 @@ fn shell_line_as_only_blocker_is_refused() {
 }
 
 #[test]
+fn unreadable_ignore_file_is_refused() {
+    let refusal = |path: &str, unreadable: &str, kind: std::io::ErrorKind| {
+        let config = text(&format!("TCP_PORTS=\"1\"\nIGNORE_FILE=\"{path}\"\n"));
+        let read = |asked: &Path| if asked == Path::new(unreadable) { Err(kind.into()) } else { no_files(asked) };
+        translate(&Sources { config, ..Sources::default() }, &read).map_err(|error| error.to_string())
+    };
+    use std::io::ErrorKind::{NotFound, Other, PermissionDenied};
+    for (unreadable, kind) in [("/srv/i", PermissionDenied), ("/srv/i", Other), ("/srv/i.static", PermissionDenied)] {
+        let error = refusal("/srv/i", unreadable, kind).unwrap_err();
+        let expected = format!("portsentry.conf:2: IGNORE_FILE: cannot read {unreadable}: ");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+    let error = refusal("portsentry.ignore", "", NotFound).unwrap_err();
+    assert!(error.starts_with("portsentry.conf:2: IGNORE_FILE: the path is relative"), "{error}");
+    assert!(refusal("/srv/i", "", NotFound).is_ok(), "classic PortSentry starts without the file");
+}
+
+#[test]
 fn kill_route_without_target_is_left_out() {
     for command in ["/usr/local/sbin/shun --all", "/sbin/iptables -I INPUT -s $TARGET -j DROP"] {
         let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\nKILL_ROUTE=\"{command}\"\n"))).unwrap();

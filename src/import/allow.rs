@@ -27,9 +27,9 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
     let Some(entry) = entry else { return };
     let path = entry.value.trim();
     if !Path::new(path).is_absolute() {
-        let why = "the path is relative to the directory in which classic PortSentry was started; write the absolute path \
-             to allow.files, or name the file with --ignore";
-        return output.left_out("allow", entry, why);
+        let why = "the path is relative to the directory in which classic PortSentry was started; write the absolute path, \
+                   or name the file with --ignore";
+        return output.refuse(entry, why);
     }
     // Debian generates the ignore file from this one and the host's own addresses, which need no entry here.
     let made_of = format!("{path}.static");
@@ -44,7 +44,12 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
         }
         Err(error) => {
             let why = format!("cannot read {}: {error}; name a copy of the file with --ignore", shown(path));
-            output.left_out("allow", entry, &why);
+            // Classic PortSentry ignores no source if the file does not exist.
+            if error.kind() == io::ErrorKind::NotFound {
+                output.left_out("allow", entry, &why);
+            } else {
+                output.refuse(entry, why);
+            }
         }
     }
 }

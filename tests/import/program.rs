@@ -48,6 +48,8 @@ fn exit_codes_tell_what_was_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let large = dir.path().join("large");
     std::fs::write(&large, "TCP_PORTS=\"1\"\n".repeat(80_000)).unwrap();
+    let unreadable = dir.path().join("unreadable");
+    std::fs::write(&unreadable, format!("TCP_PORTS=\"1\"\nIGNORE_FILE=\"{}\"\n", dir.path().display())).unwrap();
     let code = |words: &[&str]| cargo_bin_cmd!("portsentry").arg("import").args(words).output().unwrap().status.code();
     let stock = corpus("stock-2.0.conf");
     let stock = stock.to_str().unwrap();
@@ -59,6 +61,7 @@ fn exit_codes_tell_what_was_wrong() {
     assert_eq!(code(&[stock, "--json", "-o", "x"]), Some(2));
     assert_eq!(code(&[concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]), Some(78));
     assert_eq!(code(&[large.to_str().unwrap()]), Some(78));
+    assert_eq!(code(&[unreadable.to_str().unwrap()]), Some(78));
     assert_eq!(code(&[stock, "--ignore", stock]), Some(78));
 }
 
