@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use portsentry::cli::{self, Shell};
 use portsentry::config::Config;
-use portsentry::engine::Standing;
+use portsentry::engine::{Class, Observation, Probe, Standing};
 use portsentry::events::classic_log::{self, Wording};
 use portsentry::events::event::EventKind;
-use portsentry::types::{Backend, BanTarget};
+use portsentry::types::{Backend, BanTarget, Protocol};
 use regex::Regex;
 
 use super::{path, text};
@@ -368,6 +368,41 @@ fn logcheck_ignores_only_routine_lines() {
     // A remote host that causes a log line must not be able to hide another line behind it.
     let forged = "Nov 21 06:32:13 gate sshd[1]: portsentry[1]: adminalert: PortSentry is now active and listening.";
     assert!(!matches(ROUTINE, forged));
+}
+
+/// The decoder of OSSEC and Wazuh for classic PortSentry takes the source, the protocol and the port from these lines.
+#[test]
+fn connect_lines_match_ossec_decoder() {
+    let connect = Regex::new(r"Connect from host: (\S+)/\S+ to (\S+) port: (\d+)$").unwrap();
+    let blocked = Regex::new(r"is already blocked\. Ignoring$").unwrap();
+    for source in ["192.0.2.7", "2001:db8::7"] {
+        let target = BanTarget::of(source.parse().unwrap());
+        for (protocol, title, port) in [(Protocol::Tcp, "TCP", 23), (Protocol::Udp, "UDP", 69)] {
+            let observation = Observation {
+                source: source.parse().unwrap(),
+                source_port: 40_000,
+                destination: "198.51.100.1".parse().unwrap(),
+                interface: 2,
+                protocol,
+                port,
+                class: if protocol == Protocol::Tcp { Class::Connect } else { Class::Udp },
+                fragmented: false,
+                unverified: false,
+                decoy: true,
+            };
+            let probe = EventKind::Probe(Probe { observation, target, distinct: 1, probes: 1, fresh: true });
+            for (name, host) in [(None, source), (Some("scanner.example.net"), "scanner.example.net")] {
+                let line = classic_log::named(&probe, name, Wording::Connect).unwrap();
+                let found = connect.captures(&line).unwrap_or_else(|| panic!("{line}"));
+                assert_eq!((&found[1], &found[2], &found[3]), (host, title, port.to_string().as_str()), "{line}");
+            }
+        }
+        for packets in [1, 214] {
+            let repeated = EventKind::Repeated { target, standing: Standing::Blocked, packets };
+            let line = classic_log::named(&repeated, None, Wording::Connect).unwrap();
+            assert!(blocked.is_match(&line) && line.contains(&format!("Host: {} is", target.element())), "{line}");
+        }
+    }
 }
 
 #[test]
