@@ -84,8 +84,9 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
         };
     }
     let by_mode = options.tcp_mode.is_some() || options.udp_mode.is_some();
-    // systemd sets it for every process that it starts.
-    if by_mode && !in_background && std::env::var_os("INVOCATION_ID").is_none() {
+    // systemd sets the variable, which the scripts of a service inherit.
+    let is_service = std::env::var_os("INVOCATION_ID").is_some() && std::os::unix::process::parent_id() == 1;
+    if by_mode && !in_background && !is_service {
         say(&"portsentry runs in the foreground, unlike classic PortSentry; use --daemon to run it in the background");
     }
     let sandboxed = !options.no_sandbox;

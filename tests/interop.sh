@@ -149,7 +149,7 @@ unharmed() {
 
 # Completed connections to three decoys ban.
 decoys_ban() {
-    touches scanner 10.97.1.1 "$next" $((next + 1)) $((next + 2))
+    probes scanner 10.97.1.1 "$next" $((next + 1)) $((next + 2))
     next=$((next + 3))
     until_true banned 10.97.1.2
     never_reaches scanner 10.97.1.1 "$service" || fail "$1: the scanner reaches the service"
@@ -460,7 +460,7 @@ logcheck() {
     # Lines of each kind, which the journal then has as logcheck reads it.
     inside systemctl restart portsentry
     inside portsentry block 198.51.100.66 --expire 1s >/dev/null
-    touches_closed scanner 10.97.1.1
+    probes_closed scanner 10.97.1.1
     until_true banned 10.97.1.2
     # shellcheck disable=SC2317  # until_true calls it
     said() { inside journalctl -t portsentry | seen -F "$1"; }

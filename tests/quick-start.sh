@@ -110,7 +110,7 @@ types "sudo systemctl daemon-reload"
 types "sudo systemctl restart portsentry"
 as_user sudo portsentry check | seen '^result *no problem found' || fail "the drop-in is not enough"
 metrics() { inside bash -c 'exec 3<>/dev/tcp/127.0.0.1/9777; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; grep -q ^portsentry_bans_intended <&3'; }
-until_true figures
+until_true metrics
 
 say "stop"
 types "sudo systemctl stop portsentry"

@@ -109,7 +109,7 @@ fn wrong_command(word: &str) -> Option<clap::Error> {
         Some(mode) if !word.starts_with("--") => format!("write {mode}"),
         _ => format!("write {}", COMMANDS.iter().find(|(names, _)| names.contains(&word))?.1),
     };
-    Some(error(ErrorKind::InvalidSubcommand, &format!("'{word}' is no option or command; {write}")))
+    Some(error(ErrorKind::InvalidSubcommand, &format!("'{word}' is not an option or command; {write}")))
 }
 
 /// Replaces clap's message about an option that stands at the wrong command.
@@ -170,7 +170,7 @@ mod tests {
             ("portsentry -tcp -stcp", "'-tcp' cannot be combined with '-stcp'; write one mode for TCP"),
             ("portsentry -audp -audp", "'-audp' is repeated"),
             ("portsentry \u{2212}tcp", "write -tcp"),
-            ("portsentry atcp", "'atcp' is no option or command; write -atcp"),
+            ("portsentry atcp", "'atcp' is not an option or command; write -atcp"),
             ("portsentry -ATCP -audp", "write -atcp"),
             ("portsentry restart", "write systemctl restart portsentry"),
             ("portsentry ban 192.0.2.7", "write portsentry block"),

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::event::EventKind;
 use super::json::WITHOUT_VERDICT;
 use crate::engine::{Class, Exempt, Observation, Probe, Standing};
-use crate::types::{Backend, BanTarget, counted};
+use crate::types::{Backend, BanTarget, Expiry, Span, counted};
 
 /// Selects one of classic PortSentry's two wordings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -152,7 +152,11 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
         }
         EventKind::ByHand { target, expiry, by, note, .. } => {
             let note = note.as_ref().map_or(String::new(), |note| format!(": {note}"));
-            format!("adminalert: Host {} has been blocked by {by} for {expiry}{note}", Shown(*target))
+            let length = match expiry {
+                Expiry::Never => "without end".to_owned(),
+                Expiry::After(length) => format!("for {}", Span(*length)),
+            };
+            format!("adminalert: Host {} has been blocked by {by} {length}{note}", Shown(*target))
         }
         EventKind::Healed { bans } => format!(
             "adminalert: table inet portsentry was missing and has been created again; bans restored with their remaining time: \
@@ -222,11 +226,21 @@ mod tests {
 
     use super::*;
     use crate::engine::Ban;
-    use crate::types::Expiry;
 
     /// Both lines of an event.
     fn lines(event: &EventKind, wording: Wording) -> (String, Option<String>) {
         (named(event, None, wording).unwrap(), addition(event))
+    }
+
+    #[test]
+    fn ban_by_hand_states_its_length() {
+        let target = Ban::example().probe.target;
+        let week = Expiry::After(Duration::from_secs(7 * 86_400));
+        for (expiry, length) in [(week, "for 7d"), (Expiry::Never, "without end")] {
+            let by_hand = EventKind::ByHand { target, expiry, by: "root".to_owned(), note: None, backend: None };
+            let expected = format!("adminalert: Host 192.0.2.7 has been blocked by root {length}");
+            assert_eq!(lines(&by_hand, Wording::default()).0, expected);
+        }
     }
 
     #[test]

@@ -149,3 +149,12 @@ fn classic_mode_in_foreground_names_daemon_option() {
     daemon.expect_line("portsentry runs in the foreground, unlike classic PortSentry");
     daemon.stop();
 }
+
+/// systemd starts rc.local with this variable, and the daemon that it starts inherits it.
+#[test]
+fn script_of_service_gets_foreground_hint() {
+    let lab = Lab::new(&[]);
+    let daemon = Daemon::start_under(&lab, &["env", "INVOCATION_ID=0123456789abcdef0123456789abcdef"], &["-atcp"]);
+    daemon.expect_line("portsentry runs in the foreground, unlike classic PortSentry");
+    daemon.stop();
+}
