@@ -522,6 +522,15 @@ fn pure_modules_do_no_io() {
     }
 }
 
+/// A module is `foo.rs`, or `foo/mod.rs` with its children.
+#[test]
+fn modules_with_children_are_folders() {
+    for (path, _) in MAY_NAME.iter().flat_map(|(module, _)| sources(module)) {
+        let folder = path.with_extension("");
+        assert!(!folder.is_dir(), "move {} to {}/mod.rs", path.display(), folder.display());
+    }
+}
+
 #[test]
 fn source_reader_sees_imports() {
     let text = "pub use allow::A;\nuse std::{io::{self, Read}, fmt};\nfn f() { crate::daemon::run(); } // crate::cli\n\
