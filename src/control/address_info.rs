@@ -307,7 +307,11 @@ impl fmt::Display for Suspicion {
             "{} of {} forgiven ({}), {}, the last one {} ago: {}",
             counted(self.distinct_ports, "distinct port"),
             self.forgiven,
-            if self.blocks { "the next one blocks" } else { "only logged" },
+            match (self.blocks, self.distinct_ports <= self.forgiven) {
+                (false, _) => "only logged",
+                (true, true) => "the next one blocks",
+                (true, false) => "not blocked: related ports, or a connection to a service",
+            },
             counted(self.probes, "probe"),
             span(self.last_s_ago),
             ports.join(", ")

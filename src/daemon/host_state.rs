@@ -369,7 +369,9 @@ impl HostState {
         let resolvers = self.resolvers.poll();
         let changes = [self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
-        if resolvers || self.ticks == 0 || std::mem::take(&mut self.is_reading_owed) {
+        let is_owed = std::mem::take(&mut self.is_reading_owed);
+        let has_changed_settings = self.ticks % 5 == 0 && self.facts.has_changed_settings();
+        if resolvers || self.ticks == 0 || is_owed || has_changed_settings {
             self.network.request();
         }
         let (now, wall) = (boot_time(), SystemTime::now());

@@ -131,8 +131,8 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
             humantime::format_duration(std::time::Duration::from_secs(sweep.span.as_secs().max(1)))
         ),
         EventKind::Capped { bans, withheld } => format!(
-            "adminalert: the ceilings of bans on forgeable evidence are reached (max_new_bans_per_minute, \
-             max_forgeable_bans); sources not banned: {withheld}, banned for a short time: {bans}"
+            "adminalert: a ceiling of bans is reached (of forgeable evidence: max_new_bans_per_minute, max_forgeable_bans; \
+             of proven evidence: 600 a minute); sources not banned: {withheld}, banned for a short time: {bans}"
         ),
         EventKind::Lifted { target } => {
             format!("adminalert: Host {} is no longer in the kernel's set; its next scan bans it again", Shown(*target))

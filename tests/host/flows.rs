@@ -186,7 +186,7 @@ fn published_flow_is_there_at_first_lookup() {
         (0..CONNECTIONS).filter(|_| is_found()).count()
     });
     // The kernel may be preempted between the capture and the last rule.
-    assert!(found > CONNECTIONS / 2, "{found} of {CONNECTIONS}");
+    assert!(found >= CONNECTIONS * 9 / 10, "{found} of {CONNECTIONS}");
 }
 
 /// The kernel deletes the entry of a SYN that a reset answers, and adds none for a packet that a rule drops.

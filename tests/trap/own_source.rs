@@ -83,7 +83,6 @@ fn own_source_frames_are_dropped_and_reported() {
 
     // Frames that a sysctl tells the kernel to accept are not dropped.
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.conf.other.accept_local=1"]);
-    lab.reload("");
     eventually("the interface is not guarded", || !is_guarded(&lab, "other"));
     wire.send(&forged);
     assert!(receives(&receiver));

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use super::bans::{Held, Listed};
+use crate::engine::Grade;
 use crate::ledger::{Author, BanRecord, Logged, author_key};
 use crate::types::printable::masked;
 use crate::types::{Expiry, brief};
@@ -95,6 +96,7 @@ fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: System
     }
     columns.extend([
         column("REASON", 6, false, &|ban| known(ban, reason)),
+        column("EVIDENCE", usize::MAX, false, &|ban| known(ban, |ban| ban.grade.map_or("-", Grade::key).to_owned())),
         column("PORTS", 8, false, &|ban| known(ban, ports)),
         column("SINCE", usize::MAX, true, &|ban| match &ban.remembered {
             Some(entry) => brief(now.duration_since(entry.ban.since).unwrap_or_default()),
@@ -149,8 +151,10 @@ pub(crate) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> 
 }
 
 /// Order in which columns get their minimum width; from the first that does not fit on, they are omitted.
-const PRIORITY: [&str; 12] =
-    ["ADDRESS", "LEFT", "LAST", "REASON", "NAME", "PORTS", "SINCE", "TIMES", "FIRST", "STRIKES", "BY", "METHOD"];
+const PRIORITY: [&str; 13] = [
+    "ADDRESS", "LEFT", "LAST", "REASON", "NAME", "PORTS", "SINCE", "TIMES", "FIRST", "STRIKES", "BY", "METHOD",
+    "EVIDENCE",
+];
 /// Order in which the remaining width is assigned to truncated columns.
 const WIDEN: [&str; 6] = ["ADDRESS", "BY", "METHOD", "REASON", "NAME", "PORTS"];
 
@@ -226,6 +230,7 @@ mod tests {
             BanRecord::wanted_by(author, target, since, Expiry::After(Duration::from_secs(86_400)), Backend::Nft);
         if author == Author::Detector {
             ban.class = Some(Class::Syn);
+            ban.grade = Some(Grade::Forgeable);
             ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];
         }
         Listed { target, remembered: Some(Entry { ban, strikes: 2, ended: None }), held }
@@ -243,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn table_of_80_columns_shows_everything() {
+    fn table_of_80_columns_omits_only_evidence() {
         let expected = "  \
   ADDRESS            REASON   PORTS     SINCE    LEFT  STRIKES  BY        METHOD
   203.0.113.77       syn      tcp/23,…   1h5m  22h55m        3  detector  nft
@@ -274,6 +279,7 @@ mod tests {
         }
         let wide = text(&bans, Some(&names), 200, now());
         assert!(wide.contains("far-away.example.org") && wide.contains("tcp/23,8080,5900 udp/53"), "{wide}");
+        assert!(wide.contains("syn      forgeable  tcp/23"), "{wide}");
     }
 
     #[test]

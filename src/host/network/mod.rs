@@ -214,6 +214,13 @@ impl Reader {
 }
 
 impl HostFacts {
+    /// True if a setting of an interface has changed of which the kernel sends no notification (accept_local,
+    /// drop_unicast_in_l2_multicast).
+    #[must_use]
+    pub fn has_changed_settings(&self) -> bool {
+        self.interfaces.iter().any(reverse_path::has_changed)
+    }
+
     /// Adds the kernel's lists and the gateways in `ipv6_routes`; false if a list changed while it was read.
     async fn list_all(&mut self, ipv6_routes: &Self) -> Result<bool, HostError> {
         let consistent = self.list(&requests()).await?;

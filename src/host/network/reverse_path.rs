@@ -9,6 +9,8 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
+use super::Interface;
+
 /// An IPv4 route of the main or the default table. In sorted order, the preferred route comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReverseRoute {
@@ -93,6 +95,12 @@ pub(super) fn filters_frames(interface: &str) -> [bool; 2] {
         setting(interface, key).is_some_and(|value| value > 0),
         value("ipv6", interface, key).is_some_and(|value| value > 0),
     ]
+}
+
+/// True if a setting of which the kernel sends no notification differs from `interface`.
+pub(super) fn has_changed(interface: &Interface) -> bool {
+    accepts_local(&interface.name) != interface.accepts_own
+        || filters_frames(&interface.name) != interface.filters_frames
 }
 
 /// The kernel uses the maximum of the interface's value and that of `all`.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pcap::{Active, Capture};
 
-use crate::{Lab, slowness};
+use crate::{Lab, TIMEOUT, slowness, within};
 
 /// TCP flag: finish.
 pub const FIN: u16 = 0x01;
@@ -86,14 +86,21 @@ impl Wire {
     /// Sends an IP packet in a frame with several VLAN tags.
     pub fn stacked(&mut self, vlans: &[u16], packet: &[u8]) {
         let tags: Vec<u8> = vlans.iter().flat_map(|vlan| [[0x81, 0x00], vlan.to_be_bytes()].concat()).collect();
-        let frame = [&self.victim[..], &self.own, &tags, &ether_type(packet), packet].concat();
-        self.link.sendpacket(frame).expect("the link takes a frame");
+        self.put([&self.victim[..], &self.own, &tags, &ether_type(packet), packet].concat());
     }
 
     /// Sends an IP packet to this hardware address.
     pub fn frame(&mut self, destination: [u8; 6], packet: &[u8]) {
-        let frame = [&destination[..], &self.own, &ether_type(packet), packet].concat();
-        self.link.sendpacket(frame).expect("the link takes a frame");
+        self.put([&destination[..], &self.own, &ether_type(packet), packet].concat());
+    }
+
+    /// Sends a frame, again if the kernel's queue is full.
+    fn put(&mut self, frame: Vec<u8>) {
+        let sent = within(TIMEOUT, || match self.link.sendpacket(&*frame) {
+            Err(pcap::Error::PcapError(text)) if text.contains("No buffer space") => None,
+            sent => Some(sent),
+        });
+        sent.expect("the queue has room").expect("the link takes a frame");
     }
 }
 
