@@ -370,7 +370,7 @@ impl HostState {
         let changes = [self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
         let is_owed = std::mem::take(&mut self.is_reading_owed);
-        let has_changed_settings = self.ticks % 5 == 0 && self.facts.has_changed_settings();
+        let has_changed_settings = self.ticks.is_multiple_of(5) && self.facts.has_changed_settings();
         if resolvers || self.ticks == 0 || is_owed || has_changed_settings {
             self.network.request();
         }
