@@ -1,5 +1,5 @@
 //! Provides frames for the decoder: from all interfaces at once ([`live`]), reduced by a filter for the monitored
-//! ports ([`filter`]), or from a capture file ([`file`]). In connect mode [`decoy`] accepts connections.
+//! ports ([`filter`]), or from a capture file ([`mod@file`]). In connect mode [`decoy`] accepts connections.
 
 pub mod decoy;
 pub mod file;

@@ -38,6 +38,8 @@ use std::path::PathBuf;
 
 /// Options of `import`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+// The brackets are part of the help.
+#[allow(rustdoc::broken_intra_doc_links)]
 pub struct ImportOptions {
     /// The portsentry.conf to translate [default: /etc/portsentry/portsentry.conf]
     pub file: Option<PathBuf>,

@@ -57,8 +57,8 @@ fn session(record: &[u8], layout: Layout, is_roots: impl Fn(i32) -> bool) -> Opt
     is_roots(process).then_some(RemoteLogin { user, address })
 }
 
-/// The address in ut_host, which ends at its first zero byte or at the end of the field. mosh writes "ADDRESS via mosh
-/// [PID]", screen "ADDRESS:S.0", and others a name or a display.
+/// The address in ut_host, which ends at its first zero byte or at the end of the field. mosh writes
+/// `ADDRESS via mosh [PID]`, screen `ADDRESS:S.0`, and others a name or a display.
 fn host_address(host: &[u8]) -> Option<IpAddr> {
     let host = host.split(|byte| *byte == 0).next().and_then(|host| std::str::from_utf8(host).ok())?;
     let host = host.split_whitespace().next()?;
