@@ -99,7 +99,7 @@ fn blocks(count: u32, pace: Option<u32>, (settings, flags): (&str, u16)) -> (f64
     let lab = Lab::new(&["forger"]);
     let daemon = Daemon::start_configured(&lab, settings, &[]);
     let mut frames = Frames::new(&lab, "forger", flags, (0..count).map(|number| (remote_source(number), 23)));
-    let targets: Vec<BanTarget> = (0..count).map(|number| BanTarget::of(remote_source(number))).collect();
+    let targets: Vec<BanTarget> = (0..count).map(|number| BanTarget::containing(remote_source(number))).collect();
     let begin = Instant::now();
     frames.send(pace);
     let (took, lost) = lab.inside("victim", || {

@@ -87,7 +87,9 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
     // systemd sets the variable, which the scripts of a service inherit.
     let is_service = std::env::var_os("INVOCATION_ID").is_some() && std::os::unix::process::parent_id() == 1;
     if by_mode && !in_background && !is_service {
-        say(&"portsentry runs in the foreground, unlike classic PortSentry; use --daemon to run it in the background");
+        print_error(
+            &"portsentry runs in the foreground, unlike classic PortSentry; use --daemon to run it in the background",
+        );
     }
     let sandboxed = !options.no_sandbox;
     let confirm = options.confirm;
@@ -155,7 +157,7 @@ fn report(options: &ReportOptions) -> ExitCode {
 fn check(options: &CheckOptions) -> ExitCode {
     match check::run(options, &mut std::io::stdout().lock()) {
         Ok(notes) => {
-            notes.iter().for_each(|note| say(note));
+            notes.iter().for_each(|note| print_error(note));
             cli::EXIT_DONE.into()
         }
         Err(error @ (CheckError::Config(_) | CheckError::Unfit(_))) => fail(&error, cli::EXIT_CONFIG),
@@ -172,7 +174,7 @@ fn fleet(options: &FleetOptions) -> ExitCode {
 
 fn list(options: &ListOptions) -> ExitCode {
     let notes = list::run(options, &mut std::io::stdout().lock());
-    finish(notes.map(|notes| notes.iter().for_each(|note| say(note))))
+    finish(notes.map(|notes| notes.iter().for_each(|note| print_error(note))))
 }
 
 fn import(options: ImportOptions) -> Result<(), ImportError> {
@@ -185,7 +187,7 @@ fn import(options: ImportOptions) -> Result<(), ImportError> {
             written(&text).map_err(|error| ImportError::Write { path: "standard output".into(), error })?;
         }
     }
-    import.notes.iter().for_each(|note| say(note));
+    import.notes.iter().for_each(|note| print_error(note));
     Ok(())
 }
 
@@ -197,13 +199,13 @@ fn finish(result: Result<(), impl Display>) -> ExitCode {
 }
 
 fn fail(error: &dyn Display, code: u8) -> ExitCode {
-    say(error);
+    print_error(error);
     code.into()
 }
 
 /// Writes `what` to standard error. If that is closed, or the reader of the daemon's log has stalled, only the exit
 /// code reports the failure.
-fn say(what: &dyn Display) {
+fn print_error(what: &dyn Display) {
     if stderr::is_stalled() {
         return;
     }

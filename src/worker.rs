@@ -82,7 +82,7 @@ impl<T> Handle<T> {
     ///
     /// # Errors
     /// Returns the item, and counts it, if the queue is full.
-    pub fn put(&self, item: T) -> Result<(), T> {
+    pub fn send(&self, item: T) -> Result<(), T> {
         let put = self.inbox.queue.push(item);
         match put {
             Ok(()) => self.wake(),
@@ -193,14 +193,14 @@ mod tests {
     #[test]
     fn items_before_stop_are_processed() {
         let worker = adder(1_000);
-        (0..500).for_each(|_| worker.handle().put(2).unwrap());
+        (0..500).for_each(|_| worker.handle().send(2).unwrap());
         assert_eq!(worker.stop(Duration::from_secs(10)), Some(1_000));
     }
 
     #[test]
     fn panic_loses_only_current_item() {
         let worker = adder(10);
-        [1, 13, 2].into_iter().for_each(|number| worker.handle().put(number).unwrap());
+        [1, 13, 2].into_iter().for_each(|number| worker.handle().send(number).unwrap());
         assert_eq!(worker.stop(Duration::from_secs(10)), Some(3));
     }
 
@@ -214,7 +214,7 @@ mod tests {
             }
         })
         .unwrap();
-        let put = [1, 2, 3, 4].map(|number| worker.handle().put(number));
+        let put = [1, 2, 3, 4].map(|number| worker.handle().send(number));
         assert_eq!(put, [Ok(()), Ok(()), Err(3), Err(4)]);
         assert_eq!((worker.handle().inbox().refused(), worker.stop(Duration::from_millis(10))), (2, None));
         drop(free);

@@ -56,7 +56,7 @@ pub(crate) fn wait_for_ban(
     pause: Duration,
     mut goes_on: impl FnMut() -> bool + Send,
 ) -> bool {
-    let target = BanTarget::of(source);
+    let target = BanTarget::containing(source);
     lab.inside("victim", || {
         let mut nft = Nft::open().unwrap();
         // The table is missing if the program does not run.

@@ -92,11 +92,11 @@ fn run(mut input: &[u8]) -> Vec<Verdict> {
             }
             7 => {
                 if let Some(bytes) = bytes.first_chunk::<4>() {
-                    engine.lift(BanTarget::of(IpAddr::from(*bytes)));
+                    engine.lift(BanTarget::containing(IpAddr::from(*bytes)));
                 }
             }
             8 => {
-                let target = BanTarget::of(IpAddr::from([192, 0, 2, *length]));
+                let target = BanTarget::containing(IpAddr::from([192, 0, 2, *length]));
                 engine.adopt(now, &ActiveBan { target, length: None, grade: None, left: Expiry::Never });
             }
             9 => engine.lift_all(),
@@ -118,7 +118,7 @@ fn check(source: IpAddr, verdict: &Verdict, host: &Host) {
         assert!(held.len() <= EVIDENCE);
         let conclusive = held.iter().any(|(_, _, class)| class.is_conclusive());
         assert!(conclusive || ban.probe.distinct > TRIGGER, "{ban:?}");
-        assert_eq!(ban.probe.target, BanTarget::of(source));
+        assert_eq!(ban.probe.target, BanTarget::containing(source));
     }
     if let Verdict::Probe(probe) = verdict {
         assert!((1..=TRIGGER).contains(&probe.distinct), "{probe:?}");

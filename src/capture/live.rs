@@ -30,7 +30,7 @@ pub enum Ring {
 
 impl Ring {
     /// Number of packets that the largest ring holds.
-    pub const MOST: usize = 65_536;
+    pub const MAX_PACKETS: usize = 65_536;
 
     /// The size in bytes.
     const fn bytes(self) -> i32 {

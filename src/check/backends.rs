@@ -24,14 +24,15 @@ pub(super) struct BackendCheck {
 
 /// Examines the configured backends. Adds errors that prevent the start, warnings about backends without which the
 /// daemon would still run, and notes about skipped checks.
-pub(super) fn look(config: &Config, findings: &mut Findings) -> Vec<BackendCheck> {
+pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCheck> {
     let mut methods = if config.blocks() { config.block.method.clone() } else { Vec::new() };
     if config.runs_commands() && !methods.contains(&Backend::Command) {
         methods.push(Backend::Command);
     }
     let firewall = may(CapabilitySet::NET_ADMIN);
     if !firewall && methods.iter().any(|method| matches!(method, Backend::Nft | Backend::Route)) {
-        findings.note("nf_tables and routes were not checked, because CAP_NET_ADMIN is missing; run this with sudo");
+        findings
+            .add_note("nf_tables and routes were not checked, because CAP_NET_ADMIN is missing; run this with sudo");
     }
     if config.notifies()
         && let Err(error) = check_program(&config.notify.command)
@@ -133,7 +134,7 @@ fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String,
     };
     let folder = deny.path().parent().unwrap_or(Path::new("/"));
     if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
-        findings.note(format!(
+        findings.add_note(format!(
             "{}: this user cannot write to this directory, so hosts.deny was not checked; run this with sudo",
             folder.display()
         ));

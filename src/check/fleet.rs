@@ -8,7 +8,7 @@ use crate::fleet::{self, FleetError, SetupError};
 const PROOF_PORTS: u8 = 5;
 
 /// Adds warnings and notes, after an attempt to connect. None of them prevents the daemon from starting.
-pub(super) fn look(config: &Config, findings: &mut Findings) {
+pub(super) fn inspect(config: &Config, findings: &mut Findings) {
     if !config.fleet.is_joined() {
         return;
     }
@@ -22,13 +22,13 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
         findings.warnings.push(Warning::new("detect.scan_trigger", message));
     }
     let (key, error) = match fleet::probe(&config.fleet) {
-        Ok(()) => return findings.note(format!("the fleet's server accepts the user {}", config.fleet.user())),
+        Ok(()) => return findings.add_note(format!("the fleet's server accepts the user {}", config.fleet.user())),
         Err(FleetError::Setup(SetupError::Password { error, .. }))
             if error.kind() == std::io::ErrorKind::PermissionDenied =>
         {
             let note = "this user cannot read fleet.credentials, so the connection to the fleet's server was not checked; \
                  run this with sudo";
-            return findings.note(note);
+            return findings.add_note(note);
         }
         Err(error @ FleetError::Setup(SetupError::Certificates { .. })) => ("fleet.ca_file", error),
         Err(error @ FleetError::Setup(SetupError::ServerName(_) | SetupError::NotJoined)) => ("fleet.url", error),

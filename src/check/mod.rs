@@ -98,18 +98,18 @@ pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, 
     let report = match read(options) {
         Err(CheckError::Config(errors)) => {
             if options.json {
-                put(out, &format!("{}\n", refused(errors.iter())))?;
+                print(out, &format!("{}\n", refused(errors.iter())))?;
             }
             return Err(errors.into());
         }
         other => other?,
     };
-    put(out, &if options.json { format!("{}\n", render::json(&report)) } else { render::text(&report) })?;
+    print(out, &if options.json { format!("{}\n", render::json(&report)) } else { render::text(&report) })?;
     let Findings { wrong, notes, .. } = report.findings;
     if wrong.is_empty() { Ok(notes) } else { Err(CheckError::Unfit(wrong)) }
 }
 
-fn put(out: &mut impl Write, text: &str) -> Result<(), CheckError> {
+fn print(out: &mut impl Write, text: &str) -> Result<(), CheckError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // A reader that closes the pipe (`| head`) is not an error.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -145,7 +145,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
 
     let origin = file.clone().unwrap_or_else(|| "built-in values".to_owned());
     let mut findings = Findings { origin, ..Findings::default() };
-    late.into_iter().for_each(|error| findings.note(error.to_string()));
+    late.into_iter().for_each(|error| findings.add_note(error.to_string()));
     let mut state = Vec::new();
     // The daemon would not start with these errors.
     if let Some(path) = &file
@@ -168,12 +168,12 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         capture(&config, &host, &mut findings);
     }
     missing.into_iter().for_each(|error| findings.wrong("interfaces", error));
-    ports::look(&config, &host, &mut findings);
-    findings.warnings = warnings::of(&config);
+    ports::inspect(&config, &host, &mut findings);
+    findings.warnings = warnings::from_config(&config);
     findings.warnings.append(&mut state);
-    let backends = backends::look(&config, &mut findings);
+    let backends = backends::inspect(&config, &mut findings);
     let (prevents_start, unit_warnings) =
-        systemd_unit::look(&config, Path::new(file.as_deref().unwrap_or(DEFAULT_CONFIG)));
+        systemd_unit::conflicts(&config, Path::new(file.as_deref().unwrap_or(DEFAULT_CONFIG)));
     prevents_start.into_iter().for_each(|one| findings.wrong(one.key, one.message));
     let warnings = &mut findings.warnings;
     warnings.extend(unit_warnings);
@@ -191,9 +191,9 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     }));
     warnings.extend(own_session(&host));
     warnings.extend(silent_decoys(&config));
-    fleet::look(&config, &mut findings);
+    fleet::inspect(&config, &mut findings);
     if [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.mode == Mode::Connect) {
-        findings.note("if portsentry now runs in connect mode, its own decoys are listed as ports in use");
+        findings.add_note("if portsentry now runs in connect mode, its own decoys are listed as ports in use");
     }
     Ok(Report {
         tcp: watched(&config.tcp, &host.tcp, &listeners, Protocol::Tcp),
@@ -245,7 +245,7 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Vec<Interface> {
 /// Opens the capture as the daemon would, and closes it again.
 fn capture(config: &Config, host: &Host, findings: &mut Findings) {
     if !backends::may(CapabilitySet::NET_RAW) {
-        return findings.note("the capture was not checked, because CAP_NET_RAW is missing; run this with sudo");
+        return findings.add_note("the capture was not checked, because CAP_NET_RAW is missing; run this with sudo");
     }
     match Live::open(&Wanted::new(&Settings::from_config(config), host).to_filter(), Ring::Usual) {
         Ok(_) => {}

@@ -15,7 +15,7 @@ use crate::sandbox::InstanceLock;
 use crate::types::{PortSet, Protocol};
 
 /// Adds errors that prevent the start, and notes about skipped checks.
-pub(super) fn look(config: &Config, host: &Host, findings: &mut Findings) {
+pub(super) fn inspect(config: &Config, host: &Host, findings: &mut Findings) {
     let runs = InstanceLock::is_held();
     let mut decoys = DecoyPorts::from_config(config);
     if config.shares_decoys() {
@@ -33,7 +33,7 @@ pub(super) fn look(config: &Config, host: &Host, findings: &mut Findings) {
         [("tcp.ports", Protocol::Tcp, decoys.tcp, &host.tcp), ("udp.ports", Protocol::Udp, decoys.udp, &host.udp)]
     {
         match decoy_error(protocol, ports, open) {
-            Some(DecoyError::AllBusy { .. }) if runs => findings.note(format!(
+            Some(DecoyError::AllBusy { .. }) if runs => findings.add_note(format!(
                 "{key}: all of these ports are in use, by the running portsentry or by another program; stop \
                  portsentry to find out which"
             )),
@@ -44,8 +44,9 @@ pub(super) fn look(config: &Config, host: &Host, findings: &mut Findings) {
     let Some(address) = config.metrics.listen else { return };
     match TcpListener::bind(address) {
         Err(error) if error.kind() == ErrorKind::AddrInUse && runs => {
-            findings
-                .note(format!("metrics.listen: {address} is in use, by the running portsentry or by another program"));
+            findings.add_note(format!(
+                "metrics.listen: {address} is in use, by the running portsentry or by another program"
+            ));
         }
         Err(error) => findings.wrong("metrics.listen", format!("cannot listen on {address}: {error}")),
         Ok(_) => {}

@@ -31,7 +31,7 @@ struct Forbidden {
 
 /// Returns the conflicts of `config` in `file` with the installed service, if there is one: first those that prevent
 /// the start, then the others.
-pub(super) fn look(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>) {
+pub(super) fn conflicts(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>) {
     let names_by_others = fs::read_to_string(SWITCH).is_ok_and(|text| {
         text.lines().any(|line| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve"))
     });
@@ -205,7 +205,7 @@ mod tests {
     ];
 
     fn warnings(units: &[&str], settings: &str) -> Vec<(&'static str, String)> {
-        let unit = Unit::of(units.iter().map(|text| (*text).to_owned()));
+        let unit = Unit::from_texts(units.iter().map(|text| (*text).to_owned()));
         let found = forbids(&unit, &Config::parse("portsentry.toml", settings).unwrap(), false);
         found.into_iter().map(|Forbidden { finding, .. }| (finding.key, finding.message)).collect()
     }
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn packaged_unit_without_drop_in_prevents_start() {
-        let unit = Unit::of([PACKAGED.to_owned()].into_iter());
+        let unit = Unit::from_texts([PACKAGED.to_owned()].into_iter());
         let keys_that_prevent = |settings: &str| -> Vec<&str> {
             let found = forbids(&unit, &Config::parse("portsentry.toml", settings).unwrap(), false);
             found.iter().filter(|one| one.prevents_start).map(|one| one.finding.key).collect()
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn unused_permission_is_not_named() {
-        let names = Unit::of([PACKAGED.to_owned()].into_iter());
+        let names = Unit::from_texts([PACKAGED.to_owned()].into_iter());
         let config = Config::parse("portsentry.toml", CASES[4].0).unwrap();
         assert_eq!(forbids(&names, &config, true), [], "another program resolves names");
         for settings in [
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn lists_follow_systemd_syntax() {
-        let unit = |text: &str| Unit::of([text.to_owned()].into_iter());
+        let unit = |text: &str| Unit::from_texts([text.to_owned()].into_iter());
         let families = unit(
             "# RestrictAddressFamilies=AF_INET\n[Unit]\nRestrictAddressFamilies=AF_INET\n[Service]\n\
              RestrictAddressFamilies=AF_INET6\nRestrictAddressFamilies=\nRestrictAddressFamilies = AF_UNIX \\\n AF_INET\n",
@@ -303,7 +303,7 @@ mod tests {
         mode(folder.path(), 0o755);
         let text = file.display().to_string();
         let found = |unit: &str, settings: &str| {
-            let unit = Unit::of([format!("[Service]\nPrivateTmp=no\nUser=nobody\n{unit}\n")].into_iter());
+            let unit = Unit::from_texts([format!("[Service]\nPrivateTmp=no\nUser=nobody\n{unit}\n")].into_iter());
             let config = Config::parse("portsentry.toml", &settings.replace("FILE", &text)).unwrap();
             let found = shuts_out(&unit, &config, &file).into_iter();
             found.map(|one| (one.finding.key, one.finding.message)).collect::<Vec<_>>()
@@ -338,7 +338,7 @@ mod tests {
     fn hidden_file_is_named_with_its_setting() {
         let found = |unit: &str, settings: &str| {
             let config = Config::parse("portsentry.toml", settings).unwrap();
-            let unit = Unit::of([PACKAGED.to_owned(), format!("[Service]\n{unit}\n")].into_iter());
+            let unit = Unit::from_texts([PACKAGED.to_owned(), format!("[Service]\n{unit}\n")].into_iter());
             let found = shuts_out(&unit, &config, Path::new("/root/draft.toml")).into_iter();
             found.map(|one| one.finding.message).collect::<Vec<_>>()
         };
@@ -355,7 +355,7 @@ mod tests {
     #[test]
     fn missing_folder_of_unit_prevents_start() {
         let missing = |paths: &str| {
-            let unit = Unit::of([format!("[Service]\nReadWritePaths={paths}\n")].into_iter());
+            let unit = Unit::from_texts([format!("[Service]\nReadWritePaths={paths}\n")].into_iter());
             missing_folders(&unit).map(|one| (one.finding.message, one.prevents_start)).collect::<Vec<_>>()
         };
         assert_eq!(missing("/var/lib -/nonexistent -+/nonexistent"), []);
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn most_specific_path_decides_write_access() {
-        let unit = |text: &str| Unit::of([format!("[Service]\n{text}\n")].into_iter());
+        let unit = |text: &str| Unit::from_texts([format!("[Service]\n{text}\n")].into_iter());
         let strict = unit("ProtectSystem=strict\nProtectHome=yes\nReadWritePaths=/srv -/opt/x\nStateDirectory=a b");
         for (folder, writes) in [
             ("/srv/portsentry", true),

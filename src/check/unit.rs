@@ -44,10 +44,10 @@ impl Unit {
             }
         }
         let others = drop_ins.values().filter_map(|path| fs::read_to_string(path).ok());
-        Some(Self::of(std::iter::once(text).chain(others)))
+        Some(Self::from_texts(std::iter::once(text).chain(others)))
     }
 
-    pub(super) fn of(texts: impl Iterator<Item = String>) -> Self {
+    pub(super) fn from_texts(texts: impl Iterator<Item = String>) -> Self {
         let mut words = Vec::new();
         for text in texts {
             let text = text.replace("\\\n", " ");

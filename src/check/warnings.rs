@@ -38,13 +38,13 @@ impl Findings {
         self.wrong.push(ConfigError { file, position: None, key, message: message.to_string() });
     }
 
-    pub(super) fn note(&mut self, text: impl Into<String>) {
+    pub(super) fn add_note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
 }
 
 /// Returns the warnings about this configuration.
-pub(super) fn of(config: &Config) -> Vec<Warning> {
+pub(super) fn from_config(config: &Config) -> Vec<Warning> {
     let mut found = Vec::new();
     let mut warn = |key, message: &str| found.push(Warning::new(key, message));
     if !config.uses(BlockPolicy::Yes) && !config.uses(BlockPolicy::Run) {
@@ -178,12 +178,12 @@ mod tests {
     use super::*;
 
     fn keys(text: &str) -> Vec<&'static str> {
-        of(&Config::parse("portsentry.toml", text).unwrap()).into_iter().map(|warning| warning.key).collect()
+        from_config(&Config::parse("portsentry.toml", text).unwrap()).into_iter().map(|warning| warning.key).collect()
     }
 
     #[test]
     fn built_in_settings_cause_no_warning() {
-        assert_eq!(of(&Config::builtin()), []);
+        assert_eq!(from_config(&Config::builtin()), []);
         assert!(keys("[metrics]\nlisten = \"127.0.0.1:9777\"\n[allow]\nnetworks = [\"10.0.0.0/8\"]\n").is_empty());
     }
 
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn ineffective_udp_trap_names_what_it_needs() {
         let warning = |text: &str| {
-            let found = of(&Config::parse("portsentry.toml", &format!("[trap]\nudp = true\n{text}")).unwrap());
+            let found = from_config(&Config::parse("portsentry.toml", &format!("[trap]\nudp = true\n{text}")).unwrap());
             found.into_iter().find(|warning| warning.key == "trap.udp").map(|warning| warning.message)
         };
         for (text, part) in [

@@ -22,7 +22,7 @@ pub(super) fn read<T: DeserializeOwned>(
     let (root, slips) = DeTable::parse_recoverable(text);
     let root = root.into_inner();
     let mut refusals = Vec::new();
-    let value = document::<T>(Keys::of::<T>().accepted::<T>("", &root, &mut refusals));
+    let value = document::<T>(Keys::read_from_serde::<T>().accepted::<T>("", &root, &mut refusals));
     refusals.extend(value.iter().flat_map(check).map(|(key, message)| {
         let mut names = key.split('.');
         let first = names.next().and_then(|name| root.get(name));
@@ -30,7 +30,7 @@ pub(super) fn read<T: DeserializeOwned>(
         (key, found.map(Spanned::span), message)
     }));
 
-    let lines = Lines::of(text);
+    let lines = Lines::new(text);
     let mut errors: Vec<ConfigError> = slips.iter().map(|slip| syntax_error(file, text, &lines, slip)).collect();
     errors.sort_by_key(|error| error.position);
     errors.dedup_by_key(|error| error.position.map(|position| position.line));
@@ -100,7 +100,7 @@ pub(super) struct Keys(BTreeMap<String, Vec<String>>);
 
 impl Keys {
     /// The keys of `T`, taken from the error that serde returns for an unknown key.
-    pub(super) fn of<T: DeserializeOwned>() -> Self {
+    pub(super) fn read_from_serde<T: DeserializeOwned>() -> Self {
         fn add<T: DeserializeOwned>(tables: &mut BTreeMap<String, Vec<String>>, path: &str) {
             let refusal = alone::<T>(&join(path, ""), Spanned::new(0..0, DeValue::Boolean(true))).err();
             let message = refusal.as_ref().map_or("", Error::message);

@@ -81,7 +81,7 @@ impl Config {
     /// Every key that a file may hold, dotted (`detect.window`), in alphabetical order.
     #[must_use]
     pub fn keys() -> Vec<String> {
-        document::Keys::of::<Self>().dotted()
+        document::Keys::read_from_serde::<Self>().dotted()
     }
 
     /// Returns this configuration if its keys do not contradict each other after changes. Error messages name `origin`.
@@ -114,7 +114,7 @@ fn read_text(path: &Path, missing: &str) -> Result<String, ConfigErrors> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let text = error.as_bytes().get(..valid).map(String::from_utf8_lossy).unwrap_or_default();
-        let position = error::Lines::of(&text).position(valid);
+        let position = error::Lines::new(&text).position(valid);
         ConfigErrors::about(&name, Some(position), "invalid UTF-8; save the file as UTF-8".to_owned())
     })
 }

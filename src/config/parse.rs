@@ -218,7 +218,7 @@ fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet,
         return Err(format!("is a number; write the list in quotes: \"{number}\""));
     }
     text(value, "a list of ports; write for example \"1,7,9,11-15\"", |text| {
-        let named = lists.and_then(|lists| lists.named(text));
+        let named = lists.and_then(|lists| lists.get(text));
         named.map_or_else(|| text.parse().map_err(|error| format!("{error}")), Ok)
     })
 }
@@ -240,10 +240,10 @@ pub(super) fn whole_path(text: &str) -> Option<PathBuf> {
     Some(PathBuf::from(text)).filter(|path| path.is_absolute())
 }
 
-pub(super) fn number<'de, const LEAST: i64, const MOST: i64, D: Deserializer<'de>, T: TryFrom<i64>>(
+pub(super) fn number<'de, const MIN: i64, const MAX: i64, D: Deserializer<'de>, T: TryFrom<i64>>(
     source: D,
 ) -> Result<T, D::Error> {
-    within(&any(source), LEAST, MOST).map_err(D::Error::custom)
+    within(&any(source), MIN, MAX).map_err(D::Error::custom)
 }
 
 /// Reads any value. A number that `Value` cannot hold becomes a list with one table, which is invalid for every key.

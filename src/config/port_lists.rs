@@ -14,7 +14,7 @@ pub(super) struct Lists {
 
 impl Lists {
     /// The list with this name.
-    pub(super) fn named(&self, name: &str) -> Option<PortSet> {
+    pub(super) fn get(&self, name: &str) -> Option<PortSet> {
         match name {
             "bare-bones" => Some(set(self.bare_bones)),
             "aware" => Some(set(self.aware)),
@@ -98,9 +98,9 @@ mod tests {
 
     #[test]
     fn port_list_has_classic_name() {
-        assert_eq!(TCP.named("bare-bones").unwrap().len(), 20);
-        assert_eq!(TCP.named("aware").unwrap().len(), 26);
-        assert_eq!(UDP.named("everything").unwrap().len(), 32);
-        assert_eq!(UDP.named("Aware"), None);
+        assert_eq!(TCP.get("bare-bones").unwrap().len(), 20);
+        assert_eq!(TCP.get("aware").unwrap().len(), 26);
+        assert_eq!(UDP.get("everything").unwrap().len(), 32);
+        assert_eq!(UDP.get("Aware"), None);
     }
 }

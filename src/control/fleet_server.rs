@@ -68,7 +68,7 @@ struct Pace {
 impl Pace {
     /// Waits until a request is permitted.
     async fn await_turn(&self) {
-        while !self.rate.lock().await.take(Timestamp::at(self.start.elapsed())) {
+        while !self.rate.lock().await.try_take(Timestamp::at(self.start.elapsed())) {
             sleep(RETRY_DELAY).await;
         }
     }

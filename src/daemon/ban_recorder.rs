@@ -174,7 +174,7 @@ impl BanRecorder {
     /// Records the decision of an operator.
     pub(super) fn decide(&self, decision: Change) {
         if let Some(writer) = &self.writer {
-            let _ = writer.recorder().put(decision);
+            let _ = writer.recorder().send(decision);
         }
     }
 
@@ -207,7 +207,7 @@ impl BanRecorder {
         };
         if let Some(writer) = &self.writer {
             // Changes that do not fit into the queue are counted and reported by the writer.
-            let _ = writer.recorder().put(change);
+            let _ = writer.recorder().send(change);
         }
         begins
     }
@@ -284,7 +284,7 @@ fn start_writer(
         messages.push(EventKind::Error(text));
     }
     for target in leftovers {
-        if ledger.of(*target)?.items.is_empty() {
+        if ledger.bans_of(*target)?.items.is_empty() {
             memory.bans.unheard.push(*target);
         }
     }

@@ -45,7 +45,7 @@ impl CommandHelper {
         let Helper { socket, mut child, sandbox, warnings } =
             Helper::start(Work::Commands, config_path, sandboxed, Stdio::from(theirs))?;
         let process = child.id();
-        let spawner = Spawner::over(socket, process, move || ended(&mut child));
+        let spawner = Spawner::new(socket, process, move || ended(&mut child));
         Ok(Self { spawner, notifications: Some(Notifications::new(digests)), sandbox, warnings })
     }
 

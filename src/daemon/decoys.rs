@@ -32,7 +32,7 @@ pub(super) fn rules(
         None => (None, None),
         Some(Ok(listener)) => {
             let ports = listener.ports();
-            surroundings.look();
+            surroundings.refresh();
             let rules = DecoyRules { v4: ports.v4, v6: ports.v6, max_new_tracked: surroundings.max_new_tracked };
             (Some(listener), Some(rules))
         }
@@ -93,7 +93,7 @@ impl FirewallWatch {
     }
 
     /// Reads the rules again if any have changed. An error counts as translation.
-    fn look(&mut self) {
+    fn refresh(&mut self) {
         if self.socket.is_none() {
             self.socket = Socket::open().ok();
         }
@@ -113,7 +113,7 @@ impl FirewallWatch {
             return (None, None);
         }
         let (before, firewall) = (self.max_new_tracked, self.firewall.clone());
-        self.look();
+        self.refresh();
         let changed = before != self.max_new_tracked;
         let (syns, answers) = (metrics.decoy_syns.get(), metrics.decoy_answers.get());
         let has_changed = self.firewall != firewall;
@@ -187,18 +187,18 @@ fn notice(firewall: &Firewall, syns: u64, answers: u64) -> Option<String> {
 /// Maximum number of new connections tracked at once: a quarter of the table size.
 fn max_new_tracked() -> u32 {
     let text = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap_or_default();
-    let most: u32 = text.trim().parse().unwrap_or(LEAST_TRACKED);
-    (most / 4).max(LEAST_AT_ONCE)
+    let most: u32 = text.trim().parse().unwrap_or(MIN_TRACKED);
+    (most / 4).max(MIN_NEW_CONNECTIONS)
 }
 
 /// Number of unanswered SYNs that indicates a filter. Fewer may have just arrived.
 const ENOUGH_SYNS: u64 = 8;
 
 /// Assumed table size if the kernel does not report it: the minimum on a small machine.
-const LEAST_TRACKED: u32 = 8_192;
+const MIN_TRACKED: u32 = 8_192;
 
 /// Minimum number of new connections at once.
-const LEAST_AT_ONCE: u32 = 16;
+const MIN_NEW_CONNECTIONS: u32 = 16;
 
 /// Logs the ports of the decoys, and the ports left to services.
 pub(super) fn announce(decoys: &Decoys, log: &mut LogWriter) {

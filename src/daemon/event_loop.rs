@@ -214,7 +214,7 @@ impl EventLoop {
             let forgiven = self.config.config.detect.scan_trigger;
             self.unfounded_bans.ask(&recorder, boot_time(), services, forgiven);
         }
-        let unfounded = self.unfounded_bans.take();
+        let unfounded = self.unfounded_bans.take_answer();
         if !unfounded.is_empty() {
             let by = "portsentry, because the ports belong to services of this host".to_owned();
             drop(unban::lift(&self.sensor, &self.sink, Some(unfounded), by));

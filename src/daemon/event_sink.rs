@@ -73,7 +73,7 @@ impl EventSink {
         loop {
             tokio::select! {
                 request = next_request(&mut self.control) => return request,
-                () = self.log.named() => {}
+                () = self.log.write_named() => {}
                 kind = self.notifier.turn() => kind.into_iter().for_each(|kind| self.emit(kind)),
             }
         }

@@ -94,7 +94,7 @@ impl HostMemory {
     }
 
     /// Starts to wait for the services to start.
-    pub fn settle(&mut self, now: Timestamp) {
+    pub fn start_settling(&mut self, now: Timestamp) {
         self.settling = Some(Settling::new(now));
     }
 

@@ -182,7 +182,7 @@ impl HostState {
     }
 
     /// Starts to wait for the services of this host. [`HostState::tick`] informs the sensor when they have started.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn start_settling(&mut self) {
         self.settling = Some(Settling::new(boot_time()));
     }
 
@@ -376,7 +376,7 @@ impl HostState {
         }
         let (now, wall) = (boot_time(), SystemTime::now());
         let ranges = PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged };
-        if let Some(ports) = self.published.take() {
+        if let Some(ports) = self.published.take_answer() {
             self.services.publish(ports);
         }
         let listeners = &self.listeners;

@@ -117,7 +117,7 @@ mod tests {
     }
 
     fn since(peers: &KnownPeers, peer: u32) -> Option<Timestamp> {
-        peers.known.get(&BanTarget::of(from(peer, 443).peer)).map(|peer| peer.since)
+        peers.known.get(&BanTarget::containing(from(peer, 443).peer)).map(|peer| peer.since)
     }
 
     #[test]

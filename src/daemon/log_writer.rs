@@ -17,9 +17,9 @@ use crate::events::channel::Sender;
 use crate::events::classic_log::{self, Wording};
 use crate::events::event::{Event, EventKind};
 use crate::events::json::EventRecord;
-use crate::events::json_log::{LineFile, News};
+use crate::events::json_log::{FileEvent, LineFile};
 use crate::events::log;
-use crate::events::log_budget::LogBudget;
+use crate::events::log_limiter::LogLimiter;
 use crate::types::{Backend, DAY, Expiry, LineLimiter, MINUTE, Timestamp, counted};
 
 /// Maximum time for which a line waits for a name. Most name servers answer within a tenth of it.
@@ -28,7 +28,7 @@ const NAME_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_PENDING: usize = 1_024;
 
 pub(super) struct LogWriter {
-    budget: LogBudget,
+    budget: LogLimiter,
     /// Number of events dropped by the channel since the last report, and the rate limit of that report.
     lost: (u64, LineLimiter),
     /// `None` if lines have no names.
@@ -48,7 +48,7 @@ impl LogWriter {
     /// Creates a writer for `config`. Failures are sent as events.
     pub(super) fn new(config: &Config, events: Sender, opened_by: Option<(PathBuf, FileHelper)>) -> Self {
         let mut lines = Self {
-            budget: LogBudget::default(),
+            budget: LogLimiter::default(),
             lost: (0, LineLimiter::new(1, MINUTE)),
             naming: None,
             wording: wording(config),
@@ -90,8 +90,8 @@ impl LogWriter {
         let events = self.events.clone();
         let tell = move |notice| {
             events.send(Event::now(match notice {
-                News::Failed(text) => EventKind::Error(text),
-                News::Better(text) => EventKind::Note(text),
+                FileEvent::Failed(text) => EventKind::Error(text),
+                FileEvent::Recovered(text) => EventKind::Note(text),
             }));
         };
         let started = match self.opened_by.clone() {
@@ -115,20 +115,20 @@ impl LogWriter {
             let daily = self.daily.take().and_then(|daily| daily.sentence()).map(EventKind::Note);
             let after_stop = self.after_stop.take().map(EventKind::Note);
             let last = lost.into_iter().chain(self.budget.summary()).chain(daily).chain(after_stop);
-            last.for_each(|kind| self.put(&Event::now(kind)));
+            last.for_each(|kind| self.send(&Event::now(kind)));
         }
         if self.budget.admit(&event.what, boot_time()) {
-            self.put(event);
+            self.send(event);
         }
     }
 
     /// Writes the number of lines suppressed in the last minute, once it is over.
     pub(super) fn turn_minute(&mut self) {
         if let Some(summary) = self.budget.turn_minute(boot_time()) {
-            self.put(&Event::now(summary));
+            self.send(&Event::now(summary));
         }
         if let Some(summary) = self.daily.as_mut().and_then(|daily| daily.turn(boot_time())) {
-            self.put(&Event::now(EventKind::Note(summary)));
+            self.send(&Event::now(EventKind::Note(summary)));
         }
     }
 
@@ -143,23 +143,23 @@ impl LogWriter {
 
     /// Waits until lines that waited for a name can be written, and writes them; never returns if none waits. Cancel
     /// safe.
-    pub(super) async fn named(&mut self) {
+    pub(super) async fn write_named(&mut self) {
         match &mut self.naming {
             Some(naming) => naming.turn().await,
             None => pending().await,
         }
     }
 
-    fn put(&mut self, event: &Event) {
+    fn send(&mut self, event: &Event) {
         if let Some(file) = &self.file {
-            file.put(EventRecord::from(event).to_json());
+            file.send(EventRecord::from(event).to_json());
         }
         if let (Some(daily), EventKind::Probe(_)) = (&mut self.daily, &event.what) {
             daily.probes += 1;
             return;
         }
         match &mut self.naming {
-            Some(naming) => naming.put(event, Instant::now(), self.wording),
+            Some(naming) => naming.send(event, Instant::now(), self.wording),
             None => log::write(event, None, self.wording),
         }
     }
@@ -238,7 +238,7 @@ impl Naming {
         Self { hosts, waiting: VecDeque::new(), write: log::write }
     }
 
-    fn put(&mut self, event: &Event, now: Instant, wording: Wording) {
+    fn send(&mut self, event: &Event, now: Instant, wording: Wording) {
         if matches!(&event.what, EventKind::Probe(probe) if !probe.fresh) {
             // It has no line, and must not displace one.
             return;
@@ -304,7 +304,7 @@ mod tests {
 
     fn naming(lookup: fn(IpAddr) -> Option<String>) -> Naming {
         let write = |event: &Event, name: Option<&str>, wording: Wording| {
-            let line = classic_log::named(&event.what, name, wording).unwrap();
+            let line = classic_log::line_with_name(&event.what, name, wording).unwrap();
             let part = |line: &str| line.split_whitespace().find(|word| word.contains('/')).map(str::to_owned);
             WRITTEN.with_borrow_mut(|written| written.push(part(&line).unwrap_or(line)));
         };
@@ -320,7 +320,7 @@ mod tests {
         Event::now(EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 })
     }
 
-    fn note(text: &str) -> Event {
+    fn note_event(text: &str) -> Event {
         Event::now(EventKind::Note(text.to_owned()))
     }
 
@@ -339,10 +339,10 @@ mod tests {
         };
         let mut naming = naming(lookup);
         let begin = Instant::now();
-        naming.put(&note("first"), begin, Wording::Stealth);
+        naming.send(&note_event("first"), begin, Wording::Stealth);
         assert_eq!(written(), ["adminalert: first"], "the line needs no lookup");
-        for event in [repeated("10.0.0.1"), note("second"), repeated("10.0.0.2"), repeated("10.0.0.3")] {
-            naming.put(&event, Instant::now(), Wording::Stealth);
+        for event in [repeated("10.0.0.1"), note_event("second"), repeated("10.0.0.2"), repeated("10.0.0.3")] {
+            naming.send(&event, Instant::now(), Wording::Stealth);
         }
         while begin.elapsed() < Duration::from_millis(1_500) {
             let _ = tokio::time::timeout(Duration::from_millis(20), naming.turn()).await;
@@ -357,7 +357,7 @@ mod tests {
         assert!((NAME_TIMEOUT..NAME_TIMEOUT * 2).contains(&took), "{took:?}");
         FREE.store(1, Ordering::SeqCst);
         naming.turn().await;
-        naming.put(&repeated("10.0.0.1"), Instant::now(), Wording::Stealth);
+        naming.send(&repeated("10.0.0.1"), Instant::now(), Wording::Stealth);
         assert_eq!(written(), ["late.example/10.0.0.1"], "a late answer is used from then on");
     }
 
@@ -369,11 +369,11 @@ mod tests {
         });
         let now = Instant::now();
         for number in 0..5_000_u32 {
-            naming.put(&repeated(&std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string()), now, Wording::Stealth);
+            naming.send(&repeated(&std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string()), now, Wording::Stealth);
             assert!(naming.waiting.len() <= MAX_PENDING);
         }
         assert_eq!(written().len(), 5_000 - MAX_PENDING);
-        naming.put(&Event::now(EventKind::Stopped), now, Wording::Stealth);
+        naming.send(&Event::now(EventKind::Stopped), now, Wording::Stealth);
         let rest = written();
         assert_eq!(rest.len(), MAX_PENDING + 1, "shutdown does not wait for names");
         assert!(rest.last().unwrap().starts_with("securityalert:"));
@@ -406,7 +406,7 @@ mod tests {
     #[tokio::test]
     async fn network_has_no_name() {
         let mut naming = naming(|_| Some("chosen.example".to_owned()));
-        naming.put(&repeated("2001:db8::/64"), Instant::now(), Wording::Stealth);
+        naming.send(&repeated("2001:db8::/64"), Instant::now(), Wording::Stealth);
         assert_eq!(written(), ["2001:db8::/2001:db8::"]);
     }
 

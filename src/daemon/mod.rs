@@ -307,8 +307,8 @@ async fn serve(
         let settles = "this host has just booted: until its services have started, no source is banned";
         log.write(&Event::now(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs()))));
         // The origin of the sensor's time is its start, a moment from now.
-        engine.settle(Timestamp::at(MAX_SETTLING));
-        host_state.settle();
+        engine.start_settling(Timestamp::at(MAX_SETTLING));
+        host_state.start_settling();
     }
     engine.recall_listeners(Timestamp::default(), &host_state.recall_listeners(ports.listeners));
     // Before the first packet, so that returning sources are recognised from the start.
@@ -360,7 +360,7 @@ async fn serve(
             trap_banned,
             marker: places.state_dir.join(ledger::RESTORING),
             expire: config.expire,
-            slow_backends: slow_backends.as_ref().map(SlowBackends::orders),
+            slow_backends: slow_backends.as_ref().map(SlowBackends::tasks),
             nft,
             sweeps_lines,
             undoes_commands: config.only_undoes_commands(),

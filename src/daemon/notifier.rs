@@ -102,7 +102,7 @@ impl Notifier {
             Channel::None => pending().await,
             Channel::Busy(job, _) => {
                 let done = job.await.ok();
-                self.settle(done)
+                self.finish_request(done)
             }
             Channel::Free(_) if self.rereads => {
                 self.rereads = false;
@@ -123,13 +123,13 @@ impl Notifier {
         let rest = async {
             if let Channel::Busy(job, _) = &mut self.channel {
                 let done = job.await.ok();
-                event = self.settle(done);
+                event = self.finish_request(done);
             }
             if self.since.is_some() && matches!(self.channel, Channel::Free(_)) {
                 self.send();
                 if let Channel::Busy(job, _) = &mut self.channel {
                     let done = job.await.ok();
-                    event = self.settle(done);
+                    event = self.finish_request(done);
                 }
             }
         };
@@ -171,7 +171,7 @@ impl Notifier {
     }
 
     /// Handles the result of a request; `None` if it panicked.
-    fn settle(&mut self, done: Option<(Notifications, Delivery)>) -> Option<EventKind> {
+    fn finish_request(&mut self, done: Option<(Notifications, Delivery)>) -> Option<EventKind> {
         let Channel::Busy(_, job) = std::mem::replace(&mut self.channel, Channel::None) else { return None };
         let delivery = match done {
             Some((channel, delivery)) if delivery != Delivery::HelperGone => {

@@ -31,7 +31,7 @@ impl PublishedPorts {
     }
 
     /// The ports, once the sensor has answered the query.
-    pub(super) fn take(&mut self) -> Option<Vec<Service>> {
+    pub(super) fn take_answer(&mut self) -> Option<Vec<Service>> {
         let answered = self.answer.as_mut()?.try_recv();
         if matches!(answered, Err(oneshot::error::TryRecvError::Empty)) {
             return None;

@@ -85,7 +85,7 @@ impl RecentListeners {
     pub(super) fn write(&mut self, recorder: Option<&Recorder>) {
         if let Some(recorder) = recorder.filter(|_| self.unwritten) {
             let listeners = self.known.iter().map(|(service, gone)| (*service, *gone)).collect();
-            self.unwritten = !recorder.put(Change::Listeners(listeners));
+            self.unwritten = !recorder.send(Change::Listeners(listeners));
         }
     }
 }

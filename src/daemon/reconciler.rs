@@ -33,7 +33,7 @@ const COALESCE_DELAY: Duration = Duration::from_millis(100);
 const MAX_COALESCE: Duration = Duration::from_millis(500);
 
 /// Bans that the sensor repairs between two batches of packets: about 20 ms.
-const REPAIRED_AT_ONCE: usize = 1_000;
+const MAX_REPAIRS: usize = 1_000;
 
 #[derive(Clone, Copy)]
 pub(super) struct Wanted {
@@ -73,7 +73,7 @@ async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Com
         let Some(mut looks) = compared.take().or_else(|| Compared::open(wanted).ok()) else { continue };
         let looked = tokio::task::spawn_blocking(move || {
             panic_guard::failpoint("comparison");
-            let found = looks.look(&sample);
+            let found = looks.inspect(&sample);
             (looks, found)
         });
         let Ok((looks, found)) = looked.await else { continue };
@@ -106,7 +106,7 @@ impl Compared {
         Ok(Self { nft, routes })
     }
 
-    fn look(&mut self, sample: &Sample) -> Found {
+    fn inspect(&mut self, sample: &Sample) -> Found {
         let mut found = Found::default();
         if let Some(nft) = &mut self.nft {
             // The table monitor handles a missing table.
@@ -181,7 +181,7 @@ async fn repair_all(sensor: &SensorHandle) -> Option<()> {
     });
     // The comparison finds what cannot be read now.
     let missing = missing.await.ok().and_then(Result::ok).unwrap_or_default();
-    for part in missing.chunks(REPAIRED_AT_ONCE) {
+    for part in missing.chunks(MAX_REPAIRS) {
         sensor.send_waiting(SensorCommand::Repair(Backend::Route, part.to_vec())).await;
     }
     Some(())

@@ -37,7 +37,7 @@ impl SensorHandle {
     /// lost snapshot is repeated by the next change, because every snapshot is complete, and a lost request has no
     /// answer.
     pub(super) fn send(&self, command: SensorCommand) {
-        let _ = self.inbox.put(command);
+        let _ = self.inbox.send(command);
     }
 
     /// Sends several commands, as [`SensorHandle::send`].
@@ -47,7 +47,7 @@ impl SensorHandle {
 
     /// Sends `command`; blocks this thread while the inbox is full.
     pub(super) fn send_blocking(&self, mut command: SensorCommand) {
-        while let Err(back) = self.inbox.put(command) {
+        while let Err(back) = self.inbox.send(command) {
             command = back;
             std::thread::sleep(RETRY_DELAY);
         }
@@ -55,7 +55,7 @@ impl SensorHandle {
 
     /// Sends `command`; this task waits while the inbox is full.
     pub(super) async fn send_waiting(&self, mut command: SensorCommand) {
-        while let Err(back) = self.inbox.put(command) {
+        while let Err(back) = self.inbox.send(command) {
             command = back;
             tokio::time::sleep(RETRY_DELAY).await;
         }
@@ -64,7 +64,7 @@ impl SensorHandle {
     /// Sends a request that `request` builds from the answer channel; `None` if the inbox is full.
     pub(super) fn try_ask<T>(&self, request: impl FnOnce(Answer<T>) -> SensorRequest) -> Option<oneshot::Receiver<T>> {
         let (sent, answer) = oneshot::channel();
-        self.inbox.put(SensorCommand::Request(request(sent))).is_ok().then_some(answer)
+        self.inbox.send(SensorCommand::Request(request(sent))).is_ok().then_some(answer)
     }
 
     /// Sends a request that `request` builds from the answer channel. If the inbox is full, the answer is an error.

@@ -215,7 +215,7 @@ impl ServiceTracker {
     fn record(&self, change: Change) {
         if let Some(recorder) = &self.recorder {
             // A change that does not fit into the queue is counted by the writer, and written at the next interval.
-            let _ = recorder.put(change);
+            let _ = recorder.send(change);
         }
     }
 

@@ -13,7 +13,7 @@ use super::error::DaemonError;
 use super::leftovers::Leftovers;
 use super::sensor_handle::SensorHandle;
 use crate::enforce::nft::{BlockError, Generation, Nft};
-use crate::enforce::slow_backends::{Adopted, Orders, Task};
+use crate::enforce::slow_backends::{Adopted, Task, TaskSender};
 use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
@@ -24,13 +24,13 @@ use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
 /// Bans from before the start that the sensor adopts between two batches of packets.
-const ADOPTED_AT_ONCE: usize = 256;
+const ADOPTION_BATCH: usize = 256;
 
 /// Bans from the ledger that are sent to the kernel between two batches of packets: about 40 ms.
-const RESTORED_AT_ONCE: usize = 10_000;
+const RESTORE_BATCH: usize = 10_000;
 
 /// Elements whose earlier bans are looked up in the ledger between two writes.
-const LOOKED_UP_AT_ONCE: usize = 256;
+const LOOKUP_BATCH: usize = 256;
 
 /// Maximum difference between the whole time of a ban in the ledger and in the kernel, which rounds to milliseconds.
 const ROUNDING: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ pub(super) struct StartupReconcile {
     pub(super) marker: PathBuf,
     /// Duration of bans whose end is unknown.
     pub(super) expire: Expiry,
-    pub(super) slow_backends: Option<Orders>,
+    pub(super) slow_backends: Option<TaskSender>,
     /// True if lines of earlier bans are removed from hosts.deny, and no new ones are written.
     pub(super) sweeps_lines: bool,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
@@ -139,14 +139,13 @@ impl StartupReconcile {
                 }
                 self.write_line(*target, self.expire);
             }
-            for part in bans.chunks(RESTORED_AT_ONCE) {
+            for part in bans.chunks(RESTORE_BATCH) {
                 self.sensor.send_blocking(SensorCommand::Restore(part.to_vec(), &[Backend::Route]));
             }
             self.sensor.send_blocking(SensorCommand::RemoveStaleRoutes);
         } else if !self.backends.contains(&Backend::Nft) {
             // The slow backends hold the bans; the sensor has to recognise the sources.
-            bans.chunks(ADOPTED_AT_ONCE)
-                .for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
+            bans.chunks(ADOPTION_BATCH).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
         }
     }
 
@@ -178,13 +177,13 @@ impl StartupReconcile {
             ActiveBan { target, length: None, grade, left: expiry(remaining) }
         };
         let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
-        held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
+        held.chunks(ADOPTION_BATCH).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
         let mark = self.nft.as_mut().and_then(Nft::mark);
         if !reconciled.restore.is_empty() {
             // If the marker cannot be written, the next start treats missing bans as lifted, as it would without a
             // marker.
             let _ = std::fs::write(&self.marker, b"");
-            for part in reconciled.restore.chunks(RESTORED_AT_ONCE) {
+            for part in reconciled.restore.chunks(RESTORE_BATCH) {
                 self.restore(part);
                 panic_guard::failpoint("adopt");
             }
@@ -224,11 +223,11 @@ impl StartupReconcile {
         elements: Vec<(BanTarget, Option<Duration>)>,
         remembered: &[ActiveBan],
     ) -> Vec<(BanTarget, Option<Duration>)> {
-        for part in remembered.chunks(ADOPTED_AT_ONCE) {
+        for part in remembered.chunks(ADOPTION_BATCH) {
             self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec()));
         }
         let targets: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
-        for part in targets.chunks(RESTORED_AT_ONCE) {
+        for part in targets.chunks(RESTORE_BATCH) {
             self.sensor.send_blocking(SensorCommand::ReviewLoaded(part.to_vec(), "a file".to_owned()));
         }
         let loaded: HashSet<BanTarget> = targets.into_iter().collect();
@@ -267,13 +266,13 @@ impl StartupReconcile {
         let any_end = self.table_merged;
         let (Some(nft), Some(recorder)) = (&mut self.nft, &self.recorder) else { return HashSet::new() };
         let mut former = HashSet::new();
-        for part in targets.chunks(LOOKED_UP_AT_ONCE) {
+        for part in targets.chunks(LOOKUP_BATCH) {
             let length = |target: &BanTarget| Some((*target, nft.length_of(*target).ok().flatten()?));
             let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
             let (sent, found) = oneshot::channel();
             let asked = recorder.ask(move |ledger| {
                 let was_banned = |(target, length): &(BanTarget, Option<Duration>)| {
-                    let bans = ledger.of(*target).map(|found| found.items).unwrap_or_default();
+                    let bans = ledger.bans_of(*target).map(|found| found.items).unwrap_or_default();
                     bans.iter().any(|entry| (any_end || was_lifted(entry)) && fits(&entry.ban, *length))
                 };
                 let former = held.into_iter().filter(was_banned).map(|(target, _)| target);
@@ -312,7 +311,7 @@ impl StartupReconcile {
         if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
             self.events.send(Event::now(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft }));
             narrow
-                .chunks(ADOPTED_AT_ONCE)
+                .chunks(ADOPTION_BATCH)
                 .for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
             if !wide.is_empty() {
                 self.sensor.send_blocking(SensorCommand::Restore(wide, &[Backend::Nft]));
@@ -333,7 +332,7 @@ impl StartupReconcile {
         // A deleted table is created again with all bans of the sensor.
         let missing = nft.missing(&targets).unwrap_or_default();
         missing
-            .chunks(ADOPTED_AT_ONCE)
+            .chunks(ADOPTION_BATCH)
             .for_each(|part| self.sensor.send_blocking(SensorCommand::Repair(Backend::Nft, part.to_vec())));
     }
 
@@ -389,7 +388,7 @@ impl StartupReconcile {
             }
             Some(Adopted { case: context, methods, has_run: has_run(ban), left: *left })
         };
-        put(slow, Task::Adopt { bans: self.bans.remembered.iter().filter_map(adopted).collect() });
+        send_waiting(slow, Task::Adopt { bans: self.bans.remembered.iter().filter_map(adopted).collect() });
     }
 
     /// Writes the hosts.deny line of a ban that a crash has prevented.
@@ -398,7 +397,7 @@ impl StartupReconcile {
             return;
         };
         let context = BanContext::by_hand(target, left, SystemTime::now());
-        put(slow, Task::WriteLine { case: context });
+        send_waiting(slow, Task::WriteLine { case: context });
     }
 }
 
@@ -408,8 +407,8 @@ fn has_run(ban: &BanSummary) -> bool {
 }
 
 /// Blocks only this thread if the queue is full.
-fn put(slow: &Orders, mut task: Task) {
-    while let Err(back) = slow.put(task) {
+fn send_waiting(slow: &TaskSender, mut task: Task) {
+    while let Err(back) = slow.send(task) {
         task = back;
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -26,7 +26,7 @@ impl TableIdentity {
             return;
         }
         if let Some((recorder, id)) = recorder.zip(id)
-            && recorder.put(Change::Table(id.clone()))
+            && recorder.send(Change::Table(id.clone()))
         {
             self.recorded = Some(id);
         }

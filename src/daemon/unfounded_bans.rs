@@ -56,7 +56,7 @@ impl UnfoundedBans {
     }
 
     /// The bans to lift, once the ledger has answered.
-    pub(super) fn take(&mut self) -> Vec<BanTarget> {
+    pub(super) fn take_answer(&mut self) -> Vec<BanTarget> {
         let answered = self.answer.as_mut().map(Receiver::try_recv);
         match answered {
             None | Some(Err(oneshot::error::TryRecvError::Empty)) => Vec::new(),

@@ -59,7 +59,7 @@ impl BanContext {
     /// A SYN scan of port 23 from `source`, banned for an hour from the first second of 2026, for testing templates.
     pub(super) fn example(source: IpAddr) -> Self {
         Self {
-            target: BanTarget::of(source),
+            target: BanTarget::containing(source),
             source,
             protocol: Protocol::Tcp,
             port: 23,

@@ -77,18 +77,18 @@ pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str, longest: usize) {
 pub(super) struct Rest<'a>(pub(super) &'a [u8]);
 
 impl Rest<'_> {
-    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*taken)
     }
 
     pub(super) fn byte(&mut self) -> Option<u8> {
-        self.take().map(|[byte]| byte)
+        self.array().map(|[byte]| byte)
     }
 
     pub(super) fn number(&mut self) -> Option<u64> {
-        self.take().map(u64::from_be_bytes)
+        self.array().map(u64::from_be_bytes)
     }
 
     pub(super) fn one_of<T: Copy>(&mut self, all: &[T]) -> Option<T> {
@@ -97,19 +97,19 @@ impl Rest<'_> {
 
     fn address(&mut self) -> Option<IpAddr> {
         match self.byte()? {
-            4 => self.take::<4>().map(IpAddr::from),
-            6 => self.take::<16>().map(IpAddr::from),
+            4 => self.array::<4>().map(IpAddr::from),
+            6 => self.array::<16>().map(IpAddr::from),
             _ => None,
         }
     }
 
     pub(super) fn span(&mut self) -> Option<Duration> {
-        let (seconds, nanos) = (self.number()?, u32::from_be_bytes(self.take()?));
+        let (seconds, nanos) = (self.number()?, u32::from_be_bytes(self.array()?));
         (nanos < 1_000_000_000).then(|| Duration::new(seconds, nanos))
     }
 
     pub(super) fn text(&mut self, longest: usize) -> Option<String> {
-        let length = usize::try_from(u32::from_be_bytes(self.take()?)).ok().filter(|length| *length <= longest)?;
+        let length = usize::try_from(u32::from_be_bytes(self.array()?)).ok().filter(|length| *length <= longest)?;
         let (text, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         let text = std::str::from_utf8(text).ok()?;
@@ -125,7 +125,7 @@ impl Rest<'_> {
             target: self.target()?,
             source: self.address()?,
             protocol: self.one_of(&PROTOCOLS)?,
-            port: u16::from_be_bytes(self.take()?),
+            port: u16::from_be_bytes(self.array()?),
             mode: self.one_of(&MODES)?,
             class: match self.byte()? {
                 0 => None,

@@ -175,7 +175,7 @@ impl BanTable {
     pub(super) fn block(&mut self, key: Hashed, ban: &ActiveBan, now: Tick) {
         let length = match (ban.length, ban.left) {
             // The remaining time never exceeds the whole duration.
-            (Some(length), Expiry::After(left)) => Tick::of(length.max(left)),
+            (Some(length), Expiry::After(left)) => Tick::ticks(length.max(left)),
             _ => Tick(0),
         };
         self.insert(key, (Standing::Blocked, ban.grade), ban.left, length, now);
@@ -194,7 +194,7 @@ impl BanTable {
         let stands = |row: &BanEntry| row.standing == Standing::Blocked && row.until > now;
         let (Ok(slot) | Err(Claim { slot, .. })) = self.entries.claim_beside(key, |row| row.until.0, stands);
         if let Some(row) = self.entries.get_mut(slot) {
-            let (until, next) = (now.end(expiry), now.plus(Tick::of(FIRST_SUMMARY)));
+            let (until, next) = (now.end(expiry), now.plus(Tick::ticks(FIRST_SUMMARY)));
             *row = BanEntry { key: row.key, until, length, hits: 0, next, verified: now, standing, grade };
             if grade == Some(Grade::Forgeable) {
                 self.forgeable += 1;
@@ -264,11 +264,11 @@ impl BanTable {
         let due = now >= row.next;
         let report = due.then(|| std::mem::replace(&mut row.hits, 0));
         if due {
-            row.next = now.plus(Tick::of(SUMMARY));
+            row.next = now.plus(Tick::ticks(SUMMARY));
         } else if row.hits == 1 && self.pending.len() < MAX_PENDING {
             self.pending.push(Reverse((row.next, source.0, source.1)));
         }
-        let verify = standing == Standing::Blocked && now.since(row.verified) >= Tick::of(VERIFY);
+        let verify = standing == Standing::Blocked && now.since(row.verified) >= Tick::ticks(VERIFY);
         if verify {
             row.verified = now;
         }
@@ -285,7 +285,7 @@ impl BanTable {
             let key = self.entries.hashed(Key::new(target, track));
             let Some(row) = self.entries.row_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
-                row.next = now.plus(Tick::of(SUMMARY));
+                row.next = now.plus(Tick::ticks(SUMMARY));
                 return Some((target, row.standing, std::mem::replace(&mut row.hits, 0)));
             }
         }

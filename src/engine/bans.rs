@@ -83,7 +83,7 @@ impl Engine {
     /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence.
     pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
         let now = self.clock(now);
-        self.ceilings.charge(now);
+        self.ceilings.charge_in_force(now);
         let short = ActiveBan::whole(target, Expiry::After(CAPPED_BAN));
         self.block(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
     }
@@ -118,7 +118,7 @@ impl Engine {
         let many = self.jitter.is_one_of_many(tick);
         ban.strikes = self.strikes.count(key, tick);
         let proven = ban.grade == Grade::Proven;
-        self.ceilings.take(now, ban.grade, room);
+        self.ceilings.charge(now, ban.grade, room);
         ban.capped = room == Room::Short;
         let may = |network| !host.allow.touches(network) && !host.local.touches(network);
         if ban.capped {

@@ -78,7 +78,7 @@ impl Candidates {
 
 impl Candidate {
     fn is_active(&self, now: Tick) -> bool {
-        now.since(self.pace.at) <= Tick::of(SILENT)
+        now.since(self.pace.at) <= Tick::ticks(SILENT)
     }
 }
 

@@ -98,17 +98,17 @@ impl Ceilings {
     }
 
     /// Takes the token for one ban.
-    pub(super) fn take(&mut self, now: Timestamp, grade: Grade, room: Room) {
+    pub(super) fn charge(&mut self, now: Timestamp, grade: Grade, room: Room) {
         let _ = match (room, grade) {
-            (Room::Full, Grade::Forgeable) => self.forgeable.take(now),
-            (Room::Full, Grade::Proven) => self.proven.take(now),
-            (Room::Short | Room::Withheld, _) => self.short.take(now),
+            (Room::Full, Grade::Forgeable) => self.forgeable.try_take(now),
+            (Room::Full, Grade::Proven) => self.proven.try_take(now),
+            (Room::Short | Room::Withheld, _) => self.short.try_take(now),
         };
     }
 
     /// Takes a token for a forgeable ban that is already in force, if one is left.
-    pub(super) fn charge(&mut self, now: Timestamp) {
-        let _ = self.forgeable.take(now);
+    pub(super) fn charge_in_force(&mut self, now: Timestamp) {
+        let _ = self.forgeable.try_take(now);
     }
 
     /// True if there is room for `bans` more full bans on forgeable evidence.
@@ -125,10 +125,10 @@ mod tests {
     use crate::types::at;
 
     /// Takes a place if the ceilings have room.
-    fn take(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u32, standing: u32) -> Room {
+    fn charge(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u32, standing: u32) -> Room {
         let room = ceilings.room(now, BanRequest { grade, distinct, is_fastest: true }, standing);
         if room != Room::Withheld {
-            ceilings.take(now, grade, room);
+            ceilings.charge(now, grade, room);
         }
         room
     }
@@ -137,7 +137,7 @@ mod tests {
     fn flood_gets_few_short_bans() {
         let mut ceilings = Ceilings::new(&builtin());
         let mut count = |room, distinct, now| {
-            (0..1_000).filter(|_| take(&mut ceilings, now, Grade::Forgeable, distinct, 0) == room).count()
+            (0..1_000).filter(|_| charge(&mut ceilings, now, Grade::Forgeable, distinct, 0) == room).count()
         };
         assert_eq!(count(Room::Full, 3, at(1)), 60);
         assert_eq!(count(Room::Short, 15, at(1)), 0, "below the raised threshold");
@@ -153,7 +153,7 @@ mod tests {
             let take = |_: &u32| {
                 let room = ceilings.room(now, request, 0);
                 if room != Room::Withheld {
-                    ceilings.take(now, request.grade, room);
+                    ceilings.charge(now, request.grade, room);
                 }
                 room != Room::Withheld
             };
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn proven_evidence_has_its_own_ceiling() {
         let mut ceilings = Ceilings::new(&builtin());
-        let mut full = |grade| (0..1_000).filter(|_| take(&mut ceilings, at(1), grade, 3, 0) == Room::Full).count();
+        let mut full = |grade| (0..1_000).filter(|_| charge(&mut ceilings, at(1), grade, 3, 0) == Room::Full).count();
         assert_eq!((full(Grade::Proven), full(Grade::Forgeable)), (600, 60));
     }
 }

@@ -267,7 +267,7 @@ impl Engine {
     }
 
     fn grade_of(&self, classes: impl Iterator<Item = Class>) -> Grade {
-        Grade::of(classes, self.settings.scan_trigger)
+        Grade::from_classes(classes, self.settings.scan_trigger)
     }
 
     /// Withholds the ban of the source in `slot`; the source is judged again at its next probes.
@@ -338,10 +338,10 @@ impl Engine {
         all: bool,
         lookup: &mut impl PortLookup,
     ) -> bool {
-        if !all && !self.lookups.take(now) {
+        if !all && !self.lookups.try_take(now) {
             return true;
         }
-        let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::of(STALE);
+        let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::ticks(STALE);
         let unchecked = taken(self.sources.evidence(slot).filter(|item| !item.is_verified() || is_stale(item)));
         let mut sound = true;
         for item in unchecked.into_iter().flatten() {

@@ -56,7 +56,7 @@ impl DistributedScans {
     /// look like one source.
     pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) -> Option<DistributedScan> {
         let began = *self.began.get_or_insert(now);
-        if now.since(began) > Tick::of(SPAN) {
+        if now.since(began) > Tick::ticks(SPAN) {
             self.restart(now);
         }
         self.probes = self.probes.saturating_add(1);

@@ -32,7 +32,7 @@ impl ExpiryJitter {
         let place = self.recent.get_mut(self.next);
         self.next = (self.next + 1) % FEW;
         let oldest = place.map_or(Tick::default(), |place| std::mem::replace(place, now));
-        oldest != Tick::default() && now.since(oldest) < Tick::of(MINUTE)
+        oldest != Tick::default() && now.since(oldest) < Tick::ticks(MINUTE)
     }
 
     /// `span` plus up to 5 %, in whole seconds.
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn thirty_third_ban_in_minute_is_spread() {
         let mut spread = ExpiryJitter::new(HashKey(1, 2));
-        let second = |n| Tick::of(Duration::from_secs(n));
+        let second = |n| Tick::ticks(Duration::from_secs(n));
         assert_eq!((0..40).position(|n| spread.is_one_of_many(second(100 + n))), Some(32));
         assert!(!spread.is_one_of_many(second(300)), "a minute later a ban is one of a few again");
         assert!((0..1_000).all(|n| !spread.is_one_of_many(second(1_000 + 2 * n))), "thirty per minute are a few");

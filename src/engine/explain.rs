@@ -51,7 +51,7 @@ impl Engine {
     /// Selects the target that explains `address`. For a link-local address this is the first link on which the tables
     /// hold an entry for it.
     fn explained(&self, now: Timestamp, address: IpAddr, host: &Host) -> BanTarget {
-        let every_link = BanTarget::of(address);
+        let every_link = BanTarget::containing(address);
         let is_known = |target: &BanTarget| {
             let key = self.key_of(*target, Track::Block);
             self.ban_table.get(key, now.tick()).is_some() || self.sources.held(key, now.tick()).is_some()

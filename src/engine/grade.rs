@@ -17,7 +17,7 @@ impl Grade {
 
     /// Returns the grade of the evidence against one source. It is proven only if the completed handshakes alone would
     /// be enough, because an attacker can add forged packets to the traffic of an innocent source.
-    pub(super) fn of(classes: impl Iterator<Item = Class>, scan_trigger: u8) -> Self {
+    pub(super) fn from_classes(classes: impl Iterator<Item = Class>, scan_trigger: u8) -> Self {
         let handshakes = classes.filter(|class| *class == Class::Connect).count();
         if handshakes > usize::from(scan_trigger) { Self::Proven } else { Self::Forgeable }
     }
@@ -54,7 +54,7 @@ mod tests {
             (&[CONNECT], 0, Grade::Proven),
             (&[], 0, Grade::Forgeable),
         ] {
-            assert_eq!(Grade::of(classes.iter().copied(), trigger), grade, "{classes:?} above {trigger}");
+            assert_eq!(Grade::from_classes(classes.iter().copied(), trigger), grade, "{classes:?} above {trigger}");
         }
         assert!(Grade::ALL.into_iter().all(|grade| Grade::from_key(grade.key()) == Some(grade)));
     }

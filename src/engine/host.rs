@@ -190,7 +190,7 @@ impl Host {
     pub fn find_related(&mut self) {
         let is_served =
             |port| self.tcp.is_open_anywhere(port) || self.services.is_remembered_anywhere(Protocol::Tcp, port);
-        self.related = RelatedPorts::of(is_served);
+        self.related = RelatedPorts::new(is_served);
     }
 
     /// Returns the reason why `target` must not be blocked, if all of it is exempt. One exempt address in a /64 is not
@@ -203,7 +203,7 @@ impl Host {
     /// Returns the target against which packets from `source` on `interface` count. A capture file does not distinguish
     /// links.
     pub(super) fn target(&self, source: IpAddr, interface: u32) -> BanTarget {
-        if self.local.is_exact() { BanTarget::on(source, self.link(interface)) } else { BanTarget::of(source) }
+        if self.local.is_exact() { BanTarget::on(source, self.link(interface)) } else { BanTarget::containing(source) }
     }
 
     /// Returns the reason why packets from `source` on `interface` never lead to a ban, if there is one.

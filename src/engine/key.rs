@@ -95,7 +95,7 @@ impl Key {
                 let BanTarget::V6(first) = v6(bits, 0) else { return None };
                 let v4 = u32::try_from(bits).map(|bits| IpAddr::V4(bits.into()));
                 let length = u8::try_from(code & !NETWORK).ok()?;
-                Prefix::of(if length < 32 { v4.ok()? } else { first.into() }, length).map(BanTarget::Prefix)
+                Prefix::containing(if length < 32 { v4.ok()? } else { first.into() }, length).map(BanTarget::Prefix)
             }
             _ => None,
         }
@@ -211,12 +211,12 @@ mod tests {
     #[test]
     fn tracks_and_families_have_distinct_keys() {
         let v4 = BanTarget::V4("0.0.0.1".parse().unwrap());
-        let v6 = BanTarget::of("::1".parse().unwrap());
-        let local = BanTarget::of("fe80::1".parse().unwrap());
+        let v6 = BanTarget::containing("::1".parse().unwrap());
+        let local = BanTarget::containing("fe80::1".parse().unwrap());
         let wide = |text: &str| BanTarget::Prefix(Prefix::new(text.parse().unwrap()).unwrap());
         let networks = ["0.0.0.0/24", "0.0.0.0/31", "255.255.255.0/24", "::/48", "::/56", "ffff:ffff:ffff:ff00::/56"];
         let links = [1, 63, 64, MAX_LINK].map(|interface| BanTarget::on("fe80::1".parse().unwrap(), interface));
-        let translated = BanTarget::of("64:ff9b::cb00:7109".parse().unwrap());
+        let translated = BanTarget::containing("64:ff9b::cb00:7109".parse().unwrap());
         let targets = [&[v4, v6, local, translated][..], &networks.map(wide), &links].concat();
         let keys: Vec<_> =
             targets.iter().map(|target| Key::new(*target, Track::Block)).chain([Key::new(v4, Track::Log)]).collect();

@@ -226,7 +226,7 @@ impl Engine {
         if let Some(repeated) = self.recognise(now, packet.source, interface, known, host) {
             return Verdict::Repeated(repeated);
         }
-        let Some(mut observation) = Observation::of(packet) else {
+        let Some(mut observation) = Observation::from_packet(packet) else {
             return Verdict::Ignored(IgnoreReason::NoRequest);
         };
         observation.interface = interface;
@@ -374,7 +374,7 @@ impl Engine {
         }
         let (own, peer) = (OwnPort { address: packet.source, protocol, port }, packet.destination);
         if !self.recent_ports.is_fresh(own, peer, now.tick()) {
-            if !self.hints.take(now) {
+            if !self.hints.try_take(now) {
                 return;
             }
             let [own_end, peer_end] = [(own.address, port), (peer, peer_port)].map(SocketAddr::from);
@@ -449,7 +449,7 @@ impl Engine {
     ) -> Repeated {
         self.counters.repeated += 1;
         let repeat = self.ban_table.repeat(slot, standing, (target, track), now.tick());
-        let verify = repeat.verify && self.verifications.take(now);
+        let verify = repeat.verify && self.verifications.try_take(now);
         Repeated { source, target, standing, report: repeat.report, verify }
     }
 

@@ -38,7 +38,7 @@ const HIDDEN: u16 = 0;
 impl Observation {
     /// Returns the evidence that `packet` would be; `None` for an answer, a later fragment, or a packet without ports.
     #[must_use]
-    pub fn of(packet: &Packet) -> Option<Self> {
+    pub fn from_packet(packet: &Packet) -> Option<Self> {
         let (protocol, source_port, port, class) = match packet.transport {
             Transport::Tcp { source_port, destination_port, flags, .. } => {
                 (Protocol::Tcp, source_port, destination_port, Class::of_tcp(flags)?)

@@ -81,11 +81,11 @@ impl PrefixBans {
         match target {
             BanTarget::V4(v4) => {
                 let [_, _, high, low] = v4.octets();
-                Some((Prefix::of(v4.into(), self.widest.v4()?)?, u16::from_be_bytes([high, low])))
+                Some((Prefix::containing(v4.into(), self.widest.v4()?)?, u16::from_be_bytes([high, low])))
             }
             BanTarget::V6(v6) if target.prefix_len() == 64 => {
                 let [_, _, _, number, ..] = v6.segments();
-                Some((Prefix::of(v6.into(), self.widest.v6()?)?, number))
+                Some((Prefix::containing(v6.into(), self.widest.v6()?)?, number))
             }
             BanTarget::V6(_) | BanTarget::Prefix(_) | BanTarget::Link { .. } => None,
         }
@@ -120,7 +120,7 @@ impl PrefixBans {
                 let slash_56 = |number: u16| number >> 8;
                 let whole = widest.prefix_len() == 48 && numbers().count() >= NEIGHBOURS_48;
                 let near = numbers().filter(|number| slash_56(*number) == slash_56(own)).count() >= NEIGHBOURS;
-                let household = || Prefix::of(target.element(), 56).filter(|_| near);
+                let household = || Prefix::containing(target.element(), 56).filter(|_| near);
                 Some(widest).filter(|_| whole).filter(may).or_else(|| household().filter(may))
             }
         };
@@ -154,6 +154,6 @@ impl PrefixBans {
     pub(super) fn around(&self, source: IpAddr) -> impl Iterator<Item = Prefix> + '_ {
         // The widest first: an operator may have banned a wider one.
         let lengths = (8..64).filter(|length| self.lengths >> length & 1 == 1);
-        lengths.filter_map(move |length| Prefix::of(source, length))
+        lengths.filter_map(move |length| Prefix::containing(source, length))
     }
 }

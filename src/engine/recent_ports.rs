@@ -65,7 +65,7 @@ impl RecentPorts {
 
     /// True if the record of `own` is so recent that another look-up would add nothing.
     pub(super) fn is_fresh(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
-        self.holds(own, peer, now.plus(Tick::of(self.span / 2)))
+        self.holds(own, peer, now.plus(Tick::ticks(self.span / 2)))
     }
 
     /// The ports recently in use for any peer, at any address.
@@ -77,19 +77,19 @@ impl RecentPorts {
 
     /// Records that a socket on `own` accepted packets from any peer.
     pub(super) fn used(&mut self, own: OwnPort, now: Tick) {
-        self.own_use.insert(own, None, now, Tick::of(self.span));
+        self.own_use.insert(own, None, now, Tick::ticks(self.span));
     }
 
     /// Records that a flow between `own` and `peer` was in use.
     pub(super) fn used_with(&mut self, own: OwnPort, peer: IpAddr, now: Tick) {
-        self.own_use.insert(own, Some(peer), now, Tick::of(self.span));
+        self.own_use.insert(own, Some(peer), now, Tick::ticks(self.span));
     }
 
     /// Records that destination NAT forwarded a flow of `peer` from `own` to a service. Above [`MAX_PUBLISHED`] ports,
     /// only `peer` is excused.
     pub(super) fn published(&mut self, own: OwnPort, peer: IpAddr, now: Tick) {
         if self.published_ports(now).filter(|known| *known != own).count() < MAX_PUBLISHED {
-            self.services.insert(own, None, now, Tick::of(PUBLISHED));
+            self.services.insert(own, None, now, Tick::ticks(PUBLISHED));
         } else {
             self.used_with(own, peer, now);
         }
@@ -97,13 +97,13 @@ impl RecentPorts {
 
     /// The ports that destination NAT published within the last day.
     pub(super) fn published_ports(&self, now: Tick) -> impl Iterator<Item = OwnPort> + '_ {
-        let longest_other = now.plus(Tick::of(self.span));
+        let longest_other = now.plus(Tick::ticks(self.span));
         self.services.entries.iter().filter(move |entry| entry.until > longest_other).map(|entry| entry.own)
     }
 
     /// Records that `own` had a service until recently, and that its clients may still connect for `left`.
     pub(super) fn served(&mut self, own: OwnPort, now: Tick, left: Duration) {
-        self.services.insert(own, None, now, Tick::of(left.min(RECENT)));
+        self.services.insert(own, None, now, Tick::ticks(left.min(RECENT)));
     }
 
     /// Records a change of the listeners: closed ones were open until now. Only `watched` ports are recorded.
@@ -113,7 +113,7 @@ impl RecentPorts {
         watched: impl Fn(Protocol, u16) -> bool,
         now: Tick,
     ) {
-        let span = Tick::of(self.span);
+        let span = Tick::ticks(self.span);
         for (protocol, before, after) in [(Protocol::Tcp, &old.tcp, &new.tcp), (Protocol::Udp, &old.udp, &new.udp)] {
             for (address, port) in before.gone(after).filter(|(_, port)| watched(protocol, *port)) {
                 self.services.insert(OwnPort { address, protocol, port }, None, now, span);
@@ -235,7 +235,7 @@ mod tests {
         );
         assert!(recent.holds(own(1_000), peer(7), now), "its own flow is excused");
         (1..=64).for_each(|port| recent.published(own(port), peer(8), now.plus(Tick(1))));
-        assert!(recent.holds(own(1), peer(9), now.plus(Tick::of(PUBLISHED))), "what is known is renewed");
+        assert!(recent.holds(own(1), peer(9), now.plus(Tick::ticks(PUBLISHED))), "what is known is renewed");
     }
 
     #[test]
@@ -260,6 +260,6 @@ mod tests {
         assert!(recent.holds(own(7), peer(1), Tick(1)));
         assert!(!recent.holds(own(7), peer(2), Tick(1)));
         assert!(!recent.holds(elsewhere, peer(1), Tick(1)) && !recent.holds(other_protocol, peer(1), Tick(1)));
-        assert!(!recent.holds(own(7), peer(1), Tick(1).plus(Tick::of(RECENT))));
+        assert!(!recent.holds(own(7), peer(1), Tick(1).plus(Tick::ticks(RECENT))));
     }
 }

@@ -18,7 +18,7 @@ pub struct RelatedPorts([bool; PORT_GROUPS.len()]);
 
 impl RelatedPorts {
     /// Selects the groups that contain a port for which `is_served` holds.
-    pub(super) fn of(is_served: impl Fn(u16) -> bool) -> Self {
+    pub(super) fn new(is_served: impl Fn(u16) -> bool) -> Self {
         Self(PORT_GROUPS.map(|group| group.iter().any(|port| is_served(*port))))
     }
 

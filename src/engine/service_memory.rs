@@ -24,7 +24,7 @@ pub struct ServiceMemory {
 }
 
 impl ServiceMemory {
-    fn of(&self, protocol: Protocol) -> Option<&Listeners> {
+    fn listeners(&self, protocol: Protocol) -> Option<&Listeners> {
         match protocol {
             Protocol::Tcp => Some(&self.tcp),
             Protocol::Udp => Some(&self.udp),
@@ -35,18 +35,18 @@ impl ServiceMemory {
     /// True if `port` at `address` belongs to a service of this host.
     #[must_use]
     pub fn contains(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
-        self.of(protocol).is_some_and(|services| services.contains(address, port))
+        self.listeners(protocol).is_some_and(|services| services.contains(address, port))
     }
 
     /// True if a service on any address of this host uses `port`.
     pub(crate) fn is_remembered_anywhere(&self, protocol: Protocol, port: u16) -> bool {
-        self.of(protocol).is_some_and(|services| services.is_open_anywhere(port))
+        self.listeners(protocol).is_some_and(|services| services.is_open_anywhere(port))
     }
 
     /// The ports of `protocol` that are remembered on any address.
     #[must_use]
     pub fn ports(&self, protocol: Protocol) -> PortSet {
-        self.of(protocol).map(Listeners::anywhere).unwrap_or_default()
+        self.listeners(protocol).map(Listeners::anywhere).unwrap_or_default()
     }
 }
 

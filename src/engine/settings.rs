@@ -41,7 +41,7 @@ pub struct Settings {
     pub icmp: bool,
     /// ACK and FIN/ACK segments count like SYNs; otherwise such scans are only logged.
     pub ack_bans: bool,
-    /// Number of forgiven distinct ports within the window: 0 to [`EVIDENCE`] - 1.
+    /// Number of forgiven distinct ports within the window: 0 to 15.
     pub scan_trigger: u8,
     /// Time for which a probed port counts.
     pub window: Duration,

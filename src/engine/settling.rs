@@ -44,7 +44,7 @@ impl Settling {
 
 impl Engine {
     /// Bans no source until `until`, or until [`Engine::end_settling`].
-    pub fn settle(&mut self, until: Timestamp) {
+    pub fn start_settling(&mut self, until: Timestamp) {
         self.settling = Settling { until: Some(until), waiting: VecDeque::with_capacity(MAX_WAITING) };
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::class::Class;
 use super::key::{HashKey, Hashed, Key};
-use super::table::{Claim, OLDEST, Row, Table, Way};
+use super::table::{Claim, OLDEST, Occupant, Row, Table};
 use crate::types::{Protocol, Tick};
 
 /// Distinct ports stored per source; the maximum of `scan_trigger` is one less.
@@ -108,7 +108,7 @@ pub(super) struct Pace {
 impl Pace {
     /// New ports within the last seconds, of which older ones count less. Probes that hide their port are new.
     pub(super) fn ports(self, now: Tick) -> u16 {
-        let period = Tick::of(PACE_PERIOD).0;
+        let period = Tick::ticks(PACE_PERIOD).0;
         self.ports.checked_shr((now.0 / period).saturating_sub(self.at.0 / period)).unwrap_or(0)
     }
 }
@@ -228,7 +228,7 @@ pub(super) struct SourceTable {
 
 impl SourceTable {
     pub(super) fn new(sources: usize, window: Duration, secret: HashKey) -> Self {
-        Self { sources: Table::new(sources, secret), window: Tick::of(window) }
+        Self { sources: Table::new(sources, secret), window: Tick::ticks(window) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -242,7 +242,7 @@ impl SourceTable {
 
     /// Changes the window from now on.
     pub(super) fn set_window(&mut self, window: Duration) {
-        self.window = Tick::of(window);
+        self.window = Tick::ticks(window);
     }
 
     /// Adds `new` to the evidence against `key`. A full bucket evicts a source whose window has passed; if there is
@@ -250,10 +250,10 @@ impl SourceTable {
     pub(super) fn observe(&mut self, key: Hashed, new: Evidence, now: Tick) -> ProbeCount {
         let Self { sources, window } = self;
         let silent = |source: &SourceEntry| now.since(source.last) > *window;
-        let worth = |way: Way<'_, SourceEntry>| match way.age {
+        let worth = |occupant: Occupant<'_, SourceEntry>| match occupant.age {
             // If the window of any entry has passed, that of the oldest has: no other row needs to be read.
-            OLDEST if silent(way.row) => 0,
-            age => (u64::from(way.rank) + 1) << 8 | (OLDEST - age) as u64,
+            OLDEST if silent(occupant.row) => 0,
+            age => (u64::from(occupant.rank) + 1) << 8 | (OLDEST - age) as u64,
         };
         let (slot, evicted) = match sources.claim(key, worth) {
             Ok(slot) => (slot, false),
@@ -405,7 +405,7 @@ mod tests {
     #[test]
     fn port_leaves_evidence_after_window() {
         let mut suspects = table(8);
-        let ticks = Tick::of(Duration::from_secs(10)).0;
+        let ticks = Tick::ticks(Duration::from_secs(10)).0;
         let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
         assert_eq!(suspects.observe(key(1), syn(ticks, 25), Tick(ticks)).distinct, 2);
         assert_eq!(
@@ -458,7 +458,7 @@ mod tests {
     #[test]
     fn pace_halves_every_period() {
         let mut sources = table(8);
-        let second = |n: u32| Tick::of(Duration::from_secs(n.into()));
+        let second = |n: u32| Tick::ticks(Duration::from_secs(n.into()));
         let slot = (1..=40).map(|port| sources.observe(key(1), syn(second(80).0, port), second(80)).slot).last();
         let pace = sources.pace(slot.unwrap(), second(80));
         assert_eq!([80, 87, 88, 96, 128, 80_000].map(|n| pace.ports(second(n))), [40, 40, 20, 10, 0, 0]);

@@ -116,7 +116,7 @@ pub(super) struct Strikes {
 
 impl Strikes {
     pub(super) fn new(entries: usize, forget: Duration, secret: HashKey) -> Self {
-        Self { records: Table::new(entries, secret), forget: Tick::of(forget) }
+        Self { records: Table::new(entries, secret), forget: Tick::ticks(forget) }
     }
 
     /// Faults in the memory of the next entries.
@@ -126,7 +126,7 @@ impl Strikes {
 
     /// Changes the time after which new records are forgotten; existing ones keep their time.
     pub(super) fn set_forget(&mut self, forget: Duration) {
-        self.forget = Tick::of(forget);
+        self.forget = Tick::ticks(forget);
     }
 
     /// Number of bans that count against `key` at `now`.
@@ -165,7 +165,7 @@ impl Strikes {
         let Some(record) = self.records.row_mut(key) else { return };
         let (left, served) = (record.until.since(now), now.since(record.since));
         // A ban of a few seconds that failed is lifted at once, within its last seconds.
-        let is_over = left <= Tick::of(LAST_SECONDS) && left <= served;
+        let is_over = left <= Tick::ticks(LAST_SECONDS) && left <= served;
         if std::mem::take(&mut record.since) == Tick(0) || is_over {
             return;
         }
@@ -194,7 +194,7 @@ impl Strikes {
             LastBan::Lasts(left) => (now.end(left), now),
         };
         let forgotten = match last {
-            LastBan::Over(ago) => now.plus(self.forget.since(Tick::of(ago))),
+            LastBan::Over(ago) => now.plus(self.forget.since(Tick::ticks(ago))),
             LastBan::Lasts(_) => until.plus(self.forget),
         };
         if strikes > 0 && forgotten > now {
@@ -213,7 +213,7 @@ impl Strikes {
             true => u64::from(record.bans) << 32 | u64::from(record.forgotten.0),
             false => 0,
         };
-        let (Ok(slot) | Err(Claim { slot, .. })) = self.records.claim(key, |way| worth(way.row));
+        let (Ok(slot) | Err(Claim { slot, .. })) = self.records.claim(key, |occupant| worth(occupant.row));
         if let Some(place) = self.records.get_mut(slot) {
             *place = record;
         }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     fn at(hours: u32) -> Tick {
-        Tick::of(hours * HOUR).plus(Tick(1))
+        Tick::ticks(hours * HOUR).plus(Tick(1))
     }
 
     #[test]

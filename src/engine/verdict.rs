@@ -184,7 +184,7 @@ impl Ban {
             fragmented: false,
             decoy: false,
         };
-        let probe = Probe { observation, target: BanTarget::of(source), distinct: 1, probes: 1, fresh: true };
+        let probe = Probe { observation, target: BanTarget::containing(source), distinct: 1, probes: 1, fresh: true };
         let ports = Ports::collect([(Protocol::Tcp, 23, Class::Syn)].into_iter());
         let first = Timestamp::default();
         let grade = Grade::Forgeable;

@@ -37,12 +37,12 @@ pub fn bounded(length: usize) -> (Sender, Receiver) {
 impl Sender {
     /// Queues `event`, or counts it as dropped, and wakes the event loop.
     pub fn send(&self, event: Event) {
-        self.put(event);
+        self.push(event);
         self.wake();
     }
 
     /// Queues `event` without the wake-up, which is a system call.
-    pub fn put(&self, event: Event) {
+    pub fn push(&self, event: Event) {
         let no_room = event.what.is_attacker_driven() && self.0.events.len() >= self.0.attacker_driven;
         if no_room || self.0.events.push(event).is_err() {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);

@@ -24,8 +24,8 @@ pub enum Wording {
 
 /// The line of an event; `None` for an event without a line (a repeated port).
 #[must_use]
-pub fn of(what: &EventKind) -> Option<String> {
-    named(what, None, Wording::Stealth)
+pub fn line(what: &EventKind) -> Option<String> {
+    line_with_name(what, None, Wording::Stealth)
 }
 
 /// The line that follows the classic line of an event, if there is additional information.
@@ -71,7 +71,7 @@ pub fn names(what: &EventKind) -> Option<IpAddr> {
 /// The line of an event, with the name of the address from [`names`]. `name` must be clean: letters, digits, ".", "-"
 /// and "_", and not an address.
 #[must_use]
-pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<String> {
+pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<String> {
     Some(match what {
         EventKind::Started => "adminalert: PortSentry is now active and listening.".to_owned(),
         EventKind::Probe(probe) if probe.fresh => scan(probe, name),
@@ -105,7 +105,7 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
         EventKind::BlockFailed { target, reason, backend } => {
             format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", Shown(*target), backend.name())
         }
-        EventKind::Exempt { spared: Exempt { observation, protection, .. }, probes } => format!(
+        EventKind::Exempt { exempt: Exempt { observation, protection, .. }, probes } => format!(
             "adminalert: {} from {} to {} port {} does not count: the source is {protection}, which is never blocked{}",
             observation.class.title(),
             observation.source,
@@ -229,7 +229,7 @@ mod tests {
 
     /// Both lines of an event.
     fn lines(event: &EventKind, wording: Wording) -> (String, Option<String>) {
-        (named(event, None, wording).unwrap(), addition(event))
+        (line_with_name(event, None, wording).unwrap(), addition(event))
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub enum EventKind {
     },
     /// A source that is never blocked probes this host.
     Exempt {
-        spared: Exempt,
+        exempt: Exempt,
         /// Number of probes that this event represents.
         probes: u32,
     },
@@ -161,7 +161,7 @@ impl EventKind {
         match verdict {
             Verdict::Probe(probe) => probe.fresh.then_some(Self::Probe(probe)),
             Verdict::LogOnly(ban) => Some(Self::Scan(ban)),
-            Verdict::Exempt(spared) => spared.report.map(|probes| Self::Exempt { spared, probes }),
+            Verdict::Exempt(exempt) => exempt.report.map(|probes| Self::Exempt { exempt, probes }),
             Verdict::Repeated(Repeated { target, standing, report, .. }) => {
                 report.map(|packets| Self::Repeated { target, standing, packets })
             }

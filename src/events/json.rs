@@ -152,9 +152,9 @@ impl From<&Event> for EventRecord {
             EventKind::BlockFailed { target, reason, backend } => {
                 Self { target: Some(target.to_string()), ..base.method(*backend).reason(reason.clone()) }
             }
-            EventKind::Exempt { spared, probes } => Self {
+            EventKind::Exempt { exempt, probes } => Self {
                 probes: Some(*probes),
-                ..base.observation(&spared.observation).reason(spared.protection.to_string())
+                ..base.observation(&exempt.observation).reason(exempt.protection.to_string())
             },
             EventKind::Repeated { target, standing, packets } => {
                 let why = match standing {

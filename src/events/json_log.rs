@@ -30,11 +30,11 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A change in the state of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum FileEvent {
     /// Writing has failed.
     Failed(String),
     /// Writing works again, but lines were lost.
-    Better(String),
+    Recovered(String),
 }
 
 /// Accepts lines for the file. When it is dropped, the remaining lines are written if the disk is fast enough.
@@ -54,7 +54,7 @@ impl LineFile {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(path: &Path, tell: impl Fn(News) + Send + 'static) -> io::Result<Self> {
+    pub fn start(path: &Path, tell: impl Fn(FileEvent) + Send + 'static) -> io::Result<Self> {
         let place = path.to_owned();
         Self::start_with(path, move || open(&place), tell)
     }
@@ -66,7 +66,7 @@ impl LineFile {
     pub fn start_with(
         path: &Path,
         open: impl Fn() -> io::Result<File> + Send + 'static,
-        tell: impl Fn(News) + Send + 'static,
+        tell: impl Fn(FileEvent) + Send + 'static,
     ) -> io::Result<Self> {
         let worker = Worker::start("json-file", QUEUE, |inbox| {
             let mut writer = Writer {
@@ -94,15 +94,15 @@ impl LineFile {
     }
 
     /// Queues a line without its line end. Never waits; a line that does not fit is counted as lost.
-    pub fn put(&self, line: String) {
-        let _ = self.worker.handle().put(Command::Line(line));
+    pub fn send(&self, line: String) {
+        let _ = self.worker.handle().send(Command::Line(line));
     }
 
     /// Requests that the file be reopened.
     pub fn reopen(&self) {
         // A busy thread checks the file itself within a second.
         if self.worker.handle().inbox().len() < QUEUE {
-            let _ = self.worker.handle().put(Command::Reopen);
+            let _ = self.worker.handle().send(Command::Reopen);
         }
     }
 }
@@ -127,7 +127,7 @@ struct Writer {
     lost_said: u64,
     failing: bool,
     said: Option<Instant>,
-    tell: Box<dyn Fn(News) + Send>,
+    tell: Box<dyn Fn(FileEvent) + Send>,
 }
 
 impl Writer {
@@ -182,7 +182,7 @@ impl Writer {
                 self.looked = Instant::now();
                 if !std::mem::replace(&mut self.failing, true) {
                     let path = self.path.display();
-                    (self.tell)(News::Failed(format!(
+                    (self.tell)(FileEvent::Failed(format!(
                         "cannot write events to {path} (report.json_file): {error}; the daemon continues without the \
                          file and retries every second"
                     )));
@@ -200,9 +200,9 @@ impl Writer {
         self.lost_said += lost;
         let path = self.path.display();
         if self.failing {
-            (self.tell)(News::Better(format!("events are written to {path} again; events lost: {lost}")));
+            (self.tell)(FileEvent::Recovered(format!("events are written to {path} again; events lost: {lost}")));
         } else if lost > 0 {
-            (self.tell)(News::Better(format!(
+            (self.tell)(FileEvent::Recovered(format!(
                 "{} lost, because they came faster than they could be written to {path}",
                 counted(lost, "event")
             )));
@@ -258,7 +258,7 @@ mod tests {
 
     use super::*;
 
-    type Reported = Arc<Mutex<Vec<News>>>;
+    type Reported = Arc<Mutex<Vec<FileEvent>>>;
 
     fn start(path: &Path) -> (LineFile, Reported) {
         let reported = Reported::default();
@@ -287,7 +287,7 @@ mod tests {
         let path = directory.path().join("events");
         fs::write(&path, "of a crash").unwrap();
         let (file, reported) = start(&path);
-        (0..1_000).for_each(|number| file.put(number.to_string()));
+        (0..1_000).for_each(|number| file.send(number.to_string()));
         drop(file);
         let text = fs::read_to_string(&path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
@@ -308,20 +308,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (path, moved) = (directory.path().join("events"), directory.path().join("events.1"));
         let (file, reported) = start(&path);
-        file.put("one".to_owned());
+        file.send("one".to_owned());
         text_is(&path, "one\n");
         fs::rename(&path, &moved).unwrap();
         std::thread::sleep(POLL_INTERVAL);
-        file.put("two".to_owned());
+        file.send("two".to_owned());
         text_is(&path, "two\n");
         text_is(&moved, "one\n");
         fs::remove_file(&path).unwrap();
         file.reopen();
-        file.put("three".to_owned());
+        file.send("three".to_owned());
         text_is(&path, "three\n");
         // copytruncate
         fs::write(&path, "").unwrap();
-        file.put("four".to_owned());
+        file.send("four".to_owned());
         text_is(&path, "four\n");
         drop(file);
         assert_eq!(*reported.lock().unwrap(), []);
@@ -333,16 +333,16 @@ mod tests {
         let folder = directory.path().join("later");
         let path = folder.join("events");
         let (file, reported) = start(&path);
-        (0..10).for_each(|number| file.put(number.to_string()));
+        (0..10).for_each(|number| file.send(number.to_string()));
         wait(|| (!reported.lock().unwrap().is_empty()).then_some(()));
         std::thread::sleep(POLL_INTERVAL + POLL_INTERVAL / 2);
-        assert!(matches!(&reported.lock().unwrap()[..], [News::Failed(text)] if text.contains("No such file")));
+        assert!(matches!(&reported.lock().unwrap()[..], [FileEvent::Failed(text)] if text.contains("No such file")));
         let line = "x".repeat(1 << 12);
-        (0..400).for_each(|_| file.put(line.clone()));
+        (0..400).for_each(|_| file.send(line.clone()));
         fs::create_dir(&folder).unwrap();
         wait(|| fs::read_to_string(&path).ok().filter(|text| text.starts_with("0\n1\n") && text.len() > 1 << 19));
         let text = wait(|| reported.lock().unwrap().get(1).cloned());
-        let News::Better(text) = text else { panic!("{text:?}") };
+        let FileEvent::Recovered(text) = text else { panic!("{text:?}") };
         assert!(
             text.contains("again; events lost: 14"),
             "{text}: about 145 of 400 lines of 4 KiB do not fit into 1 MiB"
@@ -359,9 +359,9 @@ mod tests {
         std::os::unix::fs::symlink(&target, &link).unwrap();
         for path in [link.as_path(), Path::new("/dev/null")] {
             let (file, reported) = start(path);
-            file.put("x".to_owned());
+            file.send("x".to_owned());
             drop(file);
-            assert!(matches!(&reported.lock().unwrap()[..], [News::Failed(_)]), "{}", path.display());
+            assert!(matches!(&reported.lock().unwrap()[..], [FileEvent::Failed(_)]), "{}", path.display());
         }
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
     }

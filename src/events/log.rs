@@ -58,7 +58,7 @@ pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
 /// Writes the line of `event`, if it has one, with the name of its source, if known. The journal fields are those of
 /// the JSON object. An additional line only has the fields that identify the event and its target.
 pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
-    let Some(line) = classic_log::named(&event.what, name, wording) else { return };
+    let Some(line) = classic_log::line_with_name(&event.what, name, wording) else { return };
     let record = EventRecord::from(event);
     // A macro, because a level is part of the call site. The journal converts names to upper case.
     macro_rules! log {

@@ -30,7 +30,7 @@ impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match LINES.get() {
             // A line that does not fit into the queue is counted.
-            Some(lines) => drop(lines.put(line.to_vec())),
+            Some(lines) => drop(lines.send(line.to_vec())),
             None => io::stderr().write_all(line)?,
         }
         Ok(line.len())
@@ -107,7 +107,7 @@ mod tests {
         let worker = write_to(writer).unwrap();
         let begin = Instant::now();
         for number in 0..30_000 {
-            let _ = worker.handle().put(format!("{number:099}\n").into_bytes());
+            let _ = worker.handle().send(format!("{number:099}\n").into_bytes());
         }
         assert!(begin.elapsed() < Duration::from_secs(10), "no line waits for the reader");
         let lost = worker.handle().inbox().refused();
@@ -120,7 +120,7 @@ mod tests {
             lines.next().unwrap(),
             format!("adminalert: ERROR: the reader of standard error was too slow: {lost} lines lost")
         );
-        worker.handle().put(b"later\n".to_vec()).unwrap();
+        worker.handle().send(b"later\n".to_vec()).unwrap();
         assert_eq!(lines.next().unwrap(), "later");
         assert_eq!(worker.stop(Duration::from_secs(10)), Some(()));
     }
@@ -129,7 +129,7 @@ mod tests {
     fn end_waits_briefly_for_reader() {
         let (_reader, writer) = UnixStream::pair().unwrap();
         let worker = write_to(writer).unwrap();
-        while worker.handle().put(vec![b'x'; 4_096]).is_ok() {}
+        while worker.handle().send(vec![b'x'; 4_096]).is_ok() {}
         assert_eq!(worker.stop(Duration::from_millis(50)), None);
     }
 }

@@ -47,7 +47,7 @@ struct Blame {
 
 /// How to handle a notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum NoticeOrder {
     /// The sequence number is the expected one.
     Next,
     /// Notices were missed, or the author has restarted.
@@ -73,14 +73,14 @@ impl Authors {
     }
 
     /// Records a notice with this sequence number; returns how to handle it.
-    pub(super) fn note(&mut self, author: &Author, sequence: u64, now: Timestamp) -> Order {
-        let Some(known) = self.get(author) else { return Order::Next };
-        if !known.notices.take(now) {
-            return Order::TooMany;
+    pub(super) fn record_notice(&mut self, author: &Author, sequence: u64, now: Timestamp) -> NoticeOrder {
+        let Some(known) = self.get(author) else { return NoticeOrder::Next };
+        if !known.notices.try_take(now) {
+            return NoticeOrder::TooMany;
         }
         let last = known.sequence.replace(sequence);
         let is_next = last.is_none_or(|last| last.wrapping_add(1) == sequence);
-        if is_next || !known.gaps.take(now) { Order::Next } else { Order::Gap }
+        if is_next || !known.gaps.try_take(now) { NoticeOrder::Next } else { NoticeOrder::Gap }
     }
 
     /// Forgets the sequence numbers. Notices may have been missed, so a scan follows.
@@ -186,20 +186,29 @@ mod tests {
     fn sequence_gaps_cause_bounded_scans() {
         let mut authors = Authors::default();
         let a = host("a");
-        assert_eq!(authors.note(&a, 100, at(1)), Order::Next, "the first number implies no earlier ones");
-        assert_eq!(authors.note(&a, 101, at(1)), Order::Next);
-        assert_eq!(authors.note(&a, 103, at(1)), Order::Gap);
-        assert_eq!(authors.note(&a, 7, at(1)), Order::Gap, "the author has restarted");
-        let gaps = (0..100).filter(|n| authors.note(&a, 2 * n, at(1)) == Order::Gap).count();
+        assert_eq!(
+            authors.record_notice(&a, 100, at(1)),
+            NoticeOrder::Next,
+            "the first number implies no earlier ones"
+        );
+        assert_eq!(authors.record_notice(&a, 101, at(1)), NoticeOrder::Next);
+        assert_eq!(authors.record_notice(&a, 103, at(1)), NoticeOrder::Gap);
+        assert_eq!(authors.record_notice(&a, 7, at(1)), NoticeOrder::Gap, "the author has restarted");
+        let gaps = (0..100).filter(|n| authors.record_notice(&a, 2 * n, at(1)) == NoticeOrder::Gap).count();
         assert_eq!(gaps, 2, "an author causes {MAX_GAPS_PER_HOUR} scans per hour");
-        assert_eq!(authors.note(&host("b"), 5, at(1)), Order::Next);
-        assert_eq!(authors.note(&host("b"), 9, at(1)), Order::Gap, "other authors are not limited by it");
+        assert_eq!(authors.record_notice(&host("b"), 5, at(1)), NoticeOrder::Next);
+        assert_eq!(
+            authors.record_notice(&host("b"), 9, at(1)),
+            NoticeOrder::Gap,
+            "other authors are not limited by it"
+        );
     }
 
     #[test]
     fn flood_of_one_author_is_cut() {
         let mut authors = Authors::default();
-        let read = (0..100_000).filter(|n| authors.note(&host("a"), *n, at(1)) != Order::TooMany).count();
+        let read =
+            (0..100_000).filter(|n| authors.record_notice(&host("a"), *n, at(1)) != NoticeOrder::TooMany).count();
         assert_eq!(read, 600);
         assert_eq!((0..20_000).filter(|_| authors.admit_scanned(&host("a"))).count(), 10_000);
         authors.begin_scan();
@@ -210,7 +219,7 @@ mod tests {
     fn authors_above_limit_are_not_kept() {
         let mut authors = Authors::default();
         for number in 0..20_000 {
-            authors.note(&host(&format!("h{number}")), 1, at(1));
+            authors.record_notice(&host(&format!("h{number}")), 1, at(1));
         }
         assert_eq!(authors.len(), MAX_AUTHORS);
     }

@@ -2,8 +2,8 @@
 //! packet path does not depend on it, and the daemon judges every report.
 
 pub mod acl;
-mod allowance;
 mod authors;
+mod byte_limit;
 mod connect;
 mod daemon;
 pub mod key;

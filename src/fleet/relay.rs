@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use super::authors::{Authors, Order};
+use super::authors::{Authors, NoticeOrder};
 use super::daemon::Daemon;
 use super::key::{Author, Key};
 use super::report::Report;
@@ -84,10 +84,10 @@ impl Relay {
                 return false;
             }
         };
-        let is_gap = match self.authors.note(&author, notice.sequence, now) {
-            Order::Next => false,
-            Order::Gap => true,
-            Order::TooMany => {
+        let is_gap = match self.authors.record_notice(&author, notice.sequence, now) {
+            NoticeOrder::Next => false,
+            NoticeOrder::Gap => true,
+            NoticeOrder::TooMany => {
                 self.blame(&author, "more than 600 notices in a minute", now);
                 return false;
             }
@@ -123,7 +123,7 @@ impl Relay {
         schedule: &mut Schedule,
         spread: (u32, f64),
     ) -> Result<(), ServerError> {
-        let Some((scan, begins)) = schedule.take(boot_time()) else { return Ok(()) };
+        let Some((scan, begins)) = schedule.take_due(boot_time()) else { return Ok(()) };
         if begins {
             self.authors.begin_scan();
             self.lifts.retain(|_, until| *until > boot_time());

@@ -106,7 +106,7 @@ impl Schedule {
     }
 
     /// Returns the scan whose next page is due, and whether this page is its first.
-    pub(super) fn take(&mut self, now: Timestamp) -> Option<(Scan, bool)> {
+    pub(super) fn take_due(&mut self, now: Timestamp) -> Option<(Scan, bool)> {
         if now < self.due {
             return None;
         }
@@ -198,7 +198,7 @@ mod tests {
         let mut schedule = Schedule::new();
         let mut passes = Vec::new();
         for next in [5, 0, 9, 0] {
-            let (scan, begins) = schedule.take(at(1)).unwrap();
+            let (scan, begins) = schedule.take_due(at(1)).unwrap();
             assert_eq!(begins, passes.is_empty());
             passes.push((scan.pass, scan.cursor));
             let progress = schedule.advance(scan, next, 10, Duration::ZERO, at(1));
@@ -210,13 +210,13 @@ mod tests {
     #[test]
     fn scan_continues_in_smaller_pages() {
         let mut schedule = Schedule::new();
-        let (mut scan, _) = schedule.take(at(1)).unwrap();
+        let (mut scan, _) = schedule.take_due(at(1)).unwrap();
         scan.cursor = 77;
         for page in [16, 1] {
             schedule.shrink(scan);
             assert!(schedule.is_broken_off());
             schedule.connected((3, 1.0), at(2));
-            let (resumed, begins) = schedule.take(at(2)).unwrap();
+            let (resumed, begins) = schedule.take_due(at(2)).unwrap();
             assert_eq!((resumed.cursor, begins, schedule.page()), (77, false, page));
         }
         schedule.shrink(scan);
@@ -229,7 +229,7 @@ mod tests {
     fn endless_scan_is_ended() {
         let mut schedule = Schedule::new();
         let pages = (0..100_000).take_while(|_| {
-            let (scan, _) = schedule.take(at(1)).unwrap();
+            let (scan, _) = schedule.take_due(at(1)).unwrap();
             schedule.advance(scan, 7, 256, Duration::ZERO, at(1)) != Progress::TooMany
         });
         assert_eq!(pages.count(), MAX_NAMES / 256);

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::allowance::{Allowance, Bounded};
+use super::byte_limit::{Bounded, ByteLimit};
 use super::connect::{Endpoint, SERVER_TIMEOUT};
 use super::key::{Author, Key, Keyspace};
 use super::report::{BadValue, MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
@@ -75,7 +75,7 @@ pub(super) enum Entry {
 pub(super) struct Server {
     connection: MultiplexedConnection,
     pub(super) keys: Keyspace,
-    allowance: Allowance,
+    limit: ByteLimit,
     notices: mpsc::Receiver<Incoming>,
     missed: Arc<AtomicBool>,
     driver: JoinHandle<()>,
@@ -87,11 +87,11 @@ impl Server {
         // A certificate error may quote text that the server chose.
         let failed = |error: io::Error| ServerError::Connect(quotable(&error.to_string(), MAX_DETAIL_LEN));
         let stream = endpoint.connect().await.map_err(failed)?;
-        let allowance = Allowance::default();
-        let stream = Bounded::new(stream, allowance.clone());
+        let limit = ByteLimit::default();
+        let stream = Bounded::new(stream, limit.clone());
         let (sender, notices) = mpsc::channel(MAX_NOTICES);
         let missed = Arc::new(AtomicBool::new(false));
-        let push = push_handler(keys.clone(), allowance.clone(), sender, Arc::clone(&missed));
+        let push = push_handler(keys.clone(), limit.clone(), sender, Arc::clone(&missed));
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(SERVER_TIMEOUT)).set_push_sender(push);
         // The client crate announces its name with a command that the ACL does not permit.
         let login = RedisConnectionInfo::default()
@@ -100,17 +100,16 @@ impl Server {
             .set_password(&endpoint.password)
             .set_skip_set_lib_name();
         let opened = timeout(SERVER_TIMEOUT, MultiplexedConnection::new_with_config(&login, stream, config)).await;
-        let (connection, driver) =
-            opened.map_err(|_| ServerError::Slow)?.map_err(|error| explain(&error, &allowance))?;
+        let (connection, driver) = opened.map_err(|_| ServerError::Slow)?.map_err(|error| explain(&error, &limit))?;
         let driver = tokio::spawn(driver);
-        Ok(Self { connection, keys, allowance, notices, missed, driver })
+        Ok(Self { connection, keys, limit, notices, missed, driver })
     }
 
     /// Subscribes to the notices of the whole fleet.
     pub(super) async fn subscribe(&mut self) -> Result<(), ServerError> {
-        self.allowance.renew();
+        self.limit.renew();
         let channels = self.keys.channels();
-        self.connection.psubscribe(channels).await.map_err(|error| explain(&error, &self.allowance))
+        self.connection.psubscribe(channels).await.map_err(|error| explain(&error, &self.limit))
     }
 
     /// The next notice; `None` if the server has closed the connection. Cancel safe.
@@ -190,7 +189,7 @@ impl Server {
             entries.push(match replies {
                 [Ok(value), Ok(Value::Int(pttl))] => read_entry(key, value, *pttl),
                 [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => {
-                    return Err(explain(error, &self.allowance));
+                    return Err(explain(error, &self.limit));
                 }
                 _ => Entry::Bad(BadValue("it is not a string")),
             });
@@ -216,32 +215,32 @@ impl Server {
         pattern: &str,
         count: usize,
     ) -> Result<(u64, Vec<Vec<u8>>), ServerError> {
-        self.allowance.renew();
+        self.limit.renew();
         let mut command = cmd("SCAN");
         command.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count);
         let page = command.query_async::<(u64, Vec<Vec<u8>>)>(&mut self.connection).await;
-        page.map_err(|error| explain(&error, &self.allowance))
+        page.map_err(|error| explain(&error, &self.limit))
     }
 
     /// Checks that the server answers.
     pub(super) async fn ping(&mut self) -> Result<(), ServerError> {
-        self.allowance.renew();
+        self.limit.renew();
         let pong = cmd("PING").query_async::<Value>(&mut self.connection).await;
-        pong.map(drop).map_err(|error| explain(&error, &self.allowance))
+        pong.map(drop).map_err(|error| explain(&error, &self.limit))
     }
 
     async fn send(&mut self, commands: &Pipeline) -> Result<Vec<RedisResult<Value>>, ServerError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        self.allowance.renew();
+        self.limit.renew();
         let mut commands = commands.clone();
         let replies = commands.ignore_errors().query_async(&mut self.connection).await;
-        replies.map_err(|error| explain(&error, &self.allowance))
+        replies.map_err(|error| explain(&error, &self.limit))
     }
 
     fn accept(&self, reply: RedisResult<Value>) -> Result<Value, ServerError> {
-        reply.map_err(|error| explain(&error, &self.allowance))
+        reply.map_err(|error| explain(&error, &self.limit))
     }
 }
 
@@ -272,12 +271,12 @@ fn read_entry(key: &Key, value: &Value, pttl: i64) -> Entry {
 /// them.
 fn push_handler(
     keys: Keyspace,
-    allowance: Allowance,
+    limit: ByteLimit,
     sender: mpsc::Sender<Incoming>,
     missed: Arc<AtomicBool>,
 ) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {
     move |push| {
-        allowance.renew();
+        limit.renew();
         let (PushKind::PMessage, [_, Value::BulkString(channel), Value::BulkString(text)]) =
             (push.kind, push.data.as_slice())
         else {
@@ -295,8 +294,8 @@ fn push_handler(
     }
 }
 
-fn explain(error: &RedisError, allowance: &Allowance) -> ServerError {
-    if allowance.is_exceeded() {
+fn explain(error: &RedisError, limit: &ByteLimit) -> ServerError {
+    if limit.is_exceeded() {
         return ServerError::TooLarge;
     }
     if error.is_timeout() {

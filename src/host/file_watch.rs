@@ -142,7 +142,7 @@ impl<F: Files> FileWatch<F> {
 }
 
 fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<Stamp>)> {
-    files.paths().into_iter().map(|path| (path.clone(), Stamp::of(&path))).collect()
+    files.paths().into_iter().map(|path| (path.clone(), Stamp::read(&path))).collect()
 }
 
 /// The stat(2) data that shows a change: rewriting keeps the inode and changes the time, renaming another file over it
@@ -158,7 +158,7 @@ struct Stamp {
 
 impl Stamp {
     /// `None` if the path does not exist.
-    fn of(path: &Path) -> Option<Self> {
+    fn read(path: &Path) -> Option<Self> {
         let metadata = fs::metadata(path).ok()?;
         Some(Self {
             device: metadata.dev(),

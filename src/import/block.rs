@@ -112,7 +112,7 @@ impl<'o> Plan<'o> {
             }
         }
         if command.is_narrow {
-            output.note(entry, "this command blocks only some packets of a source; a ban here blocks all of them");
+            output.add_note(entry, "this command blocks only some packets of a source; a ban here blocks all of them");
         }
         self.log = command.log.map(|log| (entry, log)).or(self.log.take());
         self.expire = command.expire.map(|expire| (entry, expire)).or(self.expire.take());
@@ -189,7 +189,7 @@ impl<'o> Plan<'o> {
             }
         };
         if !remark.is_empty() {
-            output.note(entry, remark);
+            output.add_note(entry, remark);
         }
         let remark = [entry.origin(), sentence(remark)].join("\n");
         output.document.set(table, "block", &value, remark.trim_end());
@@ -209,7 +209,7 @@ impl<'o> Plan<'o> {
         if let Some((entry, what)) = self.may_end {
             let remark = format!("{}\nIf {what} ends the ban, write its time here.", entry.origin());
             output.document.set("", "expire", &Value::text("24h"), &remark);
-            return output.note(
+            return output.add_note(
                 entry,
                 &format!("{what} may end bans of this command; write that time as expire instead of \"24h\""),
             );
@@ -249,7 +249,7 @@ impl<'o> Plan<'o> {
         }
         if let Some(entry) = lost {
             remark = format!("{} is left out, see below; nftables blocks instead.", entry.origin());
-            output.note(entry, "this command may block, but is left out; \"nft\" in block.method replaces it");
+            output.add_note(entry, "this command may block, but is left out; \"nft\" in block.method replaces it");
         } else if !nft {
             remark.push_str("Consider \"nft\" in addition or instead: it drops all packets of a blocked source.");
         }
@@ -299,7 +299,7 @@ impl<'o> Plan<'o> {
                 let remark = "Reverts the command when the ban has ended.";
                 output.document.set("block.run", "expire_command", &Value::Texts(undo), remark);
             } else if entry.key == "KILL_ROUTE" {
-                output.note(
+                output.add_note(
                     entry,
                     "this command may block permanently; write the command that reverts it to block.run.expire_command",
                 );

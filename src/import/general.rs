@@ -35,7 +35,7 @@ pub(super) fn scan_trigger(options: &Options, output: &mut Output) {
     };
     let forgiven = u8::try_from(number.min(15)).unwrap_or(15);
     if number > 15 {
-        output.note(entry, "exceeds the maximum; 15 is written");
+        output.add_note(entry, "exceeds the maximum; 15 is written");
     }
     let remark = format!("{}\n{remark}", entry.origin());
     output.document.set("detect", "scan_trigger", &Value::Number(forgiven), &remark);
@@ -60,12 +60,12 @@ pub(super) fn leave_out(options: &Options, output: &mut Output) {
         let remark = format!("is written as {file} to /var/lib/portsentry, or to the directory of --state-dir");
         output.document.tail(&format!("{}: the file {remark}.", entry.origin()));
         if Path::new(&entry.value).parent() != Some(Path::new("/var/lib/portsentry")) {
-            output.note(entry, &format!("no key is needed: the file {remark}"));
+            output.add_note(entry, &format!("no key is needed: the file {remark}"));
         }
     }
     for entry in options.unknown.iter().take(MAX_UNKNOWN) {
         output.document.tail(&format!("{}: not an option of PortSentry; left out.", entry.origin()));
-        output.note(entry, "not an option of PortSentry; left out");
+        output.add_note(entry, "not an option of PortSentry; left out");
     }
     if let Some(more) = options.unknown.len().checked_sub(MAX_UNKNOWN).filter(|more| *more > 0) {
         output.document.tail(&format!("Further lines that are not options of PortSentry: {more}."));

@@ -74,7 +74,7 @@ impl<'s> Options<'s> {
         for (entry, is_indented) in entries {
             let key = entry.key.as_str();
             if is_1_2 && is_indented && is_known(key) {
-                output.note(&entry, "the line begins with a blank, so PortSentry 1.2 skips it; left out");
+                output.add_note(&entry, "the line begins with a blank, so PortSentry 1.2 skips it; left out");
             } else if is_known(key) || MODES.contains(&key) {
                 options.insert(entry, is_1_2, output);
             } else {
@@ -97,7 +97,7 @@ impl<'s> Options<'s> {
                 "this last line is used, as in PortSentry 2.0 (1.2 uses the first)"
             };
             let message = format!("also set in line {}; {taken}. Delete the wrong line", before.line);
-            output.note(&entry, &message);
+            output.add_note(&entry, &message);
         }
         if before.is_none() || !is_1_2 {
             self.replace(entry);
@@ -147,7 +147,7 @@ fn entry<'s>(
     let entry = |value: &str| Entry { file, line, key: key.to_owned(), value: value.to_owned() };
     let Some(quote) = rest.chars().next().filter(|c| matches!(c, '"' | '\'')) else {
         let entry = entry(rest.split(" #").next().unwrap_or("").trim_end());
-        output.note(&entry, "the value has no quotes, so classic PortSentry skips the line; the value is used");
+        output.add_note(&entry, "the value has no quotes, so classic PortSentry skips the line; the value is used");
         return Ok(entry);
     };
     let inner = rest.get(1..).unwrap_or("");
@@ -163,7 +163,7 @@ fn entry<'s>(
         && let Some(value) = inner.strip_suffix(quote)
     {
         let entry = entry(&value.replace("\\\"", "\""));
-        output.note(
+        output.add_note(
             &entry,
             "the value contains quotes, so classic PortSentry ends it at the first inner one; the whole value is \
              used",

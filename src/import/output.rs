@@ -37,7 +37,7 @@ impl<'s> Output<'s> {
     }
 
     /// Adds a note about the line of `entry`.
-    pub(super) fn note(&mut self, entry: &Entry, message: &str) {
+    pub(super) fn add_note(&mut self, entry: &Entry, message: &str) {
         self.notes.add(entry.file, Some(entry.line), Some(&entry.key), message);
     }
 
@@ -49,7 +49,7 @@ impl<'s> Output<'s> {
     /// Leaves a comment in `table` instead of a key, and adds a note.
     pub(super) fn left_out(&mut self, table: &str, entry: &Entry, why: &str) {
         self.document.remark(table, &format!("{}\nLeft out: {why}", entry.origin()));
-        self.note(entry, &format!("left out: {why}"));
+        self.add_note(entry, &format!("left out: {why}"));
     }
 
     /// Writes `key = value` to `table`, with its origin.

@@ -24,7 +24,10 @@ pub(super) fn translate(options: &Options, modes: Option<&Options>, output: &mut
         } else {
             "used, because nothing else sets the mode"
         };
-        output.note(entry, &format!("classic PortSentry reads this option only from /etc/default/portsentry; {fate}"));
+        output.add_note(
+            entry,
+            &format!("classic PortSentry reads this option only from /etc/default/portsentry; {fate}"),
+        );
     }
     let says_mode = modes.is_some() || !misplaced.is_empty();
     let lists = ["TCP_PORTS", "UDP_PORTS", "ADVANCED_PORTS_TCP", "ADVANCED_PORTS_UDP"];
@@ -92,7 +95,7 @@ fn protocol(
         if is_advanced && ports.iter().any(|port| port >= FIRST_EPHEMERAL) {
             let message = "the range includes ports of this host's outgoing connections (32768 and above), whose \
                            late answers look like probes; write a smaller number";
-            output.note(entry, message);
+            output.add_note(entry, message);
         }
         watched = ports;
     } else if is_advanced {

@@ -31,7 +31,7 @@ pub const BLOCKED: &str = "portsentry.blocked";
 const HISTORY_LIMIT: u64 = 256 << 20;
 
 /// Maximum number of bytes that wait for free disk space.
-const WAITING: usize = 1 << 20;
+const MAX_WAITING: usize = 1 << 20;
 
 /// The two files.
 pub struct LegacyFiles {
@@ -52,13 +52,13 @@ impl LegacyFiles {
     }
 
     /// Queues `ban` for the history. Imported bans are excluded, because the source of the import already has them.
-    pub fn note(&mut self, ban: &BanRecord) {
+    pub fn add(&mut self, ban: &BanRecord) {
         if ban.author == Author::Import {
             return;
         }
         let mut line = String::with_capacity(96);
         put_line(&mut line, &mut Date::default(), &BanSummary::from(ban));
-        if self.waiting.len() + line.len() > WAITING {
+        if self.waiting.len() + line.len() > MAX_WAITING {
             self.left_out += 1;
         } else {
             self.waiting.push_str(&line);
@@ -116,7 +116,7 @@ impl LegacyFiles {
 fn put_line(text: &mut String, date: &mut Date, ban: &BanSummary) {
     let (protocol, port) = ban.port.unwrap_or((Protocol::Tcp, 0));
     let seconds = ban.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().min(LAST_SECOND);
-    let (date, source) = (date.of(seconds), host(ban));
+    let (date, source) = (date.format(seconds), host(ban));
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{seconds} - {date} Host: {source}/{source} Port: {port} {} Blocked", protocol.name());
 }
@@ -129,7 +129,7 @@ struct Date {
 }
 
 impl Date {
-    fn of(&mut self, seconds: u64) -> &str {
+    fn format(&mut self, seconds: u64) -> &str {
         if self.text.is_empty() || self.seconds != seconds {
             let date = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string();
             // 2026-11-21T06:32:13Z

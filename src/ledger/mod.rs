@@ -251,7 +251,7 @@ impl Ledger {
                 Change::Allowed(allowance) => decisions::allow(statements.connection, allowance),
                 Change::Disallowed { network } => decisions::disallow(statements.connection, *network),
                 Change::Ended { target, ended } => statements.end(*target, ended).map(drop),
-                Change::Served(service, at) => services::put(statements.connection, *service, *at),
+                Change::Served(service, at) => services::insert(statements.connection, *service, *at),
                 Change::Listeners(listeners) => services::put_listeners(statements.connection, listeners),
                 Change::Table(table) => services::put_table(statements.connection, table),
                 Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
@@ -303,8 +303,8 @@ impl Ledger {
         self.query(&listed(), named_params! {":now": micros(now)}, row::in_force)
     }
 
-    /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::of`].
-    pub fn of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
+    /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::containing`].
+    pub fn bans_of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
         self.query(&select(OF), named_params! {":subject": target.to_string()}, row::entry)
     }
 

@@ -104,8 +104,8 @@ impl Reader {
         self.entries(ACTIVE, named_params! {":now": micros(now)})
     }
 
-    /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::of`].
-    pub fn of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
+    /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::containing`].
+    pub fn bans_of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
         self.entries(OF, named_params! {":subject": target.to_string()})
     }
 

@@ -46,7 +46,7 @@ pub(super) const USED: [&str; 12] = [
     PUT_BOOT,
 ];
 
-pub(super) fn put(connection: &Connection, service: Service, served: SystemTime) -> Result<(), rusqlite::Error> {
+pub(super) fn insert(connection: &Connection, service: Service, served: SystemTime) -> Result<(), rusqlite::Error> {
     let Service { protocol, port, address } = service;
     let values = named_params! {
         ":protocol": protocol.key(), ":port": port, ":address": address.to_string(), ":served": micros(served),

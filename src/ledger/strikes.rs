@@ -62,7 +62,7 @@ impl Ledger {
             let mut statement = self.connection.prepare(&of_all())?;
             let mut rows = statement.query(values)?;
             while let Some(row) = rows.next()? {
-                recall.take(row)?;
+                recall.add_row(row)?;
             }
             Ok(recall.finish(now, limit))
         })();
@@ -91,7 +91,7 @@ struct Recall {
 }
 
 impl Recall {
-    fn take(&mut self, row: &Row<'_>) -> Result<(), rusqlite::Error> {
+    fn add_row(&mut self, row: &Row<'_>) -> Result<(), rusqlite::Error> {
         let (mut readable, mut target) = (true, None);
         if row.get(ACTIVE)? {
             let ban = row::in_force(row);

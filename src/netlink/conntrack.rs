@@ -137,7 +137,7 @@ impl Tuple {
     }
 
     /// Appends the tuple as the attributes of CTA_TUPLE_ORIG.
-    fn put(&self, tuple: &mut Attributes<'_>) {
+    fn append_to(&self, tuple: &mut Attributes<'_>) {
         tuple.nest(TUPLE_IP, |ip| match (self.source.0, self.destination.0) {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 ip.put(IP_V6_SRC, &source.octets());
@@ -190,7 +190,7 @@ impl Tuple {
 fn put_request(bytes: &mut Vec<u8>, requested: &Tuple) {
     let family = if requested.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
     put_header(bytes, NLM_F_REQUEST, family);
-    Attributes(bytes).nest(TUPLE_ORIG, |tuple| requested.put(tuple));
+    Attributes(bytes).nest(TUPLE_ORIG, |tuple| requested.append_to(tuple));
     put_length(bytes);
 }
 
@@ -307,8 +307,8 @@ mod tests {
     fn entry(original: &Tuple, reply: &Tuple, status: u32) -> Vec<u8> {
         let mut bytes = vec![FAMILY_V4, 0, 0, 0];
         let mut list = Attributes(&mut bytes);
-        list.nest(TUPLE_ORIG, |tuple| original.put(tuple));
-        list.nest(TUPLE_REPLY, |tuple| reply.put(tuple));
+        list.nest(TUPLE_ORIG, |tuple| original.append_to(tuple));
+        list.nest(TUPLE_REPLY, |tuple| reply.append_to(tuple));
         list.put_u32(STATUS, status);
         bytes
     }

@@ -148,7 +148,7 @@ impl<'a> Replay<'a> {
     }
 
     fn run(&mut self, out: &mut impl Write) -> Result<(), ReplayError> {
-        let mut progress = Progress::over(self.path);
+        let mut progress = Progress::new(self.path);
         let inferred = self.infer(&mut progress);
         if let Err(error @ (FileError::Open(_) | FileError::NotAFile | FileError::Empty)) = inferred {
             return Err(self.about(error));
@@ -196,7 +196,7 @@ impl<'a> Replay<'a> {
                 if let Some(refusals) = &mut self.refusals {
                     let is_icmp = matches!(packet.transport, Transport::Icmp { .. });
                     let quote = is_icmp.then(|| wire::quoted(link, frame.bytes)).flatten();
-                    let probe = Observation::of(&packet).filter(|probe| is_watched(&self.settings, probe));
+                    let probe = Observation::from_packet(&packet).filter(|probe| is_watched(&self.settings, probe));
                     refusals.inspect(&packet, probe, quote, ports.used());
                 }
             }
@@ -204,7 +204,7 @@ impl<'a> Replay<'a> {
         });
         self.used = ports.finish();
         if let Some(refusals) = &mut self.refusals {
-            refusals.settle(&self.used);
+            refusals.keep_scans(&self.used);
         }
         for (protocol, address, port) in self.used.iter() {
             match protocol {
@@ -246,7 +246,7 @@ impl<'a> Replay<'a> {
                 Ok(mut packet) => {
                     packet::deliver(&mut packet, &self.host.local);
                     if let Some(what) = self.observe(frame.time, &packet) {
-                        progress.hide(|| self.say(out, time, what))?;
+                        progress.hide(|| self.write_event(out, time, what))?;
                     }
                 }
                 Err(why) => self.summary.count_undecoded(why),
@@ -258,7 +258,7 @@ impl<'a> Replay<'a> {
     /// Judges one packet; returns the event to report.
     fn observe(&mut self, time: Duration, packet: &Packet) -> Option<EventKind> {
         let now = self.clock.tick(time);
-        let observation = Observation::of(packet);
+        let observation = Observation::from_packet(packet);
         if let Transport::Sctp { destination_port, chunk: INIT, .. } = packet.transport
             && self.used.contains((Protocol::Sctp, packet.destination, destination_port))
         {
@@ -292,7 +292,7 @@ impl<'a> Replay<'a> {
             && !destination.is_multicast()
             && !self.used.contains((protocol, destination, port))
             && self.host.allow.protects(source).is_none()
-            && !self.summary.has_judged(BanTarget::of(source))
+            && !self.summary.has_judged(BanTarget::containing(source))
             && !refusals.confirm(observation)
     }
 
@@ -307,12 +307,12 @@ impl<'a> Replay<'a> {
     fn notices(&mut self, out: &mut impl Write, time: SystemTime) -> io::Result<()> {
         let now = self.clock.now();
         while let Some(notice) = self.engine.notice(now) {
-            self.say(out, time, notice.into())?;
+            self.write_event(out, time, notice.into())?;
         }
         Ok(())
     }
 
-    fn say(&self, out: &mut impl Write, time: SystemTime, what: EventKind) -> io::Result<()> {
+    fn write_event(&self, out: &mut impl Write, time: SystemTime, what: EventKind) -> io::Result<()> {
         let event = Event { time, what };
         if !self.json {
             let Some(line) = text::line(&event.what) else { return Ok(()) };

@@ -19,7 +19,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Creates a bar for reading the file `path` twice.
-    pub(super) fn over(path: &Path) -> Self {
+    pub(super) fn new(path: &Path) -> Self {
         let size = std::fs::metadata(path).map_or(0, |about| about.len());
         let target = if size < WORTH_A_BAR { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(size * 2), target);

@@ -52,7 +52,7 @@ impl Refusals {
             && is_first_packet(class)
         {
             if self.tried.len() >= FLOWS {
-                self.settle(used);
+                self.keep_scans(used);
             }
             let tried = self.tried.entry((source, destination)).or_default();
             if tried.len() < TRIED {
@@ -62,7 +62,7 @@ impl Refusals {
     }
 
     /// Keeps the pairs with enough unanswered ports, and forgets the ports.
-    pub(super) fn settle(&mut self, used: &Used) {
+    pub(super) fn keep_scans(&mut self, used: &Used) {
         for ((source, destination), ports) in self.tried.drain() {
             let silent = ports.iter().filter(|(protocol, port)| !used.contains((*protocol, destination, *port)));
             if silent.count() >= self.enough && self.scanned.len() < FLOWS {
@@ -117,13 +117,13 @@ mod tests {
     fn flood_of_pairs_forgets_no_scan() {
         let probe = |source: u32, port| packet(source.to_be_bytes(), [192, 0, 2, 2], tcp(4_000, port, TcpFlags::SYN));
         let (mut refusals, used) = (Refusals::new(2), Used::default());
-        let mut inspect = |packet: &Packet| refusals.inspect(packet, Observation::of(packet), None, &used);
+        let mut inspect = |packet: &Packet| refusals.inspect(packet, Observation::from_packet(packet), None, &used);
         (1..=6).for_each(|port| inspect(&probe(1, port)));
         (1..=5).for_each(|port| inspect(&probe(2, port)));
         (3..200_000).for_each(|source| inspect(&probe(source, 23)));
         assert!(refusals.tried.len() <= FLOWS);
-        refusals.settle(&used);
-        let confirmed = |source| refusals.confirm(&Observation::of(&probe(source, 9)).unwrap());
+        refusals.keep_scans(&used);
+        let confirmed = |source| refusals.confirm(&Observation::from_packet(&probe(source, 9)).unwrap());
         assert_eq!([1, 2, 3].map(confirmed), [true, false, false]);
     }
 }

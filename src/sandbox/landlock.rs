@@ -39,7 +39,7 @@ pub struct Reach {
 }
 
 impl Reach {
-    fn of(policy: &Policy) -> Self {
+    fn from_policy(policy: &Policy) -> Self {
         let real =
             |paths: &mut dyn Iterator<Item = &PathBuf>| paths.filter_map(|path| path.canonicalize().ok()).collect();
         let write = real(&mut policy.own.iter().chain(&policy.write));
@@ -80,7 +80,7 @@ pub(super) enum Unfenced {
 
 /// Restricts this thread and everything that it starts; returns the Landlock version.
 pub(super) fn fence(policy: &Policy) -> Result<Option<(i32, Reach)>, Unfenced> {
-    let reach = Reach::of(policy);
+    let reach = Reach::from_policy(policy);
     let write = (AccessFs::from_read(KNOWN) | AccessFs::WriteFile | AccessFs::Truncate)
         | AccessFs::MakeReg
         | AccessFs::MakeDir
@@ -166,7 +166,7 @@ mod tests {
         let [state, settings] = ["state", "settings"].map(|name| folder.path().join(name));
         [&state, &settings].iter().for_each(|path| std::fs::create_dir(path).unwrap());
         let policy = Policy { own: vec![state.clone()], read: vec![settings.clone()], ..Policy::default() };
-        let reach = Reach::of(&policy);
+        let reach = Reach::from_policy(&policy);
         assert!(reach.has(&state.join("new"), true) && reach.has(&state.join("new"), false));
         assert!(reach.has(&settings.join("ignore"), false) && !reach.has(&settings.join("ignore"), true));
         assert!(!reach.has(&folder.path().join("other"), false));

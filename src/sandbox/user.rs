@@ -94,7 +94,7 @@ impl Account {
             return Err(Some(format!("portsentry cannot change its user without {}", names.join(", "))));
         }
         let account = match looked_up(User::from_name(NAME)) {
-            Ok(Some(user)) if !user.uid.is_root() => Self::of(&user)?,
+            Ok(Some(user)) if !user.uid.is_root() => Self::from_user(&user)?,
             _ => Self::dynamic(policy).ok_or_else(|| {
                 format!("there is no user {NAME} (the package creates it with sysusers.d) and no unused user number")
             })?,
@@ -105,7 +105,7 @@ impl Account {
         Ok(account)
     }
 
-    fn of(user: &User) -> Result<Self, String> {
+    fn from_user(user: &User) -> Result<Self, String> {
         let name = CString::new(NAME).map_err(|error| error.to_string())?;
         let groups = getgrouplist(&name, user.gid).map_err(|error| format!("the groups of {NAME}: {error}"))?;
         let groups = groups.iter().map(|group| group.as_raw()).collect();

@@ -149,7 +149,7 @@ impl Blocker {
         let removed = routes.sweep(now);
         if !removed.targets.is_empty() {
             let count = removed.targets.len();
-            reporter.note(format!("routes of an earlier run that belong to no ban were removed: {count}"));
+            reporter.emit_note(format!("routes of an earlier run that belong to no ban were removed: {count}"));
         }
         report_routes(removed.trouble, reporter);
     }

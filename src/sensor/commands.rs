@@ -113,7 +113,7 @@ impl Inbox {
     }
 
     /// Queues `command` and wakes the sensor; returns the command if the queue is full.
-    pub fn put(&self, command: SensorCommand) -> Result<(), SensorCommand> {
+    pub fn send(&self, command: SensorCommand) -> Result<(), SensorCommand> {
         let (queue, wake) = &*self.0;
         let queued = queue.push(command);
         // The counter overflows only after 2^64 commands.

@@ -332,7 +332,7 @@ impl BanController {
             nft.lift(&stale)?;
             nft.restore(&bans)
         });
-        self.reporter.note(format!(
+        self.reporter.emit_note(format!(
             "{by} loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: \
              {}, other elements, which were removed: {}. To save a ruleset without them, see \
              docs/interoperability.md",

@@ -302,7 +302,7 @@ impl Enforcement {
         for target in self.blocker.keep_reachable(scope.observer.host()) {
             let text =
                 format!("the route that blocked {target} was removed because it would cut off protected addresses");
-            scope.reporter.note(text);
+            scope.reporter.emit_note(text);
         }
         let allowed = scope.observer.allowed();
         self.change_sets(scope, "cannot update the kernel's allow-list", |nft| update(nft, &allowed));
@@ -348,7 +348,9 @@ impl Enforcement {
     /// Replaces the rules of the table; its sets keep their elements.
     pub(super) fn replace_ruleset(&mut self, scope: &Scope<'_>, wanted: RulesetSpec) {
         match self.blocker.nft.as_mut().map(|backend| backend.replace_rules(wanted)) {
-            Some(Ok(())) => scope.reporter.note("table inet portsentry now has the rules of the new configuration"),
+            Some(Ok(())) => {
+                scope.reporter.emit_note("table inet portsentry now has the rules of the new configuration")
+            }
             None => {}
             Some(Err(error)) => {
                 scope.reporter.error(format!("cannot install the rules of the new configuration: {error}"))

@@ -224,7 +224,7 @@ impl Sensor {
     fn replace_capture(&mut self, live: Live) -> Result<(), SensorError> {
         // The old capture still holds frames from before the new one was opened. Under a flood it never becomes empty,
         // but it holds no more frames than its ring buffer.
-        for _ in 0..Ring::MOST / BATCH_SIZE {
+        for _ in 0..Ring::MAX_PACKETS / BATCH_SIZE {
             if self.process_frames()? < BATCH_SIZE {
                 break;
             }

@@ -41,11 +41,11 @@ impl Reporter {
 
     /// Queues `event`; the reader is woken later by [`Reporter::wake_reader`].
     pub(super) fn emit_event(&self, event: Event) {
-        self.events.put(event);
+        self.events.push(event);
         self.pending.set(true);
     }
 
-    pub(super) fn note(&self, text: impl Into<String>) {
+    pub(super) fn emit_note(&self, text: impl Into<String>) {
         self.emit(EventKind::Note(text.into()));
     }
 

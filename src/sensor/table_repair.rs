@@ -333,7 +333,7 @@ mod tests {
         table_repair
             .limit(event, Some("nft (process 7)"), now)
             .iter()
-            .map(|event| crate::events::classic_log::of(event).unwrap())
+            .map(|event| crate::events::classic_log::line(event).unwrap())
             .collect()
     }
 

@@ -135,7 +135,7 @@ impl TrapControl {
                  count as in use; find the processes that use them with `ss -lntu`, and check the NAT rules"
             )),
             Some(CoverageChange::Regained { before, .. }) => {
-                reporter.note(format!("{target} {ports} of {before} ports again"));
+                reporter.emit_note(format!("{target} {ports} of {before} ports again"));
             }
             None => {}
         }
@@ -339,7 +339,7 @@ impl TrapControl {
             reporter.emit_exempt(target, protection);
         }
         if let Some(sources) = listed(&excused) {
-            reporter.note(format!(
+            reporter.emit_note(format!(
                 "the kernel's trap blocked {sources} without valid evidence: unblocked after {} s",
                 UNCONFIRMED_FOR.as_secs()
             ));

@@ -71,7 +71,7 @@ impl TrapReview {
         forgiven: &[(Protocol, u16)],
         watches: impl Fn((Protocol, u16)) -> bool,
     ) {
-        let target = || BanTarget::of(packet.source);
+        let target = || BanTarget::containing(packet.source);
         for port in forgiven {
             self.excuses.add(now, target(), *port);
         }
@@ -238,7 +238,7 @@ mod tests {
                 let seen = Packet { source, destination, transport, ..packet(false, 0, 0) };
                 review.excuse(now, &seen, Verdict::Ignored(IgnoreReason::NotOurs), &[], |_| true);
             }
-            review.is_excused(now, BanTarget::of(source), counting, &engine)
+            review.is_excused(now, BanTarget::containing(source), counting, &engine)
         };
         assert!(!see("2001:db8:7::1"), "the trap counts no other forwarded packet");
         assert!(see("2001:db8:7::"));

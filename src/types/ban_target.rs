@@ -37,7 +37,7 @@ pub const MAX_LINK: u32 = 4_095;
 impl BanTarget {
     /// The target that contains `address`.
     #[must_use]
-    pub fn of(address: IpAddr) -> Self {
+    pub fn containing(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => Self::V4(v4),
             IpAddr::V6(v6) if shared64::number(v6).is_some() => Self::V6(v6),
@@ -52,7 +52,7 @@ impl BanTarget {
             IpAddr::V6(address) if shared64::is_link_local(address) && (1..=MAX_LINK).contains(&interface) => {
                 Self::Link { address, interface }
             }
-            _ => Self::of(address),
+            _ => Self::containing(address),
         }
     }
 
@@ -79,7 +79,7 @@ impl BanTarget {
     pub fn masked(self) -> Self {
         match self {
             Self::V4(_) | Self::Prefix(_) | Self::Link { .. } => self,
-            Self::V6(v6) => Self::of(v6.into()),
+            Self::V6(v6) => Self::containing(v6.into()),
         }
     }
 
@@ -117,14 +117,14 @@ impl BanTarget {
                  address in it"
             ));
         }
-        Ok(wide.filter(|_| !narrow).map_or(Self::of(prefix.addr()), Self::Prefix))
+        Ok(wide.filter(|_| !narrow).map_or(Self::containing(prefix.addr()), Self::Prefix))
     }
 
     /// The target that covers exactly `network`, if there is one.
     #[must_use]
     pub fn exactly(network: IpNet) -> Option<Self> {
         let found = match (network, network.prefix_len()) {
-            (IpNet::V4(_), 32) => Self::of(network.addr()),
+            (IpNet::V4(_), 32) => Self::containing(network.addr()),
             (IpNet::V6(_), 64 | 128) => Self::from_element(network.addr()),
             _ => Self::Prefix(Prefix::new(network)?),
         };
@@ -167,7 +167,7 @@ impl BanTarget {
     #[must_use]
     pub fn covers(self, address: IpAddr) -> bool {
         match self {
-            Self::V4(_) | Self::V6(_) => Self::of(address) == self,
+            Self::V4(_) | Self::V6(_) => Self::containing(address) == self,
             Self::Prefix(wide) => wide.network().contains(&address),
             Self::Link { address: own, .. } => address == own,
         }
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn ipv6_source_is_its_64_unless_shared() {
-        let of = |text: &str| BanTarget::of(text.parse().unwrap()).to_string();
+        let of = |text: &str| BanTarget::containing(text.parse().unwrap()).to_string();
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
         assert_eq!(of("fe80::1"), "fe80::1/128");
         assert_eq!(of("64:ff9b::cb00:7109"), "64:ff9b::cb00:7109/128", "one IPv4 host behind NAT64");
@@ -234,7 +234,7 @@ mod tests {
         for target in [first, second] {
             assert_eq!(target.to_string().parse(), Ok(target));
             assert_eq!((target.element(), target.prefix_len()), ("fe80::1".parse().unwrap(), 128));
-            assert_eq!(target.on_every_link(), BanTarget::of("fe80::1".parse().unwrap()));
+            assert_eq!(target.on_every_link(), BanTarget::containing("fe80::1".parse().unwrap()));
         }
         assert_eq!(first.to_string(), "fe80::1%3");
         for unscoped in [on("fe80::1", 0), on("fe80::1", MAX_LINK + 1), on("2001:db8::1", 3), on("192.0.2.1", 3)] {
@@ -273,14 +273,14 @@ mod tests {
             assert_eq!(BanTarget::exactly(text.parse().unwrap()), None, "{text}");
         }
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let target = BanTarget::Prefix(Prefix::of(address("203.0.113.77"), 24).unwrap());
+        let target = BanTarget::Prefix(Prefix::containing(address("203.0.113.77"), 24).unwrap());
         assert_eq!((target.element(), target.prefix_len()), (address("203.0.113.0"), 24));
         assert!(target.covers(address("203.0.113.255")) && !target.covers(address("203.0.114.0")));
         assert!(!target.covers(address("::cb00:7101")));
         for text in ["::/64", "::2/128", "::/48", "fe80::/64", "fe80::/128", "64:ff9b::/96", "64:ff9b::/128"] {
             assert!(BanTarget::of_prefix(text.parse().unwrap()).is_err(), "{text} is never one source");
         }
-        let one = BanTarget::of(address("2001:db8::1"));
+        let one = BanTarget::containing(address("2001:db8::1"));
         assert!(one.covers(address("2001:db8::ffff")) && !one.covers(address("2001:db8:0:1::")));
     }
 }

@@ -22,7 +22,7 @@ impl Prefix {
 
     /// The network with this prefix length that contains `address`.
     #[must_use]
-    pub fn of(address: IpAddr, prefix_len: u8) -> Option<Self> {
+    pub fn containing(address: IpAddr, prefix_len: u8) -> Option<Self> {
         Self::new(IpNet::new(address, prefix_len).ok()?)
     }
 

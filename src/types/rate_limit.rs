@@ -34,7 +34,7 @@ impl TokenBucket {
     }
 
     /// Takes one token. Returns false if none is available.
-    pub fn take(&mut self, now: Timestamp) -> bool {
+    pub fn try_take(&mut self, now: Timestamp) -> bool {
         self.refill(now);
         match self.saved.checked_sub(self.span / self.per_span) {
             Some(rest) => {
@@ -117,10 +117,10 @@ mod tests {
     fn whole_burst_may_come_at_once() {
         let mut budget = TokenBucket::new(60, Duration::from_secs(60));
         assert_eq!(budget.available(at(1)), 60);
-        assert_eq!((0..100).filter(|_| budget.take(at(1))).count(), 60);
+        assert_eq!((0..100).filter(|_| budget.try_take(at(1))).count(), 60);
         assert_eq!(budget.available(at(1)), 0);
-        assert_eq!((0..10).filter(|_| budget.take(at(2))).count(), 1);
-        assert_eq!((0..100).filter(|_| budget.take(at(1_000))).count(), 60);
+        assert_eq!((0..10).filter(|_| budget.try_take(at(2))).count(), 1);
+        assert_eq!((0..100).filter(|_| budget.try_take(at(1_000))).count(), 60);
     }
 
     #[test]

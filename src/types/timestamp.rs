@@ -44,7 +44,7 @@ impl Timestamp {
 
     /// The point in time in ticks, for the tables.
     pub(crate) fn tick(self) -> Tick {
-        Tick::of(self.0).max(Tick(1))
+        Tick::ticks(self.0).max(Tick(1))
     }
 }
 
@@ -66,7 +66,7 @@ impl Tick {
     pub(crate) const NEVER: Self = Self(u32::MAX);
 
     /// A duration in ticks; saturates. It is rounded up, so that no window is shorter than configured.
-    pub(crate) fn of(span: Duration) -> Self {
+    pub(crate) fn ticks(span: Duration) -> Self {
         Self(u32::try_from(span.as_millis().div_ceil(Self::MILLIS)).unwrap_or(u32::MAX))
     }
 
@@ -82,7 +82,7 @@ impl Tick {
     pub(crate) fn end(self, expiry: Expiry) -> Self {
         match expiry {
             Expiry::Never => Self::NEVER,
-            Expiry::After(span) => Self(self.plus(Self::of(span)).0.min(Self::NEVER.0 - 1)),
+            Expiry::After(span) => Self(self.plus(Self::ticks(span)).0.min(Self::NEVER.0 - 1)),
         }
     }
 

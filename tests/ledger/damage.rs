@@ -110,8 +110,8 @@ fn invalid_row_is_skipped_and_counted() {
     assert_eq!((recalled.active.len(), recalled.struck.len(), recalled.unreadable), (11, 14, 9));
     let expired = ledger.expire(at(7200)).unwrap();
     assert_eq!((expired.items.len(), expired.unreadable), (15, 4), "only targets are read here");
-    assert_eq!(ledger.of(source(5)).unwrap().unreadable, 1);
-    assert_eq!(ledger.of(source(19)).unwrap().items.len(), 1);
+    assert_eq!(ledger.bans_of(source(5)).unwrap().unreadable, 1);
+    assert_eq!(ledger.bans_of(source(19)).unwrap().items.len(), 1);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn foreign_trigger_or_view_has_no_effect() {
 /// Uses every function of a ledger until it reports damage.
 fn use_it(ledger: &mut Ledger) -> Result<(), LedgerError> {
     let _ = ledger.active(at(1))?;
-    let _ = ledger.of(source(0))?;
+    let _ = ledger.bans_of(source(0))?;
     ledger.strikes(source(0), std::time::Duration::from_secs(60), at(1))?;
     let _ = ledger.recall(std::time::Duration::from_secs(60), at(1), 10)?;
     ledger.count()?;

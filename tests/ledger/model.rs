@@ -97,7 +97,7 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
     for number in (0..4).map(source) {
         let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.target == number).cloned().collect();
-        assert_eq!(ledger.of(number).unwrap().items, history);
+        assert_eq!(ledger.bans_of(number).unwrap().items, history);
         let forget = Duration::from_secs(50);
         let strikes = model.strikes(number, forget, now);
         assert_eq!(ledger.strikes(number, forget, now).unwrap() as usize, strikes);

@@ -77,7 +77,7 @@ fn ban_expires_exactly_at_its_time() {
     assert!(ledger.expire(at(90)).unwrap().items.is_empty(), "an expiry is reported once");
     let ended = Ended { how: Ending::Expired, at: at(60) };
     assert_eq!(
-        ledger.of(source(1)).unwrap().items[0].ended,
+        ledger.bans_of(source(1)).unwrap().items[0].ended,
         Some(ended),
         "the time of the expiry counts, not the time when it was noticed"
     );
@@ -94,7 +94,7 @@ fn lifted_ban_names_its_author() {
     assert!(!ledger.ended(source(3), by(), at(6)).unwrap(), "there was no ban");
     let active = ledger.active(at(7)).unwrap().items;
     assert_eq!(active.iter().map(|entry| entry.ban.target).collect::<Vec<_>>(), [source(2)]);
-    assert_eq!(ledger.of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
+    assert_eq!(ledger.bans_of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn new_ban_replaces_old_and_counts_strike() {
     let banned = target("2001:db8::1");
     ledger.record(&[ban(banned, at(0), 60)]).unwrap();
     ledger.record(&[ban(banned, at(30), 60), ban(banned, at(100), 60)]).unwrap();
-    let history = ledger.of(target("2001:db8::ffff")).unwrap().items;
+    let history = ledger.bans_of(target("2001:db8::ffff")).unwrap().items;
     let ended: Vec<_> = history.iter().map(|entry| (entry.strikes, entry.ended.clone())).collect();
     let end = |how, when| Some(Ended { how, at: at(when) });
     assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
@@ -148,7 +148,7 @@ fn only_standing_evidence_bans_are_strikes() {
     ledger
         .record(&[by_hand(1), imported, capped.clone(), ban(source(4), at(0), 60), ban(source(5), at(0), 60)])
         .unwrap();
-    assert_eq!(ledger.of(source(3)).unwrap().items[0].ban, capped);
+    assert_eq!(ledger.bans_of(source(3)).unwrap().items[0].ban, capped);
     let lifted = Ending::Lifted { by: "alice".to_owned() };
     for number in 1..=4 {
         assert!(ledger.ended(source(number), lifted.clone(), at(5)).unwrap());
@@ -170,12 +170,12 @@ fn adopted_ban_has_one_ledger_row() {
     };
     ledger.record(&[evidence(1), found(1), found(2), evidence(2)]).unwrap();
     for number in [1, 2] {
-        let [only] = &ledger.of(source(number)).unwrap().items[..] else { panic!("{number}") };
+        let [only] = &ledger.bans_of(source(number)).unwrap().items[..] else { panic!("{number}") };
         assert_eq!((&only.ban, only.strikes, &only.ended), (&evidence(number), 0, &None));
     }
     // An adopted ban is listed like any other.
     ledger.record(&[found(3), ban(source(3), at(20), 60)]).unwrap();
-    assert_eq!(ledger.of(source(3)).unwrap().items.len(), 2);
+    assert_eq!(ledger.bans_of(source(3)).unwrap().items.len(), 2);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn history_is_bounded_and_keeps_open_bans() {
     ledger.record(early).unwrap();
     assert_eq!(ledger.expire(at(u64::from(many) + 1)).unwrap().items.len(), 500);
     ledger.record(late).unwrap();
-    assert!(ledger.of(source(500)).unwrap().items.is_empty(), "the oldest ended ban is removed first");
+    assert!(ledger.bans_of(source(500)).unwrap().items.is_empty(), "the oldest ended ban is removed first");
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
     ledger.record(&late[..usize::try_from(SLACK).unwrap()]).unwrap();
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
@@ -351,7 +351,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     let state = State::new();
     let mut ledger = state.ledger();
     ledger.record(std::slice::from_ref(&banned)).unwrap();
-    let stored = ledger.of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
+    let stored = ledger.bans_of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
     assert_eq!(stored, banned);
     assert_eq!((stored.source.to_string().as_str(), stored.probes), ("2001:db8:1:2:3::4", 4));
     assert_eq!((stored.class, stored.until), (Some(Class::Connect), Some(at(DAY))));
@@ -394,7 +394,7 @@ fn older_ledger_gets_grades_of_evidence() {
     });
     assert_eq!((each.unwrap(), &read), (0, &grades), "a reader changes nothing");
     let ledger = state.ledger();
-    let stored: Vec<_> = (1..5).map(|n| ledger.of(source(n)).unwrap().items[0].ban.clone()).collect();
+    let stored: Vec<_> = (1..5).map(|n| ledger.bans_of(source(n)).unwrap().items[0].ban.clone()).collect();
     assert_eq!(stored, bans, "the daemon migrates the ledger");
     let recalled = ledger.recall(Duration::from_secs(50), at(1), 9).unwrap();
     assert_eq!(recalled.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);

@@ -21,7 +21,7 @@ pub(crate) fn at(seconds: u64) -> SystemTime {
 }
 
 pub(crate) fn target(text: &str) -> BanTarget {
-    BanTarget::of(text.parse().unwrap())
+    BanTarget::containing(text.parse().unwrap())
 }
 
 /// Source number `number`, out of 16 million.

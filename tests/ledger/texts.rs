@@ -29,7 +29,7 @@ fn classic(state: &State) -> LegacyFiles {
 }
 
 fn append(classic: &mut LegacyFiles, bans: &[BanRecord]) {
-    bans.iter().for_each(|ban| classic.note(ban));
+    bans.iter().for_each(|ban| classic.add(ban));
     classic.append().unwrap();
 }
 
@@ -55,7 +55,7 @@ proptest! {
         let state = State::new();
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
         let since = std::time::UNIX_EPOCH + Duration::from_secs(second);
-        let mut banned = ban(BanTarget::of(address), since, 60);
+        let mut banned = ban(BanTarget::containing(address), since, 60);
         banned.source = address;
         banned.ports = vec![(protocol, port), (Protocol::Tcp, 1)];
         append(&mut classic(&state), &[banned]);
@@ -145,7 +145,7 @@ fn unrotated_history_stops_at_bound() {
     append(&mut classic, &[ban(source(1), at(0), 60)]);
     let file = OpenOptions::new().write(true).open(state.file(HISTORY)).unwrap();
     file.set_len(256 << 20).unwrap();
-    classic.note(&ban(source(2), at(1), 60));
+    classic.add(&ban(source(2), at(1), 60));
     let error = classic.append().unwrap_err().to_string();
     assert!(error.contains("rotate it"), "{error}");
     assert_eq!(file.metadata().unwrap().len(), 256 << 20);
@@ -158,7 +158,7 @@ fn unrotated_history_stops_at_bound() {
 fn dropped_lines_are_counted() {
     let state = State::new();
     let mut classic = classic(&state);
-    (0..20_000).for_each(|number| classic.note(&ban(source(number), at(0), 60)));
+    (0..20_000).for_each(|number| classic.add(&ban(source(number), at(0), 60)));
     let lost = classic.left_out();
     classic.append().unwrap();
     let written = state.read(HISTORY).lines().count() as u64;
@@ -200,7 +200,7 @@ fn linked_text_file_is_not_written() {
     symlink(&precious, state.file(HISTORY)).unwrap();
     symlink(&precious, state.file(BLOCKED)).unwrap();
     let banned = ban(source(1), at(0), 60);
-    classic.note(&banned);
+    classic.add(&banned);
     assert!(matches!(classic.append(), Err(LedgerError::Link(_))));
     assert!(matches!(classic.rewrite([BanSummary::from(&banned)]), Err(LedgerError::Link(_))));
     assert_eq!(state.read("precious"), "precious");

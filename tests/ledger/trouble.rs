@@ -51,13 +51,13 @@ fn full_disk_is_reported_once_without_loss() {
     let (writer, events) = writer(&disk.path(), true);
     let recorder = writer.recorder();
     let now = SystemTime::now();
-    recorder.put(banned(0, now, 3600));
+    recorder.send(banned(0, now, 3600));
     eventually("the first ban", || recorder.written() == 1);
     disk.fill();
     let mut slowest = Duration::ZERO;
     for number in 1..3_000 {
         let start = Instant::now();
-        assert!(recorder.put(banned(number, now, 3600)));
+        assert!(recorder.send(banned(number, now, 3600)));
         slowest = slowest.max(start.elapsed());
     }
     let event = await_event(&events, "the full disk", |event| matches!(event, WriterEvent::Failing { .. }));
@@ -88,11 +88,11 @@ fn unwritable_list_is_reported_once() {
     let recorder = writer.recorder();
     let in_the_way = folder.path().join(format!("{BLOCKED}.new"));
     fs::create_dir(&in_the_way).unwrap();
-    recorder.put(banned(0, SystemTime::now(), 3600));
+    recorder.send(banned(0, SystemTime::now(), 3600));
     await_event(&events, "the list", |event| matches!(event, WriterEvent::Failing { .. }));
     // After several retries of the list. The history is writable all the time.
     for number in 1..40 {
-        recorder.put(banned(number, SystemTime::now(), 3600));
+        recorder.send(banned(number, SystemTime::now(), 3600));
         std::thread::sleep(Duration::from_millis(100));
     }
     let more: Vec<WriterEvent> = events.try_iter().collect();
@@ -113,7 +113,7 @@ fn full_disk_drops_newest_changes_without_waiting() {
     let mut taken = 0;
     // More than the queue and the memory hold, however fast the thread empties the queue.
     for number in 0..100_000 {
-        taken += u64::from(recorder.put(banned(number, now, 3600)));
+        taken += u64::from(recorder.send(banned(number, now, 3600)));
     }
     assert!(taken < 100_000);
     assert_eq!(recorder.dropped(), 100_000 - taken);
@@ -151,7 +151,7 @@ fn locked_database_is_reported_and_written_later() {
     let mut lines = BufReader::new(locker.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("locked")));
     let now = SystemTime::now();
-    recorder.put(banned(1, now, 3600));
+    recorder.send(banned(1, now, 3600));
     let event = await_event(&events, "the lock", |event| matches!(event, WriterEvent::Failing { .. }));
     assert!(event.to_string().contains("locked"), "{event}");
     assert_eq!(recorder.written(), 0);
@@ -217,7 +217,7 @@ fn child_writes_forever() {
     let recorder = writer.recorder();
     let mut out = std::io::stdout();
     for number in 0.. {
-        while !recorder.put(banned(number, SystemTime::now(), 3600)) {
+        while !recorder.send(banned(number, SystemTime::now(), 3600)) {
             std::thread::sleep(Duration::from_millis(1));
         }
         if number % 16 == 0 {
@@ -234,7 +234,7 @@ fn runtime_damage_starts_new_ledger() {
     {
         let (writer, _told) = writer(&state.path(), false);
         let recorder = writer.recorder();
-        (0..2_000).for_each(|number| assert!(recorder.put(banned(number, now, 3600))));
+        (0..2_000).for_each(|number| assert!(recorder.send(banned(number, now, 3600))));
         assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     }
     let (writer, events) = writer(&state.path(), false);
@@ -246,10 +246,10 @@ fn runtime_damage_starts_new_ledger() {
     // Overwrites all but the first pages, so that the next read of the thread fails.
     file.write_all_at(&vec![0xa5; usize::try_from(length).unwrap() - 4096], 4096).unwrap();
     let recorder = writer.recorder();
-    recorder.put(banned(50_000, now, 3600));
+    recorder.send(banned(50_000, now, 3600));
     let event = await_event(&events, "the damage", |event| matches!(event, WriterEvent::Rebuilt { .. }));
     assert!(matches!(&event, WriterEvent::Rebuilt { aside: Some(aside), .. } if aside.exists()), "{event}");
-    recorder.put(banned(50_001, now, 3600));
+    recorder.send(banned(50_001, now, 3600));
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     let (ledger, opened) = state.open();
     assert_eq!(opened, Opened::Existing);
@@ -263,14 +263,14 @@ fn removed_database_is_recreated_with_bans() {
     let (writer, events) = writer(&state.path(), false);
     let recorder = writer.recorder();
     let now = SystemTime::now();
-    (0..10).for_each(|number| assert!(recorder.put(banned(number, now, 3600))));
+    (0..10).for_each(|number| assert!(recorder.send(banned(number, now, 3600))));
     eventually("ten bans", || recorder.written() == 10);
     for suffix in ["", "-wal", "-shm"] {
         fs::remove_file(state.file(&format!("{DATABASE}{suffix}"))).unwrap();
     }
     let event = await_event(&events, "the removal", |event| matches!(event, WriterEvent::Rebuilt { .. }));
     assert!(matches!(event, WriterEvent::Rebuilt { aside: None, carried: 10, .. }), "{event}");
-    recorder.put(banned(10, now, 3600));
+    recorder.send(banned(10, now, 3600));
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 11);
 }

@@ -13,7 +13,7 @@ fn queued_writes_are_done_at_stop() {
     let (writer, _told) = writer(&state.path(), true);
     let recorder = writer.recorder();
     let now = SystemTime::now();
-    let taken = (0..5_000).filter(|number| recorder.put(banned(*number, now, 3600))).count();
+    let taken = (0..5_000).filter(|number| recorder.send(banned(*number, now, 3600))).count();
     assert_eq!(taken, 5_000);
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 5_000);
@@ -29,12 +29,12 @@ fn listed_bans_follow_changes() {
     let recorder = writer.recorder();
     let now = SystemTime::now();
     let has = |number| state.read(BLOCKED).contains(&format!("/{} Port", source(number)));
-    recorder.put(banned(1, now, 3600));
-    recorder.put(banned(2, now, 3600));
-    recorder.put(banned(3, now, 8 * u64::from(slowness())));
+    recorder.send(banned(1, now, 3600));
+    recorder.send(banned(2, now, 3600));
+    recorder.send(banned(3, now, 8 * u64::from(slowness())));
     eventually("three bans in the list", || has(1) && has(2) && has(3));
     let how = Ending::Lifted { by: "alice".to_owned() };
-    recorder.put(Change::Ended { target: source(1), ended: Ended { how, at: SystemTime::now() } });
+    recorder.send(Change::Ended { target: source(1), ended: Ended { how, at: SystemTime::now() } });
     let expired = await_event(&events, "the end of the short ban", |event| matches!(event, WriterEvent::Expired(_)));
     assert!(matches!(&expired, WriterEvent::Expired(targets) if *targets == [source(3)]), "{expired}");
     eventually("one ban in the list", || !has(1) && has(2) && !has(3));
@@ -51,7 +51,7 @@ fn list_is_rewritten_once_a_second() {
     let start = Instant::now();
     let mut versions = Vec::new();
     for number in 0..500 {
-        recorder.put(banned(number, SystemTime::now(), 3600));
+        recorder.send(banned(number, SystemTime::now(), 3600));
         std::thread::sleep(Duration::from_millis(4));
         if let Ok(found) = std::fs::metadata(state.file(BLOCKED)) {
             versions.push((found.mtime(), found.mtime_nsec()));

@@ -2,7 +2,7 @@
 
 use clap::error::ErrorKind;
 use portsentry::cli::{
-    self, CheckOptions, Command, ImportOptions, ListOptions, Order, ReplayOptions, ReportOptions, RunOptions,
+    self, CheckOptions, Command, ImportOptions, ListOptions, ReplayOptions, ReportOptions, RunOptions, SortOrder,
     WatchOptions,
 };
 use portsentry::config::{BlockPolicy, Config, Mode};
@@ -161,7 +161,7 @@ fn list_has_own_options_and_order() {
     let socket = PathBuf::from(cli::DEFAULT_SOCKET);
     let plain = ListOptions {
         target: None,
-        sort: Order::Expires,
+        sort: SortOrder::Expires,
         since: None,
         would_block: false,
         names: false,
@@ -175,7 +175,7 @@ fn list_has_own_options_and_order() {
     assert_eq!(wrong("list --would-block --sort hits"), ErrorKind::ArgumentConflict);
     let expected = ListOptions {
         target: Some("10.0.0.0/24".parse().unwrap()),
-        sort: Order::Hits,
+        sort: SortOrder::Hits,
         since: Some(Duration::from_secs(3_600)),
         would_block: false,
         names: true,

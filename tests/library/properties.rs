@@ -182,7 +182,7 @@ impl Run {
                 None
             }
             Step::Lift(address) => {
-                self.engine.lift(BanTarget::of(*address));
+                self.engine.lift(BanTarget::containing(*address));
                 None
             }
         }
@@ -331,7 +331,7 @@ proptest! {
                 0 => IpAddr::from([198, 51, 100, 8 * block + number]),
                 _ => IpAddr::from([0x2001, 0xdb8, 9, u16::from(block) << 8 | u16::from(number), 0, 0, 0, 9]),
             };
-            let narrow = BanTarget::of(source);
+            let narrow = BanTarget::containing(source);
             if lift {
                 // Advances the clock by a second, so that the engine knows the time.
                 let _ = engine.notice(Timestamp::at(now));
@@ -363,7 +363,7 @@ proptest! {
             prop_assert_eq!(matches!(verdict, Verdict::Repeated(_)), around, "{:?}", verdict);
             let Verdict::Block(ban) = verdict else { continue };
             let inside = |length: u8| {
-                let network = BanTarget::Prefix(Prefix::of(source, length)?);
+                let network = BanTarget::Prefix(Prefix::containing(source, length)?);
                 let members = banned.keys().filter(|target| network.covers(target.element())).count();
                 Some((network, members)).filter(|_| !protected.iter().any(|address| network.covers(*address)))
             };
@@ -373,7 +373,7 @@ proptest! {
                 (1, 56) => wide(56, 4),
                 (1, 48) => {
                     let blocks: HashSet<Option<Prefix>> =
-                        banned.keys().filter(|target| target.prefix_len() == 64).map(|target| Prefix::of(target.element(), 56)).collect();
+                        banned.keys().filter(|target| target.prefix_len() == 64).map(|target| Prefix::containing(target.element(), 56)).collect();
                     wide(48, 8).filter(|_| blocks.len() > 1).or_else(|| wide(56, 4))
                 }
                 _ => None,
@@ -386,7 +386,7 @@ proptest! {
                 // A ban of the widest network resets the counts of all networks inside it.
                 Some(_) => banned.retain(|target, _| {
                     let length = if family == 0 { widest.v4 } else { widest.v6 };
-                    !Prefix::of(source, length).is_some_and(|wide| BanTarget::Prefix(wide).covers(target.element()))
+                    !Prefix::containing(source, length).is_some_and(|wide| BanTarget::Prefix(wide).covers(target.element()))
                 }),
                 None => drop(banned.insert(narrow, now)),
             }

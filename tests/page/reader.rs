@@ -70,7 +70,7 @@ fn resting_ledger_is_read_unchanged() {
     assert_eq!(before.len(), 1);
     let targets: Vec<_> = active(&state.path()).unwrap().items.iter().map(|entry| entry.ban.target).collect();
     assert_eq!(targets, [repeater, source(1)]);
-    let history = Reader::read(&state.path(), |reader| reader.of(repeater)).unwrap().items;
+    let history = Reader::read(&state.path(), |reader| reader.bans_of(repeater)).unwrap().items;
     assert_eq!(history.iter().map(|entry| entry.strikes).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(count_all(&state.path()).unwrap(), 3);
     assert_eq!(snapshot(&state.path()), before);

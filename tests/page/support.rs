@@ -26,7 +26,7 @@ pub(crate) fn ago(seconds: u64) -> SystemTime {
 }
 
 pub(crate) fn target(text: &str) -> BanTarget {
-    BanTarget::of(text.parse().unwrap())
+    BanTarget::containing(text.parse().unwrap())
 }
 
 /// Source number `number`, out of 16 million.

@@ -303,8 +303,8 @@ fn completions_refuse_unknown_shell() {
 
 /// The program's log lines in the formats that logcheck reads.
 fn logged(event: &EventKind) -> Vec<String> {
-    let connect = classic_log::named(event, None, Wording::Connect);
-    let lines = classic_log::of(event).into_iter().chain(connect).chain(classic_log::addition(event));
+    let connect = classic_log::line_with_name(event, None, Wording::Connect);
+    let lines = classic_log::line(event).into_iter().chain(connect).chain(classic_log::addition(event));
     lines
         .flat_map(|line| {
             [
@@ -376,7 +376,7 @@ fn connect_lines_match_ossec_decoder() {
     let connect = Regex::new(r"Connect from host: (\S+)/\S+ to (\S+) port: (\d+)$").unwrap();
     let blocked = Regex::new(r"is already blocked\. Ignoring$").unwrap();
     for source in ["192.0.2.7", "2001:db8::7"] {
-        let target = BanTarget::of(source.parse().unwrap());
+        let target = BanTarget::containing(source.parse().unwrap());
         for (protocol, title, port) in [(Protocol::Tcp, "TCP", 23), (Protocol::Udp, "UDP", 69)] {
             let observation = Observation {
                 source: source.parse().unwrap(),
@@ -392,14 +392,14 @@ fn connect_lines_match_ossec_decoder() {
             };
             let probe = EventKind::Probe(Probe { observation, target, distinct: 1, probes: 1, fresh: true });
             for (name, host) in [(None, source), (Some("scanner.example.net"), "scanner.example.net")] {
-                let line = classic_log::named(&probe, name, Wording::Connect).unwrap();
+                let line = classic_log::line_with_name(&probe, name, Wording::Connect).unwrap();
                 let found = connect.captures(&line).unwrap_or_else(|| panic!("{line}"));
                 assert_eq!((&found[1], &found[2], &found[3]), (host, title, port.to_string().as_str()), "{line}");
             }
         }
         for packets in [1, 214] {
             let repeated = EventKind::Repeated { target, standing: Standing::Blocked, packets };
-            let line = classic_log::named(&repeated, None, Wording::Connect).unwrap();
+            let line = classic_log::line_with_name(&repeated, None, Wording::Connect).unwrap();
             assert!(blocked.is_match(&line) && line.contains(&format!("Host: {} is", target.element())), "{line}");
         }
     }

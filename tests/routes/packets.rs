@@ -47,7 +47,8 @@ fn blocked_attacker_connects_only_after_expiry() {
         RouteKind::Via("10.77.1.200".parse().unwrap()),
     ] {
         let mut routes = open(&lab, kind);
-        let bans = [BanTarget::of(lab.v4("attacker").into()), BanTarget::of(far)].map(|target| (target, seconds(60)));
+        let bans = [BanTarget::containing(lab.v4("attacker").into()), BanTarget::containing(far)]
+            .map(|target| (target, seconds(60)));
         routes.block(&bans, at(0)).unwrap();
         for target in targets {
             assert!(!lab.is_served("attacker", target, PORT, SHORTLY), "{kind}: {target} answers a blocked source");
@@ -121,7 +122,7 @@ fn datagram_of_blocked_source_arrives_without_nft() {
     lab.run("victim", "sysctl", &["-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.attacker.rp_filter=0"]);
     let mut routes: Routes = open(&lab, RouteKind::Blackhole);
     let attacker = lab.v4("attacker").into();
-    routes.block(&[(BanTarget::of(attacker), Expiry::Never)], at(0)).unwrap();
+    routes.block(&[(BanTarget::containing(attacker), Expiry::Never)], at(0)).unwrap();
 
     let victim = SocketAddr::new(lab.victim_v4("attacker").into(), 5353);
     let socket = lab.inside("victim", || UdpSocket::bind(victim)).unwrap();

@@ -35,7 +35,7 @@ pub(crate) fn shown(lab: &Lab, prefix: &str) -> String {
 }
 
 pub(crate) fn target(text: &str) -> BanTarget {
-    BanTarget::of(text.parse::<IpAddr>().unwrap())
+    BanTarget::containing(text.parse::<IpAddr>().unwrap())
 }
 
 pub(crate) fn for_ever(targets: &[&str]) -> Vec<(BanTarget, Expiry)> {

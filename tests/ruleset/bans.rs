@@ -115,7 +115,7 @@ fn one_call_adds_ten_thousand_bans() {
                     IpAddr::from((u128::from(n) << 64).to_be_bytes())
                 }
             })
-            .map(|address| (BanTarget::of(address), seconds(3_600)))
+            .map(|address| (BanTarget::containing(address), seconds(3_600)))
             .collect();
         sets.block(&bans).unwrap();
         let found: HashMap<_, _> = sets.elements().unwrap().into_iter().collect();

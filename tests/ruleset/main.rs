@@ -67,7 +67,7 @@ fn installed_with(spec: RulesetSpec, test: impl FnOnce(&mut Nft) + Send) {
 }
 
 fn target(text: &str) -> BanTarget {
-    BanTarget::of(text.parse().unwrap())
+    BanTarget::containing(text.parse().unwrap())
 }
 
 fn seconds(seconds: u64) -> Expiry {

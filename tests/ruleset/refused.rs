@@ -29,7 +29,7 @@ fn rejecting() -> (Lab, Nft) {
         let mut sets = Nft::open().unwrap();
         sets.install(&RulesetSpec { action: Action::Reject, ..RulesetSpec::default() }).unwrap();
         let sources: [IpAddr; 2] = [lab.v4("remote").into(), lab.v6("remote").into()];
-        sets.block(&sources.map(|source| (BanTarget::of(source), seconds(600)))).unwrap();
+        sets.block(&sources.map(|source| (BanTarget::containing(source), seconds(600)))).unwrap();
         sets
     });
     (lab, sets)
@@ -84,7 +84,7 @@ fn rejected_source_is_refused_at_once() {
         assert_eq!(error, ErrorKind::ConnectionRefused, "{source}");
         assert!(start.elapsed() < Duration::from_secs(10), "{source}: {:?}", start.elapsed());
         assert!(receiver.recv(&mut [0; 16]).is_err(), "{source}: the datagram was not dropped");
-        sets.lift(&[BanTarget::of(source)]).unwrap();
+        sets.lift(&[BanTarget::containing(source)]).unwrap();
         assert!(connect().is_ok(), "{source} connects after the ban");
     }
 }

@@ -54,7 +54,7 @@ fn history(lab: &Lab, address: IpAddr) -> Vec<Entry> {
     let of = || {
         let copy = netns_lab::copy_of_state(&lab.path("state"));
         let (ledger, _) = portsentry::ledger::Ledger::open(copy.path()).unwrap();
-        let found = ledger.of(portsentry::types::BanTarget::of(address)).unwrap().items;
+        let found = ledger.bans_of(portsentry::types::BanTarget::containing(address)).unwrap().items;
         (!found.is_empty()).then_some(found)
     };
     within(TIMEOUT, of).unwrap_or_else(|| panic!("the ledger has nothing about {address}"))

@@ -86,7 +86,7 @@ fn first_ban_after_start_knows_its_strike() {
     };
     // The strike of the oldest ban is loaded last.
     let others = (0..count).map(|number| ban(BanTarget::V4((0x0b00_0000 + number).into()), 3_600));
-    let attacker = ban(BanTarget::of(lab.v4("attacker").into()), 7_200);
+    let attacker = ban(BanTarget::containing(lab.v4("attacker").into()), 7_200);
     let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
     ledger.record(&others.chain([attacker]).collect::<Vec<_>>()).unwrap();
     drop(ledger);
@@ -106,7 +106,7 @@ fn strikes(backends: &[&str]) -> u32 {
     daemon.stop();
     let copy = netns_lab::copy_of_state(&lab.path("state"));
     let (ledger, _) = Ledger::open(copy.path()).unwrap();
-    let target = BanTarget::of(IpAddr::from(lab.v4("attacker")));
+    let target = BanTarget::containing(IpAddr::from(lab.v4("attacker")));
     ledger.strikes(target, Duration::from_secs(3_600), SystemTime::now()).unwrap()
 }
 

@@ -122,11 +122,12 @@ fn half_closed_connection_to_source_counts() {
     let half = connect(&lab, "scanner", &here, v4_of(&lab));
     half.client.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!((&half.server).read(&mut [0]).unwrap(), 0, "CLOSE-WAIT");
-    let target = BanTarget::of(lab.v4("scanner").into());
+    let target = BanTarget::containing(lab.v4("scanner").into());
     lab.inside("victim", || {
         let mut diag = SockDiag::open().unwrap();
-        let unconnected =
-            diag.end_connections(&HashSet::from([BanTarget::of("192.0.2.7".parse().unwrap())]), |_| false).unwrap();
+        let unconnected = diag
+            .end_connections(&HashSet::from([BanTarget::containing("192.0.2.7".parse().unwrap())]), |_| false)
+            .unwrap();
         assert!(unconnected.connections.is_empty());
         let ended = diag.end_connections(&HashSet::from([target]), |_| false).unwrap();
         assert_eq!((ended.connections[&target], ended.more), (2, false));
@@ -144,7 +145,7 @@ fn three_hundred_connections_end_in_one_call() {
     let lab = Lab::new(&["scanner"]);
     let listener = lab.inside("victim", || TcpListener::bind("0.0.0.0:8080").unwrap());
     let connections: Vec<Connection> = (0..300).map(|_| connect(&lab, "scanner", &listener, v4_of(&lab))).collect();
-    let target = BanTarget::of(lab.v4("scanner").into());
+    let target = BanTarget::containing(lab.v4("scanner").into());
     let ended = lab
         .inside("victim", || SockDiag::open().unwrap().end_connections(&HashSet::from([target]), |_| false).unwrap());
     assert_eq!(ended.connections[&target], connections.len());

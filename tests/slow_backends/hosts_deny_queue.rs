@@ -142,12 +142,12 @@ fn unwritten_lines_are_counted_at_end() {
 fn burst_beyond_queue_is_refused_and_reported() {
     let (_folder, path, settings) = setup();
     let bench = Bench::start(settings);
-    let queue = bench.backends.as_ref().unwrap().orders();
+    let queue = bench.backends.as_ref().unwrap().tasks();
     let mut taken = Vec::new();
     let mut refused = 0;
     for n in 0..20_000_u32 {
         let case = case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
-        match queue.put(Task::Block { case, methods: LINE.into() }) {
+        match queue.send(Task::Block { case, methods: LINE.into() }) {
             Ok(()) => taken.push(case.target),
             Err(Task::Block { case: back, .. }) => {
                 assert_eq!(back, case);

@@ -26,7 +26,7 @@ use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 fn case(source: &str, seconds: u64) -> BanContext {
     let source = source.parse().unwrap();
     BanContext {
-        target: BanTarget::of(source),
+        target: BanTarget::containing(source),
         source,
         protocol: Protocol::Tcp,
         port: 23,
@@ -39,7 +39,7 @@ fn case(source: &str, seconds: u64) -> BanContext {
 }
 
 fn target(address: &str) -> BanTarget {
-    BanTarget::of(address.parse().unwrap())
+    BanTarget::containing(address.parse().unwrap())
 }
 
 /// The time limit for any expected event, for a busy machine.
@@ -53,7 +53,7 @@ fn spawner(settings: &RunSettings) -> Spawner {
     let settings = settings.clone();
     let helper = std::thread::spawn(move || serve(&theirs, &settings).unwrap());
     HELPERS.with_borrow_mut(|all| all.push(helper));
-    Spawner::over(ours, std::process::id(), || None)
+    Spawner::new(ours, std::process::id(), || None)
 }
 
 thread_local! {
@@ -86,7 +86,7 @@ impl Bench {
     }
 
     fn put(&self, task: Task) {
-        assert!(self.backends.as_ref().unwrap().orders().put(task).is_ok(), "the queue has room");
+        assert!(self.backends.as_ref().unwrap().tasks().send(task).is_ok(), "the queue has room");
     }
 
     fn block(&self, case: BanContext, methods: &[Backend]) {

@@ -83,7 +83,7 @@ impl<'a> Pair<'a> {
 
     /// Tells both which sources are connected.
     fn connect_peers(&mut self) {
-        self.model.set_peers(PEERS.iter().map(|peer| BanTarget::of(peer.parse().unwrap())));
+        self.model.set_peers(PEERS.iter().map(|peer| BanTarget::containing(peer.parse().unwrap())));
         for element in ["peers { 10.77.1.103 }", "peers6 { fd77:0:1:2:: }"] {
             self.lab.run("victim", "nft", &[&format!("add element inet portsentry {element}")]);
         }
@@ -268,14 +268,14 @@ fn model_agrees_on_limit_of_holds() {
                 assert_eq!(pair.tcp(source, port, 0), Passage::Illegal);
                 // A repeated probe does not extend the hold, and an open port is unreachable as well.
                 for next in [port, OPEN[0]] {
-                    held += u64::from(pair.tcp(source, next, raw::SYN) == Passage::Held);
+                    held += u64::from(pair.tcp(source, next, raw::SYN) == Passage::KernelState);
                 }
             }
             std::thread::sleep(Duration::from_millis(350));
             for set in ["suspects", "suspects6"] {
                 lab.run("victim", "nft", &["flush", "set", "inet", "portsentry", set]);
             }
-            pair.model.forget(&sources.map(BanTarget::of));
+            pair.model.forget(&sources.map(BanTarget::containing));
         }
         assert_eq!(held, 2 * 2 * 16, "the model: sixteen holds per source");
         eventually("the kernel dropped as many", || packets(&lab, "trap_held") == held);

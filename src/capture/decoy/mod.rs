@@ -116,9 +116,9 @@ impl Decoys {
             match socket::open(protocol, port) {
                 Ok(socket) => {
                     self.add(socket, protocol, Some(port))?;
-                    self.open.of(protocol).insert(port);
+                    self.open.ports_mut(protocol).insert(port);
                 }
-                Err(Errno::ADDRINUSE) => self.busy.of(protocol).insert(port),
+                Err(Errno::ADDRINUSE) => self.busy.ports_mut(protocol).insert(port),
                 Err(Errno::ACCESS) => denied.insert(port),
                 Err(error) => return Err(DecoyError::Open { protocol, port, error }),
             }
@@ -126,7 +126,7 @@ impl Decoys {
         if !denied.is_empty() {
             return Err(DecoyError::Permission { protocol, ports: denied });
         }
-        if self.open.of(protocol).is_empty() && !ports.is_empty() {
+        if self.open.ports_mut(protocol).is_empty() && !ports.is_empty() {
             return Err(DecoyError::AllBusy { protocol, ports: ports.clone() });
         }
         Ok(())
@@ -172,7 +172,7 @@ impl Decoys {
             let data = event.data;
             let Some(decoy) = usize::try_from(data.u64()).ok().and_then(|index| sockets.get(index)) else { continue };
             for place in rest.by_ref().take(share) {
-                match decoy.take(banner) {
+                match decoy.accept_next(banner) {
                     Ok(Some(observation)) => *place = Some((observation, SystemTime::now())),
                     Ok(None) => break,
                     Err(error) => {
@@ -210,7 +210,7 @@ impl AsFd for Decoys {
 
 impl Decoy {
     /// The next connection or datagram; `None` if none waits.
-    fn take(&self, banner: &[u8]) -> Result<Option<Observation>, Errno> {
+    fn accept_next(&self, banner: &[u8]) -> Result<Option<Observation>, Errno> {
         let taken = match self.protocol {
             Protocol::Udp => self.receive(),
             _ => self.accept(banner),

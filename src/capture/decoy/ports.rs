@@ -67,7 +67,7 @@ impl DecoyPorts {
         [(Protocol::Tcp, &self.tcp), (Protocol::Udp, &self.udp)]
     }
 
-    pub(super) fn of(&mut self, protocol: Protocol) -> &mut PortSet {
+    pub(super) fn ports_mut(&mut self, protocol: Protocol) -> &mut PortSet {
         if protocol == Protocol::Udp { &mut self.udp } else { &mut self.tcp }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 
-use super::{FileError, Order};
+use super::{ByteOrder, FileError};
 
 /// Bytes per read. Large, so that a capture of a gigabyte needs few system calls.
 const CHUNK: usize = 256 * 1024;
@@ -85,19 +85,19 @@ impl<R: Read> Input<R> {
 
 /// Reads fields one after the other; returns `None` if the bytes end too early.
 pub(super) struct Fields<'a> {
-    pub(super) order: Order,
+    pub(super) order: ByteOrder,
     pub(super) rest: &'a [u8],
 }
 
 impl Fields<'_> {
     pub(super) fn u16(&mut self) -> Option<u16> {
         let big = u16::from_be_bytes(self.array()?);
-        Some(if self.order == Order::Big { big } else { big.swap_bytes() })
+        Some(if self.order == ByteOrder::Big { big } else { big.swap_bytes() })
     }
 
     pub(super) fn u32(&mut self) -> Option<u32> {
         let big = u32::from_be_bytes(self.array()?);
-        Some(if self.order == Order::Big { big } else { big.swap_bytes() })
+        Some(if self.order == ByteOrder::Big { big } else { big.swap_bytes() })
     }
 
     /// A length in the file as a length in memory.

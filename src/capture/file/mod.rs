@@ -168,7 +168,7 @@ fn compression(magic: [u8; 4]) -> Option<&'static str> {
 
 /// Byte order of a file or of a section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Order {
+enum ByteOrder {
     #[default]
     Little,
     Big,

@@ -4,13 +4,13 @@ use std::io::Read;
 use std::time::Duration;
 
 use super::input::{Fields, Input};
-use super::{FileError, Found, LARGEST_FRAME, Order};
+use super::{ByteOrder, FileError, Found, LARGEST_FRAME};
 use crate::wire::LinkType;
 
 /// The dialect of a pcap file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dialect {
-    order: Order,
+    order: ByteOrder,
     /// Nanoseconds per unit of the fraction.
     unit: u32,
     /// Length of a frame's header in bytes. Kuznetzov's dialect has 8 more, for interface, protocol and packet type.
@@ -32,7 +32,8 @@ impl Dialect {
             };
             Some(Self { order, unit, frame_header, link: 0 })
         };
-        dialect(Order::Little, u32::from_le_bytes(magic)).or_else(|| dialect(Order::Big, u32::from_be_bytes(magic)))
+        dialect(ByteOrder::Little, u32::from_le_bytes(magic))
+            .or_else(|| dialect(ByteOrder::Big, u32::from_be_bytes(magic)))
     }
 
     /// Reads the file's header.

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use super::input::{Fields, Input};
-use super::{FileError, Found, LARGEST_FRAME, LATEST, Order};
+use super::{ByteOrder, FileError, Found, LARGEST_FRAME, LATEST};
 
 /// The first four bytes of a section header block, the same in both byte orders.
 pub(super) const SECTION: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
@@ -26,7 +26,7 @@ const INTERFACES: usize = 65_536;
 /// The current section.
 #[derive(Debug, Default)]
 pub(super) struct Section {
-    order: Order,
+    order: ByteOrder,
     interfaces: Vec<Interface>,
     /// Time of the last frame, used for frames without a time.
     time: Duration,
@@ -53,8 +53,8 @@ impl Section {
             if begins {
                 // The byte order also applies to the length of the section header itself.
                 self.order = match magic {
-                    [0x4d, 0x3c, 0x2b, 0x1a] => Order::Little,
-                    [0x1a, 0x2b, 0x3c, 0x4d] => Order::Big,
+                    [0x4d, 0x3c, 0x2b, 0x1a] => ByteOrder::Little,
+                    [0x1a, 0x2b, 0x3c, 0x4d] => ByteOrder::Big,
                     _ => return Err(input.broken("a section header has no byte-order magic")),
                 };
             }
@@ -130,8 +130,8 @@ impl Section {
                 (14, value) => {
                     if let Some(bytes) = value.first_chunk() {
                         interface.offset = match self.order {
-                            Order::Little => i64::from_le_bytes(*bytes),
-                            Order::Big => i64::from_be_bytes(*bytes),
+                            ByteOrder::Little => i64::from_le_bytes(*bytes),
+                            ByteOrder::Big => i64::from_be_bytes(*bytes),
                         };
                     }
                 }

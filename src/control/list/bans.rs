@@ -49,25 +49,25 @@ pub struct Listed {
     /// The ledger's entry; `None` if it has none.
     pub remembered: Option<Entry>,
     /// The kernel's state.
-    pub held: Held,
+    pub kernel: KernelState,
 }
 
 /// The kernel's state of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum KernelState {
     /// Not queried, or the ban needs no set.
-    Unasked,
-    No,
+    NotQueried,
+    Absent,
     /// Blocked, with its remaining time.
-    For(Remaining),
+    Blocked(Remaining),
 }
 
 impl Listed {
     /// Remaining time of the ban; the kernel's value takes precedence, because the kernel enforces the ban.
     #[must_use]
     pub fn left(&self, now: SystemTime) -> Expiry {
-        match (self.held, &self.remembered) {
-            (Held::For(left), _) => left.map_or(Expiry::Never, Expiry::After),
+        match (self.kernel, &self.remembered) {
+            (KernelState::Blocked(left), _) => left.map_or(Expiry::Never, Expiry::After),
             // A ban that has just expired shows its last second.
             (_, Some(entry)) => entry.ban.left(now).unwrap_or(Expiry::After(std::time::Duration::ZERO)),
             (_, None) => Expiry::Never,
@@ -118,21 +118,21 @@ pub(super) fn overlaps(target: BanTarget, other: IpNet) -> bool {
 /// The bans of one source, and of the networks around it. Reads neither the ledger nor the sets as a whole.
 fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Result<Bans, ListError> {
     let address = if asked.prefix_len() > target.prefix_len() { asked.addr() } else { target.element() };
-    let around = (0..128).filter_map(|length| Prefix::of(address, length)).map(BanTarget::Prefix);
+    let around = (0..128).filter_map(|length| Prefix::containing(address, length)).map(BanTarget::Prefix);
     let targets: Vec<BanTarget> = std::iter::once(target).chain(around).collect();
     let remembered = Reader::read(directory, |reader| {
         let mut found = Found { items: Vec::new(), unreadable: 0 };
         for target in &targets {
-            let of = reader.of(*target)?;
+            let of = reader.bans_of(*target)?;
             found.unreadable += of.unreadable;
             found.items.extend(of.items.into_iter().filter(|entry| is_active(entry, now)));
         }
         Ok(found)
     });
     let mut kernel = Kernel::open();
-    let held = kernel.ask(|nft| nft.holds(target));
-    let held = held.map(|held| held.map_or_else(Vec::new, |left| vec![(target, left)]));
-    join(remembered, held, &mut kernel)
+    let elements = kernel.ask(|nft| nft.holds(target));
+    let elements = elements.map(|elements| elements.map_or_else(Vec::new, |left| vec![(target, left)]));
+    join(remembered, elements, &mut kernel)
 }
 
 fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
@@ -140,14 +140,14 @@ fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
     // Counted first, because reading a set of a million elements takes half a minute.
     let remembered = Reader::read(directory, |reader| reader.active(now));
     let many = remembered.as_ref().map_or(0, |found| found.items.len());
-    let held = match many > MAX_DUMPED {
+    let elements = match many > MAX_DUMPED {
         true => Err(KernelError::Other(format!(
             "the kernel's sets are not read, because there are {many} bans; name an address to see whether the kernel \
              blocks it"
         ))),
         false => kernel.ask(Nft::elements),
     };
-    join(remembered, held, &mut kernel)
+    join(remembered, elements, &mut kernel)
 }
 
 fn is_active(entry: &Entry, now: SystemTime) -> bool {
@@ -157,11 +157,11 @@ fn is_active(entry: &Entry, now: SystemTime) -> bool {
 /// Combines both; differing bans are queried again.
 fn join(
     remembered: Result<Found<Entry>, LedgerError>,
-    held: Result<Vec<(BanTarget, Remaining)>, KernelError>,
+    elements: Result<Vec<(BanTarget, Remaining)>, KernelError>,
     kernel: &mut Kernel,
 ) -> Result<Bans, ListError> {
     let mut notes = Vec::new();
-    let remembered = match (remembered, &held) {
+    let remembered = match (remembered, &elements) {
         (Ok(found), _) => found,
         (Err(ledger), Err(kernel)) => {
             return Err(ListError::Nothing { ledger: Box::new(ledger), kernel: kernel.to_string() });
@@ -174,10 +174,10 @@ fn join(
     if remembered.unreadable > 0 {
         notes.push(format!("unreadable rows of the ledger, which are ignored: {}", remembered.unreadable));
     }
-    let asked = held.is_ok();
+    let asked = elements.is_ok();
     let needs_table = |entry: &Entry| entry.ban.methods.iter().any(|method| method == Backend::Nft);
-    let mut elements: HashMap<BanTarget, Remaining> = match held {
-        Ok(held) => held.into_iter().collect(),
+    let mut elements: HashMap<BanTarget, Remaining> = match elements {
+        Ok(elements) => elements.into_iter().collect(),
         Err(KernelError::NoTable) if !remembered.items.iter().any(needs_table) => HashMap::new(),
         Err(why) => {
             notes.push(format!("listed from the ledger alone: {why}"));
@@ -186,23 +186,27 @@ fn join(
     };
     let listed = |entry: Entry| {
         let target = entry.ban.target;
-        let held = match elements.remove(&target) {
-            Some(left) => Held::For(left),
-            None if !asked || !needs_table(&entry) => Held::Unasked,
-            None => Held::No,
+        let state = match elements.remove(&target) {
+            Some(left) => KernelState::Blocked(left),
+            None if !asked || !needs_table(&entry) => KernelState::NotQueried,
+            None => KernelState::Absent,
         };
-        Listed { target, remembered: Some(entry), held }
+        Listed { target, remembered: Some(entry), kernel: state }
     };
     let mut bans: Vec<Listed> = remembered.items.into_iter().map(listed).collect();
-    bans.extend(elements.into_iter().map(|(target, left)| Listed { target, remembered: None, held: Held::For(left) }));
-    let disagree = |ban: &&mut Listed| ban.held == Held::No || ban.remembered.is_none();
+    bans.extend(elements.into_iter().map(|(target, left)| Listed {
+        target,
+        remembered: None,
+        kernel: KernelState::Blocked(left),
+    }));
+    let disagree = |ban: &&mut Listed| ban.kernel == KernelState::Absent || ban.remembered.is_none();
     for ban in bans.iter_mut().filter(disagree).take(MAX_RECHECKED) {
         if let Ok(left) = kernel.ask(|nft| nft.holds(ban.target)) {
-            ban.held = left.map_or(Held::No, Held::For);
+            ban.kernel = left.map_or(KernelState::Absent, KernelState::Blocked);
         }
     }
     // Neither of them has the ban any more.
-    bans.retain(|ban| ban.held != Held::No || ban.remembered.is_some());
+    bans.retain(|ban| ban.kernel != KernelState::Absent || ban.remembered.is_some());
     Ok(Bans { bans, kernel: asked, notes })
 }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-pub use bans::{Bans, Held, ListError, Listed, read};
+pub use bans::{Bans, KernelState, ListError, Listed, read};
 
 pub(super) use table::{compact_ports, shortened};
 
@@ -38,9 +38,9 @@ pub struct ListOptions {
     /// List only bans of this address, or in this network
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_on_any_link)]
     pub target: Option<IpNet>,
-    /// Order of the bans
+    /// SortOrder of the bans
     #[arg(long, value_name = "ORDER", value_enum, default_value = "expires")]
-    pub sort: Order,
+    pub sort: SortOrder,
     /// List only bans that began within this time: 1h, 7d
     #[arg(long, value_name = "SPAN", value_parser = parse_span, allow_hyphen_values = true)]
     pub since: Option<Duration>,
@@ -86,7 +86,7 @@ impl ListOptions {
 
 /// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Order {
+pub enum SortOrder {
     /// The next to end first.
     Expires,
     /// The newest first.
@@ -154,7 +154,7 @@ fn write(out: &mut impl Write, text: &str) -> Result<(), ListError> {
 }
 
 /// Sorts the bans in this order, then by address.
-fn sort(bans: &mut [Listed], order: Order, now: SystemTime) {
+fn sort(bans: &mut [Listed], order: SortOrder, now: SystemTime) {
     let span = |ban: &Listed| match ban.left(now) {
         Expiry::Never => Duration::MAX,
         Expiry::After(left) => left,
@@ -162,9 +162,9 @@ fn sort(bans: &mut [Listed], order: Order, now: SystemTime) {
     let since = |ban: &Listed| ban.remembered.as_ref().map(|entry| entry.ban.since);
     let hits = |ban: &Listed| ban.remembered.as_ref().map(|entry| (entry.strikes, entry.ban.probes));
     match order {
-        Order::Expires => bans.sort_by_cached_key(|ban| (span(ban), ban.target)),
-        Order::Since => bans.sort_by_cached_key(|ban| (Reverse(since(ban)), ban.target)),
-        Order::Hits => bans.sort_by_cached_key(|ban| (Reverse(hits(ban)), ban.target)),
+        SortOrder::Expires => bans.sort_by_cached_key(|ban| (span(ban), ban.target)),
+        SortOrder::Since => bans.sort_by_cached_key(|ban| (Reverse(since(ban)), ban.target)),
+        SortOrder::Hits => bans.sort_by_cached_key(|ban| (Reverse(hits(ban)), ban.target)),
     }
 }
 
@@ -226,10 +226,10 @@ impl<'a> Item<'a> {
             note: ban.and_then(|ban| ban.note.as_deref()),
             method: ban.map(|ban| ban.methods.to_string()),
             capped: ban.map(|ban| ban.capped),
-            in_kernel: match listed.held {
-                Held::Unasked => None,
-                Held::No => Some(false),
-                Held::For(_) => Some(true),
+            in_kernel: match listed.kernel {
+                KernelState::NotQueried => None,
+                KernelState::Absent => Some(false),
+                KernelState::Blocked(_) => Some(true),
             },
             in_ledger: ban.is_some(),
             name: names.map(|names| listed.source().and_then(|source| names.get(&source)).map(String::as_str)),

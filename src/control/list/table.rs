@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use super::bans::{Held, Listed};
+use super::bans::{KernelState, Listed};
 use crate::engine::Grade;
 use crate::ledger::{Author, BanRecord, Logged, author_key};
 use crate::types::printable::masked;
@@ -73,8 +73,8 @@ const NOT_HELD: char = '!';
 const UNKNOWN: char = '?';
 
 fn mark(ban: &Listed) -> char {
-    match (ban.held, &ban.remembered) {
-        (Held::No, _) => NOT_HELD,
+    match (ban.kernel, &ban.remembered) {
+        (KernelState::Absent, _) => NOT_HELD,
         (_, None) => UNKNOWN,
         _ => ' ',
     }
@@ -150,12 +150,12 @@ pub(crate) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> 
     text
 }
 
-/// Order in which columns get their minimum width; from the first that does not fit on, they are omitted.
+/// SortOrder in which columns get their minimum width; from the first that does not fit on, they are omitted.
 const PRIORITY: [&str; 13] = [
     "ADDRESS", "LEFT", "LAST", "REASON", "NAME", "PORTS", "SINCE", "TIMES", "FIRST", "STRIKES", "BY", "METHOD",
     "EVIDENCE",
 ];
-/// Order in which the remaining width is assigned to truncated columns.
+/// SortOrder in which the remaining width is assigned to truncated columns.
 const WIDEN: [&str; 6] = ["ADDRESS", "BY", "METHOD", "REASON", "NAME", "PORTS"];
 
 /// Sets the width of each column for a total of `width`.
@@ -223,7 +223,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_795_242_733)
     }
 
-    fn listed(text: &str, author: Author, held: Held) -> Listed {
+    fn listed(text: &str, author: Author, kernel: KernelState) -> Listed {
         let target: BanTarget = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
         let mut ban =
@@ -233,17 +233,17 @@ mod tests {
             ban.grade = Some(Grade::Forgeable);
             ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];
         }
-        Listed { target, remembered: Some(Entry { ban, strikes: 2, ended: None }), held }
+        Listed { target, remembered: Some(Entry { ban, strikes: 2, ended: None }), kernel }
     }
 
     fn some() -> Vec<Listed> {
-        let left = |seconds| Held::For(Some(Duration::from_secs(seconds)));
+        let left = |seconds| KernelState::Blocked(Some(Duration::from_secs(seconds)));
         let mut bans = vec![
             listed("203.0.113.77", Author::Detector, left(82_500)),
             listed("2001:db8:1:2::/64", Author::Operator, left(45)),
-            listed("198.51.100.0/24", Author::Detector, Held::No),
+            listed("198.51.100.0/24", Author::Detector, KernelState::Absent),
         ];
-        bans.push(Listed { remembered: None, ..listed("192.0.2.9", Author::Import, Held::For(None)) });
+        bans.push(Listed { remembered: None, ..listed("192.0.2.9", Author::Import, KernelState::Blocked(None)) });
         bans
     }
 
@@ -267,7 +267,7 @@ mod tests {
         let names: HashMap<IpAddr, String> =
             names.into_iter().map(|(address, name)| (address.parse().unwrap(), name.to_owned())).collect();
         let mut bans = some();
-        bans.push(listed("2001:db8:1234:5678::/64", Author::Detector, Held::Unasked));
+        bans.push(listed("2001:db8:1234:5678::/64", Author::Detector, KernelState::NotQueried));
         for width in 3..200 {
             for names in [None, Some(&names)] {
                 let text = text(&bans, names, width, now());
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn note_of_operator_cannot_control_terminal() {
-        let mut by_hand = listed("192.0.2.9", Author::Operator, Held::Unasked);
+        let mut by_hand = listed("192.0.2.9", Author::Operator, KernelState::NotQueried);
         if let Some(entry) = &mut by_hand.remembered {
             entry.ban.note = Some("x\u{1b}[2J\nforged \u{202e}line".to_owned());
         }

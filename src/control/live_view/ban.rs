@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::time::{Duration, SystemTime};
 
-use crate::control::list::{Held, Listed, compact_ports};
+use crate::control::list::{KernelState, Listed, compact_ports};
 use crate::ledger::Author;
 use crate::types::Expiry;
 
@@ -41,11 +41,11 @@ impl Ban {
                 Expiry::Never => None,
                 Expiry::After(left) => now.checked_add(left),
             },
-            lacking: listed.held == Held::No,
+            lacking: listed.kernel == KernelState::Absent,
         }
     }
 
-    /// Orders by expiry, permanent ones last.
+    /// TaskSender by expiry, permanent ones last.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let end = |ban: &Self| (ban.until.is_none(), ban.until);
         end(self).cmp(&end(other)).then_with(|| self.target.cmp(&other.target))

@@ -207,9 +207,9 @@ mod tests {
     #[tokio::test]
     async fn lookups_are_limited_and_fair() {
         static RUNNING: AtomicUsize = AtomicUsize::new(0);
-        static MOST: AtomicUsize = AtomicUsize::new(0);
+        static HIGHEST: AtomicUsize = AtomicUsize::new(0);
         let lookup = |_: &str| {
-            MOST.fetch_max(RUNNING.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            HIGHEST.fetch_max(RUNNING.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(2));
             RUNNING.fetch_sub(1, Ordering::SeqCst);
             Err(io::Error::other("no name server"))
@@ -221,7 +221,7 @@ mod tests {
             names.answered().await;
         }
         assert_eq!(names.take_messages().len(), 64);
-        assert!((2..=MAX_CONCURRENT).contains(&MOST.load(Ordering::SeqCst)));
+        assert!((2..=MAX_CONCURRENT).contains(&HIGHEST.load(Ordering::SeqCst)));
         let nothing = tokio::time::timeout(Duration::from_millis(20), names.answered()).await;
         assert!(nothing.is_err(), "nothing is due");
     }

@@ -26,7 +26,7 @@ impl ControlHandler<'_> {
         unserved.dedup();
         let recorder = self.sink.ban_recorder.recorder();
         let trap = self.config.ruleset().trap.filter(|_| self.hold().is_some());
-        let target = BanTarget::of(address);
+        let target = BanTarget::containing(address);
         let fleet = self.ask_fleet(|fleet, surroundings| fleet.explain(target, surroundings)).flatten();
         Ok(async move {
             let known = of_sensor(known).await?;
@@ -61,6 +61,6 @@ async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
 /// The ledger's entries for `target`; `None` if they cannot be read.
 async fn history(recorder: &Recorder, target: BanTarget) -> Option<Vec<Entry>> {
     let (sent, read) = oneshot::channel();
-    recorder.ask(move |ledger| drop(sent.send(ledger.of(target)))).then_some(())?;
+    recorder.ask(move |ledger| drop(sent.send(ledger.bans_of(target)))).then_some(())?;
     Some(read.await.ok()?.ok()?.items)
 }

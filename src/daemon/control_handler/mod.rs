@@ -264,9 +264,9 @@ impl ControlHandler<'_> {
         }
         let span = if let Expiry::After(span) = expiry { Some(span) } else { None };
         let hole = IpNet::new(target.element(), target.prefix_len()).map_err(usage)?;
-        let orders = self.host_state.force(hole, span).await.map_err(failed)?;
+        let commands = self.host_state.force(hole, span).await.map_err(failed)?;
         self.sink.ban_recorder.decide(Change::Disallowed { network: hole });
-        self.sensor.send_all(orders);
+        self.sensor.send_all(commands);
         Ok((target, expiry))
     }
 
@@ -301,7 +301,7 @@ impl ControlHandler<'_> {
         let hole = target.and_then(|target| IpNet::new(target.element(), target.prefix_len()).ok());
         // After the request: a source that is protected again has no ban left for the sensor to lift.
         match self.host_state.unforce(hole).await {
-            Ok(orders) => self.sensor.send_all(orders),
+            Ok(commands) => self.sensor.send_all(commands),
             Err(error) => self.sink.emit(EventKind::Error(error)),
         }
         Ok(async move {
@@ -317,8 +317,8 @@ impl ControlHandler<'_> {
 
     async fn forget_service(&mut self, by: &str, named: ServicePort) -> Reply {
         let ServicePort { port, protocol } = named;
-        let (forgotten, orders) = self.host_state.forget_service(port, protocol).await.map_err(failed)?;
-        self.sensor.send_all(orders);
+        let (forgotten, commands) = self.host_state.forget_service(port, protocol).await.map_err(failed)?;
+        self.sensor.send_all(commands);
         if forgotten == 0 {
             return Err(refused(format!(
                 "refused: no service on port {named} is remembered; `portsentry status` lists the remembered services"
@@ -347,9 +347,9 @@ impl ControlHandler<'_> {
         let (bans, lifted) = of_sensor(bans).await?;
         let since = SystemTime::now();
         let allowance = Allowance { network, since, until: span.and_then(|span| since.checked_add(span)), by };
-        let orders = self.host_state.allow(allowance.clone()).await.map_err(failed)?;
-        for order in orders {
-            self.sensor.send_waiting(order).await;
+        let commands = self.host_state.allow(allowance.clone()).await.map_err(failed)?;
+        for command in commands {
+            self.sensor.send_waiting(command).await;
         }
         let until = allowance.until.map(rfc3339);
         let how_long = until.as_ref().map_or("until this is revoked".to_owned(), |until| format!("until {until}"));
@@ -365,7 +365,7 @@ impl ControlHandler<'_> {
         let disallowed = plain(network);
         let revoked = self.host_state.disallow(network).await.map_err(failed)?;
         let still = self.host_state.host().allow.covers(network).map(|why| why.to_string());
-        let Some(orders) = revoked else {
+        let Some(commands) = revoked else {
             let contains = |entry: &AllowedEntry| parse_network(&entry.network).is_ok_and(|it| it.contains(&network));
             let around = self.host_state.allowed().into_iter().find(contains);
             return Err(refused(match (around, still) {
@@ -379,8 +379,8 @@ impl ControlHandler<'_> {
                 (None, None) => format!("{disallowed} is not allowed; `portsentry allowed` lists the allowed networks"),
             }));
         };
-        for order in orders {
-            self.sensor.send_waiting(order).await;
+        for command in commands {
+            self.sensor.send_waiting(command).await;
         }
         self.sink.ban_recorder.decide(Change::Disallowed { network });
         self.sink.emit(EventKind::Note(format!("{by} has revoked the allowance of {disallowed}")));

@@ -27,7 +27,7 @@ impl Fleet {
                 }
             },
         });
-        let faulty = self.faulty.named();
+        let faulty = self.faulty.iter();
         FleetStatus {
             name: self.config.name.clone(),
             host: self.config.host.clone(),

@@ -51,7 +51,7 @@ impl Author {
         self.above_limit.is_some_and(|at| now.since(at) < IGNORED_TIME) || self.ignored_until > now
     }
 
-    fn told(&self, now: Timestamp, name: &Arc<str>) -> Ignored {
+    fn to_ignored(&self, now: Timestamp, name: &Arc<str>) -> Ignored {
         Ignored { author: Arc::clone(name), for_s: self.ignored_until.since(now).as_secs(), excess: self.excess }
     }
 }
@@ -100,7 +100,7 @@ impl Authors {
         if found.ignored_until > now {
             return Err(found.refuse(now, Refusal::AuthorIgnored));
         }
-        if found.hour.take(now, limit) || take_backlog(phase, &mut found.backlog) {
+        if found.hour.admit(now, limit) || take_backlog(phase, &mut found.backlog) {
             return Ok(name);
         }
         if phase != Phase::Steady {
@@ -131,7 +131,7 @@ impl Authors {
     /// The authors above their limit.
     pub(super) fn ignored(&self, now: Timestamp) -> impl Iterator<Item = Ignored> + '_ {
         let above = self.0.iter().filter(move |(_, author)| author.is_above_limit(now));
-        above.map(move |(name, author)| author.told(now, name))
+        above.map(move |(name, author)| author.to_ignored(now, name))
     }
 
     /// The authors that have newly exceeded their limit; each is returned once an hour.
@@ -140,7 +140,7 @@ impl Authors {
         let new = self.0.iter_mut().filter(|(_, author)| author.is_above_limit(now) && is_new(author));
         new.map(|(name, author)| {
             author.named = Some(now);
-            author.told(now, name)
+            author.to_ignored(now, name)
         })
         .collect()
     }

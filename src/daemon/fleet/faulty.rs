@@ -31,7 +31,7 @@ pub(super) struct FaultyAuthors {
 
 impl FaultyAuthors {
     /// Counts a refused report by `author`. Returns a log line if it is the first one.
-    pub(super) fn note(&mut self, author: &str, reason: Refusal) -> Option<EventKind> {
+    pub(super) fn count(&mut self, author: &str, reason: Refusal) -> Option<EventKind> {
         if reason.is_limit() {
             return self.note_limit(reason);
         }
@@ -70,7 +70,7 @@ impl FaultyAuthors {
     }
 
     /// The authors, each with its last refusal.
-    pub(super) fn named(&self) -> impl Iterator<Item = IgnoredAuthor> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = IgnoredAuthor> + '_ {
         self.authors.iter().map(|(author, one)| IgnoredAuthor {
             author: author.clone(),
             reason: format!("{} refused: {}", counted(one.reports, "report"), one.reason),

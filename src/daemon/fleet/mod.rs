@@ -212,7 +212,7 @@ impl Fleet {
                 },
             },
             FleetRequest::Link { state, ignored } => {
-                let event = self.link.note(state, &ignored, &self.config.name);
+                let event = self.link.update(state, &ignored, &self.config.name);
                 events.extend(limited(&mut self.link_lines, event));
                 self.follow_link();
                 FleetReply::Noted
@@ -254,7 +254,7 @@ impl Fleet {
                 Verdict::Refused(refusal) => {
                     self.refused += 1;
                     let reason = refusal.to_string();
-                    let event = self.faulty.note(&report.author, refusal);
+                    let event = self.faulty.count(&report.author, refusal);
                     events.extend(limited(&mut self.author_lines, event));
                     ReportOutcome::Refused { reason }
                 }
@@ -395,7 +395,7 @@ impl Fleet {
     pub(super) fn write_lifts(&mut self, is_last: bool) {
         let Some(recorder) = &self.recorder else { return };
         let Some(lifts) = self.acceptance.lifts.take_unwritten(boot_time(), SystemTime::now(), is_last) else { return };
-        if !recorder.put(Change::FleetLifts(lifts)) {
+        if !recorder.send(Change::FleetLifts(lifts)) {
             self.acceptance.lifts.keep_unwritten();
         }
     }

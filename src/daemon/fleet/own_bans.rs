@@ -24,7 +24,7 @@ pub(in crate::daemon) async fn recorded(recorder: &Recorder, remembered: &[Remem
     let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RECALLED).collect();
     let (sent, read) = oneshot::channel();
     let asked = recorder.ask(move |ledger| {
-        let last = |target: &BanTarget| ledger.of(*target).ok()?.items.pop();
+        let last = |target: &BanTarget| ledger.bans_of(*target).ok()?.items.pop();
         let entries = targets.iter().filter_map(last).filter(|entry| entry.ended.is_none());
         let _ = sent.send(entries.map(|entry| entry.ban).collect());
     });

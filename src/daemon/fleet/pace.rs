@@ -21,7 +21,7 @@ impl Default for HourCount {
 
 impl HourCount {
     /// Takes one unit, unless `limit` units were taken within the last hour.
-    pub(super) fn take(&mut self, now: Timestamp, limit: u32) -> bool {
+    pub(super) fn admit(&mut self, now: Timestamp, limit: u32) -> bool {
         self.turn(now);
         if self.sum() >= u64::from(limit) {
             return false;
@@ -70,9 +70,9 @@ mod tests {
     #[test]
     fn room_returns_after_an_hour() {
         let mut count = HourCount::default();
-        assert_eq!((0..100).filter(|_| count.take(at(100), 30)).count(), 30);
-        assert!(!count.take(at(3_699), 30), "an hour has not passed");
-        assert_eq!((0..100).filter(|_| count.take(at(3_780), 30)).count(), 30);
+        assert_eq!((0..100).filter(|_| count.admit(at(100), 30)).count(), 30);
+        assert!(!count.admit(at(3_699), 30), "an hour has not passed");
+        assert_eq!((0..100).filter(|_| count.admit(at(3_780), 30)).count(), 30);
         assert!(!count.is_empty(at(3_780)) && count.is_empty(at(1_000_000)));
     }
 
@@ -82,7 +82,7 @@ mod tests {
             let (mut count, mut now, mut taken) = (HourCount::default(), 0, Vec::new());
             for (wait, attempts) in steps {
                 now += wait;
-                (0..attempts).filter(|_| count.take(at(now), 10)).for_each(|_| taken.push(now));
+                (0..attempts).filter(|_| count.admit(at(now), 10)).for_each(|_| taken.push(now));
             }
             for end in &taken {
                 let within = taken.iter().filter(|one| **one <= *end && end - **one < 3_600).count();

@@ -13,7 +13,7 @@ use rustix::io::retry_on_intr;
 use rustix::net::{SendFlags, send};
 
 use super::process::{Outcome, Ran, run};
-use super::protocol::{Answer, LONGEST_REQUEST, Request, Which};
+use super::protocol::{Answer, MAX_REQUEST_LEN, Request, Which};
 use super::{RunSettings, prepare};
 use crate::enforce::helper_socket::{HelperError, next_request};
 
@@ -24,7 +24,7 @@ use crate::enforce::helper_socket::{HelperError, next_request};
 /// The message is not a request; running commands are terminated as well.
 pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), HelperError> {
     let (quit, hung_up) = io::pipe()?;
-    let mut buffer = [0; LONGEST_REQUEST];
+    let mut buffer = [0; MAX_REQUEST_LEN];
     let running = Arc::new(AtomicUsize::new(0));
     thread::scope(|scope| {
         // Dropped before the scope waits for the commands.
@@ -106,7 +106,7 @@ mod tests {
         Request { number, which, case: BanContext::example([192, 0, 2, 7].into()) }.to_bytes().unwrap()
     }
 
-    fn put(socket: impl AsFd, bytes: &[u8]) {
+    fn send_bytes(socket: impl AsFd, bytes: &[u8]) {
         send(socket, bytes, SendFlags::NOSIGNAL).unwrap();
     }
 
@@ -119,7 +119,7 @@ mod tests {
         let (ours, theirs) = pair().unwrap();
         thread::scope(|scope| {
             let serves = scope.spawn(|| serve(&theirs, settings));
-            datagrams.iter().for_each(|bytes| put(&ours, bytes));
+            datagrams.iter().for_each(|bytes| send_bytes(&ours, bytes));
             let answers =
                 datagrams.iter().filter(|bytes| Request::read(bytes).is_some()).map(|_| read(&ours)).collect();
             rustix::net::shutdown(&ours, rustix::net::Shutdown::Write).unwrap();
@@ -164,7 +164,7 @@ mod tests {
         let note = folder.path().join("note");
         let settings = settings(&format!("echo $$ > {}; exec sleep 1000", note.display()));
         let serves = thread::spawn(move || serve(&theirs, &settings));
-        put(&ours, &request(1, Which::Begin));
+        send_bytes(&ours, &request(1, Which::Begin));
         let process = loop {
             match std::fs::read_to_string(&note) {
                 Ok(text) if text.ends_with('\n') => break text.trim().to_owned(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
-use super::protocol::{Answer, LONGEST_ANSWER, Request, Which};
+use super::protocol::{Answer, MAX_ANSWER_LEN, Request, Which};
 use crate::enforce::BanContext;
 use crate::enforce::helper_socket::receive;
 
@@ -38,7 +38,7 @@ type Ended = Box<dyn FnMut() -> Option<String> + Send>;
 impl Spawner {
     /// A handle of the process with id `process` at the other end of `socket` (`SOCK_SEQPACKET`). `ended` reaps the
     /// process and returns how it has ended; `None` while it runs.
-    pub fn over(socket: OwnedFd, process: u32, ended: impl FnMut() -> Option<String> + Send + 'static) -> Self {
+    pub fn new(socket: OwnedFd, process: u32, ended: impl FnMut() -> Option<String> + Send + 'static) -> Self {
         Self(Arc::new(Shared { socket, process, gone: AtomicBool::new(false), ended: Mutex::new(Box::new(ended)) }))
     }
 
@@ -72,7 +72,7 @@ impl Spawner {
 
     /// Waits for the next answer; `None` if there are no more, because the helper has ended or sent an invalid answer.
     pub(in crate::enforce) fn next(&self) -> Option<Answer> {
-        let answer = receive(&self.0.socket, LONGEST_ANSWER, Answer::read);
+        let answer = receive(&self.0.socket, MAX_ANSWER_LEN, Answer::read);
         if answer.is_none() {
             self.0.gone.store(true, Ordering::Relaxed);
             // If it still runs, this makes it end.

@@ -14,7 +14,7 @@ use rustix::net::{SendFlags, send};
 use serde::de::IgnoredAny;
 
 use super::process::{Outcome, Ran, run};
-use super::protocol::{Answer, LONGEST_ANSWER};
+use super::protocol::{Answer, MAX_ANSWER_LEN};
 use super::{line, start_of};
 use crate::enforce::helper_socket::{await_message, receive};
 use crate::types::printable::is_hidden;
@@ -118,7 +118,7 @@ impl Notifications {
                 Ok(false) => return Delivery::Failed("the process that runs commands does not answer".to_owned()),
                 Err(_) => return Delivery::HelperGone,
             }
-            match receive(&self.socket, LONGEST_ANSWER, Answer::read) {
+            match receive(&self.socket, MAX_ANSWER_LEN, Answer::read) {
                 // The answer to an earlier request that was abandoned.
                 Some(answer) if answer.number != self.number => {}
                 Some(Answer { ran: Ran { outcome: Outcome::Exited(0), .. }, .. }) => return Delivery::Succeeded,

@@ -107,7 +107,7 @@ fn count(length: usize) -> Option<[u8; 2]> {
 }
 
 fn length(rest: &mut Rest<'_>) -> Option<usize> {
-    Some(usize::from(u16::from_be_bytes(rest.take()?))).filter(|length| *length <= MAX_IN_MESSAGE)
+    Some(usize::from(u16::from_be_bytes(rest.array()?))).filter(|length| *length <= MAX_IN_MESSAGE)
 }
 
 /// Reads any bytes as a message to either side; a valid one must be written back identically.

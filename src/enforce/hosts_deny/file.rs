@@ -44,7 +44,7 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    fn of(found: &Metadata) -> Self {
+    fn from_metadata(found: &Metadata) -> Self {
         Self {
             place: (found.dev(), found.ino()),
             access: (found.uid(), found.gid(), found.mode()),
@@ -55,7 +55,7 @@ impl Stamp {
 
 /// The stamp of the current file; `None` if it does not exist.
 pub(super) fn stamp(path: &Path) -> Option<Stamp> {
-    fs::symlink_metadata(path).ok().map(|found| Stamp::of(&found))
+    fs::symlink_metadata(path).ok().map(|found| Stamp::from_metadata(&found))
 }
 
 /// Opens the file for reading; `None` if it does not exist.
@@ -86,7 +86,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
     if u64::try_from(read).is_ok_and(|read| read > LIMIT) {
         return Err(HostsDenyError::TooBig(path.to_owned()));
     }
-    Ok(Some(Old { bytes, file, stamp: Stamp::of(&found) }))
+    Ok(Some(Old { bytes, file, stamp: Stamp::from_metadata(&found) }))
 }
 
 /// Replaces `old` with a file of `bytes`; false, without a change, if another program has changed the file in the

@@ -7,7 +7,7 @@ use crate::types::BanTarget;
 
 /// Reads `text`, adds an entry and removes it. All other bytes must not change.
 pub(crate) fn edit(text: &[u8]) {
-    let before = Reading::of(text);
+    let before = Reading::parse(text);
     let held: HashSet<BanTarget> = before.entries.iter().map(|entry| entry.target).collect();
     let cleared = before.edit(&[], &held).map_or_else(|| text.to_vec(), |edit| edit.text);
     assert_eq!(cleared, before.others(), "what is not ours comes out as it went in");
@@ -25,7 +25,7 @@ fn deny(before: &Reading<'_>, text: &[u8], target: BanTarget) {
         // Its line was rewritten, and duplicates were removed.
         return;
     }
-    let after = Reading::of(&edit.text);
+    let after = Reading::parse(&edit.text);
     assert_eq!(after.others(), before.others());
     assert_eq!(after.entries.iter().filter(|entry| entry.target == target).count(), 1);
     let back = after.edit(&[], &HashSet::from([target])).map(|edit| edit.text);

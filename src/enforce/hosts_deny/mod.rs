@@ -172,7 +172,7 @@ impl HostsDeny {
 
     /// The targets of own lines in a file with these bytes.
     pub(crate) fn held_in(bytes: &[u8]) -> Vec<BanTarget> {
-        Reading::of(bytes).entries.iter().map(|entry| entry.target).collect()
+        Reading::parse(bytes).entries.iter().map(|entry| entry.target).collect()
     }
 
     /// Opens the file for another process to read; `None` if it does not exist.
@@ -193,7 +193,7 @@ impl HostsDeny {
         for _ in 0..MAX_ATTEMPTS {
             let old = file::read(&self.path)?;
             let bytes = old.as_ref().map_or(&[][..], |old| &old.bytes);
-            let Some(edit) = Reading::of(bytes).edit(&add, &remove) else { return Ok(Vec::new()) };
+            let Some(edit) = Reading::parse(bytes).edit(&add, &remove) else { return Ok(Vec::new()) };
             let grows = edit.text.len() > bytes.len();
             if grows && u64::try_from(edit.text.len()).is_ok_and(|length| length > file::LIMIT) {
                 return Err(HostsDenyError::Full(self.path.clone()));
@@ -210,8 +210,8 @@ impl HostsDeny {
         ["192.0.2.1", "2001:db8::1", "fe80::1"].iter().filter_map(|text| text.parse().ok()).all(|source| {
             let case = BanContext::example(source);
             let rule = Rule { target: case.target, rule: self.line(&case), until: case.until() };
-            let edit = Reading::of(&[]).edit(&[rule], &HashSet::new());
-            edit.is_some_and(|edit| Reading::of(&edit.text).entries.iter().any(|entry| entry.target == case.target))
+            let edit = Reading::parse(&[]).edit(&[rule], &HashSet::new());
+            edit.is_some_and(|edit| Reading::parse(&edit.text).entries.iter().any(|entry| entry.target == case.target))
         })
     }
 }

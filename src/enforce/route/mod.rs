@@ -27,11 +27,11 @@ use rustix::io::Errno;
 
 use crate::enforce::ExemptPrefixes;
 pub use crate::netlink::routes::{PROTOCOL, Refusal, RouteError};
-use crate::netlink::routes::{RouteSocket, Way};
+use crate::netlink::routes::{RouteLookup, RouteSocket};
 use crate::types::{BanTarget, Expiry, RouteKind, Timestamp};
 
 pub use failure::{BlockError, Failed, Failure};
-use route_table::Held;
+use route_table::RouteTable;
 
 /// Targets that are not blocked any more.
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ pub struct Routes {
     socket: RouteSocket,
     kind: RouteKind,
     size: usize,
-    held: Held,
+    held: RouteTable,
     exempt: ExemptPrefixes,
     /// Own routes from before the start that no ban has claimed yet; true for those of the configured kind.
     leftovers: HashMap<IpNet, bool>,
@@ -66,7 +66,7 @@ impl Routes {
             socket: RouteSocket::open()?,
             kind,
             size,
-            held: Held::new(size),
+            held: RouteTable::new(size),
             exempt: ExemptPrefixes::default(),
             leftovers: HashMap::new(),
             sweep_again: None,
@@ -143,7 +143,7 @@ impl Routes {
         if self.sweep_again.is_some_and(|at| at <= now) {
             return self.sweep(now);
         }
-        let over = self.held.over(now, OVER_AT_ONCE);
+        let over = self.held.expired(now, MAX_EXPIRED);
         let (expired, old): (Vec<BanTarget>, Vec<BanTarget>) =
             over.into_iter().partition(|target| self.held.is_wanted(*target));
         let lifted = self.remove(&expired, |held, target| held.postpone(target, again));
@@ -250,18 +250,18 @@ impl Routes {
     fn add_missing(&mut self, asked: &[Asked]) -> Result<Vec<Failed>, RouteError> {
         let mut failed = Vec::new();
         let nets: Vec<IpNet> = asked.iter().map(|asked| asked.net).collect();
-        let ways = self.socket.look_up(&nets)?;
+        let lookups = self.socket.look_up(&nets)?;
         let mut new = Vec::with_capacity(asked.len());
-        for (asked, way) in asked.iter().zip(ways) {
+        for (asked, lookup) in asked.iter().zip(lookups) {
             let (target, kind) = (asked.target, self.kind.toward(asked.net));
-            match way {
-                Way::Route { prefix_len, protocol, .. }
+            match lookup {
+                RouteLookup::Route { prefix_len, protocol, .. }
                     if prefix_len == asked.net.prefix_len() && protocol != PROTOCOL =>
                 {
                     failed.push(Failed { target, reason: Failure::Taken(Some(protocol)) });
                 }
                 // The result may come from a surrounding blackhole of another program, which may disappear.
-                _ if asked.known && way.is_closed(asked.net, kind) => {}
+                _ if asked.known && lookup.is_closed(asked.net, kind) => {}
                 _ => new.push((target, (asked.net, kind))),
             }
         }
@@ -301,7 +301,7 @@ impl Routes {
     }
 
     /// Removes the routes to these targets; `again` schedules the retry of failed ones.
-    fn remove(&mut self, targets: &[BanTarget], again: impl Fn(&mut Held, BanTarget)) -> Lifted {
+    fn remove(&mut self, targets: &[BanTarget], again: impl Fn(&mut RouteTable, BanTarget)) -> Lifted {
         let nets: Vec<IpNet> = targets.iter().copied().map(BanTarget::network).collect();
         let mut failed = Vec::new();
         let removed = self.socket.delete(&nets, |place, refusal| {
@@ -341,8 +341,9 @@ pub fn missing_routes(
     targets: &[BanTarget],
 ) -> Result<Vec<BanTarget>, RouteError> {
     let nets: Vec<IpNet> = targets.iter().copied().map(BanTarget::network).collect();
-    let ways = socket.look_up(&nets)?;
-    let open = nets.iter().zip(ways).zip(targets).filter(|((net, way), _)| !way.is_closed(**net, kind.toward(**net)));
+    let lookups = socket.look_up(&nets)?;
+    let open =
+        nets.iter().zip(lookups).zip(targets).filter(|((net, lookup), _)| !lookup.is_closed(**net, kind.toward(**net)));
     Ok(open.map(|(_, target)| *target).collect())
 }
 
@@ -367,7 +368,7 @@ struct Asked {
 type New = (BanTarget, (IpNet, RouteKind));
 
 /// Maximum number of ends handled at once, so that packets do not wait long.
-const OVER_AT_ONCE: usize = 1_000;
+const MAX_EXPIRED: usize = 1_000;
 
 /// Delay before a failed removal is retried. Its causes (memory, a lost capability) last longer than a moment, and each
 /// attempt may cause a log line.

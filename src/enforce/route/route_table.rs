@@ -6,7 +6,7 @@ use crate::types::{BanTarget, Timestamp};
 
 /// At most `size` routes, including those whose removal failed.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct RouteTable {
     entries: HashMap<BanTarget, Entry>,
     ends: BTreeSet<(Timestamp, BanTarget)>,
     size: usize,
@@ -20,7 +20,7 @@ struct Entry {
     wanted: bool,
 }
 
-impl Held {
+impl RouteTable {
     pub(super) fn new(size: usize) -> Self {
         Self { entries: HashMap::new(), ends: BTreeSet::new(), size }
     }
@@ -68,7 +68,7 @@ impl Held {
     }
 
     /// The targets whose end has come, the earliest first, at most `most`.
-    pub(super) fn over(&self, now: Timestamp, most: usize) -> Vec<BanTarget> {
+    pub(super) fn expired(&self, now: Timestamp, most: usize) -> Vec<BanTarget> {
         self.ends.iter().take_while(|(end, _)| *end <= now).take(most).map(|(_, target)| *target).collect()
     }
 
@@ -84,17 +84,17 @@ mod tests {
     use super::*;
     use crate::types::at;
     fn target(end: u8) -> BanTarget {
-        BanTarget::of(std::net::IpAddr::from([192, 0, 2, end]))
+        BanTarget::containing(std::net::IpAddr::from([192, 0, 2, end]))
     }
 
     #[test]
     fn new_end_replaces_old_end() {
-        let mut held = Held::new(2);
+        let mut held = RouteTable::new(2);
         held.keep(target(1), Some(at(10)));
         held.keep(target(2), None);
         held.keep(target(1), Some(at(20)));
         assert_eq!(
-            (held.next_end(), held.over(at(19), 9), held.over(at(20), 9)),
+            (held.next_end(), held.expired(at(19), 9), held.expired(at(20), 9)),
             (Some(at(20)), vec![], vec![target(1)])
         );
         held.keep(target(1), None);
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn full_table_accepts_present_keys_only() {
-        let mut held = Held::new(1);
+        let mut held = RouteTable::new(1);
         held.keep(target(1), None);
         assert!(held.has_room_for(target(1)) && !held.has_room_for(target(2)));
         held.forget(target(1));
@@ -112,13 +112,13 @@ mod tests {
 
     #[test]
     fn postponed_removal_stays_due() {
-        let mut held = Held::new(2);
+        let mut held = RouteTable::new(2);
         held.keep(target(1), Some(at(5)));
         held.keep(target(2), None);
         held.postpone(target(1), at(9));
         held.give_up(target(2), at(0));
         assert_eq!(held.wanted().collect::<Vec<_>>(), [target(1)]);
-        assert_eq!(held.over(at(9), 9), [target(2), target(1)], "the earliest first");
-        assert_eq!(held.over(at(9), 1), [target(2)]);
+        assert_eq!(held.expired(at(9), 9), [target(2), target(1)], "the earliest first");
+        assert_eq!(held.expired(at(9), 1), [target(2)]);
     }
 }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Orders, SharedExempt, SlowBackends, Task};
+use super::{SharedExempt, SlowBackends, Task, TaskSender};
 use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
 use crate::engine::ActiveBan;
 use crate::types::{Backend, BanTarget, Timestamp};
 
 /// The task queue of the slow backends, and the work that a ban needs.
 pub struct SlowQueue {
-    orders: Orders,
+    tasks: TaskSender,
     /// Own copy of what `shared` holds, so that no packet waits for the thread.
     exempt: Arc<ExemptPrefixes>,
     shared: SharedExempt,
@@ -32,9 +32,9 @@ impl SlowQueue {
         let backends: Arc<[Backend]> = backends.iter().copied().filter(slow).collect();
         let after_command =
             command_first.then(|| backends.iter().copied().filter(|backend| *backend != Backend::Command).collect());
-        let (orders, shared) = (thread.orders(), thread.exempt.clone());
+        let (tasks, shared) = (thread.tasks(), thread.exempt.clone());
         let exempt = shared.get();
-        Self { orders, exempt, shared, backends, after_command, end_connections, undoes_commands: false }
+        Self { tasks, exempt, shared, backends, after_command, end_connections, undoes_commands: false }
     }
 
     /// Enables the expiry command for bans of an earlier run.
@@ -47,7 +47,7 @@ impl SlowQueue {
     pub fn protect(&mut self, exempt: ExemptPrefixes) {
         self.exempt = Arc::new(exempt);
         self.shared.set(Arc::clone(&self.exempt));
-        self.orders.wake();
+        self.tasks.wake();
     }
 
     /// True if slow backends enforce bans, alone or in addition to others.
@@ -60,7 +60,7 @@ impl SlowQueue {
     pub fn run_first(&self, case: BanContext) -> bool {
         self.after_command.is_some()
             && self.exempt.check(case.target).is_ok()
-            && self.orders.put(Task::Before { case }).is_ok()
+            && self.tasks.send(Task::Before { case }).is_ok()
     }
 
     /// Queues the command alone; returns a refusal if it does not run.
@@ -93,7 +93,7 @@ impl SlowQueue {
     }
 
     fn queue(&self, case: BanContext, methods: &Arc<[Backend]>) -> Option<Refused> {
-        let put = self.orders.put(Task::Block { case, methods: Arc::clone(methods) });
+        let put = self.tasks.send(Task::Block { case, methods: Arc::clone(methods) });
         let full = "the queue of the backends hosts-deny and run is full";
         put.err().map(|_| Refused::new(Backend::Command, case.target, &full))
     }
@@ -107,7 +107,7 @@ impl BanBackend for SlowQueue {
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
         for target in targets.iter().filter(|_| self.enforces() || self.undoes_commands) {
             // If the queue is full, a line stays until its ban would have ended.
-            let _ = self.orders.put(Task::Release { target: *target });
+            let _ = self.tasks.send(Task::Release { target: *target });
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
 /// A ban that must be undone when it ends.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct QueuedBan {
     pub(super) case: BanContext,
     /// Identifier of this ban: results for an earlier ban of the same target are stale.
     pub(super) id: u64,
@@ -24,7 +24,7 @@ pub(super) struct Held {
 /// All bans of the thread.
 #[derive(Default)]
 pub(super) struct Bans {
-    held: HashMap<BanTarget, Held>,
+    held: HashMap<BanTarget, QueuedBan>,
     deadlines: BTreeSet<(Timestamp, BanTarget)>,
     ids: u64,
 }
@@ -32,7 +32,7 @@ pub(super) struct Bans {
 impl Bans {
     /// Holds `case` from `now` on for `left`; the state of an earlier ban of the target is kept. `None` if there is no
     /// room.
-    pub(super) fn hold(&mut self, now: Timestamp, case: BanContext, left: Expiry) -> Option<&mut Held> {
+    pub(super) fn hold(&mut self, now: Timestamp, case: BanContext, left: Expiry) -> Option<&mut QueuedBan> {
         let target = case.target;
         if self.held.len() >= MAX_BANS && !self.held.contains_key(&target) {
             return None;
@@ -43,7 +43,7 @@ impl Bans {
         };
         self.ids += 1;
         let id = self.ids;
-        let held = self.held.entry(target).or_insert_with(|| Held {
+        let held = self.held.entry(target).or_insert_with(|| QueuedBan {
             case,
             id,
             steps: VecDeque::new(),
@@ -62,11 +62,11 @@ impl Bans {
         Some(held)
     }
 
-    pub(super) fn get(&self, target: BanTarget) -> Option<&Held> {
+    pub(super) fn get(&self, target: BanTarget) -> Option<&QueuedBan> {
         self.held.get(&target)
     }
 
-    pub(super) fn get_mut(&mut self, target: BanTarget) -> Option<&mut Held> {
+    pub(super) fn get_mut(&mut self, target: BanTarget) -> Option<&mut QueuedBan> {
         self.held.get_mut(&target)
     }
 
@@ -75,7 +75,7 @@ impl Bans {
         self.get(target).is_some_and(|held| held.id == id)
     }
 
-    pub(super) fn remove(&mut self, target: BanTarget) -> Option<Held> {
+    pub(super) fn remove(&mut self, target: BanTarget) -> Option<QueuedBan> {
         let held = self.held.remove(&target)?;
         if let Some(until) = held.until {
             self.deadlines.remove(&(until, target));
@@ -93,7 +93,7 @@ impl Bans {
     }
 
     /// A target whose ban has ended at `now`.
-    pub(super) fn over(&self, now: Timestamp) -> Option<BanTarget> {
+    pub(super) fn expired(&self, now: Timestamp) -> Option<BanTarget> {
         self.deadlines.first().filter(|(until, _)| *until <= now).map(|(_, target)| *target)
     }
 
@@ -126,9 +126,9 @@ mod tests {
         let held = bans.hold(at(130), case(1), MINUTE).unwrap();
         assert!(held.has_run && held.steps.is_empty());
         assert!(!bans.is_current(case(1).target, first));
-        assert_eq!((bans.over(at(189)), bans.over(at(190))), (None, Some(case(1).target)));
+        assert_eq!((bans.expired(at(189)), bans.expired(at(190))), (None, Some(case(1).target)));
         bans.hold(at(131), case(1), Expiry::Never).unwrap();
-        assert_eq!((bans.next(), bans.over(at(u64::MAX))), (None, None));
+        assert_eq!((bans.next(), bans.expired(at(u64::MAX))), (None, None));
     }
 
     #[test]

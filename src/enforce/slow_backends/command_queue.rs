@@ -110,7 +110,7 @@ impl Commands {
     }
 
     /// Queues a command; false if the queue is full, in which case it is counted as lost.
-    pub(super) fn put(&mut self, job: Job) -> bool {
+    pub(super) fn push(&mut self, job: Job) -> bool {
         let release = job.occasion == CommandPhase::Release;
         let room = if release { self.waiting.len() < MAX_BANS } else { self.new < MAX_WAITING };
         if room {
@@ -126,13 +126,13 @@ impl Commands {
     pub(super) fn undo(&mut self, id: u64, case: BanContext) {
         if !self.settings.expire_command.is_empty() {
             // A dropped command is counted.
-            let _ = self.put(Job { id, case, occasion: CommandPhase::Release, attempt: 1 });
+            let _ = self.push(Job { id, case, occasion: CommandPhase::Release, attempt: 1 });
         }
     }
 
     /// Runs the command before the block of `case`, and makes the block wait for it, up to the time limit.
     pub(super) fn before(&mut self, now: Timestamp, id: u64, case: BanContext, tell: &mut dyn FnMut(BackendEvent)) {
-        if self.put(Job { id, case, occasion: CommandPhase::Before, attempt: 1 }) {
+        if self.push(Job { id, case, occasion: CommandPhase::Before, attempt: 1 }) {
             self.awaited.push_back((now.after(self.settings.timeout), case));
         } else {
             tell(BackendEvent::Ready { case });
@@ -150,7 +150,7 @@ impl Commands {
             && entry.key().0 <= now
         {
             let job = entry.remove();
-            self.put(job);
+            self.push(job);
         }
         while self.running.len() < self.settings.at_once
             && let Some(at) = self.waiting.iter().position(|job| !self.running.contains(&job.case.target))

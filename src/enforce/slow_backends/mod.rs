@@ -114,7 +114,7 @@ impl SharedExempt {
 }
 
 /// Sends tasks to the thread. Cheap to clone.
-pub type Orders = Handle<Task>;
+pub type TaskSender = Handle<Task>;
 
 /// Unfinished work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,7 +142,7 @@ impl SlowBackends {
 
     /// A sender of tasks to the thread.
     #[must_use]
-    pub fn orders(&self) -> Orders {
+    pub fn tasks(&self) -> TaskSender {
         self.worker.handle().clone()
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::ban_queue::{Bans, Held};
+use super::ban_queue::{Bans, QueuedBan};
 use super::command_queue::{Commands, Job};
 use super::connections::Connections;
 use super::deny_file::DenyFile;
@@ -106,9 +106,9 @@ impl Work {
         for _ in 0..MAX_PENDING {
             let Some(task) = self.inbox.pop() else { break };
             panic_guard::failpoint("slow-backends");
-            self.take(now, task);
+            self.handle(now, task);
         }
-        while let Some(target) = self.bans.over(now) {
+        while let Some(target) = self.bans.expired(now) {
             self.release(target);
         }
         self.commands_go_on(now);
@@ -120,7 +120,7 @@ impl Work {
         self.tell_losses(now);
     }
 
-    fn take(&mut self, now: Timestamp, task: Task) {
+    fn handle(&mut self, now: Timestamp, task: Task) {
         match task {
             Task::Before { case } => self.before(now, case),
             Task::Block { case, methods } => {
@@ -144,7 +144,7 @@ impl Work {
             }
             Task::WriteLine { case } => {
                 if self.bans.get(case.target).is_none() {
-                    self.take(now, Task::Block { case, methods: Arc::new([Backend::HostsDeny]) });
+                    self.handle(now, Task::Block { case, methods: Arc::new([Backend::HostsDeny]) });
                 }
             }
             Task::Release { target } => self.release(target),
@@ -230,7 +230,7 @@ impl Work {
                     return;
                 }
                 (Backend::Command, _, Some(commands)) => {
-                    if commands.put(Job { id, case, occasion: CommandPhase::Block, attempt: 1 }) {
+                    if commands.push(Job { id, case, occasion: CommandPhase::Block, attempt: 1 }) {
                         return;
                     }
                 }
@@ -256,7 +256,7 @@ impl Work {
         }
         if let Some(commands) = &mut self.commands {
             commands.forget(target);
-            if let Some(Held { id, case, has_run: true, .. }) = held {
+            if let Some(QueuedBan { id, case, has_run: true, .. }) = held {
                 commands.undo(id, case);
             }
         }

@@ -90,7 +90,7 @@ pub(super) struct Claim {
 }
 
 /// One entry of a full bucket.
-pub(super) struct Way<'a, R> {
+pub(super) struct Occupant<'a, R> {
     /// Number of entries of the bucket that were claimed later.
     pub(super) age: usize,
     /// The last argument of [`Table::rank`].
@@ -309,7 +309,7 @@ impl<R: Row> Table<R> {
 
     /// Returns the slot of `wanted`, or a new one: a free slot, or if its bucket is full, the slot of the entry in the
     /// bucket with the smallest `worth`.
-    pub(super) fn claim(&mut self, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> Result<usize, Claim> {
+    pub(super) fn claim(&mut self, wanted: Hashed, worth: impl Fn(Occupant<'_, R>) -> u64) -> Result<usize, Claim> {
         let mut bucket = self.bucket(wanted.hash);
         let (way, claimed) = match self.find_in(bucket, wanted) {
             Some((way, slot)) => (way, Ok(slot)),
@@ -355,7 +355,7 @@ impl<R: Row> Table<R> {
             self.index.get(*bucket).is_some_and(|ways| ways.contains(&0))
         };
         let bucket = std::iter::once(home).chain(self.further(home)).find(has_room).unwrap_or(home);
-        let (_, claim) = self.insert(bucket, wanted, |way| worth(way.row));
+        let (_, claim) = self.insert(bucket, wanted, |occupant| worth(occupant.row));
         if bucket != home {
             self.add_stray(home);
         }
@@ -375,7 +375,7 @@ impl<R: Row> Table<R> {
     }
 
     /// Inserts `wanted`, which is not in the table, into `bucket`, and returns its way.
-    fn insert(&mut self, bucket: usize, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> (usize, Claim) {
+    fn insert(&mut self, bucket: usize, wanted: Hashed, worth: impl Fn(Occupant<'_, R>) -> u64) -> (usize, Claim) {
         let none = (0, Claim { slot: 0, evicted: false });
         let Some(ways) = self.index.get(bucket) else { return none };
         let empty = ways.iter().position(|place| *place == 0);
@@ -387,7 +387,7 @@ impl<R: Row> Table<R> {
                 let all = ways.iter().enumerate().rev().filter_map(|(age, place)| {
                     let slot = self.slot_at(*place)?;
                     let rank = (place >> self.number_bits).to_le_bytes().first()? & RANKS;
-                    Some((worth(Way { age, rank, row: self.rows.get(slot)? }), age, slot))
+                    Some((worth(Occupant { age, rank, row: self.rows.get(slot)? }), age, slot))
                 });
                 let Some((_, way, slot)) = all.min_by_key(|(worth, ..)| *worth) else { return none };
                 (way, slot)

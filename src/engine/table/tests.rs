@@ -43,11 +43,11 @@ fn found(table: &Table<Noted>, end: u32) -> Vec<u32> {
 fn full_table_evicts_least_valuable_entry() {
     let mut table = table(8);
     for n in 1..=8 {
-        let Err(claim) = table.claim(key(n), |way| way.row.1.into()) else { panic!("{n} is new") };
+        let Err(claim) = table.claim(key(n), |occupant| occupant.row.1.into()) else { panic!("{n} is new") };
         assert!(!claim.evicted);
         table.get_mut(claim.slot).unwrap().1 = n;
     }
-    let Err(claim) = table.claim(key(9), |way| way.row.1.into()) else { panic!("9 is new") };
+    let Err(claim) = table.claim(key(9), |occupant| occupant.row.1.into()) else { panic!("9 is new") };
     assert!(claim.evicted);
     assert_eq!(found(&table, 12), (2..=9).collect::<Vec<_>>(), "1 was the least valuable");
     assert_eq!((table.used(), table.begun(), table.slots()), (8, 8, 8));
@@ -58,7 +58,7 @@ fn full_table_evicts_least_valuable_entry() {
 fn full_table_evicts_oldest_of_lowest_rank() {
     let mut table = table(8);
     let claim = |table: &mut Table<Noted>, n| {
-        let worth = |way: Way<'_, Noted>| u64::from(way.rank) << 8 | (OLDEST - way.age) as u64;
+        let worth = |occupant: Occupant<'_, Noted>| u64::from(occupant.rank) << 8 | (OLDEST - occupant.age) as u64;
         let (Ok(slot) | Err(Claim { slot, .. })) = table.claim(key(n), worth);
         slot
     };
@@ -279,7 +279,7 @@ proptest! {
                 Step::Claim(n) | Step::Beside(n) => {
                     let claim = match step {
                         Step::Beside(_) => table.claim_beside(key(n), |row| row.1, |row| row.1 % 2 == 0),
-                        _ => table.claim(key(n), |way| way.row.1.into()),
+                        _ => table.claim(key(n), |occupant| occupant.row.1.into()),
                     };
                     let slot = match claim {
                         Ok(slot) => {
@@ -340,7 +340,7 @@ proptest! {
             let _ = match (remove, spare) {
                 (true, _) => table.remove(key).is_some(),
                 (false, true) => table.claim_beside(key, |row| row.1, |row| row.1 % 2 == 0).is_ok(),
-                (false, false) => table.claim(key, |way| way.row.1.into()).is_ok(),
+                (false, false) => table.claim(key, |occupant| occupant.row.1.into()).is_ok(),
             };
             prop_assert!(table.inspected.get() <= MAX_INSPECTED, "{}", table.inspected.get());
             table.inspected.set(0);

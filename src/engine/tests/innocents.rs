@@ -154,7 +154,7 @@ fn routed_packet_is_not_for_host() {
 #[test]
 fn connected_peer_has_threshold_of_eight() {
     let mut scene = Scene::new();
-    let peer = |address: &str| BanTarget::of(address.parse().unwrap());
+    let peer = |address: &str| BanTarget::containing(address.parse().unwrap());
     let minute = Duration::from_secs(60);
     scene.engine.know_peers(scene.now, &[(peer(CLIENT), minute), (peer("2001:db8:5::1"), minute)]);
     assert_eq!(scene.syns(CLIENT, 1..=7), Probe(7), "seven mistaken ports");
@@ -168,7 +168,7 @@ fn connected_peer_has_threshold_of_eight() {
 #[test]
 fn later_connection_and_strikes_excuse_nothing() {
     let mut scene = Scene::new();
-    let peer = |address: &str| BanTarget::of(address.parse().unwrap());
+    let peer = |address: &str| BanTarget::containing(address.parse().unwrap());
     assert_eq!(scene.syn(CLIENT, 1), Probe(1));
     scene.after(1.0);
     scene.engine.know_peers(scene.now, &[(peer(CLIENT), Duration::ZERO)]);

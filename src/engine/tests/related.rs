@@ -57,7 +57,7 @@ fn unserved_groups_count_as_one_alone() {
     let mut scene = Scene::new();
     assert_eq!(scene.syns(CLIENT, GUESSED), Probe(5), "a mail program that guesses at a host without mail");
     assert_eq!(scene.syn(CLIENT, 515), Probe(6), "a printer driver behind the same address");
-    let target = BanTarget::of(CLIENT.parse().unwrap());
+    let target = BanTarget::containing(CLIENT.parse().unwrap());
     assert!(scene.engine.is_forgiven_related(scene.now, target, &scene.host), "the trap's ban has to be lifted");
     let closed = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
     assert!(GUESSED.iter().all(|port| closed.contains(*port)), "the trap counts them nevertheless");

@@ -295,7 +295,7 @@ impl Scene {
 }
 
 pub(super) fn target(source: &str) -> BanTarget {
-    BanTarget::of(address(source))
+    BanTarget::containing(address(source))
 }
 
 pub(super) fn udp(source_port: u16, destination_port: u16) -> Transport {

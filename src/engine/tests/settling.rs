@@ -13,7 +13,7 @@ fn booting() -> Scene {
         (settings.max_new_bans_per_minute, settings.max_forgeable_bans) = (ceilings, ceilings);
     });
     let until = scene.now.after(std::time::Duration::from_secs(60));
-    scene.engine.settle(until);
+    scene.engine.start_settling(until);
     scene
 }
 
@@ -44,7 +44,7 @@ fn decoys_leave_ports_to_services() {
     scene.change(|host| host.services = [service].into_iter().collect());
     assert_eq!(ports(&scene), "21-25");
     let until = scene.now.after(std::time::Duration::from_secs(60));
-    scene.engine.settle(until);
+    scene.engine.start_settling(until);
     assert_eq!(ports(&scene), "", "services that are not known yet may be starting");
 }
 

@@ -94,7 +94,7 @@ pub(super) struct Trouble(Option<(String, u32)>);
 
 impl Trouble {
     /// Records a failed attempt; returns the event if the failure is new.
-    pub(super) fn begun(&mut self, error: LedgerError, waiting: usize) -> Option<WriterEvent> {
+    pub(super) fn failed(&mut self, error: LedgerError, waiting: usize) -> Option<WriterEvent> {
         let text = error.to_string();
         let (known, attempts) = self.0.take().unwrap_or_default();
         let new = known != text;
@@ -108,7 +108,7 @@ impl Trouble {
     }
 
     /// Records a successful attempt; returns the event if the previous one failed.
-    pub(super) fn over(&mut self) -> Option<WriterEvent> {
+    pub(super) fn succeeded(&mut self) -> Option<WriterEvent> {
         self.0.take().map(|(_, attempts)| WriterEvent::Recovered { attempts })
     }
 }

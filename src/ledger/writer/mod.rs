@@ -48,7 +48,7 @@ const SHARE: u32 = 20;
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
 
 /// Delay between attempts at the end, when little time is left.
-const LAST_ATTEMPTS: Duration = Duration::from_millis(20);
+const FINAL_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// Minimum interval between reports of losses.
 const LOSS_INTERVAL: Duration = Duration::from_secs(60);
@@ -162,7 +162,7 @@ impl Work {
                 if self.has_nothing() || Instant::now() >= deadline {
                     break;
                 }
-                thread::sleep(if self.database.0.failures() > 0 { LAST_ATTEMPTS } else { Duration::ZERO });
+                thread::sleep(if self.database.0.failures() > 0 { FINAL_RETRY_DELAY } else { Duration::ZERO });
                 continue;
             }
             self.keep_texts(now);
@@ -220,7 +220,7 @@ impl Work {
         match self.try_books(due) {
             Ok(()) => {
                 self.database.0.reset();
-                if let Some(event) = self.database.1.over() {
+                if let Some(event) = self.database.1.succeeded() {
                     (self.tell)(event);
                 }
                 if due {
@@ -257,7 +257,7 @@ impl Work {
             self.stale = true;
             for change in self.pending.drain(..batch) {
                 if let (Change::Banned(ban), Some(classic)) = (change, &mut self.classic) {
-                    classic.note(&ban);
+                    classic.add(&ban);
                 }
             }
         }
@@ -310,7 +310,7 @@ impl Work {
         self.database.0.extend(boot_time());
         if error.is_damage() {
             self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
-        } else if let Some(event) = self.database.1.begun(error, self.pending.len()) {
+        } else if let Some(event) = self.database.1.failed(error, self.pending.len()) {
             (self.tell)(event);
         }
     }
@@ -325,7 +325,7 @@ impl Work {
         match leave(ledger) {
             Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
             Err(error) => {
-                if let Some(event) = self.database.1.begun(error, self.pending.len()) {
+                if let Some(event) = self.database.1.failed(error, self.pending.len()) {
                     (self.tell)(event);
                 }
             }
@@ -352,13 +352,13 @@ impl Work {
         match result {
             Ok(()) => {
                 self.texts.0.reset();
-                if let Some(event) = self.texts.1.over() {
+                if let Some(event) = self.texts.1.succeeded() {
                     (self.tell)(event);
                 }
             }
             Err(error) => {
                 self.texts.0.extend(boot_time());
-                if let Some(event) = self.texts.1.begun(error, 0) {
+                if let Some(event) = self.texts.1.failed(error, 0) {
                     (self.tell)(event);
                 }
             }

@@ -42,8 +42,8 @@ impl Recorder {
     }
 
     /// Sends `change` and never waits; false if the queue is full: the change is then lost and counted.
-    pub fn put(&self, change: Change) -> bool {
-        self.changes.put(change).is_ok()
+    pub fn send(&self, change: Change) -> bool {
+        self.changes.send(change).is_ok()
     }
 
     /// Sends `change`, and waits up to some seconds for room; after that it is lost and counted. For many changes at a
@@ -55,7 +55,7 @@ impl Recorder {
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        self.put(change);
+        self.send(change);
     }
 
     /// Runs `question` on the ledger after all changes that were sent before it; false if too many queries are queued.

@@ -238,7 +238,7 @@ mod tests {
     use crate::netlink::message::{Messages, attributes};
 
     fn target(text: &str) -> BanTarget {
-        BanTarget::of(text.parse().unwrap())
+        BanTarget::containing(text.parse().unwrap())
     }
 
     #[test]

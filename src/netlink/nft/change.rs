@@ -75,7 +75,7 @@ impl RulesetChange {
     }
 
     fn put_for_chain(&mut self, kind: u32, name: u16, chain: &str) {
-        self.batch.put(kind, 0, |fields| {
+        self.batch.append(kind, 0, |fields| {
             fields.put_text(sys::NFTA_CHAIN_TABLE, TABLE);
             fields.put_text(name, chain);
         });

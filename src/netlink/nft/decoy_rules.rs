@@ -47,7 +47,7 @@ fn take_rules(decoys: &DecoyRules) -> Vec<Rule> {
     let syn = || rule().tcp_flags(FLAGS, CmpOp::Eq, SYN);
     if let Some(burst) = decoys.max_new_tracked {
         let rate = decoys.tracked_per_second();
-        let limit = Limit::over(rate.into(), 1, burst, format_args!("{rate}/second"));
+        let limit = Limit::above(rate.into(), 1, burst, format_args!("{rate}/second"));
         rules.push(syn().limit(limit).verdict(VerdictKind::Return));
     }
     rules.push(syn().counter());

@@ -69,7 +69,7 @@ impl Times {
         }
     }
 
-    fn put(self, element: &mut Attributes<'_>) {
+    fn append_to(self, element: &mut Attributes<'_>) {
         if let Some(timeout) = self.timeout {
             element.put_u64(sys::NFTA_SET_ELEM_TIMEOUT, timeout);
         }
@@ -82,7 +82,7 @@ impl Times {
 /// Appends a message for elements of `set`, which `fill` appends.
 pub(super) fn put_elements(batch: &mut Batch, kind: u32, flags: u16, set: Set, fill: impl FnOnce(&mut Attributes<'_>)) {
     let create = if kind == sys::NFT_MSG_NEWSETELEM { NLM_F_CREATE } else { 0 };
-    batch.put(kind, create | flags, |list| {
+    batch.append(kind, create | flags, |list| {
         put_list_name(list, set);
         list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, fill);
     });
@@ -90,7 +90,7 @@ pub(super) fn put_elements(batch: &mut Batch, kind: u32, flags: u16, set: Set, f
 
 /// Appends the removal of all elements of `set`.
 pub(crate) fn put_flush(batch: &mut Batch, set: Set) {
-    batch.put(sys::NFT_MSG_DELSETELEM, 0, |list| put_list_name(list, set));
+    batch.append(sys::NFT_MSG_DELSETELEM, 0, |list| put_list_name(list, set));
 }
 
 /// Replaces `request` with the query for the ban of `target`.
@@ -186,14 +186,14 @@ pub(super) fn put_target(elements: &mut Attributes<'_>, target: BanTarget, times
     let mut key = [0; 20];
     let bytes = interface.to_ne_bytes().into_iter().chain(address.octets());
     key.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
-    put_element(elements, &key, |element| times.put(element));
+    put_element(elements, &key, |element| times.append_to(element));
 }
 
 /// Appends an element with this address.
 pub(super) fn put_address(elements: &mut Attributes<'_>, address: IpAddr, times: Times) {
     match address {
-        IpAddr::V4(v4) => put_element(elements, &v4.octets(), |element| times.put(element)),
-        IpAddr::V6(v6) => put_element(elements, &v6.octets(), |element| times.put(element)),
+        IpAddr::V4(v4) => put_element(elements, &v4.octets(), |element| times.append_to(element)),
+        IpAddr::V6(v6) => put_element(elements, &v6.octets(), |element| times.append_to(element)),
     }
 }
 

@@ -87,7 +87,7 @@ fn source_rules(trap: &Trap, length: Duration, family: &Family) -> [Rule; 5] {
     let add = |rule: Rule, set: Set, span, limit, operation| {
         rule.target(family).add(set, family.target, Some(span), limit, operation).verdict(VerdictKind::Return)
     };
-    let count = |rule, set, span| add(rule, set, span, Some(Limit::over_in_all(MAX_HOLDS)), sys::NFT_DYNSET_OP_UPDATE);
+    let count = |rule, set, span| add(rule, set, span, Some(Limit::above_total(MAX_HOLDS)), sys::NFT_DYNSET_OP_UPDATE);
     let missing = |rule: Rule, set: Set| {
         rule.text(format_args!("{} != @{}", family.target, set.name())).target(family).lookup_inverted(set)
     };

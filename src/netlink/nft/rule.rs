@@ -285,7 +285,7 @@ impl Rule {
 
     /// Matches below the rate; above it with `over`.
     pub(super) fn limit(self, limit: Limit) -> Self {
-        self.text(&limit.text).raw("limit", |fields| limit.put(fields))
+        self.text(&limit.text).raw("limit", |fields| limit.append_to(fields))
     }
 
     /// Adds the loaded value to `set`; `key` is the text of the element without its timeout. If the element exists, its
@@ -304,7 +304,7 @@ impl Rule {
             }
             if let Some(limit) = limit {
                 add.nest(sys::NFTA_DYNSET_EXPR, |expression| {
-                    put_expression(expression, "limit", |fields| limit.put(fields))
+                    put_expression(expression, "limit", |fields| limit.append_to(fields))
                 });
             }
         })
@@ -379,18 +379,18 @@ impl Limit {
     }
 
     /// Matches above that rate.
-    pub(super) fn over(packets: u64, seconds: u64, burst: u32, rate: impl Display) -> Self {
+    pub(super) fn above(packets: u64, seconds: u64, burst: u32, rate: impl Display) -> Self {
         let text = format!("limit rate over {rate} burst {burst} packets");
         Self { packets, seconds, burst, flags: sys::NFT_LIMIT_F_INV, text }
     }
 
     /// Matches above `packets` in total, for an element with a short lifetime. The longest nft unit is a week; the
     /// tokens that the limit returns within a lifetime only make it more lenient.
-    pub(super) fn over_in_all(packets: u32) -> Self {
-        Self::over(1, 604_800, packets, "1/week")
+    pub(super) fn above_total(packets: u32) -> Self {
+        Self::above(1, 604_800, packets, "1/week")
     }
 
-    fn put(&self, fields: &mut Attributes<'_>) {
+    fn append_to(&self, fields: &mut Attributes<'_>) {
         fields.put_u64(sys::NFTA_LIMIT_RATE, self.packets);
         fields.put_u64(sys::NFTA_LIMIT_UNIT, self.seconds);
         fields.put_u32(sys::NFTA_LIMIT_BURST, self.burst);

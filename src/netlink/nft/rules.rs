@@ -105,7 +105,7 @@ fn refuse_rules(spec: &RulesetSpec) -> Vec<Rule> {
             let rate = format_args!("{ANSWERS}/second").to_string();
             rules.extend([
                 drop(rule().address_type(DESTINATION_ADDRESS, CmpOp::Neq, LOCAL)),
-                drop(rule().limit(Limit::over(ANSWERS.into(), 1, ANSWERS, rate))),
+                drop(rule().limit(Limit::above(ANSWERS.into(), 1, ANSWERS, rate))),
                 rule()
                     .text("meta l4proto tcp reject with tcp reset")
                     .meta(MetaType::L4Proto, TCP)

@@ -179,7 +179,7 @@ pub fn remove(socket: &mut Socket, spec: &RulesetSpec) -> Result<bool, RulesetEr
     let Some(found) = read(socket)?.filter(TableSnapshot::exists) else { return Ok(false) };
     recognise_own(&found, spec.size)?;
     let mut batch = Batch::new();
-    batch.put(sys::NFT_MSG_DELTABLE, 0, |table| table.put_text(sys::NFTA_TABLE_NAME, TABLE));
+    batch.append(sys::NFT_MSG_DELTABLE, 0, |table| table.put_text(sys::NFTA_TABLE_NAME, TABLE));
     match socket.transact(&mut batch) {
         Err(error) if error.is(Errno::NOENT) => Ok(false),
         done => Ok(done.map(|()| true)?),

@@ -247,7 +247,7 @@ pub(super) fn put_set(batch: &mut Batch, set: Set, id: u32, spec: &RulesetSpec) 
         Set::Fleet | Set::Fleet6 => spec.fleet,
         _ => size,
     };
-    batch.put(sys::NFT_MSG_NEWSET, NLM_F_CREATE | NLM_F_EXCL, |fields| {
+    batch.append(sys::NFT_MSG_NEWSET, NLM_F_CREATE | NLM_F_EXCL, |fields| {
         put_set_name(fields, set);
         fields.put_u32(sys::NFTA_SET_FLAGS, flags);
         fields.put_u32(sys::NFTA_SET_KEY_TYPE, key_type);
@@ -261,7 +261,7 @@ pub(super) fn put_set(batch: &mut Batch, set: Set, id: u32, spec: &RulesetSpec) 
 
 /// Appends the deletion of `set`.
 pub(super) fn put_set_deletion(batch: &mut Batch, set: Set) {
-    batch.put(sys::NFT_MSG_DELSET, 0, |fields| put_set_name(fields, set));
+    batch.append(sys::NFT_MSG_DELSET, 0, |fields| put_set_name(fields, set));
 }
 
 pub(super) fn put_set_name(fields: &mut Attributes<'_>, set: Set) {

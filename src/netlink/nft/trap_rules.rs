@@ -191,7 +191,7 @@ fn count_new_port(
 ) -> Rule {
     let window = || Span::new(Expiry::After(trap.window));
     let key = format!("{} . {} dport", family.target, protocol.name);
-    let limit = Limit::over(1, WEEK, forgiven.into(), "1/week");
+    let limit = Limit::above(1, WEEK, forgiven.into(), "1/week");
     let rule = rule.add((protocol.probed)(family), &key, window(), None, sys::NFT_DYNSET_OP_ADD).target(family);
     rule.add(counted, family.target, window(), Some(limit), sys::NFT_DYNSET_OP_ADD).jump(TRAP_BAN)
 }
@@ -205,7 +205,7 @@ fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
 fn ban_rules(trap: &Trap) -> Vec<Rule> {
     let (packets, seconds) = trap.ceiling.for_kernel();
     let burst = trap.ceiling.packets().min(TRAP_BURST);
-    let ceiling = Rule::new(TRAP_BAN).limit(Limit::over(packets, seconds, burst, trap.ceiling));
+    let ceiling = Rule::new(TRAP_BAN).limit(Limit::above(packets, seconds, burst, trap.ceiling));
     let bans = [V4, V6].map(|family| {
         Rule::new(TRAP_BAN)
             .family(&family)

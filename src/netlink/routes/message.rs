@@ -11,7 +11,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc::RTM_NEWROUTE;
 
-use super::{METRIC_V6, PROTOCOL, Way};
+use super::{METRIC_V6, PROTOCOL, RouteLookup};
 use crate::netlink::message::Message;
 use crate::types::RouteKind;
 
@@ -33,8 +33,8 @@ impl Route {
         self.protocol == PROTOCOL && self.table == RouteHeader::RT_TABLE_MAIN
     }
 
-    pub(super) fn way(&self) -> Way {
-        Way::Route { prefix_len: self.net.prefix_len(), protocol: self.protocol, kind: self.kind }
+    pub(super) fn lookup(&self) -> RouteLookup {
+        RouteLookup::Route { prefix_len: self.net.prefix_len(), protocol: self.protocol, kind: self.kind }
     }
 }
 
@@ -99,7 +99,7 @@ pub(super) fn put_add(bytes: &mut Vec<u8>, net: IpNet, kind: RouteKind) {
     if let RouteKind::Via(gateway) = kind {
         route.attributes.push(RouteAttribute::Gateway(address(gateway)));
     }
-    put(bytes, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL);
+    append(bytes, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL);
 }
 
 /// Appends the request to delete the own route to `net`, of any kind and metric.
@@ -107,7 +107,7 @@ pub(super) fn put_delete(bytes: &mut Vec<u8>, net: IpNet) {
     let mut route = own_route(net);
     // Any scope and any kind.
     route.header.scope = RouteScope::NoWhere;
-    put(bytes, RouteNetlinkMessage::DelRoute(route), 0);
+    append(bytes, RouteNetlinkMessage::DelRoute(route), 0);
 }
 
 /// Appends the request to look up the route to an address in `net`.
@@ -119,7 +119,7 @@ pub(super) fn put_look_up(bytes: &mut Vec<u8>, net: IpNet) {
     // Returns the route itself instead of the result for this packet.
     request.header.flags = RouteFlags::FibMatch;
     request.attributes.push(RouteAttribute::Destination(address(target)));
-    put(bytes, RouteNetlinkMessage::GetRoute(request), 0);
+    append(bytes, RouteNetlinkMessage::GetRoute(request), 0);
 }
 
 /// Appends the request for the list of own routes.
@@ -128,7 +128,7 @@ pub(super) fn put_list(bytes: &mut Vec<u8>, family: AddressFamily) {
     request.header.address_family = family;
     request.header.table = RouteHeader::RT_TABLE_MAIN;
     request.header.protocol = RouteProtocol::from(PROTOCOL);
-    put(bytes, RouteNetlinkMessage::GetRoute(request), NLM_F_DUMP);
+    append(bytes, RouteNetlinkMessage::GetRoute(request), NLM_F_DUMP);
 }
 
 fn own_route(net: IpNet) -> RouteMessage {
@@ -141,7 +141,7 @@ fn own_route(net: IpNet) -> RouteMessage {
     route
 }
 
-fn put(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
+fn append(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
     let mut message = NetlinkMessage::from(request);
     message.header.flags = NLM_F_REQUEST | flags;
     message.finalize();
@@ -212,7 +212,7 @@ mod tests {
                 let message = Messages(&bytes).next().unwrap();
                 let route = read(&message).unwrap();
                 assert_eq!((route.net, route.kind, route.is_own()), (net, Some(kind), true));
-                assert!(route.way().is_closed(net, kind));
+                assert!(route.lookup().is_closed(net, kind));
                 for end in 0..message.body.len() {
                     // Truncated it is no route, or one without the missing parts; it never panics.
                     let _ = read(&Message { body: &message.body[..end], ..message });

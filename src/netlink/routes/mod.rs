@@ -32,7 +32,7 @@ const METRIC_V6: u32 = 1;
 
 /// Requests per datagram. Each may cause an answer that counts as less than 1 KiB; the default receive buffer of
 /// 212,992 bytes holds them all.
-const AT_ONCE: usize = 64;
+const MAX_REQUESTS: usize = 64;
 
 /// The kernel's error when it looks up an address behind such a route; `None` if it returns the route.
 fn errno_of(kind: RouteKind) -> Option<Errno> {
@@ -46,7 +46,7 @@ fn errno_of(kind: RouteKind) -> Option<Errno> {
 
 /// The kernel's treatment of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum RouteLookup {
     /// Sent by this route.
     Route {
         /// Its prefix length, in bits.
@@ -59,7 +59,7 @@ pub enum Way {
     Refused(Errno),
 }
 
-impl Way {
+impl RouteLookup {
     /// True if this is the route that [`RouteSocket::add`] adds, or has the same effect on packets.
     #[must_use]
     pub fn is_closed(self, net: IpNet, wanted: RouteKind) -> bool {
@@ -148,23 +148,23 @@ impl RouteSocket {
     ///
     /// # Errors
     /// An answer is missing.
-    pub fn look_up(&mut self, nets: &[IpNet]) -> Result<Vec<Way>, RouteError> {
-        let mut ways = Vec::with_capacity(nets.len());
-        for chunk in nets.chunks(AT_ONCE) {
+    pub fn look_up(&mut self, nets: &[IpNet]) -> Result<Vec<RouteLookup>, RouteError> {
+        let mut lookups = Vec::with_capacity(nets.len());
+        for chunk in nets.chunks(MAX_REQUESTS) {
             self.requests.clear();
             chunk.iter().for_each(|net| message::put_look_up(&mut self.requests, *net));
-            let start = ways.len();
+            let start = lookups.len();
             // An unreadable answer is about a route that is not ours.
-            ways.resize(start + chunk.len(), Way::Refused(Errno::BADMSG));
+            lookups.resize(start + chunk.len(), RouteLookup::Refused(Errno::BADMSG));
             self.socket.each(&mut self.requests, |place, answer| {
-                let Some(way) = ways.get_mut(start + place) else { return };
+                let Some(lookup) = lookups.get_mut(start + place) else { return };
                 match answer {
-                    Ok(answer) => *way = message::read(answer).map_or(*way, |route| route.way()),
-                    Err(error) => *way = Way::Refused(refusal(error).errno),
+                    Ok(answer) => *lookup = message::read(answer).map_or(*lookup, |route| route.lookup()),
+                    Err(error) => *lookup = RouteLookup::Refused(refusal(error).errno),
                 }
             })?;
         }
-        Ok(ways)
+        Ok(lookups)
     }
 
     /// Lists all routes of the table `main` with this program's protocol number, each with its kind if [`RouteKind`]
@@ -199,14 +199,14 @@ impl RouteSocket {
         mut refused: impl FnMut(usize, Refusal),
     ) -> Result<(), RouteError> {
         let mut permitted = true;
-        for (chunk, items) in items.chunks(AT_ONCE).enumerate() {
+        for (chunk, items) in items.chunks(MAX_REQUESTS).enumerate() {
             self.requests.clear();
             items.iter().for_each(|item| put(&mut self.requests, item));
             self.socket.each(&mut self.requests, |place, answer| {
                 let Err(error) = answer else { return };
                 let refusal = refusal(error);
                 permitted &= refusal.errno != Errno::PERM;
-                refused(chunk * AT_ONCE + place, refusal);
+                refused(chunk * MAX_REQUESTS + place, refusal);
             })?;
             if !permitted {
                 return Err(RouteError::NotPermitted);
@@ -226,7 +226,7 @@ fn refusal(error: SocketError) -> Refusal {
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
     let routes = super::message::Messages(datagram).filter_map(|message| message::read(&message));
-    let known: Vec<_> = routes.map(|route| (route.way(), route.is_own())).collect();
+    let known: Vec<_> = routes.map(|route| (route.lookup(), route.is_own())).collect();
     let gone = monitor::read(datagram, 7).len();
     // A message has a header of 16 bytes and a route header of 12 bytes.
     assert!(known.len().max(gone) <= datagram.len() / 28);

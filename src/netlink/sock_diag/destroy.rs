@@ -26,7 +26,7 @@ const CONNECTED: [u8; 7] =
 
 /// Maximum number of connections ended per call, over all targets. It exceeds the default limit of open files per
 /// process; further connections end at the next call.
-const MOST: usize = 16_384;
+const MAX_CONNECTIONS: usize = 16_384;
 
 /// Result of a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl SockDiag {
             let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));
             let wanted = wanted.filter(|_| CONNECTED.contains(&record.state) && !is_exempt(peer));
             let Some(target) = wanted else { return };
-            match found.len() < MOST {
+            match found.len() < MAX_CONNECTIONS {
                 true => found.push((target, record)),
                 false => ended.more = true,
             }

@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn only_last_message_asks_for_ack() {
         let mut batch = Batch::new();
-        batch.put(12, NLM_F_CREATE | NLM_F_ACK, |list| list.put(1, b"x\0"));
+        batch.append(12, NLM_F_CREATE | NLM_F_ACK, |list| list.put(1, b"x\0"));
         let spliced = batch.messages().to_vec();
         batch.splice(&spliced, NLM_F_EXCL);
         let (bytes, last) = batch.seal(u32::MAX);
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn cleared_batch_is_empty_and_keeps_memory() {
         let mut batch = Batch::new();
-        batch.put(12, 0, |list| list.put(1, &[0; 400]));
+        batch.append(12, 0, |list| list.put(1, &[0; 400]));
         let room = batch.0.capacity();
         batch.clear();
         assert!(batch.is_empty() && batch.len() == MARK && batch.0.capacity() == room);

@@ -126,7 +126,7 @@ impl Daemon {
         }
         if booted && daemon.rules.settling {
             daemon.settles = true;
-            daemon.memories.iter_mut().for_each(|memory| memory.settle(now));
+            daemon.memories.iter_mut().for_each(|memory| memory.start_settling(now));
         }
         daemon
     }

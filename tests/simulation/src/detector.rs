@@ -201,7 +201,7 @@ impl Detector {
 
     /// Suspends bans until the given time.
     pub fn settle(&mut self, until: Timestamp) {
-        self.engine.settle(until);
+        self.engine.start_settling(until);
     }
 
     pub fn end_settling(&mut self) {

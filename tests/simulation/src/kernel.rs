@@ -42,7 +42,7 @@ pub enum Passage {
     /// The trap added the source to `blocked` and dropped the packet.
     Trapped,
     /// A SYN from a source on hold.
-    Held,
+    KernelState,
     /// Flags that no TCP stack sends, to a port of the trap.
     Illegal,
 }
@@ -198,11 +198,11 @@ impl Kernel {
             |kernel: &mut Self| unanswered && kernel.is_held(now, source) && host.is_local(packet.destination);
         // This rule runs before destination NAT.
         if !trapped && is_held(self) {
-            return Passage::Held;
+            return Passage::KernelState;
         }
         let passage = self.touch(now, packet, &trap, host);
         if passage == Passage::Passed && trapped && !host.is_published(packet) && is_held(self) {
-            return Passage::Held;
+            return Passage::KernelState;
         }
         passage
     }

@@ -81,7 +81,7 @@ impl Trace {
         if self.over {
             return;
         }
-        let source = BanTarget::of(packet.source);
+        let source = BanTarget::containing(packet.source);
         if step == self.step {
             self.target = Some(source);
             self.over = true;
@@ -99,7 +99,7 @@ impl Trace {
         let passage = match passage {
             Passage::Passed => "passed",
             Passage::Blocked => "dropped: blocked",
-            Passage::Held => "dropped: the source is held",
+            Passage::KernelState => "dropped: the source is held",
             Passage::Illegal => "dropped: no TCP stack sends such flags",
             Passage::Trapped => "dropped: the trap blocks the source",
         };

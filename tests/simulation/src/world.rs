@@ -305,7 +305,7 @@ impl World {
     /// Records that an address belongs to an honest source.
     pub fn own(&mut self, role: Role, address: IpAddr) {
         if let Role::Honest(behaviour) = role {
-            self.owners.insert(BanTarget::of(address), behaviour);
+            self.owners.insert(BanTarget::containing(address), behaviour);
         }
     }
 
@@ -313,7 +313,7 @@ impl World {
     pub fn some_honest_address(&self, chance: &mut Chance) -> Option<IpAddr> {
         let last = (11 << 24) | (chance.below(self.addresses) + 1);
         let found = (0..64).map(|back| IpAddr::from(Ipv4Addr::from_bits(last - back)));
-        found.into_iter().find(|address| self.owners.contains_key(&BanTarget::of(*address)))
+        found.into_iter().find(|address| self.owners.contains_key(&BanTarget::containing(*address)))
     }
 
     /// Receives a TCP segment without payload from outside.

@@ -215,7 +215,7 @@ impl Acceptance {
         if self.blocked.get(family).is_some_and(|blocked| *blocked >= max_blocked) {
             return Err(Refusal::SetFull);
         }
-        if !self.all.take(now, self.rules.max_bans_per_hour) && !take_backlog(self.phase, &mut self.backlog) {
+        if !self.all.admit(now, self.rules.max_bans_per_hour) && !take_backlog(self.phase, &mut self.backlog) {
             return Err(Refusal::Ceiling);
         }
         let was_counted = entry.until.replace(until).is_some();

@@ -88,7 +88,7 @@ fn exempt_target_is_refused_and_dropped() {
     let refused = Verdict::Refused(Refusal::Exempt("a gateway".to_owned()));
     assert_eq!(all.judge(at(0), &report("a", ONE), exempt), refused);
     assert!(judged(&mut all, 0, &report("a", ONE)).is_ok() && judged(&mut all, 0, &report("a", "192.0.2.8")).is_ok());
-    assert_eq!(all.drop_exempt(exempt), [BanTarget::of(ONE.parse().unwrap())]);
+    assert_eq!(all.drop_exempt(exempt), [BanTarget::containing(ONE.parse().unwrap())]);
     assert_eq!(all.bans(at(0)).count(), 1);
 }
 
@@ -229,7 +229,7 @@ fn late_joiner_accepts_four_hours() {
 #[test]
 fn lift_lasts_while_reports_last() {
     let mut all = acceptance(FleetAccept { single: true, ..rules() });
-    let target = BanTarget::of(ONE.parse().unwrap());
+    let target = BanTarget::containing(ONE.parse().unwrap());
     assert!(judged(&mut all, 0, &report("a", ONE)).is_ok());
     assert!(all.lift(at(10), target, LiftedBy::Host) && !all.lift(at(11), target, LiftedBy::Host));
     for hours in 0..20 {

@@ -7,14 +7,14 @@ use crate::enforce::BanContext;
 use crate::enforce::codec::{Rest, place, put_case, put_span, put_text};
 
 /// Maximum length of a request in bytes, plus some room to detect longer ones.
-pub(super) const LONGEST_REQUEST: usize = 128;
+pub(super) const MAX_REQUEST_LEN: usize = 128;
 
 /// Maximum length of an answer in bytes, including its texts.
-pub(super) const LONGEST_ANSWER: usize = 64 << 10;
+pub(super) const MAX_ANSWER_LEN: usize = 64 << 10;
 
 /// Maximum length of the command line and of the output in bytes; the reason has its own limit.
 const MAX_TEXT_LEN: usize = 16 << 10;
-const LONGEST_REASON: usize = 4 << 10;
+const MAX_REASON_LEN: usize = 4 << 10;
 
 /// First byte of each message type, which distinguishes requests from answers.
 const REQUEST: u8 = 1;
@@ -88,7 +88,7 @@ impl Answer {
         bytes.push(kind);
         bytes.extend(number.to_be_bytes());
         put_span(&mut bytes, *took);
-        put_text(&mut bytes, reason, LONGEST_REASON);
+        put_text(&mut bytes, reason, MAX_REASON_LEN);
         put_text(&mut bytes, &self.command, MAX_TEXT_LEN);
         put_text(&mut bytes, output, MAX_TEXT_LEN);
         bytes
@@ -98,9 +98,9 @@ impl Answer {
         let mut rest = Rest(bytes);
         rest.byte().filter(|kind| *kind == ANSWER)?;
         let number = rest.number()?;
-        let (kind, status) = (rest.byte()?, i32::from_be_bytes(rest.take()?));
+        let (kind, status) = (rest.byte()?, i32::from_be_bytes(rest.array()?));
         let took = rest.span()?;
-        let reason = rest.text(LONGEST_REASON)?;
+        let reason = rest.text(MAX_REASON_LEN)?;
         let outcome = match (kind, status, reason.as_str()) {
             (0, status, "") => Outcome::Exited(status),
             (1, signal, "") => Outcome::Killed(signal),
@@ -120,11 +120,11 @@ impl Answer {
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Some(request) = Request::read(bytes) {
         assert_eq!(request.to_bytes().as_deref(), Some(bytes));
-        assert!(bytes.len() <= LONGEST_REQUEST && Answer::read(bytes).is_none());
+        assert!(bytes.len() <= MAX_REQUEST_LEN && Answer::read(bytes).is_none());
     }
     if let Some(answer) = Answer::read(bytes) {
         assert_eq!(answer.to_bytes(), bytes);
-        assert!(bytes.len() <= LONGEST_ANSWER);
+        assert!(bytes.len() <= MAX_ANSWER_LEN);
     }
 }
 

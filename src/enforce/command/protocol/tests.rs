@@ -52,7 +52,7 @@ fn message_reads_back_unchanged() {
     for request in requests() {
         let bytes = request.to_bytes().unwrap();
         assert_eq!(Request::read(&bytes), Some(request));
-        assert!(bytes.len() < LONGEST_REQUEST, "{}", bytes.len());
+        assert!(bytes.len() < MAX_REQUEST_LEN, "{}", bytes.len());
         fuzz(&bytes);
     }
     for answer in answers() {
@@ -119,7 +119,7 @@ fn texts_are_cut_and_control_no_terminal() {
         took: Duration::MAX,
     };
     let bytes = Answer { number: 1, command: "x".repeat(1 << 20), ran }.to_bytes();
-    assert!(bytes.len() <= LONGEST_ANSWER);
+    assert!(bytes.len() <= MAX_ANSWER_LEN);
     let read = Answer::read(&bytes).unwrap();
     assert_eq!((read.command.len(), read.ran.output.len()), (MAX_TEXT_LEN, MAX_TEXT_LEN));
     assert!(matches!(read.ran.outcome, Outcome::NotStarted(reason) if reason.starts_with("?[2J??[2J?")));

@@ -29,7 +29,7 @@ const MARK: &str = "# portsentry: ";
 pub(super) fn hosts_pattern(target: BanTarget) -> String {
     // The wrappers mask a client's address and compare it with the pattern, which must have no bits outside of the
     // mask.
-    let masked = if let BanTarget::Prefix(_) = target { target } else { BanTarget::of(target.element()) };
+    let masked = if let BanTarget::Prefix(_) = target { target } else { BanTarget::containing(target.element()) };
     match masked {
         BanTarget::V4(v4) => v4.to_string(),
         BanTarget::V6(v6) => format!("[{v6}]/{}", masked.prefix_len()),
@@ -74,7 +74,7 @@ pub(super) struct Edit {
 }
 
 impl<'a> Reading<'a> {
-    pub(super) fn of(text: &'a [u8]) -> Self {
+    pub(super) fn parse(text: &'a [u8]) -> Self {
         let mut reading = Self { text, entries: Vec::new(), end: 0 };
         let (mut at, mut joined, mut marked) = (0, false, None);
         for line in text.split_inclusive(|byte| *byte == b'\n') {
@@ -115,7 +115,7 @@ impl<'a> Reading<'a> {
             match places.get(&entry.target).and_then(|place| wanted.get_mut(*place)) {
                 Some((rule, written)) if !*written => {
                     *written = true;
-                    self.put(rule, &mut edit.text);
+                    self.write_entry(rule, &mut edit.text);
                 }
                 Some(_) => {}
                 None if remove.contains(&entry.target) => edit.removed.push(entry.target),
@@ -131,7 +131,7 @@ impl<'a> Reading<'a> {
             at = self.end;
         }
         for rule in missing {
-            self.put(rule, &mut edit.text);
+            self.write_entry(rule, &mut edit.text);
         }
         self.copy(at..self.text.len(), &mut edit.text);
         (edit.text != self.text).then_some(edit)
@@ -178,7 +178,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Writes an entry with the line ends of the file.
-    fn put(&self, rule: &Rule, to: &mut Vec<u8>) {
+    fn write_entry(&self, rule: &Rule, to: &mut Vec<u8>) {
         let first = self.text.split_inclusive(|byte| *byte == b'\n').next();
         let end = if first.is_some_and(|line| line.ends_with(b"\r\n")) { "\r\n" } else { "\n" };
         let Rule { target, rule, until } = rule;

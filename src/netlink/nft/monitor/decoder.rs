@@ -85,7 +85,7 @@ impl Decoder {
                 Some(set @ (Set::BlockedNets | Set::BlockedNets6)) => {
                     self.begin();
                     self.bounds.extend(bounds_of(list).map(|bound| (set, kind, bound)));
-                    if self.bounds.len() > MOST_BOUNDS {
+                    if self.bounds.len() > MAX_BOUNDS {
                         self.lose();
                     }
                 }
@@ -192,7 +192,7 @@ fn author(list: &[u8]) -> Option<Author> {
 
 /// Maximum number of interval bounds per transaction; far more than both sets hold when they are flushed and filled
 /// again.
-const MOST_BOUNDS: usize = 1 << 16;
+const MAX_BOUNDS: usize = 1 << 16;
 
 #[cfg(test)]
 mod tests {

@@ -98,7 +98,7 @@ impl Monitor {
     /// for each ban before the sender gets its acknowledgement, and a flood of bans would fill the queue. If the kernel
     /// refuses the filter, own notifications are skipped when they are read.
     fn keep_own_back(&self) {
-        let own = self.own.iter().take(MOST_OWN);
+        let own = self.own.iter().take(MAX_OWN_SOCKETS);
         // nlmsg_pid is the same in all messages of a transaction. The filter reads it as if it were big-endian.
         let mut program = vec![SockFilter::new(LOAD_WORD, 0, 0, 12)];
         for port_id in own {
@@ -125,7 +125,7 @@ impl Monitor {
     /// The socket failed: open another monitor, and read the table.
     pub async fn next(&mut self) -> Result<Vec<Change>, SocketError> {
         let mut datagrams = 0;
-        while datagrams < self.most_datagrams() && self.decoder.changes.len() < MOST_CHANGES {
+        while datagrams < self.most_datagrams() && self.decoder.changes.len() < MAX_CHANGES {
             let arrived = if self.decoder.changes.is_empty() {
                 self.arrival().await?
             } else if self.decoder.open {
@@ -159,7 +159,7 @@ impl Monitor {
     }
 
     fn most_datagrams(&self) -> u32 {
-        if self.decoder.lost { QUEUED_DATAGRAMS } else { MOST_DATAGRAMS }
+        if self.decoder.lost { QUEUED_DATAGRAMS } else { MAX_DATAGRAMS }
     }
 
     /// Waits for a datagram.
@@ -219,16 +219,16 @@ const LOAD_WORD: u16 = 0x20;
 const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 /// Maximum number of own sockets in the filter; the daemon has one. A filter may have 4,096 instructions.
-const MOST_OWN: usize = 1_000;
+const MAX_OWN_SOCKETS: usize = 1_000;
 /// Receive buffer, above the system's limit if the process is permitted. The flush of a full set of 131,072 bans queues
 /// about 12 MB of notifications at once. Only queued data uses memory.
 const BUFFER: usize = 32 << 20;
 /// The kernel fills at most 8 KiB of a notification datagram.
 const DATAGRAM: usize = 16 << 10;
 /// Maximum number of decoded changes, plus those of one datagram; the rest waits in the kernel.
-const MOST_CHANGES: usize = 4_096;
+const MAX_CHANGES: usize = 4_096;
 /// Maximum number of datagrams per batch, so that changes are returned even if other programs never pause.
-const MOST_DATAGRAMS: u32 = 1 << 10;
+const MAX_DATAGRAMS: u32 = 1 << 10;
 /// More than the buffer can hold at twice its size, with about 700 bytes per datagram: after an overrun the queue is
 /// emptied in one go.
 const QUEUED_DATAGRAMS: u32 = 1 << 17;

@@ -16,10 +16,10 @@ impl World {
             self.review_at.get_or_insert(tick);
         }
         if passage == Passage::Trapped || self.waiting {
-            self.senders.insert(BanTarget::of(packet.source), (self.current, role));
+            self.senders.insert(BanTarget::containing(packet.source), (self.current, role));
         }
         let banned = matches!(judgement, Judgement::Ban { .. });
-        let source = BanTarget::of(packet.source);
+        let source = BanTarget::containing(packet.source);
         let owner = self.owners.get(&source).copied();
         match role {
             Role::Honest(behaviour) => {

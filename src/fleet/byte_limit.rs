@@ -14,7 +14,7 @@ pub(super) const MAX_REPLY_LEN: usize = 4 << 20;
 
 /// Number of bytes that may still arrive. Each request and each notice resets it.
 #[derive(Clone, Default)]
-pub(super) struct Allowance(Arc<State>);
+pub(super) struct ByteLimit(Arc<State>);
 
 #[derive(Default)]
 struct State {
@@ -22,7 +22,7 @@ struct State {
     is_exceeded: AtomicBool,
 }
 
-impl Allowance {
+impl ByteLimit {
     /// Resets the number of bytes, after a notice was handled or before a request is sent.
     pub(super) fn renew(&self) {
         self.0.left.store(MAX_REPLY_LEN, Ordering::Relaxed);
@@ -33,16 +33,16 @@ impl Allowance {
     }
 }
 
-/// A stream that fails when its allowance is used up.
+/// A stream that fails when its limit is used up.
 pub(super) struct Bounded<S> {
     stream: S,
-    allowance: Allowance,
+    limit: ByteLimit,
 }
 
 impl<S> Bounded<S> {
-    pub(super) fn new(stream: S, allowance: Allowance) -> Self {
-        allowance.renew();
-        Self { stream, allowance }
+    pub(super) fn new(stream: S, limit: ByteLimit) -> Self {
+        limit.renew();
+        Self { stream, limit }
     }
 }
 
@@ -52,17 +52,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let left = self.allowance.0.left.load(Ordering::Relaxed);
+        let left = self.limit.0.left.load(Ordering::Relaxed);
         if left == 0 {
-            self.allowance.0.is_exceeded.store(true, Ordering::Relaxed);
+            self.limit.0.is_exceeded.store(true, Ordering::Relaxed);
             let error = format!("the reply is longer than {MAX_REPLY_LEN} bytes");
             return Poll::Ready(Err(io::Error::other(error)));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        // One read may exceed the allowance by at most the size of the buffer.
+        // One read may exceed the limit by at most the size of the buffer.
         let read = buffer.filled().len().saturating_sub(before);
-        self.allowance.0.left.store(left.saturating_sub(read), Ordering::Relaxed);
+        self.limit.0.left.store(left.saturating_sub(read), Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }

@@ -21,13 +21,13 @@ const FAILED_BANS: u32 = 30;
 const FAILED_BANS_BELOW: u32 = BANS_BELOW + FAILED_BANS;
 
 /// The lines left in this minute.
-pub struct LogBudget {
+pub struct LogLimiter {
     lines: LineLimiter,
     failed_bans: LineLimiter,
     left_out: BTreeMap<&'static str, u64>,
 }
 
-impl Default for LogBudget {
+impl Default for LogLimiter {
     fn default() -> Self {
         Self {
             lines: LineLimiter::new(LINES_PER_MINUTE, MINUTE),
@@ -37,7 +37,7 @@ impl Default for LogBudget {
     }
 }
 
-impl LogBudget {
+impl LogLimiter {
     /// True if a line is left for this event; otherwise it is counted for the summary.
     pub fn admit(&mut self, what: &EventKind, now: Timestamp) -> bool {
         let room = match what.line_class() {
@@ -87,7 +87,7 @@ mod tests {
         let ban = Ban::example();
         let short = Ban { capped: true, ..ban };
         let (probe, target, backend, reaction) = (ban.probe, ban.probe.target, Backend::Nft, Duration::ZERO);
-        let spared = Exempt { observation: probe.observation, protection: Protection::Listed, report: Some(1) };
+        let exempt = Exempt { observation: probe.observation, protection: Protection::Listed, report: Some(1) };
         let text = String::new;
         let wrapped = |ban| EventKind::Wrapped { target, ban, line: text() };
         let ran = |ban| EventKind::Ran { target, ban, command: text(), outcome: text(), well: true };
@@ -106,7 +106,7 @@ mod tests {
             ran(Some(short)),
             EventKind::Disconnected { target, connections: 1 },
             EventKind::BlockFailed { backend, target, reason: text() },
-            EventKind::Exempt { spared, probes: 1 },
+            EventKind::Exempt { exempt, probes: 1 },
             EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 },
             EventKind::DistributedScan(DistributedScan { ports: 50, sources: 8, span: MINUTE }),
             EventKind::Capped { bans: 1, withheld: 1 },
@@ -155,7 +155,7 @@ mod tests {
         kinds
     }
 
-    fn admitted(budget: &mut LogBudget, what: &EventKind, events: usize, second: u64) -> usize {
+    fn admitted(budget: &mut LogLimiter, what: &EventKind, events: usize, second: u64) -> usize {
         (0..events).filter(|_| budget.admit(what, at(second))).count()
     }
 
@@ -167,7 +167,7 @@ mod tests {
     fn probe_events_leave_room_for_bans() {
         let probe_like = every_kind().into_iter().filter(EventKind::is_attacker_driven);
         for flood in probe_like {
-            let mut budget = LogBudget::default();
+            let mut budget = LogLimiter::default();
             let lines = admitted(&mut budget, &flood, 100_000, 1);
             assert!((1..=300).contains(&lines), "{lines} lines of {flood:?}");
             for ban in of_class(LineClass::Ban) {
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn flood_of_bans_hides_no_error() {
-        let mut budget = LogBudget::default();
+        let mut budget = LogLimiter::default();
         for flood in [LineClass::Ban, LineClass::FailedBan, LineClass::Probe].into_iter().flat_map(of_class) {
             admitted(&mut budget, &flood, 10_000, 1);
         }
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn summary_counts_each_omitted_kind() {
-        let mut budget = LogBudget::default();
+        let mut budget = LogLimiter::default();
         let ban = Ban::example();
         assert_eq!(admitted(&mut budget, &EventKind::Probe(ban.probe), 310, 0), 300);
         assert_eq!(admitted(&mut budget, &EventKind::Scan(ban), 119_997, 1), 0);
@@ -209,7 +209,7 @@ mod tests {
         ) {
             let kinds: Vec<_> =
                 every_kind().into_iter().filter(|what| what.line_class() != LineClass::Host).collect();
-            let mut budget = LogBudget::default();
+            let mut budget = LogLimiter::default();
             let (mut lines, mut events, mut mix) = (0, 0, mix);
             mix.sort_by_key(|(.., second)| *second);
             for (place, count, second) in mix {
