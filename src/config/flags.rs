@@ -23,7 +23,7 @@ pub struct RunOptions {
     pub interfaces: Vec<String>,
     /// Number of distinct ports that are forgiven.
     pub scan_trigger: Option<u8>,
-    /// Block nothing.
+    /// Ban no further source.
     pub log_only: bool,
     /// Mode of TCP, from a classic option.
     pub tcp_mode: Option<Mode>,
@@ -58,7 +58,7 @@ pub(crate) struct RunFlags {
     /// Ports a source may probe without a ban, 0 to 15 [2]
     #[arg(long, value_name = "N", value_parser = parse_trigger)]
     scan_trigger: Option<u8>,
-    /// Log scans, but block nothing
+    /// Log scans, but ban no further source
     #[arg(long)]
     log_only: bool,
     /// Directory of the ledger [/var/lib/portsentry]

@@ -183,10 +183,14 @@ impl fmt::Display for Status {
         line!(f, "since", "{}, for {}", to_seconds(&self.since), span(self.uptime_s))?;
         match self.state {
             State::OnlyLogging => {
+                let what = match self.bans.intended {
+                    0 => "nothing".to_owned(),
+                    earlier => format!("no further source; {} in force", counted(earlier, "earlier ban")),
+                };
                 line!(
                     f,
                     "blocks",
-                    "nothing; `portsentry list --would-block` shows the sources that it would have blocked"
+                    "{what}; `portsentry list --would-block` shows the sources that it would have blocked"
                 )?;
             }
             _ => {

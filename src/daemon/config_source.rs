@@ -37,6 +37,8 @@ pub(super) struct ConfigSource {
     pub(super) reread: Reread,
     /// True until an operator confirms the trial; meanwhile no source is held.
     pub(super) on_trial: bool,
+    /// True if the nftables backend is open.
+    pub(super) uses_nft: bool,
 }
 
 impl ConfigSource {

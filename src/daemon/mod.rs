@@ -75,8 +75,8 @@ use crate::netlink::routes::monitor::RouteMonitor;
 use crate::panic_guard;
 use crate::sandbox::{self, InstanceLock, Sandbox, check_folders, closed_folders};
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
-use crate::types::{Backend, BanTarget, Timestamp, shared64};
-use backends::OpenBackends;
+use crate::types::{BanTarget, Timestamp, shared64};
+use backends::{OpenBackends, UsedBackends};
 use ban_recorder::{BanRecorder, Memory, Reading};
 use command_helper::CommandHelper;
 use config_source::ConfigSource;
@@ -122,8 +122,7 @@ struct Privileged {
     root_files: RootFiles,
     control: Result<Bound, ControlError>,
     fleet: Option<FleetSocket>,
-    /// True if lines of earlier bans are removed from hosts.deny.
-    sweeps_lines: bool,
+    used: UsedBackends,
     legacy_tables: LegacyTables,
     cookies: SynCookies,
     /// The listener of all decoys, if they share one.
@@ -151,19 +150,19 @@ pub fn run(
     shared64::set_nat64(&config.nat64);
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
-    let sweeps_lines = leftovers::has_lines(&config);
-    let mut policy = sandbox_policy::of_daemon(&config, &places, sweeps_lines);
+    let earlier_bans = !config.blocks() && leftovers::exist(&config, &places.state_dir);
+    let used = UsedBackends::new(&config, earlier_bans, leftovers::has_lines(&config));
+    let mut policy = sandbox_policy::of_daemon(&config, &places, &used);
     if sandboxed {
         check_folders(&policy)?;
     }
     // While programs can still be started.
-    let command_helper = match config.runs_commands() || config.only_undoes_commands() || config.notifies() {
+    let command_helper = match used.runs_commands || config.notifies() {
         true => Some(CommandHelper::start(&places.config, sandboxed)?),
         false => None,
     };
     let closed = if sandboxed { closed_folders(&policy) } else { Vec::new() };
-    let writes_hosts_deny = sweeps_lines || config.blocks() && config.block.method.contains(&Backend::HostsDeny);
-    let root_files = RootFiles::start(&config, &places.config, (&closed, writes_hosts_deny))?;
+    let root_files = RootFiles::start(&config, &places.config, (&closed, used.writes_hosts_deny()))?;
     policy.write.retain(|folder| !closed.contains(folder));
     let legacy_tables = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
     let cookies = if config.tcp.mode == Mode::Connect { SynCookies::open() } else { SynCookies::default() };
@@ -186,7 +185,7 @@ pub fn run(
     let sensor_thread = SensorThread::start(sandboxed)?;
     if sandboxed {
         sandbox.drop_privileges();
-        sandbox.warnings.extend(sandbox_policy::own_commands(&config, &sandbox));
+        sandbox.warnings.extend(sandbox_policy::own_commands(&config, used.runs_commands, &sandbox));
     }
     let users = [0, sandbox.uid].into_iter().chain(fleet_user).collect();
     let fleet = fleet.map(|bound| FleetSocket { bound, users });
@@ -200,7 +199,7 @@ pub fn run(
         root_files,
         control,
         fleet,
-        sweeps_lines,
+        used,
         legacy_tables,
         cookies,
         shared,
@@ -229,7 +228,7 @@ async fn serve(
         root_files,
         control,
         fleet: fleet_socket,
-        sweeps_lines,
+        used,
         legacy_tables,
         cookies,
         shared,
@@ -264,8 +263,8 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let runs = config.runs_commands() || config.only_undoes_commands();
-    let helpers = (command_helper.as_ref().filter(|_| runs).map(CommandHelper::spawner), root_files.hosts_deny);
+    let helpers =
+        (command_helper.as_ref().filter(|_| used.runs_commands).map(CommandHelper::spawner), root_files.hosts_deny);
     let OpenBackends {
         mut blocker,
         slow_backends,
@@ -279,7 +278,7 @@ async fn serve(
         &config,
         &host_state.host(),
         helpers,
-        sweeps_lines,
+        &used,
         (&events, &sensor),
         confirm.is_some(),
         decoy_rules,
@@ -318,7 +317,7 @@ async fn serve(
         sensor.send_all(host_state.restore_allowances(decisions.allowances).await?);
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
-    if sweeps_lines {
+    if used.sweeps_lines {
         let file = config.block.hosts_deny.file.display();
         log.write(&Event::now(EventKind::Note(format!(
             "lines of earlier bans are removed from {file}, because \"hosts-deny\" is not in block.method"
@@ -343,8 +342,7 @@ async fn serve(
         }
         _ => None,
     };
-    // A host that only logs keeps the bans of an earlier run.
-    if config.blocks() {
+    if !used.methods.is_empty() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
         // Its commands wait for the sensor.
         StartupReconcile {
@@ -362,8 +360,8 @@ async fn serve(
             expire: config.expire,
             slow_backends: slow_backends.as_ref().map(SlowBackends::tasks),
             nft,
-            sweeps_lines,
-            undoes_commands: config.only_undoes_commands(),
+            sweeps_lines: used.sweeps_lines,
+            undoes_commands: used.undoes_commands,
             // Without a ledger only the old backend knows the bans.
             leftovers: ban_recorder.recorder().map(|_| Leftovers::new(&config)),
         }
@@ -419,6 +417,7 @@ async fn serve(
             state_dir: places.state_dir,
             reread,
             on_trial: confirm.is_some(),
+            uses_nft: wanted.nft,
         },
         systemd: Systemd::new(Arc::clone(sensor.metrics())),
         sensor: sensor.clone(),
