@@ -356,7 +356,8 @@ impl Engine {
         Key::new(target, track).under(self.secret)
     }
 
-    fn clock(&mut self, now: Timestamp) -> Timestamp {
+    /// Sets the engine's time to `now`, unless it is later already; returns it.
+    pub(crate) fn clock(&mut self, now: Timestamp) -> Timestamp {
         self.latest = self.latest.max(now);
         self.latest
     }

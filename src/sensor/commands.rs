@@ -140,6 +140,8 @@ impl AsFd for Inbox {
 /// Executes a command that concerns the engine or the backends. The caller handles commands for the capture, the decoys
 /// and the thread.
 pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut BanController) {
+    // On a silent host, bans may have expired since the last packet.
+    controller.observer().engine_mut().clock(now);
     let (enforcement, mut scope) = controller.enforcement(now);
     let scope = &mut scope;
     match command {
@@ -202,5 +204,33 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
         SensorRequest::Published { answer } => {
             drop(answer.send(controller.observer().engine().published(now).collect()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::decoy::DecoyPorts;
+    use crate::events::channel;
+    use crate::sensor::blocker::Blocker;
+    use crate::sensor::fixtures::{engine, host};
+    use crate::sensor::observer::Observer;
+    use crate::sensor::port_lookup::KernelPorts;
+    use crate::sensor::reporter::Reporter;
+
+    #[test]
+    fn expired_ban_is_not_counted_without_packets() {
+        let observer = Observer::new(engine(), host().into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
+        let (events, _received) = channel::bounded(16);
+        let mut controller = BanController::new(observer, Blocker::default(), Reporter::new(events, Arc::default()));
+        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
+        let ban = ActiveBan::whole("192.0.2.7".parse().unwrap(), Expiry::After(Duration::from_secs(2)));
+        controller.adopt(at(1), &[ban]);
+        let mut count = |now| {
+            let (answer, counted) = oneshot::channel();
+            execute(SensorCommand::Request(SensorRequest::Count { answer }), now, &mut controller);
+            counted.blocking_recv().unwrap()
+        };
+        assert_eq!([count(at(2)), count(at(4))], [1, 0]);
     }
 }
