@@ -323,8 +323,8 @@ async fn serve(
             "lines of earlier bans are removed from {file}, because \"hosts-deny\" is not in block.method"
         ))));
     }
-    let fleet = match &blocker.nft {
-        Some(backend) if config.fleet.is_joined() => {
+    let fleet = match config.fleet.is_joined() {
+        true => {
             let surroundings =
                 Surroundings { host: &host_state.host(), enforces: config.blocks() && !trial.only_logs() };
             let server =
@@ -332,7 +332,8 @@ async fn serve(
             let server = server.transpose().map_err(|error| {
                 log.write(&Event::now(EventKind::Error(format!("{error}; the daemon runs without the fleet"))))
             });
-            let nft = backend.nft.try_clone()?;
+            // Without a backend, scans are only logged and the sets do not exist.
+            let nft = blocker.nft.as_ref().map_or_else(Nft::open, |backend| backend.nft.try_clone())?;
             let mut from_ledger = FromLedger { lifts: decisions.fleet_lifts, ..FromLedger::default() };
             if let Some(recorder) = ban_recorder.recorder() {
                 from_ledger.own_bans = fleet::recorded(&recorder, &bans.remembered).await;
@@ -340,7 +341,7 @@ async fn serve(
             }
             server.ok().flatten().map(|server| Fleet::new(&config.fleet, server, nft, surroundings, from_ledger))
         }
-        _ => None,
+        false => None,
     };
     if !used.methods.is_empty() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
