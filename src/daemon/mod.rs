@@ -150,6 +150,8 @@ pub fn run(
     shared64::set_nat64(&config.nat64);
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
+    // Without blocking there is nothing to confirm.
+    let confirm = confirm.filter(|_| config.blocks());
     let earlier_bans = !config.blocks() && leftovers::exist(&config, &places.state_dir);
     let used = UsedBackends::new(&config, earlier_bans, leftovers::has_lines(&config));
     let mut policy = sandbox_policy::of_daemon(&config, &places, &used);

@@ -108,3 +108,17 @@ fn nothing_is_created_without_earlier_bans() {
     daemon.stop();
     expect_nothing_left(&lab);
 }
+
+#[test]
+fn confirm_has_no_effect_without_blocking() {
+    let lab = scene();
+    let config = settings(&lab, &["nft"], "");
+    let daemon = Daemon::start_configured(&lab, &config, &[]);
+    lab.succeed(&["block", OTHER]);
+    daemon.stop();
+    let daemon = Daemon::start_configured(&lab, &config, &["--log-only", "--confirm", "1s"]);
+    assert!(lab.ask(&["status"])["trial_left_s"].is_null(), "{}", lab.succeed(&["status"]));
+    assert_eq!(lab.operate(&["confirm"]).code, Some(1));
+    assert!(is_held(&lab, "nft", OTHER));
+    daemon.stop();
+}
