@@ -20,7 +20,7 @@ use crate::events::json::EventRecord;
 use crate::events::json_log::{LineFile, News};
 use crate::events::log;
 use crate::events::log_budget::LogBudget;
-use crate::types::{Backend, DAY, Expiry, LineLimiter, MINUTE, Timestamp, counted};
+use crate::types::{Backend, DAY, Expiry, LineLimiter, MINUTE, Protocol, Timestamp, counted};
 
 /// Maximum time for which a line waits for a name. Most name servers answer within a tenth of it.
 const NAME_TIMEOUT: Duration = Duration::from_secs(2);
@@ -33,7 +33,7 @@ pub(super) struct LogWriter {
     lost: (u64, LineLimiter),
     /// `None` if lines have no names.
     naming: Option<Naming>,
-    wording: Wording,
+    modes: Modes,
     /// Counts single probes if they are not logged individually.
     daily: Option<DailyCount>,
     /// Text about the bans while the program does not run.
@@ -51,7 +51,7 @@ impl LogWriter {
             budget: LogBudget::default(),
             lost: (0, LineLimiter::new(1, MINUTE)),
             naming: None,
-            wording: wording(config),
+            modes: Modes::of(config),
             daily: None,
             after_stop: after_stop(config),
             file: None,
@@ -65,7 +65,7 @@ impl LogWriter {
     /// Applies a new `config`; the file is reopened in any case. `report.log` needs a restart.
     pub(super) fn reconfigure(&mut self, config: &Config) {
         let report = &config.report;
-        self.wording = wording(config);
+        self.modes = Modes::of(config);
         match report.single_probes {
             true => self.daily = None,
             false => drop(self.daily.get_or_insert_with(|| DailyCount { probes: 0, since: boot_time() })),
@@ -158,9 +158,10 @@ impl LogWriter {
             daily.probes += 1;
             return;
         }
+        let wording = self.modes.wording(&event.what);
         match &mut self.naming {
-            Some(naming) => naming.put(event, Instant::now(), self.wording),
-            None => log::write(event, None, self.wording),
+            Some(naming) => naming.put(event, Instant::now(), wording),
+            None => log::write(event, None, wording),
         }
     }
 }
@@ -189,10 +190,27 @@ impl DailyCount {
     }
 }
 
-fn wording(config: &Config) -> Wording {
-    let mut modes = [config.tcp.mode, config.udp.mode].into_iter().filter(|mode| *mode != Mode::Off);
-    // Each protocol has its own mode, but a ban applies to all protocols.
-    if modes.all(|mode| mode == Mode::Connect) { Wording::Connect } else { Wording::Stealth }
+/// The mode of each protocol, which decides the wording of its lines.
+struct Modes {
+    tcp: Mode,
+    udp: Mode,
+}
+
+impl Modes {
+    fn of(config: &Config) -> Self {
+        Self { tcp: config.tcp.mode, udp: config.udp.mode }
+    }
+
+    fn wording(&self, what: &EventKind) -> Wording {
+        let EventKind::Repeated { protocol, .. } = what else { return Wording::default() };
+        let (own, other) = match protocol {
+            Some(Protocol::Udp | Protocol::Icmp) => (self.udp, self.tcp),
+            Some(Protocol::Tcp | Protocol::Sctp) | None => (self.tcp, self.udp),
+        };
+        // A ban applies to all protocols, also to one that is not monitored.
+        let mode = if own == Mode::Off { other } else { own };
+        if mode == Mode::Connect { Wording::Connect } else { Wording::Stealth }
+    }
 }
 
 /// Describes the bans of each backend while the program does not run.
@@ -317,7 +335,7 @@ mod tests {
 
     fn repeated(target: &str) -> Event {
         let target: BanTarget = target.parse().unwrap();
-        Event::now(EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 })
+        Event::now(EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 })
     }
 
     fn note(text: &str) -> Event {
@@ -401,6 +419,30 @@ mod tests {
             [150, 1, 2, 1],
             "each scan has two lines; summaries count the others and report their bans"
         );
+    }
+
+    #[test]
+    fn repeated_line_follows_mode_of_protocol() {
+        use Protocol::{Icmp, Sctp, Tcp, Udp};
+        let target: BanTarget = "192.0.2.7".parse().unwrap();
+        let (connect, stealth) = (Wording::Connect, Wording::Stealth);
+        for (tcp, udp, protocol, expected) in [
+            ("connect", "connect", Some(Tcp), connect),
+            ("connect", "stealth", Some(Tcp), connect),
+            ("connect", "stealth", Some(Udp), stealth),
+            ("connect", "stealth", None, connect),
+            ("advanced", "connect", Some(Tcp), stealth),
+            ("advanced", "connect", Some(Sctp), stealth),
+            ("advanced", "connect", Some(Udp), connect),
+            ("advanced", "connect", Some(Icmp), connect),
+            ("connect", "off", Some(Udp), connect),
+            ("off", "stealth", Some(Tcp), stealth),
+        ] {
+            let text = format!("[tcp]\nmode = \"{tcp}\"\n[udp]\nmode = \"{udp}\"\n");
+            let modes = Modes::of(&Config::parse("test", &text).unwrap());
+            let repeated = EventKind::Repeated { target, standing: Standing::Blocked, protocol, packets: 1 };
+            assert_eq!(modes.wording(&repeated), expected, "{protocol:?} packet with TCP {tcp} and UDP {udp}");
+        }
     }
 
     #[tokio::test]

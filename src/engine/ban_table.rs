@@ -9,7 +9,7 @@ use super::grade::Grade;
 use super::key::{Brief, HashKey, Hashed, Key, Track};
 use super::strikes::LAST_SECONDS;
 use super::table::{Claim, Row, Table};
-use crate::types::{BanTarget, Expiry, Tick};
+use crate::types::{BanTarget, Expiry, Protocol, Tick};
 
 /// The engine's decision about a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,8 @@ pub(super) struct BanTable {
     ends: BinaryHeap<Reverse<(Tick, Key)>>,
     /// Slot where the next sample begins.
     cursor: usize,
-    pending: BinaryHeap<Reverse<(Tick, BanTarget, Track)>>,
+    /// Sources that wait for a summary, each with the protocol of the first packet that it counts.
+    pending: BinaryHeap<Reverse<(Tick, BanTarget, Track, Option<Protocol>)>>,
 }
 
 impl BanTable {
@@ -256,7 +257,13 @@ impl BanTable {
     }
 
     /// Counts one more packet of the source in `slot`.
-    pub(super) fn repeat(&mut self, slot: usize, standing: Standing, source: (BanTarget, Track), now: Tick) -> Repeat {
+    pub(super) fn repeat(
+        &mut self,
+        slot: usize,
+        standing: Standing,
+        (target, track, protocol): (BanTarget, Track, Option<Protocol>),
+        now: Tick,
+    ) -> Repeat {
         let Some(row) = self.entries.get_mut(slot) else {
             return Repeat { report: None, verify: false };
         };
@@ -266,7 +273,7 @@ impl BanTable {
         if due {
             row.next = now.plus(Tick::of(SUMMARY));
         } else if row.hits == 1 && self.pending.len() < MAX_PENDING {
-            self.pending.push(Reverse((row.next, source.0, source.1)));
+            self.pending.push(Reverse((row.next, target, track, protocol)));
         }
         let verify = standing == Standing::Blocked && now.since(row.verified) >= Tick::of(VERIFY);
         if verify {
@@ -275,9 +282,9 @@ impl BanTable {
         Repeat { report, verify }
     }
 
-    /// Returns a due summary of a source that has stopped sending: its target, decision and number of packets.
-    pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, u32)> {
-        while let Some(Reverse((at, target, track))) = self.pending.peek().copied() {
+    /// Returns a due summary of a source that has stopped sending: its target, decision, protocol and number of packets.
+    pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, Option<Protocol>, u32)> {
+        while let Some(Reverse((at, target, track, protocol))) = self.pending.peek().copied() {
             if at > now {
                 return None;
             }
@@ -286,7 +293,7 @@ impl BanTable {
             let Some(row) = self.entries.row_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
                 row.next = now.plus(Tick::of(SUMMARY));
-                return Some((target, row.standing, std::mem::replace(&mut row.hits, 0)));
+                return Some((target, row.standing, protocol, std::mem::replace(&mut row.hits, 0)));
             }
         }
         None

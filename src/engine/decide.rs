@@ -91,7 +91,8 @@ impl Engine {
         if track != Track::Block
             && let Some((slot, standing)) = self.ban_table.get(key, now.tick())
         {
-            return Verdict::Repeated(self.repeat(now, slot, standing, observation.source, target, track));
+            let source = (observation.source, Some(protocol));
+            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, track)));
         }
         let port = evidence_port(&observation);
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);

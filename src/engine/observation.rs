@@ -32,6 +32,19 @@ pub struct Observation {
     pub decoy: bool,
 }
 
+/// The protocol of any packet, also of one that is no evidence; `None` if it is none of those that are detected.
+pub(super) fn protocol_of(transport: &Transport) -> Option<Protocol> {
+    match transport {
+        Transport::Tcp { .. } | Transport::TinyFragment { .. } | Transport::OverlappingFragment => Some(Protocol::Tcp),
+        Transport::Udp { .. } => Some(Protocol::Udp),
+        Transport::Sctp { .. } => Some(Protocol::Sctp),
+        Transport::Icmp { .. } => Some(Protocol::Icmp),
+        Transport::LaterFragment { protocol: 6 } => Some(Protocol::Tcp),
+        Transport::LaterFragment { protocol: 17 } => Some(Protocol::Udp),
+        Transport::HiddenHeader | Transport::LaterFragment { .. } | Transport::Other { .. } => None,
+    }
+}
+
 /// Stands for a port that a fragment hides.
 const HIDDEN: u16 = 0;
 

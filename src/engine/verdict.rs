@@ -120,6 +120,8 @@ pub struct Repeated {
     pub target: BanTarget,
     /// The standing decision.
     pub standing: Standing,
+    /// The protocol of the packet; `None` if it is none of those that are detected.
+    pub protocol: Option<Protocol>,
     /// Packets since the last log line about this target, if a line is due now.
     pub report: Option<u32>,
     /// The caller should check that the kernel still enforces the ban, and call [`super::Engine::lift`] if it does not.
@@ -155,6 +157,8 @@ pub enum Notice {
         target: BanTarget,
         /// The standing decision.
         standing: Standing,
+        /// The protocol of the first of these packets; `None` if it is none of those that are detected.
+        protocol: Option<Protocol>,
         /// Number of packets.
         packets: u32,
     },

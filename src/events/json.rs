@@ -156,7 +156,7 @@ impl From<&Event> for EventRecord {
                 probes: Some(*probes),
                 ..base.observation(&spared.observation).reason(spared.protection.to_string())
             },
-            EventKind::Repeated { target, standing, packets } => {
+            EventKind::Repeated { target, standing, packets, .. } => {
                 let why = match standing {
                     Standing::Blocked => "already blocked",
                     Standing::Logged => "only logged",

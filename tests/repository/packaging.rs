@@ -339,8 +339,8 @@ fn logcheck_ignores_only_routine_lines() {
         EventKind::Adopted { bans: 3 },
         EventKind::Restored { bans: 3, backend: Backend::Nft },
         EventKind::Expired { target },
-        EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 },
-        EventKind::Repeated { target, standing: Standing::Blocked, packets: 214 },
+        EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 },
+        EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 214 },
     ];
     for line in routine.iter().flat_map(logged) {
         assert!(matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
@@ -398,7 +398,7 @@ fn connect_lines_match_ossec_decoder() {
             }
         }
         for packets in [1, 214] {
-            let repeated = EventKind::Repeated { target, standing: Standing::Blocked, packets };
+            let repeated = EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets };
             let line = classic_log::named(&repeated, None, Wording::Connect).unwrap();
             assert!(blocked.is_match(&line) && line.contains(&format!("Host: {} is", target.element())), "{line}");
         }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::scene::Gist::{Block, Innocent, Probe, Repeated};
 use super::scene::{CLIENT, DAY, SCANNER, Scene, nth_source, target};
 use crate::engine::{ActiveBan, HashKey, IgnoreReason, Notice, Standing, Verdict};
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Protocol};
 
 fn summary(source: &str, packets: u32) -> Notice {
-    Notice::Repeated { target: target(source), standing: Standing::Blocked, packets }
+    Notice::Repeated { target: target(source), standing: Standing::Blocked, protocol: Some(Protocol::Tcp), packets }
 }
 
 #[test]
@@ -47,6 +47,22 @@ fn silent_source_is_summed_up() {
     scene.now = scene.engine.wake().unwrap();
     assert_eq!(scene.notices(), [summary(SCANNER, 40)]);
     assert_eq!((scene.engine.wake(), scene.after(10_000.0).notices()), (None, vec![]));
+}
+
+#[test]
+fn summary_names_protocol_of_first_packet() {
+    let mut scene = Scene::new();
+    scene.banish(SCANNER);
+    scene.after(0.5).udp(SCANNER, 40_000);
+    scene.syn(SCANNER, 24);
+    let protocol = |notice: &Notice| match notice {
+        Notice::Repeated { protocol, packets, .. } => (*protocol, *packets),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(scene.after(2.0).notices().iter().map(protocol).collect::<Vec<_>>(), [(Some(Protocol::Udp), 2)]);
+    scene.after(60.0).udp(SCANNER, 40_000);
+    let Verdict::Repeated(repeated) = scene.verdict else { panic!("repeated") };
+    assert_eq!((repeated.protocol, repeated.report), (Some(Protocol::Udp), Some(1)));
 }
 
 #[test]
