@@ -31,7 +31,7 @@ pub struct AddressInfo {
     pub logged: Option<Remaining>,
     /// Its hold state in the kernel's trap; `None` if the trap holds no sources.
     #[serde(deserialize_with = "nullable")]
-    pub held: Option<HoldInfo>,
+    pub hold: Option<HoldInfo>,
     /// Number of bans of this target that make the next one longer.
     pub strikes: u32,
     pub suspected: Vec<Suspicion>,
@@ -133,7 +133,7 @@ impl AddressInfo {
                 ..remaining(expiry)
             }),
             logged: known.logged.map(remaining),
-            held: None,
+            hold: None,
             strikes: known.strikes,
             suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
             fleet: None,
@@ -229,7 +229,7 @@ impl fmt::Display for AddressInfo {
         if let Some(ban) = &self.fleet {
             line!(f, "fleet", "{ban}")?;
         }
-        if let Some(hold) = &self.held {
+        if let Some(hold) = &self.hold {
             line!(f, "held", "{hold}")?;
         }
         if self.suspected.is_empty() {

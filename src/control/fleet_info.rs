@@ -48,6 +48,7 @@ pub enum FleetLink {
 /// State of a target that other hosts have reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetBan {
+    #[serde(rename = "subject")]
     pub target: String,
     pub state: FleetBanState,
     /// Remaining seconds for which it is blocked, would be blocked, or stays lifted.

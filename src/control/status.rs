@@ -124,8 +124,8 @@ pub struct TrapCounts {
 /// A remembered service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedService {
-    /// "80/tcp".
-    pub port: String,
+    pub proto: String,
+    pub port: u16,
     /// 0.0.0.0 and :: stand for every address of their family.
     pub address: String,
     pub served: bool,
@@ -250,7 +250,8 @@ impl fmt::Display for Status {
 /// The remembered services, and those that are down now.
 fn services(services: &[RememberedService]) -> String {
     let ports = |wanted: &dyn Fn(&RememberedService) -> bool| {
-        let mut ports: Vec<&str> = services.iter().filter(|one| wanted(one)).map(|one| one.port.as_str()).collect();
+        let mut ports: Vec<String> =
+            services.iter().filter(|one| wanted(one)).map(|one| format!("{}/{}", one.port, one.proto)).collect();
         ports.dedup();
         ports.join(" ")
     };

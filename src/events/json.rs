@@ -65,7 +65,7 @@ pub struct EventRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reaction_us: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub line: Option<String>,
+    pub hosts_deny: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub well: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,7 +136,7 @@ impl From<&Event> for EventRecord {
                     Some(ban) => base.ban(ban, event.time),
                     None => Self { target: Some(target.to_string()), ..base },
                 };
-                Self { line: Some(line.clone()), ..base.method(Backend::HostsDeny) }
+                Self { hosts_deny: Some(line.clone()), ..base.method(Backend::HostsDeny) }
             }
             EventKind::Ran { target, command, outcome, well, .. } => Self {
                 target: Some(target.to_string()),

@@ -75,7 +75,8 @@ fn remembered_services_are_shown_and_forgotten() {
     let status = lab.ask(&["status"]);
     let services = status["services"].as_array().unwrap();
     assert_eq!(services.len(), 6, "a port that was not served for eight days is forgotten: {status}");
-    assert_eq!((&services[0]["port"], &services[0]["served"]), (&"80/tcp".into(), &false.into()));
+    let first = &services[0];
+    assert_eq!((&first["proto"], &first["port"], &first["served"]), (&"tcp".into(), &80.into(), &false.into()));
     let output = lab.operate(&["status"]).out;
     let line = "services    remembered: 80/tcp 443/tcp 3306/tcp; stopped now: 80/tcp 443/tcp 3306/tcp";
     assert!(output.contains(line), "{output}");

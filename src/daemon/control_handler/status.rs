@@ -135,7 +135,8 @@ impl From<&ServiceState> for RememberedService {
     fn from(state: &ServiceState) -> Self {
         let Service { protocol, port, address } = state.service;
         Self {
-            port: format!("{port}/{}", protocol.key()),
+            proto: protocol.key().to_owned(),
+            port,
             address: address.to_string(),
             served: state.is_served,
             last_served: rfc3339(state.served),
