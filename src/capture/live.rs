@@ -63,7 +63,7 @@ pub enum CaptureError {
     NoSll2(pcap::Error),
     /// The kernel or libpcap refused the filter.
     #[error(
-        "libpcap refused the filter for the monitored ports ({error}); list fewer separate ports. The filter: {filter}"
+        "libpcap refused the filter for the monitored ports ({error}); list fewer separate ports. The filter begins with {filter:.200}"
     )]
     Filter {
         /// The message of libpcap.

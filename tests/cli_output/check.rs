@@ -212,6 +212,18 @@ fn loopback_is_refused_as_interface() {
 }
 
 #[test]
+fn exclusion_of_every_interface_is_refused() {
+    let host = Host::new();
+    assert_eq!(host.check("interfaces = [\"!far\"]\n", &[]).status.code(), Some(0));
+    let errors = host.json("interfaces = [\"!far\", \"!out\"]\n", 78)["errors"].clone();
+    let message = "every interface is excluded; remove one of the entries !far, !out; this host has lo, far, out";
+    assert_eq!((errors.as_array().unwrap().len(), &errors[0]["message"]), (1, &json!(message)), "{errors}");
+    // A host that has only loopback yet may get another interface later.
+    host.namespace.run("ip", "link delete out");
+    assert_eq!(host.check("interfaces = [\"!out\"]\n", &[]).status.code(), Some(0));
+}
+
+#[test]
 fn changeable_file_fails_check() {
     let host = Host::new();
     let list = host.file("ignore", "192.0.2.9\n");
