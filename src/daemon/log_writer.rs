@@ -2,7 +2,8 @@
 //! limited number of lines wait up to two seconds for the name of their source. Bans are in force before their events
 //! arrive here.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,12 +21,14 @@ use crate::events::json::EventRecord;
 use crate::events::json_log::{LineFile, News};
 use crate::events::log;
 use crate::events::log_budget::LogBudget;
-use crate::types::{Backend, DAY, Expiry, LineLimiter, MINUTE, Protocol, Timestamp, counted};
+use crate::types::{Backend, BanTarget, DAY, Expiry, LineLimiter, MINUTE, Protocol, Span, Timestamp, counted};
 
 /// Maximum time for which a line waits for a name. Most name servers answer within a tenth of it.
 const NAME_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum number of waiting lines. Beyond it the oldest one is written without a name.
 const MAX_PENDING: usize = 1_024;
+/// Maximum number of targets whose single probes are counted separately.
+const MAX_TARGETS: usize = 16_384;
 
 pub(super) struct LogWriter {
     budget: LogBudget,
@@ -34,7 +37,7 @@ pub(super) struct LogWriter {
     /// `None` if lines have no names.
     naming: Option<Naming>,
     modes: Modes,
-    /// Counts single probes if they are not logged individually.
+    /// Counts single probes if they have no lines of their own.
     daily: Option<DailyCount>,
     /// Text about the bans while the program does not run.
     after_stop: Option<String>,
@@ -68,7 +71,7 @@ impl LogWriter {
         self.modes = Modes::of(config);
         match report.single_probes {
             true => self.daily = None,
-            false => drop(self.daily.get_or_insert_with(|| DailyCount { probes: 0, since: boot_time() })),
+            false => drop(self.daily.get_or_insert_with(|| DailyCount::from(boot_time()))),
         }
         self.after_stop = after_stop(config);
         match (&mut self.naming, report.resolve_host) {
@@ -112,10 +115,13 @@ impl LogWriter {
         self.turn_minute();
         if matches!(event.what, EventKind::Stopped) {
             let lost = (self.lost.0 > 0).then(|| lost_events(self.lost.0));
-            let daily = self.daily.take().and_then(|daily| daily.sentence()).map(EventKind::Note);
+            let daily = self.daily.take().and_then(|daily| daily.sentence(boot_time())).map(EventKind::Note);
             let after_stop = self.after_stop.take().map(EventKind::Note);
             let last = lost.into_iter().chain(self.budget.summary()).chain(daily).chain(after_stop);
             last.for_each(|kind| self.put(&Event::now(kind)));
+        }
+        if let Some(daily) = &mut self.daily {
+            daily.count(&event.what);
         }
         if self.budget.admit(&event.what, boot_time()) {
             self.put(event);
@@ -154,8 +160,7 @@ impl LogWriter {
         if let Some(file) = &self.file {
             file.put(EventRecord::from(event).to_json());
         }
-        if let (Some(daily), EventKind::Probe(_)) = (&mut self.daily, &event.what) {
-            daily.probes += 1;
+        if self.daily.is_some() && matches!(event.what, EventKind::Probe(_)) {
             return;
         }
         let wording = self.modes.wording(&event.what);
@@ -166,27 +171,59 @@ impl LogWriter {
     }
 }
 
-/// Number of single probes of a day.
+/// Number of single probes of a day: those of sources without enough evidence for a ban.
 struct DailyCount {
-    probes: u64,
+    by_target: HashMap<BanTarget, u64>,
+    /// Probes of further targets, beyond [`MAX_TARGETS`].
+    others: u64,
     since: Timestamp,
 }
 
 impl DailyCount {
+    fn from(since: Timestamp) -> Self {
+        Self { by_target: HashMap::new(), others: 0, since }
+    }
+
+    fn count(&mut self, what: &EventKind) {
+        match what {
+            EventKind::Probe(probe) => {
+                let is_full = self.by_target.len() >= MAX_TARGETS;
+                match self.by_target.entry(probe.target) {
+                    Entry::Occupied(mut probes) => *probes.get_mut() += 1,
+                    Entry::Vacant(_) if is_full => self.others += 1,
+                    Entry::Vacant(place) => drop(place.insert(1)),
+                }
+            }
+            // Its probes were no single ones.
+            EventKind::Scan(ban) | EventKind::Blocked { ban, .. } => self.forget(ban.probe.target),
+            EventKind::Wrapped { target, .. }
+            | EventKind::Ran { target, ban: Some(_), .. }
+            | EventKind::BlockFailed { target, .. }
+            | EventKind::Shortened { target, .. } => self.forget(*target),
+            _ => {}
+        }
+    }
+
+    fn forget(&mut self, banned: BanTarget) {
+        match banned {
+            BanTarget::Prefix(_) => self.by_target.retain(|target, _| !banned.covers(target.element())),
+            _ => drop(self.by_target.remove(&banned)),
+        }
+    }
+
     /// The line for the last day, once it is over, if there were any probes.
     fn turn(&mut self, now: Timestamp) -> Option<String> {
         if now.since(self.since) < DAY {
             return None;
         }
-        let sentence = self.sentence();
-        *self = Self { probes: 0, since: now };
-        sentence
+        std::mem::replace(self, Self::from(now)).sentence(now)
     }
 
-    fn sentence(&self) -> Option<String> {
-        let probes = counted(self.probes, "single probe");
-        (self.probes > 0)
-            .then(|| format!("{probes} in the last day without log lines of their own (report.single_probes = false)"))
+    fn sentence(&self, now: Timestamp) -> Option<String> {
+        let probes = self.others + self.by_target.values().sum::<u64>();
+        let span = Span(now.since(self.since).max(Duration::from_secs(1)));
+        let probes = (probes > 0).then(|| counted(probes, "single probe"))?;
+        Some(format!("{probes} within {span} without log lines of their own (report.single_probes = false)"))
     }
 }
 
@@ -313,8 +350,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::engine::Standing;
-    use crate::types::BanTarget;
+    use crate::engine::{Ban, Probe, Standing};
 
     thread_local! {
         static WRITTEN: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -455,13 +491,50 @@ mod tests {
     #[test]
     fn single_probes_become_a_daily_line() {
         let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
-        let mut daily = DailyCount { probes: 0, since: at(100) };
+        let line = |text: &str| format!("{text} without log lines of their own (report.single_probes = false)");
+        let probe_of = |address: [u8; 4]| {
+            let target = BanTarget::of(IpAddr::from(address));
+            EventKind::Probe(Probe { target, ..Ban::example().probe })
+        };
+        let mut daily = DailyCount::from(at(100));
         assert_eq!(daily.turn(at(100 + 86_400)), None, "a quiet day has no line");
-        daily.probes = 10_234;
+        for last in 0..20_000_u16 {
+            let [high, low] = last.to_be_bytes();
+            daily.count(&probe_of([10, 0, high, low]));
+        }
+        assert!(daily.by_target.len() <= MAX_TARGETS);
+        let stopped = daily.sentence(at(100 + 86_400 + 90));
+        assert_eq!(stopped, Some(line("20000 single probes within 1m 30s")), "the true span");
         assert_eq!(daily.turn(at(100 + 2 * 86_400 - 1)), None);
-        let line = "10234 single probes in the last day without log lines of their own (report.single_probes = false)";
-        assert_eq!(daily.turn(at(100 + 2 * 86_400)).as_deref(), Some(line));
-        assert_eq!(daily.sentence(), None, "the count restarts");
+        assert_eq!(daily.turn(at(100 + 2 * 86_400)), Some(line("20000 single probes within 1d")));
+        assert_eq!(daily.sentence(at(100 + 2 * 86_400)), None, "the count restarts");
+    }
+
+    #[test]
+    fn probes_of_scan_are_not_single() {
+        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
+        let ban = Ban::example();
+        let (target, probe) = (ban.probe.target, EventKind::Probe(ban.probe));
+        let text = String::new;
+        for end in [
+            EventKind::Scan(ban),
+            EventKind::Blocked { ban, backend: Backend::Nft, reaction: Duration::ZERO },
+            EventKind::Wrapped { target, ban: Some(ban), line: text() },
+            EventKind::Ran { target, ban: Some(ban), command: text(), outcome: text(), well: true },
+            EventKind::BlockFailed { target, reason: text(), backend: Backend::Route },
+            EventKind::Shortened { target, expiry: Expiry::Never, ports: Vec::new() },
+            EventKind::Blocked {
+                ban: Ban { probe: Probe { target: "192.0.2.0/24".parse().unwrap(), ..ban.probe }, ..ban },
+                backend: Backend::Nft,
+                reaction: Duration::ZERO,
+            },
+        ] {
+            let mut daily = DailyCount::from(at(0));
+            let other = EventKind::Probe(Probe { target: "198.51.100.7".parse().unwrap(), ..ban.probe });
+            [&probe, &other, &probe, &probe, &end].into_iter().for_each(|what| daily.count(what));
+            let line = daily.sentence(at(60)).unwrap_or_default();
+            assert!(line.starts_with("1 single probe within 1m "), "only the other source's: {line} {end:?}");
+        }
     }
 
     #[test]

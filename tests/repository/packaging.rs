@@ -355,7 +355,7 @@ fn logcheck_ignores_only_routine_lines() {
     }
     // These lines are neither ignored nor treated as attacks.
     let daily =
-        "10234 single probes in the last day without log lines of their own (report.single_probes = false)".to_owned();
+        "10234 single probes within 1d without log lines of their own (report.single_probes = false)".to_owned();
     let ordinary = [
         EventKind::Note(daily),
         EventKind::Stopped,
