@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portsentry::cli::{self, Shell};
 use portsentry::config::Config;
@@ -238,10 +238,10 @@ fn completions_name_every_flag_and_command() {
             assert!(script.contains(command.get_name()), "{shell:?}: {}", command.get_name());
         }
     }
-    assert!(
-        Shell::Zsh.completions().contains("unblock:_portsentry_or_target'"),
-        "the grammar uses another word for it"
-    );
+    for function in ["banned", "allowed", "services"] {
+        let used = Shell::Zsh.completions().contains(&format!(":_portsentry_{function}'"));
+        assert!(used, "the grammar describes the argument of {function} in other words");
+    }
     assert!(has_syntax("bash", &Shell::Bash.completions()));
     assert!(!has_syntax("bash", "case x in"));
 }
@@ -252,17 +252,29 @@ fn has_syntax(shell: &str, script: &str) -> bool {
     child.wait().unwrap().success()
 }
 
-/// What bash inserts for TAB at the end of `line`, if `list` has two bans.
-fn completed_by_bash(line: &str) -> Vec<String> {
+/// A program that answers with two bans, a target of the fleet, an allowance of an operator and one of the configuration, and
+/// services.
+const ANSWERS: &str = r#"#!/bin/sh
+case $* in
+    "list --json") echo '{"bans":[{"subject":"192.0.2.7","source":"192.0.2.7"},{"subject":"2001:db8:1::/64"}],"fleet":[{"subject":"192.0.2.99"}]}' ;;
+    "allowed --json") echo '{"allowed":[{"network":"10.0.0.0/8","by":"allow.networks"},{"network":"198.51.100.0/24","by":"root"}]}' ;;
+    "status --json") echo '{"services":[{"proto":"tcp","port":80,"address":"0.0.0.0"},{"proto":"tcp","port":80,"address":"::"},{"proto":"udp","port":53,"address":"::"}],"last_event":{"proto":"tcp","port":23}}' ;;
+esac
+"#;
+
+/// Writes `program` and the script of `shell` to a folder.
+fn completing(shell: Shell, program: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let fake = folder.path().join("portsentry");
-    let list = r#"#!/bin/sh
-[ "$*" = "list --json" ] && echo '{"bans":[{"subject":"192.0.2.7","source":"192.0.2.7"},{"subject":"2001:db8:1::/64"}]}'
-"#;
-    std::fs::write(&fake, list).unwrap();
+    std::fs::write(&fake, program).unwrap();
     std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let script = folder.path().join("completions");
-    std::fs::write(&script, Shell::Bash.completions()).unwrap();
+    std::fs::write(folder.path().join("completions"), shell.completions()).unwrap();
+    folder
+}
+
+/// What bash inserts for TAB at the end of `line`.
+fn completed_by_bash(line: &str, program: &str) -> Vec<String> {
+    let folder = completing(Shell::Bash, program);
     // As readline does: words are split at colons, too.
     let ask = r#"
         PATH=$1:$PATH; . "$2"; COMP_LINE=$3; COMP_POINT=${#3}
@@ -273,21 +285,62 @@ fn completed_by_bash(line: &str) -> Vec<String> {
         "$function" portsentry "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
         printf '%s\n' "${COMPREPLY[@]}""#;
     let mut bash = Command::new("bash");
-    let output = run(bash.args(["--norc", "-c", ask, "bash"]).arg(folder.path()).arg(&script).arg(line));
+    let script = folder.path().join("completions");
+    let output = run(bash.args(["--norc", "-c", ask, "bash"]).arg(folder.path()).arg(script).arg(line));
     assert!(output.stderr.is_empty(), "{}", shown(&output));
     shown(&output).lines().map(str::to_owned).collect()
 }
 
 #[test]
 fn unblock_completes_banned_targets() {
-    assert_eq!(completed_by_bash("portsentry unblock "), ["192.0.2.7", "2001:db8:1::/64"]);
-    assert_eq!(completed_by_bash("portsentry unblock 192"), ["192.0.2.7"]);
+    let completed = |line: &str| completed_by_bash(line, ANSWERS);
+    assert_eq!(completed("portsentry unblock "), ["192.0.2.7", "2001:db8:1::/64"]);
+    assert_eq!(completed("portsentry unblock 192"), ["192.0.2.7"]);
     // Readline already has `2001:` in the line, and inserts the last word.
-    assert_eq!(completed_by_bash("portsentry unblock 2001:d"), ["db8:1::/64"]);
-    assert_eq!(completed_by_bash("portsentry unblock 10."), [""]);
-    assert_eq!(completed_by_bash("portsentry unblock --a"), ["--all"]);
-    assert_eq!(completed_by_bash("portsentry unb"), ["unblock"]);
-    assert!(!completed_by_bash("portsentry block ").contains(&"192.0.2.7".to_owned()));
+    assert_eq!(completed("portsentry unblock 2001:d"), ["db8:1::/64"]);
+    assert_eq!(completed("portsentry unblock 10."), [""]);
+    assert_eq!(completed("portsentry unblock --a"), ["--all"]);
+    assert_eq!(completed("portsentry unb"), ["unblock"]);
+    assert!(!completed("portsentry block ").contains(&"192.0.2.7".to_owned()));
+    assert_eq!(completed("portsentry disallow "), ["198.51.100.0/24"], "the configuration's entries cannot be revoked");
+    assert_eq!(completed("portsentry forget-service "), ["53/udp", "80/tcp"]);
+}
+
+#[test]
+fn completion_is_silent_without_permission() {
+    let denied = "#!/bin/sh\necho 'portsentry: refused: the user alice may not' >&2; exit 1\n";
+    let stuck = "#!/bin/sh\nexec sleep 1000\n";
+    for program in [denied, stuck] {
+        let begin = Instant::now();
+        for command in ["unblock", "disallow", "forget-service"] {
+            assert_eq!(completed_by_bash(&format!("portsentry {command} "), program), [""], "{command}: {program}");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "{program} delays the prompt for {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn zsh_and_fish_complete_values() {
+    let path = |folder: &Path| format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    for (command, first) in [("unblock", "192.0.2.7"), ("disallow", "198.51.100.0/24"), ("forget-service", "53")] {
+        let folder = completing(Shell::Fish, ANSWERS);
+        let ask = format!("source {}/completions; complete -C 'portsentry {command} '", folder.path().display());
+        if let Ok(output) = Command::new("fish").args(["-N", "-c", &ask]).env("PATH", path(folder.path())).output() {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.starts_with(&format!("{first}\t")), "fish: {command}: {output:?}");
+            assert!(!text.contains("192.0.2.99") && !text.contains("10.0.0.0/8"), "fish: {command}: {text}");
+        }
+        let folder = completing(Shell::Zsh, ANSWERS);
+        // The script defines the function, and registers it where the completion system is loaded.
+        let ask = format!(
+            "compdef() {{ }}; source {}/completions 2>/dev/null; _portsentry_values {command}",
+            folder.path().display()
+        );
+        if let Ok(output) = Command::new("zsh").args(["-f", "-c", &ask]).env("PATH", path(folder.path())).output() {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.starts_with(first), "zsh: {command}: {output:?}");
+        }
+    }
 }
 
 #[test]
