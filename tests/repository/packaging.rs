@@ -246,6 +246,51 @@ fn completions_name_every_flag_and_command() {
     assert!(!has_syntax("bash", "case x in"));
 }
 
+/// Every file of the package, and their folders.
+fn installed() -> BTreeSet<String> {
+    let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+    let mut found = BTreeSet::new();
+    for asset in assets {
+        let [source, destination] = [0, 1].map(|index| asset[index].as_str().unwrap());
+        let Some(folder) = destination.strip_suffix('/') else {
+            found.insert(format!("/{destination}"));
+            continue;
+        };
+        found.insert(format!("/{folder}"));
+        let (from, name) = source.rsplit_once('/').unwrap_or(("", source));
+        match name.split_once('*') {
+            None => drop(found.insert(format!("/{folder}/{name}"))),
+            Some((_, suffix)) => {
+                let names = files(from).into_iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
+                found.extend(names.filter(|name| name.ends_with(suffix)).map(|name| format!("/{folder}/{name}")));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn manual_pages_name_only_installed_paths() {
+    let installed = installed();
+    assert!(installed.contains("/usr/share/portsentry/portsentry.nft"), "{installed:?}");
+    let of_package = Regex::new(r"/usr/(?:share|lib|sbin)/[\w./-]*portsentry[\w./-]*").unwrap();
+    let of_repository =
+        Regex::new(r"(?:^|[\s(])((?:docs|examples|nft|packaging|src|tests)/[\w./-]+|[\w-]+\.md)").unwrap();
+    for page in ["docs/portsentry.8", "docs/portsentry.toml.5"] {
+        let plain =
+            Regex::new(r"\\f\[\w*\]").unwrap().replace_all(&text(page), "").replace("\\-", "-").replace("\\&", "");
+        let paths: BTreeSet<&str> =
+            of_package.find_iter(&plain).map(|path| path.as_str().trim_end_matches(['.', '/'])).collect();
+        assert!(paths.len() >= 2, "{page}: {paths:?}");
+        for path in paths {
+            assert!(installed.contains(path), "{page} names {path}, which the package does not install");
+        }
+        let bare: Vec<&str> = of_repository.captures_iter(&plain).map(|found| found.get(1).unwrap().as_str()).collect();
+        assert!(bare.is_empty(), "{page} names files of the repository; write a link, or the installed path: {bare:?}");
+    }
+}
+
 fn has_syntax(shell: &str, script: &str) -> bool {
     let mut child = Command::new(shell).arg("-n").stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
