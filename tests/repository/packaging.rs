@@ -291,6 +291,35 @@ fn manual_pages_name_only_installed_paths() {
     }
 }
 
+/// What the installation says, if the classic configuration has this text; `previous` is the version before an upgrade.
+fn installation_says(classic: Option<&str>, previous: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("portsentry.conf");
+    if let Some(text) = classic {
+        std::fs::write(&file, text).unwrap();
+    }
+    let script = text("packaging/debian/postinst").replace("/etc/portsentry/portsentry.conf", file.to_str().unwrap());
+    let output = run(Command::new("sh").args(["-c", &script, "postinst", "configure", previous]));
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    shown(&output)
+}
+
+#[test]
+fn installation_says_that_it_blocks() {
+    const ONLY_LOGS: &str = "It says to only log (BLOCK_TCP is 0), but portsentry blocks.\n";
+    let first = installation_says(None, "");
+    assert!(first.starts_with("portsentry now blocks sources that scan this host, for 24 hours each.\n"), "{first}");
+    assert!(first.contains("portsentry trial 1d") && !first.contains("BLOCK_TCP"), "{first}");
+    for classic in ["BLOCK_TCP=\"0\"\n", "BLOCK_UDP=\"0\"\n  BLOCK_TCP = 0\n"] {
+        let said = installation_says(Some(classic), "");
+        assert!(said.contains(ONLY_LOGS) && said.contains("portsentry import --output"), "{classic}: {said}");
+    }
+    for classic in ["BLOCK_TCP=\"1\"\n", "#BLOCK_TCP=\"0\"\n", "BLOCK_UDP=\"0\"\n"] {
+        assert_eq!(installation_says(Some(classic), ""), first, "{classic}");
+    }
+    assert_eq!(installation_says(Some("BLOCK_TCP=\"0\"\n"), "0.0.9-1"), "", "an upgrade changes nothing");
+}
+
 fn has_syntax(shell: &str, script: &str) -> bool {
     let mut child = Command::new(shell).arg("-n").stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
