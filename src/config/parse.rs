@@ -58,7 +58,12 @@ fn duration(text: &str, expected: &str, longest: Duration, bound: &str) -> Resul
 /// Parses an address or network. Host bits are cleared, an address without a mask is a single host, and a mask may be
 /// dotted. An IPv4-mapped IPv6 address (::ffff:192.0.2.1) becomes the IPv4 address.
 pub fn parse_network(text: &str) -> Result<IpNet, String> {
-    let wrong = || format!("{} is not {NETWORK}", quoted(text));
+    let wrong = || match text.split_once('%') {
+        Some((address, _)) if address.parse().is_ok_and(shared64::is_link_local) => {
+            format!("{} names a link; write {address}, which is that address on every link", quoted(text))
+        }
+        _ => format!("{} is not {NETWORK}", quoted(text)),
+    };
     let (address, mask) = match text.split_once('/') {
         Some((address, mask)) => (address.trim(), Some(mask.trim())),
         None => (text.trim(), None),

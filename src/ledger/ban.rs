@@ -205,7 +205,8 @@ pub struct Ended {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub ban: BanRecord,
-    /// Number of stored earlier bans of its target when it began.
+    /// Number of strikes of its target when it began: earlier bans on evidence below the ceiling that were not lifted,
+    /// however long ago.
     pub strikes: u32,
     /// Its end; `None` while none is recorded, which does not mean that a ban with `until` is in force.
     pub ended: Option<Ended>,

@@ -158,6 +158,9 @@ const WRONG: &[(&str, i32, &str)] = &[
     ("list --since yesterday", USAGE, "\"yesterday\" is not a duration; write for example \"90m\", \"24h\" or \"7d\""),
     ("list --since never", USAGE, "\"never\" is not a duration; write for example"),
     ("allow 192.0.2.7 --for never", USAGE, "permanent entries belong in allow.networks"),
+    ("allow fe80::1%2", USAGE, "\"fe80::1%2\" names a link; write fe80::1, which is that address on every link"),
+    ("disallow fe80::1%eth0", USAGE, "write fe80::1, which is that address on every link"),
+    ("block fe80::1%2", USAGE, "write fe80::1, which is that address on every link"),
     ("check FILE/none", CONFIG, "create it, or name another file"),
     (
         "check FILE/twice.toml",

@@ -110,6 +110,10 @@ fn new_ban_replaces_old_and_counts_strike() {
     assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
     assert_eq!(ledger.active(at(101)).unwrap().items.len(), 1);
     assert_eq!(ledger.count().unwrap(), Count { open: 1, kept: 3 });
+    assert!(ledger.ended(banned, Ending::Lifted { by: "root".to_owned() }, at(110)).unwrap());
+    ledger.record(&[ban(banned, at(120), 60)]).unwrap();
+    let strikes: Vec<_> = ledger.of(banned).unwrap().items.iter().map(|entry| entry.strikes).collect();
+    assert_eq!(strikes, [0, 1, 2, 2], "the lifted ban is no strike");
 }
 
 #[test]

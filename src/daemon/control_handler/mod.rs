@@ -24,7 +24,7 @@ use super::protection::protected;
 use super::sensor_handle::SensorHandle;
 use super::trial::{MAX_TRIAL, Trial};
 use super::unban;
-use crate::config::{parse_expiry, parse_network, parse_on_any_link, parse_span};
+use crate::config::{parse_expiry, parse_network, parse_span};
 use crate::control::options::parse_target;
 use crate::control::protocol::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
@@ -335,7 +335,7 @@ impl ControlHandler<'_> {
             Some(Expiry::After(span)) => Some(span),
             Some(Expiry::Never) | None => None,
         };
-        let network = parse_on_any_link(target).map_err(usage)?;
+        let network = parse_network(target).map_err(usage)?;
         let allowed = plain(network);
         if !force && is_too_wide(network) {
             return Err(refused(format!(
@@ -361,7 +361,7 @@ impl ControlHandler<'_> {
     }
 
     async fn disallow(&mut self, by: &str, target: &str) -> Reply {
-        let network = parse_on_any_link(target).map_err(usage)?;
+        let network = parse_network(target).map_err(usage)?;
         let disallowed = plain(network);
         let revoked = self.host_state.disallow(network).await.map_err(failed)?;
         let still = self.host_state.host().allow.covers(network).map(|why| why.to_string());
