@@ -129,6 +129,16 @@ impl BanEntry {
     }
 }
 
+/// A source that waits for a summary.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Pending {
+    at: Tick,
+    target: BanTarget,
+    track: Track,
+    /// The protocol of the first packet that the summary counts.
+    protocol: Option<Protocol>,
+}
+
 /// Bans and log-only sources, each with its expiry.
 pub(super) struct BanTable {
     entries: Table<BanEntry>,
@@ -139,8 +149,7 @@ pub(super) struct BanTable {
     ends: BinaryHeap<Reverse<(Tick, Key)>>,
     /// Slot where the next sample begins.
     cursor: usize,
-    /// Sources that wait for a summary, each with the protocol of the first packet that it counts.
-    pending: BinaryHeap<Reverse<(Tick, BanTarget, Track, Option<Protocol>)>>,
+    pending: BinaryHeap<Reverse<Pending>>,
 }
 
 impl BanTable {
@@ -273,7 +282,7 @@ impl BanTable {
         if due {
             row.next = now.plus(Tick::of(SUMMARY));
         } else if row.hits == 1 && self.pending.len() < MAX_PENDING {
-            self.pending.push(Reverse((row.next, target, track, protocol)));
+            self.pending.push(Reverse(Pending { at: row.next, target, track, protocol }));
         }
         let verify = standing == Standing::Blocked && now.since(row.verified) >= Tick::of(VERIFY);
         if verify {
@@ -284,7 +293,7 @@ impl BanTable {
 
     /// Returns a due summary of a source that has stopped sending: its target, decision, protocol and number of packets.
     pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, Option<Protocol>, u32)> {
-        while let Some(Reverse((at, target, track, protocol))) = self.pending.peek().copied() {
+        while let Some(Reverse(Pending { at, target, track, protocol })) = self.pending.peek().copied() {
             if at > now {
                 return None;
             }
@@ -301,7 +310,7 @@ impl BanTable {
 
     /// Time of the next summary of a silent source.
     pub(super) fn next_due(&self) -> Option<Tick> {
-        self.pending.peek().map(|Reverse((at, ..))| *at)
+        self.pending.peek().map(|Reverse(pending)| pending.at)
     }
 
     /// All bans in force at `now`.

@@ -277,9 +277,9 @@ fn manual_pages_name_only_installed_paths() {
     let of_package = Regex::new(r"/usr/(?:share|lib|sbin)/[\w./-]*portsentry[\w./-]*").unwrap();
     let of_repository =
         Regex::new(r"(?:^|[\s(])((?:docs|examples|nft|packaging|src|tests)/[\w./-]+|[\w-]+\.md)").unwrap();
+    let font = Regex::new(r"\\f\[\w*\]").unwrap();
     for page in ["docs/portsentry.8", "docs/portsentry.toml.5"] {
-        let plain =
-            Regex::new(r"\\f\[\w*\]").unwrap().replace_all(&text(page), "").replace("\\-", "-").replace("\\&", "");
+        let plain = font.replace_all(&text(page), "").replace("\\-", "-").replace("\\&", "");
         let paths: BTreeSet<&str> =
             of_package.find_iter(&plain).map(|path| path.as_str().trim_end_matches(['.', '/'])).collect();
         assert!(paths.len() >= 2, "{page}: {paths:?}");
