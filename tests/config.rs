@@ -138,10 +138,7 @@ fn wrong_value_is_refused_with_remedy() {
         ),
         ("detect.scan_trigger = 16", "1:23: detect.scan_trigger: 16 is out of range; write a number from 0 to 15"),
         ("detect.scan_trigger = -1", "1:23: detect.scan_trigger: -1 is out of range; write a number from 0 to 15"),
-        (
-            "detect.scan_trigger = \"2\"",
-            "1:23: detect.scan_trigger: \"2\" is out of range; write a number from 0 to 15",
-        ),
+        ("detect.scan_trigger = \"2\"", "1:23: detect.scan_trigger: \"2\" is in quotes; write a number from 0 to 15"),
         (
             "detect.max_sources = 99999999999999999999",
             "1:22: detect.max_sources: 99999999999999999999 is out of range; write a number from 1024 to 16777216",
@@ -277,6 +274,16 @@ fn wrong_value_is_refused_with_remedy() {
              \"syslog\"",
         ),
         ("escalate.factor = 0", "1:19: escalate.factor: 0 is out of range; write a number from 1 to 100"),
+        ("escalate.factor = 1.5", "1:19: escalate.factor: 1.5 is not a whole number; write a number from 1 to 100"),
+        (
+            "tcp.ports = [23, 24]",
+            "1:13: tcp.ports: a list is not valid here; write the ports as one text, for example \"1,7,9,11-15\"",
+        ),
+        // The missing command is not reported again.
+        (
+            "block.run.command = \"/bin/true\"\nblock.method = [\"run\"]",
+            "1:21: block.run.command: \"/bin/true\" is not a list; write for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]",
+        ),
         ("escalate.max = \"11y\"", "1:16: escalate.max: \"11y\" is longer than ten years; write less"),
         ("tcp = true", "1:7: tcp: true is not a table; write [tcp] on a line of its own"),
         ("allow = []", "1:9: allow: a list is not a table; write [allow] on a line of its own"),

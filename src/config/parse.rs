@@ -222,6 +222,9 @@ fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet,
     if let Some(number) = value.as_integer() {
         return Err(format!("is a number; write the list in quotes: \"{number}\""));
     }
+    if value.is_array() {
+        return Err("is not valid here; write the ports as one text, for example \"1,7,9,11-15\"".to_owned());
+    }
     text(value, "a list of ports; write for example \"1,7,9,11-15\"", |text| {
         let named = lists.and_then(|lists| lists.named(text));
         named.map_or_else(|| text.parse().map_err(|error| format!("{error}")), Ok)
@@ -232,7 +235,17 @@ fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet,
 pub(super) fn within<T: TryFrom<i64>>(value: &Value, least: i64, most: i64) -> Result<T, String> {
     let found = value.as_integer().filter(|number| (least..=most).contains(number));
     let found = found.and_then(|number| T::try_from(number).ok());
-    found.ok_or_else(|| format!("is out of range; write a number from {least} to {most}"))
+    let wrong = match value {
+        Value::Float(_) => "is not a whole number",
+        // A number that no integer can hold is a text as well.
+        Value::String(text)
+            if text.parse::<i64>().is_ok() || !text.starts_with(|first: char| first.is_ascii_digit()) =>
+        {
+            "is in quotes"
+        }
+        _ => "is out of range",
+    };
+    found.ok_or_else(|| format!("{wrong}; write a number from {least} to {most}"))
 }
 
 /// Parses a duration from one second to `longest`. Error messages call the maximum `bound`.

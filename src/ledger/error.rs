@@ -61,7 +61,7 @@ pub enum LedgerError {
     Damaged { path: PathBuf, damage: String },
     /// There is no ledger, or it is still empty.
     #[error(
-        "there is no ledger in {0}; start portsentry, which creates it, or name another directory with --state-dir"
+        "there is no ledger in {0}; portsentry creates it at its start, or logs why it cannot; --state-dir names another directory"
     )]
     Absent(PathBuf),
     /// This user cannot read it.

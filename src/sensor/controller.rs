@@ -335,7 +335,7 @@ impl BanController {
         self.reporter.note(format!(
             "{by} loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: \
              {}, other elements, which were removed: {}. To save a ruleset without them, see \
-             docs/interoperability.md",
+             interoperability.md in /usr/share/doc/portsentry-nft/docs",
             bans.len(),
             stale.len()
         ));

@@ -32,6 +32,9 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     assert!(status["trial_left_s"].as_u64() > Some(86_000), "{status}");
     assert_eq!((&status["trap"]["ports"], &status["trap"]["udp_ports"]), (&0.into(), &0.into()), "{status}");
     assert!(lab.succeed(&["status"]).contains("`portsentry trial --end` resumes blocking"));
+    let refused = lab.operate(&["block", "198.51.100.7"]);
+    let why = "scans are only logged, because a trial is running; `portsentry trial --end` resumes blocking";
+    assert!(refused.code == Some(1) && refused.err.contains(why), "{refused:?}");
     scan_other(&lab);
     lab.expect_would_block(other.into());
     let refused = lab.operate(&["block", "192.0.2.7"]);

@@ -245,10 +245,14 @@ impl ControlHandler<'_> {
             )));
         }
         if !self.enforces() {
-            return Err(refused(
-                "refused to block: the daemon only logs, because of --log-only, block = false, `portsentry trial`, \
-                 or an unconfirmed --confirm",
-            ));
+            let why = match self.trial {
+                _ if !self.config.config.blocks() => {
+                    "of block = false under [tcp] and [udp], or of --log-only; `portsentry check` shows the configuration"
+                }
+                Trial::LogOnly(_) => "a trial is running; `portsentry trial --end` resumes blocking",
+                _ => "--confirm was not confirmed in time; restart portsentry to block again",
+            };
+            return Err(refused(format!("refused to block: scans are only logged, because {why}")));
         }
         let Some((network, protection)) = protected(&self.host_state.host(), asked) else {
             return Ok((target, expiry));
@@ -431,6 +435,12 @@ fn not_blocked(target: BanTarget, wider: Option<BanTarget>) -> String {
             "refused: {target} is blocked by the ban of {wider}; unblock that network, or exempt only {target} with \
              `portsentry allow {target}`"
         ),
-        None => format!("refused: {target} is not blocked"),
+        None => {
+            let network = match target {
+                BanTarget::Prefix(_) => format!(" {target}"),
+                _ => String::new(),
+            };
+            format!("refused: {target} is not blocked; `portsentry list{network}` shows the bans")
+        }
     }
 }
