@@ -11,7 +11,7 @@ use super::recent_listeners::MAX_LISTENERS;
 use super::service_tracker::MAX_SERVICES;
 use super::settling;
 use crate::clock::boot_time;
-use crate::engine::{ActiveBan, Service, StrikeHistory};
+use crate::engine::{ActiveBan, Host, Service, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::{WITHOUT_VERDICT, reason};
@@ -179,8 +179,7 @@ impl BanRecorder {
     }
 
     /// Records the ban that `event` reports, if any; true if the event is the first to report a ban on evidence.
-    /// `interface` maps an interface index to a name.
-    pub(super) fn record(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>) -> bool {
+    pub(super) fn record(&mut self, event: &Event, host: Option<&Host>) -> bool {
         let banned = match &event.what {
             EventKind::Blocked { ban, backend, .. } => Some((ban, *backend)),
             EventKind::Wrapped { ban: Some(ban), .. } => Some((ban, Backend::HostsDeny)),
@@ -192,12 +191,11 @@ impl BanRecorder {
         let begins = banned.is_some_and(|(ban, _)| self.is_new(ban.probe.target, event.time));
         let change = match (&event.what, banned) {
             (_, Some((ban, backend))) => {
-                let row = BanRecord::from_ban(
-                    ban,
-                    event.time,
-                    interface(ban.probe.observation.interface).as_deref(),
-                    backend,
-                );
+                let (target, observation) = (ban.probe.target, ban.probe.observation);
+                let link = host.and_then(|host| host.links.iter().find(|link| link.id.index == observation.interface));
+                let mut row = BanRecord::from_ban(ban, event.time, link.map(|link| link.id.name()), backend);
+                row.guest_port =
+                    host.and_then(|host| host.guest_port(target, observation.source, observation.bridge_port));
                 if begins { row.into() } else { Change::Also(row) }
             }
             (kind, None) => match self.other(kind, event.time) {

@@ -207,10 +207,6 @@ impl HostState {
         Ok((forgotten, commands))
     }
 
-    pub(super) fn interface(&self, index: u32) -> Option<String> {
-        self.facts.interfaces.iter().find(|one| one.index == index).map(|one| one.name.clone())
-    }
-
     pub(super) fn host(&self) -> Arc<Host> {
         Arc::clone(&self.host)
     }

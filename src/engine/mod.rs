@@ -52,7 +52,7 @@ pub use class::Class;
 pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};
 pub use grade::Grade;
-pub use host::{Host, Local, ReversePath};
+pub use host::{Host, Link, LinkId, Local, ReversePath};
 pub use key::HashKey;
 pub use known_peers::PEER_THRESHOLD;
 pub use listeners::Listeners;
@@ -220,7 +220,8 @@ impl Engine {
             return Verdict::Ignored(IgnoreReason::Own);
         }
         // Sockets and neighbours belong to the bridge, not to its port.
-        let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
+        let bridge = host.bridge(packet.interface);
+        let interface = bridge.unwrap_or(packet.interface);
         let target = host.target(packet.source, interface);
         let known = self.key_of(target, Track::Block);
         if let Some(repeated) = self.recognise(now, packet.source, interface, known, host) {
@@ -230,6 +231,7 @@ impl Engine {
             return Verdict::Ignored(IgnoreReason::NoRequest);
         };
         observation.interface = interface;
+        observation.bridge_port = if bridge.is_some() { packet.interface } else { 0 };
         if let Some(reason) = acceptance::refusal(packet, observation.interface, host) {
             return Verdict::Ignored(reason);
         }

@@ -17,6 +17,9 @@ pub struct Observation {
     pub destination: IpAddr,
     /// Index of the incoming interface; 0 if unknown.
     pub interface: u32,
+    /// Index of the port of this interface that the frame came through, if it is a bridge; 0 if it is none or the port is
+    /// unknown.
+    pub bridge_port: u32,
     /// Protocol of the port.
     pub protocol: Protocol,
     /// Destination port. For ICMP the type of the message; 0 if a fragment hides it.
@@ -64,6 +67,7 @@ impl Observation {
             source_port,
             destination: packet.destination,
             interface: packet.interface,
+            bridge_port: 0,
             protocol,
             port,
             class,

@@ -177,6 +177,7 @@ impl Ban {
             source_port: 40_000,
             destination: [192, 0, 2, 1].into(),
             interface: 1,
+            bridge_port: 0,
             unverified: false,
             protocol: Protocol::Tcp,
             port: 23,

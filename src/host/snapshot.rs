@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::dhcp_leases::LeaseFiles;
 use super::network::{HostFacts, Interface};
 use super::sessions::SessionFiles;
-use crate::engine::{AllowList, Host, Listeners, Local, Protection, ReversePath};
+use crate::engine::{AllowList, Host, Link, LinkId, Listeners, Local, Protection, ReversePath};
 use crate::netlink::sock_diag::{Bound, Listener};
 use crate::types::{PortSet, Protocol};
 
@@ -68,6 +68,7 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
         |bridge: &u32| facts.addresses.iter().any(|(on, address)| on == bridge && !link_local(address.addr()));
     let ports = facts.interfaces.iter().filter_map(|one| Some((one.index, one.bridge.filter(has_address)?)));
     host.bridge_ports = ports.collect();
+    host.links = links(facts);
     let guarded = facts
         .interfaces
         .iter()
@@ -94,6 +95,16 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     }
     host.find_related();
     host
+}
+
+/// All interfaces.
+fn links(facts: &HostFacts) -> Vec<Link> {
+    let networks = |bridge: Option<u32>| {
+        let own = facts.addresses.iter().filter(move |(on, _)| Some(*on) == bridge);
+        own.map(|(_, address)| address.trunc()).collect()
+    };
+    let link = |one: &Interface| Link { id: LinkId::new(one.index, &one.name), guests: networks(one.bridge) };
+    facts.interfaces.iter().map(link).collect()
 }
 
 /// Indexes of the virtual links, and of the interfaces that have frames from one: bridges and bonds with such a port, VLANs.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
-use crate::engine::{Ban, Class, Grade, Service};
+use crate::engine::{Ban, Class, Grade, LinkId, Service};
 use crate::types::{Backend, Backends, BanTarget, Expiry, Protocol};
 
 /// The origin of a ban.
@@ -42,6 +42,8 @@ pub struct BanRecord {
     pub probes: u32,
     /// Interface of the last probe, if known.
     pub interface: Option<String>,
+    /// The bridge port of the target, if it is a guest of this host. The ban ends with it.
+    pub guest_port: Option<LinkId>,
     /// The backends that enforce it.
     pub methods: Backends,
     pub author: Author,
@@ -67,6 +69,7 @@ impl BanRecord {
             ports: ports(ban),
             probes: ban.probe.probes,
             interface: interface.map(str::to_owned),
+            guest_port: None,
             methods: methods.into(),
             author: Author::Detector,
             note: None,
@@ -93,6 +96,7 @@ impl BanRecord {
             ports: Vec::new(),
             probes: 0,
             interface: None,
+            guest_port: None,
             methods: methods.into(),
             author,
             note: None,
@@ -147,12 +151,14 @@ pub struct BanSummary {
     pub port: Option<(Protocol, u16)>,
     /// The backends that have enforced it.
     pub methods: Backends,
+    /// The bridge port of the target, if it is a guest of this host.
+    pub guest_port: Option<LinkId>,
 }
 
 impl From<&BanRecord> for BanSummary {
     fn from(ban: &BanRecord) -> Self {
-        let BanRecord { target, source, since, until, class, grade, methods, .. } = *ban;
-        Self { target, source, since, until, class, grade, port: ban.ports.first().copied(), methods }
+        let BanRecord { target, source, since, until, class, grade, methods, guest_port, .. } = *ban;
+        Self { target, source, since, until, class, grade, port: ban.ports.first().copied(), methods, guest_port }
     }
 }
 

@@ -34,7 +34,7 @@ macro_rules! evidence_before {
 }
 
 /// Step N converts format N to N + 1. A released step is never changed.
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -124,17 +124,27 @@ const STEPS: [&str; 10] = [
         author TEXT NOT NULL           -- host, fleet
     ) STRICT;
 ",
+    "
+    ALTER TABLE ban ADD COLUMN guest_port TEXT;  -- index and name of the bridge port of a guest
+",
 ];
 
 /// First format with the grade of a ban.
 const WITH_EVIDENCE: i64 = 4;
 
+/// First format with the bridge port of a guest.
+const WITH_GUEST_PORT: i64 = 11;
+
 /// The columns of `wanted` in a ledger of format `version`, which a reader must not migrate.
 pub(super) fn columns(wanted: &str, version: i64) -> String {
-    match version < WITH_EVIDENCE {
-        true => wanted.replace("evidence", evidence_before!()),
-        false => wanted.to_owned(),
+    let mut columns = wanted.to_owned();
+    if version < WITH_EVIDENCE {
+        columns = columns.replace("evidence", evidence_before!());
     }
+    if version < WITH_GUEST_PORT {
+        columns = columns.replace("guest_port", "NULL");
+    }
+    columns
 }
 
 /// Opens the database at `path`, which exists and may be empty. Every statement of `used` must match its tables.

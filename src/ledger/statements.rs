@@ -30,9 +30,9 @@ pub(super) const END: &str = "
 
 pub(super) const INSERT: &str = "
     INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author, capped,
-        note, evidence)
+        note, evidence, guest_port)
     VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped,
-        :note, :evidence)";
+        :note, :evidence, :guest_port)";
 
 /// The newest ban of a target.
 struct Newest {
@@ -132,6 +132,7 @@ impl<'a> Statements<'a> {
             ":capped": ban.capped,
             ":note": ban.note,
             ":evidence": ban.grade.map(crate::engine::Grade::key),
+            ":guest_port": ban.guest_port.map(row::guest_port_text),
         })?;
         self.recorded += 1;
         Ok(())

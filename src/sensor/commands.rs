@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::controller::{BanController, Sample};
+use super::guest_bans::GuestBan;
 use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::nft::RulesetSpec;
@@ -30,6 +31,8 @@ pub enum SensorCommand {
     Addresses(Option<HashSet<IpAddr>>),
     /// Adds bans to the engine that the kernel already holds.
     Adopt(Vec<ActiveBan>),
+    /// Tracks bans of guests, which the sensor has adopted.
+    FollowGuests(Vec<GuestBan>),
     /// Replaces elements that have host bits, and therefore match no packet, with bans of the surrounding networks.
     MaskElements(Vec<(BanTarget, Expiry)>),
     /// Adds bans to the engine and, with these backends, to the kernel.
@@ -145,6 +148,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
     match command {
         SensorCommand::Host(host) => controller.change_host(now, host),
         SensorCommand::Adopt(bans) => controller.adopt(now, &bans),
+        SensorCommand::FollowGuests(bans) => controller.follow_guests(bans),
         SensorCommand::MaskElements(elements) => controller.mask_elements(now, &elements),
         SensorCommand::Restore(bans, backends) => controller.restore(now, &bans, backends),
         SensorCommand::Repair(backend, targets) => enforcement.repair(scope, backend, &targets),

@@ -92,6 +92,7 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
         grade: ban.grade,
         port: ban.ports.first().copied(),
         methods: ban.methods,
+        guest_port: ban.guest_port,
     };
     assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));

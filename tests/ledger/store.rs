@@ -329,6 +329,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     let mut touch = |port| {
         let observation = Observation {
             interface: 0,
+            bridge_port: 0,
             source: "2001:db8:1:2:3::4".parse().unwrap(),
             source_port: 40_000,
             destination: "2001:db8::80".parse().unwrap(),
@@ -357,12 +358,12 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     assert_eq!((stored.class, stored.until), (Some(Class::Connect), Some(at(DAY))));
 }
 
-/// Converts the ledger to the format before the column for the grade of evidence.
+/// Converts the ledger to the format before the columns for the grade of evidence and the bridge port.
 fn downgrade(state: &State) {
     let intruder = intruder(&state.path());
     let tables = ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table", "fleet_lift"];
     let later: String = tables.iter().map(|table| format!("DROP TABLE {table};")).collect();
-    let step = "ALTER TABLE ban DROP COLUMN evidence; PRAGMA user_version = 3";
+    let step = "ALTER TABLE ban DROP COLUMN evidence; ALTER TABLE ban DROP COLUMN guest_port; PRAGMA user_version = 3";
     intruder.execute_batch(&format!("{later}{step}")).unwrap();
 }
 
@@ -395,6 +396,7 @@ fn older_ledger_gets_grades_of_evidence() {
     assert_eq!((each.unwrap(), &read), (0, &grades), "a reader changes nothing");
     let ledger = state.ledger();
     let stored: Vec<_> = (1..5).map(|n| ledger.of(source(n)).unwrap().items[0].ban.clone()).collect();
+    let bans: Vec<_> = bans.into_iter().map(|ban| BanRecord { guest_port: None, ..ban }).collect();
     assert_eq!(stored, bans, "the daemon migrates the ledger");
     let recalled = ledger.recall(Duration::from_secs(50), at(1), 9).unwrap();
     assert_eq!(recalled.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);

@@ -383,6 +383,7 @@ fn connect_lines_match_ossec_decoder() {
                 source_port: 40_000,
                 destination: "198.51.100.1".parse().unwrap(),
                 interface: 2,
+                bridge_port: 0,
                 protocol,
                 port,
                 class: if protocol == Protocol::Tcp { Class::Connect } else { Class::Udp },

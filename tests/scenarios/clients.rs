@@ -230,29 +230,89 @@ fn mail_guess_without_mail_is_released() {
     daemon.stop();
 }
 
+/// Makes a bridge of these hosts' links, with the victim's addresses.
+fn bridge(lab: &Lab, guests: &[&str]) {
+    lab.victim_ip("link add br0 type bridge");
+    lab.victim_ip("link set br0 up");
+    for guest in guests {
+        lab.victim_ip(&format!("addr add {}/24 dev br0", lab.victim_v4(guest)));
+        enslave(lab, guest);
+    }
+}
+
+fn enslave(lab: &Lab, guest: &str) {
+    lab.victim_ip(&format!("addr flush dev {guest}"));
+    lab.victim_ip(&format!("link set {guest} master br0"));
+}
+
+fn without_port(guest: IpAddr) -> String {
+    format!("Host {guest} has been unblocked by portsentry, because its bridge port no longer exists")
+}
+
 #[test]
 fn container_ban_ends_with_bridge_port() {
-    let lab = Lab::new(&["guest", "outside"]);
-    for line in [
-        "link add br0 type bridge",
-        "addr flush dev guest",
-        "link set guest master br0",
-        "addr add 10.77.1.1/24 dev br0",
-        "link set br0 up",
-    ] {
-        lab.victim_ip(line);
-    }
+    let lab = Lab::new(&["guest", "kept", "outside"]);
+    bridge(&lab, &["guest", "kept"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let (guest, target) = ends(&lab, "guest", false);
-    lab.probe("guest", guest, target, &[901, 902, 903]);
-    lab.expect_ban(guest);
-    daemon.expect_line(&format!("Host {guest} has been blocked"));
+    let [guest, kept] = ["guest", "kept"].map(|host| lab.provoke_ban(host));
     let outside = lab.provoke_ban("outside");
+    daemon.expect_line(&format!("Host {outside} has been blocked"));
+    // A ban by an operator has no bridge port.
+    assert_eq!(lab.operate(&["block", &kept.to_string(), "--expire", "48h"]).code, Some(0));
     lab.cut("guest");
-    daemon.expect_line(&format!(
-        "Host {guest} has been unblocked by portsentry, because its bridge port no longer exists"
-    ));
+    lab.cut("kept");
+    daemon.expect_line(&without_port(guest));
+    lab.expect_banned(&[kept, outside]);
+    assert!(daemon.lines_with(&without_port(kept)).is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn container_ban_ends_after_restart() {
+    let lab = Lab::new(&["gone", "guest", "outside"]);
+    bridge(&lab, &["gone", "guest"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let [gone, guest, outside] = ["gone", "guest", "outside"].map(|host| lab.provoke_ban(host));
+    daemon.expect_line(&format!("Host {outside} has been blocked"));
+    daemon.stop();
+    // The port of the next container has the same name.
+    lab.cut("gone");
+    lab.link("gone");
+    enslave(&lab, "gone");
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line(&without_port(gone));
+    lab.expect_banned(&[guest, outside]);
+    assert!(daemon.lines_with(&without_port(guest)).is_empty(), "its port exists");
+    lab.cut("guest");
+    daemon.expect_line(&without_port(guest));
     lab.expect_banned(&[outside]);
+    daemon.stop();
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.provoke_ban("gone");
+    assert_eq!(lab.banned(), [gone, outside], "the ledger has recorded the ends");
+    daemon.stop();
+}
+
+/// A ban that is decided without a packet, at the end of settling.
+#[test]
+fn waiting_container_ban_ends_with_port() {
+    let lab = Lab::new(&["guest", "outside"]);
+    bridge(&lab, &["guest"]);
+    remember(&lab, &SERVED, Duration::from_secs(86_400));
+    reboot(&lab);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line("this host has just booted");
+    let sources = ["guest", "outside"].map(|host| {
+        let (source, target) = ends(&lab, host, false);
+        lab.probe(host, source, target, &[901, 902, 903]);
+        source
+    });
+    // Once all remembered services are served, settling ends.
+    let _services = Services::open(&lab, &SERVED);
+    lab.expect_banned(&sources);
+    lab.cut("guest");
+    daemon.expect_line(&without_port(sources[0]));
+    lab.expect_banned(&sources[1..]);
     daemon.stop();
 }
 

@@ -216,6 +216,7 @@ impl Scene {
     pub(super) fn decoy(&mut self, source: &str, port: u16) -> Gist {
         let observation = Observation {
             interface: 0,
+            bridge_port: 0,
             source: address(source),
             source_port: FROM,
             destination: address(HERE),
