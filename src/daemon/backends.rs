@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::error::DaemonError;
 use super::sensor_handle::SensorHandle;
+use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::command::Spawner;
 use crate::enforce::file_helper::FileHelper;
@@ -24,10 +25,8 @@ pub(super) struct OpenBackends {
     pub(super) slow_backends: Option<SlowBackends>,
     /// Set if this start created the table.
     pub(super) new_table: Option<NewTable>,
-    /// Handle of a table that already existed.
-    pub(super) table_found: Option<u64>,
-    /// True if a saved ruleset was loaded into that table.
-    pub(super) table_merged: bool,
+    /// A table that already existed.
+    pub(super) table_found: Option<FoundTable>,
     /// The sources that the kernel's trap has blocked since the last daemon ended.
     pub(super) trap_banned: Vec<BanTarget>,
     /// Targets that have a route from an earlier run.
@@ -90,8 +89,11 @@ pub(super) fn open(
     }
     if nft {
         let mut nft = Nft::open()?;
-        opened.table_found = nft.table_handle().ok().flatten();
-        opened.table_merged = nft.has_repeated_rules().unwrap_or(false);
+        opened.table_found = nft.table_handle().ok().flatten().map(|handle| FoundTable {
+            handle,
+            by_nft: nft.is_created_by_nft().unwrap_or(false),
+            merged: nft.has_repeated_rules().unwrap_or(false),
+        });
         // The sensor empties the trap.
         opened.trap_banned = nft.caught().unwrap_or_default();
         let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut opened.messages)?;

@@ -266,24 +266,16 @@ async fn serve(
     };
     let runs = config.runs_commands() || config.only_undoes_commands();
     let helpers = (command_helper.as_ref().filter(|_| runs).map(CommandHelper::spawner), root_files.hosts_deny);
-    let OpenBackends {
-        mut blocker,
-        slow_backends,
-        new_table,
-        table_found,
-        table_merged,
-        trap_banned,
-        leftovers,
-        messages,
-    } = backends::open(
-        &config,
-        &host_state.host(),
-        helpers,
-        sweeps_lines,
-        (&events, &sensor),
-        confirm.is_some(),
-        decoy_rules,
-    )?;
+    let OpenBackends { mut blocker, slow_backends, new_table, table_found, trap_banned, leftovers, messages } =
+        backends::open(
+            &config,
+            &host_state.host(),
+            helpers,
+            sweeps_lines,
+            (&events, &sensor),
+            confirm.is_some(),
+            decoy_rules,
+        )?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = control
         .and_then(Server::serve)
@@ -356,7 +348,7 @@ async fn serve(
             exempt: ExemptPrefixes::new(host_state.host().allow.networks()),
             table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
-            table_merged,
+            table_merged: table_found.is_some_and(|table| table.merged),
             trap_banned,
             marker: places.state_dir.join(ledger::RESTORING),
             expire: config.expire,

@@ -143,6 +143,44 @@ fn ruleset_merged_before_start_is_no_ban() {
     daemon.stop();
 }
 
+/// Deletes the ledger of the stopped daemon, as on a host that gets the file of another one.
+fn lose_ledger(lab: &Lab) {
+    std::fs::remove_dir_all(netns_lab::own_state(&lab.path("state"))).unwrap();
+}
+
+#[test]
+fn saved_ruleset_without_ledger_is_no_ban() {
+    for flushes in [true, false] {
+        let lab = Lab::new(&["kept", "lifted", "other"]);
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        let (kept, _, file) = saved(&lab, flushes);
+        daemon.stop();
+        lose_ledger(&lab);
+        // The daemon's own table tells that no file was loaded.
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        daemon.expect_line("bans that were in the kernel's sets at the start and stay: 1");
+        assert_eq!(lab.banned(), [kept]);
+        daemon.stop();
+        lose_ledger(&lab);
+        lab.run("victim", "nft", &["-f", &file]);
+        assert_eq!(lab.banned().len(), 2, "{}", lab.set_text("blocked"));
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        daemon.expect_line("bans, which keep their remaining time: 0, other elements, which were removed: 2");
+        lab.expect_banned(&[]);
+        assert_eq!(lab.operate(&["list", "--json"]).out.matches("subject").count(), 0);
+        // From now on the ledger knows the table.
+        let other = lab.provoke_ban("other");
+        lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
+        assert!(is_listed(&lab, "198.51.100.9"));
+        daemon.stop();
+        lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.10 timeout 1h }"]);
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        assert!(is_listed(&lab, "198.51.100.10"));
+        assert!(lab.banned().contains(&other) && lab.banned().len() == 3);
+        daemon.stop();
+    }
+}
+
 /// The elements of one set, without rules, loaded before the start.
 #[test]
 fn loaded_set_restores_no_lifted_ban() {

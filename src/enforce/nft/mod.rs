@@ -155,6 +155,11 @@ impl Nft {
         nft::table_handle(&mut self.socket)
     }
 
+    /// True if the table was created by `nft`, from a file, and not by this program.
+    pub fn is_created_by_nft(&mut self) -> Result<bool, SocketError> {
+        nft::is_created_by_nft(&mut self.socket)
+    }
+
     /// True if the table exists and a saved ruleset was loaded into it.
     ///
     /// # Errors
