@@ -491,7 +491,7 @@ fn summary_names_judged_ports_and_result() {
     );
     let text = String::from_utf8(replay(&file, &[]).stdout).unwrap();
     for part in [
-        "\nconfiguration: /dev/null\n",
+        "\nconfiguration: /dev/null\nsettings: detect.scan_trigger = 2, detect.window = \"30m\", expire = \"1day\"; monitored ports: tcp ",
         "\njudged: the ports of every address",
         "(syn) of 10.77.1.1",
         "\n1 would be banned:\n",

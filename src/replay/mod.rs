@@ -132,7 +132,7 @@ impl<'a> Replay<'a> {
             host.allow.insert(network, Protection::Listed);
         }
         let engine = Engine::new(settings.clone(), HASH_KEY);
-        let summary = Summary::new(settings.scan_trigger, configuration(options), &options.local);
+        let summary = Summary::new(&settings, configuration(options), &options.local);
         let refusals = options.local.is_empty().then(|| Refusals::new(settings.scan_trigger));
         Ok(Self {
             path: &options.file,
