@@ -80,12 +80,17 @@ impl Engine {
     }
 
     /// Records that the kernel has banned `target` for reasons that this engine does not see. The ban ends after
-    /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence.
-    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
+    /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence. False if there have been too many short bans: then the caller
+    /// lifts it.
+    #[must_use]
+    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.clock(now);
-        self.ceilings.charge(now);
+        if !self.ceilings.charge_short(now) {
+            return false;
+        }
         let short = ActiveBan::whole(target, Expiry::After(CAPPED_BAN));
         self.block(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
+        true
     }
 
     /// Passes at most `n` of the targets that the kernel should block now to `out`; successive calls cycle through all

@@ -304,10 +304,12 @@ impl TrapControl {
         let missing: HashSet<BanTarget> = nft.missing(&unfounded).unwrap_or_default().into_iter().collect();
         let is_blocked = |target: &BanTarget| !missing.contains(target);
         let excused: Vec<_> = excused.into_iter().filter(is_blocked).collect();
-        let unexplained: Vec<_> = unexplained.into_iter().filter(is_blocked).collect();
+        let unexplained = unexplained.into_iter().filter(is_blocked);
+        let (unexplained, withheld): (Vec<_>, Vec<_>) =
+            unexplained.partition(|target| observer.engine_mut().adopt_short(now, *target));
         let exempt_targets: Vec<BanTarget> = exempt.iter().map(|(target, _)| *target).collect();
         let mut applied = Ok(());
-        for targets in [&excused, &in_prefix, &exempt_targets] {
+        for targets in [&excused, &withheld, &in_prefix, &exempt_targets] {
             applied = applied.and(nft.lift(targets));
         }
         if !unexplained.is_empty() {
@@ -319,7 +321,6 @@ impl TrapControl {
                     let ports = observer.engine().evidence(now, target).collect();
                     reporter.emit(EventKind::Shortened { target, expiry, ports });
                 }
-                observer.engine_mut().adopt_short(now, target);
             }
             applied = applied.and(shortened);
         }
@@ -328,7 +329,7 @@ impl TrapControl {
             self.reviewed.extend(targets);
         }
         reporter.metrics().trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
-        reporter.metrics().trap_let_go.add((excused.len() + exempt.len()) as u64);
+        reporter.metrics().trap_let_go.add((excused.len() + withheld.len() + exempt.len()) as u64);
         reporter.metrics().trap_shortened.add(unexplained.len() as u64);
         match applied {
             Ok(()) => {}
@@ -337,6 +338,13 @@ impl TrapControl {
         }
         for (target, protection) in exempt {
             reporter.emit_exempt(target, protection);
+        }
+        if let Some(sources) = listed(&withheld) {
+            reporter.note(format!(
+                "the kernel's trap blocked {sources} on packets that were not seen: unblocked after {} s, because there \
+                 were many such bans today",
+                UNCONFIRMED_FOR.as_secs()
+            ));
         }
         if let Some(sources) = listed(&excused) {
             reporter.note(format!(

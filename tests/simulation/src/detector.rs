@@ -294,9 +294,10 @@ impl Detector {
         self.engine.has_room_for(now, TRAP_BURST)
     }
 
-    /// Adopts a ban of the trap that is shortened.
-    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
-        self.engine.adopt_short(now, target);
+    /// Adopts a ban of the trap that is shortened; false if it is lifted instead, because there were too many.
+    #[must_use]
+    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) -> bool {
+        self.engine.adopt_short(now, target)
     }
 
     /// Adopts a ban from the kernel.

@@ -125,8 +125,11 @@ impl World {
             self.note_at(at, || format!("the program lets {target} go: it holds nothing against it"));
         }
         for target in &review.unexplained {
+            if !self.detector.adopt_short(at, *target) {
+                self.kernel.lift(*target);
+                continue;
+            }
             self.kernel.block(at, *target, Expiry::After(CAPPED_BAN));
-            self.detector.adopt_short(at, *target);
             self.record_short_ban(at, *target);
             self.note_at(at, || format!("the trap's ban of {target} is made short: the program has no verdict"));
         }
