@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use portsentry::engine::Service;
 use portsentry::ledger::{Change, Ledger};
 use portsentry::types::Protocol;
+use rustix::process::Uid;
+use rustix::thread::set_thread_res_uid;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, ACK, FIN};
@@ -183,6 +185,41 @@ fn ban_of_client_is_lifted_when_served() {
     assert_eq!(lab.served("client", clients[0].1, &[902], 1), 1);
     let explained = lab.ask(&["explain", &clients[0].0.to_string()]);
     assert_eq!(explained["strikes"], 0, "the lifted ban is no strike: {explained}");
+    daemon.stop();
+}
+
+/// A listener that this user opens in the victim.
+fn listen_as(lab: &Lab, user: u32, port: u16) -> TcpListener {
+    lab.inside("victim", || {
+        let user = Uid::from_raw(user);
+        set_thread_res_uid(user, user, user).unwrap();
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()
+    })
+}
+
+/// Exporters and the like run as users that systemd invents, or as nobody in a container on the host's network.
+#[test]
+fn dynamic_user_service_lifts_ban() {
+    if !netns_lab::has_other_users() {
+        return;
+    }
+    let lab = Lab::new(&["first", "second", "third"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let ports = [("first", [8_080, 9_000, 9_090]), ("second", [8_443, 9_200, 5_432]), ("third", [8_000, 8_088, 8_888])];
+    let [first, second, third] = ports.map(|(host, ports)| {
+        let (source, target) = ends(&lab, host, false);
+        lab.probe(host, source, target, &ports);
+        lab.expect_ban(source);
+        source
+    });
+    let _person = listen_as(&lab, 1_000, 8_088);
+    let _nobody = listen_as(&lab, 65_534, 9_200);
+    let _dynamic = listen_as(&lab, 61_184, 9_090);
+    lab.expect_banned(&[third]);
+    for lifted in [first, second] {
+        let explained = lab.ask(&["explain", &lifted.to_string()]);
+        assert_eq!(explained["strikes"], 0, "a lifted ban is no strike: {explained}");
+    }
     daemon.stop();
 }
 
