@@ -160,6 +160,11 @@ const CONNECTED: [u8; 7] =
 /// Maximum wait for one datagram of an answer. The kernel answers in microseconds, and the sensor must not hang.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Time limit for a list that may wait for no local user ([`SockDiag::limit`]). The kernel lists a million sockets in a
+/// fraction of it, unless most of them are on one port. Then it starts again at that port's first socket for each
+/// datagram.
+pub const MAX_DUMP: Duration = Duration::from_secs(2);
+
 /// The tables of listeners, each with the unspecified address of its family.
 pub const TABLES: [(Protocol, IpAddr); 4] = [
     (Protocol::Tcp, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
