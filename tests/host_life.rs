@@ -375,7 +375,7 @@ const CASES: [Case; 35] = [
 
 /// The simulation can fail: without any single rule or limit, it shows a symptom more often than with all of them.
 #[test]
-fn missing_rule_shows_in_its_scenario() {
+fn disabled_rule_fails_its_scenario() {
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some(case) = CASES.get(next.fetch_add(1, Ordering::Relaxed)) {

@@ -232,7 +232,7 @@ fn verdicts_are_equal_in_every_format() {
 }
 
 #[test]
-fn damaged_capture_is_judged_up_to_damage() {
+fn packets_before_damage_are_judged() {
     let bytes = std::fs::read(capture("nmap-sS")).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes[..bytes.len() - 5]).unwrap();
@@ -420,7 +420,7 @@ fn gateway_is_inferred_from_link_addresses() {
 }
 
 #[test]
-fn pings_of_few_servers_are_no_scan() {
+fn pings_of_few_servers_are_not_scan() {
     let ping = |server| frame((2, "192.168.43.9", 0), (1, server, 0), Content::Ping);
     let file = written(&["8.8.8.8", "8.8.4.4", "4.2.2.2", "174.137.42.65"].map(ping));
     let config = tempfile::NamedTempFile::new().unwrap();

@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answered_decoys_show_no_filter() {
+    fn answered_decoys_indicate_no_filter() {
         let open = Firewall::default();
         assert_eq!(notice(&open, 0, 0), None);
         assert_eq!(notice(&open, 7, 0), None, "the SYNs may be very recent");

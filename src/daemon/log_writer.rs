@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn network_has_no_name() {
+    async fn banned_network_is_not_resolved() {
         let mut naming = naming(|_| Some("chosen.example".to_owned()));
         naming.send(&repeated("2001:db8::/64"), Instant::now(), Wording::Stealth);
         assert_eq!(written(), ["2001:db8::/2001:db8::"]);

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn users_and_ephemeral_ports_are_no_services() {
+    fn users_and_ephemeral_ports_are_not_services() {
         let mut scene = Scene::new();
         let lasting = [listener(8_080, 1_000), listener(40_000, 0), listener(3_306, 999), listener(443, 1_000)];
         let local = Listener { bound: Bound::One([127, 0, 0, 1].into()), ..listener(5_432, 0) };

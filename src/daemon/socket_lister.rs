@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_both_kinds_come() {
+    fn both_kinds_of_lists_arrive() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut lister = SocketLister::start(SockDiag::open().unwrap(), None).unwrap();
         let mut kinds = [0, 0];

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_checksum_is_no_damage_without_wire() {
+    fn wrong_checksum_without_wire_is_accepted() {
         let mut host = host();
         host.virtual_links = vec![2, 5];
         let at = |interface, checksum| {

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn last_ban_is_kept_for_fastest() {
+    fn last_ban_goes_to_fastest_source() {
         let mut ceilings = Ceilings::new(&builtin());
         let mut bans = |now, distinct, is_fastest| {
             let request = BanRequest { grade: Grade::Forgeable, distinct, is_fastest };

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn only_lifted_bans_are_no_strikes() {
+    fn only_lifted_bans_are_not_strikes() {
         let mut strikes = table(8);
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
         strikes.record(key(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(2));

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn one_direction_shows_a_connection() {
+    fn one_direction_reveals_connection() {
         let handshake = [tcp((1, 40_000), SERVER, SYN, 0), tcp((1, 40_000), SERVER, ACK, 0)];
         assert_eq!(used(&handshake), [143]);
         assert_eq!(used(&[tcp((2, 40_143), CLIENT, ACK, 512)]), [1080], "data that a client receives");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_are_no_connections() {
+    fn probes_are_not_connections() {
         let probe = tcp((1, 40_000), SERVER, ACK, 0);
         assert_eq!(used(&[probe, probe]), NONE);
         assert_eq!(used(&[tcp((1, 40_000), SERVER, SYN, 0); 20]), NONE, "a client of a dead server");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn forged_flows_are_forgotten() {
+    fn forged_flows_open_no_port() {
         let ports: PortSet = "1-2000".parse().unwrap();
         let mut inference = PortInference::new(&Local::Any, &ports, &ports);
         for source_port in 0..u16::MAX {

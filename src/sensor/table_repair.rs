@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_repairs_are_summed_up() {
+    fn repeated_repairs_are_summarised() {
         let (mut table_repair, start) = (TableRepair::default(), Instant::now());
         let lines: Vec<usize> = (0..240)
             .map(|quarter| {

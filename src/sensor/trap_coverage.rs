@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn services_that_start_are_no_loss() {
+    fn started_services_are_not_a_loss() {
         let mut coverage = TrapCoverage::default();
         // Ten ports per window, over many windows.
         let slow = (0..50).filter_map(|n| coverage.record(at(u64::from(n) * 700), 1_000 - 10 * n)).count();

@@ -213,7 +213,7 @@ fn session(host: &str) -> Vec<u8> {
 }
 
 #[test]
-fn forged_exempt_sources_ban_none() {
+fn forged_exempt_sources_are_not_banned() {
     assert_exempt_sources_not_banned(&Lab::new(&["forger", "attacker"]), "", |_, _| {});
 }
 

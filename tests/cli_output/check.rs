@@ -116,7 +116,7 @@ fn all_errors_are_reported_in_one_run() {
 }
 
 #[test]
-fn watched_and_protected_are_of_this_host() {
+fn monitored_and_protected_match_this_host() {
     let host = Host::new();
     let _listeners = host.namespace.inside(|| {
         let tcp = ["0.0.0.0:22", "[::]:80", "127.0.0.1:25"].map(|address| TcpListener::bind(address).unwrap());

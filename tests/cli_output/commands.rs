@@ -301,7 +301,7 @@ fn socket_page_names_every_field() {
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn help_and_version_are_not_errors() {
     let commands: Vec<String> =
         portsentry::cli::grammar().get_subcommands().map(|command| command.get_name().to_owned()).collect();
     assert!(commands.len() > 12, "{commands:?}");

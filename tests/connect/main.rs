@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn broadcast_to_decoy_is_no_probe() {
+    fn broadcast_to_decoy_is_not_a_probe() {
         let lab = Lab::new(&["neighbour"]);
         let text = "tcp.mode = \"off\"\n[udp]\nports = \"137,138,7001\"\nblock = true\n";
         let daemon = Daemon::start_configured(&lab, text, &["-udp", "--scan-trigger", "1"]);

@@ -120,7 +120,7 @@ fn scan_trigger_zero_bans_first_port() {
 }
 
 #[test]
-fn repeated_probes_are_summed_up() {
+fn repeated_probes_are_summarised() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");

@@ -18,7 +18,7 @@ use netns_lab::services::{EIGHT, Services};
 const CLOSED: [u16; 6] = [23, 79, 111, 512, 513, 514];
 
 #[test]
-fn service_clients_are_no_scanners() {
+fn service_clients_are_not_banned() {
     let lab = Lab::new(&["attacker", "fourth"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -121,7 +121,7 @@ fn log_only_reports_and_blocks_nothing() {
 }
 
 #[test]
-fn clients_of_later_service_are_no_scanners() {
+fn clients_of_later_service_are_not_banned() {
     let lab = Lab::new(&["third", "attacker"]);
     // With a trigger of zero a single port that is wrongly taken for closed would cause a ban.
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);

@@ -50,7 +50,7 @@ const MALICIOUS_NAME: &str = "\x1b[2J$(id)";
 
 /// Remote hosts cannot choose these names, but a container can. They must never control a log or a terminal.
 #[test]
-fn interface_names_control_no_terminal() {
+fn interface_names_are_escaped_for_terminal() {
     let lab = Lab::new(&["attacker"]);
     lab.victim_ip(&format!(
         "link add {MALICIOUS_NAME} type veth peer name second netns {}",

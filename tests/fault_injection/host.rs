@@ -116,7 +116,7 @@ fn decoys_and_routes_work_without_ipv6() {
 }
 
 #[test]
-fn flapping_interface_costs_no_ban_or_service() {
+fn flapping_interface_keeps_bans_and_service() {
     let lab = Lab::new(&["attacker", "flapping", "client"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = start(&lab, "");

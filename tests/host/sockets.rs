@@ -87,7 +87,7 @@ fn listeners_are_found_until_closed() {
 }
 
 #[test]
-fn bound_or_connected_socket_is_no_listener() {
+fn bound_or_connected_socket_is_not_listener() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         let bound_only = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
@@ -227,7 +227,7 @@ fn mptcp_listener_is_tcp_listener() {
 }
 
 #[test]
-fn thousand_listeners_come_in_one_list() {
+fn thousand_listeners_are_in_one_list() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         let mut sockets = Vec::new();

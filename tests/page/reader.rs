@@ -157,7 +157,7 @@ fn missing_ledger_is_reported_and_not_created() {
 }
 
 #[test]
-fn foreign_database_is_no_ledger() {
+fn foreign_database_is_not_a_ledger() {
     let state = State::new();
     fs::create_dir(state.path()).unwrap();
     fs::write(state.file(""), "no database at all, and long enough to be one ".repeat(100)).unwrap();

@@ -208,7 +208,7 @@ fn extreme_times_and_counts_are_safe() {
 }
 
 #[test]
-fn hundred_thousand_bans_are_summed_up() {
+fn hundred_thousand_bans_are_summarised() {
     let state = State::with(&[]);
     // 50,000 sources in 196 networks, each banned twice. The database generates them, which is quicker than single
     // inserts.

@@ -211,7 +211,7 @@ fn guessing_mail_client_is_not_banned() {
 /// A mail program guesses ports at a host without mail. The trap counts them and bans it, until the daemon sees no other
 /// probes and lifts the ban.
 #[test]
-fn mail_guess_without_mail_is_released() {
+fn trap_ban_of_mail_guesser_is_lifted() {
     let lab = Lab::new(&["client", "scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();

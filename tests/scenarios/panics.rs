@@ -35,7 +35,7 @@ fn panic_in_answer_ends_nothing_else() {
 }
 
 #[test]
-fn panic_in_ledger_costs_no_ban() {
+fn panic_in_ledger_loses_no_ban() {
     let lab = scene();
     let daemon = tripping(&lab, "ledger", &["nft"]);
     scan(&lab, false);
@@ -48,7 +48,7 @@ fn panic_in_ledger_costs_no_ban() {
 }
 
 #[test]
-fn panic_in_slow_backend_costs_no_ban() {
+fn panic_in_slow_backend_loses_no_ban() {
     let lab = scene();
     let daemon = tripping(&lab, "slow-backends", &["nft", "hosts-deny"]);
     scan(&lab, false);
@@ -62,7 +62,7 @@ fn panic_in_slow_backend_costs_no_ban() {
 }
 
 #[test]
-fn panic_during_restore_costs_no_ban() {
+fn panic_during_restore_loses_no_ban() {
     let lab = scene();
     let path = lab.write("portsentry.toml", &settings(&lab, &["nft"], ""));
     let first = Daemon::start(&lab, &["--expire", "1h", "--config", path.to_str().unwrap()]);

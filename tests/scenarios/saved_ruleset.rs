@@ -68,7 +68,7 @@ fn reloaded_ruleset_restores_no_lifted_ban() {
 }
 
 #[test]
-fn ruleset_loaded_before_start_is_no_ban() {
+fn ruleset_loaded_before_start_adds_no_ban() {
     let lab = Lab::new(&["kept", "lifted", "innocent", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (kept, lifted, _) = saved(&lab, true);
@@ -113,7 +113,7 @@ fn is_listed(lab: &Lab, address: &str) -> bool {
 }
 
 #[test]
-fn ruleset_merged_before_start_is_no_ban() {
+fn ruleset_merged_before_start_adds_no_ban() {
     let lab = Lab::new(&["kept", "lifted", "innocent", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let armed = || lab.ports("trapped").contains(&901).then_some(());

@@ -64,7 +64,7 @@ fn bystander(lab: &netns_lab::Lab) -> std::net::Ipv4Addr {
 }
 
 #[test]
-fn trial_goes_on_after_restart_until_ended() {
+fn trial_continues_after_restart_until_ended() {
     let lab = scene();
     let start = || Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
     let daemon = start();

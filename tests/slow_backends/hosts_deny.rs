@@ -123,7 +123,7 @@ fn file_over_16_mib_is_refused() {
 }
 
 #[test]
-fn leftovers_of_crash_disturb_nothing() {
+fn leftovers_of_crash_are_ignored() {
     let (folder, path) = folder("sshd: x\n");
     let left = folder.path().join("hosts.deny.portsentry-new");
     symlink(&path, &left).unwrap();

@@ -110,7 +110,7 @@ fn guard_covers_watched_interfaces_outside_trial() {
 }
 
 #[test]
-fn own_multicast_and_broadcast_come_back() {
+fn own_multicast_and_broadcast_pass_guard() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     wait_until_guarded(&lab, "other");

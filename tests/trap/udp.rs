@@ -153,7 +153,7 @@ fn datagrams_in_group_frames_are_counted() {
 
 /// The sysctl has the kernel drop them after the trap has counted them.
 #[test]
-fn filtered_group_frames_ban_nobody() {
+fn filtered_group_frames_cause_no_ban() {
     let lab = Lab::new(&["other"]);
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.conf.other.drop_unicast_in_l2_multicast=1"]);
     let daemon = Udp.start(&lab, "");

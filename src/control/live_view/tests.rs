@@ -278,7 +278,7 @@ fn keys_act_only_after_confirmation() {
 }
 
 #[test]
-fn letter_with_modifier_is_no_command() {
+fn letter_with_modifier_is_ignored() {
     let mut view = scene();
     view.press(Key::Down);
     for modifiers in [KeyModifiers::ALT, KeyModifiers::CONTROL] {
@@ -290,7 +290,7 @@ fn letter_with_modifier_is_no_command() {
 }
 
 #[test]
-fn letter_in_filter_is_no_command() {
+fn letter_in_filter_is_text() {
     let mut view = scene();
     view.press(Key::Char('/'));
     for c in "quNULL".chars() {
@@ -363,7 +363,7 @@ fn rates_restart_with_daemon() {
 }
 
 #[test]
-fn attacker_text_reaches_no_terminal() {
+fn attacker_text_is_escaped_for_terminal() {
     let mut view = View::new(now());
     let evil = "\u{1b}[2J\u{7}\u{202e}\u{9b}31mred\n";
     view.absorb(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil, "time": evil})));

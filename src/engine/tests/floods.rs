@@ -266,7 +266,7 @@ fn distributed_scan_is_logged_without_ban() {
 }
 
 #[test]
-fn background_noise_is_no_distributed_scan() {
+fn background_noise_is_not_distributed_scan() {
     let mut scene = Scene::new();
     for n in 0..10_000 {
         let port = [22, 23, 80, 443, 445, 3_389, 5_900, 8_080, 81, 21][n as usize % 10];
@@ -276,7 +276,7 @@ fn background_noise_is_no_distributed_scan() {
 }
 
 #[test]
-fn one_scanner_is_no_distributed_scan() {
+fn one_scanner_is_not_distributed_scan() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 15);
     for n in 0..5 {
         scene.syns(&nth_source(n), 200..216);

@@ -16,7 +16,7 @@ fn watch_all_ports(settings: &mut Settings) {
 }
 
 #[test]
-fn open_port_is_no_evidence() {
+fn open_port_is_not_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(80);
     for flags in [SYN, ACK, ACK | PSH, FIN | ACK, 0, FIN, SYN | FIN] {
@@ -90,7 +90,7 @@ fn unchecked_evidence_is_verified_before_ban() {
 }
 
 #[test]
-fn flood_drives_no_lookups() {
+fn flood_causes_no_lookups() {
     let mut scene = Scene::new();
     for n in 0..20_000 {
         scene.after(0.000_05).syn(&nth_source(n), 23);
@@ -111,7 +111,7 @@ fn clients_of_published_port_are_not_blamed() {
 }
 
 #[test]
-fn three_published_ports_are_no_scan() {
+fn three_published_ports_are_not_a_scan() {
     let mut scene = Scene::new();
     for port in [80, 443, 8080] {
         assert_eq!(scene.syn(CLIENT, port), Probe(1));
@@ -139,7 +139,7 @@ fn reset_opens_no_port() {
 }
 
 #[test]
-fn answers_at_watched_ports_are_no_probes() {
+fn answers_at_monitored_ports_are_not_probes() {
     let mut scene = Scene::with(watch_all_ports);
     for port in 50_000..50_010 {
         scene.sends(SERVER, tcp(port, 443, SYN));
@@ -166,7 +166,7 @@ fn long_silent_connection_is_known() {
 }
 
 #[test]
-fn late_dns_answers_are_no_probes() {
+fn late_dns_answers_are_not_probes() {
     let mut scene = Scene::with(watch_all_ports);
     for port in 40_000..40_010 {
         scene.sends(SERVER, udp(port, 53));
@@ -362,7 +362,7 @@ fn udp_socket_opens_no_tcp_port() {
 }
 
 #[test]
-fn closed_udp_ports_are_unused_ones() {
+fn udp_ports_without_socket_are_closed() {
     let closed = |scene: &Scene| scene.engine.closed_ports(scene.now, &scene.host, Protocol::Udp);
     let only_logs = Scene::new();
     assert!(closed(&only_logs).is_empty(), "no source is blocked for them");

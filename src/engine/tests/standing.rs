@@ -13,7 +13,7 @@ fn summary(source: &str, packets: u32) -> Notice {
 }
 
 #[test]
-fn banned_source_is_always_repetition() {
+fn banned_source_is_always_repeated() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.banish(SCANNER);
@@ -36,7 +36,7 @@ fn first_summary_follows_after_two_seconds() {
 }
 
 #[test]
-fn silent_source_is_summed_up() {
+fn silent_source_is_summarised() {
     let mut scene = Scene::new();
     assert_eq!(scene.engine.wake(), None);
     scene.banish(SCANNER);
@@ -50,7 +50,7 @@ fn silent_source_is_summed_up() {
 }
 
 #[test]
-fn packets_are_summed_up_exactly_once() {
+fn packets_are_summarised_exactly_once() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     let mut reported = 0;
@@ -72,7 +72,7 @@ fn packets_are_summed_up_exactly_once() {
 }
 
 #[test]
-fn silent_sources_are_summed_up_separately() {
+fn silent_sources_are_summarised_separately() {
     let mut scene = Scene::new();
     for n in 0..5 {
         scene.after(0.2).banish(&nth_source(n));

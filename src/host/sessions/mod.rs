@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_files_name_no_source() {
+    fn missing_files_give_no_addresses() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
         assert!(SessionFiles { utmp: vec![missing.clone(), folder.path().into()], logind: missing }.read().is_empty());

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn truncated_message_is_no_message() {
+    fn truncated_message_is_rejected() {
         let mut bytes = Vec::new();
         put_message(&mut bytes, 13, 0, |list| list.put_text(1, "portsentry"));
         for end in 0..bytes.len() {
