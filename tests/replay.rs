@@ -97,7 +97,7 @@ fn one_port_of_network_is_scan() {
     let bans = blocked(&capture("zmap"), &local);
     assert_eq!(bans, [("10.77.1.2".to_owned(), vec!["syn".to_owned()])]);
     let summary = summary(&capture("zmap"), &local);
-    assert_eq!(summary["blocked"][0]["reason"], "closed ports of 16 hosts were touched");
+    assert_eq!(summary["blocked"][0]["reason"], "closed ports of 16 hosts were probed");
     assert_eq!(summary["blocked"][0]["victims"].as_array().unwrap().len(), 16);
     assert!(blocked(&capture("zmap"), &[]).is_empty());
 }

@@ -184,7 +184,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     warnings.extend(names.iter().filter_map(|(name, found)| {
         let why = match found {
             Ok(found) if !found.is_empty() => return None,
-            Ok(_) => "it has no address that another host can have",
+            Ok(_) => "it has no usable address",
             Err(why) => why.as_str(),
         };
         Some(Warning::new("allow.names", format!("{name} cannot be resolved: {why}; until then it exempts no address")))

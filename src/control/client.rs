@@ -93,7 +93,7 @@ impl Client {
         match self.ask(&Request::Status)? {
             Answer::Status(status) => Ok(status),
             other => Err(ClientError::Unreadable(format!(
-                "the daemon answered `status` with something else: {other}; restart portsentry after an upgrade"
+                "the daemon sent an unexpected answer to `status`: {other}; restart portsentry after an upgrade"
             ))),
         }
     }

@@ -159,8 +159,8 @@ impl CookieWatch {
         }
         let recently = self.changed_at.is_some_and(|at| now.saturating_duration_since(at) < COOKIES_LAST);
         let text = "tcp.mode: the kernel sends SYN cookies, because half-open connections fill the queue of a listener. If \
-                    it is the decoys', a scan can tell decoys from services until a minute after the flood, and connections \
-                    to decoys count as forgeable evidence; filter the flood of SYNs before it reaches this host";
+                    it belongs to the decoys, a scan can tell decoys from services until a minute after the flood, and \
+                    connections to decoys count as forgeable evidence; filter the flood of SYNs before it reaches this host";
         recently.then(|| text.to_owned())
     }
 }

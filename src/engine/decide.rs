@@ -221,7 +221,7 @@ impl Engine {
     }
 
     /// Bans the source of `probe` for the evidence in `slot`, which is stored under `key`, if the ceilings have room.
-    #[expect(clippy::too_many_arguments, reason = "what is known of one probe, of which each caller has the parts")]
+    #[expect(clippy::too_many_arguments, reason = "the callers hold these values separately")]
     pub(super) fn condemn_for(
         &mut self,
         now: Timestamp,

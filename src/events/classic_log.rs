@@ -121,7 +121,7 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
         },
         EventKind::Repeated { target, standing: Standing::Logged, packets } => {
             let source = Source(name, target.element());
-            format!("attackalert: Host: {source} goes on, only logged{}", Count(*packets, "packet"))
+            format!("attackalert: Host: {source} continues, only logged{}", Count(*packets, "packet"))
         }
         EventKind::DistributedScan(sweep) => format!(
             "attackalert: Distributed scan: about {} hosts together probed {} ports within {}; none of them alone \
@@ -165,9 +165,9 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
         EventKind::Repaired { bans, backend } => format!(
             "adminalert: bans that were missing in {}: {bans}",
             match backend {
-                Backend::Nft | Backend::Command => "the kernel's sets, and are there again",
-                Backend::Route => "the kernel's routes, and are there again",
-                Backend::HostsDeny => "hosts.deny, and are there again (portsentry unblock lifts one)",
+                Backend::Nft | Backend::Command => "the kernel's sets and have been restored",
+                Backend::Route => "the kernel's routes and have been restored",
+                Backend::HostsDeny => "hosts.deny and have been restored (portsentry unblock lifts one)",
             }
         ),
         EventKind::Adopted { bans } => {

@@ -172,7 +172,7 @@ impl From<&Event> for EventRecord {
                 Self { withheld: Some((*withheld).into()), ..base.reason("above the ceilings of new bans").bans(*bans) }
             }
             EventKind::Lifted { target } => {
-                Self { target: Some(target.to_string()), ..base.reason("gone from the kernel's set") }
+                Self { target: Some(target.to_string()), ..base.reason("missing in the kernel's set") }
             }
             EventKind::Dropped { packets } => Self { packets: Some(*packets), ..base.reason("capture overrun") },
             EventKind::Unblocked { target, by } => base.target(*target).reason(format!("deleted by {by}")),
@@ -185,7 +185,7 @@ impl From<&Event> for EventRecord {
                 expires: Some(expires(*expiry, event.time)),
                 ..base.target(*target).reason(format!("added by {by}"))
             },
-            EventKind::Healed { bans } => base.reason("the table was gone").bans(*bans),
+            EventKind::Healed { bans } => base.reason("the table was missing").bans(*bans),
             EventKind::Repaired { bans, backend } => {
                 let place = match backend {
                     Backend::Nft | Backend::Command => "missing in the kernel's sets",
@@ -287,13 +287,13 @@ pub(super) fn kind(what: &EventKind) -> &'static str {
 #[must_use]
 pub fn reason(ban: &Ban) -> String {
     if ban.hosts > 1 {
-        return format!("closed ports of {} hosts were touched", ban.hosts);
+        return format!("closed ports of {} hosts were probed", ban.hosts);
     }
     let conclusive = ban.ports.iter().find(|(_, _, class)| class.is_conclusive());
     match (conclusive, ban.ports.iter().count()) {
         (Some((_, port, class)), _) => format!("a {class} probe of port {port}, which no TCP stack sends"),
-        (None, 1) => "a closed port was touched".to_owned(),
-        (None, ports) => format!("{ports} distinct closed ports were touched"),
+        (None, 1) => "a closed port was probed".to_owned(),
+        (None, ports) => format!("{ports} distinct closed ports were probed"),
     }
 }
 

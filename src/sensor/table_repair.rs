@@ -194,9 +194,9 @@ impl TableRepair {
         self.incomplete = left_out > 0 && filled.is_ok();
         Some(match (repaired, filled) {
             (Ok(_), Ok(())) if left_out > 0 => EventKind::Note(format!(
-                "table inet portsentry was missing and has been created again; bans of the most recently seen \
-                 sources, which are restored at once: {}; bans that are restored later, because repairs may use a \
-                 tenth of a core: {left_out}",
+                "table inet portsentry was missing and has been created again; bans restored, of the most \
+                 recently seen sources: {}; bans that are restored later, because repairs may use a tenth of a core: \
+                 {left_out}",
                 bans.len()
             )),
             (Ok(Repaired::Unchanged | Repaired::Created), Ok(())) => EventKind::Healed { bans: bans.len() },

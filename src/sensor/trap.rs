@@ -175,7 +175,7 @@ impl TrapControl {
         backend.spec.trap = None;
         if let Err(error) = backend.repair() {
             let text = "cannot remove the rules of the kernel's trap";
-            self.report(format!("{text}: {error}; it monitors nothing"), reporter);
+            self.report(format!("{text}: {error}; the trap no longer monitors any port"), reporter);
         }
         self.reset(reporter);
     }

@@ -34,7 +34,7 @@ impl TrapCoverage {
             None => (now, ports, ports),
         };
         self.window = Some((began, most, earlier));
-        // While a loss lasts, its reference does not change: time alone does not end a loss.
+        // While a loss lasts, the port count before it stays the reference: a loss ends only when ports return.
         let before = self.reference.unwrap_or(most.max(earlier));
         let is_lost = u64::from(ports) * 4 < u64::from(before) * 3;
         match (is_lost, self.reference) {

@@ -102,7 +102,7 @@ fn log_only_reports_and_blocks_nothing() {
     assert_eq!(lab.banned(), [] as [IpAddr; 0]);
     let would = lab.expect_would_block(attacker.into());
     assert_eq!((&would["class"], &would["times"]), (&"syn".into(), &1.into()), "{would}");
-    assert_eq!(would["reason"], "3 distinct closed ports were touched");
+    assert_eq!(would["reason"], "3 distinct closed ports were probed");
     crate::schema::Schema::of("would-block").check(&lab.ask(&["list", "--would-block"]));
     assert!(lab.succeed(&["status"]).contains("`portsentry list --would-block`"), "the status names the command");
     let log = daemon.stop();

@@ -433,7 +433,7 @@ fn example_ruleset_loads_with_included_table() {
 fn mail_example_names_bans_and_counts() {
     let digest = serde_json::json!({
         "summary": "portsentry on web1: 2 bans", "from": "F", "until": "U", "unnamed": 1, "lost_events": 0,
-        "bans": [{"subject": "192.0.2.1", "evidence": "proven", "expires": "never", "reason": "ports were touched"}],
+        "bans": [{"subject": "192.0.2.1", "evidence": "proven", "expires": "never", "reason": "ports were probed"}],
         "lifted": {"count": 0, "named": []}, "not_banned": {"only_logged": 0, "withheld": 5, "failed": 0},
     });
     let mail = |mailer: &str, digest: &str| {
@@ -450,7 +450,7 @@ fn mail_example_names_bans_and_counts() {
     let lines = [
         "To: root",
         "Subject: portsentry on web1: 2 bans",
-        "192.0.2.1  proven  until never  ports were touched",
+        "192.0.2.1  proven  until never  ports were probed",
         "and 1 more",
         "not banned: 0 only logged, 5 above the ceilings, 0 failed",
     ];

@@ -15,7 +15,7 @@ fn tripping(lab: &Lab, failpoint: &str, backends: &[&str]) -> Daemon {
 fn expect_report(daemon: &Daemon, failpoint: &str, thread: &str) {
     let line = daemon.expect_line("internal error (panic)");
     assert!(line.contains(&format!("thread {thread}, src/")), "{line}");
-    assert!(line.contains(&format!("tripped in the {failpoint},?as a test wants it; please report it")), "{line}");
+    assert!(line.contains(&format!("failpoint in the {failpoint},?requested by a test; please report it")), "{line}");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn reconciler_and_route_monitor_survive_panics() {
     scan(&lab, false);
     expect_held(&lab, "route", false, &daemon);
     let expect_panic = |failpoint: &str| {
-        let line = format!("tripped in the {failpoint},?");
+        let line = format!("failpoint in the {failpoint},?");
         eventually("the panic is reported", || !daemon.lines_with(&line).is_empty());
     };
     expect_panic("comparison");

@@ -69,7 +69,7 @@ const INTERRUPT: KeyEvent = KeyEvent::new(Key::Char('c'), KeyModifiers::CONTROL)
 fn block(second: u64, source: &str, port: u16, expires: &str) -> Message {
     let ports = json!([{"proto": "tcp", "port": port, "class": "syn"}, {"proto": "tcp", "port": 23, "class": "syn"}]);
     let rest =
-        json!({"ports": ports, "reason": "3 distinct closed ports were touched", "expires": expires, "method": "nft"});
+        json!({"ports": ports, "reason": "3 distinct closed ports were probed", "expires": expires, "method": "nft"});
     event(second, "block", source, port, rest)
 }
 
@@ -93,7 +93,7 @@ fn scene() -> View {
     view.absorb(event(9, "probe", "2001:db8:1234:5678::1", 3389, json!({"distinct_ports": 2})));
     view.absorb(block(10, "192.0.2.200", 8080, "2026-11-22T06:32:23.000000Z"));
     view.absorb(received(
-        json!({"event": "note", "time": "2026-11-21T06:32:24.000000Z", "reason": "the table was gone"}),
+        json!({"event": "note", "time": "2026-11-21T06:32:24.000000Z", "reason": "the table was missing"}),
     ));
     view
 }

@@ -81,7 +81,7 @@ impl Known {
                 true => "it exempts no address".to_owned(),
                 false => format!("its last addresses stay exempt for {}", humantime::format_duration(GRACE)),
             };
-            text = format!("{name} on the allow-list resolves to no address that another host can have; {so}");
+            text = format!("{name} on the allow-list resolves to no usable address; {so}");
         }
         (!fresh.is_empty() || crowded, (!text.is_empty()).then_some(EventKind::Note(text)))
     }
@@ -242,9 +242,7 @@ mod tests {
             "::ffff:255.255.255.255",
         ]);
         let (changed, message) = known.learn(NAME, now, &hostile);
-        let expected = format!(
-            "{NAME} on the allow-list resolves to no address that another host can have; it exempts no address"
-        );
+        let expected = format!("{NAME} on the allow-list resolves to no usable address; it exempts no address");
         assert_eq!((changed, text(message)), (false, expected));
         assert!(known.learn(NAME, now, &hostile).1.is_none(), "said once");
         assert!(held(&known).is_empty());

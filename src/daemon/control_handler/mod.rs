@@ -370,7 +370,7 @@ impl ControlHandler<'_> {
             let around = self.host_state.allowed().into_iter().find(contains);
             return Err(refused(match (around, still) {
                 (Some(AllowedEntry { network, since: Some(_), .. }), _) => {
-                    format!("{disallowed} is allowed with all of {network}; run `portsentry disallow {network}`")
+                    format!("{disallowed} is allowed as part of {network}; run `portsentry disallow {network}`")
                 }
                 (Some(AllowedEntry { network, by, .. }), _) => {
                     format!("{disallowed} is allowed by {by} ({network}); remove it there and run `portsentry reload`")
