@@ -12,7 +12,7 @@ use simulation::{Options, run, run_host};
 
 /// Behaviours that are never detected, by design.
 const NEVER_FOUND: [&str; 6] = [
-    // A single packet is no scan of this host.
+    // A single packet is not a scan of this host.
     "one port of the whole Internet (zmap)",
     // Within any window it probes no more ports than every source is forgiven.
     "knows the window: a port in 16 minutes",

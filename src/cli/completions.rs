@@ -80,7 +80,7 @@ impl Shell {
         }
         match self {
             Self::Bash => script + TARGETS + BASH,
-            // Must precede the commands at the end, which run at once if zsh autoloads the file as a function.
+            // Must precede the commands at the end, which run immediately if zsh autoloads the file as a function.
             Self::Zsh => script
                 .replacen("\n_portsentry() {", &format!("{TARGETS}{ZSH}\n_portsentry() {{"), 1)
                 .replace("Address or prefix to unblock:_default", "Address or prefix to unblock:_portsentry_or_target"),

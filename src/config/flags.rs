@@ -19,7 +19,7 @@ pub struct RunOptions {
     pub expire: Option<Expiry>,
     /// The file to read; `None`: [`super::DEFAULT_CONFIG`] if it exists.
     pub config: Option<PathBuf>,
-    /// Interfaces to watch.
+    /// Interfaces to monitor.
     pub interfaces: Vec<String>,
     /// Number of distinct ports that are forgiven.
     pub scan_trigger: Option<u8>,

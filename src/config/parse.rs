@@ -25,7 +25,7 @@ const MAX_RUN_TIME: Duration = Duration::from_secs(600);
 /// Minimum time between two digests, so that a flood of packets does not cause a flood of messages.
 const MIN_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(86_400);
-/// Fits into one segment on every link, so that the banner is sent at once and as a whole.
+/// Fits into one segment on every link, so that the banner is sent immediately and as a whole.
 pub(crate) const MAX_BANNER_LEN: usize = 1_024;
 /// Far above the length of real lines. Several of them still fit into a command line or a line of hosts.deny.
 const MAX_LINE_LEN: usize = 1_024;

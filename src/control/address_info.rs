@@ -38,7 +38,7 @@ pub struct AddressInfo {
     /// Reports of other hosts in the fleet; `None` if there are none.
     #[serde(deserialize_with = "nullable")]
     pub fleet: Option<FleetBan>,
-    /// Closed ports that are no evidence, because they belong to services of this host.
+    /// Closed ports that are not evidence, because they belong to services of this host.
     pub unserved: Vec<String>,
     /// True if it has a connection to a service of this host.
     pub connected: bool,

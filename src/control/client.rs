@@ -78,7 +78,7 @@ impl Client {
     pub fn ask(&mut self, request: &Request) -> Result<Answer, ClientError> {
         let line = request.to_line();
         let written = self.stream.get_mut().write_all(line.as_bytes());
-        // A client above the limit is disconnected at once, after one line with the reason.
+        // A client above the limit is disconnected immediately, after one line with the reason.
         let line = match (self.line(), written) {
             (Ok(Some(line)), _) => line,
             (_, Err(error)) => return Err(self.broken()(error)),

@@ -37,7 +37,7 @@ pub struct Status {
     pub allowed: usize,
     /// Number of automatically protected addresses and networks.
     pub protected_networks: usize,
-    /// Services whose ports are no evidence, running or not.
+    /// Services whose ports are not evidence, running or not.
     pub services: Vec<RememberedService>,
     /// Families of which every address is allowed, so that nothing is blocked: "IPv4", "IPv6".
     pub allows_all: Vec<String>,

@@ -24,10 +24,10 @@ use crate::types::{Backend, Backends, BanTarget, Expiry};
 /// Lifts of the fleet's bans that are read at the start.
 const MAX_FLEET_LIFTS: usize = 131_072;
 
-/// How long the disk has for what is not written yet when the program ends.
+/// Time limit for writing the pending changes when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// What earlier runs have left in the ledger; nothing where it cannot be opened.
+/// The entries of earlier runs in the ledger; empty if it cannot be opened.
 #[derive(Default)]
 pub(super) struct Memory {
     pub(super) bans: PastBans,
@@ -66,7 +66,7 @@ pub(super) struct Decisions {
     pub(super) fleet_lifts: Vec<FleetLift>,
 }
 
-/// The ledger while a thread opens and reads it. A full ledger takes some tenths of a second, during which the rest of
+/// The ledger while a thread opens and reads it. A full ledger takes a few tenths of a second, during which the rest of
 /// the start continues.
 pub(super) struct Reading {
     directory: PathBuf,

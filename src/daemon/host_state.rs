@@ -349,7 +349,7 @@ impl HostState {
         self.report_list(name, error);
     }
 
-    /// Reports once that a list cannot be had, and once that it can be again; until then the last list holds.
+    /// Reports a list that cannot be read once, and its recovery once; until then the last list stays in use.
     fn report_list(&mut self, name: &'static str, error: Option<String>) {
         let last = match &error {
             Some(error) => self.unlisted.insert(name, error.clone()),

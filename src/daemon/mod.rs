@@ -208,7 +208,7 @@ pub fn run(
     let stderr = (!background::is_detached()).then(StderrThread::start).transpose();
     let stderr = stderr.map_err(DaemonError::system("start a thread"))?;
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));
-    // A look-up that no name server answers must not hold up the end, nor a log that is not read.
+    // Neither an unanswered look-up nor an unread log may delay the shutdown.
     runtime.shutdown_background();
     stderr.into_iter().for_each(StderrThread::finish);
     result

@@ -10,7 +10,7 @@ use crate::ledger::{Change, Recorder};
 use crate::netlink::sock_diag::{Bound, Listener};
 use crate::types::{PortSet, Protocol, Timestamp};
 
-/// Minimum age of a listener before it counts as a service. A port that is open only for moments is no service.
+/// Minimum age of a listener before it counts as a service. A port that is open only for moments is not a service.
 const LASTED: Duration = Duration::from_secs(600);
 
 /// Maximum time for which a listener may be missing before it counts as a new one. The kernel's list may miss a
@@ -104,7 +104,7 @@ impl ServiceTracker {
         self.forget_old(wall);
     }
 
-    /// Observes the current listeners. Ephemeral ports are no services.
+    /// Observes the current listeners. Ephemeral ports are not services.
     pub(super) fn observe(
         &mut self,
         now: Timestamp,

@@ -105,7 +105,14 @@ impl Engine {
     }
 
     /// Bans the source, or records it as log-only if the track only logs.
-    pub(super) fn condemn(&mut self, now: Timestamp, track: Track, mut ban: Ban, room: Room, host: &Host) -> Verdict {
+    pub(super) fn impose_ban(
+        &mut self,
+        now: Timestamp,
+        track: Track,
+        mut ban: Ban,
+        room: Room,
+        host: &Host,
+    ) -> Verdict {
         let tick = now.tick();
         let key = self.key_of(ban.probe.target, track);
         if track != Track::Block {

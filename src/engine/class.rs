@@ -54,7 +54,7 @@ impl Class {
         Self::Icmp,
     ];
 
-    /// Returns the class of a TCP segment; `None` for an answer (SYN/ACK, RST). Answers are no evidence, because
+    /// Returns the class of a TCP segment; `None` for an answer (SYN/ACK, RST). Answers are not evidence, because
     /// backscatter of an attack with this host's address as forged source looks the same.
     #[must_use]
     pub fn of_tcp(flags: TcpFlags) -> Option<Self> {

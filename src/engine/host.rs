@@ -216,7 +216,7 @@ impl Host {
         if own { Some(Protection::OwnAddress) } else { self.allow.protects(source) }
     }
 
-    /// True where the kernel takes a packet for `address` in a broadcast or multicast frame that came in on `interface`.
+    /// True if the kernel accepts a packet for `address` in a broadcast or multicast frame that came in on `interface`.
     pub(super) fn takes_group_frame(&self, address: IpAddr, interface: u32) -> bool {
         let [v4, v6] = &self.frame_filters;
         let filters = if address.is_ipv4() { v4 } else { v6 };

@@ -393,7 +393,7 @@ impl Engine {
             }
         }
         if may_answer {
-            // The client's request was no probe of this port.
+            // The client's request was not a probe of this port.
             let peer = self.key_of(host.target(peer, interface), self.track(protocol));
             self.sources.forgive(peer, protocol, port);
         }

@@ -25,8 +25,8 @@ pub struct Observation {
     pub class: Class,
     /// True if the packet is a fragment.
     pub fragmented: bool,
-    /// Its TCP flags may be damage: the checksum covers more than is at hand, or does not hold. No flags are enough on their own
-    /// then.
+    /// Its TCP flags may be damaged: the checksum covers bytes that were not captured, or is wrong. Such flags are never
+    /// enough on their own.
     pub unverified: bool,
     /// True if a decoy listener accepted it.
     pub decoy: bool,

@@ -164,7 +164,7 @@ impl Strikes {
         let forgotten_at = now.plus(self.forget);
         let Some(record) = self.records.row_mut(key) else { return };
         let (left, served) = (record.until.since(now), now.since(record.since));
-        // A ban of a few seconds that failed is lifted at once, within its last seconds.
+        // A ban of a few seconds that failed is lifted immediately, within its last seconds.
         let is_over = left <= Tick::ticks(LAST_SECONDS) && left <= served;
         if std::mem::take(&mut record.since) == Tick(0) || is_over {
             return;

@@ -11,7 +11,7 @@ use super::observation::Observation;
 use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 
-/// Reason why a packet is no evidence.
+/// Reason why a packet is not evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IgnoreReason {
     /// Sent by this host itself.
@@ -20,9 +20,9 @@ pub enum IgnoreReason {
     NoRequest,
     /// Broadcast, multicast, or for another host on the link.
     NotUnicast,
-    /// Destination is no address of this host.
+    /// Destination is not an address of this host.
     NotOurs,
-    /// Source is no valid host address.
+    /// Source is not a valid host address.
     NoSource,
     /// Wrong checksum, so that the kernel drops it.
     Damaged,

@@ -57,7 +57,7 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
-/// A line that an operator's command sends, and one that it gets.
+/// A request and a reply on the control socket.
 pub fn control(bytes: &[u8]) {
     if let Ok(request) = Request::parse(bytes) {
         let line = request.to_line();
@@ -88,7 +88,7 @@ pub fn control(bytes: &[u8]) {
     }
 }
 
-/// What the system keeps about name servers, leases and sessions.
+/// The system's files about name servers, leases and sessions.
 pub fn files(bytes: &[u8]) {
     host::resolv_conf::fuzz(bytes);
     host::dhcp_leases::fuzz(bytes);
@@ -147,19 +147,19 @@ pub fn nft(bytes: &[u8]) {
     netlink::socket::fuzz(bytes);
 }
 
-/// What the kernel tells of links, addresses and routes.
+/// The kernel's messages about links, addresses and routes.
 pub fn rtnetlink(bytes: &[u8]) {
     host::network::fuzz(bytes);
     netlink::routes::fuzz(bytes);
 }
 
-/// What the kernel tells of sockets and of tracked flows.
+/// The kernel's messages about sockets and tracked flows.
 pub fn sock_diag(bytes: &[u8]) {
     netlink::conntrack::fuzz(bytes);
     netlink::sock_diag::fuzz(bytes);
 }
 
-/// What the daemon and its helper processes say to each other.
+/// The messages between the daemon and its helper processes.
 pub fn spawner(bytes: &[u8]) {
     enforce::command::fuzz(bytes);
     enforce::file_helper::fuzz(bytes);

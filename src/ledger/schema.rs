@@ -57,8 +57,8 @@ const STEPS: [&str; 10] = [
     CREATE INDEX ban_open ON ban (until) WHERE ended IS NULL;
     CREATE INDEX ban_ended ON ban (ended) WHERE ended IS NOT NULL;
 ",
-    // Until then the ledger did not store which bans were above the ceiling. They lasted five minutes at most, and that a shorter
-    // one is no strike either does no harm.
+    // Earlier formats did not store which bans were above the ceiling. These lasted at most five minutes. That other bans
+    // of this length do not count as strikes either does no harm.
     "
     ALTER TABLE ban ADD COLUMN capped INTEGER NOT NULL DEFAULT 0;  -- 1: above the ceiling, and no strike
     UPDATE ban SET capped = 1 WHERE author = 'detector' AND until - since <= 300000000;

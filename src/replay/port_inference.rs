@@ -13,7 +13,8 @@ use crate::engine::Local;
 use crate::types::{PortSet, Protocol};
 use crate::wire::{Packet, TcpFlags, Transport};
 
-/// Maximum number of remembered ports, some 40 bytes each. A capture with more answering ports contains forged answers.
+/// Maximum number of remembered ports, about 40 bytes each. A capture with more answering ports contains forged
+/// answers.
 pub(super) const PORTS: usize = 1 << 20;
 
 /// Maximum number of flows that are tracked at one time. A flood of SYNs starts millions. All are then forgotten, and

@@ -110,7 +110,7 @@ pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)>
                 found.push((path.clone(), folder.uid()));
             }
             Ok(Some(open)) => {
-                // The start finds errors of the read.
+                // The start reports errors of this read.
                 let _ = open.each_entry(|name, _, entry| {
                     let owner = entry.uid();
                     if policy.is_own_file(name, entry) && owner != account.uid() && !is_to_give(owner, account) {

@@ -52,7 +52,7 @@ pub struct Policy {
     pub tcp_ports: Vec<u16>,
     /// True for name look-ups, which load libraries.
     pub names: bool,
-    /// The process of the program.
+    /// The process to which the policy applies.
     pub process: Process,
     /// True if it replaces files of other users, which keep their owner.
     pub others_files: bool,

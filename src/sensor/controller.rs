@@ -98,7 +98,7 @@ impl BanController {
         {
             self.batch.withdraw(target);
             self.observer.lift(target);
-            self.enforcement.trap().acquit(now, target);
+            self.enforcement.trap().refute(now, target);
         }
         let verdict = self.observe(now, time, packet.interface, |observer| observer.observe(now, packet));
         let (enforcement, scope) = self.enforcement(now);
@@ -319,7 +319,7 @@ impl BanController {
         }
     }
 
-    /// Reviews `elements`, which came with a ruleset that `by` loaded. Elements that are no bans are removed from the
+    /// Reviews `elements`, which came with a ruleset that `by` loaded. Elements that are not bans are removed from the
     /// kernel's sets; the others get the remaining time of their bans.
     pub(super) fn review_loaded(&mut self, now: Timestamp, elements: &[BanTarget], by: &str) {
         let engine = self.observer.engine();

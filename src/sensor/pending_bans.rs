@@ -86,7 +86,7 @@ impl PendingBans {
         self.retries.push_back(retry);
     }
 
-    /// Makes all retries of `backend` due at once, because it works again.
+    /// Makes all retries of `backend` due immediately, because it works again.
     pub(super) fn expedite(&mut self, backend: Backend) {
         for retry in self.retries.iter_mut().filter(|retry| retry.backend == backend) {
             (retry.next, retry.backoff) = (Timestamp::default(), FIRST_BACKOFF);

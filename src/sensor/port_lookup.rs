@@ -68,7 +68,7 @@ impl KernelPorts {
     }
 }
 
-/// Port look-up that excludes the sockets of decoys, which are no services.
+/// Port look-up that excludes the sockets of decoys, which are not services.
 pub(super) struct KernelLookup {
     pub(super) kernel: KernelPorts,
     pub(super) decoys: DecoyPorts,

@@ -1,8 +1,8 @@
 //! Repairs `table inet portsentry` after another process changed or deleted it, and fills its sets again.
 //!
 //! A process with permission to change the table may do so in a loop. Each repair then restores only the rules, the
-//! allow-list and the bans of the most recently seen sources at once. The other bans follow when repairs have used no
-//! more than a tenth of a core. The log gets a few lines per minute.
+//! allow-list and the bans of the most recently seen sources immediately. The other bans follow when repairs have used
+//! no more than a tenth of a core. The log gets a few lines per minute.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

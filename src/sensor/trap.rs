@@ -34,7 +34,7 @@ const MAX_PER_ROUND: usize = 512;
 
 #[derive(Default)]
 pub(super) struct TrapControl {
-    /// Ports and interfaces that the kernel watches; `None` if unknown.
+    /// Ports and interfaces that the kernel monitors; `None` if unknown.
     armed: Option<Armed>,
     /// True while the trap must watch no ports.
     paused: bool,
@@ -53,7 +53,7 @@ pub(super) struct TrapControl {
     coverage: TrapCoverage,
 }
 
-/// Watched ports per protocol, ports of decoys, and interfaces.
+/// Monitored ports per protocol, ports of decoys, and interfaces.
 #[derive(Default, PartialEq, Eq)]
 struct Armed {
     tcp: Option<PortSet>,
@@ -142,15 +142,15 @@ impl TrapControl {
         reporter.metrics().trap_lost.set(self.coverage.missing(ports).into());
     }
 
-    /// Records a packet that is no evidence but that the trap may have counted.
+    /// Records a packet that is not evidence but that the trap may have counted.
     pub(super) fn excuse(&mut self, now: Timestamp, packet: &Packet, verdict: Verdict, forgiven: &[(Protocol, u16)]) {
         let Some(armed) = &self.armed else { return };
         self.review.excuse(now, packet, verdict, forgiven, |port| armed.watches(port));
     }
 
     /// Records that the sensor withdrew its own verdict on `target`.
-    pub(super) fn acquit(&mut self, now: Timestamp, target: BanTarget) {
-        self.review.acquit(now, target);
+    pub(super) fn refute(&mut self, now: Timestamp, target: BanTarget) {
+        self.review.refute(now, target);
     }
 
     fn reset(&mut self, reporter: &Reporter) {

@@ -1,5 +1,6 @@
-//! Monitors the number of ports that the trap watches. If a large part of them is lost, scans of those ports go unseen,
-//! and the operator is notified. A service that starts takes one port; only a mistake or an attack takes a quarter.
+//! Monitors the number of ports that the trap monitors. If a large part of them is lost, scans of those ports go
+//! unseen, and the operator is notified. A service that starts takes one port; only a mistake or an attack takes a
+//! quarter.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub(super) struct TrapCoverage {
 pub(super) enum CoverageChange {
     /// More than a quarter of the ports has left the trap.
     Lost { ports: u32, before: u32 },
-    /// At least three quarters of the ports are watched again.
+    /// At least three quarters of the ports are monitored again.
     Regained { ports: u32, before: u32 },
 }
 

@@ -1,4 +1,4 @@
-//! Tests that packets are no evidence if the kernel drops them before the lookup of a socket, and that others are.
+//! Tests that packets are not evidence if the kernel drops them before the lookup of a socket, and that others are.
 
 use std::net::{IpAddr, Ipv4Addr};
 

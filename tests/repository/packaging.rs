@@ -1,5 +1,5 @@
-//! Tests the packaged files beside the program: the unit, its drop-ins, the second manual page, completions, and rules
-//! for other programs. tests/deb.sh tests the installation of the package, which takes longer.
+//! Tests the packaged files other than the program: the unit, its drop-ins, the second manual page, completions, and
+//! rules for other programs. tests/deb.sh tests the installation of the package, which takes longer.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;

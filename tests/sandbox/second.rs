@@ -113,7 +113,7 @@ fn background_start_returns_when_watching() {
     };
     let first = command().output().unwrap();
     assert!(first.status.success(), "{first:?}");
-    // Returns at once: the other daemon already watches.
+    // Returns immediately: the other daemon already monitors.
     let status = lab.ask(&["status"]);
     let process = Pid::from_raw(i32::try_from(status["process"].as_u64().unwrap()).unwrap()).unwrap();
     assert_eq!(rustix::process::getsid(Some(process)).unwrap(), process, "the daemon has its own session");

@@ -197,7 +197,7 @@ fn waiting_ban_can_be_lifted() {
     assert_eq!(output.code, Some(0), "{} {}", output.out, output.err);
     let ran = within(TIMEOUT, || (daemon.lines_with(" before the block").len() == 2).then_some(()));
     assert!(ran.is_some(), "{:?}", daemon.lines_with(""));
-    // An effect would follow at once.
+    // An effect would follow immediately.
     std::thread::sleep(Duration::from_secs(1) * slowness());
     assert!(!held(&lab, "nft").contains(&FAR_NETWORK.to_string()), "{}", held(&lab, "nft"));
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("attacker"))]);

@@ -133,7 +133,7 @@ fn ruleset_merged_before_start_adds_no_ban() {
     expect_ledger_decides(&lab, kept, lifted);
     assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
     daemon.stop();
-    // The ledger has never seen this address, so that it is an operator's, also beside a loaded file.
+    // The ledger has never seen this address, so that it is an operator's, also next to a loaded file.
     lab.run("victim", "nft", &["-f", &file]);
     lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -171,7 +171,7 @@ fn loaded_set_restores_no_lifted_ban() {
     daemon.stop();
 }
 
-/// The trap that a crashed daemon left armed bans for the same time as an earlier ban, which is no sign of a file.
+/// The trap that a crashed daemon left armed bans for the same time as an earlier ban, which is not a sign of a file.
 #[test]
 fn trap_ban_after_crash_stays() {
     let lab = Lab::new(&["scanner"]);

@@ -1,4 +1,4 @@
-//! Tests datagrams to closed ports, or to ports that look closed to the kernel, that are no evidence of a scan.
+//! Tests datagrams to closed ports, or to ports that look closed to the kernel, that are not evidence of a scan.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};

@@ -217,7 +217,7 @@ fn model_agrees_after_window_has_passed() {
             }
             let gone = || pair.lab.set("suspects").is_empty().then_some(());
             assert!(within(TIMEOUT, gone).is_some(), "the kernel forgets after two seconds");
-            // The kernel's clock has ticks of some milliseconds.
+            // The kernel's clock has ticks of a few milliseconds.
             let gone = || pair.model.set(pair.now(), "suspects").is_empty().then_some(());
             assert!(within(TIMEOUT, gone).is_some(), "the model forgets too");
         }

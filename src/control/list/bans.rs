@@ -13,7 +13,7 @@ use crate::enforce::nft::{BlockError, Nft, Remaining};
 use crate::ledger::{Entry, Found, LedgerError, Reader};
 use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
 
-/// Maximum number of bans for which the kernel's sets are read, which takes some seconds. The time grows with the
+/// Maximum number of bans for which the kernel's sets are read, which takes a few seconds. The time grows with the
 /// square.
 const MAX_DUMPED: usize = 200_000;
 

@@ -115,7 +115,7 @@ fn press(view: &mut View, keys: &[Key]) {
     keys.iter().for_each(|key| drop(view.press(*key)));
 }
 
-/// Compares with a file beside this one; `SCREENS=write` in the environment rewrites the file for review.
+/// Compares with a file next to this one; `SCREENS=write` in the environment rewrites the file for review.
 fn assert_matches_file(name: &str, painted: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control/live_view/screens").join(name);
     if std::env::var("SCREENS").is_ok_and(|value| value == "write") {

@@ -314,7 +314,7 @@ impl Nft {
         Ok(found.filter(|found| found.target() == target))
     }
 
-    /// Returns the targets that the kernel does not block. Queries each individually, some microseconds each,
+    /// Returns the targets that the kernel does not block. Queries each individually, a few microseconds each,
     /// regardless of the set sizes.
     pub fn missing(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, BlockError> {
         let mut missing = Vec::new();

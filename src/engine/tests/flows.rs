@@ -8,7 +8,7 @@ use crate::types::{PortSet, Protocol};
 use crate::wire::TcpFlags;
 use crate::wire::fixtures::{ACK, FIN, PSH, SYN};
 
-/// All ports from 1024 are watched, including those of outgoing connections.
+/// All ports from 1024 are monitored, including those of outgoing connections.
 fn watch_all_ports(settings: &mut Settings) {
     let ports: PortSet = "1024-65535".parse().unwrap();
     (settings.tcp.ports, settings.udp.ports) = (ports.clone(), ports);

@@ -269,7 +269,7 @@ impl Scene {
         }
     }
 
-    /// The number of packets that the last verdict sums up, if it is a repetition.
+    /// The number of packets that the last verdict summarises, if it is a repetition.
     pub(super) fn report(&self) -> Option<u32> {
         match self.verdict {
             Verdict::Repeated(repeated) => repeated.report,

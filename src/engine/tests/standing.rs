@@ -1,4 +1,4 @@
-//! Tests banned sources: recognised, summed up, reconciled with the kernel, lifted, judged again.
+//! Tests banned sources: recognised, summarised, reconciled with the kernel, lifted, judged again.
 
 use std::collections::HashSet;
 use std::time::Duration;

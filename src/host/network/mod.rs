@@ -92,11 +92,12 @@ pub struct Interface {
     pub strict: bool,
     /// True if the kernel accepts IPv4 packets from this host's own addresses (accept_local).
     pub accepts_own: bool,
-    /// True where the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4 and
-    /// of IPv6.
+    /// True if the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of
+    /// IPv4 and of IPv6.
     pub filters_frames: [bool; 2],
-    /// True where its frames come from programs on the same machine, and not over a wire: of a container, a virtual machine, or the
-    /// hypervisor. The tunnels of this host count as such; what only has the frames of other interfaces does not.
+    /// True if its frames come from programs on the same machine, and not over a wire: of a container, a virtual
+    /// machine, or the hypervisor. The tunnels of this host count as such; interfaces that only carry frames of other
+    /// interfaces do not.
     pub virtual_link: bool,
     /// Index of the VRF to which it belongs; its own index if it is a VRF.
     pub vrf: Option<u32>,
@@ -126,8 +127,9 @@ const SHORT_DUMP: Duration = Duration::from_millis(100);
 /// first default route for each datagram.
 pub struct Reader {
     limit: Duration,
-    /// What the last complete list of IPv6 routes says, and with it the listed part of a late one.
+    /// The facts of the last complete list of IPv6 routes.
     complete: HostFacts,
+    /// The same, with the listed part of a late list added.
     last: HostFacts,
     is_late: bool,
     /// When IPv6 routes may be listed again.

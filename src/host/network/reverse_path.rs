@@ -87,8 +87,8 @@ pub(super) fn accepts_local(interface: &str) -> bool {
     setting(interface, "accept_local") == Some(1)
 }
 
-/// True where the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4 and of
-/// IPv6, which has no value for all interfaces.
+/// True if the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4
+/// and of IPv6, which has no value for all interfaces.
 pub(super) fn filters_frames(interface: &str) -> [bool; 2] {
     let key = "drop_unicast_in_l2_multicast";
     [

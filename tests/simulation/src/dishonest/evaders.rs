@@ -58,7 +58,7 @@ pub(super) fn populate(world: &mut World) {
     evader(world, "knows the list: 20000 to 20100", |world, chance, source| {
         in_turn(world, chance, source, Duration::from_millis(5), &(20_000..20_100).collect::<Vec<_>>())
     });
-    // Remembered services are forgiven even while they are down; so are ports that listened for some minutes.
+    // Remembered services are forgiven even while they are down; so are ports that listened for a few minutes.
     evader(world, "knows services that come and go", |world, chance, source| {
         let mut ports = NEW_PORTS.to_vec();
         ports.extend(world.host.profile.services.iter().map(|service| service.port));

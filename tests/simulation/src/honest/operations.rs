@@ -67,7 +67,7 @@ enum Kind {
     BrokenBoot,
     /// The program is upgraded.
     ProgramRestart,
-    /// A transfer or a debugging tool of the system listens for some minutes.
+    /// A transfer or a debugging tool of the system listens for a few minutes.
     ShortService,
     /// An operator's test listens on three hundred ports for an hour.
     PortTest,
@@ -106,7 +106,7 @@ enum Step {
 /// Ports of services that start together.
 pub(crate) const NEW_PORTS: [u16; 4] = [3_306, 6_379, 8_088, 9_200];
 
-/// Ports in the built-in list on which a program listens for some minutes.
+/// Ports in the built-in list on which a program listens for a few minutes.
 pub(crate) const SHORT_PORTS: [u16; 4] = [111, 873, 2_049, 8_000];
 
 /// Ports on which an operator's test listens.

@@ -36,10 +36,10 @@ impl World {
                 let long = |expiry: &Expiry| !matches!(expiry, Expiry::After(span) if *span <= CAPPED_BAN);
                 seen.long_bans += u64::from(matches!(judgement, Judgement::Ban { expiry, .. } if long(expiry)));
                 let reported = self.detector.reports_distributed_scan(self.now);
-                // A forged packet is no detection of its sender, unless the sender only sends forged packets.
+                // A forged packet is not a detection of its sender, unless the sender only sends forged packets.
                 if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
                     part.ports.insert(port);
-                    // A ban by the trap alone is no detection yet, because the program may lift it.
+                    // A ban by the trap alone is not a detection yet, because the program may lift it.
                     let is_blocked = passage == Passage::Blocked && self.detector.is_blocked(self.now, source);
                     part.banned = banned || reported || is_blocked;
                     if part.banned {
