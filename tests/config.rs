@@ -427,7 +427,7 @@ fn repeated_key_or_table_names_both() {
 }
 
 #[test]
-fn interfaces_are_watched_or_excluded() {
+fn interfaces_are_monitored_or_excluded() {
     assert_eq!(read("interfaces = [\"!docker0\"]").interfaces, ["!docker0"]);
     let mixed = refused("interfaces = [\"eth0\", \"!docker0\"]");
     assert!(mixed[0].contains("the list mixes interfaces to monitor and"), "{mixed:?}");
@@ -551,7 +551,7 @@ fn unreadable_file_names_error_and_remedy() {
 }
 
 #[test]
-fn name_is_valid_dns_and_no_address() {
+fn name_is_valid_dns_not_address() {
     let label = "a".repeat(63);
     let longest = format!("{label}.{label}.{label}.{}", "a".repeat(61));
     for right in ["a", "a.b", "a.b.", "1.example", "x_y.example", "_dmarc.example", "xn--mnchen-3ya.example", &longest]

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn filter_passes_evidence_and_no_answer() {
+    fn filter_passes_evidence_but_not_answers() {
         use crate::engine::Class;
         use crate::wire::TcpFlags;
         let wanted =

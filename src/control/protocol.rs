@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn reply_is_read_whatever_it_contains() {
+    fn reply_with_any_text_is_read() {
         let reloaded = Reloaded { changed: vec!["two\nlines".to_owned()], needs_restart: Vec::new() };
         for (request, reply) in [
             (Request::Confirm, Ok(Answer::Confirmed {})),

@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn open_port_is_forgiven_xmas_probe_not() {
+    fn xmas_probe_of_open_port_remains_evidence() {
         let mut suspects = table(8);
         let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
         suspects.forgive(key(1), Protocol::Tcp, 23);

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn longest_ban_bounds_and_permanent_stays() {
+    fn escalation_never_shortens_or_overflows() {
         let escalation = Escalation { factor: 3, max: HOUR, ..Escalation::default() };
         assert_eq!(escalation.expiry(Expiry::After(2 * HOUR), 5, Grade::Proven), Expiry::After(2 * HOUR));
         assert_eq!(escalation.expiry(Expiry::Never, 5, Grade::Proven), Expiry::Never);
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn uncounted_ban_hides_no_earlier_strike() {
+    fn uncounted_ban_keeps_earlier_strikes() {
         let mut strikes = table(8);
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
         strikes.supersede(key(1));

@@ -114,7 +114,7 @@ mod tests {
     use crate::types::at;
 
     #[test]
-    fn whole_burst_may_come_at_once() {
+    fn whole_burst_is_permitted_at_once() {
         let mut budget = TokenBucket::new(60, Duration::from_secs(60));
         assert_eq!(budget.available(at(1)), 60);
         assert_eq!((0..100).filter(|_| budget.try_take(at(1))).count(), 60);

@@ -228,7 +228,7 @@ fn handshake_from_cookie_is_forgeable_evidence() {
 }
 
 #[test]
-fn thousand_connections_a_second_lose_none() {
+fn thousand_connections_per_second_are_all_accepted() {
     let _alone = exclusive_backlog();
     const THREADS: u32 = 4;
     const EACH: u32 = 1_250;

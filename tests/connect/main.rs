@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_flood_of_allowed_host_hides_nothing() {
+    fn allowed_connection_flood_hides_no_scan() {
         let lab = Lab::new(&["friend", "attacker", "late"]);
         let friend = lab.v4("friend");
         let daemon = Daemon::start_configured(&lab, &format!("allow.networks = [\"{friend}\"]\n{TCP}"), &["-tcp"]);

@@ -148,7 +148,7 @@ fn retries_during_service_restart_are_innocent() {
 }
 
 #[test]
-fn only_requested_interface_is_watched() {
+fn only_requested_interface_is_monitored() {
     let lab = Lab::new(&["attacker", "third"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
     lab.probe("third", lab.v4("third").into(), lab.victim_v4("third").into(), &CLOSED);

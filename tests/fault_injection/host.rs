@@ -43,7 +43,7 @@ fn returning_interface_is_trapped_again() {
 
 /// A host gets other addresses: the old ones are no longer exempt.
 #[test]
-fn changed_addresses_are_watched_and_exempt() {
+fn changed_addresses_are_monitored_and_exempt() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = start(&lab, "");
     let banned = lab.provoke_ban("other");

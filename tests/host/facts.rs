@@ -349,7 +349,7 @@ fn first_reading_may_lack_ipv6_routes() {
 }
 
 #[test]
-fn advertised_network_makes_no_gateway() {
+fn advertised_network_adds_no_gateway() {
     let net = network();
     net.ip_batch(
         "route add 2001:db8:a::/48 via fe80::bad dev out proto ra metric 1024 pref low\n\

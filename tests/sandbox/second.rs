@@ -103,7 +103,7 @@ print "holds\n"; sleep 600;"#;
 }
 
 #[test]
-fn background_start_returns_when_watching() {
+fn background_start_returns_when_monitoring() {
     let lab = Lab::new(&["attacker"]);
     let command = || {
         let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());

@@ -295,7 +295,7 @@ fn late_acks_are_reported_without_ban() {
 }
 
 #[test]
-fn full_restart_bans_no_clients() {
+fn clients_are_not_banned_after_full_restart() {
     let lab = Lab::new(&["clients", "other"]);
     let clients = lab.add_addresses("clients", 100..200);
     remember(&lab, &SERVED, Duration::from_secs(60));
@@ -317,7 +317,7 @@ fn full_restart_bans_no_clients() {
 }
 
 #[test]
-fn restart_before_services_remembered_bans_no_clients() {
+fn early_restart_bans_no_clients() {
     let lab = Lab::new(&["clients", "scanner", "other"]);
     let clients = lab.add_addresses("clients", 100..200);
     let services = Services::open(&lab, &SERVED);

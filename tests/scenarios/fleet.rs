@@ -364,7 +364,7 @@ fn is_taken_for_ban(line: &str) -> bool {
 }
 
 #[test]
-fn fleet_process_forges_no_log_line() {
+fn fleet_process_cannot_forge_log_line() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, &settings(&lab, "[fleet.accept]\nsingle = true\n"), &[]);
     let mut peer = Peer::connect(&lab);
@@ -391,7 +391,7 @@ fn fleet_process_forges_no_log_line() {
 }
 
 #[test]
-fn fleet_process_floods_no_log() {
+fn fleet_process_cannot_flood_log() {
     let lab = Lab::new(&["attacker"]);
     let text = settings(&lab, "[fleet.accept]\nmax_per_author_per_hour = 1\n");
     let daemon = Daemon::start_configured(&lab, &text, &[]);

@@ -150,7 +150,7 @@ fn unchanged_content_keeps_the_inode() {
 }
 
 #[test]
-fn concurrent_appends_tear_no_line() {
+fn concurrent_appends_keep_lines_whole() {
     let (_folder, path) = folder("");
     let stop = AtomicBool::new(false);
     let hosts_deny = at(&path);

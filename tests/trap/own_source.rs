@@ -93,7 +93,7 @@ fn own_source_frames_are_dropped_and_reported() {
 
 /// A trial blocks nothing, and the guard covers only the configured `interfaces`.
 #[test]
-fn guard_covers_watched_interfaces_outside_trial() {
+fn guard_covers_monitored_interfaces_outside_trial() {
     let lab = Lab::new(&["other", "left"]);
     let daemon = Daemon::start_configured(&lab, "interfaces = [\"other\"]\n", &["--expire", "24h"]);
     wait_until_guarded(&lab, "other");

@@ -169,7 +169,7 @@ fn filtered_group_frames_cause_no_ban() {
 
 /// A router has the first address of each of its IPv6 networks (RFC 4291), and takes datagrams there, but no TCP.
 #[test]
-fn anycast_address_of_router_is_watched() {
+fn anycast_address_of_router_is_monitored() {
     let lab = Lab::new(&["first", "second"]);
     lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"]);
     let socket = lab.inside("victim", || UdpSocket::bind("[::]:700").unwrap());

@@ -228,7 +228,7 @@ fn forwarded_packet_opens_no_port() {
 }
 
 #[test]
-fn bridged_answers_with_own_source_open_nothing() {
+fn bridged_answers_open_no_port() {
     let mut scene = Scene::new();
     let before = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
     for port in 1..=1_024 {

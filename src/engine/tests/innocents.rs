@@ -21,7 +21,7 @@ fn https_attempt_on_http_host_is_forgiven() {
 }
 
 #[test]
-fn ident_query_is_not_watched() {
+fn ident_query_is_not_monitored() {
     assert_eq!(Scene::new().syn(SERVER, 113), Innocent(IgnoreReason::NotMonitored));
 }
 
@@ -103,7 +103,7 @@ fn directed_broadcast_is_not_for_this_host() {
 }
 
 #[test]
-fn unicast_chatter_of_neighbours_is_not_watched() {
+fn unicast_chatter_of_neighbours_is_not_monitored() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in [67, 68, 137, 138, 520, 546] {
         assert_eq!(scene.udp("192.0.2.40", port), Innocent(IgnoreReason::NotMonitored), "{port}");
@@ -111,7 +111,7 @@ fn unicast_chatter_of_neighbours_is_not_watched() {
 }
 
 #[test]
-fn traceroute_is_not_watched() {
+fn traceroute_is_not_monitored() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in 33_434..33_534 {
         assert_eq!(scene.udp(CLIENT, port), Innocent(IgnoreReason::NotMonitored));

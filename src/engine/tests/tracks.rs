@@ -60,7 +60,7 @@ fn blocking_datagrams_count_with_tcp() {
 }
 
 #[test]
-fn trial_names_bans_and_blocks_nothing() {
+fn trial_reports_bans_without_blocking() {
     let mut scene = Scene::with(|settings| settings.tcp.response = Response::Log);
     assert_eq!(scene.syns(SCANNER, [21, 22, 23]), Scan(3));
     assert_eq!((scene.syn(SCANNER, 24), scene.tcp(SCANNER, 25, 0)), (Repeated, Repeated));
