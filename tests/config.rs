@@ -390,7 +390,7 @@ fn wrong_fleet_names_its_remedy() {
 }
 
 #[test]
-fn unknown_key_names_nearest_known_one() {
+fn unknown_key_suggests_nearest_key() {
     for (text, expected) in [
         ("[detect]\nwindw = \"1h\"", "2:1: detect.windw: unknown key; did you mean \"detect.window\"?"),
         ("scan-trigger = 2", "1:1: scan-trigger: unknown key; did you mean \"detect.scan_trigger\"?"),

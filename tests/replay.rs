@@ -103,7 +103,7 @@ fn one_port_of_network_is_scan() {
 }
 
 #[test]
-fn decoy_sources_are_seen_as_claimed() {
+fn forged_decoy_sources_are_banned_too() {
     let bans: Vec<_> = blocked(&capture("nmap-decoys"), &[]).into_iter().map(|(target, _)| target).collect();
     assert_eq!(bans, ["10.77.1.2", "10.77.1.66", "10.77.1.67"]);
 }

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_old_versions_name_current_ones() {
+    fn old_words_suggest_current_words() {
         for (line, expected) in [
             ("portsentry --stealth", "-stcp -sudp"),
             ("portsentry --connect", "-tcp -udp"),

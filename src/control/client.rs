@@ -37,7 +37,6 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The exit code for this error.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -88,7 +87,6 @@ impl Client {
         Ok(parse_reply(&line, request).map_err(ClientError::Unreadable)??)
     }
 
-    /// The daemon's status.
     pub fn status(&mut self) -> Result<Box<Status>, ClientError> {
         match self.ask(&Request::Status)? {
             Answer::Status(status) => Ok(status),

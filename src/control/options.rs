@@ -144,7 +144,6 @@ pub struct ExplainOptions {
     pub connection: Connection,
 }
 
-/// Parses one address.
 pub(crate) fn parse_address(text: &str) -> Result<IpAddr, String> {
     let wrong = "not an address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows the bans in a network";
     let network = parse_on_any_link(text).ok().filter(|network| network.prefix_len() == network.max_prefix_len());

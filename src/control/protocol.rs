@@ -97,7 +97,6 @@ impl Request {
             .map_err(|error| format!("invalid request: {error}; see control.md in /usr/share/doc/portsentry-nft/docs"))
     }
 
-    /// The request as one line.
     #[must_use]
     pub fn to_line(&self) -> String {
         to_line(self)
@@ -109,7 +108,6 @@ impl Request {
         !matches!(self, Self::Status | Self::Explain { .. } | Self::Allowed | Self::Fleet { .. } | Self::Subscribe)
     }
 
-    /// Parses the answer to this request.
     fn parse_answer(&self, line: &[u8]) -> serde_json::Result<Answer> {
         Ok(match self {
             Self::Status => Answer::Status(serde_json::from_slice(line)?),
@@ -368,7 +366,6 @@ struct Outcome {
     ok: bool,
 }
 
-/// The reply as one line.
 #[must_use]
 pub fn reply_to_line(reply: &Reply) -> String {
     match reply {

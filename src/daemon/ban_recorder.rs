@@ -138,7 +138,6 @@ const MAX_RECENT: usize = 512;
 #[derive(Default)]
 pub(super) struct BanRecorder {
     writer: Option<Writer>,
-    /// The configured backends.
     backends: Vec<Backend>,
     recent: VecDeque<(BanTarget, SystemTime)>,
 }
@@ -304,7 +303,6 @@ fn start_writer(
     Ok((writer, memory))
 }
 
-/// The change for a lifted ban.
 pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> Change {
     Change::Ended { target, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
 }

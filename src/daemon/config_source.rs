@@ -19,9 +19,7 @@ use crate::sensor::SensorCommand;
 /// Locations of files and sockets.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// The ledger's directory.
     pub state_dir: PathBuf,
-    /// The control socket.
     pub socket: PathBuf,
     /// The configuration file, if it exists.
     pub config: PathBuf,

@@ -191,7 +191,6 @@ impl HostState {
         std::mem::take(&mut self.served_again)
     }
 
-    /// The remembered services.
     pub(super) fn services(&self) -> Vec<ServiceState> {
         self.services.states()
     }

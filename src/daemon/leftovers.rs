@@ -17,7 +17,7 @@ pub(super) struct Leftovers {
 }
 
 impl Leftovers {
-    /// The objects that `config` does not use any more; none if it only logs, because that may be temporary.
+    /// The objects that `config` no longer uses; none if it only logs, because that may be temporary.
     pub(super) fn new(config: &Config) -> Self {
         let unused = |backend: Backend| config.blocks() && !config.block.method.contains(&backend);
         Self {

@@ -268,7 +268,7 @@ impl Naming {
         self.write_ready(Instant::now());
     }
 
-    /// Writes the lines at the front of the queue that need not wait any more.
+    /// Writes the lines at the front of the queue that no longer need to wait.
     fn write_ready(&mut self, now: Instant) {
         let hosts = &self.hosts;
         let ready =

@@ -23,13 +23,11 @@ pub enum Standing {
 /// A ban that the kernel should enforce now. `length` and `left` together restore it exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActiveBan {
-    /// The target of the ban.
     pub target: BanTarget,
     /// Duration of the whole ban; `None` if unknown or if the ban never expires. Stored in steps of 50 ms.
     pub length: Option<Duration>,
     /// Grade of the evidence; `None` without evidence or if unknown.
     pub grade: Option<Grade>,
-    /// The remaining time.
     pub left: Expiry,
 }
 
@@ -340,7 +338,6 @@ impl BanTable {
         self.entries.remove(key).is_some()
     }
 
-    /// Removes all entries.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
         self.forgeable = 0;

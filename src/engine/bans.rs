@@ -13,7 +13,7 @@ use super::{CAPPED_BAN, Engine, Grade, Host};
 use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 impl Engine {
-    /// Records that the kernel does not block `target` any more: the ban failed, was lifted, or its set was flushed. A
+    /// Records that the kernel no longer blocks `target`: the ban failed, was lifted, or its set was flushed. A
     /// ban lifted before its end does not count as a strike.
     pub fn lift(&mut self, target: BanTarget) -> bool {
         let key = self.key_of(target, Track::Block);
@@ -22,7 +22,7 @@ impl Engine {
         self.ban_table.lift(key)
     }
 
-    /// Records that the kernel blocks no source any more: its set was flushed or its table removed. Strikes stay.
+    /// Records that the kernel no longer blocks any source: its set was flushed or its table removed. Strikes stay.
     pub fn lift_all(&mut self) {
         self.ban_table.clear();
         self.prefix_bans.clear();

@@ -24,7 +24,6 @@ struct Candidate {
     key: Hashed,
     grade: Grade,
     pace: Pace,
-    /// Its last probe.
     observation: Observation,
 }
 

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn standing_bans_leave_room_for_short_ones() {
+    fn part_of_ceiling_is_for_short_bans() {
         let mut ceilings = Ceilings::new(&builtin());
         let room = |ceilings: &mut Ceilings, standing| {
             ceilings.room(at(1), BanRequest { grade: Grade::Forgeable, distinct: 16, is_fastest: true }, standing)

@@ -115,15 +115,12 @@ impl ReversePath {
 /// The snapshot of the host.
 #[derive(Clone)]
 pub struct Host {
-    /// This host's addresses.
     pub local: Local,
     /// The networks of its addresses, on whose links its neighbours are. Not used by the engine; the route backend must
     /// not cut them off.
     pub networks: Vec<IpNet>,
     pub allow: AllowList,
-    /// Its TCP listeners.
     pub tcp: Listeners,
-    /// Its UDP sockets.
     pub udp: Listeners,
     /// Services that it runs, including those that are down at the moment.
     pub services: ServiceMemory,

@@ -13,7 +13,6 @@ pub struct Observation {
     pub source: IpAddr,
     /// Source port; 0 if there is none.
     pub source_port: u16,
-    /// Destination address.
     pub destination: IpAddr,
     /// Index of the incoming interface; 0 if unknown.
     pub interface: u32,

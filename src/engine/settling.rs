@@ -73,7 +73,7 @@ impl Engine {
                 return Some(verdict);
             }
         }
-        // Frees the memory, which is not needed any more.
+        // Frees the memory, which is no longer needed.
         self.settling = Settling::new();
         self.judge_candidate(now, host, lookup)
     }

@@ -280,7 +280,6 @@ impl SourceTable {
         tally
     }
 
-    /// The evidence in `slot`.
     pub(super) fn evidence(&self, slot: usize) -> impl Iterator<Item = Evidence> + Clone + '_ {
         self.sources.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
     }

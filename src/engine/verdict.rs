@@ -114,7 +114,6 @@ pub struct Exempt {
 /// A packet from a source that already has a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repeated {
-    /// The sender.
     pub source: IpAddr,
     /// The target of the verdict.
     pub target: BanTarget,
@@ -155,7 +154,6 @@ pub enum Notice {
         target: BanTarget,
         /// The standing decision.
         standing: Standing,
-        /// Number of packets.
         packets: u32,
     },
     /// Sources with enough evidence for a ban above the ceilings.

@@ -104,7 +104,6 @@ pub enum EventKind {
         target: BanTarget,
         expiry: Expiry,
         by: String,
-        /// The operator's note.
         note: Option<String>,
         /// `None`: every configured backend.
         backend: Option<Backend>,

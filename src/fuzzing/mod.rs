@@ -100,7 +100,6 @@ pub fn fleet(bytes: &[u8]) {
     fleet::fuzz(bytes);
 }
 
-/// A hosts.deny.
 pub fn hosts_deny(bytes: &[u8]) {
     enforce::hosts_deny::fuzzing::edit(bytes);
 }

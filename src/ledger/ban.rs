@@ -15,7 +15,6 @@ use crate::types::{Backend, Backends, BanTarget, Expiry, Protocol};
 pub enum Author {
     /// The engine, on evidence.
     Detector,
-    /// An operator.
     Operator,
     /// An imported list.
     Import,
@@ -184,10 +183,10 @@ fn end(at: SystemTime, expiry: Expiry) -> Option<SystemTime> {
 /// How a ban ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It expired.
     Expired,
-    /// It was lifted.
-    Lifted { by: String },
+    Lifted {
+        by: String,
+    },
     /// A newer ban of the same target replaced it.
     Replaced,
 }
@@ -195,7 +194,6 @@ pub enum Ending {
 /// End of a ban.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// How.
     pub how: Ending,
     /// When, to the microsecond.
     pub at: SystemTime,
@@ -258,7 +256,6 @@ pub struct Allowance {
     pub since: SystemTime,
     /// `None`: until it is revoked.
     pub until: Option<SystemTime>,
-    /// The operator.
     pub by: String,
 }
 
@@ -309,7 +306,7 @@ pub enum Change {
     Listeners(Vec<(Service, Option<SystemTime>)>),
     /// Identity of the kernel's table: boot and handle.
     Table(String),
-    /// A service is not remembered any more.
+    /// A service is no longer remembered.
     ServiceForgotten(Service),
 }
 

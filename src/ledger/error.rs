@@ -24,7 +24,6 @@ pub enum LedgerError {
     )]
     Owner {
         path: PathBuf,
-        /// Its owner.
         owner: u32,
         /// The user of this process.
         user: u32,
@@ -89,7 +88,7 @@ impl LedgerError {
         move |error| Self::Database { doing, path, error }
     }
 
-    /// True if the file cannot be trusted any more and must be replaced.
+    /// True if the file can no longer be trusted and must be replaced.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {

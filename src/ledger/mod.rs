@@ -82,7 +82,6 @@ pub struct Ledger {
 pub enum Opened {
     /// The ledger is new.
     Fresh,
-    /// An existing ledger.
     Existing,
     /// A damaged ledger was moved aside, and a new one was created.
     Rebuilt {

@@ -44,7 +44,6 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
     Some(Entry { ban, strikes: row.get(8).ok()?, ended })
 }
 
-/// The ban in a row of [`IN_FORCE`].
 pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
     let (who, source) = (row.get_ref(0).ok()?.as_str().ok()?, row.get_ref(1).ok()?.as_str().ok()?);
     let target = target(who)?;
@@ -83,7 +82,6 @@ fn grade(row: &Row<'_>, place: usize) -> Option<Option<Grade>> {
     }
 }
 
-/// The class with this key.
 pub(super) fn class_of(key: &str) -> Option<Class> {
     Class::ALL.into_iter().find(|class| class.key() == key)
 }

@@ -49,7 +49,7 @@ const STEPS: [&str; 10] = [
         strikes INTEGER NOT NULL,     -- bans of the subject before this one
         method TEXT NOT NULL,
         author TEXT NOT NULL,
-        ended INTEGER,                -- NULL: nobody has marked its end
+        ended INTEGER,                -- NULL: its end is not recorded
         ending TEXT,                  -- expired, lifted, replaced
         lifted_by TEXT
     ) STRICT;
@@ -57,10 +57,10 @@ const STEPS: [&str; 10] = [
     CREATE INDEX ban_open ON ban (until) WHERE ended IS NULL;
     CREATE INDEX ban_ended ON ban (ended) WHERE ended IS NOT NULL;
 ",
-    // Earlier formats did not store which bans were above the ceiling. These lasted at most five minutes. That other bans
-    // of this length do not count as strikes either does no harm.
+    // Earlier formats did not store which bans were above the ceiling. These lasted at most five minutes. Other bans
+    // of this length then do not count as strikes either, which does no harm.
     "
-    ALTER TABLE ban ADD COLUMN capped INTEGER NOT NULL DEFAULT 0;  -- 1: above the ceiling, and no strike
+    ALTER TABLE ban ADD COLUMN capped INTEGER NOT NULL DEFAULT 0;  -- 1: above the ceiling, does not count as a strike
     UPDATE ban SET capped = 1 WHERE author = 'detector' AND until - since <= 300000000;
 ",
     "

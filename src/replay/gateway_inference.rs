@@ -36,7 +36,6 @@ struct Station {
 }
 
 impl GatewayInference {
-    /// Inspects a packet and its link addresses.
     pub(super) fn inspect(&mut self, link: LinkAddresses, packet: &Packet) {
         let Packet { source, destination, transport, .. } = *packet;
         let skipped = |address: IpAddr| address.is_multicast() || address.is_unspecified();
@@ -55,7 +54,6 @@ impl GatewayInference {
         }
     }
 
-    /// Returns the gateways.
     pub(super) fn finish(self) -> HashSet<IpAddr> {
         let gateways = self.stations.into_values().flat_map(|Station { neighbours, networks, .. }| {
             let own: HashSet<_> = neighbours.iter().map(|address| network(*address)).collect();

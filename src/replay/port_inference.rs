@@ -94,7 +94,6 @@ impl Used {
         }
     }
 
-    /// True if `port` is in use.
     #[must_use]
     pub(super) fn contains(&self, port: Port) -> bool {
         self.ports.contains_key(&port)
@@ -119,7 +118,6 @@ impl<'a> PortInference<'a> {
         Self { local, tcp, udp, flows: HashMap::new(), used: Used::default() }
     }
 
-    /// Inspects one packet.
     pub(super) fn inspect(&mut self, packet: &Packet) {
         let Packet { source, destination, .. } = *packet;
         match packet.transport {
@@ -153,7 +151,6 @@ impl<'a> PortInference<'a> {
         &self.used
     }
 
-    /// Returns the ports in use.
     #[must_use]
     pub(super) fn finish(mut self) -> Used {
         for (flow, _) in self.flows.iter().filter(|(_, seen)| seen.data > 0 && !seen.refused) {

@@ -23,7 +23,6 @@ use rustix::thread::CapabilitySet;
 
 use super::user::NAME;
 
-/// The socket's name.
 const SOCKET: &[u8] = b"portsentry";
 
 /// Timeout for a process that is starting or ending to identify itself or to release the name. Longer than a running

@@ -92,9 +92,7 @@ pub enum Process {
 pub struct Sandbox {
     /// Name of the user, if it has one.
     pub user: Option<String>,
-    /// The uid.
     pub uid: u32,
-    /// The remaining capabilities.
     pub capabilities: Capabilities,
     /// True if executed programs cannot gain privileges.
     pub no_new_privs: bool,
@@ -106,14 +104,12 @@ pub struct Sandbox {
     pub seccomp: Calls,
     /// The accessible files; `None`: all that its user can access.
     pub reach: Option<Reach>,
-    /// Warnings to report.
     pub warnings: Vec<String>,
 }
 
 /// The permitted system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Calls {
-    /// All.
     All,
     /// All except some that no command needs.
     Most,

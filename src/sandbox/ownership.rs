@@ -43,7 +43,6 @@ pub enum Untrusted {
         file: PathBuf,
         /// The path that belongs to the other user: the file, or a directory on the path to it.
         place: PathBuf,
-        /// Its owner.
         owner: u32,
     },
 }

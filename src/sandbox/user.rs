@@ -21,7 +21,6 @@ pub(super) const NAME: &str = "portsentry";
 /// In such a directory, only the owner of a file can replace it.
 const STICKY: u32 = 0o1000;
 
-/// The name of `user`, if it has one.
 pub(super) fn name(user: u32) -> Option<String> {
     if user == 0 {
         // Without a name service query.

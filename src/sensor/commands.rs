@@ -85,21 +85,46 @@ pub type Answer<T> = oneshot::Sender<T>;
 
 /// A request of an operator.
 pub enum SensorRequest {
-    /// Blocks a target.
-    Block { target: BanTarget, expiry: Expiry, by: String, note: Option<String>, answer: Answer<Result<(), String>> },
+    Block {
+        target: BanTarget,
+        expiry: Expiry,
+        by: String,
+        note: Option<String>,
+        answer: Answer<Result<(), String>>,
+    },
     /// Ends the bans of `targets`, or all bans; answers with the targets that were blocked.
-    Unblock { targets: Option<Vec<BanTarget>>, by: String, answer: Answer<Result<Vec<BanTarget>, String>> },
+    Unblock {
+        targets: Option<Vec<BanTarget>>,
+        by: String,
+        answer: Answer<Result<Vec<BanTarget>, String>>,
+    },
     /// Counts the bans that should be in force.
-    Count { answer: Answer<usize> },
+    Count {
+        answer: Answer<usize>,
+    },
     /// Lists at most `most` banned targets inside a network, with their total number.
-    BansIn { network: IpNet, most: usize, answer: Answer<(Vec<BanTarget>, usize)> },
+    BansIn {
+        network: IpNet,
+        most: usize,
+        answer: Answer<(Vec<BanTarget>, usize)>,
+    },
     /// Samples the bans that should be in force, for a comparison with the kernel, and checks the targets that were
     /// missing at the last one.
-    Sample { most: usize, again: Vec<BanTarget>, routes_again: Vec<BanTarget>, answer: Answer<Sample> },
+    Sample {
+        most: usize,
+        again: Vec<BanTarget>,
+        routes_again: Vec<BanTarget>,
+        answer: Answer<Sample>,
+    },
     /// Explains what the engine knows about an address.
-    Explain { address: IpAddr, answer: Answer<Explanation> },
+    Explain {
+        address: IpAddr,
+        answer: Answer<Explanation>,
+    },
     /// Lists the ports that destination NAT publishes, as far as connections have shown them.
-    Published { answer: Answer<Vec<Service>> },
+    Published {
+        answer: Answer<Vec<Service>>,
+    },
 }
 
 /// The command queue of the sensor, with an event descriptor that wakes the sensor while it waits for packets.

@@ -139,7 +139,6 @@ impl SensorMetrics {
         increment(of_class(&self.probes_of, class));
     }
 
-    /// Probes of this class.
     #[must_use]
     pub fn probes_of(&self, class: Class) -> u64 {
         of_class(&self.probes_of, class).map_or(0, Metric::get)

@@ -93,7 +93,6 @@ impl PendingBans {
         }
     }
 
-    /// Removes and returns one retry that is due.
     pub(super) fn due_retry(&mut self, now: Timestamp) -> Option<Retry> {
         let place = self.retries.iter().position(|retry| retry.next <= now)?;
         self.retries.remove(place)

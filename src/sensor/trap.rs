@@ -204,7 +204,7 @@ impl TrapControl {
         }
     }
 
-    /// Removes all ports from the trap and from the decoys, because no thread serves them any more.
+    /// Removes all ports from the trap and from the decoys, because no thread serves them now.
     pub(super) fn stop(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some()) {

@@ -21,7 +21,6 @@ impl TokenBucket {
         Self { per_span: per_span.max(1), span, saved: span, at: Timestamp::default() }
     }
 
-    /// The number of available tokens.
     pub fn available(&mut self, now: Timestamp) -> u32 {
         self.refill(now);
         let token = (self.span / self.per_span).max(Duration::from_nanos(1));

@@ -141,7 +141,7 @@ fn answers_in_wide_port_range_are_ignored() {
 }
 
 #[test]
-fn broadcast_and_multicast_are_not_own() {
+fn broadcast_and_multicast_cause_no_ban() {
     let lab = Lab::new(&["neighbour", "culprit"]);
     let daemon = Daemon::start_configured(&lab, "[udp]\nblock = true\nadvanced_exclude = \"\"\n", &STRICT);
     let source = lab.v4("neighbour").into();

@@ -256,7 +256,7 @@ fn ipsec_peer_is_never_blocked() {
     });
     assert_protected(&lab, &daemon, "gateway", peer.into(), "the far end of a tunnel");
     lab.victim_ip("xfrm policy delete src 0.0.0.0/0 dst 0.0.0.0/0 dir out");
-    netns_lab::eventually("the peer is not on the allow-list any more", || {
+    netns_lab::eventually("the peer is no longer on the allow-list", || {
         !lab.set_text("allowed").contains(&peer.to_string())
     });
     lab.probe_until_banned("gateway", own.into());

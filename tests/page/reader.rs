@@ -62,7 +62,7 @@ fn killed(bans: u32) -> State {
 }
 
 #[test]
-fn resting_ledger_is_read_unchanged() {
+fn closed_ledger_is_read_unchanged() {
     let repeater = target("2001:db8:1:2:3::4");
     let bans = [ban(repeater, ago(3 * DAY), DAY), ban(repeater, ago(60), DAY), ban(source(1), ago(30), DAY)];
     let state = State::with(&bans);

@@ -79,7 +79,7 @@ fn repeat_offender_is_reported_with_history() {
 }
 
 #[test]
-fn recent_and_operator_bans_are_apart() {
+fn recent_and_operator_bans_are_separate() {
     let stats = stats(&scene(), MONTH);
     let targets = |bans: &[RecentBan]| bans.iter().map(|ban| ban.target.to_string()).collect::<Vec<_>>();
     let newest = ["2001:db8:1:2::/64", "198.51.100.200", "198.51.100.1", "198.51.100.1", "198.51.100.1"];

@@ -59,7 +59,7 @@ fn answered_socket_is_never_replaced() {
 }
 
 #[test]
-fn stale_socket_goes_to_one_of_two() {
+fn one_of_two_daemons_replaces_stale_socket() {
     let (one, other) = (Lab::new(&[]), Lab::new(&[]));
     let socket = one.path("socket");
     for _ in 0..3 {

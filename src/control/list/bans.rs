@@ -205,7 +205,7 @@ fn join(
             ban.kernel = left.map_or(KernelState::Absent, KernelState::Blocked);
         }
     }
-    // Neither of them has the ban any more.
+    // Neither of them has the ban now.
     bans.retain(|ban| ban.kernel != KernelState::Absent || ban.remembered.is_some());
     Ok(Bans { bans, kernel: asked, notes })
 }

@@ -53,7 +53,6 @@ pub(super) struct Look {
     pub(super) unicode: bool,
 }
 
-/// Draws `view`.
 pub(super) fn draw(frame: &mut Frame<'_>, view: &View, Look { colours, unicode }: Look) {
     let area = frame.area();
     if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {

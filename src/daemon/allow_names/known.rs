@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_answer_replaces_older_one() {
+    fn invalid_answer_replaces_older_answer() {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
         let (_, message) = known.learn(NAME, now, &answer(&["0.0.0.0"]));

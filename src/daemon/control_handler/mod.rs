@@ -167,7 +167,7 @@ impl ControlHandler<'_> {
         *self.trial = Trial::None;
         let settings = Settings::from_config(&self.config.config);
         self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
-        // A pending `--confirm` has no meaning any more.
+        // A pending `--confirm` no longer has a meaning.
         if std::mem::take(&mut self.config.on_trial) && self.hold().is_some() {
             self.sensor.send(SensorCommand::Ruleset(Box::new(self.config.ruleset())));
         }

@@ -63,7 +63,6 @@ pub enum Failure {
          table and restart portsentry"
     )]
     Full {
-        /// The set's name.
         set: &'static str,
         /// Size of the set in elements.
         size: u32,

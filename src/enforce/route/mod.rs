@@ -33,7 +33,7 @@ use crate::types::{BanTarget, Expiry, RouteKind, Timestamp};
 pub use failure::{BlockError, Failed, Failure};
 use route_table::RouteTable;
 
-/// Targets that are not blocked any more.
+/// Targets that are no longer blocked.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Lifted {

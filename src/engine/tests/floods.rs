@@ -181,7 +181,7 @@ fn permanent_ban_has_no_jitter() {
 }
 
 #[test]
-fn short_ban_never_exceeds_usual_one() {
+fn short_ban_never_exceeds_usual_length() {
     let short = Expiry::After(Duration::from_secs(30));
     for (expiry, lasts) in [(short, short), (Expiry::Never, Expiry::After(CAPPED_BAN))] {
         let mut scene = Scene::with(|settings| (settings.max_new_bans_per_minute, settings.expiry) = (1, expiry));

@@ -25,7 +25,7 @@ fn open_port_is_not_evidence() {
 }
 
 #[test]
-fn clients_of_restarting_service_are_not_blamed() {
+fn clients_of_restarting_service_are_not_banned() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(80);
     scene.after(3_600.0).stop_listening();
@@ -99,7 +99,7 @@ fn flood_causes_no_lookups() {
 }
 
 #[test]
-fn clients_of_published_port_are_not_blamed() {
+fn clients_of_published_port_are_not_banned() {
     let mut scene = Scene::new();
     for n in 0..50 {
         // SYN in, SYN/ACK out, and no socket on this host.
@@ -284,7 +284,7 @@ fn answer_excuses_its_peer_without_translations() {
 }
 
 #[test]
-fn published_flow_is_innocent_before_answer() {
+fn published_flow_is_excused_before_answer() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     let found = |port, established| Some(((Protocol::Tcp, port), PortUse::Published { established }));
     for port in [143, 465, 993] {

@@ -61,7 +61,6 @@ pub(super) struct Truth {
     pub(super) in_use: HashSet<(Protocol, u16)>,
     /// The result for a packet to one other port.
     pub(super) flow: Option<((Protocol, u16), PortUse)>,
-    /// The number of lookups.
     pub(super) lookups: u32,
 }
 
@@ -138,7 +137,6 @@ impl Scene {
         }
     }
 
-    /// Advances the clock.
     pub(super) fn after(&mut self, seconds: f64) -> &mut Self {
         self.now = self.now.after(Duration::from_secs_f64(seconds));
         self
@@ -278,7 +276,6 @@ impl Scene {
         }
     }
 
-    /// The current notices.
     pub(super) fn notices(&mut self) -> Vec<Notice> {
         std::iter::from_fn(|| self.engine.notice(self.now)).collect()
     }

@@ -61,7 +61,6 @@ pub struct HostFacts {
     pub tunnel_peers: Vec<IpAddr>,
     /// Name servers, including those behind a local stub.
     pub resolvers: Vec<IpAddr>,
-    /// Every interface.
     pub interfaces: Vec<Interface>,
     /// Routers that advertised a default route, with its preference, and the next-hop objects of such routes; empty once the
     /// facts are in order.

@@ -37,7 +37,6 @@ impl<'a> Message<'a> {
 }
 
 impl Batch {
-    /// Appends one message.
     pub(crate) fn append(&mut self, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         put_message(self.bytes(), kind, flags, fill);
     }

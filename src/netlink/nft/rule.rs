@@ -48,7 +48,6 @@ impl Rule {
         message
     }
 
-    /// Appends text.
     pub(super) fn text(mut self, text: impl Display) -> Self {
         let space = if self.text.is_empty() { "" } else { " " };
         self.text = format!("{}{space}{text}", self.text);

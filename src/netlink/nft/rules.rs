@@ -13,7 +13,6 @@ use super::spec::{Action, RulesetSpec};
 use super::table::{CHAIN, OWN_SOURCE, REFUSE, refuses};
 use super::trap_rules::trap_rules;
 
-/// All rules.
 pub(super) fn rules(spec: &RulesetSpec) -> Vec<Rule> {
     let mut rules = source_rules(spec);
     if refuses(spec) {

@@ -187,7 +187,6 @@ impl Set {
         self.definition().name
     }
 
-    /// The set with this name.
     pub(super) fn from_name(name: &str) -> Option<Self> {
         DEFINITIONS.iter().find(|(_, definition)| definition.name == name).map(|(set, _)| *set)
     }
