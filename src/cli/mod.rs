@@ -58,7 +58,7 @@ struct CommandLine {
     command: Option<Command>,
 }
 
-/// What the command line asks for.
+/// The action that the command line requests.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Watch and block

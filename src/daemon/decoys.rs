@@ -121,7 +121,7 @@ impl FirewallWatch {
             self.counted = (syns, answers);
         }
         self.has_changed = has_changed;
-        // What was answered before a filter came does not refute it.
+        // Answers from before a filter was added do not refute it.
         let (syns, answers) = (syns.saturating_sub(self.counted.0), answers.saturating_sub(self.counted.1));
         let command = changed.then_some(SensorCommand::TrackDecoys(self.max_new_tracked));
         let notice = notice(&self.firewall, syns, answers).or_else(|| self.cookies.notice(Instant::now()));

@@ -95,7 +95,7 @@ pub fn files(bytes: &[u8]) {
     host::sessions::fuzz(bytes);
 }
 
-/// What other hosts write on the fleet's server.
+/// Data that other hosts write to the fleet's server.
 pub fn fleet(bytes: &[u8]) {
     fleet::fuzz(bytes);
 }
@@ -135,12 +135,12 @@ pub fn ledger(bytes: &[u8]) {
     if bytes.starts_with(b"SQLite") { ledger::fuzzing::database(bytes) } else { ledger::fuzzing::row(bytes) }
 }
 
-/// What name servers answer.
+/// Answers of name servers.
 pub fn names(bytes: &[u8]) {
     daemon::fuzzing::names(bytes);
 }
 
-/// What nf_tables answers and tells.
+/// Replies and notifications of nf_tables.
 pub fn nft(bytes: &[u8]) {
     netlink::nft::fuzzing::read(bytes);
     netlink::socket::fuzz(bytes);

@@ -220,7 +220,7 @@ pub struct Logged {
     pub first: SystemTime,
     /// When it would have been banned the last time.
     pub last: SystemTime,
-    /// How often it would have been banned.
+    /// Number of times it would have been banned.
     pub times: u32,
     pub class: Class,
     /// The probed ports, that of the last probe first.
@@ -259,7 +259,7 @@ pub struct Allowance {
     pub by: String,
 }
 
-/// Whose operator has lifted a ban of the fleet.
+/// The operator that lifted a ban of the fleet: of this host, or of the whole fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LiftedBy {
     Host,

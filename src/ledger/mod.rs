@@ -115,7 +115,6 @@ pub const SLACK: u64 = 10_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Found<T> {
-    /// What was read.
     pub items: Vec<T>,
     /// Number of invalid rows, which were skipped: written by another program or a failing disk.
     pub unreadable: u64,

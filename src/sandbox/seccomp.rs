@@ -223,7 +223,7 @@ const COMMON: &[i64] = &[
     libc::SYS_geteuid,
 ];
 
-/// What only the daemon calls: sockets are made, and threads started.
+/// Calls of the daemon only: it creates sockets and starts threads.
 const DAEMON: &[i64] = &[
     // Memory.
     libc::SYS_mincore,

@@ -47,7 +47,7 @@ pub struct HostFacts {
     /// Destinations of routes of type `local` in any table: own addresses, and whole prefixes (AnyIP). Excludes the
     /// default route of a transparent proxy, whose packets are addressed to others.
     pub local: Vec<IpNet>,
-    /// What routes of type `anycast` give it: the first address of each network of an IPv6 router.
+    /// Destinations of routes of type `anycast`: the first address of each network of an IPv6 router.
     pub anycast: Vec<IpNet>,
     /// The kernel's IPv4 routes for its reverse-path filter. Empty if no interface has a strict filter.
     pub reverse_routes: Vec<ReverseRoute>,
@@ -135,7 +135,7 @@ pub struct Reader {
     due: Option<Instant>,
 }
 
-/// What [`Reader::read`] found.
+/// The result of [`Reader::read`].
 #[derive(Debug)]
 pub struct Reading {
     pub facts: HostFacts,
