@@ -358,7 +358,7 @@ fn fleet_keys_set_what_they_name() {
 }
 
 #[test]
-fn wrong_fleet_names_its_remedy() {
+fn wrong_fleet_key_names_remedy() {
     let joined = "[fleet]\nurl = \"unix:///run/valkey/fleet.sock\"\n";
     for (text, expected) in [
         (

@@ -36,7 +36,7 @@ const MAX_PER_ROUND: usize = 512;
 pub(super) struct TrapControl {
     /// Ports and interfaces that the kernel monitors; `None` if unknown.
     armed: Option<Armed>,
-    /// True while the trap must watch no ports.
+    /// True while the trap must monitor no ports.
     paused: bool,
     /// Time of the next review; `None` without a trap.
     check_at: Option<Timestamp>,
@@ -80,7 +80,7 @@ impl TrapControl {
         self.check_at
     }
 
-    /// Makes the kernel watch the ports that are closed now. The kernel's allow-list must be up to date before.
+    /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before.
     pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &Observer, reporter: &Reporter) {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.watches_ports()) else {
             return self.reset(reporter);
@@ -180,7 +180,7 @@ impl TrapControl {
         self.reset(reporter);
     }
 
-    /// Makes the trap watch no ports until [`TrapControl::resume`], even if it is armed in between. Trapped sources are
+    /// Makes the trap monitor no ports until [`TrapControl::resume`], even if it is armed in between. Trapped sources are
     /// reviewed before.
     pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
@@ -192,7 +192,7 @@ impl TrapControl {
         self.paused = false;
     }
 
-    /// Makes the trap watch no ports until it is armed again. Decoys keep their ports.
+    /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
     pub(super) fn suspend(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
         self.armed = None;

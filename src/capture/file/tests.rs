@@ -169,7 +169,7 @@ fn obsolete_packets_are_read() {
 }
 
 #[test]
-fn time_beyond_calendar_is_latest() {
+fn time_beyond_calendar_is_clamped() {
     for exponent in [0, 38, 0x7f, 0x80, 0xff] {
         let mut file = Bytes(Vec::new(), LITTLE);
         file.section().interface(1, 0, &[(9, &[exponent]), (14, &i64::MAX.to_le_bytes())]).enhanced(0, u64::MAX, b"x");

@@ -123,7 +123,7 @@ impl Rule {
         rule.compare(CmpOp::Eq, [0])
     }
 
-    /// Goes on with frames for any hardware address but another host's.
+    /// Matches frames for any hardware address except another host's.
     pub(super) fn not_for_other_host(self) -> Self {
         let rule = self.text("meta pkttype != other").raw("meta", |meta| {
             meta.put_u32(sys::NFTA_META_DREG, sys::NFT_REG_1);
