@@ -44,8 +44,8 @@ pub struct EventRecord {
     /// Bans of the target that count, including this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strikes: Option<u32>,
-    /// The ban is short and does not count as a strike: it is above the ceilings of new bans, or the kernel's trap made it without a verdict of
-    /// the sensor.
+    /// The ban is short and does not count as a strike: it is above the ceilings of new bans, or the kernel's trap made
+    /// it without a verdict of the sensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capped: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
