@@ -75,7 +75,6 @@ impl Policy {
     }
 }
 
-/// The processes of this program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Process {
     /// Reads packets.

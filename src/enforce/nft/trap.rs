@@ -195,6 +195,5 @@ fn is_as_long(left: Remaining, expiry: Expiry) -> bool {
     }
 }
 
-/// Maximum time from the packet for which the trap blocks to the sensor's judgement of the same packet, under normal
-/// conditions.
+/// Maximum time between the trap's ban and the sensor's verdict on the same packet, under normal conditions.
 const JUST_NOW: Duration = Duration::from_millis(100);

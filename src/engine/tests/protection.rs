@@ -65,7 +65,7 @@ fn exempt_source_at_decoy_is_exempt() {
 }
 
 #[test]
-fn exempt_source_at_open_port_is_ordinary() {
+fn exempt_source_at_open_port_is_ignored() {
     let mut scene = Scene::new();
     scene.protect("192.0.2.254/32", Protection::Gateway);
     scene.listen(22);
