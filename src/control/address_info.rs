@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetBan;
 use super::format::{line, nullable, span, to_seconds};
+use super::list::compact_ports;
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
@@ -254,8 +255,8 @@ impl fmt::Display for AddressInfo {
             details.extend(ban.evidence.as_ref().map(|grade| format!("{grade} evidence")));
             // A ban of the surrounding network.
             details.extend((ban.target != *target).then(|| ban.target.clone()));
-            let ports: Vec<String> = ban.ports.iter().map(|port| format!("{}/{}", port.proto, port.port)).collect();
-            details.extend((!ports.is_empty()).then(|| ports.join(", ")));
+            let ports = compact_ports(ban.ports.iter().map(|port| (port.proto.as_ref(), port.port)));
+            details.extend((!ports.is_empty()).then_some(ports));
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
             let class = match &ban.class {
                 Some(class) => class,
