@@ -23,7 +23,8 @@ pub enum ClientError {
     #[error(
         "portsentry is not running: no daemon answers at {0}. The bans in the kernel stay until they expire; \
          `portsentry list` shows them, `nft delete element inet portsentry blocked {{ ADDRESS }}` lifts one ban \
-         (blocked6 for IPv6), `nft flush set inet portsentry blocked` lifts all"
+         (blocked6 for IPv6), `nft flush set inet portsentry blocked` lifts all. If the kernel then has no ban left, the \
+         next start restores those in the ledger"
     )]
     BansStay(PathBuf),
     #[error("this user has no access to {0}; run this with sudo")]
