@@ -17,6 +17,9 @@ neighbour scanner 1
 is_banned() { inside nft list set inet portsentry blocked | seen '10\.97\.1\.2'; }
 runs() { [ "$(inside systemctl is-active portsentry)" = active ] || { inside journalctl -u portsentry >&2; fail "$1: the service does not run"; }; }
 
+# The command of the unit runs as the service's user, which has a name.
+reloaded_by_service() { inside journalctl -t portsentry | seen 'adminalert: portsentry (portsentry, process [0-9]*): the configuration was reloaded'; }
+
 say "install"
 inside dpkg -i /root/portsentry.deb
 runs install
@@ -36,6 +39,7 @@ until_true is_banned
 say "reload"
 inside systemctl reload portsentry
 runs reload
+until_true reloaded_by_service
 
 say "upgrade: configuration, ban and service stay"
 echo '# by hand' | inside tee -a /etc/portsentry/portsentry.toml >/dev/null

@@ -22,7 +22,9 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     assert!(lab.ask(&["status"])["trap"]["ports"].as_u64() > Some(0), "the trap is armed before");
 
     assert!(lab.ask(&["trial", "1d"])["until"].is_string());
-    daemon.expect_line("has started a trial: ");
+    let started = daemon.expect_line("has started a trial: ");
+    let end = started.split_once("until ").and_then(|(_, rest)| rest.split(' ').next()).unwrap();
+    assert_eq!(end.len(), "2026-11-28T06:32:00Z".len(), "the end has no fraction of a second: {started}");
     let status = lab.ask(&["status"]);
     assert_eq!(
         (&status["state"], &status["tcp"]["block"]),

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
 
+use humantime::format_rfc3339_seconds;
 use ipnet::IpNet;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
@@ -154,12 +155,12 @@ impl ControlHandler<'_> {
         self.sensor.send_waiting(SensorCommand::StartTrial).await;
         let until = SystemTime::now() + span;
         self.sink.ban_recorder.decide(Change::Trial { until: Some(until) });
-        let until = rfc3339(until);
         self.sink.emit(EventKind::Note(format!(
-            "{by} has started a trial: until {until} scans are only logged. Bans in force stay; `portsentry trial \
-             --end` resumes blocking"
+            "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
+             --end` resumes blocking",
+            format_rfc3339_seconds(until)
         )));
-        Ok(Answer::Trial(TrialState { until: Some(until) }))
+        Ok(Answer::Trial(TrialState { until: Some(rfc3339(until)) }))
     }
 
     /// Ends a log-only trial.
@@ -176,7 +177,7 @@ impl ControlHandler<'_> {
     }
 
     pub(super) async fn handle_request(&mut self, IncomingRequest { request, peer, reply }: IncomingRequest) {
-        let pending = self.start(request, author(peer)).await;
+        let pending = self.start(request, author(peer, self.sandbox)).await;
         tokio::spawn(async move {
             let result = match pending {
                 Ok(pending) => pending.await,
@@ -351,13 +352,14 @@ impl ControlHandler<'_> {
         for order in orders {
             self.sensor.send_waiting(order).await;
         }
-        let until = allowance.until.map(rfc3339);
-        let how_long = until.as_ref().map_or("until this is revoked".to_owned(), |until| format!("until {until}"));
+        let until = allowance.until;
+        let how_long = until
+            .map_or("until this is revoked".to_owned(), |until| format!("until {}", format_rfc3339_seconds(until)));
         let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
         self.sink.emit(EventKind::Note(format!("{} has allowed {allowed} {how_long}{lifts}", allowance.by)));
         self.sink.ban_recorder.decide(Change::Allowed(allowance));
         let bans = bans.iter().map(ToString::to_string).collect();
-        Ok(Answer::Allowed(Allowed { allowed, until, lifted, bans }))
+        Ok(Answer::Allowed(Allowed { allowed, until: until.map(rfc3339), lifted, bans }))
     }
 
     async fn disallow(&mut self, by: &str, target: &str) -> Reply {
@@ -404,8 +406,12 @@ fn is_too_wide(network: IpNet) -> bool {
 }
 
 /// The operator's name for the log and the ledger.
-fn author(peer: UCred) -> String {
-    let user = if peer.uid() == 0 { "root".to_owned() } else { format!("user {}", peer.uid()) };
+fn author(peer: UCred, sandbox: &Sandbox) -> String {
+    let user = match (peer.uid(), &sandbox.user) {
+        (0, _) => "root".to_owned(),
+        (own, Some(name)) if own == sandbox.uid => name.clone(),
+        (other, _) => format!("user {other}"),
+    };
     match peer.pid() {
         // `None` if the process is in a PID namespace that is not visible from here.
         Some(process) => format!("{user} (portsentry, process {process})"),
