@@ -212,6 +212,8 @@ fn manual_pages_pass_mandoc_lint() {
     for page in ["docs/portsentry.8", "docs/portsentry.toml.5"] {
         let output = run(Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(path(page)));
         assert!(output.status.success(), "{}", shown(&output));
+        let constant_width = r"\f[C";
+        assert!(!text(page).contains(constant_width), "{page}: groff 1.23 warns of a font that a terminal lacks");
     }
     let broken = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(broken.path(), text("docs/portsentry.toml.5").replace(".TP\n", ".Unknown\n")).unwrap();
