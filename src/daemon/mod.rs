@@ -75,7 +75,7 @@ use crate::netlink::routes::monitor::RouteMonitor;
 use crate::panic_guard;
 use crate::sandbox::{self, InstanceLock, Sandbox, check_folders, closed_folders};
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
-use crate::types::{Backend, BanTarget, Timestamp, shared64};
+use crate::types::{Backend, BanTarget, Span, Timestamp, shared64};
 use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Memory, Reading};
 use command_helper::CommandHelper;
@@ -391,7 +391,7 @@ async fn serve(
         Sensor::new(live, decoys, engine, host, kernel, blocker, events.clone(), sensor.inbox(), metrics);
     if let Trial::LogOnly(_) = trial {
         sensor_loop.start_trial();
-        let left = humantime::format_duration(Duration::from_secs(trial.left().unwrap_or_default().as_secs()));
+        let left = Span(trial.left().unwrap_or_default());
         log.write(&Event::now(EventKind::Note(format!(
             "the trial continues: scans are only logged for {left} more; `portsentry trial --end` resumes blocking"
         ))));
