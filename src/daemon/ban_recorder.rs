@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use super::known_peers::MAX_PEERS;
 use super::recent_listeners::MAX_LISTENERS;
 use super::service_tracker::MAX_SERVICES;
 use super::settling;
@@ -16,8 +17,8 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::{WITHOUT_VERDICT, reason};
 use crate::ledger::{
-    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, FleetLift, Ledger, LedgerError, LegacyFiles,
-    LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent,
+    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, FleetLift, KnownPeer, Ledger, LedgerError,
+    LegacyFiles, LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
@@ -33,6 +34,8 @@ pub(super) struct Memory {
     pub(super) bans: PastBans,
     pub(super) strikes: Vec<StrikeHistory>,
     pub(super) ports: PastPorts,
+    /// The sources that were connected to a service, also some that have been forgotten since.
+    pub(super) peers: Vec<KnownPeer>,
     pub(super) decisions: Decisions,
     /// Identity of the kernel's table when the daemon last ran.
     pub(super) table: Option<String>,
@@ -96,6 +99,7 @@ impl Reading {
             let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
             let remembered = active.into_iter().filter_map(left).collect();
             let (services, listeners) = (ledger.services(MAX_SERVICES)?, ledger.listeners(MAX_LISTENERS)?);
+            let peers = ledger.known_peers(MAX_PEERS)?;
             let (table, trial, allowances) = (ledger.table()?, ledger.trial()?, ledger.allowances()?);
             let fleet_lifts = ledger.fleet_lifts(MAX_FLEET_LIFTS)?;
             let boot = settling::boot_id();
@@ -104,12 +108,13 @@ impl Reading {
                 bans: PastBans { remembered, unheard: Vec::new() },
                 strikes: struck,
                 ports: PastPorts { services: services.items, listeners: listeners.items },
+                peers: peers.items,
                 decisions: Decisions { trial, allowances: allowances.items, fleet_lifts: fleet_lifts.items },
                 table,
                 booted: settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin()),
             };
             let decisions = allowances.unreadable + fleet_lifts.unreadable;
-            let unreadable = unreadable + services.unreadable + listeners.unreadable + decisions;
+            let unreadable = unreadable + services.unreadable + listeners.unreadable + peers.unreadable + decisions;
             Ok(Read { ledger, opened, memory, unreadable })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;

@@ -297,9 +297,11 @@ async fn serve(
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let Memory { mut bans, strikes, ports, decisions, table, booted } = memory;
+    let Memory { mut bans, strikes, ports, mut peers, decisions, table, booted } = memory;
     // After a reboot another link may have the same index.
-    bans.remembered.retain(|one| !(booted && matches!(one.ban.target, BanTarget::Link { .. })));
+    let is_other_link = |target| booted && matches!(target, BanTarget::Link { .. });
+    bans.remembered.retain(|one| !is_other_link(one.ban.target));
+    peers.retain(|peer| !is_other_link(peer.target));
     let trial = Trial::new(confirm, decisions.trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(ports.services, ban_recorder.recorder());
@@ -311,6 +313,7 @@ async fn serve(
         host_state.settle();
     }
     engine.recall_listeners(Timestamp::default(), &host_state.recall_listeners(ports.listeners));
+    engine.know_peers(Timestamp::default(), &host_state.recall_peers(peers));
     // Before the first packet, so that returning sources are recognised from the start.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     if !decisions.allowances.is_empty() {
@@ -439,7 +442,7 @@ async fn serve(
         command_helper,
     };
     let result = event_loop.run(signals, &mut end).await;
-    event_loop.host_state.write_listeners();
+    event_loop.host_state.write_memory();
     if let Some(fleet) = &mut event_loop.fleet {
         fleet.write_lifts(true);
     }

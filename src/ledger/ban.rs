@@ -277,6 +277,16 @@ pub struct FleetLift {
     pub by: LiftedBy,
 }
 
+/// A source that has, or had, a connection to a service of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownPeer {
+    pub target: BanTarget,
+    /// Start of its first connection.
+    pub since: SystemTime,
+    /// Last time at which it had a connection.
+    pub last: SystemTime,
+}
+
 /// A change to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -307,6 +317,8 @@ pub enum Change {
     Served(Service, SystemTime),
     /// The recently open ports, each with the time at which it closed; `None` if it is open. Replaces the stored list.
     Listeners(Vec<(Service, Option<SystemTime>)>),
+    /// All known peers; replaces the stored list.
+    KnownPeers(Vec<KnownPeer>),
     /// Identity of the kernel's table: boot and handle.
     Table(String),
     /// A service is not remembered any more.

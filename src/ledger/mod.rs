@@ -13,6 +13,7 @@ mod error;
 pub(crate) mod fuzzing;
 mod legacy_files;
 mod logged;
+mod peers;
 mod reader;
 mod row;
 mod schema;
@@ -30,7 +31,9 @@ use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
-pub use ban::{Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, Entry, FleetLift, LiftedBy, Logged};
+pub use ban::{
+    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, Entry, FleetLift, KnownPeer, LiftedBy, Logged,
+};
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
@@ -253,6 +256,7 @@ impl Ledger {
                 Change::Ended { target, ended } => statements.end(*target, ended).map(drop),
                 Change::Served(service, at) => services::put(statements.connection, *service, *at),
                 Change::Listeners(listeners) => services::put_listeners(statements.connection, listeners),
+                Change::KnownPeers(peers) => peers::put(statements.connection, peers),
                 Change::Table(table) => services::put_table(statements.connection, table),
                 Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
             })
@@ -389,7 +393,7 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         &all,
         &scans,
     ];
-    let used = [&used[..], &services::USED].concat();
+    let used = [&used[..], &services::USED, &peers::USED].concat();
     schema::connect(&place.file(DATABASE), &used)
 }
 

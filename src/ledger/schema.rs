@@ -34,7 +34,7 @@ macro_rules! evidence_before {
 }
 
 /// Step N converts format N to N + 1. A released step is never changed.
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -122,6 +122,13 @@ const STEPS: [&str; 10] = [
         target TEXT PRIMARY KEY,
         until INTEGER NOT NULL,
         author TEXT NOT NULL           -- host, fleet
+    ) STRICT;
+",
+    "
+    CREATE TABLE known_peer (          -- sources with a connection to a service, now or lately
+        target TEXT PRIMARY KEY,
+        since INTEGER NOT NULL,        -- start of the first connection
+        last INTEGER NOT NULL          -- when it last had a connection
     ) STRICT;
 ",
 ];

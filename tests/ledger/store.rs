@@ -7,8 +7,8 @@ use portsentry::engine::{
     Settings, Verdict, Watch,
 };
 use portsentry::ledger::{
-    Author, BanRecord, Change, Count, Ended, Ending, Entry, FleetLift, LiftedBy, Logged, Opened, Reader, Retention,
-    SLACK,
+    Author, BanRecord, Change, Count, Ended, Ending, Entry, FleetLift, KnownPeer, LiftedBy, Logged, Opened, Reader,
+    Retention, SLACK,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -62,6 +62,33 @@ fn fleet_lifts_are_replaced_as_whole() {
     intruder(&state.path()).execute("UPDATE fleet_lift SET author = 'x'", []).unwrap();
     let found = ledger.fleet_lifts(9).unwrap();
     assert_eq!((found.items.len(), found.unreadable), (0, 1));
+}
+
+#[test]
+fn known_peers_are_replaced_as_whole() {
+    let state = State::new();
+    let peer = |number: u32, last| KnownPeer { target: source(number), since: at(1), last: at(last) };
+    state.ledger().write(&[Change::KnownPeers(vec![peer(1, 60), peer(2, 90)])]).unwrap();
+    let mut ledger = state.ledger();
+    assert_eq!(ledger.known_peers(9).unwrap().items, [peer(2, 90), peer(1, 60)]);
+    assert_eq!(ledger.known_peers(1).unwrap().items, [peer(2, 90)], "the one with the latest connection");
+    ledger.write(&[Change::KnownPeers(vec![peer(3, 60)])]).unwrap();
+    assert_eq!(ledger.known_peers(9).unwrap().items, [peer(3, 60)]);
+    intruder(&state.path()).execute("UPDATE known_peer SET target = '192.0.2.007'", []).unwrap();
+    let found = ledger.known_peers(9).unwrap();
+    assert_eq!((found.items.len(), found.unreadable), (0, 1));
+}
+
+#[test]
+fn ledger_without_peers_is_migrated() {
+    let state = State::new();
+    state.ledger().record(&[ban(source(1), at(0), 60)]).unwrap();
+    intruder(&state.path()).execute_batch("DROP TABLE known_peer; PRAGMA user_version = 10").unwrap();
+    let mut ledger = state.ledger();
+    assert_eq!(ledger.known_peers(9).unwrap().items, []);
+    assert_eq!(ledger.active(at(1)).unwrap().items.len(), 1, "its bans are kept");
+    ledger.write(&[Change::KnownPeers(vec![KnownPeer { target: source(1), since: at(1), last: at(2) }])]).unwrap();
+    assert_eq!(ledger.known_peers(9).unwrap().items.len(), 1);
 }
 
 #[test]
@@ -360,7 +387,8 @@ fn ban_keeps_evidence_with_deciding_port_first() {
 /// Converts the ledger to the format before the column for the grade of evidence.
 fn downgrade(state: &State) {
     let intruder = intruder(&state.path());
-    let tables = ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table", "fleet_lift"];
+    let tables =
+        ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table", "fleet_lift", "known_peer"];
     let later: String = tables.iter().map(|table| format!("DROP TABLE {table};")).collect();
     let step = "ALTER TABLE ban DROP COLUMN evidence; PRAGMA user_version = 3";
     intruder.execute_batch(&format!("{later}{step}")).unwrap();

@@ -445,6 +445,65 @@ fn peer_of_published_port_counts_as_connected() {
     daemon.stop();
 }
 
+/// Clients of an own and of a published service whose connections end before the restart, so that only the ledger knows them.
+#[test]
+fn peers_stay_known_across_restart() {
+    let lab = Lab::new(&["peer", "visitor", "container", "other"]);
+    let (peer, target) = ends(&lab, "peer", false);
+    let (visitor, published) = ends(&lab, "visitor", false);
+    let container = IpAddr::from(lab.v4("container"));
+    // Connection tracking lists connections for a while after their end.
+    let sysctls = ["net.ipv4.ip_forward=1", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=1"];
+    let rules = format!(
+        "table ip publish {{ chain before {{ type nat hook prerouting priority dstnat; \
+         ip daddr {published} tcp dport 8080 dnat to {container}:80; }}; }}"
+    );
+    lab.run("victim", "nft", &[&rules]);
+    sysctls.iter().for_each(|sysctl| _ = lab.run("victim", "sysctl", &["-qw", sysctl]));
+    let own = lab.inside("victim", || TcpListener::bind((target, 80)).unwrap());
+    let inner = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
+    let start = || Daemon::start(&lab, &["--expire", "24h"]);
+    let is_connected = |source: IpAddr| lab.ask(&["explain", &source.to_string()])["connected"].as_bool();
+    let both = || [peer, visitor].into_iter().all(|source| is_connected(source) == Some(true)).then_some(());
+    let daemon = start();
+    let connect = |host: &str, address: IpAddr, port| {
+        lab.inside(host, || TcpStream::connect_timeout(&(address, port).into(), TIMEOUT).unwrap())
+    };
+    let held = (connect("peer", target, 80), own.accept().unwrap(), connect("visitor", published, 8_080));
+    let inner_end = inner.accept().unwrap();
+    assert!(within(TIMEOUT, both).is_some(), "both are connected");
+    drop((held, inner_end));
+    daemon.stop();
+    let copy = netns_lab::copy_of_state(&lab.path("state"));
+    let stored = Ledger::open(copy.path()).unwrap().0.known_peers(9).unwrap().items;
+    assert_eq!(stored.len(), 2, "{stored:?}");
+    assert!(stored.iter().all(|peer| peer.since <= peer.last), "{stored:?}");
+
+    let daemon = start();
+    assert_eq!(both(), Some(()), "from the start");
+    let known = || (lab.set("peers").len() == 2).then_some(());
+    assert!(within(TIMEOUT, known).is_some(), "the kernel's trap knows them too: {}", lab.set_text("peers"));
+    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
+    for (host, source, address) in [("peer", peer, target), ("visitor", visitor, published)] {
+        lab.probe(host, source, address, &[901, 902, 903, 904, 905, 906, 907]);
+    }
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other], "known sources are forgiven seven ports");
+    // Stored peers are forgiven no more than others.
+    lab.probe("peer", peer, target, &[908]);
+    lab.expect_ban(peer);
+    daemon.stop();
+
+    // Without the ledger, the visitor is unknown.
+    std::fs::remove_dir_all(lab.path("state")).unwrap();
+    let daemon = start();
+    assert_eq!(is_connected(visitor), Some(false));
+    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
+    lab.probe("visitor", visitor, published, &[911, 912, 913]);
+    lab.expect_ban(visitor);
+    daemon.stop();
+}
+
 #[test]
 fn trap_counts_connected_peer_to_eight() {
     let lab = Lab::new(&["peer", "other"]);
