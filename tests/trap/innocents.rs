@@ -10,7 +10,7 @@ use crate::Protocol::Udp;
 use crate::{BLOCKING, banned_at_last, is_banned};
 
 /// The ports from which this host has sent, as the kernel knows. nft prints them with their times.
-fn asked(lab: &Lab) -> BTreeSet<u16> {
+pub(crate) fn asked(lab: &Lab) -> BTreeSet<u16> {
     let text = lab.set_text("asked");
     let elements = text.split_once("elements = {").map_or("", |(_, elements)| elements);
     let numbers = elements.split([',', '}']).filter_map(|element| element.split_whitespace().next());
