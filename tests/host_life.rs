@@ -114,6 +114,26 @@ fn honest_ban_replays_up_to_its_packet() {
     assert!(text.contains("engine: probe, 1 distinct"), "the replay shows the cause of the ban: {text}");
 }
 
+/// Sources that probed a booting host are judged without a packet of theirs.
+#[test]
+fn late_ban_replays_up_to_its_verdict() {
+    let scenario = scenario(MAIL, 200, 6, &["reboot", "broken boot"]);
+    let mut options = scenario.options();
+    (options.daemon.service_memory, options.engine.related_ports) = (false, false);
+    let outcome = run_host(&options, scenario.host, &|| ());
+    let bans: Vec<_> = outcome.honest_bans.iter().filter(|ban| !ban.forged).take(4).collect();
+    let mut late = 0;
+    for ban in bans {
+        let text = replay(&options, ban.replay.parse().unwrap());
+        let last = text.lines().last().unwrap_or_default();
+        assert!(last.contains(&format!("BAN of {}", ban.target)) && last.contains(&ban.ports), "{ban:?}\n{text}");
+        let probes = text.matches("engine: probe").count() + text.matches("BAN of").count();
+        assert!(probes > 2, "the replay shows the probes of the source: {text}");
+        late += u32::from(last.contains("waited while the host settled"));
+    }
+    assert!(late > 0, "{:#?}", outcome.honest_bans);
+}
+
 #[test]
 fn missed_scan_replays_up_to_its_end() {
     let outcome = run_host(&SLOW_SCAN.options(), SLOW_SCAN.host, &|| ());
