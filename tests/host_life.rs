@@ -26,7 +26,7 @@ const NEVER_FOUND: [&str; 6] = [
 ];
 
 /// Behaviours that are detected on some hosts or at some times only, by design.
-const SOMETIMES_FOUND: [&str; 4] = [
+const SOMETIMES_FOUND: [&str; 5] = [
     // Within any window it probes no more ports than a connected source is forgiven. It is detected when its connection
     // ends.
     "knows connected peers: 7 ports in 35 minutes",
@@ -34,6 +34,8 @@ const SOMETIMES_FOUND: [&str; 4] = [
     "forger that holds a victim, two ports",
     // Services are remembered for a week. It is detected if the host never had them, or longer ago.
     "knows services of long ago",
+    // It is not detected while the program runs, when the ports are open.
+    "knows ports of a user's program",
     // On a mail server closed mail ports count as one, and one more port is forgiven. It is detected on all other
     // hosts.
     "knows related ports: mail",
@@ -120,6 +122,7 @@ fn late_ban_replays_up_to_its_verdict() {
     let scenario = scenario(MAIL, 200, 6, &["reboot", "broken boot"]);
     let mut options = scenario.options();
     (options.daemon.service_memory, options.engine.related_ports) = (false, false);
+    options.daemon.stores_listeners = false;
     let outcome = run_host(&options, scenario.host, &|| ());
     let bans: Vec<_> = outcome.honest_bans.iter().filter(|ban| !ban.forged).take(4).collect();
     let mut late = 0;
@@ -164,6 +167,11 @@ type Symptom = fn(&Outcome) -> u64;
 
 fn honest_bans(outcome: &Outcome) -> u64 {
     outcome.count_honest_bans(false) as u64
+}
+
+/// Bans of scanners that ended early because a service started on their ports.
+fn freed_scanners(outcome: &Outcome) -> u64 {
+    outcome.dishonest.values().map(|seen| seen.freed).sum()
 }
 
 /// Seconds for which honest sources were banned, including bans caused by forged packets.
@@ -259,9 +267,11 @@ const FLOODS: Scenario = scenario(WEB, 200, 1, &["flood"]);
 const OUTAGES: Scenario = scenario(MAIL, 60, 2, &["maintenance", "restart of all", "monitor", "pool"]);
 const REINSTALLED: Scenario = scenario(MAIL, 100, 3, &["reinstallation", "monitor", "pool"]);
 const INVENTORIES: Scenario = scenario(HOME, 60, 5, &["inventory"]);
+const INTERRUPTED: Scenario = scenario(MAIL, 200, 3, &["user at work", "reboot"]);
+const SHORT_AND_SCANNED: Scenario = scenario(WEB, 60, 5, &["short services", "knows ports that listened lately"]);
 const MAIL_PROGRAMS: Scenario = scenario(RELAY, 400, 2, &["mail program"]);
 
-const CASES: [Case; 35] = [
+const CASES: [Case; 48] = [
     case("recently open ports", honest_bans, SHORT_SERVICES, |all| all.engine.recent_ports = false),
     // These rules have the same effect: a source that answers has a socket, and its answer is remembered.
     covered(case("listeners", honest_bans, VISITS, |all| all.engine.listeners = false), |all| {
@@ -387,6 +397,64 @@ const CASES: [Case; 35] = [
     case("bound of holds", forged_holds, scenario(MAIL, 60, 1, &["regular client", "holder"]), |all| {
         all.kernel.max_holds = 1_000_000;
     }),
+    case("late segments are only reported", honest_bans, scenario(WEB, 1, 20, &["file server"]), |all| {
+        all.engine.ack_bans = true;
+    }),
+    covered(
+        case("asked in the kernel", lifted_trap_bans, scenario(WEB, 1, 20, &["file server"]), |all| {
+            all.kernel.asked = false;
+        }),
+        |all| all.engine.udp_bans = true,
+    ),
+    case("age of a service", Outcome::missed, SHORT_AND_SCANNED, |all| all.daemon.services_last = false),
+    case(
+        "services of the system alone",
+        Outcome::missed,
+        scenario(WEB, 60, 5, &["program of a user", "knows ports of a user's program"]),
+        |all| all.daemon.only_system_services = false,
+    ),
+    case(
+        "bound of published ports",
+        Outcome::missed,
+        scenario(CONTAINERS, 60, 10, &["published range", "knows ports that were published"]),
+        |all| all.daemon.bounded_published = false,
+    ),
+    case(
+        "connection before the first probe",
+        Outcome::missed,
+        scenario(MAIL, 60, 2, &["knows connected peers: a connection after two ports"]),
+        |all| all.daemon.peers_before_probe = false,
+    ),
+    case("strikes", Outcome::missed, scenario(MAIL, 60, 6, &["returning"]), |all| all.engine.strikes = false),
+    case("peers across restarts", honest_bans, INTERRUPTED, |all| all.daemon.stores_peers = false),
+    case(
+        "bound of peers across restarts",
+        Outcome::missed,
+        scenario(MAIL, 300, 2, &["upgrade of the program", "knows connected peers: hours after its connection"]),
+        |all| all.daemon.bounded_stored_peers = false,
+    ),
+    // Settling would leave nothing to lift.
+    covered(
+        case("lifting for new listeners", banned_seconds, REINSTALLED, |all| all.daemon.lifts_for_listeners = false),
+        |all| all.daemon.settling = false,
+    ),
+    case("hour of lifting", freed_scanners, SHORT_AND_SCANNED, |all| all.daemon.lifts_within_hour = false),
+    // The services are remembered, and nearly all ports of a mail server are related.
+    covered(
+        case(
+            "open ports across restarts",
+            honest_bans,
+            scenario(MAIL, 60, 10, &["upgrade of everything", "monitor", "pool"]),
+            |all| all.daemon.stores_listeners = false,
+        ),
+        |all| (all.daemon.service_memory, all.engine.related_ports) = (false, false),
+    ),
+    case(
+        "bound of open ports across restarts",
+        Outcome::missed,
+        scenario(WEB, 60, 10, &["upgrade of everything", "knows ports that listened lately"]),
+        |all| all.daemon.bounded_stored_listeners = false,
+    ),
     covered(
         case("ceiling of bans that stand", long_bans, FLOODS, |all| all.engine.max_forgeable_bans = Some(1_000_000)),
         |all| all.engine.max_new_bans_per_minute = Some(1_000_000),

@@ -113,6 +113,8 @@ pub struct World {
     next_actor: ActorId,
     /// The honest behaviour that uses an address.
     owners: HashMap<BanTarget, &'static str>,
+    /// The dishonest behaviour that uses an address.
+    scanners: HashMap<BanTarget, &'static str>,
     addresses: u32,
     /// Number of packets from outside so far.
     step: u64,
@@ -193,6 +195,7 @@ impl World {
             current: 0,
             next_actor: 1,
             owners: HashMap::new(),
+            scanners: HashMap::new(),
             addresses: 0,
             step: 0,
             outcome: Outcome::default(),
@@ -318,11 +321,13 @@ impl World {
         (v4, v6)
     }
 
-    /// Records that an address belongs to an honest source.
+    /// Records to which source an address belongs.
     pub fn own(&mut self, role: Role, address: IpAddr) {
-        if let Role::Honest(behaviour) = role {
-            self.owners.insert(BanTarget::of(address), behaviour);
-        }
+        match role {
+            Role::Honest(behaviour) => self.owners.insert(BanTarget::of(address), behaviour),
+            Role::Dishonest(behaviour) => self.scanners.insert(BanTarget::of(address), behaviour),
+            Role::Authorised(_) | Role::Backstage => None,
+        };
     }
 
     /// An honest source as the victim of a forger, if there is one.

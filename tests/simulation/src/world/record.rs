@@ -36,6 +36,7 @@ impl World {
                 let Some(part) = self.parts.get_mut(&self.current) else { return };
                 let long = |expiry: &Expiry| !matches!(expiry, Expiry::After(span) if *span <= CAPPED_BAN);
                 seen.long_bans += u64::from(matches!(judgement, Judgement::Ban { expiry, .. } if long(expiry)));
+                seen.alarms += u64::from(matches!(judgement, Judgement::LogOnly));
                 let reported = self.detector.reports_distributed_scan(self.now);
                 // A forged packet is no detection of its sender, unless the sender only sends forged packets.
                 if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {

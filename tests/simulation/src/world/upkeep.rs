@@ -71,6 +71,9 @@ impl World {
         self.detector.lift(target);
         self.daemon.remove(target);
         self.outcome.lifted += 1;
+        if let Some(behaviour) = self.scanners.get(&target) {
+            self.outcome.dishonest.entry(behaviour).or_default().freed += 1;
+        }
         let name = target.to_string();
         if let Some(ban) = self.outcome.honest_bans.iter_mut().rev().find(|ban| ban.target == name) {
             ban.lasts = Some(at.since_origin().as_secs().saturating_sub(ban.at));
