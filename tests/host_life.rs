@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use simulation::outcome::Outcome;
 use simulation::picture::svg;
-use simulation::replay::replay;
+use simulation::replay::{Position, replay};
 use simulation::{Options, run, run_host};
 
 /// Behaviours that are never detected, by design.
@@ -460,6 +460,91 @@ const CASES: [Case; 48] = [
         |all| all.engine.max_new_bans_per_minute = Some(1_000_000),
     ),
 ];
+
+/// A cause of honest bans in earlier runs, and the rule that has removed it.
+struct Mended {
+    cause: &'static str,
+    scenario: Scenario,
+    /// Rules that are switched off in both runs, because they would have the same effect.
+    without: fn(&mut Options),
+    rule: fn(&mut Options),
+}
+
+/// The positions of these bans change with every behaviour that is added. So the scenarios are listed, and the position is
+/// that of their first honest ban without the rule.
+const MENDED: [Mended; 8] = [
+    Mended {
+        cause: "clients return while several services are stopped",
+        scenario: OUTAGES,
+        without: |all| all.engine.related_ports = false,
+        rule: |all| all.daemon.service_memory = false,
+    },
+    Mended {
+        cause: "clients return before the services of a new installation are up",
+        scenario: REINSTALLED,
+        without: |_| (),
+        rule: |all| all.daemon.settling = false,
+    },
+    Mended {
+        cause: "a mail program guesses ports of a host without mail",
+        scenario: scenario(WEB, 400, 2, &["mail program"]),
+        without: |_| (),
+        rule: |all| all.engine.bounds.unrelated = None,
+    },
+    Mended {
+        cause: "a mail program guesses ports of a host that had mail lately",
+        scenario: scenario(VOICE, 200, 5, &["mail program", "test of ports"]),
+        without: |_| (),
+        rule: |all| all.engine.bounds.unrelated = None,
+    },
+    Mended {
+        cause: "a neighbour adds a printer",
+        scenario: scenario(WORKSTATION, 60, 3, &["printer"]),
+        without: |_| (),
+        rule: |all| all.engine.bounds.unrelated = None,
+    },
+    Mended {
+        cause: "containers take longer than the services after a boot",
+        scenario: scenario(CONTAINERS, 60, 10, &["reboot", "regular client"]),
+        without: |_| (),
+        rule: |all| all.daemon.published_ports = false,
+    },
+    Mended {
+        cause: "a connected user tries ports",
+        scenario: scenario(MAIL, 60, 2, &["user at work"]),
+        without: |_| (),
+        rule: |all| all.daemon.known_peers = false,
+    },
+    Mended {
+        cause: "a user continues to try ports after a reboot has ended the connection",
+        scenario: INTERRUPTED,
+        without: |_| (),
+        rule: |all| all.daemon.stores_peers = false,
+    },
+];
+
+#[test]
+fn mended_honest_bans_replay_without_ban() {
+    for Mended { cause, scenario, without, rule } in &MENDED {
+        let mut options = scenario.options();
+        without(&mut options);
+        let mut broken = options.clone();
+        rule(&mut broken);
+        let bans = run_host(&broken, scenario.host, &|| ()).honest_bans;
+        let own = bans.iter().filter(|ban| !ban.forged);
+        let first = own.map(|ban| (ban.replay.parse::<Position>().unwrap(), ban)).min_by_key(|(at, _)| at.step);
+        let Some((position, ban)) = first else { panic!("{cause}: without the rule, no source is banned") };
+        let text = replay(&broken, position);
+        assert!(text.contains(&format!("BAN of {}", ban.target)), "{cause}: {text}");
+        let text = replay(&options, position);
+        let source = ban.target.strip_suffix("::/64").unwrap_or(&ban.target);
+        let last = text.lines().rev().find(|line| line.contains("engine: "));
+        assert!(last.is_some_and(|last| last.contains(source)), "{cause}: not the same packet: {text}");
+        assert!(!text.contains("BAN of"), "{cause}: {text}");
+        let outcome = run_host(&options, scenario.host, &|| ());
+        assert_eq!(honest_bans(&outcome), 0, "{cause}: {:#?}", outcome.honest_bans);
+    }
+}
 
 /// The simulation can fail: without any single rule or limit, it shows a symptom more often than with all of them.
 #[test]
