@@ -11,7 +11,7 @@ use simulation::replay::{Position, replay};
 use simulation::{Options, run, run_host};
 
 /// Behaviours that are never detected, by design.
-const NEVER_FOUND: [&str; 6] = [
+const NEVER_FOUND: [&str; 9] = [
     // A single packet is no scan of this host.
     "one port of the whole Internet (zmap)",
     // Within any window it probes no more ports than every source is forgiven.
@@ -23,6 +23,10 @@ const NEVER_FOUND: [&str; 6] = [
     "knows related ports: mail alone",
     // Ports that are not monitored.
     "knows the list: 20000 to 20100",
+    // Only reported, unless `udp.block` is set: the source of a datagram is easily forged.
+    "nmap -sU",
+    "nmap -sU -T1",
+    "nmap -sU --max-retries 0",
 ];
 
 /// Behaviours that are detected on some hosts or at some times only, by design.
@@ -544,6 +548,36 @@ fn mended_honest_bans_replay_without_ban() {
         let outcome = run_host(&options, scenario.host, &|| ());
         assert_eq!(honest_bans(&outcome), 0, "{cause}: {:#?}", outcome.honest_bans);
     }
+}
+
+/// Datagrams ban only if the operator wants it. Then each UDP scan is found, and no honest source of datagrams is banned.
+#[test]
+fn udp_scans_are_found_where_datagrams_ban() {
+    let only = &[
+        "nmap -sU",
+        "nmap -sU -T1",
+        "nmap -sU --max-retries 0",
+        "regular client",
+        "monitor",
+        "browser",
+        "DNS question",
+        "NTP question",
+        "file server",
+        "call",
+        "discovery",
+        "new services",
+    ];
+    let reported = run_short(&Options { only, ..options() });
+    let mut banning = Options { only, ..options() };
+    banning.engine.udp_bans = true;
+    let banned = run_short(&banning);
+    for kind in ["nmap -sU", "nmap -sU -T1", "nmap -sU --max-retries 0"] {
+        let seen = &reported.dishonest[kind];
+        assert!(seen.found == 0 && seen.alarms >= seen.sources, "{kind} is reported: {seen:?}");
+        let seen = &banned.dishonest[kind];
+        assert!(seen.sources > 0 && seen.found == seen.sources, "{kind}: {:?}", seen.missed);
+    }
+    assert_eq!(honest_bans(&banned), 0, "{:#?}", banned.honest_bans);
 }
 
 /// The simulation can fail: without any single rule or limit, it shows a symptom more often than with all of them.
