@@ -540,11 +540,7 @@ fn mended_honest_bans_replay_without_ban() {
         let Some((position, ban)) = first else { panic!("{cause}: without the rule, no source is banned") };
         let text = replay(&broken, position);
         assert!(text.contains(&format!("BAN of {}", ban.target)), "{cause}: {text}");
-        let text = replay(&options, position);
-        let source = ban.target.strip_suffix("::/64").unwrap_or(&ban.target);
-        let last = text.lines().rev().find(|line| line.contains("engine: "));
-        assert!(last.is_some_and(|last| last.contains(source)), "{cause}: not the same packet: {text}");
-        assert!(!text.contains("BAN of"), "{cause}: {text}");
+        // Sources react to bans and holds, so the packets of this run can have other numbers.
         let outcome = run_host(&options, scenario.host, &|| ());
         assert_eq!(honest_bans(&outcome), 0, "{cause}: {:#?}", outcome.honest_bans);
     }
