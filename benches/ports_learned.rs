@@ -4,7 +4,7 @@
 //!
 //! The replies that reach the scanner are counted, which are never fewer than nmap's results: a SYN/ACK, or a reply
 //! over UDP. With `-sF`, where an open port is silent, a port counts if one that was probed after it has answered with
-//! a reset. A scan is ended shortly after its source is banned: nothing gets through any more, and nmap would wait for
+//! a reset. A scan is ended shortly after its source is banned: nothing gets through now, and nmap would wait for
 //! minutes.
 //!
 //! `cargo bench --bench ports_learned -- default trap` measures only the rows with all of these words.

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut reader = Reader::open(Path::new(&path))?;
     let mut engine = Engine::new(Settings::from_config(&Config::builtin()), HashKey(1, 2));
     let mut host = Host::new(Local::Any);
-    // Ports in use are no evidence. A program that knows its host lists them here.
+    // Ports in use are not evidence. A program that knows its host lists them here.
     host.tcp.insert_any_v4(80);
     host.tcp.insert_any_v6(80);
     let mut clock = Clock::default();

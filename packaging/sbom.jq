@@ -12,7 +12,7 @@ def field($key): capture("(?m)^\($key): (?<value>.*)$").value;
 ($metadata[0].packages | map({key: "\(.name)@\(.version)", value: .}) | from_entries) as $packages
 | ($lock | split("[[package]]")[1:] | map({key: "\(value("name"))@\(value("version"))", value: .}) | from_entries) as $locked
 | ($linked | lines | map({key: crate, value: true}) | from_entries) as $linked
-# A stack of who is unfolded gives who needs whom.
+# `cargo tree` prints each crate with its depth: `above` is the stack of its parents, `needs` its dependencies.
 | (reduce ($tree | lines | map(capture("^(?<depth>[0-9]+) (?<rest>.*)$")) | .[]) as $line (
     {above: [], needs: {}};
     ($line.depth | tonumber) as $depth

@@ -67,14 +67,14 @@ pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
 /// Panics once if the variable PORTSENTRY_TRIP contains this `place` in its comma-separated list. Tests use it to check
 /// the behaviour after a panic. Only development builds contain it.
 #[inline]
-#[expect(clippy::panic, reason = "that is what it is for")]
+#[expect(clippy::panic, reason = "failpoints exist to panic")]
 pub(crate) fn failpoint(place: &str) {
     static DONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     if cfg!(debug_assertions)
         && std::env::var("PORTSENTRY_TRIP").is_ok_and(|named| named.split(',').any(|name| name == place))
         && DONE.lock().unwrap_or_else(PoisonError::into_inner).insert(place.to_owned())
     {
-        panic!("tripped in the {place},\nas a test wants it");
+        panic!("failpoint in the {place},\nrequested by a test");
     }
 }
 

@@ -58,6 +58,7 @@ fn connection(port: u16) -> Observation {
         source_port: 40_000,
         destination: HERE.into(),
         interface: 2,
+        bridge_port: 0,
         protocol: Protocol::Tcp,
         port,
         class: Class::Connect,

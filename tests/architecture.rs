@@ -269,7 +269,7 @@ fn every_module_is_known_here() {
 }
 
 #[test]
-fn modules_use_only_permitted_ones() {
+fn modules_use_only_permitted_modules() {
     let mut wrong = Vec::new();
     for (module, may) in MAY_NAME {
         let sources = sources(module);
@@ -485,7 +485,7 @@ fn folders_use_only_lower_folders() {
 const SET_ONCE: (&str, &str) = ("types/shared64.rs", "std::sync::OnceLock");
 
 #[test]
-fn pure_modules_import_only_permitted_ones() {
+fn pure_modules_import_only_permitted_modules() {
     let mut wrong = Vec::new();
     for (module, may) in PURE {
         for (path, text) in sources(module) {

@@ -138,10 +138,7 @@ fn wrong_value_is_refused_with_remedy() {
         ),
         ("detect.scan_trigger = 16", "1:23: detect.scan_trigger: 16 is out of range; write a number from 0 to 15"),
         ("detect.scan_trigger = -1", "1:23: detect.scan_trigger: -1 is out of range; write a number from 0 to 15"),
-        (
-            "detect.scan_trigger = \"2\"",
-            "1:23: detect.scan_trigger: \"2\" is out of range; write a number from 0 to 15",
-        ),
+        ("detect.scan_trigger = \"2\"", "1:23: detect.scan_trigger: \"2\" is in quotes; write a number from 0 to 15"),
         (
             "detect.max_sources = 99999999999999999999",
             "1:22: detect.max_sources: 99999999999999999999 is out of range; write a number from 1024 to 16777216",
@@ -277,6 +274,16 @@ fn wrong_value_is_refused_with_remedy() {
              \"syslog\"",
         ),
         ("escalate.factor = 0", "1:19: escalate.factor: 0 is out of range; write a number from 1 to 100"),
+        ("escalate.factor = 1.5", "1:19: escalate.factor: 1.5 is not a whole number; write a number from 1 to 100"),
+        (
+            "tcp.ports = [23, 24]",
+            "1:13: tcp.ports: a list is not valid here; write the ports as one text, for example \"1,7,9,11-15\"",
+        ),
+        // The missing command is not reported again.
+        (
+            "block.run.command = \"/bin/true\"\nblock.method = [\"run\"]",
+            "1:21: block.run.command: \"/bin/true\" is not a list; write for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]",
+        ),
         ("escalate.max = \"11y\"", "1:16: escalate.max: \"11y\" is longer than ten years; write less"),
         ("tcp = true", "1:7: tcp: true is not a table; write [tcp] on a line of its own"),
         ("allow = []", "1:9: allow: a list is not a table; write [allow] on a line of its own"),
@@ -358,7 +365,7 @@ fn fleet_keys_set_what_they_name() {
 }
 
 #[test]
-fn wrong_fleet_names_its_remedy() {
+fn wrong_fleet_key_names_remedy() {
     let joined = "[fleet]\nurl = \"unix:///run/valkey/fleet.sock\"\n";
     for (text, expected) in [
         (
@@ -390,7 +397,7 @@ fn wrong_fleet_names_its_remedy() {
 }
 
 #[test]
-fn unknown_key_names_nearest_known_one() {
+fn unknown_key_suggests_nearest_key() {
     for (text, expected) in [
         ("[detect]\nwindw = \"1h\"", "2:1: detect.windw: unknown key; did you mean \"detect.window\"?"),
         ("scan-trigger = 2", "1:1: scan-trigger: unknown key; did you mean \"detect.scan_trigger\"?"),
@@ -427,7 +434,7 @@ fn repeated_key_or_table_names_both() {
 }
 
 #[test]
-fn interfaces_are_watched_or_excluded() {
+fn interfaces_are_monitored_or_excluded() {
     assert_eq!(read("interfaces = [\"!docker0\"]").interfaces, ["!docker0"]);
     let mixed = refused("interfaces = [\"eth0\", \"!docker0\"]");
     assert!(mixed[0].contains("the list mixes interfaces to monitor and"), "{mixed:?}");
@@ -551,7 +558,7 @@ fn unreadable_file_names_error_and_remedy() {
 }
 
 #[test]
-fn name_is_valid_dns_and_no_address() {
+fn name_is_valid_dns_not_address() {
     let label = "a".repeat(63);
     let longest = format!("{label}.{label}.{label}.{}", "a".repeat(61));
     for right in ["a", "a.b", "a.b.", "1.example", "x_y.example", "_dmarc.example", "xn--mnchen-3ya.example", &longest]

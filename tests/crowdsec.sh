@@ -41,7 +41,7 @@ crowdsec="crowdsec -c $folder/etc/config.yaml"
 : >etc/local_api_credentials.yaml
 $cscli machines add test --auto --force >said 2>&1 || { cat said; exit 1; }
 
-ban='{"event":"block","time":"TIME","source":"203.0.113.77","destination":"192.0.2.1","class":"syn","proto":"tcp","port":23,"subject":"203.0.113.77","ports":[{"proto":"tcp","port":23,"class":"syn"}],"probes":3,"reason":"3 distinct closed ports were touched","expires":"never","method":"nft"}'
+ban='{"event":"block","time":"TIME","source":"203.0.113.77","destination":"192.0.2.1","class":"syn","proto":"tcp","port":23,"subject":"203.0.113.77","ports":[{"proto":"tcp","port":23,"class":"syn"}],"probes":3,"reason":"3 distinct closed ports were probed","expires":"never","method":"nft"}'
 ban=$(echo "$ban" | sed "s/TIME/$(date -u +%Y-%m-%dT%H:%M:%S.000000Z)/")
 hand='{"event":"block","time":"2026-11-21T06:32:13.000000Z","source":"203.0.113.78","subject":"203.0.113.78","reason":"added by root","expires":"never"}'
 spared='{"event":"refused","time":"2026-11-21T06:32:13.000000Z","source":"203.0.113.79","class":"syn","proto":"tcp","port":23,"reason":"on the allow-list"}'

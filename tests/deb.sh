@@ -17,9 +17,16 @@ neighbour scanner 1
 is_banned() { inside nft list set inet portsentry blocked | seen '10\.97\.1\.2'; }
 runs() { [ "$(inside systemctl is-active portsentry)" = active ] || { inside journalctl -u portsentry >&2; fail "$1: the service does not run"; }; }
 
-say "install"
-inside dpkg -i /root/portsentry.deb
+# The command of the unit runs as the service's user, which has a name.
+reloaded_by_service() { inside journalctl -t portsentry | seen 'adminalert: portsentry (portsentry, process [0-9]*): the configuration was reloaded'; }
+
+say "install: the package says that it blocks, and how to watch first"
+said=$(inside dpkg -i /root/portsentry.deb)
 runs install
+for part in "now blocks sources that scan this host, for 24 hours each" "portsentry trial 1d" "portsentry list --would-block"; do
+    seen -F "$part" <<<"$said" || fail "the installation does not say \"$part\": $said"
+done
+! seen BLOCK_TCP <<<"$said" || fail "the installation names a classic configuration, and there is none: $said"
 inside systemctl is-enabled portsentry >/dev/null || fail "the service is not enabled"
 pid=$(inside systemctl show -p MainPID --value portsentry)
 inside grep -q 'NoNewPrivs:.1' "/proc/$pid/status" || fail "the unit's restrictions are not in effect"
@@ -36,10 +43,12 @@ until_true is_banned
 say "reload"
 inside systemctl reload portsentry
 runs reload
+until_true reloaded_by_service
 
 say "upgrade: configuration, ban and service stay"
 echo '# by hand' | inside tee -a /etc/portsentry/portsentry.toml >/dev/null
-inside dpkg -i /root/portsentry.deb
+said=$(inside dpkg -i /root/portsentry.deb)
+! seen "now blocks" <<<"$said" || fail "an upgrade is announced as an installation: $said"
 runs upgrade
 inside grep -q '# by hand' /etc/portsentry/portsentry.toml || fail "the configuration was overwritten"
 is_banned || { inside journalctl -t portsentry >&2; fail "the upgrade lost the ban"; }
@@ -91,4 +100,22 @@ for left in /var/lib/portsentry /var/log/portsentry /run/portsentry /etc/portsen
     ! inside test -e "$left" || fail "the purge left $left"
 done
 ! inside nft list tables | seen portsentry || fail "the purge left the table"
+
+say "a classic configuration that only logs: the installation, status and the log say that this one blocks"
+classic=/etc/portsentry/portsentry.conf
+inside mkdir /etc/portsentry
+printf 'BLOCK_UDP="0"\nBLOCK_TCP="0"\n' | inside tee "$classic" >/dev/null
+said=$(inside dpkg -i /root/portsentry.deb)
+runs "beside a classic configuration"
+for part in "$classic of classic PortSentry is not read" "(BLOCK_TCP is 0), but portsentry blocks" "portsentry import --output"; do
+    seen -F "$part" <<<"$said" || fail "the installation does not say \"$part\": $said"
+done
+inside portsentry status | seen -F "$classic of classic PortSentry says to only log" || fail "status does not name the classic configuration"
+inside journalctl -t portsentry | seen -F "$classic of classic PortSentry says to only log" || fail "the log does not name the classic configuration"
+for port in 23 79 111 143; do
+    at scanner timeout 1 bash -c "exec 3<>/dev/tcp/10.97.1.1/$port" 2>/dev/null || true
+done
+until_true is_banned
+inside dpkg -P portsentry-nft
+inside test -e "$classic" || fail "the purge removed the classic configuration"
 say "all tests passed"

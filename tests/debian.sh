@@ -17,6 +17,8 @@ boot=
 init=
 neighbours=()
 finish() {
+    # shellcheck disable=SC2181  # the status of the script
+    [ $? -eq 0 ] || [ -z "$init" ] || inside journalctl -u portsentry -n 40 -o short-iso --no-pager >&2 || true
     # Its init is process 1 of a process namespace: when it ends, all its processes end.
     [ -z "$init" ] || kill -KILL "$init" 2>/dev/null || true
     [ -z "$boot" ] || wait "$boot" 2>/dev/null || true

@@ -71,7 +71,7 @@ said=$(wc -l <"$log")
 
 say "The same scan again: blocked at the third closed port; ports that still show were probed before"
 scan 1-1024
-say "A scan of the services only: no port answers any more"
+say "A scan of the services only: no port answers now"
 scan "$(IFS=,; echo "${services[*]}")"
 
 say "The log lines"

@@ -411,7 +411,7 @@ fn errors_name_their_lines_in_one_run() {
     let expected = [
         "portsentry.conf:1: TCP_PORTS: \"70000\" is not a port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"",
         "portsentry.conf:2: BLOCK_TCP: \"yes\" is not a valid value; write \"0\" to log, \"1\" to block, or \"2\" to run a command",
-        "portsentry.conf:3: SCAN_TRIGGER: \"-1\" is not a number; write a number from 0 to 15",
+        "portsentry.conf:3: SCAN_TRIGGER: \"-1\" is not a number; write a number from 0 to 16",
         "portsentry.conf:4: \"nonsense\" does not have the form KEY=\"value\"; correct the line, or make it a \
          comment with #",
         "portsentry.conf:5: KILL_RUN_CMD_FIRST: \"x\" is not valid here; write \"0\" or \"1\"",

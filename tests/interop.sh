@@ -316,6 +316,8 @@ docker() {
         inside systemctl stop docker.socket docker
         stands "stop, userland-proxy $proxy"
     done
+    # Docker leaves it at DROP, and the parts that follow forward packets.
+    inside iptables -P FORWARD ACCEPT
 }
 
 decoys_ufw() {

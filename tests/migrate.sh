@@ -71,8 +71,8 @@ inside test -e /var/lib/portsentry/portsentry.history || fail "the history is mi
 
 say "files of a classic that was built from source"
 as_user bash -c 'printf "TCP_PORTS=\"1,11\"\nBLOCK_TCP=\"1\"\n" >old.conf; echo TCP_MODE=\"atcp\" >old.default; echo 192.0.2.11 >old.ignore'
-types 'portsentry import old.conf --defaults old.default' | seen '^mode = "advanced"' || fail "the mode is lost"
-types 'portsentry import old.conf --ignore old.ignore --json' | seen -F 192.0.2.11 || fail "the ignore file is lost"
+types 'sudo portsentry import old.conf --defaults old.default' | seen '^mode = "advanced"' || fail "the mode is lost"
+types 'sudo portsentry import old.conf --ignore old.ignore --json' | seen -F 192.0.2.11 || fail "the ignore file is lost"
 # shellcheck disable=SC2016  # the page has it literally
 leaves_out 'echo '"'"'sed -e /$TARGET$/d -i portsentry.blocked.atcp && iptables -D INPUT -s $TARGET$ -j DROP'"'"' | at now+24hour' \
     "it shows what classic's guides do"

@@ -97,13 +97,13 @@ fn one_port_of_network_is_scan() {
     let bans = blocked(&capture("zmap"), &local);
     assert_eq!(bans, [("10.77.1.2".to_owned(), vec!["syn".to_owned()])]);
     let summary = summary(&capture("zmap"), &local);
-    assert_eq!(summary["blocked"][0]["reason"], "closed ports of 16 hosts were touched");
+    assert_eq!(summary["blocked"][0]["reason"], "closed ports of 16 hosts were probed");
     assert_eq!(summary["blocked"][0]["victims"].as_array().unwrap().len(), 16);
     assert!(blocked(&capture("zmap"), &[]).is_empty());
 }
 
 #[test]
-fn decoy_sources_are_seen_as_claimed() {
+fn forged_decoy_sources_are_banned_too() {
     let bans: Vec<_> = blocked(&capture("nmap-decoys"), &[]).into_iter().map(|(target, _)| target).collect();
     assert_eq!(bans, ["10.77.1.2", "10.77.1.66", "10.77.1.67"]);
 }
@@ -232,7 +232,7 @@ fn verdicts_are_equal_in_every_format() {
 }
 
 #[test]
-fn damaged_capture_is_judged_up_to_damage() {
+fn packets_before_damage_are_judged() {
     let bytes = std::fs::read(capture("nmap-sS")).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes[..bytes.len() - 5]).unwrap();
@@ -420,7 +420,7 @@ fn gateway_is_inferred_from_link_addresses() {
 }
 
 #[test]
-fn pings_of_few_servers_are_no_scan() {
+fn pings_of_few_servers_are_not_scan() {
     let ping = |server| frame((2, "192.168.43.9", 0), (1, server, 0), Content::Ping);
     let file = written(&["8.8.8.8", "8.8.4.4", "4.2.2.2", "174.137.42.65"].map(ping));
     let config = tempfile::NamedTempFile::new().unwrap();
@@ -491,7 +491,7 @@ fn summary_names_judged_ports_and_result() {
     );
     let text = String::from_utf8(replay(&file, &[]).stdout).unwrap();
     for part in [
-        "\nconfiguration: /dev/null\n",
+        "\nconfiguration: /dev/null\nsettings: detect.scan_trigger = 2, detect.window = \"30m\", expire = \"1day\"; monitored ports: tcp ",
         "\njudged: the ports of every address",
         "(syn) of 10.77.1.1",
         "\n1 would be banned:\n",

@@ -18,8 +18,9 @@ newcomer() {
 }
 
 as_user() {
+    # The path of Debian's /etc/login.defs, in which an ordinary user has no /usr/sbin.
     nsenter --target "$init" --all runuser -u newcomer -- \
-        env -C /home/newcomer/portsentry PATH=/usr/sbin:/usr/bin:/bin DEBIAN_FRONTEND=noninteractive "$@"
+        env -C /home/newcomer/portsentry PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games DEBIAN_FRONTEND=noninteractive "$@"
 }
 
 # The commands in the page's blocks, one per line, with continued lines joined and without comments.

@@ -39,9 +39,12 @@ function Table(tab)
   return pandoc.DefinitionList(items)
 end
 
--- A manual page has no links to files beside it.
+-- A manual page has no files beside it: a link to one becomes the path of the installed file.
 function Link(link)
-  return link.content
+  local target = link.target
+  if target:find("^#") or target:find("://", 1, true) then return link.content end
+  local path = target:find("^%.%./") and target:sub(4) or "docs/" .. target
+  return pandoc.Strong(pandoc.Str("/usr/share/doc/portsentry-nft/" .. path:gsub("#.*", "")))
 end
 
 -- Bold instead of a typewriter font, which a terminal does not show.

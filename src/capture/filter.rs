@@ -93,8 +93,8 @@ impl Wanted {
         // A fragment 8 bytes into a TCP segment, which overlaps the flags of the first fragment. It has no ports.
         any.push("ip and ip[9] = 6 and ip[6:2] & 0x1fff = 1".to_owned());
         // A first fragment, whose flags may be missing. Otherwise every segment except answers: SYN/ACK, and RST
-        // without SYN. RST with SYN, and FIN or RST beside SYN and ACK, pass because no stack sends them. To ephemeral
-        // ports, all other segments with ACK and without SYN are excluded as well.
+        // without SYN. RST with SYN, and FIN or RST in addition to SYN and ACK, pass because no stack sends them. To
+        // ephemeral ports, all other segments with ACK and without SYN are excluded as well.
         let first = "ip[6:2] & 0x3fff = 0x2000";
         let fixed = self.tcp.without(&self.ephemeral);
         let ephemeral = self.tcp.without(&fixed);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn filter_passes_evidence_and_no_answer() {
+    fn filter_passes_evidence_but_not_answers() {
         use crate::engine::Class;
         use crate::wire::TcpFlags;
         let wanted =

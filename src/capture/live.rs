@@ -13,7 +13,7 @@ use crate::wire::LinkType;
 
 /// Bytes of a frame that are captured: 20 of the cooked header, 40 of IPv6, 288 of extension headers and 60 of TCP.
 /// Longer extension headers are evidence by themselves ([`crate::wire::Transport::HiddenHeader`]). The whole TCP header
-/// is needed to verify its checksum, which also works for data of up to some 350 bytes. With the kernel's own header
+/// is needed to verify its checksum, which also works for data of up to about 350 bytes. With the kernel's own header
 /// before each frame, 8 frames fill a page.
 const SNAP: i32 = 416;
 
@@ -63,7 +63,7 @@ pub enum CaptureError {
     NoSll2(pcap::Error),
     /// The kernel or libpcap refused the filter.
     #[error(
-        "libpcap refused the filter for the monitored ports ({error}); list fewer separate ports. The filter: {filter}"
+        "libpcap refused the filter for the monitored ports ({error}); list fewer separate ports. The filter begins with {filter:.200}"
     )]
     Filter {
         /// The message of libpcap.

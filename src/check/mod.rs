@@ -33,7 +33,7 @@ use crate::host::resolv_conf::ResolverFiles;
 use crate::host::snapshot::{is_watched, missing_interfaces, snapshot};
 use crate::ledger;
 use crate::netlink::nft::Firewall;
-use crate::netlink::sock_diag::{Bound, Listener, SockDiag, SockDiagError};
+use crate::netlink::sock_diag::{Bound, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
 use crate::netlink::socket::Socket;
 use crate::sandbox;
 use crate::types::Protocol;
@@ -133,7 +133,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CheckError::System("start the event loop", error))?;
     let Reading { facts, late, .. } = runtime.block_on(Reader::default().read(&ResolverFiles::default()))?;
-    let listeners = SockDiag::open()?.listeners()?;
+    let (listeners, late_sockets) = listeners()?;
     let names = look_up(&config.allow.names)?;
 
     let named = names.values().flatten().flatten().map(|address| (IpNet::from(*address), Protection::Named));
@@ -146,6 +146,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let origin = file.clone().unwrap_or_else(|| "built-in values".to_owned());
     let mut findings = Findings { origin, ..Findings::default() };
     late.into_iter().for_each(|error| findings.add_note(error.to_string()));
+    late_sockets.into_iter().for_each(|error| findings.add_note(format!("not all ports in use are known: {error}")));
     let mut state = Vec::new();
     // The daemon would not start with these errors.
     if let Some(path) = &file
@@ -184,7 +185,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     warnings.extend(names.iter().filter_map(|(name, found)| {
         let why = match found {
             Ok(found) if !found.is_empty() => return None,
-            Ok(_) => "it has no address that another host can have",
+            Ok(_) => "it has no usable address",
             Err(why) => why.as_str(),
         };
         Some(Warning::new("allow.names", format!("{name} cannot be resolved: {why}; until then it exempts no address")))
@@ -252,6 +253,22 @@ fn capture(config: &Config, host: &Host, findings: &mut Findings) {
         Err(error @ CaptureError::Filter { .. }) => findings.wrong("tcp.ports", error),
         Err(error) => findings.wrong("interfaces", error),
     }
+}
+
+/// The listeners of this host, and an error for each table that exceeded its time limit, of which some may be missing.
+fn listeners() -> Result<(Vec<Listener>, Vec<SockDiagError>), SockDiagError> {
+    let mut sockets = SockDiag::open()?;
+    sockets.limit(MAX_DUMP);
+    let (mut listeners, mut late) = (Vec::new(), Vec::new());
+    for table in TABLES {
+        match sockets.list(table, &mut listeners) {
+            Err(error @ SockDiagError::Late(..)) => late.push(error),
+            listed => listed?,
+        }
+    }
+    listeners.sort_unstable();
+    listeners.dedup();
+    Ok((listeners, late))
 }
 
 /// Looks up all names at once. A name whose answer is late has no address.

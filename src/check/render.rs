@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::backends::words;
 use super::report::{Report, Watched};
+use super::warnings::Warning;
 use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Notify, Protocol};
 use crate::engine::Protection;
 use crate::types::{Expiry, Span, counted};
@@ -99,7 +100,7 @@ pub(super) fn text(report: &Report) -> String {
         line(&mut out, "name", &format!("{name}: {found}"));
     }
     for warning in &report.findings.warnings {
-        line(&mut out, "warning", &format!("{}: {}", warning.key, warning.message));
+        line(&mut out, "warning", &warning.to_string());
     }
     if report.findings.wrong.is_empty() && report.findings.warnings.is_empty() {
         line(&mut out, "result", "no problem found");
@@ -158,7 +159,7 @@ pub(super) fn json(report: &Report) -> Value {
         let partly = watched.partly.iter().map(|(port, address)| json!({"port": port, "address": address.to_string()}));
         json!({
             "mode": protocol.mode.name(),
-            "block": policy(protocol.block),
+            "block": protocol.block,
             "ports": watched.ports.to_string(),
             "count": watched.ports.len(),
             "left_out": watched.left_out.to_string(),
@@ -173,8 +174,8 @@ pub(super) fn json(report: &Report) -> Value {
             "addresses": interface.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
     });
-    let protected =
-        report.protected.iter().map(|(prefix, why)| json!({"network": prefix.to_string(), "why": why.to_string()}));
+    let exempt =
+        report.protected.iter().map(|(prefix, why)| json!({"network": prefix.to_string(), "reason": why.to_string()}));
     let names = report.names.iter().map(|(name, found)| {
         let addresses = found.as_ref().map(|found| found.iter().map(IpAddr::to_string).collect::<Vec<_>>());
         json!({"name": name, "addresses": addresses.clone().unwrap_or_default(), "error": addresses.err()})
@@ -183,8 +184,7 @@ pub(super) fn json(report: &Report) -> Value {
         .backends
         .iter()
         .map(|backend| json!({"method": backend.name, "works": backend.works, "does": backend.does}));
-    let warnings =
-        report.findings.warnings.iter().map(|warning| json!({"key": warning.key, "message": warning.message}));
+    let warnings = report.findings.warnings.iter().map(Warning::to_string);
     json!({
         "ok": report.findings.wrong.is_empty(),
         "settings": report.file,
@@ -196,19 +196,15 @@ pub(super) fn json(report: &Report) -> Value {
         "scan_trigger": config.detect.scan_trigger,
         "window_s": config.detect.window.as_secs(),
         "expire_s": config.expire.seconds(),
-        "methods": backends.collect::<Vec<_>>(),
-        "notify": {"command": config.notify.command, "interval_s": config.notify.interval.as_secs()},
-        "interfaces": interfaces.collect::<Vec<_>>(),
-        "protected": protected.collect::<Vec<_>>(),
+        "methods": config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>(),
+        "backends": backends.collect::<Vec<_>>(),
+        "notify": {
+            "command": config.notifies().then(|| words(&config.notify.command)),
+            "interval_s": config.notify.interval.as_secs(),
+        },
+        "interfaces": config.interfaces,
+        "host_interfaces": interfaces.collect::<Vec<_>>(),
+        "exempt": exempt.collect::<Vec<_>>(),
         "names": names.collect::<Vec<_>>(),
     })
-}
-
-/// The policy in the form of the configuration.
-fn policy(policy: BlockPolicy) -> Value {
-    match policy {
-        BlockPolicy::Yes => true.into(),
-        BlockPolicy::No => false.into(),
-        BlockPolicy::Run => "run".into(),
-    }
 }

@@ -66,7 +66,7 @@ fn shuts_out(unit: &Unit, config: &Config, file: &Path) -> Vec<Forbidden> {
     let forbidden = files.into_iter().filter_map(|(key, path, bits)| {
         let does = if bits == READ { "read" } else { "executed" };
         let why = unit.obstacle(path, bits)?;
-        let message = format!("the current {UNIT} prevents that {} is {does}: {why}", path.display());
+        let message = format!("the current {UNIT} prevents {} from being {does}: {why}", path.display());
         Some(Forbidden { finding: Warning::new(key, message), prevents_start: true })
     });
     forbidden.collect()

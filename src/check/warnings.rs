@@ -1,5 +1,7 @@
 //! Warns about settings that are permitted but unwise. Pure: reads only the configuration.
 
+use std::fmt;
+
 use ipnet::IpNet;
 
 use crate::config::{BlockPolicy, Config, ConfigError, HalfOpenPolicy, Mode};
@@ -16,6 +18,12 @@ pub(super) struct Warning {
 impl Warning {
     pub(super) fn new(key: &'static str, message: impl Into<String>) -> Self {
         Self { key, message: message.into() }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
     let ends = |word: &str| word == "--" || grammar.find_subcommand(word).is_some();
     let mut follows_option = false;
     for word in words.iter().skip(1).filter_map(|word| word.to_str()).take_while(|word| !ends(word)) {
-        // It may be the value of that option.
+        // A word after an option may be its value.
         let is_free = !std::mem::replace(&mut follows_option, word.starts_with("--") && !word.contains('='));
         if word.starts_with(PASTED_DASHES) {
             let meant = format!("-{}", word.trim_start_matches(PASTED_DASHES).trim_start_matches('-'));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_old_versions_name_current_ones() {
+    fn old_words_suggest_current_words() {
         for (line, expected) in [
             ("portsentry --stealth", "-stcp -sudp"),
             ("portsentry --connect", "-tcp -udp"),

@@ -1,5 +1,5 @@
-//! Generates shell completion scripts from the command line's grammar. For `unblock`, the scripts run `portsentry list`
-//! to complete the targets of bans.
+//! Generates shell completion scripts from the command line's grammar. For `unblock`, `disallow` and `forget-service`, the
+//! scripts ask the program for the values.
 
 use super::grammar;
 use crate::config::flags::CLASSIC_MODES;
@@ -24,38 +24,65 @@ pub enum Shell {
     Fish,
 }
 
-/// Prints the targets of the bans in force, one per line.
-const TARGETS: &str = r#"
-_portsentry_targets() {
-    portsentry list --json 2>/dev/null | grep -o '"subject":"[^"]*"' | cut -d '"' -f 4
+/// Prints the values for a command, one per line: banned targets, networks that operators allow, remembered services. Without
+/// permission to read them there are none. A daemon that does not answer must not delay the prompt.
+const VALUES: &str = r#"
+_portsentry_values() {
+    case $1 in
+        unblock) timeout 2 portsentry list --json | sed 's/,"fleet":.*//' | tr '{' '\n' |
+            sed -n 's/^"subject":"\([^"]*\)".*/\1/p' ;;
+        disallow) timeout 2 portsentry allowed --json | tr '{' '\n' |
+            sed -n '/"by":"allow\./d; s/^"network":"\([^"]*\)".*/\1/p' ;;
+        forget-service) timeout 2 portsentry status --json | tr '{' '\n' |
+            sed -n 's/^"proto":"\([a-z]*\)","port":\([0-9]*\),"address":.*/\2\/\1/p' | sort -nu ;;
+    esac 2>/dev/null
 }
 "#;
 
 /// Readline ends a word at a colon, and IPv6 addresses contain colons. The text up to the last colon is already typed
-/// and must not be inserted again.
+/// and must not be inserted again. Without a value, bash would complete file names.
 const BASH: &str = r#"
-_portsentry_or_target() {
+_portsentry_or_value() {
     _portsentry "$@"
-    local typed=${COMP_LINE:0:COMP_POINT} target
+    local typed=${COMP_LINE:0:COMP_POINT} value
     typed=${typed##*[[:space:]]}
-    [[ ${COMP_WORDS[1]} == unblock && $3 != --socket && $typed != -* ]] || return 0
+    case ${COMP_WORDS[1]} in unblock | disallow | forget-service) ;; *) return 0 ;; esac
+    [[ $3 != --socket && $typed != -* ]] || return 0
+    compopt +o bashdefault +o default 2>/dev/null
     COMPREPLY=()
-    for target in $(compgen -W "$(_portsentry_targets)" -- "$typed"); do
-        [[ $COMP_WORDBREAKS != *:* ]] || target=${target#"${typed%"${typed##*:}"}"}
-        COMPREPLY+=("$target")
+    for value in $(compgen -W "$(_portsentry_values "${COMP_WORDS[1]}")" -- "$typed"); do
+        [[ $COMP_WORDBREAKS != *:* ]] || value=${value#"${typed%"${typed##*:}"}"}
+        COMPREPLY+=("$value")
     done
 }
 
-complete -F _portsentry_or_target -o bashdefault -o default portsentry
+complete -F _portsentry_or_value -o bashdefault -o default portsentry
 "#;
 
 const ZSH: &str = r#"
-_portsentry_or_target() {
-    compadd -- ${(f)"$(_portsentry_targets)"}
+_portsentry_banned() {
+    compadd -- ${(f)"$(_portsentry_values unblock)"}
+}
+
+_portsentry_allowed() {
+    compadd -- ${(f)"$(_portsentry_values disallow)"}
+}
+
+_portsentry_services() {
+    compadd -- ${(f)"$(_portsentry_values forget-service)"}
 }
 "#;
 
-const FISH: &str = r#"complete -c portsentry -n "__fish_portsentry_using_subcommand unblock" -f -a "(portsentry list --json 2>/dev/null | string match -rag '\"subject\":\"([^\"]*)\"')" -d 'Blocked'
+/// The argument of each command in clap's script for zsh, and the function that completes it.
+const ZSH_ARGUMENTS: [(&str, &str); 3] = [
+    ("Address or prefix to unblock:", "_portsentry_banned"),
+    ("Address or network as listed by `portsentry allowed`:", "_portsentry_allowed"),
+    ("Port of the service; without /tcp or /udp, both protocols:", "_portsentry_services"),
+];
+
+const FISH: &str = r#"complete -c portsentry -n "__fish_portsentry_using_subcommand unblock" -f -a "(timeout 2 portsentry list --json 2>/dev/null | string replace -r ',\"fleet\":.*' '' | string match -rag '\"subject\":\"([^\"]*)\"')" -d 'Blocked'
+complete -c portsentry -n "__fish_portsentry_using_subcommand disallow" -f -a "(timeout 2 portsentry allowed --json 2>/dev/null | string match -rag '\"network\":\"([^\"]*)\",\"by\":\"(?!allow\.)')" -d 'Allowed'
+complete -c portsentry -n "__fish_portsentry_using_subcommand forget-service" -f -a "(timeout 2 portsentry status --json 2>/dev/null | string match -rag '\"port\":(\d+),\"address\"' | sort -nu)" -d 'Service'
 "#;
 
 impl Shell {
@@ -79,11 +106,14 @@ impl Shell {
                 script.replace(&format!("-{mode}"), mode).replace(&format!(" -l {word}\n"), &format!(" -o {word}\n"));
         }
         match self {
-            Self::Bash => script + TARGETS + BASH,
-            // Must precede the commands at the end, which run at once if zsh autoloads the file as a function.
-            Self::Zsh => script
-                .replacen("\n_portsentry() {", &format!("{TARGETS}{ZSH}\n_portsentry() {{"), 1)
-                .replace("Address or prefix to unblock:_default", "Address or prefix to unblock:_portsentry_or_target"),
+            Self::Bash => script + VALUES + BASH,
+            // Must precede the commands at the end, which run immediately if zsh autoloads the file as a function.
+            Self::Zsh => ZSH_ARGUMENTS.iter().fold(
+                script.replacen("\n_portsentry() {", &format!("{VALUES}{ZSH}\n_portsentry() {{"), 1),
+                |script, (argument, function)| {
+                    script.replace(&format!("{argument}_default"), &format!("{argument}{function}"))
+                },
+            ),
             Self::Fish => script + FISH,
         }
     }

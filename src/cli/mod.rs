@@ -58,7 +58,7 @@ struct CommandLine {
     command: Option<Command>,
 }
 
-/// What the command line asks for.
+/// The action that the command line requests.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Watch and block
@@ -94,7 +94,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     if let Some(error) = classic::refusal(&args) {
         return Err(error);
     }
-    // The options of a command are no modes.
+    // The options of a command are not modes.
     let grammar = grammar();
     let is_command = |word: &OsString| word == "help" || grammar.find_subcommand(word).is_some();
     let modes = args.iter().skip(1).position(is_command).map_or(args.len(), |before| before + 1);

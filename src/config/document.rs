@@ -23,7 +23,10 @@ pub(super) fn read<T: DeserializeOwned>(
     let root = root.into_inner();
     let mut refusals = Vec::new();
     let value = document::<T>(Keys::read_from_serde::<T>().accepted::<T>("", &root, &mut refusals));
-    refusals.extend(value.iter().flat_map(check).map(|(key, message)| {
+    let contradictions = value.iter().flat_map(check);
+    // A key with an invalid value has its built-in one here, about which nothing needs to be said.
+    let invalid: BTreeSet<String> = refusals.iter().map(|(key, ..)| key.clone()).collect();
+    refusals.extend(contradictions.filter(|(key, _)| !invalid.contains(key)).map(|(key, message)| {
         let mut names = key.split('.');
         let first = names.next().and_then(|name| root.get(name));
         let found = names.fold(first, |value, name| value.and_then(|value| value.get_ref().get(name)));

@@ -32,7 +32,6 @@ impl<'t> Lines<'t> {
     }
 }
 
-/// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// The file, as the operator named it.

@@ -19,11 +19,11 @@ pub struct RunOptions {
     pub expire: Option<Expiry>,
     /// The file to read; `None`: [`super::DEFAULT_CONFIG`] if it exists.
     pub config: Option<PathBuf>,
-    /// Interfaces to watch.
+    /// Interfaces to monitor.
     pub interfaces: Vec<String>,
     /// Number of distinct ports that are forgiven.
     pub scan_trigger: Option<u8>,
-    /// Block nothing.
+    /// Ban no further source.
     pub log_only: bool,
     /// Mode of TCP, from a classic option.
     pub tcp_mode: Option<Mode>,
@@ -58,7 +58,7 @@ pub(crate) struct RunFlags {
     /// Ports a source may probe without a ban, 0 to 15 [2]
     #[arg(long, value_name = "N", value_parser = parse_trigger)]
     scan_trigger: Option<u8>,
-    /// Log scans, but block nothing
+    /// Log scans, but ban no further source
     #[arg(long)]
     log_only: bool,
     /// Directory of the ledger [/var/lib/portsentry]

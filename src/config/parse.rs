@@ -25,7 +25,7 @@ const MAX_RUN_TIME: Duration = Duration::from_secs(600);
 /// Minimum time between two digests, so that a flood of packets does not cause a flood of messages.
 const MIN_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(86_400);
-/// Fits into one segment on every link, so that the banner is sent at once and as a whole.
+/// Fits into one segment on every link, so that the banner is sent immediately and as a whole.
 pub(crate) const MAX_BANNER_LEN: usize = 1_024;
 /// Far above the length of real lines. Several of them still fit into a command line or a line of hosts.deny.
 const MAX_LINE_LEN: usize = 1_024;
@@ -58,7 +58,12 @@ fn duration(text: &str, expected: &str, longest: Duration, bound: &str) -> Resul
 /// Parses an address or network. Host bits are cleared, an address without a mask is a single host, and a mask may be
 /// dotted. An IPv4-mapped IPv6 address (::ffff:192.0.2.1) becomes the IPv4 address.
 pub fn parse_network(text: &str) -> Result<IpNet, String> {
-    let wrong = || format!("{} is not {NETWORK}", quoted(text));
+    let wrong = || match text.split_once('%') {
+        Some((address, _)) if address.parse().is_ok_and(shared64::is_link_local) => {
+            format!("{} names a link; write {address}, which is that address on every link", quoted(text))
+        }
+        _ => format!("{} is not {NETWORK}", quoted(text)),
+    };
     let (address, mask) = match text.split_once('/') {
         Some((address, mask)) => (address.trim(), Some(mask.trim())),
         None => (text.trim(), None),
@@ -217,6 +222,9 @@ fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet,
     if let Some(number) = value.as_integer() {
         return Err(format!("is a number; write the list in quotes: \"{number}\""));
     }
+    if value.is_array() {
+        return Err("is not valid here; write the ports as one text, for example \"1,7,9,11-15\"".to_owned());
+    }
     text(value, "a list of ports; write for example \"1,7,9,11-15\"", |text| {
         let named = lists.and_then(|lists| lists.get(text));
         named.map_or_else(|| text.parse().map_err(|error| format!("{error}")), Ok)
@@ -227,7 +235,17 @@ fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet,
 pub(super) fn within<T: TryFrom<i64>>(value: &Value, least: i64, most: i64) -> Result<T, String> {
     let found = value.as_integer().filter(|number| (least..=most).contains(number));
     let found = found.and_then(|number| T::try_from(number).ok());
-    found.ok_or_else(|| format!("is out of range; write a number from {least} to {most}"))
+    let wrong = match value {
+        Value::Float(_) => "is not a whole number",
+        // A number that no integer can hold is a text as well.
+        Value::String(text)
+            if text.parse::<i64>().is_ok() || !text.starts_with(|first: char| first.is_ascii_digit()) =>
+        {
+            "is in quotes"
+        }
+        _ => "is out of range",
+    };
+    found.ok_or_else(|| format!("{wrong}; write a number from {least} to {most}"))
 }
 
 /// Parses a duration from one second to `longest`. Error messages call the maximum `bound`.

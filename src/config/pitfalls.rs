@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn own_client_ports_are_named() {
+    fn own_client_ports_are_reported() {
         assert_eq!(keys("", "22"), [""; 0], "the built-in ports avoid client ports");
         assert_eq!(keys("[tcp]\nadvanced_ports = \"1-65535\"\n", "22"), ["tcp.advanced_ports"]);
         assert_eq!(keys("[udp]\nadvanced_ports = \"1-65535\"\n", "22"), ["udp.advanced_ports"]);

@@ -13,7 +13,6 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// The list with this name.
     pub(super) fn get(&self, name: &str) -> Option<PortSet> {
         match name {
             "bare-bones" => Some(set(self.bare_bones)),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetBan;
 use super::format::{line, nullable, span, to_seconds};
+use super::list::compact_ports;
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
@@ -31,14 +32,14 @@ pub struct AddressInfo {
     pub logged: Option<Remaining>,
     /// Its hold state in the kernel's trap; `None` if the trap holds no sources.
     #[serde(deserialize_with = "nullable")]
-    pub held: Option<HoldInfo>,
+    pub hold: Option<HoldInfo>,
     /// Number of bans of this target that make the next one longer.
     pub strikes: u32,
     pub suspected: Vec<Suspicion>,
     /// Reports of other hosts in the fleet; `None` if there are none.
     #[serde(deserialize_with = "nullable")]
     pub fleet: Option<FleetBan>,
-    /// Closed ports that are no evidence, because they belong to services of this host.
+    /// Closed ports that are not evidence, because they belong to services of this host.
     pub unserved: Vec<String>,
     /// True if it has a connection to a service of this host.
     pub connected: bool,
@@ -133,7 +134,7 @@ impl AddressInfo {
                 ..remaining(expiry)
             }),
             logged: known.logged.map(remaining),
-            held: None,
+            hold: None,
             strikes: known.strikes,
             suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
             fleet: None,
@@ -229,7 +230,7 @@ impl fmt::Display for AddressInfo {
         if let Some(ban) = &self.fleet {
             line!(f, "fleet", "{ban}")?;
         }
-        if let Some(hold) = &self.held {
+        if let Some(hold) = &self.hold {
             line!(f, "held", "{hold}")?;
         }
         if self.suspected.is_empty() {
@@ -254,8 +255,8 @@ impl fmt::Display for AddressInfo {
             details.extend(ban.evidence.as_ref().map(|grade| format!("{grade} evidence")));
             // A ban of the surrounding network.
             details.extend((ban.target != *target).then(|| ban.target.clone()));
-            let ports: Vec<String> = ban.ports.iter().map(|port| format!("{}/{}", port.proto, port.port)).collect();
-            details.extend((!ports.is_empty()).then(|| ports.join(", ")));
+            let ports = compact_ports(ban.ports.iter().map(|port| (port.proto.as_ref(), port.port)));
+            details.extend((!ports.is_empty()).then_some(ports));
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
             let class = match &ban.class {
                 Some(class) => class,

@@ -23,7 +23,8 @@ pub enum ClientError {
     #[error(
         "portsentry is not running: no daemon answers at {0}. The bans in the kernel stay until they expire; \
          `portsentry list` shows them, `nft delete element inet portsentry blocked {{ ADDRESS }}` lifts one ban \
-         (blocked6 for IPv6), `nft flush set inet portsentry blocked` lifts all"
+         (blocked6 for IPv6), `nft flush set inet portsentry blocked` lifts all. If the kernel then has no ban left, the \
+         next start restores those in the ledger"
     )]
     BansStay(PathBuf),
     #[error("this user has no access to {0}; run this with sudo")]
@@ -37,7 +38,6 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The exit code for this error.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -78,7 +78,7 @@ impl Client {
     pub fn ask(&mut self, request: &Request) -> Result<Answer, ClientError> {
         let line = request.to_line();
         let written = self.stream.get_mut().write_all(line.as_bytes());
-        // A client above the limit is disconnected at once, after one line with the reason.
+        // A client above the limit is disconnected immediately, after one line with the reason.
         let line = match (self.line(), written) {
             (Ok(Some(line)), _) => line,
             (_, Err(error)) => return Err(self.broken()(error)),
@@ -88,12 +88,11 @@ impl Client {
         Ok(parse_reply(&line, request).map_err(ClientError::Unreadable)??)
     }
 
-    /// The daemon's status.
     pub fn status(&mut self) -> Result<Box<Status>, ClientError> {
         match self.ask(&Request::Status)? {
             Answer::Status(status) => Ok(status),
             other => Err(ClientError::Unreadable(format!(
-                "the daemon answered `status` with something else: {other}; restart portsentry after an upgrade"
+                "the daemon sent an unexpected answer to `status`: {other}; restart portsentry after an upgrade"
             ))),
         }
     }

@@ -48,6 +48,7 @@ pub enum FleetLink {
 /// State of a target that other hosts have reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetBan {
+    #[serde(rename = "subject")]
     pub target: String,
     pub state: FleetBanState,
     /// Remaining seconds for which it is blocked, would be blocked, or stays lifted.
@@ -106,7 +107,7 @@ impl fmt::Display for FleetBan {
             FleetBanState::WouldBeBlocked => write!(f, "would be blocked, {left} left (fleet.shadow)")?,
             FleetBanState::Lifted => write!(f, "lifted by an operator for {left} more")?,
             FleetBanState::Waiting if self.lacking == 0 => {
-                f.write_str("not blocked: a ban on forgeable evidence lasts at most an hour, which is over")?;
+                f.write_str("not blocked: a ban on forgeable evidence lasts at most an hour, which has passed")?;
             }
             FleetBanState::Waiting => write!(f, "not blocked: further hosts that must report it: {}", self.lacking)?,
         }

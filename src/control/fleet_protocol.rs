@@ -148,7 +148,6 @@ impl FleetRequest {
         serde_json::from_slice(line).map_err(|error| format!("refused: invalid request on the fleet socket: {error}"))
     }
 
-    /// The request as one line.
     #[must_use]
     pub fn to_line(&self) -> String {
         to_line(self)
@@ -168,7 +167,6 @@ impl FleetReply {
         })
     }
 
-    /// The reply as one line.
     #[must_use]
     pub fn to_line(&self) -> String {
         to_line(self)
@@ -188,7 +186,6 @@ impl OwnBanEvent {
         })
     }
 
-    /// The event as one line.
     #[must_use]
     pub fn to_line(&self) -> String {
         to_line(self)

@@ -98,7 +98,7 @@ pub struct ForgetServiceOptions {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct AllowOptions {
     /// Address or network to exempt
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_on_any_link)]
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     /// Duration: 1h, 7d [default: until `portsentry disallow`]
     #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span)]
@@ -114,7 +114,7 @@ pub struct AllowOptions {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct DisallowOptions {
     /// Address or network as listed by `portsentry allowed`
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_on_any_link)]
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     #[command(flatten)]
     pub connection: Connection,
@@ -144,7 +144,6 @@ pub struct ExplainOptions {
     pub connection: Connection,
 }
 
-/// Parses one address.
 pub(crate) fn parse_address(text: &str) -> Result<IpAddr, String> {
     let wrong = "not an address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows the bans in a network";
     let network = parse_on_any_link(text).ok().filter(|network| network.prefix_len() == network.max_prefix_len());

@@ -97,7 +97,6 @@ impl Request {
             .map_err(|error| format!("invalid request: {error}; see control.md in /usr/share/doc/portsentry-nft/docs"))
     }
 
-    /// The request as one line.
     #[must_use]
     pub fn to_line(&self) -> String {
         to_line(self)
@@ -109,7 +108,6 @@ impl Request {
         !matches!(self, Self::Status | Self::Explain { .. } | Self::Allowed | Self::Fleet { .. } | Self::Subscribe)
     }
 
-    /// Parses the answer to this request.
     fn parse_answer(&self, line: &[u8]) -> serde_json::Result<Answer> {
         Ok(match self {
             Self::Status => Answer::Status(serde_json::from_slice(line)?),
@@ -368,7 +366,6 @@ struct Outcome {
     ok: bool,
 }
 
-/// The reply as one line.
 #[must_use]
 pub fn reply_to_line(reply: &Reply) -> String {
     match reply {
@@ -437,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn reply_is_read_whatever_it_contains() {
+    fn reply_with_any_text_is_read() {
         let reloaded = Reloaded { changed: vec!["two\nlines".to_owned()], needs_restart: Vec::new() };
         for (request, reply) in [
             (Request::Confirm, Ok(Answer::Confirmed {})),

@@ -37,7 +37,7 @@ pub struct Status {
     pub allowed: usize,
     /// Number of automatically protected addresses and networks.
     pub protected_networks: usize,
-    /// Services whose ports are no evidence, running or not.
+    /// Services whose ports are not evidence, running or not.
     pub services: Vec<RememberedService>,
     /// Families of which every address is allowed, so that nothing is blocked: "IPv4", "IPv6".
     pub allows_all: Vec<String>,
@@ -124,8 +124,8 @@ pub struct TrapCounts {
 /// A remembered service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedService {
-    /// "80/tcp".
-    pub port: String,
+    pub proto: String,
+    pub port: u16,
     /// 0.0.0.0 and :: stand for every address of their family.
     pub address: String,
     pub served: bool,
@@ -183,10 +183,14 @@ impl fmt::Display for Status {
         line!(f, "since", "{}, for {}", to_seconds(&self.since), span(self.uptime_s))?;
         match self.state {
             State::OnlyLogging => {
+                let what = match self.bans.intended {
+                    0 => "nothing".to_owned(),
+                    earlier => format!("no further source; {} in force", counted(earlier, "earlier ban")),
+                };
                 line!(
                     f,
                     "blocks",
-                    "nothing; `portsentry list --would-block` shows the sources that it would have blocked"
+                    "{what}; `portsentry list --would-block` shows the sources that it would have blocked"
                 )?;
             }
             _ => {
@@ -250,7 +254,8 @@ impl fmt::Display for Status {
 /// The remembered services, and those that are down now.
 fn services(services: &[RememberedService]) -> String {
     let ports = |wanted: &dyn Fn(&RememberedService) -> bool| {
-        let mut ports: Vec<&str> = services.iter().filter(|one| wanted(one)).map(|one| one.port.as_str()).collect();
+        let mut ports: Vec<String> =
+            services.iter().filter(|one| wanted(one)).map(|one| format!("{}/{}", one.port, one.proto)).collect();
         ports.dedup();
         ports.join(" ")
     };

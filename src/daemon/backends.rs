@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::error::DaemonError;
 use super::sensor_handle::SensorHandle;
+use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::command::Spawner;
 use crate::enforce::file_helper::FileHelper;
@@ -18,16 +19,48 @@ use crate::events::event::{Event, EventKind};
 use crate::sensor::{Blocker, SensorCommand};
 use crate::types::{Backend, BanTarget};
 
+/// The backends that this run uses.
+pub(super) struct UsedBackends {
+    /// The backends that enforce bans. Empty if the configuration only logs and there are no earlier bans.
+    pub(super) methods: Vec<Backend>,
+    /// True if lines of earlier bans are removed from hosts.deny, and no new ones are written.
+    pub(super) sweeps_lines: bool,
+    /// True if commands begin no new bans, but are undone at the end of those that they began.
+    pub(super) undoes_commands: bool,
+    /// True if commands of `block.run` are run or undone.
+    pub(super) runs_commands: bool,
+}
+
+impl UsedBackends {
+    /// The backends that `config` uses. `earlier_bans` is true if an earlier run has left bans, which continue even if
+    /// `config` only logs; with `earlier_lines` there are some in hosts.deny.
+    pub(super) fn new(config: &Config, earlier_bans: bool, earlier_lines: bool) -> Self {
+        let enforces = config.blocks() || earlier_bans;
+        let methods = if enforces { config.block.method.clone() } else { Vec::new() };
+        let runs = methods.contains(&Backend::Command) || config.uses(BlockPolicy::Run);
+        let undoes_commands = enforces && !runs && !config.block.run.expire_command.is_empty();
+        Self {
+            sweeps_lines: enforces && earlier_lines && !methods.contains(&Backend::HostsDeny),
+            undoes_commands,
+            runs_commands: runs || undoes_commands,
+            methods,
+        }
+    }
+
+    /// True if lines of hosts.deny are written or removed.
+    pub(super) fn writes_hosts_deny(&self) -> bool {
+        self.sweeps_lines || self.methods.contains(&Backend::HostsDeny)
+    }
+}
+
 #[derive(Default)]
 pub(super) struct OpenBackends {
     pub(super) blocker: Blocker,
     pub(super) slow_backends: Option<SlowBackends>,
     /// Set if this start created the table.
     pub(super) new_table: Option<NewTable>,
-    /// Handle of a table that already existed.
-    pub(super) table_found: Option<u64>,
-    /// True if a saved ruleset was loaded into that table.
-    pub(super) table_merged: bool,
+    /// A table that already existed.
+    pub(super) table_found: Option<FoundTable>,
     /// The sources that the kernel's trap has blocked since the last daemon ended.
     pub(super) trap_banned: Vec<BanTarget>,
     /// Targets that have a route from an earlier run.
@@ -56,14 +89,13 @@ impl Drop for NewTable {
     }
 }
 
-/// Opens the configured backends; none if no source is blocked and no command is run. Commands are run by `spawner`,
-/// and a hosts.deny that only root can write is written by `file_helper`.
-/// With `sweeps_lines`, earlier lines of hosts.deny are removed, although no new ones are written.
+/// Opens the backends in use. Commands are run by `spawner`, and a hosts.deny that only root can write is written by
+/// `file_helper`.
 pub(super) fn open(
     config: &Config,
     host: &Host,
     (spawner, file_helper): (Option<Spawner>, Option<FileHelper>),
-    sweeps_lines: bool,
+    used: &UsedBackends,
     (events, sensor): (&Sender, &SensorHandle),
     on_trial: bool,
     decoys: Option<DecoyRules>,
@@ -71,16 +103,14 @@ pub(super) fn open(
     let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
     let mut opened = OpenBackends::default();
     [opened.blocker.tcp_tells, opened.blocker.udp_tells] = tells;
-    if config.blocks() {
-        opened.blocker.backends = config.block.method.clone();
-    }
+    opened.blocker.backends.clone_from(&used.methods);
     let has = |backend: Backend| opened.blocker.backends.contains(&backend);
-    let (nft, route, hosts_deny) = (has(Backend::Nft), has(Backend::Route), has(Backend::HostsDeny));
+    let (nft, route) = (has(Backend::Nft), has(Backend::Route));
     let command_first = has(Backend::Command) && config.block.run.first;
     (opened.blocker.tcp_mode, opened.blocker.udp_mode) =
         (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
     // Fallible checks come before the first change.
-    let deny = (hosts_deny || sweeps_lines).then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
+    let deny = used.writes_hosts_deny().then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
     let mut routes = None;
     if route {
         let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
@@ -90,8 +120,11 @@ pub(super) fn open(
     }
     if nft {
         let mut nft = Nft::open()?;
-        opened.table_found = nft.table_handle().ok().flatten();
-        opened.table_merged = nft.has_repeated_rules().unwrap_or(false);
+        opened.table_found = nft.table_handle().ok().flatten().map(|handle| FoundTable {
+            handle,
+            by_nft: nft.is_created_by_nft().unwrap_or(false),
+            merged: nft.has_repeated_rules().unwrap_or(false),
+        });
         // The sensor empties the trap.
         opened.trap_banned = nft.caught().unwrap_or_default();
         let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut opened.messages)?;
@@ -120,7 +153,7 @@ pub(super) fn open(
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
         let queue = SlowQueue::new(&slow, &opened.blocker.backends, command_first, end_connections);
-        opened.blocker.slow = Some(queue.undoing_commands(config.only_undoes_commands()));
+        opened.blocker.slow = Some(queue.undoing_commands(used.undoes_commands));
         opened.slow_backends = Some(slow);
     }
     drop(opened.blocker.keep_reachable(host));

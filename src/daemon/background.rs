@@ -52,7 +52,7 @@ pub fn enter() -> bool {
     true
 }
 
-/// True in the second process, whose standard error leads nowhere once it watches.
+/// True in the second process, whose standard error leads nowhere once it monitors.
 pub(super) fn is_detached() -> bool {
     NULL.get().is_some()
 }

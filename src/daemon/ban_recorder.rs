@@ -7,32 +7,35 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use super::known_peers::MAX_PEERS;
 use super::recent_listeners::MAX_LISTENERS;
 use super::service_tracker::MAX_SERVICES;
 use super::settling;
 use crate::clock::boot_time;
-use crate::engine::{ActiveBan, Service, StrikeHistory};
+use crate::engine::{ActiveBan, Host, Service, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::{WITHOUT_VERDICT, reason};
 use crate::ledger::{
-    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, FleetLift, Ledger, LedgerError, LegacyFiles,
-    LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent,
+    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, FleetLift, KnownPeer, Ledger, LedgerError,
+    LegacyFiles, LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
 /// Lifts of the fleet's bans that are read at the start.
 const MAX_FLEET_LIFTS: usize = 131_072;
 
-/// How long the disk has for what is not written yet when the program ends.
+/// Time limit for writing the pending changes when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// What earlier runs have left in the ledger; nothing where it cannot be opened.
+/// The entries of earlier runs in the ledger; empty if it cannot be opened.
 #[derive(Default)]
 pub(super) struct Memory {
     pub(super) bans: PastBans,
     pub(super) strikes: Vec<StrikeHistory>,
     pub(super) ports: PastPorts,
+    /// The sources that were connected to a service, also some that have been forgotten since.
+    pub(super) peers: Vec<KnownPeer>,
     pub(super) decisions: Decisions,
     /// Identity of the kernel's table when the daemon last ran.
     pub(super) table: Option<String>,
@@ -66,7 +69,7 @@ pub(super) struct Decisions {
     pub(super) fleet_lifts: Vec<FleetLift>,
 }
 
-/// The ledger while a thread opens and reads it. A full ledger takes some tenths of a second, during which the rest of
+/// The ledger while a thread opens and reads it. A full ledger takes a few tenths of a second, during which the rest of
 /// the start continues.
 pub(super) struct Reading {
     directory: PathBuf,
@@ -96,6 +99,7 @@ impl Reading {
             let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
             let remembered = active.into_iter().filter_map(left).collect();
             let (services, listeners) = (ledger.services(MAX_SERVICES)?, ledger.listeners(MAX_LISTENERS)?);
+            let peers = ledger.known_peers(MAX_PEERS)?;
             let (table, trial, allowances) = (ledger.table()?, ledger.trial()?, ledger.allowances()?);
             let fleet_lifts = ledger.fleet_lifts(MAX_FLEET_LIFTS)?;
             let boot = settling::boot_id();
@@ -104,12 +108,13 @@ impl Reading {
                 bans: PastBans { remembered, unheard: Vec::new() },
                 strikes: struck,
                 ports: PastPorts { services: services.items, listeners: listeners.items },
+                peers: peers.items,
                 decisions: Decisions { trial, allowances: allowances.items, fleet_lifts: fleet_lifts.items },
                 table,
                 booted: settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin()),
             };
             let decisions = allowances.unreadable + fleet_lifts.unreadable;
-            let unreadable = unreadable + services.unreadable + listeners.unreadable + decisions;
+            let unreadable = unreadable + services.unreadable + listeners.unreadable + peers.unreadable + decisions;
             Ok(Read { ledger, opened, memory, unreadable })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
@@ -138,7 +143,6 @@ const MAX_RECENT: usize = 512;
 #[derive(Default)]
 pub(super) struct BanRecorder {
     writer: Option<Writer>,
-    /// The configured backends.
     backends: Vec<Backend>,
     recent: VecDeque<(BanTarget, SystemTime)>,
 }
@@ -179,8 +183,7 @@ impl BanRecorder {
     }
 
     /// Records the ban that `event` reports, if any; true if the event is the first to report a ban on evidence.
-    /// `interface` maps an interface index to a name.
-    pub(super) fn record(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>) -> bool {
+    pub(super) fn record(&mut self, event: &Event, host: Option<&Host>) -> bool {
         let banned = match &event.what {
             EventKind::Blocked { ban, backend, .. } => Some((ban, *backend)),
             EventKind::Wrapped { ban: Some(ban), .. } => Some((ban, Backend::HostsDeny)),
@@ -192,12 +195,11 @@ impl BanRecorder {
         let begins = banned.is_some_and(|(ban, _)| self.is_new(ban.probe.target, event.time));
         let change = match (&event.what, banned) {
             (_, Some((ban, backend))) => {
-                let row = BanRecord::from_ban(
-                    ban,
-                    event.time,
-                    interface(ban.probe.observation.interface).as_deref(),
-                    backend,
-                );
+                let (target, observation) = (ban.probe.target, ban.probe.observation);
+                let link = host.and_then(|host| host.links.iter().find(|link| link.id.index == observation.interface));
+                let mut row = BanRecord::from_ban(ban, event.time, link.map(|link| link.id.name()), backend);
+                row.guest_port =
+                    host.and_then(|host| host.guest_port(target, observation.source, observation.bridge_port));
                 if begins { row.into() } else { Change::Also(row) }
             }
             (kind, None) => match self.other(kind, event.time) {
@@ -304,7 +306,6 @@ fn start_writer(
     Ok((writer, memory))
 }
 
-/// The change for a lifted ban.
 pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> Change {
     Change::Ended { target, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
 }

@@ -19,9 +19,7 @@ use crate::sensor::SensorCommand;
 /// Locations of files and sockets.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// The ledger's directory.
     pub state_dir: PathBuf,
-    /// The control socket.
     pub socket: PathBuf,
     /// The configuration file, if it exists.
     pub config: PathBuf,
@@ -37,6 +35,8 @@ pub(super) struct ConfigSource {
     pub(super) reread: Reread,
     /// True until an operator confirms the trial; meanwhile no source is held.
     pub(super) on_trial: bool,
+    /// True if the nftables backend is open.
+    pub(super) uses_nft: bool,
 }
 
 impl ConfigSource {

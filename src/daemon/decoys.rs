@@ -121,7 +121,7 @@ impl FirewallWatch {
             self.counted = (syns, answers);
         }
         self.has_changed = has_changed;
-        // What was answered before a filter came does not refute it.
+        // Answers from before a filter was added do not refute it.
         let (syns, answers) = (syns.saturating_sub(self.counted.0), answers.saturating_sub(self.counted.1));
         let command = changed.then_some(SensorCommand::TrackDecoys(self.max_new_tracked));
         let notice = notice(&self.firewall, syns, answers).or_else(|| self.cookies.notice(Instant::now()));
@@ -159,8 +159,8 @@ impl CookieWatch {
         }
         let recently = self.changed_at.is_some_and(|at| now.saturating_duration_since(at) < COOKIES_LAST);
         let text = "tcp.mode: the kernel sends SYN cookies, because half-open connections fill the queue of a listener. If \
-                    it is the decoys', a scan can tell decoys from services until a minute after the flood, and connections \
-                    to decoys count as forgeable evidence; filter the flood of SYNs before it reaches this host";
+                    it belongs to the decoys, a scan can tell decoys from services until a minute after the flood, and \
+                    connections to decoys count as forgeable evidence; filter the flood of SYNs before it reaches this host";
         recently.then(|| text.to_owned())
     }
 }
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answered_decoys_show_no_filter() {
+    fn answered_decoys_indicate_no_filter() {
         let open = Firewall::default();
         assert_eq!(notice(&open, 0, 0), None);
         assert_eq!(notice(&open, 7, 0), None, "the SYNs may be very recent");

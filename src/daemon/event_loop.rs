@@ -174,8 +174,7 @@ impl EventLoop {
         if let Some(fleet) = &mut self.fleet {
             fleet.follow(event);
         }
-        let host_state = &self.host_state;
-        self.sink.dispatch(event, |index| host_state.interface(index));
+        self.sink.dispatch(event, Some(&self.host_state.host()));
     }
 
     async fn tick(&mut self) {

@@ -7,6 +7,7 @@ use super::ban_recorder::BanRecorder;
 use super::log_writer::LogWriter;
 use super::notifier::Notifier;
 use crate::control::server::{IncomingRequest, Server};
+use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 
@@ -36,12 +37,12 @@ impl EventSink {
 
     /// Distributes an event that happens now, without an interface.
     pub(super) fn emit(&mut self, kind: EventKind) {
-        self.dispatch(&Event::now(kind), |_| None);
+        self.dispatch(&Event::now(kind), None);
     }
 
-    /// Distributes `event`; `interface` maps an interface index to a name.
-    pub(super) fn dispatch(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>) {
-        let begins = self.ban_recorder.record(event, interface);
+    /// Distributes `event`; `host` names the interface of its packet.
+    pub(super) fn dispatch(&mut self, event: &Event, host: Option<&Host>) {
+        let begins = self.ban_recorder.record(event, host);
         self.notifier.add(event, begins);
         self.log.write(event);
         if let Some(control) = &self.control {

@@ -80,7 +80,6 @@ pub(super) struct Helper {
     pub(super) child: Child,
     /// Its sandbox state, as shown by `status`.
     pub(super) sandbox: SandboxState,
-    /// Warnings to report.
     pub(super) warnings: Vec<String>,
 }
 

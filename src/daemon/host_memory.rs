@@ -1,16 +1,17 @@
-//! Combines the daemon's memory of its host, independent of the clock used: services, connected peers, and services
-//! that have not started yet after a boot. The daemon keeps the same parts in its host snapshot; this type exists for
+//! Combines the daemon's memory of its host, independent of the clock used: services, recently open ports, connected
+//! peers, and services that have not started yet after a boot. The daemon keeps the same parts in its host snapshot; this type exists for
 //! the simulation, which provides listeners, connections and the time.
 
 use std::time::{Duration, SystemTime};
 
 use super::known_peers::KnownPeers;
+use super::recent_listeners::RecentListeners;
 use super::service_tracker::{self, ServiceTracker, is_eligible};
 pub use super::service_tracker::{FIRST_UNPRIVILEGED, PortRanges};
 use super::settling::Settling;
 use super::unfounded_bans::{Served, is_unfounded};
 use crate::engine::{Host, Service, ServiceMemory};
-use crate::ledger::BanRecord;
+use crate::ledger::{BanRecord, KnownPeer};
 use crate::netlink::sock_diag::{Connection, Listener};
 use crate::types::{BanTarget, Timestamp};
 
@@ -24,6 +25,7 @@ pub const MAX_SERVICES: usize = super::service_tracker::MAX_SERVICES;
 #[derive(Default)]
 pub struct HostMemory {
     services: ServiceTracker,
+    recent_listeners: RecentListeners,
     known_peers: KnownPeers,
     settling: Option<Settling>,
 }
@@ -56,6 +58,32 @@ impl HostMemory {
         Seen { changed: observed.changed, served_again: observed.served_again }
     }
 
+    /// Adds the recently open ports from the ledger; returns for how long each still counts as open.
+    pub fn recall_listeners(
+        &mut self,
+        listeners: impl IntoIterator<Item = (Service, Option<SystemTime>)>,
+        wall: SystemTime,
+    ) -> Vec<(Service, Duration)> {
+        self.recent_listeners.recall(listeners, wall)
+    }
+
+    /// Records which ports are open; true if a system program has started to listen.
+    pub fn observe_recent(
+        &mut self,
+        now: Timestamp,
+        wall: SystemTime,
+        listeners: &[Listener],
+        ranges: PortRanges<'_>,
+    ) -> bool {
+        self.recent_listeners.observe(now, wall, listeners, ranges, None)
+    }
+
+    /// The recently open ports for the ledger.
+    #[must_use]
+    pub fn recent_listeners(&self) -> Vec<(Service, Option<SystemTime>)> {
+        self.recent_listeners.records()
+    }
+
     /// Takes in which ports destination NAT publishes now.
     pub fn publish(&mut self, ports: Vec<Service>) {
         self.services.publish(ports);
@@ -75,6 +103,23 @@ impl HostMemory {
     /// Remembers peers for so long after their last connection.
     pub fn remember_peers_for(&mut self, span: Duration) {
         self.known_peers.remember_for(span);
+    }
+
+    /// Adds peers from the ledger.
+    pub fn recall_peers(&mut self, peers: impl IntoIterator<Item = KnownPeer>, now: Timestamp, wall: SystemTime) {
+        self.known_peers.recall(peers, now, wall);
+    }
+
+    /// The known peers for the ledger.
+    #[must_use]
+    pub fn known_peers(&self, now: Timestamp, wall: SystemTime) -> Vec<KnownPeer> {
+        self.known_peers.records(now, wall)
+    }
+
+    /// The known peers, each with the age of its first connection.
+    #[must_use]
+    pub fn peer_ages(&self, now: Timestamp) -> Vec<(BanTarget, Duration)> {
+        self.known_peers.ages(now)
     }
 
     /// Applies the current connections; returns the peers with their ages, if they have changed.

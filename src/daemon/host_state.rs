@@ -37,11 +37,11 @@ use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{
     ephemeral_ports, first_unprivileged_port, missing_interfaces, snapshot, watched_interfaces,
 };
-use crate::ledger::{Allowance, Recorder};
+use crate::ledger::{Allowance, KnownPeer, Recorder};
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Bound, Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
-use crate::types::Protocol;
+use crate::types::{BanTarget, Protocol};
 
 /// Number of ticks after which everything is read again: a killed session leaves its record without a change to any
 /// file.
@@ -167,9 +167,17 @@ impl HostState {
         self.recent_listeners.recall(listeners, SystemTime::now())
     }
 
-    /// Records the currently open ports at the end of the run.
-    pub(super) fn write_listeners(&mut self) {
+    /// Adds the sources that were connected to a service before the start; returns the peers, each with the age of its
+    /// first connection.
+    pub(super) fn recall_peers(&mut self, peers: Vec<KnownPeer>) -> Vec<(BanTarget, Duration)> {
+        self.known_peers.recall(peers, boot_time(), SystemTime::now());
+        self.known_peers.ages(boot_time())
+    }
+
+    /// Records the currently open ports and the known peers at the end of the run.
+    pub(super) fn write_memory(&mut self) {
         self.recent_listeners.write(self.recorder.as_ref());
+        self.known_peers.write(boot_time(), SystemTime::now(), self.recorder.as_ref());
     }
 
     /// The ports on which system programs listen now.
@@ -191,7 +199,6 @@ impl HostState {
         std::mem::take(&mut self.served_again)
     }
 
-    /// The remembered services.
     pub(super) fn services(&self) -> Vec<ServiceState> {
         self.services.states()
     }
@@ -205,10 +212,6 @@ impl HostState {
         let forgotten = self.services.forget(port, protocol);
         let commands = self.refresh().await.map_err(|error| error.to_string())?;
         Ok((forgotten, commands))
-    }
-
-    pub(super) fn interface(&self, index: u32) -> Option<String> {
-        self.facts.interfaces.iter().find(|one| one.index == index).map(|one| one.name.clone())
     }
 
     pub(super) fn host(&self) -> Arc<Host> {
@@ -349,7 +352,7 @@ impl HostState {
         self.report_list(name, error);
     }
 
-    /// Reports once that a list cannot be had, and once that it can be again; until then the last list holds.
+    /// Reports a list that cannot be read once, and its recovery once; until then the last list stays in use.
     fn report_list(&mut self, name: &'static str, error: Option<String>) {
         let last = match &error {
             Some(error) => self.unlisted.insert(name, error.clone()),
@@ -382,6 +385,7 @@ impl HostState {
         let listeners = &self.listeners;
         let observed = self.services.observe(now, wall, listeners, ranges);
         let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.recorder.as_ref());
+        self.known_peers.keep(now, wall, self.recorder.as_ref());
         self.first_unprivileged = first_unprivileged_port();
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
         self.served_again |= observed.served_again || appeared;

@@ -1,11 +1,15 @@
 //! Removes what bans of an earlier run left in backends that `block.method` no longer contains: the table, routes,
 //! lines of hosts.deny. The bans continue in the configured backends.
 
+use std::path::Path;
+use std::time::SystemTime;
+
 use crate::config::Config;
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::events::event::EventKind;
+use crate::ledger::Reader;
 use crate::types::{Backend, RouteKind, Timestamp};
 
 /// Objects to remove once the start has passed all its checks.
@@ -17,9 +21,9 @@ pub(super) struct Leftovers {
 }
 
 impl Leftovers {
-    /// The objects that `config` does not use any more; none if it only logs, because that may be temporary.
+    /// The objects that `config` does not use any more.
     pub(super) fn new(config: &Config) -> Self {
-        let unused = |backend: Backend| config.blocks() && !config.block.method.contains(&backend);
+        let unused = |backend: Backend| !config.block.method.contains(&backend);
         Self {
             table: unused(Backend::Nft).then(|| RulesetSpec::from_config(config)),
             routes: unused(Backend::Route).then_some(config.block.route),
@@ -62,10 +66,23 @@ impl Leftovers {
     }
 }
 
-/// True if hosts.deny contains lines of earlier bans, and no new ones will be written.
+/// True if an earlier run may have left bans in a backend or in the ledger in `state_dir`. Must be called before the
+/// daemon opens the ledger. A table may contain bans of a fleet, and counts even if it is empty, because the kernel takes
+/// seconds to list a full set.
+pub(super) fn exist(config: &Config, state_dir: &Path) -> bool {
+    let has_table = || Nft::open().is_ok_and(|mut nft| nft.table_handle().is_ok_and(|handle| handle.is_some()));
+    let has_routes = || {
+        let found = Routes::open(config.block.route, 0).and_then(|mut routes| routes.leftovers());
+        found.is_ok_and(|found| !found.is_empty())
+    };
+    let has_records = || {
+        let active = Reader::read(state_dir, |reader| reader.active(SystemTime::now()));
+        active.is_ok_and(|active| !active.items.is_empty())
+    };
+    has_table() || has_routes() || has_lines(config) || has_records()
+}
+
+/// True if hosts.deny contains lines of earlier bans.
 pub(super) fn has_lines(config: &Config) -> bool {
-    config.blocks()
-        && !config.block.method.contains(&Backend::HostsDeny)
-        && HostsDeny::try_from(&config.block.hosts_deny)
-            .is_ok_and(|file| file.held().is_ok_and(|held| !held.is_empty()))
+    HostsDeny::try_from(&config.block.hosts_deny).is_ok_and(|file| file.held().is_ok_and(|held| !held.is_empty()))
 }

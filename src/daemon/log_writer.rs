@@ -2,7 +2,8 @@
 //! limited number of lines wait up to two seconds for the name of their source. Bans are in force before their events
 //! arrive here.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,12 +21,14 @@ use crate::events::json::EventRecord;
 use crate::events::json_log::{FileEvent, LineFile};
 use crate::events::log;
 use crate::events::log_limiter::LogLimiter;
-use crate::types::{Backend, DAY, Expiry, LineLimiter, MINUTE, Timestamp, counted};
+use crate::types::{Backend, BanTarget, DAY, Expiry, LineLimiter, MINUTE, Protocol, Span, Timestamp, counted};
 
 /// Maximum time for which a line waits for a name. Most name servers answer within a tenth of it.
 const NAME_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum number of waiting lines. Beyond it the oldest one is written without a name.
 const MAX_PENDING: usize = 1_024;
+/// Maximum number of targets whose single probes are counted separately.
+const MAX_TARGETS: usize = 16_384;
 
 pub(super) struct LogWriter {
     budget: LogLimiter,
@@ -33,8 +36,8 @@ pub(super) struct LogWriter {
     lost: (u64, LineLimiter),
     /// `None` if lines have no names.
     naming: Option<Naming>,
-    wording: Wording,
-    /// Counts single probes if they are not logged individually.
+    modes: Modes,
+    /// Counts single probes if they have no lines of their own.
     daily: Option<DailyCount>,
     /// Text about the bans while the program does not run.
     after_stop: Option<String>,
@@ -51,7 +54,7 @@ impl LogWriter {
             budget: LogLimiter::default(),
             lost: (0, LineLimiter::new(1, MINUTE)),
             naming: None,
-            wording: wording(config),
+            modes: Modes::from_config(config),
             daily: None,
             after_stop: after_stop(config),
             file: None,
@@ -65,10 +68,10 @@ impl LogWriter {
     /// Applies a new `config`; the file is reopened in any case. `report.log` needs a restart.
     pub(super) fn reconfigure(&mut self, config: &Config) {
         let report = &config.report;
-        self.wording = wording(config);
+        self.modes = Modes::from_config(config);
         match report.single_probes {
             true => self.daily = None,
-            false => drop(self.daily.get_or_insert_with(|| DailyCount { probes: 0, since: boot_time() })),
+            false => drop(self.daily.get_or_insert_with(|| DailyCount::from(boot_time()))),
         }
         self.after_stop = after_stop(config);
         match (&mut self.naming, report.resolve_host) {
@@ -112,10 +115,13 @@ impl LogWriter {
         self.turn_minute();
         if matches!(event.what, EventKind::Stopped) {
             let lost = (self.lost.0 > 0).then(|| lost_events(self.lost.0));
-            let daily = self.daily.take().and_then(|daily| daily.sentence()).map(EventKind::Note);
+            let daily = self.daily.take().and_then(|daily| daily.sentence(boot_time())).map(EventKind::Note);
             let after_stop = self.after_stop.take().map(EventKind::Note);
             let last = lost.into_iter().chain(self.budget.summary()).chain(daily).chain(after_stop);
             last.for_each(|kind| self.send(&Event::now(kind)));
+        }
+        if let Some(daily) = &mut self.daily {
+            daily.count(&event.what);
         }
         if self.budget.admit(&event.what, boot_time()) {
             self.send(event);
@@ -154,45 +160,94 @@ impl LogWriter {
         if let Some(file) = &self.file {
             file.send(EventRecord::from(event).to_json());
         }
-        if let (Some(daily), EventKind::Probe(_)) = (&mut self.daily, &event.what) {
-            daily.probes += 1;
+        if self.daily.is_some() && matches!(event.what, EventKind::Probe(_)) {
             return;
         }
+        let wording = self.modes.wording(&event.what);
         match &mut self.naming {
-            Some(naming) => naming.send(event, Instant::now(), self.wording),
-            None => log::write(event, None, self.wording),
+            Some(naming) => naming.send(event, Instant::now(), wording),
+            None => log::write(event, None, wording),
         }
     }
 }
 
-/// Number of single probes of a day.
+/// Number of single probes of a day: those of sources without enough evidence for a ban.
 struct DailyCount {
-    probes: u64,
+    by_target: HashMap<BanTarget, u64>,
+    /// Probes of further targets, beyond [`MAX_TARGETS`].
+    others: u64,
     since: Timestamp,
 }
 
 impl DailyCount {
+    fn from(since: Timestamp) -> Self {
+        Self { by_target: HashMap::new(), others: 0, since }
+    }
+
+    fn count(&mut self, what: &EventKind) {
+        match what {
+            EventKind::Probe(probe) => {
+                let is_full = self.by_target.len() >= MAX_TARGETS;
+                match self.by_target.entry(probe.target) {
+                    Entry::Occupied(mut probes) => *probes.get_mut() += 1,
+                    Entry::Vacant(_) if is_full => self.others += 1,
+                    Entry::Vacant(place) => drop(place.insert(1)),
+                }
+            }
+            // Its probes were no single ones.
+            EventKind::Scan(ban) | EventKind::Blocked { ban, .. } => self.forget(ban.probe.target),
+            EventKind::Wrapped { target, .. }
+            | EventKind::Ran { target, ban: Some(_), .. }
+            | EventKind::BlockFailed { target, .. }
+            | EventKind::Shortened { target, .. } => self.forget(*target),
+            _ => {}
+        }
+    }
+
+    fn forget(&mut self, banned: BanTarget) {
+        match banned {
+            BanTarget::Prefix(_) => self.by_target.retain(|target, _| !banned.covers(target.element())),
+            _ => drop(self.by_target.remove(&banned)),
+        }
+    }
+
     /// The line for the last day, once it is over, if there were any probes.
     fn turn(&mut self, now: Timestamp) -> Option<String> {
         if now.since(self.since) < DAY {
             return None;
         }
-        let sentence = self.sentence();
-        *self = Self { probes: 0, since: now };
-        sentence
+        std::mem::replace(self, Self::from(now)).sentence(now)
     }
 
-    fn sentence(&self) -> Option<String> {
-        let probes = counted(self.probes, "single probe");
-        (self.probes > 0)
-            .then(|| format!("{probes} in the last day without log lines of their own (report.single_probes = false)"))
+    fn sentence(&self, now: Timestamp) -> Option<String> {
+        let probes = self.others + self.by_target.values().sum::<u64>();
+        let span = Span(now.since(self.since).max(Duration::from_secs(1)));
+        let probes = (probes > 0).then(|| counted(probes, "single probe"))?;
+        Some(format!("{probes} within {span} without log lines of their own (report.single_probes = false)"))
     }
 }
 
-fn wording(config: &Config) -> Wording {
-    let mut modes = [config.tcp.mode, config.udp.mode].into_iter().filter(|mode| *mode != Mode::Off);
-    // Each protocol has its own mode, but a ban applies to all protocols.
-    if modes.all(|mode| mode == Mode::Connect) { Wording::Connect } else { Wording::Stealth }
+/// The mode of each protocol, which decides the wording of its lines.
+struct Modes {
+    tcp: Mode,
+    udp: Mode,
+}
+
+impl Modes {
+    fn from_config(config: &Config) -> Self {
+        Self { tcp: config.tcp.mode, udp: config.udp.mode }
+    }
+
+    fn wording(&self, what: &EventKind) -> Wording {
+        let EventKind::Repeated { protocol, .. } = what else { return Wording::default() };
+        let (own, other) = match protocol {
+            Some(Protocol::Udp | Protocol::Icmp) => (self.udp, self.tcp),
+            Some(Protocol::Tcp | Protocol::Sctp) | None => (self.tcp, self.udp),
+        };
+        // A ban applies to all protocols, also to one that is not monitored.
+        let mode = if own == Mode::Off { other } else { own };
+        if mode == Mode::Connect { Wording::Connect } else { Wording::Stealth }
+    }
 }
 
 /// Describes the bans of each backend while the program does not run.
@@ -268,7 +323,7 @@ impl Naming {
         self.write_ready(Instant::now());
     }
 
-    /// Writes the lines at the front of the queue that need not wait any more.
+    /// Writes the lines at the front of the queue that no longer need to wait.
     fn write_ready(&mut self, now: Instant) {
         let hosts = &self.hosts;
         let ready =
@@ -295,8 +350,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::engine::Standing;
-    use crate::types::BanTarget;
+    use crate::engine::{Ban, Probe, Standing};
 
     thread_local! {
         static WRITTEN: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -317,7 +371,7 @@ mod tests {
 
     fn repeated(target: &str) -> Event {
         let target: BanTarget = target.parse().unwrap();
-        Event::now(EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 })
+        Event::now(EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 })
     }
 
     fn note_event(text: &str) -> Event {
@@ -403,8 +457,32 @@ mod tests {
         );
     }
 
+    #[test]
+    fn repeated_line_follows_mode_of_protocol() {
+        use Protocol::{Icmp, Sctp, Tcp, Udp};
+        let target: BanTarget = "192.0.2.7".parse().unwrap();
+        let (connect, stealth) = (Wording::Connect, Wording::Stealth);
+        for (tcp, udp, protocol, expected) in [
+            ("connect", "connect", Some(Tcp), connect),
+            ("connect", "stealth", Some(Tcp), connect),
+            ("connect", "stealth", Some(Udp), stealth),
+            ("connect", "stealth", None, connect),
+            ("advanced", "connect", Some(Tcp), stealth),
+            ("advanced", "connect", Some(Sctp), stealth),
+            ("advanced", "connect", Some(Udp), connect),
+            ("advanced", "connect", Some(Icmp), connect),
+            ("connect", "off", Some(Udp), connect),
+            ("off", "stealth", Some(Tcp), stealth),
+        ] {
+            let text = format!("[tcp]\nmode = \"{tcp}\"\n[udp]\nmode = \"{udp}\"\n");
+            let modes = Modes::from_config(&Config::parse("test", &text).unwrap());
+            let repeated = EventKind::Repeated { target, standing: Standing::Blocked, protocol, packets: 1 };
+            assert_eq!(modes.wording(&repeated), expected, "{protocol:?} packet with TCP {tcp} and UDP {udp}");
+        }
+    }
+
     #[tokio::test]
-    async fn network_has_no_name() {
+    async fn banned_network_is_not_resolved() {
         let mut naming = naming(|_| Some("chosen.example".to_owned()));
         naming.send(&repeated("2001:db8::/64"), Instant::now(), Wording::Stealth);
         assert_eq!(written(), ["2001:db8::/2001:db8::"]);
@@ -413,13 +491,50 @@ mod tests {
     #[test]
     fn single_probes_become_a_daily_line() {
         let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
-        let mut daily = DailyCount { probes: 0, since: at(100) };
+        let line = |text: &str| format!("{text} without log lines of their own (report.single_probes = false)");
+        let probe_of = |address: [u8; 4]| {
+            let target = BanTarget::containing(IpAddr::from(address));
+            EventKind::Probe(Probe { target, ..Ban::example().probe })
+        };
+        let mut daily = DailyCount::from(at(100));
         assert_eq!(daily.turn(at(100 + 86_400)), None, "a quiet day has no line");
-        daily.probes = 10_234;
+        for last in 0..20_000_u16 {
+            let [high, low] = last.to_be_bytes();
+            daily.count(&probe_of([10, 0, high, low]));
+        }
+        assert!(daily.by_target.len() <= MAX_TARGETS);
+        let stopped = daily.sentence(at(100 + 86_400 + 90));
+        assert_eq!(stopped, Some(line("20000 single probes within 1m 30s")), "the true span");
         assert_eq!(daily.turn(at(100 + 2 * 86_400 - 1)), None);
-        let line = "10234 single probes in the last day without log lines of their own (report.single_probes = false)";
-        assert_eq!(daily.turn(at(100 + 2 * 86_400)).as_deref(), Some(line));
-        assert_eq!(daily.sentence(), None, "the count restarts");
+        assert_eq!(daily.turn(at(100 + 2 * 86_400)), Some(line("20000 single probes within 1d")));
+        assert_eq!(daily.sentence(at(100 + 2 * 86_400)), None, "the count restarts");
+    }
+
+    #[test]
+    fn probes_of_scan_are_not_single() {
+        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
+        let ban = Ban::example();
+        let (target, probe) = (ban.probe.target, EventKind::Probe(ban.probe));
+        let text = String::new;
+        for end in [
+            EventKind::Scan(ban),
+            EventKind::Blocked { ban, backend: Backend::Nft, reaction: Duration::ZERO },
+            EventKind::Wrapped { target, ban: Some(ban), line: text() },
+            EventKind::Ran { target, ban: Some(ban), command: text(), outcome: text(), well: true },
+            EventKind::BlockFailed { target, reason: text(), backend: Backend::Route },
+            EventKind::Shortened { target, expiry: Expiry::Never, ports: Vec::new() },
+            EventKind::Blocked {
+                ban: Ban { probe: Probe { target: "192.0.2.0/24".parse().unwrap(), ..ban.probe }, ..ban },
+                backend: Backend::Nft,
+                reaction: Duration::ZERO,
+            },
+        ] {
+            let mut daily = DailyCount::from(at(0));
+            let other = EventKind::Probe(Probe { target: "198.51.100.7".parse().unwrap(), ..ban.probe });
+            [&probe, &other, &probe, &probe, &end].into_iter().for_each(|what| daily.count(what));
+            let line = daily.sentence(at(60)).unwrap_or_default();
+            assert!(line.starts_with("1 single probe within 1m "), "only the other source's: {line} {end:?}");
+        }
     }
 
     #[test]

@@ -75,8 +75,8 @@ use crate::netlink::routes::monitor::RouteMonitor;
 use crate::panic_guard;
 use crate::sandbox::{self, InstanceLock, Sandbox, check_folders, closed_folders};
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
-use crate::types::{Backend, BanTarget, Timestamp, shared64};
-use backends::OpenBackends;
+use crate::types::{BanTarget, Span, Timestamp, shared64};
+use backends::{OpenBackends, UsedBackends};
 use ban_recorder::{BanRecorder, Memory, Reading};
 use command_helper::CommandHelper;
 use config_source::ConfigSource;
@@ -122,8 +122,7 @@ struct Privileged {
     root_files: RootFiles,
     control: Result<Bound, ControlError>,
     fleet: Option<FleetSocket>,
-    /// True if lines of earlier bans are removed from hosts.deny.
-    sweeps_lines: bool,
+    used: UsedBackends,
     legacy_tables: LegacyTables,
     cookies: SynCookies,
     /// The listener of all decoys, if they share one.
@@ -151,19 +150,21 @@ pub fn run(
     shared64::set_nat64(&config.nat64);
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
-    let sweeps_lines = leftovers::has_lines(&config);
-    let mut policy = sandbox_policy::of_daemon(&config, &places, sweeps_lines);
+    // Without blocking there is nothing to confirm.
+    let confirm = confirm.filter(|_| config.blocks());
+    let earlier_bans = !config.blocks() && leftovers::exist(&config, &places.state_dir);
+    let used = UsedBackends::new(&config, earlier_bans, leftovers::has_lines(&config));
+    let mut policy = sandbox_policy::of_daemon(&config, &places, &used);
     if sandboxed {
         check_folders(&policy)?;
     }
     // While programs can still be started.
-    let command_helper = match config.runs_commands() || config.only_undoes_commands() || config.notifies() {
+    let command_helper = match used.runs_commands || config.notifies() {
         true => Some(CommandHelper::start(&places.config, sandboxed)?),
         false => None,
     };
     let closed = if sandboxed { closed_folders(&policy) } else { Vec::new() };
-    let writes_hosts_deny = sweeps_lines || config.blocks() && config.block.method.contains(&Backend::HostsDeny);
-    let root_files = RootFiles::start(&config, &places.config, (&closed, writes_hosts_deny))?;
+    let root_files = RootFiles::start(&config, &places.config, (&closed, used.writes_hosts_deny()))?;
     policy.write.retain(|folder| !closed.contains(folder));
     let legacy_tables = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
     let cookies = if config.tcp.mode == Mode::Connect { SynCookies::open() } else { SynCookies::default() };
@@ -186,7 +187,7 @@ pub fn run(
     let sensor_thread = SensorThread::start(sandboxed)?;
     if sandboxed {
         sandbox.drop_privileges();
-        sandbox.warnings.extend(sandbox_policy::own_commands(&config, &sandbox));
+        sandbox.warnings.extend(sandbox_policy::own_commands(&config, used.runs_commands, &sandbox));
     }
     let users = [0, sandbox.uid].into_iter().chain(fleet_user).collect();
     let fleet = fleet.map(|bound| FleetSocket { bound, users });
@@ -200,7 +201,7 @@ pub fn run(
         root_files,
         control,
         fleet,
-        sweeps_lines,
+        used,
         legacy_tables,
         cookies,
         shared,
@@ -208,7 +209,7 @@ pub fn run(
     let stderr = (!background::is_detached()).then(StderrThread::start).transpose();
     let stderr = stderr.map_err(DaemonError::system("start a thread"))?;
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));
-    // A look-up that no name server answers must not hold up the end, nor a log that is not read.
+    // Neither an unanswered look-up nor an unread log may delay the shutdown.
     runtime.shutdown_background();
     stderr.into_iter().for_each(StderrThread::finish);
     result
@@ -229,7 +230,7 @@ async fn serve(
         root_files,
         control,
         fleet: fleet_socket,
-        sweeps_lines,
+        used,
         legacy_tables,
         cookies,
         shared,
@@ -264,26 +265,18 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let runs = config.runs_commands() || config.only_undoes_commands();
-    let helpers = (command_helper.as_ref().filter(|_| runs).map(CommandHelper::spawner), root_files.hosts_deny);
-    let OpenBackends {
-        mut blocker,
-        slow_backends,
-        new_table,
-        table_found,
-        table_merged,
-        trap_banned,
-        leftovers,
-        messages,
-    } = backends::open(
-        &config,
-        &host_state.host(),
-        helpers,
-        sweeps_lines,
-        (&events, &sensor),
-        confirm.is_some(),
-        decoy_rules,
-    )?;
+    let helpers =
+        (command_helper.as_ref().filter(|_| used.runs_commands).map(CommandHelper::spawner), root_files.hosts_deny);
+    let OpenBackends { mut blocker, slow_backends, new_table, table_found, trap_banned, leftovers, messages } =
+        backends::open(
+            &config,
+            &host_state.host(),
+            helpers,
+            &used,
+            (&events, &sensor),
+            confirm.is_some(),
+            decoy_rules,
+        )?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = control
         .and_then(Server::serve)
@@ -297,9 +290,11 @@ async fn serve(
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let Memory { mut bans, strikes, ports, decisions, table, booted } = memory;
+    let Memory { mut bans, strikes, ports, mut peers, decisions, table, booted } = memory;
     // After a reboot another link may have the same index.
-    bans.remembered.retain(|one| !(booted && matches!(one.ban.target, BanTarget::Link { .. })));
+    let is_other_link = |target| booted && matches!(target, BanTarget::Link { .. });
+    bans.remembered.retain(|one| !is_other_link(one.ban.target));
+    peers.retain(|peer| !is_other_link(peer.target));
     let trial = Trial::new(confirm, decisions.trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(ports.services, ban_recorder.recorder());
@@ -311,6 +306,7 @@ async fn serve(
         host_state.start_settling();
     }
     engine.recall_listeners(Timestamp::default(), &host_state.recall_listeners(ports.listeners));
+    engine.know_peers(Timestamp::default(), &host_state.recall_peers(peers));
     // Before the first packet, so that returning sources are recognised from the start.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     if !decisions.allowances.is_empty() {
@@ -318,14 +314,14 @@ async fn serve(
         sensor.send_all(host_state.restore_allowances(decisions.allowances).await?);
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
-    if sweeps_lines {
+    if used.sweeps_lines {
         let file = config.block.hosts_deny.file.display();
         log.write(&Event::now(EventKind::Note(format!(
             "lines of earlier bans are removed from {file}, because \"hosts-deny\" is not in block.method"
         ))));
     }
-    let fleet = match &blocker.nft {
-        Some(backend) if config.fleet.is_joined() => {
+    let fleet = match config.fleet.is_joined() {
+        true => {
             let surroundings =
                 Surroundings { host: &host_state.host(), enforces: config.blocks() && !trial.only_logs() };
             let server =
@@ -333,7 +329,8 @@ async fn serve(
             let server = server.transpose().map_err(|error| {
                 log.write(&Event::now(EventKind::Error(format!("{error}; the daemon runs without the fleet"))))
             });
-            let nft = backend.nft.try_clone()?;
+            // Without a backend, scans are only logged and the sets do not exist.
+            let nft = blocker.nft.as_ref().map_or_else(Nft::open, |backend| backend.nft.try_clone())?;
             let mut from_ledger = FromLedger { lifts: decisions.fleet_lifts, ..FromLedger::default() };
             if let Some(recorder) = ban_recorder.recorder() {
                 from_ledger.own_bans = fleet::recorded(&recorder, &bans.remembered).await;
@@ -341,10 +338,9 @@ async fn serve(
             }
             server.ok().flatten().map(|server| Fleet::new(&config.fleet, server, nft, surroundings, from_ledger))
         }
-        _ => None,
+        false => None,
     };
-    // A host that only logs keeps the bans of an earlier run.
-    if config.blocks() {
+    if !used.methods.is_empty() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
         // Its commands wait for the sensor.
         StartupReconcile {
@@ -356,14 +352,14 @@ async fn serve(
             exempt: ExemptPrefixes::new(host_state.host().allow.networks()),
             table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
-            table_merged,
+            table_merged: table_found.is_some_and(|table| table.merged),
             trap_banned,
             marker: places.state_dir.join(ledger::RESTORING),
             expire: config.expire,
             slow_backends: slow_backends.as_ref().map(SlowBackends::tasks),
             nft,
-            sweeps_lines,
-            undoes_commands: config.only_undoes_commands(),
+            sweeps_lines: used.sweeps_lines,
+            undoes_commands: used.undoes_commands,
             // Without a ledger only the old backend knows the bans.
             leftovers: ban_recorder.recorder().map(|_| Leftovers::new(&config)),
         }
@@ -391,7 +387,7 @@ async fn serve(
         Sensor::new(live, decoys, engine, host, kernel, blocker, events.clone(), sensor.inbox(), metrics);
     if let Trial::LogOnly(_) = trial {
         sensor_loop.start_trial();
-        let left = humantime::format_duration(Duration::from_secs(trial.left().unwrap_or_default().as_secs()));
+        let left = Span(trial.left().unwrap_or_default());
         log.write(&Event::now(EventKind::Note(format!(
             "the trial continues: scans are only logged for {left} more; `portsentry trial --end` resumes blocking"
         ))));
@@ -419,6 +415,7 @@ async fn serve(
             state_dir: places.state_dir,
             reread,
             on_trial: confirm.is_some(),
+            uses_nft: wanted.nft,
         },
         systemd: Systemd::new(Arc::clone(sensor.metrics())),
         sensor: sensor.clone(),
@@ -439,7 +436,7 @@ async fn serve(
         command_helper,
     };
     let result = event_loop.run(signals, &mut end).await;
-    event_loop.host_state.write_listeners();
+    event_loop.host_state.write_memory();
     if let Some(fleet) = &mut event_loop.fleet {
         fleet.write_lifts(true);
     }

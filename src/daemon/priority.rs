@@ -1,4 +1,4 @@
-//! Sets the real-time scheduling policy of the sensor thread. Without it a ban often waits some milliseconds for the
+//! Sets the real-time scheduling policy of the sensor thread. Without it a ban often waits a few milliseconds for the
 //! scheduler, and a scanner learns about more ports in that time.
 
 use thread_priority::{

@@ -81,11 +81,15 @@ impl RecentListeners {
         appeared
     }
 
+    /// The state for the ledger.
+    pub(super) fn records(&self) -> Vec<(Service, Option<SystemTime>)> {
+        self.known.iter().map(|(service, gone)| (*service, *gone)).collect()
+    }
+
     /// Writes pending changes.
     pub(super) fn write(&mut self, recorder: Option<&Recorder>) {
         if let Some(recorder) = recorder.filter(|_| self.unwritten) {
-            let listeners = self.known.iter().map(|(service, gone)| (*service, *gone)).collect();
-            self.unwritten = !recorder.send(Change::Listeners(listeners));
+            self.unwritten = !recorder.send(Change::Listeners(self.records()));
         }
     }
 }

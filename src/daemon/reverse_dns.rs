@@ -1,4 +1,4 @@
-//! Looks up the host names of addresses for log lines: a few at a time, cached for some minutes, without blocking.
+//! Looks up the host names of addresses for log lines: a few at a time, cached for a few minutes, without blocking.
 //!
 //! The owner of an address chooses what its reverse look-up returns. A name is used only if it consists of letters,
 //! digits, ".", "-" and "_", cannot be mistaken for an address, and resolves back to the same address.

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn short_burst_is_no_rate() {
+    fn short_burst_is_not_a_rate() {
         let now = Instant::now();
         let mut sizer = RingSizer::new(now);
         assert_eq!(sizer.wanted(now + Duration::from_millis(10), 1_000, 0), None);

@@ -6,13 +6,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::backends::UsedBackends;
 use super::config_source::Places;
 use crate::config::{Config, Mode};
 use crate::enforce::file_helper::Files;
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::ledger;
 use crate::sandbox::{Policy, Process, Sandbox};
-use crate::types::Backend;
 
 /// Read-only files about the host: name servers, leases and sessions, if they exist ([`crate::host`]); kernel settings;
 /// and randomness for SQLite. Directories are listed if files in them are replaced.
@@ -38,10 +38,9 @@ const NAME_FILES: [&str; 5] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/host.co
 /// Libraries loaded by name look-ups.
 const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/lib", "/usr/lib64", "/lib", "/lib64"];
 
-/// The daemon's policy with `config`; with `sweeps_lines` it also permits removing earlier lines from hosts.deny.
-pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) -> Policy {
+/// The daemon's policy with `config` and the backends in use.
+pub(super) fn of_daemon(config: &Config, places: &Places, used: &UsedBackends) -> Policy {
     let folder = |path: &Path| path.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
-    let method = |method| config.blocks() && config.block.method.contains(&method);
     let protocols = [&config.tcp, &config.udp];
     let connects = |protocol: &&&crate::config::Protocol| protocol.mode == Mode::Connect;
     let names = config.report.resolve_host || !config.allow.names.is_empty();
@@ -66,7 +65,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
         policy.read.extend(LIBRARIES.map(PathBuf::from));
     }
     policy.write.extend(config.report.json_file.as_deref().and_then(folder));
-    if sweeps_lines || method(Backend::HostsDeny) {
+    if used.writes_hosts_deny() {
         policy.write.extend(folder(&config.block.hosts_deny.file));
     }
     policy
@@ -97,12 +96,11 @@ pub(super) fn of_files(files: &Files) -> Policy {
     }
 }
 
-/// Warnings about command programs that a compromised daemon could change, although it cannot choose them.
-pub(super) fn own_commands(config: &Config, sandbox: &Sandbox) -> Vec<String> {
+/// Warnings about command programs that a compromised daemon could change, although it cannot choose them. `runs` is true
+/// if the commands of `block.run` are used.
+pub(super) fn own_commands(config: &Config, runs: bool, sandbox: &Sandbox) -> Vec<String> {
     let run = &config.block.run;
-    let commands = [&run.command, &run.expire_command]
-        .into_iter()
-        .filter(|_| config.runs_commands() || config.only_undoes_commands());
+    let commands = [&run.command, &run.expire_command].into_iter().filter(|_| runs);
     let commands = commands.chain([&config.notify.command]);
     let programs: BTreeSet<&Path> = commands.filter_map(|command| command.first()).map(Path::new).collect();
     programs
@@ -139,7 +137,8 @@ mod tests {
             socket: "/run/portsentry/portsentry.sock".into(),
             config: "/etc/portsentry/portsentry.toml".into(),
         };
-        of_daemon(&Config::parse("test", text).unwrap(), &places, false)
+        let config = Config::parse("test", text).unwrap();
+        of_daemon(&config, &places, &UsedBackends::new(&config, false, false))
     }
 
     #[test]
@@ -166,6 +165,9 @@ mod tests {
         assert!(Config::parse("test", run).unwrap().runs_commands() && of_commands().root.is_some());
         let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
         assert_eq!(needs(only_logs), plain, "no source is blocked, so nothing is written");
+        let only_logs = Config::parse("test", only_logs).unwrap();
+        let earlier = UsedBackends::new(&only_logs, true, false);
+        assert!(earlier.writes_hosts_deny(), "lines of earlier bans are removed when these end");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");
         assert_eq!(
             (&deny.write, deny.root),

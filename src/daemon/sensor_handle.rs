@@ -69,7 +69,7 @@ impl SensorHandle {
 
     /// Sends a request that `request` builds from the answer channel. If the inbox is full, the answer is an error.
     pub(super) fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> SensorRequest) -> oneshot::Receiver<T> {
-        // A receiver without a sender returns an error at once.
+        // A receiver without a sender returns an error immediately.
         self.try_ask(request).unwrap_or_else(|| oneshot::channel().1)
     }
 }

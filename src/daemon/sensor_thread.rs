@@ -41,7 +41,6 @@ impl SensorThread {
         Ok(Self { work, thread })
     }
 
-    /// Runs `work` on the thread.
     pub(super) fn run(self, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
         // The channel has capacity for the only message.
         let _ = self.work.send(Box::new(work));

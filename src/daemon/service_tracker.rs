@@ -10,7 +10,7 @@ use crate::ledger::{Change, Recorder};
 use crate::netlink::sock_diag::{Bound, Listener};
 use crate::types::{PortSet, Protocol, Timestamp};
 
-/// Minimum age of a listener before it counts as a service. A port that is open only for moments is no service.
+/// Minimum age of a listener before it counts as a service. A port that is open only for moments is not a service.
 const LASTED: Duration = Duration::from_secs(600);
 
 /// Maximum time for which a listener may be missing before it counts as a new one. The kernel's list may miss a
@@ -28,9 +28,6 @@ const MAX_CANDIDATES: usize = 1_024;
 
 /// Interval at which the last-served time of a running service is written.
 const RECORD_INTERVAL: Duration = Duration::from_secs(3_600);
-
-/// Users below this number are system users (login.defs: SYS_UID_MAX is 999).
-const FIRST_PERSON: u32 = 1_000;
 
 /// The port ranges that sysctls define.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +101,7 @@ impl ServiceTracker {
         self.forget_old(wall);
     }
 
-    /// Observes the current listeners. Ephemeral ports are no services.
+    /// Observes the current listeners. Ephemeral ports are not services.
     pub(super) fn observe(
         &mut self,
         now: Timestamp,
@@ -239,9 +236,15 @@ impl ServiceTracker {
 
 /// True for a listener of a system user or on a privileged port, except on ephemeral ports and on single interfaces.
 pub(super) fn is_eligible(listener: &Listener, ranges: PortRanges<'_>) -> bool {
-    let system = listener.user < FIRST_PERSON || listener.port < ranges.first_unprivileged.min(FIRST_UNPRIVILEGED);
+    let is_system = is_system_user(listener.user) || listener.port < ranges.first_unprivileged.min(FIRST_UNPRIVILEGED);
     // Remembered services apply to all interfaces.
-    system && listener.interface == 0 && !ranges.ephemeral.contains(listener.port)
+    is_system && listener.interface == 0 && !ranges.ephemeral.contains(listener.port)
+}
+
+/// True for users that are no persons: those below 1000 (login.defs: SYS_UID_MAX is 999), those of systemd services with
+/// `DynamicUser=` (<https://systemd.io/UIDS-GIDS/>), and nobody, which services in containers on the host's network often use.
+fn is_system_user(user: u32) -> bool {
+    matches!(user, 0..=999 | 61_184..=65_519 | 65_534)
 }
 
 /// The ports of a listener that packets from outside can reach, one entry per family.
@@ -349,12 +352,21 @@ mod tests {
     }
 
     #[test]
-    fn users_and_ephemeral_ports_are_no_services() {
+    fn users_and_ephemeral_ports_are_not_services() {
         let mut scene = Scene::new();
         let lasting = [listener(8_080, 1_000), listener(40_000, 0), listener(3_306, 999), listener(443, 1_000)];
         let local = Listener { bound: Bound::One([127, 0, 0, 1].into()), ..listener(5_432, 0) };
         let _ = scene.runs(&[&lasting[..], &[local]].concat(), 700);
         assert_eq!(scene.ports(), [443, 3_306], "only privileged ports and system users, and none on loopback");
+    }
+
+    #[test]
+    fn dynamic_users_run_services() {
+        let mut scene = Scene::new();
+        let system = [listener(9_090, 61_184), listener(9_100, 65_519), listener(9_200, 65_534)];
+        let others = [listener(8_080, 61_183), listener(8_081, 65_520), listener(8_082, 65_535)];
+        let _ = scene.runs(&[system, others].concat(), 700);
+        assert_eq!(scene.ports(), [9_090, 9_100, 9_200]);
     }
 
     #[test]

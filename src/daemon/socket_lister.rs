@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::netlink::conntrack::Conntrack;
-use crate::netlink::sock_diag::{Connection, Listener, SockDiag, SockDiagError, TABLES};
+use crate::netlink::sock_diag::{Connection, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
 use crate::netlink::socket::SocketError;
 use crate::panic_guard;
 
@@ -25,10 +25,6 @@ const PUBLISHED_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Listing takes at most this fraction (1/50) of the thread's time, however many sockets exist.
 const SHARE: u32 = 50;
-
-/// Time limit for one table. The kernel lists a million sockets in a fraction of it, unless most of them are on one
-/// port. Then it starts again at that port's first socket for each datagram.
-const MAX_DUMP: Duration = Duration::from_secs(2);
 
 /// Maximum number of connections examined.
 const MAX_CONNECTIONS: usize = 65_536;
@@ -170,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_both_kinds_come() {
+    fn both_kinds_of_lists_arrive() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut lister = SocketLister::start(SockDiag::open().unwrap(), None).unwrap();
         let mut kinds = [0, 0];

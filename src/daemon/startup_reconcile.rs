@@ -20,7 +20,7 @@ use crate::events::channel;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{Author, BanRecord, BanSummary, Change, Ending, Entry, Recorder};
 use crate::panic_guard;
-use crate::sensor::{SensorCommand, SensorRequest};
+use crate::sensor::{GuestBan, SensorCommand, SensorRequest};
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
 /// Bans from before the start that the sensor adopts between two batches of packets.
@@ -79,6 +79,7 @@ impl StartupReconcile {
             panic_guard::restart_on_panic(|| self.hand_over());
             // The marker file reveals work that a panic interrupted.
             panic_guard::restart_on_panic(|| self.adopt());
+            self.follow_guests();
             panic_guard::restart_on_panic(|| self.remove_leftovers());
             panic_guard::restart_on_panic(|| self.record_methods());
         };
@@ -117,6 +118,14 @@ impl StartupReconcile {
         let runs = has_run(ban) || self.backends == [Backend::Command];
         let others = self.backends.iter().copied().filter(|backend| *backend != Backend::Command);
         others.chain(runs.then_some(Backend::Command)).collect()
+    }
+
+    /// Once the sensor has the bans: tells it the bridge ports of guests.
+    fn follow_guests(&self) {
+        let guest_ban =
+            |Remembered { ban, .. }: &Remembered| Some(GuestBan { target: ban.target, port: ban.guest_port? });
+        let bans = self.bans.remembered.iter().filter_map(guest_ban).collect();
+        self.sensor.send_blocking(SensorCommand::FollowGuests(bans));
     }
 
     fn adopt(&mut self) {

@@ -1,5 +1,6 @@
 //! Distinguishes the table that the daemon left from one loaded from a file: `nft list ruleset` saves the table with
-//! its elements, and a loaded file contains outdated bans.
+//! its elements, and a loaded file contains outdated bans. The ledger knows the number that the kernel gave the table. Without a
+//! ledger, the table itself shows whether nft created it.
 
 use crate::enforce::nft::Nft;
 use crate::ledger::{Change, Recorder};
@@ -33,10 +34,24 @@ impl TableIdentity {
     }
 }
 
-/// True if the table with handle `found` is not the table `last` of the ledger, and was therefore loaded from a file.
-/// False if the ledger has no record.
-pub(super) fn is_loaded(last: Option<&str>, boot: Option<&str>, found: Option<u64>) -> bool {
-    last.zip(found).is_some_and(|(last, found)| last != identity(boot, found))
+/// A table that existed before the start.
+#[derive(Clone, Copy)]
+pub(super) struct FoundTable {
+    pub(super) handle: u64,
+    /// True if nft created it.
+    pub(super) by_nft: bool,
+    /// True if a saved ruleset was loaded into it.
+    pub(super) merged: bool,
+}
+
+/// True if the table `found` is not the table `last` of the ledger, and was therefore loaded from a file. If the ledger has
+/// no record, the elements of a table that nft created, or into which it loaded a ruleset, are those of the file; a table
+/// that this program created keeps its bans when the ledger is lost.
+pub(super) fn is_loaded(last: Option<&str>, boot: Option<&str>, found: Option<FoundTable>) -> bool {
+    found.is_some_and(|found| match last {
+        Some(last) => last != identity(boot, found.handle),
+        None => found.by_nft || found.merged,
+    })
 }
 
 fn identity(boot: Option<&str>, handle: u64) -> String {
@@ -50,11 +65,19 @@ mod tests {
     #[test]
     fn table_from_file_differs_from_own() {
         let last = identity(Some("a"), 7);
+        let found = |handle| FoundTable { handle, by_nft: true, merged: true };
         let is_loaded = |boot, found| is_loaded(Some(&last), boot, found);
-        assert!(!is_loaded(Some("a"), Some(7)));
-        assert!(is_loaded(Some("a"), Some(9)), "flushed and loaded");
-        assert!(is_loaded(Some("b"), Some(7)), "loaded at boot");
+        assert!(!is_loaded(Some("a"), Some(found(7))), "the ledger knows it, and a file was merged into it");
+        assert!(is_loaded(Some("a"), Some(found(9))), "flushed and loaded");
+        assert!(is_loaded(Some("b"), Some(found(7))), "loaded at boot");
         assert!(!is_loaded(Some("b"), None), "there is none");
-        assert!(!super::is_loaded(None, Some("a"), Some(7)), "a new ledger");
+    }
+
+    #[test]
+    fn table_shows_its_origin_without_ledger() {
+        let found = |by_nft, merged| Some(FoundTable { handle: 7, by_nft, merged });
+        assert!(is_loaded(None, Some("a"), found(true, false)));
+        assert!(is_loaded(None, Some("a"), found(false, true)));
+        assert!(!is_loaded(None, Some("a"), found(false, false)), "the daemon's own table");
     }
 }

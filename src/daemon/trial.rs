@@ -87,7 +87,7 @@ mod tests {
     use crate::types::MINUTE;
 
     #[test]
-    fn remembered_trial_goes_on_after_restart() {
+    fn remembered_trial_continues_after_restart() {
         let until = |left| Some(SystemTime::now() + left);
         let goes_on = Trial::new(Some(MINUTE), until(MINUTE));
         assert!(goes_on.only_logs() && goes_on.left().unwrap() <= MINUTE, "{goes_on:?}");

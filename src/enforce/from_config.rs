@@ -22,7 +22,7 @@ impl RulesetSpec {
                 config::Action::Reject => Action::Reject,
             },
             log_drops: nft.log_drops,
-            own_source: true,
+            own_source: config.blocks(),
             trap: trap(config),
             fleet: config.fleet.is_joined().then_some(config.fleet.accept.size),
             // Only the daemon knows the ports of the decoy listener.

@@ -1,5 +1,5 @@
 //! Decides whether this host's network stack accepts a packet. A packet that the kernel drops before any socket look-up
-//! is no evidence, because its source learns nothing from it and can be forged without risk.
+//! is not evidence, because its source learns nothing from it and can be forged without risk.
 //!
 //! Three more kernel checks need no code here. Frames tagged for a VLAN of which this host is not a member do not pass
 //! the capture's filter ([`crate::capture::live`]); a VLAN device delivers its own frames without the tag. Frames for
@@ -43,7 +43,7 @@ pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<Ig
     host.reverse_path.refuses(packet.source, interface).then_some(IgnoreReason::WrongInterface)
 }
 
-/// True where the kernel may have been told to take the packet as it is.
+/// True if the sender may have marked the packet so that the kernel does not verify its checksum.
 fn is_unsummed(packet: &Packet, host: &Host) -> bool {
     host.virtual_links.binary_search(&packet.interface).is_ok()
 }
@@ -53,8 +53,8 @@ fn is_ours(packet: &Packet, host: &Host) -> bool {
     host.local.contains(packet.destination) || is_connectionless(&packet.transport) && is_anycast()
 }
 
-/// True for what may be a datagram or an ICMP request: the kernel takes these, other than TCP, at anycast addresses and in frames
-/// for several hosts.
+/// True for a packet that may be a datagram or an ICMP request: unlike TCP, the kernel accepts these at anycast addresses
+/// and in frames for several hosts.
 fn is_connectionless(transport: &Transport) -> bool {
     matches!(transport, Transport::Udp { .. } | Transport::Icmp { .. } | Transport::HiddenHeader)
 }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_checksum_is_no_damage_without_wire() {
+    fn wrong_checksum_without_wire_is_accepted() {
         let mut host = host();
         host.virtual_links = vec![2, 5];
         let at = |interface, checksum| {

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn excepted_prefix_keeps_surrounding_ones() {
+    fn excepted_prefix_keeps_surrounding_addresses() {
         let mut list = AllowList::new();
         list.insert("10.0.0.0/8".parse().unwrap(), Protection::Listed);
         list.insert("10.1.2.3/32".parse().unwrap(), Protection::Gateway);

@@ -9,7 +9,7 @@ use super::grade::Grade;
 use super::key::{Brief, HashKey, Hashed, Key, Track};
 use super::strikes::LAST_SECONDS;
 use super::table::{Claim, Row, Table};
-use crate::types::{BanTarget, Expiry, Tick};
+use crate::types::{BanTarget, Expiry, Protocol, Tick};
 
 /// The engine's decision about a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +23,11 @@ pub enum Standing {
 /// A ban that the kernel should enforce now. `length` and `left` together restore it exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActiveBan {
-    /// The target of the ban.
     pub target: BanTarget,
     /// Duration of the whole ban; `None` if unknown or if the ban never expires. Stored in steps of 50 ms.
     pub length: Option<Duration>,
     /// Grade of the evidence; `None` without evidence or if unknown.
     pub grade: Option<Grade>,
-    /// The remaining time.
     pub left: Expiry,
 }
 
@@ -129,6 +127,16 @@ impl BanEntry {
     }
 }
 
+/// A source that waits for a summary.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Pending {
+    at: Tick,
+    target: BanTarget,
+    track: Track,
+    /// The protocol of the first packet that the summary counts.
+    protocol: Option<Protocol>,
+}
+
 /// Bans and log-only sources, each with its expiry.
 pub(super) struct BanTable {
     entries: Table<BanEntry>,
@@ -139,7 +147,7 @@ pub(super) struct BanTable {
     ends: BinaryHeap<Reverse<(Tick, Key)>>,
     /// Slot where the next sample begins.
     cursor: usize,
-    pending: BinaryHeap<Reverse<(Tick, BanTarget, Track)>>,
+    pending: BinaryHeap<Reverse<Pending>>,
 }
 
 impl BanTable {
@@ -256,7 +264,13 @@ impl BanTable {
     }
 
     /// Counts one more packet of the source in `slot`.
-    pub(super) fn repeat(&mut self, slot: usize, standing: Standing, source: (BanTarget, Track), now: Tick) -> Repeat {
+    pub(super) fn repeat(
+        &mut self,
+        slot: usize,
+        standing: Standing,
+        (target, track, protocol): (BanTarget, Track, Option<Protocol>),
+        now: Tick,
+    ) -> Repeat {
         let Some(row) = self.entries.get_mut(slot) else {
             return Repeat { report: None, verify: false };
         };
@@ -266,7 +280,7 @@ impl BanTable {
         if due {
             row.next = now.plus(Tick::ticks(SUMMARY));
         } else if row.hits == 1 && self.pending.len() < MAX_PENDING {
-            self.pending.push(Reverse((row.next, source.0, source.1)));
+            self.pending.push(Reverse(Pending { at: row.next, target, track, protocol }));
         }
         let verify = standing == Standing::Blocked && now.since(row.verified) >= Tick::ticks(VERIFY);
         if verify {
@@ -275,9 +289,9 @@ impl BanTable {
         Repeat { report, verify }
     }
 
-    /// Returns a due summary of a source that has stopped sending: its target, decision and number of packets.
-    pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, u32)> {
-        while let Some(Reverse((at, target, track))) = self.pending.peek().copied() {
+    /// Returns a due summary of a source that has stopped sending: its target, decision, protocol and number of packets.
+    pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, Option<Protocol>, u32)> {
+        while let Some(Reverse(Pending { at, target, track, protocol })) = self.pending.peek().copied() {
             if at > now {
                 return None;
             }
@@ -286,7 +300,7 @@ impl BanTable {
             let Some(row) = self.entries.row_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
                 row.next = now.plus(Tick::ticks(SUMMARY));
-                return Some((target, row.standing, std::mem::replace(&mut row.hits, 0)));
+                return Some((target, row.standing, protocol, std::mem::replace(&mut row.hits, 0)));
             }
         }
         None
@@ -294,7 +308,7 @@ impl BanTable {
 
     /// Time of the next summary of a silent source.
     pub(super) fn next_due(&self) -> Option<Tick> {
-        self.pending.peek().map(|Reverse((at, ..))| *at)
+        self.pending.peek().map(|Reverse(pending)| pending.at)
     }
 
     /// All bans in force at `now`.
@@ -340,7 +354,6 @@ impl BanTable {
         self.entries.remove(key).is_some()
     }
 
-    /// Removes all entries.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
         self.forgeable = 0;

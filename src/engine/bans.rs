@@ -13,7 +13,7 @@ use super::{CAPPED_BAN, Engine, Grade, Host};
 use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 impl Engine {
-    /// Records that the kernel does not block `target` any more: the ban failed, was lifted, or its set was flushed. A
+    /// Records that the kernel no longer blocks `target`: the ban failed, was lifted, or its set was flushed. A
     /// ban lifted before its end does not count as a strike.
     pub fn lift(&mut self, target: BanTarget) -> bool {
         let key = self.key_of(target, Track::Block);
@@ -22,7 +22,7 @@ impl Engine {
         self.ban_table.lift(key)
     }
 
-    /// Records that the kernel blocks no source any more: its set was flushed or its table removed. Strikes stay.
+    /// Records that the kernel no longer blocks any source: its set was flushed or its table removed. Strikes stay.
     pub fn lift_all(&mut self) {
         self.ban_table.clear();
         self.prefix_bans.clear();
@@ -80,12 +80,17 @@ impl Engine {
     }
 
     /// Records that the kernel has banned `target` for reasons that this engine does not see. The ban ends after
-    /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence.
-    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
+    /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence. False if there have been too many short bans: then the caller
+    /// lifts it.
+    #[must_use]
+    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.clock(now);
-        self.ceilings.charge_in_force(now);
+        if !self.ceilings.charge_short(now) {
+            return false;
+        }
         let short = ActiveBan::whole(target, Expiry::After(CAPPED_BAN));
         self.block(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
+        true
     }
 
     /// Passes at most `n` of the targets that the kernel should block now to `out`; successive calls cycle through all
@@ -105,7 +110,14 @@ impl Engine {
     }
 
     /// Bans the source, or records it as log-only if the track only logs.
-    pub(super) fn condemn(&mut self, now: Timestamp, track: Track, mut ban: Ban, room: Room, host: &Host) -> Verdict {
+    pub(super) fn impose_ban(
+        &mut self,
+        now: Timestamp,
+        track: Track,
+        mut ban: Ban,
+        room: Room,
+        host: &Host,
+    ) -> Verdict {
         let tick = now.tick();
         let key = self.key_of(ban.probe.target, track);
         if track != Track::Block {

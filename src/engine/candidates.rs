@@ -24,7 +24,6 @@ struct Candidate {
     key: Hashed,
     grade: Grade,
     pace: Pace,
-    /// Its last probe.
     observation: Observation,
 }
 
@@ -43,7 +42,12 @@ impl Candidates {
         let candidate = Candidate { key, grade, pace, observation };
         let now = pace.at;
         if let Some(known) = self.entries.iter_mut().find(|known| known.key.key == key.key) {
+            // The capture shows a packet of a guest on the bridge port first, then on the bridge.
+            let (last, new) = (known.observation, candidate.observation);
             *known = candidate;
+            if new.bridge_port == 0 && new.interface == last.interface {
+                known.observation.bridge_port = last.bridge_port;
+            }
         } else if self.entries.len() < MAX_CANDIDATES {
             self.entries.push(candidate);
         } else if let Some(slowest) = self.entries.iter_mut().min_by_key(|known| known.pace.ports(now))

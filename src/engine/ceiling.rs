@@ -5,7 +5,7 @@
 use super::grade::Grade;
 use super::settings::Settings;
 use super::sources::EVIDENCE;
-use crate::types::{MINUTE, Timestamp, TokenBucket};
+use crate::types::{DAY, MINUTE, Timestamp, TokenBucket};
 
 /// New bans per minute on proven evidence. Handshakes cannot be forged, but a web page can make the browsers of its
 /// visitors complete them.
@@ -19,7 +19,8 @@ const _: () = assert!(RAISED_THRESHOLD as usize == EVIDENCE);
 /// Bans per minute above the ceilings.
 const SHORT_BANS_PER_MINUTE: u32 = 4;
 
-/// Share of the maximum number of standing bans that is reserved for short bans: one part in this many.
+/// Share of the maximum number of standing bans that is reserved for the short bans of a day: one part in this many. A short
+/// ban ends soon, so without this limit a flood of a day would ban thousands of sources for minutes each.
 const KEPT_FOR_SHORT: u32 = 16;
 
 /// Result of the check against the ceilings.
@@ -47,6 +48,8 @@ pub(super) struct Ceilings {
     forgeable: TokenBucket,
     proven: TokenBucket,
     short: TokenBucket,
+    /// The short bans of a day, and those of the kernel's trap that the engine cannot explain.
+    short_daily: TokenBucket,
     per_minute: u32,
     /// Maximum number of standing bans on forgeable evidence.
     max_standing: u32,
@@ -58,6 +61,7 @@ impl Ceilings {
             forgeable: TokenBucket::new(settings.max_new_bans_per_minute, MINUTE),
             proven: TokenBucket::new(PROVEN_BANS_PER_MINUTE, MINUTE),
             short: TokenBucket::new(SHORT_BANS_PER_MINUTE, MINUTE),
+            short_daily: short_daily(settings.max_forgeable_bans),
             per_minute: settings.max_new_bans_per_minute,
             max_standing: settings.max_forgeable_bans,
         }
@@ -69,7 +73,10 @@ impl Ceilings {
             self.forgeable = TokenBucket::new(settings.max_new_bans_per_minute, MINUTE);
             self.per_minute = settings.max_new_bans_per_minute;
         }
-        self.max_standing = settings.max_forgeable_bans;
+        if settings.max_forgeable_bans != self.max_standing {
+            self.short_daily = short_daily(settings.max_forgeable_bans);
+            self.max_standing = settings.max_forgeable_bans;
+        }
     }
 
     /// Maximum number of standing full bans on forgeable evidence.
@@ -90,7 +97,12 @@ impl Ceilings {
         let least = if request.is_fastest { 1 } else { 2 };
         if full && bucket.available(now) >= least {
             Room::Full
-        } else if short && request.distinct >= RAISED_THRESHOLD && request.is_fastest && self.short.available(now) > 0 {
+        } else if short
+            && request.distinct >= RAISED_THRESHOLD
+            && request.is_fastest
+            && self.short.available(now) > 0
+            && self.short_daily.available(now) > 0
+        {
             Room::Short
         } else {
             Room::Withheld
@@ -102,13 +114,15 @@ impl Ceilings {
         let _ = match (room, grade) {
             (Room::Full, Grade::Forgeable) => self.forgeable.try_take(now),
             (Room::Full, Grade::Proven) => self.proven.try_take(now),
-            (Room::Short | Room::Withheld, _) => self.short.try_take(now),
+            (Room::Short | Room::Withheld, _) => self.short.try_take(now) & self.short_daily.try_take(now),
         };
     }
 
-    /// Takes a token for a forgeable ban that is already in force, if one is left.
-    pub(super) fn charge_in_force(&mut self, now: Timestamp) {
+    /// Takes a token for a forgeable ban that is already in force, if one is left. False if the short bans of this day are used
+    /// up.
+    pub(super) fn charge_short(&mut self, now: Timestamp) -> bool {
         let _ = self.forgeable.try_take(now);
+        self.short_daily.try_take(now)
     }
 
     /// True if there is room for `bans` more full bans on forgeable evidence.
@@ -116,6 +130,11 @@ impl Ceilings {
         let tokens = self.forgeable.available(now);
         tokens >= bans.min(self.per_minute) && standing.saturating_add(bans) <= self.max_full()
     }
+}
+
+/// A full bucket and what it gains in a day make up the reserved share.
+fn short_daily(max_standing: u32) -> TokenBucket {
+    TokenBucket::new(max_standing / KEPT_FOR_SHORT / 2, DAY)
 }
 
 #[cfg(test)]
@@ -146,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn last_ban_is_kept_for_fastest() {
+    fn last_ban_goes_to_fastest_source() {
         let mut ceilings = Ceilings::new(&builtin());
         let mut bans = |now, distinct, is_fastest| {
             let request = BanRequest { grade: Grade::Forgeable, distinct, is_fastest };
@@ -164,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn standing_bans_leave_room_for_short_ones() {
+    fn part_of_ceiling_is_for_short_bans() {
         let mut ceilings = Ceilings::new(&builtin());
         let room = |ceilings: &mut Ceilings, standing| {
             ceilings.room(at(1), BanRequest { grade: Grade::Forgeable, distinct: 16, is_fastest: true }, standing)

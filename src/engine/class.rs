@@ -29,7 +29,6 @@ pub enum Class {
     /// A first fragment without the TCP flags, a fragment that overlaps them (RFC 1858, RFC 3128), or IPv6 options so
     /// long that the TCP header is out of reach.
     Fragment,
-    /// A UDP datagram.
     Udp,
     /// An SCTP INIT chunk.
     Sctp,
@@ -38,7 +37,6 @@ pub enum Class {
 }
 
 impl Class {
-    /// Every class.
     pub const ALL: [Self; 12] = [
         Self::Connect,
         Self::Syn,
@@ -54,7 +52,7 @@ impl Class {
         Self::Icmp,
     ];
 
-    /// Returns the class of a TCP segment; `None` for an answer (SYN/ACK, RST). Answers are no evidence, because
+    /// Returns the class of a TCP segment; `None` for an answer (SYN/ACK, RST). Answers are not evidence, because
     /// backscatter of an attack with this host's address as forged source looks the same.
     #[must_use]
     pub fn of_tcp(flags: TcpFlags) -> Option<Self> {

@@ -91,12 +91,13 @@ impl Engine {
         if track != Track::Block
             && let Some((slot, standing)) = self.ban_table.get(key, now.tick())
         {
-            return Verdict::Repeated(self.repeat(now, slot, standing, observation.source, target, track));
+            let source = (observation.source, Some(protocol));
+            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, track)));
         }
         let port = evidence_port(&observation);
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
         let evidence = if observation.unverified { evidence.unproven() } else { evidence };
-        // If the addresses belong to many hosts, a client that fails at one port of each is no scanner.
+        // If the addresses belong to many hosts, a client that fails at one port of each is not a scanner.
         let apart = !host.local.is_exact() && observation.protocol != Protocol::Icmp;
         let held = if apart { key.key.toward(observation.destination).under(self.secret) } else { key };
         let mut counted = self.sources.observe(held, evidence, now.tick());
@@ -128,7 +129,7 @@ impl Engine {
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
                 return match self.room(now, track, (counted.slot, SWEPT_HOSTS)) {
                     Room::Withheld => self.withhold(now, counted.slot, probe),
-                    room => self.condemn(now, track, ban, room, host),
+                    room => self.impose_ban(now, track, ban, room, host),
                 };
             }
             if !apart
@@ -140,7 +141,7 @@ impl Engine {
                 if self.is_used(now, &observation, (observation.protocol, observation.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
-                return self.condemn_for(now, track, held, (counted.slot, SWEPT_PAIRS), first, probe, host);
+                return self.impose_ban_for(now, track, held, (counted.slot, SWEPT_PAIRS), first, probe, host);
             }
             if counted.fresh
                 && let Some(sweep) = self.distributed_scans.observe(known.hash, port, now.tick())
@@ -156,7 +157,7 @@ impl Engine {
             }
             return Verdict::Probe(probe);
         }
-        self.condemn_for(now, track, held, (counted.slot, counted.distinct), counted.first, probe, host)
+        self.impose_ban_for(now, track, held, (counted.slot, counted.distinct), counted.first, probe, host)
     }
 
     fn is_enough(&self, now: Timestamp, target: BanTarget, counted: &ProbeCount, host: &Host) -> bool {
@@ -181,14 +182,14 @@ impl Engine {
         counting > forgiven && (counting >= self.bounds.peer_threshold || !self.is_forgiven_more(now, target, first))
     }
 
-    /// How many of the ports in `slot` count, where those that one client tries together are one.
+    /// Number of ports in `slot` that count; related ports, which one client tries together, count as one.
     fn counting(&self, now: Timestamp, slot: usize, host: &Host) -> u8 {
         let evidence = self.sources.recent_evidence(slot, now.tick());
         host.related.counting(evidence, self.bounds.related, self.bounds.unrelated)
     }
 
-    /// True where `target` has probed more ports than are forgiven, and is not banned because one client tries such ports
-    /// together: for the kernel's trap, which counts each of them.
+    /// True if `target` has probed more ports than are forgiven, but is not banned because they are related. Used for the
+    /// kernel's trap, which counts each of them.
     #[must_use]
     pub fn is_forgiven_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let now = self.latest.max(now);
@@ -221,8 +222,8 @@ impl Engine {
     }
 
     /// Bans the source of `probe` for the evidence in `slot`, which is stored under `key`, if the ceilings have room.
-    #[expect(clippy::too_many_arguments, reason = "what is known of one probe, of which each caller has the parts")]
-    pub(super) fn condemn_for(
+    #[expect(clippy::too_many_arguments, reason = "the callers hold these values separately")]
+    pub(super) fn impose_ban_for(
         &mut self,
         now: Timestamp,
         track: Track,
@@ -242,7 +243,7 @@ impl Engine {
         let items = self.sources.evidence(slot);
         let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
         self.sources.forget(key);
-        self.condemn(now, track, self.ban(probe, ports, first), room, host)
+        self.impose_ban(now, track, self.ban(probe, ports, first), room, host)
     }
 
     /// Checks the evidence in `slot`, which is enough for a ban, against the ceilings.

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn many_sources_few_ports_is_no_scan() {
+    fn many_sources_few_ports_is_not_scan() {
         let mut sweeps = DistributedScans::new();
         for source in 0..5_000_u64 {
             let port = [22, 23, 80, 443, 3389, 8080][usize::try_from(source % 6).unwrap()];

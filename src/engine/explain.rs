@@ -43,7 +43,6 @@ pub struct Suspicion {
     pub probes: u32,
     /// Time since the last probe.
     pub silent: Duration,
-    /// The ports.
     pub ports: Ports,
 }
 

@@ -31,7 +31,6 @@ impl Grade {
         }
     }
 
-    /// The grade with this key.
     #[must_use]
     pub fn from_key(key: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|grade| grade.key() == key)

@@ -112,18 +112,50 @@ impl ReversePath {
     }
 }
 
+/// Maximum length of an interface's name (IFNAMSIZ), with the zero byte at its end.
+const MAX_NAME: usize = 16;
+
+/// Identifies an interface: its index or its name alone may be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkId {
+    pub index: u32,
+    /// Filled up with zero bytes.
+    name: [u8; MAX_NAME],
+}
+
+impl LinkId {
+    #[must_use]
+    pub fn new(index: u32, name: &str) -> Self {
+        let mut id = Self { index, name: [0; MAX_NAME] };
+        id.name.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+        id
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let name = self.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        str::from_utf8(name).unwrap_or_default()
+    }
+}
+
+/// An interface of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub id: LinkId,
+    /// The networks of its bridge, if it is a bridge port: their addresses belong to guests, which are containers and
+    /// virtual machines.
+    pub guests: Vec<IpNet>,
+}
+
 /// The snapshot of the host.
 #[derive(Clone)]
 pub struct Host {
-    /// This host's addresses.
     pub local: Local,
     /// The networks of its addresses, on whose links its neighbours are. Not used by the engine; the route backend must
     /// not cut them off.
     pub networks: Vec<IpNet>,
     pub allow: AllowList,
-    /// Its TCP listeners.
     pub tcp: Listeners,
-    /// Its UDP sockets.
     pub udp: Listeners,
     /// Services that it runs, including those that are down at the moment.
     pub services: ServiceMemory,
@@ -143,6 +175,8 @@ pub struct Host {
     /// Indexes of the ports of bridges that have an address, each with the index of its bridge. A frame on such a port
     /// for the bridge's hardware address is for this host, although the capture marks it as for another host.
     pub bridge_ports: Vec<(u32, u32)>,
+    /// All interfaces. Not used by the engine; a guest's ban ends with its bridge port.
+    pub links: Vec<Link>,
     /// Indexes of the ports of bridges, bonds and similar devices, each with the index of the master. Packets on the
     /// port belong to the master, and the capture shows them on both.
     pub ports: Vec<(u32, u32)>,
@@ -176,6 +210,7 @@ impl Host {
             loopback: Vec::new(),
             interfaces: Vec::new(),
             bridge_ports: Vec::new(),
+            links: Vec::new(),
             ports: Vec::new(),
             uppers: Vec::new(),
             virtual_links: Vec::new(),
@@ -216,7 +251,7 @@ impl Host {
         if own { Some(Protection::OwnAddress) } else { self.allow.protects(source) }
     }
 
-    /// True where the kernel takes a packet for `address` in a broadcast or multicast frame that came in on `interface`.
+    /// True if the kernel accepts a packet for `address` in a broadcast or multicast frame that came in on `interface`.
     pub(super) fn takes_group_frame(&self, address: IpAddr, interface: u32) -> bool {
         let [v4, v6] = &self.frame_filters;
         let filters = if address.is_ipv4() { v4 } else { v6 };
@@ -227,6 +262,15 @@ impl Host {
     #[must_use]
     pub fn bridge(&self, interface: u32) -> Option<u32> {
         self.bridge_ports.iter().find(|(port, _)| *port == interface).map(|(_, bridge)| *bridge)
+    }
+
+    /// The bridge port of the guest that a ban of `target` is for, if the last probe came from `source` through this port. A
+    /// network has no port of its own, and what a router sends through a bridge does not come from a guest.
+    #[must_use]
+    pub fn guest_port(&self, target: BanTarget, source: IpAddr, port: u32) -> Option<LinkId> {
+        let link = self.links.iter().find(|link| link.id.index == port)?;
+        let is_guest = link.guests.iter().any(|network| network.contains(&source));
+        (is_guest && !matches!(target, BanTarget::Prefix(_))).then_some(link.id)
     }
 
     /// The interface that represents the link of `interface`: the master, if it is a port.
@@ -289,5 +333,13 @@ mod tests {
         assert_eq!(host.target(neighbour, 3), BanTarget::on(neighbour, 3));
         host.ports.push((7, 2));
         assert_ne!(host.link(2), 0, "a ring ends");
+    }
+
+    #[test]
+    fn link_names_have_a_bound() {
+        assert_eq!(LinkId::new(7, "veth7").name(), "veth7");
+        assert_eq!(LinkId::new(7, "a-name-of-15-by").name(), "a-name-of-15-by");
+        assert_eq!(LinkId::new(7, "a name of more than sixteen bytes").name(), "a name of more t");
+        assert_eq!(LinkId::new(7, "").name(), "");
     }
 }

@@ -129,7 +129,6 @@ impl Key {
         hasher.finish()
     }
 
-    /// The key with its hash.
     pub(super) fn under(self, secret: HashKey) -> Hashed {
         // Hashing all bytes at once takes half the time of hashing single words.
         let [low, high] = self.0.map(u128::from);

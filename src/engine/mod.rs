@@ -52,7 +52,7 @@ pub use class::Class;
 pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};
 pub use grade::Grade;
-pub use host::{Host, Local, ReversePath};
+pub use host::{Host, Link, LinkId, Local, ReversePath};
 pub use key::HashKey;
 pub use known_peers::PEER_THRESHOLD;
 pub use listeners::Listeners;
@@ -76,7 +76,7 @@ use exempt::ExemptSources;
 use expiry_jitter::ExpiryJitter;
 use key::{Hashed, Key, Track};
 use known_peers::KnownPeers;
-use observation::{OwnUse, own_use};
+use observation::{OwnUse, own_use, protocol_of};
 use prefix_bans::PrefixBans;
 use recent_ports::{OwnPort, RecentPorts};
 use settling::Settling;
@@ -220,16 +220,19 @@ impl Engine {
             return Verdict::Ignored(IgnoreReason::Own);
         }
         // Sockets and neighbours belong to the bridge, not to its port.
-        let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
+        let bridge = host.bridge(packet.interface);
+        let interface = bridge.unwrap_or(packet.interface);
         let target = host.target(packet.source, interface);
         let known = self.key_of(target, Track::Block);
-        if let Some(repeated) = self.recognise(now, packet.source, interface, known, host) {
-            return Verdict::Repeated(repeated);
+        if let Some((target, slot, standing)) = self.recognise(now, packet.source, interface, known, host) {
+            let source = (packet.source, protocol_of(&packet.transport));
+            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Track::Block)));
         }
         let Some(mut observation) = Observation::from_packet(packet) else {
             return Verdict::Ignored(IgnoreReason::NoRequest);
         };
         observation.interface = interface;
+        observation.bridge_port = if bridge.is_some() { packet.interface } else { 0 };
         if let Some(reason) = acceptance::refusal(packet, observation.interface, host) {
             return Verdict::Ignored(reason);
         }
@@ -249,8 +252,10 @@ impl Engine {
         self.counters.packets += 1;
         self.forgiven.clear();
         let known = self.key_of(host.target(observation.source, observation.interface), Track::Block);
-        if let Some(repeated) = self.recognise(now, observation.source, observation.interface, known, host) {
-            return Verdict::Repeated(repeated);
+        let (sender, interface) = (observation.source, observation.interface);
+        if let Some((target, slot, standing)) = self.recognise(now, sender, interface, known, host) {
+            let source = (sender, Some(observation.protocol));
+            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Track::Block)));
         }
         if !is_unicast(observation.destination) || !host.local.contains(observation.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
@@ -314,8 +319,8 @@ impl Engine {
             return Some(Notice::Capped { bans, withheld });
         }
         self.notices.pop_front().or_else(|| {
-            let (target, standing, packets) = self.ban_table.due(now.tick())?;
-            Some(Notice::Repeated { target, standing, packets })
+            let (target, standing, protocol, packets) = self.ban_table.due(now.tick())?;
+            Some(Notice::Repeated { target, standing, protocol, packets })
         })
     }
 
@@ -356,7 +361,8 @@ impl Engine {
         Key::new(target, track).under(self.secret)
     }
 
-    fn clock(&mut self, now: Timestamp) -> Timestamp {
+    /// Sets the engine's time to `now`, unless it is later already; returns it.
+    pub(crate) fn clock(&mut self, now: Timestamp) -> Timestamp {
         self.latest = self.latest.max(now);
         self.latest
     }
@@ -393,7 +399,7 @@ impl Engine {
             }
         }
         if may_answer {
-            // The client's request was no probe of this port.
+            // The client's request was not a probe of this port.
             let peer = self.key_of(host.target(peer, interface), self.track(protocol));
             self.sources.forgive(peer, protocol, port);
         }
@@ -408,7 +414,7 @@ impl Engine {
         interface: u32,
         known: Hashed,
         host: &Host,
-    ) -> Option<Repeated> {
+    ) -> Option<(BanTarget, usize, Standing)> {
         let target = host.target(source, interface);
         let every_link = target.on_every_link();
         let mut found = self.ban_table.get(known, now.tick()).map(|(slot, standing)| (target, slot, standing));
@@ -417,15 +423,12 @@ impl Engine {
             let held = self.ban_table.get(self.key_of(every_link, Track::Block), now.tick());
             found = held.map(|(slot, standing)| (every_link, slot, standing));
         }
-        let (target, slot, standing) = match found {
+        let found = match found {
             Some(found) => found,
             None if self.prefix_bans.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
         };
-        if host.protection(source, interface).is_some() {
-            return None;
-        }
-        Some(self.repeat(now, slot, standing, source, target, Track::Block))
+        host.protection(source, interface).is_none().then_some(found)
     }
 
     /// The blocked network that contains `source`. Separate and cold, so that hosts without prefix bans pay nothing for
@@ -443,14 +446,13 @@ impl Engine {
         now: Timestamp,
         slot: usize,
         standing: Standing,
-        source: IpAddr,
-        target: BanTarget,
-        track: Track,
+        (source, protocol): (IpAddr, Option<Protocol>),
+        (target, track): (BanTarget, Track),
     ) -> Repeated {
         self.counters.repeated += 1;
-        let repeat = self.ban_table.repeat(slot, standing, (target, track), now.tick());
+        let repeat = self.ban_table.repeat(slot, standing, (target, track, protocol), now.tick());
         let verify = repeat.verify && self.verifications.try_take(now);
-        Repeated { source, target, standing, report: repeat.report, verify }
+        Repeated { source, target, standing, protocol, report: repeat.report, verify }
     }
 
     /// The track in which a probe of this class counts. Linux answers ACK and FIN/ACK segments identically on open and

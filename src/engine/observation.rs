@@ -13,10 +13,12 @@ pub struct Observation {
     pub source: IpAddr,
     /// Source port; 0 if there is none.
     pub source_port: u16,
-    /// Destination address.
     pub destination: IpAddr,
     /// Index of the incoming interface; 0 if unknown.
     pub interface: u32,
+    /// Index of the port of this interface that the frame came through, if it is a bridge; 0 if it is none or the port is
+    /// unknown.
+    pub bridge_port: u32,
     /// Protocol of the port.
     pub protocol: Protocol,
     /// Destination port. For ICMP the type of the message; 0 if a fragment hides it.
@@ -25,11 +27,24 @@ pub struct Observation {
     pub class: Class,
     /// True if the packet is a fragment.
     pub fragmented: bool,
-    /// Its TCP flags may be damage: the checksum covers more than is at hand, or does not hold. No flags are enough on their own
-    /// then.
+    /// Its TCP flags may be damaged: the checksum covers bytes that were not captured, or is wrong. Such flags are never
+    /// enough on their own.
     pub unverified: bool,
     /// True if a decoy listener accepted it.
     pub decoy: bool,
+}
+
+/// The protocol of any packet, also of one that is no evidence; `None` if it is none of those that are detected.
+pub(super) fn protocol_of(transport: &Transport) -> Option<Protocol> {
+    match transport {
+        Transport::Tcp { .. } | Transport::TinyFragment { .. } | Transport::OverlappingFragment => Some(Protocol::Tcp),
+        Transport::Udp { .. } => Some(Protocol::Udp),
+        Transport::Sctp { .. } => Some(Protocol::Sctp),
+        Transport::Icmp { .. } => Some(Protocol::Icmp),
+        Transport::LaterFragment { protocol: 6 } => Some(Protocol::Tcp),
+        Transport::LaterFragment { protocol: 17 } => Some(Protocol::Udp),
+        Transport::HiddenHeader | Transport::LaterFragment { .. } | Transport::Other { .. } => None,
+    }
 }
 
 /// Stands for a port that a fragment hides.
@@ -64,6 +79,7 @@ impl Observation {
             source_port,
             destination: packet.destination,
             interface: packet.interface,
+            bridge_port: 0,
             protocol,
             port,
             class,

@@ -139,7 +139,7 @@ impl PrefixBans {
         self.until = self.until.max(until);
     }
 
-    /// Records that no network is blocked any more.
+    /// Records that no network is blocked now.
     pub(super) fn clear(&mut self) {
         self.until = Tick::default();
     }

@@ -1,5 +1,5 @@
 //! Remembers the ports of services that this host runs, whether or not they are up at the moment. During a boot, a
-//! restart or maintenance their clients keep connecting and are no scanners.
+//! restart or maintenance their clients keep connecting and are not scanners.
 
 use std::net::IpAddr;
 

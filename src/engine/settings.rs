@@ -24,7 +24,6 @@ pub enum Response {
     Log,
     /// Only reported, once per ban duration.
     Tell,
-    /// Blocked.
     Block,
 }
 

@@ -73,7 +73,7 @@ impl Engine {
                 return Some(verdict);
             }
         }
-        // Frees the memory, which is not needed any more.
+        // Frees the memory, which is no longer needed.
         self.settling = Settling::new();
         self.judge_candidate(now, host, lookup)
     }
@@ -105,7 +105,7 @@ impl Engine {
             return None;
         }
         let probe = Probe { observation, target, distinct: held.distinct, probes: held.probes, fresh: false };
-        let verdict = self.condemn_for(now, track, key, (held.slot, held.distinct), held.first, probe, host);
+        let verdict = self.impose_ban_for(now, track, key, (held.slot, held.distinct), held.first, probe, host);
         // Above the ceilings the source is judged again at its next probes.
         (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
     }

@@ -280,7 +280,6 @@ impl SourceTable {
         tally
     }
 
-    /// The evidence in `slot`.
     pub(super) fn evidence(&self, slot: usize) -> impl Iterator<Item = Evidence> + Clone + '_ {
         self.sources.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
     }
@@ -427,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn open_port_is_forgiven_xmas_probe_not() {
+    fn xmas_probe_of_open_port_remains_evidence() {
         let mut suspects = table(8);
         let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
         suspects.forgive(key(1), Protocol::Tcp, 23);

@@ -164,7 +164,7 @@ impl Strikes {
         let forgotten_at = now.plus(self.forget);
         let Some(record) = self.records.row_mut(key) else { return };
         let (left, served) = (record.until.since(now), now.since(record.since));
-        // A ban of a few seconds that failed is lifted at once, within its last seconds.
+        // A ban of a few seconds that failed is lifted immediately, within its last seconds.
         let is_over = left <= Tick::ticks(LAST_SECONDS) && left <= served;
         if std::mem::take(&mut record.since) == Tick(0) || is_over {
             return;
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn longest_ban_bounds_and_permanent_stays() {
+    fn escalation_never_shortens_or_overflows() {
         let escalation = Escalation { factor: 3, max: HOUR, ..Escalation::default() };
         assert_eq!(escalation.expiry(Expiry::After(2 * HOUR), 5, Grade::Proven), Expiry::After(2 * HOUR));
         assert_eq!(escalation.expiry(Expiry::Never, 5, Grade::Proven), Expiry::Never);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn only_lifted_bans_are_no_strikes() {
+    fn only_lifted_bans_are_not_strikes() {
         let mut strikes = table(8);
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
         strikes.record(key(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(2));
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn uncounted_ban_hides_no_earlier_strike() {
+    fn uncounted_ban_keeps_earlier_strikes() {
         let mut strikes = table(8);
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
         strikes.supersede(key(1));

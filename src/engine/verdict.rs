@@ -11,7 +11,7 @@ use super::observation::Observation;
 use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 
-/// Reason why a packet is no evidence.
+/// Reason why a packet is not evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IgnoreReason {
     /// Sent by this host itself.
@@ -20,9 +20,9 @@ pub enum IgnoreReason {
     NoRequest,
     /// Broadcast, multicast, or for another host on the link.
     NotUnicast,
-    /// Destination is no address of this host.
+    /// Destination is not an address of this host.
     NotOurs,
-    /// Source is no valid host address.
+    /// Source is not a valid host address.
     NoSource,
     /// Wrong checksum, so that the kernel drops it.
     Damaged,
@@ -114,12 +114,13 @@ pub struct Exempt {
 /// A packet from a source that already has a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repeated {
-    /// The sender.
     pub source: IpAddr,
     /// The target of the verdict.
     pub target: BanTarget,
     /// The standing decision.
     pub standing: Standing,
+    /// The protocol of the packet; `None` if it is none of those that are detected.
+    pub protocol: Option<Protocol>,
     /// Packets since the last log line about this target, if a line is due now.
     pub report: Option<u32>,
     /// The caller should check that the kernel still enforces the ban, and call [`super::Engine::lift`] if it does not.
@@ -155,6 +156,8 @@ pub enum Notice {
         target: BanTarget,
         /// The standing decision.
         standing: Standing,
+        /// The protocol of the first of these packets; `None` if it is none of those that are detected.
+        protocol: Option<Protocol>,
         /// Number of packets.
         packets: u32,
     },
@@ -177,6 +180,7 @@ impl Ban {
             source_port: 40_000,
             destination: [192, 0, 2, 1].into(),
             interface: 1,
+            bridge_port: 0,
             unverified: false,
             protocol: Protocol::Tcp,
             port: 23,

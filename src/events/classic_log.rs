@@ -15,9 +15,9 @@ use crate::types::{Backend, BanTarget, Expiry, Span, counted};
 /// Selects one of classic PortSentry's two wordings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wording {
-    /// The modes `-tcp` and `-udp`.
+    /// A protocol in the modes `-tcp` and `-udp`.
     Connect,
-    /// The modes `-stcp`, `-sudp`, `-atcp` and `-audp`.
+    /// A protocol in the modes `-stcp`, `-sudp`, `-atcp` and `-audp`.
     #[default]
     Stealth,
 }
@@ -49,7 +49,7 @@ pub fn addition(what: &EventKind) -> Option<String> {
         EventKind::Ran { target, outcome, .. } => {
             Some(format!("adminalert: the command for Host {} {outcome}", Shown(*target)))
         }
-        EventKind::Repeated { target, standing: Standing::Blocked, packets } if *packets > 1 => {
+        EventKind::Repeated { target, standing: Standing::Blocked, packets, .. } if *packets > 1 => {
             Some(format!("adminalert: packets of Host {} since its last line: {packets}", Shown(*target)))
         }
         _ => None,
@@ -119,9 +119,9 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
                 format!("attackalert: Host: {} is already blocked Ignoring", Source(name, target.element()))
             }
         },
-        EventKind::Repeated { target, standing: Standing::Logged, packets } => {
+        EventKind::Repeated { target, standing: Standing::Logged, packets, .. } => {
             let source = Source(name, target.element());
-            format!("attackalert: Host: {source} goes on, only logged{}", Count(*packets, "packet"))
+            format!("attackalert: Host: {source} continues, only logged{}", Count(*packets, "packet"))
         }
         EventKind::DistributedScan(sweep) => format!(
             "attackalert: Distributed scan: about {} hosts together probed {} ports within {}; none of them alone \
@@ -165,9 +165,9 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
         EventKind::Repaired { bans, backend } => format!(
             "adminalert: bans that were missing in {}: {bans}",
             match backend {
-                Backend::Nft | Backend::Command => "the kernel's sets, and are there again",
-                Backend::Route => "the kernel's routes, and are there again",
-                Backend::HostsDeny => "hosts.deny, and are there again (portsentry unblock lifts one)",
+                Backend::Nft | Backend::Command => "the kernel's sets and have been restored",
+                Backend::Route => "the kernel's routes and have been restored",
+                Backend::HostsDeny => "hosts.deny and have been restored (portsentry unblock lifts one)",
             }
         ),
         EventKind::Adopted { bans } => {
@@ -256,7 +256,7 @@ mod tests {
             outcome: "succeeded after 1ms".to_owned(),
             well: true,
         };
-        let repeated = |packets| EventKind::Repeated { target, standing: Standing::Blocked, packets };
+        let repeated = |packets| EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets };
         let scan = "attackalert: TCP SYN/Normal scan from host: 192.0.2.7/192.0.2.7 to TCP port: 23";
         let ignoring = "attackalert: Ignoring TCP response per configuration file setting.";
         let via = "attackalert: Host 192.0.2.7 has been blocked via nftables set inet portsentry blocked for 1day";

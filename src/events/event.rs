@@ -76,6 +76,8 @@ pub enum EventKind {
     Repeated {
         target: BanTarget,
         standing: Standing,
+        /// The protocol of the first of them, whose mode decides the wording of the classic line.
+        protocol: Option<Protocol>,
         /// Number of packets that this event represents.
         packets: u32,
     },
@@ -104,7 +106,6 @@ pub enum EventKind {
         target: BanTarget,
         expiry: Expiry,
         by: String,
-        /// The operator's note.
         note: Option<String>,
         /// `None`: every configured backend.
         backend: Option<Backend>,
@@ -162,8 +163,8 @@ impl EventKind {
             Verdict::Probe(probe) => probe.fresh.then_some(Self::Probe(probe)),
             Verdict::LogOnly(ban) => Some(Self::Scan(ban)),
             Verdict::Exempt(exempt) => exempt.report.map(|probes| Self::Exempt { exempt, probes }),
-            Verdict::Repeated(Repeated { target, standing, report, .. }) => {
-                report.map(|packets| Self::Repeated { target, standing, packets })
+            Verdict::Repeated(Repeated { target, standing, protocol, report, .. }) => {
+                report.map(|packets| Self::Repeated { target, standing, protocol, packets })
             }
             Verdict::Block(_) | Verdict::Ignored(_) => None,
         }
@@ -210,7 +211,9 @@ impl From<Notice> for EventKind {
     fn from(notice: Notice) -> Self {
         match notice {
             Notice::DistributedScan(sweep) => Self::DistributedScan(sweep),
-            Notice::Repeated { target, standing, packets } => Self::Repeated { target, standing, packets },
+            Notice::Repeated { target, standing, protocol, packets } => {
+                Self::Repeated { target, standing, protocol, packets }
+            }
             Notice::Capped { bans, withheld } => Self::Capped { bans, withheld },
         }
     }

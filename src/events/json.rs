@@ -44,8 +44,8 @@ pub struct EventRecord {
     /// Bans of the target that count, including this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strikes: Option<u32>,
-    /// The ban is short and no strike: it is above the ceilings of new bans, or the kernel's trap made it without a verdict of
-    /// the sensor.
+    /// The ban is short and does not count as a strike: it is above the ceilings of new bans, or the kernel's trap made
+    /// it without a verdict of the sensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capped: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,7 +65,7 @@ pub struct EventRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reaction_us: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub line: Option<String>,
+    pub hosts_deny: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub well: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,7 +136,7 @@ impl From<&Event> for EventRecord {
                     Some(ban) => base.ban(ban, event.time),
                     None => Self { target: Some(target.to_string()), ..base },
                 };
-                Self { line: Some(line.clone()), ..base.method(Backend::HostsDeny) }
+                Self { hosts_deny: Some(line.clone()), ..base.method(Backend::HostsDeny) }
             }
             EventKind::Ran { target, command, outcome, well, .. } => Self {
                 target: Some(target.to_string()),
@@ -156,7 +156,7 @@ impl From<&Event> for EventRecord {
                 probes: Some(*probes),
                 ..base.observation(&exempt.observation).reason(exempt.protection.to_string())
             },
-            EventKind::Repeated { target, standing, packets } => {
+            EventKind::Repeated { target, standing, packets, .. } => {
                 let why = match standing {
                     Standing::Blocked => "already blocked",
                     Standing::Logged => "only logged",
@@ -172,7 +172,7 @@ impl From<&Event> for EventRecord {
                 Self { withheld: Some((*withheld).into()), ..base.reason("above the ceilings of new bans").bans(*bans) }
             }
             EventKind::Lifted { target } => {
-                Self { target: Some(target.to_string()), ..base.reason("gone from the kernel's set") }
+                Self { target: Some(target.to_string()), ..base.reason("missing in the kernel's set") }
             }
             EventKind::Dropped { packets } => Self { packets: Some(*packets), ..base.reason("capture overrun") },
             EventKind::Unblocked { target, by } => base.target(*target).reason(format!("deleted by {by}")),
@@ -185,7 +185,7 @@ impl From<&Event> for EventRecord {
                 expires: Some(expires(*expiry, event.time)),
                 ..base.target(*target).reason(format!("added by {by}"))
             },
-            EventKind::Healed { bans } => base.reason("the table was gone").bans(*bans),
+            EventKind::Healed { bans } => base.reason("the table was missing").bans(*bans),
             EventKind::Repaired { bans, backend } => {
                 let place = match backend {
                     Backend::Nft | Backend::Command => "missing in the kernel's sets",
@@ -287,13 +287,13 @@ pub(super) fn kind(what: &EventKind) -> &'static str {
 #[must_use]
 pub fn reason(ban: &Ban) -> String {
     if ban.hosts > 1 {
-        return format!("closed ports of {} hosts were touched", ban.hosts);
+        return format!("closed ports of {} hosts were probed", ban.hosts);
     }
     let conclusive = ban.ports.iter().find(|(_, _, class)| class.is_conclusive());
     match (conclusive, ban.ports.iter().count()) {
         (Some((_, port, class)), _) => format!("a {class} probe of port {port}, which no TCP stack sends"),
-        (None, 1) => "a closed port was touched".to_owned(),
-        (None, ports) => format!("{ports} distinct closed ports were touched"),
+        (None, 1) => "a closed port was probed".to_owned(),
+        (None, ports) => format!("{ports} distinct closed ports were probed"),
     }
 }
 

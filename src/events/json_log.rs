@@ -31,7 +31,6 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 /// A change in the state of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileEvent {
-    /// Writing has failed.
     Failed(String),
     /// Writing works again, but lines were lost.
     Recovered(String),
@@ -87,7 +86,6 @@ impl LineFile {
         Ok(Self { path: path.to_owned(), worker })
     }
 
-    /// Path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

@@ -107,7 +107,7 @@ mod tests {
             EventKind::Disconnected { target, connections: 1 },
             EventKind::BlockFailed { backend, target, reason: text() },
             EventKind::Exempt { exempt, probes: 1 },
-            EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 },
+            EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 },
             EventKind::DistributedScan(DistributedScan { ports: 50, sources: 8, span: MINUTE }),
             EventKind::Capped { bans: 1, withheld: 1 },
             EventKind::Lifted { target },

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn flood_of_one_author_is_cut() {
+    fn flood_of_one_author_is_limited() {
         let mut authors = Authors::default();
         let read =
             (0..100_000).filter(|n| authors.record_notice(&host("a"), *n, at(1)) != NoticeOrder::TooMany).count();

@@ -29,7 +29,7 @@ const MAX_PASSWORD_LEN: usize = 1024;
 /// Reasons why the settings of `[fleet]` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    #[error("fleet.url is empty, so this host is not in a fleet; see docs/fleet.md")]
+    #[error("fleet.url is empty, so this host is not in a fleet; see fleet.md in /usr/share/doc/portsentry-nft/docs")]
     NotJoined,
     #[error("cannot read the password file {path}: {error}; create it with mode 0600, owned by portsentry-fleet")]
     Password { path: PathBuf, error: io::Error },

@@ -21,7 +21,7 @@ pub struct FleetOptions {
     pub command: Option<FleetCommand>,
 }
 
-/// What `fleet` does instead of running.
+/// The subcommands of `fleet`.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum FleetCommand {
     /// Print a line for the server's ACL file: a user with a password

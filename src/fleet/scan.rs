@@ -7,7 +7,7 @@ use super::key::Keyspace;
 use crate::types::Timestamp;
 
 /// Maximum number of scans per second that all hosts together begin after an outage of the server or a gap. One scan of
-/// 100,000 reports takes the server some tenths of a second.
+/// 100,000 reports takes the server a few tenths of a second.
 const SCANS_PER_SECOND: u32 = 2;
 
 /// Minimum time between two scans.

@@ -57,7 +57,7 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
-/// A line that an operator's command sends, and one that it gets.
+/// A request and a reply on the control socket.
 pub fn control(bytes: &[u8]) {
     if let Ok(request) = Request::parse(bytes) {
         let line = request.to_line();
@@ -88,19 +88,18 @@ pub fn control(bytes: &[u8]) {
     }
 }
 
-/// What the system keeps about name servers, leases and sessions.
+/// The system's files about name servers, leases and sessions.
 pub fn files(bytes: &[u8]) {
     host::resolv_conf::fuzz(bytes);
     host::dhcp_leases::fuzz(bytes);
     host::sessions::fuzz(bytes);
 }
 
-/// What other hosts write on the fleet's server.
+/// Data that other hosts write to the fleet's server.
 pub fn fleet(bytes: &[u8]) {
     fleet::fuzz(bytes);
 }
 
-/// A hosts.deny.
 pub fn hosts_deny(bytes: &[u8]) {
     enforce::hosts_deny::fuzzing::edit(bytes);
 }
@@ -136,30 +135,30 @@ pub fn ledger(bytes: &[u8]) {
     if bytes.starts_with(b"SQLite") { ledger::fuzzing::database(bytes) } else { ledger::fuzzing::row(bytes) }
 }
 
-/// What name servers answer.
+/// Answers of name servers.
 pub fn names(bytes: &[u8]) {
     daemon::fuzzing::names(bytes);
 }
 
-/// What nf_tables answers and tells.
+/// Replies and notifications of nf_tables.
 pub fn nft(bytes: &[u8]) {
     netlink::nft::fuzzing::read(bytes);
     netlink::socket::fuzz(bytes);
 }
 
-/// What the kernel tells of links, addresses and routes.
+/// The kernel's messages about links, addresses and routes.
 pub fn rtnetlink(bytes: &[u8]) {
     host::network::fuzz(bytes);
     netlink::routes::fuzz(bytes);
 }
 
-/// What the kernel tells of sockets and of tracked flows.
+/// The kernel's messages about sockets and tracked flows.
 pub fn sock_diag(bytes: &[u8]) {
     netlink::conntrack::fuzz(bytes);
     netlink::sock_diag::fuzz(bytes);
 }
 
-/// What the daemon and its helper processes say to each other.
+/// The messages between the daemon and its helper processes.
 pub fn spawner(bytes: &[u8]) {
     enforce::command::fuzz(bytes);
     enforce::file_helper::fuzz(bytes);

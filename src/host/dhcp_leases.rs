@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn truncated_file_gives_no_half_lease() {
+    fn truncated_lease_is_ignored() {
         for end in 0..LEASE.len() - 2 {
             assert!(servers(&LEASE[..end], "2026-11-18 11:00:00").is_empty(), "{end}");
         }

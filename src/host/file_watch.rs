@@ -125,7 +125,6 @@ impl<F: Files> FileWatch<F> {
         Self { files, seen }
     }
 
-    /// The files.
     #[must_use]
     pub fn files(&self) -> &F {
         &self.files

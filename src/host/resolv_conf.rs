@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_file_names_no_source() {
+    fn missing_file_gives_no_addresses() {
         let (_folder, files) = in_folder();
         assert!(files.read().unwrap().is_empty());
         fs::create_dir(&files.main).unwrap();

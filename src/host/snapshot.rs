@@ -8,11 +8,11 @@ use ipnet::IpNet;
 use super::dhcp_leases::LeaseFiles;
 use super::network::{HostFacts, Interface};
 use super::sessions::SessionFiles;
-use crate::engine::{AllowList, Host, Listeners, Local, Protection, ReversePath};
+use crate::engine::{AllowList, Host, Link, LinkId, Listeners, Local, Protection, ReversePath};
 use crate::netlink::sock_diag::{Bound, Listener};
 use crate::types::{PortSet, Protocol};
 
-/// The configuration names an interface that cannot be monitored.
+/// An entry of the key `interfaces` that cannot be followed.
 #[derive(Debug, thiserror::Error)]
 #[error("{why} {name}; this host has {present}")]
 pub struct NoInterface {
@@ -21,18 +21,28 @@ pub struct NoInterface {
     present: String,
 }
 
-/// The interfaces of `names` that do not exist or are loopback. Excluded interfaces need not exist.
+/// The interfaces of `names` that do not exist or are loopback, and the exclusions if they leave no interface of this host.
+/// Excluded interfaces need not exist.
 pub fn missing_interfaces<'a>(names: &'a [String], facts: &'a HostFacts) -> impl Iterator<Item = NoInterface> + 'a {
-    let wanted = names.iter().filter(|name| !name.starts_with('!'));
-    wanted.filter_map(|name| {
+    let (excluded, wanted): (Vec<_>, Vec<_>) = names.iter().partition(|name| name.starts_with('!'));
+    let missing = wanted.into_iter().filter_map(|name| {
         let why = match facts.interfaces.iter().find(|one| one.name == *name) {
             None => "there is no interface",
             Some(one) if one.loopback => "loopback is never monitored: leave out",
             Some(_) => return None,
         };
+        Some((why, name.clone()))
+    });
+    // A host with only loopback gets its interfaces later.
+    let excludes_all = !excluded.is_empty()
+        && facts.interfaces.iter().any(|one| !one.loopback)
+        && watched_indexes(names, facts).is_empty();
+    let list = || excluded.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    let no_other = excludes_all.then(|| ("every interface is excluded; remove one of the entries", list()));
+    missing.chain(no_other).map(|(why, name)| {
         // A container may have given an interface a name with terminal control characters.
         let present: Vec<_> = facts.interfaces.iter().map(|one| one.name.escape_debug().to_string()).collect();
-        Some(NoInterface { why, name: name.clone(), present: present.join(", ") })
+        NoInterface { why, name, present: present.join(", ") }
     })
 }
 
@@ -68,6 +78,7 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
         |bridge: &u32| facts.addresses.iter().any(|(on, address)| on == bridge && !link_local(address.addr()));
     let ports = facts.interfaces.iter().filter_map(|one| Some((one.index, one.bridge.filter(has_address)?)));
     host.bridge_ports = ports.collect();
+    host.links = links(facts);
     let guarded = facts
         .interfaces
         .iter()
@@ -94,6 +105,16 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     }
     host.find_related();
     host
+}
+
+/// All interfaces.
+fn links(facts: &HostFacts) -> Vec<Link> {
+    let networks = |bridge: Option<u32>| {
+        let own = facts.addresses.iter().filter(move |(on, _)| Some(*on) == bridge);
+        own.map(|(_, address)| address.trunc()).collect()
+    };
+    let link = |one: &Interface| Link { id: LinkId::new(one.index, &one.name), guests: networks(one.bridge) };
+    facts.interfaces.iter().map(link).collect()
 }
 
 /// Indexes of the virtual links, and of the interfaces that have frames from one: bridges and bonds with such a port, VLANs.
@@ -160,18 +181,24 @@ pub fn watched_interfaces(names: &[String], facts: &HostFacts) -> Vec<u32> {
     if names.is_empty() {
         return Vec::new();
     }
+    let indexes = watched_indexes(names, facts);
+    if indexes.is_empty() { vec![u32::MAX >> 1] } else { indexes }
+}
+
+/// Indexes of the interfaces that `names` selects, without loopback.
+fn watched_indexes(names: &[String], facts: &HostFacts) -> Vec<u32> {
     // Packets on a port of an excluded bridge are for that bridge.
     let left_out =
         |index: &u32| facts.interfaces.iter().any(|one| one.index == *index && !is_watched(names, &one.name));
     let excludes = names.iter().any(|name| name.starts_with('!'));
-    let known = facts.interfaces.iter().filter(|one| is_watched(names, &one.name));
+    let known = facts.interfaces.iter().filter(|one| !one.loopback && is_watched(names, &one.name));
     let known = known.filter(|one| !excludes || !one.bridge.is_some_and(|bridge| left_out(&bridge)));
     let mut indexes: Vec<u32> = known.map(|one| one.index).collect();
     // Packets to a bridge arrive on one of its ports, and may be dropped there.
     let ports = facts.interfaces.iter().filter(|one| one.bridge.is_some_and(|bridge| indexes.contains(&bridge)));
     let ports: Vec<u32> = ports.map(|one| one.index).filter(|index| !indexes.contains(index)).collect();
     indexes.extend(ports);
-    if indexes.is_empty() { vec![u32::MAX >> 1] } else { indexes }
+    indexes
 }
 
 /// The ephemeral port range of this host; Linux's default if it cannot be read.

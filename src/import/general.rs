@@ -31,10 +31,12 @@ pub(super) fn scan_trigger(options: &Options, output: &mut Output) {
     let value = entry.value.trim();
     let digits = value.bytes().all(|byte| byte.is_ascii_digit());
     let Some(number) = value.parse::<u32>().ok().filter(|_| digits) else {
-        return output.refuse(entry, format!("{} is not a number; write a number from 0 to 15", quoted(&entry.value)));
+        return output.refuse(entry, format!("{} is not a number; write a number from 0 to 16", quoted(&entry.value)));
     };
-    let forgiven = u8::try_from(number.min(15)).unwrap_or(15);
-    if number > 15 {
+    // Classic blocks at the probe with this number, so 0 and 1 are the same.
+    let before = number.saturating_sub(1);
+    let forgiven = u8::try_from(before.min(15)).unwrap_or(15);
+    if before > 15 {
         output.add_note(entry, "exceeds the maximum; 15 is written");
     }
     let remark = format!("{}\n{remark}", entry.origin());

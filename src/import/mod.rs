@@ -60,7 +60,7 @@ pub struct ImportOptions {
     pub force: bool,
 }
 
-/// Maximum length of a text in bytes. The longest published configurations have some 20 KiB.
+/// Maximum length of a text in bytes. The longest published configurations have about 20 KiB.
 const MAX_LEN: usize = 1 << 20;
 
 /// A text to translate.

@@ -9,7 +9,7 @@ use crate::config::{Config, parse_interface};
 use crate::types::{PortSet, PortSetError};
 use std::net::IpAddr;
 
-/// The ports that -atcp and -audp watch if no option names them.
+/// The ports that -atcp and -audp monitor if no option names them.
 const CLASSIC_ADVANCED: &str = "1-1024";
 
 /// The first port that Linux uses for its own outgoing connections by default.
@@ -163,7 +163,7 @@ fn port_list(table: &str, ports: &PortSet) -> Value {
     name.map_or_else(|| Value::text(ports.to_string()), Value::text)
 }
 
-/// Translates the option of 2.0b1 that contains the address of the only interface to watch.
+/// Translates the option of 2.0b1 that contains the address of the only interface to monitor.
 fn interface(options: &Options, connects_udp: bool, output: &mut Output) {
     let Some(entry) = options.get("INTERFACE_ADDRESS") else { return };
     let value = entry.value.trim();

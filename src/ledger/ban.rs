@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
-use crate::engine::{Ban, Class, Grade, Service};
+use crate::engine::{Ban, Class, Grade, LinkId, Service};
 use crate::types::{Backend, Backends, BanTarget, Expiry, Protocol};
 
 /// The origin of a ban.
@@ -15,7 +15,6 @@ use crate::types::{Backend, Backends, BanTarget, Expiry, Protocol};
 pub enum Author {
     /// The engine, on evidence.
     Detector,
-    /// An operator.
     Operator,
     /// An imported list.
     Import,
@@ -42,6 +41,8 @@ pub struct BanRecord {
     pub probes: u32,
     /// Interface of the last probe, if known.
     pub interface: Option<String>,
+    /// The bridge port of the target, if it is a guest of this host. The ban ends with it.
+    pub guest_port: Option<LinkId>,
     /// The backends that enforce it.
     pub methods: Backends,
     pub author: Author,
@@ -67,6 +68,7 @@ impl BanRecord {
             ports: ports(ban),
             probes: ban.probe.probes,
             interface: interface.map(str::to_owned),
+            guest_port: None,
             methods: methods.into(),
             author: Author::Detector,
             note: None,
@@ -93,6 +95,7 @@ impl BanRecord {
             ports: Vec::new(),
             probes: 0,
             interface: None,
+            guest_port: None,
             methods: methods.into(),
             author,
             note: None,
@@ -147,12 +150,14 @@ pub struct BanSummary {
     pub port: Option<(Protocol, u16)>,
     /// The backends that have enforced it.
     pub methods: Backends,
+    /// The bridge port of the target, if it is a guest of this host.
+    pub guest_port: Option<LinkId>,
 }
 
 impl From<&BanRecord> for BanSummary {
     fn from(ban: &BanRecord) -> Self {
-        let BanRecord { target, source, since, until, class, grade, methods, .. } = *ban;
-        Self { target, source, since, until, class, grade, port: ban.ports.first().copied(), methods }
+        let BanRecord { target, source, since, until, class, grade, methods, guest_port, .. } = *ban;
+        Self { target, source, since, until, class, grade, port: ban.ports.first().copied(), methods, guest_port }
     }
 }
 
@@ -184,10 +189,10 @@ fn end(at: SystemTime, expiry: Expiry) -> Option<SystemTime> {
 /// How a ban ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It expired.
     Expired,
-    /// It was lifted.
-    Lifted { by: String },
+    Lifted {
+        by: String,
+    },
     /// A newer ban of the same target replaced it.
     Replaced,
 }
@@ -195,7 +200,6 @@ pub enum Ending {
 /// End of a ban.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// How.
     pub how: Ending,
     /// When, to the microsecond.
     pub at: SystemTime,
@@ -205,7 +209,8 @@ pub struct Ended {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub ban: BanRecord,
-    /// Number of stored earlier bans of its target when it began.
+    /// Number of strikes of its target when it began: earlier bans on evidence below the ceiling that were not lifted,
+    /// however long ago.
     pub strikes: u32,
     /// Its end; `None` while none is recorded, which does not mean that a ban with `until` is in force.
     pub ended: Option<Ended>,
@@ -222,7 +227,7 @@ pub struct Logged {
     pub first: SystemTime,
     /// When it would have been banned the last time.
     pub last: SystemTime,
-    /// How often it would have been banned.
+    /// Number of times it would have been banned.
     pub times: u32,
     pub class: Class,
     /// The probed ports, that of the last probe first.
@@ -258,11 +263,10 @@ pub struct Allowance {
     pub since: SystemTime,
     /// `None`: until it is revoked.
     pub until: Option<SystemTime>,
-    /// The operator.
     pub by: String,
 }
 
-/// Whose operator has lifted a ban of the fleet.
+/// The operator that lifted a ban of the fleet: of this host, or of the whole fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LiftedBy {
     Host,
@@ -275,6 +279,16 @@ pub struct FleetLift {
     pub target: BanTarget,
     pub until: SystemTime,
     pub by: LiftedBy,
+}
+
+/// A source that has, or had, a connection to a service of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownPeer {
+    pub target: BanTarget,
+    /// Start of its first connection.
+    pub since: SystemTime,
+    /// Last time at which it had a connection.
+    pub last: SystemTime,
 }
 
 /// A change to write.
@@ -307,9 +321,11 @@ pub enum Change {
     Served(Service, SystemTime),
     /// The recently open ports, each with the time at which it closed; `None` if it is open. Replaces the stored list.
     Listeners(Vec<(Service, Option<SystemTime>)>),
+    /// All known peers; replaces the stored list.
+    KnownPeers(Vec<KnownPeer>),
     /// Identity of the kernel's table: boot and handle.
     Table(String),
-    /// A service is not remembered any more.
+    /// A service is no longer remembered.
     ServiceForgotten(Service),
 }
 

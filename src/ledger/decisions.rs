@@ -40,7 +40,7 @@ pub(super) const STEPS: [&str; 3] = [
     "UPDATE trial SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
 ];
 
-/// Records the end of a trial; `None` if there is no trial any more.
+/// Records the end of a trial; `None` if the trial has ended.
 pub(super) fn write_trial(connection: &Connection, until: Option<SystemTime>) -> Result<(), Error> {
     connection.execute(END_TRIAL, [])?;
     let Some(until) = until else { return Ok(()) };

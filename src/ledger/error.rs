@@ -24,7 +24,6 @@ pub enum LedgerError {
     )]
     Owner {
         path: PathBuf,
-        /// Its owner.
         owner: u32,
         /// The user of this process.
         user: u32,
@@ -61,7 +60,7 @@ pub enum LedgerError {
     Damaged { path: PathBuf, damage: String },
     /// There is no ledger, or it is still empty.
     #[error(
-        "there is no ledger in {0}; start portsentry, which creates it, or name another directory with --state-dir"
+        "there is no ledger in {0}; portsentry creates it at its start, or logs why it cannot; --state-dir names another directory"
     )]
     Absent(PathBuf),
     /// This user cannot read it.
@@ -89,7 +88,7 @@ impl LedgerError {
         move |error| Self::Database { doing, path, error }
     }
 
-    /// True if the file cannot be trusted any more and must be replaced.
+    /// True if the file can no longer be trusted and must be replaced.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {

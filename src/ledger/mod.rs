@@ -13,6 +13,7 @@ mod error;
 pub(crate) mod fuzzing;
 mod legacy_files;
 mod logged;
+mod peers;
 mod reader;
 mod row;
 mod schema;
@@ -30,7 +31,9 @@ use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
-pub use ban::{Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, Entry, FleetLift, LiftedBy, Logged};
+pub use ban::{
+    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, Entry, FleetLift, KnownPeer, LiftedBy, Logged,
+};
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
@@ -82,7 +85,6 @@ pub struct Ledger {
 pub enum Opened {
     /// The ledger is new.
     Fresh,
-    /// An existing ledger.
     Existing,
     /// A damaged ledger was moved aside, and a new one was created.
     Rebuilt {
@@ -116,7 +118,6 @@ pub const SLACK: u64 = 10_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Found<T> {
-    /// What was read.
     pub items: Vec<T>,
     /// Number of invalid rows, which were skipped: written by another program or a failing disk.
     pub unreadable: u64,
@@ -253,6 +254,7 @@ impl Ledger {
                 Change::Ended { target, ended } => statements.end(*target, ended).map(drop),
                 Change::Served(service, at) => services::insert(statements.connection, *service, *at),
                 Change::Listeners(listeners) => services::put_listeners(statements.connection, listeners),
+                Change::KnownPeers(peers) => peers::put(statements.connection, peers),
                 Change::Table(table) => services::put_table(statements.connection, table),
                 Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
             })
@@ -389,7 +391,7 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         &all,
         &scans,
     ];
-    let used = [&used[..], &services::USED].concat();
+    let used = [&used[..], &services::USED, &peers::USED].concat();
     schema::connect(&place.file(DATABASE), &used)
 }
 

@@ -32,7 +32,7 @@ use crate::types::BanTarget;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Groups the bans by target, in order, so that callers can sum up one target at a time.
+/// Groups the bans by target, in order, so that callers can summarise one target at a time.
 const EACH: &str = "INDEXED BY ban_subject ORDER BY subject, id";
 
 /// The ledger at one moment.

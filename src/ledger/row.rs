@@ -6,15 +6,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::Row;
 
 use super::ban::{Author, BanRecord, BanSummary, Ended, Ending, Entry};
-use crate::engine::{Class, Grade};
+use crate::engine::{Class, Grade, LinkId};
 use crate::types::{BanTarget, Protocol};
 
 /// The columns that [`entry`] reads, in its order.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
-                                  ended, ending, lifted_by, capped, note, evidence";
+                                  ended, ending, lifted_by, capped, note, evidence, guest_port";
 
 /// The columns that [`in_force`] reads, in its order.
-pub(super) const IN_FORCE: &str = "subject, source, since, until, class, ports, evidence, method";
+pub(super) const IN_FORCE: &str = "subject, source, since, until, class, ports, evidence, method, guest_port";
 
 pub(super) const EXPIRED: &str = "expired";
 pub(super) const LIFTED: &str = "lifted";
@@ -35,6 +35,7 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         ports: ports(row.get_ref(5).ok()?.as_str().ok()?)?,
         probes: row.get(6).ok()?,
         interface: row.get(7).ok()?,
+        guest_port: guest_port(row, 17)?,
         methods: row.get_ref(9).ok()?.as_str().ok()?.parse().ok()?,
         author: author(row.get_ref(10).ok()?.as_str().ok()?)?,
         capped: row.get(14).ok()?,
@@ -44,7 +45,6 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
     Some(Entry { ban, strikes: row.get(8).ok()?, ended })
 }
 
-/// The ban in a row of [`IN_FORCE`].
 pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
     let (who, source) = (row.get_ref(0).ok()?.as_str().ok()?, row.get_ref(1).ok()?.as_str().ok()?);
     let target = target(who)?;
@@ -59,6 +59,7 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
         port: ports(row.get_ref(5).ok()?.as_str().ok()?)?.first().copied(),
         // A later release may have other backends; the ban is still in force.
         methods: row.get_ref(7).ok()?.as_str().ok()?.parse().unwrap_or_default(),
+        guest_port: guest_port(row, 8)?,
     })
 }
 
@@ -83,7 +84,21 @@ fn grade(row: &Row<'_>, place: usize) -> Option<Option<Grade>> {
     }
 }
 
-/// The class with this key.
+fn guest_port(row: &Row<'_>, place: usize) -> Option<Option<LinkId>> {
+    match row.get_ref(place).ok()?.as_str_or_null().ok()? {
+        None => Some(None),
+        Some(text) => {
+            let (index, name) = text.split_once(' ')?;
+            Some(Some(LinkId::new(index.parse().ok()?, name)))
+        }
+    }
+}
+
+/// A bridge port as "7 veth0". No interface has a name with a space.
+pub(super) fn guest_port_text(port: LinkId) -> String {
+    format!("{} {}", port.index, port.name())
+}
+
 pub(super) fn class_of(key: &str) -> Option<Class> {
     Class::ALL.into_iter().find(|class| class.key() == key)
 }

@@ -34,7 +34,7 @@ macro_rules! evidence_before {
 }
 
 /// Step N converts format N to N + 1. A released step is never changed.
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -49,7 +49,7 @@ const STEPS: [&str; 10] = [
         strikes INTEGER NOT NULL,     -- bans of the subject before this one
         method TEXT NOT NULL,
         author TEXT NOT NULL,
-        ended INTEGER,                -- NULL: nobody has marked its end
+        ended INTEGER,                -- NULL: its end is not recorded
         ending TEXT,                  -- expired, lifted, replaced
         lifted_by TEXT
     ) STRICT;
@@ -57,10 +57,10 @@ const STEPS: [&str; 10] = [
     CREATE INDEX ban_open ON ban (until) WHERE ended IS NULL;
     CREATE INDEX ban_ended ON ban (ended) WHERE ended IS NOT NULL;
 ",
-    // Until then the ledger did not store which bans were above the ceiling. They lasted five minutes at most, and that a shorter
-    // one is no strike either does no harm.
+    // Earlier formats did not store which bans were above the ceiling. These lasted at most five minutes. Other bans
+    // of this length then do not count as strikes either, which does no harm.
     "
-    ALTER TABLE ban ADD COLUMN capped INTEGER NOT NULL DEFAULT 0;  -- 1: above the ceiling, and no strike
+    ALTER TABLE ban ADD COLUMN capped INTEGER NOT NULL DEFAULT 0;  -- 1: above the ceiling, does not count as a strike
     UPDATE ban SET capped = 1 WHERE author = 'detector' AND until - since <= 300000000;
 ",
     "
@@ -124,17 +124,32 @@ const STEPS: [&str; 10] = [
         author TEXT NOT NULL           -- host, fleet
     ) STRICT;
 ",
+    "
+    ALTER TABLE ban ADD COLUMN guest_port TEXT;  -- index and name of the bridge port of a guest
+    CREATE TABLE known_peer (          -- sources with a connection to a service, now or lately
+        target TEXT PRIMARY KEY,
+        since INTEGER NOT NULL,        -- start of the first connection
+        last INTEGER NOT NULL          -- when it last had a connection
+    ) STRICT;
+",
 ];
 
 /// First format with the grade of a ban.
 const WITH_EVIDENCE: i64 = 4;
 
+/// First format with the bridge port of a guest.
+const WITH_GUEST_PORT: i64 = 11;
+
 /// The columns of `wanted` in a ledger of format `version`, which a reader must not migrate.
 pub(super) fn columns(wanted: &str, version: i64) -> String {
-    match version < WITH_EVIDENCE {
-        true => wanted.replace("evidence", evidence_before!()),
-        false => wanted.to_owned(),
+    let mut columns = wanted.to_owned();
+    if version < WITH_EVIDENCE {
+        columns = columns.replace("evidence", evidence_before!());
     }
+    if version < WITH_GUEST_PORT {
+        columns = columns.replace("guest_port", "NULL");
+    }
+    columns
 }
 
 /// Opens the database at `path`, which exists and may be empty. Every statement of `used` must match its tables.

@@ -16,6 +16,9 @@ const ANYTHING_BY_OTHERS: u32 = 0o077;
 /// Mode bits that the owner needs.
 const OWNER: u32 = 0o600;
 
+/// Suffixes of the files that SQLite keeps beside a database.
+const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+
 /// Maximum number of quarantined databases, so that a failing disk is not filled with them.
 const KEPT_ASIDE: usize = 3;
 
@@ -61,6 +64,15 @@ impl StateDir {
     /// Creates the database's file if it is missing, so that it never exists with a less strict mode; true if it is
     /// new.
     pub(super) fn claim(&self, name: &str) -> Result<bool, LedgerError> {
+        // SQLite opens these by itself, and would wait for ever for the writer of a FIFO.
+        for suffix in BESIDE {
+            let path = self.file(&format!("{name}{suffix}"));
+            match fs::symlink_metadata(&path) {
+                Ok(found) => check_file(&path, &found)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(LedgerError::system("inspect", &path)(error)),
+            }
+        }
         let path = self.file(name);
         let found = match fs::symlink_metadata(&path) {
             Ok(found) => found,
@@ -88,7 +100,7 @@ impl StateDir {
         }
         let aside = self.file(&format!("{stem}{stamp}"));
         // The log first: a log without its database could be taken for that of the new one.
-        for suffix in ["-wal", "-shm", ""] {
+        for suffix in BESIDE.into_iter().chain([""]) {
             let (from, mut to) = (self.file(&format!("{name}{suffix}")), aside.clone().into_os_string());
             to.push(suffix);
             match fs::rename(&from, &to) {
@@ -109,7 +121,7 @@ impl StateDir {
         stamps.sort_unstable();
         let surplus = (stamps.len() + 1).saturating_sub(KEPT_ASIDE);
         for stamp in stamps.into_iter().take(surplus) {
-            for suffix in ["-wal", "-shm", ""] {
+            for suffix in BESIDE.into_iter().chain([""]) {
                 let path = self.file(&format!("{stem}{stamp}{suffix}"));
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {

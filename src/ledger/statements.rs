@@ -12,7 +12,8 @@ use crate::types::{Backends, BanTarget};
 
 /// The newest ban of a target: the only one that may be open, because each new one ends the previous one.
 pub(super) const NEWEST: &str = "
-    SELECT id, strikes, ended IS NULL, since, method, author = 'import' FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
+    SELECT id, strikes, ended IS NULL, since, method, author = 'import', author = 'detector' AND NOT capped AND ending IS NOT 'lifted'
+    FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
 
 /// Adds a backend to the same ban.
 pub(super) const ALSO: &str = "UPDATE ban SET method = :method WHERE id = :id";
@@ -30,9 +31,9 @@ pub(super) const END: &str = "
 
 pub(super) const INSERT: &str = "
     INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author, capped,
-        note, evidence)
+        note, evidence, guest_port)
     VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped,
-        :note, :evidence)";
+        :note, :evidence, :guest_port)";
 
 /// The newest ban of a target.
 struct Newest {
@@ -43,6 +44,8 @@ struct Newest {
     since: i64,
     methods: String,
     imported: bool,
+    /// True if it is a strike, unless it is lifted later.
+    strike: bool,
 }
 
 /// The prepared statements of a transaction that writes bans.
@@ -109,12 +112,12 @@ impl<'a> Statements<'a> {
                 self.drop.execute(named_params! {":id": id})?;
                 strikes.clamp(0, i64::from(u32::MAX))
             }
-            Some(Newest { id, strikes, open, .. }) => {
+            Some(Newest { id, strikes, open, strike, .. }) => {
                 if open {
                     self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
                 }
                 // Another program may have written an invalid value.
-                strikes.clamp(0, i64::from(u32::MAX) - 1) + 1
+                strikes.clamp(0, i64::from(u32::MAX) - 1) + i64::from(strike)
             }
         };
         self.insert.execute(named_params! {
@@ -132,6 +135,7 @@ impl<'a> Statements<'a> {
             ":capped": ban.capped,
             ":note": ban.note,
             ":evidence": ban.grade.map(crate::engine::Grade::key),
+            ":guest_port": ban.guest_port.map(row::guest_port_text),
         })?;
         self.recorded += 1;
         Ok(())
@@ -160,6 +164,7 @@ impl<'a> Statements<'a> {
                 since: row.get(3).unwrap_or(i64::MIN),
                 methods: row.get(4).unwrap_or_default(),
                 imported: row.get(5).unwrap_or_default(),
+                strike: row.get(6).unwrap_or_default(),
             })
         };
         self.newest.query_row(named_params! {":subject": target}, read).optional()

@@ -34,9 +34,9 @@ pub(super) fn of_all() -> String {
 const SUBJECT: usize = 0;
 const UNTIL: usize = 3;
 const EVIDENCE: usize = 6;
-const ACTIVE: usize = 8;
-const STRIKE: usize = 9;
-const ENDED: usize = 10;
+const ACTIVE: usize = 9;
+const STRIKE: usize = 10;
+const ENDED: usize = 11;
 
 /// End of a permanent ban, after all others.
 const NEVER: i64 = i64::MAX;

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_have_one_path() {
+    fn only_metrics_path_is_served() {
         let metrics = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(
             metrics.starts_with("HTTP/1.1 200 OK\r\n") && metrics.ends_with("\r\n\r\nportsentry_x 1\n"),

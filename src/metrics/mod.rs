@@ -238,7 +238,7 @@ impl Collector for All {
         let ports = [("tcp", &metrics.trapped), ("udp", &metrics.trapped_udp)];
         let ports = ports.map(|(protocol, metric)| (vec![("protocol", protocol)], float(metric.get())));
         put(Gauge, "trap_ports", "Ports that the kernel's trap monitors", ports.to_vec())?;
-        let help = "Ports that left the kernel's trap; 0 while fewer than a quarter left it";
+        let help = "Ports that have left the kernel's trap, if more than a quarter left within ten minutes, else 0";
         put(Gauge, "trap_ports_lost", help, one(metrics.trap_lost.get()))?;
         let filling = [("touched", &metrics.trap_touched), ("suspects", &metrics.trap_suspects)];
         let filling = filling.map(|(set, metric)| (vec![("set", set)], float(metric.get())));

@@ -94,7 +94,7 @@ impl Conntrack {
     ///
     /// Do not take this for proof of the source's address: connection tracking accepts an acknowledgement up to 66,000
     /// below the right one (MAXACKWINCONST in nf_conntrack_proto_tcp.c), and any with nf_conntrack_tcp_be_liberal. So a
-    /// forger completes a handshake with some 65,000 packets.
+    /// forger completes a handshake with about 65,000 packets.
     ///
     /// # Errors
     /// As for [`Conntrack::flow`].

@@ -36,7 +36,6 @@ struct Station {
 }
 
 impl GatewayInference {
-    /// Inspects a packet and its link addresses.
     pub(super) fn inspect(&mut self, link: LinkAddresses, packet: &Packet) {
         let Packet { source, destination, transport, .. } = *packet;
         let skipped = |address: IpAddr| address.is_multicast() || address.is_unspecified();
@@ -55,7 +54,6 @@ impl GatewayInference {
         }
     }
 
-    /// Returns the gateways.
     pub(super) fn finish(self) -> HashSet<IpAddr> {
         let gateways = self.stations.into_values().flat_map(|Station { neighbours, networks, .. }| {
             let own: HashSet<_> = neighbours.iter().map(|address| network(*address)).collect();
@@ -114,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_in_one_direction_show_gateway() {
+    fn one_direction_reveals_gateway() {
         let incoming = ["192.168.1.1", "8.8.8.8", "203.0.113.5", "198.51.100.9"];
         let packets = incoming.map(|source| (ROUTER, source, HOST, "192.168.1.46"));
         assert_eq!(gateways_after(TcpFlags::SYN | TcpFlags::ACK, &packets), ["192.168.1.1"]);
@@ -133,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn scanner_with_decoys_is_no_gateway() {
+    fn scanner_with_decoys_is_not_a_gateway() {
         let mut packets = vec![(SCANNER, "192.168.1.7", HOST, "192.168.1.46")];
         for decoy in ["8.8.8.8", "203.0.113.5", "198.51.100.9", "192.0.2.1"] {
             packets.extend([(SCANNER, decoy, HOST, "192.168.1.46"), (HOST, "192.168.1.46", ROUTER, decoy)]);
@@ -142,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn host_with_several_addresses_is_no_gateway() {
+    fn multihomed_host_is_not_a_gateway() {
         let mut packets = vec![(HOST, "fe80::2", ROUTER, "fe80::1")];
         for own in ["2001:db8::2", "2001:db8::3", "fd00::2"] {
             packets.extend([(HOST, own, ROUTER, "2001:db8:9::9"), (ROUTER, "2001:db8:9::9", HOST, own)]);

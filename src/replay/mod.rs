@@ -91,7 +91,7 @@ pub enum ReplayError {
 /// ends without an error.
 ///
 /// # Errors
-/// The capture is damaged, after the readable part has been judged and summed up; or another operation fails.
+/// The capture is damaged, after the readable part has been judged and summarised; or another operation fails.
 pub fn run(options: &ReplayOptions, config: &Config, out: &mut impl Write) -> Result<(), ReplayError> {
     shared64::set_nat64(&config.nat64);
     let result = Replay::new(options, config).and_then(|mut replay| replay.run(out));
@@ -132,7 +132,7 @@ impl<'a> Replay<'a> {
             host.allow.insert(network, Protection::Listed);
         }
         let engine = Engine::new(settings.clone(), HASH_KEY);
-        let summary = Summary::new(settings.scan_trigger, configuration(options), &options.local);
+        let summary = Summary::new(&settings, configuration(options), &options.local);
         let refusals = options.local.is_empty().then(|| Refusals::new(settings.scan_trigger));
         Ok(Self {
             path: &options.file,
@@ -156,7 +156,7 @@ impl<'a> Replay<'a> {
         let judged = self.judge(&mut progress, out)?;
         progress.finish();
         match judged {
-            // No packet was read, so there is nothing to sum up.
+            // No packet was read, so there is nothing to summarise.
             Err(error) if self.summary.packets == 0 => Err(self.about(error)),
             judged => {
                 if self.json {
@@ -335,7 +335,7 @@ fn local(options: &ReplayOptions) -> Local {
     }
 }
 
-/// True for a probe of a port or protocol that the configuration watches.
+/// True for a probe of a port or protocol that the configuration monitors.
 fn is_watched(settings: &Settings, probe: &Observation) -> bool {
     match probe.protocol {
         Protocol::Tcp => settings.tcp.ports.contains(probe.port),

@@ -13,7 +13,8 @@ use crate::engine::Local;
 use crate::types::{PortSet, Protocol};
 use crate::wire::{Packet, TcpFlags, Transport};
 
-/// Maximum number of remembered ports, some 40 bytes each. A capture with more answering ports contains forged answers.
+/// Maximum number of remembered ports, about 40 bytes each. A capture with more answering ports contains forged
+/// answers.
 pub(super) const PORTS: usize = 1 << 20;
 
 /// Maximum number of flows that are tracked at one time. A flood of SYNs starts millions. All are then forgotten, and
@@ -93,7 +94,6 @@ impl Used {
         }
     }
 
-    /// True if `port` is in use.
     #[must_use]
     pub(super) fn contains(&self, port: Port) -> bool {
         self.ports.contains_key(&port)
@@ -118,7 +118,6 @@ impl<'a> PortInference<'a> {
         Self { local, tcp, udp, flows: HashMap::new(), used: Used::default() }
     }
 
-    /// Inspects one packet.
     pub(super) fn inspect(&mut self, packet: &Packet) {
         let Packet { source, destination, .. } = *packet;
         match packet.transport {
@@ -152,7 +151,6 @@ impl<'a> PortInference<'a> {
         &self.used
     }
 
-    /// Returns the ports in use.
     #[must_use]
     pub(super) fn finish(mut self) -> Used {
         for (flow, _) in self.flows.iter().filter(|(_, seen)| seen.data > 0 && !seen.refused) {
@@ -229,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn one_direction_shows_a_connection() {
+    fn one_direction_reveals_connection() {
         let handshake = [tcp((1, 40_000), SERVER, SYN, 0), tcp((1, 40_000), SERVER, ACK, 0)];
         assert_eq!(used(&handshake), [143]);
         assert_eq!(used(&[tcp((2, 40_143), CLIENT, ACK, 512)]), [1080], "data that a client receives");
@@ -237,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_are_no_connections() {
+    fn probes_are_not_connections() {
         let probe = tcp((1, 40_000), SERVER, ACK, 0);
         assert_eq!(used(&[probe, probe]), NONE);
         assert_eq!(used(&[tcp((1, 40_000), SERVER, SYN, 0); 20]), NONE, "a client of a dead server");
@@ -248,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn forged_flows_are_forgotten() {
+    fn forged_flows_open_no_port() {
         let ports: PortSet = "1-2000".parse().unwrap();
         let mut inference = PortInference::new(&Local::Any, &ports, &ports);
         for source_port in 0..u16::MAX {

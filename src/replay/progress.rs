@@ -53,7 +53,6 @@ impl Progress {
         self.bar.suspend(work)
     }
 
-    /// Removes the bar.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }

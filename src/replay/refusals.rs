@@ -32,7 +32,7 @@ impl Refusals {
         Self { closed: HashSet::new(), tried: HashMap::new(), scanned: HashSet::new(), enough }
     }
 
-    /// Inspects a packet. `probe` is set if its port is watched, `quote` if it is an ICMP error, and `used` contains
+    /// Inspects a packet. `probe` is set if its port is monitored, `quote` if it is an ICMP error, and `used` contains
     /// the ports known to be in use so far.
     pub(super) fn inspect(&mut self, packet: &Packet, probe: Option<Observation>, quote: Option<Quote>, used: &Used) {
         let refused = match packet.transport {

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use super::port_inference::{self, Sign};
-use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Standing, Verdict};
+use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Settings, Standing, Verdict};
 use crate::events::json::{reason, rfc3339};
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 use crate::wire::Undecoded;
@@ -32,6 +32,8 @@ pub(super) struct Summary {
     /// Frames of any kind.
     pub(super) packets: u64,
     pub(super) configuration: String,
+    /// The settings that decide which sources are scanners.
+    settings: Deciding,
     /// The addresses and networks whose ports were judged. If empty, all were, each address as a separate host.
     pub(super) local: Vec<String>,
     /// Hosts that were taken for gateways.
@@ -63,12 +65,36 @@ pub(super) struct Summary {
     /// True if more ports were in use than could be remembered.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) forgot_ports: bool,
-    /// Number of distinct ports that counts as a scan.
-    #[serde(skip)]
-    pub(super) needed: u16,
     /// Index of the latest list entry of each target.
     #[serde(skip)]
     latest: HashMap<(BanTarget, bool), usize>,
+}
+
+/// The settings that decide which sources are scanners.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Deciding {
+    scan_trigger: u8,
+    window_s: u64,
+    /// `None`: bans never expire.
+    expire_s: Option<u64>,
+    /// Number of monitored ports.
+    tcp_ports: u32,
+    udp_ports: u32,
+}
+
+impl fmt::Display for Deciding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let span = |seconds| humantime::format_duration(Duration::from_secs(seconds)).to_string();
+        let expire = self.expire_s.map_or_else(|| "never".to_owned(), span);
+        write!(
+            f,
+            "detect.scan_trigger = {}, detect.window = \"{}\", expire = \"{expire}\"; monitored ports: tcp {}, udp {}",
+            self.scan_trigger,
+            span(self.window_s),
+            self.tcp_ports,
+            self.udp_ports
+        )
+    }
 }
 
 /// `"event": "summary"`.
@@ -251,13 +277,29 @@ fn key(why: NoEvidence) -> &'static str {
 }
 
 impl Summary {
-    pub(super) fn new(scan_trigger: u8, configuration: String, local: &[IpNet]) -> Self {
+    pub(super) fn new(settings: &Settings, configuration: String, local: &[IpNet]) -> Self {
         let shown = |prefix: &IpNet| match prefix.prefix_len() == prefix.max_prefix_len() {
             true => prefix.addr().to_string(),
             false => prefix.to_string(),
         };
         let local = local.iter().map(shown).collect();
-        Self { needed: u16::from(scan_trigger) + 1, configuration, local, ..Self::default() }
+        let settings = Deciding {
+            scan_trigger: settings.scan_trigger,
+            window_s: settings.window.as_secs(),
+            expire_s: settings.expiry.seconds(),
+            tcp_ports: settings.tcp.ports.len(),
+            udp_ports: settings.udp.ports.len(),
+        };
+        Self { settings, configuration, local, ..Self::default() }
+    }
+
+    /// Number of distinct ports that counts as a scan.
+    pub(super) fn needed(&self) -> u16 {
+        u16::from(self.settings.scan_trigger) + 1
+    }
+
+    pub(super) fn settings(&self) -> impl fmt::Display {
+        self.settings
     }
 
     /// True if `target` is listed as blocked or logged.
@@ -327,7 +369,7 @@ impl Summary {
             self.unlisted += u64::from(probe.probes == 1);
             return;
         }
-        let needed = self.needed;
+        let needed = self.needed();
         let (ports, victims) = (BTreeSet::new(), BTreeSet::new());
         let fresh = || Suspect { target, protocol, ports, distinct: 0, needed, victims, probes: 0 };
         let suspect = self.suspects.entry((target, protocol)).or_insert_with(fresh);

@@ -32,6 +32,7 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         _ => writeln!(out, "no packets")?,
     }
     writeln!(out, "configuration: {}", summary.configuration)?;
+    writeln!(out, "settings: {}", summary.settings())?;
     match summary.local.as_slice() {
         [] => writeln!(
             out,
@@ -45,7 +46,7 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     write_judged(out, "would be banned", &summary.blocked)?;
     write_judged(out, "would be logged, not banned", &summary.logged)?;
     if !summary.suspects.is_empty() {
-        writeln!(out, "{} below the threshold of {} ports:", summary.suspects.len(), summary.needed)?;
+        writeln!(out, "{} below the threshold of {} ports:", summary.suspects.len(), summary.needed())?;
     }
     for suspect in summary.suspects.values() {
         let ports =

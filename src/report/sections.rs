@@ -1,5 +1,5 @@
 //! Renders the sections of the page: a chart, a table of hours, and lists with a bar under each name. Every number in a
-//! drawing is also written beside it or in a table, so that the page is readable without colour or sight.
+//! drawing is also written next to it or in a table, so that the page is readable without colour or sight.
 
 use maud::{Markup, display, html};
 

@@ -149,7 +149,6 @@ pub struct RecentBan {
     #[serde(serialize_with = "class")]
     pub class: Option<Class>,
     pub author: &'static str,
-    /// The operator's note.
     pub note: Option<String>,
     pub in_force: bool,
 }

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn few_capabilities_are_listed_all_are_not() {
+    fn complete_capability_set_is_not_listed() {
         let few = Capabilities(needed(&Policy::default(), false));
         assert_eq!(few.names().unwrap(), ["CAP_NET_ADMIN", "CAP_NET_RAW"]);
         assert_eq!(Capabilities(CapabilitySet::all()).names(), None);

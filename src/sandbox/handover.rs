@@ -48,7 +48,6 @@ pub enum HandoverError {
         folder.display()
     )]
     SystemFolder {
-        /// The folder.
         folder: PathBuf,
         /// The user that the daemon would switch to.
         account: String,
@@ -60,20 +59,14 @@ pub enum HandoverError {
         folder.display()
     )]
     ForeignEntry {
-        /// The folder.
         folder: PathBuf,
         /// The user that the daemon would switch to.
         account: String,
-        /// The foreign entry.
         entry: OsString,
     },
     /// The operating system refused something.
     #[error("cannot read {}: {error}; use another directory with --state-dir, --socket or fleet.socket", folder.display())]
-    System {
-        /// The folder.
-        folder: PathBuf,
-        error: io::Error,
-    },
+    System { folder: PathBuf, error: io::Error },
 }
 
 /// An open directory of the daemon.
@@ -110,7 +103,7 @@ pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)>
                 found.push((path.clone(), folder.uid()));
             }
             Ok(Some(open)) => {
-                // The start finds errors of the read.
+                // The start reports errors of this read.
                 let _ = open.each_entry(|name, _, entry| {
                     let owner = entry.uid();
                     if policy.is_own_file(name, entry) && owner != account.uid() && !is_to_give(owner, account) {

@@ -23,7 +23,6 @@ use rustix::thread::CapabilitySet;
 
 use super::user::NAME;
 
-/// The socket's name.
 const SOCKET: &[u8] = b"portsentry";
 
 /// Timeout for a process that is starting or ending to identify itself or to release the name. Longer than a running
@@ -33,7 +32,7 @@ const HOLDER_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Delay between two attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Maximum number of waiting clients. Each connection is closed at once, so the queue never stays full.
+/// Maximum number of waiting clients. Each connection is closed immediately, so the queue never stays full.
 const BACKLOG: i32 = 16;
 
 /// The lock on this network namespace, held until it is dropped.

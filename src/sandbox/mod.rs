@@ -52,7 +52,7 @@ pub struct Policy {
     pub tcp_ports: Vec<u16>,
     /// True for name look-ups, which load libraries.
     pub names: bool,
-    /// The process of the program.
+    /// The process to which the policy applies.
     pub process: Process,
     /// True if it replaces files of other users, which keep their owner.
     pub others_files: bool,
@@ -75,7 +75,6 @@ impl Policy {
     }
 }
 
-/// The processes of this program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Process {
     /// Reads packets.
@@ -92,9 +91,7 @@ pub enum Process {
 pub struct Sandbox {
     /// Name of the user, if it has one.
     pub user: Option<String>,
-    /// The uid.
     pub uid: u32,
-    /// The remaining capabilities.
     pub capabilities: Capabilities,
     /// True if executed programs cannot gain privileges.
     pub no_new_privs: bool,
@@ -106,14 +103,12 @@ pub struct Sandbox {
     pub seccomp: Calls,
     /// The accessible files; `None`: all that its user can access.
     pub reach: Option<Reach>,
-    /// Warnings to report.
     pub warnings: Vec<String>,
 }
 
 /// The permitted system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Calls {
-    /// All.
     All,
     /// All except some that no command needs.
     Most,

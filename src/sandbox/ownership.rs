@@ -43,7 +43,6 @@ pub enum Untrusted {
         file: PathBuf,
         /// The path that belongs to the other user: the file, or a directory on the path to it.
         place: PathBuf,
-        /// Its owner.
         owner: u32,
     },
 }
@@ -94,7 +93,7 @@ fn trusted() -> Vec<u32> {
 
 fn writers(found: &Metadata) -> Option<(String, &'static str)> {
     let mode = found.mode();
-    // What is written to a device such as /dev/null is not read from it.
+    // Data written to a device such as /dev/null is not read back from it.
     let is_device = found.file_type().is_char_device();
     if found.is_symlink() || is_device || (found.is_dir() && mode & STICKY != 0) {
         return None;

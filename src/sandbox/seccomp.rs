@@ -1,5 +1,5 @@
-//! Restricts the system calls of the process with seccomp. A call that is not on the list ends the process at once, and
-//! the service manager restarts it. Harmful uses of a few listed calls return an error.
+//! Restricts the system calls of the process with seccomp. A call that is not on the list kills the process
+//! immediately, and the service manager restarts it. Harmful uses of a few listed calls return an error.
 //!
 //! The command helper has the opposite list, because commands inherit its filter and may be any program: some calls
 //! that no command needs return an error, and all others are allowed.
@@ -223,7 +223,7 @@ const COMMON: &[i64] = &[
     libc::SYS_geteuid,
 ];
 
-/// What only the daemon calls: sockets are made, and threads started.
+/// Calls of the daemon only: it creates sockets and starts threads.
 const DAEMON: &[i64] = &[
     // Memory.
     libc::SYS_mincore,

@@ -21,7 +21,6 @@ pub(super) const NAME: &str = "portsentry";
 /// In such a directory, only the owner of a file can replace it.
 const STICKY: u32 = 0o1000;
 
-/// The name of `user`, if it has one.
 pub(super) fn name(user: u32) -> Option<String> {
     if user == 0 {
         // Without a name service query.
@@ -177,8 +176,8 @@ impl Account {
     }
 }
 
-/// What keeps the user of a service, with more `groups`, from using `file` with all of `bits` (4 to read, 1 to execute): the file, or
-/// a folder on the way to it. `None` where nothing does, and where there is no such user.
+/// The file, or a folder on its path, that prevents the user of a service, with additional `groups`, from using `file`
+/// with all of `bits` (4 to read, 1 to execute). `None` if nothing prevents it, or if there is no such user.
 #[must_use]
 pub fn obstacle_for(user: &str, groups: &[&str], file: &Path, bits: u32) -> Option<PathBuf> {
     let found = looked_up(User::from_name(user)).ok()??;

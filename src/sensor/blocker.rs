@@ -16,7 +16,7 @@ use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 /// The configured backends.
 #[derive(Default)]
 pub struct Blocker {
-    /// All backends in their order; empty if sources are only logged.
+    /// All backends in their order; empty if no ban is enforced.
     pub backends: Vec<Backend>,
     pub nft: Option<NftBackend>,
     pub routes: Option<Routes>,

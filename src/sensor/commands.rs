@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::controller::{BanController, Sample};
+use super::guest_bans::GuestBan;
 use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::nft::RulesetSpec;
@@ -30,6 +31,8 @@ pub enum SensorCommand {
     Addresses(Option<HashSet<IpAddr>>),
     /// Adds bans to the engine that the kernel already holds.
     Adopt(Vec<ActiveBan>),
+    /// Tracks bans of guests, which the sensor has adopted.
+    FollowGuests(Vec<GuestBan>),
     /// Replaces elements that have host bits, and therefore match no packet, with bans of the surrounding networks.
     MaskElements(Vec<(BanTarget, Expiry)>),
     /// Adds bans to the engine and, with these backends, to the kernel.
@@ -85,21 +88,46 @@ pub type Answer<T> = oneshot::Sender<T>;
 
 /// A request of an operator.
 pub enum SensorRequest {
-    /// Blocks a target.
-    Block { target: BanTarget, expiry: Expiry, by: String, note: Option<String>, answer: Answer<Result<(), String>> },
+    Block {
+        target: BanTarget,
+        expiry: Expiry,
+        by: String,
+        note: Option<String>,
+        answer: Answer<Result<(), String>>,
+    },
     /// Ends the bans of `targets`, or all bans; answers with the targets that were blocked.
-    Unblock { targets: Option<Vec<BanTarget>>, by: String, answer: Answer<Result<Vec<BanTarget>, String>> },
+    Unblock {
+        targets: Option<Vec<BanTarget>>,
+        by: String,
+        answer: Answer<Result<Vec<BanTarget>, String>>,
+    },
     /// Counts the bans that should be in force.
-    Count { answer: Answer<usize> },
+    Count {
+        answer: Answer<usize>,
+    },
     /// Lists at most `most` banned targets inside a network, with their total number.
-    BansIn { network: IpNet, most: usize, answer: Answer<(Vec<BanTarget>, usize)> },
+    BansIn {
+        network: IpNet,
+        most: usize,
+        answer: Answer<(Vec<BanTarget>, usize)>,
+    },
     /// Samples the bans that should be in force, for a comparison with the kernel, and checks the targets that were
     /// missing at the last one.
-    Sample { most: usize, again: Vec<BanTarget>, routes_again: Vec<BanTarget>, answer: Answer<Sample> },
+    Sample {
+        most: usize,
+        again: Vec<BanTarget>,
+        routes_again: Vec<BanTarget>,
+        answer: Answer<Sample>,
+    },
     /// Explains what the engine knows about an address.
-    Explain { address: IpAddr, answer: Answer<Explanation> },
+    Explain {
+        address: IpAddr,
+        answer: Answer<Explanation>,
+    },
     /// Lists the ports that destination NAT publishes, as far as connections have shown them.
-    Published { answer: Answer<Vec<Service>> },
+    Published {
+        answer: Answer<Vec<Service>>,
+    },
 }
 
 /// The command queue of the sensor, with an event descriptor that wakes the sensor while it waits for packets.
@@ -140,11 +168,14 @@ impl AsFd for Inbox {
 /// Executes a command that concerns the engine or the backends. The caller handles commands for the capture, the decoys
 /// and the thread.
 pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut BanController) {
+    // On a silent host, bans may have expired since the last packet.
+    controller.observer().engine_mut().clock(now);
     let (enforcement, mut scope) = controller.enforcement(now);
     let scope = &mut scope;
     match command {
         SensorCommand::Host(host) => controller.change_host(now, host),
         SensorCommand::Adopt(bans) => controller.adopt(now, &bans),
+        SensorCommand::FollowGuests(bans) => controller.follow_guests(bans),
         SensorCommand::MaskElements(elements) => controller.mask_elements(now, &elements),
         SensorCommand::Restore(bans, backends) => controller.restore(now, &bans, backends),
         SensorCommand::Repair(backend, targets) => enforcement.repair(scope, backend, &targets),
@@ -202,5 +233,33 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
         SensorRequest::Published { answer } => {
             drop(answer.send(controller.observer().engine().published(now).collect()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::decoy::DecoyPorts;
+    use crate::events::channel;
+    use crate::sensor::blocker::Blocker;
+    use crate::sensor::fixtures::{engine, host};
+    use crate::sensor::observer::Observer;
+    use crate::sensor::port_lookup::KernelPorts;
+    use crate::sensor::reporter::Reporter;
+
+    #[test]
+    fn expired_ban_is_not_counted_without_packets() {
+        let observer = Observer::new(engine(), host().into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
+        let (events, _received) = channel::bounded(16);
+        let mut controller = BanController::new(observer, Blocker::default(), Reporter::new(events, Arc::default()));
+        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
+        let ban = ActiveBan::whole("192.0.2.7".parse().unwrap(), Expiry::After(Duration::from_secs(2)));
+        controller.adopt(at(1), &[ban]);
+        let mut count = |now| {
+            let (answer, counted) = oneshot::channel();
+            execute(SensorCommand::Request(SensorRequest::Count { answer }), now, &mut controller);
+            counted.blocking_recv().unwrap()
+        };
+        assert_eq!([count(at(2)), count(at(4))], [1, 0]);
     }
 }

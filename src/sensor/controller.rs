@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::batch::{Batch, Outcome};
 use super::blocker::Blocker;
 use super::enforcement::{Enforcement, Scope};
-use super::guest_bans::GuestBans;
+use super::guest_bans::{GuestBan, GuestBans};
 use super::metrics::SensorMetrics;
 use super::observer::Observer;
 use super::reporter::Reporter;
@@ -98,9 +98,9 @@ impl BanController {
         {
             self.batch.withdraw(target);
             self.observer.lift(target);
-            self.enforcement.trap().acquit(now, target);
+            self.enforcement.trap().refute(now, target);
         }
-        let verdict = self.observe(now, time, packet.interface, |observer| observer.observe(now, packet));
+        let verdict = self.observe(now, time, |observer| observer.observe(now, packet));
         let (enforcement, scope) = self.enforcement(now);
         enforcement.inspect(&scope, packet, verdict);
     }
@@ -108,22 +108,13 @@ impl BanController {
     /// Observes a connection or datagram that a decoy accepted at `time`. Its results stay in the batch as well.
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
         self.metrics().connections.add(1);
-        let _ = self.observe(now, time, observation.interface, |observer| observer.observe_decoy(now, observation));
+        let _ = self.observe(now, time, |observer| observer.observe_decoy(now, observation));
     }
 
-    fn observe(
-        &mut self,
-        now: Timestamp,
-        time: SystemTime,
-        interface: u32,
-        judge: impl Fn(&mut Observer) -> Verdict,
-    ) -> Verdict {
+    fn observe(&mut self, now: Timestamp, time: SystemTime, judge: impl Fn(&mut Observer) -> Verdict) -> Verdict {
         let mut verdict = judge(&mut self.observer);
         if self.ban_vanished(now, &verdict, time) {
             verdict = judge(&mut self.observer);
-        }
-        if let Verdict::Block(ban) = &verdict {
-            self.guest_bans.note(ban, interface, self.observer.host());
         }
         self.decide(verdict, time);
         verdict
@@ -154,6 +145,7 @@ impl BanController {
         }
         match verdict {
             Verdict::Block(ban) => {
+                self.guest_bans.note(&ban, self.observer.host());
                 // Filters of the classic log expect the probe before its ban, also where the port is not a new one.
                 self.batch.report(time, EventKind::Probe(Probe { fresh: true, ..ban.probe }));
                 if !self.enforcement.run_first(&ban, time) {
@@ -284,6 +276,13 @@ impl BanController {
         }
     }
 
+    /// Tracks guest bans of earlier runs, which the sensor has adopted, and ends those without a bridge port.
+    pub(super) fn follow_guests(&mut self, bans: Vec<GuestBan>) {
+        bans.into_iter().for_each(|ban| self.guest_bans.insert(ban));
+        let departed = self.guest_bans.departed(self.observer.host());
+        self.lift_guest_bans(&departed);
+    }
+
     pub(super) fn reconfigure(&mut self, now: Timestamp, settings: Settings) {
         self.observer.engine_mut().reconfigure(settings);
         let (enforcement, scope) = self.enforcement(now);
@@ -310,7 +309,10 @@ impl BanController {
 impl BanController {
     /// Adopts bans that the kernel holds and that an earlier run or another program made.
     pub(super) fn adopt(&mut self, now: Timestamp, bans: &[ActiveBan]) {
-        bans.iter().for_each(|ban| self.observer.engine_mut().adopt(now, ban));
+        for ban in bans {
+            self.guest_bans.forget(ban.target);
+            self.observer.engine_mut().adopt(now, ban);
+        }
         if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_))) {
             self.enforcement.blocker().plan_prefix_sets();
         }
@@ -319,7 +321,7 @@ impl BanController {
         }
     }
 
-    /// Reviews `elements`, which came with a ruleset that `by` loaded. Elements that are no bans are removed from the
+    /// Reviews `elements`, which came with a ruleset that `by` loaded. Elements that are not bans are removed from the
     /// kernel's sets; the others get the remaining time of their bans.
     pub(super) fn review_loaded(&mut self, now: Timestamp, elements: &[BanTarget], by: &str) {
         let engine = self.observer.engine();
@@ -335,7 +337,7 @@ impl BanController {
         self.reporter.emit_note(format!(
             "{by} loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: \
              {}, other elements, which were removed: {}. To save a ruleset without them, see \
-             docs/interoperability.md",
+             interoperability.md in /usr/share/doc/portsentry-nft/docs",
             bans.len(),
             stale.len()
         ));
@@ -406,7 +408,7 @@ impl BanController {
     pub(super) fn block(&mut self, now: Timestamp, target: BanTarget, expiry: Expiry) -> Result<(), String> {
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.block_by_hand(&mut scope, BanContext::by_hand(target, expiry, SystemTime::now()))?;
-        self.observer.engine_mut().adopt(now, &ActiveBan::whole(target, expiry));
+        self.adopt(now, &[ActiveBan::whole(target, expiry)]);
         Ok(())
     }
 

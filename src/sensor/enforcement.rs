@@ -312,7 +312,7 @@ impl Enforcement {
         self.update_allow_list(scope, Nft::protect);
     }
 
-    /// Suspends blocking: the trap watches no ports, no backend receives a ban, and the bans in force remain.
+    /// Suspends blocking: the trap monitors no ports, no backend receives a ban, and the bans in force remain.
     pub(super) fn start_trial(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
         self.guard_own_sources(scope);

@@ -1,4 +1,4 @@
-//! Remembers packets that the kernel's trap may have counted but that the sensor found to be no probes, because their
+//! Remembers packets that the kernel's trap may have counted but that the sensor found not to be probes, because their
 //! port is in use or the kernel drops them later. The table is bounded: if two sources share a slot, the later one
 //! keeps it, and the ban of the other is shortened instead of removed.
 
@@ -16,8 +16,8 @@ const PLACES: usize = 1_024;
 /// Maximum number of ports per source: one more than the trap can be configured to forgive.
 const PORTS: usize = 16;
 
-/// Lifetime of an acquittal: twice the time that the sensor takes to review the trap's bans.
-const ACQUITTED_FOR: Duration = Duration::from_secs(6);
+/// Time for which a refuted verdict is remembered: twice the time that the sensor takes to review the trap's bans.
+const REFUTED_FOR: Duration = Duration::from_secs(6);
 
 pub(super) struct Excuses {
     secret: HashKey,
@@ -30,7 +30,7 @@ struct Excused {
     target: BanTarget,
     last: Timestamp,
     /// Time at which the sensor's own verdict was refuted.
-    acquitted: Option<Timestamp>,
+    refuted: Option<Timestamp>,
     ports: [Option<(Protocol, u16)>; PORTS],
 }
 
@@ -39,7 +39,7 @@ impl Excuses {
         Self { secret, places: vec![None; PLACES].into() }
     }
 
-    /// Records that a packet of `target` to `port` is no probe.
+    /// Records that a packet of `target` to `port` is not a probe.
     pub(super) fn add(&mut self, now: Timestamp, target: BanTarget, port: (Protocol, u16)) {
         let Some(excused) = self.entry(now, target) else { return };
         if !excused.ports.contains(&Some(port))
@@ -50,23 +50,23 @@ impl Excuses {
     }
 
     /// Records that the sensor's own verdict on `target` was refuted.
-    pub(super) fn acquit(&mut self, now: Timestamp, target: BanTarget) {
+    pub(super) fn refute(&mut self, now: Timestamp, target: BanTarget) {
         if let Some(excused) = self.entry(now, target) {
-            excused.acquitted = Some(now);
+            excused.refuted = Some(now);
         }
     }
 
-    /// True if the verdict was refuted within [`ACQUITTED_FOR`], so that the trap may have banned the source for the
+    /// True if the verdict was refuted within [`REFUTED_FOR`], so that the trap may have banned the source for the
     /// same packets.
-    pub(super) fn is_acquitted(&self, now: Timestamp, target: BanTarget) -> bool {
-        let acquitted = self.get(target).and_then(|excused| excused.acquitted);
-        acquitted.is_some_and(|at| now.since(at) <= ACQUITTED_FOR)
+    pub(super) fn is_refuted(&self, now: Timestamp, target: BanTarget) -> bool {
+        let refuted = self.get(target).and_then(|excused| excused.refuted);
+        refuted.is_some_and(|at| now.since(at) <= REFUTED_FOR)
     }
 
     fn entry(&mut self, now: Timestamp, target: BanTarget) -> Option<&mut Excused> {
         let place = self.places.get_mut(index(self.secret, target))?;
         if place.is_none_or(|excused| excused.target != target) {
-            *place = Some(Excused { target, last: now, acquitted: None, ports: [None; PORTS] });
+            *place = Some(Excused { target, last: now, refuted: None, ports: [None; PORTS] });
         }
         let excused = place.as_mut()?;
         excused.last = now;

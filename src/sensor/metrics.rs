@@ -74,9 +74,9 @@ pub struct SensorMetrics {
     /// SYNs redirected to the decoy listener, and SYNs that it answered.
     pub decoy_syns: Metric,
     pub decoy_answers: Metric,
-    /// Gauge: TCP ports that the kernel's trap watches.
+    /// Gauge: TCP ports that the kernel's trap monitors.
     pub trapped: Metric,
-    /// Gauge: UDP ports that the kernel's trap watches.
+    /// Gauge: UDP ports that the kernel's trap monitors.
     pub trapped_udp: Metric,
     /// Gauge: ports lost by the trap, if more than a quarter of them; otherwise 0.
     pub trap_lost: Metric,
@@ -139,7 +139,6 @@ impl SensorMetrics {
         increment(of_class(&self.probes_of, class));
     }
 
-    /// Probes of this class.
     #[must_use]
     pub fn probes_of(&self, class: Class) -> u64 {
         of_class(&self.probes_of, class).map_or(0, Metric::get)

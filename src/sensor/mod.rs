@@ -45,6 +45,7 @@ pub use commands::{Answer, Inbox, SensorCommand, SensorRequest};
 use controller::BanController;
 pub use controller::Sample;
 use drop_counter::DropCounter;
+pub use guest_bans::GuestBan;
 pub use metrics::{REACTIONS, Read, SensorMetrics};
 use observer::Observer;
 pub use port_lookup::KernelPorts;

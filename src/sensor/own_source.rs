@@ -37,7 +37,7 @@ impl OwnSourceGuard {
         self.replace(wanted, blocker, reporter);
     }
 
-    /// Removes all guarded interfaces, because the list is not updated any more.
+    /// Removes all guarded interfaces, because the list is no longer updated.
     pub(super) fn clear(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.replace(Vec::new(), blocker, reporter);
     }

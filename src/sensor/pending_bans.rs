@@ -86,14 +86,13 @@ impl PendingBans {
         self.retries.push_back(retry);
     }
 
-    /// Makes all retries of `backend` due at once, because it works again.
+    /// Makes all retries of `backend` due immediately, because it works again.
     pub(super) fn expedite(&mut self, backend: Backend) {
         for retry in self.retries.iter_mut().filter(|retry| retry.backend == backend) {
             (retry.next, retry.backoff) = (Timestamp::default(), FIRST_BACKOFF);
         }
     }
 
-    /// Removes and returns one retry that is due.
     pub(super) fn due_retry(&mut self, now: Timestamp) -> Option<Retry> {
         let place = self.retries.iter().position(|retry| retry.next <= now)?;
         self.retries.remove(place)

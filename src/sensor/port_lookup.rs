@@ -68,7 +68,7 @@ impl KernelPorts {
     }
 }
 
-/// Port look-up that excludes the sockets of decoys, which are no services.
+/// Port look-up that excludes the sockets of decoys, which are not services.
 pub(super) struct KernelLookup {
     pub(super) kernel: KernelPorts,
     pub(super) decoys: DecoyPorts,
@@ -87,7 +87,7 @@ impl PortLookup for KernelLookup {
         match self.kernel.sockets.owner(protocol, peer, destination, interface) {
             Ok(Owner::Listener) => return PortUse::Open,
             Ok(Owner::Flow) => return PortUse::Flow,
-            Ok(Owner::Nobody) | Err(_) => {}
+            Ok(Owner::None) | Err(_) => {}
         }
         let translated = self.kernel.translated_use(protocol, source, destination);
         if !matches!(translated, PortUse::Closed | PortUse::Unknown) {

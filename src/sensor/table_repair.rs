@@ -1,8 +1,8 @@
 //! Repairs `table inet portsentry` after another process changed or deleted it, and fills its sets again.
 //!
 //! A process with permission to change the table may do so in a loop. Each repair then restores only the rules, the
-//! allow-list and the bans of the most recently seen sources at once. The other bans follow when repairs have used no
-//! more than a tenth of a core. The log gets a few lines per minute.
+//! allow-list and the bans of the most recently seen sources immediately. The other bans follow when repairs have used
+//! no more than a tenth of a core. The log gets a few lines per minute.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -194,9 +194,9 @@ impl TableRepair {
         self.incomplete = left_out > 0 && filled.is_ok();
         Some(match (repaired, filled) {
             (Ok(_), Ok(())) if left_out > 0 => EventKind::Note(format!(
-                "table inet portsentry was missing and has been created again; bans of the most recently seen \
-                 sources, which are restored at once: {}; bans that are restored later, because repairs may use a \
-                 tenth of a core: {left_out}",
+                "table inet portsentry was missing and has been created again; bans restored, of the most \
+                 recently seen sources: {}; bans that are restored later, because repairs may use a tenth of a core: \
+                 {left_out}",
                 bans.len()
             )),
             (Ok(Repaired::Unchanged | Repaired::Created), Ok(())) => EventKind::Healed { bans: bans.len() },
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_repairs_are_summed_up() {
+    fn repeated_repairs_are_summarised() {
         let (mut table_repair, start) = (TableRepair::default(), Instant::now());
         let lines: Vec<usize> = (0..240)
             .map(|quarter| {

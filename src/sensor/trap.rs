@@ -34,9 +34,9 @@ const MAX_PER_ROUND: usize = 512;
 
 #[derive(Default)]
 pub(super) struct TrapControl {
-    /// Ports and interfaces that the kernel watches; `None` if unknown.
+    /// Ports and interfaces that the kernel monitors; `None` if unknown.
     armed: Option<Armed>,
-    /// True while the trap must watch no ports.
+    /// True while the trap must monitor no ports.
     paused: bool,
     /// Time of the next review; `None` without a trap.
     check_at: Option<Timestamp>,
@@ -53,7 +53,7 @@ pub(super) struct TrapControl {
     coverage: TrapCoverage,
 }
 
-/// Watched ports per protocol, ports of decoys, and interfaces.
+/// Monitored ports per protocol, ports of decoys, and interfaces.
 #[derive(Default, PartialEq, Eq)]
 struct Armed {
     tcp: Option<PortSet>,
@@ -80,7 +80,7 @@ impl TrapControl {
         self.check_at
     }
 
-    /// Makes the kernel watch the ports that are closed now. The kernel's allow-list must be up to date before.
+    /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before.
     pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &Observer, reporter: &Reporter) {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.watches_ports()) else {
             return self.reset(reporter);
@@ -142,15 +142,15 @@ impl TrapControl {
         reporter.metrics().trap_lost.set(self.coverage.missing(ports).into());
     }
 
-    /// Records a packet that is no evidence but that the trap may have counted.
+    /// Records a packet that is not evidence but that the trap may have counted.
     pub(super) fn excuse(&mut self, now: Timestamp, packet: &Packet, verdict: Verdict, forgiven: &[(Protocol, u16)]) {
         let Some(armed) = &self.armed else { return };
         self.review.excuse(now, packet, verdict, forgiven, |port| armed.watches(port));
     }
 
     /// Records that the sensor withdrew its own verdict on `target`.
-    pub(super) fn acquit(&mut self, now: Timestamp, target: BanTarget) {
-        self.review.acquit(now, target);
+    pub(super) fn refute(&mut self, now: Timestamp, target: BanTarget) {
+        self.review.refute(now, target);
     }
 
     fn reset(&mut self, reporter: &Reporter) {
@@ -175,12 +175,12 @@ impl TrapControl {
         backend.spec.trap = None;
         if let Err(error) = backend.repair() {
             let text = "cannot remove the rules of the kernel's trap";
-            self.report(format!("{text}: {error}; it monitors nothing"), reporter);
+            self.report(format!("{text}: {error}; the trap no longer monitors any port"), reporter);
         }
         self.reset(reporter);
     }
 
-    /// Makes the trap watch no ports until [`TrapControl::resume`], even if it is armed in between. Trapped sources are
+    /// Makes the trap monitor no ports until [`TrapControl::resume`], even if it is armed in between. Trapped sources are
     /// reviewed before.
     pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
@@ -192,7 +192,7 @@ impl TrapControl {
         self.paused = false;
     }
 
-    /// Makes the trap watch no ports until it is armed again. Decoys keep their ports.
+    /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
     pub(super) fn suspend(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
         self.armed = None;
@@ -204,7 +204,7 @@ impl TrapControl {
         }
     }
 
-    /// Removes all ports from the trap and from the decoys, because no thread serves them any more.
+    /// Removes all ports from the trap and from the decoys, because no thread serves them now.
     pub(super) fn stop(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some()) {
@@ -304,10 +304,12 @@ impl TrapControl {
         let missing: HashSet<BanTarget> = nft.missing(&unfounded).unwrap_or_default().into_iter().collect();
         let is_blocked = |target: &BanTarget| !missing.contains(target);
         let excused: Vec<_> = excused.into_iter().filter(is_blocked).collect();
-        let unexplained: Vec<_> = unexplained.into_iter().filter(is_blocked).collect();
+        let unexplained = unexplained.into_iter().filter(is_blocked);
+        let (unexplained, withheld): (Vec<_>, Vec<_>) =
+            unexplained.partition(|target| observer.engine_mut().adopt_short(now, *target));
         let exempt_targets: Vec<BanTarget> = exempt.iter().map(|(target, _)| *target).collect();
         let mut applied = Ok(());
-        for targets in [&excused, &in_prefix, &exempt_targets] {
+        for targets in [&excused, &withheld, &in_prefix, &exempt_targets] {
             applied = applied.and(nft.lift(targets));
         }
         if !unexplained.is_empty() {
@@ -319,7 +321,6 @@ impl TrapControl {
                     let ports = observer.engine().evidence(now, target).collect();
                     reporter.emit(EventKind::Shortened { target, expiry, ports });
                 }
-                observer.engine_mut().adopt_short(now, target);
             }
             applied = applied.and(shortened);
         }
@@ -328,7 +329,7 @@ impl TrapControl {
             self.reviewed.extend(targets);
         }
         reporter.metrics().trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
-        reporter.metrics().trap_let_go.add((excused.len() + exempt.len()) as u64);
+        reporter.metrics().trap_let_go.add((excused.len() + withheld.len() + exempt.len()) as u64);
         reporter.metrics().trap_shortened.add(unexplained.len() as u64);
         match applied {
             Ok(()) => {}
@@ -337,6 +338,13 @@ impl TrapControl {
         }
         for (target, protection) in exempt {
             reporter.emit_exempt(target, protection);
+        }
+        if let Some(sources) = listed(&withheld) {
+            reporter.emit_note(format!(
+                "the kernel's trap blocked {sources} on packets that were not seen: unblocked after {} s, because there \
+                 were many such bans today",
+                UNCONFIRMED_FOR.as_secs()
+            ));
         }
         if let Some(sources) = listed(&excused) {
             reporter.emit_note(format!(

@@ -1,5 +1,6 @@
-//! Monitors the number of ports that the trap watches. If a large part of them is lost, scans of those ports go unseen,
-//! and the operator is notified. A service that starts takes one port; only a mistake or an attack takes a quarter.
+//! Monitors the number of ports that the trap monitors. If a large part of them is lost, scans of those ports go
+//! unseen, and the operator is notified. A service that starts takes one port; only a mistake or an attack takes a
+//! quarter.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub(super) struct TrapCoverage {
 pub(super) enum CoverageChange {
     /// More than a quarter of the ports has left the trap.
     Lost { ports: u32, before: u32 },
-    /// At least three quarters of the ports are watched again.
+    /// At least three quarters of the ports are monitored again.
     Regained { ports: u32, before: u32 },
 }
 
@@ -34,7 +35,7 @@ impl TrapCoverage {
             None => (now, ports, ports),
         };
         self.window = Some((began, most, earlier));
-        // While a loss lasts, its reference does not change: time alone does not end a loss.
+        // While a loss lasts, the port count before it stays the reference: a loss ends only when ports return.
         let before = self.reference.unwrap_or(most.max(earlier));
         let is_lost = u64::from(ports) * 4 < u64::from(before) * 3;
         match (is_lost, self.reference) {
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn services_that_start_are_no_loss() {
+    fn started_services_are_not_a_loss() {
         let mut coverage = TrapCoverage::default();
         // Ten ports per window, over many windows.
         let slow = (0..50).filter_map(|n| coverage.record(at(u64::from(n) * 700), 1_000 - 10 * n)).count();

@@ -1,5 +1,5 @@
 //! Compares the sources that the kernel's trap blocked with the sensor's verdicts, and remembers which of their packets
-//! were no evidence. Does no I/O, so that the simulation can run it unchanged.
+//! were not evidence. Does no I/O, so that the simulation can run it unchanged.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -41,7 +41,7 @@ pub struct Review {
     pub in_prefix: Vec<BanTarget>,
     pub exempt: Vec<(BanTarget, Protection)>,
     /// Without a verdict for [`UNCONFIRMED_FOR`], and explained: the sensor saw as many ports as the trap counted, and
-    /// some of them are no evidence.
+    /// some of them are not evidence.
     pub excused: Vec<BanTarget>,
     /// Without a verdict for [`UNCONFIRMED_FOR`], and unexplained.
     pub unexplained: Vec<BanTarget>,
@@ -61,8 +61,8 @@ impl TrapReview {
         Self { unconfirmed: HashMap::new(), excuses: Excuses::new(secret) }
     }
 
-    /// Records that `packet` is no evidence, if the trap may have counted it (`watches` its port). `forgiven` are ports
-    /// of its source that look-ups have refuted.
+    /// Records that `packet` is not evidence, if the trap may have counted it (`watches` its port). `forgiven` are
+    /// ports of its source that look-ups have refuted.
     pub fn excuse(
         &mut self,
         now: Timestamp,
@@ -75,7 +75,7 @@ impl TrapReview {
         for port in forgiven {
             self.excuses.add(now, target(), *port);
         }
-        // The trap cannot see these reasons. A packet to an unwatched port excuses nothing, even if the port is open.
+        // The trap cannot see these reasons. A packet to an unmonitored port excuses nothing, even if the port is open.
         let Verdict::Ignored(
             IgnoreReason::Open
             | IgnoreReason::RecentlyOpen
@@ -102,7 +102,7 @@ impl TrapReview {
             Delivery::Broadcast | Delivery::Multicast => port.0 == Protocol::Udp,
             _ => false,
         };
-        // The kernel takes the first address of each network on its links for an anycast address of its own.
+        // The kernel treats the first address of each network on its links as an anycast address of its own.
         let is_first = matches!(packet.destination, IpAddr::V6(v6) if v6.octets().ends_with(&[0]));
         let is_counted = counted && is_unicast(packet.destination);
         let is_forwarded = verdict == Verdict::Ignored(IgnoreReason::NotOurs);
@@ -112,8 +112,8 @@ impl TrapReview {
     }
 
     /// Records that the sensor withdrew its own verdict on `target`.
-    pub fn acquit(&mut self, now: Timestamp, target: BanTarget) {
-        self.excuses.acquit(now, target);
+    pub fn refute(&mut self, now: Timestamp, target: BanTarget) {
+        self.excuses.refute(now, target);
     }
 
     /// Reviews the sources that the trap `caught` and no earlier review has covered. While the trap is `paused`, no
@@ -151,9 +151,9 @@ impl TrapReview {
         review
     }
 
-    /// True if the sensor has seen all ports that the trap counted, and some of them were no evidence.
+    /// True if the sensor has seen all ports that the trap counted, and some of them were not evidence.
     fn is_excused(&self, now: Timestamp, target: BanTarget, counting: Counting, engine: &Engine) -> bool {
-        if self.excuses.is_acquitted(now, target) {
+        if self.excuses.is_refuted(now, target) {
             return true;
         }
         let Counting { forgiven, window } = counting;

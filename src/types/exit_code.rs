@@ -1,6 +1,5 @@
 //! Defines the exit codes of the program.
 
-/// Success.
 pub const DONE: u8 = 0;
 /// A failure at run time.
 pub const FAILED: u8 = 1;

@@ -55,7 +55,6 @@ impl PortSet {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// The number of ports in the set.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()

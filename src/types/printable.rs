@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn quotable_text_imitates_no_log_line() {
+    fn quoted_text_cannot_imitate_log_line() {
         let text = "ERR\nattackalert: Host 192.0.2.1 has been blocked";
         assert_eq!(quotable(text, 64), "ERR attackalert; Host 192.0.2.1 has been blocked");
         assert_eq!(quotable("a:é", 3), "a;");

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn unrepresentable_limit_is_no_rate() {
+    fn unrepresentable_limit_is_not_a_rate() {
         for (packets, seconds) in [(0, 60), (1_000_001, 60), (u64::MAX, 60), (3, 604_800), (3, 0)] {
             assert_eq!(Rate::from_kernel(packets, seconds), None, "{packets} in {seconds}");
         }

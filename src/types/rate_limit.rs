@@ -21,7 +21,6 @@ impl TokenBucket {
         Self { per_span: per_span.max(1), span, saved: span, at: Timestamp::default() }
     }
 
-    /// The number of available tokens.
     pub fn available(&mut self, now: Timestamp) -> u32 {
         self.refill(now);
         let token = (self.span / self.per_span).max(Duration::from_nanos(1));
@@ -114,7 +113,7 @@ mod tests {
     use crate::types::at;
 
     #[test]
-    fn whole_burst_may_come_at_once() {
+    fn whole_burst_is_permitted_at_once() {
         let mut budget = TokenBucket::new(60, Duration::from_secs(60));
         assert_eq!(budget.available(at(1)), 60);
         assert_eq!((0..100).filter(|_| budget.try_take(at(1))).count(), 60);

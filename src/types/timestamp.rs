@@ -24,7 +24,6 @@ impl Timestamp {
         Self(since)
     }
 
-    /// The duration since the origin.
     #[must_use]
     pub fn since_origin(self) -> Duration {
         self.0

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn uncaptured_bytes_are_no_error() {
+    fn uncaptured_bytes_are_not_an_error() {
         for length in 0..SYN.len() {
             assert!(matches!(checksum(&SYN[..length]), None | Some(Checksum::Unknown)), "{length}");
         }

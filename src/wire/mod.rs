@@ -174,25 +174,21 @@ pub enum Transport {
     Tcp {
         /// Port of the sender.
         source_port: u16,
-        /// Destination port.
         destination_port: u16,
         /// Flags and reserved bits.
         flags: TcpFlags,
         /// Bytes after the TCP header, computed from the lengths in the headers, not from the captured length.
         payload: u16,
     },
-    /// A UDP header.
     Udp {
         /// Port of the sender.
         source_port: u16,
-        /// Destination port.
         destination_port: u16,
     },
     /// An SCTP common header and the type of its first chunk.
     Sctp {
         /// Port of the sender.
         source_port: u16,
-        /// Destination port.
         destination_port: u16,
         /// Type of the first chunk; 1 is INIT (RFC 9260).
         chunk: u8,

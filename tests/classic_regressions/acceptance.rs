@@ -1,4 +1,4 @@
-//! Tests that packets are no evidence if the kernel drops them before the lookup of a socket, and that others are.
+//! Tests that packets are not evidence if the kernel drops them before the lookup of a socket, and that others are.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -106,7 +106,7 @@ fn strict_reverse_path_protects_inner_sources() {
 }
 
 #[test]
-fn foreign_vlan_blocks_nothing_own_vlan_does() {
+fn only_scan_in_own_vlan_is_blocked() {
     let lab = Lab::new(&["attacker"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (first, second) = (Ipv4Addr::new(10, 77, 1, 98), Ipv4Addr::new(10, 77, 1, 99));
@@ -128,7 +128,7 @@ fn foreign_vlan_blocks_nothing_own_vlan_does() {
 }
 
 #[test]
-fn addresses_by_local_route_are_watched() {
+fn addresses_by_local_route_are_monitored() {
     let lab = Lab::new(&["attacker"]);
     lab.victim_ip("route add local 10.88.9.0/24 dev lo");
     lab.victim_ip("route add local fd88:9::/64 dev lo");

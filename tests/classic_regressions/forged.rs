@@ -213,12 +213,12 @@ fn session(host: &str) -> Vec<u8> {
 }
 
 #[test]
-fn forged_exempt_sources_ban_none() {
+fn forged_exempt_sources_are_not_banned() {
     assert_exempt_sources_not_banned(&Lab::new(&["forger", "attacker"]), "", |_, _| {});
 }
 
 #[test]
-fn exempt_sources_reach_no_backend() {
+fn exempt_sources_are_never_passed_to_backends() {
     let lab = Lab::new(&["forger", "attacker"]);
     let (deny, calls) = (lab.path("hosts.deny"), lab.path("calls"));
     let script = lab.program("on-ban", &format!("#!/bin/sh\necho \"$1\" >>'{}'\n", calls.display()));

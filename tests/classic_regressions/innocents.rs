@@ -21,7 +21,7 @@ fn assert_only_culprit_is_banned(lab: &Lab) {
 }
 
 #[test]
-fn active_ftp_server_is_no_scanner() {
+fn active_ftp_server_is_not_banned() {
     let lab = Lab::new(&["server", "culprit"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (server, victim) = (lab.v4("server"), lab.victim_v4("server"));
@@ -45,7 +45,7 @@ fn active_ftp_server_is_no_scanner() {
 }
 
 #[test]
-fn passive_ftp_client_is_no_scanner() {
+fn passive_ftp_client_is_not_banned() {
     let lab = Lab::new(&["client", "culprit"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     for port in 710..720 {
@@ -56,7 +56,7 @@ fn passive_ftp_client_is_no_scanner() {
 }
 
 #[test]
-fn clients_of_dnat_ports_are_no_scanners() {
+fn clients_of_dnat_ports_are_not_banned() {
     let lab = Lab::new(&["client", "container", "culprit"]);
     let ports = [8000, 8080, 8081, 8088];
     let container = lab.v4("container");
@@ -79,7 +79,7 @@ fn clients_of_dnat_ports_are_no_scanners() {
 }
 
 #[test]
-fn web_and_ident_client_is_no_scanner() {
+fn web_and_ident_client_is_not_banned() {
     let lab = Lab::new(&["client", "culprit"]);
     let _services = Services::open(&lab, &[80]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -141,7 +141,7 @@ fn answers_in_wide_port_range_are_ignored() {
 }
 
 #[test]
-fn broadcast_and_multicast_are_not_own() {
+fn broadcast_and_multicast_cause_no_ban() {
     let lab = Lab::new(&["neighbour", "culprit"]);
     let daemon = Daemon::start_configured(&lab, "[udp]\nblock = true\nadvanced_exclude = \"\"\n", &STRICT);
     let source = lab.v4("neighbour").into();
@@ -165,7 +165,7 @@ fn broadcast_and_multicast_are_not_own() {
 }
 
 #[test]
-fn traceroute_is_no_scan() {
+fn traceroute_is_not_a_scan() {
     let lab = Lab::new(&["tracer", "culprit"]);
     let _daemon = Daemon::start_configured(&lab, UDP_BLOCKS, &STRICT);
     lab.inside("tracer", || {
@@ -180,7 +180,7 @@ fn traceroute_is_no_scan() {
 }
 
 #[test]
-fn backscatter_is_no_scan() {
+fn backscatter_is_not_a_scan() {
     let lab = Lab::new(&["victim2", "culprit"]);
     let _daemon = Daemon::start(&lab, &STRICT);
     for (source, target) in [
@@ -194,7 +194,7 @@ fn backscatter_is_no_scan() {
 }
 
 #[test]
-fn clients_during_service_restart_are_no_scanners() {
+fn clients_during_service_restart_are_not_banned() {
     let lab = Lab::new(&["client", "culprit"]);
     let ports = [800, 801, 802];
     let services = Services::open(&lab, &ports);

@@ -87,7 +87,12 @@ fn link_local_ban_applies_to_one_link() {
     assert_eq!(lab.succeed(&["unblock", &lifted]), "bans lifted: 1\n");
     assert_eq!(lab.ask(&["list"])["bans"][0]["subject"], other);
     assert_eq!(lab.banned().len(), 1);
-    assert_eq!(lab.succeed(&["allow", &target]), "fe80::77 is allowed until `portsentry disallow fe80::77`\n");
+    let refused = lab.operate(&["allow", &target]);
+    assert!(
+        refused.code == Some(2) && refused.err.contains("write fe80::77, which is that address on every link"),
+        "{refused:?}"
+    );
+    assert_eq!(lab.succeed(&["allow", "fe80::77"]), "fe80::77 is allowed until `portsentry disallow fe80::77`\n");
     daemon.stop();
 }
 

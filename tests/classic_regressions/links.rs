@@ -4,7 +4,7 @@ use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 
 #[test]
-fn returning_interface_is_watched_again_unaided() {
+fn returning_interface_is_monitored_again_unaided() {
     let lab = Lab::new(&["attacker", "other"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.cut("attacker");
@@ -15,7 +15,7 @@ fn returning_interface_is_watched_again_unaided() {
 }
 
 #[test]
-fn returning_interface_is_watched_again() {
+fn returning_interface_is_monitored_again() {
     let lab = Lab::new(&["attacker", "other"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
     let touch = || lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);

@@ -116,7 +116,7 @@ fn all_errors_are_reported_in_one_run() {
 }
 
 #[test]
-fn watched_and_protected_are_of_this_host() {
+fn monitored_and_protected_match_this_host() {
     let host = Host::new();
     let _listeners = host.namespace.inside(|| {
         let tcp = ["0.0.0.0:22", "[::]:80", "127.0.0.1:25"].map(|address| TcpListener::bind(address).unwrap());
@@ -130,22 +130,22 @@ fn watched_and_protected_are_of_this_host() {
     );
     let report = host.json(&settings, 0);
     assert_eq!((&report["ok"], &report["errors"], &report["warnings"]), (&json!(true), &json!([]), &json!([])));
-    let tcp = json!({"mode": "advanced", "block": true, "ports": "22-25", "count": 4, "left_out": "80",
+    let tcp = json!({"mode": "advanced", "block": "yes", "ports": "22-25", "count": 4, "left_out": "80",
         "partly_in_use": [{"port": 22, "address": "0.0.0.0"}, {"port": 25, "address": "127.0.0.1"}]});
     assert_eq!(report["tcp"], tcp);
-    let udp =
-        json!({"mode": "stealth", "block": false, "ports": "69", "count": 1, "left_out": "53", "partly_in_use": []});
+    let udp = json!({"mode": "stealth", "block": "only logged", "ports": "69", "count": 1, "left_out": "53", "partly_in_use": []});
     assert_eq!(report["udp"], udp);
     let reason = |network: &str| {
-        let all = report["protected"].as_array().unwrap();
-        all.iter().find(|one| one["network"] == network).map(|one| one["why"].as_str().unwrap().to_owned())
+        let all = report["exempt"].as_array().unwrap();
+        all.iter().find(|one| one["network"] == network).map(|one| one["reason"].as_str().unwrap().to_owned())
     };
     assert_eq!(reason("192.0.2.1/32").as_deref(), Some("an address of this host"));
     assert_eq!(reason("192.0.2.254/32").as_deref(), Some("a gateway of this host"));
     assert_eq!(reason("10.0.0.0/8").as_deref(), Some("on the allow-list"));
     assert_eq!(reason("198.51.100.0/24").as_deref(), Some("on the allow-list"));
+    assert_eq!((&report["methods"], &report["interfaces"]), (&json!(["nft"]), &json!([])), "as configured");
     let interfaces: Vec<_> =
-        report["interfaces"].as_array().unwrap().iter().map(|one| (&one["name"], &one["watched"])).collect();
+        report["host_interfaces"].as_array().unwrap().iter().map(|one| (&one["name"], &one["watched"])).collect();
     let expected = [("lo", false), ("far", false), ("out", true)].map(|(name, watched)| (json!(name), json!(watched)));
     assert_eq!(interfaces, expected.iter().map(|(name, watched)| (name, watched)).collect::<Vec<_>>());
     let text = stdout(&host.check(&settings, &[]));
@@ -160,6 +160,12 @@ fn watched_and_protected_are_of_this_host() {
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line} is missing:\n{text}");
     }
+}
+
+/// The keys that the check warns about.
+fn warned_keys(report: &Value) -> Vec<String> {
+    let warnings = report["warnings"].as_array().unwrap().iter().map(|warning| warning.as_str().unwrap());
+    warnings.map(|warning| warning.split_once(": ").unwrap().0.to_owned()).collect()
 }
 
 #[test]
@@ -191,7 +197,7 @@ fn impossible_configuration_on_host_is_refused() {
     assert!(out.contains("warning     block.hosts_deny: "), "hosts.deny alone causes only a warning: {out}");
     let report = host.json(&settings(0o755), 78);
     let works: Vec<_> =
-        report["methods"].as_array().unwrap().iter().map(|method| (&method["method"], &method["works"])).collect();
+        report["backends"].as_array().unwrap().iter().map(|method| (&method["method"], &method["works"])).collect();
     let expected =
         [("nft", true), ("hosts-deny", false), ("run", true)].map(|(name, works)| (json!(name), json!(works)));
     assert_eq!(works, expected.iter().map(|(name, works)| (name, works)).collect::<Vec<_>>());
@@ -203,6 +209,18 @@ fn loopback_is_refused_as_interface() {
     let errors = Host::new().json("interfaces = [\"lo\"]\n", 78)["errors"].clone();
     let message = "loopback is never monitored: leave out lo; this host has lo, far, out";
     assert_eq!((errors.as_array().unwrap().len(), &errors[0]["message"]), (1, &json!(message)), "{errors}");
+}
+
+#[test]
+fn exclusion_of_every_interface_is_refused() {
+    let host = Host::new();
+    assert_eq!(host.check("interfaces = [\"!far\"]\n", &[]).status.code(), Some(0));
+    let errors = host.json("interfaces = [\"!far\", \"!out\"]\n", 78)["errors"].clone();
+    let message = "every interface is excluded; remove one of the entries !far, !out; this host has lo, far, out";
+    assert_eq!((errors.as_array().unwrap().len(), &errors[0]["message"]), (1, &json!(message)), "{errors}");
+    // A host that has only loopback yet may get another interface later.
+    host.namespace.run("ip", "link delete out");
+    assert_eq!(host.check("interfaces = [\"!out\"]\n", &[]).status.code(), Some(0));
 }
 
 #[test]
@@ -222,7 +240,7 @@ fn changeable_file_fails_check() {
 fn check_changes_nothing_in_kernel() {
     let host = Host::new();
     let ruleset = || host.namespace.command("nft").args(["list", "ruleset"]).output().unwrap().stdout;
-    let description = |report: &Value| report["methods"][0]["does"].as_str().unwrap().to_owned();
+    let description = |report: &Value| report["backends"][0]["does"].as_str().unwrap().to_owned();
     assert!(description(&host.json("", 0)).ends_with("; the daemon would create it"));
     assert!(ruleset().is_empty());
     host.namespace.inside(|| Nft::open().unwrap().install(&RulesetSpec { size: 5, ..RulesetSpec::default() }).unwrap());
@@ -249,9 +267,7 @@ fn unwise_names_are_warned_about() {
         "expire = \"never\"\n[udp]\nblock = true\n[allow]\nnetworks = [\"0.0.0.0/0\"]\nnames = [\"localhost\"]\n";
     let report = host.json(settings, 0);
     assert_eq!(report["names"], json!([{"name": "localhost", "addresses": [], "error": null}]));
-    let keys: Vec<_> =
-        report["warnings"].as_array().unwrap().iter().map(|warning| warning["key"].as_str().unwrap()).collect();
-    assert_eq!(keys, ["udp.block", "expire", "allow.networks", "allow.names"]);
+    assert_eq!(warned_keys(&report), ["udp.block", "expire", "allow.networks", "allow.names"]);
     let file = host.file("portsentry.toml", "");
     let mut command = host.command(env!("CARGO_BIN_EXE_portsentry"));
     let from = |address: &str| format!("{address} 51234 192.0.2.1 22");
@@ -273,11 +289,8 @@ fn forbidden_needs_are_named_until_drop_in() {
     // The keys of the errors and of the warnings.
     let found = || {
         let report: Value = serde_json::from_str(&stdout(&host.check(settings, &["--json"]))).unwrap();
-        let keys = |part: &str| -> Vec<String> {
-            let all = report[part].as_array().unwrap();
-            all.iter().map(|one| one["key"].as_str().unwrap().to_owned()).collect()
-        };
-        (keys("errors"), keys("warnings"))
+        let errors = report["errors"].as_array().unwrap();
+        (errors.iter().map(|one| one["key"].as_str().unwrap().to_owned()).collect::<Vec<_>>(), warned_keys(&report))
     };
     let warned = || match found() {
         (errors, warnings) if errors.is_empty() => warnings,

@@ -293,7 +293,10 @@ fn piped_table_is_whole_and_columns_counts() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains('…') && text.lines().all(|line| line.chars().count() <= 60), "{text}");
     let output = host.command(&[]).envs([("COLUMNS", "60"), ("LC_ALL", "C")]).output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), text.replace('…', "~"), "ASCII in the locale C");
+    // A second may have passed.
+    let shape = |text: &str| text.replace(|letter: char| letter.is_ascii_digit(), "0");
+    let ascii = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(shape(&ascii), shape(&text.replace('…', "~")), "ASCII in the locale C");
     let list = host.json(&["192.0.2.2"]);
     assert_eq!(list["bans"][0]["note"], "brute force on the mail server, see the abuse report of Monday");
 }

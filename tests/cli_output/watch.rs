@@ -166,7 +166,7 @@ fn is_restored(written: &str) -> bool {
 }
 
 #[test]
-fn watch_without_terminal_says_so() {
+fn watch_without_terminal_is_refused() {
     let output = Command::new(PROGRAM).arg("watch").stdin(Stdio::null()).output().unwrap();
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
     let message = String::from_utf8(output.stderr).unwrap();

@@ -80,18 +80,34 @@ mod tests {
     }
 
     #[test]
-    fn repeated_connection_gets_line_of_connect_mode() {
-        let lab = Lab::new(&["attacker"]);
+    fn repeated_packet_gets_line_of_its_mode() {
+        let lab = Lab::new(&["attacker", "other"]);
         // Only hosts.deny, so later connections still arrive, as with classic PortSentry and TCP wrappers.
         let file = lab.write("hosts.deny", "");
-        let text = format!("{TCP}[block]\nmethod = [\"hosts-deny\"]\n[block.hosts_deny]\nfile = {file:?}\n");
-        let daemon = Daemon::start_configured(&lab, &text, &["-tcp", "--no-sandbox"]);
-        let (attacker, victim) = (IpAddr::from(lab.v4("attacker")), lab.victim_v4("attacker").into());
-        connect(&lab, "attacker", victim, &[7001, 7002, 7003]);
-        daemon.expect_line(&format!("attackalert: Host {attacker} has been blocked via wrappers"));
-        connect(&lab, "attacker", victim, &[7004]);
-        let line = daemon.expect_line(&format!("attackalert: Host: {attacker} is already"));
-        assert_eq!(line, format!("attackalert: Host: {attacker} is already blocked. Ignoring"));
+        let text = format!(
+            "[tcp]\nports = \"7001-7010\"\nport_banner = \"Go away.\\r\\n\"\n\
+             [block]\nmethod = [\"hosts-deny\"]\n[block.hosts_deny]\nfile = {file:?}\n"
+        );
+        let daemon = Daemon::start_configured(&lab, &text, &["-tcp", "-sudp", "--no-sandbox"]);
+        let [attacker, other] = ["attacker", "other"].map(|host| {
+            connect(&lab, host, lab.victim_v4(host).into(), &[7001, 7002, 7003]);
+            let source = IpAddr::from(lab.v4(host));
+            daemon.expect_line(&format!("attackalert: Host {source} has been blocked via wrappers"));
+            source
+        });
+        connect(&lab, "attacker", lab.victim_v4("attacker").into(), &[7004]);
+        let line = daemon.expect_line(&format!("attackalert: Host: {attacker}"));
+        assert_eq!(line, format!("attackalert: Host: {attacker} is already blocked. Ignoring"), "TCP in connect mode");
+        lab.inside("other", || {
+            let socket = UdpSocket::bind((lab.v4("other"), 0)).expect("a free port");
+            socket.send_to(b"x", (lab.victim_v4("other"), 69)).expect("a route");
+        });
+        let line = daemon.expect_line(&format!("attackalert: Host: {other}"));
+        assert_eq!(
+            line,
+            format!("attackalert: Host: {other}/{other} is already blocked Ignoring"),
+            "UDP in stealth mode"
+        );
         daemon.stop();
     }
 
@@ -290,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn broadcast_to_decoy_is_no_probe() {
+    fn broadcast_to_decoy_is_not_a_probe() {
         let lab = Lab::new(&["neighbour"]);
         let text = "tcp.mode = \"off\"\n[udp]\nports = \"137,138,7001\"\nblock = true\n";
         let daemon = Daemon::start_configured(&lab, text, &["-udp", "--scan-trigger", "1"]);
@@ -312,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_flood_of_allowed_host_hides_nothing() {
+    fn allowed_connection_flood_hides_no_scan() {
         let lab = Lab::new(&["friend", "attacker", "late"]);
         let friend = lab.v4("friend");
         let daemon = Daemon::start_configured(&lab, &format!("allow.networks = [\"{friend}\"]\n{TCP}"), &["-tcp"]);

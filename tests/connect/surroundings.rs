@@ -157,7 +157,7 @@ fn nat_rules_added_later_work() {
     assert_eq!(daemon.lines_with("to TCP port: 8080"), [""; 0], "no decoy has accepted the connection");
     assert_eq!(attempt(&lab, "client", target, 8_081), Ok(()), "decoys still work");
     nft(&lab, "delete table ip nat");
-    eventually("decoys are not tracked any more", || list().contains("notrack"));
+    eventually("decoys are no longer tracked", || list().contains("notrack"));
     daemon.stop();
 }
 

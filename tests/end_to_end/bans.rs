@@ -120,7 +120,7 @@ fn scan_trigger_zero_bans_first_port() {
 }
 
 #[test]
-fn repeated_probes_are_summed_up() {
+fn repeated_probes_are_summarised() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -159,7 +159,7 @@ fn full_set_is_reported_and_survived() {
 }
 
 #[test]
-fn later_interface_and_address_are_watched() {
+fn later_interface_and_address_are_monitored() {
     let mut lab = Lab::new(&["attacker"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.join("late");
@@ -170,7 +170,7 @@ fn later_interface_and_address_are_watched() {
 }
 
 #[test]
-fn interface_left_out_is_not_watched() {
+fn interface_left_out_is_not_monitored() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start_configured(&lab, "interfaces = [\"!other\", \"!docker0\"]\n", &[]);
     lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);

@@ -255,7 +255,7 @@ fn silently_vanished_ban_is_restored() {
     let stolen = within(TIMEOUT, || thief().contains("counter packets 1 ").then_some(()));
     assert!(stolen.is_some(), "the rule does not work: {}", thief());
     nft(&lab, "flush chain inet portsentry thief");
-    daemon.expect_line("adminalert: bans that were missing in the kernel's sets, and are there again: 1");
+    daemon.expect_line("adminalert: bans that were missing in the kernel's sets and have been restored: 1");
     let ban = lab.expect_ban(attacker);
     assert_eq!(ban.timeout, Some(Duration::from_secs(86_400)), "as it was");
     assert!(ban.expires < ban.timeout);

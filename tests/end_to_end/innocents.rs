@@ -18,7 +18,7 @@ use netns_lab::services::{EIGHT, Services};
 const CLOSED: [u16; 6] = [23, 79, 111, 512, 513, 514];
 
 #[test]
-fn service_clients_are_no_scanners() {
+fn service_clients_are_not_banned() {
     let lab = Lab::new(&["attacker", "fourth"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -102,7 +102,7 @@ fn log_only_reports_and_blocks_nothing() {
     assert_eq!(lab.banned(), [] as [IpAddr; 0]);
     let would = lab.expect_would_block(attacker.into());
     assert_eq!((&would["class"], &would["times"]), (&"syn".into(), &1.into()), "{would}");
-    assert_eq!(would["reason"], "3 distinct closed ports were touched");
+    assert_eq!(would["reason"], "3 distinct closed ports were probed");
     crate::schema::Schema::of("would-block").check(&lab.ask(&["list", "--would-block"]));
     assert!(lab.succeed(&["status"]).contains("`portsentry list --would-block`"), "the status names the command");
     let log = daemon.stop();
@@ -121,7 +121,7 @@ fn log_only_reports_and_blocks_nothing() {
 }
 
 #[test]
-fn clients_of_later_service_are_no_scanners() {
+fn clients_of_later_service_are_not_banned() {
     let lab = Lab::new(&["third", "attacker"]);
     // With a trigger of zero a single port that is wrongly taken for closed would cause a ban.
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
@@ -148,7 +148,7 @@ fn retries_during_service_restart_are_innocent() {
 }
 
 #[test]
-fn only_requested_interface_is_watched() {
+fn only_requested_interface_is_monitored() {
     let lab = Lab::new(&["attacker", "third"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
     lab.probe("third", lab.v4("third").into(), lab.victim_v4("third").into(), &CLOSED);
@@ -256,7 +256,7 @@ fn ipsec_peer_is_never_blocked() {
     });
     assert_protected(&lab, &daemon, "gateway", peer.into(), "the far end of a tunnel");
     lab.victim_ip("xfrm policy delete src 0.0.0.0/0 dst 0.0.0.0/0 dir out");
-    netns_lab::eventually("the peer is not on the allow-list any more", || {
+    netns_lab::eventually("the peer is no longer on the allow-list", || {
         !lab.set_text("allowed").contains(&peer.to_string())
     });
     lab.probe_until_banned("gateway", own.into());

@@ -172,7 +172,7 @@ fn filters() -> Vec<Regex> {
 }
 
 #[test]
-fn hostile_names_reach_no_log() {
+fn hostile_names_are_not_logged() {
     let lab = Lab::new(&["attacker", "names"]);
     let cases: Vec<(Reply, Option<&str>)> = vec![
         // The first two addresses in notations that getaddrinfo(3) accepts: these names do resolve to the source.

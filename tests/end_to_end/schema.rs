@@ -1,6 +1,7 @@
 //! Tests the JSON output of the commands against the schemas in docs/schema. A new key has to be added there.
 
 use std::path::Path;
+use std::process::Command;
 
 use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
@@ -144,4 +145,30 @@ fn every_output_matches_its_schema() {
     let block =
         lines.iter().rfind(|event| event["event"] == "block" && event["subject"] == attacker.to_string()).unwrap();
     assert_eq!((&block["expires"].is_string(), &block["strikes"].is_u64()), (&true, &true), "{block}");
+}
+
+#[test]
+fn replay_summary_matches_its_schema() {
+    let schema = Schema::of("replay");
+    let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures");
+    let mut found = 0;
+    for capture in std::fs::read_dir(captures).unwrap().map(|entry| entry.unwrap().path()) {
+        if capture.extension().is_none_or(|extension| extension != "pcap") {
+            continue;
+        }
+        found += 1;
+        let mut command = Command::new(netns_lab::daemon::binary());
+        let output = command.args(["replay", "--json", "--config", "/dev/null"]).arg(&capture).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        schema.check(&summary);
+        let settings = &summary["settings"];
+        assert_eq!(
+            (&settings["scan_trigger"], &settings["window_s"], &settings["expire_s"]),
+            (&2.into(), &1_800.into(), &86_400.into()),
+            "{settings}"
+        );
+        assert!(settings["tcp_ports"].as_u64() > Some(1_000) && settings["udp_ports"].as_u64() > Some(1_000));
+    }
+    assert!(found > 5, "{found} captures");
 }

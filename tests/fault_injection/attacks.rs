@@ -50,7 +50,7 @@ const MALICIOUS_NAME: &str = "\x1b[2J$(id)";
 
 /// Remote hosts cannot choose these names, but a container can. They must never control a log or a terminal.
 #[test]
-fn interface_names_control_no_terminal() {
+fn interface_names_are_escaped_for_terminal() {
     let lab = Lab::new(&["attacker"]);
     lab.victim_ip(&format!(
         "link add {MALICIOUS_NAME} type veth peer name second netns {}",
@@ -102,7 +102,7 @@ fn interface_names_control_no_terminal() {
 
 /// With 64 silent clients, the oldest gives way to the next; the others are disconnected after five seconds.
 #[test]
-fn metrics_clients_are_few_and_timed() {
+fn metrics_clients_are_limited_and_timed() {
     let lab = Lab::new(&["attacker"]);
     let daemon = start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
     let metrics = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9777);

@@ -207,7 +207,7 @@ fn kernel_alone_spares_forged_exempt_sources() {
 
 /// Provoked bans of forged sources stay below the ceiling, however long an attacker tries.
 #[test]
-fn chosen_victim_is_one_within_ceiling() {
+fn chosen_victim_counts_against_ceiling() {
     let lab = Lab::new(&["forger"]);
     lab.default_route("forger");
     let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 3\n");

@@ -43,7 +43,7 @@ fn returning_interface_is_trapped_again() {
 
 /// A host gets other addresses: the old ones are no longer exempt.
 #[test]
-fn changed_addresses_are_watched_and_exempt() {
+fn changed_addresses_are_monitored_and_exempt() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = start(&lab, "");
     let banned = lab.provoke_ban("other");
@@ -116,7 +116,7 @@ fn decoys_and_routes_work_without_ipv6() {
 }
 
 #[test]
-fn flapping_interface_costs_no_ban_or_service() {
+fn flapping_interface_keeps_bans_and_service() {
     let lab = Lab::new(&["attacker", "flapping", "client"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = start(&lab, "");

@@ -45,7 +45,7 @@ fn copied_sockets(lab: &Lab, daemon: &Daemon) -> Vec<OwnedFd> {
 
 /// Every notification socket gets ENOBUFS, while host and table change considerably.
 #[test]
-fn lost_notifications_cost_no_protection() {
+fn lost_notifications_weaken_no_protection() {
     let mut lab = Lab::new(&["attacker", "other"]);
     let daemon = start(&lab, "");
     let before = lab.ports("trapped");
@@ -182,7 +182,7 @@ fn table_deleted_anytime_loses_no_ban() {
 
 /// The first packet after a reboot may come from a banned scanner. That its ban is missing must not end the other bans.
 #[test]
-fn first_scanner_after_reboot_frees_nothing() {
+fn first_scanner_after_reboot_lifts_nothing() {
     let lab = Lab::new(&["eager", "other"]);
     let daemon = start(&lab, "");
     let mut both = vec![lab.provoke_ban("eager"), lab.provoke_ban("other")];

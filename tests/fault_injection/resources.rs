@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use rustix::process::{Resource, Signal, getrlimit};
 
 use crate::support::{recorded, scan, start};
-use netns_lab::daemon::Daemon;
+use netns_lab::daemon::{Daemon, binary};
 use netns_lab::services::Services;
 use netns_lab::{Lab, eventually};
 
@@ -189,6 +189,11 @@ fn socket_storm_delays_neither_operator_nor_start() {
     eventually("a new gateway is known", || lab.set_text("allowed").contains("10.77.2.66"));
     let services = Services::open(&lab, &[921, 922, 923]);
     assert_eq!(lab.served("after", lab.victim_v4("after").into(), &[921, 922, 923], 2), 6, "no client is a scanner");
+    let mut check = lab.command("victim", "timeout");
+    let check = check.arg("30").arg(binary()).arg("check").arg(lab.path("portsentry.toml")).output().unwrap();
+    assert!(check.status.code().is_some_and(|code| code < 2), "the check has a limit as well: {check:?}");
+    let notes = String::from_utf8(check.stderr).unwrap();
+    assert!(notes.contains(&format!("not all ports in use are known: {LATE}")), "{notes}");
     let before = lab.provoke_ban("before");
     assert_eq!(daemon.lines_with("takes longer").len(), 1, "it is said once");
     daemon.stop();

@@ -39,7 +39,7 @@ fn operator_lifts_and_does_not_report() {
 }
 
 #[test]
-fn host_is_refused_everything_else() {
+fn other_requests_of_host_are_refused() {
     let engine = engine();
     let (own, other) = ("portsentry:lab:ban:web-1:203.0.113.7", "portsentry:lab:ban:web-10:203.0.113.7");
     engine.admin(&["SET", "portsentry:other:ban:a:203.0.113.7", "x"]);

@@ -126,7 +126,7 @@ fn full_server_is_reported_and_reports_follow() {
 }
 
 #[test]
-fn stopped_server_is_away_after_seconds() {
+fn stopped_server_is_noticed_within_seconds() {
     let engine = engine(&[]);
     let [a] = Member::fleet(["a"], &engine);
     let id = Pid::from_raw(engine.id().try_into().unwrap()).unwrap();

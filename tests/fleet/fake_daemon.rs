@@ -39,7 +39,6 @@ pub(crate) struct FakeDaemon {
 }
 
 impl FakeDaemon {
-    /// Listens at `path`.
     pub(crate) fn listen(path: &Path) -> Self {
         let shared = Arc::new(Shared::default());
         let listener = UnixListener::bind(path).unwrap();

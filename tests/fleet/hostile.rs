@@ -117,7 +117,7 @@ fn megabyte_key_names_are_survived() {
 }
 
 #[test]
-fn endless_reply_of_lying_server_is_cut() {
+fn endless_reply_of_server_is_cut_off() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("engine.sock");
     let listener = UnixListener::bind(&path).unwrap();

@@ -114,7 +114,7 @@ fn gateway_is_found_among_ten_thousand_blackholes() {
 }
 
 #[test]
-fn resolvers_come_with_network_facts() {
+fn resolvers_are_read_with_network_facts() {
     let folder = tempfile::tempdir().unwrap();
     let files = ResolverFiles { main: folder.path().join("resolv.conf"), upstream: Vec::new() };
     std::fs::write(&files.main, "nameserver 192.0.2.53\n").unwrap();
@@ -168,7 +168,7 @@ fn changed_next_hop_is_noticed() {
 }
 
 #[test]
-fn blackhole_routes_are_no_change() {
+fn blackhole_routes_are_not_a_change() {
     let net = network();
     net.inside_async(async || {
         let mut watcher = Watcher::open().unwrap();
@@ -300,7 +300,7 @@ fn ipsec_peers_of_networks_are_found() {
 }
 
 #[test]
-fn low_preference_router_is_no_gateway() {
+fn low_preference_router_is_not_a_gateway() {
     let net = network();
     net.ip_batch(
         "route add default via fe80::254 dev out proto ra metric 1024 pref medium\n\
@@ -349,7 +349,7 @@ fn first_reading_may_lack_ipv6_routes() {
 }
 
 #[test]
-fn advertised_network_makes_no_gateway() {
+fn advertised_network_adds_no_gateway() {
     let net = network();
     net.ip_batch(
         "route add 2001:db8:a::/48 via fe80::bad dev out proto ra metric 1024 pref low\n\

@@ -216,7 +216,7 @@ fn probe_of_closed_port_leaves_no_entry() {
 }
 
 #[test]
-fn published_connections_are_listed_with_ended_ones() {
+fn ended_published_connections_are_listed() {
     let networks = Networks::new();
     networks.translate();
     let serve = |namespace: &Namespace, address: SocketAddr| namespace.inside(|| TcpListener::bind(address).unwrap());
@@ -237,9 +237,7 @@ fn published_connections_are_listed_with_ended_ones() {
     let masqueraded = meet(&networks.server, at("198.51.100.7", 7001), &outside);
     let refused = at(ROUTER, 8080);
     drop(listeners);
-    networks
-        .client
-        .inside(|| TcpStream::connect(refused).expect_err("no service is behind the published port any more"));
+    networks.client.inside(|| TcpStream::connect(refused).expect_err("the published port has no service now"));
 
     let published = |most| networks.router.inside(|| Conntrack::open().unwrap().published(most).unwrap());
     let listed = || {

@@ -87,7 +87,7 @@ fn listeners_are_found_until_closed() {
 }
 
 #[test]
-fn bound_or_connected_socket_is_no_listener() {
+fn bound_or_connected_socket_is_not_listener() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         let bound_only = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
@@ -96,10 +96,10 @@ fn bound_or_connected_socket_is_no_listener() {
         resolver_query.connect("192.0.2.53:53").unwrap();
         assert_eq!(diag.listeners().unwrap(), []);
         let mut owner = |protocol, source, to| diag.owner(protocol, at(source), at(to), 0).unwrap();
-        assert_eq!(owner(Protocol::Tcp, "192.0.2.7:9", "192.0.2.1:1000"), Owner::Nobody);
+        assert_eq!(owner(Protocol::Tcp, "192.0.2.7:9", "192.0.2.1:1000"), Owner::None);
         assert_eq!(owner(Protocol::Udp, "192.0.2.53:53", "192.0.2.1:1001"), Owner::Flow, "the answer to the query");
-        assert_eq!(owner(Protocol::Udp, "192.0.2.53:54", "192.0.2.1:1001"), Owner::Nobody, "another port");
-        assert_eq!(owner(Protocol::Udp, "192.0.2.7:53", "192.0.2.1:1001"), Owner::Nobody, "another host");
+        assert_eq!(owner(Protocol::Udp, "192.0.2.53:54", "192.0.2.1:1001"), Owner::None, "another port");
+        assert_eq!(owner(Protocol::Udp, "192.0.2.7:53", "192.0.2.1:1001"), Owner::None, "another host");
     });
 }
 
@@ -120,9 +120,9 @@ fn lookup_finds_listener_of_packet() {
                 for ((source, to), owned) in packets.into_iter().zip([owns[0], owns[1], owns[2], owns[0]]) {
                     let mut owner =
                         |port| diag.owner(protocol, at(source), at(&format!("{to}:{port}")), index("out")).unwrap();
-                    let expected = if owned { Owner::Listener } else { Owner::Nobody };
+                    let expected = if owned { Owner::Listener } else { Owner::None };
                     assert_eq!(owner(port), expected, "{protocol:?} {address} {v6_only}: {source} to {to}");
-                    assert_eq!(owner(port + 1), Owner::Nobody);
+                    assert_eq!(owner(port + 1), Owner::None);
                 }
                 drop(listener);
             }
@@ -150,8 +150,8 @@ fn bound_listener_is_found_on_its_device() {
             let mut owner =
                 |interface| diag.owner(protocol, at("192.0.2.7:9"), at("192.0.2.1:1000"), interface).unwrap();
             assert_eq!(owner(interface), Owner::Listener);
-            assert_eq!(owner(index("far")), Owner::Nobody);
-            assert_eq!(owner(0), Owner::Nobody, "an unknown interface has no listener");
+            assert_eq!(owner(index("far")), Owner::None);
+            assert_eq!(owner(0), Owner::None, "an unknown interface has no listener");
         }
         drop((tcp, udp));
     });
@@ -172,12 +172,12 @@ fn connection_is_flow_until_time_wait_ends() {
             assert_eq!(owner(unconnected, at(address)), Owner::Listener);
             drop(listener);
             assert_eq!(owner(peer, at(address)), Owner::Flow, "an accepted connection outlives its listener");
-            assert_eq!(owner(unconnected, at(address)), Owner::Nobody);
+            assert_eq!(owner(unconnected, at(address)), Owner::None);
             drop(client);
             assert_eq!(owner(at(address), peer), Owner::Flow, "FIN-WAIT");
             drop(server);
             assert_eq!(owner(at(address), peer), Owner::Flow, "TIME-WAIT");
-            assert_eq!(owner(unconnected, peer), Owner::Nobody);
+            assert_eq!(owner(unconnected, peer), Owner::None);
         }
     });
 }
@@ -227,7 +227,7 @@ fn mptcp_listener_is_tcp_listener() {
 }
 
 #[test]
-fn thousand_listeners_come_in_one_list() {
+fn thousand_listeners_are_in_one_list() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         let mut sockets = Vec::new();

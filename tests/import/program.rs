@@ -44,7 +44,7 @@ fn existing_file_is_replaced_only_by_force() {
 }
 
 #[test]
-fn exit_codes_tell_what_was_wrong() {
+fn exit_codes_distinguish_failures() {
     let dir = tempfile::tempdir().unwrap();
     let large = dir.path().join("large");
     std::fs::write(&large, "TCP_PORTS=\"1\"\n".repeat(80_000)).unwrap();

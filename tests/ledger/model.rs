@@ -27,6 +27,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// A ban on evidence below the ceiling that was not lifted.
+fn is_strike(entry: &Entry) -> bool {
+    let lifted = entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }));
+    entry.ban.author == Author::Detector && !entry.ban.capped && !lifted
+}
+
 /// The ledger as a list.
 #[derive(Default)]
 struct Model(Vec<Entry>);
@@ -44,7 +50,7 @@ impl Model {
 
     fn record(&mut self, ban: BanRecord) {
         self.end(ban.target, Ending::Replaced, ban.since);
-        let strikes = self.0.iter().filter(|entry| entry.ban.target == ban.target).count();
+        let strikes = self.0.iter().filter(|entry| entry.ban.target == ban.target && is_strike(entry)).count();
         self.0.push(Entry { ban, strikes: strikes.try_into().unwrap(), ended: None });
     }
 
@@ -62,12 +68,9 @@ impl Model {
 
     fn strikes(&self, target: BanTarget, forget: Duration, now: SystemTime) -> usize {
         let end = |entry: &Entry| entry.ended.as_ref().map(|ended| ended.at).or(entry.ban.until);
-        let lifted =
-            |entry: &Entry| entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }));
         let counts = |entry: &&Entry| {
             let recent = end(entry).is_none_or(|end| end > now - forget);
-            let evidence = entry.ban.author == Author::Detector && !entry.ban.capped;
-            entry.ban.target == target && evidence && recent && !lifted(entry)
+            entry.ban.target == target && recent && is_strike(entry)
         };
         self.0.iter().filter(counts).count()
     }
@@ -92,6 +95,7 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
         grade: ban.grade,
         port: ban.ports.first().copied(),
         methods: ban.methods,
+        guest_port: ban.guest_port,
     };
     assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));

@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use portsentry::ledger::{DATABASE, Ledger, LedgerError};
+use rustix::fs::{FileType, Mode};
 
 use super::support::{State, intruder};
 
@@ -113,6 +114,26 @@ fn wrong_file_type_is_refused() {
     fs::create_dir(state.path()).unwrap();
     fs::create_dir(state.file(DATABASE)).unwrap();
     assert!(matches!(refusal(&state.path()).0, LedgerError::Kind { wanted: "regular file", .. }));
+}
+
+/// SQLite would wait for ever for the writer of a FIFO in place of a rollback journal.
+#[test]
+fn special_file_beside_database_is_refused() {
+    let state = State::new();
+    drop(state.ledger());
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let path = state.file(&format!("{DATABASE}{suffix}"));
+        let _ = fs::remove_file(&path);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let (error, text) = refusal(&state.path());
+        assert!(matches!(error, LedgerError::Kind { wanted: "regular file", .. }), "{error:?}");
+        assert!(text.contains(suffix), "{text}");
+        fs::remove_file(&path).unwrap();
+        symlink("/nowhere", &path).unwrap();
+        assert!(matches!(refusal(&state.path()).0, LedgerError::Link(_)));
+        fs::remove_file(&path).unwrap();
+    }
+    drop(state.ledger());
 }
 
 #[test]

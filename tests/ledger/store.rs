@@ -7,8 +7,8 @@ use portsentry::engine::{
     Settings, Verdict, Watch,
 };
 use portsentry::ledger::{
-    Author, BanRecord, Change, Count, Ended, Ending, Entry, FleetLift, LiftedBy, Logged, Opened, Reader, Retention,
-    SLACK,
+    Author, BanRecord, Change, Count, Ended, Ending, Entry, FleetLift, KnownPeer, LiftedBy, Logged, Opened, Reader,
+    Retention, SLACK,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -65,6 +65,33 @@ fn fleet_lifts_are_replaced_as_whole() {
 }
 
 #[test]
+fn known_peers_are_replaced_as_whole() {
+    let state = State::new();
+    let peer = |number: u32, last| KnownPeer { target: source(number), since: at(1), last: at(last) };
+    state.ledger().write(&[Change::KnownPeers(vec![peer(1, 60), peer(2, 90)])]).unwrap();
+    let mut ledger = state.ledger();
+    assert_eq!(ledger.known_peers(9).unwrap().items, [peer(2, 90), peer(1, 60)]);
+    assert_eq!(ledger.known_peers(1).unwrap().items, [peer(2, 90)], "the one with the latest connection");
+    ledger.write(&[Change::KnownPeers(vec![peer(3, 60)])]).unwrap();
+    assert_eq!(ledger.known_peers(9).unwrap().items, [peer(3, 60)]);
+    intruder(&state.path()).execute("UPDATE known_peer SET target = '192.0.2.007'", []).unwrap();
+    let found = ledger.known_peers(9).unwrap();
+    assert_eq!((found.items.len(), found.unreadable), (0, 1));
+}
+
+#[test]
+fn ledger_without_peers_is_migrated() {
+    let state = State::new();
+    state.ledger().record(&[ban(source(1), at(0), 60)]).unwrap();
+    intruder(&state.path()).execute_batch("DROP TABLE known_peer; PRAGMA user_version = 10").unwrap();
+    let mut ledger = state.ledger();
+    assert_eq!(ledger.known_peers(9).unwrap().items, []);
+    assert_eq!(ledger.active(at(1)).unwrap().items.len(), 1, "its bans are kept");
+    ledger.write(&[Change::KnownPeers(vec![KnownPeer { target: source(1), since: at(1), last: at(2) }])]).unwrap();
+    assert_eq!(ledger.known_peers(9).unwrap().items.len(), 1);
+}
+
+#[test]
 fn ban_expires_exactly_at_its_time() {
     let state = State::new();
     let mut ledger = state.ledger();
@@ -110,6 +137,10 @@ fn new_ban_replaces_old_and_counts_strike() {
     assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
     assert_eq!(ledger.active(at(101)).unwrap().items.len(), 1);
     assert_eq!(ledger.count().unwrap(), Count { open: 1, kept: 3 });
+    assert!(ledger.ended(banned, Ending::Lifted { by: "root".to_owned() }, at(110)).unwrap());
+    ledger.record(&[ban(banned, at(120), 60)]).unwrap();
+    let strikes: Vec<_> = ledger.bans_of(banned).unwrap().items.iter().map(|entry| entry.strikes).collect();
+    assert_eq!(strikes, [0, 1, 2, 2], "the lifted ban is no strike");
 }
 
 #[test]
@@ -329,6 +360,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     let mut touch = |port| {
         let observation = Observation {
             interface: 0,
+            bridge_port: 0,
             source: "2001:db8:1:2:3::4".parse().unwrap(),
             source_port: 40_000,
             destination: "2001:db8::80".parse().unwrap(),
@@ -357,12 +389,13 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     assert_eq!((stored.class, stored.until), (Some(Class::Connect), Some(at(DAY))));
 }
 
-/// Converts the ledger to the format before the column for the grade of evidence.
+/// Converts the ledger to the format before the columns for the grade of evidence and the bridge port.
 fn downgrade(state: &State) {
     let intruder = intruder(&state.path());
-    let tables = ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table", "fleet_lift"];
+    let tables =
+        ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table", "fleet_lift", "known_peer"];
     let later: String = tables.iter().map(|table| format!("DROP TABLE {table};")).collect();
-    let step = "ALTER TABLE ban DROP COLUMN evidence; PRAGMA user_version = 3";
+    let step = "ALTER TABLE ban DROP COLUMN evidence; ALTER TABLE ban DROP COLUMN guest_port; PRAGMA user_version = 3";
     intruder.execute_batch(&format!("{later}{step}")).unwrap();
 }
 
@@ -395,6 +428,7 @@ fn older_ledger_gets_grades_of_evidence() {
     assert_eq!((each.unwrap(), &read), (0, &grades), "a reader changes nothing");
     let ledger = state.ledger();
     let stored: Vec<_> = (1..5).map(|n| ledger.bans_of(source(n)).unwrap().items[0].ban.clone()).collect();
+    let bans: Vec<_> = bans.into_iter().map(|ban| BanRecord { guest_port: None, ..ban }).collect();
     assert_eq!(stored, bans, "the daemon migrates the ledger");
     let recalled = ledger.recall(Duration::from_secs(50), at(1), 9).unwrap();
     assert_eq!(recalled.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use portsentry::engine::{Class, Grade};
+use portsentry::engine::{Class, Grade, LinkId};
 use portsentry::ledger::{Author, BanRecord, Change, Ledger, LegacyFiles, Opened, Writer, WriterEvent};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
@@ -37,6 +37,7 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> BanReco
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Udp, 161)],
         probes: 7,
         interface: Some("eth0".to_owned()),
+        guest_port: Some(LinkId::new(7, "veth7")),
         source: match target.element() {
             IpAddr::V6(v6) if target.prefix_len() == 64 => (v6.to_bits() | 0xbad).to_be_bytes().into(),
             address => address,

@@ -147,7 +147,7 @@ fn locked_database_is_reported_and_written_later() {
     let state = State::new();
     let (writer, events) = writer(&state.path(), false);
     let recorder = writer.recorder();
-    let mut locker = child("trouble::child_locks_database", &state.path());
+    let mut locker = child("trouble::subprocess_locks_database", &state.path());
     let mut lines = BufReader::new(locker.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("locked")));
     let now = SystemTime::now();
@@ -165,7 +165,7 @@ fn locked_database_is_reported_and_written_later() {
 
 #[test]
 #[ignore = "runs as a child process of a test above"]
-fn child_locks_database() {
+fn subprocess_locks_database() {
     let connection = intruder(&ledger_of_the_child());
     connection.execute_batch("BEGIN IMMEDIATE").unwrap();
     println!("locked");
@@ -177,7 +177,7 @@ fn child_locks_database() {
 fn killed_process_loses_no_transaction() {
     for pause in [0, 1, 3, 10, 30, 100, 250] {
         let state = State::new();
-        let mut process = child("trouble::child_writes_forever", &state.path());
+        let mut process = child("trouble::subprocess_writes_forever", &state.path());
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut written = |least: usize| {
             let numbers =
@@ -212,7 +212,7 @@ fn killed_process_loses_no_transaction() {
 
 #[test]
 #[ignore = "runs as a child process of a test above"]
-fn child_writes_forever() {
+fn subprocess_writes_forever() {
     let (writer, _told) = writer(&ledger_of_the_child(), true);
     let recorder = writer.recorder();
     let mut out = std::io::stdout();

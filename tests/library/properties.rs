@@ -345,6 +345,7 @@ proptest! {
                 source_port: 9,
                 destination: address(if family == 0 { OWN[0] } else { OWN[2] }),
                 interface: 0,
+                bridge_port: 0,
                 protocol: Protocol::Tcp,
                 port: 21,
                 class: Class::Connect,

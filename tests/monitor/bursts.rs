@@ -69,7 +69,7 @@ fn cancelled_wait_loses_no_notification() {
 }
 
 #[test]
-fn lost_notifications_are_reported_instead() {
+fn lost_notifications_are_reported_as_overrun() {
     watched(async |monitor, _| {
         sockopt::set_socket_recv_buffer_size(&*monitor, 16 << 10).unwrap();
         nft(&add_many(1_000));

@@ -60,7 +60,7 @@ fn markup_is_balanced_and_escaped() {
 }
 
 #[test]
-fn shares_of_kinds_leave_bans_by_hand_out() {
+fn class_shares_exclude_manual_bans() {
     let by_hand = |number| BanRecord::wanted_by(Author::Operator, source(number), ago(60), Expiry::Never, Backend::Nft);
     let bans = [ban(source(1), ago(60), DAY), by_hand(2), by_hand(3)];
     let page = html(&ReportStats::read(&State::with(&bans).path(), Duration::from_secs(DAY), now()).unwrap(), None);

@@ -87,7 +87,7 @@ fn unwritable_output_fails_with_error() {
 }
 
 #[test]
-fn closed_output_pipe_is_no_error() {
+fn closed_output_pipe_is_not_an_error() {
     let state = state();
     let mut child = state.command(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

@@ -62,7 +62,7 @@ fn killed(bans: u32) -> State {
 }
 
 #[test]
-fn resting_ledger_is_read_unchanged() {
+fn closed_ledger_is_read_unchanged() {
     let repeater = target("2001:db8:1:2:3::4");
     let bans = [ban(repeater, ago(3 * DAY), DAY), ban(repeater, ago(60), DAY), ban(source(1), ago(30), DAY)];
     let state = State::with(&bans);
@@ -157,7 +157,7 @@ fn missing_ledger_is_reported_and_not_created() {
 }
 
 #[test]
-fn foreign_database_is_no_ledger() {
+fn foreign_database_is_not_a_ledger() {
     let state = State::new();
     fs::create_dir(state.path()).unwrap();
     fs::write(state.file(""), "no database at all, and long enough to be one ".repeat(100)).unwrap();

@@ -79,7 +79,7 @@ fn repeat_offender_is_reported_with_history() {
 }
 
 #[test]
-fn recent_and_operator_bans_are_apart() {
+fn recent_and_operator_bans_are_separate() {
     let stats = stats(&scene(), MONTH);
     let targets = |bans: &[RecentBan]| bans.iter().map(|ban| ban.target.to_string()).collect::<Vec<_>>();
     let newest = ["2001:db8:1:2::/64", "198.51.100.200", "198.51.100.1", "198.51.100.1", "198.51.100.1"];
@@ -208,7 +208,7 @@ fn extreme_times_and_counts_are_safe() {
 }
 
 #[test]
-fn hundred_thousand_bans_are_summed_up() {
+fn hundred_thousand_bans_are_summarised() {
     let state = State::with(&[]);
     // 50,000 sources in 196 networks, each banned twice. The database generates them, which is quicker than single
     // inserts.

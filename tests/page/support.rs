@@ -42,6 +42,7 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> BanReco
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
         probes: 7,
         interface: Some("eth0".to_owned()),
+        guest_port: None,
         ..BanRecord::wanted_by(
             Author::Detector,
             target,

@@ -307,6 +307,62 @@ fn dashboard_shows_exactly_existing_metrics() {
     }
 }
 
+/// The types of a schema: "string", "array of object"; null stands for a missing value.
+fn types(schema: &Value, root: &Value) -> BTreeSet<String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        return types(&root["$defs"][name.strip_prefix("#/$defs/").unwrap()], root);
+    }
+    let kinds = schema["type"].as_array().cloned().unwrap_or_else(|| vec![schema["type"].clone()]);
+    let kinds = kinds.iter().map(|kind| kind.as_str().unwrap_or_else(|| panic!("{schema} has no type")));
+    kinds
+        .filter(|kind| *kind != "null")
+        .flat_map(|kind| match kind {
+            "array" => types(&schema["items"], root).iter().map(|item| format!("array of {item}")).collect(),
+            _ => vec![kind.to_owned()],
+        })
+        .collect()
+}
+
+/// Adds the types of each key in a part of the schema `root`, and where it is.
+fn collect_types(at: &str, part: &Value, root: &Value, found: &mut BTreeMap<String, BTreeMap<String, String>>) {
+    for (name, value) in part.as_object().into_iter().flatten() {
+        match name.as_str() {
+            "properties" => {
+                for (key, schema) in value.as_object().unwrap() {
+                    let kinds = types(schema, root).into_iter().map(|kind| (kind, format!("{at}.{key}")));
+                    found.entry(key.clone()).or_default().extend(kinds);
+                    collect_types(&format!("{at}.{key}"), schema, root, found);
+                }
+            }
+            "$defs" => {
+                value.as_object().unwrap().iter().for_each(|(key, part)| {
+                    collect_types(&format!("{at}#{key}"), part, root, found);
+                });
+            }
+            "items" => collect_types(&format!("{at}[]"), value, root, found),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn json_key_has_one_type_everywhere() {
+    // The second types are in a table of docs/control.md.
+    const SECOND_TYPE: [&str; 5] = ["bans", "capped", "fleet", "packets", "ports"];
+    let mut found = BTreeMap::new();
+    for command in ["check", "events", "explain", "list", "status", "would-block"] {
+        let schema: Value = serde_json::from_str(&text(&format!("docs/schema/{command}.schema.json"))).unwrap();
+        collect_types(command, &schema, &schema, &mut found);
+    }
+    assert!(found.len() > 100, "{found:?}");
+    let several: Vec<_> = found.iter().filter(|(_, types)| types.len() > 1).collect();
+    assert_eq!(several.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), SECOND_TYPE, "{several:#?}");
+    let control = text("docs/control.md");
+    for key in SECOND_TYPE {
+        assert!(control.contains(&format!("\n| `{key}` | ")), "{key} is not in the table of docs/control.md");
+    }
+}
+
 #[test]
 fn dashboard_imports_for_any_data_source() {
     let dashboard = dashboard();

@@ -1,4 +1,4 @@
-//! Tests the files beside the sources: documents, packaging, and the list of the program's components.
+//! Tests the files apart from the sources: documents, packaging, and the list of the program's components.
 
 #![cfg(test)]
 

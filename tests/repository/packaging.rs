@@ -1,12 +1,12 @@
-//! Tests the packaged files beside the program: the unit, its drop-ins, the second manual page, completions, and rules
-//! for other programs. tests/deb.sh tests the installation of the package, which takes longer.
+//! Tests the packaged files other than the program: the unit, its drop-ins, the second manual page, completions, and
+//! rules for other programs. tests/deb.sh tests the installation of the package, which takes longer.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portsentry::cli::{self, Shell};
 use portsentry::config::Config;
@@ -212,6 +212,8 @@ fn manual_pages_pass_mandoc_lint() {
     for page in ["docs/portsentry.8", "docs/portsentry.toml.5"] {
         let output = run(Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(path(page)));
         assert!(output.status.success(), "{}", shown(&output));
+        let constant_width = r"\f[C";
+        assert!(!text(page).contains(constant_width), "{page}: groff 1.23 warns of a font that a terminal lacks");
     }
     let broken = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(broken.path(), text("docs/portsentry.toml.5").replace(".TP\n", ".Unknown\n")).unwrap();
@@ -238,12 +240,86 @@ fn completions_name_every_flag_and_command() {
             assert!(script.contains(command.get_name()), "{shell:?}: {}", command.get_name());
         }
     }
-    assert!(
-        Shell::Zsh.completions().contains("unblock:_portsentry_or_target'"),
-        "the grammar uses another word for it"
-    );
+    for function in ["banned", "allowed", "services"] {
+        let used = Shell::Zsh.completions().contains(&format!(":_portsentry_{function}'"));
+        assert!(used, "the grammar describes the argument of {function} in other words");
+    }
     assert!(has_syntax("bash", &Shell::Bash.completions()));
     assert!(!has_syntax("bash", "case x in"));
+}
+
+/// Every file of the package, and their folders.
+fn installed() -> BTreeSet<String> {
+    let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+    let mut found = BTreeSet::new();
+    for asset in assets {
+        let [source, destination] = [0, 1].map(|index| asset[index].as_str().unwrap());
+        let Some(folder) = destination.strip_suffix('/') else {
+            found.insert(format!("/{destination}"));
+            continue;
+        };
+        found.insert(format!("/{folder}"));
+        let (from, name) = source.rsplit_once('/').unwrap_or(("", source));
+        match name.split_once('*') {
+            None => drop(found.insert(format!("/{folder}/{name}"))),
+            Some((_, suffix)) => {
+                let names = files(from).into_iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
+                found.extend(names.filter(|name| name.ends_with(suffix)).map(|name| format!("/{folder}/{name}")));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn manual_pages_name_only_installed_paths() {
+    let installed = installed();
+    assert!(installed.contains("/usr/share/portsentry/portsentry.nft"), "{installed:?}");
+    let of_package = Regex::new(r"/usr/(?:share|lib|sbin)/[\w./-]*portsentry[\w./-]*").unwrap();
+    let of_repository =
+        Regex::new(r"(?:^|[\s(])((?:docs|examples|nft|packaging|src|tests)/[\w./-]+|[\w-]+\.md)").unwrap();
+    let font = Regex::new(r"\\f\[\w*\]").unwrap();
+    for page in ["docs/portsentry.8", "docs/portsentry.toml.5"] {
+        let plain = font.replace_all(&text(page), "").replace("\\-", "-").replace("\\&", "");
+        let paths: BTreeSet<&str> =
+            of_package.find_iter(&plain).map(|path| path.as_str().trim_end_matches(['.', '/'])).collect();
+        assert!(paths.len() >= 2, "{page}: {paths:?}");
+        for path in paths {
+            assert!(installed.contains(path), "{page} names {path}, which the package does not install");
+        }
+        let bare: Vec<&str> = of_repository.captures_iter(&plain).map(|found| found.get(1).unwrap().as_str()).collect();
+        assert!(bare.is_empty(), "{page} names files of the repository; write a link, or the installed path: {bare:?}");
+    }
+}
+
+/// What the installation says, if the classic configuration has this text; `previous` is the version before an upgrade.
+fn installation_says(classic: Option<&str>, previous: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("portsentry.conf");
+    if let Some(text) = classic {
+        std::fs::write(&file, text).unwrap();
+    }
+    let script = text("packaging/debian/postinst").replace("/etc/portsentry/portsentry.conf", file.to_str().unwrap());
+    let output = run(Command::new("sh").args(["-c", &script, "postinst", "configure", previous]));
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    shown(&output)
+}
+
+#[test]
+fn installation_says_that_it_blocks() {
+    const ONLY_LOGS: &str = "It says to only log (BLOCK_TCP is 0), but portsentry blocks.\n";
+    let first = installation_says(None, "");
+    assert!(first.starts_with("portsentry now blocks sources that scan this host, for 24 hours each.\n"), "{first}");
+    assert!(first.contains("portsentry trial 1d") && !first.contains("BLOCK_TCP"), "{first}");
+    for classic in ["BLOCK_TCP=\"0\"\n", "BLOCK_UDP=\"0\"\n  BLOCK_TCP = 0\n"] {
+        let said = installation_says(Some(classic), "");
+        assert!(said.contains(ONLY_LOGS) && said.contains("portsentry import --output"), "{classic}: {said}");
+    }
+    for classic in ["BLOCK_TCP=\"1\"\n", "#BLOCK_TCP=\"0\"\n", "BLOCK_UDP=\"0\"\n"] {
+        assert_eq!(installation_says(Some(classic), ""), first, "{classic}");
+    }
+    assert_eq!(installation_says(Some("BLOCK_TCP=\"0\"\n"), "0.0.9-1"), "", "an upgrade changes nothing");
 }
 
 fn has_syntax(shell: &str, script: &str) -> bool {
@@ -252,17 +328,29 @@ fn has_syntax(shell: &str, script: &str) -> bool {
     child.wait().unwrap().success()
 }
 
-/// What bash inserts for TAB at the end of `line`, if `list` has two bans.
-fn completed_by_bash(line: &str) -> Vec<String> {
+/// A program that answers with two bans, a target of the fleet, an allowance of an operator and one of the configuration, and
+/// services.
+const ANSWERS: &str = r#"#!/bin/sh
+case $* in
+    "list --json") echo '{"bans":[{"subject":"192.0.2.7","source":"192.0.2.7"},{"subject":"2001:db8:1::/64"}],"fleet":[{"subject":"192.0.2.99"}]}' ;;
+    "allowed --json") echo '{"allowed":[{"network":"10.0.0.0/8","by":"allow.networks"},{"network":"198.51.100.0/24","by":"root"}]}' ;;
+    "status --json") echo '{"services":[{"proto":"tcp","port":80,"address":"0.0.0.0"},{"proto":"tcp","port":80,"address":"::"},{"proto":"udp","port":53,"address":"::"}],"last_event":{"proto":"tcp","port":23}}' ;;
+esac
+"#;
+
+/// Writes `program` and the script of `shell` to a folder.
+fn completing(shell: Shell, program: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let fake = folder.path().join("portsentry");
-    let list = r#"#!/bin/sh
-[ "$*" = "list --json" ] && echo '{"bans":[{"subject":"192.0.2.7","source":"192.0.2.7"},{"subject":"2001:db8:1::/64"}]}'
-"#;
-    std::fs::write(&fake, list).unwrap();
+    std::fs::write(&fake, program).unwrap();
     std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let script = folder.path().join("completions");
-    std::fs::write(&script, Shell::Bash.completions()).unwrap();
+    std::fs::write(folder.path().join("completions"), shell.completions()).unwrap();
+    folder
+}
+
+/// What bash inserts for TAB at the end of `line`.
+fn completed_by_bash(line: &str, program: &str) -> Vec<String> {
+    let folder = completing(Shell::Bash, program);
     // As readline does: words are split at colons, too.
     let ask = r#"
         PATH=$1:$PATH; . "$2"; COMP_LINE=$3; COMP_POINT=${#3}
@@ -273,21 +361,62 @@ fn completed_by_bash(line: &str) -> Vec<String> {
         "$function" portsentry "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
         printf '%s\n' "${COMPREPLY[@]}""#;
     let mut bash = Command::new("bash");
-    let output = run(bash.args(["--norc", "-c", ask, "bash"]).arg(folder.path()).arg(&script).arg(line));
+    let script = folder.path().join("completions");
+    let output = run(bash.args(["--norc", "-c", ask, "bash"]).arg(folder.path()).arg(script).arg(line));
     assert!(output.stderr.is_empty(), "{}", shown(&output));
     shown(&output).lines().map(str::to_owned).collect()
 }
 
 #[test]
 fn unblock_completes_banned_targets() {
-    assert_eq!(completed_by_bash("portsentry unblock "), ["192.0.2.7", "2001:db8:1::/64"]);
-    assert_eq!(completed_by_bash("portsentry unblock 192"), ["192.0.2.7"]);
+    let completed = |line: &str| completed_by_bash(line, ANSWERS);
+    assert_eq!(completed("portsentry unblock "), ["192.0.2.7", "2001:db8:1::/64"]);
+    assert_eq!(completed("portsentry unblock 192"), ["192.0.2.7"]);
     // Readline already has `2001:` in the line, and inserts the last word.
-    assert_eq!(completed_by_bash("portsentry unblock 2001:d"), ["db8:1::/64"]);
-    assert_eq!(completed_by_bash("portsentry unblock 10."), [""]);
-    assert_eq!(completed_by_bash("portsentry unblock --a"), ["--all"]);
-    assert_eq!(completed_by_bash("portsentry unb"), ["unblock"]);
-    assert!(!completed_by_bash("portsentry block ").contains(&"192.0.2.7".to_owned()));
+    assert_eq!(completed("portsentry unblock 2001:d"), ["db8:1::/64"]);
+    assert_eq!(completed("portsentry unblock 10."), [""]);
+    assert_eq!(completed("portsentry unblock --a"), ["--all"]);
+    assert_eq!(completed("portsentry unb"), ["unblock"]);
+    assert!(!completed("portsentry block ").contains(&"192.0.2.7".to_owned()));
+    assert_eq!(completed("portsentry disallow "), ["198.51.100.0/24"], "the configuration's entries cannot be revoked");
+    assert_eq!(completed("portsentry forget-service "), ["53/udp", "80/tcp"]);
+}
+
+#[test]
+fn completion_is_silent_without_permission() {
+    let denied = "#!/bin/sh\necho 'portsentry: refused: the user alice may not' >&2; exit 1\n";
+    let stuck = "#!/bin/sh\nexec sleep 1000\n";
+    for program in [denied, stuck] {
+        let begin = Instant::now();
+        for command in ["unblock", "disallow", "forget-service"] {
+            assert_eq!(completed_by_bash(&format!("portsentry {command} "), program), [""], "{command}: {program}");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "{program} delays the prompt for {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn zsh_and_fish_complete_values() {
+    let path = |folder: &Path| format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    for (command, first) in [("unblock", "192.0.2.7"), ("disallow", "198.51.100.0/24"), ("forget-service", "53")] {
+        let folder = completing(Shell::Fish, ANSWERS);
+        let ask = format!("source {}/completions; complete -C 'portsentry {command} '", folder.path().display());
+        if let Ok(output) = Command::new("fish").args(["-N", "-c", &ask]).env("PATH", path(folder.path())).output() {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.starts_with(&format!("{first}\t")), "fish: {command}: {output:?}");
+            assert!(!text.contains("192.0.2.99") && !text.contains("10.0.0.0/8"), "fish: {command}: {text}");
+        }
+        let folder = completing(Shell::Zsh, ANSWERS);
+        // The script defines the function, and registers it where the completion system is loaded.
+        let ask = format!(
+            "compdef() {{ }}; source {}/completions 2>/dev/null; _portsentry_values {command}",
+            folder.path().display()
+        );
+        if let Ok(output) = Command::new("zsh").args(["-f", "-c", &ask]).env("PATH", path(folder.path())).output() {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.starts_with(first), "zsh: {command}: {output:?}");
+        }
+    }
 }
 
 #[test]
@@ -339,8 +468,8 @@ fn logcheck_ignores_only_routine_lines() {
         EventKind::Adopted { bans: 3 },
         EventKind::Restored { bans: 3, backend: Backend::Nft },
         EventKind::Expired { target },
-        EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 },
-        EventKind::Repeated { target, standing: Standing::Blocked, packets: 214 },
+        EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 },
+        EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 214 },
     ];
     for line in routine.iter().flat_map(logged) {
         assert!(matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
@@ -355,7 +484,7 @@ fn logcheck_ignores_only_routine_lines() {
     }
     // These lines are neither ignored nor treated as attacks.
     let daily =
-        "10234 single probes in the last day without log lines of their own (report.single_probes = false)".to_owned();
+        "10234 single probes within 1d without log lines of their own (report.single_probes = false)".to_owned();
     let ordinary = [
         EventKind::Note(daily),
         EventKind::Stopped,
@@ -383,6 +512,7 @@ fn connect_lines_match_ossec_decoder() {
                 source_port: 40_000,
                 destination: "198.51.100.1".parse().unwrap(),
                 interface: 2,
+                bridge_port: 0,
                 protocol,
                 port,
                 class: if protocol == Protocol::Tcp { Class::Connect } else { Class::Udp },
@@ -398,7 +528,7 @@ fn connect_lines_match_ossec_decoder() {
             }
         }
         for packets in [1, 214] {
-            let repeated = EventKind::Repeated { target, standing: Standing::Blocked, packets };
+            let repeated = EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets };
             let line = classic_log::line_with_name(&repeated, None, Wording::Connect).unwrap();
             assert!(blocked.is_match(&line) && line.contains(&format!("Host: {} is", target.element())), "{line}");
         }
@@ -433,7 +563,7 @@ fn example_ruleset_loads_with_included_table() {
 fn mail_example_names_bans_and_counts() {
     let digest = serde_json::json!({
         "summary": "portsentry on web1: 2 bans", "from": "F", "until": "U", "unnamed": 1, "lost_events": 0,
-        "bans": [{"subject": "192.0.2.1", "evidence": "proven", "expires": "never", "reason": "ports were touched"}],
+        "bans": [{"subject": "192.0.2.1", "evidence": "proven", "expires": "never", "reason": "ports were probed"}],
         "lifted": {"count": 0, "named": []}, "not_banned": {"only_logged": 0, "withheld": 5, "failed": 0},
     });
     let mail = |mailer: &str, digest: &str| {
@@ -450,7 +580,7 @@ fn mail_example_names_bans_and_counts() {
     let lines = [
         "To: root",
         "Subject: portsentry on web1: 2 bans",
-        "192.0.2.1  proven  until never  ports were touched",
+        "192.0.2.1  proven  until never  ports were probed",
         "and 1 more",
         "not banned: 0 only logged, 5 above the ceilings, 0 failed",
     ];

@@ -128,7 +128,7 @@ fn component_list_conforms_to_cyclonedx() {
 }
 
 #[test]
-fn listed_sqlite_is_running_one() {
+fn listed_sqlite_version_is_linked() {
     let parts: Value = serde_json::from_str(&parts()).unwrap();
     let found: Vec<_> = list(&parts, "components").iter().filter(|part| part["name"] == "sqlite").collect();
     let [sqlite] = found.as_slice() else { panic!("{found:?}") };

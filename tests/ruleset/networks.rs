@@ -70,7 +70,7 @@ fn target_spelled_differently_is_same_ban() {
 }
 
 #[test]
-fn wider_network_replaces_inner_ones() {
+fn wider_network_replaces_inner_networks() {
     installed_with(WIDE, |sets| {
         let inside = ["10.1.0.0/24", "10.1.1.0/24", "10.1.255.254/31"];
         sets.block(&inside.map(|text| (network(text), seconds(600)))).unwrap();
@@ -181,7 +181,7 @@ fn network_sets_appear_when_needed() {
 }
 
 #[test]
-fn table_with_one_set_gets_the_other() {
+fn table_with_one_set_gets_missing_set() {
     installed_with(WIDE, |sets| {
         sets.block(&[(network("2001:db8:2::/48"), seconds(60))]).unwrap();
         nft("flush chain inet portsentry prerouting; delete set inet portsentry blocked_nets");

@@ -58,7 +58,7 @@ fn resets(lab: &Lab) -> u64 {
 }
 
 #[test]
-fn rejected_source_is_refused_at_once() {
+fn rejected_source_is_refused_immediately() {
     let (lab, mut sets) = rejecting();
     let victims: [(IpAddr, IpAddr); 2] = [
         (lab.v4("remote").into(), lab.victim_v4("remote").into()),

@@ -40,14 +40,14 @@ fn without(call: i64) {
 
 #[test]
 fn exec_in_sandbox_kills_process() {
-    let output = run_alone("inside_a_program_is_started");
+    let output = run_alone("subprocess_executes_program");
     assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("sandboxed"), "{output:?}");
 }
 
 #[test]
 #[ignore = "runs in its own process"]
-fn inside_a_program_is_started() {
+fn subprocess_executes_program() {
     assert_eq!(Sandbox::enter(&Policy::default(), || ()).seccomp, Calls::Listed);
     assert_eq!(Command::new("/bin/true").status().unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
     println!("sandboxed");
@@ -57,12 +57,12 @@ fn inside_a_program_is_started() {
 
 #[test]
 fn harmful_syscall_arguments_are_refused() {
-    assert_passes("inside_harmful_calls_are_refused");
+    assert_passes("subprocess_makes_harmful_calls");
 }
 
 #[test]
 #[ignore = "runs in its own process"]
-fn inside_harmful_calls_are_refused() {
+fn subprocess_makes_harmful_calls() {
     let (parent, has_landlock) = (rustix::process::getppid().unwrap(), super::has_landlock());
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = server.local_addr().unwrap();
@@ -98,12 +98,12 @@ fn inside_harmful_calls_are_refused() {
 
 #[test]
 fn missing_landlock_is_reported_once() {
-    assert_passes("inside_without_landlock");
+    assert_passes("subprocess_without_landlock");
 }
 
 #[test]
 #[ignore = "runs in its own process"]
-fn inside_without_landlock() {
+fn subprocess_without_landlock() {
     without(libc::SYS_landlock_create_ruleset);
     let sandbox = Sandbox::enter(&Policy::default(), || ());
     assert_eq!((sandbox.landlock, sandbox.seccomp), (None, Calls::Listed));
@@ -115,12 +115,12 @@ fn inside_without_landlock() {
 
 #[test]
 fn missing_seccomp_is_reported_once() {
-    assert_passes("inside_without_seccomp");
+    assert_passes("subprocess_without_seccomp");
 }
 
 #[test]
 #[ignore = "runs in its own process"]
-fn inside_without_seccomp() {
+fn subprocess_without_seccomp() {
     let has_landlock = super::has_landlock();
     without(libc::SYS_seccomp);
     let sandbox = Sandbox::enter(&Policy::default(), || ());
@@ -136,12 +136,12 @@ fn inside_without_seccomp() {
 
 #[test]
 fn commands_run_any_program_without_ptrace() {
-    assert_passes("inside_with_commands");
+    assert_passes("subprocess_with_commands");
 }
 
 #[test]
 #[ignore = "runs in its own process"]
-fn inside_with_commands() {
+fn subprocess_with_commands() {
     let sandbox =
         Sandbox::enter(&Policy { process: Process::Commands, root: Some("commands"), ..Policy::default() }, || ());
     assert_eq!((sandbox.seccomp, sandbox.landlock), (Calls::Most, None));
@@ -153,14 +153,14 @@ fn inside_with_commands() {
 
 #[test]
 fn root_file_helper_creates_no_socket() {
-    let output = run_alone("inside_helper_of_root_files");
+    let output = run_alone("subprocess_of_file_helper");
     assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("sandboxed"), "{output:?}");
 }
 
 #[test]
 #[ignore = "runs in its own process"]
-fn inside_helper_of_root_files() {
+fn subprocess_of_file_helper() {
     let (place, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let policy = Policy {
         process: Process::Files,

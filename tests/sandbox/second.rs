@@ -59,7 +59,7 @@ fn answered_socket_is_never_replaced() {
 }
 
 #[test]
-fn stale_socket_goes_to_one_of_two() {
+fn one_of_two_daemons_replaces_stale_socket() {
     let (one, other) = (Lab::new(&[]), Lab::new(&[]));
     let socket = one.path("socket");
     for _ in 0..3 {
@@ -103,7 +103,7 @@ print "holds\n"; sleep 600;"#;
 }
 
 #[test]
-fn background_start_returns_when_watching() {
+fn background_start_returns_when_monitoring() {
     let lab = Lab::new(&["attacker"]);
     let command = || {
         let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
@@ -113,7 +113,7 @@ fn background_start_returns_when_watching() {
     };
     let first = command().output().unwrap();
     assert!(first.status.success(), "{first:?}");
-    // Returns at once: the other daemon already watches.
+    // Returns immediately: the other daemon already monitors.
     let status = lab.ask(&["status"]);
     let process = Pid::from_raw(i32::try_from(status["process"].as_u64().unwrap()).unwrap()).unwrap();
     assert_eq!(rustix::process::getsid(Some(process)).unwrap(), process, "the daemon has its own session");

@@ -51,7 +51,7 @@ pub(crate) struct Row {
     pub(crate) strict: Outcome,
 }
 
-/// Closed, watched ports; enough for every threshold, and few, so that tools finish quickly.
+/// Closed, monitored ports; enough for every threshold, and few, so that tools finish quickly.
 const PORTS: std::ops::RangeInclusive<u16> = 1..=60;
 
 /// Runs all cells of a row.

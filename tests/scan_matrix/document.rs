@@ -4,7 +4,7 @@ use crate::cell::{Family, Outcome, Row};
 use crate::table::ROWS;
 
 #[test]
-fn documented_scan_matrix_is_tested_one() {
+fn documented_scan_matrix_equals_tested_matrix() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/scan-matrix.md")).unwrap();
     let written: Vec<_> = page.lines().filter(|line| line.starts_with("| `") || line.starts_with("| raw: ")).collect();
     let tested: Vec<_> = ROWS.iter().map(line).collect();

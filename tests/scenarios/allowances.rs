@@ -53,7 +53,7 @@ fn allowance_survives_restart_until_revoked() {
 }
 
 #[test]
-fn wide_allowance_needs_force_and_shows() {
+fn wide_allowance_needs_force_and_is_shown() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     lab.provoke_ban("attacker");

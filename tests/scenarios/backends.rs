@@ -109,7 +109,7 @@ fn commands_were_run(lab: &Lab) {
 }
 
 #[test]
-fn several_backends_hold_and_release_together() {
+fn several_backends_ban_and_lift_together() {
     let sets: [&[&str]; 3] = [&["nft", "route"], &["hosts-deny", "run"], &["run", "hosts-deny", "route", "nft"]];
     std::thread::scope(|scope| {
         for backends in sets {
@@ -197,7 +197,7 @@ fn waiting_ban_can_be_lifted() {
     assert_eq!(output.code, Some(0), "{} {}", output.out, output.err);
     let ran = within(TIMEOUT, || (daemon.lines_with(" before the block").len() == 2).then_some(()));
     assert!(ran.is_some(), "{:?}", daemon.lines_with(""));
-    // An effect would follow at once.
+    // An effect would follow immediately.
     std::thread::sleep(Duration::from_secs(1) * slowness());
     assert!(!held(&lab, "nft").contains(&FAR_NETWORK.to_string()), "{}", held(&lab, "nft"));
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("attacker"))]);
@@ -470,7 +470,7 @@ fn failed_start_keeps_table_of_earlier_method() {
 }
 
 #[test]
-fn removed_nftables_backend_hands_bans_over() {
+fn removed_nft_backend_moves_its_bans() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);

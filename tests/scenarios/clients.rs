@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use portsentry::engine::Service;
 use portsentry::ledger::{Change, Ledger};
 use portsentry::types::Protocol;
+use rustix::process::Uid;
+use rustix::thread::set_thread_res_uid;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, ACK, FIN};
@@ -75,7 +77,8 @@ fn remembered_services_are_shown_and_forgotten() {
     let status = lab.ask(&["status"]);
     let services = status["services"].as_array().unwrap();
     assert_eq!(services.len(), 6, "a port that was not served for eight days is forgotten: {status}");
-    assert_eq!((&services[0]["port"], &services[0]["served"]), (&"80/tcp".into(), &false.into()));
+    let first = &services[0];
+    assert_eq!((&first["proto"], &first["port"], &first["served"]), (&"tcp".into(), &80.into(), &false.into()));
     let output = lab.operate(&["status"]).out;
     let line = "services    remembered: 80/tcp 443/tcp 3306/tcp; stopped now: 80/tcp 443/tcp 3306/tcp";
     assert!(output.contains(line), "{output}");
@@ -186,6 +189,41 @@ fn ban_of_client_is_lifted_when_served() {
     daemon.stop();
 }
 
+/// A listener that this user opens in the victim.
+fn listen_as(lab: &Lab, user: u32, port: u16) -> TcpListener {
+    lab.inside("victim", || {
+        let user = Uid::from_raw(user);
+        set_thread_res_uid(user, user, user).unwrap();
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()
+    })
+}
+
+/// Exporters and the like run as users that systemd invents, or as nobody in a container on the host's network.
+#[test]
+fn dynamic_user_service_lifts_ban() {
+    if !netns_lab::has_other_users() {
+        return;
+    }
+    let lab = Lab::new(&["first", "second", "third"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let ports = [("first", [8_080, 9_000, 9_090]), ("second", [8_443, 9_200, 5_432]), ("third", [8_000, 8_088, 8_888])];
+    let [first, second, third] = ports.map(|(host, ports)| {
+        let (source, target) = ends(&lab, host, false);
+        lab.probe(host, source, target, &ports);
+        lab.expect_ban(source);
+        source
+    });
+    let _person = listen_as(&lab, 1_000, 8_088);
+    let _nobody = listen_as(&lab, 65_534, 9_200);
+    let _dynamic = listen_as(&lab, 61_184, 9_090);
+    lab.expect_banned(&[third]);
+    for lifted in [first, second] {
+        let explained = lab.ask(&["explain", &lifted.to_string()]);
+        assert_eq!(explained["strikes"], 0, "a lifted ban is no strike: {explained}");
+    }
+    daemon.stop();
+}
+
 #[test]
 fn guessing_mail_client_is_not_banned() {
     let lab = Lab::new(&["client", "scanner", "other"]);
@@ -211,7 +249,7 @@ fn guessing_mail_client_is_not_banned() {
 /// A mail program guesses ports at a host without mail. The trap counts them and bans it, until the daemon sees no other
 /// probes and lifts the ban.
 #[test]
-fn mail_guess_without_mail_is_released() {
+fn trap_ban_of_mail_guesser_is_lifted() {
     let lab = Lab::new(&["client", "scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
@@ -230,29 +268,89 @@ fn mail_guess_without_mail_is_released() {
     daemon.stop();
 }
 
+/// Makes a bridge of these hosts' links, with the victim's addresses.
+fn bridge(lab: &Lab, guests: &[&str]) {
+    lab.victim_ip("link add br0 type bridge");
+    lab.victim_ip("link set br0 up");
+    for guest in guests {
+        lab.victim_ip(&format!("addr add {}/24 dev br0", lab.victim_v4(guest)));
+        enslave(lab, guest);
+    }
+}
+
+fn enslave(lab: &Lab, guest: &str) {
+    lab.victim_ip(&format!("addr flush dev {guest}"));
+    lab.victim_ip(&format!("link set {guest} master br0"));
+}
+
+fn without_port(guest: IpAddr) -> String {
+    format!("Host {guest} has been unblocked by portsentry, because its bridge port no longer exists")
+}
+
 #[test]
 fn container_ban_ends_with_bridge_port() {
-    let lab = Lab::new(&["guest", "outside"]);
-    for line in [
-        "link add br0 type bridge",
-        "addr flush dev guest",
-        "link set guest master br0",
-        "addr add 10.77.1.1/24 dev br0",
-        "link set br0 up",
-    ] {
-        lab.victim_ip(line);
-    }
+    let lab = Lab::new(&["guest", "kept", "outside"]);
+    bridge(&lab, &["guest", "kept"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let (guest, target) = ends(&lab, "guest", false);
-    lab.probe("guest", guest, target, &[901, 902, 903]);
-    lab.expect_ban(guest);
-    daemon.expect_line(&format!("Host {guest} has been blocked"));
+    let [guest, kept] = ["guest", "kept"].map(|host| lab.provoke_ban(host));
     let outside = lab.provoke_ban("outside");
+    daemon.expect_line(&format!("Host {outside} has been blocked"));
+    // A ban by an operator has no bridge port.
+    assert_eq!(lab.operate(&["block", &kept.to_string(), "--expire", "48h"]).code, Some(0));
     lab.cut("guest");
-    daemon.expect_line(&format!(
-        "Host {guest} has been unblocked by portsentry, because its bridge port no longer exists"
-    ));
+    lab.cut("kept");
+    daemon.expect_line(&without_port(guest));
+    lab.expect_banned(&[kept, outside]);
+    assert!(daemon.lines_with(&without_port(kept)).is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn container_ban_ends_after_restart() {
+    let lab = Lab::new(&["gone", "guest", "outside"]);
+    bridge(&lab, &["gone", "guest"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let [gone, guest, outside] = ["gone", "guest", "outside"].map(|host| lab.provoke_ban(host));
+    daemon.expect_line(&format!("Host {outside} has been blocked"));
+    daemon.stop();
+    // The port of the next container has the same name.
+    lab.cut("gone");
+    lab.link("gone");
+    enslave(&lab, "gone");
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line(&without_port(gone));
+    lab.expect_banned(&[guest, outside]);
+    assert!(daemon.lines_with(&without_port(guest)).is_empty(), "its port exists");
+    lab.cut("guest");
+    daemon.expect_line(&without_port(guest));
     lab.expect_banned(&[outside]);
+    daemon.stop();
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.provoke_ban("gone");
+    assert_eq!(lab.banned(), [gone, outside], "the ledger has recorded the ends");
+    daemon.stop();
+}
+
+/// A ban that is decided without a packet, at the end of settling.
+#[test]
+fn waiting_container_ban_ends_with_port() {
+    let lab = Lab::new(&["guest", "outside"]);
+    bridge(&lab, &["guest"]);
+    remember(&lab, &SERVED, Duration::from_secs(86_400));
+    reboot(&lab);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line("this host has just booted");
+    let sources = ["guest", "outside"].map(|host| {
+        let (source, target) = ends(&lab, host, false);
+        lab.probe(host, source, target, &[901, 902, 903]);
+        source
+    });
+    // Once all remembered services are served, settling ends.
+    let _services = Services::open(&lab, &SERVED);
+    lab.expect_banned(&sources);
+    lab.cut("guest");
+    daemon.expect_line(&without_port(sources[0]));
+    lab.expect_banned(&sources[1..]);
     daemon.stop();
 }
 
@@ -295,7 +393,7 @@ fn late_acks_are_reported_without_ban() {
 }
 
 #[test]
-fn full_restart_bans_no_clients() {
+fn clients_are_not_banned_after_full_restart() {
     let lab = Lab::new(&["clients", "other"]);
     let clients = lab.add_addresses("clients", 100..200);
     remember(&lab, &SERVED, Duration::from_secs(60));
@@ -317,7 +415,7 @@ fn full_restart_bans_no_clients() {
 }
 
 #[test]
-fn restart_before_services_remembered_bans_no_clients() {
+fn early_restart_bans_no_clients() {
     let lab = Lab::new(&["clients", "scanner", "other"]);
     let clients = lab.add_addresses("clients", 100..200);
     let services = Services::open(&lab, &SERVED);
@@ -442,6 +540,65 @@ fn peer_of_published_port_counts_as_connected() {
     assert_eq!(lab.banned(), [other]);
     lab.probe("peer", peer, target, &[908]);
     lab.expect_ban(peer);
+    daemon.stop();
+}
+
+/// Clients of an own and of a published service whose connections end before the restart, so that only the ledger knows them.
+#[test]
+fn peers_stay_known_across_restart() {
+    let lab = Lab::new(&["peer", "visitor", "container", "other"]);
+    let (peer, target) = ends(&lab, "peer", false);
+    let (visitor, published) = ends(&lab, "visitor", false);
+    let container = IpAddr::from(lab.v4("container"));
+    // Connection tracking lists connections for a while after their end.
+    let sysctls = ["net.ipv4.ip_forward=1", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=1"];
+    let rules = format!(
+        "table ip publish {{ chain before {{ type nat hook prerouting priority dstnat; \
+         ip daddr {published} tcp dport 8080 dnat to {container}:80; }}; }}"
+    );
+    lab.run("victim", "nft", &[&rules]);
+    sysctls.iter().for_each(|sysctl| _ = lab.run("victim", "sysctl", &["-qw", sysctl]));
+    let own = lab.inside("victim", || TcpListener::bind((target, 80)).unwrap());
+    let inner = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
+    let start = || Daemon::start(&lab, &["--expire", "24h"]);
+    let is_connected = |source: IpAddr| lab.ask(&["explain", &source.to_string()])["connected"].as_bool();
+    let both = || [peer, visitor].into_iter().all(|source| is_connected(source) == Some(true)).then_some(());
+    let daemon = start();
+    let connect = |host: &str, address: IpAddr, port| {
+        lab.inside(host, || TcpStream::connect_timeout(&(address, port).into(), TIMEOUT).unwrap())
+    };
+    let held = (connect("peer", target, 80), own.accept().unwrap(), connect("visitor", published, 8_080));
+    let inner_end = inner.accept().unwrap();
+    assert!(within(TIMEOUT, both).is_some(), "both are connected");
+    drop((held, inner_end));
+    daemon.stop();
+    let copy = netns_lab::copy_of_state(&lab.path("state"));
+    let stored = Ledger::open(copy.path()).unwrap().0.known_peers(9).unwrap().items;
+    assert_eq!(stored.len(), 2, "{stored:?}");
+    assert!(stored.iter().all(|peer| peer.since <= peer.last), "{stored:?}");
+
+    let daemon = start();
+    assert_eq!(both(), Some(()), "from the start");
+    let known = || (lab.set("peers").len() == 2).then_some(());
+    assert!(within(TIMEOUT, known).is_some(), "the kernel's trap knows them too: {}", lab.set_text("peers"));
+    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
+    for (host, source, address) in [("peer", peer, target), ("visitor", visitor, published)] {
+        lab.probe(host, source, address, &[901, 902, 903, 904, 905, 906, 907]);
+    }
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other], "known sources are forgiven seven ports");
+    // Stored peers are forgiven no more than others.
+    lab.probe("peer", peer, target, &[908]);
+    lab.expect_ban(peer);
+    daemon.stop();
+
+    // Without the ledger, the visitor is unknown.
+    std::fs::remove_dir_all(lab.path("state")).unwrap();
+    let daemon = start();
+    assert_eq!(is_connected(visitor), Some(false));
+    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
+    lab.probe("visitor", visitor, published, &[911, 912, 913]);
+    lab.expect_ban(visitor);
     daemon.stop();
 }
 

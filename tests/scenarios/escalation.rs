@@ -9,7 +9,7 @@ use portsentry::types::{Backend, BanTarget, Expiry};
 
 use crate::support::{expect_held, expect_nothing_left, scan, scene, settings};
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, slowness};
+use netns_lab::{Lab, TIMEOUT, slowness, within};
 
 /// How many seconds the first ban lasts.
 fn first() -> u64 {
@@ -30,6 +30,11 @@ fn unblock_all_removes_strikes() {
         for host in ["attacker", "other"] {
             let source = lab.provoke_ban(host);
             assert_eq!(lab.expect_ban(source).timeout, hour, "a lifted ban is no strike");
+            // The ledger may not have the ban yet.
+            let explained = || lab.ask(&["explain", &source.to_string()]);
+            let agree = || (explained()["history"][0]["strikes"] == explained()["strikes"]).then_some(());
+            assert!(within(TIMEOUT, agree).is_some(), "history and summary count alike: {}", explained());
+            assert_eq!(explained()["strikes"], 1, "only the ban in force");
         }
         lab.succeed(&["unblock", word]);
         lab.succeed(&["unblock", "--all"]);

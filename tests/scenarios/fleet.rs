@@ -132,6 +132,24 @@ fn two_reports_block_a_source() {
 }
 
 #[test]
+fn reports_block_nothing_if_host_only_logs() {
+    let lab = scene();
+    for more in ["shadow = false\n", "shadow = true\n"] {
+        let daemon = Daemon::start_configured(&lab, &settings(&lab, more), &["--log-only"]);
+        let mut peer = Peer::connect(&lab);
+        let v4 = lab.v4("attacker");
+        assert_eq!(
+            peer.report(&[report("a", v4), report("b", v4)]),
+            [ReportOutcome::Waiting { authors: 1 }, ReportOutcome::Shadowed]
+        );
+        assert_eq!(lab.ask(&["status"])["fleet"]["shadow"], true);
+        assert_eq!(lab.run("victim", "nft", &["list", "tables"]), "");
+        let log = daemon.stop();
+        assert!(!log.contains("ERROR"), "{log}");
+    }
+}
+
+#[test]
 fn fleet_bans_survive_flush_and_restart() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &EIGHT);
@@ -364,7 +382,7 @@ fn is_taken_for_ban(line: &str) -> bool {
 }
 
 #[test]
-fn fleet_process_forges_no_log_line() {
+fn fleet_process_cannot_forge_log_line() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, &settings(&lab, "[fleet.accept]\nsingle = true\n"), &[]);
     let mut peer = Peer::connect(&lab);
@@ -391,7 +409,7 @@ fn fleet_process_forges_no_log_line() {
 }
 
 #[test]
-fn fleet_process_floods_no_log() {
+fn fleet_process_cannot_flood_log() {
     let lab = Lab::new(&["attacker"]);
     let text = settings(&lab, "[fleet.accept]\nmax_per_author_per_hour = 1\n");
     let daemon = Daemon::start_configured(&lab, &text, &[]);

@@ -16,6 +16,7 @@ mod failing;
 mod fleet;
 mod flush;
 mod kernel_log;
+mod log_only;
 mod many;
 mod operator;
 mod panics;

@@ -16,7 +16,6 @@ const BANS: u32 = 100_000;
 /// The time limit on a busy machine.
 const BOUND: Duration = Duration::from_secs(60);
 
-/// Source number `number`.
 fn source(number: u32) -> BanTarget {
     BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | 1 << 20 | number))
 }

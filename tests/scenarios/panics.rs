@@ -15,7 +15,7 @@ fn tripping(lab: &Lab, failpoint: &str, backends: &[&str]) -> Daemon {
 fn expect_report(daemon: &Daemon, failpoint: &str, thread: &str) {
     let line = daemon.expect_line("internal error (panic)");
     assert!(line.contains(&format!("thread {thread}, src/")), "{line}");
-    assert!(line.contains(&format!("tripped in the {failpoint},?as a test wants it; please report it")), "{line}");
+    assert!(line.contains(&format!("failpoint in the {failpoint},?requested by a test; please report it")), "{line}");
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn panic_in_answer_ends_nothing_else() {
 }
 
 #[test]
-fn panic_in_ledger_costs_no_ban() {
+fn panic_in_ledger_loses_no_ban() {
     let lab = scene();
     let daemon = tripping(&lab, "ledger", &["nft"]);
     scan(&lab, false);
@@ -48,7 +48,7 @@ fn panic_in_ledger_costs_no_ban() {
 }
 
 #[test]
-fn panic_in_slow_backend_costs_no_ban() {
+fn panic_in_slow_backend_loses_no_ban() {
     let lab = scene();
     let daemon = tripping(&lab, "slow-backends", &["nft", "hosts-deny"]);
     scan(&lab, false);
@@ -62,7 +62,7 @@ fn panic_in_slow_backend_costs_no_ban() {
 }
 
 #[test]
-fn panic_during_restore_costs_no_ban() {
+fn panic_during_restore_loses_no_ban() {
     let lab = scene();
     let path = lab.write("portsentry.toml", &settings(&lab, &["nft"], ""));
     let first = Daemon::start(&lab, &["--expire", "1h", "--config", path.to_str().unwrap()]);
@@ -91,7 +91,7 @@ fn reconciler_and_route_monitor_survive_panics() {
     scan(&lab, false);
     expect_held(&lab, "route", false, &daemon);
     let expect_panic = |failpoint: &str| {
-        let line = format!("tripped in the {failpoint},?");
+        let line = format!("failpoint in the {failpoint},?");
         eventually("the panic is reported", || !daemon.lines_with(&line).is_empty());
     };
     expect_panic("comparison");

@@ -58,7 +58,7 @@ fn flushed_routes_are_restored_and_counted() {
         lab.run("victim", "ip", &[family, "route", "flush", "proto", "112"]);
         assert!(within(TIMEOUT, || there().then_some(())).is_some(), "{family}: {}", routes(&lab));
     }
-    daemon.expect_line("adminalert: bans that were missing in the kernel's routes, and are there again: ");
+    daemon.expect_line("adminalert: bans that were missing in the kernel's routes and have been restored: ");
     let counted = || (lab.ask(&["status"])["bans"]["repaired"] == some.len()).then_some(());
     assert!(within(TIMEOUT, counted).is_some(), "{}", lab.ask(&["status"]));
     assert!(daemon.lines_with("unblocked").is_empty(), "{:?}", daemon.lines_with("unblocked"));
@@ -105,7 +105,7 @@ fn lost_hosts_deny_line_is_restored() {
     std::fs::remove_file(lab.path("hosts.deny")).unwrap();
     expect_held(&lab, "hosts-deny", false, &daemon);
     daemon.expect_line(
-        "adminalert: bans that were missing in hosts.deny, and are there again (portsentry unblock lifts one): 1",
+        "adminalert: bans that were missing in hosts.deny and have been restored (portsentry unblock lifts one): 1",
     );
     let counted = || (lab.ask(&["status"])["bans"]["repaired"] == 3).then_some(());
     assert!(within(TIMEOUT, counted).is_some(), "{}", lab.ask(&["status"]));

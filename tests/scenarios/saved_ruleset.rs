@@ -68,7 +68,7 @@ fn reloaded_ruleset_restores_no_lifted_ban() {
 }
 
 #[test]
-fn ruleset_loaded_before_start_is_no_ban() {
+fn ruleset_loaded_before_start_adds_no_ban() {
     let lab = Lab::new(&["kept", "lifted", "innocent", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (kept, lifted, _) = saved(&lab, true);
@@ -113,7 +113,7 @@ fn is_listed(lab: &Lab, address: &str) -> bool {
 }
 
 #[test]
-fn ruleset_merged_before_start_is_no_ban() {
+fn ruleset_merged_before_start_adds_no_ban() {
     let lab = Lab::new(&["kept", "lifted", "innocent", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let armed = || lab.ports("trapped").contains(&901).then_some(());
@@ -133,7 +133,7 @@ fn ruleset_merged_before_start_is_no_ban() {
     expect_ledger_decides(&lab, kept, lifted);
     assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
     daemon.stop();
-    // The ledger has never seen this address, so that it is an operator's, also beside a loaded file.
+    // The ledger has never seen this address, so that it is an operator's, also next to a loaded file.
     lab.run("victim", "nft", &["-f", &file]);
     lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -141,6 +141,44 @@ fn ruleset_merged_before_start_is_no_ban() {
     assert_eq!(lab.ask(&["explain", &lifted.to_string()])["blocked"], serde_json::Value::Null);
     lab.provoke_ban("other");
     daemon.stop();
+}
+
+/// Deletes the ledger of the stopped daemon, as on a host that gets the file of another one.
+fn lose_ledger(lab: &Lab) {
+    std::fs::remove_dir_all(netns_lab::own_state(&lab.path("state"))).unwrap();
+}
+
+#[test]
+fn saved_ruleset_without_ledger_is_no_ban() {
+    for flushes in [true, false] {
+        let lab = Lab::new(&["kept", "lifted", "other"]);
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        let (kept, _, file) = saved(&lab, flushes);
+        daemon.stop();
+        lose_ledger(&lab);
+        // The daemon's own table tells that no file was loaded.
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        daemon.expect_line("bans that were in the kernel's sets at the start and stay: 1");
+        assert_eq!(lab.banned(), [kept]);
+        daemon.stop();
+        lose_ledger(&lab);
+        lab.run("victim", "nft", &["-f", &file]);
+        assert_eq!(lab.banned().len(), 2, "{}", lab.set_text("blocked"));
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        daemon.expect_line("bans, which keep their remaining time: 0, other elements, which were removed: 2");
+        lab.expect_banned(&[]);
+        assert_eq!(lab.operate(&["list", "--json"]).out.matches("subject").count(), 0);
+        // From now on the ledger knows the table.
+        let other = lab.provoke_ban("other");
+        lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
+        assert!(is_listed(&lab, "198.51.100.9"));
+        daemon.stop();
+        lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.10 timeout 1h }"]);
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        assert!(is_listed(&lab, "198.51.100.10"));
+        assert!(lab.banned().contains(&other) && lab.banned().len() == 3);
+        daemon.stop();
+    }
 }
 
 /// The elements of one set, without rules, loaded before the start.
@@ -171,7 +209,7 @@ fn loaded_set_restores_no_lifted_ban() {
     daemon.stop();
 }
 
-/// The trap that a crashed daemon left armed bans for the same time as an earlier ban, which is no sign of a file.
+/// The trap that a crashed daemon left armed bans for the same time as an earlier ban, which is not a sign of a file.
 #[test]
 fn trap_ban_after_crash_stays() {
     let lab = Lab::new(&["scanner"]);

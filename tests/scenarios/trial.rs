@@ -22,7 +22,9 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     assert!(lab.ask(&["status"])["trap"]["ports"].as_u64() > Some(0), "the trap is armed before");
 
     assert!(lab.ask(&["trial", "1d"])["until"].is_string());
-    daemon.expect_line("has started a trial: ");
+    let started = daemon.expect_line("has started a trial: ");
+    let end = started.split_once("until ").and_then(|(_, rest)| rest.split(' ').next()).unwrap();
+    assert_eq!(end.len(), "2026-11-28T06:32:00Z".len(), "the end has no fraction of a second: {started}");
     let status = lab.ask(&["status"]);
     assert_eq!(
         (&status["state"], &status["tcp"]["block"]),
@@ -32,6 +34,9 @@ fn trial_suspends_every_backend_and_keeps_bans() {
     assert!(status["trial_left_s"].as_u64() > Some(86_000), "{status}");
     assert_eq!((&status["trap"]["ports"], &status["trap"]["udp_ports"]), (&0.into(), &0.into()), "{status}");
     assert!(lab.succeed(&["status"]).contains("`portsentry trial --end` resumes blocking"));
+    let refused = lab.operate(&["block", "198.51.100.7"]);
+    let why = "scans are only logged, because a trial is running; `portsentry trial --end` resumes blocking";
+    assert!(refused.code == Some(1) && refused.err.contains(why), "{refused:?}");
     scan_other(&lab);
     lab.expect_would_block(other.into());
     let refused = lab.operate(&["block", "192.0.2.7"]);
@@ -64,14 +69,15 @@ fn bystander(lab: &netns_lab::Lab) -> std::net::Ipv4Addr {
 }
 
 #[test]
-fn trial_goes_on_after_restart_until_ended() {
+fn trial_continues_after_restart_until_ended() {
     let lab = scene();
     let start = || Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
     let daemon = start();
     lab.succeed(&["trial", "1d"]);
     daemon.stop();
     let daemon = start();
-    daemon.expect_line("the trial continues: scans are only logged for 23h");
+    let continues = daemon.expect_line("the trial continues: scans are only logged for 23h ");
+    assert!(continues.contains("m more; "), "two units: {continues}");
     scan(&lab, false);
     lab.expect_would_block(lab.v4("attacker").into());
     assert_eq!(held(&lab, "nft"), "");

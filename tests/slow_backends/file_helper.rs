@@ -71,7 +71,7 @@ fn lines_are_written_by_helper() {
 }
 
 #[test]
-fn change_of_many_messages_is_one() {
+fn change_of_many_messages_is_atomic() {
     let (folder, _, hosts_deny) = setup();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
     assert_eq!(helper.read(1 << 20).unwrap(), None, "the file does not exist");

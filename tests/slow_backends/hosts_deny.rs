@@ -123,7 +123,7 @@ fn file_over_16_mib_is_refused() {
 }
 
 #[test]
-fn leftovers_of_crash_disturb_nothing() {
+fn leftovers_of_crash_are_ignored() {
     let (folder, path) = folder("sshd: x\n");
     let left = folder.path().join("hosts.deny.portsentry-new");
     symlink(&path, &left).unwrap();
@@ -150,7 +150,7 @@ fn unchanged_content_keeps_the_inode() {
 }
 
 #[test]
-fn concurrent_appends_tear_no_line() {
+fn concurrent_appends_keep_lines_whole() {
     let (_folder, path) = folder("");
     let stop = AtomicBool::new(false);
     let hosts_deny = at(&path);

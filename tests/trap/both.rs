@@ -67,7 +67,7 @@ fn first_probe_bans_if_none_is_forgiven() {
 
 /// Published ports as with Docker without its proxy: no socket on the host listens there.
 #[test]
-fn dnat_published_port_is_not_own() {
+fn dnat_published_port_is_not_counted() {
     for (protocol, name) in [(Tcp, "tcp"), (Udp, "udp")] {
         let lab = Lab::new(&["other", "container"]);
         let daemon = protocol.start(&lab, "[detect]\nscan_trigger = 0\n");

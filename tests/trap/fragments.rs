@@ -224,7 +224,7 @@ fn ends(lab: &Lab) -> Ends {
 }
 
 #[test]
-fn kernel_answers_no_hidden_syn() {
+fn hidden_syn_gets_no_answer() {
     let lab = Lab::new(&["other"]);
     let _services = Services::open(&lab, &[80]);
     let (ends, mut wire, mut number) = (ends(&lab), lab.wire("other"), 0);

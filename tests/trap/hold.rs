@@ -330,7 +330,7 @@ fn no_source_is_held_without_blocking() {
         let rules = lab.run("victim", "nft", &["list", "ruleset"]);
         assert!(!rules.contains("held") && !rules.contains("frag-off & 16383"), "{text} {arguments:?}");
         assert!(!lab.succeed(&["status"]).contains("are held"));
-        assert_eq!(lab.ask(&["explain", "192.0.2.7"])["held"], serde_json::Value::Null);
+        assert_eq!(lab.ask(&["explain", "192.0.2.7"])["hold"], serde_json::Value::Null);
         let target = lab.victim_v4("other").into();
         assert_eq!(connect(&lab, "other", target, 901, TIMEOUT), Some(ErrorKind::ConnectionRefused));
         if arguments.len() == 2 {

@@ -1,4 +1,4 @@
-//! Tests datagrams to closed ports, or to ports that look closed to the kernel, that are no evidence of a scan.
+//! Tests datagrams to closed ports, or to ports that look closed to the kernel, that are not evidence of a scan.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -10,7 +10,7 @@ use crate::Protocol::Udp;
 use crate::{BLOCKING, banned_at_last, is_banned};
 
 /// The ports from which this host has sent, as the kernel knows. nft prints them with their times.
-fn asked(lab: &Lab) -> BTreeSet<u16> {
+pub(crate) fn asked(lab: &Lab) -> BTreeSet<u16> {
     let text = lab.set_text("asked");
     let elements = text.split_once("elements = {").map_or("", |(_, elements)| elements);
     let numbers = elements.split([',', '}']).filter_map(|element| element.split_whitespace().next());

@@ -43,7 +43,7 @@ impl Protocol {
         daemon
     }
 
-    /// The ports that the kernel watches.
+    /// The ports that the kernel monitors.
     fn watched(self, lab: &Lab) -> BTreeSet<u16> {
         lab.ports(if self == Self::Tcp { "trapped" } else { "trapped_udp" })
     }

@@ -2,7 +2,7 @@
 //! daemon is stopped meanwhile, so that the kernel decides alone.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use netns_lab::daemon::Daemon;
@@ -10,7 +10,7 @@ use netns_lab::raw::{self, Wire};
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, eventually, within};
 use portsentry::config::Config;
-use portsentry::enforce::nft::RulesetSpec;
+use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST};
 use portsentry::types::{BanTarget, PortSet, Protocol, Timestamp};
 use portsentry::wire::{Delivery, LinkType, Packet, Transport, decode};
 use simulation::chance::Chance;
@@ -30,6 +30,8 @@ const OPEN: [u16; 3] = [22, 80, 443];
 /// The victim as the model's rules see it.
 struct Victim {
     addresses: [IpAddr; 2],
+    /// Ports that destination NAT publishes for IPv4.
+    published: &'static [u16],
 }
 
 impl HostState for Victim {
@@ -37,8 +39,12 @@ impl HostState for Victim {
         matches!(packet.transport, Transport::Tcp { destination_port, .. } if OPEN.contains(&destination_port))
     }
 
-    fn is_published(&self, _: &Packet) -> bool {
-        false
+    fn is_published(&self, packet: &Packet) -> bool {
+        let (Transport::Tcp { destination_port, .. } | Transport::Udp { destination_port, .. }) = packet.transport
+        else {
+            return false;
+        };
+        packet.source.is_ipv4() && self.published.contains(&destination_port)
     }
 
     fn is_local(&self, address: IpAddr) -> bool {
@@ -64,7 +70,13 @@ impl<'a> Pair<'a> {
         }
         model.allow(config.allow.networks.clone());
         let addresses = [lab.victim_v4("other").into(), lab.victim_v6("other").into()];
-        Self { lab, wire: lab.wire("other"), victim: Victim { addresses }, model, began: Instant::now() }
+        Self {
+            lab,
+            wire: lab.wire("other"),
+            victim: Victim { addresses, published: &[] },
+            model,
+            began: Instant::now(),
+        }
     }
 
     fn now(&self) -> Timestamp {
@@ -99,6 +111,18 @@ impl<'a> Pair<'a> {
         self.send(&raw::udp(source, target, (40_404, port)))
     }
 
+    /// Sends a datagram of the victim to `peer` from a socket that is closed at once.
+    fn ask(&mut self, peer: IpAddr, own: u16) {
+        let source = self.target(peer);
+        let now = self.now();
+        self.lab.inside("victim", || {
+            let socket = UdpSocket::bind((source, own)).unwrap();
+            assert_eq!(socket.send_to(b"question", (peer, 53)).unwrap(), 8);
+        });
+        let decoded = decode(LinkType::Raw, &raw::udp(source, peer, (own, 53))).unwrap();
+        self.model.output(now, &Packet { delivery: Delivery::Outgoing, ..decoded });
+    }
+
     fn target(&self, source: IpAddr) -> IpAddr {
         self.victim.addresses[usize::from(source.is_ipv6())]
     }
@@ -121,6 +145,8 @@ impl<'a> Pair<'a> {
                 assert_eq!(elements(self.lab, &name), model, "{name}: the kernel, then the model");
             }
         }
+        let asked: BTreeSet<u16> = self.model.asked(self.now()).into_iter().collect();
+        assert_eq!(crate::innocents::asked(self.lab), asked, "asked: the kernel, then the model");
     }
 }
 
@@ -139,9 +165,13 @@ fn elements(lab: &Lab, name: &str) -> BTreeSet<(IpAddr, Option<u16>)> {
     list.filter(|text| !text.is_empty()).map(element).collect()
 }
 
-/// Lets the daemon create the table, runs `work` while the daemon is stopped, and compares the sets.
 fn side_by_side(configuration: &str, work: impl FnOnce(&mut Pair<'_>)) {
-    let lab = Lab::new(&["other"]);
+    side_by_side_with(&[], configuration, work);
+}
+
+/// Lets the daemon create the table, runs `work` while the daemon is stopped, and compares the sets.
+fn side_by_side_with(hosts: &[&str], configuration: &str, work: impl FnOnce(&mut Pair<'_>)) {
+    let lab = Lab::new(&[&["other"], hosts].concat());
     // The rules require a route to the source (`fib saddr type unicast`); the model's host has one to every source.
     lab.victim_ip("route add fd77:0:1::/48 dev other");
     let _services = Services::open(&lab, &OPEN);
@@ -156,12 +186,123 @@ fn side_by_side(configuration: &str, work: impl FnOnce(&mut Pair<'_>)) {
     daemon.kill();
 }
 
+/// The lab's own host, which can receive a question.
+fn server(lab: &Lab, v6: bool) -> IpAddr {
+    if v6 { lab.v6("other").into() } else { lab.v4("other").into() }
+}
+
+#[test]
+fn model_agrees_on_answers_to_questions() {
+    side_by_side(BLOCKING, |pair| {
+        let mut chance = Chance::new(6, "answers", 0);
+        let mut asked = Vec::new();
+        for round in 0..120_u16 {
+            if round % 10 == 0 {
+                let own = 601 + round;
+                pair.ask(server(pair.lab, chance.is(0.5)), own);
+                asked.push(own);
+            }
+            // Answers, and probes of other ports by the same sources. An answer may come from any source.
+            let port =
+                if chance.is(0.7) { chance.pick(&asked) } else { 300 + u16::try_from(chance.below(200)).unwrap() };
+            let source = source(&mut chance);
+            pair.udp(source, port);
+        }
+        assert_eq!(asked.len(), 12);
+        let counted = pair.model.set(pair.now(), "touched_udp");
+        assert!(
+            !counted.is_empty() && counted.iter().all(|(_, port)| port.is_some_and(|port| port < 600)),
+            "{counted:?}"
+        );
+    });
+}
+
+#[test]
+fn model_agrees_behind_destination_nat() {
+    const PUBLISHED: [u16; 3] = [905, 906, 8_088];
+    side_by_side_with(&["container"], BLOCKING, |pair| {
+        let (target, container) = (pair.lab.victim_v4("other"), pair.lab.v4("container"));
+        pair.lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        let rule = |protocol| format!("ip daddr {target} {protocol} dport {{ 905, 906, 8088 }} dnat to {container};");
+        let rules = format!(
+            "table ip publish {{ chain before {{ type nat hook prerouting priority dstnat; {} {} }}; }}",
+            rule("tcp"),
+            rule("udp")
+        );
+        pair.lab.run("victim", "nft", &[&rules]);
+        pair.victim.published = &PUBLISHED;
+        let mut chance = Chance::new(7, "published", 0);
+        for _ in 0..300 {
+            let source = source(&mut chance);
+            let port = match chance.below(3) {
+                0 => chance.pick(&PUBLISHED),
+                1 => chance.pick(&[901, 902, 903, 904]),
+                _ => chance.pick(&OPEN),
+            };
+            if chance.is(0.3) {
+                pair.udp(source, port);
+            } else {
+                let flags = if chance.is(0.7) { raw::SYN } else { chance.pick(&ILLEGAL) };
+                pair.tcp(source, port, flags);
+            }
+        }
+        let touched = pair.model.set(pair.now(), "touched");
+        assert!(touched.iter().all(|(_, port)| port.is_none_or(|port| !PUBLISHED.contains(&port))), "{touched:?}");
+    });
+}
+
+#[test]
+fn model_agrees_where_caught_is_full() {
+    // Ten bans at once and ten a second, so that the set and not the ceiling stops the trap.
+    side_by_side("[block]\nmax_new_bans_per_minute = 600\n", |pair| {
+        for v6 in [false, true] {
+            let source = |number: u16| match v6 {
+                false => IpAddr::from(Ipv4Addr::new(10, 77, 1, 100 + u8::try_from(number).unwrap())),
+                true => Ipv6Addr::new(0xfd77, 0, 1, number, 0, 0, 0, 9).into(),
+            };
+            let mut trapped = 0;
+            for number in 0..14 {
+                for port in [901, 902, 903] {
+                    trapped += u32::from(pair.tcp(source(number), port, raw::SYN) == Passage::Trapped);
+                }
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            assert_eq!(trapped, TRAP_BURST, "the model: the set has room for ten");
+        }
+    });
+}
+
+#[test]
+fn model_agrees_where_touched_is_full() {
+    const SIZE: u16 = 32_768;
+    side_by_side(BLOCKING, |pair| {
+        let source = |number| IpAddr::from(Ipv6Addr::new(0xfd77, 0, 1, number, 0, 0, 0, 9));
+        for number in 0..SIZE {
+            pair.udp(source(number), 901);
+        }
+        eventually("the set is full", || elements(pair.lab, "touched_udp6").len() == usize::from(SIZE));
+        for number in SIZE..SIZE + 5 {
+            for port in [902, 903, 904] {
+                assert_eq!(
+                    pair.udp(source(number), port),
+                    Passage::Passed,
+                    "the model: a source that cannot be counted"
+                );
+            }
+        }
+        // A source of which a port is known cannot be counted further either.
+        for port in [902, 903, 904] {
+            assert_eq!(pair.udp(source(1), port), Passage::Passed);
+        }
+    });
+}
+
 fn source(chance: &mut Chance) -> IpAddr {
     let number = u8::try_from(chance.below(12)).unwrap();
     if chance.is(0.6) {
         Ipv4Addr::new(10, 77, 1, 100 + number).into()
     } else {
-        // Several addresses share a /64. None is the first address of a route, which the kernel treats as anycast.
+        // Several addresses share a /64.
         Ipv6Addr::new(0xfd77, 0, 1, u16::from(number / 3), 0, 0, 0, u16::from(number) + 1).into()
     }
 }
@@ -217,7 +358,7 @@ fn model_agrees_after_window_has_passed() {
             }
             let gone = || pair.lab.set("suspects").is_empty().then_some(());
             assert!(within(TIMEOUT, gone).is_some(), "the kernel forgets after two seconds");
-            // The kernel's clock has ticks of some milliseconds.
+            // The kernel's clock has ticks of a few milliseconds.
             let gone = || pair.model.set(pair.now(), "suspects").is_empty().then_some(());
             assert!(within(TIMEOUT, gone).is_some(), "the model forgets too");
         }
@@ -268,7 +409,7 @@ fn model_agrees_on_limit_of_holds() {
                 assert_eq!(pair.tcp(source, port, 0), Passage::Illegal);
                 // A repeated probe does not extend the hold, and an open port is unreachable as well.
                 for next in [port, OPEN[0]] {
-                    held += u64::from(pair.tcp(source, next, raw::SYN) == Passage::KernelState);
+                    held += u64::from(pair.tcp(source, next, raw::SYN) == Passage::Held);
                 }
             }
             std::thread::sleep(Duration::from_millis(350));

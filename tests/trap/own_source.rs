@@ -20,8 +20,8 @@ fn nft(lab: &Lab, host: &str, command: &str) {
 /// Frames that the chain has dropped.
 fn dropped(lab: &Lab) -> u64 {
     let text = lab.run("victim", "nft", &["list chain inet portsentry own_source"]);
-    let (_, counted) = text.split_once("counter packets ").expect("the chain counts");
-    counted.split(' ').next().and_then(|number| number.parse().ok()).expect("a number")
+    let counts = text.split("counter packets ").skip(1).filter_map(|counted| counted.split(' ').next());
+    counts.map(|number| number.parse::<u64>().expect("a number")).sum()
 }
 
 /// True if the set holds this interface. nft prints the number in the wrong byte order.
@@ -91,9 +91,36 @@ fn own_source_frames_are_dropped_and_reported() {
     assert!(!guards_any(&lab), "no interface is guarded after the program has stopped");
 }
 
+/// Without a reverse-path filter the kernel takes these and answers them to the whole link, so a neighbour could scan with them.
+#[test]
+fn frames_from_broadcast_address_are_dropped() {
+    let lab = Lab::new(&["other"]);
+    for interface in ["all", "other"] {
+        lab.run("victim", "sysctl", &["-qw", &format!("net.ipv4.conf.{interface}.rp_filter=0")]);
+    }
+    let receiver = receiver(&lab);
+    let own = lab.victim_v4("other");
+    let [first, second, third, _] = own.octets();
+    let broadcast = Ipv4Addr::new(first, second, third, 255);
+    let mut wire = lab.wire("other");
+    let forged = raw::udp(broadcast.into(), own.into(), (9, PORT));
+    wire.send(&forged);
+    assert!(receives(&receiver), "without the program the kernel accepts such a packet");
+
+    let daemon = Tcp.start(&lab, "");
+    wait_until_guarded(&lab, "other");
+    wire.send(&forged);
+    (1..=4).for_each(|port| wire.send(&raw::tcp(broadcast.into(), own.into(), port, raw::SYN)));
+    assert!(!receives(&receiver));
+    eventually("each packet is counted", || dropped(&lab) == 5);
+    wire.send(&raw::udp(lab.v4("other").into(), own.into(), (9, PORT)));
+    assert!(receives(&receiver), "packets of a neighbour pass");
+    daemon.stop();
+}
+
 /// A trial blocks nothing, and the guard covers only the configured `interfaces`.
 #[test]
-fn guard_covers_watched_interfaces_outside_trial() {
+fn guard_covers_monitored_interfaces_outside_trial() {
     let lab = Lab::new(&["other", "left"]);
     let daemon = Daemon::start_configured(&lab, "interfaces = [\"other\"]\n", &["--expire", "24h"]);
     wait_until_guarded(&lab, "other");
@@ -110,7 +137,7 @@ fn guard_covers_watched_interfaces_outside_trial() {
 }
 
 #[test]
-fn own_multicast_and_broadcast_come_back() {
+fn own_multicast_and_broadcast_pass_guard() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     wait_until_guarded(&lab, "other");

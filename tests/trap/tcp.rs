@@ -204,7 +204,7 @@ fn unexplained_trap_ban_is_shortened() {
     daemon.stop();
 }
 
-/// Without a wire the kernel may be told to take segments with any checksum, so that a wrong one is no excuse.
+/// Without a wire the kernel may be told to take segments with any checksum, so that a wrong one is not an excuse.
 #[test]
 fn wrong_checksums_on_veth_excuse_nothing() {
     let lab = Lab::new(&["other"]);
@@ -284,8 +284,8 @@ fn lifted_ban_needs_new_evidence() {
     daemon.stop();
 }
 
-/// Later fragments have no header, and a broadcast frame is no connection to one host. With TCP both are always forged,
-/// and the sensor ignores them.
+/// Later fragments have no header, and a broadcast frame is not a connection to one host. With TCP both are always
+/// forged, and the sensor ignores them.
 #[test]
 fn later_fragments_and_broadcasts_are_not_counted() {
     let lab = Lab::new(&["other"]);

@@ -153,7 +153,7 @@ fn datagrams_in_group_frames_are_counted() {
 
 /// The sysctl has the kernel drop them after the trap has counted them.
 #[test]
-fn filtered_group_frames_ban_nobody() {
+fn filtered_group_frames_cause_no_ban() {
     let lab = Lab::new(&["other"]);
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.conf.other.drop_unicast_in_l2_multicast=1"]);
     let daemon = Udp.start(&lab, "");
@@ -169,7 +169,7 @@ fn filtered_group_frames_ban_nobody() {
 
 /// A router has the first address of each of its IPv6 networks (RFC 4291), and takes datagrams there, but no TCP.
 #[test]
-fn anycast_address_of_router_is_watched() {
+fn anycast_address_of_router_is_monitored() {
     let lab = Lab::new(&["first", "second"]);
     lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"]);
     let socket = lab.inside("victim", || UdpSocket::bind("[::]:700").unwrap());

@@ -89,7 +89,7 @@ impl Handshakes {
 }
 
 const NETSTAT: &str = "/proc/self/net/netstat";
-/// The file has some 5 kB. The counters are in the first two lines, which one read returns.
+/// The file has about 5 kB. The counters are in the first two lines, which one read returns.
 const MAX_LEN: usize = 16 << 10;
 /// Much longer than the kernel takes from counting a cookie to queueing its connection.
 const BETWEEN: Duration = Duration::from_secs(1);

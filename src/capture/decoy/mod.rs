@@ -269,6 +269,7 @@ impl Decoy {
         let (peer, local) = (peer?, local?);
         Some(Observation {
             interface,
+            bridge_port: 0,
             source: peer.ip(),
             source_port: peer.port(),
             destination: local.ip(),

@@ -40,7 +40,6 @@ impl DecoyPorts {
         Self { tcp: ports(&config.tcp), udp: ports(&config.udp), shared: None }
     }
 
-    /// True if `port` of `protocol` is a decoy port.
     #[must_use]
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
         match protocol {

@@ -25,7 +25,6 @@ pub struct Frame<'a> {
     pub time: Duration,
     /// The link type, as a LINKTYPE number.
     pub link: i32,
-    /// The captured bytes.
     pub bytes: &'a [u8],
     /// Offset of the end of this frame in the file.
     pub end: u64,
@@ -77,7 +76,6 @@ pub enum FileError {
     Read { offset: u64, error: io::Error },
 }
 
-/// Reads a capture.
 pub struct Reader<R> {
     input: Input<R>,
     format: Format,

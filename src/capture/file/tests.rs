@@ -169,7 +169,7 @@ fn obsolete_packets_are_read() {
 }
 
 #[test]
-fn time_beyond_calendar_is_latest() {
+fn time_beyond_calendar_is_clamped() {
     for exponent in [0, 38, 0x7f, 0x80, 0xff] {
         let mut file = Bytes(Vec::new(), LITTLE);
         file.section().interface(1, 0, &[(9, &[exponent]), (14, &i64::MAX.to_le_bytes())]).enhanced(0, u64::MAX, b"x");
@@ -215,7 +215,7 @@ fn truncated_file_names_its_end() {
 }
 
 #[test]
-fn any_byte_may_be_wrong() {
+fn wrong_byte_causes_no_panic() {
     for file in samples() {
         for place in 0..file.len() {
             for value in [0, 1, 0x7f, 0x80, 0xff] {
@@ -268,7 +268,7 @@ fn false_length_allocates_no_more_memory() {
 }
 
 #[test]
-fn fifo_without_writer_is_refused_at_once() {
+fn fifo_without_writer_is_refused_immediately() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());

@@ -13,7 +13,7 @@ use crate::enforce::nft::{BlockError, Nft, Remaining};
 use crate::ledger::{Entry, Found, LedgerError, Reader};
 use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
 
-/// Maximum number of bans for which the kernel's sets are read, which takes some seconds. The time grows with the
+/// Maximum number of bans for which the kernel's sets are read, which takes a few seconds. The time grows with the
 /// square.
 const MAX_DUMPED: usize = 200_000;
 
@@ -26,6 +26,8 @@ pub enum ListError {
     /// Neither the ledger nor the kernel can be read.
     #[error("{ledger}; and {kernel}")]
     Nothing { ledger: Box<LedgerError>, kernel: String },
+    #[error("only root can read the ledger and the kernel's sets; run this with sudo")]
+    Forbidden,
     /// The requested data is only in the ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -163,6 +165,7 @@ fn join(
     let mut notes = Vec::new();
     let remembered = match (remembered, &elements) {
         (Ok(found), _) => found,
+        (Err(LedgerError::Forbidden(_)), Err(KernelError::Forbidden)) => return Err(ListError::Forbidden),
         (Err(ledger), Err(kernel)) => {
             return Err(ListError::Nothing { ledger: Box::new(ledger), kernel: kernel.to_string() });
         }
@@ -205,7 +208,7 @@ fn join(
             ban.kernel = left.map_or(KernelState::Absent, KernelState::Blocked);
         }
     }
-    // Neither of them has the ban any more.
+    // Neither of them has the ban now.
     bans.retain(|ban| ban.kernel != KernelState::Absent || ban.remembered.is_some());
     Ok(Bans { bans, kernel: asked, notes })
 }
@@ -213,6 +216,8 @@ fn join(
 /// The reason why the kernel's sets cannot be queried.
 #[derive(Clone, Debug, thiserror::Error)]
 enum KernelError {
+    #[error("only root can read the kernel's sets; run this with sudo")]
+    Forbidden,
     #[error("the kernel has no table inet portsentry, so nftables blocks no source now")]
     NoTable,
     #[error("{0}")]
@@ -231,10 +236,21 @@ impl Kernel {
         let nft = self.0.as_mut().map_err(|error| error.clone())?;
         question(nft).map_err(|error| match error {
             BlockError::Gone => KernelError::NoTable,
-            BlockError::Socket(error) if error.errno() == Some(Errno::PERM) => {
-                KernelError::Other("only root can read the kernel's sets; run this with sudo".to_owned())
-            }
+            BlockError::Socket(error) if error.errno() == Some(Errno::PERM) => KernelError::Forbidden,
             other => KernelError::Other(other.to_string()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_without_access_reads_one_remedy() {
+        let refused = LedgerError::Forbidden("/var/lib/portsentry/ledger.sqlite".into());
+        let mut kernel = Kernel(Err(KernelError::Forbidden));
+        let error = join(Err(refused), Err(KernelError::Forbidden), &mut kernel).unwrap_err().to_string();
+        assert_eq!(error.matches("run this with sudo").count(), 1, "one sentence for one remedy: {error}");
     }
 }

@@ -64,7 +64,8 @@ pub struct ListOptions {
 /// Note for a host without a running daemon.
 pub const NOT_RUNNING: &str = "portsentry is not running: these are the bans in the kernel, which stay until they \
                                expire, and in the ledger. `systemctl start portsentry` starts it; `nft delete element \
-                               inet portsentry blocked { ADDRESS }` lifts a ban (blocked6 for IPv6)";
+                               inet portsentry blocked { ADDRESS }` lifts a ban (blocked6 for IPv6); if the kernel \
+                               then has no ban left, the next start restores those in the ledger";
 
 impl ListOptions {
     /// The directory of the ledger; adds a note if no daemon runs.

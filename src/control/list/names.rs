@@ -47,7 +47,7 @@ fn look_up_with(
     let names = named.collect();
     if missing > 0 {
         let limit = humantime::format_duration(limit);
-        notes.push(format!("addresses without an answer of a name server within {limit}: {missing}"));
+        notes.push(format!("addresses for which no name server answered within {limit}: {missing}"));
     }
     names
 }
@@ -100,7 +100,7 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_secs(5));
         assert_eq!(names.len(), 63, "{notes:?}");
         assert_eq!(names.get(&IpAddr::from([192, 0, 2, 9])).map(String::as_str), Some("host-192.0.2.9.example"));
-        assert_eq!(notes, ["addresses without an answer of a name server within 700ms: 1"]);
+        assert_eq!(notes, ["addresses for which no name server answered within 700ms: 1"]);
     }
 
     #[test]

@@ -135,11 +135,13 @@ fn ports(ban: &BanRecord) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
-/// "tcp/23,8080 udp/53".
+/// "tcp/23,8080 udp/53", sorted.
 pub(crate) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> String {
+    let mut sorted: Vec<_> = ports.collect();
+    sorted.sort_unstable();
     let mut text = String::new();
     let mut last = None;
-    for (protocol, port) in ports {
+    for (protocol, port) in sorted {
         let _ = match last {
             Some(last) if last == protocol => write!(text, ",{port}"),
             None => write!(text, "{protocol}/{port}"),
@@ -278,7 +280,7 @@ mod tests {
             }
         }
         let wide = text(&bans, Some(&names), 200, now());
-        assert!(wide.contains("far-away.example.org") && wide.contains("tcp/23,8080,5900 udp/53"), "{wide}");
+        assert!(wide.contains("far-away.example.org") && wide.contains("tcp/23,5900,8080 udp/53"), "{wide}");
         assert!(wide.contains("syn      forgeable  tcp/23"), "{wide}");
     }
 

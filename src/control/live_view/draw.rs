@@ -53,7 +53,6 @@ pub(super) struct Look {
     pub(super) unicode: bool,
 }
 
-/// Draws `view`.
 pub(super) fn draw(frame: &mut Frame<'_>, view: &View, Look { colours, unicode }: Look) {
     let area = frame.area();
     if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {
@@ -253,7 +252,7 @@ fn events(frame: &mut Frame<'_>, area: Rect, view: &View) {
     frame.render_widget(Table::new(rows, widths).block(block), area);
 }
 
-/// Ports, sources and the last minute, in a column beside the lists.
+/// Ports, sources and the last minute, in a column next to the lists.
 fn side_panels(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let rows = if area.height >= 14 { 3 } else { 0 };
     let areas = Layout::vertical([Constraint::Fill(1), Constraint::Fill(1), Constraint::Length(rows)]);

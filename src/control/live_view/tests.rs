@@ -69,7 +69,7 @@ const INTERRUPT: KeyEvent = KeyEvent::new(Key::Char('c'), KeyModifiers::CONTROL)
 fn block(second: u64, source: &str, port: u16, expires: &str) -> Message {
     let ports = json!([{"proto": "tcp", "port": port, "class": "syn"}, {"proto": "tcp", "port": 23, "class": "syn"}]);
     let rest =
-        json!({"ports": ports, "reason": "3 distinct closed ports were touched", "expires": expires, "method": "nft"});
+        json!({"ports": ports, "reason": "3 distinct closed ports were probed", "expires": expires, "method": "nft"});
     event(second, "block", source, port, rest)
 }
 
@@ -93,7 +93,7 @@ fn scene() -> View {
     view.absorb(event(9, "probe", "2001:db8:1234:5678::1", 3389, json!({"distinct_ports": 2})));
     view.absorb(block(10, "192.0.2.200", 8080, "2026-11-22T06:32:23.000000Z"));
     view.absorb(received(
-        json!({"event": "note", "time": "2026-11-21T06:32:24.000000Z", "reason": "the table was gone"}),
+        json!({"event": "note", "time": "2026-11-21T06:32:24.000000Z", "reason": "the table was missing"}),
     ));
     view
 }
@@ -115,7 +115,7 @@ fn press(view: &mut View, keys: &[Key]) {
     keys.iter().for_each(|key| drop(view.press(*key)));
 }
 
-/// Compares with a file beside this one; `SCREENS=write` in the environment rewrites the file for review.
+/// Compares with a file next to this one; `SCREENS=write` in the environment rewrites the file for review.
 fn assert_matches_file(name: &str, painted: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control/live_view/screens").join(name);
     if std::env::var("SCREENS").is_ok_and(|value| value == "write") {
@@ -278,7 +278,7 @@ fn keys_act_only_after_confirmation() {
 }
 
 #[test]
-fn letter_with_modifier_is_no_command() {
+fn letter_with_modifier_is_ignored() {
     let mut view = scene();
     view.press(Key::Down);
     for modifiers in [KeyModifiers::ALT, KeyModifiers::CONTROL] {
@@ -290,7 +290,7 @@ fn letter_with_modifier_is_no_command() {
 }
 
 #[test]
-fn letter_in_filter_is_no_command() {
+fn letter_in_filter_is_text() {
     let mut view = scene();
     view.press(Key::Char('/'));
     for c in "quNULL".chars() {
@@ -363,7 +363,7 @@ fn rates_restart_with_daemon() {
 }
 
 #[test]
-fn attacker_text_reaches_no_terminal() {
+fn attacker_text_is_escaped_for_terminal() {
     let mut view = View::new(now());
     let evil = "\u{1b}[2J\u{7}\u{202e}\u{9b}31mred\n";
     view.absorb(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil, "time": evil})));

@@ -10,7 +10,6 @@ const MAX_KINDS: usize = 4_096;
 pub(super) struct TopCounts(HashMap<String, u64>);
 
 impl TopCounts {
-    /// Counts one.
     pub(super) fn add(&mut self, kind: &str) {
         if let Some(count) = self.0.get_mut(kind) {
             *count += 1;
@@ -50,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn flood_of_kinds_keeps_frequent_ones() {
+    fn flood_of_kinds_keeps_frequent_kinds() {
         let mut counts = TopCounts::default();
         (0..100).for_each(|_| counts.add("23"));
         for kind in 0..100_000 {

@@ -81,7 +81,7 @@ impl Known {
                 true => "it exempts no address".to_owned(),
                 false => format!("its last addresses stay exempt for {}", humantime::format_duration(GRACE)),
             };
-            text = format!("{name} on the allow-list resolves to no address that another host can have; {so}");
+            text = format!("{name} on the allow-list resolves to no usable address; {so}");
         }
         (!fresh.is_empty() || crowded, (!text.is_empty()).then_some(EventKind::Note(text)))
     }
@@ -242,9 +242,7 @@ mod tests {
             "::ffff:255.255.255.255",
         ]);
         let (changed, message) = known.learn(NAME, now, &hostile);
-        let expected = format!(
-            "{NAME} on the allow-list resolves to no address that another host can have; it exempts no address"
-        );
+        let expected = format!("{NAME} on the allow-list resolves to no usable address; it exempts no address");
         assert_eq!((changed, text(message)), (false, expected));
         assert!(known.learn(NAME, now, &hostile).1.is_none(), "said once");
         assert!(held(&known).is_empty());
@@ -254,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_answer_replaces_older_one() {
+    fn invalid_answer_replaces_older_answer() {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
         let (_, message) = known.learn(NAME, now, &answer(&["0.0.0.0"]));

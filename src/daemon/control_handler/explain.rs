@@ -41,7 +41,7 @@ impl ControlHandler<'_> {
             if let Some((length, window)) = trap.and_then(|trap| Some((trap.hold?, trap.window))) {
                 let target = known.target;
                 let hold = tokio::task::spawn_blocking(move || Nft::open().ok()?.hold(target).ok()).await;
-                info.held = Some(HoldInfo::new(hold.ok().flatten().unwrap_or_default(), length, window));
+                info.hold = Some(HoldInfo::new(hold.ok().flatten().unwrap_or_default(), length, window));
             }
             Ok(Answer::Explained(Box::new(info)))
         })

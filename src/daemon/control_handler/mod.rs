@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
 
+use humantime::format_rfc3339_seconds;
 use ipnet::IpNet;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
@@ -24,7 +25,7 @@ use super::protection::protected;
 use super::sensor_handle::SensorHandle;
 use super::trial::{MAX_TRIAL, Trial};
 use super::unban;
-use crate::config::{parse_expiry, parse_network, parse_on_any_link, parse_span};
+use crate::config::{parse_expiry, parse_network, parse_span};
 use crate::control::options::parse_target;
 use crate::control::protocol::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
@@ -154,12 +155,12 @@ impl ControlHandler<'_> {
         self.sensor.send_waiting(SensorCommand::StartTrial).await;
         let until = SystemTime::now() + span;
         self.sink.ban_recorder.decide(Change::Trial { until: Some(until) });
-        let until = rfc3339(until);
         self.sink.emit(EventKind::Note(format!(
-            "{by} has started a trial: until {until} scans are only logged. Bans in force stay; `portsentry trial \
-             --end` resumes blocking"
+            "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
+             --end` resumes blocking",
+            format_rfc3339_seconds(until)
         )));
-        Ok(Answer::Trial(TrialState { until: Some(until) }))
+        Ok(Answer::Trial(TrialState { until: Some(rfc3339(until)) }))
     }
 
     /// Ends a log-only trial.
@@ -167,7 +168,7 @@ impl ControlHandler<'_> {
         *self.trial = Trial::None;
         let settings = Settings::from_config(&self.config.config);
         self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
-        // A pending `--confirm` has no meaning any more.
+        // A pending `--confirm` no longer has a meaning.
         if std::mem::take(&mut self.config.on_trial) && self.hold().is_some() {
             self.sensor.send(SensorCommand::Ruleset(Box::new(self.config.ruleset())));
         }
@@ -176,7 +177,7 @@ impl ControlHandler<'_> {
     }
 
     pub(super) async fn handle_request(&mut self, IncomingRequest { request, peer, reply }: IncomingRequest) {
-        let pending = self.start(request, author(peer)).await;
+        let pending = self.start(request, author(peer, self.sandbox)).await;
         tokio::spawn(async move {
             let result = match pending {
                 Ok(pending) => pending.await,
@@ -245,10 +246,14 @@ impl ControlHandler<'_> {
             )));
         }
         if !self.enforces() {
-            return Err(refused(
-                "refused to block: the daemon only logs, because of --log-only, block = false, `portsentry trial`, \
-                 or an unconfirmed --confirm",
-            ));
+            let why = match self.trial {
+                _ if !self.config.config.blocks() => {
+                    "of block = false under [tcp] and [udp], or of --log-only; `portsentry check` shows the configuration"
+                }
+                Trial::LogOnly(_) => "a trial is running; `portsentry trial --end` resumes blocking",
+                _ => "--confirm was not confirmed in time; restart portsentry to block again",
+            };
+            return Err(refused(format!("refused to block: scans are only logged, because {why}")));
         }
         let Some((network, protection)) = protected(&self.host_state.host(), asked) else {
             return Ok((target, expiry));
@@ -335,7 +340,7 @@ impl ControlHandler<'_> {
             Some(Expiry::After(span)) => Some(span),
             Some(Expiry::Never) | None => None,
         };
-        let network = parse_on_any_link(target).map_err(usage)?;
+        let network = parse_network(target).map_err(usage)?;
         let allowed = plain(network);
         if !force && is_too_wide(network) {
             return Err(refused(format!(
@@ -351,17 +356,18 @@ impl ControlHandler<'_> {
         for command in commands {
             self.sensor.send_waiting(command).await;
         }
-        let until = allowance.until.map(rfc3339);
-        let how_long = until.as_ref().map_or("until this is revoked".to_owned(), |until| format!("until {until}"));
+        let until = allowance.until;
+        let how_long = until
+            .map_or("until this is revoked".to_owned(), |until| format!("until {}", format_rfc3339_seconds(until)));
         let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
         self.sink.emit(EventKind::Note(format!("{} has allowed {allowed} {how_long}{lifts}", allowance.by)));
         self.sink.ban_recorder.decide(Change::Allowed(allowance));
         let bans = bans.iter().map(ToString::to_string).collect();
-        Ok(Answer::Allowed(Allowed { allowed, until, lifted, bans }))
+        Ok(Answer::Allowed(Allowed { allowed, until: until.map(rfc3339), lifted, bans }))
     }
 
     async fn disallow(&mut self, by: &str, target: &str) -> Reply {
-        let network = parse_on_any_link(target).map_err(usage)?;
+        let network = parse_network(target).map_err(usage)?;
         let disallowed = plain(network);
         let revoked = self.host_state.disallow(network).await.map_err(failed)?;
         let still = self.host_state.host().allow.covers(network).map(|why| why.to_string());
@@ -370,7 +376,7 @@ impl ControlHandler<'_> {
             let around = self.host_state.allowed().into_iter().find(contains);
             return Err(refused(match (around, still) {
                 (Some(AllowedEntry { network, since: Some(_), .. }), _) => {
-                    format!("{disallowed} is allowed with all of {network}; run `portsentry disallow {network}`")
+                    format!("{disallowed} is allowed as part of {network}; run `portsentry disallow {network}`")
                 }
                 (Some(AllowedEntry { network, by, .. }), _) => {
                     format!("{disallowed} is allowed by {by} ({network}); remove it there and run `portsentry reload`")
@@ -404,8 +410,12 @@ fn is_too_wide(network: IpNet) -> bool {
 }
 
 /// The operator's name for the log and the ledger.
-fn author(peer: UCred) -> String {
-    let user = if peer.uid() == 0 { "root".to_owned() } else { format!("user {}", peer.uid()) };
+fn author(peer: UCred, sandbox: &Sandbox) -> String {
+    let user = match (peer.uid(), &sandbox.user) {
+        (0, _) => "root".to_owned(),
+        (own, Some(name)) if own == sandbox.uid => name.clone(),
+        (other, _) => format!("user {other}"),
+    };
     match peer.pid() {
         // `None` if the process is in a PID namespace that is not visible from here.
         Some(process) => format!("{user} (portsentry, process {process})"),
@@ -431,6 +441,12 @@ fn not_blocked(target: BanTarget, wider: Option<BanTarget>) -> String {
             "refused: {target} is blocked by the ban of {wider}; unblock that network, or exempt only {target} with \
              `portsentry allow {target}`"
         ),
-        None => format!("refused: {target} is not blocked"),
+        None => {
+            let network = match target {
+                BanTarget::Prefix(_) => format!(" {target}"),
+                _ => String::new(),
+            };
+            format!("refused: {target} is not blocked; `portsentry list{network}` shows the bans")
+        }
     }
 }

@@ -30,7 +30,7 @@ impl ControlHandler<'_> {
         let since = self.uptime.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let snapshot = Snapshot {
             started: since.as_secs_f64(),
-            capacity: self.uses_nft().then(|| self.config.config.block.nft.size.into()),
+            capacity: self.config.uses_nft.then(|| self.config.config.block.nft.size.into()),
             events_lost: self.sink.lost,
             allowed: self.host_state.host().allow.prefixes().count() as u64,
             fleet: self.ask_fleet(|fleet, surroundings| fleet.status(surroundings)).map(|fleet| FleetSnapshot {
@@ -50,10 +50,6 @@ impl ControlHandler<'_> {
                 let _ = place.send(metrics::text(&metrics, snapshot));
             }
         });
-    }
-
-    fn uses_nft(&self) -> bool {
-        self.config.config.block.method.contains(&Backend::Nft) && self.config.config.blocks()
     }
 
     pub(super) fn status(&mut self) -> impl Future<Output = Reply> + use<> {
@@ -119,7 +115,7 @@ impl ControlHandler<'_> {
             last_event: self.sink.last_event.as_ref().map(Into::into),
         };
         let counted = self.sensor.ask(|answer| SensorRequest::Count { answer });
-        let uses_nft = self.uses_nft();
+        let uses_nft = self.config.uses_nft;
         async move {
             status.bans.intended = of_sensor(counted).await?;
             if uses_nft && status.bans.intended <= MAX_COUNTED {
@@ -135,7 +131,8 @@ impl From<&ServiceState> for RememberedService {
     fn from(state: &ServiceState) -> Self {
         let Service { protocol, port, address } = state.service;
         Self {
-            port: format!("{port}/{}", protocol.key()),
+            proto: protocol.key().to_owned(),
+            port,
             address: address.to_string(),
             served: state.is_served,
             last_served: rfc3339(state.served),

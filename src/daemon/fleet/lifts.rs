@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn fleet_lifts_displace_none_of_operators() {
+    fn fleet_lifts_keep_operator_lifts() {
         let mut lifts = Lifts::default();
         lifts.insert(at(0), target(7), LiftedBy::Host);
         (10..100_000).for_each(|number| lifts.insert(at(1), target(number), LiftedBy::Fleet));

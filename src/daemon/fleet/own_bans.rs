@@ -101,7 +101,6 @@ impl OwnBans {
         }
     }
 
-    /// Records that the ban of `target` was lifted.
     pub(super) fn lift(&mut self, target: BanTarget) -> Option<OwnBanEvent> {
         self.0.remove(&target).map(|_| OwnBanEvent::Lift { target: target.to_string() })
     }
@@ -111,7 +110,6 @@ impl OwnBans {
         std::mem::take(&mut self.0).into_keys().map(|target| OwnBanEvent::Lift { target: target.to_string() }).collect()
     }
 
-    /// The bans in force at `now`.
     pub(super) fn in_force(&mut self, now: SystemTime) -> Vec<OwnBanEvent> {
         self.0.retain(|_, ban| ban.until.is_none_or(|until| until > now));
         self.0.keys().filter_map(|target| self.event(*target, now)).collect()

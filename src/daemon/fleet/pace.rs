@@ -68,7 +68,7 @@ mod tests {
     use crate::types::at;
 
     #[test]
-    fn room_returns_after_an_hour() {
+    fn hourly_limit_renews_after_an_hour() {
         let mut count = HourCount::default();
         assert_eq!((0..100).filter(|_| count.admit(at(100), 30)).count(), 30);
         assert!(!count.admit(at(3_699), 30), "an hour has not passed");
@@ -78,7 +78,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_hour_has_more_than_limit(steps in prop::collection::vec((0_u64..900, 0_usize..12), 1..80)) {
+        fn no_hour_exceeds_its_limit(steps in prop::collection::vec((0_u64..900, 0_usize..12), 1..80)) {
             let (mut count, mut now, mut taken) = (HourCount::default(), 0, Vec::new());
             for (wait, attempts) in steps {
                 now += wait;

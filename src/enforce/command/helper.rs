@@ -51,7 +51,7 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), HelperError
             let (quit, limit) = (&quit, settings.timeout);
             let work = move || {
                 let ran = run(command, &[], limit, quit);
-                // The daemon may send the next request at once.
+                // The daemon may send the next request immediately.
                 drop(one);
                 answer(socket, number, line, ran);
             };

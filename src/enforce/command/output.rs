@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn output_ends_no_line() {
+    fn output_becomes_one_escaped_line() {
         assert_eq!(printable(b"done: 192.0.2.7 \"ok\"\n"), "done: 192.0.2.7 \"ok\"");
         assert_eq!(printable(b"one\ntwo\r\n\n"), "one\\ntwo");
         assert_eq!(printable(b"\x1b[2J\x07\x9b\x00"), "\\u{1b}[2J\\u{7}\u{fffd}\\0");

@@ -36,7 +36,6 @@ pub enum Outcome {
     TimedOut,
     /// Its process group was ended because the daemon ends.
     Stopped,
-    /// Not started.
     NotStarted(String),
     /// The command helper ended before it reported a result.
     Unknown,
@@ -111,7 +110,7 @@ fn stdin(input: &[u8]) -> io::Result<Stdio> {
 /// A process and its output so far.
 struct Watch {
     child: Child,
-    /// `None` once its output has ended or is not needed any more.
+    /// `None` once its output has ended or is no longer needed.
     reader: Option<PipeReader>,
     output: Vec<u8>,
     read: usize,

@@ -47,14 +47,17 @@ impl Nft {
         Ok(())
     }
 
-    /// Empties the fleet's sets.
+    /// Empties the fleet's sets, if they exist.
     ///
     /// # Errors
-    /// As for [`Nft::block_for_fleet`].
+    /// Kernel errors. The sets then keep their elements.
     pub fn clear_fleet(&mut self) -> Result<(), BlockError> {
         self.batch.clear();
         SETS.into_iter().for_each(|set| nft::put_flush(&mut self.batch, set));
-        self.send_batch()
+        match self.send_batch() {
+            Err(BlockError::Gone) => Ok(()),
+            done => done,
+        }
     }
 
     /// The elements of the fleet's sets with their remaining times.

@@ -63,7 +63,6 @@ pub enum Failure {
          table and restart portsentry"
     )]
     Full {
-        /// The set's name.
         set: &'static str,
         /// Size of the set in elements.
         size: u32,
@@ -153,6 +152,11 @@ impl Nft {
     /// Handle of the table, which differs from that of another table with the same name; `None` if there is none.
     pub fn table_handle(&mut self) -> Result<Option<u64>, SocketError> {
         nft::table_handle(&mut self.socket)
+    }
+
+    /// True if the table was created by `nft`, from a file, and not by this program.
+    pub fn is_created_by_nft(&mut self) -> Result<bool, SocketError> {
+        nft::is_created_by_nft(&mut self.socket)
     }
 
     /// True if the table exists and a saved ruleset was loaded into it.
@@ -314,7 +318,7 @@ impl Nft {
         Ok(found.filter(|found| found.target() == target))
     }
 
-    /// Returns the targets that the kernel does not block. Queries each individually, some microseconds each,
+    /// Returns the targets that the kernel does not block. Queries each individually, a few microseconds each,
     /// regardless of the set sizes.
     pub fn missing(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, BlockError> {
         let mut missing = Vec::new();

@@ -140,7 +140,7 @@ fn lasts(remaining: Remaining, wanted: Expiry) -> bool {
     }
 }
 
-/// Of two bans restored together, the first has lost some milliseconds when the second is compared with it.
+/// Of two bans restored together, the first has lost a few milliseconds when the second is compared with it.
 const SLACK: Duration = Duration::from_secs(2);
 
 /// Maximum number of attempts while overlapping bans expire or are changed by others.

@@ -1,4 +1,4 @@
-//! The sets of the trap: fills them with the ports to watch, and reads or clears the kernel's counts and bans.
+//! The sets of the trap: fills them with the ports to monitor, and reads or clears the kernel's counts and bans.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ impl Nft {
         done
     }
 
-    /// Sets the ports that the trap watches.
+    /// Sets the ports that the trap monitors.
     ///
     /// # Errors
     /// [`BlockError::Gone`] if the table has no trap for one of the protocols; nothing is changed then.
@@ -195,6 +195,5 @@ fn is_as_long(left: Remaining, expiry: Expiry) -> bool {
     }
 }
 
-/// Maximum time from the packet for which the trap blocks to the sensor's judgement of the same packet, under normal
-/// conditions.
+/// Maximum time between the trap's ban and the sensor's verdict on the same packet, under normal conditions.
 const JUST_NOW: Duration = Duration::from_millis(100);

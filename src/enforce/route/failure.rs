@@ -55,11 +55,7 @@ pub enum Failure {
         "the kernel refused a route via {gateway} ({refusal}): `via` must be an unused address in a network of an \
          active interface of this host; correct it, or use kind = \"blackhole\""
     )]
-    Gateway {
-        /// The gateway.
-        gateway: IpAddr,
-        refusal: Refusal,
-    },
+    Gateway { gateway: IpAddr, refusal: Refusal },
     /// Another refusal of the kernel.
     #[error("the kernel refused the route: {0}")]
     Refused(Refusal),

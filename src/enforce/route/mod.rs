@@ -33,7 +33,7 @@ use crate::types::{BanTarget, Expiry, RouteKind, Timestamp};
 pub use failure::{BlockError, Failed, Failure};
 use route_table::RouteTable;
 
-/// Targets that are not blocked any more.
+/// Targets that are no longer blocked.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Lifted {
@@ -205,8 +205,8 @@ impl Routes {
     }
 
     /// Returns the targets that the kernel would answer, because their route is missing or another one takes
-    /// precedence. Queries each individually, some microseconds each. A surrounding blackhole of another program counts
-    /// as a route.
+    /// precedence. Queries each individually, a few microseconds each. A surrounding blackhole of another program
+    /// counts as a route.
     ///
     /// # Errors
     /// An answer is missing.

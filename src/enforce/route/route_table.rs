@@ -16,7 +16,7 @@ pub(super) struct RouteTable {
 struct Entry {
     /// `None`: never.
     end: Option<Timestamp>,
-    /// False if the route is not wanted any more, but may still exist in the kernel.
+    /// False if the route is no longer wanted, but may still exist in the kernel.
     wanted: bool,
 }
 
@@ -55,14 +55,13 @@ impl RouteTable {
         self.set(target, Entry { end: Some(at), wanted });
     }
 
-    /// Records that the route does not exist any more.
+    /// Records that the route no longer exists.
     pub(super) fn forget(&mut self, target: BanTarget) {
         if let Some(Entry { end: Some(end), .. }) = self.entries.remove(&target) {
             self.ends.remove(&(end, target));
         }
     }
 
-    /// The next end.
     pub(super) fn next_end(&self) -> Option<Timestamp> {
         self.ends.first().map(|(end, _)| *end)
     }

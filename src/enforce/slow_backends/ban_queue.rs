@@ -97,7 +97,6 @@ impl Bans {
         self.deadlines.first().filter(|(until, _)| *until <= now).map(|(_, target)| *target)
     }
 
-    /// The next expiry.
     pub(super) fn next(&self) -> Option<Timestamp> {
         self.deadlines.first().map(|(until, _)| *until)
     }

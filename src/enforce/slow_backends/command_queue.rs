@@ -288,7 +288,6 @@ impl Commands {
         self.waiting.len() + self.running.len()
     }
 
-    /// Number of running commands.
     pub(super) fn running(&self) -> usize {
         self.running.len()
     }

@@ -10,7 +10,6 @@ use crate::types::{Backoff, BanTarget, Timestamp};
 /// Packets of a blocked source are dropped in any case, so more attempts are not useful.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// The waiting sources.
 pub(super) struct Connections {
     diag: Option<SockDiag>,
     waiting: HashSet<BanTarget>,

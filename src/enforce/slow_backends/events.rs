@@ -29,7 +29,6 @@ pub enum SlowTask {
 pub enum BackendEvent {
     /// This backend enforces the ban. Commands report [`BackendEvent::Ran`] instead.
     Done { case: BanContext, backend: Backend },
-    /// A task failed.
     Failed {
         targets: Vec<BanTarget>,
         task: SlowTask,

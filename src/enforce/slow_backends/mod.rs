@@ -69,16 +69,10 @@ pub enum Task {
     /// A ban from before the start that has no line yet. Ignored if the target was banned in the meantime.
     WriteLine { case: BanContext },
     /// A ban has expired or was lifted.
-    Release {
-        /// Its target.
-        target: BanTarget,
-    },
+    Release { target: BanTarget },
     /// All bans that were in force before the start. Lines of other targets are removed. Missing lines were removed on
     /// purpose and are not restored.
-    Adopt {
-        /// The bans.
-        bans: Vec<Adopted>,
-    },
+    Adopt { bans: Vec<Adopted> },
 }
 
 /// A ban from before the start.
@@ -89,7 +83,6 @@ pub struct Adopted {
     pub methods: Arc<[Backend]>,
     /// True if the command has run for it, so that the expiry command undoes it; otherwise the command runs now.
     pub has_run: bool,
-    /// The remaining time.
     pub left: Expiry,
 }
 

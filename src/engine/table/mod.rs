@@ -102,7 +102,6 @@ pub(super) struct Occupant<'a, R> {
 /// Age of the entry that was claimed the longest time ago.
 pub(super) const OLDEST: usize = WAYS - 1;
 
-/// The highest rank.
 pub(super) const RANKS: u8 = 15;
 const RANK_BITS: u32 = 4;
 
@@ -202,7 +201,6 @@ impl<R: Row> Table<R> {
         key.under(self.secret)
     }
 
-    /// Frees the row in `slot`.
     fn free_row(&mut self, slot: usize) {
         if let Some(row) = self.rows.get_mut(slot) {
             row.give(Key::free(self.free));
@@ -296,7 +294,6 @@ impl<R: Row> Table<R> {
         self.rows.get_mut(slot)
     }
 
-    /// The row of `wanted`.
     pub(super) fn row(&self, wanted: Hashed) -> Option<&R> {
         self.rows.get(self.find(wanted)?)
     }

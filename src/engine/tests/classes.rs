@@ -69,7 +69,7 @@ fn reported_acks_change_no_other_verdict() {
 }
 
 #[test]
-fn illegal_packet_bans_at_once() {
+fn illegal_packet_bans_immediately() {
     assert_eq!(first_blocks(0), Class::Null);
     assert_eq!(first_blocks(FIN), Class::Fin);
     assert_eq!(first_blocks(FIN | PSH | URG), Class::Xmas);
@@ -79,7 +79,7 @@ fn illegal_packet_bans_at_once() {
 }
 
 #[test]
-fn xmas_probe_after_syn_bans_at_once() {
+fn xmas_probe_after_syn_bans_immediately() {
     let mut scene = Scene::new();
     assert_eq!(scene.syn(SCANNER, 23), Probe(1));
     assert_eq!(scene.tcp(SCANNER, 23, FIN | PSH | URG), Block(1));
@@ -109,7 +109,7 @@ fn syn_in_first_fragment_counts() {
 }
 
 #[test]
-fn fragment_hiding_flags_bans_at_once() {
+fn fragment_hiding_flags_bans_immediately() {
     for (transport, port) in [
         (Transport::TinyFragment { ports: Some((40_000, 23)) }, 23),
         (Transport::TinyFragment { ports: None }, 0),
@@ -138,7 +138,7 @@ fn fragments_are_ignored_without_tcp() {
 }
 
 #[test]
-fn answer_is_no_probe() {
+fn answer_is_not_a_probe() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for flags in [SYN | ACK, RST, RST | ACK, RST | FIN] {
         assert_eq!(scene.tcp(SCANNER, 23, flags), Innocent(IgnoreReason::NoRequest), "{:?}", TcpFlags(flags));
@@ -201,7 +201,7 @@ fn pings_count_only_if_configured() {
 }
 
 #[test]
-fn icmp_answers_and_errors_are_no_probes() {
+fn icmp_answers_and_errors_are_not_probes() {
     let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 0));
     // Echo reply, unreachable, fragmentation needed, time exceeded.
     for (kind, code) in [(0, 0), (3, 3), (3, 4), (11, 0)] {
@@ -214,7 +214,7 @@ fn icmp_answers_and_errors_are_no_probes() {
 }
 
 #[test]
-fn unwatched_port_is_no_evidence() {
+fn unmonitored_port_is_not_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     assert_eq!(scene.syn(SCANNER, 20_000), Innocent(IgnoreReason::NotMonitored));
     assert_eq!(scene.sees(SCANNER, udp(5_000, 20_000)), Innocent(IgnoreReason::NotMonitored));

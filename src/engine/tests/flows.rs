@@ -8,7 +8,7 @@ use crate::types::{PortSet, Protocol};
 use crate::wire::TcpFlags;
 use crate::wire::fixtures::{ACK, FIN, PSH, SYN};
 
-/// All ports from 1024 are watched, including those of outgoing connections.
+/// All ports from 1024 are monitored, including those of outgoing connections.
 fn watch_all_ports(settings: &mut Settings) {
     let ports: PortSet = "1024-65535".parse().unwrap();
     (settings.tcp.ports, settings.udp.ports) = (ports.clone(), ports);
@@ -16,7 +16,7 @@ fn watch_all_ports(settings: &mut Settings) {
 }
 
 #[test]
-fn open_port_is_no_evidence() {
+fn open_port_is_not_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(80);
     for flags in [SYN, ACK, ACK | PSH, FIN | ACK, 0, FIN, SYN | FIN] {
@@ -25,7 +25,7 @@ fn open_port_is_no_evidence() {
 }
 
 #[test]
-fn clients_of_restarting_service_are_not_blamed() {
+fn clients_of_restarting_service_are_not_banned() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(80);
     scene.after(3_600.0).stop_listening();
@@ -90,7 +90,7 @@ fn unchecked_evidence_is_verified_before_ban() {
 }
 
 #[test]
-fn flood_drives_no_lookups() {
+fn flood_causes_no_lookups() {
     let mut scene = Scene::new();
     for n in 0..20_000 {
         scene.after(0.000_05).syn(&nth_source(n), 23);
@@ -99,7 +99,7 @@ fn flood_drives_no_lookups() {
 }
 
 #[test]
-fn clients_of_published_port_are_not_blamed() {
+fn clients_of_published_port_are_not_banned() {
     let mut scene = Scene::new();
     for n in 0..50 {
         // SYN in, SYN/ACK out, and no socket on this host.
@@ -111,7 +111,7 @@ fn clients_of_published_port_are_not_blamed() {
 }
 
 #[test]
-fn three_published_ports_are_no_scan() {
+fn three_published_ports_are_not_a_scan() {
     let mut scene = Scene::new();
     for port in [80, 443, 8080] {
         assert_eq!(scene.syn(CLIENT, port), Probe(1));
@@ -139,7 +139,7 @@ fn reset_opens_no_port() {
 }
 
 #[test]
-fn answers_at_watched_ports_are_no_probes() {
+fn answers_at_monitored_ports_are_not_probes() {
     let mut scene = Scene::with(watch_all_ports);
     for port in 50_000..50_010 {
         scene.sends(SERVER, tcp(port, 443, SYN));
@@ -166,7 +166,7 @@ fn long_silent_connection_is_known() {
 }
 
 #[test]
-fn late_dns_answers_are_no_probes() {
+fn late_dns_answers_are_not_probes() {
     let mut scene = Scene::with(watch_all_ports);
     for port in 40_000..40_010 {
         scene.sends(SERVER, udp(port, 53));
@@ -228,7 +228,7 @@ fn forwarded_packet_opens_no_port() {
 }
 
 #[test]
-fn bridged_answers_with_own_source_open_nothing() {
+fn bridged_answers_open_no_port() {
     let mut scene = Scene::new();
     let before = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
     for port in 1..=1_024 {
@@ -284,7 +284,7 @@ fn answer_excuses_its_peer_without_translations() {
 }
 
 #[test]
-fn published_flow_is_innocent_before_answer() {
+fn published_flow_is_excused_before_answer() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     let found = |port, established| Some(((Protocol::Tcp, port), PortUse::Published { established }));
     for port in [143, 465, 993] {
@@ -362,7 +362,7 @@ fn udp_socket_opens_no_tcp_port() {
 }
 
 #[test]
-fn closed_udp_ports_are_unused_ones() {
+fn udp_ports_without_socket_are_closed() {
     let closed = |scene: &Scene| scene.engine.closed_ports(scene.now, &scene.host, Protocol::Udp);
     let only_logs = Scene::new();
     assert!(closed(&only_logs).is_empty(), "no source is blocked for them");

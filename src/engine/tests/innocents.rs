@@ -21,7 +21,7 @@ fn https_attempt_on_http_host_is_forgiven() {
 }
 
 #[test]
-fn ident_query_is_not_watched() {
+fn ident_query_is_not_monitored() {
     assert_eq!(Scene::new().syn(SERVER, 113), Innocent(IgnoreReason::NotMonitored));
 }
 
@@ -37,7 +37,7 @@ fn stray_segments_go_to_open_ports() {
 }
 
 #[test]
-fn carrier_nat_clients_are_no_scanner() {
+fn carrier_nat_clients_are_not_banned() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(443);
     for n in 0..20_000 {
@@ -48,7 +48,7 @@ fn carrier_nat_clients_are_no_scanner() {
 }
 
 #[test]
-fn backscatter_is_no_scan() {
+fn backscatter_is_not_a_scan() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for port in 1..=1_024 {
         assert_eq!(scene.sees(SERVER, tcp(80, port, SYN | ACK)), Innocent(IgnoreReason::NoRequest));
@@ -62,7 +62,7 @@ fn cast(from: &str, to: &str, port: u16, delivery: Delivery) -> Packet {
 }
 
 #[test]
-fn broadcast_is_no_probe() {
+fn broadcast_is_not_a_probe() {
     let mut scene = Scene::with(|settings| {
         (settings.scan_trigger, settings.udp.response) = (0, Response::Block);
         settings.udp.ports = "1-65535".parse().unwrap();
@@ -103,7 +103,7 @@ fn directed_broadcast_is_not_for_this_host() {
 }
 
 #[test]
-fn unicast_chatter_of_neighbours_is_not_watched() {
+fn unicast_chatter_of_neighbours_is_not_monitored() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in [67, 68, 137, 138, 520, 546] {
         assert_eq!(scene.udp("192.0.2.40", port), Innocent(IgnoreReason::NotMonitored), "{port}");
@@ -111,7 +111,7 @@ fn unicast_chatter_of_neighbours_is_not_watched() {
 }
 
 #[test]
-fn traceroute_is_not_watched() {
+fn traceroute_is_not_monitored() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in 33_434..33_534 {
         assert_eq!(scene.udp(CLIENT, port), Innocent(IgnoreReason::NotMonitored));
@@ -119,7 +119,7 @@ fn traceroute_is_not_watched() {
 }
 
 #[test]
-fn path_mtu_and_keepalives_are_no_probes() {
+fn icmp_errors_and_keepalives_are_not_probes() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.icmp) = (0, true));
     scene.listen(22);
     assert_eq!(scene.sees(CLIENT, Transport::Icmp { kind: 3, code: 4 }), Innocent(IgnoreReason::NoRequest));
@@ -129,7 +129,7 @@ fn path_mtu_and_keepalives_are_no_probes() {
 }
 
 #[test]
-fn ntp_answers_are_no_probes() {
+fn ntp_answers_are_not_probes() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for _ in 0..50 {
         scene.after(64.0).sends(SERVER, udp(123, 123));

@@ -60,7 +60,7 @@ fn is_block(verdict: &Verdict) -> bool {
 }
 
 #[test]
-fn single_ports_of_three_hosts_are_no_scan() {
+fn single_ports_of_hosts_are_not_scan() {
     let one = [21, 22, 23].map(|port| syn(v4(1), port));
     let three = [(1, 21), (2, 22), (3, 23)].map(|(host, port)| syn(v4(host), port));
     let prefixes = || Local::Prefixes(vec!["198.51.100.0/24".parse().unwrap()]);

@@ -65,7 +65,7 @@ fn exempt_source_at_decoy_is_exempt() {
 }
 
 #[test]
-fn exempt_source_at_open_port_is_ordinary() {
+fn exempt_source_at_open_port_is_ignored() {
     let mut scene = Scene::new();
     scene.protect("192.0.2.254/32", Protection::Gateway);
     scene.listen(22);
@@ -73,7 +73,7 @@ fn exempt_source_at_open_port_is_ordinary() {
 }
 
 #[test]
-fn protected_while_banned_is_judged_again() {
+fn later_protected_source_is_judged_again() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     scene.protect("198.51.100.0/24", Protection::Listed);

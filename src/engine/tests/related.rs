@@ -39,7 +39,7 @@ fn related_ports_excuse_at_most_four() {
 }
 
 #[test]
-fn served_group_is_no_stricter() {
+fn served_group_is_not_stricter() {
     let mut scene = Scene::new();
     let service = Service { protocol: Protocol::Tcp, port: 465, address: [0; 4].into() };
     scene.change(|host| host.services = [service].into_iter().collect());
@@ -53,7 +53,7 @@ fn served_group_is_no_stricter() {
 }
 
 #[test]
-fn unserved_groups_count_as_one_alone() {
+fn unserved_groups_alone_count_as_one() {
     let mut scene = Scene::new();
     assert_eq!(scene.syns(CLIENT, GUESSED), Probe(5), "a mail program that guesses at a host without mail");
     assert_eq!(scene.syn(CLIENT, 515), Probe(6), "a printer driver behind the same address");

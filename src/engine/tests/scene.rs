@@ -61,7 +61,6 @@ pub(super) struct Truth {
     pub(super) in_use: HashSet<(Protocol, u16)>,
     /// The result for a packet to one other port.
     pub(super) flow: Option<((Protocol, u16), PortUse)>,
-    /// The number of lookups.
     pub(super) lookups: u32,
 }
 
@@ -138,7 +137,6 @@ impl Scene {
         }
     }
 
-    /// Advances the clock.
     pub(super) fn after(&mut self, seconds: f64) -> &mut Self {
         self.now = self.now.after(Duration::from_secs_f64(seconds));
         self
@@ -216,6 +214,7 @@ impl Scene {
     pub(super) fn decoy(&mut self, source: &str, port: u16) -> Gist {
         let observation = Observation {
             interface: 0,
+            bridge_port: 0,
             source: address(source),
             source_port: FROM,
             destination: address(HERE),
@@ -269,7 +268,7 @@ impl Scene {
         }
     }
 
-    /// The number of packets that the last verdict sums up, if it is a repetition.
+    /// The number of packets that the last verdict summarises, if it is a repetition.
     pub(super) fn report(&self) -> Option<u32> {
         match self.verdict {
             Verdict::Repeated(repeated) => repeated.report,
@@ -278,7 +277,6 @@ impl Scene {
         }
     }
 
-    /// The current notices.
     pub(super) fn notices(&mut self) -> Vec<Notice> {
         std::iter::from_fn(|| self.engine.notice(self.now)).collect()
     }

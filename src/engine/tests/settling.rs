@@ -106,7 +106,7 @@ fn sources_beyond_queue_are_judged_later() {
 }
 
 #[test]
-fn remembered_service_is_no_evidence_when_down() {
+fn stopped_remembered_service_is_not_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     let any = "0.0.0.0".parse().unwrap();
     scene.change(|host| {

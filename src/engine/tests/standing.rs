@@ -1,4 +1,4 @@
-//! Tests banned sources: recognised, summed up, reconciled with the kernel, lifted, judged again.
+//! Tests banned sources: recognised, summarised, reconciled with the kernel, lifted, judged again.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::scene::Gist::{Block, Innocent, Probe, Repeated};
 use super::scene::{CLIENT, DAY, SCANNER, Scene, nth_source, target};
 use crate::engine::{ActiveBan, HashKey, IgnoreReason, Notice, Standing, Verdict};
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Protocol};
 
 fn summary(source: &str, packets: u32) -> Notice {
-    Notice::Repeated { target: target(source), standing: Standing::Blocked, packets }
+    Notice::Repeated { target: target(source), standing: Standing::Blocked, protocol: Some(Protocol::Tcp), packets }
 }
 
 #[test]
-fn banned_source_is_always_repetition() {
+fn banned_source_is_always_repeated() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.banish(SCANNER);
@@ -36,7 +36,7 @@ fn first_summary_follows_after_two_seconds() {
 }
 
 #[test]
-fn silent_source_is_summed_up() {
+fn silent_source_is_summarised() {
     let mut scene = Scene::new();
     assert_eq!(scene.engine.wake(), None);
     scene.banish(SCANNER);
@@ -50,7 +50,23 @@ fn silent_source_is_summed_up() {
 }
 
 #[test]
-fn packets_are_summed_up_exactly_once() {
+fn summary_names_protocol_of_first_packet() {
+    let mut scene = Scene::new();
+    scene.banish(SCANNER);
+    scene.after(0.5).udp(SCANNER, 40_000);
+    scene.syn(SCANNER, 24);
+    let protocol = |notice: &Notice| match notice {
+        Notice::Repeated { protocol, packets, .. } => (*protocol, *packets),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(scene.after(2.0).notices().iter().map(protocol).collect::<Vec<_>>(), [(Some(Protocol::Udp), 2)]);
+    scene.after(60.0).udp(SCANNER, 40_000);
+    let Verdict::Repeated(repeated) = scene.verdict else { panic!("repeated") };
+    assert_eq!((repeated.protocol, repeated.report), (Some(Protocol::Udp), Some(1)));
+}
+
+#[test]
+fn packets_are_summarised_exactly_once() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     let mut reported = 0;
@@ -72,7 +88,7 @@ fn packets_are_summed_up_exactly_once() {
 }
 
 #[test]
-fn silent_sources_are_summed_up_separately() {
+fn silent_sources_are_summarised_separately() {
     let mut scene = Scene::new();
     for n in 0..5 {
         scene.after(0.2).banish(&nth_source(n));

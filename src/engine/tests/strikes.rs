@@ -55,7 +55,7 @@ fn factor_one_keeps_ban_length() {
 }
 
 #[test]
-fn logged_only_ban_is_no_strike() {
+fn logged_only_ban_is_not_a_strike() {
     let mut scene = Scene::new();
     for _ in 0..3 {
         scene.udps(SCANNER, [7, 9, 11]);
@@ -92,7 +92,7 @@ fn repeat_offender_above_ceiling_keeps_strikes() {
 }
 
 #[test]
-fn lifted_ban_is_no_strike() {
+fn lifted_ban_is_not_a_strike() {
     let mut scene = Scene::new();
     for _ in 0..5 {
         assert_eq!(banish(&mut scene, SCANNER), (1, 0));

@@ -102,7 +102,7 @@ fn slow_scan_beyond_window_is_not_banned() {
 }
 
 #[test]
-fn four_ports_beyond_window_are_no_scan() {
+fn four_ports_beyond_window_are_not_scan() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.window) = (3, Duration::from_secs(60)));
     let seen = [21, 22, 23, 25].map(|port| scene.after(21.0).syn(SCANNER, port));
     assert_eq!(seen, [Probe(1), Probe(2), Probe(3), Probe(3)]);

@@ -4,6 +4,7 @@ use super::scene::Gist::{Block, Probe, Repeated, Scan};
 use super::scene::{SCANNER, Scene, target, udp};
 use crate::engine::Response;
 use crate::engine::{Notice, Standing, Verdict};
+use crate::types::Protocol;
 
 #[test]
 fn udp_scan_is_named_once() {
@@ -15,7 +16,8 @@ fn udp_scan_is_named_once() {
     }
     assert_eq!(scene.engine.counters().bans, 0);
     scene.after(2.0);
-    let summary = Notice::Repeated { target: target(SCANNER), standing: Standing::Logged, packets: 100 };
+    let (target, protocol) = (target(SCANNER), Some(Protocol::Udp));
+    let summary = Notice::Repeated { target, standing: Standing::Logged, protocol, packets: 100 };
     assert_eq!(scene.notices(), [summary]);
 }
 
@@ -48,7 +50,7 @@ fn logged_only_datagrams_add_no_evidence() {
     }
     assert_eq!(scene.syn(SCANNER, 22), Probe(2), "the datagrams did not count for TCP");
     assert_eq!(scene.syn(SCANNER, 23), Block(3));
-    assert!(scene.ban().ports.iter().all(|(protocol, ..)| protocol == crate::types::Protocol::Tcp));
+    assert!(scene.ban().ports.iter().all(|(protocol, ..)| protocol == Protocol::Tcp));
 }
 
 #[test]
@@ -60,7 +62,7 @@ fn blocking_datagrams_count_with_tcp() {
 }
 
 #[test]
-fn trial_names_bans_and_blocks_nothing() {
+fn trial_reports_bans_without_blocking() {
     let mut scene = Scene::with(|settings| settings.tcp.response = Response::Log);
     assert_eq!(scene.syns(SCANNER, [21, 22, 23]), Scan(3));
     assert_eq!((scene.syn(SCANNER, 24), scene.tcp(SCANNER, 25, 0)), (Repeated, Repeated));

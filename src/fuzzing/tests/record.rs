@@ -240,6 +240,7 @@ fn record_a_ledger() {
         ports: vec![(crate::types::Protocol::Tcp, 23)],
         probes: 3,
         interface: Some("eth0".to_owned()),
+        guest_port: None,
         methods: "nft".parse().unwrap(),
         author: Author::Detector,
         capped: false,

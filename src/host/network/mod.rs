@@ -47,7 +47,7 @@ pub struct HostFacts {
     /// Destinations of routes of type `local` in any table: own addresses, and whole prefixes (AnyIP). Excludes the
     /// default route of a transparent proxy, whose packets are addressed to others.
     pub local: Vec<IpNet>,
-    /// What routes of type `anycast` give it: the first address of each network of an IPv6 router.
+    /// Destinations of routes of type `anycast`: the first address of each network of an IPv6 router.
     pub anycast: Vec<IpNet>,
     /// The kernel's IPv4 routes for its reverse-path filter. Empty if no interface has a strict filter.
     pub reverse_routes: Vec<ReverseRoute>,
@@ -61,7 +61,6 @@ pub struct HostFacts {
     pub tunnel_peers: Vec<IpAddr>,
     /// Name servers, including those behind a local stub.
     pub resolvers: Vec<IpAddr>,
-    /// Every interface.
     pub interfaces: Vec<Interface>,
     /// Routers that advertised a default route, with its preference, and the next-hop objects of such routes; empty once the
     /// facts are in order.
@@ -92,11 +91,12 @@ pub struct Interface {
     pub strict: bool,
     /// True if the kernel accepts IPv4 packets from this host's own addresses (accept_local).
     pub accepts_own: bool,
-    /// True where the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4 and
-    /// of IPv6.
+    /// True if the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of
+    /// IPv4 and of IPv6.
     pub filters_frames: [bool; 2],
-    /// True where its frames come from programs on the same machine, and not over a wire: of a container, a virtual machine, or the
-    /// hypervisor. The tunnels of this host count as such; what only has the frames of other interfaces does not.
+    /// True if its frames come from programs on the same machine, and not over a wire: of a container, a virtual
+    /// machine, or the hypervisor. The tunnels of this host count as such; interfaces that only carry frames of other
+    /// interfaces do not.
     pub virtual_link: bool,
     /// Index of the VRF to which it belongs; its own index if it is a VRF.
     pub vrf: Option<u32>,
@@ -126,15 +126,16 @@ const SHORT_DUMP: Duration = Duration::from_millis(100);
 /// first default route for each datagram.
 pub struct Reader {
     limit: Duration,
-    /// What the last complete list of IPv6 routes says, and with it the listed part of a late one.
+    /// The facts of the last complete list of IPv6 routes.
     complete: HostFacts,
+    /// The same, with the listed part of a late list added.
     last: HostFacts,
     is_late: bool,
     /// When IPv6 routes may be listed again.
     due: Option<Instant>,
 }
 
-/// What [`Reader::read`] found.
+/// The result of [`Reader::read`].
 #[derive(Debug)]
 pub struct Reading {
     pub facts: HostFacts,

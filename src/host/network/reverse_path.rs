@@ -14,7 +14,6 @@ use super::Interface;
 /// An IPv4 route of the main or the default table. In sorted order, the preferred route comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReverseRoute {
-    /// Its destination.
     pub network: Ipv4Net,
     /// The table (main first) and the metric.
     pub preference: (bool, u32),
@@ -46,7 +45,6 @@ impl ReverseRoute {
     }
 }
 
-/// The destination of a route.
 pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
     let address = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
@@ -87,8 +85,8 @@ pub(super) fn accepts_local(interface: &str) -> bool {
     setting(interface, "accept_local") == Some(1)
 }
 
-/// True where the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4 and of
-/// IPv6, which has no value for all interfaces.
+/// True if the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4
+/// and of IPv6, which has no value for all interfaces.
 pub(super) fn filters_frames(interface: &str) -> [bool; 2] {
     let key = "drop_unicast_in_l2_multicast";
     [

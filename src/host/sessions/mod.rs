@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn one_user_has_few_addresses() {
+    fn addresses_per_user_are_limited() {
         let (_folder, files) = in_folder();
         let own = i32::try_from(std::process::id()).unwrap();
         let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, own, host, [0; 16]);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_files_name_no_source() {
+    fn missing_files_give_no_addresses() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
         assert!(SessionFiles { utmp: vec![missing.clone(), folder.path().into()], logind: missing }.read().is_empty());

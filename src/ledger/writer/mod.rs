@@ -297,6 +297,9 @@ impl Work {
                 Change::Listeners(listeners) => {
                     listeners.iter_mut().for_each(|(_, gone)| *gone = gone.map(|gone| step.moved(gone)));
                 }
+                Change::KnownPeers(peers) => peers.iter_mut().for_each(|peer| {
+                    (peer.since, peer.last) = (step.moved(peer.since), step.moved(peer.last));
+                }),
                 Change::Table(_) | Change::ServiceForgotten(_) => {}
             }
         }

@@ -46,7 +46,7 @@ impl Recorder {
         self.changes.send(change).is_ok()
     }
 
-    /// Sends `change`, and waits up to some seconds for room; after that it is lost and counted. For many changes at a
+    /// Sends `change`, and waits up to a few seconds for room; after that it is lost and counted. For many changes at a
     /// time, on a thread that may wait.
     pub fn put_patiently(&self, change: Change) {
         for _ in 0..1_000 {

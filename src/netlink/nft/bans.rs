@@ -181,7 +181,7 @@ fn put_prefixes(batch: &mut Batch, kind: u32, set: Set, prefixes: &[IpNet]) {
     }
 }
 
-/// Ports and interfaces that the trap watches. Ports are inclusive ranges, ascending and not adjacent. `None` if the
+/// Ports and interfaces that the trap monitors. Ports are inclusive ranges, ascending and not adjacent. `None` if the
 /// table has no set for the protocol, because its probes do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watched<'a> {
@@ -193,7 +193,7 @@ pub struct Watched<'a> {
     pub interfaces: Option<&'a [u32]>,
 }
 
-/// Appends the replacement of the watched ports and interfaces.
+/// Appends the replacement of the monitored ports and interfaces.
 pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
     for (set, ports) in [(Set::Trapped, watched.tcp), (Set::TrappedUdp, watched.udp)] {
         let Some(ports) = ports else { continue };

@@ -2,7 +2,7 @@
 //! each port. nft/portsentry-decoys.nft documents each rule.
 //!
 //! The ports are those of the set `trapped`. The rules run after destination NAT, so that published ports are excluded,
-//! and check for a socket first, so that a service that has just started gets its port at once.
+//! and check for a socket first, so that a service that has just started gets its port immediately.
 //!
 //! References: the kernel's net/netfilter/nft_tproxy.c, nft_socket.c, and Documentation/networking/tproxy.rst.
 
@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use rustables::expr::{CmpOp, MetaType, VerdictKind};
 
 use super::family::{V4, V6};
-use super::rule::{ACK, DESTINATION_ADDRESS, FLAGS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, SYN, TCP, UNICAST};
+use super::rule::{ACK, DESTINATION_ADDRESS, FLAGS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, SYN, TCP};
 use super::set::Set;
 use super::spec::DecoyRules;
 use super::table::{CHAIN, DECOY, DECOY_ANSWERED, DECOY_SENT, DECOY_TAKE, DECOY_UNTRACK};
@@ -26,7 +26,7 @@ pub(super) fn decoy_rules(decoys: &DecoyRules) -> Vec<Rule> {
         rules.push(from_trapped(sent).jump(DECOY_UNTRACK));
     }
     rules.extend(take_rules(decoys));
-    let received = to_trapped(DECOY).address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST);
+    let received = to_trapped(DECOY).address_type(SOURCE_ADDRESS, CmpOp::Neq, LOCAL);
     rules.push(received.jump(DECOY_TAKE));
     rules.push(from_trapped(Rule::new(DECOY_SENT).tcp_flags(FLAGS, CmpOp::Eq, SYN | ACK)).jump(DECOY_ANSWERED));
     rules.push(Rule::new(DECOY_ANSWERED).socket_transparent(0).verdict(VerdictKind::Return));

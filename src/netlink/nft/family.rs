@@ -2,7 +2,6 @@
 
 use super::set::Set;
 
-/// An IP version.
 pub(super) struct Family {
     /// NFPROTO_IPV4 or NFPROTO_IPV6.
     pub(super) number: u8,

@@ -37,7 +37,6 @@ impl<'a> Message<'a> {
 }
 
 impl Batch {
-    /// Appends one message.
     pub(crate) fn append(&mut self, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         put_message(self.bytes(), kind, flags, fill);
     }
@@ -102,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn truncated_message_is_no_message() {
+    fn truncated_message_is_rejected() {
         let mut bytes = Vec::new();
         put_message(&mut bytes, 13, 0, |list| list.put_text(1, "portsentry"));
         for end in 0..bytes.len() {

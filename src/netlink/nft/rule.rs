@@ -48,7 +48,6 @@ impl Rule {
         message
     }
 
-    /// Appends text.
     pub(super) fn text(mut self, text: impl Display) -> Self {
         let space = if self.text.is_empty() { "" } else { " " };
         self.text = format!("{}{space}{text}", self.text);
@@ -124,7 +123,7 @@ impl Rule {
         rule.compare(CmpOp::Eq, [0])
     }
 
-    /// Goes on with frames for any hardware address but another host's.
+    /// Matches frames for any hardware address except another host's.
     pub(super) fn not_for_other_host(self) -> Self {
         let rule = self.text("meta pkttype != other").raw("meta", |meta| {
             meta.put_u32(sys::NFTA_META_DREG, sys::NFT_REG_1);
@@ -356,12 +355,12 @@ pub(super) const SOURCE: u32 = 0;
 pub(super) const DESTINATION: u32 = 2;
 
 /// Addresses and address types with their names in nft and their kernel values: flags of the expression, RTN_LOCAL,
-/// RTN_ANYCAST and RTN_UNICAST.
+/// RTN_BROADCAST and RTN_ANYCAST.
 pub(super) const SOURCE_ADDRESS: (&str, u32) = ("saddr", sys::NFTA_FIB_F_SADDR);
 pub(super) const DESTINATION_ADDRESS: (&str, u32) = ("daddr", sys::NFTA_FIB_F_DADDR);
 pub(super) const LOCAL: (&str, u32) = ("local", 2);
+pub(super) const BROADCAST: (&str, u32) = ("broadcast", 3);
 pub(super) const ANYCAST: (&str, u32) = ("anycast", 4);
-pub(super) const UNICAST: (&str, u32) = ("unicast", 1);
 
 /// A packet rate, as an expression of a rule or an element.
 pub(super) struct Limit {

@@ -7,13 +7,12 @@ use super::decoy_rules::{decoy_rules, early_rule};
 use super::family::{V4, V6};
 use super::fragment_rules;
 use super::hold_rules;
-use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, TCP};
+use super::rule::{BROADCAST, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, TCP};
 use super::set::Set;
 use super::spec::{Action, RulesetSpec};
 use super::table::{CHAIN, OWN_SOURCE, REFUSE, refuses};
 use super::trap_rules::trap_rules;
 
-/// All rules.
 pub(super) fn rules(spec: &RulesetSpec) -> Vec<Rule> {
     let mut rules = source_rules(spec);
     if refuses(spec) {
@@ -68,12 +67,17 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
 /// Drops unicast frames from outside whose source and destination are addresses of this host. IPv6 would accept them,
 /// and IPv4 connection tracking sees them before the kernel drops them. Own multicast packets legitimately return, and
 /// a neighbour may have the link-local address that this host has on another link.
-fn own_source_rules() -> [Rule; 2] {
+///
+/// Also those from the broadcast address of a link. Without a reverse-path filter the kernel answers them, to all hosts of
+/// the link: a neighbour could scan from an address that the rules of trap and decoys, and connections, leave out.
+fn own_source_rules() -> [Rule; 3] {
     let rule = || Rule::new(OWN_SOURCE);
-    let guarded = rule().text("iif @guarded_interfaces").expression(Meta::new(MetaType::Iif)).lookup(Set::Guarded);
-    let own = guarded.for_this_host().address_type(SOURCE_ADDRESS, CmpOp::Eq, LOCAL);
-    let own = own.address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).counter();
-    [rule().link_local().verdict(VerdictKind::Return), own.verdict(VerdictKind::Drop)]
+    let dropped = |kind| {
+        let guarded = rule().text("iif @guarded_interfaces").expression(Meta::new(MetaType::Iif)).lookup(Set::Guarded);
+        let from = guarded.for_this_host().address_type(SOURCE_ADDRESS, CmpOp::Eq, kind);
+        from.address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).counter().verdict(VerdictKind::Drop)
+    };
+    [rule().link_local().verdict(VerdictKind::Return), dropped(LOCAL), dropped(BROADCAST)]
 }
 
 /// The rules that answer or drop refused packets. Two measures protect third parties:

@@ -82,11 +82,7 @@ pub enum RulesetError {
          for the trap also nft_limit, nft_fib_inet and nft_socket, for the chain own_source nft_fib_inet, for decoys \
          nft_fib_inet, nft_socket and nft_tproxy: load them, or use a kernel that has them"
     )]
-    Lacking {
-        /// The refused object.
-        object: String,
-        errno: Errno,
-    },
+    Lacking { object: String, errno: Errno },
     /// Other programs created and removed the table again and again.
     #[error("another program keeps creating and deleting table inet {TABLE}; stop it, then start portsentry again")]
     Contended,

@@ -187,7 +187,6 @@ impl Set {
         self.definition().name
     }
 
-    /// The set with this name.
     pub(super) fn from_name(name: &str) -> Option<Self> {
         DEFINITIONS.iter().find(|(_, definition)| definition.name == name).map(|(set, _)| *set)
     }
@@ -278,6 +277,13 @@ pub(crate) fn set_size(socket: &mut Socket, set: Set) -> Result<u32, SocketError
 /// it.
 pub(crate) fn set_count(socket: &mut Socket, set: Set) -> Result<Option<u32>, SocketError> {
     ask(socket, set, |fields| field(fields, NFTA_SET_COUNT).and_then(be_u32))
+}
+
+/// True if `nft` created the set `blocked`, and with it the table: nft stores how to print the keys of a set (NFTA_SET_USERDATA), and
+/// this program does not.
+pub(crate) fn is_created_by_nft(socket: &mut Socket) -> Result<bool, SocketError> {
+    let has_userdata = |fields: &[u8]| field(fields, sys::NFTA_SET_USERDATA).map(|_| 1);
+    Ok(ask(socket, Set::Blocked, has_userdata)?.is_some())
 }
 
 /// The size in the attributes of a set.

@@ -119,7 +119,7 @@ pub enum Action {
     /// Drop them: the source waits for an answer that never arrives.
     #[default]
     Drop,
-    /// Answer like a host without a listener, so that an innocent client gives up at once. Above a rate that could harm
-    /// a third party, drop them.
+    /// Answer like a host without a listener, so that an innocent client gives up immediately. Above a rate that could
+    /// harm a third party, drop them.
     Reject,
 }

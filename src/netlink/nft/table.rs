@@ -73,7 +73,6 @@ pub(super) fn table_message() -> Vec<u8> {
     encode(|messages| messages.add(&table(), MsgType::Add))
 }
 
-/// The message that creates the chain of this name.
 pub(super) fn chain_message(name: &str) -> Vec<u8> {
     let chain = Chain::new(&table()).with_name(name);
     let hook = match name {

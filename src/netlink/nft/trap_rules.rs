@@ -15,7 +15,6 @@ use super::fragment_rules;
 use super::hold_rules;
 use super::rule::{
     ACK, ANYCAST, DESTINATION, DESTINATION_ADDRESS, FLAGS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, SYN, Span, TCP,
-    UNICAST,
 };
 use super::set::Set;
 use super::spec::{TRAP_BURST, Trap};
@@ -65,20 +64,22 @@ fn udp_entry(trap: &Trap, to: (&'static str, u32)) -> Rule {
     let rule = entry(trap).text("udp dport @trapped_udp udp dport != @asked").meta(MetaType::L4Proto, UDP);
     let rule = rule.port(DESTINATION).lookup(Set::TrappedUdp);
     let rule = rule.port(DESTINATION).lookup_inverted(Set::Outbound).not_for_other_host();
-    answerable(rule.address_type(DESTINATION_ADDRESS, CmpOp::Eq, to))
+    foreign(rule.address_type(DESTINATION_ADDRESS, CmpOp::Eq, to))
 }
 
 fn entry(trap: &Trap) -> Rule {
     Rule::new(TRAP).on_monitored(trap.named_interfaces)
 }
 
-/// Matches packets for this host alone, to an own address, from a foreign address that can be answered.
+/// Matches packets for this host alone, to an own address, from a foreign address.
 fn to_this_host(rule: Rule) -> Rule {
-    answerable(rule.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL))
+    foreign(rule.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL))
 }
 
-fn answerable(rule: Rule) -> Rule {
-    rule.address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST).jump(TRAP_TOUCH)
+/// Not only "unicast": the kernel also answers a neighbour with the first IPv6 address of a network on the link, which nft
+/// calls anycast, and without a reverse-path filter one with the broadcast address of the link.
+fn foreign(rule: Rule) -> Rule {
+    rule.address_type(SOURCE_ADDRESS, CmpOp::Neq, LOCAL).jump(TRAP_TOUCH)
 }
 
 /// Records the peers that a socket of this host has answered. A listener that lives for milliseconds is in no socket
@@ -146,7 +147,7 @@ fn address_rules() -> [Rule; 6] {
     let to = |family: &Family, network, length| address(family, ("daddr", family.destination_offset), network, length);
     [
         from(&V4, "0.0.0.0/8", 1).compare(CmpOp::Eq, [0]),
-        from(&V4, "240.0.0.0/4", 4).mask([0xf0, 0, 0, 0]).compare(CmpOp::Eq, [0xf0, 0, 0, 0]),
+        from(&V4, "224.0.0.0/3", 4).mask([0xe0, 0, 0, 0]).compare(CmpOp::Eq, [0xe0, 0, 0, 0]),
         from(&V6, "::/64", 8).compare(CmpOp::Eq, [0; 8]),
         to(&V4, "127.0.0.0/8", 1).compare(CmpOp::Eq, [127]),
         to(&V6, "::1", 16).compare(CmpOp::Eq, std::net::Ipv6Addr::LOCALHOST.octets()),

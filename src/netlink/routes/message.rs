@@ -214,7 +214,7 @@ mod tests {
                 assert_eq!((route.net, route.kind, route.is_own()), (net, Some(kind), true));
                 assert!(route.lookup().is_closed(net, kind));
                 for end in 0..message.body.len() {
-                    // Truncated it is no route, or one without the missing parts; it never panics.
+                    // Truncated it is not a route, or one without the missing parts; it never panics.
                     let _ = read(&Message { body: &message.body[..end], ..message });
                 }
             }

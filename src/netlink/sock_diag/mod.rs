@@ -100,7 +100,7 @@ pub struct Connection {
 #[must_use]
 pub enum Owner {
     /// No socket: the port is closed.
-    Nobody,
+    None,
     /// A listening TCP socket, or an unconnected UDP one.
     Listener,
     /// A socket connected to this very peer: in any state, including TIME-WAIT and half-open.
@@ -159,6 +159,11 @@ const CONNECTED: [u8; 7] =
 
 /// Maximum wait for one datagram of an answer. The kernel answers in microseconds, and the sensor must not hang.
 const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time limit for a list that may wait for no local user ([`SockDiag::limit`]). The kernel lists a million sockets in a
+/// fraction of it, unless most of them are on one port. Then it starts again at that port's first socket for each
+/// datagram.
+pub const MAX_DUMP: Duration = Duration::from_secs(2);
 
 /// The tables of listeners, each with the unspecified address of its family.
 pub const TABLES: [(Protocol, IpAddr); 4] = [
@@ -284,7 +289,7 @@ impl SockDiag {
     /// # Errors
     ///
     /// As for [`SockDiag::listeners`]; also if the two addresses are of different families or the protocol is neither
-    /// TCP nor UDP. An error does not mean [`Owner::Nobody`].
+    /// TCP nor UDP. An error does not mean [`Owner::None`].
     pub fn owner(
         &mut self,
         protocol: Protocol,
@@ -312,13 +317,13 @@ impl SockDiag {
             interface_id: interface,
             cookie: NO_COOKIE,
         };
-        let mut owner = Owner::Nobody;
+        let mut owner = Owner::None;
         let mut keep = |record: Record| {
             owner = if record.state == listening { Owner::Listener } else { Owner::Flow };
         };
         match self.exchange(number, u32::MAX, id, 0, &mut keep) {
             Ok(()) => Ok(owner),
-            Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::Nobody),
+            Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::None),
             Err(failure) => Err(failure.explain(protocol)),
         }
     }

@@ -17,7 +17,6 @@ pub(super) struct Record {
     pub(super) state: u8,
     /// Local address.
     pub(super) address: IpAddr,
-    /// Local port.
     pub(super) port: u16,
     /// Remote address; unspecified if there is none.
     pub(super) peer: IpAddr,

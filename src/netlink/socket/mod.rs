@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgement_is_no_error() {
+    fn acknowledgement_is_not_an_error() {
         assert!(answer(NLM_F_CAPPED, 0, &[0; 16]).is_none());
     }
 

@@ -165,7 +165,7 @@ fn ethernet_length_field_is_not_ip() {
 }
 
 #[test]
-fn dlt_numbers_have_their_link_types() {
+fn dlt_numbers_map_to_link_types() {
     for (dlt, link) in [
         (1, Some(LinkType::Ethernet)),
         (12, Some(LinkType::Raw)),

@@ -39,7 +39,6 @@ pub struct Daemon {
 /// The exit status of a program, and its standard error.
 #[derive(Debug)]
 pub struct Ended {
-    /// The exit status.
     pub status: ExitStatus,
     /// The complete text of standard error.
     pub log: String,

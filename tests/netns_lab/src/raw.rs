@@ -118,7 +118,6 @@ impl Lab {
         Wire { link, victim: self.hardware_address("victim", host), own: self.hardware_address(host, "uplink") }
     }
 
-    /// The hardware address of an interface of a host.
     pub fn hardware_address(&self, host: &str, interface: &str) -> [u8; 6] {
         let text = self.run(host, "cat", &[&format!("/sys/class/net/{interface}/address")]);
         let bytes: Vec<u8> = text.trim().split(':').filter_map(|hex| u8::from_str_radix(hex, 16).ok()).collect();

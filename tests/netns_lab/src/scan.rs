@@ -15,7 +15,6 @@ use crate::{Lab, TIMEOUT, within};
 /// An element of a set in the table `inet portsentry`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ban {
-    /// The address.
     pub address: IpAddr,
     /// The timeout; `None` is permanent.
     pub timeout: Option<Duration>,

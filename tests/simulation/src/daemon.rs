@@ -3,13 +3,14 @@
 //! own code (`portsentry::daemon::host_memory`); the model only decides when it runs.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use portsentry::daemon::host_memory::{FIRST_UNPRIVILEGED, HostMemory, MAX_SETTLING, PortRanges, listening, unfounded};
-use portsentry::engine::{Ban, Service, ServiceMemory};
-use portsentry::ledger::BanRecord;
-use portsentry::netlink::sock_diag::Listener;
-use portsentry::types::{Backend, BanTarget, PortSet, Timestamp};
+use portsentry::engine::{Ban, LastBan, Service, ServiceMemory, StrikeHistory};
+use portsentry::ledger::{BanRecord, KnownPeer};
+use portsentry::netlink::sock_diag::{Bound, Listener};
+use portsentry::types::{Backend, BanTarget, Expiry, PortSet, Timestamp};
 
 use crate::chance::{days, hours, seconds};
 use crate::detector::Detector;
@@ -36,8 +37,25 @@ pub struct DaemonRules {
     pub published_peers: bool,
     /// Time for which they are known after the connection; `None` for the program's own time.
     pub peers_remembered: Option<Duration>,
+    /// A connection must be older than the first probe.
+    pub peers_before_probe: bool,
+    /// Peers survive a restart of the daemon, for the rest of their time.
+    pub stores_peers: bool,
+    pub bounded_stored_peers: bool,
+    /// Recently open ports survive a restart of the daemon, for the rest of their time.
+    pub stores_listeners: bool,
+    pub bounded_stored_listeners: bool,
+    /// A listener is a service only after ten minutes.
+    pub services_last: bool,
+    /// Programs of ordinary users are no services.
+    pub only_system_services: bool,
+    /// The number of published ports that are remembered is limited.
+    pub bounded_published: bool,
     /// Bans end when their evidence is no longer sufficient.
     pub lifts_unfounded: bool,
+    /// Bans of the last hour also end for a port on which a system program begins to listen.
+    pub lifts_for_listeners: bool,
+    pub lifts_within_hour: bool,
 }
 
 impl Default for DaemonRules {
@@ -52,7 +70,17 @@ impl Default for DaemonRules {
             known_peers: true,
             published_peers: true,
             peers_remembered: None,
+            peers_before_probe: true,
+            stores_peers: true,
+            bounded_stored_peers: true,
+            stores_listeners: true,
+            bounded_stored_listeners: true,
+            services_last: true,
+            only_system_services: true,
+            bounded_published: true,
             lifts_unfounded: true,
+            lifts_for_listeners: true,
+            lifts_within_hour: true,
         }
     }
 }
@@ -76,6 +104,10 @@ pub(crate) struct Daemon {
     listeners: Vec<Listener>,
     published: Vec<Service>,
     ledger: BTreeMap<BanTarget, BanRecord>,
+    /// The bans of each target that count as strikes: their number, and the end of the last one.
+    struck: BTreeMap<BanTarget, (u32, Timestamp)>,
+    /// The recently open ports that the start has restored.
+    recalled: Vec<(Service, Duration)>,
     /// Until this time listeners are new and must be observed every few seconds.
     busy_until: Timestamp,
     next: Timestamp,
@@ -90,6 +122,19 @@ const BUSY: Duration = Duration::from_secs(610);
 
 /// Interval for observing new listeners. A listener that is missed for more than five seconds counts as new again.
 const BUSY_TICK: Duration = Duration::from_secs(5);
+
+/// The ports of a listener on all addresses.
+fn services(listener: &Listener) -> impl Iterator<Item = Service> + use<> {
+    let Listener { protocol, port, bound, .. } = *listener;
+    let families = if bound == Bound::Any { 2 } else { 1 };
+    let addresses = [IpAddr::from([0; 4]), IpAddr::from([0; 16])].into_iter().take(families);
+    addresses.map(move |address| Service { protocol, port, address })
+}
+
+/// The wall clock for times of hours, which the pace does not shorten.
+fn exact_wall(now: Timestamp) -> SystemTime {
+    SystemTime::UNIX_EPOCH + now.since_origin()
+}
 
 impl Daemon {
     pub(crate) fn new(now: Timestamp, rules: DaemonRules, pace: u32, host: &HostModel, forgiven: u8) -> Self {
@@ -106,6 +151,8 @@ impl Daemon {
             ephemeral: host.ephemeral.clone().collect(),
             listeners: Vec::new(),
             ledger: BTreeMap::new(),
+            struck: BTreeMap::new(),
+            recalled: Vec::new(),
             busy_until: now.after(BUSY),
             next: now,
             seen_at: None,
@@ -122,13 +169,51 @@ impl Daemon {
             for (memory, old) in daemon.memories.iter_mut().zip(&before.memories) {
                 memory.recall(old.services(), wall);
             }
+            daemon.recall(now, &before.memories[0]);
             daemon.ledger = before.ledger;
+            daemon.struck = before.struck;
         }
         if booted && daemon.rules.settling {
             daemon.settles = true;
             daemon.memories.iter_mut().for_each(|memory| memory.start_settling(now));
         }
         daemon
+    }
+
+    /// Restores peers and recently open ports.
+    fn recall(&mut self, now: Timestamp, before: &HostMemory) {
+        let (rules, wall) = (self.rules, exact_wall(now));
+        let memory = &mut self.memories[0];
+        if rules.stores_peers {
+            let aged =
+                |peer: KnownPeer| KnownPeer { last: if rules.bounded_stored_peers { peer.last } else { wall }, ..peer };
+            memory.recall_peers(before.known_peers(now, wall).into_iter().map(aged), now, wall);
+        }
+        if rules.stores_listeners {
+            self.recalled = memory.recall_listeners(before.recent_listeners(), wall);
+        }
+    }
+
+    /// Tells a new engine what the ledger contains.
+    pub(crate) fn brief(&self, now: Timestamp, detector: &mut Detector) {
+        detector.recall_listeners(now, &self.recalled);
+        if self.rules.known_peers {
+            self.tell_peers(now, detector);
+        }
+        for (target, (strikes, until)) in &self.struck {
+            let left = until.since(now);
+            let last =
+                if left.is_zero() { LastBan::Over(now.since(*until)) } else { LastBan::Lasts(Expiry::After(left)) };
+            detector.remember(now, &StrikeHistory { target: *target, strikes: *strikes, proven: 0, last });
+        }
+    }
+
+    fn tell_peers(&self, now: Timestamp, detector: &mut Detector) {
+        let mut peers = self.memories[0].peer_ages(now);
+        if !self.rules.peers_before_probe {
+            peers.iter_mut().for_each(|(_, age)| *age = Duration::MAX);
+        }
+        detector.know_peers(now, &peers);
     }
 
     /// The time until which the engine settles.
@@ -175,9 +260,18 @@ impl Daemon {
         let (wall, shards) = (self.wall(at), self.memories.len());
         let ranges = PortRanges { ephemeral: &self.ephemeral, first_unprivileged: FIRST_UNPRIVILEGED };
         let (mut changed, mut served_again) = (false, false);
+        let mut listeners = listeners.to_vec();
+        if !self.rules.only_system_services {
+            listeners.iter_mut().for_each(|one| one.user = 0);
+        }
+        if !self.rules.services_last {
+            let system = listeners.iter().filter(|one| one.user == 0 && !self.ephemeral.contains(one.port));
+            self.memories[0].recall(system.flat_map(services).map(|service| (service, wall)), wall);
+        }
+        served_again |= self.memories[0].observe_recent(at, exact_wall(at), &listeners, ranges);
         for (number, memory) in self.memories.iter_mut().enumerate() {
             let seen = if shards == 1 {
-                memory.observe(at, wall, listeners, ranges)
+                memory.observe(at, wall, &listeners, ranges)
             } else {
                 let own = |one: &&Listener| usize::from(one.port) % shards == number;
                 let own: Vec<Listener> = listeners.iter().filter(own).copied().collect();
@@ -194,8 +288,14 @@ impl Daemon {
         let listeners = host.listeners();
         let listeners_changed = listeners != self.listeners;
         let published = if self.rules.published_ports { detector.published(at) } else { Vec::new() };
+        let recalls = published != self.published && !self.rules.bounded_published;
         if published != self.published {
             self.memories[0].publish(published.clone());
+            if recalls {
+                let wall = self.wall(at);
+                let all = host.published_ports().map(|service| (service, wall));
+                self.memories[0].recall(all, wall);
+            }
             self.published = published;
             self.busy_until = at.after(BUSY);
         }
@@ -204,17 +304,18 @@ impl Daemon {
         if listeners_changed {
             self.busy_until = at.after(BUSY);
         }
-        let changed = listeners_changed || services_changed;
+        let changed = listeners_changed || services_changed || recalls;
         if changed {
             detector.host_changed(at, host, self.services());
         }
         host.close_ended(at);
         let mut connections = host.connections();
         connections.retain(|connection| self.rules.published_peers || !connection.is_published);
-        if self.rules.known_peers
-            && let Some(peers) = self.memories[0].peers(at, &connections, detector.host())
-        {
-            detector.know_peers(at, &peers);
+        if self.rules.known_peers && self.memories[0].peers(at, &connections, detector.host()).is_some() {
+            self.tell_peers(at, detector);
+        }
+        if !self.rules.bounded_stored_listeners {
+            detector.recall_listeners(at, &self.recalled);
         }
         let memory = &mut self.memories[0];
         let settled = self.settles
@@ -245,17 +346,34 @@ impl Daemon {
         let wall = SystemTime::UNIX_EPOCH + at.since_origin();
         self.ledger.retain(|_, ban| ban.until.is_none_or(|until| until > wall));
         let ranges = PortRanges { ephemeral: &self.ephemeral, first_unprivileged: FIRST_UNPRIVILEGED };
-        let listening = listening(&self.listeners, ranges);
-        unfounded(self.ledger.values(), detector.host().services.clone(), listening, self.forgiven, wall)
+        let listening = match self.rules.lifts_for_listeners {
+            true => listening(&self.listeners, ranges),
+            false => ServiceMemory::default(),
+        };
+        let young = |ban: &BanRecord| BanRecord { since: wall, ..ban.clone() };
+        let bans: Vec<_> = match self.rules.lifts_within_hour {
+            true => self.ledger.values().cloned().collect(),
+            false => self.ledger.values().map(young).collect(),
+        };
+        unfounded(bans.iter(), detector.host().services.clone(), listening, self.forgiven, wall)
     }
 
     /// Records a ban in the ledger.
     pub(crate) fn record(&mut self, now: Timestamp, ban: &Ban) {
         let at = SystemTime::UNIX_EPOCH + now.since_origin();
         self.ledger.insert(ban.probe.target, BanRecord::from_ban(ban, at, None, Backend::Nft));
+        if let (Expiry::After(length), false) = (ban.expiry, ban.capped) {
+            let struck = self.struck.entry(ban.probe.target).or_insert((0, now));
+            *struck = (struck.0 + 1, now.after(length));
+        }
     }
 
+    /// Removes a ban that was lifted, which is no strike.
     pub(crate) fn remove(&mut self, target: BanTarget) {
-        self.ledger.remove(&target);
+        if self.ledger.remove(&target).is_some_and(|ban| !ban.capped)
+            && let Some((strikes, _)) = self.struck.get_mut(&target)
+        {
+            *strikes = strikes.saturating_sub(1);
+        }
     }
 }

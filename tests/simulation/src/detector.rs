@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use portsentry::config::Config;
+use portsentry::config::{AckPolicy, BlockPolicy, Config};
 use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST, Trap};
 use portsentry::engine::{
     ActiveBan, Ban, Bounds, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection,
-    RelatedPorts, Service, ServiceMemory, Settings, Verdict,
+    RelatedPorts, Service, ServiceMemory, Settings, StrikeHistory, Verdict,
 };
 pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT as MEMORY};
 use portsentry::sensor::trap_review::{Counting, Review, TrapReview};
@@ -41,6 +41,12 @@ pub struct EngineRules {
     pub max_new_bans_per_minute: Option<u32>,
     /// Maximum number of such bans in force at one time.
     pub max_forgeable_bans: Option<u32>,
+    /// A source with an earlier ban is forgiven no more ports when it connects.
+    pub strikes: bool,
+    /// ACK and FIN/ACK segments count like SYNs (`detect.ack = "ban"`).
+    pub ack_bans: bool,
+    /// Datagrams ban, and the kernel's trap counts them (`udp.block = true`, `trap.udp = true`).
+    pub udp_bans: bool,
 }
 
 impl Default for EngineRules {
@@ -57,6 +63,9 @@ impl Default for EngineRules {
             window: None,
             max_new_bans_per_minute: None,
             max_forgeable_bans: None,
+            strikes: true,
+            ack_bans: false,
+            udp_bans: false,
         }
     }
 }
@@ -76,6 +85,15 @@ pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
     }
     if let Some(most) = rules.max_forgeable_bans {
         config.block.max_forgeable_bans = most;
+    }
+    if !rules.strikes {
+        config.escalate.forget = Duration::ZERO;
+    }
+    if rules.ack_bans {
+        config.detect.ack = AckPolicy::Ban;
+    }
+    if rules.udp_bans {
+        (config.udp.block, config.trap.udp) = (BlockPolicy::Yes, true);
     }
     (Settings::from_config(&config), RulesetSpec::from_config(&config))
 }
@@ -217,6 +235,18 @@ impl Detector {
         self.engine.know_peers(now, peers);
     }
 
+    /// Counts ports as open that were open before the start.
+    pub fn recall_listeners(&mut self, now: Timestamp, listeners: &[(Service, Duration)]) {
+        if self.rules.recent_ports {
+            self.engine.recall_listeners(now, listeners);
+        }
+    }
+
+    /// Restores the strikes of a source.
+    pub fn remember(&mut self, now: Timestamp, struck: &StrikeHistory) {
+        self.engine.remember(now, struck);
+    }
+
     /// The sources that the trap treats as connected.
     pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
         self.engine.forgiven_peers(now)
@@ -294,9 +324,10 @@ impl Detector {
         self.engine.has_room_for(now, TRAP_BURST)
     }
 
-    /// Adopts a ban of the trap that is shortened.
-    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
-        self.engine.adopt_short(now, target);
+    /// Adopts a ban of the trap that is shortened; false if it is lifted instead, because there were too many.
+    #[must_use]
+    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) -> bool {
+        self.engine.adopt_short(now, target)
     }
 
     /// Adopts a ban from the kernel.

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use portsentry::engine;
 use portsentry::netlink::sock_diag::{Bound, Connection, Listener};
 use portsentry::types::{Protocol, Timestamp};
 use portsentry::wire::{Packet, TcpFlags, Transport};
@@ -213,6 +214,16 @@ impl HostModel {
             user: if service.personal { 1_000 } else { 0 },
         };
         self.running().filter(|service| service.bind != Bind::Published).map(listener).collect()
+    }
+
+    /// The ports that destination NAT publishes now.
+    pub fn published_ports(&self) -> impl Iterator<Item = engine::Service> + '_ {
+        let published = self.running().filter(|service| service.bind == Bind::Published);
+        published.map(|service| engine::Service {
+            protocol: service.protocol,
+            port: service.port,
+            address: Ipv4Addr::UNSPECIFIED.into(),
+        })
     }
 
     /// Adds a service that is not in the profile and does not run yet.

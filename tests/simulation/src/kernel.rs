@@ -42,7 +42,7 @@ pub enum Passage {
     /// The trap added the source to `blocked` and dropped the packet.
     Trapped,
     /// A SYN from a source on hold.
-    KernelState,
+    Held,
     /// Flags that no TCP stack sends, to a port of the trap.
     Illegal,
 }
@@ -51,7 +51,7 @@ pub enum Passage {
 pub trait HostState {
     /// `socket`: a socket exists for this packet.
     fn has_socket(&self, packet: &Packet) -> bool;
-    /// Destination NAT forwards the packet before the trap.
+    /// Destination NAT has a rule for the packet, which precedes the trap.
     fn is_published(&self, packet: &Packet) -> bool;
     /// `fib … type local`.
     fn is_local(&self, address: IpAddr) -> bool;
@@ -198,11 +198,11 @@ impl Kernel {
             |kernel: &mut Self| unanswered && kernel.is_held(now, source) && host.is_local(packet.destination);
         // This rule runs before destination NAT.
         if !trapped && is_held(self) {
-            return Passage::KernelState;
+            return Passage::Held;
         }
         let passage = self.touch(now, packet, &trap, host);
-        if passage == Passage::Passed && trapped && !host.is_published(packet) && is_held(self) {
-            return Passage::KernelState;
+        if passage == Passage::Passed && trapped && !is_translated(packet, host) && is_held(self) {
+            return Passage::Held;
         }
         passage
     }
@@ -228,7 +228,7 @@ impl Kernel {
             _ => return Passage::Passed,
         };
         if packet.delivery != Delivery::Host
-            || host.is_published(packet)
+            || is_translated(packet, host)
             || !host.is_local(packet.destination)
             || host.is_local(source)
             || self.rules.socket && host.has_socket(packet)
@@ -329,6 +329,13 @@ impl Kernel {
             self.asked.replace(now, source_port, Expiry::After(ASKED));
         }
     }
+}
+
+/// True if destination NAT forwards the packet. Connection tracking calls flags that no stack sends invalid, and NAT leaves
+/// such segments alone.
+fn is_translated(packet: &Packet, host: &impl HostState) -> bool {
+    let is_invalid = matches!(packet.transport, Transport::Tcp { flags, .. } if is_illegal(flags));
+    !is_invalid && host.is_published(packet)
 }
 
 /// `tcp flags & (fin | syn | rst | ack) == syn`.

@@ -61,6 +61,10 @@ pub struct Dishonest {
     /// Sources that were banned or reported as a distributed scan.
     pub found: u64,
     pub packets: u64,
+    /// Verdicts on protocols that are only logged.
+    pub alarms: u64,
+    /// Bans that ended early because their ports belong to services.
+    pub freed: u64,
     /// The last packets of some undetected sources, as `SEED:PACE:HOST:STEP` for `make simulate REPLAY=…`.
     pub missed: Vec<String>,
     /// Bans of any source that are longer than the ceiling permits.
@@ -148,6 +152,8 @@ impl Outcome {
             sum.found += more.found;
             sum.missed.extend(more.missed);
             sum.missed.truncate(MAX_MISSED);
+            sum.alarms += more.alarms;
+            sum.freed += more.freed;
             sum.long_bans += more.long_bans;
             sum.packets += more.packets;
             for (list, new) in

@@ -45,7 +45,8 @@ pub struct Trace {
     /// The source whose events are recorded; `None` until the packet at `step` is reached.
     target: Option<BanTarget>,
     lines: VecDeque<(Timestamp, String)>,
-    over: bool,
+    /// True after the packet at `step`.
+    reached: bool,
 }
 
 /// Maximum number of recorded lines; the oldest are discarded.
@@ -56,11 +57,16 @@ const BEFORE: Duration = Duration::from_secs(2 * 3_600);
 
 impl Trace {
     fn until(step: u64, target: Option<BanTarget>) -> Self {
-        Self { step, target, lines: VecDeque::new(), over: false }
+        Self { step, target, lines: VecDeque::new(), reached: false }
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        self.over
+    /// The source of the packet at `step`, after that packet.
+    pub(crate) fn reached(&self) -> Option<BanTarget> {
+        self.target.filter(|_| self.reached)
+    }
+
+    pub(crate) fn is_about(&self, target: BanTarget) -> bool {
+        self.target == Some(target)
     }
 
     pub(crate) fn note(&mut self, now: Timestamp, text: String) {
@@ -78,13 +84,10 @@ impl Trace {
         packet: &Packet,
         seen: Option<(Passage, &Judgement)>,
     ) {
-        if self.over {
-            return;
-        }
         let source = BanTarget::containing(packet.source);
         if step == self.step {
             self.target = Some(source);
-            self.over = true;
+            self.reached = true;
         }
         if self.target != Some(source) {
             return;
@@ -99,7 +102,7 @@ impl Trace {
         let passage = match passage {
             Passage::Passed => "passed",
             Passage::Blocked => "dropped: blocked",
-            Passage::KernelState => "dropped: the source is held",
+            Passage::Held => "dropped: the source is held",
             Passage::Illegal => "dropped: no TCP stack sends such flags",
             Passage::Trapped => "dropped: the trap blocks the source",
         };
@@ -133,7 +136,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-fn shown(judgement: &Judgement) -> String {
+pub(crate) fn shown(judgement: &Judgement) -> String {
     match judgement {
         Judgement::Ignored(reason) => format!("ignored ({reason:?})"),
         Judgement::Probe(distinct) => format!("probe, {distinct} distinct"),
@@ -144,7 +147,7 @@ fn shown(judgement: &Judgement) -> String {
     }
 }
 
-/// Repeats the run of `position` up to its packet. Returns the events of the packet's source, line by line. `options`
+/// Repeats the run of `position` up to its packet, and to the verdict on its source. Returns the events of the packet's source, line by line. `options`
 /// are those of the run; seed and pace come from `position`.
 #[must_use]
 pub fn replay(options: &Options, position: Position) -> String {

@@ -54,6 +54,14 @@ struct Part {
     learned: HashSet<u16>,
 }
 
+/// A packet from outside: its actor and its number.
+#[derive(Clone, Copy)]
+struct Sent {
+    actor: ActorId,
+    role: Role,
+    step: u64,
+}
+
 /// The ports with which the trap was armed. They are computed only when a packet needs them and they may have changed,
 /// because computing them takes most of a run's time.
 #[derive(Clone, Copy)]
@@ -105,6 +113,8 @@ pub struct World {
     next_actor: ActorId,
     /// The honest behaviour that uses an address.
     owners: HashMap<BanTarget, &'static str>,
+    /// The dishonest behaviour that uses an address.
+    scanners: HashMap<BanTarget, &'static str>,
     addresses: u32,
     /// Number of packets from outside so far.
     step: u64,
@@ -113,8 +123,8 @@ pub struct World {
     review_at: Option<Timestamp>,
     /// Reviewed sources that stay in `caught` until the ceilings have room.
     reviewed: Vec<BanTarget>,
-    /// The actor that sent the last packet of each source that was caught by the trap or waits for a verdict.
-    senders: HashMap<BanTarget, (ActorId, Role)>,
+    /// The last packet of each source that was caught by the trap or waits for a verdict.
+    senders: HashMap<BanTarget, Sent>,
     /// Dishonest sources that have finished undetected, with the numbers of their last packets.
     missed: BTreeMap<ActorId, (&'static str, u64)>,
     /// True while the host settles, or while sources that probed it then wait for a verdict.
@@ -185,6 +195,7 @@ impl World {
             current: 0,
             next_actor: 1,
             owners: HashMap::new(),
+            scanners: HashMap::new(),
             addresses: 0,
             step: 0,
             outcome: Outcome::default(),
@@ -219,7 +230,7 @@ impl World {
                 }
                 None => self.finish(actor),
             }
-            if self.trace.as_ref().is_some_and(Trace::is_over) {
+            if self.is_replayed() {
                 break;
             }
         }
@@ -229,6 +240,14 @@ impl World {
         outcome.packets = self.step;
         outcome.add(Outcome { packets: 0, ..self.outcome });
         (outcome, self.trace)
+    }
+
+    /// True if a replay has reached its packet, and the source of that packet has its verdict. The verdict comes later than
+    /// the packet if the host settles, or if only the trap has banned the source.
+    fn is_replayed(&self) -> bool {
+        let Some(target) = self.trace.as_ref().and_then(Trace::reached) else { return false };
+        let is_caught = || self.kernel.caught(self.now).contains(&target) && !self.reviewed.contains(&target);
+        self.detector.is_blocked(self.now, target) || !(self.waiting || self.review_at.is_some() && is_caught())
     }
 
     fn finish(&mut self, actor: ActorId) {
@@ -302,11 +321,13 @@ impl World {
         (v4, v6)
     }
 
-    /// Records that an address belongs to an honest source.
+    /// Records to which source an address belongs.
     pub fn own(&mut self, role: Role, address: IpAddr) {
-        if let Role::Honest(behaviour) = role {
-            self.owners.insert(BanTarget::containing(address), behaviour);
-        }
+        match role {
+            Role::Honest(behaviour) => self.owners.insert(BanTarget::containing(address), behaviour),
+            Role::Dishonest(behaviour) => self.scanners.insert(BanTarget::containing(address), behaviour),
+            Role::Authorised(_) | Role::Backstage => None,
+        };
     }
 
     /// An honest source as the victim of a forger, if there is one.
@@ -381,6 +402,13 @@ impl World {
 
     fn note(&mut self, text: impl FnOnce() -> String) {
         self.note_at(self.now, text);
+    }
+
+    /// Notes an event of the source `target` if it is the one that is replayed.
+    fn note_source(&mut self, at: Timestamp, target: BanTarget, text: impl FnOnce() -> String) {
+        if self.trace.as_ref().is_some_and(|trace| trace.is_about(target)) {
+            self.note_at(at, text);
+        }
     }
 
     fn note_at(&mut self, at: Timestamp, text: impl FnOnce() -> String) {

@@ -276,7 +276,6 @@ impl Acceptance {
         dropped
     }
 
-    /// Drops expired entries.
     pub(super) fn expire(&mut self, now: Timestamp) {
         self.targets.retain(|_, entry| {
             entry.reports.retain(|report| report.until > now);
@@ -312,7 +311,6 @@ impl Acceptance {
         self.targets.range((start, Bound::Unbounded)).map(|(target, entry)| (*target, entry))
     }
 
-    /// The entry of `target`.
     pub(super) fn entry(&self, target: BanTarget) -> Option<&Entry> {
         self.targets.get(&target)
     }

@@ -149,7 +149,7 @@ fn malformed_report_is_refused() {
 }
 
 #[test]
-fn forgeable_evidence_needs_its_rule() {
+fn forgeable_evidence_needs_configured_authors() {
     let mut off = acceptance(FleetAccept { single: true, ..rules() });
     assert_eq!(judged(&mut off, 0, &forgeable("a", ONE, 60)), Err(Verdict::Refused(Refusal::Forgeable)));
     let few = FleetReport { distinct_ports: 4, remaining_s: 9_000, ..report("a", ONE) };

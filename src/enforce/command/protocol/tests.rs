@@ -112,7 +112,7 @@ fn unknown_target_is_refused() {
 }
 
 #[test]
-fn texts_are_cut_and_control_no_terminal() {
+fn texts_are_cut_and_escaped() {
     let ran = Ran {
         outcome: Outcome::NotStarted("\u{1b}[2J\n".repeat(10_000)),
         output: "é".repeat(100_000),

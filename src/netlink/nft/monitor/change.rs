@@ -23,7 +23,7 @@ pub enum Change {
     ElementRemoved(BanTarget),
     /// The contents of `allowed` or `allowed6` changed.
     AllowedChanged,
-    /// The ports or interfaces watched by the trap changed.
+    /// The ports or interfaces monitored by the trap changed.
     TrapChanged,
     /// Some table changed during a [`MonitorPause`](super::MonitorPause).
     Unheard,

@@ -9,7 +9,7 @@ use portsentry::wire::{Packet, TcpFlags};
 use super::scanners::POPULAR;
 use crate::actors::{rare, script};
 use crate::chance::{Chance, days, hours, minutes, seconds};
-use crate::honest::operations::{NEW_PORTS, SHORT_PORTS, TESTED_PORTS};
+use crate::honest::operations::{NEW_PORTS, PUBLISHED_RANGE, SHORT_PORTS, TESTED_PORTS, USER_PORTS};
 use crate::host::{Bind, Reply};
 use crate::world::{Actor, Role, World};
 
@@ -58,7 +58,7 @@ pub(super) fn populate(world: &mut World) {
     evader(world, "knows the list: 20000 to 20100", |world, chance, source| {
         in_turn(world, chance, source, Duration::from_millis(5), &(20_000..20_100).collect::<Vec<_>>())
     });
-    // Remembered services are forgiven even while they are down; so are ports that listened for some minutes.
+    // Remembered services are forgiven even while they are down; so are ports that listened for a few minutes.
     evader(world, "knows services that come and go", |world, chance, source| {
         let mut ports = NEW_PORTS.to_vec();
         ports.extend(world.host.profile.services.iter().map(|service| service.port));
@@ -70,6 +70,14 @@ pub(super) fn populate(world: &mut World) {
     });
     evader(world, "knows ports that listened lately", |world, chance, source| {
         in_turn(world, chance, source, seconds(20), &SHORT_PORTS)
+    });
+    evader(world, "knows ports of a user's program", |world, chance, source| {
+        in_turn(world, chance, source, seconds(20), &USER_PORTS)
+    });
+    evader(world, "knows ports that were published", |world, chance, source| {
+        let mut ports: Vec<u16> = PUBLISHED_RANGE.collect();
+        chance.shuffle(&mut ports);
+        in_turn(world, chance, source, seconds(1), &ports[..100])
     });
     evader(world, "knows ports of an old test", |world, chance, source| {
         let mut ports: Vec<u16> = TESTED_PORTS.collect();
@@ -91,8 +99,11 @@ pub(super) fn populate(world: &mut World) {
     // More ports are forgiven for a peer with a connection.
     connected(world, "knows connected peers: a connection first", Plan { gap: seconds(20), ports: 30, ..PLAN });
     connected(world, "knows connected peers: 7 ports in 35 minutes", Plan { gap: minutes(5), ports: 30, ..PLAN });
-    let over = Plan { gap: minutes(5), ports: 7, lasts: seconds(10), pause: hours(3) };
+    let over = Plan { gap: minutes(5), ports: 7, lasts: seconds(10), pause: hours(3), ..PLAN };
     connected(world, "knows connected peers: hours after its connection", over);
+    // A connection counts only if it is older than the first probe.
+    connected(world, "knows connected peers: a connection after two ports", Plan { before: 2, ports: 7, ..PLAN });
+    returning(world);
     // All addresses of a /64 count as one source.
     evader(world, "one /64, an address a port", |world, _, source| {
         let IpAddr::V6(v6) = source else { return Vec::new() };
@@ -144,22 +155,44 @@ struct Plan {
     /// The time between two ports, and the number of ports.
     gap: Duration,
     ports: usize,
+    /// Number of ports that it probes before it connects.
+    before: usize,
     /// How long the connection lasts, and when the first port is probed.
     lasts: Duration,
     pause: Duration,
 }
 
-const PLAN: Plan = Plan { gap: seconds(20), ports: 30, lasts: days(1), pause: seconds(10) };
+const PLAN: Plan = Plan { gap: seconds(20), ports: 30, before: 0, lasts: days(1), pause: seconds(10) };
 
 /// Opens a connection to a service, keeps it, and probes one port after another.
 fn connected(world: &mut World, name: &'static str, plan: Plan) {
     rare(world, name, EVERY, move |world, chance| {
-        let source = SocketAddr::new(world.new_addresses(Role::Dishonest(name)).0.into(), 40_000);
-        let open = |port: &u16| world.host.profile.services.iter().any(|service| service.port == *port);
-        let mut ports: Vec<u16> = POPULAR.iter().copied().filter(|port| !open(port)).take(plan.ports).collect();
-        ports.reverse();
         let role = Role::Dishonest(name);
-        world.spawn(role, world.now, Connected { source, ports, plan, chance, is_connected: false });
+        let source = SocketAddr::new(world.new_addresses(role).0.into(), 40_000);
+        let scan = Connected { source, ports: closed_ports(world, plan.ports), plan, chance, is_connected: false };
+        world.spawn(role, world.now, scan);
+    });
+}
+
+/// The first of the popular ports that no service of the host uses, in reverse order.
+fn closed_ports(world: &World, count: usize) -> Vec<u16> {
+    let open = |port: &u16| world.host.profile.services.iter().any(|service| service.port == *port);
+    let mut ports: Vec<u16> = POPULAR.iter().copied().filter(|port| !open(port)).take(count).collect();
+    ports.reverse();
+    ports
+}
+
+/// Scans, is banned, and returns after its ban, when it first connects.
+fn returning(world: &mut World) {
+    const FIRST: Role = Role::Dishonest("knows connected peers: before its ban");
+    const SECOND: Role = Role::Dishonest("knows connected peers: after its ban");
+    rare(world, "returning", EVERY, |world, mut chance| {
+        let source = SocketAddr::new(world.new_addresses(FIRST).0.into(), 40_000);
+        let packets = in_turn(world, &mut chance, source.ip(), seconds(20), &POPULAR[..20]);
+        script(world, FIRST, packets);
+        let plan = Plan { ports: 7, ..PLAN };
+        let scan = Connected { source, ports: closed_ports(world, plan.ports), plan, chance, is_connected: false };
+        world.spawn(SECOND, world.now.after(hours(28)), scan);
     });
 }
 
@@ -173,7 +206,8 @@ struct Connected {
 
 impl Actor for Connected {
     fn act(&mut self, world: &mut World) -> Option<Timestamp> {
-        if !self.is_connected {
+        let probed = self.plan.ports - self.ports.len();
+        if !self.is_connected && probed >= self.plan.before {
             let services = world.host.running();
             let own = services.filter(|one| one.protocol == Protocol::Tcp && one.bind != Bind::Published);
             let own: Vec<u16> = own.map(|service| service.port).collect();

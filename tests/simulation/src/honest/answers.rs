@@ -17,12 +17,14 @@ const DNS: Role = Role::Honest("answers of DNS servers");
 const NTP: Role = Role::Honest("answers of time servers");
 const WEB: Role = Role::Honest("servers that this host is a client of");
 const MAIL: Role = Role::Honest("mail servers that ask back");
+const FILES: Role = Role::Honest("file servers that this host mounts");
 
 pub(super) fn populate(world: &mut World) {
     steady(world, "DNS question", hours(1), ask_dns);
     steady(world, "NTP question", hours(4), ask_time);
     steady(world, "download", hours(4), download);
     steady(world, "outgoing mail", hours(8), send_mail);
+    steady(world, "file server", hours(8), mount);
 }
 
 /// A local resolver queries servers from ports in the whole range, as unbound does; the stub queries the configured
@@ -77,4 +79,24 @@ fn send_mail(world: &mut World, mut chance: Chance) {
         (at, world.tcp_packet(source, port, TcpFlags::SYN))
     });
     script(world, MAIL, packets);
+}
+
+/// This host mounts directories of a file server, from reserved ports as NFS requires. It asks over UDP from several
+/// sockets, and closes all of them after the first answer. It connects once for each directory, and unmounts them; the
+/// server closes idle connections after six minutes.
+fn mount(world: &mut World, mut chance: Chance) {
+    let server = IpAddr::from(world.new_addresses(FILES).0);
+    let reserved = 600 + u16::try_from(chance.below(400)).unwrap_or(0);
+    let mut packets = Vec::new();
+    for own in reserved..reserved + 4 {
+        let (portmapper, files) = (SocketAddr::new(server, 111), SocketAddr::new(server, 2_049));
+        world.originate(Protocol::Udp, own, portmapper, Duration::from_millis(50));
+        let answer = chance.between(Duration::from_millis(60), Duration::from_millis(900));
+        packets.push((answer, world.udp_packet(portmapper, own)));
+        world.originate(Protocol::Tcp, own, files, seconds(30));
+        packets.push((Duration::from_millis(30), world.tcp_packet(files, own, TcpFlags::SYN | TcpFlags::ACK)));
+        let end = minutes(6) + chance.after(seconds(20));
+        packets.push((end, world.tcp_packet(files, own, TcpFlags::ACK | TcpFlags::FIN)));
+    }
+    script(world, FILES, packets);
 }

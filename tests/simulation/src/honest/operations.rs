@@ -33,9 +33,13 @@ pub(super) fn populate(world: &mut World) {
         (Kind::ProgramRestart, days(30)),
         (Kind::ShortService, days(10)),
         (Kind::PortTest, days(60)),
+        (Kind::UserProgram, days(20)),
+        (Kind::Upgrade, days(60)),
+        (Kind::PublishedRange, days(60)),
     ];
     let containers = world.host.profile.services.iter().any(|service| service.bind == Bind::Published);
-    for (kind, mean) in plans.into_iter().filter(|(kind, _)| containers || *kind != Kind::NewContainer) {
+    let needs_containers = [Kind::NewContainer, Kind::PublishedRange];
+    for (kind, mean) in plans.into_iter().filter(|(kind, _)| containers || !needs_containers.contains(kind)) {
         if !world.has(kind.name()) {
             continue;
         }
@@ -67,13 +71,25 @@ enum Kind {
     BrokenBoot,
     /// The program is upgraded.
     ProgramRestart,
-    /// A transfer or a debugging tool of the system listens for some minutes.
+    /// A transfer or a debugging tool of the system listens for a few minutes.
     ShortService,
     /// An operator's test listens on three hundred ports for an hour.
     PortTest,
+    /// A program of an ordinary user listens on some ports for an hour.
+    UserProgram,
+    /// A release upgrade: its installer listens on some ports, then the program and all services restart.
+    Upgrade,
+    /// A container publishes a hundred and fifty ports for an hour, as a server for passive FTP or for voice does.
+    PublishedRange,
 }
 
 impl Kind {
+    /// True if it ends services that no regular client uses.
+    fn is_temporary(self) -> bool {
+        let services = [Self::NewContainer, Self::NewServices, Self::ShortService, Self::PortTest];
+        services.contains(&self) || [Self::UserProgram, Self::PublishedRange].contains(&self)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Restart => "restart",
@@ -89,6 +105,9 @@ impl Kind {
             Self::ProgramRestart => "upgrade of the program",
             Self::ShortService => "short services",
             Self::PortTest => "test of ports",
+            Self::UserProgram => "program of a user",
+            Self::Upgrade => "upgrade of everything",
+            Self::PublishedRange => "published range",
         }
     }
 }
@@ -106,11 +125,17 @@ enum Step {
 /// Ports of services that start together.
 pub(crate) const NEW_PORTS: [u16; 4] = [3_306, 6_379, 8_088, 9_200];
 
-/// Ports in the built-in list on which a program listens for some minutes.
+/// Ports in the built-in list on which a program listens for a few minutes.
 pub(crate) const SHORT_PORTS: [u16; 4] = [111, 873, 2_049, 8_000];
 
 /// Ports on which an operator's test listens.
 pub(crate) const TESTED_PORTS: std::ops::Range<u16> = 200..500;
+
+/// Ports that a container publishes together.
+pub(crate) const PUBLISHED_RANGE: std::ops::Range<u16> = 600..750;
+
+/// Ports on which a program of an ordinary user listens.
+pub(crate) const USER_PORTS: [u16; 4] = [5_000, 8_008, 8_888, 9_000];
 
 const fn system(port: u16) -> Service {
     Service { protocol: Protocol::Tcp, port, bind: Bind::Everywhere, personal: false }
@@ -198,6 +223,31 @@ impl Operation {
                     plan.push((at.after(chance.between(minutes(2), minutes(6))), Step::Stop(system(port))));
                 }
             }
+            Kind::UserProgram => {
+                for port in USER_PORTS {
+                    let service = Service { personal: true, ..system(port) };
+                    plan.extend([(at, Step::Start(service)), (at.after(hours(1)), Step::Stop(service))]);
+                }
+            }
+            Kind::Upgrade => {
+                let installer =
+                    SHORT_PORTS.into_iter().filter(|port| !services.iter().any(|known| known.port == *port));
+                let restart = at.after(minutes(4));
+                for port in installer {
+                    plan.extend([(at, Step::Start(system(port))), (restart, Step::Stop(system(port)))]);
+                }
+                for service in &services {
+                    plan.push((restart, Step::Stop(*service)));
+                    let up = restart.after(chance.between(seconds(3), seconds(60)));
+                    plan.push((up, Step::Start(*service)));
+                }
+                plan.push((restart.after(seconds(1)), Step::RestartProgram));
+            }
+            Kind::PublishedRange => {
+                let published = |port| Service { bind: Bind::Published, ..system(port) };
+                plan.extend(PUBLISHED_RANGE.map(|port| (at, Step::Start(published(port)))));
+                plan.extend(PUBLISHED_RANGE.map(|port| (at.after(hours(1)), Step::Stop(published(port)))));
+            }
             Kind::PortTest => {
                 let free = |port: &u16| !services.iter().any(|known| known.port == *port);
                 for port in TESTED_PORTS.filter(free) {
@@ -219,8 +269,7 @@ impl Actor for Operation {
             match step {
                 Step::Stop(service) => {
                     world.set_up(service, false);
-                    let extra = [Kind::NewContainer, Kind::NewServices, Kind::ShortService, Kind::PortTest];
-                    lost = !extra.contains(&self.kind);
+                    lost |= !self.kind.is_temporary();
                 }
                 Step::Start(service) => {
                     world.host.add(service);
@@ -248,6 +297,9 @@ impl Actor for Operation {
         if self.kind == Kind::ShortService && world.host.is_up(Protocol::Tcp, SHORT_PORTS[0]) {
             transfers(world, self.chance.below(u32::MAX));
         }
+        if self.kind == Kind::PublishedRange && world.host.is_up(Protocol::Tcp, PUBLISHED_RANGE.start) {
+            visit_range(world);
+        }
         let next = self.plan.last().map(|(at, _)| *at);
         Some(next.unwrap_or_else(|| world.now.after(self.chance.after(self.mean))))
     }
@@ -269,6 +321,21 @@ fn visitors(world: &mut World, port: u16) {
             .collect();
         script(world, ROLE, packets);
     }
+}
+
+/// A client that uses each port of a published range.
+fn visit_range(world: &mut World) {
+    const ROLE: Role = Role::Honest("clients of a published range");
+    let mut chance = world.chance("client of a range", 0);
+    let source = world.new_addresses(ROLE).0.into();
+    let packets: Vec<_> = (0..)
+        .zip(PUBLISHED_RANGE)
+        .map(|(n, port)| {
+            let source = SocketAddr::new(source, chance.client_port());
+            (seconds(10) * n, world.tcp_packet(source, port, TcpFlags::SYN))
+        })
+        .collect();
+    script(world, ROLE, packets);
 }
 
 /// Deployment tools check each new service within a second, and send datagrams to services that do not reply.

@@ -29,17 +29,19 @@ pub(super) fn populate(world: &mut World) {
     rare(world, "mail program", if mail { days(3) } else { days(60) }, guess);
 }
 
-/// A browser connects by HTTPS over IPv6 and shortly afterwards over IPv4 (RFC 8305), also by QUIC, and then by HTTP.
+/// A browser connects by HTTPS over IPv6 and shortly afterwards over IPv4 (RFC 8305), then by HTTP. It also tries QUIC if the
+/// server has offered it in an earlier reply (RFC 7838).
 fn browse(world: &mut World, mut chance: Chance) {
     let (v4, v6) = world.new_addresses(BROWSERS);
     let delay = Duration::from_millis(250);
+    let has_quic = world.host.profile.services.iter().any(|service| service.port == 443);
     let mut packets = Vec::new();
     for (round, port) in [443, 80].into_iter().enumerate() {
         let began = seconds(round as u64);
         for (after, address) in [(Duration::ZERO, IpAddr::from(v6)), (delay, v4.into())] {
             let source = SocketAddr::new(address, chance.client_port());
             packets.push((began + after, world.tcp_packet(source, port, TcpFlags::SYN)));
-            if port == 443 {
+            if port == 443 && has_quic {
                 packets.push((began + after, world.udp_packet(source, port)));
             }
         }

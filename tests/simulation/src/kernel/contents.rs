@@ -76,6 +76,12 @@ impl Kernel {
         [live(&self.v4), live(&self.v6)].concat()
     }
 
+    /// The ports in `asked`.
+    #[must_use]
+    pub fn asked(&self, now: Timestamp) -> Vec<u16> {
+        self.asked.live(now)
+    }
+
     /// The contents of a set for comparisons: sorted addresses, each with a port if the set has one.
     #[must_use]
     pub fn set(&self, now: Timestamp, name: &str) -> Vec<(IpAddr, Option<u16>)> {

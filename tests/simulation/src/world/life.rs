@@ -72,6 +72,7 @@ impl World {
         self.daemon = Daemon::restarted(self.now, before, booted, keeps_ledger, &self.host);
         let key = Chance::new(self.seed, "boot", self.step).key();
         self.detector = Detector::new(self.options.engine, key, &self.host, self.daemon.services());
+        self.daemon.brief(self.now, &mut self.detector);
         self.kernel.allow(self.detector.allowed());
         for (target, left) in self.kernel.bans(self.now) {
             self.detector.adopt(self.now, target, left);

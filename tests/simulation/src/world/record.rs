@@ -3,7 +3,7 @@
 use portsentry::types::{BanTarget, Expiry, Timestamp};
 use portsentry::wire::Packet;
 
-use super::{Role, World, next_tick};
+use super::{Role, Sent, World, next_tick};
 use crate::detector::{CAPPED_BAN, Judgement};
 use crate::kernel::Passage;
 use crate::outcome::{HonestBan, MAX_MISSED};
@@ -16,7 +16,8 @@ impl World {
             self.review_at.get_or_insert(tick);
         }
         if passage == Passage::Trapped || self.waiting {
-            self.senders.insert(BanTarget::containing(packet.source), (self.current, role));
+            let sent = Sent { actor: self.current, role, step: self.step };
+            self.senders.insert(BanTarget::containing(packet.source), sent);
         }
         let banned = matches!(judgement, Judgement::Ban { .. });
         let source = BanTarget::containing(packet.source);
@@ -35,11 +36,12 @@ impl World {
                 let Some(part) = self.parts.get_mut(&self.current) else { return };
                 let long = |expiry: &Expiry| !matches!(expiry, Expiry::After(span) if *span <= CAPPED_BAN);
                 seen.long_bans += u64::from(matches!(judgement, Judgement::Ban { expiry, .. } if long(expiry)));
+                seen.alarms += u64::from(matches!(judgement, Judgement::LogOnly));
                 let reported = self.detector.reports_distributed_scan(self.now);
-                // A forged packet is no detection of its sender, unless the sender only sends forged packets.
+                // A forged packet is not a detection of its sender, unless the sender only sends forged packets.
                 if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
                     part.ports.insert(port);
-                    // A ban by the trap alone is no detection yet, because the program may lift it.
+                    // A ban by the trap alone is not a detection yet, because the program may lift it.
                     let is_blocked = passage == Passage::Blocked && self.detector.is_blocked(self.now, source);
                     part.banned = banned || reported || is_blocked;
                     if part.banned {
@@ -56,26 +58,38 @@ impl World {
             }
             Role::Backstage => {}
         }
-        self.record_ban(role, judgement);
+        self.record_ban(role, self.step, judgement);
     }
 
-    /// Records a ban of an honest source, whose last packet came from `role`.
-    pub(super) fn record_ban(&mut self, role: Role, judgement: &Judgement) {
+    /// Records a ban of an honest source, whose last packet was `step` and came from `role`.
+    fn record_ban(&mut self, role: Role, step: u64, judgement: &Judgement) {
         let Judgement::Ban { target, expiry, ports, .. } = judgement else { return };
-        self.record_honest_ban(self.now, role, (*target, *expiry), ports.clone());
+        self.record_honest_ban(self.now, (role, step), (*target, *expiry), ports.clone());
+    }
+
+    /// Records a ban that was made without a packet of its source.
+    pub(super) fn record_late_ban(&mut self, target: BanTarget, judgement: &Judgement) {
+        if let Some(Sent { role, step, .. }) = self.senders.get(&target).copied() {
+            self.record_ban(role, step, judgement);
+            self.record_found(target);
+        }
     }
 
     /// Records that a ban by the trap is shortened because the program has no verdict.
     pub(super) fn record_short_ban(&mut self, at: Timestamp, target: BanTarget) {
         self.outcome.shortened += 1;
         self.record_found(target);
-        let role = self.senders.get(&target).map_or(Role::Backstage, |(_, role)| *role);
-        self.record_honest_ban(at, role, (target, Expiry::After(CAPPED_BAN)), "what the trap counted".to_owned());
+        if let Some(Sent { role, step, .. }) = self.senders.get(&target).copied() {
+            let ports = "what the trap counted".to_owned();
+            self.record_honest_ban(at, (role, step), (target, Expiry::After(CAPPED_BAN)), ports);
+        }
     }
 
     /// Records the detection of a source that waited while the host settled, whether or not its scan has ended.
-    pub(super) fn record_found(&mut self, target: BanTarget) {
-        let Some((actor, Role::Dishonest(behaviour))) = self.senders.get(&target).copied() else { return };
+    fn record_found(&mut self, target: BanTarget) {
+        let Some(Sent { actor, role: Role::Dishonest(behaviour), .. }) = self.senders.get(&target).copied() else {
+            return;
+        };
         if self.owners.contains_key(&target) {
             return;
         }
@@ -102,7 +116,13 @@ impl World {
         format!("{}:{}:{}:{step}", self.options.seed, self.options.pace, self.number)
     }
 
-    fn record_honest_ban(&mut self, at: Timestamp, role: Role, (target, expiry): (BanTarget, Expiry), ports: String) {
+    fn record_honest_ban(
+        &mut self,
+        at: Timestamp,
+        (role, step): (Role, u64),
+        (target, expiry): (BanTarget, Expiry),
+        ports: String,
+    ) {
         let (behaviour, forged) = match (role, self.owners.get(&target)) {
             (Role::Honest(behaviour), _) => (behaviour, false),
             (Role::Dishonest(behaviour), Some(_)) => (behaviour, true),
@@ -116,7 +136,7 @@ impl World {
             self.outcome.honest.entry(behaviour).or_default().bans += 1;
         }
         self.outcome.honest_bans.push(HonestBan {
-            replay: self.packet_position(self.step),
+            replay: self.packet_position(step),
             profile: self.host.profile.name,
             behaviour,
             forged,

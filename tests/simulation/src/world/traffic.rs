@@ -18,9 +18,7 @@ impl World {
             part.role
         });
         if self.down {
-            if let Some(trace) = &mut self.trace {
-                trace.packet(self.now, self.step, role, &packet, None);
-            }
+            self.trace_packet(role, &packet, None);
             return Reply::Silence;
         }
         self.catch_up();
@@ -42,9 +40,7 @@ impl World {
         if matches!(judgement, Judgement::Ignored(IgnoreReason::Open)) && self.kernel.traps(protocol, to.port()) {
             self.armed.change(now);
         }
-        if let Some(trace) = &mut self.trace {
-            trace.packet(now, self.step, role, &packet, Some((passage, &judgement)));
-        }
+        self.trace_packet(role, &packet, Some((passage, &judgement)));
         self.record(role, &packet, to.port(), passage, &judgement);
         self.ban(&judgement);
         if passage != Passage::Passed {
@@ -58,6 +54,15 @@ impl World {
             part.learned.insert(to.port());
         }
         reply
+    }
+
+    /// Records a packet for a replay that has not reached its end.
+    fn trace_packet(&mut self, role: Role, packet: &Packet, seen: Option<(Passage, &Judgement)>) {
+        if !self.is_replayed()
+            && let Some(trace) = &mut self.trace
+        {
+            trace.packet(self.now, self.step, role, packet, seen);
+        }
     }
 
     /// Applies a ban.

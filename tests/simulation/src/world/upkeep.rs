@@ -5,10 +5,11 @@ use std::collections::HashSet;
 use portsentry::enforce::nft::Trap;
 use portsentry::types::{BanTarget, Expiry, Protocol, Timestamp};
 
-use super::{Armed, Role, World, next_tick};
+use super::{Armed, World, next_tick};
 use crate::daemon::Ticked;
 use crate::detector::CAPPED_BAN;
 use crate::host::TICK;
+use crate::replay::shown;
 
 impl World {
     /// Does the periodic work that has become due since the last packet.
@@ -53,10 +54,10 @@ impl World {
                 return;
             };
             if let Some(target) = judgement.target() {
-                let role = self.senders.get(&target).map_or(Role::Backstage, |(_, role)| *role);
-                self.record_ban(role, &judgement);
-                self.record_found(target);
-                self.note_at(at, || format!("{target} waited while the host settled, and is banned"));
+                self.record_late_ban(target, &judgement);
+                self.note_source(at, target, || {
+                    format!("{target} waited while the host settled: {}", shown(&judgement))
+                });
             }
             self.ban(&judgement);
         }
@@ -70,11 +71,14 @@ impl World {
         self.detector.lift(target);
         self.daemon.remove(target);
         self.outcome.lifted += 1;
+        if let Some(behaviour) = self.scanners.get(&target) {
+            self.outcome.dishonest.entry(behaviour).or_default().freed += 1;
+        }
         let name = target.to_string();
         if let Some(ban) = self.outcome.honest_bans.iter_mut().rev().find(|ban| ban.target == name) {
             ban.lasts = Some(at.since_origin().as_secs().saturating_sub(ban.at));
         }
-        self.note_at(at, || format!("the ban of {target} ends: its ports belong to services"));
+        self.note_source(at, target, || format!("the ban of {target} ends: its ports belong to services"));
     }
 
     /// Arms the trap with the closed ports and the connected sources of the last tick.
@@ -122,13 +126,17 @@ impl World {
         }
         for target in &review.excused {
             self.outcome.let_go += 1;
-            self.note_at(at, || format!("the program lets {target} go: it holds nothing against it"));
+            self.note_source(at, *target, || format!("the program lets {target} go: it holds nothing against it"));
         }
         for target in &review.unexplained {
+            if !self.detector.adopt_short(at, *target) {
+                self.kernel.lift(*target);
+                continue;
+            }
             self.kernel.block(at, *target, Expiry::After(CAPPED_BAN));
-            self.detector.adopt_short(at, *target);
             self.record_short_ban(at, *target);
-            self.note_at(at, || format!("the trap's ban of {target} is made short: the program has no verdict"));
+            let text = || format!("the trap's BAN of {target} is made short: the program has no verdict");
+            self.note_source(at, *target, text);
         }
         for targets in [&review.confirmed, &review.excused, &review.unexplained, &review.in_prefix, &exempt] {
             self.kernel.forget(targets);
