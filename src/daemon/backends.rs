@@ -315,19 +315,19 @@ fn reporter(
                     .send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what: kind });
             }
             BackendEvent::Failed { task, .. } => {
-                if task == SlowTask::Ban(Backend::HostsDeny) {
-                    metrics.failed(Backend::HostsDeny);
+                if let SlowTask::Ban(backend) = task {
+                    metrics.failed(backend);
                 }
                 EventKind::Error(text)
             }
-            BackendEvent::Restored { targets, .. } => {
+            BackendEvent::Restored { targets, backend } => {
                 metrics.restored_lines(targets.len() as u64);
-                EventKind::Repaired { bans: targets.len(), backend: Backend::HostsDeny }
+                EventKind::Repaired { bans: targets.len(), backend }
             }
             BackendEvent::Connections { target, ended } => EventKind::Disconnected { target, connections: ended },
             BackendEvent::Unable { task, .. } => {
-                if task == SlowTask::Ban(Backend::Command) {
-                    metrics.failed(Backend::Command);
+                if let SlowTask::Ban(backend) = task {
+                    metrics.failed(backend);
                 }
                 EventKind::Error(text)
             }

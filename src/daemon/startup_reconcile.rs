@@ -374,11 +374,7 @@ impl StartupReconcile {
     fn hand_over(&self) {
         let Some(slow) = &self.slow_backends else { return };
         let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
-        let is_slow = |backend: &Backend| match backend {
-            Backend::HostsDeny => true,
-            Backend::Command => runs_commands,
-            Backend::Nft | Backend::Route => false,
-        };
+        let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
         if !self.backends.iter().any(is_slow) && !self.sweeps_lines && !self.undoes_commands {
             return;
         }

@@ -24,6 +24,15 @@ impl Backend {
     /// Every backend, in the order in which [`Backends`] prints them.
     pub const ALL: [Self; 4] = [Self::Nft, Self::Route, Self::HostsDeny, Self::Command];
 
+    /// True if the slow-backends thread runs it, because it writes files, starts processes or waits.
+    #[must_use]
+    pub fn is_slow(self) -> bool {
+        match self {
+            Self::Nft | Self::Route => false,
+            Self::HostsDeny | Self::Command => true,
+        }
+    }
+
     /// The name in the configuration, the ledger, JSON and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -241,10 +241,11 @@ fn threat_has_unique_number_and_test() {
         regex.captures_iter(&page).map(|found| found[1].parse().unwrap()).collect()
     };
     let (rows, tested) = (numbers(r"(?m)^\| ([0-9]+) \|"), numbers(r"(?m)^- \*\*([0-9]+)\*\*"));
-    let expected: Vec<u32> = (1..).take(rows.len()).collect();
+    let mut sorted = rows.clone();
+    sorted.sort_unstable();
     assert!(rows.len() > 20, "{rows:?}");
-    assert_eq!(rows, expected);
-    assert_eq!(tested, expected);
+    assert_eq!(sorted, (1..).take(rows.len()).collect::<Vec<u32>>(), "each number is used once, and none is left out");
+    assert_eq!(tested, rows, "each row has its tests below its table, in the same order");
 }
 
 /// The metric families with the names of their series.

@@ -28,8 +28,7 @@ impl SlowQueue {
     /// backends, which wait for its end.
     #[must_use]
     pub fn new(thread: &SlowBackends, backends: &[Backend], command_first: bool, end_connections: bool) -> Self {
-        let slow = |backend: &Backend| matches!(backend, Backend::HostsDeny | Backend::Command);
-        let backends: Arc<[Backend]> = backends.iter().copied().filter(slow).collect();
+        let backends: Arc<[Backend]> = backends.iter().copied().filter(|backend| backend.is_slow()).collect();
         let after_command =
             command_first.then(|| backends.iter().copied().filter(|backend| *backend != Backend::Command).collect());
         let (tasks, shared) = (thread.tasks(), thread.exempt.clone());
