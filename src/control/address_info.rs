@@ -7,8 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetBan;
-use super::format::{line, nullable, span, to_seconds};
-use super::list::compact_ports;
+use super::format::{compact_ports, line, nullable, span, to_seconds};
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};

@@ -1,5 +1,6 @@
 //! Shared formatting of answers on the control socket: nullable fields, lines, times and durations.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -44,4 +45,21 @@ pub(super) fn is_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
         let locale = locale.to_ascii_lowercase();
         locale.contains("utf-8") || locale.contains("utf8")
     })
+}
+
+/// "tcp/23,8080 udp/53", sorted.
+pub(super) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> String {
+    let mut sorted: Vec<_> = ports.collect();
+    sorted.sort_unstable();
+    let mut text = String::new();
+    let mut last = None;
+    for (protocol, port) in sorted {
+        let _ = match last {
+            Some(last) if last == protocol => write!(text, ",{port}"),
+            None => write!(text, "{protocol}/{port}"),
+            Some(_) => write!(text, " {protocol}/{port}"),
+        };
+        last = Some(protocol);
+    }
+    text
 }

@@ -82,7 +82,7 @@ impl Bound {
         let system = |doing| move |error| ControlError::System { doing, path: path.to_owned(), error, option };
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory).map_err(system("create the directory of"))?;
-        // KernelState until the socket listens: if two daemons start at once, the second finds the first one's socket in use.
+        // Held until the socket listens: if two daemons start at once, the second finds the first one's socket in use.
         let _lock = lock(directory);
         match std::fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 pub use bans::{Bans, KernelState, ListError, Listed, read};
 
-pub(super) use table::{compact_ports, shortened};
+pub(super) use table::shortened;
 
 use super::address_info::port_list;
 use super::client::{Client, ClientError};
@@ -38,7 +38,7 @@ pub struct ListOptions {
     /// List only bans of this address, or in this network
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_on_any_link)]
     pub target: Option<IpNet>,
-    /// SortOrder of the bans
+    /// Order of the bans
     #[arg(long, value_name = "ORDER", value_enum, default_value = "expires")]
     pub sort: SortOrder,
     /// List only bans that began within this time: 1h, 7d

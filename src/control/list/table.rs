@@ -2,10 +2,10 @@
 //! enough, the least important columns are omitted. Lines are never wrapped.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use super::super::format::compact_ports;
 use super::bans::{KernelState, Listed};
 use crate::engine::Grade;
 use crate::ledger::{Author, BanRecord, Logged, author_key};
@@ -135,29 +135,12 @@ fn ports(ban: &BanRecord) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
-/// "tcp/23,8080 udp/53", sorted.
-pub(crate) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> String {
-    let mut sorted: Vec<_> = ports.collect();
-    sorted.sort_unstable();
-    let mut text = String::new();
-    let mut last = None;
-    for (protocol, port) in sorted {
-        let _ = match last {
-            Some(last) if last == protocol => write!(text, ",{port}"),
-            None => write!(text, "{protocol}/{port}"),
-            Some(_) => write!(text, " {protocol}/{port}"),
-        };
-        last = Some(protocol);
-    }
-    text
-}
-
-/// SortOrder in which columns get their minimum width; from the first that does not fit on, they are omitted.
+/// Order in which columns get their minimum width; from the first that does not fit on, they are omitted.
 const PRIORITY: [&str; 13] = [
     "ADDRESS", "LEFT", "LAST", "REASON", "NAME", "PORTS", "SINCE", "TIMES", "FIRST", "STRIKES", "BY", "METHOD",
     "EVIDENCE",
 ];
-/// SortOrder in which the remaining width is assigned to truncated columns.
+/// Order in which the remaining width is assigned to truncated columns.
 const WIDEN: [&str; 6] = ["ADDRESS", "BY", "METHOD", "REASON", "NAME", "PORTS"];
 
 /// Sets the width of each column for a total of `width`.

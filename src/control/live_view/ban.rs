@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 use std::time::{Duration, SystemTime};
 
-use crate::control::list::{KernelState, Listed, compact_ports};
+use crate::control::format::compact_ports;
+use crate::control::list::{KernelState, Listed};
 use crate::ledger::Author;
 use crate::types::Expiry;
 
@@ -45,7 +46,7 @@ impl Ban {
         }
     }
 
-    /// TaskSender by expiry, permanent ones last.
+    /// Orders by expiry, permanent ones last.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let end = |ban: &Self| (ban.until.is_none(), ban.until);
         end(self).cmp(&end(other)).then_with(|| self.target.cmp(&other.target))

@@ -10,7 +10,7 @@ use super::ban::Ban;
 use super::poller::Message;
 use super::text::{clock, matches, plain};
 use super::top_counts::TopCounts;
-use crate::control::list::compact_ports;
+use crate::control::format::compact_ports;
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
 use crate::events::json::EventRecord;
