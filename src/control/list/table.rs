@@ -2,6 +2,7 @@
 //! enough, the least important columns are omitted. Lines are never wrapped.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
