@@ -83,7 +83,9 @@ fn known_peers_are_replaced_as_whole() {
 fn ledger_without_peers_is_migrated() {
     let state = State::new();
     state.ledger().record(&[ban(source(1), at(0), 60)]).unwrap();
-    intruder(&state.path()).execute_batch("DROP TABLE known_peer; PRAGMA user_version = 10").unwrap();
+    intruder(&state.path())
+        .execute_batch("DROP TABLE known_peer; ALTER TABLE ban DROP COLUMN guest_port; PRAGMA user_version = 10")
+        .unwrap();
     let mut ledger = state.ledger();
     assert_eq!(ledger.known_peers(9).unwrap().items, []);
     assert_eq!(ledger.active(at(1)).unwrap().items.len(), 1, "its bans are kept");
