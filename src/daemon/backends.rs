@@ -7,7 +7,7 @@ use super::error::DaemonError;
 use super::sensor_handle::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config, Mode};
-use crate::enforce::command::Spawner;
+use crate::enforce::command::{Outcome, Spawner};
 use crate::enforce::file_helper::FileHelper;
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{BlockError, DecoyRules, Installed, Nft, NftBackend, RulesetError, RulesetSpec, Watched};
@@ -291,7 +291,7 @@ fn reporter(
             BackendEvent::Done { .. } | BackendEvent::Released { .. } | BackendEvent::Connections { ended: 0, .. } => {
                 return;
             }
-            BackendEvent::Ran { case, occasion, command, ref outcome, ref output, took, .. } => {
+            BackendEvent::Ran { case, occasion, command, ref outcome, ref output, took, again, .. } => {
                 let well = outcome.is_success();
                 match (well, occasion, &case.ban) {
                     (true, CommandPhase::Before | CommandPhase::Block, Some(ban)) => {
@@ -309,8 +309,11 @@ fn reporter(
                     CommandPhase::Release => " at the end of the ban",
                 };
                 let ban = case.ban.filter(|_| occasion != CommandPhase::Release);
-                let outcome = format!("{outcome} after {took}{when}{wrote}");
-                let kind = EventKind::Ran { target: case.target, ban, command, outcome, well };
+                let has_ended =
+                    again.is_none() && !matches!(outcome, Outcome::Stopped | Outcome::Unknown | Outcome::NotStarted(_));
+                let undone = (occasion == CommandPhase::Release && has_ended).then_some(case.since);
+                let outcome = format!("{outcome} after {took}{when}{wrote}").into();
+                let kind = EventKind::Ran { target: case.target, ban, command: command.into(), outcome, well, undone };
                 return events
                     .send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what: kind });
             }

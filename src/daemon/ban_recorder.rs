@@ -17,13 +17,16 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::{WITHOUT_VERDICT, reason};
 use crate::ledger::{
-    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, FleetLift, KnownPeer, Ledger, LedgerError,
+    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, FleetLift, Found, KnownPeer, Ledger, LedgerError,
     LegacyFiles, LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
 /// Lifts of the fleet's bans that are read at the start.
 const MAX_FLEET_LIFTS: usize = 131_072;
+
+/// Commands of ended bans that are undone after the start. The slow backends hold as many.
+const MAX_UNDO: usize = 131_072;
 
 /// Time limit for writing the pending changes when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(400);
@@ -47,6 +50,8 @@ pub(super) struct Memory {
 pub(super) struct PastBans {
     /// Those that are still in force.
     pub(super) remembered: Vec<Remembered>,
+    /// Those that have ended, and whose commands have to be undone.
+    pub(super) undo_due: Vec<BanSummary>,
     /// Targets with a route of an earlier run that are missing in the ledger because of a crash.
     pub(super) unheard: Vec<BanTarget>,
 }
@@ -81,16 +86,19 @@ struct Read {
     opened: Opened,
     memory: Memory,
     unreadable: u64,
+    /// Number of commands that the next start has to undo.
+    postponed: u64,
 }
 
 impl Reading {
     /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; at most `most`
-    /// targets with strikes are loaded.
-    pub(super) fn start(directory: &Path, forget: Duration, most: usize) -> io::Result<Self> {
+    /// targets with strikes are loaded. With `undoes_commands` there is an expiry command.
+    pub(super) fn start(directory: &Path, forget: Duration, most: usize, undoes_commands: bool) -> io::Result<Self> {
         let place = directory.to_owned();
         let read = move || {
             let now = SystemTime::now();
-            let (mut ledger, opened) = Ledger::open(&place)?;
+            let (ledger, opened) = Ledger::open(&place)?;
+            let mut ledger = ledger.undoing_commands(undoes_commands);
             ledger.begin(now)?;
             // Expired bans are marked before the bans are read: a ban that ended while the program was down is not
             // restored.
@@ -98,6 +106,10 @@ impl Reading {
             let LoadedState { active, struck, unreadable } = ledger.recall(forget, now, most)?;
             let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
             let remembered = active.into_iter().filter_map(left).collect();
+            let (undo_due, postponed) = match undoes_commands {
+                true => ledger.undo_due(MAX_UNDO)?,
+                false => (Found { items: Vec::new(), unreadable: 0 }, 0),
+            };
             let (services, listeners) = (ledger.services(MAX_SERVICES)?, ledger.listeners(MAX_LISTENERS)?);
             let peers = ledger.known_peers(MAX_PEERS)?;
             let (table, trial, allowances) = (ledger.table()?, ledger.trial()?, ledger.allowances()?);
@@ -105,7 +117,7 @@ impl Reading {
             let boot = settling::boot_id();
             let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
             let memory = Memory {
-                bans: PastBans { remembered, unheard: Vec::new() },
+                bans: PastBans { remembered, undo_due: undo_due.items, unheard: Vec::new() },
                 strikes: struck,
                 ports: PastPorts { services: services.items, listeners: listeners.items },
                 peers: peers.items,
@@ -114,8 +126,9 @@ impl Reading {
                 booted: settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin()),
             };
             let decisions = allowances.unreadable + fleet_lifts.unreadable;
-            let unreadable = unreadable + services.unreadable + listeners.unreadable + peers.unreadable + decisions;
-            Ok(Read { ledger, opened, memory, unreadable })
+            let unreadable = unreadable + undo_due.unreadable + decisions;
+            let unreadable = unreadable + services.unreadable + listeners.unreadable + peers.unreadable;
+            Ok(Read { ledger, opened, memory, unreadable, postponed })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
         Ok(Self { directory: directory.to_owned(), thread })
@@ -163,7 +176,7 @@ impl BanRecorder {
                 let text =
                     format!("{error}; blocking continues, but bans do not survive a reboot or a flush of the ruleset");
                 messages = vec![EventKind::Error(text)];
-                let bans = PastBans { remembered: Vec::new(), unheard: leftovers.to_vec() };
+                let bans = PastBans { unheard: leftovers.to_vec(), ..PastBans::default() };
                 (None, Memory { bans, ..Memory::default() })
             }
         };
@@ -228,6 +241,7 @@ impl BanRecorder {
             EventKind::Shortened { target, expiry, ports } => {
                 BanRecord::by_trap(*target, at, *expiry, ports.clone(), WITHOUT_VERDICT).into()
             }
+            EventKind::Ran { target, undone: Some(since), .. } => Change::Undone { target: *target, since: *since, at },
             EventKind::Scan(ban) => Change::Logged(Logged::from_ban(ban, at, reason(ban))),
             EventKind::Unblocked { target, by } => lifted(*target, by, at),
             EventKind::Lifted { target } => lifted(*target, "another program", at),
@@ -274,7 +288,7 @@ fn start_writer(
     let directory = directory.as_path();
     let gone = || io::Error::other("the thread that reads the ledger panicked");
     let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-    let Read { ledger, opened, mut memory, unreadable } = read;
+    let Read { ledger, opened, mut memory, unreadable, postponed } = read;
     if let Opened::Rebuilt { aside, damage } = opened {
         messages.push(EventKind::Error(format!(
             "the ledger was damaged ({damage}) and is kept as {}; a new one is created from the bans in the kernel",
@@ -283,6 +297,13 @@ fn start_writer(
     }
     if unreadable > 0 {
         let text = format!("unreadable rows of the ledger, which are ignored: {unreadable}");
+        messages.push(EventKind::Error(text));
+    }
+    if postponed > 0 {
+        let text = format!(
+            "more than {MAX_UNDO} bans with a command have ended while portsentry was not running; \
+             block.run.expire_command runs for the others after the next start: {postponed}"
+        );
         messages.push(EventKind::Error(text));
     }
     for target in leftovers {

@@ -66,9 +66,9 @@ impl Leftovers {
     }
 }
 
-/// True if an earlier run may have left bans in a backend or in the ledger in `state_dir`. Must be called before the
-/// daemon opens the ledger. A table may contain bans of a fleet, and counts even if it is empty, because the kernel takes
-/// seconds to list a full set.
+/// True if an earlier run may have left bans in a backend or in the ledger in `state_dir`, or commands that have to be
+/// undone. Must be called before the daemon opens the ledger. A table may contain bans of a fleet, and counts even if it
+/// is empty, because the kernel takes seconds to list a full set.
 pub(super) fn exist(config: &Config, state_dir: &Path) -> bool {
     let has_table = || Nft::open().is_ok_and(|mut nft| nft.table_handle().is_ok_and(|handle| handle.is_some()));
     let has_routes = || {
@@ -76,8 +76,12 @@ pub(super) fn exist(config: &Config, state_dir: &Path) -> bool {
         found.is_ok_and(|found| !found.is_empty())
     };
     let has_records = || {
-        let active = Reader::read(state_dir, |reader| reader.active(SystemTime::now()));
-        active.is_ok_and(|active| !active.items.is_empty())
+        let undoes_commands = !config.block.run.expire_command.is_empty();
+        let found = Reader::read(state_dir, |reader| {
+            let is_active = !reader.active(SystemTime::now())?.items.is_empty();
+            Ok(is_active || undoes_commands && reader.has_to_undo()?)
+        });
+        found.unwrap_or(false)
     };
     has_table() || has_routes() || has_lines(config) || has_records()
 }

@@ -520,7 +520,14 @@ mod tests {
             EventKind::Scan(ban),
             EventKind::Blocked { ban, backend: Backend::Nft, reaction: Duration::ZERO },
             EventKind::Wrapped { target, ban: Some(ban), line: text() },
-            EventKind::Ran { target, ban: Some(ban), command: text(), outcome: text(), well: true },
+            EventKind::Ran {
+                target,
+                ban: Some(ban),
+                command: text().into(),
+                outcome: text().into(),
+                well: true,
+                undone: None,
+            },
             EventKind::BlockFailed { target, reason: text(), backend: Backend::Route },
             EventKind::Shortened { target, expiry: Expiry::Never, ports: Vec::new() },
             EventKind::Blocked {

@@ -237,7 +237,8 @@ async fn serve(
     } = privileged;
     let signals = Signals::catch()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-    let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes)
+    let undoes_commands = !config.block.run.expire_command.is_empty();
+    let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes, undoes_commands)
         .map_err(DaemonError::system("start a thread"))?;
     let (events, received) = channel::bounded(MAX_EVENTS);
     let mut host_state = HostState::open(&config, events.clone()).await?;

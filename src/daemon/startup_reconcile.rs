@@ -214,6 +214,9 @@ impl StartupReconcile {
         for change in reconciled.changes {
             if let Change::Ended { target, .. } = &change {
                 gone.insert(*target);
+                if let Some(slow) = &self.slow_backends {
+                    send_waiting(slow, Task::Release { target: *target });
+                }
             }
             if let Some(recorder) = &self.recorder {
                 recorder.put_patiently(change);
@@ -373,6 +376,9 @@ impl StartupReconcile {
     /// Informs the slow backends about the bans that are still in force.
     fn hand_over(&self) {
         let Some(slow) = &self.slow_backends else { return };
+        if !self.bans.undo_due.is_empty() {
+            send_waiting(slow, Task::Undo { bans: self.bans.undo_due.iter().map(context).collect() });
+        }
         let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
         let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
         if !self.backends.iter().any(is_slow) && !self.sweeps_lines && !self.undoes_commands {
@@ -382,16 +388,7 @@ impl StartupReconcile {
             // Lines of bans that are not held are removed.
             let methods: Arc<[Backend]> = self.methods(ban).iter().filter(is_slow).collect();
             let methods = Some(methods).filter(|methods| !methods.is_empty())?;
-            let expiry = match ban.until.and_then(|until| until.duration_since(ban.since).ok()) {
-                Some(length) => Expiry::After(length),
-                None => Expiry::Never,
-            };
-            let mut context = BanContext::by_hand(ban.target, expiry, ban.since);
-            (context.source, context.class) = (ban.source, ban.class);
-            if let Some((protocol, port)) = ban.port {
-                (context.protocol, context.port) = (protocol, port);
-            }
-            Some(Adopted { case: context, methods, has_run: has_run(ban), left: *left })
+            Some(Adopted { case: context(ban), methods, has_run: has_run(ban), left: *left })
         };
         send_waiting(slow, Task::Adopt { bans: self.bans.remembered.iter().filter_map(adopted).collect() });
     }
@@ -409,6 +406,20 @@ impl StartupReconcile {
 /// True if the command has run for `ban`, and has not been undone.
 fn has_run(ban: &BanSummary) -> bool {
     ban.methods.iter().any(|method| method == Backend::Command)
+}
+
+/// The data of a ban of an earlier run for hosts.deny and commands.
+fn context(ban: &BanSummary) -> BanContext {
+    let expiry = match ban.until.and_then(|until| until.duration_since(ban.since).ok()) {
+        Some(length) => Expiry::After(length),
+        None => Expiry::Never,
+    };
+    let mut context = BanContext::by_hand(ban.target, expiry, ban.since);
+    (context.source, context.class) = (ban.source, ban.class);
+    if let Some((protocol, port)) = ban.port {
+        (context.protocol, context.port) = (protocol, port);
+    }
+    context
 }
 
 /// Blocks only this thread if the queue is full.

@@ -252,9 +252,10 @@ mod tests {
         let ran = EventKind::Ran {
             target,
             ban: None,
-            command: "/bin/x".to_owned(),
-            outcome: "succeeded after 1ms".to_owned(),
+            command: "/bin/x".into(),
+            outcome: "succeeded after 1ms".into(),
             well: true,
+            undone: None,
         };
         let repeated = |packets| EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets };
         let scan = "attackalert: TCP SYN/Normal scan from host: 192.0.2.7/192.0.2.7 to TCP port: 23";

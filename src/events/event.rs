@@ -49,11 +49,13 @@ pub enum EventKind {
         /// Set only if the command ran because a ban on evidence begins.
         ban: Option<Ban>,
         /// The command on one line.
-        command: String,
+        command: Box<str>,
         /// Its result and output as a sentence.
-        outcome: String,
+        outcome: Box<str>,
         /// True if it succeeded.
         well: bool,
+        /// Set if no further attempt will undo the command of the ban that began at this time.
+        undone: Option<SystemTime>,
     },
     /// Connections of a blocked source were ended.
     Disconnected {

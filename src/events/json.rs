@@ -140,9 +140,9 @@ impl From<&Event> for EventRecord {
             }
             EventKind::Ran { target, command, outcome, well, .. } => Self {
                 target: Some(target.to_string()),
-                command: Some(command.clone()),
+                command: Some(command.to_string()),
                 well: Some(*well),
-                ..base.method(Backend::Command).reason(outcome.clone())
+                ..base.method(Backend::Command).reason(outcome.to_string())
             },
             EventKind::Disconnected { target, connections } => Self {
                 target: Some(target.to_string()),

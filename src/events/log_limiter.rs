@@ -90,7 +90,14 @@ mod tests {
         let exempt = Exempt { observation: probe.observation, protection: Protection::Listed, report: Some(1) };
         let text = String::new;
         let wrapped = |ban| EventKind::Wrapped { target, ban, line: text() };
-        let ran = |ban| EventKind::Ran { target, ban, command: text(), outcome: text(), well: true };
+        let ran = |ban| EventKind::Ran {
+            target,
+            ban,
+            command: text().into(),
+            outcome: text().into(),
+            well: true,
+            undone: None,
+        };
         let kinds = vec![
             EventKind::Started,
             EventKind::Probe(probe),

@@ -317,6 +317,8 @@ pub enum Change {
         /// A ban that had already expired is recorded as expired, at its own end.
         ended: Ended,
     },
+    /// At `at` the expiry command has ended for the ban of `target` that began at `since`.
+    Undone { target: BanTarget, since: SystemTime, at: SystemTime },
     /// A service is remembered, and was last served at this time.
     Served(Service, SystemTime),
     /// The recently open ports, each with the time at which it closed; `None` if it is open. Replaces the stored list.

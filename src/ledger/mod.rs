@@ -44,7 +44,7 @@ pub use writer::{Recorder, Writer, WriterEvent};
 use crate::types::BanTarget;
 use row::micros;
 use state_dir::StateDir;
-use statements::{ALSO, DROP, END, INSERT, NEWEST, Statements};
+use statements::{ALSO, DROP, END, INSERT, NEWEST, Statements, UNDONE};
 
 /// Default directory of the ledger.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
@@ -76,6 +76,7 @@ pub struct Ledger {
     /// Device and inode of the database.
     file: (u64, u64),
     retention: Retention,
+    undoes_commands: bool,
     /// Number of bans written since the rows were last counted.
     uncounted: u64,
 }
@@ -152,6 +153,15 @@ const BEGIN: &str = "
 /// Times beyond this limit, about 70,000 years from 1970, are not changed, so that the sum does not overflow.
 const BOUND: i64 = 1 << 61;
 
+/// Bans in force whose command ran before there was an expiry command, or before the ledger recorded it.
+const OWE_UNDO: &str =
+    "UPDATE ban SET undo = 1 WHERE ended IS NULL AND undo = 0 AND ' ' || method || ' ' LIKE '% run %'";
+
+/// The bans whose commands have to be undone: they have ended, and their target has not been banned again.
+const UNDO_DUE: &str = "
+    FROM ban INDEXED BY ban_undo WHERE undo = 1 AND ended IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM ban AS newer WHERE newer.subject = ban.subject AND newer.ended IS NULL)";
+
 const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :before";
 
 const PRUNE: &str = "
@@ -170,6 +180,15 @@ fn select_from(version: i64, which: &str) -> String {
 
 fn listed() -> String {
     format!("SELECT {} FROM ban {ACTIVE}", row::IN_FORCE)
+}
+
+/// The last such ban of each target.
+fn undo_due() -> String {
+    format!("SELECT {}, max(id) AS last {UNDO_DUE} GROUP BY subject ORDER BY last LIMIT :most", row::IN_FORCE)
+}
+
+fn count_undo_due() -> String {
+    format!("SELECT count(DISTINCT subject) {UNDO_DUE}")
 }
 
 /// Uses the index of open bans: there may be many times as many past ones.
@@ -196,13 +215,21 @@ impl Ledger {
         let found = std::fs::symlink_metadata(&path).map_err(LedgerError::system("inspect", &path))?;
         let file = (found.dev(), found.ino());
         // Old rows of the last process are counted with the first bans of this one.
-        Ok((Self { connection, place, file, retention: Retention::default(), uncounted: SLACK }, opened))
+        let retention = Retention::default();
+        Ok((Self { connection, place, file, retention, undoes_commands: false, uncounted: SLACK }, opened))
     }
 
     /// Keeps more or less of the past than [`Retention::default`].
     #[must_use]
     pub fn with_retention(mut self, retention: Retention) -> Self {
         self.retention = retention;
+        self
+    }
+
+    /// Records which commands have to be undone, because there is an expiry command.
+    #[must_use]
+    pub fn undoing_commands(mut self, undoes_commands: bool) -> Self {
+        self.undoes_commands = undoes_commands;
         self
     }
 
@@ -252,6 +279,7 @@ impl Ledger {
                 Change::Allowed(allowance) => decisions::allow(statements.connection, allowance),
                 Change::Disallowed { network } => decisions::disallow(statements.connection, *network),
                 Change::Ended { target, ended } => statements.end(*target, ended).map(drop),
+                Change::Undone { target, since, at } => statements.undone(*target, *since, *at),
                 Change::Served(service, at) => services::insert(statements.connection, *service, *at),
                 Change::Listeners(listeners) => services::put_listeners(statements.connection, listeners),
                 Change::KnownPeers(peers) => peers::put(statements.connection, peers),
@@ -287,11 +315,15 @@ impl Ledger {
     }
 
     /// For a start whose clock may be behind the one that wrote the ledger: moves begins after `now` to `now`, because
-    /// such bans would last longer than their duration.
+    /// such bans would last longer than their duration. Call [`Ledger::undoing_commands`] before.
     pub fn begin(&mut self, now: SystemTime) -> Result<(), LedgerError> {
         let values = named_params! {":now": micros(now)};
         let result = self.connection.execute(BEGIN, values);
         let result = result.and_then(|_| self.connection.execute(decisions::FORGET, values));
+        let result = match self.undoes_commands {
+            true => result.and_then(|_| self.connection.execute(OWE_UNDO, [])),
+            false => result,
+        };
         result.map(drop).map_err(LedgerError::database("write to", &self.path()))
     }
 
@@ -308,6 +340,19 @@ impl Ledger {
     /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::containing`].
     pub fn bans_of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
         self.query(&select(OF), named_params! {":subject": target.to_string()}, row::entry)
+    }
+
+    /// The last ended ban of each target whose command has to be undone, at most `most`, and the number of the others.
+    pub fn undo_due(&self, most: usize) -> Result<(Found<BanSummary>, u64), LedgerError> {
+        let limit = i64::try_from(most).unwrap_or(i64::MAX);
+        let found = self.query(&undo_due(), named_params! {":most": limit}, row::in_force)?;
+        let read = found.items.len() as u64 + found.unreadable;
+        if read < most as u64 {
+            return Ok((found, 0));
+        }
+        let all = self.connection.query_row(&count_undo_due(), [], |row| row.get::<_, i64>(0));
+        let all = all.map_err(LedgerError::database("read", &self.path()))?;
+        Ok((found, u64::try_from(all).unwrap_or_default().saturating_sub(read)))
     }
 
     /// Number of stored bans.
@@ -335,10 +380,10 @@ impl Ledger {
         &mut self,
         work: impl FnOnce(&mut Statements<'_>) -> Result<T, rusqlite::Error>,
     ) -> Result<T, LedgerError> {
-        let (rows, uncounted) = (self.retention.rows, self.uncounted);
+        let (rows, uncounted, undoes_commands) = (self.retention.rows, self.uncounted, self.undoes_commands);
         let result = (|| {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut statements = Statements::prepare(&transaction)?;
+            let mut statements = Statements::prepare(&transaction, undoes_commands)?;
             let result = work(&mut statements)?;
             let mut uncounted = uncounted + statements.recorded;
             drop(statements);
@@ -359,6 +404,7 @@ impl Ledger {
 fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
     let (active, of, listed) = (select(ACTIVE), select(OF), listed());
     let (one, all, scans) = (strikes::of_one(), strikes::of_all(), logged::select());
+    let (undo_due, count_undo_due) = (undo_due(), count_undo_due());
     let used = [
         NEWEST,
         ALSO,
@@ -371,6 +417,8 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         FORGET,
         PRUNE,
         COUNT,
+        UNDONE,
+        OWE_UNDO,
         decisions::ALLOW,
         decisions::DISALLOW,
         decisions::ALLOWANCES,
@@ -390,6 +438,8 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         &one,
         &all,
         &scans,
+        &undo_due,
+        &count_undo_due,
     ];
     let used = [&used[..], &services::USED, &peers::USED].concat();
     schema::connect(&place.file(DATABASE), &used)

@@ -35,6 +35,11 @@ const RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Groups the bans by target, in order, so that callers can summarise one target at a time.
 const EACH: &str = "INDEXED BY ban_subject ORDER BY subject, id";
 
+/// Two queries, so that each uses an index.
+const HAS_TO_UNDO: &str = "
+    SELECT EXISTS (SELECT 1 FROM ban WHERE undo = 1 AND ended IS NOT NULL)
+    OR EXISTS (SELECT 1 FROM ban INDEXED BY ban_open WHERE undo = 1 AND ended IS NULL)";
+
 /// The ledger at one moment.
 pub struct Reader {
     connection: Connection,
@@ -107,6 +112,15 @@ impl Reader {
     /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::containing`].
     pub fn bans_of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
         self.entries(OF, named_params! {":subject": target.to_string()})
+    }
+
+    /// True if commands have to be undone, now or when their bans end.
+    pub fn has_to_undo(&self) -> Result<bool, LedgerError> {
+        if self.version < schema::WITH_UNDO {
+            return Ok(false);
+        }
+        let found = self.connection.query_row(HAS_TO_UNDO, [], |row| row.get(0));
+        found.map_err(LedgerError::database("read", &self.path))
     }
 
     /// The sources that would have been banned if their protocol were not only logged, newest first. Empty for a ledger

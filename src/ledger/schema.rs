@@ -126,6 +126,8 @@ const STEPS: [&str; 11] = [
 ",
     "
     ALTER TABLE ban ADD COLUMN guest_port TEXT;  -- index and name of the bridge port of a guest
+    ALTER TABLE ban ADD COLUMN undo INTEGER NOT NULL DEFAULT 0;  -- 1: the expiry command has to undo its command
+    CREATE INDEX ban_undo ON ban (subject) WHERE undo = 1 AND ended IS NOT NULL;
     CREATE TABLE known_peer (          -- sources with a connection to a service, now or lately
         target TEXT PRIMARY KEY,
         since INTEGER NOT NULL,        -- start of the first connection
@@ -139,6 +141,9 @@ const WITH_EVIDENCE: i64 = 4;
 
 /// First format with the bridge port of a guest.
 const WITH_GUEST_PORT: i64 = 11;
+
+/// First format that records which commands have to be undone.
+pub(super) const WITH_UNDO: i64 = 11;
 
 /// The columns of `wanted` in a ledger of format `version`, which a reader must not migrate.
 pub(super) fn columns(wanted: &str, version: i64) -> String {

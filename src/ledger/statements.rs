@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 use super::logged::{self, UPSERT};
 use super::row::{self, micros};
 use super::{Author, BanRecord, Ended, Ending, Logged};
-use crate::types::{Backends, BanTarget};
+use crate::types::{Backend, Backends, BanTarget};
 
 /// The newest ban of a target: the only one that may be open, because each new one ends the previous one.
 pub(super) const NEWEST: &str = "
@@ -16,7 +16,13 @@ pub(super) const NEWEST: &str = "
     FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
 
 /// Adds a backend to the same ban.
-pub(super) const ALSO: &str = "UPDATE ban SET method = :method WHERE id = :id";
+pub(super) const ALSO: &str = "UPDATE ban SET method = :method, undo = undo OR :undo WHERE id = :id";
+
+/// The command of bans that have ended, and of the ban that began at `since`, was undone at `at`. A ban that began later
+/// has its own command.
+pub(super) const UNDONE: &str = "
+    UPDATE ban SET undo = 0
+    WHERE subject = :subject AND undo = 1 AND (ended IS NOT NULL OR until <= :at OR since <= :since)";
 
 /// Deletes a row that another row supersedes.
 pub(super) const DROP: &str = "DELETE FROM ban WHERE id = :id";
@@ -31,9 +37,9 @@ pub(super) const END: &str = "
 
 pub(super) const INSERT: &str = "
     INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author, capped,
-        note, evidence, guest_port)
+        note, evidence, guest_port, undo)
     VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped,
-        :note, :evidence, :guest_port)";
+        :note, :evidence, :guest_port, :undo)";
 
 /// The newest ban of a target.
 struct Newest {
@@ -57,12 +63,14 @@ pub(super) struct Statements<'a> {
     end: Statement<'a>,
     insert: Statement<'a>,
     log: Statement<'a>,
+    /// True if commands have to be undone.
+    undoes: bool,
     /// Number of new rows.
     pub(super) recorded: u64,
 }
 
 impl<'a> Statements<'a> {
-    pub(super) fn prepare(connection: &'a Connection) -> Result<Self, rusqlite::Error> {
+    pub(super) fn prepare(connection: &'a Connection, undoes: bool) -> Result<Self, rusqlite::Error> {
         let (newest, also, end) = (connection.prepare(NEWEST)?, connection.prepare(ALSO)?, connection.prepare(END)?);
         Ok(Self {
             connection,
@@ -72,6 +80,7 @@ impl<'a> Statements<'a> {
             drop: connection.prepare(DROP)?,
             insert: connection.prepare(INSERT)?,
             log: connection.prepare(UPSERT)?,
+            undoes,
             recorded: 0,
         })
     }
@@ -80,8 +89,7 @@ impl<'a> Statements<'a> {
     pub(super) fn add(&mut self, ban: &BanRecord) -> Result<(), rusqlite::Error> {
         match self.newest(&ban.target.to_string())? {
             Some(Newest { id, open: true, since, methods, .. }) if since == micros(ban.since) => {
-                let methods = methods.parse().unwrap_or(Backends::default()).and(ban.methods);
-                self.also.execute(named_params! {":id": id, ":method": methods.to_string()}).map(drop)
+                self.put_methods(id, methods.parse().unwrap_or(Backends::default()).and(ban.methods))
             }
             _ => self.record(ban),
         }
@@ -96,10 +104,31 @@ impl<'a> Statements<'a> {
     ) -> Result<(), rusqlite::Error> {
         match self.newest(&target.to_string())? {
             Some(Newest { id, open: true, since: begun, .. }) if begun == micros(since) => {
-                self.also.execute(named_params! {":id": id, ":method": methods.to_string()}).map(drop)
+                self.put_methods(id, methods)
             }
             _ => Ok(()),
         }
+    }
+
+    fn put_methods(&mut self, id: i64, methods: Backends) -> Result<(), rusqlite::Error> {
+        let values = named_params! {":id": id, ":method": methods.to_string(), ":undo": self.has_to_undo(methods)};
+        self.also.execute(values).map(drop)
+    }
+
+    /// True if the expiry command has to run for a ban by `methods`.
+    fn has_to_undo(&self, methods: Backends) -> bool {
+        self.undoes && methods.iter().any(|backend| backend == Backend::Command)
+    }
+
+    /// Records that the expiry command has ended for the ban of `target` that began at `since`.
+    pub(super) fn undone(
+        &mut self,
+        target: BanTarget,
+        since: SystemTime,
+        at: SystemTime,
+    ) -> Result<(), rusqlite::Error> {
+        let values = named_params! {":subject": target.to_string(), ":since": micros(since), ":at": micros(at)};
+        self.connection.execute(UNDONE, values).map(drop)
     }
 
     pub(super) fn record(&mut self, ban: &BanRecord) -> Result<(), rusqlite::Error> {
@@ -136,6 +165,7 @@ impl<'a> Statements<'a> {
             ":note": ban.note,
             ":evidence": ban.grade.map(crate::engine::Grade::key),
             ":guest_port": ban.guest_port.map(row::guest_port_text),
+            ":undo": self.has_to_undo(ban.methods),
         })?;
         self.recorded += 1;
         Ok(())

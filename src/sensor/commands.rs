@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crossbeam_queue::ArrayQueue;
 use ipnet::IpNet;
@@ -16,9 +16,10 @@ use super::controller::{BanController, Sample};
 use super::guest_bans::GuestBan;
 use super::table_repair::Damage;
 use crate::capture::live::Live;
+use crate::enforce::BanContext;
 use crate::enforce::nft::RulesetSpec;
 use crate::engine::{ActiveBan, Explanation, Host, Service, Settings};
-use crate::events::event::EventKind;
+use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
 /// A command to the sensor thread.
@@ -206,9 +207,11 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
 fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController) {
     match request {
         SensorRequest::Block { target, expiry, by, note, answer } => {
-            let result = controller.block(now, target, expiry);
+            let since = SystemTime::now();
+            let result = controller.block(now, BanContext::by_hand(target, expiry, since));
             if result.is_ok() {
-                controller.reporter().emit(EventKind::ByHand { target, expiry, by, note, backend: None });
+                let what = EventKind::ByHand { target, expiry, by, note, backend: None };
+                controller.reporter().emit_event(Event { time: since, what });
             }
             let _ = answer.send(result);
         }

@@ -404,11 +404,11 @@ impl BanController {
 
 /// Bans that start or end without a packet.
 impl BanController {
-    /// Blocks `target` on the request of an operator.
-    pub(super) fn block(&mut self, now: Timestamp, target: BanTarget, expiry: Expiry) -> Result<(), String> {
+    /// Applies `ban` on the request of an operator.
+    pub(super) fn block(&mut self, now: Timestamp, ban: BanContext) -> Result<(), String> {
         let (enforcement, mut scope) = self.enforcement(now);
-        enforcement.block_by_hand(&mut scope, BanContext::by_hand(target, expiry, SystemTime::now()))?;
-        self.adopt(now, &[ActiveBan::whole(target, expiry)]);
+        enforcement.block_by_hand(&mut scope, ban)?;
+        self.adopt(now, &[ActiveBan::whole(ban.target, ban.expiry)]);
         Ok(())
     }
 

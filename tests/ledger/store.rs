@@ -1,14 +1,14 @@
 //! Tests the contents of the ledger: bans, strikes, history and evidence.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::engine::{
     Class, Engine, Escalation, Grade, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, Response,
     Settings, Verdict, Watch,
 };
 use portsentry::ledger::{
-    Author, BanRecord, Change, Count, Ended, Ending, Entry, FleetLift, KnownPeer, LiftedBy, Logged, Opened, Reader,
-    Retention, SLACK,
+    Author, BanRecord, Change, Count, Ended, Ending, Entry, FleetLift, KnownPeer, Ledger, LiftedBy, Logged, Opened,
+    Reader, Retention, SLACK,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -83,14 +83,112 @@ fn known_peers_are_replaced_as_whole() {
 fn ledger_without_peers_is_migrated() {
     let state = State::new();
     state.ledger().record(&[ban(source(1), at(0), 60)]).unwrap();
-    intruder(&state.path())
-        .execute_batch("DROP TABLE known_peer; ALTER TABLE ban DROP COLUMN guest_port; PRAGMA user_version = 10")
-        .unwrap();
+    downgrade_to_format_10(&state);
     let mut ledger = state.ledger();
     assert_eq!(ledger.known_peers(9).unwrap().items, []);
     assert_eq!(ledger.active(at(1)).unwrap().items.len(), 1, "its bans are kept");
     ledger.write(&[Change::KnownPeers(vec![KnownPeer { target: source(1), since: at(1), last: at(2) }])]).unwrap();
     assert_eq!(ledger.known_peers(9).unwrap().items.len(), 1);
+}
+
+/// Converts the ledger to format 10.
+fn downgrade_to_format_10(state: &State) {
+    let step = "DROP TABLE known_peer; DROP INDEX ban_undo; ALTER TABLE ban DROP COLUMN undo;
+        ALTER TABLE ban DROP COLUMN guest_port; PRAGMA user_version = 10";
+    intruder(&state.path()).execute_batch(step).unwrap();
+}
+
+/// A ban by nft and the command.
+fn commanded(number: u32, since: SystemTime, seconds: u64) -> BanRecord {
+    BanRecord { methods: [Backend::Nft, Backend::Command].into_iter().collect(), ..ban(source(number), since, seconds) }
+}
+
+/// The targets whose commands have to be undone.
+fn undo_due(ledger: &Ledger) -> Vec<BanTarget> {
+    let (found, others) = ledger.undo_due(99).unwrap();
+    assert_eq!((found.unreadable, others), (0, 0));
+    found.items.iter().map(|ban| ban.target).collect()
+}
+
+fn undone(number: u32, since: SystemTime, at: SystemTime) -> Change {
+    Change::Undone { target: source(number), since, at }
+}
+
+#[test]
+fn ended_command_is_due_until_undone() {
+    let state = State::new();
+    let mut ledger = state.ledger().undoing_commands(true);
+    let bans = [commanded(1, at(0), 60), commanded(2, at(0), 60), commanded(3, at(0), 600), ban(source(4), at(0), 60)];
+    ledger.record(&bans).unwrap();
+    assert_eq!(undo_due(&ledger), [], "the bans are in force");
+    // The command has begun another one.
+    let moved = Change::Also(BanRecord { methods: Backend::Command.into(), ..ban(source(5), at(0), 60) });
+    ledger.write(&[ban(source(5), at(0), 60).into(), moved]).unwrap();
+    let _ = ledger.expire(at(60)).unwrap();
+    assert!(ledger.ended(source(3), Ending::Lifted { by: "root".to_owned() }, at(61)).unwrap());
+    assert_eq!(undo_due(&ledger), [source(1), source(2), source(3), source(5)]);
+    ledger.write(&[undone(1, at(0), at(61)), undone(3, at(0), at(62))]).unwrap();
+    // Banned again, without the command.
+    ledger.record(&[ban(source(2), at(62), 60)]).unwrap();
+    assert_eq!(undo_due(&state.ledger()), [source(5)], "a newer ban is in force");
+    let _ = ledger.expire(at(122)).unwrap();
+    assert_eq!(undo_due(&ledger), [source(2), source(5)]);
+    let (found, others) = ledger.undo_due(1).unwrap();
+    assert_eq!((found.items[0].target, found.items.len(), others), (source(2), 1, 1));
+    assert!(Reader::read(&state.path(), Reader::has_to_undo).unwrap());
+    ledger.write(&[undone(2, at(0), at(123)), undone(5, at(0), at(123))]).unwrap();
+    assert_eq!(undo_due(&ledger), []);
+    assert!(!Reader::read(&state.path(), Reader::has_to_undo).unwrap());
+}
+
+#[test]
+fn undone_ban_leaves_newer_one_due() {
+    let state = State::new();
+    let mut ledger = state.ledger().undoing_commands(true);
+    // The command of the first ban is undone before its end is recorded, that of the second one after a third ban began.
+    ledger.write(&[commanded(1, at(0), 60).into(), undone(1, at(0), at(59))]).unwrap();
+    let _ = ledger.expire(at(60)).unwrap();
+    assert_eq!(undo_due(&ledger), []);
+    let changes = [commanded(1, at(70), 60).into(), commanded(1, at(80), 60).into(), undone(1, at(70), at(90))];
+    ledger.write(&changes).unwrap();
+    let _ = ledger.expire(at(140)).unwrap();
+    assert_eq!(undo_due(&ledger), [source(1)]);
+    let (found, _) = ledger.undo_due(99).unwrap();
+    assert_eq!(found.items[0].since, at(80), "the ban that has ended last");
+    ledger.write(&[undone(1, at(80), at(141))]).unwrap();
+    assert_eq!(undo_due(&ledger), []);
+}
+
+#[test]
+fn ledger_without_expiry_command_records_no_undo() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    ledger.record(&[commanded(1, at(0), 60), commanded(2, at(0), 600)]).unwrap();
+    ledger.begin(at(1)).unwrap();
+    let _ = ledger.expire(at(60)).unwrap();
+    assert_eq!(undo_due(&ledger), []);
+    // The operator configures one while the second ban is in force.
+    let mut ledger = state.ledger().undoing_commands(true);
+    ledger.begin(at(61)).unwrap();
+    let _ = ledger.expire(at(600)).unwrap();
+    assert_eq!(undo_due(&ledger), [source(2)]);
+}
+
+#[test]
+fn only_open_bans_of_older_ledger_are_due() {
+    let state = State::new();
+    let mut ledger = state.ledger().undoing_commands(true);
+    ledger.record(&[commanded(1, at(0), 60), commanded(2, at(0), 600), ban(source(3), at(0), 600)]).unwrap();
+    let _ = ledger.expire(at(60)).unwrap();
+    drop(ledger);
+    downgrade_to_format_10(&state);
+    assert!(!Reader::read(&state.path(), Reader::has_to_undo).unwrap(), "a reader changes nothing");
+    let mut ledger = state.ledger().undoing_commands(true);
+    ledger.begin(at(600)).unwrap();
+    assert_eq!(undo_due(&ledger), [], "a ban that has ended counts as undone");
+    // The second ban has ended during the upgrade.
+    let _ = ledger.expire(at(600)).unwrap();
+    assert_eq!(undo_due(&ledger), [source(2)]);
 }
 
 #[test]
@@ -397,7 +495,8 @@ fn downgrade(state: &State) {
     let tables =
         ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table", "fleet_lift", "known_peer"];
     let later: String = tables.iter().map(|table| format!("DROP TABLE {table};")).collect();
-    let step = "ALTER TABLE ban DROP COLUMN evidence; ALTER TABLE ban DROP COLUMN guest_port; PRAGMA user_version = 3";
+    let step = "DROP INDEX ban_undo; ALTER TABLE ban DROP COLUMN undo;
+        ALTER TABLE ban DROP COLUMN evidence; ALTER TABLE ban DROP COLUMN guest_port; PRAGMA user_version = 3";
     intruder.execute_batch(&format!("{later}{step}")).unwrap();
 }
 

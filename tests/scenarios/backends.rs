@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    DENY, FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, is_served_at_last, routes,
-    run_settings, scan, scene, settings, text,
+    DENY, FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, is_served_at_last, ledger,
+    routes, run_settings, scan, scene, settings, text,
 };
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
@@ -450,6 +450,85 @@ fn command_left_out_of_method_is_undone() {
     std::thread::sleep(SHORTLY);
     assert_eq!(text(&lab, "calls").lines().count(), 2, "no command runs for a ban without one");
     daemon.stop();
+}
+
+/// The number of calls of the command of this phase for `target`.
+fn calls_for(lab: &Lab, phase: &str, target: &str) -> usize {
+    text(lab, "calls").lines().filter(|line| line.starts_with(&format!("{phase}|{target}|"))).count()
+}
+
+/// Bans these targets by hand for these times, and waits until the command has run for each and the ledger has them.
+fn ban_by_hand(lab: &Lab, bans: &[(&str, &str)]) {
+    for (target, time) in bans {
+        let begun = calls_for(lab, "begin", target);
+        lab.succeed(&["block", target, "--expire", time]);
+        eventually("the command runs", || calls_for(lab, "begin", target) == begun + 1);
+        let is_recorded = || ledger(&lab.path("state")).iter().any(|entry| entry.ban.target.to_string() == *target);
+        eventually("the ban is recorded", is_recorded);
+    }
+}
+
+/// Commands of bans that end while the daemon is down are undone by the next start, once.
+fn test_undo_after_restart(end: impl Fn(Daemon)) {
+    let lab = scene();
+    let config = settings(&lab, &["nft", "run"], "");
+    let start = || Daemon::start_configured(&lab, &config, &["--expire", "1h"]);
+    let [short, again, deleted, long] = ["198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4"];
+    let span = Duration::from_secs(6) * slowness();
+    let time = format!("{}s", span.as_secs());
+    let daemon = start();
+    ban_by_hand(&lab, &[(again, &time), (again, "1h"), (deleted, "1h"), (long, "1h"), (short, &time)]);
+    end(daemon);
+    let ends = || [short, again, deleted, long].map(|target| calls_for(&lab, "end", target));
+    assert_eq!(ends(), [0; 4], "all bans are in force");
+    lab.run("victim", "nft", &["delete", "element", "inet", "portsentry", "blocked", &format!("{{ {deleted} }}")]);
+    std::thread::sleep(span + Duration::from_secs(1));
+    assert_eq!(ends(), [0; 4], "no process was running that could have undone it");
+    let daemon = start();
+    let is_undone = || (ends() == [1, 0, 1, 0]).then_some(());
+    assert!(within(TIMEOUT, is_undone).is_some(), "{}\n{}", text(&lab, "calls"), daemon.lines_with("").join("\n"));
+    eventually("both ends are logged", || daemon.lines_with(" at the end of the ban").len() == 2);
+    end(daemon);
+    let daemon = start();
+    std::thread::sleep(Duration::from_secs(1) * slowness());
+    assert_eq!(ends(), [1, 0, 1, 0], "each command is undone once");
+    lab.succeed(&["unblock", again]);
+    eventually("the newer ban is undone at its own end", || ends() == [1, 1, 1, 0]);
+    daemon.stop();
+}
+
+#[test]
+fn stopped_daemon_undoes_ended_bans_later() {
+    test_undo_after_restart(|daemon| drop(daemon.stop()));
+}
+
+#[test]
+fn killed_daemon_undoes_ended_bans_later() {
+    test_undo_after_restart(|daemon| {
+        // The last changes are on their way to the ledger.
+        std::thread::sleep(Duration::from_millis(500) * slowness());
+        daemon.kill();
+    });
+}
+
+#[test]
+fn log_only_start_undoes_ended_bans() {
+    let lab = scene();
+    let config = settings(&lab, &["run"], "");
+    let daemon = Daemon::start_configured(&lab, &config, &["--expire", "1h"]);
+    let span = Duration::from_secs(3) * slowness();
+    let target = "198.51.100.1";
+    ban_by_hand(&lab, &[(target, &format!("{}s", span.as_secs()))]);
+    daemon.kill();
+    std::thread::sleep(span);
+    assert_eq!(calls_for(&lab, "end", target), 0);
+    for _ in 0..2 {
+        let daemon = Daemon::start_configured(&lab, &config, &["--log-only"]);
+        eventually("the command is undone", || calls_for(&lab, "end", target) > 0);
+        std::thread::sleep(Duration::from_secs(1) * slowness());
+        assert_eq!(calls_for(&lab, "end", target), 1);
+        daemon.stop();
+    }
 }
 
 #[test]

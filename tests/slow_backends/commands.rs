@@ -271,6 +271,41 @@ fn expire_command_runs_after_ban_only() {
 }
 
 #[test]
+fn ended_ban_is_undone_unless_banned_again() {
+    let (_folder, path) = output_file();
+    let bench = with(RunSettings {
+        command: shell(&format!("echo begin $1 >> {path}"), &["$TARGET$"]),
+        expire_command: shell(&format!("echo over $1 >> {path}"), &["$TARGET$"]),
+        ..RunSettings::default()
+    });
+    let (old, again) = (case("192.0.2.7", 1), case("192.0.2.8", 3_600));
+    bench.block(again, &RUN);
+    assert_eq!(ran(&bench).occasion, CommandPhase::Block);
+    bench.put(Task::Undo { bans: vec![old, case("192.0.2.8", 1)] });
+    let release = ran(&bench);
+    assert_eq!((release.occasion, release.case), (CommandPhase::Release, old));
+    bench.expect_no_event(Duration::from_millis(300));
+    assert_eq!(lines(&path), ["begin 192.0.2.8", "over 192.0.2.7"]);
+}
+
+#[test]
+fn failed_undo_stops_at_newer_ban() {
+    let (_folder, path) = output_file();
+    let bench = with(RunSettings {
+        command: shell(&format!("echo begin $1 >> {path}"), &["$TARGET$"]),
+        expire_command: shell(&format!("echo over $1 >> {path}; exit 1"), &["$TARGET$"]),
+        ..RunSettings::default()
+    });
+    bench.put(Task::Undo { bans: vec![case("192.0.2.7", 1)] });
+    let release = ran(&bench);
+    assert_eq!((release.occasion, release.again), (CommandPhase::Release, Some(Duration::from_secs(1))));
+    bench.block(case("192.0.2.7", 3_600), &RUN);
+    assert_eq!(ran(&bench).occasion, CommandPhase::Block);
+    bench.expect_no_event(Duration::from_millis(1_500));
+    assert_eq!(lines(&path), ["over 192.0.2.7", "begin 192.0.2.7"], "the newer ban's command is not undone");
+}
+
+#[test]
 fn unstarted_command_needs_no_end_command() {
     let (_folder, path) = output_file();
     let settings = RunSettings {

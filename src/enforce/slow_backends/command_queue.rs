@@ -162,6 +162,10 @@ impl Commands {
                 if job.occasion == CommandPhase::Block && held.id != job.id {
                     continue;
                 }
+                // Another attempt would undo the command of the newer ban, whose end undoes both.
+                if job.occasion == CommandPhase::Release && held.has_run {
+                    continue;
+                }
                 held.has_run |= job.occasion != CommandPhase::Release;
             } else if job.occasion != CommandPhase::Release {
                 continue;

@@ -148,6 +148,12 @@ impl Work {
                 }
             }
             Task::Release { target } => self.release(target),
+            Task::Undo { bans } => {
+                let Some(commands) = &mut self.commands else { return };
+                bans.into_iter()
+                    .filter(|case| self.bans.get(case.target).is_none())
+                    .for_each(|case| commands.undo(0, case));
+            }
             Task::Adopt { bans } => {
                 let there = self.lines.as_ref().and_then(Lines::held);
                 for Adopted { case, methods, has_run, left } in bans {

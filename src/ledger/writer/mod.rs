@@ -93,6 +93,7 @@ struct Work {
     ledger: Option<Ledger>,
     directory: PathBuf,
     retention: Retention,
+    undoes_commands: bool,
     classic: Option<LegacyFiles>,
     tell: Box<dyn FnMut(WriterEvent) + Send>,
     inbox: Arc<Inbox<Change>>,
@@ -126,6 +127,7 @@ impl Work {
         Self {
             directory: ledger.directory().to_owned(),
             retention: ledger.retention,
+            undoes_commands: ledger.undoes_commands,
             ledger: Some(ledger),
             classic,
             tell,
@@ -246,7 +248,7 @@ impl Work {
                 if let Opened::Rebuilt { aside, damage } = how {
                     (self.tell)(WriterEvent::Rebuilt { damage, aside: Some(aside), carried: saved.len() });
                 }
-                ledger.insert(opened.with_retention(self.retention))
+                ledger.insert(opened.with_retention(self.retention).undoing_commands(self.undoes_commands))
             }
         };
         if !saved.is_empty() || !pending.is_empty() {
@@ -287,6 +289,7 @@ impl Work {
                     ban.until = length.and_then(|length| ban.since.checked_add(length));
                 }
                 Change::Moved { since, .. } => *since = step.moved(*since),
+                Change::Undone { since, at, .. } => (*since, *at) = (step.moved(*since), step.moved(*at)),
                 Change::Logged(logged) => logged.last = step.moved(logged.last),
                 Change::Trial { until } => *until = until.map(|until| step.moved(until)),
                 Change::Allowed(allowance) => allowance.until = allowance.until.map(|until| step.moved(until)),
