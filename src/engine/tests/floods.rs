@@ -290,7 +290,6 @@ fn one_scanner_is_not_distributed_scan() {
 /// A day of forged packets of every kind, with the built-in settings. The kernel's trap bans ten sources each time that the
 /// engine has room for them, and the engine has seen the packets of none of them.
 #[test]
-#[ignore = "a day takes a minute in a debug build"]
 fn forged_flood_of_a_day_bans_few() {
     let mut scene = Scene::new();
     let (mut banned, mut most) = (HashSet::new(), 0);
