@@ -43,8 +43,7 @@ pub struct RunOptions {
 
 /// The flags as clap reads them.
 #[derive(Args)]
-// The brackets are part of the help.
-#[allow(rustdoc::broken_intra_doc_links)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are part of the help")]
 pub(crate) struct RunFlags {
     /// Duration of a ban: 90m, 24h, 7d or never [24h]
     #[arg(long, value_name = "SPAN", value_parser = parse_expiry)]

@@ -38,8 +38,7 @@ use std::path::PathBuf;
 
 /// Options of `import`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
-// The brackets are part of the help.
-#[allow(rustdoc::broken_intra_doc_links)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are part of the help")]
 pub struct ImportOptions {
     /// The portsentry.conf to translate [default: /etc/portsentry/portsentry.conf]
     pub file: Option<PathBuf>,
