@@ -236,16 +236,18 @@ fn tests_named_in_threat_model_exist() {
 #[test]
 fn threat_has_unique_number_and_test() {
     let page = text("docs/threat-model.md");
-    let numbers = |pattern: &str| -> Vec<u32> {
-        let regex = Regex::new(pattern).unwrap();
-        regex.captures_iter(&page).map(|found| found[1].parse().unwrap()).collect()
-    };
-    let (rows, tested) = (numbers(r"(?m)^\| ([0-9]+) \|"), numbers(r"(?m)^- \*\*([0-9]+)\*\*"));
-    let mut sorted = rows.clone();
-    sorted.sort_unstable();
-    assert!(rows.len() > 20, "{rows:?}");
-    assert_eq!(sorted, (1..).take(rows.len()).collect::<Vec<u32>>(), "each number is used once, and none is left out");
-    assert_eq!(tested, rows, "each row has its tests below its table, in the same order");
+    let heading = Regex::new(r"(?m)^### ([0-9]+)\. ").unwrap();
+    let mut numbers: Vec<u32> = heading.captures_iter(&page).map(|found| found[1].parse().unwrap()).collect();
+    numbers.sort_unstable();
+    assert!(numbers.len() > 20, "{numbers:?}");
+    assert_eq!(
+        numbers,
+        (1..).take(numbers.len()).collect::<Vec<u32>>(),
+        "each number is used once, and none is left out"
+    );
+    for (entry, number) in heading.split(&page).skip(1).zip(1..) {
+        assert_eq!(entry.matches("\n- **Tests**: `").count(), 1, "entry {number} names its tests");
+    }
 }
 
 /// The metric families with the names of their series.
