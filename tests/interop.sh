@@ -466,7 +466,7 @@ logcheck() {
     until_true banned 10.97.1.2
     # shellcheck disable=SC2317  # until_true calls it
     said() { inside journalctl -t portsentry | seen -F "$1"; }
-    local routine=("PortSentry is now active and listening." "Host 198.51.100.66 is no longer blocked: its time is over")
+    local routine=("PortSentry is now active and listening." "Host 198.51.100.66 is no longer blocked: its ban has expired")
     local told=("scan from host: 10.97.1.2/10.97.1.2 to TCP port" "PortSentry is shutting down") alarm="Host 10.97.1.2 has been blocked via"
     for line in "${routine[@]}" "${told[@]}" "$alarm"; do
         until_true said "$line"

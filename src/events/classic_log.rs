@@ -121,7 +121,7 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
         },
         EventKind::Repeated { target, standing: Standing::Logged, packets, .. } => {
             let source = Source(name, target.element());
-            format!("attackalert: Host: {source} continues, only logged{}", Count(*packets, "packet"))
+            format!("attackalert: Host: {source} still scans, which is only logged{}", Count(*packets, "packet"))
         }
         EventKind::DistributedScan(sweep) => format!(
             "attackalert: Distributed scan: about {} hosts together probed {} ports within {}; none of them alone \
@@ -131,8 +131,8 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
             humantime::format_duration(std::time::Duration::from_secs(sweep.span.as_secs().max(1)))
         ),
         EventKind::Capped { bans, withheld } => format!(
-            "adminalert: a ceiling of bans is reached (of forgeable evidence: max_new_bans_per_minute, max_forgeable_bans; \
-             of proven evidence: 600 a minute); sources not banned: {withheld}, banned for a short time: {bans}"
+            "adminalert: a ceiling of bans is reached (block.max_new_bans_per_minute, block.max_forgeable_bans, or 600 proven \
+             bans a minute); sources not banned: {withheld}, banned for a short time: {bans}"
         ),
         EventKind::Lifted { target } => {
             format!("adminalert: Host {} is no longer in the kernel's set; its next scan bans it again", Shown(*target))
@@ -144,7 +144,7 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
             format!("adminalert: Host {} has been unblocked by {by}", Shown(*target))
         }
         EventKind::Expired { target } => {
-            format!("adminalert: Host {} is no longer blocked: its time is over", Shown(*target))
+            format!("adminalert: Host {} is no longer blocked: its ban has expired", Shown(*target))
         }
         EventKind::Restored { bans, backend } => {
             let backend = backend.name();

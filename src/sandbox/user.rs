@@ -147,7 +147,7 @@ impl Account {
                 closed_to(path, self.uid, &self.groups).filter(|closed| !policy.own.iter().any(|own| own == closed));
             if let Some(closed) = closed {
                 return Some(format!(
-                    "{self} cannot reach {}, because {} is closed to it",
+                    "{self} cannot reach {}, because it has no permission on {}",
                     path.display(),
                     closed.display()
                 ));

@@ -35,7 +35,7 @@ fn expired_ban_stays_away_and_is_reported() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", &format!("{}s", 3 * slowness())]);
     let attacker = lab.provoke_ban("attacker");
-    daemon.expect_line(&format!("adminalert: Host {attacker} is no longer blocked: its time is over"));
+    daemon.expect_line(&format!("adminalert: Host {attacker} is no longer blocked: its ban has expired"));
     daemon.stop();
     lab.run("victim", "nft", &["delete table inet portsentry"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);

@@ -189,7 +189,7 @@ fn clock_set_forward_ends_no_ledger_ban() {
         );
         lab.expect_ban(address);
     }
-    assert!(daemon.lines_with("its time is over").is_empty(), "{:?}", daemon.lines_with("adminalert"));
+    assert!(daemon.lines_with("its ban has expired").is_empty(), "{:?}", daemon.lines_with("adminalert"));
     daemon.stop();
     // A reboot at the time that the clock has now.
     lab.run("victim", "nft", &["delete table inet portsentry"]);
@@ -209,7 +209,7 @@ fn clock_set_back_extends_no_ledger_ban() {
     history(&lab, attacker);
     clock.set(-DAY);
     daemon.expect_line("adminalert: the clock was set back by 1day; bans in force keep their remaining time");
-    daemon.expect_line(&format!("adminalert: Host {attacker} is no longer blocked: its time is over"));
+    daemon.expect_line(&format!("adminalert: Host {attacker} is no longer blocked: its ban has expired"));
     assert!(lab.banned().is_empty());
     assert!(history(&lab, attacker).iter().all(|entry| entry.ended.is_some()), "{:?}", history(&lab, attacker));
     daemon.stop();

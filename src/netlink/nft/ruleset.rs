@@ -77,10 +77,10 @@ pub enum RulesetError {
     },
     /// The kernel lacks a feature that the rules need.
     #[error(
-        "the kernel refused {object} of table inet {TABLE}: {errno}; the rules need the modules nf_tables and nft_counter, \
-         to log also nft_limit and nft_log, to reject also nft_limit, nft_fib_inet, nft_reject_inet and Linux 5.9, \
-         for the trap also nft_limit, nft_fib_inet and nft_socket, for the chain own_source nft_fib_inet, for decoys \
-         nft_fib_inet, nft_socket and nft_tproxy: load them, or use a kernel that has them"
+        "the kernel refused {object} of table inet {TABLE}: {errno}; load the modules that its rules need, or use a kernel \
+         that has them. All rules: nf_tables, nft_counter. To log: nft_limit, nft_log. To reject: nft_limit, nft_fib_inet, \
+         nft_reject_inet, Linux 5.9. Trap: nft_limit, nft_fib_inet, nft_socket. Chain own_source: nft_fib_inet. Decoys: \
+         nft_fib_inet, nft_socket, nft_tproxy"
     )]
     Lacking { object: String, errno: Errno },
     /// Other programs created and removed the table again and again.
