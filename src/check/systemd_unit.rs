@@ -17,8 +17,8 @@ use crate::types::Backend;
 /// Directory of the drop-ins in the package; in the source tree `packaging/examples`.
 const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.service.d";
 
-/// Configuration of the name service switch, in which other services can resolve names for this program without a
-/// socket of its own.
+/// Configuration of the name service switch. With some of its modules another service resolves names, and this program
+/// needs no network socket for that.
 const SWITCH: &str = "/etc/nsswitch.conf";
 
 /// A setting that the unit does not permit.

@@ -26,7 +26,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(5);
 pub enum IncomingFleetRequest {
     /// Never [`FleetRequest::Watch`].
     Request { request: FleetRequest, reply: oneshot::Sender<FleetReply> },
-    /// A request that was refused as a whole, to be named in the log.
+    /// A request that was refused as a whole, for the log.
     Refused { reason: String },
     /// Requests the own bans in force, for a client that watches from now on.
     OwnBans { reply: oneshot::Sender<Vec<OwnBanEvent>> },
@@ -81,7 +81,7 @@ async fn serve(mut client: Connection<IncomingFleetRequest>, pace: Arc<Pace>) {
         pace.await_turn().await;
         let reply = match request {
             Err(reason) => {
-                // Without room there are others to be named.
+                // If the queue is full, other refused requests already wait to be logged.
                 let _ = client.requests.try_send(IncomingFleetRequest::Refused { reason: reason.clone() });
                 FleetReply::Refused { reason }
             }

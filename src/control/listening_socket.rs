@@ -35,8 +35,8 @@ pub(super) struct Limits {
 }
 
 impl<R: Send + 'static> ListeningSocket<R> {
-    /// Answers each client with `serve`. A client that `admit` refuses gets that error as its only line, and so does
-    /// one too many with `full`. Must be called within a tokio runtime.
+    /// Answers each client with `serve`. A client that `admit` refuses receives only its error, and a client above the
+    /// limit receives only `full`. Must be called within a tokio runtime.
     pub(super) fn listen<F: Future<Output = ()> + Send + 'static>(
         bound: Bound,
         limits: &Limits,
@@ -66,7 +66,8 @@ impl<R: Send + 'static> ListeningSocket<R> {
                             _place: place,
                         }));
                     }
-                    // It fits into the socket's buffer; otherwise the client does not read.
+                    // The line fits into the empty buffer of a new connection. If it cannot be written, the client has
+                    // gone.
                     Err(line) => drop(stream.try_write(line.as_bytes())),
                 }
             }

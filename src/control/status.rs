@@ -43,7 +43,7 @@ pub struct Status {
     pub allows_all: Vec<String>,
     /// Settings of the configuration that have no effect on this host: `key: sentence`.
     pub warnings: Vec<String>,
-    /// The directory that the ledger is in.
+    /// Directory of the ledger.
     pub ledger: String,
     pub sandbox: SandboxState,
     #[serde(deserialize_with = "nullable")]

@@ -1,6 +1,6 @@
-//! Derives the rules for the listener that completes connections to all closed ports, announces the decoys, and monitors
-//! what makes them differ from services: rules of other programs (connections are tracked only if addresses are
-//! translated, and a filter may drop packets to decoys) and SYN cookies.
+//! Derives the rules for the listener that completes connections to all closed ports, and announces the decoys. Also
+//! monitors two effects by which a scanner can tell decoys from services: rules of other programs (connections are
+//! tracked only if addresses are translated, and a filter may drop packets to decoys) and SYN cookies.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

@@ -84,7 +84,7 @@ impl HostMemory {
         self.recent_listeners.records()
     }
 
-    /// Takes in which ports destination NAT publishes now.
+    /// Applies the ports that destination NAT publishes now.
     pub fn publish(&mut self, ports: Vec<Service>) {
         self.services.publish(ports);
     }
@@ -100,7 +100,7 @@ impl HostMemory {
         self.services.states().into_iter().map(|state| (state.service, state.served))
     }
 
-    /// Remembers peers for so long after their last connection.
+    /// Sets the time for which peers are remembered after their last connection.
     pub fn remember_peers_for(&mut self, span: Duration) {
         self.known_peers.remember_for(span);
     }

@@ -61,7 +61,7 @@ impl KnownPeers {
         for KnownPeer { target, since, last } in peers.into_iter().take(MAX_PEERS) {
             let age = |time: SystemTime| wall.duration_since(time).unwrap_or_default();
             if let Some(left) = self.span.checked_sub(age(last)) {
-                // Since the boot at most.
+                // A timestamp cannot be earlier than the boot.
                 let since = Timestamp::at(now.since_origin().saturating_sub(age(since)));
                 self.known.insert(target, Peer { since, until: now.after(left) });
             }

@@ -194,7 +194,7 @@ impl DailyCount {
                     Entry::Vacant(place) => drop(place.insert(1)),
                 }
             }
-            // Its probes were no single ones.
+            // The probes of this source were more than single ones.
             EventKind::Scan(ban) | EventKind::Blocked { ban, .. } => self.forget(ban.probe.target),
             EventKind::Wrapped { target, .. }
             | EventKind::Ran { target, ban: Some(_), .. }
@@ -295,7 +295,7 @@ impl Naming {
 
     fn send(&mut self, event: &Event, now: Instant, wording: Wording) {
         if matches!(&event.what, EventKind::Probe(probe) if !probe.fresh) {
-            // It has no line, and must not displace one.
+            // This event has no line, and must not displace one that waits.
             return;
         }
         let (address, until) = (classic_log::names(&event.what), now + NAME_TIMEOUT);

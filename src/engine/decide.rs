@@ -165,8 +165,8 @@ impl Engine {
         counted.conclusive || self.exceeds_threshold(now, (target, first), (slot, distinct), host)
     }
 
-    /// True if the `distinct` ports in `slot` exceed the number forgiven to `target`, whose first probe came at
-    /// `first`. Related ports count as one.
+    /// True if the `distinct` ports in `slot` exceed the number that is forgiven to `target`. Related ports count as
+    /// one. `first` is the time of its first probe.
     pub(super) fn exceeds_threshold(
         &self,
         now: Timestamp,

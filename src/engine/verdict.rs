@@ -119,7 +119,7 @@ pub struct Repeated {
     pub target: BanTarget,
     /// The standing decision.
     pub standing: Standing,
-    /// The protocol of the packet; `None` if it is none of those that are detected.
+    /// The protocol of the packet; `None` if it belongs to no protocol that can be monitored.
     pub protocol: Option<Protocol>,
     /// Packets since the last log line about this target, if a line is due now.
     pub report: Option<u32>,
@@ -156,7 +156,7 @@ pub enum Notice {
         target: BanTarget,
         /// The standing decision.
         standing: Standing,
-        /// The protocol of the first of these packets; `None` if it is none of those that are detected.
+        /// The protocol of the first of these packets; `None` if it belongs to no protocol that can be monitored.
         protocol: Option<Protocol>,
         /// Number of packets.
         packets: u32,

@@ -1,5 +1,5 @@
-//! Events for reports to people and programs. Events of the sensor contain no text, so that creating one does not
-//! allocate.
+//! Defines the events that are reported to operators and programs. Events of the sensor contain no text, so that
+//! creating one does not allocate.
 
 use std::time::{Duration, SystemTime};
 

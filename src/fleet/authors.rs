@@ -125,7 +125,7 @@ impl Authors {
         has_line
     }
 
-    /// True if another line about what the server holds may be logged.
+    /// True if another line about invalid data on the server may be logged.
     pub(super) fn admit_line(&mut self, now: Timestamp) -> bool {
         self.lines.admit(now)
     }

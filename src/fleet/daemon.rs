@@ -62,7 +62,7 @@ impl Daemon {
         !self.is_away
     }
 
-    /// Returns true once after the daemon was unreachable, during which it has missed reports.
+    /// Returns true once after the daemon was unreachable, because it has missed reports in the meantime.
     pub(super) fn has_returned(&mut self) -> bool {
         std::mem::take(&mut self.has_returned)
     }

@@ -15,7 +15,7 @@ pub(super) enum Block {
     /// A packet filter rejects the packets with an answer.
     Reject,
     Route(RouteKind),
-    /// A route over an invalid address, such as the 333.444.555.666 of the classic examples. It has never worked.
+    /// A route over an invalid address, such as 333.444.555.666 in the classic examples. Such a route never worked.
     DeadGateway,
 }
 

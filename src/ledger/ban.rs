@@ -294,7 +294,7 @@ pub struct KnownPeer {
 /// A change to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// All lifts of the fleet's bans; earlier ones no longer hold.
+    /// All lifts of the fleet's bans. Replaces the stored ones.
     FleetLifts(Vec<FleetLift>),
     /// A ban has come into force. It replaces an earlier one of the same target.
     Banned(BanRecord),

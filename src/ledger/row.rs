@@ -50,7 +50,7 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
     let target = target(who)?;
     Some(BanSummary {
         target,
-        // Usually identical, which needs no parsing.
+        // The source is usually the target, which is already parsed.
         source: if source == who { target.element() } else { source.parse().ok()? },
         since: time(row.get(2).ok()?)?,
         until: until(row)?,

@@ -20,9 +20,9 @@ const RANGE: RangeInclusive<u32> = 61_184..=65_519;
 /// Directory in which systemd keeps a file for each assigned uid.
 const HANDED_OUT: &str = "/run/systemd/dynamic-uid";
 
-/// Returns the uid for a process whose state is in the first of `folders`: the owner of a directory since an earlier
-/// run, or else the first unused uid from a start that depends only on the path, so that a later start finds the same.
-/// `None` if no uid is unused, or none is mapped into this user namespace.
+/// Returns the uid for a process whose state is in the first of `folders`: the owner that an earlier run gave one of
+/// them, otherwise the first unused uid. The search begins at a uid that depends only on the path, so that a later
+/// start finds the same. `None` if no uid is unused, or none is mapped into this user namespace.
 pub(super) fn choose(folders: &[PathBuf]) -> Option<u32> {
     let owners = folders.iter().filter_map(|folder| fs::symlink_metadata(folder).ok()).map(|found| found.uid());
     let size = RANGE.end() - RANGE.start() + 1;

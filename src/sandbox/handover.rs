@@ -1,6 +1,6 @@
-//! Changes the owner of directories and files that root created for the daemon, or that belonged to another user of an
-//! earlier run, to the daemon's user. Every check and change uses an open descriptor, so that replacing a path with a
-//! link in between has no effect.
+//! Gives the daemon's user the directories and files that root created for the daemon, or that belong to the user of an
+//! earlier run. Every check and change uses an open descriptor, so that replacing a path with a link in between has no
+//! effect.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -93,7 +93,8 @@ pub(super) fn closed(policy: &Policy, account: &Account) -> Vec<PathBuf> {
     policy.write.iter().filter(is_closed).cloned().collect()
 }
 
-/// Own directories and files that `account` needs but that belong to another user and stay so, each with its owner.
+/// Own directories and files that `account` needs, but that belong to another user and are not given to it, each with
+/// its owner.
 pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)> {
     let mut found = Vec::new();
     for path in &policy.own {

@@ -51,8 +51,8 @@ use observer::Observer;
 pub use port_lookup::KernelPorts;
 use reporter::Reporter;
 
-/// Pause of the decoys after a failed accept, which is mostly a lack of file descriptors. An immediate retry would keep
-/// a core busy.
+/// Pause of the decoys after a failed accept, usually because of a lack of file descriptors. An immediate retry would
+/// keep a core busy.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Maximum time until the event reader is woken while packets keep arriving.

@@ -223,7 +223,7 @@ mod tests {
         assert!(see(Delivery::Multicast, udp(3), HERE), "as many as the trap counts");
     }
 
-    /// nft calls the first address of a network anycast, also where it is another router's.
+    /// nft calls the first address of a network anycast, even if it belongs to another router.
     #[test]
     fn forwarded_first_address_excuses_trap_ban() {
         let mut review = TrapReview::new(HashKey(3, 4));

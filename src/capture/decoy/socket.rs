@@ -18,7 +18,8 @@ use crate::types::Protocol;
 const BACKLOG: i32 = 128;
 
 /// The same for a listener of all ports: the kernel's maximum for a listener (net.core.somaxconn). Above this number of
-/// half-open connections, of about 300 bytes each, the kernel sends SYN cookies. A complete one that waits has 2.4 kB.
+/// half-open connections, of about 300 bytes each, the kernel sends SYN cookies. A completed connection that waits
+/// takes 2.4 kB.
 const SHARED_BACKLOG: i32 = 4_096;
 
 /// Listeners of all ports for each version of IP. Each has a queue of its own; the kernel chooses one by a keyed hash of

@@ -294,7 +294,7 @@ impl Fleet {
         limited(&mut self.refusal_lines, Some(EventKind::Error(text)))
     }
 
-    /// Records that the connection is lost, during which reports of other hosts accumulate.
+    /// Records a lost connection, because reports of other hosts accumulate until it is back.
     fn follow_link(&mut self) {
         if self.link.is_away() {
             self.acceptance.lose_link();

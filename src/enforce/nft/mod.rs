@@ -241,7 +241,7 @@ impl Nft {
             // Other refusals occur again, and are explained, when each target is tried individually.
             Err(error) if error.is(Errno::EXIST) => self.blocked_anew = Some(Instant::now()),
             Err(error @ (SocketError::Refused { .. } | SocketError::Overrun(_))) => {
-                // Not repeated if there is nothing more to find out.
+                // A single ban is not tried again if its set is full.
                 if let ([(target, _)], true) = (bans, error.is(Errno::NFILE)) {
                     let mut failed = Vec::new();
                     self.judge(Change::Block, *target, error, &mut failed)?;

@@ -177,7 +177,7 @@ impl<R: Row> Table<R> {
         self.begun
     }
 
-    /// Counts inspected buckets and rows, for the tests that limit the work.
+    /// Counts inspected buckets and rows, for the tests that bound the work of one call.
     #[inline(always)]
     fn count_inspected(&self, _count: usize) {
         #[cfg(test)]

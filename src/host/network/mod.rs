@@ -452,15 +452,16 @@ fn interface(link: &LinkMessage) -> Interface {
     }
 }
 
-/// True for a device of this kind, or without one whose hardware is on this bus, if programs on the same machine send through it.
-/// Linux names the bus since 5.14. `elsewhere`: it lies on a device of another network namespace.
+/// True if programs on the same machine can send frames through a device of this `kind`. For hardware without a kind,
+/// the `bus` decides, which Linux reports since 5.14. `elsewhere` is true if the lower device is in another network
+/// namespace.
 fn is_virtual(kind: Option<&InfoKind>, bus: Option<&str>, elsewhere: bool) -> bool {
     match kind {
         // KVM, Hyper-V, Xen.
         None => matches!(bus, Some("virtio" | "vmbus" | "xen")),
-        // Hardware that has a kind.
+        // Hardware, although it has a kind.
         Some(InfoKind::Dsa | InfoKind::Wwan | InfoKind::RmNet | InfoKind::Ipoib) => false,
-        // These have the frames of other interfaces.
+        // These only carry the frames of other interfaces.
         Some(InfoKind::Bridge | InfoKind::Bond | InfoKind::Team | InfoKind::Vrf) => false,
         Some(InfoKind::Vlan | InfoKind::MacSec) => elsewhere,
         Some(_) => true,

@@ -130,8 +130,8 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
     Err(given_up(last))
 }
 
-/// Returns the sizes of `blocked` and `blocked6` if the table exists with the rules of `spec` or of another spec, or
-/// altered; `None` if it does not exist. Changes nothing.
+/// Returns the sizes of `blocked` and `blocked6` if the table exists, with the rules of any spec, altered or not;
+/// `None` if it does not exist. Changes nothing.
 pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
     let Some(found) = read_existing(socket)? else { return Ok(None) };
     if !found.has_base_sets() {

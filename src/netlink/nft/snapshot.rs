@@ -96,8 +96,8 @@ impl TableSnapshot {
         self.chains.get(chain).map_or(&[], |chain| &chain.rules)
     }
 
-    /// True if the rules of the chain for bans are there more than once: a saved ruleset was loaded into the table, and
-    /// nft appends the rules of a file. No version of the chain has its first rule twice.
+    /// True if the chain for bans contains its rules more than once: a saved ruleset was loaded into the table, and nft
+    /// appends the rules of a file. No version of the chain has its first rule twice.
     pub(super) fn has_repeated_rules(&self) -> bool {
         self.rules(CHAIN).split_first().is_some_and(|(first, rest)| rest.contains(first))
     }

@@ -160,9 +160,8 @@ const CONNECTED: [u8; 7] =
 /// Maximum wait for one datagram of an answer. The kernel answers in microseconds, and the sensor must not hang.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time limit for a list that may wait for no local user ([`SockDiag::limit`]). The kernel lists a million sockets in a
-/// fraction of it, unless most of them are on one port. Then it starts again at that port's first socket for each
-/// datagram.
+/// Time limit for a list that no local user may delay ([`SockDiag::limit`]). The kernel lists a million sockets in a
+/// fraction of it. If most sockets are on one port, it starts again at the first of them for each datagram.
 pub const MAX_DUMP: Duration = Duration::from_secs(2);
 
 /// The tables of listeners, each with the unspecified address of its family.
@@ -228,7 +227,7 @@ impl SockDiag {
         Ok(listeners)
     }
 
-    /// Adds the listeners of one of [`TABLES`]. After an error those are added that came before it.
+    /// Adds the listeners of one of [`TABLES`]. Those that arrive before an error are added.
     ///
     /// # Errors
     ///
@@ -239,7 +238,7 @@ impl SockDiag {
         self.dump(table, 1 << listening, &mut |record| listeners.extend(listener(protocol, listening, &record)))
     }
 
-    /// Hands all sockets in `states` of one table to `keep`.
+    /// Passes all sockets in `states` of one table to `keep`.
     fn dump(
         &mut self,
         (protocol, any): (Protocol, IpAddr),

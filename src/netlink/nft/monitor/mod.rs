@@ -115,8 +115,8 @@ impl Monitor {
         MonitorPause::new(Arc::clone(&self.line))
     }
 
-    /// Waits until another program changes the table; returns whole transactions in order, with all that arrived
-    /// meanwhile. Never empty; a transaction of thousands of changes is returned in parts.
+    /// Waits until another program changes the table; returns all changes that have arrived, as whole transactions in
+    /// order. Never empty; a transaction of thousands of changes is returned in parts.
     ///
     /// # Cancel safety
     /// Decoded changes are kept and returned by the next call.
