@@ -474,8 +474,8 @@ struct Mended {
     rule: fn(&mut Options),
 }
 
-/// The positions of these bans change with every behaviour that is added. So the scenarios are listed, and the position is
-/// that of their first honest ban without the rule.
+/// The scenarios are listed instead of the positions of their bans, which change with every added behaviour. The
+/// replayed position is that of the first honest ban without the rule.
 const MENDED: [Mended; 8] = [
     Mended {
         cause: "clients return while several services are stopped",

@@ -69,9 +69,9 @@ fn half_open_scan_sees_every_port_open() {
     daemon.stop();
 }
 
-/// With `half_open = "ban"` half-open connections count too, although they can be forged.
-/// nft calls the first IPv6 address of a network on the link anycast, but any neighbour can use it. If the decoys left it out, its
-/// scan would see the services alone.
+/// With `half_open = "ban"` half-open connections count too, although they can be forged. nft calls the first IPv6
+/// address of a network on the link anycast, but any neighbour can use it. If the decoys ignored it, its scan would
+/// find the real services.
 #[test]
 fn source_of_any_kind_meets_decoys() {
     let lab = Lab::new(&["sly"]);

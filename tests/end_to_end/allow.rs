@@ -1,4 +1,4 @@
-//! Tests names and files of the allow-list: which addresses they protect, from when on, and when the protection ends.
+//! Tests names and files of the allow-list: which addresses they protect, and when the protection begins and ends.
 
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

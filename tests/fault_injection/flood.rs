@@ -72,7 +72,7 @@ fn element_count(lab: &Lab, set: &str) -> u32 {
     value.split('.').next().unwrap().parse().unwrap()
 }
 
-/// One flood at a time: two would wait for each other's elements to expire.
+/// Only one flood runs at a time, because two would wait for each other's elements to expire.
 fn one_flood() -> MutexGuard<'static, ()> {
     static FLOOD: Mutex<()> = Mutex::new(());
     FLOOD.lock().unwrap_or_else(PoisonError::into_inner)

@@ -123,8 +123,8 @@ fn late_reader_gets_all_log_lines() {
     assert!(lines.last().unwrap().starts_with("securityalert: "), "the end is the last line: {lines:#?}");
 }
 
-/// Opens sockets on one port, each at an address of its own in 127.0.0.0/8, in as many processes as the limit of descriptors
-/// takes; each says so, and stays until its standard input ends.
+/// Opens sockets on one port, each at its own address in 127.0.0.0/8, in as many processes as the limit of descriptors
+/// requires. Each process writes one byte per open socket, and waits for the end of its standard input.
 const OPEN_SOCKETS: &str = r#"
 import os, resource, socket, sys
 begin, count = int(sys.argv[1]), int(sys.argv[2])
@@ -146,11 +146,11 @@ os.write(1, b"x" * len(sockets))
 sys.stdin.read()
 "#;
 
-/// Sockets that are opened at once.
+/// Number of sockets that are opened together.
 const BATCH: usize = 100_000;
 
-/// Has a user without rights open `count` sockets, at addresses from `begin` on; they are open until the child's standard input is
-/// closed.
+/// Opens `count` sockets as an unprivileged user, at addresses from number `begin` on. They stay open until the child's
+/// standard input is closed.
 fn open_sockets(lab: &Lab, begin: usize, count: usize) -> Child {
     let mut command = lab.command("victim", "python3");
     command.args(["-c", OPEN_SOCKETS, &begin.to_string(), &count.to_string()]);
@@ -172,7 +172,8 @@ fn socket_storm_delays_neither_operator_nor_start() {
     let lab = Lab::new(&["before", "after"]);
     let daemon = start(&lab, "");
     const LATE: &str = "listing UDP sockets takes longer than 2 s";
-    // A list that is almost late delays the next one by up to 100 s, so the daemon sees no storm that still grows.
+    // The daemon is stopped while the number of sockets grows: a list that is almost late would delay the next one by
+    // up to 100 s.
     let storm = daemon.frozen(|| {
         let mut storm = Vec::new();
         while !is_listed_slowly(&lab) {

@@ -293,7 +293,8 @@ fn manual_pages_name_only_installed_paths() {
     }
 }
 
-/// What the installation says, if the classic configuration has this text; `previous` is the version before an upgrade.
+/// The output of the package's installation if the classic configuration has this text; `previous` is the version
+/// before an upgrade.
 fn installation_says(classic: Option<&str>, previous: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("portsentry.conf");
@@ -348,7 +349,7 @@ fn completing(shell: Shell, program: &str) -> tempfile::TempDir {
     folder
 }
 
-/// What bash inserts for TAB at the end of `line`.
+/// The text that bash inserts for TAB at the end of `line`.
 fn completed_by_bash(line: &str, program: &str) -> Vec<String> {
     let folder = completing(Shell::Bash, program);
     // As readline does: words are split at colons, too.

@@ -1,4 +1,4 @@
-//! One cell of the matrix: a scan over one family with one threshold, in its own network.
+//! Runs one cell of the matrix: a scan over one family with one threshold, in its own network.
 
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
@@ -19,7 +19,7 @@ pub(crate) enum Outcome {
     Logged(usize),
 }
 
-/// What sends the packets.
+/// The sender of the packets.
 #[derive(Clone, Copy)]
 pub(crate) enum Means {
     /// The tool that the row is named after.

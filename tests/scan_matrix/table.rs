@@ -1,4 +1,4 @@
-//! The matrix as data. Each row is a test with its name.
+//! Defines the matrix as data. Each row is a test of that name.
 
 use std::net::IpAddr;
 

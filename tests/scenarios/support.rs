@@ -10,7 +10,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::EIGHT;
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
-/// How long a client without an answer waits.
+/// Timeout of a client without an answer.
 pub(crate) const SHORTLY: Duration = Duration::from_millis(300);
 
 /// Closed ports; more than are forgiven.

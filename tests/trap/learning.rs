@@ -1,6 +1,6 @@
-//! Tests what makes a port count as open: only this host's own sockets and the administrator's own NAT rules. The first
-//! tests try to blind the program from outside, from guests and through NAT; the others check that honest clients are
-//! not banned for it.
+//! Tests that a port counts as open only because of this host's own sockets and the administrator's NAT rules. The
+//! first tests try to blind the program from outside, from guests and through NAT; the others check that honest clients
+//! are not banned for it.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -191,7 +191,8 @@ fn clients_of_slow_published_ports_are_innocent() {
     daemon.stop();
 }
 
-/// A transparent proxy for the LAN of a gateway: each port redirects there, for the clients of that interface alone.
+/// A transparent proxy for the LAN of a gateway: every port is redirected to it, but only for clients on that
+/// interface.
 #[test]
 fn redirected_lan_client_opens_few_ports() {
     let lab = Lab::new(&["scanner", "client"]);
@@ -201,7 +202,7 @@ fn redirected_lan_client_opens_few_ports() {
     let proxy = lab.inside("victim", || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9_040)).unwrap());
     let daemon = Tcp.start(&lab, "");
     let own = lab.victim_v4("scanner");
-    // The address of the other link: the redirection leads to that of this one.
+    // Uses the victim's address on the other link; the redirection changes it to the one on this link.
     for _ in 0..2 {
         // Fewer than the backlog of a listener.
         let _streams: Vec<TcpStream> =

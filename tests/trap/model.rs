@@ -93,7 +93,7 @@ impl<'a> Pair<'a> {
         self.model.input(now, &decoded, &self.victim)
     }
 
-    /// Tells both which sources are connected.
+    /// Sets the connected sources of both.
     fn connect_peers(&mut self) {
         self.model.set_peers(PEERS.iter().map(|peer| BanTarget::containing(peer.parse().unwrap())));
         for element in ["peers { 10.77.1.103 }", "peers6 { fd77:0:1:2:: }"] {

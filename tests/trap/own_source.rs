@@ -91,7 +91,8 @@ fn own_source_frames_are_dropped_and_reported() {
     assert!(!guards_any(&lab), "no interface is guarded after the program has stopped");
 }
 
-/// Without a reverse-path filter the kernel takes these and answers them to the whole link, so a neighbour could scan with them.
+/// Without a reverse-path filter the kernel accepts packets from the broadcast address and answers them to the whole
+/// link, so a neighbour could scan with that source.
 #[test]
 fn frames_from_broadcast_address_are_dropped() {
     let lab = Lab::new(&["other"]);
