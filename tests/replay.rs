@@ -385,7 +385,7 @@ fn icmpv6_refusal_counts_missing_route_does_not() {
 }
 
 #[test]
-fn silent_ports_count_half_without_host() {
+fn silent_ports_count_half_without_local() {
     let probe = |port| frame((2, "192.168.1.100", 50_000), (1, "10.0.0.1", port), Content::Syn);
     let file = |ports: u16| written(&(20..20 + ports).map(probe).collect::<Vec<_>>());
     assert_eq!(blocked(file(5).path(), &[]), NONE_BLOCKED);

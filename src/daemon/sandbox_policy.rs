@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn setting_permits_only_what_it_needs() {
+    fn setting_grants_only_needed_rights() {
         let plain = needs("");
         let named = needs("[report]\nresolve_host = true");
         assert_eq!(Policy { names: false, read: plain.read.clone(), ..named.clone() }, plain);

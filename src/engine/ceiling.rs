@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn part_of_ceiling_is_for_short_bans() {
+    fn ceiling_reserves_room_for_short_bans() {
         let mut ceilings = Ceilings::new(&builtin());
         let room = |ceilings: &mut Ceilings, standing| {
             ceilings.room(at(1), BanRequest { grade: Grade::Forgeable, distinct: 16, is_fastest: true }, standing)

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn number_of_a_running_process_is_used() {
+    fn uid_of_running_process_is_used() {
         let status = |state: &str, users: &str| format!("Name:\tx\nState:\t{state}\nUid:\t{users}\nGid:\t61200\n");
         assert!(runs_as(&status("S (sleeping)", "0\t0\t61200\t0"), 61_200), "saved");
         assert!(!runs_as(&status("S (sleeping)", "0\t0\t0\t0"), 61_200), "only its group");
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_outside_the_range_are_never_free() {
+    fn uid_outside_range_is_never_free() {
         for number in [0, 1_000, 61_183, 65_520, 65_534] {
             assert!(!is_unused(number), "{number}");
         }

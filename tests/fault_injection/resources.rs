@@ -27,7 +27,7 @@ fn limit(daemon: &Daemon, descriptors: Option<u64>) {
 }
 
 #[test]
-fn descriptor_shortage_is_survived() {
+fn daemon_survives_descriptor_shortage() {
     let mut lab = Lab::new(&["before", "during"]);
     let daemon = start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
     let before = lab.provoke_ban("before");

@@ -160,7 +160,7 @@ fn published_and_masqueraded_flows_are_recognized() {
 
 /// One look-up is enough: when a program captures a packet to a published port, the entry of its flow already exists.
 #[test]
-fn published_flow_is_there_at_first_lookup() {
+fn published_flow_is_found_at_first_lookup() {
     const CONNECTIONS: usize = 50;
     let networks = Networks::new();
     networks.translate();

@@ -90,7 +90,7 @@ fn systemd_accepts_unit_and_drop_ins() {
 }
 
 #[test]
-fn unit_permits_what_program_needs() {
+fn unit_grants_needed_rights() {
     let unit = text("packaging/portsentry.service");
     // The port range of outgoing connections is in /proc/sys.
     assert_eq!(values(&unit, "ProcSubset"), [""; 0]);
@@ -308,7 +308,7 @@ fn installation_says(classic: Option<&str>, previous: &str) -> String {
 }
 
 #[test]
-fn installation_says_that_it_blocks() {
+fn installation_output_mentions_blocking() {
     const ONLY_LOGS: &str = "It says to only log (BLOCK_TCP is 0), but portsentry blocks.\n";
     let first = installation_says(None, "");
     assert!(first.starts_with("portsentry now blocks sources that scan this host, for 24 hours each.\n"), "{first}");

@@ -375,7 +375,7 @@ fn illegal_flags_are_dropped_and_hold_source() {
 
 /// A reset from a closed port that is not trapped, such as 113, would distinguish it from open ports.
 #[test]
-fn illegal_flags_of_held_source_get_no_reset() {
+fn illegal_flags_during_hold_get_no_reset() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let ends: [(IpAddr, IpAddr); 2] = [
