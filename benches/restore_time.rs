@@ -57,7 +57,6 @@ fn main() {
     }
 }
 
-/// The results of one run.
 struct Run {
     file: Duration,
     started: Duration,

@@ -44,7 +44,6 @@ pub(crate) fn quantile(figures: &[f64], share: f64) -> f64 {
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
-/// The median.
 pub(crate) fn median(figures: &[f64]) -> f64 {
     quantile(figures, 0.5)
 }
@@ -124,7 +123,6 @@ impl Frames {
         Self { link, bytes, length }
     }
 
-    /// The number of frames.
     pub(crate) fn count(&self) -> usize {
         self.bytes.len() / self.length
     }

@@ -88,7 +88,6 @@ pub struct IgnoredAuthor {
     pub reason: String,
 }
 
-/// A reply of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "lowercase", deny_unknown_fields)]
 pub enum FleetReply {
@@ -104,7 +103,6 @@ pub enum FleetReply {
     Refused { reason: String },
 }
 
-/// The result of one report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "lowercase", deny_unknown_fields)]
 pub enum ReportOutcome {

@@ -121,7 +121,6 @@ pub struct TrapCounts {
     pub hold_full: u64,
 }
 
-/// A remembered service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedService {
     pub proto: String,
@@ -132,7 +131,6 @@ pub struct RememberedService {
     pub last_served: String,
 }
 
-/// The command helper.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandHelper {
     pub process: u32,

@@ -197,7 +197,7 @@ const ENOUGH_SYNS: u64 = 8;
 /// Assumed table size if the kernel does not report it: the minimum on a small machine.
 const MIN_TRACKED: u32 = 8_192;
 
-/// Minimum number of new connections at once.
+/// Minimum number of new connections that are tracked at once.
 const MIN_NEW_CONNECTIONS: u32 = 16;
 
 /// Logs the ports of the decoys, and the ports left to services.

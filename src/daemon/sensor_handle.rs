@@ -12,7 +12,6 @@ use crate::sensor::{Answer, Inbox, SensorCommand, SensorMetrics, SensorRequest};
 /// Delay before a full inbox is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(5);
 
-/// Sends commands to the sensor and reads its metrics.
 #[derive(Clone)]
 pub(super) struct SensorHandle {
     inbox: Inbox,

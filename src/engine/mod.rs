@@ -135,7 +135,6 @@ impl PortLookup for NoLookup {
     }
 }
 
-/// The detector.
 pub struct Engine {
     settings: Settings,
     bounds: Bounds,

@@ -29,7 +29,6 @@ pub enum IgnoreReason {
     /// Arrived on an interface that has no route back to its source, where the kernel checks that (reverse-path
     /// filter).
     WrongInterface,
-    /// The port is not monitored.
     NotMonitored,
     /// A program listens on the port.
     Open,
@@ -158,7 +157,6 @@ pub enum Notice {
         standing: Standing,
         /// The protocol of the first of these packets; `None` if it belongs to no protocol that can be monitored.
         protocol: Option<Protocol>,
-        /// Number of packets.
         packets: u32,
     },
     /// Sources with enough evidence for a ban above the ceilings.

@@ -124,7 +124,6 @@ impl Digest {
         self.lost_events += events;
     }
 
-    /// Appends a later digest.
     pub fn append(&mut self, later: Self) {
         let Self { from: _, forgeable, proven, by_hand, lifted, capped, not_banned, lost_events } = later;
         self.forgeable.append(forgeable);

@@ -13,7 +13,6 @@ pub struct Event {
     pub what: EventKind,
 }
 
-/// The kind of an event.
 #[derive(Clone, Debug)]
 pub enum EventKind {
     /// Capture and ruleset are ready.

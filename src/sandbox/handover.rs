@@ -41,7 +41,6 @@ const LOST_AND_FOUND: &str = "lost+found";
 /// Reason why the daemon does not start with a directory of `--state-dir` or `--socket`.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// Other programs depend on it.
     #[error(
         "refused to change the owner of {} to {account}, because it is a system directory; use a separate directory \
          with --state-dir, --socket or fleet.socket",
@@ -64,7 +63,6 @@ pub enum HandoverError {
         account: String,
         entry: OsString,
     },
-    /// The operating system refused something.
     #[error("cannot read {}: {error}; use another directory with --state-dir, --socket or fleet.socket", folder.display())]
     System { folder: PathBuf, error: io::Error },
 }

@@ -67,10 +67,8 @@ impl Reach {
 /// Reason why file access is not restricted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfenced {
-    /// The kernel is too old, or was built without it.
     #[error("this kernel has no Landlock (Linux 5.13)")]
     Missing,
-    /// It is disabled at boot.
     #[error("Landlock is disabled (boot with lsm=landlock,...)")]
     Off,
     /// Another error.

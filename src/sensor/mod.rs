@@ -67,7 +67,6 @@ pub enum SensorError {
     /// The capture failed.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// Waiting for packets failed.
     #[error("cannot wait for packets: {0}")]
     Poll(#[from] Errno),
 }
@@ -78,7 +77,6 @@ struct Ready {
     decoys: bool,
 }
 
-/// State of the sensor thread.
 pub struct Sensor {
     live: Live,
     decoys: Decoys,

@@ -54,7 +54,6 @@ pub(crate) struct Row {
 /// Closed, monitored ports; enough for every threshold, and few, so that tools finish quickly.
 const PORTS: std::ops::RangeInclusive<u16> = 1..=60;
 
-/// Runs all cells of a row.
 pub(crate) fn run_row(row: &Row) {
     for (trigger, expected) in [("2", row.forgiving), ("0", row.strict)] {
         let lab = Lab::new(&["four", "six"]);

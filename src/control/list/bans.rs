@@ -50,7 +50,6 @@ pub struct Listed {
     pub target: BanTarget,
     /// The ledger's entry; `None` if it has none.
     pub remembered: Option<Entry>,
-    /// The kernel's state.
     pub kernel: KernelState,
 }
 

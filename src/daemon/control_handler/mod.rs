@@ -163,7 +163,6 @@ impl ControlHandler<'_> {
         Ok(Answer::Trial(TrialState { until: Some(rfc3339(until)) }))
     }
 
-    /// Ends a log-only trial.
     pub(super) async fn end_log_only(&mut self, by: &str) {
         *self.trial = Trial::None;
         let settings = Settings::from_config(&self.config.config);

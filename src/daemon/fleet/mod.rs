@@ -63,7 +63,6 @@ pub(super) struct Surroundings<'a> {
     pub(super) enforces: bool,
 }
 
-/// Pending work of the fleet.
 pub(super) enum FleetWork {
     Request(IncomingFleetRequest),
     Refill,

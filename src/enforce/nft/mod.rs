@@ -57,7 +57,6 @@ pub type Failed = super::Failed<Failure>;
 /// Reason why one target could not be blocked or lifted.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The set is full.
     #[error(
         "set inet portsentry {set} is full ({size} elements); shorten `expire`, or raise block.nft.size, delete the \
          table and restart portsentry"

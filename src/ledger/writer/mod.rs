@@ -74,7 +74,6 @@ impl Writer {
         Ok(Self { recorder: Recorder::new(worker.handle().clone(), shared), worker })
     }
 
-    /// Sends changes to the thread.
     #[must_use]
     pub fn recorder(&self) -> Recorder {
         self.recorder.clone()

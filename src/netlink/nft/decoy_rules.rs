@@ -16,7 +16,6 @@ use super::set::Set;
 use super::spec::DecoyRules;
 use super::table::{CHAIN, DECOY, DECOY_ANSWERED, DECOY_SENT, DECOY_TAKE, DECOY_UNTRACK};
 
-/// The rules of the decoy chains.
 pub(super) fn decoy_rules(decoys: &DecoyRules) -> Vec<Rule> {
     let mut rules = Vec::new();
     if decoys.max_new_tracked.is_none() {

@@ -17,7 +17,6 @@ use super::set::Set;
 use super::spec::Trap;
 use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_TOUCH};
 
-/// The rules of the hold chains.
 pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     let full = |chain| Rule::new(chain).jump(TRAP_FULL);
     let mut rules: Vec<Rule> = KINDS.iter().flat_map(new_port_rules).collect();

@@ -65,7 +65,6 @@ pub enum Repaired {
 /// Reason why the table is not in force.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesetError {
-    /// A table of this name exists that this program did not create.
     #[error(
         "table inet {TABLE} was not created by portsentry: it has {difference}. portsentry changes nothing that it \
          did not create. Save your rules in it, remove it with `nft delete table inet {TABLE}` and start portsentry \
@@ -75,7 +74,6 @@ pub enum RulesetError {
         /// The first thing that differs.
         difference: String,
     },
-    /// The kernel lacks a feature that the rules need.
     #[error(
         "the kernel refused {object} of table inet {TABLE}: {errno}; the rules need the modules nf_tables and nft_counter, \
          to log also nft_limit and nft_log, to reject also nft_limit, nft_fib_inet, nft_reject_inet and Linux 5.9, \
@@ -83,7 +81,6 @@ pub enum RulesetError {
          nft_fib_inet, nft_socket and nft_tproxy: load them, or use a kernel that has them"
     )]
     Lacking { object: String, errno: Errno },
-    /// Other programs created and removed the table again and again.
     #[error("another program keeps creating and deleting table inet {TABLE}; stop it, then start portsentry again")]
     Contended,
     /// The socket failed, or permission was denied.

@@ -181,7 +181,6 @@ impl Set {
         DEFINITIONS.iter().find(|(set, _)| *set == self).map_or(first, |(_, definition)| *definition)
     }
 
-    /// Its name in the table.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.definition().name

@@ -32,7 +32,6 @@ struct Transport {
 /// IPPROTO_UDP.
 const UDP: u8 = 17;
 
-/// The rules of the trap's chains.
 pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     let mut rules = ban_rules(trap);
     rules.extend(probe_rules(trap));

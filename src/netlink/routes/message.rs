@@ -15,7 +15,6 @@ use super::{METRIC_V6, PROTOCOL, RouteLookup};
 use crate::netlink::message::Message;
 use crate::types::RouteKind;
 
-/// The supported address families.
 pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
 /// A route as reported by the kernel.

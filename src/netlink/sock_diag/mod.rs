@@ -72,7 +72,6 @@ impl Bound {
 pub struct Listener {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The port that it listens on.
     pub port: u16,
     /// The addresses on which it listens.
     pub bound: Bound,
@@ -110,45 +109,34 @@ pub enum Owner {
 /// Reason why the kernel's socket tables could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SockDiagError {
-    /// The netlink socket could not be opened or set up.
     #[error(
         "cannot open a sock_diag netlink socket: {0}; the kernel needs CONFIG_INET_DIAG and, in a sandbox, AF_NETLINK"
     )]
     Open(#[source] io::Error),
-    /// The kernel cannot dump this protocol.
     #[error("the kernel does not list {} sockets over sock_diag; run: modprobe -a inet_diag tcp_diag udp_diag", .0.name())]
     Missing(Protocol),
-    /// A look-up of an unsupported protocol.
     #[error("sockets of {} are not looked up over sock_diag", .0.name())]
     Unsupported(Protocol),
-    /// The request could not be sent.
     #[error("cannot ask the kernel for sockets over sock_diag: {0}")]
     Send(#[source] io::Error),
-    /// No answer could be received.
     #[error("cannot receive the kernel's list of sockets over sock_diag: {0}")]
     Receive(#[source] io::Error),
-    /// No answer came in time.
     #[error("the kernel did not answer over sock_diag within {} s; the next request opens a new socket", TIMEOUT.as_secs())]
     Timeout,
-    /// A complete answer takes too long.
     #[error(
         "listing {} sockets takes longer than {} s, which happens with very many sockets on one port; see: ss -anp \
          --{}",
         .0.name(), .1.as_secs(), .0.name().to_lowercase()
     )]
     Late(Protocol, Duration),
-    /// The kernel refused the request.
     #[error("the kernel refused to show {} sockets over sock_diag: {}", .0.name(), .1)]
     Refused(Protocol, #[source] io::Error),
-    /// The answer does not match the kernel's headers.
     #[error("the kernel's sock_diag answer cannot be read: {0}")]
     Malformed(&'static str),
-    /// The kernel cannot end connections, or denies it to this process.
     #[error(
         "the kernel cannot end connections over sock_diag ({0}); it needs CONFIG_INET_DIAG_DESTROY, and portsentry needs CAP_NET_ADMIN"
     )]
     NoDestroy(#[source] io::Error),
-    /// Source and destination of a look-up are of different address families.
     #[error("{0} and {1} are of different families: write two IPv4 or two IPv6 addresses")]
     MixedFamilies(IpAddr, IpAddr),
 }

@@ -32,7 +32,6 @@ pub enum SocketError {
          kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
     )]
     NoNfTables(#[source] Errno),
-    /// The process lacks permission to change the packet filter.
     #[error(
         "changing nf_tables needs CAP_NET_ADMIN ({0}): run portsentry as root, or under systemd with \
          AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW; in a container, add the capability NET_ADMIN"
@@ -55,18 +54,12 @@ pub enum SocketError {
         "answers of the kernel were lost, because the receive buffer of {0} bytes was full; raise net.core.rmem_max"
     )]
     Overrun(usize),
-    /// The set or ruleset changed during each attempt to read it.
     #[error("the ruleset changed during each of {MAX_ATTEMPTS} attempts to read it; try again")]
     Unsteady,
-    /// The transaction exceeds the kernel's limit.
     #[error(
         "a transaction of {bytes} bytes exceeds the kernel's limit; configure fewer entries, or raise net.core.wmem_max"
     )]
-    TooBig {
-        /// Its size in bytes.
-        bytes: usize,
-    },
-    /// Any other failure of the socket.
+    TooBig { bytes: usize },
     #[error("the netlink socket failed: {0}")]
     Io(#[from] std::io::Error),
 }

@@ -17,7 +17,6 @@ use crate::{Lab, enter};
 /// Eight services that scanners probe first.
 pub const EIGHT: [u16; 8] = [21, 22, 25, 80, 110, 143, 443, 993];
 
-/// The banner of each service.
 pub const BANNER: &str = "at your service\r\n";
 
 /// Listeners on all addresses of the victim, IPv4 and IPv6. They are closed on drop.

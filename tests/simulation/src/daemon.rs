@@ -358,7 +358,6 @@ impl Daemon {
         unfounded(bans.iter(), detector.host().services.clone(), listening, self.forgiven, wall)
     }
 
-    /// Records a ban in the ledger.
     pub(crate) fn record(&mut self, now: Timestamp, ban: &Ban) {
         let at = SystemTime::UNIX_EPOCH + now.since_origin();
         self.ledger.insert(ban.probe.target, BanRecord::from_ban(ban, at, None, Backend::Nft));

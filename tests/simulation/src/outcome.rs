@@ -177,7 +177,6 @@ impl Outcome {
         self.honest_bans.iter().filter(|ban| ban.forged == forged).count()
     }
 
-    /// Number of bans of authorised scanners.
     #[must_use]
     pub fn count_authorised_bans(&self) -> u64 {
         self.authorised.values().map(|seen| seen.bans).sum()
