@@ -1,9 +1,9 @@
-//! Measures the time from a scanner's packets to the element in the kernel's set, with real packets between two network
-//! namespaces, and compares it with a forked `nft add element` in the same run. Needs root.
+//! Measures the time from a scanner's packets to the element in the kernel's set, and compares it with a forked `nft
+//! add element` in the same run. The packets are real and cross two network namespaces. Needs root.
 //!
 //! Two clocks are used. The program's own clock runs from the kernel's timestamp of the deciding packet to the kernel's
-//! acknowledgement, in many runs, also with busy processors and with noise from other sources. The external clock runs
-//! from the same timestamp until another process, which polls the kernel, sees the element.
+//! acknowledgement. It is used in many runs, also with busy processors and with noise from other sources. The external
+//! clock runs from the same timestamp until another process, which polls the kernel, sees the element.
 //!
 //! The lower bound is the bare capture: a thread with the sensor's priority receives the same packets and reads the
 //! clock.

@@ -546,7 +546,8 @@ fn mended_honest_bans_replay_without_ban() {
     }
 }
 
-/// Datagrams ban only if the operator wants it. Then each UDP scan is found, and no honest source of datagrams is banned.
+/// Datagrams ban only if the configuration says so. Then each UDP scan is found, and no honest source of datagrams is
+/// banned.
 #[test]
 fn udp_scans_are_found_where_datagrams_ban() {
     let only = &[

@@ -1,8 +1,8 @@
 //! Builds the text of a BPF filter (pcap-filter(7)) from the monitored ports. The filter may pass too many packets,
 //! because the engine judges each packet again, but it must never drop a packet that is evidence.
 //!
-//! Two pitfalls of the filter language are avoided. In a filter for both families, `tcp[13]` silently means IPv4 only,
-//! so IPv6 is tested by its own offsets, and packets with extension headers pass to the decoder unfiltered. A load
+//! Two pitfalls of the filter language are avoided. In a filter for both families, `tcp[13]` silently means IPv4 only.
+//! So IPv6 is tested by its own offsets, and packets with extension headers pass to the decoder unfiltered. A load
 //! beyond the end of a packet rejects the packet, so fragments that are too short for the flags are matched before the
 //! flags are read.
 

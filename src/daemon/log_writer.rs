@@ -37,7 +37,7 @@ pub(super) struct LogWriter {
     /// `None` if lines have no names.
     naming: Option<Naming>,
     modes: Modes,
-    /// Counts single probes if they have no lines of their own.
+    /// Counts single probes if they are not logged one by one.
     daily: Option<DailyCount>,
     /// Text about the bans while the program does not run.
     after_stop: Option<String>,
@@ -261,7 +261,7 @@ fn after_stop(config: &Config) -> Option<String> {
         .iter()
         .map(|backend| match backend {
             Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted",
-            // A ban by hand may have no end, whatever the configuration says.
+            // A ban by hand may have no end, regardless of the configuration.
             Backend::Nft => "bans in nftables stay until they expire or are lifted",
             Backend::Route => "routes of bans stay until the next start removes the expired ones",
             Backend::HostsDeny => "lines in hosts.deny stay until the next start removes the expired ones",

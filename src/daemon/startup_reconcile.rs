@@ -120,7 +120,7 @@ impl StartupReconcile {
         others.chain(runs.then_some(Backend::Command)).collect()
     }
 
-    /// Once the sensor has the bans: tells it the bridge ports of guests.
+    /// Sends the bridge ports of guests to the sensor, which must already have the bans.
     fn follow_guests(&self) {
         let guest_ban =
             |Remembered { ban, .. }: &Remembered| Some(GuestBan { target: ban.target, port: ban.guest_port? });
@@ -457,8 +457,8 @@ struct Reconciled {
 /// was killed.
 const MASS_REMOVAL: usize = 256;
 
-/// Compares kernel and ledger. If the kernel still holds some of the remembered bans, its sets were not flushed, and an
-/// operator lifted the missing ones while the program was down, unless they are too many for that. All bans are
+/// Compares kernel and ledger. If the kernel still holds some of the remembered bans, its sets were not flushed. Then
+/// an operator lifted the missing ones while the program was down, unless they are too many for that. All bans are
 /// restored if the kernel holds none, or if its sets are known to be `incomplete`: a start was interrupted while it
 /// restored bans, or all bans began after the start.
 fn reconcile(

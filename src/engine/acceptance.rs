@@ -60,8 +60,8 @@ fn is_connectionless(transport: &Transport) -> bool {
 }
 
 /// True for broadcast, multicast, and frames for another host on a shared link. On a bridge port, frames for the bridge
-/// itself are marked as for another host, and packets that the firewall drops for bridges (`br_netfilter`) are not
-/// visible elsewhere.
+/// itself are marked as for another host. Packets that the firewall drops for bridges (`br_netfilter`) are visible only
+/// there.
 fn is_not_unicast(packet: &Packet, interface: u32, host: &Host) -> bool {
     match packet.delivery {
         Delivery::Broadcast | Delivery::Multicast => {

@@ -18,7 +18,7 @@ pub struct Explanation {
     pub blocked: Option<Expiry>,
     /// Grade of the evidence of that ban; `None` without evidence or if unknown.
     pub grade: Option<Grade>,
-    /// The blocked network that contains it, if it has no ban of its own.
+    /// The blocked network that contains it, if the address itself has no ban.
     pub network: Option<BanTarget>,
     /// Remaining time of its log-only verdict.
     pub logged: Option<Expiry>,

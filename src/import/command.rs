@@ -232,7 +232,7 @@ fn program<W: AsRef<str>>(words: &[W]) -> &str {
     words.first().and_then(|path| path.as_ref().rsplit('/').next()).unwrap_or("")
 }
 
-/// The command that reverts `words`, if they block in a firewall of their own.
+/// The command that reverts `words`, if they are a known command of another firewall.
 fn undo(words: &[&str]) -> Option<Vec<String>> {
     let (path, name) = (*words.first()?, program(words));
     words.iter().any(|word| word.contains(TARGET)).then_some(())?;

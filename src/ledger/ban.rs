@@ -210,7 +210,7 @@ pub struct Ended {
 pub struct Entry {
     pub ban: BanRecord,
     /// Number of strikes of its target when it began: earlier bans on evidence below the ceiling that were not lifted,
-    /// however long ago.
+    /// of any age.
     pub strikes: u32,
     /// Its end; `None` while none is recorded, which does not mean that a ban with `until` is in force.
     pub ended: Option<Ended>,

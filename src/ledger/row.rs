@@ -1,5 +1,5 @@
-//! Converts bans to columns and back. A failing disk or an attacker who was root may have written anything to the file:
-//! an invalid row gives `None`, never a panic and never a partial ban.
+//! Converts bans to columns and back. A failing disk or an attacker with root permissions may have written anything to
+//! the file: an invalid row gives `None`, never a panic and never a partial ban.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

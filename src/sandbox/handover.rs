@@ -82,7 +82,7 @@ pub(super) fn check(policy: &Policy, account: &Account) -> Result<(), HandoverEr
 }
 
 /// The directories in [`Policy::write`] in which `account` cannot create and replace files. A missing directory is
-/// created for the account, and one of its own is given to it.
+/// created for the account, and an own directory is given to it.
 pub(super) fn closed(policy: &Policy, account: &Account) -> Vec<PathBuf> {
     let is_given =
         |path: &PathBuf| policy.own.contains(path) && matches!(inspect(path, policy, account, &[]), Ok(Some(_)));

@@ -102,7 +102,7 @@ impl TrapReview {
             Delivery::Broadcast | Delivery::Multicast => port.0 == Protocol::Udp,
             _ => false,
         };
-        // The kernel treats the first address of each network on its links as an anycast address of its own.
+        // The kernel treats the first address of each network on its links as an own anycast address.
         let is_first = matches!(packet.destination, IpAddr::V6(v6) if v6.octets().ends_with(&[0]));
         let is_counted = counted && is_unicast(packet.destination);
         let is_forwarded = verdict == Verdict::Ignored(IgnoreReason::NotOurs);

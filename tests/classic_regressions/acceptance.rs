@@ -207,7 +207,7 @@ fn scan_behind_long_ipv6_options_is_seen() {
         wire.send(&raw::packet(source, target, DESTINATION, &payload));
         lab.expect_ban(format!("2001:db8:{network:x}::").parse().unwrap());
     }
-    // Many short headers, which Linux follows, whatever their number.
+    // Many short headers. Linux follows any number of them.
     for (network, headers) in [(5_u16, 17_usize), (6, 36), (7, 37), (8, 100)] {
         let source = format!("2001:db8:{network:x}::1").parse().unwrap();
         let mut payload = [DESTINATION, 0, 0x1e, 4, 0, 0, 0, 0].repeat(headers);

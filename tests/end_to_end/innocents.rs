@@ -211,8 +211,8 @@ fn socket(address: SocketAddr, kind: SocketType, prepare: impl FnOnce(&OwnedFd))
     socket
 }
 
-/// Asserts that `host`, at `address`, is not banned although it probes many closed ports, and that the log names it
-/// with `reason`, in no line that a filter like fail2ban's would ban it for.
+/// Asserts that `host`, at `address`, is not banned although it probes many closed ports. The log must name it with
+/// `reason`, but in no line for which a filter like fail2ban's would ban it.
 fn assert_protected(lab: &Lab, daemon: &Daemon, host: &str, address: IpAddr, reason: &str) {
     let target = if address.is_ipv4() { lab.victim_v4(host).into() } else { lab.victim_v6(host).into() };
     lab.probe(host, address, target, &CLOSED);

@@ -204,7 +204,7 @@ fn endless_changes_are_reported_within_bound() {
     let churn = "route add 198.51.100.0/24 dev out\nroute del 198.51.100.0/24 dev out\n".repeat(2_000);
     let reported = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Until the test ends, however fast the machine is.
+        // Runs until the test ends, on machines of any speed.
         scope.spawn(|| {
             while !reported.load(Ordering::SeqCst) {
                 net.ip_batch(&churn);

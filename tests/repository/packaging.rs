@@ -38,7 +38,7 @@ fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
     unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
 }
 
-/// The unit with drop-ins in its own folder, with an existing program instead of its own.
+/// The unit with drop-ins in a separate folder, with an existing program in place of portsentry.
 fn laid_out(drop_ins: &[&Path]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("portsentry.service");

@@ -49,7 +49,7 @@ fn folder_with_foreign_files_stops_start() {
     expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], reason);
     expect_refusal(&lab, &in_home, &["--state-dir", "."], reason);
     expect_refusal(&lab, &in_home, &["--socket", "./ps.sock"], reason);
-    // A hard link to a file of another user is not the program's own file, whatever its name.
+    // A hard link to a file of another user is not the program's own file, regardless of its name.
     fs::rename(&key, lab.path("key")).unwrap();
     fs::hard_link(lab.path("key"), home.join("portsentry.history")).unwrap();
     expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], "contains \"portsentry.history\"");

@@ -227,7 +227,7 @@ fn tcp_wrappers_deny_only_listed_sources() {
 
 #[test]
 fn tcp_wrappers_join_lines_as_assumed() {
-    // A line after a backslash or a NUL is not a rule of its own, so our line would have no effect there.
+    // A line after a backslash or a NUL is not a separate rule, so our line would have no effect there.
     for (before, joins) in [("x: y \\\n", true), ("# x \\\n", true), ("a\0b: c\n", true), ("x: y \\\r\n", false)] {
         let (folder, path) = folder(&format!("{before}ALL: 192.0.2.7\n"));
         assert_eq!(lets_in(&folder, "sshd", "192.0.2.7"), joins, "{before:?}");

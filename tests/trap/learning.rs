@@ -282,7 +282,7 @@ fn answers_to_own_queries_are_innocent() {
     daemon.stop();
 }
 
-/// If many ports count as in use, for whatever reason, the operator is warned that scans of them go undetected.
+/// If many ports count as in use for any reason, the operator is warned that scans of them go undetected.
 #[test]
 fn lost_ports_raise_alarm() {
     let lab = Lab::new(&["other"]);

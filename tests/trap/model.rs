@@ -132,7 +132,7 @@ impl<'a> Pair<'a> {
         for port in [901, 902, 903] {
             self.tcp(last.into(), port, raw::SYN);
         }
-        // Each new port is recorded, whatever the ceiling.
+        // Each new port is recorded, regardless of the ceiling.
         let noted = format!("{last} . 903");
         eventually("the last packet was processed", || self.lab.set_text("held_ports").contains(&noted));
     }

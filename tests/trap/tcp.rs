@@ -225,7 +225,7 @@ fn wrong_checksums_on_veth_excuse_nothing() {
     daemon.stop();
 }
 
-/// The program knows that the ports were open a moment ago; the kernel was not told.
+/// The program has recorded that the ports were open a moment ago; the kernel's sets do not contain that.
 #[test]
 fn unfounded_trap_ban_is_lifted() {
     let lab = Lab::new(&["other"]);

@@ -22,8 +22,9 @@ const BACKLOG: i32 = 128;
 /// takes 2.4 kB.
 const SHARED_BACKLOG: i32 = 4_096;
 
-/// Listeners of all ports for each version of IP. Each has a queue of its own; the kernel chooses one by a keyed hash of
-/// source address and port. The more there are, the larger the flood after which SYN cookies tell decoys from services.
+/// Listeners of all ports for each version of IP. Each has a separate queue; the kernel chooses one by a keyed hash of
+/// source address and port. The more there are, the larger must be a flood that makes the kernel send SYN cookies, by
+/// which a scanner can tell decoys from services.
 const SHARED_LISTENERS: usize = 4;
 
 /// How long a closed connection is kept if its peer acknowledges nothing, in milliseconds. A banned peer never does.

@@ -98,7 +98,7 @@ impl Reader<File> {
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads a capture from `reader`. The reads are large, so `reader` needs no buffer of its own.
+    /// Reads a capture from `reader`. The reads are large, so `reader` need not be buffered.
     ///
     /// # Errors
     /// As [`Reader::open`].

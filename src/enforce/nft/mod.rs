@@ -412,6 +412,6 @@ fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) ->
     if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked, failed }) }
 }
 
-/// Time after a refusal because of an existing ban, by an operator or an earlier run, for which new bans are sent in
-/// the form that permits existing ones. A refusal takes the kernel about 12 ms.
+/// Time for which new bans are sent in the form that permits existing ones, after the kernel refused one because of an
+/// existing ban by an operator or an earlier run. A refusal takes the kernel about 12 ms.
 const STILL_BLOCKED: Duration = Duration::from_secs(60);

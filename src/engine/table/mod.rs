@@ -31,8 +31,8 @@ const RUNS: usize = 8;
 const RUN_LEN: usize = 8;
 
 /// Maximum number of buckets and rows inspected by one call. It looks for the new key, for the evicted key and for a
-/// free place in the home bucket and those after it, including rows with the same tag, and it inspects the runs and one
-/// full bucket.
+/// free place in the home bucket and those after it, including rows with the same tag. It also inspects the runs and
+/// one full bucket.
 #[cfg(test)]
 const MAX_INSPECTED: usize = (1 + FURTHER) * (2 * (1 + WAYS) + 1) + RUNS * RUN_LEN + WAYS;
 

@@ -121,9 +121,9 @@ const SHARE: u32 = 10;
 
 const SHORT_DUMP: Duration = Duration::from_millis(100);
 
-/// Reads the facts, any number of times. IPv6 routes have a time limit of their own, and their last list is kept: a host
-/// on the link that floods router advertisements makes their list take seconds, because the kernel starts again at the
-/// first default route for each datagram.
+/// Reads the facts, any number of times. The list of IPv6 routes has a separate time limit, and the last one is kept. A
+/// host on the link that floods router advertisements makes this list take seconds, because the kernel starts again at
+/// the first default route for each datagram.
 pub struct Reader {
     limit: Duration,
     /// The facts of the last complete list of IPv6 routes.

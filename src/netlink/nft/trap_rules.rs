@@ -75,14 +75,15 @@ fn to_this_host(rule: Rule) -> Rule {
     foreign(rule.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL))
 }
 
-/// Not only "unicast": the kernel also answers a neighbour with the first IPv6 address of a network on the link, which nft
-/// calls anycast, and without a reverse-path filter one with the broadcast address of the link.
+/// Matches every source that is not an address of this host. "Unicast" would be too narrow: the kernel also answers the
+/// first IPv6 address of a network on the link, which nft calls anycast, and without a reverse-path filter the
+/// broadcast address of the link.
 fn foreign(rule: Rule) -> Rule {
     rule.address_type(SOURCE_ADDRESS, CmpOp::Neq, LOCAL).jump(TRAP_TOUCH)
 }
 
 /// Records the peers that a socket of this host has answered. A listener that lives for milliseconds is in no socket
-/// table when the sensor looks it up, and only this hook distinguishes its SYN/ACK from a forwarded one.
+/// table when the sensor looks it up. Only this hook distinguishes its SYN/ACK from a forwarded one.
 fn answered(family: &Family) -> Rule {
     let version = if family.is_masked { "meta nfproto ipv6" } else { "meta nfproto ipv4" };
     let rule = Rule::new(TRAP_ASKED).text(version).family(family).tcp_flags(FLAGS, CmpOp::Eq, SYN | ACK);

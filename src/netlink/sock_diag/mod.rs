@@ -190,7 +190,7 @@ impl SockDiag {
             answer: Vec::with_capacity(BUFFER),
             limit: Duration::MAX,
         };
-        // Sockets in no state: the answer is empty, however many sockets there are.
+        // Requests sockets in no state, so that the answer is empty, regardless of the number of sockets.
         TABLES.into_iter().try_for_each(|table| diag.dump(table, 0, &mut |_| {}))?;
         Ok(diag)
     }

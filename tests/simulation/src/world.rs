@@ -36,8 +36,8 @@ pub enum Role {
     Honest(&'static str),
     /// A source that should be detected.
     Dishonest(&'static str),
-    /// A scanner that the owner of the network wants, and that is not on the allow-list. Its packets are those of a scan,
-    /// so that its ban is neither an honest ban nor a success.
+    /// A scanner that the owner of the network operates, and that is not on the allow-list. Its packets are those of a
+    /// scan, so that its ban is neither an honest ban nor a success.
     Authorised(&'static str),
     /// Not a source of packets: an action of the host itself, or an actor that only creates others.
     Backstage,

@@ -151,8 +151,8 @@ fn guess(world: &mut World, mut chance: Chance) {
 
 const WORKERS: Role = Role::Honest("connected users that try ports");
 
-/// A user with a session on the host, or a reader of mail on it, who tries up to five likely ports: 8080 as on another
-/// host, a database, a printer.
+/// A user with a session or a mailbox on the host. The user tries up to five likely ports: 8080 as on another host, a
+/// database, a printer.
 struct Worker {
     source: IpAddr,
     /// The service of the session.
