@@ -1,5 +1,5 @@
-//! Helpers of the benchmarks of the whole program: the number of runs, tables of results, packets at a known rate, a
-//! scanner, the wait for its ban, and the resources that the program used.
+//! Provides helpers for the benchmarks of the whole program: the number of runs, tables of results, packets at a known
+//! rate, a scanner, the wait for its ban, and the resources that the program used.
 #![allow(dead_code, reason = "each benchmark uses its own part of it")]
 
 use std::fs;

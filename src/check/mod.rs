@@ -70,7 +70,7 @@ impl CheckOptions {
 /// Timeout for all name look-ups in total.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Reason why the configuration could not be checked.
+/// Why the configuration could not be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     #[error(transparent)]

@@ -1,5 +1,5 @@
-//! Messages on the fleet socket, between the daemon and the fleet process: one JSON object per line, with alternating
-//! requests and replies. Both sides use these types.
+//! Defines the messages on the fleet socket, between the daemon and the fleet process: one JSON object per line, with
+//! alternating requests and replies. Both sides use these types.
 //!
 //! This socket is separate from the control socket. The fleet process reads untrusted data from a server, so its
 //! requests are limited: it submits and lifts reports, reports the state of its connection, and follows this host's own

@@ -1,6 +1,6 @@
-//! The fleet socket: lets the fleet process submit reports to the daemon and follow this host's own bans, and nothing
-//! else. That process reads untrusted data, so the rate of its requests is limited here, and only the given users may
-//! connect.
+//! Serves the fleet socket, on which the fleet process submits reports to the daemon and follows this host's own bans,
+//! and does nothing else. That process reads untrusted data, so the rate of its requests is limited here, and only the
+//! given users may connect.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! The mechanism of both control sockets: a limited number of clients, each of which sends requests for the daemon as
-//! lines of limited length, or subscribes to events. A slow client is disconnected and never delays the daemon or
-//! another client.
+//! Implements both control sockets: accepts a limited number of clients, each of which sends requests as lines of
+//! limited length, or subscribes to events. A slow client is disconnected and never delays the daemon or another
+//! client.
 
 use std::future::{Future, pending};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The control socket: requests of clients become [`IncomingRequest`]s, which the daemon answers.
+//! Serves the control socket: passes requests of clients as [`IncomingRequest`]s to the daemon, which answers them.
 
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;

@@ -18,7 +18,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Delay between two attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Reason why the socket cannot be opened.
+/// Why the socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error("{path} is not a socket; remove it, or use another path with {option}")]

@@ -1,4 +1,4 @@
-//! The answer to `status`: the state and counters of the daemon, as JSON and as text.
+//! Formats the answer to `status`, the state and counters of the daemon, as JSON and as text.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The event loop: waits for signals, changes of the host and the table, requests of operators and events of the
+//! Runs the event loop: waits for signals, changes of the host and the table, requests of operators and events of the
 //! sensor, and passes each to the responsible component. All work that may wait runs here, on one thread.
 
 use std::future::pending;

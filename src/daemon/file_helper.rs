@@ -1,5 +1,5 @@
-//! The helper process that writes the files in directories of root: hosts.deny and `report.json_file`. It runs as root
-//! without network access; the daemon has no root permissions.
+//! Starts the helper process that writes the files in directories of root: hosts.deny and `report.json_file`. It runs
+//! as root without network access; the daemon has no root permissions.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

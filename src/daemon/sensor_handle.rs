@@ -1,5 +1,4 @@
-//! The event loop's handle of the sensor thread: sends commands to its inbox and requests with answers, and reads its
-//! metrics.
+//! Gives the event loop access to the sensor thread: sends commands and requests to its inbox, and reads its metrics.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Bans: computes their durations, tracks which ones are in force, and applies changes reported by the kernel. The rest
+//! Computes the durations of bans, tracks which ones are in force, and applies changes reported by the kernel. The rest
 //! of the engine collects the evidence.
 
 use std::net::IpAddr;

@@ -12,7 +12,7 @@ use crate::types::{BanTarget, Expiry, Timestamp};
 pub struct Explanation {
     /// The target against which its probes count.
     pub target: BanTarget,
-    /// Reason why it is never blocked, if it is exempt.
+    /// Why it is never blocked, if it is exempt.
     pub protection: Option<Protection>,
     /// Remaining time of its ban.
     pub blocked: Option<Expiry>,

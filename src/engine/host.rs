@@ -1,5 +1,5 @@
-//! The facts about this host that verdicts depend on: addresses, exempt prefixes, listeners. An immutable snapshot that
-//! is built elsewhere and replaced as a whole.
+//! Holds the facts about this host that verdicts depend on: addresses, exempt prefixes, listeners. An immutable
+//! snapshot that is built elsewhere and replaced as a whole.
 
 use std::collections::HashSet;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! The listening ports of programs on this host, by address.
+//! Stores the listening ports of programs on this host, by address.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,4 +1,4 @@
-//! The source table: the ports that each source probed, with their times, in a table of fixed size.
+//! Stores the ports that each source probed, with their times, in a table of fixed size.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The engine's verdict on a packet. Every verdict carries its reason; logs, replay and tests read the same value.
+//! Defines the engine's verdict on a packet. Every verdict carries its reason; logs, replay and tests read the same
+//! value.
 
 use std::net::IpAddr;
 
@@ -11,7 +12,7 @@ use super::observation::Observation;
 use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 
-/// Reason why a packet is not evidence.
+/// Why a packet is not evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IgnoreReason {
     /// Sent by this host itself.
@@ -104,7 +105,7 @@ pub struct Ban {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exempt {
     pub observation: Observation,
-    /// Reason why it is never blocked.
+    /// Why it is never blocked.
     pub protection: Protection,
     /// Probes since the last log line about this source, if a line is due now.
     pub report: Option<u32>,

@@ -1,6 +1,6 @@
-//! Digests for `notify.command`: changes of bans in a period, as one JSON object. The counts are complete; only a
-//! limited number of bans is listed, so that the object stays small. Bans on forgeable evidence are listed separately,
-//! so that a flood of forged packets neither makes a digest long nor displaces a proven ban.
+//! Collects digests for `notify.command`: changes of bans in a period, as one JSON object. The counts are complete;
+//! only a limited number of bans is listed, so that the object stays small. Bans on forgeable evidence are listed
+//! separately, so that a flood of forged packets neither makes a digest long nor displaces a proven ban.
 
 use std::time::SystemTime;
 

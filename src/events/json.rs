@@ -1,4 +1,4 @@
-//! The JSON object of an event, with the same format in the live log, in a replay, in `status` and on the control
+//! Formats an event as a JSON object, which is the same in the live log, in a replay, in `status` and on the control
 //! socket.
 
 use std::borrow::Cow;

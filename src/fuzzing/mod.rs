@@ -1,7 +1,7 @@
-//! The functions that fuzz targets call: they pass arbitrary bytes to each reader of packets, kernel replies, operator
-//! input and files. Each must accept all input, and checks that the results do not exceed what the bytes can hold. The
-//! tests run them over the corpus, truncated at every length and with every byte changed; `fuzz/fuzz_targets` has a
-//! program for each.
+//! Provides the functions that fuzz targets call: they pass arbitrary bytes to each reader of packets, kernel replies,
+//! operator input and files. Each must accept all input, and checks that the results do not exceed what the bytes can
+//! hold. The tests run them over the corpus, truncated at every length and with every byte changed; `fuzz/fuzz_targets`
+//! has a program for each.
 
 use std::net::IpAddr;
 

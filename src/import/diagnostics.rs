@@ -35,7 +35,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Reasons why a translation fails.
+/// Why a translation fails.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     #[error("{}: cannot read the file: {error}; name an existing file that you can read", path.display())]

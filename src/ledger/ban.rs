@@ -1,6 +1,6 @@
-//! A ban as the ledger stores it, and its end. Times are wall-clock times, because they must remain valid after a
-//! reboot. When the clock is set, the remaining time of a stored ban changes, while the kernel's timers continue; a ban
-//! that the kernel still holds is restored with the kernel's remaining time.
+//! Defines a ban as the ledger stores it, and its end. Times are wall-clock times, because they must remain valid after
+//! a reboot. When the clock is set, the remaining time of a stored ban changes, while the kernel's timers continue; a
+//! ban that the kernel still holds is restored with the kernel's remaining time.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};

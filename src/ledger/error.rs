@@ -1,11 +1,11 @@
-//! Errors of the ledger, with their remedies.
+//! Defines the errors of the ledger, with their remedies.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Error, ErrorCode};
 
-/// Reason why the ledger cannot be opened, read or written.
+/// Why the ledger cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// It is behind a symbolic link, which another user could redirect.

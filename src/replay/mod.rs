@@ -62,7 +62,7 @@ impl ReplayOptions {
     }
 }
 
-/// Reasons why a replay did not complete.
+/// Why a replay did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     #[error("{}: {error}", path.display())]

@@ -67,7 +67,7 @@ pub(super) struct PortInference<'a> {
 /// A port of a host.
 pub(super) type Port = (Protocol, IpAddr, u16);
 
-/// Reason why a port is considered in use.
+/// Why a port is considered in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Sign {
@@ -99,7 +99,7 @@ impl Used {
         self.ports.contains_key(&port)
     }
 
-    /// The reason why `port` is considered in use; `None` if it is not.
+    /// Why `port` is considered in use; `None` if it is not.
     #[must_use]
     pub(super) fn sign(&self, port: Port) -> Option<Sign> {
         self.ports.get(&port).copied()

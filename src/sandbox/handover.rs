@@ -38,7 +38,7 @@ const SYSTEM: [&str; 13] = [
 /// The directory that fsck keeps at the top of a file system.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Reason why the daemon does not start with a directory of `--state-dir` or `--socket`.
+/// Why the daemon does not start with a directory of `--state-dir` or `--socket`.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
     #[error(

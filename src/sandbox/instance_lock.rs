@@ -42,7 +42,7 @@ pub struct InstanceLock {
     doubt: Option<String>,
 }
 
-/// Reason why this daemon must not run.
+/// Why this daemon must not run.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceLockError {
     #[error(

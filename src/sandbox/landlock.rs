@@ -64,7 +64,7 @@ impl Reach {
     }
 }
 
-/// Reason why file access is not restricted.
+/// Why file access is not restricted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfenced {
     #[error("this kernel has no Landlock (Linux 5.13)")]

@@ -17,7 +17,7 @@ const OTHERS: u32 = 0o002;
 const GROUP: u32 = 0o020;
 const STICKY: u32 = 0o1000;
 
-/// Reason why a file is not trusted.
+/// Why a file is not trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum Untrusted {
     #[error(

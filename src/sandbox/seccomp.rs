@@ -19,7 +19,7 @@ use seccompiler::{
 
 use super::{Calls, Policy, Process};
 
-/// Reason why system calls are not restricted.
+/// Why system calls are not restricted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfiltered {
     #[error("there is no list of system calls for this processor ({})", std::env::consts::ARCH)]

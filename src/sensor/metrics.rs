@@ -1,5 +1,5 @@
-//! Counters and gauges of the sensor. Each has one writing thread; readers take no lock, and may see one metric
-//! slightly older than another.
+//! Defines the counters and gauges of the sensor. Each has one writing thread; readers take no lock, and may see one
+//! metric slightly older than another.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

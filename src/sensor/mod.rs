@@ -1,5 +1,5 @@
-//! The sensor thread: frames -> observe -> decide -> apply -> commit, with no blocking work between a packet and its
-//! ban. It waits for packets, takes commands from its inbox and puts events into a bounded queue.
+//! Runs the sensor thread: frames -> observe -> decide -> apply -> commit, with no blocking work between a packet and
+//! its ban. It waits for packets, takes commands from its inbox and puts events into a bounded queue.
 
 mod batch;
 mod batching;
@@ -61,7 +61,7 @@ const WAKE_DELAY: Duration = Duration::from_millis(2);
 /// Minimum poll timeout for maintenance that is due.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 
-/// Reason why the sensor ended without [`SensorCommand::Stop`].
+/// Why the sensor ended without [`SensorCommand::Stop`].
 #[derive(Debug, thiserror::Error)]
 pub enum SensorError {
     /// The capture failed.

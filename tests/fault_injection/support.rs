@@ -1,4 +1,4 @@
-//! Helpers of the fault tests: stopping the program, the ports of its trap, and the operator's commands.
+//! Provides helpers for the fault tests: stopping the program, the ports of its trap, and the operator's commands.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};

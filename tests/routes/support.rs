@@ -1,4 +1,4 @@
-//! Helpers of the route tests: backends in the victim, and the output of `ip route`.
+//! Provides helpers for the route tests: backends in the victim, and the output of `ip route`.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Helpers of the scenarios: a lab with both families, the state of each backend, and the operator's commands.
+//! Provides helpers for the scenarios: a lab with both families, the state of each backend, and the operator's
+//! commands.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};

@@ -83,7 +83,7 @@ pub(super) struct ControlHandler<'a> {
     pub(super) sandbox: &'a Sandbox,
     pub(super) command_helper: Option<&'a CommandHelper>,
     pub(super) uptime: Uptime,
-    /// Reason why decoys cannot answer, if there is one.
+    /// Why decoys cannot answer; `None` if they can.
     pub(super) silent_decoys: Option<&'a str>,
 }
 

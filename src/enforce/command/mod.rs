@@ -1,5 +1,5 @@
-//! The command backend: runs an operator's command when a ban begins and another when it ends. It is slow, because each
-//! run starts a process. No command runs unless the configuration contains one.
+//! Implements the command backend: runs an operator's command when a ban begins and another when it ends. It is slow,
+//! because each run starts a process. No command runs unless the configuration contains one.
 //!
 //! A command is an argument list and never passes through a shell: each argument stays one argument, regardless of the
 //! text substituted into it. The process gets a new environment, no input, `/` as its working directory, and a separate
@@ -72,7 +72,7 @@ impl Default for RunSettings {
     }
 }
 
-/// Reason why a command cannot be run.
+/// Why a command cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error("the command to run is empty; write for example [\"/usr/local/sbin/on-ban\", \"$TARGET$\"]")]

@@ -1,4 +1,4 @@
-//! Fuzz target: arbitrary bytes as a hosts.deny file.
+//! Reads and edits arbitrary bytes as a hosts.deny file, for a fuzz target.
 
 use std::collections::HashSet;
 

@@ -1,5 +1,5 @@
-//! The hosts.deny backend: adds and removes lines of /etc/hosts.deny for services that use TCP wrappers. It is slow,
-//! because each change writes a file and syncs it to the disk. Expiry is handled by the caller.
+//! Implements the hosts.deny backend: adds and removes lines of /etc/hosts.deny for services that use TCP wrappers. It
+//! is slow, because each change writes a file and syncs it to the disk. Expiry is handled by the caller.
 //!
 //! The file belongs to the administrator. Each ban is two lines, a comment that names the target and its rule (see
 //! `text`); all other bytes are preserved. New lines are appended, so that the administrator's own rules come first.
@@ -38,7 +38,7 @@ const MAX_TEMPLATE_LEN: usize = 512;
 /// Maximum number of attempts if other programs change the file concurrently.
 const MAX_ATTEMPTS: usize = 5;
 
-/// Reason why a template is invalid.
+/// Why a template is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     #[error("the line for hosts.deny has no $TARGET$; write for example \"{DEFAULT_TEMPLATE}\"")]
@@ -57,7 +57,7 @@ pub enum TemplateError {
     Path(PathBuf),
 }
 
-/// Reason why hosts.deny cannot be read or written.
+/// Why hosts.deny cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum HostsDenyError {
     #[error("{0} is a symbolic link; configure the file that it points to")]

@@ -1,5 +1,5 @@
-//! The nftables backend: writes bans as elements into the sets of `table inet portsentry`, and reads them back. The
-//! kernel enforces and expires them; this module does not know the reason of a ban.
+//! Implements the nftables backend: writes bans as elements into the sets of `table inet portsentry`, and reads them
+//! back. The kernel enforces and expires them; this module does not know the reason of a ban.
 //!
 //! A ban is one transaction with one acknowledgement, about 6 µs in all. It has one message, or three if the target may
 //! already be blocked. Once the buffers are warm it does not allocate (benches/nft_encoding.rs).
@@ -54,7 +54,7 @@ pub enum BlockError {
 
 pub type Failed = super::Failed<Failure>;
 
-/// Reason why one target could not be blocked or lifted.
+/// Why one target could not be blocked or lifted.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error(

@@ -1,4 +1,4 @@
-//! The sets of the trap: fills them with the ports to monitor, and reads or clears the kernel's counts and bans.
+//! Fills the sets of the trap with the ports to monitor, and reads or clears the kernel's counts and bans in them.
 
 use std::mem;
 use std::time::{Duration, Instant};

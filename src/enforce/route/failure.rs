@@ -1,4 +1,4 @@
-//! Errors of the route backend, with their remedies.
+//! Defines the errors of the route backend, with their remedies.
 
 use std::net::IpAddr;
 
@@ -23,7 +23,7 @@ pub enum BlockError {
 
 pub type Failed = crate::enforce::Failed<Failure>;
 
-/// Reason why one target could not be blocked or lifted.
+/// Why one target could not be blocked or lifted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     #[error(

@@ -1,6 +1,6 @@
-//! A hash table of fixed size, keyed by ban target, that never allocates after its construction and never refuses a new
-//! key. A full table evicts the least valuable of a constant number of inspected entries. The row type defines the
-//! value stored for each key.
+//! Implements a hash table of fixed size, keyed by ban target, that never allocates after its construction and never
+//! refuses a new key. A full table evicts the least valuable of a constant number of inspected entries. The row type
+//! defines the value stored for each key.
 //!
 //! There are two ways to insert. [`Table::claim`] evicts within the bucket of the key, like a set-associative cache,
 //! and needs an index as large as the table. [`Table::claim_beside`] evicts only if every row is in use, so that the
@@ -112,8 +112,8 @@ const SMALL: usize = 1_024;
 const STEP: usize = 4;
 const STEPS: u32 = 3;
 
-/// An index that can still grow is filled to at most one part in this many, so that hardly any bucket is full and no
-/// entry is evicted. During idle time it grows at half that fill level.
+/// An index that can still grow is filled to at most 1/`SPARSE`, so that hardly any bucket is full and no entry is
+/// evicted. During idle time it grows at half that fill level.
 const SPARSE: usize = 8;
 
 /// Bytes of rows that are faulted in in advance: more than are inserted between two pauses, except in a flood, and few

@@ -116,7 +116,7 @@ const MAX_ATTEMPTS: u32 = 3;
 /// link can advertise any number.
 const MAX_ADVERTISED: usize = 64;
 
-/// Listing IPv6 routes takes at most this fraction (1/10) of the time, unless a list takes less than [`SHORT_DUMP`].
+/// Listing IPv6 routes takes at most 1/`SHARE` of the time, unless a list takes less than [`SHORT_DUMP`].
 const SHARE: u32 = 10;
 
 const SHORT_DUMP: Duration = Duration::from_millis(100);

@@ -1,5 +1,5 @@
-//! The rules that redirect connections to closed TCP ports to one transparent listener, which replaces a socket for
-//! each port. nft/portsentry-decoys.nft documents each rule.
+//! Builds the rules that redirect connections to closed TCP ports to one transparent listener, which replaces a socket
+//! for each port. nft/portsentry-decoys.nft documents each rule.
 //!
 //! The ports are those of the set `trapped`. The rules run after destination NAT, so that published ports are excluded.
 //! They check for a socket first, so that a service that has just started gets its port immediately.

@@ -1,5 +1,5 @@
-//! The rules for fragments. Without connection tracking the table sees each fragment of a segment, before the kernel
-//! reassembles them: only the first fragment has flags, and the sender decides whether they are in it.
+//! Builds the rules for fragments. Without connection tracking the table sees each fragment of a segment, before the
+//! kernel reassembles them: only the first fragment has flags, and the sender decides whether they are in it.
 //! nft/portsentry-trap.nft documents each rule.
 //!
 //! References: RFC 1858, 3128 (IPv4), RFC 7112 (IPv6); the kernel's net/ipv4/ip_fragment.c, net/ipv6/reassembly.c,

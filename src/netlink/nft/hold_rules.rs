@@ -1,5 +1,5 @@
-//! The rules that hold a source: after a probe of a closed TCP port that is new for it, its SYNs to this host are
-//! dropped for slightly less than a second. A scanner therefore learns nothing before it is banned. A source whose
+//! Builds the rules that hold a source: after a probe of a closed TCP port that is new for it, its SYNs to this host
+//! are dropped for slightly less than a second. A scanner therefore learns nothing before it is banned. A source whose
 //! address was forged loses only packets that TCP retransmits. nft/portsentry-trap.nft documents each rule.
 //!
 //! No rule here uses connection tracking: one such expression enables it for the whole network namespace.

@@ -62,7 +62,7 @@ pub enum Repaired {
     },
 }
 
-/// Reason why the table is not in force.
+/// Why the table is not in force.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesetError {
     #[error(

@@ -1,5 +1,5 @@
-//! The rules of the trap: the kernel counts the distinct ports that a source probes, and blocks the source before any
-//! program wakes up. nft/portsentry-trap.nft documents each rule, nft/portsentry-trap-udp.nft those for UDP.
+//! Builds the rules of the trap: the kernel counts the distinct ports that a source probes, and blocks the source
+//! before any program wakes up. nft/portsentry-trap.nft documents each rule, nft/portsentry-trap-udp.nft those for UDP.
 //!
 //! A probe counts here only if it also counts in the sensor; the trap never counts more than the sensor, and often
 //! less. Sources blocked by the kernel stay in `caught` until the sensor has reviewed them. `caught` is small, which

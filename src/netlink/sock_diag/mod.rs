@@ -106,7 +106,7 @@ pub enum Owner {
     Flow,
 }
 
-/// Reason why the kernel's socket tables could not be read.
+/// Why the kernel's socket tables could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SockDiagError {
     #[error(

@@ -39,7 +39,7 @@ pub(super) enum Progress {
     Complete,
 }
 
-/// Reason why a datagram was not decoded.
+/// Why a datagram was not decoded.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The kernel answers with this error number.

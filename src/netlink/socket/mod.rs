@@ -23,7 +23,7 @@ use super::message::{Message, Messages, attributes, text};
 pub use batch::Batch;
 pub(super) use batch::SUBSYSTEM;
 
-/// Reason why a request failed.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// The kernel does not have this netlink family.
