@@ -49,7 +49,8 @@ fn put_packet(frame: &mut Vec<u8>, [source, here]: [&[u8]; 2], protocol: u8, por
     frame.resize(80, 0);
 }
 
-/// A frame with an IPv4 header and a packet of twenty bytes. All checksums are correct, because the engine ignores other packets.
+/// A frame with an IPv4 header and a packet of twenty bytes. All checksums are correct, because the engine ignores
+/// other packets.
 fn frame_of(source: Ipv4Addr, protocol: u8, port: u16, rest: Rest<'_>) -> Frame {
     let mut frame = Vec::with_capacity(80);
     // EtherType, reserved, interface 2, Ethernet, to this host, length and bytes of the sender's address.
@@ -334,7 +335,8 @@ const KINDS: [Kind; 10] = [
 /// The same with all excuses of [`excuse`].
 const EXCUSED: [Kind; 3] = [("syn, excused", syn), ("syn scan, excused", syn_scan), ("peer scan, excused", peer_scan)];
 
-/// Fills what excuses a source: remembered services, listeners that have just stopped, related ports and connected peers.
+/// Fills what excuses a source: remembered services, listeners that have just stopped, related ports and connected
+/// peers.
 fn excuse(engine: &mut Engine, host: &mut Host, now: Timestamp) {
     let services = (600..856).map(|port| Service { protocol: Protocol::Tcp, port, address: HERE.into() });
     host.services = services.collect();

@@ -1,6 +1,6 @@
 //! Combines the daemon's memory of its host, independent of the clock used: services, recently open ports, connected
-//! peers, and services that have not started yet after a boot. The daemon keeps the same parts in its host snapshot; this type exists for
-//! the simulation, which provides listeners, connections and the time.
+//! peers, and services that have not started yet after a boot. The daemon keeps the same parts in its host snapshot;
+//! this type exists for the simulation, which provides listeners, connections and the time.
 
 use std::time::{Duration, SystemTime};
 

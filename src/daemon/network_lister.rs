@@ -1,5 +1,5 @@
-//! Reads addresses, routes and links on a separate thread, so that the event loop does not wait for the kernel: a host on
-//! the link can make their list take seconds by flooding router advertisements.
+//! Reads addresses, routes and links on a separate thread, so that the event loop does not wait for the kernel: a host
+//! on the link can make their list take seconds by flooding router advertisements.
 
 use std::io;
 use std::thread;

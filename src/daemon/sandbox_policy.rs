@@ -96,8 +96,8 @@ pub(super) fn of_files(files: &Files) -> Policy {
     }
 }
 
-/// Warnings about command programs that a compromised daemon could change, although it cannot choose them. `runs` is true
-/// if the commands of `block.run` are used.
+/// Warnings about command programs that a compromised daemon could change, although it cannot choose them. `runs` is
+/// true if the commands of `block.run` are used.
 pub(super) fn own_commands(config: &Config, runs: bool, sandbox: &Sandbox) -> Vec<String> {
     let run = &config.block.run;
     let commands = [&run.command, &run.expire_command].into_iter().filter(|_| runs);

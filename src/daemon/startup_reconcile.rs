@@ -248,8 +248,8 @@ impl StartupReconcile {
     }
 
     /// Makes the sensor remove the elements that a saved ruleset or set has added to the daemon's own table, as
-    /// [`StartupReconcile::review_loaded`] does. Elements that the ledger has never seen stay, because an operator may have
-    /// added them while the daemon was down. Returns the elements that stay.
+    /// [`StartupReconcile::review_loaded`] does. Elements that the ledger has never seen stay, because an operator may
+    /// have added them while the daemon was down. Returns the elements that stay.
     fn review_merged(
         &mut self,
         elements: Vec<(BanTarget, Option<Duration>)>,
@@ -271,9 +271,9 @@ impl StartupReconcile {
         self.review_loaded(loaded, remembered).into_iter().chain(added).collect()
     }
 
-    /// Returns those of `targets` whose elements have the whole time of a ban that was lifted according to the ledger: the
-    /// element was saved while that ban was in force. If a whole ruleset was loaded, bans that expired count as well.
-    /// Otherwise they do not, because a wrong clock ends bans in the ledger that the kernel still holds.
+    /// Returns those of `targets` whose elements have the whole time of a ban that was lifted according to the ledger:
+    /// the element was saved while that ban was in force. If a whole ruleset was loaded, bans that expired count as
+    /// well. Otherwise they do not, because a wrong clock ends bans in the ledger that the kernel still holds.
     fn former_bans(&mut self, targets: &[BanTarget]) -> HashSet<BanTarget> {
         let any_end = self.table_merged;
         let (Some(nft), Some(recorder)) = (&mut self.nft, &self.recorder) else { return HashSet::new() };

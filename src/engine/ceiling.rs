@@ -118,8 +118,8 @@ impl Ceilings {
         };
     }
 
-    /// Takes a token for a forgeable ban that is already in force, if one is left. False if the short bans of this day are used
-    /// up.
+    /// Takes a token for a forgeable ban that is already in force, if one is left. False if the short bans of this day
+    /// are used up.
     pub(super) fn charge_short(&mut self, now: Timestamp) -> bool {
         let _ = self.forgeable.try_take(now);
         self.short_daily.try_take(now)

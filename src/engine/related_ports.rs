@@ -32,8 +32,8 @@ impl RelatedPorts {
     }
 
     /// Returns how many of the distinct ports of `evidence` count towards a ban. If the source has probed at most
-    /// `unrelated` ports outside of all groups (`None`: never), the ports of each group count as one. Otherwise the ports
-    /// of a served group count as one, but at most `extra` ports of a source are left out for this reason.
+    /// `unrelated` ports outside of all groups (`None`: never), the ports of each group count as one. Otherwise the
+    /// ports of a served group count as one, but at most `extra` ports of a source are left out for this reason.
     pub(super) fn counting(
         self,
         evidence: impl Iterator<Item = Evidence> + Clone,

@@ -23,7 +23,8 @@ pub struct Digest {
     proven: Named,
     by_hand: Named,
     lifted: Named,
-    /// Number of forgeable bans that are short: above a ceiling, or of the kernel's trap without a verdict of the sensor.
+    /// Number of forgeable bans that are short: above a ceiling, or of the kernel's trap without a verdict of the
+    /// sensor.
     capped: u64,
     not_banned: NotBanned,
     lost_events: u64,

@@ -14,8 +14,8 @@ use crate::types::{Backend, BanTarget, Expiry, Protocol};
 /// type: a reader accepts unknown kinds, classes and methods.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
-    /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`, `note`;
-    /// on the control socket also `lost`.
+    /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`,
+    /// `note`; on the control socket also `lost`.
     pub event: Cow<'static, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,

@@ -48,8 +48,8 @@ pub struct BanRecord {
     pub author: Author,
     /// The author's note, if there is one; for a ban of the trap the reason.
     pub note: Option<String>,
-    /// True if the ban is short and does not count as a strike: the ceiling was reached, or the kernel's trap made the ban
-    /// without a verdict of the engine. Its evidence may be forged.
+    /// True if the ban is short and does not count as a strike: the ceiling was reached, or the kernel's trap made the
+    /// ban without a verdict of the engine. Its evidence may be forged.
     pub capped: bool,
 }
 
@@ -103,8 +103,8 @@ impl BanRecord {
         }
     }
 
-    /// A ban of the kernel's trap without a verdict of the engine, which is short for this `reason`. `ports` are the probed
-    /// ports that are known.
+    /// A ban of the kernel's trap without a verdict of the engine, which is short for this `reason`. `ports` are the
+    /// probed ports that are known.
     #[must_use]
     pub fn by_trap(
         target: BanTarget,

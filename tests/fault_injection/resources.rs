@@ -1,5 +1,5 @@
-//! Tests exhausted resources: file descriptors, a database that another program has locked, a log without a reader, and the time
-//! to list sockets.
+//! Tests exhausted resources: file descriptors, a database that another program has locked, a log without a reader, and
+//! the time to list sockets.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Stdio};
@@ -159,8 +159,8 @@ fn open_sockets(lab: &Lab, begin: usize, count: usize) -> Child {
     child
 }
 
-/// True if the kernel needs at least four times the daemon's limit for a list of UDP sockets. The time grows with the square of
-/// their number.
+/// True if the kernel needs at least four times the daemon's limit for a list of UDP sockets. The time grows with the
+/// square of their number.
 fn is_listed_slowly(lab: &Lab) -> bool {
     let mut list = lab.command("victim", "timeout");
     list.args(["8", "ss", "-Huan"]).stdout(Stdio::null());

@@ -329,8 +329,8 @@ fn has_syntax(shell: &str, script: &str) -> bool {
     child.wait().unwrap().success()
 }
 
-/// A program that answers with two bans, a target of the fleet, an allowance of an operator and one of the configuration, and
-/// services.
+/// A program that answers with two bans, a target of the fleet, an allowance of an operator and one of the
+/// configuration, and services.
 const ANSWERS: &str = r#"#!/bin/sh
 case $* in
     "list --json") echo '{"bans":[{"subject":"192.0.2.7","source":"192.0.2.7"},{"subject":"2001:db8:1::/64"}],"fleet":[{"subject":"192.0.2.99"}]}' ;;

@@ -543,7 +543,8 @@ fn peer_of_published_port_counts_as_connected() {
     daemon.stop();
 }
 
-/// Clients of an own and of a published service whose connections end before the restart, so that only the ledger knows them.
+/// Clients of an own and of a published service whose connections end before the restart, so that only the ledger knows
+/// them.
 #[test]
 fn peers_stay_known_across_restart() {
     let lab = Lab::new(&["peer", "visitor", "container", "other"]);

@@ -73,7 +73,8 @@ pub enum Task {
     /// All bans that were in force before the start. Lines of other targets are removed. Missing lines were removed on
     /// purpose and are not restored.
     Adopt { bans: Vec<Adopted> },
-    /// Bans that ended before the start, and whose command has to be undone. A target that was banned again is left alone.
+    /// Bans that ended before the start, and whose command has to be undone. A target that was banned again is left
+    /// alone.
     Undo { bans: Vec<BanContext> },
 }
 

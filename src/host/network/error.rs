@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Timeout for the kernel's lists. A million routes, a full Internet routing table, take a second on an idle machine, and
-/// more than ten at the high load after a boot.
+/// Timeout for the kernel's lists. A million routes, a full Internet routing table, take a second on an idle machine,
+/// and more than ten at the high load after a boot.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time limit for the kernel's list of IPv6 routes.

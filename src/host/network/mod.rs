@@ -2,8 +2,8 @@
 //! resolv.conf. They are exempt without configuration and follow changes of the system: [`Watcher`] reports when to
 //! read again.
 //!
-//! A socket belongs to the network namespace of the thread that opens it, so a tokio runtime with one thread keeps all of
-//! them in one namespace.
+//! A socket belongs to the network namespace of the thread that opens it, so a tokio runtime with one thread keeps all
+//! of them in one namespace.
 //!
 //! References: rtnetlink(7), `linux/rtnetlink.h`, `linux/if_addr.h`.
 
@@ -51,9 +51,9 @@ pub struct HostFacts {
     pub anycast: Vec<IpNet>,
     /// The kernel's IPv4 routes for its reverse-path filter. Empty if no interface has a strict filter.
     pub reverse_routes: Vec<ReverseRoute>,
-    /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included. Of
-    /// routes that routers advertise, those of the default routes of the highest preference: any host on the link can
-    /// advertise one that is never used, or a route to a network that this host does not talk to.
+    /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects
+    /// included. Of routes that routers advertise, those of the default routes of the highest preference: any host on
+    /// the link can advertise one that is never used, or a route to a network that this host does not talk to.
     pub gateways: Vec<IpAddr>,
     /// The link-local gateways with the interfaces of their routes: on another link another host may have that address.
     pub link_gateways: Vec<(u32, IpAddr)>,
@@ -62,8 +62,8 @@ pub struct HostFacts {
     /// Name servers, including those behind a local stub.
     pub resolvers: Vec<IpAddr>,
     pub interfaces: Vec<Interface>,
-    /// Routers that advertised a default route, with its preference, and the next-hop objects of such routes; empty once the
-    /// facts are in order.
+    /// Routers that advertised a default route, with its preference, and the next-hop objects of such routes; empty
+    /// once the facts are in order.
     advertised: Vec<(i8, Gateway)>,
     advertised_objects: Vec<(i8, u32)>,
 }
@@ -112,8 +112,8 @@ pub struct Interface {
 /// the [`Watcher`]'s owner read once more anyway.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// Maximum number of routers of one preference whose advertised default routes count. The kernel lists the oldest first, and a host on the
-/// link can advertise any number.
+/// Maximum number of routers of one preference whose advertised default routes count. The kernel lists the oldest
+/// first, and a host on the link can advertise any number.
 const MAX_ADVERTISED: usize = 64;
 
 /// Listing IPv6 routes takes at most 1/`SHARE` of the time, unless a list takes less than [`SHORT_DUMP`].
@@ -314,7 +314,8 @@ impl HostFacts {
         }
     }
 
-    /// Adds the gateway of a next-hop object, after all routes. An advertised one counts with the default route that uses it.
+    /// Adds the gateway of a next-hop object, after all routes. An advertised one counts with the default route that
+    /// uses it.
     fn add_next_hop(&mut self, NextHop { id, advertised, gateway }: NextHop) {
         if !advertised {
             return self.add_gateway(gateway);

@@ -278,8 +278,8 @@ pub(crate) fn set_count(socket: &mut Socket, set: Set) -> Result<Option<u32>, So
     ask(socket, set, |fields| field(fields, NFTA_SET_COUNT).and_then(be_u32))
 }
 
-/// True if `nft` created the set `blocked`, and with it the table: nft stores how to print the keys of a set (NFTA_SET_USERDATA), and
-/// this program does not.
+/// True if `nft` created the set `blocked`, and with it the table: nft stores how to print the keys of a set
+/// (NFTA_SET_USERDATA), and this program does not.
 pub(crate) fn is_created_by_nft(socket: &mut Socket) -> Result<bool, SocketError> {
     let has_userdata = |fields: &[u8]| field(fields, sys::NFTA_SET_USERDATA).map(|_| 1);
     Ok(ask(socket, Set::Blocked, has_userdata)?.is_some())

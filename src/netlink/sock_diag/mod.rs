@@ -195,8 +195,8 @@ impl SockDiag {
         Ok(diag)
     }
 
-    /// From now on a list that takes longer than `limit` is [`SockDiagError::Late`]. Without a limit any local user can make
-    /// one take minutes: the kernel's time for many sockets on one port grows with the square of their number.
+    /// From now on a list that takes longer than `limit` is [`SockDiagError::Late`]. Without a limit any local user can
+    /// make one take minutes: the kernel's time for many sockets on one port grows with the square of their number.
     pub fn limit(&mut self, limit: Duration) {
         self.limit = limit;
     }
@@ -247,8 +247,8 @@ impl SockDiag {
         tables.try_for_each(|table| self.dump(table, states, keep))
     }
 
-    /// Lists at most `most` TCP connections of both address families whose handshake was completed, including those that are
-    /// closing or were closed within the last minute (TIME_WAIT).
+    /// Lists at most `most` TCP connections of both address families whose handshake was completed, including those
+    /// that are closing or were closed within the last minute (TIME_WAIT).
     ///
     /// # Errors
     ///

@@ -331,8 +331,8 @@ impl Kernel {
     }
 }
 
-/// True if destination NAT forwards the packet. Connection tracking calls flags that no stack sends invalid, and NAT leaves
-/// such segments alone.
+/// True if destination NAT forwards the packet. Connection tracking calls flags that no stack sends invalid, and NAT
+/// leaves such segments alone.
 fn is_translated(packet: &Packet, host: &impl HostState) -> bool {
     let is_invalid = matches!(packet.transport, Transport::Tcp { flags, .. } if is_illegal(flags));
     !is_invalid && host.is_published(packet)

@@ -242,8 +242,8 @@ impl World {
         (outcome, self.trace)
     }
 
-    /// True if a replay has reached its packet, and the source of that packet has its verdict. The verdict comes later than
-    /// the packet if the host settles, or if only the trap has banned the source.
+    /// True if a replay has reached its packet, and the source of that packet has its verdict. The verdict comes later
+    /// than the packet if the host settles, or if only the trap has banned the source.
     fn is_replayed(&self) -> bool {
         let Some(target) = self.trace.as_ref().and_then(Trace::reached) else { return false };
         let is_caught = || self.kernel.caught(self.now).contains(&target) && !self.reviewed.contains(&target);

@@ -29,8 +29,8 @@ pub(super) fn populate(world: &mut World) {
     rare(world, "mail program", if mail { days(3) } else { days(60) }, guess);
 }
 
-/// A browser connects by HTTPS over IPv6 and shortly afterwards over IPv4 (RFC 8305), then by HTTP. It also tries QUIC if the
-/// server has offered it in an earlier reply (RFC 7838).
+/// A browser connects by HTTPS over IPv6 and shortly afterwards over IPv4 (RFC 8305), then by HTTP. It also tries QUIC
+/// if the server has offered it in an earlier reply (RFC 7838).
 fn browse(world: &mut World, mut chance: Chance) {
     let (v4, v6) = world.new_addresses(BROWSERS);
     let delay = Duration::from_millis(250);
