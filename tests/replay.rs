@@ -436,7 +436,7 @@ fn pings_of_few_servers_are_not_scan() {
     assert_eq!(
         logged(&["--local", "8.0.0.0/8", "--local", "4.2.2.2", "--local", "174.137.42.65"]),
         1,
-        "one's own hosts"
+        "the operator's own hosts"
     );
 }
 

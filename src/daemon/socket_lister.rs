@@ -157,7 +157,7 @@ mod tests {
         for _ in 0..3 {
             let listing = tables.listeners().unwrap();
             assert!(matches!(listing.late, Some(SockDiagError::Late(Protocol::Udp, _))));
-            assert!(udp(&listing, port), "the last complete list stays in force, however often the next is late");
+            assert!(udp(&listing, port), "the last complete list stays in force while the next ones are late");
             assert!(listing.listeners.is_sorted_by(|one, next| one < next), "each once");
         }
         tables.sockets.limit(Duration::from_secs(60));

@@ -122,6 +122,6 @@ mod tests {
         let ban = ban(Class::Syn, &[80, 23, 25]);
         assert!(is_unfounded(&ban, &served, 2, ban.since + MAX_AGE));
         let late = ban.since + MAX_AGE + Duration::from_secs(1);
-        assert!(!is_unfounded(&ban, &served, 2, late), "a new service does not free yesterday's scanner");
+        assert!(!is_unfounded(&ban, &served, 2, late), "a new service lifts no ban of yesterday");
     }
 }

@@ -193,9 +193,9 @@ mod tests {
         let caught = vec![BanTarget::V4(SCANNER.into())];
         let mut host = host();
         assert_eq!(reviewed(&host, Checksum::Good).confirmed, caught);
-        assert_eq!(reviewed(&host, Checksum::Bad).excused, caught, "the kernel drops what came over a wire");
+        assert_eq!(reviewed(&host, Checksum::Bad).excused, caught, "the kernel drops it if it came over a wire");
         host.virtual_links = vec![2];
-        assert_eq!(reviewed(&host, Checksum::Bad).confirmed, caught, "it takes what a guest sends");
+        assert_eq!(reviewed(&host, Checksum::Bad).confirmed, caught, "the kernel accepts it from a guest");
         assert_eq!(reviewed(&host, Checksum::BadHeader).excused, caught);
     }
 
@@ -217,7 +217,7 @@ mod tests {
             let tcp = packet(false, TcpFlags::SYN, port).transport;
             assert!(!see(Delivery::Broadcast, tcp, HERE), "the trap does not count TCP in such frames");
             assert!(!see(Delivery::Multicast, udp(port), [224, 0, 0, 251]), "nor true multicast");
-            assert!(!see(Delivery::OtherHost, udp(port), HERE), "nor what is for another host");
+            assert!(!see(Delivery::OtherHost, udp(port), HERE), "nor frames for another host");
         }
         assert!(!see(Delivery::Broadcast, udp(1), HERE) && !see(Delivery::Broadcast, udp(2), HERE));
         assert!(see(Delivery::Multicast, udp(3), HERE), "as many as the trap counts");

@@ -152,7 +152,7 @@ fn forged_syns_ban_no_source() {
     let daemon = start(&lab, ALL);
     let memory = || {
         let text = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).expect("it runs");
-        let line = text.lines().find(|line| line.starts_with("VmRSS:")).expect("proc has it");
+        let line = text.lines().find(|line| line.starts_with("VmRSS:")).expect("/proc contains it");
         line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("in kB")
     };
     let before = memory();

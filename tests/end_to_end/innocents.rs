@@ -51,7 +51,7 @@ fn ipv6_gateway_is_exempt_despite_neighbour() {
     lab.probe("gateway", neighbour.into(), victim, &CLOSED);
     lab.provoke_ban("other");
     let text = lab.set_text("allowed6");
-    assert!(text.contains(&gateway.to_string()), "the kernel accepts the gateway whatever is banned: {text}");
+    assert!(text.contains(&gateway.to_string()), "the kernel accepts the gateway despite any ban: {text}");
     // The neighbour's address is removed, so that the gateway connects with its own.
     lab.run("gateway", "ip", &["addr", "del", &format!("{neighbour}/64"), "dev", "uplink"]);
     assert_eq!(lab.served("gateway", victim, &EIGHT, 1), 8);

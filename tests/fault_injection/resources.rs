@@ -196,7 +196,7 @@ fn socket_storm_delays_neither_operator_nor_start() {
     let notes = String::from_utf8(check.stderr).unwrap();
     assert!(notes.contains(&format!("not all ports in use are known: {LATE}")), "{notes}");
     let before = lab.provoke_ban("before");
-    assert_eq!(daemon.lines_with("takes longer").len(), 1, "it is said once");
+    assert_eq!(daemon.lines_with("takes longer").len(), 1, "it is reported once");
     daemon.stop();
 
     let daemon = start(&lab, "");

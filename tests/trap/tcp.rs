@@ -220,7 +220,7 @@ fn wrong_checksums_on_veth_excuse_nothing() {
     }
     daemon.expect_line(&format!("attackalert: Host {source} has been blocked"));
     std::thread::sleep(Duration::from_secs(3));
-    assert!(lab.banned().contains(&source), "no review lets it go");
+    assert!(lab.banned().contains(&source), "no review lifts the ban");
     assert!(daemon.lines_with("without valid evidence").is_empty());
     daemon.stop();
 }

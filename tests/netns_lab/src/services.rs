@@ -71,7 +71,7 @@ fn listen(address: IpAddr, port: u16) -> TcpListener {
 }
 
 fn serve(listeners: &[TcpListener], stop: &AtomicBool) {
-    let tick = Timespec::try_from(Duration::from_millis(50)).expect("50 ms is a time");
+    let tick = Timespec::try_from(Duration::from_millis(50)).expect("50 ms is a valid timeout");
     while !stop.load(Ordering::Relaxed) {
         let mut waiting: Vec<_> =
             listeners.iter().map(|listener| PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)).collect();
