@@ -120,8 +120,7 @@ pub(super) struct Connection<R> {
 }
 
 impl<R> Connection<R> {
-    /// The next line of at most `max_len` bytes, or what is wrong with it; `None` if the client has disconnected or is
-    /// too slow.
+    /// The next line of at most `max_len` bytes, or its error; `None` if the client has disconnected or is too slow.
     pub(super) async fn next_line(&mut self, max_len: usize) -> Option<Result<&[u8], String>> {
         self.line.clear();
         let mut bounded = (&mut self.reader).take(max_len as u64);

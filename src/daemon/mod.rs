@@ -450,7 +450,7 @@ async fn serve(
     // The command helper must still run, because it sends the last digest.
     event_loop.finish().await;
     if let Some(slow_backends) = slow_backends {
-        // It reports unfinished work, or the next start finds it.
+        // The thread reports unfinished work itself, or the next start finds it.
         let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);
     }
     event_loop.close();

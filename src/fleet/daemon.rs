@@ -21,7 +21,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Maximum number of queued changes of own bans.
 const MAX_EVENTS: usize = 256;
 
-/// The connection for requests. The first request opens it, and so does the next one after it has broken.
+/// The connection for requests. Opened by the first request, and again by the next request after it has broken.
 pub(super) struct Daemon {
     path: PathBuf,
     stream: Option<BufReader<UnixStream>>,

@@ -20,7 +20,7 @@ pub enum Author {
     Import,
 }
 
-/// A ban with all that the ledger records of it.
+/// A ban as the ledger records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BanRecord {
     pub target: BanTarget,
@@ -298,8 +298,8 @@ pub enum Change {
     FleetLifts(Vec<FleetLift>),
     /// A ban has come into force. It replaces an earlier one of the same target.
     Banned(BanRecord),
-    /// These backends enforce a ban as well. It is the ban of the same target with the same begin; without such a ban
-    /// it is recorded as a new one.
+    /// Further backends enforce the ban of the same target that began at the same time. Without such a ban, a new one
+    /// is recorded.
     Also(BanRecord),
     /// From now on these backends enforce the ban of `target` that began at `since`, and no others.
     Moved { target: BanTarget, since: SystemTime, methods: Backends },

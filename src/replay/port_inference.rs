@@ -21,7 +21,7 @@ pub(super) const PORTS: usize = 1 << 20;
 /// flows that continue are tracked again.
 pub(super) const FLOWS: usize = 1 << 17;
 
-/// Number of segments with data on one flow that proves a connection immediately. A single one does so if the capture
+/// Number of segments with data on one flow that proves a connection immediately. One segment is enough if the capture
 /// ends without a reset in reply. Scanners sometimes put data into probes, but seldom into ACKs, and closed ports reset
 /// those.
 const DATA: u8 = 2;

@@ -51,7 +51,7 @@ pub struct RunSettings {
     pub command: Vec<String>,
     /// Program and arguments, run when a ban ends; empty: none.
     pub expire_command: Vec<String>,
-    /// True if the command runs before the block, which waits for it, but never longer than the time limit.
+    /// True if the block waits until the command has ended, at most for the time limit.
     pub first: bool,
     /// Time limit of a command.
     pub timeout: Duration,

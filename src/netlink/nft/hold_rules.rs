@@ -53,8 +53,8 @@ pub(super) fn probe_rules() -> [Rule; 2] {
 /// Flags that no TCP stack sends: none of the flags of which every segment has one, or SYN with FIN or RST.
 pub(super) const ILLEGAL: [(u8, u8); 3] = [(SYN | RST | ACK, 0), (FIN | SYN, FIN | SYN), (SYN | RST, SYN | RST)];
 
-/// Selects SYNs, and flags that no TCP stack sends: a port that is closed and not trapped would answer the latter with a
-/// reset, which distinguishes it from open ports.
+/// Selects SYNs, and flags that no TCP stack sends. A port that is closed and not trapped would answer such flags with
+/// a reset, which distinguishes it from open ports.
 fn held(chain: &'static str, trap: &Trap, inverted: bool) -> [Rule; 3] {
     [V4, V6, LINK_LOCAL].map(|family| {
         let rule = Rule::new(chain).on_monitored(trap.named_interfaces).tcp_flags(RST | ACK, CmpOp::Eq, 0);

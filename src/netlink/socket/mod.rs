@@ -37,7 +37,7 @@ pub enum SocketError {
          AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW; in a container, add the capability NET_ADMIN"
     )]
     NotPermitted(#[source] Errno),
-    /// The kernel refused one message of a request or transaction; nothing of it took effect.
+    /// The kernel refused one message, and with it the whole request or transaction.
     #[error("the kernel refused message {message}: {errno}{}", explained(text))]
     Refused {
         /// Number of the message, counted from 1; 0 if the transaction as a whole was refused.
