@@ -41,7 +41,7 @@ const RUNS: usize = 50;
 const OWN_RUNS: usize = 500;
 /// Packets per second of the noise, each from a new source.
 const NOISE: u32 = 5_000;
-/// Closed ports that the program watches by default.
+/// Closed ports that the program monitors by default.
 const PORTS: [u16; 3] = [23, 110, 445];
 
 fn main() {

@@ -31,7 +31,7 @@ const FORGED: u32 = 250_000;
 const STEADY: u32 = 240_000;
 /// Packets per second around the real scanner.
 const AROUND: u32 = 20_000;
-/// The probed ports: closed, and watched.
+/// The probed ports: closed and monitored.
 const PORTS: [u16; 4] = [23, 79, 111, 512];
 /// Runs of each measurement.
 const RUNS: usize = 3;

@@ -13,7 +13,7 @@ use super::listening_socket::{Connection, Limits, ListeningSocket};
 use super::socket_file::{Bound, ControlError};
 use crate::types::{Timestamp, TokenBucket};
 
-/// One client that reports and one that watches, and the same for a process that replaces another.
+/// One client for reports and one for events, and the same for a process that replaces another.
 const LIMITS: Limits = Limits { clients: 4, pending: 4 };
 /// Maximum number of requests per second of all clients; further ones wait. 25,600 reports take the daemon less than a
 /// tenth of a core.
@@ -28,7 +28,7 @@ pub enum IncomingFleetRequest {
     Request { request: FleetRequest, reply: oneshot::Sender<FleetReply> },
     /// A request that was refused as a whole, for the log.
     Refused { reason: String },
-    /// Requests the own bans in force, for a client that watches from now on.
+    /// Requests the own bans in force, for a client that receives events from now on.
     OwnBans { reply: oneshot::Sender<Vec<OwnBanEvent>> },
 }
 
@@ -38,8 +38,7 @@ pub type FleetServer = ListeningSocket<IncomingFleetRequest>;
 impl FleetServer {
     /// Serves a socket for processes of these `users`. Must be called within a tokio runtime.
     ///
-    /// # Errors
-    /// The runtime cannot watch the socket.
+    /// # Errors The runtime cannot poll the socket.
     pub fn serve(bound: Bound, users: &[u32]) -> Result<Self, ControlError> {
         let refusal = |reason: &str| FleetReply::Refused { reason: format!("refused: {reason}") }.to_line();
         let full = refusal(&format!("{} clients are already connected", LIMITS.clients));

@@ -243,7 +243,7 @@ mod tests {
         (0..100_000).for_each(|number| hosts.ask(address(number), now, now + Duration::from_secs(2)));
         assert_eq!(hosts.states.len(), MAX_WAITING + MAX_CONCURRENT);
         FREE.store(1, Ordering::SeqCst);
-        // Only lookups in progress are still useful.
+        // Only look-ups in progress are still useful.
         hosts.begin(now + Duration::from_secs(2));
         for _ in 0..MAX_CONCURRENT {
             hosts.answered().await;

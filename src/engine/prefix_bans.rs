@@ -46,7 +46,7 @@ impl MaxPrefix {
 /// banned source has done more than that.
 const NEIGHBOURS: usize = 4;
 
-/// The number for a /48, which belongs to an organization instead of a household. They never all belong to one /56,
+/// The number for a /48, which belongs to an organisation instead of a household. They never all belong to one /56,
 /// because the /56 itself is blocked after half as many, and its sources are then removed.
 const NEIGHBOURS_48: usize = 8;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Any subset of the ports 0 to 65535, as a bitmap of 8 KiB. A lookup takes one load.
+/// Any subset of the ports 0 to 65535, as a bitmap of 8 KiB. A look-up takes one load.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PortSet(Box<[u64]>);
 

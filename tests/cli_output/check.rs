@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use netns_lab::Namespace;
 
-/// A host with one interface, a gateway, and a folder for its files.
+/// A host with one interface, a gateway, and a directory for its files.
 struct Host {
     folder: TempDir,
     units: TempDir,

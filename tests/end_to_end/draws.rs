@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 /// Key, values that are valid on any host, values that depend on the host, and values that the parser refuses. `DIR` is
-/// the lab's folder, whose files [`crate::check_and_start`] creates. Another program has the ports 2323 and 9800. The
+/// the lab's directory, whose files [`crate::check_and_start`] creates. Another program has the ports 2323 and 9800. The
 /// interface `nosuch0` does not exist.
 type Key = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
 

@@ -1,4 +1,4 @@
-//! Tests the lookup of tracked flows with real connections through real NAT.
+//! Tests the look-up of tracked flows with real connections through real NAT.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};

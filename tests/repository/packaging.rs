@@ -38,7 +38,7 @@ fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
     unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
 }
 
-/// The unit with drop-ins in a separate folder, with an existing program in place of portsentry.
+/// The unit with drop-ins in a separate directory, with an existing program in place of portsentry.
 fn laid_out(drop_ins: &[&Path]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("portsentry.service");
@@ -248,7 +248,7 @@ fn completions_name_every_flag_and_command() {
     assert!(!has_syntax("bash", "case x in"));
 }
 
-/// Every file of the package, and their folders.
+/// Every file of the package, and their directories.
 fn installed() -> BTreeSet<String> {
     let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
     let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
@@ -339,7 +339,7 @@ case $* in
 esac
 "#;
 
-/// Writes `program` and the script of `shell` to a folder.
+/// Writes `program` and the script of `shell` to a directory.
 fn completing(shell: Shell, program: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let fake = folder.path().join("portsentry");

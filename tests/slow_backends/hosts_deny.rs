@@ -183,7 +183,7 @@ fn concurrent_appends_keep_lines_whole() {
     assert_eq!(text.lines().count(), others.len() + 2 * written.len(), "{text}");
 }
 
-/// True if the real TCP wrappers accept `client` for `service` with this folder's hosts.deny.
+/// True if the real TCP wrappers accept `client` for `service` with this directory's hosts.deny.
 fn lets_in(folder: &TempDir, service: &str, client: &str) -> bool {
     for name in ["hosts.allow", "inetd.conf"] {
         fs::write(folder.path().join(name), "").unwrap();

@@ -14,7 +14,7 @@ use netns_lab::{Lab, TIMEOUT, eventually};
 
 use crate::Protocol::{self, Tcp, Udp};
 
-/// More ports than any client of a real service uses, all of them watched.
+/// More ports than any client of a real service uses, all of them monitored.
 const MANY: std::ops::RangeInclusive<u16> = 1..=1000;
 
 /// Sends `packets` slowly enough that the program looks up each in the kernel.
@@ -26,7 +26,7 @@ fn send(lab: &Lab, host: &str, to: Option<[u8; 6]>, packets: impl Iterator<Item 
     wire.pace(400, packets);
 }
 
-/// Packets with the victim's address as source, from each watched port.
+/// Packets with the victim's address as source, from each monitored port.
 fn answers(own: impl Into<IpAddr>, peer: impl Into<IpAddr>) -> impl Iterator<Item = Vec<u8>> {
     let (own, peer) = (own.into(), peer.into());
     MANY.map(move |port| raw::packet(own, peer, raw::TCP, &raw::segment(own, peer, (port, 40_000), SYN | ACK)))
@@ -40,7 +40,7 @@ fn assert_still_detects(lab: &Lab, daemon: Daemon, before: &BTreeSet<u16>) {
     daemon.stop();
 }
 
-/// Starts the program; returns the ports that it watches.
+/// Starts the program; returns the ports that it monitors.
 fn start(lab: &Lab) -> (Daemon, BTreeSet<u16>) {
     let daemon = Tcp.start(lab, "");
     (daemon, Tcp.watched(lab))

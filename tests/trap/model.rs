@@ -319,7 +319,7 @@ fn model_agrees_on_random_packets() {
                 let port = match chance.below(4) {
                     0 => chance.pick(&OPEN),
                     1 => chance.pick(&[901, 902]),
-                    // 47113 and 113 are not watched.
+                    // 47113 and 113 are not monitored.
                     2 => chance.pick(&[113, 47_113, 25, 110, 8_080]),
                     _ => 1 + u16::try_from(chance.below(1_000)).unwrap(),
                 };

@@ -49,7 +49,7 @@ fn browse(world: &mut World, mut chance: Chance) {
     script(world, BROWSERS, packets);
 }
 
-/// A phone synchronizes mail, calendar and chat, from a different address each time (Wi-Fi and mobile networks).
+/// A phone synchronises mail, calendar and chat, from a different address each time (Wi-Fi and mobile networks).
 fn phone(world: &mut World, mut chance: Chance) {
     let ports = tcp_ports(world);
     let mut packets = Vec::new();
