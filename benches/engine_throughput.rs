@@ -1,6 +1,6 @@
-//! Measures the cost of one packet from captured bytes to verdict: a mixed capture of a busy server under a distributed
-//! scan, each of its parts alone, and, with full tables, the most expensive packets that a forger can send against the
-//! cheapest.
+//! Measures the cost of one packet from captured bytes to verdict, for a mixed capture of a busy server under a
+//! distributed scan and for each of its parts alone. With full tables, compares the most expensive packets that a
+//! forger can send with the cheapest.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -349,8 +349,8 @@ fn excuse(engine: &mut Engine, host: &mut Host, now: Timestamp) {
     engine.know_peers(now, &peers);
 }
 
-/// The most expensive kind of packets that the engine counts against their source costs at most this many times the
-/// cheapest of them. Packets that it need not count (answers, banned sources) cost less.
+/// Maximum ratio of the cost of the most expensive kind of packets that count against their source to that of the
+/// cheapest such kind. Packets that the engine need not count (answers, banned sources) cost less.
 const MAX_RATIO: f64 = 3.0;
 
 /// With fewer packets, a ratio says nothing (`cargo test --benches` runs each once).

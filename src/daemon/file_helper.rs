@@ -24,8 +24,8 @@ pub(super) struct RootFiles {
 }
 
 impl RootFiles {
-    /// Starts the helper if one of the files that `config` writes is in a directory of `closed`, which the daemon's
-    /// user cannot write.
+    /// Starts the helper if one of the files of `config` is in one of the directories `closed`, which the daemon's user
+    /// cannot write.
     ///
     /// # Errors
     /// It cannot be started.

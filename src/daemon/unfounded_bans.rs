@@ -1,5 +1,5 @@
-//! Finds bans whose evidence no longer suffices because some of its ports belong to services of this host: the sources
-//! were clients of a service that was not known yet.
+//! Finds bans of clients of a service that was not known yet: some ports of the evidence belong to services of this
+//! host, and the remaining evidence no longer suffices.
 
 use std::time::{Duration, SystemTime};
 

@@ -5,8 +5,7 @@
 use super::sources::Evidence;
 use crate::types::{PORT_GROUPS, PortSet, Protocol};
 
-/// Maximum number of ports of one source that are not counted because they are related, once it has probed unrelated
-/// ports.
+/// Maximum number of related ports that are not counted for a source which has also probed unrelated ports.
 pub(super) const MAX_EXTRA: u8 = 4;
 
 /// Maximum number of unrelated ports that a source may have probed for every group to count as one port.

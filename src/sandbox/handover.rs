@@ -151,8 +151,8 @@ pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Resu
     Ok(())
 }
 
-/// Gives the control socket to `account` if its directory is not given, so that the account can remove the socket as
-/// far as the directory permits.
+/// Gives the control socket to `account` if its directory is not given. The account can then remove the socket if the
+/// directory permits it.
 fn give_socket(policy: &Policy, account: &Account) {
     let Some(path) = &policy.own_socket else { return };
     let Ok(open) = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) else { return };

@@ -217,8 +217,8 @@ fn hairpin_connections_pass_guard() {
              add rule ip nat post ip saddr {back} ip daddr {to} masquerade"
         )
     };
-    // A container that connects to its own published port, and this host connecting to a port of its router that is
-    // forwarded back.
+    // A container connects to its own published port, and this host connects to a port of its router, which forwards it
+    // back.
     nft(&lab, "victim", &translate(own, container, &container.to_string()));
     nft(&lab, "router", &translate(router, own, &own.to_string()));
     let listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());

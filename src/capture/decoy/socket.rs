@@ -35,8 +35,8 @@ const UNACKNOWLEDGED_FOR: u32 = 10_000;
 const DATAGRAMS: usize = 8 << 10;
 
 /// Listeners that accept connections to any address and port, if kernel rules redirect them there. They are bound to
-/// loopback addresses, so that other hosts cannot reach them directly, and for each version of IP to one port, which the
-/// kernel assigned.
+/// loopback addresses, so that other hosts cannot reach them directly. All listeners of one version of IP have the same
+/// port, which the kernel assigned.
 #[derive(Debug)]
 pub struct SharedListener {
     sockets: Vec<OwnedFd>,

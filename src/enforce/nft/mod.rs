@@ -138,8 +138,8 @@ impl Nft {
         self.socket.port_id()
     }
 
-    /// Creates the table, or adopts one of this program and repairs it if others altered it. For the start: a table of
-    /// another program is refused.
+    /// Creates the table, or adopts one that this program created, and repairs it if other programs altered it. For the
+    /// start: a table of another program is refused.
     pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
         (self.protected, self.trapped) = (None, spec.trap.is_some());
         let installed = nft::install(&mut self.socket, spec)?;

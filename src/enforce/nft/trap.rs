@@ -93,7 +93,7 @@ impl Nft {
         self.remove_from([Set::PeerSuspects, Set::PeerSuspects6], targets)
     }
 
-    /// Removes these targets from the sources that the trap has blocked, so that it has room for others.
+    /// Removes these targets from the set of sources that the trap has blocked, so that the trap can block others.
     pub fn release(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         self.remove_from([Set::TrapBanned, Set::TrapBanned6], targets)
     }

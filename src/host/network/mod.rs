@@ -52,8 +52,8 @@ pub struct HostFacts {
     /// The kernel's IPv4 routes for its reverse-path filter. Empty if no interface has a strict filter.
     pub reverse_routes: Vec<ReverseRoute>,
     /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects
-    /// included. Of routes that routers advertise, those of the default routes of the highest preference: any host on
-    /// the link can advertise one that is never used, or a route to a network that this host does not talk to.
+    /// included. Of advertised routes, only default routes of the highest preference count: any host on the link can
+    /// advertise a route that is never used, or one to a network that this host does not talk to.
     pub gateways: Vec<IpAddr>,
     /// The link-local gateways with the interfaces of their routes: on another link another host may have that address.
     pub link_gateways: Vec<(u32, IpAddr)>,
@@ -509,8 +509,8 @@ fn object(route: &RouteMessage) -> Option<u32> {
     })
 }
 
-/// Collects the gateways of a route or of one of its paths, which leaves by `interface` unless the attributes contain
-/// another one.
+/// Collects the gateways of a route or of one of its paths. Their interface is `interface`, unless the attributes
+/// contain another one.
 fn route_gateways(attributes: &[RouteAttribute], interface: u32, gateways: &mut Vec<Gateway>) {
     let named = attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),

@@ -1,5 +1,5 @@
 //! Builds the rules for fragments. Without connection tracking the table sees each fragment of a segment, before the
-//! kernel reassembles them: only the first fragment has flags, and the sender decides whether they are in it.
+//! kernel reassembles them: only the first fragment has flags, and a sender can cut it before them.
 //! nft/portsentry-trap.nft documents each rule.
 //!
 //! References: RFC 1858, 3128 (IPv4), RFC 7112 (IPv6); the kernel's net/ipv4/ip_fragment.c, net/ipv6/reassembly.c,
@@ -22,8 +22,9 @@ pub(super) fn later_rules() -> [Rule; 2] {
 }
 
 /// The rules before connection tracking that select, in packets to this host, IPv4 fragments 8 bytes into a segment and
-/// first fragments of both families. Linux cuts an IPv4 fragment to a multiple of 8 bytes before it reassembles it, so
-/// that one of 15 bytes shows flags that another fragment then replaces; it discards an IPv6 fragment of such a length.
+/// first fragments of both families. Linux cuts an IPv4 fragment to a multiple of 8 bytes before it reassembles it. So
+/// a fragment of 15 bytes shows flags that another fragment then replaces; it discards an IPv6 fragment of such a
+/// length.
 pub(super) fn early_rules(trap: &Trap) -> [Rule; 3] {
     let rule = || Rule::new(CHAIN).on_monitored(trap.named_interfaces);
     let v4 = |mask: [u8; 2], field: [u8; 2]| {

@@ -41,8 +41,8 @@ pub(super) fn late_rules(trap: &Trap) -> [Rule; 3] {
     held(TRAP, trap, false)
 }
 
-/// The rules that hold the source of a packet to a trapped port, and drop flags that no TCP stack sends: a closed port
-/// would answer them with a reset, an open one would not.
+/// The rules that hold the source of a packet to a trapped port, and drop flags that no TCP stack sends. A closed port
+/// would answer such flags with a reset, an open one would not.
 pub(super) fn probe_rules() -> [Rule; 2] {
     let rule = || Rule::new(TRAP_TOUCH);
     let hold = rule().text("meta l4proto tcp").meta(MetaType::L4Proto, TCP).jump(TRAP_HOLD);

@@ -93,9 +93,9 @@ pub enum Set {
 
 /// Name, owning part of the table, key, flags and size of each set, in the order of creation.
 ///
-/// The sizes of the trap's sets limit the memory that a flood of forged sources can use: about 50 MB, and up to half as
-/// much again if datagrams count as well, during the flood and for the window after it. A full set accepts no new
-/// source; the sensor still counts it.
+/// The sizes of the trap's sets limit the memory that a flood of forged sources can use, during the flood and for the
+/// window after it: about 50 MB, or up to 75 MB if datagrams count as well. A full set accepts no new source; the
+/// sensor still counts it.
 const DEFINITIONS: [(Set, Definition); 36] = [
     // The configuration determines the size of these two.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),

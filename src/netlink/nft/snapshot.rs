@@ -1,8 +1,8 @@
 //! Reads the table's sets, chains and rules from messages into a snapshot that can be compared. The same reader handles
 //! own messages and the kernel's dumps of rules that any program created.
 //!
-//! Details that do not affect the behaviour of rules are left out: counts, handles, comments, register numbers, and
-//! attributes with value zero, because newer kernels add attributes (flags, operations) in which zero means "as
+//! Details that do not affect the behaviour of rules are left out: counts, handles, comments and register numbers. So
+//! are attributes with value zero, because newer kernels add attributes (flags, operations) in which zero means "as
 //! before".
 
 use std::collections::BTreeMap;
