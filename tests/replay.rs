@@ -57,7 +57,7 @@ fn scan_kinds_are_found_in_captures() {
         ("nmap-sX", "xmas", 1),
         ("nmap-f", "fragment", 1),
         ("nmap-scanflags", "illegal", 1),
-        // Its first three ports are those of mail, which count as one until it probes another.
+        // Its first three ports are mail ports, which count as one port until it probes an unrelated one.
         ("masscan", "syn", 4),
         ("hping", "syn", 3),
         ("hping-xmas", "xmas", 1),

@@ -125,7 +125,7 @@ fn look_up(address: IpAddr) -> Option<String> {
     confirmed(address, &dns_lookup::lookup_addr(&address).ok()?, forward)
 }
 
-/// The name, if it is valid and one of its addresses, from `forward`, is `address`.
+/// The name, if it is valid and `forward` resolves it to `address`, among others.
 fn confirmed(address: IpAddr, name: &str, forward: impl Fn(&str) -> io::Result<Vec<IpAddr>>) -> Option<String> {
     let name = clean(name)?;
     let leads_back = forward(&name).ok()?.iter().any(|found| found.to_canonical() == address.to_canonical());

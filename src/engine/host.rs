@@ -186,7 +186,7 @@ pub struct Host {
     /// Indexes of the interfaces at which the kernel drops unicast packets in broadcast and multicast frames
     /// (`drop_unicast_in_l2_multicast`), of IPv4 and of IPv6.
     pub frame_filters: [Vec<u32>; 2],
-    /// Anycast addresses, such as the first one of each of its networks where it is a router (RFC 4291). The kernel
+    /// Anycast addresses. A router has one in each of its IPv6 networks, the first address (RFC 4291). The kernel
     /// accepts datagrams for them, but no TCP.
     pub anycast: Vec<IpNet>,
     /// Indexes of interfaces, each with the index of an interface above it whose listeners may receive its packets:
