@@ -38,7 +38,8 @@ pub type FleetServer = ListeningSocket<IncomingFleetRequest>;
 impl FleetServer {
     /// Serves a socket for processes of these `users`. Must be called within a tokio runtime.
     ///
-    /// # Errors The runtime cannot poll the socket.
+    /// # Errors
+    /// The runtime cannot poll the socket.
     pub fn serve(bound: Bound, users: &[u32]) -> Result<Self, ControlError> {
         let refusal = |reason: &str| FleetReply::Refused { reason: format!("refused: {reason}") }.to_line();
         let full = refusal(&format!("{} clients are already connected", LIMITS.clients));

@@ -25,7 +25,8 @@ pub type Server = ListeningSocket<IncomingRequest>;
 impl Server {
     /// Serves a socket. Must be called within a tokio runtime.
     ///
-    /// # Errors The runtime cannot poll the socket.
+    /// # Errors
+    /// The runtime cannot poll the socket.
     pub fn serve(bound: Bound) -> Result<Self, ControlError> {
         let full = format!("refused: {} clients are already connected; try again later", LIMITS.clients);
         let full = reply_to_line(&failure(ErrorKind::Refused, full));

@@ -118,7 +118,8 @@ impl Bound {
 
     /// The listener for a server. Must be called within a tokio runtime.
     ///
-    /// # Errors The runtime cannot poll the socket.
+    /// # Errors
+    /// The runtime cannot poll the socket.
     pub(super) fn listen(self) -> Result<(SocketFile, UnixListener), ControlError> {
         let Self { listener, file, access } = self;
         let listener = UnixListener::from_std(listener).map_err(|error| ControlError::System {
