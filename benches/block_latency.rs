@@ -1,9 +1,9 @@
-//! Measures the time from a scanner's packets to the element in the kernel's set, with real packets between two network
-//! namespaces, and compares it with a forked `nft add element` in the same run. Needs root.
+//! Measures the time from a scanner's packets to the element in the kernel's set, and compares it with a forked `nft
+//! add element` in the same run. The packets are real and cross two network namespaces. Needs root.
 //!
-//! Two clocks are used. The program's own measures from the kernel's timestamp of the deciding packet to the kernel's
-//! acknowledgement, in many runs, also with busy processors and noise from other sources. An external one measures from
-//! the same timestamp to the moment when another process, which polls the kernel, first sees the element.
+//! Two clocks are used. The program's own clock runs from the kernel's timestamp of the deciding packet to the kernel's
+//! acknowledgement. It is used in many runs, also with busy processors and with noise from other sources. The external
+//! clock runs from the same timestamp until another process, which polls the kernel, sees the element.
 //!
 //! The lower bound is the bare capture: a thread with the sensor's priority receives the same packets and reads the
 //! clock.
@@ -41,7 +41,7 @@ const RUNS: usize = 50;
 const OWN_RUNS: usize = 500;
 /// Packets per second of the noise, each from a new source.
 const NOISE: u32 = 5_000;
-/// Closed ports that the program watches by default.
+/// Closed ports that the program monitors by default.
 const PORTS: [u16; 3] = [23, 110, 445];
 
 fn main() {
@@ -125,7 +125,7 @@ impl Around {
     }
 }
 
-/// Captures the same probes without a judgement.
+/// Captures the same probes without judging them.
 fn bare(around: Around) -> Vec<f64> {
     let lab = Lab::new(&["attacker", "noise"]);
     let runs = u32::try_from(support::runs(OWN_RUNS)).unwrap();

@@ -1,6 +1,6 @@
-//! Measures the cost of one packet from captured bytes to verdict: a mixed capture of a busy server under a distributed
-//! scan, each of its parts alone, and, with full tables, the most expensive packets that a forger can send against the
-//! cheapest.
+//! Measures the cost of one packet from captured bytes to verdict, for a mixed capture of a busy server under a
+//! distributed scan and for each of its parts alone. With full tables, compares the most expensive packets that a
+//! forger can send with the cheapest.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -49,7 +49,8 @@ fn put_packet(frame: &mut Vec<u8>, [source, here]: [&[u8]; 2], protocol: u8, por
     frame.resize(80, 0);
 }
 
-/// A frame with an IPv4 header and a packet of twenty bytes. All checksums are correct, because the engine ignores other packets.
+/// A frame with an IPv4 header and a packet of twenty bytes. All checksums are correct, because the engine ignores
+/// other packets.
 fn frame_of(source: Ipv4Addr, protocol: u8, port: u16, rest: Rest<'_>) -> Frame {
     let mut frame = Vec::with_capacity(80);
     // EtherType, reserved, interface 2, Ethernet, to this host, length and bytes of the sender's address.
@@ -334,7 +335,8 @@ const KINDS: [Kind; 10] = [
 /// The same with all excuses of [`excuse`].
 const EXCUSED: [Kind; 3] = [("syn, excused", syn), ("syn scan, excused", syn_scan), ("peer scan, excused", peer_scan)];
 
-/// Fills what excuses a source: remembered services, listeners that have just stopped, related ports and connected peers.
+/// Fills what excuses a source: remembered services, listeners that have just stopped, related ports and connected
+/// peers.
 fn excuse(engine: &mut Engine, host: &mut Host, now: Timestamp) {
     let services = (600..856).map(|port| Service { protocol: Protocol::Tcp, port, address: HERE.into() });
     host.services = services.collect();
@@ -347,8 +349,8 @@ fn excuse(engine: &mut Engine, host: &mut Host, now: Timestamp) {
     engine.know_peers(now, &peers);
 }
 
-/// The most expensive kind of packets that the engine counts against their source costs at most this many times the
-/// cheapest of them. Packets that it need not count (answers, banned sources) cost less.
+/// Maximum ratio of the cost of the most expensive kind of packets that count against their source to that of the
+/// cheapest such kind. Packets that the engine need not count (answers, banned sources) cost less.
 const MAX_RATIO: f64 = 3.0;
 
 /// With fewer packets, a ratio says nothing (`cargo test --benches` runs each once).

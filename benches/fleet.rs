@@ -1,7 +1,7 @@
 //! Measures the costs of a fleet: several hundred real `portsentry fleet` processes on one server, each with a stub
-//! daemon. Measured are the time until a report reaches all others, reports per second, the start of a late joiner with
-//! 100,000 reports, and processor time per report. The baselines of the same run are a bare
-//! subscriber of the same server, and `redis-cli --scan`.
+//! daemon. It measures the time until a report reaches all others, reports per second, the start of a late joiner with
+//! 100,000 reports, and processor time per report. The baselines of the same run are a bare subscriber of the same
+//! server, and `redis-cli --scan`.
 //!
 //! `HOSTS=300` sets the number of hosts, `RUNS=1` shortens it; `-- fleet` and `-- late` run one part. Needs
 //! redis-server; no root.

@@ -1,7 +1,8 @@
-//! Measures a million SYNs at link speed, from one source and from a quarter of a million forged ones, as many at a
-//! steady rate, and a real scanner among forged SYNs: costs, losses, and whether the state afterwards is as before. The
-//! same flood without the program is the baseline. Needs root. A host that answers with resets is as busy with that as
-//! with the rest, so each flood is repeated with a firewall that drops it, without and with the kernel's trap.
+//! Measures the costs and losses of floods, and whether the state afterwards is as before. The floods are a million
+//! SYNs at link speed, from one source and from a quarter of a million forged ones; as many at a steady rate; and a
+//! real scanner among forged SYNs. The same flood without the program is the baseline. Needs root. Answering with
+//! resets takes as much time as the rest. So each flood is repeated with a firewall that drops it, without and with the
+//! kernel's trap.
 //!
 //! `cargo bench --bench flood -- forged 240000` measures only the rows with all of these words, and the real scanner.
 #![expect(
@@ -30,7 +31,7 @@ const FORGED: u32 = 250_000;
 const STEADY: u32 = 240_000;
 /// Packets per second around the real scanner.
 const AROUND: u32 = 20_000;
-/// The probed ports: closed, and watched.
+/// The probed ports: closed and monitored.
 const PORTS: [u16; 4] = [23, 79, 111, 512];
 /// Runs of each measurement.
 const RUNS: usize = 3;

@@ -20,7 +20,7 @@ use netns_lab::services::Services;
 
 /// Number of services, each on its own port.
 const RUNS: usize = 20;
-/// The first of the ports, which the program watches and traps.
+/// The first of the ports, which the program monitors and traps.
 const FIRST: u16 = 700;
 const SETTINGS: &str = "expire = \"1h\"\n[detect]\nscan_trigger = 0\n[trap]\ntcp = true\n";
 

@@ -1,6 +1,6 @@
 //! Measures what a scanner still learns: how many of eight open ports it knows at the end. nmap runs in one namespace
-//! against the program in another, over IPv4 and IPv6, with and without the trap, with two thresholds, and without the
-//! program. Needs root.
+//! against the program in another, over IPv4 and IPv6, with and without the trap, and with two thresholds. The baseline
+//! is a host without the program. Needs root.
 //!
 //! The replies that reach the scanner are counted, which are never fewer than nmap's results: a SYN/ACK, or a reply
 //! over UDP. With `-sF`, where an open port is silent, a port counts if one that was probed after it has answered with

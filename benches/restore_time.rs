@@ -1,7 +1,7 @@
-//! Measures how long bans are missing: from the start of the program until all bans of the ledger are in the kernel, as
-//! after a reboot, and from `nft flush ruleset` until the table is restored with all of them. `nft -f` with the same
-//! elements is the baseline. Then the same once with a million bans. The program runs in a network namespace. Needs
-//! root.
+//! Measures how long bans are missing in two cases: from the start of the program until all bans of the ledger are in
+//! the kernel, as after a reboot; and from `nft flush ruleset` until the table is restored with all of them. `nft -f`
+//! with the same elements is the baseline. Then the same once with a million bans. The program runs in a network
+//! namespace. Needs root.
 //!
 //! `RUNS=1` shortens it, `MILLION=no` omits the second table.
 #![expect(
@@ -57,7 +57,6 @@ fn main() {
     }
 }
 
-/// The results of one run.
 struct Run {
     file: Duration,
     started: Duration,

@@ -1,7 +1,9 @@
-//! Judges a capture with the library's engine, and prints the sources that scan: `cargo run --example judge -- FILE.pcap`.
+//! Judges a capture with the library's engine, and prints the sources that scan.
 //!
-//! The engine does no I/O and reads no clock: it takes packets and returns verdicts. `portsentry replay` also infers from the capture
-//! which ports are in use, and prints a summary.
+//!     cargo run --example judge -- FILE.pcap
+//!
+//! The engine does no I/O and reads no clock: it takes packets and returns verdicts. `portsentry replay` also infers
+//! from the capture which ports are in use, and prints a summary.
 
 use std::error::Error;
 use std::io::Write;

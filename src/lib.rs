@@ -6,8 +6,8 @@
 //! configuration on this host. [`daemon`] connects the components, [`control`] answers operators, [`metrics`] exports
 //! counters, and [`sandbox`] drops privileges. [`panic_guard`] contains panics, [`worker`] runs a thread behind a
 //! bounded queue, [`clock`] reads the time since boot, and [`atomic_file`] replaces files. `wire` and `engine` are
-//! pure: they do no I/O, read no clock and use no randomness of their own, so that a capture file and a live interface
-//! get the same verdicts.
+//! pure: they do no I/O, read no clock and draw no random numbers, so that a capture file and a live interface get the
+//! same verdicts.
 
 pub mod atomic_file;
 pub mod capture;

@@ -1,4 +1,4 @@
-//! Tests with a counting allocator that nothing allocates after `Engine::new`, whatever packets arrive.
+//! Tests with a counting allocator that no packet causes an allocation after `Engine::new`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;

@@ -253,7 +253,7 @@ fn first(path: &str) -> String {
 }
 
 #[test]
-fn every_module_is_known_here() {
+fn every_module_has_import_rules() {
     let lib = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let modules: BTreeSet<&str> = code(&lib)
         .lines()
@@ -457,7 +457,7 @@ fn import_cycles_are_found_on_all_paths() {
         [r#"a: ["b", "c"]"#]
     );
     assert_eq!(found(&[("", ""), folder, ("a::b", "fn h() { super::f() }"), ("a::c", export)]), [""; 0]);
-    // Between folders, whichever of their files is involved.
+    // Dependencies count between folders, for any of their files.
     let inner = ("a::b", "fn h() { crate::z::k() }");
     assert_eq!(found(&[("", ""), folder, inner, ("z", "pub mod y;"), ("z::y", "fn k() {}")]), [""; 0]);
     assert_eq!(

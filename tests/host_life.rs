@@ -474,8 +474,8 @@ struct Mended {
     rule: fn(&mut Options),
 }
 
-/// The positions of these bans change with every behaviour that is added. So the scenarios are listed, and the position is
-/// that of their first honest ban without the rule.
+/// The scenarios are listed instead of the positions of their bans, which change with every added behaviour. The
+/// replayed position is that of the first honest ban without the rule.
 const MENDED: [Mended; 8] = [
     Mended {
         cause: "clients return while several services are stopped",
@@ -546,7 +546,8 @@ fn mended_honest_bans_replay_without_ban() {
     }
 }
 
-/// Datagrams ban only if the operator wants it. Then each UDP scan is found, and no honest source of datagrams is banned.
+/// Datagrams ban only if the configuration says so. Then each UDP scan is found, and no honest source of datagrams is
+/// banned.
 #[test]
 fn udp_scans_are_found_where_datagrams_ban() {
     let only = &[

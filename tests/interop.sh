@@ -58,14 +58,14 @@ scan() {
     say "  $1: a scan is blocked by the kernel"
 }
 
-# An answer over HTTP, which no decoy gives, within so many seconds.
+# An answer over HTTP, which no decoy gives, within a number of seconds.
 served() {
     # shellcheck disable=SC2016  # the inner shell expands it
     at "$1" timeout "${4:-3}" bash -c 'exec 3<>"/dev/tcp/$0/$1" && printf "GET / HTTP/1.0\r\n\r\n" >&3 && read -r line <&3 && [[ $line == HTTP* ]]' \
         "$2" "$3" 2>/dev/null
 }
 
-# Through this host, from one neighbour to another.
+# Forwards a connection from one neighbour to another.
 routed() {
     inside sysctl -qw net.ipv4.ip_forward=1
     if [ -z "$web" ]; then
@@ -76,7 +76,7 @@ routed() {
     until_true served scanner 10.97.2.2 7070
 }
 
-# A held source loses nothing of what is forwarded. That long only this test has one held.
+# Forwarded packets of a held source pass. Only this test holds a source for so long.
 held_unharmed() {
     until_true served scanner 10.97.2.2 7070
     inside nft add element inet portsentry held '{ 10.97.1.2 timeout 1h }'
@@ -106,8 +106,8 @@ built_in_mode() {
     stands "built-in mode"
 }
 
-# silent WHAT CHAIN...: decoys do not answer, `check` and `status` name each chain with the line that opens it, and with these
-# lines they answer.
+# silent WHAT CHAIN...: decoys do not answer, and `check` and `status` name each chain with the line that opens it. With
+# these lines, decoys answer.
 silent() {
     local what=$1 chain line
     shift
@@ -128,7 +128,8 @@ silent() {
     say "  $what: decoys are silent, and answer after what status says"
 }
 
-# unharmed WHAT [PORT...]: what is forwarded, a service that has just started, which the firewall accepts, and published ports.
+# unharmed WHAT [PORT...]: forwarded connections, published ports, and a service that has just started and that the
+# firewall accepts still work.
 unharmed() {
     local what=$1 port
     shift
@@ -358,7 +359,7 @@ decoys_firewalld() {
         silent "firewalld, $backend" "${chains[@]}"
         unharmed "firewalld, $backend"
         decoys_ban "firewalld, $backend"
-        # Its tables are new, without the line.
+        # The reload creates its tables again, without the line.
         inside firewall-cmd --quiet --reload
         silent "firewalld, $backend, reload" "${chains[@]}"
         inside systemctl stop firewalld
@@ -373,7 +374,7 @@ decoys_docker() {
     connect_mode
     for proxy in true false; do
         echo "{\"userland-proxy\": $proxy}" >"$root/etc/docker/daemon.json"
-        # Where decoys are untracked until then.
+        # Until this restart, connections to decoys are not tracked.
         inside systemctl restart docker
         routed_by_docker
         tar -C "$work/image" -c . | inside docker import - busybox >/dev/null
@@ -381,7 +382,7 @@ decoys_docker() {
         inside docker run -d --name web $(printf -- '-p %s:80 ' "${published[@]}") busybox \
             /bin/busybox httpd -f -p 80 -h / >/dev/null
         unharmed "userland-proxy $proxy" "${published[@]}"
-        # What a container asks outside.
+        # A container connects to another host.
         # shellcheck disable=SC2016  # the inner shell expands it
         inside docker exec web /bin/busybox sh -c 'printf "GET / HTTP/1.0\r\n\r\n" | /bin/busybox nc -w 3 10.97.2.2 7070' | seen HTTP ||
             fail "userland-proxy $proxy: a container does not reach the network"
@@ -393,7 +394,7 @@ decoys_docker() {
     built_in_mode
 }
 
-# Docker's chain FORWARD drops what is no container's.
+# Docker's chain FORWARD drops packets that are not for containers.
 routed_by_docker() {
     inside iptables -I DOCKER-USER -s 10.97.0.0/16 -d 10.97.0.0/16 -j ACCEPT
     routed
@@ -459,7 +460,7 @@ fail2ban() {
 }
 
 logcheck() {
-    # Lines of each kind, which the journal then has as logcheck reads it.
+    # Causes lines of each kind in the journal, from which logcheck reads them.
     inside systemctl restart portsentry
     inside portsentry block 198.51.100.66 --expire 1s >/dev/null
     probes_closed scanner 10.97.1.1
@@ -481,7 +482,7 @@ logcheck() {
     for line in "${told[@]}" "$alarm"; do
         grep -qF "$line" "$work/mail" || fail "logcheck does not mail: $line"
     done
-    # The alarms have a section of their own, the first.
+    # The first section of the mail contains only the alarms.
     sed -n '/^Security Events/,/^System Events/p' "$work/mail" | seen -F "$alarm" || fail "no security event: $alarm"
     inside portsentry unblock 10.97.1.2 >/dev/null
     until_true reaches scanner 10.97.1.1 "$service"
@@ -489,7 +490,7 @@ logcheck() {
 }
 
 prometheus() {
-    # In a fleet whose server is away: there are figures of it, too.
+    # The server of the fleet is away; the metrics include those of the fleet.
     printf '%s\n' '[metrics]' 'listen = "127.0.0.1:9777"' '[fleet]' 'url = "unix:///run/valkey/fleet.sock"' 'host = "interop"' \
         >"$root/etc/portsentry/portsentry.toml"
     inside install -D -m 644 -t /etc/systemd/system/portsentry.service.d \

@@ -57,7 +57,7 @@ fn scan_kinds_are_found_in_captures() {
         ("nmap-sX", "xmas", 1),
         ("nmap-f", "fragment", 1),
         ("nmap-scanflags", "illegal", 1),
-        // Its first three ports are those of mail, which count as one until it probes another.
+        // Its first three ports are mail ports, which count as one port until it probes an unrelated one.
         ("masscan", "syn", 4),
         ("hping", "syn", 3),
         ("hping-xmas", "xmas", 1),
@@ -385,7 +385,7 @@ fn icmpv6_refusal_counts_missing_route_does_not() {
 }
 
 #[test]
-fn silent_ports_count_half_without_host() {
+fn silent_ports_count_half_without_local() {
     let probe = |port| frame((2, "192.168.1.100", 50_000), (1, "10.0.0.1", port), Content::Syn);
     let file = |ports: u16| written(&(20..20 + ports).map(probe).collect::<Vec<_>>());
     assert_eq!(blocked(file(5).path(), &[]), NONE_BLOCKED);
@@ -436,7 +436,7 @@ fn pings_of_few_servers_are_not_scan() {
     assert_eq!(
         logged(&["--local", "8.0.0.0/8", "--local", "4.2.2.2", "--local", "174.137.42.65"]),
         1,
-        "one's own hosts"
+        "the operator's own hosts"
     );
 }
 

@@ -1,8 +1,9 @@
 #!/bin/bash
-# `portsentry check` against the start of the packaged service: unit.sh [PACKAGE]. In a Debian of its own (see tests/debian.sh) it
-# draws configurations from what the unit restricts, with and without its drop-ins; check has to pass exactly those with which
-# systemd starts the service. ROUNDS and SEED say how many and which. Needs root, mmdebstrap and a Debian mirror, so that
-# `make test` leaves it out; tests/end_to_end/check_and_start.rs draws from all keys, without systemd.
+# Compares `portsentry check` with the start of the packaged service: unit.sh [PACKAGE]. In its own Debian (see
+# tests/debian.sh) it draws configurations from the keys that the unit restricts, with and without its drop-ins. The check
+# must pass exactly those with which systemd starts the service. ROUNDS sets the number of configurations, SEED selects
+# others. Needs root, mmdebstrap and a Debian mirror, so `make test` does not run it.
+# tests/end_to_end/check_and_start.rs draws from all keys, without systemd.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
@@ -38,7 +39,7 @@ others=('allow.names = ["monitor.invalid"]' 'report.resolve_host = true' 'report
     'fleet.url = "unix:///run/valkey.sock"; fleet.host = "a"; fleet.socket = "/srv/fleet/fleet.sock"')
 methods=('"nft"' '"route"' '"nft", "route"' '"nft", "hosts-deny"' '"nft", "run"' '"run"')
 
-# draw LIST TIMES: one of the list in one of so many.
+# draw LIST TIMES: prints one item of the list in one of TIMES calls.
 draw() {
     local -n list=$1
     [ $((RANDOM % $2)) -ne 0 ] || printf '%s\n' "${list[RANDOM % ${#list[@]}]}"

@@ -1,5 +1,5 @@
-//! Helpers of the benchmarks of the whole program: the number of runs, tables of results, packets at a known rate, a
-//! scanner, the wait for its ban, and the resources that the program used.
+//! Provides helpers for the benchmarks of the whole program: the number of runs, tables of results, packets at a known
+//! rate, a scanner, the wait for its ban, and the resources that the program used.
 #![allow(dead_code, reason = "each benchmark uses its own part of it")]
 
 use std::fs;
@@ -44,7 +44,6 @@ pub(crate) fn quantile(figures: &[f64], share: f64) -> f64 {
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
-/// The median.
 pub(crate) fn median(figures: &[f64]) -> f64 {
     quantile(figures, 0.5)
 }
@@ -124,7 +123,6 @@ impl Frames {
         Self { link, bytes, length }
     }
 
-    /// The number of frames.
     pub(crate) fn count(&self) -> usize {
         self.bytes.len() / self.length
     }

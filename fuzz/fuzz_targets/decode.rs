@@ -1,9 +1,9 @@
-//! Any bytes through the packet decoder. The first byte chooses the link layer.
+//! Feeds any bytes to the packet decoder. The first byte selects the link layer.
 //!
 //!     cargo +nightly fuzz run decode
 //!
-//! Beyond "it never panics" it checks that a decoded frame stays what it is when more of it is captured: what a longer
-//! snap length would turn into another packet has been read from the wrong place.
+//! The decoder must not panic, and must return the same packet when more of the frame is captured. If a longer snap
+//! length changes the packet, a field was read from the wrong place.
 #![no_main]
 
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -34,7 +34,8 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
-/// The packet without what may change with the capture: the payload where the IP length is zero, and the checksum.
+/// The packet without the fields that depend on the captured length: the payload if the IP length is zero, and the
+/// checksum.
 fn without_payload(mut packet: Packet) -> Packet {
     if let Transport::Tcp { payload, .. } = &mut packet.transport {
         *payload = 0;

@@ -1,10 +1,10 @@
-//! Any bytes as a sequence of frames, times and changes of the host, through decoder and engine.
+//! Feeds any bytes to decoder and engine, as a sequence of frames, waiting times and changes of the host.
 //!
 //!     cargo +nightly fuzz run observe
 //!
-//! Input: records of one byte that says what comes, one byte of waiting time in steps of 50 ms, one byte of length, and
-//! that many bytes of a frame. Whatever comes: no panic, nobody protected is judged, nobody is blocked for fewer ports
-//! than are forgiven, tables keep their size, and what one run says a second one says too.
+//! Input: records of one byte for the kind of record, one byte of waiting time in steps of 50 ms, one byte of length,
+//! and that many bytes of a frame. No input causes a panic, a verdict on a protected source, or a ban for fewer ports
+//! than the threshold. Tables keep their size, and two runs return the same verdicts.
 #![no_main]
 
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +24,7 @@ const LINKS: [LinkType; 5] = [LinkType::Ethernet, LinkType::Sll, LinkType::Sll2,
 const TRIGGER: u8 = 2;
 const SOURCES: usize = 64;
 
-/// Odd ports are in use, whatever the snapshot says.
+/// Odd ports above 40000 are in use, regardless of the snapshot.
 struct Odd;
 
 impl PortLookup for Odd {
@@ -34,7 +34,7 @@ impl PortLookup for Odd {
 }
 
 fn host(open: u16) -> Host {
-    // The frames in the corpus go from 192.0.2.1 and 2001:db8::1 to the second of each.
+    // The frames in the corpus go from 192.0.2.1 to 192.0.2.2, and from 2001:db8::1 to 2001:db8::2.
     let own = ["192.0.2.2", "2001:db8::2"].map(|text| text.parse().unwrap());
     let mut host = Host::new(Local::Addresses(own.into()));
     host.allow.insert("192.0.2.254/32".parse().unwrap(), Protection::Gateway);
@@ -43,7 +43,7 @@ fn host(open: u16) -> Host {
     host
 }
 
-/// Every port, made once: it costs as much as a thousand packets.
+/// Every port. Built once, because that takes as long as a thousand packets.
 static PORTS: LazyLock<PortSet> = LazyLock::new(|| (1..=u16::MAX).collect());
 
 fn engine() -> Engine {

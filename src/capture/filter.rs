@@ -1,8 +1,8 @@
 //! Builds the text of a BPF filter (pcap-filter(7)) from the monitored ports. The filter may pass too many packets,
 //! because the engine judges each packet again, but it must never drop a packet that is evidence.
 //!
-//! Two pitfalls of the filter language are avoided. In a filter for both families, `tcp[13]` silently means IPv4 only,
-//! so IPv6 is tested by its own offsets, and packets with extension headers pass to the decoder unfiltered. A load
+//! Two pitfalls of the filter language are avoided. In a filter for both families, `tcp[13]` silently means IPv4 only.
+//! So IPv6 is tested by its own offsets, and packets with extension headers pass to the decoder unfiltered. A load
 //! beyond the end of a packet rejects the packet, so fragments that are too short for the flags are matched before the
 //! flags are read.
 
@@ -120,8 +120,8 @@ impl Wanted {
 /// Packets behind further VLAN tags with number 0. Linux removes any number of these tags, but the capture point is
 /// behind the first one only. A tag with another number leads to a VLAN device, which delivers the packet without tags.
 /// Up to [`MAX_TAGS`] tags are checked here; packets with more pass to the decoder. The EtherType of the frame is not
-/// checked: in the kernel it is that of a tag, but in libpcap, which filters the first frames again, it is that of the
-/// packet. No IPv4 header begins like this, and few IPv6 headers do.
+/// checked, because it differs: the kernel sees that of a tag, and libpcap, which filters the first frames again, sees
+/// that of the packet. No IPv4 header begins like this, and few IPv6 headers do.
 fn stacked_tags() -> String {
     let is_tag = |at: usize| format!("(link[{at}:2] = 0x8100 or link[{at}:2] = 0x88a8)");
     let is_zero = |at: usize| format!("link[{at}:2] & 0xfff = 0");

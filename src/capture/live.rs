@@ -53,24 +53,16 @@ const SLL2: Linktype = Linktype(276);
 /// Why packets cannot be captured.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// The process lacks CAP_NET_RAW.
     #[error(
         "capturing packets needs CAP_NET_RAW ({0}); run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW"
     )]
     Permission(pcap::Error),
-    /// libpcap is too old for the required cooked captures.
     #[error("libpcap does not support the link type LINUX_SLL2 ({0}); install libpcap 1.10 or newer")]
     NoSll2(pcap::Error),
-    /// The kernel or libpcap refused the filter.
     #[error(
         "libpcap refused the filter for the monitored ports ({error}); list fewer separate ports. The filter begins with {filter:.200}"
     )]
-    Filter {
-        /// The message of libpcap.
-        error: pcap::Error,
-        filter: String,
-    },
-    /// Any other error.
+    Filter { error: pcap::Error, filter: String },
     #[error("cannot capture packets: {0}")]
     Other(#[from] pcap::Error),
 }

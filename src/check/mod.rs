@@ -70,7 +70,7 @@ impl CheckOptions {
 /// Timeout for all name look-ups in total.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Reason why the configuration could not be checked.
+/// Why the configuration could not be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     #[error(transparent)]
@@ -255,7 +255,8 @@ fn capture(config: &Config, host: &Host, findings: &mut Findings) {
     }
 }
 
-/// The listeners of this host, and an error for each table that exceeded its time limit, of which some may be missing.
+/// The listeners of this host, and an error for each table that exceeded its time limit: some of its listeners may be
+/// missing.
 fn listeners() -> Result<(Vec<Listener>, Vec<SockDiagError>), SockDiagError> {
     let mut sockets = SockDiag::open()?;
     sockets.limit(MAX_DUMP);

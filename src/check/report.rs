@@ -36,7 +36,7 @@ pub(super) struct Watched {
 pub(super) struct Interface {
     pub(super) name: String,
     pub(super) up: bool,
-    /// The reason why it is not monitored; `None` if it is.
+    /// Why it is not monitored; `None` if it is.
     pub(super) unwatched: Option<&'static str>,
     pub(super) addresses: Vec<IpNet>,
 }

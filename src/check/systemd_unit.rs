@@ -17,8 +17,8 @@ use crate::types::Backend;
 /// Directory of the drop-ins in the package; in the source tree `packaging/examples`.
 const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.service.d";
 
-/// Configuration of the name service switch, in which other services can resolve names for this program without a
-/// socket of its own.
+/// Configuration of the name service switch. With some of its modules another service resolves names, and this program
+/// needs no network socket for that.
 const SWITCH: &str = "/etc/nsswitch.conf";
 
 /// A setting that the unit does not permit.
@@ -98,7 +98,7 @@ fn forbids(unit: &Unit, config: &Config, names_by_others: bool) -> Vec<Forbidden
 
     for (key, protocol) in [("tcp.mode", &config.tcp), ("udp.mode", &config.udp)] {
         let low = protocol.watched().iter().any(|port| port < 1024);
-        // A shared listener for all ports uses a port of its own, which is not low.
+        // A shared listener for all ports uses a separate port, which is not below 1024.
         let low = low && !(key == "tcp.mode" && config.shares_decoys());
         if protocol.mode == Mode::Connect && (!internet || low && unit.lacks("CAP_NET_BIND_SERVICE")) {
             forbid(key, "connect mode cannot open its ports", &drop_in("connect-mode.conf"), true);

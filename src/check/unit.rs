@@ -123,7 +123,7 @@ impl Unit {
         home.then_some("ProtectHome").or(tmp.then_some("PrivateTmp"))
     }
 
-    /// The reason why the service cannot use a file with `bits` (4 to read, 1 to execute) that root can use, and the
+    /// Why the service cannot use a file with `bits` (4 to read, 1 to execute) that root can use, and the
     /// remedy.
     pub(super) fn obstacle(&self, path: &Path, bits: u32) -> Option<String> {
         if let Some(setting) = self.hides(path) {

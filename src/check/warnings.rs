@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn ineffective_udp_trap_names_what_it_needs() {
+    fn ineffective_udp_trap_names_required_key() {
         let warning = |text: &str| {
             let found = from_config(&Config::parse("portsentry.toml", &format!("[trap]\nudp = true\n{text}")).unwrap());
             found.into_iter().find(|warning| warning.key == "trap.udp").map(|warning| warning.message)

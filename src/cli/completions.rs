@@ -1,5 +1,5 @@
-//! Generates shell completion scripts from the command line's grammar. For `unblock`, `disallow` and `forget-service`, the
-//! scripts ask the program for the values.
+//! Generates shell completion scripts from the command line's grammar. For `unblock`, `disallow` and `forget-service`,
+//! the scripts ask the program for the values.
 
 use super::grammar;
 use crate::config::flags::CLASSIC_MODES;
@@ -24,8 +24,8 @@ pub enum Shell {
     Fish,
 }
 
-/// Prints the values for a command, one per line: banned targets, networks that operators allow, remembered services. Without
-/// permission to read them there are none. A daemon that does not answer must not delay the prompt.
+/// Prints the values for a command, one per line: banned targets, networks that operators allow, remembered services.
+/// Without permission to read them there are none. A daemon that does not answer must not delay the prompt.
 const VALUES: &str = r#"
 _portsentry_values() {
     case $1 in

@@ -64,7 +64,8 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
         ("block.run.expire_command", &run.expire_command),
         ("notify.command", &config.notify.command),
     ] {
-        // PATH is not searched, because the daemon can change the firewall.
+        // A program found through PATH could be another one than intended, and would run as a user that can change the
+        // firewall.
         if command.first().is_some_and(|program| !program.starts_with('/')) {
             refuse(key, "the path of the program is not absolute; write for example \"/usr/local/sbin/on-scan\"");
         }

@@ -24,7 +24,7 @@ pub(super) fn read<T: DeserializeOwned>(
     let mut refusals = Vec::new();
     let value = document::<T>(Keys::read_from_serde::<T>().accepted::<T>("", &root, &mut refusals));
     let contradictions = value.iter().flat_map(check);
-    // A key with an invalid value has its built-in one here, about which nothing needs to be said.
+    // A key with an invalid value holds its built-in value here, so a contradiction that involves it is not reported.
     let invalid: BTreeSet<String> = refusals.iter().map(|(key, ..)| key.clone()).collect();
     refusals.extend(contradictions.filter(|(key, _)| !invalid.contains(key)).map(|(key, message)| {
         let mut names = key.split('.');

@@ -237,7 +237,7 @@ pub(super) fn within<T: TryFrom<i64>>(value: &Value, least: i64, most: i64) -> R
     let found = found.and_then(|number| T::try_from(number).ok());
     let wrong = match value {
         Value::Float(_) => "is not a whole number",
-        // A number that no integer can hold is a text as well.
+        // A number that is too large for any integer type also arrives as a string.
         Value::String(text)
             if text.parse::<i64>().is_ok() || !text.starts_with(|first: char| first.is_ascii_digit()) =>
         {

@@ -1,4 +1,4 @@
-//! The answer to `explain`: the state of one address in the sensor and the ledger, as JSON and as text.
+//! Formats the answer to `explain`, the state of one address in the sensor and the ledger, as JSON and as text.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ pub struct AddressInfo {
     pub address: String,
     #[serde(rename = "subject")]
     pub target: String,
-    /// The reason why it is never blocked.
+    /// Why it is never blocked.
     #[serde(deserialize_with = "nullable")]
     pub protected: Option<String>,
     #[serde(deserialize_with = "nullable")]

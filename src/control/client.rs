@@ -1,4 +1,4 @@
-//! The client side of the control socket: sends a request to the running daemon and reads its reply, with a timeout.
+//! Sends requests to the running daemon over the control socket, and reads its replies with a timeout.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use crate::types::exit_code;
 /// Timeout for the daemon's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Reason why a request failed.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("cannot write to standard output: {0}")]

@@ -1,4 +1,4 @@
-//! The commands that talk to the running daemon: each becomes a request, and its answer is printed as text or as one
+//! Runs the commands that talk to the running daemon: sends each as a request, and prints the answer as text or as one
 //! JSON object.
 
 use std::io::{self, Write};

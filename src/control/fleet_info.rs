@@ -1,4 +1,4 @@
-//! The fleet's part of `status`, `list` and `explain`: its connection, and the reports of other hosts.
+//! Defines the fleet's part of `status`, `list` and `explain`: its connection, and the reports of other hosts.
 
 use std::fmt;
 

@@ -1,9 +1,9 @@
-//! Messages on the fleet socket, between the daemon and the fleet process: one JSON object per line, with alternating
-//! requests and replies. Both sides use these types.
+//! Defines the messages on the fleet socket, between the daemon and the fleet process: one JSON object per line, with
+//! alternating requests and replies. Both sides use these types.
 //!
-//! This socket is separate from the control socket. The fleet process reads untrusted data from a server, so it can
-//! only submit reports, lift some of them, report the state of its connection, and follow this host's own bans. The
-//! daemon alone decides about a report.
+//! This socket is separate from the control socket. The fleet process reads untrusted data from a server, so its
+//! requests are limited: it submits and lifts reports, reports the state of its connection, and follows this host's own
+//! bans. The daemon alone decides about a report.
 
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +88,6 @@ pub struct IgnoredAuthor {
     pub reason: String,
 }
 
-/// A reply of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "lowercase", deny_unknown_fields)]
 pub enum FleetReply {
@@ -104,7 +103,6 @@ pub enum FleetReply {
     Refused { reason: String },
 }
 
-/// The result of one report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "lowercase", deny_unknown_fields)]
 pub enum ReportOutcome {

@@ -1,6 +1,6 @@
-//! The fleet socket: lets the fleet process submit reports to the daemon and follow this host's own bans, and nothing
-//! else. That process reads untrusted data, so the rate of its requests is limited here, and only the given users may
-//! connect.
+//! Serves the fleet socket, on which the fleet process submits reports to the daemon and follows this host's own bans,
+//! and does nothing else. That process reads untrusted data, so the rate of its requests is limited here, and only the
+//! given users may connect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::listening_socket::{Connection, Limits, ListeningSocket};
 use super::socket_file::{Bound, ControlError};
 use crate::types::{Timestamp, TokenBucket};
 
-/// One client that reports and one that watches, and the same for a process that replaces another.
+/// One client for reports and one for events, and the same for a process that replaces another.
 const LIMITS: Limits = Limits { clients: 4, pending: 4 };
 /// Maximum number of requests per second of all clients; further ones wait. 25,600 reports take the daemon less than a
 /// tenth of a core.
@@ -26,9 +26,9 @@ const RETRY_DELAY: Duration = Duration::from_millis(5);
 pub enum IncomingFleetRequest {
     /// Never [`FleetRequest::Watch`].
     Request { request: FleetRequest, reply: oneshot::Sender<FleetReply> },
-    /// A request that was refused as a whole, to be named in the log.
+    /// A request that was refused as a whole, for the log.
     Refused { reason: String },
-    /// Requests the own bans in force, for a client that watches from now on.
+    /// Requests the own bans in force, for a client that receives events from now on.
     OwnBans { reply: oneshot::Sender<Vec<OwnBanEvent>> },
 }
 
@@ -39,7 +39,7 @@ impl FleetServer {
     /// Serves a socket for processes of these `users`. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The runtime cannot watch the socket.
+    /// The runtime cannot poll the socket.
     pub fn serve(bound: Bound, users: &[u32]) -> Result<Self, ControlError> {
         let refusal = |reason: &str| FleetReply::Refused { reason: format!("refused: {reason}") }.to_line();
         let full = refusal(&format!("{} clients are already connected", LIMITS.clients));
@@ -81,7 +81,7 @@ async fn serve(mut client: Connection<IncomingFleetRequest>, pace: Arc<Pace>) {
         pace.await_turn().await;
         let reply = match request {
             Err(reason) => {
-                // Without room there are others to be named.
+                // If the queue is full, other refused requests already wait to be logged.
                 let _ = client.requests.try_send(IncomingFleetRequest::Refused { reason: reason.clone() });
                 FleetReply::Refused { reason }
             }

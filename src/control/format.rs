@@ -1,4 +1,4 @@
-//! Shared formatting of answers on the control socket: nullable fields, lines, times and durations.
+//! Formats the parts that answers on the control socket share: nullable fields, lines, times and durations.
 
 use std::fmt::Write as _;
 use std::time::Duration;

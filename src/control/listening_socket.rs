@@ -1,6 +1,6 @@
-//! The mechanism of both control sockets: a limited number of clients, each of which sends requests for the daemon as
-//! lines of limited length, or subscribes to events. A slow client is disconnected and never delays the daemon or
-//! another client.
+//! Implements both control sockets: accepts a limited number of clients, each of which sends requests as lines of
+//! limited length, or subscribes to events. A slow client is disconnected and never delays the daemon or another
+//! client.
 
 use std::future::{Future, pending};
 use std::sync::Arc;
@@ -35,8 +35,8 @@ pub(super) struct Limits {
 }
 
 impl<R: Send + 'static> ListeningSocket<R> {
-    /// Answers each client with `serve`. A client that `admit` refuses gets that error as its only line, and so does
-    /// one too many with `full`. Must be called within a tokio runtime.
+    /// Answers each client with `serve`. A client that `admit` refuses receives only its error, and a client above the
+    /// limit receives only `full`. Must be called within a tokio runtime.
     pub(super) fn listen<F: Future<Output = ()> + Send + 'static>(
         bound: Bound,
         limits: &Limits,
@@ -66,7 +66,8 @@ impl<R: Send + 'static> ListeningSocket<R> {
                             _place: place,
                         }));
                     }
-                    // It fits into the socket's buffer; otherwise the client does not read.
+                    // The line fits into the empty buffer of a new connection. If it cannot be written, the client has
+                    // gone.
                     Err(line) => drop(stream.try_write(line.as_bytes())),
                 }
             }
@@ -119,8 +120,7 @@ pub(super) struct Connection<R> {
 }
 
 impl<R> Connection<R> {
-    /// The next line of at most `max_len` bytes, or what is wrong with it; `None` if the client has disconnected or is
-    /// too slow.
+    /// The next line of at most `max_len` bytes, or its error; `None` if the client has disconnected or is too slow.
     pub(super) async fn next_line(&mut self, max_len: usize) -> Option<Result<&[u8], String>> {
         self.line.clear();
         let mut bounded = (&mut self.reader).take(max_len as u64);

@@ -1,5 +1,5 @@
-//! The control socket, on which a running daemon answers with one JSON object per line, and the commands that use it.
-//! Does not affect verdicts on packets.
+//! Implements the control socket, on which a running daemon answers with one JSON object per line, and the commands
+//! that use it. Does not affect verdicts on packets.
 
 pub mod address_info;
 pub mod client;

@@ -1,4 +1,4 @@
-//! The options of the commands that talk to a running daemon.
+//! Defines the options of the commands that talk to a running daemon.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Messages on the control socket: one JSON object per line, with alternating requests and replies. Both sides use
-//! these types. `docs/control.md` documents them for users.
+//! Defines the messages on the control socket: one JSON object per line, with alternating requests and replies. Both
+//! sides use these types. `docs/control.md` documents them for users.
 
 use std::fmt;
 use std::ops::Not;
@@ -320,7 +320,7 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Reason why a request failed.
+/// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ErrorKind {

@@ -1,4 +1,4 @@
-//! The control socket: requests of clients become [`IncomingRequest`]s, which the daemon answers.
+//! Serves the control socket: passes requests of clients as [`IncomingRequest`]s to the daemon, which answers them.
 
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
@@ -26,7 +26,7 @@ impl Server {
     /// Serves a socket. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The runtime cannot watch the socket.
+    /// The runtime cannot poll the socket.
     pub fn serve(bound: Bound) -> Result<Self, ControlError> {
         let full = format!("refused: {} clients are already connected; try again later", LIMITS.clients);
         let full = reply_to_line(&failure(ErrorKind::Refused, full));

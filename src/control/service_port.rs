@@ -1,4 +1,4 @@
-//! A service port in operators' notation: 8080, 8080/tcp, 53/udp.
+//! Parses and prints a service port in operators' notation: 8080, 8080/tcp, 53/udp.
 
 use std::fmt;
 use std::str::FromStr;

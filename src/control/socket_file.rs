@@ -18,7 +18,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Delay between two attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Reason why the socket cannot be opened.
+/// Why the socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error("{path} is not a socket; remove it, or use another path with {option}")]
@@ -119,7 +119,7 @@ impl Bound {
     /// The listener for a server. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The runtime cannot watch the socket.
+    /// The runtime cannot poll the socket.
     pub(super) fn listen(self) -> Result<(SocketFile, UnixListener), ControlError> {
         let Self { listener, file, access } = self;
         let listener = UnixListener::from_std(listener).map_err(|error| ControlError::System {

@@ -1,4 +1,4 @@
-//! The answer to `status`: the state and counters of the daemon, as JSON and as text.
+//! Formats the answer to `status`, the state and counters of the daemon, as JSON and as text.
 
 use std::fmt;
 
@@ -43,7 +43,7 @@ pub struct Status {
     pub allows_all: Vec<String>,
     /// Settings of the configuration that have no effect on this host: `key: sentence`.
     pub warnings: Vec<String>,
-    /// The directory that the ledger is in.
+    /// Directory of the ledger.
     pub ledger: String,
     pub sandbox: SandboxState,
     #[serde(deserialize_with = "nullable")]
@@ -121,7 +121,6 @@ pub struct TrapCounts {
     pub hold_full: u64,
 }
 
-/// A remembered service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedService {
     pub proto: String,
@@ -132,7 +131,6 @@ pub struct RememberedService {
     pub last_served: String,
 }
 
-/// The command helper.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandHelper {
     pub process: u32,

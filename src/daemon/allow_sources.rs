@@ -55,7 +55,7 @@ impl AllowSources {
         listed.map(|network| (network, Protection::Listed)).chain(named).collect()
     }
 
-    /// Removes from `allow` what an operator has blocked although it is protected.
+    /// Removes the networks of forced bans from `allow`.
     pub(super) fn apply_forced(&self, allow: &mut AllowList) {
         self.by_hand.forced().for_each(|network| allow.except(network));
     }

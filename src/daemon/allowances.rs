@@ -1,5 +1,5 @@
-//! Networks that an operator allows, for a time or until revoked, and networks that `block --force` blocks although
-//! they are protected. The ledger keeps allowances across restarts, but not forced blocks.
+//! Stores the networks that an operator allows, for a time or until revoked, and those that `block --force` blocks
+//! although they are protected. The ledger keeps allowances across restarts, but not forced blocks.
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -1,6 +1,6 @@
-//! Implements `--daemon`: the program starts a second process in a session of its own, and exits once that process is
-//! watching or has failed. A boot script that waits for its commands then continues, as with classic PortSentry, and
-//! learns whether the start succeeded.
+//! Implements `--daemon`: the program starts a second process in a new session, and exits once that process is watching
+//! or has failed. A boot script that waits for its commands then continues, as with classic PortSentry, and learns
+//! whether the start succeeded.
 //!
 //! The second process reports readiness with a byte on its standard output, which is a pipe to the first one.
 

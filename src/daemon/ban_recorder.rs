@@ -161,8 +161,8 @@ pub(super) struct BanRecorder {
 }
 
 impl BanRecorder {
-    /// Continues after [`Reading::start`]; also returns messages for the log. `leftovers` are targets with a route from an
-    /// earlier run.
+    /// Continues after [`Reading::start`]; also returns messages for the log. `leftovers` are targets with a route from
+    /// an earlier run.
     pub(super) fn open(
         reading: Reading,
         events: &Sender,

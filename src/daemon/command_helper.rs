@@ -1,4 +1,4 @@
-//! The command helper, a process that runs the operator's commands. A command may be any program and may need
+//! Starts the command helper, a process that runs the operator's commands. A command may be any program and may need
 //! permissions that the packet-reading process must not have. The daemon only names the bans for which the configured
 //! commands are run.
 //!

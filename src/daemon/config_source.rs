@@ -44,7 +44,7 @@ impl ConfigSource {
     /// of the configuration.
     ///
     /// # Errors
-    /// The reason why the configuration in force is kept.
+    /// Why the configuration in force is kept.
     pub(super) async fn reload(
         &mut self,
         by: &str,

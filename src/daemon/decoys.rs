@@ -1,6 +1,6 @@
-//! Derives the rules for the listener that completes connections to all closed ports, announces the decoys, and monitors
-//! what makes them differ from services: rules of other programs (connections are tracked only if addresses are
-//! translated, and a filter may drop packets to decoys) and SYN cookies.
+//! Derives the rules for the listener that completes connections to all closed ports, and announces the decoys. Also
+//! monitors two effects by which a scanner can tell decoys from services: rules of other programs (connections are
+//! tracked only if addresses are translated, and a filter may drop packets to decoys) and SYN cookies.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -131,7 +131,7 @@ impl FirewallWatch {
         (command, event)
     }
 
-    /// Reason why decoys cannot answer like services; `None` if they can.
+    /// Why decoys cannot answer like services; `None` if they can.
     pub(super) fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
     }
@@ -147,7 +147,7 @@ struct CookieWatch {
 }
 
 impl CookieWatch {
-    /// Reason why a scan can tell decoys from services; `None` if it cannot.
+    /// Why a scan can tell decoys from services; `None` if it cannot.
     fn notice(&mut self, now: Instant) -> Option<String> {
         let Some(counts) = self.cookies.counts() else {
             let text = "tcp.mode: the kernel's counters of SYN cookies cannot be read, so that no connection to a decoy \
@@ -168,7 +168,7 @@ impl CookieWatch {
 /// How long half-open connections fill a queue after the last SYN: five retransmissions of the answer.
 const COOKIES_LAST: Duration = Duration::from_secs(63);
 
-/// Reason why decoys cannot answer, given the numbers of received and of answered SYNs.
+/// Why decoys cannot answer, given the numbers of received and of answered SYNs.
 fn notice(firewall: &Firewall, syns: u64, answers: u64) -> Option<String> {
     if answers > 0 && answers >= syns / 2 {
         return None;
@@ -197,7 +197,7 @@ const ENOUGH_SYNS: u64 = 8;
 /// Assumed table size if the kernel does not report it: the minimum on a small machine.
 const MIN_TRACKED: u32 = 8_192;
 
-/// Minimum number of new connections at once.
+/// Minimum number of new connections that are tracked at once.
 const MIN_NEW_CONNECTIONS: u32 = 16;
 
 /// Logs the ports of the decoys, and the ports left to services.

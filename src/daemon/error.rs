@@ -1,4 +1,4 @@
-//! Errors that end the daemon, or keep it from starting.
+//! Defines the errors that end the daemon, or keep it from starting.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use crate::netlink::socket::SocketError;
 use crate::sandbox::{HandoverError, InstanceLockError, Untrusted};
 use crate::sensor::SensorError;
 
-/// Reason why the daemon cannot start or continue.
+/// Why the daemon cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! The event loop: waits for signals, changes of the host and the table, requests of operators and events of the
+//! Runs the event loop: waits for signals, changes of the host and the table, requests of operators and events of the
 //! sensor, and passes each to the responsible component. All work that may wait runs here, on one thread.
 
 use std::future::pending;
@@ -225,7 +225,7 @@ impl EventLoop {
     }
 
     fn follow_host(&mut self, changed: Result<Vec<SensorCommand>, DaemonError>) {
-        // Of two errors, the same one each time, so that they do not alternate in the log.
+        // If both reads fail, the same error is reported each time, so that the two do not alternate in the log.
         let unread = self.host_state.unread().map(str::to_owned);
         let error = unread.or_else(|| changed.as_ref().err().map(ToString::to_string));
         if let Some(kind) = self.host_error.update(error) {

@@ -1,5 +1,5 @@
-//! The helper process that writes the files in directories of root: hosts.deny and `report.json_file`. It runs as root
-//! without network access; the daemon has no root permissions.
+//! Starts the helper process that writes the files in directories of root: hosts.deny and `report.json_file`. It runs
+//! as root without network access; the daemon has no root permissions.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -24,8 +24,8 @@ pub(super) struct RootFiles {
 }
 
 impl RootFiles {
-    /// Starts the helper if one of the files that `config` writes is in a directory of `closed`, which the daemon's
-    /// user cannot write.
+    /// Starts the helper if one of the files of `config` is in one of the directories `closed`, which the daemon's user
+    /// cannot write.
     ///
     /// # Errors
     /// It cannot be started.

@@ -1,4 +1,4 @@
-//! Fuzz target: arbitrary bytes as the answer of a name server.
+//! Reads arbitrary bytes as the answer of a name server, for a fuzz target.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Instant;

@@ -1,6 +1,7 @@
-//! Helper processes: further instances of this program that do work for which the daemon has no permission. Before the
-//! daemon drops its privileges, it starts each helper with its initial permissions. The helper reads the configuration
-//! itself, drops all permissions that its work does not need, and then handles typed requests of the daemon.
+//! Starts helper processes, which are instances of this program that do work for which the daemon has no permission.
+//! Before the daemon drops its privileges, it starts each helper with its initial permissions. The helper reads the
+//! configuration itself, drops all permissions that its work does not need, and then handles typed requests of the
+//! daemon.
 //!
 //! Daemon and helper are connected by a socket. When the daemon ends for any reason, its end is closed and the helper
 //! exits. When the helper ends, the daemon continues without it, because it has given up the permission to start
@@ -86,7 +87,7 @@ pub(super) struct Helper {
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Greeting {
-    /// Reason why it cannot do its work.
+    /// Why it cannot do its work.
     Failed { error: String },
     /// Its sandbox state, and warnings to report.
     Ready { sandbox: SandboxState, said: Vec<String> },

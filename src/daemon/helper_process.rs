@@ -1,4 +1,4 @@
-//! The helper process's side: greets the daemon, and does its work until the daemon ends.
+//! Runs a helper process: greets the daemon, and does its work until the daemon ends.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,6 +1,6 @@
 //! Combines the daemon's memory of its host, independent of the clock used: services, recently open ports, connected
-//! peers, and services that have not started yet after a boot. The daemon keeps the same parts in its host snapshot; this type exists for
-//! the simulation, which provides listeners, connections and the time.
+//! peers, and services that have not started yet after a boot. The daemon keeps the same parts in its host snapshot;
+//! this type exists for the simulation, which provides listeners, connections and the time.
 
 use std::time::{Duration, SystemTime};
 
@@ -84,7 +84,7 @@ impl HostMemory {
         self.recent_listeners.records()
     }
 
-    /// Takes in which ports destination NAT publishes now.
+    /// Applies the ports that destination NAT publishes now.
     pub fn publish(&mut self, ports: Vec<Service>) {
         self.services.publish(ports);
     }
@@ -100,7 +100,7 @@ impl HostMemory {
         self.services.states().into_iter().map(|state| (state.service, state.served))
     }
 
-    /// Remembers peers for so long after their last connection.
+    /// Sets the time for which peers are remembered after their last connection.
     pub fn remember_peers_for(&mut self, span: Duration) {
         self.known_peers.remember_for(span);
     }

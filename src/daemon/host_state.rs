@@ -54,18 +54,18 @@ pub(super) struct HostState {
     events: Sender,
     watcher: Watcher,
     network: NetworkLister,
-    /// Why the last reading of addresses, routes and links failed; the facts are older.
+    /// Error of the last attempt to read addresses, routes and links; meanwhile older facts apply.
     unread: Option<String>,
     /// True if the next tick requests another reading.
     is_reading_owed: bool,
     resolvers: FileWatch<ResolverFiles>,
     peers: FileWatch<(SessionFiles, LeaseFiles)>,
     lister: SocketLister,
-    /// The lists that cannot be had, or not in full, and why.
+    /// The lists that could not be read completely, each with its error.
     unlisted: BTreeMap<&'static str, String>,
     facts: HostFacts,
     listeners: Vec<Listener>,
-    /// They are others than at the last tick.
+    /// True if the listeners changed since the last tick.
     listeners_changed: bool,
     services: ServiceTracker,
     recent_listeners: RecentListeners,
@@ -74,7 +74,7 @@ pub(super) struct HostState {
     /// `net.ipv4.ip_unprivileged_port_start` at the last tick.
     first_unprivileged: u16,
     known_peers: KnownPeers,
-    /// They are others than the sensor knows.
+    /// True if the sensor does not have the current peers yet.
     peers_changed: bool,
     published: PublishedPorts,
     /// `None` if the services have started.
@@ -99,7 +99,7 @@ impl HostState {
         let mut network = NetworkLister::start().map_err(DaemonError::system("start a thread"))?;
         network.request();
         let Reading { facts, late, is_owed } = network.next().await?;
-        // The sensor reports that the kernel has no connection tracking.
+        // If the kernel has no connection tracking, the sensor reports it.
         let lister = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
             .map_err(DaemonError::system("start a thread"))?;
         missing_interfaces(&config.interfaces, &facts).next().map_or(Ok(()), Err)?;
@@ -139,7 +139,7 @@ impl HostState {
             ticks: 0,
         };
         state.report_list("IPv6 routes", late.map(|error| error.to_string()));
-        // Listeners are listed first. Of a table that takes too long only a part is known.
+        // Listeners are listed first. If a table takes too long, only a part of it is known.
         match state.lister.next().await {
             Listed::Listeners(Err(error)) => return Err(error.into()),
             listed => state.take_sockets(listed),
@@ -290,8 +290,8 @@ impl HostState {
         self.wanted.to_filter()
     }
 
-    /// Waits until addresses, routes or interfaces change, a name has been looked up, or sockets have been listed; the commands
-    /// for the sensor. Safe to cancel.
+    /// Waits until addresses, routes or interfaces change, a name has been looked up, or sockets have been listed;
+    /// returns the commands for the sensor. Cancel safe.
     pub(super) async fn changed(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         // Recorded in `stale`, because the caller may cancel before everything is read; then the next tick continues.
         tokio::select! {
@@ -306,7 +306,7 @@ impl HostState {
         self.update().await
     }
 
-    /// Why addresses, routes and links cannot be read at the moment.
+    /// The error if addresses, routes and links cannot be read at the moment.
     pub(super) fn unread(&self) -> Option<&str> {
         self.unread.as_deref()
     }
@@ -327,7 +327,7 @@ impl HostState {
         }
     }
 
-    /// Takes in a list of sockets.
+    /// Applies a list of sockets.
     fn take_sockets(&mut self, listed: Listed) {
         let (name, error) = match listed {
             Listed::Listeners(Ok(Listing { mut listeners, late })) => {
@@ -366,7 +366,7 @@ impl HostState {
         }
     }
 
-    /// Reads changed files again, and requests what the threads read.
+    /// Reads changed files again, and requests new readings from the threads.
     pub(super) async fn tick(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         // All of them are polled, because each keeps its own state.
         let resolvers = self.resolvers.poll();
@@ -404,8 +404,8 @@ impl HostState {
         Ok(commands)
     }
 
-    /// Updates the snapshot if something has changed. Messages are sent after it, so that addresses that they call
-    /// protected are protected.
+    /// Updates the snapshot if something has changed. Messages are sent after the snapshot, so that an address is
+    /// protected before a message says so.
     async fn update(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         let mut commands = if self.stale { self.catch_up().await? } else { Vec::new() };
         if std::mem::take(&mut self.peers_changed) {

@@ -115,7 +115,7 @@ mod tests {
         IgnoreFiles::open(&Allow { files: vec![path.to_owned()], ..Allow::default() }).unwrap()
     }
 
-    /// A file with this text, in a folder of its own.
+    /// A file with this text, in a separate directory.
     fn opened(text: &str) -> (tempfile::TempDir, PathBuf, IgnoreFiles) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ignore");

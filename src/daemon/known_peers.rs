@@ -14,9 +14,9 @@ use crate::types::{BanTarget, Timestamp};
 pub(super) const MAX_PEERS: usize = 4_096;
 
 /// Time for which a peer is known after its last connection. Browsers, and users behind a carrier's NAT, have
-/// connections for seconds and make mistakes between them. It is longer than the window of their probes (`detect.window`),
-/// so that a peer is still known at the last probe of a window. A longer time helps no scanner that knows the rule,
-/// because it could also leave a connection open.
+/// connections for seconds and make mistakes between them. It is longer than the window of their probes
+/// (`detect.window`), so that a peer is still known at the last probe of a window. A longer time helps no scanner that
+/// knows the rule, because it could also leave a connection open.
 const REMEMBERED: Duration = Duration::from_secs(2 * 3_600);
 
 /// Interval between two writes. Each connection in between is listed again after a crash, unless it has ended.
@@ -55,13 +55,13 @@ impl KnownPeers {
         self.known.iter().map(|(target, peer)| (*target, now.since(peer.since))).collect()
     }
 
-    /// Restores the peers from the ledger. A restart makes none of them known for longer, and a time after `wall` means that
-    /// the clock was set back.
+    /// Restores the peers from the ledger. A restart makes none of them known for longer, and a time after `wall` means
+    /// that the clock was set back.
     pub(super) fn recall(&mut self, peers: impl IntoIterator<Item = KnownPeer>, now: Timestamp, wall: SystemTime) {
         for KnownPeer { target, since, last } in peers.into_iter().take(MAX_PEERS) {
             let age = |time: SystemTime| wall.duration_since(time).unwrap_or_default();
             if let Some(left) = self.span.checked_sub(age(last)) {
-                // Since the boot at most.
+                // A timestamp cannot be earlier than the boot.
                 let since = Timestamp::at(now.since_origin().saturating_sub(age(since)));
                 self.known.insert(target, Peer { since, until: now.after(left) });
             }

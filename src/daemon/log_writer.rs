@@ -37,7 +37,7 @@ pub(super) struct LogWriter {
     /// `None` if lines have no names.
     naming: Option<Naming>,
     modes: Modes,
-    /// Counts single probes if they have no lines of their own.
+    /// Counts single probes if they are not logged one by one.
     daily: Option<DailyCount>,
     /// Text about the bans while the program does not run.
     after_stop: Option<String>,
@@ -194,7 +194,7 @@ impl DailyCount {
                     Entry::Vacant(place) => drop(place.insert(1)),
                 }
             }
-            // Its probes were no single ones.
+            // The probes of this source were more than single ones.
             EventKind::Scan(ban) | EventKind::Blocked { ban, .. } => self.forget(ban.probe.target),
             EventKind::Wrapped { target, .. }
             | EventKind::Ran { target, ban: Some(_), .. }
@@ -261,7 +261,7 @@ fn after_stop(config: &Config) -> Option<String> {
         .iter()
         .map(|backend| match backend {
             Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted",
-            // A ban by hand may have no end, whatever the configuration says.
+            // A ban by hand may have no end, regardless of the configuration.
             Backend::Nft => "bans in nftables stay until they expire or are lifted",
             Backend::Route => "routes of bans stay until the next start removes the expired ones",
             Backend::HostsDeny => "lines in hosts.deny stay until the next start removes the expired ones",
@@ -295,7 +295,7 @@ impl Naming {
 
     fn send(&mut self, event: &Event, now: Instant, wording: Wording) {
         if matches!(&event.what, EventKind::Probe(probe) if !probe.fresh) {
-            // It has no line, and must not displace one.
+            // This event has no line, and must not displace one that waits.
             return;
         }
         let (address, until) = (classic_log::names(&event.what), now + NAME_TIMEOUT);

@@ -302,7 +302,7 @@ async fn serve(
     if booted {
         let settles = "this host has just booted: until its services have started, no source is banned";
         log.write(&Event::now(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs()))));
-        // The origin of the sensor's time is its start, a moment from now.
+        // The sensor's time begins with its start, a moment from now.
         engine.start_settling(Timestamp::at(MAX_SETTLING));
         host_state.start_settling();
     }
@@ -343,7 +343,7 @@ async fn serve(
     };
     if !used.methods.is_empty() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
-        // Its commands wait for the sensor.
+        // The commands that it sends stay in the inbox until the sensor runs.
         StartupReconcile {
             sensor: sensor.clone(),
             events: events.clone(),
@@ -447,10 +447,10 @@ async fn serve(
             let _ = thread.join();
         }
     }
-    // While the command helper still runs.
+    // The command helper must still run, because it sends the last digest.
     event_loop.finish().await;
     if let Some(slow_backends) = slow_backends {
-        // It reports unfinished work, or the next start finds it.
+        // The thread reports unfinished work itself, or the next start finds it.
         let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);
     }
     event_loop.close();

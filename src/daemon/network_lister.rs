@@ -1,5 +1,5 @@
-//! Reads addresses, routes and links on a separate thread, so that the event loop does not wait for the kernel: a host on
-//! the link can make their list take seconds by flooding router advertisements.
+//! Reads addresses, routes and links on a separate thread, so that the event loop does not wait for the kernel: a host
+//! on the link can make their list take seconds by flooding router advertisements.
 
 use std::io;
 use std::thread;
@@ -37,7 +37,7 @@ impl NetworkLister {
         Ok(Self { requests, readings })
     }
 
-    /// Requests a reading. One that is under way does not count, because it may have missed the change.
+    /// Requests a reading. If one is under way, another follows, because the first may have missed the change.
     pub(super) fn request(&self) {
         // A full queue holds a request already.
         let _ = self.requests.try_send(());

@@ -9,7 +9,7 @@ use crate::engine::{Host, Protection};
 pub(super) fn protected(host: &Host, target: IpNet) -> Option<(IpNet, Protection)> {
     let touches = |network: &IpNet| target.contains(network) || network.contains(&target);
     let why = |network: IpNet| {
-        // An allowed network around an own address, or starting with one, does not protect that address.
+        // Only the entry of a single own address is reported as own, not a network that contains or begins with one.
         let alone = network.prefix_len() == network.max_prefix_len();
         let own = alone && host.local.is_exact() && host.local.contains(network.addr());
         if own { Some(Protection::OwnAddress) } else { host.allow.covers(network) }

@@ -63,7 +63,7 @@ async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Com
         let again = elements.drain().collect();
         let routes_again = routes.drain().collect();
         let request = |answer| SensorRequest::Sample { most: SAMPLE, again, routes_again, answer };
-        // A sensor without time to accept requests has no time for this either.
+        // A full inbox means that the sensor is busy, so this round is skipped.
         let Some(sample) = sensor.try_ask(request) else { continue };
         let Ok(sample) = sample.await else { return };
         if sample.is_empty() {
@@ -125,7 +125,7 @@ impl Compared {
 /// Follows changes by others to the own routes, on a separate task, until the sensor has ended.
 pub(super) async fn follow_routes(sensor: SensorHandle, mut monitor: RouteMonitor) {
     while panic_guard::catch_panic(follow(&sensor, &mut monitor)).await.is_none() {
-        // The comparison finds what it had not handled.
+        // After a panic, the comparison finds changes that were not handled.
         tokio::time::sleep(panic_guard::RESTART_DELAY).await;
     }
 }
@@ -161,7 +161,7 @@ async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
 fn note(gone: &mut HashSet<IpNet>, one: Gone) -> bool {
     match one {
         Gone::Route(net) => {
-            // Two routes are handled like thousands.
+            // From two routes on, all missing ones are restored, so no more are stored.
             if gone.len() < 2 {
                 gone.insert(net);
             }
@@ -179,7 +179,7 @@ async fn repair_all(sensor: &SensorHandle) -> Option<()> {
     let missing = tokio::task::spawn_blocking(move || -> Result<Vec<BanTarget>, RouteError> {
         swept_routes(&mut RouteSocket::open()?, &sample.routes)
     });
-    // The comparison finds what cannot be read now.
+    // If the routes cannot be read now, the next comparison finds the missing ones.
     let missing = missing.await.ok().and_then(Result::ok).unwrap_or_default();
     for part in missing.chunks(MAX_REPAIRS) {
         sensor.send_waiting(SensorCommand::Repair(Backend::Route, part.to_vec())).await;

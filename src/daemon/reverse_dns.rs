@@ -125,7 +125,7 @@ fn look_up(address: IpAddr) -> Option<String> {
     confirmed(address, &dns_lookup::lookup_addr(&address).ok()?, forward)
 }
 
-/// The name, if it is valid and one of its addresses, from `forward`, is `address`.
+/// The name, if it is valid and `forward` resolves it to `address`, among others.
 fn confirmed(address: IpAddr, name: &str, forward: impl Fn(&str) -> io::Result<Vec<IpAddr>>) -> Option<String> {
     let name = clean(name)?;
     let leads_back = forward(&name).ok()?.iter().any(|found| found.to_canonical() == address.to_canonical());
@@ -243,7 +243,7 @@ mod tests {
         (0..100_000).for_each(|number| hosts.ask(address(number), now, now + Duration::from_secs(2)));
         assert_eq!(hosts.states.len(), MAX_WAITING + MAX_CONCURRENT);
         FREE.store(1, Ordering::SeqCst);
-        // Only lookups in progress are still useful.
+        // Only look-ups in progress are still useful.
         hosts.begin(now + Duration::from_secs(2));
         for _ in 0..MAX_CONCURRENT {
             hosts.answered().await;

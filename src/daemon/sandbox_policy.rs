@@ -96,8 +96,8 @@ pub(super) fn of_files(files: &Files) -> Policy {
     }
 }
 
-/// Warnings about command programs that a compromised daemon could change, although it cannot choose them. `runs` is true
-/// if the commands of `block.run` are used.
+/// Warnings about command programs that a compromised daemon could change, although it cannot choose them. `runs` is
+/// true if the commands of `block.run` are used.
 pub(super) fn own_commands(config: &Config, runs: bool, sandbox: &Sandbox) -> Vec<String> {
     let run = &config.block.run;
     let commands = [&run.command, &run.expire_command].into_iter().filter(|_| runs);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn setting_permits_only_what_it_needs() {
+    fn setting_grants_only_needed_rights() {
         let plain = needs("");
         let named = needs("[report]\nresolve_host = true");
         assert_eq!(Policy { names: false, read: plain.read.clone(), ..named.clone() }, plain);

@@ -1,5 +1,4 @@
-//! The event loop's handle of the sensor thread: sends commands to its inbox and requests with answers, and reads its
-//! metrics.
+//! Gives the event loop access to the sensor thread: sends commands and requests to its inbox, and reads its metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,6 @@ use crate::sensor::{Answer, Inbox, SensorCommand, SensorMetrics, SensorRequest};
 /// Delay before a full inbox is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(5);
 
-/// Sends commands to the sensor and reads its metrics.
 #[derive(Clone)]
 pub(super) struct SensorHandle {
     inbox: Inbox,

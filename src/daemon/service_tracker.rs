@@ -241,8 +241,9 @@ pub(super) fn is_eligible(listener: &Listener, ranges: PortRanges<'_>) -> bool {
     is_system && listener.interface == 0 && !ranges.ephemeral.contains(listener.port)
 }
 
-/// True for users that are no persons: those below 1000 (login.defs: SYS_UID_MAX is 999), those of systemd services with
-/// `DynamicUser=` (<https://systemd.io/UIDS-GIDS/>), and nobody, which services in containers on the host's network often use.
+/// True for users that are not persons: those below 1000 (login.defs: SYS_UID_MAX is 999), those of systemd services
+/// with `DynamicUser=` (<https://systemd.io/UIDS-GIDS/>), and nobody, which services in containers on the host's
+/// network often use.
 fn is_system_user(user: u32) -> bool {
     matches!(user, 0..=999 | 61_184..=65_519 | 65_534)
 }

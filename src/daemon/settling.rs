@@ -10,7 +10,7 @@ pub(super) const MAX_SETTLING: Duration = Duration::from_secs(60);
 /// Time for which the listeners must not change.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// Uptime below which a host counts as just booted, if the ledger does not record the boot in which it was last opened.
+/// Uptime below which a host counts as just booted if the ledger does not contain the boot in which it was last opened.
 const JUST_BOOTED: Duration = Duration::from_secs(60);
 
 /// The kernel's identifier of this boot; `None` if it cannot be read.

@@ -23,7 +23,7 @@ const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 /// minutes after their end, or for ten seconds after a reset.
 const PUBLISHED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Listing takes at most this fraction (1/50) of the thread's time, however many sockets exist.
+/// Listing takes at most 1/`SHARE` of the thread's time, regardless of the number of sockets.
 const SHARE: u32 = 50;
 
 /// Maximum number of connections examined.
@@ -157,7 +157,7 @@ mod tests {
         for _ in 0..3 {
             let listing = tables.listeners().unwrap();
             assert!(matches!(listing.late, Some(SockDiagError::Late(Protocol::Udp, _))));
-            assert!(udp(&listing, port), "the last complete list stays in force, however often the next is late");
+            assert!(udp(&listing, port), "the last complete list stays in force while the next ones are late");
             assert!(listing.listeners.is_sorted_by(|one, next| one < next), "each once");
         }
         tables.sockets.limit(Duration::from_secs(60));

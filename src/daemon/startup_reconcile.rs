@@ -120,7 +120,7 @@ impl StartupReconcile {
         others.chain(runs.then_some(Backend::Command)).collect()
     }
 
-    /// Once the sensor has the bans: tells it the bridge ports of guests.
+    /// Sends the bridge ports of guests to the sensor, which must already have the bans.
     fn follow_guests(&self) {
         let guest_ban =
             |Remembered { ban, .. }: &Remembered| Some(GuestBan { target: ban.target, port: ban.guest_port? });
@@ -248,8 +248,8 @@ impl StartupReconcile {
     }
 
     /// Makes the sensor remove the elements that a saved ruleset or set has added to the daemon's own table, as
-    /// [`StartupReconcile::review_loaded`] does. Elements that the ledger has never seen stay, because an operator may have
-    /// added them while the daemon was down. Returns the elements that stay.
+    /// [`StartupReconcile::review_loaded`] does. Elements that the ledger has never seen stay, because an operator may
+    /// have added them while the daemon was down. Returns the elements that stay.
     fn review_merged(
         &mut self,
         elements: Vec<(BanTarget, Option<Duration>)>,
@@ -271,9 +271,9 @@ impl StartupReconcile {
         self.review_loaded(loaded, remembered).into_iter().chain(added).collect()
     }
 
-    /// Returns those of `targets` whose elements have the whole time of a ban that was lifted according to the ledger: the
-    /// element was saved while that ban was in force. If a whole ruleset was loaded, bans that expired count as well.
-    /// Otherwise they do not, because a wrong clock ends bans in the ledger that the kernel still holds.
+    /// Returns those of `targets` whose elements were saved while an earlier ban was in force. Such an element has the
+    /// whole time of a ban that was lifted according to the ledger. If a whole ruleset was loaded, bans that expired
+    /// count as well. Otherwise they do not, because a wrong clock ends bans in the ledger that the kernel still holds.
     fn former_bans(&mut self, targets: &[BanTarget]) -> HashSet<BanTarget> {
         let any_end = self.table_merged;
         let (Some(nft), Some(recorder)) = (&mut self.nft, &self.recorder) else { return HashSet::new() };
@@ -333,8 +333,8 @@ impl StartupReconcile {
         }
     }
 
-    /// Called once the sensor has all bans. If others changed the ruleset since `mark`, they may have flushed the sets
-    /// earlier, and the sensor has refilled them without the bans that it did not have yet.
+    /// Called once the sensor has all bans. Other programs may have flushed the sets since `mark`. Then the sensor has
+    /// refilled them without the bans that it did not have yet.
     fn restore_missing(&mut self, mark: Option<Generation>, bans: &[ActiveBan]) {
         let Some(nft) = &mut self.nft else { return };
         if mark.is_some_and(|mark| nft.is_undisturbed_since(mark)) {
@@ -453,12 +453,12 @@ struct Reconciled {
     unknown: Vec<(BanTarget, Expiry)>,
 }
 
-/// Number of missing bans from which they are not treated as lifted one by one: a process that restored or removed them
-/// was killed.
+/// From this number of missing bans on, they were not lifted one by one: a process that restored or removed them was
+/// killed.
 const MASS_REMOVAL: usize = 256;
 
-/// Compares kernel and ledger. If the kernel still holds some of the remembered bans, its sets were not flushed, and an
-/// operator lifted the missing ones while the program was down, unless they are too many for that. All bans are
+/// Compares kernel and ledger. If the kernel still holds some of the remembered bans, its sets were not flushed. Then
+/// an operator lifted the missing ones while the program was down, unless they are too many for that. All bans are
 /// restored if the kernel holds none, or if its sets are known to be `incomplete`: a start was interrupted while it
 /// restored bans, or all bans began after the start.
 fn reconcile(

@@ -1,6 +1,6 @@
 //! Distinguishes the table that the daemon left from one loaded from a file: `nft list ruleset` saves the table with
-//! its elements, and a loaded file contains outdated bans. The ledger knows the number that the kernel gave the table. Without a
-//! ledger, the table itself shows whether nft created it.
+//! its elements, and a loaded file contains outdated bans. The ledger knows the number that the kernel gave the table.
+//! Without a ledger, the table itself shows whether nft created it.
 
 use crate::enforce::nft::Nft;
 use crate::ledger::{Change, Recorder};
@@ -44,9 +44,9 @@ pub(super) struct FoundTable {
     pub(super) merged: bool,
 }
 
-/// True if the table `found` is not the table `last` of the ledger, and was therefore loaded from a file. If the ledger has
-/// no record, the elements of a table that nft created, or into which it loaded a ruleset, are those of the file; a table
-/// that this program created keeps its bans when the ledger is lost.
+/// True if the table `found` is not the table `last` of the ledger, and was therefore loaded from a file. If the ledger
+/// has no record, the elements of a table that nft created, or into which it loaded a ruleset, are those of the file; a
+/// table that this program created keeps its bans when the ledger is lost.
 pub(super) fn is_loaded(last: Option<&str>, boot: Option<&str>, found: Option<FoundTable>) -> bool {
     found.is_some_and(|found| match last {
         Some(last) => last != identity(boot, found.handle),

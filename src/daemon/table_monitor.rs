@@ -89,7 +89,7 @@ impl Pace {
         self.held.as_ref().and(self.last).map(|last| last + REPAIR_INTERVAL)
     }
 
-    /// Removes a command of this kind from `commands` if it has to wait, and inserts a delayed one that is due before
+    /// Removes a command of this kind from `commands` if it has to wait. Inserts a delayed command that is due before
     /// all others.
     fn hold(&mut self, commands: &mut Vec<SensorCommand>, now: Instant) {
         if let Some(place) = commands.iter().position(self.about) {

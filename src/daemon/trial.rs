@@ -1,5 +1,6 @@
-//! Trials. `--confirm` starts one that blocks, and ends it unless an operator confirms in time. `portsentry trial`
-//! starts one in which scans are only logged for a while; a restart does not end it.
+//! Tracks the trial that is in force. `--confirm` starts a trial that blocks, and blocking ends unless an operator
+//! confirms in time. `portsentry trial` starts one in which scans are only logged for a while; a restart does not end
+//! it.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,16 +13,16 @@ pub(super) const MAX_TRIAL: Duration = Duration::from_secs(30 * 86_400);
 pub(super) enum Trial {
     #[default]
     None,
-    /// Sources are blocked until then, and afterwards only if an operator confirms.
+    /// Sources are blocked until this time, and afterwards only if an operator confirms.
     Unconfirmed(Instant),
     /// No operator confirmed in time.
     Expired,
-    /// Scans are only logged until then.
+    /// Scans are only logged until this time.
     LogOnly(Instant),
 }
 
 impl Trial {
-    /// Returns the trial of `--confirm` with this span, or continues a log-only trial that lasts `until` then.
+    /// Returns the trial of `--confirm` with this span, or continues a log-only trial that ends at `until`.
     pub(super) fn new(confirm: Option<Duration>, until: Option<SystemTime>) -> Self {
         let now = Instant::now();
         let left = until.and_then(|until| until.duration_since(SystemTime::now()).ok());

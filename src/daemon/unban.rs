@@ -26,7 +26,7 @@ pub(super) fn lift(
         let result = result.map(|targets| {
             let count = targets.len();
             if count > 1 {
-                // Individual lines would fill the log; a single ban has an event of its own.
+                // One line per ban would fill the log. A single ban has its usual event.
                 events.send(Event::now(EventKind::Note(format!("bans lifted by {by}: {count}"))));
                 let at = SystemTime::now();
                 let changes = targets.into_iter().map(move |target| lifted(target, &by, at));

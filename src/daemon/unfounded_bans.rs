@@ -1,5 +1,5 @@
-//! Finds bans whose evidence no longer suffices because some of its ports belong to services of this host: the sources
-//! were clients of a service that was not known yet.
+//! Finds bans of clients of a service that was not known yet: some ports of the evidence belong to services of this
+//! host, and the remaining evidence no longer suffices.
 
 use std::time::{Duration, SystemTime};
 
@@ -122,6 +122,6 @@ mod tests {
         let ban = ban(Class::Syn, &[80, 23, 25]);
         assert!(is_unfounded(&ban, &served, 2, ban.since + MAX_AGE));
         let late = ban.since + MAX_AGE + Duration::from_secs(1);
-        assert!(!is_unfounded(&ban, &served, 2, late), "a new service does not free yesterday's scanner");
+        assert!(!is_unfounded(&ban, &served, 2, late), "a new service lifts no ban of yesterday");
     }
 }

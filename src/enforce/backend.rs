@@ -1,4 +1,4 @@
-//! The trait of all backends: begin a ban, end it, and report the bans that the backend has lost.
+//! Defines the trait of all backends: begin a ban, end it, and report the bans that the backend has lost.
 
 use std::fmt;
 

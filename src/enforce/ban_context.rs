@@ -1,4 +1,4 @@
-//! The facts of a ban from which hosts.deny lines and commands are built.
+//! Holds the facts of a ban from which hosts.deny lines and commands are built.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

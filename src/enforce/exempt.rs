@@ -1,4 +1,4 @@
-//! The exempt prefixes, for everything that enforces a ban except nftables. In nftables, the set `allowed` lets the exempt
+//! Keeps every backend except nftables from affecting exempt prefixes. In nftables, the set `allowed` lets the exempt
 //! addresses of a banned prefix pass. A route, a line of hosts.deny and a command affect the whole prefix, so these
 //! backends refuse a ban that overlaps an exempt prefix. Connections of exempt addresses are not ended.
 

@@ -1,4 +1,4 @@
-//! The sockets between the daemon and its helper processes: one message per datagram.
+//! Provides the sockets between the daemon and its helper processes, with one message per datagram.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +16,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Reason why a helper ends before the daemon does.
+/// Why a helper ends before the daemon does.
 #[derive(Debug, thiserror::Error)]
 pub enum HelperError {
     #[error("the daemon sent an invalid request: this process ends")]

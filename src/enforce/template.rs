@@ -5,7 +5,6 @@ use super::BanContext;
 /// The name of a macro and its value.
 type Macro = (&'static str, fn(&Values<'_>) -> String);
 
-/// All macros.
 const MACROS: [Macro; 5] = [
     ("$TARGET$", |values| values.target.to_owned()),
     ("$PORT$", |values| values.case.port.to_string()),

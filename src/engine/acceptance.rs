@@ -6,7 +6,8 @@
 //! another host on a bridge without an address are excluded because [`Host::bridge_ports`] omits such bridges. IPv6 has
 //! no reverse-path filter.
 //!
-//! References: the kernel's `ip_rcv_core`, `ip_route_input_slow`, `fib_validate_source`, `ip6_rcv_core` and `tcp_v4_rcv`.
+//! References: the kernel's `ip_rcv_core`, `ip_route_input_slow`, `fib_validate_source`, `ip6_rcv_core` and
+//! `tcp_v4_rcv`.
 
 use std::net::IpAddr;
 
@@ -53,15 +54,15 @@ fn is_ours(packet: &Packet, host: &Host) -> bool {
     host.local.contains(packet.destination) || is_connectionless(&packet.transport) && is_anycast()
 }
 
-/// True for a packet that may be a datagram or an ICMP request: unlike TCP, the kernel accepts these at anycast addresses
-/// and in frames for several hosts.
+/// True for a packet that may be a datagram or an ICMP request: unlike TCP, the kernel accepts these at anycast
+/// addresses and in frames for several hosts.
 fn is_connectionless(transport: &Transport) -> bool {
     matches!(transport, Transport::Udp { .. } | Transport::Icmp { .. } | Transport::HiddenHeader)
 }
 
 /// True for broadcast, multicast, and frames for another host on a shared link. On a bridge port, frames for the bridge
-/// itself are marked as for another host, and packets that the firewall drops for bridges (`br_netfilter`) are not
-/// visible elsewhere.
+/// itself are marked as for another host. Packets that the firewall drops for bridges (`br_netfilter`) are visible only
+/// there.
 fn is_not_unicast(packet: &Packet, interface: u32, host: &Host) -> bool {
     match packet.delivery {
         Delivery::Broadcast | Delivery::Multicast => {

@@ -1,4 +1,4 @@
-//! The allow-list: exempt prefixes, each with the reason for its exemption.
+//! Stores the allow-list: exempt prefixes, each with the reason for its exemption.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! The table of banned and of log-only sources. The engine recognises their packets before any other inspection, counts
-//! them, and reports the counts as summaries.
+//! Stores banned and log-only sources. The engine recognises their packets before any other inspection, counts them,
+//! and reports the counts as summaries.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,4 +1,4 @@
-//! Bans: computes their durations, tracks which ones are in force, and applies changes reported by the kernel. The rest
+//! Computes the durations of bans, tracks which ones are in force, and applies changes reported by the kernel. The rest
 //! of the engine collects the evidence.
 
 use std::net::IpAddr;
@@ -80,8 +80,8 @@ impl Engine {
     }
 
     /// Records that the kernel has banned `target` for reasons that this engine does not see. The ban ends after
-    /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence. False if there have been too many short bans: then the caller
-    /// lifts it.
+    /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence. False if there have been too many short bans: then the
+    /// caller lifts it.
     #[must_use]
     pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.clock(now);

@@ -14,8 +14,8 @@ pub struct Bounds {
     pub recent: Duration,
     /// Maximum number of a source's ports that are forgiven because they are related to others.
     pub related: u8,
-    /// Maximum number of unrelated ports of a source with which each group of related ports counts as one, served or not;
-    /// `None`: only served groups do.
+    /// Maximum number of unrelated ports with which every group of related ports of a source counts as one port. With
+    /// more, or with `None`, only served groups do.
     pub unrelated: Option<u8>,
     /// Number of distinct ports that is enough for a ban of a connected peer.
     pub peer_threshold: u8,

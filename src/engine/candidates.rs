@@ -1,5 +1,5 @@
-//! Sources whose bans the ceilings withheld. They compete for the next bans: a flood of forged packets must not use up
-//! the bans of a minute just because its packets come first, so the last one goes to the fastest scanner.
+//! Ranks the sources whose bans the ceilings withheld. They compete for the next bans. A flood of forged packets must
+//! not use up the bans of a minute just because its packets come first. So the last ban goes to the fastest scanner.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! Ceilings on new bans for each grade of evidence: a flood of forged packets must not make this host block the
-//! Internet. Above a ceiling, a source is banned only if it probed far more ports than a scan needs. Such bans are
-//! short and limited to a few per minute. The last ban below a ceiling and all bans above it go to the fastest scanner.
+//! Limits new bans for each grade of evidence: a flood of forged packets must not make this host block the Internet.
+//! Above a ceiling, a source is banned only if it probed far more ports than a scan needs. Such bans are short and
+//! limited to a few per minute. The last ban below a ceiling and all bans above it go to the fastest scanner.
 
 use super::grade::Grade;
 use super::settings::Settings;
@@ -19,8 +19,8 @@ const _: () = assert!(RAISED_THRESHOLD as usize == EVIDENCE);
 /// Bans per minute above the ceilings.
 const SHORT_BANS_PER_MINUTE: u32 = 4;
 
-/// Share of the maximum number of standing bans that is reserved for the short bans of a day: one part in this many. A short
-/// ban ends soon, so without this limit a flood of a day would ban thousands of sources for minutes each.
+/// 1/`KEPT_FOR_SHORT` of the maximum number of standing bans is reserved for the short bans of a day. A short ban ends
+/// soon, so without this limit a flood of a day would ban thousands of sources for minutes each.
 const KEPT_FOR_SHORT: u32 = 16;
 
 /// Result of the check against the ceilings.
@@ -118,8 +118,8 @@ impl Ceilings {
         };
     }
 
-    /// Takes a token for a forgeable ban that is already in force, if one is left. False if the short bans of this day are used
-    /// up.
+    /// Takes a token for a forgeable ban that is already in force, if one is left. False if the short bans of this day
+    /// are used up.
     pub(super) fn charge_short(&mut self, now: Timestamp) -> bool {
         let _ = self.forgeable.try_take(now);
         self.short_daily.try_take(now)
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn part_of_ceiling_is_for_short_bans() {
+    fn ceiling_reserves_room_for_short_bans() {
         let mut ceilings = Ceilings::new(&builtin());
         let room = |ceilings: &mut Ceilings, standing| {
             ceilings.room(at(1), BanRequest { grade: Grade::Forgeable, distinct: 16, is_fastest: true }, standing)

@@ -59,7 +59,8 @@ impl Engine {
         !observation.has_port() && !self.settings.tcp.ports.is_empty()
     }
 
-    /// Counts `observation` against its source, unless this host uses the port; `known` is the source's key in [`Track::Block`].
+    /// Counts `observation` against its source, unless this host uses the port; `known` is the source's key in
+    /// [`Track::Block`].
     pub(super) fn count(
         &mut self,
         now: Timestamp,
@@ -69,8 +70,8 @@ impl Engine {
         lookup: &mut impl PortLookup,
     ) -> Verdict {
         let Observation { destination, protocol, port, .. } = observation;
-        // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way. Also for decoys:
-        // a service may have started since, and its first clients must not count.
+        // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way. Also for
+        // decoys: a service may have started since, and its first clients must not count.
         if host.listens(protocol, destination, port, observation.interface) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
@@ -165,8 +166,8 @@ impl Engine {
         counted.conclusive || self.exceeds_threshold(now, (target, first), (slot, distinct), host)
     }
 
-    /// True if the `distinct` ports in `slot` exceed the number forgiven to `target`, whose first probe came at
-    /// `first`. Related ports count as one.
+    /// True if the `distinct` ports in `slot` exceed the number that is forgiven to `target`. Related ports count as
+    /// one. `first` is the time of its first probe.
     pub(super) fn exceeds_threshold(
         &self,
         now: Timestamp,
@@ -188,8 +189,8 @@ impl Engine {
         host.related.counting(evidence, self.bounds.related, self.bounds.unrelated)
     }
 
-    /// True if `target` has probed more ports than are forgiven, but is not banned because they are related. Used for the
-    /// kernel's trap, which counts each of them.
+    /// True if `target` has probed more ports than are forgiven, but is not banned because they are related. Used for
+    /// the kernel's trap, which counts each of them.
     #[must_use]
     pub fn is_forgiven_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let now = self.latest.max(now);
@@ -395,7 +396,8 @@ pub(super) fn taken(items: impl Iterator<Item = Evidence>) -> [Option<Evidence>;
     taken
 }
 
-/// A pair of address and port. All related ports of an address are one, because a client that guesses tries each address of a name.
+/// A pair of address and port. All related ports of an address are one, because a client that guesses tries each
+/// address of a name.
 fn pair(observation: &Observation) -> u16 {
     let port = if is_related_port(observation.protocol, observation.port) { 0 } else { observation.port };
     fold(observation.destination).wrapping_mul(31) ^ port

@@ -12,13 +12,13 @@ use crate::types::{BanTarget, Expiry, Timestamp};
 pub struct Explanation {
     /// The target against which its probes count.
     pub target: BanTarget,
-    /// Reason why it is never blocked, if it is exempt.
+    /// Why it is never blocked, if it is exempt.
     pub protection: Option<Protection>,
     /// Remaining time of its ban.
     pub blocked: Option<Expiry>,
     /// Grade of the evidence of that ban; `None` without evidence or if unknown.
     pub grade: Option<Grade>,
-    /// The blocked network that contains it, if it has no ban of its own.
+    /// The blocked network that contains it, if the address itself has no ban.
     pub network: Option<BanTarget>,
     /// Remaining time of its log-only verdict.
     pub logged: Option<Expiry>,

@@ -1,5 +1,5 @@
-//! The facts about this host that verdicts depend on: addresses, exempt prefixes, listeners. An immutable snapshot that
-//! is built elsewhere and replaced as a whole.
+//! Holds the facts about this host that verdicts depend on: addresses, exempt prefixes, listeners. An immutable
+//! snapshot that is built elsewhere and replaced as a whole.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -119,7 +119,7 @@ const MAX_NAME: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkId {
     pub index: u32,
-    /// Filled up with zero bytes.
+    /// Padded with zero bytes.
     name: [u8; MAX_NAME],
 }
 
@@ -180,14 +180,14 @@ pub struct Host {
     /// Indexes of the ports of bridges, bonds and similar devices, each with the index of the master. Packets on the
     /// port belong to the master, and the capture shows them on both.
     pub ports: Vec<(u32, u32)>,
-    /// Indexes of the interfaces whose frames a program on the same machine may have sent, in order. The kernel does not verify what
-    /// such a program marks as not yet summed, and so takes TCP and UDP with any checksum.
+    /// Indexes of the interfaces whose frames a program on the same machine may have sent, in order. The kernel does
+    /// not verify packets that such a program marks as not yet summed, and so accepts TCP and UDP with any checksum.
     pub virtual_links: Vec<u32>,
     /// Indexes of the interfaces at which the kernel drops unicast packets in broadcast and multicast frames
     /// (`drop_unicast_in_l2_multicast`), of IPv4 and of IPv6.
     pub frame_filters: [Vec<u32>; 2],
-    /// Anycast addresses, such as the first one of each of its networks where it is a router (RFC 4291). The kernel takes datagrams
-    /// for them, and no TCP.
+    /// Anycast addresses. A router has one in each of its IPv6 networks, the first address (RFC 4291). The kernel
+    /// accepts datagrams for them, but no TCP.
     pub anycast: Vec<IpNet>,
     /// Indexes of interfaces, each with the index of an interface above it whose listeners may receive its packets:
     /// masters, VRFs, VLANs.
@@ -264,8 +264,8 @@ impl Host {
         self.bridge_ports.iter().find(|(port, _)| *port == interface).map(|(_, bridge)| *bridge)
     }
 
-    /// The bridge port of the guest that a ban of `target` is for, if the last probe came from `source` through this port. A
-    /// network has no port of its own, and what a router sends through a bridge does not come from a guest.
+    /// The bridge port of the guest that is banned with `target`, if the last probe came from `source` through this
+    /// port. `None` for a network, which has no single port, and for packets that a router sent through the bridge.
     #[must_use]
     pub fn guest_port(&self, target: BanTarget, source: IpAddr, port: u32) -> Option<LinkId> {
         let link = self.links.iter().find(|link| link.id.index == port)?;

@@ -121,7 +121,7 @@ impl Key {
         Self([bits, tag | HOSTS])
     }
 
-    /// A number that is unpredictable without the secret, and constant for the same target and time.
+    /// A number that is unpredictable without the secret, and the same for the same target and time.
     pub(super) fn hash_at(self, secret: HashKey, now: Tick) -> u64 {
         let Self([low, high]) = self;
         let mut hasher = SipHasher13::new_with_keys(secret.0, secret.1);

@@ -1,4 +1,4 @@
-//! The listening ports of programs on this host, by address.
+//! Stores the listening ports of programs on this host, by address.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -93,7 +93,7 @@ impl Listeners {
             (IpAddr::from(Ipv6Addr::UNSPECIFIED), self.any_v6.without(&later.any_v6)),
         ];
         let mut gone: Vec<_> = self.at.difference(&later.at).filter(|(at, _)| !at.is_loopback()).copied().collect();
-        // While it counts as recently open, it does so on every interface.
+        // A port that is no longer open counts as recently open on every interface.
         gone.extend(self.on.difference(&later.on).map(|(_, address, port)| (*address, *port)));
         gone.extend(any.iter().flat_map(|(address, ports)| ports.iter().map(|port| (*address, port))));
         gone.into_iter()

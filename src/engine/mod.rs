@@ -1,4 +1,4 @@
-//! The detector: turns packets into verdicts on their sources. Pure: no I/O, no clock, no randomness. Time and hash
+//! Detects scans: turns packets into verdicts on their sources. Pure: no I/O, no clock, no randomness. Time and hash
 //! keys are arguments, and the same input gives the same output. Nothing here allocates after [`Engine::new`].
 //!
 //! A packet counts against its source only if all of this holds: it is unicast to an address of this host; the port is
@@ -135,7 +135,6 @@ impl PortLookup for NoLookup {
     }
 }
 
-/// The detector.
 pub struct Engine {
     settings: Settings,
     bounds: Bounds,

@@ -1,4 +1,4 @@
-//! Derives from a packet the evidence that it would be if its port is closed. Depends on the packet alone.
+//! Derives from a packet the evidence that it would be if its port were closed. Depends on the packet alone.
 
 use std::net::IpAddr;
 
@@ -16,8 +16,7 @@ pub struct Observation {
     pub destination: IpAddr,
     /// Index of the incoming interface; 0 if unknown.
     pub interface: u32,
-    /// Index of the port of this interface that the frame came through, if it is a bridge; 0 if it is none or the port is
-    /// unknown.
+    /// If the interface is a bridge, the index of the port through which the frame came; otherwise, or if unknown, 0.
     pub bridge_port: u32,
     /// Protocol of the port.
     pub protocol: Protocol,
@@ -34,7 +33,8 @@ pub struct Observation {
     pub decoy: bool,
 }
 
-/// The protocol of any packet, also of one that is no evidence; `None` if it is none of those that are detected.
+/// The protocol of any packet, also of one that is not evidence; `None` if it belongs to no protocol that can be
+/// monitored.
 pub(super) fn protocol_of(transport: &Transport) -> Option<Protocol> {
     match transport {
         Transport::Tcp { .. } | Transport::TinyFragment { .. } | Transport::OverlappingFragment => Some(Protocol::Tcp),
@@ -47,7 +47,7 @@ pub(super) fn protocol_of(transport: &Transport) -> Option<Protocol> {
     }
 }
 
-/// Stands for a port that a fragment hides.
+/// The port number of evidence whose port a fragment hides.
 const HIDDEN: u16 = 0;
 
 impl Observation {

@@ -46,8 +46,8 @@ impl MaxPrefix {
 /// banned source has done more than that.
 const NEIGHBOURS: usize = 4;
 
-/// The number for a /48, which belongs to an organization instead of a household. They never all belong to one /56,
-/// because the /56 itself is blocked after half as many, and its sources are then removed.
+/// The number for a /48, which belongs to an organisation instead of a household. Sources of a single /56 never reach
+/// it: the /56 itself is blocked after half as many, and its sources are then removed.
 const NEIGHBOURS_48: usize = 8;
 
 /// Maximum number of networks in which bans are counted at one time: nearly the number of bans that the default ceiling

@@ -235,7 +235,7 @@ mod tests {
         );
         assert!(recent.holds(own(1_000), peer(7), now), "its own flow is excused");
         (1..=64).for_each(|port| recent.published(own(port), peer(8), now.plus(Tick(1))));
-        assert!(recent.holds(own(1), peer(9), now.plus(Tick::ticks(PUBLISHED))), "what is known is renewed");
+        assert!(recent.holds(own(1), peer(9), now.plus(Tick::ticks(PUBLISHED))), "a known record is renewed");
     }
 
     #[test]

@@ -5,8 +5,7 @@
 use super::sources::Evidence;
 use crate::types::{PORT_GROUPS, PortSet, Protocol};
 
-/// Maximum number of ports of one source that are not counted because they are related, once it has probed unrelated
-/// ports.
+/// Maximum number of related ports that are not counted for a source which has also probed unrelated ports.
 pub(super) const MAX_EXTRA: u8 = 4;
 
 /// Maximum number of unrelated ports that a source may have probed for every group to count as one port.
@@ -32,8 +31,8 @@ impl RelatedPorts {
     }
 
     /// Returns how many of the distinct ports of `evidence` count towards a ban. If the source has probed at most
-    /// `unrelated` ports outside of all groups (`None`: never), the ports of each group count as one. Otherwise the ports
-    /// of a served group count as one, but at most `extra` ports of a source are left out for this reason.
+    /// `unrelated` ports outside of all groups (`None`: never), the ports of each group count as one. Otherwise the
+    /// ports of a served group count as one, but at most `extra` ports of a source are left out for this reason.
     pub(super) fn counting(
         self,
         evidence: impl Iterator<Item = Evidence> + Clone,

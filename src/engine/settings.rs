@@ -1,4 +1,4 @@
-//! The engine's configuration, and its counters.
+//! Defines the engine's configuration and its counters.
 
 use std::time::Duration;
 

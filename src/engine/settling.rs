@@ -1,5 +1,5 @@
-//! Settling: after a boot the services of this host start one by one, and no source is banned before all have started.
-//! Probes are counted meanwhile, and each source with enough evidence is judged again afterwards.
+//! Delays bans while the host settles: after a boot its services start one by one, and no source is banned before all
+//! have started. Probes are counted meanwhile, and each source with enough evidence is judged again afterwards.
 
 use std::collections::VecDeque;
 

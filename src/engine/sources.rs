@@ -1,4 +1,4 @@
-//! The source table: the ports that each source probed, with their times, in a table of fixed size.
+//! Stores the ports that each source probed, with their times, in a table of fixed size.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ impl Evidence {
         self.protocol() == Some(protocol) && self.port() == port
     }
 
-    /// True for a TCP segment whose port no fragment or header shows.
+    /// True for a TCP segment whose port is hidden by fragmentation or by long extension headers.
     pub(super) fn hides_port(self) -> bool {
         self.port() == 0 && self.class() == Some(Class::Fragment)
     }
@@ -284,7 +284,7 @@ impl SourceTable {
         self.sources.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
     }
 
-    /// The same, as far as it is within the window at `now`.
+    /// The evidence in `slot` that is within the window at `now`.
     pub(super) fn recent_evidence(&self, slot: usize, now: Tick) -> impl Iterator<Item = Evidence> + Clone + '_ {
         self.evidence(slot).filter(move |item| now.since(item.at()) <= self.window)
     }

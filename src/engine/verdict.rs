@@ -1,4 +1,5 @@
-//! The engine's verdict on a packet. Every verdict carries its reason; logs, replay and tests read the same value.
+//! Defines the engine's verdict on a packet. Every verdict carries its reason; logs, replay and tests read the same
+//! value.
 
 use std::net::IpAddr;
 
@@ -11,7 +12,7 @@ use super::observation::Observation;
 use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 
-/// Reason why a packet is not evidence.
+/// Why a packet is not evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IgnoreReason {
     /// Sent by this host itself.
@@ -29,7 +30,6 @@ pub enum IgnoreReason {
     /// Arrived on an interface that has no route back to its source, where the kernel checks that (reverse-path
     /// filter).
     WrongInterface,
-    /// The port is not monitored.
     NotMonitored,
     /// A program listens on the port.
     Open,
@@ -105,7 +105,7 @@ pub struct Ban {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exempt {
     pub observation: Observation,
-    /// Reason why it is never blocked.
+    /// Why it is never blocked.
     pub protection: Protection,
     /// Probes since the last log line about this source, if a line is due now.
     pub report: Option<u32>,
@@ -119,7 +119,7 @@ pub struct Repeated {
     pub target: BanTarget,
     /// The standing decision.
     pub standing: Standing,
-    /// The protocol of the packet; `None` if it is none of those that are detected.
+    /// The protocol of the packet; `None` if it belongs to no protocol that can be monitored.
     pub protocol: Option<Protocol>,
     /// Packets since the last log line about this target, if a line is due now.
     pub report: Option<u32>,
@@ -156,9 +156,8 @@ pub enum Notice {
         target: BanTarget,
         /// The standing decision.
         standing: Standing,
-        /// The protocol of the first of these packets; `None` if it is none of those that are detected.
+        /// The protocol of the first of these packets; `None` if it belongs to no protocol that can be monitored.
         protocol: Option<Protocol>,
-        /// Number of packets.
         packets: u32,
     },
     /// Sources with enough evidence for a ban above the ceilings.

@@ -1,5 +1,5 @@
-//! The bounded queue of events from the sensor to the event loop: lock-free on the sensor's side, with a single
-//! allocation. A full queue drops and counts events; a packet never waits for a log line.
+//! Passes events from the sensor to the event loop through a bounded queue: lock-free on the sensor's side, with a
+//! single allocation. A full queue drops and counts events; a packet never waits for a log line.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,6 @@
-//! Digests for `notify.command`: changes of bans in a period, as one JSON object. The counts are complete; only a
-//! limited number of bans is listed, so that the object stays small. Bans on forgeable evidence are listed separately,
-//! so that a flood of forged packets neither makes a digest long nor displaces a proven ban.
+//! Collects digests for `notify.command`: changes of bans in a period, as one JSON object. The counts are complete;
+//! only a limited number of bans is listed, so that the object stays small. Bans on forgeable evidence are listed
+//! separately, so that a flood of forged packets neither makes a digest long nor displaces a proven ban.
 
 use std::time::SystemTime;
 
@@ -23,7 +23,8 @@ pub struct Digest {
     proven: Named,
     by_hand: Named,
     lifted: Named,
-    /// Number of forgeable bans that are short: above a ceiling, or of the kernel's trap without a verdict of the sensor.
+    /// Number of forgeable bans that are short: above a ceiling, or of the kernel's trap without a verdict of the
+    /// sensor.
     capped: u64,
     not_banned: NotBanned,
     lost_events: u64,
@@ -124,7 +125,6 @@ impl Digest {
         self.lost_events += events;
     }
 
-    /// Appends a later digest.
     pub fn append(&mut self, later: Self) {
         let Self { from: _, forgeable, proven, by_hand, lifted, capped, not_banned, lost_events } = later;
         self.forgeable.append(forgeable);

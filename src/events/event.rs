@@ -1,5 +1,5 @@
-//! Events for reports to people and programs. Events of the sensor contain no text, so that creating one does not
-//! allocate.
+//! Defines the events that are reported to operators and programs. Events of the sensor contain no text, so that
+//! creating one does not allocate.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,6 @@ pub struct Event {
     pub what: EventKind,
 }
 
-/// The kind of an event.
 #[derive(Clone, Debug)]
 pub enum EventKind {
     /// Capture and ruleset are ready.

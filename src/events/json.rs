@@ -1,4 +1,4 @@
-//! The JSON object of an event, with the same format in the live log, in a replay, in `status` and on the control
+//! Formats an event as a JSON object, which is the same in the live log, in a replay, in `status` and on the control
 //! socket.
 
 use std::borrow::Cow;
@@ -14,8 +14,8 @@ use crate::types::{Backend, BanTarget, Expiry, Protocol};
 /// type: a reader accepts unknown kinds, classes and methods.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
-    /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`, `note`;
-    /// on the control socket also `lost`.
+    /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`,
+    /// `note`; on the control socket also `lost`.
     pub event: Cow<'static, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,

@@ -55,8 +55,8 @@ pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
     Ok(())
 }
 
-/// Writes the line of `event`, if it has one, with the name of its source, if known. The journal fields are those of
-/// the JSON object. An additional line only has the fields that identify the event and its target.
+/// Writes the line of `event`, if it has one, with `name`, the name of its source, if that is known. The journal fields
+/// are those of the JSON object. An additional line only has the fields that identify the event and its target.
 pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
     let Some(line) = classic_log::line_with_name(&event.what, name, wording) else { return };
     let record = EventRecord::from(event);

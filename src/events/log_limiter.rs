@@ -211,7 +211,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_mix_stays_within_budget(
+        fn any_mix_stays_within_line_limit(
             mix in prop::collection::vec((0..100_usize, 1..2_000_usize, 0..59_u64), 1..12),
         ) {
             let kinds: Vec<_> =

@@ -1,6 +1,6 @@
-//! Reports events to people and programs: the classic log lines ([`classic_log`]) and JSON ([`json`]), written to the
-//! log ([`log`], [`stderr`], [`syslog`]) and to a file ([`json_log`]) within a budget of lines ([`log_limiter`]). The sensor hands events
-//! over through [`channel`], which drops and counts them before it ever delays a packet.
+//! Reports events to operators and programs: as classic log lines ([`classic_log`]) and as JSON ([`json`]), written to
+//! the log ([`log`], [`stderr`], [`syslog`]) and to a file ([`json_log`]), at a limited rate ([`log_limiter`]). The
+//! sensor sends events through [`channel`]. If it is full, events are dropped and counted; a packet is never delayed.
 
 pub mod channel;
 pub mod classic_log;

@@ -125,7 +125,7 @@ impl Authors {
         has_line
     }
 
-    /// True if another line about what the server holds may be logged.
+    /// True if another line about invalid data on the server may be logged.
     pub(super) fn admit_line(&mut self, now: Timestamp) -> bool {
         self.lines.admit(now)
     }
@@ -249,7 +249,7 @@ mod tests {
         let turns = (0..100).filter(|n| authors.blame(&host("a"), ["one", "other"][n % 2], at(20_000))).count();
         assert_eq!(turns, 2, "two alternating reasons do not log a line per key");
         let many = (0..100).filter(|n| authors.blame(&host("a"), &format!("reason {n}"), at(20_000))).count();
-        assert_eq!(many, MAX_REASONS - 2, "an author who invents reasons fills neither log nor memory");
+        assert_eq!(many, MAX_REASONS - 2, "an author that invents reasons fills neither log nor memory");
         assert_eq!(authors.ignored(at(20_000))[0].reason, "one (50×); other (50×); reason 0 (1×); reason 1 (1×)");
     }
 }

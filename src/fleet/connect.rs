@@ -26,7 +26,7 @@ const SYSTEM_CA_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Maximum length of a password in bytes.
 const MAX_PASSWORD_LEN: usize = 1024;
 
-/// Reasons why the settings of `[fleet]` cannot be used.
+/// Why the settings of `[fleet]` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     #[error("fleet.url is empty, so this host is not in a fleet; see fleet.md in /usr/share/doc/portsentry-nft/docs")]

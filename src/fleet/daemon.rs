@@ -21,7 +21,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Maximum number of queued changes of own bans.
 const MAX_EVENTS: usize = 256;
 
-/// The connection for requests. The first request opens it, and so does the next one after it has broken.
+/// The connection for requests. Opened by the first request, and again by the next request after it has broken.
 pub(super) struct Daemon {
     path: PathBuf,
     stream: Option<BufReader<UnixStream>>,
@@ -62,7 +62,7 @@ impl Daemon {
         !self.is_away
     }
 
-    /// Returns true once after the daemon was unreachable, during which it has missed reports.
+    /// Returns true once after the daemon was unreachable, because it has missed reports in the meantime.
     pub(super) fn has_returned(&mut self) -> bool {
         std::mem::take(&mut self.has_returned)
     }

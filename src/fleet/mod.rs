@@ -30,7 +30,7 @@ use own::OwnReports;
 use server::Server;
 pub use server::ServerError;
 
-/// Reasons why `portsentry fleet` fails.
+/// Why `portsentry fleet` fails.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
     #[error(transparent)]

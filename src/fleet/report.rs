@@ -29,7 +29,7 @@ pub struct Report {
     pub sequence: u64,
 }
 
-/// The reason why a value or notice is refused.
+/// Why a value or notice is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadValue(pub &'static str);
 

@@ -160,8 +160,8 @@ impl Schedule {
     }
 }
 
-/// Delay after a page. Half of the time is left to other hosts, and far more if the server is busy, so that many hosts
-/// that scan at once do not delay each other.
+/// Delay after a page. Leaves half of the time to other hosts, and far more if the server is busy, so that simultaneous
+/// scans do not delay each other.
 fn pause(took: Duration) -> Duration {
     took.saturating_add(took.saturating_sub(BUSY).saturating_mul(20))
 }

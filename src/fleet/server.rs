@@ -27,7 +27,7 @@ pub(super) const MAX_NOTICES: usize = 4096;
 /// Maximum length in bytes of a quoted error message from the server.
 const MAX_DETAIL_LEN: usize = 200;
 
-/// Reasons why a command to the server failed.
+/// Why a command to the server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error("{0}")]

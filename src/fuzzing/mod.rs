@@ -1,7 +1,7 @@
-//! The functions that fuzz targets call: they pass arbitrary bytes to each reader of packets, kernel replies, operator
-//! input and files. Each must accept all input, and checks that the results do not exceed what the bytes can hold. The
-//! tests run them over the corpus, truncated at every length and with every byte changed; `fuzz/fuzz_targets` has a
-//! program for each.
+//! Provides the functions that fuzz targets call: they pass arbitrary bytes to each reader of packets, kernel replies,
+//! operator input and files. Each must accept all input, and checks that the results do not exceed what the bytes can
+//! hold. The tests run them over the corpus, truncated at every length and with every byte changed; `fuzz/fuzz_targets`
+//! has a program for each.
 
 use std::net::IpAddr;
 
@@ -48,7 +48,7 @@ pub fn capture(bytes: &[u8]) {
     }
 }
 
-/// The settings.
+/// A configuration file.
 pub fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match Config::parse("portsentry.toml", text) {
@@ -63,7 +63,7 @@ pub fn control(bytes: &[u8]) {
         let line = request.to_line();
         assert_eq!(line.matches('\n').count(), 1, "{line:?}");
         assert_eq!(Request::parse(line.as_bytes()).as_ref(), Ok(&request));
-        // The words in it, as they are read before anything is done.
+        // The texts in the request, which the daemon parses before it acts.
         match &request {
             Request::Block { target, expire, .. } => {
                 let _ = (config::parse_network(target), expire.as_deref().map(config::parse_expiry));
@@ -88,7 +88,7 @@ pub fn control(bytes: &[u8]) {
     }
 }
 
-/// The system's files about name servers, leases and sessions.
+/// The system's files with name servers, leases and sessions.
 pub fn files(bytes: &[u8]) {
     host::resolv_conf::fuzz(bytes);
     host::dhcp_leases::fuzz(bytes);

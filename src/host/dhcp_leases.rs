@@ -123,7 +123,7 @@ fn last_servers(text: &[u8], now: SystemTime) -> Vec<IpAddr> {
 struct Lease {
     interface: String,
     server: Option<IpAddr>,
-    /// `None` if it never expires, or in an unknown format: its server then stays protected.
+    /// `None` if the lease never expires or the format is unknown: its server then stays protected.
     expiry: Option<SystemTime>,
 }
 

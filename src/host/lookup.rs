@@ -1,5 +1,5 @@
-//! Name look-ups in a pool of limited size. Each needs a thread, which an unreachable name server blocks for half a
-//! minute, so only a limited number runs at one time. Neither the event loop nor a command waits for all of them.
+//! Looks up names in a pool of limited size, because each look-up needs a thread, which an unreachable name server
+//! blocks for half a minute. Neither the event loop nor a command waits for all of them.
 //!
 //! References: getaddrinfo(3), getnameinfo(3), nsswitch.conf(5), resolv.conf(5).
 

@@ -21,8 +21,8 @@ pub struct NoInterface {
     present: String,
 }
 
-/// The interfaces of `names` that do not exist or are loopback, and the exclusions if they leave no interface of this host.
-/// Excluded interfaces need not exist.
+/// The interfaces in `names` that do not exist or are loopback, and the excluded ones if all interfaces of this host
+/// are excluded. Excluded interfaces need not exist.
 pub fn missing_interfaces<'a>(names: &'a [String], facts: &'a HostFacts) -> impl Iterator<Item = NoInterface> + 'a {
     let (excluded, wanted): (Vec<_>, Vec<_>) = names.iter().partition(|name| name.starts_with('!'));
     let missing = wanted.into_iter().filter_map(|name| {
@@ -117,7 +117,8 @@ fn links(facts: &HostFacts) -> Vec<Link> {
     facts.interfaces.iter().map(link).collect()
 }
 
-/// Indexes of the virtual links, and of the interfaces that have frames from one: bridges and bonds with such a port, VLANs.
+/// Indexes of the virtual links, and of the interfaces that have frames from one: bridges and bonds with such a port,
+/// VLANs.
 fn virtual_links(facts: &HostFacts) -> Vec<u32> {
     let mut found: BTreeSet<u32> =
         facts.interfaces.iter().filter(|one| one.virtual_link).map(|one| one.index).collect();

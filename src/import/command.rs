@@ -15,7 +15,7 @@ pub(super) enum Block {
     /// A packet filter rejects the packets with an answer.
     Reject,
     Route(RouteKind),
-    /// A route over an invalid address, such as the 333.444.555.666 of the classic examples. It has never worked.
+    /// A route over an invalid address, such as 333.444.555.666 in the classic examples. Such a route never worked.
     DeadGateway,
 }
 
@@ -232,7 +232,7 @@ fn program<W: AsRef<str>>(words: &[W]) -> &str {
     words.first().and_then(|path| path.as_ref().rsplit('/').next()).unwrap_or("")
 }
 
-/// The command that reverts `words`, if they block in a firewall of their own.
+/// The command that reverts `words`, if they are a known command of another firewall.
 fn undo(words: &[&str]) -> Option<Vec<String>> {
     let (path, name) = (*words.first()?, program(words));
     words.iter().any(|word| word.contains(TARGET)).then_some(())?;

@@ -1,4 +1,4 @@
-//! Parses the modes in Debian's `/etc/default/portsentry`, a shell script of assignments. Nothing of it is run.
+//! Parses the modes in Debian's `/etc/default/portsentry`, a shell script of assignments, without running it.
 
 use super::diagnostics::shown;
 use super::entry::Entry;

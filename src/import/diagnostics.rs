@@ -35,13 +35,11 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Reasons why a translation fails.
+/// Why a translation fails.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// A file cannot be read.
     #[error("{}: cannot read the file: {error}; name an existing file that you can read", path.display())]
     Read { path: PathBuf, error: io::Error },
-    /// The result cannot be written.
     #[error("{}: cannot write the file: {error}{}", path.display(), remedy(error))]
     Write { path: PathBuf, error: io::Error },
     /// The text is not a configuration of PortSentry, or has errors. Contains at least one error, in the order of the

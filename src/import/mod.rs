@@ -42,7 +42,8 @@ use std::path::PathBuf;
 pub struct ImportOptions {
     /// The portsentry.conf to translate [default: /etc/portsentry/portsentry.conf]
     pub file: Option<PathBuf>,
-    /// Read TCP_MODE and UDP_MODE from this file [default without FILE: the enabled portsentry@MODE.service, or /etc/default/portsentry]
+    /// Read TCP_MODE and UDP_MODE from this file [default without FILE: the enabled portsentry@MODE.service, or
+    /// /etc/default/portsentry]
     #[arg(long, value_name = "FILE")]
     pub defaults: Option<PathBuf>,
     /// Copy the networks of this ignore file to allow.networks (repeatable)

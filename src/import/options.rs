@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn other_file_gets_one_error() {
+    fn unrelated_file_gets_one_error() {
         for text in ["", "# nothing\n", "expire = \"24h\"\n[tcp]\nmode = \"off\"\n", "\0\u{1}\u{2}\n\u{7f}ELF\n"] {
             let (_, errors, _) = read(text.as_bytes());
             assert_eq!(errors.len(), 1, "{text:?}");

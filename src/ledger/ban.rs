@@ -1,6 +1,6 @@
-//! A ban as the ledger stores it, and its end. Times are wall-clock times, because they must remain valid after a
-//! reboot. When the clock is set, the remaining time of a stored ban changes, while the kernel's timers continue; a ban
-//! that the kernel still holds is restored with the kernel's remaining time.
+//! Defines a ban as the ledger stores it, and its end. Times are wall-clock times, because they must remain valid after
+//! a reboot. When the clock is set, the remaining time of a stored ban changes, while the kernel's timers continue; a
+//! ban that the kernel still holds is restored with the kernel's remaining time.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -20,7 +20,7 @@ pub enum Author {
     Import,
 }
 
-/// A ban with all that the ledger records of it.
+/// A ban as the ledger records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BanRecord {
     pub target: BanTarget,
@@ -48,8 +48,8 @@ pub struct BanRecord {
     pub author: Author,
     /// The author's note, if there is one; for a ban of the trap the reason.
     pub note: Option<String>,
-    /// True if the ban is short and does not count as a strike: the ceiling was reached, or the kernel's trap made the ban
-    /// without a verdict of the engine. Its evidence may be forged.
+    /// True if the ban is short and does not count as a strike: the ceiling was reached, or the kernel's trap made the
+    /// ban without a verdict of the engine. Its evidence may be forged.
     pub capped: bool,
 }
 
@@ -103,8 +103,8 @@ impl BanRecord {
         }
     }
 
-    /// A ban of the kernel's trap without a verdict of the engine, which is short for this `reason`. `ports` are the probed
-    /// ports that are known.
+    /// A ban of the kernel's trap without a verdict of the engine, which is short for this `reason`. `ports` are the
+    /// probed ports that are known.
     #[must_use]
     pub fn by_trap(
         target: BanTarget,
@@ -210,7 +210,7 @@ pub struct Ended {
 pub struct Entry {
     pub ban: BanRecord,
     /// Number of strikes of its target when it began: earlier bans on evidence below the ceiling that were not lifted,
-    /// however long ago.
+    /// of any age.
     pub strikes: u32,
     /// Its end; `None` while none is recorded, which does not mean that a ban with `until` is in force.
     pub ended: Option<Ended>,
@@ -294,12 +294,12 @@ pub struct KnownPeer {
 /// A change to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// All lifts of the fleet's bans; earlier ones no longer hold.
+    /// All lifts of the fleet's bans. Replaces the stored ones.
     FleetLifts(Vec<FleetLift>),
     /// A ban has come into force. It replaces an earlier one of the same target.
     Banned(BanRecord),
-    /// These backends enforce a ban as well. It is the ban of the same target with the same begin; without such a ban
-    /// it is recorded as a new one.
+    /// Further backends enforce the ban of the same target that began at the same time. Without such a ban, a new one
+    /// is recorded.
     Also(BanRecord),
     /// From now on these backends enforce the ban of `target` that began at `since`, and no others.
     Moved { target: BanTarget, since: SystemTime, methods: Backends },

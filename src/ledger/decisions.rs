@@ -109,7 +109,7 @@ impl Ledger {
         self.query(ALLOWANCES, &[], allowance)
     }
 
-    /// The lifts of the fleet's bans, at most so many.
+    /// At most `most` lifts of the fleet's bans.
     pub fn fleet_lifts(&self, most: usize) -> Result<Found<FleetLift>, LedgerError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let found = self.connection.prepare(LIFTS);

@@ -1,24 +1,18 @@
-//! Errors of the ledger, with their remedies.
+//! Defines the errors of the ledger, with their remedies.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Error, ErrorCode};
 
-/// Reason why the ledger cannot be opened, read or written.
+/// Why the ledger cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// It is behind a symbolic link, which another user could redirect.
     #[error("{0} is a symbolic link; replace it with a directory, or name its target with --state-dir")]
     Link(PathBuf),
-    /// The path is of another kind.
     #[error("{path} is not a {wanted}; move it away")]
-    Kind {
-        path: PathBuf,
-        /// The expected kind.
-        wanted: &'static str,
-    },
-    /// It belongs to another user.
+    Kind { path: PathBuf, wanted: &'static str },
     #[error(
         "{path} belongs to user {owner}, but portsentry runs as user {user}; check its contents and change its owner with chown"
     )]
@@ -30,24 +24,15 @@ pub enum LedgerError {
     },
     /// Its permissions are too open, or exclude the owner.
     #[error("{path} has mode {mode:04o}, which gives other users access to the ledger; run: chmod {wanted:04o} {path}")]
-    Mode {
-        path: PathBuf,
-        /// Actual mode.
-        mode: u32,
-        /// Required mode.
-        wanted: u32,
-    },
-    /// The operating system refused something.
+    Mode { path: PathBuf, mode: u32, wanted: u32 },
     #[error("cannot {doing} {path}: {error}")]
     System { doing: &'static str, path: PathBuf, error: io::Error },
-    /// It was written by a later release.
     #[error(
         "{path} was written by a newer portsentry (format {found}, this version reads formats up to {known}); \
          install the newer version again, or move the file away"
     )]
     Newer {
         path: PathBuf,
-        /// Its format.
         found: i64,
         /// The newest supported format.
         known: i64,
@@ -58,12 +43,10 @@ pub enum LedgerError {
     /// The file is not a ledger, or is damaged.
     #[error("{path} is damaged: {damage}")]
     Damaged { path: PathBuf, damage: String },
-    /// There is no ledger, or it is still empty.
     #[error(
         "there is no ledger in {0}; portsentry creates it at its start, or logs why it cannot; --state-dir names another directory"
     )]
     Absent(PathBuf),
-    /// This user cannot read it.
     #[error("this user cannot read {0}; run this with sudo, or as the user of portsentry")]
     Forbidden(PathBuf),
     /// A copy without the index of its log, which a reader must not create.
@@ -72,7 +55,6 @@ pub enum LedgerError {
     /// The daemon is started and stopped faster than its ledger can be read.
     #[error("{0} kept changing while it was read; try again")]
     Changing(PathBuf),
-    /// The database refused something.
     #[error("cannot {doing} {path}: {error}")]
     Database { doing: &'static str, path: PathBuf, error: rusqlite::Error },
 }

@@ -1,4 +1,4 @@
-//! Fuzz target: arbitrary bytes as a database file, and as a row.
+//! Reads arbitrary bytes as a database file and as a row, for a fuzz target.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};

@@ -99,8 +99,8 @@ impl LegacyFiles {
         };
         let fill = |file: &mut File| {
             if let Some(old) = &old {
-                // The group gives readers access; the owner is this user, otherwise the file would have been refused.
-                // If this user cannot set the group, the file keeps its default group.
+                // Readers have access through the group, which is kept if this user may set it. The owner is always
+                // this user, because a file of another owner is refused.
                 let _ = fchown(&*file, None, Some(old.gid()));
                 file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
             }

@@ -1,4 +1,5 @@
-//! Sources that probed enough for a ban while their protocol was only logged: one row per source, with count and times.
+//! Stores the sources that probed enough for a ban while their protocol was only logged: one row per source, with count
+//! and times.
 
 use std::time::Duration;
 

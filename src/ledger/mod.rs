@@ -314,8 +314,8 @@ impl Ledger {
         result.map_err(LedgerError::database("write to", &self.path()))
     }
 
-    /// For a start whose clock may be behind the one that wrote the ledger: moves begins after `now` to `now`, because
-    /// such bans would last longer than their duration. Call [`Ledger::undoing_commands`] before.
+    /// Moves begins of bans that are after `now` to `now`, because these bans would last longer than their duration.
+    /// For a start, whose clock may be behind that of the last run. Call [`Ledger::undoing_commands`] before.
     pub fn begin(&mut self, now: SystemTime) -> Result<(), LedgerError> {
         let values = named_params! {":now": micros(now)};
         let result = self.connection.execute(BEGIN, values);

@@ -1,5 +1,5 @@
-//! Converts bans to columns and back. A failing disk or an attacker who was root may have written anything to the file:
-//! an invalid row gives `None`, never a panic and never a partial ban.
+//! Converts bans to columns and back. A failing disk or an attacker with root permissions may have written anything to
+//! the file: an invalid row gives `None`, never a panic and never a partial ban.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -50,7 +50,7 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
     let target = target(who)?;
     Some(BanSummary {
         target,
-        // Usually identical, which needs no parsing.
+        // The source is usually the target, which is already parsed.
         source: if source == who { target.element() } else { source.parse().ok()? },
         since: time(row.get(2).ok()?)?,
         until: until(row)?,

@@ -57,8 +57,8 @@ const STEPS: [&str; 11] = [
     CREATE INDEX ban_open ON ban (until) WHERE ended IS NULL;
     CREATE INDEX ban_ended ON ban (ended) WHERE ended IS NOT NULL;
 ",
-    // Earlier formats did not store which bans were above the ceiling. These lasted at most five minutes. Other bans
-    // of this length then do not count as strikes either, which does no harm.
+    // Earlier formats did not store which bans were above the ceiling. These lasted at most five minutes. So other bans
+    // of this length do not count as strikes either, which does no harm.
     "
     ALTER TABLE ban ADD COLUMN capped INTEGER NOT NULL DEFAULT 0;  -- 1: above the ceiling, does not count as a strike
     UPDATE ban SET capped = 1 WHERE author = 'detector' AND until - since <= 300000000;

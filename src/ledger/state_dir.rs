@@ -1,5 +1,6 @@
-//! The state directory and its files: created so that no other user can read or change them, and refused if one could.
-//! A user with write access to the directory could lift any ban, or redirect the daemon's writes.
+//! Creates the state directory and its files so that no other user can read or change them, and refuses existing ones
+//! if another user could. A user with write access to the directory could lift any ban, or redirect the daemon's
+//! writes.
 
 use std::fs::{self, DirBuilder, Metadata, OpenOptions};
 use std::io;

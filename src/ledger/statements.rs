@@ -1,5 +1,5 @@
-//! The SQL statements that begin and end a ban within a transaction: they determine which row a ban continues, and
-//! which one it replaces.
+//! Executes the SQL statements that begin and end a ban within a transaction. They determine which row a ban continues,
+//! and which one it replaces.
 
 use std::time::SystemTime;
 

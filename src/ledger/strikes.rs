@@ -42,8 +42,8 @@ const ENDED: usize = 11;
 const NEVER: i64 = i64::MAX;
 
 impl Ledger {
-    /// Number of strikes of `target`: bans on evidence that at `now` are in force or have been over for less than
-    /// `forget`, without those above the ceiling and lifted ones.
+    /// Number of strikes of `target`: bans on evidence that are in force at `now`, or have been over for less than
+    /// `forget`. Bans above the ceiling and lifted bans do not count.
     pub fn strikes(&self, target: BanTarget, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let values = named_params! {":subject": target.to_string(), ":since": since};

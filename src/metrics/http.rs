@@ -54,11 +54,11 @@ async fn accept(listener: TcpListener, wanted: mpsc::Sender<oneshot::Sender<Stri
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         };
-        // Requests that have arrived are read before a client that seems silent gives way.
+        // Requests that have arrived are read before a silent client is disconnected.
         yield_now().await;
         clients.retain(|client| !client.task.is_finished());
         if clients.len() >= MAX_CLIENTS {
-            // Any local user can connect and send nothing, so the oldest such client gives way.
+            // Any local user can connect and send nothing, so the oldest silent client is disconnected.
             let silent = clients.iter().position(|client| !client.has_asked.load(Ordering::Relaxed));
             clients.remove(silent.unwrap_or(0)).into_iter().for_each(|client| client.task.abort());
         }

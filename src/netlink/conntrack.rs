@@ -88,9 +88,9 @@ impl Conntrack {
         }
     }
 
-    /// Lists at most `most` TCP connections that destination NAT leads elsewhere, with completed handshakes (IPS_ASSURED),
-    /// including those that ended within the last two minutes (nf_conntrack_tcp_timeout_time_wait). The kernel selects
-    /// them; before Linux 5.15 it sends all entries.
+    /// Lists at most `most` TCP connections that destination NAT leads elsewhere, with completed handshakes
+    /// (IPS_ASSURED), including those that ended within the last two minutes (nf_conntrack_tcp_timeout_time_wait). The
+    /// kernel selects them; before Linux 5.15 it sends all entries.
     ///
     /// Do not take this for proof of the source's address: connection tracking accepts an acknowledgement up to 66,000
     /// below the right one (MAXACKWINCONST in nf_conntrack_proto_tcp.c), and any with nf_conntrack_tcp_be_liberal. So a
@@ -210,8 +210,8 @@ fn put_length(bytes: &mut [u8]) {
     patch(bytes, 0, length.to_ne_bytes());
 }
 
-/// The attributes of an entry; `None` for other messages. ctnetlink answers a request with the message type that announces
-/// new entries.
+/// The attributes of an entry; `None` for other messages. ctnetlink answers a request with the message type that
+/// announces new entries.
 fn entry_attributes<'a>(answer: &Message<'a>) -> Option<&'a [u8]> {
     answer.body.get(GENERIC..).filter(|_| answer.kind == NEW)
 }

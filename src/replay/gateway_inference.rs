@@ -2,7 +2,7 @@
 //!
 //! A link address belongs to a router if addresses of other networks both receive and send packets through it. In a
 //! capture of one direction it is sufficient that they accept connections (SYN/ACK) through it. Senders alone prove
-//! nothing, because they can be forged (decoys): the answers to them go to the real router.
+//! nothing, because they can be forged (decoys), and the answers then go to the real router.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -12,7 +12,8 @@ use ipnet::IpNet;
 use super::packet::LinkAddresses;
 use crate::wire::{Packet, TcpFlags, Transport};
 
-/// Minimum number of other networks of one family behind a router: more than a host with several addresses is in.
+/// Minimum number of other networks of one family behind a router. The addresses of a single host are in fewer
+/// networks.
 const ROUTED_NETWORKS: usize = 3;
 
 /// Maximum number of remembered link addresses, and of addresses for each.

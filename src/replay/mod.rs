@@ -62,17 +62,11 @@ impl ReplayOptions {
     }
 }
 
-/// Reasons why a replay did not complete.
+/// Why a replay did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// The capture, named first.
     #[error("{}: {error}", path.display())]
-    File {
-        path: PathBuf,
-        /// The error in the capture.
-        error: FileError,
-    },
-    /// The capture contains nothing that can be judged.
+    File { path: PathBuf, error: FileError },
     #[error("{}: the file has only packets of the unsupported link type {link}; capture on an Ethernet interface, a raw IP interface, or \"any\"", path.display())]
     UnreadLink {
         path: PathBuf,
@@ -82,7 +76,6 @@ pub enum ReplayError {
     /// A file that the configuration names is invalid.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
-    /// The results cannot be written.
     #[error("cannot write the results: {0}")]
     Write(#[from] io::Error),
 }

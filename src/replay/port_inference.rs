@@ -21,7 +21,7 @@ pub(super) const PORTS: usize = 1 << 20;
 /// flows that continue are tracked again.
 pub(super) const FLOWS: usize = 1 << 17;
 
-/// Number of segments with data on one flow that proves a connection immediately. A single one does so if the capture
+/// Number of segments with data on one flow that proves a connection immediately. One segment is enough if the capture
 /// ends without a reset in reply. Scanners sometimes put data into probes, but seldom into ACKs, and closed ports reset
 /// those.
 const DATA: u8 = 2;
@@ -67,7 +67,7 @@ pub(super) struct PortInference<'a> {
 /// A port of a host.
 pub(super) type Port = (Protocol, IpAddr, u16);
 
-/// Reason why a port is considered in use.
+/// Why a port is considered in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Sign {
@@ -99,7 +99,7 @@ impl Used {
         self.ports.contains_key(&port)
     }
 
-    /// The reason why `port` is considered in use; `None` if it is not.
+    /// Why `port` is considered in use; `None` if it is not.
     #[must_use]
     pub(super) fn sign(&self, port: Port) -> Option<Sign> {
         self.ports.get(&port).copied()

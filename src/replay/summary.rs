@@ -168,7 +168,7 @@ pub(super) struct Open {
     pub(super) packets: u64,
 }
 
-/// The reason why a packet is not evidence.
+/// Why a packet is not evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum NoEvidence {
     Engine(IgnoreReason),

@@ -24,7 +24,6 @@ pub(super) fn line(what: &EventKind) -> Option<String> {
     })
 }
 
-/// Writes the summary as text.
 pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     writeln!(out)?;
     match (summary.first, summary.last) {

@@ -23,8 +23,8 @@ const WOULD_BLOCK: usize = 50;
 const SOURCES: usize = 15;
 const RECENT: usize = 20;
 
-/// Maximum number of ports of one ban that are counted: several times as many as the engine records, because each is
-/// compared with all others.
+/// Maximum number of ports of one ban that are counted, because each is compared with all others. Several times as many
+/// as the engine records.
 const MAX_PORTS_PER_BAN: usize = 64;
 
 /// Maximum number of networks that are counted separately: more than a ledger of the default size can hold.

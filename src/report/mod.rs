@@ -1,8 +1,8 @@
 //! Creates the report on the bans in the ledger, as one HTML page or one JSON object. It reads only the ledger, and
 //! writes only the output file.
 //!
-//! [`ReportStats::read`] adds up the bans, [`html()`] and [`json()`] render the sums, and [`save()`] writes the result to a
-//! file. The page is self-contained: it has no script and loads nothing. All times are UTC.
+//! [`ReportStats::read`] adds up the bans, [`html()`] and [`json()`] render the sums, and [`save()`] writes the result
+//! to a file. The page is self-contained: it has no script and loads nothing. All times are UTC.
 
 mod aggregate;
 mod calendar;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::atomic_file::{AtomicFile, TemporaryName};
 
-/// The reason why the report could not be written.
+/// Why the report could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the report to {}: {error}", path.display())]
 pub struct SaveError {

@@ -51,8 +51,8 @@ fn needed(policy: &Policy, shut_out: bool) -> CapabilitySet {
 
 /// Reduces all sets. Capabilities that the process lacks are not added.
 ///
-/// `nice` is kept as well until the sensor thread has its priority ([`forget_priority`]). A process that is `shut_out` of
-/// its own files may pass through all directories.
+/// `nice` is kept as well until the sensor thread has its priority ([`forget_priority`]). A process that is `shut_out`
+/// of its own files may pass through all directories.
 pub(super) fn cut(policy: &Policy, (nice, shut_out): (bool, bool), warnings: &mut Vec<String>) {
     if let Err(error) = try_cut(policy, nice, shut_out) {
         warnings.push(format!("cannot reduce the capabilities of the process ({error})"));

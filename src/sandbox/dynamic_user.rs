@@ -20,9 +20,9 @@ const RANGE: RangeInclusive<u32> = 61_184..=65_519;
 /// Directory in which systemd keeps a file for each assigned uid.
 const HANDED_OUT: &str = "/run/systemd/dynamic-uid";
 
-/// Returns the uid for a process whose state is in the first of `folders`: the owner of a directory since an earlier
-/// run, or else the first unused uid from a start that depends only on the path, so that a later start finds the same.
-/// `None` if no uid is unused, or none is mapped into this user namespace.
+/// Returns the uid for a process whose state is in the first of `folders`: the owner that an earlier run gave one of
+/// them, otherwise the first unused uid. The search begins at a uid that depends only on the path, so that a later
+/// start finds the same. `None` if no uid is unused, or none is mapped into this user namespace.
 pub(super) fn choose(folders: &[PathBuf]) -> Option<u32> {
     let owners = folders.iter().filter_map(|folder| fs::symlink_metadata(folder).ok()).map(|found| found.uid());
     let size = RANGE.end() - RANGE.start() + 1;
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn number_of_a_running_process_is_used() {
+    fn uid_of_running_process_is_used() {
         let status = |state: &str, users: &str| format!("Name:\tx\nState:\t{state}\nUid:\t{users}\nGid:\t61200\n");
         assert!(runs_as(&status("S (sleeping)", "0\t0\t61200\t0"), 61_200), "saved");
         assert!(!runs_as(&status("S (sleeping)", "0\t0\t0\t0"), 61_200), "only its group");
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_outside_the_range_are_never_free() {
+    fn uid_outside_range_is_never_free() {
         for number in [0, 1_000, 61_183, 65_520, 65_534] {
             assert!(!is_unused(number), "{number}");
         }

@@ -1,6 +1,6 @@
-//! Changes the owner of directories and files that root created for the daemon, or that belonged to another user of an
-//! earlier run, to the daemon's user. Every check and change uses an open descriptor, so that replacing a path with a
-//! link in between has no effect.
+//! Gives the daemon's user the directories and files that root created for the daemon, or that belong to the user of an
+//! earlier run. Every check and change uses an open descriptor, so that replacing a path with a link in between has no
+//! effect.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -38,10 +38,9 @@ const SYSTEM: [&str; 13] = [
 /// The directory that fsck keeps at the top of a file system.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Reason why the daemon does not start with a directory of `--state-dir` or `--socket`.
+/// Why the daemon does not start with a directory of `--state-dir` or `--socket`.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// Other programs depend on it.
     #[error(
         "refused to change the owner of {} to {account}, because it is a system directory; use a separate directory \
          with --state-dir, --socket or fleet.socket",
@@ -64,7 +63,6 @@ pub enum HandoverError {
         account: String,
         entry: OsString,
     },
-    /// The operating system refused something.
     #[error("cannot read {}: {error}; use another directory with --state-dir, --socket or fleet.socket", folder.display())]
     System { folder: PathBuf, error: io::Error },
 }
@@ -84,7 +82,7 @@ pub(super) fn check(policy: &Policy, account: &Account) -> Result<(), HandoverEr
 }
 
 /// The directories in [`Policy::write`] in which `account` cannot create and replace files. A missing directory is
-/// created for the account, and one of its own is given to it.
+/// created for the account, and an own directory is given to it.
 pub(super) fn closed(policy: &Policy, account: &Account) -> Vec<PathBuf> {
     let is_given =
         |path: &PathBuf| policy.own.contains(path) && matches!(inspect(path, policy, account, &[]), Ok(Some(_)));
@@ -93,7 +91,8 @@ pub(super) fn closed(policy: &Policy, account: &Account) -> Vec<PathBuf> {
     policy.write.iter().filter(is_closed).cloned().collect()
 }
 
-/// Own directories and files that `account` needs but that belong to another user and stay so, each with its owner.
+/// Own directories and files that `account` needs, but that belong to another user and are not given to it, each with
+/// its owner.
 pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)> {
     let mut found = Vec::new();
     for path in &policy.own {
@@ -152,8 +151,8 @@ pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Resu
     Ok(())
 }
 
-/// Gives the control socket to `account` if its directory is not given, so that the account can remove the socket as
-/// far as the directory permits.
+/// Gives the control socket to `account` if its directory is not given. The account can then remove the socket if the
+/// directory permits it.
 fn give_socket(policy: &Policy, account: &Account) {
     let Some(path) = &policy.own_socket else { return };
     let Ok(open) = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) else { return };

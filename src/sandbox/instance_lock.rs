@@ -42,10 +42,9 @@ pub struct InstanceLock {
     doubt: Option<String>,
 }
 
-/// Reason why this daemon must not run.
+/// Why this daemon must not run.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceLockError {
-    /// Another daemon is running.
     #[error(
         "portsentry is already running in this network namespace{}; stop it first, or see `portsentry status`",
         process.map_or(String::new(), |process| format!(", as process {process}"))
@@ -54,7 +53,6 @@ pub enum InstanceLockError {
         /// Its process id; `None` if it is in a PID namespace that is not visible from here.
         process: Option<i32>,
     },
-    /// The operating system refused something.
     #[error("cannot determine whether portsentry is already running: {0}")]
     System(#[from] io::Error),
 }

@@ -4,8 +4,8 @@
 //! A rule applies to the file that a path refers to at this moment, and a replaced file is a different one, so rules
 //! name directories.
 //!
-//! Unused TCP ports are closed to the process, and so are abstract Unix sockets and signals of other processes, if the
-//! kernel supports that (Linux 6.7, 6.12).
+//! If the kernel supports it, the process can use no other TCP ports (Linux 6.7), and can neither reach abstract Unix
+//! sockets nor send signals outside of the sandbox (Linux 6.12).
 //!
 //! References: landlock(7).
 
@@ -64,13 +64,11 @@ impl Reach {
     }
 }
 
-/// Reason why file access is not restricted.
+/// Why file access is not restricted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfenced {
-    /// The kernel is too old, or was built without it.
     #[error("this kernel has no Landlock (Linux 5.13)")]
     Missing,
-    /// It is disabled at boot.
     #[error("Landlock is disabled (boot with lsm=landlock,...)")]
     Off,
     /// Another error.

@@ -17,10 +17,9 @@ const OTHERS: u32 = 0o002;
 const GROUP: u32 = 0o020;
 const STICKY: u32 = 0o1000;
 
-/// Reason why a file is not trusted.
+/// Why a file is not trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum Untrusted {
-    /// Its mode permits changes by others.
     #[error(
         "{who} can write to {place} and so gain the privileges of portsentry{}; run: chmod {fix} {place}",
         on_the_way(file, place)
@@ -34,7 +33,6 @@ pub enum Untrusted {
         /// The mode change that fixes it.
         fix: &'static str,
     },
-    /// It belongs to another user.
     #[error(
         "user {owner} owns {place} and could so gain the privileges of portsentry{}; run: chown root {place}",
         on_the_way(file, place)

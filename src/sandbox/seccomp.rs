@@ -19,16 +19,13 @@ use seccompiler::{
 
 use super::{Calls, Policy, Process};
 
-/// Reason why system calls are not restricted.
+/// Why system calls are not restricted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfiltered {
-    /// There are no lists for this processor.
     #[error("there is no list of system calls for this processor ({})", std::env::consts::ARCH)]
     Processor,
-    /// The filter cannot be compiled.
     #[error("the filter cannot be compiled ({0})")]
     Filter(#[from] BackendError),
-    /// The kernel refuses the filter.
     #[error("the kernel has no seccomp filters ({0})")]
     Refused(#[from] seccompiler::Error),
 }

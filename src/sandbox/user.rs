@@ -176,8 +176,8 @@ impl Account {
     }
 }
 
-/// The file, or a folder on its path, that prevents the user of a service, with additional `groups`, from using `file`
-/// with all of `bits` (4 to read, 1 to execute). `None` if nothing prevents it, or if there is no such user.
+/// The file, or a directory on its path, that prevents the user of a service, with additional `groups`, from using
+/// `file` with all of `bits` (4 to read, 1 to execute). `None` if nothing prevents it, or if there is no such user.
 #[must_use]
 pub fn obstacle_for(user: &str, groups: &[&str], file: &Path, bits: u32) -> Option<PathBuf> {
     let found = looked_up(User::from_name(user)).ok()??;

@@ -112,8 +112,8 @@ mod tests {
         let answer = TcpFlags::SYN | TcpFlags::ACK;
         assert_eq!(refutes(&packet(true, answer, 21), TcpFlags::SYN), Some(BanTarget::V4(SCANNER.into())));
         assert_eq!(refutes(&packet(true, answer, 22), TcpFlags::SYN), None, "another port");
-        assert_eq!(refutes(&packet(true, TcpFlags::RST, 21), TcpFlags::SYN), None, "a closed port answers so");
+        assert_eq!(refutes(&packet(true, TcpFlags::RST, 21), TcpFlags::SYN), None, "a closed port answers like this");
         assert_eq!(refutes(&packet(false, answer, 21), TcpFlags::SYN), None, "any host can send that");
-        assert_eq!(refutes(&packet(true, answer, 21), 0), None, "a NULL probe stays one");
+        assert_eq!(refutes(&packet(true, answer, 21), 0), None, "a NULL probe remains evidence");
     }
 }

@@ -13,7 +13,6 @@ use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
 use crate::engine::{ActiveBan, Ban, Host};
 use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
-/// The configured backends.
 #[derive(Default)]
 pub struct Blocker {
     /// All backends in their order; empty if no ban is enforced.
@@ -24,13 +23,11 @@ pub struct Blocker {
     pub slow: Option<SlowQueue>,
     /// True while enforcement is suspended: scans are only logged.
     pub suspended: bool,
-    /// TCP scans only run the command.
+    /// True if TCP scans only run the command.
     pub tcp_tells: bool,
-    /// UDP scans only run the command.
+    /// True if UDP scans only run the command.
     pub udp_tells: bool,
-    /// The classic mode name for TCP.
     pub tcp_mode: &'static str,
-    /// The classic mode name for UDP.
     pub udp_mode: &'static str,
 }
 

@@ -22,7 +22,6 @@ use crate::engine::{ActiveBan, Explanation, Host, Service, Settings};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
-/// A command to the sensor thread.
 pub enum SensorCommand {
     /// Replaces the snapshot of the host: allow-list, listeners, addresses, interfaces.
     Host(Arc<Host>),

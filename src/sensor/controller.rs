@@ -443,7 +443,7 @@ impl BanController {
             Err(error) => return Err(error.to_string()),
         }
         self.enforcement.release(&targets, &self.reporter);
-        // One at a time, so that each also takes back its strike, as a single unblock does.
+        // Bans are lifted one at a time, so that each also takes back its strike, as a single unblock does.
         for target in &targets {
             self.observer.lift(*target);
         }

@@ -439,7 +439,6 @@ impl Enforcement {
         self.with_table(scope, backend, targets, |blocker| blocker.put_back(backend, bans, now))
     }
 
-    /// Repairs the table after `damage`.
     pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {
         let Some(table) = &mut self.blocker.nft else { return };
         if self.table_repair.repair(scope.now, table, damage, scope.observer, &mut self.pending, scope.reporter) {

@@ -1,5 +1,5 @@
-//! Remembers packets that the kernel's trap may have counted but that the sensor found not to be probes, because their
-//! port is in use or the kernel drops them later. The table is bounded: if two sources share a slot, the later one
+//! Remembers packets that the kernel's trap may have counted, but that are not probes according to the sensor: their
+//! port is in use, or the kernel drops them later. The table is bounded: if two sources share a slot, the later one
 //! keeps it, and the ban of the other is shortened instead of removed.
 
 use std::hash::{Hash as _, Hasher as _};

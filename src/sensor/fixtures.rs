@@ -1,4 +1,4 @@
-//! Fixtures for the sensor's unit tests: a host, a scanner and a ban.
+//! Provides fixtures for the sensor's unit tests: a host, a scanner and a ban.
 
 use crate::engine::tests::scene::builtin;
 use crate::engine::{Ban, Engine, HashKey, Host, Local, NoLookup, Settings, Verdict};

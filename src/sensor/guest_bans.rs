@@ -10,7 +10,6 @@ use crate::types::BanTarget;
 /// Maximum number of tracked bans. If there are more, the oldest ones last until their expiry.
 const MAX_FOLLOWED: usize = 1_024;
 
-/// A ban of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestBan {
     pub target: BanTarget,

@@ -1,5 +1,5 @@
-//! Counters and gauges of the sensor. Each has one writing thread; readers take no lock, and may see one metric
-//! slightly older than another.
+//! Defines the counters and gauges of the sensor. Each has one writing thread; readers take no lock, and may see one
+//! metric slightly older than another.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,7 +26,6 @@ impl Metric {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// The current value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -184,7 +183,6 @@ impl SensorMetrics {
         self.reaction_sum.add(micros);
     }
 
-    /// The reaction times.
     #[must_use]
     pub fn reactions(&self) -> Read {
         Read { counts: self.reactions.each_ref().map(Metric::get), sum: self.reaction_sum.get() }

@@ -1,5 +1,5 @@
-//! The sensor thread: frames -> observe -> decide -> apply -> commit, with no blocking work between a packet and its
-//! ban. It waits for packets, takes commands from its inbox and puts events into a bounded queue.
+//! Runs the sensor thread: frames -> observe -> decide -> apply -> commit, with no blocking work between a packet and
+//! its ban. It waits for packets, takes commands from its inbox and puts events into a bounded queue.
 
 mod batch;
 mod batching;
@@ -51,8 +51,8 @@ use observer::Observer;
 pub use port_lookup::KernelPorts;
 use reporter::Reporter;
 
-/// Pause of the decoys after a failed accept, which is mostly a lack of file descriptors. An immediate retry would keep
-/// a core busy.
+/// Pause of the decoys after a failed accept, usually because of a lack of file descriptors. An immediate retry would
+/// keep a core busy.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Maximum time until the event reader is woken while packets keep arriving.
@@ -61,13 +61,12 @@ const WAKE_DELAY: Duration = Duration::from_millis(2);
 /// Minimum poll timeout for maintenance that is due.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 
-/// Reason why the sensor ended without [`SensorCommand::Stop`].
+/// Why the sensor ended without [`SensorCommand::Stop`].
 #[derive(Debug, thiserror::Error)]
 pub enum SensorError {
     /// The capture failed.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// Waiting for packets failed.
     #[error("cannot wait for packets: {0}")]
     Poll(#[from] Errno),
 }
@@ -78,7 +77,6 @@ struct Ready {
     decoys: bool,
 }
 
-/// State of the sensor thread.
 pub struct Sensor {
     live: Live,
     decoys: Decoys,

@@ -1,6 +1,6 @@
-//! Looks up in the kernel which socket or flow receives a packet. Sources are the socket tables, the connection
-//! tracking table for translated flows, and the sets in which rules of the output hook record traffic that this host
-//! sent from trapped ports.
+//! Looks up in the kernel which socket or flow receives a packet. It reads the socket tables, the connection tracking
+//! table for translated flows, and the sets in which rules of the output hook record traffic from trapped ports of this
+//! host.
 
 use std::net::{IpAddr, SocketAddr};
 

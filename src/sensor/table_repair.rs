@@ -286,7 +286,7 @@ impl CpuShare {
     }
 }
 
-/// Repairs may use one part in this many of a core.
+/// Repairs may use 1/`SHARE` of a core.
 const SHARE: u32 = 10;
 
 /// The processor time of this thread.

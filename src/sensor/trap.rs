@@ -3,8 +3,8 @@
 //! The trap blocks sources without the sensor. The sensor sees the same packets and reaches the same verdict within
 //! milliseconds, with a reason, a ledger record and the right ban length. If it does not, the trap's ban is removed
 //! only for a reason that the sensor saw: the ports are in use, the kernel drops such packets, or the source has become
-//! exempt. Without such a reason (packets were lost, or the ceilings withhold the ban) the ban is shortened, so that a
-//! scan that the sensor cannot see does not end its own ban.
+//! exempt. Without such a reason (packets were lost, or the ceilings withhold the ban) the ban is shortened. If it were
+//! removed, a scan that the sensor cannot see would end its own ban.
 //!
 //! A source that the trap has blocked stays in a small set until the sensor's own ceilings have room again, so that the
 //! kernel does not exceed them.
@@ -180,8 +180,8 @@ impl TrapControl {
         self.reset(reporter);
     }
 
-    /// Makes the trap monitor no ports until [`TrapControl::resume`], even if it is armed in between. Trapped sources are
-    /// reviewed before.
+    /// Makes the trap monitor no ports until [`TrapControl::resume`], even if it is armed in between. Trapped sources
+    /// are reviewed before.
     pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         self.paused = true;

@@ -1,6 +1,5 @@
-//! Monitors the number of ports that the trap monitors. If a large part of them is lost, scans of those ports go
-//! unseen, and the operator is notified. A service that starts takes one port; only a mistake or an attack takes a
-//! quarter.
+//! Tracks the number of ports that the trap monitors. If it loses a large part of them, scans of those ports go unseen,
+//! and the operator is notified. A service that starts takes one port; only a mistake or an attack takes a quarter.
 
 use std::time::Duration;
 

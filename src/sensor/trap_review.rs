@@ -102,7 +102,7 @@ impl TrapReview {
             Delivery::Broadcast | Delivery::Multicast => port.0 == Protocol::Udp,
             _ => false,
         };
-        // The kernel treats the first address of each network on its links as an anycast address of its own.
+        // The kernel treats the first address of each network on its links as an own anycast address.
         let is_first = matches!(packet.destination, IpAddr::V6(v6) if v6.octets().ends_with(&[0]));
         let is_counted = counted && is_unicast(packet.destination);
         let is_forwarded = verdict == Verdict::Ignored(IgnoreReason::NotOurs);
@@ -193,9 +193,9 @@ mod tests {
         let caught = vec![BanTarget::V4(SCANNER.into())];
         let mut host = host();
         assert_eq!(reviewed(&host, Checksum::Good).confirmed, caught);
-        assert_eq!(reviewed(&host, Checksum::Bad).excused, caught, "the kernel drops what came over a wire");
+        assert_eq!(reviewed(&host, Checksum::Bad).excused, caught, "the kernel drops it if it came over a wire");
         host.virtual_links = vec![2];
-        assert_eq!(reviewed(&host, Checksum::Bad).confirmed, caught, "it takes what a guest sends");
+        assert_eq!(reviewed(&host, Checksum::Bad).confirmed, caught, "the kernel accepts it from a guest");
         assert_eq!(reviewed(&host, Checksum::BadHeader).excused, caught);
     }
 
@@ -217,13 +217,13 @@ mod tests {
             let tcp = packet(false, TcpFlags::SYN, port).transport;
             assert!(!see(Delivery::Broadcast, tcp, HERE), "the trap does not count TCP in such frames");
             assert!(!see(Delivery::Multicast, udp(port), [224, 0, 0, 251]), "nor true multicast");
-            assert!(!see(Delivery::OtherHost, udp(port), HERE), "nor what is for another host");
+            assert!(!see(Delivery::OtherHost, udp(port), HERE), "nor frames for another host");
         }
         assert!(!see(Delivery::Broadcast, udp(1), HERE) && !see(Delivery::Broadcast, udp(2), HERE));
         assert!(see(Delivery::Multicast, udp(3), HERE), "as many as the trap counts");
     }
 
-    /// nft calls the first address of a network anycast, also where it is another router's.
+    /// nft calls the first address of a network anycast, even if it belongs to another router.
     #[test]
     fn forwarded_first_address_excuses_trap_ban() {
         let mut review = TrapReview::new(HashKey(3, 4));

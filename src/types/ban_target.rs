@@ -9,10 +9,10 @@ use ipnet::IpNet;
 use super::Prefix;
 use super::shared64;
 
-/// The unit by which the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer
-/// holds a whole /64 and may send from any address in it (RFC 6177). Exceptions are the /64s that many hosts share,
-/// link-local and NAT64 ([`shared64`]), where each address is a target of its own. If the operator permits wider bans,
-/// a target can also be a network.
+/// The unit by which the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64. One customer holds a
+/// whole /64, and may send from any address in it (RFC 6177). Exceptions are the /64s that many hosts share, link-local
+/// and NAT64 ([`shared64`]), where each address is a separate target. If the operator permits wider bans, a target can
+/// also be a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BanTarget {
     /// One IPv4 address.

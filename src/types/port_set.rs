@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Any subset of the ports 0 to 65535, as a bitmap of 8 KiB. A lookup takes one load.
+/// Any subset of the ports 0 to 65535, as a bitmap of 8 KiB. A look-up takes one load.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PortSet(Box<[u64]>);
 
@@ -104,7 +104,6 @@ pub enum PortSetError {
     /// Neither a number from 1 to 65535 nor a range of such numbers.
     #[error("{0:?} is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"")]
     NotAPort(String),
-    /// A range whose end comes before its start.
     #[error("{0:?} is a reversed range; write the smaller port first, for example \"11-15\"")]
     Backwards(String),
 }

@@ -26,7 +26,6 @@ impl Rate {
         Self { packets, unit: Unit::Minute }
     }
 
-    /// The number of packets per unit of time.
     #[must_use]
     pub fn packets(self) -> u32 {
         self.packets

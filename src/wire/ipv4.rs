@@ -9,7 +9,6 @@ use super::piece::Piece;
 use super::transport::{self, ICMPV4};
 use super::{Checksum, Packet, Undecoded};
 
-/// Decodes the packet of an IPv4 frame.
 #[inline]
 pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
     let (header, rest) = frame.packet.split_first_chunk::<12>().ok_or(Undecoded::Truncated)?;

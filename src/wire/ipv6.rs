@@ -10,7 +10,6 @@ use super::piece::Piece;
 use super::transport::{self, ICMPV6};
 use super::{Checksum, Packet, Transport, Undecoded};
 
-/// Decodes the packet of an IPv6 frame.
 #[inline]
 pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
     let (&[version, _, _, _, l0, l1, next, _], rest) = frame.packet.split_first_chunk().ok_or(Undecoded::Truncated)?;

@@ -1,4 +1,4 @@
-//! Tests that packets are not evidence if the kernel drops them before the lookup of a socket, and that others are.
+//! Tests that packets which the kernel drops before the socket look-up are not evidence, and that others are.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -43,13 +43,13 @@ fn damaged_segments_block_nothing() {
     lab.expect_ban(source(104));
 }
 
-/// A guest that marks its segments as not yet summed (`CHECKSUM_PARTIAL`) may leave anything in the field: this host takes them.
+/// If a guest marks its segments as not yet summed (`CHECKSUM_PARTIAL`), this host accepts them with any checksum.
 #[test]
 fn guest_with_garbage_checksums_is_banned() {
     let lab = Lab::new(&["guest"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
-    // The segments of local sockets are marked so on a veth; after that the kernel does not verify the field.
+    // On a veth, the segments of local sockets have this mark, and the kernel does not verify their checksums.
     let garbage =
         "table ip garbage { chain sums { type filter hook postrouting priority 0; tcp checksum set 0xdead; }; }";
     lab.run("guest", "nft", &[garbage]);
@@ -207,7 +207,7 @@ fn scan_behind_long_ipv6_options_is_seen() {
         wire.send(&raw::packet(source, target, DESTINATION, &payload));
         lab.expect_ban(format!("2001:db8:{network:x}::").parse().unwrap());
     }
-    // Many short headers, which Linux follows, whatever their number.
+    // Many short headers. Linux follows any number of them.
     for (network, headers) in [(5_u16, 17_usize), (6, 36), (7, 37), (8, 100)] {
         let source = format!("2001:db8:{network:x}::1").parse().unwrap();
         let mut payload = [DESTINATION, 0, 0x1e, 4, 0, 0, 0, 0].repeat(headers);

@@ -11,8 +11,8 @@ use netns_lab::raw::{self, SYN, forged};
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
-/// Sources that probe one port each, more than the source table holds (65,536), and sources that are banned
-/// immediately, fewer than the set holds (131,072).
+/// Number of sources that probe one port each, more than the source table holds (65,536), and of sources that are
+/// banned immediately, fewer than the set holds (131,072).
 const SUSPECTS: u32 = 250_000;
 const SCANNERS: u32 = 60_000;
 /// The default of `block.max_new_bans_per_minute`, and the longest ban above it.

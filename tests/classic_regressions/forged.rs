@@ -39,7 +39,7 @@ fn scanner_among_forged_syns_is_banned_alone() {
 
 /// Neither a log-only protocol nor the allow-list may be used to fill the disk or to hide a ban.
 #[test]
-fn floods_of_probes_stay_in_budget() {
+fn probe_floods_stay_within_line_limit() {
     let lab = Lab::new(&["forger", "scanner"]);
     let file = lab.path("events.json");
     let configuration = format!("[allow]\nnetworks = [\"10.98.0.0/16\"]\n[report]\njson_file = {file:?}\n");

@@ -216,7 +216,7 @@ fn clients_during_service_restart_are_not_banned() {
 fn serve_at(lab: &Lab, host: &str, port: u16) -> std::thread::JoinHandle<()> {
     let namespace = lab.namespace(host).name().to_owned();
     let listener = lab.inside(host, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
-    // The thread ends with the test process: its listener keeps the namespace open, and nothing waits for it.
+    // The thread is not joined: it ends with the test process, and its listener keeps the namespace open until then.
     std::thread::spawn(move || {
         enter(&namespace);
         for mut stream in listener.incoming().flatten() {

@@ -36,7 +36,8 @@ fn is_served(lab: &Lab, host: &str, timeout: Duration) -> bool {
     lab.inside(host, || fetch(service, timeout * slowness()))
 }
 
-/// Sends SYNs to closed ports of the victim from a link-local address: enough for a ban of a source that has connected to a service.
+/// Sends SYNs to closed ports of the victim from a link-local address: enough for a ban of a source that has connected
+/// to a service.
 fn probe(lab: &Lab, host: &str, source: &str) {
     let mut wire = lab.wire(host);
     for port in [23, 79, 111, 119, 512, 513, 514, 540, 635, 1080] {

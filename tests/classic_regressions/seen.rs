@@ -11,7 +11,8 @@ use netns_lab::{Lab, TIMEOUT};
 const STRICT: [&str; 4] = ["--expire", "24h", "--scan-trigger", "0"];
 const QUICK: [&str; 6] = ["-p1-60", "--max-retries", "0", "--max-rtt-timeout", "100ms", "-T4"];
 
-/// A burst is faster than any program: only the kernel's rules can prevent an answer. `nmap -f` waits between its probes.
+/// A burst is faster than any program: only the kernel's rules can prevent an answer. `nmap -f` waits between its
+/// probes.
 #[test]
 fn fragmented_scan_learns_nothing() {
     let lab = Lab::new(&["attacker", "burst"]);

@@ -62,7 +62,7 @@ fn service_starts_at_heavily_probed_port() {
 }
 
 #[test]
-fn first_clients_under_probing_are_not_blamed() {
+fn first_clients_under_probing_are_not_banned() {
     let lab = Lab::new(&["attacker", "client", "culprit"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (source, target) = (IpAddr::from(lab.v4("attacker")), IpAddr::from(lab.victim_v4("attacker")));

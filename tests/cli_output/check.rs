@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use netns_lab::Namespace;
 
-/// A host with one interface, a gateway, and a folder for its files.
+/// A host with one interface, a gateway, and a directory for its files.
 struct Host {
     folder: TempDir,
     units: TempDir,
@@ -282,7 +282,7 @@ fn unwise_names_are_warned_about() {
 }
 
 #[test]
-fn forbidden_needs_are_named_until_drop_in() {
+fn unit_conflicts_are_named_until_drop_in() {
     let host = Host::new();
     let settings = "[metrics]\nlisten = \"127.0.0.1:9777\"\n[block]\nmethod = [\"nft\", \"hosts-deny\"]\n\
         [report]\njson_file = \"/srv/portsentry/events.json\"\n[trap]\nudp = true\n";
@@ -320,7 +320,7 @@ fn forbidden_needs_are_named_until_drop_in() {
 }
 
 #[test]
-fn unprivileged_check_names_what_was_skipped() {
+fn unprivileged_check_names_skipped_checks() {
     let host = Host::new();
     fs::set_permissions(host.folder.path(), Permissions::from_mode(0o755)).unwrap();
     let file = host.file("portsentry.toml", "[block]\nmethod = [\"nft\", \"hosts-deny\"]\n");

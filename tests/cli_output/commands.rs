@@ -233,7 +233,7 @@ fn run_expecting(daemon: &Daemon, line: &str, code: i32) -> (String, String) {
 
 fn daemon() -> Daemon {
     let daemon = Daemon::start();
-    // The socket's folder belongs to the daemon's user, which must not be able to change the configuration.
+    // The socket's directory belongs to the daemon's user, which must not be able to change the configuration.
     let folder = daemon.folder.path();
     std::os::unix::fs::chown(folder, Some(0), Some(0)).unwrap();
     fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();

@@ -69,11 +69,11 @@ fn half_open_scan_sees_every_port_open() {
     daemon.stop();
 }
 
-/// With `half_open = "ban"` half-open connections count too, although they can be forged.
-/// nft calls the first IPv6 address of a network on the link anycast, but any neighbour can use it. If the decoys left it out, its
-/// scan would see the services alone.
+/// With `half_open = "ban"` half-open connections count too, although they can be forged. nft calls the first IPv6
+/// address of a network on the link anycast, but any neighbour can use it. If the decoys ignored it, its scan would
+/// find the real services.
 #[test]
-fn source_of_any_kind_meets_decoys() {
+fn decoys_answer_sources_of_any_type() {
     let lab = Lab::new(&["sly"]);
     let daemon = start(&lab, ALL);
     lab.run("sly", "ip", &["addr", "del", &format!("{}/64", lab.v6("sly")), "dev", "uplink"]);
@@ -152,7 +152,7 @@ fn forged_syns_ban_no_source() {
     let daemon = start(&lab, ALL);
     let memory = || {
         let text = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).expect("it runs");
-        let line = text.lines().find(|line| line.starts_with("VmRSS:")).expect("proc has it");
+        let line = text.lines().find(|line| line.starts_with("VmRSS:")).expect("/proc contains it");
         line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("in kB")
     };
     let before = memory();
@@ -187,7 +187,7 @@ fn cookies_sent(lab: &Lab) -> String {
 
 /// A SYN cookie has fewer options than the answer of a service, and is not sent again.
 #[test]
-fn thousands_of_half_open_syns_need_no_cookies() {
+fn half_open_syn_flood_needs_no_cookies() {
     let _alone = exclusive_backlog();
     let lab = Lab::new(&["sly"]);
     lab.default_route("sly");

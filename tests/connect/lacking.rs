@@ -1,4 +1,4 @@
-//! Connect mode on a kernel that lacks an expression of the decoys' rules.
+//! Tests connect mode on a kernel that lacks an expression of the decoys' rules.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
@@ -7,14 +7,14 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, eventually};
 
-/// Privileged ports and others, one of which is a service's.
+/// Privileged and other ports, one of which belongs to a service.
 const PORTS: &str = "[tcp]\nmode = \"connect\"\nports = \"901-903,7001-7004\"\n[udp]\nmode = \"off\"\n";
 
-/// Starts the program where the kernel knows no expression `tproxy`: see no-tproxy.c.
+/// Starts the program as on a kernel without the expression `tproxy`, which no-tproxy.c simulates.
 fn start_without_tproxy(lab: &Lab) -> Daemon {
     let (source, library) =
         (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/connect/no-tproxy.c"), lab.path("no-tproxy.so"));
-    // What builds SQLite is there to build this.
+    // The compiler is present, because SQLite is built with it.
     let built = Command::new("cc").args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(&library).arg(source).status();
     assert!(built.expect("there is a C compiler").success());
     let preload = format!("LD_PRELOAD={}", library.display());
@@ -47,7 +47,7 @@ fn each_port_has_socket_without_tproxy() {
 
     let table = || lab.run("victim", "nft", &["list table inet portsentry"]);
     assert!(!table().contains("decoy"), "{}", table());
-    // What would change the decoys' rules, and what has the table made anew.
+    // The first would change the decoys' rules, the second makes the daemon create its table again.
     let nat = "add table ip nat; add chain ip nat prerouting { type nat hook prerouting priority dstnat; }";
     for rules in [nat, "flush ruleset"] {
         lab.run("victim", "nft", &[rules]);

@@ -1,12 +1,12 @@
-/* Runs a program on a kernel without nft_tproxy, as far as it can tell (LD_PRELOAD): what it sends over netlink names that
- * expression by a name that no kernel knows, so that the kernel itself looks for its module and refuses the rule.
+/* Simulates a kernel without nft_tproxy for one program (LD_PRELOAD): its netlink messages get an unknown name in place of
+ * that expression. The kernel itself then looks for the module and refuses the rule.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <string.h>
 #include <sys/socket.h>
 
-/* NFTA_EXPR_NAME in the order of bytes of this machine: a length, the type 1, and the name with its zero. */
+/* NFTA_EXPR_NAME in host byte order: length, type 1, and the name with its zero byte. */
 static const struct {
     unsigned short length, type;
     char name[8];

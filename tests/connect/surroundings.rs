@@ -74,7 +74,7 @@ fn tracked(lab: &Lab) -> u32 {
     lab.run("victim", "cat", &["/proc/sys/net/netfilter/nf_conntrack_count"]).trim().parse().expect("a number")
 }
 
-/// Without NAT, decoy connections are not tracked, however many there are; those of services are.
+/// Without NAT, decoy connections are not tracked, even in a flood; those of services are.
 #[test]
 fn decoys_stay_out_of_connection_tracking() {
     let _alone = exclusive_backlog();

@@ -1,4 +1,4 @@
-//! Tests names and files of the allow-list: which addresses they protect, from when on, and when the protection ends.
+//! Tests names and files of the allow-list: which addresses they protect, and when the protection begins and ends.
 
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -213,7 +213,7 @@ fn moved_name_protects_both_addresses_briefly() {
 fn name_with_impossible_address_protects_nothing() {
     let lab = Lab::new(&["dns", "attacker"]);
     let hostile = ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "169.254.7.7", "::", "ff02::1", "fe80::1"];
-    // The victim's own address is protected as such, whatever the name.
+    // The victim's own address is protected in any case, so the name is not the reason.
     let own = IpAddr::from(lab.victim_v4("attacker"));
     let answer = hostile.iter().map(|text| text.parse().unwrap()).chain([own]).collect();
     let _server = NameServer::start(&lab, "dns", Reply::Addresses(answer));

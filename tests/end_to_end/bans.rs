@@ -139,7 +139,7 @@ fn repeated_probes_are_summarised() {
 }
 
 #[test]
-fn full_set_is_reported_and_survived() {
+fn daemon_reports_and_survives_full_set() {
     let lab = Lab::new(&["attacker", "third"]);
     let _services = Services::open(&lab, &EIGHT);
     // When packets and transactions add elements at the same time, the kernel's count is off by a few.

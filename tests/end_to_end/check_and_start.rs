@@ -12,7 +12,7 @@ use portsentry::config::Config;
 
 use crate::draws::{Draws, KEYS};
 
-/// How many configurations are drawn; another seed draws others.
+/// The number in an environment variable, or the built-in one: the seed, and the number of configurations to draw.
 fn number(variable: &str, builtin: u64) -> u64 {
     std::env::var(variable).map_or(builtin, |text| text.parse().expect("a number"))
 }
@@ -52,7 +52,7 @@ fn check_and_start_refuse_alike() {
         if around.has_user && has_others {
             lab.add_service_user(4_100, 4_100);
         }
-        // A table of before that cannot be changed is no reason to fail here.
+        // If an earlier table cannot be changed, this round uses it.
         let _ = lab.command("victim", "nft").arg(around.table).output().unwrap();
         let (file, socket) = (file.to_str().unwrap(), place(around.socket));
         let places = ["--state-dir", &state, "--socket", &socket];
@@ -142,7 +142,7 @@ fn check_accepts_state_of_running_daemon() {
     if !netns_lab::has_other_users() {
         return;
     }
-    // Without the package's user the daemon runs with a number that only it has.
+    // Without the package's user the daemon runs with an unused uid.
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &[]);
     let (state, socket) = (lab.path("state"), lab.path("socket"));
@@ -152,7 +152,7 @@ fn check_accepts_state_of_running_daemon() {
     daemon.stop();
 }
 
-/// Where the daemon says that it watches, as it does to systemd.
+/// The socket on which the daemon reports readiness, as to systemd.
 fn notify_socket(lab: &Lab) -> UnixDatagram {
     let socket = UnixDatagram::bind(lab.path("notify")).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -160,14 +160,14 @@ fn notify_socket(lab: &Lab) -> UnixDatagram {
     socket
 }
 
-/// Whether `check` passes, and what it writes.
+/// Runs `check`; returns whether it passes, and its output.
 fn check(lab: &Lab, arguments: &[&str]) -> (bool, String) {
     let to_log = ["sh", "-c", "exec \"$@\" >&2", "sh"];
     let ended = Daemon::run_to_end(lab, &to_log, &[&["check"], arguments].concat());
     (ended.status.success(), ended.log)
 }
 
-/// Whether the daemon says to `notify` that it watches, and its log.
+/// Starts the daemon; returns whether it reports readiness to `notify`, and its log.
 fn start_with(lab: &Lab, notify: &UnixDatagram, arguments: &[&str]) -> (bool, String) {
     let socket = format!("NOTIFY_SOCKET={}", lab.path("notify").display());
     let mut daemon = Daemon::spawn(lab, &["env", &socket], arguments);

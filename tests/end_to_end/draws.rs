@@ -1,11 +1,11 @@
-//! Configurations and their surroundings at random: every key with values that fit, values that only some hosts can take, and
-//! values that no host takes.
+//! Draws configurations and their surroundings at random: for every key, valid values, values that are valid on some
+//! hosts, and values that the parser refuses.
 
 use std::collections::BTreeMap;
 
-/// Key, values that fit any host, values that depend on the host, values that the parser refuses. `DIR` is the lab's folder
-/// ([`crate::check_and_start`] makes what is in it); 2323 and 9800 are ports that another program has, and `nosuch0` does not
-/// exist.
+/// Key, values that are valid on any host, values that depend on the host, and values that the parser refuses. `DIR` is
+/// the lab's directory, whose files [`crate::check_and_start`] creates. Another program has the ports 2323 and 9800. The
+/// interface `nosuch0` does not exist.
 type Key = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
 
 const DURATIONS: &[&str] = &["\"1s\"", "\"90m\"", "\"30d\""];
@@ -221,10 +221,10 @@ pub(crate) const KEYS: &[Key] = &[
     ("notify.interval", &["\"10s\"", "\"1d\""], &[], &["\"9s\"", "\"2d\""]),
 ];
 
-/// Keys whose built-in values are files of this machine.
+/// Keys that are always drawn, because their built-in values are files of this machine.
 const ALWAYS: &[&str] = &["block.hosts_deny.file", "fleet.socket"];
 
-/// Keys that have no effect without others, by their beginning.
+/// Prefixes of keys that have no effect without other keys, with these keys.
 const NEEDS: &[(&str, &[(&str, &str)])] = &[
     ("fleet.", &[("fleet.url", "\"rediss://192.0.2.9:6379\""), ("fleet.host", "\"web-1\"")]),
     ("block.run.", &[("block.method", "[\"nft\", \"run\"]"), ("block.run.command", "[\"/bin/true\"]")]),
@@ -234,7 +234,7 @@ const NEEDS: &[(&str, &[(&str, &str)])] = &[
     ("udp.ports", &[("udp.mode", "\"connect\"")]),
 ];
 
-/// What is around a configuration; each begins with the usual.
+/// The surroundings of a configuration. The first value of each list below is the usual one.
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     /// The value of `--state-dir`.
@@ -243,9 +243,9 @@ pub(crate) struct Surroundings {
     pub(crate) socket: &'static str,
     /// Whether the host has the package's user.
     pub(crate) has_user: bool,
-    /// What `nft` is given before.
+    /// Commands that `nft` runs before the start.
     pub(crate) table: &'static str,
-    /// Mode and owner of the file.
+    /// Mode and owner of the configuration file.
     pub(crate) file: (u32, u32),
 }
 
@@ -286,8 +286,8 @@ impl Draws {
         values[self.below(values.len())]
     }
 
-    /// A configuration, one key a line: values that fit, in two of three a value that depends on the host, and in one of
-    /// eight one that is always refused.
+    /// A configuration with one key per line: valid values, in two of three configurations a value that depends on the
+    /// host, and in one of eight a value that is always refused.
     pub(crate) fn configuration(&mut self) -> String {
         let mut drawn = BTreeMap::new();
         for (key, fits, ..) in KEYS {
@@ -310,7 +310,7 @@ impl Draws {
         drawn.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
     }
 
-    /// Mostly the usual.
+    /// Surroundings in which at most one value is unusual.
     pub(crate) fn surroundings(&mut self) -> Surroundings {
         let unusual = self.below(12);
         Surroundings {

@@ -213,7 +213,7 @@ fn foreign_chain_beside_ours_is_kept() {
 }
 
 #[test]
-fn looping_foreign_changes_are_outlasted() {
+fn table_returns_after_looping_foreign_changes() {
     let lab = Lab::new(&["attacker"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");

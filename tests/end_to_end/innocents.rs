@@ -51,7 +51,7 @@ fn ipv6_gateway_is_exempt_despite_neighbour() {
     lab.probe("gateway", neighbour.into(), victim, &CLOSED);
     lab.provoke_ban("other");
     let text = lab.set_text("allowed6");
-    assert!(text.contains(&gateway.to_string()), "the kernel accepts the gateway whatever is banned: {text}");
+    assert!(text.contains(&gateway.to_string()), "the kernel accepts the gateway despite any ban: {text}");
     // The neighbour's address is removed, so that the gateway connects with its own.
     lab.run("gateway", "ip", &["addr", "del", &format!("{neighbour}/64"), "dev", "uplink"]);
     assert_eq!(lab.served("gateway", victim, &EIGHT, 1), 8);
@@ -211,8 +211,8 @@ fn socket(address: SocketAddr, kind: SocketType, prepare: impl FnOnce(&OwnedFd))
     socket
 }
 
-/// Asserts that `host`, at `address`, is not banned although it probes many closed ports, and that the log names it
-/// with `reason`, in no line that a filter like fail2ban's would ban it for.
+/// Asserts that `host`, at `address`, is not banned although it probes many closed ports. The log must name it with
+/// `reason`, but in no line for which a filter like fail2ban's would ban it.
 fn assert_protected(lab: &Lab, daemon: &Daemon, host: &str, address: IpAddr, reason: &str) {
     let target = if address.is_ipv4() { lab.victim_v4(host).into() } else { lab.victim_v6(host).into() };
     lab.probe(host, address, target, &CLOSED);

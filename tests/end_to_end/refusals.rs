@@ -109,7 +109,7 @@ fn assert_refused_without(capability: &str, name: &str) {
     assert!(ended.log.contains(name), "{ended:?}");
 }
 
-/// Asserts that it failed with an error message, without a panic, before it began to watch.
+/// Asserts that the program failed with an error message, without a panic, before it began to monitor.
 fn assert_refused(ended: &Ended) {
     assert!(ended.status.code().is_some_and(|code| code != 0 && code != 101), "{ended:?}");
     assert!(!ended.log.contains("now active and listening"), "{ended:?}");

@@ -252,7 +252,7 @@ fn silent_name_server_delays_line_only() {
     let daemon = Daemon::start_configured(&lab, NAMED, &[]);
     let begin = Instant::now();
     let attacker = lab.provoke_ban("attacker");
-    // The lookup takes two seconds.
+    // The look-up takes two seconds.
     assert!(begin.elapsed() < Duration::from_secs(2) * slowness(), "{:?}", begin.elapsed());
     let blocked = daemon.expect_line(&format!("Host {attacker} has been blocked via"));
     assert!(begin.elapsed() < Duration::from_secs(15) * slowness(), "{:?}", begin.elapsed());
@@ -261,7 +261,7 @@ fn silent_name_server_delays_line_only() {
     let scan = format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: 901");
     let place = |line: &str| lines.iter().position(|other| other == line).unwrap_or_else(|| panic!("{lines:?}"));
     assert!(place(&scan) < place(&blocked), "{lines:?}");
-    // The lookup is still running.
+    // The look-up is still running.
     daemon.stop();
 }
 

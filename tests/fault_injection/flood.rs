@@ -72,7 +72,7 @@ fn element_count(lab: &Lab, set: &str) -> u32 {
     value.split('.').next().unwrap().parse().unwrap()
 }
 
-/// One flood at a time: two would wait for each other's elements to expire.
+/// Only one flood runs at a time, because two would wait for each other's elements to expire.
 fn one_flood() -> MutexGuard<'static, ()> {
     static FLOOD: Mutex<()> = Mutex::new(());
     FLOOD.lock().unwrap_or_else(PoisonError::into_inner)
@@ -176,7 +176,7 @@ fn session(host: &str) -> Vec<u8> {
 
 /// The program is stopped meanwhile, so only the kernel's rules can exempt these sources.
 #[test]
-fn kernel_alone_spares_forged_exempt_sources() {
+fn kernel_alone_bans_no_exempt_source() {
     let lab = Lab::new(&["forger"]);
     let own = lab.victim_v4("forger");
     lab.victim_ip("route add default via 10.77.1.250");
@@ -207,7 +207,7 @@ fn kernel_alone_spares_forged_exempt_sources() {
 
 /// Provoked bans of forged sources stay below the ceiling, however long an attacker tries.
 #[test]
-fn chosen_victim_counts_against_ceiling() {
+fn provoked_bans_count_against_ceiling() {
     let lab = Lab::new(&["forger"]);
     lab.default_route("forger");
     let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 3\n");

@@ -1,5 +1,5 @@
-//! Tests exhausted resources: file descriptors, a database that another program has locked, a log without a reader, and the time
-//! to list sockets.
+//! Tests exhausted resources: file descriptors, a database that another program has locked, a log without a reader, and
+//! the time to list sockets.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Stdio};
@@ -27,7 +27,7 @@ fn limit(daemon: &Daemon, descriptors: Option<u64>) {
 }
 
 #[test]
-fn descriptor_shortage_is_survived() {
+fn daemon_survives_descriptor_shortage() {
     let mut lab = Lab::new(&["before", "during"]);
     let daemon = start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
     let before = lab.provoke_ban("before");
@@ -123,8 +123,8 @@ fn late_reader_gets_all_log_lines() {
     assert!(lines.last().unwrap().starts_with("securityalert: "), "the end is the last line: {lines:#?}");
 }
 
-/// Opens sockets on one port, each at an address of its own in 127.0.0.0/8, in as many processes as the limit of descriptors
-/// takes; each says so, and stays until its standard input ends.
+/// Opens sockets on one port, each at its own address in 127.0.0.0/8, in as many processes as the limit of descriptors
+/// requires. Each process writes one byte per open socket, and waits for the end of its standard input.
 const OPEN_SOCKETS: &str = r#"
 import os, resource, socket, sys
 begin, count = int(sys.argv[1]), int(sys.argv[2])
@@ -146,11 +146,11 @@ os.write(1, b"x" * len(sockets))
 sys.stdin.read()
 "#;
 
-/// Sockets that are opened at once.
+/// Number of sockets that are opened together.
 const BATCH: usize = 100_000;
 
-/// Has a user without rights open `count` sockets, at addresses from `begin` on; they are open until the child's standard input is
-/// closed.
+/// Opens `count` sockets as an unprivileged user, at addresses from number `begin` on. They stay open until the child's
+/// standard input is closed.
 fn open_sockets(lab: &Lab, begin: usize, count: usize) -> Child {
     let mut command = lab.command("victim", "python3");
     command.args(["-c", OPEN_SOCKETS, &begin.to_string(), &count.to_string()]);
@@ -159,8 +159,8 @@ fn open_sockets(lab: &Lab, begin: usize, count: usize) -> Child {
     child
 }
 
-/// True if the kernel needs at least four times the daemon's limit for a list of UDP sockets. The time grows with the square of
-/// their number.
+/// True if the kernel needs at least four times the daemon's limit for a list of UDP sockets. The time grows with the
+/// square of their number.
 fn is_listed_slowly(lab: &Lab) -> bool {
     let mut list = lab.command("victim", "timeout");
     list.args(["8", "ss", "-Huan"]).stdout(Stdio::null());
@@ -172,7 +172,8 @@ fn socket_storm_delays_neither_operator_nor_start() {
     let lab = Lab::new(&["before", "after"]);
     let daemon = start(&lab, "");
     const LATE: &str = "listing UDP sockets takes longer than 2 s";
-    // A list that is almost late delays the next one by up to 100 s, so the daemon sees no storm that still grows.
+    // The daemon is stopped while the number of sockets grows: a list that is almost late would delay the next one by
+    // up to 100 s.
     let storm = daemon.frozen(|| {
         let mut storm = Vec::new();
         while !is_listed_slowly(&lab) {
@@ -195,7 +196,7 @@ fn socket_storm_delays_neither_operator_nor_start() {
     let notes = String::from_utf8(check.stderr).unwrap();
     assert!(notes.contains(&format!("not all ports in use are known: {LATE}")), "{notes}");
     let before = lab.provoke_ban("before");
-    assert_eq!(daemon.lines_with("takes longer").len(), 1, "it is said once");
+    assert_eq!(daemon.lines_with("takes longer").len(), 1, "it is reported once");
     daemon.stop();
 
     let daemon = start(&lab, "");

@@ -1,4 +1,4 @@
-//! Helpers of the fault tests: stopping the program, the ports of its trap, and the operator's commands.
+//! Provides helpers for the fault tests: stopping the program, the ports of its trap, and the operator's commands.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -10,7 +10,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::{SYN, Wire, tcp};
 use netns_lab::{Lab, eventually};
 
-/// How long a client without an answer waits.
+/// Timeout of a client without an answer.
 pub(crate) const SHORTLY: Duration = Duration::from_millis(400);
 
 /// Closed ports; more than are forgiven.

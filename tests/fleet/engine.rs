@@ -13,7 +13,7 @@ use netns_lab::{Namespace, eventually};
 /// The only user with all rights.
 pub(crate) const ADMIN: &str = "user admin on >admin ~* &* +@all";
 
-/// A folder with a user per host, each with a password file.
+/// A directory with a user per host, each with a password file.
 pub(crate) struct Users {
     pub(crate) folder: tempfile::TempDir,
     lines: Vec<String>,

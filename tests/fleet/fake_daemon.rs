@@ -1,5 +1,5 @@
-//! The daemon's end of the fleet socket, for tests of the fleet process alone: stores the received requests and
-//! announces bans.
+//! Replaces the daemon at its end of the fleet socket, for tests of the fleet process alone: stores the received
+//! requests and announces bans.
 #![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
 
 use std::collections::HashMap;

@@ -99,7 +99,7 @@ fn invented_authors_share_log_lines() {
 }
 
 #[test]
-fn megabyte_key_names_are_survived() {
+fn megabyte_key_names_are_refused() {
     let engine = engine(&["--proto-max-bulk-len", "1mb"]);
     let fill = r#"for i = 1, 24 do
         redis.call('SET', 'portsentry:lab:ban:a:' .. i .. string.rep('x', 1000000), 'x', 'PX', 3600000) end"#;

@@ -169,7 +169,7 @@ fn protected_and_wide_targets_are_never_blocked() {
     eventually("the valid report is enforced", || b.blocks("198.51.100.7".parse().unwrap()));
     let list = b.lab.run("victim", "nft", &["list", "set", "inet", "portsentry", "fleet"]);
     assert_eq!(list.matches("expires").count(), 1, "{list}");
-    // Nothing of it became a ban or report of b's own.
+    // None of these reports became a local ban or a report of host b.
     assert!(b.lab.banned().is_empty() && !engine.admin(&["KEYS", "*"]).contains("ban:b:"));
 }
 
@@ -239,7 +239,7 @@ fn stolen_credentials_stay_within_limits() {
         engine.cli("a", &["PUBLISH", "portsentry:lab:news:a", &notice]);
     }
     assert!(engine.cli("a", &["SET", &key("c", "198.51.100.4"), REPORT]).starts_with("NOPERM"));
-    // After all of it.
+    // A valid report follows, so that all earlier ones have been handled.
     report(&engine, "198.51.100.5", "3600000");
     b.daemon.expect_line("fleet: a report by a is refused: its target is");
     let status = || b.lab.succeed(&["status"]);

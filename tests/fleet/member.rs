@@ -22,7 +22,7 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    /// Starts the process of a host that the server has a user for.
+    /// Starts the process of a host that has a user on the server.
     pub(crate) fn start(host: &str, engine: &Engine) -> Self {
         let url = format!("url = \"unix://{}\"", engine.socket().display());
         Self::start_with(host, &url, &engine.users().password_file(host), &mut Command::new(binary()))

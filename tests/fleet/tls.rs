@@ -9,7 +9,7 @@ use netns_lab::daemon::binary;
 use crate::engine::{Engine, Users};
 use crate::member::Member;
 
-/// Runs openssl in a folder.
+/// Runs openssl in a directory.
 fn openssl(folder: &Path, words: &str) {
     let output =
         Command::new("openssl").args(words.split(' ')).current_dir(folder).output().expect("openssl is installed");

@@ -204,7 +204,7 @@ fn endless_changes_are_reported_within_bound() {
     let churn = "route add 198.51.100.0/24 dev out\nroute del 198.51.100.0/24 dev out\n".repeat(2_000);
     let reported = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Until the test ends, however fast the machine is.
+        // Runs until the test ends, on machines of any speed.
         scope.spawn(|| {
             while !reported.load(Ordering::SeqCst) {
                 net.ip_batch(&churn);
@@ -365,7 +365,7 @@ fn advertised_network_adds_no_gateway() {
     );
 }
 
-/// systemd-networkd makes next-hop objects for what routers advertise.
+/// systemd-networkd creates next-hop objects for advertised routers.
 #[test]
 fn advertised_object_counts_with_default_route() {
     let net = network();
@@ -380,7 +380,8 @@ fn advertised_object_counts_with_default_route() {
     assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::254"]);
 }
 
-/// Where the kernel may take segments with any checksum: at `out`, a veth, and where its frames go.
+/// The kernel may accept segments with any checksum at `out`, which is a veth, and at interfaces to which its frames
+/// go.
 #[test]
 fn interfaces_without_wire_are_known() {
     let net = network();

@@ -1,4 +1,4 @@
-//! Tests the lookup of tracked flows with real connections through real NAT.
+//! Tests the look-up of tracked flows with real connections through real NAT.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -158,10 +158,9 @@ fn published_and_masqueraded_flows_are_recognized() {
     assert_eq!(flow, TrackedFlow::New, "the kernel tracks the flow although no socket received it");
 }
 
-/// A second look-up would find nothing that the first one has missed: for the flow of a published port the entry is there
-/// when a program that captures the packet asks for it.
+/// One look-up is enough: when a program captures a packet to a published port, the entry of its flow already exists.
 #[test]
-fn published_flow_is_there_at_first_lookup() {
+fn published_flow_is_found_at_first_lookup() {
     const CONNECTIONS: usize = 50;
     let networks = Networks::new();
     networks.translate();

@@ -1,4 +1,4 @@
-//! Tests the lookup of listeners and of the owners of packets with real sockets.
+//! Tests the look-up of listeners and of the owners of packets with real sockets.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;

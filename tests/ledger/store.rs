@@ -175,7 +175,7 @@ fn ledger_without_expiry_command_records_no_undo() {
 }
 
 #[test]
-fn only_open_bans_of_older_ledger_are_due() {
+fn older_ledger_undoes_only_open_bans() {
     let state = State::new();
     let mut ledger = state.ledger().undoing_commands(true);
     ledger.record(&[commanded(1, at(0), 60), commanded(2, at(0), 600), ban(source(3), at(0), 600)]).unwrap();

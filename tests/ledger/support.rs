@@ -1,4 +1,4 @@
-//! Helpers of the ledger tests.
+//! Provides helpers for the ledger tests.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};

@@ -111,7 +111,7 @@ fn full_disk_drops_newest_changes_without_waiting() {
     disk.fill();
     let now = SystemTime::now();
     let mut taken = 0;
-    // More than the queue and the memory hold, however fast the thread empties the queue.
+    // More than the queue and the memory hold, even if the thread empties the queue quickly.
     for number in 0..100_000 {
         taken += u64::from(recorder.send(banned(number, now, 3600)));
     }

@@ -233,7 +233,7 @@ fn flags_override_only_their_keys() {
 }
 
 #[test]
-fn flags_and_file_must_leave_work() {
+fn configuration_without_monitored_ports_is_refused() {
     let error = configured("-stcp", "[tcp]\nports = \"\"\n").unwrap_err();
     let expected = "command line: tcp.ports: no port is left to monitor; list one, or write mode = \"off\" under [tcp]";
     assert_eq!(error, expected);

@@ -66,7 +66,7 @@ fn host() -> Host {
     host
 }
 
-/// According to the socket table these ports are in use, whatever the snapshot contains.
+/// Ports that are in use according to the socket table, regardless of the snapshot.
 struct InUse(HashSet<u16>);
 
 impl PortLookup for InUse {

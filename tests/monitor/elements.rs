@@ -141,7 +141,7 @@ fn has_pending(monitor: &Monitor) -> bool {
 }
 
 #[test]
-fn kernel_keeps_own_notifications_back() {
+fn kernel_filters_own_notifications() {
     watched(async |monitor, socket| {
         let ban = |socket: &mut Socket, address| {
             let mut batch = Batch::new();

@@ -1,4 +1,4 @@
-//! Helpers of the report tests.
+//! Provides helpers for the report tests.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};

@@ -104,7 +104,7 @@ fn pages_are_reachable_from_readme() {
     }
 }
 
-/// The words of a command line, split as a shell does, as far as the documents need it; nothing after a comment sign.
+/// Splits a command line into words, with the shell syntax that the documents use. Comments are left out.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for letter in line.chars() {

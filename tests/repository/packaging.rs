@@ -38,7 +38,7 @@ fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
     unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
 }
 
-/// The unit with drop-ins in its own folder, with an existing program instead of its own.
+/// The unit with drop-ins in a separate directory, with an existing program in place of portsentry.
 fn laid_out(drop_ins: &[&Path]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("portsentry.service");
@@ -90,7 +90,7 @@ fn systemd_accepts_unit_and_drop_ins() {
 }
 
 #[test]
-fn unit_permits_what_program_needs() {
+fn unit_grants_needed_rights() {
     let unit = text("packaging/portsentry.service");
     // The port range of outgoing connections is in /proc/sys.
     assert_eq!(values(&unit, "ProcSubset"), [""; 0]);
@@ -248,7 +248,7 @@ fn completions_name_every_flag_and_command() {
     assert!(!has_syntax("bash", "case x in"));
 }
 
-/// Every file of the package, and their folders.
+/// Every file of the package, and their directories.
 fn installed() -> BTreeSet<String> {
     let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
     let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
@@ -293,7 +293,8 @@ fn manual_pages_name_only_installed_paths() {
     }
 }
 
-/// What the installation says, if the classic configuration has this text; `previous` is the version before an upgrade.
+/// The output of the package's installation if the classic configuration has this text; `previous` is the version
+/// before an upgrade.
 fn installation_says(classic: Option<&str>, previous: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("portsentry.conf");
@@ -307,7 +308,7 @@ fn installation_says(classic: Option<&str>, previous: &str) -> String {
 }
 
 #[test]
-fn installation_says_that_it_blocks() {
+fn installation_output_mentions_blocking() {
     const ONLY_LOGS: &str = "It says to only log (BLOCK_TCP is 0), but portsentry blocks.\n";
     let first = installation_says(None, "");
     assert!(first.starts_with("portsentry now blocks sources that scan this host, for 24 hours each.\n"), "{first}");
@@ -328,8 +329,8 @@ fn has_syntax(shell: &str, script: &str) -> bool {
     child.wait().unwrap().success()
 }
 
-/// A program that answers with two bans, a target of the fleet, an allowance of an operator and one of the configuration, and
-/// services.
+/// A program that answers with two bans, a target of the fleet, an allowance of an operator and one of the
+/// configuration, and services.
 const ANSWERS: &str = r#"#!/bin/sh
 case $* in
     "list --json") echo '{"bans":[{"subject":"192.0.2.7","source":"192.0.2.7"},{"subject":"2001:db8:1::/64"}],"fleet":[{"subject":"192.0.2.99"}]}' ;;
@@ -338,7 +339,7 @@ case $* in
 esac
 "#;
 
-/// Writes `program` and the script of `shell` to a folder.
+/// Writes `program` and the script of `shell` to a directory.
 fn completing(shell: Shell, program: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let fake = folder.path().join("portsentry");
@@ -348,7 +349,7 @@ fn completing(shell: Shell, program: &str) -> tempfile::TempDir {
     folder
 }
 
-/// What bash inserts for TAB at the end of `line`.
+/// The text that bash inserts for TAB at the end of `line`.
 fn completed_by_bash(line: &str, program: &str) -> Vec<String> {
     let folder = completing(Shell::Bash, program);
     // As readline does: words are split at colons, too.

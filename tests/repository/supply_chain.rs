@@ -58,7 +58,7 @@ fn checksums(lock: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn parts_list_has_every_built_crate() {
+fn component_list_has_every_built_crate() {
     let parts: Value = serde_json::from_str(&parts()).unwrap();
     let listed: BTreeMap<&str, &str> =
         list(&parts, "components").iter().map(|part| (string(part, "bom-ref"), string(part, "scope"))).collect();

@@ -1,4 +1,4 @@
-//! Helpers of the route tests: backends in the victim, and the output of `ip route`.
+//! Provides helpers for the route tests: backends in the victim, and the output of `ip route`.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use portsentry::types::{BanTarget, Expiry, RouteKind, Timestamp};
 
 use netns_lab::Lab;
 
-/// A backend in the victim. It stays bound to that namespace wherever it is used.
+/// A backend in the victim. It stays bound to that namespace on every thread.
 pub(crate) fn open(lab: &Lab, kind: RouteKind) -> Routes {
     lab.inside("victim", || Routes::open(kind, 20_000)).unwrap()
 }
@@ -28,7 +28,7 @@ pub(crate) fn own(lab: &Lab) -> Vec<String> {
     lines
 }
 
-/// The output of `ip route show` for one prefix, whichever program added the route.
+/// The output of `ip route show` for one prefix, with routes of any program.
 pub(crate) fn shown(lab: &Lab, prefix: &str) -> String {
     let family = if prefix.contains(':') { "-6" } else { "-4" };
     lab.run("victim", "ip", &[family, "route", "show", "exact", prefix]).trim().to_owned()

@@ -46,7 +46,7 @@ fn refused(lab: &Lab) -> u64 {
     counted(&lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", "prerouting"]), "ip saddr @blocked")
 }
 
-/// From now on counts the resets that arrive at `remote`, whatever their source.
+/// From now on counts the resets that arrive at `remote`, from any source.
 fn count_resets(lab: &Lab) {
     let table =
         "table inet count { chain every { type filter hook prerouting priority -500; tcp flags rst counter; }; }";

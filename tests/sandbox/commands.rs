@@ -149,13 +149,14 @@ fn daemon_drops_root_and_commands_keep_it() {
     fs::set_permissions(state.parent().unwrap(), Permissions::from_mode(0o711)).unwrap();
     let note = tempfile::tempdir().unwrap();
     let note = note.path().join("note");
-    // Only root can run this command and write there. The socket's folder is the daemon's own, and the warning says so.
+    // Only root can run this command and write there. The socket's directory is the daemon's own, and the warning says
+    // so.
     let hook = note.with_file_name("hook");
     fs::rename(self::hook(&lab, &format!("id -u > {}", note.display())), &hook).unwrap();
     let text = settings(&hook, "");
     let configuration = lab.write("portsentry.toml", &text);
     fs::set_permissions(&configuration, Permissions::from_mode(0o644)).unwrap();
-    // The socket is in its own folder, which can be given to the user; a link makes it reachable at the lab's path.
+    // The socket is in its own directory, which can be given to the user; a link makes it reachable at the lab's path.
     let socket = lab.path("run/socket");
     std::os::unix::fs::symlink(&socket, lab.path("socket")).unwrap();
     let socket = socket.to_str().unwrap();

@@ -9,7 +9,7 @@ use netns_lab::daemon::Daemon;
 
 const USER: u32 = 4_242;
 
-/// A lab whose folder the service user can enter.
+/// A lab whose directory the service user can enter.
 fn lab() -> Option<Lab> {
     if !netns_lab::has_other_users() {
         return None;
@@ -49,7 +49,7 @@ fn folder_with_foreign_files_stops_start() {
     expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], reason);
     expect_refusal(&lab, &in_home, &["--state-dir", "."], reason);
     expect_refusal(&lab, &in_home, &["--socket", "./ps.sock"], reason);
-    // A hard link to a file of another user is not the program's own file, whatever its name.
+    // A hard link to a file of another user is not the program's own file, regardless of its name.
     fs::rename(&key, lab.path("key")).unwrap();
     fs::hard_link(lab.path("key"), home.join("portsentry.history")).unwrap();
     expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], "contains \"portsentry.history\"");
@@ -64,7 +64,7 @@ fn folder_with_foreign_files_stops_start() {
 #[test]
 fn empty_system_folder_stops_start() {
     let Some(lab) = lab() else { return };
-    // In its own mount namespace. The last line of the log is the folder's owner afterwards.
+    // In its own mount namespace. The last line of the log is the directory's owner afterwards.
     let script = "mount -t tmpfs -o mode=755 tmpfs /etc/ssl; mount -t tmpfs -o mode=755 tmpfs /srv; ln -s /etc \"$0/link\"; \
                   \"$@\"; code=$?; stat -c 'owner %u' /srv /etc/ssl >&2; rm \"$0/link\"; exit $code";
     let home = lab.path("home");

@@ -1,4 +1,4 @@
-//! Tests that the sandbox denies what it has given up, and that it works on kernels with only some of its mechanisms.
+//! Tests that the sandbox denies dropped privileges, and that it works on kernels with only some of its mechanisms.
 //! Each test runs in its own process: this program, started again for one ignored test.
 
 use std::collections::BTreeMap;

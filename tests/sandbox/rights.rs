@@ -127,7 +127,7 @@ fn root_becomes_own_user() {
     let socket = socket.to_str().unwrap();
     let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap(), "--socket", socket];
 
-    // The user cannot enter the folder. The daemon keeps the right to read and enter everything, and reports why.
+    // The user cannot enter the directory. The daemon keeps the right to read and enter everything, and reports why.
     let daemon = Daemon::start(&lab, &arguments);
     let line = daemon.expect_line("the user portsentry cannot reach");
     assert!(line.contains("portsentry keeps CAP_DAC_READ_SEARCH"), "{line}");

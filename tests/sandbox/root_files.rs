@@ -1,4 +1,4 @@
-//! Tests files in root's folders, which a separate process writes for a daemon without root.
+//! Tests files in root's directories, which a separate process writes for a daemon without root.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::rights::{NONE, field, threads};
 
-/// A lab with a folder of root that other users can only read.
+/// A lab with a directory of root that other users can only read.
 fn lab() -> Option<(Lab, PathBuf)> {
     if !netns_lab::has_other_users() {
         return None;

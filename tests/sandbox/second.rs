@@ -45,7 +45,7 @@ fn answered_socket_is_never_replaced() {
     second.expect_line(&refused);
     one.succeed(&["status"]);
     second.stop();
-    assert_eq!(fs::metadata(&socket).unwrap().ino(), before, "its end leaves the first one's socket");
+    assert_eq!(fs::metadata(&socket).unwrap().ino(), before, "at its end it leaves the first daemon's socket");
     one.succeed(&["status"]);
     // A socket that does not accept connections is still in use.
     first.frozen(|| {

@@ -1,4 +1,4 @@
-//! One cell of the matrix: a scan over one family with one threshold, in its own network.
+//! Runs one cell of the matrix: a scan over one family with one threshold, in its own network.
 
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
@@ -19,7 +19,7 @@ pub(crate) enum Outcome {
     Logged(usize),
 }
 
-/// What sends the packets.
+/// The sender of the packets.
 #[derive(Clone, Copy)]
 pub(crate) enum Means {
     /// The tool that the row is named after.
@@ -54,7 +54,6 @@ pub(crate) struct Row {
 /// Closed, monitored ports; enough for every threshold, and few, so that tools finish quickly.
 const PORTS: std::ops::RangeInclusive<u16> = 1..=60;
 
-/// Runs all cells of a row.
 pub(crate) fn run_row(row: &Row) {
     for (trigger, expected) in [("2", row.forgiving), ("0", row.strict)] {
         let lab = Lab::new(&["four", "six"]);

@@ -7,7 +7,7 @@ use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, within};
 
 #[test]
-fn nmap_decoys_spare_gateway_and_allowed() {
+fn nmap_decoys_ban_no_exempt_source() {
     let lab = Lab::new(&["attacker"]);
     let [decoy, gateway, friend] =
         ["10.77.1.77", "10.77.1.88", "10.77.1.99"].map(|text| text.parse::<IpAddr>().unwrap());

@@ -1,4 +1,4 @@
-//! The matrix as data. Each row is a test with its name.
+//! Defines the matrix as data. Each row is a test of that name.
 
 use std::net::IpAddr;
 
@@ -26,7 +26,7 @@ const ACK_BANS: &str = "[detect]\nack = \"ban\"\n";
 const ICMP_COUNTS: &str = "[detect]\nicmp = true\n";
 const ICMP_BLOCKS: &str = "[udp]\nblock = true\n[detect]\nicmp = true\n";
 
-/// A single probe leads to a ban, whatever the threshold.
+/// A single probe leads to a ban with any threshold.
 const AT_ONCE: [Outcome; 2] = [Blocked(1), Blocked(1)];
 /// Counted, with two ports forgiven.
 const THIRD: [Outcome; 2] = [Blocked(3), Blocked(1)];

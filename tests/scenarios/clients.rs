@@ -189,7 +189,7 @@ fn ban_of_client_is_lifted_when_served() {
     daemon.stop();
 }
 
-/// A listener that this user opens in the victim.
+/// A listener of this user in the victim.
 fn listen_as(lab: &Lab, user: u32, port: u16) -> TcpListener {
     lab.inside("victim", || {
         let user = Uid::from_raw(user);
@@ -198,7 +198,7 @@ fn listen_as(lab: &Lab, user: u32, port: u16) -> TcpListener {
     })
 }
 
-/// Exporters and the like run as users that systemd invents, or as nobody in a container on the host's network.
+/// Exporters and similar services run as dynamic users of systemd, or as nobody in a container on the host's network.
 #[test]
 fn dynamic_user_service_lifts_ban() {
     if !netns_lab::has_other_users() {
@@ -530,7 +530,7 @@ fn peer_of_published_port_counts_as_connected() {
     lab.run("victim", "nft", &[&rules]);
     let listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
     let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
-    // A visit that is over when the connections are listed.
+    // A visit that ends before the connections are listed.
     drop(lab.inside("peer", || TcpStream::connect_timeout(&(target, 8_080).into(), TIMEOUT).unwrap()));
     drop(listener.accept().unwrap());
     let connected = || lab.ask(&["explain", &peer.to_string()])["connected"].as_bool().filter(|known| *known);
@@ -543,7 +543,8 @@ fn peer_of_published_port_counts_as_connected() {
     daemon.stop();
 }
 
-/// Clients of an own and of a published service whose connections end before the restart, so that only the ledger knows them.
+/// Clients of an own and of a published service whose connections end before the restart, so that only the ledger knows
+/// them.
 #[test]
 fn peers_stay_known_across_restart() {
     let lab = Lab::new(&["peer", "visitor", "container", "other"]);

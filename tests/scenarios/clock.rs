@@ -118,7 +118,7 @@ fn clock_changes_affect_no_kernel_ban() {
 }
 
 #[test]
-fn rebooted_ban_follows_clock_within_bounds() {
+fn ban_after_reboot_follows_clock_within_bounds() {
     for (offset, passed, most) in [(0, 100, 3_600), (HOUR / 2, 100, 1_800), (-DAY, 10, 3_600)] {
         let lab = Lab::new(&["attacker"]);
         let clock = Clock::new(&lab);

@@ -34,8 +34,8 @@ impl Chance {
     }
 }
 
-/// Runs `count` rounds, each of a start, a scan from a new address and a kill at a random moment. If they cause too few
-/// bans, up to as many longer rounds follow. After each round `check` inspects the state and returns the number of
+/// Runs `count` rounds of a start, a scan from a new address, and a kill at a random moment. If they cause too few
+/// bans, up to `count` longer rounds follow. After each round `check` inspects the state and returns the number of
 /// bans.
 fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usize) {
     let count = (count / u8::try_from(slowness()).unwrap()).max(5);

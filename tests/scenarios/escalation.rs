@@ -79,7 +79,7 @@ fn second_ban_after_restart_is_longer() {
 }
 
 #[test]
-fn first_ban_after_start_knows_its_strike() {
+fn first_ban_after_start_counts_strike() {
     let count = 50_000 / slowness();
     let lab = Lab::new(&["attacker"]);
     let now = SystemTime::now();

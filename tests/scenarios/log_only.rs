@@ -6,7 +6,7 @@ use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
 
 const BACKENDS: [&str; 3] = ["nft", "route", "hosts-deny"];
 
-/// Each is banned by hand before the start that only logs, and named after the end of its ban.
+/// Targets that are banned by hand before the start that only logs, each named after the way in which its ban ends.
 const UNBLOCKED: &str = "198.51.100.7";
 const ALLOWED: &str = "198.51.100.8";
 const OTHER: &str = "198.51.100.9";

@@ -258,7 +258,7 @@ fn events_prints_one_object_per_line() {
         let lines = std::io::BufRead::lines(std::io::BufReader::new(output)).map_while(Result::ok);
         lines.for_each(|line| sender.send(serde_json::from_str(&line).unwrap()).unwrap_or_default());
     });
-    // The command is subscribed when it prints its first event.
+    // The command has subscribed once it prints its first event.
     let mut ends = 1..;
     let watches = within(TIMEOUT, || {
         let output = lab.operate(&["block", &format!("192.0.2.{}", ends.next().unwrap())]);

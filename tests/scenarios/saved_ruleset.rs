@@ -133,7 +133,7 @@ fn ruleset_merged_before_start_adds_no_ban() {
     expect_ledger_decides(&lab, kept, lifted);
     assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
     daemon.stop();
-    // The ledger has never seen this address, so that it is an operator's, also next to a loaded file.
+    // The ledger has never seen this address, so it is an operator's ban, even if a file was loaded as well.
     lab.run("victim", "nft", &["-f", &file]);
     lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -143,7 +143,7 @@ fn ruleset_merged_before_start_adds_no_ban() {
     daemon.stop();
 }
 
-/// Deletes the ledger of the stopped daemon, as on a host that gets the file of another one.
+/// Deletes the ledger of the stopped daemon, as on a host to which the file of another host was copied.
 fn lose_ledger(lab: &Lab) {
     std::fs::remove_dir_all(netns_lab::own_state(&lab.path("state"))).unwrap();
 }
@@ -156,7 +156,7 @@ fn saved_ruleset_without_ledger_is_no_ban() {
         let (kept, _, file) = saved(&lab, flushes);
         daemon.stop();
         lose_ledger(&lab);
-        // The daemon's own table tells that no file was loaded.
+        // The daemon's own table shows that no file was loaded.
         let daemon = Daemon::start(&lab, &["--expire", "24h"]);
         daemon.expect_line("bans that were in the kernel's sets at the start and stay: 1");
         assert_eq!(lab.banned(), [kept]);
@@ -181,7 +181,7 @@ fn saved_ruleset_without_ledger_is_no_ban() {
     }
 }
 
-/// The elements of one set, without rules, loaded before the start.
+/// Only the elements of one set, without rules, are loaded before the start.
 #[test]
 fn loaded_set_restores_no_lifted_ban() {
     let lab = Lab::new(&["kept", "lifted"]);
@@ -209,7 +209,8 @@ fn loaded_set_restores_no_lifted_ban() {
     daemon.stop();
 }
 
-/// The trap that a crashed daemon left armed bans for the same time as an earlier ban, which is not a sign of a file.
+/// A crashed daemon left the trap armed. The trap bans for the same time as an earlier ban did, which does not mean
+/// that a file was loaded.
 #[test]
 fn trap_ban_after_crash_stays() {
     let lab = Lab::new(&["scanner"]);

@@ -1,4 +1,5 @@
-//! Helpers of the scenarios: a lab with both families, the state of each backend, and the operator's commands.
+//! Provides helpers for the scenarios: a lab with both families, the state of each backend, and the operator's
+//! commands.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::EIGHT;
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
-/// How long a client without an answer waits.
+/// Timeout of a client without an answer.
 pub(crate) const SHORTLY: Duration = Duration::from_millis(300);
 
 /// Closed ports; more than are forgiven.

@@ -172,7 +172,7 @@ fn hanging_command_ends_with_its_children() {
 }
 
 #[test]
-fn stubborn_command_is_killed() {
+fn command_ignoring_sigterm_is_killed() {
     let (_folder, path) = output_file();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let timeout = Duration::from_millis(300) * slowness();

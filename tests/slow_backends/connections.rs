@@ -76,7 +76,7 @@ fn only_banned_source_loses_connections() {
         "the peer receives a reset"
     );
     assert!(others.iter_mut().all(Connection::is_alive));
-    // The listeners still accept the scanner: keeping it out is the task of another backend.
+    // The listeners still accept the scanner, because only another backend can block it.
     assert!(connect(&lab, "scanner", &old, v4_of(&lab)).is_alive());
     bench.expect_no_event(Duration::from_millis(100));
 }
@@ -104,7 +104,7 @@ fn exempt_address_keeps_connection_within_ban() {
     let mut queue = SlowQueue::new(bench.backends.as_ref().unwrap(), &[Backend::Nft], false, true);
     let exempt_addresses = [lab.v6("scanner"), lab.victim_v6("scanner")];
     queue.protect(ExemptPrefixes::new(exempt_addresses.map(|address| IpAddr::from(address).into())));
-    // As a ban of the whole /64, which this host's own address is in as well.
+    // The ban covers the whole /64, which also contains this host's own address.
     let ban = case(&neighbour.to_string(), 60);
     assert!(ban.target.covers(lab.v6("scanner").into()) && ban.target.covers(to.ip()));
     bench.block(ban, &[]);

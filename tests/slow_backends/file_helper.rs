@@ -135,7 +135,7 @@ fn helper_serves_configured_files_only() {
     helper.open_log().unwrap().write_all(b"one\n").unwrap();
     assert_eq!(fs::read_to_string(&log).unwrap(), "one\n");
     fs::remove_file(&log).unwrap();
-    // Files that another user may have put in their place.
+    // Files that another user may have placed there.
     fs::hard_link(&secret, &log).unwrap();
     assert_eq!(
         helper.open_log().unwrap_err().to_string(),

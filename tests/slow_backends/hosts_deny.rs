@@ -183,7 +183,7 @@ fn concurrent_appends_keep_lines_whole() {
     assert_eq!(text.lines().count(), others.len() + 2 * written.len(), "{text}");
 }
 
-/// True if the real TCP wrappers accept `client` for `service` with this folder's hosts.deny.
+/// True if the real TCP wrappers accept `client` for `service` with this directory's hosts.deny.
 fn lets_in(folder: &TempDir, service: &str, client: &str) -> bool {
     for name in ["hosts.allow", "inetd.conf"] {
         fs::write(folder.path().join(name), "").unwrap();
@@ -227,7 +227,7 @@ fn tcp_wrappers_deny_only_listed_sources() {
 
 #[test]
 fn tcp_wrappers_join_lines_as_assumed() {
-    // A line after a backslash or a NUL is not a rule of its own, so our line would have no effect there.
+    // A line after a backslash or a NUL is not a separate rule, so our line would have no effect there.
     for (before, joins) in [("x: y \\\n", true), ("# x \\\n", true), ("a\0b: c\n", true), ("x: y \\\r\n", false)] {
         let (folder, path) = folder(&format!("{before}ALL: 192.0.2.7\n"));
         assert_eq!(lets_in(&folder, "sshd", "192.0.2.7"), joins, "{before:?}");

@@ -110,7 +110,7 @@ fn only_named_interfaces_count() {
 /// Ports that one source probes: of TCP, and of UDP.
 type Pattern = (&'static [u16], &'static [u16]);
 
-/// Of each twelve the kernel blocks five.
+/// Of every twelve patterns the kernel blocks five.
 const PATTERNS: [(Protocol, [Pattern; 12]); 2] = [
     (
         Tcp,

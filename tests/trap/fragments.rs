@@ -1,4 +1,4 @@
-//! Tests fragments that hide a SYN from the kernel's rules until the kernel has reassembled it. The daemon stands still,
+//! Tests fragments that hide a SYN from the kernel's rules until the kernel has reassembled it. The daemon is stopped,
 //! so that only the rules prevent an answer.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -159,7 +159,7 @@ fn published_port_is_held_forwarded_is_not() {
     daemon.stop();
 }
 
-/// Forged SYNs to ever new ports, each sent when the previous hold has ended, while the ceilings prevent a ban.
+/// Forged SYNs, each to a new port and sent when the previous hold has ended, while the ceilings prevent a ban.
 #[test]
 fn source_is_held_sixteen_times() {
     let lab = Lab::new(&["other"]);
@@ -186,8 +186,8 @@ fn source_is_held_sixteen_times() {
     daemon.stop();
 }
 
-/// Forged SYNs that never stop, above the ceilings, where no ban ends them. They last longer than two windows, which each of
-/// them prolongs.
+/// Forged SYNs that never stop. The ceilings are reached, so no ban ends them. They last longer than two windows,
+/// although each SYN extends the window.
 #[test]
 fn forged_syns_cost_victim_sixteen_holds() {
     const HOLD: Duration = Duration::from_millis(200);
@@ -234,13 +234,13 @@ fn forged_syns_cost_victim_sixteen_holds() {
     daemon.stop();
 }
 
-/// Between two connections that begin.
+/// The time between the starts of two connections.
 const EVERY: Duration = Duration::from_millis(20);
 
-/// When a SYN has been answered that was not dropped: before the next one is sent.
+/// The time within which a SYN that was not dropped is answered. It is shorter than the time until a retransmission.
 const ANSWERED_WITHIN: Duration = Duration::from_millis(600);
 
-/// Begins connections one after the other until it is `over`: for each, whether its first SYN was answered.
+/// Starts one connection after the other until `over` is true; returns for each whether its first SYN was answered.
 fn attempts(target: SocketAddr, over: &AtomicBool) -> Vec<bool> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
     let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -373,9 +373,9 @@ fn illegal_flags_are_dropped_and_hold_source() {
     daemon.stop();
 }
 
-/// A reset from a closed port that is not trapped, 113 for example, would tell it from open ones.
+/// A reset from a closed port that is not trapped, such as 113, would distinguish it from open ports.
 #[test]
-fn illegal_flags_of_held_source_get_no_reset() {
+fn illegal_flags_during_hold_get_no_reset() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let ends: [(IpAddr, IpAddr); 2] = [
@@ -391,7 +391,7 @@ fn illegal_flags_of_held_source_get_no_reset() {
             let mut send = |flags| wire.send(&raw::tcp(source, target, 113, flags));
             [0, raw::FIN, 0x29, raw::SYN | raw::FIN].into_iter().for_each(&mut send);
             eventually("they are dropped", || packets(&lab, "trap_held") == before + 4);
-            // What belongs to connections, or ends them.
+            // Segments that belong to connections, or end them.
             [raw::ACK, raw::RST, raw::RST | raw::ACK, raw::FIN | raw::ACK, raw::SYN | raw::ACK]
                 .into_iter()
                 .for_each(&mut send);

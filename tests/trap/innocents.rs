@@ -9,7 +9,7 @@ use netns_lab::{Lab, TIMEOUT, raw, within};
 use crate::Protocol::Udp;
 use crate::{BLOCKING, banned_at_last, is_banned};
 
-/// The ports from which this host has sent, as the kernel knows. nft prints them with their times.
+/// The ports from which this host has sent, according to the kernel. nft prints them with their times.
 pub(crate) fn asked(lab: &Lab) -> BTreeSet<u16> {
     let text = lab.set_text("asked");
     let elements = text.split_once("elements = {").map_or("", |(_, elements)| elements);
@@ -193,8 +193,8 @@ fn broadcast_and_multicast_are_not_counted() {
     daemon.stop();
 }
 
-/// Only the first fragment of a datagram has ports. In the others any bytes may stand in their place: of a long answer,
-/// or of the IPv6 flow label.
+/// Only the first fragment of a datagram has ports. In later ones, other bytes are at that offset: those of a long
+/// answer, or the IPv6 flow label.
 #[test]
 fn only_first_fragments_have_ports() {
     let lab = Lab::new(&["other"]);

@@ -1,6 +1,6 @@
-//! Tests what makes a port count as open: only this host's own sockets and the administrator's own NAT rules. The first
-//! tests try to blind the program from outside, from guests and through NAT; the others check that honest clients are
-//! not banned for it.
+//! Tests that a port counts as open only because of this host's own sockets and the administrator's NAT rules. The
+//! first tests try to blind the program from outside, from guests and through NAT; the others check that honest clients
+//! are not banned for it.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -14,7 +14,7 @@ use netns_lab::{Lab, TIMEOUT, eventually};
 
 use crate::Protocol::{self, Tcp, Udp};
 
-/// More ports than any client of a real service uses, all of them watched.
+/// More ports than any client of a real service uses, all of them monitored.
 const MANY: std::ops::RangeInclusive<u16> = 1..=1000;
 
 /// Sends `packets` slowly enough that the program looks up each in the kernel.
@@ -26,7 +26,7 @@ fn send(lab: &Lab, host: &str, to: Option<[u8; 6]>, packets: impl Iterator<Item 
     wire.pace(400, packets);
 }
 
-/// Packets with the victim's address as source, from each watched port.
+/// Packets with the victim's address as source, from each monitored port.
 fn answers(own: impl Into<IpAddr>, peer: impl Into<IpAddr>) -> impl Iterator<Item = Vec<u8>> {
     let (own, peer) = (own.into(), peer.into());
     MANY.map(move |port| raw::packet(own, peer, raw::TCP, &raw::segment(own, peer, (port, 40_000), SYN | ACK)))
@@ -40,7 +40,7 @@ fn assert_still_detects(lab: &Lab, daemon: Daemon, before: &BTreeSet<u16>) {
     daemon.stop();
 }
 
-/// Starts the program; returns the ports that it watches.
+/// Starts the program; returns the ports that it monitors.
 fn start(lab: &Lab) -> (Daemon, BTreeSet<u16>) {
     let daemon = Tcp.start(lab, "");
     (daemon, Tcp.watched(lab))
@@ -191,7 +191,8 @@ fn clients_of_slow_published_ports_are_innocent() {
     daemon.stop();
 }
 
-/// A transparent proxy for the LAN of a gateway: each port redirects there, for the clients of that interface alone.
+/// A transparent proxy for the LAN of a gateway: every port is redirected to it, but only for clients on that
+/// interface.
 #[test]
 fn redirected_lan_client_opens_few_ports() {
     let lab = Lab::new(&["scanner", "client"]);
@@ -201,7 +202,7 @@ fn redirected_lan_client_opens_few_ports() {
     let proxy = lab.inside("victim", || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9_040)).unwrap());
     let daemon = Tcp.start(&lab, "");
     let own = lab.victim_v4("scanner");
-    // The address of the other link: the redirection leads to that of this one.
+    // Uses the victim's address on the other link; the redirection changes it to the one on this link.
     for _ in 0..2 {
         // Fewer than the backlog of a listener.
         let _streams: Vec<TcpStream> =
@@ -281,7 +282,7 @@ fn answers_to_own_queries_are_innocent() {
     daemon.stop();
 }
 
-/// If many ports count as in use, for whatever reason, the operator is warned that scans of them go undetected.
+/// If many ports count as in use for any reason, the operator is warned that scans of them go undetected.
 #[test]
 fn lost_ports_raise_alarm() {
     let lab = Lab::new(&["other"]);

@@ -35,7 +35,7 @@ enum Protocol {
 }
 
 impl Protocol {
-    /// Starts the program and waits until it watches some ports.
+    /// Starts the program and waits until it monitors some ports.
     fn start(self, lab: &Lab, more: &str) -> Daemon {
         let blocking = if self == Self::Udp { BLOCKING } else { "" };
         let daemon = Daemon::start_configured(lab, &format!("{more}{blocking}"), &["--expire", "24h"]);

@@ -93,7 +93,7 @@ impl<'a> Pair<'a> {
         self.model.input(now, &decoded, &self.victim)
     }
 
-    /// Tells both which sources are connected.
+    /// Sets the connected sources of both.
     fn connect_peers(&mut self) {
         self.model.set_peers(PEERS.iter().map(|peer| BanTarget::containing(peer.parse().unwrap())));
         for element in ["peers { 10.77.1.103 }", "peers6 { fd77:0:1:2:: }"] {
@@ -132,7 +132,7 @@ impl<'a> Pair<'a> {
         for port in [901, 902, 903] {
             self.tcp(last.into(), port, raw::SYN);
         }
-        // Each new port is recorded, whatever the ceiling.
+        // Each new port is recorded, regardless of the ceiling.
         let noted = format!("{last} . 903");
         eventually("the last packet was processed", || self.lab.set_text("held_ports").contains(&noted));
     }
@@ -319,7 +319,7 @@ fn model_agrees_on_random_packets() {
                 let port = match chance.below(4) {
                     0 => chance.pick(&OPEN),
                     1 => chance.pick(&[901, 902]),
-                    // 47113 and 113 are not watched.
+                    // 47113 and 113 are not monitored.
                     2 => chance.pick(&[113, 47_113, 25, 110, 8_080]),
                     _ => 1 + u16::try_from(chance.below(1_000)).unwrap(),
                 };

@@ -91,7 +91,8 @@ fn own_source_frames_are_dropped_and_reported() {
     assert!(!guards_any(&lab), "no interface is guarded after the program has stopped");
 }
 
-/// Without a reverse-path filter the kernel takes these and answers them to the whole link, so a neighbour could scan with them.
+/// Without a reverse-path filter the kernel accepts packets from the broadcast address and answers them to the whole
+/// link, so a neighbour could scan with that source.
 #[test]
 fn frames_from_broadcast_address_are_dropped() {
     let lab = Lab::new(&["other"]);
@@ -216,8 +217,8 @@ fn hairpin_connections_pass_guard() {
              add rule ip nat post ip saddr {back} ip daddr {to} masquerade"
         )
     };
-    // A container that connects to its own published port, and this host connecting to a port of its router that is
-    // forwarded back.
+    // A container connects to its own published port, and this host connects to a port of its router, which forwards it
+    // back.
     nft(&lab, "victim", &translate(own, container, &container.to_string()));
     nft(&lab, "router", &translate(router, own, &own.to_string()));
     let listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());

@@ -83,7 +83,7 @@ fn loopback_destinations_are_not_counted() {
 }
 
 /// With strict reverse-path filtering (RFC 3704) the kernel drops such packets and the program ignores them. Without it
-/// the program alone judges them: the source may really be there, by another route.
+/// only the program judges them, because the source may be reachable by another route.
 #[test]
 fn source_of_another_interface_is_not_counted() {
     for strict in [true, false] {

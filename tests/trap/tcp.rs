@@ -196,7 +196,7 @@ fn unexplained_trap_ban_is_shortened() {
     let history = std::fs::read_to_string(lab.path("state").join("portsentry.history")).unwrap();
     assert!(history.contains(&format!("Host: {source}/{source} Port: ")), "{history}");
     daemon.stop();
-    // The row holds after the kernel has forgotten its sets.
+    // The row must be the same after the kernel has lost its sets.
     lab.run("victim", "nft", &["flush", "ruleset"]);
     let daemon = Tcp.start(&lab, "");
     let ban = lab.expect_ban(source);
@@ -204,7 +204,8 @@ fn unexplained_trap_ban_is_shortened() {
     daemon.stop();
 }
 
-/// Without a wire the kernel may be told to take segments with any checksum, so that a wrong one is not an excuse.
+/// On a link without a wire the sender can make the kernel accept any checksum, so a wrong checksum does not excuse a
+/// segment.
 #[test]
 fn wrong_checksums_on_veth_excuse_nothing() {
     let lab = Lab::new(&["other"]);
@@ -219,12 +220,12 @@ fn wrong_checksums_on_veth_excuse_nothing() {
     }
     daemon.expect_line(&format!("attackalert: Host {source} has been blocked"));
     std::thread::sleep(Duration::from_secs(3));
-    assert!(lab.banned().contains(&source), "no review lets it go");
+    assert!(lab.banned().contains(&source), "no review lifts the ban");
     assert!(daemon.lines_with("without valid evidence").is_empty());
     daemon.stop();
 }
 
-/// The program knows that the ports were open a moment ago; the kernel was not told.
+/// The program has recorded that the ports were open a moment ago; the kernel's sets do not contain that.
 #[test]
 fn unfounded_trap_ban_is_lifted() {
     let lab = Lab::new(&["other"]);

@@ -123,7 +123,7 @@ fn udp_trap_follows_reload_crash_and_stop() {
     assert!(Udp.watched(&lab).is_empty(), "an armed trap would ban without review");
 }
 
-/// UDP sockets take a datagram for this host in a frame for several ones.
+/// UDP sockets accept a datagram for this host in a broadcast or multicast frame.
 #[test]
 fn datagrams_in_group_frames_are_counted() {
     let lab = Lab::new(&["first", "second"]);
@@ -151,7 +151,7 @@ fn datagrams_in_group_frames_are_counted() {
     daemon.stop();
 }
 
-/// The sysctl has the kernel drop them after the trap has counted them.
+/// With the sysctl, the kernel drops them only after the trap has counted them.
 #[test]
 fn filtered_group_frames_cause_no_ban() {
     let lab = Lab::new(&["other"]);
@@ -167,7 +167,7 @@ fn filtered_group_frames_cause_no_ban() {
     daemon.stop();
 }
 
-/// A router has the first address of each of its IPv6 networks (RFC 4291), and takes datagrams there, but no TCP.
+/// A router has the first address of each of its IPv6 networks (RFC 4291). It accepts datagrams there, but no TCP.
 #[test]
 fn anycast_address_of_router_is_monitored() {
     let lab = Lab::new(&["first", "second"]);

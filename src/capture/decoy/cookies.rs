@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, Default)]
 pub struct SynCookies(Option<Arc<File>>);
 
-/// SYN cookies since the namespace exists, of services and decoys together.
+/// SYN cookies since the namespace was created, of services and decoys together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CookieCounts {
     pub sent: u64,

@@ -74,7 +74,6 @@ impl DecoyPorts {
 /// Why the listed ports cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DecoyError {
-    /// There are more ports than descriptors.
     #[error(
         "{ports} decoys need {needed} file descriptors, but the hard limit is {limit}; list fewer ports, or raise \
          the limit (LimitNOFILE={needed} in the service, ulimit -Hn {needed} in a shell)"
@@ -87,7 +86,6 @@ pub enum DecoyError {
         /// Descriptors that the process may have.
         limit: u64,
     },
-    /// The process may not bind privileged ports.
     #[error(
         "decoys on the {} ports {ports} need CAP_NET_BIND_SERVICE ({}); run as root, give the service \
          AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE, or list only ports of 1024 and above",
@@ -95,21 +93,13 @@ pub enum DecoyError {
         Errno::ACCESS
     )]
     Permission { protocol: Protocol, ports: PortSet },
-    /// Every listed port is in use.
     #[error(
         "cannot open a decoy: all {} ports {ports} are in use; list other ports, or use another mode",
         protocol.name()
     )]
     AllBusy { protocol: Protocol, ports: PortSet },
-    /// The kernel refused a port for another reason.
     #[error("cannot open a decoy on {} port {port}: {error}{}", protocol.name(), remedy(*error))]
-    Open {
-        /// Protocol of the refused port.
-        protocol: Protocol,
-        port: u16,
-        error: Errno,
-    },
-    /// Epoll is not available.
+    Open { protocol: Protocol, port: u16, error: Errno },
     #[error("cannot wait for connections to decoys: {0}")]
     Epoll(#[from] Errno),
 }

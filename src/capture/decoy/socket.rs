@@ -18,11 +18,13 @@ use crate::types::Protocol;
 const BACKLOG: i32 = 128;
 
 /// The same for a listener of all ports: the kernel's maximum for a listener (net.core.somaxconn). Above this number of
-/// half-open connections, of about 300 bytes each, the kernel sends SYN cookies. A complete one that waits has 2.4 kB.
+/// half-open connections, of about 300 bytes each, the kernel sends SYN cookies. A completed connection that waits
+/// takes 2.4 kB.
 const SHARED_BACKLOG: i32 = 4_096;
 
-/// Listeners of all ports for each version of IP. Each has a queue of its own; the kernel chooses one by a keyed hash of
-/// source address and port. The more there are, the larger the flood after which SYN cookies tell decoys from services.
+/// Listeners of all ports for each version of IP. Each has a separate queue; the kernel chooses one by a keyed hash of
+/// source address and port. The more there are, the larger must be a flood that makes the kernel send SYN cookies, by
+/// which a scanner can tell decoys from services.
 const SHARED_LISTENERS: usize = 4;
 
 /// How long a closed connection is kept if its peer acknowledges nothing, in milliseconds. A banned peer never does.
@@ -33,8 +35,8 @@ const UNACKNOWLEDGED_FOR: u32 = 10_000;
 const DATAGRAMS: usize = 8 << 10;
 
 /// Listeners that accept connections to any address and port, if kernel rules redirect them there. They are bound to
-/// loopback addresses, so that other hosts cannot reach them directly, and for each version of IP to one port, which the
-/// kernel assigned.
+/// loopback addresses, so that other hosts cannot reach them directly. All listeners of one version of IP have the same
+/// port, which the kernel assigned.
 #[derive(Debug)]
 pub struct SharedListener {
     sockets: Vec<OwnedFd>,

@@ -39,18 +39,14 @@ pub const LATEST: Duration = Duration::from_secs(250_000_000_000);
 pub enum FileError {
     #[error("cannot open the file: {0}")]
     Open(io::Error),
-    /// The path is a pipe or a directory, which cannot be read twice.
     #[error("not a regular file, and the capture is read twice; save it to a file first")]
     NotAFile,
-    /// The file has no bytes.
     #[error("the file is empty; write a capture with tcpdump -w or dumpcap")]
     Empty,
     #[error("the file is compressed with {0}; decompress it first")]
     Compressed(&'static str),
-    /// The file does not begin like a capture.
     #[error("the file is not in the format pcap or pcapng; write a capture with tcpdump -w or dumpcap")]
     NotACapture,
-    /// The file ends inside a header, a block or a frame.
     #[error(
         "the file is truncated: it ends at byte {offset}, inside the record that begins at byte {start}; complete packets: {frames}"
     )]
@@ -62,7 +58,6 @@ pub enum FileError {
         /// Offset of the end of the file.
         offset: u64,
     },
-    /// The contents of the file are inconsistent.
     #[error("the file is damaged at byte {offset}: {what}; complete packets before it: {frames}")]
     Broken {
         /// Number of complete frames.
@@ -71,7 +66,6 @@ pub enum FileError {
         offset: u64,
         what: String,
     },
-    /// The file system or the disk failed.
     #[error("cannot read the file at byte {offset}: {error}")]
     Read { offset: u64, error: io::Error },
 }
@@ -104,7 +98,7 @@ impl Reader<File> {
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads a capture from `reader`. The reads are large, so `reader` needs no buffer of its own.
+    /// Reads a capture from `reader`. The reads are large, so `reader` need not be buffered.
     ///
     /// # Errors
     /// As [`Reader::open`].

@@ -20,7 +20,7 @@ const MAX_DUMPED: usize = 200_000;
 /// Maximum number of differing bans that are queried again: one may have begun or ended in between.
 const MAX_RECHECKED: usize = 1_000;
 
-/// Reason why there is no list.
+/// Why there is no list.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// Neither the ledger nor the kernel can be read.
@@ -50,7 +50,6 @@ pub struct Listed {
     pub target: BanTarget,
     /// The ledger's entry; `None` if it has none.
     pub remembered: Option<Entry>,
-    /// The kernel's state.
     pub kernel: KernelState,
 }
 
@@ -213,7 +212,7 @@ fn join(
     Ok(Bans { bans, kernel: asked, notes })
 }
 
-/// The reason why the kernel's sets cannot be queried.
+/// Why the kernel's sets cannot be queried.
 #[derive(Clone, Debug, thiserror::Error)]
 enum KernelError {
     #[error("only root can read the kernel's sets; run this with sudo")]

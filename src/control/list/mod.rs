@@ -1,5 +1,6 @@
-//! `portsentry list`: the bans in force, from the kernel's sets and the ledger, as a table or as JSON. Needs no running
-//! daemon, changes nothing, and runs in a separate process, because the ledger's reader must not run in the daemon.
+//! Implements `portsentry list`, which prints the bans in force, from the kernel's sets and the ledger, as a table or
+//! as JSON. Needs no running daemon, changes nothing, and runs in a separate process, because the ledger's reader must
+//! not run in the daemon.
 
 mod bans;
 mod fleet;

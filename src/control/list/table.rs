@@ -60,7 +60,7 @@ pub(super) fn would_block(sources: &[Logged], width: usize, now: SystemTime) -> 
     render(columns, &vec![' '; sources.len()], width)
 }
 
-/// The head and a line per mark.
+/// Renders the head and one line for each mark.
 fn render(mut columns: Vec<Column>, marks: &[char], width: usize) -> String {
     fit(&mut columns, width);
     let mut out = line(' ', &columns, |column| column.head);
@@ -136,7 +136,7 @@ fn ports(ban: &BanRecord) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
-/// Order in which columns get their minimum width; from the first that does not fit on, they are omitted.
+/// Order in which columns get their minimum width. The first that does not fit and all after it are omitted.
 const PRIORITY: [&str; 13] = [
     "ADDRESS", "LEFT", "LAST", "REASON", "NAME", "PORTS", "SINCE", "TIMES", "FIRST", "STRIKES", "BY", "METHOD",
     "EVIDENCE",

@@ -1,4 +1,5 @@
-//! `list --would-block`: the sources that would have been banned while their protocol was only logged, from the ledger.
+//! Implements `list --would-block`, which prints from the ledger the sources that would have been banned while their
+//! protocol was only logged.
 
 use std::io::Write;
 use std::time::SystemTime;

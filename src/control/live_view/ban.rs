@@ -1,4 +1,4 @@
-//! A ban in the live view.
+//! Defines a ban in the live view.
 
 use std::cmp::Ordering;
 use std::time::{Duration, SystemTime};

@@ -18,7 +18,7 @@ use super::view::{Mode, View};
 use crate::control::list::shortened;
 use crate::types::{brief, counted};
 
-// On a faint line, what is strong is not faint.
+// Bold text is not faint, even on a faint line.
 const STRONG: Style = Style::new().add_modifier(Modifier::BOLD).remove_modifier(Modifier::DIM);
 const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
 const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);

@@ -1,6 +1,6 @@
-//! `portsentry watch`: a live view of the running daemon in a terminal, with bans and their remaining time, events,
-//! rates, and the most frequent ports and sources. Keys and messages change a [`view::View`], which [`draw`] draws;
-//! both are pure. The terminal is always restored at the end.
+//! Implements `portsentry watch`, a live view of the running daemon in a terminal: bans and their remaining time,
+//! events, rates, and the most frequent ports and sources. Keys and messages change a [`view::View`], which [`draw`]
+//! draws; both are pure. The terminal is always restored at the end.
 
 mod ban;
 mod draw;
@@ -40,7 +40,7 @@ const FRAME_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum number of messages between two polls for keys, which stay responsive under a flood.
 const MAX_MESSAGES: usize = 1_000;
 
-/// Reason why the live view cannot start or continue.
+/// Why the live view cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
     #[error(transparent)]

@@ -1,4 +1,5 @@
-//! The state of the screen, and its changes by keys and messages. Pure: the time is an input, requests are an output.
+//! Holds the state of the screen, and changes it by keys and messages. Pure: the time is an input, requests are an
+//! output.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;

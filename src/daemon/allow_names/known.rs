@@ -18,8 +18,8 @@ pub(super) const LIMIT: Duration = Duration::from_secs(30);
 /// Maximum number of addresses of one name at one time, including those of earlier answers.
 pub(super) const MAX_KEPT: usize = 2 * MAX_ADDRESSES;
 
-/// Time for which an address that is missing in an answer is kept, because a server pool returns a few of its addresses
-/// each time: one interval plus the longest duration of the following look-up.
+/// Time for which an address is kept after it is missing in an answer: one interval plus the longest duration of the
+/// following look-up. A server pool returns only a few of its addresses each time.
 const GRACE: Duration = Duration::from_secs(INTERVAL.as_secs() + LIMIT.as_secs());
 
 /// Maximum number of addresses listed in a log line; further ones are only counted.

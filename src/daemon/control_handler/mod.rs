@@ -83,7 +83,7 @@ pub(super) struct ControlHandler<'a> {
     pub(super) sandbox: &'a Sandbox,
     pub(super) command_helper: Option<&'a CommandHelper>,
     pub(super) uptime: Uptime,
-    /// Reason why decoys cannot answer, if there is one.
+    /// Why decoys cannot answer; `None` if they can.
     pub(super) silent_decoys: Option<&'a str>,
 }
 
@@ -163,7 +163,6 @@ impl ControlHandler<'_> {
         Ok(Answer::Trial(TrialState { until: Some(rfc3339(until)) }))
     }
 
-    /// Ends a log-only trial.
     pub(super) async fn end_log_only(&mut self, by: &str) {
         *self.trial = Trial::None;
         let settings = Settings::from_config(&self.config.config);

@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(next.until(target(7)), Some(at(900)));
         assert!(next.covers(at(899), target(7), at(899)) && !next.covers(at(900), target(7), at(5_000)));
         next.restore(at(0), wall(0), &written);
-        assert_eq!(next.until(target(7)), Some(at(15_300)), "whatever the clock says, not for longer");
+        assert_eq!(next.until(target(7)), Some(at(15_300)), "a wrong clock makes no lift longer");
     }
 
     #[test]
@@ -188,6 +188,6 @@ mod tests {
         lifts.insert(at(602), target(3), LiftedBy::Fleet);
         assert!(lifts.take_unwritten(at(603), wall(603), false).is_some(), "an operator's lift does not wait");
         lifts.keep_unwritten();
-        assert!(lifts.take_unwritten(at(604), wall(604), false).is_some(), "what the ledger did not take comes again");
+        assert!(lifts.take_unwritten(at(604), wall(604), false).is_some(), "a failed write is repeated");
     }
 }

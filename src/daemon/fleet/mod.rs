@@ -63,7 +63,6 @@ pub(super) struct Surroundings<'a> {
     pub(super) enforces: bool,
 }
 
-/// Pending work of the fleet.
 pub(super) enum FleetWork {
     Request(IncomingFleetRequest),
     Refill,
@@ -294,7 +293,7 @@ impl Fleet {
         limited(&mut self.refusal_lines, Some(EventKind::Error(text)))
     }
 
-    /// Records that the connection is lost, during which reports of other hosts accumulate.
+    /// Records a lost connection, because reports of other hosts accumulate until it is back.
     fn follow_link(&mut self) {
         if self.link.is_away() {
             self.acceptance.lose_link();

@@ -39,7 +39,7 @@ pub(super) enum Step {
     Longer,
 }
 
-/// Reason why a report is refused.
+/// Why a report is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("the name of its author has characters other than a-z, 0-9 and \"-\"")]

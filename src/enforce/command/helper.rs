@@ -1,6 +1,6 @@
-//! The command helper's main loop: receives requests of the daemon and runs commands. It reads no packets and opens no
-//! files. A request selects one of the two configured commands and names a ban. Any other message ends the helper,
-//! because only a compromised daemon sends one.
+//! Runs the command helper's main loop: receives requests of the daemon and runs commands. It reads no packets and
+//! opens no files. A request selects one of the two configured commands and names a ban. Any other message ends the
+//! helper, because only a compromised daemon sends one.
 
 use std::io;
 use std::os::fd::OwnedFd;

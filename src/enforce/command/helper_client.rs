@@ -1,5 +1,5 @@
-//! The daemon's side of the socket to the command helper. It starts no process: the helper was started before the
-//! daemon dropped its privileges, and is not restarted until the daemon restarts.
+//! Sends requests to the command helper over the daemon's end of the socket. Starts no process: the helper was started
+//! before the daemon dropped its privileges, and is not restarted until the daemon restarts.
 
 use std::fmt;
 use std::os::fd::OwnedFd;

@@ -1,5 +1,5 @@
-//! The command backend: runs an operator's command when a ban begins and another when it ends. It is slow, because each
-//! run starts a process. No command runs unless the configuration contains one.
+//! Implements the command backend: runs an operator's command when a ban begins and another when it ends. It is slow,
+//! because each run starts a process. No command runs unless the configuration contains one.
 //!
 //! A command is an argument list and never passes through a shell: each argument stays one argument, regardless of the
 //! text substituted into it. The process gets a new environment, no input, `/` as its working directory, and a separate
@@ -51,7 +51,7 @@ pub struct RunSettings {
     pub command: Vec<String>,
     /// Program and arguments, run when a ban ends; empty: none.
     pub expire_command: Vec<String>,
-    /// True if the command runs before the block, which waits for it, but never longer than the time limit.
+    /// True if the block waits until the command has ended, at most for the time limit.
     pub first: bool,
     /// Time limit of a command.
     pub timeout: Duration,
@@ -72,40 +72,30 @@ impl Default for RunSettings {
     }
 }
 
-/// Reason why a command cannot be run.
+/// Why a command cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The command is empty.
     #[error("the command to run is empty; write for example [\"/usr/local/sbin/on-ban\", \"$TARGET$\"]")]
     Empty,
-    /// The file does not exist.
     #[error("{0} cannot be run: the file does not exist; correct the path")]
     Missing(PathBuf),
-    /// The file is in none of the directories.
     #[error("{0} cannot be run: no directory of {PATH} contains it; use an absolute path")]
     NotFound(String),
-    /// The path is relative.
     #[error("{0} cannot be run: use an absolute path")]
     Relative(String),
-    /// For example a directory, or a file without execute permission.
     #[error("{0} cannot be run: it is not an executable file; check that it is a program, and run: chmod 755 {0}")]
     NotExecutable(PathBuf),
-    /// Any user could replace the program.
     #[error("every user can write to {0} and so gain the privileges of portsentry; run: chmod o-w {0}")]
     Writable(PathBuf),
     /// The program name depends on the ban.
     #[error("the path of the program must not contain a placeholder: {0}; use placeholders only in its arguments")]
     Macro(String),
-    /// A misspelled macro.
     #[error("{0} is not a placeholder; the placeholders of a command are {NAMES}")]
     Unknown(String),
-    /// An argument contains a NUL.
     #[error("an argument of the command contains a NUL byte; remove it")]
     Nul,
-    /// Out of range.
     #[error("the time limit of a command is out of range; write {} ms to {} s", LIMITS.0.as_millis(), LIMITS.1.as_secs())]
     Timeout,
-    /// Out of range.
     #[error("the number of concurrent commands is out of range; write 1 to {MAX_CONCURRENT}")]
     AtOnce,
 }

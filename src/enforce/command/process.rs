@@ -130,8 +130,8 @@ impl Watch {
         Ok((watched?.unwrap_or_else(|| outcome(status)), self.output))
     }
 
-    /// Waits until the process has ended. If its group was told to end, returns the reason; some of its processes may
-    /// still run then.
+    /// Waits until the process has ended. If a signal was sent to end its group, returns the reason; some of its
+    /// processes may still run then.
     fn watch(&mut self, group: Pid, mut deadline: Instant, quit: &PipeReader) -> io::Result<Option<Outcome>> {
         let process = pidfd_open(group, PidfdFlags::empty())?;
         let mut ending = None;

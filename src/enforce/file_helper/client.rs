@@ -1,4 +1,4 @@
-//! The daemon's side: sends one request at a time and waits for the answer. Once the helper has ended, each request
+//! Sends requests to the file helper, one at a time, and waits for each answer. Once the helper has ended, each request
 //! fails until the daemon is restarted.
 
 use std::fmt;

@@ -1,8 +1,8 @@
-//! Handles files that only root can write in a separate process: lines of hosts.deny, and opening `report.json_file`.
-//! The daemon reads packets and is not root. The helper is root, and reads only messages of the daemon. A message names
-//! bans but no files or texts; those come from the configuration.
+//! Writes, in a separate process, the files that only root can write: the lines of hosts.deny, and `report.json_file`,
+//! which it opens for the daemon. The daemon reads packets and is not root. The helper is root, and reads only messages
+//! of the daemon. A message names bans but no files or texts; those come from the configuration.
 //!
-//! Both hold an end of a `SOCK_SEQPACKET` socket. An invalid message ends the helper.
+//! Daemon and helper each hold one end of a `SOCK_SEQPACKET` socket. An invalid message ends the helper.
 
 mod client;
 mod protocol;

@@ -1,4 +1,4 @@
-//! The helper's side: handles the daemon's requests one at a time until the daemon hangs up.
+//! Handles the daemon's requests in the file helper, one at a time, until the daemon hangs up.
 
 use std::fs::File;
 use std::io::{self, IoSlice};

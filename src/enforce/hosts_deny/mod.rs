@@ -1,5 +1,5 @@
-//! The hosts.deny backend: adds and removes lines of /etc/hosts.deny for services that use TCP wrappers. It is slow,
-//! because each change writes a file and syncs it to the disk. Expiry is handled by the caller.
+//! Implements the hosts.deny backend: adds and removes lines of /etc/hosts.deny for services that use TCP wrappers. It
+//! is slow, because each change writes a file and syncs it to the disk. Expiry is handled by the caller.
 //!
 //! The file belongs to the administrator. Each ban is two lines, a comment that names the target and its rule (see
 //! `text`); all other bytes are preserved. New lines are appended, so that the administrator's own rules come first.
@@ -38,50 +38,38 @@ const MAX_TEMPLATE_LEN: usize = 512;
 /// Maximum number of attempts if other programs change the file concurrently.
 const MAX_ATTEMPTS: usize = 5;
 
-/// Reason why a template is invalid.
+/// Why a template is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// It contains no target.
     #[error("the line for hosts.deny has no $TARGET$; write for example \"{DEFAULT_TEMPLATE}\"")]
     NoTarget,
-    /// The target is part of a longer word.
     #[error("$TARGET$ must be a separate word in the line for hosts.deny; write for example \"{DEFAULT_TEMPLATE}\"")]
     NotAlone,
-    /// A misspelled macro.
     #[error("{0} is not a placeholder of the line for hosts.deny; the placeholders are {NAMES}")]
     Unknown(String),
-    /// It is not exactly one line with a rule.
     #[error(
         "the line for hosts.deny is not one rule; write one line that neither starts with # nor ends with a backslash"
     )]
     NotOneRule,
-    /// The wrappers would truncate it.
     #[error("the line for hosts.deny is longer than {MAX_TEMPLATE_LEN} bytes; shorten it")]
     TooLong,
-    /// A relative path.
     #[error("{0} is not an absolute path; write for example \"{DEFAULT_PATH}\"")]
     Path(PathBuf),
 }
 
-/// Reason why hosts.deny cannot be read or written.
+/// Why hosts.deny cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum HostsDenyError {
-    /// It is a symbolic link.
     #[error("{0} is a symbolic link; configure the file that it points to")]
     Link(PathBuf),
-    /// It is not a regular file.
     #[error("{0} is not a regular file; move it away")]
     Kind(PathBuf),
-    /// It is too large to be read for every change.
     #[error("{0} is larger than {limit} MiB; remove unneeded lines", limit = file::LIMIT >> 20)]
     TooBig(PathBuf),
-    /// A further line would make it too large.
     #[error("{0} has reached its maximum size of {limit} MiB; shorten `expire`, or use the backend nft alone", limit = file::LIMIT >> 20)]
     Full(PathBuf),
-    /// Another program writes it continuously.
     #[error("another program changed {0} during each of {MAX_ATTEMPTS} attempts to rewrite it; stop that program")]
     Unsteady(PathBuf),
-    /// A system call failed.
     #[error("cannot {doing} {path}: {error}")]
     System { doing: &'static str, path: PathBuf, error: io::Error },
 }

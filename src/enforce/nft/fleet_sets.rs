@@ -1,4 +1,4 @@
-//! The sets `fleet` and `fleet6`: bans that other hosts have reported. They are written through a separate socket,
+//! Writes the bans that other hosts have reported into the sets `fleet` and `fleet6`, through a separate socket and
 //! outside of the sensor thread.
 
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
-//! The nftables backend: writes bans as elements into the sets of `table inet portsentry`, and reads them back. The
-//! kernel enforces and expires them; this module does not know the reason of a ban.
+//! Implements the nftables backend: writes bans as elements into the sets of `table inet portsentry`, and reads them
+//! back. The kernel enforces and expires them; this module does not know the reason of a ban.
 //!
 //! A ban is one transaction with one acknowledgement, about 6 µs in all. It has one message, or three if the target may
 //! already be blocked. Once the buffers are warm it does not allocate (benches/nft_encoding.rs).
@@ -54,10 +54,9 @@ pub enum BlockError {
 
 pub type Failed = super::Failed<Failure>;
 
-/// Reason why one target could not be blocked or lifted.
+/// Why one target could not be blocked or lifted.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The set is full.
     #[error(
         "set inet portsentry {set} is full ({size} elements); shorten `expire`, or raise block.nft.size, delete the \
          table and restart portsentry"
@@ -139,8 +138,8 @@ impl Nft {
         self.socket.port_id()
     }
 
-    /// Creates the table, or adopts one of this program and repairs it if others altered it. For the start: a table of
-    /// another program is refused.
+    /// Creates the table, or adopts one that this program created, and repairs it if other programs altered it. For the
+    /// start: a table of another program is refused.
     pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
         (self.protected, self.trapped) = (None, spec.trap.is_some());
         let installed = nft::install(&mut self.socket, spec)?;
@@ -241,7 +240,7 @@ impl Nft {
             // Other refusals occur again, and are explained, when each target is tried individually.
             Err(error) if error.is(Errno::EXIST) => self.blocked_anew = Some(Instant::now()),
             Err(error @ (SocketError::Refused { .. } | SocketError::Overrun(_))) => {
-                // Not repeated if there is nothing more to find out.
+                // A single ban is not tried again if its set is full.
                 if let ([(target, _)], true) = (bans, error.is(Errno::NFILE)) {
                     let mut failed = Vec::new();
                     self.judge(Change::Block, *target, error, &mut failed)?;
@@ -413,6 +412,6 @@ fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) ->
     if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked, failed }) }
 }
 
-/// Time after a refusal because of an existing ban, by an operator or an earlier run, for which new bans are sent in
-/// the form that permits existing ones. A refusal takes the kernel about 12 ms.
+/// Time for which new bans are sent in the form that permits existing ones, after the kernel refused one because of an
+/// existing ban by an operator or an earlier run. A refusal takes the kernel about 12 ms.
 const STILL_BLOCKED: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! The sets of the trap: fills them with the ports to monitor, and reads or clears the kernel's counts and bans.
+//! Fills the sets of the trap with the ports to monitor, and reads or clears the kernel's counts and bans in them.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -93,7 +93,7 @@ impl Nft {
         self.remove_from([Set::PeerSuspects, Set::PeerSuspects6], targets)
     }
 
-    /// Removes these targets from the sources that the trap has blocked, so that it has room for others.
+    /// Removes these targets from the set of sources that the trap has blocked, so that the trap can block others.
     pub fn release(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         self.remove_from([Set::TrapBanned, Set::TrapBanned6], targets)
     }

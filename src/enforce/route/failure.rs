@@ -1,4 +1,4 @@
-//! Errors of the route backend, with their remedies.
+//! Defines the errors of the route backend, with their remedies.
 
 use std::net::IpAddr;
 
@@ -23,27 +23,23 @@ pub enum BlockError {
 
 pub type Failed = crate::enforce::Failed<Failure>;
 
-/// Reason why one target could not be blocked or lifted.
+/// Why one target could not be blocked or lifted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// A link-local address, which is ambiguous without an interface.
     #[error(
         "a route cannot block a link-local address, which belongs to a different host on each interface; use the backend nft"
     )]
     LinkLocal,
-    /// The address belongs to no single host.
     #[error("it is an unspecified, loopback, multicast or broadcast address, which a route cannot block")]
     NoHost,
     /// The route would cut off an address that must stay reachable.
     #[error(transparent)]
     Protected(#[from] Overlap),
-    /// The maximum number of routes is reached.
     #[error("the maximum of {size} routes is reached; shorten `expire`, or use the backend nft")]
     Full {
         /// Maximum number of routes.
         size: usize,
     },
-    /// A route of another program exists and is kept.
     #[error(
         "another program has a route to the same target{}, which stays; remove it (see `ip route show table all` and \
          `ip -6 route show table all`), or use the backend nft",
@@ -56,7 +52,6 @@ pub enum Failure {
          active interface of this host; correct it, or use kind = \"blackhole\""
     )]
     Gateway { gateway: IpAddr, refusal: Refusal },
-    /// Another refusal of the kernel.
     #[error("the kernel refused the route: {0}")]
     Refused(Refusal),
 }

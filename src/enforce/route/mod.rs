@@ -1,5 +1,6 @@
-//! The route backend: a blackhole, unreachable or prohibit route to a banned source, so that it gets no answers.
-//! Packets of the source still arrive, and a datagram reaches its socket; only the nftables backend blocks them.
+//! Implements the route backend: adds a blackhole, unreachable or prohibit route to a banned source, so that it gets no
+//! answers. Packets of the source still arrive, and a datagram reaches its socket; only the nftables backend blocks
+//! them.
 //!
 //! Own routes carry the protocol number [`PROTOCOL`] and are in the table `main`. Routes of the administrator are
 //! neither replaced nor removed: if one exists for exactly the banned prefix, such as the remote end of a tunnel, the

@@ -1,4 +1,4 @@
-//! The routes of bans and their expiry, which is stored here because the kernel ignores `expires` on blackhole routes.
+//! Stores the routes of bans with their expiry, because the kernel ignores `expires` on blackhole routes.
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -1,4 +1,4 @@
-//! The bans of the slow-backends thread, ordered by their expiry in CLOCK_BOOTTIME.
+//! Stores the bans of the slow-backends thread, ordered by their expiry in CLOCK_BOOTTIME.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 

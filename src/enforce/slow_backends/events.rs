@@ -1,4 +1,4 @@
-//! The events of the slow-backends thread, with a log sentence each.
+//! Defines the events of the slow-backends thread, each with its log sentence.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The slow backends: lines of hosts.deny, commands, and the ending of connections. One worker thread runs them, fed by
-//! a bounded queue, so that neither the sensor nor the event loop waits for a disk or a process.
+//! Runs the slow backends on one thread: lines of hosts.deny, commands, and the ending of connections. The thread has a
+//! bounded queue, so that neither the sensor nor the event loop waits for a disk or a process.
 //!
 //! The thread tracks the expiry of its bans by CLOCK_BOOTTIME and removes a line when its ban ends. Failed work is
 //! retried with backoff until the ban ends. Lines stay when the program ends, because bans outlive it; the next start
@@ -73,7 +73,8 @@ pub enum Task {
     /// All bans that were in force before the start. Lines of other targets are removed. Missing lines were removed on
     /// purpose and are not restored.
     Adopt { bans: Vec<Adopted> },
-    /// Bans that ended before the start, and whose command has to be undone. A target that was banned again is left alone.
+    /// Bans that ended before the start, and whose command has to be undone. A target that was banned again is left
+    /// alone.
     Undo { bans: Vec<BanContext> },
 }
 

@@ -1,5 +1,5 @@
-//! The thread's main loop: takes tasks, handles ended commands, writes lines, ends connections, starts commands, and
-//! waits until something is due.
+//! Runs the main loop of the slow-backends thread: takes tasks, handles ended commands, writes lines, ends connections,
+//! starts commands, and waits until something is due.
 
 use std::sync::Arc;
 use std::thread;

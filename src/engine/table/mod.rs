@@ -1,6 +1,6 @@
-//! A hash table of fixed size, keyed by ban target, that never allocates after its construction and never refuses a new
-//! key. A full table evicts the least valuable of a constant number of inspected entries. The row type defines the
-//! value stored for each key.
+//! Implements a hash table of fixed size, keyed by ban target, that never allocates after its construction and never
+//! refuses a new key. A full table evicts the least valuable of a constant number of inspected entries. The row type
+//! defines the value stored for each key.
 //!
 //! There are two ways to insert. [`Table::claim`] evicts within the bucket of the key, like a set-associative cache,
 //! and needs an index as large as the table. [`Table::claim_beside`] evicts only if every row is in use, so that the
@@ -31,8 +31,8 @@ const RUNS: usize = 8;
 const RUN_LEN: usize = 8;
 
 /// Maximum number of buckets and rows inspected by one call. It looks for the new key, for the evicted key and for a
-/// free place in the home bucket and those after it, including rows with the same tag, and it inspects the runs and one
-/// full bucket.
+/// free place in the home bucket and those after it, including rows with the same tag. It also inspects the runs and
+/// one full bucket.
 #[cfg(test)]
 const MAX_INSPECTED: usize = (1 + FURTHER) * (2 * (1 + WAYS) + 1) + RUNS * RUN_LEN + WAYS;
 
@@ -112,8 +112,8 @@ const SMALL: usize = 1_024;
 const STEP: usize = 4;
 const STEPS: u32 = 3;
 
-/// An index that can still grow is filled to at most one part in this many, so that hardly any bucket is full and no
-/// entry is evicted. During idle time it grows at half that fill level.
+/// An index that can still grow is filled to at most 1/`SPARSE`, so that hardly any bucket is full and no entry is
+/// evicted. During idle time it grows at half that fill level.
 const SPARSE: usize = 8;
 
 /// Bytes of rows that are faulted in in advance: more than are inserted between two pauses, except in a flood, and few
@@ -177,7 +177,7 @@ impl<R: Row> Table<R> {
         self.begun
     }
 
-    /// Counts inspected buckets and rows, for the tests that limit the work.
+    /// Counts inspected buckets and rows, for the tests that bound the work of one call.
     #[inline(always)]
     fn count_inspected(&self, _count: usize) {
         #[cfg(test)]

@@ -287,8 +287,8 @@ fn one_scanner_is_not_distributed_scan() {
     assert_eq!(scene.notices(), []);
 }
 
-/// A day of forged packets of every kind, with the built-in settings. The kernel's trap bans ten sources each time that the
-/// engine has room for them, and the engine has seen the packets of none of them.
+/// A day of forged packets of every kind, with the built-in settings. The kernel's trap bans ten sources each time that
+/// the engine has room for them, and the engine has seen the packets of none of them.
 #[test]
 fn forged_flood_of_a_day_bans_few() {
     let mut scene = Scene::new();

@@ -81,7 +81,7 @@ fn disproved_evidence_is_forgiven() {
 fn unchecked_evidence_is_verified_before_ban() {
     let mut scene = Scene::new();
     scene.truth.in_use.extend([(Protocol::Tcp, 21), (Protocol::Tcp, 22)]);
-    // More new probes within a second than lookups are allowed.
+    // More new probes within a second than look-ups are allowed.
     for n in 0..1_000 {
         scene.syn(&nth_source(n), 700);
     }

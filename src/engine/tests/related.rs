@@ -80,7 +80,7 @@ fn three_groups_are_scan() {
 }
 
 #[test]
-fn group_counts_until_unrelated_port_is_too_old() {
+fn group_counts_while_unrelated_port_counts() {
     let mut scene = Scene::new();
     assert_eq!(scene.syn(CLIENT, 23), Probe(1));
     scene.after(1_801.0);

@@ -1,5 +1,5 @@
-//! Helpers of the engine tests: a host with two IPv4 addresses and one IPv6 address, the built-in configuration, a
-//! clock that moves only on request, and packets in one line.
+//! Provides helpers for the engine tests: a host with two IPv4 addresses and one IPv6 address, the built-in
+//! configuration, a clock that moves only on request, and packets in one line.
 
 use crate::engine::Response;
 use std::collections::HashSet;

@@ -44,7 +44,7 @@ fn repeated_port_is_one_port() {
 }
 
 #[test]
-fn ban_reports_what_was_seen() {
+fn ban_contains_first_probe_and_ports() {
     let mut scene = Scene::new();
     let first = scene.now;
     scene.syns(SCANNER, [21, 21, 21, 22]);

@@ -1,17 +1,17 @@
-//! Errors of reading or watching the host's network configuration.
+//! Defines the errors of reading or watching the host's network configuration.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Timeout for the kernel's lists. A million routes, a full Internet routing table, take a second on an idle machine, and
-/// more than ten at the high load after a boot.
+/// Timeout for the kernel's lists. A million routes, a full Internet routing table, take a second on an idle machine,
+/// and more than ten at the high load after a boot.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time limit for the kernel's list of IPv6 routes.
 pub(super) const MAX_IPV6_ROUTES_DUMP: Duration = Duration::from_secs(5);
 
-/// Reason why the host's network configuration could not be read or watched.
+/// Why the host's network configuration could not be read or watched.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error("cannot open an rtnetlink socket: {0}; in a sandbox, allow AF_NETLINK")]

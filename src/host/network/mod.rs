@@ -2,8 +2,8 @@
 //! resolv.conf. They are exempt without configuration and follow changes of the system: [`Watcher`] reports when to
 //! read again.
 //!
-//! A socket belongs to the network namespace of the thread that opens it, so a tokio runtime with one thread keeps all of
-//! them in one namespace.
+//! A socket belongs to the network namespace of the thread that opens it, so a tokio runtime with one thread keeps all
+//! of them in one namespace.
 //!
 //! References: rtnetlink(7), `linux/rtnetlink.h`, `linux/if_addr.h`.
 
@@ -51,9 +51,9 @@ pub struct HostFacts {
     pub anycast: Vec<IpNet>,
     /// The kernel's IPv4 routes for its reverse-path filter. Empty if no interface has a strict filter.
     pub reverse_routes: Vec<ReverseRoute>,
-    /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included. Of
-    /// routes that routers advertise, those of the default routes of the highest preference: any host on the link can
-    /// advertise one that is never used, or a route to a network that this host does not talk to.
+    /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects
+    /// included. Of advertised routes, only default routes of the highest preference count: any host on the link can
+    /// advertise a route that is never used, or one to a network that this host does not talk to.
     pub gateways: Vec<IpAddr>,
     /// The link-local gateways with the interfaces of their routes: on another link another host may have that address.
     pub link_gateways: Vec<(u32, IpAddr)>,
@@ -62,8 +62,8 @@ pub struct HostFacts {
     /// Name servers, including those behind a local stub.
     pub resolvers: Vec<IpAddr>,
     pub interfaces: Vec<Interface>,
-    /// Routers that advertised a default route, with its preference, and the next-hop objects of such routes; empty once the
-    /// facts are in order.
+    /// Routers that advertised a default route, with its preference, and the next-hop objects of such routes; empty
+    /// once the facts are in order.
     advertised: Vec<(i8, Gateway)>,
     advertised_objects: Vec<(i8, u32)>,
 }
@@ -112,18 +112,18 @@ pub struct Interface {
 /// the [`Watcher`]'s owner read once more anyway.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// Maximum number of routers of one preference whose advertised default routes count. The kernel lists the oldest first, and a host on the
-/// link can advertise any number.
+/// Maximum number of routers of one preference whose advertised default routes count. The kernel lists the oldest
+/// first, and a host on the link can advertise any number.
 const MAX_ADVERTISED: usize = 64;
 
-/// Listing IPv6 routes takes at most this fraction (1/10) of the time, unless a list takes less than [`SHORT_DUMP`].
+/// Listing IPv6 routes takes at most 1/`SHARE` of the time, unless a list takes less than [`SHORT_DUMP`].
 const SHARE: u32 = 10;
 
 const SHORT_DUMP: Duration = Duration::from_millis(100);
 
-/// Reads the facts, any number of times. IPv6 routes have a time limit of their own, and their last list is kept: a host
-/// on the link that floods router advertisements makes their list take seconds, because the kernel starts again at the
-/// first default route for each datagram.
+/// Reads the facts, any number of times. The list of IPv6 routes has a separate time limit, and the last one is kept. A
+/// host on the link that floods router advertisements makes this list take seconds, because the kernel starts again at
+/// the first default route for each datagram.
 pub struct Reader {
     limit: Duration,
     /// The facts of the last complete list of IPv6 routes.
@@ -314,7 +314,8 @@ impl HostFacts {
         }
     }
 
-    /// Adds the gateway of a next-hop object, after all routes. An advertised one counts with the default route that uses it.
+    /// Adds the gateway of a next-hop object, after all routes. An advertised one counts with the default route that
+    /// uses it.
     fn add_next_hop(&mut self, NextHop { id, advertised, gateway }: NextHop) {
         if !advertised {
             return self.add_gateway(gateway);
@@ -452,15 +453,16 @@ fn interface(link: &LinkMessage) -> Interface {
     }
 }
 
-/// True for a device of this kind, or without one whose hardware is on this bus, if programs on the same machine send through it.
-/// Linux names the bus since 5.14. `elsewhere`: it lies on a device of another network namespace.
+/// True if programs on the same machine can send frames through a device of this `kind`. For hardware without a kind,
+/// the `bus` decides, which Linux reports since 5.14. `elsewhere` is true if the lower device is in another network
+/// namespace.
 fn is_virtual(kind: Option<&InfoKind>, bus: Option<&str>, elsewhere: bool) -> bool {
     match kind {
         // KVM, Hyper-V, Xen.
         None => matches!(bus, Some("virtio" | "vmbus" | "xen")),
-        // Hardware that has a kind.
+        // Hardware, although it has a kind.
         Some(InfoKind::Dsa | InfoKind::Wwan | InfoKind::RmNet | InfoKind::Ipoib) => false,
-        // These have the frames of other interfaces.
+        // These only carry the frames of other interfaces.
         Some(InfoKind::Bridge | InfoKind::Bond | InfoKind::Team | InfoKind::Vrf) => false,
         Some(InfoKind::Vlan | InfoKind::MacSec) => elsewhere,
         Some(_) => true,
@@ -507,8 +509,8 @@ fn object(route: &RouteMessage) -> Option<u32> {
     })
 }
 
-/// Collects the gateways of a route or of one of its paths, which leaves by `interface` unless the attributes contain
-/// another one.
+/// Collects the gateways of a route or of one of its paths. Their interface is `interface`, unless the attributes
+/// contain another one.
 fn route_gateways(attributes: &[RouteAttribute], interface: u32, gateways: &mut Vec<Gateway>) {
     let named = attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),

@@ -28,7 +28,7 @@ const PROTOCOL: usize = 2;
 /// A next-hop object that points to a gateway.
 pub(super) struct NextHop {
     pub(super) id: u32,
-    /// A router advertised it (systemd-networkd makes objects for these).
+    /// True if a router advertised it. systemd-networkd makes objects for such next hops.
     pub(super) advertised: bool,
     pub(super) gateway: Gateway,
 }

@@ -2,8 +2,8 @@
 //! processes are ignored: any local user can add them with setgid helpers such as libutempter's. Never fails: an
 //! incomplete record is skipped.
 //!
-//! References: utmp(5), and glibc's bits/utmp.h for the record: type (16 bits) at 0, process (32) at 4, user (32 bytes) at
-//! 44, host (256 bytes) at 76, address (16 bytes, in network order) near its end.
+//! References: utmp(5), and glibc's bits/utmp.h for the record: type (16 bits) at 0, process (32) at 4, user (32 bytes)
+//! at 44, host (256 bytes) at 76, address (16 bytes, in network order) near its end.
 
 use std::net::IpAddr;
 use std::path::Path;

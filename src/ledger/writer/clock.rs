@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use crate::clock::boot_time;
 use crate::ledger::row::{self, micros};
 
-/// Smaller differences are caused by the time between two clock readings. Smaller steps accumulate until they are
-/// detected.
+/// Smaller differences result from the time between the readings of the two clocks. Smaller steps of the clock
+/// accumulate until they are detected.
 const LEAST: i64 = 500_000;
 
 /// Difference between the wall clock and the time since boot, in microseconds, on which the ends in the ledger are

@@ -1,5 +1,5 @@
-//! The events of the ledger's writer, with a log sentence each. A failure is reported when it begins, changes and ends,
-//! not at every attempt.
+//! Defines the events of the ledger's writer, each with its log sentence. A failure is reported when it begins, changes
+//! and ends, not at every attempt.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -40,8 +40,7 @@ const BATCH: usize = 2_048;
 /// Interval at which ended bans are marked, and minimum interval between two versions of the list of bans in force.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Writing the list of bans in force takes at most one part in this many of the thread's time, regardless of its
-/// length.
+/// Writing the list of bans in force takes at most 1/`SHARE` of the thread's time, regardless of its length.
 const SHARE: u32 = 20;
 
 /// Delay between attempts after a failure.
@@ -74,7 +73,6 @@ impl Writer {
         Ok(Self { recorder: Recorder::new(worker.handle().clone(), shared), worker })
     }
 
-    /// Sends changes to the thread.
     #[must_use]
     pub fn recorder(&self) -> Recorder {
         self.recorder.clone()

@@ -133,7 +133,8 @@ const DELETE: Steps = &[(sys::NFT_MSG_DELSETELEM, 0)];
 const ADD: Steps = &[(sys::NFT_MSG_NEWSETELEM, 0)];
 
 /// Appends a ban of `network`, as for every ban. The set must contain either exactly this network or nothing that
-/// overlaps it: if both its bounds are bounds of inner networks, Linux 6.1 and older take it for an existing element.
+/// overlaps it. If both bounds of the network are bounds of inner networks, Linux 6.1 and older take it for an existing
+/// element.
 pub(crate) fn put_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {
     for (kind, flags) in ADD_DELETE_ADD.iter().copied() {
         let times = if kind == sys::NFT_MSG_NEWSETELEM { Times::new(length, left) } else { Times::default() };

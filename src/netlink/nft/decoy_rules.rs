@@ -1,8 +1,8 @@
-//! The rules that redirect connections to closed TCP ports to one transparent listener, which replaces a socket for
-//! each port. nft/portsentry-decoys.nft documents each rule.
+//! Builds the rules that redirect connections to closed TCP ports to one transparent listener, which replaces a socket
+//! for each port. nft/portsentry-decoys.nft documents each rule.
 //!
-//! The ports are those of the set `trapped`. The rules run after destination NAT, so that published ports are excluded,
-//! and check for a socket first, so that a service that has just started gets its port immediately.
+//! The ports are those of the set `trapped`. The rules run after destination NAT, so that published ports are excluded.
+//! They check for a socket first, so that a service that has just started gets its port immediately.
 //!
 //! References: the kernel's net/netfilter/nft_tproxy.c, nft_socket.c, and Documentation/networking/tproxy.rst.
 
@@ -16,7 +16,6 @@ use super::set::Set;
 use super::spec::DecoyRules;
 use super::table::{CHAIN, DECOY, DECOY_ANSWERED, DECOY_SENT, DECOY_TAKE, DECOY_UNTRACK};
 
-/// The rules of the decoy chains.
 pub(super) fn decoy_rules(decoys: &DecoyRules) -> Vec<Rule> {
     let mut rules = Vec::new();
     if decoys.max_new_tracked.is_none() {

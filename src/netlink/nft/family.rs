@@ -1,4 +1,4 @@
-//! The differences between the rules for IPv4 and IPv6.
+//! Defines the differences between the rules for IPv4 and IPv6.
 
 use super::set::Set;
 

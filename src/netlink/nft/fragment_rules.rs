@@ -1,5 +1,5 @@
-//! The rules for fragments. Without connection tracking the table sees each fragment of a segment, before the kernel
-//! reassembles them: only the first fragment has flags, and the sender decides whether they are in it.
+//! Builds the rules for fragments. Without connection tracking the table sees each fragment of a segment, before the
+//! kernel reassembles them: only the first fragment has flags, and a sender can cut it before them.
 //! nft/portsentry-trap.nft documents each rule.
 //!
 //! References: RFC 1858, 3128 (IPv4), RFC 7112 (IPv6); the kernel's net/ipv4/ip_fragment.c, net/ipv6/reassembly.c,
@@ -13,8 +13,8 @@ use super::rule::{DESTINATION_ADDRESS, LOCAL, Rule, TCP};
 use super::spec::Trap;
 use super::table::{CHAIN, TRAP_FRAGMENT, TRAP_TOUCH};
 
-/// Matches later fragments. They have no ports, but the kernel's fast path for two-byte loads ignores that and reads
-/// payload bytes, with IPv6 the flow label (seen on Linux 6.18). Long answers arrive in fragments.
+/// Matches later fragments. They have no ports, but the kernel's fast path for two-byte loads ignores that, and reads
+/// payload bytes, or with IPv6 the flow label (seen on Linux 6.18). Long answers arrive in fragments.
 pub(super) fn later_rules() -> [Rule; 2] {
     let v4 = Rule::new(TRAP_TOUCH).text("ip frag-off & 0x1fff != 0").family(&V4).payload(NETWORK, FRAG_OFF, 2);
     let v6 = Rule::new(TRAP_TOUCH).text("meta nfproto ipv6 frag frag-off != 0").family(&V6).fragment_header(2, 2);
@@ -22,8 +22,9 @@ pub(super) fn later_rules() -> [Rule; 2] {
 }
 
 /// The rules before connection tracking that select, in packets to this host, IPv4 fragments 8 bytes into a segment and
-/// first fragments of both families. Linux cuts an IPv4 fragment to a multiple of 8 bytes before it reassembles it, so
-/// that one of 15 bytes shows flags that another fragment then replaces; it discards an IPv6 fragment of such a length.
+/// first fragments of both families. Linux cuts an IPv4 fragment to a multiple of 8 bytes before it reassembles it. So
+/// a fragment of 15 bytes shows flags that another fragment then replaces; it discards an IPv6 fragment of such a
+/// length.
 pub(super) fn early_rules(trap: &Trap) -> [Rule; 3] {
     let rule = || Rule::new(CHAIN).on_monitored(trap.named_interfaces);
     let v4 = |mask: [u8; 2], field: [u8; 2]| {
@@ -42,8 +43,8 @@ pub(super) fn early_rules(trap: &Trap) -> [Rule; 3] {
     ]
 }
 
-/// The rules for first fragments. A rule that loads bytes which are not in the packet does not match, nor does one that
-/// asks for the protocol if the chain of IPv6 headers ends first.
+/// The rules for first fragments. A rule does not match if it loads bytes that the packet does not have, or if it
+/// matches the protocol and the packet ends within its IPv6 headers.
 pub(super) fn hiding_rules() -> [Rule; 3] {
     let rule = || Rule::new(TRAP_FRAGMENT);
     let other = rule().text("meta l4proto != tcp @th,0,8 >= 0").expression(Meta::new(MetaType::L4Proto));

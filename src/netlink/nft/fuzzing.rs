@@ -1,4 +1,4 @@
-//! Fuzz target: arbitrary bytes as replies and notifications of nf_tables.
+//! Reads arbitrary bytes as replies and notifications of nf_tables, for a fuzz target.
 
 #[cfg(test)]
 use netlink_packet_core::NLM_F_DUMP;

@@ -1,4 +1,5 @@
-//! Read-only queries: the kernel's features, the number of transactions, and whether running transactions have ended.
+//! Queries, without a change, the kernel's features, the number of transactions, and whether running transactions have
+//! ended.
 
 use rustables::sys;
 

@@ -1,6 +1,6 @@
-//! The rules that hold a source: if it probes a closed TCP port that is new for it, its SYNs to all ports of this host
-//! are dropped for slightly less than a second. A scanner therefore learns nothing before it is banned, and a source
-//! whose address was forged loses only packets that TCP retransmits. nft/portsentry-trap.nft documents each rule.
+//! Builds the rules that hold a source: after a probe of a closed TCP port that is new for it, its SYNs to this host
+//! are dropped for slightly less than a second. A scanner therefore learns nothing before it is banned. A source whose
+//! address was forged loses only packets that TCP retransmits. nft/portsentry-trap.nft documents each rule.
 //!
 //! No rule here uses connection tracking: one such expression enables it for the whole network namespace.
 //!
@@ -17,7 +17,6 @@ use super::set::Set;
 use super::spec::Trap;
 use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_TOUCH};
 
-/// The rules of the hold chains.
 pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     let full = |chain| Rule::new(chain).jump(TRAP_FULL);
     let mut rules: Vec<Rule> = KINDS.iter().flat_map(new_port_rules).collect();
@@ -42,8 +41,8 @@ pub(super) fn late_rules(trap: &Trap) -> [Rule; 3] {
     held(TRAP, trap, false)
 }
 
-/// The rules that hold the source of a packet to a trapped port, and drop flags that no TCP stack sends: a closed port
-/// would answer them with a reset, an open one would not.
+/// The rules that hold the source of a packet to a trapped port, and drop flags that no TCP stack sends. A closed port
+/// would answer such flags with a reset, an open one would not.
 pub(super) fn probe_rules() -> [Rule; 2] {
     let rule = || Rule::new(TRAP_TOUCH);
     let hold = rule().text("meta l4proto tcp").meta(MetaType::L4Proto, TCP).jump(TRAP_HOLD);
@@ -54,8 +53,8 @@ pub(super) fn probe_rules() -> [Rule; 2] {
 /// Flags that no TCP stack sends: none of the flags of which every segment has one, or SYN with FIN or RST.
 pub(super) const ILLEGAL: [(u8, u8); 3] = [(SYN | RST | ACK, 0), (FIN | SYN, FIN | SYN), (SYN | RST, SYN | RST)];
 
-/// Selects SYNs, and flags that no TCP stack sends: a port that is closed and not trapped would answer the latter with a
-/// reset, which distinguishes it from open ports.
+/// Selects SYNs, and flags that no TCP stack sends. A port that is closed and not trapped would answer such flags with
+/// a reset, which distinguishes it from open ports.
 fn held(chain: &'static str, trap: &Trap, inverted: bool) -> [Rule; 3] {
     [V4, V6, LINK_LOCAL].map(|family| {
         let rule = Rule::new(chain).on_monitored(trap.named_interfaces).tcp_flags(RST | ACK, CmpOp::Eq, 0);

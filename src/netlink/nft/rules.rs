@@ -68,8 +68,8 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
 /// and IPv4 connection tracking sees them before the kernel drops them. Own multicast packets legitimately return, and
 /// a neighbour may have the link-local address that this host has on another link.
 ///
-/// Also those from the broadcast address of a link. Without a reverse-path filter the kernel answers them, to all hosts of
-/// the link: a neighbour could scan from an address that the rules of trap and decoys, and connections, leave out.
+/// Also drops packets from the broadcast address of a link. Without a reverse-path filter the kernel answers them to
+/// all hosts of the link, so that a neighbour could scan with an address that belongs to no host.
 fn own_source_rules() -> [Rule; 3] {
     let rule = || Rule::new(OWN_SOURCE);
     let dropped = |kind| {

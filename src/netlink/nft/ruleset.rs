@@ -62,10 +62,9 @@ pub enum Repaired {
     },
 }
 
-/// Reason why the table is not in force.
+/// Why the table is not in force.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesetError {
-    /// A table of this name exists that this program did not create.
     #[error(
         "table inet {TABLE} was not created by portsentry: it has {difference}. portsentry changes nothing that it \
          did not create. Save your rules in it, remove it with `nft delete table inet {TABLE}` and start portsentry \
@@ -75,7 +74,6 @@ pub enum RulesetError {
         /// The first thing that differs.
         difference: String,
     },
-    /// The kernel lacks a feature that the rules need.
     #[error(
         "the kernel refused {object} of table inet {TABLE}: {errno}; load the modules that its rules need, or use a kernel \
          that has them. All rules: nf_tables, nft_counter. To log: nft_limit, nft_log. To reject: nft_limit, nft_fib_inet, \
@@ -83,7 +81,6 @@ pub enum RulesetError {
          nft_fib_inet, nft_socket, nft_tproxy"
     )]
     Lacking { object: String, errno: Errno },
-    /// Other programs created and removed the table again and again.
     #[error("another program keeps creating and deleting table inet {TABLE}; stop it, then start portsentry again")]
     Contended,
     /// The socket failed, or permission was denied.
@@ -130,8 +127,8 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
     Err(given_up(last))
 }
 
-/// Returns the sizes of `blocked` and `blocked6` if the table exists with the rules of `spec` or of another spec, or
-/// altered; `None` if it does not exist. Changes nothing.
+/// Returns the sizes of `blocked` and `blocked6` if the table exists, with the rules of any spec, altered or not;
+/// `None` if it does not exist. Changes nothing.
 pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
     let Some(found) = read_existing(socket)? else { return Ok(None) };
     if !found.has_base_sets() {

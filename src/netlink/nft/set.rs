@@ -93,9 +93,9 @@ pub enum Set {
 
 /// Name, owning part of the table, key, flags and size of each set, in the order of creation.
 ///
-/// The sizes of the trap's sets limit the memory that a flood of forged sources can use: about 50 MB, and up to half as
-/// much again if datagrams count as well, during the flood and for the window after it. A full set accepts no new
-/// source; the sensor still counts it.
+/// The sizes of the trap's sets limit the memory that a flood of forged sources can use, during the flood and for the
+/// window after it: about 50 MB, or up to 75 MB if datagrams count as well. A full set accepts no new source; the
+/// sensor still counts it.
 const DEFINITIONS: [(Set, Definition); 36] = [
     // The configuration determines the size of these two.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
@@ -181,7 +181,6 @@ impl Set {
         DEFINITIONS.iter().find(|(set, _)| *set == self).map_or(first, |(_, definition)| *definition)
     }
 
-    /// Its name in the table.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.definition().name
@@ -279,8 +278,8 @@ pub(crate) fn set_count(socket: &mut Socket, set: Set) -> Result<Option<u32>, So
     ask(socket, set, |fields| field(fields, NFTA_SET_COUNT).and_then(be_u32))
 }
 
-/// True if `nft` created the set `blocked`, and with it the table: nft stores how to print the keys of a set (NFTA_SET_USERDATA), and
-/// this program does not.
+/// True if `nft` created the set `blocked`, and with it the table: nft stores how to print the keys of a set
+/// (NFTA_SET_USERDATA), and this program does not.
 pub(crate) fn is_created_by_nft(socket: &mut Socket) -> Result<bool, SocketError> {
     let has_userdata = |fields: &[u8]| field(fields, sys::NFTA_SET_USERDATA).map(|_| 1);
     Ok(ask(socket, Set::Blocked, has_userdata)?.is_some())

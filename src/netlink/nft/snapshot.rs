@@ -1,8 +1,8 @@
-//! A comparable snapshot of the table's sets, chains and rules, read from messages. The same reader handles own
-//! messages and the kernel's dumps of rules that any program created.
+//! Reads the table's sets, chains and rules from messages into a snapshot that can be compared. The same reader handles
+//! own messages and the kernel's dumps of rules that any program created.
 //!
-//! Details that do not affect the behaviour of rules are left out: counts, handles, comments, register numbers, and
-//! attributes with value zero, because newer kernels add attributes (flags, operations) in which zero means "as
+//! Details that do not affect the behaviour of rules are left out: counts, handles, comments and register numbers. So
+//! are attributes with value zero, because newer kernels add attributes (flags, operations) in which zero means "as
 //! before".
 
 use std::collections::BTreeMap;
@@ -96,8 +96,8 @@ impl TableSnapshot {
         self.chains.get(chain).map_or(&[], |chain| &chain.rules)
     }
 
-    /// True if the rules of the chain for bans are there more than once: a saved ruleset was loaded into the table, and
-    /// nft appends the rules of a file. No version of the chain has its first rule twice.
+    /// True if the chain for bans contains its rules more than once: a saved ruleset was loaded into the table, and nft
+    /// appends the rules of a file. No version of the chain has its first rule twice.
     pub(super) fn has_repeated_rules(&self) -> bool {
         self.rules(CHAIN).split_first().is_some_and(|(first, rest)| rest.contains(first))
     }

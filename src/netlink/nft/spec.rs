@@ -1,4 +1,4 @@
-//! The options of the table: the configuration's effect on its sets and rules.
+//! Defines the options of the table: the configuration's effect on its sets and rules.
 
 use std::time::Duration;
 

@@ -79,11 +79,11 @@ pub(super) fn chain_message(name: &str) -> Vec<u8> {
         // `raw - 10`: before connection tracking and before the raw tables of other programs.
         // A separate chain, because own addresses are allowed, and allowed packets skip the rest of `prerouting`.
         CHAIN | OWN_SOURCE => Some(Hook::new(HookClass::PreRouting, -310)),
-        // `filter - 10`: after destination NAT (-100, with firewalld -90), so that a container's published port does
-        // not count as a port of this host, and before the filters of other programs.
+        // `filter - 10`: before the filters of other programs, and after destination NAT (-100, with firewalld -90), so
+        // that a container's published port does not count as a port of this host.
         TRAP | DECOY => Some(Hook::new(HookClass::PreRouting, -10)),
-        // `filter + 10`: after the filters of other programs. This hook sees only packets of this host's own stack and
-        // no forwarded ones, so that clients behind NAT cannot influence which ports count as used.
+        // `filter + 10`: after the filters of other programs. This hook sees only packets of this host's own stack. It
+        // sees no forwarded packets, so that clients behind NAT cannot influence which ports count as used.
         TRAP_ASKED => Some(Hook::new(HookClass::Out, 10)),
         // `raw - 10`: before connection tracking.
         DECOY_SENT => Some(Hook::new(HookClass::Out, -310)),

@@ -1,5 +1,5 @@
-//! The rules of the trap: the kernel counts the distinct ports that a source probes, and blocks the source before any
-//! program wakes up. nft/portsentry-trap.nft documents each rule, nft/portsentry-trap-udp.nft those for UDP.
+//! Builds the rules of the trap: the kernel counts the distinct ports that a source probes, and blocks the source
+//! before any program wakes up. nft/portsentry-trap.nft documents each rule, nft/portsentry-trap-udp.nft those for UDP.
 //!
 //! A probe counts here only if it also counts in the sensor; the trap never counts more than the sensor, and often
 //! less. Sources blocked by the kernel stay in `caught` until the sensor has reviewed them. `caught` is small, which
@@ -32,7 +32,6 @@ struct Transport {
 /// IPPROTO_UDP.
 const UDP: u8 = 17;
 
-/// The rules of the trap's chains.
 pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     let mut rules = ban_rules(trap);
     rules.extend(probe_rules(trap));
@@ -76,14 +75,15 @@ fn to_this_host(rule: Rule) -> Rule {
     foreign(rule.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL))
 }
 
-/// Not only "unicast": the kernel also answers a neighbour with the first IPv6 address of a network on the link, which nft
-/// calls anycast, and without a reverse-path filter one with the broadcast address of the link.
+/// Matches every source that is not an address of this host. "Unicast" would be too narrow: the kernel also answers the
+/// first IPv6 address of a network on the link, which nft calls anycast, and without a reverse-path filter the
+/// broadcast address of the link.
 fn foreign(rule: Rule) -> Rule {
     rule.address_type(SOURCE_ADDRESS, CmpOp::Neq, LOCAL).jump(TRAP_TOUCH)
 }
 
 /// Records the peers that a socket of this host has answered. A listener that lives for milliseconds is in no socket
-/// table when the sensor looks it up, and only this hook distinguishes its SYN/ACK from a forwarded one.
+/// table when the sensor looks it up. Only this hook distinguishes its SYN/ACK from a forwarded one.
 fn answered(family: &Family) -> Rule {
     let version = if family.is_masked { "meta nfproto ipv6" } else { "meta nfproto ipv4" };
     let rule = Rule::new(TRAP_ASKED).text(version).family(family).tcp_flags(FLAGS, CmpOp::Eq, SYN | ACK);

@@ -15,7 +15,6 @@ use super::{METRIC_V6, PROTOCOL, RouteLookup};
 use crate::netlink::message::Message;
 use crate::types::RouteKind;
 
-/// The supported address families.
 pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
 /// A route as reported by the kernel.
@@ -152,7 +151,7 @@ fn append(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
     }
 }
 
-/// An address in `net` that is unlikely to have a route of its own: not the first one, which is the routers' anycast
+/// An address in `net` that is unlikely to have a separate route: not the first one, which is the routers' anycast
 /// address in IPv6, and none that an administrator would assign to a host.
 fn sample(net: IpNet) -> IpAddr {
     const UNLIKELY: u64 = 0x9e5a_c36d_71b8_2ef4;

@@ -75,13 +75,11 @@ impl RouteLookup {
 /// Failure of a whole request.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
-    /// The process may not change routes.
     #[error(
         "changing routes needs CAP_NET_ADMIN: run portsentry as root, or under systemd with \
          AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW; in a container, add the capability NET_ADMIN"
     )]
     NotPermitted,
-    /// The socket failed.
     #[error("the kernel's routing tables: {0}")]
     Socket(#[from] SocketError),
 }

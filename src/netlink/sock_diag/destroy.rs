@@ -39,8 +39,8 @@ pub struct Ended {
 
 impl SockDiag {
     /// Ends every TCP connection of this network namespace whose remote end is one of `targets`, including IPv4 on an
-    /// IPv6 socket, regardless of which side opened it. Listeners, connections of other sources, and those whose remote
-    /// end `is_exempt` stay: an IPv6 /64 may contain exempt addresses, and those of this host.
+    /// IPv6 socket, regardless of which side opened it. Listeners and connections of other sources stay, and so do
+    /// those whose remote end `is_exempt`: an IPv6 /64 may contain exempt addresses and addresses of this host.
     ///
     /// # Errors
     ///

@@ -72,7 +72,6 @@ impl Bound {
 pub struct Listener {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The port that it listens on.
     pub port: u16,
     /// The addresses on which it listens.
     pub bound: Bound,
@@ -107,48 +106,37 @@ pub enum Owner {
     Flow,
 }
 
-/// Reason why the kernel's socket tables could not be read.
+/// Why the kernel's socket tables could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SockDiagError {
-    /// The netlink socket could not be opened or set up.
     #[error(
         "cannot open a sock_diag netlink socket: {0}; the kernel needs CONFIG_INET_DIAG and, in a sandbox, AF_NETLINK"
     )]
     Open(#[source] io::Error),
-    /// The kernel cannot dump this protocol.
     #[error("the kernel does not list {} sockets over sock_diag; run: modprobe -a inet_diag tcp_diag udp_diag", .0.name())]
     Missing(Protocol),
-    /// A look-up of an unsupported protocol.
     #[error("sockets of {} are not looked up over sock_diag", .0.name())]
     Unsupported(Protocol),
-    /// The request could not be sent.
     #[error("cannot ask the kernel for sockets over sock_diag: {0}")]
     Send(#[source] io::Error),
-    /// No answer could be received.
     #[error("cannot receive the kernel's list of sockets over sock_diag: {0}")]
     Receive(#[source] io::Error),
-    /// No answer came in time.
     #[error("the kernel did not answer over sock_diag within {} s; the next request opens a new socket", TIMEOUT.as_secs())]
     Timeout,
-    /// A complete answer takes too long.
     #[error(
         "listing {} sockets takes longer than {} s, which happens with very many sockets on one port; see: ss -anp \
          --{}",
         .0.name(), .1.as_secs(), .0.name().to_lowercase()
     )]
     Late(Protocol, Duration),
-    /// The kernel refused the request.
     #[error("the kernel refused to show {} sockets over sock_diag: {}", .0.name(), .1)]
     Refused(Protocol, #[source] io::Error),
-    /// The answer does not match the kernel's headers.
     #[error("the kernel's sock_diag answer cannot be read: {0}")]
     Malformed(&'static str),
-    /// The kernel cannot end connections, or denies it to this process.
     #[error(
         "the kernel cannot end connections over sock_diag ({0}); it needs CONFIG_INET_DIAG_DESTROY, and portsentry needs CAP_NET_ADMIN"
     )]
     NoDestroy(#[source] io::Error),
-    /// Source and destination of a look-up are of different address families.
     #[error("{0} and {1} are of different families: write two IPv4 or two IPv6 addresses")]
     MixedFamilies(IpAddr, IpAddr),
 }
@@ -160,9 +148,8 @@ const CONNECTED: [u8; 7] =
 /// Maximum wait for one datagram of an answer. The kernel answers in microseconds, and the sensor must not hang.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time limit for a list that may wait for no local user ([`SockDiag::limit`]). The kernel lists a million sockets in a
-/// fraction of it, unless most of them are on one port. Then it starts again at that port's first socket for each
-/// datagram.
+/// Time limit for a list that no local user may delay ([`SockDiag::limit`]). The kernel lists a million sockets in a
+/// fraction of it. If most sockets are on one port, it starts again at the first of them for each datagram.
 pub const MAX_DUMP: Duration = Duration::from_secs(2);
 
 /// The tables of listeners, each with the unspecified address of its family.
@@ -203,13 +190,13 @@ impl SockDiag {
             answer: Vec::with_capacity(BUFFER),
             limit: Duration::MAX,
         };
-        // Sockets in no state: the answer is empty, however many sockets there are.
+        // Requests sockets in no state, so that the answer is empty, regardless of the number of sockets.
         TABLES.into_iter().try_for_each(|table| diag.dump(table, 0, &mut |_| {}))?;
         Ok(diag)
     }
 
-    /// From now on a list that takes longer than `limit` is [`SockDiagError::Late`]. Without a limit any local user can make
-    /// one take minutes: the kernel's time for many sockets on one port grows with the square of their number.
+    /// From now on a list that takes longer than `limit` is [`SockDiagError::Late`]. Without a limit any local user can
+    /// make one take minutes: the kernel's time for many sockets on one port grows with the square of their number.
     pub fn limit(&mut self, limit: Duration) {
         self.limit = limit;
     }
@@ -228,7 +215,7 @@ impl SockDiag {
         Ok(listeners)
     }
 
-    /// Adds the listeners of one of [`TABLES`]. After an error those are added that came before it.
+    /// Adds the listeners of one of [`TABLES`]. Those that arrive before an error are added.
     ///
     /// # Errors
     ///
@@ -239,7 +226,7 @@ impl SockDiag {
         self.dump(table, 1 << listening, &mut |record| listeners.extend(listener(protocol, listening, &record)))
     }
 
-    /// Hands all sockets in `states` of one table to `keep`.
+    /// Passes all sockets in `states` of one table to `keep`.
     fn dump(
         &mut self,
         (protocol, any): (Protocol, IpAddr),
@@ -260,8 +247,8 @@ impl SockDiag {
         tables.try_for_each(|table| self.dump(table, states, keep))
     }
 
-    /// Lists at most `most` TCP connections of both address families whose handshake was completed, including those that are
-    /// closing or were closed within the last minute (TIME_WAIT).
+    /// Lists at most `most` TCP connections of both address families whose handshake was completed, including those
+    /// that are closing or were closed within the last minute (TIME_WAIT).
     ///
     /// # Errors
     ///

@@ -39,7 +39,7 @@ pub(super) enum Progress {
     Complete,
 }
 
-/// Reason why a datagram was not decoded.
+/// Why a datagram was not decoded.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The kernel answers with this error number.
@@ -240,7 +240,7 @@ mod tests {
         }
 
         #[test]
-        fn changed_real_bytes_are_survived(changes in prop::collection::vec((0..264usize, any::<u8>()), 1..8)) {
+        fn changed_bytes_cause_no_panic(changes in prop::collection::vec((0..264usize, any::<u8>()), 1..8)) {
             let mut datagram = bytes(DUMP);
             for (at, value) in changes {
                 datagram[at] = value;

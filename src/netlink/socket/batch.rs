@@ -1,5 +1,5 @@
-//! A transaction of nf_tables: several messages that take effect together or not at all. Reuses its memory, so that a
-//! warm batch encodes a ban without allocating.
+//! Builds a transaction of nf_tables: several messages that take effect together or not at all. Reuses its memory, so
+//! that a warm batch encodes a ban without allocating.
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 

@@ -23,7 +23,7 @@ use super::message::{Message, Messages, attributes, text};
 pub use batch::Batch;
 pub(super) use batch::SUBSYSTEM;
 
-/// Reason why a request failed.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// The kernel does not have this netlink family.
@@ -32,13 +32,12 @@ pub enum SocketError {
          kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
     )]
     NoNfTables(#[source] Errno),
-    /// The process lacks permission to change the packet filter.
     #[error(
         "changing nf_tables needs CAP_NET_ADMIN ({0}): run portsentry as root, or under systemd with \
          AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW; in a container, add the capability NET_ADMIN"
     )]
     NotPermitted(#[source] Errno),
-    /// The kernel refused one message of a request or transaction; nothing of it took effect.
+    /// The kernel refused one message, and with it the whole request or transaction.
     #[error("the kernel refused message {message}: {errno}{}", explained(text))]
     Refused {
         /// Number of the message, counted from 1; 0 if the transaction as a whole was refused.
@@ -55,18 +54,12 @@ pub enum SocketError {
         "answers of the kernel were lost, because the receive buffer of {0} bytes was full; raise net.core.rmem_max"
     )]
     Overrun(usize),
-    /// The set or ruleset changed during each attempt to read it.
     #[error("the ruleset changed during each of {MAX_ATTEMPTS} attempts to read it; try again")]
     Unsteady,
-    /// The transaction exceeds the kernel's limit.
     #[error(
         "a transaction of {bytes} bytes exceeds the kernel's limit; configure fewer entries, or raise net.core.wmem_max"
     )]
-    TooBig {
-        /// Its size in bytes.
-        bytes: usize,
-    },
-    /// Any other failure of the socket.
+    TooBig { bytes: usize },
     #[error("the netlink socket failed: {0}")]
     Io(#[from] std::io::Error),
 }

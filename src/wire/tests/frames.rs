@@ -1,5 +1,5 @@
-//! Frames that nmap and the kernel sent between two network namespaces, captured with tcpdump on Ethernet and on the
-//! "any" device. They use documentation addresses: 192.0.2.1 scans 192.0.2.2.
+//! Tests the decoder with frames that nmap and the kernel sent between two network namespaces, captured with tcpdump on
+//! Ethernet and on the "any" device. They use documentation addresses: 192.0.2.1 scans 192.0.2.2.
 
 use super::super::{Delivery, LinkType, TcpFlags, Transport, Undecoded};
 use super::{assert_stable_when_cut, decode, decoded, hex};

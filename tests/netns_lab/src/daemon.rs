@@ -70,7 +70,7 @@ impl Daemon {
         Self::start(lab, &[&["--config", path], arguments].concat())
     }
 
-    /// Runs the program until it exits, in a state in which this is expected soon.
+    /// Runs the program until it exits, which must happen soon.
     pub fn run_to_end(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Ended {
         let mut daemon = Self::spawn(lab, wrapper, arguments);
         let status = daemon.wait(TIMEOUT).unwrap_or_else(|| panic!("it did not exit; {}", daemon.log.text()));

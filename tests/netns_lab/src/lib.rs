@@ -116,9 +116,9 @@ impl Lab {
     }
 
     /// Makes a host the victim's route to all other IPv4 addresses, for sources that exist only in a test. Without a
-    /// gateway, each of them would be a neighbour, and all namespaces of a machine share one neighbour table of 1,024
-    /// entries: once it is full, other tests lose packets. The gateway is an address of its own, because the program
-    /// does not ban gateways.
+    /// gateway, each of them would be a neighbour. All namespaces of a machine share one neighbour table of 1,024
+    /// entries; once it is full, other tests lose packets. The gateway has a separate address, because the program does
+    /// not ban gateways.
     pub fn default_route(&self, host: &str) {
         let gateway = Ipv4Addr::new(10, 77, self.number(host), 254);
         let address = self.run(host, "cat", &["/sys/class/net/uplink/address"]);

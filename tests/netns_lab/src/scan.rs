@@ -62,7 +62,7 @@ impl Scan {
 }
 
 impl Lab {
-    /// Runs nmap on a host against one of the victim's addresses, without ping and name lookups.
+    /// Runs nmap on a host against one of the victim's addresses, without ping and name look-ups.
     pub fn nmap(&self, host: &str, target: IpAddr, arguments: &[&str]) -> Scan {
         let target = target.to_string();
         let family: &[&str] = if target.contains(':') { &["-6"] } else { &[] };

@@ -17,7 +17,6 @@ use crate::{Lab, enter};
 /// Eight services that scanners probe first.
 pub const EIGHT: [u16; 8] = [21, 22, 25, 80, 110, 143, 443, 993];
 
-/// The banner of each service.
 pub const BANNER: &str = "at your service\r\n";
 
 /// Listeners on all addresses of the victim, IPv4 and IPv6. They are closed on drop.
@@ -72,7 +71,7 @@ fn listen(address: IpAddr, port: u16) -> TcpListener {
 }
 
 fn serve(listeners: &[TcpListener], stop: &AtomicBool) {
-    let tick = Timespec::try_from(Duration::from_millis(50)).expect("50 ms is a time");
+    let tick = Timespec::try_from(Duration::from_millis(50)).expect("50 ms is a valid timeout");
     while !stop.load(Ordering::Relaxed) {
         let mut waiting: Vec<_> =
             listeners.iter().map(|listener| PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)).collect();

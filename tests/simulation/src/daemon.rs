@@ -98,7 +98,7 @@ pub(crate) struct Daemon {
     rules: DaemonRules,
     /// The factor by which durations of days are shortened, because rare events are more frequent by the same factor.
     pace: u32,
-    /// A single one, or several if the number of services is not limited.
+    /// One memory, or several if the number of services is not limited.
     memories: Vec<HostMemory>,
     ephemeral: PortSet,
     listeners: Vec<Listener>,
@@ -194,7 +194,7 @@ impl Daemon {
         }
     }
 
-    /// Tells a new engine what the ledger contains.
+    /// Passes the contents of the ledger to a new engine.
     pub(crate) fn brief(&self, now: Timestamp, detector: &mut Detector) {
         detector.recall_listeners(now, &self.recalled);
         if self.rules.known_peers {
@@ -358,7 +358,6 @@ impl Daemon {
         unfounded(bans.iter(), detector.host().services.clone(), listening, self.forgiven, wall)
     }
 
-    /// Records a ban in the ledger.
     pub(crate) fn record(&mut self, now: Timestamp, ban: &Ban) {
         let at = SystemTime::UNIX_EPOCH + now.since_origin();
         self.ledger.insert(ban.probe.target, BanRecord::from_ban(ban, at, None, Backend::Nft));
@@ -368,7 +367,7 @@ impl Daemon {
         }
     }
 
-    /// Removes a ban that was lifted, which is no strike.
+    /// Removes a lifted ban, which does not count as a strike.
     pub(crate) fn remove(&mut self, target: BanTarget) {
         if self.ledger.remove(&target).is_some_and(|ban| !ban.capped)
             && let Some((strikes, _)) = self.struck.get_mut(&target)

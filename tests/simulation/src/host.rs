@@ -190,7 +190,7 @@ impl HostModel {
         self.connections.values().min().copied()
     }
 
-    /// The connections as the kernel lists them, those through destination NAT included.
+    /// The connections as the kernel lists them, including those through destination NAT.
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
         let connection = |(peer, port): &(SocketAddr, u16)| Connection {

@@ -331,8 +331,8 @@ impl Kernel {
     }
 }
 
-/// True if destination NAT forwards the packet. Connection tracking calls flags that no stack sends invalid, and NAT leaves
-/// such segments alone.
+/// True if destination NAT forwards the packet. Connection tracking calls flags that no stack sends invalid, and NAT
+/// leaves such segments alone.
 fn is_translated(packet: &Packet, host: &impl HostState) -> bool {
     let is_invalid = matches!(packet.transport, Transport::Tcp { flags, .. } if is_illegal(flags));
     !is_invalid && host.is_published(packet)
@@ -355,7 +355,7 @@ fn is_illegal(TcpFlags(flags): TcpFlags) -> bool {
     flags & (SYN_RST | TcpFlags::ACK) == 0 || flags & FIN_SYN == FIN_SYN || flags & SYN_RST == SYN_RST
 }
 
-/// The key of the hold sets: each link-local address is a source of its own.
+/// The key of the hold sets, in which each link-local address is a separate source.
 fn held_target(source: IpAddr) -> BanTarget {
     match source {
         IpAddr::V6(v6) if is_link_local(source) => BanTarget::V6(v6),

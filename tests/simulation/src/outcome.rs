@@ -96,7 +96,7 @@ pub struct Outcome {
     pub host_years: f64,
     pub packets: u64,
     pub honest: BTreeMap<&'static str, Honest>,
-    /// Scanners that the owner of the network wants, and that are not on the allow-list.
+    /// Scanners that the owner of the network operates, and that are not on the allow-list.
     pub authorised: BTreeMap<&'static str, Authorised>,
     pub dishonest: BTreeMap<&'static str, Dishonest>,
     pub honest_bans: Vec<HonestBan>,
@@ -171,13 +171,12 @@ impl Outcome {
         self.count_honest_bans(false) as f64 / self.host_years
     }
 
-    /// Number of bans of honest sources, because of forged packets or of their own.
+    /// Number of bans of honest sources, because of forged packets or of packets that they sent.
     #[must_use]
     pub fn count_honest_bans(&self, forged: bool) -> usize {
         self.honest_bans.iter().filter(|ban| ban.forged == forged).count()
     }
 
-    /// Number of bans of authorised scanners.
     #[must_use]
     pub fn count_authorised_bans(&self) -> u64 {
         self.authorised.values().map(|seen| seen.bans).sum()

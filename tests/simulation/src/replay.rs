@@ -147,8 +147,8 @@ pub(crate) fn shown(judgement: &Judgement) -> String {
     }
 }
 
-/// Repeats the run of `position` up to its packet, and to the verdict on its source. Returns the events of the packet's source, line by line. `options`
-/// are those of the run; seed and pace come from `position`.
+/// Repeats the run of `position` up to its packet, and to the verdict on its source. Returns the events of the packet's
+/// source, line by line. `options` are those of the run; seed and pace come from `position`.
 #[must_use]
 pub fn replay(options: &Options, position: Position) -> String {
     let options = Options { seed: position.seed, pace: position.pace, ..options.clone() };

@@ -36,8 +36,8 @@ pub enum Role {
     Honest(&'static str),
     /// A source that should be detected.
     Dishonest(&'static str),
-    /// A scanner that the owner of the network wants, and that is not on the allow-list. Its packets are those of a scan,
-    /// so that its ban is neither an honest ban nor a success.
+    /// A scanner that the owner of the network operates, and that is not on the allow-list. Its packets are those of a
+    /// scan, so that its ban is neither an honest ban nor a success.
     Authorised(&'static str),
     /// Not a source of packets: an action of the host itself, or an actor that only creates others.
     Backstage,
@@ -242,8 +242,8 @@ impl World {
         (outcome, self.trace)
     }
 
-    /// True if a replay has reached its packet, and the source of that packet has its verdict. The verdict comes later than
-    /// the packet if the host settles, or if only the trap has banned the source.
+    /// True if a replay has reached its packet, and the source of that packet has its verdict. The verdict comes later
+    /// than the packet if the host settles, or if only the trap has banned the source.
     fn is_replayed(&self) -> bool {
         let Some(target) = self.trace.as_ref().and_then(Trace::reached) else { return false };
         let is_caught = || self.kernel.caught(self.now).contains(&target) && !self.reviewed.contains(&target);

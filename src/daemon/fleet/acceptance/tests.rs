@@ -219,7 +219,7 @@ fn late_joiner_accepts_four_hours() {
     };
     assert_eq!(accepted(0, &mut new), 120);
     let named = |new: &mut Acceptance| new.newly_above_limit(at(0)).iter().map(|one| one.for_s).collect::<Vec<_>>();
-    assert_eq!(named(&mut new), [0], "it is named, and what it says counts later");
+    assert_eq!(named(&mut new), [0], "it is reported, and its excess reports count later");
     assert_eq!(new.ignored(at(0)).next().map(|one| one.excess), Some(80));
     new.end_scan();
     assert_eq!(accepted(200, &mut new), 0);

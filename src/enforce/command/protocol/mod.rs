@@ -1,6 +1,6 @@
-//! The protocol between the daemon and the command helper: one datagram per message. A request has no field for a
-//! program, an argument or a variable; it selects one of the two configured commands and names the ban. A message that
-//! deviates in any bit from the writer's output is rejected.
+//! Defines the protocol between the daemon and the command helper: one datagram per message. A request has no field for
+//! a program, an argument or a variable; it selects one of the two configured commands and names the ban. A message
+//! that deviates in any bit from the writer's output is rejected.
 
 use super::process::{Outcome, Ran};
 use crate::enforce::BanContext;

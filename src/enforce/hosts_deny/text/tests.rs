@@ -83,7 +83,7 @@ fn new_end_replaces_comment_in_place() {
 }
 
 #[test]
-fn moved_entries_stay_ours() {
+fn moved_entries_are_still_recognised() {
     let moved = format!("top: 1\n{ENTRY}\n# mine\nsshd: .example.com\n");
     assert_eq!(
         edit(&moved, &["192.0.2.8"], &[]),

@@ -1,4 +1,4 @@
-//! The changes by other programs to the daemon's table that the monitor reports.
+//! Defines the changes by other programs to the daemon's table that the monitor reports.
 
 use super::super::element::Remaining;
 use super::super::set::Set;

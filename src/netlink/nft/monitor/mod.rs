@@ -4,8 +4,8 @@
 //! All notifications of one transaction arrive in a row after it took effect, and end with NEWGEN, which names the
 //! process. Expired elements and elements that a rule adds in the packet path are not notified.
 //!
-//! References: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and netlink(7)
-//! for ENOBUFS.
+//! References: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and
+//! netlink(7) for ENOBUFS.
 
 mod change;
 mod decoder;
@@ -115,8 +115,8 @@ impl Monitor {
         MonitorPause::new(Arc::clone(&self.line))
     }
 
-    /// Waits until another program changes the table; returns whole transactions in order, with all that arrived
-    /// meanwhile. Never empty; a transaction of thousands of changes is returned in parts.
+    /// Waits until another program changes the table; returns all changes that have arrived, as whole transactions in
+    /// order. Never empty; a transaction of thousands of changes is returned in parts.
     ///
     /// # Cancel safety
     /// Decoded changes are kept and returned by the next call.
@@ -214,7 +214,8 @@ enum Arrival {
     Nothing,
 }
 
-/// Instructions of the kernel's packet filter, from linux/filter.h: BPF_LD+BPF_W+BPF_ABS, BPF_JMP+BPF_JEQ+BPF_K, BPF_RET+BPF_K.
+/// Instructions of the kernel's packet filter, from linux/filter.h: BPF_LD+BPF_W+BPF_ABS, BPF_JMP+BPF_JEQ+BPF_K,
+/// BPF_RET+BPF_K.
 const LOAD_WORD: u16 = 0x20;
 const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;

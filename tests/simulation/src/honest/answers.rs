@@ -27,8 +27,8 @@ pub(super) fn populate(world: &mut World) {
     steady(world, "file server", hours(8), mount);
 }
 
-/// A local resolver queries servers from ports in the whole range, as unbound does; the stub queries the configured
-/// one. The socket is closed after five seconds, but some replies take up to thirty.
+/// A local resolver queries servers from ports of the whole range, as unbound does. A stub resolver queries the
+/// configured server. The socket is closed after five seconds, but some replies take up to thirty.
 fn ask_dns(world: &mut World, mut chance: Chance) {
     for _ in 0..4 {
         let server = if chance.is(0.5) { RESOLVER.into() } else { IpAddr::from(world.new_addresses(DNS).0) };

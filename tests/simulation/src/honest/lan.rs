@@ -80,8 +80,8 @@ fn tries(world: &World, chance: &mut Chance, address: IpAddr, ports: &[u16], tim
     (0..).zip(repeated).map(packet).collect()
 }
 
-/// A virus scanner with a network inspector, an app that lists devices, or an administrator's program probes a dozen ports
-/// of every device on the network. So does an attacker on one of them.
+/// A virus scanner with a network inspector, an app that lists devices, or an administrator's program probes a dozen
+/// ports of every device on the network. So does an attacker on one of them.
 fn take_inventory(world: &mut World, mut chance: Chance) {
     let address = neighbour(world, INVENTORY, &mut chance);
     let ports = [80, 443, 22, 445, 139, 8_080, 515, 631, 9_100, 5_000, 554, 8_009];

@@ -29,8 +29,8 @@ pub(super) fn populate(world: &mut World) {
     rare(world, "mail program", if mail { days(3) } else { days(60) }, guess);
 }
 
-/// A browser connects by HTTPS over IPv6 and shortly afterwards over IPv4 (RFC 8305), then by HTTP. It also tries QUIC if the
-/// server has offered it in an earlier reply (RFC 7838).
+/// A browser connects by HTTPS over IPv6 and shortly afterwards over IPv4 (RFC 8305), then by HTTP. It also tries QUIC
+/// if the server has offered it in an earlier reply (RFC 7838).
 fn browse(world: &mut World, mut chance: Chance) {
     let (v4, v6) = world.new_addresses(BROWSERS);
     let delay = Duration::from_millis(250);
@@ -49,7 +49,7 @@ fn browse(world: &mut World, mut chance: Chance) {
     script(world, BROWSERS, packets);
 }
 
-/// A phone synchronizes mail, calendar and chat, from a different address each time (Wi-Fi and mobile networks).
+/// A phone synchronises mail, calendar and chat, from a different address each time (Wi-Fi and mobile networks).
 fn phone(world: &mut World, mut chance: Chance) {
     let ports = tcp_ports(world);
     let mut packets = Vec::new();
@@ -151,8 +151,8 @@ fn guess(world: &mut World, mut chance: Chance) {
 
 const WORKERS: Role = Role::Honest("connected users that try ports");
 
-/// A user with a session on the host, or a reader of mail on it, who tries up to five likely ports: 8080 as on another
-/// host, a database, a printer.
+/// A user with a session or a mailbox on the host. The user tries up to five likely ports: 8080 as on another host, a
+/// database, a printer.
 struct Worker {
     source: IpAddr,
     /// The service of the session.

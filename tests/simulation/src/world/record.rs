@@ -9,7 +9,6 @@ use crate::kernel::Passage;
 use crate::outcome::{HonestBan, MAX_MISSED};
 
 impl World {
-    /// Records the outcome of a packet.
     pub(super) fn record(&mut self, role: Role, packet: &Packet, port: u16, passage: Passage, judgement: &Judgement) {
         if passage == Passage::Trapped {
             let tick = next_tick(self.now);
