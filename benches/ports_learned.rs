@@ -1,6 +1,6 @@
 //! Measures what a scanner still learns: how many of eight open ports it knows at the end. nmap runs in one namespace
-//! against the program in another, over IPv4 and IPv6, with and without the trap, and with two thresholds. The baseline
-//! is a host without the program. Needs root.
+//! against the program in another, over IPv4 and IPv6, with and without the trap, with two thresholds, and among forged
+//! SYNs. The baseline is a host without the program. Needs root.
 //!
 //! The replies that reach the scanner are counted, which are never fewer than nmap's results: a SYN/ACK, or a reply
 //! over UDP. With `-sF`, where an open port is silent, a port counts if one that was probed after it has answered with
@@ -24,10 +24,11 @@ use std::time::{Duration, Instant};
 
 use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
+use netns_lab::raw::SYN;
 use netns_lab::services::{EIGHT, Services};
 use pcap::{Active, Capture};
 use portsentry::wire::{self, LinkType, TcpFlags, Transport};
-use support::Scanner;
+use support::{Frames, Scanner};
 
 /// Runs of each cell, and of those without the program, which vary little.
 const RUNS: usize = 9;
@@ -47,15 +48,34 @@ const SCANS: [(&str, &[&str]); 5] = [
     ("`-sF`", &["-sF"]),
     ("`-sU -F`", &["-sU", "-F"]),
 ];
-/// The number of forgiven ports, and the settings of the trap.
-type Setting = Option<(u8, &'static str)>;
-const SETTINGS: [(&str, Setting); 6] = [
+/// Forged SYNs per second during the scans of the last setting, each of them from another of a quarter of a million
+/// sources.
+const FORGED_RATE: u32 = 20_000;
+const FORGED_SECONDS: u32 = 12;
+
+/// How the program runs.
+#[derive(Clone, Copy)]
+struct Setting {
+    /// The number of forgiven ports.
+    forgiven: u8,
+    /// The settings of the trap.
+    trap: &'static str,
+    /// Forged SYNs arrive at the same time.
+    flooded: bool,
+}
+
+const fn quiet(forgiven: u8, trap: &'static str) -> Option<Setting> {
+    Some(Setting { forgiven, trap, flooded: false })
+}
+
+const SETTINGS: [(&str, Option<Setting>); 7] = [
     ("no program", None),
-    ("`scan_trigger = 0`", Some((0, "tcp = false"))),
-    ("`scan_trigger = 2`", Some((2, "tcp = false"))),
-    ("`scan_trigger = 0`, trap", Some((0, ""))),
-    ("`scan_trigger = 2`, trap without hold", Some((2, "hold = \"0s\""))),
-    ("`scan_trigger = 2`, trap (default)", Some((2, ""))),
+    ("`scan_trigger = 0`", quiet(0, "tcp = false")),
+    ("`scan_trigger = 2`", quiet(2, "tcp = false")),
+    ("`scan_trigger = 0`, trap", quiet(0, "")),
+    ("`scan_trigger = 2`, trap without hold", quiet(2, "hold = \"0s\"")),
+    ("`scan_trigger = 2`, trap (default)", quiet(2, "")),
+    ("default, among 20,000 forged SYNs/s", Some(Setting { forgiven: 2, trap: "", flooded: true })),
 ];
 
 fn main() {
@@ -85,22 +105,25 @@ fn cell(learned: &[f64]) -> String {
 }
 
 /// What each scan learned in each run, over IPv4 and over IPv6.
-fn guarded(setting: Setting, runs: usize) -> Vec<[Vec<f64>; 2]> {
+fn guarded(setting: Option<Setting>, runs: usize) -> Vec<[Vec<f64>; 2]> {
     let runs = if setting.is_none() { runs.min(UNGUARDED) } else { runs };
     let names: Vec<String> = (0..runs * SCANS.len()).map(|number| format!("s{number}")).collect();
     // A new scanner for each run, because a source is banned only once.
-    let lab = Lab::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let lab = Lab::new(&names.iter().map(String::as_str).chain(["forger"]).collect::<Vec<_>>());
     // Without this the kernel's ICMP rate limit alone would hide closed UDP ports.
     lab.run("victim", "sysctl", &["-q", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"]);
     let _services = Services::open(&lab, &EIGHT);
-    let daemon = setting.map(|(trigger, trap)| {
+    let daemon = setting.map(|Setting { forgiven, trap, .. }| {
         let text =
-            format!("expire = \"1h\"\n[detect]\nscan_trigger = {trigger}\n[trap]\n{trap}\n[udp]\nblock = true\n");
+            format!("expire = \"1h\"\n[detect]\nscan_trigger = {forgiven}\n[trap]\n{trap}\n[udp]\nblock = true\n");
         Daemon::start_configured(&lab, &text, &[])
     });
     let stop = AtomicBool::new(false);
     let learned = std::thread::scope(|scope| {
         scope.spawn(|| lab.inside("victim", || echo(&stop)));
+        if setting.is_some_and(|setting| setting.flooded) {
+            scope.spawn(|| flood(&lab, &stop));
+        }
         let one = |(place, (_, arguments)): (usize, &(&str, &[&str]))| {
             let mut families = [Vec::new(), Vec::new()];
             for run in 0..runs {
@@ -123,6 +146,23 @@ fn guarded(setting: Setting, runs: usize) -> Vec<[Vec<f64>; 2]> {
         daemon.stop();
     }
     learned
+}
+
+/// Sends forged SYNs until `stop` is set.
+fn flood(lab: &Lab, stop: &AtomicBool) {
+    let mut seconds: Vec<Frames> = (0..FORGED_SECONDS)
+        .map(|second| {
+            let numbers = second * FORGED_RATE..(second + 1) * FORGED_RATE;
+            let packets =
+                numbers.map(|number| (support::remote_source(number), u16::try_from(1 + number % 1_000).unwrap()));
+            Frames::new(lab, "forger", SYN, packets)
+        })
+        .collect();
+    while !stop.load(Ordering::Acquire) {
+        for frames in &mut seconds {
+            frames.send(Some(FORGED_RATE));
+        }
+    }
 }
 
 /// One scan from `source`; returns how many open ports it learned.

@@ -23,7 +23,7 @@ pub enum LedgerError {
         user: u32,
     },
     /// Its permissions are too open, or exclude the owner.
-    #[error("{path} has mode {mode:04o}, which gives other users access to the ledger; run: chmod {wanted:04o} {path}")]
+    #[error("{path} has mode {mode:04o}, but the ledger needs {wanted:04o}; run: chmod {wanted:04o} {path}")]
     Mode { path: PathBuf, mode: u32, wanted: u32 },
     #[error("cannot {doing} {path}: {error}")]
     System { doing: &'static str, path: PathBuf, error: io::Error },

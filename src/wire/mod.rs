@@ -21,7 +21,7 @@ pub(crate) use link::MAX_TAGS;
 pub use quote::{Quote, quoted};
 
 /// Decodes one captured frame. Lengths come from the headers, so the captured length of the payload does not matter if
-/// the headers are complete (128 bytes hold them in all but contrived packets).
+/// the headers are complete.
 ///
 /// # Errors
 ///
