@@ -19,6 +19,7 @@ mod file_helper;
 mod fleet;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod guest_ports;
 pub mod helper;
 pub mod helper_process;
 pub mod host_memory;
@@ -86,6 +87,7 @@ use event_loop::{EventLoop, HostErrorReport, Signals};
 use event_sink::EventSink;
 use file_helper::RootFiles;
 use fleet::{Fleet, FromLedger, Surroundings};
+use guest_ports::GuestPorts;
 use host_state::HostState;
 use leftovers::Leftovers;
 use log_writer::LogWriter;
@@ -426,6 +428,7 @@ async fn serve(
         host_error: HostErrorReport::default(),
         firewall_watch,
         unfounded_bans: UnfoundedBans::default(),
+        guest_ports: GuestPorts::default(),
         table_identity,
         host_state,
         table_monitor,

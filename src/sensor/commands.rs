@@ -32,7 +32,7 @@ pub enum SensorCommand {
     Addresses(Option<HashSet<IpAddr>>),
     /// Adds bans to the engine that the kernel already holds.
     Adopt(Vec<ActiveBan>),
-    /// Tracks bans of guests, which the sensor has adopted.
+    /// Tracks bans of guests, which the sensor has made or adopted.
     FollowGuests(Vec<GuestBan>),
     /// Replaces elements that have host bits, and therefore match no packet, with bans of the surrounding networks.
     MaskElements(Vec<(BanTarget, Expiry)>),
@@ -176,7 +176,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
     match command {
         SensorCommand::Host(host) => controller.change_host(now, host),
         SensorCommand::Adopt(bans) => controller.adopt(now, &bans),
-        SensorCommand::FollowGuests(bans) => controller.follow_guests(bans),
+        SensorCommand::FollowGuests(bans) => controller.follow_guests(now, bans),
         SensorCommand::MaskElements(elements) => controller.mask_elements(now, &elements),
         SensorCommand::Restore(bans, backends) => controller.restore(now, &bans, backends),
         SensorCommand::Repair(backend, targets) => enforcement.repair(scope, backend, &targets),
