@@ -243,6 +243,7 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
 mod tests {
     use super::*;
     use crate::capture::decoy::DecoyPorts;
+    use crate::engine::{Grade, LinkId};
     use crate::events::channel;
     use crate::sensor::blocker::Blocker;
     use crate::sensor::fixtures::{engine, host};
@@ -250,19 +251,42 @@ mod tests {
     use crate::sensor::port_lookup::KernelPorts;
     use crate::sensor::reporter::Reporter;
 
-    #[test]
-    fn expired_ban_is_not_counted_without_packets() {
+    fn controller() -> BanController {
         let observer = Observer::new(engine(), host().into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
         let (events, _received) = channel::bounded(16);
-        let mut controller = BanController::new(observer, Blocker::default(), Reporter::new(events, Arc::default()));
-        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
+        BanController::new(observer, Blocker::default(), Reporter::new(events, Arc::default()))
+    }
+
+    fn count(controller: &mut BanController, now: Timestamp) -> usize {
+        let (answer, counted) = oneshot::channel();
+        execute(SensorCommand::Request(SensorRequest::Count { answer }), now, controller);
+        counted.blocking_recv().unwrap()
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn expired_ban_is_not_counted_without_packets() {
+        let mut controller = controller();
         let ban = ActiveBan::whole("192.0.2.7".parse().unwrap(), Expiry::After(Duration::from_secs(2)));
         controller.adopt(at(1), &[ban]);
-        let mut count = |now| {
-            let (answer, counted) = oneshot::channel();
-            execute(SensorCommand::Request(SensorRequest::Count { answer }), now, &mut controller);
-            counted.blocking_recv().unwrap()
-        };
-        assert_eq!([count(at(2)), count(at(4))], [1, 0]);
+        assert_eq!([2, 4].map(|seconds| count(&mut controller, at(seconds))), [1, 0]);
+    }
+
+    /// The port of a guest was looked for while an operator replaced the ban.
+    #[test]
+    fn late_guest_port_ends_no_operator_ban() {
+        let target = "192.0.2.7".parse().unwrap();
+        let by_operator = ActiveBan::whole(target, Expiry::Never);
+        let on_evidence = ActiveBan { grade: Some(Grade::Proven), ..by_operator };
+        for (ban, left) in [(by_operator, 1), (on_evidence, 0)] {
+            let mut controller = controller();
+            controller.adopt(at(1), &[ban]);
+            let gone = GuestBan { target, port: LinkId::new(7, "veth7") };
+            execute(SensorCommand::FollowGuests(vec![gone]), at(2), &mut controller);
+            assert_eq!(count(&mut controller, at(3)), left, "{ban:?}");
+        }
     }
 }
