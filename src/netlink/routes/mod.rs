@@ -195,7 +195,7 @@ impl RouteSocket {
     }
 
     /// The port through which `bridge` reaches its neighbour with this address: the index of an interface, `None` if the
-    /// kernel has forgotten the neighbour. Kernels before 5.0 refuse this.
+    /// kernel has forgotten the neighbour.
     ///
     /// # Errors
     /// Any other failure of a request.
