@@ -12,7 +12,7 @@ use super::recent_listeners::MAX_LISTENERS;
 use super::service_tracker::MAX_SERVICES;
 use super::settling;
 use crate::clock::boot_time;
-use crate::engine::{ActiveBan, Host, Service, StrikeHistory};
+use crate::engine::{ActiveBan, Host, RecentBans, Service, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::{WITHOUT_VERDICT, reason};
@@ -36,6 +36,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(400);
 pub(super) struct Memory {
     pub(super) bans: PastBans,
     pub(super) strikes: Vec<StrikeHistory>,
+    /// Bans that count towards the ceilings.
+    pub(super) recent: RecentBans,
     pub(super) ports: PastPorts,
     /// The sources that were connected to a service, also some that have been forgotten since.
     pub(super) peers: Vec<KnownPeer>,
@@ -103,7 +105,7 @@ impl Reading {
             // Expired bans are marked before the bans are read: a ban that ended while the program was down is not
             // restored.
             let _ = ledger.expire(now)?;
-            let LoadedState { active, struck, unreadable } = ledger.recall(forget, now, most)?;
+            let LoadedState { active, struck, recent, unreadable } = ledger.recall(forget, now, most)?;
             let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
             let remembered = active.into_iter().filter_map(left).collect();
             let (undo_due, postponed) = match undoes_commands {
@@ -119,6 +121,7 @@ impl Reading {
             let memory = Memory {
                 bans: PastBans { remembered, undo_due: undo_due.items, unheard: Vec::new() },
                 strikes: struck,
+                recent,
                 ports: PastPorts { services: services.items, listeners: listeners.items },
                 peers: peers.items,
                 decisions: Decisions { trial, allowances: allowances.items, fleet_lifts: fleet_lifts.items },

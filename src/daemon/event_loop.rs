@@ -15,6 +15,7 @@ use super::decoys::FirewallWatch;
 use super::error::DaemonError;
 use super::event_sink::EventSink;
 use super::fleet::{self, Fleet, FleetWork, Surroundings};
+use super::guest_ports::GuestPorts;
 use super::host_state::HostState;
 use super::sensor_handle::SensorHandle;
 use super::systemd::{self, Systemd};
@@ -71,6 +72,7 @@ pub(super) struct EventLoop {
     pub(super) uptime: Uptime,
     pub(super) host_error: HostErrorReport,
     pub(super) unfounded_bans: UnfoundedBans,
+    pub(super) guest_ports: GuestPorts,
     pub(super) table_identity: TableIdentity,
     pub(super) firewall_watch: FirewallWatch,
 }
@@ -174,7 +176,9 @@ impl EventLoop {
         if let Some(fleet) = &mut self.fleet {
             fleet.follow(event);
         }
-        self.sink.dispatch(event, Some(&self.host_state.host()));
+        let host = self.host_state.host();
+        self.sink.dispatch(event, Some(&host));
+        self.guest_ports.follow(event, &host);
     }
 
     async fn tick(&mut self) {
@@ -187,7 +191,12 @@ impl EventLoop {
         let changed = self.host_state.tick().await;
         self.follow_host(changed);
         self.lift_unfounded_bans();
-        self.table_identity.record(self.sink.ban_recorder.recorder().as_ref());
+        let recorder = self.sink.ban_recorder.recorder();
+        let guest_bans = self.guest_ports.take_found(&self.host_state.host(), recorder.as_ref());
+        if !guest_bans.is_empty() {
+            self.sensor.send(SensorCommand::FollowGuests(guest_bans));
+        }
+        self.table_identity.record(recorder.as_ref());
         let (command, notice) = self.firewall_watch.poll(self.sensor.metrics());
         self.sensor.send_all(command);
         notice.into_iter().for_each(|kind| self.sink.emit(kind));

@@ -19,6 +19,7 @@ mod file_helper;
 mod fleet;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod guest_ports;
 pub mod helper;
 pub mod helper_process;
 pub mod host_memory;
@@ -86,6 +87,7 @@ use event_loop::{EventLoop, HostErrorReport, Signals};
 use event_sink::EventSink;
 use file_helper::RootFiles;
 use fleet::{Fleet, FromLedger, Surroundings};
+use guest_ports::GuestPorts;
 use host_state::HostState;
 use leftovers::Leftovers;
 use log_writer::LogWriter;
@@ -291,7 +293,7 @@ async fn serve(
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let Memory { mut bans, strikes, ports, mut peers, decisions, table, booted } = memory;
+    let Memory { mut bans, strikes, recent, ports, mut peers, decisions, table, booted } = memory;
     // After a reboot another link may have the same index.
     let is_other_link = |target| booted && matches!(target, BanTarget::Link { .. });
     bans.remembered.retain(|one| !is_other_link(one.ban.target));
@@ -310,6 +312,7 @@ async fn serve(
     engine.know_peers(Timestamp::default(), &host_state.recall_peers(peers));
     // Before the first packet, so that returning sources are recognised from the start.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
+    engine.recall_bans(Timestamp::default(), recent);
     if !decisions.allowances.is_empty() {
         // Before a ban of the ledger is restored.
         sensor.send_all(host_state.restore_allowances(decisions.allowances).await?);
@@ -426,6 +429,7 @@ async fn serve(
         host_error: HostErrorReport::default(),
         firewall_watch,
         unfounded_bans: UnfoundedBans::default(),
+        guest_ports: GuestPorts::default(),
         table_identity,
         host_state,
         table_monitor,

@@ -9,7 +9,7 @@ use super::ceiling::Room;
 use super::key::{Hashed, Track};
 use super::strikes::StrikeHistory;
 use super::verdict::{Ban, Verdict};
-use super::{CAPPED_BAN, Engine, Grade, Host};
+use super::{CAPPED_BAN, Engine, Grade, Host, RecentBans};
 use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 impl Engine {
@@ -64,6 +64,12 @@ impl Engine {
         let now = self.clock(now);
         let key = self.key_of(struck.target, Track::Block);
         self.strikes.remember(key, (struck.strikes, struck.proven), struck.last, now.tick());
+    }
+
+    /// Counts bans from before the start towards the ceilings; call it once.
+    pub fn recall_bans(&mut self, now: Timestamp, recent: RecentBans) {
+        let now = self.clock(now);
+        self.ceilings.recall(now, recent);
     }
 
     /// All bans that the kernel should hold now, to restore them after a flush.

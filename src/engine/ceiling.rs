@@ -34,6 +34,19 @@ pub(super) enum Room {
     Withheld,
 }
 
+/// Bans on evidence from before the start that count towards the ceilings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecentBans {
+    /// Bans of the last minute on forgeable evidence, without the short ones of the engine.
+    pub forgeable: u32,
+    /// Bans of the last minute on proven evidence, without the short ones.
+    pub proven: u32,
+    /// Short bans of the engine in the last minute.
+    pub short: u32,
+    /// Short bans of the last 24 hours, and bans of the kernel's trap that the engine could not explain.
+    pub short_daily: u32,
+}
+
 /// A source with enough evidence for a ban.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BanRequest {
@@ -76,6 +89,25 @@ impl Ceilings {
         if settings.max_forgeable_bans != self.max_standing {
             self.short_daily = short_daily(settings.max_forgeable_bans);
             self.max_standing = settings.max_forgeable_bans;
+        }
+    }
+
+    /// Takes the tokens for bans from before the start. Each bucket then has at most as many as it would have without the
+    /// restart.
+    pub(super) fn recall(&mut self, now: Timestamp, recent: RecentBans) {
+        let RecentBans { forgeable, proven, short, short_daily } = recent;
+        let taken = [
+            (&mut self.forgeable, forgeable),
+            (&mut self.proven, proven),
+            (&mut self.short, short),
+            (&mut self.short_daily, short_daily),
+        ];
+        for (bucket, bans) in taken {
+            for _ in 0..bans {
+                if !bucket.try_take(now) {
+                    break;
+                }
+            }
         }
     }
 
@@ -162,6 +194,22 @@ mod tests {
         assert_eq!(count(Room::Short, 15, at(1)), 0, "below the raised threshold");
         assert_eq!(count(Room::Short, 16, at(1)), 4);
         assert_eq!((count(Room::Full, 3, at(2)), count(Room::Short, 16, at(2))), (1, 0), "one more per second");
+    }
+
+    #[test]
+    fn restart_fills_no_bucket() {
+        let mut ceilings = Ceilings::new(&builtin());
+        ceilings.recall(at(1), RecentBans { forgeable: 59, proven: 598, short: 3, short_daily: 120 });
+        let mut count = |room, grade, distinct, now| {
+            (0..1_000).filter(|_| charge(&mut ceilings, now, grade, distinct, 0) == room).count()
+        };
+        assert_eq!(count(Room::Full, Grade::Forgeable, 3, at(1)), 1);
+        assert_eq!(count(Room::Full, Grade::Proven, 3, at(1)), 2);
+        assert_eq!(count(Room::Short, Grade::Forgeable, 16, at(1)), 1);
+        let short: usize = (1..10).map(|minute| count(Room::Short, Grade::Forgeable, 16, at(1 + 60 * minute))).sum();
+        assert_eq!(short, 7, "128 are in the bucket of a day");
+        ceilings.recall(at(2_000), RecentBans { short_daily: u32::MAX, ..RecentBans::default() });
+        assert_eq!(ceilings.short_daily.available(at(2_000)), 0);
     }
 
     #[test]

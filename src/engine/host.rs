@@ -273,6 +273,15 @@ impl Host {
         (is_guest && !matches!(target, BanTarget::Prefix(_))).then_some(link.id)
     }
 
+    /// The bridges with a guest or network that may have `address`.
+    pub fn bridges_around(&self, address: IpAddr) -> impl Iterator<Item = u32> + '_ {
+        let around = self.links.iter().filter(move |link| link.guests.iter().any(|network| network.contains(&address)));
+        let mut bridges: Vec<u32> = around.filter_map(|link| self.bridge(link.id.index)).collect();
+        bridges.sort_unstable();
+        bridges.dedup();
+        bridges.into_iter()
+    }
+
     /// The interface that represents the link of `interface`: the master, if it is a port.
     #[must_use]
     pub fn link(&self, interface: u32) -> u32 {

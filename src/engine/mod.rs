@@ -48,6 +48,7 @@ pub use acceptance::is_unicast;
 pub use allow::{AllowList, Protection};
 pub use ban_table::{ActiveBan, Standing};
 pub use bounds::Bounds;
+pub use ceiling::RecentBans;
 pub use class::Class;
 pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};

@@ -303,6 +303,8 @@ pub enum Change {
     Also(BanRecord),
     /// From now on these backends enforce the ban of `target` that began at `since`, and no others.
     Moved { target: BanTarget, since: SystemTime, methods: Backends },
+    /// The ban of `target` that began at `since` ends with this bridge port.
+    GuestPort { target: BanTarget, since: SystemTime, port: LinkId },
     /// A source would have been banned, but its protocol is only logged.
     Logged(Logged),
     /// Scans are only logged until `until`; `None`: the trial has ended.

@@ -44,7 +44,7 @@ pub use writer::{Recorder, Writer, WriterEvent};
 use crate::types::BanTarget;
 use row::micros;
 use state_dir::StateDir;
-use statements::{ALSO, DROP, END, INSERT, NEWEST, Statements, UNDONE};
+use statements::{ALSO, DROP, END, GUEST_PORT, INSERT, NEWEST, Statements, UNDONE};
 
 /// Default directory of the ledger.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
@@ -273,6 +273,7 @@ impl Ledger {
                 Change::Banned(ban) => statements.record(ban),
                 Change::Also(ban) => statements.add(ban),
                 Change::Moved { target, since, methods } => statements.set_methods(*target, *since, *methods),
+                Change::GuestPort { target, since, port } => statements.set_guest_port(*target, *since, *port),
                 Change::Logged(logged) => statements.log(logged),
                 Change::Trial { until } => decisions::write_trial(statements.connection, *until),
                 Change::FleetLifts(lifts) => decisions::put_lifts(statements.connection, lifts),
@@ -410,6 +411,7 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         ALSO,
         DROP,
         END,
+        GUEST_PORT,
         INSERT,
         EXPIRE,
         STEP,

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 use super::logged::{self, UPSERT};
 use super::row::{self, micros};
 use super::{Author, BanRecord, Ended, Ending, Logged};
+use crate::engine::LinkId;
 use crate::types::{Backend, Backends, BanTarget};
 
 /// The newest ban of a target: the only one that may be open, because each new one ends the previous one.
@@ -17,6 +18,10 @@ pub(super) const NEWEST: &str = "
 
 /// Adds a backend to the same ban.
 pub(super) const ALSO: &str = "UPDATE ban SET method = :method, undo = undo OR :undo WHERE id = :id";
+
+/// Records the bridge port of the open ban that began at `since`.
+pub(super) const GUEST_PORT: &str =
+    "UPDATE ban SET guest_port = :port WHERE subject = :subject AND ended IS NULL AND since = :since";
 
 /// The command of bans that have ended, and of the ban that began at `since`, was undone at `at`. A ban that began later
 /// has its own command.
@@ -108,6 +113,18 @@ impl<'a> Statements<'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Records the bridge port of the open ban of `target` that began at `since`.
+    pub(super) fn set_guest_port(
+        &mut self,
+        target: BanTarget,
+        since: SystemTime,
+        port: LinkId,
+    ) -> Result<(), rusqlite::Error> {
+        let (subject, port) = (target.to_string(), row::guest_port_text(port));
+        let values = named_params! {":subject": subject, ":since": micros(since), ":port": port};
+        self.connection.execute(GUEST_PORT, values).map(drop)
     }
 
     fn put_methods(&mut self, id: i64, methods: Backends) -> Result<(), rusqlite::Error> {

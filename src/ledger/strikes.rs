@@ -9,8 +9,8 @@ use rusqlite::{Row, named_params};
 use super::ban::BanSummary;
 use super::row::{self, micros};
 use super::{Ledger, LedgerError};
-use crate::engine::{Grade, LastBan, StrikeHistory};
-use crate::types::{BanTarget, Expiry};
+use crate::engine::{Grade, LastBan, RecentBans, StrikeHistory};
+use crate::types::{BanTarget, DAY, Expiry, MINUTE};
 
 /// A strike is a ban on evidence below the ceiling that was not lifted. It counts until it has been over for the
 /// configured time, so that a long ban is not forgotten while it lasts.
@@ -21,22 +21,30 @@ pub(super) fn of_one() -> String {
     format!("SELECT count(*) FROM ban WHERE subject = :subject AND {IS_STRIKE}")
 }
 
+/// A ban on evidence that counts towards the ceilings of the engine. A begin in the future is that of a wrong clock.
+const IS_RECENT: &str = "author = 'detector' AND since <= :now AND (since > :minute OR capped AND since > :day)";
+
 /// Bans in force and bans that count, in storage order: one full scan is cheaper than two, or than index order.
 pub(super) fn of_all() -> String {
     format!(
-        "SELECT {}, ended IS NULL AND (until IS NULL OR until > :now) AS active, {IS_STRIKE} AS strike, ended
-        FROM ban NOT INDEXED WHERE active OR strike",
+        "SELECT {}, ended IS NULL AND (until IS NULL OR until > :now) AS active, {IS_STRIKE} AS strike, ended,
+        {IS_RECENT} AS recent, capped, since > :minute
+        FROM ban NOT INDEXED WHERE active OR strike OR recent",
         row::IN_FORCE
     )
 }
 
-/// Column indexes of [`of_all`]: three of [`row::IN_FORCE`], and the following ones.
+/// Column indexes of [`of_all`]: four of [`row::IN_FORCE`], and the following ones.
 const SUBJECT: usize = 0;
 const UNTIL: usize = 3;
+const CLASS: usize = 4;
 const EVIDENCE: usize = 6;
 const ACTIVE: usize = 9;
 const STRIKE: usize = 10;
 const ENDED: usize = 11;
+const RECENT: usize = 12;
+const CAPPED: usize = 13;
+const IN_LAST_MINUTE: usize = 14;
 
 /// End of a permanent ban, after all others.
 const NEVER: i64 = i64::MAX;
@@ -56,7 +64,8 @@ impl Ledger {
     /// most `limit` targets, as counted by [`Ledger::strikes`]. The target whose last ban ended last comes first.
     pub fn recall(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<LoadedState, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
-        let values = named_params! {":since": since, ":now": micros(now)};
+        let [minute, day] = [MINUTE, DAY].map(|span| now.checked_sub(span).map_or(i64::MIN, micros));
+        let values = named_params! {":since": since, ":now": micros(now), ":minute": minute, ":day": day};
         let recalled = (|| {
             let mut recall = Recall::default();
             let mut statement = self.connection.prepare(&of_all())?;
@@ -77,6 +86,8 @@ pub struct LoadedState {
     pub active: Vec<BanSummary>,
     /// Targets that were banned before, those whose last ban ended last first.
     pub struck: Vec<StrikeHistory>,
+    /// The bans that count towards the ceilings.
+    pub recent: RecentBans,
     /// Number of invalid rows, written by another program or a failing disk.
     pub unreadable: u64,
 }
@@ -87,6 +98,7 @@ struct Recall {
     active: Vec<BanSummary>,
     /// Number of strikes, number of proven ones, and the end of the last ban in microseconds.
     struck: HashMap<BanTarget, (u32, u32, i64)>,
+    recent: RecentBans,
     unreadable: u64,
 }
 
@@ -112,7 +124,26 @@ impl Recall {
                 *last = ended.or(until).unwrap_or(NEVER).max(*last);
             }
         }
+        if row.get(RECENT)? {
+            self.count_recent(row)?;
+        }
         self.unreadable += u64::from(!readable);
+        Ok(())
+    }
+
+    fn count_recent(&mut self, row: &Row<'_>) -> Result<(), rusqlite::Error> {
+        let (capped, in_last_minute): (bool, bool) = (row.get(CAPPED)?, row.get(IN_LAST_MINUTE)?);
+        let has = |column, key| row.get_ref(column).is_ok_and(|value| value.as_str().ok() == key);
+        let recent = &mut self.recent;
+        recent.short_daily += u32::from(capped);
+        if in_last_minute {
+            *match (capped, has(CLASS, None), has(EVIDENCE, Some(Grade::Proven.key()))) {
+                // A ban of the trap without a verdict takes a token for a whole ban.
+                (true, false, _) => &mut recent.short,
+                (true, true, _) | (false, _, false) => &mut recent.forgeable,
+                (false, _, true) => &mut recent.proven,
+            } += 1;
+        }
         Ok(())
     }
 
@@ -127,7 +158,12 @@ impl Recall {
             unreadable += u64::from(last.is_none());
             Some(StrikeHistory { target, strikes, proven, last: last? })
         };
-        LoadedState { active: self.active, struck: struck.into_iter().filter_map(read).collect(), unreadable }
+        LoadedState {
+            active: self.active,
+            struck: struck.into_iter().filter_map(read).collect(),
+            recent: self.recent,
+            unreadable,
+        }
     }
 }
 

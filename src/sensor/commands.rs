@@ -31,7 +31,7 @@ pub enum SensorCommand {
     Addresses(Option<HashSet<IpAddr>>),
     /// Adds bans to the engine that the kernel already holds.
     Adopt(Vec<ActiveBan>),
-    /// Tracks bans of guests, which the sensor has adopted.
+    /// Tracks bans of guests, which the sensor has made or adopted.
     FollowGuests(Vec<GuestBan>),
     /// Replaces elements that have host bits, and therefore match no packet, with bans of the surrounding networks.
     MaskElements(Vec<(BanTarget, Expiry)>),
@@ -175,7 +175,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
     match command {
         SensorCommand::Host(host) => controller.change_host(now, host),
         SensorCommand::Adopt(bans) => controller.adopt(now, &bans),
-        SensorCommand::FollowGuests(bans) => controller.follow_guests(bans),
+        SensorCommand::FollowGuests(bans) => controller.follow_guests(now, bans),
         SensorCommand::MaskElements(elements) => controller.mask_elements(now, &elements),
         SensorCommand::Restore(bans, backends) => controller.restore(now, &bans, backends),
         SensorCommand::Repair(backend, targets) => enforcement.repair(scope, backend, &targets),
@@ -242,6 +242,7 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
 mod tests {
     use super::*;
     use crate::capture::decoy::DecoyPorts;
+    use crate::engine::{Grade, LinkId};
     use crate::events::channel;
     use crate::sensor::blocker::Blocker;
     use crate::sensor::fixtures::{engine, host};
@@ -249,19 +250,42 @@ mod tests {
     use crate::sensor::port_lookup::KernelPorts;
     use crate::sensor::reporter::Reporter;
 
-    #[test]
-    fn expired_ban_is_not_counted_without_packets() {
+    fn controller() -> BanController {
         let observer = Observer::new(engine(), host().into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
         let (events, _received) = channel::bounded(16);
-        let mut controller = BanController::new(observer, Blocker::default(), Reporter::new(events, Arc::default()));
-        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
+        BanController::new(observer, Blocker::default(), Reporter::new(events, Arc::default()))
+    }
+
+    fn count(controller: &mut BanController, now: Timestamp) -> usize {
+        let (answer, counted) = oneshot::channel();
+        execute(SensorCommand::Request(SensorRequest::Count { answer }), now, controller);
+        counted.blocking_recv().unwrap()
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn expired_ban_is_not_counted_without_packets() {
+        let mut controller = controller();
         let ban = ActiveBan::whole("192.0.2.7".parse().unwrap(), Expiry::After(Duration::from_secs(2)));
         controller.adopt(at(1), &[ban]);
-        let mut count = |now| {
-            let (answer, counted) = oneshot::channel();
-            execute(SensorCommand::Request(SensorRequest::Count { answer }), now, &mut controller);
-            counted.blocking_recv().unwrap()
-        };
-        assert_eq!([count(at(2)), count(at(4))], [1, 0]);
+        assert_eq!([2, 4].map(|seconds| count(&mut controller, at(seconds))), [1, 0]);
+    }
+
+    /// The port of a guest was looked for while an operator replaced the ban.
+    #[test]
+    fn late_guest_port_ends_no_operator_ban() {
+        let target = "192.0.2.7".parse().unwrap();
+        let by_operator = ActiveBan::whole(target, Expiry::Never);
+        let on_evidence = ActiveBan { grade: Some(Grade::Proven), ..by_operator };
+        for (ban, left) in [(by_operator, 1), (on_evidence, 0)] {
+            let mut controller = controller();
+            controller.adopt(at(1), &[ban]);
+            let gone = GuestBan { target, port: LinkId::new(7, "veth7") };
+            execute(SensorCommand::FollowGuests(vec![gone]), at(2), &mut controller);
+            assert_eq!(count(&mut controller, at(3)), left, "{ban:?}");
+        }
     }
 }

@@ -276,9 +276,16 @@ impl BanController {
         }
     }
 
-    /// Tracks guest bans of earlier runs, which the sensor has adopted, and ends those without a bridge port.
-    pub(super) fn follow_guests(&mut self, bans: Vec<GuestBan>) {
-        bans.into_iter().for_each(|ban| self.guest_bans.insert(ban));
+    /// Tracks guest bans of earlier runs, which the sensor has adopted, and bans whose bridge ports have just been found.
+    /// Ends those without a bridge port.
+    pub(super) fn follow_guests(&mut self, now: Timestamp, bans: Vec<GuestBan>) {
+        // An operator may have replaced the ban meanwhile.
+        let engine = self.observer.engine();
+        let on_evidence = |ban: &GuestBan| engine.standing_of(now, ban.target).is_some_and(|one| one.grade.is_some());
+        for ban in bans.into_iter().filter(on_evidence) {
+            self.guest_bans.forget(ban.target);
+            self.guest_bans.insert(ban);
+        }
         let departed = self.guest_bans.departed(self.observer.host());
         self.lift_guest_bans(&departed);
     }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::engine::{
-    Class, Engine, Escalation, Grade, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, Response,
-    Settings, Verdict, Watch,
+    Class, Engine, Escalation, Grade, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, RecentBans,
+    Response, Settings, Verdict, Watch,
 };
 use portsentry::ledger::{
     Author, BanRecord, Change, Count, Ended, Ending, Entry, FleetLift, KnownPeer, Ledger, LiftedBy, Logged, Opened,
@@ -307,6 +307,33 @@ fn adopted_ban_has_one_ledger_row() {
     // An adopted ban is listed like any other.
     ledger.record(&[found(3), ban(source(3), at(20), 60)]).unwrap();
     assert_eq!(ledger.bans_of(source(3)).unwrap().items.len(), 2);
+}
+
+#[test]
+fn recent_bans_count_towards_ceilings() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let short = |number, since| BanRecord { capped: true, ..ban(source(number), at(since), 300) };
+    let proven = BanRecord { grade: Some(Grade::Proven), ..ban(source(5), at(100_050), 60) };
+    let by_trap = |number, since| BanRecord { class: None, ..short(number, since) };
+    let wanted = BanRecord { author: Author::Operator, ..ban(source(8), at(100_050), 60) };
+    let bans = [
+        ban(source(1), at(99_000), 600),
+        ban(source(2), at(100_050), 600),
+        short(3, 13_000),
+        short(4, 14_000),
+        short(4, 100_060),
+        proven,
+        by_trap(6, 50_000),
+        by_trap(7, 100_055),
+        wanted,
+        ban(source(9), at(200_000), 60),
+    ];
+    ledger.record(&bans).unwrap();
+    assert!(ledger.ended(source(2), Ending::Lifted { by: "root".to_owned() }, at(100_070)).unwrap());
+    let _ = ledger.expire(at(100_100)).unwrap();
+    let recent = ledger.recall(Duration::from_secs(60), at(100_100), 100).unwrap().recent;
+    assert_eq!(recent, RecentBans { forgeable: 2, proven: 1, short: 1, short_daily: 4 });
 }
 
 #[test]

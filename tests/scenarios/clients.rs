@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use portsentry::engine::Service;
 use portsentry::ledger::{Change, Ledger};
-use portsentry::types::Protocol;
+use portsentry::types::{BanTarget, Protocol};
 use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
 
@@ -328,6 +328,54 @@ fn container_ban_ends_after_restart() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.provoke_ban("gone");
     assert_eq!(lab.banned(), [gone, outside], "the ledger has recorded the ends");
+    daemon.stop();
+}
+
+/// The name of the bridge port that the ledger has recorded for the only ban of `target`.
+fn recorded_port(lab: &Lab, target: BanTarget) -> Option<String> {
+    let copy = netns_lab::copy_of_state(&lab.path("state"));
+    let (ledger, _) = Ledger::open(copy.path()).unwrap();
+    let bans = ledger.bans_of(target).unwrap().items;
+    bans.first()?.ban.guest_port.map(|port| port.name().to_owned())
+}
+
+/// A connection to a decoy does not show its bridge port: the kernel's tables do.
+#[test]
+fn container_ban_on_decoys_ends_with_port() {
+    let lab = Lab::new(&["guest", "gone", "six", "outside"]);
+    bridge(&lab, &["guest", "gone", "six"]);
+    // With br_netfilter, the kernel would refuse connections to decoys through the bridge.
+    let passed = ["net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0"];
+    lab.run("victim", "sysctl", &["-eqw", passed[0], passed[1]]);
+    lab.victim_ip(&format!("addr add {}/64 dev br0 nodad", lab.victim_v6("six")));
+    let decoys = "[tcp]\nmode = \"connect\"\nports = \"7001-7010\"\n[udp]\nmode = \"off\"\n";
+    let daemon = Daemon::start_configured(&lab, decoys, &["--expire", "24h"]);
+    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&7001).then_some(())).is_some(), "decoys serve");
+    let sources = [("guest", false), ("gone", false), ("six", true), ("outside", false)].map(|(host, v6)| {
+        let (source, target) = ends(&lab, host, v6);
+        lab.connect(host, source, target, &[7001, 7002, 7003]);
+        source
+    });
+    let [guest, gone, six, outside] = sources;
+    for (host, source) in [("guest", guest), ("gone", gone), ("six", six)] {
+        let port = within(TIMEOUT, || recorded_port(&lab, BanTarget::containing(source)));
+        assert_eq!(port.as_deref(), Some(host));
+    }
+    let network = IpAddr::from(lab.v6_network("six"));
+    lab.expect_banned(&[guest, gone, outside, network]);
+    lab.cut("guest");
+    daemon.expect_line(&without_port(guest));
+    lab.cut("six");
+    daemon.expect_line("unblocked by portsentry, because its bridge port no longer exists");
+    lab.expect_banned(&[gone, outside]);
+    daemon.stop();
+    lab.cut("gone");
+    lab.link("gone");
+    enslave(&lab, "gone");
+    let daemon = Daemon::start_configured(&lab, decoys, &["--expire", "24h"]);
+    daemon.expect_line(&without_port(gone));
+    lab.expect_banned(&[outside]);
+    assert_eq!(recorded_port(&lab, BanTarget::containing(outside)), None, "it is no guest");
     daemon.stop();
 }
 

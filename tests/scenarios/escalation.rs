@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use portsentry::engine::Class;
+use portsentry::engine::{Class, Grade};
 use portsentry::ledger::{Author, BanRecord, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry};
 
@@ -124,4 +124,41 @@ fn ban_by_several_backends_is_one_strike() {
         runs.into_iter().map(|run| run.join().unwrap()).collect::<Vec<_>>()
     });
     assert!(counted.iter().all(|(_, strikes)| *strikes == 1), "{counted:?}");
+}
+
+/// True if a scanner of twenty ports gets a short ban, with room for no full ban, one short ban in a day, and one short ban
+/// `ago`, before the start.
+fn gets_short_ban(ago: Duration) -> bool {
+    let lab = Lab::new(&["scanner"]);
+    let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
+    let now = SystemTime::now();
+    let ban = |number: u8, since, seconds| {
+        let target = BanTarget::V4([192, 0, 2, number].into());
+        let expiry = Expiry::After(Duration::from_secs(seconds));
+        let ban = BanRecord::wanted_by(Author::Detector, target, since, expiry, Backend::Nft);
+        BanRecord { class: Some(Class::Syn), grade: Some(Grade::Forgeable), ..ban }
+    };
+    let standing = (1..=30).map(|number| ban(number, now - Duration::from_secs(3_600), 86_400));
+    let short = BanRecord { capped: true, ..ban(99, now - ago, 300) };
+    ledger.record(&standing.chain([short]).collect::<Vec<_>>()).unwrap();
+    drop(ledger);
+    let settings = "[block]\nmax_forgeable_bans = 32\n[trap]\ntcp = false\n";
+    let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
+    assert!(within(TIMEOUT, || (lab.banned().len() == 30).then_some(())).is_some(), "{:?}", lab.banned());
+    let (source, target) = (lab.v4("scanner").into(), lab.victim_v4("scanner").into());
+    lab.probe("scanner", source, target, &(901..=920).collect::<Vec<_>>());
+    let judged = within(TIMEOUT, || {
+        let is_banned = lab.banned().contains(&source);
+        let is_withheld = lab.ask(&["status"])["bans"]["withheld"] != 0;
+        (is_banned || is_withheld).then_some(is_banned)
+    });
+    daemon.stop();
+    judged.unwrap()
+}
+
+#[test]
+fn restart_allows_no_more_short_bans() {
+    let hour = Duration::from_secs(3_600);
+    assert!(gets_short_ban(25 * hour), "the ceiling of yesterday");
+    assert!(!gets_short_ban(23 * hour), "the ceiling of this day");
 }

@@ -286,7 +286,7 @@ impl Work {
                     ban.since = step.moved(ban.since);
                     ban.until = length.and_then(|length| ban.since.checked_add(length));
                 }
-                Change::Moved { since, .. } => *since = step.moved(*since),
+                Change::Moved { since, .. } | Change::GuestPort { since, .. } => *since = step.moved(*since),
                 Change::Undone { since, at, .. } => (*since, *at) = (step.moved(*since), step.moved(*at)),
                 Change::Logged(logged) => logged.last = step.moved(logged.last),
                 Change::Trial { until } => *until = until.map(|until| step.moved(until)),

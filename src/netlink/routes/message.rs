@@ -140,7 +140,7 @@ fn own_route(net: IpNet) -> RouteMessage {
     route
 }
 
-fn append(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
+pub(super) fn append(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
     let mut message = NetlinkMessage::from(request);
     message.header.flags = NLM_F_REQUEST | flags;
     message.finalize();
@@ -166,7 +166,7 @@ fn sample(net: IpNet) -> IpAddr {
     }
 }
 
-fn family(address: IpAddr) -> AddressFamily {
+pub(super) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 

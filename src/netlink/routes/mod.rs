@@ -1,5 +1,5 @@
 //! Adds, removes and lists blackhole, unreachable and prohibit routes of the table `main`, and looks up the route that
-//! the kernel would use. Makes no decisions and stores nothing.
+//! the kernel would use, and the bridge port that leads to a neighbour. Makes no decisions and stores nothing.
 //!
 //! Synchronous, for the thread that blocks: one long-lived socket, with a time limit for lost answers. Only a request
 //! that waits for the kernel's routing lock can take longer.
@@ -8,9 +8,11 @@
 
 mod message;
 pub mod monitor;
+mod neighbour;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -190,6 +192,36 @@ impl RouteSocket {
         Ok(all)
     }
 
+    /// The port through which `bridge` reaches its neighbour with this address: the index of an interface, `None` if the
+    /// kernel has forgotten the neighbour.
+    ///
+    /// # Errors
+    /// Any other failure of a request.
+    pub fn bridge_port(&mut self, bridge: u32, address: IpAddr) -> Result<Option<u32>, RouteError> {
+        let Some((_, hardware)) = self.neighbour(|bytes| neighbour::put_neighbour(bytes, bridge, address))? else {
+            return Ok(None);
+        };
+        for vlan in neighbour::VLANS {
+            let entry = self.neighbour(|bytes| neighbour::put_forwarding(bytes, bridge, &hardware, vlan))?;
+            if let Some((port, _)) = entry {
+                return Ok(Some(port));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The interface and the hardware address of one neighbour; `None` if there is no such neighbour.
+    fn neighbour(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> Result<Option<(u32, Vec<u8>)>, RouteError> {
+        self.requests.clear();
+        put(&mut self.requests);
+        let mut found = None;
+        match self.socket.ask(&mut self.requests, |answer| found = neighbour::read(answer)) {
+            Ok(()) => Ok(found),
+            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn change<T>(
         &mut self,
         items: &[T],
@@ -226,6 +258,7 @@ pub(crate) fn fuzz(datagram: &[u8]) {
     let routes = super::message::Messages(datagram).filter_map(|message| message::read(&message));
     let known: Vec<_> = routes.map(|route| (route.lookup(), route.is_own())).collect();
     let gone = monitor::read(datagram, 7).len();
+    super::message::Messages(datagram).for_each(|message| drop(neighbour::read(&message)));
     // A message has a header of 16 bytes and a route header of 12 bytes.
     assert!(known.len().max(gone) <= datagram.len() / 28);
 }
