@@ -49,6 +49,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
             "allows_all",
             "warnings",
             "ledger",
+            "metrics",
             "sandbox",
             "commands",
             "fleet",
