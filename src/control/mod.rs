@@ -13,6 +13,7 @@ mod listening_socket;
 pub mod live_view;
 pub mod options;
 pub mod protocol;
+pub mod scoped_network;
 pub mod server;
 pub mod service_port;
 mod socket_file;

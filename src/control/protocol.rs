@@ -8,8 +8,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::address_info::AddressInfo;
+use super::ban_info::BanPage;
 use super::fleet_info::FleetBans;
 use super::format::{nullable, to_line, to_seconds};
+use super::scoped_network::plain;
 use super::service_port::ServicePort;
 use super::status::Status;
 use crate::events::json::rfc3339;
@@ -58,6 +60,7 @@ pub enum Request {
     },
     /// List the allowed networks.
     Allowed,
+    /// Explain an address; a link-local one may be followed by the number of its link.
     Explain {
         address: String,
     },
@@ -220,12 +223,6 @@ impl From<&Allowance> for AllowedEntry {
             until: allowance.until.map(rfc3339),
         }
     }
-}
-
-/// A network in its usual notation: a single address without a prefix length.
-#[must_use]
-pub fn plain(network: IpNet) -> String {
-    if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

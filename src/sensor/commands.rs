@@ -120,9 +120,10 @@ pub enum SensorRequest {
         routes_again: Vec<BanTarget>,
         answer: Answer<Sample>,
     },
-    /// Explains what the engine knows about an address.
+    /// Explains what the engine knows about an address; a link-local one may be asked about on one link.
     Explain {
         address: IpAddr,
+        link: Option<u32>,
         answer: Answer<Explanation>,
     },
     /// Lists the ports that destination NAT publishes, as far as connections have shown them.
@@ -232,7 +233,9 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
         SensorRequest::Sample { most, again, routes_again, answer } => {
             drop(answer.send(controller.sample(now, most, again, routes_again)));
         }
-        SensorRequest::Explain { address, answer } => drop(answer.send(controller.observer().explain(now, address))),
+        SensorRequest::Explain { address, link, answer } => {
+            let _ = answer.send(controller.observer().explain(now, address, link));
+        }
         SensorRequest::Published { answer } => {
             drop(answer.send(controller.observer().engine().published(now).collect()))
         }
