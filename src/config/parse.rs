@@ -47,12 +47,18 @@ pub fn parse_expiry(text: &str) -> Result<Expiry, String> {
 /// Parses a duration from one second to `longest`. Error messages call the maximum `bound`.
 fn duration(text: &str, expected: &str, longest: Duration, bound: &str) -> Result<Duration, String> {
     let wrong = match humantime::parse_duration(text) {
+        Err(_) if is_negative(text) => format!("is not a positive {}", expected.strip_prefix("a ").unwrap_or(expected)),
         Err(_) => format!("is not {expected}"),
         Ok(span) if span > longest => format!("is longer than {bound}"),
         Ok(span) if span < Duration::from_secs(1) => "is shorter than one second; write \"1s\" or more".to_owned(),
         Ok(span) => return Ok(span),
     };
     Err(format!("{} {wrong}", quoted(text)))
+}
+
+fn is_negative(text: &str) -> bool {
+    let number = text.trim().strip_prefix('-');
+    number.is_some_and(|number| number.starts_with(|first: char| first.is_ascii_digit()))
 }
 
 /// Parses an address or network. Host bits are cleared, an address without a mask is a single host, and a mask may be

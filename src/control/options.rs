@@ -58,7 +58,7 @@ pub struct BlockOptions {
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     /// Duration: 90m, 24h, 7d or never [default: `expire` in the configuration]
-    #[arg(long, value_name = "SPAN", value_parser = checked_expiry)]
+    #[arg(long, value_name = "SPAN", value_parser = checked_expiry, allow_hyphen_values = true)]
     pub expire: Option<String>,
     /// Reason to store in the ledger and the log
     #[arg(long, value_name = "TEXT")]
@@ -101,7 +101,7 @@ pub struct AllowOptions {
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     /// Duration: 1h, 7d [default: until `portsentry disallow`]
-    #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span)]
+    #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span, allow_hyphen_values = true)]
     pub span: Option<Duration>,
     /// Permit a network wider than an IPv4 /8 or an IPv6 /16
     #[arg(long)]
@@ -125,7 +125,7 @@ pub struct DisallowOptions {
 #[command(override_usage = "portsentry trial [OPTIONS] <SPAN>\n       portsentry trial [OPTIONS] --end")]
 pub struct TrialOptions {
     /// Duration: 5m, 1d, at most 30d
-    #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end")]
+    #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end", allow_hyphen_values = true)]
     pub span: Option<Duration>,
     /// End the trial and resume blocking
     #[arg(long, conflicts_with = "span")]
