@@ -88,16 +88,6 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
     network.map(|network| unmapped(network.trunc())).ok_or_else(wrong)
 }
 
-/// The same for operators: the link of a link-local address may follow, as `list` prints it. It is ignored.
-///
-/// # Errors
-/// As for [`parse_network`].
-pub fn parse_on_any_link(text: &str) -> Result<IpNet, String> {
-    let address = text.split_once('%').map(|(address, _)| address);
-    let is_link_local = |address: &&str| address.parse().is_ok_and(shared64::is_link_local);
-    parse_network(address.filter(is_link_local).unwrap_or(text))
-}
-
 fn unmapped(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else { return network };
     let inner = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));

@@ -2,6 +2,7 @@
 //! Does not affect verdicts on packets.
 
 pub mod address_info;
+pub mod ban_info;
 pub mod client;
 pub mod commands;
 pub mod fleet_info;
