@@ -146,7 +146,7 @@ pub struct ExplainOptions {
 
 /// Parses one address.
 pub(crate) fn parse_address(text: &str) -> Result<ScopedNetwork, String> {
-    match ScopedNetwork::parse(text) {
+    match text.parse::<ScopedNetwork>() {
         Ok(found) if found.network.prefix_len() == found.network.max_prefix_len() => Ok(found),
         Err(error) if text.contains('%') => Err(error),
         _ => Err(format!(
@@ -168,7 +168,7 @@ fn checked_target(text: &str) -> Result<String, String> {
 
 /// Parses an address or network, or the target of a ban on one link.
 pub(crate) fn parse_target(text: &str) -> Result<BanTarget, String> {
-    ScopedNetwork::parse(text)?.target()
+    text.parse::<ScopedNetwork>()?.target()
 }
 
 /// Parses the duration of an allowance.

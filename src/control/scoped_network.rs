@@ -2,6 +2,7 @@
 //! name of an interface: fe80::7%2, fe80::7%eth0.
 
 use std::fmt;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use rustix::net::netdevice::name_to_index;
@@ -19,26 +20,12 @@ pub struct ScopedNetwork {
 }
 
 impl ScopedNetwork {
-    /// Parses an address or network. A link is a number, because interfaces of the client may be unknown to the daemon.
-    ///
-    /// # Errors
-    /// A sentence with the remedy.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        match split_link(text) {
-            None => Ok(Self { network: parse_network(text)?, link: None }),
-            Some((address, link)) => match link.parse() {
-                Ok(number @ 1..) => Ok(Self { network: parse_network(address)?, link: Some(number) }),
-                _ => Err(no_link(text, address)),
-            },
-        }
-    }
-
     /// Parses what an operator types on this host: the link may also be the name of an interface.
     ///
     /// # Errors
     /// A sentence with the remedy.
     pub fn parse_typed(text: &str) -> Result<Self, String> {
-        Self::parse(&with_number(text)?)
+        with_number(text)?.parse()
     }
 
     /// The target of a ban of exactly these addresses.
@@ -62,6 +49,21 @@ impl ScopedNetwork {
         }
         let network = target.network();
         network.contains(&self.network) || self.network.contains(&network)
+    }
+}
+
+/// A link is a number, because the daemon may not know the interfaces of the client.
+impl FromStr for ScopedNetwork {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match split_link(text) {
+            None => Ok(Self { network: parse_network(text)?, link: None }),
+            Some((address, link)) => match link.parse() {
+                Ok(number @ 1..) => Ok(Self { network: parse_network(address)?, link: Some(number) }),
+                _ => Err(no_link(text, address)),
+            },
+        }
     }
 }
 
@@ -111,7 +113,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> ScopedNetwork {
-        ScopedNetwork::parse(text).unwrap()
+        text.parse().unwrap()
     }
 
     #[test]
@@ -120,11 +122,11 @@ mod tests {
             assert_eq!(parse(text).to_string(), text);
         }
         for text in ["fe80::7%", "fe80::7%0", "fe80::7%4294967296", "fe80::7%eth0", "fe80::7%-1"] {
-            let error = ScopedNetwork::parse(text).unwrap_err();
+            let error = text.parse::<ScopedNetwork>().unwrap_err();
             assert!(error.contains("or fe80::7, which is that address on every link"), "{text}: {error}");
         }
         for text in ["2001:db8::7%2", "192.0.2.7%2", "%2", "fe80::/64%2"] {
-            let error = ScopedNetwork::parse(text).unwrap_err();
+            let error = text.parse::<ScopedNetwork>().unwrap_err();
             assert!(error.contains("is not an address or network"), "{text}: {error}");
         }
     }
