@@ -226,7 +226,9 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             }
             let _ = answer.send(result);
         }
-        SensorRequest::Count { answer } => drop(answer.send(controller.observer().engine().bans().count())),
+        SensorRequest::Count { answer } => {
+            let _ = answer.send(controller.observer().engine_mut().count_bans(now));
+        }
         SensorRequest::BansIn { network, most, answer } => {
             drop(answer.send(controller.observer().bans_in(network, most)));
         }
@@ -253,19 +255,37 @@ mod tests {
     use crate::sensor::port_lookup::KernelPorts;
     use crate::sensor::reporter::Reporter;
 
-    #[test]
-    fn expired_ban_is_not_counted_without_packets() {
+    fn controller() -> BanController {
         let observer = Observer::new(engine(), host().into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
         let (events, _received) = channel::bounded(16);
-        let mut controller = BanController::new(observer, Blocker::default(), Reporter::new(events, Arc::default()));
+        BanController::new(observer, Blocker::default(), Reporter::new(events, Arc::default()))
+    }
+
+    fn count(controller: &mut BanController, now: Timestamp) -> usize {
+        let (answer, counted) = oneshot::channel();
+        execute(SensorCommand::Request(SensorRequest::Count { answer }), now, controller);
+        counted.blocking_recv().unwrap()
+    }
+
+    #[test]
+    fn expired_ban_is_not_counted_without_packets() {
+        let mut controller = controller();
         let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
         let ban = ActiveBan::whole("192.0.2.7".parse().unwrap(), Expiry::After(Duration::from_secs(2)));
         controller.adopt(at(1), &[ban]);
-        let mut count = |now| {
-            let (answer, counted) = oneshot::channel();
-            execute(SensorCommand::Request(SensorRequest::Count { answer }), now, &mut controller);
-            counted.blocking_recv().unwrap()
-        };
-        assert_eq!([count(at(2)), count(at(4))], [1, 0]);
+        assert_eq!([2, 4].map(|seconds| count(&mut controller, at(seconds))), [1, 0]);
+    }
+
+    #[test]
+    fn large_table_is_counted_once_per_tick() {
+        let mut controller = controller();
+        let at = |millis| Timestamp::at(Duration::from_millis(millis));
+        let ban = |number: u32| ActiveBan::whole(BanTarget::V4(number.into()), Expiry::Never);
+        let mut counted = Vec::new();
+        for (bans, millis) in [(0..10, 50), (10..20, 50), (20..10_000, 100), (10_000..10_001, 100), (0..0, 150)] {
+            controller.adopt(at(millis), &bans.map(ban).collect::<Vec<_>>());
+            counted.push(count(&mut controller, at(millis)));
+        }
+        assert_eq!(counted, [10, 20, 10_000, 10_000, 10_001], "only a small table is counted for every request");
     }
 }
