@@ -1,4 +1,4 @@
-//! Reads the bans from the running daemon, for a user who can read neither the kernel's sets nor the ledger.
+//! Reads the bans from the running daemon, where the user may read neither the kernel's sets nor the ledger.
 
 use std::collections::HashMap;
 use std::path::Path;

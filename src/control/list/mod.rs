@@ -1,5 +1,5 @@
-//! `portsentry list`: the bans in force, from the kernel's sets and the ledger, as a table or as JSON. Needs no running
-//! daemon, changes nothing, and runs in a separate process, because the ledger's reader must not run in the daemon.
+//! `portsentry list`: the bans in force, from the kernel's sets and the ledger, as a table or as JSON. As root it needs no
+//! running daemon. Changes nothing, and runs in a separate process, because the ledger's reader must not run in the daemon.
 
 mod bans;
 mod daemon;
@@ -55,7 +55,7 @@ pub struct ListOptions {
     /// Directory of the ledger [default: that of the running daemon, or /var/lib/portsentry]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Control socket of the daemon that is asked for the directory of its ledger
+    /// Control socket of the daemon, which names its ledger, or lists the bans if this user is not root
     #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
     pub socket: PathBuf,
 }
@@ -102,8 +102,8 @@ fn width() -> usize {
     columns.or_else(of_terminal).filter(|columns| *columns > 0).unwrap_or(usize::MAX)
 }
 
-/// Reads the bans in force at `now`, or those that overlap `asked`, from the kernel and the ledger in `directory`. For a
-/// user who can read neither, asks the daemon at `socket`, if that is given.
+/// Reads the bans in force at `now`, or those that overlap `asked`, from the kernel and the ledger in `directory`. If this
+/// user may read neither, asks the daemon at `socket`, if that is given.
 ///
 /// # Errors
 /// No source can be read.

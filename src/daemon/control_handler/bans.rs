@@ -8,7 +8,7 @@ use crate::control::ban_info::{BanPage, MAX_BANS};
 use crate::control::protocol::{Answer, Failure, Reply};
 use crate::ledger::Position;
 
-/// The remedy of a user who cannot list the bans in this way.
+/// The way to list the bans that needs no ledger.
 const AS_ROOT: &str = "run `sudo portsentry list`, which reads the kernel's sets";
 
 impl ControlHandler<'_> {
