@@ -147,6 +147,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let mut findings = Findings { origin, ..Findings::default() };
     late.into_iter().for_each(|error| findings.add_note(error.to_string()));
     late_sockets.into_iter().for_each(|error| findings.add_note(format!("not all ports in use are known: {error}")));
+    let running = Client::connect(&options.socket).and_then(|mut daemon| daemon.status()).ok();
     let mut state = Vec::new();
     // The daemon would not start with these errors.
     if let Some(path) = &file
@@ -160,8 +161,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         if let Err(error) = sandbox::check_folders(&policy) {
             findings.wrong(None::<&str>, error);
         }
-        let running = Client::connect(&options.socket).and_then(|mut daemon| daemon.status());
-        let obstacles = sandbox::obstacles(&policy, running.ok().map(|status| status.sandbox.uid));
+        let obstacles = sandbox::obstacles(&policy, running.as_ref().map(|status| status.sandbox.uid));
         state.extend(obstacles.into_iter().map(|text| Warning::new("--state-dir", text)));
     }
     let missing: Vec<_> = missing_interfaces(&config.interfaces, &facts).collect();
@@ -169,7 +169,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         capture(&config, &host, &mut findings);
     }
     missing.into_iter().for_each(|error| findings.wrong("interfaces", error));
-    ports::inspect(&config, &host, &mut findings);
+    ports::inspect(&config, &host, running.as_deref(), &mut findings);
     findings.warnings = warnings::from_config(&config);
     findings.warnings.append(&mut state);
     let backends = backends::inspect(&config, &mut findings);

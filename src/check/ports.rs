@@ -10,12 +10,13 @@ use super::backends::may;
 use super::warnings::Findings;
 use crate::capture::decoy::{DecoyError, DecoyPorts, make_room};
 use crate::config::Config;
+use crate::control::status::Status;
 use crate::engine::{Host, Listeners};
 use crate::sandbox::InstanceLock;
 use crate::types::{PortSet, Protocol};
 
-/// Adds errors that prevent the start, and notes about skipped checks.
-pub(super) fn inspect(config: &Config, host: &Host, findings: &mut Findings) {
+/// Adds errors that prevent the start, and notes about skipped checks. `running` is the state of a daemon that answers.
+pub(super) fn inspect(config: &Config, host: &Host, running: Option<&Status>, findings: &mut Findings) {
     let runs = InstanceLock::is_held();
     let mut decoys = DecoyPorts::from_config(config);
     if config.shares_decoys() {
@@ -42,7 +43,9 @@ pub(super) fn inspect(config: &Config, host: &Host, findings: &mut Findings) {
         }
     }
     let Some(address) = config.metrics.listen else { return };
+    let is_own = running.is_some_and(|running| running.metrics == Some(address.to_string()));
     match TcpListener::bind(address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && runs && is_own => {}
         Err(error) if error.kind() == ErrorKind::AddrInUse && runs => {
             findings.add_note(format!(
                 "metrics.listen: {address} is in use, by the running portsentry or by another program"

@@ -25,7 +25,8 @@ pub enum Shell {
 }
 
 /// Prints the values for a command, one per line: banned targets, networks that operators allow, remembered services.
-/// Without permission to read them there are none. A daemon that does not answer must not delay the prompt.
+/// There are none unless the shell's user is root or in the daemon's group. A daemon that does not answer must not delay
+/// the prompt.
 const VALUES: &str = r#"
 _portsentry_values() {
     case $1 in
@@ -40,10 +41,12 @@ _portsentry_values() {
 "#;
 
 /// Readline ends a word at a colon, and IPv6 addresses contain colons. The text up to the last colon is already typed
-/// and must not be inserted again. Without a value, bash would complete file names.
+/// and must not be inserted again. Without a value, bash would complete file names. The completion of sudo applies the options
+/// of `complete` again after the function has run, so the function sets them.
 const BASH: &str = r#"
 _portsentry_or_value() {
     _portsentry "$@"
+    compopt -o bashdefault -o default 2>/dev/null
     local typed=${COMP_LINE:0:COMP_POINT} value
     typed=${typed##*[[:space:]]}
     case ${COMP_WORDS[1]} in unblock | disallow | forget-service) ;; *) return 0 ;; esac
@@ -56,7 +59,7 @@ _portsentry_or_value() {
     done
 }
 
-complete -F _portsentry_or_value -o bashdefault -o default portsentry
+complete -F _portsentry_or_value portsentry
 "#;
 
 const ZSH: &str = r#"

@@ -46,7 +46,7 @@ pub struct RunOptions {
 #[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are part of the help")]
 pub(crate) struct RunFlags {
     /// Duration of a ban: 90m, 24h, 7d or never [24h]
-    #[arg(long, value_name = "SPAN", value_parser = parse_expiry)]
+    #[arg(long, value_name = "SPAN", value_parser = parse_expiry, allow_hyphen_values = true)]
     expire: Option<Expiry>,
     /// Configuration file [/etc/portsentry/portsentry.toml]
     #[arg(long, value_name = "FILE")]
@@ -55,7 +55,7 @@ pub(crate) struct RunFlags {
     #[arg(long, value_name = "NAME", value_parser = parse_watched)]
     interface: Vec<String>,
     /// Ports a source may probe without a ban, 0 to 15 [2]
-    #[arg(long, value_name = "N", value_parser = parse_trigger)]
+    #[arg(long, value_name = "N", value_parser = parse_trigger, allow_hyphen_values = true)]
     scan_trigger: Option<u8>,
     /// Log scans, but ban no further source
     #[arg(long)]
@@ -67,7 +67,7 @@ pub(crate) struct RunFlags {
     #[arg(long, value_name = "FILE")]
     socket: Option<PathBuf>,
     /// Lift all bans and only log after SPAN unless confirmed
-    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, allow_hyphen_values = true)]
     confirm: Option<Duration>,
     /// Keep all privileges, for debugging
     #[arg(long)]

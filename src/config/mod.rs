@@ -24,8 +24,8 @@ pub use fleet::{Fleet, FleetAccept, FleetUrl, MAX_NAME_LEN, parse_fleet_name};
 pub use ignore_file::read_ignore_file;
 pub(crate) use parse::MAX_BANNER_LEN;
 pub use parse::{
-    is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network,
-    parse_on_any_link, parse_span, parse_watched,
+    is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,
+    parse_watched,
 };
 pub use pitfalls::{HostPorts, Pitfall, classic_only_logs, pitfalls};
 pub use schema::{

@@ -47,12 +47,18 @@ pub fn parse_expiry(text: &str) -> Result<Expiry, String> {
 /// Parses a duration from one second to `longest`. Error messages call the maximum `bound`.
 fn duration(text: &str, expected: &str, longest: Duration, bound: &str) -> Result<Duration, String> {
     let wrong = match humantime::parse_duration(text) {
+        Err(_) if is_negative(text) => format!("is not a positive {}", expected.strip_prefix("a ").unwrap_or(expected)),
         Err(_) => format!("is not {expected}"),
         Ok(span) if span > longest => format!("is longer than {bound}"),
         Ok(span) if span < Duration::from_secs(1) => "is shorter than one second; write \"1s\" or more".to_owned(),
         Ok(span) => return Ok(span),
     };
     Err(format!("{} {wrong}", quoted(text)))
+}
+
+fn is_negative(text: &str) -> bool {
+    let number = text.trim().strip_prefix('-');
+    number.is_some_and(|number| number.starts_with(|first: char| first.is_ascii_digit()))
 }
 
 /// Parses an address or network. Host bits are cleared, an address without a mask is a single host, and a mask may be
@@ -80,16 +86,6 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
         _ => None,
     };
     network.map(|network| unmapped(network.trunc())).ok_or_else(wrong)
-}
-
-/// The same for operators: the link of a link-local address may follow, as `list` prints it. It is ignored.
-///
-/// # Errors
-/// As for [`parse_network`].
-pub fn parse_on_any_link(text: &str) -> Result<IpNet, String> {
-    let address = text.split_once('%').map(|(address, _)| address);
-    let is_link_local = |address: &&str| address.parse().is_ok_and(shared64::is_link_local);
-    parse_network(address.filter(is_link_local).unwrap_or(text))
 }
 
 fn unmapped(network: IpNet) -> IpNet {

@@ -1,13 +1,13 @@
 //! Formats the answer to `explain`, the state of one address in the sensor and the ledger, as JSON and as text.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetBan;
 use super::format::{compact_ports, line, nullable, span, to_seconds};
+use super::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
@@ -121,7 +121,7 @@ pub struct Ended {
 impl AddressInfo {
     /// Builds the answer for `address` at `now`; `history` contains the ledger's entries, oldest first.
     #[must_use]
-    pub fn new(address: IpAddr, known: &Explanation, history: Option<&[Entry]>, now: SystemTime) -> Self {
+    pub fn new(address: ScopedNetwork, known: &Explanation, history: Option<&[Entry]>, now: SystemTime) -> Self {
         let remaining = |expiry| Remaining::new(expiry, now);
         Self {
             address: address.to_string(),

@@ -13,6 +13,10 @@ use crate::types::exit_code;
 /// Timeout for the daemon's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How a user gets access to the socket of the packaged service, for queries.
+pub const JOIN_GROUP: &str =
+    "add the user to the group of the daemon with `sudo adduser USER portsentry`, which applies from the next login on";
+
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -27,8 +31,10 @@ pub enum ClientError {
          next start restores those in the ledger"
     )]
     BansStay(PathBuf),
-    #[error("this user has no access to {0}; run this with sudo")]
+    #[error("this user has no access to {0}; run this with sudo, or {JOIN_GROUP}")]
     NotPermitted(PathBuf),
+    #[error("this user has no access to {0}; run this with sudo")]
+    NotRoot(PathBuf),
     #[error("lost the connection to {path}: {error}")]
     Broken { path: PathBuf, error: io::Error },
     #[error("{0}")]

@@ -53,6 +53,7 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
         Err(ClientError::NotRunning(path)) if matches!(request, Request::Unblock { .. }) => {
             return Err(ClientError::BansStay(path));
         }
+        Err(ClientError::NotPermitted(path)) if request.changes() => return Err(ClientError::NotRoot(path)),
         Err(error) => return Err(error),
     };
     let text =

@@ -2,6 +2,7 @@
 //! that use it. Does not affect verdicts on packets.
 
 pub mod address_info;
+pub mod ban_info;
 pub mod client;
 pub mod commands;
 pub mod fleet_info;
@@ -13,6 +14,7 @@ mod listening_socket;
 pub mod live_view;
 pub mod options;
 pub mod protocol;
+pub mod scoped_network;
 pub mod server;
 pub mod service_port;
 mod socket_file;

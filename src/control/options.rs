@@ -1,14 +1,14 @@
 //! Defines the options of the commands that talk to a running daemon.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
+use super::scoped_network::{ScopedNetwork, with_number};
 use super::service_port::ServicePort;
-use crate::config::{parse_expiry, parse_network, parse_on_any_link, parse_span};
+use crate::config::{parse_expiry, parse_network, parse_span};
 use crate::types::BanTarget;
 
 /// A command that talks to the running daemon.
@@ -58,7 +58,7 @@ pub struct BlockOptions {
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     /// Duration: 90m, 24h, 7d or never [default: `expire` in the configuration]
-    #[arg(long, value_name = "SPAN", value_parser = checked_expiry)]
+    #[arg(long, value_name = "SPAN", value_parser = checked_expiry, allow_hyphen_values = true)]
     pub expire: Option<String>,
     /// Reason to store in the ledger and the log
     #[arg(long, value_name = "TEXT")]
@@ -101,7 +101,7 @@ pub struct AllowOptions {
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     /// Duration: 1h, 7d [default: until `portsentry disallow`]
-    #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span)]
+    #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span, allow_hyphen_values = true)]
     pub span: Option<Duration>,
     /// Permit a network wider than an IPv4 /8 or an IPv6 /16
     #[arg(long)]
@@ -125,7 +125,7 @@ pub struct DisallowOptions {
 #[command(override_usage = "portsentry trial [OPTIONS] <SPAN>\n       portsentry trial [OPTIONS] --end")]
 pub struct TrialOptions {
     /// Duration: 5m, 1d, at most 30d
-    #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end")]
+    #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end", allow_hyphen_values = true)]
     pub span: Option<Duration>,
     /// End the trial and resume blocking
     #[arg(long, conflicts_with = "span")]
@@ -137,30 +137,38 @@ pub struct TrialOptions {
 /// Options of `explain`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ExplainOptions {
-    /// Address to explain
-    #[arg(value_parser = parse_address)]
-    pub address: IpAddr,
+    /// Address to explain; a link-local one may have its link, fe80::7%eth0
+    #[arg(value_parser = typed_address)]
+    pub address: ScopedNetwork,
     #[command(flatten)]
     pub connection: Connection,
 }
 
-pub(crate) fn parse_address(text: &str) -> Result<IpAddr, String> {
-    let wrong = "not an address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows the bans in a network";
-    let network = parse_on_any_link(text).ok().filter(|network| network.prefix_len() == network.max_prefix_len());
-    network.map(|network| network.addr()).ok_or_else(|| wrong.to_owned())
+/// Parses one address.
+pub(crate) fn parse_address(text: &str) -> Result<ScopedNetwork, String> {
+    match text.parse::<ScopedNetwork>() {
+        Ok(found) if found.network.prefix_len() == found.network.max_prefix_len() => Ok(found),
+        Err(error) if text.contains('%') => Err(error),
+        _ => Err(format!(
+            "{text:?} is not an address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows the bans in a \
+             network"
+        )),
+    }
+}
+
+fn typed_address(text: &str) -> Result<ScopedNetwork, String> {
+    parse_address(&with_number(text)?)
 }
 
 /// Checked here as well, so that it is reported as a usage error; the daemon parses the same text again.
 fn checked_target(text: &str) -> Result<String, String> {
-    parse_target(text).map(|_| text.to_owned())
+    let text = with_number(text)?;
+    parse_target(&text).map(|_| text)
 }
 
 /// Parses an address or network, or the target of a ban on one link.
 pub(crate) fn parse_target(text: &str) -> Result<BanTarget, String> {
-    match text.parse() {
-        Ok(link @ BanTarget::Link { .. }) => Ok(link),
-        _ => parse_network(text).and_then(BanTarget::of_prefix),
-    }
+    text.parse::<ScopedNetwork>()?.target()
 }
 
 /// Parses the duration of an allowance.

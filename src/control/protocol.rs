@@ -8,8 +8,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::address_info::AddressInfo;
+use super::ban_info::BanPage;
 use super::fleet_info::FleetBans;
 use super::format::{nullable, to_line, to_seconds};
+use super::scoped_network::plain;
 use super::service_port::ServicePort;
 use super::status::Status;
 use crate::events::json::rfc3339;
@@ -58,8 +60,14 @@ pub enum Request {
     },
     /// List the allowed networks.
     Allowed,
+    /// Explain an address; a link-local one may be followed by the number of its link.
     Explain {
         address: String,
+    },
+    /// List the bans in force, from the first one or from `next` of an earlier answer on.
+    Bans {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
     },
     /// List the reports of other hosts, from the first target on or after `after`.
     Fleet {
@@ -105,7 +113,15 @@ impl Request {
     /// True for a request that changes state: only root and the daemon's own user may send it.
     #[must_use]
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::Status | Self::Explain { .. } | Self::Allowed | Self::Fleet { .. } | Self::Subscribe)
+        !matches!(
+            self,
+            Self::Status
+                | Self::Explain { .. }
+                | Self::Allowed
+                | Self::Bans { .. }
+                | Self::Fleet { .. }
+                | Self::Subscribe
+        )
     }
 
     fn parse_answer(&self, line: &[u8]) -> serde_json::Result<Answer> {
@@ -117,6 +133,7 @@ impl Request {
             Self::Disallow { .. } => Answer::Disallowed(serde_json::from_slice(line)?),
             Self::Allowed => Answer::Allowances(serde_json::from_slice(line)?),
             Self::Explain { .. } => Answer::Explained(serde_json::from_slice(line)?),
+            Self::Bans { .. } => Answer::Bans(serde_json::from_slice(line)?),
             Self::Fleet { .. } => Answer::FleetBans(serde_json::from_slice(line)?),
             Self::ForgetService { .. } => Answer::ServiceForgotten(serde_json::from_slice(line)?),
             Self::Reload => Answer::Reloaded(serde_json::from_slice(line)?),
@@ -138,6 +155,7 @@ pub enum Answer {
     Disallowed(Disallowed),
     Allowances(Allowances),
     Explained(Box<AddressInfo>),
+    Bans(BanPage),
     FleetBans(FleetBans),
     ServiceForgotten(ServiceForgotten),
     Reloaded(Reloaded),
@@ -222,12 +240,6 @@ impl From<&Allowance> for AllowedEntry {
     }
 }
 
-/// A network in its usual notation: a single address without a prefix length.
-#[must_use]
-pub fn plain(network: IpNet) -> String {
-    if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceForgotten {
     /// Number of services, counting each family and address separately.
@@ -291,6 +303,7 @@ impl fmt::Display for Answer {
                 if *more > 0 { writeln!(f, "and {more} more from the configuration") } else { Ok(()) }
             }
             Self::Explained(info) => info.fmt(f),
+            Self::Bans(BanPage { bans, .. }) => bans.iter().try_for_each(|ban| writeln!(f, "{}", ban.target)),
             Self::FleetBans(FleetBans { bans, .. }) => {
                 bans.iter().try_for_each(|ban| writeln!(f, "{}  {ban}", ban.target))
             }
@@ -413,6 +426,8 @@ mod tests {
         reads(r#"{"command":"explain","address":"192.0.2.7"}"#, &Request::Explain { address: target() });
         reads(r#"{"command":"disallow","target":"192.0.2.7"}"#, &Request::Disallow { target: target() });
         reads(r#"{"command":"allowed"}"#, &Request::Allowed);
+        reads(r#"{"command":"bans"}"#, &Request::Bans { after: None });
+        reads(r#"{"command":"bans","after":"never.7"}"#, &Request::Bans { after: Some("never.7".to_owned()) });
         let trial = |span: Option<&str>, end| Request::Trial { span: span.map(str::to_owned), end };
         reads(r#"{"command":"trial","for":"5m"}"#, &trial(Some("5m"), false));
         reads(r#"{"command":"trial","end":true}"#, &trial(None, true));
@@ -441,6 +456,7 @@ mod tests {
             (Request::Reload, Ok(Answer::Reloaded(reloaded))),
             (Request::Status, Ok(Answer::Status(Box::default()))),
             (Request::Explain { address: String::new() }, Ok(Answer::Explained(Box::default()))),
+            (Request::Bans { after: None }, Ok(Answer::Bans(BanPage::default()))),
             (Request::Reload, Err(Failure::new(ErrorKind::Denied, "no\nway"))),
         ] {
             let line = reply_to_line(&reply);
@@ -471,6 +487,7 @@ mod tests {
     #[test]
     fn all_users_may_only_read() {
         assert!(!Request::Status.changes() && !Request::Subscribe.changes() && !Request::Allowed.changes());
+        assert!(!Request::Bans { after: None }.changes() && !Request::Fleet { after: None }.changes());
         assert!(Request::Disallow { target: String::new() }.changes());
         assert!(Request::Confirm.changes() && Request::Unblock { target: None, all: true }.changes());
     }

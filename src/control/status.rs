@@ -45,6 +45,9 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// Directory of the ledger.
     pub ledger: String,
+    /// Address of the metrics; `None` if they are not served.
+    #[serde(deserialize_with = "nullable")]
+    pub metrics: Option<String>,
     pub sandbox: SandboxState,
     #[serde(deserialize_with = "nullable")]
     pub commands: Option<CommandHelper>,
@@ -98,7 +101,9 @@ pub struct BanCounts {
     /// Number of elements in the kernel's sets; `None` if there are too many to count.
     #[serde(deserialize_with = "nullable")]
     pub enforced: Option<usize>,
+    /// Bans on evidence since the start.
     pub made: u64,
+    /// Bans that a backend refused, once per backend.
     pub failed: u64,
     pub capped: u64,
     pub withheld: u64,
@@ -226,6 +231,9 @@ impl fmt::Display for Status {
         }
         line!(f, "protected", "{} automatically, see `portsentry check`", counted(self.protected_networks, "network"))?;
         line!(f, "ledger", "{}", self.ledger)?;
+        if let Some(address) = &self.metrics {
+            line!(f, "metrics", "at {address}")?;
+        }
         line!(f, "sandbox", "{}", self.sandbox)?;
         match &self.commands {
             Some(CommandHelper { process, running: true, sandbox }) => {

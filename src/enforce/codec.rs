@@ -14,8 +14,6 @@ use crate::types::{BanTarget, Expiry, Protocol};
 /// Values of `$MODE$`: the classic mode names, and "hand" for an operator's ban.
 pub(super) const MODES: [&str; 7] = ["tcp", "udp", "stcp", "sudp", "atcp", "audp", "hand"];
 
-const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
-
 pub(super) fn place<T: PartialEq>(all: &[T], one: &T) -> Option<u8> {
     u8::try_from(all.iter().position(|known| known == one)?).ok()
 }
@@ -43,7 +41,7 @@ pub(super) fn put_target(bytes: &mut Vec<u8>, target: BanTarget) {
 pub(super) fn put_case(bytes: &mut Vec<u8>, case: &BanContext) -> Option<()> {
     put_target(bytes, case.target);
     put_address(bytes, case.source);
-    bytes.push(place(&PROTOCOLS, &case.protocol)?);
+    bytes.push(place(&Protocol::ALL, &case.protocol)?);
     bytes.extend(case.port.to_be_bytes());
     bytes.push(place(&MODES, &case.mode)?);
     bytes.push(match case.class {
@@ -124,7 +122,7 @@ impl Rest<'_> {
         Some(BanContext {
             target: self.target()?,
             source: self.address()?,
-            protocol: self.one_of(&PROTOCOLS)?,
+            protocol: self.one_of(&Protocol::ALL)?,
             port: u16::from_be_bytes(self.array()?),
             mode: self.one_of(&MODES)?,
             class: match self.byte()? {

@@ -57,6 +57,10 @@ const VERIFY: Duration = Duration::from_secs(1);
 /// calls, even if few rows are still bans.
 const INSPECTED: usize = 256;
 
+/// Maximum number of rows that are counted for every request, in about 10 µs. A larger table is counted once per tick, so
+/// that requests cannot delay packets.
+const COUNTED: usize = 8_192;
+
 /// Maximum number of sources that wait for a summary. Further sources are summarised at their next packet.
 const MAX_PENDING: usize = 1024;
 
@@ -147,6 +151,8 @@ pub(super) struct BanTable {
     ends: BinaryHeap<Reverse<(Tick, Key)>>,
     /// Slot where the next sample begins.
     cursor: usize,
+    /// The last count of the bans in force, and its time.
+    counted: (Tick, usize),
     pending: BinaryHeap<Reverse<Pending>>,
 }
 
@@ -158,6 +164,7 @@ impl BanTable {
             forgeable: 0,
             ends: BinaryHeap::with_capacity(ends),
             cursor: 0,
+            counted: (Tick(0), 0),
             pending: BinaryHeap::with_capacity(MAX_PENDING),
         }
     }
@@ -314,6 +321,15 @@ impl BanTable {
     /// All bans in force at `now`.
     pub(super) fn blocked(&self, now: Tick) -> impl Iterator<Item = ActiveBan> + '_ {
         self.entries.iter().filter_map(move |row| row.ban(now))
+    }
+
+    /// The number of bans in force at `now`; for a large table the number at an earlier time in the same tick.
+    pub(super) fn count(&mut self, now: Tick) -> usize {
+        if self.entries.begun() <= COUNTED || self.counted.0 != now {
+            let is_ban = |row: &&BanEntry| row.standing == Standing::Blocked && row.until > now;
+            self.counted = (now, self.entries.iter().filter(is_ban).count());
+        }
+        self.counted.1
     }
 
     /// The ban of `key`, if it is in force at `now`.

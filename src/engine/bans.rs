@@ -77,6 +77,12 @@ impl Engine {
         self.ban_table.blocked(self.latest.tick())
     }
 
+    /// The number of bans that the kernel should hold at `now`. In a large table, bans of the last 50 ms may be missing.
+    pub fn count_bans(&mut self, now: Timestamp) -> usize {
+        let now = self.clock(now);
+        self.ban_table.count(now.tick())
+    }
+
     /// True if the ceilings have room for `bans` more bans on forgeable evidence, which the kernel makes without the
     /// engine.
     pub fn has_room_for(&mut self, now: Timestamp, bans: u32) -> bool {

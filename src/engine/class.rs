@@ -135,6 +135,12 @@ impl Class {
         }
     }
 
+    /// The class with this name in JSON.
+    #[must_use]
+    pub fn from_key(key: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.key() == key)
+    }
+
     pub(super) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|class| *class as u8 == code)
     }

@@ -47,10 +47,17 @@ pub struct Suspicion {
 }
 
 impl Engine {
-    /// Selects the target that explains `address`. For a link-local address this is the first link on which the tables
-    /// hold an entry for it.
-    fn explained(&self, now: Timestamp, address: IpAddr, host: &Host) -> BanTarget {
+    /// Selects the target that explains `address`. For a link-local address this is `link`, or the first link on which
+    /// the tables hold an entry for it.
+    fn explained(&self, now: Timestamp, address: IpAddr, link: Option<u32>, host: &Host) -> BanTarget {
         let every_link = BanTarget::containing(address);
+        if let Some(link) = link {
+            // As for a packet: a ban by an operator has no link.
+            let on_link = host.target(address, link);
+            let is_judged =
+                |target: &BanTarget| self.ban_table.get(self.key_of(*target, Track::Block), now.tick()).is_some();
+            return [on_link, every_link].into_iter().find(is_judged).unwrap_or(on_link);
+        }
         let is_known = |target: &BanTarget| {
             let key = self.key_of(*target, Track::Block);
             self.ban_table.get(key, now.tick()).is_some() || self.sources.held(key, now.tick()).is_some()
@@ -59,11 +66,11 @@ impl Engine {
         std::iter::once(every_link).chain(on_links).find(is_known).unwrap_or(every_link)
     }
 
-    /// Returns the state of `address` at `now`.
+    /// Returns the state of `address` at `now`, for a link-local address on `link` if that is given.
     #[must_use]
-    pub fn explain(&self, now: Timestamp, address: IpAddr, host: &Host) -> Explanation {
+    pub fn explain(&self, now: Timestamp, address: IpAddr, link: Option<u32>, host: &Host) -> Explanation {
         let now = self.latest.max(now);
-        let target = self.explained(now, address, host);
+        let target = self.explained(now, address, link, host);
         let own = host.local.is_exact() && host.local.contains(address);
         let protection = match target {
             BanTarget::Link { .. } => host.allow.protects_target(target),

@@ -55,7 +55,7 @@ pub struct LiftOptions {
     #[arg(value_name = "ADDRESS", value_parser = parse_target)]
     pub target: BanTarget,
     /// Duration for which reports of the address are ignored, at most 4h
-    #[arg(long = "for", value_name = "SPAN", default_value = "4h", value_parser = parse_lift_span)]
+    #[arg(long = "for", value_name = "SPAN", default_value = "4h", value_parser = parse_lift_span, allow_hyphen_values = true)]
     pub span: Duration,
     /// User on the server
     #[arg(long, value_name = "NAME", default_value = "operator", value_parser = parse_fleet_name)]

@@ -73,8 +73,7 @@ impl OwnReports {
     pub(super) fn apply(&mut self, event: &OwnBanEvent, now: Timestamp) {
         match event {
             OwnBanEvent::Ban { target, remaining_s, grade, distinct_ports, class } => {
-                let class = Class::ALL.into_iter().find(|one| one.key() == class);
-                let (Some(class), Ok(target)) = (class, target.parse()) else { return };
+                let (Some(class), Ok(target)) = (Class::from_key(class), target.parse()) else { return };
                 let left = remaining_s.map_or(Duration::MAX, Duration::from_secs);
                 self.ban(target, (*grade, *distinct_ports, class), left, now);
             }

@@ -63,7 +63,7 @@ impl Report {
     /// The value is too long, has another version, or differs in form from the output of [`Report::to_json`].
     pub fn parse(value: &[u8]) -> Result<Self, BadValue> {
         let ReportWire { class, ports, grade, seq, .. } = parse(value)?;
-        let class = Class::ALL.into_iter().find(|one| one.key() == class).ok_or(BadValue("its class is unknown"))?;
+        let class = Class::from_key(&class).ok_or(BadValue("its class is unknown"))?;
         let grade = Grade::from_key(&grade).ok_or(BadValue("its evidence grade is unknown"))?;
         Ok(Self { class, ports, grade, sequence: seq })
     }

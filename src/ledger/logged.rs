@@ -7,6 +7,7 @@ use rusqlite::{Connection, Error, Row, Statement, named_params};
 
 use super::ban::Logged;
 use super::row::{self, micros, time};
+use crate::engine::Class;
 
 /// Maximum number of rows. Beyond it, those with the oldest last scan are deleted.
 const MAX_ROWS: u32 = 50_000;
@@ -61,7 +62,7 @@ pub(super) fn read(found: &Row<'_>) -> Option<Logged> {
         first: time(found.get(2).ok()?)?,
         last: time(found.get(3).ok()?)?,
         times: found.get(4).ok()?,
-        class: row::class_of(text(5)?)?,
+        class: Class::from_key(text(5)?)?,
         ports: row::ports(text(6)?)?,
         probes: found.get(7).ok()?,
         reason: found.get(8).ok()?,

@@ -13,6 +13,7 @@ mod error;
 pub(crate) mod fuzzing;
 mod legacy_files;
 mod logged;
+mod pages;
 mod peers;
 mod reader;
 mod row;
@@ -36,8 +37,9 @@ pub use ban::{
 };
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
+pub use pages::{Page, ParsePositionError, Position};
 pub use reader::Reader;
-pub use row::author_key;
+pub use row::{author_from_key, author_key};
 pub use strikes::LoadedState;
 pub use writer::{Recorder, Writer, WriterEvent};
 
@@ -406,6 +408,7 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
     let (active, of, listed) = (select(ACTIVE), select(OF), listed());
     let (one, all, scans) = (strikes::of_one(), strikes::of_all(), logged::select());
     let (undo_due, count_undo_due) = (undo_due(), count_undo_due());
+    let (same, later) = (pages::same(), pages::later());
     let used = [
         NEWEST,
         ALSO,
@@ -442,6 +445,8 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         &scans,
         &undo_due,
         &count_undo_due,
+        &same,
+        &later,
     ];
     let used = [&used[..], &services::USED, &peers::USED].concat();
     schema::connect(&place.file(DATABASE), &used)

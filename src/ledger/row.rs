@@ -37,7 +37,7 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         interface: row.get(7).ok()?,
         guest_port: guest_port(row, 17)?,
         methods: row.get_ref(9).ok()?.as_str().ok()?.parse().ok()?,
-        author: author(row.get_ref(10).ok()?.as_str().ok()?)?,
+        author: author_from_key(row.get_ref(10).ok()?.as_str().ok()?)?,
         capped: row.get(14).ok()?,
         note: row.get(15).ok()?,
         grade: grade(row, 16)?,
@@ -73,7 +73,7 @@ fn until(row: &Row<'_>) -> Option<Option<SystemTime>> {
 fn class(row: &Row<'_>) -> Option<Option<Class>> {
     match row.get_ref(4).ok()?.as_str_or_null().ok()? {
         None => Some(None),
-        Some(key) => class_of(key).map(Some),
+        Some(key) => Class::from_key(key).map(Some),
     }
 }
 
@@ -99,10 +99,6 @@ pub(super) fn guest_port_text(port: LinkId) -> String {
     format!("{} {}", port.index, port.name())
 }
 
-pub(super) fn class_of(key: &str) -> Option<Class> {
-    Class::ALL.into_iter().find(|class| class.key() == key)
-}
-
 fn ending(row: &Row<'_>) -> Option<Ending> {
     match row.get_ref(12).ok()?.as_str().ok()? {
         EXPIRED => Some(Ending::Expired),
@@ -124,10 +120,9 @@ pub(super) fn ports_text(ports: &[(Protocol, u16)]) -> String {
 }
 
 pub(super) fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
-    const ALL: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
     let items = text.split_ascii_whitespace().map(|item| {
         let (key, port) = item.split_once('/')?;
-        Some((ALL.into_iter().find(|protocol| protocol.key() == key)?, port.parse().ok()?))
+        Some((Protocol::from_key(key)?, port.parse().ok()?))
     });
     items.collect()
 }
@@ -142,7 +137,9 @@ pub fn author_key(author: Author) -> &'static str {
     }
 }
 
-fn author(key: &str) -> Option<Author> {
+/// The author with this name.
+#[must_use]
+pub fn author_from_key(key: &str) -> Option<Author> {
     [Author::Detector, Author::Operator, Author::Import].into_iter().find(|author| author_key(*author) == key)
 }
 

@@ -119,9 +119,10 @@ pub enum SensorRequest {
         routes_again: Vec<BanTarget>,
         answer: Answer<Sample>,
     },
-    /// Explains what the engine knows about an address.
+    /// Explains what the engine knows about an address; a link-local one may be asked about on one link.
     Explain {
         address: IpAddr,
+        link: Option<u32>,
         answer: Answer<Explanation>,
     },
     /// Lists the ports that destination NAT publishes, as far as connections have shown them.
@@ -224,14 +225,18 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             }
             let _ = answer.send(result);
         }
-        SensorRequest::Count { answer } => drop(answer.send(controller.observer().engine().bans().count())),
+        SensorRequest::Count { answer } => {
+            let _ = answer.send(controller.observer().engine_mut().count_bans(now));
+        }
         SensorRequest::BansIn { network, most, answer } => {
             drop(answer.send(controller.observer().bans_in(network, most)));
         }
         SensorRequest::Sample { most, again, routes_again, answer } => {
             drop(answer.send(controller.sample(now, most, again, routes_again)));
         }
-        SensorRequest::Explain { address, answer } => drop(answer.send(controller.observer().explain(now, address))),
+        SensorRequest::Explain { address, link, answer } => {
+            let _ = answer.send(controller.observer().explain(now, address, link));
+        }
         SensorRequest::Published { answer } => {
             drop(answer.send(controller.observer().engine().published(now).collect()))
         }
@@ -287,5 +292,18 @@ mod tests {
             execute(SensorCommand::FollowGuests(vec![gone]), at(2), &mut controller);
             assert_eq!(count(&mut controller, at(3)), left, "{ban:?}");
         }
+    }
+
+    #[test]
+    fn large_table_is_counted_once_per_tick() {
+        let mut controller = controller();
+        let at = |millis| Timestamp::at(Duration::from_millis(millis));
+        let ban = |number: u32| ActiveBan::whole(BanTarget::V4(number.into()), Expiry::Never);
+        let mut counted = Vec::new();
+        for (bans, millis) in [(0..10, 50), (10..20, 50), (20..10_000, 100), (10_000..10_001, 100), (0..0, 150)] {
+            controller.adopt(at(millis), &bans.map(ban).collect::<Vec<_>>());
+            counted.push(count(&mut controller, at(millis)));
+        }
+        assert_eq!(counted, [10, 20, 10_000, 10_000, 10_001], "only a small table is counted for every request");
     }
 }

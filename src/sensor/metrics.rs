@@ -158,10 +158,13 @@ impl SensorMetrics {
         self.bans_metric(backend, class, grade).map_or(0, Metric::get)
     }
 
-    /// Bans that came into force, counted once per backend.
+    /// Bans that came into force, however many backends enforce each. Every ban goes to all backends, so the one that
+    /// enforced most bans of a kind counts.
     #[must_use]
     pub fn bans(&self) -> u64 {
-        self.bans.iter().flatten().flatten().map(Metric::get).sum()
+        let kinds = Class::ALL.into_iter().flat_map(|class| Grade::ALL.map(|grade| (class, grade)));
+        let most = |(class, grade)| Backend::ALL.map(|backend| self.bans_by(backend, class, grade)).into_iter().max();
+        kinds.filter_map(most).sum()
     }
 
     /// Counts a ban that `backend` refused. Only the thread of `backend` may call this.
@@ -202,6 +205,19 @@ fn increment(metric: Option<&Metric>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ban_by_two_backends_counts_once() {
+        let metrics = SensorMetrics::default();
+        for backend in [Backend::Nft, Backend::HostsDeny] {
+            metrics.blocked(backend, Class::Syn, Grade::Forgeable);
+            metrics.blocked(backend, Class::Connect, Grade::Proven);
+        }
+        metrics.blocked(Backend::HostsDeny, Class::Syn, Grade::Forgeable);
+        metrics.blocked(Backend::Command, Class::Udp, Grade::Forgeable);
+        assert_eq!(metrics.bans(), 4, "nft failed once, and scans over UDP only run the command");
+        assert_eq!(metrics.bans_by(Backend::HostsDeny, Class::Syn, Grade::Forgeable), 2);
+    }
 
     #[test]
     fn reaction_falls_into_its_bucket() {

@@ -82,8 +82,8 @@ impl Observer {
         self.engine.decoy_ports(now, &self.host)
     }
 
-    pub(super) fn explain(&self, now: Timestamp, address: IpAddr) -> Explanation {
-        self.engine.explain(now, address, &self.host)
+    pub(super) fn explain(&self, now: Timestamp, address: IpAddr, link: Option<u32>) -> Explanation {
+        self.engine.explain(now, address, link, &self.host)
     }
 
     /// Returns the protection of `target` if all of it is exempt.

@@ -12,6 +12,8 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    pub const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp];
+
     /// The name in the log.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -35,6 +37,12 @@ impl Protocol {
     }
 
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp].into_iter().find(|protocol| *protocol as u8 == code)
+        Self::ALL.into_iter().find(|protocol| *protocol as u8 == code)
+    }
+
+    /// The protocol with this name in JSON.
+    #[must_use]
+    pub fn from_key(key: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.key() == key)
     }
 }

@@ -74,9 +74,21 @@ fn link_local_ban_applies_to_one_link() {
     // The twin is judged by its own packets.
     probe(&lab, "twin", "fe80::77");
     assert!(within(TIMEOUT, || (lab.banned().len() == 2).then_some(())).is_some(), "{:?}", lab.banned());
-    for command in ["explain", "list"] {
-        assert!(lab.succeed(&[command, &target]).contains(&target), "{command} accepts what it prints");
+    let twin = format!("fe80::77%{}", index(&lab, "victim", "twin"));
+    for (name, number) in [("scanner", &target), ("twin", &twin)] {
+        for asked in [number.clone(), format!("fe80::77%{name}")] {
+            let list = lab.ask(&["list", &asked]);
+            let found: Vec<&str> =
+                list["bans"].as_array().unwrap().iter().filter_map(|ban| ban["subject"].as_str()).collect();
+            assert_eq!(found, [number], "{asked}");
+            let known = lab.ask(&["explain", &asked]);
+            assert_eq!([&known["address"], &known["subject"]], [number, number], "{asked}");
+            assert!(lab.succeed(&["explain", &asked]).contains(&format!("{number}\n")), "{asked}");
+        }
     }
+    assert_eq!(lab.ask(&["list", "fe80::77"])["bans"].as_array().unwrap().len(), 2, "every link");
+    let unknown = lab.ask(&["explain", "fe80::77%4000"]);
+    assert_eq!((&unknown["subject"], &unknown["blocked"]), (&"fe80::77%4000".into(), &serde_json::Value::Null));
     lab.succeed(&["unblock", "fe80::77"]);
     assert!(lab.banned().is_empty(), "without a link the command applies to all links");
     assert!(is_served(&lab, "scanner", TIMEOUT) && is_served(&lab, "twin", TIMEOUT));
@@ -85,7 +97,7 @@ fn link_local_ban_applies_to_one_link() {
     ["scanner", "twin"].iter().for_each(|host| probe(&lab, host, "fe80::66"));
     assert!(within(TIMEOUT, || (lab.banned().len() == 2).then_some(())).is_some(), "{:?}", lab.banned());
     let [lifted, other] = ["scanner", "twin"].map(|host| format!("fe80::66%{}", index(&lab, "victim", host)));
-    assert_eq!(lab.succeed(&["unblock", &lifted]), "bans lifted: 1\n");
+    assert_eq!(lab.succeed(&["unblock", "fe80::66%scanner"]), "bans lifted: 1\n", "{lifted}");
     assert_eq!(lab.ask(&["list"])["bans"][0]["subject"], other);
     assert_eq!(lab.banned().len(), 1);
     let refused = lab.operate(&["allow", &target]);
@@ -103,6 +115,9 @@ fn block_without_link_is_on_every_link() {
     let _services = Services::open(&lab, &[80]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.succeed(&["block", "fe80::77"]);
+    let known = lab.ask(&["explain", "fe80::77%two"]);
+    assert!(known["subject"] == "fe80::77/128" && known["blocked"].is_object(), "the ban is in force there: {known}");
+    assert_eq!(lab.ask(&["list", "fe80::77%two"])["bans"][0]["subject"], "fe80::77/128");
     assert!(!is_served(&lab, "one", SHORTLY) && !is_served(&lab, "two", SHORTLY));
     probe(&lab, "one", "fe80::77");
     probe(&lab, "one", "fe80::66");

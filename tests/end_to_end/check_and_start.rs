@@ -194,3 +194,22 @@ fn start_with(lab: &Lab, notify: &UnixDatagram, arguments: &[&str]) -> (bool, St
     }
     (started, log)
 }
+
+#[test]
+fn own_metrics_port_is_no_note() {
+    let lab = Lab::new(&[]);
+    let settings = |port: u16| format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n");
+    let _taken = lab.inside("victim", || TcpListener::bind(("127.0.0.1", 9_778)).expect("the namespace is new"));
+    let daemon = Daemon::start_configured(&lab, &settings(9_777), &[]);
+    assert_eq!(lab.ask(&["status"])["metrics"], "127.0.0.1:9777");
+    let notes = |port| {
+        let file = lab.write("other.toml", &settings(port));
+        let report = lab.ask(&["check", file.to_str().unwrap(), "--state-dir", lab.path("state").to_str().unwrap()]);
+        let notes = report["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap().to_owned());
+        notes.filter(|note| note.starts_with("metrics.listen")).collect::<Vec<_>>()
+    };
+    assert_eq!(notes(9_777), Vec::<String>::new(), "the running daemon serves its metrics there");
+    let note = "metrics.listen: 127.0.0.1:9778 is in use, by the running portsentry or by another program";
+    assert_eq!(notes(9_778), [note]);
+    daemon.stop();
+}

@@ -7,6 +7,7 @@ mod allow;
 mod bans;
 mod check_and_start;
 mod draws;
+mod group;
 mod guard;
 mod innocents;
 mod lab_itself;

@@ -47,6 +47,40 @@ fn ban_is_complete_after_restart() {
 }
 
 #[test]
+fn pages_contain_every_ban_once() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let never = |number| BanRecord::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
+    let mut bans: Vec<BanRecord> = (0..5).map(never).collect();
+    // Most bans have the same end.
+    bans.extend((5..20).map(|number| ban(source(number), at(0), DAY)));
+    bans.extend((20..25).map(|number| ban(source(number), at(number.into()), DAY)));
+    bans.push(ban(source(25), at(0), 5));
+    ledger.record(&bans).unwrap();
+    ledger.ended(source(7), Ending::Expired, at(9)).unwrap();
+    let all = |ledger: &Ledger, most, now| {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = ledger.page(after, most, at(now)).unwrap();
+            assert!(page.len() <= most);
+            let Some((last, _)) = page.last() else { return found };
+            after = Some(last.to_string().parse().unwrap());
+            found.extend(page.into_iter().map(|(_, entry)| entry.map(|entry| entry.ban.target)));
+        }
+    };
+    let expected: Vec<_> = ledger.active(at(10)).unwrap().items.iter().map(|entry| Some(entry.ban.target)).collect();
+    assert_eq!(expected.len(), 24, "the two that have ended are left out");
+    for most in [1, 2, 3, 5, 7, 24, 100] {
+        assert_eq!(all(&ledger, most, 10), expected, "{most} in a page");
+    }
+    let (last, _) = ledger.page(None, 10, at(10)).unwrap().pop().unwrap();
+    assert_eq!(ledger.page(Some(last), 10, at(9 * DAY)).unwrap(), [], "a ban that has ended since is left out");
+    intruder(&state.path()).execute("UPDATE ban SET ports = 'x' WHERE subject = '10.0.0.9'", []).unwrap();
+    let found = all(&ledger, 3, 10);
+    assert_eq!((found.len(), found.iter().filter(|target| target.is_none()).count()), (24, 1), "an invalid row");
+}
+
+#[test]
 fn fleet_lifts_are_replaced_as_whole() {
     let state = State::new();
     let lift = |number: u32, seconds, by| FleetLift { target: source(number), until: at(seconds), by };

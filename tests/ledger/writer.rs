@@ -1,8 +1,10 @@
 //! Tests the writer thread in normal operation.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::{BLOCKED, Change, Ended, Ending, HISTORY, Stopped, WriterEvent};
+use portsentry::ledger::{BLOCKED, Change, Ended, Ending, HISTORY, Recorder, Stopped, WriterEvent};
 
 use super::support::{State, await_event, banned, eventually, source, time_limit, writer};
 use netns_lab::slowness;
@@ -20,6 +22,27 @@ fn queued_writes_are_done_at_stop() {
     assert_eq!(state.read(HISTORY).lines().count(), 5_000);
     assert_eq!(state.read(BLOCKED).lines().count(), 5_000);
     assert_eq!((recorder.written(), recorder.dropped()), (5_000, 0));
+}
+
+/// Asks again from within each answer, until `asked` is `u32::MAX`.
+fn ask_again(recorder: &Recorder, asked: &Arc<AtomicU32>) {
+    let (next, count) = (recorder.clone(), Arc::clone(asked));
+    if asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_add(1)).is_ok() {
+        recorder.ask(move |_| ask_again(&next, &count));
+    }
+}
+
+#[test]
+fn endless_queries_do_not_delay_writes() {
+    let state = State::new();
+    let (writer, _told) = writer(&state.path(), true);
+    let (recorder, asked) = (writer.recorder(), Arc::new(AtomicU32::new(0)));
+    ask_again(&recorder, &asked);
+    eventually("many queries are answered", || asked.load(Ordering::Relaxed) > 100);
+    recorder.send(banned(1, SystemTime::now(), 3600));
+    eventually("the ban is written", || recorder.written() == 1);
+    asked.store(u32::MAX, Ordering::Relaxed);
+    assert_eq!(writer.stop(time_limit()), Stopped::Whole);
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn unlisted_word_is_usage_error() {
         ("--expire 10ms", ErrorKind::ValueValidation),
         ("--interface a/b", ErrorKind::ValueValidation),
         ("--scan-trigger 16", ErrorKind::ValueValidation),
-        ("--scan-trigger -1", ErrorKind::UnknownArgument),
+        ("--scan-trigger -1", ErrorKind::ValueValidation),
         ("-btcp", ErrorKind::UnknownArgument),
         ("-tcp=1", ErrorKind::UnknownArgument),
         ("nonsense", ErrorKind::InvalidSubcommand),
@@ -275,7 +275,7 @@ fn misplaced_option_error_names_right_place() {
         ("--config /x check", "write portsentry check FILE"),
         ("--socket /x status", "'--socket <FILE>' cannot stand before 'status'"),
         ("--expire 1h list", "see portsentry list --help"),
-        ("list --since -1h", "\"-1h\" is not a duration"),
+        ("list --since -1h", "\"-1h\" is not a positive duration"),
         ("report --since -1h", "write a duration"),
         ("help -tcp", "'-tcp'"),
     ] {

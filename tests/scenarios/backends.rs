@@ -321,6 +321,8 @@ fn ban_ends_where_address_becomes_exempt() {
     let daemon = Daemon::start_configured(&lab, &all, &["--expire", "1h"]);
     scan(&lab, true);
     ["nft", "hosts-deny", "run"].iter().for_each(|backend| expect_held(&lab, backend, true, &daemon));
+    let counts = lab.ask(&["status"])["bans"].clone();
+    assert_eq!((&counts["made"], &counts["failed"]), (&1.into(), &0.into()), "one ban with three backends: {counts}");
     lab.succeed(&["allow", FAR_NEIGHBOUR, "--for", "1h"]);
     daemon.expect_line(&format!("hosts.deny and the command no longer block {FAR_NETWORK}/64, because"));
     eventually("the line is removed", || text(&lab, "hosts.deny") == DENY);

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
 
+use crate::control::client::{ClientError, JOIN_GROUP};
+use crate::control::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{BlockError, Nft, Remaining};
 use crate::ledger::{Entry, Found, LedgerError, Reader};
 use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
@@ -28,6 +30,15 @@ pub enum ListError {
     Nothing { ledger: Box<LedgerError>, kernel: String },
     #[error("only root can read the ledger and the kernel's sets; run this with sudo")]
     Forbidden,
+    /// This user cannot ask the daemon either.
+    #[error(
+        "only root can read the ledger and the kernel's sets, and this user has no access to {}; run this with sudo, or \
+         {JOIN_GROUP}",
+        .0.display()
+    )]
+    NoAccess(PathBuf),
+    #[error("this user cannot read the ledger and the kernel's sets, and the daemon does not list the bans: {0}")]
+    Daemon(ClientError),
     /// The requested data is only in the ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -90,16 +101,16 @@ impl Listed {
 ///
 /// # Errors
 /// Neither the ledger nor the kernel can be read.
-pub fn read(directory: &Path, asked: Option<IpNet>, now: SystemTime) -> Result<Bans, ListError> {
-    match asked.map(|asked| (asked, BanTarget::of_prefix(asked))) {
+pub(super) fn read(directory: &Path, asked: Option<ScopedNetwork>, now: SystemTime) -> Result<Bans, ListError> {
+    match asked.map(|asked| (asked, BanTarget::of_prefix(asked.network))) {
         // A link-local address may have a ban on each link.
-        Some((asked, Ok(target @ (BanTarget::V4(_) | BanTarget::V6(_))))) if !is_link_local(asked) => {
-            one(directory, asked, target, now)
+        Some((asked, Ok(target @ (BanTarget::V4(_) | BanTarget::V6(_))))) if !is_link_local(asked.network) => {
+            one(directory, asked.network, target, now)
         }
         asked => {
             let mut all = all(directory, now)?;
             if let Some((asked, _)) = asked {
-                all.bans.retain(|ban| overlaps(ban.target, asked));
+                all.bans.retain(|ban| asked.overlaps(ban.target));
             }
             Ok(all)
         }
@@ -108,12 +119,6 @@ pub fn read(directory: &Path, asked: Option<IpNet>, now: SystemTime) -> Result<B
 
 fn is_link_local(target: IpNet) -> bool {
     matches!(target.addr(), IpAddr::V6(v6) if shared64::is_link_local(v6))
-}
-
-/// True if the networks overlap.
-pub(super) fn overlaps(target: BanTarget, other: IpNet) -> bool {
-    let network = IpNet::new(target.element(), target.prefix_len()).ok();
-    network.is_some_and(|network| network.contains(&other) || other.contains(&network))
 }
 
 /// The bans of one source, and of the networks around it. Reads neither the ledger nor the sets as a whole.
@@ -151,6 +156,11 @@ fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
     join(remembered, elements, &mut kernel)
 }
 
+/// The note about invalid rows of the ledger.
+pub(super) fn unreadable_rows(rows: u64) -> String {
+    format!("unreadable rows of the ledger, which are ignored: {rows}")
+}
+
 fn is_active(entry: &Entry, now: SystemTime) -> bool {
     entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now)
 }
@@ -164,7 +174,10 @@ fn join(
     let mut notes = Vec::new();
     let remembered = match (remembered, &elements) {
         (Ok(found), _) => found,
-        (Err(LedgerError::Forbidden(_)), Err(KernelError::Forbidden)) => return Err(ListError::Forbidden),
+        // A daemon that does not say where its ledger is may have it elsewhere.
+        (Err(LedgerError::Forbidden(_) | LedgerError::Absent(_)), Err(KernelError::Forbidden)) => {
+            return Err(ListError::Forbidden);
+        }
         (Err(ledger), Err(kernel)) => {
             return Err(ListError::Nothing { ledger: Box::new(ledger), kernel: kernel.to_string() });
         }
@@ -174,7 +187,7 @@ fn join(
         }
     };
     if remembered.unreadable > 0 {
-        notes.push(format!("unreadable rows of the ledger, which are ignored: {}", remembered.unreadable));
+        notes.push(unreadable_rows(remembered.unreadable));
     }
     let asked = elements.is_ok();
     let needs_table = |entry: &Entry| entry.ban.methods.iter().any(|method| method == Backend::Nft);

@@ -3,20 +3,18 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use ipnet::IpNet;
-
-use super::bans::overlaps;
 use crate::control::client::Client;
 use crate::control::fleet_info::{FleetBan, FleetBans};
 use crate::control::protocol::{Answer, Request};
+use crate::control::scoped_network::ScopedNetwork;
 use crate::types::BanTarget;
 
 /// Maximum number of answers read: a million targets.
-const MAX_ANSWERS: usize = 16_384;
+pub(super) const MAX_ANSWERS: usize = 16_384;
 
 /// The reported targets, all or those that overlap `target`; `None` if no daemon answers, or this host is not in a
 /// fleet.
-pub(super) fn read(socket: &Path, target: Option<IpNet>) -> Option<Vec<FleetBan>> {
+pub(super) fn read(socket: &Path, target: Option<ScopedNetwork>) -> Option<Vec<FleetBan>> {
     let mut client = Client::connect(socket).ok()?;
     let (mut all, mut after) = (Vec::new(), None);
     for _ in 0..MAX_ANSWERS {
@@ -27,7 +25,7 @@ pub(super) fn read(socket: &Path, target: Option<IpNet>) -> Option<Vec<FleetBan>
         after = bans.last().map(|ban| ban.target.clone());
         let wanted = |ban: &FleetBan| {
             let found = ban.target.parse::<BanTarget>();
-            target.is_none_or(|target| found.is_ok_and(|found| overlaps(found, target)))
+            target.is_none_or(|target| found.is_ok_and(|found| target.overlaps(found)))
         };
         all.extend(bans.into_iter().filter(wanted));
         if !more || after.is_none() {

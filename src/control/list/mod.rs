@@ -1,44 +1,43 @@
 //! Implements `portsentry list`, which prints the bans in force, from the kernel's sets and the ledger, as a table or
-//! as JSON. Needs no running daemon, changes nothing, and runs in a separate process, because the ledger's reader must
-//! not run in the daemon.
+//! as JSON. As root it needs no running daemon. Changes nothing, and runs in a separate process, because the ledger's
+//! reader must not run in the daemon.
 
 mod bans;
+mod daemon;
 mod fleet;
 mod names;
 mod table;
 mod would_block;
 
-use crate::config::{parse_on_any_link, parse_span};
+use crate::config::parse_span;
 use clap::{Args, ValueEnum};
-use ipnet::IpNet;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-pub use bans::{Bans, KernelState, ListError, Listed, read};
+pub use bans::{Bans, KernelState, ListError, Listed};
 
 pub(super) use table::shortened;
 
-use super::address_info::port_list;
+use super::ban_info::BanInfo;
 use super::client::{Client, ClientError};
 use super::fleet_info::FleetBan;
 use super::format::is_unicode;
-use crate::engine::{Class, Grade};
-use crate::events::json::{PortRecord, expires, rfc3339};
-use crate::ledger::author_key;
+use super::scoped_network::ScopedNetwork;
+use crate::events::json::rfc3339;
 use crate::types::Expiry;
 
 /// Options of `list`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ListOptions {
     /// List only bans of this address, or in this network
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_on_any_link)]
-    pub target: Option<IpNet>,
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = ScopedNetwork::parse_typed)]
+    pub target: Option<ScopedNetwork>,
     /// Order of the bans
     #[arg(long, value_name = "ORDER", value_enum, default_value = "expires")]
     pub sort: SortOrder,
@@ -57,7 +56,7 @@ pub struct ListOptions {
     /// Directory of the ledger [default: that of the running daemon, or /var/lib/portsentry]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Control socket of the daemon that is asked for the directory of its ledger
+    /// Control socket of the daemon, which names its ledger, or lists the bans if this user is not root
     #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
     pub socket: PathBuf,
 }
@@ -104,6 +103,23 @@ fn width() -> usize {
     columns.or_else(of_terminal).filter(|columns| *columns > 0).unwrap_or(usize::MAX)
 }
 
+/// Reads the bans in force at `now`, or those that overlap `asked`, from the kernel and the ledger in `directory`. If this
+/// user may read neither, asks the daemon at `socket`, if that is given.
+///
+/// # Errors
+/// No source can be read.
+pub fn read(
+    directory: &Path,
+    socket: Option<&Path>,
+    asked: Option<ScopedNetwork>,
+    now: SystemTime,
+) -> Result<Bans, ListError> {
+    match (bans::read(directory, asked, now), socket) {
+        (Err(ListError::Forbidden), Some(socket)) => daemon::read(socket, asked),
+        (result, _) => result,
+    }
+}
+
 /// Writes the list for `options` and returns notes for standard error.
 ///
 /// # Errors
@@ -115,7 +131,9 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
     }
     let mut notes = Vec::new();
     let directory = options.directory(&mut notes);
-    let Bans { mut bans, kernel, notes: more } = read(&directory, options.target, now)?;
+    // The ledger of another directory is not the daemon's.
+    let socket = options.state_dir.is_none().then_some(options.socket.as_path());
+    let Bans { mut bans, kernel, notes: more } = read(&directory, socket, options.target, now)?;
     notes.extend(more);
     if let Some(since) = options.since {
         let begin = now.checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -129,7 +147,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
     let fleet = fleet::read(&options.socket, options.target);
     let names = options.names.then(|| names::look_up(bans.iter().filter_map(Listed::source).collect(), &mut notes));
     let text = if options.json {
-        let bans = bans.iter().map(|ban| Item::new(ban, names.as_ref(), now)).collect();
+        let bans = bans.iter().map(|ban| info(ban, names.as_ref(), now)).collect();
         let document = Document { time: rfc3339(now), kernel, notes: &notes, bans, fleet };
         serde_json::to_string(&document).unwrap_or_default() + "\n"
     } else {
@@ -176,65 +194,25 @@ struct Document<'a> {
     time: String,
     kernel: bool,
     notes: &'a [String],
-    bans: Vec<Item<'a>>,
+    bans: Vec<BanInfo>,
     /// Reports of other hosts; null if unknown, or if this host is not in a fleet.
     fleet: Option<Vec<FleetBan>>,
 }
 
-/// A ban of the list; fields from the ledger are null if it does not contain the ban.
-#[derive(Serialize)]
-struct Item<'a> {
-    #[serde(rename = "subject")]
-    target: String,
-    source: Option<String>,
-    class: Option<&'static str>,
-    evidence: Option<&'static str>,
-    ports: Option<Vec<PortRecord>>,
-    probes: Option<u32>,
-    since: Option<String>,
-    expires: String,
-    left_s: Option<u64>,
-    /// Number of bans of this target, including this one.
-    strikes: Option<u32>,
-    author: Option<&'static str>,
-    /// The operator's note, if there is one.
-    note: Option<&'a str>,
-    method: Option<String>,
-    capped: Option<bool>,
-    in_kernel: Option<bool>,
-    in_ledger: bool,
-    /// Only with `--names`; null if the address has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<Option<&'a str>>,
-}
-
-impl<'a> Item<'a> {
-    fn new(listed: &'a Listed, names: Option<&'a HashMap<IpAddr, String>>, now: SystemTime) -> Self {
-        let entry = listed.remembered.as_ref();
-        let ban = entry.map(|entry| &entry.ban);
-        let left = listed.left(now);
-        Self {
-            target: listed.target.to_string(),
-            source: ban.map(|ban| ban.source.to_string()),
-            class: ban.and_then(|ban| ban.class).map(Class::key),
-            evidence: ban.and_then(|ban| ban.grade).map(Grade::key),
-            ports: ban.map(|ban| port_list(&ban.ports)),
-            probes: ban.map(|ban| ban.probes),
-            since: ban.map(|ban| rfc3339(ban.since)),
-            expires: expires(left, now),
-            left_s: left.seconds(),
-            strikes: entry.map(|entry| entry.strikes.saturating_add(1)),
-            author: ban.map(|ban| author_key(ban.author)),
-            note: ban.and_then(|ban| ban.note.as_deref()),
-            method: ban.map(|ban| ban.methods.to_string()),
-            capped: ban.map(|ban| ban.capped),
-            in_kernel: match listed.kernel {
-                KernelState::NotQueried => None,
-                KernelState::Absent => Some(false),
-                KernelState::Blocked(_) => Some(true),
-            },
-            in_ledger: ban.is_some(),
-            name: names.map(|names| listed.source().and_then(|source| names.get(&source)).map(String::as_str)),
-        }
+/// The ban as JSON.
+fn info(listed: &Listed, names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> BanInfo {
+    let left = listed.left(now);
+    let known = match &listed.remembered {
+        Some(entry) => BanInfo::from_entry(entry, left, now),
+        None => BanInfo::unknown(listed.target, left, now),
+    };
+    BanInfo {
+        in_kernel: match listed.kernel {
+            KernelState::NotQueried => None,
+            KernelState::Absent => Some(false),
+            KernelState::Blocked(_) => Some(true),
+        },
+        name: names.map(|names| listed.source().and_then(|source| names.get(&source)).cloned()),
+        ..known
     }
 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::bans::overlaps;
+use super::bans::unreadable_rows;
 use super::{ListError, ListOptions, in_locale, table, width, write};
 use crate::control::address_info::port_list;
 use crate::events::json::{PortRecord, rfc3339};
@@ -56,13 +56,13 @@ pub(super) fn run(options: &ListOptions, now: SystemTime, out: &mut impl Write) 
     let directory = options.directory(&mut Vec::new());
     let Found { mut items, unreadable } = Reader::read(&directory, Reader::logged)?;
     items.retain(|logged| {
-        let wanted = options.target.is_none_or(|target| overlaps(logged.target, target));
+        let wanted = options.target.is_none_or(|target| target.overlaps(logged.target));
         let begin = options.since.and_then(|since| now.checked_sub(since));
         wanted && begin.is_none_or(|begin| logged.last >= begin)
     });
     let mut notes = Vec::new();
     if unreadable > 0 {
-        notes.push(format!("unreadable rows of the ledger, which are ignored: {unreadable}"));
+        notes.push(unreadable_rows(unreadable));
     }
     let text = if options.json {
         let document =

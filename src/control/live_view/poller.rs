@@ -71,7 +71,8 @@ pub(super) fn start(socket: &Path) -> io::Result<Poller> {
     let (at, out) = (socket.to_owned(), messages.clone());
     threads.push(thread("events").spawn(move || events(&at, &out))?);
     let out = messages.clone();
-    threads.push(thread("bans").spawn(move || bans(&directory, &out))?);
+    let at = socket.to_owned();
+    threads.push(thread("bans").spawn(move || bans(&at, &directory, &out))?);
     // This thread ends with a signal.
     thread("signals").spawn(move || signals(&messages))?;
     Ok(Poller { messages: received, requests, threads })
@@ -125,14 +126,14 @@ fn events(socket: &Path, out: &SyncSender<Message>) {
 }
 
 /// Reads the bans periodically, because events do not include bans that began earlier.
-fn bans(directories: &Receiver<PathBuf>, out: &SyncSender<Message>) {
+fn bans(socket: &Path, directories: &Receiver<PathBuf>, out: &SyncSender<Message>) {
     let mut last_note = None;
     while let Ok(mut directory) = directories.recv() {
         while let Ok(newer) = directories.try_recv() {
             directory = newer;
         }
         let (begin, now) = (Instant::now(), SystemTime::now());
-        let note = match list::read(&directory, None, now) {
+        let note = match list::read(&directory, Some(socket), None, now) {
             Ok(found) => {
                 let all = found.bans.len();
                 let mut bans: Vec<Ban> = found.bans.iter().map(|listed| Ban::new(listed, now)).collect();

@@ -2,9 +2,7 @@
 
 use std::time::SystemTime;
 
-use tokio::sync::oneshot;
-
-use super::{ControlHandler, of_sensor, usage};
+use super::{ControlHandler, ask_ledger, of_sensor, usage};
 use crate::control::address_info::{AddressInfo, HoldInfo};
 use crate::control::options::parse_address;
 use crate::control::protocol::{Answer, Failure, Reply};
@@ -17,9 +15,9 @@ use crate::types::BanTarget;
 
 impl ControlHandler<'_> {
     pub(super) fn explain(&mut self, address: &str) -> Result<impl Future<Output = Reply> + use<>, Failure> {
-        let address = parse_address(address)
-            .map_err(|_| usage(format!("{address:?} is not an address; write for example \"192.0.2.7\"")))?;
-        let known = self.sensor.ask(|answer| SensorRequest::Explain { address, answer });
+        let asked = parse_address(address).map_err(usage)?;
+        let (address, link) = (asked.network.addr(), asked.link);
+        let known = self.sensor.ask(|answer| SensorRequest::Explain { address, link, answer });
         let states = self.host_state.services().into_iter().filter(|state| !state.is_served);
         let mut unserved: Vec<_> =
             states.map(|ServiceState { service, .. }| format!("{}/{}", service.port, service.protocol.key())).collect();
@@ -35,7 +33,7 @@ impl ControlHandler<'_> {
                 // The ledger could not be opened.
                 None => None,
             };
-            let mut info = AddressInfo::new(address, &known, past.as_deref(), SystemTime::now());
+            let mut info = AddressInfo::new(asked, &known, past.as_deref(), SystemTime::now());
             info.unserved = unserved;
             info.fleet = fleet;
             if let Some((length, window)) = trap.and_then(|trap| Some((trap.hold?, trap.window))) {
@@ -60,7 +58,5 @@ async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
 
 /// The ledger's entries for `target`; `None` if they cannot be read.
 async fn history(recorder: &Recorder, target: BanTarget) -> Option<Vec<Entry>> {
-    let (sent, read) = oneshot::channel();
-    recorder.ask(move |ledger| drop(sent.send(ledger.bans_of(target)))).then_some(())?;
-    Some(read.await.ok()?.ok()?.items)
+    Some(ask_ledger(recorder, move |ledger| ledger.bans_of(target)).await?.ok()?.items)
 }

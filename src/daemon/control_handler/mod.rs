@@ -1,6 +1,7 @@
 //! Handles control requests. Requests that need engine state are forwarded to the sensor thread, and answered from a
 //! separate task when it has replied.
 
+mod bans;
 mod explain;
 mod status;
 
@@ -29,14 +30,15 @@ use crate::config::{parse_expiry, parse_network, parse_span};
 use crate::control::options::parse_target;
 use crate::control::protocol::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
-    ServiceForgotten, TrialState, Unblocked, plain,
+    ServiceForgotten, TrialState, Unblocked,
 };
+use crate::control::scoped_network::plain;
 use crate::control::server::IncomingRequest;
 use crate::control::service_port::ServicePort;
 use crate::engine::{Protection, Settings};
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
-use crate::ledger::{Allowance, Change, LiftedBy};
+use crate::ledger::{Allowance, Change, Ledger, LiftedBy, Recorder};
 use crate::sandbox::Sandbox;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::printable::masked;
@@ -63,6 +65,16 @@ fn failed(error: impl ToString) -> Failure {
 /// Waits for the sensor's answer, which fails while the daemon is shutting down.
 async fn of_sensor<T>(answer: oneshot::Receiver<T>) -> Result<T, Failure> {
     answer.await.map_err(|_| failed("the daemon is shutting down"))
+}
+
+/// Waits for the ledger's answer; `None` if it cannot be read now.
+async fn ask_ledger<T: Send + 'static>(
+    recorder: &Recorder,
+    question: impl FnOnce(&Ledger) -> T + Send + 'static,
+) -> Option<T> {
+    let (sent, read) = oneshot::channel();
+    recorder.ask(move |ledger| drop(sent.send(question(ledger)))).then_some(())?;
+    read.await.ok()
 }
 
 /// Start time of the daemon by both clocks.
@@ -196,6 +208,7 @@ impl ControlHandler<'_> {
             }
             Request::Unblock { target, all } => Box::pin(self.unblock(by, target.as_deref(), all).await?),
             Request::Explain { address } => Box::pin(self.explain(&address)?),
+            Request::Bans { after } => Box::pin(self.bans(after.as_deref())?),
             Request::Allow { target, span, force } => {
                 Box::pin(ready(Ok(self.allow(by, &target, span.as_deref(), force).await?)))
             }
@@ -300,8 +313,9 @@ impl ControlHandler<'_> {
             )));
         }
         let lifted = unban::lift(self.sensor, self.sink, target.map(|target| vec![target]), by);
-        let known =
-            target.map(|target| self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), answer }));
+        let known = target.map(|target| {
+            self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), link: None, answer })
+        });
         let hole = target.and_then(|target| IpNet::new(target.element(), target.prefix_len()).ok());
         // After the request: a source that is protected again has no ban left for the sensor to lift.
         match self.host_state.unforce(hole).await {

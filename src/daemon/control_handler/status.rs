@@ -109,6 +109,7 @@ impl ControlHandler<'_> {
             allowed,
             protected_networks,
             ledger: self.config.state_dir.display().to_string(),
+            metrics: self.config.config.metrics.listen.map(|address| address.to_string()),
             sandbox: self.sandbox.into(),
             commands: self.command_helper.map(CommandHelper::status),
             fleet: self.ask_fleet(|fleet, surroundings| fleet.status(surroundings)),

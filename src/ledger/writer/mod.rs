@@ -181,9 +181,10 @@ impl Work {
         (self.pending.len() + self.saved.len() + self.inbox.len()) as u64
     }
 
-    /// Answers the pending queries.
+    /// Answers the pending queries. Those that arrive meanwhile wait for the next changes to be written.
     fn answer(&mut self) {
-        while let Some(question) = self.shared.questions.pop() {
+        for _ in 0..self.shared.questions.len() {
+            let Some(question) = self.shared.questions.pop() else { return };
             if let Some(ledger) = &self.ledger {
                 question(ledger);
             }

@@ -133,7 +133,7 @@ impl Acceptance {
         if remaining > MAX_TIME {
             return Err(Refusal::TooLong);
         }
-        let class = Class::ALL.into_iter().find(|class| class.key() == report.class).ok_or(Refusal::NoClass)?;
+        let class = Class::from_key(&report.class).ok_or(Refusal::NoClass)?;
         let (target, network) = target(&report.target).ok_or(Refusal::NoTarget)?;
         if let Some(why) = exempt(network) {
             return Err(Refusal::Exempt(why));
