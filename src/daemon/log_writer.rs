@@ -2,6 +2,7 @@
 //! limited number of lines wait up to two seconds for the name of their source. Bans are in force before their events
 //! arrive here.
 
+use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
@@ -196,7 +197,7 @@ impl DailyCount {
             }
             // Its probes were no single ones.
             EventKind::Scan(ban) | EventKind::Blocked { ban, .. } => self.forget(ban.probe.target),
-            EventKind::Wrapped { target, .. }
+            EventKind::Entered { target, .. }
             | EventKind::Ran { target, ban: Some(_), .. }
             | EventKind::BlockFailed { target, .. }
             | EventKind::Shortened { target, .. } => self.forget(*target),
@@ -255,17 +256,17 @@ fn after_stop(config: &Config) -> Option<String> {
     if [&config.tcp, &config.udp].iter().all(|protocol| protocol.block == BlockPolicy::No) {
         return None;
     }
-    let sentences: Vec<&str> = config
+    let sentences: Vec<Cow<'_, str>> = config
         .block
         .method
         .iter()
         .map(|backend| match backend {
-            Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted",
+            Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted".into(),
             // A ban by hand may have no end, whatever the configuration says.
-            Backend::Nft => "bans in nftables stay until they expire or are lifted",
-            Backend::Route => "routes of bans stay until the next start removes the expired ones",
-            Backend::HostsDeny => "lines in hosts.deny stay until the next start removes the expired ones",
-            Backend::Command => "expire_command is not run before the next start",
+            Backend::Nft => "bans in nftables stay until they expire or are lifted".into(),
+            Backend::Route => "routes of bans stay until the next start removes the expired ones".into(),
+            Backend::Command => "expire_command is not run before the next start".into(),
+            file => format!("lines in {} stay until the next start removes the expired ones", file.place()).into(),
         })
         .collect();
     Some(format!("while portsentry is stopped, {}", sentences.join("; ")))
@@ -519,7 +520,7 @@ mod tests {
         for end in [
             EventKind::Scan(ban),
             EventKind::Blocked { ban, backend: Backend::Nft, reaction: Duration::ZERO },
-            EventKind::Wrapped { target, ban: Some(ban), line: text() },
+            EventKind::Entered { target, backend: Backend::HostsDeny, ban: Some(ban), entry: text() },
             EventKind::Ran {
                 target,
                 ban: Some(ban),

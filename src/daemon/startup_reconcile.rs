@@ -61,8 +61,8 @@ pub(super) struct StartupReconcile {
     /// Duration of bans whose end is unknown.
     pub(super) expire: Expiry,
     pub(super) slow_backends: Option<TaskSender>,
-    /// True if lines of earlier bans are removed from hosts.deny, and no new ones are written.
-    pub(super) sweeps_lines: bool,
+    /// True if a file of a backend that is not in use loses the entries of earlier bans.
+    pub(super) sweeps_entries: bool,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
     pub(super) undoes_commands: bool,
     /// Objects to remove once the sensor runs, which is the last check of the start.
@@ -146,7 +146,7 @@ impl StartupReconcile {
                 if let Some(recorder) = &self.recorder {
                     recorder.put_patiently(ban.into());
                 }
-                self.write_line(*target, self.expire);
+                self.add_entries(*target, self.expire);
             }
             for part in bans.chunks(RESTORE_BATCH) {
                 self.sensor.send_blocking(SensorCommand::Restore(part.to_vec(), &[Backend::Route]));
@@ -208,19 +208,19 @@ impl StartupReconcile {
             let _ = std::fs::remove_file(&self.marker);
         }
         for (target, left) in &reconciled.unknown {
-            self.write_line(*target, *left);
+            self.add_entries(*target, *left);
         }
         let mut gone = HashSet::new();
         for change in reconciled.changes {
             if let Change::Ended { target, .. } = &change {
                 gone.insert(*target);
-                if let Some(slow) = &self.slow_backends {
-                    send_waiting(slow, Task::Release { target: *target });
-                }
             }
             if let Some(recorder) = &self.recorder {
                 recorder.put_patiently(change);
             }
+        }
+        if let Some(slow) = self.slow_backends.as_ref().filter(|_| !gone.is_empty()) {
+            send_waiting(slow, Task::Release { targets: gone.iter().copied().collect() });
         }
         if bans > 0 {
             self.events.send(Event::now(EventKind::Adopted { bans }));
@@ -381,11 +381,11 @@ impl StartupReconcile {
         }
         let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
         let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
-        if !self.backends.iter().any(is_slow) && !self.sweeps_lines && !self.undoes_commands {
+        if !self.backends.iter().any(is_slow) && !self.sweeps_entries && !self.undoes_commands {
             return;
         }
         let adopted = |Remembered { ban, left }: &Remembered| {
-            // Lines of bans that are not held are removed.
+            // Entries of bans that are not held are removed.
             let methods: Arc<[Backend]> = self.methods(ban).iter().filter(is_slow).collect();
             let methods = Some(methods).filter(|methods| !methods.is_empty())?;
             Some(Adopted { case: context(ban), methods, has_run: has_run(ban), left: *left })
@@ -393,13 +393,16 @@ impl StartupReconcile {
         send_waiting(slow, Task::Adopt { bans: self.bans.remembered.iter().filter_map(adopted).collect() });
     }
 
-    /// Writes the hosts.deny line of a ban that a crash has prevented.
-    fn write_line(&self, target: BanTarget, left: Expiry) {
-        let Some(slow) = self.slow_backends.as_ref().filter(|_| self.backends.contains(&Backend::HostsDeny)) else {
-            return;
-        };
-        let context = BanContext::by_hand(target, left, SystemTime::now());
-        send_waiting(slow, Task::WriteLine { case: context });
+    /// Adds the entries of a ban, such as its line in hosts.deny, that a crash has prevented.
+    fn add_entries(&self, target: BanTarget, left: Expiry) {
+        let keeps_entries = |backend: &Backend| backend.is_slow() && *backend != Backend::Command;
+        let methods: Arc<[Backend]> = self.backends.iter().copied().filter(keeps_entries).collect();
+        if let Some(slow) = self.slow_backends.as_ref().filter(|_| !methods.is_empty()) {
+            send_waiting(
+                slow,
+                Task::BlockUnknown { case: BanContext::by_hand(target, left, SystemTime::now()), methods },
+            );
+        }
     }
 }
 
@@ -408,7 +411,7 @@ fn has_run(ban: &BanSummary) -> bool {
     ban.methods.iter().any(|method| method == Backend::Command)
 }
 
-/// The data of a ban of an earlier run for hosts.deny and commands.
+/// The data of a ban of an earlier run for the slow backends.
 fn context(ban: &BanSummary) -> BanContext {
     let expiry = match ban.until.and_then(|until| until.duration_since(ban.since).ok()) {
         Some(length) => Expiry::After(length),
