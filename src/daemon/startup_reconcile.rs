@@ -364,7 +364,7 @@ impl StartupReconcile {
         let mut attempt = 1;
         loop {
             match read() {
-                Err(BlockError::Socket(_)) if attempt < MAX_ATTEMPTS => {
+                Err(BlockError::System(_)) if attempt < MAX_ATTEMPTS => {
                     attempt += 1;
                     std::thread::sleep(RETRY_DELAY);
                 }

@@ -15,7 +15,7 @@ pub mod route;
 pub mod slow_backends;
 mod template;
 
-pub use backend::{BanBackend, Failed, Gone, Refused};
+pub use backend::{BanBackend, BlockError, Failed, Gone, Refused};
 pub use ban_context::BanContext;
 pub use entry_store::{EntryStore, Stamp};
 pub use exempt::{ExemptPrefixes, Overlap};
