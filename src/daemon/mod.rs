@@ -64,7 +64,6 @@ use crate::control::server::{Access, Bound, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::Nft;
 use crate::enforce::route::Routes;
-use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
@@ -94,7 +93,7 @@ use reconciler::{Compared, Wanted};
 use sensor_handle::SensorHandle;
 use sensor_thread::SensorThread;
 use settling::MAX_SETTLING;
-use startup_reconcile::StartupReconcile;
+use startup_reconcile::{SlowHandover, StartupReconcile};
 use systemd::Systemd;
 use table_identity::TableIdentity;
 use table_monitor::TableMonitor;
@@ -357,10 +356,13 @@ async fn serve(
             trap_banned,
             marker: places.state_dir.join(ledger::RESTORING),
             expire: config.expire,
-            slow_backends: slow_backends.as_ref().map(SlowBackends::tasks),
+            slow: slow_backends.as_ref().map(|thread| SlowHandover {
+                tasks: thread.tasks(),
+                backends: blocker.backends.clone(),
+                sweeps_entries: used.swept().next().is_some(),
+                undoes_commands: used.undoes_commands,
+            }),
             nft,
-            sweeps_entries: used.swept().next().is_some(),
-            undoes_commands: used.undoes_commands,
             // Without a ledger only the old backend knows the bans.
             leftovers: ban_recorder.recorder().map(|_| Leftovers::new(&config)),
         }
