@@ -83,7 +83,15 @@ impl<T> Handle<T> {
     /// # Errors
     /// Returns the item, and counts it, if the queue is full.
     pub fn send(&self, item: T) -> Result<(), T> {
-        let put = self.inbox.queue.push(item);
+        self.send_below(usize::MAX, item)
+    }
+
+    /// Like [`Handle::send`], but also refuses `item` if the queue holds `limit` items, which leaves room for others.
+    ///
+    /// # Errors
+    /// As for [`Handle::send`].
+    pub fn send_below(&self, limit: usize, item: T) -> Result<(), T> {
+        let put = if self.inbox.len() < limit { self.inbox.queue.push(item) } else { Err(item) };
         match put {
             Ok(()) => self.wake(),
             Err(_) => _ = self.inbox.refused.fetch_add(1, Ordering::Relaxed),

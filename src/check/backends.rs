@@ -9,9 +9,9 @@ use rustix::thread::CapabilitySet;
 use super::warnings::{Findings, Warning};
 use crate::config::{Action, Config};
 use crate::enforce::command::{RunSettings, check_program};
-use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
+use crate::enforce::{EntryStore, entry_store};
 use crate::types::{Backend, RouteKind};
 
 pub(super) struct BackendCheck {
@@ -48,23 +48,25 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
         let (key, does, works) = match method {
             Backend::Nft => ("block.method", nft(config), firewall.then(|| table(config))),
             Backend::Route => ("block.method", route(config), firewall.then(|| routes(config))),
-            Backend::HostsDeny => {
-                let deny = &config.block.hosts_deny;
-                let does = format!("the line \"{}\" in {}", deny.line, deny.file.display());
-                ("block.hosts_deny", does, hosts_deny(config, findings))
-            }
             Backend::Command => {
                 let words = words(&config.block.run.command);
                 ("block.run.command", format!("the command {words}"), Some(command(config)))
             }
+            file => match entry_store(config, *file).transpose() {
+                Ok(store) => {
+                    let does = store.as_ref().map_or_else(String::new, |store| store.describe());
+                    (file.table(), does, store.and_then(|store| entries(&*store, findings)))
+                }
+                Err(error) => (file.table(), format!("entries in {}", file.place()), Some(Err(error))),
+            },
         };
         let (state, works) = match works {
             None => (String::new(), None),
             Some(Ok(state)) => (state, Some(true)),
             Some(Err(error)) => {
                 match method {
-                    Backend::HostsDeny => findings.warnings.push(Warning::new(key, error)),
                     Backend::Nft | Backend::Route | Backend::Command => findings.wrong(key, error),
+                    _ => findings.warnings.push(Warning::new(key, error)),
                 }
                 (String::new(), Some(false))
             }
@@ -125,22 +127,19 @@ fn command(config: &Config) -> Result<String, String> {
     RunSettings::from(&config.block.run).check().map(|()| String::new()).map_err(|error| error.to_string())
 }
 
-/// The state of the file, with its number of lines. `None` if this user cannot determine whether the service can write
+/// The state of the file, with its number of entries. `None` if this user cannot determine whether the service can write
 /// it.
-fn hosts_deny(config: &Config, findings: &mut Findings) -> Option<Result<String, String>> {
-    let deny = match HostsDeny::try_from(&config.block.hosts_deny) {
-        Ok(deny) => deny,
-        Err(error) => return Some(Err(error.to_string())),
-    };
-    let folder = deny.path().parent().unwrap_or(Path::new("/"));
+fn entries(store: &dyn EntryStore, findings: &mut Findings) -> Option<Result<String, String>> {
+    let folder = store.path().parent().unwrap_or(Path::new("/"));
     if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
         findings.add_note(format!(
-            "{}: this user cannot write to this directory, so hosts.deny was not checked; run this with sudo",
-            folder.display()
+            "{}: this user cannot write to this directory, so {} was not checked; run this with sudo",
+            folder.display(),
+            store.backend().place()
         ));
         return None;
     }
-    Some(deny.check().and_then(|()| deny.held()).map_err(|error| error.to_string()).map(|held| match held.len() {
+    Some(store.check().and_then(|()| store.held()).map_err(|error| error.to_string()).map(|held| match held.len() {
         0 => String::new(),
         lines => format!("; lines of portsentry in it: {lines}"),
     }))

@@ -1,6 +1,7 @@
 //! Opens the configured backends, and reports the events of the slow ones. Protected addresses are set before the first
 //! ban.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::error::DaemonError;
@@ -8,11 +9,10 @@ use super::sensor_handle::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::command::{Outcome, Spawner};
-use crate::enforce::file_helper::FileHelper;
-use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{BlockError, DecoyRules, Installed, Nft, NftBackend, RulesetError, RulesetSpec, Watched};
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
+use crate::enforce::{BanContext, EntryStore, entry_store};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
@@ -23,8 +23,8 @@ use crate::types::{Backend, BanTarget};
 pub(super) struct UsedBackends {
     /// The backends that enforce bans. Empty if the configuration only logs and there are no earlier bans.
     pub(super) methods: Vec<Backend>,
-    /// True if lines of earlier bans are removed from hosts.deny, and no new ones are written.
-    pub(super) sweeps_lines: bool,
+    /// The files with an entry per ban. If the backend is not in `methods`, they only lose the entries of earlier bans.
+    pub(super) stores: Vec<Arc<dyn EntryStore>>,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
     pub(super) undoes_commands: bool,
     /// True if commands of `block.run` are run or undone.
@@ -33,23 +33,35 @@ pub(super) struct UsedBackends {
 
 impl UsedBackends {
     /// The backends that `config` uses. `earlier_bans` is true if an earlier run has left bans, which continue even if
-    /// `config` only logs; with `earlier_lines` there are some in hosts.deny.
-    pub(super) fn new(config: &Config, earlier_bans: bool, earlier_lines: bool) -> Self {
+    /// `config` only logs; `has_entries` is true for a file that contains some of them.
+    ///
+    /// # Errors
+    /// The configuration of a backend is invalid.
+    pub(super) fn new(
+        config: &Config,
+        earlier_bans: bool,
+        has_entries: fn(&dyn EntryStore) -> bool,
+    ) -> Result<Self, DaemonError> {
         let enforces = config.blocks() || earlier_bans;
         let methods = if enforces { config.block.method.clone() } else { Vec::new() };
         let runs = methods.contains(&Backend::Command) || config.uses(BlockPolicy::Run);
         let undoes_commands = enforces && !runs && !config.block.run.expire_command.is_empty();
-        Self {
-            sweeps_lines: enforces && earlier_lines && !methods.contains(&Backend::HostsDeny),
-            undoes_commands,
-            runs_commands: runs || undoes_commands,
-            methods,
+        let mut stores = Vec::new();
+        for backend in Backend::ALL.into_iter().filter(|_| enforces) {
+            match entry_store(config, backend) {
+                Some(store) if methods.contains(&backend) => {
+                    stores.push(store.map_err(|error| DaemonError::Entries(error, backend))?);
+                }
+                Some(Ok(store)) if has_entries(&*store) => stores.push(store),
+                _ => {}
+            }
         }
+        Ok(Self { stores, undoes_commands, runs_commands: runs || undoes_commands, methods })
     }
 
-    /// True if lines of hosts.deny are written or removed.
-    pub(super) fn writes_hosts_deny(&self) -> bool {
-        self.sweeps_lines || self.methods.contains(&Backend::HostsDeny)
+    /// The files that lose the entries of earlier bans, and get no new ones.
+    pub(super) fn swept(&self) -> impl Iterator<Item = &Arc<dyn EntryStore>> {
+        self.stores.iter().filter(|store| !self.methods.contains(&store.backend()))
     }
 }
 
@@ -89,12 +101,11 @@ impl Drop for NewTable {
     }
 }
 
-/// Opens the backends in use. Commands are run by `spawner`, and a hosts.deny that only root can write is written by
-/// `file_helper`.
+/// Opens the backends in use. Commands are run by `spawner`.
 pub(super) fn open(
     config: &Config,
     host: &Host,
-    (spawner, file_helper): (Option<Spawner>, Option<FileHelper>),
+    spawner: Option<Spawner>,
     used: &UsedBackends,
     (events, sensor): (&Sender, &SensorHandle),
     on_trial: bool,
@@ -110,7 +121,6 @@ pub(super) fn open(
     (opened.blocker.tcp_mode, opened.blocker.udp_mode) =
         (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
     // Fallible checks come before the first change.
-    let deny = used.writes_hosts_deny().then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
     let mut routes = None;
     if route {
         let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
@@ -138,18 +148,19 @@ pub(super) fn open(
         drop(nft.arm(Watched { udp: none, ..Watched::default() }));
     }
     opened.blocker.routes = routes;
-    // The helper does its own check.
-    if let Some(Err(error)) = deny.as_ref().filter(|_| file_helper.is_none()).map(HostsDeny::check) {
-        opened.messages.push(EventKind::Error(format!("cannot write hosts.deny, retrying: {error}")));
+    for store in &used.stores {
+        if let Err(error) = store.check() {
+            let place = store.backend().place();
+            opened.messages.push(EventKind::Error(format!("cannot write {place}, retrying: {error}")));
+        }
     }
     let settings = Settings {
-        hosts_deny: deny,
-        file_helper,
+        stores: used.stores.clone(),
         run: spawner.map(|spawner| ((&config.block.run).into(), spawner)),
         end_connections: nft && config.block.nft.end_connections,
     };
-    if settings.hosts_deny.is_some() || settings.run.is_some() || settings.end_connections {
-        let report = reporter(settings.hosts_deny.clone(), events.clone(), sensor.clone());
+    if !settings.stores.is_empty() || settings.run.is_some() || settings.end_connections {
+        let report = reporter(settings.stores.clone(), events.clone(), sensor.clone());
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
         let queue = SlowQueue::new(&slow, &opened.blocker.backends, command_first, end_connections);
@@ -270,7 +281,7 @@ fn classic(protocol: &'static str, mode: Mode) -> &'static str {
 
 /// Handles the events of the slow-backends thread. Waits only for the sensor.
 fn reporter(
-    hosts_deny: Option<HostsDeny>,
+    stores: Vec<Arc<dyn EntryStore>>,
     events: Sender,
     sensor: SensorHandle,
 ) -> impl FnMut(BackendEvent) + Send + 'static {
@@ -279,16 +290,17 @@ fn reporter(
         let text = event.to_string();
         let kind = match event {
             BackendEvent::Ready { case } => return sensor.send_blocking(SensorCommand::CommandEnded(case.target)),
-            BackendEvent::Done { case, backend: Backend::HostsDeny } => {
-                if let Some(ban) = &case.ban {
-                    metrics.blocked(Backend::HostsDeny, ban.probe.observation.class, ban.grade);
+            BackendEvent::Done { case, backend } => {
+                let BanContext { target, ban, since, .. } = case;
+                if let Some(ban) = &ban {
+                    metrics.blocked(backend, ban.probe.observation.class, ban.grade);
                 }
-                let line = hosts_deny.as_ref().map_or_else(String::new, |hosts_deny| hosts_deny.line(&case));
-                let time = if case.ban.is_some() { case.since } else { SystemTime::now() };
-                return events
-                    .send(Event { time, what: EventKind::Wrapped { target: case.target, ban: case.ban, line } });
+                let store = stores.iter().find(|store| store.backend() == backend);
+                let entry = store.map_or_else(String::new, |store| store.entry(&case));
+                let time = if ban.is_some() { since } else { SystemTime::now() };
+                return events.send(Event { time, what: EventKind::Entered { target, backend, ban, entry } });
             }
-            BackendEvent::Done { .. } | BackendEvent::Released { .. } | BackendEvent::Connections { ended: 0, .. } => {
+            BackendEvent::Released { .. } | BackendEvent::Connections { ended: 0, .. } => {
                 return;
             }
             BackendEvent::Ran { case, occasion, command, ref outcome, ref output, took, again, .. } => {

@@ -201,8 +201,9 @@ impl BanRecorder {
     /// Records the ban that `event` reports, if any; true if the event is the first to report a ban on evidence.
     pub(super) fn record(&mut self, event: &Event, host: Option<&Host>) -> bool {
         let banned = match &event.what {
-            EventKind::Blocked { ban, backend, .. } => Some((ban, *backend)),
-            EventKind::Wrapped { ban: Some(ban), .. } => Some((ban, Backend::HostsDeny)),
+            EventKind::Blocked { ban, backend, .. } | EventKind::Entered { ban: Some(ban), backend, .. } => {
+                Some((ban, *backend))
+            }
             EventKind::Ran { ban: Some(ban), well: true, .. } if self.backends.contains(&Backend::Command) => {
                 Some((ban, Backend::Command))
             }

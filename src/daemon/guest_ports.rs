@@ -37,7 +37,7 @@ impl GuestPorts {
     /// Looks for the bridge port of the ban that `event` reports, if a guest is banned for connections to decoys.
     pub(super) fn follow(&mut self, event: &Event, host: &Host) {
         let (EventKind::Blocked { ban, .. }
-        | EventKind::Wrapped { ban: Some(ban), .. }
+        | EventKind::Entered { ban: Some(ban), .. }
         | EventKind::Ran { ban: Some(ban), .. }) = &event.what
         else {
             return;

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use crate::config::Config;
-use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
+use crate::enforce::{EntryStore, entry_store};
 use crate::events::event::EventKind;
 use crate::ledger::Reader;
 use crate::types::{Backend, RouteKind, Timestamp};
@@ -83,10 +83,12 @@ pub(super) fn exist(config: &Config, state_dir: &Path) -> bool {
         });
         found.unwrap_or(false)
     };
-    has_table() || has_routes() || has_lines(config) || has_records()
+    let has_entries =
+        |backend| entry_store(config, backend).is_some_and(|store| store.is_ok_and(|store| has_entries(&*store)));
+    has_table() || has_routes() || Backend::ALL.into_iter().any(has_entries) || has_records()
 }
 
-/// True if hosts.deny contains lines of earlier bans.
-pub(super) fn has_lines(config: &Config) -> bool {
-    HostsDeny::try_from(&config.block.hosts_deny).is_ok_and(|file| file.held().is_ok_and(|held| !held.is_empty()))
+/// True if `store` contains entries of earlier bans.
+pub(super) fn has_entries(store: &dyn EntryStore) -> bool {
+    store.held().is_ok_and(|held| !held.is_empty())
 }

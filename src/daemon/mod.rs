@@ -65,7 +65,6 @@ use crate::control::server::{Access, Bound, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::Nft;
 use crate::enforce::route::Routes;
-use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
@@ -96,7 +95,7 @@ use reconciler::{Compared, Wanted};
 use sensor_handle::SensorHandle;
 use sensor_thread::SensorThread;
 use settling::MAX_SETTLING;
-use startup_reconcile::StartupReconcile;
+use startup_reconcile::{SlowHandover, StartupReconcile};
 use systemd::Systemd;
 use table_identity::TableIdentity;
 use table_monitor::TableMonitor;
@@ -155,7 +154,7 @@ pub fn run(
     // Without blocking there is nothing to confirm.
     let confirm = confirm.filter(|_| config.blocks());
     let earlier_bans = !config.blocks() && leftovers::exist(&config, &places.state_dir);
-    let used = UsedBackends::new(&config, earlier_bans, leftovers::has_lines(&config));
+    let mut used = UsedBackends::new(&config, earlier_bans, leftovers::has_entries)?;
     let mut policy = sandbox_policy::of_daemon(&config, &places, &used);
     if sandboxed {
         check_folders(&policy)?;
@@ -166,7 +165,7 @@ pub fn run(
         false => None,
     };
     let closed = if sandboxed { closed_folders(&policy) } else { Vec::new() };
-    let root_files = RootFiles::start(&config, &places.config, (&closed, used.writes_hosts_deny()))?;
+    let root_files = RootFiles::start(&config, &places.config, &closed, &mut used.stores)?;
     policy.write.retain(|folder| !closed.contains(folder));
     let legacy_tables = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
     let cookies = if config.tcp.mode == Mode::Connect { SynCookies::open() } else { SynCookies::default() };
@@ -268,13 +267,12 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let helpers =
-        (command_helper.as_ref().filter(|_| used.runs_commands).map(CommandHelper::spawner), root_files.hosts_deny);
+    let spawner = command_helper.as_ref().filter(|_| used.runs_commands).map(CommandHelper::spawner);
     let OpenBackends { mut blocker, slow_backends, new_table, table_found, trap_banned, leftovers, messages } =
         backends::open(
             &config,
             &host_state.host(),
-            helpers,
+            spawner,
             &used,
             (&events, &sensor),
             confirm.is_some(),
@@ -318,10 +316,11 @@ async fn serve(
         sensor.send_all(host_state.restore_allowances(decisions.allowances).await?);
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
-    if used.sweeps_lines {
-        let file = config.block.hosts_deny.file.display();
+    for store in used.swept() {
         log.write(&Event::now(EventKind::Note(format!(
-            "lines of earlier bans are removed from {file}, because \"hosts-deny\" is not in block.method"
+            "lines of earlier bans are removed from {}, because \"{}\" is not in block.method",
+            store.path().display(),
+            store.backend().name()
         ))));
     }
     let fleet = match config.fleet.is_joined() {
@@ -360,10 +359,13 @@ async fn serve(
             trap_banned,
             marker: places.state_dir.join(ledger::RESTORING),
             expire: config.expire,
-            slow_backends: slow_backends.as_ref().map(SlowBackends::tasks),
+            slow: slow_backends.as_ref().map(|thread| SlowHandover {
+                tasks: thread.tasks(),
+                backends: blocker.backends.clone(),
+                sweeps_entries: used.swept().next().is_some(),
+                undoes_commands: used.undoes_commands,
+            }),
             nft,
-            sweeps_lines: used.sweeps_lines,
-            undoes_commands: used.undoes_commands,
             // Without a ledger only the old backend knows the bans.
             leftovers: ban_recorder.recorder().map(|_| Leftovers::new(&config)),
         }

@@ -7,11 +7,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::config::parse_name;
-use crate::host::lookup::LookupPool;
+use crate::host::lookup::{LookupPool, name_of, resolve};
 
 /// Lifetime of a cached answer, including negative ones.
 const KEEP: Duration = Duration::from_secs(300);
@@ -120,15 +120,13 @@ impl ReverseDns {
 
 /// Looks up the name of the address, and the addresses of that name.
 fn look_up(address: IpAddr) -> Option<String> {
-    let forward =
-        |name: &str| -> io::Result<Vec<IpAddr>> { Ok((name, 0).to_socket_addrs()?.map(|found| found.ip()).collect()) };
-    confirmed(address, &dns_lookup::lookup_addr(&address).ok()?, forward)
+    confirmed(address, &name_of(&address)?, resolve)
 }
 
 /// The name, if it is valid and `forward` resolves it to `address`, among others.
-fn confirmed(address: IpAddr, name: &str, forward: impl Fn(&str) -> io::Result<Vec<IpAddr>>) -> Option<String> {
+fn confirmed(address: IpAddr, name: &str, forward: impl Fn(&str) -> io::Result<Vec<SocketAddr>>) -> Option<String> {
     let name = clean(name)?;
-    let leads_back = forward(&name).ok()?.iter().any(|found| found.to_canonical() == address.to_canonical());
+    let leads_back = forward(&name).ok()?.iter().any(|found| found.ip().to_canonical() == address.to_canonical());
     leads_back.then_some(name)
 }
 
@@ -183,10 +181,11 @@ mod tests {
 
     #[test]
     fn name_without_forward_match_is_dropped() {
+        let found = |address| SocketAddr::new(address, 0);
         let forward = |name: &str| match name {
-            "good.example" => Ok(vec![address(9), address(1)]),
-            "mapped.example" => Ok(vec!["::ffff:10.0.0.1".parse().unwrap()]),
-            "other.example" => Ok(vec![address(2)]),
+            "good.example" => Ok(vec![found(address(9)), found(address(1))]),
+            "mapped.example" => Ok(vec![found("::ffff:10.0.0.1".parse().unwrap())]),
+            "other.example" => Ok(vec![found(address(2))]),
             "empty.example" => Ok(Vec::new()),
             _ => Err(io::Error::other("no such name")),
         };

@@ -65,9 +65,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places, used: &UsedBackends) -
         policy.read.extend(LIBRARIES.map(PathBuf::from));
     }
     policy.write.extend(config.report.json_file.as_deref().and_then(folder));
-    if used.writes_hosts_deny() {
-        policy.write.extend(folder(&config.block.hosts_deny.file));
-    }
+    policy.write.extend(used.stores.iter().filter_map(|store| folder(store.path())));
     policy
 }
 
@@ -138,7 +136,7 @@ mod tests {
             config: "/etc/portsentry/portsentry.toml".into(),
         };
         let config = Config::parse("test", text).unwrap();
-        of_daemon(&config, &places, &UsedBackends::new(&config, false, false))
+        of_daemon(&config, &places, &UsedBackends::new(&config, false, |_| false).unwrap())
     }
 
     #[test]
@@ -166,8 +164,8 @@ mod tests {
         let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
         assert_eq!(needs(only_logs), plain, "no source is blocked, so nothing is written");
         let only_logs = Config::parse("test", only_logs).unwrap();
-        let earlier = UsedBackends::new(&only_logs, true, false);
-        assert!(earlier.writes_hosts_deny(), "lines of earlier bans are removed when these end");
+        let earlier = UsedBackends::new(&only_logs, true, |_| false).unwrap();
+        assert!(!earlier.stores.is_empty(), "lines of earlier bans are removed when these end");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");
         assert_eq!(
             (&deny.write, deny.root),

@@ -34,8 +34,49 @@ pub struct Failed<R> {
 }
 
 impl<R: fmt::Display> Failed<R> {
-    pub(super) fn first(failed: &[Self]) -> String {
+    fn first(failed: &[Self]) -> String {
         failed.first().map_or_else(String::new, |Self { target, reason }| format!("{target}: {reason}"))
+    }
+}
+
+/// Failure of a change in the kernel: `R` is the reason for one target, `E` that for all.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError<R: fmt::Display, E> {
+    /// The table or one of its sets was deleted, for example with `nft flush ruleset`: no ban is in force.
+    #[error("table inet portsentry, or one of its sets, is missing; portsentry creates it again and restores the bans")]
+    Gone,
+    /// Some of the targets failed; all others were changed.
+    #[error("{} of {asked} changes failed; {}", failed.len(), Failed::first(failed))]
+    Failed {
+        asked: usize,
+        /// The failed ones with their reasons; at least one.
+        failed: Vec<Failed<R>>,
+    },
+    /// The socket failed, or the kernel refused the whole change.
+    #[error(transparent)]
+    System(#[from] E),
+}
+
+impl<R: fmt::Display, E: fmt::Display> BlockError<R, E> {
+    /// The result of a change of `asked` targets, of which these failed.
+    pub(super) fn check(asked: usize, failed: Vec<Failed<R>>) -> Result<(), Self> {
+        if failed.is_empty() { Ok(()) } else { Err(Self::Failed { asked, failed }) }
+    }
+
+    /// The refusals of `backend` in the result of a change of `targets`.
+    pub(super) fn refusals(
+        changed: Result<(), Self>,
+        backend: Backend,
+        targets: impl Iterator<Item = BanTarget>,
+    ) -> Result<Vec<Refused>, Gone> {
+        match changed {
+            Ok(()) => Ok(Vec::new()),
+            Err(Self::Gone) => Err(Gone),
+            Err(Self::Failed { failed, .. }) => {
+                Ok(failed.iter().map(|one| Refused::new(backend, one.target, &one.reason)).collect())
+            }
+            Err(Self::System(error)) => Ok(Refused::all(backend, targets, &error)),
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Derives backend settings from the configuration: the ruleset, the kind of route, the line of hosts.deny and the
 //! command.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::EntryStore;
 use super::command::RunSettings;
 use super::hosts_deny::{HostsDeny, TemplateError};
 use super::nft::{Action, RulesetSpec, Trap};
@@ -63,6 +65,24 @@ fn trap(config: &Config) -> Option<Trap> {
         named_interfaces: !config.interfaces.is_empty(),
         hold,
     })
+}
+
+/// The file with the entries of `backend`; `None` if that backend has none. This is the list of such backends.
+///
+/// # Errors
+/// The configuration of the backend is invalid.
+pub fn entry_store(config: &Config, backend: Backend) -> Option<Result<Arc<dyn EntryStore>, String>> {
+    Some(match backend {
+        Backend::Nft | Backend::Route | Backend::Command => return None,
+        Backend::HostsDeny => shared(HostsDeny::try_from(&config.block.hosts_deny)),
+    })
+}
+
+fn shared<S: EntryStore + 'static>(store: Result<S, impl ToString>) -> Result<Arc<dyn EntryStore>, String> {
+    match store {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 impl TryFrom<&config::HostsDeny> for HostsDeny {

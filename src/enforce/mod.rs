@@ -4,6 +4,7 @@ mod backend;
 mod ban_context;
 mod codec;
 pub mod command;
+mod entry_store;
 mod exempt;
 pub mod file_helper;
 mod from_config;
@@ -14,6 +15,8 @@ pub mod route;
 pub mod slow_backends;
 mod template;
 
-pub use backend::{BanBackend, Failed, Gone, Refused};
+pub use backend::{BanBackend, BlockError, Failed, Gone, Refused};
 pub use ban_context::BanContext;
+pub use entry_store::{EntryStore, Stamp};
 pub use exempt::{ExemptPrefixes, Overlap};
+pub use from_config::entry_store;

@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use super::ceiling::Room;
+use super::Observation;
 use super::grade::Grade;
 use super::key::Hashed;
 use super::sources::Pace;
-use super::{Engine, Host, Observation, PortLookup, Verdict};
 use crate::types::{Tick, Timestamp};
 
 /// Maximum number of candidates. A flood fills the list with its fastest sources.
@@ -20,11 +19,11 @@ const SILENT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Copy)]
-struct Candidate {
-    key: Hashed,
+pub(super) struct Candidate {
+    pub(super) key: Hashed,
     grade: Grade,
     pace: Pace,
-    observation: Observation,
+    pub(super) observation: Observation,
 }
 
 pub(super) struct Candidates {
@@ -68,10 +67,18 @@ impl Candidates {
         rivals.all(|rival| rival.pace.ports(now) <= pace.ports(now))
     }
 
-    fn fastest(&mut self, grade: Grade, now: Tick) -> Option<Candidate> {
+    pub(super) fn fastest(&mut self, grade: Grade, now: Tick) -> Option<Candidate> {
         self.entries.retain(|known| known.is_active(now));
         let candidates = self.entries.iter().filter(|known| known.grade == grade);
         candidates.max_by_key(|known| known.pace.ports(now)).copied()
+    }
+
+    pub(super) fn retry_at(&self) -> Timestamp {
+        self.retry_at
+    }
+
+    pub(super) fn retry_later(&mut self, now: Timestamp) {
+        self.retry_at = now.after(RETRY);
     }
 
     /// Time of the next attempt to ban the fastest candidate.
@@ -83,35 +90,5 @@ impl Candidates {
 impl Candidate {
     fn is_active(&self, now: Tick) -> bool {
         now.since(self.pace.at) <= Tick::ticks(SILENT)
-    }
-}
-
-impl Engine {
-    /// Returns the verdict on the fastest candidate, if the ceilings have room for its ban.
-    pub(super) fn judge_candidate(
-        &mut self,
-        now: Timestamp,
-        host: &Host,
-        lookup: &mut impl PortLookup,
-    ) -> Option<Verdict> {
-        if now < self.candidates.retry_at {
-            return None;
-        }
-        for grade in [Grade::Proven, Grade::Forgeable] {
-            while let Some(Candidate { key, observation, .. }) = self.candidates.fastest(grade, now.tick()) {
-                let track = self.track_of(observation.protocol, observation.class);
-                let held = self.sources.held(key, now.tick());
-                if held.is_some_and(|held| self.room(now, track, (held.slot, held.distinct)) == Room::Withheld) {
-                    break;
-                }
-                self.candidates.remove(key);
-                let verdict = self.judge_again(now, key, observation, host, lookup);
-                if verdict.is_some() {
-                    return verdict;
-                }
-            }
-        }
-        self.candidates.retry_at = now.after(RETRY);
-        None
     }
 }

@@ -90,7 +90,7 @@ impl Engine {
         let track = self.track_of(observation.protocol, observation.class);
         let key = if track == Track::Block { known } else { self.key_of(target, track) };
         if track != Track::Block
-            && let Some((slot, standing)) = self.ban_table.get(key, now.tick())
+            && let Some((slot, standing)) = self.bans.table.get(key, now.tick())
         {
             let source = (observation.source, Some(protocol));
             return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, track)));
@@ -202,8 +202,7 @@ impl Engine {
     /// True if a connection to a service of this host lets `target`, whose first probe came at `first`, probe more
     /// ports without a ban.
     fn is_forgiven_more(&self, now: Timestamp, target: BanTarget, first: Tick) -> bool {
-        self.known_peers.was_connected(target, first)
-            && self.strikes.count(self.key_of(target, Track::Block), now.tick()) == 0
+        self.known_peers.was_connected(target, first) && self.bans.strikes_of(target, now.tick()) == 0
     }
 
     /// True if `target` is connected to a service of this host and has probed too few ports for a ban of a connected
@@ -247,6 +246,15 @@ impl Engine {
         self.impose_ban(now, track, self.ban(probe, ports, first), room, host)
     }
 
+    fn impose_ban(&mut self, now: Timestamp, track: Track, ban: Ban, room: Room, host: &Host) -> Verdict {
+        let verdict = self.bans.impose(now, track, ban, room, (&self.settings, host));
+        if let Verdict::Block(ban) = &verdict {
+            self.counters.bans += 1;
+            self.counters.capped += u64::from(ban.capped);
+        }
+        verdict
+    }
+
     /// Checks the evidence in `slot`, which is enough for a ban, against the ceilings.
     pub(super) fn room(&mut self, now: Timestamp, track: Track, (slot, distinct): (usize, u8)) -> Room {
         if track != Track::Block {
@@ -260,7 +268,7 @@ impl Engine {
             distinct: if hides_ports { self.sources.probes(slot) } else { distinct.into() },
             is_fastest: self.candidates.is_fastest(grade, pace),
         };
-        self.ceilings.room(now, request, self.ban_table.forgeable(now.tick()))
+        self.bans.room(request, now)
     }
 
     /// Grade of the evidence in `slot`.
@@ -276,8 +284,7 @@ impl Engine {
     fn withhold(&mut self, now: Timestamp, slot: usize, probe: Probe) -> Verdict {
         if self.sources.withhold(slot) {
             self.counters.withheld += 1;
-            self.withheld = self.withheld.saturating_add(1);
-            self.capped_since.get_or_insert(now);
+            self.bans.withhold(now);
         }
         Verdict::Probe(probe)
     }

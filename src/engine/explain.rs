@@ -55,12 +55,12 @@ impl Engine {
             // As for a packet: a ban by an operator has no link.
             let on_link = host.target(address, link);
             let is_judged =
-                |target: &BanTarget| self.ban_table.get(self.key_of(*target, Track::Block), now.tick()).is_some();
+                |target: &BanTarget| self.bans.table.get(self.key_of(*target, Track::Block), now.tick()).is_some();
             return [on_link, every_link].into_iter().find(is_judged).unwrap_or(on_link);
         }
         let is_known = |target: &BanTarget| {
             let key = self.key_of(*target, Track::Block);
-            self.ban_table.get(key, now.tick()).is_some() || self.sources.held(key, now.tick()).is_some()
+            self.bans.table.get(key, now.tick()).is_some() || self.sources.held(key, now.tick()).is_some()
         };
         let on_links = host.guarded.iter().map(|(interface, _)| host.target(address, *interface));
         std::iter::once(every_link).chain(on_links).find(is_known).unwrap_or(every_link)
@@ -78,8 +78,8 @@ impl Engine {
         };
         let own = own && !matches!(target, BanTarget::Link { .. });
         let standing = |track, wanted| {
-            let (slot, standing) = self.ban_table.get(self.key_of(target, track), now.tick())?;
-            (standing == wanted).then(|| self.ban_table.left(slot, now.tick()))
+            let (slot, standing) = self.bans.table.get(self.key_of(target, track), now.tick())?;
+            (standing == wanted).then(|| self.bans.table.left(slot, now.tick()))
         };
         let suspicion = |track| {
             let held = self.sources.held(self.key_of(target, track), now.tick())?;
@@ -104,7 +104,7 @@ impl Engine {
         Explanation {
             target,
             protection: if own { Some(Protection::OwnAddress) } else { protection },
-            blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.ban_table.left(slot, now.tick()))),
+            blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.bans.table.left(slot, now.tick()))),
             grade: match &around {
                 Some((network, ..)) => self.standing_of(now, *network),
                 None => self.standing_of(now, target),
@@ -112,7 +112,7 @@ impl Engine {
             .and_then(|ban| ban.grade),
             network: around.map(|(network, ..)| network),
             logged: standing(Track::Log, Standing::Logged).or_else(|| standing(Track::Tell, Standing::Logged)),
-            strikes: self.strikes.count(self.key_of(target, Track::Block), now.tick()),
+            strikes: self.bans.strikes_of(target, now.tick()),
             connected: self.known_peers.contains(target),
             suspicions: [Track::Block, Track::Log, Track::Tell].map(suspicion),
         }

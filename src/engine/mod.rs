@@ -22,13 +22,14 @@ mod expiry_jitter;
 mod explain;
 mod grade;
 mod host;
+mod judge_again;
 mod key;
 mod known_peers;
 mod listeners;
 mod observation;
+mod port_lookup;
 mod prefix_bans;
 mod recent_ports;
-mod reconfigure;
 mod related_ports;
 mod service_memory;
 mod settings;
@@ -58,6 +59,7 @@ pub use key::HashKey;
 pub use known_peers::PEER_THRESHOLD;
 pub use listeners::Listeners;
 pub use observation::Observation;
+pub use port_lookup::{NoLookup, PortLookup, PortUse};
 pub use prefix_bans::MaxPrefix;
 pub use recent_ports::{MAX_PUBLISHED, RECENT};
 pub use related_ports::RelatedPorts;
@@ -69,20 +71,16 @@ pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Ver
 
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
 use crate::wire::{Delivery, Packet};
-use ban_table::{BanTable, SUMMARY};
+use bans::Bans;
 use candidates::Candidates;
-use ceiling::Ceilings;
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
-use expiry_jitter::ExpiryJitter;
 use key::{Hashed, Key, Track};
 use known_peers::KnownPeers;
 use observation::{OwnUse, own_use, protocol_of};
-use prefix_bans::PrefixBans;
 use recent_ports::{OwnPort, RecentPorts};
 use settling::Settling;
 use sources::SourceTable;
-use strikes::Strikes;
 
 /// Maximum duration of a ban above a ceiling.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
@@ -99,69 +97,24 @@ const HINTS_PER_SECOND: u32 = 500;
 /// each is checked within a few seconds.
 const VERIFIED_PER_SECOND: u32 = 500;
 
-/// The kernel's answer about the port of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PortUse {
-    /// No socket and no translation receives the packet.
-    Closed,
-    /// No socket receives the packet, and translations and sent packets are not available.
-    Unknown,
-    /// A socket owns the flow of the packet. The port may be closed to all other sources.
-    Flow,
-    /// The kernel translates the flow of the packet for another host. The port may be closed to all other sources.
-    Translated,
-    /// A socket accepts packets from any source.
-    Open,
-    /// Destination NAT forwards the packet to a service.
-    Published {
-        /// The service has answered more than once.
-        established: bool,
-    },
-}
-
-/// Looks up a port in the kernel's socket and translation tables. Used before evidence counts, because a snapshot of
-/// the listeners is always slightly out of date.
-pub trait PortLookup {
-    /// Returns the use of the port by a packet of `protocol` from `source` to `destination` on `interface` (0:
-    /// unknown).
-    fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> PortUse;
-}
-
-/// A look-up that always fails, for captures: only the snapshot of the listeners counts.
-pub struct NoLookup;
-
-impl PortLookup for NoLookup {
-    fn port_use(&mut self, _: Protocol, _: SocketAddr, _: SocketAddr, _: u32) -> PortUse {
-        PortUse::Closed
-    }
-}
-
 pub struct Engine {
     settings: Settings,
     bounds: Bounds,
     secret: HashKey,
     sources: SourceTable,
-    ban_table: BanTable,
-    strikes: Strikes,
-    jitter: ExpiryJitter,
-    prefix_bans: PrefixBans,
+    bans: Bans,
     recent_ports: RecentPorts,
     distributed_scans: DistributedScans,
     exempt: ExemptSources,
     settling: Settling,
     candidates: Candidates,
     known_peers: KnownPeers,
-    ceilings: Ceilings,
     lookups: TokenBucket,
     hints: TokenBucket,
     verifications: TokenBucket,
     notices: VecDeque<Notice>,
     /// Evidence refuted by the look-ups of the last packet.
     forgiven: Vec<(Protocol, u16)>,
-    /// Since the last notice: sources above a ceiling that were not banned, and short bans.
-    withheld: u32,
-    capped: u32,
-    capped_since: Option<Timestamp>,
     latest: Timestamp,
     counters: Counters,
 }
@@ -174,25 +127,18 @@ impl Engine {
             bounds: Bounds::default(),
             secret,
             sources: SourceTable::new(settings.max_sources, settings.window, secret),
-            ban_table: BanTable::new(settings.max_judged, settings.max_forgeable_bans, secret),
-            strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
-            jitter: ExpiryJitter::new(secret),
-            prefix_bans: PrefixBans::new(settings.widest, settings.max_judged, settings.window, secret),
+            bans: Bans::new(&settings, secret),
             recent_ports: RecentPorts::new(secret),
             distributed_scans: DistributedScans::new(),
             exempt: ExemptSources::new(),
             settling: Settling::new(),
             candidates: Candidates::new(),
             known_peers: KnownPeers::default(),
-            ceilings: Ceilings::new(&settings),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
             hints: TokenBucket::new(HINTS_PER_SECOND, Duration::from_secs(1)),
             verifications: TokenBucket::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
             notices: VecDeque::with_capacity(16),
             forgiven: Vec::with_capacity(EVIDENCE),
-            withheld: 0,
-            capped: 0,
-            capped_since: None,
             latest: Timestamp::default(),
             counters: Counters::default(),
             settings,
@@ -205,6 +151,22 @@ impl Engine {
         self.bounds = bounds;
         self.recent_ports.remember_for(bounds.recent);
         self
+    }
+
+    /// Applies new settings. The table sizes stay as they are; a ban in force keeps its end.
+    pub fn reconfigure(&mut self, settings: Settings) {
+        self.sources.set_window(settings.window);
+        self.bans.reconfigure(&settings);
+        // Their next probes are judged by the new settings.
+        self.candidates = Candidates::new();
+        let (max_sources, max_judged) = (self.settings.max_sources, self.settings.max_judged);
+        self.settings = Settings { max_sources, max_judged, ..settings };
+    }
+
+    /// Stops blocking: further scans are only logged. Existing bans stay in force.
+    pub fn log_only(&mut self) {
+        self.settings.tcp.response = Response::Log;
+        self.settings.udp.response = Response::Log;
     }
 
     /// Judges one packet. If `now` is earlier than the latest time seen, the latest one is used.
@@ -282,6 +244,90 @@ impl Engine {
         evidence.filter_map(|item| Some((item.protocol()?, item.port())))
     }
 
+    /// Records that the kernel no longer blocks `target`: the ban failed, was lifted, or its set was flushed. A
+    /// ban lifted before its end does not count as a strike.
+    pub fn lift(&mut self, target: BanTarget) -> bool {
+        self.bans.lift(target, self.latest.tick())
+    }
+
+    /// Records that the kernel no longer blocks any source: its set was flushed or its table removed. Strikes stay.
+    pub fn lift_all(&mut self) {
+        self.bans.lift_all();
+    }
+
+    /// Records that the kernel holds `ban`, added by another program or by an earlier run.
+    pub fn adopt(&mut self, now: Timestamp, ban: &ActiveBan) {
+        let now = self.clock(now);
+        self.bans.adopt(ban, now.tick());
+    }
+
+    /// The ban of `target`, if one should be in force.
+    #[must_use]
+    pub fn standing_of(&self, now: Timestamp, target: BanTarget) -> Option<ActiveBan> {
+        self.bans.of(target, self.latest.max(now).tick())
+    }
+
+    /// True if `target` is recognised as blocked.
+    #[must_use]
+    pub fn is_blocked(&self, now: Timestamp, target: BanTarget) -> bool {
+        let standing = self.bans.table.get(self.key_of(target, Track::Block), self.latest.max(now).tick());
+        standing.is_some_and(|(_, standing)| standing == Standing::Blocked)
+    }
+
+    /// True if a ban of a network that contains `address` is in force.
+    #[must_use]
+    pub fn is_in_blocked_network(&self, now: Timestamp, address: IpAddr) -> bool {
+        self.bans.around(address, self.latest.max(now).tick()).is_some()
+    }
+
+    /// Adds the ban history of a target from before the start; call it once per target. A full table evicts the target
+    /// with the fewest strikes.
+    pub fn remember(&mut self, now: Timestamp, struck: &StrikeHistory) {
+        let now = self.clock(now);
+        self.bans.remember(struck, now.tick());
+    }
+
+    /// Counts bans from before the start towards the ceilings; call it once.
+    pub fn recall_bans(&mut self, now: Timestamp, recent: RecentBans) {
+        let now = self.clock(now);
+        self.bans.recall(recent, now);
+    }
+
+    /// All bans that the kernel should hold now, to restore them after a flush.
+    pub fn bans(&self) -> impl Iterator<Item = ActiveBan> + '_ {
+        self.bans.table.blocked(self.latest.tick())
+    }
+
+    /// The number of bans that the kernel should hold at `now`. In a large table, bans of the last 50 ms may be missing.
+    pub fn count_bans(&mut self, now: Timestamp) -> usize {
+        let now = self.clock(now);
+        self.bans.table.count(now.tick())
+    }
+
+    /// True if the ceilings have room for `bans` more bans on forgeable evidence, which the kernel makes without the
+    /// engine.
+    pub fn has_room_for(&mut self, now: Timestamp, bans: u32) -> bool {
+        let now = self.clock(now);
+        self.bans.has_room_for(bans, now)
+    }
+
+    /// Records that the kernel has banned `target` for reasons that this engine does not see. The ban ends after
+    /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence. False if there have been too many short bans: then the
+    /// caller lifts it.
+    #[must_use]
+    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) -> bool {
+        let now = self.clock(now);
+        self.bans.adopt_short(target, now)
+    }
+
+    /// Passes at most `n` of the targets that the kernel should block now to `out`; successive calls cycle through all
+    /// targets, for a continuous, cheap reconciliation. Bans in their last ten seconds are left out; bans that the
+    /// caller has not applied yet are included.
+    pub fn sample(&mut self, now: Timestamp, out: &mut impl FnMut(BanTarget), n: usize) {
+        let now = self.clock(now);
+        self.bans.table.sample(now.tick(), n, out);
+    }
+
     /// Called before the host's snapshot changes from `old` to `new`.
     pub fn host_changed(&mut self, now: Timestamp, old: &Host, new: &Host) {
         let now = self.clock(now);
@@ -307,19 +353,28 @@ impl Engine {
         self.known_peers = self.known_peers.renewed(now, peers);
     }
 
+    /// Bans no source until `until`, or until [`Engine::end_settling`].
+    pub fn start_settling(&mut self, until: Timestamp) {
+        self.settling = Settling::start(until);
+    }
+
+    /// Ends settling, because this host's services have started.
+    pub fn end_settling(&mut self) {
+        self.settling.end();
+    }
+
+    /// True while no source is banned.
+    #[must_use]
+    pub fn is_settling(&self, now: Timestamp) -> bool {
+        self.settling.lasts(self.latest.max(now))
+    }
+
     /// Returns the next notice that was not caused by a single packet. Call it until `None`, after packets and when
     /// [`Engine::wake`] is due.
     pub fn notice(&mut self, now: Timestamp) -> Option<Notice> {
         let now = self.clock(now);
-        if let Some(since) = self.capped_since
-            && now.since(since) >= SUMMARY
-        {
-            self.capped_since = None;
-            let (bans, withheld) = (std::mem::take(&mut self.capped), std::mem::take(&mut self.withheld));
-            return Some(Notice::Capped { bans, withheld });
-        }
-        self.notices.pop_front().or_else(|| {
-            let (target, standing, protocol, packets) = self.ban_table.due(now.tick())?;
+        self.bans.capped_notice(now).or_else(|| self.notices.pop_front()).or_else(|| {
+            let (target, standing, protocol, packets) = self.bans.table.due(now.tick())?;
             Some(Notice::Repeated { target, standing, protocol, packets })
         })
     }
@@ -327,14 +382,8 @@ impl Engine {
     /// Time at which [`Engine::notice`] must be called even without a packet; `None` if nothing is pending.
     #[must_use]
     pub fn wake(&self) -> Option<Timestamp> {
-        let summary = self.ban_table.next_due().map(|tick| Timestamp::at(tick.duration()));
-        let capped = self.capped_since.map(|since| since.after(SUMMARY));
-        summary
-            .into_iter()
-            .chain(capped)
-            .chain(self.settling.next_due(self.latest))
-            .chain(self.candidates.next_due())
-            .min()
+        let (settling, candidates) = (self.settling.next_due(self.latest), self.candidates.next_due());
+        [self.bans.next_due(), settling, candidates].into_iter().flatten().min()
     }
 
     /// Counters since the start.
@@ -346,14 +395,13 @@ impl Engine {
     /// Current number of sources with evidence, and of sources with a verdict.
     #[must_use]
     pub fn tracked(&self) -> (usize, usize) {
-        (self.sources.len(), self.ban_table.len())
+        (self.sources.len(), self.bans.table.len())
     }
 
     /// Faults in the memory that the next sources will need. Call it repeatedly while the sensor is idle.
     pub fn prepare(&mut self) {
         self.sources.prepare();
-        self.ban_table.prepare();
-        self.strikes.prepare();
+        self.bans.prepare();
     }
 
     /// The key of `target` in `track`.
@@ -417,28 +465,24 @@ impl Engine {
     ) -> Option<(BanTarget, usize, Standing)> {
         let target = host.target(source, interface);
         let every_link = target.on_every_link();
-        let mut found = self.ban_table.get(known, now.tick()).map(|(slot, standing)| (target, slot, standing));
+        let mut found = self.bans.table.get(known, now.tick()).map(|(slot, standing)| (target, slot, standing));
         // A ban by an operator has no link.
         if found.is_none() && every_link != target {
-            let held = self.ban_table.get(self.key_of(every_link, Track::Block), now.tick());
+            let held = self.bans.table.get(self.key_of(every_link, Track::Block), now.tick());
             found = held.map(|(slot, standing)| (every_link, slot, standing));
         }
         let found = match found {
             Some(found) => found,
-            None if self.prefix_bans.are_free(now.tick()) => return None,
+            None if self.bans.prefixes.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
         };
         host.protection(source, interface).is_none().then_some(found)
     }
 
-    /// The blocked network that contains `source`. Separate and cold, so that hosts without prefix bans pay nothing for
-    /// it.
+    /// Separate and cold, so that hosts without prefix bans pay nothing for it.
     #[cold]
     fn recognise_network(&self, now: Timestamp, source: IpAddr) -> Option<(BanTarget, usize, Standing)> {
-        self.prefix_bans.around(source).map(BanTarget::Prefix).find_map(|network| {
-            let (slot, standing) = self.ban_table.get(self.key_of(network, Track::Block), now.tick())?;
-            Some((network, slot, standing))
-        })
+        self.bans.around(source, now.tick())
     }
 
     fn repeat(
@@ -450,7 +494,7 @@ impl Engine {
         (target, track): (BanTarget, Track),
     ) -> Repeated {
         self.counters.repeated += 1;
-        let repeat = self.ban_table.repeat(slot, standing, (target, track, protocol), now.tick());
+        let repeat = self.bans.table.repeat(slot, standing, (target, track, protocol), now.tick());
         let verify = repeat.verify && self.verifications.try_take(now);
         Repeated { source, target, standing, protocol, report: repeat.report, verify }
     }

@@ -86,15 +86,16 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
             let via = match backend {
                 Backend::Nft => format!("nftables set inet portsentry {set}"),
                 Backend::Route => "dropped route".to_owned(),
-                Backend::HostsDeny | Backend::Command => backend.name().to_owned(),
+                slow => slow.name().to_owned(),
             };
             format!("attackalert: Host {} has been blocked via {via} for {}", Shown(ban.probe.target), ban.expiry)
         }
         EventKind::Shortened { target, expiry, .. } => {
             format!("adminalert: Host {} has been blocked for {expiry}: {WITHOUT_VERDICT}", Shown(*target))
         }
-        EventKind::Wrapped { target, line, .. } => {
-            format!("attackalert: Host {} has been blocked via wrappers with string: \"{line}\"", Shown(*target))
+        EventKind::Entered { target, backend, entry, .. } => {
+            let via = if *backend == Backend::HostsDeny { "wrappers" } else { backend.name() };
+            format!("attackalert: Host {} has been blocked via {via} with string: \"{entry}\"", Shown(*target))
         }
         EventKind::Ran { target, command, .. } => {
             format!("attackalert: External command run for host: {} using command: \"{command}\"", Shown(*target))
@@ -163,12 +164,9 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
              {bans}"
         ),
         EventKind::Repaired { bans, backend } => format!(
-            "adminalert: bans that were missing in {}: {bans}",
-            match backend {
-                Backend::Nft | Backend::Command => "the kernel's sets and have been restored",
-                Backend::Route => "the kernel's routes and have been restored",
-                Backend::HostsDeny => "hosts.deny and have been restored (portsentry unblock lifts one)",
-            }
+            "adminalert: bans that were missing in {} and have been restored{}: {bans}",
+            backend.place(),
+            if backend.is_slow() { " (portsentry unblock lifts one)" } else { "" }
         ),
         EventKind::Adopted { bans } => {
             format!("adminalert: bans that were in the kernel's sets at the start and stay: {bans}")

@@ -96,7 +96,7 @@ impl Digest {
     pub fn add(&mut self, event: &Event, begins: bool) {
         match &event.what {
             EventKind::Blocked { ban, .. }
-            | EventKind::Wrapped { ban: Some(ban), .. }
+            | EventKind::Entered { ban: Some(ban), .. }
             | EventKind::Ran { ban: Some(ban), .. }
                 if begins =>
             {

@@ -35,12 +35,13 @@ pub enum EventKind {
         /// The probed ports that the sensor saw, if any.
         ports: Vec<(Protocol, u16)>,
     },
-    /// A line for TCP wrappers enforces a ban.
-    Wrapped {
+    /// An entry in the file of a backend, such as a line of hosts.deny, enforces a ban.
+    Entered {
         target: BanTarget,
+        backend: Backend,
         /// `None` for an operator's ban.
         ban: Option<Ban>,
-        line: String,
+        entry: String,
     },
     /// A command was run for a ban.
     Ran {
@@ -184,7 +185,7 @@ impl EventKind {
             // Short bans also end: minutes after a flood there are as many ends as there were bans.
             Self::Expired { .. } | Self::Ran { ban: None, .. } => LineClass::Probe,
             Self::Blocked { ban, .. } | Self::Ran { ban: Some(ban), .. } => class_of(Some(ban)),
-            Self::Wrapped { ban, .. } => class_of(ban.as_ref()),
+            Self::Entered { ban, .. } => class_of(ban.as_ref()),
             Self::Disconnected { .. } | Self::DistributedScan(_) | Self::Capped { .. } | Self::Lifted { .. } => {
                 LineClass::Ban
             }

@@ -131,12 +131,13 @@ impl From<&Event> for EventRecord {
                 capped: Some(true),
                 ..base.target(*target).method(Backend::Nft).reason(WITHOUT_VERDICT)
             },
-            EventKind::Wrapped { target, ban, line } => {
+            EventKind::Entered { target, backend, ban, entry } => {
                 let base = match ban {
                     Some(ban) => base.ban(ban, event.time),
                     None => Self { target: Some(target.to_string()), ..base },
                 };
-                Self { hosts_deny: Some(line.clone()), ..base.method(Backend::HostsDeny) }
+                let hosts_deny = (*backend == Backend::HostsDeny).then(|| entry.clone());
+                Self { hosts_deny, ..base.method(*backend) }
             }
             EventKind::Ran { target, command, outcome, well, .. } => Self {
                 target: Some(target.to_string()),
@@ -187,12 +188,7 @@ impl From<&Event> for EventRecord {
             },
             EventKind::Healed { bans } => base.reason("the table was missing").bans(*bans),
             EventKind::Repaired { bans, backend } => {
-                let place = match backend {
-                    Backend::Nft | Backend::Command => "missing in the kernel's sets",
-                    Backend::Route => "missing in the kernel's routes",
-                    Backend::HostsDeny => "missing in hosts.deny",
-                };
-                base.method(*backend).reason(place).bans(*bans)
+                base.method(*backend).reason(format!("missing in {}", backend.place())).bans(*bans)
             }
             EventKind::Adopted { bans } => base.reason("adopted from the kernel's sets").bans(*bans),
             EventKind::Note(text) | EventKind::Error(text) => base.reason(text.clone()),
@@ -267,7 +263,7 @@ pub(super) fn kind(what: &EventKind) -> &'static str {
         EventKind::Scan(_) | EventKind::DistributedScan(_) => "scan",
         EventKind::Blocked { .. }
         | EventKind::Shortened { .. }
-        | EventKind::Wrapped { .. }
+        | EventKind::Entered { .. }
         | EventKind::ByHand { .. } => "block",
         EventKind::Ran { .. } => "run",
         EventKind::Exempt { .. } => "refused",

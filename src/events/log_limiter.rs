@@ -89,7 +89,7 @@ mod tests {
         let (probe, target, backend, reaction) = (ban.probe, ban.probe.target, Backend::Nft, Duration::ZERO);
         let exempt = Exempt { observation: probe.observation, protection: Protection::Listed, report: Some(1) };
         let text = String::new;
-        let wrapped = |ban| EventKind::Wrapped { target, ban, line: text() };
+        let entered = |ban| EventKind::Entered { target, backend, ban, entry: text() };
         let ran = |ban| EventKind::Ran {
             target,
             ban,
@@ -105,9 +105,9 @@ mod tests {
             EventKind::Blocked { ban, backend, reaction },
             EventKind::Blocked { ban: short, backend, reaction },
             EventKind::Shortened { target, expiry: Expiry::Never, ports: Vec::new() },
-            wrapped(None),
-            wrapped(Some(ban)),
-            wrapped(Some(short)),
+            entered(None),
+            entered(Some(ban)),
+            entered(Some(short)),
             ran(None),
             ran(Some(ban)),
             ran(Some(short)),
@@ -135,7 +135,7 @@ mod tests {
             EventKind::Probe(_) => 1,
             EventKind::Scan(_) => 2,
             EventKind::Blocked { .. } => 3,
-            EventKind::Wrapped { .. } => 4,
+            EventKind::Entered { .. } => 4,
             EventKind::Ran { .. } => 5,
             EventKind::Disconnected { .. } => 6,
             EventKind::BlockFailed { .. } => 7,

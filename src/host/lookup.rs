@@ -140,6 +140,11 @@ pub fn resolve(name: &str) -> io::Result<Vec<SocketAddr>> {
     (name, 0).to_socket_addrs().map(Iterator::collect)
 }
 
+/// The system's name for `address`, which its owner chooses. Blocks until the answer arrives.
+pub fn name_of(address: &IpAddr) -> Option<String> {
+    dns_lookup::lookup_addr(address).ok()
+}
+
 /// The addresses in an answer that other hosts can have, sorted, without duplicates, and the number of addresses beyond
 /// [`MAX_ADDRESSES`].
 pub fn usable_addresses(answer: &[SocketAddr]) -> (Vec<IpAddr>, usize) {

@@ -59,20 +59,14 @@ impl BanRecord {
     pub fn from_ban(ban: &Ban, at: SystemTime, interface: Option<&str>, methods: impl Into<Backends>) -> Self {
         let observation = &ban.probe.observation;
         Self {
-            target: ban.probe.target,
             source: observation.source,
-            since: at,
-            until: end(at, ban.expiry),
             class: Some(observation.class),
             grade: Some(ban.grade),
             ports: ports(ban),
             probes: ban.probe.probes,
             interface: interface.map(str::to_owned),
-            guest_port: None,
-            methods: methods.into(),
-            author: Author::Detector,
-            note: None,
             capped: ban.capped,
+            ..Self::wanted_by(Author::Detector, ban.probe.target, at, ban.expiry, methods)
         }
     }
 

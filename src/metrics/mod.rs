@@ -119,148 +119,133 @@ fn float(value: u64) -> f64 {
     value as f64
 }
 
+/// Writes families one after the other.
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn put(&mut self, name: &str, help: &str, family: &impl EncodeMetric) -> fmt::Result {
+        family.encode(self.0.encode_descriptor(name, help, None, family.metric_type())?)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.put(name, help, &Family { kind: MetricType::Counter, values: vec![(Labels::new(), float(value))] })
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.put(name, help, &Family { kind: MetricType::Gauge, values: vec![(Labels::new(), float(value))] })
+    }
+
+    /// A family with one `label`.
+    fn by<const N: usize>(
+        &mut self,
+        kind: MetricType,
+        (name, label): (&str, &'static str),
+        help: &str,
+        values: [(&'static str, u64); N],
+    ) -> fmt::Result {
+        let values = values.map(|(of, value)| (vec![(label, of)], float(value))).to_vec();
+        self.put(name, help, &Family { kind, values })
+    }
+}
+
 impl Collector for All {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (metrics, snapshot) = (&*self.metrics, &self.snapshot);
-        let mut put = |kind, name: &str, help: &str, values: Vec<(Labels, f64)>| {
-            let family = Family { kind, values };
-            family.encode(encoder.encode_descriptor(name, help, None, kind)?)
-        };
-        let one = |value: u64| vec![(Labels::new(), float(value))];
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         use MetricType::{Counter, Gauge};
-        put(
-            Gauge,
-            "start_time_seconds",
-            "Start time of the daemon, in seconds since 1970",
-            vec![(Labels::new(), snapshot.started)],
-        )?;
-        put(Counter, "packets", "Packets that passed the capture filter", one(metrics.frames.get()))?;
-        put(
-            Counter,
+        let (metrics, snapshot, mut all) = (&*self.metrics, &self.snapshot, Families(encoder));
+        let started = Family { kind: Gauge, values: vec![(Labels::new(), snapshot.started)] };
+        all.put("start_time_seconds", "Start time of the daemon, in seconds since 1970", &started)?;
+        all.counter("packets", "Packets that passed the capture filter", metrics.frames.get())?;
+        all.counter(
             "packets_dropped",
             "Packets lost because the capture's ring buffer was full",
-            one(metrics.dropped.get()),
+            metrics.dropped.get(),
         )?;
-        put(Counter, "packets_malformed", "Packets that could not be decoded", one(metrics.undecoded.get()))?;
-        put(Counter, "packets_judged", "Packets from sources that already had a verdict", one(metrics.repeated.get()))?;
-        put(
-            Counter,
-            "decoy_connections",
-            "Connections and datagrams accepted by decoys",
-            one(metrics.connections.get()),
-        )?;
-        put(Gauge, "decoy_ports", "TCP ports served by the shared decoy listener", one(metrics.decoy_ports.get()))?;
-        put(
-            Counter,
+        all.counter("packets_malformed", "Packets that could not be decoded", metrics.undecoded.get())?;
+        all.counter("packets_judged", "Packets from sources that already had a verdict", metrics.repeated.get())?;
+        all.counter("decoy_connections", "Connections and datagrams accepted by decoys", metrics.connections.get())?;
+        all.gauge("decoy_ports", "TCP ports served by the shared decoy listener", metrics.decoy_ports.get())?;
+        all.counter(
             "decoy_syns",
             "SYNs that the kernel redirected to the shared decoy listener",
-            one(metrics.decoy_syns.get()),
+            metrics.decoy_syns.get(),
         )?;
-        put(
-            Counter,
-            "decoy_answers",
-            "SYNs that the shared decoy listener answered",
-            one(metrics.decoy_answers.get()),
-        )?;
-        let classes = Class::ALL.map(|class| (vec![("class", class.key())], float(metrics.probes_of(class))));
-        put(Counter, "probes", "Probes that count as evidence", classes.to_vec())?;
+        all.counter("decoy_answers", "SYNs that the shared decoy listener answered", metrics.decoy_answers.get())?;
+        let classes = Class::ALL.map(|class| (class.key(), metrics.probes_of(class)));
+        all.by(Counter, ("probes", "class"), "Probes that count as evidence", classes)?;
         let ways = Backend::ALL.into_iter().flat_map(|way| Class::ALL.map(|class| (way, class)));
         let kinds = ways.flat_map(|(way, class)| Grade::ALL.map(|grade| (way, class, grade)));
         let bans = kinds.map(|(way, class, grade)| {
             let labels = vec![("method", way.name()), ("reason", class.key()), ("evidence", grade.key())];
             (labels, float(metrics.bans_by(way, class, grade)))
         });
-        put(Counter, "bans", "Bans that were enforced", bans.filter(|(_, count)| *count > 0.0).collect())?;
-        let failed = Backend::ALL.map(|way| (vec![("method", way.name())], float(metrics.failed_by(way))));
-        put(Counter, "ban_failures", "Bans that a backend failed to enforce", failed.to_vec())?;
-        put(
-            Counter,
+        let values = bans.filter(|(_, count)| *count > 0.0).collect();
+        all.put("bans", "Bans that were enforced", &Family { kind: Counter, values })?;
+        let failed = Backend::ALL.map(|way| (way.name(), metrics.failed_by(way)));
+        all.by(Counter, ("ban_failures", "method"), "Bans that a backend failed to enforce", failed)?;
+        all.counter(
             "bans_capped",
             "Bans shortened because the ceilings of new bans were reached",
-            one(metrics.capped.get()),
+            metrics.capped.get(),
         )?;
-        put(
-            Counter,
+        all.counter(
             "bans_withheld",
             "Sources not banned because the ceilings of new bans were reached",
-            one(metrics.withheld.get()),
+            metrics.withheld.get(),
         )?;
-        put(Gauge, "bans_intended", "Bans that should be in force", one(snapshot.intended))?;
-        put(
-            Gauge,
-            "bans_missing",
-            "Bans that should be in force but are missing in the kernel",
-            one(metrics.missing.get()),
-        )?;
-        put(
-            Counter,
+        all.gauge("bans_intended", "Bans that should be in force", snapshot.intended)?;
+        all.gauge("bans_missing", "Bans that should be in force but are missing in the kernel", metrics.missing.get())?;
+        all.counter(
             "bans_repaired",
             "Bans that were missing in the kernel and have been restored",
-            one(metrics.put_back()),
+            metrics.put_back(),
         )?;
         if let Some(capacity) = snapshot.capacity {
-            let sets = ["blocked", "blocked6"].map(|set| (vec![("set", set)], float(capacity)));
-            put(Gauge, "set_capacity", "Maximum number of elements of an nftables set", sets.to_vec())?;
+            let sets = ["blocked", "blocked6"].map(|set| (set, capacity));
+            all.by(Gauge, ("set_capacity", "set"), "Maximum number of elements of an nftables set", sets)?;
         }
         if let Some(fleet) = snapshot.fleet {
-            put(
-                Gauge,
+            all.gauge(
                 "fleet_connected",
                 "1 if the fleet process is connected to the server, else 0",
-                one(fleet.connected.into()),
+                fleet.connected.into(),
             )?;
-            put(
-                Gauge,
+            all.gauge(
                 "fleet_bans",
                 "Targets that reports of other hosts block, or would block with fleet.shadow",
-                one(fleet.bans),
+                fleet.bans,
             )?;
-            put(Gauge, "fleet_waiting", "Targets not blocked until further hosts report them", one(fleet.waiting))?;
+            all.gauge("fleet_waiting", "Targets not blocked until further hosts report them", fleet.waiting)?;
             let outcomes = [("counted", fleet.accepted), ("refused", fleet.refused)];
-            let outcomes = outcomes.map(|(outcome, count)| (vec![("outcome", outcome)], float(count)));
-            put(Counter, "fleet_reports", "Reports of other hosts, by outcome", outcomes.to_vec())?;
+            all.by(Counter, ("fleet_reports", "outcome"), "Reports of other hosts, by outcome", outcomes)?;
         }
-        put(Gauge, "sources_tracked", "Sources with evidence in the source table", one(metrics.suspects.get()))?;
-        put(
-            Counter,
-            "sources_evicted",
-            "Sources evicted because the source table was full",
-            one(metrics.evicted.get()),
-        )?;
-        put(Counter, "socket_lookups", "Queries of the kernel's socket table", one(metrics.lookups.get()))?;
-        put(
-            Counter,
+        all.gauge("sources_tracked", "Sources with evidence in the source table", metrics.suspects.get())?;
+        all.counter("sources_evicted", "Sources evicted because the source table was full", metrics.evicted.get())?;
+        all.counter("socket_lookups", "Queries of the kernel's socket table", metrics.lookups.get())?;
+        all.counter(
             "events_lost",
             "Events lost because they came faster than they could be logged",
-            one(snapshot.events_lost),
+            snapshot.events_lost,
         )?;
-        put(Gauge, "allowed_prefixes", "Prefixes on the allow-list", one(snapshot.allowed))?;
-        let ports = [("tcp", &metrics.trapped), ("udp", &metrics.trapped_udp)];
-        let ports = ports.map(|(protocol, metric)| (vec![("protocol", protocol)], float(metric.get())));
-        put(Gauge, "trap_ports", "Ports that the kernel's trap monitors", ports.to_vec())?;
+        all.gauge("allowed_prefixes", "Prefixes on the allow-list", snapshot.allowed)?;
+        let ports = [("tcp", metrics.trapped.get()), ("udp", metrics.trapped_udp.get())];
+        all.by(Gauge, ("trap_ports", "protocol"), "Ports that the kernel's trap monitors", ports)?;
         let help = "Ports that have left the kernel's trap, if more than a quarter left within ten minutes, else 0";
-        put(Gauge, "trap_ports_lost", help, one(metrics.trap_lost.get()))?;
-        let filling = [("touched", &metrics.trap_touched), ("suspects", &metrics.trap_suspects)];
-        let filling = filling.map(|(set, metric)| (vec![("set", set)], float(metric.get())));
-        put(
-            Gauge,
-            "trap_elements",
-            "Elements in the sets of the kernel's trap (Linux 6.15 and later)",
-            filling.to_vec(),
-        )?;
+        all.gauge("trap_ports_lost", help, metrics.trap_lost.get())?;
+        let filling = [("touched", metrics.trap_touched.get()), ("suspects", metrics.trap_suspects.get())];
+        let help = "Elements in the sets of the kernel's trap (Linux 6.15 and later)";
+        all.by(Gauge, ("trap_elements", "set"), help, filling)?;
         let verdicts = [
-            ("condemned", &metrics.trap_caught),
-            ("let-go", &metrics.trap_let_go),
-            ("shortened", &metrics.trap_shortened),
+            ("condemned", metrics.trap_caught.get()),
+            ("let-go", metrics.trap_let_go.get()),
+            ("shortened", metrics.trap_shortened.get()),
         ];
-        let verdicts = verdicts.map(|(verdict, metric)| (vec![("verdict", verdict)], float(metric.get())));
-        put(Counter, "trap_bans", "Bans by the kernel's trap, by the verdict of the sensor", verdicts.to_vec())?;
-        put(Counter, "hold_dropped", "SYNs of held sources that the kernel dropped", one(metrics.held.get()))?;
+        let help = "Bans by the kernel's trap, by the verdict of the sensor";
+        all.by(Counter, ("trap_bans", "verdict"), help, verdicts)?;
+        all.counter("hold_dropped", "SYNs of held sources that the kernel dropped", metrics.held.get())?;
         let help = "Packets of sources that were not held because a set was full";
-        put(Counter, "hold_full", help, one(metrics.hold_full.get()))?;
-        let reactions = Reactions(metrics);
+        all.counter("hold_full", help, metrics.hold_full.get())?;
         let help = "Time from the capture of a packet until the kernel has acknowledged the ban";
-        reactions.encode(encoder.encode_descriptor("reaction_seconds", help, None, MetricType::Histogram)?)
+        all.put("reaction_seconds", help, &Reactions(metrics))
     }
 }
 

@@ -8,6 +8,7 @@ use super::format::{counted, fraction, length, number, share, short, time, untru
 use super::services;
 use super::stats::{RecentBan, ReportStats, Top};
 use crate::engine::Class;
+use crate::types::Backend;
 use crate::types::Protocol;
 
 /// All sections, for a period that contains bans.
@@ -346,11 +347,5 @@ fn author_title(key: &'static str) -> &'static str {
 }
 
 fn method_title(key: &'static str) -> &'static str {
-    match key {
-        "nft" => "nftables set",
-        "route" => "route",
-        "hosts-deny" => "hosts.deny",
-        "run" => "command",
-        key => key,
-    }
+    Backend::ALL.into_iter().find(|backend| backend.name() == key).map_or(key, Backend::title)
 }

@@ -19,7 +19,7 @@ pub struct Blocker {
     pub backends: Vec<Backend>,
     pub nft: Option<NftBackend>,
     pub routes: Option<Routes>,
-    /// hosts.deny and the command. The command may be present without being a backend, if it only reports scans.
+    /// Files with entries, and the command. The command may be present without being a backend, if it only reports scans.
     pub slow: Option<SlowQueue>,
     /// True while enforcement is suspended: scans are only logged.
     pub suspended: bool,
@@ -39,8 +39,7 @@ impl Blocker {
 
     /// The backends that the sensor thread calls directly, in their order; at most two.
     pub(super) fn inline(&self) -> impl Iterator<Item = Backend> + use<> {
-        let mut inline =
-            self.backends.iter().copied().filter(|backend| matches!(backend, Backend::Nft | Backend::Route));
+        let mut inline = self.backends.iter().copied().filter(|backend| !backend.is_slow());
         [inline.next(), inline.next()].into_iter().flatten()
     }
 
@@ -53,7 +52,7 @@ impl Blocker {
         Some(match backend {
             Backend::Nft => self.nft.as_mut()?,
             Backend::Route => self.routes.as_mut()?,
-            Backend::HostsDeny | Backend::Command => self.slow.as_mut()?,
+            _ => self.slow.as_mut()?,
         })
     }
 
@@ -91,9 +90,9 @@ impl Blocker {
     /// Ends the bans of `targets` with every backend except nftables; returns an error text for each backend that
     /// failed.
     pub(super) fn release(&mut self, targets: &[BanTarget]) -> Vec<String> {
-        let [slow, routes] = [Backend::HostsDeny, Backend::Route]
-            .map(|backend| self.backend(backend).and_then(|backend| backend.lift(targets).err()));
-        [slow, routes].into_iter().flatten().collect()
+        let slow = self.slow.as_mut().and_then(|slow| slow.lift(targets).err());
+        let routes = self.routes.as_mut().and_then(|routes| BanBackend::lift(routes, targets).err());
+        slow.into_iter().chain(routes).collect()
     }
 
     /// The nftables sets and the rules of the kernel's trap, if the table has one.

@@ -12,8 +12,9 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use super::controller::{BanController, Sample};
+use super::controller::BanController;
 use super::guest_bans::GuestBan;
+use super::sample::Sample;
 use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::BanContext;
@@ -232,7 +233,7 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             drop(answer.send(controller.observer().bans_in(network, most)));
         }
         SensorRequest::Sample { most, again, routes_again, answer } => {
-            drop(answer.send(controller.sample(now, most, again, routes_again)));
+            drop(answer.send(Sample::take(controller.enforcement(now), most, again, routes_again)));
         }
         SensorRequest::Explain { address, link, answer } => {
             let _ = answer.send(controller.observer().explain(now, address, link));

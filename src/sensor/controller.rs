@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use super::batch::{Batch, Outcome};
 use super::blocker::Blocker;
-use super::enforcement::{Enforcement, Scope};
+use super::enforcement::Enforcement;
 use super::guest_bans::{GuestBan, GuestBans};
 use super::metrics::SensorMetrics;
 use super::observer::Observer;
 use super::reporter::Reporter;
+use super::scope::Scope;
 use crate::enforce::BanContext;
 use crate::enforce::nft::BlockError;
 use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Settings, Standing, Verdict};
@@ -36,27 +37,6 @@ pub(super) struct BanController {
     /// When to remove bans of targets that have become exempt; `None` while there are none.
     exempt_check_at: Option<Timestamp>,
     reporter: Reporter,
-}
-
-/// A sample of the bans that should be in force, for the comparison with the kernel.
-#[derive(Debug, Default)]
-pub struct Sample {
-    /// Newly sampled bans.
-    pub fresh: Vec<BanTarget>,
-    /// Targets of the caller's list that should still be banned.
-    pub again: Vec<BanTarget>,
-    /// Targets of `fresh` that should have a route.
-    pub routes: Vec<BanTarget>,
-    /// Targets of the caller's list that should still have a route.
-    pub routes_again: Vec<BanTarget>,
-}
-
-impl Sample {
-    /// True if there is nothing to compare with the kernel.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.fresh.is_empty() && self.again.is_empty() && self.routes_again.is_empty()
-    }
 }
 
 impl BanController {
@@ -368,27 +348,6 @@ impl BanController {
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.restore(&mut scope, bans, backends);
         self.adopt(now, bans);
-    }
-
-    /// Returns a sample of the bans that should be in force, for a comparison with the kernel; each call samples other
-    /// bans. Also returns which targets of `again` and `routes_again`, missing at the last comparison, should still be
-    /// banned.
-    pub(super) fn sample(
-        &mut self,
-        now: Timestamp,
-        most: usize,
-        mut again: Vec<BanTarget>,
-        mut routes_again: Vec<BanTarget>,
-    ) -> Sample {
-        let mut fresh = Vec::new();
-        self.observer.engine_mut().sample(now, &mut |target| fresh.push(target), most);
-        fresh.retain(|target| !self.enforcement.awaits_command(*target));
-        let (engine, blocker) = (self.observer.engine(), self.enforcement.blocker());
-        let routes = fresh.iter().copied().filter(|target| blocker.wants_route(*target)).collect();
-        again.retain(|target| engine.is_blocked(now, *target));
-        routes_again.retain(|target| engine.is_blocked(now, *target) && blocker.wants_route(*target));
-        self.metrics().missing.set((again.len() + routes_again.len()) as u64);
-        Sample { fresh, again, routes, routes_again }
     }
 
     /// Ends the ban of `target`, whose route was deleted. Deleting the route is an unblock request, like deleting an

@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::blocker::Blocker;
-use super::observer::Observer;
-use super::own_source::OwnSourceGuard;
+use super::kernel_guards::KernelGuards;
 use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
+use super::scope::Scope;
 use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
 use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
@@ -25,15 +25,7 @@ pub(super) struct Enforcement {
     blocker: Blocker,
     pending: PendingBans,
     table_repair: TableRepair,
-    trap: TrapControl,
-    own_sources: OwnSourceGuard,
-}
-
-/// The context of a step: its time, the engine with the host, and the reporter.
-pub(super) struct Scope<'a> {
-    pub(super) now: Timestamp,
-    pub(super) observer: &'a mut Observer,
-    pub(super) reporter: &'a Reporter,
+    guards: KernelGuards,
 }
 
 impl Enforcement {
@@ -42,8 +34,7 @@ impl Enforcement {
             blocker,
             pending: PendingBans::default(),
             table_repair: TableRepair::default(),
-            trap: TrapControl::default(),
-            own_sources: OwnSourceGuard::default(),
+            guards: KernelGuards::default(),
         }
     }
 
@@ -52,7 +43,7 @@ impl Enforcement {
     }
 
     pub(super) fn trap(&mut self) -> &mut TrapControl {
-        &mut self.trap
+        &mut self.guards.trap
     }
 }
 
@@ -61,8 +52,7 @@ impl Enforcement {
     /// Excuses the trap's count of `packet` if it was not evidence, and checks whether its source is an address of this
     /// host.
     pub(super) fn inspect(&mut self, scope: &Scope<'_>, packet: &Packet, verdict: Verdict) {
-        self.trap.excuse(scope.now, packet, verdict, scope.observer.engine().forgiven());
-        self.own_sources.inspect(packet, scope.observer.host(), scope.reporter);
+        self.guards.inspect(scope, packet, verdict);
     }
 
     /// Handles a packet of a blocked source. If `verify` is true, looks up its ban in the kernel's set. Returns true if
@@ -221,7 +211,7 @@ impl Enforcement {
 
     /// Resets the trap's count of the probes of `targets`.
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], reporter: &Reporter) {
-        self.trap.forget_probes(targets, &mut self.blocker, reporter);
+        self.guards.trap.forget_probes(targets, &mut self.blocker, reporter);
     }
 }
 
@@ -229,7 +219,7 @@ impl Enforcement {
 impl Enforcement {
     /// When [`Enforcement::run_maintenance`] is next due.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        let (pending, trap) = (self.pending.next_retry(), self.trap.next_due());
+        let (pending, trap) = (self.pending.next_retry(), self.guards.trap.next_due());
         let (routes, repair) = (self.blocker.next_route_due(), self.table_repair.next_due());
         [pending, trap, routes, repair].into_iter().flatten().min()
     }
@@ -238,7 +228,7 @@ impl Enforcement {
     /// refused bans.
     pub(super) fn run_maintenance(&mut self, scope: &mut Scope<'_>) {
         let now = scope.now;
-        self.trap.check(now, &mut self.blocker, scope.observer, &self.pending, scope.reporter);
+        self.guards.trap.check(now, &mut self.blocker, scope.observer, &self.pending, scope.reporter);
         self.blocker.expire_routes(now, scope.reporter);
         if let Some(table) = &mut self.blocker.nft {
             self.table_repair.complete(now, table, scope.observer, &mut self.pending, scope.reporter);
@@ -276,7 +266,7 @@ impl Enforcement {
 /// Applies changes of the host and of the configuration.
 impl Enforcement {
     pub(super) fn start(&mut self, scope: &Scope<'_>) {
-        self.start_trap(scope);
+        self.guards.start(scope, &mut self.blocker);
         if let Some(backend) = &mut self.blocker.nft {
             self.table_repair.report_foreign(backend, None, scope.reporter);
         }
@@ -284,14 +274,13 @@ impl Enforcement {
 
     /// Stops the kernel's own blocking, because no sensor reviews it from now on.
     pub(super) fn stop(&mut self, reporter: &Reporter) {
-        self.own_sources.clear(&mut self.blocker, reporter);
-        self.trap.stop(&mut self.blocker, reporter);
+        self.guards.stop(&mut self.blocker, reporter);
     }
 
     /// Applies a new snapshot of the host.
     pub(super) fn host_changed(&mut self, scope: &mut Scope<'_>) {
         self.update_allow_list(scope, Nft::follow_protected);
-        self.guard_own_sources(scope);
+        self.guards.guard_own_sources(scope, &mut self.blocker);
         self.arm_trap(scope);
     }
 
@@ -315,16 +304,16 @@ impl Enforcement {
     /// Suspends blocking: the trap monitors no ports, no backend receives a ban, and the bans in force remain.
     pub(super) fn start_trial(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
-        self.guard_own_sources(scope);
-        self.trap.pause(&mut self.blocker, scope.reporter);
+        self.guards.guard_own_sources(scope, &mut self.blocker);
+        self.guards.trap.pause(&mut self.blocker, scope.reporter);
     }
 
     /// Resumes blocking. Probes seen during the trial are not evidence for a ban.
     pub(super) fn end_trial(&mut self, scope: &Scope<'_>) {
         self.blocker.suspended = false;
-        self.trap.forget_coverage(scope.reporter);
-        self.trap.resume();
-        self.start_trap(scope);
+        self.guards.trap.forget_coverage(scope.reporter);
+        self.guards.trap.resume();
+        self.guards.start(scope, &mut self.blocker);
     }
 
     fn suspend_bans(&mut self, scope: &mut Scope<'_>) {
@@ -340,8 +329,8 @@ impl Enforcement {
     /// Disables blocking for the rest of the run.
     pub(super) fn log_only(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
-        self.guard_own_sources(scope);
-        self.trap.disarm(&mut self.blocker, scope.reporter);
+        self.guards.guard_own_sources(scope, &mut self.blocker);
+        self.guards.trap.disarm(&mut self.blocker, scope.reporter);
         self.arm_trap(scope);
     }
 
@@ -356,7 +345,7 @@ impl Enforcement {
                 scope.reporter.error(format!("cannot install the rules of the new configuration: {error}"))
             }
         }
-        self.start_trap(scope);
+        self.guards.start(scope, &mut self.blocker);
     }
 
     /// Enables or disables connection tracking for connections to decoys.
@@ -370,27 +359,13 @@ impl Enforcement {
         self.reset_trap(scope);
     }
 
-    /// Arms the trap with empty counters, because the sensor may have missed the earlier probes or judges them
-    /// differently.
-    fn start_trap(&mut self, scope: &Scope<'_>) {
-        TrapControl::forget_all_probes(&mut self.blocker);
-        self.reset_trap(scope);
-    }
-
     /// Sets the ports of the trap again after another process changed them.
     pub(super) fn reset_trap(&mut self, scope: &Scope<'_>) {
-        self.own_sources.forget();
-        self.guard_own_sources(scope);
-        self.trap.forget_ports();
-        self.arm_trap(scope);
-    }
-
-    fn guard_own_sources(&mut self, scope: &Scope<'_>) {
-        self.own_sources.update(&mut self.blocker, scope.observer.host(), scope.reporter);
+        self.guards.reset(scope, &mut self.blocker);
     }
 
     pub(super) fn arm_trap(&mut self, scope: &Scope<'_>) {
-        self.trap.arm(scope.now, &mut self.blocker, scope.observer, scope.reporter);
+        self.guards.arm_trap(scope, &mut self.blocker);
     }
 }
 
@@ -442,9 +417,7 @@ impl Enforcement {
     pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {
         let Some(table) = &mut self.blocker.nft else { return };
         if self.table_repair.repair(scope.now, table, damage, scope.observer, &mut self.pending, scope.reporter) {
-            self.trap.forget_ports();
-            self.own_sources.forget();
-            self.guard_own_sources(scope);
+            self.guards.table_replaced(scope, &mut self.blocker);
         }
     }
 

@@ -12,12 +12,15 @@ mod excuses;
 #[cfg(test)]
 mod fixtures;
 mod guest_bans;
+mod kernel_guards;
 mod metrics;
 mod observer;
 mod own_source;
 mod pending_bans;
 mod port_lookup;
 mod reporter;
+mod sample;
+mod scope;
 mod table_repair;
 mod trap;
 mod trap_coverage;
@@ -43,13 +46,13 @@ use batching::{Batching, COALESCE_DELAY};
 pub use blocker::Blocker;
 pub use commands::{Answer, Inbox, SensorCommand, SensorRequest};
 use controller::BanController;
-pub use controller::Sample;
 use drop_counter::DropCounter;
 pub use guest_bans::GuestBan;
 pub use metrics::{REACTIONS, Read, SensorMetrics};
 use observer::Observer;
 pub use port_lookup::KernelPorts;
 use reporter::Reporter;
+pub use sample::Sample;
 
 /// Pause of the decoys after a failed accept, usually because of a lack of file descriptors. An immediate retry would
 /// keep a core busy.

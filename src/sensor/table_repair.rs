@@ -189,7 +189,7 @@ impl TableRepair {
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {
                 observer.lift(one.target);
             }),
-            Err(BlockError::Gone | BlockError::Socket(_)) => observer.engine_mut().lift_all(),
+            Err(BlockError::Gone | BlockError::System(_)) => observer.engine_mut().lift_all(),
         }
         self.incomplete = left_out > 0 && filled.is_ok();
         Some(match (repaired, filled) {

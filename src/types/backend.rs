@@ -24,25 +24,61 @@ impl Backend {
     /// Every backend, in the order in which [`Backends`] prints them.
     pub const ALL: [Self; 4] = [Self::Nft, Self::Route, Self::HostsDeny, Self::Command];
 
-    /// True if the slow-backends thread runs it, because it writes files, starts processes or waits.
-    #[must_use]
-    pub fn is_slow(self) -> bool {
-        match self {
-            Self::Nft | Self::Route => false,
-            Self::HostsDeny | Self::Command => true,
-        }
+    /// What the rest of the program needs to know about it, except its work.
+    const fn facts(self) -> Facts {
+        let (name, title, table, place, is_slow) = match self {
+            Self::Nft => ("nft", "nftables set", "block.nft", "the kernel's sets", false),
+            Self::Route => ("route", "route", "block.route", "the kernel's routes", false),
+            Self::HostsDeny => ("hosts-deny", "hosts.deny", "block.hosts_deny", "hosts.deny", true),
+            Self::Command => ("run", "command", "block.run", "command", true),
+        };
+        Facts { name, title, table, place, is_slow }
     }
 
     /// The name in the configuration, the ledger, JSON and metrics.
     #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nft => "nft",
-            Self::Route => "route",
-            Self::HostsDeny => "hosts-deny",
-            Self::Command => "run",
-        }
+    pub const fn name(self) -> &'static str {
+        self.facts().name
     }
+
+    /// The name for readers: what a source is blocked by.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        self.facts().title
+    }
+
+    /// The table of its keys in the configuration.
+    #[must_use]
+    pub const fn table(self) -> &'static str {
+        self.facts().table
+    }
+
+    /// Where its bans are, for log lines.
+    #[must_use]
+    pub const fn place(self) -> &'static str {
+        self.facts().place
+    }
+
+    /// True if the slow-backends thread runs it, because it writes files, starts processes or waits.
+    #[must_use]
+    pub const fn is_slow(self) -> bool {
+        self.facts().is_slow
+    }
+
+    /// The names of the slow backends: "hosts-deny and run".
+    #[must_use]
+    pub fn slow_names() -> String {
+        let slow = Self::ALL.into_iter().filter(|backend| backend.is_slow());
+        slow.map(Self::name).collect::<Vec<_>>().join(" and ")
+    }
+}
+
+struct Facts {
+    name: &'static str,
+    title: &'static str,
+    table: &'static str,
+    place: &'static str,
+    is_slow: bool,
 }
 
 /// The backends that enforce one ban.
@@ -50,6 +86,16 @@ impl Backend {
 pub struct Backends([bool; Backend::ALL.len()]);
 
 impl Backends {
+    #[must_use]
+    pub fn contains(self, backend: Backend) -> bool {
+        self.iter().any(|one| one == backend)
+    }
+
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
     /// The union of both sets.
     #[must_use]
     pub fn and(self, others: Self) -> Self {

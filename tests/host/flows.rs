@@ -92,6 +92,19 @@ fn wait_for_flow(
     })
 }
 
+fn serve(namespace: &Namespace, address: SocketAddr) -> TcpListener {
+    namespace.inside(|| TcpListener::bind(address).unwrap())
+}
+
+/// Connects to `address`, where `listener` accepts; returns both ends.
+fn meet(from: &Namespace, address: SocketAddr, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    std::thread::scope(|scope| {
+        let accepting = scope.spawn(|| accept(listener));
+        let stream = from.inside(|| connect(address));
+        (stream, accepting.join().unwrap())
+    })
+}
+
 #[test]
 fn lookup_leaves_connection_tracking_off() {
     let networks = Networks::new();
@@ -113,18 +126,10 @@ fn lookup_leaves_connection_tracking_off() {
 fn published_and_masqueraded_flows_are_recognized() {
     let networks = Networks::new();
     networks.translate();
-    let serve = |namespace: &Namespace, address: SocketAddr| namespace.inside(|| TcpListener::bind(address).unwrap());
     let backend = serve(&networks.server, at("192.168.9.2", 8080));
     let redirected = serve(&networks.router, at(ROUTER, 9090));
     let plain = serve(&networks.router, at(ROUTER, 7000));
     let outside = serve(&networks.client, at("198.51.100.7", 7001));
-    let meet = |from: &Namespace, address: SocketAddr, listener: &TcpListener| {
-        std::thread::scope(|scope| {
-            let accepting = scope.spawn(|| accept(listener));
-            let stream = from.inside(|| connect(address));
-            (stream, accepting.join().unwrap())
-        })
-    };
     let assert_flow =
         |ends, expected| assert_eq!(wait_for_flow(&networks.router, ends, Protocol::Tcp, expected), expected);
 
@@ -218,20 +223,12 @@ fn probe_of_closed_port_leaves_no_entry() {
 fn ended_published_connections_are_listed() {
     let networks = Networks::new();
     networks.translate();
-    let serve = |namespace: &Namespace, address: SocketAddr| namespace.inside(|| TcpListener::bind(address).unwrap());
     let listeners = [
         (at(ROUTER, 8080), serve(&networks.server, at("192.168.9.2", 8080))),
         (at(ROUTER, 8081), serve(&networks.router, at(ROUTER, 9090))),
         (at(ROUTER, 7000), serve(&networks.router, at(ROUTER, 7000))),
     ];
     let outside = serve(&networks.client, at("198.51.100.7", 7001));
-    let meet = |from: &Namespace, address: SocketAddr, listener: &TcpListener| {
-        std::thread::scope(|scope| {
-            let accepting = scope.spawn(|| accept(listener));
-            let stream = from.inside(|| connect(address));
-            (stream, accepting.join().unwrap())
-        })
-    };
     let met = listeners.each_ref().map(|(address, listener)| meet(&networks.client, *address, listener));
     let masqueraded = meet(&networks.server, at("198.51.100.7", 7001), &outside);
     let refused = at(ROUTER, 8080);

@@ -42,9 +42,6 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> BanReco
             IpAddr::V6(v6) if target.prefix_len() == 64 => (v6.to_bits() | 0xbad).to_be_bytes().into(),
             address => address,
         },
-        methods: Backend::Nft.into(),
-        note: None,
-        author: Author::Detector,
         ..BanRecord::wanted_by(
             Author::Detector,
             target,

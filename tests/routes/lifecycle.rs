@@ -151,7 +151,7 @@ fn failed_removal_is_retried() {
 
     without_capability(&lab, || {
         let refused = routes.block(&for_ever(&["192.0.2.4"]), at(1));
-        assert!(matches!(refused, Err(BlockError::Route(RouteError::NotPermitted))), "{refused:?}");
+        assert!(matches!(refused, Err(BlockError::System(RouteError::NotPermitted))), "{refused:?}");
         assert!(routes.lift(&[second]).is_err());
         assert!(routes.sweep(at(10)).trouble.is_some());
         let over = routes.due(at(10));

@@ -49,7 +49,7 @@ fn clients_of_remembered_services_are_not_banned() {
     remember(&lab, &SERVED, Duration::from_secs(6 * 86_400));
     // The daemon starts before the services.
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
+    let trapped = lab.trapped_ports();
     assert!(SERVED.iter().all(|port| !trapped.contains(port)), "the kernel's trap omits them");
     for v6 in [false, true] {
         let (source, target) = ends(&lab, "client", v6);
@@ -229,7 +229,7 @@ fn guessing_mail_client_is_not_banned() {
     let lab = Lab::new(&["client", "scanner", "other"]);
     let _services = Services::open(&lab, &[993, 465]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
+    let trapped = lab.trapped_ports();
     assert!(!trapped.contains(&143));
     let guessed = [993, 143, 995, 110, 465, 587, 25];
     for v6 in [false, true] {
@@ -252,7 +252,7 @@ fn guessing_mail_client_is_not_banned() {
 fn trap_ban_of_mail_guesser_is_lifted() {
     let lab = Lab::new(&["client", "scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
+    let trapped = lab.trapped_ports();
     assert!(trapped.contains(&143), "without a mail service the trap counts mail ports");
     let guessed = [443, 80, 993, 143, 995, 110, 465, 587, 25];
     let (client, target) = ends(&lab, "client", false);
@@ -481,7 +481,7 @@ fn early_restart_bans_no_clients() {
     daemon.stop();
     Daemon::start(&lab, &["--expire", "24h"]).stop();
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
+    let trapped = lab.trapped_ports();
     assert!(SERVED.iter().all(|port| !trapped.contains(port)), "the kernel's trap omits them");
     let target = lab.victim_v4("clients").into();
     for _ in 0..3 {
@@ -630,7 +630,7 @@ fn peers_stay_known_across_restart() {
     assert_eq!(both(), Some(()), "from the start");
     let known = || (lab.set("peers").len() == 2).then_some(());
     assert!(within(TIMEOUT, known).is_some(), "the kernel's trap knows them too: {}", lab.set_text("peers"));
-    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
+    lab.trapped_ports();
     for (host, source, address) in [("peer", peer, target), ("visitor", visitor, published)] {
         lab.probe(host, source, address, &[901, 902, 903, 904, 905, 906, 907]);
     }
@@ -645,7 +645,7 @@ fn peers_stay_known_across_restart() {
     std::fs::remove_dir_all(lab.path("state")).unwrap();
     let daemon = start();
     assert_eq!(is_connected(visitor), Some(false));
-    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
+    lab.trapped_ports();
     lab.probe("visitor", visitor, published, &[911, 912, 913]);
     lab.expect_ban(visitor);
     daemon.stop();
@@ -664,7 +664,7 @@ fn trap_counts_connected_peer_to_eight() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let known = || (lab.set("peers").len() == 1 && lab.set("peers6").len() == 1).then_some(());
     assert!(within(TIMEOUT, known).is_some(), "{} {}", lab.set_text("peers"), lab.set_text("peers6"));
-    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
+    lab.trapped_ports();
     // The kernel alone, while the program is stopped.
     let banned = daemon.frozen(|| {
         for (peer, target) in ends {

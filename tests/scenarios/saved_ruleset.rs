@@ -73,8 +73,7 @@ fn ruleset_loaded_before_start_adds_no_ban() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (kept, lifted, _) = saved(&lab, true);
     // Saved again, with the trap armed and a longer time for the lifted ban.
-    let armed = || lab.ports("trapped").contains(&901).then_some(());
-    assert!(within(TIMEOUT, armed).is_some());
+    lab.trapped_ports();
     let text = "flush ruleset\n".to_owned() + &lab.run("victim", "nft", &["list", "ruleset"]);
     let text = text.replacen(&kept.to_string(), &format!("{lifted} timeout 2h expires 2h, {kept}"), 1);
     let file = lab.path("nftables.conf");
@@ -92,11 +91,7 @@ fn ruleset_loaded_before_start_adds_no_ban() {
     lab.probe("innocent", innocent, target, &[901, 902, 903]);
     lab.expect_ban(innocent);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    daemon.expect_line(
-        "a file loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: 1",
-    );
-    expect_ledger_decides(&lab, kept, lifted);
-    assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
+    expect_loaded_file_reviewed(&lab, &daemon, (kept, lifted, innocent));
     lab.provoke_ban("other");
     daemon.stop();
     // An element that is added to the daemon's own table meanwhile is a ban by an operator.
@@ -105,6 +100,15 @@ fn ruleset_loaded_before_start_adds_no_ban() {
     let listed = || lab.operate(&["list", "--json"]).out.contains("198.51.100.9").then_some(());
     assert!(within(TIMEOUT, listed).is_some());
     daemon.stop();
+}
+
+/// Fails unless `daemon` keeps only the bans of the ledger from a loaded file.
+fn expect_loaded_file_reviewed(lab: &Lab, daemon: &Daemon, (kept, lifted, innocent): (IpAddr, IpAddr, IpAddr)) {
+    daemon.expect_line(
+        "a file loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: 1",
+    );
+    expect_ledger_decides(lab, kept, lifted);
+    assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
 }
 
 /// True if `list` names a ban of `address`.
@@ -116,8 +120,7 @@ fn is_listed(lab: &Lab, address: &str) -> bool {
 fn ruleset_merged_before_start_adds_no_ban() {
     let lab = Lab::new(&["kept", "lifted", "innocent", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let armed = || lab.ports("trapped").contains(&901).then_some(());
-    assert!(within(TIMEOUT, armed).is_some());
+    lab.trapped_ports();
     // The saved times are those of the ledger at this moment.
     let (kept, lifted, file) = saved(&lab, false);
     daemon.stop();
@@ -127,11 +130,7 @@ fn ruleset_merged_before_start_adds_no_ban() {
     lab.probe("innocent", innocent, target, &[901, 902, 903]);
     lab.expect_ban(innocent);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    daemon.expect_line(
-        "a file loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: 1",
-    );
-    expect_ledger_decides(&lab, kept, lifted);
-    assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
+    expect_loaded_file_reviewed(&lab, &daemon, (kept, lifted, innocent));
     daemon.stop();
     // The ledger has never seen this address, so it is an operator's ban, even if a file was loaded as well.
     lab.run("victim", "nft", &["-f", &file]);
@@ -215,8 +214,7 @@ fn loaded_set_restores_no_lifted_ban() {
 fn trap_ban_after_crash_stays() {
     let lab = Lab::new(&["scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let armed = || lab.ports("trapped").contains(&901).then_some(());
-    assert!(within(TIMEOUT, armed).is_some());
+    lab.trapped_ports();
     let source: IpAddr = lab.v4("scanner").into();
     let scan = |ports: &[u16]| {
         lab.probe("scanner", source, lab.victim_v4("scanner").into(), ports);

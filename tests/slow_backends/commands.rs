@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portsentry::enforce::BanContext;
 use portsentry::enforce::command::{Outcome, RunSettings};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
-use portsentry::enforce::slow_backends::{Adopted, BackendEvent, CommandPhase, Left, Settings, Stopped, Task};
-use portsentry::types::{Backend, Expiry};
+use portsentry::enforce::slow_backends::{
+    Adopted, BackendEvent, CommandPhase, Left, Settings, SlowQueue, Stopped, Task,
+};
+use portsentry::enforce::{BanBackend, BanContext};
+use portsentry::types::{Backend, BanTarget, Expiry};
 use tempfile::TempDir;
 
 use super::{Bench, case, spawner};
@@ -149,7 +152,7 @@ fn command_is_not_retried_after_expiry() {
     let bench = with(run("exit 1"));
     bench.block(case("192.0.2.7", 60), &RUN);
     assert_eq!(ran(&bench).again, Some(Duration::from_secs(1)));
-    bench.put(Task::Release { target: case("192.0.2.7", 60).target });
+    bench.put(Task::Release { targets: vec![case("192.0.2.7", 60).target] });
     bench.expect_no_event(Duration::from_millis(1_500));
 }
 
@@ -249,7 +252,7 @@ fn expire_command_runs_after_ban_only() {
     bench.block(lifted, &RUN);
     // While the first command still runs.
     assert!(within(TIMEOUT, || (!lines(&path).is_empty()).then_some(())).is_some(), "the command did not start");
-    bench.put(Task::Release { target: lifted.target });
+    bench.put(Task::Release { targets: vec![lifted.target] });
     assert_eq!(ran(&bench).occasion, CommandPhase::Block);
     let release = ran(&bench);
     assert_eq!((release.occasion, release.case), (CommandPhase::Release, lifted));
@@ -319,7 +322,7 @@ fn unstarted_command_needs_no_end_command() {
     bench.block(first, &RUN);
     bench.block(second, &RUN);
     std::thread::sleep(Duration::from_millis(100));
-    bench.put(Task::Release { target: second.target });
+    bench.put(Task::Release { targets: vec![second.target] });
     assert_eq!(ran(&bench).case, first);
     bench.expect_no_event(Duration::from_millis(300));
     assert_eq!(lines(&path), [""; 0]);
@@ -361,6 +364,25 @@ fn refused_commands_are_counted_and_reported() {
 }
 
 #[test]
+fn release_of_many_bans_undoes_each() {
+    const BANS: u32 = 20_000;
+    let settings = RunSettings { expire_command: shell("sleep 1000", &[]), at_once: 2, ..run("true") };
+    let bench = with(settings);
+    let case = |n: u32| case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
+    let adopted = |n| Adopted { case: case(n), methods: RUN.into(), has_run: true, left: Expiry::Never };
+    bench.put(Task::Adopt { bans: (0..BANS).map(adopted).collect() });
+    let mut queue = SlowQueue::new(bench.backends.as_ref().unwrap(), &RUN, false, false);
+    let targets: Vec<BanTarget> = (0..BANS).map(|n| case(n).target).collect();
+    queue.lift(&targets).unwrap();
+    let (stopped, events) = bench.stop(Duration::from_secs(4) * slowness());
+    let ran = events.iter().filter(|event| matches!(event, BackendEvent::Ran { .. })).count();
+    let Stopped::Left(Left { lines: 0, commands }) = stopped else { panic!("{stopped:?}") };
+    assert_eq!((ran + commands, ran > 0), (targets.len(), true), "each command runs or waits for the next start");
+    let others: Vec<_> = events.iter().filter(|event| !matches!(event, BackendEvent::Ran { .. })).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
+
+#[test]
 fn methods_follow_given_order() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hosts.deny");
@@ -370,7 +392,7 @@ fn methods_follow_given_order() {
     let run = run(&script);
     let spawner = spawner(&run);
     let bench = Bench::start(Settings {
-        hosts_deny: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap()),
+        stores: vec![Arc::new(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap())],
         run: Some((run, spawner)),
         ..Settings::default()
     });
@@ -453,17 +475,21 @@ fn late_line_leaves_newer_ban_its_command() {
     let run = run("echo ran");
     let spawner = spawner(&run);
     let bench = Bench::start(Settings {
-        hosts_deny: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap()),
+        stores: vec![Arc::new(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap())],
         run: Some((run, spawner)),
         ..Settings::default()
     });
     let case = case("192.0.2.7", 60);
     bench.block(case, &[Backend::HostsDeny, Backend::Command]);
     // At start the daemon mistakes the new ban for one from before, because it is in the kernel.
-    bench.put(Task::WriteLine { case: BanContext::by_hand(case.target, case.expiry, case.since) });
+    let unknown = |target| Task::BlockUnknown {
+        case: BanContext::by_hand(target, case.expiry, case.since),
+        methods: [Backend::HostsDeny].into(),
+    };
+    bench.put(unknown(case.target));
     assert!(matches!(bench.next(), BackendEvent::Done { case: BanContext { class: Some(_), .. }, .. }));
     assert_eq!(ran(&bench).output, "ran", "the ban continues with its next backend");
-    bench.put(Task::WriteLine { case: BanContext::by_hand(crate::target("192.0.2.8"), case.expiry, case.since) });
+    bench.put(unknown(crate::target("192.0.2.8")));
     let BackendEvent::Done { case, backend: Backend::HostsDeny } = bench.next() else { panic!("no line") };
     assert_eq!(case.target, crate::target("192.0.2.8"), "a ban that is not known yet gets its line");
 }

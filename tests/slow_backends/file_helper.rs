@@ -6,9 +6,10 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use portsentry::enforce::file_helper::{FileHelper, Files, serve};
+use portsentry::enforce::file_helper::{FileHelper, Files, HelperFile, serve};
 use portsentry::enforce::helper_socket::{HelperError, pair};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
 use portsentry::enforce::slow_backends::{BackendEvent, Settings, Task};
@@ -52,8 +53,7 @@ fn lines_are_written_by_helper() {
     fs::write(&path, "sshd: x\n").unwrap();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
     let bench = Bench::start(Settings {
-        hosts_deny: Some(hosts_deny.clone()),
-        file_helper: Some(helper.clone()),
+        stores: vec![Arc::new(HelperFile::new(Arc::new(hosts_deny.clone()), helper.clone()))],
         ..Settings::default()
     });
     let case = case("192.0.2.7", 60);
@@ -63,7 +63,7 @@ fn lines_are_written_by_helper() {
     // Another program removes the line: the thread reads the file through the helper and rewrites it.
     fs::write(&path, "sshd: y\n").unwrap();
     assert!(matches!(bench.next(), BackendEvent::Restored { .. }));
-    bench.put(Task::Release { target: target("192.0.2.7") });
+    bench.put(Task::Release { targets: vec![target("192.0.2.7")] });
     assert!(matches!(bench.next(), BackendEvent::Released { .. }));
     assert_eq!(fs::read_to_string(&path).unwrap(), "sshd: y\n");
     drop((bench, helper));

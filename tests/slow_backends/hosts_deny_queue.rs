@@ -2,11 +2,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use portsentry::enforce::BanBackend;
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
-use portsentry::enforce::slow_backends::{Adopted, BackendEvent, Left, Settings, SlowTask, Stopped, Task};
-use portsentry::types::{Backend, BanTarget, Expiry};
+use portsentry::enforce::slow_backends::{
+    Adopted, BackendEvent, Left, Settings, SlowBackends, SlowQueue, SlowTask, Stopped, Task,
+};
+use portsentry::types::{Backend, BanTarget, Expiry, Timestamp};
 use tempfile::TempDir;
 
 use super::{Bench, case, target};
@@ -18,8 +23,8 @@ fn setup() -> (TempDir, PathBuf, Settings) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("etc/hosts.deny");
     fs::create_dir(folder.path().join("etc")).unwrap();
-    let hosts_deny = Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap());
-    (folder, path, Settings { hosts_deny, ..Settings::default() })
+    let hosts_deny = Arc::new(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap());
+    (folder, path, Settings { stores: vec![hosts_deny], ..Settings::default() })
 }
 
 fn held(path: &Path) -> Vec<BanTarget> {
@@ -42,7 +47,7 @@ fn hosts_deny_line_follows_its_ban() {
     assert_eq!(bench.next(), BackendEvent::Released { targets: vec![short.target], backend: Backend::HostsDeny });
     assert!(started.elapsed() >= Duration::from_secs(2) * slowness());
     assert_eq!(held(&path), [long.target]);
-    bench.put(Task::Release { target: long.target });
+    bench.put(Task::Release { targets: vec![long.target] });
     assert_eq!(bench.next(), BackendEvent::Released { targets: vec![long.target], backend: Backend::HostsDeny });
     assert_eq!(held(&path), []);
     assert_eq!(bench.stop(super::time_limit()).0, Stopped::Whole);
@@ -119,7 +124,7 @@ fn expired_ban_is_never_written() {
     let bench = Bench::start(settings);
     bench.block(case("192.0.2.7", 3_600), &LINE);
     assert!(matches!(bench.next(), BackendEvent::Failed { .. }));
-    bench.put(Task::Release { target: target("192.0.2.7") });
+    bench.put(Task::Release { targets: vec![target("192.0.2.7")] });
     fs::create_dir(folder.path().join("etc")).unwrap();
     bench.expect_no_event(Duration::from_millis(1_500));
     assert!(!path.exists());
@@ -163,6 +168,23 @@ fn burst_beyond_queue_is_refused_and_reported() {
         events.iter().map(|event| if let BackendEvent::Lost { tasks, .. } = event { *tasks } else { 0 }).sum();
     assert_eq!(lost, refused);
     assert_eq!(events.iter().filter(|event| matches!(event, BackendEvent::Done { .. })).count(), taken.len());
+}
+
+#[test]
+fn full_queue_still_accepts_releases() {
+    let (_folder, path, settings) = setup();
+    let (free, wait) = channel::<()>();
+    let slow = SlowBackends::start(settings, move |_| _ = wait.recv()).unwrap();
+    let mut queue = SlowQueue::new(&slow, &LINE, false, false);
+    let case = |n: u32| case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
+    // The thread reports the first line, and waits there until the queue is full.
+    let refused: Vec<_> =
+        (0..20_000).flat_map(|n| queue.block(&[case(n)], Timestamp::ZERO).expect("no table to lose")).collect();
+    assert!(refused.len() > 10_000, "{}", refused.len());
+    queue.lift(&(0..20_000).map(|n| case(n).target).collect::<Vec<_>>()).unwrap();
+    drop(free);
+    assert_eq!(slow.stop(super::time_limit()), Stopped::Whole);
+    assert_eq!(held(&path).len(), 0);
 }
 
 #[test]

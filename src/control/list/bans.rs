@@ -248,7 +248,7 @@ impl Kernel {
         let nft = self.0.as_mut().map_err(|error| error.clone())?;
         question(nft).map_err(|error| match error {
             BlockError::Gone => KernelError::NoTable,
-            BlockError::Socket(error) if error.errno() == Some(Errno::PERM) => KernelError::Forbidden,
+            BlockError::System(error) if error.errno() == Some(Errno::PERM) => KernelError::Forbidden,
             other => KernelError::Other(other.to_string()),
         })
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::host::lookup::look_up_all;
+use crate::host::lookup::{look_up_all, name_of};
 
 /// Timeout for all look-ups together.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -23,7 +23,7 @@ const MAX_NAME_LEN: usize = 253;
 
 /// The names of these addresses that name servers return in time; a note reports the number of missing ones.
 pub(super) fn look_up(addresses: BTreeSet<IpAddr>, notes: &mut Vec<String>) -> HashMap<IpAddr, String> {
-    look_up_with(addresses, notes, TIMEOUT, |address| dns_lookup::lookup_addr(address).ok())
+    look_up_with(addresses, notes, TIMEOUT, name_of)
 }
 
 fn look_up_with(

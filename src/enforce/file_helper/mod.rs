@@ -7,8 +7,10 @@
 mod client;
 mod protocol;
 mod server;
+mod store;
 
 pub use client::FileHelper;
 #[cfg(any(test, fuzzing))]
 pub(crate) use protocol::fuzz;
 pub use server::{Files, Open, serve};
+pub use store::HelperFile;

@@ -2,7 +2,7 @@
 //! extended attributes of the old one, including access control lists.
 
 use std::ffi::CString;
-use std::fs::{self, File, Metadata, Permissions};
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::HostsDenyError;
 use crate::atomic_file::{AtomicFile, TemporaryName};
+use crate::enforce::entry_store::Stamp;
 
 /// Maximum size of a file that is read and written. The TCP wrappers read the whole file for every connection.
 pub(crate) const LIMIT: u64 = 16 << 20;
@@ -33,29 +34,6 @@ pub(super) struct Old {
     pub(super) bytes: Vec<u8>,
     file: File,
     stamp: Stamp,
-}
-
-/// Attributes that change when a file is written or replaced, or its permissions change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
-    place: (u64, u64),
-    access: (u32, u32, u32),
-    changed: (i64, i64, i64, i64),
-}
-
-impl Stamp {
-    fn from_metadata(found: &Metadata) -> Self {
-        Self {
-            place: (found.dev(), found.ino()),
-            access: (found.uid(), found.gid(), found.mode()),
-            changed: (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()),
-        }
-    }
-}
-
-/// The stamp of the current file; `None` if it does not exist.
-pub(super) fn stamp(path: &Path) -> Option<Stamp> {
-    fs::symlink_metadata(path).ok().map(|found| Stamp::from_metadata(&found))
 }
 
 /// Opens the file for reading; `None` if it does not exist.
@@ -154,6 +132,8 @@ fn copy(from: &File, to: &File, name: &CString, value: &mut [u8]) -> io::Result<
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -19,10 +19,13 @@ use super::BanContext;
 use super::template::{NAMES, Values, expand, unknown};
 use crate::types::BanTarget;
 
-pub(crate) mod file;
+mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod store;
 mod text;
+
+pub(super) use file::LIMIT as MAX_FILE_LEN;
 
 use text::{Reading, Rule, hosts_pattern};
 
@@ -142,11 +145,6 @@ impl HostsDeny {
     #[must_use]
     pub fn line(&self, case: &BanContext) -> String {
         expand(&self.template, &Values { target: &hosts_pattern(case.target), case })
-    }
-
-    /// A value that changes when the file is written or replaced; `None` if the file does not exist.
-    pub(crate) fn stamp(&self) -> Option<file::Stamp> {
-        file::stamp(&self.path)
     }
 
     /// The targets of own lines, in order; empty if the file does not exist.

@@ -75,7 +75,8 @@ impl BanBackend for NftBackend {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
         self.elements.clear();
         self.elements.extend(bans.iter().map(|ban| (ban.target, ban.expiry)));
-        refused(self.nft.block(&self.elements), bans.iter().map(|ban| ban.target))
+        let targets = bans.iter().map(|ban| ban.target);
+        BlockError::refusals(self.nft.block(&self.elements), Backend::Nft, targets)
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
@@ -88,22 +89,11 @@ impl BanBackend for NftBackend {
     fn put_back(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
         let elements: Vec<_> = bans.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
-        refused(self.nft.put_back(&elements), bans.iter().map(|ban| ban.target))
+        let targets = bans.iter().map(|ban| ban.target);
+        BlockError::refusals(self.nft.put_back(&elements), Backend::Nft, targets)
     }
 
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
         self.nft.missing(targets).unwrap_or_default()
-    }
-}
-
-/// Returns the targets that nftables refused.
-fn refused(result: Result<(), BlockError>, targets: impl Iterator<Item = BanTarget>) -> Result<Vec<Refused>, Gone> {
-    match result {
-        Ok(()) => Ok(Vec::new()),
-        Err(BlockError::Gone) => Err(Gone),
-        Err(BlockError::Failed { failed, .. }) => {
-            Ok(failed.iter().map(|one| Refused::new(Backend::Nft, one.target, &one.reason)).collect())
-        }
-        Err(error) => Ok(Refused::all(Backend::Nft, targets, &error)),
     }
 }

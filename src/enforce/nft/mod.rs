@@ -35,22 +35,7 @@ pub use crate::netlink::nft::{
 use crate::netlink::socket::{Socket, SocketError};
 
 /// Failure of a change of the sets.
-#[derive(Debug, thiserror::Error)]
-pub enum BlockError {
-    /// The table or one of its sets was deleted, for example with `nft flush ruleset`: no ban is in force.
-    #[error("table inet portsentry, or one of its sets, is missing; portsentry creates it again and restores the bans")]
-    Gone,
-    /// Some of the bans could not be changed; all others were.
-    #[error("{} of {asked} changes failed; {}", failed.len(), Failed::first(failed))]
-    Failed {
-        asked: usize,
-        /// The failed ones with their reasons; at least one.
-        failed: Vec<Failed>,
-    },
-    /// The socket failed, or the kernel refused the whole transaction.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-}
+pub type BlockError = super::BlockError<Failure, SocketError>;
 
 pub type Failed = super::Failed<Failure>;
 
@@ -409,7 +394,7 @@ fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) ->
         Err(error) => return Err(error),
     };
     failed.extend(networks);
-    if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked, failed }) }
+    BlockError::check(asked, failed)
 }
 
 /// Time for which new bans are sent in the form that permits existing ones, after the kernel refused one because of an

@@ -57,7 +57,7 @@ impl Nft {
                 }
             }
         }
-        if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked: items.len(), failed }) }
+        BlockError::check(items.len(), failed)
     }
 
     /// Determines whether the failure of one target concerns only this target or all of them.

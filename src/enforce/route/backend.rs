@@ -6,21 +6,15 @@ use crate::engine::ActiveBan;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
 impl Routes {
-    fn add_all(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Vec<Refused> {
-        match self.block(bans, now) {
-            Ok(()) => Vec::new(),
-            Err(BlockError::Failed { failed, .. }) => {
-                failed.iter().map(|one| Refused::new(Backend::Route, one.target, &one.reason)).collect()
-            }
-            Err(error) => Refused::all(Backend::Route, bans.iter().map(|(target, _)| *target), &error),
-        }
+    fn add_all(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        BlockError::refusals(self.block(bans, now), Backend::Route, bans.iter().map(|(target, _)| *target))
     }
 }
 
 impl BanBackend for Routes {
     fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, Gone> {
         let bans: Vec<_> = bans.iter().map(|ban| (ban.target, ban.expiry)).collect();
-        Ok(self.add_all(&bans, now))
+        self.add_all(&bans, now)
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
@@ -30,7 +24,7 @@ impl BanBackend for Routes {
 
     fn put_back(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, Gone> {
         let left: Vec<_> = bans.iter().map(|ban| (ban.target, ban.left)).collect();
-        Ok(self.add_all(&left, now))
+        self.add_all(&left, now)
     }
 
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {

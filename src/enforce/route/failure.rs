@@ -5,21 +5,9 @@ use std::net::IpAddr;
 use crate::enforce::Overlap;
 use crate::netlink::routes::{Refusal, RouteError};
 
-/// Failure of a change of the routes.
-#[derive(Debug, thiserror::Error)]
-pub enum BlockError {
-    /// Some of the targets failed; all others were changed.
-    #[error("{} of {asked} changes failed; {}", failed.len(), Failed::first(failed))]
-    Failed {
-        asked: usize,
-        /// The failed ones with their reasons; at least one.
-        failed: Vec<Failed>,
-    },
-    /// The socket failed, or this process may not change routes. Routes that were to be added count as not added, and
-    /// are removed by the next [`super::Routes::due`]; removals are retried.
-    #[error(transparent)]
-    Route(#[from] RouteError),
-}
+/// Failure of a change of the routes. After [`crate::enforce::BlockError::System`], routes that were to be added count as
+/// not added, and are removed by the next [`super::Routes::due`]; removals are retried.
+pub type BlockError = crate::enforce::BlockError<Failure, RouteError>;
 
 pub type Failed = crate::enforce::Failed<Failure>;
 

@@ -96,7 +96,7 @@ impl Routes {
     /// that an earlier run left is replaced.
     ///
     /// # Errors
-    /// [`BlockError::Failed`] with the targets that are not blocked, while the others are; after [`BlockError::Route`]
+    /// [`BlockError::Failed`] with the targets that are not blocked, while the others are; after [`BlockError::System`]
     /// no target is newly blocked.
     pub fn block(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Result<(), BlockError> {
         let mut failed = Vec::new();
@@ -125,7 +125,7 @@ impl Routes {
                 return Err(error.into());
             }
         }
-        if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked: bans.len(), failed }) }
+        BlockError::check(bans.len(), failed)
     }
 
     /// Lifts the bans of these targets; targets without a ban are skipped.
@@ -193,8 +193,7 @@ impl Routes {
                 let failed = stay.into_iter().filter_map(|(net, refusal)| {
                     Some(Failed { target: BanTarget::exactly(net)?, reason: Failure::Refused(refusal) })
                 });
-                let failed: Vec<Failed> = failed.collect();
-                (!failed.is_empty()).then_some(BlockError::Failed { asked: nets.len(), failed })
+                BlockError::check(nets.len(), failed.collect()).err()
             }
             Err(error) => Some(error.into()),
         };
@@ -327,7 +326,7 @@ impl Routes {
                 lifted.push(*target);
             }
         }
-        let trouble = (!failed.is_empty()).then_some(BlockError::Failed { asked: targets.len(), failed });
+        let trouble = BlockError::check(targets.len(), failed).err();
         Lifted { targets: lifted, trouble }
     }
 }

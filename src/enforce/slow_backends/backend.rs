@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{SharedExempt, SlowBackends, Task, TaskSender};
+use super::{MAX_NEW_BANS, SharedExempt, SlowBackends, Task, TaskSender};
 use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
 use crate::engine::ActiveBan;
 use crate::types::{Backend, BanTarget, Timestamp};
@@ -42,7 +42,7 @@ impl SlowQueue {
         Self { undoes_commands, ..self }
     }
 
-    /// Sets the prefixes that no line or command may affect. The thread ends its bans that overlap them.
+    /// Sets the prefixes that no entry or command may affect. The thread ends its bans that overlap them.
     pub fn protect(&mut self, exempt: ExemptPrefixes) {
         self.exempt = Arc::new(exempt);
         self.shared.set(Arc::clone(&self.exempt));
@@ -59,7 +59,7 @@ impl SlowQueue {
     pub fn run_first(&self, case: BanContext) -> bool {
         self.after_command.is_some()
             && self.exempt.check(case.target).is_ok()
-            && self.tasks.send(Task::Before { case }).is_ok()
+            && self.tasks.send_below(MAX_NEW_BANS, Task::Before { case }).is_ok()
     }
 
     /// Queues the command alone; returns a refusal if it does not run.
@@ -92,9 +92,9 @@ impl SlowQueue {
     }
 
     fn queue(&self, case: BanContext, methods: &Arc<[Backend]>) -> Option<Refused> {
-        let put = self.tasks.send(Task::Block { case, methods: Arc::clone(methods) });
-        let full = "the queue of the backends hosts-deny and run is full";
-        put.err().map(|_| Refused::new(Backend::Command, case.target, &full))
+        let put = self.tasks.send_below(MAX_NEW_BANS, Task::Block { case, methods: Arc::clone(methods) });
+        let full = || format!("the queue of the backends {} is full", Backend::slow_names());
+        put.err().map(|_| Refused::new(Backend::Command, case.target, &full()))
     }
 }
 
@@ -104,14 +104,14 @@ impl BanBackend for SlowQueue {
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
-        for target in targets.iter().filter(|_| self.enforces() || self.undoes_commands) {
-            // If the queue is full, a line stays until its ban would have ended.
-            let _ = self.tasks.send(Task::Release { target: *target });
+        if !targets.is_empty() && (self.enforces() || self.undoes_commands) {
+            // If the queue is full, an entry stays until its ban would have ended.
+            let _ = self.tasks.send(Task::Release { targets: targets.to_vec() });
         }
         Ok(())
     }
 
-    /// The thread restores its own lines, and the effects of a command are unknown.
+    /// The thread restores its own entries, and the effects of a command are unknown.
     fn put_back(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
         Ok(Vec::new())
     }

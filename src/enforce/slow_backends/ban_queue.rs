@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::MAX_BANS;
 use crate::enforce::BanContext;
-use crate::types::{Backend, BanTarget, Expiry, Timestamp};
+use crate::types::{Backend, Backends, BanTarget, Expiry, Timestamp};
 
 /// A ban that must be undone when it ends.
 #[derive(Debug)]
@@ -14,8 +14,8 @@ pub(super) struct QueuedBan {
     pub(super) id: u64,
     /// Backends that have not been processed yet.
     pub(super) steps: VecDeque<Backend>,
-    /// True if it has, or should have, a line.
-    pub(super) has_line: bool,
+    /// The backends in which it has, or should have, an entry.
+    pub(super) entries: Backends,
     /// True if the command was started.
     pub(super) has_run: bool,
     until: Option<Timestamp>,
@@ -47,7 +47,7 @@ impl Bans {
             case,
             id,
             steps: VecDeque::new(),
-            has_line: false,
+            entries: Backends::default(),
             has_run: false,
             until: None,
         });
@@ -87,9 +87,13 @@ impl Bans {
         self.held.keys().copied()
     }
 
-    /// Targets that have, or should have, a line.
-    pub(super) fn with_line(&self) -> impl Iterator<Item = BanTarget> + '_ {
-        self.held.iter().filter(|(_, held)| held.has_line).map(|(target, _)| *target)
+    /// Targets that have, or should have, an entry in `backend`.
+    pub(super) fn with_entry(&self, backend: Backend) -> impl Iterator<Item = BanTarget> + '_ {
+        self.held.iter().filter(move |(_, held)| held.entries.contains(backend)).map(|(target, _)| *target)
+    }
+
+    pub(super) fn has_entry(&self, target: BanTarget, backend: Backend) -> bool {
+        self.get(target).is_some_and(|held| held.entries.contains(backend))
     }
 
     /// A target whose ban has ended at `now`.

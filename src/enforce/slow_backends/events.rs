@@ -38,9 +38,9 @@ pub enum BackendEvent {
         /// Delay before the next attempt; `None`: no further attempt.
         again: Option<Duration>,
     },
-    /// Lines were removed, because their bans ended or were not adopted.
+    /// Entries were removed, because their bans ended or were not adopted.
     Released { targets: Vec<BanTarget>, backend: Backend },
-    /// Lines that another program removed while their bans were in force were restored.
+    /// Entries that another program removed while their bans were in force were restored.
     Restored { targets: Vec<BanTarget>, backend: Backend },
     /// A command has ended, or could not be started.
     Ran {
@@ -61,7 +61,7 @@ pub enum BackendEvent {
     Ready { case: BanContext },
     /// Connections of a blocked source were ended.
     Connections { target: BanTarget, ended: usize },
-    /// Lines were removed and commands undone, because the targets now contain exempt addresses.
+    /// Entries were removed and commands undone, because the targets now contain exempt addresses.
     Exempted { targets: Vec<BanTarget> },
     /// A backend cannot work on this system, and is not retried.
     Unable { task: SlowTask, reason: String },
@@ -89,9 +89,7 @@ impl BackendEvent {
 impl fmt::Display for SlowTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Ban(Backend::HostsDeny) => "hosts.deny",
-            Self::Ban(Backend::Command) => "command",
-            Self::Ban(backend) => backend.name(),
+            Self::Ban(backend) => backend.title(),
             Self::EndConnections => "connections",
         })
     }
@@ -136,10 +134,10 @@ impl fmt::Display for BackendEvent {
             ),
             Self::Unable { task, reason } => write!(f, "{task}: {reason}; not retried"),
             Self::Lost { tasks, commands } => {
+                let slow = Backend::slow_names();
                 write!(
                     f,
-                    "the queue of the backends hosts-deny and run was full; dropped tasks: {tasks}, dropped commands: \
-                     {commands}"
+                    "the queue of the backends {slow} was full; dropped tasks: {tasks}, dropped commands: {commands}"
                 )
             }
         }

@@ -1,18 +1,16 @@
-//! Runs the slow backends on one thread: lines of hosts.deny, commands, and the ending of connections. The thread has a
-//! bounded queue, so that neither the sensor nor the event loop waits for a disk or a process.
+//! Runs the slow backends on one thread: files with an entry per ban ([`EntryStore`]), commands, and the ending of
+//! connections. The thread has a bounded queue, so that neither the sensor nor the event loop waits for a disk or a process.
 //!
-//! The thread tracks the expiry of its bans by CLOCK_BOOTTIME and removes a line when its ban ends. Failed work is
-//! retried with backoff until the ban ends. Lines stay when the program ends, because bans outlive it; the next start
-//! passes the bans that are still in force ([`Task::Adopt`]), and other lines are removed.
+//! The thread tracks the expiry of its bans by CLOCK_BOOTTIME and removes an entry when its ban ends. Failed work is
+//! retried with backoff until the ban ends. Entries stay when the program ends, because bans outlive it; the next start
+//! passes the bans that are still in force ([`Task::Adopt`]), and other entries are removed.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::command::{RunSettings, Spawner};
-use super::file_helper::FileHelper;
-use super::hosts_deny::HostsDeny;
-use super::{BanContext, ExemptPrefixes};
+use super::{BanContext, EntryStore, ExemptPrefixes};
 use crate::types::{Backend, Backoff, BanTarget, Expiry};
 pub use crate::worker::Stopped;
 use crate::worker::{Handle, Worker};
@@ -21,9 +19,8 @@ mod backend;
 mod ban_queue;
 mod command_queue;
 mod connections;
-mod deny_file;
+mod entry_queue;
 mod events;
-mod hosts_deny_queue;
 mod worker;
 
 pub use backend::SlowQueue;
@@ -32,7 +29,11 @@ pub use events::{BackendEvent, CommandPhase, SlowTask};
 use worker::Work;
 
 /// Maximum number of tasks in the queue: those that arrive while a file is synced to the disk.
-const MAX_PENDING: usize = 4_096;
+const MAX_PENDING: usize = MAX_NEW_BANS + 256;
+
+/// Maximum number of tasks in the queue to which another ban is added. The rest of the room is for releases, which would
+/// otherwise be lost in a burst of bans.
+const MAX_NEW_BANS: usize = 4_096;
 
 /// Maximum number of bans: the default size of the kernel's sets.
 const MAX_BANS: usize = 131_072;
@@ -43,10 +44,8 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_sec
 /// The configured backends.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// For [`Backend::HostsDeny`].
-    pub hosts_deny: Option<HostsDeny>,
-    /// Writes hosts.deny if this process cannot.
-    pub file_helper: Option<FileHelper>,
+    /// The files with an entry per ban.
+    pub stores: Vec<Arc<dyn EntryStore>>,
     /// For [`Backend::Command`] and [`Task::Before`]: the configuration of commands, and the command helper.
     pub run: Option<(RunSettings, Spawner)>,
     /// True if connections of every blocked source are ended, in the network namespace of the thread's starter.
@@ -66,12 +65,12 @@ pub enum Task {
         /// The backends in order: each begins when the previous one has ended, with or without success.
         methods: Arc<[Backend]>,
     },
-    /// A ban from before the start that has no line yet. Ignored if the target was banned in the meantime.
-    WriteLine { case: BanContext },
-    /// A ban has expired or was lifted.
-    Release { target: BanTarget },
-    /// All bans that were in force before the start. Lines of other targets are removed. Missing lines were removed on
-    /// purpose and are not restored.
+    /// A ban from before the start that has no entry yet. Ignored if the target was banned in the meantime.
+    BlockUnknown { case: BanContext, methods: Arc<[Backend]> },
+    /// Bans have expired or were lifted.
+    Release { targets: Vec<BanTarget> },
+    /// All bans that were in force before the start. Entries of other targets are removed. Missing entries were removed
+    /// on purpose and are not restored.
     Adopt { bans: Vec<Adopted> },
     /// Bans that ended before the start, and whose command has to be undone. A target that was banned again is left
     /// alone.
@@ -115,7 +114,7 @@ pub type TaskSender = Handle<Task>;
 /// Unfinished work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Left {
-    /// Lines neither written nor removed.
+    /// Entries neither written nor removed.
     pub lines: usize,
     /// Commands that were not run, or did not end.
     pub commands: usize,

@@ -1,6 +1,7 @@
-//! Runs the main loop of the slow-backends thread: takes tasks, handles ended commands, writes lines, ends connections,
-//! starts commands, and waits until something is due.
+//! Runs the main loop of the slow-backends thread: takes tasks, handles ended commands, writes entries, ends
+//! connections, starts commands, and waits until something is due.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,8 +11,7 @@ use ipnet::IpNet;
 use super::ban_queue::{Bans, QueuedBan};
 use super::command_queue::{Commands, Job};
 use super::connections::Connections;
-use super::deny_file::DenyFile;
-use super::hosts_deny_queue::Lines;
+use super::entry_queue::EntryQueue;
 use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, SharedExempt, SlowTask, Task};
 use crate::clock::boot_time;
 use crate::enforce::{BanContext, ExemptPrefixes};
@@ -30,7 +30,8 @@ const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The state of the thread.
 pub(super) struct Work {
-    lines: Option<Lines>,
+    /// One for each file with entries.
+    files: Vec<EntryQueue>,
     commands: Option<Commands>,
     connections: Connections,
     end_connections: bool,
@@ -52,7 +53,7 @@ impl Work {
         shared_exempt: SharedExempt,
     ) -> Self {
         Self {
-            lines: settings.hosts_deny.map(|file| Lines::new(DenyFile::new(file, settings.file_helper))),
+            files: settings.stores.into_iter().map(EntryQueue::new).collect(),
             commands: settings.run.map(Commands::new),
             connections: Connections::default(),
             end_connections: settings.end_connections,
@@ -81,16 +82,14 @@ impl Work {
             }
         };
         let now = boot_time();
-        if let Some(lines) = &mut self.lines {
-            // Pending changes get one last attempt.
-            lines.hurry();
-            self.write(now);
-        }
+        // Pending changes get one last attempt.
+        self.files.iter_mut().for_each(EntryQueue::hurry);
+        self.write(now);
         self.end_commands(stop);
         self.losses_due = Timestamp::ZERO;
         self.tell_losses(boot_time());
         Left {
-            lines: self.lines.as_ref().map_or(0, Lines::waiting),
+            lines: self.files.iter().map(EntryQueue::waiting).sum(),
             commands: self.commands.as_ref().map_or(0, Commands::left),
         }
     }
@@ -113,8 +112,8 @@ impl Work {
         }
         self.commands_go_on(now);
         self.write(now);
-        self.look_at_lines(now);
-        // After the lines: a connection that is ended earlier could be opened again.
+        self.restore_lost(now);
+        // After the entries: a connection that is ended earlier could be opened again.
         self.connections.flush(now, &self.exempt, &mut self.tell);
         self.commands_go_on(now);
         self.tell_losses(now);
@@ -142,12 +141,12 @@ impl Work {
                     None => methods.iter().for_each(|backend| self.refuse(case, *backend, full())),
                 }
             }
-            Task::WriteLine { case } => {
+            Task::BlockUnknown { case, methods } => {
                 if self.bans.get(case.target).is_none() {
-                    self.handle(now, Task::Block { case, methods: Arc::new([Backend::HostsDeny]) });
+                    self.handle(now, Task::Block { case, methods });
                 }
             }
-            Task::Release { target } => self.release(target),
+            Task::Release { targets } => targets.into_iter().for_each(|target| self.release(target)),
             Task::Undo { bans } => {
                 let Some(commands) = &mut self.commands else { return };
                 bans.into_iter()
@@ -155,38 +154,36 @@ impl Work {
                     .for_each(|case| commands.undo(0, case));
             }
             Task::Adopt { bans } => {
-                let there = self.lines.as_ref().and_then(Lines::held);
+                let there: Vec<_> = self.files.iter().map(EntryQueue::held).collect();
                 for Adopted { case, methods, has_run, left } in bans {
                     // A ban made after the start takes precedence over one from before.
                     if self.bans.get(case.target).is_some() {
                         continue;
                     }
-                    let is_there = there.as_ref().map(|there| there.contains(&case.target));
+                    let is_there = |there: &Option<HashSet<_>>| Some(there.as_ref()?.contains(&case.target));
                     // If addresses in the target are exempt, only what an earlier run has done is ended.
                     let is_exempt = self.exempt.check(case.target).is_err();
-                    let has_line = methods.contains(&Backend::HostsDeny) && (!is_exempt || is_there == Some(true));
-                    if is_exempt && !has_line && !has_run {
+                    let files = self.files.iter_mut().zip(&there).filter(|(file, there)| {
+                        methods.contains(&file.backend()) && (!is_exempt || is_there(there) == Some(true))
+                    });
+                    let (entries, lost): (Vec<Backend>, Vec<_>) = files
+                        .map(|(file, there)| (file.backend(), (is_there(there) == Some(false)).then_some(file)))
+                        .unzip();
+                    if is_exempt && entries.is_empty() && !has_run {
                         continue;
                     }
                     if let Some(held) = self.bans.hold(now, case, left) {
-                        (held.has_line, held.has_run) = (has_line, has_run);
+                        (held.entries, held.has_run) = (entries.into_iter().collect(), has_run);
                         if methods.contains(&Backend::Command) && !has_run && !is_exempt {
                             held.steps.push_back(Backend::Command);
                         }
-                        // Another backend blocked it until now, or the line was removed in the meantime.
-                        if has_line
-                            && is_there == Some(false)
-                            && let Some(lines) = &mut self.lines
-                        {
-                            lines.restore(held.id, case);
-                        }
+                        // Another backend blocked it until now, or the entry was removed in the meantime.
+                        lost.into_iter().flatten().for_each(|file| file.restore(held.id, case));
                         self.step(case.target);
                     }
                 }
                 self.end_exempt();
-                if let Some(lines) = &mut self.lines {
-                    lines.sweep();
-                }
+                self.files.iter_mut().for_each(EntryQueue::sweep);
                 self.write(now);
             }
         }
@@ -229,20 +226,18 @@ impl Work {
             && let Some(backend) = held.steps.pop_front()
         {
             let (case, id) = (held.case, held.id);
-            match (backend, &mut self.lines, &mut self.commands) {
-                (Backend::HostsDeny, Some(lines), _) => {
-                    held.has_line = true;
-                    lines.add(id, case);
-                    return;
-                }
-                (Backend::Command, _, Some(commands)) => {
+            if let Some(file) = self.files.iter_mut().find(|file| file.backend() == backend) {
+                held.entries = held.entries.and(backend.into());
+                file.add(id, case);
+                return;
+            }
+            match &mut self.commands {
+                Some(commands) if backend == Backend::Command => {
                     if commands.push(Job { id, case, occasion: CommandPhase::Block, attempt: 1 }) {
                         return;
                     }
                 }
-                (Backend::HostsDeny, None, _) => self.refuse(case, backend, "no file is configured"),
-                (Backend::Command, _, None) => self.refuse(case, backend, "no command is configured"),
-                (Backend::Nft | Backend::Route, ..) => self.refuse(case, backend, "not a backend of this thread"),
+                _ => self.refuse(case, backend, format!("no {} is configured", backend.title())),
             }
         }
     }
@@ -254,11 +249,11 @@ impl Work {
 
     fn release(&mut self, target: BanTarget) {
         let held = self.bans.remove(target);
-        if let Some(lines) = &mut self.lines
-            // A target without a ban may have a line from before the start.
-            && held.as_ref().is_none_or(|held| held.has_line)
-        {
-            lines.remove(target);
+        for file in &mut self.files {
+            // A target without a ban may have an entry from before the start.
+            if held.as_ref().is_none_or(|held| held.entries.contains(file.backend())) {
+                file.remove(target);
+            }
         }
         if let Some(commands) = &mut self.commands {
             commands.forget(target);
@@ -268,12 +263,11 @@ impl Work {
         }
     }
 
-    /// Writes lines, and continues with the bans whose line was tried.
+    /// Writes entries, and continues with the bans whose entry was tried.
     fn write(&mut self, now: Timestamp) {
-        while let Some(lines) = &mut self.lines {
-            let bans = &self.bans;
-            let has_line = |target| bans.get(target).is_some_and(|held| held.has_line);
-            let tried = lines.flush(now, has_line, &mut self.tell);
+        loop {
+            let files = self.files.iter_mut();
+            let tried: Vec<_> = files.flat_map(|file| file.flush(now, &self.bans, &mut self.tell)).collect();
             if tried.is_empty() {
                 return;
             }
@@ -285,15 +279,12 @@ impl Work {
         }
     }
 
-    /// Restores lines that another program removed.
-    fn look_at_lines(&mut self, now: Timestamp) {
-        let Some(lines) = &mut self.lines else { return };
-        let lost = lines.lost(now, self.bans.with_line());
-        if lost.is_empty() {
-            return;
-        }
-        for held in lost.into_iter().filter_map(|target| self.bans.get(target)) {
-            lines.restore(held.id, held.case);
+    /// Restores entries that another program removed.
+    fn restore_lost(&mut self, now: Timestamp) {
+        for file in &mut self.files {
+            for held in file.lost(now, &self.bans).into_iter().filter_map(|target| self.bans.get(target)) {
+                file.restore(held.id, held.case);
+            }
         }
         self.write(now);
     }
@@ -309,11 +300,9 @@ impl Work {
 
     /// Waits until something is due or a task arrives.
     fn rest(&self) {
-        let lines = self.lines.as_ref().and_then(Lines::next);
         let commands = self.commands.as_ref().and_then(Commands::next);
-        let has_lines = self.bans.with_line().next().is_some();
-        let look = self.lines.as_ref().filter(|_| has_lines).map(Lines::next_look);
-        match [self.bans.next(), lines, look, self.connections.next(), commands].into_iter().flatten().min() {
+        let files = self.files.iter().filter_map(|file| file.next(&self.bans)).min();
+        match [self.bans.next(), files, self.connections.next(), commands].into_iter().flatten().min() {
             Some(next) => thread::park_timeout(next.since(boot_time()).min(MAX_REST)),
             None if self.losses() != self.told => thread::park_timeout(LOSS_INTERVAL),
             None => thread::park(),

@@ -11,9 +11,9 @@ use netlink_packet_route::route::RouteProtocol;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 
-use super::Gateway;
 use super::dump::Dump;
 use super::error::HostError;
+use super::gateways::Gateway;
 
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;

@@ -9,8 +9,6 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-use super::Interface;
-
 /// An IPv4 route of the main or the default table. In sorted order, the preferred route comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReverseRoute {
@@ -73,39 +71,4 @@ pub(super) fn is_usual(rule: &RuleMessage) -> bool {
         _ => true,
     });
     !narrows && rule.header.action == RuleAction::ToTable && (DEFAULT_TABLE..=LOCAL_TABLE).contains(&table)
-}
-
-/// 1 is strict, 2 loose.
-pub(super) fn is_strict(interface: &str) -> bool {
-    setting(interface, "rp_filter") == Some(1)
-}
-
-/// True if the kernel accepts IPv4 packets from this host's own addresses (accept_local).
-pub(super) fn accepts_local(interface: &str) -> bool {
-    setting(interface, "accept_local") == Some(1)
-}
-
-/// True if the kernel drops unicast packets in broadcast and multicast frames (drop_unicast_in_l2_multicast), of IPv4
-/// and of IPv6, which has no value for all interfaces.
-pub(super) fn filters_frames(interface: &str) -> [bool; 2] {
-    let key = "drop_unicast_in_l2_multicast";
-    [
-        setting(interface, key).is_some_and(|value| value > 0),
-        value("ipv6", interface, key).is_some_and(|value| value > 0),
-    ]
-}
-
-/// True if a setting of which the kernel sends no notification differs from `interface`.
-pub(super) fn has_changed(interface: &Interface) -> bool {
-    accepts_local(&interface.name) != interface.accepts_own
-        || filters_frames(&interface.name) != interface.filters_frames
-}
-
-/// The kernel uses the maximum of the interface's value and that of `all`.
-fn setting(interface: &str, key: &str) -> Option<u8> {
-    value("ipv4", interface, key).max(value("ipv4", "all", key))
-}
-
-fn value(family: &str, interface: &str, key: &str) -> Option<u8> {
-    std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/{interface}/{key}")).ok()?.trim().parse().ok()
 }

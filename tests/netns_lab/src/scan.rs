@@ -150,6 +150,12 @@ impl Lab {
         String::from_utf8_lossy(&output.expect("nft runs").stdout).into_owned()
     }
 
+    /// Waits until the kernel's trap monitors the closed port 901; returns its ports.
+    pub fn trapped_ports(&self) -> BTreeSet<u16> {
+        let armed = || Some(self.ports("trapped")).filter(|ports| ports.contains(&901));
+        within(TIMEOUT, armed).expect("the kernel's trap is armed")
+    }
+
     /// The ports in a set of `inet portsentry`.
     pub fn ports(&self, name: &str) -> BTreeSet<u16> {
         let text = self.set_text(name);

@@ -3,41 +3,36 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
-use super::ban_recorder::{PastBans, Remembered, lifted};
+use super::ban_recorder::{PastBans, Remembered};
 use super::error::DaemonError;
 use super::leftovers::Leftovers;
 use super::sensor_handle::SensorHandle;
+use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::{BlockError, Generation, Nft};
-use crate::enforce::slow_backends::{Adopted, Task, TaskSender};
-use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{Author, BanRecord, BanSummary, Change, Ending, Entry, Recorder};
+use crate::ledger::{Author, BanRecord, Change, Recorder};
 use crate::panic_guard;
 use crate::sensor::{GuestBan, SensorCommand, SensorRequest};
-use crate::types::{Backend, Backends, BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry};
+
+mod difference;
+mod elements;
+mod slow_handover;
+
+use difference::reconcile;
+pub(super) use slow_handover::SlowHandover;
 
 /// Bans from before the start that the sensor adopts between two batches of packets.
 const ADOPTION_BATCH: usize = 256;
 
 /// Bans from the ledger that are sent to the kernel between two batches of packets: about 40 ms.
 const RESTORE_BATCH: usize = 10_000;
-
-/// Elements whose earlier bans are looked up in the ledger between two writes.
-const LOOKUP_BATCH: usize = 256;
-
-/// Maximum difference between the whole time of a ban in the ledger and in the kernel, which rounds to milliseconds.
-const ROUNDING: Duration = Duration::from_secs(1);
-
-/// Maximum number of attempts to read the kernel's sets, and the delay between two attempts.
-const MAX_ATTEMPTS: u32 = 10;
-const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// The state to adopt, and the components that receive it.
 pub(super) struct StartupReconcile {
@@ -60,11 +55,7 @@ pub(super) struct StartupReconcile {
     pub(super) marker: PathBuf,
     /// Duration of bans whose end is unknown.
     pub(super) expire: Expiry,
-    pub(super) slow_backends: Option<TaskSender>,
-    /// True if lines of earlier bans are removed from hosts.deny, and no new ones are written.
-    pub(super) sweeps_lines: bool,
-    /// True if commands begin no new bans, but are undone at the end of those that they began.
-    pub(super) undoes_commands: bool,
+    pub(super) slow: Option<SlowHandover>,
     /// Objects to remove once the sensor runs, which is the last check of the start.
     pub(super) leftovers: Option<Leftovers>,
     /// The kernel's sets, for this thread; `None` if nft is not a backend.
@@ -76,7 +67,11 @@ impl StartupReconcile {
     pub(super) fn start(mut self) -> Result<(), DaemonError> {
         let thread = std::thread::Builder::new().name("adopt".to_owned());
         let work = move || {
-            panic_guard::restart_on_panic(|| self.hand_over());
+            panic_guard::restart_on_panic(|| {
+                if let Some(slow) = &self.slow {
+                    slow.hand_over(&self.bans);
+                }
+            });
             // The marker file reveals work that a panic interrupted.
             panic_guard::restart_on_panic(|| self.adopt());
             self.follow_guests();
@@ -102,7 +97,7 @@ impl StartupReconcile {
     fn record_methods(&self) {
         let Some(recorder) = &self.recorder else { return };
         for ban in self.bans.remembered.iter().map(|remembered| &remembered.ban) {
-            let mut methods = self.methods(ban);
+            let mut methods = slow_handover::continuing(&self.backends, ban);
             if self.exempt.check(ban.target).is_err() {
                 methods = methods.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
@@ -110,14 +105,6 @@ impl StartupReconcile {
                 recorder.put_patiently(Change::Moved { target: ban.target, since: ban.since, methods });
             }
         }
-    }
-
-    /// The backends that enforce a ban of an earlier run from now on. The command runs for earlier bans only if nothing
-    /// else blocks their sources; if it has run, it counts until it is undone.
-    fn methods(&self, ban: &BanSummary) -> Backends {
-        let runs = has_run(ban) || self.backends == [Backend::Command];
-        let others = self.backends.iter().copied().filter(|backend| *backend != Backend::Command);
-        others.chain(runs.then_some(Backend::Command)).collect()
     }
 
     /// Sends the bridge ports of guests to the sensor, which must already have the bans.
@@ -146,7 +133,7 @@ impl StartupReconcile {
                 if let Some(recorder) = &self.recorder {
                     recorder.put_patiently(ban.into());
                 }
-                self.write_line(*target, self.expire);
+                self.slow.iter().for_each(|slow| slow.add_entries(*target, self.expire));
             }
             for part in bans.chunks(RESTORE_BATCH) {
                 self.sensor.send_blocking(SensorCommand::Restore(part.to_vec(), &[Backend::Route]));
@@ -161,7 +148,7 @@ impl StartupReconcile {
     /// Adopts the kernel's elements and restores missing ones; returns the targets that were lifted meanwhile. `None`
     /// if the kernel's sets cannot be read.
     fn adopt_elements(&mut self, remembered: &[ActiveBan]) -> Option<HashSet<BanTarget>> {
-        let (elements, swept) = match self.elements(remembered) {
+        let (elements, swept) = match elements::read(remembered) {
             Ok(elements) => (elements, self.table_created),
             // Another program has deleted the table since; the table monitor creates it again.
             Err(BlockError::Gone) => (Vec::new(), true),
@@ -208,19 +195,19 @@ impl StartupReconcile {
             let _ = std::fs::remove_file(&self.marker);
         }
         for (target, left) in &reconciled.unknown {
-            self.write_line(*target, *left);
+            self.slow.iter().for_each(|slow| slow.add_entries(*target, *left));
         }
         let mut gone = HashSet::new();
         for change in reconciled.changes {
             if let Change::Ended { target, .. } = &change {
                 gone.insert(*target);
-                if let Some(slow) = &self.slow_backends {
-                    send_waiting(slow, Task::Release { target: *target });
-                }
             }
             if let Some(recorder) = &self.recorder {
                 recorder.put_patiently(change);
             }
+        }
+        if let Some(slow) = &self.slow {
+            slow.release(gone.iter().copied().collect());
         }
         if bans > 0 {
             self.events.send(Event::now(EventKind::Adopted { bans }));
@@ -257,7 +244,12 @@ impl StartupReconcile {
     ) -> Vec<(BanTarget, Option<Duration>)> {
         let known: HashSet<BanTarget> = remembered.iter().map(|ban| ban.target).collect();
         let unknown = elements.iter().map(|(target, _)| *target).filter(|target| !known.contains(target));
-        let mut saved = self.former_bans(&unknown.collect::<Vec<_>>());
+        let mut saved = match (&mut self.nft, &self.recorder) {
+            (Some(nft), Some(recorder)) => {
+                elements::former_bans(&unknown.collect::<Vec<_>>(), self.table_merged, nft, recorder)
+            }
+            _ => HashSet::new(),
+        };
         match self.table_merged {
             true => saved.extend(&self.trap_banned),
             // These are new bans, by the trap that a crashed daemon had armed.
@@ -269,33 +261,6 @@ impl StartupReconcile {
         let is_new = |(target, _): &(BanTarget, _)| !known.contains(target) && !saved.contains(target);
         let (added, loaded) = elements.into_iter().partition::<Vec<_>, _>(is_new);
         self.review_loaded(loaded, remembered).into_iter().chain(added).collect()
-    }
-
-    /// Returns those of `targets` whose elements were saved while an earlier ban was in force. Such an element has the
-    /// whole time of a ban that was lifted according to the ledger. If a whole ruleset was loaded, bans that expired
-    /// count as well. Otherwise they do not, because a wrong clock ends bans in the ledger that the kernel still holds.
-    fn former_bans(&mut self, targets: &[BanTarget]) -> HashSet<BanTarget> {
-        let any_end = self.table_merged;
-        let (Some(nft), Some(recorder)) = (&mut self.nft, &self.recorder) else { return HashSet::new() };
-        let mut former = HashSet::new();
-        for part in targets.chunks(LOOKUP_BATCH) {
-            let length = |target: &BanTarget| Some((*target, nft.length_of(*target).ok().flatten()?));
-            let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
-            let (sent, found) = oneshot::channel();
-            let asked = recorder.ask(move |ledger| {
-                let was_banned = |(target, length): &(BanTarget, Option<Duration>)| {
-                    let bans = ledger.bans_of(*target).map(|found| found.items).unwrap_or_default();
-                    bans.iter().any(|entry| (any_end || was_lifted(entry)) && fits(&entry.ban, *length))
-                };
-                let former = held.into_iter().filter(was_banned).map(|(target, _)| target);
-                let _ = sent.send(former.collect::<Vec<_>>());
-            });
-            // Without an answer they count as added by an operator: no ban is lost.
-            if asked && let Ok(found) = found.blocking_recv() {
-                former.extend(found);
-            }
-        }
-        former
     }
 
     /// Replaces elements with host bits that were added while the daemon was down, and match no packet.
@@ -346,191 +311,5 @@ impl StartupReconcile {
         missing
             .chunks(ADOPTION_BATCH)
             .for_each(|part| self.sensor.send_blocking(SensorCommand::Repair(Backend::Nft, part.to_vec())));
-    }
-
-    /// The kernel's elements with their remaining times. Sets that change faster than they can be read are read again.
-    fn elements(&self, remembered: &[ActiveBan]) -> Result<Vec<(BanTarget, Option<Duration>)>, BlockError> {
-        let read = || {
-            let mut nft = Nft::open()?;
-            let mut elements = nft.elements()?;
-            // While the kernel resizes a set's hash table, a dump silently omits some elements.
-            let seen: HashSet<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
-            let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.target));
-            for ActiveBan { target, .. } in unseen {
-                elements.extend(nft.holds(*target)?.map(|remaining| (*target, remaining)));
-            }
-            Ok(elements)
-        };
-        let mut attempt = 1;
-        loop {
-            match read() {
-                Err(BlockError::Socket(_)) if attempt < MAX_ATTEMPTS => {
-                    attempt += 1;
-                    std::thread::sleep(RETRY_DELAY);
-                }
-                done => return done,
-            }
-        }
-    }
-
-    /// Informs the slow backends about the bans that are still in force.
-    fn hand_over(&self) {
-        let Some(slow) = &self.slow_backends else { return };
-        if !self.bans.undo_due.is_empty() {
-            send_waiting(slow, Task::Undo { bans: self.bans.undo_due.iter().map(context).collect() });
-        }
-        let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
-        let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
-        if !self.backends.iter().any(is_slow) && !self.sweeps_lines && !self.undoes_commands {
-            return;
-        }
-        let adopted = |Remembered { ban, left }: &Remembered| {
-            // Lines of bans that are not held are removed.
-            let methods: Arc<[Backend]> = self.methods(ban).iter().filter(is_slow).collect();
-            let methods = Some(methods).filter(|methods| !methods.is_empty())?;
-            Some(Adopted { case: context(ban), methods, has_run: has_run(ban), left: *left })
-        };
-        send_waiting(slow, Task::Adopt { bans: self.bans.remembered.iter().filter_map(adopted).collect() });
-    }
-
-    /// Writes the hosts.deny line of a ban that a crash has prevented.
-    fn write_line(&self, target: BanTarget, left: Expiry) {
-        let Some(slow) = self.slow_backends.as_ref().filter(|_| self.backends.contains(&Backend::HostsDeny)) else {
-            return;
-        };
-        let context = BanContext::by_hand(target, left, SystemTime::now());
-        send_waiting(slow, Task::WriteLine { case: context });
-    }
-}
-
-/// True if the command has run for `ban`, and has not been undone.
-fn has_run(ban: &BanSummary) -> bool {
-    ban.methods.iter().any(|method| method == Backend::Command)
-}
-
-/// The data of a ban of an earlier run for hosts.deny and commands.
-fn context(ban: &BanSummary) -> BanContext {
-    let expiry = match ban.until.and_then(|until| until.duration_since(ban.since).ok()) {
-        Some(length) => Expiry::After(length),
-        None => Expiry::Never,
-    };
-    let mut context = BanContext::by_hand(ban.target, expiry, ban.since);
-    (context.source, context.class) = (ban.source, ban.class);
-    if let Some((protocol, port)) = ban.port {
-        (context.protocol, context.port) = (protocol, port);
-    }
-    context
-}
-
-/// Blocks only this thread if the queue is full.
-fn send_waiting(slow: &TaskSender, mut task: Task) {
-    while let Err(back) = slow.send(task) {
-        task = back;
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn was_lifted(entry: &Entry) -> bool {
-    entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }))
-}
-
-/// True if an element with this whole time may be that of `ban`.
-fn fits(ban: &BanRecord, length: Option<Duration>) -> bool {
-    let span = ban.until.map(|until| until.duration_since(ban.since).unwrap_or_default());
-    match (span, length) {
-        (None, None) => true,
-        (Some(span), Some(length)) => span.abs_diff(length) <= ROUNDING,
-        _ => false,
-    }
-}
-
-/// Differences between kernel and ledger at the start, if the table survived.
-struct Reconciled {
-    /// Bans to restore in the kernel.
-    restore: Vec<ActiveBan>,
-    changes: Vec<Change>,
-    /// Elements of the kernel that are missing in the ledger.
-    unknown: Vec<(BanTarget, Expiry)>,
-}
-
-/// From this number of missing bans on, they were not lifted one by one: a process that restored or removed them was
-/// killed.
-const MASS_REMOVAL: usize = 256;
-
-/// Compares kernel and ledger. If the kernel still holds some of the remembered bans, its sets were not flushed. Then
-/// an operator lifted the missing ones while the program was down, unless they are too many for that. All bans are
-/// restored if the kernel holds none, or if its sets are known to be `incomplete`: a start was interrupted while it
-/// restored bans, or all bans began after the start.
-fn reconcile(
-    kernel: &[(BanTarget, Option<Duration>)],
-    remembered: &[ActiveBan],
-    incomplete: bool,
-    now: SystemTime,
-) -> Reconciled {
-    let held: HashSet<BanTarget> = kernel.iter().map(|(target, _)| *target).collect();
-    // After a reboot the kernel holds no ban, so none is compared.
-    let sought = if kernel.is_empty() { &[] } else { remembered };
-    let known: HashSet<BanTarget> = sought.iter().map(|ban| ban.target).collect();
-    let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !held.contains(&ban.target)).copied().collect();
-    let swept = missing.len() == remembered.len();
-    let unknown: Vec<(BanTarget, Expiry)> = kernel
-        .iter()
-        .filter(|(target, _)| !known.contains(target))
-        .map(|(target, left)| (*target, left.map_or(Expiry::Never, Expiry::After)))
-        .collect();
-    let added = |(target, expiry): &(BanTarget, Expiry)| {
-        BanRecord::wanted_by(Author::Import, *target, now, *expiry, Backend::Nft).into()
-    };
-    let mut changes: Vec<Change> = unknown.iter().map(added).collect();
-    if swept || incomplete || missing.len() >= MASS_REMOVAL {
-        return Reconciled { restore: missing, changes, unknown };
-    }
-    let gone = |ban: &ActiveBan| lifted(ban.target, "another program, while portsentry was not running", now);
-    changes.extend(missing.iter().map(gone));
-    Reconciled { restore: Vec::new(), changes, unknown }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::HOUR;
-
-    fn target(last: u8) -> BanTarget {
-        BanTarget::V4([192, 0, 2, last].into())
-    }
-
-    fn remembered() -> [ActiveBan; 2] {
-        [ActiveBan::whole(target(1), Expiry::After(HOUR)), ActiveBan::whole(target(2), Expiry::Never)]
-    }
-
-    #[test]
-    fn flushed_table_gets_all_bans() {
-        let remembered = remembered();
-        let result = reconcile(&[(target(9), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
-        assert_eq!(result.restore, remembered);
-        assert!(matches!(&result.changes[..], [Change::Banned(ban)] if ban.target == target(9)));
-    }
-
-    #[test]
-    fn single_missing_ban_was_lifted() {
-        let remembered = remembered();
-        let result = reconcile(&[(target(1), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
-        assert!(result.restore.is_empty());
-        assert!(matches!(&result.changes[..], [Change::Ended { target: two, .. }] if *two == target(2)));
-    }
-
-    #[test]
-    fn interrupted_restore_is_completed() {
-        let result = reconcile(&[(target(1), Some(HOUR))], &remembered(), true, SystemTime::UNIX_EPOCH);
-        assert_eq!(result.restore, remembered()[1..]);
-        assert!(result.changes.is_empty());
-    }
-
-    #[test]
-    fn hundreds_of_missing_bans_are_restored() {
-        let ban = |n: u32| ActiveBan::whole(BanTarget::V4(n.into()), Expiry::After(HOUR));
-        let all: Vec<ActiveBan> = (1..=1_000).map(ban).collect();
-        let kernel: Vec<_> = all[..700].iter().map(|ban| (ban.target, Some(HOUR))).collect();
-        assert_eq!(reconcile(&kernel, &all, false, SystemTime::UNIX_EPOCH).restore, all[700..]);
     }
 }

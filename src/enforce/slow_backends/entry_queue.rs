@@ -1,29 +1,29 @@
-//! Queues lines of hosts.deny that are to be written or removed; all of them go into one new file. A failure concerns
-//! the file, not one ban, so all lines are retried together.
+//! Queues entries of an [`EntryStore`] that are to be written or removed; all of them go into one new file. A failure
+//! concerns the file, not one ban, so all entries are retried together.
 //!
 //! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes
-//! lines by accident. Therefore the file is checked every two seconds, and lines missing in a changed file are written
-//! again. To lift a ban, use `portsentry unblock`.
+//! entries by accident. Therefore the file is checked every two seconds, and entries missing in a changed file are
+//! written again. To lift a ban, use `portsentry unblock`.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::deny_file::DenyFile;
+use super::ban_queue::Bans;
 use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
-use crate::enforce::BanContext;
-use crate::enforce::hosts_deny::file::Stamp;
+use crate::enforce::{BanContext, EntryStore, Stamp};
 use crate::types::{Backend, Backoff, BanTarget, Timestamp};
 
 /// Pending changes.
-pub(super) struct Lines {
-    file: DenyFile,
+pub(super) struct EntryQueue {
+    store: Arc<dyn EntryStore>,
     add: HashMap<BanTarget, Add>,
     remove: HashSet<BanTarget>,
-    /// True if lines of bans that are not held are removed.
+    /// True if entries of bans that are not held are removed.
     sweep: bool,
     backoff: Backoff,
-    /// Stamp of the file when it contained all lines; `None` before the first check.
+    /// Stamp of the file when it contained all entries; `None` before the first check.
     seen: Option<Option<Stamp>>,
     look_at: Timestamp,
 }
@@ -31,7 +31,7 @@ pub(super) struct Lines {
 /// Interval between checks of the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A line to write.
+/// An entry to write.
 struct Add {
     /// Identifier of its ban.
     id: u64,
@@ -41,10 +41,10 @@ struct Add {
     again: bool,
 }
 
-impl Lines {
-    pub(super) fn new(file: DenyFile) -> Self {
+impl EntryQueue {
+    pub(super) fn new(store: Arc<dyn EntryStore>) -> Self {
         Self {
-            file,
+            store,
             add: HashMap::new(),
             remove: HashSet::new(),
             sweep: false,
@@ -54,37 +54,36 @@ impl Lines {
         }
     }
 
-    /// Targets that have a line now; `None` if the file cannot be read.
+    pub(super) fn backend(&self) -> Backend {
+        self.store.backend()
+    }
+
+    /// Targets that have an entry now; `None` if the file cannot be read.
     pub(super) fn held(&self) -> Option<HashSet<BanTarget>> {
-        self.file.held().ok().map(|held| held.into_iter().collect())
+        self.store.held().ok().map(|held| held.into_iter().collect())
     }
 
-    /// Time at which [`Lines::lost`] checks the file again.
-    pub(super) fn next_look(&self) -> Timestamp {
-        self.look_at
-    }
-
-    /// The targets in `wanted` that have lost their line, if the file has changed. Empty while other lines are pending:
+    /// The targets in `bans` that have lost their entry, if the file has changed. Empty while other entries are pending:
     /// the file is checked afterwards.
-    pub(super) fn lost(&mut self, now: Timestamp, wanted: impl Iterator<Item = BanTarget>) -> Vec<BanTarget> {
+    pub(super) fn lost(&mut self, now: Timestamp, bans: &Bans) -> Vec<BanTarget> {
         if now < self.look_at || self.sweep || self.waiting() > 0 {
             return Vec::new();
         }
         self.look_at = now.after(CHECK_INTERVAL);
         // Read before the content, so that a concurrent write is detected.
-        let stamp = self.file.stamp();
+        let stamp = self.store.stamp();
         if self.seen == Some(stamp) {
             return Vec::new();
         }
         let Some(held) = self.held() else { return Vec::new() };
-        let lost: Vec<BanTarget> = wanted.filter(|target| !held.contains(target)).collect();
+        let lost: Vec<BanTarget> = bans.with_entry(self.backend()).filter(|target| !held.contains(target)).collect();
         if lost.is_empty() {
             self.seen = Some(stamp);
         }
         lost
     }
 
-    /// Queues a lost line for writing.
+    /// Queues a lost entry for writing.
     pub(super) fn restore(&mut self, id: u64, case: BanContext) {
         self.add.insert(case.target, Add { id, case, tried: true, again: true });
         self.backoff.shorten();
@@ -96,7 +95,7 @@ impl Lines {
         self.backoff.shorten();
     }
 
-    /// If the queue is full, the line is removed at the next start.
+    /// If the queue is full, the entry is removed at the next start.
     pub(super) fn remove(&mut self, target: BanTarget) {
         self.add.remove(&target);
         if self.remove.len() < MAX_BANS {
@@ -121,23 +120,29 @@ impl Lines {
     }
 
     /// Time of the next write, if a change is pending.
-    pub(super) fn next(&self) -> Option<Timestamp> {
+    fn next_write(&self) -> Option<Timestamp> {
         (self.sweep || self.waiting() > 0).then_some(self.backoff.until())
     }
 
-    /// Writes the changes that are due. In a sweep, `has_line` selects the targets that keep their line. Returns the
-    /// bans whose line was tried for the first time, written or not.
+    /// Time of the next write, or of the next check for the entries of `bans`.
+    pub(super) fn next(&self, bans: &Bans) -> Option<Timestamp> {
+        let has_entries = bans.with_entry(self.backend()).next().is_some();
+        self.next_write().into_iter().chain(has_entries.then_some(self.look_at)).min()
+    }
+
+    /// Writes the changes that are due. In a sweep, only the targets of `bans` keep their entries. Returns the bans whose
+    /// entry was tried for the first time, written or not.
     pub(super) fn flush(
         &mut self,
         now: Timestamp,
-        has_line: impl Fn(BanTarget) -> bool,
+        bans: &Bans,
         tell: &mut dyn FnMut(BackendEvent),
     ) -> Vec<(BanTarget, u64)> {
-        if self.next().is_none_or(|next| next > now) {
+        if self.next_write().is_none_or(|next| next > now) {
             return Vec::new();
         }
-        let backend = Backend::HostsDeny;
-        match self.write(has_line) {
+        let backend = self.backend();
+        match self.write(bans) {
             Ok(targets) => {
                 let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
                 new.into_iter().for_each(|add| tell(BackendEvent::Done { case: add.case, backend }));
@@ -176,12 +181,12 @@ impl Lines {
         }
     }
 
-    fn write(&self, has_line: impl Fn(BanTarget) -> bool) -> io::Result<Vec<BanTarget>> {
+    fn write(&self, bans: &Bans) -> io::Result<Vec<BanTarget>> {
         let add: Vec<BanContext> = self.add.values().map(|add| add.case).collect();
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
         if self.sweep {
-            remove.extend(self.file.held()?.into_iter().filter(|target| !has_line(*target)));
+            remove.extend(self.store.held()?.into_iter().filter(|target| !bans.has_entry(*target, self.backend())));
         }
-        self.file.apply(&add, &remove)
+        self.store.apply(&add, &remove)
     }
 }

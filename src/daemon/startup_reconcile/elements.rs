@@ -1,0 +1,90 @@
+//! Reads the kernel's bans at the start, and finds those that come from a saved set.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::enforce::nft::{BlockError, Nft};
+use crate::engine::ActiveBan;
+use crate::ledger::{BanRecord, Ending, Entry, Recorder};
+use crate::types::BanTarget;
+
+/// Elements whose earlier bans are looked up in the ledger between two writes.
+const LOOKUP_BATCH: usize = 256;
+
+/// Maximum difference between the whole time of a ban in the ledger and in the kernel, which rounds to milliseconds.
+const ROUNDING: Duration = Duration::from_secs(1);
+
+/// Maximum number of attempts to read the kernel's sets, and the delay between two attempts.
+const MAX_ATTEMPTS: u32 = 10;
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+
+/// The kernel's elements with their remaining times. Sets that change faster than they can be read are read again.
+pub(super) fn read(remembered: &[ActiveBan]) -> Result<Vec<(BanTarget, Option<Duration>)>, BlockError> {
+    let read_once = || {
+        let mut nft = Nft::open()?;
+        let mut elements = nft.elements()?;
+        // While the kernel resizes a set's hash table, a dump silently omits some elements.
+        let seen: HashSet<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
+        let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.target));
+        for ActiveBan { target, .. } in unseen {
+            elements.extend(nft.holds(*target)?.map(|remaining| (*target, remaining)));
+        }
+        Ok(elements)
+    };
+    let mut attempt = 1;
+    loop {
+        match read_once() {
+            Err(BlockError::System(_)) if attempt < MAX_ATTEMPTS => {
+                attempt += 1;
+                std::thread::sleep(RETRY_DELAY);
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Returns those of `targets` whose elements were saved while an earlier ban was in force. Such an element has the whole
+/// time of a ban that was lifted according to the ledger. With `any_end`, for a loaded ruleset, bans that expired count as well.
+/// Otherwise they do not, because a wrong clock ends bans in the ledger that the kernel still holds.
+pub(super) fn former_bans(
+    targets: &[BanTarget],
+    any_end: bool,
+    nft: &mut Nft,
+    recorder: &Recorder,
+) -> HashSet<BanTarget> {
+    let mut former = HashSet::new();
+    for part in targets.chunks(LOOKUP_BATCH) {
+        let length = |target: &BanTarget| Some((*target, nft.length_of(*target).ok().flatten()?));
+        let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
+        let (sent, found) = oneshot::channel();
+        let asked = recorder.ask(move |ledger| {
+            let was_banned = |(target, length): &(BanTarget, Option<Duration>)| {
+                let bans = ledger.bans_of(*target).map(|found| found.items).unwrap_or_default();
+                bans.iter().any(|entry| (any_end || was_lifted(entry)) && fits(&entry.ban, *length))
+            };
+            let former = held.into_iter().filter(was_banned).map(|(target, _)| target);
+            let _ = sent.send(former.collect::<Vec<_>>());
+        });
+        // Without an answer they count as added by an operator: no ban is lost.
+        if asked && let Ok(found) = found.blocking_recv() {
+            former.extend(found);
+        }
+    }
+    former
+}
+
+fn was_lifted(entry: &Entry) -> bool {
+    entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }))
+}
+
+/// True if an element with this whole time may be that of `ban`.
+fn fits(ban: &BanRecord, length: Option<Duration>) -> bool {
+    let span = ban.until.map(|until| until.duration_since(ban.since).unwrap_or_default());
+    match (span, length) {
+        (None, None) => true,
+        (Some(span), Some(length)) => span.abs_diff(length) <= ROUNDING,
+        _ => false,
+    }
+}

@@ -1,0 +1,42 @@
+//! The interface to the kernel's socket and translation tables.
+
+use std::net::SocketAddr;
+
+use crate::types::Protocol;
+
+/// The kernel's answer about the port of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortUse {
+    /// No socket and no translation receives the packet.
+    Closed,
+    /// No socket receives the packet, and translations and sent packets are not available.
+    Unknown,
+    /// A socket owns the flow of the packet. The port may be closed to all other sources.
+    Flow,
+    /// The kernel translates the flow of the packet for another host. The port may be closed to all other sources.
+    Translated,
+    /// A socket accepts packets from any source.
+    Open,
+    /// Destination NAT forwards the packet to a service.
+    Published {
+        /// The service has answered more than once.
+        established: bool,
+    },
+}
+
+/// Looks up a port in the kernel's socket and translation tables. Used before evidence counts, because a snapshot of
+/// the listeners is always slightly out of date.
+pub trait PortLookup {
+    /// Returns the use of the port by a packet of `protocol` from `source` to `destination` on `interface` (0:
+    /// unknown).
+    fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> PortUse;
+}
+
+/// A look-up that always fails, for captures: only the snapshot of the listeners counts.
+pub struct NoLookup;
+
+impl PortLookup for NoLookup {
+    fn port_use(&mut self, _: Protocol, _: SocketAddr, _: SocketAddr, _: u32) -> PortUse {
+        PortUse::Closed
+    }
+}
