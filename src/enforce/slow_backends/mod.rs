@@ -28,8 +28,11 @@ pub use events::{BackendEvent, CommandPhase, SlowTask};
 
 use worker::Work;
 
-/// Maximum number of tasks in the queue: those that arrive while a file is synced to the disk.
-const MAX_PENDING: usize = MAX_NEW_BANS + 256;
+/// Maximum number of tasks in the queue: those that arrive while a file is synced to the disk. A [`LazyQueue`] takes 256
+/// fewer while its first part is empty.
+///
+/// [`LazyQueue`]: crate::lazy_queue::LazyQueue
+const MAX_PENDING: usize = MAX_NEW_BANS + 512;
 
 /// Maximum number of tasks in the queue to which another ban is added. The rest of the room is for releases, which would
 /// otherwise be lost in a burst of bans.

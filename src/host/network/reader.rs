@@ -16,7 +16,7 @@ use super::{ipsec, next_hops};
 use crate::host::resolv_conf::ResolverFiles;
 
 /// Number of attempts to read lists that change while they are read. After that, the notification of that change makes
-/// the [`Watcher`]'s owner read once more anyway.
+/// the [`super::Watcher`]'s owner read once more anyway.
 const MAX_ATTEMPTS: u32 = 3;
 
 /// Listing IPv6 routes takes at most 1/`SHARE` of the time, unless a list takes less than [`SHORT_DUMP`].
@@ -62,7 +62,7 @@ impl Reader {
         self.limit = limit;
     }
 
-    /// Reads the facts. To miss no change, open the [`Watcher`] first.
+    /// Reads the facts. To miss no change, open the [`super::Watcher`] first.
     ///
     /// # Errors
     ///
