@@ -40,6 +40,9 @@ pub enum LedgerError {
     /// The operating system refused something.
     #[error("cannot {doing} {path}: {error}")]
     System { doing: &'static str, path: PathBuf, error: io::Error },
+    /// The state directory was replaced while the program runs, and the sandbox permits only the one of the start.
+    #[error("cannot {doing} {path}: {error}; if its directory was replaced while portsentry runs, restart portsentry")]
+    Replaced { doing: &'static str, path: PathBuf, error: io::Error },
     /// It was written by a later release.
     #[error(
         "{path} was written by a newer portsentry (format {found}, this version reads formats up to {known}); \
@@ -81,6 +84,16 @@ impl LedgerError {
     pub(crate) fn system(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::System { doing, path, error }
+    }
+
+    /// Names the remedy for a directory that was replaced after the start.
+    pub(super) fn while_running(self) -> Self {
+        match self {
+            Self::System { doing, path, error } if error.kind() == io::ErrorKind::PermissionDenied => {
+                Self::Replaced { doing, path, error }
+            }
+            other => other,
+        }
     }
 
     pub(super) fn database(doing: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
