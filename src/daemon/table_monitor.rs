@@ -272,9 +272,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::types::at;
     use crate::netlink::nft::Set;
     use crate::types::BanTarget;
+    use crate::types::at;
 
     fn target(last: u8) -> BanTarget {
         BanTarget::V4([192, 0, 2, last].into())

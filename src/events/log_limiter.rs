@@ -52,7 +52,10 @@ impl LogLimiter {
             LineClass::FailedBan => self.failed_bans.admit(now) && self.lines.admit_below(FAILED_BANS_BELOW, now),
             LineClass::Diagnostic => self.lines.admit(now),
         };
-        if room && !matches!(what.line_class(), LineClass::Host | LineClass::Operator) && classic_log::addition(what).is_some() {
+        if room
+            && !matches!(what.line_class(), LineClass::Host | LineClass::Operator)
+            && classic_log::addition(what).is_some()
+        {
             self.lines.charge();
         }
         if !room {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Error, ErrorCode};
 
+use crate::types::printable::masked;
+
 /// Reason why the ledger cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -59,7 +61,7 @@ pub enum LedgerError {
     #[error("the file system of {0} does not support SQLite's shared memory; put the state directory on a local disk")]
     FileSystem(PathBuf),
     /// The file is not a ledger, or is damaged.
-    #[error("{path} is damaged: {damage}")]
+    #[error("{path} is damaged: {}", one_line(damage))]
     Damaged { path: PathBuf, damage: String },
     /// There is no ledger, or it is still empty.
     #[error(
@@ -76,7 +78,7 @@ pub enum LedgerError {
     #[error("{0} kept changing while it was read; try again")]
     Changing(PathBuf),
     /// The database refused something.
-    #[error("cannot {doing} {path}: {error}")]
+    #[error("cannot {doing} {path}: {}", one_line(error))]
     Database { doing: &'static str, path: PathBuf, error: rusqlite::Error },
 }
 
@@ -112,8 +114,27 @@ impl LedgerError {
     }
 }
 
+/// SQLite quotes the file in its messages, and another program may have written the file.
+fn one_line(text: &impl ToString) -> String {
+    masked(&text.to_string(), ' ').collect()
+}
+
 /// All statements of the ledger are fixed and correct, so an error about a table or a constraint is caused by the file.
 pub(super) fn is_damage(error: &Error) -> bool {
     let codes = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase, ErrorCode::ConstraintViolation];
     matches!(error, Error::SqlInputError { .. }) || error.sqlite_error_code().is_some_and(|code| codes.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_file_cannot_control_terminal() {
+        let damage = "malformed database schema (ban) - near \"\u{1b}]0;x\u{7}\nattackalert\": syntax error".to_owned();
+        let error = LedgerError::Damaged { path: "/ledger.sqlite".into(), damage };
+        let expected =
+            "/ledger.sqlite is damaged: malformed database schema (ban) - near \" ]0;x  attackalert\": syntax error";
+        assert_eq!(error.to_string(), expected);
+    }
 }
