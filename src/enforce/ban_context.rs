@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::clock::printable_time;
 use crate::engine::{Ban, Class};
-use crate::types::{BanTarget, Expiry, Protocol, printable_time};
+use crate::types::{BanTarget, Expiry, Protocol};
 
 /// The facts of a ban that backends need. Small and without heap data, so that the sensor can pass it on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, EventKind};
+use crate::clock::printable_time;
 use crate::engine::{Ban, Class, Grade, Observation, Standing};
-use crate::types::{Backend, BanTarget, Expiry, Protocol, printable_time};
+use crate::types::{Backend, BanTarget, Expiry, Protocol};
 
 /// The serialised form of an event. Fields that do not apply are omitted. Both sides of the control socket use this
 /// type: a reader accepts unknown kinds, classes and methods.

@@ -43,7 +43,7 @@ pub enum LedgerError {
     #[error("cannot {doing} {path}: {error}")]
     System { doing: &'static str, path: PathBuf, error: io::Error },
     /// The state directory was replaced while the program runs, and the sandbox permits only the one of the start.
-    #[error("cannot {doing} {path}: {error}; if its directory was replaced while portsentry runs, restart portsentry")]
+    #[error("cannot {doing} {path}: {error}, for example because its directory was replaced; restart portsentry")]
     Replaced { doing: &'static str, path: PathBuf, error: io::Error },
     /// It was written by a later release.
     #[error(
@@ -128,6 +128,15 @@ pub(super) fn is_damage(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replaced_directory_needs_restart() {
+        let refused = |kind: io::ErrorKind| {
+            LedgerError::system("create", Path::new("/state"))(kind.into()).while_running().to_string()
+        };
+        assert!(refused(io::ErrorKind::PermissionDenied).ends_with("; restart portsentry"), "the sandbox denies it");
+        assert!(!refused(io::ErrorKind::StorageFull).contains("restart"), "the next attempt can succeed");
+    }
 
     #[test]
     fn damaged_file_cannot_control_terminal() {

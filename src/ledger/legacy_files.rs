@@ -18,7 +18,8 @@ use super::ban::{Author, BanRecord, BanSummary};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
 use crate::atomic_file::{AtomicFile, TemporaryName, append, end_last_line, is_at};
-use crate::types::{Protocol, printable_time};
+use crate::clock::printable_time;
+use crate::types::Protocol;
 
 /// Every ban since the last rotation.
 pub const HISTORY: &str = "portsentry.history";

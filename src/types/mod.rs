@@ -32,4 +32,4 @@ pub(crate) use timestamp::Tick;
 #[cfg(test)]
 pub(crate) use timestamp::at;
 pub use timestamp::{DAY, HOUR, MINUTE, Timestamp};
-pub use wording::{Span, brief, counted, printable_time};
+pub use wording::{Span, brief, counted};

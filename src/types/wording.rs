@@ -1,17 +1,7 @@
 //! Formats numbers and durations for sentences.
 
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// 9999-12-31T23:59:59Z in seconds since 1970, the last second with a year of four digits.
-const LAST_SECOND: u64 = 253_402_300_799;
-
-/// The nearest time that `humantime` can format: years before 1970 and after 9999 make it panic. A ledger or a capture
-/// file can contain any time.
-#[must_use]
-pub fn printable_time(time: SystemTime) -> SystemTime {
-    time.clamp(UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(LAST_SECOND))
-}
+use std::time::Duration;
 
 /// "1 ban", "2 bans", "1 entry", "2 entries".
 #[must_use]

@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
+use crate::clock::printable_time;
 use crate::types::printable::masked;
-use crate::types::printable_time;
 
 /// Maximum length of a displayed text, in characters.
 const MAX_LEN: usize = 400;
