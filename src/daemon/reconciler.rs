@@ -62,6 +62,9 @@ async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Com
     let (mut elements, mut routes): (HashSet<BanTarget>, HashSet<BanTarget>) = Default::default();
     loop {
         tokio::time::sleep(INTERVAL).await;
+        if bulk.are_under_way(boot_time()) {
+            continue;
+        }
         let again = elements.drain().collect();
         let routes_again = routes.drain().collect();
         let request = |answer| SensorRequest::Sample { most: SAMPLE, again, routes_again, answer };
@@ -84,11 +87,6 @@ async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Com
         // none will.
         elements.extend(found.elements);
         routes.extend(found.routes);
-        if bulk.are_under_way(boot_time()) {
-            elements.extend(found.elements_again);
-            routes.extend(found.routes_again);
-            continue;
-        }
         for (backend, again) in [(Backend::Nft, found.elements_again), (Backend::Route, found.routes_again)] {
             if !again.is_empty() {
                 sensor.send(SensorCommand::Repair(backend, again));
