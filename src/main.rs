@@ -19,6 +19,7 @@ use portsentry::fleet::{self, FleetError};
 use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
 use portsentry::report::{self, ReportStats};
+use portsentry::types::printable::masked;
 
 fn main() -> ExitCode {
     if let Some(args) = helper::HelperArgs::parse(std::env::args_os()) {
@@ -211,6 +212,7 @@ fn print_error(what: &dyn Display) {
     }
     let mut stderr = std::io::stderr().lock();
     for line in what.to_string().lines() {
+        let line: String = masked(line, ' ').collect();
         let _ = writeln!(stderr, "portsentry: {line}");
     }
 }

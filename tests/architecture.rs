@@ -24,7 +24,7 @@ const MAY_NAME: [(&str, &[&str]); 28] = [
     ("capture", &["config", "engine", "types", "wire"]),
     ("host", &["engine", "netlink", "types"]),
     ("ledger", &["atomic_file", "clock", "engine", "panic_guard", "types", "worker"]),
-    ("events", &["atomic_file", "config", "engine", "lazy_queue", "types", "worker"]),
+    ("events", &["atomic_file", "clock", "config", "engine", "lazy_queue", "types", "worker"]),
     ("enforce", &["atomic_file", "clock", "config", "engine", "netlink", "panic_guard", "types", "worker"]),
     ("sensor", &["capture", "clock", "enforce", "engine", "events", "netlink", "panic_guard", "types", "wire"]),
     ("metrics", &["engine", "events", "sensor", "types"]),
@@ -32,7 +32,7 @@ const MAY_NAME: [(&str, &[&str]); 28] = [
     ("fleet", &["clock", "config", "control", "engine", "events", "types"]),
     ("cli", &["check", "config", "control", "fleet", "import", "ledger", "replay", "report", "types"]),
     ("import", &["atomic_file", "config", "types"]),
-    ("control", &["config", "enforce", "engine", "events", "host", "ledger", "sandbox", "types"]),
+    ("control", &["clock", "config", "enforce", "engine", "events", "host", "ledger", "sandbox", "types"]),
     (
         "daemon",
         &[

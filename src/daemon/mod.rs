@@ -285,12 +285,13 @@ async fn serve(
             log.write(&Event::now(EventKind::Error(format!("{error}; the daemon runs without a control socket"))))
         })
         .ok();
-    let table_monitor = TableMonitor::open(blocker.nft.as_ref().map(|backend| backend.nft.port_id()))?;
+    let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
+    let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
+    let port_id = blocker.nft.as_ref().map(|backend| backend.nft.port_id());
+    let table_monitor = TableMonitor::open(port_id, ban_recorder.recorder())?;
     if let (Some(backend), Some(pause)) = (&mut blocker.nft, table_monitor.pause()) {
         backend.nft.pause_monitor_with(pause);
     }
-    let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
-    let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
     let Memory { mut bans, strikes, recent, ports, mut peers, decisions, table, booted } = memory;
     // After a reboot another link may have the same index.
     let is_other_link = |target| booted && matches!(target, BanTarget::Link { .. });
@@ -406,7 +407,8 @@ async fn serve(
     let thread = sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
 
     if wanted.nft || wanted.routes.is_some() {
-        tokio::spawn(reconciler::reconcile(sensor.clone(), wanted, Compared::open(wanted)?));
+        let bulk = table_monitor.bulk_changes();
+        tokio::spawn(reconciler::reconcile(sensor.clone(), wanted, Compared::open(wanted)?, bulk));
     }
     if let Some(port_id) = route_port {
         let monitor = RouteMonitor::open(port_id).map_err(DaemonError::system("follow the kernel's routes"))?;

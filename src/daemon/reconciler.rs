@@ -12,6 +12,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::DaemonError;
 use super::sensor_handle::SensorHandle;
+use super::table_monitor::BulkChanges;
+use crate::clock::boot_time;
 use crate::enforce::nft::Nft;
 use crate::enforce::route::{RouteError, missing_routes, swept_routes};
 use crate::netlink::routes::RouteSocket;
@@ -49,17 +51,20 @@ pub(super) struct Compared {
 }
 
 /// Runs the comparison on a separate task until the sensor has ended.
-pub(super) async fn reconcile(sensor: SensorHandle, wanted: Wanted, compared: Compared) {
+pub(super) async fn reconcile(sensor: SensorHandle, wanted: Wanted, compared: Compared, bulk: BulkChanges) {
     let mut compared = Some(compared);
-    while panic_guard::catch_panic(rounds(&sensor, wanted, &mut compared)).await.is_none() {
+    while panic_guard::catch_panic(rounds(&sensor, wanted, &mut compared, &bulk)).await.is_none() {
         tokio::time::sleep(panic_guard::RESTART_DELAY).await;
     }
 }
 
-async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Compared>) {
+async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Compared>, bulk: &BulkChanges) {
     let (mut elements, mut routes): (HashSet<BanTarget>, HashSet<BanTarget>) = Default::default();
     loop {
         tokio::time::sleep(INTERVAL).await;
+        if bulk.are_under_way(boot_time()) {
+            continue;
+        }
         let again = elements.drain().collect();
         let routes_again = routes.drain().collect();
         let request = |answer| SensorRequest::Sample { most: SAMPLE, again, routes_again, answer };

@@ -5,20 +5,29 @@
 //! A program that rewrites the table in a loop causes at most one repair every ten milliseconds.
 
 use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::error::DaemonError;
+use crate::clock::boot_time;
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
+use crate::ledger::Recorder;
 use crate::netlink::nft::monitor::{Author, Change, Monitor, MonitorPause};
 use crate::sensor::SensorCommand;
-use crate::types::{Backend, Expiry, MINUTE};
+use crate::types::{Backend, Expiry, MINUTE, Timestamp};
 
 pub(super) struct TableMonitor {
     /// `None` if nft is not a backend.
     monitor: Option<Monitor>,
+    bulk: BulkChanges,
+    /// `None` if there is no ledger.
+    ledger: Option<Recorder>,
+    /// Time until which further changes wait in the kernel for the ledger.
+    ledger_wait: Option<Instant>,
     /// Rate limits for repairs of the rules, the allow-list and the trap.
     paces: [Pace; 3],
     notes: Notes,
@@ -26,7 +35,8 @@ pub(super) struct TableMonitor {
 
 impl TableMonitor {
     /// Monitors the table from now on, ignoring the sensor's own changes through the socket with this port id.
-    pub(super) fn open(port_id: Option<u32>) -> Result<Self, DaemonError> {
+    /// `ledger` records the changes.
+    pub(super) fn open(port_id: Option<u32>, ledger: Option<Recorder>) -> Result<Self, DaemonError> {
         let mut monitor = port_id.is_some().then(Monitor::open).transpose()?;
         if let (Some(monitor), Some(port_id)) = (&mut monitor, port_id) {
             monitor.ignore(port_id);
@@ -36,7 +46,11 @@ impl TableMonitor {
             Pace::new(|command| matches!(command, SensorCommand::ProtectAddresses)),
             Pace::new(|command| matches!(command, SensorCommand::ResetTrap)),
         ];
-        Ok(Self { monitor, paces, notes: Notes::default() })
+        Ok(Self { monitor, bulk: BulkChanges::default(), ledger, ledger_wait: None, paces, notes: Notes::default() })
+    }
+
+    pub(super) fn bulk_changes(&self) -> BulkChanges {
+        self.bulk.clone()
     }
 
     /// A handle that pauses the notifications.
@@ -48,6 +62,12 @@ impl TableMonitor {
     /// them. Cancel safe.
     pub(super) async fn changed(&mut self) -> Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError> {
         let Some(monitor) = &mut self.monitor else { return pending().await };
+        if let (Some(ledger), Some(end)) = (&self.ledger, self.ledger_wait) {
+            while !ledger.has_room() && Instant::now() < end {
+                sleep(LEDGER_POLL_INTERVAL).await;
+            }
+            self.ledger_wait = None;
+        }
         loop {
             let turn = self.paces.iter().filter_map(Pace::due).min();
             let (mut commands, mut events) = match turn {
@@ -60,6 +80,10 @@ impl TableMonitor {
             let now = Instant::now();
             self.paces.iter_mut().for_each(|pace| pace.hold(&mut commands, now));
             self.notes.limit(&mut events, now);
+            if events.len() >= BulkChanges::MANY {
+                self.bulk.record(boot_time());
+                self.ledger_wait = Some(now + MAX_LEDGER_WAIT);
+            }
             if !commands.is_empty() || !events.is_empty() {
                 return Ok((commands, events));
             }
@@ -70,6 +94,29 @@ impl TableMonitor {
 fn author(monitor: &Monitor) -> String {
     let name = |author: &Author| format!("{} (process {})", author.name, author.process);
     monitor.author().map_or_else(|| "an unknown process".to_owned(), name)
+}
+
+/// The time of the last many changes at once. While a script deletes 100,000 elements, those at the end of its
+/// transaction are missing in the kernel for seconds before their notifications are handled.
+#[derive(Clone, Default)]
+pub(super) struct BulkChanges(Arc<AtomicU64>);
+
+impl BulkChanges {
+    /// Number of changes at once after which more are expected.
+    const MANY: usize = 256;
+    /// Time for which more are expected.
+    const SPAN: Duration = Duration::from_secs(8);
+
+    fn record(&self, now: Timestamp) {
+        let millis = now.since_origin().as_millis();
+        self.0.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// True if a missing element may be one that an operator has just deleted.
+    pub(super) fn are_under_way(&self, now: Timestamp) -> bool {
+        let last = Duration::from_millis(self.0.load(Ordering::Relaxed));
+        !last.is_zero() && now.since(Timestamp::at(last)) < Self::SPAN
+    }
 }
 
 /// Delays commands of one kind that follow each other too quickly.
@@ -128,6 +175,9 @@ impl Notes {
 /// Maximum delay of a repair, and minimum interval between two commands of one kind. The sensor limits the cost of
 /// restoring many bans ([`crate::sensor`], table repair).
 const REPAIR_INTERVAL: Duration = Duration::from_millis(10);
+/// Maximum delay of further changes while the ledger records many, also with a disk that hangs.
+const MAX_LEDGER_WAIT: Duration = Duration::from_secs(5);
+const LEDGER_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Maximum number of notes per minute. The sensor reports its number of repairs itself.
 const MAX_NOTES_PER_MINUTE: u32 = 10;
 
@@ -224,9 +274,18 @@ mod tests {
     use super::*;
     use crate::netlink::nft::Set;
     use crate::types::BanTarget;
+    use crate::types::at;
 
     fn target(last: u8) -> BanTarget {
         BanTarget::V4([192, 0, 2, last].into())
+    }
+
+    #[test]
+    fn bulk_changes_delay_repairs_for_seconds() {
+        let bulk = BulkChanges::default();
+        assert!(!bulk.are_under_way(at(1)), "nothing has changed");
+        bulk.record(at(10));
+        assert_eq!([17, 18].map(|second| bulk.are_under_way(at(second))), [true, false]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::clock::LAST_SECOND;
+use crate::clock::printable_time;
 use crate::engine::{Ban, Class};
 use crate::types::{BanTarget, Expiry, Protocol};
 
@@ -51,9 +51,7 @@ impl BanContext {
             Expiry::After(span) => self.since.checked_add(span),
         };
         let Some(end) = end else { return "never".to_owned() };
-        // Limits the year to four digits.
-        let seconds = end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().min(LAST_SECOND);
-        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
+        humantime::format_rfc3339_seconds(printable_time(end)).to_string()
     }
 
     /// A SYN scan of port 23 from `source`, banned for an hour from the first second of 2026, for testing templates.

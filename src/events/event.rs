@@ -153,6 +153,8 @@ pub enum LineClass {
     FailedBan,
     /// Notes and errors with any cause.
     Diagnostic,
+    /// Single bans that operators add or lift. A script can do this with any number of addresses.
+    Operator,
     /// Caused by operators or this host. No packet causes one, so they need no limit.
     Host,
 }
@@ -191,9 +193,8 @@ impl EventKind {
             }
             Self::BlockFailed { .. } => LineClass::FailedBan,
             Self::Dropped { .. } | Self::Note(_) | Self::Error(_) => LineClass::Diagnostic,
+            Self::ByHand { .. } | Self::Unblocked { .. } => LineClass::Operator,
             Self::Started
-            | Self::ByHand { .. }
-            | Self::Unblocked { .. }
             | Self::Restored { .. }
             | Self::Repaired { .. }
             | Self::Healed { .. }

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, EventKind};
+use crate::clock::printable_time;
 use crate::engine::{Ban, Class, Grade, Observation, Standing};
 use crate::types::{Backend, BanTarget, Expiry, Protocol};
 
@@ -296,5 +297,20 @@ pub fn reason(ban: &Ban) -> String {
 /// A time in UTC with microseconds.
 #[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_micros(time).to_string()
+    humantime::format_rfc3339_micros(printable_time(time)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn times_beyond_calendar_are_formatted() {
+        let years = |count: u64| Duration::from_secs(count * 31_557_600);
+        assert_eq!(rfc3339(UNIX_EPOCH - years(292_000)), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(rfc3339(UNIX_EPOCH + years(292_000)), "9999-12-31T23:59:59.000000Z");
+        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_micros(1_795_242_733_123_456)), "2026-11-21T06:32:13.123456Z");
+    }
 }

@@ -1,5 +1,6 @@
 //! Limits log lines: under any traffic, the log and `json_file` get a limited number of lines per minute, and probes
-//! cannot use up the lines of bans and errors. A summary reports the suppressed lines.
+//! cannot use up the lines of bans and errors. Bans by hand have a limit of their own. A summary reports the suppressed
+//! lines.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,8 @@ use super::event::{EventKind, LineClass};
 use super::{classic_log, json};
 use crate::types::{LineLimiter, MINUTE, Timestamp};
 
-/// Lines per minute, without those that only an operator or the host causes.
+/// Lines per minute, without those that only an operator or the host causes. As many again are for the bans that
+/// operators add and lift.
 pub const LINES_PER_MINUTE: u32 = 600;
 
 /// Probes get no line once this many lines are used: half is reserved for bans and state changes.
@@ -24,6 +26,7 @@ const FAILED_BANS_BELOW: u32 = BANS_BELOW + FAILED_BANS;
 pub struct LogLimiter {
     lines: LineLimiter,
     failed_bans: LineLimiter,
+    operators: LineLimiter,
     left_out: BTreeMap<&'static str, u64>,
 }
 
@@ -32,6 +35,7 @@ impl Default for LogLimiter {
         Self {
             lines: LineLimiter::new(LINES_PER_MINUTE, MINUTE),
             failed_bans: LineLimiter::new(FAILED_BANS, MINUTE),
+            operators: LineLimiter::new(LINES_PER_MINUTE, MINUTE),
             left_out: BTreeMap::new(),
         }
     }
@@ -42,12 +46,16 @@ impl LogLimiter {
     pub fn admit(&mut self, what: &EventKind, now: Timestamp) -> bool {
         let room = match what.line_class() {
             LineClass::Host => true,
+            LineClass::Operator => self.operators.admit(now),
             LineClass::Probe => self.lines.admit_below(PROBES_BELOW, now),
             LineClass::Ban => self.lines.admit_below(BANS_BELOW, now),
             LineClass::FailedBan => self.failed_bans.admit(now) && self.lines.admit_below(FAILED_BANS_BELOW, now),
             LineClass::Diagnostic => self.lines.admit(now),
         };
-        if room && what.line_class() != LineClass::Host && classic_log::addition(what).is_some() {
+        if room
+            && !matches!(what.line_class(), LineClass::Host | LineClass::Operator)
+            && classic_log::addition(what).is_some()
+        {
             self.lines.charge();
         }
         if !room {
@@ -197,6 +205,20 @@ mod tests {
     }
 
     #[test]
+    fn bans_by_hand_have_own_lines() {
+        let mut budget = LogLimiter::default();
+        for by_hand in of_class(LineClass::Operator) {
+            admitted(&mut budget, &by_hand, 50_000, 1);
+        }
+        let probe = EventKind::Probe(Ban::example().probe);
+        assert_eq!(admitted(&mut budget, &probe, 1_000, 2), 300, "a script of the operator hides no probe");
+        let Some(EventKind::Note(text)) = budget.turn_minute(at(62)) else { panic!("no summary") };
+        assert_eq!(text, "lines suppressed above 600 per minute: 100100 (block 50000, probe 700, unblock 49400)");
+        let unblocked = of_class(LineClass::Operator).pop().unwrap();
+        assert_eq!(admitted(&mut budget, &unblocked, 1_000, 63), 600, "probes hide no line of an operator");
+    }
+
+    #[test]
     fn summary_counts_each_omitted_kind() {
         let mut budget = LogLimiter::default();
         let ban = Ban::example();
@@ -214,8 +236,8 @@ mod tests {
         fn any_mix_stays_within_line_limit(
             mix in prop::collection::vec((0..100_usize, 1..2_000_usize, 0..59_u64), 1..12),
         ) {
-            let kinds: Vec<_> =
-                every_kind().into_iter().filter(|what| what.line_class() != LineClass::Host).collect();
+            let limited = |what: &EventKind| !matches!(what.line_class(), LineClass::Host | LineClass::Operator);
+            let kinds: Vec<_> = every_kind().into_iter().filter(limited).collect();
             let mut budget = LogLimiter::default();
             let (mut lines, mut events, mut mix) = (0, 0, mix);
             mix.sort_by_key(|(.., second)| *second);

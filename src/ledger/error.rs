@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Error, ErrorCode};
 
+use crate::types::printable::masked;
+
 /// Why the ledger cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -27,6 +29,9 @@ pub enum LedgerError {
     Mode { path: PathBuf, mode: u32, wanted: u32 },
     #[error("cannot {doing} {path}: {error}")]
     System { doing: &'static str, path: PathBuf, error: io::Error },
+    /// The state directory was replaced while the program runs, and the sandbox permits only the one of the start.
+    #[error("cannot {doing} {path}: {error}, for example because its directory was replaced; restart portsentry")]
+    Replaced { doing: &'static str, path: PathBuf, error: io::Error },
     #[error(
         "{path} was written by a newer portsentry (format {found}, this version reads formats up to {known}); \
          install the newer version again, or move the file away"
@@ -41,7 +46,7 @@ pub enum LedgerError {
     #[error("the file system of {0} does not support SQLite's shared memory; put the state directory on a local disk")]
     FileSystem(PathBuf),
     /// The file is not a ledger, or is damaged.
-    #[error("{path} is damaged: {damage}")]
+    #[error("{path} is damaged: {}", one_line(damage))]
     Damaged { path: PathBuf, damage: String },
     #[error(
         "there is no ledger in {0}; portsentry creates it at its start, or logs why it cannot; --state-dir names another directory"
@@ -55,7 +60,7 @@ pub enum LedgerError {
     /// The daemon is started and stopped faster than its ledger can be read.
     #[error("{0} kept changing while it was read; try again")]
     Changing(PathBuf),
-    #[error("cannot {doing} {path}: {error}")]
+    #[error("cannot {doing} {path}: {}", one_line(error))]
     Database { doing: &'static str, path: PathBuf, error: rusqlite::Error },
 }
 
@@ -63,6 +68,16 @@ impl LedgerError {
     pub(crate) fn system(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::System { doing, path, error }
+    }
+
+    /// Names the remedy for a directory that was replaced after the start.
+    pub(super) fn while_running(self) -> Self {
+        match self {
+            Self::System { doing, path, error } if error.kind() == io::ErrorKind::PermissionDenied => {
+                Self::Replaced { doing, path, error }
+            }
+            other => other,
+        }
     }
 
     pub(super) fn database(doing: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
@@ -81,8 +96,36 @@ impl LedgerError {
     }
 }
 
+/// SQLite quotes the file in its messages, and another program may have written the file.
+fn one_line(text: &impl ToString) -> String {
+    masked(&text.to_string(), ' ').collect()
+}
+
 /// All statements of the ledger are fixed and correct, so an error about a table or a constraint is caused by the file.
 pub(super) fn is_damage(error: &Error) -> bool {
     let codes = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase, ErrorCode::ConstraintViolation];
     matches!(error, Error::SqlInputError { .. }) || error.sqlite_error_code().is_some_and(|code| codes.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaced_directory_needs_restart() {
+        let refused = |kind: io::ErrorKind| {
+            LedgerError::system("create", Path::new("/state"))(kind.into()).while_running().to_string()
+        };
+        assert!(refused(io::ErrorKind::PermissionDenied).ends_with("; restart portsentry"), "the sandbox denies it");
+        assert!(!refused(io::ErrorKind::StorageFull).contains("restart"), "the next attempt can succeed");
+    }
+
+    #[test]
+    fn damaged_file_cannot_control_terminal() {
+        let damage = "malformed database schema (ban) - near \"\u{1b}]0;x\u{7}\nattackalert\": syntax error".to_owned();
+        let error = LedgerError::Damaged { path: "/ledger.sqlite".into(), damage };
+        let expected =
+            "/ledger.sqlite is damaged: malformed database schema (ban) - near \" ]0;x  attackalert\": syntax error";
+        assert_eq!(error.to_string(), expected);
+    }
 }

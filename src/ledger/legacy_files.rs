@@ -18,7 +18,7 @@ use super::ban::{Author, BanRecord, BanSummary};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
 use crate::atomic_file::{AtomicFile, TemporaryName, append, end_last_line, is_at};
-use crate::clock::LAST_SECOND;
+use crate::clock::printable_time;
 use crate::types::Protocol;
 
 /// Every ban since the last rotation.
@@ -115,7 +115,7 @@ impl LegacyFiles {
 /// Appends the line of `ban`, with its end.
 fn put_line(text: &mut String, date: &mut Date, ban: &BanSummary) {
     let (protocol, port) = ban.port.unwrap_or((Protocol::Tcp, 0));
-    let seconds = ban.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().min(LAST_SECOND);
+    let seconds = printable_time(ban.since).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (date, source) = (date.format(seconds), host(ban));
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{seconds} - {date} Host: {source}/{source} Port: {port} {} Blocked", protocol.name());

@@ -137,3 +137,37 @@ fn flush_restores_100000_bans_with_times() {
     }
     daemon.stop();
 }
+
+#[test]
+fn bulk_changes_by_hand_are_recorded_completely() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let change = |verb: &str, timeout: &str| {
+        let elements: Vec<_> = (0..BANS).map(|number| format!("{}{timeout}", source(number))).collect();
+        let text = format!("{verb} element inet portsentry blocked {{ {} }}\n", elements.join(", "));
+        let path = lab.write("elements.nft", &text);
+        lab.run("victim", "nft", &["-f", path.to_str().unwrap()]);
+    };
+    let all = usize::try_from(BANS).unwrap();
+    // Reading 100,000 rows takes time from the daemon.
+    let in_force = || {
+        std::thread::sleep(Duration::from_secs(2));
+        crate::support::ledger(netns_lab::copy_of_state(&lab.path("state")).path()).len()
+    };
+    let expect = |bans: usize| {
+        let found = within(BOUND * 4, || (in_force() == bans).then_some(()));
+        assert!(found.is_some(), "{} of {bans} in the ledger: {:?}", in_force(), daemon.lines_with("ERROR"));
+    };
+    change("add", " timeout 1h");
+    expect(all);
+    change("delete", "");
+    expect(0);
+    // The comparison with the kernel restores bans that are missing without a notification.
+    std::thread::sleep(Duration::from_secs(10) * netns_lab::slowness());
+    assert!(elements(&lab, 0).expect("the set can be read").is_empty(), "{:?}", daemon.lines_with("restored"));
+    let log = daemon.stop();
+    let lines = log.lines().count();
+    assert!((600..1_300).contains(&lines), "{lines} lines about {BANS} bans and their ends");
+    assert!(log.contains("lines suppressed above 600 per minute: "), "the log counts the others");
+    assert!(!log.contains("lost, because the queue was full"), "no change is lost");
+}

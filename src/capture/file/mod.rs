@@ -9,7 +9,7 @@ mod pcap;
 mod pcapng;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Take};
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
@@ -83,8 +83,8 @@ enum Format {
 /// The maximum length of a frame that is decoded: libpcap's MAXIMUM_SNAPLEN. A longer frame has a broken length field.
 const LARGEST_FRAME: usize = 262_144;
 
-impl Reader<File> {
-    /// Opens a capture.
+impl Reader<Take<File>> {
+    /// Opens a capture, and reads no more than its present length: a file that grows has no end.
     ///
     /// # Errors
     /// If the file cannot be opened, is not a capture, or ends inside its header.
@@ -93,7 +93,9 @@ impl Reader<File> {
         if !std::fs::metadata(path).map_err(FileError::Open)?.is_file() {
             return Err(FileError::NotAFile);
         }
-        Self::new(File::open(path).map_err(FileError::Open)?)
+        let file = File::open(path).map_err(FileError::Open)?;
+        let length = file.metadata().map_err(FileError::Open)?.len();
+        Self::new(file.take(length))
     }
 }
 

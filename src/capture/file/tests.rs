@@ -1,5 +1,7 @@
 //! Tests the readers with captures that are built byte by byte, in each dialect, complete and damaged.
 
+use std::io::Write as _;
+
 use super::*;
 
 const LITTLE: bool = false;
@@ -292,4 +294,18 @@ fn libpcap_reads_same_frames() {
         }
         assert!(theirs.next_packet().is_err());
     }
+}
+
+#[test]
+fn growing_file_ends_at_first_length() {
+    let mut bytes = Bytes(Vec::new(), LITTLE);
+    bytes.u32(0xa1b2_c3d4).u16(2).u16(4).u32(0).u32(0).u32(65_535).u32(1);
+    let header = bytes.0.len();
+    bytes.u32(1_700_000_000).u32(0).u32(4).u32(4).raw(&[7; 4]);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&bytes.0).unwrap();
+    let mut reader = Reader::open(file.path()).unwrap();
+    file.write_all(&bytes.0[header..]).unwrap();
+    assert_eq!(reader.next_frame().unwrap().map(|frame| frame.number), Some(1));
+    assert_eq!(reader.next_frame().unwrap(), None, "a packet that was written after the start is not read");
 }

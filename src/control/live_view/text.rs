@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use crate::clock::printable_time;
 use crate::types::printable::masked;
 
 /// Maximum length of a displayed text, in characters.
@@ -20,6 +21,6 @@ pub(super) fn plain(text: &str) -> String {
 
 /// "06:32:13", in UTC.
 pub(super) fn clock(time: SystemTime) -> String {
-    let text = humantime::format_rfc3339_seconds(time).to_string();
+    let text = humantime::format_rfc3339_seconds(printable_time(time)).to_string();
     text.get(11..19).unwrap_or_default().to_owned()
 }

@@ -27,7 +27,9 @@ use daily_count::DailyCount;
 use naming::Naming;
 
 pub(super) struct LogWriter {
-    budget: LogLimiter,
+    log_limit: LogLimiter,
+    /// Separate, because single probes that have no line in the log still have one in the file.
+    file_limit: LogLimiter,
     /// Number of events dropped by the channel since the last report, and the rate limit of that report.
     lost: (u64, LineLimiter),
     /// `None` if lines have no names.
@@ -47,7 +49,8 @@ impl LogWriter {
     /// Creates a writer for `config`. Failures are sent as events.
     pub(super) fn new(config: &Config, events: Sender, opened_by: Option<(PathBuf, FileHelper)>) -> Self {
         let mut lines = Self {
-            budget: LogLimiter::default(),
+            log_limit: LogLimiter::default(),
+            file_limit: LogLimiter::default(),
             lost: (0, LineLimiter::new(1, MINUTE)),
             naming: None,
             modes: Modes::from_config(config),
@@ -111,26 +114,33 @@ impl LogWriter {
         self.turn_minute();
         if matches!(event.what, EventKind::Stopped) {
             let lost = (self.lost.0 > 0).then(|| lost_events(self.lost.0));
+            lost.into_iter().for_each(|kind| self.write_both(kind));
+            let (log, file) = (self.log_limit.summary(), self.file_limit.summary());
+            self.write_summaries(log, file);
             let daily = self.daily.take().and_then(|daily| daily.sentence(boot_time())).map(EventKind::Note);
             let after_stop = self.after_stop.take().map(EventKind::Note);
-            let last = lost.into_iter().chain(self.budget.summary()).chain(daily).chain(after_stop);
-            last.for_each(|kind| self.send(&Event::now(kind)));
+            daily.into_iter().chain(after_stop).for_each(|kind| self.write_both(kind));
+        }
+        if self.file.is_some() && self.file_limit.admit(&event.what, boot_time()) {
+            self.write_file(event);
         }
         if let Some(daily) = &mut self.daily {
             daily.count(&event.what);
+            if matches!(event.what, EventKind::Probe(_)) {
+                return;
+            }
         }
-        if self.budget.admit(&event.what, boot_time()) {
-            self.send(event);
+        if self.log_limit.admit(&event.what, boot_time()) {
+            self.write_log(event);
         }
     }
 
     /// Writes the number of lines suppressed in the last minute, once it is over.
     pub(super) fn turn_minute(&mut self) {
-        if let Some(summary) = self.budget.turn_minute(boot_time()) {
-            self.send(&Event::now(summary));
-        }
+        let (log, file) = (self.log_limit.turn_minute(boot_time()), self.file_limit.turn_minute(boot_time()));
+        self.write_summaries(log, file);
         if let Some(summary) = self.daily.as_mut().and_then(|daily| daily.turn(boot_time())) {
-            self.send(&Event::now(EventKind::Note(summary)));
+            self.write_both(EventKind::Note(summary));
         }
     }
 
@@ -152,13 +162,25 @@ impl LogWriter {
         }
     }
 
-    fn send(&mut self, event: &Event) {
+    /// Writes the summaries of suppressed lines, each to its own output. They do not count as lines.
+    fn write_summaries(&mut self, log: Option<EventKind>, file: Option<EventKind>) {
+        file.into_iter().for_each(|kind| self.write_file(&Event::now(kind)));
+        log.into_iter().for_each(|kind| self.write_log(&Event::now(kind)));
+    }
+
+    fn write_both(&mut self, kind: EventKind) {
+        let event = Event::now(kind);
+        self.write_file(&event);
+        self.write_log(&event);
+    }
+
+    fn write_file(&self, event: &Event) {
         if let Some(file) = &self.file {
             file.send(EventRecord::from(event).to_json());
         }
-        if self.daily.is_some() && matches!(event.what, EventKind::Probe(_)) {
-            return;
-        }
+    }
+
+    fn write_log(&mut self, event: &Event) {
         let wording = self.modes.wording(&event.what);
         match &mut self.naming {
             Some(naming) => naming.send(event, Instant::now(), wording),
@@ -245,6 +267,31 @@ mod tests {
             [150, 1, 2, 1],
             "each scan has two lines; summaries count the others and report their bans"
         );
+    }
+
+    #[test]
+    fn unlogged_probes_use_no_lines() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let (events, _received) = crate::events::channel::bounded(1);
+        let mut config = Config::default();
+        config.report.json_file = Some(path.clone());
+        config.report.single_probes = false;
+        let mut log = LogWriter::new(&config, events, None);
+        let probe = Event::now(EventKind::Probe(crate::engine::Ban::example().probe));
+        (0..1_000).for_each(|_| log.write(&probe));
+        let target: BanTarget = "192.0.2.7".parse().unwrap();
+        let repeated =
+            Event::now(EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 });
+        let lines = (0..1_000).filter(|_| log.log_limit.admit(&repeated.what, boot_time())).count();
+        assert_eq!(lines, 300, "all lines that probes may have are left");
+        log.write(&repeated);
+        log.write(&Event::now(EventKind::Stopped));
+        drop(log);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches("\"event\":\"probe\"").count(), 300, "the file has them within its own limit");
+        assert_eq!(text.matches("lines suppressed above 600 per minute: 701 (probe 700, repeat 1)").count(), 1);
+        assert!(!text.contains("per minute: 701 (repeat"), "the summary of the log is not in the file");
     }
 
     #[test]

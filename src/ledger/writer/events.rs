@@ -68,7 +68,7 @@ impl fmt::Display for WriterEvent {
             Self::Rebuilt { damage, aside, carried } => {
                 write!(
                     f,
-                    "the ledger was damaged ({damage}) and has been created again, with {} from the old one",
+                    "the ledger was damaged ({damage}); a new one continues with {} from the old one",
                     counted(*carried, "ban")
                 )?;
                 match aside {

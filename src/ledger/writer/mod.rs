@@ -234,7 +234,7 @@ impl Work {
 
     fn try_books(&mut self, due: bool) -> Result<(), LedgerError> {
         if due && self.ledger.as_ref().is_some_and(|ledger| !ledger.is_in_place()) {
-            self.give_up("the file of the ledger was removed".to_owned(), |_| Ok(None));
+            self.give_up("its file was removed or cannot be reached".to_owned(), |_| Ok(None));
         }
         if let Some(step) = self.clock.step() {
             self.follow_clock(step)?;
@@ -243,7 +243,7 @@ impl Work {
         let ledger = match ledger {
             Some(ledger) => ledger,
             None => {
-                let (opened, how) = Ledger::open(&self.directory)?;
+                let (opened, how) = Ledger::open(&self.directory).map_err(LedgerError::while_running)?;
                 if let Opened::Rebuilt { aside, damage } = how {
                     (self.tell)(WriterEvent::Rebuilt { damage, aside: Some(aside), carried: saved.len() });
                 }

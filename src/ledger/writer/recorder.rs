@@ -46,11 +46,17 @@ impl Recorder {
         self.changes.send(change).is_ok()
     }
 
+    /// True if most of the queue is free.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.changes.inbox().len() < QUEUE / 4
+    }
+
     /// Sends `change`, and waits up to a few seconds for room; after that it is lost and counted. For many changes at a
     /// time, on a thread that may wait.
     pub fn put_patiently(&self, change: Change) {
         for _ in 0..1_000 {
-            if self.changes.inbox().len() < QUEUE / 2 {
+            if self.has_room() {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
