@@ -40,7 +40,11 @@ impl<T> LazyQueue<T> {
 
     /// Removes and returns the oldest item.
     pub fn pop(&self) -> Option<T> {
-        self.first.pop().or_else(|| self.rest.get()?.pop())
+        self.first.pop().or_else(|| {
+            let rest = self.rest.get().filter(|rest| !rest.is_empty())?;
+            // Since the first look the producer may have filled both, `first` with the older items.
+            self.first.pop().or_else(|| rest.pop())
+        })
     }
 
     pub fn len(&self) -> usize {
