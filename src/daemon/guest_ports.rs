@@ -17,6 +17,9 @@ use crate::types::BanTarget;
 /// Maximum number of bans that wait for their ports. Further ones last until their expiry.
 const MAX_WAITING: usize = 1_024;
 
+/// How often a port is looked for. The list of links, which is read after each change, lacks a new port for a moment.
+const MAX_ATTEMPTS: u8 = 5;
+
 /// A ban whose port is looked for.
 struct Sought {
     target: BanTarget,
@@ -24,6 +27,7 @@ struct Sought {
     source: IpAddr,
     /// The bridges to whose networks the source belongs.
     bridges: Vec<u32>,
+    attempts: u8,
 }
 
 #[derive(Default)]
@@ -50,7 +54,7 @@ impl GuestPorts {
         }
         let bridges: Vec<u32> = host.bridges_around(observation.source).collect();
         if !bridges.is_empty() && self.waiting.len() < MAX_WAITING {
-            self.waiting.push(Sought { target, since: event.time, source: observation.source, bridges });
+            self.waiting.push(Sought { target, since: event.time, source: observation.source, bridges, attempts: 1 });
             self.search();
         }
     }
@@ -82,9 +86,12 @@ impl GuestPorts {
             None | Some(Err(oneshot::error::TryRecvError::Empty)) => return found,
             Some(answer) => {
                 self.answer = None;
-                for (sought, index) in answer.unwrap_or_default() {
+                for (mut sought, index) in answer.unwrap_or_default() {
                     let Some(link) = host.links.iter().find(|link| link.id.index == index) else {
-                        self.waiting.push(sought);
+                        sought.attempts += 1;
+                        if sought.attempts <= MAX_ATTEMPTS {
+                            self.waiting.push(sought);
+                        }
                         continue;
                     };
                     let Sought { target, since, .. } = sought;

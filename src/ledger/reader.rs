@@ -32,6 +32,10 @@ use crate::types::BanTarget;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
+/// How often the files are looked at before an index counts as missing.
+const MAX_LOOKS: u32 = 10;
+const LOOK_DELAY: Duration = Duration::from_millis(20);
+
 /// Groups the bans by target, in order, so that callers can summarise one target at a time.
 const EACH: &str = "INDEXED BY ban_subject ORDER BY subject, id";
 
@@ -182,14 +186,18 @@ impl ReadMode {
         }
         let has_log = || beside(path, "-wal").map(|log| log.is_some_and(|log| log.len() > 0));
         let refuse = |error| refused(directory, path, error);
-        if has_log().map_err(refuse)? {
+        // A writer that has just ended removes both; one that has just started creates the index first. Several looks,
+        // because one writer can end and the next one start between two of them.
+        let mut looks = 0;
+        while has_log().map_err(refuse)? {
             if beside(path, "-shm").map_err(refuse)?.is_some() {
                 return Ok(Self::Log);
             }
-            // A writer that has just ended removes both; one that has just started creates the index first.
-            if has_log().map_err(refuse)? {
+            looks += 1;
+            if looks == MAX_LOOKS {
                 return Err(LedgerError::Incomplete(path.to_owned()));
             }
+            thread::sleep(LOOK_DELAY);
         }
         let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
         Ok(Self::Alone([found.dev(), found.ino(), found.len()], times))

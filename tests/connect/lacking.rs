@@ -41,7 +41,7 @@ fn each_port_has_socket_without_tproxy() {
     let refused = "connect mode opens one socket per port, because the kernel lacks nft_tproxy or nft_socket";
     let line = daemon.expect_line(refused);
     assert!(line.contains("the kernel refused the rule `meta nfproto ipv4 meta l4proto tcp tproxy ip to"), "{line}");
-    assert!(line.contains("No such file or directory") && line.contains("for decoys"), "{line}");
+    assert!(line.contains("No such file or directory") && line.contains("Decoys: nft_fib_inet"), "{line}");
     assert_eq!(listening(&lab), [901, 902, 903, 7_001, 7_002, 7_003, 7_004], "the listener of all ports is closed");
     daemon.expect_line("no decoy is opened on ports that are in use: TCP 7002");
 
