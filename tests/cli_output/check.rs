@@ -53,9 +53,11 @@ impl Host {
         fs::write(file, text).unwrap();
     }
 
-    /// `program` in the namespace, with the units of the test host: `ip netns exec` has its own mounts.
+    /// `program` in the namespace, with the units of the test host and an empty /var/lib: `ip netns exec` has its own
+    /// mounts.
     fn command(&self, program: &str) -> Command {
-        const MOUNT: &str = "mount --bind \"$0/lib\" /usr/lib/systemd/system && mount --bind \"$0/etc\" /etc/systemd/system && exec \"$@\"";
+        const MOUNT: &str = "mount --bind \"$0/lib\" /usr/lib/systemd/system && mount --bind \"$0/etc\" /etc/systemd/system && \
+            mount -t tmpfs tmpfs /var/lib && exec \"$@\"";
         let mut command = self.namespace.command("sh");
         command.args(["-c", MOUNT]).arg(self.units.path()).arg(program);
         command.env_remove("SSH_CONNECTION").env_remove("SSH_CLIENT");

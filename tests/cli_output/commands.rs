@@ -129,7 +129,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
         ],
     ),
     (
-        "check FILE/good.toml",
+        "check FILE/good.toml --state-dir STATE --socket SOCKET",
         "result",
         &[
             "ok",
