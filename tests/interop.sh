@@ -367,6 +367,7 @@ decoys_firewalld() {
         connect_mode
         # firewalld 2 lets no other program change its table, unless it is told to.
         if [ "$backend" = nftables ] && inside grep -q '^NftablesTableOwner=yes' /etc/firewalld/firewalld.conf; then
+            # shellcheck disable=SC2317  # until_true calls it
             owner_named() { inside portsentry status | seen -F "NftablesTableOwner=no"; }
             until_true owner_named
             inside sed -i 's/^NftablesTableOwner=.*/NftablesTableOwner=no/' /etc/firewalld/firewalld.conf
