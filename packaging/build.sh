@@ -17,4 +17,6 @@ read -r -a own_rustflags <<<"${RUSTFLAGS:-}"
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${own_rustflags[*]}${own_rustflags:+$IFS}${rustflags[*]}")
 CFLAGS="${CFLAGS:-} $(printf '%q ' "${cflags[@]}")"
 export CARGO_ENCODED_RUSTFLAGS CFLAGS CC_SHELL_ESCAPED_FLAGS=1
+# No compiled file contains this time, but with another one cc compiles SQLite and ring again, and with them the program.
+unset SOURCE_DATE_EPOCH
 exec cargo build --release --locked "$@"

@@ -11,6 +11,8 @@ package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
 
 parts=${PARTS:-nftables iptables ufw firewalld docker decoys_ufw decoys_firewalld decoys_docker fail2ban logcheck prometheus}
 others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,logcheck,logcheck-database,prometheus,netcat-openbsd,busybox-static,logrotate
+# Debian 13 has Docker's client in a package of its own.
+[ "${SUITE:-bookworm}" = bookworm ] || others+=,docker-cli
 
 # The next unused closed port: the kernel counts a port only once in half an hour, even if the resulting ban was lifted.
 next=200
@@ -106,6 +108,8 @@ built_in_mode() {
     stands "built-in mode"
 }
 
+decoys="-m socket --transparent --nowildcard -j ACCEPT"
+
 # silent WHAT CHAIN...: decoys do not answer, and `check` and `status` name each chain with the line that opens it. With
 # these lines, decoys answer.
 silent() {
@@ -113,7 +117,11 @@ silent() {
     shift
     never_reaches client 10.97.2.1 905 || fail "$what: a decoy answers behind the filter"
     for chain; do
-        line="nft insert rule $chain socket transparent 1 accept"
+        case "$chain" in
+            "ip filter INPUT") line="iptables-nft -I INPUT $decoys" ;;
+            "ip6 filter INPUT") line="ip6tables-nft -I INPUT $decoys" ;;
+            *) line="nft insert rule $chain socket transparent 1 accept" ;;
+        esac
         # shellcheck disable=SC2317  # until_true calls it
         warned() { inside portsentry status | seen -F "$line"; }
         until_true warned
@@ -335,9 +343,12 @@ decoys_ufw() {
     decoys_ban "ufw"
     inside ufw --force reset >/dev/null
     inside ufw disable >/dev/null
-    # The rule of nft, which ufw leaves and `iptables -L` does not understand.
-    inside nft flush chain ip filter INPUT
-    inside nft flush chain ip6 filter INPUT
+    local program
+    for program in iptables-nft ip6tables-nft; do
+        inside "$program" -S INPUT | seen -F -- "-P INPUT ACCEPT" || fail "ufw cannot open $program"
+        # shellcheck disable=SC2086  # words
+        inside "$program" -D INPUT $decoys
+    done
     built_in_mode
 }
 
@@ -354,6 +365,16 @@ decoys_firewalld() {
         inside firewall-cmd --quiet --reload
         held_unharmed "firewalld, $backend"
         connect_mode
+        # firewalld 2 lets no other program change its table, unless it is told to.
+        if [ "$backend" = nftables ] && inside grep -q '^NftablesTableOwner=yes' /etc/firewalld/firewalld.conf; then
+            # shellcheck disable=SC2317  # until_true calls it
+            owner_named() { inside portsentry status | seen -F "NftablesTableOwner=no"; }
+            until_true owner_named
+            inside sed -i 's/^NftablesTableOwner=.*/NftablesTableOwner=no/' /etc/firewalld/firewalld.conf
+            inside systemctl restart firewalld
+            until_true inside firewall-cmd --state
+            say "  firewalld, $backend: status names the setting that lets the table be changed"
+        fi
         chains=("inet firewalld filter_INPUT")
         [ "$backend" = nftables ] || chains=("ip filter INPUT" "ip6 filter INPUT")
         silent "firewalld, $backend" "${chains[@]}"
