@@ -11,6 +11,8 @@ package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
 
 parts=${PARTS:-nftables iptables ufw firewalld docker decoys_ufw decoys_firewalld decoys_docker fail2ban logcheck prometheus}
 others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,logcheck,logcheck-database,prometheus,netcat-openbsd,busybox-static,logrotate
+# Debian 13 has Docker's client in a package of its own.
+[ "${SUITE:-bookworm}" = bookworm ] || others+=,docker-cli
 
 # The next unused closed port: the kernel counts a port only once in half an hour, even if the resulting ban was lifted.
 next=200
@@ -354,6 +356,16 @@ decoys_firewalld() {
         inside firewall-cmd --quiet --reload
         held_unharmed "firewalld, $backend"
         connect_mode
+        # firewalld 2 lets no other program change its table, unless it is told to.
+        if [ "$backend" = nftables ] && inside grep -q '^NftablesTableOwner=yes' /etc/firewalld/firewalld.conf; then
+            # shellcheck disable=SC2317  # until_true calls it
+            owner_named() { inside portsentry status | seen -F "NftablesTableOwner=no"; }
+            until_true owner_named
+            inside sed -i 's/^NftablesTableOwner=.*/NftablesTableOwner=no/' /etc/firewalld/firewalld.conf
+            inside systemctl restart firewalld
+            until_true inside firewall-cmd --state
+            say "  firewalld, $backend: status names the setting that lets the table be changed"
+        fi
         chains=("inet firewalld filter_INPUT")
         [ "$backend" = nftables ] || chains=("ip filter INPUT" "ip6 filter INPUT")
         silent "firewalld, $backend" "${chains[@]}"

@@ -1,7 +1,8 @@
 //! Tests decoys on every port next to other functions of a host: containers, forwarding, connection tracking, filters.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Stdio;
 use std::time::Duration;
 
 use netns_lab::services::Services;
@@ -209,6 +210,33 @@ fn filter_that_silences_decoys_is_named() {
         eventually("it is back after a reload of the filter", || warnings().contains(&line));
         daemon.stop();
     }
+}
+
+#[test]
+fn owned_filter_names_its_setting() {
+    let lab = Lab::new(&[]);
+    // The table exists as long as this process, and no other process may change it.
+    let mut owner = lab.command("victim", "nft").arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let table = "table inet firewalld { flags owner; chain filter_INPUT { type filter hook input priority 10; policy drop; }; }\n";
+    owner.stdin.as_mut().unwrap().write_all(table.as_bytes()).unwrap();
+    let exists = || lab.run("victim", "nft", &["list", "tables"]).contains("firewalld");
+    eventually("the table exists", exists);
+    let path = lab.write("checked.toml", ALL);
+    let check = || {
+        let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
+        let output = command.arg("check").arg(&path).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let hint = "Only its owner may change table inet firewalld: first set NftablesTableOwner=no";
+    assert!(check().contains(hint), "{}", check());
+    drop(owner.stdin.take());
+    owner.wait().unwrap();
+    nft(
+        &lab,
+        "add table inet firewalld; add chain inet firewalld filter_INPUT { type filter hook input priority 10; policy drop; }",
+    );
+    let output = check();
+    assert!(output.contains("decoys cannot answer") && !output.contains("Only its owner"), "{output}");
 }
 
 /// A filter that cannot be seen over netlink is noticed by the counters.

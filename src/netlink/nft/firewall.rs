@@ -27,6 +27,8 @@ pub struct InputChain {
     pub name: String,
     drops: bool,
     number: u8,
+    /// True if only the program that created its table may add rules, as firewalld 2 does.
+    owned: bool,
 }
 
 impl Firewall {
@@ -39,11 +41,19 @@ impl Firewall {
             format!("`nft insert rule {} {} {} socket transparent 1 accept`", one.family, one.table, one.name)
         });
         let (chains, commands): (Vec<_>, Vec<_>) = (chains.collect(), commands.collect());
+        let owned = self.closed.iter().filter(|one| one.owned).map(|one| {
+            format!(
+                ". Only its owner may change table {} {}: first set NftablesTableOwner=no in /etc/firewalld/firewalld.conf \
+                 and restart firewalld",
+                one.family, one.table
+            )
+        });
         (!chains.is_empty()).then(|| {
             format!(
-                "decoys cannot answer, because a firewall drops their packets (input chain {}); run {}",
+                "decoys cannot answer, because a firewall drops their packets (input chain {}); run {}{}",
                 chains.join(", "),
-                commands.join(" with ")
+                commands.join(" with "),
+                owned.collect::<String>()
             )
         })
     }
@@ -71,12 +81,13 @@ impl Firewall {
                 {
                     let drops = field(body, sys::NFTA_CHAIN_POLICY).and_then(be_u32) == Some(DROP);
                     let (table, name) = (table.to_owned(), name.to_owned());
-                    found.1.push(InputChain { family: label, table, name, drops, number });
+                    found.1.push(InputChain { family: label, table, name, drops, number, owned: false });
                 }
             })?;
         let mut closed = Vec::new();
-        for chain in inputs {
+        for mut chain in inputs {
             if chain.is_closed(socket)? {
+                chain.owned = chain.is_owned(socket)?;
                 closed.push(chain);
             }
         }
@@ -85,6 +96,16 @@ impl Firewall {
 }
 
 impl InputChain {
+    fn is_owned(&self, socket: &mut Socket) -> Result<bool, SocketError> {
+        let mut request = Vec::new();
+        put_dump(&mut request, self.number, sys::NFT_MSG_GETTABLE, |_| {});
+        socket.dump(&mut request, bool::default, |owned, message| {
+            let Some((_, _, body)) = message.nft_of_any_family() else { return };
+            let is_its_table = field(body, sys::NFTA_TABLE_NAME).and_then(text) == Some(&self.table);
+            *owned |= is_its_table && field(body, sys::NFTA_TABLE_OWNER).is_some();
+        })
+    }
+
     fn is_closed(&self, socket: &mut Socket) -> Result<bool, SocketError> {
         let mut request = Vec::new();
         put_dump(&mut request, self.number, sys::NFT_MSG_GETRULE, |fields| {
