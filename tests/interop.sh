@@ -108,6 +108,8 @@ built_in_mode() {
     stands "built-in mode"
 }
 
+decoys="-m socket --transparent --nowildcard -j ACCEPT"
+
 # silent WHAT CHAIN...: decoys do not answer, and `check` and `status` name each chain with the line that opens it. With
 # these lines, decoys answer.
 silent() {
@@ -115,7 +117,11 @@ silent() {
     shift
     never_reaches client 10.97.2.1 905 || fail "$what: a decoy answers behind the filter"
     for chain; do
-        line="nft insert rule $chain socket transparent 1 accept"
+        case "$chain" in
+            "ip filter INPUT") line="iptables-nft -I INPUT $decoys" ;;
+            "ip6 filter INPUT") line="ip6tables-nft -I INPUT $decoys" ;;
+            *) line="nft insert rule $chain socket transparent 1 accept" ;;
+        esac
         # shellcheck disable=SC2317  # until_true calls it
         warned() { inside portsentry status | seen -F "$line"; }
         until_true warned
@@ -337,9 +343,12 @@ decoys_ufw() {
     decoys_ban "ufw"
     inside ufw --force reset >/dev/null
     inside ufw disable >/dev/null
-    # The rule of nft, which ufw leaves and `iptables -L` does not understand.
-    inside nft flush chain ip filter INPUT
-    inside nft flush chain ip6 filter INPUT
+    local program
+    for program in iptables-nft ip6tables-nft; do
+        inside "$program" -S INPUT | seen -F -- "-P INPUT ACCEPT" || fail "ufw cannot open $program"
+        # shellcheck disable=SC2086  # words
+        inside "$program" -D INPUT $decoys
+    done
     built_in_mode
 }
 

@@ -7,7 +7,7 @@ set -euo pipefail
 build=(gcc libc6-dev libpcap-dev libclang-dev linux-libc-dev pkg-config)
 # Namespaces, scanners, strace and the tools that the tests run; TCP wrappers; checkers for the unit, the manual and the
 # scripts.
-test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd systemd mandoc shellcheck jq)
+test=(iproute2 nftables iptables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd systemd mandoc shellcheck jq)
 # The fleet's server, its client, and the tool for its certificates.
 test+=(redis-server redis-tools openssl)
 # For the manual pages, which a test compares with their sources.

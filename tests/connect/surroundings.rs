@@ -193,7 +193,10 @@ fn filter_that_silences_decoys_is_named() {
             .output()
             .unwrap();
         let output = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        let line = format!("nft insert rule {chain} socket transparent 1 accept");
+        let line = match chain {
+            "ip filter INPUT" => "iptables-nft -I INPUT -m socket --transparent --nowildcard -j ACCEPT".to_owned(),
+            _ => format!("nft insert rule {chain} socket transparent 1 accept"),
+        };
         assert!(output.contains(&line), "{output}");
         let daemon = start(&lab, ALL);
         let soon = Duration::from_millis(300) * slowness();
@@ -203,7 +206,8 @@ fn filter_that_silences_decoys_is_named() {
         ));
         let warnings = || lab.ask(&["status"])["warnings"].to_string();
         assert!(warnings().contains(&line), "{}", warnings());
-        nft(&lab, line.trim_start_matches("nft "));
+        let words: Vec<&str> = line.split(' ').collect();
+        lab.run("victim", words[0], &words[1..]);
         assert_eq!(attempt(&lab, "client", target, 901), Ok(()), "{chain}");
         eventually("the warning is gone", || !warnings().contains("silent"));
         nft(&lab, &format!("flush chain {chain}; {text}"));

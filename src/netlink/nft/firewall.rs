@@ -37,9 +37,7 @@ impl Firewall {
     #[must_use]
     pub fn silences_decoys(&self) -> Option<String> {
         let chains = self.closed.iter().map(|one| format!("{} {} {}", one.family, one.table, one.name));
-        let commands = self.closed.iter().map(|one| {
-            format!("`nft insert rule {} {} {} socket transparent 1 accept`", one.family, one.table, one.name)
-        });
+        let commands = self.closed.iter().map(InputChain::opening_command);
         let (chains, commands): (Vec<_>, Vec<_>) = (chains.collect(), commands.collect());
         let owned = self.closed.iter().filter(|one| one.owned).map(|one| {
             format!(
@@ -96,6 +94,16 @@ impl Firewall {
 }
 
 impl InputChain {
+    /// A rule of nft in a chain of iptables-nft makes ufw and `iptables -P` fail: `ufw disable` would leave IPv6 closed.
+    fn opening_command(&self) -> String {
+        match (self.family, self.table.as_str(), self.name.as_str()) {
+            ("ip" | "ip6", "filter", "INPUT") => {
+                format!("`{}tables-nft -I INPUT -m socket --transparent --nowildcard -j ACCEPT`", self.family)
+            }
+            (family, table, name) => format!("`nft insert rule {family} {table} {name} socket transparent 1 accept`"),
+        }
+    }
+
     fn is_owned(&self, socket: &mut Socket) -> Result<bool, SocketError> {
         let mut request = Vec::new();
         put_dump(&mut request, self.number, sys::NFT_MSG_GETTABLE, |_| {});
@@ -136,7 +144,12 @@ impl InputChain {
                 "target" => is_reject(data),
                 _ => false,
             });
-            found.0 |= verdict == Some(ACCEPT) && expressions.iter().any(|(name, _)| *name == "socket");
+            found.0 |= verdict == Some(ACCEPT)
+                && expressions.iter().any(|(name, data)| match *name {
+                    "socket" => true,
+                    "match" => extension(data) == Some("socket"),
+                    _ => false,
+                });
             found.1 = match (always, verdict) {
                 (true, Some(DROP)) => true,
                 (true, Some(ACCEPT)) => false,
@@ -150,7 +163,12 @@ impl InputChain {
 
 /// True for the target with which iptables-nft rejects.
 fn is_reject(target: &[u8]) -> bool {
-    field(target, TARGET_NAME).and_then(text) == Some("REJECT")
+    extension(target) == Some("REJECT")
+}
+
+/// The name of a match or target of iptables.
+fn extension(data: &[u8]) -> Option<&str> {
+    field(data, EXTENSION_NAME).and_then(text)
 }
 
 /// The kernel verdict of an immediate expression.
@@ -161,8 +179,8 @@ fn verdict(immediate: &[u8]) -> Option<u32> {
 
 /// Table families that can contain an input chain, by NFPROTO_*.
 const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
-/// NFTA_TARGET_NAME, of nf_tables_compat.h.
-const TARGET_NAME: u16 = 1;
+/// NFTA_TARGET_NAME and NFTA_MATCH_NAME, of nf_tables_compat.h.
+const EXTENSION_NAME: u16 = 1;
 /// NF_INET_LOCAL_IN.
 const LOCAL_IN: u32 = 1;
 /// NF_DROP.
