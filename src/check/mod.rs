@@ -31,7 +31,7 @@ use crate::host::lookup;
 use crate::host::network::{self, HostError, HostFacts, Reader, Reading};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::snapshot::{is_watched, missing_interfaces, snapshot};
-use crate::ledger;
+use crate::ledger::{self, LedgerError};
 use crate::netlink::nft::Firewall;
 use crate::netlink::sock_diag::{Bound, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
 use crate::netlink::socket::Socket;
@@ -163,6 +163,10 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         }
         let obstacles = sandbox::obstacles(&policy, running.as_ref().map(|status| status.sandbox.uid));
         state.extend(obstacles.into_iter().map(|text| Warning::new("--state-dir", text)));
+    }
+    // A later release has used this directory. The daemon starts, but bans would not survive a reboot.
+    if let Err(error @ LedgerError::Newer { .. }) = ledger::Reader::read(&options.state_dir, |_| Ok(())) {
+        state.push(Warning::new("--state-dir", error.to_string()));
     }
     let missing: Vec<_> = missing_interfaces(&config.interfaces, &facts).collect();
     if missing.is_empty() {

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use portsentry::enforce::nft::{Nft, RulesetSpec};
+use portsentry::ledger::{DATABASE, Ledger};
+use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -337,4 +339,24 @@ fn unprivileged_check_names_skipped_checks() {
     }
     let report = stdout(&output);
     assert!(report.contains("backend     nft: ") && report.matches("; not checked").count() == 2, "{report}");
+}
+
+#[test]
+fn newer_ledger_is_warned_of() {
+    let host = Host::new();
+    let state = host.folder.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let arguments = ["--state-dir", state.to_str().unwrap()];
+    drop(Ledger::open(&state).unwrap());
+    let set_format = |format: i64| {
+        let database = Connection::open(state.join(DATABASE)).unwrap();
+        database.pragma_update(None, "user_version", format).unwrap();
+    };
+    let check = || host.check("", &arguments);
+    assert!(!stdout(&check()).contains("newer portsentry"), "{}", stdout(&check()));
+    set_format(9_999);
+    let output = check();
+    assert_eq!(output.status.code(), Some(0), "the service starts: {}", stderr(&output));
+    let expected = "ledger.sqlite was written by a newer portsentry (format 9999";
+    assert!(stdout(&output).contains(expected), "{}", stdout(&output));
 }
