@@ -57,7 +57,8 @@ impl Host {
 
     /// `program` in the namespace, with the units of the test host: `ip netns exec` has its own mounts.
     fn command(&self, program: &str) -> Command {
-        const MOUNT: &str = "mount --bind \"$0/lib\" /usr/lib/systemd/system && mount --bind \"$0/etc\" /etc/systemd/system && exec \"$@\"";
+        // Without the state of a service that is installed on this machine.
+        const MOUNT: &str = "mount -t tmpfs -o mode=755 tmpfs /var/lib && mount --bind \"$0/lib\" /usr/lib/systemd/system && mount --bind \"$0/etc\" /etc/systemd/system && exec \"$@\"";
         let mut command = self.namespace.command("sh");
         command.args(["-c", MOUNT]).arg(self.units.path()).arg(program);
         command.env_remove("SSH_CONNECTION").env_remove("SSH_CLIENT");
