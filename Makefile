@@ -11,9 +11,9 @@
 # make reproducible   builds the package twice at different paths and compares; 10 to 30 minutes
 # make audit          checks licences, advisories, sources and duplicates of the crates
 # make msrv           checks that the oldest Rust version in Cargo.toml compiles it
-# make interop        tests the package beside firewalld, ufw, iptables, Docker, fail2ban and Prometheus, in a Debian container
+# make interop        tests the package beside firewalld, ufw, iptables, Docker, fail2ban and Prometheus, in a Debian container (SUITE=trixie: 13)
 # make crowdsec       tests the example files for CrowdSec with Debian's package of it
-# make quick-start    types every command of the quick start and of the migration page in a Debian container with systemd
+# make quick-start    types every command of the quick start and of the migration page in a Debian container with systemd (SUITE=trixie: 13)
 # make man            makes the manual pages from docs/man/portsentry.8.md and docs/configuration.md
 # make lint fmt setup
 

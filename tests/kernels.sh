@@ -13,11 +13,11 @@ work=${CARGO_TARGET_DIR:-$PWD/target}/kernels
 mkdir -p "$work"
 
 # The tools that the tests and the program run, and those that the root itself needs.
-tools=(sh bash awk grep sed find xargs ps pgrep kill sysctl ip ss tc nft nmap masscan zmap hping3 strace ping tcpdmatch
+tools=(sh bash awk grep sed find xargs ps pgrep kill sysctl ip ss tc nft iptables-nft nmap masscan zmap hping3 strace ping tcpdmatch
     kmod modprobe depmod insmod lsmod getent perl mkfs.ext4)
 packages=(coreutils util-linux mount)
 data=(/usr/share/nmap /etc/zmap /etc/services /etc/protocols /etc/nsswitch.conf /etc/ld.so.conf /etc/ld.so.conf.d
-    /etc/alternatives/awk /usr/lib/x86_64-linux-gnu/perl-base)
+    /etc/alternatives/awk /usr/lib/x86_64-linux-gnu/perl-base /usr/lib/x86_64-linux-gnu/xtables)
 
 # Without ARGUMENTS: the tests to run of programs whose other tests do not use the kernel, and the tests to skip because
 # they need too much traffic. docs/kernels.md has the reasons.

@@ -219,6 +219,10 @@ fn filter_that_silences_decoys_is_named() {
 #[test]
 fn owned_filter_names_its_setting() {
     let lab = Lab::new(&[]);
+    let probe = ["-c", "add table inet firewalld { flags owner; }"];
+    if !lab.command("victim", "nft").args(probe).output().unwrap().status.success() {
+        return println!("not tested: tables have owners since Linux 5.12");
+    }
     // The table exists as long as this process, and no other process may change it.
     let mut owner = lab.command("victim", "nft").arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let table = "table inet firewalld { flags owner; chain filter_INPUT { type filter hook input priority 10; policy drop; }; }\n";
