@@ -34,10 +34,10 @@ build: setup-build
 	@packaging/build.sh
 
 test: setup-test
-	@tests/run.sh --locked $(ARGS)
+	@tests/run.sh $(ARGS)
 
 test-fast: setup-test
-	@tests/run.sh --fast --locked $(ARGS)
+	@tests/run.sh --fast $(ARGS)
 
 simulate: setup-build
 	@cargo run --quiet --locked --profile $(or $(PROFILE),release) --package simulation -- \

@@ -33,7 +33,7 @@ beside=$(mktemp)
 trap 'rm -f "$log" "$beside"' EXIT
 outcome=0
 if [ $# -gt 0 ]; then
-    cargo test --no-fail-fast "$@" "${skipped[@]}" 2>&1 | tee "$log" || outcome=$?
+    cargo test --locked --no-fail-fast "$@" "${skipped[@]}" 2>&1 | tee "$log" || outcome=$?
 else
     # Most tests wait, and the simulation computes: it runs beside them, at the lowest priority.
     others=()
@@ -43,11 +43,11 @@ else
         name=${name%.rs}
         [ "$name" = host_life ] || others+=(--test "$name")
     done
-    cargo test --no-run 2>&1 | tee "$log" || outcome=$?
-    nice -n 19 cargo test --no-fail-fast --test host_life >"$beside" 2>&1 &
+    cargo test --locked --no-run 2>&1 | tee "$log" || outcome=$?
+    nice -n 19 cargo test --locked --no-fail-fast --test host_life >"$beside" 2>&1 &
     simulation=$!
-    cargo test --no-fail-fast --lib --bins --examples "${others[@]}" 2>&1 | tee -a "$log" || outcome=$?
-    cargo test --no-fail-fast --doc 2>&1 | tee -a "$log" || outcome=$?
+    cargo test --locked --no-fail-fast --lib --bins --examples "${others[@]}" 2>&1 | tee -a "$log" || outcome=$?
+    cargo test --locked --no-fail-fast --doc 2>&1 | tee -a "$log" || outcome=$?
     wait "$simulation" || outcome=$?
     tee -a "$log" <"$beside"
 fi
