@@ -26,6 +26,15 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         assert_eq!(quoted(link, &more), Some(quote));
     }
     match decoded {
+        // The bytes that were not captured may show that the chain of headers is malformed.
+        Ok(Packet { transport: Transport::HiddenHeader, .. }) => {
+            let transport = longer.map(|packet| packet.transport);
+            let expected = matches!(
+                transport,
+                Ok(Transport::HiddenHeader | Transport::TinyFragment { .. }) | Err(Undecoded::Malformed)
+            );
+            assert!(expected, "{transport:?}");
+        }
         Ok(packet) => assert_eq!(longer.map(without_payload), Ok(without_payload(packet))),
         Err(Undecoded::NotIp) => assert_eq!(longer, Err(Undecoded::NotIp)),
         // With an IP length of zero the captured bytes are the length, so more of them may be enough.

@@ -179,3 +179,21 @@ fn options_beyond_limit_hide_header() {
         assert_eq!(transport(&packet(bytes)[..60]), Ok(Transport::HiddenHeader), "{bytes}");
     }
 }
+
+/// A header beyond the captured bytes may be valid or not, so the chain counts as hidden until it is seen.
+#[test]
+fn uncaptured_header_counts_as_hidden() {
+    const HIP: u8 = 139;
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(304_u16.to_be_bytes());
+    packet.extend([HIP, 64]);
+    packet.extend([0x20; 32]);
+    packet.extend([60, 36]);
+    packet.resize(40 + 296, 0);
+    let captured = packet.len();
+    // This options header is longer than the packet.
+    packet.extend([6, 255, 0, 0, 0, 0, 0, 0]);
+    let decoded = |bytes: &[u8]| decode(LinkType::Raw, bytes).map(|packet| packet.transport);
+    assert_eq!(decoded(&packet[..captured]), Ok(Transport::HiddenHeader));
+    assert_eq!(decoded(&packet), Err(Undecoded::Malformed));
+}
