@@ -121,7 +121,9 @@ fn new_service_is_not_counted() {
         let source: SocketAddr = (v4.0, 911).into();
         let connected = lab.inside("victim", || {
             ports.map(|port| {
-                let socket = UdpSocket::bind((v4.1, port)).unwrap();
+                // A process that another test has just started may hold the first socket for a moment.
+                let bind = || UdpSocket::bind((v4.1, port)).ok();
+                let socket = within(TIMEOUT, bind).expect("the port is free");
                 socket.connect(source).unwrap();
                 socket
             })

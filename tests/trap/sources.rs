@@ -105,7 +105,9 @@ fn source_of_another_interface_is_not_counted() {
         });
         if strict {
             lab.provoke_ban("inner");
-            let lines = daemon.lines_with(&format!("attackalert: Host {source} has been blocked"));
+            let blocked = format!("attackalert: Host {source} has been blocked");
+            daemon.expect_line(&blocked);
+            let lines = daemon.lines_with(&blocked);
             assert_eq!(lines.len(), 1, "for its own probes alone: {lines:?}");
         } else {
             assert!(is_banned(&lab, source), "with asymmetric routes the program judges it");
