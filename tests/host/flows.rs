@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use netns_lab::Namespace;
+use netns_lab::{Namespace, eventually};
 use portsentry::netlink::conntrack::{Conntrack, TrackedFlow};
 use portsentry::netlink::sock_diag::Connection;
 use portsentry::types::Protocol;
@@ -233,6 +233,11 @@ fn ended_published_connections_are_listed() {
     let masqueraded = meet(&networks.server, at("198.51.100.7", 7001), &outside);
     let refused = at(ROUTER, 8080);
     drop(listeners);
+    // A process that another test has just started may hold a listener for a moment.
+    eventually("the listeners are closed", || {
+        let sockets = networks.server.command("ss").arg("-Hltn").output().unwrap();
+        sockets.status.success() && sockets.stdout.is_empty()
+    });
     networks.client.inside(|| TcpStream::connect(refused).expect_err("the published port has no service now"));
 
     let published = |most| networks.router.inside(|| Conntrack::open().unwrap().published(most).unwrap());
