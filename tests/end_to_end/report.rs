@@ -32,12 +32,12 @@ ln -s "$0" /run/systemd/journal/socket
 exec "$@"
 "#;
 
-/// Mounts a disk of 16 KiB, half of it used.
+/// Mounts a disk with 8 KiB of free space. Once the rest is free, it holds everything that the test writes.
 const SMALL_DISK: &str = r#"
 set -e
 mkdir "$0"
-mount -t tmpfs -o size=16k tmpfs "$0"
-head -c 8192 /dev/zero >"$0/ballast"
+mount -t tmpfs -o size=64k tmpfs "$0"
+head -c 57344 /dev/zero >"$0/ballast"
 exec "$@"
 "#;
 
