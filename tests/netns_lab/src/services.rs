@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, sockopt};
 
 use crate::{Lab, enter};
 
@@ -36,6 +36,10 @@ impl Services {
             move || {
                 enter(&namespace);
                 serve(&listeners, &stop);
+                // A process that another test has just started holds copies until its `execve`. This closes them too.
+                for listener in &listeners {
+                    shutdown(listener, Shutdown::Read).expect("it listens");
+                }
             }
         });
         Self { stop, thread: Some(thread) }
