@@ -120,6 +120,7 @@ fn addresses_of_one_64_are_one_element() {
     lab.wire("attacker").pace(5_000, packets);
     lab.expect_ban(network.into());
     assert_eq!(lab.banned(), [IpAddr::from(network)]);
+    daemon.expect_line("has been blocked");
     assert_eq!(daemon.lines_with("has been blocked").len(), 1);
 }
 

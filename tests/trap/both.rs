@@ -173,8 +173,9 @@ fn kernel_and_program_ban_same_sources() {
         assert_eq!(by_both, by_kernel);
         assert_eq!(by_kernel.len(), 5, "{by_kernel:?}");
         for source in &by_both {
-            let blocked = daemon.lines_with(&format!("attackalert: Host {source} has been blocked"));
-            assert_eq!(blocked.len(), 1, "{source}");
+            let blocked = format!("attackalert: Host {source} has been blocked");
+            daemon.expect_line(&blocked);
+            assert_eq!(daemon.lines_with(&blocked).len(), 1, "{source}");
         }
         assert!(daemon.lines_with("without valid evidence").is_empty());
         assert!(lab.set("caught").len() <= 1 && lab.set("suspects").iter().all(|one| !by_both.contains(&one.address)));
