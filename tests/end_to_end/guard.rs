@@ -3,6 +3,9 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use portsentry::enforce::nft::Nft;
+use portsentry::types::BanTarget;
+
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, slowness, within};
@@ -228,14 +231,14 @@ fn table_returns_after_looping_foreign_changes() {
     );
     let start = Instant::now();
     lab.run("victim", "sh", &["-c", &script]);
-    let took = start.elapsed();
     wait_for_ban(&lab, attacker);
     expect_rules(&lab, &expected, &script);
     assert!(daemon.is_running());
     let own = lab.victim_v4("attacker").to_string();
     assert!(within(TIMEOUT, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
-    let minutes = usize::try_from(took.as_secs() / 60).unwrap() + 1;
     let lines = daemon.lines_with("table inet portsentry").len() + daemon.lines_with("allow-list").len();
+    let took = start.elapsed();
+    let minutes = usize::try_from(took.as_secs() / 60).unwrap() + 1;
     assert!(lines <= 20 * minutes, "{lines} lines in {took:?}");
     daemon.stop();
 }
@@ -267,13 +270,18 @@ fn table_flushed_in_loop_is_repaired_promptly() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
-    let begin = Instant::now();
+    let mut kernel = lab.inside("victim", || Nft::open().unwrap());
+    let mut times = Vec::new();
     for _ in 0..40 {
+        let begin = Instant::now();
         nft(&lab, "flush ruleset");
-        wait_for_ban(&lab, attacker);
+        let banned = || kernel.holds(BanTarget::containing(attacker)).ok().flatten();
+        assert!(within(TIMEOUT, banned).is_some(), "{attacker} is not blocked again");
+        times.push(begin.elapsed());
     }
-    let took = begin.elapsed();
-    assert!(took < Duration::from_secs(8) * slowness(), "a repair that waits 250 ms would take ten seconds: {took:?}");
+    // Other load delays some of the repairs, a pause before a repair delays all of them.
+    let fastest = times[20..].iter().min().unwrap();
+    assert!(*fastest < Duration::from_millis(250) * slowness(), "even late repairs follow at once: {times:?}");
     let line = daemon.expect_line(" keeps changing table inet portsentry; stop that process");
     assert!(line.contains("nft (process "), "the process is named: {line}");
     daemon.stop();
