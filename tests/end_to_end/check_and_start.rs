@@ -4,7 +4,6 @@ use std::fs::Permissions;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
@@ -186,12 +185,8 @@ fn start_with(lab: &Lab, notify: &UnixDatagram, arguments: &[&str]) -> (bool, St
         (false, true) => None,
     });
     let started = started.expect("it watches or exits");
-    std::thread::sleep(Duration::from_millis(20));
-    let log = daemon.lines_with("").join("\n");
-    if started {
-        daemon.stop();
-        watches();
-    }
+    let log = if started { daemon.stop() } else { daemon.end().log };
+    watches();
     (started, log)
 }
 

@@ -72,9 +72,13 @@ impl Daemon {
 
     /// Runs the program until it exits, which must happen soon.
     pub fn run_to_end(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Ended {
-        let mut daemon = Self::spawn(lab, wrapper, arguments);
-        let status = daemon.wait(TIMEOUT).unwrap_or_else(|| panic!("it did not exit; {}", daemon.log.text()));
-        Ended { status, log: daemon.log.to_end() }
+        Self::spawn(lab, wrapper, arguments).end()
+    }
+
+    /// Waits until the program exits, which must happen soon.
+    pub fn end(mut self) -> Ended {
+        let status = self.wait(TIMEOUT).unwrap_or_else(|| panic!("it did not exit; {}", self.log.text()));
+        Ended { status, log: self.log.to_end() }
     }
 
     /// Starts the program without waiting until it is ready.
