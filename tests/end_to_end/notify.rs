@@ -112,8 +112,10 @@ fn forged_flood_is_one_short_message() {
     assert!(all.len() <= 3, "{} messages", all.len());
     let sum = |key: &str| all.iter().map(|digest| digest[key].as_u64().unwrap()).sum::<u64>();
     assert!(sum("count") >= 50, "at least the bans below the ceiling: {}", sum("count"));
-    assert_eq!(sum("count") - 20 * u64::try_from(all.len()).unwrap(), sum("unnamed"), "the other bans are counted");
-    assert!(all.iter().all(|digest| digest["bans"].as_array().unwrap().len() <= 20), "at most 20 bans are listed");
+    let listed: Vec<usize> = all.iter().map(|digest| digest["bans"].as_array().unwrap().len()).collect();
+    assert!(listed.iter().all(|bans| *bans <= 20), "at most 20 bans are listed: {listed:?}");
+    let listed = u64::try_from(listed.iter().sum::<usize>()).unwrap();
+    assert_eq!(sum("count") - listed, sum("unnamed"), "the other bans are counted");
     assert!(std::fs::metadata(&output).unwrap().len() < 128 << 10);
 }
 
