@@ -180,6 +180,8 @@ fn clients_of_new_bound_listener_are_innocent() {
     let (client, neighbour): (IpAddr, IpAddr) = ("10.77.1.66".parse().unwrap(), "fe80::66".parse().unwrap());
     let target = lab.victim_v4("third").into();
     let mut wire = lab.wire("third");
+    // They stay open, because on a busy machine the packets are judged later.
+    let mut listeners = Vec::new();
     for port in 808..816 {
         let open = || {
             let on_device = |socket: &OwnedFd| setsockopt(socket, BindToDevice, &"third".into()).expect("a device");
@@ -192,11 +194,11 @@ fn clients_of_new_bound_listener_are_innocent() {
             }
             [tcp, udp, local]
         };
-        let _sockets = lab.inside("victim", open);
+        listeners.push(lab.inside("victim", open));
         wire.send(&raw::tcp(client, target, port, SYN));
         wire.send(&raw::udp(client, target, (40_404, port)));
         wire.send(&raw::tcp(neighbour, link.into(), port, SYN));
-        // By the time of the next ones these have been judged, and the list of listeners may have been read again.
+        // By the time of the next ones the list of listeners may have been read again.
         std::thread::sleep(Duration::from_millis(150) * netns_lab::slowness());
     }
     let attacker = lab.provoke_ban("attacker");
