@@ -11,7 +11,7 @@ use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use netns_lab::slowness;
+use netns_lab::{TIMEOUT, slowness};
 
 /// 2026-11-21T06:32:13.5Z.
 pub(crate) const NOON: Duration = Duration::from_millis(1_795_242_733_500);
@@ -103,7 +103,7 @@ pub(crate) fn banned(number: u32, since: SystemTime, seconds: u64) -> Change {
 
 /// The time limit for any operation of the writer, for a busy machine.
 pub(crate) fn time_limit() -> Duration {
-    Duration::from_secs(15) * slowness()
+    TIMEOUT * slowness()
 }
 
 /// Waits until `holds`; fails with `condition` at the time limit.
