@@ -37,15 +37,16 @@ fn held(path: &Path) -> Vec<BanTarget> {
 fn hosts_deny_line_follows_its_ban() {
     let (_folder, path, settings) = setup();
     let bench = Bench::start(settings);
-    let started = Instant::now();
-    let (short, long) = (case("192.0.2.7", 2 * u64::from(slowness())), case("2001:db8::7", 3_600));
-    bench.block(short, &LINE);
-    assert_eq!(bench.next(), BackendEvent::Done { case: short, backend: Backend::HostsDeny });
+    let long = case("2001:db8::7", 3_600);
     bench.block(long, &LINE);
     assert_eq!(bench.next(), BackendEvent::Done { case: long, backend: Backend::HostsDeny });
+    let started = Instant::now();
+    let short = case("192.0.2.7", 4 * u64::from(slowness()));
+    bench.block(short, &LINE);
+    assert_eq!(bench.next(), BackendEvent::Done { case: short, backend: Backend::HostsDeny });
     assert_eq!(held(&path), [short.target, long.target]);
     assert_eq!(bench.next(), BackendEvent::Released { targets: vec![short.target], backend: Backend::HostsDeny });
-    assert!(started.elapsed() >= Duration::from_secs(2) * slowness());
+    assert!(started.elapsed() >= Duration::from_secs(4) * slowness());
     assert_eq!(held(&path), [long.target]);
     bench.put(Task::Release { targets: vec![long.target] });
     assert_eq!(bench.next(), BackendEvent::Released { targets: vec![long.target], backend: Backend::HostsDeny });
@@ -77,11 +78,11 @@ fn lines_outlive_thread_and_are_adopted() {
 
     let bench = Bench::start(settings);
     let adopted = |case, left| Adopted { case, methods: LINE.into(), has_run: false, left };
-    // A new ban before the adopted ones arrive; one adopted for two seconds; one whose line is missing and is restored.
+    // A new ban before the adopted ones arrive; one adopted for six seconds; one whose line is missing and is restored.
     bench.block(cases[2], &LINE);
     bench.next();
     let bare = case("192.0.2.9", 3_600);
-    let soon = Expiry::After(Duration::from_secs(2) * slowness());
+    let soon = Expiry::After(Duration::from_secs(6) * slowness());
     let bans = vec![adopted(cases[0], soon), adopted(bare, Expiry::Never)];
     bench.put(Task::Adopt { bans });
     assert_eq!(bench.next(), BackendEvent::Restored { targets: vec![bare.target], backend: Backend::HostsDeny });
