@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use netns_lab::Namespace;
+use netns_lab::{Namespace, TIMEOUT, slowness};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_portsentry");
 
@@ -117,7 +117,7 @@ impl Drop for Terminal {
 
 fn within(mut holds: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(20) {
+    while begin.elapsed() < TIMEOUT * slowness() {
         if holds() {
             return true;
         }

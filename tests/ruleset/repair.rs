@@ -237,11 +237,7 @@ fn owned_table_is_left_alone() {
             .unwrap();
         let table = "add table inet portsentry { flags owner; }\n";
         std::io::Write::write_all(owner.stdin.as_mut().unwrap(), table.as_bytes()).unwrap();
-        let start = std::time::Instant::now();
-        while !listing().contains("owner") {
-            assert!(start.elapsed().as_secs() < 10);
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        netns_lab::eventually("the table exists", || listing().contains("owner"));
         let refused = Nft::open().unwrap().repair(&RulesetSpec::default()).unwrap_err().to_string();
         assert!(refused.contains("has the flags 0x2"), "{refused}");
         drop(owner.stdin.take());
