@@ -2,9 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use netns_lab::{Namespace, eventually};
+use netns_lab::{Namespace, TIMEOUT, eventually, within};
 use portsentry::netlink::conntrack::{Conntrack, TrackedFlow};
 use portsentry::netlink::sock_diag::Connection;
 use portsentry::types::Protocol;
@@ -63,7 +63,7 @@ fn accept(listener: &TcpListener) -> TcpStream {
 }
 
 fn connect(address: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).unwrap();
     stream.read_exact(&mut [0]).unwrap();
     stream
 }
@@ -79,16 +79,10 @@ fn wait_for_flow(
     protocol: Protocol,
     expected: TrackedFlow,
 ) -> TrackedFlow {
-    let end = Instant::now() + Duration::from_secs(10);
     router.inside(|| {
         let mut conntrack = Conntrack::open().unwrap();
-        loop {
-            let flow = conntrack.flow(protocol, ends.0, ends.1).unwrap();
-            if flow == expected || Instant::now() > end {
-                return flow;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let mut flow = || conntrack.flow(protocol, ends.0, ends.1).unwrap();
+        within(TIMEOUT, || Some(flow()).filter(|flow| *flow == expected)).unwrap_or_else(flow)
     })
 }
 
