@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::support::{CLOSED, SHORTLY, forge, recorded, scan, start};
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, SYN, forged};
+use netns_lab::scan::send_surely;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, eventually, slowness};
 
@@ -90,7 +91,7 @@ fn probe_by_udp(lab: &Lab, host: &str) -> IpAddr {
     lab.inside(host, || {
         let socket = UdpSocket::bind((lab.v4(host), 0)).unwrap();
         for port in CLOSED {
-            assert_eq!(socket.send_to(b"portscan", (lab.victim_v4(host), port)).unwrap(), 8);
+            send_surely(|| assert_eq!(socket.send_to(b"portscan", (lab.victim_v4(host), port)).unwrap(), 8));
         }
     });
     lab.v4(host).into()

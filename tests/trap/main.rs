@@ -22,6 +22,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
+use netns_lab::scan::send_surely;
 use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
 
 /// Configuration that also counts UDP ports.
@@ -56,7 +57,7 @@ impl Protocol {
         lab.inside(host, || {
             let socket = UdpSocket::bind((source, 0)).unwrap();
             for port in ports {
-                assert_eq!(socket.send_to(b"portscan", (target, *port)).unwrap(), 8);
+                send_surely(|| assert_eq!(socket.send_to(b"portscan", (target, *port)).unwrap(), 8));
             }
         });
     }

@@ -10,7 +10,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::services::BANNER;
-use crate::{Lab, TIMEOUT, within};
+use crate::{AT_ONCE, Lab, TIMEOUT, within};
 
 /// An element of a set in the table `inet portsentry`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,14 +86,17 @@ impl Lab {
     pub fn probe(&self, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
         self.inside(host, || {
             let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-            for port in ports {
-                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-                let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).expect("a TCP socket");
-                rustix::net::bind(&socket, &SocketAddr::new(source, 0)).expect("the host has this address");
-                // The result does not matter: the SYN was sent even if the connection is in progress, refused or
-                // dropped.
-                let _ = rustix::net::connect(&socket, &SocketAddr::new(target, *port));
-            }
+            ports.iter().for_each(|port| {
+                send_surely(|| {
+                    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                    let socket =
+                        rustix::net::socket_with(family, SocketType::STREAM, flags, None).expect("a TCP socket");
+                    rustix::net::bind(&socket, &SocketAddr::new(source, 0)).expect("the host has this address");
+                    // The result does not matter: the SYN was sent even if the connection is in progress, refused or
+                    // dropped.
+                    let _ = rustix::net::connect(&socket, &SocketAddr::new(target, *port));
+                });
+            });
         });
     }
 
@@ -220,6 +223,24 @@ impl Lab {
 /// Closed ports: so many that a few sources per minute are banned regardless of the ceilings of new bans.
 const SCANNED: [u16; 20] =
     [901, 902, 903, 904, 905, 906, 907, 908, 909, 910, 911, 912, 913, 914, 915, 916, 917, 918, 919, 920];
+
+/// Calls `send`, which sends a packet in the calling thread's namespace, again if the packet is lost. All namespaces
+/// share the kernel's packet backlog: while a flood in another test fills it, packets of this one are lost.
+pub fn send_surely(mut send: impl FnMut()) {
+    within(AT_ONCE, || {
+        let before = lost_packets();
+        send();
+        (lost_packets() == before).then_some(())
+    });
+}
+
+/// The packets of the calling thread's namespace that the other ends of its links did not take.
+fn lost_packets() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").expect("proc is mounted");
+    // Eight numbers about received packets, then bytes, packets, errors and drops of sent ones.
+    let drops = text.lines().filter_map(|line| line.split_once(':')?.1.split_whitespace().nth(11)?.parse::<u64>().ok());
+    drops.sum()
+}
 
 /// Connects and reads until the connection closes; true if it received the banner.
 pub fn fetch(service: SocketAddr, timeout: Duration) -> bool {
