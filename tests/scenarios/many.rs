@@ -14,7 +14,7 @@ use netns_lab::{Lab, within};
 const BANS: u32 = 100_000;
 
 /// The time limit on a busy machine.
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = Duration::from_secs(180);
 
 fn source(number: u32) -> BanTarget {
     BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | 1 << 20 | number))
@@ -41,6 +41,7 @@ fn elements(lab: &Lab, all: usize) -> Option<Vec<(BanTarget, Option<Duration>)>>
 #[test]
 fn restore_of_100000_bans_delays_no_verdict() {
     let lab = Lab::new(&["attacker"]);
+    let filled = Instant::now();
     fill_ledger(&lab);
     let begin = Instant::now();
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
@@ -73,8 +74,8 @@ fn restore_of_100000_bans_delays_no_verdict() {
         let BanTarget::V4(address) = target else { panic!("{target}") };
         let number = u64::from(address.to_bits() & 0xf_ffff);
         let expected = 3_600 + if address == attacker { 0 } else { number % 100 * 60 };
-        let left = left.unwrap().as_secs();
-        assert!(left <= expected && left + 120 > expected, "{target}: {left} s of {expected}");
+        let (left, passed) = (left.unwrap().as_secs(), filled.elapsed().as_secs());
+        assert!(left <= expected && left + passed + 2 >= expected, "{target}: {left} s of {expected} after {passed} s");
     }
     daemon.stop();
 }
