@@ -14,7 +14,7 @@ const SHORTLY: Duration = Duration::from_millis(300);
 fn ban_can_return_after_expiry_or_deletion() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &[80]);
-    let daemon = Daemon::start(&lab, &["--expire", &format!("{}s", 2 * slowness())]);
+    let daemon = Daemon::start(&lab, &["--expire", &format!("{}s", 6 * slowness())]);
     let victim = lab.victim_v4("attacker").into();
     let attacker = lab.provoke_ban("attacker");
     lab.expect_banned(&[]);

@@ -518,7 +518,7 @@ fn log_only_start_undoes_ended_bans() {
     let lab = scene();
     let config = settings(&lab, &["run"], "");
     let daemon = Daemon::start_configured(&lab, &config, &["--expire", "1h"]);
-    let span = Duration::from_secs(3) * slowness();
+    let span = Duration::from_secs(6) * slowness();
     let target = "198.51.100.1";
     ban_by_hand(&lab, &[(target, &format!("{}s", span.as_secs()))]);
     daemon.kill();

@@ -145,7 +145,7 @@ fn clock_set_back_extends_no_ban() {
     let clock = Clock::new(&lab);
     let backends = ["nft", "route", "hosts-deny"];
     let configuration = settings(&lab, &backends, "[escalate]\nfactor = 1\n");
-    let time = format!("{}s", 3 * slowness());
+    let time = format!("{}s", 6 * slowness());
     let daemon = clock.start(&lab, &configuration, &time);
     scan(&lab, false);
     backends.iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));

@@ -17,7 +17,7 @@ const OVER: &str = "`portsentry confirm` was not run in time: all bans are lifte
 fn unconfirmed_trial_lifts_every_ban() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let limit = 5 * slowness();
+    let limit = 15 * slowness();
     let time = format!("{limit}s");
     let arguments = ["--expire", "1h", "--confirm", &time];
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &EVERY_BACKEND, ""), &arguments);
@@ -55,7 +55,7 @@ fn unconfirmed_trial_lifts_every_ban() {
 #[test]
 fn confirmed_trial_keeps_blocking() {
     let lab = scene();
-    let limit = Duration::from_secs(4) * slowness();
+    let limit = Duration::from_secs(8) * slowness();
     let time = format!("{}s", limit.as_secs());
     let arguments = ["--expire", "1h", "--confirm", &time];
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &arguments);
@@ -75,7 +75,7 @@ fn confirmed_trial_keeps_blocking() {
 #[test]
 fn ban_waiting_for_command_ends_with_trial() {
     let lab = scene();
-    let (time, longer) = (format!("{}s", 2 * slowness()), 4 * slowness());
+    let (time, longer) = (format!("{}s", 5 * slowness()), 8 * slowness());
     let more = run_settings(&lab, &format!("first = true\ntimeout = \"{}s\"\n", 5 * longer));
     std::fs::write(lab.path("on-ban"), format!("#!/bin/sh\n[ \"$1\" = end ] || sleep {longer}\n")).unwrap();
     let arguments = ["--expire", "1h", "--confirm", &time];

@@ -149,14 +149,14 @@ fn kills_leave_only_ledger_bans() {
 fn route_ban_of_killed_daemon_expires() {
     let lab = scene();
     let configuration = settings(&lab, &["route", "hosts-deny"], "");
-    let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", &format!("{}s", 2 * slowness())]);
+    let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", &format!("{}s", 6 * slowness())]);
     scan(&lab, false);
     crate::support::expect_held(&lab, "route", false, &daemon);
     crate::support::expect_held(&lab, "hosts-deny", false, &daemon);
     let written = || recorded(&lab).contains(&lab.v4("attacker").into()).then_some(());
     assert!(within(TIMEOUT, written).is_some());
     daemon.kill();
-    std::thread::sleep(Duration::from_secs(3) * slowness());
+    std::thread::sleep(Duration::from_secs(7) * slowness());
     assert!(!routes(&lab).is_empty(), "no process was running that could have removed it");
     let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "1h"]);
     expect_nothing_left(&lab);

@@ -7,7 +7,7 @@ use portsentry::engine::{Class, Grade};
 use portsentry::ledger::{Author, BanRecord, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry};
 
-use crate::support::{expect_held, expect_nothing_left, scan, scene, settings};
+use crate::support::{CLOSED, expect_held, expect_nothing_left, scan, scene, settings};
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
@@ -50,9 +50,9 @@ fn unblock_all_removes_strikes() {
 
 /// Asserts that the attacker is banned for `seconds`, and not longer.
 fn blocked_for(lab: &Lab, seconds: u64) {
-    let attacker = lab.provoke_ban("attacker");
-    let timeout = lab.expect_ban(attacker).timeout;
-    assert_eq!(timeout, Some(Duration::from_secs(seconds)));
+    let (source, target) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    lab.probe("attacker", source, target, &CLOSED);
+    assert_eq!(lab.expect_ban(source).timeout, Some(Duration::from_secs(seconds)));
     lab.expect_banned(&[]);
 }
 
@@ -104,7 +104,8 @@ fn first_ban_after_start_counts_strike() {
 /// Makes one ban over IPv4; returns the strikes in the ledger.
 fn strikes(backends: &[&str]) -> u32 {
     let lab = scene();
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, backends, ""), &["--expire", &format!("{}s", first())]);
+    let time = format!("{}s", 6 * slowness());
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, backends, ""), &["--expire", &time]);
     scan(&lab, false);
     backends.iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
     expect_nothing_left(&lab);
