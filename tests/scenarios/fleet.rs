@@ -14,7 +14,7 @@ use portsentry::control::fleet_protocol::{
 };
 use portsentry::engine::Grade;
 
-use crate::support::{FAR_NETWORK, is_served, scene};
+use crate::support::{FAR_NETWORK, is_served, is_served_at_last, scene};
 
 const HOUR: u64 = 3_600;
 
@@ -102,7 +102,7 @@ fn two_reports_block_a_source() {
         [const { ReportOutcome::Waiting { authors: 1 } }; 3],
         "reports of a single author are not enough"
     );
-    assert!(is_served(&lab, false) && is_served(&lab, true) && blocked(&lab).is_empty());
+    assert!(is_served_at_last(&lab, false) && is_served_at_last(&lab, true) && blocked(&lab).is_empty());
     assert_eq!(peer.report(&[report("b", v4), report("b", &v6)]), [ReportOutcome::Accepted, ReportOutcome::Accepted]);
     assert_eq!(blocked(&lab), [IpAddr::from(v4), FAR_NETWORK.into()]);
     assert!(!is_served(&lab, false) && !is_served(&lab, true), "its packets are dropped");
@@ -119,15 +119,15 @@ fn two_reports_block_a_source() {
     assert_eq!(lab.ask(&["list"])["fleet"].as_array().map(Vec::len), Some(2));
 
     assert_eq!(lab.succeed(&["unblock", &v4.to_string()]), "bans lifted: 1\n");
-    assert!(is_served(&lab, false) && !is_served(&lab, true));
+    assert!(is_served_at_last(&lab, false) && !is_served(&lab, true));
     assert!(reason(&peer.report(&[report("c", v4)])[0]).contains("an operator has lifted"));
-    assert!(is_served(&lab, false), "the lift is in force");
+    assert!(is_served_at_last(&lab, false), "the lift is in force");
     assert_eq!(
         peer.ask(&FleetRequest::Lift { target: v6.clone() }),
         FleetReply::Lifted { lifted: true },
         "an operator of the fleet"
     );
-    assert!(is_served(&lab, true) && blocked(&lab).is_empty());
+    assert!(is_served_at_last(&lab, true) && blocked(&lab).is_empty());
     daemon.stop();
 }
 
@@ -183,7 +183,7 @@ fn fleet_bans_survive_flush_and_restart() {
     // A host that leaves its fleet blocks nothing for it.
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     assert_eq!(lab.set_text("fleet"), "");
-    assert!(is_served(&lab, false));
+    assert!(is_served_at_last(&lab, false));
     daemon.stop();
 }
 
@@ -208,7 +208,7 @@ fn lifts_survive_restart_and_crash() {
         assert!(reason(&outcomes[0]).contains("an operator has lifted"), "{again}: {outcomes:?}");
         assert!(reason(&outcomes[1]).contains("an operator has lifted"), "{again}: {outcomes:?}");
         assert_eq!(outcomes[2], ReportOutcome::Accepted, "{again}: its report stands");
-        assert!(is_served(&lab, false), "{again}");
+        assert!(is_served_at_last(&lab, false), "{again}");
         assert_eq!(blocked(&lab), ["192.0.2.8".parse::<IpAddr>().unwrap()], "{again}");
         let explained = lab.ask(&["explain", &v4.to_string()]);
         assert_eq!(explained["fleet"]["state"], "lifted", "{again}: {explained}");
@@ -246,7 +246,7 @@ fn shadow_mode_reports_without_blocking() {
     let mut peer = Peer::connect(&lab);
     assert_eq!(peer.report(&[report("a", v4)]), [ReportOutcome::Shadowed]);
     daemon.expect_line(&format!("fleet: {v4} would be blocked, "));
-    assert!(blocked(&lab).is_empty() && is_served(&lab, false));
+    assert!(blocked(&lab).is_empty() && is_served_at_last(&lab, false));
     assert!(lab.succeed(&["list"]).contains("would be blocked"));
     lab.reload(&settings(&lab, &format!("shadow = false\n{accept}")));
     assert!(within(TIMEOUT, || (blocked(&lab) == [v4]).then_some(())).is_some(), "known targets are blocked now");
@@ -372,7 +372,7 @@ fn compromised_fleet_process_is_limited() {
     assert!(flooding <= 900, "{flooding} requests in three seconds");
     let status = lab.succeed(&["status"]);
     assert!(status.contains("mallory: reported more than 30 targets in an hour; ignored for"), "{status}");
-    assert!(is_served(&lab, false));
+    assert!(is_served_at_last(&lab, false));
     daemon.stop();
 }
 
