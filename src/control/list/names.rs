@@ -89,7 +89,7 @@ mod tests {
     fn slow_lookup_is_abandoned() {
         let mut notes = Vec::new();
         let begin = Instant::now();
-        let names = look_up_with(addresses(64), &mut notes, Duration::from_millis(700), |address| {
+        let names = look_up_with(addresses(64), &mut notes, Duration::from_secs(3), |address| {
             match address {
                 // A name server that never answers.
                 IpAddr::V4(v4) if v4.octets() == [192, 0, 2, 63] => thread::sleep(Duration::from_secs(60)),
@@ -97,10 +97,10 @@ mod tests {
             }
             Some(format!("host-{address}.example"))
         });
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < Duration::from_secs(30));
         assert_eq!(names.len(), 63, "{notes:?}");
         assert_eq!(names.get(&IpAddr::from([192, 0, 2, 9])).map(String::as_str), Some("host-192.0.2.9.example"));
-        assert_eq!(notes, ["addresses for which no name server answered within 700ms: 1"]);
+        assert_eq!(notes, ["addresses for which no name server answered within 3s: 1"]);
     }
 
     #[test]

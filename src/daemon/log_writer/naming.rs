@@ -140,7 +140,7 @@ mod tests {
         for event in [repeated("10.0.0.1"), note_event("second"), repeated("10.0.0.2"), repeated("10.0.0.3")] {
             naming.send(&event, Instant::now(), Wording::Stealth);
         }
-        while begin.elapsed() < Duration::from_millis(1_500) {
+        while begin.elapsed() < NAME_TIMEOUT / 2 {
             let _ = tokio::time::timeout(Duration::from_millis(20), naming.turn()).await;
         }
         assert_eq!(written(), [""; 0], "quick lines wait for their turn");

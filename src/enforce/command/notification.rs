@@ -189,16 +189,18 @@ mod tests {
     use super::*;
     use crate::enforce::helper_socket::pair;
 
-    const LIMIT: Duration = Duration::from_millis(500);
-
     /// Runs `test` with one end of a socket; the command with its settings is at the other end.
     fn with<T>(script: &str, test: impl FnOnce(&mut Notifications) -> T) -> T {
+        with_limit(Duration::from_secs(60), script, test)
+    }
+
+    fn with_limit<T>(limit: Duration, script: &str, test: impl FnOnce(&mut Notifications) -> T) -> T {
         let words = |script: &str| ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let (ours, theirs) = pair().unwrap();
         let (quit, hung_up) = pipe().unwrap();
         thread::scope(|scope| {
             let (quit, command) = (&quit, words(script));
-            scope.spawn(move || serve_notifications(theirs, command, LIMIT, || Ok(words("exit 7")), quit));
+            scope.spawn(move || serve_notifications(theirs, command, limit, || Ok(words("exit 7")), quit));
             let result = test(&mut Notifications::new(ours));
             drop(hung_up);
             result
@@ -226,7 +228,7 @@ mod tests {
     #[test]
     fn command_that_hangs_is_ended() {
         let started = Instant::now();
-        let delivery = with("sleep 1000", |ours| ours.send("{}".to_owned()));
+        let delivery = with_limit(Duration::from_millis(500), "sleep 1000", |ours| ours.send("{}".to_owned()));
         assert!(
             matches!(&delivery, Delivery::Failed(why) if why.contains("was killed at its time limit")),
             "{delivery:?}"
