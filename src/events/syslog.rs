@@ -172,6 +172,11 @@ mod tests {
         daemon
     }
 
+    /// Ends a daemon. A process that another test has just started may hold the socket for a moment.
+    fn end(daemon: &UnixDatagram) {
+        daemon.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+
     fn next(daemon: &UnixDatagram) -> String {
         let mut bytes = [0; 16_384];
         let length = daemon.recv(&mut bytes).unwrap();
@@ -208,11 +213,11 @@ mod tests {
         let mut otherwise = Vec::new();
         syslog.send(Severity::Notice, "one", &mut otherwise);
         assert!(next(&first).ends_with(": one"));
-        drop(first);
+        end(&first);
         let second = daemon(&path);
         syslog.send(Severity::Notice, "two", &mut otherwise);
         assert!(next(&second).ends_with(": two"), "a restart between two lines loses none");
-        drop(second);
+        end(&second);
         syslog.send(Severity::Notice, "three", &mut otherwise);
         syslog.send(Severity::Notice, "four", &mut otherwise);
         assert_eq!(otherwise, b"three\nfour\n");

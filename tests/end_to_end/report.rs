@@ -155,7 +155,8 @@ fn restarted_syslog_gets_classic_lines() {
     let expected = format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: 901");
     assert_eq!(line, format!("<156>portsentry[{id}]: {expected}"));
     receive_until(&syslog, "has been blocked via");
-    drop(syslog);
+    // A process that another test has just started may hold the socket for a moment.
+    syslog.shutdown(std::net::Shutdown::Both).unwrap();
     let syslog = listen(&path);
     let other = lab.provoke_ban("other");
     receive_until(&syslog, &format!("attackalert: Host {other} has been blocked"));

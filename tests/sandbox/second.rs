@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, eventually};
+use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, Signal};
 
 #[test]
@@ -65,7 +66,9 @@ fn one_of_two_daemons_replaces_stale_socket() {
     for _ in 0..3 {
         // A crash has left a socket.
         let _ = fs::remove_file(&socket);
-        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let crashed = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        // A process that another test has just started may hold a closed socket for a moment.
+        shutdown(&crashed, Shutdown::Both).unwrap();
         let daemons = [&one, &other].map(|lab| Daemon::spawn(lab, &[], &["--socket", socket.to_str().unwrap()]));
         daemons.iter().for_each(|daemon| drop(daemon.expect_line("is now active and listening")));
         let refused = daemons.iter().filter(|daemon| !daemon.lines_with("another portsentry answers").is_empty());
