@@ -31,10 +31,13 @@ impl Scrapes {
     /// # Errors
     /// Any error of the system.
     pub async fn listen(address: SocketAddr) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        Ok(Self::on(TcpListener::bind(address).await?))
+    }
+
+    fn on(listener: TcpListener) -> Self {
         let (wanted, scrapes) = mpsc::channel(MAX_CLIENTS);
         tokio::spawn(accept(listener, wanted));
-        Ok(Self(scrapes))
+        Self(scrapes)
     }
 
     /// The channel for the response to the next request. Cancel-safe.
@@ -135,10 +138,9 @@ mod tests {
     fn ask(request: &str) -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            drop(listener);
-            let mut scrapes = Scrapes::listen(address).await.unwrap();
+            let mut scrapes = Scrapes::on(listener);
             let request = request.to_owned();
             let client = tokio::task::spawn_blocking(move || {
                 let mut stream = std::net::TcpStream::connect(address).unwrap();
