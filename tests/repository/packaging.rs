@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -342,9 +341,9 @@ esac
 /// Writes `program` and the script of `shell` to a directory.
 fn completing(shell: Shell, program: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let fake = folder.path().join("portsentry");
-    std::fs::write(&fake, program).unwrap();
-    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let text = folder.path().join("program");
+    std::fs::write(&text, program).unwrap();
+    netns_lab::install_program(&text, &folder.path().join("portsentry"));
     std::fs::write(folder.path().join("completions"), shell.completions()).unwrap();
     folder
 }

@@ -14,7 +14,7 @@ use netns_lab::{Lab, TIMEOUT, within};
 
 /// Writes the script as a command and returns its path.
 fn hook(lab: &Lab, script: &str) -> PathBuf {
-    let hook = lab.write("hook", &format!("#!/bin/sh\n{script}\n"));
+    let hook = lab.program("hook", &format!("#!/bin/sh\n{script}\n"));
     fs::set_permissions(&hook, Permissions::from_mode(0o700)).unwrap();
     hook
 }

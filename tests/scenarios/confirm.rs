@@ -77,7 +77,7 @@ fn ban_waiting_for_command_ends_with_trial() {
     let lab = scene();
     let (time, longer) = (format!("{}s", 5 * slowness()), 8 * slowness());
     let more = run_settings(&lab, &format!("first = true\ntimeout = \"{}s\"\n", 5 * longer));
-    std::fs::write(lab.path("on-ban"), format!("#!/bin/sh\n[ \"$1\" = end ] || sleep {longer}\n")).unwrap();
+    lab.program("on-ban", &format!("#!/bin/sh\n[ \"$1\" = end ] || sleep {longer}\n"));
     let arguments = ["--expire", "1h", "--confirm", &time];
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft", "hosts-deny"], &more), &arguments);
     scan(&lab, false);
