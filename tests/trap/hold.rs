@@ -222,7 +222,8 @@ fn forged_syns_cost_victim_sixteen_holds() {
         let lost = EVERY * u32::try_from(attempts.iter().filter(|arrived| !**arrived).count()).unwrap();
         println!("{source}: {lost:?} of {:?}", EVERY * u32::try_from(attempts.len()).unwrap());
         assert!(lost >= HOLD * 8, "it is held: {lost:?}");
-        assert!(lost <= HOLD * 17, "and not longer than sixteen times: {lost:?}");
+        // A hold of ten intervals drops eleven SYNs if the first one comes at once.
+        assert!(lost <= (HOLD + EVERY) * 16, "and not longer than sixteen times: {lost:?}");
         let last = attempts.iter().rposition(|arrived| !arrived).unwrap();
         assert!(
             last < attempts.len() / 2,
@@ -234,7 +235,7 @@ fn forged_syns_cost_victim_sixteen_holds() {
     daemon.stop();
 }
 
-/// The time between the starts of two connections.
+/// The least time between the starts of two connections.
 const EVERY: Duration = Duration::from_millis(20);
 
 /// The time within which a SYN that was not dropped is answered. It is shorter than the time until a retransmission.
@@ -247,8 +248,7 @@ fn attempts(target: SocketAddr, over: &AtomicBool) -> Vec<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let mut begun = VecDeque::new();
     let mut arrived = Vec::new();
-    let start = Instant::now();
-    for number in 1.. {
+    loop {
         let socket = socket_with(family, SocketType::STREAM, flags, None).unwrap();
         let _ = connect(&socket, &target);
         begun.push_back((Instant::now(), TcpStream::from(socket)));
@@ -258,9 +258,8 @@ fn attempts(target: SocketAddr, over: &AtomicBool) -> Vec<bool> {
         if over.load(Ordering::Relaxed) {
             return arrived;
         }
-        std::thread::sleep((start + EVERY * number).saturating_duration_since(Instant::now()));
+        std::thread::sleep(EVERY);
     }
-    unreachable!("it is over at last")
 }
 
 /// Adds `count` elements with ascending keys to a set.
