@@ -142,6 +142,7 @@ fn flush_restores_100000_bans_with_times() {
 #[test]
 fn bulk_changes_by_hand_are_recorded_completely() {
     let lab = Lab::new(&["attacker"]);
+    let begin = Instant::now();
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let change = |verb: &str, timeout: &str| {
         let elements: Vec<_> = (0..BANS).map(|number| format!("{}{timeout}", source(number))).collect();
@@ -167,8 +168,10 @@ fn bulk_changes_by_hand_are_recorded_completely() {
     std::thread::sleep(Duration::from_secs(10) * netns_lab::slowness());
     assert!(elements(&lab, 0).expect("the set can be read").is_empty(), "{:?}", daemon.lines_with("restored"));
     let log = daemon.stop();
+    // Six hundred per minute, and a few about the suppressed ones.
+    let most = 700 + 600 * (1 + usize::try_from(begin.elapsed().as_secs() / 60).unwrap());
     let lines = log.lines().count();
-    assert!((600..1_300).contains(&lines), "{lines} lines about {BANS} bans and their ends");
+    assert!((600..most).contains(&lines), "{lines} lines about {BANS} bans and their ends, fewer than {most} allowed");
     assert!(log.contains("lines suppressed above 600 per minute: "), "the log counts the others");
     assert!(!log.contains("lost, because the queue was full"), "no change is lost");
 }
