@@ -173,8 +173,9 @@ fn unexplained_trap_ban_is_shortened() {
         assert!(is_banned(&lab, source), "banned by the kernel alone");
     });
     daemon.expect_line("without a verdict of the sensor");
-    let ban = lab.expect_ban(source);
-    assert!(ban.timeout <= Some(Duration::from_secs(300)), "{ban:?}");
+    // The log line may be written slightly before the kernel's set changes.
+    let shortened = || Some(lab.expect_ban(source)).filter(|ban| ban.timeout <= Some(Duration::from_secs(300)));
+    assert!(within(TIMEOUT, shortened).is_some(), "{:?}", lab.set("blocked"));
     let known = lab.ask(&["explain", &source.to_string()]);
     assert_eq!(known["blocked"]["evidence"], "forgeable", "{known}");
     assert_eq!(known["strikes"], 0, "it makes no later ban longer: {known}");
