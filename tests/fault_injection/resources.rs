@@ -12,7 +12,7 @@ use rustix::process::{Resource, Signal, getrlimit};
 use crate::support::{recorded, scan, start};
 use netns_lab::daemon::{Daemon, binary};
 use netns_lab::services::Services;
-use netns_lab::{Lab, eventually};
+use netns_lab::{Lab, TIMEOUT, eventually, within};
 
 /// Limits the program to this many descriptors, even if more are already open.
 fn limit(daemon: &Daemon, descriptors: Option<u64>) {
@@ -59,7 +59,8 @@ fn daemon_survives_descriptor_shortage() {
     let mut all = vec![before, during, lab.v4("late").into()];
     all.sort();
     assert_eq!(lab.banned(), all);
-    eventually("the ledger has all bans", || recorded(&lab) == all);
+    let whole = within(TIMEOUT, || (recorded(&lab) == all).then_some(()));
+    assert!(whole.is_some(), "{:?} of {all:?}\n{}", recorded(&lab), daemon.lines_with("").join("\n"));
     drop(services);
     daemon.stop();
 }
