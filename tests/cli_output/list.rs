@@ -285,7 +285,7 @@ fn piped_table_is_whole_and_columns_counts() {
     let mut by_hand = BanRecord::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft);
     by_hand.note = Some("brute force on the mail server, see the abuse report of Monday".to_owned());
     let many = (1..=60).map(|port| (Protocol::Tcp, 1_000 + port)).collect();
-    let host = Host::with(&[BanRecord { ports: many, ..ban("192.0.2.1", ago(60), HOUR) }, by_hand]);
+    let host = Host::with(&[BanRecord { ports: many, ..ban("192.0.2.1", ago(90), HOUR) }, by_hand]);
     host.block(&[("192.0.2.1", HOUR), ("192.0.2.2", HOUR)]);
     let text = host.text(&[]);
     assert!(text.contains(",1060") && text.contains("the abuse report of Monday") && !text.contains('…'), "{text}");
