@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -63,6 +63,7 @@ struct Terminal {
     child: Child,
     process: PathBuf,
     written: Arc<Mutex<Vec<u8>>>,
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Terminal {
@@ -73,13 +74,13 @@ impl Terminal {
         let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let written = Arc::new(Mutex::new(Vec::new()));
         let (mut out, buffer) = (child.stdout.take().unwrap(), Arc::clone(&written));
-        thread::spawn(move || {
+        let reading = thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(length @ 1..) = out.read(&mut bytes) {
                 buffer.lock().unwrap().extend_from_slice(&bytes[..length]);
             }
         });
-        Self { child, process, written }
+        Self { child, process, written, reading: Some(reading) }
     }
 
     fn written(&self) -> String {
@@ -104,6 +105,7 @@ impl Terminal {
     fn end(mut self) -> (Option<i32>, String) {
         assert!(within(|| self.child.try_wait().unwrap().is_some()), "it has not ended: {:?}", self.written());
         let code = self.child.wait().unwrap().code();
+        self.reading.take().unwrap().join().unwrap();
         (code, self.written())
     }
 }
