@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use rustables::sys;
 
+use super::exclusions::NAT64;
 use super::family::V4;
 use super::rule::LINK_LOCAL;
 use super::set::Set;
 use super::snapshot::{Flat, TableSnapshot};
 use super::spec::{Action, DecoyRules, RulesetSpec, Trap};
 use super::table::{DECOY_TAKE, REFUSE, TRAP, TRAP_BAN, TRAP_HOLD_NEW, TRAP_TOUCH};
-use super::trap_rules::NAT64;
 use crate::netlink::message::{be_u32, be_u64};
 use crate::types::shared64::MAX_NAT64;
 use crate::types::{Expiry, Rate};
