@@ -40,7 +40,7 @@ pub(super) fn early_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
     let scanner = Rule::new(CHAIN).on_monitored(trap.named_interfaces);
     let scanner = scanner.text("meta l4proto tcp @th,96,32 & 0xfffffffe == 0x60020400").meta(MetaType::L4Proto, TCP);
     let scanner = scanner.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 12, 4).mask(SCANNER_MASK);
-    let scanner = scanner.compare(CmpOp::Eq, SCANNER_SYN).to_this_host().jump(TRAP_SCANNER);
+    let scanner = scanner.compare(CmpOp::Eq, SCANNER_SYN).addressed_here().jump(TRAP_SCANNER);
     [scanner].into_iter().chain(held(CHAIN, trap, true))
 }
 

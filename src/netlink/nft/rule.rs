@@ -124,7 +124,7 @@ impl Rule {
     }
 
     /// Matches packets for this host alone, to an own address, from a foreign address.
-    pub(super) fn to_this_host(self) -> Self {
+    pub(super) fn addressed_here(self) -> Self {
         self.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).foreign_source()
     }
 

@@ -55,7 +55,7 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
 
 /// Matches segments with these flags under this mask, if they are probes.
 fn tcp_entry(trap: &Trap, (mask, flags): (u8, u8)) -> Rule {
-    entry(trap).tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false).to_this_host().jump(TRAP_TOUCH)
+    entry(trap).tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false).addressed_here().jump(TRAP_TOUCH)
 }
 
 /// Matches datagrams that are probes and not answers. The kernel accepts them in a frame for several hosts as well, and
