@@ -182,7 +182,8 @@ fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
     rule.family(family).source_and_port(family, protocol.number)
 }
 
-/// Blocks a source that probed too many ports.
+/// Blocks a source that probed too many ports. While it waits in the set of reviewed bans, no review would see a further
+/// ban, so the sensor alone decides.
 fn ban_rules(trap: &Trap) -> Vec<Rule> {
     let (packets, seconds) = trap.ceiling.for_kernel();
     let burst = trap.ceiling.packets().min(TRAP_BURST);
@@ -197,7 +198,11 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
             .counter()
             .verdict(VerdictKind::Drop)
     });
-    returning(vec![ceiling]).chain(bans).collect()
+    let waits = |family: Family| {
+        let text = format!("{} @{}", family.target, family.trap_banned.name());
+        Rule::new(TRAP_BAN).text(text).family(&family).target(&family).lookup(family.trap_banned)
+    };
+    returning(vec![waits(V4), waits(V6), ceiling]).chain(bans).collect()
 }
 
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;

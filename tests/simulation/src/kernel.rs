@@ -321,10 +321,10 @@ impl Kernel {
 
     /// The chain `trap_ban`.
     fn ban(&mut self, now: Timestamp, source: IpAddr, trap: &Trap) -> Passage {
-        if self.ceiling.is_over(now) {
+        let target = target(source);
+        if self.family(source).caught.contains(now, target) || self.ceiling.is_over(now) {
             return Passage::Passed;
         }
-        let target = target(source);
         let family = self.family(source);
         if family.caught.add(now, target, trap.expiry).is_none()
             || family.blocked.add(now, target, trap.expiry).is_none()
