@@ -25,6 +25,20 @@ impl Engine {
     /// For UDP, ephemeral ports are excluded: packets to them are often answers and may arrive at any time.
     #[must_use]
     pub fn closed_ports(&self, now: Timestamp, host: &Host, protocol: Protocol) -> PortSet {
+        let closed = self.unused_ports(now, host, protocol);
+        // Related ports that count as one port are counted by the engine alone.
+        if protocol == Protocol::Tcp { closed.without(&host.related.ports()) } else { closed }
+    }
+
+    /// The monitored TCP ports that are not among [`Engine::closed_ports`] only because they are related to a service.
+    /// A new connection to one of them does not count in the kernel, but the kernel holds its source.
+    #[must_use]
+    pub fn related_ports(&self, now: Timestamp, host: &Host) -> PortSet {
+        let closed = self.unused_ports(now, host, Protocol::Tcp);
+        closed.without(&closed.without(&host.related.tried_once()))
+    }
+
+    fn unused_ports(&self, now: Timestamp, host: &Host, protocol: Protocol) -> PortSet {
         let (watch, listeners) = match protocol {
             Protocol::Tcp => (&self.settings.tcp, &host.tcp),
             Protocol::Udp => (&self.settings.udp, &host.udp),
@@ -37,8 +51,6 @@ impl Engine {
         let now = self.latest.max(now).tick();
         let closed = watch.ports.without(&listeners.anywhere()).without(&self.recent_ports.ports(protocol, now));
         let closed = closed.without(&host.services.ports(protocol));
-        // Related ports that count as one port are counted by the engine alone.
-        let closed = if protocol == Protocol::Tcp { closed.without(&host.related.ports()) } else { closed };
         if protocol == Protocol::Udp { closed.without(&host.ephemeral) } else { closed }
     }
 }

@@ -3,7 +3,7 @@
 //! Afterwards only groups of which this host serves a port do, up to a limit.
 
 use super::sources::Evidence;
-use crate::types::{PORT_GROUPS, PortSet, Protocol};
+use crate::types::{PORT_GROUPS, PortSet, Protocol, WEB_PORTS};
 
 /// Maximum number of related ports that are not counted for a source which has also probed unrelated ports.
 pub(super) const MAX_EXTRA: u8 = 4;
@@ -28,6 +28,12 @@ impl RelatedPorts {
     /// The ports of these groups.
     pub(super) fn ports(self) -> PortSet {
         self.groups().flatten().copied().collect()
+    }
+
+    /// The ports of these groups that clients try once, when a program is set up. Web ports are left out: where only
+    /// one of them is served, each visit of a browser may begin with a SYN to the other one.
+    pub(super) fn tried_once(self) -> PortSet {
+        self.groups().filter(|group| *group != WEB_PORTS).flatten().copied().collect()
     }
 
     /// Returns how many of the distinct ports of `evidence` count towards a ban. If the source has probed at most

@@ -78,6 +78,10 @@ impl Observer {
         self.engine.closed_ports(now, &self.host, protocol)
     }
 
+    pub(super) fn related_ports(&self, now: Timestamp) -> PortSet {
+        self.engine.related_ports(now, &self.host)
+    }
+
     pub(super) fn decoy_ports(&self, now: Timestamp) -> PortSet {
         self.engine.decoy_ports(now, &self.host)
     }

@@ -53,11 +53,12 @@ pub(super) struct TrapControl {
     coverage: TrapCoverage,
 }
 
-/// Monitored ports per protocol, ports of decoys, and interfaces.
+/// Counted ports per protocol, related TCP ports that only hold their source, ports of decoys, and interfaces.
 #[derive(Default, PartialEq, Eq)]
 struct Armed {
     tcp: Option<PortSet>,
     udp: Option<PortSet>,
+    related: Option<PortSet>,
     decoys: Option<PortSet>,
     /// `None` without a trap.
     interfaces: Option<Vec<u32>>,
@@ -91,9 +92,12 @@ impl TrapControl {
             let ports = || if self.paused { PortSet::new() } else { observer.closed_ports(now, protocol) };
             trap.is_some_and(counts).then(ports)
         };
+        let holds = trap.is_some_and(|trap| trap.hold.is_some());
+        let related = || if self.paused { PortSet::new() } else { observer.related_ports(now) };
         let wanted = Armed {
             tcp: closed(|trap| trap.tcp, Protocol::Tcp),
             udp: closed(|trap| trap.udp, Protocol::Udp),
+            related: holds.then(related),
             decoys: decoys.map(|_| observer.decoy_ports(now)),
             interfaces: trap.map(|_| observer.host().interfaces.clone()),
         };
@@ -103,11 +107,14 @@ impl TrapControl {
         if self.armed.as_ref() == Some(&wanted) {
             return;
         }
-        let [tcp, udp, decoys] =
-            [&wanted.tcp, &wanted.udp, &wanted.decoys].map(|ports| ports.as_ref().map(PortSet::ranges));
+        let all_tcp = wanted.tcp.as_ref().map(|ports| ports.with(wanted.related.as_ref().unwrap_or(&PortSet::new())));
+        let [tcp, udp, related, decoys] =
+            [&all_tcp, &wanted.udp, &wanted.related, &wanted.decoys].map(|ports| ports.as_ref().map(PortSet::ranges));
         self.armed = None;
         let interfaces = wanted.interfaces.as_deref();
-        match backend.nft.arm(Watched { tcp: decoys.or(tcp).as_deref(), udp: udp.as_deref(), interfaces }) {
+        let tcp = decoys.or(tcp);
+        let ports = Watched { tcp: tcp.as_deref(), udp: udp.as_deref(), related: related.as_deref(), interfaces };
+        match backend.nft.arm(ports) {
             Ok(()) => {
                 (self.armed, self.last_error) = (Some(wanted), None);
                 self.update_metrics(reporter);
@@ -198,7 +205,8 @@ impl TrapControl {
         self.armed = None;
         let none: Option<&[(u16, u16)]> = Some(&[]);
         let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
-        match nft.arm(Watched { tcp, udp, interfaces: Some(&[]) }) {
+        let related = none.filter(|_| rules.hold.is_some());
+        match nft.arm(Watched { tcp, udp, related, interfaces: Some(&[]) }) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => self.report(format!("cannot remove ports from the kernel's trap: {error}"), reporter),
         }

@@ -21,7 +21,7 @@ pub use backend::{Backend, Backends, ParseBackendsError};
 pub use backoff::Backoff;
 pub use ban_target::{BanTarget, MAX_LINK, ParseBanTargetError};
 pub use expiry::Expiry;
-pub use port_groups::PORT_GROUPS;
+pub use port_groups::{PORT_GROUPS, WEB_PORTS};
 pub use port_set::{PortSet, PortSetError};
 pub use prefix::Prefix;
 pub use protocol::Protocol;

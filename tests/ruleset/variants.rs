@@ -81,12 +81,14 @@ fn without(text: &str, names: &[&str]) -> String {
 fn without_hold(text: &str) -> String {
     let sets = ["held", "held_ports", "hold_counts", "hold_recent"];
     let sets = sets.iter().flat_map(|set| [format!("set {set}"), format!("set {set}6")]);
-    let chains = ["fragment", "held", "full", "hold_new", "hold"].map(|chain| format!("chain trap_{chain}"));
-    let names: Vec<String> = sets.chain(chains).collect();
+    let chains = ["fragment", "held", "full", "hold_new", "hold", "scanner"].map(|chain| format!("chain trap_{chain}"));
+    let names: Vec<String> = sets.chain(chains).chain(["set related".to_owned()]).collect();
     let text = without(text, &names.iter().map(String::as_str).collect::<Vec<_>>());
     let other = [
         "jump trap_h",
         "jump trap_fragment",
+        "jump trap_scanner",
+        "dport @related",
         "0x1fff == 1 ",
         "!= syn counter drop",
         "tcp flags & (fin | syn) ",
@@ -97,7 +99,7 @@ fn without_hold(text: &str) -> String {
 
 /// Restricts a table with the trap to named interfaces.
 fn named_interfaces(text: &str) -> String {
-    let ends = ["jump trap_touch", "jump trap_held", "jump trap_fragment"];
+    let ends = ["jump trap_touch", "jump trap_held", "jump trap_fragment", "jump trap_scanner"];
     let selects = |line: &str| ends.iter().any(|end| line.ends_with(end)) || line.contains("0x1fff == 1 ");
     let line = |line: &str| match selects(line) {
         true => line.replacen("        ", "        iif @trap_interfaces ", 1),

@@ -90,6 +90,70 @@ fn probe_holds_source_briefly() {
     daemon.stop();
 }
 
+/// A mail program that guesses the settings of a mail server is held and not counted. A browser that tries HTTPS first
+/// is not held.
+#[test]
+fn related_port_holds_without_counting() {
+    let lab = Lab::new(&["mail", "browser"]);
+    let _services = Services::open(&lab, &[993, 80]);
+    let daemon = Tcp.start(&lab, "");
+    let ends =
+        |host| [(lab.v4(host).into(), lab.victim_v4(host).into()), (lab.v6(host).into(), lab.victim_v6(host).into())];
+    daemon.frozen(|| {
+        for (source, target) in ends("mail") as [(IpAddr, IpAddr); 2] {
+            lab.probe("mail", source, target, &[143, 995, 110, 587]);
+        }
+        for (_, target) in ends("browser") {
+            let refused = connect(&lab, "browser", target, 443, PATIENCE);
+            assert_eq!(refused, Some(ErrorKind::ConnectionRefused), "{target}");
+        }
+        assert!(was_held(&lab, lab.v4("mail")) && was_held(&lab, lab.v6_network("mail")));
+        assert!(!was_held(&lab, lab.v4("browser")) && !was_held(&lab, lab.v6_network("browser")));
+        assert!(lab.set("suspects").is_empty() && lab.set("suspects6").is_empty());
+    });
+    assert!(banned_at_last(&lab).is_empty());
+    daemon.stop();
+}
+
+/// The SYN of a scanner is dropped at open and published ports as well, and passes when it is repeated. Forwarded and
+/// allowed ones pass.
+#[test]
+fn scanner_syn_holds_at_any_port() {
+    let lab = Lab::new(&["other", "container"]);
+    let _services = Services::open(&lab, &[80]);
+    let daemon = Tcp.start(&lab, "[allow]\nnetworks = [\"10.77.1.101\", \"10.77.1.102\"]\n");
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("other")));
+    // Port 8082 is not monitored: whether the program knows that it is published makes no difference.
+    let rules = format!(
+        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
+         add rule ip nat prerouting iif other ip daddr {target} tcp dport 8082 dnat to {container}:80"
+    );
+    nft(&lab, &rules);
+    let sources = lab.add_addresses("other", 101..108);
+    let mut wire = lab.wire("other");
+    let mut send = |source: usize, target, port| wire.send(&raw::scanner_syn(sources[source].into(), target, port));
+    send(0, target, 80);
+    send(2, container, 80);
+    for (number, (source, target, port)) in (1..).zip([(3, target, 80), (4, target, 8_082), (5, target, 113)]) {
+        send(source, target, port);
+        eventually("the SYN is dropped", || packets(&lab, "trap_held") == number);
+        assert!(was_held(&lab, sources[source]), "{port}");
+    }
+    assert!(!was_held(&lab, sources[0]) && !was_held(&lab, sources[2]), "allowed and forwarded SYNs");
+    release_all(&lab);
+    send(3, target, 80);
+    send(6, target, 80);
+    eventually("the last SYN is dropped", || packets(&lab, "trap_held") == 4);
+    let held = lab.set_text("held");
+    assert!(held.contains("10.77.1.107") && !held.contains("10.77.1.104"), "a repeated SYN holds nothing: {held}");
+    let (source, target) = (IpAddr::from(lab.v6("other")), IpAddr::from(lab.victim_v6("other")));
+    wire.send(&raw::scanner_syn(source, target, 80));
+    eventually("IPv6 sources are held as well", || was_held(&lab, lab.v6_network("other")));
+    assert!(banned_at_last(&lab).is_empty() && lab.set("suspects").is_empty(), "a SYN to an open port is no evidence");
+    daemon.stop();
+}
+
 #[test]
 fn held_source_reaches_no_port_of_host() {
     let lab = Lab::new(&["other"]);

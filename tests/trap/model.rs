@@ -68,6 +68,7 @@ impl<'a> Pair<'a> {
         for (protocol, name) in [(Protocol::Tcp, "trapped"), (Protocol::Udp, "trapped_udp")] {
             model.arm(protocol, lab.ports(name).into_iter().collect::<PortSet>());
         }
+        model.arm_related(lab.ports("related").into_iter().collect());
         model.allow(config.allow.networks.clone());
         let addresses = [lab.victim_v4("other").into(), lab.victim_v6("other").into()];
         Self {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netns_lab::{Lab, raw};
+use netns_lab::{Lab, eventually, raw};
 
 use crate::Protocol::Tcp;
 use crate::{banned_at_last, is_banned};
@@ -114,4 +114,25 @@ fn source_of_another_interface_is_not_counted() {
         }
         daemon.stop();
     }
+}
+
+/// Above the ceilings the daemon lifts a ban of the trap, and the source stays in `caught`. No review would see a second
+/// ban of the trap.
+#[test]
+fn lifted_trap_ban_is_not_repeated() {
+    let lab = Lab::new(&["banned", "short", "other"]);
+    let daemon = Tcp.start(&lab, "[block]\nmax_new_bans_per_minute = 600\nmax_forgeable_bans = 1\n");
+    let probe = |host, ports: &[u16]| lab.probe(host, lab.v4(host).into(), lab.victim_v4(host).into(), ports);
+    probe("banned", &[901, 902, 903]);
+    daemon.expect_line("has been blocked via");
+    probe("short", &[901, 902, 903]);
+    daemon.expect_line("has been blocked for 5m");
+    let other = IpAddr::from(lab.v4("other"));
+    probe("other", &[901, 902, 903]);
+    daemon.expect_line(&format!("the kernel's trap blocked {other} on packets that were not seen"));
+    assert!(!lab.banned().contains(&other));
+    probe("other", &[904, 905, 906]);
+    eventually("the probes are counted", || lab.set_text("touched").contains(&format!("{other} . 906")));
+    assert!(!lab.banned().contains(&other), "the ceilings have no room for it");
+    daemon.stop();
 }

@@ -23,7 +23,20 @@ fn guessing_mail_client_counts_one_port() {
     assert_eq!(scene.syn(CLIENT, 23), Probe(6), "two ports are forgiven as usual: mail, and this one");
     assert_eq!(scene.syn(CLIENT, 22), Block(7));
     let closed = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
-    assert!(GUESSED.iter().all(|port| !closed.contains(*port)) && closed.contains(23), "the trap omits them");
+    assert!(GUESSED.iter().all(|port| !closed.contains(*port)) && closed.contains(23), "the trap does not count them");
+    let related = scene.engine.related_ports(scene.now, &scene.host);
+    assert!(GUESSED.iter().all(|port| related.contains(*port)), "and holds their sources");
+    assert!(![23, 993, 465].iter().any(|port| related.contains(*port)), "{related}");
+}
+
+/// Each visit of a browser to a server without HTTPS may begin at port 443.
+#[test]
+fn browser_is_not_held() {
+    let mut scene = Scene::new();
+    scene.change(|host| host.tcp.insert_any_v4(80));
+    let related = scene.engine.related_ports(scene.now, &scene.host);
+    let closed = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
+    assert!(!related.contains(443) && !closed.contains(443) && closed.contains(143));
 }
 
 #[test]

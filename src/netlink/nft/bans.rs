@@ -190,13 +190,16 @@ pub struct Watched<'a> {
     pub tcp: Option<&'a [(u16, u16)]>,
     /// UDP ports.
     pub udp: Option<&'a [(u16, u16)]>,
+    /// Those of the TCP ports that only hold their source.
+    pub related: Option<&'a [(u16, u16)]>,
     /// Interface indexes, if the rules of the table check them; `None` if the table has no trap.
     pub interfaces: Option<&'a [u32]>,
 }
 
 /// Appends the replacement of the monitored ports and interfaces.
 pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
-    for (set, ports) in [(Set::Trapped, watched.tcp), (Set::TrappedUdp, watched.udp)] {
+    let sets = [(Set::Trapped, watched.tcp), (Set::TrappedUdp, watched.udp), (Set::Related, watched.related)];
+    for (set, ports) in sets {
         let Some(ports) = ports else { continue };
         put_flush(batch, set);
         for ports in ports.chunks(RANGES_A_MESSAGE) {

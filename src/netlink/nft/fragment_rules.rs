@@ -11,13 +11,13 @@ use rustables::sys;
 use super::family::{V4, V6};
 use super::rule::{DESTINATION_ADDRESS, LOCAL, Rule, TCP};
 use super::spec::Trap;
-use super::table::{CHAIN, TRAP_FRAGMENT, TRAP_TOUCH};
+use super::table::{CHAIN, TRAP_FRAGMENT};
 
 /// Matches later fragments. They have no ports, but the kernel's fast path for two-byte loads ignores that, and reads
 /// payload bytes, or with IPv6 the flow label (seen on Linux 6.18). Long answers arrive in fragments.
-pub(super) fn later_rules() -> [Rule; 2] {
-    let v4 = Rule::new(TRAP_TOUCH).text("ip frag-off & 0x1fff != 0").family(&V4).payload(NETWORK, FRAG_OFF, 2);
-    let v6 = Rule::new(TRAP_TOUCH).text("meta nfproto ipv6 frag frag-off != 0").family(&V6).fragment_header(2, 2);
+pub(super) fn later_rules(chain: &'static str) -> [Rule; 2] {
+    let v4 = Rule::new(chain).text("ip frag-off & 0x1fff != 0").family(&V4).payload(NETWORK, FRAG_OFF, 2);
+    let v6 = Rule::new(chain).text("meta nfproto ipv6 frag frag-off != 0").family(&V6).fragment_header(2, 2);
     [v4.mask([0x1f, 0xff]), v6.mask([0xff, 0xf8])].map(|rule| rule.compare(CmpOp::Neq, [0, 0]))
 }
 

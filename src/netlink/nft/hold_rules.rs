@@ -11,11 +11,13 @@ use std::time::Duration;
 use rustables::expr::{CmpOp, MetaType, VerdictKind};
 use rustables::sys;
 
+use super::exclusions::{nat64_rules, no_route_back, returning};
 use super::family::{Family, LINK_LOCAL, V4, V6};
-use super::rule::{ACK, DESTINATION_ADDRESS, FIN, FLAGS, LOCAL, Limit, RST, Rule, SYN, Span, TCP};
+use super::fragment_rules::later_rules;
+use super::rule::{ACK, DESTINATION, DESTINATION_ADDRESS, FIN, FLAGS, LOCAL, Limit, RST, Rule, SYN, Span, TCP};
 use super::set::Set;
 use super::spec::Trap;
-use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_TOUCH};
+use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_SCANNER, TRAP_TOUCH};
 
 pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     let full = |chain| Rule::new(chain).jump(TRAP_FULL);
@@ -23,6 +25,7 @@ pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     rules.push(full(TRAP_HOLD));
     rules.extend(KINDS.iter().flat_map(|family| source_rules(trap, length, family)));
     rules.extend([full(TRAP_HOLD_NEW), Rule::new(TRAP_FULL).counter()]);
+    rules.extend(scanner_rules(trap));
     rules.extend(
         [V4, V6].map(|family| Rule::new(TRAP_HELD).source_in(&family, family.allowed).verdict(VerdictKind::Return)),
     );
@@ -31,10 +34,29 @@ pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     rules
 }
 
-/// The rules before address translation, for ports that are open or published, and not trapped.
-pub(super) fn early_rules(trap: &Trap) -> [Rule; 3] {
-    held(CHAIN, trap, true)
+/// The rules before address translation: for SYNs that scanners build, to any port, and for ports that are open or
+/// published, and not trapped.
+pub(super) fn early_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
+    let scanner = Rule::new(CHAIN).on_monitored(trap.named_interfaces);
+    let scanner = scanner.text("meta l4proto tcp @th,96,32 & 0xfffffffe == 0x60020400").meta(MetaType::L4Proto, TCP);
+    let scanner = scanner.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 12, 4).mask(SCANNER_MASK);
+    let scanner = scanner.compare(CmpOp::Eq, SCANNER_SYN).addressed_here().jump(TRAP_SCANNER);
+    [scanner].into_iter().chain(held(CHAIN, trap, true))
 }
+
+/// The rules that hold the source of a SYN which a scanner built, at a port that is new for it.
+fn scanner_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
+    let mut passing: Vec<Rule> = nat64_rules(TRAP_SCANNER, trap).collect();
+    passing.extend(later_rules(TRAP_SCANNER));
+    passing.push(no_route_back(TRAP_SCANNER));
+    returning(passing).chain([Rule::new(TRAP_SCANNER).goto(TRAP_HOLD)])
+}
+
+/// Header length, flags and window of the SYNs of nmap and masscan: 24 bytes, so that a segment size is the only option,
+/// SYN alone, and a window of 1,024 or 1,025 bytes. The stacks of operating systems add options for timestamps, window
+/// scaling or selective acknowledgement, and offer larger windows.
+const SCANNER_SYN: [u8; 4] = [0x60, SYN, 0x04, 0x00];
+const SCANNER_MASK: [u8; 4] = [0xff, 0xff, 0xff, 0xfe];
 
 /// The rules after a probe of a trapped port was counted.
 pub(super) fn late_rules(trap: &Trap) -> [Rule; 3] {
@@ -42,12 +64,13 @@ pub(super) fn late_rules(trap: &Trap) -> [Rule; 3] {
 }
 
 /// The rules that hold the source of a packet to a trapped port, and drop flags that no TCP stack sends. A closed port
-/// would answer such flags with a reset, an open one would not.
-pub(super) fn probe_rules() -> [Rule; 2] {
+/// would answer such flags with a reset, an open one would not. A probe of a related port has no further consequence.
+pub(super) fn probe_rules() -> [Rule; 3] {
     let rule = || Rule::new(TRAP_TOUCH);
     let hold = rule().text("meta l4proto tcp").meta(MetaType::L4Proto, TCP).jump(TRAP_HOLD);
     let illegal = rule().tcp_flags(FLAGS, CmpOp::Neq, SYN).counter();
-    [hold, illegal.verdict(VerdictKind::Drop)]
+    let related = rule().text("tcp dport @related").meta(MetaType::L4Proto, TCP).port(DESTINATION).lookup(Set::Related);
+    [hold, illegal.verdict(VerdictKind::Drop), related.verdict(VerdictKind::Return)]
 }
 
 /// Flags that no TCP stack sends: none of the flags of which every segment has one, or SYN with FIN or RST.

@@ -6,6 +6,7 @@ mod counters;
 mod decoy_rules;
 mod desired_ruleset;
 mod element;
+mod exclusions;
 mod family;
 mod features;
 mod firewall;

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use rustables::sys;
 
+use super::exclusions::NAT64;
 use super::family::V4;
 use super::rule::LINK_LOCAL;
 use super::set::Set;
 use super::snapshot::{Flat, TableSnapshot};
 use super::spec::{Action, DecoyRules, RulesetSpec, Trap};
 use super::table::{DECOY_TAKE, REFUSE, TRAP, TRAP_BAN, TRAP_HOLD_NEW, TRAP_TOUCH};
-use super::trap_rules::NAT64;
 use crate::netlink::message::{be_u32, be_u64};
 use crate::types::shared64::MAX_NAT64;
 use crate::types::{Expiry, Rate};
@@ -54,7 +54,7 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     let window = suspects.or_else(|| addition(TRAP_HOLD_NEW, Set::HoldCounts)).and_then(timeout);
     let burst =
         suspects.and_then(|add| number(add, &[sys::NFTA_DYNSET_EXPR, sys::NFTA_EXPR_DATA, sys::NFTA_LIMIT_BURST]));
-    let ceiling = found.rules(TRAP_BAN).first().and_then(|rule| rule.first());
+    let ceiling = found.rules(TRAP_BAN).iter().flatten().find(|(name, _)| name == "limit");
     let limit = |attribute| ceiling.and_then(|(_, limit)| wide_number(limit, &[attribute]));
     let rate = limit(sys::NFTA_LIMIT_RATE).zip(limit(sys::NFTA_LIMIT_UNIT));
     let by_interface = |(name, flat): &(String, Flat)| {

@@ -123,6 +123,18 @@ impl Rule {
         rule.compare(CmpOp::Eq, [0])
     }
 
+    /// Matches packets for this host alone, to an own address, from a foreign address.
+    pub(super) fn addressed_here(self) -> Self {
+        self.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).foreign_source()
+    }
+
+    /// Matches every source that is not an address of this host. "Unicast" would be too narrow: the kernel also answers
+    /// the first IPv6 address of a network on the link, which nft calls anycast, and without a reverse-path filter the
+    /// broadcast address of the link.
+    pub(super) fn foreign_source(self) -> Self {
+        self.address_type(SOURCE_ADDRESS, CmpOp::Neq, LOCAL)
+    }
+
     /// Matches frames for any hardware address except another host's.
     pub(super) fn not_for_other_host(self) -> Self {
         let rule = self.text("meta pkttype != other").raw("meta", |meta| {

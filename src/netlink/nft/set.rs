@@ -73,7 +73,10 @@ pub enum Set {
     TrapBanned,
     /// The same for IPv6, by /64.
     TrapBanned6,
-    /// Held sources, whose SYNs are dropped. This set and all below exist only in a table with [`Trap::hold`].
+    /// Trapped TCP ports whose probes hold the source and are not counted, because they are related to a service. This
+    /// set and all below exist only in a table with [`Trap::hold`].
+    Related,
+    /// Held sources, whose SYNs are dropped.
     Held,
     /// The same for IPv6, by /64, and for link-local addresses.
     Held6,
@@ -96,7 +99,7 @@ pub enum Set {
 /// The sizes of the trap's sets limit the memory that a flood of forged sources can use, during the flood and for the
 /// window after it: about 50 MB, or up to 75 MB if datagrams count as well. A full set accepts no new source; the
 /// sensor still counts it.
-const DEFINITIONS: [(Set, Definition); 36] = [
+const DEFINITIONS: [(Set, Definition); 37] = [
     // The configuration determines the size of these two.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
@@ -135,6 +138,7 @@ const DEFINITIONS: [(Set, Definition); 36] = [
     // If full, the kernel blocks no source until the sensor has reviewed these and has room under its own ceilings.
     (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(TRAP_BURST))),
     (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(TRAP_BURST))),
+    (Set::Related, define("related", Part::Hold, PORT, RANGES, None)),
     // Room for 20,000 new sources a second: 900 ms until expiry plus up to a second until removal, and ten seconds.
     (Set::Held, define("held", Part::Hold, IPV4, TIMED, Some(65_536))),
     (Set::Held6, define("held6", Part::Hold, IPV6, TIMED, Some(65_536))),

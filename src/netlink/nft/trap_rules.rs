@@ -10,6 +10,7 @@
 use rustables::expr::{CmpOp, MetaType, VerdictKind};
 use rustables::sys;
 
+use super::exclusions::{nat64_rules, no_route_back, returning};
 use super::family::{Family, V4, V6};
 use super::fragment_rules;
 use super::hold_rules;
@@ -54,7 +55,7 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
 
 /// Matches segments with these flags under this mask, if they are probes.
 fn tcp_entry(trap: &Trap, (mask, flags): (u8, u8)) -> Rule {
-    to_this_host(entry(trap).tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false))
+    entry(trap).tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false).addressed_here().jump(TRAP_TOUCH)
 }
 
 /// Matches datagrams that are probes and not answers. The kernel accepts them in a frame for several hosts as well, and
@@ -63,23 +64,11 @@ fn udp_entry(trap: &Trap, to: (&'static str, u32)) -> Rule {
     let rule = entry(trap).text("udp dport @trapped_udp udp dport != @asked").meta(MetaType::L4Proto, UDP);
     let rule = rule.port(DESTINATION).lookup(Set::TrappedUdp);
     let rule = rule.port(DESTINATION).lookup_inverted(Set::Outbound).not_for_other_host();
-    foreign(rule.address_type(DESTINATION_ADDRESS, CmpOp::Eq, to))
+    rule.address_type(DESTINATION_ADDRESS, CmpOp::Eq, to).foreign_source().jump(TRAP_TOUCH)
 }
 
 fn entry(trap: &Trap) -> Rule {
     Rule::new(TRAP).on_monitored(trap.named_interfaces)
-}
-
-/// Matches packets for this host alone, to an own address, from a foreign address.
-fn to_this_host(rule: Rule) -> Rule {
-    foreign(rule.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL))
-}
-
-/// Matches every source that is not an address of this host. "Unicast" would be too narrow: the kernel also answers the
-/// first IPv6 address of a network on the link, which nft calls anycast, and without a reverse-path filter the
-/// broadcast address of the link.
-fn foreign(rule: Rule) -> Rule {
-    rule.address_type(SOURCE_ADDRESS, CmpOp::Neq, LOCAL).jump(TRAP_TOUCH)
 }
 
 /// Records the peers that a socket of this host has answered. A listener that lives for milliseconds is in no socket
@@ -107,15 +96,10 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
     let rule = || Rule::new(TRAP_TOUCH);
     let mut rules = Vec::from([V4, V6].map(|family| rule().source_in(&family, family.allowed)));
     rules.extend(address_rules());
-    let configured = trap.nat64.iter().flatten().map(|upper| upper.to_be_bytes());
-    rules.extend([NAT64].into_iter().chain(configured).map(|upper| {
-        let first = u128::from(u64::from_be_bytes(upper)) << 64;
-        let text = format!("ip6 saddr {}/64", std::net::Ipv6Addr::from_bits(first));
-        rule().text(text).family(&V6).payload(NETWORK, V6.source_offset, 8).compare(CmpOp::Eq, upper)
-    }));
+    rules.extend(nat64_rules(TRAP_TOUCH, trap));
     // Any socket counts, transparent or not.
     rules.extend([0, 1].map(|transparent| rule().socket_transparent(transparent)));
-    rules.extend(fragment_rules::later_rules());
+    rules.extend(fragment_rules::later_rules(TRAP_TOUCH));
     let hold = trap.hold.into_iter().flat_map(|_| hold_rules::probe_rules());
     let rules = returning(rules).chain(hold).chain([rule().link_local().verdict(VerdictKind::Return)]);
     if trap.forgiven == 0 {
@@ -128,10 +112,6 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
     let counted: Vec<Transport> =
         protocols.into_iter().filter_map(|(counts, protocol)| counts.then_some(protocol)).collect();
     rules.chain(count_rules(trap, &counted)).collect()
-}
-
-fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
-    rules.into_iter().map(|rule| rule.verdict(VerdictKind::Return))
 }
 
 /// Matches packets that the sensor ignores: from addresses that no host uses as source ([`crate::engine`] has the same
@@ -151,7 +131,7 @@ fn address_rules() -> [Rule; 6] {
         from(&V6, "::/64", 8).compare(CmpOp::Eq, [0; 8]),
         to(&V4, "127.0.0.0/8", 1).compare(CmpOp::Eq, [127]),
         to(&V6, "::1", 16).compare(CmpOp::Eq, std::net::Ipv6Addr::LOCALHOST.octets()),
-        Rule::new(TRAP_TOUCH).text("meta nfproto ipv4").family(&V4).no_route_back(),
+        no_route_back(TRAP_TOUCH),
     ]
 }
 
@@ -202,7 +182,8 @@ fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
     rule.family(family).source_and_port(family, protocol.number)
 }
 
-/// Blocks a source that probed too many ports.
+/// Blocks a source that probed too many ports. While it waits in the set of reviewed bans, no review would see a further
+/// ban, so the sensor alone decides.
 fn ban_rules(trap: &Trap) -> Vec<Rule> {
     let (packets, seconds) = trap.ceiling.for_kernel();
     let burst = trap.ceiling.packets().min(TRAP_BURST);
@@ -217,11 +198,13 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
             .counter()
             .verdict(VerdictKind::Drop)
     });
-    returning(vec![ceiling]).chain(bans).collect()
+    let waits = |family: Family| {
+        let text = format!("{} @{}", family.target, family.trap_banned.name());
+        Rule::new(TRAP_BAN).text(text).family(&family).target(&family).lookup(family.trap_banned)
+    };
+    returning(vec![waits(V4), waits(V6), ceiling]).chain(bans).collect()
 }
 
-/// The /64 that many IPv4 hosts share behind NAT64 (RFC 6052). The kernel must neither ban nor hold it as a whole.
-pub(super) const NAT64: [u8; 8] = [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0];
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
 
 /// Period of the limit that forgives ports; the longest unit of nft. The tokens that it returns within a window only

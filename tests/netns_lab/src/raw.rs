@@ -144,6 +144,11 @@ pub fn tcp(source: IpAddr, target: IpAddr, port: u16, flags: u16) -> Vec<u8> {
     packet(source, target, TCP, &segment(source, target, (SOURCE_PORT, port), flags))
 }
 
+/// A SYN as nmap builds it.
+pub fn scanner_syn(source: IpAddr, target: IpAddr, port: u16) -> Vec<u8> {
+    packet(source, target, TCP, &segment_offering(source, target, (SOURCE_PORT, port), (SYN, 1_024), &[]))
+}
+
 /// A UDP packet with a few bytes of payload.
 pub fn udp(source: IpAddr, target: IpAddr, ports: (u16, u16)) -> Vec<u8> {
     let mut datagram =
@@ -160,13 +165,23 @@ pub fn segment(source: IpAddr, target: IpAddr, ports: (u16, u16), flags: u16) ->
 
 /// The same with a payload.
 pub fn segment_with(source: IpAddr, target: IpAddr, ports: (u16, u16), flags: u16, payload: &[u8]) -> Vec<u8> {
+    segment_offering(source, target, ports, (flags, 64_240), payload)
+}
+
+fn segment_offering(
+    source: IpAddr,
+    target: IpAddr,
+    ports: (u16, u16),
+    (flags, window): (u16, u16),
+    payload: &[u8],
+) -> Vec<u8> {
     let mut segment = Vec::with_capacity(24 + payload.len());
     segment.extend(ports.0.to_be_bytes());
     segment.extend(ports.1.to_be_bytes());
     segment.extend(0x1357_9bdf_u32.to_be_bytes());
     segment.extend(if flags & ACK == 0 { [0; 4] } else { 0x2468_ace0_u32.to_be_bytes() });
     segment.extend((0x6000 | flags).to_be_bytes());
-    segment.extend(1024_u16.to_be_bytes());
+    segment.extend(window.to_be_bytes());
     segment.extend([0, 0, 0, 0, 2, 4, 0x05, 0xb4]);
     segment.extend(payload);
     let sum = checksum(source, target, TCP, &segment);

@@ -308,6 +308,12 @@ impl Detector {
         self.engine.closed_ports(now, &self.host, protocol)
     }
 
+    /// The related ports that only hold their source.
+    #[must_use]
+    pub fn related(&self, now: Timestamp) -> PortSet {
+        self.engine.related_ports(now, &self.host)
+    }
+
     /// The networks that the kernel never drops.
     #[must_use]
     pub fn allowed(&self) -> Vec<IpNet> {

@@ -93,6 +93,7 @@ pub struct Kernel {
     allowed: Vec<IpNet>,
     trapped: PortSet,
     trapped_udp: PortSet,
+    related: PortSet,
     asked: TimedSet<u16>,
     v4: Family,
     v6: Family,
@@ -136,6 +137,7 @@ impl Kernel {
             allowed: Vec::new(),
             trapped: PortSet::new(),
             trapped_udp: PortSet::new(),
+            related: PortSet::new(),
             asked: TimedSet::new(65_536),
             v4: family(131_072, 65_536, 65_536),
             v6: family(65_536, 32_768, 32_768),
@@ -153,7 +155,12 @@ impl Kernel {
         }
     }
 
-    /// True if the port is in `trapped`, or in `trapped_udp`.
+    /// Sets the contents of `related`, which need not be among the ports of [`Kernel::arm`].
+    pub fn arm_related(&mut self, ports: PortSet) {
+        self.related = ports;
+    }
+
+    /// True if the port is in `trapped` and not only related, or in `trapped_udp`.
     #[must_use]
     pub fn traps(&self, protocol: Protocol, port: u16) -> bool {
         if protocol == Protocol::Udp { self.trapped_udp.contains(port) } else { self.trapped.contains(port) }
@@ -193,7 +200,7 @@ impl Kernel {
             Transport::Tcp { destination_port, .. } => destination_port,
             _ => 0,
         };
-        let trapped = self.trapped.contains(port);
+        let trapped = self.holds_at(port);
         let is_held =
             |kernel: &mut Self| unanswered && kernel.is_held(now, source) && host.is_local(packet.destination);
         // This rule runs before destination NAT.
@@ -213,7 +220,7 @@ impl Kernel {
         let (protocol, port, opening) = match packet.transport {
             Transport::Tcp { destination_port, flags, .. }
                 if trap.tcp
-                    && self.trapped.contains(destination_port)
+                    && self.holds_at(destination_port)
                     && (is_new(flags) || trap.hold.is_some() && is_illegal(flags)) =>
             {
                 (Protocol::Tcp, destination_port, is_new(flags))
@@ -240,12 +247,19 @@ impl Kernel {
             if !opening {
                 return Passage::Illegal;
             }
+            if self.related.contains(port) {
+                return Passage::Passed;
+            }
         }
         // Neighbours with link-local addresses are held and otherwise left to the daemon.
         if is_link_local(source) || trap.forgiven > 0 && !self.count(now, source, (protocol, port), trap) {
             return Passage::Passed;
         }
         self.ban(now, source, trap)
+    }
+
+    fn holds_at(&self, port: u16) -> bool {
+        self.trapped.contains(port) || self.related.contains(port)
     }
 
     /// True if the source is in `held`, or in `held6` by its /64 or, for a link-local source, by its address.
@@ -307,10 +321,10 @@ impl Kernel {
 
     /// The chain `trap_ban`.
     fn ban(&mut self, now: Timestamp, source: IpAddr, trap: &Trap) -> Passage {
-        if self.ceiling.is_over(now) {
+        let target = target(source);
+        if self.family(source).caught.contains(now, target) || self.ceiling.is_over(now) {
             return Passage::Passed;
         }
-        let target = target(source);
         let family = self.family(source);
         if family.caught.add(now, target, trap.expiry).is_none()
             || family.blocked.add(now, target, trap.expiry).is_none()

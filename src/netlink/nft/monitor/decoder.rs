@@ -89,7 +89,7 @@ impl Decoder {
                         self.lose();
                     }
                 }
-                Some(Set::Trapped | Set::TrappedUdp | Set::TrapInterfaces | Set::Guarded) => {
+                Some(Set::Trapped | Set::TrappedUdp | Set::Related | Set::TrapInterfaces | Set::Guarded) => {
                     self.add(Change::TrapChanged)
                 }
                 // Counts of the trap are irrelevant.

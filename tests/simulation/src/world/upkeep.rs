@@ -99,6 +99,7 @@ impl World {
             let ports = self.detector.closed(self.now, protocol);
             self.kernel.arm(protocol, ports);
         }
+        self.kernel.arm_related(self.detector.related(self.now));
     }
 
     fn review(&mut self, at: Timestamp) {
