@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// How a protocol is monitored: the classic modes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     Off,

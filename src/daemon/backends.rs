@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::error::DaemonError;
 use super::sensor_handle::SensorHandle;
 use super::table_identity::FoundTable;
-use crate::config::{BlockPolicy, Config, Mode};
+use crate::config::{BlockPolicy, Config};
 use crate::enforce::command::{Outcome, Spawner};
 use crate::enforce::nft::{BlockError, DecoyRules, Installed, Nft, NftBackend, RulesetError, RulesetSpec, Watched};
 use crate::enforce::route::Routes;
@@ -118,8 +118,7 @@ pub(super) fn open(
     let has = |backend: Backend| opened.blocker.backends.contains(&backend);
     let (nft, route) = (has(Backend::Nft), has(Backend::Route));
     let command_first = has(Backend::Command) && config.block.run.first;
-    (opened.blocker.tcp_mode, opened.blocker.udp_mode) =
-        (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
+    (opened.blocker.tcp_mode, opened.blocker.udp_mode) = (Some(config.tcp.mode), Some(config.udp.mode));
     // Fallible checks come before the first change.
     let mut routes = None;
     if route {
@@ -267,17 +266,6 @@ fn install_less(nft: &mut Nft, spec: &mut RulesetSpec) -> Result<Installed, Rule
 
 /// Maximum number of attempts to create the table if another program deletes it each time.
 const MAX_ATTEMPTS: u32 = 10;
-
-/// The classic name of a mode, which replaces `$MODE$`.
-fn classic(protocol: &'static str, mode: Mode) -> &'static str {
-    match (protocol, mode) {
-        ("tcp", Mode::Stealth) => "stcp",
-        ("tcp", Mode::Advanced) => "atcp",
-        ("udp", Mode::Stealth) => "sudp",
-        ("udp", Mode::Advanced) => "audp",
-        (protocol, _) => protocol,
-    }
-}
 
 /// Handles the events of the slow-backends thread. Waits only for the sensor.
 fn reporter(

@@ -270,6 +270,7 @@ mod tests {
     struct Scene {
         tracker: ServiceTracker,
         seconds: u64,
+        ephemeral: PortSet,
         first_unprivileged: u16,
     }
 
@@ -279,7 +280,12 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
-            Self { tracker: ServiceTracker::default(), seconds: 1_000, first_unprivileged: FIRST_UNPRIVILEGED }
+            Self {
+                tracker: ServiceTracker::default(),
+                seconds: 1_000,
+                ephemeral: (32_768..=60_999).collect(),
+                first_unprivileged: FIRST_UNPRIVILEGED,
+            }
         }
 
         fn wall(&self) -> SystemTime {
@@ -292,8 +298,7 @@ mod tests {
             for _ in 0..seconds {
                 self.seconds += 1;
                 let now = Timestamp::at(Duration::from_secs(self.seconds));
-                let ephemeral = (32_768..=60_999).collect();
-                let ranges = PortRanges { ephemeral: &ephemeral, first_unprivileged: self.first_unprivileged };
+                let ranges = PortRanges { ephemeral: &self.ephemeral, first_unprivileged: self.first_unprivileged };
                 let one = self.tracker.observe(now, self.wall(), listeners, ranges);
                 observed.changed |= one.changed;
                 observed.served_again |= one.served_again;

@@ -3,12 +3,16 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::printable_time;
+use crate::config::Mode;
 use crate::engine::{Ban, Class};
 use crate::types::{BanTarget, Expiry, Protocol};
 
 /// The facts of a ban that backends need. Small and without heap data, so that the sensor can pass it on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BanContext {
     pub target: BanTarget,
     /// Source of the last probe; the target's own address if there was no probe.
@@ -17,15 +21,16 @@ pub struct BanContext {
     pub protocol: Protocol,
     /// Port of the last probe; 0 if there was no probe.
     pub port: u16,
-    /// Mode of the port, named like the classic flags: `atcp`, `stcp`, `tcp`, `audp`, …
-    pub mode: &'static str,
+    /// Mode of the port; `None` for an operator's ban.
+    pub mode: Option<Mode>,
     /// Class of the last probe; `None` for an operator's ban.
     pub class: Option<Class>,
     /// How long it lasts.
     pub expiry: Expiry,
     pub since: SystemTime,
     /// The engine's verdict; `None` for an operator's ban. Not used by backends, but passed on to the report of the
-    /// result.
+    /// result. Helper processes do not receive it.
+    #[serde(skip)]
     pub ban: Option<Ban>,
 }
 
@@ -34,7 +39,20 @@ impl BanContext {
     #[must_use]
     pub fn by_hand(target: BanTarget, expiry: Expiry, since: SystemTime) -> Self {
         let source = target.element();
-        Self { target, source, protocol: Protocol::Tcp, port: 0, mode: "hand", class: None, expiry, since, ban: None }
+        Self { target, source, protocol: Protocol::Tcp, port: 0, mode: None, class: None, expiry, since, ban: None }
+    }
+
+    /// The value of `$MODE$`: the mode, named like the classic flags.
+    pub(super) fn mode(&self) -> &'static str {
+        match (self.protocol, self.mode) {
+            (_, None) => "hand",
+            (Protocol::Tcp | Protocol::Sctp, Some(Mode::Stealth)) => "stcp",
+            (Protocol::Tcp | Protocol::Sctp, Some(Mode::Advanced)) => "atcp",
+            (Protocol::Tcp | Protocol::Sctp, Some(Mode::Off | Mode::Connect)) => "tcp",
+            (Protocol::Udp | Protocol::Icmp, Some(Mode::Stealth)) => "sudp",
+            (Protocol::Udp | Protocol::Icmp, Some(Mode::Advanced)) => "audp",
+            (Protocol::Udp | Protocol::Icmp, Some(Mode::Off | Mode::Connect)) => "udp",
+        }
     }
 
     /// The reason in a few words.
@@ -61,7 +79,7 @@ impl BanContext {
             source,
             protocol: Protocol::Tcp,
             port: 23,
-            mode: "atcp",
+            mode: Some(Mode::Advanced),
             class: Some(Class::Syn),
             expiry: Expiry::After(Duration::from_secs(3_600)),
             since: UNIX_EPOCH + Duration::from_secs(1_767_225_600),

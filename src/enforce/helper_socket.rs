@@ -1,4 +1,5 @@
-//! Provides the sockets between the daemon and its helper processes, with one message per datagram.
+//! Provides the sockets between the daemon and its helper processes, with one message per datagram. Messages of bans and
+//! their answers are JSON; a reader accepts exactly the output of the writer, and anything else is invalid.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,6 +8,30 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer};
+
+use crate::types::printable::masked_to;
+
+/// Maximum length of a text in a message, in bytes.
+pub(super) const MAX_TEXT_LEN: usize = 16 << 10;
+
+/// The bytes of `message`. Fails only for a time before 1970.
+pub(super) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec(message)?)
+}
+
+/// The message of which `bytes` are the encoding.
+pub(super) fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let message = serde_json::from_slice(bytes).ok()?;
+    encode(&message).is_ok_and(|encoded| encoded == bytes).then_some(message)
+}
+
+/// Serialises a text, truncated if it is too long. Terminal control characters are replaced, because a reason may quote
+/// a name that an attacker chose.
+pub(super) fn plain<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&masked_to(text, '?', MAX_TEXT_LEN))
+}
 
 /// Both ends of a socket for a helper: the daemon's and its own.
 ///

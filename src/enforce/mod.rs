@@ -2,7 +2,6 @@
 
 mod backend;
 mod ban_context;
-mod codec;
 pub mod command;
 mod entry_store;
 mod exempt;

@@ -8,7 +8,7 @@ type Macro = (&'static str, fn(&Values<'_>) -> String);
 const MACROS: [Macro; 5] = [
     ("$TARGET$", |values| values.target.to_owned()),
     ("$PORT$", |values| values.case.port.to_string()),
-    ("$MODE$", |values| values.case.mode.to_owned()),
+    ("$MODE$", |values| values.case.mode().to_owned()),
     ("$REASON$", |values| values.case.reason().to_owned()),
     ("$EXPIRES$", |values| values.case.until()),
 ];

@@ -108,7 +108,6 @@ enum Tag {
 /// A source that was judged: blocked or only logged.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Judged {
-    #[serde(serialize_with = "shown")]
     #[serde(rename = "subject")]
     pub(super) target: BanTarget,
     source: IpAddr,
@@ -130,10 +129,9 @@ pub(super) struct Judged {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Suspect {
     /// The target that a ban would have.
-    #[serde(serialize_with = "shown")]
     #[serde(rename = "subject")]
     pub(super) target: BanTarget,
-    #[serde(rename = "proto", serialize_with = "protocol")]
+    #[serde(rename = "proto")]
     pub(super) protocol: Protocol,
     /// The probed ports, up to the list limit.
     pub(super) ports: BTreeSet<u16>,
@@ -179,10 +177,10 @@ pub(super) enum NoEvidence {
 /// A port, and the class of the probe if it is evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Port {
-    #[serde(rename = "proto", serialize_with = "protocol")]
+    #[serde(rename = "proto")]
     pub(super) protocol: Protocol,
     pub(super) port: u16,
-    #[serde(serialize_with = "class", skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) class: Option<Class>,
 }
 
@@ -240,14 +238,6 @@ impl Serialize for End {
 
 fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
-}
-
-fn protocol<S: Serializer>(protocol: &Protocol, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(protocol.key())
-}
-
-fn class<S: Serializer>(class: &Option<Class>, serializer: S) -> Result<S::Ok, S::Error> {
-    class.map(Class::key).serialize(serializer)
 }
 
 fn values<K, V: Serialize, S: Serializer>(map: &BTreeMap<K, V>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -99,7 +99,6 @@ pub struct Network {
 /// A target that was banned more than once, with everything that the ledger keeps about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Offender {
-    #[serde(serialize_with = "text")]
     #[serde(rename = "subject")]
     pub target: BanTarget,
     /// Number of bans, including the latest.
@@ -117,7 +116,6 @@ pub struct Offender {
 /// A source that would have been banned while its protocol was only logged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WouldBlock {
-    #[serde(serialize_with = "text")]
     #[serde(rename = "subject")]
     pub target: BanTarget,
     pub reason: String,
@@ -130,7 +128,6 @@ pub struct WouldBlock {
 /// A target with its bans within the period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Source {
-    #[serde(serialize_with = "text")]
     #[serde(rename = "subject")]
     pub target: BanTarget,
     pub bans: u64,
@@ -142,11 +139,9 @@ pub struct Source {
 pub struct RecentBan {
     #[serde(serialize_with = "time")]
     pub since: SystemTime,
-    #[serde(serialize_with = "text")]
     #[serde(rename = "subject")]
     pub target: BanTarget,
     /// `None` for a ban without a probe.
-    #[serde(serialize_with = "class")]
     pub class: Option<Class>,
     pub author: &'static str,
     pub note: Option<String>,
@@ -179,10 +174,6 @@ fn counts<S: Serializer>(counts: &[(&str, u64)], serializer: S) -> Result<S::Ok,
     serializer.collect_map(counts.iter().copied())
 }
 
-fn class<S: Serializer>(class: &Option<Class>, serializer: S) -> Result<S::Ok, S::Error> {
-    class.map(Class::key).serialize(serializer)
-}
-
 fn classes<S: Serializer>(classes: &[(Option<Class>, u64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(classes.iter().map(|(class, bans)| (class.map_or("none", Class::key), bans)))
 }
@@ -204,13 +195,13 @@ fn buckets<S: Serializer>(buckets: &[(SystemTime, u64)], serializer: S) -> Resul
 fn ports<S: Serializer>(ports: &Top<((Protocol, u16), u64)>, serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Port {
-        proto: &'static str,
+        proto: Protocol,
         port: u16,
         service: Option<&'static str>,
         bans: u64,
     }
     let items = ports.items.iter().map(|((protocol, port), bans)| Port {
-        proto: protocol.key(),
+        proto: *protocol,
         port: *port,
         service: services::name(*protocol, *port),
         bans: *bans,

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::reporter::Reporter;
+use crate::config::Mode;
 use crate::enforce::nft::{BlockError, Nft, NftBackend, Trap};
 use crate::enforce::route::{self, Routes};
 use crate::enforce::slow_backends::SlowQueue;
@@ -27,8 +28,8 @@ pub struct Blocker {
     pub tcp_tells: bool,
     /// True if UDP scans only run the command.
     pub udp_tells: bool,
-    pub tcp_mode: &'static str,
-    pub udp_mode: &'static str,
+    pub tcp_mode: Option<Mode>,
+    pub udp_mode: Option<Mode>,
 }
 
 impl Blocker {

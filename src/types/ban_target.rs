@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::Prefix;
 use super::shared64;
@@ -194,6 +195,20 @@ impl FromStr for BanTarget {
             Err(_) => text.parse::<IpNet>().map_err(|_| ParseBanTargetError)?,
         };
         Self::exactly(network).filter(|target| target.to_string() == text).ok_or(ParseBanTargetError)
+    }
+}
+
+impl Serialize for BanTarget {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for BanTarget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(|ParseBanTargetError| D::Error::custom("not a target of a ban"))
     }
 }
 

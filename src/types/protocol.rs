@@ -1,7 +1,10 @@
 //! Defines the transport protocol of a probe.
 
+use serde::{Deserialize, Serialize};
+
 /// The protocol of a probed port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Protocol {
     Tcp = 1,

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, SYN, forged};
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, session, slowness, within};
 
 const PER_SECOND: u32 = 1_000;
 /// The default of `block.max_new_bans_per_minute`.
@@ -202,15 +202,6 @@ mount --bind "$1/hosts" /etc/hosts
 shift
 exec "$@"
 "#;
-
-/// A utmp record (glibc's bits/utmp.h) of a user logged in from `host`, with this process as the session's.
-fn session(host: &str) -> Vec<u8> {
-    let mut record = vec![0; if cfg!(target_arch = "aarch64") { 400 } else { 384 }];
-    record[..2].copy_from_slice(&7_i16.to_ne_bytes());
-    record[4..8].copy_from_slice(&std::process::id().to_ne_bytes());
-    record[76..76 + host.len()].copy_from_slice(host.as_bytes());
-    record
-}
 
 #[test]
 fn forged_exempt_sources_are_not_banned() {

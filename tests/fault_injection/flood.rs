@@ -11,7 +11,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, SYN, forged};
 use netns_lab::scan::send_surely;
 use netns_lab::services::{EIGHT, Services};
-use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, session, slowness, within};
 
 /// `size` of the set `suspects` in nft/portsentry-trap.nft.
 const SUSPECTS: u32 = 65_536;
@@ -167,15 +167,6 @@ fn refused_elements_are_not_reported_lifted() {
 
 /// Gives the program a file with login sessions, in its own mount namespace.
 const LOGGED_IN: &str = r#"mount -t tmpfs tmpfs /run && cp "$1" /run/utmp && shift && exec "$@""#;
-
-/// A utmp record (glibc's bits/utmp.h) of a user logged in from `host`, with this process as the session's.
-fn session(host: &str) -> Vec<u8> {
-    let mut record = vec![0; if cfg!(target_arch = "aarch64") { 400 } else { 384 }];
-    record[..2].copy_from_slice(&7_i16.to_ne_bytes());
-    record[4..8].copy_from_slice(&std::process::id().to_ne_bytes());
-    record[76..76 + host.len()].copy_from_slice(host.as_bytes());
-    record
-}
 
 /// The program is stopped meanwhile, so only the kernel's rules can exempt these sources.
 #[test]

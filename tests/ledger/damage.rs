@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::sync::LazyLock;
 
 use portsentry::ledger::{DATABASE, Ledger, LedgerError, Opened};
 use proptest::prelude::*;
@@ -11,12 +12,18 @@ use super::support::{State, at, ban, intruder, source, target};
 
 /// A closed ledger of 300 bans, a third of them expired.
 fn filled() -> State {
-    let state = State::new();
-    let mut ledger = state.ledger();
-    let bans: Vec<_> =
-        (0..300).map(|number| ban(source(number * 7919), at(0), 10 + u64::from(number % 3) * 3600)).collect();
-    ledger.record(&bans).unwrap();
-    let _ = ledger.expire(at(11)).unwrap();
+    static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let state = State::new();
+        let mut ledger = state.ledger();
+        let bans: Vec<_> =
+            (0..300).map(|number| ban(source(number * 7919), at(0), 10 + u64::from(number % 3) * 3600)).collect();
+        ledger.record(&bans).unwrap();
+        let _ = ledger.expire(at(11)).unwrap();
+        drop(ledger);
+        fs::read(state.file(DATABASE)).unwrap()
+    });
+    let state = State::with(&[]);
+    fs::write(state.file(DATABASE), &*CONTENT).unwrap();
     state
 }
 

@@ -1,9 +1,11 @@
-//! Tests the ledger on a real disk: files, permissions, damage, a full disk, a locked database and a killed process.
+//! Tests the ledger on a real disk: files, permissions, damage, a full disk, a locked database, a killed process, and the
+//! report.
 
 #![cfg(test)]
 
 mod damage;
 mod model;
+mod page;
 mod refusals;
 mod store;
 mod support;

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use portsentry::engine::{Class, Grade, LinkId};
-use portsentry::ledger::{Author, BanRecord, Change, Ledger, LegacyFiles, Opened, Writer, WriterEvent};
+use portsentry::ledger::{Author, BanRecord, Change, DATABASE, Ledger, LegacyFiles, Opened, Writer, WriterEvent};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -60,8 +61,25 @@ impl State {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// A state directory with `bans` in its ledger, which is closed.
+    pub(crate) fn with(bans: &[BanRecord]) -> Self {
+        let state = Self::new();
+        state.ledger().record(bans).unwrap();
+        state
+    }
+
+    /// The parent of the state directory.
+    pub(crate) fn parent(&self) -> &Path {
+        self.0.path()
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         self.0.path().join("portsentry")
+    }
+
+    /// The database, or with a `suffix` one of the files beside it.
+    pub(crate) fn database(&self, suffix: &str) -> PathBuf {
+        self.file(&format!("{DATABASE}{suffix}"))
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -79,11 +97,29 @@ impl State {
     pub(crate) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.file(name)).unwrap_or_default()
     }
+
+    /// Runs `portsentry report` on it.
+    pub(crate) fn report(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
+        command.args(["report", "--state-dir"]).arg(self.path()).args(arguments);
+        command
+    }
+
+    /// The number of bans that another process reads: in this process SQLite would share the writer's index of the log.
+    pub(crate) fn count_in_other_process(&self) -> u64 {
+        let output = self.report(&["--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["kept"].as_u64().unwrap()
+    }
 }
 
 /// Another program's connection to the same database.
 pub(crate) fn intruder(directory: &Path) -> Connection {
-    Connection::open(directory.join(portsentry::ledger::DATABASE)).unwrap()
+    Connection::open(directory.join(DATABASE)).unwrap()
 }
 
 /// A writer and the channel with its events.

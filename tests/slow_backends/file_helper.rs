@@ -94,8 +94,15 @@ fn change_of_many_messages_is_atomic() {
 fn garbage_ends_helper_and_writes_nothing() {
     let (folder, path, hosts_deny) = setup();
     let files = Files { hosts_deny: Some(hosts_deny), json_file: Some((folder.path().join("log"), json_log::open)) };
-    let garbage: [&[u8]; 6] =
-        [b"\x03", b"\x03\x09", b"/etc/passwd", b"\x03\x00\x01\xff\xff", b"\x03\x01/etc/shadow", &[3; 70_000]];
+    let garbage: [&[u8]; 7] = [
+        b"\x03",
+        b"\"write\"",
+        b"/etc/passwd",
+        br#"{"edit":{"add":[],"remove":[]}}"#,
+        br#"{"open-log":"/etc/shadow"}"#,
+        br#"{"edit":{"add":[],"remove":[],"last":true,"path":"/etc/passwd"}}"#,
+        &[b' '; 70_000],
+    ];
     for bytes in garbage {
         let (ours, served) = start_raw(&files);
         send(&ours, bytes, SendFlags::NOSIGNAL).unwrap();
@@ -106,9 +113,9 @@ fn garbage_ends_helper_and_writes_nothing() {
     assert!(!path.exists());
     // The size of an unfinished change is limited.
     let (ours, served) = start_raw(&files);
-    let target = [4, 192, 0, 2, 7, 32];
-    let part = [&[3, 0, 0, 0, 0, 2, 0][..], &target.repeat(512)].concat();
-    let sent = (0..1_000).take_while(|_| send(&ours, &part, SendFlags::NOSIGNAL).is_ok()).count();
+    let targets = ["\"192.0.2.7\""; 512].join(",");
+    let part = format!(r#"{{"edit":{{"add":[],"remove":[{targets}],"last":false}}}}"#);
+    let sent = (0..1_000).take_while(|_| send(&ours, part.as_bytes(), SendFlags::NOSIGNAL).is_ok()).count();
     assert!((256..1_000).contains(&sent), "{sent}");
     assert!(matches!(served.join().unwrap(), Err(HelperError::InvalidRequest)));
     assert_eq!(names(folder.path()), [""; 0]);

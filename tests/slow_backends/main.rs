@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use netns_lab::{TIMEOUT, slowness};
+use portsentry::config::Mode;
 use portsentry::enforce::BanContext;
 use portsentry::enforce::command::{RunSettings, Spawner, serve};
 use portsentry::enforce::helper_socket::pair;
@@ -30,7 +31,7 @@ fn case(source: &str, seconds: u64) -> BanContext {
         source,
         protocol: Protocol::Tcp,
         port: 23,
-        mode: "atcp",
+        mode: Some(Mode::Advanced),
         class: Some(Class::Syn),
         expiry: Expiry::After(Duration::from_secs(seconds)),
         since: SystemTime::now(),

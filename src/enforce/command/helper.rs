@@ -9,13 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rustix::io::retry_on_intr;
-use rustix::net::{SendFlags, send};
-
 use super::process::{Outcome, Ran, run};
-use super::protocol::{Answer, MAX_REQUEST_LEN, Request, Which};
+use super::protocol::{MAX_REQUEST_LEN, Request, Which, answer};
 use super::{RunSettings, prepare};
-use crate::enforce::helper_socket::{HelperError, next_request};
+use crate::enforce::helper_socket::{HelperError, decode, next_request};
 
 /// Runs the commands that the daemon at the other end of `socket` requests, until the daemon hangs up or is gone.
 /// Commands that still run then are terminated, and killed if necessary; when this returns, none is left.
@@ -29,12 +26,12 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), HelperError
     thread::scope(|scope| {
         // Dropped before the scope waits for the commands.
         let _hung_up = hung_up;
-        while let Some(Request { number, which, case }) = next_request(socket, &mut buffer, Request::read)? {
+        while let Some(Request { number, which, case }) = next_request(socket, &mut buffer, decode)? {
             let words = match which {
                 Which::Begin => &settings.command,
                 Which::End => &settings.expire_command,
             };
-            let refuse = |why: String| answer(socket, number, words.join(" "), not_started(why));
+            let refuse = |why: String| drop(answer(socket, number, words.join(" "), not_started(why)));
             // The daemon respects this limit; the helper checks it nevertheless.
             if running.load(Ordering::Relaxed) >= settings.at_once {
                 refuse(format!("block.run.at_once ({}) is reached", settings.at_once));
@@ -53,7 +50,8 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), HelperError
                 let ran = run(command, &[], limit, quit);
                 // The daemon may send the next request immediately.
                 drop(one);
-                answer(socket, number, line, ran);
+                // A closed connection needs no answer.
+                let _ = answer(socket, number, line, ran);
             };
             if let Err(error) = thread::Builder::new().name("command".to_owned()).spawn_scoped(scope, work) {
                 refuse(error.to_string());
@@ -83,19 +81,16 @@ fn not_started(why: String) -> Ran {
     Ran { outcome: Outcome::NotStarted(why), output: String::new(), took: Duration::ZERO }
 }
 
-fn answer(socket: &OwnedFd, number: u64, command: String, ran: Ran) {
-    let bytes = Answer { number, command, ran }.to_bytes();
-    // A closed connection needs no answer.
-    let _ = retry_on_intr(|| send(socket, &bytes, SendFlags::NOSIGNAL));
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
 
+    use rustix::net::{SendFlags, send};
+
+    use super::super::protocol::Answer;
     use super::*;
     use crate::enforce::BanContext;
-    use crate::enforce::helper_socket::{pair, receive};
+    use crate::enforce::helper_socket::{encode, pair, receive};
 
     fn settings(script: &str) -> RunSettings {
         let words = ["/bin/sh", "-c", script, "sh", "$TARGET$"].map(str::to_owned);
@@ -103,7 +98,7 @@ mod tests {
     }
 
     fn request(number: u64, which: Which) -> Vec<u8> {
-        Request { number, which, case: BanContext::example([192, 0, 2, 7].into()) }.to_bytes().unwrap()
+        encode(&Request { number, which, case: BanContext::example([192, 0, 2, 7].into()) }).unwrap()
     }
 
     fn send_bytes(socket: impl AsFd, bytes: &[u8]) {
@@ -111,7 +106,7 @@ mod tests {
     }
 
     fn read(socket: impl AsFd) -> Answer {
-        receive(socket, 1 << 16, Answer::read).unwrap()
+        receive(socket, 1 << 16, decode).unwrap()
     }
 
     /// The result for a daemon that sends these datagrams.
@@ -121,7 +116,7 @@ mod tests {
             let serves = scope.spawn(|| serve(&theirs, settings));
             datagrams.iter().for_each(|bytes| send_bytes(&ours, bytes));
             let answers =
-                datagrams.iter().filter(|bytes| Request::read(bytes).is_some()).map(|_| read(&ours)).collect();
+                datagrams.iter().filter(|bytes| decode::<Request>(bytes).is_some()).map(|_| read(&ours)).collect();
             rustix::net::shutdown(&ours, rustix::net::Shutdown::Write).unwrap();
             (serves.join().unwrap(), answers)
         })

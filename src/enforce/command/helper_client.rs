@@ -13,7 +13,7 @@ use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
 use super::protocol::{Answer, MAX_ANSWER_LEN, Request, Which};
 use crate::enforce::BanContext;
-use crate::enforce::helper_socket::receive;
+use crate::enforce::helper_socket::{decode, encode, receive};
 
 /// Timeout for the helper's end after hanging up.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,8 +62,7 @@ impl Spawner {
         if !self.is_running() {
             return Err("the process that runs commands has ended; restart portsentry".to_owned());
         }
-        let request = Request { number, which, case: BanContext { ban: None, ..case } };
-        let bytes = request.to_bytes().ok_or_else(|| format!("{:?} is not a mode", case.mode))?;
+        let bytes = encode(&Request { number, which, case }).map_err(|error| error.to_string())?;
         match send(&self.0.socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(_) => Ok(()),
             Err(error) => Err(format!("the process that runs commands does not accept requests: {error}")),
@@ -72,7 +71,7 @@ impl Spawner {
 
     /// Waits for the next answer; `None` if there are no more, because the helper has ended or sent an invalid answer.
     pub(in crate::enforce) fn next(&self) -> Option<Answer> {
-        let answer = receive(&self.0.socket, MAX_ANSWER_LEN, Answer::read);
+        let answer: Option<Answer> = receive(&self.0.socket, MAX_ANSWER_LEN, decode);
         if answer.is_none() {
             self.0.gone.store(true, Ordering::Relaxed);
             // If it still runs, this makes it end.

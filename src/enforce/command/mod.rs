@@ -175,7 +175,7 @@ fn is_executable(path: &Path) -> bool {
 
 /// Prepares `command` for `case`; also returns it as a line for the log.
 fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), RunError> {
-    let target = case.target.to_string();
+    let target = case.target.on_every_link().to_string();
     let values = Values { target: &target, case };
     let (program, arguments) = command.split_first().ok_or(RunError::Empty)?;
     let arguments: Vec<String> = arguments.iter().map(|argument| expand(argument, &values)).collect();
@@ -187,7 +187,7 @@ fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), R
         ("PORTSENTRY_SOURCE", &source),
         ("PORTSENTRY_PROTOCOL", case.protocol.key()),
         ("PORTSENTRY_PORT", &port),
-        ("PORTSENTRY_MODE", case.mode),
+        ("PORTSENTRY_MODE", case.mode()),
         ("PORTSENTRY_REASON", case.reason()),
         ("PORTSENTRY_EXPIRES", &case.until()),
     ]);

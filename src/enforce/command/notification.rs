@@ -9,14 +9,14 @@ use std::io::PipeReader;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use serde::de::IgnoredAny;
 
 use super::process::{Outcome, Ran, run};
-use super::protocol::{Answer, MAX_ANSWER_LEN};
+use super::protocol::{Answer, MAX_ANSWER_LEN, answer};
 use super::{line, start_of};
-use crate::enforce::helper_socket::{await_message, receive};
+use crate::enforce::helper_socket::{await_message, decode, receive};
 use crate::types::printable::is_hidden;
 
 /// Maximum length of a digest in bytes. A datagram of this length fits into the default send buffer of Linux.
@@ -118,7 +118,7 @@ impl Notifications {
                 Ok(false) => return Delivery::Failed("the process that runs commands does not answer".to_owned()),
                 Err(_) => return Delivery::HelperGone,
             }
-            match receive(&self.socket, MAX_ANSWER_LEN, Answer::read) {
+            match receive(&self.socket, MAX_ANSWER_LEN, decode::<Answer>) {
                 // The answer to an earlier request that was abandoned.
                 Some(answer) if answer.number != self.number => {}
                 Some(Answer { ran: Ran { outcome: Outcome::Exited(0), .. }, .. }) => return Delivery::Succeeded,
@@ -153,9 +153,8 @@ pub fn serve_notifications(
             },
             Request::Digest(digest) => deliver(&command, &digest, limit, quit),
         };
-        let answer = Answer { number, command: line(&command), ran }.to_bytes();
         // If the daemon is gone, the next request fails.
-        let _ = retry_on_intr(|| send(&socket, &answer, SendFlags::NOSIGNAL));
+        let _ = answer(&socket, number, line(&command), ran);
     }
 }
 

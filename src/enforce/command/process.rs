@@ -12,8 +12,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use serde::{Deserialize, Serialize};
 
 use super::output::{KEPT, printable};
+use crate::enforce::helper_socket::plain;
 
 /// Time between SIGTERM and SIGKILL for a process group.
 const GRACE: Duration = Duration::from_secs(2);
@@ -26,7 +28,8 @@ const SHORT_GRACE: Duration = Duration::from_millis(100);
 const READ: usize = 1 << 20;
 
 /// How a command ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// Exit status; 0 is success.
     Exited(i32),
@@ -36,7 +39,7 @@ pub enum Outcome {
     TimedOut,
     /// Its process group was ended because the daemon ends.
     Stopped,
-    NotStarted(String),
+    NotStarted(#[serde(serialize_with = "plain")] String),
     /// The command helper ended before it reported a result.
     Unknown,
 }
@@ -64,10 +67,12 @@ impl fmt::Display for Outcome {
 }
 
 /// A command that has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(in crate::enforce) struct Ran {
     pub(in crate::enforce) outcome: Outcome,
     /// Its standard output and standard error, on one line.
+    #[serde(serialize_with = "plain")]
     pub(in crate::enforce) output: String,
     pub(in crate::enforce) took: Duration,
 }

@@ -13,6 +13,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 
 use super::protocol::{Answer, MAX_IN_MESSAGE, MAX_MESSAGE_LEN, Request};
 use crate::enforce::BanContext;
+use crate::enforce::helper_socket::{decode, encode};
 use crate::types::BanTarget;
 
 /// The daemon's handle of the file helper. Cheap to clone.
@@ -40,7 +41,7 @@ impl FileHelper {
         let chunks = add.len().div_ceil(MAX_IN_MESSAGE).max(remove.len().div_ceil(MAX_IN_MESSAGE)).max(1);
         let (mut adds, mut removes) = (add.chunks(MAX_IN_MESSAGE), remove.chunks(MAX_IN_MESSAGE));
         let requests = (1..=chunks).map(|number| Request::Edit {
-            add: adds.next().unwrap_or_default().iter().map(|case| BanContext { ban: None, ..*case }).collect(),
+            add: adds.next().unwrap_or_default().to_vec(),
             remove: removes.next().unwrap_or_default().to_vec(),
             last: number == chunks,
         });
@@ -73,7 +74,7 @@ impl FileHelper {
         let ended =
             || io::Error::other(format!("process {process}, which writes the file, has ended; restart portsentry"));
         for request in requests {
-            let bytes = request.to_bytes().ok_or_else(|| io::Error::other("unknown mode"))?;
+            let bytes = encode(&request)?;
             retry_on_intr(|| send(&*socket, &bytes, SendFlags::NOSIGNAL)).map_err(|_| ended())?;
         }
         let mut bytes = vec![0; MAX_MESSAGE_LEN];
@@ -86,7 +87,7 @@ impl FileHelper {
             _ => None,
         });
         let file = descriptors.flatten().next().map(File::from);
-        match bytes.get(..length).and_then(Answer::read) {
+        match bytes.get(..length).and_then(decode) {
             Some(Answer::Done) => Ok(file),
             Some(Answer::Missing) => Ok(None),
             Some(Answer::Failed(reason)) => Err(io::Error::other(reason)),

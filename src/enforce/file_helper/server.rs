@@ -12,7 +12,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::protocol::{Answer, MAX_MESSAGE_LEN, Request};
 use crate::enforce::BanContext;
-use crate::enforce::helper_socket::{HelperError, next_request};
+use crate::enforce::helper_socket::{HelperError, decode, encode, next_request};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::types::BanTarget;
 
@@ -44,7 +44,7 @@ struct Change {
 pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), HelperError> {
     let mut buffer = vec![0; MAX_MESSAGE_LEN];
     let mut change = Change::default();
-    while let Some(request) = next_request(socket, &mut buffer, Request::read)? {
+    while let Some(request) = next_request(socket, &mut buffer, decode)? {
         match request {
             Request::Edit { add, remove, last } => {
                 change.add.extend(add);
@@ -99,7 +99,7 @@ fn answer_file<E: ToString>(socket: &OwnedFd, file: Option<Result<Option<File>, 
 }
 
 fn answer(socket: &OwnedFd, answer: &Answer, file: Option<BorrowedFd<'_>>) {
-    let bytes = answer.to_bytes();
+    let bytes = encode(answer).unwrap_or_default();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors: Vec<BorrowedFd<'_>> = file.into_iter().collect();

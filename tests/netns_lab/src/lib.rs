@@ -286,3 +286,12 @@ pub fn has_other_users() -> bool {
 pub fn slowness() -> u32 {
     std::env::var("TEST_SLOWNESS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
+
+/// A utmp record (glibc's bits/utmp.h) of a user logged in from `host`, with this process as the session's.
+pub fn session(host: &str) -> Vec<u8> {
+    let mut record = vec![0; if cfg!(target_arch = "aarch64") { 400 } else { 384 }];
+    record[..2].copy_from_slice(&7_i16.to_ne_bytes());
+    record[4..8].copy_from_slice(&std::process::id().to_ne_bytes());
+    record[76..76 + host.len()].copy_from_slice(host.as_bytes());
+    record
+}

@@ -103,6 +103,8 @@ pub(crate) struct Daemon {
     ephemeral: PortSet,
     listeners: Vec<Listener>,
     published: Vec<Service>,
+    /// True once a port has been published: before, there is nothing to ask the engine.
+    publishes: bool,
     ledger: BTreeMap<BanTarget, BanRecord>,
     /// The bans of each target that count as strikes: their number, and the end of the last one.
     struck: BTreeMap<BanTarget, (u32, Timestamp)>,
@@ -148,6 +150,7 @@ impl Daemon {
             pace,
             memories,
             published: Vec::new(),
+            publishes: false,
             ephemeral: host.ephemeral.clone().collect(),
             listeners: Vec::new(),
             ledger: BTreeMap::new(),
@@ -164,6 +167,7 @@ impl Daemon {
     /// Restarts with the ledger of `before`, or with a new disk.
     pub(crate) fn restarted(now: Timestamp, before: Self, booted: bool, keeps_ledger: bool, host: &HostModel) -> Self {
         let mut daemon = Self::new(now, before.rules, before.pace, host, before.forgiven);
+        daemon.publishes = before.publishes;
         if keeps_ledger {
             let wall = daemon.wall(now);
             for (memory, old) in daemon.memories.iter_mut().zip(&before.memories) {
@@ -251,6 +255,7 @@ impl Daemon {
     pub(crate) fn see_out(&mut self, second: Timestamp, host: &HostModel) {
         if self.seen_at != Some(second) {
             self.seen_at = Some(second);
+            self.publishes |= host.published_ports().next().is_some();
             let _ = self.observe(second, &host.listeners());
         }
     }
@@ -287,7 +292,9 @@ impl Daemon {
     pub(crate) fn tick(&mut self, at: Timestamp, host: &mut HostModel, detector: &mut Detector) -> Ticked {
         let listeners = host.listeners();
         let listeners_changed = listeners != self.listeners;
-        let published = if self.rules.published_ports { detector.published(at) } else { Vec::new() };
+        self.publishes |= host.published_ports().next().is_some();
+        let asks = self.rules.published_ports && self.publishes;
+        let published = if asks { detector.published(at) } else { Vec::new() };
         let recalls = published != self.published && !self.rules.bounded_published;
         if published != self.published {
             self.memories[0].publish(published.clone());

@@ -1,12 +1,14 @@
 //! Tests the messages between the daemon and the command helper: encoding, limits, and damaged bytes.
 
+use std::time::Duration;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use std::time::Duration;
-
+use super::super::process::Outcome;
 use super::*;
-use crate::enforce::codec::MODES;
+use crate::config::Mode;
+use crate::enforce::helper_socket::{MAX_TEXT_LEN, decode, encode};
 use crate::engine::Class;
 use crate::types::{BanTarget, Expiry};
 
@@ -21,7 +23,8 @@ fn requests() -> Vec<Request> {
         let by_hand = BanContext::by_hand(target, Expiry::Never, case.since);
         requests.push(Request { number: u64::MAX - number, which: Which::End, case: by_hand });
     }
-    for (class, mode) in Class::ALL.into_iter().zip(MODES.into_iter().cycle()) {
+    let modes = [None, Some(Mode::Connect), Some(Mode::Stealth), Some(Mode::Advanced), Some(Mode::Off)];
+    for (class, mode) in Class::ALL.into_iter().zip(modes.into_iter().cycle()) {
         let case = BanContext { class: Some(class), mode, ..BanContext::example([192, 0, 2, 7].into()) };
         requests.push(Request { number: 7, which: Which::Begin, case });
     }
@@ -42,22 +45,30 @@ fn answers() -> Vec<Answer> {
     outcomes.map(|outcome| Answer { number: 3, command: "/bin/true 192.0.2.7".to_owned(), ran: ran(outcome) }).into()
 }
 
+fn is_request(bytes: &[u8]) -> bool {
+    decode::<Request>(bytes).is_some()
+}
+
+fn is_answer(bytes: &[u8]) -> bool {
+    decode::<Answer>(bytes).is_some()
+}
+
 fn messages() -> Vec<Vec<u8>> {
-    let answers = answers();
-    requests().into_iter().filter_map(Request::to_bytes).chain(answers.iter().map(Answer::to_bytes)).collect()
+    let requests = requests().into_iter().map(|request| encode(&request).unwrap());
+    requests.chain(answers().iter().map(|answer| encode(answer).unwrap())).collect()
 }
 
 #[test]
 fn message_reads_back_unchanged() {
     for request in requests() {
-        let bytes = request.to_bytes().unwrap();
-        assert_eq!(Request::read(&bytes), Some(request));
+        let bytes = encode(&request).unwrap();
+        assert_eq!(decode(&bytes), Some(request));
         assert!(bytes.len() < MAX_REQUEST_LEN, "{}", bytes.len());
         fuzz(&bytes);
     }
     for answer in answers() {
-        let bytes = answer.to_bytes();
-        assert_eq!(Answer::read(&bytes), Some(answer));
+        let bytes = encode(&answer).unwrap();
+        assert_eq!(decode(&bytes), Some(answer));
         fuzz(&bytes);
     }
 }
@@ -65,10 +76,10 @@ fn message_reads_back_unchanged() {
 #[test]
 fn fuzz_corpus_has_real_messages() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/spawner");
-    for (name, is_request) in [("request_", true), ("answer_", false)] {
+    for (name, requests) in [("request_", true), ("answer_", false)] {
         for number in 0..3 {
             let bytes = std::fs::read(folder.join(format!("{name}{number}"))).unwrap();
-            assert_eq!((Request::read(&bytes).is_some(), Answer::read(&bytes).is_some()), (is_request, !is_request));
+            assert_eq!((is_request(&bytes), is_answer(&bytes)), (requests, !requests));
         }
     }
 }
@@ -77,37 +88,39 @@ fn fuzz_corpus_has_real_messages() {
 fn truncated_or_padded_message_is_rejected() {
     for mut bytes in messages() {
         for end in 0..bytes.len() {
-            assert!(Request::read(&bytes[..end]).is_none() && Answer::read(&bytes[..end]).is_none(), "{end}");
+            assert!(!is_request(&bytes[..end]) && !is_answer(&bytes[..end]), "{end}");
         }
         bytes.push(0);
-        assert!(Request::read(&bytes).is_none() && Answer::read(&bytes).is_none());
+        assert!(!is_request(&bytes) && !is_answer(&bytes));
     }
 }
 
 #[test]
 fn request_cannot_name_a_program() {
-    let whole = requests()[0].to_bytes().unwrap();
-    for name in [&b"/bin/sh"[..], b"\0/bin/sh\0-c\0id", b"/"] {
-        assert!(Request::read(&[&whole, name].concat()).is_none());
-        assert!(Request::read(&[name, &whole].concat()).is_none());
-        assert!(Request::read(name).is_none());
+    let whole = encode(&requests()[0]).unwrap();
+    for name in [&b"/bin/sh"[..], b"\0/bin/sh\0-c\0id", b"/", b" ", b"\n"] {
+        assert!(!is_request(&[&whole, name].concat()) && !is_request(&[name, &whole].concat()) && !is_request(name));
     }
-    // The protocol has only two commands.
-    for which in 2..=u8::MAX {
-        let mut bytes = whole.clone();
-        bytes[9] = which;
-        assert!(Request::read(&bytes).is_none(), "{which}");
+    let text = String::from_utf8(whole).unwrap();
+    for (part, other) in [
+        (r#""which":"begin""#, r#""which":"/bin/sh""#),
+        (r#""which":"begin""#, r#""which":"begin","program":"/bin/sh""#),
+        (r#""port":23"#, r#""port":23,"program":"/bin/sh""#),
+        (r#""mode":"advanced""#, r#""mode":"hand""#),
+        (":", ": "),
+    ] {
+        assert!(text.contains(part) && !is_request(text.replacen(part, other, 1).as_bytes()), "{other}");
     }
 }
 
 #[test]
 fn unknown_target_is_refused() {
-    let whole = requests()[0].to_bytes().unwrap();
-    assert_eq!((whole[10], whole[15]), (4, 32));
-    for length in (0..8).chain(33..=u8::MAX) {
-        let mut bytes = whole.clone();
-        bytes[15] = length;
-        assert!(Request::read(&bytes).is_none(), "{length}");
+    let whole = String::from_utf8(encode(&requests()[0]).unwrap()).unwrap();
+    let target = r#""target":"192.0.2.7""#;
+    assert!(whole.contains(target));
+    for length in 0..=u8::MAX {
+        let other = format!(r#""target":"192.0.2.7/{length}""#);
+        assert!(!is_request(whole.replace(target, &other).as_bytes()), "{length}");
     }
 }
 
@@ -118,9 +131,9 @@ fn texts_are_cut_and_escaped() {
         output: "é".repeat(100_000),
         took: Duration::MAX,
     };
-    let bytes = Answer { number: 1, command: "x".repeat(1 << 20), ran }.to_bytes();
+    let bytes = encode(&Answer { number: 1, command: "\"".repeat(1 << 20), ran }).unwrap();
     assert!(bytes.len() <= MAX_ANSWER_LEN);
-    let read = Answer::read(&bytes).unwrap();
+    let read: Answer = decode(&bytes).unwrap();
     assert_eq!((read.command.len(), read.ran.output.len()), (MAX_TEXT_LEN, MAX_TEXT_LEN));
     assert!(matches!(read.ran.outcome, Outcome::NotStarted(reason) if reason.starts_with("?[2J??[2J?")));
 }

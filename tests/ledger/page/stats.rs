@@ -8,7 +8,8 @@ use portsentry::report::{Ends, Network, Offender, RecentBan, ReportStats, html, 
 use portsentry::types::{Backend, Expiry, Protocol};
 use serde_json::json;
 
-use super::support::{DAY, NOW, State, ago, ban, now, source, target};
+use super::{DAY, NOW, ago, ban, now};
+use crate::support::{State, intruder, source, target};
 
 const MONTH: Duration = Duration::from_secs(30 * DAY);
 
@@ -180,7 +181,7 @@ fn page_and_json_have_same_numbers() {
 fn invalid_rows_are_left_out_and_counted() {
     let state =
         State::with(&[ban(source(1), ago(60), DAY), ban(source(2), ago(60), DAY), ban(source(3), ago(60), DAY)]);
-    let hostile = state.intruder();
+    let hostile = intruder(&state.path());
     hostile.execute("UPDATE ban SET subject = '<script>alert(1)</script>' WHERE id = 1", []).unwrap();
     hostile.execute("UPDATE ban SET method = '<b>' WHERE id = 2", []).unwrap();
     hostile.execute("UPDATE ban SET interface = '</style><script>', lifted_by = '<i>'", []).unwrap();
@@ -196,7 +197,7 @@ fn invalid_rows_are_left_out_and_counted() {
 fn extreme_times_and_counts_are_safe() {
     let state =
         State::with(&[ban(source(1), ago(60), DAY), ban(source(2), ago(60), DAY), ban(source(3), ago(60), DAY)]);
-    let hostile = state.intruder();
+    let hostile = intruder(&state.path());
     hostile.execute("UPDATE ban SET since = ?1, until = ?2 WHERE id = 1", [i64::MIN, i64::MAX]).unwrap();
     hostile.execute("UPDATE ban SET until = ?1, ended = ?1, ending = 'expired' WHERE id = 2", [i64::MIN]).unwrap();
     hostile.execute("UPDATE ban SET probes = ?1, strikes = ?1, since = 0", [i64::from(u32::MAX)]).unwrap();
@@ -220,7 +221,7 @@ fn hundred_thousand_bans_are_summarised() {
                'nft', 'detector', :now - 9 * :day, 'expired'
         FROM n";
     let micros = |seconds| i64::try_from(seconds * 1_000_000).unwrap();
-    state.intruder().execute(fill, rusqlite::named_params! {":now": micros(NOW), ":day": micros(DAY)}).unwrap();
+    intruder(&state.path()).execute(fill, rusqlite::named_params! {":now": micros(NOW), ":day": micros(DAY)}).unwrap();
     let start = Instant::now();
     let stats = stats(&state, MONTH);
     let read = start.elapsed();

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use portsentry::ledger::{DATABASE, Entry, Found, LedgerError, Reader};
 
-use super::support::{DAY, State, ago, ban, now, source, target};
+use super::{DAY, ago, ban, now};
+use crate::support::{State, intruder, source, target};
 
 fn active(directory: &Path) -> Result<Found<Entry>, LedgerError> {
     Reader::read(directory, |reader| reader.active(now()))
@@ -55,9 +56,9 @@ fn killed(bans: u32) -> State {
     }
     fs::create_dir(left.path()).unwrap();
     for suffix in ["", "-wal", "-shm"] {
-        fs::copy(state.file(suffix), left.file(suffix)).unwrap();
+        fs::copy(state.database(suffix), left.database(suffix)).unwrap();
     }
-    assert!(left.file("-wal").metadata().unwrap().len() > 0);
+    assert!(left.database("-wal").metadata().unwrap().len() > 0);
     left
 }
 
@@ -104,11 +105,11 @@ fn ledger_of_killed_daemon_is_read() {
 #[test]
 fn missing_log_index_is_reported() {
     let state = killed(3);
-    fs::remove_file(state.file("-shm")).unwrap();
+    fs::remove_file(state.database("-shm")).unwrap();
     let (error, text) = refusal(&state.path());
     assert!(matches!(error, LedgerError::Incomplete(_)), "{error:?}");
     assert!(text.contains("-shm is missing; copy all three files"), "{text}");
-    assert!(!state.file("-shm").exists());
+    assert!(!state.database("-shm").exists());
 }
 
 /// The daemon writes two bans per transaction and is restarted sometimes, while readers come and go.
@@ -151,7 +152,7 @@ fn missing_ledger_is_reported_and_not_created() {
     assert!(text.contains("there is no ledger in /") && text.contains("--state-dir"), "{text}");
     fs::create_dir(state.path()).unwrap();
     assert!(matches!(refusal(&state.path()).0, LedgerError::Absent(_)));
-    fs::write(state.file(""), "").unwrap();
+    fs::write(state.database(""), "").unwrap();
     assert!(matches!(refusal(&state.path()).0, LedgerError::Absent(_)), "the daemon is just starting");
     assert_eq!(snapshot(&state.path()).len(), 1);
 }
@@ -160,26 +161,26 @@ fn missing_ledger_is_reported_and_not_created() {
 fn foreign_database_is_not_a_ledger() {
     let state = State::new();
     fs::create_dir(state.path()).unwrap();
-    fs::write(state.file(""), "no database at all, and long enough to be one ".repeat(100)).unwrap();
+    fs::write(state.database(""), "no database at all, and long enough to be one ".repeat(100)).unwrap();
     assert!(matches!(refusal(&state.path()).0, LedgerError::Damaged { .. }));
 
-    fs::remove_file(state.file("")).unwrap();
-    state.intruder().execute_batch("CREATE TABLE ban (subject TEXT)").unwrap();
+    fs::remove_file(state.database("")).unwrap();
+    intruder(&state.path()).execute_batch("CREATE TABLE ban (subject TEXT)").unwrap();
     let (error, text) = refusal(&state.path());
     assert!(matches!(error, LedgerError::Damaged { .. }) && text.contains("another program"), "{text}");
 
-    fs::remove_file(state.file("")).unwrap();
+    fs::remove_file(state.database("")).unwrap();
     drop(state.ledger());
-    state.intruder().pragma_update(None, "user_version", 99).unwrap();
+    intruder(&state.path()).pragma_update(None, "user_version", 99).unwrap();
     let (error, text) = refusal(&state.path());
     assert!(matches!(error, LedgerError::Newer { found: 99, .. }), "{text}");
 
-    fs::remove_file(state.file("")).unwrap();
-    symlink("/etc/passwd", state.file("")).unwrap();
+    fs::remove_file(state.database("")).unwrap();
+    symlink("/etc/passwd", state.database("")).unwrap();
     assert!(matches!(refusal(&state.path()).0, LedgerError::Link(_)));
 
-    fs::remove_file(state.file("")).unwrap();
-    fs::create_dir(state.file("")).unwrap();
+    fs::remove_file(state.database("")).unwrap();
+    fs::create_dir(state.database("")).unwrap();
     assert!(matches!(refusal(&state.path()).0, LedgerError::Kind { wanted: "regular file", .. }));
 }
 
@@ -187,13 +188,13 @@ fn foreign_database_is_not_a_ledger() {
 fn damaged_ledger_is_reported_and_kept() {
     let bans: Vec<_> = (0..2_000).map(|number| ban(source(number), ago(60), DAY)).collect();
     let state = State::with(&bans);
-    let mut content = fs::read(state.file("")).unwrap();
+    let mut content = fs::read(state.database("")).unwrap();
     let pages = content.len() / 4096;
     content[4096 * 3..4096 * pages / 2].fill(0x5a);
-    fs::write(state.file(""), &content).unwrap();
+    fs::write(state.database(""), &content).unwrap();
     let error = count_all(&state.path()).unwrap_err();
     assert!(error.is_damage(), "{error:?}");
-    assert_eq!(fs::read(state.file("")).unwrap(), content);
+    assert_eq!(fs::read(state.database("")).unwrap(), content);
 }
 
 /// Runs the program as user nobody; `None` if this test cannot change its user.
@@ -225,8 +226,8 @@ fn file_permission_decides_ledger_access() {
         let Some(output) = as_nobody(&state) else { return };
         assert_eq!(output.status.code(), Some(1), "access to the directory alone is not enough");
 
-        for suffix in ["", "-wal", "-shm"].iter().filter(|suffix| state.file(suffix).exists()) {
-            open(&state.file(suffix), 0o644);
+        for suffix in ["", "-wal", "-shm"].iter().filter(|suffix| state.database(suffix).exists()) {
+            open(&state.database(suffix), 0o644);
         }
         let before = snapshot(&state.path());
         let Some(output) = as_nobody(&state) else { return };

@@ -8,7 +8,8 @@ use portsentry::report::{ReportStats, html};
 use portsentry::types::{Backend, Expiry, Protocol};
 use regex::Regex;
 
-use super::support::{DAY, State, ago, ban, now, source, target};
+use super::{DAY, ago, ban, now};
+use crate::support::{State, source, target};
 
 /// A page with all its parts.
 fn page(host: Option<&str>) -> String {

@@ -8,7 +8,8 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use super::support::{DAY, State, ban, source};
+use super::{DAY, ban};
+use crate::support::{State, source};
 
 /// A ledger with one recent ban.
 fn state() -> State {
