@@ -23,7 +23,7 @@ pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<Ig
     if is_not_unicast(packet, interface, host) {
         return Some(IgnoreReason::NotUnicast);
     }
-    if !is_source(packet.source) {
+    if !is_source(packet.source) || host.is_broadcast(packet.source, interface) {
         return Some(IgnoreReason::NoSource);
     }
     // Only a running host knows its exact addresses; a capture file may have been taken on another machine.
@@ -141,6 +141,19 @@ mod tests {
         for source in ["64:ff9b::a00:1", "fe80::1", "2001:db8:5::1"] {
             assert_eq!(verdict(source, "2001:db8::1"), None, "{source}");
         }
+    }
+
+    #[test]
+    fn broadcast_source_is_refused_where_guarded() {
+        let mut host = host();
+        let source = "192.0.2.255";
+        host.broadcasts = vec![source.parse().unwrap()];
+        let came = |interface, host: &Host| refusal(&packet(source, OWN), interface, host);
+        assert_eq!(came(2, &host), None, "without a reverse-path filter the kernel answers the whole link");
+        host.guarded = vec![(2, "lan".to_owned())];
+        assert_eq!(came(2, &host), Some(IgnoreReason::NoSource));
+        assert_eq!(came(3, &host), None);
+        assert_eq!(refusal(&packet("192.0.2.254", OWN), 2, &host), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! snapshot that is built elsewhere and replaced as a whole.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use prefix_trie::PrefixMap;
@@ -170,6 +170,8 @@ pub struct Host {
     /// Index and name of the interfaces on which a unicast frame from an own address can only be forged or the result
     /// of a loop.
     pub guarded: Vec<(u32, String)>,
+    /// Broadcast addresses of its networks, in order.
+    pub broadcasts: Vec<Ipv4Addr>,
     /// The interface on which the kernel expects each source.
     pub reverse_path: ReversePath,
     /// Indexes of the ports of bridges that have an address, each with the index of its bridge. A frame on such a port
@@ -217,6 +219,7 @@ impl Host {
             frame_filters: [Vec::new(), Vec::new()],
             anycast: Vec::new(),
             guarded: Vec::new(),
+            broadcasts: Vec::new(),
             reverse_path: ReversePath::default(),
         }
     }
@@ -249,6 +252,12 @@ impl Host {
         }
         let own = self.local.is_exact() && self.local.contains(source);
         if own { Some(Protection::OwnAddress) } else { self.allow.protects(source) }
+    }
+
+    /// True for the broadcast address of a network on a guarded interface, from which the kernel accepts no packet.
+    pub(super) fn is_broadcast(&self, source: IpAddr, interface: u32) -> bool {
+        let IpAddr::V4(source) = source else { return false };
+        self.broadcasts.binary_search(&source).is_ok() && self.guarded.iter().any(|(index, _)| *index == interface)
     }
 
     /// True if the kernel accepts a packet for `address` in a broadcast or multicast frame that came in on `interface`.

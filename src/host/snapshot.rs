@@ -1,7 +1,7 @@
 //! Builds the engine's [`Host`] from the kernel's lists, leases, sessions and the operator's allow-list.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -85,6 +85,7 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
         .filter(|one| !one.loopback && !one.accepts_own && one.vrf.is_none() && is_watched(names, &one.name));
     // A container may have given an interface a name with terminal control characters.
     host.guarded = guarded.map(|one| (one.index, one.name.escape_debug().to_string())).collect();
+    host.broadcasts = broadcasts(&host.networks);
     host.reverse_path = reverse_path(facts);
     host.virtual_links = virtual_links(facts);
     host.frame_filters = [0, 1].map(|family| {
@@ -105,6 +106,20 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     }
     host.find_related();
     host
+}
+
+/// The addresses for which the kernel has a route of type `broadcast`. A network of one or two addresses has none.
+fn broadcasts(networks: &[IpNet]) -> Vec<Ipv4Addr> {
+    let mut all: Vec<_> = networks
+        .iter()
+        .filter_map(|network| match network {
+            IpNet::V4(v4) if v4.prefix_len() < 31 => Some(v4.broadcast()),
+            _ => None,
+        })
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// All interfaces.

@@ -5,7 +5,7 @@
 //! Documentation/networking/checksum-offloads.rst (`CHECKSUM_PARTIAL`).
 
 use super::piece::Piece;
-use super::transport::{TCP, UDP};
+use super::transport::{TCP, UDP, UDP_HEADER};
 
 /// The result of verifying the checksums of a packet, the worst one last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,9 +44,13 @@ impl Checksum {
     /// destination.
     #[inline]
     pub(super) fn of_transport(protocol: u8, addresses: [&[u8]; 2], payload: Piece<'_>) -> Self {
-        let field = match protocol {
-            TCP => 16..18,
-            UDP => 6..8,
+        let is_v4 = addresses.iter().all(|address| address.len() == 4);
+        let (field, payload) = match protocol {
+            TCP => (16..18, payload),
+            UDP => match datagram(payload, is_v4) {
+                Ok(datagram) => (6..8, datagram),
+                Err(damage) => return damage,
+            },
             _ => return Self::Good,
         };
         let Some(bytes) = payload.whole() else { return Self::Unknown };
@@ -56,13 +60,26 @@ impl Checksum {
         let length = u64::try_from(bytes.len()).unwrap_or(0);
         let pseudo = sum(destination, u64::from(sum(source, length + u64::from(protocol))));
         match u16::from_be_bytes([high, low]) {
-            // RFC 768: zero means no checksum.
-            0 if protocol == UDP => Self::Good,
+            // RFC 768: zero means no checksum. IPv6 does not allow it (RFC 8200).
+            0 if protocol == UDP && is_v4 => Self::Good,
             _ if sum(bytes, pseudo.into()) == 0xffff => Self::Good,
             0 => Self::Blank,
             field if field == pseudo => Self::Good,
             _ => Self::Bad,
         }
+    }
+}
+
+/// The part of a packet that belongs to its UDP datagram: the kernel ignores the bytes behind the length in the UDP
+/// header (the surplus area of RFC 9868), and drops a datagram whose length is impossible. A length of zero means the
+/// whole packet, over IPv6 only (RFC 2675).
+#[inline]
+fn datagram(payload: Piece<'_>, is_v4: bool) -> Result<Piece<'_>, Checksum> {
+    let &[_, _, _, _, high, low] = payload.header(UDP_HEADER).map_err(|_| Checksum::Unknown)?;
+    match usize::from(u16::from_be_bytes([high, low])) {
+        0 if !is_v4 => Ok(payload),
+        length if (UDP_HEADER..=payload.length()).contains(&length) => Ok(payload.first(length)),
+        _ => Err(Checksum::Bad),
     }
 }
 
@@ -135,6 +152,49 @@ mod tests {
         assert_eq!(checksum(&frame), Some(Checksum::Good));
         frame[37] ^= 1;
         assert_eq!(checksum(&frame), Some(Checksum::Bad));
+    }
+
+    /// A datagram over IPv4 or IPv6 with this length in its header, and the checksum of its first `summed` bytes,
+    /// without one if that is 0.
+    fn datagram(is_v4: bool, length: u8, summed: usize) -> Vec<u8> {
+        let mut datagram = [&[0x0f, 0xa0, 0, 53, 0, length, 0, 0][..], b"questionsurplus!"].concat();
+        let mut packet = match is_v4 {
+            true => [&SYN[..9], &[UDP], &SYN[10..20]].concat(),
+            false => [&[0x60, 0, 0, 0, 0, 24, UDP, 64][..], &[0xfd; 32]].concat(),
+        };
+        if summed > 0 {
+            let addresses = if is_v4 { &packet[12..20] } else { &packet[8..40] };
+            let pseudo = sum(addresses, u64::from(UDP) + u64::try_from(summed).unwrap());
+            let checksum = !sum(&datagram[..summed], pseudo.into());
+            datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+        }
+        if is_v4 {
+            packet[10..12].fill(0);
+            let checksum = !sum(&packet, 0);
+            packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        packet.extend(datagram);
+        packet
+    }
+
+    #[test]
+    fn surplus_area_is_not_summed() {
+        for is_v4 in [true, false] {
+            let seen = |length, summed| checksum(&datagram(is_v4, length, summed));
+            assert_eq!(seen(24, 24), Some(Checksum::Good));
+            assert_eq!(seen(16, 16), Some(Checksum::Good), "the kernel answers such a datagram");
+            assert_eq!(seen(16, 24), Some(Checksum::Bad));
+            assert_eq!(seen(25, 24), Some(Checksum::Bad), "longer than the packet");
+            assert_eq!(seen(7, 24), Some(Checksum::Bad), "shorter than its header");
+            let whole = if is_v4 { Checksum::Bad } else { Checksum::Good };
+            assert_eq!(seen(0, 24), Some(whole), "length 0");
+        }
+    }
+
+    #[test]
+    fn ipv6_requires_udp_checksum() {
+        assert_eq!(checksum(&datagram(true, 24, 0)), Some(Checksum::Good));
+        assert_eq!(checksum(&datagram(false, 24, 0)), Some(Checksum::Blank));
     }
 
     #[test]

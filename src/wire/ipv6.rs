@@ -27,6 +27,9 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
         transport::TCP | transport::UDP | ICMPV6 => Carried::whole(next, addresses, payload)?,
         _ => chain(next, addresses, payload, claimed == 0)?,
     };
+    // Without a length, it is unknown whether the whole packet was captured. Linux accepts such a packet if it begins
+    // with a hop-by-hop header, of whatever length.
+    let checksum = if claimed == 0 { checksum.min(Checksum::Unknown) } else { checksum };
     Ok(Packet {
         source: IpAddr::V6(Ipv6Addr::from(*source)),
         destination: IpAddr::V6(Ipv6Addr::from(*destination)),
@@ -87,7 +90,7 @@ fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: boo
                 next = following;
                 continue;
             }
-            HOP_BY_HOP | ROUTING | DESTINATION if is_beyond(payload, before) => {
+            HOP_BY_HOP | ROUTING | DESTINATION if is_beyond(payload, before, jumbo) => {
                 return Ok(Carried::fragment(Transport::HiddenHeader, fragmented));
             }
             // Linux delivers packets behind these headers only to programs that handle them.
@@ -112,10 +115,10 @@ fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: boo
 }
 
 /// True if an options or routing header, `before` bytes into the chain, ends beyond [`MAX_CHAIN`] but inside the
-/// packet.
-fn is_beyond(payload: Piece<'_>, before: usize) -> bool {
+/// packet. The end of a `jumbo` packet is unknown.
+fn is_beyond(payload: Piece<'_>, before: usize, jumbo: bool) -> bool {
     let length = payload.header(8).map_or(0, |&[_, units]| (usize::from(units) + 1) * 8);
-    length <= payload.length() && before + length > MAX_CHAIN
+    (jumbo || length <= payload.length()) && before + length > MAX_CHAIN
 }
 
 /// Skips one extension header. Its second byte counts units of `unit` bytes, without the first `uncounted` units.

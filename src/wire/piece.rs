@@ -58,6 +58,12 @@ impl<'a> Piece<'a> {
         Ok(Self { captured, length })
     }
 
+    /// The first `length` bytes, at most as many as the headers claim.
+    #[inline]
+    pub(super) fn first(self, length: usize) -> Self {
+        Self::new(self.captured, length.min(self.length))
+    }
+
     /// The piece as a receiver keeps it if more fragments follow. Offsets count units of 8 bytes, so Linux cuts a piece
     /// of 15 bytes down to 8. Without this cut, the decoder would see flags in 15 bytes that the host never reads.
     #[inline]

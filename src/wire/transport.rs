@@ -97,7 +97,7 @@ const TCP_HEADER: usize = 20;
 /// The length of a TCP header up to its flags. Nothing after the flags is read, so a fragment that ends there is
 /// complete enough.
 const TCP_TO_FLAGS: usize = 14;
-const UDP_HEADER: usize = 8;
+pub(super) const UDP_HEADER: usize = 8;
 const SCTP_HEADER: usize = 12;
 const SCTP_CHUNK_HEADER: usize = 4;
 /// Type, code and checksum.

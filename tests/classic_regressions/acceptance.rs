@@ -217,3 +217,26 @@ fn scan_behind_long_ipv6_options_is_seen() {
         lab.expect_ban(format!("2001:db8:{network:x}::").parse().unwrap());
     }
 }
+
+/// Linux accepts an IPv6 packet of length zero that begins with a hop-by-hop header, as far as the frame extends.
+#[test]
+fn scan_with_ipv6_length_zero_is_seen() {
+    const HOP_BY_HOP: u8 = 0;
+    let lab = Lab::new(&["attacker"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v6("attacker").into();
+    let mut wire = lab.wire("attacker");
+    for (network, headers, ports) in [(1_u16, 1_usize, 23..26_u16), (2, 30, 23..26), (3, 60, 23..24), (4, 150, 23..24)]
+    {
+        let source = format!("2001:db8:{network:x}::1").parse().unwrap();
+        for port in ports {
+            let mut payload = [DESTINATION, 0, 0x1e, 4, 0, 0, 0, 0].repeat(headers);
+            payload[(headers - 1) * 8] = TCP;
+            payload.extend(raw::segment(source, target, (40_404, port), NULL));
+            let mut packet = raw::packet(source, target, HOP_BY_HOP, &payload);
+            packet[4..6].fill(0);
+            wire.send(&packet);
+        }
+        lab.expect_ban(format!("2001:db8:{network:x}::").parse().unwrap());
+    }
+}

@@ -10,5 +10,6 @@ mod innocents;
 mod kernel;
 mod link_local;
 mod links;
+mod oracle;
 mod seen;
 mod services;

@@ -117,9 +117,13 @@ fn frames_from_broadcast_address_are_dropped() {
     wire.send(&forged);
     (1..=4).for_each(|port| wire.send(&raw::tcp(broadcast.into(), own.into(), port, raw::SYN)));
     assert!(!receives(&receiver));
-    eventually("each packet is counted", || dropped(&lab) == 5);
+    wire.send(&raw::tcp(broadcast.into(), own.into(), 23, 0));
+    eventually("each packet is counted", || dropped(&lab) == 6);
+    // Of these, the NULL segment alone would suffice for a ban.
     wire.send(&raw::udp(lab.v4("other").into(), own.into(), (9, PORT)));
     assert!(receives_at_last(&receiver), "packets of a neighbour pass");
+    let provoked = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [provoked], "the kernel has answered none of them");
     daemon.stop();
 }
 

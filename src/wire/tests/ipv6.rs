@@ -1,6 +1,6 @@
 //! Tests the decoding of IPv6 extension headers, fragments and jumbograms.
 
-use super::super::{LinkType, Transport, Undecoded};
+use super::super::{Checksum, LinkType, Transport, Undecoded};
 use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, honest_ipv6, ipv6_packet, joined, transport_of};
 
 const TCP: u8 = 6;
@@ -150,6 +150,24 @@ fn jumbogram_has_captured_length() {
     assert!(matches!(transport_of(&packet), Ok(Transport::Tcp { destination_port: 23, payload: 30, .. })));
     let fragmented = ipv6_packet(FRAGMENT, 0, &joined(&[&fragment(TCP, 0, true), &SYN]));
     assert_eq!(transport_of(&fragmented), Err(Undecoded::Malformed), "a jumbogram has no fragments");
+}
+
+/// Linux answers a packet of length zero that begins with a hop-by-hop header. It may be longer than the capture.
+#[test]
+fn length_zero_hides_no_probe() {
+    const CAPTURED: usize = 396;
+    let pad = |next, units: u8| joined(&[&[next, units, 1, 4], &vec![0; usize::from(units) * 8 + 4]]);
+    for data in [0, 300, 1_200] {
+        let packet = ipv6_packet(0, 0, &joined(&[&pad(TCP, 0), &SYN, &vec![b'x'; data]]));
+        let seen = decode(LinkType::Raw, &packet[..packet.len().min(CAPTURED)]).unwrap();
+        assert!(matches!(seen.transport, Transport::Tcp { destination_port: 23, .. }));
+        assert_eq!(seen.checksum, Checksum::Unknown, "{data} bytes of data: the sum may cover more than is captured");
+    }
+    for units in [36, 60, 150] {
+        let packet = ipv6_packet(0, 0, &joined(&[&pad(DESTINATION, 0), &pad(TCP, units), &SYN]));
+        let seen = decode(LinkType::Raw, &packet[..packet.len().min(CAPTURED)]).unwrap();
+        assert_eq!(seen.transport, Transport::HiddenHeader, "{units} units of options");
+    }
 }
 
 #[test]

@@ -231,15 +231,20 @@ pub fn fragment(next: u8, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
     [&[next, 0][..], &field, &0x706f_7274_u32.to_be_bytes(), payload].concat()
 }
 
+/// Writes the checksum of an IPv4 header.
+pub fn sum_header(packet: &mut [u8]) {
+    let header = usize::from(packet[0] & 0x0f) * 4;
+    packet[10..12].fill(0);
+    let sum = fold(&packet[..header]);
+    packet[10..12].copy_from_slice(&sum);
+}
+
 /// The fragment with another identification, so that it belongs to another datagram.
 pub fn identified(number: u16, mut packet: Vec<u8>) -> Vec<u8> {
     let number = number.to_be_bytes();
     if packet[0] >> 4 == 4 {
-        let header = usize::from(packet[0] & 0x0f) * 4;
         packet[4..6].copy_from_slice(&number);
-        packet[10..12].fill(0);
-        let sum = fold(&packet[..header]);
-        packet[10..12].copy_from_slice(&sum);
+        sum_header(&mut packet);
         return packet;
     }
     let (mut next, mut at) = (packet[6], 40);
@@ -253,7 +258,7 @@ pub fn identified(number: u16, mut packet: Vec<u8>) -> Vec<u8> {
 const SOURCE_PORT: u16 = 40_404;
 
 /// The checksum of a segment or datagram with its pseudo-header.
-fn checksum(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> [u8; 2] {
+pub fn checksum(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> [u8; 2] {
     let length = u32::try_from(payload.len()).expect("a short packet").to_be_bytes();
     let mut summed = Vec::new();
     for address in [source, target] {
