@@ -33,12 +33,13 @@ const PEER_SETTLED: Duration = Duration::from_secs(2);
 const STALE: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// Judges a packet of a source without a ban; `known` is the source's key in [`Track::Block`].
+    /// Judges a packet of a source without a ban, which counts against the given target. The target's key is that in
+    /// [`Track::Block`].
     pub(super) fn judge(
         &mut self,
         now: Timestamp,
         observation: Observation,
-        known: Hashed,
+        target: (BanTarget, Hashed),
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Verdict {
@@ -52,20 +53,20 @@ impl Engine {
         if !monitored {
             return Verdict::Ignored(IgnoreReason::NotMonitored);
         }
-        self.count(now, observation, known, host, lookup)
+        self.count(now, observation, target, host, lookup)
     }
 
     fn hides_port(&self, observation: &Observation) -> bool {
         !observation.has_port() && !self.settings.tcp.ports.is_empty()
     }
 
-    /// Counts `observation` against its source, unless this host uses the port; `known` is the source's key in
+    /// Counts `observation` against `target`, unless this host uses the port; `known` is the target's key in
     /// [`Track::Block`].
     pub(super) fn count(
         &mut self,
         now: Timestamp,
         observation: Observation,
-        known: Hashed,
+        (target, known): (BanTarget, Hashed),
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Verdict {
@@ -82,11 +83,10 @@ impl Engine {
         if host.services.contains(protocol, destination, port) {
             return Verdict::Ignored(IgnoreReason::RememberedService);
         }
-        if let Some(protection) = host.protection(observation.source, observation.interface) {
+        if let Some(protection) = host.protection(observation.source, target) {
             let report = self.exempt.observe(now, observation.source);
             return Verdict::Exempt(Exempt { observation, protection, report });
         }
-        let target = host.target(observation.source, observation.interface);
         let track = self.track_of(observation.protocol, observation.class);
         let key = if track == Track::Block { known } else { self.key_of(target, track) };
         if track != Track::Block

@@ -244,9 +244,9 @@ impl Host {
         if self.local.is_exact() { BanTarget::on(source, self.link(interface)) } else { BanTarget::containing(source) }
     }
 
-    /// Returns the reason why packets from `source` on `interface` never lead to a ban, if there is one.
-    pub(super) fn protection(&self, source: IpAddr, interface: u32) -> Option<Protection> {
-        let target = self.target(source, interface);
+    /// Returns the reason why packets from `source`, which count against `target`, never lead to a ban, if there is
+    /// one.
+    pub(super) fn protection(&self, source: IpAddr, target: BanTarget) -> Option<Protection> {
         if matches!(target, BanTarget::Link { .. }) {
             return self.allow.protects_target(target);
         }
@@ -322,13 +322,16 @@ impl Host {
 
     /// True if a packet to `address` and `port` on `interface` reaches a listener; with interface 0: on any interface.
     pub(super) fn listens(&self, protocol: Protocol, address: IpAddr, port: u16, interface: u32) -> bool {
-        let (near, length) = self.near(interface);
-        let interfaces = near.get(..length).unwrap_or_default();
-        match protocol {
-            Protocol::Tcp => self.tcp.contains_on(interfaces, address, port),
-            Protocol::Udp => self.udp.contains_on(interfaces, address, port),
-            Protocol::Sctp | Protocol::Icmp => false,
+        let listeners = match protocol {
+            Protocol::Tcp => &self.tcp,
+            Protocol::Udp => &self.udp,
+            Protocol::Sctp | Protocol::Icmp => return false,
+        };
+        if !listeners.has_bound() {
+            return listeners.contains(address, port);
         }
+        let (near, length) = self.near(interface);
+        listeners.contains_on(near.get(..length).unwrap_or_default(), address, port)
     }
 }
 

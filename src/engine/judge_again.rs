@@ -41,8 +41,8 @@ impl Engine {
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Option<Verdict> {
-        let exempt = host.protection(observation.source, observation.interface).is_some();
         let target = host.target(observation.source, observation.interface);
+        let exempt = host.protection(observation.source, target).is_some();
         let track = self.track_of(observation.protocol, observation.class);
         if exempt || self.bans.table.get(self.key_of(target, track), now.tick()).is_some() {
             return None;

@@ -39,6 +39,11 @@ impl Listeners {
         self.on.insert((interface, address, port));
     }
 
+    /// True if a listener is bound to an interface or VRF.
+    pub(super) fn has_bound(&self) -> bool {
+        !self.on.is_empty()
+    }
+
     /// True if a packet to `address` and `port` reaches a listener on one of `interfaces`; on any interface if the list
     /// is empty.
     #[must_use]

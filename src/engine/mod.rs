@@ -186,7 +186,7 @@ impl Engine {
         let interface = bridge.unwrap_or(packet.interface);
         let target = host.target(packet.source, interface);
         let known = self.key_of(target, Track::Block);
-        if let Some((target, slot, standing)) = self.recognise(now, packet.source, interface, known, host) {
+        if let Some((target, slot, standing)) = self.recognise(now, packet.source, (target, known), host) {
             let source = (packet.source, protocol_of(&packet.transport));
             return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Track::Block)));
         }
@@ -198,7 +198,7 @@ impl Engine {
         if let Some(reason) = acceptance::refusal(packet, observation.interface, host) {
             return Verdict::Ignored(reason);
         }
-        self.judge(now, observation, known, host, lookup)
+        self.judge(now, observation, (target, known), host, lookup)
     }
 
     /// Judges a connection or datagram that a decoy listener accepted. `lookup` must report a decoy's port as not in
@@ -213,16 +213,16 @@ impl Engine {
         let now = self.clock(now);
         self.counters.packets += 1;
         self.forgiven.clear();
-        let known = self.key_of(host.target(observation.source, observation.interface), Track::Block);
-        let (sender, interface) = (observation.source, observation.interface);
-        if let Some((target, slot, standing)) = self.recognise(now, sender, interface, known, host) {
-            let source = (sender, Some(observation.protocol));
+        let target = host.target(observation.source, observation.interface);
+        let known = self.key_of(target, Track::Block);
+        if let Some((target, slot, standing)) = self.recognise(now, observation.source, (target, known), host) {
+            let source = (observation.source, Some(observation.protocol));
             return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Track::Block)));
         }
         if !is_unicast(observation.destination) || !host.local.contains(observation.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
-        self.count(now, observation, known, host, lookup)
+        self.count(now, observation, (target, known), host, lookup)
     }
 
     /// Ports of the last packet's source that counted as evidence and turned out to be in use.
@@ -453,17 +453,16 @@ impl Engine {
         }
     }
 
-    /// Returns the standing verdict on a source, unless the kernel's allow-list accepts its packets.
+    /// Returns the standing verdict on `source`, whose packets count against `target`, unless the kernel's allow-list
+    /// accepts them.
     #[inline]
     fn recognise(
         &mut self,
         now: Timestamp,
         source: IpAddr,
-        interface: u32,
-        known: Hashed,
+        (target, known): (BanTarget, Hashed),
         host: &Host,
     ) -> Option<(BanTarget, usize, Standing)> {
-        let target = host.target(source, interface);
         let every_link = target.on_every_link();
         let mut found = self.bans.table.get(known, now.tick()).map(|(slot, standing)| (target, slot, standing));
         // A ban by an operator has no link.
@@ -476,7 +475,7 @@ impl Engine {
             None if self.bans.prefixes.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
         };
-        host.protection(source, interface).is_none().then_some(found)
+        host.protection(source, target).is_none().then_some(found)
     }
 
     /// Separate and cold, so that hosts without prefix bans pay nothing for it.

@@ -56,11 +56,10 @@ impl RecentPorts {
 
     /// True if `own` was in use recently, for any peer or for `peer`.
     pub(super) fn holds(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
-        let anywhere = OwnPort { address: unspecified(own.address), ..own };
-        [self.services.until(own, None), self.services.until(anywhere, None), self.own_use.until(own, None)]
-            .into_iter()
-            .chain([self.own_use.until(own, Some(peer))])
-            .any(|until| until > now)
+        let Self { services, own_use, .. } = self;
+        let anywhere = || OwnPort { address: unspecified(own.address), ..own };
+        services.has(own.port, now) && (services.until(own, None) > now || services.until(anywhere(), None) > now)
+            || own_use.has(own.port, now) && (own_use.until(own, None) > now || own_use.until(own, Some(peer)) > now)
     }
 
     /// True if the record of `own` is so recent that another look-up would add nothing.
@@ -141,6 +140,9 @@ fn unspecified(address: IpAddr) -> IpAddr {
 /// A port table of fixed size. A full bucket evicts the entry that would expire first.
 struct PortTable {
     entries: Vec<Entry>,
+    /// The latest end of any record of a port, at the port's number modulo the length. Most probed ports have none, and
+    /// need no hash.
+    ends: Vec<Tick>,
     secret: HashKey,
 }
 
@@ -161,7 +163,8 @@ const BUCKETS: usize = 512;
 impl PortTable {
     fn new(secret: HashKey) -> Self {
         let own = OwnPort { address: Ipv4Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 };
-        Self { entries: vec![Entry { own, peer: None, until: Tick(0) }; WAYS * BUCKETS], secret }
+        let (free, places) = (Entry { own, peer: None, until: Tick(0) }, WAYS * BUCKETS);
+        Self { entries: vec![free; places], ends: vec![Tick(0); places], secret }
     }
 
     /// The first entry of the bucket.
@@ -175,6 +178,12 @@ impl PortTable {
         peer.into_iter().for_each(write);
         hasher.write_u32(u32::from(own.port) << 8 | own.protocol as u32);
         usize::try_from(hasher.finish() % BUCKETS as u64).unwrap_or(0) * WAYS
+    }
+
+    /// False if no record of `port` is valid at `now`.
+    #[inline]
+    fn has(&self, port: u16, now: Tick) -> bool {
+        self.ends.get(usize::from(port) % self.ends.len()).is_some_and(|end| *end > now)
     }
 
     /// Time until which the port counts as open; [`Tick`] 0 if it is not recorded.
@@ -194,6 +203,8 @@ impl PortTable {
         if let Some(entry) = place.and_then(|place| entries.get_mut(place)) {
             let until = if known.is_some() { until.max(entry.until) } else { until };
             *entry = Entry { own, peer, until };
+            let port = usize::from(own.port) % self.ends.len();
+            self.ends.get_mut(port).into_iter().for_each(|end| *end = until.max(*end));
         }
     }
 }
@@ -236,6 +247,17 @@ mod tests {
         assert!(recent.holds(own(1_000), peer(7), now), "its own flow is excused");
         (1..=64).for_each(|port| recent.published(own(port), peer(8), now.plus(Tick(1))));
         assert!(recent.holds(own(1), peer(9), now.plus(Tick::ticks(PUBLISHED))), "a known record is renewed");
+    }
+
+    #[test]
+    fn ports_that_share_an_end_are_distinct() {
+        let mut recent = RecentPorts::new(HashKey(1, 2));
+        let (first, second) = (own(7), own(7 + u16::try_from(recent.own_use.ends.len()).unwrap()));
+        recent.used(first, Tick(1));
+        recent.used(second, Tick(100));
+        let end = Tick(1).plus(Tick::ticks(RECENT));
+        assert!(recent.holds(first, peer(1), Tick(2)) && recent.holds(second, peer(1), Tick(100)));
+        assert!(!recent.holds(first, peer(1), end) && recent.holds(second, peer(1), end));
     }
 
     #[test]

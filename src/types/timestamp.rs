@@ -59,14 +59,17 @@ pub(crate) fn at(seconds: u64) -> Timestamp {
 pub(crate) struct Tick(pub(crate) u32);
 
 impl Tick {
-    const MILLIS: u128 = 50;
+    const MILLIS: u32 = 50;
+    const PER_SECOND: u64 = 1_000 / Self::MILLIS as u64;
 
     /// The end of a ban without end.
     pub(crate) const NEVER: Self = Self(u32::MAX);
 
     /// A duration in ticks; saturates. It is rounded up, so that no window is shorter than configured.
     pub(crate) fn ticks(span: Duration) -> Self {
-        Self(u32::try_from(span.as_millis().div_ceil(Self::MILLIS)).unwrap_or(u32::MAX))
+        let fraction = span.subsec_millis().div_ceil(Self::MILLIS);
+        let ticks = span.as_secs().saturating_mul(Self::PER_SECOND).saturating_add(fraction.into());
+        Self(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 
     pub(crate) fn plus(self, span: Self) -> Self {
@@ -87,5 +90,19 @@ impl Tick {
 
     pub(crate) fn duration(self) -> Duration {
         Duration::from_millis(u64::from(self.0) * 50)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_rounded_up_and_bounded() {
+        for (millis, ticks) in [(0, 0), (1, 1), (50, 1), (51, 2), (999, 20), (1_000, 20), (1_001, 21), (60_000, 1_200)]
+        {
+            assert_eq!(Tick::ticks(Duration::from_millis(millis)), Tick(ticks), "{millis} ms");
+        }
+        assert_eq!(Tick::ticks(Duration::MAX), Tick(u32::MAX));
     }
 }

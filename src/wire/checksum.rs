@@ -34,7 +34,7 @@ impl Checksum {
     #[inline]
     pub(super) fn of_header(header: &[u8]) -> Self {
         match header.get(10..12) {
-            _ if sum(header, 0) == 0xffff => Self::Good,
+            _ if fold(sum(header, 0)) == 0xffff => Self::Good,
             Some([0, 0]) => Self::BlankHeader,
             _ => Self::BadHeader,
         }
@@ -58,13 +58,13 @@ impl Checksum {
         let Some(&[high, low]) = bytes.get(field) else { return Self::Unknown };
         let [source, destination] = addresses;
         let length = u64::try_from(bytes.len()).unwrap_or(0);
-        let pseudo = sum(destination, u64::from(sum(source, length + u64::from(protocol))));
+        let pseudo = sum(destination, sum(source, length + u64::from(protocol)));
         match u16::from_be_bytes([high, low]) {
             // RFC 768: zero means no checksum. IPv6 does not allow it (RFC 8200).
             0 if protocol == UDP && is_v4 => Self::Good,
-            _ if sum(bytes, pseudo.into()) == 0xffff => Self::Good,
+            _ if fold(sum(bytes, pseudo)) == 0xffff => Self::Good,
             0 => Self::Blank,
-            field if field == pseudo => Self::Good,
+            field if field == fold(pseudo) => Self::Good,
             _ => Self::Bad,
         }
     }
@@ -83,20 +83,20 @@ fn datagram(payload: Piece<'_>, is_v4: bool) -> Result<Piece<'_>, Checksum> {
     }
 }
 
-/// The one's complement sum of the Internet checksum; 0xffff for data with a correct checksum.
+/// Adds the 16-bit words of `bytes` to `start`. A frame has fewer than 2^32 words, so the carries fit in 64 bits.
 #[inline]
-fn sum(bytes: &[u8], start: u64) -> u16 {
-    let mut words = bytes.chunks_exact(4);
-    // A frame has fewer than 2^32 words, so the carries fit in 64 bits.
-    let sum = words.by_ref().fold(start, |sum, word| match word {
-        &[a, b, c, d] => sum + u64::from(u32::from_be_bytes([a, b, c, d])),
-        _ => sum,
-    });
-    let sum =
-        words.remainder().iter().zip([24, 16, 8]).fold(sum, |sum, (byte, shift)| sum + (u64::from(*byte) << shift));
-    let fold = |sum: u64, bits: u32| (sum >> bits) + (sum & ((1 << bits) - 1));
-    let folded = fold(fold(fold(fold(sum, 32), 32), 16), 16);
-    u16::try_from(fold(folded, 16)).unwrap_or(u16::MAX)
+fn sum(bytes: &[u8], start: u64) -> u64 {
+    let (words, rest) = bytes.as_chunks();
+    let sum = words.iter().fold(start, |sum, word| sum + u64::from(u32::from_be_bytes(*word)));
+    rest.iter().zip([24, 16, 8]).fold(sum, |sum, (byte, shift)| sum + (u64::from(*byte) << shift))
+}
+
+/// The one's complement sum of the Internet checksum; 0xffff for data with a correct checksum. The upper half of each
+/// addition is the sum of both halves with its own carry.
+#[inline]
+fn fold(sum: u64) -> u16 {
+    let half = u32::try_from(sum.wrapping_add(sum.rotate_left(32)) >> 32).unwrap_or(u32::MAX);
+    u16::try_from(half.wrapping_add(half.rotate_left(16)) >> 16).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]
@@ -165,12 +165,12 @@ mod tests {
         if summed > 0 {
             let addresses = if is_v4 { &packet[12..20] } else { &packet[8..40] };
             let pseudo = sum(addresses, u64::from(UDP) + u64::try_from(summed).unwrap());
-            let checksum = !sum(&datagram[..summed], pseudo.into());
+            let checksum = !fold(sum(&datagram[..summed], pseudo));
             datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
         }
         if is_v4 {
             packet[10..12].fill(0);
-            let checksum = !sum(&packet, 0);
+            let checksum = !fold(sum(&packet, 0));
             packet[10..12].copy_from_slice(&checksum.to_be_bytes());
         }
         packet.extend(datagram);
@@ -199,9 +199,13 @@ mod tests {
 
     #[test]
     fn carries_of_any_length_are_folded() {
-        assert_eq!(sum(&[0xff; 65_535], u64::from(u32::MAX)), 0xff00);
-        assert_eq!(sum(&[0x12], 0), 0x1200);
-        assert_eq!(sum(&[0x12, 0x34, 0x56], 0), 0x6834);
-        assert_eq!(sum(&[], 0), 0);
+        let folded = |bytes: &[u8], start| fold(sum(bytes, start));
+        assert_eq!(folded(&[0xff; 65_535], u64::from(u32::MAX)), 0xff00);
+        assert_eq!(folded(&[0x12], 0), 0x1200);
+        assert_eq!(folded(&[0x12, 0x34, 0x56], 0), 0x6834);
+        assert_eq!(folded(&[], 0), 0);
+        for (sum, expected) in [(u64::MAX, 0xffff), (1 << 32, 1), (0xffff << 16, 0xffff), (0x0001_ffff, 1)] {
+            assert_eq!(fold(sum), expected, "{sum:#x}");
+        }
     }
 }
