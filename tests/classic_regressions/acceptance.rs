@@ -105,6 +105,16 @@ fn strict_reverse_path_protects_inner_sources() {
     assert!(judged.is_some(), "{:?}", lab.banned());
 }
 
+/// libpcap itself filters the first frame after it has set a filter.
+#[test]
+fn first_frame_may_have_priority_tag() {
+    let lab = Lab::new(&["attacker"]);
+    let source = Ipv4Addr::new(10, 77, 1, 98).into();
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.wire("attacker").tagged(0, &raw::tcp(source, lab.victim_v4("attacker").into(), 23, NULL));
+    lab.expect_ban(source);
+}
+
 #[test]
 fn only_scan_in_own_vlan_is_blocked() {
     let lab = Lab::new(&["attacker"]);
