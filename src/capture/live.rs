@@ -44,9 +44,10 @@ impl Ring {
 /// Matches frames without a VLAN tag, according to the kernel's metadata (`SKF_AD_VLAN_TAG_PRESENT`, `SKF_AD_VLAN_TAG`
 /// of `linux/filter.h`). A cooked frame does not show the tag, so its packet looks as if it were sent to this host. If
 /// the host is in the VLAN, its VLAN device delivers the packet again without the tag. Number 0 is only a priority.
-/// Further tags are left to [`super::filter`]. Only the kernel can evaluate this expression, and only after libpcap's
-/// optimizer has turned the offsets into constants.
-const UNTAGGED: &str = "link[4294963248] = 0 or link[4294963244:2] & 0xfff = 0";
+/// Further tags are left to [`super::filter`]. The kernel evaluates this expression only after libpcap's optimizer has
+/// turned the offsets into constants. libpcap, which filters the first frame itself, knows the metadata only as single
+/// bytes; the kernel loads the whole value in any case.
+const UNTAGGED: &str = "link[4294963248] = 0 or link[4294963244] & 0xfff = 0";
 
 const SLL2: Linktype = Linktype(276);
 

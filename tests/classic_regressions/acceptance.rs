@@ -105,6 +105,20 @@ fn strict_reverse_path_protects_inner_sources() {
     assert!(judged.is_some(), "{:?}", lab.banned());
 }
 
+/// libpcap itself filters the first frame after it has set a filter.
+#[test]
+fn first_frame_may_have_priority_tag() {
+    let lab = Lab::new(&["attacker"]);
+    // No message of neighbour discovery may come first.
+    for host in ["victim", "attacker"] {
+        lab.run(host, "sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
+    }
+    let source = Ipv4Addr::new(10, 77, 1, 98).into();
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.wire("attacker").tagged(0, &raw::tcp(source, lab.victim_v4("attacker").into(), 23, NULL));
+    lab.expect_ban(source);
+}
+
 #[test]
 fn only_scan_in_own_vlan_is_blocked() {
     let lab = Lab::new(&["attacker"]);
@@ -226,12 +240,17 @@ fn scan_with_ipv6_length_zero_is_seen() {
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let target = lab.victim_v6("attacker").into();
     let mut wire = lab.wire("attacker");
-    for (network, headers, ports) in [(1_u16, 1_usize, 23..26_u16), (2, 30, 23..26), (3, 60, 23..24), (4, 150, 23..24)]
+    // A destination options header of this length, behind a hop-by-hop header. One probe with hidden flags suffices.
+    for (network, bytes, ports) in
+        [(1_u16, 8_usize, 23..26_u16), (2, 248, 23..26), (3, 600, 23..24), (4, 1_200, 23..24)]
     {
         let source = format!("2001:db8:{network:x}::1").parse().unwrap();
+        let units = u8::try_from(bytes / 8 - 1).unwrap();
+        let length = u8::try_from((bytes - 4).min(250)).unwrap();
         for port in ports {
-            let mut payload = [DESTINATION, 0, 0x1e, 4, 0, 0, 0, 0].repeat(headers);
-            payload[(headers - 1) * 8] = TCP;
+            let mut payload = vec![0; 8 + bytes];
+            payload[..4].copy_from_slice(&[DESTINATION, 0, 0x1e, 4]);
+            payload[8..12].copy_from_slice(&[TCP, units, 0x1e, length]);
             payload.extend(raw::segment(source, target, (40_404, port), NULL));
             let mut packet = raw::packet(source, target, HOP_BY_HOP, &payload);
             packet[4..6].fill(0);
