@@ -30,7 +30,8 @@ struct Peer {
     until: Timestamp,
 }
 
-pub(super) struct KnownPeers {
+/// The peers with a connection to a service, now or recently.
+pub struct KnownPeers {
     known: BTreeMap<BanTarget, Peer>,
     /// [`REMEMBERED`].
     span: Duration,
@@ -46,18 +47,20 @@ impl Default for KnownPeers {
 }
 
 impl KnownPeers {
-    pub(super) fn remember_for(&mut self, span: Duration) {
+    /// Sets the time for which peers are remembered after their last connection.
+    pub fn remember_for(&mut self, span: Duration) {
         self.span = span;
     }
 
     /// The peers, each with the time since its first connection.
-    pub(super) fn ages(&self, now: Timestamp) -> Vec<(BanTarget, Duration)> {
+    #[must_use]
+    pub fn ages(&self, now: Timestamp) -> Vec<(BanTarget, Duration)> {
         self.known.iter().map(|(target, peer)| (*target, now.since(peer.since))).collect()
     }
 
     /// Restores the peers from the ledger. A restart makes none of them known for longer, and a time after `wall` means
     /// that the clock was set back.
-    pub(super) fn recall(&mut self, peers: impl IntoIterator<Item = KnownPeer>, now: Timestamp, wall: SystemTime) {
+    pub fn recall(&mut self, peers: impl IntoIterator<Item = KnownPeer>, now: Timestamp, wall: SystemTime) {
         for KnownPeer { target, since, last } in peers.into_iter().take(MAX_PEERS) {
             let age = |time: SystemTime| wall.duration_since(time).unwrap_or_default();
             if let Some(left) = self.span.checked_sub(age(last)) {
@@ -69,7 +72,8 @@ impl KnownPeers {
     }
 
     /// The peers for the ledger.
-    pub(super) fn records(&self, now: Timestamp, wall: SystemTime) -> Vec<KnownPeer> {
+    #[must_use]
+    pub fn records(&self, now: Timestamp, wall: SystemTime) -> Vec<KnownPeer> {
         let latest = now.after(self.span);
         let before = |span: Duration| wall.checked_sub(span).unwrap_or(SystemTime::UNIX_EPOCH);
         let record = |(target, peer): (&BanTarget, &Peer)| {
@@ -95,7 +99,7 @@ impl KnownPeers {
     }
 
     /// Updates the peers from the listed connections. Returns true if the peers changed.
-    pub(super) fn update(&mut self, now: Timestamp, connections: &[Connection], host: &Host) -> bool {
+    pub fn update(&mut self, now: Timestamp, connections: &[Connection], host: &Host) -> bool {
         let served = connections.iter().filter(|one| is_served(one, host));
         let connected: BTreeSet<BanTarget> = served.map(|one| BanTarget::on(one.peer, one.interface)).collect();
         let before = self.known.len();

@@ -19,7 +19,7 @@ const WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The listeners outside `ip_local_port_range`, each with the time at which it closed; `None` if it is open.
 #[derive(Default)]
-pub(super) struct RecentListeners {
+pub struct RecentListeners {
     known: BTreeMap<Service, Option<SystemTime>>,
     /// True if the ledger does not contain the state of `known`.
     unwritten: bool,
@@ -29,7 +29,7 @@ pub(super) struct RecentListeners {
 impl RecentListeners {
     /// Restores the state from the ledger; returns for how long each port still counts as open. Ports that were open
     /// when the daemon ended, for any reason, count as closed from now on.
-    pub(super) fn recall(
+    pub fn recall(
         &mut self,
         listeners: impl IntoIterator<Item = (Service, Option<SystemTime>)>,
         wall: SystemTime,
@@ -45,7 +45,7 @@ impl RecentListeners {
     }
 
     /// Observes the current listeners; true if a system program has started to listen. Ephemeral ports are ignored.
-    pub(super) fn observe(
+    pub fn observe(
         &mut self,
         now: Timestamp,
         wall: SystemTime,
@@ -82,7 +82,8 @@ impl RecentListeners {
     }
 
     /// The state for the ledger.
-    pub(super) fn records(&self) -> Vec<(Service, Option<SystemTime>)> {
+    #[must_use]
+    pub fn records(&self) -> Vec<(Service, Option<SystemTime>)> {
         self.known.iter().map(|(service, gone)| (*service, *gone)).collect()
     }
 

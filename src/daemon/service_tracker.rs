@@ -59,24 +59,25 @@ struct Remembered {
 
 /// A remembered service, for `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ServiceState {
-    pub(super) service: Service,
-    pub(super) served: SystemTime,
-    pub(super) is_served: bool,
+pub struct ServiceState {
+    pub service: Service,
+    pub served: SystemTime,
+    pub is_served: bool,
 }
 
 /// Result of [`ServiceTracker::observe`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
-pub(super) struct Observed {
+pub struct Observed {
     /// True if the set of remembered services changed.
-    pub(super) changed: bool,
+    pub changed: bool,
     /// True if a service was newly remembered, or is served again.
-    pub(super) served_again: bool,
+    pub served_again: bool,
 }
 
+/// The remembered services, and the listeners that may become services.
 #[derive(Default)]
-pub(super) struct ServiceTracker {
+pub struct ServiceTracker {
     candidates: HashMap<Service, Candidate>,
     remembered: HashMap<Service, Remembered>,
     /// Ports that destination NAT publishes: services without a socket.
@@ -87,7 +88,7 @@ pub(super) struct ServiceTracker {
 
 impl ServiceTracker {
     /// Adds the services from the ledger. A time after `wall` means that the clock was set back.
-    pub(super) fn recall(
+    pub fn recall(
         &mut self,
         services: impl IntoIterator<Item = (Service, SystemTime)>,
         recorder: Option<Recorder>,
@@ -102,7 +103,7 @@ impl ServiceTracker {
     }
 
     /// Observes the current listeners. Ephemeral ports are not services.
-    pub(super) fn observe(
+    pub fn observe(
         &mut self,
         now: Timestamp,
         wall: SystemTime,
@@ -143,14 +144,15 @@ impl ServiceTracker {
     }
 
     /// Observes the ports that destination NAT publishes now.
-    pub(super) fn publish(&mut self, mut ports: Vec<Service>) {
+    pub fn publish(&mut self, mut ports: Vec<Service>) {
         ports.sort_unstable();
         ports.truncate(MAX_PUBLISHED);
         self.published = ports;
     }
 
     /// True if there are remembered services and all of them are served.
-    pub(super) fn are_all_served(&self) -> bool {
+    #[must_use]
+    pub fn are_all_served(&self) -> bool {
         !self.remembered.is_empty() && self.remembered.values().all(|known| known.is_served)
     }
 
@@ -217,12 +219,14 @@ impl ServiceTracker {
     }
 
     /// The remembered services for the engine.
-    pub(super) fn memory(&self) -> ServiceMemory {
+    #[must_use]
+    pub fn memory(&self) -> ServiceMemory {
         self.remembered.keys().copied().collect()
     }
 
     /// The remembered services, sorted.
-    pub(super) fn states(&self) -> Vec<ServiceState> {
+    #[must_use]
+    pub fn states(&self) -> Vec<ServiceState> {
         let state = |(service, known): (&Service, &Remembered)| ServiceState {
             service: *service,
             served: known.served,

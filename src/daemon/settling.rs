@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::types::Timestamp;
 
 /// Maximum duration of settling. A service that has not started by then is usually not going to start.
-pub(super) const MAX_SETTLING: Duration = Duration::from_secs(60);
+pub const MAX_SETTLING: Duration = Duration::from_secs(60);
 
 /// Time for which the listeners must not change.
 const QUIET: Duration = Duration::from_secs(5);
@@ -29,18 +29,19 @@ pub(super) fn has_booted(last: Option<&str>, present: Option<&str>, uptime: Dura
 }
 
 /// State of settling.
-pub(super) struct Settling {
+pub struct Settling {
     until: Timestamp,
     unchanged_since: Timestamp,
 }
 
 impl Settling {
-    pub(super) fn new(now: Timestamp) -> Self {
+    #[must_use]
+    pub fn new(now: Timestamp) -> Self {
         Self { until: now.after(MAX_SETTLING), unchanged_since: now }
     }
 
     /// True once all services have started. `all_served`: there are remembered services and all of them are served.
-    pub(super) fn is_over(&mut self, now: Timestamp, listeners_changed: bool, all_served: bool) -> bool {
+    pub fn is_over(&mut self, now: Timestamp, listeners_changed: bool, all_served: bool) -> bool {
         if listeners_changed {
             self.unchanged_since = now;
         }

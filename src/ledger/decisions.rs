@@ -76,8 +76,8 @@ pub(super) fn put_lifts(connection: &Connection, lifts: &[FleetLift]) -> Result<
 }
 
 fn lift(row: &Row<'_>) -> Option<FleetLift> {
-    let target = row::target(row.get_ref(0).ok()?.as_str().ok()?)?;
-    let by = match row.get_ref(2).ok()?.as_str().ok()? {
+    let target = row::target(row::text(row, 0)?)?;
+    let by = match row::text(row, 2)? {
         "host" => LiftedBy::Host,
         "fleet" => LiftedBy::Fleet,
         _ => return None,
@@ -86,12 +86,9 @@ fn lift(row: &Row<'_>) -> Option<FleetLift> {
 }
 
 fn allowance(row: &Row<'_>) -> Option<Allowance> {
-    let text = row.get_ref(0).ok()?.as_str().ok()?;
+    let text = row::text(row, 0)?;
     let network: IpNet = text.parse().ok()?;
-    let until = match row.get::<_, Option<i64>>(2).ok()? {
-        None => None,
-        Some(until) => Some(time(until)?),
-    };
+    let until = row::optional_time(row, 2)?;
     let allowance = Allowance { network, since: time(row.get(1).ok()?)?, until, by: row.get(3).ok()? };
     // A different spelling would be a second allowance of the same network.
     (network == network.trunc() && network.to_string() == text).then_some(allowance)

@@ -298,7 +298,7 @@ impl Ledger {
         let found = (|| {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let found = collect(&mut transaction.prepare(EXPIRE)?, named_params! {":now": micros(now)}, |row| {
-                row::target(row.get_ref(0).ok()?.as_str().ok()?)
+                row::target(row::text(row, 0)?)
             })?;
             transaction.execute(FORGET, named_params! {":before": before})?;
             let before = now.checked_sub(logged::KEPT).map_or(i64::MIN, micros);

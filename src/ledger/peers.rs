@@ -25,7 +25,7 @@ pub(super) fn put(connection: &Connection, peers: &[KnownPeer]) -> Result<(), Er
 }
 
 fn peer(row: &Row<'_>) -> Option<KnownPeer> {
-    let target = row::target(row.get_ref(0).ok()?.as_str().ok()?)?;
+    let target = row::target(row::text(row, 0)?)?;
     Some(KnownPeer { target, since: time(row.get(1).ok()?)?, last: time(row.get(2).ok()?)? })
 }
 

@@ -22,76 +22,71 @@ pub(super) const REPLACED: &str = "replaced";
 
 /// The entry in a row of [`COLUMNS`].
 pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
-    let ended = match row.get::<_, Option<i64>>(11).ok()? {
+    let ended = match optional_time(row, 11)? {
         None => None,
-        Some(at) => Some(Ended { how: ending(row)?, at: time(at)? }),
+        Some(at) => Some(Ended { how: ending(row)?, at }),
     };
     let ban = BanRecord {
-        target: target(row.get_ref(0).ok()?.as_str().ok()?)?,
-        source: row.get_ref(1).ok()?.as_str().ok()?.parse().ok()?,
+        target: target(text(row, 0)?)?,
+        source: text(row, 1)?.parse().ok()?,
         since: time(row.get(2).ok()?)?,
-        until: until(row)?,
-        class: class(row)?,
-        ports: ports(row.get_ref(5).ok()?.as_str().ok()?)?,
+        until: optional_time(row, 3)?,
+        class: optional(row, 4, Class::from_key)?,
+        ports: ports(text(row, 5)?)?,
         probes: row.get(6).ok()?,
         interface: row.get(7).ok()?,
-        guest_port: guest_port(row, 17)?,
-        methods: row.get_ref(9).ok()?.as_str().ok()?.parse().ok()?,
-        author: author_from_key(row.get_ref(10).ok()?.as_str().ok()?)?,
+        guest_port: optional(row, 17, guest_port)?,
+        methods: text(row, 9)?.parse().ok()?,
+        author: author_from_key(text(row, 10)?)?,
         capped: row.get(14).ok()?,
         note: row.get(15).ok()?,
-        grade: grade(row, 16)?,
+        grade: optional(row, 16, Grade::from_key)?,
     };
     Some(Entry { ban, strikes: row.get(8).ok()?, ended })
 }
 
 pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
-    let (who, source) = (row.get_ref(0).ok()?.as_str().ok()?, row.get_ref(1).ok()?.as_str().ok()?);
+    let (who, source) = (text(row, 0)?, text(row, 1)?);
     let target = target(who)?;
     Some(BanSummary {
         target,
         // The source is usually the target, which is already parsed.
         source: if source == who { target.element() } else { source.parse().ok()? },
         since: time(row.get(2).ok()?)?,
-        until: until(row)?,
-        class: class(row)?,
-        grade: grade(row, 6)?,
-        port: ports(row.get_ref(5).ok()?.as_str().ok()?)?.first().copied(),
+        until: optional_time(row, 3)?,
+        class: optional(row, 4, Class::from_key)?,
+        grade: optional(row, 6, Grade::from_key)?,
+        port: ports(text(row, 5)?)?.first().copied(),
         // A later release may have other backends; the ban is still in force.
-        methods: row.get_ref(7).ok()?.as_str().ok()?.parse().unwrap_or_default(),
-        guest_port: guest_port(row, 8)?,
+        methods: text(row, 7)?.parse().unwrap_or_default(),
+        guest_port: optional(row, 8, guest_port)?,
     })
 }
 
-fn until(row: &Row<'_>) -> Option<Option<SystemTime>> {
-    match row.get::<_, Option<i64>>(3).ok()? {
-        None => Some(None),
-        Some(until) => time(until).map(Some),
-    }
+/// The text of a column.
+pub(super) fn text<'a>(row: &'a Row<'_>, place: usize) -> Option<&'a str> {
+    row.get_ref(place).ok()?.as_str().ok()
 }
 
-fn class(row: &Row<'_>) -> Option<Option<Class>> {
-    match row.get_ref(4).ok()?.as_str_or_null().ok()? {
-        None => Some(None),
-        Some(key) => Class::from_key(key).map(Some),
-    }
-}
-
-fn grade(row: &Row<'_>, place: usize) -> Option<Option<Grade>> {
+/// The value of a text column that may be null; `None` if it is invalid.
+fn optional<T>(row: &Row<'_>, place: usize, parse: impl FnOnce(&str) -> Option<T>) -> Option<Option<T>> {
     match row.get_ref(place).ok()?.as_str_or_null().ok()? {
         None => Some(None),
-        Some(key) => Grade::from_key(key).map(Some),
+        Some(text) => parse(text).map(Some),
     }
 }
 
-fn guest_port(row: &Row<'_>, place: usize) -> Option<Option<LinkId>> {
-    match row.get_ref(place).ok()?.as_str_or_null().ok()? {
+/// The time in a column that may be null.
+pub(super) fn optional_time(row: &Row<'_>, place: usize) -> Option<Option<SystemTime>> {
+    match row.get::<_, Option<i64>>(place).ok()? {
         None => Some(None),
-        Some(text) => {
-            let (index, name) = text.split_once(' ')?;
-            Some(Some(LinkId::new(index.parse().ok()?, name)))
-        }
+        Some(micros) => time(micros).map(Some),
     }
+}
+
+fn guest_port(text: &str) -> Option<LinkId> {
+    let (index, name) = text.split_once(' ')?;
+    Some(LinkId::new(index.parse().ok()?, name))
 }
 
 /// A bridge port as "7 veth0". No interface has a name with a space.
@@ -100,7 +95,7 @@ pub(super) fn guest_port_text(port: LinkId) -> String {
 }
 
 fn ending(row: &Row<'_>) -> Option<Ending> {
-    match row.get_ref(12).ok()?.as_str().ok()? {
+    match text(row, 12)? {
         EXPIRED => Some(Ending::Expired),
         REPLACED => Some(Ending::Replaced),
         LIFTED => Some(Ending::Lifted { by: row.get(13).ok()? }),

@@ -82,13 +82,10 @@ pub(super) fn put_listeners(
 }
 
 fn service(row: &Row<'_>) -> Option<Service> {
-    let protocol = match row.get_ref(0).ok()?.as_str().ok()? {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        _ => return None,
-    };
+    let served = |protocol: &Protocol| matches!(protocol, Protocol::Tcp | Protocol::Udp);
+    let protocol = Protocol::from_key(row::text(row, 0)?).filter(served)?;
     let port = row.get::<_, u16>(1).ok().filter(|port| *port > 0)?;
-    let address = row.get_ref(2).ok()?.as_str().ok()?.parse().ok()?;
+    let address = row::text(row, 2)?.parse().ok()?;
     Some(Service { protocol, port, address })
 }
 
@@ -97,11 +94,7 @@ fn remembered(row: &Row<'_>) -> Option<(Service, SystemTime)> {
 }
 
 fn recent(row: &Row<'_>) -> Option<(Service, Option<SystemTime>)> {
-    let gone = match row.get::<_, Option<i64>>(3).ok()? {
-        Some(gone) => Some(row::time(gone)?),
-        None => None,
-    };
-    Some((service(row)?, gone))
+    Some((service(row)?, row::optional_time(row, 3)?))
 }
 
 impl Ledger {

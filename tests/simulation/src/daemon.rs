@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use portsentry::daemon::host_memory::{FIRST_UNPRIVILEGED, HostMemory, MAX_SETTLING, PortRanges, listening, unfounded};
+use portsentry::daemon::host_memory::{
+    FIRST_UNPRIVILEGED, KnownPeers, MAX_SETTLING, PortRanges, RecentListeners, ServiceTracker, Settling, listening,
+    unfounded,
+};
 use portsentry::engine::{Ban, LastBan, Service, ServiceMemory, StrikeHistory};
 use portsentry::ledger::{BanRecord, KnownPeer};
 use portsentry::netlink::sock_diag::{Bound, Listener};
@@ -98,8 +101,10 @@ pub(crate) struct Daemon {
     rules: DaemonRules,
     /// The factor by which durations of days are shortened, because rare events are more frequent by the same factor.
     pace: u32,
-    /// One memory, or several if the number of services is not limited.
-    memories: Vec<HostMemory>,
+    /// One tracker, or several if the number of services is not limited.
+    services: Vec<ServiceTracker>,
+    recent_listeners: RecentListeners,
+    known_peers: KnownPeers,
     ephemeral: PortSet,
     listeners: Vec<Listener>,
     published: Vec<Service>,
@@ -115,7 +120,7 @@ pub(crate) struct Daemon {
     next: Timestamp,
     /// The last second whose listeners were observed.
     seen_at: Option<Timestamp>,
-    settles: bool,
+    settles: Option<Settling>,
     forgiven: u8,
 }
 
@@ -141,14 +146,16 @@ fn exact_wall(now: Timestamp) -> SystemTime {
 impl Daemon {
     pub(crate) fn new(now: Timestamp, rules: DaemonRules, pace: u32, host: &HostModel, forgiven: u8) -> Self {
         let shards = if rules.bounded_services { 1 } else { 4 };
-        let mut memories: Vec<_> = (0..shards).map(|_| HostMemory::default()).collect();
+        let mut known_peers = KnownPeers::default();
         if let Some(span) = rules.peers_remembered {
-            memories.iter_mut().for_each(|memory| memory.remember_peers_for(span));
+            known_peers.remember_for(span);
         }
         Self {
             rules,
             pace,
-            memories,
+            services: (0..shards).map(|_| ServiceTracker::default()).collect(),
+            recent_listeners: RecentListeners::default(),
+            known_peers,
             published: Vec::new(),
             publishes: false,
             ephemeral: host.ephemeral.clone().collect(),
@@ -159,7 +166,7 @@ impl Daemon {
             busy_until: now.after(BUSY),
             next: now,
             seen_at: None,
-            settles: false,
+            settles: None,
             forgiven,
         }
     }
@@ -170,31 +177,29 @@ impl Daemon {
         daemon.publishes = before.publishes;
         if keeps_ledger {
             let wall = daemon.wall(now);
-            for (memory, old) in daemon.memories.iter_mut().zip(&before.memories) {
-                memory.recall(old.services(), wall);
+            for (tracker, old) in daemon.services.iter_mut().zip(&before.services) {
+                tracker.recall(old.states().into_iter().map(|state| (state.service, state.served)), None, wall);
             }
-            daemon.recall(now, &before.memories[0]);
+            daemon.recall(now, &before);
             daemon.ledger = before.ledger;
             daemon.struck = before.struck;
         }
         if booted && daemon.rules.settling {
-            daemon.settles = true;
-            daemon.memories.iter_mut().for_each(|memory| memory.start_settling(now));
+            daemon.settles = Some(Settling::new(now));
         }
         daemon
     }
 
     /// Restores peers and recently open ports.
-    fn recall(&mut self, now: Timestamp, before: &HostMemory) {
+    fn recall(&mut self, now: Timestamp, before: &Self) {
         let (rules, wall) = (self.rules, exact_wall(now));
-        let memory = &mut self.memories[0];
         if rules.stores_peers {
             let aged =
                 |peer: KnownPeer| KnownPeer { last: if rules.bounded_stored_peers { peer.last } else { wall }, ..peer };
-            memory.recall_peers(before.known_peers(now, wall).into_iter().map(aged), now, wall);
+            self.known_peers.recall(before.known_peers.records(now, wall).into_iter().map(aged), now, wall);
         }
         if rules.stores_listeners {
-            self.recalled = memory.recall_listeners(before.recent_listeners(), wall);
+            self.recalled = self.recent_listeners.recall(before.recent_listeners.records(), wall);
         }
     }
 
@@ -213,7 +218,7 @@ impl Daemon {
     }
 
     fn tell_peers(&self, now: Timestamp, detector: &mut Detector) {
-        let mut peers = self.memories[0].peer_ages(now);
+        let mut peers = self.known_peers.ages(now);
         if !self.rules.peers_before_probe {
             peers.iter_mut().for_each(|(_, age)| *age = Duration::MAX);
         }
@@ -223,7 +228,7 @@ impl Daemon {
     /// The time until which the engine settles.
     pub(crate) fn settles_until(&self, now: Timestamp) -> Option<Timestamp> {
         let longest = if self.rules.bounded_settling { MAX_SETTLING } else { days(10_000) };
-        self.settles.then(|| now.after(longest))
+        self.settles.is_some().then(|| now.after(longest))
     }
 
     fn wall(&self, now: Timestamp) -> SystemTime {
@@ -245,9 +250,9 @@ impl Daemon {
         if !self.rules.service_memory {
             return ServiceMemory::default();
         }
-        match self.memories.as_slice() {
+        match self.services.as_slice() {
             [one] => one.memory(),
-            many => many.iter().flat_map(HostMemory::services).map(|(service, _)| service).collect(),
+            many => many.iter().flat_map(ServiceTracker::states).map(|state| state.service).collect(),
         }
     }
 
@@ -262,7 +267,7 @@ impl Daemon {
 
     /// Observes the current listeners. Returns whether the services changed, and whether one is served again.
     fn observe(&mut self, at: Timestamp, listeners: &[Listener]) -> (bool, bool) {
-        let (wall, shards) = (self.wall(at), self.memories.len());
+        let (wall, shards) = (self.wall(at), self.services.len());
         let ranges = PortRanges { ephemeral: &self.ephemeral, first_unprivileged: FIRST_UNPRIVILEGED };
         let (mut changed, mut served_again) = (false, false);
         let mut listeners = listeners.to_vec();
@@ -271,16 +276,16 @@ impl Daemon {
         }
         if !self.rules.services_last {
             let system = listeners.iter().filter(|one| one.user == 0 && !self.ephemeral.contains(one.port));
-            self.memories[0].recall(system.flat_map(services).map(|service| (service, wall)), wall);
+            self.services[0].recall(system.flat_map(services).map(|service| (service, wall)), None, wall);
         }
-        served_again |= self.memories[0].observe_recent(at, exact_wall(at), &listeners, ranges);
-        for (number, memory) in self.memories.iter_mut().enumerate() {
+        served_again |= self.recent_listeners.observe(at, exact_wall(at), &listeners, ranges, None);
+        for (number, tracker) in self.services.iter_mut().enumerate() {
             let seen = if shards == 1 {
-                memory.observe(at, wall, &listeners, ranges)
+                tracker.observe(at, wall, &listeners, ranges)
             } else {
                 let own = |one: &&Listener| usize::from(one.port) % shards == number;
                 let own: Vec<Listener> = listeners.iter().filter(own).copied().collect();
-                memory.observe(at, wall, &own, ranges)
+                tracker.observe(at, wall, &own, ranges)
             };
             changed |= seen.changed;
             served_again |= seen.served_again;
@@ -297,11 +302,11 @@ impl Daemon {
         let published = if asks { detector.published(at) } else { Vec::new() };
         let recalls = published != self.published && !self.rules.bounded_published;
         if published != self.published {
-            self.memories[0].publish(published.clone());
+            self.services[0].publish(published.clone());
             if recalls {
                 let wall = self.wall(at);
                 let all = host.published_ports().map(|service| (service, wall));
-                self.memories[0].recall(all, wall);
+                self.services[0].recall(all, None, wall);
             }
             self.published = published;
             self.busy_until = at.after(BUSY);
@@ -318,24 +323,23 @@ impl Daemon {
         host.close_ended(at);
         let mut connections = host.connections();
         connections.retain(|connection| self.rules.published_peers || !connection.is_published);
-        if self.rules.known_peers && self.memories[0].peers(at, &connections, detector.host()).is_some() {
+        if self.rules.known_peers && self.known_peers.update(at, &connections, detector.host()) {
             self.tell_peers(at, detector);
         }
         if !self.rules.bounded_stored_listeners {
             detector.recall_listeners(at, &self.recalled);
         }
-        let memory = &mut self.memories[0];
-        let settled = self.settles
-            && match self.rules.bounded_settling {
-                true => memory.has_settled(at, listeners_changed),
-                false => memory.are_all_served(),
-            };
+        let all_served = self.services[0].are_all_served();
+        let settled = self.settles.as_mut().is_some_and(|settling| match self.rules.bounded_settling {
+            true => settling.is_over(at, listeners_changed, all_served),
+            false => all_served,
+        });
         if settled {
-            self.settles = false;
+            self.settles = None;
             detector.end_settling();
         }
         let lift = if served_again && self.rules.lifts_unfounded { self.unfounded(at, detector) } else { Vec::new() };
-        let gap = if self.settles {
+        let gap = if self.settles.is_some() {
             TICK
         } else if at < self.busy_until {
             BUSY_TICK
