@@ -172,8 +172,10 @@ fn first_command_ends_before_ban_within_limit() {
 #[test]
 fn waiting_ban_can_be_lifted() {
     let lab = scene();
-    let more = "[block.run]\ncommand = [\"/bin/sleep\", \"8\"]\nfirst = true\ntimeout = \"60s\"\n";
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], more), &["--expire", "1h"]);
+    // A command that records its beginning.
+    let command = format!("[\"/bin/sh\", \"-c\", \"echo begun >>'{}'; exec sleep 8\"]", lab.path("notes").display());
+    let more = format!("[block.run]\ncommand = {command}\nfirst = true\ntimeout = \"60s\"\n");
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], &more), &["--expire", "1h"]);
     let begin = Instant::now();
     scan(&lab, false);
     daemon.expect_line(&format!("from host: {0}/{0}", lab.v4("attacker")));
@@ -193,6 +195,9 @@ fn waiting_ban_can_be_lifted() {
     scan(&lab, true);
     let source = ends(&lab, true).0;
     daemon.expect_line(&format!("from host: {source}/{source}"));
+    // A ban that is lifted before its command begins runs none.
+    let begun = within(TIMEOUT, || (text(&lab, "notes").lines().count() == 2).then_some(()));
+    assert!(begun.is_some(), "{:?}", daemon.lines_with(""));
     let output = lab.operate(&["unblock", &source.to_string()]);
     assert_eq!(output.code, Some(0), "{} {}", output.out, output.err);
     let ran = within(TIMEOUT, || (daemon.lines_with(" before the block").len() == 2).then_some(()));
