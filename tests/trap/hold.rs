@@ -115,6 +115,15 @@ fn related_port_holds_without_counting() {
     daemon.stop();
 }
 
+/// Publishes port 80 of `container` at an address and port of the victim.
+fn publish(lab: &Lab, (target, port): (IpAddr, u16), container: IpAddr) {
+    let rules = format!(
+        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
+         add rule ip nat prerouting iif other ip daddr {target} tcp dport {port} dnat to {container}:80"
+    );
+    nft(lab, &rules);
+}
+
 /// The SYN of a scanner is dropped at open and published ports as well, and passes when it is repeated. Forwarded and
 /// allowed ones pass.
 #[test]
@@ -125,11 +134,7 @@ fn scanner_syn_holds_at_any_port() {
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
     let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("other")));
     // Port 8082 is not monitored: whether the program knows that it is published makes no difference.
-    let rules = format!(
-        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
-         add rule ip nat prerouting iif other ip daddr {target} tcp dport 8082 dnat to {container}:80"
-    );
-    nft(&lab, &rules);
+    publish(&lab, (target, 8_082), container);
     let sources = lab.add_addresses("other", 101..108);
     let mut wire = lab.wire("other");
     let mut send = |source: usize, target, port| wire.send(&raw::scanner_syn(sources[source].into(), target, port));
@@ -208,11 +213,7 @@ fn published_port_is_held_forwarded_is_not() {
     let daemon = Tcp.start(&lab, "[tcp]\nadvanced_exclude = \"8080,113,139\"\n");
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
     let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("other")));
-    let rules = format!(
-        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
-         add rule ip nat prerouting iif other ip daddr {target} tcp dport 8080 dnat to {container}:80"
-    );
-    nft(&lab, &rules);
+    publish(&lab, (target, 8_080), container);
     let _listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
     let try_both = || [(container, 80), (target, 8_080)].map(|(ip, port)| connect(&lab, "other", ip, port, PATIENCE));
     assert_eq!(try_both(), [None, None]);
