@@ -140,11 +140,12 @@ pub(super) fn open(
         opened.new_table = created.then(|| NewTable(Some(spec)));
         opened.blocker.nft = Some(NftBackend::new(nft, spec));
     } else if let Ok(mut nft) = Nft::open() {
-        // A trap that a crashed run left armed must not continue to block. Usually there is none. Each protocol is
-        // disarmed separately, because a missing set makes the kernel refuse the whole transaction.
+        // A trap that a crashed run left armed must not continue to block. Usually there is none. Each set is emptied
+        // separately, because a missing set makes the kernel refuse the whole transaction.
         let none: Option<&[(u16, u16)]> = Some(&[]);
         drop(nft.arm(Watched { tcp: none, ..Watched::default() }));
         drop(nft.arm(Watched { udp: none, ..Watched::default() }));
+        drop(nft.arm(Watched { services: none, ..Watched::default() }));
     }
     opened.blocker.routes = routes;
     for store in &used.stores {

@@ -38,6 +38,17 @@ impl Engine {
         closed.without(&closed.without(&host.related.tried_once()))
     }
 
+    /// The TCP ports that this host serves, as far as known, without ephemeral ones: a client of passive FTP opens
+    /// connections to those. Empty if probes of TCP ports do not block, and while this host settles.
+    #[must_use]
+    pub fn served_ports(&self, now: Timestamp, host: &Host) -> PortSet {
+        if self.settings.tcp.response != Response::Block || self.is_settling(now) {
+            return PortSet::new();
+        }
+        let in_use = self.recent_ports.ports(Protocol::Tcp, self.latest.max(now).tick());
+        host.tcp.anywhere().with(&in_use).without(&host.ephemeral)
+    }
+
     fn unused_ports(&self, now: Timestamp, host: &Host, protocol: Protocol) -> PortSet {
         let (watch, listeners) = match protocol {
             Protocol::Tcp => (&self.settings.tcp, &host.tcp),

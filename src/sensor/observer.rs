@@ -82,6 +82,10 @@ impl Observer {
         self.engine.related_ports(now, &self.host)
     }
 
+    pub(super) fn served_ports(&self, now: Timestamp) -> PortSet {
+        self.engine.served_ports(now, &self.host)
+    }
+
     pub(super) fn decoy_ports(&self, now: Timestamp) -> PortSet {
         self.engine.decoy_ports(now, &self.host)
     }

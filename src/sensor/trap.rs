@@ -53,12 +53,14 @@ pub(super) struct TrapControl {
     coverage: TrapCoverage,
 }
 
-/// Counted ports per protocol, related TCP ports that only hold their source, ports of decoys, and interfaces.
+/// Counted ports per protocol, related TCP ports that only hold their source, TCP ports of services, ports of decoys, and
+/// interfaces.
 #[derive(Default, PartialEq, Eq)]
 struct Armed {
     tcp: Option<PortSet>,
     udp: Option<PortSet>,
     related: Option<PortSet>,
+    services: Option<PortSet>,
     decoys: Option<PortSet>,
     /// `None` without a trap.
     interfaces: Option<Vec<u32>>,
@@ -92,12 +94,15 @@ impl TrapControl {
             let ports = || if self.paused { PortSet::new() } else { observer.closed_ports(now, protocol) };
             trap.is_some_and(counts).then(ports)
         };
-        let holds = trap.is_some_and(|trap| trap.hold.is_some());
-        let related = || if self.paused { PortSet::new() } else { observer.related_ports(now) };
+        let held = |ports: fn(&Observer, Timestamp) -> PortSet| {
+            let ports = || if self.paused { PortSet::new() } else { ports(observer, now) };
+            trap.is_some_and(|trap| trap.hold.is_some()).then(ports)
+        };
         let wanted = Armed {
             tcp: closed(|trap| trap.tcp, Protocol::Tcp),
             udp: closed(|trap| trap.udp, Protocol::Udp),
-            related: holds.then(related),
+            related: held(Observer::related_ports),
+            services: held(Observer::served_ports),
             decoys: decoys.map(|_| observer.decoy_ports(now)),
             interfaces: trap.map(|_| observer.host().interfaces.clone()),
         };
@@ -108,12 +113,14 @@ impl TrapControl {
             return;
         }
         let all_tcp = wanted.tcp.as_ref().map(|ports| ports.with(wanted.related.as_ref().unwrap_or(&PortSet::new())));
-        let [tcp, udp, related, decoys] =
-            [&all_tcp, &wanted.udp, &wanted.related, &wanted.decoys].map(|ports| ports.as_ref().map(PortSet::ranges));
+        let [tcp, udp, related, services, decoys] =
+            [&all_tcp, &wanted.udp, &wanted.related, &wanted.services, &wanted.decoys]
+                .map(|ports| ports.as_ref().map(PortSet::ranges));
         self.armed = None;
         let interfaces = wanted.interfaces.as_deref();
         let tcp = decoys.or(tcp);
-        let ports = Watched { tcp: tcp.as_deref(), udp: udp.as_deref(), related: related.as_deref(), interfaces };
+        let [tcp, udp, related, services] = [&tcp, &udp, &related, &services].map(Option::as_deref);
+        let ports = Watched { tcp, udp, related, services, interfaces };
         match backend.nft.arm(ports) {
             Ok(()) => {
                 (self.armed, self.last_error) = (Some(wanted), None);
@@ -205,8 +212,8 @@ impl TrapControl {
         self.armed = None;
         let none: Option<&[(u16, u16)]> = Some(&[]);
         let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
-        let related = none.filter(|_| rules.hold.is_some());
-        match nft.arm(Watched { tcp, udp, related, interfaces: Some(&[]) }) {
+        let held = none.filter(|_| rules.hold.is_some());
+        match nft.arm(Watched { tcp, udp, related: held, services: held, interfaces: Some(&[]) }) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => self.report(format!("cannot remove ports from the kernel's trap: {error}"), reporter),
         }

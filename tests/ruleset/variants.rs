@@ -79,15 +79,15 @@ fn without(text: &str, names: &[&str]) -> String {
 
 /// Removes the holding of sources from a table with the trap.
 fn without_hold(text: &str) -> String {
-    let sets = ["held", "held_ports", "hold_counts", "hold_recent"];
+    let sets = ["held", "held_ports", "hold_counts", "hold_recent", "service_ports", "service_clients"];
     let sets = sets.iter().flat_map(|set| [format!("set {set}"), format!("set {set}6")]);
-    let chains = ["fragment", "held", "full", "hold_new", "hold", "scanner"].map(|chain| format!("chain trap_{chain}"));
-    let names: Vec<String> = sets.chain(chains).chain(["set related".to_owned()]).collect();
+    let chains = ["fragment", "held", "full", "hold_new", "hold", "syn"].map(|chain| format!("chain trap_{chain}"));
+    let names: Vec<String> = sets.chain(chains).chain(["set related".to_owned(), "set services".to_owned()]).collect();
     let text = without(text, &names.iter().map(String::as_str).collect::<Vec<_>>());
     let other = [
         "jump trap_h",
         "jump trap_fragment",
-        "jump trap_scanner",
+        "jump trap_syn",
         "dport @related",
         "0x1fff == 1 ",
         "!= syn counter drop",
@@ -99,7 +99,7 @@ fn without_hold(text: &str) -> String {
 
 /// Restricts a table with the trap to named interfaces.
 fn named_interfaces(text: &str) -> String {
-    let ends = ["jump trap_touch", "jump trap_held", "jump trap_fragment", "jump trap_scanner"];
+    let ends = ["jump trap_touch", "jump trap_held", "jump trap_fragment", "jump trap_syn"];
     let selects = |line: &str| ends.iter().any(|end| line.ends_with(end)) || line.contains("0x1fff == 1 ");
     let line = |line: &str| match selects(line) {
         true => line.replacen("        ", "        iif @trap_interfaces ", 1),
@@ -121,7 +121,9 @@ fn udp_alone() -> String {
 /// Changes a table with the trap so that the first probe bans permanently.
 fn at_once(text: &str) -> String {
     let counts = |line: &&str| ["@touched", "@suspects", "@peer"].iter().all(|set| !line.contains(set));
-    let text = text.lines().filter(counts).collect::<Vec<_>>().join("\n");
+    let (before, after) = text.split_once("chain trap_touch").unwrap();
+    let text = after.lines().filter(counts).collect::<Vec<_>>().join("\n");
+    let text = format!("{before}chain trap_touch{text}");
     text.replace("#     jump trap_ban", "jump trap_ban").replace(" timeout 1d", "")
 }
 

@@ -1,6 +1,6 @@
 //! Tests the hold: for about a second after a probe of a closed port the kernel drops the source's SYNs to this host.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
-use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness};
+use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness, within};
 
 use crate::Protocol::Tcp;
 use crate::banned_at_last;
@@ -156,6 +156,61 @@ fn scanner_syn_holds_at_any_port() {
     wire.send(&raw::scanner_syn(source, target, 80));
     eventually("IPv6 sources are held as well", || was_held(&lab, lab.v6_network("other")));
     assert!(banned_at_last(&lab).is_empty() && lab.set("suspects").is_empty(), "a SYN to an open port is no evidence");
+    daemon.stop();
+}
+
+/// A scanner sends SYNs to several services within milliseconds. A client that connects to a second service because of
+/// an answer of the first one needs longer, and a browser may try HTTP and HTTPS.
+#[test]
+fn two_services_at_once_hold_source() {
+    let lab = Lab::new(&["other"]);
+    let _services = Services::open(&lab, &[22, 80, 443, 993]);
+    lab.victim_ip("route add fd77:0:1::/48 dev other");
+    let daemon = Tcp.start(&lab, "[allow]\nnetworks = [\"10.77.1.101\", \"fd77:0:1:101::/64\"]\n");
+    eventually("the services are known", || lab.ports("services") == BTreeSet::from([22, 80, 443, 993]));
+    nft(
+        &lab,
+        "add element inet portsentry peers { 10.77.1.102 }; add element inet portsentry peers6 { fd77:0:1:102:: }",
+    );
+    let (v4, v6) = (IpAddr::from(lab.victim_v4("other")), IpAddr::from(lab.victim_v6("other")));
+    let sources = |number: u8| -> [IpAddr; 2] {
+        [format!("10.77.1.{number}"), format!("fd77:0:1:{number}::9")].map(|text| text.parse().unwrap())
+    };
+    let holds = |number: u8| {
+        let network: IpAddr = format!("fd77:0:1:{number}::").parse().unwrap();
+        [was_held(&lab, sources(number)[0]), was_held(&lab, network)]
+    };
+    let mut wire = lab.wire("other");
+    let mut send = |number: u8, ports: &[u16]| {
+        for (source, target) in sources(number).into_iter().zip([v4, v6]) {
+            ports.iter().for_each(|port| wire.send(&raw::tcp(source, target, *port, raw::SYN)));
+        }
+    };
+    daemon.frozen(|| {
+        // Allowed and connected clients, a browser, two connections to one service, and a port that is not monitored.
+        send(101, &[22, 80]);
+        send(102, &[22, 80]);
+        send(103, &[80, 443]);
+        send(104, &[443, 80]);
+        send(105, &[22, 22]);
+        send(106, &[22, 113]);
+        // On a busy machine the SYNs of one source may be too far apart.
+        let held = (110..250).find(|number| {
+            send(*number, &[22, 80, 993]);
+            within(Duration::from_millis(100), || (holds(*number) == [true; 2]).then_some(())).is_some()
+        });
+        let held = held.expect("two services at once hold the source");
+        release_all(&lab);
+        let dropped = packets(&lab, "trap_held");
+        send(held, &[80, 993]);
+        send(107, &[901]);
+        eventually("the last SYN was processed", || holds(107) == [true; 2]);
+        assert_eq!(packets(&lab, "trap_held"), dropped + 2, "retransmitted SYNs arrive, those to a closed port do not");
+        for number in 101..107 {
+            assert_eq!(holds(number), [false; 2], "{number}");
+        }
+    });
+    assert!(banned_at_last(&lab).is_empty(), "a SYN to an open port is no evidence");
     daemon.stop();
 }
 

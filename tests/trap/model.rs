@@ -69,6 +69,8 @@ impl<'a> Pair<'a> {
             model.arm(protocol, lab.ports(name).into_iter().collect::<PortSet>());
         }
         model.arm_related(lab.ports("related").into_iter().collect());
+        // The model does not hold at open ports: that depends on milliseconds.
+        lab.run("victim", "nft", &["flush set inet portsentry services"]);
         model.allow(config.allow.networks.clone());
         let addresses = [lab.victim_v4("other").into(), lab.victim_v6("other").into()];
         Self {

@@ -192,14 +192,16 @@ pub struct Watched<'a> {
     pub udp: Option<&'a [(u16, u16)]>,
     /// Those of the TCP ports that only hold their source.
     pub related: Option<&'a [(u16, u16)]>,
+    /// TCP ports of services, if the table has holds.
+    pub services: Option<&'a [(u16, u16)]>,
     /// Interface indexes, if the rules of the table check them; `None` if the table has no trap.
     pub interfaces: Option<&'a [u32]>,
 }
 
 /// Appends the replacement of the monitored ports and interfaces.
 pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
-    let sets = [(Set::Trapped, watched.tcp), (Set::TrappedUdp, watched.udp), (Set::Related, watched.related)];
-    for (set, ports) in sets {
+    let trapped = [(Set::Trapped, watched.tcp), (Set::TrappedUdp, watched.udp), (Set::Related, watched.related)];
+    for (set, ports) in trapped.into_iter().chain([(Set::Services, watched.services)]) {
         let Some(ports) = ports else { continue };
         put_flush(batch, set);
         for ports in ports.chunks(RANGES_A_MESSAGE) {

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use rustables::expr::{CmpOp, VerdictKind};
 use rustables::sys;
 
-use super::family::{V4, V6};
+use super::family::{Family, V4, V6};
 use super::rule::Rule;
 use super::spec::Trap;
 
@@ -16,6 +16,12 @@ pub(super) fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
 /// Matches IPv4 packets from addresses without a return route, which a strict reverse-path filter drops later.
 pub(super) fn no_route_back(chain: &'static str) -> Rule {
     Rule::new(chain).text("meta nfproto ipv4").family(&V4).no_route_back()
+}
+
+/// Matches packets from connected sources.
+pub(super) fn connected(chain: &'static str, family: &Family) -> Rule {
+    let text = format!("{} @{}", family.target, family.peers.name());
+    Rule::new(chain).text(text).family(family).target(family).lookup(family.peers)
 }
 
 /// Matches packets from the /64s of NAT64 translators.

@@ -33,6 +33,8 @@ pub(super) struct Family {
     pub(super) held_ports: Set,
     pub(super) hold_counts: Set,
     pub(super) hold_recent: Set,
+    pub(super) service_ports: Set,
+    pub(super) service_clients: Set,
 }
 
 pub(super) const V4: Family = Family {
@@ -59,6 +61,8 @@ pub(super) const V4: Family = Family {
     held_ports: Set::HeldPorts,
     hold_counts: Set::HoldCounts,
     hold_recent: Set::HoldRecent,
+    service_ports: Set::ServicePorts,
+    service_clients: Set::ServiceClients,
 };
 
 pub(super) const V6: Family = Family {
@@ -85,6 +89,8 @@ pub(super) const V6: Family = Family {
     held_ports: Set::HeldPorts6,
     hold_counts: Set::HoldCounts6,
     hold_recent: Set::HoldRecent6,
+    service_ports: Set::ServicePorts6,
+    service_clients: Set::ServiceClients6,
 };
 
 /// Addresses of fe80::/64, each of which counts as a separate source.

@@ -11,13 +11,13 @@ use std::time::Duration;
 use rustables::expr::{CmpOp, MetaType, VerdictKind};
 use rustables::sys;
 
-use super::exclusions::{nat64_rules, no_route_back, returning};
+use super::exclusions::{connected, nat64_rules, no_route_back, returning};
 use super::family::{Family, LINK_LOCAL, V4, V6};
 use super::fragment_rules::later_rules;
 use super::rule::{ACK, DESTINATION, DESTINATION_ADDRESS, FIN, FLAGS, LOCAL, Limit, RST, Rule, SYN, Span, TCP};
 use super::set::Set;
 use super::spec::Trap;
-use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_SCANNER, TRAP_TOUCH};
+use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_SYN, TRAP_TOUCH};
 
 pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     let full = |chain| Rule::new(chain).jump(TRAP_FULL);
@@ -25,7 +25,7 @@ pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     rules.push(full(TRAP_HOLD));
     rules.extend(KINDS.iter().flat_map(|family| source_rules(trap, length, family)));
     rules.extend([full(TRAP_HOLD_NEW), Rule::new(TRAP_FULL).counter()]);
-    rules.extend(scanner_rules(trap));
+    rules.extend(syn_rules(trap));
     rules.extend(
         [V4, V6].map(|family| Rule::new(TRAP_HELD).source_in(&family, family.allowed).verdict(VerdictKind::Return)),
     );
@@ -34,23 +34,50 @@ pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     rules
 }
 
-/// The rules before address translation: for SYNs that scanners build, to any port, and for ports that are open or
-/// published, and not trapped.
+/// The rules before address translation: for SYNs to any port, and for packets of held sources to ports that are open
+/// or published, and not trapped.
 pub(super) fn early_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
-    let scanner = Rule::new(CHAIN).on_monitored(trap.named_interfaces);
-    let scanner = scanner.text("meta l4proto tcp @th,96,32 & 0xfffffffe == 0x60020400").meta(MetaType::L4Proto, TCP);
-    let scanner = scanner.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 12, 4).mask(SCANNER_MASK);
-    let scanner = scanner.compare(CmpOp::Eq, SCANNER_SYN).addressed_here().jump(TRAP_SCANNER);
-    [scanner].into_iter().chain(held(CHAIN, trap, true))
+    let syn = Rule::new(CHAIN).on_monitored(trap.named_interfaces).tcp_flags(FLAGS, CmpOp::Eq, SYN);
+    [syn.addressed_here().jump(TRAP_SYN)].into_iter().chain(held(CHAIN, trap, true))
 }
 
-/// The rules that hold the source of a SYN which a scanner built, at a port that is new for it.
-fn scanner_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
-    let mut passing: Vec<Rule> = nat64_rules(TRAP_SCANNER, trap).collect();
-    passing.extend(later_rules(TRAP_SCANNER));
-    passing.push(no_route_back(TRAP_SCANNER));
-    returning(passing).chain([Rule::new(TRAP_SCANNER).goto(TRAP_HOLD)])
+/// The rules that hold a source before it has probed a closed port: those of a SYN which a scanner built, and of SYNs
+/// to two services at once.
+fn syn_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
+    let rule = || Rule::new(TRAP_SYN);
+    let mut passing: Vec<Rule> = nat64_rules(TRAP_SYN, trap).collect();
+    passing.extend(later_rules(TRAP_SYN));
+    passing.push(no_route_back(TRAP_SYN));
+    let scanner = rule().text("meta l4proto tcp @th,96,32 & 0xfffffffe == 0x60020400").meta(MetaType::L4Proto, TCP);
+    let scanner = scanner.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 12, 4).mask(SCANNER_MASK);
+    let scanner = scanner.compare(CmpOp::Eq, SCANNER_SYN).goto(TRAP_HOLD);
+    let other = rule().text("tcp dport != @services").meta(MetaType::L4Proto, TCP).port(DESTINATION);
+    let not_counted =
+        [other.lookup_inverted(Set::Services), rule().link_local(), connected(TRAP_SYN, &V4), connected(TRAP_SYN, &V6)];
+    let services = [V4, V6].into_iter().flat_map(|family| [true, false].map(|https| two_services(&family, https)));
+    returning(passing).chain([scanner]).chain(returning(not_counted.into())).chain(services)
 }
+
+/// Holds a source at the second service to which it sends a SYN within [`AT_ONCE`]. HTTP and HTTPS are one service.
+fn two_services(family: &Family, https: bool) -> Rule {
+    let (how, port) = if https { (CmpOp::Eq, "80") } else { (CmpOp::Neq, "tcp dport") };
+    let rule = Rule::new(TRAP_SYN).text(if https { "tcp dport 443" } else { "tcp dport != 443" });
+    let rule = rule.meta(MetaType::L4Proto, TCP).port(DESTINATION).compare(how, HTTPS.to_be_bytes());
+    let rule = rule.family(family).target(family);
+    let rule = if https { rule.constant_behind(family, HTTP) } else { rule.port_behind(family, DESTINATION) };
+    let (key, time) = (format!("{} . {port}", family.target), || Some(Span::brief(AT_ONCE)));
+    let rule = rule.add(family.service_ports, &key, time(), Some(Limit::first()), sys::NFT_DYNSET_OP_ADD);
+    let second = Some(Limit::above_total(1));
+    rule.target(family)
+        .add(family.service_clients, family.target, time(), second, sys::NFT_DYNSET_OP_ADD)
+        .goto(TRAP_HOLD)
+}
+
+const HTTP: u16 = 80;
+const HTTPS: u16 = 443;
+/// A scanner sends its first SYNs within a millisecond. A client that connects to a second service because of what the
+/// first one answered needs longer.
+const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// Header length, flags and window of the SYNs of nmap and masscan: 24 bytes, so that a segment size is the only option,
 /// SYN alone, and a window of 1,024 or 1,025 bytes. The stacks of operating systems add options for timestamps, window

@@ -226,6 +226,14 @@ impl Rule {
         })
     }
 
+    /// Loads this port into the register after the loaded address.
+    pub(super) fn constant_behind(self, family: &Family, port: u16) -> Self {
+        self.raw("immediate", |immediate| {
+            immediate.put_u32(sys::NFTA_IMMEDIATE_DREG, family.next_register);
+            immediate.nest(sys::NFTA_IMMEDIATE_DATA, |data| data.put(sys::NFTA_DATA_VALUE, &port.to_be_bytes()));
+        })
+    }
+
     /// Loads bytes of the packet.
     pub(super) fn payload(self, base: u32, offset: u32, length: u32) -> Self {
         let payload = Payload::default().with_base(base).with_offset(offset).with_len(length);
@@ -374,6 +382,9 @@ pub(super) const LOCAL: (&str, u32) = ("local", 2);
 pub(super) const BROADCAST: (&str, u32) = ("broadcast", 3);
 pub(super) const ANYCAST: (&str, u32) = ("anycast", 4);
 
+/// The longest unit of a rate in nft, in seconds.
+const WEEK: u64 = 604_800;
+
 /// A packet rate, as an expression of a rule or an element.
 pub(super) struct Limit {
     packets: u64,
@@ -395,10 +406,15 @@ impl Limit {
         Self { packets, seconds, burst, flags: sys::NFT_LIMIT_F_INV, text }
     }
 
-    /// Matches above `packets` in total, for an element with a short lifetime. The longest nft unit is a week; the
-    /// tokens that the limit returns within a lifetime only make it more lenient.
+    /// Matches the first packet in total, for an element with a short lifetime.
+    pub(super) fn first() -> Self {
+        Self::below(1, WEEK, 1, "1/week")
+    }
+
+    /// Matches above `packets` in total, for an element with a short lifetime. The tokens that the limit returns within
+    /// a lifetime only make it more lenient.
     pub(super) fn above_total(packets: u32) -> Self {
-        Self::above(1, 604_800, packets, "1/week")
+        Self::above(1, WEEK, packets, "1/week")
     }
 
     fn append_to(&self, fields: &mut Attributes<'_>) {

@@ -76,6 +76,8 @@ pub enum Set {
     /// Trapped TCP ports whose probes hold the source and are not counted, because they are related to a service. This
     /// set and all below exist only in a table with [`Trap::hold`].
     Related,
+    /// TCP ports of services. A source that is not connected is held if it sends SYNs to two of them at once.
+    Services,
     /// Held sources, whose SYNs are dropped.
     Held,
     /// The same for IPv6, by /64, and for link-local addresses.
@@ -92,6 +94,15 @@ pub enum Set {
     HoldRecent,
     /// The same for IPv6.
     HoldRecent6,
+    /// Sources and the ports of services to which they sent SYNs within the last milliseconds, if they are not
+    /// connected.
+    ServicePorts,
+    /// The same for IPv6, by /64.
+    ServicePorts6,
+    /// The same sources without ports.
+    ServiceClients,
+    /// The same for IPv6, by /64.
+    ServiceClients6,
 }
 
 /// Name, owning part of the table, key, flags and size of each set, in the order of creation.
@@ -99,7 +110,7 @@ pub enum Set {
 /// The sizes of the trap's sets limit the memory that a flood of forged sources can use, during the flood and for the
 /// window after it: about 50 MB, or up to 75 MB if datagrams count as well. A full set accepts no new source; the
 /// sensor still counts it.
-const DEFINITIONS: [(Set, Definition); 37] = [
+const DEFINITIONS: [(Set, Definition); 42] = [
     // The configuration determines the size of these two.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
@@ -139,6 +150,7 @@ const DEFINITIONS: [(Set, Definition); 37] = [
     (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(TRAP_BURST))),
     (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(TRAP_BURST))),
     (Set::Related, define("related", Part::Hold, PORT, RANGES, None)),
+    (Set::Services, define("services", Part::Hold, PORT, RANGES, None)),
     // Room for 20,000 new sources a second: 900 ms until expiry plus up to a second until removal, and ten seconds.
     (Set::Held, define("held", Part::Hold, IPV4, TIMED, Some(65_536))),
     (Set::Held6, define("held6", Part::Hold, IPV6, TIMED, Some(65_536))),
@@ -149,6 +161,11 @@ const DEFINITIONS: [(Set, Definition); 37] = [
     (Set::HoldCounts6, define("hold_counts6", Part::Hold, IPV6, TIMED, Some(65_536))),
     (Set::HoldRecent, define("hold_recent", Part::Hold, IPV4, TIMED, Some(262_144))),
     (Set::HoldRecent6, define("hold_recent6", Part::Hold, IPV6, TIMED, Some(262_144))),
+    // Room for 20,000 new clients a second, because the kernel removes expired elements once a second.
+    (Set::ServicePorts, define("service_ports", Part::Hold, IPV4_AND_PORT, TIMED, Some(65_536))),
+    (Set::ServicePorts6, define("service_ports6", Part::Hold, IPV6_AND_PORT, TIMED, Some(65_536))),
+    (Set::ServiceClients, define("service_clients", Part::Hold, IPV4, TIMED, Some(65_536))),
+    (Set::ServiceClients6, define("service_clients6", Part::Hold, IPV6, TIMED, Some(65_536))),
 ];
 
 /// The part of the table to which a set belongs.

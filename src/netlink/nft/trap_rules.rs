@@ -10,7 +10,7 @@
 use rustables::expr::{CmpOp, MetaType, VerdictKind};
 use rustables::sys;
 
-use super::exclusions::{nat64_rules, no_route_back, returning};
+use super::exclusions::{connected, nat64_rules, no_route_back, returning};
 use super::family::{Family, V4, V6};
 use super::fragment_rules;
 use super::hold_rules;
@@ -144,10 +144,7 @@ fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
         let text = format!("{} . {} dport @{}", family.target, protocol.name, set.name());
         probe(Rule::new(TRAP_TOUCH).text(text), &family, protocol).lookup(set)
     });
-    let connected = |family: &Family| {
-        let text = format!("{} @{}", family.target, family.peers.name());
-        Rule::new(TRAP_TOUCH).text(text).family(family).target(family).lookup(family.peers)
-    };
+    let connected = |family: &Family| connected(TRAP_TOUCH, family);
     let of_peers = every().map(|(protocol, family)| {
         let rule = connected(&family).source_and_port(&family, protocol.number);
         let forgiven = trap.forgiven.max(PEER_THRESHOLD - 1);
@@ -172,7 +169,7 @@ fn count_new_port(
 ) -> Rule {
     let window = || Span::new(Expiry::After(trap.window));
     let key = format!("{} . {} dport", family.target, protocol.name);
-    let limit = Limit::above(1, WEEK, forgiven.into(), "1/week");
+    let limit = Limit::above_total(forgiven.into());
     let rule = rule.add((protocol.probed)(family), &key, window(), None, sys::NFT_DYNSET_OP_ADD).target(family);
     rule.add(counted, family.target, window(), Some(limit), sys::NFT_DYNSET_OP_ADD).jump(TRAP_BAN)
 }
@@ -206,7 +203,3 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
 }
 
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
-
-/// Period of the limit that forgives ports; the longest unit of nft. The tokens that it returns within a window only
-/// make it more lenient.
-const WEEK: u64 = 604_800;
