@@ -81,7 +81,8 @@ fn without(text: &str, names: &[&str]) -> String {
 fn without_hold(text: &str) -> String {
     let sets = ["held", "held_ports", "hold_counts", "hold_recent", "service_ports", "service_clients"];
     let sets = sets.iter().flat_map(|set| [format!("set {set}"), format!("set {set}6")]);
-    let chains = ["fragment", "held", "full", "hold_new", "hold", "syn"].map(|chain| format!("chain trap_{chain}"));
+    let chains =
+        ["fragment", "held", "full", "hold_new", "hold", "syn_hold", "syn"].map(|chain| format!("chain trap_{chain}"));
     let names: Vec<String> = sets.chain(chains).chain(["set related".to_owned(), "set services".to_owned()]).collect();
     let text = without(text, &names.iter().map(String::as_str).collect::<Vec<_>>());
     let other = [

@@ -14,10 +14,12 @@ use rustables::sys;
 use super::exclusions::{connected, nat64_rules, no_route_back, returning};
 use super::family::{Family, LINK_LOCAL, V4, V6};
 use super::fragment_rules::later_rules;
-use super::rule::{ACK, DESTINATION, DESTINATION_ADDRESS, FIN, FLAGS, LOCAL, Limit, RST, Rule, SYN, Span, TCP};
+use super::rule::{
+    ACK, DESTINATION, DESTINATION_ADDRESS, FIN, FLAGS, LOCAL, Limit, RST, Rule, SOURCE_ADDRESS, SYN, Span, TCP,
+};
 use super::set::Set;
 use super::spec::Trap;
-use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_SYN, TRAP_TOUCH};
+use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_SYN, TRAP_SYN_HOLD, TRAP_TOUCH};
 
 pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     let full = |chain| Rule::new(chain).jump(TRAP_FULL);
@@ -37,25 +39,27 @@ pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
 /// The rules before address translation: for SYNs to any port, and for packets of held sources to ports that are open
 /// or published, and not trapped.
 pub(super) fn early_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
-    let syn = Rule::new(CHAIN).on_monitored(trap.named_interfaces).tcp_flags(FLAGS, CmpOp::Eq, SYN);
-    [syn.addressed_here().jump(TRAP_SYN)].into_iter().chain(held(CHAIN, trap, true))
+    let syn = Rule::new(CHAIN).on_monitored(trap.named_interfaces).tcp_flags(FLAGS, CmpOp::Eq, SYN).for_this_host();
+    let syn = syn.address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).jump(TRAP_SYN);
+    [syn].into_iter().chain(held(CHAIN, trap, true))
 }
 
 /// The rules that hold a source before it has probed a closed port: those of a SYN which a scanner built, and of SYNs
 /// to two services at once.
 fn syn_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
     let rule = || Rule::new(TRAP_SYN);
-    let mut passing: Vec<Rule> = nat64_rules(TRAP_SYN, trap).collect();
-    passing.extend(later_rules(TRAP_SYN));
-    passing.push(no_route_back(TRAP_SYN));
     let scanner = rule().text("meta l4proto tcp @th,96,32 & 0xfffffffe == 0x60020400").meta(MetaType::L4Proto, TCP);
     let scanner = scanner.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 12, 4).mask(SCANNER_MASK);
-    let scanner = scanner.compare(CmpOp::Eq, SCANNER_SYN).goto(TRAP_HOLD);
+    let scanner = scanner.compare(CmpOp::Eq, SCANNER_SYN).goto(TRAP_SYN_HOLD);
     let other = rule().text("tcp dport != @services").meta(MetaType::L4Proto, TCP).port(DESTINATION);
     let not_counted =
         [other.lookup_inverted(Set::Services), rule().link_local(), connected(TRAP_SYN, &V4), connected(TRAP_SYN, &V6)];
     let services = [V4, V6].into_iter().flat_map(|family| [true, false].map(|https| two_services(&family, https)));
-    returning(passing).chain([scanner]).chain(returning(not_counted.into())).chain(services)
+    let exempt = nat64_rules(TRAP_SYN_HOLD, trap)
+        .chain([no_route_back(TRAP_SYN_HOLD), Rule::new(TRAP_SYN_HOLD).address_type(SOURCE_ADDRESS, CmpOp::Eq, LOCAL)]);
+    let hold = returning(exempt.collect()).chain([Rule::new(TRAP_SYN_HOLD).goto(TRAP_HOLD)]);
+    let passing = returning(later_rules(TRAP_SYN).into_iter().collect());
+    passing.chain([scanner]).chain(returning(not_counted.into())).chain(services).chain(hold)
 }
 
 /// Holds a source at the second service to which it sends a SYN within [`AT_ONCE`]. HTTP and HTTPS are one service.
@@ -70,7 +74,7 @@ fn two_services(family: &Family, https: bool) -> Rule {
     let second = Some(Limit::above_total(1));
     rule.target(family)
         .add(family.service_clients, family.target, time(), second, sys::NFT_DYNSET_OP_ADD)
-        .goto(TRAP_HOLD)
+        .goto(TRAP_SYN_HOLD)
 }
 
 const HTTP: u16 = 80;

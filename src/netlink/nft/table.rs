@@ -27,8 +27,10 @@ pub(super) const TRAP_BAN: &str = "trap_ban";
 pub(super) const TRAP_HOLD: &str = "trap_hold";
 /// Holds a source unless it is already held or has reached the limit.
 pub(super) const TRAP_HOLD_NEW: &str = "trap_hold_new";
-/// Holds the sources of SYNs that scanners build themselves, and of SYNs to two services at once.
+/// Selects SYNs that scanners build themselves, and SYNs to two services at once.
 pub(super) const TRAP_SYN: &str = "trap_syn";
+/// Holds the sources of these SYNs.
+pub(super) const TRAP_SYN_HOLD: &str = "trap_syn_hold";
 /// Drops the SYNs of held sources.
 pub(crate) const TRAP_HELD: &str = "trap_held";
 /// Drops first fragments that hide the flags that the trap counts.
@@ -55,7 +57,7 @@ pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     chains.extend(refuses(spec).then_some(REFUSE));
     chains.extend(spec.own_source.then_some(OWN_SOURCE));
     let holds = spec.trap.is_some_and(|trap| trap.hold.is_some());
-    let hold = [TRAP_FRAGMENT, TRAP_HELD, TRAP_FULL, TRAP_HOLD_NEW, TRAP_HOLD, TRAP_SYN];
+    let hold = [TRAP_FRAGMENT, TRAP_HELD, TRAP_FULL, TRAP_HOLD_NEW, TRAP_HOLD, TRAP_SYN_HOLD, TRAP_SYN];
     chains.extend(holds.then_some(hold).into_iter().flatten());
     chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP, TRAP_ASKED]).into_iter().flatten());
     if let Some(decoys) = &spec.decoys {
