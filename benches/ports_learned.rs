@@ -7,7 +7,8 @@
 //! a reset. A scan is ended shortly after its source is banned: nothing gets through now, and nmap would wait for
 //! minutes.
 //!
-//! `cargo bench --bench ports_learned -- default trap` measures only the rows with all of these words.
+//! `cargo bench --bench ports_learned -- default trap` measures only the rows with all of these words; `-- default -sT`
+//! measures them with one kind of scan.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -41,7 +42,9 @@ const AFTER: Duration = Duration::from_millis(150);
 const EVERY: Duration = Duration::from_millis(1_100);
 /// The longest duration of a scan.
 const LIMIT: Duration = Duration::from_secs(8);
-const SCANS: [(&str, &[&str]); 5] = [
+/// The name of a scan, and nmap's arguments.
+type Scan = (&'static str, &'static [&'static str]);
+const SCANS: [Scan; 5] = [
     ("`-sS -T5 -p1-10000 --max-retries 0`", &["-sS", "-T5", "-p1-10000", "--max-retries", "0"]),
     ("`-sS`", &["-sS"]),
     ("`-sT`", &["-sT"]),
@@ -80,16 +83,19 @@ const SETTINGS: [(&str, Option<Setting>); 7] = [
 
 fn main() {
     let runs = support::runs(RUNS);
-    let selected = SETTINGS.iter().filter(|(name, _)| support::is_selected(name));
-    let tables: Vec<_> = selected.map(|(name, setting)| (*name, guarded(*setting, runs))).collect();
+    let both = |setting: &str, scan: &str| support::is_selected(&format!("{setting} {scan}"));
+    let settings = SETTINGS.iter().filter(|(setting, _)| SCANS.iter().any(|(scan, _)| both(setting, scan)));
+    let scans: Vec<&Scan> =
+        SCANS.iter().filter(|(scan, _)| SETTINGS.iter().any(|(name, _)| both(name, scan))).collect();
+    let tables: Vec<_> = settings.map(|(name, setting)| (*name, guarded(*setting, &scans, runs))).collect();
     for (_, cells) in tables.iter().filter(|(name, _)| *name == SETTINGS[0].0) {
         let known = cells.iter().flatten().all(|learned| support::median(learned) == 8.0);
         assert!(known, "nmap does not find unprotected ports: {cells:?}");
     }
     println!("\nOpen ports that nmap learns, of eight: median [least to most] and mean of {runs} runs");
     for (number, family) in ["IPv4", "IPv6"].into_iter().enumerate() {
-        println!("\n| {family} | {} |", SCANS.map(|(name, _)| name).join(" | "));
-        println!("|---|{}", "---|".repeat(SCANS.len()));
+        let names: Vec<&str> = scans.iter().map(|(name, _)| *name).collect();
+        println!("\n| {family} | {} |\n|---|{}", names.join(" | "), "---|".repeat(names.len()));
         for (name, cells) in &tables {
             let cells: Vec<_> = cells.iter().map(|families| cell(&families[number])).collect();
             println!("| {name} | {} |", cells.join(" | "));
@@ -105,9 +111,9 @@ fn cell(learned: &[f64]) -> String {
 }
 
 /// What each scan learned in each run, over IPv4 and over IPv6.
-fn guarded(setting: Option<Setting>, runs: usize) -> Vec<[Vec<f64>; 2]> {
+fn guarded(setting: Option<Setting>, scans: &[&Scan], runs: usize) -> Vec<[Vec<f64>; 2]> {
     let runs = if setting.is_none() { runs.min(UNGUARDED) } else { runs };
-    let names: Vec<String> = (0..runs * SCANS.len()).map(|number| format!("s{number}")).collect();
+    let names: Vec<String> = (0..runs * scans.len()).map(|number| format!("s{number}")).collect();
     // A new scanner for each run, because a source is banned only once.
     let lab = Lab::new(&names.iter().map(String::as_str).chain(["forger"]).collect::<Vec<_>>());
     // Without this the kernel's ICMP rate limit alone would hide closed UDP ports.
@@ -124,7 +130,7 @@ fn guarded(setting: Option<Setting>, runs: usize) -> Vec<[Vec<f64>; 2]> {
         if setting.is_some_and(|setting| setting.flooded) {
             scope.spawn(|| flood(&lab, &stop));
         }
-        let one = |(place, (_, arguments)): (usize, &(&str, &[&str]))| {
+        let one = |(place, (_, arguments)): (usize, &&Scan)| {
             let mut families = [Vec::new(), Vec::new()];
             for run in 0..runs {
                 let host = &names[place * runs + run];
@@ -138,7 +144,7 @@ fn guarded(setting: Option<Setting>, runs: usize) -> Vec<[Vec<f64>; 2]> {
             }
             families
         };
-        let learned = SCANS.iter().enumerate().map(one).collect();
+        let learned = scans.iter().enumerate().map(one).collect();
         stop.store(true, Ordering::Release);
         learned
     });
