@@ -1,6 +1,6 @@
 # make run [ARGS=…]   builds the program and runs it as root: make run ARGS="--log-only"
 # make test           runs every test; the last line counts them (ARGS goes to cargo test)
-# make test-fast      runs the tests that need neither root nor namespaces and not the longest ones: 80 s on two cores
+# make test-fast      runs the tests that need neither root nor namespaces and not the longest ones: under a minute
 # make demo           shows one host scanning another, without and with portsentry; under a minute, leaves nothing behind
 # make bench          runs the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench ports_learned": one of them)
 # make compare        measures it, classic PortSentry, fail2ban and CrowdSec under the same scans; needs root, 15 minutes (RUNS=1: fewer scans)

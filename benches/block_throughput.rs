@@ -18,7 +18,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
 use portsentry::enforce::nft::Nft;
 use portsentry::types::BanTarget;
-use support::{Frames, remote_source};
+use support::{Cost, Frames, remote_source};
 
 /// Sources of one measurement.
 const SOURCES: u32 = 100_000;
@@ -126,16 +126,8 @@ fn repeated_packets() {
     let mut frames = Frames::new(&lab, "forger", 0, (0..PACKETS).map(|_| (remote_source(1), 23)));
     lab.wire("forger").send(&netns_lab::raw::tcp(remote_source(1), lab.victim_v4("forger").into(), 23, 0));
     lab.expect_ban(remote_source(1));
-    let before = support::rest(&lab, &daemon);
-    let took = frames.send(None);
-    let after = support::rest(&lab, &daemon);
-    let judged = (after.seen - before.seen) as f64;
-    let cost = (after.processor - before.processor).as_secs_f64() * 1e6 / judged;
+    let Cost { rate, lost, processor, .. } = support::cost_of(&lab, &daemon, &mut frames, None);
     let lines = daemon.lines_with("10.128.0.1").len();
-    println!(
-        "| {:.0} | {} | {cost:.2} | {lines} |",
-        f64::from(PACKETS) / took.as_secs_f64(),
-        after.dropped - before.dropped
-    );
+    println!("| {rate:.0} | {lost} | {processor:.2} | {lines} |");
     daemon.stop();
 }

@@ -21,7 +21,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT};
-use support::{Frames, Scanner, remote_source};
+use support::{Cost, Frames, Scanner, remote_source};
 
 /// Packets of a flood.
 const PACKETS: u32 = 1_000_000;
@@ -74,10 +74,10 @@ fn main() {
         println!(
             "| {name} | {:.0} | {:.0} | {} | {:.2} | {:.1} | {} | {} |",
             support::median(&alone),
-            of(|run| run.rate),
-            most(|run| run.lost),
-            of(|run| run.processor),
-            most(|run| run.peak) as f64 / 1024.0,
+            of(|run| run.cost.rate),
+            most(|run| run.cost.lost),
+            of(|run| run.cost.processor),
+            most(|run| run.cost.peak) as f64 / 1024.0,
             most(|run| run.long),
             if runs.iter().all(|run| run.sound) { "yes" } else { "no" }
         );
@@ -125,10 +125,7 @@ impl Flood {
 }
 
 struct Run {
-    rate: f64,
-    lost: u64,
-    processor: f64,
-    peak: u64,
+    cost: Cost,
     long: u64,
     sound: bool,
 }
@@ -144,23 +141,13 @@ fn guarded(flood: &Flood) -> Run {
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start_configured(&lab, flood.settings, &[]);
     let mut frames = flood.frames(&lab);
-    let before = support::rest(&lab, &daemon);
-    let took = frames.send(flood.pace);
-    let after = support::rest(&lab, &daemon);
-    let judged = (after.seen - before.seen) as f64;
+    let cost = support::cost_of(&lab, &daemon, &mut frames, flood.pace);
     let bans = lab.set("blocked");
     let long = bans.iter().filter(|ban| ban.timeout.is_none_or(|timeout| timeout > SHORT)).count();
     let served = lab.is_served("client", lab.victim_v4("client").into(), EIGHT[0], Duration::from_secs(3));
     let sound = served && lab.provoke_ban("scanner") == IpAddr::from(lab.v4("scanner"));
     daemon.stop();
-    Run {
-        rate: f64::from(PACKETS) / took.as_secs_f64(),
-        lost: after.dropped - before.dropped,
-        processor: (after.processor - before.processor).as_secs_f64() * 1e6 / judged,
-        peak: after.peak,
-        long: long as u64,
-        sound,
-    }
+    Run { cost, long: long as u64, sound }
 }
 
 fn hidden() {

@@ -529,7 +529,7 @@ const MENDED: [Mended; 8] = [
 
 #[test]
 fn mended_honest_bans_replay_without_ban() {
-    for Mended { cause, scenario, without, rule } in &MENDED {
+    for_each(&MENDED, |Mended { cause, scenario, without, rule }| {
         let mut options = scenario.options();
         without(&mut options);
         let mut broken = options.clone();
@@ -543,7 +543,17 @@ fn mended_honest_bans_replay_without_ban() {
         // Sources react to bans and holds, so the packets of this run can have other numbers.
         let outcome = run_host(&options, scenario.host, &|| ());
         assert_eq!(honest_bans(&outcome), 0, "{cause}: {:#?}", outcome.honest_bans);
-    }
+    });
+}
+
+/// Works on `items` in two threads. A panic in either fails the test.
+fn for_each<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    let thread = || std::iter::from_fn(|| items.get(next.fetch_add(1, Ordering::Relaxed))).for_each(&work);
+    std::thread::scope(|scope| {
+        scope.spawn(thread);
+        scope.spawn(thread);
+    });
 }
 
 /// Datagrams ban only if the configuration says so. Then each UDP scan is found, and no honest source of datagrams is
@@ -580,26 +590,19 @@ fn udp_scans_are_found_where_datagrams_ban() {
 /// The simulation can fail: without any single rule or limit, it shows a symptom more often than with all of them.
 #[test]
 fn disabled_rule_fails_its_scenario() {
-    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(case) = CASES.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let Case { rule, symptom, scenario, without, change } = case;
-            let run_with = |changes: &[fn(&mut Options)]| {
-                let mut options = scenario.options();
-                changes.iter().for_each(|change| change(&mut options));
-                symptom(&run_host(&options, scenario.host, &|| ()))
-            };
-            let covers: Vec<_> = without.iter().copied().collect();
-            let (with, missing) = (run_with(&covers), run_with(&[covers.as_slice(), &[*change]].concat()));
-            println!("without {rule}: {missing}, with it: {with}");
-            if missing <= with {
-                failed.lock().unwrap().push(*rule);
-            }
+    let failed = Mutex::new(Vec::new());
+    for_each(&CASES, |Case { rule, symptom, scenario, without, change }| {
+        let run_with = |changes: &[fn(&mut Options)]| {
+            let mut options = scenario.options();
+            changes.iter().for_each(|change| change(&mut options));
+            symptom(&run_host(&options, scenario.host, &|| ()))
+        };
+        let covers: Vec<_> = without.iter().copied().collect();
+        let (with, missing) = (run_with(&covers), run_with(&[covers.as_slice(), &[*change]].concat()));
+        println!("without {rule}: {missing}, with it: {with}");
+        if missing <= with {
+            failed.lock().unwrap().push(*rule);
         }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(work);
-        scope.spawn(work);
     });
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "without {failed:?} no symptom increased; see above");

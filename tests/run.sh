@@ -6,11 +6,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 
+programs=()
 skipped=()
 if [ "${1:-}" = --fast ]; then
     shift
-    set -- --lib --bins --test allocation --test architecture --test config --test host_life --test import --test ledger --test library \
-        --test replay --test repository "$@"
+    programs=(--lib --bins --test allocation --test architecture --test config --test import --test ledger --test library --test replay
+        --test repository)
     # These tests load rules into a namespace or mount a small disk.
     skipped=(-- --skip example_ruleset_loads --skip full_disk)
     # These compute for ten seconds and more each: a simulated day of a flood, the fuzz targets' inputs with every byte
@@ -36,21 +37,26 @@ beside=$(mktemp)
 trap 'rm -f "$log" "$beside"' EXIT
 outcome=0
 if [ $# -gt 0 ]; then
-    cargo test --locked --no-fail-fast "$@" "${skipped[@]}" 2>&1 | tee "$log" || outcome=$?
+    [ "${#programs[@]}" -eq 0 ] || programs+=(--test host_life)
+    cargo test --locked --no-fail-fast "${programs[@]}" "$@" "${skipped[@]}" 2>&1 | tee "$log" || outcome=$?
 else
+    documentation=false
+    if [ "${#programs[@]}" -eq 0 ]; then
+        documentation=true
+        programs=(--lib --bins --examples)
+        for file in tests/*.rs tests/*/main.rs; do
+            name=${file#tests/}
+            name=${name%/main.rs}
+            name=${name%.rs}
+            [ "$name" = host_life ] || programs+=(--test "$name")
+        done
+    fi
+    cargo test --locked --no-run "${programs[@]}" --test host_life 2>&1 | tee "$log" || outcome=$?
     # Most tests wait, and the simulation computes: it runs beside them, at the lowest priority.
-    others=()
-    for file in tests/*.rs tests/*/main.rs; do
-        name=${file#tests/}
-        name=${name%/main.rs}
-        name=${name%.rs}
-        [ "$name" = host_life ] || others+=(--test "$name")
-    done
-    cargo test --locked --no-run 2>&1 | tee "$log" || outcome=$?
-    nice -n 19 cargo test --locked --no-fail-fast --test host_life >"$beside" 2>&1 &
+    nice -n 19 cargo test --locked --no-fail-fast --test host_life "${skipped[@]}" >"$beside" 2>&1 &
     simulation=$!
-    cargo test --locked --no-fail-fast --lib --bins --examples "${others[@]}" 2>&1 | tee -a "$log" || outcome=$?
-    cargo test --locked --no-fail-fast --doc 2>&1 | tee -a "$log" || outcome=$?
+    cargo test --locked --no-fail-fast "${programs[@]}" "${skipped[@]}" 2>&1 | tee -a "$log" || outcome=$?
+    ! "$documentation" || cargo test --locked --no-fail-fast --doc 2>&1 | tee -a "$log" || outcome=$?
     wait "$simulation" || outcome=$?
     tee -a "$log" <"$beside"
 fi

@@ -181,7 +181,7 @@ pub(crate) struct Used {
 }
 
 /// Reads the numbers from the program and the kernel.
-pub(crate) fn used(lab: &Lab, daemon: &Daemon) -> Used {
+fn used(lab: &Lab, daemon: &Daemon) -> Used {
     let reply = Client::connect(&lab.path("socket")).and_then(|mut client| client.status()).unwrap();
     let place = format!("/proc/{}", daemon.id());
     let status = fs::read_to_string(format!("{place}/status")).unwrap();
@@ -201,7 +201,7 @@ pub(crate) fn used(lab: &Lab, daemon: &Daemon) -> Used {
 }
 
 /// Waits until the program has judged all packets: two equal readings in a row.
-pub(crate) fn rest(lab: &Lab, daemon: &Daemon) -> Used {
+fn rest(lab: &Lab, daemon: &Daemon) -> Used {
     let mut last = used(lab, daemon);
     loop {
         // The program reads the drop counter once per second.
@@ -211,5 +211,30 @@ pub(crate) fn rest(lab: &Lab, daemon: &Daemon) -> Used {
             return now;
         }
         last = now;
+    }
+}
+
+/// The cost of a flood.
+pub(crate) struct Cost {
+    /// Packets per second.
+    pub(crate) rate: f64,
+    /// Packets that the capture has lost.
+    pub(crate) lost: u64,
+    /// Microseconds of processor time for each judged packet.
+    pub(crate) processor: f64,
+    /// The maximum resident memory, in KiB.
+    pub(crate) peak: u64,
+}
+
+/// Sends the frames at this rate, or at full speed, and waits until the program has judged them.
+pub(crate) fn cost_of(lab: &Lab, daemon: &Daemon, frames: &mut Frames, per_second: Option<u32>) -> Cost {
+    let before = rest(lab, daemon);
+    let took = frames.send(per_second);
+    let after = rest(lab, daemon);
+    Cost {
+        rate: frames.count() as f64 / took.as_secs_f64(),
+        lost: after.dropped - before.dropped,
+        processor: (after.processor - before.processor).as_secs_f64() * 1e6 / (after.seen - before.seen) as f64,
+        peak: after.peak,
     }
 }

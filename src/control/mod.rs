@@ -2,6 +2,7 @@
 //! that use it. Does not affect verdicts on packets.
 
 pub mod address_info;
+mod answer;
 pub mod ban_info;
 pub mod client;
 pub mod commands;

@@ -338,6 +338,6 @@ fn reporter(
             BackendEvent::Lost { .. } => EventKind::Error(text),
             BackendEvent::Exempted { .. } => EventKind::Note(text),
         };
-        events.send(Event::now(kind));
+        events.emit(kind);
     }
 }

@@ -321,10 +321,10 @@ fn start_writer(
         let text = news.to_string();
         match news {
             WriterEvent::Expired(targets) => {
-                targets.into_iter().for_each(|target| events.send(Event::now(EventKind::Expired { target })));
+                targets.into_iter().for_each(|target| events.emit(EventKind::Expired { target }));
             }
-            news if news.is_error() => events.send(Event::now(EventKind::Error(text))),
-            _ => events.send(Event::now(EventKind::Note(text))),
+            news if news.is_error() => events.emit(EventKind::Error(text)),
+            _ => events.emit(EventKind::Note(text)),
         }
     };
     let writer = Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::log_writer::LogWriter;
 use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
 use crate::enforce::nft::DecoyRules;
-use crate::events::event::{Event, EventKind};
+use crate::events::event::EventKind;
 use crate::netlink::nft::{Firewall, generation};
 use crate::netlink::socket::Socket;
 use crate::sensor::{SensorCommand, SensorMetrics};
@@ -39,7 +39,7 @@ pub(super) fn rules(
         Some(Err(error)) => {
             let text =
                 format!("connect mode opens one socket per port, because the kernel refused a shared one: {error}");
-            log.write(&Event::now(EventKind::Error(text)));
+            log.emit(EventKind::Error(text));
             (None, None)
         }
     }
@@ -203,7 +203,7 @@ const MIN_NEW_CONNECTIONS: u32 = 16;
 /// Logs the ports of the decoys, and the ports left to services.
 pub(super) fn announce(decoys: &Decoys, log: &mut LogWriter) {
     let lines = decoys.busy().into_iter().chain(listening(decoys.ports()));
-    lines.for_each(|text| log.write(&Event::now(EventKind::Note(text))));
+    lines.for_each(|text| log.emit(EventKind::Note(text)));
 }
 
 /// The classic log lines of connect mode, one per port.

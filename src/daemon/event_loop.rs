@@ -215,7 +215,7 @@ impl EventLoop {
     fn lift_unfounded_bans(&mut self) {
         if let Some(recorder) = self.sink.ban_recorder.recorder()
             && self.unfounded_bans.may_ask(boot_time())
-            && self.host_state.take_served_again()
+            && self.host_state.memory.take_served_again()
         {
             let services =
                 Served { remembered: self.host_state.host().services.clone(), listening: self.host_state.listening() };

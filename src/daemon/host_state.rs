@@ -11,14 +11,9 @@ use ipnet::IpNet;
 use super::allow_sources::AllowSources;
 use super::allowances::Now;
 use super::error::DaemonError;
-use super::host_memory;
-use super::known_peers::KnownPeers;
+use super::host_memory::{self, HostMemory, PortRanges};
 use super::network_lister::NetworkLister;
-use super::published_ports::PublishedPorts;
-use super::recent_listeners::RecentListeners;
 use super::ring_size::RingSizer;
-use super::service_tracker::{PortRanges, ServiceState, ServiceTracker};
-use super::settling::Settling;
 use super::socket_lister::{Listed, Listing, SocketLister};
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
@@ -28,7 +23,7 @@ use crate::config::Config;
 use crate::control::protocol::AllowedEntry;
 use crate::engine::{Host, Service, ServiceMemory, Settings};
 use crate::events::channel::Sender;
-use crate::events::event::{Event, EventKind};
+use crate::events::event::EventKind;
 use crate::host::dhcp_leases::LeaseFiles;
 use crate::host::file_watch::FileWatch;
 use crate::host::network::{HostError, HostFacts, Reading, Watcher};
@@ -37,11 +32,11 @@ use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{
     ephemeral_ports, first_unprivileged_port, missing_interfaces, snapshot, watched_interfaces,
 };
-use crate::ledger::{Allowance, KnownPeer, Recorder};
+use crate::ledger::{Allowance, Recorder};
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Bound, Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
-use crate::types::{BanTarget, Protocol};
+use crate::types::Protocol;
 
 /// Number of ticks after which everything is read again: a killed session leaves its record without a change to any
 /// file.
@@ -67,20 +62,9 @@ pub(super) struct HostState {
     listeners: Vec<Listener>,
     /// True if the listeners changed since the last tick.
     listeners_changed: bool,
-    services: ServiceTracker,
-    recent_listeners: RecentListeners,
-    /// `None` if there is no ledger.
-    recorder: Option<Recorder>,
+    pub(super) memory: HostMemory,
     /// `net.ipv4.ip_unprivileged_port_start` at the last tick.
     first_unprivileged: u16,
-    known_peers: KnownPeers,
-    /// True if the sensor does not have the current peers yet.
-    peers_changed: bool,
-    published: PublishedPorts,
-    /// `None` if the services have started.
-    settling: Option<Settling>,
-    /// True if a service was newly remembered, started to listen, or is served again.
-    served_again: bool,
     decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
@@ -123,15 +107,8 @@ impl HostState {
             facts,
             listeners: Vec::new(),
             listeners_changed: false,
-            services: ServiceTracker::default(),
-            recent_listeners: RecentListeners::default(),
-            recorder: None,
+            memory: HostMemory::default(),
             first_unprivileged: first_unprivileged_port(),
-            known_peers: KnownPeers::default(),
-            peers_changed: false,
-            published: PublishedPorts::default(),
-            settling: None,
-            served_again: false,
             decoys: DecoyPorts::default(),
             host,
             ring_sizer: RingSizer::new(Instant::now()),
@@ -151,33 +128,10 @@ impl HostState {
 
     /// Adds the services that the ledger remembers, before the sensor starts.
     pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
-        self.recorder.clone_from(&recorder);
-        self.services.recall(services, recorder, SystemTime::now());
-        let mut host = Host { services: self.services.memory(), ..Host::clone(&self.host) };
+        self.memory.recall_services(services, recorder, SystemTime::now());
+        let mut host = Host { services: self.memory.services.memory(), ..Host::clone(&self.host) };
         host.find_related();
         self.host = Arc::new(host);
-    }
-
-    /// Adds the ports that were open at the end of the last run, before the sensor starts; each counts as open for a
-    /// limited time.
-    pub(super) fn recall_listeners(
-        &mut self,
-        listeners: Vec<(Service, Option<SystemTime>)>,
-    ) -> Vec<(Service, Duration)> {
-        self.recent_listeners.recall(listeners, SystemTime::now())
-    }
-
-    /// Adds the sources that were connected to a service before the start; returns the peers, each with the age of its
-    /// first connection.
-    pub(super) fn recall_peers(&mut self, peers: Vec<KnownPeer>) -> Vec<(BanTarget, Duration)> {
-        self.known_peers.recall(peers, boot_time(), SystemTime::now());
-        self.known_peers.ages(boot_time())
-    }
-
-    /// Records the currently open ports and the known peers at the end of the run.
-    pub(super) fn write_memory(&mut self) {
-        self.recent_listeners.write(self.recorder.as_ref());
-        self.known_peers.write(boot_time(), SystemTime::now(), self.recorder.as_ref());
     }
 
     /// The ports on which system programs listen now.
@@ -189,27 +143,13 @@ impl HostState {
         PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged }
     }
 
-    /// Starts to wait for the services of this host. [`HostState::tick`] informs the sensor when they have started.
-    pub(super) fn start_settling(&mut self) {
-        self.settling = Some(Settling::new(boot_time()));
-    }
-
-    /// True once after a service was newly remembered, started to listen, or was served again.
-    pub(super) fn take_served_again(&mut self) -> bool {
-        std::mem::take(&mut self.served_again)
-    }
-
-    pub(super) fn services(&self) -> Vec<ServiceState> {
-        self.services.states()
-    }
-
     /// Forgets the services on `port`; returns their number, and the commands for the sensor.
     pub(super) async fn forget_service(
         &mut self,
         port: u16,
         protocol: Option<Protocol>,
     ) -> Result<(usize, Vec<SensorCommand>), String> {
-        let forgotten = self.services.forget(port, protocol);
+        let forgotten = self.memory.services.forget(port, protocol);
         let commands = self.refresh().await.map_err(|error| error.to_string())?;
         Ok((forgotten, commands))
     }
@@ -338,12 +278,12 @@ impl HostState {
             }
             Listed::Listeners(Err(error)) => ("listeners", Some(error.to_string())),
             Listed::Connections(Ok(connections)) => {
-                self.peers_changed |= self.known_peers.update(boot_time(), &connections, &self.host);
+                self.memory.observe_connections(boot_time(), &connections, &self.host);
                 ("connections", None)
             }
             Listed::Connections(Err(error)) => ("connections", Some(error.to_string())),
             Listed::Published(Ok(connections)) => {
-                self.peers_changed |= self.known_peers.update(boot_time(), &connections, &self.host);
+                self.memory.observe_connections(boot_time(), &connections, &self.host);
                 ("connections through NAT", None)
             }
             Listed::Published(Err(error)) => ("connections through NAT", Some(error.to_string())),
@@ -359,10 +299,10 @@ impl HostState {
             None => self.unlisted.remove(name),
         };
         if error != last {
-            self.events.send(Event::now(match error {
+            self.events.emit(match error {
                 Some(error) => EventKind::Error(format!("{error}; retrying, the last list is used")),
                 None => EventKind::Note(format!("the {name} of this host can be listed again")),
-            }));
+            });
         }
     }
 
@@ -377,27 +317,18 @@ impl HostState {
         if resolvers || self.ticks == 0 || is_owed || has_changed_settings {
             self.network.request();
         }
-        let (now, wall) = (boot_time(), SystemTime::now());
+        let now = boot_time();
         let ranges = PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged };
-        if let Some(ports) = self.published.take_answer() {
-            self.services.publish(ports);
-        }
-        let listeners = &self.listeners;
-        let observed = self.services.observe(now, wall, listeners, ranges);
-        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.recorder.as_ref());
-        self.known_peers.keep(now, wall, self.recorder.as_ref());
+        let services_changed = self.memory.observe(now, SystemTime::now(), &self.listeners, ranges);
         self.first_unprivileged = first_unprivileged_port();
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
-        self.served_again |= observed.served_again || appeared;
-        self.stale |= changes.contains(&true) || observed.changed || ports_moved || self.ticks == 0;
+        self.stale |= changes.contains(&true) || services_changed || ports_moved || self.ticks == 0;
         let listeners_changed = std::mem::take(&mut self.listeners_changed);
         let mut commands = self.update().await?;
-        commands.extend(self.published.ask(now, self.settling.is_some()));
-        let all_served = self.services.are_all_served();
-        if self.settling.as_mut().is_some_and(|one| one.is_over(boot_time(), listeners_changed, all_served)) {
-            self.settling = None;
+        commands.extend(self.memory.query_published(now));
+        if self.memory.ends_settling(boot_time(), listeners_changed) {
             let text = "the services of this host have started: sources are banned from now on".to_owned();
-            self.events.send(Event::now(EventKind::Note(text)));
+            self.events.emit(EventKind::Note(text));
             // Sent after the snapshot in which the services are open.
             commands.push(SensorCommand::EndSettling);
         }
@@ -408,10 +339,8 @@ impl HostState {
     /// protected before a message says so.
     async fn update(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         let mut commands = if self.stale { self.catch_up().await? } else { Vec::new() };
-        if std::mem::take(&mut self.peers_changed) {
-            commands.push(SensorCommand::KnownPeers(self.known_peers.ages(boot_time())));
-        }
-        self.allow.take_messages().into_iter().for_each(|kind| self.events.send(Event::now(kind)));
+        commands.extend(self.memory.changed_peers(boot_time()));
+        self.allow.take_messages().into_iter().for_each(|kind| self.events.emit(kind));
         Ok(commands)
     }
 
@@ -424,7 +353,7 @@ impl HostState {
     async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         let mut host = snapshot(&self.interfaces, &self.allow.networks(), &self.facts, &self.listeners);
         self.allow.apply_forced(&mut host.allow);
-        host.services = self.services.memory();
+        host.services = self.memory.services.memory();
         host.find_related();
         let wanted = Wanted::new(&self.settings, &host);
         // Before the snapshot is replaced: if it fails, the sensor does not get the new one either.
@@ -456,10 +385,10 @@ impl HostState {
             }
             Err(error) => {
                 self.ring_sizer.refused(now);
-                self.events.send(Event::now(EventKind::Error(format!(
+                self.events.emit(EventKind::Error(format!(
                     "cannot enlarge the capture's ring buffer during a flood: {error}; the capture continues with \
                      the old one"
-                ))));
+                )));
                 None
             }
         }

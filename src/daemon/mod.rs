@@ -59,6 +59,7 @@ use tokio::sync::oneshot;
 
 use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
 use crate::capture::live::{Live, Ring};
+use crate::clock::boot_time;
 use crate::config::{Config, Mode};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, Bound, ControlError, Server};
@@ -67,7 +68,7 @@ use crate::enforce::nft::Nft;
 use crate::enforce::route::Routes;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
-use crate::events::event::{Event, EventKind};
+use crate::events::event::EventKind;
 use crate::events::stderr::StderrThread;
 use crate::ledger;
 use crate::metrics::http::Scrapes;
@@ -248,10 +249,10 @@ async fn serve(
     let helper_warnings = command_helper.iter().flat_map(CommandHelper::warnings);
     let notes = instance_lock.doubt().map(str::to_owned).into_iter();
     let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).chain(&root_files.warnings).cloned());
-    notes.for_each(|text| log.write(&Event::now(EventKind::Note(text))));
+    notes.for_each(|text| log.emit(EventKind::Note(text)));
 
     for warning in control_handler::warnings(&config, &places.config, &host_state.host()) {
-        log.write(&Event::now(EventKind::Note(format!("warning: {warning}"))));
+        log.emit(EventKind::Note(format!("warning: {warning}")));
     }
 
     // A missing capability or a busy port is found before anything is changed. Connections to a decoy wait for the
@@ -278,12 +279,10 @@ async fn serve(
             confirm.is_some(),
             decoy_rules,
         )?;
-    messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
+    messages.into_iter().for_each(|kind| log.emit(kind));
     let control = control
         .and_then(Server::serve)
-        .map_err(|error| {
-            log.write(&Event::now(EventKind::Error(format!("{error}; the daemon runs without a control socket"))))
-        })
+        .map_err(|error| log.emit(EventKind::Error(format!("{error}; the daemon runs without a control socket"))))
         .ok();
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
@@ -298,17 +297,18 @@ async fn serve(
     bans.remembered.retain(|one| !is_other_link(one.ban.target));
     peers.retain(|peer| !is_other_link(peer.target));
     let trial = Trial::new(confirm, decisions.trial.filter(|_| config.blocks()));
-    messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
+    messages.into_iter().for_each(|kind| log.emit(kind));
     host_state.recall_services(ports.services, ban_recorder.recorder());
     if booted {
         let settles = "this host has just booted: until its services have started, no source is banned";
-        log.write(&Event::now(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs()))));
+        log.emit(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs())));
         // The sensor's time begins with its start, a moment from now.
         engine.start_settling(Timestamp::at(MAX_SETTLING));
-        host_state.start_settling();
+        host_state.memory.start_settling(boot_time());
     }
-    engine.recall_listeners(Timestamp::default(), &host_state.recall_listeners(ports.listeners));
-    engine.know_peers(Timestamp::default(), &host_state.recall_peers(peers));
+    let listeners = host_state.memory.recall_listeners(ports.listeners, SystemTime::now());
+    engine.recall_listeners(Timestamp::default(), &listeners);
+    engine.know_peers(Timestamp::default(), &host_state.memory.recall_peers(peers, boot_time(), SystemTime::now()));
     // Before the first packet, so that returning sources are recognised from the start.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     engine.recall_bans(Timestamp::default(), recent);
@@ -318,11 +318,11 @@ async fn serve(
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
     for store in used.swept() {
-        log.write(&Event::now(EventKind::Note(format!(
+        log.emit(EventKind::Note(format!(
             "lines of earlier bans are removed from {}, because \"{}\" is not in block.method",
             store.path().display(),
             store.backend().name()
-        ))));
+        )));
     }
     let fleet = match config.fleet.is_joined() {
         true => {
@@ -330,9 +330,9 @@ async fn serve(
                 Surroundings { host: &host_state.host(), enforces: config.blocks() && !trial.only_logs() };
             let server =
                 fleet_socket.map(|socket| socket.bound.and_then(|bound| FleetServer::serve(bound, &socket.users)));
-            let server = server.transpose().map_err(|error| {
-                log.write(&Event::now(EventKind::Error(format!("{error}; the daemon runs without the fleet"))))
-            });
+            let server = server
+                .transpose()
+                .map_err(|error| log.emit(EventKind::Error(format!("{error}; the daemon runs without the fleet"))));
             // Without a backend, scans are only logged and the sets do not exist.
             let nft = blocker.nft.as_ref().map_or_else(Nft::open, |backend| backend.nft.try_clone())?;
             let mut from_ledger = FromLedger { lifts: decisions.fleet_lifts, ..FromLedger::default() };
@@ -387,7 +387,7 @@ async fn serve(
             "cannot read the kernel's connection tracking: {error}; a port that is forwarded by destination NAT \
              counts as closed until it has answered the same source"
         );
-        log.write(&Event::now(EventKind::Note(text)));
+        log.emit(EventKind::Note(text));
     }
     let (host, metrics) = (host_state.host(), Arc::clone(sensor.metrics()));
     let mut sensor_loop =
@@ -395,9 +395,9 @@ async fn serve(
     if let Trial::LogOnly(_) = trial {
         sensor_loop.start_trial();
         let left = Span(trial.left().unwrap_or_default());
-        log.write(&Event::now(EventKind::Note(format!(
+        log.emit(EventKind::Note(format!(
             "the trial continues: scans are only logged for {left} more; `portsentry trial --end` resumes blocking"
-        ))));
+        )));
     }
     let (ended, mut end) = oneshot::channel();
     if let Some(table) = new_table {
@@ -445,7 +445,7 @@ async fn serve(
         command_helper,
     };
     let result = event_loop.run(signals, &mut end).await;
-    event_loop.host_state.write_memory();
+    event_loop.host_state.memory.write(boot_time(), SystemTime::now());
     if let Some(fleet) = &mut event_loop.fleet {
         fleet.write_lifts(true);
     }

@@ -55,6 +55,8 @@ struct Remembered {
     /// The last-served time in the ledger.
     recorded: SystemTime,
     is_served: bool,
+    /// True if the current observation has found it.
+    is_seen: bool,
 }
 
 /// A remembered service, for `status`.
@@ -97,7 +99,7 @@ impl ServiceTracker {
         self.recorder = recorder;
         for (service, served) in services.into_iter().take(MAX_SERVICES) {
             let served = served.min(wall);
-            self.remembered.insert(service, Remembered { served, recorded: served, is_served: false });
+            self.remembered.insert(service, Remembered { served, recorded: served, is_served: false, is_seen: false });
         }
         self.forget_old(wall);
     }
@@ -111,32 +113,30 @@ impl ServiceTracker {
         ranges: PortRanges<'_>,
     ) -> Observed {
         let mut observed = Observed::default();
-        let mut missing: Vec<Service> = self.served().collect();
+        self.remembered.values_mut().for_each(|known| known.is_seen = false);
         let eligible = listeners.iter().filter(|listener| is_eligible(listener, ranges));
         let published: Vec<Service> =
             self.published.iter().copied().filter(|service| !ranges.ephemeral.contains(service.port)).collect();
         for service in eligible.flat_map(services).chain(published) {
-            missing.retain(|one| *one != service);
             if let Some(known) = self.remembered.get_mut(&service) {
                 observed.served_again |= !known.is_served;
-                (known.served, known.is_served) = (wall, true);
+                (known.served, known.is_served, known.is_seen) = (wall, true, true);
                 let step = wall.duration_since(known.recorded).unwrap_or(RECORD_INTERVAL);
                 if step >= RECORD_INTERVAL {
                     known.recorded = wall;
-                    self.record(Change::Served(service, wall));
+                    record(self.recorder.as_ref(), Change::Served(service, wall));
                 }
             } else if self.has_lasted(service, now) && self.make_room() {
                 self.candidates.remove(&service);
-                self.remembered.insert(service, Remembered { served: wall, recorded: wall, is_served: true });
-                self.record(Change::Served(service, wall));
+                let known = Remembered { served: wall, recorded: wall, is_served: true, is_seen: true };
+                self.remembered.insert(service, known);
+                record(self.recorder.as_ref(), Change::Served(service, wall));
                 observed = Observed { changed: true, served_again: true };
             }
         }
-        for service in missing {
-            let Some(known) = self.remembered.get_mut(&service) else { continue };
+        for (service, known) in self.remembered.iter_mut().filter(|(_, known)| known.is_served && !known.is_seen) {
             (known.is_served, known.recorded) = (false, known.served);
-            let served = known.served;
-            self.record(Change::Served(service, served));
+            record(self.recorder.as_ref(), Change::Served(*service, known.served));
         }
         self.candidates.retain(|_, candidate| now.since(candidate.seen) <= MAX_GAP);
         observed.changed |= self.forget_old(wall);
@@ -154,10 +154,6 @@ impl ServiceTracker {
     #[must_use]
     pub fn are_all_served(&self) -> bool {
         !self.remembered.is_empty() && self.remembered.values().all(|known| known.is_served)
-    }
-
-    fn served(&self) -> impl Iterator<Item = Service> + '_ {
-        self.remembered.iter().filter(|(_, known)| known.is_served).map(|(service, _)| *service)
     }
 
     /// Records that a listener exists; true if it has existed for long enough.
@@ -208,14 +204,7 @@ impl ServiceTracker {
 
     fn remove(&mut self, service: Service) {
         self.remembered.remove(&service);
-        self.record(Change::ServiceForgotten(service));
-    }
-
-    fn record(&self, change: Change) {
-        if let Some(recorder) = &self.recorder {
-            // A change that does not fit into the queue is counted by the writer, and written at the next interval.
-            let _ = recorder.send(change);
-        }
+        record(self.recorder.as_ref(), Change::ServiceForgotten(service));
     }
 
     /// The remembered services for the engine.
@@ -235,6 +224,13 @@ impl ServiceTracker {
         let mut states: Vec<_> = self.remembered.iter().map(state).collect();
         states.sort_unstable_by_key(|state| state.service);
         states
+    }
+}
+
+fn record(recorder: Option<&Recorder>, change: Change) {
+    if let Some(recorder) = recorder {
+        // A change that does not fit into the queue is counted by the writer, and written at the next interval.
+        let _ = recorder.send(change);
     }
 }
 

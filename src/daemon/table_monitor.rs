@@ -18,7 +18,7 @@ use crate::events::event::EventKind;
 use crate::ledger::Recorder;
 use crate::netlink::nft::monitor::{Author, Change, Monitor, MonitorPause};
 use crate::sensor::SensorCommand;
-use crate::types::{Backend, Expiry, MINUTE, Timestamp};
+use crate::types::{Backend, MINUTE, Timestamp};
 
 pub(super) struct TableMonitor {
     /// `None` if nft is not a backend.
@@ -210,10 +210,10 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
         match *change {
             Change::ElementRemoved(target) => lifted.push(target),
             Change::ElementAdded(target, remaining) if target != target.masked() => {
-                masked.push((target, remaining.map_or(Expiry::Never, Expiry::After)));
+                masked.push((target, remaining.into()));
             }
             Change::ElementAdded(target, remaining) => {
-                added.push((target, remaining.map_or(Expiry::Never, Expiry::After)));
+                added.push((target, remaining.into()));
             }
             Change::ElementLoaded(target) => loaded.push(target),
             Change::AllowedChanged => allowed = true,
@@ -273,8 +273,7 @@ mod tests {
 
     use super::*;
     use crate::netlink::nft::Set;
-    use crate::types::BanTarget;
-    use crate::types::at;
+    use crate::types::{BanTarget, Expiry, at};
 
     fn target(last: u8) -> BanTarget {
         BanTarget::V4([192, 0, 2, last].into())

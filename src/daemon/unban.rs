@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::ban_recorder::lifted;
 use super::event_sink::EventSink;
 use super::sensor_handle::SensorHandle;
-use crate::events::event::{Event, EventKind};
+use crate::events::event::EventKind;
 use crate::sensor::SensorRequest;
 use crate::types::BanTarget;
 
@@ -27,7 +27,7 @@ pub(super) fn lift(
             let count = targets.len();
             if count > 1 {
                 // One line per ban would fill the log. A single ban has its usual event.
-                events.send(Event::now(EventKind::Note(format!("bans lifted by {by}: {count}"))));
+                events.emit(EventKind::Note(format!("bans lifted by {by}: {count}")));
                 let at = SystemTime::now();
                 let changes = targets.into_iter().map(move |target| lifted(target, &by, at));
                 if let Some(recorder) = recorder {

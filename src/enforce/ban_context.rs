@@ -64,10 +64,7 @@ impl BanContext {
     /// The end in RFC 3339 format, UTC, with a resolution of seconds; or `never`.
     #[must_use]
     pub fn until(&self) -> String {
-        let end = match self.expiry {
-            Expiry::Never => None,
-            Expiry::After(span) => self.since.checked_add(span),
-        };
+        let end = self.expiry.span().and_then(|span| self.since.checked_add(span));
         let Some(end) = end else { return "never".to_owned() };
         humantime::format_rfc3339_seconds(printable_time(end)).to_string()
     }

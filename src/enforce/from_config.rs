@@ -10,7 +10,7 @@ use super::hosts_deny::{HostsDeny, TemplateError};
 use super::nft::{Action, RulesetSpec, Trap};
 use crate::config::{self, BlockPolicy, Config, Mode, Protocol};
 use crate::types::shared64::MAX_NAT64;
-use crate::types::{Backend, Expiry, Rate};
+use crate::types::{Backend, Rate};
 
 impl RulesetSpec {
     /// The ruleset for the configuration.
@@ -51,10 +51,7 @@ fn trap(config: &Config) -> Option<Trap> {
         udp,
         forgiven,
         window: if forgiven == 0 && hold.is_none() { Duration::ZERO } else { whole(config.detect.window) },
-        expiry: match config.expire {
-            Expiry::Never => Expiry::Never,
-            Expiry::After(span) => Expiry::After(whole(span)),
-        },
+        expiry: config.expire.span().map(whole).into(),
         ceiling: Rate::per_minute(config.block.max_new_bans_per_minute),
         nat64: {
             let mut uppers = [None; MAX_NAT64];

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
-use super::event::Event;
+use super::event::{Event, EventKind};
 use crate::lazy_queue::LazyQueue;
 
 struct Shared {
@@ -39,6 +39,11 @@ impl Sender {
     pub fn send(&self, event: Event) {
         self.push(event);
         self.wake();
+    }
+
+    /// Queues an event of now.
+    pub fn emit(&self, kind: EventKind) {
+        self.send(Event::now(kind));
     }
 
     /// Queues `event` without the wake-up, which is a system call.

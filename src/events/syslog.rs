@@ -31,26 +31,6 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Maximum message length in the default configuration of syslog daemons, minus their prefix.
 const MAX_MESSAGE_LEN: usize = 7_900;
 
-/// Severity of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
-    Error,
-    /// A scan, a ban or the end of the program.
-    Warning,
-    /// The severity of all lines in classic PortSentry.
-    Notice,
-}
-
-impl Severity {
-    fn code(self) -> u8 {
-        match self {
-            Self::Error => 3,
-            Self::Warning => 4,
-            Self::Notice => 5,
-        }
-    }
-}
-
 /// A connection to a syslog daemon.
 pub struct Syslog {
     path: PathBuf,
@@ -82,14 +62,14 @@ impl Syslog {
     }
 
     /// Sends a line, or writes it to `otherwise` if no daemon accepts it.
-    pub fn send(&self, severity: Severity, line: &str, otherwise: &mut dyn io::Write) {
+    pub fn send(&self, severity: Level, line: &str, otherwise: &mut dyn io::Write) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.lost > 0 && Instant::now() >= state.again {
             let missed = format!(
                 "adminalert: lines written to standard error, because the syslog daemon did not accept them: {}",
                 state.lost
             );
-            if self.hand_over(&mut state, &self.message(Severity::Notice, &missed)) {
+            if self.hand_over(&mut state, &self.message(Level::INFO, &missed)) {
                 state.lost = 0;
             }
         }
@@ -121,11 +101,21 @@ impl Syslog {
     }
 
     /// The datagram of a line. Line ends and control characters become blanks.
-    fn message(&self, severity: Severity, line: &str) -> String {
-        let priority = self.facility.code() << 3 | severity.code();
+    fn message(&self, severity: Level, line: &str) -> String {
+        let priority = self.facility.code() << 3 | code(severity);
         let head = format!("<{priority}>portsentry[{}]: ", std::process::id());
         let line = masked_to(line, ' ', MAX_MESSAGE_LEN.saturating_sub(head.len()));
         head + &line
+    }
+}
+
+/// The severity of syslog(3). Scans, bans and the end of the program are warnings; all lines of classic PortSentry are
+/// notices.
+fn code(severity: Level) -> u8 {
+    match severity {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        _ => 5,
     }
 }
 
@@ -140,12 +130,7 @@ impl<S: Subscriber> Layer<S> for Syslog {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut line = Line(String::new());
         event.record(&mut line);
-        let severity = match *event.metadata().level() {
-            Level::ERROR => Severity::Error,
-            Level::WARN => Severity::Warning,
-            _ => Severity::Notice,
-        };
-        self.send(severity, &line.0, &mut Stderr);
+        self.send(*event.metadata().level(), &line.0, &mut Stderr);
     }
 }
 
@@ -190,16 +175,16 @@ mod tests {
         let daemon = daemon(&path);
         let syslog = Syslog::connect(&path, Facility::Daemon).unwrap();
         let mut otherwise = Vec::new();
-        for (severity, code) in [(Severity::Error, 27), (Severity::Warning, 28), (Severity::Notice, 29)] {
+        for (severity, code) in [(Level::ERROR, 27), (Level::WARN, 28), (Level::INFO, 29)] {
             syslog.send(severity, "attackalert: x", &mut otherwise);
             assert_eq!(next(&daemon), format!("<{code}>portsentry[{}]: attackalert: x", std::process::id()));
         }
         let local = Syslog::connect(&path, Facility::Local7).unwrap();
-        local.send(Severity::Warning, "x", &mut otherwise);
+        local.send(Level::WARN, "x", &mut otherwise);
         assert!(next(&daemon).starts_with("<188>"), "local7 is facility 23");
-        syslog.send(Severity::Notice, "a\nb\u{1b}[2J\u{9b}c", &mut otherwise);
+        syslog.send(Level::INFO, "a\nb\u{1b}[2J\u{9b}c", &mut otherwise);
         assert!(next(&daemon).ends_with(": a b [2J c"));
-        syslog.send(Severity::Notice, &"é".repeat(10_000), &mut otherwise);
+        syslog.send(Level::INFO, &"é".repeat(10_000), &mut otherwise);
         assert!(next(&daemon).len() <= MAX_MESSAGE_LEN);
         assert!(otherwise.is_empty());
     }
@@ -211,19 +196,19 @@ mod tests {
         let first = daemon(&path);
         let syslog = Syslog::connect(&path, Facility::Daemon).unwrap();
         let mut otherwise = Vec::new();
-        syslog.send(Severity::Notice, "one", &mut otherwise);
+        syslog.send(Level::INFO, "one", &mut otherwise);
         assert!(next(&first).ends_with(": one"));
         end(&first);
         let second = daemon(&path);
-        syslog.send(Severity::Notice, "two", &mut otherwise);
+        syslog.send(Level::INFO, "two", &mut otherwise);
         assert!(next(&second).ends_with(": two"), "a restart between two lines loses none");
         end(&second);
-        syslog.send(Severity::Notice, "three", &mut otherwise);
-        syslog.send(Severity::Notice, "four", &mut otherwise);
+        syslog.send(Level::INFO, "three", &mut otherwise);
+        syslog.send(Level::INFO, "four", &mut otherwise);
         assert_eq!(otherwise, b"three\nfour\n");
         let third = daemon(&path);
         std::thread::sleep(RETRY_DELAY);
-        syslog.send(Severity::Notice, "five", &mut otherwise);
+        syslog.send(Level::INFO, "five", &mut otherwise);
         assert!(
             next(&third).contains("lines written to standard error, because the syslog daemon did not accept them: 2")
         );
@@ -239,11 +224,11 @@ mod tests {
         let syslog = Syslog::connect(&path, Facility::Daemon).unwrap();
         let mut otherwise = Vec::new();
         while otherwise.is_empty() {
-            syslog.send(Severity::Notice, "fills its queue", &mut otherwise);
+            syslog.send(Level::INFO, "fills its queue", &mut otherwise);
         }
         otherwise.clear();
         let begin = Instant::now();
-        (0..10_000).for_each(|_| syslog.send(Severity::Notice, "x", &mut otherwise));
+        (0..10_000).for_each(|_| syslog.send(Level::INFO, "x", &mut otherwise));
         let took = begin.elapsed();
         let waits = took.as_secs() + 1;
         assert!(took < SEND_TIMEOUT * 2 * u32::try_from(waits).unwrap() + RETRY_DELAY, "{took:?}");

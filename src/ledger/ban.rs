@@ -83,7 +83,8 @@ impl BanRecord {
             target,
             source: target.element(),
             since: at,
-            until: end(at, expiry),
+            // A time span beyond the clock's range counts as "never".
+            until: expiry.span().and_then(|span| at.checked_add(span)),
             class: None,
             grade: None,
             ports: Vec::new(),
@@ -171,14 +172,6 @@ fn left(since: SystemTime, until: Option<SystemTime>, now: SystemTime) -> Option
 
 /// Minimum of [`Expiry::After`].
 const SHORTEST: Duration = Duration::from_secs(1);
-
-/// End of a ban from `at` on. A time span beyond the clock's range counts as "never".
-fn end(at: SystemTime, expiry: Expiry) -> Option<SystemTime> {
-    match expiry {
-        Expiry::Never => None,
-        Expiry::After(span) => at.checked_add(span),
-    }
-}
 
 /// How a ban ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

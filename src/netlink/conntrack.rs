@@ -14,10 +14,10 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::NLM_F_DUMP;
 use rustix::io::Errno;
 
-use super::message::{Attributes, Message, attributes, be_u32, patch};
+use super::message::{Attributes, Message, attributes, be_u32, field, put_message};
 use super::sock_diag::Connection;
 use super::socket::{Socket, SocketError};
 use crate::types::Protocol;
@@ -79,7 +79,11 @@ impl Conntrack {
         destination: SocketAddr,
     ) -> Result<TrackedFlow, SocketError> {
         let requested = Tuple::new(protocol, source, destination).ok_or_else(|| invalid("not a packet with ports"))?;
-        put_request(&mut self.request, &requested);
+        let family = if requested.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
+        // The flow of this tuple, in either direction.
+        put_request(&mut self.request, 0, family, |list| {
+            list.nest(TUPLE_ORIG, |tuple| requested.append_to(tuple));
+        });
         let mut flow = None;
         match self.socket.ask(&mut self.request, |answer| flow = read(answer, &requested)) {
             Ok(()) => flow.ok_or_else(|| invalid("the kernel's connection tracking answer cannot be read")),
@@ -99,11 +103,10 @@ impl Conntrack {
     /// # Errors
     /// As for [`Conntrack::flow`].
     pub fn published(&mut self, most: usize) -> Result<Vec<Connection>, SocketError> {
-        put_header(&mut self.request, NLM_F_REQUEST | NLM_F_DUMP, FAMILY_ANY);
-        let mut list = Attributes(&mut self.request);
-        list.put_u32(STATUS, ASSURED | DESTINATION_NAT);
-        list.put_u32(STATUS_MASK, ASSURED | DESTINATION_NAT | EXPECTED);
-        put_length(&mut self.request);
+        put_request(&mut self.request, NLM_F_DUMP, FAMILY_ANY, |list| {
+            list.put_u32(STATUS, ASSURED | DESTINATION_NAT);
+            list.put_u32(STATUS_MASK, ASSURED | DESTINATION_NAT | EXPECTED);
+        });
         self.socket.dump(&mut self.request, Vec::new, |connections, answer| {
             if connections.len() < most {
                 connections.extend(read_published(answer));
@@ -158,8 +161,7 @@ impl Tuple {
 
     /// Reads the attributes of CTA_TUPLE_ORIG or CTA_TUPLE_REPLY.
     fn read(bytes: &[u8]) -> Option<Self> {
-        let within = |kind| attributes(bytes).find(move |(found, _)| *found == kind).map(|(_, value)| value);
-        let (ip, proto) = (within(TUPLE_IP)?, within(TUPLE_PROTO)?);
+        let (ip, proto) = (field(bytes, TUPLE_IP)?, field(bytes, TUPLE_PROTO)?);
         let address = |v4: u16, v6: u16| {
             attributes(ip).find_map(|(kind, value)| {
                 if kind == v4 {
@@ -171,10 +173,9 @@ impl Tuple {
                 }
             })
         };
-        let field = |kind| attributes(proto).find(move |(found, _)| *found == kind).map(|(_, value)| value);
-        let port = |kind| field(kind)?.try_into().ok().map(u16::from_be_bytes);
+        let port = |kind| field(proto, kind)?.try_into().ok().map(u16::from_be_bytes);
         Some(Self {
-            protocol: *field(PROTO_NUM)?.first()?,
+            protocol: *field(proto, PROTO_NUM)?.first()?,
             source: (address(IP_V4_SRC, IP_V6_SRC)?, port(PROTO_SRC_PORT)?),
             destination: (address(IP_V4_DST, IP_V6_DST)?, port(PROTO_DST_PORT)?),
         })
@@ -186,28 +187,10 @@ impl Tuple {
     }
 }
 
-/// Replaces `bytes` with the request for the flow of this tuple, in either direction.
-fn put_request(bytes: &mut Vec<u8>, requested: &Tuple) {
-    let family = if requested.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
-    put_header(bytes, NLM_F_REQUEST, family);
-    Attributes(bytes).nest(TUPLE_ORIG, |tuple| requested.append_to(tuple));
-    put_length(bytes);
-}
-
-/// Replaces `bytes` with the start of a request, whose length [`put_length`] completes.
-fn put_header(bytes: &mut Vec<u8>, flags: u16, family: u8) {
+/// Replaces `bytes` with a request for entries.
+fn put_request(bytes: &mut Vec<u8>, flags: u16, family: u8, fill: impl FnOnce(&mut Attributes<'_>)) {
     bytes.clear();
-    bytes.extend_from_slice(&[0; 4]);
-    bytes.extend_from_slice(&GET.to_ne_bytes());
-    bytes.extend_from_slice(&flags.to_ne_bytes());
-    bytes.extend_from_slice(&[0; 8]);
-    // struct nfgenmsg: address family, version, resource.
-    bytes.extend_from_slice(&[family, 0, 0, 0]);
-}
-
-fn put_length(bytes: &mut [u8]) {
-    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    patch(bytes, 0, length.to_ne_bytes());
+    put_message(bytes, GET, flags, [family, 0, 0, 0], fill);
 }
 
 /// The attributes of an entry; `None` for other messages. ctnetlink answers a request with the message type that
@@ -219,9 +202,8 @@ fn entry_attributes<'a>(answer: &Message<'a>) -> Option<&'a [u8]> {
 /// Reads one entry of the list of published connections; `None` for entries that an older kernel sends as well.
 fn read_published(answer: &Message<'_>) -> Option<Connection> {
     let list = entry_attributes(answer)?;
-    let field = |kind| attributes(list).find(move |(found, _)| *found == kind).map(|(_, value)| value);
-    let status = be_u32(field(STATUS)?)?;
-    let original = Tuple::read(field(TUPLE_ORIG)?)?;
+    let status = be_u32(field(list, STATUS)?)?;
+    let original = Tuple::read(field(list, TUPLE_ORIG)?)?;
     let wanted =
         status & (ASSURED | DESTINATION_NAT | EXPECTED) == ASSURED | DESTINATION_NAT && original.protocol == TCP;
     let Tuple { source: (peer, _), destination: (address, port), .. } = original;
@@ -231,9 +213,8 @@ fn read_published(answer: &Message<'_>) -> Option<Connection> {
 /// Reads the state of the requested flow from an entry; `None` if the entry is about another flow or unreadable.
 fn read(answer: &Message<'_>, requested: &Tuple) -> Option<TrackedFlow> {
     let list = entry_attributes(answer)?;
-    let field = |kind| attributes(list).find(move |(found, _)| *found == kind).map(|(_, value)| value);
-    let (original, reply) = (Tuple::read(field(TUPLE_ORIG)?)?, Tuple::read(field(TUPLE_REPLY)?)?);
-    let status = be_u32(field(STATUS)?)?;
+    let (original, reply) = (Tuple::read(field(list, TUPLE_ORIG)?)?, Tuple::read(field(list, TUPLE_REPLY)?)?);
+    let status = be_u32(field(list, STATUS)?)?;
     if original == *requested {
         return Some(match status {
             _ if reply.source == requested.destination && status & ASSURED != 0 => TrackedFlow::Assured,

@@ -1,6 +1,8 @@
 //! Encodes and decodes netlink messages and attributes. Never fails on invalid input: lengths in a reply are checked
 //! against the received bytes, and an invalid header ends the iteration.
 
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer};
+
 /// One message of a reply.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
@@ -43,6 +45,11 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((u16::from_ne_bytes([k0, k1]) & TYPE_MASK, value))
     })
+}
+
+/// The first attribute of this type.
+pub(crate) fn field(list: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(list).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
 /// Reads a 32-bit attribute value in network order.
@@ -107,6 +114,51 @@ impl Attributes<'_> {
     }
 }
 
+/// Appends one message of a netfilter subsystem, with sequence number zero. `generic` is struct nfgenmsg: address family,
+/// version and resource.
+pub(crate) fn put_message(
+    bytes: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    generic: [u8; 4],
+    fill: impl FnOnce(&mut Attributes<'_>),
+) {
+    let start = bytes.len();
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(&generic);
+    fill(&mut Attributes(bytes));
+    let length = u32::try_from(bytes.len() - start).unwrap_or(u32::MAX);
+    patch(bytes, start, length.to_ne_bytes());
+}
+
+/// Numbers the messages in `bytes` from `first` on, and requests one acknowledgement, for the last message:
+/// acknowledgements for all would overflow the receive buffer. Returns the number after the last one.
+pub(crate) fn number(bytes: &mut [u8], first: u32) -> u32 {
+    let mut next = first;
+    each_header(bytes, |header, is_last| {
+        let ack = if is_last { NLM_F_ACK } else { 0 };
+        header.set_flags(header.flags() & !NLM_F_ACK | ack);
+        header.set_sequence_number(next);
+        next = next.wrapping_add(1);
+    });
+    next
+}
+
+/// Calls `visit` with the header of each message in `bytes`, and whether it is the last one.
+pub(crate) fn each_header(mut bytes: &mut [u8], mut visit: impl FnMut(&mut NetlinkBuffer<&mut [u8]>, bool)) {
+    // An error of `new_checked` allocates, and a warm batch must not.
+    while !bytes.is_empty() {
+        let available = bytes.len();
+        let Ok(mut header) = NetlinkBuffer::new_checked(&mut *bytes) else { return };
+        let length = usize::try_from(header.length()).unwrap_or(usize::MAX).next_multiple_of(4);
+        visit(&mut header, available <= length);
+        bytes = std::mem::take(&mut bytes).get_mut(length..).unwrap_or_default();
+    }
+}
+
 /// Overwrites the bytes at `start` with `field`.
 pub(crate) fn patch<const N: usize>(bytes: &mut [u8], start: usize, field: [u8; N]) {
     if let Some(place) = bytes.get_mut(start..).and_then(<[u8]>::first_chunk_mut::<N>) {
@@ -131,6 +183,19 @@ mod tests {
         assert_eq!(Messages(&[0; 64]).count(), 0);
         assert_eq!(attributes(&[0; 64]).count(), 0);
         assert_eq!(attributes(&[3, 0, 1, 0]).count(), 0);
+    }
+
+    #[test]
+    fn malformed_datagram_gives_no_message() {
+        let mut bytes = [16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(2);
+        assert_eq!(number(&mut bytes, 7), 9);
+        for lie in [0_u32, 33, u32::MAX] {
+            bytes[..4].copy_from_slice(&lie.to_ne_bytes());
+            assert_eq!(number(&mut bytes, 7), 7, "{lie}");
+        }
+        for end in 0..4 {
+            assert_eq!(number(&mut bytes[..end], 7), 7);
+        }
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use crate::engine::Ban;
-use crate::types::{Backend, BanTarget, Expiry, Timestamp};
+use crate::types::{Backend, Backoff, BanTarget, Expiry, Timestamp};
 
 /// Maximum number of bans that wait for a command. Further bans are applied without waiting.
 const MAX_AWAITING_COMMAND: usize = 4_096;
@@ -25,8 +25,7 @@ pub(super) struct Retry {
     pub(super) backend: Backend,
     /// End of the ban; `None` if it never expires.
     until: Option<Timestamp>,
-    next: Timestamp,
-    backoff: Duration,
+    backoff: Backoff,
 }
 
 impl Retry {
@@ -66,14 +65,15 @@ impl PendingBans {
 
     /// Schedules the first retry of a ban that `backend` refused.
     pub(super) fn retry(&mut self, ban: Ban, seen: SystemTime, backend: Backend, now: Timestamp) {
-        let until = if let Expiry::After(span) = ban.expiry { Some(now.after(span)) } else { None };
-        self.push(Retry { ban, seen, backend, until, next: now.after(FIRST_BACKOFF), backoff: FIRST_BACKOFF });
+        let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
+        backoff.extend(now);
+        let until = ban.expiry.span().map(|span| now.after(span));
+        self.push(Retry { ban, seen, backend, until, backoff });
     }
 
     /// Schedules another retry after twice the last delay.
     pub(super) fn retry_again(&mut self, mut retry: Retry, now: Timestamp) {
-        retry.backoff = (retry.backoff * 2).min(MAX_BACKOFF);
-        retry.next = now.after(retry.backoff);
+        retry.backoff.extend(now);
         self.push(retry);
     }
 
@@ -89,17 +89,17 @@ impl PendingBans {
     /// Makes all retries of `backend` due immediately, because it works again.
     pub(super) fn expedite(&mut self, backend: Backend) {
         for retry in self.retries.iter_mut().filter(|retry| retry.backend == backend) {
-            (retry.next, retry.backoff) = (Timestamp::default(), FIRST_BACKOFF);
+            retry.backoff.reset();
         }
     }
 
     pub(super) fn due_retry(&mut self, now: Timestamp) -> Option<Retry> {
-        let place = self.retries.iter().position(|retry| retry.next <= now)?;
+        let place = self.retries.iter().position(|retry| retry.backoff.is_over(now))?;
         self.retries.remove(place)
     }
 
     pub(super) fn next_retry(&self) -> Option<Timestamp> {
-        self.retries.iter().map(|retry| retry.next).min()
+        self.retries.iter().map(|retry| retry.backoff.until()).min()
     }
 
     /// The targets of all retries.

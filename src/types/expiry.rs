@@ -16,13 +16,25 @@ pub enum Expiry {
 }
 
 impl Expiry {
+    /// The duration; `None` if there is no end.
+    #[must_use]
+    pub fn span(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::After(span) => Some(span),
+        }
+    }
+
     /// The duration in seconds; `None` if there is no end.
     #[must_use]
     pub fn seconds(self) -> Option<u64> {
-        match self {
-            Self::Never => None,
-            Self::After(span) => Some(span.as_secs()),
-        }
+        self.span().map(|span| span.as_secs())
+    }
+}
+
+impl From<Option<Duration>> for Expiry {
+    fn from(span: Option<Duration>) -> Self {
+        span.map_or(Self::Never, Self::After)
     }
 }
 

@@ -86,17 +86,7 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
     assert_eq!(active.unreadable, 0);
     let key = |entry: &Entry| entry.ban.target;
     let recalled = ledger.recall(Duration::from_secs(50), now, 4).unwrap().active;
-    let as_recalled = |Entry { ban, .. }: &Entry| BanSummary {
-        target: ban.target,
-        source: ban.source,
-        since: ban.since,
-        until: ban.until,
-        class: ban.class,
-        grade: ban.grade,
-        port: ban.ports.first().copied(),
-        methods: ban.methods,
-        guest_port: ban.guest_port,
-    };
+    let as_recalled = |entry: &Entry| BanSummary::from(&entry.ban);
     assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
     for number in (0..4).map(source) {

@@ -132,6 +132,15 @@ fn table_of_another_program_is_refused() {
     }
 }
 
+/// Installs the ruleset over that of the file with `to` instead of the first `from`.
+fn install_altered(from: &str, to: &str) -> Result<Installed, RulesetError> {
+    Namespace::with_loopback().inside(|| {
+        assert!(FILE.contains(from), "{from}");
+        load(&FILE.replacen(from, to, 1));
+        Nft::open().unwrap().install(&RulesetSpec::default())
+    })
+}
+
 #[test]
 fn file_with_altered_rules_is_repaired() {
     let changes = [
@@ -145,12 +154,8 @@ fn file_with_altered_rules_is_repaired() {
         ("        ip6 saddr @blocked6 counter drop\n", ""),
     ];
     for (from, to) in changes {
-        Namespace::with_loopback().inside(|| {
-            assert!(FILE.contains(from), "{from}");
-            load(&FILE.replacen(from, to, 1));
-            let result = Nft::open().unwrap().install(&RulesetSpec::default());
-            assert!(matches!(result, Ok(Installed::Repaired { .. })), "{from} -> {to}: {result:?}");
-        });
+        let result = install_altered(from, to);
+        assert!(matches!(result, Ok(Installed::Repaired { .. })), "{from} -> {to}: {result:?}");
     }
 }
 
@@ -162,12 +167,8 @@ fn file_with_altered_sets_is_refused() {
         ("        size 131072\n", ""),
     ];
     for (from, to) in changes {
-        Namespace::with_loopback().inside(|| {
-            assert!(FILE.contains(from), "{from}");
-            load(&FILE.replacen(from, to, 1));
-            let result = Nft::open().unwrap().install(&RulesetSpec::default());
-            assert!(matches!(result, Err(RulesetError::Foreign { .. })), "{from} -> {to}: {result:?}");
-        });
+        let result = install_altered(from, to);
+        assert!(matches!(result, Err(RulesetError::Foreign { .. })), "{from} -> {to}: {result:?}");
     }
 }
 

@@ -12,6 +12,21 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
 
+/// Starts the program with these backends.
+fn start(lab: &Lab, backends: &[&str]) -> Daemon {
+    Daemon::start_configured(lab, &settings(lab, backends, ""), &["--expire", "1h"])
+}
+
+/// The number of recorded calls of the command that begin with `prefix`.
+fn calls(lab: &Lab, prefix: &str) -> usize {
+    text(lab, "calls").lines().filter(|line| line.starts_with(prefix)).count()
+}
+
+/// The number of calls of the command of this phase for `target`.
+fn calls_for(lab: &Lab, phase: &str, target: &str) -> usize {
+    calls(lab, &format!("{phase}|{target}|"))
+}
+
 /// Tests one backend alone: the attacker is blocked over both families, with one log line each, until the ban expires.
 fn test_alone(backend: &str, more: &str, lines: [&str; 2]) {
     let lab = scene();
@@ -236,7 +251,7 @@ fn banned_source_loses_connections_if_configured() {
     let banned: IpAddr = lab.v4("attacker").into();
     // A service that sends nothing, so that the connection stays.
     let service = lab.inside("victim", || std::net::TcpListener::bind((lab.victim_v4("attacker"), 22)).unwrap());
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["nft"]);
     let client = lab.inside("attacker", || std::net::TcpStream::connect((lab.victim_v4("attacker"), 22)).unwrap());
     let (mut server, _) = service.accept().unwrap();
     scan(&lab, false);
@@ -326,21 +341,20 @@ fn prefix_with_exempt_address_is_refused() {
 #[test]
 fn ban_ends_where_address_becomes_exempt() {
     let lab = scene();
-    let all = settings(&lab, &["nft", "hosts-deny", "run"], "");
-    let daemon = Daemon::start_configured(&lab, &all, &["--expire", "1h"]);
+    let backends = ["nft", "hosts-deny", "run"];
+    let daemon = start(&lab, &backends);
     scan(&lab, true);
-    ["nft", "hosts-deny", "run"].iter().for_each(|backend| expect_held(&lab, backend, true, &daemon));
+    backends.iter().for_each(|backend| expect_held(&lab, backend, true, &daemon));
     let counts = lab.ask(&["status"])["bans"].clone();
     assert_eq!((&counts["made"], &counts["failed"]), (&1.into(), &0.into()), "one ban with three backends: {counts}");
     lab.succeed(&["allow", FAR_NEIGHBOUR, "--for", "1h"]);
     daemon.expect_line(&format!("hosts.deny and the command no longer block {FAR_NETWORK}/64, because"));
     eventually("the line is removed", || text(&lab, "hosts.deny") == DENY);
-    let calls = |word: &str| text(&lab, "calls").lines().filter(|line| line.starts_with(word)).count();
-    eventually("the command is undone", || calls("end|") == 1);
+    eventually("the command is undone", || calls(&lab, "end|") == 1);
     assert!(held(&lab, "nft").contains(&FAR_NETWORK.to_string()), "nftables blocks the rest of the /64");
     // A target that is exempt as a whole is unblocked, and that is the only line.
     scan(&lab, false);
-    ["nft", "hosts-deny", "run"].iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
+    backends.iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
     let attacker = lab.v4("attacker").to_string();
     lab.succeed(&["allow", &attacker, "--for", "1h"]);
     daemon.expect_line(&format!("Host {attacker} has been unblocked by the allow-list"));
@@ -364,14 +378,13 @@ fn restart_ends_ban_around_exempt_address() {
     let all = all + &allow;
     let daemon = Daemon::start_configured(&lab, &all, &["--expire", "1h"]);
     eventually("the line is removed", || text(&lab, "hosts.deny") == DENY);
-    let undone = || text(&lab, "calls").lines().filter(|line| line.starts_with("end|")).count();
-    eventually("the command is undone", || undone() == 1);
+    eventually("the command is undone", || calls(&lab, "end|") == 1);
     assert!(held(&lab, "nft").contains(&FAR_NETWORK.to_string()));
     eventually("the ledger knows", || lab.ask(&["list"])["bans"][0]["method"] == "nft");
     daemon.stop();
     let daemon = Daemon::start_configured(&lab, &all, &["--expire", "1h"]);
     std::thread::sleep(SHORTLY);
-    assert_eq!(undone(), 1, "the command is undone once");
+    assert_eq!(calls(&lab, "end|"), 1, "the command is undone once");
     daemon.stop();
 }
 
@@ -379,13 +392,13 @@ fn restart_ends_ban_around_exempt_address() {
 fn changed_method_leaves_no_routes_or_lines() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route", "hosts-deny"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["route", "hosts-deny"]);
     for v6 in [false, true] {
         scan(&lab, v6);
         ["route", "hosts-deny"].iter().for_each(|backend| expect_held(&lab, backend, v6, &daemon));
     }
     daemon.stop();
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["nft"]);
     expect_methods(&lab, "nft", 2);
     daemon.expect_line("routes of earlier bans have been removed, because \"route\" is not in block.method: 2;");
     daemon.expect_line("lines of earlier bans are removed from ");
@@ -400,7 +413,7 @@ fn changed_method_leaves_no_routes_or_lines() {
 
 /// Waits until `list` shows `method` for each of `bans` bans.
 fn expect_methods(lab: &Lab, method: &str, bans: usize) {
-    netns_lab::eventually("the list shows the new backend", || {
+    eventually("the list shows the new backend", || {
         let list = lab.ask(&["list"]);
         let bans = list["bans"].as_array().filter(|found| found.len() == bans);
         bans.is_some_and(|bans| bans.iter().all(|ban| ban["method"] == method))
@@ -411,30 +424,34 @@ fn expect_methods(lab: &Lab, method: &str, bans: usize) {
 fn earlier_bans_move_to_lone_command() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["nft"]);
     let banned = lab.provoke_ban("attacker").to_string();
     lab.succeed(&["block", "198.51.100.9"]);
     expect_methods(&lab, "nft", 2);
     daemon.stop();
-    let calls = |word: &str| text(&lab, "calls").lines().filter(|line| line.starts_with(word)).count();
     // nftables still blocks them.
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft", "run"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["nft", "run"]);
     expect_methods(&lab, "nft", 2);
-    assert_eq!(calls("begin"), 0, "the command runs for new bans only");
+    assert_eq!(calls(&lab, "begin"), 0, "the command runs for new bans only");
     daemon.stop();
     for _ in 0..2 {
-        let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run"], ""), &["--expire", "1h"]);
+        let daemon = start(&lab, &["run"]);
         expect_methods(&lab, "run", 2);
-        netns_lab::eventually("the command blocks the sources", || calls("begin") == 2);
+        eventually("the command blocks the sources", || calls(&lab, "begin") == 2);
         std::thread::sleep(SHORTLY);
-        assert_eq!((calls("begin"), calls("end")), (2, 0), "the command runs once: {}", text(&lab, "calls"));
+        assert_eq!(
+            (calls(&lab, "begin"), calls(&lab, "end")),
+            (2, 0),
+            "the command runs once: {}",
+            text(&lab, "calls")
+        );
         let notes = lab.ask(&["list"])["notes"].clone();
         assert_eq!(notes, serde_json::json!([]), "no table is needed");
         daemon.stop();
     }
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["run"]);
     lab.succeed(&["unblock", &banned]);
-    netns_lab::eventually("the command is undone", || calls(&format!("end|{banned}|")) == 1);
+    eventually("the command is undone", || calls_for(&lab, "end", &banned) == 1);
     daemon.stop();
 }
 
@@ -442,12 +459,9 @@ fn earlier_bans_move_to_lone_command() {
 fn command_left_out_of_method_is_undone() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft", "run"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["nft", "run"]);
     let begun = lab.provoke_ban("attacker").to_string();
-    let calls = |word: &str, target: &str| {
-        text(&lab, "calls").lines().filter(|line| line.starts_with(&format!("{word}|{target}|"))).count()
-    };
-    eventually("the command is run", || calls("begin", &begun) == 1);
+    eventually("the command is run", || calls_for(&lab, "begin", &begun) == 1);
     // The ledger must have recorded the command.
     daemon.expect_line("on-ban");
     daemon.stop();
@@ -455,17 +469,12 @@ fn command_left_out_of_method_is_undone() {
     let daemon = Daemon::start_configured(&lab, &without, &["--expire", "1h"]);
     lab.succeed(&["block", "198.51.100.9"]);
     lab.succeed(&["unblock", "198.51.100.9"]);
-    assert_eq!(calls("end", &begun), 0, "the ban is still in force");
+    assert_eq!(calls_for(&lab, "end", &begun), 0, "the ban is still in force");
     lab.succeed(&["unblock", &begun]);
-    eventually("the command is undone", || calls("end", &begun) == 1);
+    eventually("the command is undone", || calls_for(&lab, "end", &begun) == 1);
     std::thread::sleep(SHORTLY);
     assert_eq!(text(&lab, "calls").lines().count(), 2, "no command runs for a ban without one");
     daemon.stop();
-}
-
-/// The number of calls of the command of this phase for `target`.
-fn calls_for(lab: &Lab, phase: &str, target: &str) -> usize {
-    text(lab, "calls").lines().filter(|line| line.starts_with(&format!("{phase}|{target}|"))).count()
 }
 
 /// Bans these targets by hand for these times, and waits until the command has run for each and the ledger has them.
@@ -546,7 +555,7 @@ fn log_only_start_undoes_ended_bans() {
 fn failed_start_keeps_table_of_earlier_method() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["nft"]);
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     daemon.stop();
@@ -563,11 +572,11 @@ fn failed_start_keeps_table_of_earlier_method() {
 fn removed_nft_backend_moves_its_bans() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["nft"]);
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     daemon.stop();
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route", "hosts-deny"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["route", "hosts-deny"]);
     daemon.expect_line(
         "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method",
     );
@@ -581,7 +590,7 @@ fn removed_nft_backend_moves_its_bans() {
     // The table of another program is left alone.
     daemon.stop();
     lab.run("victim", "nft", &["table inet portsentry { chain theirs { }; }"]);
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--expire", "1h"]);
+    let daemon = start(&lab, &["route"]);
     assert!(lab.run("victim", "nft", &["list", "ruleset"]).contains("chain theirs"));
     daemon.stop();
 }

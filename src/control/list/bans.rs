@@ -79,7 +79,7 @@ impl Listed {
     #[must_use]
     pub fn left(&self, now: SystemTime) -> Expiry {
         match (self.kernel, &self.remembered) {
-            (KernelState::Blocked(left), _) => left.map_or(Expiry::Never, Expiry::After),
+            (KernelState::Blocked(left), _) => left.into(),
             // A ban that has just expired shows its last second.
             (_, Some(entry)) => entry.ban.left(now).unwrap_or(Expiry::After(std::time::Duration::ZERO)),
             (_, None) => Expiry::Never,

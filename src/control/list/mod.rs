@@ -30,7 +30,6 @@ use super::fleet_info::FleetBan;
 use super::format::is_unicode;
 use super::scoped_network::ScopedNetwork;
 use crate::events::json::rfc3339;
-use crate::types::Expiry;
 
 /// Options of `list`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -175,10 +174,7 @@ fn write(out: &mut impl Write, text: &str) -> Result<(), ListError> {
 
 /// Sorts the bans in this order, then by address.
 fn sort(bans: &mut [Listed], order: SortOrder, now: SystemTime) {
-    let span = |ban: &Listed| match ban.left(now) {
-        Expiry::Never => Duration::MAX,
-        Expiry::After(left) => left,
-    };
+    let span = |ban: &Listed| ban.left(now).span().unwrap_or(Duration::MAX);
     let since = |ban: &Listed| ban.remembered.as_ref().map(|entry| entry.ban.since);
     let hits = |ban: &Listed| ban.remembered.as_ref().map(|entry| (entry.strikes, entry.ban.probes));
     match order {

@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 use crate::control::format::compact_ports;
 use crate::control::list::{KernelState, Listed};
 use crate::ledger::Author;
-use crate::types::Expiry;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ban {
@@ -38,10 +37,7 @@ impl Ban {
             class: class.to_owned(),
             ports: compact_ports(ports.iter().map(|(protocol, port)| (protocol.key(), *port))),
             strikes: entry.map_or(0, |entry| entry.strikes),
-            until: match listed.left(now) {
-                Expiry::Never => None,
-                Expiry::After(left) => now.checked_add(left),
-            },
+            until: listed.left(now).span().and_then(|left| now.checked_add(left)),
             lacking: listed.kernel == KernelState::Absent,
         }
     }

@@ -18,7 +18,7 @@ impl ControlHandler<'_> {
         let asked = parse_address(address).map_err(usage)?;
         let (address, link) = (asked.network.addr(), asked.link);
         let known = self.sensor.ask(|answer| SensorRequest::Explain { address, link, answer });
-        let states = self.host_state.services().into_iter().filter(|state| !state.is_served);
+        let states = self.host_state.memory.services.states().into_iter().filter(|state| !state.is_served);
         let mut unserved: Vec<_> =
             states.map(|ServiceState { service, .. }| format!("{}/{}", service.port, service.protocol.key())).collect();
         unserved.dedup();

@@ -279,9 +279,8 @@ impl ControlHandler<'_> {
                 if asked == network { "it".to_owned() } else { plain(network).to_string() }
             )));
         }
-        let span = if let Expiry::After(span) = expiry { Some(span) } else { None };
-        let hole = IpNet::new(target.element(), target.prefix_len()).map_err(usage)?;
-        let commands = self.host_state.force(hole, span).await.map_err(failed)?;
+        let hole = target.network();
+        let commands = self.host_state.force(hole, expiry.span()).await.map_err(failed)?;
         self.sink.ban_recorder.decide(Change::Disallowed { network: hole });
         self.sensor.send_all(commands);
         Ok((target, expiry))
@@ -316,9 +315,8 @@ impl ControlHandler<'_> {
         let known = target.map(|target| {
             self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), link: None, answer })
         });
-        let hole = target.and_then(|target| IpNet::new(target.element(), target.prefix_len()).ok());
         // After the request: a source that is protected again has no ban left for the sensor to lift.
-        match self.host_state.unforce(hole).await {
+        match self.host_state.unforce(target.map(BanTarget::network)).await {
             Ok(commands) => self.sensor.send_all(commands),
             Err(error) => self.sink.emit(EventKind::Error(error)),
         }
@@ -349,10 +347,7 @@ impl ControlHandler<'_> {
     }
 
     async fn allow(&mut self, by: String, target: &str, span: Option<&str>, force: bool) -> Reply {
-        let span = match span.map(parse_expiry).transpose().map_err(usage)? {
-            Some(Expiry::After(span)) => Some(span),
-            Some(Expiry::Never) | None => None,
-        };
+        let span = span.map(parse_expiry).transpose().map_err(usage)?.and_then(Expiry::span);
         let network = parse_network(target).map_err(usage)?;
         let allowed = plain(network);
         if !force && is_too_wide(network) {

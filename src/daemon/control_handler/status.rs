@@ -100,7 +100,7 @@ impl ControlHandler<'_> {
                 held: metrics.held.get(),
                 hold_full: metrics.hold_full.get(),
             },
-            services: self.host_state.services().iter().map(RememberedService::from).collect(),
+            services: self.host_state.memory.services.states().iter().map(RememberedService::from).collect(),
             allows_all: allows_all(&host),
             warnings: warnings(&self.config.config, &self.config.config_path, &host)
                 .into_iter()

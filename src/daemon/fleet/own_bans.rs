@@ -10,7 +10,7 @@ use crate::daemon::ban_recorder::Remembered;
 use crate::engine::{Ban, Class, Grade};
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{BanRecord, Recorder};
-use crate::types::{BanTarget, Expiry};
+use crate::types::BanTarget;
 
 /// Maximum number of stored bans that a new client receives. Above it, the bans that end first are left out.
 const MAX_OWN_BANS: usize = 4_096;
@@ -69,10 +69,7 @@ impl OwnBans {
     /// Adds a ban in force since `at`; `None` if a second backend reports the same ban.
     fn add(&mut self, ban: &Ban, at: SystemTime) -> Option<OwnBanEvent> {
         let target = ban.probe.target;
-        let until = match ban.expiry {
-            Expiry::Never => None,
-            Expiry::After(span) => at.checked_add(span),
-        };
+        let until = ban.expiry.span().and_then(|span| at.checked_add(span));
         if matches!(target, BanTarget::Prefix(_)) || self.0.get(&target).is_some_and(|known| known.until == until) {
             return None;
         }
@@ -132,7 +129,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::types::Backend;
+    use crate::types::{Backend, Expiry};
 
     fn blocked(expiry: Expiry) -> Event {
         let ban = Ban { expiry, ..Ban::example() };

@@ -114,10 +114,9 @@ pub(super) fn target(text: &str) -> Option<(BanTarget, IpNet)> {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     let target = BanTarget::of_prefix(network).ok().filter(|target| !matches!(target, BanTarget::Prefix(_)))?;
-    let address = target.element();
-    let is_source = match address {
+    let is_source = match target.element() {
         IpAddr::V4(v4) => v4.octets().first().is_some_and(|first| (1..224).contains(first)),
         IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_unspecified(),
     };
-    (is_source && !is_one_link).then_some((target, IpNet::new(address, target.prefix_len()).ok()?))
+    (is_source && !is_one_link).then_some((target, target.network()))
 }

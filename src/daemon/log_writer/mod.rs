@@ -91,10 +91,10 @@ impl LogWriter {
         let Some(path) = &report.json_file else { return };
         let events = self.events.clone();
         let tell = move |notice| {
-            events.send(Event::now(match notice {
+            events.emit(match notice {
                 FileEvent::Failed(text) => EventKind::Error(text),
                 FileEvent::Recovered(text) => EventKind::Note(text),
-            }));
+            });
         };
         let started = match self.opened_by.clone() {
             Some((file, helper)) if file == *path => LineFile::start_with(path, move || helper.open_log(), tell),
@@ -104,9 +104,14 @@ impl LogWriter {
             Ok(file) => self.file = Some(file),
             Err(error) => {
                 let text = format!("report.json_file: cannot start the writer thread: {error}");
-                self.events.send(Event::now(EventKind::Error(text)));
+                self.events.emit(EventKind::Error(text));
             }
         }
+    }
+
+    /// Writes an event of now.
+    pub(super) fn emit(&mut self, kind: EventKind) {
+        self.write(&Event::now(kind));
     }
 
     /// Writes `event`, if the line limit permits.
@@ -257,8 +262,8 @@ mod tests {
         let flood = Event::now(EventKind::Scan(ban));
         (0..100_000).for_each(|_| log.write(&flood));
         let blocked = EventKind::Blocked { ban, backend: crate::types::Backend::Nft, reaction: Duration::ZERO };
-        log.write(&Event::now(blocked));
-        log.write(&Event::now(EventKind::Stopped));
+        log.emit(blocked);
+        log.emit(EventKind::Stopped);
         drop(log);
         let text = std::fs::read_to_string(&path).unwrap();
         let of = |kind: &str| text.lines().filter(|line| line.starts_with(&format!("{{\"event\":\"{kind}\""))).count();
@@ -286,7 +291,7 @@ mod tests {
         let lines = (0..1_000).filter(|_| log.log_limit.admit(&repeated.what, boot_time())).count();
         assert_eq!(lines, 300, "all lines that probes may have are left");
         log.write(&repeated);
-        log.write(&Event::now(EventKind::Stopped));
+        log.emit(EventKind::Stopped);
         drop(log);
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.matches("\"event\":\"probe\"").count(), 300, "the file has them within its own limit");

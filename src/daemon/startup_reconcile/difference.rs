@@ -40,7 +40,7 @@ pub(super) fn reconcile(
     let unknown: Vec<(BanTarget, Expiry)> = kernel
         .iter()
         .filter(|(target, _)| !known.contains(target))
-        .map(|(target, left)| (*target, left.map_or(Expiry::Never, Expiry::After)))
+        .map(|(target, left)| (*target, Expiry::from(*left)))
         .collect();
     let added = |(target, expiry): &(BanTarget, Expiry)| {
         BanRecord::wanted_by(Author::Import, *target, now, *expiry, Backend::Nft).into()

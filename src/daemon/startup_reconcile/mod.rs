@@ -15,7 +15,7 @@ use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::{BlockError, Generation, Nft};
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
-use crate::events::event::{Event, EventKind};
+use crate::events::event::EventKind;
 use crate::ledger::{Author, BanRecord, Change, Recorder};
 use crate::panic_guard;
 use crate::sensor::{GuestBan, SensorCommand, SensorRequest};
@@ -89,7 +89,7 @@ impl StartupReconcile {
         if done.blocking_recv().is_ok()
             && let Some(leftovers) = self.leftovers.take()
         {
-            leftovers.remove().into_iter().for_each(|kind| self.events.send(Event::now(kind)));
+            leftovers.remove().into_iter().for_each(|kind| self.events.emit(kind));
         }
     }
 
@@ -154,7 +154,7 @@ impl StartupReconcile {
             Err(BlockError::Gone) => (Vec::new(), true),
             Err(error) => {
                 let text = format!("cannot read the bans in the kernel: {error}");
-                self.events.send(Event::now(EventKind::Error(text)));
+                self.events.emit(EventKind::Error(text));
                 return None;
             }
         };
@@ -166,11 +166,10 @@ impl StartupReconcile {
         let bans = elements.len();
         let interrupted = self.marker.exists();
         let reconciled = reconcile(&elements, remembered, interrupted || swept, SystemTime::now());
-        let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
         let grades: HashMap<BanTarget, Option<Grade>> = remembered.iter().map(|ban| (ban.target, ban.grade)).collect();
         let held = |(target, remaining)| {
             let grade = grades.get(&target).copied().flatten();
-            ActiveBan { target, length: None, grade, left: expiry(remaining) }
+            ActiveBan { target, length: None, grade, left: Expiry::from(remaining) }
         };
         let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
         held.chunks(ADOPTION_BATCH).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
@@ -210,7 +209,7 @@ impl StartupReconcile {
             slow.release(gone.iter().copied().collect());
         }
         if bans > 0 {
-            self.events.send(Event::now(EventKind::Adopted { bans }));
+            self.events.emit(EventKind::Adopted { bans });
         }
         Some(gone)
     }
@@ -231,7 +230,7 @@ impl StartupReconcile {
         }
         let loaded: HashSet<BanTarget> = targets.into_iter().collect();
         let held = remembered.iter().filter(|ban| loaded.contains(&ban.target));
-        held.map(|ban| (ban.target, if let Expiry::After(left) = ban.left { Some(left) } else { None })).collect()
+        held.map(|ban| (ban.target, ban.left.span())).collect()
     }
 
     /// Makes the sensor remove the elements that a saved ruleset or set has added to the daemon's own table, as
@@ -273,7 +272,7 @@ impl StartupReconcile {
         let known: HashSet<BanTarget> = right.iter().map(|(target, _)| *target).collect();
         let masked = wrong.iter().map(|(target, left)| (target.masked(), *left));
         right.extend(masked.filter(|(target, _)| !known.contains(target)));
-        let replaced = wrong.into_iter().map(|(target, left)| (target, left.map_or(Expiry::Never, Expiry::After)));
+        let replaced = wrong.into_iter().map(|(target, left)| (target, left.into()));
         self.sensor.send_blocking(SensorCommand::MaskElements(replaced.collect()));
         right
     }
@@ -286,7 +285,7 @@ impl StartupReconcile {
             bans.iter().partition(|ban| matches!(ban.target, BanTarget::Prefix(_)));
         let elements: Vec<_> = narrow.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
         if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
-            self.events.send(Event::now(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft }));
+            self.events.emit(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft });
             narrow
                 .chunks(ADOPTION_BATCH)
                 .for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));

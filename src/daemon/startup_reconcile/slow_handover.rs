@@ -78,11 +78,8 @@ fn has_run(ban: &BanSummary) -> bool {
 
 /// The data of a ban of an earlier run for the slow backends.
 fn context(ban: &BanSummary) -> BanContext {
-    let expiry = match ban.until.and_then(|until| until.duration_since(ban.since).ok()) {
-        Some(length) => Expiry::After(length),
-        None => Expiry::Never,
-    };
-    let mut context = BanContext::by_hand(ban.target, expiry, ban.since);
+    let length = ban.until.and_then(|until| until.duration_since(ban.since).ok());
+    let mut context = BanContext::by_hand(ban.target, length.into(), ban.since);
     (context.source, context.class) = (ban.source, ban.class);
     if let Some((protocol, port)) = ban.port {
         (context.protocol, context.port) = (protocol, port);

@@ -105,9 +105,8 @@ impl Routes {
             match self.admit(*target) {
                 Ok(net) => {
                     let known = self.leftovers.remove(&net).unwrap_or(false) || self.held.is_wanted(*target);
-                    let end = if let Expiry::After(span) = expiry { Some(now.after(*span)) } else { None };
                     // Stored before the route is added, so that it ends even if its acknowledgement is lost.
-                    self.held.keep(*target, end);
+                    self.held.keep(*target, expiry.span().map(|span| now.after(span)));
                     asked.push(Asked { target: *target, net, known });
                 }
                 Err(reason) => failed.push(Failed { target: *target, reason }),

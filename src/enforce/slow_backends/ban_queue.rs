@@ -37,10 +37,7 @@ impl Bans {
         if self.held.len() >= MAX_BANS && !self.held.contains_key(&target) {
             return None;
         }
-        let until = match left {
-            Expiry::Never => None,
-            Expiry::After(span) => Some(now.after(span)),
-        };
+        let until = left.span().map(|span| now.after(span));
         self.ids += 1;
         let id = self.ids;
         let held = self.held.entry(target).or_insert_with(|| QueuedBan {

@@ -3,10 +3,11 @@
 //! References: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, and the kernel's net/netfilter/nf_tables_api.c.
 //! Headers are in host order, attributes of nf_tables in network order. Their numbers are those of [`rustables::sys`].
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;
 
-use crate::netlink::message::{Attributes, Message, attributes, patch};
+pub(super) use crate::netlink::message::field;
+use crate::netlink::message::{self, Attributes, Message, patch};
 use crate::netlink::socket::{Batch, SUBSYSTEM};
 
 impl<'a> Message<'a> {
@@ -42,23 +43,10 @@ impl Batch {
     }
 }
 
-/// The first attribute of this type.
-pub(super) fn field(list: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(list).find(|(found, _)| *found == kind).map(|(_, value)| value)
-}
-
 /// Appends one message of the family `inet` with sequence number zero.
 pub(super) fn put_message(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
-    let start = bytes.len();
     let [kind, ..] = kind.to_le_bytes();
-    bytes.extend_from_slice(&[0; 4]);
-    bytes.extend_from_slice(&u16::from_be_bytes([SUBSYSTEM, kind]).to_ne_bytes());
-    bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
-    bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(&[FAMILY_INET, 0, 0, 0]);
-    fill(&mut Attributes(bytes));
-    let length = u32::try_from(bytes.len() - start).unwrap_or(u32::MAX);
-    patch(bytes, start, length.to_ne_bytes());
+    message::put_message(bytes, u16::from_be_bytes([SUBSYSTEM, kind]), flags, [FAMILY_INET, 0, 0, 0], fill);
 }
 
 /// Replaces `bytes` with one request, with the attributes that `fill` appends.
@@ -83,7 +71,7 @@ pub(crate) const DESTROY_ELEMENT: u32 = 30;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::message::{Messages, text};
+    use crate::netlink::message::{Messages, attributes, text};
 
     #[test]
     fn nested_attributes_read_back() {

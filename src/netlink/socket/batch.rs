@@ -1,9 +1,7 @@
 //! Builds a transaction of nf_tables: several messages that take effect together or not at all. Reuses its memory, so
 //! that a warm batch encodes a ban without allocating.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
-
-use crate::netlink::message::patch;
+use crate::netlink::message::{each_header, number, put_message};
 
 /// A transaction under construction: BEGIN, then messages, and END once it is sealed.
 #[derive(Debug, Default)]
@@ -45,25 +43,17 @@ impl Batch {
     pub(in crate::netlink) fn splice(&mut self, messages: &[u8], flags: u16) {
         let start = self.0.len();
         self.0.extend_from_slice(messages);
-        self.each_header(start, |header| header.add_flags(flags));
+        let added = self.0.get_mut(start..).unwrap_or_default();
+        each_header(added, |header, _| header.set_flags(header.flags() | flags));
     }
 
-    /// Ends the transaction, numbers its messages from `first` on, and requests one acknowledgement, for the last
-    /// message: acknowledgements for all would overflow the receive buffer, and some kernels never answer the END.
-    /// Returns the bytes and the sequence number of the acknowledged message.
+    /// Ends the transaction and numbers its messages from `first` on. The last message is acknowledged, because some
+    /// kernels never answer the END. Returns the bytes and the sequence number of the acknowledged message.
     pub(super) fn seal(&mut self, first: u32) -> (&[u8], u32) {
-        let mut next = first;
-        let mut last_start = 0;
-        self.each_header(0, |header| {
-            header.number(next);
-            header.clear_ack();
-            last_start = header.start;
-            next = next.wrapping_add(1);
-        });
-        Header { bytes: &mut self.0, start: last_start }.add_flags(NLM_F_ACK);
+        let next = number(&mut self.0, first);
         let end = self.0.len();
         self.mark(BATCH_END);
-        Header { bytes: &mut self.0, start: end }.number(next);
+        each_header(self.0.get_mut(end..).unwrap_or_default(), |header, _| header.set_sequence_number(next));
         (&self.0, next.wrapping_sub(1))
     }
 
@@ -73,47 +63,8 @@ impl Batch {
     }
 
     fn mark(&mut self, kind: u16) {
-        self.0.extend_from_slice(&20_u32.to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
-        self.0.extend_from_slice(&[0; 8]);
-        // Family, version, and the subsystem in network order as the resource.
-        self.0.extend_from_slice(&[0, 0, 0, SUBSYSTEM]);
-    }
-
-    fn each_header(&mut self, mut start: usize, mut visit: impl FnMut(&mut Header<'_>)) {
-        while let Some(length) = self.0.get(start..).and_then(<[u8]>::first_chunk).copied().map(u32::from_ne_bytes) {
-            visit(&mut Header { bytes: &mut self.0, start });
-            // At least the length of a header, so that the loop terminates.
-            let length = usize::try_from(length).unwrap_or(usize::MAX).clamp(MARK, self.0.len());
-            start += length.next_multiple_of(4);
-        }
-    }
-}
-
-/// The header of one message in the batch.
-struct Header<'a> {
-    bytes: &'a mut [u8],
-    start: usize,
-}
-
-impl Header<'_> {
-    fn flags(&self) -> u16 {
-        self.bytes.get(self.start + 6..).and_then(<[u8]>::first_chunk).copied().map_or(0, u16::from_ne_bytes)
-    }
-
-    fn add_flags(&mut self, flags: u16) {
-        let flags = self.flags() | flags;
-        patch(self.bytes, self.start + 6, flags.to_ne_bytes());
-    }
-
-    fn clear_ack(&mut self) {
-        let flags = self.flags() & !NLM_F_ACK;
-        patch(self.bytes, self.start + 6, flags.to_ne_bytes());
-    }
-
-    fn number(&mut self, sequence: u32) {
-        patch(self.bytes, self.start + 8, sequence.to_ne_bytes());
+        // The subsystem in network order is the resource.
+        put_message(&mut self.0, kind, 0, [0, 0, 0, SUBSYSTEM], |_| {});
     }
 }
 
@@ -128,7 +79,7 @@ const MARK: usize = 20;
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+    use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 
     use super::*;
     use crate::netlink::message::Messages;

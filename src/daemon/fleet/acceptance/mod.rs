@@ -264,13 +264,8 @@ impl Acceptance {
 
     /// Drops the bans of targets that have become exempt.
     pub(super) fn drop_exempt(&mut self, exempt: impl Fn(IpNet) -> Option<String>) -> Vec<BanTarget> {
-        let network = |target: &BanTarget| IpNet::new(target.element(), target.prefix_len()).ok();
-        let dropped: Vec<BanTarget> = self
-            .targets
-            .keys()
-            .filter(|target| network(target).is_none_or(|net| exempt(net).is_some()))
-            .copied()
-            .collect();
+        let is_exempt = |target: &BanTarget| exempt(target.network()).is_some();
+        let dropped: Vec<BanTarget> = self.targets.keys().copied().filter(is_exempt).collect();
         dropped.iter().for_each(|target| drop(self.targets.remove(target)));
         self.count_blocked();
         dropped

@@ -1,0 +1,204 @@
+//! Defines the answers on the control socket, and their text.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::address_info::AddressInfo;
+use super::ban_info::BanPage;
+use super::fleet_info::FleetBans;
+use super::format::{nullable, to_seconds};
+use super::scoped_network::plain;
+use super::status::Status;
+use crate::events::json::rfc3339;
+use crate::ledger::Allowance;
+
+/// The daemon's answer to a successful request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    Status(Box<Status>),
+    Blocked(Blocked),
+    Unblocked(Unblocked),
+    Allowed(Allowed),
+    Disallowed(Disallowed),
+    Allowances(Allowances),
+    Explained(Box<AddressInfo>),
+    Bans(BanPage),
+    FleetBans(FleetBans),
+    ServiceForgotten(ServiceForgotten),
+    Reloaded(Reloaded),
+    Trial(TrialState),
+    Confirmed {},
+    Subscribed {},
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    #[serde(rename = "subject")]
+    pub target: String,
+    /// A time, or "never".
+    pub expires: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unblocked {
+    pub unblocked: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    pub allowed: String,
+    /// Null: until it is revoked.
+    #[serde(deserialize_with = "nullable")]
+    pub until: Option<String>,
+    /// Number of bans that this lifts.
+    pub lifted: usize,
+    /// Their targets, the first [`MAX_LISTED`].
+    pub bans: Vec<String>,
+}
+
+/// Maximum number of bans and allowances in one answer, which must fit into a line.
+pub const MAX_LISTED: usize = 200;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disallowed {
+    pub disallowed: String,
+    /// The remaining protection, if there is one.
+    #[serde(deserialize_with = "nullable")]
+    pub still: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowances {
+    pub allowed: Vec<AllowedEntry>,
+    /// Number of omitted entries.
+    pub more: usize,
+}
+
+/// A network that an operator or the configuration allows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowedEntry {
+    pub network: String,
+    /// The operator, or the key of the configuration.
+    pub by: String,
+    /// Null for what the configuration allows.
+    #[serde(deserialize_with = "nullable")]
+    pub since: Option<String>,
+    /// Null: until revoked, or removed from the configuration.
+    #[serde(deserialize_with = "nullable")]
+    pub until: Option<String>,
+}
+
+impl AllowedEntry {
+    /// A network allowed by a key of the configuration.
+    #[must_use]
+    pub fn configured(network: IpNet, key: &str) -> Self {
+        Self { network: plain(network), by: key.to_owned(), since: None, until: None }
+    }
+}
+
+impl From<&Allowance> for AllowedEntry {
+    fn from(allowance: &Allowance) -> Self {
+        Self {
+            network: plain(allowance.network),
+            by: allowance.by.clone(),
+            since: Some(rfc3339(allowance.since)),
+            until: allowance.until.map(rfc3339),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceForgotten {
+    /// Number of services, counting each family and address separately.
+    pub forgotten: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialState {
+    /// End of the log-only trial; null if scans are blocked again.
+    #[serde(deserialize_with = "nullable")]
+    pub until: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    pub changed: Vec<String>,
+    pub needs_restart: Vec<String>,
+}
+
+/// The answer as text; `--json` prints the object itself.
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => status.fmt(f),
+            Self::Blocked(Blocked { target, expires }) => match expires.as_str() {
+                "never" => writeln!(f, "{target} is blocked until `portsentry unblock {target}`"),
+                end => writeln!(f, "{target} is blocked until {}", to_seconds(end)),
+            },
+            Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),
+            Self::Allowed(Allowed { allowed, until, lifted, bans }) => {
+                match until {
+                    Some(until) => writeln!(f, "{allowed} is allowed until {}", to_seconds(until))?,
+                    None => writeln!(f, "{allowed} is allowed until `portsentry disallow {allowed}`")?,
+                }
+                if *lifted == 0 {
+                    return Ok(());
+                }
+                let more = lifted.saturating_sub(bans.len());
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                writeln!(f, "bans lifted: {lifted} ({}{more})", bans.join(", "))
+            }
+            Self::Disallowed(Disallowed { disallowed, still: None }) => {
+                writeln!(f, "the allowance of {disallowed} is revoked")
+            }
+            Self::Disallowed(Disallowed { disallowed, still: Some(why) }) => {
+                writeln!(f, "the allowance of {disallowed} is revoked, but it is still never blocked: it is {why}")
+            }
+            Self::Allowances(Allowances { allowed, more }) => {
+                if allowed.is_empty() {
+                    return writeln!(f, "no address is allowed, by operators or by the configuration");
+                }
+                let width = allowed.iter().map(|entry| entry.network.len()).max().unwrap_or_default();
+                for AllowedEntry { network, by, since, until } in allowed {
+                    let until = match (since, until) {
+                        (None, _) => String::new(),
+                        (_, Some(until)) => format!(", until {}", to_seconds(until)),
+                        (_, None) => ", until it is revoked".to_owned(),
+                    };
+                    writeln!(f, "{network:<width$}  by {by}{until}")?;
+                }
+                if *more > 0 { writeln!(f, "and {more} more from the configuration") } else { Ok(()) }
+            }
+            Self::Explained(info) => info.fmt(f),
+            Self::Bans(BanPage { bans, .. }) => bans.iter().try_for_each(|ban| writeln!(f, "{}", ban.target)),
+            Self::FleetBans(FleetBans { bans, .. }) => {
+                bans.iter().try_for_each(|ban| writeln!(f, "{}  {ban}", ban.target))
+            }
+            Self::ServiceForgotten(ServiceForgotten { forgotten }) => writeln!(f, "services forgotten: {forgotten}"),
+            Self::Reloaded(Reloaded { changed, needs_restart }) => {
+                let [changed, restart] = [changed, needs_restart].map(|keys| keys.join(", "));
+                match (changed.as_str(), restart.as_str()) {
+                    ("", "") => writeln!(f, "configuration reloaded: nothing has changed"),
+                    (changed, "") => writeln!(f, "configuration reloaded; changed: {changed}"),
+                    (changed, restart) => {
+                        writeln!(
+                            f,
+                            "configuration reloaded; changed: {changed}; takes effect after a restart: {restart}"
+                        )
+                    }
+                }
+            }
+            Self::Trial(TrialState { until: Some(until) }) => writeln!(
+                f,
+                "scans are only logged until {}; the bans in force stay. `portsentry trial --end` resumes blocking",
+                to_seconds(until)
+            ),
+            Self::Trial(TrialState { until: None }) => writeln!(f, "the trial has ended: scans are blocked again"),
+            Self::Confirmed {} => writeln!(f, "confirmed: blocking continues"),
+            Self::Subscribed {} => Ok(()),
+        }
+    }
+}
