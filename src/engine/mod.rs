@@ -70,7 +70,7 @@ pub use strikes::{Escalation, LastBan, StrikeHistory};
 pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Verdict};
 
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
-use crate::wire::{Delivery, Packet};
+use crate::wire::{Checksum, Delivery, Packet};
 use bans::Bans;
 use candidates::Candidates;
 use distributed_scan::DistributedScans;
@@ -195,8 +195,14 @@ impl Engine {
         };
         observation.interface = interface;
         observation.bridge_port = if bridge.is_some() { packet.interface } else { 0 };
-        if let Some(reason) = acceptance::refusal(packet, observation.interface, host) {
+        // Neither changes any state, so that a packet that turns out to be damaged has had no effect.
+        let refusal = acceptance::refusal(packet, interface, host);
+        if let Some(reason) = refusal.or_else(|| self.ignored_port(now, &observation, host)) {
             return Verdict::Ignored(reason);
+        }
+        match acceptance::verify(packet, interface, host) {
+            Ok(checksum) => observation.unverified = checksum != Checksum::Good && observation.class != Class::Fragment,
+            Err(reason) => return Verdict::Ignored(reason),
         }
         self.judge(now, observation, (target, known), host, lookup)
     }
@@ -222,7 +228,10 @@ impl Engine {
         if !is_unicast(observation.destination) || !host.local.contains(observation.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
-        self.count(now, observation, (target, known), host, lookup)
+        if let Some(reason) = self.port_in_use(now, &observation, host) {
+            return Verdict::Ignored(reason);
+        }
+        self.judge(now, observation, (target, known), host, lookup)
     }
 
     /// Ports of the last packet's source that counted as evidence and turned out to be in use.
