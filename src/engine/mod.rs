@@ -472,19 +472,26 @@ impl Engine {
         (target, known): (BanTarget, Hashed),
         host: &Host,
     ) -> Option<(BanTarget, usize, Standing)> {
-        let every_link = target.on_every_link();
-        let mut found = self.bans.table.get(known, now.tick()).map(|(slot, standing)| (target, slot, standing));
-        // A ban by an operator has no link.
-        if found.is_none() && every_link != target {
-            let held = self.bans.table.get(self.key_of(every_link, Track::Block), now.tick());
-            found = held.map(|(slot, standing)| (every_link, slot, standing));
-        }
-        let found = match found {
-            Some(found) => found,
+        let found = match self.bans.table.get(known, now.tick()) {
+            Some((slot, standing)) => (target, slot, standing),
+            None if matches!(target, BanTarget::Link { .. }) => self.recognise_neighbour(now, source, target)?,
             None if self.bans.prefixes.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
         };
         host.protection(source, target).is_none().then_some(found)
+    }
+
+    /// A ban by an operator has no link.
+    #[cold]
+    fn recognise_neighbour(
+        &self,
+        now: Timestamp,
+        source: IpAddr,
+        target: BanTarget,
+    ) -> Option<(BanTarget, usize, Standing)> {
+        let every_link = target.on_every_link();
+        let held = self.bans.table.get(self.key_of(every_link, Track::Block), now.tick());
+        held.map(|(slot, standing)| (every_link, slot, standing)).or_else(|| self.recognise_network(now, source))
     }
 
     /// Separate and cold, so that hosts without prefix bans pay nothing for it.
