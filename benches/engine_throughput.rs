@@ -187,8 +187,8 @@ fn benchmark(criterion: &mut Criterion) {
                 for frame in &frames {
                     // At a line rate of ten million packets per second.
                     now = now.after(Duration::from_nanos(100));
-                    if let Ok(packet) = decode(LinkType::Sll2, black_box(frame)) {
-                        let _ = black_box(engine.observe(now, &packet, &host, &mut NoLookup));
+                    if let Ok(packet) = &decode(LinkType::Sll2, black_box(frame)) {
+                        let _ = black_box(engine.observe(now, packet, &host, &mut NoLookup));
                     }
                 }
             });
@@ -391,8 +391,8 @@ fn extremes(criterion: &mut Criterion) {
                     let start = cpu_time();
                     for frame in &frames {
                         now = now.after(Duration::from_nanos(100));
-                        if let Ok(packet) = decode(LinkType::Sll2, black_box(frame)) {
-                            let _ = black_box(engine.observe(now, &packet, &host, &mut NoLookup));
+                        if let Ok(packet) = &decode(LinkType::Sll2, black_box(frame)) {
+                            let _ = black_box(engine.observe(now, packet, &host, &mut NoLookup));
                         }
                     }
                     spent += cpu_time().saturating_sub(start);

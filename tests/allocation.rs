@@ -89,7 +89,7 @@ fn packets_cause_no_allocation() {
             let flags = if n % 3 == 0 { flags } else { 2 };
             let bytes = datagram(source, protocol, u16::from(low) + 1, flags);
             let Ok(packet) = decode(LinkType::Raw, &bytes) else { continue };
-            let packet = Packet { checksum: Checksum::Good, ..packet };
+            let packet = Packet { checksum: Checksum::Good.into(), ..packet };
             match engine.observe(now, &packet, &host, &mut NoLookup) {
                 Verdict::Block(_) => bans += 1,
                 Verdict::LogOnly(_) => scans += 1,

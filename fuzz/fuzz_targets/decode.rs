@@ -45,10 +45,10 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 
 /// The packet without the fields that depend on the captured length: the payload if the IP length is zero, and the
 /// checksum.
-fn without_payload(mut packet: Packet) -> Packet {
+fn without_payload(mut packet: Packet<'_>) -> Packet<'_> {
     if let Transport::Tcp { payload, .. } = &mut packet.transport {
         *payload = 0;
     }
-    packet.checksum = portsentry::wire::Checksum::Good;
+    packet.checksum = portsentry::wire::Checksum::Good.into();
     packet
 }

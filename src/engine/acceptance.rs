@@ -16,32 +16,51 @@ use super::verdict::IgnoreReason;
 use crate::types::shared64;
 use crate::wire::{Checksum, Delivery, Packet, Transport};
 
-/// Returns the reason why the host drops `packet`, which arrived on `interface` (for a bridge port: the bridge); `None`
-/// if it accepts the packet.
-#[inline]
+/// Returns the reason why the host drops `packet` because of its addresses; `None` if it accepts them. The packet
+/// arrived on `interface` (for a bridge port: the bridge).
 pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<IgnoreReason> {
     if is_not_unicast(packet, interface, host) {
         return Some(IgnoreReason::NotUnicast);
     }
-    if !is_source(packet.source) || host.is_broadcast(packet.source, interface) {
+    if !is_source(packet.source) {
         return Some(IgnoreReason::NoSource);
     }
-    // Only a running host knows its exact addresses; a capture file may have been taken on another machine.
-    let live = host.local.is_exact();
-    if !is_ours(packet, host) || live && packet.destination.is_loopback() {
+    if !is_ours(packet, host) || is_live(host) && packet.destination.is_loopback() {
         return Some(IgnoreReason::NotOurs);
     }
-    let damaged = match packet.checksum {
+    None
+}
+
+/// Verifies a packet whose addresses the host accepts. Takes longer than all other checks, and so comes after them.
+/// Returns the result of its checksums.
+///
+/// # Errors
+///
+/// The reason why the host drops the packet.
+pub(super) fn verify(packet: &Packet, interface: u32, host: &Host) -> Result<Checksum, IgnoreReason> {
+    if host.is_broadcast(packet.source, interface) {
+        return Err(IgnoreReason::NoSource);
+    }
+    let checksum = packet.checksum.verify();
+    let damaged = match checksum {
         Checksum::Good | Checksum::Unknown => false,
-        Checksum::Blank => live && !is_unsummed(packet, host),
+        Checksum::Blank => is_live(host) && !is_unsummed(packet, host),
         Checksum::Bad => !is_unsummed(packet, host),
-        Checksum::BlankHeader => live,
+        Checksum::BlankHeader => is_live(host),
         Checksum::BadHeader => true,
     };
     if damaged {
-        return Some(IgnoreReason::Damaged);
+        return Err(IgnoreReason::Damaged);
     }
-    host.reverse_path.refuses(packet.source, interface).then_some(IgnoreReason::WrongInterface)
+    if host.reverse_path.refuses(packet.source, interface) {
+        return Err(IgnoreReason::WrongInterface);
+    }
+    Ok(checksum)
+}
+
+/// Only a running host knows its exact addresses; a capture file may have been taken on another machine.
+fn is_live(host: &Host) -> bool {
+    host.local.is_exact()
 }
 
 /// True if the sender may have marked the packet so that the kernel does not verify its checksum.
@@ -116,13 +135,17 @@ mod tests {
         Host::new(Local::Own { addresses, prefixes })
     }
 
-    fn packet(source: &str, destination: &str) -> Packet {
+    fn packet(source: &str, destination: &str) -> Packet<'static> {
         let packet = fixtures::packet(address(source), address(destination), fixtures::tcp(4_000, 23, TcpFlags::SYN));
         Packet { delivery: Delivery::Host, interface: 2, ..packet }
     }
 
+    fn dropped(packet: &Packet, interface: u32, host: &Host) -> Option<IgnoreReason> {
+        refusal(packet, interface, host).or_else(|| verify(packet, interface, host).err())
+    }
+
     fn verdict(source: &str, destination: &str) -> Option<IgnoreReason> {
-        refusal(&packet(source, destination), 2, &host())
+        dropped(&packet(source, destination), 2, &host())
     }
 
     #[test]
@@ -148,12 +171,12 @@ mod tests {
         let mut host = host();
         let source = "192.0.2.255";
         host.broadcasts = vec![source.parse().unwrap()];
-        let came = |interface, host: &Host| refusal(&packet(source, OWN), interface, host);
+        let came = |interface, host: &Host| dropped(&packet(source, OWN), interface, host);
         assert_eq!(came(2, &host), None, "without a reverse-path filter the kernel answers the whole link");
         host.guarded = vec![(2, "lan".to_owned())];
         assert_eq!(came(2, &host), Some(IgnoreReason::NoSource));
         assert_eq!(came(3, &host), None);
-        assert_eq!(refusal(&packet("192.0.2.254", OWN), 2, &host), None);
+        assert_eq!(dropped(&packet("192.0.2.254", OWN), 2, &host), None);
     }
 
     #[test]
@@ -171,7 +194,9 @@ mod tests {
 
     #[test]
     fn damaged_packet_is_refused() {
-        let with = |checksum, host: &Host| refusal(&Packet { checksum, ..packet("198.51.100.7", OWN) }, 2, host);
+        let with = |checksum: Checksum, host: &Host| {
+            dropped(&Packet { checksum: checksum.into(), ..packet("198.51.100.7", OWN) }, 2, host)
+        };
         assert_eq!(with(Checksum::Bad, &host()), Some(IgnoreReason::Damaged));
         assert_eq!(with(Checksum::Blank, &host()), Some(IgnoreReason::Damaged));
         assert_eq!(with(Checksum::Unknown, &host()), None);
@@ -182,8 +207,9 @@ mod tests {
     fn wrong_checksum_without_wire_is_accepted() {
         let mut host = host();
         host.virtual_links = vec![2, 5];
-        let at = |interface, checksum| {
-            refusal(&Packet { checksum, interface, ..packet("198.51.100.7", OWN) }, interface, &host)
+        let at = |interface, checksum: Checksum| {
+            let checksum = checksum.into();
+            dropped(&Packet { checksum, interface, ..packet("198.51.100.7", OWN) }, interface, &host)
         };
         for checksum in [Checksum::Bad, Checksum::Blank] {
             assert_eq!(at(2, checksum), None, "the sender has marked the segment as not yet summed");
@@ -200,7 +226,7 @@ mod tests {
         let tcp = packet("198.51.100.7", OWN).transport;
         for delivery in [Delivery::Broadcast, Delivery::Multicast] {
             let came = |transport, to, host: &Host| {
-                refusal(&Packet { delivery, transport, ..packet("198.51.100.7", to) }, 2, host)
+                dropped(&Packet { delivery, transport, ..packet("198.51.100.7", to) }, 2, host)
             };
             assert_eq!(came(udp, OWN, &host()), None);
             assert_eq!(came(Transport::Icmp { kind: 8, code: 0 }, OWN, &host()), None);
@@ -217,7 +243,7 @@ mod tests {
     fn anycast_address_takes_datagrams_only() {
         let mut host = host();
         host.anycast = vec!["2001:db8:7::/128".parse().unwrap()];
-        let to = |transport, to| refusal(&Packet { transport, ..packet("2001:db8:5::1", to) }, 2, &host);
+        let to = |transport, to| dropped(&Packet { transport, ..packet("2001:db8:5::1", to) }, 2, &host);
         let udp = Transport::Udp { source_port: 4_000, destination_port: 161 };
         assert_eq!(to(udp, "2001:db8:7::"), None);
         assert_eq!(to(udp, "2001:db8:8::"), Some(IgnoreReason::NotOurs));
@@ -228,10 +254,10 @@ mod tests {
     #[test]
     fn bridge_without_address_hides_its_frames() {
         let other = Packet { delivery: Delivery::OtherHost, ..packet("198.51.100.7", OWN) };
-        assert_eq!(refusal(&other, 2, &host()), Some(IgnoreReason::NotUnicast));
+        assert_eq!(dropped(&other, 2, &host()), Some(IgnoreReason::NotUnicast));
         let mut bridged = host();
         bridged.bridge_ports = vec![(2, 9)];
-        assert_eq!(refusal(&other, 9, &bridged), None);
+        assert_eq!(dropped(&other, 9, &bridged), None);
     }
 
     #[test]
@@ -243,7 +269,7 @@ mod tests {
         routes.set_strict([2, 7].into());
         let mut host = host();
         host.reverse_path = routes;
-        let came = |source: &str, interface| refusal(&packet(source, OWN), interface, &host);
+        let came = |source: &str, interface| dropped(&packet(source, OWN), interface, &host);
         assert_eq!(came("192.168.5.9", 2), Some(IgnoreReason::WrongInterface));
         assert_eq!(came("192.168.5.9", 7), None);
         assert_eq!(came("192.168.5.9", 4), None, "not strict there");

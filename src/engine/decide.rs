@@ -33,36 +33,40 @@ const PEER_SETTLED: Duration = Duration::from_secs(2);
 const STALE: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// Judges a packet of a source without a ban, which counts against the given target. The target's key is that in
-    /// [`Track::Block`].
-    pub(super) fn judge(
-        &mut self,
-        now: Timestamp,
-        observation: Observation,
-        target: (BanTarget, Hashed),
-        host: &Host,
-        lookup: &mut impl PortLookup,
-    ) -> Verdict {
+    /// Returns the reason why `observation` is not evidence because of its port, if there is one.
+    pub(super) fn ignored_port(&self, now: Timestamp, observation: &Observation, host: &Host) -> Option<IgnoreReason> {
         let port = observation.port;
         let monitored = match observation.protocol {
-            Protocol::Tcp => self.settings.tcp.ports.contains(port) || self.hides_port(&observation),
+            Protocol::Tcp => self.settings.tcp.ports.contains(port) || self.hides_port(observation),
             Protocol::Udp => self.settings.udp.ports.contains(port),
             Protocol::Sctp => self.settings.sctp,
             Protocol::Icmp => self.settings.icmp,
         };
-        if !monitored {
-            return Verdict::Ignored(IgnoreReason::NotMonitored);
-        }
-        self.count(now, observation, target, host, lookup)
+        if monitored { self.port_in_use(now, observation, host) } else { Some(IgnoreReason::NotMonitored) }
     }
 
     fn hides_port(&self, observation: &Observation) -> bool {
         !observation.has_port() && !self.settings.tcp.ports.is_empty()
     }
 
-    /// Counts `observation` against `target`, unless this host uses the port; `known` is the target's key in
-    /// [`Track::Block`].
-    pub(super) fn count(
+    /// Returns the reason why `observation` is not evidence, if this host uses its port.
+    pub(super) fn port_in_use(&self, now: Timestamp, observation: &Observation, host: &Host) -> Option<IgnoreReason> {
+        let Observation { destination, protocol, port, .. } = *observation;
+        // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way. Also for
+        // decoys: a service may have started since, and its first clients must not count.
+        if host.listens(protocol, destination, port, observation.interface) {
+            return Some(IgnoreReason::Open);
+        }
+        let own = OwnPort { address: destination, protocol, port };
+        if self.recent_ports.holds(own, observation.source, now.tick()) {
+            return Some(IgnoreReason::RecentlyOpen);
+        }
+        host.services.contains(protocol, destination, port).then_some(IgnoreReason::RememberedService)
+    }
+
+    /// Judges `observation`, whose port this host does not use. It counts against `target`, which has no ban; `known` is
+    /// the target's key in [`Track::Block`].
+    pub(super) fn judge(
         &mut self,
         now: Timestamp,
         observation: Observation,
@@ -70,19 +74,6 @@ impl Engine {
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Verdict {
-        let Observation { destination, protocol, port, .. } = observation;
-        // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way. Also for
-        // decoys: a service may have started since, and its first clients must not count.
-        if host.listens(protocol, destination, port, observation.interface) {
-            return Verdict::Ignored(IgnoreReason::Open);
-        }
-        let own = OwnPort { address: destination, protocol, port };
-        if self.recent_ports.holds(own, observation.source, now.tick()) {
-            return Verdict::Ignored(IgnoreReason::RecentlyOpen);
-        }
-        if host.services.contains(protocol, destination, port) {
-            return Verdict::Ignored(IgnoreReason::RememberedService);
-        }
         if let Some(protection) = host.protection(observation.source, target) {
             let report = self.exempt.observe(now, observation.source);
             return Verdict::Exempt(Exempt { observation, protection, report });
@@ -92,7 +83,7 @@ impl Engine {
         if track != Track::Block
             && let Some((slot, standing)) = self.bans.table.get(key, now.tick())
         {
-            let source = (observation.source, Some(protocol));
+            let source = (observation.source, Some(observation.protocol));
             return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, track)));
         }
         let port = evidence_port(&observation);

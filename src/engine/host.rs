@@ -241,7 +241,11 @@ impl Host {
     /// Returns the target against which packets from `source` on `interface` count. A capture file does not distinguish
     /// links.
     pub(super) fn target(&self, source: IpAddr, interface: u32) -> BanTarget {
-        if self.local.is_exact() { BanTarget::on(source, self.link(interface)) } else { BanTarget::containing(source) }
+        match source {
+            IpAddr::V4(v4) => BanTarget::V4(v4),
+            _ if self.local.is_exact() => BanTarget::on(source, self.link(interface)),
+            _ => BanTarget::containing(source),
+        }
     }
 
     /// Returns the reason why packets from `source`, which count against `target`, never lead to a ban, if there is

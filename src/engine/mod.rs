@@ -70,7 +70,7 @@ pub use strikes::{Escalation, LastBan, StrikeHistory};
 pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Verdict};
 
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
-use crate::wire::{Delivery, Packet};
+use crate::wire::{Checksum, Delivery, Packet};
 use bans::Bans;
 use candidates::Candidates;
 use distributed_scan::DistributedScans;
@@ -195,8 +195,14 @@ impl Engine {
         };
         observation.interface = interface;
         observation.bridge_port = if bridge.is_some() { packet.interface } else { 0 };
-        if let Some(reason) = acceptance::refusal(packet, observation.interface, host) {
+        // Neither changes any state, so that a packet that turns out to be damaged has had no effect.
+        let refusal = acceptance::refusal(packet, interface, host);
+        if let Some(reason) = refusal.or_else(|| self.ignored_port(now, &observation, host)) {
             return Verdict::Ignored(reason);
+        }
+        match acceptance::verify(packet, interface, host) {
+            Ok(checksum) => observation.unverified = checksum != Checksum::Good && observation.class != Class::Fragment,
+            Err(reason) => return Verdict::Ignored(reason),
         }
         self.judge(now, observation, (target, known), host, lookup)
     }
@@ -222,7 +228,10 @@ impl Engine {
         if !is_unicast(observation.destination) || !host.local.contains(observation.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
-        self.count(now, observation, (target, known), host, lookup)
+        if let Some(reason) = self.port_in_use(now, &observation, host) {
+            return Verdict::Ignored(reason);
+        }
+        self.judge(now, observation, (target, known), host, lookup)
     }
 
     /// Ports of the last packet's source that counted as evidence and turned out to be in use.
@@ -463,19 +472,26 @@ impl Engine {
         (target, known): (BanTarget, Hashed),
         host: &Host,
     ) -> Option<(BanTarget, usize, Standing)> {
-        let every_link = target.on_every_link();
-        let mut found = self.bans.table.get(known, now.tick()).map(|(slot, standing)| (target, slot, standing));
-        // A ban by an operator has no link.
-        if found.is_none() && every_link != target {
-            let held = self.bans.table.get(self.key_of(every_link, Track::Block), now.tick());
-            found = held.map(|(slot, standing)| (every_link, slot, standing));
-        }
-        let found = match found {
-            Some(found) => found,
+        let found = match self.bans.table.get(known, now.tick()) {
+            Some((slot, standing)) => (target, slot, standing),
+            None if matches!(target, BanTarget::Link { .. }) => self.recognise_neighbour(now, source, target)?,
             None if self.bans.prefixes.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
         };
         host.protection(source, target).is_none().then_some(found)
+    }
+
+    /// A ban by an operator has no link.
+    #[cold]
+    fn recognise_neighbour(
+        &self,
+        now: Timestamp,
+        source: IpAddr,
+        target: BanTarget,
+    ) -> Option<(BanTarget, usize, Standing)> {
+        let every_link = target.on_every_link();
+        let held = self.bans.table.get(self.key_of(every_link, Track::Block), now.tick());
+        held.map(|(slot, standing)| (every_link, slot, standing)).or_else(|| self.recognise_network(now, source))
     }
 
     /// Separate and cold, so that hosts without prefix bans pay nothing for it.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::class::Class;
 use crate::types::Protocol;
-use crate::wire::{Checksum, Packet, TcpFlags, Transport};
+use crate::wire::{Packet, TcpFlags, Transport};
 
 /// An incoming packet or a connection to a decoy, in the form that the engine judges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,8 @@ pub(super) fn protocol_of(transport: &Transport) -> Option<Protocol> {
 const HIDDEN: u16 = 0;
 
 impl Observation {
-    /// Returns the evidence that `packet` would be; `None` for an answer, a later fragment, or a packet without ports.
+    /// Returns the evidence that `packet` would be if its checksums were verified; `None` for an answer, a later
+    /// fragment, or a packet without ports.
     #[must_use]
     pub fn from_packet(packet: &Packet) -> Option<Self> {
         let (protocol, source_port, port, class) = match packet.transport {
@@ -84,7 +85,7 @@ impl Observation {
             port,
             class,
             fragmented: packet.fragmented || class == Class::Fragment,
-            unverified: packet.checksum != Checksum::Good && class != Class::Fragment,
+            unverified: false,
             decoy: false,
         })
     }

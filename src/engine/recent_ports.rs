@@ -159,12 +159,13 @@ struct Entry {
 /// thousand.
 const WAYS: usize = 8;
 const BUCKETS: usize = 512;
+const PLACES: usize = WAYS * BUCKETS;
 
 impl PortTable {
     fn new(secret: HashKey) -> Self {
         let own = OwnPort { address: Ipv4Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 };
-        let (free, places) = (Entry { own, peer: None, until: Tick(0) }, WAYS * BUCKETS);
-        Self { entries: vec![free; places], ends: vec![Tick(0); places], secret }
+        let free = Entry { own, peer: None, until: Tick(0) };
+        Self { entries: vec![free; PLACES], ends: vec![Tick(0); PLACES], secret }
     }
 
     /// The first entry of the bucket.
@@ -183,7 +184,7 @@ impl PortTable {
     /// False if no record of `port` is valid at `now`.
     #[inline]
     fn has(&self, port: u16, now: Tick) -> bool {
-        self.ends.get(usize::from(port) % self.ends.len()).is_some_and(|end| *end > now)
+        self.ends.get(usize::from(port) % PLACES).is_some_and(|end| *end > now)
     }
 
     /// Time until which the port counts as open; [`Tick`] 0 if it is not recorded.
@@ -203,8 +204,7 @@ impl PortTable {
         if let Some(entry) = place.and_then(|place| entries.get_mut(place)) {
             let until = if known.is_some() { until.max(entry.until) } else { until };
             *entry = Entry { own, peer, until };
-            let port = usize::from(own.port) % self.ends.len();
-            self.ends.get_mut(port).into_iter().for_each(|end| *end = until.max(*end));
+            self.ends.get_mut(usize::from(own.port) % PLACES).into_iter().for_each(|end| *end = until.max(*end));
         }
     }
 }
@@ -229,7 +229,7 @@ mod tests {
         (0..200_000).for_each(|n| recent.used_with(own(u16::try_from(1_000 + n % 50_000).unwrap()), peer(n), now));
         assert!((1..=100).all(|port| recent.holds(own(port), peer(0), now)), "all services are still remembered");
         assert_eq!(recent.ports(Protocol::Udp, now).to_string(), "1-100", "a flow opens its port only to its peer");
-        assert!(recent.own_use.entries.len() == WAYS * BUCKETS, "the table does not grow");
+        assert!(recent.own_use.entries.len() == PLACES, "the table does not grow");
     }
 
     #[test]
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn ports_that_share_an_end_are_distinct() {
         let mut recent = RecentPorts::new(HashKey(1, 2));
-        let (first, second) = (own(7), own(7 + u16::try_from(recent.own_use.ends.len()).unwrap()));
+        let (first, second) = (own(7), own(7 + u16::try_from(PLACES).unwrap()));
         recent.used(first, Tick(1));
         recent.used(second, Tick(100));
         let end = Tick(1).plus(Tick::ticks(RECENT));

@@ -11,17 +11,17 @@ use crate::wire::{self, Checksum, Delivery, LinkType, Packet, TcpFlags, Transpor
 /// ordinary segment with a wrong checksum is accepted: the capturing host sent it before its network card filled in the
 /// checksum.
 #[inline]
-pub(super) fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet, Undecoded> {
+pub(super) fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet<'_>, Undecoded> {
     let mut packet = wire::decode(link, bytes)?;
     let strange = match packet.transport {
         Transport::Tcp { flags, .. } => Class::of_tcp(flags).is_some_and(Class::is_conclusive),
         Transport::TinyFragment { .. } | Transport::OverlappingFragment | Transport::HiddenHeader => true,
         _ => false,
     };
-    if strange && matches!(packet.checksum, Checksum::Bad | Checksum::BadHeader) {
+    if strange && matches!(packet.checksum.verify(), Checksum::Bad | Checksum::BadHeader) {
         return Err(Undecoded::Malformed);
     }
-    packet.checksum = Checksum::Good;
+    packet.checksum = Checksum::Good.into();
     if !strange {
         return Ok(packet);
     }

@@ -197,7 +197,7 @@ mod tests {
     const CLIENT: (u8, u16) = (1, 1080);
     const SERVER: (u8, u16) = (2, 143);
 
-    fn tcp(from: (u8, u16), to: (u8, u16), flags: u16, payload: u16) -> Packet {
+    fn tcp(from: (u8, u16), to: (u8, u16), flags: u16, payload: u16) -> Packet<'static> {
         let address = |last| IpAddr::from([192, 0, 2, last]);
         let flags = TcpFlags(flags);
         packet(

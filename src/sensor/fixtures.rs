@@ -10,7 +10,7 @@ pub(super) const HERE: [u8; 4] = [192, 0, 2, 1];
 pub(super) const SCANNER: [u8; 4] = [198, 51, 100, 7];
 
 /// A TCP packet between the scanner and `port` of this host.
-pub(super) fn packet(outgoing: bool, flags: u16, port: u16) -> Packet {
+pub(super) fn packet(outgoing: bool, flags: u16, port: u16) -> Packet<'static> {
     let (source, destination) = if outgoing { (HERE, SCANNER) } else { (SCANNER, HERE) };
     let (source_port, destination_port) = if outgoing { (port, 40_000) } else { (40_000, port) };
     let delivery = if outgoing { Delivery::Outgoing } else { Delivery::Host };

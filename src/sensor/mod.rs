@@ -242,8 +242,8 @@ impl Sensor {
         let link = self.live.link_type();
         let Self { live, controller, .. } = self;
         let mut undecoded = 0;
-        let frames = live.drain(BATCH_SIZE, |frame, time| match wire::decode(link, frame) {
-            Ok(packet) => controller.observe_packet(now, &packet, time),
+        let frames = live.drain(BATCH_SIZE, |frame, time| match &wire::decode(link, frame) {
+            Ok(packet) => controller.observe_packet(now, packet, time),
             Err(wire::Undecoded::NotIp) => {}
             Err(_) => undecoded += 1,
         })?;

@@ -178,7 +178,7 @@ mod tests {
         let mut review = TrapReview::new(HashKey(3, 4));
         let (now, later) = (Timestamp::default(), Timestamp::at(UNCONFIRMED_FOR));
         for port in [21, 22, 23] {
-            let packet = Packet { checksum, ..packet(false, TcpFlags::SYN, port) };
+            let packet = Packet { checksum: checksum.into(), ..packet(false, TcpFlags::SYN, port) };
             let verdict = engine.observe(now, &packet, host, &mut NoLookup);
             review.excuse(now, &packet, verdict, &[], |_| true);
         }

@@ -4,6 +4,8 @@
 //! References: RFC 1071 (the sum), RFC 791, 768, 8200 and 9293 (what it covers), and the kernel's
 //! Documentation/networking/checksum-offloads.rst (`CHECKSUM_PARTIAL`).
 
+use std::fmt;
+
 use super::piece::Piece;
 use super::transport::{TCP, UDP, UDP_HEADER};
 
@@ -29,10 +31,91 @@ pub enum Checksum {
     BadHeader,
 }
 
+/// The checksums of a packet, verified only if the result is needed: most packets are ignored for reasons that cost
+/// less to find.
+#[derive(Clone, Copy)]
+pub struct LazyChecksum<'a>(Covered<'a>);
+
+/// What the checksums cover. The addresses are the source followed by the destination; the payload is `None` if it is a
+/// fragment.
+#[derive(Clone, Copy)]
+enum Covered<'a> {
+    /// Nothing that is still to be verified.
+    Known(Checksum),
+    V4 {
+        header: &'a [u8],
+        payload: Option<Payload<'a>>,
+    },
+    V6 {
+        addresses: &'a [u8; 32],
+        payload: Option<Payload<'a>>,
+        has_length: bool,
+    },
+}
+
+/// The whole payload of an IP packet.
+#[derive(Clone, Copy)]
+pub(super) struct Payload<'a> {
+    pub(super) protocol: u8,
+    pub(super) piece: Piece<'a>,
+}
+
+impl From<Checksum> for LazyChecksum<'_> {
+    fn from(known: Checksum) -> Self {
+        Self(Covered::Known(known))
+    }
+}
+
+impl<'a> LazyChecksum<'a> {
+    /// The checksums of an IPv4 packet: that of its header with options, and that of its payload.
+    #[inline]
+    pub(super) fn v4(header: &'a [u8], payload: Option<Payload<'a>>) -> Self {
+        Self(Covered::V4 { header, payload })
+    }
+
+    /// The checksum of the payload of an IPv6 packet. Without a length in its header, it is unknown whether the whole
+    /// packet was captured.
+    #[inline]
+    pub(super) fn v6(addresses: &'a [u8; 32], payload: Option<Payload<'a>>, has_length: bool) -> Self {
+        Self(Covered::V6 { addresses, payload, has_length })
+    }
+
+    /// Verifies the checksums.
+    #[must_use]
+    pub fn verify(&self) -> Checksum {
+        match &self.0 {
+            Covered::Known(checksum) => *checksum,
+            Covered::V4 { header, payload } => {
+                let addresses = header.get(12..20).unwrap_or_default();
+                Checksum::of_transport(addresses, *payload).max(Checksum::of_header(header))
+            }
+            Covered::V6 { addresses, payload, has_length: true } => Checksum::of_transport(*addresses, *payload),
+            // Linux accepts such a packet if it begins with a hop-by-hop header, of whatever length.
+            Covered::V6 { addresses, payload, .. } => {
+                Checksum::of_transport(*addresses, *payload).min(Checksum::Unknown)
+            }
+        }
+    }
+}
+
+/// By their results.
+impl PartialEq for LazyChecksum<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.verify() == other.verify()
+    }
+}
+
+impl Eq for LazyChecksum<'_> {}
+
+impl fmt::Debug for LazyChecksum<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.verify().fmt(f)
+    }
+}
+
 impl Checksum {
     /// Verifies the checksum of an IPv4 header with its options.
-    #[inline]
-    pub(super) fn of_header(header: &[u8]) -> Self {
+    fn of_header(header: &[u8]) -> Self {
         match header.get(10..12) {
             _ if fold(sum(header, 0)) == 0xffff => Self::Good,
             Some([0, 0]) => Self::BlankHeader,
@@ -40,11 +123,10 @@ impl Checksum {
         }
     }
 
-    /// Verifies the checksum of a whole TCP segment or UDP datagram between `addresses`, the source followed by the
-    /// destination.
-    #[inline]
-    pub(super) fn of_transport(protocol: u8, addresses: [&[u8]; 2], payload: Piece<'_>) -> Self {
-        let is_v4 = addresses.iter().all(|address| address.len() == 4);
+    /// Verifies the checksum of a whole TCP segment or UDP datagram between `addresses`.
+    fn of_transport(addresses: &[u8], payload: Option<Payload<'_>>) -> Self {
+        let Some(Payload { protocol, piece: payload }) = payload else { return Self::Unknown };
+        let is_v4 = addresses.len() == 8;
         let (field, payload) = match protocol {
             TCP => (16..18, payload),
             UDP => match datagram(payload, is_v4) {
@@ -56,9 +138,8 @@ impl Checksum {
         let Some(bytes) = payload.whole() else { return Self::Unknown };
         // Shorter than its header: the packet is malformed, and the result is not used.
         let Some(&[high, low]) = bytes.get(field) else { return Self::Unknown };
-        let [source, destination] = addresses;
         let length = u64::try_from(bytes.len()).unwrap_or(0);
-        let pseudo = sum(destination, sum(source, length + u64::from(protocol)));
+        let pseudo = sum(addresses, length + u64::from(protocol));
         match u16::from_be_bytes([high, low]) {
             // RFC 768: zero means no checksum. IPv6 does not allow it (RFC 8200).
             0 if protocol == UDP && is_v4 => Self::Good,
@@ -83,12 +164,15 @@ fn datagram(payload: Piece<'_>, is_v4: bool) -> Result<Piece<'_>, Checksum> {
     }
 }
 
-/// Adds the 16-bit words of `bytes` to `start`. A frame has fewer than 2^32 words, so the carries fit in 64 bits.
-#[inline]
+/// Adds the 16-bit words of `bytes` to `start`, four at a time.
 fn sum(bytes: &[u8], start: u64) -> u64 {
+    let add = |sum: u64, word| {
+        let (sum, carry) = sum.overflowing_add(word);
+        sum + u64::from(carry)
+    };
     let (words, rest) = bytes.as_chunks();
-    let sum = words.iter().fold(start, |sum, word| sum + u64::from(u32::from_be_bytes(*word)));
-    rest.iter().zip([24, 16, 8]).fold(sum, |sum, (byte, shift)| sum + (u64::from(*byte) << shift))
+    let rest = rest.iter().rfold(0, |word, byte| word >> 8 | u64::from(*byte) << 56);
+    words.iter().fold(add(start, rest), |sum, word| add(sum, u64::from_be_bytes(*word)))
 }
 
 /// The one's complement sum of the Internet checksum; 0xffff for data with a correct checksum. The upper half of each
@@ -113,7 +197,7 @@ mod tests {
 
     /// `None` if the packet cannot be decoded.
     fn checksum(packet: &[u8]) -> Option<Checksum> {
-        decode(LinkType::Raw, packet).ok().map(|packet| packet.checksum)
+        decode(LinkType::Raw, packet).ok().map(|packet| packet.checksum.verify())
     }
 
     #[test]

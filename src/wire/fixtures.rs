@@ -12,13 +12,17 @@ pub(crate) const ACK: u16 = TcpFlags::ACK;
 pub(crate) const URG: u16 = TcpFlags::URG;
 
 /// A complete packet without information from the link layer.
-pub(crate) fn packet(source: impl Into<IpAddr>, destination: impl Into<IpAddr>, transport: Transport) -> Packet {
+pub(crate) fn packet(
+    source: impl Into<IpAddr>,
+    destination: impl Into<IpAddr>,
+    transport: Transport,
+) -> Packet<'static> {
     Packet {
         source: source.into(),
         destination: destination.into(),
         delivery: Delivery::Unknown,
         interface: 0,
-        checksum: Checksum::Good,
+        checksum: Checksum::Good.into(),
         fragmented: false,
         transport,
     }

@@ -4,13 +4,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::checksum::{LazyChecksum, Payload};
 use super::link::Frame;
 use super::piece::Piece;
 use super::transport::{self, ICMPV4};
-use super::{Checksum, Packet, Undecoded};
+use super::{Packet, Undecoded};
 
 #[inline]
-pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
+pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Packet<'a>, Undecoded> {
     let (header, rest) = frame.packet.split_first_chunk::<12>().ok_or(Undecoded::Truncated)?;
     let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, _, _] = header;
     let (source, rest) = rest.split_first_chunk::<4>().ok_or(Undecoded::Truncated)?;
@@ -31,13 +32,10 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
     };
     let payload = Piece::new(rest, behind_fixed).behind(options)?;
 
-    let (transport, checksum) = match (offset, more) {
-        (0, false) => {
-            let checksum = Checksum::of_transport(protocol, [source, destination], payload);
-            (transport::whole(protocol, ICMPV4, payload)?, checksum)
-        }
-        (0, true) => (transport::first_fragment(protocol, ICMPV4, payload.whole_units())?, Checksum::Unknown),
-        _ => (transport::later_fragment(protocol, offset), Checksum::Unknown),
+    let (transport, whole) = match (offset, more) {
+        (0, false) => (transport::whole(protocol, ICMPV4, payload)?, Some(Payload { protocol, piece: payload })),
+        (0, true) => (transport::first_fragment(protocol, ICMPV4, payload.whole_units())?, None),
+        _ => (transport::later_fragment(protocol, offset), None),
     };
     let header = frame.packet.get(..MIN_HEADER + options).ok_or(Undecoded::Truncated)?;
     Ok(Packet {
@@ -45,7 +43,7 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
         destination: IpAddr::V4(Ipv4Addr::from(*destination)),
         delivery: frame.delivery,
         interface: frame.interface,
-        checksum: checksum.max(Checksum::of_header(header)),
+        checksum: LazyChecksum::v4(header, whole),
         fragmented: more && offset == 0,
         transport,
     })

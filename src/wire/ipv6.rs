@@ -5,14 +5,16 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::checksum::{LazyChecksum, Payload};
 use super::link::Frame;
 use super::piece::Piece;
 use super::transport::{self, ICMPV6};
-use super::{Checksum, Packet, Transport, Undecoded};
+use super::{Packet, Transport, Undecoded};
 
 #[inline]
-pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
+pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Packet<'a>, Undecoded> {
     let (&[version, _, _, _, l0, l1, next, _], rest) = frame.packet.split_first_chunk().ok_or(Undecoded::Truncated)?;
+    let addresses = rest.first_chunk().ok_or(Undecoded::Truncated)?;
     let (source, rest) = rest.split_first_chunk::<16>().ok_or(Undecoded::Truncated)?;
     let (destination, rest) = rest.split_first_chunk::<16>().ok_or(Undecoded::Truncated)?;
     if version >> 4 != 6 {
@@ -22,48 +24,46 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
     // Zero: the length does not fit in 16 bits, as in a jumbogram or in a large send that the card has yet to split.
     let payload = Piece::new(rest, if claimed == 0 { rest.len() } else { claimed });
 
-    let addresses: [&[u8]; 2] = [source, destination];
-    let Carried { transport, checksum, fragmented } = match next {
-        transport::TCP | transport::UDP | ICMPV6 => Carried::whole(next, addresses, payload)?,
-        _ => chain(next, addresses, payload, claimed == 0)?,
+    let Carried { transport, whole, fragmented } = match next {
+        transport::TCP | transport::UDP | ICMPV6 => Carried::whole(next, payload)?,
+        _ => chain(next, payload, claimed == 0)?,
     };
-    // Without a length, it is unknown whether the whole packet was captured. Linux accepts such a packet if it begins
-    // with a hop-by-hop header, of whatever length.
-    let checksum = if claimed == 0 { checksum.min(Checksum::Unknown) } else { checksum };
+    let has_length = claimed != 0;
     Ok(Packet {
         source: IpAddr::V6(Ipv6Addr::from(*source)),
         destination: IpAddr::V6(Ipv6Addr::from(*destination)),
         delivery: frame.delivery,
         interface: frame.interface,
-        checksum,
+        checksum: LazyChecksum::v6(addresses, whole, has_length),
         fragmented,
         transport,
     })
 }
 
 /// The result of following the headers.
-struct Carried {
+struct Carried<'a> {
     transport: Transport,
-    checksum: Checksum,
+    /// `None` for a fragment.
+    whole: Option<Payload<'a>>,
     /// True for the first fragment of a datagram.
     fragmented: bool,
 }
 
-impl Carried {
-    fn whole(protocol: u8, addresses: [&[u8]; 2], payload: Piece<'_>) -> Result<Self, Undecoded> {
-        let checksum = Checksum::of_transport(protocol, addresses, payload);
-        Ok(Self { transport: transport::whole(protocol, ICMPV6, payload)?, checksum, fragmented: false })
+impl<'a> Carried<'a> {
+    fn whole(protocol: u8, payload: Piece<'a>) -> Result<Self, Undecoded> {
+        let transport = transport::whole(protocol, ICMPV6, payload)?;
+        Ok(Self { transport, whole: Some(Payload { protocol, piece: payload }), fragmented: false })
     }
 
     fn fragment(transport: Transport, fragmented: bool) -> Self {
-        Self { transport, checksum: Checksum::Unknown, fragmented }
+        Self { transport, whole: None, fragmented }
     }
 }
 
 /// Follows the extension headers from `next`. Their order is not judged, because the packet was meant for a port even
 /// if the host answers with an error. Their number is not limited either: Linux follows any number. The loop ends at
 /// [`MAX_CHAIN`], because each header has at least eight bytes.
-fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: bool) -> Result<Carried, Undecoded> {
+fn chain(mut next: u8, mut payload: Piece<'_>, jumbo: bool) -> Result<Carried<'_>, Undecoded> {
     let mut fragmented = false;
     let start = payload.length();
     loop {
@@ -101,7 +101,7 @@ fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: boo
                 let transport = transport::first_fragment(next, ICMPV6, payload)?;
                 return Ok(Carried::fragment(transport, true));
             }
-            _ => return Carried::whole(next, addresses, payload),
+            _ => return Carried::whole(next, payload),
         };
         (next, payload) = match step {
             Ok(behind) => behind,

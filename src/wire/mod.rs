@@ -16,7 +16,7 @@ mod transport;
 
 use std::net::IpAddr;
 
-pub use checksum::Checksum;
+pub use checksum::{Checksum, LazyChecksum};
 pub(crate) use link::MAX_TAGS;
 pub use quote::{Quote, quoted};
 
@@ -27,7 +27,7 @@ pub use quote::{Quote, quoted};
 ///
 /// [`Undecoded`] if the frame contains no IP packet, ends too early, or contradicts itself.
 #[inline]
-pub fn decode(link: LinkType, frame: &[u8]) -> Result<Packet, Undecoded> {
+pub fn decode(link: LinkType, frame: &[u8]) -> Result<Packet<'_>, Undecoded> {
     let frame = link::open(link, frame)?;
     if frame.hidden {
         return hidden(&frame);
@@ -40,20 +40,20 @@ pub fn decode(link: LinkType, frame: &[u8]) -> Result<Packet, Undecoded> {
 
 /// The addresses of a packet that is hidden behind VLAN tags. The rest of the packet is not decoded.
 #[cold]
-fn hidden(frame: &link::Frame<'_>) -> Result<Packet, Undecoded> {
+fn hidden<'a>(frame: &link::Frame<'a>) -> Result<Packet<'a>, Undecoded> {
     let truncated = Undecoded::Truncated;
     let (source, destination, checksum) = match frame.version {
         link::Version::V4 => {
             let header = frame.packet.first_chunk::<20>().ok_or(truncated)?;
             let &[version_ihl, _, _, _, _, _, _, _, _, _, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
             let whole = frame.packet.get(..usize::from(version_ihl & 0x0f) * 4).ok_or(truncated)?;
-            (IpAddr::from([s0, s1, s2, s3]), IpAddr::from([d0, d1, d2, d3]), Checksum::of_header(whole))
+            (IpAddr::from([s0, s1, s2, s3]), IpAddr::from([d0, d1, d2, d3]), LazyChecksum::v4(whole, None))
         }
         link::Version::V6 => {
             let (_, rest) = frame.packet.split_first_chunk::<8>().ok_or(truncated)?;
             let (source, rest) = rest.split_first_chunk::<16>().ok_or(truncated)?;
             let destination = rest.first_chunk::<16>().ok_or(truncated)?;
-            (IpAddr::from(*source), IpAddr::from(*destination), Checksum::Good)
+            (IpAddr::from(*source), IpAddr::from(*destination), Checksum::Unknown.into())
         }
     };
     let link::Frame { delivery, interface, .. } = *frame;
@@ -226,7 +226,7 @@ pub enum Transport {
 
 /// One decoded packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet {
+pub struct Packet<'a> {
     /// The source address as claimed by the packet. IPv4-mapped IPv6 addresses stay IPv6.
     pub source: IpAddr,
     pub destination: IpAddr,
@@ -234,7 +234,7 @@ pub struct Packet {
     pub delivery: Delivery,
     /// Index of the interface if the link layer contains it (SLL2), otherwise 0.
     pub interface: u32,
-    pub checksum: Checksum,
+    pub checksum: LazyChecksum<'a>,
     /// True for the first fragment of a datagram. False for an atomic fragment (RFC 6946), which is a whole datagram.
     pub fragmented: bool,
     pub transport: Transport,

@@ -210,11 +210,14 @@ fn every_answered_packet_is_decoded() {
     for (number, packet) in of_number {
         let seen = decode(LinkType::Raw, &packet[..packet.len().min(CAPTURED)]);
         let is_seen = match seen {
-            Ok(Packet { checksum: Checksum::Good | Checksum::Unknown, transport, .. }) => match transport {
-                Transport::Tcp { source_port, .. } | Transport::Udp { source_port, .. } => source_port == *number,
-                other => other == Transport::HiddenHeader,
-            },
-            _ => false,
+            Ok(Packet { checksum, transport, .. }) => {
+                let is_known = match transport {
+                    Transport::Tcp { source_port, .. } | Transport::Udp { source_port, .. } => source_port == *number,
+                    other => other == Transport::HiddenHeader,
+                };
+                is_known && matches!(checksum.verify(), Checksum::Good | Checksum::Unknown)
+            }
+            Err(_) => false,
         };
         assert!(is_seen, "{seen:?} of {packet:02x?}");
     }

@@ -79,7 +79,7 @@ impl PortLookup for InUse {
 #[derive(Clone, Debug)]
 enum Step {
     /// A packet, this many milliseconds after the previous one; the clock may run backwards.
-    Packet(i64, Packet),
+    Packet(i64, Packet<'static>),
     /// A service on this port starts or stops, according to the snapshot.
     Listener(u16, bool),
     /// The kernel's ban of this source is removed.
@@ -112,7 +112,7 @@ fn transport() -> impl Strategy<Value = Transport> {
     ]
 }
 
-fn packet() -> impl Strategy<Value = Packet> {
+fn packet() -> impl Strategy<Value = Packet<'static>> {
     let addresses: Vec<&str> = [&OTHERS[..], &OTHERS, &OTHERS, &PROTECTED, &["255.255.255.255", "ff02::1"]].concat();
     let to: Vec<&str> = [&OWN[..], &OWN, &OWN, &["192.0.2.255", "203.0.113.5", "ff02::1"]].concat();
     let delivery = prop_oneof![
@@ -127,12 +127,12 @@ fn packet() -> impl Strategy<Value = Packet> {
             // Packets sent by this host have its own address as source.
             let (source, destination) =
                 if delivery == Delivery::Outgoing { (destination, source) } else { (source, destination) };
-            Packet { source, destination, delivery, interface, checksum: Checksum::Good, fragmented, transport }
+            Packet { source, destination, delivery, interface, checksum: Checksum::Good.into(), fragmented, transport }
         },
     )
 }
 
-fn packets() -> impl Strategy<Value = Vec<(i64, Packet)>> {
+fn packets() -> impl Strategy<Value = Vec<(i64, Packet<'static>)>> {
     vec((prop_oneof![5 => 0..2_000_i64, 1 => -5_000..120_000_i64], packet()), 0..300)
 }
 
@@ -417,7 +417,7 @@ proptest! {
                 destination: address(OWN[0]),
                 delivery: Delivery::Host,
                 interface: 0,
-                checksum: Checksum::Good,
+                checksum: Checksum::Good.into(),
                 fragmented: false,
                 transport: Transport::Tcp { source_port: 9, destination_port: port, flags, payload: 0 },
             };

@@ -122,7 +122,8 @@ impl<'a> Pair<'a> {
             let socket = UdpSocket::bind((source, own)).unwrap();
             assert_eq!(socket.send_to(b"question", (peer, 53)).unwrap(), 8);
         });
-        let decoded = decode(LinkType::Raw, &raw::udp(source, peer, (own, 53))).unwrap();
+        let datagram = raw::udp(source, peer, (own, 53));
+        let decoded = decode(LinkType::Raw, &datagram).unwrap();
         self.model.output(now, &Packet { delivery: Delivery::Outgoing, ..decoded });
     }
 

@@ -97,7 +97,7 @@ fn real_bytes_behind_headers_are_counted() {
     let mut scene = Scene::new();
     let verdicts = frames.map(|frame| {
         // The frames are artificial and have no checksums.
-        let packet = Packet { checksum: Checksum::Good, ..decode(LinkType::Raw, &frame).unwrap() };
+        let packet = Packet { checksum: Checksum::Good.into(), ..decode(LinkType::Raw, &frame).unwrap() };
         assert!(!packet.fragmented);
         scene.engine.observe(scene.now, &packet, &scene.host, &mut NoLookup)
     });

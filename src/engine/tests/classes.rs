@@ -183,7 +183,7 @@ fn sctp_inits_count_only_when_switched_on() {
     assert_eq!(scene.ban().probe.observation.class, Class::Sctp);
 }
 
-fn ping(to: &str) -> Packet {
+fn ping(to: &str) -> Packet<'static> {
     let destination = address(to);
     Packet { destination, ..Scene::packet(SCANNER, Transport::Icmp { kind: 8, code: 0 }) }
 }

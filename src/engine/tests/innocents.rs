@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use super::scene::Gist::{Block, Innocent, Probe};
-use super::scene::{CLIENT, SERVER, Scene, address, tcp, udp};
-use crate::engine::IgnoreReason;
-use crate::engine::Response;
-use crate::types::BanTarget;
+use super::scene::Gist::{Block, Innocent, Probe, Scan};
+use super::scene::{CLIENT, SCANNER, SERVER, Scene, address, tcp, udp};
+use crate::engine::{Counters, IgnoreReason, Protection, Response, Service};
+use crate::types::{BanTarget, Protocol};
 use crate::wire::fixtures::{ACK, FIN, RST, SYN};
-use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 
 #[test]
 fn https_attempt_on_http_host_is_forgiven() {
@@ -56,8 +55,53 @@ fn backscatter_is_not_a_scan() {
     }
 }
 
+#[test]
+fn damaged_packet_changes_nothing() {
+    let set_up = || {
+        let mut scene = Scene::new();
+        scene.listen(80);
+        scene.after(10.0).stop_listening();
+        scene.listen(22);
+        let service = Service { protocol: Protocol::Tcp, port: 443, address: address("0.0.0.0") };
+        scene.change(|host| host.services = [service].into_iter().collect());
+        scene.protect(&format!("{SERVER}/32"), Protection::Listed);
+        assert_eq!(scene.udps(SCANNER, [7, 9, 11]), Scan(3));
+        scene.syns(CLIENT, [21, 23]);
+        scene
+    };
+    let state = |scene: &Scene, source: &str| {
+        let Scene { engine, host, truth, now, .. } = scene;
+        let counters = Counters { packets: 0, ..engine.counters() };
+        let closed = engine.closed_ports(*now, host, Protocol::Tcp).to_string();
+        (counters, truth.lookups, engine.tracked(), closed, engine.explain(*now, address(source), None, host))
+    };
+    for (source, transport, reason) in [
+        (CLIENT, tcp(40_000, 22, SYN), IgnoreReason::Open),
+        (CLIENT, tcp(40_000, 80, SYN), IgnoreReason::RecentlyOpen),
+        (CLIENT, tcp(40_000, 443, SYN), IgnoreReason::RememberedService),
+        (CLIENT, tcp(40_000, 113, SYN), IgnoreReason::NotMonitored),
+        (CLIENT, tcp(40_000, 25, SYN), IgnoreReason::Damaged),
+        (CLIENT, tcp(40_000, 25, FIN), IgnoreReason::Damaged),
+        (SERVER, tcp(40_000, 25, SYN), IgnoreReason::Damaged),
+        (SCANNER, udp(40_000, 13), IgnoreReason::Damaged),
+    ] {
+        let (mut undisturbed, mut scene) = (set_up(), set_up());
+        let before = state(&scene, source);
+        for checksum in [Checksum::Bad, Checksum::Blank, Checksum::BadHeader, Checksum::BlankHeader] {
+            let damaged = Packet { checksum: checksum.into(), ..Scene::packet(source, transport) };
+            assert_eq!(scene.see(&damaged), Innocent(reason), "{source} {transport:?}");
+            assert_eq!(state(&scene, source), before, "{source} {transport:?}");
+        }
+        let verdicts = [&mut undisturbed, &mut scene].map(|scene| {
+            scene.sees(source, transport);
+            scene.verdict
+        });
+        assert_eq!(verdicts[0], verdicts[1], "a packet without damage is judged as before");
+    }
+}
+
 /// A broadcast datagram of a neighbour.
-fn cast(from: &str, to: &str, port: u16, delivery: Delivery) -> Packet {
+fn cast(from: &str, to: &str, port: u16, delivery: Delivery) -> Packet<'static> {
     Packet { destination: address(to), delivery, ..Scene::packet(from, udp(port, port)) }
 }
 

@@ -36,7 +36,7 @@ fn v4(n: u8) -> IpAddr {
     Ipv4Addr::new(198, 51, 100, n).into()
 }
 
-fn syn(destination: IpAddr, port: u16) -> Packet {
+fn syn(destination: IpAddr, port: u16) -> Packet<'static> {
     let source = if destination.is_ipv4() {
         IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9))
     } else {
@@ -46,7 +46,7 @@ fn syn(destination: IpAddr, port: u16) -> Packet {
 }
 
 /// The last verdict on these packets, which arrive one per second.
-fn judge(local: Local, packets: impl IntoIterator<Item = Packet>) -> Verdict {
+fn judge(local: Local, packets: impl IntoIterator<Item = Packet<'static>>) -> Verdict {
     let (mut engine, host) = (engine(), Host::new(local));
     let mut last = Verdict::Ignored(IgnoreReason::Own);
     for (second, packet) in (1..).zip(packets) {

@@ -169,7 +169,7 @@ impl Scene {
     }
 
     /// A packet from `source` to this host's first address of that family.
-    pub(super) fn packet(source: &str, transport: Transport) -> Packet {
+    pub(super) fn packet(source: &str, transport: Transport) -> Packet<'static> {
         let source = address(source);
         let destination = address(if source.is_ipv4() { HERE } else { HERE_V6 });
         Packet { delivery: Delivery::Host, ..packet(source, destination, transport) }

@@ -98,7 +98,8 @@ fn tcp_fragment_at_offset_one_overlaps() {
 #[test]
 fn reserved_ip_bits_do_not_mark_fragment() {
     for bits in [0x4000, 0x8000, 0xc000] {
-        let packet = decode(LinkType::Raw, &ipv4_packet(6, bits, 20, &SYN)).unwrap();
+        let packet = ipv4_packet(6, bits, 20, &SYN);
+        let packet = decode(LinkType::Raw, &packet).unwrap();
         assert_eq!((packet.transport, packet.fragmented), (SYN_SEEN, false));
     }
 }

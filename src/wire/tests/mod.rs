@@ -52,7 +52,7 @@ const SYN_SEEN: Transport =
 /// another packet.
 fn assert_stable_when_cut(link: LinkType, frame: &[u8]) {
     // A checksum can be verified only if all bytes that it covers are present.
-    let decode = |frame| decode(link, frame).map(|packet| Packet { checksum: Checksum::Good, ..packet });
+    let decode = |frame| decode(link, frame).map(|packet| Packet { checksum: Checksum::Good.into(), ..packet });
     let whole = decode(frame);
     let mut first_whole = None;
     for length in 0..frame.len() {
@@ -66,8 +66,8 @@ fn assert_stable_when_cut(link: LinkType, frame: &[u8]) {
     }
 }
 
-fn decoded(link: LinkType, frame: &str) -> Packet {
-    let frame = hex(frame);
-    assert_stable_when_cut(link, &frame);
-    decode(link, &frame).unwrap()
+fn decoded(link: LinkType, frame: &str) -> Packet<'static> {
+    let frame = hex(frame).leak();
+    assert_stable_when_cut(link, frame);
+    decode(link, frame).unwrap()
 }

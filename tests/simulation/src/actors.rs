@@ -53,7 +53,7 @@ pub(crate) fn rare(
 }
 
 /// The packets of a script, in reverse order.
-struct Script(Vec<(Timestamp, Packet)>);
+struct Script(Vec<(Timestamp, Packet<'static>)>);
 
 impl Actor for Script {
     fn act(&mut self, world: &mut World) -> Option<Timestamp> {
@@ -64,7 +64,7 @@ impl Actor for Script {
 }
 
 /// Sends packets after these delays, regardless of the replies.
-pub(crate) fn script(world: &mut World, role: Role, packets: impl IntoIterator<Item = (Duration, Packet)>) {
+pub(crate) fn script(world: &mut World, role: Role, packets: impl IntoIterator<Item = (Duration, Packet<'static>)>) {
     let mut packets: Vec<_> = packets.into_iter().map(|(after, packet)| (world.now.after(after), packet)).collect();
     packets.reverse();
     packets.sort_by_key(|(at, _)| std::cmp::Reverse(*at));

@@ -119,7 +119,7 @@ impl Trace {
     }
 }
 
-struct Shown<'a>(&'a Packet);
+struct Shown<'a>(&'a Packet<'a>);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -352,25 +352,25 @@ impl World {
     }
 
     #[must_use]
-    pub fn tcp_packet(&self, source: SocketAddr, port: u16, flags: u16) -> Packet {
+    pub fn tcp_packet(&self, source: SocketAddr, port: u16, flags: u16) -> Packet<'static> {
         let (source_port, flags) = (source.port(), TcpFlags(flags));
         self.packet(source.ip(), Transport::Tcp { source_port, destination_port: port, flags, payload: 0 })
     }
 
     #[must_use]
-    pub fn udp_packet(&self, source: SocketAddr, port: u16) -> Packet {
+    pub fn udp_packet(&self, source: SocketAddr, port: u16) -> Packet<'static> {
         self.packet(source.ip(), Transport::Udp { source_port: source.port(), destination_port: port })
     }
 
     /// Builds a packet from `source` to the host's address of the same family.
     #[must_use]
-    pub fn packet(&self, source: IpAddr, transport: Transport) -> Packet {
+    pub fn packet(&self, source: IpAddr, transport: Transport) -> Packet<'static> {
         Packet {
             source,
             destination: self.host.address_for(source),
             delivery: Delivery::Host,
             interface: 2,
-            checksum: Checksum::Good,
+            checksum: Checksum::Good.into(),
             fragmented: false,
             transport,
         }

@@ -116,7 +116,7 @@ pub(super) fn populate(world: &mut World) {
     });
 }
 
-type Packets = Vec<(Duration, Packet)>;
+type Packets = Vec<(Duration, Packet<'static>)>;
 
 fn evader(
     world: &mut World,

@@ -71,7 +71,13 @@ fn add_printer(world: &mut World, mut chance: Chance) {
 }
 
 /// SYNs to these ports, half a second apart, each sent `times` times.
-fn tries(world: &World, chance: &mut Chance, address: IpAddr, ports: &[u16], times: usize) -> Vec<(Duration, Packet)> {
+fn tries(
+    world: &World,
+    chance: &mut Chance,
+    address: IpAddr,
+    ports: &[u16],
+    times: usize,
+) -> Vec<(Duration, Packet<'static>)> {
     let repeated = ports.iter().flat_map(|port| std::iter::repeat_n(*port, times));
     let packet = |(n, port): (u32, u16)| {
         let source = SocketAddr::new(address, chance.client_port());
