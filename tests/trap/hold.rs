@@ -135,7 +135,7 @@ fn scanner_syn_holds_at_any_port() {
     let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("other")));
     // Port 8082 is not monitored: whether the program knows that it is published makes no difference.
     publish(&lab, (target, 8_082), container);
-    let sources = lab.add_addresses("other", 101..108);
+    let sources = lab.add_addresses("other", 101..107);
     let mut wire = lab.wire("other");
     let mut send = |source: usize, target, port| wire.send(&raw::scanner_syn(sources[source].into(), target, port));
     send(0, target, 80);
@@ -144,14 +144,11 @@ fn scanner_syn_holds_at_any_port() {
         send(source, target, port);
         eventually("the SYN is dropped", || packets(&lab, "trap_held") == number);
         assert!(was_held(&lab, sources[source]), "{port}");
+        // A repeated SYN passes; otherwise the next count would be wrong.
+        release_all(&lab);
+        send(source, target, port);
     }
     assert!(!was_held(&lab, sources[0]) && !was_held(&lab, sources[2]), "allowed and forwarded SYNs");
-    release_all(&lab);
-    send(3, target, 80);
-    send(6, target, 80);
-    eventually("the last SYN is dropped", || packets(&lab, "trap_held") == 4);
-    let held = lab.set_text("held");
-    assert!(held.contains("10.77.1.107") && !held.contains("10.77.1.104"), "a repeated SYN holds nothing: {held}");
     let (source, target) = (IpAddr::from(lab.v6("other")), IpAddr::from(lab.victim_v6("other")));
     wire.send(&raw::scanner_syn(source, target, 80));
     eventually("IPv6 sources are held as well", || was_held(&lab, lab.v6_network("other")));
@@ -168,10 +165,6 @@ fn two_services_at_once_hold_source() {
     lab.victim_ip("route add fd77:0:1::/48 dev other");
     let daemon = Tcp.start(&lab, "[allow]\nnetworks = [\"10.77.1.101\", \"fd77:0:1:101::/64\"]\n");
     eventually("the services are known", || lab.ports("services") == BTreeSet::from([22, 80, 443, 993]));
-    nft(
-        &lab,
-        "add element inet portsentry peers { 10.77.1.102 }; add element inet portsentry peers6 { fd77:0:1:102:: }",
-    );
     let (v4, v6) = (IpAddr::from(lab.victim_v4("other")), IpAddr::from(lab.victim_v6("other")));
     let sources = |number: u8| -> [IpAddr; 2] {
         [format!("10.77.1.{number}"), format!("fd77:0:1:{number}::9")].map(|text| text.parse().unwrap())
@@ -187,6 +180,10 @@ fn two_services_at_once_hold_source() {
         }
     };
     daemon.frozen(|| {
+        nft(
+            &lab,
+            "add element inet portsentry peers { 10.77.1.102 }; add element inet portsentry peers6 { fd77:0:1:102:: }",
+        );
         // Allowed and connected clients, a browser, two connections to one service, and a port that is not monitored.
         send(101, &[22, 80]);
         send(102, &[22, 80]);
