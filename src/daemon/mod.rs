@@ -59,7 +59,7 @@ use tokio::sync::oneshot;
 
 use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
 use crate::capture::live::{Live, Ring};
-use crate::config::{Config, Mode};
+use crate::config::{Config, LogTarget, Mode};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, Bound, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
@@ -68,7 +68,7 @@ use crate::enforce::route::Routes;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
-use crate::events::stderr::StderrThread;
+use crate::events::log::{self, LogThread};
 use crate::ledger;
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
@@ -147,7 +147,7 @@ pub fn run(
     (confirm, sandboxed): (Option<Duration>, bool),
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    panic_guard::tell_panics();
+    panic_guard::tell_panics(log::error);
     shared64::set_nat64(&config.nat64);
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
@@ -207,12 +207,14 @@ pub fn run(
         cookies,
         shared,
     };
-    let stderr = (!background::is_detached()).then(StderrThread::start).transpose();
-    let stderr = stderr.map_err(DaemonError::system("start a thread"))?;
+    // In the background, standard error is disconnected once the host is monitored. All earlier lines must be written by
+    // then. Syslog has a time limit.
+    let is_direct = background::is_detached() && config.report.log != LogTarget::Journal;
+    let log_thread = (!is_direct).then(LogThread::start).transpose().map_err(DaemonError::system("start a thread"))?;
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));
     // Neither an unanswered look-up nor an unread log may delay the shutdown.
     runtime.shutdown_background();
-    stderr.into_iter().for_each(StderrThread::finish);
+    log_thread.into_iter().for_each(LogThread::finish);
     result
 }
 

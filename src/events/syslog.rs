@@ -17,7 +17,6 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::stderr::Stderr;
 use crate::config::Facility;
 use crate::types::printable::masked_to;
 
@@ -145,7 +144,7 @@ impl<S: Subscriber> Layer<S> for Syslog {
             Level::WARN => Severity::Warning,
             _ => Severity::Notice,
         };
-        self.send(severity, &line.0, &mut Stderr);
+        self.send(severity, &line.0, &mut io::stderr());
     }
 }
 
