@@ -192,8 +192,12 @@ pub fn run(
     }
     let users = [0, sandbox.uid].into_iter().chain(fleet_user).collect();
     let fleet = fleet.map(|bound| FleetSocket { bound, users });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // One thread for blocking calls starts now, and such threads never end: while local users leave no room for another
+    // thread, a call waits for an existing one. Without one it would panic.
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().thread_keep_alive(Duration::MAX).build();
     let runtime = runtime.map_err(DaemonError::system("start the event loop"))?;
+    drop(runtime.spawn_blocking(|| ()));
     let privileged = Privileged {
         instance_lock,
         sandbox,
