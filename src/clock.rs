@@ -1,5 +1,5 @@
-//! Reads the clock for deadlines: CLOCK_BOOTTIME, which includes suspended time and cannot be set. Also limits wall-clock
-//! times to those that can be printed.
+//! Reads the clock for deadlines: CLOCK_MONOTONIC, which cannot be set. Like the kernel's timers of bans, it stands still
+//! while the host is suspended. Also limits wall-clock times to those that can be printed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,8 +17,8 @@ pub fn printable_time(time: SystemTime) -> SystemTime {
     time.clamp(UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(LAST_SECOND))
 }
 
-/// Time since boot.
+/// Time since boot, without the time in which the host was suspended.
 #[must_use]
 pub fn boot_time() -> Timestamp {
-    Timestamp::at(Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default())
+    Timestamp::at(Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default())
 }

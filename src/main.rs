@@ -14,7 +14,7 @@ use portsentry::cli::{
 use portsentry::config::{Config, LogTarget};
 use portsentry::control::{commands, list, live_view};
 use portsentry::daemon::{self, DaemonError, Places, background, helper, helper_process};
-use portsentry::events::{log, stderr};
+use portsentry::events::log;
 use portsentry::fleet::{self, FleetError};
 use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
@@ -207,7 +207,7 @@ fn fail(error: &dyn Display, code: u8) -> ExitCode {
 /// Writes `what` to standard error. If that is closed, or the reader of the daemon's log has stalled, only the exit
 /// code reports the failure.
 fn print_error(what: &dyn Display) {
-    if stderr::is_stalled() {
+    if log::is_stalled() {
         return;
     }
     let mut stderr = std::io::stderr().lock();

@@ -22,11 +22,9 @@ const MAX_MESSAGE_LEN: usize = 400;
 // With `panic = "abort"` no panic could be caught.
 const _: () = assert!(cfg!(panic = "unwind"));
 
-/// Logs every panic in one line, with its thread and its source location.
-pub(crate) fn tell_panics() {
-    panic::set_hook(Box::new(|panic| {
-        tracing::error!("adminalert: ERROR: {}", line(thread::current().name(), panic));
-    }));
+/// Passes every panic to `log` in one line, with its thread and its source location.
+pub(crate) fn tell_panics(log: fn(String)) {
+    panic::set_hook(Box::new(move |panic| log(line(thread::current().name(), panic))));
 }
 
 fn line(thread: Option<&str>, panic: &PanicHookInfo<'_>) -> String {

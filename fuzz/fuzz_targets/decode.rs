@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-use portsentry::wire::{LinkType, Packet, Transport, Undecoded, decode, quoted};
+use portsentry::wire::{LinkType, Packet, Transport, Undecoded, decode, decode_untagged, quoted};
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Some((&selector, frame)) = input.split_first() else { return Corpus::Reject };
@@ -22,6 +22,10 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let decoded = decode(link, frame);
     let more = [frame, &[0xa5; 64]].concat();
     let longer = decode(link, &more);
+    let untagged = decode_untagged(link, frame);
+    if let Some(packet) = untagged.filter(|packet| packet.transport != Transport::HiddenHeader) {
+        assert_eq!(decode_untagged(link, &more).map(without_payload), Some(without_payload(packet)));
+    }
     if let Some(quote) = quoted(link, frame) {
         assert_eq!(quoted(link, &more), Some(quote));
     }

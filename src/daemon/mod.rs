@@ -60,7 +60,7 @@ use tokio::sync::oneshot;
 use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
 use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
-use crate::config::{Config, Mode};
+use crate::config::{Config, LogTarget, Mode};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, Bound, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
@@ -69,7 +69,7 @@ use crate::enforce::route::Routes;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
 use crate::events::event::EventKind;
-use crate::events::stderr::StderrThread;
+use crate::events::log::{self, LogThread};
 use crate::ledger;
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
@@ -148,7 +148,7 @@ pub fn run(
     (confirm, sandboxed): (Option<Duration>, bool),
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    panic_guard::tell_panics();
+    panic_guard::tell_panics(log::error);
     shared64::set_nat64(&config.nat64);
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
@@ -193,8 +193,12 @@ pub fn run(
     }
     let users = [0, sandbox.uid].into_iter().chain(fleet_user).collect();
     let fleet = fleet.map(|bound| FleetSocket { bound, users });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // One thread for blocking calls starts now, and such threads never end: while local users leave no room for another
+    // thread, a call waits for an existing one. Without one it would panic.
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().thread_keep_alive(Duration::MAX).build();
     let runtime = runtime.map_err(DaemonError::system("start the event loop"))?;
+    drop(runtime.spawn_blocking(|| ()));
     let privileged = Privileged {
         instance_lock,
         sandbox,
@@ -208,12 +212,14 @@ pub fn run(
         cookies,
         shared,
     };
-    let stderr = (!background::is_detached()).then(StderrThread::start).transpose();
-    let stderr = stderr.map_err(DaemonError::system("start a thread"))?;
+    // In the background, standard error is disconnected once the host is monitored. All earlier lines must be written by
+    // then. Syslog has a time limit.
+    let is_direct = background::is_detached() && config.report.log != LogTarget::Journal;
+    let log_thread = (!is_direct).then(LogThread::start).transpose().map_err(DaemonError::system("start a thread"))?;
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));
     // Neither an unanswered look-up nor an unread log may delay the shutdown.
     runtime.shutdown_background();
-    stderr.into_iter().for_each(StderrThread::finish);
+    log_thread.into_iter().for_each(LogThread::finish);
     result
 }
 

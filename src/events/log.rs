@@ -1,7 +1,15 @@
-//! Writes log lines to standard error, the journal or syslog.
+//! Writes log lines to standard error, the journal or syslog. In the daemon this happens on a separate thread, because
+//! the journal, or the reader of a pipe, may stop reading, and no other thread must wait for it. Lines that do not fit
+//! into the queue are dropped, counted and reported.
 
+use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
 
+use tracing::Level;
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format;
 use tracing_subscriber::layer::SubscriberExt;
@@ -10,9 +18,20 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use super::classic_log::{self, Wording};
 use super::event::{Event, EventKind};
 use super::json::EventRecord;
-use super::stderr::Stderr;
 use super::syslog::{DEV_LOG, Syslog};
 use crate::config::{Facility, LogTarget};
+use crate::types::counted;
+use crate::worker::{Handle, Inbox, Worker};
+
+/// Maximum number of queued lines.
+const QUEUE: usize = 4_096;
+
+/// Time limit for writing the queued lines when the program ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+static LINES: OnceLock<Handle<Line>> = OnceLock::new();
+
+static STALLED: AtomicBool = AtomicBool::new(false);
 
 /// Sends log lines to `target`, or to standard error if the target is not available, which is logged.
 /// # Errors
@@ -45,7 +64,7 @@ pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
             "message" => write!(writer, "{value:?}"),
             _ => Ok(()),
         });
-        let layer = tracing_subscriber::fmt::layer().with_writer(|| Stderr).fmt_fields(fields);
+        let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).fmt_fields(fields);
         layer.without_time().with_level(false).with_target(false).with_ansi(false).boxed()
     });
     tracing_subscriber::registry().with(journal).with(syslog).with(terminal).try_init()?;
@@ -55,18 +74,57 @@ pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
     Ok(())
 }
 
+/// One line for the log.
+enum Line {
+    Event {
+        level: Level,
+        text: String,
+        /// A further line, which only has the fields that identify the event and its target.
+        addition: Option<String>,
+        record: Box<EventRecord>,
+        name: Option<String>,
+    },
+    Error(String),
+}
+
 /// Writes the line of `event`, if it has one, with `name`, the name of its source, if that is known. The journal fields
-/// are those of the JSON object. An additional line only has the fields that identify the event and its target.
+/// are those of the JSON object.
 pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
-    let Some(line) = classic_log::line_with_name(&event.what, name, wording) else { return };
-    let record = EventRecord::from(event);
+    let Some(text) = classic_log::line_with_name(&event.what, name, wording) else { return };
+    let level = match &event.what {
+        EventKind::Error(_) | EventKind::BlockFailed { .. } | EventKind::Dropped { .. } => Level::ERROR,
+        _ if text.starts_with("adminalert:") => Level::INFO,
+        _ => Level::WARN,
+    };
+    let addition = classic_log::addition(&event.what);
+    queue(Line::Event { level, text, addition, record: Box::new(event.into()), name: name.map(str::to_owned) });
+}
+
+/// Writes an error that is not an event.
+pub fn error(text: String) {
+    queue(Line::Error(text));
+}
+
+/// Passes `line` to the thread, or writes it directly if the thread does not run. A line that does not fit is counted.
+fn queue(line: Line) {
+    match LINES.get() {
+        Some(lines) => drop(lines.send(line)),
+        None => emit(line),
+    }
+}
+
+fn emit(line: Line) {
+    let (level, line, addition, record, name) = match line {
+        Line::Event { level, text, addition, record, name } => (level, text, addition, record, name),
+        Line::Error(text) => return tracing::error!("adminalert: ERROR: {text}"),
+    };
     // A macro, because a level is part of the call site. The journal converts names to upper case.
     macro_rules! log {
         ($level:ident) => {
             tracing::$level!(
                 portsentry_event = record.event.as_ref(),
                 portsentry_source = record.source.as_deref(),
-                portsentry_name = name,
+                portsentry_name = name.as_deref(),
                 portsentry_subject = record.target.as_deref(),
                 portsentry_destination = record.destination.as_deref(),
                 portsentry_class = record.class.as_deref(),
@@ -80,12 +138,12 @@ pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
             )
         };
     }
-    match &event.what {
-        EventKind::Error(_) | EventKind::BlockFailed { .. } | EventKind::Dropped { .. } => log!(error),
-        _ if line.starts_with("adminalert:") => log!(info),
+    match level {
+        Level::ERROR => log!(error),
+        Level::INFO => log!(info),
         _ => log!(warn),
     }
-    if let Some(line) = classic_log::addition(&event.what) {
+    if let Some(line) = addition {
         tracing::info!(
             portsentry_event = record.event.as_ref(),
             portsentry_source = record.source.as_deref(),
@@ -95,8 +153,103 @@ pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
     }
 }
 
-/// The journal with a facility. Without one, the journal forwards the lines to a syslog daemon as user messages, which
-/// rules for `daemon.*` do not match.
+/// Handle of the thread that writes the lines.
+pub struct LogThread(Worker<Line, ()>);
+
+impl LogThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The thread cannot be created.
+    pub fn start() -> io::Result<Self> {
+        let worker = write_with(emit)?;
+        // A process contains only one daemon, so this is the first call.
+        let _ = LINES.set(worker.handle().clone());
+        Ok(Self(worker))
+    }
+
+    /// Waits until all lines are written, for at most one second.
+    pub fn finish(self) {
+        let written = self.0.stop(FLUSH_TIMEOUT).is_some();
+        STALLED.store(!written, Ordering::Relaxed);
+    }
+}
+
+/// True if the daemon ended before all lines were accepted. A further write could block.
+#[must_use]
+pub fn is_stalled() -> bool {
+    STALLED.load(Ordering::Relaxed)
+}
+
+fn write_with(mut write: impl FnMut(Line) + Send + 'static) -> io::Result<Worker<Line, ()>> {
+    Worker::start("log", QUEUE, |inbox: Arc<Inbox<Line>>| {
+        let mut reported = 0;
+        move || loop {
+            // Read first, so that lines sent before the stop request are in the queue.
+            let ends = inbox.stop().is_some();
+            while let Some(line) = inbox.pop() {
+                write(line);
+            }
+            let lost = inbox.refused() - reported;
+            if lost > 0 {
+                reported += lost;
+                let lines = counted(lost, "line");
+                write(Line::Error(format!("the log was read too slowly: {lines} lost")));
+            }
+            if ends {
+                return;
+            }
+            thread::park();
+        }
+    })
+}
+
 fn to_journal(facility: Facility) -> std::io::Result<tracing_journald::Layer> {
     Ok(tracing_journald::layer()?.with_custom_fields([("SYSLOG_FACILITY", facility.code().to_string())]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Writes the texts of the lines to `out`.
+    fn to(mut out: UnixStream) -> impl FnMut(Line) + Send + 'static {
+        move |line| {
+            let (Line::Event { text, .. } | Line::Error(text)) = line;
+            let _ = writeln!(out, "{text}");
+        }
+    }
+
+    #[test]
+    fn unread_lines_are_dropped_and_counted() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let worker = write_with(to(writer)).unwrap();
+        let begin = Instant::now();
+        for number in 0..30_000 {
+            let _ = worker.handle().send(Line::Error(format!("{number:099}")));
+        }
+        assert!(begin.elapsed() < Duration::from_secs(10), "no line waits for the reader");
+        let lost = worker.handle().inbox().refused();
+        assert!(lost > 0, "three megabytes fit into no socket and no queue");
+        let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+        let written: Vec<usize> =
+            lines.by_ref().map_while(|line| line.parse().ok()).take(30_000 - usize::try_from(lost).unwrap()).collect();
+        assert!(written.iter().enumerate().all(|(place, number)| *number >= place) && written.is_sorted());
+        assert_eq!(lines.next().unwrap(), format!("the log was read too slowly: {lost} lines lost"));
+        worker.handle().send(Line::Error("later".to_owned())).ok().unwrap();
+        assert_eq!(lines.next().unwrap(), "later");
+        assert_eq!(worker.stop(Duration::from_secs(10)), Some(()));
+    }
+
+    #[test]
+    fn end_waits_briefly_for_reader() {
+        let (_reader, writer) = UnixStream::pair().unwrap();
+        let worker = write_with(to(writer)).unwrap();
+        while worker.handle().send(Line::Error("x".repeat(4_096))).is_ok() {}
+        assert_eq!(worker.stop(Duration::from_millis(50)), None);
+    }
 }

@@ -1,5 +1,5 @@
 //! Reports events to operators and programs: as classic log lines ([`classic_log`]) and as JSON ([`json`]), written to
-//! the log ([`log`], [`stderr`], [`syslog`]) and to a file ([`json_log`]), at a limited rate ([`log_limiter`]). The
+//! the log ([`log`], [`syslog`]) and to a file ([`json_log`]), at a limited rate ([`log_limiter`]). The
 //! sensor sends events through [`channel`]. If it is full, events are dropped and counted; a packet is never delayed.
 
 pub mod channel;
@@ -10,5 +10,4 @@ pub mod json;
 pub mod json_log;
 pub mod log;
 pub mod log_limiter;
-pub mod stderr;
 pub mod syslog;

@@ -17,7 +17,6 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::stderr::Stderr;
 use crate::config::Facility;
 use crate::types::printable::masked_to;
 
@@ -130,7 +129,7 @@ impl<S: Subscriber> Layer<S> for Syslog {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut line = Line(String::new());
         event.record(&mut line);
-        self.send(*event.metadata().level(), &line.0, &mut Stderr);
+        self.send(*event.metadata().level(), &line.0, &mut io::stderr());
     }
 }
 

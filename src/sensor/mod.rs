@@ -242,10 +242,15 @@ impl Sensor {
         let link = self.live.link_type();
         let Self { live, controller, .. } = self;
         let mut undecoded = 0;
-        let frames = live.drain(BATCH_SIZE, |frame, time| match &wire::decode(link, frame) {
-            Ok(packet) => controller.observe_packet(now, packet, time),
-            Err(wire::Undecoded::NotIp) => {}
-            Err(_) => undecoded += 1,
+        let frames = live.drain(BATCH_SIZE, |frame, time| {
+            match &wire::decode(link, frame) {
+                Ok(packet) => controller.observe_packet(now, packet, time),
+                Err(wire::Undecoded::NotIp) => {}
+                Err(_) => undecoded += 1,
+            }
+            if let Some(packet) = wire::decode_untagged(link, frame) {
+                controller.observe_packet(now, &packet, time);
+            }
         })?;
         controller.metrics().frames.add(frames as u64);
         controller.metrics().undecoded.add(undecoded);

@@ -8,7 +8,7 @@ pub const MINUTE: Duration = Duration::from_secs(60);
 pub const HOUR: Duration = Duration::from_secs(3_600);
 pub const DAY: Duration = Duration::from_secs(86_400);
 
-/// A point in time, as the duration since the caller's origin. The live sensor uses CLOCK_BOOTTIME since its start, so
+/// A point in time, as the duration since the caller's origin. The live sensor uses CLOCK_MONOTONIC since its start, so
 /// that setting the clock does not change the length of a window. A replay uses the time of the capture since its first
 /// packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

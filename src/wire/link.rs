@@ -41,7 +41,7 @@ pub(super) fn open(link: LinkType, frame: &[u8]) -> Result<Frame<'_>, Undecoded>
             (payload(u16::from_be_bytes([*t0, *t1]), rest)?, cooked(u16::from_be_bytes([*p0, *p1])), 0)
         }
         LinkType::Sll2 => {
-            let ([t0, t1, _, _, i0, i1, i2, i3, _, _, kind, ..], rest) = split::<20>(frame)?;
+            let ([t0, t1, _, _, i0, i1, i2, i3, _, _, kind, ..], rest) = split::<SLL2_HEADER>(frame)?;
             let ether_type = u16::from_be_bytes([*t0, *t1]);
             let inner = behind_tags(ether_type, rest).unwrap_or_else(|| payload(ether_type, rest))?;
             (inner, cooked(u16::from(*kind)), u32::from_be_bytes([*i0, *i1, *i2, *i3]))
@@ -125,6 +125,22 @@ fn behind_tags(ether_type: u16, bytes: &[u8]) -> Option<Result<Inner<'_>, Undeco
     Some(inner)
 }
 
+/// A cooked frame of an IPv6 packet of more than 24,000 bytes with a flow label like a tag's EtherType, so that
+/// [`behind_tags`] finds another IPv6 header behind the supposed tag. A guest can send such a packet (segmentation
+/// offload). The cooked header is the same as that of a tagged frame.
+#[inline]
+pub(super) fn begin_like_tag(link: LinkType, frame: &[u8]) -> Option<Frame<'_>> {
+    let (&[t0, t1, _, _, i0, i1, i2, i3, _, _, kind, ..], packet) = frame.split_first_chunk::<SLL2_HEADER>()?;
+    let &[first, second, l0, l1, length_high, ..] = packet.first_chunk::<8>()?;
+    let is_like_tag = link == LinkType::Sll2
+        && u16::from_be_bytes([t0, t1]) == ETHER_IPV6
+        && (first, second) == (0x60, 0)
+        && u16::from_be_bytes([l0, l1]) == ETHER_IPV6
+        && length_high >> 4 == 6;
+    let (delivery, interface) = (cooked(u16::from(kind)), u32::from_be_bytes([i0, i1, i2, i3]));
+    is_like_tag.then_some(Frame { version: Version::V6, packet, hidden: false, delivery, interface })
+}
+
 /// A PPPoE session frame: version and type 1, code 0, session, length, then the PPP protocol.
 fn pppoe(bytes: &[u8]) -> Result<Inner<'_>, Undecoded> {
     let ([version_type, code, _, _, _, _, p0, p1], packet) = split(bytes)?;
@@ -186,6 +202,7 @@ fn address_family(family: [u8; 4]) -> Result<Version, Undecoded> {
 pub(crate) const MAX_TAGS: usize = 4;
 /// The bits of a tag that contain the VLAN number. Number 0 is only a priority.
 const VLAN_NUMBER: u16 = 0x0fff;
+const SLL2_HEADER: usize = 20;
 const ETHER_IPV4: u16 = 0x0800;
 const ETHER_IPV6: u16 = 0x86dd;
 const ETHER_VLAN: u16 = 0x8100;

@@ -38,6 +38,14 @@ pub fn decode(link: LinkType, frame: &[u8]) -> Result<Packet<'_>, Undecoded> {
     }
 }
 
+/// Decodes the second reading of a cooked frame whose bytes can be both a VLAN tag, which [`decode`] removes, and the
+/// start of an IPv6 header. `None` for almost every frame. The reading that is wrong has other addresses.
+#[inline]
+#[must_use]
+pub fn decode_untagged(link: LinkType, frame: &[u8]) -> Option<Packet<'_>> {
+    link::begin_like_tag(link, frame).and_then(|frame| ipv6::decode(&frame).ok())
+}
+
 /// The addresses of a packet that is hidden behind VLAN tags. The rest of the packet is not decoded.
 #[cold]
 fn hidden<'a>(frame: &link::Frame<'a>) -> Result<Packet<'a>, Undecoded> {

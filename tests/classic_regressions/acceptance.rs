@@ -191,6 +191,24 @@ fn stacked_zero_tags_hide_no_scan() {
 }
 
 #[test]
+fn flow_label_like_tag_hides_no_scan() {
+    let lab = Lab::new(&["guest"]);
+    // As with segmentation offload, which gives a guest packets of this length on any link.
+    lab.victim_ip("link set guest mtu 65535");
+    lab.run("guest", "ip", &["link", "set", "uplink", "mtu", "65535"]);
+    let _daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
+    let (source, target): (IpAddr, IpAddr) = ("2001:db8:7::1".parse().unwrap(), lab.victim_v6("guest").into());
+    let mut wire = lab.wire("guest");
+    for port in 23..=25 {
+        let segment = raw::segment_with(source, target, (40_404, port), raw::SYN, &[0; 0x6000]);
+        let mut packet = raw::packet(source, target, raw::TCP, &segment);
+        packet[2..4].copy_from_slice(&[0x86, 0xdd]);
+        wire.send(&packet);
+    }
+    lab.expect_ban("2001:db8:7::".parse().unwrap());
+}
+
+#[test]
 fn frames_on_foreign_bridge_ban_nothing() {
     let lab = Lab::new(&["guest", "client"]);
     lab.victim_ip("link add tenants type bridge");

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, within};
+use netns_lab::{Lab, TIMEOUT, eventually, within};
 
 /// Gives the program its own /dev, in which `log` links to the path given next.
 const OWN_DEV_LOG: &str = r#"
@@ -232,6 +232,49 @@ fn journal_gets_line_and_fields() {
     assert!(ban["PORTSENTRY_EXPIRES"].ends_with('Z') && !ban["PORTSENTRY_REASON"].is_empty(), "{ban:?}");
     let json: Value = serde_json::from_str(&ban["PORTSENTRY_JSON"]).unwrap();
     assert_eq!(json["source"], attacker);
+    daemon.stop();
+}
+
+/// Starts the program with a journal that does not read, and fills the queue of the journal's socket with bans by hand.
+/// Returns the banned addresses.
+fn start_with_stalled_journal(lab: &Lab, path: &Path) -> (Daemon, Vec<String>) {
+    let config = lab.write("portsentry.toml", "[report]\nlog = \"journal\"\n");
+    let wrapper = ["sh", "-c", OWN_JOURNAL, text(path)];
+    let daemon = Daemon::start_elsewhere(lab, &wrapper, &["--config", text(&config)]);
+    eventually("it watches", || lab.operate(&["status"]).code == Some(0));
+    let limit = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").expect("it is readable");
+    let limit: usize = limit.trim().parse().expect("it is a number");
+    let addresses: Vec<String> = (1..=limit + 20).map(|n| format!("198.51.{}.{}", n / 200, 1 + n % 200)).collect();
+    let elements = addresses.iter().map(|address| format!("{address} timeout 1h")).collect::<Vec<_>>().join(", ");
+    lab.run("victim", "nft", &["add", "element", "inet", "portsentry", "blocked", &format!("{{ {elements} }}")]);
+    (daemon, addresses)
+}
+
+#[test]
+fn stalled_journal_delays_neither_operator_nor_end() {
+    let lab = Lab::new(&["scanner"]);
+    let path = lab.path("journal");
+    let _stalled = listen(&path);
+    let (daemon, _) = start_with_stalled_journal(&lab, &path);
+    lab.provoke_ban("scanner");
+    lab.victim_ip("route add 172.31.0.0/16 via 10.77.1.66");
+    eventually("a new gateway is known", || lab.set_text("allowed").contains("10.77.1.66"));
+    lab.succeed(&["status"]);
+    let (ended, took) = daemon.end_by(Signal::TERM);
+    assert!(ended.status.success() && took < Duration::from_secs(5) * netns_lab::slowness(), "{ended:?}, {took:?}");
+}
+
+#[test]
+fn late_journal_gets_all_log_lines() {
+    let lab = Lab::new(&["scanner"]);
+    let path = lab.path("journal");
+    let journal = listen(&path);
+    let (daemon, addresses) = start_with_stalled_journal(&lab, &path);
+    lab.provoke_ban("scanner");
+    for address in addresses {
+        // The datagrams are in the order of the lines.
+        while fields(&next(&journal)).get("PORTSENTRY_SUBJECT") != Some(&address) {}
+    }
     daemon.stop();
 }
 

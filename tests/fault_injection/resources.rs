@@ -1,4 +1,4 @@
-//! Tests exhausted resources: file descriptors, a database that another program has locked, a log without a reader, and
+//! Tests exhausted resources: file descriptors, threads, a database that another program has locked, a log without a reader, and
 //! the time to list sockets.
 
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -17,13 +17,35 @@ use netns_lab::{Lab, TIMEOUT, eventually, within};
 /// Limits the program to this many descriptors, even if more are already open.
 fn limit(daemon: &Daemon, descriptors: Option<u64>) {
     let soft = descriptors.or(getrlimit(Resource::Nofile).current).expect("a number");
+    set_limit(daemon, &format!("--nofile={soft}:"));
+}
+
+/// Changes a limit of the program with this option of `prlimit`.
+fn set_limit(daemon: &Daemon, option: &str) {
     // The program is not root, and root may change limits of other users only with CAP_SYS_RESOURCE.
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
     let id = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()).unwrap();
     let mut command = std::process::Command::new("setpriv");
     command.arg(format!("--reuid={}", id("Uid:"))).arg(format!("--regid={}", id("Gid:"))).arg("--clear-groups");
-    let done = command.args(["prlimit", "--pid", &daemon.id().to_string(), &format!("--nofile={soft}:")]).status();
+    let done = command.args(["prlimit", "--pid", &daemon.id().to_string(), option]).status();
     assert!(done.unwrap().success());
+}
+
+/// A local user may start so many processes that the kernel refuses further threads.
+#[test]
+fn thread_shortage_delays_neither_operator_nor_capture() {
+    let lab = Lab::new(&["scanner"]);
+    let daemon = start(&lab, "");
+    // Longer than tokio keeps an idle thread by default.
+    std::thread::sleep(Duration::from_secs(11));
+    set_limit(&daemon, "--nproc=1:");
+    // Listeners on every address change the filter of the capture, before the trap leaves their ports alone.
+    let _services = Services::open(&lab, &[921, 922, 923]);
+    eventually("the services are known", || !lab.ports("trapped").contains(&922));
+    lab.provoke_ban("scanner");
+    lab.succeed(&["status"]);
+    assert_eq!(daemon.lines_with("internal error"), [""; 0]);
+    daemon.stop();
 }
 
 #[test]

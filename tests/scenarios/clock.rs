@@ -7,7 +7,10 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use portsentry::clock::boot_time;
 use portsentry::ledger::Entry;
+use portsentry::types::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::support::{expect_held, expect_nothing_left, ledger, scan, scene, settings};
 use netns_lab::daemon::Daemon;
@@ -173,7 +176,9 @@ fn clock_set_forward_ends_no_ledger_ban() {
     let attacker = lab.provoke_ban("attacker");
     history(&lab, attacker);
     clock.set(5 * HOUR);
-    daemon.expect_line("adminalert: the clock was set forward by 5h; bans in force keep their remaining time");
+    daemon.expect_line(
+        "adminalert: the clock was set forward by 5h, or the host was suspended; bans in force keep their remaining time",
+    );
     // Another ban by the new clock is in force as well.
     let second = lab.provoke_ban("second");
     history(&lab, second);
@@ -198,6 +203,24 @@ fn clock_set_forward_ends_no_ledger_ban() {
     let left = left(&lab, attacker).as_secs();
     assert!((3_600 - 2 * slack()..=3_600).contains(&left), "{left}");
     daemon.stop();
+}
+
+/// The kernel's timers of bans stand still while the host is suspended, so the daemon's must, too.
+#[test]
+fn suspended_time_does_not_count() {
+    const INSIDE: &str = "PORTSENTRY_TEST_SUSPENDED";
+    if std::env::var_os(INSIDE).is_some() {
+        let [monotonic, with_suspension] = [ClockId::Monotonic, ClockId::Boottime]
+            .map(|clock| Timestamp::at(Duration::try_from(clock_gettime(clock)).unwrap()));
+        assert!(with_suspension.since(monotonic) > Duration::from_secs(80_000), "the namespace has no effect");
+        assert!(boot_time().since(monotonic) < Duration::from_secs(1_000));
+        return;
+    }
+    // In this time namespace the clocks differ as after a day of suspension.
+    let mut command = Command::new("unshare");
+    command.args(["--time", "--boottime", "86400"]).arg(std::env::current_exe().unwrap());
+    let ended = command.args(["--exact", "clock::suspended_time_does_not_count"]).env(INSIDE, "1").output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Stores the bans of the slow-backends thread, ordered by their expiry in CLOCK_BOOTTIME.
+//! Stores the bans of the slow-backends thread, ordered by their expiry in CLOCK_MONOTONIC.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 

@@ -1,7 +1,7 @@
 //! Runs the slow backends on one thread: files with an entry per ban ([`EntryStore`]), commands, and the ending of
 //! connections. The thread has a bounded queue, so that neither the sensor nor the event loop waits for a disk or a process.
 //!
-//! The thread tracks the expiry of its bans by CLOCK_BOOTTIME and removes an entry when its ban ends. Failed work is
+//! The thread tracks the expiry of its bans by CLOCK_MONOTONIC and removes an entry when its ban ends. Failed work is
 //! retried with backoff until the ban ends. Entries stay when the program ends, because bans outlive it; the next start
 //! passes the bans that are still in force ([`Task::Adopt`]), and other entries are removed.
 

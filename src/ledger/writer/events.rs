@@ -77,12 +77,13 @@ impl fmt::Display for WriterEvent {
                 }
             }
             Self::ClockSet { back, by } => {
-                let (way, by) = (
-                    if *back { "back" } else { "forward" },
-                    Duration::from_secs((*by + Duration::from_millis(500)).as_secs().max(1)),
-                );
+                let by = Duration::from_secs((*by + Duration::from_millis(500)).as_secs().max(1));
                 let by = humantime::format_duration(by);
-                write!(f, "the clock was set {way} by {by}; bans in force keep their remaining time")
+                match back {
+                    true => write!(f, "the clock was set back by {by}")?,
+                    false => write!(f, "the clock was set forward by {by}, or the host was suspended")?,
+                }
+                f.write_str("; bans in force keep their remaining time")
             }
         }
     }

@@ -260,7 +260,8 @@ impl Set {
 
 /// Appends the creation of `set`; `id` identifies it within the transaction.
 pub(super) fn put_set(batch: &mut Batch, set: Set, id: u32, spec: &RulesetSpec) {
-    let Definition { key: Key(key_type, key_length), flags, size, .. } = set.definition();
+    let Definition { key, flags, size, .. } = set.definition();
+    let Key(key_type, key_length) = key;
     let size = match set {
         Set::Blocked | Set::Blocked6 => Some(spec.size),
         Set::Fleet | Set::Fleet6 => spec.fleet,
@@ -274,6 +275,9 @@ pub(super) fn put_set(batch: &mut Batch, set: Set, id: u32, spec: &RulesetSpec) 
         fields.put_u32(sys::NFTA_SET_ID, id);
         if let Some(size) = size {
             fields.nest(sys::NFTA_SET_DESC, |description| description.put_u32(sys::NFTA_SET_DESC_SIZE, size));
+        }
+        if key == INTERFACE {
+            fields.put(sys::NFTA_SET_USERDATA, &HOST_BYTE_ORDER);
         }
     });
 }
@@ -326,13 +330,19 @@ const RANGES: u32 = sys::NFT_SET_INTERVAL;
 /// Type number and length of a key. The numbers are those of the nft types ipv4_addr, ipv6_addr, inet_service and
 /// iface_index, so that nft can print the elements. A concatenated type is built by shifting by six bits; in the kernel
 /// each part of a concatenated key fills whole registers of four bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 struct Key(u32, u32);
 
 const IPV4: Key = Key(7, 4);
 const IPV6: Key = Key(8, 16);
 const PORT: Key = Key(13, 2);
 const INTERFACE: Key = Key(20, 4);
+/// Makes nft list interfaces by name, instead of swapping the bytes of their indexes: NFTNL_UDATA_SET_KEYBYTEORDER, its
+/// length, and BYTEORDER_HOST_ENDIAN of nft.
+const HOST_BYTE_ORDER: [u8; 6] = {
+    let [a, b, c, d] = 1_u32.to_ne_bytes();
+    [0, 4, a, b, c, d]
+};
 const INTERFACE_AND_IPV6: Key = Key(20 << 6 | 8, 20);
 const IPV4_AND_PORT: Key = Key(7 << 6 | 13, 8);
 const IPV6_AND_PORT: Key = Key(8 << 6 | 13, 20);

@@ -1,6 +1,6 @@
 //! Tests the decoding of link-layer headers: VLAN tags, PPPoE, cooked captures, loopback and raw IP.
 
-use super::super::{Delivery, LinkType, Transport, Undecoded};
+use super::super::{Delivery, LinkType, Transport, Undecoded, decode_untagged};
 use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, honest_ipv6, ipv4_packet, joined};
 
 const MACS: [u8; 12] = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
@@ -187,5 +187,22 @@ fn flow_label_like_tag_is_ipv6() {
         packet[..4].copy_from_slice(&[0x60, 0, label[0], label[1]]);
         let frame = joined(&[&[0x86, 0xdd, 0, 0, 0, 0, 0, 9, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0], &packet]);
         assert_eq!(decode(LinkType::Sll2, &frame).unwrap().transport, SYN_SEEN);
+        assert_eq!(decode_untagged(LinkType::Sll2, &frame), None, "decoded already");
+    }
+}
+
+#[test]
+fn long_packet_like_tag_is_decoded_twice() {
+    let cooked = [0x86, 0xdd, 0, 0, 0, 0, 0, 9, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0];
+    let packet = honest_ipv6(6, &joined(&[&SYN, &[0; 0x60ff - SYN.len()]]));
+    let untouched = decode(LinkType::Raw, &packet).unwrap();
+    let frame = joined(&[&cooked, &[0x60, 0, 0x86, 0xdd], &packet[4..396]]);
+    let seen = decode_untagged(LinkType::Sll2, &frame).unwrap();
+    assert_eq!((seen.source, seen.destination, seen.interface), (untouched.source, untouched.destination, 9));
+    assert_eq!(seen.transport, untouched.transport);
+    let tagged = joined(&[&cooked, &[0x60, 0, 0x86, 0xdd], &honest_ipv6(6, &SYN)]);
+    assert_eq!(decode(LinkType::Sll2, &tagged).unwrap().transport, SYN_SEEN);
+    for link in [LinkType::Ethernet, LinkType::Sll, LinkType::Raw, LinkType::Null] {
+        assert_eq!(decode_untagged(link, &tagged), None);
     }
 }
