@@ -2,6 +2,7 @@
 //! JSON object.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -14,31 +15,28 @@ use super::protocol::Request;
 /// # Errors
 /// The daemon does not run, or did not carry out the request.
 pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientError> {
+    let text = |span: &Option<Duration>| span.map(|span| humantime::format_duration(span).to_string());
     let (request, connection) = match command {
         ControlCommand::Status(connection) => (Request::Status, connection),
-        ControlCommand::Block(options) => {
-            let (target, expire, reason) = (options.target.to_string(), options.expire.clone(), options.reason.clone());
-            (Request::Block { target, expire, reason, force: options.force }, &options.connection)
+        ControlCommand::Block { target, expire, reason, force, connection } => {
+            let (target, expire, reason) = (target.to_string(), expire.clone(), reason.clone());
+            (Request::Block { target, expire, reason, force: *force }, connection)
         }
-        ControlCommand::Unblock(options) => {
-            (Request::Unblock { target: options.target.clone(), all: options.all }, &options.connection)
+        ControlCommand::Unblock { target, all, connection } => {
+            (Request::Unblock { target: target.clone(), all: *all }, connection)
         }
-        ControlCommand::Allow(options) => {
-            let span = options.span.map(|span| humantime::format_duration(span).to_string());
-            (Request::Allow { target: options.target.to_string(), span, force: options.force }, &options.connection)
+        ControlCommand::Allow { target, span, force, connection } => {
+            (Request::Allow { target: target.to_string(), span: text(span), force: *force }, connection)
         }
-        ControlCommand::Disallow(options) => {
-            (Request::Disallow { target: options.target.to_string() }, &options.connection)
+        ControlCommand::Disallow { target, connection } => {
+            (Request::Disallow { target: target.to_string() }, connection)
         }
         ControlCommand::Allowed(connection) => (Request::Allowed, connection),
-        ControlCommand::Explain(options) => {
-            (Request::Explain { address: options.address.to_string() }, &options.connection)
+        ControlCommand::Explain { address, connection } => {
+            (Request::Explain { address: address.to_string() }, connection)
         }
-        ControlCommand::ForgetService(options) => (Request::ForgetService { port: options.port }, &options.connection),
-        ControlCommand::Trial(options) => {
-            let span = options.span.map(|span| humantime::format_duration(span).to_string());
-            (Request::Trial { span, end: options.end }, &options.connection)
-        }
+        ControlCommand::ForgetService { port, connection } => (Request::ForgetService { port: *port }, connection),
+        ControlCommand::Trial { span, end, connection } => (Request::Trial { span: text(span), end: *end }, connection),
         ControlCommand::Confirm(connection) => (Request::Confirm, connection),
         ControlCommand::Reload(connection) => (Request::Reload, connection),
         ControlCommand::Events(connection) => return events(connection, out),
