@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::client::{Client, ClientError};
 use super::options::{Connection, ControlCommand};
+use super::print;
 use super::protocol::Request;
 
 /// Sends the request and writes the answer.
@@ -45,7 +46,8 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
         Ok(answer) => answer,
         // A program that requests the status also gets JSON if there is no daemon.
         Err(error @ ClientError::NotRunning(_)) if connection.json && request == Request::Status => {
-            write(out, &format!("{}\n", json!({"running": false, "reason": error.to_string()})))?;
+            let reply = json!({"running": false, "reason": error.to_string()});
+            print(out, &format!("{reply}\n")).map_err(ClientError::Write)?;
             return Err(error);
         }
         Err(ClientError::NotRunning(path)) if matches!(request, Request::Unblock { .. }) => {
@@ -56,7 +58,7 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
     };
     let text =
         if connection.json { serde_json::to_string(&answer).unwrap_or_default() + "\n" } else { answer.to_string() };
-    write(out, &text)
+    print(out, &text).map_err(ClientError::Write)
 }
 
 /// Writes events until the daemon ends or standard output is closed.
@@ -69,12 +71,4 @@ fn events(connection: &Connection, out: &mut impl Write) -> Result<(), ClientErr
         }
     }
     Ok(())
-}
-
-/// A reader that closes the pipe (`| head`) is not an error.
-fn write(out: &mut impl Write, text: &str) -> Result<(), ClientError> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ClientError::Write(error)),
-        _ => Ok(()),
-    }
 }
