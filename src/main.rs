@@ -12,7 +12,7 @@ use portsentry::cli::{
     ReportOptions, RunOptions,
 };
 use portsentry::config::{Config, LogTarget};
-use portsentry::control::{commands, list, live_view};
+use portsentry::control::{self, commands, list, live_view};
 use portsentry::daemon::{self, DaemonError, Places, background, helper, helper_process};
 use portsentry::events::log;
 use portsentry::fleet::{self, FleetError};
@@ -123,18 +123,9 @@ fn replay(options: &ReplayOptions, config: &Config) -> ExitCode {
 }
 
 fn print(text: &str) -> ExitCode {
-    match written(text) {
+    match control::print(&mut std::io::stdout().lock(), text) {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(error) => fail(&format_args!("cannot write to standard output: {error}"), cli::EXIT_FAILED),
-    }
-}
-
-/// Writes to standard output. A closed pipe is not an error.
-fn written(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
-        _ => Ok(()),
     }
 }
 
@@ -185,7 +176,8 @@ fn import(options: ImportOptions) -> Result<(), ImportError> {
         Some(path) => import::write(&path, &import.toml, force)?,
         None => {
             let text = if json { format!("{}\n", serde_json::json!(import)) } else { import.toml.clone() };
-            written(&text).map_err(|error| ImportError::Write { path: "standard output".into(), error })?;
+            let written = control::print(&mut std::io::stdout().lock(), &text);
+            written.map_err(|error| ImportError::Write { path: "standard output".into(), error })?;
         }
     }
     import.notes.iter().for_each(|note| print_error(note));

@@ -8,8 +8,12 @@ PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 
 programs=()
 skipped=()
+# Most tests wait, and the simulation computes: it runs beside them, at the lowest priority.
+niceness=19
 if [ "${1:-}" = --fast ]; then
     shift
+    # Most of these tests compute as well.
+    niceness=0
     programs=(--lib --bins --test allocation --test architecture --test config --test import --test ledger --test library --test replay
         --test repository)
     # These tests load rules into a namespace or mount a small disk.
@@ -52,8 +56,7 @@ else
         done
     fi
     cargo test --locked --no-run "${programs[@]}" --test host_life 2>&1 | tee "$log" || outcome=$?
-    # Most tests wait, and the simulation computes: it runs beside them, at the lowest priority.
-    nice -n 19 cargo test --locked --no-fail-fast --test host_life "${skipped[@]}" >"$beside" 2>&1 &
+    nice -n "$niceness" cargo test --locked --no-fail-fast --test host_life "${skipped[@]}" >"$beside" 2>&1 &
     simulation=$!
     cargo test --locked --no-fail-fast "${programs[@]}" "${skipped[@]}" 2>&1 | tee -a "$log" || outcome=$?
     ! "$documentation" || cargo test --locked --no-fail-fast --doc 2>&1 | tee -a "$log" || outcome=$?

@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
 use crate::config::{Config, ConfigError, ConfigErrors, DEFAULT_CONFIG, HostPorts, Mode, pitfalls};
-use crate::control::DEFAULT_SOCKET;
 use crate::control::client::Client;
+use crate::control::{DEFAULT_SOCKET, print};
 use crate::engine::{Host, Listeners, Protection, Settings};
 use crate::host::lookup;
 use crate::host::network::{self, HostError, HostFacts, Reader, Reading};
@@ -95,28 +95,20 @@ fn lines(errors: &[ConfigError]) -> String {
 /// [`CheckError::Config`] or [`CheckError::Unfit`] with all errors in the configuration, or an error if the state of
 /// the host cannot be read.
 pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, CheckError> {
+    let unwritten = |error| CheckError::System("write to standard output", error);
     let report = match read(options) {
         Err(CheckError::Config(errors)) => {
             if options.json {
-                print(out, &format!("{}\n", refused(errors.iter())))?;
+                print(out, &format!("{}\n", refused(errors.iter()))).map_err(unwritten)?;
             }
             return Err(errors.into());
         }
         other => other?,
     };
-    print(out, &if options.json { format!("{}\n", render::json(&report)) } else { render::text(&report) })?;
+    let text = if options.json { format!("{}\n", render::json(&report)) } else { render::text(&report) };
+    print(out, &text).map_err(unwritten)?;
     let Findings { wrong, notes, .. } = report.findings;
     if wrong.is_empty() { Ok(notes) } else { Err(CheckError::Unfit(wrong)) }
-}
-
-fn print(out: &mut impl Write, text: &str) -> Result<(), CheckError> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // A reader that closes the pipe (`| head`) is not an error.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(CheckError::System("write to standard output", error))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn refused<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value {

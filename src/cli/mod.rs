@@ -16,10 +16,7 @@ pub use crate::config::flags::RunOptions;
 pub use crate::control::DEFAULT_SOCKET;
 pub use crate::control::list::{ListOptions, SortOrder};
 pub use crate::control::live_view::WatchOptions;
-pub use crate::control::options::{
-    AllowOptions, BlockOptions, Connection, ControlCommand, DisallowOptions, ExplainOptions, TrialOptions,
-    UnblockOptions,
-};
+pub use crate::control::options::{Connection, ControlCommand};
 pub use crate::fleet::options::FleetOptions;
 pub use crate::import::ImportOptions;
 pub use crate::ledger::DEFAULT_STATE_DIR;

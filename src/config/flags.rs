@@ -13,68 +13,52 @@ use crate::types::Expiry;
 pub(crate) const CLASSIC_MODES: [&str; 6] = ["-tcp", "-udp", "-stcp", "-sudp", "-atcp", "-audp"];
 
 /// Options of the daemon. A value that is `None`, empty or false keeps the setting of the file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RunOptions {
-    /// How long a ban lasts.
-    pub expire: Option<Expiry>,
-    /// The file to read; `None`: [`super::DEFAULT_CONFIG`] if it exists.
-    pub config: Option<PathBuf>,
-    /// Interfaces to monitor.
-    pub interfaces: Vec<String>,
-    /// Number of distinct ports that are forgiven.
-    pub scan_trigger: Option<u8>,
-    /// Ban no further source.
-    pub log_only: bool,
-    /// Mode of TCP, from a classic option.
-    pub tcp_mode: Option<Mode>,
-    /// Mode of UDP, from a classic option.
-    pub udp_mode: Option<Mode>,
-    /// The ledger's directory; `None`: the default of the ledger.
-    pub state_dir: Option<PathBuf>,
-    /// The control socket; `None`: the default socket.
-    pub socket: Option<PathBuf>,
-    /// Delay after which all bans are lifted and blocking stops, unless an operator confirms.
-    pub confirm: Option<Duration>,
-    /// Keep all privileges.
-    pub no_sandbox: bool,
-    /// Run in the background.
-    pub daemon: bool,
-}
-
-/// The flags as clap reads them.
-#[derive(Args)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 #[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are part of the help")]
-pub(crate) struct RunFlags {
+pub struct RunOptions {
     /// Duration of a ban: 90m, 24h, 7d or never [24h]
     #[arg(long, value_name = "SPAN", value_parser = parse_expiry, allow_hyphen_values = true)]
-    expire: Option<Expiry>,
+    pub expire: Option<Expiry>,
     /// Configuration file [/etc/portsentry/portsentry.toml]
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
     /// Monitor only this interface, or all except !NAME
-    #[arg(long, value_name = "NAME", value_parser = parse_watched)]
-    interface: Vec<String>,
+    #[arg(long = "interface", value_name = "NAME", value_parser = parse_watched)]
+    pub interfaces: Vec<String>,
     /// Ports a source may probe without a ban, 0 to 15 [2]
     #[arg(long, value_name = "N", value_parser = parse_trigger, allow_hyphen_values = true)]
-    scan_trigger: Option<u8>,
+    pub scan_trigger: Option<u8>,
     /// Log scans, but ban no further source
     #[arg(long)]
-    log_only: bool,
+    pub log_only: bool,
     /// Directory of the ledger [/var/lib/portsentry]
     #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
     /// Control socket [/run/portsentry/portsentry.sock]
     #[arg(long, value_name = "FILE")]
-    socket: Option<PathBuf>,
+    pub socket: Option<PathBuf>,
     /// Lift all bans and only log after SPAN unless confirmed
     #[arg(long, value_name = "SPAN", value_parser = parse_span, allow_hyphen_values = true)]
-    confirm: Option<Duration>,
+    pub confirm: Option<Duration>,
     /// Keep all privileges, for debugging
     #[arg(long)]
-    no_sandbox: bool,
+    pub no_sandbox: bool,
     /// Run in the background once monitoring begins
     #[arg(long)]
-    daemon: bool,
+    pub daemon: bool,
+    /// Mode of TCP, from a classic option.
+    #[arg(skip)]
+    pub tcp_mode: Option<Mode>,
+    /// Mode of UDP, from a classic option.
+    #[arg(skip)]
+    pub udp_mode: Option<Mode>,
+}
+
+/// The options, and the classic modes as clap reads them.
+#[derive(Args)]
+pub(crate) struct RunFlags {
+    #[command(flatten)]
+    options: RunOptions,
     #[arg(long, hide = true, group = "tcp_mode")]
     tcp: bool,
     #[arg(long, hide = true, group = "tcp_mode")]
@@ -97,18 +81,9 @@ fn parse_trigger(text: &str) -> Result<u8, String> {
 impl From<RunFlags> for RunOptions {
     fn from(flags: RunFlags) -> Self {
         Self {
-            expire: flags.expire,
-            config: flags.config,
-            interfaces: flags.interface,
-            scan_trigger: flags.scan_trigger,
-            log_only: flags.log_only,
             tcp_mode: mode(flags.tcp, flags.stcp, flags.atcp),
             udp_mode: mode(flags.udp, flags.sudp, flags.audp),
-            state_dir: flags.state_dir,
-            socket: flags.socket,
-            confirm: flags.confirm,
-            no_sandbox: flags.no_sandbox,
-            daemon: flags.daemon,
+            ..flags.options
         }
     }
 }

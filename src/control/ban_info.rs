@@ -57,7 +57,7 @@ impl BanPage {
 const SECOND: Expiry = Expiry::After(std::time::Duration::from_secs(1));
 
 /// A ban in force; fields from the ledger are null if it does not contain the ban.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanInfo {
     #[serde(rename = "subject")]
     pub target: String,
@@ -102,25 +102,7 @@ impl BanInfo {
     /// A ban that only the kernel has.
     #[must_use]
     pub fn unknown(target: BanTarget, left: Expiry, now: SystemTime) -> Self {
-        Self {
-            target: target.to_string(),
-            source: None,
-            class: None,
-            evidence: None,
-            ports: None,
-            probes: None,
-            since: None,
-            expires: expires(left, now),
-            left_s: left.seconds(),
-            strikes: None,
-            author: None,
-            note: None,
-            method: None,
-            capped: None,
-            in_kernel: None,
-            in_ledger: false,
-            name: None,
-        }
+        Self { target: target.to_string(), expires: expires(left, now), left_s: left.seconds(), ..Self::default() }
     }
 
     /// A ban of the ledger, of which `left` remains at `now`.

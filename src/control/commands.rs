@@ -2,11 +2,13 @@
 //! JSON object.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::client::{Client, ClientError};
 use super::options::{Connection, ControlCommand};
+use super::print;
 use super::protocol::Request;
 
 /// Sends the request and writes the answer.
@@ -14,31 +16,28 @@ use super::protocol::Request;
 /// # Errors
 /// The daemon does not run, or did not carry out the request.
 pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientError> {
+    let text = |span: &Option<Duration>| span.map(|span| humantime::format_duration(span).to_string());
     let (request, connection) = match command {
         ControlCommand::Status(connection) => (Request::Status, connection),
-        ControlCommand::Block(options) => {
-            let (target, expire, reason) = (options.target.to_string(), options.expire.clone(), options.reason.clone());
-            (Request::Block { target, expire, reason, force: options.force }, &options.connection)
+        ControlCommand::Block { target, expire, reason, force, connection } => {
+            let (target, expire, reason) = (target.to_string(), expire.clone(), reason.clone());
+            (Request::Block { target, expire, reason, force: *force }, connection)
         }
-        ControlCommand::Unblock(options) => {
-            (Request::Unblock { target: options.target.clone(), all: options.all }, &options.connection)
+        ControlCommand::Unblock { target, all, connection } => {
+            (Request::Unblock { target: target.clone(), all: *all }, connection)
         }
-        ControlCommand::Allow(options) => {
-            let span = options.span.map(|span| humantime::format_duration(span).to_string());
-            (Request::Allow { target: options.target.to_string(), span, force: options.force }, &options.connection)
+        ControlCommand::Allow { target, span, force, connection } => {
+            (Request::Allow { target: target.to_string(), span: text(span), force: *force }, connection)
         }
-        ControlCommand::Disallow(options) => {
-            (Request::Disallow { target: options.target.to_string() }, &options.connection)
+        ControlCommand::Disallow { target, connection } => {
+            (Request::Disallow { target: target.to_string() }, connection)
         }
         ControlCommand::Allowed(connection) => (Request::Allowed, connection),
-        ControlCommand::Explain(options) => {
-            (Request::Explain { address: options.address.to_string() }, &options.connection)
+        ControlCommand::Explain { address, connection } => {
+            (Request::Explain { address: address.to_string() }, connection)
         }
-        ControlCommand::ForgetService(options) => (Request::ForgetService { port: options.port }, &options.connection),
-        ControlCommand::Trial(options) => {
-            let span = options.span.map(|span| humantime::format_duration(span).to_string());
-            (Request::Trial { span, end: options.end }, &options.connection)
-        }
+        ControlCommand::ForgetService { port, connection } => (Request::ForgetService { port: *port }, connection),
+        ControlCommand::Trial { span, end, connection } => (Request::Trial { span: text(span), end: *end }, connection),
         ControlCommand::Confirm(connection) => (Request::Confirm, connection),
         ControlCommand::Reload(connection) => (Request::Reload, connection),
         ControlCommand::Events(connection) => return events(connection, out),
@@ -47,7 +46,8 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
         Ok(answer) => answer,
         // A program that requests the status also gets JSON if there is no daemon.
         Err(error @ ClientError::NotRunning(_)) if connection.json && request == Request::Status => {
-            write(out, &format!("{}\n", json!({"running": false, "reason": error.to_string()})))?;
+            let reply = json!({"running": false, "reason": error.to_string()});
+            print(out, &format!("{reply}\n")).map_err(ClientError::Write)?;
             return Err(error);
         }
         Err(ClientError::NotRunning(path)) if matches!(request, Request::Unblock { .. }) => {
@@ -58,7 +58,7 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
     };
     let text =
         if connection.json { serde_json::to_string(&answer).unwrap_or_default() + "\n" } else { answer.to_string() };
-    write(out, &text)
+    print(out, &text).map_err(ClientError::Write)
 }
 
 /// Writes events until the daemon ends or standard output is closed.
@@ -71,12 +71,4 @@ fn events(connection: &Connection, out: &mut impl Write) -> Result<(), ClientErr
         }
     }
     Ok(())
-}
-
-/// A reader that closes the pipe (`| head`) is not an error.
-fn write(out: &mut impl Write, text: &str) -> Result<(), ClientError> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ClientError::Write(error)),
-        _ => Ok(()),
-    }
 }

@@ -21,5 +21,18 @@ pub mod service_port;
 mod socket_file;
 pub mod status;
 
+use std::io::{self, Write};
+
 /// Default path of the control socket.
 pub const DEFAULT_SOCKET: &str = "/run/portsentry/portsentry.sock";
+
+/// Writes `text` to standard output or its replacement. A reader that closes the pipe (`| head`) is not an error.
+///
+/// # Errors
+/// Writing fails for another reason.
+pub fn print(out: &mut impl Write, text: &str) -> io::Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}

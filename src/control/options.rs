@@ -17,21 +17,88 @@ pub enum ControlCommand {
     /// Show the daemon's state: ports, packets, bans, problems
     Status(Connection),
     /// Block an address or prefix
-    Block(BlockOptions),
+    Block {
+        /// Address or prefix to block
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+        target: IpNet,
+        /// Duration: 90m, 24h, 7d or never [default: `expire` in the configuration]
+        #[arg(long, value_name = "SPAN", value_parser = checked_expiry, allow_hyphen_values = true)]
+        expire: Option<String>,
+        /// Reason to store in the ledger and the log
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Block a protected address, too; this host's own addresses are always refused
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Lift the ban of an address or prefix
-    Unblock(UnblockOptions),
+    #[command(
+        override_usage = "portsentry unblock [OPTIONS] <ADDRESS|PREFIX>\n       portsentry unblock [OPTIONS] --all"
+    )]
+    Unblock {
+        /// Address or prefix to unblock
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = checked_target, required_unless_present = "all")]
+        target: Option<String>,
+        /// Lift all bans
+        #[arg(long, conflicts_with = "target")]
+        all: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Exempt an address or network from bans, for a time or until revoked
-    Allow(AllowOptions),
+    Allow {
+        /// Address or network to exempt
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+        target: IpNet,
+        /// Duration: 1h, 7d [default: until `portsentry disallow`]
+        #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span, allow_hyphen_values = true)]
+        span: Option<Duration>,
+        /// Permit a network wider than an IPv4 /8 or an IPv6 /16
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Revoke an `allow`
-    Disallow(DisallowOptions),
+    Disallow {
+        /// Address or network as listed by `portsentry allowed`
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+        target: IpNet,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// List addresses and networks that are exempt from bans
     Allowed(Connection),
     /// Show what is known about an address: evidence, bans, protection
-    Explain(ExplainOptions),
+    Explain {
+        /// Address to explain; a link-local one may have its link, fe80::7%eth0
+        #[arg(value_parser = typed_address)]
+        address: ScopedNetwork,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Forget a remembered service, so that probes of its port count again
-    ForgetService(ForgetServiceOptions),
+    ForgetService {
+        /// Port of the service; without /tcp or /udp, both protocols
+        #[arg(value_name = "PORT[/tcp|udp]")]
+        port: ServicePort,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Only log scans for a time, then resume blocking
-    Trial(TrialOptions),
+    #[command(override_usage = "portsentry trial [OPTIONS] <SPAN>\n       portsentry trial [OPTIONS] --end")]
+    Trial {
+        /// Duration: 5m, 1d, at most 30d
+        #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end", allow_hyphen_values = true)]
+        span: Option<Duration>,
+        /// End the trial and resume blocking
+        #[arg(long, conflicts_with = "span")]
+        end: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Confirm a start with --confirm, so that blocking continues
     Confirm(Connection),
     /// Reload the configuration
@@ -49,99 +116,6 @@ pub struct Connection {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// Options of `block`.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub struct BlockOptions {
-    /// Address or prefix to block
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
-    pub target: IpNet,
-    /// Duration: 90m, 24h, 7d or never [default: `expire` in the configuration]
-    #[arg(long, value_name = "SPAN", value_parser = checked_expiry, allow_hyphen_values = true)]
-    pub expire: Option<String>,
-    /// Reason to store in the ledger and the log
-    #[arg(long, value_name = "TEXT")]
-    pub reason: Option<String>,
-    /// Block a protected address, too; this host's own addresses are always refused
-    #[arg(long)]
-    pub force: bool,
-    #[command(flatten)]
-    pub connection: Connection,
-}
-
-/// Options of `unblock`.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-#[command(override_usage = "portsentry unblock [OPTIONS] <ADDRESS|PREFIX>\n       portsentry unblock [OPTIONS] --all")]
-pub struct UnblockOptions {
-    /// Address or prefix to unblock
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = checked_target, required_unless_present = "all")]
-    pub target: Option<String>,
-    /// Lift all bans
-    #[arg(long, conflicts_with = "target")]
-    pub all: bool,
-    #[command(flatten)]
-    pub connection: Connection,
-}
-
-/// Options of `forget-service`.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub struct ForgetServiceOptions {
-    /// Port of the service; without /tcp or /udp, both protocols
-    #[arg(value_name = "PORT[/tcp|udp]")]
-    pub port: ServicePort,
-    #[command(flatten)]
-    pub connection: Connection,
-}
-
-/// Options of `allow`.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub struct AllowOptions {
-    /// Address or network to exempt
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
-    pub target: IpNet,
-    /// Duration: 1h, 7d [default: until `portsentry disallow`]
-    #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span, allow_hyphen_values = true)]
-    pub span: Option<Duration>,
-    /// Permit a network wider than an IPv4 /8 or an IPv6 /16
-    #[arg(long)]
-    pub force: bool,
-    #[command(flatten)]
-    pub connection: Connection,
-}
-
-/// Options of `disallow`.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub struct DisallowOptions {
-    /// Address or network as listed by `portsentry allowed`
-    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
-    pub target: IpNet,
-    #[command(flatten)]
-    pub connection: Connection,
-}
-
-/// Options of `trial`.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-#[command(override_usage = "portsentry trial [OPTIONS] <SPAN>\n       portsentry trial [OPTIONS] --end")]
-pub struct TrialOptions {
-    /// Duration: 5m, 1d, at most 30d
-    #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end", allow_hyphen_values = true)]
-    pub span: Option<Duration>,
-    /// End the trial and resume blocking
-    #[arg(long, conflicts_with = "span")]
-    pub end: bool,
-    #[command(flatten)]
-    pub connection: Connection,
-}
-
-/// Options of `explain`.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub struct ExplainOptions {
-    /// Address to explain; a link-local one may have its link, fe80::7%eth0
-    #[arg(value_parser = typed_address)]
-    pub address: ScopedNetwork,
-    #[command(flatten)]
-    pub connection: Connection,
 }
 
 /// Parses one address.

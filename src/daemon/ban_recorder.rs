@@ -191,10 +191,11 @@ impl BanRecorder {
         self.writer.as_ref().map(Writer::recorder)
     }
 
-    /// Records the decision of an operator.
-    pub(super) fn decide(&self, decision: Change) {
+    /// Records a change, such as the decision of an operator.
+    pub(super) fn write(&self, change: Change) {
         if let Some(writer) = &self.writer {
-            let _ = writer.recorder().send(decision);
+            // Changes that do not fit into the queue are counted and reported by the writer.
+            let _ = writer.recorder().send(change);
         }
     }
 
@@ -224,10 +225,7 @@ impl BanRecorder {
                 None => return false,
             },
         };
-        if let Some(writer) = &self.writer {
-            // Changes that do not fit into the queue are counted and reported by the writer.
-            let _ = writer.recorder().send(change);
-        }
+        self.write(change);
         begins
     }
 

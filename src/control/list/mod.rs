@@ -28,6 +28,7 @@ use super::ban_info::BanInfo;
 use super::client::{Client, ClientError};
 use super::fleet_info::FleetBan;
 use super::format::is_unicode;
+use super::print;
 use super::scoped_network::ScopedNetwork;
 use crate::events::json::rfc3339;
 
@@ -156,20 +157,12 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
         };
         in_locale(table + &fleet::text(fleet.as_deref().unwrap_or_default()))
     };
-    write(out, &text).map(|()| notes)
+    print(out, &text).map(|()| notes).map_err(ListError::Write)
 }
 
 /// A table with an ASCII character at the end of truncated fields if the locale does not use UTF-8.
 fn in_locale(table: String) -> String {
     if is_unicode(|name| std::env::var(name).ok()) { table } else { table.replace('…', "~") }
-}
-
-/// Writes `text`; a closed pipe is not an error.
-fn write(out: &mut impl Write, text: &str) -> Result<(), ListError> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ListError::Write(error)),
-        _ => Ok(()),
-    }
 }
 
 /// Sorts the bans in this order, then by address.

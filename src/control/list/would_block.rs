@@ -7,8 +7,9 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::bans::unreadable_rows;
-use super::{ListError, ListOptions, in_locale, table, width, write};
+use super::{ListError, ListOptions, in_locale, table, width};
 use crate::control::address_info::port_list;
+use crate::control::print;
 use crate::events::json::{PortRecord, rfc3339};
 use crate::ledger::{Found, Logged, Reader};
 
@@ -74,5 +75,5 @@ pub(super) fn run(options: &ListOptions, now: SystemTime, out: &mut impl Write) 
             false => table::would_block(&items, width(), now),
         })
     };
-    write(out, &text).map(|()| notes)
+    print(out, &text).map(|()| notes).map_err(ListError::Write)
 }

@@ -166,7 +166,7 @@ impl ControlHandler<'_> {
         *self.trial = Trial::log_only(span);
         self.sensor.send_waiting(SensorCommand::StartTrial).await;
         let until = SystemTime::now() + span;
-        self.sink.ban_recorder.decide(Change::Trial { until: Some(until) });
+        self.sink.ban_recorder.write(Change::Trial { until: Some(until) });
         self.sink.emit(EventKind::Note(format!(
             "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
              --end` resumes blocking",
@@ -183,7 +183,7 @@ impl ControlHandler<'_> {
         if std::mem::take(&mut self.config.on_trial) && self.hold().is_some() {
             self.sensor.send(SensorCommand::Ruleset(Box::new(self.config.ruleset())));
         }
-        self.sink.ban_recorder.decide(Change::Trial { until: None });
+        self.sink.ban_recorder.write(Change::Trial { until: None });
         self.sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
     }
 
@@ -281,7 +281,7 @@ impl ControlHandler<'_> {
         }
         let hole = target.network();
         let commands = self.host_state.force(hole, expiry.span()).await.map_err(failed)?;
-        self.sink.ban_recorder.decide(Change::Disallowed { network: hole });
+        self.sink.ban_recorder.write(Change::Disallowed { network: hole });
         self.sensor.send_all(commands);
         Ok((target, expiry))
     }
@@ -369,7 +369,7 @@ impl ControlHandler<'_> {
             .map_or("until this is revoked".to_owned(), |until| format!("until {}", format_rfc3339_seconds(until)));
         let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
         self.sink.emit(EventKind::Note(format!("{} has allowed {allowed} {how_long}{lifts}", allowance.by)));
-        self.sink.ban_recorder.decide(Change::Allowed(allowance));
+        self.sink.ban_recorder.write(Change::Allowed(allowance));
         let bans = bans.iter().map(ToString::to_string).collect();
         Ok(Answer::Allowed(Allowed { allowed, until: until.map(rfc3339), lifted, bans }))
     }
@@ -396,7 +396,7 @@ impl ControlHandler<'_> {
         for command in commands {
             self.sensor.send_waiting(command).await;
         }
-        self.sink.ban_recorder.decide(Change::Disallowed { network });
+        self.sink.ban_recorder.write(Change::Disallowed { network });
         self.sink.emit(EventKind::Note(format!("{by} has revoked the allowance of {disallowed}")));
         Ok(Answer::Disallowed(Disallowed { disallowed, still }))
     }

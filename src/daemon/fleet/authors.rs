@@ -29,6 +29,7 @@ pub(super) enum Phase {
     Steady,
 }
 
+#[derive(Default)]
 struct Author {
     hour: HourCount,
     backlog: u32,
@@ -81,15 +82,7 @@ impl Authors {
             if self.0.len() >= MAX_AUTHORS {
                 return Err(Refusal::TableFull);
             }
-            let backlog = limit.saturating_mul(BACKLOG_HOURS);
-            let new = Author {
-                hour: HourCount::default(),
-                backlog,
-                ignored_until: Timestamp::ZERO,
-                above_limit: None,
-                excess: 0,
-                named: None,
-            };
+            let new = Author { backlog: limit.saturating_mul(BACKLOG_HOURS), ..Author::default() };
             self.0.insert(Arc::clone(author), new);
         }
         let Some((name, found)) =

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::{MAX_NEW_BANS, SharedExempt, SlowBackends, Task, TaskSender};
 use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
-use crate::engine::ActiveBan;
 use crate::types::{Backend, BanTarget, Timestamp};
 
 /// The task queue of the slow backends, and the work that a ban needs.
@@ -109,15 +108,6 @@ impl BanBackend for SlowQueue {
             let _ = self.tasks.send(Task::Release { targets: targets.to_vec() });
         }
         Ok(())
-    }
-
-    /// The thread restores its own entries, and the effects of a command are unknown.
-    fn put_back(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
-        Ok(Vec::new())
-    }
-
-    fn missing(&mut self, _targets: &[BanTarget]) -> Vec<BanTarget> {
-        Vec::new()
     }
 }
 

@@ -168,8 +168,8 @@ mod tests {
     #[test]
     fn logind_is_trusted_before_utmp() {
         let (_folder, files) = in_folder();
-        let own = i32::try_from(std::process::id()).unwrap();
-        let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, own, host, [0; 16]);
+        let process = utmp::tests::process_of_root();
+        let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, process, host, [0; 16]);
         fs::write(&files.utmp[0], [record("203.0.113.9"), record("203.0.113.8")].concat()).unwrap();
         fs::write(files.logind.join("1"), session("203.0.113.9", "active")).unwrap();
         assert_eq!(texts(&files.read()), ["203.0.113.9"]);
@@ -180,8 +180,8 @@ mod tests {
     #[test]
     fn addresses_per_user_are_limited() {
         let (_folder, files) = in_folder();
-        let own = i32::try_from(std::process::id()).unwrap();
-        let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, own, host, [0; 16]);
+        let process = utmp::tests::process_of_root();
+        let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, process, host, [0; 16]);
         fs::remove_dir_all(&files.logind).unwrap();
         let many = || (0..1_000).flat_map(|n| record(&format!("10.0.{}.{}", n / 256, n % 256)));
         let mut other = record("203.0.113.9");
