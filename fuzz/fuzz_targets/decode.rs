@@ -20,6 +20,9 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         _ => return Corpus::Reject,
     };
     let decoded = decode(link, frame);
+    if let Ok(packet) = &decoded {
+        let _ = packet.checksum.verify();
+    }
     let more = [frame, &[0xa5; 64]].concat();
     let longer = decode(link, &more);
     let untagged = decode_untagged(link, frame);

@@ -108,8 +108,9 @@ impl Engine {
             enough_evidence = self.is_enough(now, target, &counted, host);
         }
         self.counters.probes += 1;
-        let probe =
-            Probe { observation, target, distinct: counted.distinct, probes: counted.probes, fresh: counted.fresh };
+        let ProbeCount { distinct, probes, fresh, .. } = counted;
+        // Built in place, because a copy costs as much as a check.
+        let probe = || Probe { observation, target, distinct, probes, fresh };
         if !enough_evidence {
             // Other segments may belong to connections that began before the capture.
             if apart
@@ -118,9 +119,9 @@ impl Engine {
                 && let Some(first) = self.swept(now, key.key, &observation, fold(observation.destination), SWEPT_HOSTS)
             {
                 let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
-                let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
+                let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe(), ports, first) };
                 return match self.room(now, track, (counted.slot, SWEPT_HOSTS)) {
-                    Room::Withheld => self.withhold(now, counted.slot, probe),
+                    Room::Withheld => self.withhold(now, counted.slot, probe()),
                     room => self.impose_ban(now, track, ban, room, host),
                 };
             }
@@ -133,7 +134,7 @@ impl Engine {
                 if self.is_used(now, &observation, (observation.protocol, observation.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
-                return self.impose_ban_for(now, track, held, (counted.slot, SWEPT_PAIRS), first, probe, host);
+                return self.impose_ban_for(now, track, held, (counted.slot, SWEPT_PAIRS), first, probe(), host);
             }
             if counted.fresh
                 && let Some(sweep) = self.distributed_scans.observe(known.hash, port, now.tick())
@@ -141,15 +142,15 @@ impl Engine {
             {
                 self.notices.push_back(Notice::DistributedScan(sweep));
             }
-            return Verdict::Probe(probe);
+            return Verdict::Probe(probe());
         }
         if self.settling.lasts(now) {
             if counted.fresh {
                 self.settling.wait(observation);
             }
-            return Verdict::Probe(probe);
+            return Verdict::Probe(probe());
         }
-        self.impose_ban_for(now, track, held, (counted.slot, counted.distinct), counted.first, probe, host)
+        self.impose_ban_for(now, track, held, (counted.slot, counted.distinct), counted.first, probe(), host)
     }
 
     fn is_enough(&self, now: Timestamp, target: BanTarget, counted: &ProbeCount, host: &Host) -> bool {

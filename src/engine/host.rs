@@ -73,6 +73,7 @@ impl Local {
 }
 
 /// Called for every packet: with few addresses, a linear search is faster than hashing.
+#[inline(always)]
 fn holds(addresses: &HashSet<IpAddr>, address: IpAddr) -> bool {
     if addresses.len() <= FEW { addresses.iter().any(|own| *own == address) } else { addresses.contains(&address) }
 }

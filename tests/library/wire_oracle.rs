@@ -171,6 +171,7 @@ proptest! {
         for link in LINKS {
             let _ = quoted(link, &bytes);
             if let Ok(packet) = decode(link, &bytes) {
+                let _ = packet.checksum.verify();
                 let seen = decode(link, &longer).map(|packet| without_payload(&packet));
                 prop_assert_eq!(seen, Ok(without_payload(&packet)));
             }
