@@ -9,12 +9,14 @@ PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 programs=()
 skipped=()
 # Most tests wait, and the simulation computes: it runs beside them, at the lowest priority.
+beside=(--test host_life)
 niceness=19
 if [ "${1:-}" = --fast ]; then
     shift
-    # Most of these tests compute as well.
+    # Most of these tests compute as well, except those of the ledger.
+    beside+=(--test ledger)
     niceness=0
-    programs=(--lib --bins --test allocation --test architecture --test config --test import --test ledger --test library --test replay
+    programs=(--lib --bins --test allocation --test architecture --test config --test import --test library --test replay
         --test repository)
     # These tests load rules into a namespace or mount a small disk.
     skipped=(-- --skip example_ruleset_loads --skip full_disk)
@@ -37,11 +39,11 @@ fi
 export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((2 * $(nproc)))}"
 
 log=$(mktemp)
-beside=$(mktemp)
-trap 'rm -f "$log" "$beside"' EXIT
+beside_log=$(mktemp)
+trap 'rm -f "$log" "$beside_log"' EXIT
 outcome=0
 if [ $# -gt 0 ]; then
-    [ "${#programs[@]}" -eq 0 ] || programs+=(--test host_life)
+    [ "${#programs[@]}" -eq 0 ] || programs+=("${beside[@]}")
     cargo test --locked --no-fail-fast "${programs[@]}" "$@" "${skipped[@]}" 2>&1 | tee "$log" || outcome=$?
 else
     documentation=false
@@ -55,13 +57,13 @@ else
             [ "$name" = host_life ] || programs+=(--test "$name")
         done
     fi
-    cargo test --locked --no-run "${programs[@]}" --test host_life 2>&1 | tee "$log" || outcome=$?
-    nice -n "$niceness" cargo test --locked --no-fail-fast --test host_life "${skipped[@]}" >"$beside" 2>&1 &
-    simulation=$!
+    cargo test --locked --no-run "${programs[@]}" "${beside[@]}" 2>&1 | tee "$log" || outcome=$?
+    nice -n "$niceness" cargo test --locked --no-fail-fast "${beside[@]}" "${skipped[@]}" >"$beside_log" 2>&1 &
+    second=$!
     cargo test --locked --no-fail-fast "${programs[@]}" "${skipped[@]}" 2>&1 | tee -a "$log" || outcome=$?
     ! "$documentation" || cargo test --locked --no-fail-fast --doc 2>&1 | tee -a "$log" || outcome=$?
-    wait "$simulation" || outcome=$?
-    tee -a "$log" <"$beside"
+    wait "$second" || outcome=$?
+    tee -a "$log" <"$beside_log"
 fi
 
 # `test result: ok. 5 passed; 0 failed; …`, once per test program.
