@@ -13,7 +13,7 @@ beside=(--test host_life)
 niceness=19
 if [ "${1:-}" = --fast ]; then
     shift
-    # Most of these tests compute as well, except those of the ledger.
+    # Most of the fast tests compute as well, so the simulation runs at normal priority. The tests of the ledger mostly wait, and follow it.
     beside+=(--test ledger)
     niceness=0
     programs=(--lib --bins --test allocation --test architecture --test config --test import --test library --test replay

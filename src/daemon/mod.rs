@@ -212,8 +212,8 @@ pub fn run(
         cookies,
         shared,
     };
-    // In the background, standard error is disconnected once the host is monitored. All earlier lines must be written by
-    // then. Syslog has a time limit.
+    // With `--daemon`, lines to standard error and syslog (the default there) are written directly: standard error is
+    // closed once the host is monitored, so that no line may wait until then, and syslog has its own time limit.
     let is_direct = background::is_detached() && config.report.log != LogTarget::Journal;
     let log_thread = (!is_direct).then(LogThread::start).transpose().map_err(DaemonError::system("start a thread"))?;
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));

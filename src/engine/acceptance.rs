@@ -16,8 +16,8 @@ use super::verdict::IgnoreReason;
 use crate::types::shared64;
 use crate::wire::{Checksum, Delivery, Packet, Transport};
 
-/// Returns the reason why the host drops `packet` because of its addresses; `None` if it accepts them. The packet
-/// arrived on `interface` (for a bridge port: the bridge).
+/// Returns the reason why the host drops `packet` because of its addresses; `None` if it accepts them as far as these
+/// cheap checks can tell. The packet arrived on `interface` (for a bridge port: the bridge).
 pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<IgnoreReason> {
     if is_not_unicast(packet, interface, host) {
         return Some(IgnoreReason::NotUnicast);
@@ -31,8 +31,8 @@ pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<Ig
     None
 }
 
-/// Verifies a packet whose addresses the host accepts. Takes longer than all other checks, and so comes after them.
-/// Returns the result of its checksums.
+/// Checks what takes longer than [`refusal`]: broadcast sources, checksums and the reverse path. Returns the result of
+/// the checksums.
 ///
 /// # Errors
 ///

@@ -64,7 +64,7 @@ impl Engine {
         host.services.contains(protocol, destination, port).then_some(IgnoreReason::RememberedService)
     }
 
-    /// Judges `observation`, whose port this host does not use. It counts against `target`, which has no ban; `known` is
+    /// Judges `observation`, whose port is not in use as far as the engine knows. It counts against `target`, which has no ban; `known` is
     /// the target's key in [`Track::Block`].
     pub(super) fn judge(
         &mut self,

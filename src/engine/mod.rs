@@ -195,7 +195,7 @@ impl Engine {
         };
         observation.interface = interface;
         observation.bridge_port = if bridge.is_some() { packet.interface } else { 0 };
-        // Neither changes any state, so that a packet that turns out to be damaged has had no effect.
+        // The next two checks change no state, so that a packet with a wrong checksum has no effect.
         let refusal = acceptance::refusal(packet, interface, host);
         if let Some(reason) = refusal.or_else(|| self.ignored_port(now, &observation, host)) {
             return Verdict::Ignored(reason);

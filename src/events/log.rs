@@ -1,5 +1,5 @@
-//! Writes log lines to standard error, the journal or syslog. In the daemon this happens on a separate thread, because
-//! the journal, or the reader of a pipe, may stop reading, and no other thread must wait for it. Lines that do not fit
+//! Writes log lines to standard error, the journal or syslog. In the daemon this happens on a separate thread if
+//! the journal, or the reader of a pipe, may stop reading: no other thread must wait for it. Lines that do not fit
 //! into the queue are dropped, counted and reported.
 
 use std::io;
@@ -34,6 +34,7 @@ static LINES: OnceLock<Handle<Line>> = OnceLock::new();
 static STALLED: AtomicBool = AtomicBool::new(false);
 
 /// Sends log lines to `target`, or to standard error if the target is not available, which is logged.
+///
 /// # Errors
 /// A log destination is already set.
 pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {

@@ -189,9 +189,9 @@ mod tests {
     fn malformed_datagram_gives_no_message() {
         let mut bytes = [16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(2);
         assert_eq!(number(&mut bytes, 7), 9);
-        for lie in [0_u32, 33, u32::MAX] {
-            bytes[..4].copy_from_slice(&lie.to_ne_bytes());
-            assert_eq!(number(&mut bytes, 7), 7, "{lie}");
+        for length in [0_u32, 33, u32::MAX] {
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            assert_eq!(number(&mut bytes, 7), 7, "{length}");
         }
         for end in 0..4 {
             assert_eq!(number(&mut bytes[..end], 7), 7);

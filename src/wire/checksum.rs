@@ -40,7 +40,7 @@ pub struct LazyChecksum<'a>(Covered<'a>);
 /// fragment.
 #[derive(Clone, Copy)]
 enum Covered<'a> {
-    /// Nothing that is still to be verified.
+    /// A result that is already known.
     Known(Checksum),
     V4 {
         header: &'a [u8],
@@ -98,7 +98,7 @@ impl<'a> LazyChecksum<'a> {
     }
 }
 
-/// By their results.
+/// Compares the results, so both sides are verified.
 impl PartialEq for LazyChecksum<'_> {
     fn eq(&self, other: &Self) -> bool {
         self.verify() == other.verify()

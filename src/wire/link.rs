@@ -125,9 +125,9 @@ fn behind_tags(ether_type: u16, bytes: &[u8]) -> Option<Result<Inner<'_>, Undeco
     Some(inner)
 }
 
-/// A cooked frame of an IPv6 packet of more than 24,000 bytes with a flow label like a tag's EtherType, so that
-/// [`behind_tags`] finds another IPv6 header behind the supposed tag. A guest can send such a packet (segmentation
-/// offload). The cooked header is the same as that of a tagged frame.
+/// Reads a cooked frame as an untagged IPv6 packet if its first bytes can also be a VLAN tag before another IPv6 header:
+/// a flow label that equals the EtherType of IPv6, and more than 24,000 bytes. A guest can send such a packet
+/// (segmentation offload). The cooked header is the same as that of a tagged frame.
 #[inline]
 pub(super) fn begin_like_tag(link: LinkType, frame: &[u8]) -> Option<Frame<'_>> {
     let (&[t0, t1, _, _, i0, i1, i2, i3, _, _, kind, ..], packet) = frame.split_first_chunk::<SLL2_HEADER>()?;

@@ -235,13 +235,14 @@ fn journal_gets_line_and_fields() {
     daemon.stop();
 }
 
-/// Starts the program with a journal that does not read, and fills the queue of the journal's socket with bans by hand.
+/// Starts the program with a journal that does not read, and adds so many bans with nft that their lines fill the queue of
+/// the journal's socket.
 /// Returns the banned addresses.
 fn start_with_stalled_journal(lab: &Lab, path: &Path) -> (Daemon, Vec<String>) {
     let config = lab.write("portsentry.toml", "[report]\nlog = \"journal\"\n");
     let wrapper = ["sh", "-c", OWN_JOURNAL, text(path)];
     let daemon = Daemon::start_elsewhere(lab, &wrapper, &["--config", text(&config)]);
-    eventually("it watches", || lab.operate(&["status"]).code == Some(0));
+    eventually("the daemon answers", || lab.operate(&["status"]).code == Some(0));
     let limit = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").expect("it is readable");
     let limit: usize = limit.trim().parse().expect("it is a number");
     let addresses: Vec<String> = (1..=limit + 20).map(|n| format!("198.51.{}.{}", n / 200, 1 + n % 200)).collect();

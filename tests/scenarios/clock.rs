@@ -205,7 +205,7 @@ fn clock_set_forward_ends_no_ledger_ban() {
     daemon.stop();
 }
 
-/// The kernel's timers of bans stand still while the host is suspended, so the daemon's must, too.
+/// The kernel's timers of bans stand still while the host is suspended, so the daemon's clock must as well.
 #[test]
 fn suspended_time_does_not_count() {
     const INSIDE: &str = "PORTSENTRY_TEST_SUSPENDED";

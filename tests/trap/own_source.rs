@@ -24,7 +24,7 @@ fn dropped(lab: &Lab) -> u64 {
     counts.map(|number| number.parse::<u64>().expect("a number")).sum()
 }
 
-/// True if the set holds this interface.
+/// True if the set contains this interface.
 fn is_guarded(lab: &Lab, interface: &str) -> bool {
     lab.set_text("guarded_interfaces").contains(&format!("\"{interface}\""))
 }

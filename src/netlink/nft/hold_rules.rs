@@ -44,8 +44,8 @@ pub(super) fn early_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
     [syn].into_iter().chain(held(CHAIN, trap, true))
 }
 
-/// The rules that hold a source before it has probed a closed port: those of a SYN which a scanner built, and of SYNs
-/// to two services at once.
+/// The rules that hold a source without a probe of a closed port: for SYNs that a scanner built, and for SYNs to two
+/// services within [`AT_ONCE`].
 fn syn_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
     let rule = || Rule::new(TRAP_SYN);
     let scanner = rule().text("meta l4proto tcp @th,96,32 & 0xfffffffe == 0x60020400").meta(MetaType::L4Proto, TCP);

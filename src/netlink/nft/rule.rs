@@ -226,7 +226,7 @@ impl Rule {
         })
     }
 
-    /// Loads this port into the register after the loaded address.
+    /// Loads the constant `port` into the register that follows the loaded address.
     pub(super) fn constant_behind(self, family: &Family, port: u16) -> Self {
         self.raw("immediate", |immediate| {
             immediate.put_u32(sys::NFTA_IMMEDIATE_DREG, family.next_register);
@@ -406,7 +406,7 @@ impl Limit {
         Self { packets, seconds, burst, flags: sys::NFT_LIMIT_F_INV, text }
     }
 
-    /// Matches the first packet in total, for an element with a short lifetime.
+    /// Matches only the first packet, for an element with a short lifetime.
     pub(super) fn first() -> Self {
         Self::below(1, WEEK, 1, "1/week")
     }

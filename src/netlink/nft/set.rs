@@ -94,8 +94,7 @@ pub enum Set {
     HoldRecent,
     /// The same for IPv6.
     HoldRecent6,
-    /// Sources and the ports of services to which they sent SYNs within the last milliseconds, if they are not
-    /// connected.
+    /// Sources that are not connected, with the services to which they sent SYNs within the last 20 ms.
     ServicePorts,
     /// The same for IPv6, by /64.
     ServicePorts6,
@@ -161,7 +160,8 @@ const DEFINITIONS: [(Set, Definition); 42] = [
     (Set::HoldCounts6, define("hold_counts6", Part::Hold, IPV6, TIMED, Some(65_536))),
     (Set::HoldRecent, define("hold_recent", Part::Hold, IPV4, TIMED, Some(262_144))),
     (Set::HoldRecent6, define("hold_recent6", Part::Hold, IPV6, TIMED, Some(262_144))),
-    // Room for 20,000 new clients a second, because the kernel removes expired elements once a second.
+    // Room for 20,000 new clients a second, some of them at several services: the kernel removes expired elements once a
+    // second.
     (Set::ServicePorts, define("service_ports", Part::Hold, IPV4_AND_PORT, TIMED, Some(65_536))),
     (Set::ServicePorts6, define("service_ports6", Part::Hold, IPV6_AND_PORT, TIMED, Some(65_536))),
     (Set::ServiceClients, define("service_clients", Part::Hold, IPV4, TIMED, Some(65_536))),

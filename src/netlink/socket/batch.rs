@@ -63,7 +63,7 @@ impl Batch {
     }
 
     fn mark(&mut self, kind: u16) {
-        // The subsystem in network order is the resource.
+        // `res_id` is the number of the subsystem, in network byte order.
         put_message(&mut self.0, kind, 0, [0, 0, 0, SUBSYSTEM], |_| {});
     }
 }

@@ -13,7 +13,7 @@ impl Socket {
         mut take: impl FnMut(usize, Result<&Message<'_>, SocketError>),
     ) -> Result<(), SocketError> {
         let first = self.sequence;
-        // Errors are sent without an acknowledgement as well, and before that of the last request.
+        // The kernel reports errors also for requests without NLM_F_ACK, and before it acknowledges the last one.
         self.sequence = number(requests, first);
         let count = self.sequence.wrapping_sub(first);
         if count == 0 {
