@@ -100,7 +100,7 @@ impl Bans {
 
     /// Adds a ban of the kernel, which counts as one on forgeable evidence; false if there have been too many.
     pub(super) fn adopt_short(&mut self, target: BanTarget, now: Timestamp) -> bool {
-        let has_room = self.ceilings.charge_short(now);
+        let has_room = self.ceilings.charge_short(now, self.table.forgeable(now.tick()));
         if has_room {
             let short = ActiveBan::whole(target, Expiry::After(CAPPED_BAN));
             self.block(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());

@@ -2,6 +2,8 @@
 //! Above a ceiling, a source is banned only if it probed far more ports than a scan needs. Such bans are short and
 //! limited to a few per minute. The last ban below a ceiling and all bans above it go to the fastest scanner.
 
+use std::time::Duration;
+
 use super::grade::Grade;
 use super::settings::Settings;
 use super::sources::EVIDENCE;
@@ -15,6 +17,10 @@ const PROVEN_BANS_PER_MINUTE: u32 = 600;
 /// sources sends only as many packets per source as are needed below the ceiling.
 const RAISED_THRESHOLD: u32 = 16;
 const _: () = assert!(RAISED_THRESHOLD as usize == EVIDENCE);
+
+/// Maximum time between the first and the last of these ports for a ban above a ceiling. The kernel's trap holds a
+/// slower source at most 16 times. If its packets were forged, a ban would harm the source more than the holds do.
+pub(super) const FAST: Duration = Duration::from_secs(5);
 
 /// Bans per minute above the ceilings.
 const SHORT_BANS_PER_MINUTE: u32 = 4;
@@ -53,6 +59,8 @@ pub(super) struct BanRequest {
     pub(super) grade: Grade,
     /// Distinct ports; probes if they hide their ports.
     pub(super) distinct: u32,
+    /// True if the source probed its last ports within [`FAST`], or if the evidence is proven.
+    pub(super) is_fast: bool,
     /// True if no other source whose ban is withheld scans faster.
     pub(super) is_fastest: bool,
 }
@@ -131,6 +139,7 @@ impl Ceilings {
             Room::Full
         } else if short
             && request.distinct >= RAISED_THRESHOLD
+            && request.is_fast
             && request.is_fastest
             && self.short.available(now) > 0
             && self.short_daily.available(now) > 0
@@ -150,17 +159,18 @@ impl Ceilings {
         };
     }
 
-    /// Takes a token for a forgeable ban that is already in force, if one is left. False if the short bans of this day
-    /// are used up.
-    pub(super) fn charge_short(&mut self, now: Timestamp) -> bool {
+    /// Takes a token for a forgeable ban that is already in force, if one is left. False if too many forgeable bans are
+    /// standing, or if the short bans of this day are used up.
+    pub(super) fn charge_short(&mut self, now: Timestamp, standing: u32) -> bool {
         let _ = self.forgeable.try_take(now);
-        self.short_daily.try_take(now)
+        standing < self.max_standing && self.short_daily.try_take(now)
     }
 
-    /// True if there is room for `bans` more full bans on forgeable evidence.
+    /// True if there is room for `bans` more full bans on forgeable evidence, or for the bans of a minute if these are
+    /// fewer.
     pub(super) fn has_room_for(&mut self, now: Timestamp, bans: u32, standing: u32) -> bool {
-        let tokens = self.forgeable.available(now);
-        tokens >= bans.min(self.per_minute) && standing.saturating_add(bans) <= self.max_full()
+        let bans = bans.min(self.per_minute);
+        self.forgeable.available(now) >= bans && standing.saturating_add(bans) <= self.max_full()
     }
 }
 
@@ -177,7 +187,7 @@ mod tests {
 
     /// Takes a place if the ceilings have room.
     fn charge(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u32, standing: u32) -> Room {
-        let room = ceilings.room(now, BanRequest { grade, distinct, is_fastest: true }, standing);
+        let room = ceilings.room(now, BanRequest { grade, distinct, is_fast: true, is_fastest: true }, standing);
         if room != Room::Withheld {
             ceilings.charge(now, grade, room);
         }
@@ -216,7 +226,7 @@ mod tests {
     fn last_ban_goes_to_fastest_source() {
         let mut ceilings = Ceilings::new(&builtin());
         let mut bans = |now, distinct, is_fastest| {
-            let request = BanRequest { grade: Grade::Forgeable, distinct, is_fastest };
+            let request = BanRequest { grade: Grade::Forgeable, distinct, is_fast: true, is_fastest };
             let take = |_: &u32| {
                 let room = ceilings.room(now, request, 0);
                 if room != Room::Withheld {
@@ -234,11 +244,16 @@ mod tests {
     fn ceiling_reserves_room_for_short_bans() {
         let mut ceilings = Ceilings::new(&builtin());
         let room = |ceilings: &mut Ceilings, standing| {
-            ceilings.room(at(1), BanRequest { grade: Grade::Forgeable, distinct: 16, is_fastest: true }, standing)
+            ceilings.room(
+                at(1),
+                BanRequest { grade: Grade::Forgeable, distinct: 16, is_fast: true, is_fastest: true },
+                standing,
+            )
         };
         assert_eq!([3_839, 3_840, 4_095].map(|n| room(&mut ceilings, n)), [Room::Full, Room::Short, Room::Short]);
         assert_eq!(room(&mut ceilings, 4_096), Room::Withheld);
-        let proven = BanRequest { grade: Grade::Proven, distinct: 3, is_fastest: true };
+        assert!(ceilings.charge_short(at(1), 4_095) && !ceilings.charge_short(at(1), 4_096));
+        let proven = BanRequest { grade: Grade::Proven, distinct: 3, is_fast: true, is_fastest: true };
         assert_eq!(ceilings.room(at(1), proven, 4_096), Room::Full, "proven bans do not count");
         assert!(ceilings.has_room_for(at(1), 10, 3_830) && !ceilings.has_room_for(at(1), 10, 3_831));
     }

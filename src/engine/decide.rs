@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::ceiling::{BanRequest, Room};
+use super::ceiling::{BanRequest, FAST, Room};
 use super::key::{Hashed, Key, Track, fold};
 use super::recent_ports::OwnPort;
 use super::related_ports::is_related_port;
@@ -191,6 +191,15 @@ impl Engine {
         held.is_some_and(|held| held.distinct > forgiven && self.counting(now, held.slot, host) <= forgiven)
     }
 
+    /// True if `target` has probed enough ports for a ban, and the ceilings had no room for it. Used for the kernel's
+    /// trap, which knows the ceilings less exactly.
+    #[must_use]
+    pub fn is_withheld(&self, now: Timestamp, target: BanTarget) -> bool {
+        let now = self.latest.max(now);
+        let held = self.sources.held(self.key_of(target, Track::Block), now.tick());
+        held.is_some_and(|held| held.withheld && held.distinct > self.settings.scan_trigger)
+    }
+
     /// True if a connection to a service of this host lets `target`, whose first probe came at `first`, probe more
     /// ports without a ban.
     fn is_forgiven_more(&self, now: Timestamp, target: BanTarget, first: Tick) -> bool {
@@ -258,6 +267,7 @@ impl Engine {
         let request = BanRequest {
             grade,
             distinct: if hides_ports { self.sources.probes(slot) } else { distinct.into() },
+            is_fast: grade == Grade::Proven || self.sources.span(slot) <= Tick::ticks(FAST),
             is_fastest: self.candidates.is_fastest(grade, pace),
         };
         self.bans.room(request, now)

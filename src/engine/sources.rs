@@ -121,6 +121,8 @@ pub(super) struct SourceSummary {
     pub(super) first: Tick,
     /// Time since the last probe.
     pub(super) silent: Tick,
+    /// True if the ceilings withheld a ban of the source.
+    pub(super) withheld: bool,
 }
 
 /// The evidence against one source. The header shares a cache line with the first ports.
@@ -284,6 +286,12 @@ impl SourceTable {
         self.sources.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
     }
 
+    /// Time between the first and the last probe of the evidence in `slot`.
+    pub(super) fn span(&self, slot: usize) -> Tick {
+        let times = || self.evidence(slot).map(Evidence::at);
+        times().max().unwrap_or(Tick(0)).since(times().min().unwrap_or(Tick(0)))
+    }
+
     /// The evidence in `slot` that is within the window at `now`.
     pub(super) fn recent_evidence(&self, slot: usize, now: Tick) -> impl Iterator<Item = Evidence> + Clone + '_ {
         self.evidence(slot).filter(move |item| now.since(item.at()) <= self.window)
@@ -357,6 +365,7 @@ impl SourceTable {
             probes: source.probes.into(),
             first: source.first,
             silent,
+            withheld: source.withheld,
         })
     }
 

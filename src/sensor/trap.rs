@@ -2,12 +2,11 @@
 //!
 //! The trap blocks sources without the sensor. The sensor sees the same packets and reaches the same verdict within
 //! milliseconds, with a reason, a ledger record and the right ban length. If it does not, the trap's ban is removed
-//! only for a reason that the sensor saw: the ports are in use, the kernel drops such packets, or the source has become
-//! exempt. Without such a reason (packets were lost, or the ceilings withhold the ban) the ban is shortened. If it were
+//! only for a reason that the sensor saw: the ports are in use, the kernel drops such packets, the source has become
+//! exempt, or the ceilings withhold the ban. Without such a reason (packets were lost) the ban is shortened. If it were
 //! removed, a scan that the sensor cannot see would end its own ban.
 //!
-//! A source that the trap has blocked stays in a small set until the sensor's own ceilings have room again, so that the
-//! kernel does not exceed them.
+//! While the sensor's own ceilings have no room for as many bans as the trap can impose at once, the trap imposes none.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -29,8 +28,8 @@ use crate::wire::Packet;
 /// the rules of the trap check for a socket themselves.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Sources reviewed per round, at about 30 µs each; the rest follows in later rounds.
-const MAX_PER_ROUND: usize = 512;
+/// Maximum number of sources whose counts are reset one by one.
+const MAX_SINGLE_RESETS: usize = 512;
 
 #[derive(Default)]
 pub(super) struct TrapControl {
@@ -44,8 +43,8 @@ pub(super) struct TrapControl {
     hold_counts: HoldCounts,
     /// Last values of the kernel's decoy counters.
     decoy_counts: DecoyCounts,
-    /// Reviewed sources that keep their places in the trap's set while the ceilings have no room.
-    reviewed: Vec<BanTarget>,
+    /// True while the ceilings have no room for bans of the trap.
+    ceiling_reached: bool,
     peers: TrapPeers,
     review: TrapReview,
     /// The last logged error, so that it is not repeated.
@@ -53,8 +52,8 @@ pub(super) struct TrapControl {
     coverage: TrapCoverage,
 }
 
-/// Counted ports per protocol, related TCP ports that only hold their source, TCP ports of services, ports of decoys, and
-/// interfaces.
+/// Counted ports per protocol, related TCP ports that only hold their source, TCP ports of services, ports of decoys,
+/// interfaces, and whether the trap must ban no source.
 #[derive(Default, PartialEq, Eq)]
 struct Armed {
     tcp: Option<PortSet>,
@@ -64,6 +63,8 @@ struct Armed {
     decoys: Option<PortSet>,
     /// `None` without a trap.
     interfaces: Option<Vec<u32>>,
+    /// `None` without a trap.
+    ceiling_reached: Option<bool>,
 }
 
 impl TrapControl {
@@ -105,6 +106,7 @@ impl TrapControl {
             services: held(Observer::served_ports),
             decoys: decoys.map(|_| observer.decoy_ports(now)),
             interfaces: trap.map(|_| observer.host().interfaces.clone()),
+            ceiling_reached: trap.map(|_| self.ceiling_reached),
         };
         if !self.paused {
             self.report_coverage(now, &wanted, reporter);
@@ -120,7 +122,8 @@ impl TrapControl {
         let interfaces = wanted.interfaces.as_deref();
         let tcp = decoys.or(tcp);
         let [tcp, udp, related, services] = [&tcp, &udp, &related, &services].map(Option::as_deref);
-        let ports = Watched { tcp, udp, related, services, interfaces };
+        let ceiling_reached = wanted.ceiling_reached;
+        let ports = Watched { tcp, udp, related, services, interfaces, ceiling_reached };
         match backend.nft.arm(ports) {
             Ok(()) => {
                 (self.armed, self.last_error) = (Some(wanted), None);
@@ -213,7 +216,8 @@ impl TrapControl {
         let none: Option<&[(u16, u16)]> = Some(&[]);
         let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
         let held = none.filter(|_| rules.hold.is_some());
-        match nft.arm(Watched { tcp, udp, related: held, services: held, interfaces: Some(&[]) }) {
+        match nft.arm(Watched { tcp, udp, related: held, services: held, interfaces: Some(&[]), ceiling_reached: None })
+        {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => self.report(format!("cannot remove ports from the kernel's trap: {error}"), reporter),
         }
@@ -240,6 +244,7 @@ impl TrapControl {
         if self.check_at.is_none_or(|at| at > now) {
             return;
         }
+        self.ceiling_reached = !observer.engine_mut().has_room_for(now, TRAP_BURST);
         self.arm(now, blocker, observer, reporter);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some())
             && let Ok(counts) = backend.nft.decoy_counts()
@@ -255,21 +260,8 @@ impl TrapControl {
         }
         match nft.caught() {
             Ok(caught) => {
-                let caught: HashSet<BanTarget> = caught.into_iter().collect();
-                self.reviewed.retain(|target| caught.contains(target));
-                let fresh = caught.into_iter().filter(|target| !self.reviewed.contains(target)).take(MAX_PER_ROUND);
-                let fresh: Vec<BanTarget> = fresh.collect();
-                let review = self.review(now, &fresh, rules, observer, pending);
+                let review = self.review(now, &caught, rules, observer, pending);
                 self.apply(now, review, nft, observer, reporter);
-                if !self.reviewed.is_empty() && observer.engine_mut().has_room_for(now, TRAP_BURST) {
-                    let reviewed = std::mem::take(&mut self.reviewed);
-                    if let Err(error) = nft.release(&reviewed) {
-                        self.report(
-                            format!("cannot remove reviewed sources from the kernel's trap: {error}"),
-                            reporter,
-                        );
-                    }
-                }
             }
             Err(BlockError::Gone) => {}
             Err(error) => {
@@ -313,18 +305,18 @@ impl TrapControl {
     /// Removes or shortens the trap's bans that the review does not confirm, and resets the trap's counts of all
     /// reviewed sources. Otherwise a single further port would be enough when their bans end.
     fn apply(&mut self, now: Timestamp, review: Review, nft: &mut Nft, observer: &mut Observer, reporter: &Reporter) {
-        let Review { confirmed, in_prefix, exempt, excused, unexplained } = review;
+        let Review { confirmed, in_prefix, exempt, withheld, excused, unexplained } = review;
         // A full set had no room for these: they are not blocked.
-        let unfounded = [&excused[..], &unexplained].concat();
+        let unfounded = [&withheld[..], &excused, &unexplained].concat();
         let missing: HashSet<BanTarget> = nft.missing(&unfounded).unwrap_or_default().into_iter().collect();
         let is_blocked = |target: &BanTarget| !missing.contains(target);
-        let excused: Vec<_> = excused.into_iter().filter(is_blocked).collect();
-        let unexplained = unexplained.into_iter().filter(is_blocked);
-        let (unexplained, withheld): (Vec<_>, Vec<_>) =
-            unexplained.partition(|target| observer.engine_mut().adopt_short(now, *target));
+        let [withheld, excused, unexplained] = [withheld, excused, unexplained]
+            .map(|targets| targets.into_iter().filter(is_blocked).collect::<Vec<BanTarget>>());
+        let (unexplained, surplus): (Vec<_>, Vec<_>) =
+            unexplained.into_iter().partition(|target| observer.engine_mut().adopt_short(now, *target));
         let exempt_targets: Vec<BanTarget> = exempt.iter().map(|(target, _)| *target).collect();
         let mut applied = Ok(());
-        for targets in [&excused, &withheld, &in_prefix, &exempt_targets] {
+        for targets in [&withheld, &excused, &surplus, &in_prefix, &exempt_targets] {
             applied = applied.and(nft.lift(targets));
         }
         if !unexplained.is_empty() {
@@ -339,12 +331,14 @@ impl TrapControl {
             }
             applied = applied.and(shortened);
         }
-        for targets in [&confirmed, &unfounded, &in_prefix, &exempt_targets] {
-            applied = applied.and(nft.forget(targets));
-            self.reviewed.extend(targets);
+        if applied.is_ok() {
+            // Otherwise the next review sees them again.
+            for targets in [&confirmed, &unfounded, &in_prefix, &exempt_targets] {
+                applied = applied.and(nft.forget(targets)).and(nft.release(targets));
+            }
         }
         reporter.metrics().trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
-        reporter.metrics().trap_let_go.add((excused.len() + withheld.len() + exempt.len()) as u64);
+        reporter.metrics().trap_let_go.add((withheld.len() + excused.len() + surplus.len() + exempt.len()) as u64);
         reporter.metrics().trap_shortened.add(unexplained.len() as u64);
         match applied {
             Ok(()) => {}
@@ -355,6 +349,9 @@ impl TrapControl {
             reporter.emit_exempt(target, protection);
         }
         if let Some(sources) = listed(&withheld) {
+            reporter.emit_note(format!("the kernel's trap blocked {sources} above the ceilings: unblocked"));
+        }
+        if let Some(sources) = listed(&surplus) {
             reporter.emit_note(format!(
                 "the kernel's trap blocked {sources} on packets that were not seen: unblocked after {} s, because there \
                  were many such bans today",
@@ -380,7 +377,7 @@ impl TrapControl {
     /// Resets the trap's counts of `targets`, whose bans have been removed.
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
-        let forgotten = match targets.len() > MAX_PER_ROUND {
+        let forgotten = match targets.len() > MAX_SINGLE_RESETS {
             true => nft.forget_everybody(rules),
             false => nft.forget(targets).and_then(|()| nft.release(targets)),
         };

@@ -40,6 +40,8 @@ pub struct Review {
     /// Covered by a prefix ban.
     pub in_prefix: Vec<BanTarget>,
     pub exempt: Vec<(BanTarget, Protection)>,
+    /// Enough evidence for a ban of the sensor, but its ceilings had no room.
+    pub withheld: Vec<BanTarget>,
     /// Without a verdict for [`UNCONFIRMED_FOR`], and explained: the sensor saw as many ports as the trap counted, and
     /// some of them are not evidence.
     pub excused: Vec<BanTarget>,
@@ -136,6 +138,8 @@ impl TrapReview {
                 review.in_prefix.push(target);
             } else if let Some(protection) = host.exemption(target) {
                 review.exempt.push((target, protection));
+            } else if engine.is_withheld(now, target) {
+                review.withheld.push(target);
             } else if now.since(since) < UNCONFIRMED_FOR {
                 self.unconfirmed.insert(target, since);
             } else if paused

@@ -1,11 +1,12 @@
 //! Tests sources that the kernel leaves to the program, and those that never count.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
-use netns_lab::{Lab, eventually, raw};
+use netns_lab::{Lab, eventually, raw, within};
 
 use crate::Protocol::Tcp;
-use crate::{banned_at_last, is_banned};
+use crate::{TIMEOUT, banned_at_last, is_banned};
 
 const PORTS: [u16; 5] = [901, 902, 903, 904, 905];
 
@@ -116,23 +117,54 @@ fn source_of_another_interface_is_not_counted() {
     }
 }
 
-/// Above the ceilings the daemon lifts a ban of the trap, and the source stays in `caught`. No review would see a second
-/// ban of the trap.
+/// The kernel's own limit of bans a minute has room, and the sensor's ceiling of standing bans has none.
 #[test]
-fn lifted_trap_ban_is_not_repeated() {
-    let lab = Lab::new(&["banned", "short", "other"]);
-    let daemon = Tcp.start(&lab, "[block]\nmax_new_bans_per_minute = 600\nmax_forgeable_bans = 1\n");
-    let probe = |host, ports: &[u16]| lab.probe(host, lab.v4(host).into(), lab.victim_v4(host).into(), ports);
-    probe("banned", &[901, 902, 903]);
+fn kernel_bans_nobody_above_ceilings() {
+    let lab = Lab::new(&["banned", "other"]);
+    let daemon = Tcp.start(&lab, "[block]\nmax_new_bans_per_minute = 600\nmax_forgeable_bans = 10\n");
+    let probe = |host, source: IpAddr, ports: &[u16]| lab.probe(host, source, lab.victim_v4(host).into(), ports);
+    eventually("ten more bans have room", || lab.set_text("ceiling_reached").contains("type inet_proto"));
+    assert_eq!(lab.set("ceiling_reached"), []);
+    let banned = lab.v4("banned").into();
+    probe("banned", banned, &[901, 902, 903]);
     daemon.expect_line("has been blocked via");
-    probe("short", &[901, 902, 903]);
-    daemon.expect_line("has been blocked for 5m");
+    eventually("nine more have room, not ten", || lab.set_text("ceiling_reached").contains("tcp, udp"));
     let other = IpAddr::from(lab.v4("other"));
-    probe("other", &[901, 902, 903]);
-    daemon.expect_line(&format!("the kernel's trap blocked {other} on packets that were not seen"));
-    assert!(!lab.banned().contains(&other));
-    probe("other", &[904, 905, 906]);
-    eventually("the probes are counted", || lab.set_text("touched").contains(&format!("{other} . 906")));
-    assert!(!lab.banned().contains(&other), "the ceilings have no room for it");
+    // While the program is stopped, the kernel decides alone.
+    daemon.frozen(|| {
+        probe("other", other, &[901, 902, 903, 904]);
+        assert_eq!(lab.banned(), [banned], "the kernel alone bans nobody");
+    });
+    eventually("the sensor bans", || lab.banned().contains(&other));
+    for source in [banned, other] {
+        lab.operate(&["unblock", &source.to_string()]);
+    }
+    eventually("ten more bans have room again", || !lab.set_text("ceiling_reached").contains("tcp"));
+    daemon.stop();
+}
+
+/// The kernel blocks twenty sources at once, and the sensor's ceiling has room for nineteen.
+#[test]
+fn trap_ban_above_ceilings_is_lifted() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Tcp.start(&lab, "[block]\nmax_new_bans_per_minute = 600\nmax_forgeable_bans = 20\n");
+    let v4 = lab.add_addresses("other", 10..20).into_iter().map(IpAddr::from);
+    let v6 = (1..11).map(|number| Ipv6Addr::new(0xfd77, 0, 1, number, 0, 0, 0, 9).into());
+    let sources: Vec<IpAddr> = v4.chain(v6).collect();
+    daemon.frozen(|| {
+        let mut wire = lab.wire("other");
+        for source in &sources {
+            let target = if source.is_ipv4() { lab.victim_v4("other").into() } else { lab.victim_v6("other").into() };
+            [901, 902, 903].iter().for_each(|port| wire.send(&raw::tcp(*source, target, *port, raw::SYN)));
+            // Ten bans at once and ten a second.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        eventually("the kernel has banned all", || lab.banned().len() == 20);
+    });
+    let lifted = daemon.expect_line("above the ceilings: unblocked");
+    let banned = lab.banned();
+    assert_eq!(banned.len(), 19, "{banned:?}");
+    assert!(lifted.contains("fd77:0:1:a::/64"), "the last one: {lifted}");
+    assert!(within(TIMEOUT, || lab.set("caught").is_empty().then_some(())).is_some());
     daemon.stop();
 }

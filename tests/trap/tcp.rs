@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
-use netns_lab::{Lab, TIMEOUT, raw, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness, within};
 
 use crate::Protocol::Tcp;
 use crate::{banned_at_last, is_banned};
@@ -391,20 +391,24 @@ fn reload_applies_to_kernel_trap() {
 #[test]
 fn trap_is_rearmed_after_flush() {
     let lab = Lab::new(&["other"]);
+    let _services = Services::open(&lab, &[80]);
     let daemon = Tcp.start(&lab, "");
-    let before = Tcp.watched(&lab);
+    let state = || (Tcp.watched(&lab), ["services", "ceiling_reached"].map(|set| elements_of(&lab.set_text(set))));
+    eventually("the service is known", || state().1[0] == "80");
+    let before = state();
     for harm in [
         "flush ruleset",
         "flush set inet portsentry trapped",
         "flush set inet portsentry trapped; add element inet portsentry trapped { 60000-65535 }",
+        "flush set inet portsentry services",
+        "add element inet portsentry ceiling_reached { tcp }",
         "flush chain inet portsentry trap",
         "flush chain inet portsentry prerouting; flush chain inet portsentry trap; flush chain inet portsentry trap_asked; \
          delete set inet portsentry trapped",
     ] {
         lab.run("victim", "nft", &[harm]);
         let began = Instant::now();
-        let whole =
-            || lab.run("victim", "nft", &["list", "ruleset"]).contains("@trapped") && Tcp.watched(&lab) == before;
+        let whole = || lab.run("victim", "nft", &["list", "ruleset"]).contains("@trapped") && state() == before;
         assert!(within(TIMEOUT, || whole().then_some(())).is_some(), "{harm}");
         assert!(began.elapsed() < Duration::from_secs(20) * slowness(), "{harm}");
     }
@@ -414,4 +418,10 @@ fn trap_is_rearmed_after_flush() {
         assert!(is_banned(&lab, source));
     });
     daemon.stop();
+}
+
+/// The elements in the text of a set that nft prints; empty if there are none.
+fn elements_of(text: &str) -> String {
+    let listed = text.split_once("elements = {").and_then(|(_, rest)| rest.split_once('}'));
+    listed.map_or_else(String::new, |(elements, _)| elements.trim().to_owned())
 }

@@ -44,6 +44,21 @@ fn sixteen_ports_get_few_short_bans() {
     assert_eq!(scene.syn(SCANNER, 301), super::scene::Gist::Repeated);
 }
 
+/// Packets that somebody forges in the name of a victim, two a second, must not block it; the kernel's trap holds it
+/// sixteen times at most.
+#[test]
+fn slow_source_gets_no_short_ban() {
+    let mut scene = Scene::with(|settings| settings.max_forgeable_bans = 16);
+    for n in 0..15 {
+        scene.banish(&nth_source(n));
+    }
+    for port in (201..501).cycle().take(1_200) {
+        assert!(matches!(scene.after(0.5).syn(SCANNER, port), Probe(_)), "port {port}");
+    }
+    let banned_at = (501..).position(|port| scene.after(0.25).syn(SCANNER, port) == Block(16));
+    assert_eq!(banned_at, Some(9), "sixteen ports within five seconds");
+}
+
 #[test]
 fn forged_flood_of_a_minute_bans_few() {
     for ports in [3, 16] {

@@ -10,6 +10,7 @@ use rustables::sys;
 use super::element::{Times, put_element, put_elements, put_end, put_flush, put_interval, put_target};
 use super::features::KernelFeatures;
 use super::message::DESTROY_ELEMENT;
+use super::rule::{TCP, UDP};
 use super::set::Set;
 use crate::netlink::socket::Batch;
 use crate::types::{BanTarget, Expiry, Prefix};
@@ -196,6 +197,8 @@ pub struct Watched<'a> {
     pub services: Option<&'a [(u16, u16)]>,
     /// Interface indexes, if the rules of the table check them; `None` if the table has no trap.
     pub interfaces: Option<&'a [u32]>,
+    /// True if the trap must ban no source; `None` if the table has no trap.
+    pub ceiling_reached: Option<bool>,
 }
 
 /// Appends the replacement of the monitored ports and interfaces.
@@ -217,6 +220,14 @@ pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
     }
     if let Some(interfaces) = watched.interfaces {
         put_interfaces(batch, Set::TrapInterfaces, interfaces);
+    }
+    if let Some(ceiling_reached) = watched.ceiling_reached {
+        put_flush(batch, Set::CeilingReached);
+        if ceiling_reached {
+            put_elements(batch, sys::NFT_MSG_NEWSETELEM, 0, Set::CeilingReached, |elements| {
+                [TCP, UDP].iter().for_each(|protocol| put_element(elements, &[*protocol], |_| {}));
+            });
+        }
     }
 }
 

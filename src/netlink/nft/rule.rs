@@ -362,6 +362,8 @@ fn put_expression(expression: &mut Attributes<'_>, name: &str, fill: impl FnOnce
 
 /// IPPROTO_TCP.
 pub(super) const TCP: u8 = 6;
+/// IPPROTO_UDP.
+pub(super) const UDP: u8 = 17;
 /// Flags in the header of TCP.
 pub(super) const FIN: u8 = 0x01;
 pub(super) const SYN: u8 = 0x02;

@@ -57,6 +57,8 @@ pub enum Set {
     Answered,
     /// The same for IPv6.
     Answered6,
+    /// The transport protocols, while the sensor's ceilings have no room: the kernel then blocks no source.
+    CeilingReached,
     /// Sources that probed a port, each with its remaining number of forgiven ports.
     Suspects,
     /// The same for IPv6, by /64.
@@ -109,7 +111,7 @@ pub enum Set {
 /// The sizes of the trap's sets limit the memory that a flood of forged sources can use, during the flood and for the
 /// window after it: about 50 MB, or up to 75 MB if datagrams count as well. A full set accepts no new source; the
 /// sensor still counts it.
-const DEFINITIONS: [(Set, Definition); 42] = [
+const DEFINITIONS: [(Set, Definition); 43] = [
     // The configuration determines the size of these two.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
@@ -145,7 +147,9 @@ const DEFINITIONS: [(Set, Definition); 42] = [
     (Set::Peers6, define("peers6", Part::Trap, IPV6, 0, Some(MAX_TRAP_PEERS))),
     (Set::PeerSuspects, define("peer_suspects", Part::Trap, IPV4, TIMED, Some(MAX_TRAP_PEERS))),
     (Set::PeerSuspects6, define("peer_suspects6", Part::Trap, IPV6, TIMED, Some(MAX_TRAP_PEERS))),
-    // If full, the kernel blocks no source until the sensor has reviewed these and has room under its own ceilings.
+    // Filled by the daemon; the types of nft are TCP and UDP.
+    (Set::CeilingReached, define("ceiling_reached", Part::Trap, TRANSPORT, 0, None)),
+    // If full, the kernel blocks no source until the sensor has reviewed these.
     (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(TRAP_BURST))),
     (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(TRAP_BURST))),
     (Set::Related, define("related", Part::Hold, PORT, RANGES, None)),
@@ -335,6 +339,7 @@ struct Key(u32, u32);
 
 const IPV4: Key = Key(7, 4);
 const IPV6: Key = Key(8, 16);
+const TRANSPORT: Key = Key(12, 1);
 const PORT: Key = Key(13, 2);
 const INTERFACE: Key = Key(20, 4);
 /// Makes nft list interfaces by name, instead of swapping the bytes of their indexes: NFTNL_UDATA_SET_KEYBYTEORDER, its

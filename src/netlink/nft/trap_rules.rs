@@ -3,11 +3,12 @@
 //!
 //! A probe counts here only if it also counts in the sensor; the trap never counts more than the sensor, and often
 //! less. Sources blocked by the kernel stay in `caught` until the sensor has reviewed them. `caught` is small, which
-//! limits the number of bans without the sensor.
+//! limits the number of bans without the sensor. While the sensor's own ceilings have no room for that many bans, the
+//! kernel blocks no source.
 //!
 //! References: the kernel's net/netfilter/nft_dynset.c, nft_socket.c, nft_limit.c.
 
-use rustables::expr::{CmpOp, MetaType, VerdictKind};
+use rustables::expr::{CmpOp, Meta, MetaType, VerdictKind};
 use rustables::sys;
 
 use super::exclusions::{connected, nat64_rules, no_route_back, returning};
@@ -16,6 +17,7 @@ use super::fragment_rules;
 use super::hold_rules;
 use super::rule::{
     ACK, ANYCAST, DESTINATION, DESTINATION_ADDRESS, FLAGS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, SYN, Span, TCP,
+    UDP,
 };
 use super::set::Set;
 use super::spec::{TRAP_BURST, Trap};
@@ -29,9 +31,6 @@ struct Transport {
     number: u8,
     probed: fn(&Family) -> Set,
 }
-
-/// IPPROTO_UDP.
-const UDP: u8 = 17;
 
 pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     let mut rules = ban_rules(trap);
@@ -179,8 +178,7 @@ fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
     rule.family(family).source_and_port(family, protocol.number)
 }
 
-/// Blocks a source that probed too many ports. While it waits in the set of reviewed bans, no review would see a further
-/// ban, so the sensor alone decides.
+/// Blocks a source that probed too many ports, unless a ceiling is reached.
 fn ban_rules(trap: &Trap) -> Vec<Rule> {
     let (packets, seconds) = trap.ceiling.for_kernel();
     let burst = trap.ceiling.packets().min(TRAP_BURST);
@@ -195,11 +193,9 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
             .counter()
             .verdict(VerdictKind::Drop)
     });
-    let waits = |family: Family| {
-        let text = format!("{} @{}", family.target, family.trap_banned.name());
-        Rule::new(TRAP_BAN).text(text).family(&family).target(&family).lookup(family.trap_banned)
-    };
-    returning(vec![waits(V4), waits(V6), ceiling]).chain(bans).collect()
+    let by_sensor_alone =
+        Rule::new(TRAP_BAN).text("meta l4proto @ceiling_reached").expression(Meta::new(MetaType::L4Proto));
+    returning(vec![by_sensor_alone.lookup(Set::CeilingReached), ceiling]).chain(bans).collect()
 }
 
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;

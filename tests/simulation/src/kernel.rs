@@ -97,6 +97,8 @@ pub struct Kernel {
     asked: TimedSet<u16>,
     v4: Family,
     v6: Family,
+    /// True if the set `ceiling_reached` has its elements.
+    ceiling_reached: bool,
     ceiling: Limit,
     /// Connected sources, in the sets `peers` and `peers6`.
     peers: HashSet<BanTarget>,
@@ -141,6 +143,7 @@ impl Kernel {
             asked: TimedSet::new(65_536),
             v4: family(131_072, 65_536, 65_536),
             v6: family(65_536, 32_768, 32_768),
+            ceiling_reached: false,
             ceiling: Limit::new(most, Duration::from_secs(60), most.min(TRAP_BURST), now),
             peers: HashSet::new(),
             began: None,
@@ -164,6 +167,11 @@ impl Kernel {
     #[must_use]
     pub fn traps(&self, protocol: Protocol, port: u16) -> bool {
         if protocol == Protocol::Udp { self.trapped_udp.contains(port) } else { self.trapped.contains(port) }
+    }
+
+    /// Fills or empties the set `ceiling_reached`.
+    pub fn set_ceiling_reached(&mut self, reached: bool) {
+        self.ceiling_reached = reached;
     }
 
     /// Sets the connected sources of the trap.
@@ -322,7 +330,7 @@ impl Kernel {
     /// The chain `trap_ban`.
     fn ban(&mut self, now: Timestamp, source: IpAddr, trap: &Trap) -> Passage {
         let target = target(source);
-        if self.family(source).caught.contains(now, target) || self.ceiling.is_over(now) {
+        if self.ceiling_reached || self.ceiling.is_over(now) {
             return Passage::Passed;
         }
         let family = self.family(source);

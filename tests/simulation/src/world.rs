@@ -121,8 +121,6 @@ pub struct World {
     outcome: Outcome,
     /// Time at which the daemon next reviews the trap, if it caught a source.
     review_at: Option<Timestamp>,
-    /// Reviewed sources that stay in `caught` until the ceilings have room.
-    reviewed: Vec<BanTarget>,
     /// The last packet of each source that was caught by the trap or waits for a verdict.
     senders: HashMap<BanTarget, Sent>,
     /// Dishonest sources that have finished undetected, with the numbers of their last packets.
@@ -200,7 +198,6 @@ impl World {
             step: 0,
             outcome: Outcome::default(),
             review_at: None,
-            reviewed: Vec::new(),
             senders: HashMap::new(),
             missed: BTreeMap::new(),
             waiting: false,
@@ -246,7 +243,7 @@ impl World {
     /// than the packet if the host settles, or if only the trap has banned the source.
     fn is_replayed(&self) -> bool {
         let Some(target) = self.trace.as_ref().and_then(Trace::reached) else { return false };
-        let is_caught = || self.kernel.caught(self.now).contains(&target) && !self.reviewed.contains(&target);
+        let is_caught = || self.kernel.caught(self.now).contains(&target);
         self.detector.is_blocked(self.now, target) || !(self.waiting || self.review_at.is_some() && is_caught())
     }
 

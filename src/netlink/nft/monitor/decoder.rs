@@ -89,9 +89,15 @@ impl Decoder {
                         self.lose();
                     }
                 }
-                Some(Set::Trapped | Set::TrappedUdp | Set::Related | Set::TrapInterfaces | Set::Guarded) => {
-                    self.add(Change::TrapChanged)
-                }
+                Some(
+                    Set::Trapped
+                    | Set::TrappedUdp
+                    | Set::Related
+                    | Set::Services
+                    | Set::CeilingReached
+                    | Set::TrapInterfaces
+                    | Set::Guarded,
+                ) => self.add(Change::TrapChanged),
                 // Counts of the trap are irrelevant.
                 _ => {}
             },

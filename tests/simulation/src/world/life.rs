@@ -66,7 +66,6 @@ impl World {
 
     fn start_program(&mut self, booted: bool, keeps_ledger: bool) {
         (self.review_at, self.armed) = (None, Armed::never(&self.options));
-        self.reviewed.clear();
         let empty = Daemon::new(self.now, self.options.daemon, self.options.pace, &self.host, 0);
         let before = std::mem::replace(&mut self.daemon, empty);
         self.daemon = Daemon::restarted(self.now, before, booted, keeps_ledger, &self.host);

@@ -1,8 +1,7 @@
 //! Does the periodic work of daemon and sensor: they read the listeners, arm the trap and review its bans.
 
-use std::collections::HashSet;
-
 use portsentry::enforce::nft::Trap;
+use portsentry::sensor::trap_review::Review;
 use portsentry::types::{BanTarget, Expiry, Protocol, Timestamp};
 
 use super::{Armed, World, next_tick};
@@ -81,12 +80,13 @@ impl World {
         self.note_source(at, target, || format!("the ban of {target} ends: its ports belong to services"));
     }
 
-    /// Arms the trap with the closed ports and the connected sources of the last tick.
+    /// Arms the trap with the closed ports, and with the connected sources and the ceilings of the last tick.
     pub(super) fn arm(&mut self) {
         let tick = Timestamp::at(next_tick(self.now).since_origin() - TICK);
         if self.peers_at != tick {
             self.peers_at = tick;
             self.kernel.set_peers(self.detector.forgiven_peers(tick));
+            self.kernel.set_ceiling_reached(!self.detector.has_room(tick));
         }
         let Armed { at, changed, stale_at, .. } = self.armed;
         if at == tick || !changed && self.now < stale_at {
@@ -105,15 +105,10 @@ impl World {
     fn review(&mut self, at: Timestamp) {
         self.review_at = None;
         let Some(trap) = self.kernel.trap() else { return };
-        let caught: HashSet<_> = self.kernel.caught(at).into_iter().collect();
-        self.reviewed.retain(|target| caught.contains(target));
-        let mut fresh: Vec<_> = caught.into_iter().filter(|target| !self.reviewed.contains(target)).collect();
-        fresh.sort_unstable();
-        self.apply_review(at, &fresh, &trap);
-        if self.detector.has_room(at) {
-            self.kernel.release(&std::mem::take(&mut self.reviewed));
-        }
-        // The remaining sources wait for a verdict, or for room below the ceilings.
+        let mut caught = self.kernel.caught(at);
+        caught.sort_unstable();
+        self.apply_review(at, &caught, &trap);
+        // The remaining sources wait for a verdict.
         if !self.kernel.caught(at).is_empty() {
             self.review_at = Some(at.after(TICK));
         }
@@ -122,10 +117,10 @@ impl World {
     fn apply_review(&mut self, at: Timestamp, caught: &[BanTarget], trap: &Trap) {
         let review = self.detector.review(at, caught, trap);
         let exempt: Vec<_> = review.exempt.iter().map(|(target, _)| *target).collect();
-        for target in review.excused.iter().chain(&review.in_prefix).chain(&exempt) {
+        for target in [&review.withheld, &review.excused, &review.in_prefix, &exempt].into_iter().flatten() {
             self.kernel.lift(*target);
         }
-        for target in &review.excused {
+        for target in review.withheld.iter().chain(&review.excused) {
             self.outcome.let_go += 1;
             self.note_source(at, *target, || format!("the program lets {target} go: it holds nothing against it"));
         }
@@ -139,9 +134,10 @@ impl World {
             let text = || format!("the trap's BAN of {target} is made short: the program has no verdict");
             self.note_source(at, *target, text);
         }
-        for targets in [&review.confirmed, &review.excused, &review.unexplained, &review.in_prefix, &exempt] {
+        let Review { confirmed, in_prefix, withheld, excused, unexplained, .. } = &review;
+        for targets in [confirmed, in_prefix, &exempt, withheld, excused, unexplained] {
             self.kernel.forget(targets);
-            self.reviewed.extend(targets);
+            self.kernel.release(targets);
         }
     }
 }
