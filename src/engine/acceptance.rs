@@ -12,6 +12,7 @@
 use std::net::IpAddr;
 
 use super::host::Host;
+use super::port_lookup::PortLookup;
 use super::verdict::IgnoreReason;
 use crate::types::shared64;
 use crate::wire::{Checksum, Delivery, Packet, Transport};
@@ -37,15 +38,20 @@ pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<Ig
 /// # Errors
 ///
 /// The reason why the host drops the packet.
-pub(super) fn verify(packet: &Packet, interface: u32, host: &Host) -> Result<Checksum, IgnoreReason> {
+pub(super) fn verify(
+    packet: &Packet,
+    interface: u32,
+    host: &Host,
+    lookup: &mut impl PortLookup,
+) -> Result<Checksum, IgnoreReason> {
     if host.is_broadcast(packet.source, interface) {
         return Err(IgnoreReason::NoSource);
     }
     let checksum = packet.checksum.verify();
     let damaged = match checksum {
         Checksum::Good | Checksum::Unknown => false,
-        Checksum::Blank => is_live(host) && !is_unsummed(packet, host),
-        Checksum::Bad => !is_unsummed(packet, host),
+        Checksum::Blank => is_live(host) && !is_unsummed(packet, host, lookup),
+        Checksum::Bad => !is_unsummed(packet, host, lookup),
         Checksum::BlankHeader => is_live(host),
         Checksum::BadHeader => true,
     };
@@ -64,8 +70,8 @@ fn is_live(host: &Host) -> bool {
 }
 
 /// True if the sender may have marked the packet so that the kernel does not verify its checksum.
-fn is_unsummed(packet: &Packet, host: &Host) -> bool {
-    host.virtual_links.binary_search(&packet.interface).is_ok()
+fn is_unsummed(packet: &Packet, host: &Host, lookup: &mut impl PortLookup) -> bool {
+    host.virtual_links.binary_search(&packet.interface).is_ok() && !lookup.verifies_checksum(packet)
 }
 
 fn is_ours(packet: &Packet, host: &Host) -> bool {
@@ -119,8 +125,12 @@ fn is_source(address: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::super::host::{Local, ReversePath};
+    use super::super::port_lookup::{NoLookup, PortUse};
     use super::*;
+    use crate::types::Protocol;
     use crate::wire::{TcpFlags, fixtures};
 
     const OWN: &str = "192.0.2.1";
@@ -141,7 +151,7 @@ mod tests {
     }
 
     fn dropped(packet: &Packet, interface: u32, host: &Host) -> Option<IgnoreReason> {
-        refusal(packet, interface, host).or_else(|| verify(packet, interface, host).err())
+        refusal(packet, interface, host).or_else(|| verify(packet, interface, host, &mut NoLookup).err())
     }
 
     fn verdict(source: &str, destination: &str) -> Option<IgnoreReason> {
@@ -217,6 +227,29 @@ mod tests {
         }
         for checksum in [Checksum::BadHeader, Checksum::BlankHeader] {
             assert_eq!(at(2, checksum), Some(IgnoreReason::Damaged), "the IPv4 header is always verified");
+        }
+    }
+
+    /// The kernel knows that no sender left the sum to the network card.
+    struct Verifies;
+
+    impl PortLookup for Verifies {
+        fn port_use(&mut self, _: Protocol, _: SocketAddr, _: SocketAddr, _: u32) -> PortUse {
+            PortUse::Closed
+        }
+
+        fn verifies_checksum(&mut self, _: &Packet) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn verified_checksum_without_wire_is_refused() {
+        let mut host = host();
+        host.virtual_links = vec![2];
+        for checksum in [Checksum::Bad, Checksum::Blank] {
+            let packet = Packet { checksum: checksum.into(), ..packet("198.51.100.7", OWN) };
+            assert_eq!(verify(&packet, 2, &host, &mut Verifies), Err(IgnoreReason::Damaged));
         }
     }
 

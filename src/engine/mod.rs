@@ -200,7 +200,7 @@ impl Engine {
         if let Some(reason) = refusal.or_else(|| self.ignored_port(now, &observation, host)) {
             return Verdict::Ignored(reason);
         }
-        match acceptance::verify(packet, interface, host) {
+        match acceptance::verify(packet, interface, host, lookup) {
             Ok(checksum) => observation.unverified = checksum != Checksum::Good && observation.class != Class::Fragment,
             Err(reason) => return Verdict::Ignored(reason),
         }

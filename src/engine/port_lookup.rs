@@ -1,8 +1,9 @@
-//! The interface to the kernel's socket and translation tables.
+//! The interface to what only the kernel knows about a packet: its socket and translation tables, and checksum offload.
 
 use std::net::SocketAddr;
 
 use crate::types::Protocol;
+use crate::wire::Packet;
 
 /// The kernel's answer about the port of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,13 @@ pub trait PortLookup {
     /// Returns the use of the port by a packet of `protocol` from `source` to `destination` on `interface` (0:
     /// unknown).
     fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> PortUse;
+
+    /// True if the kernel verifies the checksum of `packet`, which is wrong, and so drops the packet. False if the
+    /// kernel leaves the sum to a network card, and if that is unknown. Only asked about packets that arrived without a
+    /// wire.
+    fn verifies_checksum(&mut self, _packet: &Packet) -> bool {
+        false
+    }
 }
 
 /// A look-up that always fails, for captures: only the snapshot of the listeners counts.

@@ -178,8 +178,8 @@ impl BanController {
 impl BanController {
     /// Time at which [`BanController::run_maintenance`] has work to do.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        let (engine, enforcement) = (self.observer.engine().wake(), self.enforcement.next_due());
-        [engine, enforcement, self.exempt_check_at].into_iter().flatten().min()
+        let (observer, enforcement) = (self.observer.next_due(), self.enforcement.next_due());
+        [observer, enforcement, self.exempt_check_at].into_iter().flatten().min()
     }
 
     /// Runs the maintenance that is due: removes bans of exempt targets, maintains the enforcement, judges sources that
@@ -190,6 +190,7 @@ impl BanController {
         }
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.run_maintenance(&mut scope);
+        self.observer.run_maintenance(now);
         for _ in 0..JUDGED_PER_ROUND {
             let Some(verdict) = self.observer.judge_waiting(now) else { break };
             self.decide(verdict, SystemTime::now());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::capture::checksum_marks::ChecksumMarks;
 use crate::capture::decoy::DecoyPorts;
 use crate::engine::{ActiveBan, Engine, Explanation, Host, Observation, PortLookup, PortUse, Protection, Verdict};
 use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
@@ -20,7 +21,17 @@ pub(super) struct Observer {
 
 impl Observer {
     pub(super) fn new(engine: Engine, host: Arc<Host>, kernel: KernelPorts, decoys: DecoyPorts) -> Self {
-        Self { engine, host, lookup: KernelLookup { kernel, decoys } }
+        let mut observer =
+            Self { engine, host, lookup: KernelLookup { kernel, decoys, checksums: ChecksumMarks::default() } };
+        observer.open_checksums();
+        observer
+    }
+
+    /// Asks the kernel for checksum marks if packets can arrive without a wire.
+    fn open_checksums(&mut self) {
+        if !self.host.virtual_links.is_empty() {
+            self.lookup.checksums.open();
+        }
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -34,6 +45,15 @@ impl Observer {
     /// Marks `target` as not blocked; false if it was not blocked.
     pub(super) fn lift(&mut self, target: BanTarget) -> bool {
         self.engine.lift(target)
+    }
+
+    /// Time at which [`Observer::run_maintenance`] has work to do.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.engine.wake().into_iter().chain(self.lookup.checksums.next_due()).min()
+    }
+
+    pub(super) fn run_maintenance(&mut self, now: Timestamp) {
+        self.lookup.checksums.refresh(now);
     }
 
     pub(super) fn host(&self) -> &Host {
@@ -67,6 +87,7 @@ impl Observer {
         self.engine.host_changed(now, &self.host, &host);
         let more_exempt = host.allow.protects_more_than(&self.host.allow);
         self.host = host;
+        self.open_checksums();
         more_exempt
     }
 

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::capture::checksum_marks::ChecksumMarks;
 use crate::capture::decoy::DecoyPorts;
 use crate::engine::{PortLookup, PortUse};
 use crate::netlink::conntrack::{Conntrack, TrackedFlow};
@@ -11,6 +12,7 @@ use crate::netlink::nft::{has_answered, has_sent_from};
 use crate::netlink::sock_diag::{Owner, SockDiag, SockDiagError};
 use crate::netlink::socket::{Socket, SocketError};
 use crate::types::Protocol;
+use crate::wire::Packet;
 
 /// Sockets to the kernel tables, one for each table.
 pub struct KernelPorts {
@@ -72,6 +74,7 @@ impl KernelPorts {
 pub(super) struct KernelLookup {
     pub(super) kernel: KernelPorts,
     pub(super) decoys: DecoyPorts,
+    pub(super) checksums: ChecksumMarks,
 }
 
 impl PortLookup for KernelLookup {
@@ -101,5 +104,9 @@ impl PortLookup for KernelLookup {
             PortUse::Closed => translated,
             recorded => recorded,
         }
+    }
+
+    fn verifies_checksum(&mut self, packet: &Packet) -> bool {
+        self.checksums.verifies(packet)
     }
 }

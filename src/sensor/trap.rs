@@ -359,10 +359,7 @@ impl TrapControl {
             ));
         }
         if let Some(sources) = listed(&excused) {
-            reporter.emit_note(format!(
-                "the kernel's trap blocked {sources} without valid evidence: unblocked after {} s",
-                UNCONFIRMED_FOR.as_secs()
-            ));
+            reporter.emit_note(format!("the kernel's trap blocked {sources} without valid evidence: unblocked"));
         }
     }
 
@@ -470,7 +467,8 @@ mod tests {
         let mut review = |now| trap.review(now, &caught, rules, &observer, &PendingBans::default());
         let first = review(at(1));
         assert_eq!((&first.confirmed[..], &first.exempt[..]), (&[blocked][..], &[(exempt, Protection::Listed)][..]));
-        assert_eq!((first.excused, first.unexplained), (vec![], vec![]), "the verdict may be in progress");
+        assert_eq!(first.excused, [excused], "all its ports are accounted for");
+        assert_eq!(first.unexplained, [], "the verdict may be in progress");
         assert_eq!(review(at(2)).unexplained, []);
         let last = review(at(3));
         assert_eq!(last.unexplained, [unknown, half], "an open port that the trap does not watch excuses nothing");

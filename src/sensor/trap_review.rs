@@ -42,8 +42,8 @@ pub struct Review {
     pub exempt: Vec<(BanTarget, Protection)>,
     /// Enough evidence for a ban of the sensor, but its ceilings had no room.
     pub withheld: Vec<BanTarget>,
-    /// Without a verdict for [`UNCONFIRMED_FOR`], and explained: the sensor saw as many ports as the trap counted, and
-    /// some of them are not evidence.
+    /// Explained: the sensor saw as many ports as the trap counted, and some of them are not evidence; or it forgives
+    /// the ports, and no verdict followed for [`UNCONFIRMED_FOR`].
     pub excused: Vec<BanTarget>,
     /// Without a verdict for [`UNCONFIRMED_FOR`], and unexplained.
     pub unexplained: Vec<BanTarget>,
@@ -140,13 +140,11 @@ impl TrapReview {
                 review.exempt.push((target, protection));
             } else if engine.is_withheld(now, target) {
                 review.withheld.push(target);
+            } else if self.is_excused(now, target, counting, engine) {
+                review.excused.push(target);
             } else if now.since(since) < UNCONFIRMED_FOR {
                 self.unconfirmed.insert(target, since);
-            } else if paused
-                || engine.is_forgiven_peer(now, target)
-                || engine.is_forgiven_related(now, target, host)
-                || self.is_excused(now, target, counting, engine)
-            {
+            } else if paused || engine.is_forgiven_peer(now, target) || engine.is_forgiven_related(now, target, host) {
                 review.excused.push(target);
             } else {
                 review.unexplained.push(target);

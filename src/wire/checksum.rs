@@ -98,6 +98,17 @@ impl<'a> LazyChecksum<'a> {
     }
 }
 
+impl<'a> LazyChecksum<'a> {
+    /// The whole TCP segment or UDP datagram; `None` if it is a fragment or was not captured whole.
+    #[must_use]
+    pub fn payload(&self) -> Option<&'a [u8]> {
+        match self.0 {
+            Covered::Known(_) => None,
+            Covered::V4 { payload, .. } | Covered::V6 { payload, .. } => payload?.piece.whole(),
+        }
+    }
+}
+
 /// Compares the results, so both sides are verified.
 impl PartialEq for LazyChecksum<'_> {
     fn eq(&self, other: &Self) -> bool {
