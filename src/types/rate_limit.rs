@@ -7,9 +7,10 @@ use super::Timestamp;
 
 /// A token bucket: refills a number of tokens per span, up to the tokens of one span.
 pub struct TokenBucket {
-    per_span: u32,
+    /// Time in which one token is refilled.
+    token: Duration,
     span: Duration,
-    /// The available tokens as a duration: one token is `span / per_span`.
+    /// The available tokens as a duration.
     saved: Duration,
     at: Timestamp,
 }
@@ -18,13 +19,13 @@ impl TokenBucket {
     /// A full bucket that refills `per_span` tokens every `span`.
     #[must_use]
     pub fn new(per_span: u32, span: Duration) -> Self {
-        Self { per_span: per_span.max(1), span, saved: span, at: Timestamp::default() }
+        Self { token: span / per_span.max(1), span, saved: span, at: Timestamp::default() }
     }
 
     pub fn available(&mut self, now: Timestamp) -> u32 {
         self.refill(now);
-        let token = (self.span / self.per_span).max(Duration::from_nanos(1));
-        u32::try_from(self.saved.as_nanos() / token.as_nanos()).unwrap_or(u32::MAX)
+        let token = self.token.as_nanos().max(1);
+        u32::try_from(self.saved.as_nanos() / token).unwrap_or(u32::MAX)
     }
 
     fn refill(&mut self, now: Timestamp) {
@@ -35,7 +36,7 @@ impl TokenBucket {
     /// Takes one token. Returns false if none is available.
     pub fn try_take(&mut self, now: Timestamp) -> bool {
         self.refill(now);
-        match self.saved.checked_sub(self.span / self.per_span) {
+        match self.saved.checked_sub(self.token) {
             Some(rest) => {
                 self.saved = rest;
                 true
