@@ -117,7 +117,7 @@ impl ReversePath {
 const MAX_NAME: usize = 16;
 
 /// Identifies an interface: its index or its name alone may be used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LinkId {
     pub index: u32,
     /// Padded with zero bytes.
@@ -270,6 +270,12 @@ impl Host {
         let [v4, v6] = &self.frame_filters;
         let filters = if address.is_ipv4() { v4 } else { v6 };
         self.local.is_exact() && !filters.contains(&interface)
+    }
+
+    /// The interfaces of this snapshot that `later` does not have.
+    pub fn links_missing_in(&self, later: &Self) -> impl Iterator<Item = LinkId> {
+        let there: HashSet<LinkId> = later.links.iter().map(|link| link.id).collect();
+        self.links.iter().map(|link| link.id).filter(move |id| !there.contains(id))
     }
 
     /// The bridge of which `interface` is a port.

@@ -232,9 +232,10 @@ impl BanController {
 
     /// Replaces the snapshot of the host.
     pub(super) fn change_host(&mut self, now: Timestamp, host: Arc<Host>) {
-        let departed = self.guest_bans.departed(&host);
+        let mut departed = self.guest_bans.departed(&host);
+        departed.extend(self.observer.bans_on_missing_links(&host));
         let more_exempt = self.observer.change_host(now, host);
-        self.lift_guest_bans(&departed);
+        self.lift_departed(&departed);
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.host_changed(&mut scope);
         if more_exempt {
@@ -244,14 +245,15 @@ impl BanController {
         }
     }
 
-    /// Ends the bans of guests whose bridge ports are gone, because the next guest may get their addresses.
-    fn lift_guest_bans(&mut self, departed: &[BanTarget]) {
+    /// Ends the bans of guests and neighbours whose interfaces are gone: the next guest may get the same address, and the
+    /// next interface the same index.
+    fn lift_departed(&mut self, departed: &[BanTarget]) {
         for target in departed {
             match self.unblock(&[*target]) {
                 Ok(unblocked) if unblocked.is_empty() => {}
-                Ok(_) => self.reporter.emit_unblocked(*target, "portsentry, because its bridge port no longer exists"),
+                Ok(_) => self.reporter.emit_unblocked(*target, "portsentry, because its interface no longer exists"),
                 Err(error) => self.reporter.error(format!(
-                    "cannot remove the ban of {target} after its bridge port disappeared; it stays: {error}"
+                    "cannot remove the ban of {target} after its interface disappeared; it stays: {error}"
                 )),
             }
         }
@@ -268,7 +270,7 @@ impl BanController {
             self.guest_bans.insert(ban);
         }
         let departed = self.guest_bans.departed(self.observer.host());
-        self.lift_guest_bans(&departed);
+        self.lift_departed(&departed);
     }
 
     pub(super) fn reconfigure(&mut self, now: Timestamp, settings: Settings) {

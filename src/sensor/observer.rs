@@ -91,6 +91,18 @@ impl Observer {
         more_exempt
     }
 
+    /// The banned link-local sources on interfaces that no longer exist in `new`.
+    pub(super) fn bans_on_missing_links(&self, new: &Host) -> Vec<BanTarget> {
+        let gone: Vec<u32> = self.host.links_missing_in(new).map(|link| link.index).collect();
+        if gone.is_empty() {
+            return Vec::new();
+        }
+        let targets = self.engine.bans().map(|ban| ban.target);
+        targets
+            .filter(|target| matches!(target, BanTarget::Link { interface, .. } if gone.contains(interface)))
+            .collect()
+    }
+
     pub(super) fn allowed(&self) -> Vec<IpNet> {
         self.host.allow.prefixes().collect()
     }

@@ -7,7 +7,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, SYN};
 use netns_lab::scan::fetch;
 use netns_lab::services::Services;
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
 
 const SHORTLY: Duration = Duration::from_millis(500);
 
@@ -106,6 +106,24 @@ fn link_local_ban_applies_to_one_link() {
         "{refused:?}"
     );
     assert_eq!(lab.succeed(&["allow", "fe80::77"]), "fe80::77 is allowed until `portsentry disallow fe80::77`\n");
+    daemon.stop();
+}
+
+/// The kernel may give the index of a deleted interface to the next one.
+#[test]
+fn link_local_ban_ends_with_its_interface() {
+    let lab = lab_of_twins(&["scanner", "twin"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for host in ["scanner", "twin"] {
+        probe(&lab, host, "fe80::77");
+    }
+    eventually("both are banned", || lab.set("blocked_link").len() == 2);
+    let kept = format!("fe80::77%{}", index(&lab, "victim", "twin"));
+    lab.victim_ip("link del dev scanner");
+    daemon.expect_line("Host fe80::77 has been unblocked by portsentry, because its interface no longer exists");
+    let bans = lab.ask(&["list"])["bans"].as_array().unwrap().clone();
+    assert!(bans.len() == 1 && bans[0]["subject"] == kept, "the other link still exists: {bans:?}");
+    assert_eq!(lab.set("blocked_link").len(), 1);
     daemon.stop();
 }
 

@@ -288,7 +288,7 @@ fn enslave(lab: &Lab, guest: &str) {
 }
 
 fn without_port(guest: IpAddr) -> String {
-    format!("Host {guest} has been unblocked by portsentry, because its bridge port no longer exists")
+    format!("Host {guest} has been unblocked by portsentry, because its interface no longer exists")
 }
 
 #[test]
@@ -370,7 +370,7 @@ fn container_ban_on_decoys_ends_with_port() {
     lab.cut("guest");
     daemon.expect_line(&without_port(guest));
     lab.cut("six");
-    daemon.expect_line("unblocked by portsentry, because its bridge port no longer exists");
+    daemon.expect_line("unblocked by portsentry, because its interface no longer exists");
     lab.expect_banned(&[gone, outside]);
     daemon.stop();
     lab.cut("gone");
