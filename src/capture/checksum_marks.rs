@@ -12,8 +12,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::sys::socket::sockopt::RcvBufForce;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket};
-use nix::{libc, setsockopt_impl, sockopt_impl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, getsockopt, setsockopt, socket};
+use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use socket2::{SockFilter, SockRef};
@@ -33,9 +33,9 @@ pub struct ChecksumMarks {
 
 /// The mark of one packet.
 struct Mark {
-    /// Hash of the packet.
-    packet: u64,
-    /// True if the kernel accepts it with any checksum.
+    /// Hash of the packet; `None` for packets that were lost.
+    packet: Option<u64>,
+    /// True if the kernel accepts it with any checksum, or may do so.
     unverified: bool,
     /// Set at the first refresh.
     is_old: bool,
@@ -50,6 +50,15 @@ sockopt_impl!(
     bool
 );
 
+sockopt_impl!(
+    /// Numbers of received and lost packets since the last question.
+    Statistics,
+    GetOnly,
+    libc::SOL_PACKET,
+    libc::PACKET_STATISTICS,
+    libc::tpacket_stats
+);
+
 impl ChecksumMarks {
     /// Receives the marks of packets from now on, if it does not already. Without CAP_NET_RAW none are known.
     pub fn open(&mut self) {
@@ -62,11 +71,39 @@ impl ChecksumMarks {
     /// True if `packet`, whose checksum is wrong and which has just arrived, has no such mark. The kernel then drops it.
     /// False if it has a mark, or if that is unknown: for datagrams, and if packets were lost.
     pub fn verifies(&mut self, packet: &Packet) -> bool {
+        if self.has_lost() {
+            return false;
+        }
         self.receive();
-        let Some(packet) = self.damaged(packet) else { return false };
-        // Equal packets arrive in the same order at both sockets. Each mark answers one question.
-        let place = self.marks.iter().position(|mark| mark.packet == packet);
-        place.and_then(|place| self.marks.remove(place)).is_some_and(|mark| !mark.unverified)
+        self.damaged(packet).is_some_and(|packet| self.take(packet))
+    }
+
+    /// True if all marks of `packet` tell that the kernel verifies it. Each such mark answers one question. Other marks
+    /// stay: a copy to which no question belongs, for example one for another host, must not answer for the packet.
+    fn take(&mut self, packet: u64) -> bool {
+        if self.has_lost() || self.marks.iter().any(|mark| mark.packet == Some(packet) && mark.unverified) {
+            return false;
+        }
+        let place = self.marks.iter().position(|mark| mark.packet == Some(packet));
+        place.and_then(|place| self.marks.remove(place)).is_some()
+    }
+
+    fn add(&mut self, packet: u64, unverified: bool) {
+        if self.marks.len() == MAX_MARKS {
+            self.lose();
+        }
+        self.marks.push_back(Mark { packet: Some(packet), unverified, is_old: false });
+    }
+
+    /// Records that marks were lost. Until that is old, the others tell nothing.
+    fn lose(&mut self) {
+        self.marks.clear();
+        self.marks.push_back(Mark { packet: None, unverified: true, is_old: false });
+    }
+
+    /// True if marks were lost. The mark that tells so is the first.
+    fn has_lost(&self) -> bool {
+        self.marks.front().is_some_and(|mark| mark.packet.is_none())
     }
 
     /// Time at which [`ChecksumMarks::refresh`] has work to do.
@@ -87,24 +124,31 @@ impl ChecksumMarks {
     }
 
     fn receive(&mut self) {
-        let Some(socket) = &self.socket else { return };
         let mut buffer = [0; VNET_HEADER + SNAP as usize];
         for _ in 0..MAX_WAITING {
-            let received = match recv(socket, &mut buffer, RecvFlags::DONTWAIT) {
-                Ok((_, length)) => buffer.get(..length).unwrap_or_default(),
-                Err(Errno::AGAIN) => break,
-                // The kernel cannot describe this packet, or an interface went down.
-                Err(_) => continue,
-            };
-            let Some((header, frame)) = received.split_at_checked(VNET_HEADER) else { continue };
-            let unverified = header.first().is_some_and(|flags| flags & UNVERIFIED != 0);
-            for link in [LinkType::Ethernet, LinkType::Raw] {
-                let decoded = wire::decode(link, frame).ok();
-                let Some(packet) = decoded.and_then(|packet| self.damaged(&packet)) else { continue };
-                if self.marks.len() == MAX_MARKS {
-                    self.marks.pop_front();
+            let Some(socket) = &self.socket else { return };
+            match recv(socket, &mut buffer, RecvFlags::DONTWAIT) {
+                Ok((_, length)) => self.read(buffer.get(..length).unwrap_or_default()),
+                Err(Errno::AGAIN) => {
+                    if !getsockopt(socket, Statistics).is_ok_and(|seen| seen.tp_drops == 0) {
+                        self.lose();
+                    }
+                    return;
                 }
-                self.marks.push_back(Mark { packet, unverified, is_old: false });
+                // The kernel cannot describe this packet.
+                Err(_) => self.lose(),
+            }
+        }
+        self.lose();
+    }
+
+    fn read(&mut self, received: &[u8]) {
+        let Some((header, frame)) = received.split_at_checked(VNET_HEADER) else { return };
+        let unverified = header.first().is_some_and(|flags| flags & UNVERIFIED != 0);
+        for link in [LinkType::Ethernet, LinkType::Raw] {
+            let decoded = wire::decode(link, frame).ok();
+            if let Some(packet) = decoded.and_then(|packet| self.damaged(&packet)) {
+                self.add(packet, unverified);
             }
         }
     }
@@ -139,29 +183,34 @@ const SNAP: u16 = 512;
 /// Interval between two refreshes.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// Bytes of the receive buffer: some ten thousand SYNs between two refreshes. Segments without room have no mark.
+/// Bytes of the receive buffer: some ten thousand SYNs between two refreshes. Segments without room are lost.
 const BUFFER: usize = 8 << 20;
 
 /// Maximum number of packets received at once.
 const MAX_WAITING: usize = 32_768;
 
-/// Maximum number of marks. The packets of one batch of the capture have room; in a flood, the oldest are forgotten.
+/// Maximum number of marks. The packets of one batch of the capture have room; in a flood, they are lost.
 const MAX_MARKS: usize = 512;
 
 /// Passes incoming TCP segments with SYN or without ACK, and IPv6 packets with extension headers. Other segments belong
-/// to connections, and are too many.
-const FILTER: [SockFilter; 27] = [
+/// to connections, and are too many. Passes what is behind a second VLAN tag, which the kernel may remove.
+const FILTER: [SockFilter; 32] = [
     SockFilter::new(LOAD_BYTE, 0, 0, PACKET_TYPE),
     SockFilter::new(JUMP_EQUAL, 0, 1, PACKET_OUTGOING),
     DROP,
+    SockFilter::new(LOAD_HALF, 0, 0, ETHER_TYPE),
+    SockFilter::new(JUMP_EQUAL, 1, 0, VLAN),
+    SockFilter::new(JUMP_EQUAL, 0, 1, SERVICE_VLAN),
+    PASS,
     SockFilter::new(LOAD_BYTE, 0, 0, IP),
     SockFilter::new(AND, 0, 0, 0xf0),
-    SockFilter::new(JUMP_EQUAL, 0, 9, 0x60),
+    SockFilter::new(JUMP_EQUAL, 0, 10, 0x60),
     // IPv6. Behind the fixed header, the flags are always at the same place.
     SockFilter::new(LOAD_BYTE, 0, 0, IP + 6),
-    SockFilter::new(JUMP_EQUAL, 5, 0, TCP),
-    SockFilter::new(JUMP_EQUAL, 3, 0, HOP_BY_HOP),
-    SockFilter::new(JUMP_EQUAL, 2, 0, ROUTING),
+    SockFilter::new(JUMP_EQUAL, 6, 0, TCP),
+    SockFilter::new(JUMP_EQUAL, 4, 0, HOP_BY_HOP),
+    SockFilter::new(JUMP_EQUAL, 3, 0, ROUTING),
+    SockFilter::new(JUMP_EQUAL, 2, 0, FRAGMENT),
     SockFilter::new(JUMP_EQUAL, 1, 0, DESTINATION_OPTIONS),
     DROP,
     PASS,
@@ -187,6 +236,7 @@ const PASS: SockFilter = SockFilter::new(RETURN, 0, 0, SNAP as u32);
 
 /// Instructions of linux/bpf_common.h and linux/filter.h, for example `BPF_LD | BPF_B | BPF_ABS`.
 const LOAD_BYTE: u16 = 0x30;
+const LOAD_HALF: u16 = 0x28;
 const LOAD_BYTE_AT_INDEX: u16 = 0x50;
 const AND: u16 = 0x54;
 const SHIFT_LEFT: u16 = 0x64;
@@ -196,14 +246,56 @@ const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 /// `SKF_AD_OFF + SKF_AD_PKTTYPE`.
 const PACKET_TYPE: u32 = 0xffff_f004;
+/// `SKF_AD_OFF + SKF_AD_PROTOCOL`.
+const ETHER_TYPE: u32 = 0xffff_f000;
 /// `SKF_NET_OFF`: offsets from the network header, whatever the link layer.
 const IP: u32 = 0xfff0_0000;
 const PACKET_OUTGOING: u32 = 4;
+const VLAN: u32 = 0x8100;
+const SERVICE_VLAN: u32 = 0x88a8;
 /// Protocol numbers.
 const TCP: u32 = 6;
 const HOP_BY_HOP: u32 = 0;
 const ROUTING: u32 = 43;
+const FRAGMENT: u32 = 44;
 const DESTINATION_OPTIONS: u32 = 60;
 /// Flags of TCP.
 const ACK: u32 = 0x10;
 const SYN_ACK: u32 = 0x12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACKET: u64 = 7;
+
+    /// The answer about [`PACKET`] after these marks have arrived: each with its packet, `None` if it was lost, and
+    /// whether the kernel accepts any checksum.
+    fn answer(arrived: impl IntoIterator<Item = (Option<u64>, bool)>) -> bool {
+        let mut marks = ChecksumMarks::default();
+        for (packet, unverified) in arrived {
+            match packet {
+                Some(packet) => marks.add(packet, unverified),
+                None => marks.lose(),
+            }
+        }
+        marks.take(PACKET)
+    }
+
+    /// The program asks nothing about a copy that this host does not accept, for example one for another host.
+    #[test]
+    fn verified_copy_hides_no_unverified_segment() {
+        let (verified, unverified, other) = ((Some(PACKET), false), (Some(PACKET), true), (Some(8), true));
+        assert!(answer([verified]) && answer([other, verified, verified]));
+        assert!(!answer([]) && !answer([other]) && !answer([unverified]));
+        assert!(!answer([verified, unverified]) && !answer([unverified, verified]));
+    }
+
+    #[test]
+    fn marks_tell_nothing_after_loss() {
+        let (verified, lost) = ((Some(PACKET), false), (None, true));
+        assert!(!answer([lost, verified]) && !answer([verified, lost]));
+        let others = (0..).map(|number| (Some(1_000 + number), false)).take(MAX_MARKS);
+        assert!(!answer(others.chain([verified])), "the first was displaced");
+    }
+}
