@@ -61,7 +61,6 @@ pub struct FleetReport {
     pub target: String,
     /// Remaining time in seconds: more than 0, at most four hours.
     pub remaining_s: u64,
-    #[serde(with = "grade")]
     pub grade: Grade,
     /// Distinct ports of the evidence; for proven evidence those with a completed handshake.
     pub distinct_ports: u32,
@@ -125,7 +124,6 @@ pub enum OwnBanEvent {
         /// Remaining time in seconds; null: no end.
         #[serde(deserialize_with = "nullable")]
         remaining_s: Option<u64>,
-        #[serde(with = "grade")]
         grade: Grade,
         /// Distinct ports of the evidence; for proven evidence those with a completed handshake.
         distinct_ports: u32,
@@ -187,23 +185,6 @@ impl OwnBanEvent {
     #[must_use]
     pub fn to_line(&self) -> String {
         to_line(self)
-    }
-}
-
-/// Serialises a grade by its key.
-mod grade {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::engine::Grade;
-
-    pub(super) fn serialize<S: Serializer>(grade: &Grade, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(grade.key())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(field: D) -> Result<Grade, D::Error> {
-        let key = String::deserialize(field)?;
-        Grade::from_key(&key)
-            .ok_or_else(|| D::Error::custom("the evidence grade is neither \"forgeable\" nor \"proven\""))
     }
 }
 
