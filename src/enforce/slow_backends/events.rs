@@ -74,18 +74,6 @@ pub enum BackendEvent {
     },
 }
 
-impl BackendEvent {
-    /// True if an operator must act.
-    #[must_use]
-    pub fn is_error(&self) -> bool {
-        match self {
-            Self::Failed { .. } | Self::Unable { .. } | Self::Lost { .. } => true,
-            Self::Ran { outcome, .. } => !outcome.is_success(),
-            _ => false,
-        }
-    }
-}
-
 impl fmt::Display for SlowTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -179,16 +167,14 @@ mod tests {
             again,
         };
         let expected = [
-            (BackendEvent::Done { case, backend: Backend::HostsDeny }, false, "192.0.2.7 is blocked via hosts.deny"),
+            (BackendEvent::Done { case, backend: Backend::HostsDeny }, "192.0.2.7 is blocked via hosts.deny"),
             (
                 ran(Outcome::Exited(1), 1, Some(Duration::from_secs(1))),
-                true,
                 "command for 192.0.2.7 failed with exit status 1 after 12ms: notify 192.0.2.7; output: no route\\n \
                  (attempt 1, the next in 1s)",
             ),
             (
                 ran(Outcome::Exited(0), 1, None),
-                false,
                 "command for 192.0.2.7 succeeded after 12ms: notify 192.0.2.7; output: no route\\n",
             ),
             (
@@ -199,23 +185,20 @@ mod tests {
                     attempt: 3,
                     again: Some(Duration::from_secs(4)),
                 },
-                true,
                 "hosts.deny: no room (192.0.2.7 and 1 more, attempt 3, the next in 4s)",
             ),
             (
                 BackendEvent::Released { targets: vec![other], backend: Backend::HostsDeny },
-                false,
                 "2001:db8::/64 released from hosts.deny",
             ),
-            (BackendEvent::Connections { target: other, ended: 1 }, false, "1 connection of 2001:db8::/64 was ended"),
+            (BackendEvent::Connections { target: other, ended: 1 }, "1 connection of 2001:db8::/64 was ended"),
             (
                 BackendEvent::Lost { tasks: 3, commands: 0 },
-                true,
                 "the queue of the backends hosts-deny and run was full; dropped tasks: 3, dropped commands: 0",
             ),
         ];
-        for (event, is_error, text) in expected {
-            assert_eq!((event.to_string().as_str(), event.is_error()), (text, is_error));
+        for (event, text) in expected {
+            assert_eq!(event.to_string(), text);
         }
     }
 }
