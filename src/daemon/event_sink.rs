@@ -1,7 +1,6 @@
 //! Distributes events to the ledger, the log, digests, and subscribed operators. Owns the control socket, because the
 //! same clients send requests and subscribe.
 
-
 use super::ban_recorder::BanRecorder;
 use super::log_writer::LogWriter;
 use super::notifier::Notifier;
