@@ -7,12 +7,12 @@ use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 
 use super::warnings::{Findings, Warning};
-use crate::config::{Action, Config};
+use crate::config::Config;
 use crate::enforce::command::{RunSettings, check_program};
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::enforce::{EntryStore, entry_store};
-use crate::types::{Backend, RouteKind};
+use crate::types::{Action, Backend, RouteKind};
 
 pub(super) struct BackendCheck {
     pub(super) name: &'static str,

@@ -18,7 +18,7 @@ mod port_lists;
 mod schema;
 mod table;
 
-pub use choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
+pub use choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use fleet::{Fleet, FleetAccept, FleetUrl, MAX_NAME_LEN, parse_fleet_name};
 pub use ignore_file::read_ignore_file;

@@ -21,7 +21,7 @@ use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
 use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, TRAP_BURST, Trap, Watched};
 use crate::engine::{CAPPED_BAN, Verdict};
 use crate::events::event::EventKind;
-use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
+use crate::types::{BanTarget, Expiry, Protocol, Timestamp, first_and_more};
 use crate::wire::Packet;
 
 /// Interval at which the ports are compared and the trapped sources reviewed. New listeners do not need a shorter one:
@@ -254,17 +254,17 @@ impl TrapControl {
         for (target, protection) in exempt {
             reporter.emit_exempt(target, protection);
         }
-        if let Some(sources) = listed(&withheld) {
+        if let Some(sources) = first_and_more(&withheld) {
             reporter.emit_note(format!("the kernel's trap blocked {sources} above the ceilings: unblocked"));
         }
-        if let Some(sources) = listed(&surplus) {
+        if let Some(sources) = first_and_more(&surplus) {
             reporter.emit_note(format!(
                 "the kernel's trap blocked {sources} on packets that were not seen: unblocked after {} s, because there \
                  were many such bans today",
                 UNCONFIRMED_FOR.as_secs()
             ));
         }
-        if let Some(sources) = listed(&excused) {
+        if let Some(sources) = first_and_more(&excused) {
             reporter.emit_note(format!("the kernel's trap blocked {sources} without valid evidence: unblocked"));
         }
     }
@@ -307,15 +307,6 @@ impl TrapControl {
 /// Increase of a rule counter since the last reading. Counters of recreated rules start at zero.
 fn since(now: u64, last: u64) -> u64 {
     now.checked_sub(last).unwrap_or(now)
-}
-
-/// The first of `targets` and the number of the others, for the log.
-fn listed(targets: &[BanTarget]) -> Option<String> {
-    match targets {
-        [] => None,
-        [first] => Some(first.to_string()),
-        [first, rest @ ..] => Some(format!("{first} and {} more", rest.len())),
-    }
 }
 
 #[cfg(test)]
