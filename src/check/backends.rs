@@ -6,8 +6,8 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 
-use super::warnings::{Findings, Warning};
-use crate::config::Config;
+use super::warnings::Findings;
+use crate::config::{Config, Warning};
 use crate::enforce::command::{RunSettings, check_program};
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;

@@ -27,7 +27,7 @@ pub use parse::{
     is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,
     parse_watched,
 };
-pub use pitfalls::{HostPorts, Pitfall, classic_only_logs, pitfalls};
+pub use pitfalls::{HostPorts, Warning, classic_only_logs, pitfalls};
 pub use schema::{
     Allow, Block, Config, Detect, Escalate, HostsDeny, Metrics, NftBlock, Notify, Protocol, Report, Run, Trap,
 };
