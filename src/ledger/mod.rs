@@ -336,8 +336,7 @@ impl Ledger {
 
     /// The last ended ban of each target whose command has to be undone, at most `most`, and the number of the others.
     pub fn undo_due(&self, most: usize) -> Result<(Found<BanSummary>, u64), LedgerError> {
-        let limit = i64::try_from(most).unwrap_or(i64::MAX);
-        let found = self.query(&undo_due(), named_params! {":most": limit}, row::in_force)?;
+        let found = self.first(&undo_due(), most, row::in_force)?;
         let read = found.items.len() as u64 + found.unreadable;
         if read < most as u64 {
             return Ok((found, 0));
@@ -345,6 +344,16 @@ impl Ledger {
         let all = self.connection.query_row(&count_undo_due(), [], |row| row.get::<_, i64>(0));
         let all = all.map_err(LedgerError::database("read", &self.path()))?;
         Ok((found, u64::try_from(all).unwrap_or_default().saturating_sub(read)))
+    }
+
+    /// The first `most` items of a query with this parameter.
+    fn first<T>(
+        &self,
+        sql: &str,
+        most: usize,
+        parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
+    ) -> Result<Found<T>, LedgerError> {
+        self.query(sql, named_params! {":most": i64::try_from(most).unwrap_or(i64::MAX)}, parse)
     }
 
     fn query<T>(
