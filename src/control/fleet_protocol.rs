@@ -7,7 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{nullable, to_line};
+pub use super::format::LineMessage;
+use super::format::nullable;
 use crate::engine::Grade;
 
 /// Maximum length of a line in bytes, for both sides.
@@ -135,58 +136,19 @@ pub enum OwnBanEvent {
     Lost { events: u64 },
 }
 
-impl FleetRequest {
-    /// Parses one line.
-    ///
-    /// # Errors
-    /// A description of the error.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line).map_err(|error| format!("refused: invalid request on the fleet socket: {error}"))
-    }
-
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        to_line(self)
-    }
+impl LineMessage for FleetRequest {
+    const INVALID: (&str, &str) = ("refused: invalid request on the fleet socket", "");
 }
 
-impl FleetReply {
-    /// Parses one line.
-    ///
-    /// # Errors
-    /// A description of the error.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line).map_err(|error| {
-            format!(
-                "cannot parse the daemon's answer: {error}; restart portsentry and portsentry-fleet after an upgrade"
-            )
-        })
-    }
-
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        to_line(self)
-    }
+impl LineMessage for FleetReply {
+    const INVALID: (&str, &str) = ("cannot parse the daemon's answer", RESTART);
 }
 
-impl OwnBanEvent {
-    /// Parses one line.
-    ///
-    /// # Errors
-    /// A description of the error.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line).map_err(|error| {
-            format!(
-                "cannot parse the daemon's event: {error}; restart portsentry and portsentry-fleet after an upgrade"
-            )
-        })
-    }
-
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        to_line(self)
-    }
+impl LineMessage for OwnBanEvent {
+    const INVALID: (&str, &str) = ("cannot parse the daemon's event", RESTART);
 }
+
+const RESTART: &str = "; restart portsentry and portsentry-fleet after an upgrade";
 
 #[cfg(test)]
 mod tests {
