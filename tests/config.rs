@@ -3,10 +3,10 @@
 #![cfg(test)]
 
 use portsentry::config::{
-    AckPolicy, Action, Block, BlockPolicy, Config, Escalate, Facility, Fleet, FleetAccept, FleetUrl, HostsDeny,
-    LogTarget, Mode, NftBlock, Notify, Report, Run, parse_expiry, parse_name,
+    AckPolicy, Block, BlockPolicy, Config, Escalate, Facility, Fleet, FleetAccept, FleetUrl, HostsDeny, LogTarget,
+    Mode, NftBlock, Notify, Report, Run, parse_expiry, parse_name,
 };
-use portsentry::types::{Backend, Expiry, RouteKind};
+use portsentry::types::{Action, Backend, Expiry, RouteKind};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -6,13 +6,13 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 
-use super::warnings::{Findings, Warning};
-use crate::config::{Action, Config};
+use super::warnings::Findings;
+use crate::config::{Config, Warning};
 use crate::enforce::command::{RunSettings, check_program};
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::enforce::{EntryStore, entry_store};
-use crate::types::{Backend, RouteKind};
+use crate::types::{Action, Backend, RouteKind};
 
 pub(super) struct BackendCheck {
     pub(super) name: &'static str,

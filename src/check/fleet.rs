@@ -1,7 +1,7 @@
 //! Checks `[fleet]`: whether the password is protected from other users, and whether the server accepts this host.
 
-use super::warnings::{Findings, Warning};
-use crate::config::{Config, Mode};
+use super::warnings::Findings;
+use crate::config::{Config, Mode, Warning};
 use crate::fleet::{self, FleetError, SetupError};
 
 /// Number of distinct ports with a completed handshake that other hosts accept as proof.

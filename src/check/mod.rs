@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
-use crate::config::{Config, ConfigError, ConfigErrors, DEFAULT_CONFIG, HostPorts, Mode, pitfalls};
+use crate::config::{Config, ConfigError, ConfigErrors, DEFAULT_CONFIG, HostPorts, Mode, Warning, pitfalls};
 use crate::control::client::Client;
 use crate::control::{DEFAULT_SOCKET, print};
 use crate::engine::{Host, Listeners, Protection, Settings};
@@ -39,7 +39,7 @@ use crate::sandbox;
 use crate::types::Protocol;
 use report::{Interface, Report, Watched};
 use unit::Unit;
-use warnings::{Findings, Warning};
+use warnings::Findings;
 
 /// Options of `check`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
@@ -176,8 +176,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     warnings.extend(unit_warnings);
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
     let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
-    let pitfalls = pitfalls(&config, ports).into_iter();
-    warnings.extend(pitfalls.map(|pitfall| Warning::new(pitfall.key, pitfall.message)));
+    warnings.extend(pitfalls(&config, ports));
     warnings.extend(names.iter().filter_map(|(name, found)| {
         let why = match found {
             Ok(found) if !found.is_empty() => return None,

@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 
 use super::backends::words;
 use super::report::{Report, Watched};
-use super::warnings::Warning;
-use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Notify, Protocol};
+use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Notify, Protocol, Warning};
 use crate::engine::Protection;
 use crate::types::{Expiry, Span, counted};
 

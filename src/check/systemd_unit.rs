@@ -8,8 +8,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::unit::{EXECUTE, READ, UNIT, Unit, plain};
-use super::warnings::Warning;
-use crate::config::{Config, DEFAULT_CONFIG, Mode};
+use crate::config::{Config, DEFAULT_CONFIG, Mode, Warning};
 use crate::control::DEFAULT_SOCKET;
 use crate::ledger::DEFAULT_STATE_DIR;
 use crate::types::Backend;

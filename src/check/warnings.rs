@@ -1,31 +1,10 @@
 //! Warns about settings that are permitted but unwise. Pure: reads only the configuration.
 
-use std::fmt;
-
 use ipnet::IpNet;
 
-use crate::config::{BlockPolicy, Config, ConfigError, HalfOpenPolicy, Mode};
+use crate::config::{BlockPolicy, Config, ConfigError, HalfOpenPolicy, Mode, Warning};
 use crate::enforce::nft::RulesetSpec;
 use crate::types::{Backend, Expiry};
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Warning {
-    pub(super) key: &'static str,
-    /// The effect of the setting, and a better choice.
-    pub(super) message: String,
-}
-
-impl Warning {
-    pub(super) fn new(key: &'static str, message: impl Into<String>) -> Self {
-        Self { key, message: message.into() }
-    }
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.message)
-    }
-}
 
 /// The results of the check.
 #[derive(Default)]

@@ -49,15 +49,6 @@ pub enum HalfOpenPolicy {
     Ban,
 }
 
-/// How the ruleset handles packets of a blocked source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    Drop,
-    /// Reply with a TCP reset or an ICMP error.
-    Reject,
-}
-
 /// The syslog facility, by which syslog daemons sort messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -18,7 +18,7 @@ mod port_lists;
 mod schema;
 mod table;
 
-pub use choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
+pub use choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use fleet::{Fleet, FleetAccept, FleetUrl, MAX_NAME_LEN, parse_fleet_name};
 pub use ignore_file::read_ignore_file;
@@ -27,7 +27,7 @@ pub use parse::{
     is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,
     parse_watched,
 };
-pub use pitfalls::{HostPorts, Pitfall, classic_only_logs, pitfalls};
+pub use pitfalls::{HostPorts, Warning, classic_only_logs, pitfalls};
 pub use schema::{
     Allow, Block, Config, Detect, Escalate, HostsDeny, Metrics, NftBlock, Notify, Protocol, Report, Run, Trap,
 };

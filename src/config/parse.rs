@@ -2,10 +2,10 @@
 //! line and the control socket share. An error says what to write instead. If it does not begin with the offending text
 //! in quotes, `document` prepends the value.
 
-use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
+use super::choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::port_lists;
 use crate::types::shared64::{self, MAX_NAT64};
-use crate::types::{Backend, Expiry, PortSet, Rate, RouteKind};
+use crate::types::{Action, Backend, Expiry, PortSet, Rate, RouteKind};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use serde::de::value::{Error as PlainError, StrDeserializer};

@@ -1,16 +1,30 @@
 //! Finds configurations that are valid but do not work as expected on this host: they never ban, or they monitor ports
 //! that the host's own connections use.
 
+use std::fmt;
 use std::path::Path;
 
 use super::{BlockPolicy, Config, Mode, Protocol};
 use crate::types::{PORT_GROUPS, PortSet};
 
-/// A pitfall: the key that it is about, and what to write instead.
+/// A warning about a valid setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pitfall {
+pub struct Warning {
     pub key: &'static str,
+    /// The effect of the setting, and a better choice.
     pub message: String,
+}
+
+impl Warning {
+    pub fn new(key: &'static str, message: impl Into<String>) -> Self {
+        Self { key, message: message.into() }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
+    }
 }
 
 /// The ports of this host that affect the pitfalls.
@@ -25,7 +39,7 @@ pub struct HostPorts<'a> {
 
 /// The pitfalls of `config` on a host with these ports.
 #[must_use]
-pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
+pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Warning> {
     let mut found = Vec::new();
     let closed = |protocol: &Protocol, in_use: &PortSet| match protocol.block {
         BlockPolicy::Yes => protocol.watched().without(in_use),
@@ -42,7 +56,7 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
             "no scan of this host can cause a ban: only {ports} closed ports are monitored (a group of related ports \
              counts as one), and scan_trigger = {forgiven} forgives as many; {lower}"
         );
-        found.push(Pitfall { key: "detect.scan_trigger", message });
+        found.push(Warning::new("detect.scan_trigger", message));
     }
     let keys = [
         (&config.tcp, ["tcp.ports", "tcp.advanced_ports"], "tcp.advanced_exclude"),
@@ -60,7 +74,7 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
                  {exclude}",
                 host.ephemeral
             );
-            found.push(Pitfall { key, message });
+            found.push(Warning::new(key, message));
         }
     }
     found
@@ -80,7 +94,7 @@ fn counting(tcp: &PortSet, udp: &PortSet) -> u32 {
 /// The pitfall of a migration: the classic configuration on this host only logs, but this configuration blocks, which
 /// the operator may not expect.
 #[must_use]
-pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Pitfall> {
+pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Warning> {
     let classic = folder.join("portsentry.conf");
     let blocks = config.tcp.mode != Mode::Off && config.tcp.block == BlockPolicy::Yes;
     if !blocks || !only_logs(&std::fs::read_to_string(&classic).ok()?) {
@@ -92,7 +106,7 @@ pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Pitfall> {
          this warning",
         classic.display()
     );
-    Some(Pitfall { key: "tcp.block", message })
+    Some(Warning::new("tcp.block", message))
 }
 
 /// True if a classic configuration contains `BLOCK_TCP="0"`.

@@ -1,11 +1,11 @@
 //! Defines the keys of portsentry.toml: one struct per table and one line per key, with name, type, built-in value, and
 //! the function of `parse` that reads it. Every table refuses unknown keys. `consistency` checks combinations of keys.
 
-use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
+use super::choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::fleet::Fleet;
 use super::table::table;
 use super::{parse, port_lists};
-use crate::types::{Backend, DAY, Expiry, PortSet, Rate, RouteKind};
+use crate::types::{Action, Backend, DAY, Expiry, PortSet, Rate, RouteKind};
 use ipnet::{IpNet, Ipv6Net};
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};

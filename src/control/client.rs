@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::protocol::{Answer, ErrorKind, Failure, MAX_LINE_LEN, Request, parse_reply};
+use super::protocol::{Answer, ErrorKind, Failure, LineMessage as _, MAX_LINE_LEN, Request, parse_reply};
 use super::status::Status;
 use crate::events::json::EventRecord;
 use crate::types::exit_code;

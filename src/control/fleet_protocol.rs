@@ -7,7 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{nullable, to_line};
+pub use super::format::LineMessage;
+use super::format::nullable;
 use crate::engine::Grade;
 
 /// Maximum length of a line in bytes, for both sides.
@@ -61,7 +62,6 @@ pub struct FleetReport {
     pub target: String,
     /// Remaining time in seconds: more than 0, at most four hours.
     pub remaining_s: u64,
-    #[serde(with = "grade")]
     pub grade: Grade,
     /// Distinct ports of the evidence; for proven evidence those with a completed handshake.
     pub distinct_ports: u32,
@@ -125,7 +125,6 @@ pub enum OwnBanEvent {
         /// Remaining time in seconds; null: no end.
         #[serde(deserialize_with = "nullable")]
         remaining_s: Option<u64>,
-        #[serde(with = "grade")]
         grade: Grade,
         /// Distinct ports of the evidence; for proven evidence those with a completed handshake.
         distinct_ports: u32,
@@ -137,75 +136,19 @@ pub enum OwnBanEvent {
     Lost { events: u64 },
 }
 
-impl FleetRequest {
-    /// Parses one line.
-    ///
-    /// # Errors
-    /// A description of the error.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line).map_err(|error| format!("refused: invalid request on the fleet socket: {error}"))
-    }
-
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        to_line(self)
-    }
+impl LineMessage for FleetRequest {
+    const INVALID: (&str, &str) = ("refused: invalid request on the fleet socket", "");
 }
 
-impl FleetReply {
-    /// Parses one line.
-    ///
-    /// # Errors
-    /// A description of the error.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line).map_err(|error| {
-            format!(
-                "cannot parse the daemon's answer: {error}; restart portsentry and portsentry-fleet after an upgrade"
-            )
-        })
-    }
-
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        to_line(self)
-    }
+impl LineMessage for FleetReply {
+    const INVALID: (&str, &str) = ("cannot parse the daemon's answer", RESTART);
 }
 
-impl OwnBanEvent {
-    /// Parses one line.
-    ///
-    /// # Errors
-    /// A description of the error.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line).map_err(|error| {
-            format!(
-                "cannot parse the daemon's event: {error}; restart portsentry and portsentry-fleet after an upgrade"
-            )
-        })
-    }
-
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        to_line(self)
-    }
+impl LineMessage for OwnBanEvent {
+    const INVALID: (&str, &str) = ("cannot parse the daemon's event", RESTART);
 }
 
-/// Serialises a grade by its key.
-mod grade {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::engine::Grade;
-
-    pub(super) fn serialize<S: Serializer>(grade: &Grade, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(grade.key())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(field: D) -> Result<Grade, D::Error> {
-        let key = String::deserialize(field)?;
-        Grade::from_key(&key)
-            .ok_or_else(|| D::Error::custom("the evidence grade is neither \"forgeable\" nor \"proven\""))
-    }
-}
+const RESTART: &str = "; restart portsentry and portsentry-fleet after an upgrade";
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, sleep};
 
-use super::fleet_protocol::{FleetReply, FleetRequest, MAX_FLEET_LINE_LEN, OwnBanEvent};
+use super::fleet_protocol::{FleetReply, FleetRequest, LineMessage as _, MAX_FLEET_LINE_LEN, OwnBanEvent};
 use super::listening_socket::{Connection, Limits, ListeningSocket};
 use super::socket_file::{Bound, ControlError};
 use crate::types::{Timestamp, TokenBucket};

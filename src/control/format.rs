@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::types::Span;
@@ -28,6 +29,26 @@ pub(super) fn span(seconds: u64) -> String {
 /// A time without fractions of a second, as the remaining time of a ban is not known more precisely.
 pub(super) fn to_seconds(time: &str) -> String {
     time.split_once('.').map_or_else(|| time.to_owned(), |(seconds, _)| format!("{seconds}Z"))
+}
+
+/// A message on a socket: one JSON object on one line.
+pub trait LineMessage: Serialize + DeserializeOwned {
+    /// The error about an invalid line, before and after the details.
+    const INVALID: (&'static str, &'static str);
+
+    /// Parses one line.
+    ///
+    /// # Errors
+    /// A description of the error.
+    fn parse(line: &[u8]) -> Result<Self, String> {
+        let (what, remedy) = Self::INVALID;
+        serde_json::from_slice(line).map_err(|error| format!("{what}: {error}{remedy}"))
+    }
+
+    #[must_use]
+    fn to_line(&self) -> String {
+        to_line(self)
+    }
 }
 
 /// `message` as one line of JSON.

@@ -9,6 +9,7 @@ pub use super::answer::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, MAX_LISTED, Reloaded, ServiceForgotten, TrialState,
     Unblocked,
 };
+pub use super::format::LineMessage;
 use super::format::to_line;
 use super::service_port::ServicePort;
 
@@ -90,21 +91,11 @@ pub enum Request {
     Subscribe,
 }
 
+impl LineMessage for Request {
+    const INVALID: (&str, &str) = ("invalid request", "; see control.md in /usr/share/doc/portsentry-nft/docs");
+}
+
 impl Request {
-    /// Parses one line.
-    ///
-    /// # Errors
-    /// A description of the error.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line)
-            .map_err(|error| format!("invalid request: {error}; see control.md in /usr/share/doc/portsentry-nft/docs"))
-    }
-
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        to_line(self)
-    }
-
     /// True for a request that changes state: only root and the daemon's own user may send it.
     #[must_use]
     pub fn changes(&self) -> bool {

@@ -4,7 +4,7 @@ use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
 use super::listening_socket::{Connection, Limits, ListeningSocket};
-use super::protocol::{Answer, ErrorKind, Failure, MAX_LINE_LEN, Reply, Request, reply_to_line};
+use super::protocol::{Answer, ErrorKind, Failure, LineMessage as _, MAX_LINE_LEN, Reply, Request, reply_to_line};
 pub use super::socket_file::{Access, Bound, ControlError};
 use crate::events::json::EventRecord;
 

@@ -276,7 +276,7 @@ fn reporter(
 ) -> impl FnMut(BackendEvent) + Send + 'static {
     move |event| {
         let metrics = sensor.metrics();
-        let text = event.to_string();
+        let text = event.sentence().unwrap_or_default();
         let kind = match event {
             BackendEvent::Ready { case } => return sensor.send_blocking(SensorCommand::CommandEnded(case.target)),
             BackendEvent::Done { case, backend } => {
@@ -318,7 +318,7 @@ fn reporter(
                 return events
                     .send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what: kind });
             }
-            BackendEvent::Failed { task, .. } => {
+            BackendEvent::Failed { task, .. } | BackendEvent::Unable { task, .. } => {
                 if let SlowTask::Ban(backend) = task {
                     metrics.failed(backend);
                 }
@@ -329,12 +329,6 @@ fn reporter(
                 EventKind::Repaired { bans: targets.len(), backend }
             }
             BackendEvent::Connections { target, ended } => EventKind::Disconnected { target, connections: ended },
-            BackendEvent::Unable { task, .. } => {
-                if let SlowTask::Ban(backend) = task {
-                    metrics.failed(backend);
-                }
-                EventKind::Error(text)
-            }
             BackendEvent::Lost { .. } => EventKind::Error(text),
             BackendEvent::Exempted { .. } => EventKind::Note(text),
         };

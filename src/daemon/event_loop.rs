@@ -1,7 +1,6 @@
 //! Runs the event loop: waits for signals, changes of the host and the table, requests of operators and events of the
 //! sensor, and passes each to the responsible component. All work that may wait runs here, on one thread.
 
-use std::future::pending;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,9 +13,10 @@ use super::control_handler::{ControlHandler, Uptime};
 use super::decoys::FirewallWatch;
 use super::error::DaemonError;
 use super::event_sink::EventSink;
-use super::fleet::{self, Fleet, FleetWork, Surroundings};
+use super::fleet::{Fleet, FleetWork, Surroundings};
 use super::guest_ports::GuestPorts;
 use super::host_state::HostState;
+use super::optional::or_never;
 use super::sensor_handle::SensorHandle;
 use super::systemd::{self, Systemd};
 use super::table_identity::TableIdentity;
@@ -124,8 +124,8 @@ impl EventLoop {
                 changed = self.host_state.changed() => Next::HostChanged(changed),
                 changed = self.table_monitor.changed() => Next::TableChanged(changed),
                 request = self.sink.next_request() => Next::Request(request),
-                place = next_scrape(&mut self.scrapes) => Next::Scrape(place),
-                work = fleet::next_work(&mut self.fleet) => Next::Fleet(work),
+                place = or_never(self.scrapes.as_mut().map(Scrapes::next)) => Next::Scrape(place),
+                work = or_never(self.fleet.as_mut().map(Fleet::next)) => Next::Fleet(work),
                 () = self.trial.expired() => Next::TrialExpired,
                 () = self.sensor.metrics().flood.notified() => Next::FloodBegins,
                 _ = ticks.tick() => Next::Tick,
@@ -321,13 +321,5 @@ fn sensor_error(result: Result<Result<(), SensorError>, oneshot::error::RecvErro
     match result {
         Ok(Err(error)) => error.into(),
         Ok(Ok(())) | Err(_) => DaemonError::SensorGone,
-    }
-}
-
-/// The next request for the metrics; never returns if they are not served.
-async fn next_scrape(scrapes: &mut Option<Scrapes>) -> oneshot::Sender<String> {
-    match scrapes {
-        Some(scrapes) => scrapes.next().await,
-        None => pending().await,
     }
 }

@@ -1,11 +1,10 @@
 //! Distributes events to the ledger, the log, digests, and subscribed operators. Owns the control socket, because the
 //! same clients send requests and subscribe.
 
-use std::future::pending;
-
 use super::ban_recorder::BanRecorder;
 use super::log_writer::LogWriter;
 use super::notifier::Notifier;
+use super::optional::or_never;
 use crate::control::server::{IncomingRequest, Server};
 use crate::engine::Host;
 use crate::events::channel::Sender;
@@ -73,7 +72,7 @@ impl EventSink {
     pub(super) async fn next_request(&mut self) -> IncomingRequest {
         loop {
             tokio::select! {
-                request = next_request(&mut self.control) => return request,
+                request = or_never(self.control.as_mut().map(Server::next_request)) => return request,
                 () = self.log.write_named() => {}
                 kind = self.notifier.turn() => kind.into_iter().for_each(|kind| self.emit(kind)),
             }
@@ -87,13 +86,5 @@ impl EventSink {
         }
         self.report_lost(lost);
         self.log.write(&Event::now(EventKind::Stopped));
-    }
-}
-
-/// The next request; never returns if there is no socket.
-async fn next_request(control: &mut Option<Server>) -> IncomingRequest {
-    match control {
-        Some(control) => control.next_request().await,
-        None => pending().await,
     }
 }

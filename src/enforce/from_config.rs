@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::EntryStore;
 use super::command::RunSettings;
 use super::hosts_deny::{HostsDeny, TemplateError};
-use super::nft::{Action, RulesetSpec, Trap};
+use super::nft::{RulesetSpec, Trap};
 use crate::config::{self, BlockPolicy, Config, Mode, Protocol};
 use crate::types::shared64::MAX_NAT64;
 use crate::types::{Backend, Rate};
@@ -19,10 +19,7 @@ impl RulesetSpec {
         let nft = &config.block.nft;
         Self {
             size: nft.size,
-            action: match nft.action {
-                config::Action::Drop => Action::Drop,
-                config::Action::Reject => Action::Reject,
-            },
+            action: nft.action,
             log_drops: nft.log_drops,
             own_source: config.blocks(),
             trap: trap(config),

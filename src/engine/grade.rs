@@ -1,10 +1,13 @@
 //! Grades the evidence of a ban by how easily it can be forged. The reaction is never harsher than the grade allows:
 //! docs/detection.md.
 
+use serde::{Deserialize, Serialize};
+
 use super::class::Class;
 
 /// The grade of the evidence of a ban.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Grade {
     /// Packets whose source address may be forged: any host can send them with any source address.
     Forgeable,

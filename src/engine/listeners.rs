@@ -103,12 +103,6 @@ impl Listeners {
         gone.extend(any.iter().flat_map(|(address, ports)| ports.iter().map(|port| (*address, port))));
         gone.into_iter()
     }
-
-    /// Number of (address, port) pairs stored individually.
-    #[must_use]
-    pub fn pairs(&self) -> usize {
-        self.at.len() + self.on.len()
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use serde::Serialize;
+
 use super::allow::Protection;
 use super::ban_table::Standing;
 use super::class::Class;
@@ -13,13 +15,15 @@ use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 
 /// Why a packet is not evidence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum IgnoreReason {
     /// Sent by this host itself.
     Own,
     /// An answer, or a packet without a port.
     NoRequest,
     /// Broadcast, multicast, or for another host on the link.
+    #[serde(rename = "for_nobody")]
     NotUnicast,
     /// Destination is not an address of this host.
     NotOurs,

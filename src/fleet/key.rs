@@ -128,12 +128,6 @@ impl Keyspace {
         format!("{}lift:*", self.prefix)
     }
 
-    /// Pattern of every key of the fleet.
-    #[must_use]
-    pub fn all(&self) -> String {
-        format!("{}*", self.prefix)
-    }
-
     /// Pattern of the channels of all notices.
     #[must_use]
     pub fn channels(&self) -> String {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crate::capture::file::Reader;
 use crate::config::{self, Config, ignore_file};
-use crate::control::protocol::{Request, parse_reply, reply_to_line};
+use crate::control::protocol::{LineMessage as _, Request, parse_reply, reply_to_line};
 use crate::import::{self, Source, Sources};
 use crate::{daemon, enforce, fleet, host, ledger, netlink};
 

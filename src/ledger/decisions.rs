@@ -7,7 +7,7 @@ use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
 use super::ban::{Allowance, Change, FleetLift, LiftedBy};
 use super::row::{self, micros, time};
-use super::{BOUND, Found, Ledger, LedgerError, collect};
+use super::{BOUND, Found, Ledger, LedgerError};
 
 pub(super) const END_TRIAL: &str = "DELETE FROM trial";
 
@@ -108,10 +108,7 @@ impl Ledger {
 
     /// At most `most` lifts of the fleet's bans.
     pub fn fleet_lifts(&self, most: usize) -> Result<Found<FleetLift>, LedgerError> {
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let found = self.connection.prepare(LIFTS);
-        let found = found.and_then(|mut all| collect(&mut all, named_params! {":most": most}, lift));
-        found.map_err(LedgerError::database("read", &self.path()))
+        self.first(LIFTS, most, lift)
     }
 
     /// All decisions, as changes for another ledger.

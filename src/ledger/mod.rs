@@ -126,15 +126,6 @@ pub struct Found<T> {
     pub unreadable: u64,
 }
 
-/// Number of bans.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Count {
-    /// Bans without a recorded end.
-    pub open: u64,
-    /// All stored bans.
-    pub kept: u64,
-}
-
 const EXPIRE: &str = "
     UPDATE ban SET ended = until, ending = 'expired'
     WHERE ended IS NULL AND until IS NOT NULL AND until <= :now
@@ -168,8 +159,6 @@ const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :befor
 
 const PRUNE: &str = "
     DELETE FROM ban WHERE id IN (SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT :surplus)";
-
-const COUNT: &str = "SELECT (SELECT count(*) FROM ban WHERE ended IS NULL), (SELECT count(*) FROM ban)";
 
 fn select(which: &str) -> String {
     format!("SELECT {} FROM ban {which}", row::COLUMNS)
@@ -347,8 +336,7 @@ impl Ledger {
 
     /// The last ended ban of each target whose command has to be undone, at most `most`, and the number of the others.
     pub fn undo_due(&self, most: usize) -> Result<(Found<BanSummary>, u64), LedgerError> {
-        let limit = i64::try_from(most).unwrap_or(i64::MAX);
-        let found = self.query(&undo_due(), named_params! {":most": limit}, row::in_force)?;
+        let found = self.first(&undo_due(), most, row::in_force)?;
         let read = found.items.len() as u64 + found.unreadable;
         if read < most as u64 {
             return Ok((found, 0));
@@ -358,13 +346,14 @@ impl Ledger {
         Ok((found, u64::try_from(all).unwrap_or_default().saturating_sub(read)))
     }
 
-    /// Number of stored bans.
-    pub fn count(&self) -> Result<Count, LedgerError> {
-        let number = |value: i64| u64::try_from(value).unwrap_or_default();
-        let count = self
-            .connection
-            .query_row(COUNT, [], |row| Ok(Count { open: number(row.get(0)?), kept: number(row.get(1)?) }));
-        count.map_err(LedgerError::database("read", &self.path()))
+    /// The first `most` items of a query with this parameter.
+    fn first<T>(
+        &self,
+        sql: &str,
+        most: usize,
+        parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
+    ) -> Result<Found<T>, LedgerError> {
+        self.query(sql, named_params! {":most": i64::try_from(most).unwrap_or(i64::MAX)}, parse)
     }
 
     fn query<T>(
@@ -406,7 +395,7 @@ impl Ledger {
 
 fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
     let (active, of, listed) = (select(ACTIVE), select(OF), listed());
-    let (one, all, scans) = (strikes::of_one(), strikes::of_all(), logged::select());
+    let (all, scans) = (strikes::of_all(), logged::select());
     let (undo_due, count_undo_due) = (undo_due(), count_undo_due());
     let (same, later) = (pages::same(), pages::later());
     let used = [
@@ -421,7 +410,6 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         BEGIN,
         FORGET,
         PRUNE,
-        COUNT,
         UNDONE,
         OWE_UNDO,
         decisions::ALLOW,
@@ -440,7 +428,6 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         &active,
         &of,
         &listed,
-        &one,
         &all,
         &scans,
         &undo_due,

@@ -32,7 +32,6 @@ fn peer(row: &Row<'_>) -> Option<KnownPeer> {
 impl Ledger {
     /// At most `most` known peers, those with the latest connections first.
     pub fn known_peers(&self, most: usize) -> Result<Found<KnownPeer>, LedgerError> {
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        self.query(ALL, named_params! {":most": most}, peer)
+        self.first(ALL, most, peer)
     }
 }

@@ -100,14 +100,12 @@ fn recent(row: &Row<'_>) -> Option<(Service, Option<SystemTime>)> {
 impl Ledger {
     /// At most `most` remembered services with the times at which they were last served, the most recent first.
     pub fn services(&self, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        self.query(ALL, named_params! {":most": most}, remembered)
+        self.first(ALL, most, remembered)
     }
 
     /// At most `most` recently open ports with the times at which they closed; `None` if open at the time of writing.
     pub fn listeners(&self, most: usize) -> Result<Found<(Service, Option<SystemTime>)>, LedgerError> {
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        self.query(LISTENERS, named_params! {":most": most}, recent)
+        self.first(LISTENERS, most, recent)
     }
 
     /// Identity of the kernel's table when the daemon last ran.

@@ -17,10 +17,6 @@ use crate::types::{BanTarget, DAY, Expiry, MINUTE};
 const IS_STRIKE: &str = "author = 'detector' AND NOT capped AND ending IS NOT 'lifted'
     AND (ended IS NULL AND until IS NULL OR coalesce(ended, until) > :since)";
 
-pub(super) fn of_one() -> String {
-    format!("SELECT count(*) FROM ban WHERE subject = :subject AND {IS_STRIKE}")
-}
-
 /// A ban on evidence that counts towards the ceilings of the engine. A begin in the future is that of a wrong clock.
 const IS_RECENT: &str = "author = 'detector' AND since <= :now AND (since > :minute OR capped AND since > :day)";
 
@@ -50,18 +46,9 @@ const IN_LAST_MINUTE: usize = 14;
 const NEVER: i64 = i64::MAX;
 
 impl Ledger {
-    /// Number of strikes of `target`: bans on evidence that are in force at `now`, or have been over for less than
-    /// `forget`. Bans above the ceiling and lifted bans do not count.
-    pub fn strikes(&self, target: BanTarget, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
-        let since = now.checked_sub(forget).map_or(i64::MIN, micros);
-        let values = named_params! {":subject": target.to_string(), ":since": since};
-        let strikes: Result<i64, _> = self.connection.query_row(&of_one(), values, |row| row.get(0));
-        let strikes = strikes.map_err(LedgerError::database("read", &self.path()))?;
-        Ok(u32::try_from(strikes).unwrap_or(u32::MAX))
-    }
-
     /// The data that a start needs: the bans in force at `now`, ordered as by [`Ledger::active`], and the strikes of at
-    /// most `limit` targets, as counted by [`Ledger::strikes`]. The target whose last ban ended last comes first.
+    /// most `limit` targets: bans on evidence that are in force at `now`, or have been over for less than `forget`. The
+    /// target whose last ban ended last comes first.
     pub fn recall(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<LoadedState, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let [minute, day] = [MINUTE, DAY].map(|span| now.checked_sub(span).map_or(i64::MIN, micros));

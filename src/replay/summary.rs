@@ -53,7 +53,6 @@ pub(super) struct Summary {
     /// Packets from sources that were already judged.
     pub(super) repeated: u64,
     /// Packets that are not evidence, by reason.
-    #[serde(serialize_with = "by_reason")]
     pub(super) innocent: BTreeMap<NoEvidence, u64>,
     /// Ports that were considered open and received packets.
     #[serde(serialize_with = "values")]
@@ -174,6 +173,15 @@ pub(super) enum NoEvidence {
     Unanswered,
 }
 
+impl Serialize for NoEvidence {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Engine(why) => why.serialize(serializer),
+            Self::Unanswered => serializer.serialize_str("unanswered"),
+        }
+    }
+}
+
 /// A port, and the class of the probe if it is evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Port {
@@ -242,28 +250,6 @@ fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::O
 
 fn values<K, V: Serialize, S: Serializer>(map: &BTreeMap<K, V>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(map.values())
-}
-
-fn by_reason<S: Serializer>(counts: &BTreeMap<NoEvidence, u64>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(counts.iter().map(|(why, count)| (key(*why), count)))
-}
-
-fn key(why: NoEvidence) -> &'static str {
-    let NoEvidence::Engine(why) = why else { return "unanswered" };
-    match why {
-        IgnoreReason::Own => "own",
-        IgnoreReason::NoRequest => "no_request",
-        IgnoreReason::NotUnicast => "for_nobody",
-        IgnoreReason::NotOurs => "not_ours",
-        IgnoreReason::NoSource => "no_source",
-        IgnoreReason::Damaged => "damaged",
-        IgnoreReason::WrongInterface => "wrong_interface",
-        IgnoreReason::NotMonitored => "not_monitored",
-        IgnoreReason::Open => "open",
-        IgnoreReason::RecentlyOpen => "recently_open",
-        IgnoreReason::RememberedService => "remembered_service",
-        IgnoreReason::OtherInterface => "other_interface",
-    }
 }
 
 impl Summary {

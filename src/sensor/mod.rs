@@ -23,6 +23,7 @@ mod sample;
 mod scope;
 mod table_repair;
 mod trap;
+mod trap_arming;
 mod trap_coverage;
 mod trap_peers;
 pub mod trap_review;

@@ -15,13 +15,13 @@ use super::blocker::Blocker;
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
-use super::trap_coverage::{CoverageChange, TrapCoverage};
+use super::trap_arming::TrapArming;
 use super::trap_peers::TrapPeers;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
-use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, RulesetSpec, TRAP_BURST, Trap, Watched};
+use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, TRAP_BURST, Trap, Watched};
 use crate::engine::{CAPPED_BAN, Verdict};
 use crate::events::event::EventKind;
-use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
+use crate::types::{BanTarget, Expiry, Protocol, Timestamp, first_and_more};
 use crate::wire::Packet;
 
 /// Interval at which the ports are compared and the trapped sources reviewed. New listeners do not need a shorter one:
@@ -33,10 +33,7 @@ const MAX_SINGLE_RESETS: usize = 512;
 
 #[derive(Default)]
 pub(super) struct TrapControl {
-    /// Ports and interfaces that the kernel monitors; `None` if unknown.
-    armed: Option<Armed>,
-    /// True while the trap must monitor no ports.
-    paused: bool,
+    arming: TrapArming,
     /// Time of the next review; `None` without a trap.
     check_at: Option<Timestamp>,
     /// Last values of the kernel's counters of held packets.
@@ -49,28 +46,12 @@ pub(super) struct TrapControl {
     review: TrapReview,
     /// The last logged error, so that it is not repeated.
     last_error: Option<String>,
-    coverage: TrapCoverage,
-}
-
-/// Counted ports per protocol, related TCP ports that only hold their source, TCP ports of services, ports of decoys,
-/// interfaces, and whether the trap must ban no source.
-#[derive(Default, PartialEq, Eq)]
-struct Armed {
-    tcp: Option<PortSet>,
-    udp: Option<PortSet>,
-    related: Option<PortSet>,
-    services: Option<PortSet>,
-    decoys: Option<PortSet>,
-    /// `None` without a trap.
-    interfaces: Option<Vec<u32>>,
-    /// `None` without a trap.
-    ceiling_reached: Option<bool>,
 }
 
 impl TrapControl {
     /// Makes the next [`TrapControl::arm`] set the ports regardless of the last known state.
     pub(super) fn forget_ports(&mut self) {
-        self.armed = None;
+        self.arming.forget();
         self.peers.forget();
     }
 
@@ -90,45 +71,9 @@ impl TrapControl {
             return self.reset(reporter);
         };
         self.check_at = Some(now.after(POLL_INTERVAL));
-        let RulesetSpec { trap, decoys, .. } = backend.spec;
-        let closed = |counts: fn(Trap) -> bool, protocol| {
-            let ports = || if self.paused { PortSet::new() } else { observer.closed_ports(now, protocol) };
-            trap.is_some_and(counts).then(ports)
-        };
-        let held = |ports: fn(&Observer, Timestamp) -> PortSet| {
-            let ports = || if self.paused { PortSet::new() } else { ports(observer, now) };
-            trap.is_some_and(|trap| trap.hold.is_some()).then(ports)
-        };
-        let wanted = Armed {
-            tcp: closed(|trap| trap.tcp, Protocol::Tcp),
-            udp: closed(|trap| trap.udp, Protocol::Udp),
-            related: held(Observer::related_ports),
-            services: held(Observer::served_ports),
-            decoys: decoys.map(|_| observer.decoy_ports(now)),
-            interfaces: trap.map(|_| observer.host().interfaces.clone()),
-            ceiling_reached: trap.map(|_| self.ceiling_reached),
-        };
-        if !self.paused {
-            self.report_coverage(now, &wanted, reporter);
-        }
-        if self.armed.as_ref() == Some(&wanted) {
-            return;
-        }
-        let all_tcp = wanted.tcp.as_ref().map(|ports| ports.with(wanted.related.as_ref().unwrap_or(&PortSet::new())));
-        let [tcp, udp, related, services, decoys] =
-            [&all_tcp, &wanted.udp, &wanted.related, &wanted.services, &wanted.decoys]
-                .map(|ports| ports.as_ref().map(PortSet::ranges));
-        self.armed = None;
-        let interfaces = wanted.interfaces.as_deref();
-        let tcp = decoys.or(tcp);
-        let [tcp, udp, related, services] = [&tcp, &udp, &related, &services].map(Option::as_deref);
-        let ceiling_reached = wanted.ceiling_reached;
-        let ports = Watched { tcp, udp, related, services, interfaces, ceiling_reached };
-        match backend.nft.arm(ports) {
-            Ok(()) => {
-                (self.armed, self.last_error) = (Some(wanted), None);
-                self.update_metrics(reporter);
-            }
+        match self.arming.arm(now, backend, observer, self.ceiling_reached, reporter) {
+            Ok(true) => self.last_error = None,
+            Ok(false) => {}
             // The trap is armed again once the table has been created.
             Err(BlockError::Gone) => {}
             Err(error) => self
@@ -138,31 +83,14 @@ impl TrapControl {
 
     /// Takes the next number of ports as the new reference, because the configuration has changed.
     pub(super) fn forget_coverage(&mut self, reporter: &Reporter) {
-        self.coverage = TrapCoverage::default();
-        reporter.metrics().trap_lost.set(0);
-    }
-
-    /// Reports that a large part of the ports has left the trap, or is back.
-    fn report_coverage(&mut self, now: Timestamp, wanted: &Armed, reporter: &Reporter) {
-        let ports = [&wanted.tcp, &wanted.udp, &wanted.decoys].into_iter().flatten().map(PortSet::len).sum();
-        let target = if wanted.decoys.is_some() { "the rules for decoys have" } else { "the kernel's trap has" };
-        match self.coverage.record(now, ports) {
-            Some(CoverageChange::Lost { before, .. }) => reporter.error(format!(
-                "{target} lost more than a quarter of the monitored ports: {ports} of {before} are left, the others \
-                 count as in use; find the processes that use them with `ss -lntu`, and check the NAT rules"
-            )),
-            Some(CoverageChange::Regained { before, .. }) => {
-                reporter.emit_note(format!("{target} {ports} of {before} ports again"));
-            }
-            None => {}
-        }
-        reporter.metrics().trap_lost.set(self.coverage.missing(ports).into());
+        self.arming.forget_coverage(reporter);
     }
 
     /// Records a packet that is not evidence but that the trap may have counted.
     pub(super) fn excuse(&mut self, now: Timestamp, packet: &Packet, verdict: Verdict, forgiven: &[(Protocol, u16)]) {
-        let Some(armed) = &self.armed else { return };
-        self.review.excuse(now, packet, verdict, forgiven, |port| armed.watches(port));
+        if self.arming.is_armed() {
+            self.review.excuse(now, packet, verdict, forgiven, |port| self.arming.watches(port));
+        }
     }
 
     /// Records that the sensor withdrew its own verdict on `target`.
@@ -171,18 +99,10 @@ impl TrapControl {
     }
 
     fn reset(&mut self, reporter: &Reporter) {
-        *self = Self { paused: self.paused, ..Self::default() };
-        reporter.metrics().trap_lost.set(0);
-        self.update_metrics(reporter);
-    }
-
-    fn update_metrics(&self, reporter: &Reporter) {
-        let none = Armed::default();
-        let Armed { tcp, udp, decoys, .. } = self.armed.as_ref().unwrap_or(&none);
-        let [tcp, udp, decoys] = [tcp, udp, decoys].map(|ports| ports.as_ref().map_or(0, |ports| ports.len().into()));
-        reporter.metrics().decoy_ports.set(decoys);
-        reporter.metrics().trapped.set(tcp);
-        reporter.metrics().trapped_udp.set(udp);
+        self.arming.forget();
+        self.arming.forget_coverage(reporter);
+        self.arming.update_metrics(reporter);
+        *self = Self { arming: std::mem::take(&mut self.arming), ..Self::default() };
     }
 
     /// Removes the trap and its rules.
@@ -201,26 +121,19 @@ impl TrapControl {
     /// are reviewed before.
     pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
-        self.paused = true;
-        self.update_metrics(reporter);
+        self.arming.set_paused(true);
+        self.arming.update_metrics(reporter);
     }
 
     pub(super) fn resume(&mut self) {
-        self.paused = false;
+        self.arming.set_paused(false);
     }
 
     /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
     pub(super) fn suspend(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
-        self.armed = None;
-        let none: Option<&[(u16, u16)]> = Some(&[]);
-        let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
-        let held = none.filter(|_| rules.hold.is_some());
-        match nft.arm(Watched { tcp, udp, related: held, services: held, interfaces: Some(&[]), ceiling_reached: None })
-        {
-            Ok(()) | Err(BlockError::Gone) => {}
-            Err(error) => self.report(format!("cannot remove ports from the kernel's trap: {error}"), reporter),
-        }
+        let suspended = self.arming.suspend(nft, rules);
+        self.report_failure(suspended, "cannot remove ports from the kernel's trap", reporter);
     }
 
     /// Removes all ports from the trap and from the decoys, because no thread serves them now.
@@ -254,20 +167,13 @@ impl TrapControl {
             reporter.metrics().decoy_answers.add(since(counts.answers, last.answers));
         }
         let Some((nft, rules)) = blocker.trap() else { return };
-        match self.peers.update(now, nft, observer) {
-            Ok(()) | Err(BlockError::Gone) => {}
-            Err(error) => self.report(format!("cannot add connected sources to the kernel's trap: {error}"), reporter),
-        }
-        match nft.caught() {
-            Ok(caught) => {
-                let review = self.review(now, &caught, rules, observer, pending);
-                self.apply(now, review, nft, observer, reporter);
-            }
-            Err(BlockError::Gone) => {}
-            Err(error) => {
-                self.report(format!("cannot read the sources blocked by the kernel's trap: {error}"), reporter)
-            }
-        }
+        let updated = self.peers.update(now, nft, observer);
+        self.report_failure(updated, "cannot add connected sources to the kernel's trap", reporter);
+        let reviewed = nft.caught().map(|caught| {
+            let review = self.review(now, &caught, rules, observer, pending);
+            self.apply(now, review, nft, observer, reporter);
+        });
+        self.report_failure(reviewed, "cannot read the sources blocked by the kernel's trap", reporter);
         if rules.hold.is_some()
             && let Ok(counts) = nft.hold_counts()
         {
@@ -299,7 +205,7 @@ impl TrapControl {
         let refused: HashSet<BanTarget> = pending.refused().collect();
         let counting = Counting { forgiven: rules.forgiven, window: rules.window };
         let caught = caught.iter().copied().filter(|target| !refused.contains(target));
-        self.review.review(now, caught, (counting, self.paused), observer.engine(), observer.host())
+        self.review.review(now, caught, (counting, self.arming.is_paused()), observer.engine(), observer.host())
     }
 
     /// Removes or shortens the trap's bans that the review does not confirm, and resets the trap's counts of all
@@ -348,17 +254,17 @@ impl TrapControl {
         for (target, protection) in exempt {
             reporter.emit_exempt(target, protection);
         }
-        if let Some(sources) = listed(&withheld) {
+        if let Some(sources) = first_and_more(&withheld) {
             reporter.emit_note(format!("the kernel's trap blocked {sources} above the ceilings: unblocked"));
         }
-        if let Some(sources) = listed(&surplus) {
+        if let Some(sources) = first_and_more(&surplus) {
             reporter.emit_note(format!(
                 "the kernel's trap blocked {sources} on packets that were not seen: unblocked after {} s, because there \
                  were many such bans today",
                 UNCONFIRMED_FOR.as_secs()
             ));
         }
-        if let Some(sources) = listed(&excused) {
+        if let Some(sources) = first_and_more(&excused) {
             reporter.emit_note(format!("the kernel's trap blocked {sources} without valid evidence: unblocked"));
         }
     }
@@ -378,12 +284,14 @@ impl TrapControl {
             true => nft.forget_everybody(rules),
             false => nft.forget(targets).and_then(|()| nft.release(targets)),
         };
-        match forgotten {
+        self.report_failure(forgotten, "cannot reset the counts of unblocked sources in the kernel's trap", reporter);
+    }
+
+    /// Logs why something failed. A missing table is not reported: the trap is armed again once it has been created.
+    fn report_failure(&mut self, result: Result<(), BlockError>, failure: &str, reporter: &Reporter) {
+        match result {
             Ok(()) | Err(BlockError::Gone) => {}
-            Err(error) => self.report(
-                format!("cannot reset the counts of unblocked sources in the kernel's trap: {error}"),
-                reporter,
-            ),
+            Err(error) => self.report(format!("{failure}: {error}"), reporter),
         }
     }
 
@@ -399,22 +307,6 @@ impl TrapControl {
 /// Increase of a rule counter since the last reading. Counters of recreated rules start at zero.
 fn since(now: u64, last: u64) -> u64 {
     now.checked_sub(last).unwrap_or(now)
-}
-
-impl Armed {
-    fn watches(&self, (protocol, port): (Protocol, u16)) -> bool {
-        let ports = if protocol == Protocol::Udp { &self.udp } else { &self.tcp };
-        ports.as_ref().is_some_and(|ports| ports.contains(port))
-    }
-}
-
-/// The first of `targets` and the number of the others, for the log.
-fn listed(targets: &[BanTarget]) -> Option<String> {
-    match targets {
-        [] => None,
-        [first] => Some(first.to_string()),
-        [first, rest @ ..] => Some(format!("{first} and {} more", rest.len())),
-    }
 }
 
 #[cfg(test)]
@@ -437,7 +329,7 @@ mod tests {
         observer.engine_mut().adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
         let mut served = Packet { source: [192, 0, 2, 10].into(), ..packet(false, TcpFlags::SYN, 21) };
         let excused: BanTarget = "192.0.2.10".parse().unwrap();
-        trap.armed = Some(Armed { tcp: Some("21-23".parse().unwrap()), ..Armed::default() });
+        trap.arming = TrapArming::of_tcp("21-23");
         for port in [21, 22, 23, 80] {
             let Transport::Tcp { destination_port, .. } = &mut served.transport else { panic!("a segment") };
             *destination_port = port;
@@ -473,7 +365,7 @@ mod tests {
         let last = review(at(3));
         assert_eq!(last.unexplained, [unknown, half], "an open port that the trap does not watch excuses nothing");
         assert_eq!(last.excused, [excused, peer], "a connected peer is forgiven more ports than the trap counts");
-        trap.paused = true;
+        trap.arming.set_paused(true);
         let _ = trap.review(at(4), &caught, rules, &observer, &PendingBans::default());
         let paused = trap.review(at(6), &caught, rules, &observer, &PendingBans::default());
         assert_eq!(paused.unexplained, [], "no source is banned while blocking is suspended");

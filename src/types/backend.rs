@@ -91,11 +91,6 @@ impl Backends {
         self.iter().any(|one| one == backend)
     }
 
-    #[must_use]
-    pub fn is_empty(self) -> bool {
-        self == Self::default()
-    }
-
     /// The union of both sets.
     #[must_use]
     pub fn and(self, others: Self) -> Self {

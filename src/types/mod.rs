@@ -1,5 +1,6 @@
 //! Defines basic types that every other module may use. Depends on no other module of the crate.
 
+mod action;
 mod backend;
 mod backoff;
 mod ban_target;
@@ -17,6 +18,7 @@ pub mod shared64;
 mod timestamp;
 mod wording;
 
+pub use action::Action;
 pub use backend::{Backend, Backends, ParseBackendsError};
 pub use backoff::Backoff;
 pub use ban_target::{BanTarget, MAX_LINK, ParseBanTargetError};
@@ -32,4 +34,4 @@ pub(crate) use timestamp::Tick;
 #[cfg(test)]
 pub(crate) use timestamp::at;
 pub use timestamp::{DAY, HOUR, MINUTE, Timestamp};
-pub use wording::{Span, brief, counted};
+pub use wording::{Span, brief, counted, first_and_more};

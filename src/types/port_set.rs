@@ -28,12 +28,6 @@ impl PortSet {
         }
     }
 
-    pub fn remove(&mut self, port: u16) {
-        if let Some(word) = self.0.get_mut(usize::from(port >> 6)) {
-            *word &= !(1 << (port & 63));
-        }
-    }
-
     pub fn clear(&mut self) {
         self.0.fill(0);
     }

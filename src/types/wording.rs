@@ -14,6 +14,16 @@ pub fn counted(number: impl TryInto<u64>, noun: &str) -> String {
     }
 }
 
+/// The first item and the number of the others; `None` if there is none.
+#[must_use]
+pub fn first_and_more(items: &[impl fmt::Display]) -> Option<String> {
+    match items {
+        [] => None,
+        [first] => Some(first.to_string()),
+        [first, others @ ..] => Some(format!("{first} and {} more", others.len())),
+    }
+}
+
 /// A duration in its two largest units, for sentences: "45s", "12m 5s", "7d".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);

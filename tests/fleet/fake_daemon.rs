@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use portsentry::control::fleet_protocol::{
-    FleetReply, FleetReport, FleetRequest, IgnoredAuthor, LinkState, OwnBanEvent, ReportOutcome,
+    FleetReply, FleetReport, FleetRequest, IgnoredAuthor, LineMessage as _, LinkState, OwnBanEvent, ReportOutcome,
 };
 use portsentry::engine::Grade;
 

@@ -136,9 +136,7 @@ fn foreign_trigger_or_view_has_no_effect() {
 fn use_it(ledger: &mut Ledger) -> Result<(), LedgerError> {
     let _ = ledger.active(at(1))?;
     let _ = ledger.bans_of(source(0))?;
-    ledger.strikes(source(0), std::time::Duration::from_secs(60), at(1))?;
     let _ = ledger.recall(std::time::Duration::from_secs(60), at(1), 10)?;
-    ledger.count()?;
     ledger.record(&(0..50).map(|number| ban(source(number * 7919), at(20), 60)).collect::<Vec<_>>())?;
     ledger.ended(source(7919), portsentry::ledger::Ending::Expired, at(30))?;
     let _ = ledger.expire(at(3600 * 24))?;

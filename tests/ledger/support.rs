@@ -94,6 +94,14 @@ impl State {
         Ledger::open(&self.path()).unwrap()
     }
 
+    /// The numbers of bans without a recorded end, and of all stored bans.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let count = "SELECT count(*) FILTER (WHERE ended IS NULL), count(*) FROM ban";
+        let (open, all): (u32, u32) =
+            intruder(&self.path()).query_row(count, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        (open.into(), all.into())
+    }
+
     pub(crate) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.file(name)).unwrap_or_default()
     }
@@ -115,6 +123,12 @@ impl State {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["kept"].as_u64().unwrap()
     }
+}
+
+/// The number of strikes of `target` with which a start at `now` would begin.
+pub(crate) fn strikes(ledger: &Ledger, target: BanTarget, forget: Duration, now: SystemTime) -> u32 {
+    let struck = ledger.recall(forget, now, usize::MAX).unwrap().struck;
+    struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)
 }
 
 /// Another program's connection to the same database.

@@ -155,7 +155,7 @@ fn locked_database_is_reported_and_written_later() {
     let event = await_event(&events, "the lock", |event| matches!(event, WriterEvent::Failing { .. }));
     assert!(event.to_string().contains("locked"), "{event}");
     assert_eq!(recorder.written(), 0);
-    assert_eq!(state.ledger().count().unwrap().kept, 0, "a reader is not locked out");
+    assert_eq!(state.counts().1, 0, "a reader is not locked out");
     drop(locker.stdin.take());
     await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
     assert!(locker.wait().unwrap().success());

@@ -10,7 +10,7 @@ use super::{installed, installed_with, nearly, nft, seconds, target};
 
 const WIDE: RulesetSpec = RulesetSpec {
     size: 131_072,
-    action: portsentry::enforce::nft::Action::Drop,
+    action: portsentry::types::Action::Drop,
     log_drops: None,
     wide: true,
     own_source: false,

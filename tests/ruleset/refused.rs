@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use portsentry::enforce::nft::{Action, Nft, RulesetSpec};
-use portsentry::types::BanTarget;
+use portsentry::enforce::nft::{Nft, RulesetSpec};
+use portsentry::types::{Action, BanTarget};
 
 use crate::{installed_with, nft, seconds, target};
 use netns_lab::{Lab, TIMEOUT, raw, within};

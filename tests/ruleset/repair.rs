@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use portsentry::enforce::nft::{Action, Nft, Repaired, RulesetError, RulesetSpec, Trap};
+use portsentry::enforce::nft::{Nft, Repaired, RulesetError, RulesetSpec, Trap};
 use portsentry::netlink::nft::Set;
-use portsentry::types::{Expiry, Rate};
+use portsentry::types::{Action, Expiry, Rate};
 
 use super::{installed, installed_with, listing, nearly, nft, run, seconds, target};
 

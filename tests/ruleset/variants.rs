@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use portsentry::enforce::nft::{Action, DecoyRules, Installed, Nft, RulesetSpec, Trap};
-use portsentry::types::{Expiry, Rate};
+use portsentry::enforce::nft::{DecoyRules, Installed, Nft, RulesetSpec, Trap};
+use portsentry::types::{Action, Expiry, Rate};
 
 use netns_lab::Namespace;
 use netns_lab::slowness;

@@ -120,7 +120,8 @@ fn strikes(backends: &[&str]) -> u32 {
     let copy = netns_lab::copy_of_state(&lab.path("state"));
     let (ledger, _) = Ledger::open(copy.path()).unwrap();
     let target = BanTarget::containing(IpAddr::from(lab.v4("attacker")));
-    ledger.strikes(target, Duration::from_secs(3_600), SystemTime::now()).unwrap()
+    let struck = ledger.recall(Duration::from_secs(3_600), SystemTime::now(), usize::MAX).unwrap().struck;
+    struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)
 }
 
 #[test]

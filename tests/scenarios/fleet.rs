@@ -10,7 +10,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, has_other_users, within};
 use portsentry::control::fleet_protocol::{
-    FleetReply, FleetReport, FleetRequest, LinkState, MAX_REPORTS, OwnBanEvent, ReportOutcome,
+    FleetReply, FleetReport, FleetRequest, LineMessage as _, LinkState, MAX_REPORTS, OwnBanEvent, ReportOutcome,
 };
 use portsentry::engine::Grade;
 

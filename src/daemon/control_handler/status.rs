@@ -147,7 +147,7 @@ pub(in crate::daemon) fn warnings(config: &Config, path: &Path, host: &Host) -> 
     let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
     let classic = path.parent().and_then(|folder| classic_only_logs(config, folder));
     let found = pitfalls(config, ports).into_iter().chain(classic);
-    found.map(|pitfall| format!("{}: {}", pitfall.key, pitfall.message)).collect()
+    found.map(|warning| warning.to_string()).collect()
 }
 
 /// The address families that the allow-list covers completely.

@@ -12,12 +12,12 @@ mod pace;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 
+use super::optional::reached;
 use super::protection::protected;
 use crate::clock::boot_time;
 use crate::config::{Fleet as FleetConfig, parse_network};
@@ -144,15 +144,9 @@ impl Fleet {
 
     /// Waits for work. Cancel safe.
     pub(super) async fn next(&mut self) -> FleetWork {
-        let refill = async {
-            match self.refill_at {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => pending().await,
-            }
-        };
         tokio::select! {
             request = self.server.next_request() => FleetWork::Request(request),
-            () = refill => FleetWork::Refill,
+            () = reached(self.refill_at) => FleetWork::Refill,
         }
     }
 
@@ -447,12 +441,4 @@ pub(super) struct FromLedger {
 /// Returns the reason why a network is never blocked, by the same rules as for an operator's ban.
 fn exempt(host: &Host) -> impl Fn(IpNet) -> Option<String> + '_ {
     |network| protected(host, network).map(|(_, why)| why.to_string())
-}
-
-/// The next work item; never returns if this host is not in a fleet.
-pub(super) async fn next_work(fleet: &mut Option<Fleet>) -> FleetWork {
-    match fleet {
-        Some(fleet) => fleet.next().await,
-        None => pending().await,
-    }
 }

@@ -3,10 +3,10 @@
 //! arrive here.
 
 use std::borrow::Cow;
-use std::future::pending;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use super::optional::or_never;
 use super::reverse_dns::ReverseDns;
 use crate::clock::boot_time;
 use crate::config::{BlockPolicy, Config, Mode};
@@ -161,10 +161,7 @@ impl LogWriter {
     /// Waits until lines that waited for a name can be written, and writes them; never returns if none waits. Cancel
     /// safe.
     pub(super) async fn write_named(&mut self) {
-        match &mut self.naming {
-            Some(naming) => naming.turn().await,
-            None => pending().await,
-        }
+        or_never(self.naming.as_mut().map(Naming::turn)).await;
     }
 
     /// Writes the summaries of suppressed lines, each to its own output. They do not count as lines.

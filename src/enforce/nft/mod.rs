@@ -29,8 +29,8 @@ use transaction::Change;
 pub use trap::{DecoyCounts, Hold, HoldCounts, TrapUsage};
 
 pub use crate::netlink::nft::{
-    Action, DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec,
-    TRAP_BURST, Trap, Watched,
+    DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, TRAP_BURST, Trap,
+    Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 

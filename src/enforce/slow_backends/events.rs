@@ -1,11 +1,11 @@
-//! Defines the events of the slow-backends thread, each with its log sentence.
+//! Defines the events of the slow-backends thread.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::enforce::BanContext;
 use crate::enforce::command::Outcome;
-use crate::types::{Backend, BanTarget};
+use crate::types::{Backend, BanTarget, first_and_more};
 
 /// The phase of a ban in which a command runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,18 +74,6 @@ pub enum BackendEvent {
     },
 }
 
-impl BackendEvent {
-    /// True if an operator must act.
-    #[must_use]
-    pub fn is_error(&self) -> bool {
-        match self {
-            Self::Failed { .. } | Self::Unable { .. } | Self::Lost { .. } => true,
-            Self::Ran { outcome, .. } => !outcome.is_success(),
-            _ => false,
-        }
-    }
-}
-
 impl fmt::Display for SlowTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -95,68 +83,31 @@ impl fmt::Display for SlowTask {
     }
 }
 
-impl fmt::Display for BackendEvent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Done { case, backend } => write!(f, "{} is blocked via {}", case.target, SlowTask::Ban(*backend)),
+impl BackendEvent {
+    /// The log line of an event that has no other representation; `None` for the other events.
+    #[must_use]
+    pub fn sentence(&self) -> Option<String> {
+        let named = |targets: &[BanTarget]| first_and_more(targets).unwrap_or_else(|| "no source".to_owned());
+        Some(match self {
             Self::Failed { targets, task, reason, attempt, again } => {
-                write!(f, "{task}: {reason} ({}, attempt {attempt}", many(targets))?;
-                next(f, *again)?;
-                f.write_str(")")
+                let next = again.map_or("the last".to_owned(), |pause| {
+                    format!("the next in {}", humantime::format_duration(pause))
+                });
+                format!("{task}: {reason} ({}, attempt {attempt}, {next})", named(targets))
             }
-            Self::Released { targets, backend } => {
-                write!(f, "{} released from {}", many(targets), SlowTask::Ban(*backend))
-            }
-            Self::Restored { targets, backend } => {
-                write!(f, "{} missing in {} and restored", many(targets), SlowTask::Ban(*backend))
-            }
-            Self::Ran { case, command, outcome, output, took, attempt, again, .. } => {
-                let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-                let took = humantime::format_duration(took);
-                write!(f, "command for {} {outcome} after {took}: {command}", case.target)?;
-                if !output.is_empty() {
-                    write!(f, "; output: {output}")?;
-                }
-                if *attempt > 1 || again.is_some() {
-                    write!(f, " (attempt {attempt}")?;
-                    next(f, *again)?;
-                    f.write_str(")")?;
-                }
-                Ok(())
-            }
-            Self::Ready { case } => write!(f, "{} can be blocked now", case.target),
-            Self::Connections { target, ended: 1 } => write!(f, "1 connection of {target} was ended"),
-            Self::Connections { target, ended } => write!(f, "{ended} connections of {target} were ended"),
-            Self::Exempted { targets } => write!(
-                f,
+            Self::Exempted { targets } => format!(
                 "hosts.deny and the command no longer block {}, because addresses in it are now protected or allowed",
-                many(targets)
+                named(targets)
             ),
-            Self::Unable { task, reason } => write!(f, "{task}: {reason}; not retried"),
+            Self::Unable { task, reason } => format!("{task}: {reason}; not retried"),
             Self::Lost { tasks, commands } => {
                 let slow = Backend::slow_names();
-                write!(
-                    f,
+                format!(
                     "the queue of the backends {slow} was full; dropped tasks: {tasks}, dropped commands: {commands}"
                 )
             }
-        }
-    }
-}
-
-fn next(f: &mut fmt::Formatter<'_>, again: Option<Duration>) -> fmt::Result {
-    match again {
-        Some(pause) => write!(f, ", the next in {}", humantime::format_duration(pause)),
-        None => f.write_str(", the last"),
-    }
-}
-
-/// A short form of the targets.
-fn many(targets: &[BanTarget]) -> String {
-    match targets {
-        [] => "no source".to_owned(),
-        [one] => one.to_string(),
-        [first, others @ ..] => format!("{first} and {} more", others.len()),
+            _ => return None,
+        })
     }
 }
 
@@ -165,57 +116,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_event_is_one_sentence() {
-        let case = BanContext::example("192.0.2.7".parse().unwrap());
-        let other = BanContext::example("2001:db8::7".parse().unwrap()).target;
-        let ran = |outcome, attempt, again| BackendEvent::Ran {
-            case,
-            occasion: CommandPhase::Block,
-            command: "notify 192.0.2.7".to_owned(),
-            outcome,
-            output: "no route\\n".to_owned(),
-            took: Duration::from_micros(12_345),
-            attempt,
-            again,
-        };
+    fn every_logged_event_is_one_sentence() {
+        let [one, other] =
+            ["192.0.2.7", "2001:db8::7"].map(|source| BanContext::example(source.parse().unwrap()).target);
         let expected = [
-            (BackendEvent::Done { case, backend: Backend::HostsDeny }, false, "192.0.2.7 is blocked via hosts.deny"),
-            (
-                ran(Outcome::Exited(1), 1, Some(Duration::from_secs(1))),
-                true,
-                "command for 192.0.2.7 failed with exit status 1 after 12ms: notify 192.0.2.7; output: no route\\n \
-                 (attempt 1, the next in 1s)",
-            ),
-            (
-                ran(Outcome::Exited(0), 1, None),
-                false,
-                "command for 192.0.2.7 succeeded after 12ms: notify 192.0.2.7; output: no route\\n",
-            ),
             (
                 BackendEvent::Failed {
-                    targets: vec![case.target, other],
+                    targets: vec![one, other],
                     task: SlowTask::Ban(Backend::HostsDeny),
                     reason: "no room".to_owned(),
                     attempt: 3,
                     again: Some(Duration::from_secs(4)),
                 },
-                true,
                 "hosts.deny: no room (192.0.2.7 and 1 more, attempt 3, the next in 4s)",
             ),
             (
-                BackendEvent::Released { targets: vec![other], backend: Backend::HostsDeny },
-                false,
-                "2001:db8::/64 released from hosts.deny",
-            ),
-            (BackendEvent::Connections { target: other, ended: 1 }, false, "1 connection of 2001:db8::/64 was ended"),
-            (
                 BackendEvent::Lost { tasks: 3, commands: 0 },
-                true,
                 "the queue of the backends hosts-deny and run was full; dropped tasks: 3, dropped commands: 0",
             ),
         ];
-        for (event, is_error, text) in expected {
-            assert_eq!((event.to_string().as_str(), event.is_error()), (text, is_error));
+        for (event, text) in expected {
+            assert_eq!(event.sentence().as_deref(), Some(text));
         }
     }
 }

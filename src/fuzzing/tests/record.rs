@@ -82,7 +82,7 @@ fn nf_tables() {
     };
     let spec = RulesetSpec {
         size: 65_536,
-        action: nft::Action::Drop,
+        action: crate::types::Action::Drop,
         log_drops: None,
         wide: true,
         own_source: false,

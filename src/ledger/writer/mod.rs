@@ -221,9 +221,7 @@ impl Work {
         match self.try_books(due) {
             Ok(()) => {
                 self.database.0.reset();
-                if let Some(event) = self.database.1.succeeded() {
-                    (self.tell)(event);
-                }
+                self.database.1.succeeded().into_iter().for_each(&mut self.tell);
                 if due {
                     self.tick = now;
                 }
@@ -315,8 +313,8 @@ impl Work {
         self.database.0.extend(boot_time());
         if error.is_damage() {
             self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
-        } else if let Some(event) = self.database.1.failed(error, self.pending.len()) {
-            (self.tell)(event);
+        } else {
+            self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
         }
     }
 
@@ -330,9 +328,7 @@ impl Work {
         match leave(ledger) {
             Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
             Err(error) => {
-                if let Some(event) = self.database.1.failed(error, self.pending.len()) {
-                    (self.tell)(event);
-                }
+                self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
             }
         }
     }
@@ -357,15 +353,11 @@ impl Work {
         match result {
             Ok(()) => {
                 self.texts.0.reset();
-                if let Some(event) = self.texts.1.succeeded() {
-                    (self.tell)(event);
-                }
+                self.texts.1.succeeded().into_iter().for_each(&mut self.tell);
             }
             Err(error) => {
                 self.texts.0.extend(boot_time());
-                if let Some(event) = self.texts.1.failed(error, 0) {
-                    (self.tell)(event);
-                }
+                self.texts.1.failed(error, 0).into_iter().for_each(&mut self.tell);
             }
         }
     }

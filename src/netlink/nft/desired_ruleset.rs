@@ -90,9 +90,9 @@ impl DesiredRuleset {
 mod tests {
     use std::time::Duration;
 
-    use super::super::spec::{Action, DecoyRules, Trap};
+    use super::super::spec::{DecoyRules, Trap};
     use super::*;
-    use crate::types::{Expiry, Rate};
+    use crate::types::{Action, Expiry, Rate};
 
     const TRAP: Trap = Trap {
         tcp: true,

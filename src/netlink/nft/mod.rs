@@ -49,7 +49,7 @@ pub use ruleset::{
 };
 pub use set::Set;
 pub(crate) use set::{is_created_by_nft, set_count, set_size};
-pub use spec::{Action, DecoyRules, MAX_TRAP_PEERS, RulesetSpec, TRAP_BURST, Trap};
+pub use spec::{DecoyRules, MAX_TRAP_PEERS, RulesetSpec, TRAP_BURST, Trap};
 pub use table::{CHAIN, REFUSE, TABLE, TRAP};
 pub(crate) use table::{DECOY_ANSWERED, DECOY_TAKE, TRAP_FULL, TRAP_HELD};
 

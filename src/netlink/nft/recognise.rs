@@ -9,11 +9,11 @@ use super::family::V4;
 use super::rule::LINK_LOCAL;
 use super::set::Set;
 use super::snapshot::{Flat, TableSnapshot};
-use super::spec::{Action, DecoyRules, RulesetSpec, Trap};
+use super::spec::{DecoyRules, RulesetSpec, Trap};
 use super::table::{DECOY_TAKE, REFUSE, TRAP, TRAP_BAN, TRAP_HOLD_NEW, TRAP_TOUCH};
 use crate::netlink::message::{be_u32, be_u64};
 use crate::types::shared64::MAX_NAT64;
-use crate::types::{Expiry, Rate};
+use crate::types::{Action, Expiry, Rate};
 
 /// Returns the spec with which this program created the table `found`. If another program created it, a table built
 /// from the result differs from `found`.

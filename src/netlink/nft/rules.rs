@@ -9,9 +9,10 @@ use super::fragment_rules;
 use super::hold_rules;
 use super::rule::{BROADCAST, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, TCP};
 use super::set::Set;
-use super::spec::{Action, RulesetSpec};
+use super::spec::RulesetSpec;
 use super::table::{CHAIN, OWN_SOURCE, REFUSE, refuses};
 use super::trap_rules::trap_rules;
+use crate::types::Action;
 
 pub(super) fn rules(spec: &RulesetSpec) -> Vec<Rule> {
     let mut rules = source_rules(spec);

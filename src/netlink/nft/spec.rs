@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use crate::types::Expiry;
-use crate::types::Rate;
 use crate::types::shared64::MAX_NAT64;
+use crate::types::{Action, Expiry, Rate};
 
 /// Options of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,15 +110,4 @@ impl Default for RulesetSpec {
             decoys: None,
         }
     }
-}
-
-/// Treatment of a blocked source's packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Action {
-    /// Drop them: the source waits for an answer that never arrives.
-    #[default]
-    Drop,
-    /// Answer like a host without a listener, so that an innocent client gives up immediately. Above a rate that could
-    /// harm a third party, drop them.
-    Reject,
 }

@@ -3,7 +3,8 @@
 
 use rustables::{Chain, ChainPolicy, ChainType, Hook, HookClass, MsgType, ProtocolFamily, Table};
 
-use super::spec::{Action, RulesetSpec};
+use super::spec::RulesetSpec;
+use crate::types::Action;
 
 /// The daemon's own table, in the family `inet`.
 pub const TABLE: &str = "portsentry";

@@ -15,10 +15,10 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use rustix::io::Errno;
-use rustix::net::sockopt;
 
 use super::message;
 use crate::netlink::message::Messages;
+use crate::netlink::socket::enlarge_receive_buffer;
 
 /// A deletion of own routes by others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +50,7 @@ impl RouteMonitor {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         socket.socket_mut().bind_auto()?;
         let plain = socket.socket_ref();
-        if sockopt::set_socket_recv_buffer_size_force(plain, BUFFER).is_err() {
-            sockopt::set_socket_recv_buffer_size(plain, BUFFER)?;
-        }
+        enlarge_receive_buffer(plain, BUFFER)?;
         for group in [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route] {
             plain.add_membership(group as u32)?;
         }

@@ -54,19 +54,6 @@ pub enum Bound {
     One(IpAddr),
 }
 
-impl Bound {
-    /// True if a packet to `destination` may reach the socket.
-    #[must_use]
-    pub fn covers(self, destination: IpAddr) -> bool {
-        match self {
-            Self::AnyV4 => destination.is_ipv4(),
-            Self::AnyV6 => destination.is_ipv6(),
-            Self::Any => true,
-            Self::One(address) => address == destination,
-        }
-    }
-}
-
 /// A listening TCP socket, or a UDP socket that is bound and not connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Listener {
@@ -392,16 +379,5 @@ mod tests {
         diag.socket = None;
         assert!(diag.listeners().is_ok());
         assert!(diag.socket.is_some());
-    }
-
-    #[test]
-    fn wildcard_covers_its_families() {
-        let (v4, v6): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
-        let covers = |bound: Bound| (bound.covers(v4), bound.covers(v6));
-        assert_eq!(covers(Bound::AnyV4), (true, false));
-        assert_eq!(covers(Bound::AnyV6), (false, true));
-        assert_eq!(covers(Bound::Any), (true, true));
-        assert_eq!(covers(Bound::One(v4)), (true, false));
-        assert_eq!(covers(Bound::One("192.0.2.2".parse().unwrap())), (false, false));
     }
 }

@@ -28,12 +28,6 @@ impl Batch {
         self.0.len() <= MARK
     }
 
-    /// Size in bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// The bytes, for appending a message.
     pub(in crate::netlink) fn bytes(&mut self) -> &mut Vec<u8> {
         &mut self.0
@@ -110,6 +104,6 @@ mod tests {
         batch.append(12, 0, |list| list.put(1, &[0; 400]));
         let room = batch.0.capacity();
         batch.clear();
-        assert!(batch.is_empty() && batch.len() == MARK && batch.0.capacity() == room);
+        assert!(batch.is_empty() && batch.0.len() == MARK && batch.0.capacity() == room);
     }
 }

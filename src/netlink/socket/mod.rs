@@ -8,6 +8,7 @@
 mod batch;
 mod requests;
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -125,9 +126,7 @@ impl Socket {
         if sockopt::set_socket_send_buffer_size_force(&inner, BUFFER).is_err() {
             sockopt::set_socket_send_buffer_size(&inner, BUFFER).map_err(std::io::Error::from)?;
         }
-        if sockopt::set_socket_recv_buffer_size_force(&inner, BUFFER).is_err() {
-            sockopt::set_socket_recv_buffer_size(&inner, BUFFER).map_err(std::io::Error::from)?;
-        }
+        enlarge_receive_buffer(&inner, BUFFER)?;
         Ok(Self { inner, port_id, sequence: 1, changes: Arc::default(), replies: vec![0; REPLY] })
     }
 
@@ -306,6 +305,12 @@ fn send(socket: &netlink_sys::Socket, bytes: &[u8]) -> Result<(), SocketError> {
             },
         };
     }
+}
+
+/// Sets the receive buffer, above the system's limit if permitted.
+pub(super) fn enlarge_receive_buffer(socket: impl AsFd, bytes: usize) -> std::io::Result<()> {
+    Ok(sockopt::set_socket_recv_buffer_size_force(&socket, bytes)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, bytes))?)
 }
 
 fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result<&'a [u8], SocketError> {

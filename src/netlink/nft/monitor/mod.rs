@@ -20,12 +20,11 @@ use std::time::Duration;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rustix::io::Errno;
-use rustix::net::sockopt;
 use socket2::{SockFilter, SockRef};
 use tokio::task::consume_budget;
 use tokio::time::timeout;
 
-use crate::netlink::socket::SocketError;
+use crate::netlink::socket::{SocketError, enlarge_receive_buffer};
 pub use change::{Author, Change};
 use decoder::Decoder;
 use pause::{GROUP, Line};
@@ -65,9 +64,7 @@ impl Monitor {
         let socket = asynchronous.socket_mut();
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        if sockopt::set_socket_recv_buffer_size_force(&*socket, BUFFER).is_err() {
-            sockopt::set_socket_recv_buffer_size(&*socket, BUFFER).map_err(io::Error::from)?;
-        }
+        enlarge_receive_buffer(&*socket, BUFFER)?;
         socket.add_membership(GROUP).map_err(|error| match Errno::from_io_error(&error) {
             Some(errno @ Errno::PERM) => SocketError::NotPermitted(errno),
             _ => SocketError::Io(error),
@@ -86,12 +83,6 @@ impl Monitor {
             self.own.push(port_id);
             self.keep_own_back();
         }
-    }
-
-    /// Reverts [`Monitor::ignore`] for a closed socket, whose port id the kernel may reuse for another process.
-    pub fn unignore(&mut self, port_id: u32) {
-        self.own.retain(|own| *own != port_id);
-        self.keep_own_back();
     }
 
     /// Installs a socket filter that drops the daemon's own notifications. Otherwise the kernel would wake this thread

@@ -1,0 +1,156 @@
+//! Tells the kernel which ports its trap and its decoys monitor: those that are closed now.
+
+use super::observer::Observer;
+use super::reporter::Reporter;
+use super::trap_coverage::{CoverageChange, TrapCoverage};
+use crate::enforce::nft::{BlockError, Nft, NftBackend, RulesetSpec, Trap, Watched};
+use crate::types::{PortSet, Protocol, Timestamp};
+
+#[derive(Default)]
+pub(super) struct TrapArming {
+    /// Ports and interfaces that the kernel monitors; `None` if unknown.
+    armed: Option<Armed>,
+    /// True while the trap must monitor no ports.
+    paused: bool,
+    coverage: TrapCoverage,
+}
+
+/// Counted ports per protocol, related TCP ports that only hold their source, TCP ports of services, ports of decoys,
+/// interfaces, and whether the trap must ban no source.
+#[derive(Default, PartialEq, Eq)]
+struct Armed {
+    tcp: Option<PortSet>,
+    udp: Option<PortSet>,
+    related: Option<PortSet>,
+    services: Option<PortSet>,
+    decoys: Option<PortSet>,
+    /// `None` without a trap.
+    interfaces: Option<Vec<u32>>,
+    /// `None` without a trap.
+    ceiling_reached: Option<bool>,
+}
+
+impl TrapArming {
+    /// Makes the next [`TrapArming::arm`] set the ports regardless of the last known state.
+    pub(super) fn forget(&mut self) {
+        self.armed = None;
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// While `paused`, [`TrapArming::arm`] leaves the trap without ports.
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// True if the monitored ports are known.
+    pub(super) fn is_armed(&self) -> bool {
+        self.armed.is_some()
+    }
+
+    /// True if the trap is known to count probes of this port.
+    pub(super) fn watches(&self, (protocol, port): (Protocol, u16)) -> bool {
+        let ports = self.armed.as_ref().and_then(|armed| match protocol {
+            Protocol::Udp => armed.udp.as_ref(),
+            _ => armed.tcp.as_ref(),
+        });
+        ports.is_some_and(|ports| ports.contains(port))
+    }
+
+    /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before. Returns
+    /// true if the kernel's state has changed.
+    pub(super) fn arm(
+        &mut self,
+        now: Timestamp,
+        backend: &mut NftBackend,
+        observer: &Observer,
+        ceiling_reached: bool,
+        reporter: &Reporter,
+    ) -> Result<bool, BlockError> {
+        let RulesetSpec { trap, decoys, .. } = backend.spec;
+        let closed = |counts: fn(Trap) -> bool, protocol| {
+            let ports = || if self.paused { PortSet::new() } else { observer.closed_ports(now, protocol) };
+            trap.is_some_and(counts).then(ports)
+        };
+        let held = |ports: fn(&Observer, Timestamp) -> PortSet| {
+            let ports = || if self.paused { PortSet::new() } else { ports(observer, now) };
+            trap.is_some_and(|trap| trap.hold.is_some()).then(ports)
+        };
+        let wanted = Armed {
+            tcp: closed(|trap| trap.tcp, Protocol::Tcp),
+            udp: closed(|trap| trap.udp, Protocol::Udp),
+            related: held(Observer::related_ports),
+            services: held(Observer::served_ports),
+            decoys: decoys.map(|_| observer.decoy_ports(now)),
+            interfaces: trap.map(|_| observer.host().interfaces.clone()),
+            ceiling_reached: trap.map(|_| ceiling_reached),
+        };
+        if !self.paused {
+            self.report_coverage(now, &wanted, reporter);
+        }
+        if self.armed.as_ref() == Some(&wanted) {
+            return Ok(false);
+        }
+        self.armed = None;
+        let all_tcp = wanted.tcp.as_ref().map(|ports| ports.with(wanted.related.as_ref().unwrap_or(&PortSet::new())));
+        let [tcp, udp, related, services, decoys] =
+            [&all_tcp, &wanted.udp, &wanted.related, &wanted.services, &wanted.decoys]
+                .map(|ports| ports.as_ref().map(PortSet::ranges));
+        let tcp = decoys.or(tcp);
+        let [tcp, udp, related, services] = [&tcp, &udp, &related, &services].map(Option::as_deref);
+        let (interfaces, ceiling_reached) = (wanted.interfaces.as_deref(), wanted.ceiling_reached);
+        backend.nft.arm(Watched { tcp, udp, related, services, interfaces, ceiling_reached })?;
+        self.armed = Some(wanted);
+        self.update_metrics(reporter);
+        Ok(true)
+    }
+
+    /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
+    pub(super) fn suspend(&mut self, nft: &mut Nft, rules: Trap) -> Result<(), BlockError> {
+        self.armed = None;
+        let none: Option<&[(u16, u16)]> = Some(&[]);
+        let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
+        let held = none.filter(|_| rules.hold.is_some());
+        nft.arm(Watched { tcp, udp, related: held, services: held, interfaces: Some(&[]), ceiling_reached: None })
+    }
+
+    /// Takes the next number of ports as the new reference, because the configuration has changed.
+    pub(super) fn forget_coverage(&mut self, reporter: &Reporter) {
+        self.coverage = TrapCoverage::default();
+        reporter.metrics().trap_lost.set(0);
+    }
+
+    /// Reports that a large part of the ports has left the trap, or is back.
+    fn report_coverage(&mut self, now: Timestamp, wanted: &Armed, reporter: &Reporter) {
+        let ports = [&wanted.tcp, &wanted.udp, &wanted.decoys].into_iter().flatten().map(PortSet::len).sum();
+        let target = if wanted.decoys.is_some() { "the rules for decoys have" } else { "the kernel's trap has" };
+        match self.coverage.record(now, ports) {
+            Some(CoverageChange::Lost { before, .. }) => reporter.error(format!(
+                "{target} lost more than a quarter of the monitored ports: {ports} of {before} are left, the others \
+                 count as in use; find the processes that use them with `ss -lntu`, and check the NAT rules"
+            )),
+            Some(CoverageChange::Regained { before, .. }) => {
+                reporter.emit_note(format!("{target} {ports} of {before} ports again"));
+            }
+            None => {}
+        }
+        reporter.metrics().trap_lost.set(self.coverage.missing(ports).into());
+    }
+
+    pub(super) fn update_metrics(&self, reporter: &Reporter) {
+        let none = Armed::default();
+        let Armed { tcp, udp, decoys, .. } = self.armed.as_ref().unwrap_or(&none);
+        let [tcp, udp, decoys] = [tcp, udp, decoys].map(|ports| ports.as_ref().map_or(0, |ports| ports.len().into()));
+        reporter.metrics().decoy_ports.set(decoys);
+        reporter.metrics().trapped.set(tcp);
+        reporter.metrics().trapped_udp.set(udp);
+    }
+
+    /// A trap that counts probes of these TCP ports.
+    #[cfg(test)]
+    pub(super) fn of_tcp(ports: &str) -> Self {
+        Self { armed: Some(Armed { tcp: Some(ports.parse().unwrap()), ..Armed::default() }), ..Self::default() }
+    }
+}
