@@ -1,8 +1,8 @@
 //! Provides frames for the decoder: from all interfaces at once ([`live`]), reduced by a filter for the monitored
-//! ports ([`filter`]), or from a capture file ([`mod@file`]). [`checksum_marks`] tells which wrong
+//! ports ([`filter`]), or from a capture file ([`mod@file`]). [`checksum_offload`] tells which wrong
 //! checksums the kernel accepts. In connect mode [`decoy`] accepts connections.
 
-pub mod checksum_marks;
+pub mod checksum_offload;
 pub mod decoy;
 pub mod file;
 pub mod filter;

@@ -33,7 +33,7 @@ pub(super) fn to_seconds(time: &str) -> String {
 
 /// A message on a socket: one JSON object on one line.
 pub trait LineMessage: Serialize + DeserializeOwned {
-    /// The error about an invalid line, before and after the details.
+    /// The error message for an invalid line: the text before and after the details.
     const INVALID: (&'static str, &'static str);
 
     /// Parses one line.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::optional::reached;
+use super::optional::deadline_reached;
 use crate::config::Notify;
 use crate::enforce::command::{Delivery, MAX_DIGEST_LEN, Notifications};
 use crate::events::digest::Digest;
@@ -110,7 +110,7 @@ impl Notifier {
                 None
             }
             Channel::Free(_) => {
-                reached(self.since.filter(|_| self.wanted).map(|since| since + self.interval)).await;
+                deadline_reached(self.since.filter(|_| self.wanted).map(|since| since + self.interval)).await;
                 self.send();
                 None
             }

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::optional::reached;
+use super::optional::deadline_reached;
 
 /// Maximum duration of a log-only trial: a forgotten trial must not leave a host unprotected permanently.
 pub(super) const MAX_TRIAL: Duration = Duration::from_secs(30 * 86_400);
@@ -57,7 +57,7 @@ impl Trial {
 
     /// Waits until the trial is over; never returns if there is none.
     pub(super) async fn expired(&self) {
-        reached(self.ends()).await;
+        deadline_reached(self.ends()).await;
     }
 
     /// Confirms the trial of `--confirm`: blocking continues.

@@ -50,8 +50,8 @@ pub(super) fn verify(
     let checksum = packet.checksum.verify();
     let damaged = match checksum {
         Checksum::Good | Checksum::Unknown => false,
-        Checksum::Blank => is_live(host) && !is_unsummed(packet, host, lookup),
-        Checksum::Bad => !is_unsummed(packet, host, lookup),
+        Checksum::Blank => is_live(host) && !may_be_unverified(packet, host, lookup),
+        Checksum::Bad => !may_be_unverified(packet, host, lookup),
         Checksum::BlankHeader => is_live(host),
         Checksum::BadHeader => true,
     };
@@ -69,8 +69,8 @@ fn is_live(host: &Host) -> bool {
     host.local.is_exact()
 }
 
-/// True if the sender may have marked the packet so that the kernel does not verify its checksum.
-fn is_unsummed(packet: &Packet, host: &Host, lookup: &mut impl PortLookup) -> bool {
+/// True if the kernel may accept the packet without verifying its checksum.
+fn may_be_unverified(packet: &Packet, host: &Host, lookup: &mut impl PortLookup) -> bool {
     host.virtual_links.binary_search(&packet.interface).is_ok() && !lookup.verifies_checksum(packet)
 }
 
@@ -230,7 +230,7 @@ mod tests {
         }
     }
 
-    /// The kernel knows that no sender left the sum to the network card.
+    /// A look-up by which the kernel verifies every checksum.
     struct Verifies;
 
     impl PortLookup for Verifies {

@@ -18,9 +18,9 @@ const PROVEN_BANS_PER_MINUTE: u32 = 600;
 const RAISED_THRESHOLD: u32 = 16;
 const _: () = assert!(RAISED_THRESHOLD as usize == EVIDENCE);
 
-/// Maximum time between the first and the last of these ports for a ban above a ceiling. The kernel's trap holds a
-/// slower source at most 16 times. If its packets were forged, a ban would harm the source more than the holds do.
-pub(super) const FAST: Duration = Duration::from_secs(5);
+/// A ban above a ceiling needs [`RAISED_THRESHOLD`] ports within this time. The kernel's trap holds a slower source at
+/// most 16 times, which harms the victim of forged packets less than a ban.
+pub(super) const FAST_SCAN_SPAN: Duration = Duration::from_secs(5);
 
 /// Bans per minute above the ceilings.
 const SHORT_BANS_PER_MINUTE: u32 = 4;
@@ -59,7 +59,7 @@ pub(super) struct BanRequest {
     pub(super) grade: Grade,
     /// Distinct ports; probes if they hide their ports.
     pub(super) distinct: u32,
-    /// True if the source probed its last ports within [`FAST`], or if the evidence is proven.
+    /// True if the source probed its last ports within [`FAST_SCAN_SPAN`], or if the evidence is proven.
     pub(super) is_fast: bool,
     /// True if no other source whose ban is withheld scans faster.
     pub(super) is_fastest: bool,
@@ -159,15 +159,15 @@ impl Ceilings {
         };
     }
 
-    /// Takes a token for a forgeable ban that is already in force, if one is left. False if too many forgeable bans are
-    /// standing, or if the short bans of this day are used up.
+    /// Takes a token for a forgeable ban that is already in force, if one is left. False if the ceiling of forgeable
+    /// bans in force is reached, or if the short bans of this day are used up.
     pub(super) fn charge_short(&mut self, now: Timestamp, standing: u32) -> bool {
         let _ = self.forgeable.try_take(now);
         standing < self.max_standing && self.short_daily.try_take(now)
     }
 
-    /// True if there is room for `bans` more full bans on forgeable evidence, or for the bans of a minute if these are
-    /// fewer.
+    /// True if there is room for `bans` more full bans on forgeable evidence. If the ceiling per minute is lower than
+    /// `bans`, room for that many is enough.
     pub(super) fn has_room_for(&mut self, now: Timestamp, bans: u32, standing: u32) -> bool {
         let bans = bans.min(self.per_minute);
         self.forgeable.available(now) >= bans && standing.saturating_add(bans) <= self.max_full()

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::ceiling::{BanRequest, FAST, Room};
+use super::ceiling::{BanRequest, FAST_SCAN_SPAN, Room};
 use super::key::{Hashed, Key, Track, fold};
 use super::recent_ports::OwnPort;
 use super::related_ports::is_related_port;
@@ -191,8 +191,8 @@ impl Engine {
         held.is_some_and(|held| held.distinct > forgiven && self.counting(now, held.slot, host) <= forgiven)
     }
 
-    /// True if `target` has probed enough ports for a ban, and the ceilings had no room for it. Used for the kernel's
-    /// trap, which knows the ceilings less exactly.
+    /// True if `target` has probed enough ports for a ban, but the ceilings had no room. Used to review bans of the
+    /// kernel's trap, which learns of a reached ceiling with a delay.
     #[must_use]
     pub fn is_withheld(&self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.latest.max(now);
@@ -267,7 +267,7 @@ impl Engine {
         let request = BanRequest {
             grade,
             distinct: if hides_ports { self.sources.probes(slot) } else { distinct.into() },
-            is_fast: grade == Grade::Proven || self.sources.span(slot) <= Tick::ticks(FAST),
+            is_fast: grade == Grade::Proven || self.sources.span(slot) <= Tick::ticks(FAST_SCAN_SPAN),
             is_fastest: self.candidates.is_fastest(grade, pace),
         };
         self.bans.room(request, now)

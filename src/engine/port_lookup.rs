@@ -1,4 +1,4 @@
-//! The interface to what only the kernel knows about a packet: its socket and translation tables, and checksum offload.
+//! The interface to kernel state about a packet: the socket and translation tables, and checksum offload.
 
 use std::net::SocketAddr;
 
@@ -25,16 +25,15 @@ pub enum PortUse {
     },
 }
 
-/// Looks up a port in the kernel's socket and translation tables. Used before evidence counts, because a snapshot of
-/// the listeners is always slightly out of date.
+/// Looks up kernel state before a packet counts as evidence. A snapshot of the listeners is always slightly out of
+/// date, and the captured bytes do not show checksum offload.
 pub trait PortLookup {
     /// Returns the use of the port by a packet of `protocol` from `source` to `destination` on `interface` (0:
     /// unknown).
     fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> PortUse;
 
     /// True if the kernel verifies the checksum of `packet`, which is wrong, and so drops the packet. False if the
-    /// kernel leaves the sum to a network card, and if that is unknown. Only asked about packets that arrived without a
-    /// wire.
+    /// kernel accepts it unverified, or if that is unknown. Called only for packets from interfaces without a wire.
     fn verifies_checksum(&mut self, _packet: &Packet) -> bool {
         false
     }

@@ -346,7 +346,7 @@ impl Ledger {
         Ok((found, u64::try_from(all).unwrap_or_default().saturating_sub(read)))
     }
 
-    /// The first `most` items of a query with this parameter.
+    /// Runs a query that is limited by its parameter `:most`.
     fn first<T>(
         &self,
         sql: &str,

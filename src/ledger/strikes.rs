@@ -47,8 +47,8 @@ const NEVER: i64 = i64::MAX;
 
 impl Ledger {
     /// The data that a start needs: the bans in force at `now`, ordered as by [`Ledger::active`], and the strikes of at
-    /// most `limit` targets: bans on evidence that are in force at `now`, or have been over for less than `forget`. The
-    /// target whose last ban ended last comes first.
+    /// most `limit` targets. Strikes are bans on evidence that are in force at `now` or ended less than `forget` ago,
+    /// except lifted bans and bans above a ceiling. Targets are ordered by the end of their last ban, the latest first.
     pub fn recall(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<LoadedState, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let [minute, day] = [MINUTE, DAY].map(|span| now.checked_sub(span).map_or(i64::MIN, micros));

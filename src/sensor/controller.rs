@@ -245,8 +245,8 @@ impl BanController {
         }
     }
 
-    /// Ends the bans of guests and neighbours whose interfaces are gone: the next guest may get the same address, and the
-    /// next interface the same index.
+    /// Ends the bans of guests and link-local sources whose interfaces are gone: the next guest may get the same
+    /// address, and the next interface the same index.
     fn lift_departed(&mut self, departed: &[BanTarget]) {
         for target in departed {
             match self.unblock(&[*target]) {

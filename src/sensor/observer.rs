@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::capture::checksum_marks::ChecksumMarks;
+use crate::capture::checksum_offload::ChecksumOffload;
 use crate::capture::decoy::DecoyPorts;
 use crate::engine::{ActiveBan, Engine, Explanation, Host, Observation, PortLookup, PortUse, Protection, Verdict};
 use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
@@ -22,7 +22,7 @@ pub(super) struct Observer {
 impl Observer {
     pub(super) fn new(engine: Engine, host: Arc<Host>, kernel: KernelPorts, decoys: DecoyPorts) -> Self {
         let mut observer =
-            Self { engine, host, lookup: KernelLookup { kernel, decoys, checksums: ChecksumMarks::default() } };
+            Self { engine, host, lookup: KernelLookup { kernel, decoys, checksums: ChecksumOffload::default() } };
         observer.open_checksums();
         observer
     }

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::capture::checksum_marks::ChecksumMarks;
+use crate::capture::checksum_offload::ChecksumOffload;
 use crate::capture::decoy::DecoyPorts;
 use crate::engine::{PortLookup, PortUse};
 use crate::netlink::conntrack::{Conntrack, TrackedFlow};
@@ -74,7 +74,7 @@ impl KernelPorts {
 pub(super) struct KernelLookup {
     pub(super) kernel: KernelPorts,
     pub(super) decoys: DecoyPorts,
-    pub(super) checksums: ChecksumMarks,
+    pub(super) checksums: ChecksumOffload,
 }
 
 impl PortLookup for KernelLookup {

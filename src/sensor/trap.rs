@@ -243,24 +243,22 @@ impl TrapControl {
                 applied = applied.and(nft.forget(targets)).and(nft.release(targets));
             }
         }
+        if applied.is_err() {
+            return self.report_failure(applied, "cannot change bans of the kernel's trap", reporter);
+        }
         reporter.metrics().trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
         reporter.metrics().trap_let_go.add((withheld.len() + excused.len() + surplus.len() + exempt.len()) as u64);
         reporter.metrics().trap_shortened.add(unexplained.len() as u64);
-        match applied {
-            Ok(()) => {}
-            Err(BlockError::Gone) => return,
-            Err(error) => self.report(format!("cannot change bans of the kernel's trap: {error}"), reporter),
-        }
         for (target, protection) in exempt {
             reporter.emit_exempt(target, protection);
         }
         if let Some(sources) = first_and_more(&withheld) {
-            reporter.emit_note(format!("the kernel's trap blocked {sources} above the ceilings: unblocked"));
+            reporter.emit_note(format!("the kernel's trap blocked {sources} although a ceiling is reached: unblocked"));
         }
         if let Some(sources) = first_and_more(&surplus) {
             reporter.emit_note(format!(
-                "the kernel's trap blocked {sources} on packets that were not seen: unblocked after {} s, because there \
-                 were many such bans today",
+                "the kernel's trap blocked {sources} on packets that were not seen: unblocked after {} s, because a \
+                 ceiling is reached",
                 UNCONFIRMED_FOR.as_secs()
             ));
         }
@@ -273,7 +271,7 @@ impl TrapControl {
     pub(super) fn forget_all_probes(blocker: &mut Blocker) {
         if let Some((nft, rules)) = blocker.trap() {
             // If this fails, arming fails as well and is reported.
-            let _ = nft.forget_everybody(rules);
+            let _ = nft.forget_all_sources(rules);
         }
     }
 
@@ -281,13 +279,13 @@ impl TrapControl {
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
         let forgotten = match targets.len() > MAX_SINGLE_RESETS {
-            true => nft.forget_everybody(rules),
+            true => nft.forget_all_sources(rules),
             false => nft.forget(targets).and_then(|()| nft.release(targets)),
         };
         self.report_failure(forgotten, "cannot reset the counts of unblocked sources in the kernel's trap", reporter);
     }
 
-    /// Logs why something failed. A missing table is not reported: the trap is armed again once it has been created.
+    /// Logs `failure` and its cause. A missing table is not reported: the trap is armed again once it has been created.
     fn report_failure(&mut self, result: Result<(), BlockError>, failure: &str, reporter: &Reporter) {
         match result {
             Ok(()) | Err(BlockError::Gone) => {}
@@ -329,7 +327,7 @@ mod tests {
         observer.engine_mut().adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
         let mut served = Packet { source: [192, 0, 2, 10].into(), ..packet(false, TcpFlags::SYN, 21) };
         let excused: BanTarget = "192.0.2.10".parse().unwrap();
-        trap.arming = TrapArming::of_tcp("21-23");
+        trap.arming = TrapArming::with_tcp_ports("21-23");
         for port in [21, 22, 23, 80] {
             let Transport::Tcp { destination_port, .. } = &mut served.transport else { panic!("a segment") };
             *destination_port = port;

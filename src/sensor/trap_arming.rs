@@ -16,7 +16,7 @@ pub(super) struct TrapArming {
 }
 
 /// Counted ports per protocol, related TCP ports that only hold their source, TCP ports of services, ports of decoys,
-/// interfaces, and whether the trap must ban no source.
+/// interfaces, and whether a ceiling keeps the trap from banning.
 #[derive(Default, PartialEq, Eq)]
 struct Armed {
     tcp: Option<PortSet>,
@@ -59,7 +59,7 @@ impl TrapArming {
         ports.is_some_and(|ports| ports.contains(port))
     }
 
-    /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before. Returns
+    /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must already be current. Returns
     /// true if the kernel's state has changed.
     pub(super) fn arm(
         &mut self,
@@ -107,7 +107,7 @@ impl TrapArming {
         Ok(true)
     }
 
-    /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
+    /// Removes all ports from the trap until it is armed again. Decoys keep their ports.
     pub(super) fn suspend(&mut self, nft: &mut Nft, rules: Trap) -> Result<(), BlockError> {
         self.armed = None;
         let none: Option<&[(u16, u16)]> = Some(&[]);
@@ -150,7 +150,7 @@ impl TrapArming {
 
     /// A trap that counts probes of these TCP ports.
     #[cfg(test)]
-    pub(super) fn of_tcp(ports: &str) -> Self {
+    pub(super) fn with_tcp_ports(ports: &str) -> Self {
         Self { armed: Some(Armed { tcp: Some(ports.parse().unwrap()), ..Armed::default() }), ..Self::default() }
     }
 }

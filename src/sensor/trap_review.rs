@@ -42,8 +42,8 @@ pub struct Review {
     pub exempt: Vec<(BanTarget, Protection)>,
     /// Enough evidence for a ban of the sensor, but its ceilings had no room.
     pub withheld: Vec<BanTarget>,
-    /// Explained: the sensor saw as many ports as the trap counted, and some of them are not evidence; or it forgives
-    /// the ports, and no verdict followed for [`UNCONFIRMED_FOR`].
+    /// Explained: the sensor saw as many ports as the trap counted, and some of them are not evidence. Or the
+    /// sensor forgives the ports, and reached no verdict within [`UNCONFIRMED_FOR`].
     pub excused: Vec<BanTarget>,
     /// Without a verdict for [`UNCONFIRMED_FOR`], and unexplained.
     pub unexplained: Vec<BanTarget>,
@@ -118,8 +118,7 @@ impl TrapReview {
         self.excuses.refute(now, target);
     }
 
-    /// Reviews the sources that the trap `caught` and no earlier review has covered. While the trap is `paused`, no
-    /// source stays blocked.
+    /// Reviews the sources that the trap `caught`. While the trap is `paused`, no unconfirmed source stays blocked.
     pub fn review(
         &mut self,
         now: Timestamp,

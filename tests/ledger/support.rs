@@ -125,7 +125,7 @@ impl State {
     }
 }
 
-/// The number of strikes of `target` with which a start at `now` would begin.
+/// The number of strikes of `target` that a start at `now` would load.
 pub(crate) fn strikes(ledger: &Ledger, target: BanTarget, forget: Duration, now: SystemTime) -> u32 {
     let struck = ledger.recall(forget, now, usize::MAX).unwrap().struck;
     struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)

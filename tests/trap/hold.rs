@@ -303,8 +303,9 @@ fn source_is_held_sixteen_times() {
     daemon.stop();
 }
 
-/// Forged SYNs that never stop. One ceiling is reached, so neither the sensor nor the kernel, whose own limit of bans a
-/// minute has room, ends them by a ban. They last longer than two windows, although each SYN extends the window.
+/// Forged SYNs that never stop. The ceiling of bans in force is reached, so neither the sensor nor the kernel bans
+/// their source, although the kernel's own rate limit has room. They last longer than two windows, and each SYN extends
+/// the window.
 #[test]
 fn forged_syns_cost_victim_sixteen_holds() {
     const HOLD: Duration = Duration::from_millis(200);

@@ -117,29 +117,29 @@ fn source_of_another_interface_is_not_counted() {
     }
 }
 
-/// The kernel's own limit of bans a minute has room, and the sensor's ceiling of standing bans has none.
+/// The kernel's own rate limit has room, but the sensor's ceiling of bans in force is reached.
 #[test]
-fn kernel_bans_nobody_above_ceilings() {
+fn kernel_bans_no_source_above_ceilings() {
     let lab = Lab::new(&["banned", "other"]);
     let daemon = Tcp.start(&lab, "[block]\nmax_new_bans_per_minute = 600\nmax_forgeable_bans = 10\n");
     let probe = |host, source: IpAddr, ports: &[u16]| lab.probe(host, source, lab.victim_v4(host).into(), ports);
-    eventually("ten more bans have room", || lab.set_text("ceiling_reached").contains("type inet_proto"));
+    eventually("there is room for ten more bans", || lab.set_text("ceiling_reached").contains("type inet_proto"));
     assert_eq!(lab.set("ceiling_reached"), []);
     let banned = lab.v4("banned").into();
     probe("banned", banned, &[901, 902, 903]);
     daemon.expect_line("has been blocked via");
-    eventually("nine more have room, not ten", || lab.set_text("ceiling_reached").contains("tcp, udp"));
+    eventually("there is room for only nine more bans", || lab.set_text("ceiling_reached").contains("tcp, udp"));
     let other = IpAddr::from(lab.v4("other"));
     // While the program is stopped, the kernel decides alone.
     daemon.frozen(|| {
         probe("other", other, &[901, 902, 903, 904]);
-        assert_eq!(lab.banned(), [banned], "the kernel alone bans nobody");
+        assert_eq!(lab.banned(), [banned], "the kernel bans no further source by itself");
     });
     eventually("the sensor bans", || lab.banned().contains(&other));
     for source in [banned, other] {
         lab.operate(&["unblock", &source.to_string()]);
     }
-    eventually("ten more bans have room again", || !lab.set_text("ceiling_reached").contains("tcp"));
+    eventually("there is room for ten more bans again", || !lab.set_text("ceiling_reached").contains("tcp"));
     daemon.stop();
 }
 
@@ -156,12 +156,12 @@ fn trap_ban_above_ceilings_is_lifted() {
         for source in &sources {
             let target = if source.is_ipv4() { lab.victim_v4("other").into() } else { lab.victim_v6("other").into() };
             [901, 902, 903].iter().for_each(|port| wire.send(&raw::tcp(*source, target, *port, raw::SYN)));
-            // Ten bans at once and ten a second.
+            // The kernel's rate limit permits a burst of ten bans, and ten a second.
             std::thread::sleep(Duration::from_millis(100));
         }
         eventually("the kernel has banned all", || lab.banned().len() == 20);
     });
-    let lifted = daemon.expect_line("above the ceilings: unblocked");
+    let lifted = daemon.expect_line("although a ceiling is reached: unblocked");
     let banned = lab.banned();
     assert_eq!(banned.len(), 19, "{banned:?}");
     assert!(lifted.contains("fd77:0:1:a::/64"), "the last one: {lifted}");

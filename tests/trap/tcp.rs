@@ -206,8 +206,8 @@ fn unexplained_trap_ban_is_shortened() {
     daemon.stop();
 }
 
-/// The kernel drops segments with a wrong checksum also on a link without a wire, if their sender has not left the sum to
-/// the network card. The first one is evidence, because the program looks for that mark from then on.
+/// On a link without a wire, the kernel also drops segments with a wrong checksum, unless their sender has left the
+/// checksum to the network card.
 #[test]
 fn damaged_segments_on_veth_excuse_trap_ban() {
     let lab = Lab::new(&["other"]);
@@ -429,7 +429,7 @@ fn trap_is_rearmed_after_flush() {
     daemon.stop();
 }
 
-/// The elements in the text of a set that nft prints; empty if there are none.
+/// The elements of a set as nft lists them; empty if there are none.
 fn elements_of(text: &str) -> String {
     let listed = text.split_once("elements = {").and_then(|(_, rest)| rest.split_once('}'));
     listed.map_or_else(String::new, |(elements, _)| elements.trim().to_owned())

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 
-use super::optional::reached;
+use super::optional::deadline_reached;
 use super::protection::protected;
 use crate::clock::boot_time;
 use crate::config::{Fleet as FleetConfig, parse_network};
@@ -146,7 +146,7 @@ impl Fleet {
     pub(super) async fn next(&mut self) -> FleetWork {
         tokio::select! {
             request = self.server.next_request() => FleetWork::Request(request),
-            () = reached(self.refill_at) => FleetWork::Refill,
+            () = deadline_reached(self.refill_at) => FleetWork::Refill,
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::daemon::optional::reached;
+use crate::daemon::optional::deadline_reached;
 use crate::daemon::reverse_dns::ReverseDns;
 use crate::events::classic_log::{self, Wording};
 use crate::events::event::{Event, EventKind};
@@ -59,7 +59,7 @@ impl Naming {
         let until = self.waiting.front().map(|line| line.until);
         tokio::select! {
             () = self.hosts.answered() => {}
-            () = reached(until) => {}
+            () = deadline_reached(until) => {}
         }
         self.write_ready(Instant::now());
     }

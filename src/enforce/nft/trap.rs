@@ -134,7 +134,7 @@ impl Nft {
     }
 
     /// Resets the counts of all sources in `trap`.
-    pub fn forget_everybody(&mut self, trap: Trap) -> Result<(), BlockError> {
+    pub fn forget_all_sources(&mut self, trap: Trap) -> Result<(), BlockError> {
         self.batch.clear();
         Set::trap_memory(trap).for_each(|set| nft::put_flush(&mut self.batch, set));
         self.send_batch()

@@ -381,7 +381,7 @@ impl<R: Row> Table<R> {
             None => {
                 // Among equals the entry that was claimed the longest time ago.
                 self.count_inspected(WAYS);
-                // A loop, because adapters of iterators take twice as many instructions.
+                // A loop, because iterator adapters take twice as many instructions.
                 let mut least: Option<(u64, usize, usize)> = None;
                 for age in (0..WAYS).rev() {
                     let Some(place) = ways.get(age) else { continue };

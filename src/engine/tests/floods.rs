@@ -44,8 +44,8 @@ fn sixteen_ports_get_few_short_bans() {
     assert_eq!(scene.syn(SCANNER, 301), super::scene::Gist::Repeated);
 }
 
-/// Packets that somebody forges in the name of a victim, two a second, must not block it; the kernel's trap holds it
-/// sixteen times at most.
+/// Two forged packets a second must not ban the victim whose address they carry. The kernel's trap holds it at most
+/// sixteen times.
 #[test]
 fn slow_source_gets_no_short_ban() {
     let mut scene = Scene::with(|settings| settings.max_forgeable_bans = 16);

@@ -197,7 +197,7 @@ pub struct Watched<'a> {
     pub services: Option<&'a [(u16, u16)]>,
     /// Interface indexes, if the rules of the table check them; `None` if the table has no trap.
     pub interfaces: Option<&'a [u32]>,
-    /// True if the trap must ban no source; `None` if the table has no trap.
+    /// True if the trap must not ban; `None` if the table has no trap.
     pub ceiling_reached: Option<bool>,
 }
 

@@ -57,7 +57,7 @@ pub enum Set {
     Answered,
     /// The same for IPv6.
     Answered6,
-    /// The transport protocols, while the sensor's ceilings have no room: the kernel then blocks no source.
+    /// TCP and UDP while the sensor's ceilings have no room: the kernel then blocks no source. Otherwise empty.
     CeilingReached,
     /// Sources that probed a port, each with its remaining number of forgiven ports.
     Suspects,
@@ -147,7 +147,7 @@ const DEFINITIONS: [(Set, Definition); 43] = [
     (Set::Peers6, define("peers6", Part::Trap, IPV6, 0, Some(MAX_TRAP_PEERS))),
     (Set::PeerSuspects, define("peer_suspects", Part::Trap, IPV4, TIMED, Some(MAX_TRAP_PEERS))),
     (Set::PeerSuspects6, define("peer_suspects6", Part::Trap, IPV6, TIMED, Some(MAX_TRAP_PEERS))),
-    // Filled by the daemon; the types of nft are TCP and UDP.
+    // Filled by the daemon with TCP and UDP; no flags either.
     (Set::CeilingReached, define("ceiling_reached", Part::Trap, TRANSPORT, 0, None)),
     // If full, the kernel blocks no source until the sensor has reviewed these.
     (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(TRAP_BURST))),

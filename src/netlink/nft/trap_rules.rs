@@ -193,9 +193,9 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
             .counter()
             .verdict(VerdictKind::Drop)
     });
-    let by_sensor_alone =
+    let above_ceilings =
         Rule::new(TRAP_BAN).text("meta l4proto @ceiling_reached").expression(Meta::new(MetaType::L4Proto));
-    returning(vec![by_sensor_alone.lookup(Set::CeilingReached), ceiling]).chain(bans).collect()
+    returning(vec![above_ceilings.lookup(Set::CeilingReached), ceiling]).chain(bans).collect()
 }
 
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;

@@ -2,7 +2,7 @@
 //! the sum to the network card (`CHECKSUM_PARTIAL`), and a virtual card can report that it has verified the sum
 //! (`CHECKSUM_UNNECESSARY`). Where no real card is involved, the kernel then accepts any value.
 //!
-//! libpcap does not report these marks. A second packet socket does, in the header that virtual network cards use
+//! libpcap does not report that. A second packet socket does, in the header that virtual network cards use
 //! (PACKET_VNET_HDR of packet(7), `struct virtio_net_hdr` of linux/virtio_net.h).
 
 use std::collections::VecDeque;
@@ -21,19 +21,19 @@ use socket2::{SockFilter, SockRef};
 use crate::types::Timestamp;
 use crate::wire::{self, Checksum, LinkType, Packet};
 
-/// The marks of the last packets with a wrong checksum.
+/// The last packets with a wrong checksum.
 #[derive(Default)]
-pub struct ChecksumMarks {
+pub struct ChecksumOffload {
     /// `None` on hosts on which every packet arrives over a wire.
     socket: Option<OwnedFd>,
-    marks: VecDeque<Mark>,
+    entries: VecDeque<Entry>,
     secret: RandomState,
     refresh_at: Timestamp,
 }
 
-/// The mark of one packet.
-struct Mark {
-    /// Hash of the packet; `None` for packets that were lost.
+/// A packet with a wrong checksum, or a loss of packets.
+struct Entry {
+    /// Hash of the packet; `None` for a loss.
     packet: Option<u64>,
     /// True if the kernel accepts it with any checksum, or may do so.
     unverified: bool,
@@ -51,7 +51,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// Numbers of received and lost packets since the last question.
+    /// Numbers of received and dropped packets since the last query.
     Statistics,
     GetOnly,
     libc::SOL_PACKET,
@@ -59,68 +59,68 @@ sockopt_impl!(
     libc::tpacket_stats
 );
 
-impl ChecksumMarks {
-    /// Receives the marks of packets from now on, if it does not already. Without CAP_NET_RAW none are known.
+impl ChecksumOffload {
+    /// Opens the socket if it is not open yet. Without CAP_NET_RAW, the state of every packet is unknown.
     pub fn open(&mut self) {
         if self.socket.is_none() {
             self.socket = open().ok();
-            self.marks.reserve(MAX_MARKS);
+            self.entries.reserve(MAX_ENTRIES);
         }
     }
 
-    /// True if `packet`, whose checksum is wrong and which has just arrived, has no such mark. The kernel then drops it.
-    /// False if it has a mark, or if that is unknown: for datagrams, and if packets were lost.
+    /// True if the kernel verifies the checksum of `packet`, which is wrong, and so drops the packet. False if it
+    /// accepts the packet unverified, or if that is unknown: for datagrams, and after packets were lost.
     pub fn verifies(&mut self, packet: &Packet) -> bool {
         if self.has_lost() {
             return false;
         }
         self.receive();
-        self.damaged(packet).is_some_and(|packet| self.take(packet))
+        self.damaged(packet).is_some_and(|packet| self.consume_verified(packet))
     }
 
-    /// True if all marks of `packet` tell that the kernel verifies it. Each such mark answers one question. Other marks
-    /// stay: a copy to which no question belongs, for example one for another host, must not answer for the packet.
-    fn take(&mut self, packet: u64) -> bool {
-        if self.has_lost() || self.marks.iter().any(|mark| mark.packet == Some(packet) && mark.unverified) {
+    /// True if the kernel verifies all received copies of `packet`; removes one of them. Unverified copies stay, so
+    /// that a verified copy for another host, which the sensor never looks up, does not answer for them.
+    fn consume_verified(&mut self, packet: u64) -> bool {
+        if self.has_lost() || self.entries.iter().any(|entry| entry.packet == Some(packet) && entry.unverified) {
             return false;
         }
-        let place = self.marks.iter().position(|mark| mark.packet == Some(packet));
-        place.and_then(|place| self.marks.remove(place)).is_some()
+        let place = self.entries.iter().position(|entry| entry.packet == Some(packet));
+        place.and_then(|place| self.entries.remove(place)).is_some()
     }
 
     fn add(&mut self, packet: u64, unverified: bool) {
-        if self.marks.len() == MAX_MARKS {
+        if self.entries.len() == MAX_ENTRIES {
             self.lose();
         }
-        self.marks.push_back(Mark { packet: Some(packet), unverified, is_old: false });
+        self.entries.push_back(Entry { packet: Some(packet), unverified, is_old: false });
     }
 
-    /// Records that marks were lost. Until that is old, the others tell nothing.
+    /// Records a loss. Until the second refresh after it, the state of every packet is unknown.
     fn lose(&mut self) {
-        self.marks.clear();
-        self.marks.push_back(Mark { packet: None, unverified: true, is_old: false });
+        self.entries.clear();
+        self.entries.push_back(Entry { packet: None, unverified: true, is_old: false });
     }
 
-    /// True if marks were lost. The mark that tells so is the first.
+    /// True if a loss is recorded; its entry is always the first.
     fn has_lost(&self) -> bool {
-        self.marks.front().is_some_and(|mark| mark.packet.is_none())
+        self.entries.front().is_some_and(|entry| entry.packet.is_none())
     }
 
-    /// Time at which [`ChecksumMarks::refresh`] has work to do.
+    /// Time at which [`ChecksumOffload::refresh`] has work to do.
     #[must_use]
     pub fn next_due(&self) -> Option<Timestamp> {
         self.socket.as_ref().map(|_| self.refresh_at)
     }
 
-    /// If due, makes room for further packets, and forgets marks without a question.
+    /// If due, empties the socket buffer, and discards entries that are older than the previous refresh.
     pub fn refresh(&mut self, now: Timestamp) {
         if self.next_due().is_none_or(|due| due > now) {
             return;
         }
-        self.refresh_at = now.after(REFRESH);
+        self.refresh_at = now.after(REFRESH_INTERVAL);
         self.receive();
-        self.marks.retain(|mark| !mark.is_old);
-        self.marks.iter_mut().for_each(|mark| mark.is_old = true);
+        self.entries.retain(|entry| !entry.is_old);
+        self.entries.iter_mut().for_each(|entry| entry.is_old = true);
     }
 
     fn receive(&mut self) {
@@ -160,7 +160,7 @@ impl ChecksumMarks {
     }
 }
 
-/// Opens a socket that receives the segments of all interfaces that can be probes, and their marks.
+/// Opens a socket that receives, on all interfaces, the segments that can be probes, each behind a virtio_net_hdr.
 fn open() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
@@ -177,23 +177,23 @@ const VNET_HEADER: usize = 10;
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM and VIRTIO_NET_HDR_F_DATA_VALID.
 const UNVERIFIED: u8 = 1 | 2;
 
-/// Bytes of a frame: no packet that [`super::live`] captures whole is longer.
+/// Captured bytes of each frame. No packet that [`super::live`] captures whole is longer.
 const SNAP: u16 = 512;
 
 /// Interval between two refreshes.
-const REFRESH: Duration = Duration::from_secs(1);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Bytes of the receive buffer: some ten thousand SYNs between two refreshes. Segments without room are lost.
+/// Size of the receive buffer in bytes: room for ten thousand SYNs between two refreshes. The kernel drops the rest.
 const BUFFER: usize = 8 << 20;
 
 /// Maximum number of packets received at once.
 const MAX_WAITING: usize = 32_768;
 
-/// Maximum number of marks. The packets of one batch of the capture have room; in a flood, they are lost.
-const MAX_MARKS: usize = 512;
+/// Maximum number of entries, enough for one batch of the capture. If a flood exceeds it, all entries are discarded.
+const MAX_ENTRIES: usize = 512;
 
 /// Passes incoming TCP segments with SYN or without ACK, and IPv6 packets with extension headers. Other segments belong
-/// to connections, and are too many. Passes what is behind a second VLAN tag, which the kernel may remove.
+/// to connections, and are too many. Passes all frames with a second VLAN tag, which the kernel may remove.
 const FILTER: [SockFilter; 32] = [
     SockFilter::new(LOAD_BYTE, 0, 0, PACKET_TYPE),
     SockFilter::new(JUMP_EQUAL, 0, 1, PACKET_OUTGOING),
@@ -269,22 +269,22 @@ mod tests {
 
     const PACKET: u64 = 7;
 
-    /// The answer about [`PACKET`] after these marks have arrived: each with its packet, `None` if it was lost, and
-    /// whether the kernel accepts any checksum.
+    /// The result for [`PACKET`] after these entries: a packet (`None` for a loss), and whether the kernel accepts
+    /// it with any checksum.
     fn answer(arrived: impl IntoIterator<Item = (Option<u64>, bool)>) -> bool {
-        let mut marks = ChecksumMarks::default();
+        let mut offload = ChecksumOffload::default();
         for (packet, unverified) in arrived {
             match packet {
-                Some(packet) => marks.add(packet, unverified),
-                None => marks.lose(),
+                Some(packet) => offload.add(packet, unverified),
+                None => offload.lose(),
             }
         }
-        marks.take(PACKET)
+        offload.consume_verified(PACKET)
     }
 
-    /// The program asks nothing about a copy that this host does not accept, for example one for another host.
+    /// The sensor does not look up copies that this host does not accept, for example one for another host.
     #[test]
-    fn verified_copy_hides_no_unverified_segment() {
+    fn unverified_copy_outweighs_verified_copies() {
         let (verified, unverified, other) = ((Some(PACKET), false), (Some(PACKET), true), (Some(8), true));
         assert!(answer([verified]) && answer([other, verified, verified]));
         assert!(!answer([]) && !answer([other]) && !answer([unverified]));
@@ -292,10 +292,10 @@ mod tests {
     }
 
     #[test]
-    fn marks_tell_nothing_after_loss() {
+    fn checksum_state_is_unknown_after_loss() {
         let (verified, lost) = ((Some(PACKET), false), (None, true));
         assert!(!answer([lost, verified]) && !answer([verified, lost]));
-        let others = (0..).map(|number| (Some(1_000 + number), false)).take(MAX_MARKS);
-        assert!(!answer(others.chain([verified])), "the first was displaced");
+        let others = (0..).map(|number| (Some(1_000 + number), false)).take(MAX_ENTRIES);
+        assert!(!answer(others.chain([verified])), "a full list counts as a loss");
     }
 }
