@@ -220,8 +220,8 @@ impl BanController {
 /// Changes of the host and of the configuration.
 impl BanController {
     pub(super) fn start(&mut self, now: Timestamp) {
-        let (enforcement, scope) = self.enforcement(now);
-        enforcement.start(&scope);
+        let (enforcement, mut scope) = self.enforcement(now);
+        enforcement.start(&mut scope);
         self.reporter.emit(EventKind::Started);
     }
 
@@ -275,23 +275,23 @@ impl BanController {
 
     pub(super) fn reconfigure(&mut self, now: Timestamp, settings: Settings) {
         self.observer.engine_mut().reconfigure(settings);
-        let (enforcement, scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement(now);
         enforcement.trap().forget_coverage(scope.reporter);
-        enforcement.arm_trap(&scope);
+        enforcement.arm_trap(&mut scope);
     }
 
     /// Blocks again after a trial, with these settings.
     pub(super) fn end_trial(&mut self, now: Timestamp, settings: Settings) {
         self.observer.engine_mut().reconfigure(settings);
-        let (enforcement, scope) = self.enforcement(now);
-        enforcement.end_trial(&scope);
+        let (enforcement, mut scope) = self.enforcement(now);
+        enforcement.end_trial(&mut scope);
     }
 
     /// Called when the services of this host have started after a boot.
     pub(super) fn end_settling(&mut self, now: Timestamp) {
         self.observer.engine_mut().end_settling();
-        let (enforcement, scope) = self.enforcement(now);
-        enforcement.arm_trap(&scope);
+        let (enforcement, mut scope) = self.enforcement(now);
+        enforcement.arm_trap(&mut scope);
     }
 }
 
@@ -309,6 +309,8 @@ impl BanController {
         if bans.iter().any(|ban| self.observer.exemption(ban.target).is_some()) {
             self.exempt_check_at = Some(now);
         }
+        // These bans count towards the ceilings, which the trap must not exceed.
+        self.enforcement.trap().check_soon(now);
     }
 
     /// Reviews `elements`, which came with a ruleset that `by` loaded. Elements that are not bans are removed from the

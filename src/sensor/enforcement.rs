@@ -96,7 +96,9 @@ impl Enforcement {
         if bans.is_empty() {
             return Vec::new();
         }
-        self.blocker.inline().flat_map(|backend| self.apply_with(scope, backend, bans)).collect()
+        let refused = self.blocker.inline().flat_map(|backend| self.apply_with(scope, backend, bans)).collect();
+        self.guards.trap.bans_imposed(scope.now, scope.observer);
+        refused
     }
 
     fn apply_with(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[BanContext]) -> Vec<Refused> {
@@ -265,7 +267,7 @@ impl Enforcement {
 
 /// Applies changes of the host and of the configuration.
 impl Enforcement {
-    pub(super) fn start(&mut self, scope: &Scope<'_>) {
+    pub(super) fn start(&mut self, scope: &mut Scope<'_>) {
         self.guards.start(scope, &mut self.blocker);
         if let Some(backend) = &mut self.blocker.nft {
             self.table_repair.report_foreign(backend, None, scope.reporter);
@@ -309,7 +311,7 @@ impl Enforcement {
     }
 
     /// Resumes blocking. Probes seen during the trial are not evidence for a ban.
-    pub(super) fn end_trial(&mut self, scope: &Scope<'_>) {
+    pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>) {
         self.blocker.suspended = false;
         self.guards.trap.forget_coverage(scope.reporter);
         self.guards.trap.resume();
@@ -335,7 +337,7 @@ impl Enforcement {
     }
 
     /// Replaces the rules of the table; its sets keep their elements.
-    pub(super) fn replace_ruleset(&mut self, scope: &Scope<'_>, wanted: RulesetSpec) {
+    pub(super) fn replace_ruleset(&mut self, scope: &mut Scope<'_>, wanted: RulesetSpec) {
         match self.blocker.nft.as_mut().map(|backend| backend.replace_rules(wanted)) {
             Some(Ok(())) => {
                 scope.reporter.emit_note("table inet portsentry now has the rules of the new configuration")
@@ -349,7 +351,7 @@ impl Enforcement {
     }
 
     /// Enables or disables connection tracking for connections to decoys.
-    pub(super) fn track_decoys(&mut self, scope: &Scope<'_>, max_new_tracked: Option<u32>) {
+    pub(super) fn track_decoys(&mut self, scope: &mut Scope<'_>, max_new_tracked: Option<u32>) {
         let Some(backend) = &mut self.blocker.nft else { return };
         let Some(decoys) = &mut backend.spec.decoys else { return };
         decoys.max_new_tracked = max_new_tracked;
@@ -360,11 +362,11 @@ impl Enforcement {
     }
 
     /// Sets the ports of the trap again after another process changed them.
-    pub(super) fn reset_trap(&mut self, scope: &Scope<'_>) {
+    pub(super) fn reset_trap(&mut self, scope: &mut Scope<'_>) {
         self.guards.reset(scope, &mut self.blocker);
     }
 
-    pub(super) fn arm_trap(&mut self, scope: &Scope<'_>) {
+    pub(super) fn arm_trap(&mut self, scope: &mut Scope<'_>) {
         self.guards.arm_trap(scope, &mut self.blocker);
     }
 }

@@ -25,13 +25,13 @@ impl KernelGuards {
 
     /// Arms the trap with empty counters, because the sensor may have missed the earlier probes or judges them
     /// differently.
-    pub(super) fn start(&mut self, scope: &Scope<'_>, blocker: &mut Blocker) {
+    pub(super) fn start(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker) {
         TrapControl::forget_all_probes(blocker);
         self.reset(scope, blocker);
     }
 
     /// Sets ports and interfaces again after another process changed them.
-    pub(super) fn reset(&mut self, scope: &Scope<'_>, blocker: &mut Blocker) {
+    pub(super) fn reset(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker) {
         self.table_replaced(scope, blocker);
         self.arm_trap(scope, blocker);
     }
@@ -47,7 +47,7 @@ impl KernelGuards {
         self.own_sources.update(blocker, scope.observer.host(), scope.reporter);
     }
 
-    pub(super) fn arm_trap(&mut self, scope: &Scope<'_>, blocker: &mut Blocker) {
+    pub(super) fn arm_trap(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker) {
         self.trap.arm(scope.now, blocker, scope.observer, scope.reporter);
     }
 

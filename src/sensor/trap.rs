@@ -18,7 +18,7 @@ use super::reporter::Reporter;
 use super::trap_arming::TrapArming;
 use super::trap_peers::TrapPeers;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
-use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, TRAP_BURST, Trap, Watched};
+use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, Trap, Watched};
 use crate::engine::{CAPPED_BAN, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp, first_and_more};
@@ -40,8 +40,6 @@ pub(super) struct TrapControl {
     hold_counts: HoldCounts,
     /// Last values of the kernel's decoy counters.
     decoy_counts: DecoyCounts,
-    /// True while the ceilings have no room for bans of the trap.
-    ceiling_reached: bool,
     peers: TrapPeers,
     review: TrapReview,
     /// The last logged error, so that it is not repeated.
@@ -60,18 +58,25 @@ impl TrapControl {
         self.check_at = self.check_at.map(|_| now);
     }
 
+    /// Makes the next [`TrapControl::check`] stop the trap's bans if new bans have reached a ceiling.
+    pub(super) fn bans_imposed(&mut self, now: Timestamp, observer: &mut Observer) {
+        if self.arming.may_ban() && !TrapArming::has_room(now, observer) {
+            self.check_soon(now);
+        }
+    }
+
     /// Time at which [`TrapControl::check`] has work to do.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.check_at
     }
 
     /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before.
-    pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &Observer, reporter: &Reporter) {
+    pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &mut Observer, reporter: &Reporter) {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.watches_ports()) else {
             return self.reset(reporter);
         };
         self.check_at = Some(now.after(POLL_INTERVAL));
-        match self.arming.arm(now, backend, observer, self.ceiling_reached, reporter) {
+        match self.arming.arm(now, backend, observer, reporter) {
             Ok(true) => self.last_error = None,
             Ok(false) => {}
             // The trap is armed again once the table has been created.
@@ -157,7 +162,6 @@ impl TrapControl {
         if self.check_at.is_none_or(|at| at > now) {
             return;
         }
-        self.ceiling_reached = !observer.engine_mut().has_room_for(now, TRAP_BURST);
         self.arm(now, blocker, observer, reporter);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some())
             && let Ok(counts) = backend.nft.decoy_counts()

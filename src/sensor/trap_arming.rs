@@ -3,7 +3,7 @@
 use super::observer::Observer;
 use super::reporter::Reporter;
 use super::trap_coverage::{CoverageChange, TrapCoverage};
-use crate::enforce::nft::{BlockError, Nft, NftBackend, RulesetSpec, Trap, Watched};
+use crate::enforce::nft::{BlockError, Nft, NftBackend, RulesetSpec, TRAP_BURST, Trap, Watched};
 use crate::types::{PortSet, Protocol, Timestamp};
 
 #[derive(Default)]
@@ -50,6 +50,16 @@ impl TrapArming {
         self.armed.is_some()
     }
 
+    /// True if the trap is known to ban sources.
+    pub(super) fn may_ban(&self) -> bool {
+        self.armed.as_ref().is_some_and(|armed| armed.ceiling_reached == Some(false))
+    }
+
+    /// True if the ceilings have room for as many bans as the trap can impose at once.
+    pub(super) fn has_room(now: Timestamp, observer: &mut Observer) -> bool {
+        observer.engine_mut().has_room_for(now, TRAP_BURST)
+    }
+
     /// True if the trap is known to count probes of this port.
     pub(super) fn watches(&self, (protocol, port): (Protocol, u16)) -> bool {
         let ports = self.armed.as_ref().and_then(|armed| match protocol {
@@ -65,11 +75,12 @@ impl TrapArming {
         &mut self,
         now: Timestamp,
         backend: &mut NftBackend,
-        observer: &Observer,
-        ceiling_reached: bool,
+        observer: &mut Observer,
         reporter: &Reporter,
     ) -> Result<bool, BlockError> {
         let RulesetSpec { trap, decoys, .. } = backend.spec;
+        let ceiling_reached = !Self::has_room(now, observer);
+        let observer = &*observer;
         let closed = |counts: fn(Trap) -> bool, protocol| {
             let ports = || if self.paused { PortSet::new() } else { observer.closed_ports(now, protocol) };
             trap.is_some_and(counts).then(ports)
