@@ -85,10 +85,10 @@ fn main() {
     let hidden_among = format!("among {AROUND} forged SYNs a second: from its start to its ban, ms; each run");
     support::table(
         &format!("A real scanner (`nmap -sS`) {hidden_among}"),
-        "first closed ports to ban | others blocked",
+        "ports of each forged source | first closed ports to ban | others blocked",
     );
-    for _ in 0..runs {
-        hidden();
+    for ports in [1, 4] {
+        (0..runs).for_each(|_| hidden(ports));
     }
 }
 
@@ -150,11 +150,12 @@ fn guarded(flood: &Flood) -> Run {
     Run { cost, long: long as u64, sound }
 }
 
-fn hidden() {
+/// Starts a scanner among SYNs of forged sources, each of which probes this many ports.
+fn hidden(ports: u32) {
     let lab = Lab::new(&["forger", "scanner"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    // One SYN per source: none of them should be banned.
-    let packets = (0..4 * AROUND).map(|number| (remote_source(number), u16::try_from(1 + number % 1_000).unwrap()));
+    let packets =
+        (0..4 * AROUND).map(|number| (remote_source(number / ports), u16::try_from(1 + number % 1_000).unwrap()));
     let mut frames = Frames::new(&lab, "forger", SYN, packets);
     let took = std::thread::scope(|scope| {
         scope.spawn(|| frames.send(Some(AROUND)));
@@ -166,6 +167,6 @@ fn hidden() {
         assert!(banned, "the real scanner was not banned");
         begin.elapsed()
     });
-    println!("| {:.0} | {} |", took.as_secs_f64() * 1e3, lab.banned().len() - 1);
+    println!("| {ports} | {:.0} | {} |", took.as_secs_f64() * 1e3, lab.banned().len() - 1);
     daemon.stop();
 }
