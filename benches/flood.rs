@@ -153,7 +153,7 @@ fn guarded(flood: &Flood) -> Run {
 /// Starts a scanner among SYNs of forged sources, each of which probes this many ports.
 fn hidden(ports: u32) {
     let lab = Lab::new(&["forger", "scanner"]);
-    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let daemon = Daemon::start_configured(&lab, WITH_TRAP, &[]);
     let packets =
         (0..4 * AROUND).map(|number| (remote_source(number / ports), u16::try_from(1 + number % 1_000).unwrap()));
     let mut frames = Frames::new(&lab, "forger", SYN, packets);
