@@ -215,8 +215,8 @@ fn replay(engine: &mut Engine, host: &Host, frames: &[Frame]) {
     let mut now = Timestamp::at(Duration::from_secs(1));
     for frame in frames {
         now = now.after(Duration::from_nanos(100));
-        if let Ok(packet) = decode(LinkType::Sll2, frame) {
-            let _ = black_box(engine.observe(now, &packet, host, &mut NoLookup));
+        if let Ok(packet) = &decode(LinkType::Sll2, frame) {
+            let _ = black_box(engine.observe(now, packet, host, &mut NoLookup));
         }
     }
 }

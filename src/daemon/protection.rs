@@ -8,12 +8,6 @@ use crate::engine::{Host, Protection};
 /// `--force` can override least.
 pub(super) fn protected(host: &Host, target: IpNet) -> Option<(IpNet, Protection)> {
     let touches = |network: &IpNet| target.contains(network) || network.contains(&target);
-    let why = |network: IpNet| {
-        // Only the entry of a single own address is reported as own, not a network that contains or begins with one.
-        let alone = network.prefix_len() == network.max_prefix_len();
-        let own = alone && host.local.is_exact() && host.local.contains(network.addr());
-        if own { Some(Protection::OwnAddress) } else { host.allow.covers(network) }
-    };
     let touched = host.allow.networks().filter(touches);
-    touched.filter_map(|network| Some((network, why(network)?))).min_by_key(|(_, why)| *why)
+    touched.filter_map(|network| Some((network, host.allow.covers(network)?))).min_by_key(|(_, why)| *why)
 }

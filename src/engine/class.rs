@@ -145,7 +145,7 @@ impl Class {
     }
 
     pub(super) fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|class| *class as u8 == code)
+        Self::ALL.get(usize::from(code).checked_sub(1)?).copied()
     }
 }
 

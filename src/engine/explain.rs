@@ -71,12 +71,6 @@ impl Engine {
     pub fn explain(&self, now: Timestamp, address: IpAddr, link: Option<u32>, host: &Host) -> Explanation {
         let now = self.latest.max(now);
         let target = self.explained(now, address, link, host);
-        let own = host.local.is_exact() && host.local.contains(address);
-        let protection = match target {
-            BanTarget::Link { .. } => host.allow.protects_target(target),
-            _ => host.allow.protects(address),
-        };
-        let own = own && !matches!(target, BanTarget::Link { .. });
         let standing = |track, wanted| {
             let (slot, standing) = self.bans.table.get(self.key_of(target, track), now.tick())?;
             (standing == wanted).then(|| self.bans.table.left(slot, now.tick()))
@@ -103,7 +97,7 @@ impl Engine {
         };
         Explanation {
             target,
-            protection: if own { Some(Protection::OwnAddress) } else { protection },
+            protection: host.protection(address, target),
             blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.bans.table.left(slot, now.tick()))),
             grade: match &around {
                 Some((network, ..)) => self.standing_of(now, *network),

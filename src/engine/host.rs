@@ -155,6 +155,7 @@ pub struct Host {
     /// The networks of its addresses, on whose links its neighbours are. Not used by the engine; the route backend must
     /// not cut them off.
     pub networks: Vec<IpNet>,
+    /// If the exact addresses are known, they are on the list.
     pub allow: AllowList,
     pub tcp: Listeners,
     pub udp: Listeners,
@@ -198,13 +199,17 @@ pub struct Host {
 }
 
 impl Host {
-    /// A host with these addresses, without listeners, that protects only loopback.
+    /// A host with these addresses, without listeners, that protects only loopback and itself.
     #[must_use]
     pub fn new(local: Local) -> Self {
+        let mut allow = AllowList::new();
+        if let Local::Addresses(addresses) = &local {
+            addresses.iter().for_each(|own| allow.insert((*own).into(), Protection::OwnAddress));
+        }
         Self {
             local,
             networks: Vec::new(),
-            allow: AllowList::new(),
+            allow,
             tcp: Listeners::default(),
             udp: Listeners::default(),
             services: ServiceMemory::default(),
@@ -255,8 +260,7 @@ impl Host {
         if matches!(target, BanTarget::Link { .. }) {
             return self.allow.protects_target(target);
         }
-        let own = self.local.is_exact() && self.local.contains(source);
-        if own { Some(Protection::OwnAddress) } else { self.allow.protects(source) }
+        self.allow.protects(source)
     }
 
     /// True for the broadcast address of a network on a guarded interface, from which the kernel accepts no packet.

@@ -64,18 +64,18 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
 
     let routed = facts.local.iter().copied().filter(|network| !network.addr().is_loopback());
     let (single, prefixes): (Vec<_>, Vec<_>) = routed.partition(|one| one.prefix_len() == one.max_prefix_len());
-    prefixes.iter().for_each(|network: &IpNet| allow.insert(*network, Protection::OwnAddress));
-    let single = single.iter().map(IpNet::addr);
-    let addresses = facts.addresses.iter().map(|(_, address)| address.addr()).chain(single).collect();
+    // A link-local address is protected above, on its link only.
+    let everywhere = single.iter().filter(|one| !is_link_local(one.addr())).chain(&prefixes);
+    everywhere.for_each(|network: &IpNet| allow.insert(*network, Protection::OwnAddress));
+    let addresses = single.iter().chain(facts.addresses.iter().map(|(_, address)| address)).map(IpNet::addr).collect();
     let mut host = Host::new(Local::Own { addresses, prefixes });
     host.allow = allow;
     host.networks = facts.addresses.iter().map(|(_, address)| address.trunc()).collect();
     host.loopback = facts.interfaces.iter().filter(|one| one.loopback).map(|one| one.index).collect();
     host.interfaces = watched_interfaces(names, facts);
     // Every bridge may have a link-local address, which is only used for packets to the bridge itself.
-    let link_local = |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let has_address =
-        |bridge: &u32| facts.addresses.iter().any(|(on, address)| on == bridge && !link_local(address.addr()));
+        |bridge: &u32| facts.addresses.iter().any(|(on, address)| on == bridge && !is_link_local(address.addr()));
     let ports = facts.interfaces.iter().filter_map(|one| Some((one.index, one.bridge.filter(has_address)?)));
     host.bridge_ports = ports.collect();
     host.links = links(facts);
@@ -106,6 +106,10 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     }
     host.find_related();
     host
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// The addresses for which the kernel has a route of type `broadcast`. A network of one or two addresses has none.

@@ -175,15 +175,11 @@ fn datagram(payload: Piece<'_>, is_v4: bool) -> Result<Piece<'_>, Checksum> {
     }
 }
 
-/// Adds the 16-bit words of `bytes` to `start`, four at a time.
+/// Adds the 16-bit words of `bytes` to `start`, two at a time. A packet is too short for an overflow.
 fn sum(bytes: &[u8], start: u64) -> u64 {
-    let add = |sum: u64, word| {
-        let (sum, carry) = sum.overflowing_add(word);
-        sum + u64::from(carry)
-    };
     let (words, rest) = bytes.as_chunks();
-    let rest = rest.iter().rfold(0, |word, byte| word >> 8 | u64::from(*byte) << 56);
-    words.iter().fold(add(start, rest), |sum, word| add(sum, u64::from_be_bytes(*word)))
+    let rest = rest.iter().rfold(0, |word, byte| word >> 8 | u32::from(*byte) << 24);
+    words.iter().fold(start + u64::from(rest), |sum, word| sum + u64::from(u32::from_be_bytes(*word)))
 }
 
 /// The one's complement sum of the Internet checksum; 0xffff for data with a correct checksum. The upper half of each

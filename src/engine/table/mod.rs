@@ -240,10 +240,11 @@ impl<R: Row> Table<R> {
         let ways = self.index.get(bucket)?;
         self.count_inspected(1);
         let tag = self.tag(wanted.hash);
-        // Compares all ways at once, without a branch for each: a byte is 1 if the tag matches.
-        let mut left = u64::from_le_bytes(ways.map(|place| u8::from((place ^ tag) & self.tags == 0)));
+        // Compares all ways without a branch for each: a bit is 1 if the tag matches.
+        let matches = |place: &u32| u32::from((place ^ tag) & self.tags == 0);
+        let mut left = ways.iter().rfold(0, |left, place| left << 1 | matches(place));
         while left != 0 {
-            let way = (left.trailing_zeros() / u8::BITS) as usize;
+            let way = left.trailing_zeros() as usize;
             self.count_inspected(1);
             if let Some(slot) = ways.get(way).and_then(|place| self.slot_at(*place))
                 && self.rows.get(slot).is_some_and(|row| row.key() == wanted.key)
