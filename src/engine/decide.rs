@@ -69,14 +69,14 @@ impl Engine {
     pub(super) fn judge(
         &mut self,
         now: Timestamp,
-        observation: Observation,
+        observation: &Observation,
         (target, known): (BanTarget, Hashed),
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Verdict {
         if let Some(protection) = host.protection(observation.source, target) {
             let report = self.exempt.observe(now, observation.source);
-            return Verdict::Exempt(Exempt { observation, protection, report });
+            return Verdict::Exempt(Exempt { observation: *observation, protection, report });
         }
         let track = self.track_of(observation.protocol, observation.class);
         let key = if track == Track::Block { known } else { self.key_of(target, track) };
@@ -86,7 +86,7 @@ impl Engine {
             let source = (observation.source, Some(observation.protocol));
             return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, track)));
         }
-        let port = evidence_port(&observation);
+        let port = evidence_port(observation);
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
         let evidence = if observation.unverified { evidence.unproven() } else { evidence };
         // If the addresses belong to many hosts, a client that fails at one port of each is not a scanner.
@@ -97,8 +97,8 @@ impl Engine {
         let mut enough_evidence = self.is_enough(now, target, &counted, host);
         // A flood above the ceilings causes no more look-ups than ordinary probes do.
         let all = enough_evidence && self.room(now, track, (counted.slot, counted.distinct)) != Room::Withheld;
-        let served = all && self.forgive_served(held, counted.slot, &observation, host);
-        let refuted = (all || counted.fresh) && !self.confirm(now, held, counted.slot, &observation, all, lookup);
+        let served = all && self.forgive_served(held, counted.slot, observation, host);
+        let refuted = (all || counted.fresh) && !self.confirm(now, held, counted.slot, observation, all, lookup);
         if served || refuted {
             // Some of the evidence was refuted; the rest still counts.
             self.sources.recount(held, &mut counted, now.tick());
@@ -110,13 +110,13 @@ impl Engine {
         self.counters.probes += 1;
         let ProbeCount { distinct, probes, fresh, .. } = counted;
         // Built in place, because a copy costs as much as a check.
-        let probe = || Probe { observation, target, distinct, probes, fresh };
+        let probe = || Probe { observation: *observation, target, distinct, probes, fresh };
         if !enough_evidence {
             // Other segments may belong to connections that began before the capture.
             if apart
                 && counted.fresh
                 && matches!(observation.class, Class::Syn | Class::Sctp)
-                && let Some(first) = self.swept(now, key.key, &observation, fold(observation.destination), SWEPT_HOSTS)
+                && let Some(first) = self.swept(now, key.key, observation, fold(observation.destination), SWEPT_HOSTS)
             {
                 let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe(), ports, first) };
@@ -129,9 +129,9 @@ impl Engine {
                 && !self.settling.lasts(now)
                 && matches!(observation.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
                 && self.sources.is_elsewhere(counted.slot, fold(observation.destination))
-                && let Some(first) = self.swept(now, key.key, &observation, pair(&observation), SWEPT_PAIRS)
+                && let Some(first) = self.swept(now, key.key, observation, pair(observation), SWEPT_PAIRS)
             {
-                if self.is_used(now, &observation, (observation.protocol, observation.port), lookup) {
+                if self.is_used(now, observation, (observation.protocol, observation.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
                 return self.impose_ban_for(now, track, held, (counted.slot, SWEPT_PAIRS), first, probe(), host);
@@ -146,7 +146,7 @@ impl Engine {
         }
         if self.settling.lasts(now) {
             if counted.fresh {
-                self.settling.wait(observation);
+                self.settling.wait(*observation);
             }
             return Verdict::Probe(probe());
         }

@@ -190,14 +190,16 @@ impl Engine {
             let source = (packet.source, protocol_of(&packet.transport));
             return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Track::Block)));
         }
-        let Some(mut observation) = Observation::from_packet(packet) else {
+        // By reference, because a copy would wait until its parts have been stored.
+        let mut observed = Observation::from_packet(packet);
+        let Some(observation) = &mut observed else {
             return Verdict::Ignored(IgnoreReason::NoRequest);
         };
         observation.interface = interface;
         observation.bridge_port = if bridge.is_some() { packet.interface } else { 0 };
         // The next two checks change no state, so that a packet with a wrong checksum has no effect.
         let refusal = acceptance::refusal(packet, interface, host);
-        if let Some(reason) = refusal.or_else(|| self.ignored_port(now, &observation, host)) {
+        if let Some(reason) = refusal.or_else(|| self.ignored_port(now, observation, host)) {
             return Verdict::Ignored(reason);
         }
         match acceptance::verify(packet, interface, host, lookup) {
@@ -231,7 +233,7 @@ impl Engine {
         if let Some(reason) = self.port_in_use(now, &observation, host) {
             return Verdict::Ignored(reason);
         }
-        self.judge(now, observation, (target, known), host, lookup)
+        self.judge(now, &observation, (target, known), host, lookup)
     }
 
     /// Ports of the last packet's source that counted as evidence and turned out to be in use.

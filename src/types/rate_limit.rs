@@ -10,39 +10,30 @@ pub struct TokenBucket {
     /// Time in which one token is refilled.
     token: Duration,
     span: Duration,
-    /// The available tokens as a duration.
-    saved: Duration,
-    at: Timestamp,
+    /// When the bucket is full if nothing else is taken.
+    full: Timestamp,
 }
 
 impl TokenBucket {
     /// A full bucket that refills `per_span` tokens every `span`.
     #[must_use]
     pub fn new(per_span: u32, span: Duration) -> Self {
-        Self { token: span / per_span.max(1), span, saved: span, at: Timestamp::default() }
+        Self { token: span / per_span.max(1), span, full: Timestamp::ZERO }
     }
 
-    pub fn available(&mut self, now: Timestamp) -> u32 {
-        self.refill(now);
-        let token = self.token.as_nanos().max(1);
-        u32::try_from(self.saved.as_nanos() / token).unwrap_or(u32::MAX)
-    }
-
-    fn refill(&mut self, now: Timestamp) {
-        self.saved = self.saved.saturating_add(now.since(self.at)).min(self.span);
-        self.at = self.at.max(now);
+    pub fn available(&self, now: Timestamp) -> u32 {
+        let saved = self.span.saturating_sub(self.full.since(now));
+        u32::try_from(saved.as_nanos() / self.token.as_nanos().max(1)).unwrap_or(u32::MAX)
     }
 
     /// Takes one token. Returns false if none is available.
     pub fn try_take(&mut self, now: Timestamp) -> bool {
-        self.refill(now);
-        match self.saved.checked_sub(self.token) {
-            Some(rest) => {
-                self.saved = rest;
-                true
-            }
-            None => false,
+        let full = self.full.max(now).after(self.token);
+        let has_token = full.since(now) <= self.span;
+        if has_token {
+            self.full = full;
         }
+        has_token
     }
 }
 

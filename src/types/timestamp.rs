@@ -10,41 +10,48 @@ pub const DAY: Duration = Duration::from_secs(86_400);
 
 /// A point in time, as the duration since the caller's origin. The live sensor uses CLOCK_MONOTONIC since its start, so
 /// that setting the clock does not change the length of a window. A replay uses the time of the capture since its first
-/// packet.
+/// packet. Saturates after 584 years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Timestamp(Duration);
+pub struct Timestamp {
+    nanoseconds: u64,
+}
 
 impl Timestamp {
     /// The origin.
-    pub const ZERO: Self = Self(Duration::ZERO);
+    pub const ZERO: Self = Self { nanoseconds: 0 };
 
     /// The point in time `since` after the origin.
     #[must_use]
     pub fn at(since: Duration) -> Self {
-        Self(since)
+        Self { nanoseconds: nanoseconds(since) }
     }
 
     #[must_use]
     pub fn since_origin(self) -> Duration {
-        self.0
+        Duration::from_nanos(self.nanoseconds)
     }
 
     /// The point in time `span` later; saturates.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(span))
+        Self { nanoseconds: self.nanoseconds.saturating_add(nanoseconds(span)) }
     }
 
     /// The duration from `earlier` to this point in time; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
+        Duration::from_nanos(self.nanoseconds.saturating_sub(earlier.nanoseconds))
     }
 
     /// The point in time in ticks, for the tables.
     pub(crate) fn tick(self) -> Tick {
-        Tick::ticks(self.0).max(Tick(1))
+        let ticks = self.nanoseconds.div_ceil(Tick::NANOSECONDS);
+        Tick(u32::try_from(ticks).unwrap_or(u32::MAX)).max(Tick(1))
     }
+}
+
+fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The point in time this many seconds after the origin.
@@ -61,6 +68,7 @@ pub(crate) struct Tick(pub(crate) u32);
 impl Tick {
     const MILLIS: u32 = 50;
     const PER_SECOND: u64 = 1_000 / Self::MILLIS as u64;
+    const NANOSECONDS: u64 = Self::MILLIS as u64 * 1_000_000;
 
     /// The end of a ban without end.
     pub(crate) const NEVER: Self = Self(u32::MAX);
