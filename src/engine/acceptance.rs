@@ -19,6 +19,7 @@ use crate::wire::{Checksum, Delivery, Packet, Transport};
 
 /// Returns the reason why the host drops `packet` because of its addresses; `None` if it accepts them as far as these
 /// cheap checks can tell. The packet arrived on `interface` (for a bridge port: the bridge).
+#[inline]
 pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<IgnoreReason> {
     if is_not_unicast(packet, interface, host) {
         return Some(IgnoreReason::NotUnicast);
@@ -38,6 +39,7 @@ pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<Ig
 /// # Errors
 ///
 /// The reason why the host drops the packet.
+#[inline]
 pub(super) fn verify(
     packet: &Packet,
     interface: u32,
@@ -100,6 +102,7 @@ fn is_not_unicast(packet: &Packet, interface: u32, host: &Host) -> bool {
 }
 
 /// True for an address that one host can have.
+#[inline]
 pub fn is_unicast(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !(v4.is_multicast() || v4.is_broadcast() || v4.octets().starts_with(&[0])),

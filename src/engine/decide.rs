@@ -34,6 +34,7 @@ const STALE: Duration = Duration::from_millis(500);
 
 impl Engine {
     /// Returns the reason why `observation` is not evidence because of its port, if there is one.
+    #[inline]
     pub(super) fn ignored_port(&self, now: Timestamp, observation: &Observation, host: &Host) -> Option<IgnoreReason> {
         let port = observation.port;
         let monitored = match observation.protocol {
@@ -50,6 +51,7 @@ impl Engine {
     }
 
     /// Returns the reason why `observation` is not evidence, if this host uses its port.
+    #[inline]
     pub(super) fn port_in_use(&self, now: Timestamp, observation: &Observation, host: &Host) -> Option<IgnoreReason> {
         let Observation { destination, protocol, port, .. } = *observation;
         // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way. Also for

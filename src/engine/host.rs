@@ -103,6 +103,7 @@ impl ReversePath {
 
     /// True if the kernel drops packets from `source` on `interface`.
     #[must_use]
+    #[inline]
     pub fn refuses(&self, source: IpAddr, interface: u32) -> bool {
         let IpAddr::V4(source) = source else { return false };
         self.strict.contains(&interface)
@@ -246,6 +247,7 @@ impl Host {
 
     /// Returns the target against which packets from `source` on `interface` count. A capture file does not distinguish
     /// links.
+    #[inline]
     pub(super) fn target(&self, source: IpAddr, interface: u32) -> BanTarget {
         match source {
             IpAddr::V4(v4) => BanTarget::V4(v4),
@@ -256,6 +258,7 @@ impl Host {
 
     /// Returns the reason why packets from `source`, which count against `target`, never lead to a ban, if there is
     /// one.
+    #[inline]
     pub(super) fn protection(&self, source: IpAddr, target: BanTarget) -> Option<Protection> {
         if matches!(target, BanTarget::Link { .. }) {
             return self.allow.protects_target(target);
@@ -264,6 +267,7 @@ impl Host {
     }
 
     /// True for the broadcast address of a network on a guarded interface, from which the kernel accepts no packet.
+    #[inline]
     pub(super) fn is_broadcast(&self, source: IpAddr, interface: u32) -> bool {
         let IpAddr::V4(source) = source else { return false };
         self.broadcasts.binary_search(&source).is_ok() && self.guarded.iter().any(|(index, _)| *index == interface)

@@ -535,6 +535,7 @@ impl Engine {
     }
 }
 
+#[inline]
 fn is_watched(interface: u32, host: &Host) -> bool {
     !host.loopback.contains(&interface) && (host.interfaces.is_empty() || host.interfaces.contains(&interface))
 }

@@ -54,6 +54,7 @@ impl Observation {
     /// Returns the evidence that `packet` would be if its checksums were verified; `None` for an answer, a later
     /// fragment, or a packet without ports.
     #[must_use]
+    #[inline]
     pub fn from_packet(packet: &Packet) -> Option<Self> {
         let (protocol, source_port, port, class) = match packet.transport {
             Transport::Tcp { source_port, destination_port, flags, .. } => {
