@@ -160,7 +160,7 @@ fn engine() -> (Engine, Host) {
         let target = BanTarget::V4(address(BLOCKED, n));
         engine.adopt(Timestamp::default(), &ActiveBan { target, length: None, grade: None, left: Expiry::Never });
     }
-    let mut host = Host::new(Local::Addresses([IpAddr::V4(HERE), IpAddr::V6(HERE6)].into()));
+    let mut host = Host::new(Local::own([IpAddr::V4(HERE), IpAddr::V6(HERE6)]));
     host.tcp.insert_any_v4(OPEN);
     host.loopback.push(1);
     for n in 0..8 {

@@ -44,7 +44,7 @@ fn small() -> (Engine, Host) {
         max_new_bans_per_minute: 10,
         max_forgeable_bans: 64,
     };
-    let mut host = Host::new(Local::Addresses([IpAddr::from(HERE)].into()));
+    let mut host = Host::new(Local::own([IpAddr::from(HERE)]));
     host.tcp.insert_any_v4(80);
     host.allow = AllowList::new();
     host.allow.insert(ipnet::IpNet::from(ipnet::Ipv4Net::new_assert([12, 0, 0, 0].into(), 8)), Protection::Listed);

@@ -36,7 +36,7 @@ impl PortLookup for Odd {
 fn host(open: u16) -> Host {
     // The frames in the corpus go from 192.0.2.1 to 192.0.2.2, and from 2001:db8::1 to 2001:db8::2.
     let own = ["192.0.2.2", "2001:db8::2"].map(|text| text.parse().unwrap());
-    let mut host = Host::new(Local::Addresses(own.into()));
+    let mut host = Host::new(Local::own(own));
     host.allow.insert("192.0.2.254/32".parse().unwrap(), Protection::Gateway);
     host.tcp.insert_any_v4(open);
     host.udp.insert_any_v6(open);

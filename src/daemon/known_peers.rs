@@ -156,7 +156,7 @@ mod tests {
     const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
     fn host() -> Host {
-        let mut host = Host::new(Local::Addresses([OWN].into()));
+        let mut host = Host::new(Local::own([OWN]));
         host.tcp.insert_any_v4(443);
         host
     }

@@ -17,8 +17,6 @@ use crate::types::{BanTarget, PortSet, Protocol};
 #[derive(Clone, Debug)]
 pub enum Local {
     /// Exactly these addresses.
-    Addresses(HashSet<IpAddr>),
-    /// Exactly these addresses, determined on the running host.
     Own {
         /// Addresses of its interfaces, and single addresses from routes of type `local`.
         addresses: HashSet<IpAddr>,
@@ -41,11 +39,16 @@ const MAX_DEPTH: usize = 4;
 const FEW: usize = 8;
 
 impl Local {
+    /// Exactly `addresses`.
+    #[must_use]
+    pub fn own(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self::Own { addresses: addresses.into_iter().collect(), prefixes: Vec::new() }
+    }
+
     /// True if `address` belongs to the host.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match self {
-            Self::Addresses(addresses) => holds(addresses, address),
             Self::Own { addresses, prefixes } => {
                 holds(addresses, address) || prefixes.iter().any(|prefix| prefix.contains(&address))
             }
@@ -57,7 +60,6 @@ impl Local {
     /// True if `network` is known to contain an own address.
     pub(super) fn touches(&self, network: IpNet) -> bool {
         match self {
-            Self::Addresses(addresses) => addresses.iter().any(|own| network.contains(own)),
             Self::Prefixes(prefixes) => overlap(prefixes, network),
             Self::Own { addresses, prefixes } => {
                 addresses.iter().any(|own| network.contains(own)) || overlap(prefixes, network)
@@ -68,7 +70,7 @@ impl Local {
 
     /// True if the exact addresses are known, so that packets sent from them are certainly this host's own.
     pub fn is_exact(&self) -> bool {
-        matches!(self, Self::Addresses(_) | Self::Own { .. })
+        matches!(self, Self::Own { .. })
     }
 }
 
@@ -204,7 +206,7 @@ impl Host {
     #[must_use]
     pub fn new(local: Local) -> Self {
         let mut allow = AllowList::new();
-        if let Local::Addresses(addresses) = &local {
+        if let Local::Own { addresses, .. } = &local {
             addresses.iter().for_each(|own| allow.insert((*own).into(), Protection::OwnAddress));
         }
         Self {

@@ -323,7 +323,7 @@ fn local(options: &ReplayOptions) -> Local {
     let is_host = |prefix: &ipnet::IpNet| prefix.prefix_len() == prefix.max_prefix_len();
     match options.local.as_slice() {
         [] => Local::Any,
-        hosts if hosts.iter().all(is_host) => Local::Addresses(hosts.iter().map(ipnet::IpNet::addr).collect()),
+        hosts if hosts.iter().all(is_host) => Local::own(hosts.iter().map(ipnet::IpNet::addr)),
         prefixes => Local::Prefixes(prefixes.to_vec()),
     }
 }

@@ -19,7 +19,7 @@ pub(super) fn packet(outgoing: bool, flags: u16, port: u16) -> Packet<'static> {
 }
 
 pub(super) fn host() -> Host {
-    Host::new(Local::Addresses([HERE.into()].into()))
+    Host::new(Local::own([HERE.into()]))
 }
 
 /// An engine that bans on the first probe.

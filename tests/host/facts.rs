@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use portsentry::engine::Protection;
 use portsentry::host::network::{HostError, HostFacts, Reader, Watcher};
 use portsentry::host::resolv_conf::ResolverFiles;
 use portsentry::host::snapshot::snapshot;
@@ -411,6 +412,22 @@ fn interfaces_without_wire_are_known() {
         assert!(!is_found(name), "{name}");
     }
     assert!(found.is_sorted(), "the engine searches it");
+}
+
+#[test]
+fn addresses_of_local_routes_are_own() {
+    let net = network();
+    net.ip("route add local 198.51.100.7/32 dev lo");
+    net.ip("route add local 203.0.113.0/28 dev lo");
+    let facts = net.inside_async(read);
+    let host = snapshot(&[], &[], &facts, &[]);
+    for own in ["198.51.100.7", "203.0.113.9"].map(|text| text.parse().unwrap()) {
+        assert!(host.local.contains(own), "{own}");
+        assert_eq!(host.allow.protects(own), Some(Protection::OwnAddress), "{own}");
+    }
+    let is_link_local = |network: &IpNet| matches!(network, IpNet::V6(v6) if v6.addr().is_unicast_link_local());
+    assert!(facts.local.iter().any(is_link_local), "{:?}", facts.local);
+    assert!(!host.allow.prefixes().any(|prefix| is_link_local(&prefix)), "protected on one link only");
 }
 
 #[test]

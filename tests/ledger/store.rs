@@ -504,7 +504,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
         },
         HashKey(1, 2),
     );
-    let host = Host::new(Local::Addresses(["2001:db8::80".parse().unwrap()].into()));
+    let host = Host::new(Local::own(["2001:db8::80".parse().unwrap()]));
     let mut touch = |port| {
         let observation = Observation {
             interface: 0,

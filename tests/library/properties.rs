@@ -57,7 +57,7 @@ fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
 }
 
 fn host() -> Host {
-    let mut host = Host::new(Local::Addresses(OWN.map(address).into()));
+    let mut host = Host::new(Local::own(OWN.map(address)));
     host.allow.insert("192.0.2.254/32".parse().unwrap(), Protection::Gateway);
     host.allow.insert("2001:db8::fe/128".parse().unwrap(), Protection::Resolver);
     host.allow.insert("198.18.0.0/15".parse().unwrap(), Protection::Listed);
@@ -319,7 +319,7 @@ proptest! {
         let once = Escalation { factor: 1, ..Escalation::default() };
         let settings = Settings { widest, escalate: once, ..settings(0, false) };
         let mut engine = Engine::new(settings, HashKey(11, 12));
-        let mut host = Host::new(Local::Addresses(OWN.map(address).into()));
+        let mut host = Host::new(Local::own(OWN.map(address)));
         let protected: Vec<IpAddr> = protected.into_iter().map(address).collect();
         protected.iter().for_each(|address| host.allow.insert((*address).into(), Protection::Session));
         let mut standing: HashMap<BanTarget, Duration> = HashMap::new();
@@ -404,7 +404,7 @@ proptest! {
         let (window, ban) = (span(1_200), span(6_000));
         let settings = Settings { max_new_bans_per_minute: 60_000, ..settings(trigger, false) };
         let mut engine = Engine::new(settings, HashKey(9, 10));
-        let host = Host::new(Local::Addresses(OWN.map(address).into()));
+        let host = Host::new(Local::own(OWN.map(address)));
         let mut touched: HashMap<u8, HashMap<u16, Duration>> = HashMap::new();
         let mut banned: HashMap<u8, Duration> = HashMap::new();
         let mut strikes: HashMap<u8, u32> = HashMap::new();

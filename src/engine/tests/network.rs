@@ -66,13 +66,13 @@ fn single_ports_of_hosts_are_not_scan() {
     let prefixes = || Local::Prefixes(vec!["198.51.100.0/24".parse().unwrap()]);
     assert!(is_block(&judge(Local::Any, one)) && is_block(&judge(prefixes(), one)));
     assert!(!is_block(&judge(Local::Any, three)) && !is_block(&judge(prefixes(), three)));
-    let all = Local::Addresses((1..=3).map(v4).collect());
+    let all = Local::own((1..=3).map(v4));
     assert!(is_block(&judge(all, three)), "at three addresses of one host they are a scan");
 }
 
 #[test]
 fn pairs_beyond_first_address_have_own_threshold() {
-    let own = || Local::Addresses((1..=254).map(v4).collect());
+    let own = || Local::own((1..=254).map(v4));
     let probes = |hosts: u8, ports: &[u16]| -> Vec<Packet> {
         (1..=hosts).flat_map(|host| ports.iter().map(move |port| syn(v4(host), *port))).collect()
     };

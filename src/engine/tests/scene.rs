@@ -130,7 +130,7 @@ impl Scene {
         change(&mut settings);
         Self {
             engine: Engine::new(settings, key),
-            host: Host::new(Local::Addresses([HERE, HERE_TOO, HERE_V6].map(address).into())),
+            host: Host::new(Local::own([HERE, HERE_TOO, HERE_V6].map(address))),
             truth: Truth::default(),
             now: Timestamp::at(Duration::from_secs(1_000)),
             verdict: Verdict::Ignored(IgnoreReason::Own),

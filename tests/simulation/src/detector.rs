@@ -344,7 +344,7 @@ impl Detector {
 
 /// Builds the host's snapshot as the daemon would read it.
 fn snapshot(model: &HostModel, rules: &EngineRules, ephemeral: PortSet, services: ServiceMemory) -> Host {
-    let mut host = Host::new(Local::Own { addresses: model.addresses().into(), prefixes: Vec::new() });
+    let mut host = Host::new(Local::own(model.addresses()));
     host.ephemeral = ephemeral;
     for network in model.protected() {
         host.allow.insert(network, Protection::Gateway);
