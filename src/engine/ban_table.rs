@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::grade::Grade;
-use super::key::{Brief, HashKey, Hashed, Key, Track};
+use super::key::{Brief, HashKey, Hashed, Key, Response};
 use super::strikes::LAST_SECONDS;
 use super::table::{Claim, Row, Table};
 use crate::types::{BanTarget, Expiry, Protocol, Tick};
@@ -136,7 +136,7 @@ impl BanEntry {
 struct Pending {
     at: Tick,
     target: BanTarget,
-    track: Track,
+    response: Response,
     /// The protocol of the first packet that the summary counts.
     protocol: Option<Protocol>,
 }
@@ -275,7 +275,7 @@ impl BanTable {
         &mut self,
         slot: usize,
         standing: Standing,
-        (target, track, protocol): (BanTarget, Track, Option<Protocol>),
+        (target, response, protocol): (BanTarget, Response, Option<Protocol>),
         now: Tick,
     ) -> Repeat {
         let Some(row) = self.entries.get_mut(slot) else {
@@ -287,7 +287,7 @@ impl BanTable {
         if due {
             row.next = now.plus(Tick::ticks(SUMMARY));
         } else if row.hits == 1 && self.pending.len() < MAX_PENDING {
-            self.pending.push(Reverse(Pending { at: row.next, target, track, protocol }));
+            self.pending.push(Reverse(Pending { at: row.next, target, response, protocol }));
         }
         let verify = standing == Standing::Blocked && now.since(row.verified) >= Tick::ticks(VERIFY);
         if verify {
@@ -298,12 +298,12 @@ impl BanTable {
 
     /// Returns a due summary of a source that has stopped sending: its target, decision, protocol and number of packets.
     pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, Option<Protocol>, u32)> {
-        while let Some(Reverse(Pending { at, target, track, protocol })) = self.pending.peek().copied() {
+        while let Some(Reverse(Pending { at, target, response, protocol })) = self.pending.peek().copied() {
             if at > now {
                 return None;
             }
             self.pending.pop();
-            let key = self.entries.hashed(Key::new(target, track));
+            let key = self.entries.hashed(Key::new(target, response));
             let Some(row) = self.entries.row_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
                 row.next = now.plus(Tick::ticks(SUMMARY));

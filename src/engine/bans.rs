@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::ban_table::{ActiveBan, BanTable, SUMMARY, Standing};
 use super::ceiling::{BanRequest, Ceilings, Room};
 use super::expiry_jitter::ExpiryJitter;
-use super::key::{HashKey, Hashed, Key, Track};
+use super::key::{HashKey, Hashed, Key, Response};
 use super::prefix_bans::PrefixBans;
 use super::strikes::{StrikeHistory, Strikes};
 use super::verdict::{Ban, Notice, Verdict};
@@ -55,7 +55,7 @@ impl Bans {
     }
 
     fn key_of(&self, target: BanTarget) -> Hashed {
-        Key::new(target, Track::Block).under(self.secret)
+        Key::new(target, Response::Block).under(self.secret)
     }
 
     /// The ban of `target`, if one should be in force.
@@ -152,20 +152,20 @@ impl Bans {
         }
     }
 
-    /// Bans the source, or records it as log-only if the track only logs.
+    /// Bans the source, or records it as log-only if the response is not to block.
     pub(super) fn impose(
         &mut self,
         now: Timestamp,
-        track: Track,
+        response: Response,
         mut ban: Ban,
         room: Room,
         (settings, host): (&Settings, &Host),
     ) -> Verdict {
         let tick = now.tick();
-        let key = Key::new(ban.probe.target, track).under(self.secret);
-        if track != Track::Block {
+        let key = Key::new(ban.probe.target, response).under(self.secret);
+        if response != Response::Block {
             // Reported once per window or once per ban; later packets are only summarised.
-            let expiry = if track == Track::Tell { ban.expiry } else { Expiry::After(settings.window) };
+            let expiry = if response == Response::Tell { ban.expiry } else { Expiry::After(settings.window) };
             self.table.set(key, Standing::Logged, expiry, tick);
             return Verdict::LogOnly(ban);
         }

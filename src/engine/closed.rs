@@ -1,6 +1,6 @@
 //! Lists the ports whose probes count as evidence, for the kernel's trap and for the decoys.
 
-use super::settings::Response;
+use super::key::Response;
 use super::{Engine, Host};
 use crate::types::{PortSet, Protocol, Timestamp};
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::ceiling::{BanRequest, FAST_SCAN_SPAN, Room};
-use super::key::{Hashed, Key, Track, fold};
+use super::key::{Hashed, Key, Response, fold};
 use super::recent_ports::OwnPort;
 use super::related_ports::is_related_port;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
@@ -67,7 +67,7 @@ impl Engine {
     }
 
     /// Judges `observation`, whose port is not in use as far as the engine knows. It counts against `target`, which has no ban; `known` is
-    /// the target's key in [`Track::Block`].
+    /// the target's key for [`Response::Block`].
     pub(super) fn judge(
         &mut self,
         now: Timestamp,
@@ -80,13 +80,13 @@ impl Engine {
             let report = self.exempt.observe(now, observation.source);
             return Verdict::Exempt(Exempt { observation: *observation, protection, report });
         }
-        let track = self.track_of(observation.protocol, observation.class);
-        let key = if track == Track::Block { known } else { self.key_of(target, track) };
-        if track != Track::Block
+        let response = self.response_to(observation.protocol, observation.class);
+        let key = if response == Response::Block { known } else { self.key_of(target, response) };
+        if response != Response::Block
             && let Some((slot, standing)) = self.bans.table.get(key, now.tick())
         {
             let source = (observation.source, Some(observation.protocol));
-            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, track)));
+            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, response)));
         }
         let port = evidence_port(observation);
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
@@ -98,7 +98,7 @@ impl Engine {
         self.counters.evicted += u64::from(counted.evicted);
         let mut enough_evidence = self.is_enough(now, target, &counted, host);
         // A flood above the ceilings causes no more look-ups than ordinary probes do.
-        let all = enough_evidence && self.room(now, track, (counted.slot, counted.distinct)) != Room::Withheld;
+        let all = enough_evidence && self.room(now, response, (counted.slot, counted.distinct)) != Room::Withheld;
         let served = all && self.forgive_served(held, counted.slot, observation, host);
         let refuted = (all || counted.fresh) && !self.confirm(now, held, counted.slot, observation, all, lookup);
         if served || refuted {
@@ -122,9 +122,9 @@ impl Engine {
             {
                 let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe(), ports, first) };
-                return match self.room(now, track, (counted.slot, SWEPT_HOSTS)) {
+                return match self.room(now, response, (counted.slot, SWEPT_HOSTS)) {
                     Room::Withheld => self.withhold(now, counted.slot, probe()),
-                    room => self.impose_ban(now, track, ban, room, host),
+                    room => self.impose_ban(now, response, ban, room, host),
                 };
             }
             if !apart
@@ -136,7 +136,7 @@ impl Engine {
                 if self.is_used(now, observation, (observation.protocol, observation.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
-                return self.impose_ban_for(now, track, held, (counted.slot, SWEPT_PAIRS), first, probe(), host);
+                return self.impose_ban_for(now, response, held, (counted.slot, SWEPT_PAIRS), first, probe(), host);
             }
             if counted.fresh
                 && let Some(sweep) = self.distributed_scans.observe(known.hash, port, now.tick())
@@ -152,7 +152,7 @@ impl Engine {
             }
             return Verdict::Probe(probe());
         }
-        self.impose_ban_for(now, track, held, (counted.slot, counted.distinct), counted.first, probe(), host)
+        self.impose_ban_for(now, response, held, (counted.slot, counted.distinct), counted.first, probe(), host)
     }
 
     fn is_enough(&self, now: Timestamp, target: BanTarget, counted: &ProbeCount, host: &Host) -> bool {
@@ -189,7 +189,7 @@ impl Engine {
     pub fn is_forgiven_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let now = self.latest.max(now);
         let forgiven = self.settings.scan_trigger;
-        let held = self.sources.held(self.key_of(target, Track::Block), now.tick());
+        let held = self.sources.held(self.key_of(target, Response::Block), now.tick());
         held.is_some_and(|held| held.distinct > forgiven && self.counting(now, held.slot, host) <= forgiven)
     }
 
@@ -198,7 +198,7 @@ impl Engine {
     #[must_use]
     pub fn is_withheld(&self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.latest.max(now);
-        let held = self.sources.held(self.key_of(target, Track::Block), now.tick());
+        let held = self.sources.held(self.key_of(target, Response::Block), now.tick());
         held.is_some_and(|held| held.withheld && held.distinct > self.settings.scan_trigger)
     }
 
@@ -213,7 +213,7 @@ impl Engine {
     #[must_use]
     pub fn is_forgiven_peer(&self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.latest.max(now);
-        let held = self.sources.held(self.key_of(target, Track::Block), now.tick());
+        let held = self.sources.held(self.key_of(target, Response::Block), now.tick());
         let (first, distinct) = held.map_or((now.tick(), 0), |held| (held.first, held.distinct));
         distinct < self.bounds.peer_threshold && self.is_forgiven_more(now, target, first)
     }
@@ -229,14 +229,14 @@ impl Engine {
     pub(super) fn impose_ban_for(
         &mut self,
         now: Timestamp,
-        track: Track,
+        response: Response,
         key: Hashed,
         (slot, distinct): (usize, u8),
         first: Tick,
         probe: Probe,
         host: &Host,
     ) -> Verdict {
-        let room = self.room(now, track, (slot, distinct));
+        let room = self.room(now, response, (slot, distinct));
         if room == Room::Withheld {
             let pace = self.sources.pace(slot, now.tick());
             self.candidates.enter(key, self.grade_in(slot), pace, probe.observation);
@@ -246,11 +246,11 @@ impl Engine {
         let items = self.sources.evidence(slot);
         let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
         self.sources.forget(key);
-        self.impose_ban(now, track, self.ban(probe, ports, first), room, host)
+        self.impose_ban(now, response, self.ban(probe, ports, first), room, host)
     }
 
-    fn impose_ban(&mut self, now: Timestamp, track: Track, ban: Ban, room: Room, host: &Host) -> Verdict {
-        let verdict = self.bans.impose(now, track, ban, room, (&self.settings, host));
+    fn impose_ban(&mut self, now: Timestamp, response: Response, ban: Ban, room: Room, host: &Host) -> Verdict {
+        let verdict = self.bans.impose(now, response, ban, room, (&self.settings, host));
         if let Verdict::Block(ban) = &verdict {
             self.counters.bans += 1;
             self.counters.capped += u64::from(ban.capped);
@@ -259,8 +259,8 @@ impl Engine {
     }
 
     /// Checks the evidence in `slot`, which is enough for a ban, against the ceilings.
-    pub(super) fn room(&mut self, now: Timestamp, track: Track, (slot, distinct): (usize, u8)) -> Room {
-        if track != Track::Block {
+    pub(super) fn room(&mut self, now: Timestamp, response: Response, (slot, distinct): (usize, u8)) -> Room {
+        if response != Response::Block {
             return Room::Full;
         }
         let grade = self.grade_in(slot);

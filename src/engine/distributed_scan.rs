@@ -103,12 +103,12 @@ impl DistributedScans {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::key::{HashKey, Key, Track};
+    use crate::engine::key::{HashKey, Key, Response};
     use crate::types::BanTarget;
 
     fn hash(source: u64) -> u64 {
         let source = u32::try_from(source).unwrap();
-        Key::new(BanTarget::V4(source.into()), Track::Block).under(HashKey(1, 2)).hash
+        Key::new(BanTarget::V4(source.into()), Response::Block).under(HashKey(1, 2)).hash
     }
 
     #[test]

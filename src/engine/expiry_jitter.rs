@@ -57,7 +57,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::engine::key::Track;
+    use crate::engine::key::Response;
     use crate::types::BanTarget;
 
     #[test]
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn expiries_are_spread_evenly_within_range() {
         let spread = ExpiryJitter::new(HashKey(3, 4));
-        let key = |n: u32| Key::new(BanTarget::V4(n.into()), Track::Block);
+        let key = |n: u32| Key::new(BanTarget::V4(n.into()), Response::Block);
         let (day, short) = (Duration::from_secs(86_400), Duration::from_secs(300));
         let longer: Vec<u64> = (0..4_000).map(|n| spread.longer(day, key(n), Tick(9)).as_secs() - 86_400).collect();
         let shorter: HashSet<u64> =
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn expiry_jitter_depends_on_secret() {
-        let key = Key::new(BanTarget::V4(7.into()), Track::Block);
+        let key = Key::new(BanTarget::V4(7.into()), Response::Block);
         let ends = |secret: u64, now: u32| {
             ExpiryJitter::new(HashKey(secret, 1)).longer(Duration::from_secs(864_000), key, Tick(now))
         };

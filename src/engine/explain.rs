@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::key::Track;
+use super::key::Response;
 use super::{Engine, Grade, Host, Ports, Protection, Standing};
 use crate::types::{BanTarget, Expiry, Timestamp};
 
@@ -55,11 +55,11 @@ impl Engine {
             // As for a packet: a ban by an operator has no link.
             let on_link = host.target(address, link);
             let is_judged =
-                |target: &BanTarget| self.bans.table.get(self.key_of(*target, Track::Block), now.tick()).is_some();
+                |target: &BanTarget| self.bans.table.get(self.key_of(*target, Response::Block), now.tick()).is_some();
             return [on_link, every_link].into_iter().find(is_judged).unwrap_or(on_link);
         }
         let is_known = |target: &BanTarget| {
-            let key = self.key_of(*target, Track::Block);
+            let key = self.key_of(*target, Response::Block);
             self.bans.table.get(key, now.tick()).is_some() || self.sources.held(key, now.tick()).is_some()
         };
         let on_links = host.guarded.iter().map(|(interface, _)| host.target(address, *interface));
@@ -71,14 +71,14 @@ impl Engine {
     pub fn explain(&self, now: Timestamp, address: IpAddr, link: Option<u32>, host: &Host) -> Explanation {
         let now = self.latest.max(now);
         let target = self.explained(now, address, link, host);
-        let standing = |track, wanted| {
-            let (slot, standing) = self.bans.table.get(self.key_of(target, track), now.tick())?;
+        let standing = |response, wanted| {
+            let (slot, standing) = self.bans.table.get(self.key_of(target, response), now.tick())?;
             (standing == wanted).then(|| self.bans.table.left(slot, now.tick()))
         };
-        let suspicion = |track| {
-            let held = self.sources.held(self.key_of(target, track), now.tick())?;
+        let suspicion = |response| {
+            let held = self.sources.held(self.key_of(target, response), now.tick())?;
             Some(Suspicion {
-                blocks: track == Track::Block,
+                blocks: response == Response::Block,
                 distinct: held.distinct,
                 forgiven: self.settings.scan_trigger,
                 probes: held.probes,
@@ -90,7 +90,7 @@ impl Engine {
                 ),
             })
         };
-        let blocked = standing(Track::Block, Standing::Blocked);
+        let blocked = standing(Response::Block, Standing::Blocked);
         let around = match blocked {
             None => self.recognise_network(now, address).filter(|(_, _, held)| *held == Standing::Blocked),
             Some(_) => None,
@@ -105,10 +105,10 @@ impl Engine {
             }
             .and_then(|ban| ban.grade),
             network: around.map(|(network, ..)| network),
-            logged: standing(Track::Log, Standing::Logged).or_else(|| standing(Track::Tell, Standing::Logged)),
+            logged: standing(Response::Log, Standing::Logged).or_else(|| standing(Response::Tell, Standing::Logged)),
             strikes: self.bans.strikes_of(target, now.tick()),
             connected: self.known_peers.contains(target),
-            suspicions: [Track::Block, Track::Log, Track::Tell].map(suspicion),
+            suspicions: [Response::Block, Response::Log, Response::Tell].map(suspicion),
         }
     }
 }

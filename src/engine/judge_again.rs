@@ -22,7 +22,7 @@ impl Engine {
         }
         while let Some(probe) = self.settling.next_waiting() {
             let target = host.target(probe.source, probe.interface);
-            let key = self.key_of(target, self.track_of(probe.protocol, probe.class));
+            let key = self.key_of(target, self.response_to(probe.protocol, probe.class));
             if let Some(verdict) = self.judge_again(now, key, probe, host, lookup) {
                 return Some(verdict);
             }
@@ -43,8 +43,8 @@ impl Engine {
     ) -> Option<Verdict> {
         let target = host.target(observation.source, observation.interface);
         let exempt = host.protection(observation.source, target).is_some();
-        let track = self.track_of(observation.protocol, observation.class);
-        if exempt || self.bans.table.get(self.key_of(target, track), now.tick()).is_some() {
+        let response = self.response_to(observation.protocol, observation.class);
+        if exempt || self.bans.table.get(self.key_of(target, response), now.tick()).is_some() {
             return None;
         }
         for item in taken(self.sources.within(key, now.tick())).into_iter().flatten() {
@@ -59,7 +59,7 @@ impl Engine {
             return None;
         }
         let probe = Probe { observation, target, distinct: held.distinct, probes: held.probes, fresh: false };
-        let verdict = self.impose_ban_for(now, track, key, (held.slot, held.distinct), held.first, probe, host);
+        let verdict = self.impose_ban_for(now, response, key, (held.slot, held.distinct), held.first, probe, host);
         // Above the ceilings the source is judged again at its next probes.
         (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
     }
@@ -101,9 +101,9 @@ impl Engine {
         }
         for grade in [Grade::Proven, Grade::Forgeable] {
             while let Some(Candidate { key, observation, .. }) = self.candidates.fastest(grade, now.tick()) {
-                let track = self.track_of(observation.protocol, observation.class);
+                let response = self.response_to(observation.protocol, observation.class);
                 let held = self.sources.held(key, now.tick());
-                if held.is_some_and(|held| self.room(now, track, (held.slot, held.distinct)) == Room::Withheld) {
+                if held.is_some_and(|held| self.room(now, response, (held.slot, held.distinct)) == Room::Withheld) {
                     break;
                 }
                 self.candidates.remove(key);

@@ -12,34 +12,34 @@ use crate::types::{BanTarget, MAX_LINK, Prefix, Tick, shared64};
 #[derive(Clone, Copy)]
 pub struct HashKey(pub u64, pub u64);
 
-/// A separate count of evidence and bans. Each track counts independently: UDP, which is only logged by default, must
-/// not contribute to a ban.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Track {
-    /// Sources of protocols that block.
-    Block,
-    /// Sources of protocols that are only logged.
+/// The reaction to a scanner. The evidence and bans of each are counted separately: UDP, which is only logged by default,
+/// must not contribute to a ban.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Response {
+    /// Only logged, once per window.
+    #[default]
     Log,
-    /// Sources for which only the administrator's command is run.
+    /// Only reported to the administrator's command, once per ban duration.
     Tell,
+    Block,
 }
 
 /// Tag of an address in a shared /64, to which the number of that /64 is added.
 const SHARED: u64 = 7;
 
 /// Tag of a link-local address on one link. Six bits of the interface index are stored in the tag, six more after the
-/// track.
+/// response.
 const LINK: u64 = 0x40;
 const LINK_BITS: u32 = 6;
-/// The track takes two bits.
-const TRACK_SHIFT: u32 = 8;
+/// The response takes two bits.
+const RESPONSE_SHIFT: u32 = 8;
 const LINK_SHIFT: u32 = 10;
 const _: () = assert!(MAX_LINK < 1 << (2 * LINK_BITS));
 
 /// Tag of a network, combined with its prefix length.
 const NETWORK: u64 = 0x80;
 
-/// A target in 16 bytes, together with its track. The second half is zero if there is no target.
+/// A target in 16 bytes, together with its response. The second half is zero if there is no target.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key([u64; 2]);
 
@@ -47,7 +47,7 @@ impl Key {
     /// The key of a row that was never used.
     pub(super) const NONE: Self = Self([0; 2]);
 
-    pub(super) fn new(target: BanTarget, track: Track) -> Self {
+    pub(super) fn new(target: BanTarget, response: Response) -> Self {
         let (tag, bits) = match target {
             BanTarget::V4(v4) => (4, u64::from(v4.to_bits())),
             BanTarget::V6(v6) => {
@@ -73,7 +73,7 @@ impl Key {
                 (LINK | rest | high << LINK_SHIFT, low)
             }
         };
-        Self([bits, tag | (track as u64) << TRACK_SHIFT])
+        Self([bits, tag | (response as u64) << RESPONSE_SHIFT])
     }
 
     /// The target of the key; `None` if the key counts only a part of its packets.
@@ -166,7 +166,10 @@ impl Brief {
 
     /// Drops the destination: for tables that only hold keys of whole targets.
     pub(super) fn from_key(Key([bits, tag]): Key) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "the lower 16 bits are the kind of target and the track")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the lower 16 bits are the kind of target and the response"
+        )]
         Self { bits, tag: tag as u16 }
     }
 
@@ -217,8 +220,11 @@ mod tests {
         let links = [1, 63, 64, MAX_LINK].map(|interface| BanTarget::on("fe80::1".parse().unwrap(), interface));
         let translated = BanTarget::containing("64:ff9b::cb00:7109".parse().unwrap());
         let targets = [&[v4, v6, local, translated][..], &networks.map(wide), &links].concat();
-        let keys: Vec<_> =
-            targets.iter().map(|target| Key::new(*target, Track::Block)).chain([Key::new(v4, Track::Log)]).collect();
+        let keys: Vec<_> = targets
+            .iter()
+            .map(|target| Key::new(*target, Response::Block))
+            .chain([Key::new(v4, Response::Log)])
+            .collect();
         let back: Vec<_> = keys.iter().map_while(|key| key.target()).collect();
         assert_eq!(back, [&targets[..], &[v4]].concat(), "each key gives back its target");
         for (i, a) in keys.iter().enumerate() {

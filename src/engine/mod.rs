@@ -55,7 +55,7 @@ pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};
 pub use grade::Grade;
 pub use host::{Host, Link, LinkId, Local, ReversePath};
-pub use key::HashKey;
+pub use key::{HashKey, Response};
 pub use known_peers::PEER_THRESHOLD;
 pub use listeners::Listeners;
 pub use observation::Observation;
@@ -64,7 +64,7 @@ pub use prefix_bans::MaxPrefix;
 pub use recent_ports::{MAX_PUBLISHED, RECENT};
 pub use related_ports::RelatedPorts;
 pub use service_memory::{Service, ServiceMemory};
-pub use settings::{Counters, Response, Settings, Watch};
+pub use settings::{Counters, Settings, Watch};
 pub use sources::EVIDENCE;
 pub use strikes::{Escalation, LastBan, StrikeHistory};
 pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Verdict};
@@ -75,7 +75,7 @@ use bans::Bans;
 use candidates::Candidates;
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
-use key::{Hashed, Key, Track};
+use key::{Hashed, Key};
 use known_peers::KnownPeers;
 use observation::{OwnUse, own_use, protocol_of};
 use recent_ports::{OwnPort, RecentPorts};
@@ -185,10 +185,10 @@ impl Engine {
         let bridge = host.bridge(packet.interface);
         let interface = bridge.unwrap_or(packet.interface);
         let target = host.target(packet.source, interface);
-        let known = self.key_of(target, Track::Block);
+        let known = self.key_of(target, Response::Block);
         if let Some((target, slot, standing)) = self.recognise(now, packet.source, (target, known), host) {
             let source = (packet.source, protocol_of(&packet.transport));
-            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Track::Block)));
+            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Response::Block)));
         }
         // By reference, because a copy would wait until its parts have been stored.
         let mut observed = Observation::from_packet(packet);
@@ -222,10 +222,10 @@ impl Engine {
         self.counters.packets += 1;
         self.forgiven.clear();
         let target = host.target(observation.source, observation.interface);
-        let known = self.key_of(target, Track::Block);
+        let known = self.key_of(target, Response::Block);
         if let Some((target, slot, standing)) = self.recognise(now, observation.source, (target, known), host) {
             let source = (observation.source, Some(observation.protocol));
-            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Track::Block)));
+            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Response::Block)));
         }
         if !is_unicast(observation.destination) || !host.local.contains(observation.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
@@ -251,7 +251,7 @@ impl Engine {
     /// The ports that are evidence against `target`, of protocols that block.
     pub fn evidence(&self, now: Timestamp, target: BanTarget) -> impl Iterator<Item = (Protocol, u16)> + '_ {
         let now = self.latest.max(now).tick();
-        let evidence = self.sources.within(self.key_of(target, Track::Block), now);
+        let evidence = self.sources.within(self.key_of(target, Response::Block), now);
         evidence.filter_map(|item| Some((item.protocol()?, item.port())))
     }
 
@@ -281,7 +281,7 @@ impl Engine {
     /// True if `target` is recognised as blocked.
     #[must_use]
     pub fn is_blocked(&self, now: Timestamp, target: BanTarget) -> bool {
-        let standing = self.bans.table.get(self.key_of(target, Track::Block), self.latest.max(now).tick());
+        let standing = self.bans.table.get(self.key_of(target, Response::Block), self.latest.max(now).tick());
         standing.is_some_and(|(_, standing)| standing == Standing::Blocked)
     }
 
@@ -415,9 +415,9 @@ impl Engine {
         self.bans.prepare();
     }
 
-    /// The key of `target` in `track`.
-    fn key_of(&self, target: BanTarget, track: Track) -> Hashed {
-        Key::new(target, track).under(self.secret)
+    /// The key of the evidence against `target` that leads to `response`.
+    fn key_of(&self, target: BanTarget, response: Response) -> Hashed {
+        Key::new(target, response).under(self.secret)
     }
 
     /// Sets the engine's time to `now`, unless it is later already; returns it.
@@ -459,7 +459,7 @@ impl Engine {
         }
         if may_answer {
             // The client's request was not a probe of this port.
-            let peer = self.key_of(host.target(peer, interface), self.track(protocol));
+            let peer = self.key_of(host.target(peer, interface), self.response(protocol));
             self.sources.forgive(peer, protocol, port);
         }
     }
@@ -492,7 +492,7 @@ impl Engine {
         target: BanTarget,
     ) -> Option<(BanTarget, usize, Standing)> {
         let every_link = target.on_every_link();
-        let held = self.bans.table.get(self.key_of(every_link, Track::Block), now.tick());
+        let held = self.bans.table.get(self.key_of(every_link, Response::Block), now.tick());
         held.map(|(slot, standing)| (every_link, slot, standing)).or_else(|| self.recognise_network(now, source))
     }
 
@@ -508,29 +508,24 @@ impl Engine {
         slot: usize,
         standing: Standing,
         (source, protocol): (IpAddr, Option<Protocol>),
-        (target, track): (BanTarget, Track),
+        (target, response): (BanTarget, Response),
     ) -> Repeated {
         self.counters.repeated += 1;
-        let repeat = self.bans.table.repeat(slot, standing, (target, track, protocol), now.tick());
+        let repeat = self.bans.table.repeat(slot, standing, (target, response, protocol), now.tick());
         let verify = repeat.verify && self.verifications.try_take(now);
         Repeated { source, target, standing, protocol, report: repeat.report, verify }
     }
 
-    /// The track in which a probe of this class counts. Linux answers ACK and FIN/ACK segments identically on open and
+    /// The response for which a probe of this class counts. Linux answers ACK and FIN/ACK segments identically on open and
     /// closed ports, and late segments of honest peers look the same.
-    fn track_of(&self, protocol: Protocol, class: Class) -> Track {
-        if class.is_late_segment() && !self.settings.ack_bans { Track::Log } else { self.track(protocol) }
+    fn response_to(&self, protocol: Protocol, class: Class) -> Response {
+        if class.is_late_segment() && !self.settings.ack_bans { Response::Log } else { self.response(protocol) }
     }
 
-    fn track(&self, protocol: Protocol) -> Track {
-        let watch = match protocol {
-            Protocol::Tcp | Protocol::Sctp => &self.settings.tcp,
-            Protocol::Udp | Protocol::Icmp => &self.settings.udp,
-        };
-        match watch.response {
-            Response::Block => Track::Block,
-            Response::Log => Track::Log,
-            Response::Tell => Track::Tell,
+    fn response(&self, protocol: Protocol) -> Response {
+        match protocol {
+            Protocol::Tcp | Protocol::Sctp => self.settings.tcp.response,
+            Protocol::Udp | Protocol::Icmp => self.settings.udp.response,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::class::Class;
-use super::key::{HashKey, Hashed, Key, Track};
+use super::key::{HashKey, Hashed, Key, Response};
 use super::sources::{Evidence, SourceTable};
 use crate::types::{BanTarget, Prefix, Protocol, Tick, shared64};
 
@@ -73,7 +73,7 @@ impl PrefixBans {
     }
 
     fn key(&self, network: Prefix) -> Hashed {
-        Key::new(BanTarget::Prefix(network), Track::Block).under(self.secret)
+        Key::new(BanTarget::Prefix(network), Response::Block).under(self.secret)
     }
 
     /// The widest network of `target`, and the number of `target` in it.

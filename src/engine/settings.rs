@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::key::Response;
 use super::prefix_bans::MaxPrefix;
 use super::strikes::Escalation;
 use crate::config::{AckPolicy, BlockPolicy, Config, HalfOpenPolicy, Mode, Protocol as ProtocolConfig};
@@ -14,17 +15,6 @@ pub struct Watch {
     pub ports: PortSet,
     /// The reaction to a source that scans them.
     pub response: Response,
-}
-
-/// The reaction to a scanner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Response {
-    /// Only logged, once per window.
-    #[default]
-    Log,
-    /// Only reported, once per ban duration.
-    Tell,
-    Block,
 }
 
 /// The configurable settings of the engine.

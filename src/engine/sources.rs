@@ -384,7 +384,7 @@ impl SourceTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::key::Track;
+    use crate::engine::key::Response;
     use crate::types::BanTarget;
 
     const SECRET: HashKey = HashKey(7, 9);
@@ -394,7 +394,7 @@ mod tests {
     }
 
     fn key(n: u32) -> Hashed {
-        Key::new(BanTarget::V4(n.into()), Track::Block).under(SECRET)
+        Key::new(BanTarget::V4(n.into()), Response::Block).under(SECRET)
     }
 
     fn syn(at: u32, port: u16) -> Evidence {

@@ -223,13 +223,13 @@ impl Strikes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::key::Track;
+    use crate::engine::key::Response;
     use crate::types::HOUR;
 
     const SECRET: HashKey = HashKey(5, 6);
 
     fn key(n: u32) -> Hashed {
-        Key::new(BanTarget::V4(n.into()), Track::Block).under(SECRET)
+        Key::new(BanTarget::V4(n.into()), Response::Block).under(SECRET)
     }
 
     fn table(entries: usize) -> Strikes {

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::key::Track;
+use crate::engine::key::Response;
 use crate::types::BanTarget;
 
 const SECRET: HashKey = HashKey(1, 2);
 
 fn key(n: u32) -> Hashed {
-    Key::new(BanTarget::V4(std::net::Ipv4Addr::from_bits(n)), Track::Block).under(SECRET)
+    Key::new(BanTarget::V4(std::net::Ipv4Addr::from_bits(n)), Response::Block).under(SECRET)
 }
 
 /// A row that holds a number.

@@ -5,6 +5,7 @@ mod classes;
 mod floods;
 mod flows;
 mod innocents;
+mod log_only;
 mod network;
 mod protection;
 mod related;
@@ -13,5 +14,5 @@ mod settling;
 mod standing;
 mod strikes;
 mod threshold;
-mod tracks;
+
 mod wide;
