@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tracks_and_families_have_distinct_keys() {
+    fn responses_and_families_have_distinct_keys() {
         let v4 = BanTarget::V4("0.0.0.1".parse().unwrap());
         let v6 = BanTarget::containing("::1".parse().unwrap());
         let local = BanTarget::containing("fe80::1".parse().unwrap());

@@ -14,5 +14,4 @@ mod settling;
 mod standing;
 mod strikes;
 mod threshold;
-
 mod wide;
