@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::blocker::Blocker;
-use super::kernel_guards::KernelGuards;
+use super::own_source::OwnSourceGuard;
 use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
 use super::scope::Scope;
@@ -21,21 +21,20 @@ use crate::wire::Packet;
 /// Retries of refused bans per maintenance round.
 const RETRIES_PER_ROUND: usize = 16;
 
+#[derive(Default)]
 pub(super) struct Enforcement {
     blocker: Blocker,
     pending: PendingBans,
     table_repair: TableRepair,
-    guards: KernelGuards,
+    /// The trap and the guard are what the kernel does by itself between two bans. Both need rules of the table and
+    /// follow the snapshot of the host.
+    trap: TrapControl,
+    own_sources: OwnSourceGuard,
 }
 
 impl Enforcement {
     pub(super) fn new(blocker: Blocker) -> Self {
-        Self {
-            blocker,
-            pending: PendingBans::default(),
-            table_repair: TableRepair::default(),
-            guards: KernelGuards::default(),
-        }
+        Self { blocker, ..Self::default() }
     }
 
     pub(super) fn blocker(&mut self) -> &mut Blocker {
@@ -43,7 +42,7 @@ impl Enforcement {
     }
 
     pub(super) fn trap(&mut self) -> &mut TrapControl {
-        &mut self.guards.trap
+        &mut self.trap
     }
 }
 
@@ -52,7 +51,8 @@ impl Enforcement {
     /// Excuses the trap's count of `packet` if it was not evidence, and checks whether its source is an address of this
     /// host.
     pub(super) fn inspect(&mut self, scope: &Scope<'_>, packet: &Packet, verdict: Verdict) {
-        self.guards.inspect(scope, packet, verdict);
+        self.trap.excuse(scope.now, packet, verdict, scope.observer.engine().forgiven());
+        self.own_sources.inspect(packet, scope.observer.host(), scope.reporter);
     }
 
     /// Handles a packet of a blocked source. If `verify` is true, looks up its ban in the kernel's set. Returns true if
@@ -97,7 +97,7 @@ impl Enforcement {
             return Vec::new();
         }
         let refused = self.blocker.inline().flat_map(|backend| self.apply_with(scope, backend, bans)).collect();
-        self.guards.trap.bans_imposed(scope.now, scope.observer);
+        self.trap.bans_imposed(scope.now, scope.observer);
         refused
     }
 
@@ -213,7 +213,7 @@ impl Enforcement {
 
     /// Resets the trap's count of the probes of `targets`.
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], reporter: &Reporter) {
-        self.guards.trap.forget_probes(targets, &mut self.blocker, reporter);
+        self.trap.forget_probes(targets, &mut self.blocker, reporter);
     }
 }
 
@@ -221,7 +221,7 @@ impl Enforcement {
 impl Enforcement {
     /// When [`Enforcement::run_maintenance`] is next due.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        let (pending, trap) = (self.pending.next_retry(), self.guards.trap.next_due());
+        let (pending, trap) = (self.pending.next_retry(), self.trap.next_due());
         let (routes, repair) = (self.blocker.next_route_due(), self.table_repair.next_due());
         [pending, trap, routes, repair].into_iter().flatten().min()
     }
@@ -230,7 +230,7 @@ impl Enforcement {
     /// refused bans.
     pub(super) fn run_maintenance(&mut self, scope: &mut Scope<'_>) {
         let now = scope.now;
-        self.guards.trap.check(now, &mut self.blocker, scope.observer, &self.pending, scope.reporter);
+        self.trap.check(now, &mut self.blocker, scope.observer, &self.pending, scope.reporter);
         self.blocker.expire_routes(now, scope.reporter);
         if let Some(table) = &mut self.blocker.nft {
             self.table_repair.complete(now, table, scope.observer, &mut self.pending, scope.reporter);
@@ -268,7 +268,7 @@ impl Enforcement {
 /// Applies changes of the host and of the configuration.
 impl Enforcement {
     pub(super) fn start(&mut self, scope: &mut Scope<'_>) {
-        self.guards.start(scope, &mut self.blocker);
+        self.restart_trap(scope);
         if let Some(backend) = &mut self.blocker.nft {
             self.table_repair.report_foreign(backend, None, scope.reporter);
         }
@@ -276,13 +276,14 @@ impl Enforcement {
 
     /// Stops the kernel's own blocking, because no sensor reviews it from now on.
     pub(super) fn stop(&mut self, reporter: &Reporter) {
-        self.guards.stop(&mut self.blocker, reporter);
+        self.own_sources.clear(&mut self.blocker, reporter);
+        self.trap.stop(&mut self.blocker, reporter);
     }
 
     /// Applies a new snapshot of the host.
     pub(super) fn host_changed(&mut self, scope: &mut Scope<'_>) {
         self.update_allow_list(scope, Nft::follow_protected);
-        self.guards.guard_own_sources(scope, &mut self.blocker);
+        self.guard_own_sources(scope);
         self.arm_trap(scope);
     }
 
@@ -306,16 +307,16 @@ impl Enforcement {
     /// Suspends blocking: the trap monitors no ports, no backend receives a ban, and the bans in force remain.
     pub(super) fn start_trial(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
-        self.guards.guard_own_sources(scope, &mut self.blocker);
-        self.guards.trap.pause(&mut self.blocker, scope.reporter);
+        self.guard_own_sources(scope);
+        self.trap.pause(&mut self.blocker, scope.reporter);
     }
 
     /// Resumes blocking. Probes seen during the trial are not evidence for a ban.
     pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>) {
         self.blocker.suspended = false;
-        self.guards.trap.forget_coverage(scope.reporter);
-        self.guards.trap.resume();
-        self.guards.start(scope, &mut self.blocker);
+        self.trap.forget_coverage(scope.reporter);
+        self.trap.resume();
+        self.restart_trap(scope);
     }
 
     fn suspend_bans(&mut self, scope: &mut Scope<'_>) {
@@ -331,8 +332,8 @@ impl Enforcement {
     /// Disables blocking for the rest of the run.
     pub(super) fn log_only(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
-        self.guards.guard_own_sources(scope, &mut self.blocker);
-        self.guards.trap.disarm(&mut self.blocker, scope.reporter);
+        self.guard_own_sources(scope);
+        self.trap.disarm(&mut self.blocker, scope.reporter);
         self.arm_trap(scope);
     }
 
@@ -347,7 +348,7 @@ impl Enforcement {
                 scope.reporter.error(format!("cannot install the rules of the new configuration: {error}"))
             }
         }
-        self.guards.start(scope, &mut self.blocker);
+        self.restart_trap(scope);
     }
 
     /// Enables or disables connection tracking for connections to decoys.
@@ -361,13 +362,32 @@ impl Enforcement {
         self.reset_trap(scope);
     }
 
-    /// Sets the ports of the trap again after another process changed them.
+    /// Arms the trap with empty counters, because the sensor may have missed the earlier probes or judges them
+    /// differently.
+    fn restart_trap(&mut self, scope: &mut Scope<'_>) {
+        TrapControl::forget_all_probes(&mut self.blocker);
+        self.reset_trap(scope);
+    }
+
+    /// Sets ports and interfaces again after another process changed them.
     pub(super) fn reset_trap(&mut self, scope: &mut Scope<'_>) {
-        self.guards.reset(scope, &mut self.blocker);
+        self.table_replaced(scope);
+        self.arm_trap(scope);
+    }
+
+    /// Sets the interfaces again in a table that was repaired; the trap is armed later.
+    fn table_replaced(&mut self, scope: &Scope<'_>) {
+        self.trap.forget_ports();
+        self.own_sources.forget();
+        self.guard_own_sources(scope);
+    }
+
+    fn guard_own_sources(&mut self, scope: &Scope<'_>) {
+        self.own_sources.update(&mut self.blocker, scope.observer.host(), scope.reporter);
     }
 
     pub(super) fn arm_trap(&mut self, scope: &mut Scope<'_>) {
-        self.guards.arm_trap(scope, &mut self.blocker);
+        self.trap.arm(scope.now, &mut self.blocker, scope.observer, scope.reporter);
     }
 }
 
@@ -419,7 +439,7 @@ impl Enforcement {
     pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {
         let Some(table) = &mut self.blocker.nft else { return };
         if self.table_repair.repair(scope.now, table, damage, scope.observer, &mut self.pending, scope.reporter) {
-            self.guards.table_replaced(scope, &mut self.blocker);
+            self.table_replaced(scope);
         }
     }
 

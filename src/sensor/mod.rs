@@ -12,7 +12,6 @@ mod excuses;
 #[cfg(test)]
 mod fixtures;
 mod guest_bans;
-mod kernel_guards;
 mod metrics;
 mod observer;
 mod own_source;
