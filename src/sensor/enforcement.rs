@@ -97,7 +97,7 @@ impl Enforcement {
             return Vec::new();
         }
         let refused = self.blocker.inline().flat_map(|backend| self.apply_with(scope, backend, bans)).collect();
-        self.trap.bans_imposed(scope.now, scope.observer);
+        self.trap.bans_imposed(scope);
         refused
     }
 
@@ -230,10 +230,10 @@ impl Enforcement {
     /// refused bans.
     pub(super) fn run_maintenance(&mut self, scope: &mut Scope<'_>) {
         let now = scope.now;
-        self.trap.check(now, &mut self.blocker, scope.observer, &self.pending, scope.reporter);
+        self.trap.check(scope, &mut self.blocker, &self.pending);
         self.blocker.expire_routes(now, scope.reporter);
         if let Some(table) = &mut self.blocker.nft {
-            self.table_repair.complete(now, table, scope.observer, &mut self.pending, scope.reporter);
+            self.table_repair.complete(scope, table, &mut self.pending);
         }
         for _ in 0..RETRIES_PER_ROUND {
             let Some(retry) = self.pending.due_retry(now) else { break };
@@ -387,7 +387,7 @@ impl Enforcement {
     }
 
     pub(super) fn arm_trap(&mut self, scope: &mut Scope<'_>) {
-        self.trap.arm(scope.now, &mut self.blocker, scope.observer, scope.reporter);
+        self.trap.arm(scope, &mut self.blocker);
     }
 }
 
@@ -438,7 +438,7 @@ impl Enforcement {
 
     pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {
         let Some(table) = &mut self.blocker.nft else { return };
-        if self.table_repair.repair(scope.now, table, damage, scope.observer, &mut self.pending, scope.reporter) {
+        if self.table_repair.repair(scope, table, damage, &mut self.pending) {
             self.table_replaced(scope);
         }
     }

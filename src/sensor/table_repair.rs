@@ -12,6 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
+use super::scope::Scope;
 use crate::enforce::nft::{BlockError, Nft, NftBackend, Repaired, RulesetError};
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
@@ -90,14 +91,12 @@ impl TableRepair {
     /// bans, with their remaining time, are restored. Returns true if the sets were filled.
     pub(super) fn repair(
         &mut self,
-        now: Timestamp,
+        scope: &mut Scope<'_>,
         backend: &mut NftBackend,
         damage: Damage<'_>,
-        observer: &mut Observer,
         pending: &mut PendingBans,
-        reporter: &Reporter,
     ) -> bool {
-        let before = thread_time();
+        let (before, reporter) = (thread_time(), scope.reporter);
         let repaired = backend.repair();
         let filled = match (repaired, damage) {
             (Ok(Repaired::Unchanged), Damage::Rules(_)) => {
@@ -111,7 +110,7 @@ impl TableRepair {
                 false
             }
             (repaired, _) => {
-                if let Some(event) = self.fill(now, &mut backend.nft, repaired, observer, pending) {
+                if let Some(event) = self.fill(scope, &mut backend.nft, repaired, pending) {
                     self.report(event, damage.author(), reporter);
                 }
                 true
@@ -121,7 +120,7 @@ impl TableRepair {
             Damage::Rules(by) => self.report_foreign(backend, Some(by), reporter),
             Damage::Deleted(_) => self.foreign.clear(),
         }
-        self.share.spend(now, thread_time().saturating_sub(before));
+        self.share.spend(scope.now, thread_time().saturating_sub(before));
         filled
     }
 
@@ -149,36 +148,28 @@ impl TableRepair {
     }
 
     /// Restores the bans that the last repair left out, if that is due.
-    pub(super) fn complete(
-        &mut self,
-        now: Timestamp,
-        backend: &mut NftBackend,
-        observer: &mut Observer,
-        pending: &mut PendingBans,
-        reporter: &Reporter,
-    ) {
-        if self.next_due().is_none_or(|due| now < due) {
+    pub(super) fn complete(&mut self, scope: &mut Scope<'_>, backend: &mut NftBackend, pending: &mut PendingBans) {
+        if self.next_due().is_none_or(|due| scope.now < due) {
             return;
         }
         let before = thread_time();
-        if let Some(event) = self.fill(now, &mut backend.nft, Ok(Repaired::Unchanged), observer, pending) {
-            self.report(event, None, reporter);
+        if let Some(event) = self.fill(scope, &mut backend.nft, Ok(Repaired::Unchanged), pending) {
+            self.report(event, None, scope.reporter);
         }
-        self.share.spend(now, thread_time().saturating_sub(before));
+        self.share.spend(scope.now, thread_time().saturating_sub(before));
     }
 
     /// Fills the sets after a repair, and returns the event that reports the result. If the table could not be
     /// repaired, its remaining sets are used.
     fn fill(
         &mut self,
-        now: Timestamp,
+        Scope { now, observer, .. }: &mut Scope<'_>,
         nft: &mut Nft,
         repaired: Result<Repaired, RulesetError>,
-        observer: &mut Observer,
         pending: &mut PendingBans,
     ) -> Option<EventKind> {
         self.filled_at = Some(Instant::now());
-        let (bans, left_out) = self.choose(now, observer, pending);
+        let (bans, left_out) = self.choose(*now, observer, pending);
         // The allow-list first, so that an exempt source is never without it.
         let filled = nft.protect(&observer.allowed()).and_then(|()| nft.put_back(&bans));
         // The engine must not treat a source as blocked if it is not.

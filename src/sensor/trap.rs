@@ -15,6 +15,7 @@ use super::blocker::Blocker;
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
+use super::scope::Scope;
 use super::trap_arming::TrapArming;
 use super::trap_peers::TrapPeers;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
@@ -59,9 +60,9 @@ impl TrapControl {
     }
 
     /// Makes the next [`TrapControl::check`] stop the trap's bans if new bans have reached a ceiling.
-    pub(super) fn bans_imposed(&mut self, now: Timestamp, observer: &mut Observer) {
-        if self.arming.may_ban() && !TrapArming::has_room(now, observer) {
-            self.check_soon(now);
+    pub(super) fn bans_imposed(&mut self, scope: &mut Scope<'_>) {
+        if self.arming.may_ban() && !TrapArming::has_room(scope) {
+            self.check_soon(scope.now);
         }
     }
 
@@ -71,18 +72,20 @@ impl TrapControl {
     }
 
     /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before.
-    pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &mut Observer, reporter: &Reporter) {
+    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker) {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.watches_ports()) else {
-            return self.reset(reporter);
+            return self.reset(scope.reporter);
         };
-        self.check_at = Some(now.after(POLL_INTERVAL));
-        match self.arming.arm(now, backend, observer, reporter) {
+        self.check_at = Some(scope.now.after(POLL_INTERVAL));
+        match self.arming.arm(scope, backend) {
             Ok(true) => self.last_error = None,
             Ok(false) => {}
             // The trap is armed again once the table has been created.
             Err(BlockError::Gone) => {}
-            Err(error) => self
-                .report(format!("cannot enable the kernel's trap: {error}; the sensor still detects scans"), reporter),
+            Err(error) => {
+                let text = format!("cannot enable the kernel's trap: {error}; the sensor still detects scans");
+                self.report(text, scope.reporter);
+            }
         }
     }
 
@@ -151,18 +154,12 @@ impl TrapControl {
     }
 
     /// If due, arms the trap with the currently closed ports and reviews the trapped sources.
-    pub(super) fn check(
-        &mut self,
-        now: Timestamp,
-        blocker: &mut Blocker,
-        observer: &mut Observer,
-        pending: &PendingBans,
-        reporter: &Reporter,
-    ) {
+    pub(super) fn check(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker, pending: &PendingBans) {
+        let (now, reporter) = (scope.now, scope.reporter);
         if self.check_at.is_none_or(|at| at > now) {
             return;
         }
-        self.arm(now, blocker, observer, reporter);
+        self.arm(scope, blocker);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some())
             && let Ok(counts) = backend.nft.decoy_counts()
         {
@@ -171,11 +168,11 @@ impl TrapControl {
             reporter.metrics().decoy_answers.add(since(counts.answers, last.answers));
         }
         let Some((nft, rules)) = blocker.trap() else { return };
-        let updated = self.peers.update(now, nft, observer);
+        let updated = self.peers.update(now, nft, scope.observer);
         self.report_failure(updated, "cannot add connected sources to the kernel's trap", reporter);
         let reviewed = nft.caught().map(|caught| {
-            let review = self.review(now, &caught, rules, observer, pending);
-            self.apply(now, review, nft, observer, reporter);
+            let review = self.review(now, &caught, rules, scope.observer, pending);
+            self.apply(scope, review, nft);
         });
         self.report_failure(reviewed, "cannot read the sources blocked by the kernel's trap", reporter);
         if rules.hold.is_some()
@@ -214,7 +211,7 @@ impl TrapControl {
 
     /// Removes or shortens the trap's bans that the review does not confirm, and resets the trap's counts of all
     /// reviewed sources. Otherwise a single further port would be enough when their bans end.
-    fn apply(&mut self, now: Timestamp, review: Review, nft: &mut Nft, observer: &mut Observer, reporter: &Reporter) {
+    fn apply(&mut self, Scope { now, observer, reporter }: &mut Scope<'_>, review: Review, nft: &mut Nft) {
         let Review { confirmed, in_prefix, exempt, withheld, excused, unexplained } = review;
         // A full set had no room for these: they are not blocked.
         let unfounded = [&withheld[..], &excused, &unexplained].concat();
@@ -223,7 +220,7 @@ impl TrapControl {
         let [withheld, excused, unexplained] = [withheld, excused, unexplained]
             .map(|targets| targets.into_iter().filter(is_blocked).collect::<Vec<BanTarget>>());
         let (unexplained, surplus): (Vec<_>, Vec<_>) =
-            unexplained.into_iter().partition(|target| observer.engine_mut().adopt_short(now, *target));
+            unexplained.into_iter().partition(|target| observer.engine_mut().adopt_short(*now, *target));
         let exempt_targets: Vec<BanTarget> = exempt.iter().map(|(target, _)| *target).collect();
         let mut applied = Ok(());
         for targets in [&withheld, &excused, &surplus, &in_prefix, &exempt_targets] {
@@ -235,7 +232,7 @@ impl TrapControl {
             let shortened = nft.block(&short);
             for target in unexplained.iter().copied() {
                 if shortened.is_ok() {
-                    let ports = observer.engine().evidence(now, target).collect();
+                    let ports = observer.engine().evidence(*now, target).collect();
                     reporter.emit(EventKind::Shortened { target, expiry, ports });
                 }
             }

@@ -2,6 +2,7 @@
 
 use super::observer::Observer;
 use super::reporter::Reporter;
+use super::scope::Scope;
 use super::trap_coverage::{CoverageChange, TrapCoverage};
 use crate::enforce::nft::{BlockError, Nft, NftBackend, RulesetSpec, TRAP_BURST, Trap, Watched};
 use crate::types::{PortSet, Protocol, Timestamp};
@@ -56,8 +57,8 @@ impl TrapArming {
     }
 
     /// True if the ceilings have room for as many bans as the trap can impose at once.
-    pub(super) fn has_room(now: Timestamp, observer: &mut Observer) -> bool {
-        observer.engine_mut().has_room_for(now, TRAP_BURST)
+    pub(super) fn has_room(scope: &mut Scope<'_>) -> bool {
+        scope.observer.engine_mut().has_room_for(scope.now, TRAP_BURST)
     }
 
     /// True if the trap is known to count probes of this port.
@@ -71,16 +72,10 @@ impl TrapArming {
 
     /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must already be current. Returns
     /// true if the kernel's state has changed.
-    pub(super) fn arm(
-        &mut self,
-        now: Timestamp,
-        backend: &mut NftBackend,
-        observer: &mut Observer,
-        reporter: &Reporter,
-    ) -> Result<bool, BlockError> {
+    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, backend: &mut NftBackend) -> Result<bool, BlockError> {
         let RulesetSpec { trap, decoys, .. } = backend.spec;
-        let ceiling_reached = !Self::has_room(now, observer);
-        let observer = &*observer;
+        let ceiling_reached = !Self::has_room(scope);
+        let Scope { now, ref observer, reporter } = *scope;
         let closed = |counts: fn(Trap) -> bool, protocol| {
             let ports = || if self.paused { PortSet::new() } else { observer.closed_ports(now, protocol) };
             trap.is_some_and(counts).then(ports)
