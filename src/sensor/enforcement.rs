@@ -13,7 +13,7 @@ use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
 use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
 use crate::enforce::{BanContext, Gone, Refused};
-use crate::engine::{ActiveBan, Ban, Verdict};
+use crate::engine::{ActiveBan, Ban, Settings, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
 use crate::wire::Packet;
@@ -23,26 +23,18 @@ const RETRIES_PER_ROUND: usize = 16;
 
 #[derive(Default)]
 pub(super) struct Enforcement {
-    blocker: Blocker,
-    pending: PendingBans,
+    pub(super) blocker: Blocker,
+    pub(super) pending: PendingBans,
     table_repair: TableRepair,
     /// The trap and the guard are what the kernel does by itself between two bans. Both need rules of the table and
     /// follow the snapshot of the host.
-    trap: TrapControl,
+    pub(super) trap: TrapControl,
     own_sources: OwnSourceGuard,
 }
 
 impl Enforcement {
     pub(super) fn new(blocker: Blocker) -> Self {
         Self { blocker, ..Self::default() }
-    }
-
-    pub(super) fn blocker(&mut self) -> &mut Blocker {
-        &mut self.blocker
-    }
-
-    pub(super) fn trap(&mut self) -> &mut TrapControl {
-        &mut self.trap
     }
 }
 
@@ -51,7 +43,7 @@ impl Enforcement {
     /// Excuses the trap's count of `packet` if it was not evidence, and checks whether its source is an address of this
     /// host.
     pub(super) fn inspect(&mut self, scope: &Scope<'_>, packet: &Packet, verdict: Verdict) {
-        self.trap.excuse(scope.now, packet, verdict, scope.observer.engine().forgiven());
+        self.trap.excuse(scope.now, packet, verdict, scope.observer.engine.forgiven());
         self.own_sources.inspect(packet, scope.observer.host(), scope.reporter);
     }
 
@@ -80,15 +72,6 @@ impl Enforcement {
             self.pending.await_command(*ban, seen);
         }
         runs
-    }
-
-    pub(super) fn awaits_command(&self, target: BanTarget) -> bool {
-        self.pending.awaits_command(target)
-    }
-
-    /// Removes and returns the ban of `target`, whose command has ended.
-    pub(super) fn command_ended(&mut self, target: BanTarget) -> Option<(Ban, SystemTime)> {
-        self.pending.command_ended(target)
     }
 
     /// Blocks `bans` with every inline backend. Returns the refused ones with their reasons.
@@ -158,7 +141,7 @@ impl Enforcement {
         }
         if !(in_force || queued) {
             // The source is not blocked, so its next probes must count again.
-            scope.observer.lift(target);
+            scope.observer.engine.lift(target);
         }
     }
 
@@ -195,9 +178,9 @@ impl Enforcement {
             BanTarget::Prefix(inner) => *inner != outer && outer.network().contains(&inner.network()),
             BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => false,
         };
-        let inner: Vec<_> = scope.observer.engine().bans().map(|ban| ban.target).filter(is_inside).collect();
+        let inner: Vec<_> = scope.observer.engine.bans().map(|ban| ban.target).filter(is_inside).collect();
         for inner in inner {
-            scope.observer.lift(inner);
+            scope.observer.engine.lift(inner);
             scope.reporter.emit_unblocked(inner, format!("the ban of {target} around it"));
         }
     }
@@ -251,9 +234,9 @@ impl Enforcement {
             scope.reporter.metrics().failed(backend);
             return self.pending.retry_again(retry, now);
         }
-        if !scope.observer.engine().is_blocked(now, target) {
+        if !scope.observer.engine.is_blocked(now, target) {
             let ban = ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(target, left) };
-            scope.observer.engine_mut().adopt(now, &ban);
+            scope.observer.engine.adopt(now, &ban);
         }
         scope.reporter.emit_blocked(&ban, backend, seen, SystemTime::now());
     }
@@ -311,8 +294,9 @@ impl Enforcement {
         self.trap.pause(&mut self.blocker, scope.reporter);
     }
 
-    /// Resumes blocking. Probes seen during the trial are not evidence for a ban.
-    pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>) {
+    /// Resumes blocking, with these settings. Probes seen during the trial are not evidence for a ban.
+    pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>, settings: Settings) {
+        scope.observer.engine.reconfigure(settings);
         self.blocker.suspended = false;
         self.trap.forget_coverage(scope.reporter);
         self.trap.resume();
@@ -320,11 +304,11 @@ impl Enforcement {
     }
 
     fn suspend_bans(&mut self, scope: &mut Scope<'_>) {
-        scope.observer.engine_mut().log_only();
+        scope.observer.engine.log_only();
         self.blocker.suspended = true;
         let waiting = self.pending.clear();
         for target in &waiting {
-            scope.observer.lift(*target);
+            scope.observer.engine.lift(*target);
         }
         self.release(&waiting, scope.reporter);
     }
@@ -334,6 +318,18 @@ impl Enforcement {
         self.suspend_bans(scope);
         self.guard_own_sources(scope);
         self.trap.disarm(&mut self.blocker, scope.reporter);
+        self.arm_trap(scope);
+    }
+
+    pub(super) fn reconfigure(&mut self, scope: &mut Scope<'_>, settings: Settings) {
+        scope.observer.engine.reconfigure(settings);
+        self.trap.forget_coverage(scope.reporter);
+        self.arm_trap(scope);
+    }
+
+    /// Called when the services of this host have started after a boot.
+    pub(super) fn end_settling(&mut self, scope: &mut Scope<'_>) {
+        scope.observer.engine.end_settling();
         self.arm_trap(scope);
     }
 
@@ -411,7 +407,7 @@ impl Enforcement {
     pub(super) fn repair(&mut self, scope: &mut Scope<'_>, backend: Backend, targets: &[BanTarget]) {
         let missing = self.blocker.missing(backend, targets).into_iter();
         let missing = missing.filter(|target| !self.pending.awaits_command(*target));
-        let engine = scope.observer.engine();
+        let engine = &scope.observer.engine;
         let bans: Vec<_> = missing.filter_map(|target| engine.standing_of(scope.now, target)).collect();
         if bans.is_empty() {
             return;

@@ -135,7 +135,7 @@ impl Sensor {
     pub fn run(mut self) -> Result<(), SensorError> {
         self.controller.start(self.now());
         let end = self.process();
-        self.controller.reporter().wake_reader();
+        self.controller.reporter.wake_reader();
         end
     }
 
@@ -185,18 +185,18 @@ impl Sensor {
         ];
         // Waking another thread and touching cold memory take longer than judging a packet. Both are done while no
         // packet is waiting, or once the events have waited for [`WAKE_DELAY`].
-        let has_events = self.controller.reporter().has_pending();
+        let has_events = self.controller.reporter.has_pending();
         let hurry = more_frames || has_events;
         // Polls even with more frames, to notice commands and decoy connections.
         let busy = hurry && (is_ready(&mut fds, Some(Duration::ZERO))? || more_frames);
         if !has_events {
             self.last_flush = now;
         } else if !busy || now.since(self.last_flush) >= WAKE_DELAY {
-            self.controller.reporter().wake_reader();
+            self.controller.reporter.wake_reader();
             self.last_flush = now;
         }
         if !busy {
-            self.controller.observer().engine_mut().prepare();
+            self.controller.observer.engine.prepare();
             is_ready(&mut fds, timeout)?;
         }
         let [_, commands, decoys] = fds.map(|fd| !fd.revents().is_empty());
@@ -269,14 +269,14 @@ impl Sensor {
         if let Err(error) = accepted {
             self.accept_retry_at = Some(now.after(ACCEPT_RETRY_DELAY));
             let text = format!("a decoy cannot accept a connection: {error}; retrying in one second");
-            controller.reporter().error(text);
+            controller.reporter.error(text);
         }
     }
 
     fn count_drops(&mut self, now: Timestamp) {
         if let Some(packets) = self.drop_counter.due(now, &mut self.live) {
             self.controller.metrics().dropped.add(packets);
-            self.controller.reporter().emit(EventKind::Dropped { packets });
+            self.controller.reporter.emit(EventKind::Dropped { packets });
         }
     }
 }

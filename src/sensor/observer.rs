@@ -14,7 +14,7 @@ use crate::wire::{Packet, Transport};
 use super::port_lookup::{KernelLookup, KernelPorts};
 
 pub(super) struct Observer {
-    engine: Engine,
+    pub(super) engine: Engine,
     host: Arc<Host>,
     lookup: KernelLookup,
 }
@@ -32,19 +32,6 @@ impl Observer {
         if !self.host.virtual_links.is_empty() {
             self.lookup.checksums.open();
         }
-    }
-
-    pub(super) fn engine(&self) -> &Engine {
-        &self.engine
-    }
-
-    pub(super) fn engine_mut(&mut self) -> &mut Engine {
-        &mut self.engine
-    }
-
-    /// Marks `target` as not blocked; false if it was not blocked.
-    pub(super) fn lift(&mut self, target: BanTarget) -> bool {
-        self.engine.lift(target)
     }
 
     /// Time at which [`Observer::run_maintenance`] has work to do.

@@ -178,9 +178,9 @@ impl TableRepair {
             // The table was deleted again. The table monitor has seen that and requests the next repair, with all bans.
             Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return None,
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {
-                observer.lift(one.target);
+                observer.engine.lift(one.target);
             }),
-            Err(BlockError::Gone | BlockError::System(_)) => observer.engine_mut().lift_all(),
+            Err(BlockError::Gone | BlockError::System(_)) => observer.engine.lift_all(),
         }
         self.incomplete = left_out > 0 && filled.is_ok();
         Some(match (repaired, filled) {
@@ -209,7 +209,7 @@ impl TableRepair {
     /// Returns the bans to restore now, and the number left out. Normally all bans are restored. If they are many and
     /// repairs have used their share of the processor, only those of the most recently seen sources are.
     fn choose(&self, now: Timestamp, observer: &Observer, pending: &PendingBans) -> (Vec<RestoredBan>, usize) {
-        let (engine, restored) = (observer.engine(), |ban: ActiveBan| (ban.target, ban.length, ban.left));
+        let (engine, restored) = (&observer.engine, |ban: ActiveBan| (ban.target, ban.length, ban.left));
         // The size of the source table is a cheap upper bound; it includes expired bans.
         let (_, judged) = engine.tracked();
         let wanted = |ban: &ActiveBan| !pending.awaits_command(ban.target);

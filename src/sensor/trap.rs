@@ -206,7 +206,7 @@ impl TrapControl {
         let refused: HashSet<BanTarget> = pending.refused().collect();
         let counting = Counting { forgiven: rules.forgiven, window: rules.window };
         let caught = caught.iter().copied().filter(|target| !refused.contains(target));
-        self.review.review(now, caught, (counting, self.arming.is_paused()), observer.engine(), observer.host())
+        self.review.review(now, caught, (counting, self.arming.is_paused()), &observer.engine, observer.host())
     }
 
     /// Removes or shortens the trap's bans that the review does not confirm, and resets the trap's counts of all
@@ -220,7 +220,7 @@ impl TrapControl {
         let [withheld, excused, unexplained] = [withheld, excused, unexplained]
             .map(|targets| targets.into_iter().filter(is_blocked).collect::<Vec<BanTarget>>());
         let (unexplained, surplus): (Vec<_>, Vec<_>) =
-            unexplained.into_iter().partition(|target| observer.engine_mut().adopt_short(*now, *target));
+            unexplained.into_iter().partition(|target| observer.engine.adopt_short(*now, *target));
         let exempt_targets: Vec<BanTarget> = exempt.iter().map(|(target, _)| *target).collect();
         let mut applied = Ok(());
         for targets in [&withheld, &excused, &surplus, &in_prefix, &exempt_targets] {
@@ -232,7 +232,7 @@ impl TrapControl {
             let shortened = nft.block(&short);
             for target in unexplained.iter().copied() {
                 if shortened.is_ok() {
-                    let ports = observer.engine().evidence(*now, target).collect();
+                    let ports = observer.engine.evidence(*now, target).collect();
                     reporter.emit(EventKind::Shortened { target, expiry, ports });
                 }
             }
@@ -325,7 +325,7 @@ mod tests {
         let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
         host.allow.insert("192.0.2.8/32".parse().unwrap(), Protection::Listed);
         let mut observer = Observer::new(engine(), host.into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
-        observer.engine_mut().adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
+        observer.engine.adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
         let mut served = Packet { source: [192, 0, 2, 10].into(), ..packet(false, TcpFlags::SYN, 21) };
         let excused: BanTarget = "192.0.2.10".parse().unwrap();
         trap.arming = TrapArming::with_tcp_ports("21-23");
@@ -342,7 +342,7 @@ mod tests {
             &[],
         );
         let peer: BanTarget = "192.0.2.12".parse().unwrap();
-        observer.engine_mut().know_peers(at(1), &[(peer, Duration::from_secs(1))]);
+        observer.engine.know_peers(at(1), &[(peer, Duration::from_secs(1))]);
         let caught = [blocked, exempt, unknown, excused, half, peer];
         let rules = Trap {
             tcp: true,

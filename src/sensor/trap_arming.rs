@@ -58,7 +58,7 @@ impl TrapArming {
 
     /// True if the ceilings have room for as many bans as the trap can impose at once.
     pub(super) fn has_room(scope: &mut Scope<'_>) -> bool {
-        scope.observer.engine_mut().has_room_for(scope.now, TRAP_BURST)
+        scope.observer.engine.has_room_for(scope.now, TRAP_BURST)
     }
 
     /// True if the trap is known to count probes of this port.
