@@ -239,16 +239,15 @@ impl Sensor {
     /// Processes a batch of waiting frames; returns their number.
     fn process_frames(&mut self) -> Result<usize, SensorError> {
         let now = self.now();
-        let link = self.live.link_type();
         let Self { live, controller, .. } = self;
         let mut undecoded = 0;
         let frames = live.drain(BATCH_SIZE, |frame, time| {
-            match &wire::decode(link, frame) {
+            match &wire::decode(Live::LINK_TYPE, frame) {
                 Ok(packet) => controller.observe_packet(now, packet, time),
                 Err(wire::Undecoded::NotIp) => {}
                 Err(_) => undecoded += 1,
             }
-            if let Some(packet) = wire::decode_untagged(link, frame) {
+            if let Some(packet) = wire::decode_untagged(Live::LINK_TYPE, frame) {
                 controller.observe_packet(now, &packet, time);
             }
         })?;
