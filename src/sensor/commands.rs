@@ -199,7 +199,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::KnownPeers(peers) => controller.observer.engine.know_peers(now, &peers),
         SensorCommand::EndSettling => enforcement.end_settling(scope),
         SensorCommand::LogOnly => enforcement.log_only(scope),
-        SensorCommand::Heartbeat => controller.metrics().beats.add(1),
+        SensorCommand::Heartbeat => controller.reporter.metrics.beats.add(1),
         SensorCommand::Capture(_) | SensorCommand::Addresses(_) | SensorCommand::Stop => {}
     }
 }

@@ -8,7 +8,6 @@ use super::batch::{Batch, Outcome};
 use super::blocker::Blocker;
 use super::enforcement::Enforcement;
 use super::guest_bans::{GuestBan, GuestBans};
-use super::metrics::SensorMetrics;
 use super::observer::Observer;
 use super::reporter::Reporter;
 use super::scope::Scope;
@@ -51,10 +50,6 @@ impl BanController {
         }
     }
 
-    pub(super) fn metrics(&self) -> &SensorMetrics {
-        self.reporter.metrics()
-    }
-
     /// The backends, and what they work with at `now`.
     pub(super) fn enforcement(&mut self, now: Timestamp) -> (&mut Enforcement, Scope<'_>) {
         (&mut self.enforcement, Scope { now, observer: &mut self.observer, reporter: &self.reporter })
@@ -79,7 +74,7 @@ impl BanController {
 
     /// Observes a connection or datagram that a decoy accepted at `time`. Its results stay in the batch as well.
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
-        self.metrics().connections.add(1);
+        self.reporter.metrics.connections.add(1);
         let _ = self.observe(now, time, |observer| observer.observe_decoy(now, observation));
     }
 
@@ -113,7 +108,7 @@ impl BanController {
         if let Verdict::Probe(probe) | Verdict::Block(Ban { probe, .. }) | Verdict::LogOnly(Ban { probe, .. }) =
             &verdict
         {
-            self.metrics().probed(probe.observation.class);
+            self.reporter.metrics.probed(probe.observation.class);
         }
         match verdict {
             Verdict::Block(ban) => {
@@ -191,7 +186,7 @@ impl BanController {
         while let Some(notice) = self.observer.engine.notice(now) {
             self.reporter.emit(notice.into());
         }
-        self.metrics().update(self.observer.engine.tracked(), self.observer.engine.counters());
+        self.reporter.metrics.update(self.observer.engine.tracked(), self.observer.engine.counters());
     }
 
     /// Removes bans of targets that have become exempt. The kernel accepts their packets in any case, but a leftover
@@ -277,7 +272,7 @@ impl BanController {
         if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_))) {
             self.enforcement.blocker.plan_prefix_sets();
         }
-        if bans.iter().any(|ban| self.observer.exemption(ban.target).is_some()) {
+        if bans.iter().any(|ban| self.observer.host().exemption(ban.target).is_some()) {
             self.exempt_check_at = Some(now);
         }
         // These bans count towards the ceilings, which the trap must not exceed.

@@ -50,12 +50,12 @@ impl Enforcement {
     /// Handles a packet of a blocked source. If `verify` is true, looks up its ban in the kernel's set. Returns true if
     /// the ban was removed without a notification.
     pub(super) fn has_vanished(&mut self, scope: &mut Scope<'_>, target: BanTarget, verify: bool) -> bool {
-        self.table_repair.saw_blocked(target);
+        self.table_repair.recent.insert(target);
         if !verify {
             return false;
         }
         match self.blocker.is_in_sets(target) {
-            Ok(false) if self.table_repair.is_incomplete() => self.repair(scope, Backend::Nft, &[target]),
+            Ok(false) if self.table_repair.incomplete => self.repair(scope, Backend::Nft, &[target]),
             Ok(false) => return true,
             Err(BlockError::Gone) => self.repair_missing_table(scope),
             Ok(true) | Err(_) => {}
@@ -66,7 +66,7 @@ impl Enforcement {
     /// Starts the command that must run before `ban`, which then waits for it. Returns false if there is no such
     /// command.
     pub(super) fn run_first(&mut self, ban: &Ban, seen: SystemTime) -> bool {
-        self.table_repair.saw_blocked(ban.probe.target);
+        self.table_repair.recent.insert(ban.probe.target);
         let runs = self.pending.has_room_for_command() && self.blocker.run_first(ban, seen);
         if runs {
             self.pending.await_command(*ban, seen);
@@ -121,7 +121,7 @@ impl Enforcement {
             match refused.iter().find(|refused| (refused.backend, refused.target) == (backend, target)) {
                 None => {
                     in_force = true;
-                    reporter.metrics().reacted(applied.duration_since(seen).unwrap_or_default());
+                    reporter.metrics.reacted(applied.duration_since(seen).unwrap_or_default());
                     reporter.emit_blocked(ban, backend, seen, applied);
                 }
                 Some(refused) => {
@@ -231,7 +231,7 @@ impl Enforcement {
         let target = ban.probe.target;
         let attempt = self.blocker.context(&ban, left, seen);
         if !self.apply_with(scope, backend, &[attempt]).is_empty() {
-            scope.reporter.metrics().failed(backend);
+            scope.reporter.metrics.failed(backend);
             return self.pending.retry_again(retry, now);
         }
         if !scope.observer.engine.is_blocked(now, target) {
@@ -415,7 +415,7 @@ impl Enforcement {
         let refused = self.put_back(scope, backend, &bans);
         let repaired = bans.len().saturating_sub(refused.len());
         if repaired > 0 {
-            scope.reporter.metrics().repaired.add(repaired as u64);
+            scope.reporter.metrics.repaired.add(repaired as u64);
             scope.reporter.emit(EventKind::Repaired { bans: repaired, backend });
         }
         if let Some(error) = summary(&refused) {

@@ -153,7 +153,7 @@ impl Sensor {
             let now = self.now();
             let coalesce = self.batching.count(now, frames) && !more_frames;
             if self.batching.begins_to_flood() {
-                self.controller.metrics().flood.notify_one();
+                self.controller.reporter.metrics.flood.notify_one();
             }
             if ready.decoys {
                 self.accept_decoys(now);
@@ -251,8 +251,8 @@ impl Sensor {
                 controller.observe_packet(now, &packet, time);
             }
         })?;
-        controller.metrics().frames.add(frames as u64);
-        controller.metrics().undecoded.add(undecoded);
+        controller.reporter.metrics.frames.add(frames as u64);
+        controller.reporter.metrics.undecoded.add(undecoded);
         controller.commit(now);
         Ok(frames)
     }
@@ -274,7 +274,7 @@ impl Sensor {
 
     fn count_drops(&mut self, now: Timestamp) {
         if let Some(packets) = self.drop_counter.due(now, &mut self.live) {
-            self.controller.metrics().dropped.add(packets);
+            self.controller.reporter.metrics.dropped.add(packets);
             self.controller.reporter.emit(EventKind::Dropped { packets });
         }
     }

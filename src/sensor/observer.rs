@@ -114,11 +114,6 @@ impl Observer {
         self.engine.explain(now, address, link, &self.host)
     }
 
-    /// Returns the protection of `target` if all of it is exempt.
-    pub(super) fn exemption(&self, target: BanTarget) -> Option<Protection> {
-        self.host.exemption(target)
-    }
-
     /// Returns at most `most` banned targets inside `network`, and their total number.
     pub(super) fn bans_in(&self, network: IpNet, most: usize) -> (Vec<BanTarget>, usize) {
         let is_inside = |target: &BanTarget| network.contains(&target.network());
@@ -130,7 +125,7 @@ impl Observer {
 
     /// Removes bans of targets that have become exempt from the engine, at most `most`; returns the removed ones.
     pub(super) fn lift_exempt(&mut self, most: usize) -> Vec<(BanTarget, Protection)> {
-        let exempt = |ban: ActiveBan| Some((ban.target, self.exemption(ban.target)?));
+        let exempt = |ban: ActiveBan| Some((ban.target, self.host.exemption(ban.target)?));
         let exempt: Vec<_> = self.engine.bans().filter_map(exempt).take(most).collect();
         for (target, _) in &exempt {
             self.engine.lift(*target);

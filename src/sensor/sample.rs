@@ -40,7 +40,7 @@ impl Sample {
         let routes = fresh.iter().copied().filter(|target| blocker.wants_route(*target)).collect();
         again.retain(|target| engine.is_blocked(now, *target));
         routes_again.retain(|target| engine.is_blocked(now, *target) && blocker.wants_route(*target));
-        reporter.metrics().missing.set((again.len() + routes_again.len()) as u64);
+        reporter.metrics.missing.set((again.len() + routes_again.len()) as u64);
         Self { fresh, again, routes, routes_again }
     }
 }

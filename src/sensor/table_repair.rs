@@ -51,10 +51,11 @@ impl<'a> Damage<'a> {
 #[derive(Debug, Default)]
 pub(super) struct TableRepair {
     filled_at: Option<Instant>,
-    /// True if the last fill left out some bans.
-    incomplete: bool,
+    /// True if the last fill left out some bans, which are still missing in the kernel.
+    pub(super) incomplete: bool,
     share: CpuShare,
-    recent: RecentSources,
+    /// Their bans are restored first.
+    pub(super) recent: RecentSources,
     /// Foreign objects in the table at the last report.
     foreign: Vec<String>,
     /// The last logged error, so that it is not repeated.
@@ -70,16 +71,6 @@ impl TableRepair {
     /// the repairs that are skipped here.
     pub(super) fn may_repair_now(&self) -> bool {
         self.filled_at.is_none_or(|at| at.elapsed() >= RETRY_DELAY)
-    }
-
-    /// Records that a blocked source sent a packet: a repair restores its ban first.
-    pub(super) fn saw_blocked(&mut self, target: BanTarget) {
-        self.recent.insert(target);
-    }
-
-    /// True while bans that the last repair left out are missing in the kernel.
-    pub(super) fn is_incomplete(&self) -> bool {
-        self.incomplete
     }
 
     /// Time at which the bans left out by the last repair are restored.
@@ -288,7 +279,7 @@ fn thread_time() -> Duration {
 /// The blocked sources that sent packets last. The last bytes of a target select its slot: many forged sources displace
 /// others, whose bans are then restored with the rest.
 #[derive(Debug)]
-struct RecentSources(Box<[Option<BanTarget>; RECENT_SOURCES]>);
+pub(super) struct RecentSources(Box<[Option<BanTarget>; RECENT_SOURCES]>);
 
 impl Default for RecentSources {
     fn default() -> Self {
@@ -297,7 +288,7 @@ impl Default for RecentSources {
 }
 
 impl RecentSources {
-    fn insert(&mut self, target: BanTarget) {
+    pub(super) fn insert(&mut self, target: BanTarget) {
         let mix = |octets: &[u8]| octets.iter().fold(target.prefix_len(), |sum, byte| sum.wrapping_mul(31) ^ byte);
         let slot = match target.element() {
             IpAddr::V4(address) => mix(&address.octets()),

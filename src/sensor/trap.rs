@@ -129,12 +129,12 @@ impl TrapControl {
     /// are reviewed before.
     pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
-        self.arming.set_paused(true);
+        self.arming.paused = true;
         self.arming.update_metrics(reporter);
     }
 
     pub(super) fn resume(&mut self) {
-        self.arming.set_paused(false);
+        self.arming.paused = false;
     }
 
     /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
@@ -164,8 +164,8 @@ impl TrapControl {
             && let Ok(counts) = backend.nft.decoy_counts()
         {
             let last = std::mem::replace(&mut self.decoy_counts, counts);
-            reporter.metrics().decoy_syns.add(since(counts.syns, last.syns));
-            reporter.metrics().decoy_answers.add(since(counts.answers, last.answers));
+            reporter.metrics.decoy_syns.add(since(counts.syns, last.syns));
+            reporter.metrics.decoy_answers.add(since(counts.answers, last.answers));
         }
         let Some((nft, rules)) = blocker.trap() else { return };
         let updated = self.peers.update(now, nft, scope.observer);
@@ -181,16 +181,16 @@ impl TrapControl {
             self.count_held(counts, reporter);
         }
         if let Ok(Some(usage)) = nft.filling(rules) {
-            reporter.metrics().trap_touched.set(usage.touched.into());
-            reporter.metrics().trap_suspects.set(usage.suspects.into());
+            reporter.metrics.trap_touched.set(usage.touched.into());
+            reporter.metrics.trap_suspects.set(usage.suspects.into());
         }
     }
 
     /// Adds the kernel's counts since the last call to the metrics.
     fn count_held(&mut self, counts: HoldCounts, reporter: &Reporter) {
         let last = std::mem::replace(&mut self.hold_counts, counts);
-        reporter.metrics().held.add(since(counts.dropped, last.dropped));
-        reporter.metrics().hold_full.add(since(counts.full, last.full));
+        reporter.metrics.held.add(since(counts.dropped, last.dropped));
+        reporter.metrics.hold_full.add(since(counts.full, last.full));
     }
 
     /// Compares the trapped sources with the sensor's verdicts.
@@ -206,7 +206,7 @@ impl TrapControl {
         let refused: HashSet<BanTarget> = pending.refused().collect();
         let counting = Counting { forgiven: rules.forgiven, window: rules.window };
         let caught = caught.iter().copied().filter(|target| !refused.contains(target));
-        self.review.review(now, caught, (counting, self.arming.is_paused()), &observer.engine, observer.host())
+        self.review.review(now, caught, (counting, self.arming.paused), &observer.engine, observer.host())
     }
 
     /// Removes or shortens the trap's bans that the review does not confirm, and resets the trap's counts of all
@@ -247,9 +247,9 @@ impl TrapControl {
         if applied.is_err() {
             return self.report_failure(applied, "cannot change bans of the kernel's trap", reporter);
         }
-        reporter.metrics().trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
-        reporter.metrics().trap_let_go.add((withheld.len() + excused.len() + surplus.len() + exempt.len()) as u64);
-        reporter.metrics().trap_shortened.add(unexplained.len() as u64);
+        reporter.metrics.trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
+        reporter.metrics.trap_let_go.add((withheld.len() + excused.len() + surplus.len() + exempt.len()) as u64);
+        reporter.metrics.trap_shortened.add(unexplained.len() as u64);
         for (target, protection) in exempt {
             reporter.emit_exempt(target, protection);
         }
@@ -364,7 +364,7 @@ mod tests {
         let last = review(at(3));
         assert_eq!(last.unexplained, [unknown, half], "an open port that the trap does not watch excuses nothing");
         assert_eq!(last.excused, [excused, peer], "a connected peer is forgiven more ports than the trap counts");
-        trap.arming.set_paused(true);
+        trap.arming.paused = true;
         let _ = trap.review(at(4), &caught, rules, &observer, &PendingBans::default());
         let paused = trap.review(at(6), &caught, rules, &observer, &PendingBans::default());
         assert_eq!(paused.unexplained, [], "no source is banned while blocking is suspended");

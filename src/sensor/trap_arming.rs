@@ -11,8 +11,8 @@ use crate::types::{PortSet, Protocol, Timestamp};
 pub(super) struct TrapArming {
     /// Ports and interfaces that the kernel monitors; `None` if unknown.
     armed: Option<Armed>,
-    /// True while the trap must monitor no ports.
-    paused: bool,
+    /// True while the trap must monitor no ports. [`TrapArming::arm`] then leaves it without ports.
+    pub(super) paused: bool,
     coverage: TrapCoverage,
 }
 
@@ -35,15 +35,6 @@ impl TrapArming {
     /// Makes the next [`TrapArming::arm`] set the ports regardless of the last known state.
     pub(super) fn forget(&mut self) {
         self.armed = None;
-    }
-
-    pub(super) fn is_paused(&self) -> bool {
-        self.paused
-    }
-
-    /// While `paused`, [`TrapArming::arm`] leaves the trap without ports.
-    pub(super) fn set_paused(&mut self, paused: bool) {
-        self.paused = paused;
     }
 
     /// True if the monitored ports are known.
@@ -125,7 +116,7 @@ impl TrapArming {
     /// Takes the next number of ports as the new reference, because the configuration has changed.
     pub(super) fn forget_coverage(&mut self, reporter: &Reporter) {
         self.coverage = TrapCoverage::default();
-        reporter.metrics().trap_lost.set(0);
+        reporter.metrics.trap_lost.set(0);
     }
 
     /// Reports that a large part of the ports has left the trap, or is back.
@@ -142,16 +133,16 @@ impl TrapArming {
             }
             None => {}
         }
-        reporter.metrics().trap_lost.set(self.coverage.missing(ports).into());
+        reporter.metrics.trap_lost.set(self.coverage.missing(ports).into());
     }
 
     pub(super) fn update_metrics(&self, reporter: &Reporter) {
         let none = Armed::default();
         let Armed { tcp, udp, decoys, .. } = self.armed.as_ref().unwrap_or(&none);
         let [tcp, udp, decoys] = [tcp, udp, decoys].map(|ports| ports.as_ref().map_or(0, |ports| ports.len().into()));
-        reporter.metrics().decoy_ports.set(decoys);
-        reporter.metrics().trapped.set(tcp);
-        reporter.metrics().trapped_udp.set(udp);
+        reporter.metrics.decoy_ports.set(decoys);
+        reporter.metrics.trapped.set(tcp);
+        reporter.metrics.trapped_udp.set(udp);
     }
 
     /// A trap that counts probes of these TCP ports.
