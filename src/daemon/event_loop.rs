@@ -127,7 +127,7 @@ impl EventLoop {
                 place = or_never(self.scrapes.as_mut().map(Scrapes::next)) => Next::Scrape(place),
                 work = or_never(self.fleet.as_mut().map(Fleet::next)) => Next::Fleet(work),
                 () = self.trial.expired() => Next::TrialExpired,
-                () = self.sensor.metrics().flood.notified() => Next::FloodBegins,
+                () = self.sensor.metrics.flood.notified() => Next::FloodBegins,
                 _ = ticks.tick() => Next::Tick,
             };
             match next {
@@ -197,7 +197,7 @@ impl EventLoop {
             self.sensor.send(SensorCommand::FollowGuests(guest_bans));
         }
         self.table_identity.record(recorder.as_ref());
-        let (command, notice) = self.firewall_watch.poll(self.sensor.metrics());
+        let (command, notice) = self.firewall_watch.poll(&self.sensor.metrics);
         self.sensor.send_all(command);
         notice.into_iter().for_each(|kind| self.sink.emit(kind));
         self.with_fleet(Fleet::tick);
@@ -230,7 +230,7 @@ impl EventLoop {
     }
 
     async fn resize_ring(&mut self) {
-        self.sensor.send_all(self.host_state.resize_ring(self.sensor.metrics()).await);
+        self.sensor.send_all(self.host_state.resize_ring(&self.sensor.metrics).await);
     }
 
     fn follow_host(&mut self, changed: Result<Vec<SensorCommand>, DaemonError>) {

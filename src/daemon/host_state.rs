@@ -358,7 +358,7 @@ impl HostState {
         let wanted = Wanted::new(&self.settings, &host);
         // Before the snapshot is replaced: if it fails, the sensor does not get the new one either.
         let live = match wanted != self.wanted {
-            true => Some(capture(&wanted, self.ring_sizer.ring()).await?),
+            true => Some(capture(&wanted, self.ring_sizer.ring).await?),
             false => None,
         };
         self.wanted = wanted;

@@ -239,7 +239,7 @@ async fn serve(
     let mut host_state = HostState::open(&config, events.clone()).await?;
     let sensor = SensorHandle::new()?;
     let mut log = LogWriter::new(&config, events.clone(), root_files.json_file.clone());
-    let helper_warnings = command_helper.iter().flat_map(CommandHelper::warnings);
+    let helper_warnings = command_helper.iter().flat_map(|helper| &helper.warnings);
     let notes = instance_lock.doubt().map(str::to_owned).into_iter();
     let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).chain(&root_files.warnings).cloned());
     notes.for_each(|text| log.emit(EventKind::Note(text)));
@@ -261,7 +261,7 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let spawner = command_helper.as_ref().filter(|_| used.runs_commands).map(CommandHelper::spawner);
+    let spawner = command_helper.as_ref().filter(|_| used.runs_commands).map(|helper| helper.spawner.clone());
     let OpenBackends { mut blocker, slow_backends, new_table, table_found, trap_banned, leftovers, messages } =
         backends::open(
             &config,
@@ -383,9 +383,9 @@ async fn serve(
         );
         log.emit(EventKind::Note(text));
     }
-    let (host, metrics) = (host_state.host(), Arc::clone(sensor.metrics()));
+    let (host, metrics) = (host_state.host(), Arc::clone(&sensor.metrics));
     let mut sensor_loop =
-        Sensor::new(live, decoys, engine, host, kernel, blocker, events.clone(), sensor.inbox(), metrics);
+        Sensor::new(live, decoys, engine, host, kernel, blocker, events.clone(), sensor.inbox.clone(), metrics);
     if let Trial::LogOnly(_) = trial {
         sensor_loop.start_trial();
         let left = Span(trial.left().unwrap_or_default());
@@ -401,14 +401,14 @@ async fn serve(
     let thread = privileged.sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
 
     if wanted.nft || wanted.routes.is_some() {
-        let bulk = table_monitor.bulk_changes();
+        let bulk = table_monitor.bulk.clone();
         tokio::spawn(reconciler::reconcile(sensor.clone(), wanted, Compared::open(wanted)?, bulk));
     }
     if let Some(port_id) = route_port {
         let monitor = RouteMonitor::open(port_id).map_err(DaemonError::system("follow the kernel's routes"))?;
         tokio::spawn(reconciler::follow_routes(sensor.clone(), monitor));
     }
-    let notifications = command_helper.as_mut().and_then(CommandHelper::take_notifications);
+    let notifications = command_helper.as_mut().and_then(|helper| helper.notifications.take());
     let notifier = Notifier::new(&config.notify, notifications, SystemTime::now());
     let mut event_loop = EventLoop {
         config: ConfigSource {
@@ -419,7 +419,7 @@ async fn serve(
             on_trial: confirm.is_some(),
             uses_nft: wanted.nft,
         },
-        systemd: Systemd::new(Arc::clone(sensor.metrics())),
+        systemd: Systemd::new(Arc::clone(&sensor.metrics)),
         sensor: sensor.clone(),
         sink: EventSink { ban_recorder, log, notifier, control, events, last_event: None, lost: 0 },
         trial,

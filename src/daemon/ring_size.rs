@@ -14,7 +14,7 @@ const CALM: Duration = Duration::from_secs(60);
 
 /// Current ring buffer, and the time of the last high packet rate.
 pub(super) struct RingSizer {
-    ring: Ring,
+    pub(super) ring: Ring,
     flood: Option<Instant>,
     last: Instant,
     frames: u64,
@@ -26,10 +26,6 @@ pub(super) struct RingSizer {
 impl RingSizer {
     pub(super) fn new(now: Instant) -> Self {
         Self { ring: Ring::Usual, flood: None, last: now, frames: 0, dropped: 0, refused: None }
-    }
-
-    pub(super) fn ring(&self) -> Ring {
-        self.ring
     }
 
     /// Called when the sensor reports a high packet rate.

@@ -23,7 +23,7 @@ use crate::types::{Backend, LineLimiter, MINUTE, Timestamp};
 pub(super) struct TableMonitor {
     /// `None` if nft is not a backend.
     monitor: Option<Monitor>,
-    bulk: BulkChanges,
+    pub(super) bulk: BulkChanges,
     /// `None` if there is no ledger.
     ledger: Option<Recorder>,
     /// Time until which further changes wait in the kernel for the ledger.
@@ -54,10 +54,6 @@ impl TableMonitor {
             paces,
             notes: LineLimiter::new(MAX_NOTES_PER_MINUTE, MINUTE),
         })
-    }
-
-    pub(super) fn bulk_changes(&self) -> BulkChanges {
-        self.bulk.clone()
     }
 
     /// A handle that pauses the notifications.

@@ -38,7 +38,7 @@ impl Fleet {
             waiting,
             accepted: self.accepted,
             refused: self.refused,
-            ignored: above.chain(faulty).chain(self.link.ignored().iter().cloned()).take(MAX_IGNORED).collect(),
+            ignored: above.chain(faulty).chain(self.link.ignored.iter().cloned()).take(MAX_IGNORED).collect(),
         }
     }
 
