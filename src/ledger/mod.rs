@@ -230,10 +230,6 @@ impl Ledger {
         self.place.file(DATABASE)
     }
 
-    fn directory(&self) -> &Path {
-        self.place.directory()
-    }
-
     /// Moves a damaged database aside, and returns its new path. [`Ledger::open`] then creates a new one.
     pub fn quarantine(self) -> Result<PathBuf, LedgerError> {
         // Closed first, because closing removes the log by name, which must not be that of the next database.
@@ -397,7 +393,7 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
     let own = [EXPIRE, STEP, BEGIN, FORGET, PRUNE, OWE_UNDO];
     let fixed = [&own[..], &statements::USED, &decisions::USED, &logged::USED, &services::USED, &peers::USED].concat();
     let lists = [select(ACTIVE), select(OF), listed(), strikes::of_all(), logged::select()];
-    let others = [undo_due(), count_undo_due(), pages::same(), pages::later()];
+    let others = [undo_due(), count_undo_due(), pages::select(pages::SAME), pages::select(pages::LATER)];
     let used: Vec<&str> = fixed.into_iter().chain(lists.iter().chain(&others).map(String::as_str)).collect();
     schema::connect(&place.file(DATABASE), &used)
 }
