@@ -226,9 +226,7 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             }
             let _ = answer.send(result);
         }
-        SensorRequest::Count { answer } => {
-            let _ = answer.send(controller.observer.engine.count_bans(now));
-        }
+        SensorRequest::Count { answer } => drop(answer.send(controller.observer.engine.count_bans(now))),
         SensorRequest::BansIn { network, most, answer } => {
             drop(answer.send(controller.observer.bans_in(network, most)));
         }

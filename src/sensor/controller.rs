@@ -65,7 +65,7 @@ impl BanController {
         {
             self.batch.withdraw(target);
             self.observer.engine.lift(target);
-            self.enforcement.trap.refute(now, target);
+            self.enforcement.trap.review.refute(now, target);
         }
         let verdict = self.observe(now, time, |observer| observer.observe(now, packet));
         let (enforcement, scope) = self.enforcement(now);

@@ -204,7 +204,7 @@ impl Enforcement {
 impl Enforcement {
     /// When [`Enforcement::run_maintenance`] is next due.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        let (pending, trap) = (self.pending.next_retry(), self.trap.next_due());
+        let (pending, trap) = (self.pending.next_retry(), self.trap.check_at);
         let (routes, repair) = (self.blocker.next_route_due(), self.table_repair.next_due());
         [pending, trap, routes, repair].into_iter().flatten().min()
     }
@@ -298,8 +298,8 @@ impl Enforcement {
     pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>, settings: Settings) {
         scope.observer.engine.reconfigure(settings);
         self.blocker.suspended = false;
-        self.trap.forget_coverage(scope.reporter);
-        self.trap.resume();
+        self.trap.arming.forget_coverage(scope.reporter);
+        self.trap.arming.paused = false;
         self.restart_trap(scope);
     }
 
@@ -323,7 +323,7 @@ impl Enforcement {
 
     pub(super) fn reconfigure(&mut self, scope: &mut Scope<'_>, settings: Settings) {
         scope.observer.engine.reconfigure(settings);
-        self.trap.forget_coverage(scope.reporter);
+        self.trap.arming.forget_coverage(scope.reporter);
         self.arm_trap(scope);
     }
 

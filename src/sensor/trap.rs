@@ -34,15 +34,15 @@ const MAX_SINGLE_RESETS: usize = 512;
 
 #[derive(Default)]
 pub(super) struct TrapControl {
-    arming: TrapArming,
+    pub(super) arming: TrapArming,
     /// Time of the next review; `None` without a trap.
-    check_at: Option<Timestamp>,
+    pub(super) check_at: Option<Timestamp>,
     /// Last values of the kernel's counters of held packets.
     hold_counts: HoldCounts,
     /// Last values of the kernel's decoy counters.
     decoy_counts: DecoyCounts,
     peers: TrapPeers,
-    review: TrapReview,
+    pub(super) review: TrapReview,
     /// The last logged error, so that it is not repeated.
     last_error: Option<String>,
 }
@@ -66,11 +66,6 @@ impl TrapControl {
         }
     }
 
-    /// Time at which [`TrapControl::check`] has work to do.
-    pub(super) fn next_due(&self) -> Option<Timestamp> {
-        self.check_at
-    }
-
     /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before.
     pub(super) fn arm(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker) {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.watches_ports()) else {
@@ -89,21 +84,11 @@ impl TrapControl {
         }
     }
 
-    /// Takes the next number of ports as the new reference, because the configuration has changed.
-    pub(super) fn forget_coverage(&mut self, reporter: &Reporter) {
-        self.arming.forget_coverage(reporter);
-    }
-
     /// Records a packet that is not evidence but that the trap may have counted.
     pub(super) fn excuse(&mut self, now: Timestamp, packet: &Packet, verdict: Verdict, forgiven: &[(Protocol, u16)]) {
         if self.arming.is_armed() {
             self.review.excuse(now, packet, verdict, forgiven, |port| self.arming.watches(port));
         }
-    }
-
-    /// Records that the sensor withdrew its own verdict on `target`.
-    pub(super) fn refute(&mut self, now: Timestamp, target: BanTarget) {
-        self.review.refute(now, target);
     }
 
     fn reset(&mut self, reporter: &Reporter) {
@@ -125,16 +110,12 @@ impl TrapControl {
         self.reset(reporter);
     }
 
-    /// Makes the trap monitor no ports until [`TrapControl::resume`], even if it is armed in between. Trapped sources
+    /// Makes the trap monitor no ports while [`TrapArming::paused`] is set, even if it is armed in between. Trapped sources
     /// are reviewed before.
     pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         self.arming.paused = true;
         self.arming.update_metrics(reporter);
-    }
-
-    pub(super) fn resume(&mut self) {
-        self.arming.paused = false;
     }
 
     /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
