@@ -164,7 +164,7 @@ impl EventLoop {
             sandbox: &self.sandbox,
             command_helper: self.command_helper.as_ref(),
             uptime: self.uptime,
-            silent_decoys: self.firewall_watch.notice(),
+            silent_decoys: self.firewall_watch.notice.as_deref(),
         }
     }
 
@@ -235,7 +235,7 @@ impl EventLoop {
 
     fn follow_host(&mut self, changed: Result<Vec<SensorCommand>, DaemonError>) {
         // If both reads fail, the same error is reported each time, so that the two do not alternate in the log.
-        let unread = self.host_state.unread().map(str::to_owned);
+        let unread = self.host_state.unread.clone();
         let error = unread.or_else(|| changed.as_ref().err().map(ToString::to_string));
         if let Some(kind) = self.host_error.update(error) {
             self.sink.emit(kind);

@@ -240,7 +240,7 @@ async fn serve(
     let sensor = SensorHandle::new()?;
     let mut log = LogWriter::new(&config, events.clone(), root_files.json_file.clone());
     let helper_warnings = command_helper.iter().flat_map(|helper| &helper.warnings);
-    let notes = instance_lock.doubt().map(str::to_owned).into_iter();
+    let notes = instance_lock.doubt.clone().into_iter();
     let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).chain(&root_files.warnings).cloned());
     notes.for_each(|text| log.emit(EventKind::Note(text)));
 
@@ -375,7 +375,7 @@ async fn serve(
     }
     decoys::announce(&decoys, &mut log);
     decoys.watch_only(host_state.addresses());
-    host_state.exclude_decoys(decoys.ports().clone());
+    host_state.decoys = decoys.ports().clone();
     if let Some(error) = kernel_failure {
         let text = format!(
             "cannot read the kernel's connection tracking: {error}; a port that is forwarded by destination NAT \

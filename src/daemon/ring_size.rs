@@ -50,10 +50,6 @@ impl RingSizer {
         (wanted != self.ring && self.refused.is_none()).then_some(wanted)
     }
 
-    pub(super) fn resized(&mut self, ring: Ring) {
-        self.ring = ring;
-    }
-
     pub(super) fn refused(&mut self, now: Instant) {
         self.refused = now.checked_add(CALM);
     }
@@ -73,7 +69,7 @@ mod tests {
         assert_eq!(sizer.wanted(now, 10_000, 0), None);
         now += SECOND;
         assert_eq!(sizer.wanted(now, 40_000, 0), Some(Ring::Large));
-        sizer.resized(Ring::Large);
+        sizer.ring = Ring::Large;
         for _ in 1..60 {
             now += SECOND;
             assert_eq!(sizer.wanted(now, 40_000, 0), None);
