@@ -83,6 +83,9 @@ pub struct Live {
 }
 
 impl Live {
+    /// The link type of the frames.
+    pub const LINK_TYPE: LinkType = LinkType::Sll2;
+
     /// Opens the capture with `filter` and a ring of this size. After it returns, packets are captured.
     pub fn open(filter: &str, ring: Ring) -> Result<Self, CaptureError> {
         let inactive = Capture::from_device("any").map_err(CaptureError::opening)?;
@@ -96,12 +99,6 @@ impl Live {
         live.set_filter(filter)?;
         live.unfiltered = live.dropped()?;
         Ok(live)
-    }
-
-    /// The link type of the frames.
-    #[must_use]
-    pub fn link_type(&self) -> LinkType {
-        LinkType::Sll2
     }
 
     /// Sets the first filter. Packets that are already in the ring and do not match it are discarded.

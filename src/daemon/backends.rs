@@ -275,7 +275,7 @@ fn reporter(
     sensor: SensorHandle,
 ) -> impl FnMut(BackendEvent) + Send + 'static {
     move |event| {
-        let metrics = sensor.metrics();
+        let metrics = &sensor.metrics;
         let text = event.sentence().unwrap_or_default();
         let kind = match event {
             BackendEvent::Ready { case } => return sensor.send_blocking(SensorCommand::CommandEnded(case.target)),

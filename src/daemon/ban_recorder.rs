@@ -38,10 +38,17 @@ pub(super) struct Memory {
     pub(super) strikes: Vec<StrikeHistory>,
     /// Bans that count towards the ceilings.
     pub(super) recent: RecentBans,
-    pub(super) ports: PastPorts,
+    /// The remembered services, with the times at which they were last served.
+    pub(super) services: Vec<(Service, SystemTime)>,
+    /// The recently open ports, with the times at which they were closed; `None` if open at the end of the last run.
+    pub(super) listeners: Vec<(Service, Option<SystemTime>)>,
     /// The sources that were connected to a service, also some that have been forgotten since.
     pub(super) peers: Vec<KnownPeer>,
-    pub(super) decisions: Decisions,
+    /// End of a trial that an operator started.
+    pub(super) trial: Option<SystemTime>,
+    pub(super) allowances: Vec<Allowance>,
+    /// The bans of the fleet that operators lifted.
+    pub(super) fleet_lifts: Vec<FleetLift>,
     /// Identity of the kernel's table when the daemon last ran.
     pub(super) table: Option<String>,
     /// True if this is the first start since the boot.
@@ -56,24 +63,6 @@ pub(super) struct PastBans {
     pub(super) undo_due: Vec<BanSummary>,
     /// Targets with a route of an earlier run that are missing in the ledger because of a crash.
     pub(super) unheard: Vec<BanTarget>,
-}
-
-#[derive(Default)]
-pub(super) struct PastPorts {
-    /// The remembered services, with the times at which they were last served.
-    pub(super) services: Vec<(Service, SystemTime)>,
-    /// The recently open ports, with the times at which they were closed; `None` if open at the end of the last run.
-    pub(super) listeners: Vec<(Service, Option<SystemTime>)>,
-}
-
-/// Decisions that operators made before the start.
-#[derive(Default)]
-pub(super) struct Decisions {
-    /// End of a trial.
-    pub(super) trial: Option<SystemTime>,
-    pub(super) allowances: Vec<Allowance>,
-    /// The bans of the fleet that they lifted.
-    pub(super) fleet_lifts: Vec<FleetLift>,
 }
 
 /// The ledger while a thread opens and reads it. A full ledger takes a few tenths of a second, during which the rest of
@@ -122,14 +111,16 @@ impl Reading {
                 bans: PastBans { remembered, undo_due: undo_due.items, unheard: Vec::new() },
                 strikes: struck,
                 recent,
-                ports: PastPorts { services: services.items, listeners: listeners.items },
+                services: services.items,
+                listeners: listeners.items,
                 peers: peers.items,
-                decisions: Decisions { trial, allowances: allowances.items, fleet_lifts: fleet_lifts.items },
+                trial,
+                allowances: allowances.items,
+                fleet_lifts: fleet_lifts.items,
                 table,
                 booted: settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin()),
             };
-            let decisions = allowances.unreadable + fleet_lifts.unreadable;
-            let unreadable = unreadable + undo_due.unreadable + decisions;
+            let unreadable = unreadable + undo_due.unreadable + allowances.unreadable + fleet_lifts.unreadable;
             let unreadable = unreadable + services.unreadable + listeners.unreadable + peers.unreadable;
             Ok(Read { ledger, opened, memory, unreadable, postponed })
         };

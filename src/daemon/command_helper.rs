@@ -26,10 +26,11 @@ use crate::enforce::helper_socket::pair;
 use crate::sandbox::Sandbox;
 
 pub(super) struct CommandHelper {
-    spawner: Spawner,
-    notifications: Option<Notifications>,
+    pub(super) spawner: Spawner,
+    /// The channel to `notify.command`, until the notifier takes it.
+    pub(super) notifications: Option<Notifications>,
     sandbox: SandboxState,
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
 }
 
 /// The commands of bans, and the command for digests; empty if there is none.
@@ -47,19 +48,6 @@ impl CommandHelper {
         let process = child.id();
         let spawner = Spawner::new(socket, process, move || ended(&mut child));
         Ok(Self { spawner, notifications: Some(Notifications::new(digests)), sandbox, warnings })
-    }
-
-    pub(super) fn spawner(&self) -> Spawner {
-        self.spawner.clone()
-    }
-
-    /// The channel to `notify.command`; can be taken once.
-    pub(super) fn take_notifications(&mut self) -> Option<Notifications> {
-        self.notifications.take()
-    }
-
-    pub(super) fn warnings(&self) -> &[String] {
-        &self.warnings
     }
 
     pub(super) fn status(&self) -> status::CommandHelper {

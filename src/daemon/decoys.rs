@@ -83,7 +83,8 @@ pub(super) struct FirewallWatch {
     /// True at the first poll after a change. The sensor may not have counted all earlier answers.
     has_changed: bool,
     cookies: CookieWatch,
-    notice: Option<String>,
+    /// Why decoys cannot answer like services; `None` if they can.
+    pub(super) notice: Option<String>,
 }
 
 impl FirewallWatch {
@@ -129,11 +130,6 @@ impl FirewallWatch {
         self.notice = notice;
         let event = self.notice.clone().filter(|_| is_new).map(|text| EventKind::Note(format!("warning: {text}")));
         (command, event)
-    }
-
-    /// Why decoys cannot answer like services; `None` if they can.
-    pub(super) fn notice(&self) -> Option<&str> {
-        self.notice.as_deref()
     }
 }
 

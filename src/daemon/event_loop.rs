@@ -127,7 +127,7 @@ impl EventLoop {
                 place = or_never(self.scrapes.as_mut().map(Scrapes::next)) => Next::Scrape(place),
                 work = or_never(self.fleet.as_mut().map(Fleet::next)) => Next::Fleet(work),
                 () = self.trial.expired() => Next::TrialExpired,
-                () = self.sensor.metrics().flood.notified() => Next::FloodBegins,
+                () = self.sensor.metrics.flood.notified() => Next::FloodBegins,
                 _ = ticks.tick() => Next::Tick,
             };
             match next {
@@ -164,7 +164,7 @@ impl EventLoop {
             sandbox: &self.sandbox,
             command_helper: self.command_helper.as_ref(),
             uptime: self.uptime,
-            silent_decoys: self.firewall_watch.notice(),
+            silent_decoys: self.firewall_watch.notice.as_deref(),
         }
     }
 
@@ -197,7 +197,7 @@ impl EventLoop {
             self.sensor.send(SensorCommand::FollowGuests(guest_bans));
         }
         self.table_identity.record(recorder.as_ref());
-        let (command, notice) = self.firewall_watch.poll(self.sensor.metrics());
+        let (command, notice) = self.firewall_watch.poll(&self.sensor.metrics);
         self.sensor.send_all(command);
         notice.into_iter().for_each(|kind| self.sink.emit(kind));
         self.with_fleet(Fleet::tick);
@@ -230,12 +230,12 @@ impl EventLoop {
     }
 
     async fn resize_ring(&mut self) {
-        self.sensor.send_all(self.host_state.resize_ring(self.sensor.metrics()).await);
+        self.sensor.send_all(self.host_state.resize_ring(&self.sensor.metrics).await);
     }
 
     fn follow_host(&mut self, changed: Result<Vec<SensorCommand>, DaemonError>) {
         // If both reads fail, the same error is reported each time, so that the two do not alternate in the log.
-        let unread = self.host_state.unread().map(str::to_owned);
+        let unread = self.host_state.unread.clone();
         let error = unread.or_else(|| changed.as_ref().err().map(ToString::to_string));
         if let Some(kind) = self.host_error.update(error) {
             self.sink.emit(kind);

@@ -15,7 +15,7 @@ pub(super) struct EventSink {
     pub(super) log: LogWriter,
     pub(super) notifier: Notifier,
     /// `None` if the socket could not be opened.
-    control: Option<Server>,
+    pub(super) control: Option<Server>,
     /// For other threads and tasks: events sent here return through the event loop.
     pub(super) events: Sender,
     pub(super) last_event: Option<Event>,
@@ -24,16 +24,6 @@ pub(super) struct EventSink {
 }
 
 impl EventSink {
-    pub(super) fn new(
-        ban_recorder: BanRecorder,
-        log: LogWriter,
-        notifier: Notifier,
-        control: Option<Server>,
-        events: Sender,
-    ) -> Self {
-        Self { ban_recorder, log, notifier, control, events, last_event: None, lost: 0 }
-    }
-
     /// Distributes an event that happens now, without an interface.
     pub(super) fn emit(&mut self, kind: EventKind) {
         self.dispatch(&Event::now(kind), None);

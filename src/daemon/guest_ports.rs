@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use tokio::sync::oneshot::{self, Receiver};
 
+use super::optional::take_answer;
 use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{Change, Recorder};
@@ -82,25 +83,19 @@ impl GuestPorts {
     /// contain yet is looked for again.
     pub(super) fn take_found(&mut self, host: &Host, recorder: Option<&Recorder>) -> Vec<GuestBan> {
         let mut found = Vec::new();
-        match self.answer.as_mut().map(Receiver::try_recv) {
-            None | Some(Err(oneshot::error::TryRecvError::Empty)) => return found,
-            Some(answer) => {
-                self.answer = None;
-                for (mut sought, index) in answer.unwrap_or_default() {
-                    let Some(link) = host.links.iter().find(|link| link.id.index == index) else {
-                        sought.attempts += 1;
-                        if sought.attempts <= MAX_ATTEMPTS {
-                            self.waiting.push(sought);
-                        }
-                        continue;
-                    };
-                    let Sought { target, since, .. } = sought;
-                    if let Some(recorder) = recorder {
-                        let _ = recorder.send(Change::GuestPort { target, since, port: link.id });
-                    }
-                    found.push(GuestBan { target, port: link.id });
+        for (mut sought, index) in take_answer(&mut self.answer).unwrap_or_default() {
+            let Some(link) = host.links.iter().find(|link| link.id.index == index) else {
+                sought.attempts += 1;
+                if sought.attempts <= MAX_ATTEMPTS {
+                    self.waiting.push(sought);
                 }
+                continue;
+            };
+            let Sought { target, since, .. } = sought;
+            if let Some(recorder) = recorder {
+                let _ = recorder.send(Change::GuestPort { target, since, port: link.id });
             }
+            found.push(GuestBan { target, port: link.id });
         }
         self.search();
         found

@@ -20,7 +20,7 @@ use crate::types::{BanTarget, Timestamp};
 #[derive(Default)]
 pub(super) struct HostMemory {
     pub(super) services: ServiceTracker,
-    recent_listeners: RecentListeners,
+    pub(super) recent_listeners: RecentListeners,
     known_peers: KnownPeers,
     /// True if the sensor does not have the current peers yet.
     peers_changed: bool,
@@ -43,15 +43,6 @@ impl HostMemory {
     ) {
         self.recorder.clone_from(&recorder);
         self.services.recall(services, recorder, wall);
-    }
-
-    /// Adds the ports that were open at the end of the last run; each counts as open for a limited time.
-    pub(super) fn recall_listeners(
-        &mut self,
-        listeners: Vec<(Service, Option<SystemTime>)>,
-        wall: SystemTime,
-    ) -> Vec<(Service, Duration)> {
-        self.recent_listeners.recall(listeners, wall)
     }
 
     /// Adds the sources that were connected to a service before the start; returns the peers, each with the age of its

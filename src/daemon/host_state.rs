@@ -50,7 +50,7 @@ pub(super) struct HostState {
     watcher: Watcher,
     network: NetworkLister,
     /// Error of the last attempt to read addresses, routes and links; meanwhile older facts apply.
-    unread: Option<String>,
+    pub(super) unread: Option<String>,
     /// True if the next tick requests another reading.
     is_reading_owed: bool,
     resolvers: FileWatch<ResolverFiles>,
@@ -65,7 +65,8 @@ pub(super) struct HostState {
     pub(super) memory: HostMemory,
     /// `net.ipv4.ip_unprivileged_port_start` at the last tick.
     first_unprivileged: u16,
-    decoys: DecoyPorts,
+    /// Their sockets are the program's own, and no listeners.
+    pub(super) decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
     ring_sizer: RingSizer,
@@ -214,11 +215,6 @@ impl HostState {
         self.catch_up().await
     }
 
-    /// Excludes the sockets of `decoys`, which are the program's own, from the listeners.
-    pub(super) fn exclude_decoys(&mut self, decoys: DecoyPorts) {
-        self.decoys = decoys;
-    }
-
     /// The own addresses on which connections count; `None` (all) if no interface is configured.
     pub(super) fn addresses(&self) -> Option<HashSet<IpAddr>> {
         let watched = watched_interfaces(&self.interfaces, &self.facts);
@@ -244,11 +240,6 @@ impl HostState {
             listed = self.lister.next() => self.take_sockets(listed),
         }
         self.update().await
-    }
-
-    /// The error if addresses, routes and links cannot be read at the moment.
-    pub(super) fn unread(&self) -> Option<&str> {
-        self.unread.as_deref()
     }
 
     fn take_reading(&mut self, reading: Result<Reading, HostError>) {
@@ -358,7 +349,7 @@ impl HostState {
         let wanted = Wanted::new(&self.settings, &host);
         // Before the snapshot is replaced: if it fails, the sensor does not get the new one either.
         let live = match wanted != self.wanted {
-            true => Some(capture(&wanted, self.ring_sizer.ring()).await?),
+            true => Some(capture(&wanted, self.ring_sizer.ring).await?),
             false => None,
         };
         self.wanted = wanted;
@@ -380,7 +371,7 @@ impl HostState {
         let ring = self.ring_sizer.wanted(now, metrics.frames.get(), metrics.dropped.get())?;
         match capture(&self.wanted, ring).await {
             Ok(live) => {
-                self.ring_sizer.resized(ring);
+                self.ring_sizer.ring = ring;
                 Some(SensorCommand::Capture(live))
             }
             Err(error) => {

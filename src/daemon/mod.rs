@@ -30,7 +30,6 @@ mod log_writer;
 mod network_lister;
 mod notifier;
 mod optional;
-mod priority;
 mod protection;
 mod published_ports;
 mod recent_listeners;
@@ -230,19 +229,7 @@ async fn serve(
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    let Privileged {
-        instance_lock,
-        sandbox,
-        sensor_thread,
-        mut command_helper,
-        root_files,
-        control,
-        fleet: fleet_socket,
-        used,
-        legacy_tables,
-        cookies,
-        shared,
-    } = privileged;
+    let Privileged { instance_lock, sandbox, mut command_helper, root_files, used, cookies, .. } = privileged;
     let signals = Signals::catch()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     let undoes_commands = !config.block.run.expire_command.is_empty();
@@ -252,8 +239,8 @@ async fn serve(
     let mut host_state = HostState::open(&config, events.clone()).await?;
     let sensor = SensorHandle::new()?;
     let mut log = LogWriter::new(&config, events.clone(), root_files.json_file.clone());
-    let helper_warnings = command_helper.iter().flat_map(CommandHelper::warnings);
-    let notes = instance_lock.doubt().map(str::to_owned).into_iter();
+    let helper_warnings = command_helper.iter().flat_map(|helper| &helper.warnings);
+    let notes = instance_lock.doubt.clone().into_iter();
     let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).chain(&root_files.warnings).cloned());
     notes.for_each(|text| log.emit(EventKind::Note(text)));
 
@@ -263,8 +250,8 @@ async fn serve(
 
     // A missing capability or a busy port is found before anything is changed. Connections to a decoy wait for the
     // sensor from now on.
-    let mut firewall_watch = FirewallWatch::new(legacy_tables, cookies.clone());
-    let (shared, decoy_rules) = decoys::rules(shared, &mut firewall_watch, &mut log);
+    let mut firewall_watch = FirewallWatch::new(privileged.legacy_tables, cookies.clone());
+    let (shared, decoy_rules) = decoys::rules(privileged.shared, &mut firewall_watch, &mut log);
     let decoy_ports = DecoyPorts::from_config(&config);
     let shared = shared.map(|listener| (listener, host_state.host().tcp.anywhere()));
     let mut decoys = Decoys::open(&decoy_ports, shared, &config.tcp.port_banner, cookies.clone())?;
@@ -274,7 +261,7 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let spawner = command_helper.as_ref().filter(|_| used.runs_commands).map(CommandHelper::spawner);
+    let spawner = command_helper.as_ref().filter(|_| used.runs_commands).map(|helper| helper.spawner.clone());
     let OpenBackends { mut blocker, slow_backends, new_table, table_found, trap_banned, leftovers, messages } =
         backends::open(
             &config,
@@ -286,7 +273,8 @@ async fn serve(
             decoy_rules,
         )?;
     messages.into_iter().for_each(|kind| log.emit(kind));
-    let control = control
+    let control = privileged
+        .control
         .and_then(Server::serve)
         .map_err(|error| log.emit(EventKind::Error(format!("{error}; the daemon runs without a control socket"))))
         .ok();
@@ -297,14 +285,14 @@ async fn serve(
     if let (Some(backend), Some(pause)) = (&mut blocker.nft, table_monitor.pause()) {
         backend.nft.pause_monitor_with(pause);
     }
-    let Memory { mut bans, strikes, recent, ports, mut peers, decisions, table, booted } = memory;
+    let Memory { mut bans, mut peers, table, booted, .. } = memory;
     // After a reboot another link may have the same index.
     let is_other_link = |target| booted && matches!(target, BanTarget::Link { .. });
     bans.remembered.retain(|one| !is_other_link(one.ban.target));
     peers.retain(|peer| !is_other_link(peer.target));
-    let trial = Trial::new(confirm, decisions.trial.filter(|_| config.blocks()));
+    let trial = Trial::new(confirm, memory.trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.emit(kind));
-    host_state.recall_services(ports.services, ban_recorder.recorder());
+    host_state.recall_services(memory.services, ban_recorder.recorder());
     if booted {
         let settles = "this host has just booted: until its services have started, no source is banned";
         log.emit(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs())));
@@ -312,15 +300,15 @@ async fn serve(
         engine.start_settling(Timestamp::at(MAX_SETTLING));
         host_state.memory.start_settling(boot_time());
     }
-    let listeners = host_state.memory.recall_listeners(ports.listeners, SystemTime::now());
+    let listeners = host_state.memory.recent_listeners.recall(memory.listeners, SystemTime::now());
     engine.recall_listeners(Timestamp::default(), &listeners);
     engine.know_peers(Timestamp::default(), &host_state.memory.recall_peers(peers, boot_time(), SystemTime::now()));
     // Before the first packet, so that returning sources are recognised from the start.
-    strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
-    engine.recall_bans(Timestamp::default(), recent);
-    if !decisions.allowances.is_empty() {
+    memory.strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
+    engine.recall_bans(Timestamp::default(), memory.recent);
+    if !memory.allowances.is_empty() {
         // Before a ban of the ledger is restored.
-        sensor.send_all(host_state.restore_allowances(decisions.allowances).await?);
+        sensor.send_all(host_state.restore_allowances(memory.allowances).await?);
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
     for store in used.swept() {
@@ -335,13 +323,13 @@ async fn serve(
             let surroundings =
                 Surroundings { host: &host_state.host(), enforces: config.blocks() && !trial.only_logs() };
             let server =
-                fleet_socket.map(|socket| socket.bound.and_then(|bound| FleetServer::serve(bound, &socket.users)));
+                privileged.fleet.map(|socket| socket.bound.and_then(|bound| FleetServer::serve(bound, &socket.users)));
             let server = server
                 .transpose()
                 .map_err(|error| log.emit(EventKind::Error(format!("{error}; the daemon runs without the fleet"))));
             // Without a backend, scans are only logged and the sets do not exist.
             let nft = blocker.nft.as_ref().map_or_else(Nft::open, |backend| backend.nft.try_clone())?;
-            let mut from_ledger = FromLedger { lifts: decisions.fleet_lifts, ..FromLedger::default() };
+            let mut from_ledger = FromLedger { lifts: memory.fleet_lifts, ..FromLedger::default() };
             if let Some(recorder) = ban_recorder.recorder() {
                 from_ledger.own_bans = fleet::recorded(&recorder, &bans.remembered).await;
                 from_ledger.recorder = Some(recorder);
@@ -387,7 +375,7 @@ async fn serve(
     }
     decoys::announce(&decoys, &mut log);
     decoys.watch_only(host_state.addresses());
-    host_state.exclude_decoys(decoys.ports().clone());
+    host_state.decoys = decoys.ports().clone();
     if let Some(error) = kernel_failure {
         let text = format!(
             "cannot read the kernel's connection tracking: {error}; a port that is forwarded by destination NAT \
@@ -395,9 +383,9 @@ async fn serve(
         );
         log.emit(EventKind::Note(text));
     }
-    let (host, metrics) = (host_state.host(), Arc::clone(sensor.metrics()));
+    let (host, metrics) = (host_state.host(), Arc::clone(&sensor.metrics));
     let mut sensor_loop =
-        Sensor::new(live, decoys, engine, host, kernel, blocker, events.clone(), sensor.inbox(), metrics);
+        Sensor::new(live, decoys, engine, host, kernel, blocker, events.clone(), sensor.inbox.clone(), metrics);
     if let Trial::LogOnly(_) = trial {
         sensor_loop.start_trial();
         let left = Span(trial.left().unwrap_or_default());
@@ -410,17 +398,17 @@ async fn serve(
         table.keep();
     }
     // The receiver is gone only when the event loop has ended.
-    let thread = sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
+    let thread = privileged.sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
 
     if wanted.nft || wanted.routes.is_some() {
-        let bulk = table_monitor.bulk_changes();
+        let bulk = table_monitor.bulk.clone();
         tokio::spawn(reconciler::reconcile(sensor.clone(), wanted, Compared::open(wanted)?, bulk));
     }
     if let Some(port_id) = route_port {
         let monitor = RouteMonitor::open(port_id).map_err(DaemonError::system("follow the kernel's routes"))?;
         tokio::spawn(reconciler::follow_routes(sensor.clone(), monitor));
     }
-    let notifications = command_helper.as_mut().and_then(CommandHelper::take_notifications);
+    let notifications = command_helper.as_mut().and_then(|helper| helper.notifications.take());
     let notifier = Notifier::new(&config.notify, notifications, SystemTime::now());
     let mut event_loop = EventLoop {
         config: ConfigSource {
@@ -431,9 +419,9 @@ async fn serve(
             on_trial: confirm.is_some(),
             uses_nft: wanted.nft,
         },
-        systemd: Systemd::new(Arc::clone(sensor.metrics())),
+        systemd: Systemd::new(Arc::clone(&sensor.metrics)),
         sensor: sensor.clone(),
-        sink: EventSink::new(ban_recorder, log, notifier, control, events),
+        sink: EventSink { ban_recorder, log, notifier, control, events, last_event: None, lost: 0 },
         trial,
         uptime: Uptime { started: SystemTime::now(), since: Instant::now() },
         host_error: HostErrorReport::default(),

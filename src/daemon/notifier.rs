@@ -100,10 +100,7 @@ impl Notifier {
     pub(super) async fn turn(&mut self) -> Option<EventKind> {
         match &mut self.channel {
             Channel::None => pending().await,
-            Channel::Busy(job, _) => {
-                let done = job.await.ok();
-                self.finish_request(done)
-            }
+            Channel::Busy(..) => self.finish_request().await,
             Channel::Free(_) if self.rereads => {
                 self.rereads = false;
                 self.ask(Job::Reread);
@@ -121,16 +118,10 @@ impl Notifier {
     pub(super) async fn finish(&mut self) -> Option<EventKind> {
         let mut event = None;
         let rest = async {
-            if let Channel::Busy(job, _) = &mut self.channel {
-                let done = job.await.ok();
-                event = self.finish_request(done);
-            }
+            event = self.finish_request().await;
             if self.since.is_some() && matches!(self.channel, Channel::Free(_)) {
                 self.send();
-                if let Channel::Busy(job, _) = &mut self.channel {
-                    let done = job.await.ok();
-                    event = self.finish_request(done);
-                }
+                event = self.finish_request().await;
             }
         };
         let in_time = tokio::time::timeout(LAST_TIMEOUT, rest).await.is_ok();
@@ -170,11 +161,13 @@ impl Notifier {
         self.channel = Channel::Busy(spawn_blocking(work), job);
     }
 
-    /// Handles the result of a request; `None` if it panicked.
-    fn finish_request(&mut self, done: Option<(Notifications, Delivery)>) -> Option<EventKind> {
+    /// Waits for the result of the request under way, if there is one, and handles it. Cancel safe.
+    async fn finish_request(&mut self) -> Option<EventKind> {
+        let Channel::Busy(job, _) = &mut self.channel else { return None };
+        let done = job.await;
         let Channel::Busy(_, job) = std::mem::replace(&mut self.channel, Channel::None) else { return None };
         let delivery = match done {
-            Some((channel, delivery)) if delivery != Delivery::HelperGone => {
+            Ok((channel, delivery)) if delivery != Delivery::HelperGone => {
                 self.channel = Channel::Free(channel);
                 delivery
             }

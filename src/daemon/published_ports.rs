@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot::{self, Receiver};
 
+use super::optional::take_answer;
 use crate::engine::Service;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::Timestamp;
@@ -32,11 +33,6 @@ impl PublishedPorts {
 
     /// The ports, once the sensor has answered the query.
     pub(super) fn take_answer(&mut self) -> Option<Vec<Service>> {
-        let answered = self.answer.as_mut()?.try_recv();
-        if matches!(answered, Err(oneshot::error::TryRecvError::Empty)) {
-            return None;
-        }
-        self.answer = None;
-        answered.ok()
+        take_answer(&mut self.answer)
     }
 }

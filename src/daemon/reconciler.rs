@@ -78,30 +78,21 @@ async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Com
         let Some(mut looks) = compared.take().or_else(|| Compared::open(wanted).ok()) else { continue };
         let looked = tokio::task::spawn_blocking(move || {
             panic_guard::failpoint("comparison");
-            let found = looks.inspect(&sample);
-            (looks, found)
+            let missing = looks.missing(&sample);
+            (looks, missing)
         });
-        let Ok((looks, found)) = looked.await else { continue };
+        let Ok((looks, missing)) = looked.await else { continue };
         *compared = Some(looks);
         // If a ban is missing once, a notification may still arrive: lifted, expired, flushed. If it is missing twice,
         // none will.
-        elements.extend(found.elements);
-        routes.extend(found.routes);
-        for (backend, again) in [(Backend::Nft, found.elements_again), (Backend::Route, found.routes_again)] {
+        elements.extend(missing.fresh);
+        routes.extend(missing.routes);
+        for (backend, again) in [(Backend::Nft, missing.again), (Backend::Route, missing.routes_again)] {
             if !again.is_empty() {
                 sensor.send(SensorCommand::Repair(backend, again));
             }
         }
     }
-}
-
-/// Targets that should be blocked but are not.
-#[derive(Default)]
-struct Found {
-    elements: Vec<BanTarget>,
-    elements_again: Vec<BanTarget>,
-    routes: Vec<BanTarget>,
-    routes_again: Vec<BanTarget>,
 }
 
 impl Compared {
@@ -111,19 +102,20 @@ impl Compared {
         Ok(Self { nft, routes })
     }
 
-    fn inspect(&mut self, sample: &Sample) -> Found {
-        let mut found = Found::default();
+    /// The targets of `sample` that should be blocked but are not.
+    fn missing(&mut self, sample: &Sample) -> Sample {
+        let mut missing = Sample::default();
         if let Some(nft) = &mut self.nft {
             // The table monitor handles a missing table.
-            found.elements = nft.missing(&sample.fresh).unwrap_or_default();
-            found.elements_again = nft.missing(&sample.again).unwrap_or_default();
+            missing.fresh = nft.missing(&sample.fresh).unwrap_or_default();
+            missing.again = nft.missing(&sample.again).unwrap_or_default();
         }
         if let Some((socket, kind)) = &mut self.routes {
-            let mut missing = |targets: &[BanTarget]| missing_routes(socket, *kind, targets).unwrap_or_default();
-            found.routes = missing(&sample.routes);
-            found.routes_again = missing(&sample.routes_again);
+            let mut without_route = |targets: &[BanTarget]| missing_routes(socket, *kind, targets).unwrap_or_default();
+            missing.routes = without_route(&sample.routes);
+            missing.routes_again = without_route(&sample.routes_again);
         }
-        found
+        missing
     }
 }
 

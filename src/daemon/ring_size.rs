@@ -14,7 +14,7 @@ const CALM: Duration = Duration::from_secs(60);
 
 /// Current ring buffer, and the time of the last high packet rate.
 pub(super) struct RingSizer {
-    ring: Ring,
+    pub(super) ring: Ring,
     flood: Option<Instant>,
     last: Instant,
     frames: u64,
@@ -26,10 +26,6 @@ pub(super) struct RingSizer {
 impl RingSizer {
     pub(super) fn new(now: Instant) -> Self {
         Self { ring: Ring::Usual, flood: None, last: now, frames: 0, dropped: 0, refused: None }
-    }
-
-    pub(super) fn ring(&self) -> Ring {
-        self.ring
     }
 
     /// Called when the sensor reports a high packet rate.
@@ -54,10 +50,6 @@ impl RingSizer {
         (wanted != self.ring && self.refused.is_none()).then_some(wanted)
     }
 
-    pub(super) fn resized(&mut self, ring: Ring) {
-        self.ring = ring;
-    }
-
     pub(super) fn refused(&mut self, now: Instant) {
         self.refused = now.checked_add(CALM);
     }
@@ -77,7 +69,7 @@ mod tests {
         assert_eq!(sizer.wanted(now, 10_000, 0), None);
         now += SECOND;
         assert_eq!(sizer.wanted(now, 40_000, 0), Some(Ring::Large));
-        sizer.resized(Ring::Large);
+        sizer.ring = Ring::Large;
         for _ in 1..60 {
             now += SECOND;
             assert_eq!(sizer.wanted(now, 40_000, 0), None);

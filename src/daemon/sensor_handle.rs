@@ -13,22 +13,14 @@ const RETRY_DELAY: Duration = Duration::from_millis(5);
 
 #[derive(Clone)]
 pub(super) struct SensorHandle {
-    inbox: Inbox,
-    metrics: Arc<SensorMetrics>,
+    pub(super) inbox: Inbox,
+    pub(super) metrics: Arc<SensorMetrics>,
 }
 
 impl SensorHandle {
     pub(super) fn new() -> Result<Self, DaemonError> {
         let inbox = Inbox::new().map_err(DaemonError::system("make an event descriptor"))?;
         Ok(Self { inbox, metrics: Arc::default() })
-    }
-
-    pub(super) fn inbox(&self) -> Inbox {
-        self.inbox.clone()
-    }
-
-    pub(super) fn metrics(&self) -> &Arc<SensorMetrics> {
-        &self.metrics
     }
 
     /// Sends `command`, unless the inbox is full: then the sensor has been busy with packets for a thousand commands. A

@@ -18,19 +18,19 @@ use crate::events::event::EventKind;
 use crate::ledger::Recorder;
 use crate::netlink::nft::monitor::{Author, Change, Monitor, MonitorPause};
 use crate::sensor::SensorCommand;
-use crate::types::{Backend, MINUTE, Timestamp};
+use crate::types::{Backend, LineLimiter, MINUTE, Timestamp};
 
 pub(super) struct TableMonitor {
     /// `None` if nft is not a backend.
     monitor: Option<Monitor>,
-    bulk: BulkChanges,
+    pub(super) bulk: BulkChanges,
     /// `None` if there is no ledger.
     ledger: Option<Recorder>,
     /// Time until which further changes wait in the kernel for the ledger.
     ledger_wait: Option<Instant>,
     /// Rate limits for repairs of the rules, the allow-list and the trap.
     paces: [Pace; 3],
-    notes: Notes,
+    notes: LineLimiter,
 }
 
 impl TableMonitor {
@@ -46,11 +46,14 @@ impl TableMonitor {
             Pace::new(|command| matches!(command, SensorCommand::ProtectAddresses)),
             Pace::new(|command| matches!(command, SensorCommand::ResetTrap)),
         ];
-        Ok(Self { monitor, bulk: BulkChanges::default(), ledger, ledger_wait: None, paces, notes: Notes::default() })
-    }
-
-    pub(super) fn bulk_changes(&self) -> BulkChanges {
-        self.bulk.clone()
+        Ok(Self {
+            monitor,
+            bulk: BulkChanges::default(),
+            ledger,
+            ledger_wait: None,
+            paces,
+            notes: LineLimiter::new(MAX_NOTES_PER_MINUTE, MINUTE),
+        })
     }
 
     /// A handle that pauses the notifications.
@@ -79,7 +82,7 @@ impl TableMonitor {
             };
             let now = Instant::now();
             self.paces.iter_mut().for_each(|pace| pace.hold(&mut commands, now));
-            self.notes.limit(&mut events, now);
+            limit_notes(&mut self.notes, &mut events, boot_time());
             if events.len() >= BulkChanges::MANY {
                 self.bulk.record(boot_time());
                 self.ledger_wait = Some(now + MAX_LEDGER_WAIT);
@@ -153,23 +156,9 @@ impl Pace {
     }
 }
 
-/// Limits the notes about a table that is changed in a loop.
-#[derive(Default)]
-struct Notes {
-    minute: Option<Instant>,
-    events: u32,
-}
-
-impl Notes {
-    fn limit(&mut self, events: &mut Vec<EventKind>, now: Instant) {
-        if self.minute.is_none_or(|minute| now >= minute + MINUTE) {
-            (self.minute, self.events) = (Some(now), 0);
-        }
-        events.retain(|kind| {
-            self.events += u32::from(matches!(kind, EventKind::Note(_)));
-            self.events <= MAX_NOTES_PER_MINUTE || !matches!(kind, EventKind::Note(_))
-        });
-    }
+/// Removes the notes above the limit, about a table that is changed in a loop.
+fn limit_notes(notes: &mut LineLimiter, events: &mut Vec<EventKind>, now: Timestamp) {
+    events.retain(|kind| !matches!(kind, EventKind::Note(_)) || notes.admit(now));
 }
 
 /// Maximum delay of a repair, and minimum interval between two commands of one kind. The sensor limits the cost of
@@ -357,10 +346,10 @@ mod tests {
 
     #[test]
     fn notes_are_limited_and_bans_reported() {
-        let (mut notes, start) = (Notes::default(), Instant::now());
+        let mut notes = LineLimiter::new(MAX_NOTES_PER_MINUTE, MINUTE);
         let mut count = |second| {
             let (_, mut events) = respond(&[Change::ElementRemoved(target(1)), Change::AllowedChanged], "nft");
-            notes.limit(&mut events, start + Duration::from_secs(second));
+            limit_notes(&mut notes, &mut events, Timestamp::at(Duration::from_secs(second)));
             events.len()
         };
         let lines: Vec<usize> = (0..60).map(&mut count).collect();

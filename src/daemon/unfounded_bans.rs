@@ -3,8 +3,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::oneshot::{self, Receiver};
+use tokio::sync::oneshot::Receiver;
 
+use super::optional::take_answer;
 use crate::engine::{Class, ServiceMemory};
 use crate::ledger::{Author, BanRecord, Recorder};
 use crate::types::{BanTarget, Protocol, Timestamp};
@@ -40,31 +41,20 @@ impl UnfoundedBans {
     /// Queries the bans that would not have been made if the services of this host had been known, with `forgiven`
     /// ports forgiven.
     pub(super) fn ask(&mut self, recorder: &Recorder, now: Timestamp, served: Served, forgiven: u8) {
-        let (sent, answer) = oneshot::channel();
-        let asked = recorder.ask(move |ledger| {
+        self.next = now.after(INTERVAL);
+        self.answer = Some(recorder.ask(move |ledger| {
             let now = SystemTime::now();
             // If the ledger cannot be read now, the next service change repeats the query.
             let active = ledger.active(now).map(|found| found.items).unwrap_or_default();
             let bans = active.into_iter().map(|entry| entry.ban);
             let unfounded = bans.filter(|ban| is_unfounded(ban, &served, forgiven, now)).map(|ban| ban.target);
-            let _ = sent.send(unfounded.collect());
-        });
-        if asked {
-            self.answer = Some(answer);
-            self.next = now.after(INTERVAL);
-        }
+            unfounded.collect()
+        }));
     }
 
     /// The bans to lift, once the ledger has answered.
     pub(super) fn take_answer(&mut self) -> Vec<BanTarget> {
-        let answered = self.answer.as_mut().map(Receiver::try_recv);
-        match answered {
-            None | Some(Err(oneshot::error::TryRecvError::Empty)) => Vec::new(),
-            Some(answer) => {
-                self.answer = None;
-                answer.unwrap_or_default()
-            }
-        }
+        take_answer(&mut self.answer).unwrap_or_default()
     }
 }
 

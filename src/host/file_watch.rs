@@ -141,32 +141,18 @@ impl<F: Files> FileWatch<F> {
 }
 
 fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<Stamp>)> {
-    files.paths().into_iter().map(|path| (path.clone(), Stamp::read(&path))).collect()
+    files.paths().into_iter().map(|path| (path.clone(), stamp(&path))).collect()
 }
 
-/// The stat(2) data that shows a change: rewriting keeps the inode and changes the time, renaming another file over it
-/// changes the inode. Symlinks are followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+/// The stat(2) data that shows a change: device, inode, length, times of the last changes. Rewriting keeps the inode and
+/// changes the time, renaming another file over it changes the inode.
+type Stamp = ([u64; 3], [i64; 4]);
 
-impl Stamp {
-    /// `None` if the path does not exist.
-    fn read(path: &Path) -> Option<Self> {
-        let metadata = fs::metadata(path).ok()?;
-        Some(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
+/// `None` if the path does not exist. Symlinks are followed.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let found = fs::metadata(path).ok()?;
+    let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
+    Some(([found.dev(), found.ino(), found.size()], times))
 }
 
 #[cfg(test)]

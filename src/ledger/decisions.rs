@@ -9,32 +9,34 @@ use super::ban::{Allowance, Change, FleetLift, LiftedBy};
 use super::row::{self, micros, time};
 use super::{BOUND, Found, Ledger, LedgerError};
 
-pub(super) const END_TRIAL: &str = "DELETE FROM trial";
+const END_TRIAL: &str = "DELETE FROM trial";
 
-pub(super) const START_TRIAL: &str = "INSERT INTO trial (until) VALUES (:until)";
+const START_TRIAL: &str = "INSERT INTO trial (until) VALUES (:until)";
 
-pub(super) const TRIAL: &str = "SELECT until FROM trial LIMIT 1";
+const TRIAL: &str = "SELECT until FROM trial LIMIT 1";
 
-pub(super) const ALLOW: &str = "
+const ALLOW: &str = "
     INSERT OR REPLACE INTO allowance (network, since, until, author) VALUES (:network, :since, :until, :author)";
 
-pub(super) const DISALLOW: &str = "DELETE FROM allowance WHERE network = :network";
+const DISALLOW: &str = "DELETE FROM allowance WHERE network = :network";
 
-pub(super) const ALLOWANCES: &str = "SELECT network, since, until, author FROM allowance ORDER BY since, network";
+const ALLOWANCES: &str = "SELECT network, since, until, author FROM allowance ORDER BY since, network";
 
 /// Expired allowances.
 pub(super) const FORGET: &str = "DELETE FROM allowance WHERE until <= :now";
 
-pub(super) const CLEAR_LIFTS: &str = "DELETE FROM fleet_lift";
+const CLEAR_LIFTS: &str = "DELETE FROM fleet_lift";
 
-pub(super) const PUT_LIFT: &str =
-    "INSERT OR REPLACE INTO fleet_lift (target, until, author) VALUES (:target, :until, :author)";
+const PUT_LIFT: &str = "INSERT OR REPLACE INTO fleet_lift (target, until, author) VALUES (:target, :until, :author)";
 
 /// Those that end last come first.
-pub(super) const LIFTS: &str = "SELECT target, until, author FROM fleet_lift ORDER BY until DESC LIMIT :most";
+const LIFTS: &str = "SELECT target, until, author FROM fleet_lift ORDER BY until DESC LIMIT :most";
+
+pub(super) const USED: [&str; 10] =
+    [END_TRIAL, START_TRIAL, TRIAL, ALLOW, DISALLOW, ALLOWANCES, FORGET, CLEAR_LIFTS, PUT_LIFT, LIFTS];
 
 /// Moves the ends of all when the clock is set.
-pub(super) const STEPS: [&str; 3] = [
+const STEPS: [&str; 3] = [
     "UPDATE fleet_lift SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE allowance SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE trial SET until = until + :by WHERE until BETWEEN -:bound AND :bound",

@@ -26,8 +26,10 @@ pub(super) const UPSERT: &str = "
 
 pub(super) const FORGET: &str = "DELETE FROM logged WHERE last < :before";
 
-pub(super) const PRUNE: &str = "
+const PRUNE: &str = "
     DELETE FROM logged WHERE subject IN (SELECT subject FROM logged ORDER BY last DESC LIMIT -1 OFFSET :kept)";
+
+pub(super) const USED: [&str; 3] = [UPSERT, FORGET, PRUNE];
 
 /// Executes [`UPSERT`] for `logged`.
 pub(super) fn write(logged: &Logged, upsert: &mut Statement<'_>) -> Result<(), Error> {

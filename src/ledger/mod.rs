@@ -46,7 +46,7 @@ pub use writer::{Recorder, Writer, WriterEvent};
 use crate::types::BanTarget;
 use row::micros;
 use state_dir::StateDir;
-use statements::{ALSO, DROP, END, GUEST_PORT, INSERT, NEWEST, Statements, UNDONE};
+use statements::Statements;
 
 /// Default directory of the ledger.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
@@ -230,10 +230,6 @@ impl Ledger {
         self.place.file(DATABASE)
     }
 
-    fn directory(&self) -> &Path {
-        self.place.directory()
-    }
-
     /// Moves a damaged database aside, and returns its new path. [`Ledger::open`] then creates a new one.
     pub fn quarantine(self) -> Result<PathBuf, LedgerError> {
         // Closed first, because closing removes the log by name, which must not be that of the next database.
@@ -394,48 +390,11 @@ impl Ledger {
 }
 
 fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
-    let (active, of, listed) = (select(ACTIVE), select(OF), listed());
-    let (all, scans) = (strikes::of_all(), logged::select());
-    let (undo_due, count_undo_due) = (undo_due(), count_undo_due());
-    let (same, later) = (pages::same(), pages::later());
-    let used = [
-        NEWEST,
-        ALSO,
-        DROP,
-        END,
-        GUEST_PORT,
-        INSERT,
-        EXPIRE,
-        STEP,
-        BEGIN,
-        FORGET,
-        PRUNE,
-        UNDONE,
-        OWE_UNDO,
-        decisions::ALLOW,
-        decisions::DISALLOW,
-        decisions::ALLOWANCES,
-        decisions::FORGET,
-        decisions::CLEAR_LIFTS,
-        decisions::PUT_LIFT,
-        decisions::LIFTS,
-        decisions::START_TRIAL,
-        decisions::END_TRIAL,
-        decisions::TRIAL,
-        logged::UPSERT,
-        logged::FORGET,
-        logged::PRUNE,
-        &active,
-        &of,
-        &listed,
-        &all,
-        &scans,
-        &undo_due,
-        &count_undo_due,
-        &same,
-        &later,
-    ];
-    let used = [&used[..], &services::USED, &peers::USED].concat();
+    let own = [EXPIRE, STEP, BEGIN, FORGET, PRUNE, OWE_UNDO];
+    let fixed = [&own[..], &statements::USED, &decisions::USED, &logged::USED, &services::USED, &peers::USED].concat();
+    let lists = [select(ACTIVE), select(OF), listed(), strikes::of_all(), logged::select()];
+    let others = [undo_due(), count_undo_due(), pages::select(pages::SAME), pages::select(pages::LATER)];
+    let used: Vec<&str> = fixed.into_iter().chain(lists.iter().chain(&others).map(String::as_str)).collect();
     schema::connect(&place.file(DATABASE), &used)
 }
 

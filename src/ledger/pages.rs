@@ -24,18 +24,12 @@ pub type Page = Vec<(Position, Option<Entry>)>;
 
 /// The further bans with the same end. Separate from [`LATER`], because SQLite compares `(until, id)` with a row value
 /// only by `until` in the index.
-const SAME: &str = "INDEXED BY ban_open WHERE ended IS NULL AND until IS :until AND id > :id ORDER BY id LIMIT :most";
-const LATER: &str = "INDEXED BY ban_open WHERE ended IS NULL AND until > :until ORDER BY until, id LIMIT :most";
+pub(super) const SAME: &str =
+    "INDEXED BY ban_open WHERE ended IS NULL AND until IS :until AND id > :id ORDER BY id LIMIT :most";
+pub(super) const LATER: &str =
+    "INDEXED BY ban_open WHERE ended IS NULL AND until > :until ORDER BY until, id LIMIT :most";
 
-pub(super) fn same() -> String {
-    select(SAME)
-}
-
-pub(super) fn later() -> String {
-    select(LATER)
-}
-
-fn select(which: &str) -> String {
+pub(super) fn select(which: &str) -> String {
     format!("SELECT {}, id FROM ban {which}", row::COLUMNS)
 }
 
@@ -52,11 +46,11 @@ impl Ledger {
         let mut bans = Page::new();
         if until.is_none_or(|until| until > now) {
             let values = named_params! {":until": until, ":id": id, ":most": limit(&bans)};
-            bans.extend(self.query(&same(), values, read)?.items);
+            bans.extend(self.query(&select(SAME), values, read)?.items);
         }
         let begin = until.map_or(now, |until| until.max(now));
         let values = named_params! {":until": begin, ":most": limit(&bans)};
-        bans.extend(self.query(&later(), values, read)?.items);
+        bans.extend(self.query(&select(LATER), values, read)?.items);
         Ok(bans)
     }
 }

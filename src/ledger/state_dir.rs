@@ -26,7 +26,7 @@ const KEPT_ASIDE: usize = 3;
 /// A verified state directory.
 #[derive(Clone, Debug)]
 pub(super) struct StateDir {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 impl StateDir {
@@ -52,10 +52,6 @@ impl StateDir {
         // opens the database.
         let directory = directory.canonicalize().map_err(LedgerError::system("find", directory))?;
         Ok(Self { directory })
-    }
-
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
     }
 
     pub(super) fn file(&self, name: &str) -> PathBuf {

@@ -12,39 +12,41 @@ use crate::engine::LinkId;
 use crate::types::{Backend, Backends, BanTarget};
 
 /// The newest ban of a target: the only one that may be open, because each new one ends the previous one.
-pub(super) const NEWEST: &str = "
+const NEWEST: &str = "
     SELECT id, strikes, ended IS NULL, since, method, author = 'import', author = 'detector' AND NOT capped AND ending IS NOT 'lifted'
     FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
 
 /// Adds a backend to the same ban.
-pub(super) const ALSO: &str = "UPDATE ban SET method = :method, undo = undo OR :undo WHERE id = :id";
+const ALSO: &str = "UPDATE ban SET method = :method, undo = undo OR :undo WHERE id = :id";
 
 /// Records the bridge port of the open ban that began at `since`.
-pub(super) const GUEST_PORT: &str =
+const GUEST_PORT: &str =
     "UPDATE ban SET guest_port = :port WHERE subject = :subject AND ended IS NULL AND since = :since";
 
 /// The command of bans that have ended, and of the ban that began at `since`, was undone at `at`. A ban that began later
 /// has its own command.
-pub(super) const UNDONE: &str = "
+const UNDONE: &str = "
     UPDATE ban SET undo = 0
     WHERE subject = :subject AND undo = 1 AND (ended IS NOT NULL OR until <= :at OR since <= :since)";
 
 /// Deletes a row that another row supersedes.
-pub(super) const DROP: &str = "DELETE FROM ban WHERE id = :id";
+const DROP: &str = "DELETE FROM ban WHERE id = :id";
 
 /// Ends a ban. A ban whose time was already over is recorded as expired, regardless of what ended it.
-pub(super) const END: &str = "
+const END: &str = "
     UPDATE ban SET
         ended = min(coalesce(until, :at), :at),
         ending = CASE WHEN until <= :at THEN 'expired' ELSE :how END,
         lifted_by = CASE WHEN until <= :at THEN NULL ELSE :by END
     WHERE id = :id";
 
-pub(super) const INSERT: &str = "
+const INSERT: &str = "
     INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author, capped,
         note, evidence, guest_port, undo)
     VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped,
         :note, :evidence, :guest_port, :undo)";
+
+pub(super) const USED: [&str; 7] = [NEWEST, ALSO, GUEST_PORT, UNDONE, DROP, END, INSERT];
 
 /// The newest ban of a target.
 struct Newest {

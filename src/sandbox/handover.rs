@@ -98,14 +98,14 @@ pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)>
     for path in &policy.own {
         let Ok(folder) = path.metadata() else { continue };
         match inspect(path, policy, account, &[]) {
-            Ok(None) if !policy.is_of_socket(path) && folder.uid() != account.uid() => {
+            Ok(None) if !policy.is_of_socket(path) && folder.uid() != account.uid => {
                 found.push((path.clone(), folder.uid()));
             }
             Ok(Some(open)) => {
                 // The start reports errors of this read.
                 let _ = open.each_entry(|name, _, entry| {
                     let owner = entry.uid();
-                    if policy.is_own_file(name, entry) && owner != account.uid() && !is_to_give(owner, account) {
+                    if policy.is_own_file(name, entry) && owner != account.uid && !is_to_give(owner, account) {
                         found.push((path.join(name), owner));
                     }
                     Ok(true)
@@ -176,7 +176,7 @@ fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) ->
         Err(error) => return Err(system(error.into())),
     };
     let found = open.metadata().map_err(system)?;
-    if found.uid() == account.uid() {
+    if found.uid() == account.uid {
         return Ok(Some(Folder { open, is_given: false }));
     }
     if !is_to_give(found.uid(), account) || account.may(&found, 0o3) {
@@ -266,7 +266,7 @@ impl Policy {
 /// a process has now is not one of those.
 fn is_to_give(owner: u32, account: &Account) -> bool {
     let is_package = || matches!(looked_up(User::from_name(NAME)), Ok(Some(user)) if user.uid.as_raw() == owner);
-    owner != account.uid() && (owner == 0 || is_package() || dynamic_user::is_unused(owner))
+    owner != account.uid && (owner == 0 || is_package() || dynamic_user::is_unused(owner))
 }
 
 fn id(found: &Metadata) -> (u64, u64) {
@@ -275,7 +275,7 @@ fn id(found: &Metadata) -> (u64, u64) {
 
 /// Also works on a descriptor opened with `O_PATH`, so that the file itself need not be opened.
 fn change_owner(open: &File, account: &Account) -> Result<(), Errno> {
-    let (uid, gid) = (Uid::from_raw(account.uid()), Gid::from_raw(account.gid()));
+    let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     chownat(open, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
 }
 

@@ -39,7 +39,8 @@ const BACKLOG: i32 = 16;
 pub struct InstanceLock {
     /// `None` if a process that is not a daemon holds the name.
     listener: Option<OwnedFd>,
-    doubt: Option<String>,
+    /// A warning if another daemon may be running.
+    pub doubt: Option<String>,
 }
 
 /// Why this daemon must not run.
@@ -106,12 +107,6 @@ impl InstanceLock {
         Self { listener: None, doubt: Some(doubt) }
     }
 
-    /// Returns a warning if another daemon may be running.
-    #[must_use]
-    pub fn doubt(&self) -> Option<&str> {
-        self.doubt.as_deref()
-    }
-
     /// Closes the connections of waiting clients.
     pub fn hang_up(&self) {
         if let Some(listener) = &self.listener {
@@ -173,7 +168,7 @@ mod tests {
             first.hang_up();
         }
         drop(first);
-        assert!(InstanceLock::claim_as(&name).unwrap().doubt().is_none());
+        assert!(InstanceLock::claim_as(&name).unwrap().doubt.as_deref().is_none());
     }
 
     #[test]
@@ -183,7 +178,7 @@ mod tests {
         bind(&silent, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();
         let begin = Instant::now();
         let alone = InstanceLock::claim_as(&name).unwrap();
-        assert!(alone.doubt().unwrap().contains("would not be detected") && begin.elapsed() >= HOLDER_TIMEOUT);
+        assert!(alone.doubt.as_deref().unwrap().contains("would not be detected") && begin.elapsed() >= HOLDER_TIMEOUT);
     }
 
     #[test]
@@ -197,6 +192,6 @@ mod tests {
         });
         let alone = InstanceLock::claim_as(&name).unwrap();
         gone.join().unwrap();
-        assert!(alone.doubt().is_none(), "{:?}", alone.doubt());
+        assert!(alone.doubt.as_deref().is_none(), "{:?}", alone.doubt.as_deref());
     }
 }

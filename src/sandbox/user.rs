@@ -62,8 +62,8 @@ pub(super) fn make(folder: &Path) -> io::Result<bool> {
 /// The user that the daemon switches to, with its groups.
 pub(super) struct Account {
     name: Option<&'static str>,
-    uid: u32,
-    gid: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
     groups: Vec<u32>,
 }
 
@@ -119,14 +119,6 @@ impl Account {
     /// Root, for a daemon that must stay root.
     pub(super) fn root() -> Self {
         Self { name: Some("root"), uid: 0, gid: 0, groups: vec![0] }
-    }
-
-    pub(super) fn uid(&self) -> u32 {
-        self.uid
-    }
-
-    pub(super) fn gid(&self) -> u32 {
-        self.gid
     }
 
     /// True for a uid without an account.

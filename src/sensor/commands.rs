@@ -171,7 +171,7 @@ impl AsFd for Inbox {
 /// and the thread.
 pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut BanController) {
     // On a silent host, bans may have expired since the last packet.
-    controller.observer().engine_mut().clock(now);
+    controller.observer.engine.clock(now);
     let (enforcement, mut scope) = controller.enforcement(now);
     let scope = &mut scope;
     match command {
@@ -182,7 +182,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::Restore(bans, backends) => controller.restore(now, &bans, backends),
         SensorCommand::Repair(backend, targets) => enforcement.repair(scope, backend, &targets),
         SensorCommand::RouteRemoved(target) => controller.route_removed(now, target),
-        SensorCommand::RemoveStaleRoutes => enforcement.blocker().remove_stale_routes(now, scope.reporter),
+        SensorCommand::RemoveStaleRoutes => enforcement.blocker.remove_stale_routes(now, scope.reporter),
         SensorCommand::CommandEnded(target) => controller.command_ended(now, target),
         SensorCommand::BansRemoved(targets) => controller.bans_removed(&targets),
         SensorCommand::ReinstallTable(by) => enforcement.repair_table(scope, Damage::Deleted(Some(&by))),
@@ -190,16 +190,16 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::ProtectAddresses => enforcement.restore_allow_list(scope),
         SensorCommand::ResetTrap => enforcement.reset_trap(scope),
         SensorCommand::Request(request) => answer(request, now, controller),
-        SensorCommand::Settings(settings) => controller.reconfigure(now, *settings),
+        SensorCommand::Settings(settings) => enforcement.reconfigure(scope, *settings),
         SensorCommand::Ruleset(spec) => enforcement.replace_ruleset(scope, *spec),
         SensorCommand::TrackDecoys(most) => enforcement.track_decoys(scope, most),
         SensorCommand::StartTrial => enforcement.start_trial(scope),
-        SensorCommand::EndTrial(settings) => controller.end_trial(now, *settings),
+        SensorCommand::EndTrial(settings) => enforcement.end_trial(scope, *settings),
         SensorCommand::ReviewLoaded(elements, by) => controller.review_loaded(now, &elements, &by),
-        SensorCommand::KnownPeers(peers) => controller.observer().engine_mut().know_peers(now, &peers),
-        SensorCommand::EndSettling => controller.end_settling(now),
+        SensorCommand::KnownPeers(peers) => controller.observer.engine.know_peers(now, &peers),
+        SensorCommand::EndSettling => enforcement.end_settling(scope),
         SensorCommand::LogOnly => enforcement.log_only(scope),
-        SensorCommand::Heartbeat => controller.metrics().beats.add(1),
+        SensorCommand::Heartbeat => controller.reporter.metrics.beats.add(1),
         SensorCommand::Capture(_) | SensorCommand::Addresses(_) | SensorCommand::Stop => {}
     }
 }
@@ -212,7 +212,7 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             let result = controller.block(now, BanContext::by_hand(target, expiry, since));
             if result.is_ok() {
                 let what = EventKind::ByHand { target, expiry, by, note, backend: None };
-                controller.reporter().emit_event(Event { time: since, what });
+                controller.reporter.emit_event(Event { time: since, what });
             }
             let _ = answer.send(result);
         }
@@ -222,25 +222,21 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
                 None => controller.unblock_all(),
             };
             if let Ok([target]) = result.as_deref() {
-                controller.reporter().emit_unblocked(*target, by);
+                controller.reporter.emit_unblocked(*target, by);
             }
             let _ = answer.send(result);
         }
-        SensorRequest::Count { answer } => {
-            let _ = answer.send(controller.observer().engine_mut().count_bans(now));
-        }
+        SensorRequest::Count { answer } => drop(answer.send(controller.observer.engine.count_bans(now))),
         SensorRequest::BansIn { network, most, answer } => {
-            drop(answer.send(controller.observer().bans_in(network, most)));
+            drop(answer.send(controller.observer.bans_in(network, most)));
         }
         SensorRequest::Sample { most, again, routes_again, answer } => {
             drop(answer.send(Sample::take(controller.enforcement(now), most, again, routes_again)));
         }
         SensorRequest::Explain { address, link, answer } => {
-            let _ = answer.send(controller.observer().explain(now, address, link));
+            let _ = answer.send(controller.observer.explain(now, address, link));
         }
-        SensorRequest::Published { answer } => {
-            drop(answer.send(controller.observer().engine().published(now).collect()))
-        }
+        SensorRequest::Published { answer } => drop(answer.send(controller.observer.engine.published(now).collect())),
     }
 }
 

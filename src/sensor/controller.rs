@@ -8,13 +8,12 @@ use super::batch::{Batch, Outcome};
 use super::blocker::Blocker;
 use super::enforcement::Enforcement;
 use super::guest_bans::{GuestBan, GuestBans};
-use super::metrics::SensorMetrics;
 use super::observer::Observer;
 use super::reporter::Reporter;
 use super::scope::Scope;
 use crate::enforce::BanContext;
 use crate::enforce::nft::BlockError;
-use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Settings, Standing, Verdict};
+use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Standing, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 use crate::wire::Packet;
@@ -30,13 +29,13 @@ const JUDGED_PER_ROUND: usize = 64;
 
 /// Owns the engine, the backends and the reporter, and passes each component what it needs from the others.
 pub(super) struct BanController {
-    observer: Observer,
+    pub(super) observer: Observer,
     batch: Batch,
     enforcement: Enforcement,
     guest_bans: GuestBans,
     /// When to remove bans of targets that have become exempt; `None` while there are none.
     exempt_check_at: Option<Timestamp>,
-    reporter: Reporter,
+    pub(super) reporter: Reporter,
 }
 
 impl BanController {
@@ -49,18 +48,6 @@ impl BanController {
             exempt_check_at: None,
             reporter,
         }
-    }
-
-    pub(super) fn reporter(&self) -> &Reporter {
-        &self.reporter
-    }
-
-    pub(super) fn metrics(&self) -> &SensorMetrics {
-        self.reporter.metrics()
-    }
-
-    pub(super) fn observer(&mut self) -> &mut Observer {
-        &mut self.observer
     }
 
     /// The backends, and what they work with at `now`.
@@ -77,8 +64,8 @@ impl BanController {
             && self.observer.proves_port_use(packet)
         {
             self.batch.withdraw(target);
-            self.observer.lift(target);
-            self.enforcement.trap().refute(now, target);
+            self.observer.engine.lift(target);
+            self.enforcement.trap.review.refute(now, target);
         }
         let verdict = self.observe(now, time, |observer| observer.observe(now, packet));
         let (enforcement, scope) = self.enforcement(now);
@@ -87,7 +74,7 @@ impl BanController {
 
     /// Observes a connection or datagram that a decoy accepted at `time`. Its results stay in the batch as well.
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
-        self.metrics().connections.add(1);
+        self.reporter.metrics.connections.add(1);
         let _ = self.observe(now, time, |observer| observer.observe_decoy(now, observation));
     }
 
@@ -110,7 +97,7 @@ impl BanController {
         if !enforcement.has_vanished(&mut scope, target, verify) {
             return false;
         }
-        self.observer.lift(target);
+        self.observer.engine.lift(target);
         self.enforcement.forget_probes(&[target], &self.reporter);
         self.batch.report(time, EventKind::Lifted { target });
         true
@@ -121,7 +108,7 @@ impl BanController {
         if let Verdict::Probe(probe) | Verdict::Block(Ban { probe, .. }) | Verdict::LogOnly(Ban { probe, .. }) =
             &verdict
         {
-            self.metrics().probed(probe.observation.class);
+            self.reporter.metrics.probed(probe.observation.class);
         }
         match verdict {
             Verdict::Block(ban) => {
@@ -134,7 +121,7 @@ impl BanController {
                 return;
             }
             Verdict::LogOnly(ban) => {
-                let blocker = self.enforcement.blocker();
+                let blocker = &self.enforcement.blocker;
                 let runs_command = blocker.only_runs_command(ban.probe.observation.protocol);
                 if runs_command && let Some(refused) = blocker.queue_command(&ban, time) {
                     self.batch.report(time, EventKind::from(&refused));
@@ -154,7 +141,7 @@ impl BanController {
             return;
         }
         let mut scope = Scope { now, observer, reporter };
-        let bans = batch.bans(enforcement.blocker());
+        let bans = batch.bans(&enforcement.blocker);
         let refused = enforcement.apply(&mut scope, bans);
         let applied = SystemTime::now();
         for outcome in batch.drain() {
@@ -167,7 +154,7 @@ impl BanController {
 
     /// Applies the ban of `target`, whose command has ended.
     pub(super) fn command_ended(&mut self, now: Timestamp, target: BanTarget) {
-        if let Some((ban, seen)) = self.enforcement.command_ended(target) {
+        if let Some((ban, seen)) = self.enforcement.pending.command_ended(target) {
             self.batch.block(ban, seen);
             self.commit(now);
         }
@@ -196,10 +183,10 @@ impl BanController {
             self.decide(verdict, SystemTime::now());
         }
         self.commit(now);
-        while let Some(notice) = self.observer.engine_mut().notice(now) {
+        while let Some(notice) = self.observer.engine.notice(now) {
             self.reporter.emit(notice.into());
         }
-        self.metrics().update(self.observer.engine().tracked(), self.observer.engine().counters());
+        self.reporter.metrics.update(self.observer.engine.tracked(), self.observer.engine.counters());
     }
 
     /// Removes bans of targets that have become exempt. The kernel accepts their packets in any case, but a leftover
@@ -240,7 +227,7 @@ impl BanController {
         enforcement.host_changed(&mut scope);
         if more_exempt {
             // The trap may have blocked one of the newly exempt sources just before.
-            enforcement.trap().check_soon(now);
+            enforcement.trap.check_soon(now);
             self.exempt_check_at = Some(now);
         }
     }
@@ -263,7 +250,7 @@ impl BanController {
     /// Ends those without a bridge port.
     pub(super) fn follow_guests(&mut self, now: Timestamp, bans: Vec<GuestBan>) {
         // An operator may have replaced the ban meanwhile.
-        let engine = self.observer.engine();
+        let engine = &self.observer.engine;
         let on_evidence = |ban: &GuestBan| engine.standing_of(now, ban.target).is_some_and(|one| one.grade.is_some());
         for ban in bans.into_iter().filter(on_evidence) {
             self.guest_bans.forget(ban.target);
@@ -271,27 +258,6 @@ impl BanController {
         }
         let departed = self.guest_bans.departed(self.observer.host());
         self.lift_departed(&departed);
-    }
-
-    pub(super) fn reconfigure(&mut self, now: Timestamp, settings: Settings) {
-        self.observer.engine_mut().reconfigure(settings);
-        let (enforcement, mut scope) = self.enforcement(now);
-        enforcement.trap().forget_coverage(scope.reporter);
-        enforcement.arm_trap(&mut scope);
-    }
-
-    /// Blocks again after a trial, with these settings.
-    pub(super) fn end_trial(&mut self, now: Timestamp, settings: Settings) {
-        self.observer.engine_mut().reconfigure(settings);
-        let (enforcement, mut scope) = self.enforcement(now);
-        enforcement.end_trial(&mut scope);
-    }
-
-    /// Called when the services of this host have started after a boot.
-    pub(super) fn end_settling(&mut self, now: Timestamp) {
-        self.observer.engine_mut().end_settling();
-        let (enforcement, mut scope) = self.enforcement(now);
-        enforcement.arm_trap(&mut scope);
     }
 }
 
@@ -301,22 +267,22 @@ impl BanController {
     pub(super) fn adopt(&mut self, now: Timestamp, bans: &[ActiveBan]) {
         for ban in bans {
             self.guest_bans.forget(ban.target);
-            self.observer.engine_mut().adopt(now, ban);
+            self.observer.engine.adopt(now, ban);
         }
         if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_))) {
-            self.enforcement.blocker().plan_prefix_sets();
+            self.enforcement.blocker.plan_prefix_sets();
         }
-        if bans.iter().any(|ban| self.observer.exemption(ban.target).is_some()) {
+        if bans.iter().any(|ban| self.observer.host().exemption(ban.target).is_some()) {
             self.exempt_check_at = Some(now);
         }
         // These bans count towards the ceilings, which the trap must not exceed.
-        self.enforcement.trap().check_soon(now);
+        self.enforcement.trap.check_soon(now);
     }
 
     /// Reviews `elements`, which came with a ruleset that `by` loaded. Elements that are not bans are removed from the
     /// kernel's sets; the others get the remaining time of their bans.
     pub(super) fn review_loaded(&mut self, now: Timestamp, elements: &[BanTarget], by: &str) {
-        let engine = self.observer.engine();
+        let engine = &self.observer.engine;
         let bans = elements.iter().filter_map(|target| engine.standing_of(now, *target));
         let bans: Vec<_> = bans.map(|ban| (ban.target, ban.length, ban.left)).collect();
         let stale = elements.iter().copied().filter(|target| engine.standing_of(now, *target).is_none());
@@ -359,8 +325,8 @@ impl BanController {
     /// element.
     pub(super) fn route_removed(&mut self, now: Timestamp, target: BanTarget) {
         // The route may have been replaced or restored since the notification.
-        if !self.observer.engine().is_blocked(now, target)
-            || self.enforcement.blocker().missing(Backend::Route, &[target]) != [target]
+        if !self.observer.engine.is_blocked(now, target)
+            || self.enforcement.blocker.missing(Backend::Route, &[target]) != [target]
         {
             return;
         }
@@ -388,8 +354,8 @@ impl BanController {
         let mut unblocked = Vec::new();
         let targets = &self.with_links(targets)[..];
         for target in targets {
-            let in_set = self.enforcement.blocker().remove_from_sets(*target).map_err(|error| error.to_string())?;
-            if self.observer.lift(*target) || in_set {
+            let in_set = self.enforcement.blocker.remove_from_sets(*target).map_err(|error| error.to_string())?;
+            if self.observer.engine.lift(*target) || in_set {
                 unblocked.push(*target);
             }
         }
@@ -400,7 +366,7 @@ impl BanController {
     /// Returns `targets`, and for each link-local address without a link also its bans on every link.
     fn with_links(&self, targets: &[BanTarget]) -> Vec<BanTarget> {
         let mut all = targets.to_vec();
-        let links = self.observer.engine().bans().map(|ban| ban.target);
+        let links = self.observer.engine.bans().map(|ban| ban.target);
         let links = links.filter(|ban| matches!(ban, BanTarget::Link { .. }) && targets.contains(&ban.on_every_link()));
         all.extend(links);
         all
@@ -408,15 +374,15 @@ impl BanController {
 
     /// Ends all bans; returns their targets.
     pub(super) fn unblock_all(&mut self) -> Result<Vec<BanTarget>, String> {
-        let targets: Vec<BanTarget> = self.observer.engine().bans().map(|ban| ban.target).collect();
-        match self.enforcement.blocker().change_sets(|nft| nft.lift(&targets)) {
+        let targets: Vec<BanTarget> = self.observer.engine.bans().map(|ban| ban.target).collect();
+        match self.enforcement.blocker.change_sets(|nft| nft.lift(&targets)) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => return Err(error.to_string()),
         }
         self.enforcement.release(&targets, &self.reporter);
         // Bans are lifted one at a time, so that each also takes back its strike, as a single unblock does.
         for target in &targets {
-            self.observer.lift(*target);
+            self.observer.engine.lift(*target);
         }
         Ok(targets)
     }
@@ -424,7 +390,7 @@ impl BanController {
     /// Ends the bans of `targets`, which were removed from the kernel's sets.
     pub(super) fn bans_removed(&mut self, targets: &[BanTarget]) {
         for target in targets {
-            self.observer.lift(*target);
+            self.observer.engine.lift(*target);
         }
         self.enforcement.release(targets, &self.reporter);
     }

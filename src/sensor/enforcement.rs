@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::blocker::Blocker;
-use super::kernel_guards::KernelGuards;
+use super::own_source::OwnSourceGuard;
 use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
 use super::scope::Scope;
@@ -13,7 +13,7 @@ use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
 use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
 use crate::enforce::{BanContext, Gone, Refused};
-use crate::engine::{ActiveBan, Ban, Verdict};
+use crate::engine::{ActiveBan, Ban, Settings, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
 use crate::wire::Packet;
@@ -21,29 +21,20 @@ use crate::wire::Packet;
 /// Retries of refused bans per maintenance round.
 const RETRIES_PER_ROUND: usize = 16;
 
+#[derive(Default)]
 pub(super) struct Enforcement {
-    blocker: Blocker,
-    pending: PendingBans,
+    pub(super) blocker: Blocker,
+    pub(super) pending: PendingBans,
     table_repair: TableRepair,
-    guards: KernelGuards,
+    /// The trap and the guard are what the kernel does by itself between two bans. Both need rules of the table and
+    /// follow the snapshot of the host.
+    pub(super) trap: TrapControl,
+    own_sources: OwnSourceGuard,
 }
 
 impl Enforcement {
     pub(super) fn new(blocker: Blocker) -> Self {
-        Self {
-            blocker,
-            pending: PendingBans::default(),
-            table_repair: TableRepair::default(),
-            guards: KernelGuards::default(),
-        }
-    }
-
-    pub(super) fn blocker(&mut self) -> &mut Blocker {
-        &mut self.blocker
-    }
-
-    pub(super) fn trap(&mut self) -> &mut TrapControl {
-        &mut self.guards.trap
+        Self { blocker, ..Self::default() }
     }
 }
 
@@ -52,18 +43,19 @@ impl Enforcement {
     /// Excuses the trap's count of `packet` if it was not evidence, and checks whether its source is an address of this
     /// host.
     pub(super) fn inspect(&mut self, scope: &Scope<'_>, packet: &Packet, verdict: Verdict) {
-        self.guards.inspect(scope, packet, verdict);
+        self.trap.excuse(scope.now, packet, verdict, scope.observer.engine.forgiven());
+        self.own_sources.inspect(packet, scope.observer.host(), scope.reporter);
     }
 
     /// Handles a packet of a blocked source. If `verify` is true, looks up its ban in the kernel's set. Returns true if
     /// the ban was removed without a notification.
     pub(super) fn has_vanished(&mut self, scope: &mut Scope<'_>, target: BanTarget, verify: bool) -> bool {
-        self.table_repair.saw_blocked(target);
+        self.table_repair.recent.insert(target);
         if !verify {
             return false;
         }
         match self.blocker.is_in_sets(target) {
-            Ok(false) if self.table_repair.is_incomplete() => self.repair(scope, Backend::Nft, &[target]),
+            Ok(false) if self.table_repair.incomplete => self.repair(scope, Backend::Nft, &[target]),
             Ok(false) => return true,
             Err(BlockError::Gone) => self.repair_missing_table(scope),
             Ok(true) | Err(_) => {}
@@ -74,21 +66,12 @@ impl Enforcement {
     /// Starts the command that must run before `ban`, which then waits for it. Returns false if there is no such
     /// command.
     pub(super) fn run_first(&mut self, ban: &Ban, seen: SystemTime) -> bool {
-        self.table_repair.saw_blocked(ban.probe.target);
+        self.table_repair.recent.insert(ban.probe.target);
         let runs = self.pending.has_room_for_command() && self.blocker.run_first(ban, seen);
         if runs {
             self.pending.await_command(*ban, seen);
         }
         runs
-    }
-
-    pub(super) fn awaits_command(&self, target: BanTarget) -> bool {
-        self.pending.awaits_command(target)
-    }
-
-    /// Removes and returns the ban of `target`, whose command has ended.
-    pub(super) fn command_ended(&mut self, target: BanTarget) -> Option<(Ban, SystemTime)> {
-        self.pending.command_ended(target)
     }
 
     /// Blocks `bans` with every inline backend. Returns the refused ones with their reasons.
@@ -97,7 +80,7 @@ impl Enforcement {
             return Vec::new();
         }
         let refused = self.blocker.inline().flat_map(|backend| self.apply_with(scope, backend, bans)).collect();
-        self.guards.trap.bans_imposed(scope.now, scope.observer);
+        self.trap.bans_imposed(scope);
         refused
     }
 
@@ -138,7 +121,7 @@ impl Enforcement {
             match refused.iter().find(|refused| (refused.backend, refused.target) == (backend, target)) {
                 None => {
                     in_force = true;
-                    reporter.metrics().reacted(applied.duration_since(seen).unwrap_or_default());
+                    reporter.metrics.reacted(applied.duration_since(seen).unwrap_or_default());
                     reporter.emit_blocked(ban, backend, seen, applied);
                 }
                 Some(refused) => {
@@ -158,7 +141,7 @@ impl Enforcement {
         }
         if !(in_force || queued) {
             // The source is not blocked, so its next probes must count again.
-            scope.observer.lift(target);
+            scope.observer.engine.lift(target);
         }
     }
 
@@ -195,9 +178,9 @@ impl Enforcement {
             BanTarget::Prefix(inner) => *inner != outer && outer.network().contains(&inner.network()),
             BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => false,
         };
-        let inner: Vec<_> = scope.observer.engine().bans().map(|ban| ban.target).filter(is_inside).collect();
+        let inner: Vec<_> = scope.observer.engine.bans().map(|ban| ban.target).filter(is_inside).collect();
         for inner in inner {
-            scope.observer.lift(inner);
+            scope.observer.engine.lift(inner);
             scope.reporter.emit_unblocked(inner, format!("the ban of {target} around it"));
         }
     }
@@ -213,7 +196,7 @@ impl Enforcement {
 
     /// Resets the trap's count of the probes of `targets`.
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], reporter: &Reporter) {
-        self.guards.trap.forget_probes(targets, &mut self.blocker, reporter);
+        self.trap.forget_probes(targets, &mut self.blocker, reporter);
     }
 }
 
@@ -221,7 +204,7 @@ impl Enforcement {
 impl Enforcement {
     /// When [`Enforcement::run_maintenance`] is next due.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        let (pending, trap) = (self.pending.next_retry(), self.guards.trap.next_due());
+        let (pending, trap) = (self.pending.next_retry(), self.trap.check_at);
         let (routes, repair) = (self.blocker.next_route_due(), self.table_repair.next_due());
         [pending, trap, routes, repair].into_iter().flatten().min()
     }
@@ -230,10 +213,10 @@ impl Enforcement {
     /// refused bans.
     pub(super) fn run_maintenance(&mut self, scope: &mut Scope<'_>) {
         let now = scope.now;
-        self.guards.trap.check(now, &mut self.blocker, scope.observer, &self.pending, scope.reporter);
+        self.trap.check(scope, &mut self.blocker, &self.pending);
         self.blocker.expire_routes(now, scope.reporter);
         if let Some(table) = &mut self.blocker.nft {
-            self.table_repair.complete(now, table, scope.observer, &mut self.pending, scope.reporter);
+            self.table_repair.complete(scope, table, &mut self.pending);
         }
         for _ in 0..RETRIES_PER_ROUND {
             let Some(retry) = self.pending.due_retry(now) else { break };
@@ -248,12 +231,12 @@ impl Enforcement {
         let target = ban.probe.target;
         let attempt = self.blocker.context(&ban, left, seen);
         if !self.apply_with(scope, backend, &[attempt]).is_empty() {
-            scope.reporter.metrics().failed(backend);
+            scope.reporter.metrics.failed(backend);
             return self.pending.retry_again(retry, now);
         }
-        if !scope.observer.engine().is_blocked(now, target) {
+        if !scope.observer.engine.is_blocked(now, target) {
             let ban = ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(target, left) };
-            scope.observer.engine_mut().adopt(now, &ban);
+            scope.observer.engine.adopt(now, &ban);
         }
         scope.reporter.emit_blocked(&ban, backend, seen, SystemTime::now());
     }
@@ -268,7 +251,7 @@ impl Enforcement {
 /// Applies changes of the host and of the configuration.
 impl Enforcement {
     pub(super) fn start(&mut self, scope: &mut Scope<'_>) {
-        self.guards.start(scope, &mut self.blocker);
+        self.restart_trap(scope);
         if let Some(backend) = &mut self.blocker.nft {
             self.table_repair.report_foreign(backend, None, scope.reporter);
         }
@@ -276,13 +259,14 @@ impl Enforcement {
 
     /// Stops the kernel's own blocking, because no sensor reviews it from now on.
     pub(super) fn stop(&mut self, reporter: &Reporter) {
-        self.guards.stop(&mut self.blocker, reporter);
+        self.own_sources.clear(&mut self.blocker, reporter);
+        self.trap.stop(&mut self.blocker, reporter);
     }
 
     /// Applies a new snapshot of the host.
     pub(super) fn host_changed(&mut self, scope: &mut Scope<'_>) {
         self.update_allow_list(scope, Nft::follow_protected);
-        self.guards.guard_own_sources(scope, &mut self.blocker);
+        self.guard_own_sources(scope);
         self.arm_trap(scope);
     }
 
@@ -306,24 +290,25 @@ impl Enforcement {
     /// Suspends blocking: the trap monitors no ports, no backend receives a ban, and the bans in force remain.
     pub(super) fn start_trial(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
-        self.guards.guard_own_sources(scope, &mut self.blocker);
-        self.guards.trap.pause(&mut self.blocker, scope.reporter);
+        self.guard_own_sources(scope);
+        self.trap.pause(&mut self.blocker, scope.reporter);
     }
 
-    /// Resumes blocking. Probes seen during the trial are not evidence for a ban.
-    pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>) {
+    /// Resumes blocking, with these settings. Probes seen during the trial are not evidence for a ban.
+    pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>, settings: Settings) {
+        scope.observer.engine.reconfigure(settings);
         self.blocker.suspended = false;
-        self.guards.trap.forget_coverage(scope.reporter);
-        self.guards.trap.resume();
-        self.guards.start(scope, &mut self.blocker);
+        self.trap.arming.forget_coverage(scope.reporter);
+        self.trap.arming.paused = false;
+        self.restart_trap(scope);
     }
 
     fn suspend_bans(&mut self, scope: &mut Scope<'_>) {
-        scope.observer.engine_mut().log_only();
+        scope.observer.engine.log_only();
         self.blocker.suspended = true;
         let waiting = self.pending.clear();
         for target in &waiting {
-            scope.observer.lift(*target);
+            scope.observer.engine.lift(*target);
         }
         self.release(&waiting, scope.reporter);
     }
@@ -331,8 +316,20 @@ impl Enforcement {
     /// Disables blocking for the rest of the run.
     pub(super) fn log_only(&mut self, scope: &mut Scope<'_>) {
         self.suspend_bans(scope);
-        self.guards.guard_own_sources(scope, &mut self.blocker);
-        self.guards.trap.disarm(&mut self.blocker, scope.reporter);
+        self.guard_own_sources(scope);
+        self.trap.disarm(&mut self.blocker, scope.reporter);
+        self.arm_trap(scope);
+    }
+
+    pub(super) fn reconfigure(&mut self, scope: &mut Scope<'_>, settings: Settings) {
+        scope.observer.engine.reconfigure(settings);
+        self.trap.arming.forget_coverage(scope.reporter);
+        self.arm_trap(scope);
+    }
+
+    /// Called when the services of this host have started after a boot.
+    pub(super) fn end_settling(&mut self, scope: &mut Scope<'_>) {
+        scope.observer.engine.end_settling();
         self.arm_trap(scope);
     }
 
@@ -347,7 +344,7 @@ impl Enforcement {
                 scope.reporter.error(format!("cannot install the rules of the new configuration: {error}"))
             }
         }
-        self.guards.start(scope, &mut self.blocker);
+        self.restart_trap(scope);
     }
 
     /// Enables or disables connection tracking for connections to decoys.
@@ -361,13 +358,32 @@ impl Enforcement {
         self.reset_trap(scope);
     }
 
-    /// Sets the ports of the trap again after another process changed them.
+    /// Arms the trap with empty counters, because the sensor may have missed the earlier probes or judges them
+    /// differently.
+    fn restart_trap(&mut self, scope: &mut Scope<'_>) {
+        TrapControl::forget_all_probes(&mut self.blocker);
+        self.reset_trap(scope);
+    }
+
+    /// Sets ports and interfaces again after another process changed them.
     pub(super) fn reset_trap(&mut self, scope: &mut Scope<'_>) {
-        self.guards.reset(scope, &mut self.blocker);
+        self.table_replaced(scope);
+        self.arm_trap(scope);
+    }
+
+    /// Sets the interfaces again in a table that was repaired; the trap is armed later.
+    fn table_replaced(&mut self, scope: &Scope<'_>) {
+        self.trap.forget_ports();
+        self.own_sources.forget();
+        self.guard_own_sources(scope);
+    }
+
+    fn guard_own_sources(&mut self, scope: &Scope<'_>) {
+        self.own_sources.update(&mut self.blocker, scope.observer.host(), scope.reporter);
     }
 
     pub(super) fn arm_trap(&mut self, scope: &mut Scope<'_>) {
-        self.guards.arm_trap(scope, &mut self.blocker);
+        self.trap.arm(scope, &mut self.blocker);
     }
 }
 
@@ -391,7 +407,7 @@ impl Enforcement {
     pub(super) fn repair(&mut self, scope: &mut Scope<'_>, backend: Backend, targets: &[BanTarget]) {
         let missing = self.blocker.missing(backend, targets).into_iter();
         let missing = missing.filter(|target| !self.pending.awaits_command(*target));
-        let engine = scope.observer.engine();
+        let engine = &scope.observer.engine;
         let bans: Vec<_> = missing.filter_map(|target| engine.standing_of(scope.now, target)).collect();
         if bans.is_empty() {
             return;
@@ -399,7 +415,7 @@ impl Enforcement {
         let refused = self.put_back(scope, backend, &bans);
         let repaired = bans.len().saturating_sub(refused.len());
         if repaired > 0 {
-            scope.reporter.metrics().repaired.add(repaired as u64);
+            scope.reporter.metrics.repaired.add(repaired as u64);
             scope.reporter.emit(EventKind::Repaired { bans: repaired, backend });
         }
         if let Some(error) = summary(&refused) {
@@ -418,8 +434,8 @@ impl Enforcement {
 
     pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {
         let Some(table) = &mut self.blocker.nft else { return };
-        if self.table_repair.repair(scope.now, table, damage, scope.observer, &mut self.pending, scope.reporter) {
-            self.guards.table_replaced(scope, &mut self.blocker);
+        if self.table_repair.repair(scope, table, damage, &mut self.pending) {
+            self.table_replaced(scope);
         }
     }
 

@@ -12,7 +12,6 @@ mod excuses;
 #[cfg(test)]
 mod fixtures;
 mod guest_bans;
-mod kernel_guards;
 mod metrics;
 mod observer;
 mod own_source;
@@ -136,7 +135,7 @@ impl Sensor {
     pub fn run(mut self) -> Result<(), SensorError> {
         self.controller.start(self.now());
         let end = self.process();
-        self.controller.reporter().wake_reader();
+        self.controller.reporter.wake_reader();
         end
     }
 
@@ -154,7 +153,7 @@ impl Sensor {
             let now = self.now();
             let coalesce = self.batching.count(now, frames) && !more_frames;
             if self.batching.begins_to_flood() {
-                self.controller.metrics().flood.notify_one();
+                self.controller.reporter.metrics.flood.notify_one();
             }
             if ready.decoys {
                 self.accept_decoys(now);
@@ -186,18 +185,18 @@ impl Sensor {
         ];
         // Waking another thread and touching cold memory take longer than judging a packet. Both are done while no
         // packet is waiting, or once the events have waited for [`WAKE_DELAY`].
-        let has_events = self.controller.reporter().has_pending();
+        let has_events = self.controller.reporter.has_pending();
         let hurry = more_frames || has_events;
         // Polls even with more frames, to notice commands and decoy connections.
         let busy = hurry && (is_ready(&mut fds, Some(Duration::ZERO))? || more_frames);
         if !has_events {
             self.last_flush = now;
         } else if !busy || now.since(self.last_flush) >= WAKE_DELAY {
-            self.controller.reporter().wake_reader();
+            self.controller.reporter.wake_reader();
             self.last_flush = now;
         }
         if !busy {
-            self.controller.observer().engine_mut().prepare();
+            self.controller.observer.engine.prepare();
             is_ready(&mut fds, timeout)?;
         }
         let [_, commands, decoys] = fds.map(|fd| !fd.revents().is_empty());
@@ -240,21 +239,20 @@ impl Sensor {
     /// Processes a batch of waiting frames; returns their number.
     fn process_frames(&mut self) -> Result<usize, SensorError> {
         let now = self.now();
-        let link = self.live.link_type();
         let Self { live, controller, .. } = self;
         let mut undecoded = 0;
         let frames = live.drain(BATCH_SIZE, |frame, time| {
-            match &wire::decode(link, frame) {
+            match &wire::decode(Live::LINK_TYPE, frame) {
                 Ok(packet) => controller.observe_packet(now, packet, time),
                 Err(wire::Undecoded::NotIp) => {}
                 Err(_) => undecoded += 1,
             }
-            if let Some(packet) = wire::decode_untagged(link, frame) {
+            if let Some(packet) = wire::decode_untagged(Live::LINK_TYPE, frame) {
                 controller.observe_packet(now, &packet, time);
             }
         })?;
-        controller.metrics().frames.add(frames as u64);
-        controller.metrics().undecoded.add(undecoded);
+        controller.reporter.metrics.frames.add(frames as u64);
+        controller.reporter.metrics.undecoded.add(undecoded);
         controller.commit(now);
         Ok(frames)
     }
@@ -270,14 +268,14 @@ impl Sensor {
         if let Err(error) = accepted {
             self.accept_retry_at = Some(now.after(ACCEPT_RETRY_DELAY));
             let text = format!("a decoy cannot accept a connection: {error}; retrying in one second");
-            controller.reporter().error(text);
+            controller.reporter.error(text);
         }
     }
 
     fn count_drops(&mut self, now: Timestamp) {
         if let Some(packets) = self.drop_counter.due(now, &mut self.live) {
-            self.controller.metrics().dropped.add(packets);
-            self.controller.reporter().emit(EventKind::Dropped { packets });
+            self.controller.reporter.metrics.dropped.add(packets);
+            self.controller.reporter.emit(EventKind::Dropped { packets });
         }
     }
 }

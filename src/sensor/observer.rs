@@ -14,7 +14,7 @@ use crate::wire::{Packet, Transport};
 use super::port_lookup::{KernelLookup, KernelPorts};
 
 pub(super) struct Observer {
-    engine: Engine,
+    pub(super) engine: Engine,
     host: Arc<Host>,
     lookup: KernelLookup,
 }
@@ -32,19 +32,6 @@ impl Observer {
         if !self.host.virtual_links.is_empty() {
             self.lookup.checksums.open();
         }
-    }
-
-    pub(super) fn engine(&self) -> &Engine {
-        &self.engine
-    }
-
-    pub(super) fn engine_mut(&mut self) -> &mut Engine {
-        &mut self.engine
-    }
-
-    /// Marks `target` as not blocked; false if it was not blocked.
-    pub(super) fn lift(&mut self, target: BanTarget) -> bool {
-        self.engine.lift(target)
     }
 
     /// Time at which [`Observer::run_maintenance`] has work to do.
@@ -127,11 +114,6 @@ impl Observer {
         self.engine.explain(now, address, link, &self.host)
     }
 
-    /// Returns the protection of `target` if all of it is exempt.
-    pub(super) fn exemption(&self, target: BanTarget) -> Option<Protection> {
-        self.host.exemption(target)
-    }
-
     /// Returns at most `most` banned targets inside `network`, and their total number.
     pub(super) fn bans_in(&self, network: IpNet, most: usize) -> (Vec<BanTarget>, usize) {
         let is_inside = |target: &BanTarget| network.contains(&target.network());
@@ -143,7 +125,7 @@ impl Observer {
 
     /// Removes bans of targets that have become exempt from the engine, at most `most`; returns the removed ones.
     pub(super) fn lift_exempt(&mut self, most: usize) -> Vec<(BanTarget, Protection)> {
-        let exempt = |ban: ActiveBan| Some((ban.target, self.exemption(ban.target)?));
+        let exempt = |ban: ActiveBan| Some((ban.target, self.host.exemption(ban.target)?));
         let exempt: Vec<_> = self.engine.bans().filter_map(exempt).take(most).collect();
         for (target, _) in &exempt {
             self.engine.lift(*target);

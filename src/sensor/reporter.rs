@@ -23,16 +23,12 @@ pub(super) struct Reporter {
     events: Sender,
     /// True if the queue holds events for which the reader has not been woken.
     pending: Cell<bool>,
-    metrics: Arc<SensorMetrics>,
+    pub(super) metrics: Arc<SensorMetrics>,
 }
 
 impl Reporter {
     pub(super) fn new(events: Sender, metrics: Arc<SensorMetrics>) -> Self {
         Self { events, pending: Cell::new(false), metrics }
-    }
-
-    pub(super) fn metrics(&self) -> &SensorMetrics {
-        &self.metrics
     }
 
     pub(super) fn emit(&self, kind: EventKind) {
@@ -54,14 +50,14 @@ impl Reporter {
     }
 
     pub(super) fn emit_blocked(&self, ban: &Ban, backend: Backend, seen: SystemTime, applied: SystemTime) {
-        self.metrics().blocked(backend, ban.probe.observation.class, ban.grade);
+        self.metrics.blocked(backend, ban.probe.observation.class, ban.grade);
         let reaction = applied.duration_since(seen).unwrap_or_default();
         let what = EventKind::Blocked { ban: *ban, reaction, backend };
         self.emit_event(Event { time: seen, what });
     }
 
     pub(super) fn emit_refused(&self, time: SystemTime, refused: &Refused) {
-        self.metrics().failed(refused.backend);
+        self.metrics.failed(refused.backend);
         self.emit_event(Event { time, what: refused.into() });
     }
 

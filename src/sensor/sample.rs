@@ -34,13 +34,13 @@ impl Sample {
     ) -> Self {
         let Scope { now, observer, reporter } = scope;
         let mut fresh = Vec::new();
-        observer.engine_mut().sample(now, &mut |target| fresh.push(target), most);
-        fresh.retain(|target| !enforcement.awaits_command(*target));
-        let (engine, blocker) = (observer.engine(), enforcement.blocker());
+        observer.engine.sample(now, &mut |target| fresh.push(target), most);
+        fresh.retain(|target| !enforcement.pending.awaits_command(*target));
+        let (engine, blocker) = (&observer.engine, &enforcement.blocker);
         let routes = fresh.iter().copied().filter(|target| blocker.wants_route(*target)).collect();
         again.retain(|target| engine.is_blocked(now, *target));
         routes_again.retain(|target| engine.is_blocked(now, *target) && blocker.wants_route(*target));
-        reporter.metrics().missing.set((again.len() + routes_again.len()) as u64);
+        reporter.metrics.missing.set((again.len() + routes_again.len()) as u64);
         Self { fresh, again, routes, routes_again }
     }
 }

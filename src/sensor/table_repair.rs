@@ -12,6 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
+use super::scope::Scope;
 use crate::enforce::nft::{BlockError, Nft, NftBackend, Repaired, RulesetError};
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
@@ -50,10 +51,11 @@ impl<'a> Damage<'a> {
 #[derive(Debug, Default)]
 pub(super) struct TableRepair {
     filled_at: Option<Instant>,
-    /// True if the last fill left out some bans.
-    incomplete: bool,
+    /// True if the last fill left out some bans, which are still missing in the kernel.
+    pub(super) incomplete: bool,
     share: CpuShare,
-    recent: RecentSources,
+    /// Their bans are restored first.
+    pub(super) recent: RecentSources,
     /// Foreign objects in the table at the last report.
     foreign: Vec<String>,
     /// The last logged error, so that it is not repeated.
@@ -71,16 +73,6 @@ impl TableRepair {
         self.filled_at.is_none_or(|at| at.elapsed() >= RETRY_DELAY)
     }
 
-    /// Records that a blocked source sent a packet: a repair restores its ban first.
-    pub(super) fn saw_blocked(&mut self, target: BanTarget) {
-        self.recent.insert(target);
-    }
-
-    /// True while bans that the last repair left out are missing in the kernel.
-    pub(super) fn is_incomplete(&self) -> bool {
-        self.incomplete
-    }
-
     /// Time at which the bans left out by the last repair are restored.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.incomplete.then_some(self.share.free_at)
@@ -90,14 +82,12 @@ impl TableRepair {
     /// bans, with their remaining time, are restored. Returns true if the sets were filled.
     pub(super) fn repair(
         &mut self,
-        now: Timestamp,
+        scope: &mut Scope<'_>,
         backend: &mut NftBackend,
         damage: Damage<'_>,
-        observer: &mut Observer,
         pending: &mut PendingBans,
-        reporter: &Reporter,
     ) -> bool {
-        let before = thread_time();
+        let (before, reporter) = (thread_time(), scope.reporter);
         let repaired = backend.repair();
         let filled = match (repaired, damage) {
             (Ok(Repaired::Unchanged), Damage::Rules(_)) => {
@@ -111,7 +101,7 @@ impl TableRepair {
                 false
             }
             (repaired, _) => {
-                if let Some(event) = self.fill(now, &mut backend.nft, repaired, observer, pending) {
+                if let Some(event) = self.fill(scope, &mut backend.nft, repaired, pending) {
                     self.report(event, damage.author(), reporter);
                 }
                 true
@@ -121,7 +111,7 @@ impl TableRepair {
             Damage::Rules(by) => self.report_foreign(backend, Some(by), reporter),
             Damage::Deleted(_) => self.foreign.clear(),
         }
-        self.share.spend(now, thread_time().saturating_sub(before));
+        self.share.spend(scope.now, thread_time().saturating_sub(before));
         filled
     }
 
@@ -149,36 +139,28 @@ impl TableRepair {
     }
 
     /// Restores the bans that the last repair left out, if that is due.
-    pub(super) fn complete(
-        &mut self,
-        now: Timestamp,
-        backend: &mut NftBackend,
-        observer: &mut Observer,
-        pending: &mut PendingBans,
-        reporter: &Reporter,
-    ) {
-        if self.next_due().is_none_or(|due| now < due) {
+    pub(super) fn complete(&mut self, scope: &mut Scope<'_>, backend: &mut NftBackend, pending: &mut PendingBans) {
+        if self.next_due().is_none_or(|due| scope.now < due) {
             return;
         }
         let before = thread_time();
-        if let Some(event) = self.fill(now, &mut backend.nft, Ok(Repaired::Unchanged), observer, pending) {
-            self.report(event, None, reporter);
+        if let Some(event) = self.fill(scope, &mut backend.nft, Ok(Repaired::Unchanged), pending) {
+            self.report(event, None, scope.reporter);
         }
-        self.share.spend(now, thread_time().saturating_sub(before));
+        self.share.spend(scope.now, thread_time().saturating_sub(before));
     }
 
     /// Fills the sets after a repair, and returns the event that reports the result. If the table could not be
     /// repaired, its remaining sets are used.
     fn fill(
         &mut self,
-        now: Timestamp,
+        Scope { now, observer, .. }: &mut Scope<'_>,
         nft: &mut Nft,
         repaired: Result<Repaired, RulesetError>,
-        observer: &mut Observer,
         pending: &mut PendingBans,
     ) -> Option<EventKind> {
         self.filled_at = Some(Instant::now());
-        let (bans, left_out) = self.choose(now, observer, pending);
+        let (bans, left_out) = self.choose(*now, observer, pending);
         // The allow-list first, so that an exempt source is never without it.
         let filled = nft.protect(&observer.allowed()).and_then(|()| nft.put_back(&bans));
         // The engine must not treat a source as blocked if it is not.
@@ -187,9 +169,9 @@ impl TableRepair {
             // The table was deleted again. The table monitor has seen that and requests the next repair, with all bans.
             Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return None,
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {
-                observer.lift(one.target);
+                observer.engine.lift(one.target);
             }),
-            Err(BlockError::Gone | BlockError::System(_)) => observer.engine_mut().lift_all(),
+            Err(BlockError::Gone | BlockError::System(_)) => observer.engine.lift_all(),
         }
         self.incomplete = left_out > 0 && filled.is_ok();
         Some(match (repaired, filled) {
@@ -218,7 +200,7 @@ impl TableRepair {
     /// Returns the bans to restore now, and the number left out. Normally all bans are restored. If they are many and
     /// repairs have used their share of the processor, only those of the most recently seen sources are.
     fn choose(&self, now: Timestamp, observer: &Observer, pending: &PendingBans) -> (Vec<RestoredBan>, usize) {
-        let (engine, restored) = (observer.engine(), |ban: ActiveBan| (ban.target, ban.length, ban.left));
+        let (engine, restored) = (&observer.engine, |ban: ActiveBan| (ban.target, ban.length, ban.left));
         // The size of the source table is a cheap upper bound; it includes expired bans.
         let (_, judged) = engine.tracked();
         let wanted = |ban: &ActiveBan| !pending.awaits_command(ban.target);
@@ -297,7 +279,7 @@ fn thread_time() -> Duration {
 /// The blocked sources that sent packets last. The last bytes of a target select its slot: many forged sources displace
 /// others, whose bans are then restored with the rest.
 #[derive(Debug)]
-struct RecentSources(Box<[Option<BanTarget>; RECENT_SOURCES]>);
+pub(super) struct RecentSources(Box<[Option<BanTarget>; RECENT_SOURCES]>);
 
 impl Default for RecentSources {
     fn default() -> Self {
@@ -306,7 +288,7 @@ impl Default for RecentSources {
 }
 
 impl RecentSources {
-    fn insert(&mut self, target: BanTarget) {
+    pub(super) fn insert(&mut self, target: BanTarget) {
         let mix = |octets: &[u8]| octets.iter().fold(target.prefix_len(), |sum, byte| sum.wrapping_mul(31) ^ byte);
         let slot = match target.element() {
             IpAddr::V4(address) => mix(&address.octets()),

@@ -15,6 +15,7 @@ use super::blocker::Blocker;
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
+use super::scope::Scope;
 use super::trap_arming::TrapArming;
 use super::trap_peers::TrapPeers;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
@@ -33,15 +34,15 @@ const MAX_SINGLE_RESETS: usize = 512;
 
 #[derive(Default)]
 pub(super) struct TrapControl {
-    arming: TrapArming,
+    pub(super) arming: TrapArming,
     /// Time of the next review; `None` without a trap.
-    check_at: Option<Timestamp>,
+    pub(super) check_at: Option<Timestamp>,
     /// Last values of the kernel's counters of held packets.
     hold_counts: HoldCounts,
     /// Last values of the kernel's decoy counters.
     decoy_counts: DecoyCounts,
     peers: TrapPeers,
-    review: TrapReview,
+    pub(super) review: TrapReview,
     /// The last logged error, so that it is not repeated.
     last_error: Option<String>,
 }
@@ -59,36 +60,28 @@ impl TrapControl {
     }
 
     /// Makes the next [`TrapControl::check`] stop the trap's bans if new bans have reached a ceiling.
-    pub(super) fn bans_imposed(&mut self, now: Timestamp, observer: &mut Observer) {
-        if self.arming.may_ban() && !TrapArming::has_room(now, observer) {
-            self.check_soon(now);
+    pub(super) fn bans_imposed(&mut self, scope: &mut Scope<'_>) {
+        if self.arming.may_ban() && !TrapArming::has_room(scope) {
+            self.check_soon(scope.now);
         }
     }
 
-    /// Time at which [`TrapControl::check`] has work to do.
-    pub(super) fn next_due(&self) -> Option<Timestamp> {
-        self.check_at
-    }
-
     /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before.
-    pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &mut Observer, reporter: &Reporter) {
+    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker) {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.watches_ports()) else {
-            return self.reset(reporter);
+            return self.reset(scope.reporter);
         };
-        self.check_at = Some(now.after(POLL_INTERVAL));
-        match self.arming.arm(now, backend, observer, reporter) {
+        self.check_at = Some(scope.now.after(POLL_INTERVAL));
+        match self.arming.arm(scope, backend) {
             Ok(true) => self.last_error = None,
             Ok(false) => {}
             // The trap is armed again once the table has been created.
             Err(BlockError::Gone) => {}
-            Err(error) => self
-                .report(format!("cannot enable the kernel's trap: {error}; the sensor still detects scans"), reporter),
+            Err(error) => {
+                let text = format!("cannot enable the kernel's trap: {error}; the sensor still detects scans");
+                self.report(text, scope.reporter);
+            }
         }
-    }
-
-    /// Takes the next number of ports as the new reference, because the configuration has changed.
-    pub(super) fn forget_coverage(&mut self, reporter: &Reporter) {
-        self.arming.forget_coverage(reporter);
     }
 
     /// Records a packet that is not evidence but that the trap may have counted.
@@ -96,11 +89,6 @@ impl TrapControl {
         if self.arming.is_armed() {
             self.review.excuse(now, packet, verdict, forgiven, |port| self.arming.watches(port));
         }
-    }
-
-    /// Records that the sensor withdrew its own verdict on `target`.
-    pub(super) fn refute(&mut self, now: Timestamp, target: BanTarget) {
-        self.review.refute(now, target);
     }
 
     fn reset(&mut self, reporter: &Reporter) {
@@ -122,16 +110,12 @@ impl TrapControl {
         self.reset(reporter);
     }
 
-    /// Makes the trap monitor no ports until [`TrapControl::resume`], even if it is armed in between. Trapped sources
+    /// Makes the trap monitor no ports while [`TrapArming::paused`] is set, even if it is armed in between. Trapped sources
     /// are reviewed before.
     pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
-        self.arming.set_paused(true);
+        self.arming.paused = true;
         self.arming.update_metrics(reporter);
-    }
-
-    pub(super) fn resume(&mut self) {
-        self.arming.set_paused(false);
     }
 
     /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
@@ -151,31 +135,25 @@ impl TrapControl {
     }
 
     /// If due, arms the trap with the currently closed ports and reviews the trapped sources.
-    pub(super) fn check(
-        &mut self,
-        now: Timestamp,
-        blocker: &mut Blocker,
-        observer: &mut Observer,
-        pending: &PendingBans,
-        reporter: &Reporter,
-    ) {
+    pub(super) fn check(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker, pending: &PendingBans) {
+        let (now, reporter) = (scope.now, scope.reporter);
         if self.check_at.is_none_or(|at| at > now) {
             return;
         }
-        self.arm(now, blocker, observer, reporter);
+        self.arm(scope, blocker);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some())
             && let Ok(counts) = backend.nft.decoy_counts()
         {
             let last = std::mem::replace(&mut self.decoy_counts, counts);
-            reporter.metrics().decoy_syns.add(since(counts.syns, last.syns));
-            reporter.metrics().decoy_answers.add(since(counts.answers, last.answers));
+            reporter.metrics.decoy_syns.add(since(counts.syns, last.syns));
+            reporter.metrics.decoy_answers.add(since(counts.answers, last.answers));
         }
         let Some((nft, rules)) = blocker.trap() else { return };
-        let updated = self.peers.update(now, nft, observer);
+        let updated = self.peers.update(now, nft, scope.observer);
         self.report_failure(updated, "cannot add connected sources to the kernel's trap", reporter);
         let reviewed = nft.caught().map(|caught| {
-            let review = self.review(now, &caught, rules, observer, pending);
-            self.apply(now, review, nft, observer, reporter);
+            let review = self.review(now, &caught, rules, scope.observer, pending);
+            self.apply(scope, review, nft);
         });
         self.report_failure(reviewed, "cannot read the sources blocked by the kernel's trap", reporter);
         if rules.hold.is_some()
@@ -184,16 +162,16 @@ impl TrapControl {
             self.count_held(counts, reporter);
         }
         if let Ok(Some(usage)) = nft.filling(rules) {
-            reporter.metrics().trap_touched.set(usage.touched.into());
-            reporter.metrics().trap_suspects.set(usage.suspects.into());
+            reporter.metrics.trap_touched.set(usage.touched.into());
+            reporter.metrics.trap_suspects.set(usage.suspects.into());
         }
     }
 
     /// Adds the kernel's counts since the last call to the metrics.
     fn count_held(&mut self, counts: HoldCounts, reporter: &Reporter) {
         let last = std::mem::replace(&mut self.hold_counts, counts);
-        reporter.metrics().held.add(since(counts.dropped, last.dropped));
-        reporter.metrics().hold_full.add(since(counts.full, last.full));
+        reporter.metrics.held.add(since(counts.dropped, last.dropped));
+        reporter.metrics.hold_full.add(since(counts.full, last.full));
     }
 
     /// Compares the trapped sources with the sensor's verdicts.
@@ -209,12 +187,12 @@ impl TrapControl {
         let refused: HashSet<BanTarget> = pending.refused().collect();
         let counting = Counting { forgiven: rules.forgiven, window: rules.window };
         let caught = caught.iter().copied().filter(|target| !refused.contains(target));
-        self.review.review(now, caught, (counting, self.arming.is_paused()), observer.engine(), observer.host())
+        self.review.review(now, caught, (counting, self.arming.paused), &observer.engine, observer.host())
     }
 
     /// Removes or shortens the trap's bans that the review does not confirm, and resets the trap's counts of all
     /// reviewed sources. Otherwise a single further port would be enough when their bans end.
-    fn apply(&mut self, now: Timestamp, review: Review, nft: &mut Nft, observer: &mut Observer, reporter: &Reporter) {
+    fn apply(&mut self, Scope { now, observer, reporter }: &mut Scope<'_>, review: Review, nft: &mut Nft) {
         let Review { confirmed, in_prefix, exempt, withheld, excused, unexplained } = review;
         // A full set had no room for these: they are not blocked.
         let unfounded = [&withheld[..], &excused, &unexplained].concat();
@@ -223,7 +201,7 @@ impl TrapControl {
         let [withheld, excused, unexplained] = [withheld, excused, unexplained]
             .map(|targets| targets.into_iter().filter(is_blocked).collect::<Vec<BanTarget>>());
         let (unexplained, surplus): (Vec<_>, Vec<_>) =
-            unexplained.into_iter().partition(|target| observer.engine_mut().adopt_short(now, *target));
+            unexplained.into_iter().partition(|target| observer.engine.adopt_short(*now, *target));
         let exempt_targets: Vec<BanTarget> = exempt.iter().map(|(target, _)| *target).collect();
         let mut applied = Ok(());
         for targets in [&withheld, &excused, &surplus, &in_prefix, &exempt_targets] {
@@ -235,7 +213,7 @@ impl TrapControl {
             let shortened = nft.block(&short);
             for target in unexplained.iter().copied() {
                 if shortened.is_ok() {
-                    let ports = observer.engine().evidence(now, target).collect();
+                    let ports = observer.engine.evidence(*now, target).collect();
                     reporter.emit(EventKind::Shortened { target, expiry, ports });
                 }
             }
@@ -250,9 +228,9 @@ impl TrapControl {
         if applied.is_err() {
             return self.report_failure(applied, "cannot change bans of the kernel's trap", reporter);
         }
-        reporter.metrics().trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
-        reporter.metrics().trap_let_go.add((withheld.len() + excused.len() + surplus.len() + exempt.len()) as u64);
-        reporter.metrics().trap_shortened.add(unexplained.len() as u64);
+        reporter.metrics.trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
+        reporter.metrics.trap_let_go.add((withheld.len() + excused.len() + surplus.len() + exempt.len()) as u64);
+        reporter.metrics.trap_shortened.add(unexplained.len() as u64);
         for (target, protection) in exempt {
             reporter.emit_exempt(target, protection);
         }
@@ -328,7 +306,7 @@ mod tests {
         let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
         host.allow.insert("192.0.2.8/32".parse().unwrap(), Protection::Listed);
         let mut observer = Observer::new(engine(), host.into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
-        observer.engine_mut().adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
+        observer.engine.adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
         let mut served = Packet { source: [192, 0, 2, 10].into(), ..packet(false, TcpFlags::SYN, 21) };
         let excused: BanTarget = "192.0.2.10".parse().unwrap();
         trap.arming = TrapArming::with_tcp_ports("21-23");
@@ -345,7 +323,7 @@ mod tests {
             &[],
         );
         let peer: BanTarget = "192.0.2.12".parse().unwrap();
-        observer.engine_mut().know_peers(at(1), &[(peer, Duration::from_secs(1))]);
+        observer.engine.know_peers(at(1), &[(peer, Duration::from_secs(1))]);
         let caught = [blocked, exempt, unknown, excused, half, peer];
         let rules = Trap {
             tcp: true,
@@ -367,7 +345,7 @@ mod tests {
         let last = review(at(3));
         assert_eq!(last.unexplained, [unknown, half], "an open port that the trap does not watch excuses nothing");
         assert_eq!(last.excused, [excused, peer], "a connected peer is forgiven more ports than the trap counts");
-        trap.arming.set_paused(true);
+        trap.arming.paused = true;
         let _ = trap.review(at(4), &caught, rules, &observer, &PendingBans::default());
         let paused = trap.review(at(6), &caught, rules, &observer, &PendingBans::default());
         assert_eq!(paused.unexplained, [], "no source is banned while blocking is suspended");

@@ -2,6 +2,7 @@
 
 use super::observer::Observer;
 use super::reporter::Reporter;
+use super::scope::Scope;
 use super::trap_coverage::{CoverageChange, TrapCoverage};
 use crate::enforce::nft::{BlockError, Nft, NftBackend, RulesetSpec, TRAP_BURST, Trap, Watched};
 use crate::types::{PortSet, Protocol, Timestamp};
@@ -10,8 +11,8 @@ use crate::types::{PortSet, Protocol, Timestamp};
 pub(super) struct TrapArming {
     /// Ports and interfaces that the kernel monitors; `None` if unknown.
     armed: Option<Armed>,
-    /// True while the trap must monitor no ports.
-    paused: bool,
+    /// True while the trap must monitor no ports. [`TrapArming::arm`] then leaves it without ports.
+    pub(super) paused: bool,
     coverage: TrapCoverage,
 }
 
@@ -36,15 +37,6 @@ impl TrapArming {
         self.armed = None;
     }
 
-    pub(super) fn is_paused(&self) -> bool {
-        self.paused
-    }
-
-    /// While `paused`, [`TrapArming::arm`] leaves the trap without ports.
-    pub(super) fn set_paused(&mut self, paused: bool) {
-        self.paused = paused;
-    }
-
     /// True if the monitored ports are known.
     pub(super) fn is_armed(&self) -> bool {
         self.armed.is_some()
@@ -56,8 +48,8 @@ impl TrapArming {
     }
 
     /// True if the ceilings have room for as many bans as the trap can impose at once.
-    pub(super) fn has_room(now: Timestamp, observer: &mut Observer) -> bool {
-        observer.engine_mut().has_room_for(now, TRAP_BURST)
+    pub(super) fn has_room(scope: &mut Scope<'_>) -> bool {
+        scope.observer.engine.has_room_for(scope.now, TRAP_BURST)
     }
 
     /// True if the trap is known to count probes of this port.
@@ -71,16 +63,10 @@ impl TrapArming {
 
     /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must already be current. Returns
     /// true if the kernel's state has changed.
-    pub(super) fn arm(
-        &mut self,
-        now: Timestamp,
-        backend: &mut NftBackend,
-        observer: &mut Observer,
-        reporter: &Reporter,
-    ) -> Result<bool, BlockError> {
+    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, backend: &mut NftBackend) -> Result<bool, BlockError> {
         let RulesetSpec { trap, decoys, .. } = backend.spec;
-        let ceiling_reached = !Self::has_room(now, observer);
-        let observer = &*observer;
+        let ceiling_reached = !Self::has_room(scope);
+        let Scope { now, ref observer, reporter } = *scope;
         let closed = |counts: fn(Trap) -> bool, protocol| {
             let ports = || if self.paused { PortSet::new() } else { observer.closed_ports(now, protocol) };
             trap.is_some_and(counts).then(ports)
@@ -130,7 +116,7 @@ impl TrapArming {
     /// Takes the next number of ports as the new reference, because the configuration has changed.
     pub(super) fn forget_coverage(&mut self, reporter: &Reporter) {
         self.coverage = TrapCoverage::default();
-        reporter.metrics().trap_lost.set(0);
+        reporter.metrics.trap_lost.set(0);
     }
 
     /// Reports that a large part of the ports has left the trap, or is back.
@@ -147,16 +133,16 @@ impl TrapArming {
             }
             None => {}
         }
-        reporter.metrics().trap_lost.set(self.coverage.missing(ports).into());
+        reporter.metrics.trap_lost.set(self.coverage.missing(ports).into());
     }
 
     pub(super) fn update_metrics(&self, reporter: &Reporter) {
         let none = Armed::default();
         let Armed { tcp, udp, decoys, .. } = self.armed.as_ref().unwrap_or(&none);
         let [tcp, udp, decoys] = [tcp, udp, decoys].map(|ports| ports.as_ref().map_or(0, |ports| ports.len().into()));
-        reporter.metrics().decoy_ports.set(decoys);
-        reporter.metrics().trapped.set(tcp);
-        reporter.metrics().trapped_udp.set(udp);
+        reporter.metrics.decoy_ports.set(decoys);
+        reporter.metrics.trapped.set(tcp);
+        reporter.metrics.trapped_udp.set(udp);
     }
 
     /// A trap that counts probes of these TCP ports.

@@ -23,7 +23,7 @@ impl TrapPeers {
 
     /// Updates the kernel's set with the sources that `observer` forgives more ports, as far as one round allows.
     pub(super) fn update(&mut self, now: Timestamp, nft: &mut Nft, observer: &Observer) -> Result<(), BlockError> {
-        let wanted: HashSet<BanTarget> = observer.engine().forgiven_peers(now).collect();
+        let wanted: HashSet<BanTarget> = observer.engine.forgiven_peers(now).collect();
         let mut known = match self.known.take() {
             Some(known) => known,
             None => {

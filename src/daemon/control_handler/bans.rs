@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use super::{ControlHandler, ask_ledger, failed, usage};
+use super::{ControlHandler, failed, usage};
 use crate::control::ban_info::{BanPage, MAX_BANS};
 use crate::control::protocol::{Answer, Failure, Reply};
 use crate::ledger::Position;
@@ -19,8 +19,8 @@ impl ControlHandler<'_> {
         let recorder = recorder.ok_or_else(|| failed(format!("the daemon has no ledger, see its log; {AS_ROOT}")))?;
         Ok(async move {
             let now = SystemTime::now();
-            let page = ask_ledger(&recorder, move |ledger| ledger.page(after, MAX_BANS, now)).await;
-            let page = page.ok_or_else(|| failed(format!("the ledger cannot be read now; try again, or {AS_ROOT}")))?;
+            let page = recorder.ask(move |ledger| ledger.page(after, MAX_BANS, now)).await;
+            let page = page.map_err(|_| failed(format!("the ledger cannot be read now; try again, or {AS_ROOT}")))?;
             Ok(Answer::Bans(BanPage::new(page.map_err(failed)?, now)))
         })
     }

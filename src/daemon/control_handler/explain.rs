@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{ControlHandler, ask_ledger, of_sensor, usage};
+use super::{ControlHandler, of_sensor, usage};
 use crate::control::address_info::{AddressInfo, HoldInfo};
 use crate::control::options::parse_address;
 use crate::control::protocol::{Answer, Failure, Reply};
@@ -58,5 +58,5 @@ async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
 
 /// The ledger's entries for `target`; `None` if they cannot be read.
 async fn history(recorder: &Recorder, target: BanTarget) -> Option<Vec<Entry>> {
-    Some(ask_ledger(recorder, move |ledger| ledger.bans_of(target)).await?.ok()?.items)
+    Some(recorder.ask(move |ledger| ledger.bans_of(target)).await.ok()?.ok()?.items)
 }

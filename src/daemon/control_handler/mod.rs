@@ -38,7 +38,7 @@ use crate::control::service_port::ServicePort;
 use crate::engine::{Protection, Settings};
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
-use crate::ledger::{Allowance, Change, Ledger, LiftedBy, Recorder};
+use crate::ledger::{Allowance, Change, LiftedBy};
 use crate::sandbox::Sandbox;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::printable::masked;
@@ -65,16 +65,6 @@ fn failed(error: impl ToString) -> Failure {
 /// Waits for the sensor's answer, which fails while the daemon is shutting down.
 async fn of_sensor<T>(answer: oneshot::Receiver<T>) -> Result<T, Failure> {
     answer.await.map_err(|_| failed("the daemon is shutting down"))
-}
-
-/// Waits for the ledger's answer; `None` if it cannot be read now.
-async fn ask_ledger<T: Send + 'static>(
-    recorder: &Recorder,
-    question: impl FnOnce(&Ledger) -> T + Send + 'static,
-) -> Option<T> {
-    let (sent, read) = oneshot::channel();
-    recorder.ask(move |ledger| drop(sent.send(question(ledger)))).then_some(())?;
-    read.await.ok()
 }
 
 /// Start time of the daemon by both clocks.

@@ -43,7 +43,7 @@ impl ControlHandler<'_> {
             ..Snapshot::default()
         };
         let counted = self.sensor.ask(|answer| SensorRequest::Count { answer });
-        let metrics = Arc::clone(self.sensor.metrics());
+        let metrics = Arc::clone(&self.sensor.metrics);
         tokio::spawn(async move {
             if let Ok(intended) = counted.await {
                 let snapshot = Snapshot { intended: intended as u64, ..snapshot };
@@ -54,7 +54,7 @@ impl ControlHandler<'_> {
 
     pub(super) fn status(&mut self) -> impl Future<Output = Reply> + use<> {
         let host = self.host_state.host();
-        let metrics = self.sensor.metrics();
+        let metrics = &self.sensor.metrics;
         let (allowed, protected_networks) = host.allow.counts();
         let mut status = Status {
             running: true,

@@ -13,7 +13,7 @@ impl Fleet {
     pub(in crate::daemon) fn status(&self, surroundings: Surroundings<'_>) -> FleetStatus {
         let (bans, waiting) = self.acceptance.counts();
         let (link, reason) = self.link.status();
-        let above = self.acceptance.ignored(boot_time()).map(|one| IgnoredAuthor {
+        let above = self.acceptance.authors.ignored(boot_time()).map(|one| IgnoredAuthor {
             author: one.author.to_string(),
             reason: match (self.config.accept.max_per_author_per_hour, counted(one.excess, "report")) {
                 (limit, excess) if one.for_s == 0 => {
@@ -38,7 +38,7 @@ impl Fleet {
             waiting,
             accepted: self.accepted,
             refused: self.refused,
-            ignored: above.chain(faulty).chain(self.link.ignored().iter().cloned()).take(MAX_IGNORED).collect(),
+            ignored: above.chain(faulty).chain(self.link.ignored.iter().cloned()).take(MAX_IGNORED).collect(),
         }
     }
 
@@ -88,10 +88,4 @@ impl Fleet {
             more: entry.reports.len().saturating_sub(MAX_FLEET_REPORTS),
         }
     }
-}
-
-/// The text of a new ban in the log.
-pub(super) fn log_text(ban: &FleetBan) -> String {
-    let verb = if ban.state == FleetBanState::Blocked { "is" } else { "" };
-    format!("{verb} {ban}").trim_start().to_owned()
 }

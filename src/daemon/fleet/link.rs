@@ -16,7 +16,8 @@ pub(super) struct Link {
     /// `None` before the first message of a fleet process.
     state: Option<LinkState>,
     heard: Instant,
-    ignored: Vec<IgnoredAuthor>,
+    /// Authors whose reports the fleet process ignores.
+    pub(super) ignored: Vec<IgnoredAuthor>,
 }
 
 impl Default for Link {
@@ -76,10 +77,5 @@ impl Link {
             Some(LinkState::Away(reason)) => (FleetLink::Away, Some(reason.clone())),
             None => (FleetLink::Away, None),
         }
-    }
-
-    /// Authors whose reports the fleet process ignores.
-    pub(super) fn ignored(&self) -> &[IgnoredAuthor] {
-        &self.ignored
     }
 }

@@ -21,6 +21,7 @@ use super::optional::deadline_reached;
 use super::protection::protected;
 use crate::clock::boot_time;
 use crate::config::{Fleet as FleetConfig, parse_network};
+use crate::control::fleet_info::FleetBanState;
 use crate::control::fleet_protocol::{FleetReply, FleetReport, FleetRequest, MAX_REPORTS, ReportOutcome};
 use crate::control::fleet_server::{FleetServer, IncomingFleetRequest};
 use crate::enforce::nft::{BlockError, Nft};
@@ -30,7 +31,6 @@ use crate::ledger::{BanRecord, Change, FleetLift, LiftedBy, Recorder};
 use crate::types::printable::quotable;
 use crate::types::{BanTarget, Expiry, LineLimiter, MINUTE, counted};
 use acceptance::Acceptance;
-use answers::log_text;
 use authors::Ignored;
 use faulty::FaultyAuthors;
 use link::Link;
@@ -261,11 +261,12 @@ impl Fleet {
         for target in fresh {
             let text = self.acceptance.entry(target).map(|entry| {
                 let ban = self.describe(now, target, entry, shadow);
-                format!("fleet: {target} {}", log_text(&ban))
+                let verb = if ban.state == FleetBanState::Blocked { "is " } else { "" };
+                format!("fleet: {target} {verb}{ban}")
             });
             events.extend(text.and_then(|text| self.line(text)));
         }
-        for Ignored { author, for_s, .. } in self.acceptance.newly_above_limit(now) {
+        for Ignored { author, for_s, .. } in self.acceptance.authors.newly_above_limit(now) {
             let limit = self.config.accept.max_per_author_per_hour;
             let event = match for_s {
                 0 => EventKind::Note(format!(

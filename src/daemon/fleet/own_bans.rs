@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use tokio::sync::oneshot;
-
 use crate::control::fleet_protocol::OwnBanEvent;
 use crate::daemon::ban_recorder::Remembered;
 use crate::engine::{Ban, Class, Grade};
@@ -22,13 +20,12 @@ const MAX_RECALLED: usize = 1_024;
 pub(in crate::daemon) async fn recorded(recorder: &Recorder, remembered: &[Remembered]) -> Vec<BanRecord> {
     let proven = remembered.iter().filter(|one| one.ban.grade == Some(Grade::Proven));
     let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RECALLED).collect();
-    let (sent, read) = oneshot::channel();
-    let asked = recorder.ask(move |ledger| {
+    let read = recorder.ask(move |ledger| {
         let last = |target: &BanTarget| ledger.bans_of(*target).ok()?.items.pop();
         let entries = targets.iter().filter_map(last).filter(|entry| entry.ended.is_none());
-        let _ = sent.send(entries.map(|entry| entry.ban).collect());
+        entries.map(|entry| entry.ban).collect()
     });
-    if asked { read.await.unwrap_or_default() } else { Vec::new() }
+    read.await.unwrap_or_default()
 }
 
 struct OwnBan {

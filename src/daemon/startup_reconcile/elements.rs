@@ -3,8 +3,6 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
 use crate::enforce::nft::{BlockError, Nft};
 use crate::engine::ActiveBan;
 use crate::ledger::{BanRecord, Ending, Entry, Recorder};
@@ -58,19 +56,15 @@ pub(super) fn former_bans(
     for part in targets.chunks(LOOKUP_BATCH) {
         let length = |target: &BanTarget| Some((*target, nft.length_of(*target).ok().flatten()?));
         let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
-        let (sent, found) = oneshot::channel();
-        let asked = recorder.ask(move |ledger| {
+        let found = recorder.ask(move |ledger| {
             let was_banned = |(target, length): &(BanTarget, Option<Duration>)| {
                 let bans = ledger.bans_of(*target).map(|found| found.items).unwrap_or_default();
                 bans.iter().any(|entry| (any_end || was_lifted(entry)) && fits(&entry.ban, *length))
             };
-            let former = held.into_iter().filter(was_banned).map(|(target, _)| target);
-            let _ = sent.send(former.collect::<Vec<_>>());
+            held.into_iter().filter(was_banned).map(|(target, _)| target).collect::<Vec<_>>()
         });
         // Without an answer they count as added by an operator: no ban is lost.
-        if asked && let Ok(found) = found.blocking_recv() {
-            former.extend(found);
-        }
+        former.extend(found.blocking_recv().into_iter().flatten());
     }
     former
 }

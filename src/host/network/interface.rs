@@ -36,55 +36,42 @@ pub struct Interface {
 
 impl Interface {
     pub(super) fn new(link: &LinkMessage) -> Self {
-        let name = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.clone()),
-            _ => None,
-        });
-        let is = |info: LinkInfo| {
-            link.attributes.iter().any(|attribute| match attribute {
-                LinkAttribute::LinkInfo(infos) => infos.contains(&info),
-                _ => false,
-            })
-        };
-        let is_port = is(LinkInfo::PortKind(InfoPortKind::Bridge));
-        let master = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Controller(index) => Some(*index),
-            _ => None,
-        });
-        let lower = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Link(index) => Some(*index),
-            _ => None,
-        });
+        let (mut name, mut master, mut lower, mut bus) = (None, None, None, None);
+        let (mut kind, mut port_kind) = (None, None);
         // An index in another network namespace is meaningless here.
-        let elsewhere = link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkNetNsId(_)));
+        let mut elsewhere = false;
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::IfName(text) => name = Some(text.as_str()),
+                LinkAttribute::Controller(index) => master = Some(*index),
+                LinkAttribute::Link(index) => lower = Some(*index),
+                LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+                LinkAttribute::ParentDevBusName(text) => bus = Some(text.as_str()),
+                LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| match info {
+                    LinkInfo::Kind(found) => kind = Some(found),
+                    LinkInfo::PortKind(found) => port_kind = Some(found),
+                    _ => {}
+                }),
+                _ => {}
+            }
+        }
         let flags = link.header.flags;
-        let kind = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
-                LinkInfo::Kind(kind) => Some(kind),
-                _ => None,
-            }),
-            _ => None,
-        });
-        let bus = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::ParentDevBusName(name) => Some(name.as_str()),
-            _ => None,
-        });
         Self {
             index: link.header.index,
-            strict: name.as_deref().is_some_and(is_strict),
-            accepts_own: name.as_deref().is_some_and(accepts_local),
-            filters_frames: name.as_deref().map_or([false; 2], filters_frames),
+            strict: name.is_some_and(is_strict),
+            accepts_own: name.is_some_and(accepts_local),
+            filters_frames: name.map_or([false; 2], filters_frames),
             virtual_link: is_virtual(kind, bus, elsewhere),
-            name: name.unwrap_or_default(),
+            name: name.unwrap_or_default().to_owned(),
             up: flags.contains(LinkFlags::Up),
             loopback: flags.contains(LinkFlags::Loopback),
-            bridge: master.filter(|_| is_port),
+            bridge: master.filter(|_| port_kind == Some(&InfoPortKind::Bridge)),
             master,
             lower: lower.filter(|_| !elsewhere),
-            vrf: if is(LinkInfo::Kind(InfoKind::Vrf)) {
+            vrf: if kind == Some(&InfoKind::Vrf) {
                 Some(link.header.index)
             } else {
-                master.filter(|_| is(LinkInfo::PortKind(InfoPortKind::Vrf)))
+                master.filter(|_| port_kind == Some(&InfoPortKind::Vrf))
             },
         }
     }

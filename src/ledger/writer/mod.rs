@@ -65,9 +65,30 @@ impl Writer {
         classic: Option<LegacyFiles>,
         tell: impl FnMut(WriterEvent) + Send + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let (shared, now) = (Arc::new(Shared::default()), Instant::now());
         let worker = Worker::start("ledger", QUEUE, |inbox| {
-            let mut work = Work::new(ledger, classic, Box::new(tell), inbox, Arc::clone(&shared));
+            let mut work = Work {
+                directory: ledger.place.directory.clone(),
+                retention: ledger.retention,
+                undoes_commands: ledger.undoes_commands,
+                ledger: Some(ledger),
+                classic,
+                tell: Box::new(tell),
+                inbox,
+                shared: Arc::clone(&shared),
+                pending: VecDeque::new(),
+                saved: Vec::new(),
+                database: (BACKOFF, Trouble::default()),
+                texts: (BACKOFF, Trouble::default()),
+                tick: now,
+                clock: WallClock::new(),
+                stale: true,
+                // A start has more urgent work.
+                list_due: now + TICK,
+                losses_due: now,
+                losses: 0,
+                unreadable: (0, 0),
+            };
             move || work.run()
         })?;
         Ok(Self { recorder: Recorder::new(worker.handle().clone(), shared), worker })
@@ -114,38 +135,6 @@ struct Work {
 }
 
 impl Work {
-    fn new(
-        ledger: Ledger,
-        classic: Option<LegacyFiles>,
-        tell: Box<dyn FnMut(WriterEvent) + Send>,
-        inbox: Arc<Inbox<Change>>,
-        shared: Arc<Shared>,
-    ) -> Self {
-        let now = Instant::now();
-        Self {
-            directory: ledger.directory().to_owned(),
-            retention: ledger.retention,
-            undoes_commands: ledger.undoes_commands,
-            ledger: Some(ledger),
-            classic,
-            tell,
-            inbox,
-            shared,
-            pending: VecDeque::new(),
-            saved: Vec::new(),
-            database: (BACKOFF, Trouble::default()),
-            texts: (BACKOFF, Trouble::default()),
-            tick: now,
-            clock: WallClock::new(),
-            stale: true,
-            // A start has more urgent work.
-            list_due: now + TICK,
-            losses_due: now,
-            losses: 0,
-            unreadable: (0, 0),
-        }
-    }
-
     fn run(&mut self) -> u64 {
         loop {
             // Read first, so that changes sent before the stop request are in the queue.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
+use tokio::sync::oneshot::{self, Receiver};
 
 use crate::ledger::{Change, Ledger};
 use crate::worker::Handle;
@@ -64,12 +65,14 @@ impl Recorder {
         self.send(change);
     }
 
-    /// Runs `question` on the ledger after all changes that were sent before it; false if too many queries are queued.
-    /// Queries are dropped while there is no ledger.
-    pub fn ask(&self, question: impl FnOnce(&Ledger) + Send + 'static) -> bool {
-        let asked = self.shared.questions.push(Box::new(question)).is_ok();
+    /// Runs `question` on the ledger after all changes that were sent before it. The answer is an error if too many
+    /// queries are queued, or if there is no ledger now.
+    pub fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Ledger) -> T + Send + 'static) -> Receiver<T> {
+        let (sent, answer) = oneshot::channel();
+        // A query that is dropped closes the channel.
+        drop(self.shared.questions.push(Box::new(move |ledger| drop(sent.send(question(ledger))))));
         self.changes.wake();
-        asked
+        answer
     }
 
     /// Changes that are in the database.

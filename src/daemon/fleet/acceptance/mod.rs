@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::authors::{Authors, BACKLOG_HOURS, Ignored, Phase, take_backlog};
+use super::authors::{Authors, BACKLOG_HOURS, Phase, take_backlog};
 use super::lifts::Lifts;
 use super::pace::HourCount;
 use super::verdict::{MAX_TIME, MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
@@ -63,7 +63,7 @@ pub(super) struct Acceptance {
     rules: FleetAccept,
     /// Name of this host.
     own: String,
-    authors: Authors,
+    pub(super) authors: Authors,
     targets: BTreeMap<BanTarget, Entry>,
     pub(super) lifts: Lifts,
     all: HourCount,
@@ -324,16 +324,6 @@ impl Acceptance {
     pub(super) fn counts(&self) -> (usize, usize) {
         let blocked = self.blocked.iter().sum();
         (blocked, self.targets.len().saturating_sub(blocked))
-    }
-
-    /// The authors above their limit.
-    pub(super) fn ignored(&self, now: Timestamp) -> impl Iterator<Item = Ignored> + '_ {
-        self.authors.ignored(now)
-    }
-
-    /// The authors that have exceeded their limit; each is returned once an hour.
-    pub(super) fn newly_above_limit(&mut self, now: Timestamp) -> Vec<Ignored> {
-        self.authors.newly_above_limit(now)
     }
 }
 

@@ -175,11 +175,11 @@ fn author_above_limit_is_ignored_and_named() {
         (0..5_000).filter(|number| judged(&mut all, 0, &report("mallory", &target(number % 60_000))).is_ok()).count();
     assert_eq!(accepted, 30);
     assert_eq!(
-        all.newly_above_limit(at(0)).iter().map(|one| (&*one.author, one.for_s)).collect::<Vec<_>>(),
+        all.authors.newly_above_limit(at(0)).iter().map(|one| (&*one.author, one.for_s)).collect::<Vec<_>>(),
         [("mallory", 3_600)]
     );
-    assert!(all.newly_above_limit(at(1)).is_empty(), "it is reported once");
-    assert_eq!(all.ignored(at(1)).next().map(|one| one.for_s), Some(3_599));
+    assert!(all.authors.newly_above_limit(at(1)).is_empty(), "it is reported once");
+    assert_eq!(all.authors.ignored(at(1)).next().map(|one| one.for_s), Some(3_599));
     assert_eq!(
         judged(&mut all, 1, &report("mallory", &target(0))),
         Err(Verdict::Refused(Refusal::AuthorIgnored)),
@@ -218,9 +218,10 @@ fn late_joiner_accepts_four_hours() {
             .count()
     };
     assert_eq!(accepted(0, &mut new), 120);
-    let named = |new: &mut Acceptance| new.newly_above_limit(at(0)).iter().map(|one| one.for_s).collect::<Vec<_>>();
+    let named =
+        |new: &mut Acceptance| new.authors.newly_above_limit(at(0)).iter().map(|one| one.for_s).collect::<Vec<_>>();
     assert_eq!(named(&mut new), [0], "it is reported, and its excess reports count later");
-    assert_eq!(new.ignored(at(0)).next().map(|one| one.excess), Some(80));
+    assert_eq!(new.authors.ignored(at(0)).next().map(|one| one.excess), Some(80));
     new.end_scan();
     assert_eq!(accepted(200, &mut new), 0);
     assert_eq!(named(&mut new), [3_600], "now it is ignored");
