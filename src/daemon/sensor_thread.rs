@@ -55,10 +55,10 @@ impl SensorThread {
 /// The lowest real-time priority: above all ordinary threads, below all other real-time threads.
 const LOWEST: u8 = 1;
 
-/// Puts the calling thread under SCHED_RR. Without it a ban often waits a few milliseconds for the scheduler, and a scanner
-/// learns about more ports in that time. False if that is not permitted (CAP_SYS_NICE, RLIMIT_RTPRIO): everything
-/// works without it, but with more delay under load. The kernel reserves a share of each core for ordinary threads
-/// (kernel.sched_rt_runtime_us), so that a flood of packets cannot starve the host.
+/// Puts the calling thread under SCHED_RR. Without it a ban often waits a few milliseconds for the scheduler, and a
+/// scanner learns about more ports in that time. False if that is not permitted (CAP_SYS_NICE, RLIMIT_RTPRIO):
+/// everything works without it, but with more delay under load. The kernel reserves a share of each core for ordinary
+/// threads (kernel.sched_rt_runtime_us), so that a flood of packets cannot starve the host.
 fn raise_priority() -> bool {
     let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
     ThreadPriority::try_from(LOWEST)

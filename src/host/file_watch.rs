@@ -144,8 +144,8 @@ fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<Stamp>)> {
     files.paths().into_iter().map(|path| (path.clone(), stamp(&path))).collect()
 }
 
-/// The stat(2) data that shows a change: device, inode, length, times of the last changes. Rewriting keeps the inode and
-/// changes the time, renaming another file over it changes the inode.
+/// The stat(2) data that shows a change: device, inode, length, times of the last changes. Rewriting keeps the inode
+/// and changes the time, renaming another file over it changes the inode.
 type Stamp = ([u64; 3], [i64; 4]);
 
 /// `None` if the path does not exist. Symlinks are followed.

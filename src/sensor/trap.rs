@@ -110,8 +110,8 @@ impl TrapControl {
         self.reset(reporter);
     }
 
-    /// Makes the trap monitor no ports while [`TrapArming::paused`] is set, even if it is armed in between. Trapped sources
-    /// are reviewed before.
+    /// Makes the trap monitor no ports while [`TrapArming::paused`] is set, even if it is armed in between. Trapped
+    /// sources are reviewed before.
     pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         self.arming.paused = true;
