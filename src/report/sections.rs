@@ -8,8 +8,7 @@ use super::format::{counted, fraction, length, number, share, short, time, untru
 use super::services;
 use super::stats::{RecentBan, ReportStats, Top};
 use crate::engine::Class;
-use crate::types::Backend;
-use crate::types::Protocol;
+use crate::types::{Backend, BanTarget, Protocol};
 
 /// All sections, for a period that contains bans.
 pub(super) fn sections(stats: &ReportStats) -> Markup {
@@ -153,60 +152,26 @@ fn offenders(stats: &ReportStats) -> Markup {
     if items.is_empty() {
         return html! { p.caption { "None: every source was banned for the first time." } };
     }
-    // The roles keep it a table for screen readers when the style renders its rows as cards.
-    let cell = |head, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };
+    let caption = "Sources banned in this period that had been banned before, with all their bans in the ledger.";
+    let rows = items.iter().map(|offender| {
+        let (bans, blocked) = (number(offender.strikes), span(offender.blocked));
+        (offender.target, [html! { (bans) }, html! { (blocked) }, time(offender.first), time(offender.last)])
+    });
     html! {
-        table.cards role="table" {
-            caption {
-                "Sources banned in this period that had been banned before, with all their bans in the ledger."
-            }
-            thead role="rowgroup" {
-                tr role="row" {
-                    @for head in ["Source", "Bans", "Blocked for", "First", "Last"] {
-                        th role="columnheader" scope="col" { (head) }
-                    }
-                }
-            }
-            tbody role="rowgroup" {
-                @for offender in items {
-                    tr role="row" {
-                        th role="rowheader" scope="row" { code { (display(offender.target)) } }
-                        (cell("Bans", &html! { (number(offender.strikes)) }))
-                        (cell("Blocked for", &html! { (span(offender.blocked)) }))
-                        (cell("First", &time(offender.first)))
-                        (cell("Last", &time(offender.last)))
-                    }
-                }
-            }
-        }
-        (and_more(*more, "source", "sources"))
+        (cards(caption, ["Bans", "Blocked for", "First", "Last"], rows)) (and_more(*more, "source", "sources"))
     }
 }
 
 /// The sources that a host in log-only mode would have blocked; empty if there are none.
 pub(super) fn would_block(stats: &ReportStats) -> Markup {
     let Top { items, more } = &stats.would_block;
-    let cell = |head, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };
+    let caption = "Sources that would have been banned while scans were only logged, newest first.";
+    let rows = items.iter().map(|source| {
+        let times = html! { (number(u64::from(source.times))) };
+        (source.target, [untrusted(&source.reason), times, time(source.last)])
+    });
     let content = html! {
-        table.cards role="table" {
-            caption { "Sources that would have been banned while scans were only logged, newest first." }
-            thead role="rowgroup" {
-                tr role="row" {
-                    @for head in ["Source", "Reason", "Times", "Last"] { th role="columnheader" scope="col" { (head) } }
-                }
-            }
-            tbody role="rowgroup" {
-                @for source in items {
-                    tr role="row" {
-                        th role="rowheader" scope="row" { code { (display(source.target)) } }
-                        (cell("Reason", &untrusted(&source.reason)))
-                        (cell("Times", &html! { (number(u64::from(source.times))) }))
-                        (cell("Last", &time(source.last)))
-                    }
-                }
-            }
-        }
-        (and_more(*more, "source", "sources"))
+        (cards(caption, ["Reason", "Times", "Last"], rows)) (and_more(*more, "source", "sources"))
     };
     html! { @if !items.is_empty() { (section("would-block", "wide", "Would have been blocked", &content)) } }
 }
@@ -216,26 +181,38 @@ fn recent(bans: &[RecentBan], what: &str, caption: &str) -> Markup {
     if bans.is_empty() {
         return html! { p.caption { "None in this period." } };
     }
-    let cell = |head: &str, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };
+    let rows = bans.iter().map(|ban| {
+        let reason = match (ban.class, &ban.note) {
+            (Some(class), _) => html! { (class_title(Some(class))) },
+            (None, Some(note)) => untrusted(note),
+            (None, None) => html! { (author_title(ban.author)) },
+        };
+        (ban.target, [time(ban.since), reason, html! { (if ban.in_force { "in force" } else { "over" }) }])
+    });
+    cards(caption, ["Since", what, "Now"], rows)
+}
+
+/// A table of sources, each with one cell for each of `heads`.
+fn cards<const N: usize>(
+    caption: &str,
+    heads: [&str; N],
+    rows: impl Iterator<Item = (BanTarget, [Markup; N])>,
+) -> Markup {
+    // The roles keep it a table for screen readers when the style renders its rows as cards.
     html! {
         table.cards role="table" {
             caption { (caption) }
             thead role="rowgroup" {
                 tr role="row" {
-                    @for head in ["Source", "Since", what, "Now"] { th role="columnheader" scope="col" { (head) } }
+                    th role="columnheader" scope="col" { "Source" }
+                    @for head in heads { th role="columnheader" scope="col" { (head) } }
                 }
             }
             tbody role="rowgroup" {
-                @for ban in bans {
+                @for (source, cells) in rows {
                     tr role="row" {
-                        th role="rowheader" scope="row" { code { (display(ban.target)) } }
-                        (cell("Since", &time(ban.since)))
-                        (cell(what, &match (ban.class, &ban.note) {
-                            (Some(class), _) => html! { (class_title(Some(class))) },
-                            (None, Some(note)) => untrusted(note),
-                            (None, None) => html! { (author_title(ban.author)) },
-                        }))
-                        (cell("Now", &html! { (if ban.in_force { "in force" } else { "over" }) }))
+                        th role="rowheader" scope="row" { code { (display(source)) } }
+                        @for (head, cell) in heads.iter().zip(cells) { td role="cell" data-head=(head) { (cell) } }
                     }
                 }
             }
