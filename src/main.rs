@@ -44,7 +44,7 @@ fn main() -> ExitCode {
             Ok(config) => run(config, options),
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
-        Command::Replay(options) => match options.configure() {
+        Command::Replay(options) => match Config::load_or_builtin(options.config.as_deref()) {
             Ok(config) => replay(&options, &config),
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },

@@ -8,7 +8,7 @@ use rustix::thread::CapabilitySet;
 
 use super::warnings::Findings;
 use crate::config::{Config, Warning};
-use crate::enforce::command::{RunSettings, check_program};
+use crate::enforce::command::check_program;
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::enforce::{EntryStore, entry_store};
@@ -40,7 +40,7 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
         findings.wrong("notify.command", error);
     }
     if config.only_undoes_commands()
-        && let Err(error) = RunSettings::from(&config.block.run).check_expiry()
+        && let Err(error) = config.block.run.check_expiry()
     {
         findings.wrong("block.run.expire_command", error);
     }
@@ -124,7 +124,7 @@ fn routes(config: &Config) -> Result<String, String> {
 }
 
 fn command(config: &Config) -> Result<String, String> {
-    RunSettings::from(&config.block.run).check().map(|()| String::new()).map_err(|error| error.to_string())
+    config.block.run.check().map(|()| String::new()).map_err(|error| error.to_string())
 }
 
 /// The state of the file, with its number of entries. `None` if this user cannot determine whether the service can write

@@ -57,16 +57,6 @@ pub struct CheckOptions {
     pub json: bool,
 }
 
-impl CheckOptions {
-    /// The configuration of the file, or the built-in one if no file is given and the default file does not exist.
-    ///
-    /// # Errors
-    /// All errors in the file.
-    pub fn configure(&self) -> Result<Config, ConfigErrors> {
-        Config::load_or_builtin(self.file.as_deref())
-    }
-}
-
 /// Timeout for all name look-ups in total.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -116,7 +106,7 @@ fn refused<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value {
 }
 
 fn read(options: &CheckOptions) -> Result<Report, CheckError> {
-    let config = options.configure()?;
+    let config = Config::load_or_builtin(options.file.as_deref())?;
     let file = match &options.file {
         Some(file) => Some(file.display().to_string()),
         None => std::fs::exists(DEFAULT_CONFIG).is_ok_and(|is_there| is_there).then(|| DEFAULT_CONFIG.to_owned()),

@@ -111,7 +111,7 @@ table! {
         /// Whether the other backends wait until `command` has ended.
         first: bool = false, "parse::switch";
         timeout: Duration = Duration::from_secs(30), "parse::time_limit";
-        at_once: u32 = 4, "parse::number::<1, 64, _, _>";
+        at_once: usize = 4, "parse::number::<1, 64, _, _>";
     }
 }
 

@@ -156,7 +156,7 @@ pub(super) fn open(
     }
     let settings = Settings {
         stores: used.stores.clone(),
-        run: spawner.map(|spawner| ((&config.block.run).into(), spawner)),
+        run: spawner.map(|spawner| (config.block.run.clone(), spawner)),
         end_connections: nft && config.block.nft.end_connections,
     };
     if !settings.stores.is_empty() || settings.run.is_some() || settings.end_connections {

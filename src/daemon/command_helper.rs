@@ -17,11 +17,9 @@ use rustix::net::{Shutdown, SocketType, shutdown};
 use super::error::DaemonError;
 use super::helper::{self, Helper, Work};
 use super::sandbox_policy;
-use crate::config::Config;
+use crate::config::{Config, Run};
 use crate::control::status::{self, SandboxState};
-use crate::enforce::command::{
-    Notifications, RunSettings, Spawner, TIME_LIMIT, check_program, serve, serve_notifications,
-};
+use crate::enforce::command::{Notifications, Spawner, TIME_LIMIT, check_program, serve, serve_notifications};
 use crate::enforce::helper_socket::pair;
 use crate::sandbox::Sandbox;
 
@@ -34,7 +32,7 @@ pub(super) struct CommandHelper {
 }
 
 /// The commands of bans, and the command for digests; empty if there is none.
-pub(super) type Commands = (RunSettings, Vec<String>);
+pub(super) type Commands = (Run, Vec<String>);
 
 impl CommandHelper {
     /// Starts the helper with the current permissions of this process.
@@ -108,7 +106,7 @@ pub(super) fn ready(config_path: &Path, sandboxed: bool) -> Result<(Commands, Sa
         sandbox.drop_privileges();
     }
     // Checked last, with the remaining permissions.
-    let settings = RunSettings::from(&config.block.run);
+    let settings = config.block.run.clone();
     if config.runs_commands() {
         settings.check().map_err(|error| DaemonError::Run(error).to_string())?;
     } else {

@@ -62,7 +62,8 @@ pub(super) fn ready(
     (hosts_deny, json_file): (bool, bool),
 ) -> Result<(Files, Sandbox), String> {
     let config = helper::load(config_path)?;
-    let hosts_deny = hosts_deny.then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose();
+    let deny = &config.block.hosts_deny;
+    let hosts_deny = hosts_deny.then(|| HostsDeny::new(&deny.file, &deny.line)).transpose();
     let hosts_deny =
         hosts_deny.map_err(|error| DaemonError::Entries(error.to_string(), Backend::HostsDeny).to_string())?;
     let json_file = config.report.json_file.filter(|_| json_file);

@@ -1,14 +1,12 @@
-//! Derives backend settings from the configuration: the ruleset, the kind of route, the line of hosts.deny and the
-//! command.
+//! Derives backend settings from the configuration: the ruleset, and the files with an entry per ban.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::EntryStore;
-use super::command::RunSettings;
-use super::hosts_deny::{HostsDeny, TemplateError};
+use super::hosts_deny::HostsDeny;
 use super::nft::{RulesetSpec, Trap};
-use crate::config::{self, BlockPolicy, Config, Mode, Protocol};
+use crate::config::{BlockPolicy, Config, Mode, Protocol};
 use crate::types::shared64::MAX_NAT64;
 use crate::types::{Backend, Rate};
 
@@ -66,35 +64,12 @@ fn trap(config: &Config) -> Option<Trap> {
 /// # Errors
 /// The configuration of the backend is invalid.
 pub fn entry_store(config: &Config, backend: Backend) -> Option<Result<Arc<dyn EntryStore>, String>> {
-    Some(match backend {
-        Backend::Nft | Backend::Route | Backend::Command => return None,
-        Backend::HostsDeny => shared(HostsDeny::try_from(&config.block.hosts_deny)),
-    })
-}
-
-fn shared<S: EntryStore + 'static>(store: Result<S, impl ToString>) -> Result<Arc<dyn EntryStore>, String> {
-    match store {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-impl TryFrom<&config::HostsDeny> for HostsDeny {
-    type Error = TemplateError;
-
-    fn try_from(deny: &config::HostsDeny) -> Result<Self, TemplateError> {
-        Self::new(deny.file.clone(), &deny.line)
-    }
-}
-
-impl From<&config::Run> for RunSettings {
-    fn from(run: &config::Run) -> Self {
-        Self {
-            command: run.command.clone(),
-            expire_command: run.expire_command.clone(),
-            first: run.first,
-            timeout: run.timeout,
-            at_once: usize::try_from(run.at_once).unwrap_or(1),
-        }
+    let deny = &config.block.hosts_deny;
+    match backend {
+        Backend::Nft | Backend::Route | Backend::Command => None,
+        Backend::HostsDeny => Some(match HostsDeny::new(&deny.file, &deny.line) {
+            Ok(hosts_deny) => Ok(Arc::new(hosts_deny)),
+            Err(error) => Err(error.to_string()),
+        }),
     }
 }

@@ -52,16 +52,6 @@ pub struct ReplayOptions {
     pub json: bool,
 }
 
-impl ReplayOptions {
-    /// Loads the configuration from the file, or the built-in one.
-    ///
-    /// # Errors
-    /// All errors in the file.
-    pub fn configure(&self) -> Result<Config, ConfigErrors> {
-        Config::load_or_builtin(self.config.as_deref())
-    }
-}
-
 /// Why a replay did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {

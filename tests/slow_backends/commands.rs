@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portsentry::enforce::command::{Outcome, RunSettings};
+use portsentry::config::Run;
+use portsentry::enforce::command::Outcome;
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
 use portsentry::enforce::slow_backends::{
     Adopted, BackendEvent, CommandPhase, Left, Settings, SlowQueue, Stopped, Task,
@@ -30,16 +31,16 @@ fn shell(script: &str, arguments: &[&str]) -> Vec<String> {
     words.map(str::to_owned).collect()
 }
 
-fn run(script: &str) -> RunSettings {
-    RunSettings { command: shell(script, &["$TARGET$"]), ..RunSettings::default() }
+fn run(script: &str) -> Run {
+    Run { command: shell(script, &["$TARGET$"]), ..Run::default() }
 }
 
-fn with(run: RunSettings) -> Bench {
+fn with(run: Run) -> Bench {
     run.check().unwrap();
     unchecked(run)
 }
 
-fn unchecked(run: RunSettings) -> Bench {
+fn unchecked(run: Run) -> Bench {
     let spawner = spawner(&run);
     Bench::start(Settings { run: Some((run, spawner)), ..Settings::default() })
 }
@@ -140,7 +141,7 @@ fn failing_command_is_reported_and_retried() {
     // Fails once for 192.0.2.7.
     let script =
         format!("echo $1 >> {path}; echo oops >&2; test $1 != 192.0.2.7 -o $(grep -c 2.7 {path}) -gt 1 || exit 3");
-    let bench = with(RunSettings { at_once: 1, ..run(&script) });
+    let bench = with(Run { at_once: 1, ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
     bench.block(case("192.0.2.8", 60), &RUN);
     let first = ran(&bench);
@@ -167,7 +168,7 @@ fn hanging_command_ends_with_its_children() {
     let script =
         format!("sleep 1000 & echo $! >> {path}; (sleep 1000 & echo $! >> {path}; wait) & echo $$ >> {path}; wait");
     let timeout = long_enough();
-    let bench = with(RunSettings { timeout, ..run(&script) });
+    let bench = with(Run { timeout, ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
     assert_eq!(report.outcome, Outcome::TimedOut);
@@ -184,7 +185,7 @@ fn command_ignoring_sigterm_is_killed() {
     let (_folder, path) = output_file();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let timeout = long_enough();
-    let bench = with(RunSettings { timeout, ..run(&script) });
+    let bench = with(Run { timeout, ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
     assert_eq!(report.outcome, Outcome::TimedOut);
@@ -196,7 +197,7 @@ fn command_ignoring_sigterm_is_killed() {
 fn timeout_kills_children_of_ended_leader() {
     let (_folder, path) = output_file();
     let script = format!("(trap '' TERM; sh -c 'echo $$ >> {path}; exec sleep 1000') & wait");
-    let bench = with(RunSettings { timeout: long_enough(), ..run(&script) });
+    let bench = with(Run { timeout: long_enough(), ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
     assert_eq!(ran(&bench).outcome, Outcome::TimedOut);
     let process = lines(&path).remove(0);
@@ -232,7 +233,7 @@ fn excessive_output_ends_command() {
 fn unstartable_command_is_reported() {
     let (folder, _) = output_file();
     let program = folder.path().join("gone");
-    let settings = RunSettings { command: vec![program.to_str().unwrap().to_owned()], ..RunSettings::default() };
+    let settings = Run { command: vec![program.to_str().unwrap().to_owned()], ..Run::default() };
     let bench = unchecked(settings);
     bench.block(case("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
@@ -247,10 +248,10 @@ fn unstartable_command_is_reported() {
 #[test]
 fn expire_command_runs_after_ban_only() {
     let (_folder, path) = output_file();
-    let settings = RunSettings {
+    let settings = Run {
         command: shell(&format!("echo begin $1 >> {path}; sleep 0.7; echo end $1 >> {path}"), &["$TARGET$"]),
         expire_command: shell(&format!("echo over $1 $2 >> {path}"), &["$TARGET$", "$PORT$"]),
-        ..RunSettings::default()
+        ..Run::default()
     };
     let bench = with(settings);
     let lifted = case("192.0.2.7", 3_600);
@@ -281,10 +282,10 @@ fn expire_command_runs_after_ban_only() {
 #[test]
 fn ended_ban_is_undone_unless_banned_again() {
     let (_folder, path) = output_file();
-    let bench = with(RunSettings {
+    let bench = with(Run {
         command: shell(&format!("echo begin $1 >> {path}"), &["$TARGET$"]),
         expire_command: shell(&format!("echo over $1 >> {path}"), &["$TARGET$"]),
-        ..RunSettings::default()
+        ..Run::default()
     });
     let (old, again) = (case("192.0.2.7", 1), case("192.0.2.8", 3_600));
     bench.block(again, &RUN);
@@ -299,10 +300,10 @@ fn ended_ban_is_undone_unless_banned_again() {
 #[test]
 fn failed_undo_stops_at_newer_ban() {
     let (_folder, path) = output_file();
-    let bench = with(RunSettings {
+    let bench = with(Run {
         command: shell(&format!("echo begin $1 >> {path}"), &["$TARGET$"]),
         expire_command: shell(&format!("echo over $1 >> {path}; exit 1"), &["$TARGET$"]),
-        ..RunSettings::default()
+        ..Run::default()
     });
     bench.put(Task::Undo { bans: vec![case("192.0.2.7", 1)] });
     let release = ran(&bench);
@@ -316,11 +317,11 @@ fn failed_undo_stops_at_newer_ban() {
 #[test]
 fn unstarted_command_needs_no_end_command() {
     let (_folder, path) = output_file();
-    let settings = RunSettings {
+    let settings = Run {
         command: shell("sleep 1.5", &[]),
         expire_command: shell(&format!("echo $1 >> {path}"), &["$TARGET$"]),
         at_once: 1,
-        ..RunSettings::default()
+        ..Run::default()
     };
     let bench = with(settings);
     let (first, second) = (case("192.0.2.7", 60), case("192.0.2.8", 60));
@@ -340,7 +341,7 @@ fn concurrent_runs_are_limited_without_loss() {
     let script = format!(
         "echo + >> {path}; while test $(grep -c + {path}) -lt 3; do sleep 0.05; done; sleep 0.1; echo - >> {path}"
     );
-    let bench = with(RunSettings { at_once: 3, ..run(&script) });
+    let bench = with(Run { at_once: 3, ..run(&script) });
     for last in 1..=20 {
         bench.block(case(&format!("192.0.2.{last}"), 60), &RUN);
     }
@@ -356,7 +357,7 @@ fn concurrent_runs_are_limited_without_loss() {
 fn refused_commands_are_counted_and_reported() {
     let (_folder, path) = output_file();
     let script = format!("while ! test -e {path}; do sleep 0.05; done");
-    let bench = with(RunSettings { at_once: 1, timeout: Duration::from_secs(60), ..run(&script) });
+    let bench = with(Run { at_once: 1, timeout: Duration::from_secs(60), ..run(&script) });
     for n in 0..1_100_u32 {
         bench.block(case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 600), &RUN);
     }
@@ -371,7 +372,7 @@ fn refused_commands_are_counted_and_reported() {
 #[test]
 fn release_of_many_bans_undoes_each() {
     const BANS: u32 = 20_000;
-    let settings = RunSettings { expire_command: shell("sleep 1000", &[]), at_once: 2, ..run("true") };
+    let settings = Run { expire_command: shell("sleep 1000", &[]), at_once: 2, ..run("true") };
     let bench = with(settings);
     let case = |n: u32| case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
     let adopted = |n| Adopted { case: case(n), methods: RUN.into(), has_run: true, left: Expiry::Never };
@@ -413,7 +414,7 @@ fn methods_follow_given_order() {
 fn block_waits_bounded_time_for_command() {
     for (script, is_ended) in [("exit 0", true), ("exit 1", true), ("sleep 0.2", true), ("sleep 1000", false)] {
         let limit = if is_ended { TIMEOUT } else { Duration::from_millis(1_500) } * slowness();
-        let bench = with(RunSettings { first: true, timeout: limit, ..run(script) });
+        let bench = with(Run { first: true, timeout: limit, ..run(script) });
         let case = case("192.0.2.7", 60);
         let started = Instant::now();
         bench.put(Task::Before { case });
@@ -441,7 +442,7 @@ fn block_waits_bounded_time_for_command() {
 #[test]
 fn many_commands_delay_no_block() {
     let limit = Duration::from_millis(500) * slowness();
-    let bench = with(RunSettings { first: true, timeout: limit, at_once: 1, ..run("sleep 1000") });
+    let bench = with(Run { first: true, timeout: limit, at_once: 1, ..run("sleep 1000") });
     let started = Instant::now();
     for last in 1..=50 {
         bench.put(Task::Before { case: case(&format!("192.0.2.{last}"), 60) });

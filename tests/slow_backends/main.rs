@@ -16,8 +16,9 @@ use std::time::{Duration, SystemTime};
 
 use netns_lab::{TIMEOUT, slowness};
 use portsentry::config::Mode;
+use portsentry::config::Run;
 use portsentry::enforce::BanContext;
-use portsentry::enforce::command::{RunSettings, Spawner, serve};
+use portsentry::enforce::command::{Spawner, serve};
 use portsentry::enforce::helper_socket::pair;
 use portsentry::enforce::slow_backends::{BackendEvent, Left, Settings, SlowBackends, Stopped, Task};
 use portsentry::engine::Class;
@@ -49,7 +50,7 @@ fn time_limit() -> Duration {
 }
 
 /// The process that runs commands, here as a thread.
-fn spawner(settings: &RunSettings) -> Spawner {
+fn spawner(settings: &Run) -> Spawner {
     let (ours, theirs) = pair().unwrap();
     let settings = settings.clone();
     let helper = std::thread::spawn(move || serve(&theirs, &settings).unwrap());

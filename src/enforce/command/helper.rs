@@ -5,13 +5,12 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 
+use super::prepare;
 use super::process::{Outcome, Ran, run};
 use super::protocol::{MAX_REQUEST_LEN, Request, Which, answer};
-use super::{RunSettings, prepare};
+use crate::config::Run;
 use crate::enforce::helper_socket::{HelperError, decode, next_request};
 
 /// Runs the commands that the daemon at the other end of `socket` requests, until the daemon hangs up or is gone.
@@ -19,10 +18,11 @@ use crate::enforce::helper_socket::{HelperError, decode, next_request};
 ///
 /// # Errors
 /// The message is not a request; running commands are terminated as well.
-pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), HelperError> {
+pub fn serve(socket: &OwnedFd, settings: &Run) -> Result<(), HelperError> {
     let (quit, hung_up) = io::pipe()?;
     let mut buffer = [0; MAX_REQUEST_LEN];
-    let running = Arc::new(AtomicUsize::new(0));
+    // Each running command holds a copy.
+    let running = Arc::new(());
     thread::scope(|scope| {
         // Dropped before the scope waits for the commands.
         let _hung_up = hung_up;
@@ -31,9 +31,10 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), HelperError
                 Which::Begin => &settings.command,
                 Which::End => &settings.expire_command,
             };
+            let not_started = |why: String| Ran::without_output(Outcome::NotStarted(why));
             let refuse = |why: String| drop(answer(socket, number, words.join(" "), not_started(why)));
             // The daemon respects this limit; the helper checks it nevertheless.
-            if running.load(Ordering::Relaxed) >= settings.at_once {
+            if Arc::strong_count(&running) > settings.at_once {
                 refuse(format!("block.run.at_once ({}) is reached", settings.at_once));
                 continue;
             }
@@ -44,7 +45,7 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), HelperError
                     continue;
                 }
             };
-            let one = One::more(&running);
+            let one = Arc::clone(&running);
             let (quit, limit) = (&quit, settings.timeout);
             let work = move || {
                 let ran = run(command, &[], limit, quit);
@@ -61,29 +62,10 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), HelperError
     })
 }
 
-/// Counts a running command.
-struct One(Arc<AtomicUsize>);
-
-impl One {
-    fn more(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for One {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn not_started(why: String) -> Ran {
-    Ran { outcome: Outcome::NotStarted(why), output: String::new(), took: Duration::ZERO }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
+    use std::time::Duration;
 
     use rustix::net::{SendFlags, send};
 
@@ -92,9 +74,9 @@ mod tests {
     use crate::enforce::BanContext;
     use crate::enforce::helper_socket::{encode, pair, receive};
 
-    fn settings(script: &str) -> RunSettings {
+    fn settings(script: &str) -> Run {
         let words = ["/bin/sh", "-c", script, "sh", "$TARGET$"].map(str::to_owned);
-        RunSettings { command: words.into(), timeout: Duration::from_secs(20), at_once: 1, ..RunSettings::default() }
+        Run { command: words.into(), timeout: Duration::from_secs(20), at_once: 1, ..Run::default() }
     }
 
     fn request(number: u64, which: Which) -> Vec<u8> {
@@ -110,7 +92,7 @@ mod tests {
     }
 
     /// The result for a daemon that sends these datagrams.
-    fn served(settings: &RunSettings, datagrams: &[Vec<u8>]) -> (Result<(), HelperError>, Vec<Answer>) {
+    fn served(settings: &Run, datagrams: &[Vec<u8>]) -> (Result<(), HelperError>, Vec<Answer>) {
         let (ours, theirs) = pair().unwrap();
         thread::scope(|scope| {
             let serves = scope.spawn(|| serve(&theirs, settings));

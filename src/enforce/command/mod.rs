@@ -20,6 +20,7 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::BanContext;
 use super::template::{NAMES, Values, expand, unknown};
+use crate::config::Run;
 
 mod helper;
 mod helper_client;
@@ -43,34 +44,6 @@ const LIMITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 
 /// Maximum number of concurrent commands. Each needs a thread.
 const MAX_CONCURRENT: usize = 64;
-
-/// The commands, and how they are run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunSettings {
-    /// Program and arguments, run when a ban begins.
-    pub command: Vec<String>,
-    /// Program and arguments, run when a ban ends; empty: none.
-    pub expire_command: Vec<String>,
-    /// True if the block waits until the command has ended, at most for the time limit.
-    pub first: bool,
-    /// Time limit of a command.
-    pub timeout: Duration,
-    /// Maximum number of concurrent commands.
-    pub at_once: usize,
-}
-
-impl Default for RunSettings {
-    /// No command; 10 seconds, four at once.
-    fn default() -> Self {
-        Self {
-            command: Vec::new(),
-            expire_command: Vec::new(),
-            first: false,
-            timeout: Duration::from_secs(10),
-            at_once: 4,
-        }
-    }
-}
 
 /// Why a command cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +73,7 @@ pub enum RunError {
     AtOnce,
 }
 
-impl RunSettings {
+impl Run {
     /// Checks that the commands can be started, as far as possible without starting them.
     ///
     /// # Errors
@@ -119,7 +92,7 @@ impl RunSettings {
     /// Checks only `expire_command`.
     ///
     /// # Errors
-    /// As for [`RunSettings::check`].
+    /// As for [`Run::check`].
     pub fn check_expiry(&self) -> Result<(), RunError> {
         if self.expire_command.is_empty() { Ok(()) } else { check(&self.expire_command) }
     }
@@ -230,7 +203,7 @@ mod tests {
     }
 
     fn refusal(command: &[&str]) -> RunError {
-        RunSettings { command: words(command), ..RunSettings::default() }.check().unwrap_err()
+        Run { command: words(command), ..Run::default() }.check().unwrap_err()
     }
 
     fn file(folder: &Path, name: &str, mode: u32) -> String {
@@ -255,16 +228,16 @@ mod tests {
         assert!(matches!(refusal(&["/bin/$TARGET$"]), RunError::Macro(_)));
         assert!(matches!(refusal(&["true", "x$TAGRET$"]), RunError::Unknown(word) if word == "$TAGRET$"));
         assert!(matches!(refusal(&["true", "a\0b"]), RunError::Nul));
-        let good = |settings: RunSettings| RunSettings { command: words(&["true", "$TARGET$"]), ..settings }.check();
-        good(RunSettings::default()).unwrap();
-        good(RunSettings { expire_command: words(&["/bin/true"]), ..RunSettings::default() }).unwrap();
-        let missing = RunSettings { expire_command: words(&["/no/such"]), ..RunSettings::default() };
+        let good = |settings: Run| Run { command: words(&["true", "$TARGET$"]), ..settings }.check();
+        good(Run::default()).unwrap();
+        good(Run { expire_command: words(&["/bin/true"]), ..Run::default() }).unwrap();
+        let missing = Run { expire_command: words(&["/no/such"]), ..Run::default() };
         assert!(matches!(good(missing), Err(RunError::Missing(_))));
         for timeout in [Duration::ZERO, Duration::from_secs(3_601)] {
-            assert!(matches!(good(RunSettings { timeout, ..RunSettings::default() }), Err(RunError::Timeout)));
+            assert!(matches!(good(Run { timeout, ..Run::default() }), Err(RunError::Timeout)));
         }
         for at_once in [0, 65] {
-            assert!(matches!(good(RunSettings { at_once, ..RunSettings::default() }), Err(RunError::AtOnce)));
+            assert!(matches!(good(Run { at_once, ..Run::default() }), Err(RunError::AtOnce)));
         }
     }
 

@@ -147,9 +147,9 @@ pub fn serve_notifications(
             Request::Reread => match reread() {
                 Ok(new) => {
                     command = new;
-                    ended(Outcome::Exited(0))
+                    Ran::without_output(Outcome::Exited(0))
                 }
-                Err(error) => ended(Outcome::NotStarted(error)),
+                Err(error) => Ran::without_output(Outcome::NotStarted(error)),
             },
             Request::Digest(digest) => deliver(&command, &digest, limit, quit),
         };
@@ -160,16 +160,12 @@ pub fn serve_notifications(
 
 fn deliver(command: &[String], digest: &str, limit: Duration, quit: &PipeReader) -> Ran {
     let Some((program, arguments)) = command.split_first() else {
-        return ended(Outcome::NotStarted("notify.command is empty".to_owned()));
+        return Ran::without_output(Outcome::NotStarted("notify.command is empty".to_owned()));
     };
     match start_of(program, arguments.to_vec()) {
         Ok(command) => run(command, format!("{digest}\n").as_bytes(), limit, quit),
-        Err(error) => ended(Outcome::NotStarted(error.to_string())),
+        Err(error) => Ran::without_output(Outcome::NotStarted(error.to_string())),
     }
-}
-
-fn ended(outcome: Outcome) -> Ran {
-    Ran { outcome, output: String::new(), took: Duration::ZERO }
 }
 
 /// Reads any bytes as a request; a valid one must be written back identically.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Seek, Write, pipe};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -77,6 +77,13 @@ pub(in crate::enforce) struct Ran {
     pub(in crate::enforce) took: Duration,
 }
 
+impl Ran {
+    /// The result of a command that did not run, or whose result is unknown.
+    pub(in crate::enforce) fn without_output(outcome: Outcome) -> Self {
+        Self { outcome, output: String::new(), took: Duration::ZERO }
+    }
+}
+
 /// Runs `command` with `input` on standard input for at most `limit`, or until `quit` is closed. Returns when the
 /// process has ended, or slightly after the limit, when its whole group has been killed; background processes are not
 /// waited for.
@@ -142,18 +149,18 @@ impl Watch {
         let mut ending = None;
         let mut ended = false;
         while !ended || (ending.is_some() && self.reader.is_some()) {
-            let wanted = Wanted { process: (!ended).then_some(&process), quit: ending.is_none().then_some(quit) };
-            let ready = self.wait(wanted, deadline)?;
-            if ready.output {
+            let wanted = [(!ended).then(|| process.as_fd()), ending.is_none().then(|| quit.as_fd())];
+            let [ends, quits, writes] = self.wait(wanted, deadline)?;
+            if writes {
                 self.take();
             }
-            ended |= ready.process;
+            ended |= ends;
             let now = Instant::now();
             match ending {
-                None if !ended && (ready.quit || now >= deadline) => {
+                None if !ended && (quits || now >= deadline) => {
                     let _ = kill_process_group(group, Signal::TERM);
-                    deadline = now + if ready.quit { SHORT_GRACE } else { GRACE };
-                    ending = Some(if ready.quit { Outcome::Stopped } else { Outcome::TimedOut });
+                    deadline = now + if quits { SHORT_GRACE } else { GRACE };
+                    ending = Some(if quits { Outcome::Stopped } else { Outcome::TimedOut });
                 }
                 Some(_) if now >= deadline => break,
                 _ => {}
@@ -162,10 +169,9 @@ impl Watch {
         Ok(ending)
     }
 
-    /// Waits for an event, at most until `deadline`.
-    fn wait(&self, wanted: Wanted<'_>, deadline: Instant) -> io::Result<Ready> {
-        let places =
-            [wanted.process.map(AsFd::as_fd), wanted.quit.map(AsFd::as_fd), self.reader.as_ref().map(AsFd::as_fd)];
+    /// Waits for an event of the process, of `quit` or of the output, at most until `deadline`. Returns which occurred.
+    fn wait(&self, [process, quit]: [Option<BorrowedFd<'_>>; 2], deadline: Instant) -> io::Result<[bool; 3]> {
+        let places = [process, quit, self.reader.as_ref().map(AsFd::as_fd)];
         let mut fds: Vec<PollFd<'_>> =
             places.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
@@ -174,8 +180,7 @@ impl Watch {
             Err(error) => return Err(error.into()),
         }
         let mut events = fds.iter().map(|fd| !fd.revents().is_empty());
-        let [process, quit, output] = places.map(|place| place.is_some() && events.next().unwrap_or_default());
-        Ok(Ready { process, quit, output })
+        Ok(places.map(|place| place.is_some() && events.next().unwrap_or_default()))
     }
 
     /// Reads once from a pipe that has data or has ended.
@@ -208,19 +213,6 @@ impl Watch {
             self.take();
         }
     }
-}
-
-/// Events to wait for, in addition to the output.
-struct Wanted<'a> {
-    process: Option<&'a OwnedFd>,
-    quit: Option<&'a PipeReader>,
-}
-
-/// Events that have occurred.
-struct Ready {
-    process: bool,
-    quit: bool,
-    output: bool,
 }
 
 fn outcome(status: ExitStatus) -> Outcome {

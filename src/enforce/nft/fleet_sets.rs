@@ -34,17 +34,7 @@ impl Nft {
     /// # Errors
     /// As for [`Nft::block_for_fleet`].
     pub fn lift_for_fleet(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
-        let kernel = self.kernel();
-        for set in SETS {
-            let targets: Vec<_> =
-                targets.iter().filter(|target| Set::fleet_for_target(**target) == set).copied().collect();
-            for targets in targets.chunks(nft::BANS_A_MESSAGE) {
-                self.batch.clear();
-                nft::put_forget(&mut self.batch, kernel, set, targets);
-                self.send_batch()?;
-            }
-        }
-        Ok(())
+        self.remove_from(SETS, targets)
     }
 
     /// Empties the fleet's sets, if they exist.

@@ -98,7 +98,8 @@ impl Nft {
         self.remove_from([Set::TrapBanned, Set::TrapBanned6], targets)
     }
 
-    fn remove_from(&mut self, sets: [Set; 2], targets: &[BanTarget]) -> Result<(), BlockError> {
+    /// Removes these targets, which are single sources, from the set of their family; missing ones are skipped.
+    pub(super) fn remove_from(&mut self, sets: [Set; 2], targets: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         for targets in targets.chunks(nft::BANS_A_MESSAGE) {
             self.batch.clear();

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use super::ban_queue::Bans;
 use super::{BACKOFF, BackendEvent, CommandPhase, MAX_BANS, SlowTask};
+use crate::config::Run;
 use crate::enforce::BanContext;
-use crate::enforce::command::{Answer, Outcome, Ran, RunSettings, Spawner, Which};
+use crate::enforce::command::{Answer, Outcome, Ran, Spawner, Which};
 use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};
 
@@ -41,7 +42,7 @@ struct Finished {
 
 /// The waiting and the running commands.
 pub(super) struct Commands {
-    settings: RunSettings,
+    settings: Run,
     spawner: Spawner,
     waiting: VecDeque<Job>,
     /// Number of commands in `waiting` that are not for the end of a ban.
@@ -65,7 +66,7 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    pub(super) fn new((settings, spawner): (RunSettings, Spawner)) -> Self {
+    pub(super) fn new((settings, spawner): (Run, Spawner)) -> Self {
         Self {
             settings,
             spawner,
@@ -190,7 +191,7 @@ impl Commands {
         match self.spawner.ask(self.number, which, job.case) {
             Ok(()) => drop(self.requested.insert(self.number, job)),
             Err(error) => {
-                let ran = Ran { outcome: Outcome::NotStarted(error), output: String::new(), took: Duration::ZERO };
+                let ran = Ran::without_output(Outcome::NotStarted(error));
                 self.failed_requests.push_back(Finished { job, command: words.join(" "), ran });
                 // Nothing else wakes this thread.
                 thread::current().unpark();
@@ -219,7 +220,7 @@ impl Commands {
     /// Handles the end of the helper; its running commands are not ended.
     fn end(&mut self, tell: &mut dyn FnMut(BackendEvent)) {
         for (_, job) in self.requested.drain() {
-            let ran = Ran { outcome: Outcome::Unknown, output: String::new(), took: Duration::ZERO };
+            let ran = Ran::without_output(Outcome::Unknown);
             self.failed_requests.push_back(Finished { job, command: "its command".to_owned(), ran });
         }
         if !self.quits {

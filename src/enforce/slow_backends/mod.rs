@@ -9,8 +9,9 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::command::{RunSettings, Spawner};
+use super::command::Spawner;
 use super::{BanContext, EntryStore, ExemptPrefixes};
+use crate::config::Run;
 use crate::types::{Backend, Backoff, BanTarget, Expiry};
 pub use crate::worker::Stopped;
 use crate::worker::{Handle, Worker};
@@ -50,7 +51,7 @@ pub struct Settings {
     /// The files with an entry per ban.
     pub stores: Vec<Arc<dyn EntryStore>>,
     /// For [`Backend::Command`] and [`Task::Before`]: the configuration of commands, and the command helper.
-    pub run: Option<(RunSettings, Spawner)>,
+    pub run: Option<(Run, Spawner)>,
     /// True if connections of every blocked source are ended, in the network namespace of the thread's starter.
     pub end_connections: bool,
 }

@@ -95,18 +95,20 @@ pub(crate) fn put_flush(batch: &mut Batch, set: Set) {
 
 /// Replaces `request` with the query for the ban of `target`.
 pub(crate) fn put_ban_query(request: &mut Vec<u8>, target: BanTarget) {
-    put_request(request, sys::NFT_MSG_GETSETELEM, 0, |list| {
-        put_list_name(list, Set::for_target(target));
-        list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, |elements| put_target(elements, target, Times::default()));
-    });
+    put_query(request, Set::for_target(target), |elements| put_target(elements, target, Times::default()));
 }
 
 /// Replaces `request` with the query for the element of `set` with this address, or the first bound of the surrounding
 /// interval.
 pub(crate) fn put_element_query(request: &mut Vec<u8>, set: Set, address: IpAddr) {
+    put_query(request, set, |elements| put_address(elements, address, Times::default()));
+}
+
+/// Replaces `request` with the query for the element of `set` that `fill` appends.
+fn put_query(request: &mut Vec<u8>, set: Set, fill: impl FnOnce(&mut Attributes<'_>)) {
     put_request(request, sys::NFT_MSG_GETSETELEM, 0, |list| {
         put_list_name(list, set);
-        list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, |elements| put_address(elements, address, Times::default()));
+        list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, fill);
     });
 }
 
@@ -144,23 +146,16 @@ pub(crate) fn has_answered(
 
 /// True if `set` contains the key; `None` if the set does not exist.
 fn recorded(socket: &mut Socket, request: &mut Vec<u8>, set: Set, key: &[u8]) -> Result<Option<bool>, SocketError> {
-    if holds_key(socket, request, set, key)? {
+    put_query(request, set, |elements| put_element(elements, key, |_| {}));
+    if is_found(socket, request)? {
         return Ok(Some(true));
     }
     // The kernel also returns ENOENT if the set does not exist.
     put_request(request, sys::NFT_MSG_GETSET, 0, |fields| put_set_name(fields, set));
-    match socket.ask(request, |_| {}) {
-        Ok(()) => Ok(Some(false)),
-        Err(error) if error.is(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(is_found(socket, request)?.then_some(false))
 }
 
-fn holds_key(socket: &mut Socket, request: &mut Vec<u8>, set: Set, key: &[u8]) -> Result<bool, SocketError> {
-    put_request(request, sys::NFT_MSG_GETSETELEM, 0, |list| {
-        put_list_name(list, set);
-        list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, |elements| put_element(elements, key, |_| {}));
-    });
+fn is_found(socket: &mut Socket, request: &mut [u8]) -> Result<bool, SocketError> {
     match socket.ask(request, |_| {}) {
         Ok(()) => Ok(true),
         Err(error) if error.is(Errno::NOENT) => Ok(false),

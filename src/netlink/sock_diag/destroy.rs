@@ -8,14 +8,14 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::NLM_F_ACK;
+use netlink_packet_sock_diag::SockDiagDestroy;
 use netlink_packet_sock_diag::constants::{
-    AF_INET, AF_INET6, IPPROTO_TCP, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2,
-    TCP_LAST_ACK, TCP_SYN_RECV,
+    IPPROTO_TCP, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV,
 };
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
+use netlink_packet_sock_diag::inet::SocketId;
 use rustix::io::Errno;
 
+use super::exchange::request;
 use super::reply::Record;
 use super::{Failure, SockDiag, SockDiagError};
 use crate::types::{BanTarget, Protocol};
@@ -86,14 +86,7 @@ impl SockDiag {
             interface_id: record.interface,
             cookie: record.cookie,
         };
-        let request = InetRequest {
-            family: if record.address.is_ipv4() { AF_INET } else { AF_INET6 },
-            protocol: IPPROTO_TCP,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::empty(),
-            socket_id,
-        };
-        let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
+        let message = SockDiagDestroy::new(request(IPPROTO_TCP, 0, socket_id));
         match self.converse(message, NLM_F_ACK, &mut |_| {}) {
             Ok(()) => Ok(true),
             Err(Failure::Kernel(error)) => meaning(error, record.state),

@@ -29,15 +29,7 @@ impl SockDiag {
         flags: u16,
         keep: &mut impl FnMut(Record),
     ) -> Result<(), Failure> {
-        let family = if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 };
-        let request = InetRequest {
-            family,
-            protocol,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::from_bits_retain(states),
-            socket_id,
-        };
-        self.converse(SockDiagMessage::InetRequest(request), flags, keep)
+        self.converse(request(protocol, states, socket_id), flags, keep)
     }
 
     /// Sends one message of any kind, and passes every socket of the answer to `keep`.
@@ -78,6 +70,17 @@ impl SockDiag {
         self.socket = Some(socket);
         Ok(())
     }
+}
+
+/// A request for sockets in one of `states`.
+pub(super) fn request(protocol: u8, states: u32, socket_id: SocketId) -> SockDiagMessage {
+    SockDiagMessage::InetRequest(InetRequest {
+        family: if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 },
+        protocol,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::from_bits_retain(states),
+        socket_id,
+    })
 }
 
 pub(super) fn connect() -> Result<Socket, SockDiagError> {
