@@ -90,12 +90,14 @@ impl Bans {
         self.prefixes.clear();
     }
 
-    pub(super) fn adopt(&mut self, ban: &ActiveBan, now: Tick) {
+    pub(super) fn adopt(&mut self, ban: &ActiveBan, now: Tick) -> bool {
         // The kernel's set also contains bans of this engine, without their full length.
         let is_known = |known: ActiveBan| ban.length.is_none() && about_the_same(known.left, ban.left);
-        if !self.of(ban.target, now).is_some_and(is_known) {
+        let is_new = !self.of(ban.target, now).is_some_and(is_known);
+        if is_new {
             self.block(ban, now);
         }
+        is_new
     }
 
     /// Adds a ban of the kernel, which counts as one on forgeable evidence; false if there have been too many.

@@ -266,10 +266,11 @@ impl Engine {
         self.bans.lift_all();
     }
 
-    /// Records that the kernel holds `ban`, added by another program or by an earlier run.
-    pub fn adopt(&mut self, now: Timestamp, ban: &ActiveBan) {
+    /// Records that the kernel holds `ban`, added by another program or by an earlier run. False if it is this engine's
+    /// own ban, which stays as it is.
+    pub fn adopt(&mut self, now: Timestamp, ban: &ActiveBan) -> bool {
         let now = self.clock(now);
-        self.bans.adopt(ban, now.tick());
+        self.bans.adopt(ban, now.tick())
     }
 
     /// The ban of `target`, if one should be in force.

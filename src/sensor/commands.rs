@@ -244,7 +244,7 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
 mod tests {
     use super::*;
     use crate::capture::decoy::DecoyPorts;
-    use crate::engine::{Grade, LinkId};
+    use crate::engine::{Grade, Host, Link, LinkId};
     use crate::events::channel;
     use crate::sensor::blocker::Blocker;
     use crate::sensor::fixtures::{engine, host};
@@ -288,6 +288,23 @@ mod tests {
             let gone = GuestBan { target, port: LinkId::new(7, "veth7") };
             execute(SensorCommand::FollowGuests(vec![gone]), at(2), &mut controller);
             assert_eq!(count(&mut controller, at(3)), left, "{ban:?}");
+        }
+    }
+
+    /// At a start, the kernel's elements are read while the sensor already bans.
+    #[test]
+    fn element_of_guest_ban_keeps_its_port() {
+        let (target, port) = ("192.0.2.7".parse().unwrap(), LinkId::new(7, "veth7"));
+        let element = ActiveBan::whole(target, Expiry::After(Duration::from_secs(86_400)));
+        let by_hand = ActiveBan { length: Some(Duration::from_secs(172_800)), ..element };
+        for (adopted, left) in [(ActiveBan { length: None, ..element }, 0), (by_hand, 1)] {
+            let mut controller = controller();
+            controller.change_host(at(1), Host { links: vec![Link { id: port, guests: Vec::new() }], ..host() }.into());
+            controller.adopt(at(1), &[ActiveBan { grade: Some(Grade::Forgeable), ..element }]);
+            controller.follow_guests(at(1), vec![GuestBan { target, port }]);
+            controller.adopt(at(2), &[adopted]);
+            controller.change_host(at(3), host().into());
+            assert_eq!(count(&mut controller, at(3)), left, "{adopted:?}");
         }
     }
 

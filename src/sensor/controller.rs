@@ -266,8 +266,10 @@ impl BanController {
     /// Adopts bans that the kernel holds and that an earlier run or another program made.
     pub(super) fn adopt(&mut self, now: Timestamp, bans: &[ActiveBan]) {
         for ban in bans {
-            self.guest_bans.forget(ban.target);
-            self.observer.engine.adopt(now, ban);
+            // The element of a guest's ban says nothing new about it.
+            if self.observer.engine.adopt(now, ban) {
+                self.guest_bans.forget(ban.target);
+            }
         }
         if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_))) {
             self.enforcement.blocker.plan_prefix_sets();
