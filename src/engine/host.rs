@@ -158,7 +158,7 @@ pub struct Host {
     /// The networks of its addresses, on whose links its neighbours are. Not used by the engine; the route backend must
     /// not cut them off.
     pub networks: Vec<IpNet>,
-    /// If the exact addresses are known, they are on the list.
+    /// Contains this host's own addresses, if they are known exactly.
     pub allow: AllowList,
     pub tcp: Listeners,
     pub udp: Listeners,

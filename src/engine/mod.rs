@@ -190,7 +190,7 @@ impl Engine {
             let source = (packet.source, protocol_of(&packet.transport));
             return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Response::Block)));
         }
-        // By reference, because a copy would wait until its parts have been stored.
+        // Used in place: a copy could only begin when all its fields have been stored.
         let mut observed = Observation::from_packet(packet);
         let Some(observation) = &mut observed else {
             return Verdict::Ignored(IgnoreReason::NoRequest);

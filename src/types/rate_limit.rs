@@ -10,7 +10,7 @@ pub struct TokenBucket {
     /// Time in which one token is refilled.
     token: Duration,
     span: Duration,
-    /// When the bucket is full if nothing else is taken.
+    /// When the bucket will be full again if nothing more is taken.
     full: Timestamp,
 }
 

@@ -21,7 +21,7 @@ use crate::enforce::helper_socket::{HelperError, decode, next_request};
 pub fn serve(socket: &OwnedFd, settings: &Run) -> Result<(), HelperError> {
     let (quit, hung_up) = io::pipe()?;
     let mut buffer = [0; MAX_REQUEST_LEN];
-    // Each running command holds a copy.
+    // Each running command holds a clone, so that the number of clones is the number of running commands.
     let running = Arc::new(());
     thread::scope(|scope| {
         // Dropped before the scope waits for the commands.
