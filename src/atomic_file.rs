@@ -107,7 +107,6 @@ pub fn end_last_line(file: &mut File) -> io::Result<()> {
 }
 
 /// True if `path` still refers to `file`.
-#[must_use]
 pub fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::symlink_metadata(path)) {
         (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),

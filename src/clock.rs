@@ -12,13 +12,11 @@ const LAST_SECOND: u64 = 253_402_300_799;
 
 /// The nearest time that `humantime` can format: years before 1970 and after 9999 make it panic. A ledger or a capture
 /// file can contain any time.
-#[must_use]
 pub fn printable_time(time: SystemTime) -> SystemTime {
     time.clamp(UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(LAST_SECOND))
 }
 
 /// Time since boot, without the time in which the host was suspended.
-#[must_use]
 pub fn boot_time() -> Timestamp {
     Timestamp::at(Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default())
 }

@@ -21,7 +21,6 @@ pub struct LazyQueue<T> {
 
 impl<T> LazyQueue<T> {
     /// A queue for `length` items, at least one.
-    #[must_use]
     pub fn new(length: usize) -> Self {
         let first = length.clamp(1, INITIAL_LEN);
         Self { first: ArrayQueue::new(first), rest: OnceLock::new(), more: length.saturating_sub(first) }

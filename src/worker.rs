@@ -28,7 +28,6 @@ pub struct Stop {
 
 impl Stop {
     /// The point in time at which this many eighths of the time limit are over.
-    #[must_use]
     pub fn after_eighths(self, eighths: u32) -> Instant {
         self.at.checked_add(self.within.saturating_mul(eighths) / 8).unwrap_or(self.at)
     }
@@ -41,18 +40,15 @@ impl<T> Inbox<T> {
         self.queue.pop()
     }
 
-    #[must_use]
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
     /// Number of items refused because the queue was full, since the start.
-    #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
@@ -104,7 +100,6 @@ impl<T> Handle<T> {
         self.thread.unpark();
     }
 
-    #[must_use]
     pub fn inbox(&self) -> &Inbox<T> {
         &self.inbox
     }
@@ -138,7 +133,6 @@ impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
     }
 
     /// The producers' side of the queue.
-    #[must_use]
     pub fn handle(&self) -> &Handle<T> {
         &self.handle
     }

@@ -107,7 +107,6 @@ impl ChecksumOffload {
     }
 
     /// Time at which [`ChecksumOffload::refresh`] has work to do.
-    #[must_use]
     pub fn next_due(&self) -> Option<Timestamp> {
         self.socket.as_ref().map(|_| self.refresh_at)
     }

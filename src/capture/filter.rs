@@ -41,7 +41,6 @@ const SLL2_HEADER: usize = 20;
 impl Wanted {
     /// The packets that can be evidence on `host`. Ports with a listener on every address are excluded: packets to them
     /// are never evidence, and the service may be busy.
-    #[must_use]
     pub fn new(settings: &Settings, host: &Host) -> Self {
         Self {
             tcp: settings.tcp.ports.without(&host.tcp.everywhere()),
@@ -55,7 +54,6 @@ impl Wanted {
     }
 
     /// The filter's text for a cooked capture (LINKTYPE_LINUX_SLL2), the only link type with directions and interfaces.
-    #[must_use]
     pub fn to_filter(&self) -> String {
         let mut any = Vec::new();
         if !self.tcp.is_empty() {

@@ -90,7 +90,6 @@ complete -c portsentry -n "__fish_portsentry_using_subcommand forget-service" -f
 
 impl Shell {
     /// The completion script, for the directory where the shell searches for such scripts.
-    #[must_use]
     pub fn completions(self) -> String {
         use clap_complete::Shell as Known;
         let shell = match self {

@@ -101,7 +101,6 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
 }
 
 /// The grammar of the command line, from which help, completions and the tests of the manual are generated.
-#[must_use]
 pub fn grammar() -> clap::Command {
     <CommandLine as clap::CommandFactory>::command()
 }

@@ -69,7 +69,6 @@ pub enum Facility {
 
 impl Facility {
     /// The facility number of syslog(3).
-    #[must_use]
     pub fn code(self) -> u8 {
         self as u8
     }

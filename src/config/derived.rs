@@ -8,7 +8,6 @@ use crate::types::Backend;
 
 impl Mode {
     /// The name in the configuration file.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -21,45 +20,38 @@ impl Mode {
 
 impl Config {
     /// True if `block = true` for at least one protocol, even if the mode of that protocol is off.
-    #[must_use]
     pub fn blocks(&self) -> bool {
         [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Yes)
     }
 
     /// True if at least one protocol that is not off has this policy.
-    #[must_use]
     pub fn uses(&self, policy: BlockPolicy) -> bool {
         [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.mode != Mode::Off && protocol.block == policy)
     }
 
     /// True if one listener accepts the connections to all ports of TCP connect mode. Rules in the table of the
     /// nftables backend redirect connections to it.
-    #[must_use]
     pub fn shares_decoys(&self) -> bool {
         self.tcp.mode == Mode::Connect && self.blocks() && self.block.method.contains(&Backend::Nft)
     }
 
     /// True if `block.run.command` is run for new bans.
-    #[must_use]
     pub fn runs_commands(&self) -> bool {
         self.blocks() && self.block.method.contains(&Backend::Command) || self.uses(BlockPolicy::Run)
     }
 
     /// True if `block.run.expire_command` still runs for bans of an earlier run, although no command runs for new bans.
-    #[must_use]
     pub fn only_undoes_commands(&self) -> bool {
         self.blocks() && !self.block.run.expire_command.is_empty() && !self.runs_commands()
     }
 
     /// True if digests of bans are sent to `notify.command`.
-    #[must_use]
     pub fn notifies(&self) -> bool {
         !self.notify.command.is_empty()
     }
 
     /// The part of the sandbox policy for the daemon's directories and for the files in `settings` that it reads again.
     /// The directories are the state directory with `own_files` in it, and the directories of the sockets.
-    #[must_use]
     pub fn folders(&self, settings: Option<&Path>, state_dir: &Path, socket: &Path, own_files: &[&str]) -> Policy {
         let mut policy = Policy::of_folders(state_dir, socket, own_files);
         policy.settings = settings

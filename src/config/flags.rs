@@ -114,7 +114,6 @@ fn mode(connect: bool, stealth: bool, advanced: bool) -> Option<Mode> {
 impl RunOptions {
     /// Parses the command line of a daemon, program name first. Returns `None` if it is not a valid command line of a
     /// daemon.
-    #[must_use]
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
         #[derive(Parser)]
         struct Line {

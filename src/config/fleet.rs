@@ -92,13 +92,11 @@ fn name_or_none(text: &str) -> Result<String, String> {
 
 impl Fleet {
     /// True if this host is in a fleet.
-    #[must_use]
     pub fn is_joined(&self) -> bool {
         self.url.is_some()
     }
 
     /// The user on the server.
-    #[must_use]
     pub fn user(&self) -> &str {
         if self.user.is_empty() { &self.host } else { &self.user }
     }

@@ -40,7 +40,6 @@ pub const DEFAULT_CONFIG: &str = "/etc/portsentry/portsentry.toml";
 
 impl Config {
     /// The built-in configuration, for a host without a file.
-    #[must_use]
     pub fn builtin() -> Self {
         Self::default()
     }
@@ -79,7 +78,6 @@ impl Config {
     }
 
     /// Every key that a file may hold, dotted (`detect.window`), in alphabetical order.
-    #[must_use]
     pub fn keys() -> Vec<String> {
         document::Keys::read_from_serde::<Self>().dotted()
     }

@@ -150,20 +150,17 @@ pub fn parse_name(text: &str) -> Result<String, String> {
 }
 
 /// True for an address that can be a gateway.
-#[must_use]
 pub fn is_gateway(address: &IpAddr) -> bool {
     !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
 /// True for a single line of TCP wrappers (hosts_access(5)) that contains the source.
-#[must_use]
 pub fn is_deny_line(line: &str) -> bool {
     let names = line.contains("$TARGET$") && line.contains(':') && line.len() <= MAX_LINE_LEN;
     names && !line.starts_with('#') && !line.ends_with('\\') && !line.chars().any(char::is_control)
 }
 
 /// True for a valid argument of a command.
-#[must_use]
 pub fn is_command_word(word: &str) -> bool {
     !word.contains('\0') && word.len() <= MAX_LINE_LEN
 }

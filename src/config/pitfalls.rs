@@ -38,7 +38,6 @@ pub struct HostPorts<'a> {
 }
 
 /// The pitfalls of `config` on a host with these ports.
-#[must_use]
 pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Warning> {
     let mut found = Vec::new();
     let closed = |protocol: &Protocol, in_use: &PortSet| match protocol.block {
@@ -93,7 +92,6 @@ fn counting(tcp: &PortSet, udp: &PortSet) -> u32 {
 
 /// The pitfall of a migration: the classic configuration on this host only logs, but this configuration blocks, which
 /// the operator may not expect.
-#[must_use]
 pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Warning> {
     let classic = folder.join("portsentry.conf");
     let blocks = config.tcp.mode != Mode::Off && config.tcp.block == BlockPolicy::Yes;

@@ -248,7 +248,6 @@ impl Protocol {
     }
 
     /// The ports that this mode monitors, including ports in use.
-    #[must_use]
     pub fn watched(&self) -> PortSet {
         match self.mode {
             Mode::Off => PortSet::new(),

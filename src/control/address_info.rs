@@ -120,7 +120,6 @@ pub struct Ended {
 
 impl AddressInfo {
     /// Builds the answer for `address` at `now`; `history` contains the ledger's entries, oldest first.
-    #[must_use]
     pub fn new(address: ScopedNetwork, known: &Explanation, history: Option<&[Entry]>, now: SystemTime) -> Self {
         let remaining = |expiry| Remaining::new(expiry, now);
         Self {
@@ -147,7 +146,6 @@ impl AddressInfo {
 
 impl HoldInfo {
     /// The kernel's hold state of a source, with the length of a hold and the window in which holds count.
-    #[must_use]
     pub fn new(hold: Hold, length: Duration, window: Duration) -> Self {
         Self {
             now: hold.now,

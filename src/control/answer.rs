@@ -93,7 +93,6 @@ pub struct AllowedEntry {
 
 impl AllowedEntry {
     /// A network allowed by a key of the configuration.
-    #[must_use]
     pub fn configured(network: IpNet, key: &str) -> Self {
         Self { network: plain(network), by: key.to_owned(), since: None, until: None }
     }

@@ -31,7 +31,6 @@ pub struct BanPage {
 
 impl BanPage {
     /// Builds the answer from `found`, which a query for at most [`MAX_BANS`] has returned.
-    #[must_use]
     pub fn new<P: ToString>(found: Vec<(P, Option<Entry>)>, now: SystemTime) -> Self {
         let mut page = Self::default();
         let (mut left, all) = (MAX_PAGE_LEN, found.len());
@@ -100,13 +99,11 @@ pub struct BanInfo {
 
 impl BanInfo {
     /// A ban that only the kernel has.
-    #[must_use]
     pub fn unknown(target: BanTarget, left: Expiry, now: SystemTime) -> Self {
         Self { target: target.to_string(), expires: expires(left, now), left_s: left.seconds(), ..Self::default() }
     }
 
     /// A ban of the ledger, of which `left` remains at `now`.
-    #[must_use]
     pub fn from_entry(Entry { ban, strikes, .. }: &Entry, left: Expiry, now: SystemTime) -> Self {
         Self {
             source: Some(ban.source.to_string()),
@@ -126,7 +123,6 @@ impl BanInfo {
     }
 
     /// The ban of the ledger; `None` if a field is missing or unknown to this version.
-    #[must_use]
     pub fn to_entry(&self) -> Option<Entry> {
         let time = |text: &str| humantime::parse_rfc3339(text).ok();
         let port = |port: &PortRecord| Some((Protocol::from_key(&port.proto)?, port.port));

@@ -44,7 +44,6 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Failure(Failure { kind: ErrorKind::Usage, .. }) => exit_code::USAGE,

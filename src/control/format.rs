@@ -45,7 +45,6 @@ pub trait LineMessage: Serialize + DeserializeOwned {
         serde_json::from_slice(line).map_err(|error| format!("{what}: {error}{remedy}"))
     }
 
-    #[must_use]
     fn to_line(&self) -> String {
         to_line(self)
     }

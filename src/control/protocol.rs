@@ -97,7 +97,6 @@ impl LineMessage for Request {
 
 impl Request {
     /// True for a request that changes state: only root and the daemon's own user may send it.
-    #[must_use]
     pub fn changes(&self) -> bool {
         !matches!(
             self,
@@ -176,7 +175,6 @@ struct Outcome {
     ok: bool,
 }
 
-#[must_use]
 pub fn reply_to_line(reply: &Reply) -> String {
     match reply {
         Ok(content) => to_line(&Envelope { ok: true, content }),

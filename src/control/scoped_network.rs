@@ -40,7 +40,6 @@ impl ScopedNetwork {
     }
 
     /// True if a ban of `target` concerns some of these addresses.
-    #[must_use]
     pub fn overlaps(self, target: BanTarget) -> bool {
         if let (Some(link), BanTarget::Link { interface, .. }) = (self.link, target)
             && link != interface
@@ -91,7 +90,6 @@ pub fn with_number(text: &str) -> Result<String, String> {
 }
 
 /// A network in its usual notation: a single address without a prefix length.
-#[must_use]
 pub fn plain(network: IpNet) -> String {
     if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
 }

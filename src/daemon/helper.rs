@@ -159,7 +159,6 @@ pub struct HelperArgs {
 
 impl HelperArgs {
     /// Parses a command line, including the program name; `None` if it is not a helper's command line.
-    #[must_use]
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
         let words: Vec<OsString> = words.into_iter().take(5).collect();
         let words: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();

@@ -119,7 +119,6 @@ impl HostMemory {
 }
 
 /// The service ports among `listeners`: those of system users or privileged ones, outside of the ephemeral range.
-#[must_use]
 pub fn listening(listeners: &[Listener], ranges: PortRanges<'_>) -> ServiceMemory {
     listeners.iter().filter(|one| is_eligible(one, ranges)).flat_map(services).collect()
 }

@@ -53,7 +53,6 @@ impl KnownPeers {
     }
 
     /// The peers, each with the time since its first connection.
-    #[must_use]
     pub fn ages(&self, now: Timestamp) -> Vec<(BanTarget, Duration)> {
         self.known.iter().map(|(target, peer)| (*target, now.since(peer.since))).collect()
     }
@@ -72,7 +71,6 @@ impl KnownPeers {
     }
 
     /// The peers for the ledger.
-    #[must_use]
     pub fn records(&self, now: Timestamp, wall: SystemTime) -> Vec<KnownPeer> {
         let latest = now.after(self.span);
         let before = |span: Duration| wall.checked_sub(span).unwrap_or(SystemTime::UNIX_EPOCH);

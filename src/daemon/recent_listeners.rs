@@ -82,7 +82,6 @@ impl RecentListeners {
     }
 
     /// The state for the ledger.
-    #[must_use]
     pub fn records(&self) -> Vec<(Service, Option<SystemTime>)> {
         self.known.iter().map(|(service, gone)| (*service, *gone)).collect()
     }

@@ -151,7 +151,6 @@ impl ServiceTracker {
     }
 
     /// True if there are remembered services and all of them are served.
-    #[must_use]
     pub fn are_all_served(&self) -> bool {
         !self.remembered.is_empty() && self.remembered.values().all(|known| known.is_served)
     }
@@ -208,13 +207,11 @@ impl ServiceTracker {
     }
 
     /// The remembered services for the engine.
-    #[must_use]
     pub fn memory(&self) -> ServiceMemory {
         self.remembered.keys().copied().collect()
     }
 
     /// The remembered services, sorted.
-    #[must_use]
     pub fn states(&self) -> Vec<ServiceState> {
         let state = |(service, known): (&Service, &Remembered)| ServiceState {
             service: *service,

@@ -35,7 +35,6 @@ pub struct Settling {
 }
 
 impl Settling {
-    #[must_use]
     pub fn new(now: Timestamp) -> Self {
         Self { until: now.after(MAX_SETTLING), unchanged_since: now }
     }

@@ -20,7 +20,6 @@ impl Refused {
     }
 
     /// A refusal of all `targets` for the same reason.
-    #[must_use]
     pub fn all(backend: Backend, targets: impl Iterator<Item = BanTarget>, reason: &impl ToString) -> Vec<Self> {
         targets.map(|target| Self::new(backend, target, reason)).collect()
     }

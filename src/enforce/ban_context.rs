@@ -36,7 +36,6 @@ pub struct BanContext {
 
 impl BanContext {
     /// An operator's ban, without evidence.
-    #[must_use]
     pub fn by_hand(target: BanTarget, expiry: Expiry, since: SystemTime) -> Self {
         let source = target.element();
         Self { target, source, protocol: Protocol::Tcp, port: 0, mode: None, class: None, expiry, since, ban: None }
@@ -56,13 +55,11 @@ impl BanContext {
     }
 
     /// The reason in a few words.
-    #[must_use]
     pub fn reason(&self) -> &'static str {
         self.class.map_or("blocked by hand", Class::title)
     }
 
     /// The end in RFC 3339 format, UTC, with a resolution of seconds; or `never`.
-    #[must_use]
     pub fn until(&self) -> String {
         let end = self.expiry.span().and_then(|span| self.since.checked_add(span));
         let Some(end) = end else { return "never".to_owned() };

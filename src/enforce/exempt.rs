@@ -21,7 +21,6 @@ pub struct ExemptPrefixes {
 }
 
 impl ExemptPrefixes {
-    #[must_use]
     pub fn new(prefixes: impl IntoIterator<Item = IpNet>) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for prefix in prefixes {
@@ -36,7 +35,6 @@ impl ExemptPrefixes {
         Self { v4, v6 }
     }
 
-    #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         self.overlapping(address.into()).is_some()
     }
@@ -50,7 +48,6 @@ impl ExemptPrefixes {
     }
 
     /// The first exempt prefix that overlaps `net`: it contains `net`, or is inside it.
-    #[must_use]
     pub(super) fn overlapping(&self, net: IpNet) -> Option<IpNet> {
         match net {
             IpNet::V4(net) => {

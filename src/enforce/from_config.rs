@@ -12,7 +12,6 @@ use crate::types::{Backend, Rate};
 
 impl RulesetSpec {
     /// The ruleset for the configuration.
-    #[must_use]
     pub fn from_config(config: &Config) -> Self {
         let nft = &config.block.nft;
         Self {

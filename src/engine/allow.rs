@@ -59,7 +59,6 @@ pub struct AllowList {
 
 impl AllowList {
     /// Creates the list that every host has: loopback.
-    #[must_use]
     pub fn new() -> Self {
         let mut list = Self::default();
         list.insert(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8).into(), Protection::Loopback);
@@ -125,13 +124,11 @@ impl AllowList {
     }
 
     /// Returns the reason why `address` is protected on any link, if it is.
-    #[must_use]
     pub fn protects(&self, address: IpAddr) -> Option<Protection> {
         self.listed(address).or_else(|| self.on_some_link(address.into()))
     }
 
     /// Returns the reason why all of `target` is protected, if it is.
-    #[must_use]
     pub fn protects_target(&self, target: BanTarget) -> Option<Protection> {
         if let BanTarget::Link { address, .. } = target {
             let place = self.links.binary_search_by_key(&target, |(link, _)| *link).ok();
@@ -153,7 +150,6 @@ impl AllowList {
     }
 
     /// Returns the reason why all of `network` is protected, if it is.
-    #[must_use]
     pub fn covers(&self, network: IpNet) -> Option<Protection> {
         let listed = match network {
             IpNet::V4(net) => self.v4.get_lpm(&net).map(|(_, why)| *why),
@@ -163,7 +159,6 @@ impl AllowList {
     }
 
     /// True if this list protects addresses that `before` does not.
-    #[must_use]
     pub fn protects_more_than(&self, before: &Self) -> bool {
         self.prefixes().any(|prefix| before.covers(prefix).is_none())
             || self.links.iter().any(|(link, _)| before.protects_target(*link).is_none())
@@ -176,7 +171,6 @@ impl AllowList {
     }
 
     /// True if at least a part of `network` is protected.
-    #[must_use]
     pub fn touches(&self, network: IpNet) -> bool {
         match network {
             IpNet::V4(net) => self.v4.get_lpm(&net).is_some() || (&self.v4).view_at(&net).is_some(),
@@ -189,7 +183,6 @@ impl AllowList {
     }
 
     /// Number of prefixes listed by the operator, and number of prefixes protected automatically.
-    #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         let listed = |(_, why): &(IpNet, Protection)| matches!(why, Protection::Listed | Protection::Named);
         let listed = self.entries().filter(listed).count();

@@ -33,7 +33,6 @@ pub struct ActiveBan {
 
 impl ActiveBan {
     /// A ban that begins now.
-    #[must_use]
     pub fn whole(target: BanTarget, expiry: Expiry) -> Self {
         let length = match expiry {
             Expiry::Never => None,

@@ -57,7 +57,6 @@ impl Class {
 
     /// Returns the class of a TCP segment; `None` for an answer (SYN/ACK, RST). Answers are not evidence, because
     /// backscatter of an attack with this host's address as forged source looks the same.
-    #[must_use]
     pub fn of_tcp(flags: TcpFlags) -> Option<Self> {
         const FIN: u16 = TcpFlags::FIN;
         const SYN: u16 = TcpFlags::SYN;
@@ -90,7 +89,6 @@ impl Class {
     }
 
     /// True if one packet is enough for a ban, because no TCP stack sends it.
-    #[must_use]
     pub fn is_conclusive(self) -> bool {
         matches!(self, Self::Null | Self::Fin | Self::Xmas | Self::Illegal | Self::Fragment)
     }
@@ -101,7 +99,6 @@ impl Class {
     }
 
     /// The class as in the classic log line, between `attackalert: ` and ` from host`.
-    #[must_use]
     pub fn title(self) -> &'static str {
         match self {
             Self::Connect => "Connect",
@@ -120,7 +117,6 @@ impl Class {
     }
 
     /// The class as in JSON and metrics.
-    #[must_use]
     pub fn key(self) -> &'static str {
         match self {
             Self::Connect => "connect",
@@ -139,7 +135,6 @@ impl Class {
     }
 
     /// The class with this name in JSON.
-    #[must_use]
     pub fn from_key(key: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|class| class.key() == key)
     }

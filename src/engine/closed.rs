@@ -8,7 +8,6 @@ impl Engine {
     /// The TCP ports that decoys serve: the ports of connect mode without a non-loopback listener, without recent use
     /// and without a remembered service. Empty while this host settles, because a decoy must not answer in place of a
     /// service that has not started yet.
-    #[must_use]
     pub fn decoy_ports(&self, now: Timestamp, host: &Host) -> PortSet {
         if self.is_settling(now) {
             return PortSet::new();
@@ -23,7 +22,6 @@ impl Engine {
     /// its source, unless a listener was opened in the meantime.
     ///
     /// For UDP, ephemeral ports are excluded: packets to them are often answers and may arrive at any time.
-    #[must_use]
     pub fn closed_ports(&self, now: Timestamp, host: &Host, protocol: Protocol) -> PortSet {
         let closed = self.unused_ports(now, host, protocol);
         // Related ports that count as one port are counted by the engine alone.
@@ -32,7 +30,6 @@ impl Engine {
 
     /// The monitored TCP ports that are not among [`Engine::closed_ports`] only because they are related to a service.
     /// A new connection to one of them does not count in the kernel, but the kernel holds its source.
-    #[must_use]
     pub fn related_ports(&self, now: Timestamp, host: &Host) -> PortSet {
         let closed = self.unused_ports(now, host, Protocol::Tcp);
         closed.without(&closed.without(&host.related.tried_once()))
@@ -40,7 +37,6 @@ impl Engine {
 
     /// The TCP ports that this host serves, as far as known. Ephemeral ports are left out, because passive FTP opens its
     /// data connections there. Empty if probes of TCP ports do not block, and while this host settles.
-    #[must_use]
     pub fn served_ports(&self, now: Timestamp, host: &Host) -> PortSet {
         if self.settings.tcp.response != Response::Block || self.is_settling(now) {
             return PortSet::new();

@@ -185,7 +185,6 @@ impl Engine {
 
     /// True if `target` has probed more ports than are forgiven, but is not banned because they are related. Used for
     /// the kernel's trap, which counts each of them.
-    #[must_use]
     pub fn is_forgiven_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let now = self.latest.max(now);
         let forgiven = self.settings.scan_trigger;
@@ -195,7 +194,6 @@ impl Engine {
 
     /// True if `target` has probed enough ports for a ban, but the ceilings had no room. Used to review bans of the
     /// kernel's trap, which learns of a reached ceiling with a delay.
-    #[must_use]
     pub fn is_withheld(&self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.latest.max(now);
         let held = self.sources.held(self.key_of(target, Response::Block), now.tick());
@@ -210,7 +208,6 @@ impl Engine {
 
     /// True if `target` is connected to a service of this host and has probed too few ports for a ban of a connected
     /// source. Used for the kernel's trap, which counts ports independently of the engine.
-    #[must_use]
     pub fn is_forgiven_peer(&self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.latest.max(now);
         let held = self.sources.held(self.key_of(target, Response::Block), now.tick());

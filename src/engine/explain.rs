@@ -67,7 +67,6 @@ impl Engine {
     }
 
     /// Returns the state of `address` at `now`, for a link-local address on `link` if that is given.
-    #[must_use]
     pub fn explain(&self, now: Timestamp, address: IpAddr, link: Option<u32>, host: &Host) -> Explanation {
         let now = self.latest.max(now);
         let target = self.explained(now, address, link, host);

@@ -26,7 +26,6 @@ impl Grade {
     }
 
     /// The grade as in JSON, metrics and the ledger.
-    #[must_use]
     pub fn key(self) -> &'static str {
         match self {
             Self::Forgeable => "forgeable",
@@ -34,7 +33,6 @@ impl Grade {
         }
     }
 
-    #[must_use]
     pub fn from_key(key: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|grade| grade.key() == key)
     }

@@ -40,13 +40,11 @@ const FEW: usize = 8;
 
 impl Local {
     /// Exactly `addresses`.
-    #[must_use]
     pub fn own(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         Self::Own { addresses: addresses.into_iter().collect(), prefixes: Vec::new() }
     }
 
     /// True if `address` belongs to the host.
-    #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match self {
             Self::Own { addresses, prefixes } => {
@@ -104,7 +102,6 @@ impl ReversePath {
     }
 
     /// True if the kernel drops packets from `source` on `interface`.
-    #[must_use]
     #[inline]
     pub fn refuses(&self, source: IpAddr, interface: u32) -> bool {
         let IpAddr::V4(source) = source else { return false };
@@ -128,14 +125,12 @@ pub struct LinkId {
 }
 
 impl LinkId {
-    #[must_use]
     pub fn new(index: u32, name: &str) -> Self {
         let mut id = Self { index, name: [0; MAX_NAME] };
         id.name.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
         id
     }
 
-    #[must_use]
     pub fn name(&self) -> &str {
         let name = self.name.split(|byte| *byte == 0).next().unwrap_or_default();
         str::from_utf8(name).unwrap_or_default()
@@ -203,7 +198,6 @@ pub struct Host {
 
 impl Host {
     /// A host with these addresses, without listeners, that protects only loopback and itself.
-    #[must_use]
     pub fn new(local: Local) -> Self {
         let mut allow = AllowList::new();
         if let Local::Own { addresses, .. } = &local {
@@ -242,7 +236,6 @@ impl Host {
 
     /// Returns the reason why `target` must not be blocked, if all of it is exempt. One exempt address in a /64 is not
     /// enough: the kernel's allow-list accepts its packets despite the ban.
-    #[must_use]
     pub fn exemption(&self, target: BanTarget) -> Option<Protection> {
         self.allow.protects_target(target)
     }
@@ -289,14 +282,12 @@ impl Host {
     }
 
     /// The bridge of which `interface` is a port.
-    #[must_use]
     pub fn bridge(&self, interface: u32) -> Option<u32> {
         self.bridge_ports.iter().find(|(port, _)| *port == interface).map(|(_, bridge)| *bridge)
     }
 
     /// The bridge port of the guest that is banned with `target`, if the last probe came from `source` through this
     /// port. `None` for a network, which has no single port, and for packets that a router sent through the bridge.
-    #[must_use]
     pub fn guest_port(&self, target: BanTarget, source: IpAddr, port: u32) -> Option<LinkId> {
         let link = self.links.iter().find(|link| link.id.index == port)?;
         let is_guest = link.guests.iter().any(|network| network.contains(&source));
@@ -313,7 +304,6 @@ impl Host {
     }
 
     /// The interface that represents the link of `interface`: the master, if it is a port.
-    #[must_use]
     pub fn link(&self, interface: u32) -> u32 {
         let mut link = interface;
         for _ in 0..MAX_DEPTH {

@@ -46,7 +46,6 @@ impl Listeners {
 
     /// True if a packet to `address` and `port` reaches a listener on one of `interfaces`; on any interface if the list
     /// is empty.
-    #[must_use]
     pub fn contains_on(&self, interfaces: &[u32], address: IpAddr, port: u16) -> bool {
         if self.contains(address, port) {
             return true;
@@ -60,20 +59,17 @@ impl Listeners {
     }
 
     /// True if a packet to `address` and `port` reaches a listener, regardless of its interface.
-    #[must_use]
     pub fn contains(&self, address: IpAddr, port: u16) -> bool {
         let any = if address.is_ipv4() { &self.any_v4 } else { &self.any_v6 };
         any.contains(port) || (!self.at.is_empty() && self.at.contains(&(address, port)))
     }
 
     /// The ports that are open on all addresses of both families: packets to them are never evidence.
-    #[must_use]
     pub fn everywhere(&self) -> PortSet {
         self.any_v4.iter().filter(|port| self.any_v6.contains(*port)).collect()
     }
 
     /// The ports that are open on any address.
-    #[must_use]
     pub fn anywhere(&self) -> PortSet {
         let mut ports = self.any_v4.with(&self.any_v6);
         self.at.iter().filter(|(address, _)| !address.is_loopback()).for_each(|(_, port)| ports.insert(*port));

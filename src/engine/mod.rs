@@ -121,7 +121,6 @@ pub struct Engine {
 
 impl Engine {
     /// Creates an engine with empty tables. `secret` must be unpredictable to attackers.
-    #[must_use]
     pub fn new(settings: Settings, secret: HashKey) -> Self {
         Self {
             bounds: Bounds::default(),
@@ -146,7 +145,6 @@ impl Engine {
     }
 
     /// Replaces the built-in limits. For simulations.
-    #[must_use]
     pub fn with_bounds(mut self, bounds: Bounds) -> Self {
         self.bounds = bounds;
         self.recent_ports.remember_for(bounds.recent);
@@ -237,7 +235,6 @@ impl Engine {
     }
 
     /// Ports of the last packet's source that counted as evidence and turned out to be in use.
-    #[must_use]
     pub fn forgiven(&self) -> &[(Protocol, u16)] {
         &self.forgiven
     }
@@ -274,20 +271,17 @@ impl Engine {
     }
 
     /// The ban of `target`, if one should be in force.
-    #[must_use]
     pub fn standing_of(&self, now: Timestamp, target: BanTarget) -> Option<ActiveBan> {
         self.bans.of(target, self.latest.max(now).tick())
     }
 
     /// True if `target` is recognised as blocked.
-    #[must_use]
     pub fn is_blocked(&self, now: Timestamp, target: BanTarget) -> bool {
         let standing = self.bans.table.get(self.key_of(target, Response::Block), self.latest.max(now).tick());
         standing.is_some_and(|(_, standing)| standing == Standing::Blocked)
     }
 
     /// True if a ban of a network that contains `address` is in force.
-    #[must_use]
     pub fn is_in_blocked_network(&self, now: Timestamp, address: IpAddr) -> bool {
         self.bans.around(address, self.latest.max(now).tick()).is_some()
     }
@@ -376,7 +370,6 @@ impl Engine {
     }
 
     /// True while no source is banned.
-    #[must_use]
     pub fn is_settling(&self, now: Timestamp) -> bool {
         self.settling.lasts(self.latest.max(now))
     }
@@ -392,20 +385,17 @@ impl Engine {
     }
 
     /// Time at which [`Engine::notice`] must be called even without a packet; `None` if nothing is pending.
-    #[must_use]
     pub fn wake(&self) -> Option<Timestamp> {
         let (settling, candidates) = (self.settling.next_due(self.latest), self.candidates.next_due());
         [self.bans.next_due(), settling, candidates].into_iter().flatten().min()
     }
 
     /// Counters since the start.
-    #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
     /// Current number of sources with evidence, and of sources with a verdict.
-    #[must_use]
     pub fn tracked(&self) -> (usize, usize) {
         (self.sources.len(), self.bans.table.len())
     }

@@ -53,7 +53,6 @@ const HIDDEN: u16 = 0;
 impl Observation {
     /// Returns the evidence that `packet` would be if its checksums were verified; `None` for an answer, a later
     /// fragment, or a packet without ports.
-    #[must_use]
     #[inline]
     pub fn from_packet(packet: &Packet) -> Option<Self> {
         let (protocol, source_port, port, class) = match packet.transport {

@@ -33,7 +33,6 @@ impl ServiceMemory {
     }
 
     /// True if `port` at `address` belongs to a service of this host.
-    #[must_use]
     pub fn contains(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
         self.listeners(protocol).is_some_and(|services| services.contains(address, port))
     }
@@ -44,7 +43,6 @@ impl ServiceMemory {
     }
 
     /// The ports of `protocol` that are remembered on any address.
-    #[must_use]
     pub fn ports(&self, protocol: Protocol) -> PortSet {
         self.listeners(protocol).map(Listeners::anywhere).unwrap_or_default()
     }

@@ -52,7 +52,6 @@ pub struct Settings {
 
 impl Settings {
     /// The same settings, but scans are only logged.
-    #[must_use]
     pub fn log_only(mut self) -> Self {
         (self.tcp.response, self.udp.response) = (Response::Log, Response::Log);
         self
@@ -68,7 +67,6 @@ impl Settings {
     }
 
     /// Takes the settings from the configuration.
-    #[must_use]
     pub fn from_config(config: &Config) -> Self {
         let watch = |protocol: &ProtocolConfig| Watch {
             // In connect mode only connections accepted by a decoy are evidence, unless half-open connections count as

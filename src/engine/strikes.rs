@@ -42,7 +42,6 @@ const MAX_FACTOR: u32 = 100;
 
 impl Escalation {
     /// Duration of a ban on evidence of this grade after `strikes` earlier bans, if the first one lasts `plain`.
-    #[must_use]
     pub fn expiry(&self, plain: Expiry, strikes: u32, grade: Grade) -> Expiry {
         let Expiry::After(plain) = plain else { return Expiry::Never };
         let times = self.factor.clamp(1, MAX_FACTOR).checked_pow(strikes);

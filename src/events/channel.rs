@@ -25,7 +25,6 @@ pub struct Sender(Arc<Shared>);
 pub struct Receiver(Arc<Shared>);
 
 /// Creates a queue for `length` events.
-#[must_use]
 pub fn bounded(length: usize) -> (Sender, Receiver) {
     // A flood of probes must not displace bans: a quarter of the queue is reserved for events that are not
     // attacker-driven.

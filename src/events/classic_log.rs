@@ -23,13 +23,11 @@ pub enum Wording {
 }
 
 /// The line of an event; `None` for an event without a line (a repeated port).
-#[must_use]
 pub fn line(what: &EventKind) -> Option<String> {
     line_with_name(what, None, Wording::Stealth)
 }
 
 /// The line that follows the classic line of an event, if there is additional information.
-#[must_use]
 pub fn addition(what: &EventKind) -> Option<String> {
     match what {
         EventKind::Scan(ban) => {
@@ -58,7 +56,6 @@ pub fn addition(what: &EventKind) -> Option<String> {
 
 /// The address whose name is included in the line of an event. A network has no name, and the line of a source that is
 /// never blocked includes none, because it must not contain text that the source can choose.
-#[must_use]
 pub fn names(what: &EventKind) -> Option<IpAddr> {
     match what {
         EventKind::Probe(probe) if probe.fresh => Some(probe.observation.source),
@@ -70,7 +67,6 @@ pub fn names(what: &EventKind) -> Option<IpAddr> {
 
 /// The line of an event, with the name of the address from [`names`]. `name` must be clean: letters, digits, ".", "-"
 /// and "_", and not an address.
-#[must_use]
 pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<String> {
     Some(match what {
         EventKind::Started => "adminalert: PortSentry is now active and listening.".to_owned(),

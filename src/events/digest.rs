@@ -86,7 +86,6 @@ impl Named {
 
 impl Digest {
     /// Starts a digest at `from`.
-    #[must_use]
     pub fn new(from: SystemTime) -> Self {
         let [forgeable, proven, by_hand, lifted] = std::array::from_fn(|_| Named::default());
         Self { from, forgeable, proven, by_hand, lifted, capped: 0, not_banned: NotBanned::default(), lost_events: 0 }
@@ -140,21 +139,18 @@ impl Digest {
     }
 
     /// Number of new bans.
-    #[must_use]
     pub fn bans(&self) -> u64 {
         self.forgeable.count + self.proven.count + self.by_hand.count
     }
 
     /// True if the digest contains anything to report. Probes of exempt sources alone are not reported; lost events may
     /// have been bans.
-    #[must_use]
     pub fn is_worth_sending(&self) -> bool {
         let NotBanned { only_logged, withheld, failed, exempt_probes: _ } = self.not_banned;
         [self.bans(), self.lifted.count, only_logged, withheld, failed, self.lost_events].iter().any(|count| *count > 0)
     }
 
     /// The JSON object for `host`, on one line, without a line feed.
-    #[must_use]
     pub fn to_json(&self, host: &str, until: SystemTime) -> String {
         let kinds = [&self.proven, &self.by_hand, &self.forgeable];
         let bans: Vec<_> = kinds.iter().flat_map(|kind| &kind.named).collect();

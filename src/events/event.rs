@@ -161,7 +161,6 @@ pub enum LineClass {
 
 impl EventKind {
     /// The event that reports `verdict`; `None` if none is due. A ban is reported by the backends that enforce it.
-    #[must_use]
     pub fn from_verdict(verdict: Verdict) -> Option<Self> {
         match verdict {
             Verdict::Probe(probe) => probe.fresh.then_some(Self::Probe(probe)),
@@ -175,7 +174,6 @@ impl EventKind {
     }
 
     /// The class of the event, for the log line limit. No wildcard, so that a new kind must be classified.
-    #[must_use]
     pub fn line_class(&self) -> LineClass {
         let class_of = |ban: Option<&Ban>| match ban {
             Some(ban) if ban.capped => LineClass::Probe,
@@ -204,7 +202,6 @@ impl EventKind {
     }
 
     /// True for events that forged packets can cause in any number.
-    #[must_use]
     pub fn is_attacker_driven(&self) -> bool {
         matches!(self.line_class(), LineClass::Probe | LineClass::FailedBan)
     }
@@ -224,7 +221,6 @@ impl From<Notice> for EventKind {
 
 impl Event {
     /// An event that happens now.
-    #[must_use]
     pub fn now(what: EventKind) -> Self {
         Self { time: SystemTime::now(), what }
     }

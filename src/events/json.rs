@@ -199,7 +199,6 @@ impl From<&Event> for EventRecord {
 
 impl EventRecord {
     /// The object on one line, without a line feed.
-    #[must_use]
     pub fn to_json(&self) -> String {
         // Serialisation of strings and numbers cannot fail.
         serde_json::to_string(self).unwrap_or_default()
@@ -249,7 +248,6 @@ impl EventRecord {
 pub const NEVER: &str = "never";
 
 /// The end of a ban that begins at `at`: RFC 3339, or "never".
-#[must_use]
 pub fn expires(expiry: Expiry, at: SystemTime) -> String {
     match expiry {
         Expiry::Never => NEVER.to_owned(),
@@ -281,7 +279,6 @@ pub(super) fn kind(what: &EventKind) -> &'static str {
 }
 
 /// The reason of a ban as a sentence.
-#[must_use]
 pub fn reason(ban: &Ban) -> String {
     if ban.hosts > 1 {
         return format!("closed ports of {} hosts were probed", ban.hosts);
@@ -295,7 +292,6 @@ pub fn reason(ban: &Ban) -> String {
 }
 
 /// A time in UTC with microseconds.
-#[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_micros(printable_time(time)).to_string()
 }

@@ -86,7 +86,6 @@ impl LineFile {
         Ok(Self { path: path.to_owned(), worker })
     }
 
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }

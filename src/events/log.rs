@@ -177,7 +177,6 @@ impl LogThread {
 }
 
 /// True if the daemon ended before all lines were accepted. A further write could block.
-#[must_use]
 pub fn is_stalled() -> bool {
     STALLED.load(Ordering::Relaxed)
 }

@@ -6,7 +6,6 @@ use super::key::{Author, HostName, Keyspace};
 ///
 /// Publishing and subscribing have separate selectors: a single selector that permits subscribing to all channels would
 /// also permit publishing on all of them.
-#[must_use]
 pub fn host(keys: &Keyspace, host: &HostName, user: &str, password: &str) -> String {
     let own = Author::Host(host.clone());
     let (reports, lifts, mine) = (keys.reports(), keys.lifts(), keys.reports_of(host));
@@ -19,7 +18,6 @@ pub fn host(keys: &Keyspace, host: &HostName, user: &str, password: &str) -> Str
 }
 
 /// The operator's user, which may read all of the fleet and write only lifts and the notices about them.
-#[must_use]
 pub fn operator(keys: &Keyspace, user: &str, password: &str) -> String {
     let (reports, lifts) = (keys.reports(), keys.lifts());
     format!(

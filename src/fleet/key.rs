@@ -34,7 +34,6 @@ impl HostName {
         parse_fleet_name(text).map(|name| Self(name.into()))
     }
 
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -86,13 +85,11 @@ pub struct Keyspace {
 
 impl Keyspace {
     /// Creates the names of the fleet `name`, which [`parse_fleet_name`] has accepted.
-    #[must_use]
     pub fn new(name: &str) -> Self {
         Self { prefix: format!("portsentry:{name}:") }
     }
 
     /// The key of a report, or of a lift.
-    #[must_use]
     pub fn key(&self, key: &Key) -> String {
         let Key { author, target } = key;
         match author {
@@ -102,7 +99,6 @@ impl Keyspace {
     }
 
     /// The channel on which `author` publishes its notices.
-    #[must_use]
     pub fn channel(&self, author: &Author) -> String {
         match author {
             Author::Host(host) => format!("{}news:{host}", self.prefix),
@@ -111,25 +107,21 @@ impl Keyspace {
     }
 
     /// Pattern of the keys of all reports.
-    #[must_use]
     pub fn reports(&self) -> String {
         format!("{}ban:*", self.prefix)
     }
 
     /// Pattern of the keys of the reports of one host.
-    #[must_use]
     pub fn reports_of(&self, host: &HostName) -> String {
         format!("{}ban:{host}:*", self.prefix)
     }
 
     /// Pattern of the keys of all lifts.
-    #[must_use]
     pub fn lifts(&self) -> String {
         format!("{}lift:*", self.prefix)
     }
 
     /// Pattern of the channels of all notices.
-    #[must_use]
     pub fn channels(&self) -> String {
         format!("{}news:*", self.prefix)
     }
@@ -166,7 +158,6 @@ impl Keyspace {
     }
 
     /// The author of the notices on a channel.
-    #[must_use]
     pub fn parse_channel(&self, channel: &[u8]) -> Option<Author> {
         let rest = channel.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b"news:")?;
         if rest == OPERATOR.as_bytes() {

@@ -51,7 +51,6 @@ struct Version {
 }
 
 impl Report {
-    #[must_use]
     pub fn to_json(&self) -> String {
         let (class, grade) = (self.class.key().into(), self.grade.key().into());
         json(&ReportWire { v: VERSION, class, ports: self.ports, grade, seq: self.sequence })
@@ -87,7 +86,6 @@ struct NoticeWire<'a> {
 }
 
 impl Notice {
-    #[must_use]
     pub fn to_json(&self) -> String {
         json(&NoticeWire { v: VERSION, seq: self.sequence, target: self.target.to_string().into() })
     }
@@ -106,7 +104,6 @@ impl Notice {
 }
 
 /// The value of a lift's key.
-#[must_use]
 pub fn lift_json() -> String {
     json(&LiftWire { v: VERSION })
 }

@@ -52,7 +52,6 @@ impl Default for LeaseFiles {
 
 impl LeaseFiles {
     /// The servers, sorted, without duplicates, at most [`MAX_SERVERS`]. Missing and unreadable files are ignored.
-    #[must_use]
     pub fn read(&self) -> Vec<IpAddr> {
         self.read_at(SystemTime::now())
     }

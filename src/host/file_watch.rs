@@ -71,7 +71,6 @@ pub(super) fn parse_zoned(text: &str) -> Option<IpAddr> {
 }
 
 /// `address` in canonical form, if it can belong to another host.
-#[must_use]
 pub fn foreign(address: IpAddr) -> Option<IpAddr> {
     let address = address.to_canonical();
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
@@ -119,13 +118,11 @@ pub struct FileWatch<F> {
 
 impl<F: Files> FileWatch<F> {
     /// Watches `files` from now on. To miss no change, create it before the files are read.
-    #[must_use]
     pub fn new(files: F) -> Self {
         let seen = stamps(&files);
         Self { files, seen }
     }
 
-    #[must_use]
     pub fn files(&self) -> &F {
         &self.files
     }

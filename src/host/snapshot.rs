@@ -47,7 +47,6 @@ pub fn missing_interfaces<'a>(names: &'a [String], facts: &'a HostFacts) -> impl
 }
 
 /// Builds the engine's view of the host. The interfaces in `names` are monitored; all of them if it is empty.
-#[must_use]
 pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostFacts, listeners: &[Listener]) -> Host {
     let mut allow = AllowList::new();
     facts.addresses.iter().for_each(|(on, address)| allow.insert_on(address.addr(), *on, Protection::OwnAddress));
@@ -185,7 +184,6 @@ fn insert(listeners: &mut Listeners, listener: &Listener) {
 }
 
 /// True if an interface with this name is monitored: `names` contains it, is empty, or only excludes others.
-#[must_use]
 pub fn is_watched(names: &[String], name: &str) -> bool {
     let leaves_out = |entry: &String| entry.strip_prefix('!').is_some_and(|left_out| left_out == name);
     match names.iter().any(|entry| entry.starts_with('!')) {
@@ -196,7 +194,6 @@ pub fn is_watched(names: &[String], name: &str) -> bool {
 
 /// Indexes of the interfaces monitored according to `names`; empty: all. A missing interface has no index, and is
 /// monitored again when it returns under its name; if all are missing, an unused index excludes the others.
-#[must_use]
 pub fn watched_interfaces(names: &[String], facts: &HostFacts) -> Vec<u32> {
     if names.is_empty() {
         return Vec::new();
@@ -222,7 +219,6 @@ fn watched_indexes(names: &[String], facts: &HostFacts) -> Vec<u32> {
 }
 
 /// The ephemeral port range of this host; Linux's default if it cannot be read.
-#[must_use]
 pub fn ephemeral_ports() -> PortSet {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut numbers = text.split_whitespace().map(str::parse::<u16>);
@@ -233,7 +229,6 @@ pub fn ephemeral_ports() -> PortSet {
 }
 
 /// `net.ipv4.ip_unprivileged_port_start`: the first port that every user may listen on.
-#[must_use]
 pub fn first_unprivileged_port() -> u16 {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     // 65536 is valid: no port is open to every user.

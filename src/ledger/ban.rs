@@ -55,7 +55,6 @@ pub struct BanRecord {
 
 impl BanRecord {
     /// The engine's `ban`, in force since `at`.
-    #[must_use]
     pub fn from_ban(ban: &Ban, at: SystemTime, interface: Option<&str>, methods: impl Into<Backends>) -> Self {
         let observation = &ban.probe.observation;
         Self {
@@ -71,7 +70,6 @@ impl BanRecord {
     }
 
     /// A ban without evidence that `author` requests from `at` on.
-    #[must_use]
     pub fn wanted_by(
         author: Author,
         target: BanTarget,
@@ -100,7 +98,6 @@ impl BanRecord {
 
     /// A ban of the kernel's trap without a verdict of the engine, which is short for this `reason`. `ports` are the
     /// probed ports that are known.
-    #[must_use]
     pub fn by_trap(
         target: BanTarget,
         at: SystemTime,
@@ -114,7 +111,6 @@ impl BanRecord {
 
     /// Remaining time at `now`, at least a second; `None` once it has ended. If the clock is before `since`, the whole
     /// duration remains.
-    #[must_use]
     pub fn left(&self, now: SystemTime) -> Option<Expiry> {
         left(self.since, self.until, now)
     }
@@ -158,7 +154,6 @@ impl From<&BanRecord> for BanSummary {
 
 impl BanSummary {
     /// As [`BanRecord::left`].
-    #[must_use]
     pub fn left(&self, now: SystemTime) -> Option<Expiry> {
         left(self.since, self.until, now)
     }
@@ -226,7 +221,6 @@ pub struct Logged {
 
 impl Logged {
     /// The engine's `ban`, which was not enforced because of `reason`.
-    #[must_use]
     pub fn from_ban(ban: &Ban, at: SystemTime, reason: String) -> Self {
         let observation = &ban.probe.observation;
         Self {

@@ -86,7 +86,6 @@ impl LedgerError {
     }
 
     /// True if the file can no longer be trusted and must be replaced.
-    #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,

@@ -211,21 +211,18 @@ impl Ledger {
     }
 
     /// Keeps more or less of the past than [`Retention::default`].
-    #[must_use]
     pub fn with_retention(mut self, retention: Retention) -> Self {
         self.retention = retention;
         self
     }
 
     /// Records which commands have to be undone, because there is an expiry command.
-    #[must_use]
     pub fn undoing_commands(mut self, undoes_commands: bool) -> Self {
         self.undoes_commands = undoes_commands;
         self
     }
 
     /// Path of the database.
-    #[must_use]
     pub fn path(&self) -> PathBuf {
         self.place.file(DATABASE)
     }
@@ -238,7 +235,6 @@ impl Ledger {
     }
 
     /// False if the database's file was removed or replaced: writes would be lost.
-    #[must_use]
     pub fn is_in_place(&self) -> bool {
         std::fs::symlink_metadata(self.path()).is_ok_and(|found| (found.dev(), found.ino()) == self.file)
     }

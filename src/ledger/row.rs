@@ -123,7 +123,6 @@ pub(super) fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
 }
 
 /// The name of `author` in the ledger and in JSON.
-#[must_use]
 pub fn author_key(author: Author) -> &'static str {
     match author {
         Author::Detector => "detector",
@@ -133,7 +132,6 @@ pub fn author_key(author: Author) -> &'static str {
 }
 
 /// The author with this name.
-#[must_use]
 pub fn author_from_key(key: &str) -> Option<Author> {
     [Author::Detector, Author::Operator, Author::Import].into_iter().find(|author| author_key(*author) == key)
 }

@@ -49,7 +49,6 @@ pub struct FleetSnapshot {
 }
 
 /// Formats all metrics in the format OpenMetrics 1.0.
-#[must_use]
 pub fn text(metrics: &Arc<SensorMetrics>, snapshot: Snapshot) -> String {
     let mut registry = Registry::with_prefix("portsentry");
     registry.register_collector(Box::new(All { metrics: Arc::clone(metrics), snapshot }));

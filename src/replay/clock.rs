@@ -34,7 +34,6 @@ impl Clock {
     }
 
     /// The time of the last frame.
-    #[must_use]
     pub fn now(&self) -> Timestamp {
         Timestamp::at(self.now)
     }

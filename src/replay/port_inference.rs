@@ -94,13 +94,11 @@ impl Used {
         }
     }
 
-    #[must_use]
     pub(super) fn contains(&self, port: Port) -> bool {
         self.ports.contains_key(&port)
     }
 
     /// Why `port` is considered in use; `None` if it is not.
-    #[must_use]
     pub(super) fn sign(&self, port: Port) -> Option<Sign> {
         self.ports.get(&port).copied()
     }
@@ -113,7 +111,6 @@ impl Used {
 
 impl<'a> PortInference<'a> {
     /// Observes the ports in `tcp` and `udp` of the addresses in `local`, and all SCTP ports, which are few.
-    #[must_use]
     pub(super) fn new(local: &'a Local, tcp: &'a PortSet, udp: &'a PortSet) -> Self {
         Self { local, tcp, udp, flows: HashMap::new(), used: Used::default() }
     }
@@ -146,12 +143,10 @@ impl<'a> PortInference<'a> {
     }
 
     /// The ports known to be in use so far.
-    #[must_use]
     pub(super) fn used(&self) -> &Used {
         &self.used
     }
 
-    #[must_use]
     pub(super) fn finish(mut self) -> Used {
         for (flow, _) in self.flows.iter().filter(|(_, seen)| seen.data > 0 && !seen.refused) {
             self.used.insert(flow.port(), Sign::Connection);

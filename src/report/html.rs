@@ -14,7 +14,6 @@ const STYLE: &str = include_str!("style.css");
 const META: &str = include_str!("head.html");
 
 /// Renders the page about `host`, or about an unnamed host.
-#[must_use]
 pub fn html(stats: &ReportStats, host: Option<&str>) -> String {
     let title = html! { "Blocked port scans" @if let Some(host) = host { " on " (untrusted(host)) } };
     let page = html! {

@@ -14,7 +14,6 @@ struct Report<'a> {
 }
 
 /// Renders the report about `host`.
-#[must_use]
 pub fn json(stats: &ReportStats, host: Option<&str>) -> Value {
     // Cannot fail: all keys are strings.
     serde_json::to_value(Report { event: "report", host, stats }).unwrap_or_default()

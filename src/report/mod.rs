@@ -53,7 +53,6 @@ fn parse_since(text: &str) -> Result<Duration, String> {
 }
 
 /// The host name of the kernel; `None` if none is set.
-#[must_use]
 pub fn host_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     let name = name.trim();

@@ -18,13 +18,11 @@ pub struct Capabilities(CapabilitySet);
 
 impl Capabilities {
     /// The permitted capabilities of the calling thread.
-    #[must_use]
     pub fn now() -> Self {
         Self(capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted))
     }
 
     /// Their names, for example `CAP_NET_ADMIN`; `None` if they are too many to list, as for root.
-    #[must_use]
     pub fn names(&self) -> Option<Vec<String>> {
         let few = self.0.bits().count_ones() <= 8;
         few.then(|| self.0.iter_names().map(|(name, _)| format!("CAP_{name}")).collect())

@@ -68,7 +68,6 @@ impl InstanceLock {
     }
 
     /// True if a process, most likely a daemon, holds the lock of the calling thread's network namespace.
-    #[must_use]
     pub fn is_held() -> bool {
         SocketAddrUnix::new_abstract_name(SOCKET).is_ok_and(|address| holder(&address).is_some())
     }

@@ -54,7 +54,6 @@ impl Reach {
     }
 
     /// True if `path` can be read, or with `write`, created and written.
-    #[must_use]
     pub fn has(&self, path: &Path, write: bool) -> bool {
         // If the path is missing, its directory decides.
         let real = path.canonicalize().or_else(|_| path.parent().unwrap_or(Path::new("/")).canonicalize());

@@ -63,7 +63,6 @@ pub struct Policy {
 impl Policy {
     /// A policy with only the directories of a daemon's state and of its control socket. `files` are the names of the
     /// files that it creates in them ([`Policy::own_files`]).
-    #[must_use]
     pub fn of_folders(state_dir: &Path, socket: &Path, files: &[&str]) -> Self {
         let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
         Self {
@@ -118,7 +117,6 @@ pub enum Calls {
 
 impl Calls {
     /// The name in `status`.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::All => "off",
@@ -140,7 +138,6 @@ pub fn check_folders(policy: &Policy) -> Result<(), HandoverError> {
 /// Returns the problems that the user, to which root would switch with `policy`, would have; empty if this process is
 /// not root. None of them prevents the daemon from starting. `running` is the user of a running daemon, which the next
 /// one takes over.
-#[must_use]
 pub fn obstacles(policy: &Policy, running: Option<u32>) -> Vec<String> {
     let account = match Account::find(policy) {
         Ok(account) => account,
@@ -162,7 +159,6 @@ pub fn obstacles(policy: &Policy, running: Option<u32>) -> Vec<String> {
 
 /// The directories in [`Policy::write`] in which the user, to which root would switch, cannot create and replace files;
 /// empty if the user does not change.
-#[must_use]
 pub fn closed_folders(policy: &Policy) -> Vec<PathBuf> {
     Account::find(policy).map_or(Vec::new(), |account| handover::closed(policy, &account))
 }
@@ -170,7 +166,6 @@ pub fn closed_folders(policy: &Policy) -> Vec<PathBuf> {
 impl Sandbox {
     /// Drops everything that `policy` does not list. Call [`check_folders`] first. `last` runs with the initial
     /// privileges, after the directories have been created.
-    #[must_use]
     pub fn enter(policy: &Policy, last: impl FnOnce()) -> Self {
         let mut warnings = Vec::new();
         let made = make_folders(policy);
@@ -221,7 +216,6 @@ impl Sandbox {
     }
 
     /// Drops nothing, and takes back directories that an earlier run in a sandbox has given away.
-    #[must_use]
     pub fn without(policy: &Policy) -> Self {
         let warnings = take_back(policy).err().map(|error| error.to_string()).into_iter().collect();
         Self { warnings, ..Self::now() }
@@ -235,7 +229,6 @@ impl Sandbox {
     }
 
     /// The current state, if nothing was dropped.
-    #[must_use]
     pub fn now() -> Self {
         let uid = rustix::process::geteuid().as_raw();
         Self {
@@ -252,19 +245,16 @@ impl Sandbox {
     }
 
     /// True if `path` can certainly be read, or with `write`, written.
-    #[must_use]
     pub fn reaches(&self, path: &Path, write: bool) -> bool {
         self.reach.as_ref().is_some_and(|reach| reach.has(path, write))
     }
 
     /// True if file access is not restricted, and `path` or a component of its path belongs to the process's user.
-    #[must_use]
     pub fn owns(&self, path: &Path) -> bool {
         self.reach.is_none() && ownership::belongs_to(self.uid, path)
     }
 
     /// Returns an error text if `path` cannot be read or written, because the sandbox was created for other settings.
-    #[must_use]
     pub fn out_of_reach(&self, path: &Path, write: bool) -> Option<String> {
         let reach = self.reach.as_ref()?;
         (!reach.has(path, write)).then(|| {

@@ -30,7 +30,6 @@ pub(super) fn name(user: u32) -> Option<String> {
 }
 
 /// The uid of the user `name`; `None` if it does not exist. Call it before the sandbox closes the user database.
-#[must_use]
 pub fn user_id(name: &str) -> Option<u32> {
     User::from_name(name).ok().flatten().map(|found| found.uid.as_raw())
 }
@@ -170,7 +169,6 @@ impl Account {
 
 /// The file, or a directory on its path, that prevents the user of a service, with additional `groups`, from using
 /// `file` with all of `bits` (4 to read, 1 to execute). `None` if nothing prevents it, or if there is no such user.
-#[must_use]
 pub fn obstacle_for(user: &str, groups: &[&str], file: &Path, bits: u32) -> Option<PathBuf> {
     let found = looked_up(User::from_name(user)).ok()??;
     let own = getgrouplist(&CString::new(user).ok()?, found.gid).ok()?;

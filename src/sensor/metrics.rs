@@ -26,7 +26,6 @@ impl Metric {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -129,7 +128,6 @@ impl SensorMetrics {
     }
 
     /// Bans that were missing in any backend and were restored.
-    #[must_use]
     pub fn put_back(&self) -> u64 {
         self.repaired.get() + self.relined.get()
     }
@@ -138,7 +136,6 @@ impl SensorMetrics {
         increment(of_class(&self.probes_of, class));
     }
 
-    #[must_use]
     pub fn probes_of(&self, class: Class) -> u64 {
         of_class(&self.probes_of, class).map_or(0, Metric::get)
     }
@@ -153,14 +150,12 @@ impl SensorMetrics {
     }
 
     /// Bans that came into force with `backend` on evidence of this class and grade.
-    #[must_use]
     pub fn bans_by(&self, backend: Backend, class: Class, grade: Grade) -> u64 {
         self.bans_metric(backend, class, grade).map_or(0, Metric::get)
     }
 
     /// Bans that came into force, however many backends enforce each. Every ban goes to all backends, so the one that
     /// enforced most bans of a kind counts.
-    #[must_use]
     pub fn bans(&self) -> u64 {
         let kinds = Class::ALL.into_iter().flat_map(|class| Grade::ALL.map(|grade| (class, grade)));
         let most = |(class, grade)| Backend::ALL.map(|backend| self.bans_by(backend, class, grade)).into_iter().max();
@@ -173,7 +168,6 @@ impl SensorMetrics {
     }
 
     /// Bans that `backend` refused.
-    #[must_use]
     pub fn failed_by(&self, backend: Backend) -> u64 {
         self.failures.get(backend as usize).map_or(0, Metric::get)
     }
@@ -186,7 +180,6 @@ impl SensorMetrics {
         self.reaction_sum.add(micros);
     }
 
-    #[must_use]
     pub fn reactions(&self) -> Read {
         Read { counts: self.reactions.each_ref().map(Metric::get), sum: self.reaction_sum.get() }
     }

@@ -97,7 +97,6 @@ pub struct Sensor {
 
 impl Sensor {
     /// Assembles the sensor. The capture must be running and the decoys must be listening.
-    #[must_use]
     #[expect(clippy::too_many_arguments, reason = "the daemon opens each of them by itself")]
     pub fn new(
         live: Live,

@@ -19,7 +19,6 @@ pub struct Sample {
 
 impl Sample {
     /// True if there is nothing to compare with the kernel.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.fresh.is_empty() && self.again.is_empty() && self.routes_again.is_empty()
     }

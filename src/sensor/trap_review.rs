@@ -58,7 +58,6 @@ impl Default for TrapReview {
 
 impl TrapReview {
     /// Creates an empty review. `secret` must be unpredictable to attackers.
-    #[must_use]
     pub fn new(secret: HashKey) -> Self {
         Self { unconfirmed: HashMap::new(), excuses: Excuses::new(secret) }
     }

@@ -36,37 +36,31 @@ impl Backend {
     }
 
     /// The name in the configuration, the ledger, JSON and metrics.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         self.facts().name
     }
 
     /// The name for readers: what a source is blocked by.
-    #[must_use]
     pub const fn title(self) -> &'static str {
         self.facts().title
     }
 
     /// The table of its keys in the configuration.
-    #[must_use]
     pub const fn table(self) -> &'static str {
         self.facts().table
     }
 
     /// Where its bans are, for log lines.
-    #[must_use]
     pub const fn place(self) -> &'static str {
         self.facts().place
     }
 
     /// True if the slow-backends thread runs it, because it writes files, starts processes or waits.
-    #[must_use]
     pub const fn is_slow(self) -> bool {
         self.facts().is_slow
     }
 
     /// The names of the slow backends: "hosts-deny and run".
-    #[must_use]
     pub fn slow_names() -> String {
         let slow = Self::ALL.into_iter().filter(|backend| backend.is_slow());
         slow.map(Self::name).collect::<Vec<_>>().join(" and ")
@@ -86,13 +80,11 @@ struct Facts {
 pub struct Backends([bool; Backend::ALL.len()]);
 
 impl Backends {
-    #[must_use]
     pub fn contains(self, backend: Backend) -> bool {
         self.iter().any(|one| one == backend)
     }
 
     /// The union of both sets.
-    #[must_use]
     pub fn and(self, others: Self) -> Self {
         self.iter().chain(others.iter()).collect()
     }

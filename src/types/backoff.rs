@@ -16,13 +16,11 @@ pub struct Backoff {
 
 impl Backoff {
     /// A state without failures. The delay after the first failure is `first`; no delay exceeds `longest`.
-    #[must_use]
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, failures: 0, failed_at: Timestamp::ZERO, until: Timestamp::ZERO }
     }
 
     /// The delay after failure number `attempt`, starting at 1.
-    #[must_use]
     pub fn delay(&self, attempt: u32) -> Duration {
         let factor = 2_u32.saturating_pow(attempt.saturating_sub(1));
         self.first.saturating_mul(factor).min(self.longest)
@@ -52,19 +50,16 @@ impl Backoff {
     }
 
     /// Failures since the last success.
-    #[must_use]
     pub fn failures(&self) -> u32 {
         self.failures
     }
 
     /// When the next attempt is due; the origin if there is no wait.
-    #[must_use]
     pub fn until(&self) -> Timestamp {
         self.until
     }
 
     /// True if an attempt is due.
-    #[must_use]
     pub fn is_over(&self, now: Timestamp) -> bool {
         now >= self.until
     }

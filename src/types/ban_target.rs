@@ -37,7 +37,6 @@ pub const MAX_LINK: u32 = 4_095;
 
 impl BanTarget {
     /// The target that contains `address`.
-    #[must_use]
     pub fn containing(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => Self::V4(v4),
@@ -47,7 +46,6 @@ impl BanTarget {
     }
 
     /// The target that contains `address`, for packets that arrive on `interface`.
-    #[must_use]
     pub fn on(address: IpAddr, interface: u32) -> Self {
         match address {
             IpAddr::V6(address) if shared64::is_link_local(address) && (1..=MAX_LINK).contains(&interface) => {
@@ -58,7 +56,6 @@ impl BanTarget {
     }
 
     /// The same address on all links, for a target of one link. Any other target is returned unchanged.
-    #[must_use]
     pub fn on_every_link(self) -> Self {
         match self {
             Self::Link { address, .. } => Self::V6(address),
@@ -67,7 +64,6 @@ impl BanTarget {
     }
 
     /// The target of the kernel's set element `address`, without applying a mask.
-    #[must_use]
     pub fn from_element(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => Self::V4(v4),
@@ -76,7 +72,6 @@ impl BanTarget {
     }
 
     /// The target with its host bits cleared. In a set of IPv6 networks, an element with host bits matches no packet.
-    #[must_use]
     pub fn masked(self) -> Self {
         match self {
             Self::V4(_) | Self::Prefix(_) | Self::Link { .. } => self,
@@ -122,7 +117,6 @@ impl BanTarget {
     }
 
     /// The target that covers exactly `network`, if there is one.
-    #[must_use]
     pub fn exactly(network: IpNet) -> Option<Self> {
         let found = match (network, network.prefix_len()) {
             (IpNet::V4(_), 32) => Self::containing(network.addr()),
@@ -133,7 +127,6 @@ impl BanTarget {
     }
 
     /// The address of the target's element in the kernel's set.
-    #[must_use]
     pub fn element(self) -> IpAddr {
         match self {
             Self::V4(v4) => v4.into(),
@@ -144,7 +137,6 @@ impl BanTarget {
     }
 
     /// Prefix length of the target, in bits.
-    #[must_use]
     pub fn prefix_len(self) -> u8 {
         match self {
             Self::V4(_) => 32,
@@ -158,14 +150,12 @@ impl BanTarget {
     }
 
     /// All addresses of the target.
-    #[must_use]
     pub fn network(self) -> IpNet {
         let address = self.element();
         IpNet::new(address, self.prefix_len()).unwrap_or_else(|_| IpNet::from(address))
     }
 
     /// True if a ban of this target also bans `address`.
-    #[must_use]
     pub fn covers(self, address: IpAddr) -> bool {
         match self {
             Self::V4(_) | Self::V6(_) => Self::containing(address) == self,

@@ -17,7 +17,6 @@ pub enum Expiry {
 
 impl Expiry {
     /// The duration; `None` if there is no end.
-    #[must_use]
     pub fn span(self) -> Option<Duration> {
         match self {
             Self::Never => None,
@@ -26,7 +25,6 @@ impl Expiry {
     }
 
     /// The duration in seconds; `None` if there is no end.
-    #[must_use]
     pub fn seconds(self) -> Option<u64> {
         self.span().map(|span| span.as_secs())
     }

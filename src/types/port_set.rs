@@ -11,12 +11,10 @@ const WORDS: usize = 65_536 / 64;
 
 impl PortSet {
     /// The empty set.
-    #[must_use]
     pub fn new() -> Self {
         Self(vec![0; WORDS].into_boxed_slice())
     }
 
-    #[must_use]
     #[inline]
     pub fn contains(&self, port: u16) -> bool {
         self.0.get(usize::from(port >> 6)).is_some_and(|word| word >> (port & 63) & 1 == 1)
@@ -33,23 +31,19 @@ impl PortSet {
     }
 
     /// The ports of this set that are not in `other`.
-    #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a & !b).collect())
     }
 
     /// The ports of either set.
-    #[must_use]
     pub fn with(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a | b).collect())
     }
 
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
 
-    #[must_use]
     pub fn len(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
@@ -63,7 +57,6 @@ impl PortSet {
     }
 
     /// The ports as inclusive ranges in ascending order. Ranges do not touch.
-    #[must_use]
     pub fn ranges(&self) -> Vec<(u16, u16)> {
         let mut ranges: Vec<(u16, u16)> = Vec::new();
         for port in self.iter() {

@@ -10,7 +10,6 @@ pub struct Prefix(IpNet);
 
 impl Prefix {
     /// The network with its host bits cleared; `None` if it is too wide to be banned, or not wider than one source.
-    #[must_use]
     pub fn new(network: IpNet) -> Option<Self> {
         let fits = match network {
             IpNet::V4(v4) => (8..32).contains(&v4.prefix_len()),
@@ -21,19 +20,16 @@ impl Prefix {
     }
 
     /// The network with this prefix length that contains `address`.
-    #[must_use]
     pub fn containing(address: IpAddr, prefix_len: u8) -> Option<Self> {
         Self::new(IpNet::new(address, prefix_len).ok()?)
     }
 
     /// The network's first address and prefix length.
-    #[must_use]
     pub const fn network(self) -> IpNet {
         self.0
     }
 
     /// Prefix length in bits.
-    #[must_use]
     pub fn prefix_len(self) -> u8 {
         self.0.prefix_len()
     }

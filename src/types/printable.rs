@@ -6,7 +6,6 @@
 
 /// True for an invisible character: control characters, line and paragraph separators, zero-width characters, and
 /// marks, overrides and isolates of the writing direction.
-#[must_use]
 pub fn is_hidden(c: char) -> bool {
     let formats = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}');
     c.is_control() || formats
@@ -18,7 +17,6 @@ pub fn masked(text: &str, mark: char) -> impl Iterator<Item = char> {
 }
 
 /// [`masked`], truncated at a character boundary to at most `max_len` bytes.
-#[must_use]
 pub fn masked_to(text: &str, mark: char, max_len: usize) -> String {
     let mut out = String::new();
     for c in masked(text, mark) {
@@ -32,7 +30,6 @@ pub fn masked_to(text: &str, mark: char, max_len: usize) -> String {
 
 /// `text` of another program or host as part of a log line, at most `max_len` bytes: masked, and without colons.
 /// Otherwise the text could match a filter such as `^.*attackalert: Host ADDRESS has been blocked`.
-#[must_use]
 pub fn quotable(text: &str, max_len: usize) -> String {
     masked_to(&text.replace(':', ";"), ' ', max_len)
 }

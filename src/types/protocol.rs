@@ -18,7 +18,6 @@ impl Protocol {
     pub const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp];
 
     /// The name in the log.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
@@ -29,7 +28,6 @@ impl Protocol {
     }
 
     /// The name in JSON.
-    #[must_use]
     pub fn key(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -44,7 +42,6 @@ impl Protocol {
     }
 
     /// The protocol with this name in JSON.
-    #[must_use]
     pub fn from_key(key: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|protocol| protocol.key() == key)
     }

@@ -16,7 +16,6 @@ impl Rate {
     pub const MAX: u32 = 1_000_000;
 
     /// A rate per minute. A number of packets outside the valid range is replaced by the nearest bound.
-    #[must_use]
     pub const fn per_minute(packets: u32) -> Self {
         let packets = match packets {
             0 => 1,
@@ -26,13 +25,11 @@ impl Rate {
         Self { packets, unit: Unit::Minute }
     }
 
-    #[must_use]
     pub fn packets(self) -> u32 {
         self.packets
     }
 
     /// The rate for the kernel's numbers, `packets` in `seconds`; `None` if no text can express the rate.
-    #[must_use]
     pub fn from_kernel(packets: u64, seconds: u64) -> Option<Self> {
         let (.., unit) = *UNITS.iter().find(|(_, length, _)| *length == seconds)?;
         let packets = u32::try_from(packets).ok().filter(|packets| (1..=Self::MAX).contains(packets))?;
@@ -40,7 +37,6 @@ impl Rate {
     }
 
     /// The number of packets, and the unit of time in seconds.
-    #[must_use]
     pub fn for_kernel(self) -> (u64, u64) {
         let seconds = UNITS.iter().find(|(.., unit)| *unit == self.unit).map_or(1, |(_, seconds, _)| *seconds);
         (self.packets.into(), seconds)

@@ -16,7 +16,6 @@ pub struct TokenBucket {
 
 impl TokenBucket {
     /// A full bucket that refills `per_span` tokens every `span`.
-    #[must_use]
     pub fn new(per_span: u32, span: Duration) -> Self {
         Self { token: span / per_span.max(1), span, full: Timestamp::ZERO }
     }
@@ -51,7 +50,6 @@ pub struct LineLimiter {
 
 impl LineLimiter {
     /// A limiter for at most `limit` lines in each `window`.
-    #[must_use]
     pub const fn new(limit: u32, window: Duration) -> Self {
         Self { limit, window, began: None, used: 0, suppressed: 0, ended: None }
     }
@@ -72,7 +70,6 @@ impl LineLimiter {
     }
 
     /// True if no further line fits into the current window.
-    #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.used >= self.limit
     }

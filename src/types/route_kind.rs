@@ -25,7 +25,6 @@ pub enum RouteKind {
 impl RouteKind {
     /// The kind of route to add for `net`. A gateway of the other family cannot be used, so a blackhole replaces it: a
     /// ban without effect in one of the families would be worse.
-    #[must_use]
     pub fn toward(self, net: IpNet) -> Self {
         match self {
             Self::Via(gateway) if gateway.is_ipv4() != net.addr().is_ipv4() => Self::Blackhole,

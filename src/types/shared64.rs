@@ -27,26 +27,22 @@ pub fn set_nat64(prefixes: &[Ipv6Net]) {
 }
 
 /// True for an address of fe80::/64.
-#[must_use]
 pub fn is_link_local(address: Ipv6Addr) -> bool {
     upper(address) == LINK_LOCAL
 }
 
 /// The number of the shared /64 that contains `address`.
-#[must_use]
 pub fn number(address: Ipv6Addr) -> Option<u8> {
     let wanted = upper(address);
     all().position(|upper| upper == wanted).and_then(|number| u8::try_from(number).ok())
 }
 
 /// The upper 64 bits of the addresses in the shared /64 with this number.
-#[must_use]
 pub fn upper_half(number: u8) -> Option<u64> {
     all().nth(number.into())
 }
 
 /// True if `network` contains a whole shared /64.
-#[must_use]
 pub fn is_inside(network: Ipv6Net) -> bool {
     all().any(|upper| network.contains(&Ipv6Addr::from_bits(u128::from(upper) << 64)))
 }

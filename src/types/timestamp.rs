@@ -21,24 +21,20 @@ impl Timestamp {
     pub const ZERO: Self = Self { nanoseconds: 0 };
 
     /// The point in time `since` after the origin.
-    #[must_use]
     pub fn at(since: Duration) -> Self {
         Self { nanoseconds: nanoseconds(since) }
     }
 
-    #[must_use]
     pub fn since_origin(self) -> Duration {
         Duration::from_nanos(self.nanoseconds)
     }
 
     /// The point in time `span` later; saturates.
-    #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self { nanoseconds: self.nanoseconds.saturating_add(nanoseconds(span)) }
     }
 
     /// The duration from `earlier` to this point in time; zero if `earlier` is later.
-    #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.nanoseconds.saturating_sub(earlier.nanoseconds))
     }

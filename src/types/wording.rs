@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::Duration;
 
 /// "1 ban", "2 bans", "1 entry", "2 entries".
-#[must_use]
 pub fn counted(number: impl TryInto<u64>, noun: &str) -> String {
     let number = number.try_into().unwrap_or(u64::MAX);
     match (number, noun.strip_suffix('y')) {
@@ -15,7 +14,6 @@ pub fn counted(number: impl TryInto<u64>, noun: &str) -> String {
 }
 
 /// The first item and the number of the others; `None` if there is none.
-#[must_use]
 pub fn first_and_more(items: &[impl fmt::Display]) -> Option<String> {
     match items {
         [] => None,
@@ -35,7 +33,6 @@ impl fmt::Display for Span {
 }
 
 /// A duration in its two largest units, in at most seven columns: "45s", "12m5s", "6d23h", "2y14d".
-#[must_use]
 pub fn brief(span: Duration) -> String {
     units(span, "")
 }

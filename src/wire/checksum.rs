@@ -81,7 +81,6 @@ impl<'a> LazyChecksum<'a> {
     }
 
     /// Verifies the checksums.
-    #[must_use]
     pub fn verify(&self) -> Checksum {
         match &self.0 {
             Covered::Known(checksum) => *checksum,
@@ -100,7 +99,6 @@ impl<'a> LazyChecksum<'a> {
 
 impl<'a> LazyChecksum<'a> {
     /// The whole TCP segment or UDP datagram; `None` if it is a fragment or was not captured whole.
-    #[must_use]
     pub fn payload(&self) -> Option<&'a [u8]> {
         match self.0 {
             Covered::Known(_) => None,

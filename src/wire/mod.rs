@@ -41,7 +41,6 @@ pub fn decode(link: LinkType, frame: &[u8]) -> Result<Packet<'_>, Undecoded> {
 /// Decodes the second reading of a cooked frame whose bytes can be both a VLAN tag, which [`decode`] removes, and the
 /// start of an IPv6 header. `None` for almost every frame. The reading that is wrong has other addresses.
 #[inline]
-#[must_use]
 pub fn decode_untagged(link: LinkType, frame: &[u8]) -> Option<Packet<'_>> {
     link::begin_like_tag(link, frame).and_then(|frame| ipv6::decode(&frame).ok())
 }
@@ -93,7 +92,6 @@ pub enum LinkType {
 
 impl LinkType {
     /// The link type for a pcap DLT or LINKTYPE number; `None` if it is not supported.
-    #[must_use]
     pub fn from_dlt(dlt: i32) -> Option<Self> {
         match dlt {
             0 | 108 => Some(Self::Null),
@@ -151,7 +149,6 @@ impl TcpFlags {
     pub const RESERVED: u16 = 0xe00;
 
     /// True if every bit of `bits` is set.
-    #[must_use]
     pub fn has(self, bits: u16) -> bool {
         self.0 & bits == bits
     }

@@ -20,7 +20,6 @@ pub struct Quote {
 
 /// The flow that the ICMP error in `frame` quotes. Returns `None` if `frame` is not ICMP directly behind an IP header,
 /// or ends too early.
-#[must_use]
 pub fn quoted(link: LinkType, frame: &[u8]) -> Option<Quote> {
     const ICMP_HEADER: usize = 8;
     let (outer, icmp) = open(link::open(link, frame).ok()?.packet)?;

@@ -24,13 +24,11 @@ pub struct CookieCounts {
 
 impl SynCookies {
     /// Opens the counters before the sandbox denies it.
-    #[must_use]
     pub fn open() -> Self {
         Self(File::open(NETSTAT).ok().map(Arc::new))
     }
 
     /// `None` if they cannot be read.
-    #[must_use]
     pub fn counts(&self) -> Option<CookieCounts> {
         let mut text = [0; MAX_LEN];
         let read = self.0.as_ref()?.read_at(&mut text, 0).ok()?;

@@ -132,13 +132,11 @@ impl Decoys {
         Ok(())
     }
 
-    #[must_use]
     pub fn ports(&self) -> &DecoyPorts {
         &self.open
     }
 
     /// A sentence about the ports that other programs hold; `None` if there are none.
-    #[must_use]
     pub fn busy(&self) -> Option<String> {
         let lists = self.busy.each().into_iter().filter(|(_, ports)| !ports.is_empty());
         let lists: Vec<_> = lists.map(|(protocol, ports)| format!("{} {ports}", protocol.name())).collect();

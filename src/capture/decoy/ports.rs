@@ -31,7 +31,6 @@ pub struct SharedPorts {
 
 impl DecoyPorts {
     /// The ports that connect mode opens.
-    #[must_use]
     pub fn from_config(config: &Config) -> Self {
         let ports = |protocol: &config::Protocol| match protocol.mode {
             Mode::Connect => protocol.watched(),
@@ -40,7 +39,6 @@ impl DecoyPorts {
         Self { tcp: ports(&config.tcp), udp: ports(&config.udp), shared: None }
     }
 
-    #[must_use]
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
         match protocol {
             Protocol::Tcp => self.tcp.contains(port),
@@ -51,7 +49,6 @@ impl DecoyPorts {
 
     /// True if a socket of a decoy is bound to `address` and `port`, so that no service is. The unspecified address
     /// means all addresses.
-    #[must_use]
     pub fn holds(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
         match (protocol, self.shared) {
             (Protocol::Tcp, Some(shared)) => {

@@ -62,7 +62,6 @@ impl SharedListener {
     }
 
     /// The ports that the listener itself is bound to.
-    #[must_use]
     pub fn ports(&self) -> SharedPorts {
         self.ports
     }

@@ -76,7 +76,6 @@ pub enum KernelState {
 
 impl Listed {
     /// Remaining time of the ban; the kernel's value takes precedence, because the kernel enforces the ban.
-    #[must_use]
     pub fn left(&self, now: SystemTime) -> Expiry {
         match (self.kernel, &self.remembered) {
             (KernelState::Blocked(left), _) => left.into(),
@@ -87,7 +86,6 @@ impl Listed {
     }
 
     /// The address whose name is looked up: the source of the probe, if known.
-    #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
         match (&self.remembered, self.target) {
             (_, BanTarget::Prefix(_)) => None,

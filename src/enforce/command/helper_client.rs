@@ -43,13 +43,11 @@ impl Spawner {
     }
 
     /// Its process id.
-    #[must_use]
     pub fn process(&self) -> u32 {
         self.0.process
     }
 
     /// False once it has ended.
-    #[must_use]
     pub fn is_running(&self) -> bool {
         !self.0.gone.load(Ordering::Relaxed)
     }

@@ -86,7 +86,6 @@ pub struct Notifications {
 
 impl Notifications {
     /// Connects to the command helper at the other end of `socket` (`SOCK_SEQPACKET`).
-    #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         Self { socket, number: 0 }
     }

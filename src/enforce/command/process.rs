@@ -46,7 +46,6 @@ pub enum Outcome {
 
 impl Outcome {
     /// True if the command reported success.
-    #[must_use]
     pub fn is_success(&self) -> bool {
         *self == Self::Exited(0)
     }

@@ -28,7 +28,6 @@ struct Shared {
 
 impl FileHelper {
     /// A handle of the process with id `process` at the other end of `socket` (`SOCK_SEQPACKET`).
-    #[must_use]
     pub fn new(socket: OwnedFd, process: u32) -> Self {
         Self(Arc::new(Shared { socket: Mutex::new(socket), process }))
     }

@@ -17,7 +17,6 @@ pub struct HelperFile {
 }
 
 impl HelperFile {
-    #[must_use]
     pub fn new(file: Arc<dyn EntryStore>, helper: FileHelper) -> Self {
         Self { file, helper }
     }

@@ -123,7 +123,6 @@ impl HostsDeny {
         if !hosts_deny.finds_its_own() { Err(TemplateError::NotAlone) } else { Ok(hosts_deny) }
     }
 
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -142,7 +141,6 @@ impl HostsDeny {
     }
 
     /// The line that denies the source of `case`.
-    #[must_use]
     pub fn line(&self, case: &BanContext) -> String {
         expand(&self.template, &Values { target: &hosts_pattern(case.target), case })
     }

@@ -15,7 +15,6 @@ pub struct NftBackend {
 }
 
 impl NftBackend {
-    #[must_use]
     pub fn new(nft: Nft, spec: RulesetSpec) -> Self {
         Self { nft, spec, elements: Vec::with_capacity(64) }
     }

@@ -118,7 +118,6 @@ impl Nft {
     }
 
     /// The port id by which the kernel identifies this socket in notifications of its changes.
-    #[must_use]
     pub fn port_id(&self) -> u32 {
         self.socket.port_id()
     }

@@ -153,7 +153,6 @@ impl Routes {
     }
 
     /// Time at which [`Routes::due`] has work to do; `None` if there is none.
-    #[must_use]
     pub fn next_due(&self) -> Option<Timestamp> {
         self.held.next_end().into_iter().chain(self.sweep_again).min()
     }
@@ -214,13 +213,11 @@ impl Routes {
     }
 
     /// The port id by which the kernel identifies this backend in notifications of its changes.
-    #[must_use]
     pub fn port_id(&self) -> u32 {
         self.socket.port_id()
     }
 
     /// True if `target` should have a route.
-    #[must_use]
     pub fn is_wanted(&self, target: BanTarget) -> bool {
         self.held.is_wanted(target)
     }

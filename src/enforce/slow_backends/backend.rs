@@ -25,7 +25,6 @@ pub struct SlowQueue {
 impl SlowQueue {
     /// The queue of `thread`, for the slow ones among `backends`. With `command_first` the command runs before the other
     /// backends, which wait for its end.
-    #[must_use]
     pub fn new(thread: &SlowBackends, backends: &[Backend], command_first: bool, end_connections: bool) -> Self {
         let backends: Arc<[Backend]> = backends.iter().copied().filter(|backend| backend.is_slow()).collect();
         let after_command =
@@ -36,7 +35,6 @@ impl SlowQueue {
     }
 
     /// Enables the expiry command for bans of an earlier run.
-    #[must_use]
     pub fn undoing_commands(self, undoes_commands: bool) -> Self {
         Self { undoes_commands, ..self }
     }
@@ -49,7 +47,6 @@ impl SlowQueue {
     }
 
     /// True if slow backends enforce bans, alone or in addition to others.
-    #[must_use]
     pub fn enforces(&self) -> bool {
         !self.backends.is_empty()
     }

@@ -85,7 +85,6 @@ impl fmt::Display for SlowTask {
 
 impl BackendEvent {
     /// The log line of an event that is reported as text only; `None` for events with fields of their own.
-    #[must_use]
     pub fn sentence(&self) -> Option<String> {
         let named = |targets: &[BanTarget]| first_and_more(targets).unwrap_or_else(|| "no source".to_owned());
         Some(match self {

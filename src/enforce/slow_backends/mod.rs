@@ -140,7 +140,6 @@ impl SlowBackends {
     }
 
     /// A sender of tasks to the thread.
-    #[must_use]
     pub fn tasks(&self) -> TaskSender {
         self.worker.handle().clone()
     }

@@ -51,7 +51,6 @@ pub struct HostFacts {
 impl HostFacts {
     /// True if a setting of an interface has changed of which the kernel sends no notification (accept_local,
     /// drop_unicast_in_l2_multicast).
-    #[must_use]
     pub fn has_changed_settings(&self) -> bool {
         self.interfaces.iter().any(Interface::has_changed)
     }

@@ -50,7 +50,6 @@ impl SessionFiles {
     /// The addresses, sorted, without duplicates, at most [`MAX_SESSIONS`]. Never loopback. Missing and unreadable
     /// files are ignored. A killed process leaves its utmp record, so read them from time to time even without file
     /// changes.
-    #[must_use]
     pub fn read(&self) -> Vec<IpAddr> {
         let logins: Vec<RemoteLogin> = if self.logind.is_dir() {
             self.sessions().into_iter().filter_map(|path| remote(&beginning(&path, MAX_FILE))).collect()

@@ -39,7 +39,6 @@ pub enum WriterEvent {
 
 impl WriterEvent {
     /// True if an operator must act.
-    #[must_use]
     pub fn is_error(&self) -> bool {
         !matches!(self, Self::Expired(_) | Self::Recovered { .. } | Self::ClockSet { .. })
     }

@@ -94,7 +94,6 @@ impl Writer {
         Ok(Self { recorder: Recorder::new(worker.handle().clone(), shared), worker })
     }
 
-    #[must_use]
     pub fn recorder(&self) -> Recorder {
         self.recorder.clone()
     }

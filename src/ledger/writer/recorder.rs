@@ -48,7 +48,6 @@ impl Recorder {
     }
 
     /// True if most of the queue is free.
-    #[must_use]
     pub fn has_room(&self) -> bool {
         self.changes.inbox().len() < QUEUE / 4
     }
@@ -76,13 +75,11 @@ impl Recorder {
     }
 
     /// Changes that are in the database.
-    #[must_use]
     pub fn written(&self) -> u64 {
         self.shared.written.load(Ordering::Relaxed)
     }
 
     /// Changes that are lost because there was no room.
-    #[must_use]
     pub fn dropped(&self) -> u64 {
         self.changes.inbox().refused()
     }

@@ -11,7 +11,6 @@ pub struct KernelFeatures {
 
 impl KernelFeatures {
     /// A kernel with nf_tables and timed sets only. Its operations work on every later kernel.
-    #[must_use]
     pub const fn oldest() -> Self {
         Self { destroys: false }
     }
@@ -23,7 +22,6 @@ impl KernelFeatures {
 
     /// True if elements that may be missing can be removed (DESTROYSETELEM, Linux 6.3). Otherwise a missing element
     /// fails the whole transaction.
-    #[must_use]
     pub const fn destroys(self) -> bool {
         self.destroys
     }

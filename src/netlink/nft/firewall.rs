@@ -34,7 +34,6 @@ pub struct InputChain {
 impl Firewall {
     /// Returns the reason why decoys cannot answer, and the commands that open the filter for them only, because
     /// services have no transparent sockets; `None` if no chain drops packets to decoys.
-    #[must_use]
     pub fn silences_decoys(&self) -> Option<String> {
         let chains = self.closed.iter().map(|one| format!("{} {} {}", one.family, one.table, one.name));
         let commands = self.closed.iter().map(InputChain::opening_command);

@@ -206,7 +206,6 @@ impl Set {
         DEFINITIONS.iter().find(|(set, _)| *set == self).map_or(first, |(_, definition)| *definition)
     }
 
-    #[must_use]
     pub fn name(self) -> &'static str {
         self.definition().name
     }
@@ -216,7 +215,6 @@ impl Set {
     }
 
     /// The set in which `target` is blocked.
-    #[must_use]
     pub const fn for_target(target: BanTarget) -> Self {
         match target {
             BanTarget::V4(_) => Self::Blocked,
@@ -230,7 +228,6 @@ impl Set {
     }
 
     /// The set in which `target`, an address or a /64, is blocked because other hosts reported it.
-    #[must_use]
     pub(crate) fn fleet_for_target(target: BanTarget) -> Self {
         if target.element().is_ipv4() { Self::Fleet } else { Self::Fleet6 }
     }

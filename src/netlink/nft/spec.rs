@@ -78,13 +78,11 @@ pub struct Trap {
 
 impl RulesetSpec {
     /// True if the daemon fills port sets, for a trap or for decoys.
-    #[must_use]
     pub fn watches_ports(&self) -> bool {
         self.trap.is_some() || self.decoys.is_some()
     }
 
     /// The same table with a trap that holds no source.
-    #[must_use]
     pub fn without_hold(self) -> Self {
         Self { trap: self.trap.map(|trap| Trap { hold: None, ..trap }), ..self }
     }

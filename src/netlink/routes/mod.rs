@@ -63,7 +63,6 @@ pub enum RouteLookup {
 
 impl RouteLookup {
     /// True if this is the route that [`RouteSocket::add`] adds, or has the same effect on packets.
-    #[must_use]
     pub fn is_closed(self, net: IpNet, wanted: RouteKind) -> bool {
         match self {
             Self::Route { prefix_len, protocol, kind } => {
@@ -117,7 +116,6 @@ impl RouteSocket {
     }
 
     /// The port id by which the kernel identifies this socket in notifications of its changes.
-    #[must_use]
     pub fn port_id(&self) -> u32 {
         self.socket.port_id()
     }

@@ -9,7 +9,6 @@ pub struct Batch(Vec<u8>);
 
 impl Batch {
     /// Creates an empty transaction.
-    #[must_use]
     pub fn new() -> Self {
         let mut batch = Self::default();
         batch.clear();
@@ -23,7 +22,6 @@ impl Batch {
     }
 
     /// True if it contains no message.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.len() <= MARK
     }

@@ -67,7 +67,6 @@ pub enum SocketError {
 
 impl SocketError {
     /// The kernel's error number, if the kernel refused.
-    #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::NoNfTables(errno) | Self::NotPermitted(errno) | Self::Refused { errno, .. } => Some(*errno),
@@ -77,7 +76,6 @@ impl SocketError {
     }
 
     /// True if the kernel refused with this error number.
-    #[must_use]
     pub fn is(&self, reason: Errno) -> bool {
         matches!(self, Self::Refused { errno, .. } if *errno == reason)
     }
@@ -132,7 +130,6 @@ impl Socket {
 
     /// The port id by which the kernel identifies this socket in notifications of its changes. It is unique in the
     /// network namespace while the socket is open.
-    #[must_use]
     pub fn port_id(&self) -> u32 {
         self.port_id
     }
@@ -143,7 +140,6 @@ impl Socket {
     }
 
     /// Number of successful transactions through this socket and its clones; wraps after 2^32.
-    #[must_use]
     pub fn changes(&self) -> u32 {
         self.changes.load(Ordering::Relaxed)
     }

@@ -144,7 +144,6 @@ impl Monitor {
     }
 
     /// The process that made the last change returned by [`Monitor::next`], if the kernel named it.
-    #[must_use]
     pub fn author(&self) -> Option<&Author> {
         self.decoder.author.as_ref()
     }
