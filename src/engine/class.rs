@@ -1,15 +1,27 @@
 //! Classifies a packet by its flags as a kind of probe. RFC 9293 defines the segments that a TCP stack may send; the
 //! names of the others follow nmap's reference guide.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 use crate::wire::TcpFlags;
 
 /// The class of a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 #[repr(u8)]
 pub enum Class {
     /// A completed connection to a decoy listener; the only class whose source cannot be forged. A connection that a
@@ -40,20 +52,7 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 12] = [
-        Self::Connect,
-        Self::Syn,
-        Self::Null,
-        Self::Fin,
-        Self::Xmas,
-        Self::Maimon,
-        Self::Ack,
-        Self::Illegal,
-        Self::Fragment,
-        Self::Udp,
-        Self::Sctp,
-        Self::Icmp,
-    ];
+    pub const ALL: &[Self] = <Self as strum::VariantArray>::VARIANTS;
 
     /// Returns the class of a TCP segment; `None` for an answer (SYN/ACK, RST). Answers are not evidence, because
     /// backscatter of an attack with this host's address as forged source looks the same.
@@ -118,35 +117,16 @@ impl Class {
 
     /// The class as in JSON and metrics.
     pub fn key(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Syn => "syn",
-            Self::Null => "null",
-            Self::Fin => "fin",
-            Self::Xmas => "xmas",
-            Self::Maimon => "maimon",
-            Self::Ack => "ack",
-            Self::Illegal => "illegal",
-            Self::Fragment => "fragment",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-            Self::Icmp => "icmp",
-        }
+        self.into()
     }
 
     /// The class with this name in JSON.
     pub fn from_key(key: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|class| class.key() == key)
+        key.parse().ok()
     }
 
     pub(super) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code).checked_sub(1)?).copied()
-    }
-}
-
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.key())
     }
 }
 
@@ -181,7 +161,7 @@ mod tests {
     #[test]
     fn every_code_names_its_class() {
         for class in Class::ALL {
-            assert_eq!(Class::from_code(class as u8), Some(class));
+            assert_eq!(Class::from_code(*class as u8), Some(*class));
         }
         assert_eq!(Class::from_code(0), None);
     }

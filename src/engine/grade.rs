@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::class::Class;
 
 /// The grade of the evidence of a ban.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, strum::EnumString, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Grade {
     /// Packets whose source address may be forged: any host can send them with any source address.
     Forgeable,
@@ -27,14 +28,11 @@ impl Grade {
 
     /// The grade as in JSON, metrics and the ledger.
     pub fn key(self) -> &'static str {
-        match self {
-            Self::Forgeable => "forgeable",
-            Self::Proven => "proven",
-        }
+        self.into()
     }
 
     pub fn from_key(key: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|grade| grade.key() == key)
+        key.parse().ok()
     }
 }
 

@@ -163,7 +163,7 @@ mod tests {
     fn report_reads_back_as_written() {
         let report = Report { class: Class::Connect, ports: 7, grade: Grade::Proven, sequence: 42 };
         assert_eq!(report.to_json(), TEXT);
-        for class in Class::ALL {
+        for class in Class::ALL.iter().copied() {
             for grade in Grade::ALL {
                 let report = Report { class, ports: u32::MAX, grade, sequence: u64::MAX };
                 assert_eq!(Report::parse(report.to_json().as_bytes()), Ok(report));

@@ -135,14 +135,14 @@ impl Families<'_> {
     }
 
     /// A family with one `label`.
-    fn by<const N: usize>(
+    fn by(
         &mut self,
         kind: MetricType,
         (name, label): (&str, &'static str),
         help: &str,
-        values: [(&'static str, u64); N],
+        values: impl IntoIterator<Item = (&'static str, u64)>,
     ) -> fmt::Result {
-        let values = values.map(|(of, value)| (vec![(label, of)], float(value))).to_vec();
+        let values = values.into_iter().map(|(of, value)| (vec![(label, of)], float(value))).collect();
         self.put(name, help, &Family { kind, values })
     }
 }
@@ -169,9 +169,9 @@ impl Collector for All {
             metrics.decoy_syns.get(),
         )?;
         all.counter("decoy_answers", "SYNs that the shared decoy listener answered", metrics.decoy_answers.get())?;
-        let classes = Class::ALL.map(|class| (class.key(), metrics.probes_of(class)));
+        let classes = Class::ALL.iter().map(|class| (class.key(), metrics.probes_of(*class)));
         all.by(Counter, ("probes", "class"), "Probes that count as evidence", classes)?;
-        let ways = Backend::ALL.into_iter().flat_map(|way| Class::ALL.map(|class| (way, class)));
+        let ways = Backend::ALL.into_iter().flat_map(|way| Class::ALL.iter().map(move |class| (way, *class)));
         let kinds = ways.flat_map(|(way, class)| Grade::ALL.map(|grade| (way, class, grade)));
         let bans = kinds.map(|(way, class, grade)| {
             let labels = vec![("method", way.name()), ("reason", class.key()), ("evidence", grade.key())];

@@ -157,7 +157,7 @@ impl SensorMetrics {
     /// Bans that came into force, however many backends enforce each. Every ban goes to all backends, so the one that
     /// enforced most bans of a kind counts.
     pub fn bans(&self) -> u64 {
-        let kinds = Class::ALL.into_iter().flat_map(|class| Grade::ALL.map(|grade| (class, grade)));
+        let kinds = Class::ALL.iter().flat_map(|class| Grade::ALL.map(|grade| (*class, grade)));
         let most = |(class, grade)| Backend::ALL.map(|backend| self.bans_by(backend, class, grade)).into_iter().max();
         kinds.filter_map(most).sum()
     }

@@ -1,8 +1,11 @@
-//! Defines the backends that enforce a ban, with their names in the configuration, the ledger, events and metrics.
+//! Defines the backends that enforce a ban, with their names in the configuration, the ledger, events and metrics, and
+//! what nftables and the routes do with packets.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 /// A backend: where a ban is enforced.
@@ -129,3 +132,53 @@ impl FromStr for Backends {
 /// The error for a text that is not a list of backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseBackendsError;
+
+/// How nftables handles packets from blocked sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Drop the packets: the source waits for a reply that never arrives.
+    #[default]
+    Drop,
+    /// Reply as for a closed port, with a TCP reset or an ICMP error, so that an innocent client gives up immediately.
+    /// Above a rate that could harm a third party, drop the packets.
+    Reject,
+}
+
+/// How packets to a blocked prefix are handled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouteKind {
+    /// Blackhole: packets are dropped silently (EINVAL for a local sender).
+    #[default]
+    Blackhole,
+    /// Unreachable: the sender gets an error that the host is unreachable (EHOSTUNREACH).
+    Unreachable,
+    /// Prohibit: the sender gets an error that the destination is prohibited (EACCES).
+    Prohibit,
+    /// Via a nonexistent gateway in a directly connected network. The route disappears when its interface goes down.
+    #[serde(skip)]
+    Via(IpAddr),
+}
+
+impl RouteKind {
+    /// The kind of route to add for `net`. A gateway of the other family cannot be used, so a blackhole replaces it: a
+    /// ban without effect in one of the families would be worse.
+    pub fn toward(self, net: IpNet) -> Self {
+        match self {
+            Self::Via(gateway) if gateway.is_ipv4() != net.addr().is_ipv4() => Self::Blackhole,
+            kind => kind,
+        }
+    }
+}
+
+impl fmt::Display for RouteKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blackhole => f.write_str("blackhole"),
+            Self::Unreachable => f.write_str("unreachable"),
+            Self::Prohibit => f.write_str("prohibit"),
+            Self::Via(gateway) => write!(f, "via {gateway}"),
+        }
+    }
+}

@@ -7,8 +7,38 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use super::Prefix;
 use super::shared64;
+
+/// A network of several sources: an IPv4 /8 to /31, or an IPv6 /33 to /63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix(IpNet);
+
+impl Prefix {
+    /// The network with its host bits cleared; `None` if it is too wide to be banned, or not wider than one source.
+    pub fn new(network: IpNet) -> Option<Self> {
+        let fits = match network {
+            IpNet::V4(v4) => (8..32).contains(&v4.prefix_len()),
+            // In the tables, the prefix length alone identifies the address family.
+            IpNet::V6(v6) => (33..64).contains(&v6.prefix_len()),
+        };
+        fits.then(|| Self(network.trunc()))
+    }
+
+    /// The network with this prefix length that contains `address`.
+    pub fn containing(address: IpAddr, prefix_len: u8) -> Option<Self> {
+        Self::new(IpNet::new(address, prefix_len).ok()?)
+    }
+
+    /// The network's first address and prefix length.
+    pub const fn network(self) -> IpNet {
+        self.0
+    }
+
+    /// Prefix length in bits.
+    pub fn prefix_len(self) -> u8 {
+        self.0.prefix_len()
+    }
+}
 
 /// The unit by which the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64. One customer holds a
 /// whole /64, and may send from any address in it (RFC 6177). Exceptions are the /64s that many hosts share, link-local
@@ -175,16 +205,11 @@ impl FromStr for BanTarget {
     type Err = ParseBanTargetError;
 
     fn from_str(text: &str) -> Result<Self, ParseBanTargetError> {
-        if let Some((address, interface)) = text.split_once('%') {
-            let address = address.parse::<Ipv6Addr>().map_err(|_| ParseBanTargetError)?;
-            let target = Self::on(address.into(), interface.parse().map_err(|_| ParseBanTargetError)?);
-            return Some(target).filter(|target| target.to_string() == text).ok_or(ParseBanTargetError);
-        }
-        let network = match text.parse::<IpAddr>() {
-            Ok(address) => IpNet::from(address),
-            Err(_) => text.parse::<IpNet>().map_err(|_| ParseBanTargetError)?,
+        let parsed = || match text.split_once('%') {
+            Some((address, interface)) => Some(Self::on(IpAddr::V6(address.parse().ok()?), interface.parse().ok()?)),
+            None => Self::exactly(text.parse().map(IpAddr::into).or_else(|_| text.parse()).ok()?),
         };
-        Self::exactly(network).filter(|target| target.to_string() == text).ok_or(ParseBanTargetError)
+        parsed().filter(|target| target.to_string() == text).ok_or(ParseBanTargetError)
     }
 }
 
@@ -196,14 +221,13 @@ impl Serialize for BanTarget {
 
 impl<'de> Deserialize<'de> for BanTarget {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(|ParseBanTargetError| D::Error::custom("not a target of a ban"))
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 
 /// The error for a text that is not a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a target of a ban")]
 pub struct ParseBanTargetError;
 
 impl fmt::Display for BanTarget {

@@ -1,4 +1,5 @@
-//! Stores a set of ports as a bitmap, for monitored ports and listeners. Parses and prints "1,7,9,11-15".
+//! Stores a set of ports as a bitmap, for monitored ports and listeners. Parses and prints "1,7,9,11-15". Lists the
+//! related TCP ports, of which each group counts as one port.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,12 +8,10 @@ use std::str::FromStr;
 #[derive(Clone, PartialEq, Eq)]
 pub struct PortSet(Box<[u64]>);
 
-const WORDS: usize = 65_536 / 64;
-
 impl PortSet {
     /// The empty set.
     pub fn new() -> Self {
-        Self(vec![0; WORDS].into_boxed_slice())
+        Self(vec![0; 65_536 / 64].into())
     }
 
     #[inline]
@@ -58,14 +57,9 @@ impl PortSet {
 
     /// The ports as inclusive ranges in ascending order. Ranges do not touch.
     pub fn ranges(&self) -> Vec<(u16, u16)> {
-        let mut ranges: Vec<(u16, u16)> = Vec::new();
-        for port in self.iter() {
-            match ranges.last_mut() {
-                Some((_, last)) if last.checked_add(1) == Some(port) => *last = port,
-                _ => ranges.push((port, port)),
-            }
-        }
-        ranges
+        let ports: Vec<u16> = self.iter().collect();
+        let runs = ports.chunk_by(|port, next| port + 1 == *next);
+        runs.filter_map(|run| Some((*run.first()?, *run.last()?))).collect()
     }
 }
 
@@ -78,9 +72,7 @@ impl Default for PortSet {
 impl FromIterator<u16> for PortSet {
     fn from_iter<I: IntoIterator<Item = u16>>(ports: I) -> Self {
         let mut set = Self::new();
-        for port in ports {
-            set.insert(port);
-        }
+        ports.into_iter().for_each(|port| set.insert(port));
         set
     }
 }
@@ -106,12 +98,8 @@ impl FromStr for PortSet {
                 break;
             }
             let (first, last) = item.split_once('-').unwrap_or((item, item));
-            let number = |part: &str| match part.trim() {
-                digits if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
-                    digits.parse::<u16>().ok().filter(|port| *port != 0)
-                }
-                _ => None,
-            };
+            // `parse` accepts a plus sign.
+            let number = |part: &str| part.trim().parse().ok().filter(|port: &u16| *port != 0 && !part.contains('+'));
             let (Some(first), Some(last)) = (number(first), number(last)) else {
                 return Err(PortSetError::NotAPort(item.to_owned()));
             };
@@ -126,17 +114,8 @@ impl FromStr for PortSet {
 
 impl fmt::Display for PortSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (first, last)) in self.ranges().into_iter().enumerate() {
-            if index > 0 {
-                f.write_str(",")?;
-            }
-            if first == last {
-                write!(f, "{first}")?;
-            } else {
-                write!(f, "{first}-{last}")?;
-            }
-        }
-        Ok(())
+        let range = |(first, last)| if first == last { format!("{first}") } else { format!("{first}-{last}") };
+        f.write_str(&self.ranges().into_iter().map(range).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -145,6 +124,13 @@ impl fmt::Debug for PortSet {
         write!(f, "PortSet({self})")
     }
 }
+
+/// Groups of TCP ports that one client tries together: SMTP, POP, IMAP, submission and ManageSieve (Thunderbird,
+/// Outlook and K-9 guess all of them); LPD, IPP and raw printing; HTTP and HTTPS.
+pub const PORT_GROUPS: [&[u16]; 3] = [&[25, 110, 143, 465, 587, 993, 995, 4190], &[515, 631, 9100], WEB_PORTS];
+
+/// HTTP and HTTPS. A browser tries one of them at each visit, and the other one if the first is refused.
+pub const WEB_PORTS: &[u16] = &[80, 443];
 
 #[cfg(test)]
 mod tests {

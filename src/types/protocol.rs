@@ -3,8 +3,22 @@
 use serde::{Deserialize, Serialize};
 
 /// The protocol of a probed port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    strum::EnumString,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 #[repr(u8)]
 pub enum Protocol {
     Tcp = 1,
@@ -29,12 +43,7 @@ impl Protocol {
 
     /// The name in JSON.
     pub fn key(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-            Self::Icmp => "icmp",
-        }
+        self.into()
     }
 
     pub(crate) fn from_code(code: u8) -> Option<Self> {
@@ -43,6 +52,6 @@ impl Protocol {
 
     /// The protocol with this name in JSON.
     pub fn from_key(key: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|protocol| protocol.key() == key)
+        key.parse().ok()
     }
 }

@@ -7,8 +7,12 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     packets: u32,
-    unit: Unit,
+    /// Length of the unit of time.
+    seconds: u64,
 }
+
+/// The names of the units in nft, and their lengths in seconds.
+const UNITS: [(&str, u64); 4] = [("second", 1), ("minute", 60), ("hour", 3_600), ("day", 86_400)];
 
 impl Rate {
     /// The maximum number of packets per unit of time: far more than any log can take, and far below the limits of the
@@ -22,7 +26,7 @@ impl Rate {
             more if more > Self::MAX => Self::MAX,
             packets => packets,
         };
-        Self { packets, unit: Unit::Minute }
+        Self { packets, seconds: 60 }
     }
 
     pub fn packets(self) -> u32 {
@@ -31,21 +35,19 @@ impl Rate {
 
     /// The rate for the kernel's numbers, `packets` in `seconds`; `None` if no text can express the rate.
     pub fn from_kernel(packets: u64, seconds: u64) -> Option<Self> {
-        let (.., unit) = *UNITS.iter().find(|(_, length, _)| *length == seconds)?;
         let packets = u32::try_from(packets).ok().filter(|packets| (1..=Self::MAX).contains(packets))?;
-        Some(Self { packets, unit })
+        UNITS.iter().any(|(_, length)| *length == seconds).then_some(Self { packets, seconds })
     }
 
     /// The number of packets, and the unit of time in seconds.
     pub fn for_kernel(self) -> (u64, u64) {
-        let seconds = UNITS.iter().find(|(.., unit)| *unit == self.unit).map_or(1, |(_, seconds, _)| *seconds);
-        (self.packets.into(), seconds)
+        (self.packets.into(), self.seconds)
     }
 }
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = UNITS.iter().find(|(.., unit)| *unit == self.unit).map_or("second", |(name, ..)| name);
+        let name = UNITS.iter().find(|(_, length)| *length == self.seconds).map_or("second", |(name, _)| name);
         write!(f, "{}/{name}", self.packets)
     }
 }
@@ -56,11 +58,10 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Self, RateError> {
         let refused = || RateError(text.chars().take(40).collect());
         let (packets, name) = text.split_once('/').ok_or_else(refused)?;
-        let (.., unit) = *UNITS.iter().find(|(known, ..)| *known == name).ok_or_else(refused)?;
-        // `parse` accepts a sign, but nft does not.
-        let digits = packets.bytes().all(|byte| byte.is_ascii_digit());
-        let packets = packets.parse().ok().filter(|packets| digits && (1..=Self::MAX).contains(packets));
-        Ok(Self { packets: packets.ok_or_else(refused)?, unit })
+        let (_, seconds) = UNITS.iter().find(|(known, _)| *known == name).ok_or_else(refused)?;
+        // `parse` accepts a plus sign, but nft does not.
+        let number = packets.parse().ok().filter(|_| !packets.starts_with('+'));
+        number.and_then(|number| Self::from_kernel(number, *seconds)).ok_or_else(refused)
     }
 }
 
@@ -71,22 +72,6 @@ impl FromStr for Rate {
      example \"3/minute\"", max = Rate::MAX
 )]
 pub struct RateError(String);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unit {
-    Second,
-    Minute,
-    Hour,
-    Day,
-}
-
-/// The names of the units in nft, and their lengths in seconds.
-const UNITS: [(&str, u64, Unit); 4] = [
-    ("second", 1, Unit::Second),
-    ("minute", 60, Unit::Minute),
-    ("hour", 3_600, Unit::Hour),
-    ("day", 86_400, Unit::Day),
-];
 
 #[cfg(test)]
 mod tests {

@@ -1,8 +1,10 @@
-//! Defines the engine's time: the duration since an origin that the caller chooses. The engine never reads a clock.
+//! Defines the engine's time, the duration since an origin that the caller chooses, and the duration of a ban. The engine
+//! never reads a clock.
 
+use std::fmt;
 use std::time::Duration;
 
-use crate::types::Expiry;
+use serde::{Deserialize, Serialize};
 
 pub const MINUTE: Duration = Duration::from_secs(60);
 pub const HOUR: Duration = Duration::from_secs(3_600);
@@ -97,6 +99,46 @@ impl Tick {
     }
 }
 
+/// How long a ban lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Expiry {
+    /// Until an operator lifts the ban.
+    Never,
+    /// For this duration, at least one second.
+    After(Duration),
+}
+
+impl Expiry {
+    /// The duration; `None` if there is no end.
+    pub fn span(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::After(span) => Some(span),
+        }
+    }
+
+    /// The duration in seconds; `None` if there is no end.
+    pub fn seconds(self) -> Option<u64> {
+        self.span().map(|span| span.as_secs())
+    }
+}
+
+impl From<Option<Duration>> for Expiry {
+    fn from(span: Option<Duration>) -> Self {
+        span.map_or(Self::Never, Self::After)
+    }
+}
+
+impl fmt::Display for Expiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Never => f.write_str("ever"),
+            Self::After(span) => humantime::format_duration(*span).fmt(f),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,5 +150,11 @@ mod tests {
             assert_eq!(Tick::ticks(Duration::from_millis(millis)), Tick(ticks), "{millis} ms");
         }
         assert_eq!(Tick::ticks(Duration::MAX), Tick(u32::MAX));
+    }
+
+    #[test]
+    fn day_has_format_of_classic_line() {
+        assert_eq!(Expiry::After(Duration::from_secs(86_400)).to_string(), "1day");
+        assert_eq!(Expiry::Never.to_string(), "ever");
     }
 }

@@ -24,7 +24,7 @@ fn requests() -> Vec<Request> {
         requests.push(Request { number: u64::MAX - number, which: Which::End, case: by_hand });
     }
     let modes = [None, Some(Mode::Connect), Some(Mode::Stealth), Some(Mode::Advanced), Some(Mode::Off)];
-    for (class, mode) in Class::ALL.into_iter().zip(modes.into_iter().cycle()) {
+    for (class, mode) in Class::ALL.iter().copied().zip(modes.into_iter().cycle()) {
         let case = BanContext { class: Some(class), mode, ..BanContext::example([192, 0, 2, 7].into()) };
         requests.push(Request { number: 7, which: Which::Begin, case });
     }
