@@ -96,15 +96,11 @@ impl Live {
         // libpcap does not set this flag, and every command would inherit a socket that sees all packets. Fails only
         // for a closed descriptor.
         let _ = fcntl_setfd(&live.capture, FdFlags::CLOEXEC);
-        live.set_filter(filter)?;
+        // Packets that are already in the ring and do not match the filter are discarded.
+        let filter = format!("({UNTAGGED}) and ({filter})");
+        live.capture.filter(&filter, true).map_err(|error| CaptureError::Filter { error, filter })?;
         live.unfiltered = live.dropped()?;
         Ok(live)
-    }
-
-    /// Sets the first filter. Packets that are already in the ring and do not match it are discarded.
-    fn set_filter(&mut self, filter: &str) -> Result<(), CaptureError> {
-        let filter = &format!("({UNTAGGED}) and ({filter})");
-        self.capture.filter(filter, true).map_err(|error| CaptureError::Filter { error, filter: filter.to_owned() })
     }
 
     /// Passes at most `most` waiting frames with their capture times to `each`, and returns their number.

@@ -31,7 +31,7 @@ pub(super) fn rules(
     match opened {
         None => (None, None),
         Some(Ok(listener)) => {
-            let ports = listener.ports();
+            let ports = listener.ports;
             surroundings.refresh();
             let rules = DecoyRules { v4: ports.v4, v6: ports.v6, max_new_tracked: surroundings.max_new_tracked };
             (Some(listener), Some(rules))

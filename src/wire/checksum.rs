@@ -95,9 +95,7 @@ impl<'a> LazyChecksum<'a> {
             }
         }
     }
-}
 
-impl<'a> LazyChecksum<'a> {
     /// The whole TCP segment or UDP datagram; `None` if it is a fragment or was not captured whole.
     pub fn payload(&self) -> Option<&'a [u8]> {
         match self.0 {

@@ -28,13 +28,12 @@ pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Packet<'a>, Undecoded> {
         transport::TCP | transport::UDP | ICMPV6 => Carried::whole(next, payload)?,
         _ => chain(next, payload, claimed == 0)?,
     };
-    let has_length = claimed != 0;
     Ok(Packet {
         source: IpAddr::V6(Ipv6Addr::from(*source)),
         destination: IpAddr::V6(Ipv6Addr::from(*destination)),
         delivery: frame.delivery,
         interface: frame.interface,
-        checksum: LazyChecksum::v6(addresses, whole, has_length),
+        checksum: LazyChecksum::v6(addresses, whole, claimed != 0),
         fragmented,
         transport,
     })

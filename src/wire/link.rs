@@ -10,9 +10,7 @@ use super::{Delivery, LinkType, Undecoded};
 /// The IP version in the link-layer header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
-    /// IPv4.
     V4,
-    /// IPv6.
     V6,
 }
 
@@ -179,7 +177,7 @@ fn cooked(packet_type: u16) -> Delivery {
 
 /// The IP version in the packet itself.
 #[inline]
-fn nibble(packet: &[u8]) -> Result<Version, Undecoded> {
+pub(super) fn nibble(packet: &[u8]) -> Result<Version, Undecoded> {
     match packet.first().ok_or(Undecoded::Truncated)? >> 4 {
         4 => Ok(Version::V4),
         6 => Ok(Version::V6),

@@ -48,31 +48,15 @@ pub fn decode_untagged(link: LinkType, frame: &[u8]) -> Option<Packet<'_>> {
 /// The addresses of a packet that is hidden behind VLAN tags. The rest of the packet is not decoded.
 #[cold]
 fn hidden<'a>(frame: &link::Frame<'a>) -> Result<Packet<'a>, Undecoded> {
-    let truncated = Undecoded::Truncated;
-    let (source, destination, checksum) = match frame.version {
-        link::Version::V4 => {
-            let header = frame.packet.first_chunk::<20>().ok_or(truncated)?;
-            let &[version_ihl, _, _, _, _, _, _, _, _, _, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
-            let whole = frame.packet.get(..usize::from(version_ihl & 0x0f) * 4).ok_or(truncated)?;
-            (IpAddr::from([s0, s1, s2, s3]), IpAddr::from([d0, d1, d2, d3]), LazyChecksum::v4(whole, None))
-        }
-        link::Version::V6 => {
-            let (_, rest) = frame.packet.split_first_chunk::<8>().ok_or(truncated)?;
-            let (source, rest) = rest.split_first_chunk::<16>().ok_or(truncated)?;
-            let destination = rest.first_chunk::<16>().ok_or(truncated)?;
-            (IpAddr::from(*source), IpAddr::from(*destination), Checksum::Unknown.into())
-        }
+    let link::Frame { version, packet, delivery, interface, .. } = *frame;
+    let (Quote { source, destination, .. }, behind) = quote::open(version, packet).ok_or(Undecoded::Truncated)?;
+    let header = packet.get(..packet.len() - behind.len()).unwrap_or_default();
+    let checksum = match version {
+        link::Version::V4 => LazyChecksum::v4(header, None),
+        link::Version::V6 => Checksum::Unknown.into(),
     };
-    let link::Frame { delivery, interface, .. } = *frame;
-    Ok(Packet {
-        source,
-        destination,
-        delivery,
-        interface,
-        checksum,
-        fragmented: false,
-        transport: Transport::HiddenHeader,
-    })
+    let transport = Transport::HiddenHeader;
+    Ok(Packet { source, destination, delivery, interface, checksum, fragmented: false, transport })
 }
 
 /// The link type of a frame. The numbers in parentheses are the pcap DLT/LINKTYPE values.
@@ -156,19 +140,11 @@ impl TcpFlags {
 
 impl std::fmt::Debug for TcpFlags {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "AE"];
-        let mut first = true;
-        for (bit, name) in names.iter().enumerate() {
-            if self.0 & (1 << bit) != 0 {
-                write!(f, "{}{name}", if first { "" } else { "|" })?;
-                first = false;
-            }
-        }
-        if self.0 & Self::RESERVED != 0 {
-            write!(f, "{}R{:x}", if first { "" } else { "|" }, (self.0 & Self::RESERVED) >> 9)?;
-            first = false;
-        }
-        if first { f.write_str("none") } else { Ok(()) }
+        let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "AE"].into_iter().enumerate();
+        let set = names.filter(|(bit, _)| self.0 & 1 << bit != 0).map(|(_, name)| name.to_owned());
+        let reserved = Some((self.0 & Self::RESERVED) >> 9).filter(|bits| *bits != 0).map(|bits| format!("R{bits:x}"));
+        let shown: Vec<String> = set.chain(reserved).collect();
+        f.write_str(if shown.is_empty() { "none".to_owned() } else { shown.join("|") }.as_str())
     }
 }
 
@@ -177,22 +153,18 @@ impl std::fmt::Debug for TcpFlags {
 pub enum Transport {
     /// A TCP header, at least up to its flags.
     Tcp {
-        /// Port of the sender.
         source_port: u16,
         destination_port: u16,
-        /// Flags and reserved bits.
         flags: TcpFlags,
         /// Bytes after the TCP header, computed from the lengths in the headers, not from the captured length.
         payload: u16,
     },
     Udp {
-        /// Port of the sender.
         source_port: u16,
         destination_port: u16,
     },
     /// An SCTP common header and the type of its first chunk.
     Sctp {
-        /// Port of the sender.
         source_port: u16,
         destination_port: u16,
         /// Type of the first chunk; 1 is INIT (RFC 9260).
@@ -200,9 +172,7 @@ pub enum Transport {
     },
     /// ICMP (IPv4) or ICMPv6 (IPv6).
     Icmp {
-        /// Type of the message.
         kind: u8,
-        /// Code of the message.
         code: u8,
     },
     /// A first fragment that ends before the TCP flags, inside another transport header, or inside the chain of IPv6

@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::{LinkType, link};
+use super::LinkType;
+use super::link::{self, Version, nibble};
 
 /// The headers of the quoted packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,28 +23,29 @@ pub struct Quote {
 /// or ends too early.
 pub fn quoted(link: LinkType, frame: &[u8]) -> Option<Quote> {
     const ICMP_HEADER: usize = 8;
-    let (outer, icmp) = open(link::open(link, frame).ok()?.packet)?;
+    let packet = link::open(link, frame).ok()?.packet;
+    let (outer, icmp) = open(nibble(packet).ok()?, packet)?;
     if !matches!((outer.source, outer.protocol), (IpAddr::V4(_), 1) | (IpAddr::V6(_), 58)) {
         return None;
     }
-    let (quote, carried) = open(icmp.get(ICMP_HEADER..)?)?;
+    let failed = icmp.get(ICMP_HEADER..)?;
+    let (quote, carried) = open(nibble(failed).ok()?, failed)?;
     let [s0, s1, d0, d1] = *carried.first_chunk()?;
     Some(Quote { ports: (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])), ..quote })
 }
 
 /// The addresses and the protocol of an IP header, and the bytes after it.
-fn open(packet: &[u8]) -> Option<(Quote, &[u8])> {
-    let (source, destination, protocol, length): (IpAddr, IpAddr, _, _) = match packet.first()? >> 4 {
-        4 => {
+pub(super) fn open(version: Version, packet: &[u8]) -> Option<(Quote, &[u8])> {
+    let (source, destination, protocol, length): (IpAddr, IpAddr, _, _) = match version {
+        Version::V4 => {
             let [first, .., s0, s1, s2, s3, d0, d1, d2, d3] = *packet.first_chunk::<20>()?;
             let length = usize::from(first & 0x0f) * 4;
             ([s0, s1, s2, s3].into(), [d0, d1, d2, d3].into(), *packet.get(9)?, length)
         }
-        6 => {
+        Version::V6 => {
             let (source, rest) = packet.get(8..)?.split_first_chunk::<16>()?;
             ((*source).into(), (*rest.first_chunk::<16>()?).into(), *packet.get(6)?, 40)
         }
-        _ => return None,
     };
     Some((Quote { source, destination, protocol, ports: (0, 0) }, packet.get(length..)?))
 }

@@ -96,8 +96,8 @@ impl Decoys {
         if self.open.tcp.is_empty() {
             return Err(DecoyError::AllBusy { protocol: Protocol::Tcp, ports: wanted.clone() });
         }
-        self.open.shared = Some(listener.ports());
-        for socket in listener.into_sockets() {
+        self.open.shared = Some(listener.ports);
+        for socket in listener.sockets {
             self.add(socket, Protocol::Tcp, None)?;
         }
         Ok(())
@@ -140,9 +140,8 @@ impl Decoys {
     pub fn busy(&self) -> Option<String> {
         let lists = self.busy.each().into_iter().filter(|(_, ports)| !ports.is_empty());
         let lists: Vec<_> = lists.map(|(protocol, ports)| format!("{} {ports}", protocol.name())).collect();
-        let sentence =
-            |lists| format!("no decoy is opened on ports that are in use: {lists}; these services are not affected");
-        (!lists.is_empty()).then(|| sentence(lists.join(" and ")))
+        let lists = (!lists.is_empty()).then(|| lists.join(" and "))?;
+        Some(format!("no decoy is opened on ports that are in use: {lists}; these services are not affected"))
     }
 
     /// Restricts the decoys to connections to these addresses of this host; `None`: all addresses.

@@ -39,8 +39,9 @@ const DATAGRAMS: usize = 8 << 10;
 /// port, which the kernel assigned.
 #[derive(Debug)]
 pub struct SharedListener {
-    sockets: Vec<OwnedFd>,
-    ports: SharedPorts,
+    pub(super) sockets: Vec<OwnedFd>,
+    /// The ports that the listener itself is bound to.
+    pub ports: SharedPorts,
 }
 
 impl SharedListener {
@@ -59,15 +60,6 @@ impl SharedListener {
             }
         };
         Ok(Self { sockets, ports: SharedPorts { v4: v4_port, v6: v6_port } })
-    }
-
-    /// The ports that the listener itself is bound to.
-    pub fn ports(&self) -> SharedPorts {
-        self.ports
-    }
-
-    pub(super) fn into_sockets(self) -> Vec<OwnedFd> {
-        self.sockets
     }
 }
 

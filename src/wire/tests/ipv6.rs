@@ -184,21 +184,14 @@ fn padding_behind_payload_is_ignored() {
 fn options_beyond_limit_hide_header() {
     // One destination options header of this length, with a TCP header after it.
     let packet = |bytes: usize| {
-        let mut packet = vec![0x60, 0, 0, 0];
-        packet.extend(u16::try_from(bytes + 20).unwrap().to_be_bytes());
-        packet.extend([60, 64]);
-        packet.extend([0x20; 32]);
-        packet.extend([6, u8::try_from(bytes / 8 - 1).unwrap()]);
-        packet.resize(40 + bytes, 0);
-        packet.extend([0x0f, 0xa0, 0, 23, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 4, 0, 0, 0, 0, 0]);
-        packet
+        let units = u8::try_from(bytes / 8 - 1).unwrap();
+        honest_ipv6(DESTINATION, &joined(&[&[TCP, units], &vec![0; bytes - 2], &SYN]))
     };
-    let transport = |bytes: &[u8]| decode(LinkType::Raw, bytes).map(|packet| packet.transport);
-    assert!(matches!(transport(&packet(288)), Ok(Transport::Tcp { destination_port: 23, .. })));
+    assert!(matches!(transport_of(&packet(288)), Ok(Transport::Tcp { destination_port: 23, .. })));
     for bytes in [296, 1_200, 2_048] {
-        assert_eq!(transport(&packet(bytes)), Ok(Transport::HiddenHeader), "{bytes}");
+        assert_eq!(transport_of(&packet(bytes)), Ok(Transport::HiddenHeader), "{bytes}");
         // Truncated by the capture.
-        assert_eq!(transport(&packet(bytes)[..60]), Ok(Transport::HiddenHeader), "{bytes}");
+        assert_eq!(transport_of(&packet(bytes)[..60]), Ok(Transport::HiddenHeader), "{bytes}");
     }
 }
 
@@ -206,16 +199,9 @@ fn options_beyond_limit_hide_header() {
 #[test]
 fn uncaptured_header_counts_as_hidden() {
     const HIP: u8 = 139;
-    let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend(304_u16.to_be_bytes());
-    packet.extend([HIP, 64]);
-    packet.extend([0x20; 32]);
-    packet.extend([60, 36]);
-    packet.resize(40 + 296, 0);
-    let captured = packet.len();
-    // This options header is longer than the packet.
-    packet.extend([6, 255, 0, 0, 0, 0, 0, 0]);
-    let decoded = |bytes: &[u8]| decode(LinkType::Raw, bytes).map(|packet| packet.transport);
-    assert_eq!(decoded(&packet[..captured]), Ok(Transport::HiddenHeader));
-    assert_eq!(decoded(&packet), Err(Undecoded::Malformed));
+    // The second options header is longer than the packet.
+    let packet = ipv6_packet(HIP, 304, &joined(&[&[DESTINATION, 36], &[0; 294], &[TCP, 255, 0, 0, 0, 0, 0, 0]]));
+    let captured = packet.len() - 8;
+    assert_eq!(transport_of(&packet[..captured]), Ok(Transport::HiddenHeader));
+    assert_eq!(transport_of(&packet), Err(Undecoded::Malformed));
 }
