@@ -298,13 +298,10 @@ mod tests {
 
     #[test]
     fn strict_reverse_path_requires_route_back() {
-        let mut routes = ReversePath::default();
-        routes.insert("192.168.5.0/24".parse().unwrap(), &[7]);
-        routes.insert("0.0.0.0/0".parse().unwrap(), &[2, 3]);
-        routes.insert("172.16.0.0/12".parse().unwrap(), &[]);
-        routes.set_strict([2, 7].into());
+        let routes: [(&str, &[u32]); 3] = [("192.168.5.0/24", &[7]), ("0.0.0.0/0", &[2, 3]), ("172.16.0.0/12", &[])];
+        let routes = routes.map(|(network, interfaces)| (network.parse().unwrap(), interfaces.to_vec()));
         let mut host = host();
-        host.reverse_path = routes;
+        host.reverse_path = ReversePath { strict: vec![2, 7], routes: routes.into_iter().collect() };
         let came = |source: &str, interface| dropped(&packet(source, OWN), interface, &host);
         assert_eq!(came("192.168.5.9", 2), Some(IgnoreReason::WrongInterface));
         assert_eq!(came("192.168.5.9", 7), None);
@@ -312,8 +309,7 @@ mod tests {
         assert_eq!(came("198.51.100.7", 2), None);
         assert_eq!(came("198.51.100.7", 7), Some(IgnoreReason::WrongInterface));
         assert_eq!(came("172.16.0.1", 2), None, "a route whose interface the kernel does not report");
-        let mut island = ReversePath::default();
-        island.set_strict([2].into());
+        let island = ReversePath { strict: vec![2], ..ReversePath::default() };
         assert!(island.refuses(address("198.51.100.7"), 2), "no route back at all");
         assert!(!island.refuses(address("2001:db8:5::1"), 2), "IPv6 has no reverse-path filter");
     }

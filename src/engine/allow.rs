@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use prefix_trie::{AsView, PrefixMap};
+use prefix_trie::joint::JointPrefixMap;
 
 use crate::types::BanTarget;
 
@@ -50,8 +50,7 @@ impl fmt::Display for Protection {
 /// Prefixes that are never blocked. The most specific entry determines the reason.
 #[derive(Clone, Default)]
 pub struct AllowList {
-    v4: PrefixMap<Ipv4Net, Protection>,
-    v6: PrefixMap<Ipv6Net, Protection>,
+    prefixes: JointPrefixMap<IpNet, Protection>,
     /// Link-local addresses of single links, sorted. They are not part of the kernel's allow-list, where they would
     /// apply to every link.
     links: Vec<(BanTarget, Protection)>,
@@ -68,16 +67,9 @@ impl AllowList {
 
     /// Protects `prefix`. If it is protected already, the reason that comes first in [`Protection`] is kept.
     pub fn insert(&mut self, prefix: IpNet, protection: Protection) {
-        match prefix.trunc() {
-            IpNet::V4(net) => {
-                let kept = self.v4.get(&net).map_or(protection, |held| protection.min(*held));
-                self.v4.insert(net, kept);
-            }
-            IpNet::V6(net) => {
-                let kept = self.v6.get(&net).map_or(protection, |held| protection.min(*held));
-                self.v6.insert(net, kept);
-            }
-        }
+        let prefix = prefix.trunc();
+        let kept = self.prefixes.get(&prefix).map_or(protection, |held| protection.min(*held));
+        self.prefixes.insert(prefix, kept);
     }
 
     /// Protects `address`; a link-local address is protected on the link of `interface` only.
@@ -104,7 +96,7 @@ impl AllowList {
         let stays =
             |link: &(BanTarget, Protection)| link.1 == Protection::OwnAddress || !hole.contains(&link.0.element());
         self.links = before.links.iter().copied().filter(stays).collect();
-        for (network, why) in before.entries() {
+        for (network, why) in before.prefixes.iter().map(|(network, why)| (network, *why)) {
             if matches!(why, Protection::OwnAddress | Protection::Loopback) || !overlap(network, hole) {
                 self.insert(network, why);
             } else if network.prefix_len() < hole.prefix_len() {
@@ -144,17 +136,14 @@ impl AllowList {
 
     fn listed(&self, address: IpAddr) -> Option<Protection> {
         match address {
-            IpAddr::V4(v4) => self.v4.get_lpm(&Ipv4Net::from(v4)).map(|(_, why)| *why),
-            IpAddr::V6(v6) => self.v6.get_lpm(&Ipv6Net::from(v6)).map(|(_, why)| *why),
+            IpAddr::V4(v4) => self.prefixes.t1.get_lpm(&Ipv4Net::from(v4)).map(|(_, why)| *why),
+            IpAddr::V6(v6) => self.prefixes.t2.get_lpm(&Ipv6Net::from(v6)).map(|(_, why)| *why),
         }
     }
 
     /// Returns the reason why all of `network` is protected, if it is.
     pub fn covers(&self, network: IpNet) -> Option<Protection> {
-        let listed = match network {
-            IpNet::V4(net) => self.v4.get_lpm(&net).map(|(_, why)| *why),
-            IpNet::V6(net) => self.v6.get_lpm(&net).map(|(_, why)| *why),
-        };
+        let listed = self.prefixes.get_lpm(&network).map(|(_, why)| *why);
         listed.or_else(|| self.on_some_link(network))
     }
 
@@ -164,29 +153,18 @@ impl AllowList {
             || self.links.iter().any(|(link, _)| before.protects_target(*link).is_none())
     }
 
-    /// Every prefix with its reason.
-    fn entries(&self) -> impl Iterator<Item = (IpNet, Protection)> + '_ {
-        let v4 = self.v4.iter().map(|(net, why)| (IpNet::V4(net), *why));
-        v4.chain(self.v6.iter().map(|(net, why)| (IpNet::V6(net), *why)))
-    }
-
     /// True if at least a part of `network` is protected.
     pub fn touches(&self, network: IpNet) -> bool {
-        match network {
-            IpNet::V4(net) => self.v4.get_lpm(&net).is_some() || (&self.v4).view_at(&net).is_some(),
-            IpNet::V6(net) => {
-                self.v6.get_lpm(&net).is_some()
-                    || (&self.v6).view_at(&net).is_some()
-                    || self.links.iter().any(|(link, _)| network.contains(&link.element()))
-            }
-        }
+        self.prefixes.get_lpm(&network).is_some()
+            || self.prefixes.children(&network).next().is_some()
+            || self.links.iter().any(|(link, _)| network.contains(&link.element()))
     }
 
     /// Number of prefixes listed by the operator, and number of prefixes protected automatically.
     pub fn counts(&self) -> (usize, usize) {
-        let listed = |(_, why): &(IpNet, Protection)| matches!(why, Protection::Listed | Protection::Named);
-        let listed = self.entries().filter(listed).count();
-        (listed, self.entries().count() + self.links.len() - listed)
+        let listed = |why: &&Protection| matches!(why, Protection::Listed | Protection::Named);
+        let listed = self.prefixes.values().filter(listed).count();
+        (listed, self.prefixes.len() + self.links.len() - listed)
     }
 
     /// All protected networks, on any link.
@@ -196,8 +174,7 @@ impl AllowList {
 
     /// Every prefix, for the kernel's `allowed` sets.
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
-        let v4 = self.v4.iter().map(|(net, _)| IpNet::V4(net));
-        v4.chain(self.v6.iter().map(|(net, _)| IpNet::V6(net)))
+        self.prefixes.keys()
     }
 }
 

@@ -34,11 +34,7 @@ pub struct ActiveBan {
 impl ActiveBan {
     /// A ban that begins now.
     pub fn whole(target: BanTarget, expiry: Expiry) -> Self {
-        let length = match expiry {
-            Expiry::Never => None,
-            Expiry::After(span) => Some(span),
-        };
-        Self { target, length, grade: None, left: expiry }
+        Self { target, length: expiry.span(), grade: None, left: expiry }
     }
 }
 
@@ -62,14 +58,6 @@ const COUNTED: usize = 8_192;
 
 /// Maximum number of sources that wait for a summary. Further sources are summarised at their next packet.
 const MAX_PENDING: usize = 1024;
-
-/// Result of one more packet from a source in the table.
-pub(super) struct Repeat {
-    /// Packets since the last summary, if a summary is due now.
-    pub(super) report: Option<u32>,
-    /// The caller should check that the ban is still in the kernel.
-    pub(super) verify: bool,
-}
 
 /// State of one source. Fits in half a cache line, because every packet from a blocked source loads it.
 #[derive(Clone)]
@@ -177,12 +165,9 @@ impl BanTable {
         self.entries.prepare();
     }
 
-    /// Records the decision about `key`, in force from `now` on for `expiry`. Entries are evicted only from a full
-    /// table: expired and log-only ones first. A ban in force is evicted only if all inspected rows are bans in force;
-    /// the one that ends soonest goes first. Such a ban stays in the kernel, but is not restored after a flush, and its
-    /// source is judged again.
-    pub(super) fn set(&mut self, key: Hashed, standing: Standing, expiry: Expiry, now: Tick) {
-        self.insert(key, (standing, None), expiry, Tick(0), now);
+    /// Records that the source of `key` is only logged, from `now` on for `expiry`.
+    pub(super) fn log_only(&mut self, key: Hashed, expiry: Expiry, now: Tick) {
+        self.insert(key, (Standing::Logged, None), expiry, Tick(0), now);
     }
 
     /// Adds `ban` for `key`, in force from `now` on.
@@ -195,6 +180,9 @@ impl BanTable {
         self.insert(key, (Standing::Blocked, ban.grade), ban.left, length, now);
     }
 
+    /// Entries are evicted only from a full table: expired and log-only ones first. A ban in force is evicted only if
+    /// all inspected rows are bans in force; the one that ends soonest goes first. Such a ban stays in the kernel, but
+    /// is not restored after a flush, and its source is judged again.
     fn insert(
         &mut self,
         key: Hashed,
@@ -269,17 +257,16 @@ impl BanTable {
         (row.until > now).then_some((slot, row.standing))
     }
 
-    /// Counts one more packet of the source in `slot`.
+    /// Counts one more packet of the source in `slot`. Returns the number of packets since the last summary, if a
+    /// summary is due now, and whether the caller should check that the ban is still in the kernel.
     pub(super) fn repeat(
         &mut self,
         slot: usize,
         standing: Standing,
         (target, response, protocol): (BanTarget, Response, Option<Protocol>),
         now: Tick,
-    ) -> Repeat {
-        let Some(row) = self.entries.get_mut(slot) else {
-            return Repeat { report: None, verify: false };
-        };
+    ) -> (Option<u32>, bool) {
+        let Some(row) = self.entries.get_mut(slot) else { return (None, false) };
         row.hits = row.hits.saturating_add(1);
         let due = now >= row.next;
         let report = due.then(|| std::mem::replace(&mut row.hits, 0));
@@ -292,7 +279,7 @@ impl BanTable {
         if verify {
             row.verified = now;
         }
-        Repeat { report, verify }
+        (report, verify)
     }
 
     /// Returns a due summary of a source that has stopped sending: its target, decision, protocol and number of packets.

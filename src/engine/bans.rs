@@ -63,7 +63,8 @@ impl Bans {
         self.table.ban_of(self.key_of(target), now)
     }
 
-    /// The blocked network that contains `source`.
+    /// The blocked network that contains `source`. Cold, so that hosts without prefix bans pay nothing for it.
+    #[cold]
     pub(super) fn around(&self, source: IpAddr, now: Tick) -> Option<(BanTarget, usize, Standing)> {
         self.prefixes.around(source).map(BanTarget::Prefix).find_map(|network| {
             let (slot, standing) = self.table.get(self.key_of(network), now)?;
@@ -168,7 +169,7 @@ impl Bans {
         if response != Response::Block {
             // Reported once per window or once per ban; later packets are only summarised.
             let expiry = if response == Response::Tell { ban.expiry } else { Expiry::After(settings.window) };
-            self.table.set(key, Standing::Logged, expiry, tick);
+            self.table.log_only(key, expiry, tick);
             return Verdict::LogOnly(ban);
         }
         let many = self.jitter.is_one_of_many(tick);
@@ -180,10 +181,7 @@ impl Bans {
         if ban.capped {
             self.capped = self.capped.saturating_add(1);
             self.capped_since.get_or_insert(now);
-            let span = match ban.expiry {
-                Expiry::After(span) => span.min(CAPPED_BAN),
-                Expiry::Never => CAPPED_BAN,
-            };
+            let span = ban.expiry.span().map_or(CAPPED_BAN, |span| span.min(CAPPED_BAN));
             ban.expiry = Expiry::After(if many { self.jitter.shorter(span, key.key, tick) } else { span });
             self.strikes.supersede(key);
         } else if proven && let Some(network) = self.prefixes.widen(ban.probe.target, tick, may) {

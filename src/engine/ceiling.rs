@@ -103,19 +103,13 @@ impl Ceilings {
     /// Takes the tokens for bans from before the start. Each bucket then has at most as many as it would have without the
     /// restart.
     pub(super) fn recall(&mut self, now: Timestamp, recent: RecentBans) {
-        let RecentBans { forgeable, proven, short, short_daily } = recent;
-        let taken = [
-            (&mut self.forgeable, forgeable),
-            (&mut self.proven, proven),
-            (&mut self.short, short),
-            (&mut self.short_daily, short_daily),
-        ];
-        for (bucket, bans) in taken {
-            for _ in 0..bans {
-                if !bucket.try_take(now) {
-                    break;
-                }
-            }
+        for (bucket, bans) in [
+            (&mut self.forgeable, recent.forgeable),
+            (&mut self.proven, recent.proven),
+            (&mut self.short, recent.short),
+            (&mut self.short_daily, recent.short_daily),
+        ] {
+            (0..bans.min(bucket.available(now))).for_each(|_| _ = bucket.try_take(now));
         }
     }
 
@@ -125,13 +119,10 @@ impl Ceilings {
     }
 
     /// Returns the kind of ban that the ceilings allow, given the number of `standing` forgeable bans.
-    pub(super) fn room(&mut self, now: Timestamp, request: BanRequest, standing: u32) -> Room {
+    pub(super) fn room(&self, now: Timestamp, request: BanRequest, standing: u32) -> Room {
         let (bucket, full, short) = match request.grade {
-            Grade::Forgeable => {
-                let max_full = self.max_full();
-                (&mut self.forgeable, standing < max_full, standing < self.max_standing)
-            }
-            Grade::Proven => (&mut self.proven, true, true),
+            Grade::Forgeable => (&self.forgeable, standing < self.max_full(), standing < self.max_standing),
+            Grade::Proven => (&self.proven, true, true),
         };
         // The last one is kept for the fastest scanner.
         let least = if request.is_fastest { 1 } else { 2 };
@@ -168,7 +159,7 @@ impl Ceilings {
 
     /// True if there is room for `bans` more full bans on forgeable evidence. If the ceiling per minute is lower than
     /// `bans`, room for that many is enough.
-    pub(super) fn has_room_for(&mut self, now: Timestamp, bans: u32, standing: u32) -> bool {
+    pub(super) fn has_room_for(&self, now: Timestamp, bans: u32, standing: u32) -> bool {
         let bans = bans.min(self.per_minute);
         self.forgeable.available(now) >= bans && standing.saturating_add(bans) <= self.max_full()
     }
@@ -185,11 +176,16 @@ mod tests {
     use crate::engine::tests::scene::builtin;
     use crate::types::at;
 
+    /// The request of a fast scanner.
+    fn request(grade: Grade, distinct: u32) -> BanRequest {
+        BanRequest { grade, distinct, is_fast: true, is_fastest: true }
+    }
+
     /// Takes a place if the ceilings have room.
-    fn charge(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u32, standing: u32) -> Room {
-        let room = ceilings.room(now, BanRequest { grade, distinct, is_fast: true, is_fastest: true }, standing);
+    fn charge(ceilings: &mut Ceilings, now: Timestamp, request: BanRequest) -> Room {
+        let room = ceilings.room(now, request, 0);
         if room != Room::Withheld {
-            ceilings.charge(now, grade, room);
+            ceilings.charge(now, request.grade, room);
         }
         room
     }
@@ -198,7 +194,7 @@ mod tests {
     fn flood_gets_few_short_bans() {
         let mut ceilings = Ceilings::new(&builtin());
         let mut count = |room, distinct, now| {
-            (0..1_000).filter(|_| charge(&mut ceilings, now, Grade::Forgeable, distinct, 0) == room).count()
+            (0..1_000).filter(|_| charge(&mut ceilings, now, request(Grade::Forgeable, distinct)) == room).count()
         };
         assert_eq!(count(Room::Full, 3, at(1)), 60);
         assert_eq!(count(Room::Short, 15, at(1)), 0, "below the raised threshold");
@@ -211,7 +207,7 @@ mod tests {
         let mut ceilings = Ceilings::new(&builtin());
         ceilings.recall(at(1), RecentBans { forgeable: 59, proven: 598, short: 3, short_daily: 120 });
         let mut count = |room, grade, distinct, now| {
-            (0..1_000).filter(|_| charge(&mut ceilings, now, grade, distinct, 0) == room).count()
+            (0..1_000).filter(|_| charge(&mut ceilings, now, request(grade, distinct)) == room).count()
         };
         assert_eq!(count(Room::Full, Grade::Forgeable, 3, at(1)), 1);
         assert_eq!(count(Room::Full, Grade::Proven, 3, at(1)), 2);
@@ -226,15 +222,8 @@ mod tests {
     fn last_ban_goes_to_fastest_source() {
         let mut ceilings = Ceilings::new(&builtin());
         let mut bans = |now, distinct, is_fastest| {
-            let request = BanRequest { grade: Grade::Forgeable, distinct, is_fast: true, is_fastest };
-            let take = |_: &u32| {
-                let room = ceilings.room(now, request, 0);
-                if room != Room::Withheld {
-                    ceilings.charge(now, request.grade, room);
-                }
-                room != Room::Withheld
-            };
-            (0..1_000).filter(take).count()
+            let request = BanRequest { is_fastest, ..request(Grade::Forgeable, distinct) };
+            (0..1_000).filter(|_| charge(&mut ceilings, now, request) != Room::Withheld).count()
         };
         assert_eq!((bans(at(1), 20, false), bans(at(1), 3, true)), (59, 1));
         assert_eq!((bans(at(2), 20, false), bans(at(2), 20, true)), (0, 5), "one below the ceiling and four above");
@@ -243,25 +232,20 @@ mod tests {
     #[test]
     fn ceiling_reserves_room_for_short_bans() {
         let mut ceilings = Ceilings::new(&builtin());
-        let room = |ceilings: &mut Ceilings, standing| {
-            ceilings.room(
-                at(1),
-                BanRequest { grade: Grade::Forgeable, distinct: 16, is_fast: true, is_fastest: true },
-                standing,
-            )
-        };
-        assert_eq!([3_839, 3_840, 4_095].map(|n| room(&mut ceilings, n)), [Room::Full, Room::Short, Room::Short]);
-        assert_eq!(room(&mut ceilings, 4_096), Room::Withheld);
+        let room = |ceilings: &Ceilings, standing| ceilings.room(at(1), request(Grade::Forgeable, 16), standing);
+        assert_eq!([3_839, 3_840, 4_095].map(|n| room(&ceilings, n)), [Room::Full, Room::Short, Room::Short]);
+        assert_eq!(room(&ceilings, 4_096), Room::Withheld);
         assert!(ceilings.charge_short(at(1), 4_095) && !ceilings.charge_short(at(1), 4_096));
-        let proven = BanRequest { grade: Grade::Proven, distinct: 3, is_fast: true, is_fastest: true };
-        assert_eq!(ceilings.room(at(1), proven, 4_096), Room::Full, "proven bans do not count");
+        let proven = ceilings.room(at(1), request(Grade::Proven, 3), 4_096);
+        assert_eq!(proven, Room::Full, "proven bans do not count");
         assert!(ceilings.has_room_for(at(1), 10, 3_830) && !ceilings.has_room_for(at(1), 10, 3_831));
     }
 
     #[test]
     fn proven_evidence_has_its_own_ceiling() {
         let mut ceilings = Ceilings::new(&builtin());
-        let mut full = |grade| (0..1_000).filter(|_| charge(&mut ceilings, at(1), grade, 3, 0) == Room::Full).count();
+        let mut full =
+            |grade| (0..1_000).filter(|_| charge(&mut ceilings, at(1), request(grade, 3)) == Room::Full).count();
         assert_eq!((full(Grade::Proven), full(Grade::Forgeable)), (600, 60));
     }
 }

@@ -38,16 +38,15 @@ impl Engine {
     pub(super) fn ignored_port(&self, now: Timestamp, observation: &Observation, host: &Host) -> Option<IgnoreReason> {
         let port = observation.port;
         let monitored = match observation.protocol {
-            Protocol::Tcp => self.settings.tcp.ports.contains(port) || self.hides_port(observation),
+            Protocol::Tcp => {
+                let ports = &self.settings.tcp.ports;
+                ports.contains(port) || observation.hides_port() && !ports.is_empty()
+            }
             Protocol::Udp => self.settings.udp.ports.contains(port),
             Protocol::Sctp => self.settings.sctp,
             Protocol::Icmp => self.settings.icmp,
         };
         if monitored { self.port_in_use(now, observation, host) } else { Some(IgnoreReason::NotMonitored) }
-    }
-
-    fn hides_port(&self, observation: &Observation) -> bool {
-        !observation.has_port() && !self.settings.tcp.ports.is_empty()
     }
 
     /// Returns the reason why `observation` is not evidence, if this host uses its port.
@@ -203,7 +202,8 @@ impl Engine {
     /// True if a connection to a service of this host lets `target`, whose first probe came at `first`, probe more
     /// ports without a ban.
     fn is_forgiven_more(&self, now: Timestamp, target: BanTarget, first: Tick) -> bool {
-        self.known_peers.was_connected(target, first) && self.bans.strikes_of(target, now.tick()) == 0
+        self.known_peers.since(target).is_some_and(|since| since <= first)
+            && self.bans.strikes_of(target, now.tick()) == 0
     }
 
     /// True if `target` is connected to a service of this host and has probed too few ports for a ban of a connected
@@ -240,8 +240,7 @@ impl Engine {
             return self.withhold(now, slot, probe);
         }
         self.candidates.remove(key);
-        let items = self.sources.evidence(slot);
-        let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
+        let ports = self.ports_in(slot);
         self.sources.forget(key);
         self.impose_ban(now, response, self.ban(probe, ports, first), room, host)
     }
@@ -270,6 +269,12 @@ impl Engine {
             is_fastest: self.candidates.is_fastest(grade, pace),
         };
         self.bans.room(request, now)
+    }
+
+    /// The ports of the evidence in `slot`.
+    pub(super) fn ports_in(&self, slot: usize) -> Ports {
+        let evidence = self.sources.evidence(slot);
+        Ports::collect(evidence.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))))
     }
 
     /// Grade of the evidence in `slot`.

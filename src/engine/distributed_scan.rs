@@ -55,8 +55,7 @@ impl DistributedScans {
     /// is detected. Sources are counted by their keyed hash: with a known hash, an attacker could choose addresses that
     /// look like one source.
     pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) -> Option<DistributedScan> {
-        let began = *self.began.get_or_insert(now);
-        if now.since(began) > Tick::ticks(SPAN) {
+        if self.began.is_none_or(|began| now.since(began) > Tick::ticks(SPAN)) {
             self.restart(now);
         }
         self.probes = self.probes.saturating_add(1);

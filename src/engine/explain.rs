@@ -82,31 +82,21 @@ impl Engine {
                 forgiven: self.settings.scan_trigger,
                 probes: held.probes,
                 silent: held.silent.duration(),
-                ports: Ports::collect(
-                    self.sources
-                        .evidence(held.slot)
-                        .filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))),
-                ),
+                ports: self.ports_in(held.slot),
             })
         };
         let blocked = standing(Response::Block, Standing::Blocked);
-        let around = match blocked {
-            None => self.recognise_network(now, address).filter(|(_, _, held)| *held == Standing::Blocked),
-            Some(_) => None,
-        };
+        let network = blocked.is_none().then(|| self.bans.around(address, now.tick())).flatten();
+        let around = network.filter(|(.., standing)| *standing == Standing::Blocked);
         Explanation {
             target,
             protection: host.protection(address, target),
             blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.bans.table.left(slot, now.tick()))),
-            grade: match &around {
-                Some((network, ..)) => self.standing_of(now, *network),
-                None => self.standing_of(now, target),
-            }
-            .and_then(|ban| ban.grade),
+            grade: self.standing_of(now, around.map_or(target, |(network, ..)| network)).and_then(|ban| ban.grade),
             network: around.map(|(network, ..)| network),
             logged: standing(Response::Log, Standing::Logged).or_else(|| standing(Response::Tell, Standing::Logged)),
             strikes: self.bans.strikes_of(target, now.tick()),
-            connected: self.known_peers.contains(target),
+            connected: self.known_peers.since(target).is_some(),
             suspicions: [Response::Block, Response::Log, Response::Tell].map(suspicion),
         }
     }

@@ -1,7 +1,7 @@
 //! Holds the facts about this host that verdicts depend on: addresses, exempt prefixes, listeners. An immutable
 //! snapshot that is built elsewhere and replaced as a whole.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -14,7 +14,7 @@ use super::service_memory::ServiceMemory;
 use crate::types::{BanTarget, PortSet, Protocol};
 
 /// The addresses of this host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub enum Local {
     /// Exactly these addresses.
     Own {
@@ -26,6 +26,7 @@ pub enum Local {
     /// All addresses in these prefixes, from `replay --local`.
     Prefixes(Vec<IpNet>),
     /// Every unicast address, for a capture without further information.
+    #[default]
     Any,
 }
 
@@ -86,21 +87,13 @@ fn overlap(prefixes: &[IpNet], network: IpNet) -> bool {
 /// packet only if the route back to its source uses the same interface. An empty value refuses nothing.
 #[derive(Clone, Default)]
 pub struct ReversePath {
-    strict: Vec<u32>,
-    routes: PrefixMap<Ipv4Net, Vec<u32>>,
+    /// The interfaces on which the filter is strict.
+    pub strict: Vec<u32>,
+    /// The interfaces through which each route leaves. An empty list means unknown, and refuses nothing.
+    pub routes: PrefixMap<Ipv4Net, Vec<u32>>,
 }
 
 impl ReversePath {
-    /// Adds the interfaces through which a route leaves. An empty list means unknown, and refuses nothing.
-    pub fn insert(&mut self, network: Ipv4Net, interfaces: &[u32]) {
-        self.routes.insert(network, interfaces.to_vec());
-    }
-
-    /// Sets the interfaces on which the filter is strict.
-    pub fn set_strict(&mut self, interfaces: Vec<u32>) {
-        self.strict = interfaces;
-    }
-
     /// True if the kernel drops packets from `source` on `interface`.
     #[inline]
     pub fn refuses(&self, source: IpAddr, interface: u32) -> bool {
@@ -147,7 +140,7 @@ pub struct Link {
 }
 
 /// The snapshot of the host.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Host {
     pub local: Local,
     /// The networks of its addresses, on whose links its neighbours are. Not used by the engine; the route backend must
@@ -203,28 +196,7 @@ impl Host {
         if let Local::Own { addresses, .. } = &local {
             addresses.iter().for_each(|own| allow.insert((*own).into(), Protection::OwnAddress));
         }
-        Self {
-            local,
-            networks: Vec::new(),
-            allow,
-            tcp: Listeners::default(),
-            udp: Listeners::default(),
-            services: ServiceMemory::default(),
-            related: RelatedPorts::default(),
-            ephemeral: PortSet::new(),
-            loopback: Vec::new(),
-            interfaces: Vec::new(),
-            bridge_ports: Vec::new(),
-            links: Vec::new(),
-            ports: Vec::new(),
-            uppers: Vec::new(),
-            virtual_links: Vec::new(),
-            frame_filters: [Vec::new(), Vec::new()],
-            anycast: Vec::new(),
-            guarded: Vec::new(),
-            broadcasts: Vec::new(),
-            reverse_path: ReversePath::default(),
-        }
+        Self { local, allow, ..Self::default() }
     }
 
     /// Computes the groups of ports that belong to its services. Call it after listeners or services have changed.
@@ -297,9 +269,7 @@ impl Host {
     /// The bridges with a guest or network that may have `address`.
     pub fn bridges_around(&self, address: IpAddr) -> impl Iterator<Item = u32> + '_ {
         let around = self.links.iter().filter(move |link| link.guests.iter().any(|network| network.contains(&address)));
-        let mut bridges: Vec<u32> = around.filter_map(|link| self.bridge(link.id.index)).collect();
-        bridges.sort_unstable();
-        bridges.dedup();
+        let bridges: BTreeSet<u32> = around.filter_map(|link| self.bridge(link.id.index)).collect();
         bridges.into_iter()
     }
 

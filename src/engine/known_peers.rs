@@ -25,21 +25,13 @@ impl KnownPeers {
         Self(peers)
     }
 
-    pub(super) fn contains(&self, target: BanTarget) -> bool {
-        self.since(target).is_some()
-    }
-
-    /// True if `target` was connected before `first`, or within the same tick of 50 ms.
-    pub(super) fn was_connected(&self, target: BanTarget, first: Tick) -> bool {
-        self.since(target).is_some_and(|since| since <= first)
-    }
-
     /// The peers whose connection is known since `before`.
     pub(super) fn since_before(&self, before: Tick) -> impl Iterator<Item = BanTarget> + '_ {
         self.0.iter().filter(move |(_, since)| *since <= before).map(|(peer, _)| *peer)
     }
 
-    fn since(&self, target: BanTarget) -> Option<Tick> {
+    /// The time since which the connection of `target` is known, to a tick of 50 ms; `None` without a connection.
+    pub(super) fn since(&self, target: BanTarget) -> Option<Tick> {
         let place = self.0.binary_search_by_key(&target, |(peer, _)| *peer).ok()?;
         self.0.get(place).map(|(_, since)| *since)
     }

@@ -50,7 +50,7 @@ impl Listeners {
         if self.contains(address, port) {
             return true;
         }
-        let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
+        let any = unspecified(address);
         let is_at = |at: IpAddr| at == address || at == any;
         match interfaces {
             [] => self.on.iter().any(|(_, at, open)| *open == port && is_at(*at)),
@@ -99,6 +99,11 @@ impl Listeners {
         gone.extend(any.iter().flat_map(|(address, ports)| ports.iter().map(|port| (*address, port))));
         gone.into_iter()
     }
+}
+
+/// The unspecified address of the same family, which stands for all addresses.
+pub(super) fn unspecified(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 #[cfg(test)]

@@ -10,8 +10,6 @@ mod acceptance;
 mod allow;
 mod ban_table;
 mod bans;
-mod bounds;
-mod candidates;
 mod ceiling;
 mod class;
 mod closed;
@@ -22,7 +20,6 @@ mod expiry_jitter;
 mod explain;
 mod grade;
 mod host;
-mod judge_again;
 mod key;
 mod known_peers;
 mod listeners;
@@ -33,13 +30,13 @@ mod recent_ports;
 mod related_ports;
 mod service_memory;
 mod settings;
-mod settling;
 mod sources;
 mod strikes;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 mod verdict;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -48,7 +45,6 @@ use std::time::Duration;
 pub use acceptance::is_unicast;
 pub use allow::{AllowList, Protection};
 pub use ban_table::{ActiveBan, Standing};
-pub use bounds::Bounds;
 pub use ceiling::RecentBans;
 pub use class::Class;
 pub use distributed_scan::DistributedScan;
@@ -64,7 +60,7 @@ pub use prefix_bans::MaxPrefix;
 pub use recent_ports::{MAX_PUBLISHED, RECENT};
 pub use related_ports::RelatedPorts;
 pub use service_memory::{Service, ServiceMemory};
-pub use settings::{Counters, Settings, Watch};
+pub use settings::{Bounds, Counters, Settings, Watch};
 pub use sources::EVIDENCE;
 pub use strikes::{Escalation, LastBan, StrikeHistory};
 pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Verdict};
@@ -72,15 +68,14 @@ pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Ver
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
 use crate::wire::{Checksum, Delivery, Packet};
 use bans::Bans;
-use candidates::Candidates;
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
 use key::{Hashed, Key};
 use known_peers::KnownPeers;
 use observation::{OwnUse, own_use, protocol_of};
 use recent_ports::{OwnPort, RecentPorts};
-use settling::Settling;
 use sources::SourceTable;
+use waiting::{Candidates, Settling};
 
 /// Maximum duration of a ban above a ceiling.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
@@ -469,7 +464,7 @@ impl Engine {
             Some((slot, standing)) => (target, slot, standing),
             None if matches!(target, BanTarget::Link { .. }) => self.recognise_neighbour(now, source, target)?,
             None if self.bans.prefixes.are_free(now.tick()) => return None,
-            None => self.recognise_network(now, source)?,
+            None => self.bans.around(source, now.tick())?,
         };
         host.protection(source, target).is_none().then_some(found)
     }
@@ -484,13 +479,7 @@ impl Engine {
     ) -> Option<(BanTarget, usize, Standing)> {
         let every_link = target.on_every_link();
         let held = self.bans.table.get(self.key_of(every_link, Response::Block), now.tick());
-        held.map(|(slot, standing)| (every_link, slot, standing)).or_else(|| self.recognise_network(now, source))
-    }
-
-    /// Separate and cold, so that hosts without prefix bans pay nothing for it.
-    #[cold]
-    fn recognise_network(&self, now: Timestamp, source: IpAddr) -> Option<(BanTarget, usize, Standing)> {
-        self.bans.around(source, now.tick())
+        held.map(|(slot, standing)| (every_link, slot, standing)).or_else(|| self.bans.around(source, now.tick()))
     }
 
     fn repeat(
@@ -502,9 +491,9 @@ impl Engine {
         (target, response): (BanTarget, Response),
     ) -> Repeated {
         self.counters.repeated += 1;
-        let repeat = self.bans.table.repeat(slot, standing, (target, response, protocol), now.tick());
-        let verify = repeat.verify && self.verifications.try_take(now);
-        Repeated { source, target, standing, protocol, report: repeat.report, verify }
+        let (report, verify) = self.bans.table.repeat(slot, standing, (target, response, protocol), now.tick());
+        let verify = verify && self.verifications.try_take(now);
+        Repeated { source, target, standing, protocol, report, verify }
     }
 
     /// The response for which a probe of this class counts. Linux answers ACK and FIN/ACK segments identically on open and

@@ -90,9 +90,9 @@ impl Observation {
         })
     }
 
-    /// True if the port is known.
-    pub(super) fn has_port(&self) -> bool {
-        self.port != HIDDEN || self.class != Class::Fragment
+    /// True if a fragment hides the port.
+    pub(super) fn hides_port(&self) -> bool {
+        self.port == HIDDEN && self.class == Class::Fragment
     }
 }
 

@@ -3,14 +3,14 @@
 //! translations, for one address, protocol and port, and for a limited time.
 
 use std::hash::Hasher;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
 use super::host::Host;
 use super::key::HashKey;
-use super::listeners::Listeners;
+use super::listeners::unspecified;
 use crate::types::{PortSet, Protocol, Tick};
 
 /// Time for which a port counts as open after its listener has closed, or after this host has sent from it. TIME_WAIT
@@ -120,21 +120,12 @@ impl RecentPorts {
             // A port with a listener was not published by DNAT, so its long expiry is shortened. No expiry is extended
             // here, because a port open on one address must not look open on the others.
             let limit = now.plus(span);
-            let listens = |entry: &&mut Entry| {
-                entry.until > limit && entry.own.protocol == protocol && listens_at(after, entry.own)
+            let listens = |Entry { own, until, .. }: &&mut Entry| {
+                *until > limit && own.protocol == protocol && after.contains(own.address, own.port)
             };
             self.services.entries.iter_mut().filter(listens).for_each(|entry| entry.until = limit);
         }
     }
-}
-
-fn listens_at(listeners: &Listeners, own: OwnPort) -> bool {
-    listeners.contains(own.address, own.port)
-}
-
-/// The unspecified address of the same family, which stands for all addresses.
-fn unspecified(address: IpAddr) -> IpAddr {
-    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 /// A port table of fixed size. A full bucket evicts the entry that would expire first.

@@ -46,7 +46,10 @@ impl RelatedPorts {
         unrelated: Option<u8>,
     ) -> u8 {
         let distinct = evidence.clone().count();
-        let probed = |group: &[u16]| evidence.clone().filter(|item| is_related(item, group)).count();
+        // Evidence that is sufficient on its own is related to no other.
+        let is_related = |item: &Evidence| item.protocol() == Some(Protocol::Tcp) && !item.is_conclusive();
+        let related = evidence.filter(is_related);
+        let probed = |group: &[u16]| related.clone().filter(|item| group.contains(&item.port())).count();
         let others = distinct - PORT_GROUPS.into_iter().map(probed).sum::<usize>();
         let beyond_first = |group: &[u16]| probed(group).saturating_sub(1);
         let left_out = match unrelated.is_some_and(|most| others <= usize::from(most)) {
@@ -60,9 +63,4 @@ impl RelatedPorts {
 /// True for a port of any group.
 pub(super) fn is_related_port(protocol: Protocol, port: u16) -> bool {
     protocol == Protocol::Tcp && PORT_GROUPS.iter().any(|group| group.contains(&port))
-}
-
-/// True if `item` is about a port of `group` and is not sufficient evidence on its own.
-fn is_related(item: &Evidence, group: &[u16]) -> bool {
-    item.protocol() == Some(Protocol::Tcp) && !item.is_conclusive() && group.contains(&item.port())
 }

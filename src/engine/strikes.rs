@@ -143,11 +143,8 @@ impl Strikes {
         let bans = self.count(key, now).saturating_add(1);
         let proven = self.proven(key, now).saturating_add(u32::from(grade == Grade::Proven));
         let until = now.end(expiry);
-        self.insert(
-            Record { key: key.key, bans, proven, until, forgotten: until.plus(self.forget), since: now },
-            key,
-            now,
-        );
+        let record = Record { key: key.key, bans, proven, until, forgotten: until.plus(self.forget), since: now };
+        self.insert(record, key, now);
     }
 
     /// Records that the last ban of `key` was replaced by one that does not count.
@@ -180,28 +177,20 @@ impl Strikes {
 
     /// Adds the strikes of the last run; a ban counted before this call remains the latest.
     pub(super) fn remember(&mut self, key: Hashed, (strikes, proven): (u32, u32), last: LastBan, now: Tick) {
-        let since_then = self.count(key, now);
-        if since_then > 0 {
-            if let Some(record) = self.records.row_mut(key) {
-                record.bans = record.bans.saturating_add(strikes);
-                record.proven = record.proven.saturating_add(proven);
-            }
+        if self.count(key, now) > 0
+            && let Some(record) = self.records.row_mut(key)
+        {
+            record.bans = record.bans.saturating_add(strikes);
+            record.proven = record.proven.saturating_add(proven);
             return;
         }
-        let (until, since) = match last {
-            LastBan::Over(_) => (Tick(0), Tick(0)),
-            LastBan::Lasts(left) => (now.end(left), now),
-        };
-        let forgotten = match last {
-            LastBan::Over(ago) => now.plus(self.forget.since(Tick::ticks(ago))),
-            LastBan::Lasts(_) => until.plus(self.forget),
+        let (until, since, forgotten) = match last {
+            LastBan::Over(ago) => (Tick(0), Tick(0), now.plus(self.forget.since(Tick::ticks(ago)))),
+            LastBan::Lasts(left) => (now.end(left), now, now.end(left).plus(self.forget)),
         };
         if strikes > 0 && forgotten > now {
-            self.insert(
-                Record { key: key.key, bans: strikes, proven: proven.min(strikes), until, forgotten, since },
-                key,
-                now,
-            );
+            let proven = proven.min(strikes);
+            self.insert(Record { key: key.key, bans: strikes, proven, until, forgotten, since }, key, now);
         }
     }
 
@@ -244,15 +233,12 @@ mod tests {
         let day = 24 * HOUR;
         let days = |factor, strikes| {
             let escalation = Escalation { factor, ..Escalation::default() };
-            match escalation.expiry(Expiry::After(day), strikes, Grade::Proven) {
-                Expiry::After(span) => span.as_secs() / 86_400,
-                Expiry::Never => 0,
-            }
+            escalation.expiry(Expiry::After(day), strikes, Grade::Proven).seconds().map(|seconds| seconds / 86_400)
         };
-        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, u32::MAX].map(|n| days(2, n)), [1, 2, 4, 8, 16, 30, 30, 30, 30]);
-        assert_eq!([0, 1, 2, u32::MAX].map(|n| days(1, n)), [1; 4], "a factor of one has no effect");
-        assert_eq!([0, 1].map(|n| days(0, n)), [1; 2], "no factor shortens a ban");
-        assert_eq!([0, 1].map(|n| days(100, n)), [1, 30]);
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, u32::MAX].map(|n| days(2, n)), [1, 2, 4, 8, 16, 30, 30, 30, 30].map(Some));
+        assert_eq!([0, 1, 2, u32::MAX].map(|n| days(1, n)), [Some(1); 4], "a factor of one has no effect");
+        assert_eq!([0, 1].map(|n| days(0, n)), [Some(1); 2], "no factor shortens a ban");
+        assert_eq!([0, 1].map(|n| days(100, n)), [Some(1), Some(30)]);
         let forgeable = |n| Escalation::default().expiry(Expiry::After(day), n, Grade::Forgeable);
         assert_eq!([1, 2, 3, 9].map(forgeable), [2, 4, 4, 4].map(|days| Expiry::After(days * day)));
     }

@@ -13,6 +13,8 @@ use super::grade::Grade;
 use super::observation::Observation;
 use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
+#[cfg(test)]
+use crate::wire::fixtures;
 
 /// Why a packet is not evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -178,19 +180,8 @@ impl Ban {
     /// A ban of 192.0.2.7 after one SYN.
     pub(crate) fn example() -> Self {
         let source = IpAddr::from([192, 0, 2, 7]);
-        let observation = Observation {
-            source,
-            source_port: 40_000,
-            destination: [192, 0, 2, 1].into(),
-            interface: 1,
-            bridge_port: 0,
-            unverified: false,
-            protocol: Protocol::Tcp,
-            port: 23,
-            class: Class::Syn,
-            fragmented: false,
-            decoy: false,
-        };
+        let packet = fixtures::packet(source, [192, 0, 2, 1], fixtures::tcp(40_000, 23, fixtures::SYN));
+        let observation = Observation { interface: 1, ..Observation::from_packet(&packet).unwrap() };
         let probe = Probe { observation, target: BanTarget::containing(source), distinct: 1, probes: 1, fresh: true };
         let ports = Ports::collect([(Protocol::Tcp, 23, Class::Syn)].into_iter());
         let first = Timestamp::default();

@@ -155,11 +155,10 @@ fn virtual_links(facts: &HostFacts) -> Vec<u32> {
 
 /// The routes and interfaces of the kernel's reverse-path filter.
 fn reverse_path(facts: &HostFacts) -> ReversePath {
-    let mut path = ReversePath::default();
-    path.set_strict(facts.interfaces.iter().filter(|one| one.strict).map(|one| one.index).collect());
     // The last route inserted for a network is kept, and the preferred one comes first.
-    facts.reverse_routes.iter().rev().for_each(|route| path.insert(route.network, &route.interfaces));
-    path
+    let routes = facts.reverse_routes.iter().rev().map(|route| (route.network, route.interfaces.clone()));
+    let strict = facts.interfaces.iter().filter(|one| one.strict).map(|one| one.index);
+    ReversePath { strict: strict.collect(), routes: routes.collect() }
 }
 
 fn insert(listeners: &mut Listeners, listener: &Listener) {
