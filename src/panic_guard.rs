@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::future::poll_fn;
-use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
@@ -24,14 +24,13 @@ const _: () = assert!(cfg!(panic = "unwind"));
 
 /// Passes every panic to `log` in one line, with its thread and its source location.
 pub(crate) fn tell_panics(log: fn(String)) {
-    panic::set_hook(Box::new(move |panic| log(line(thread::current().name(), panic))));
-}
-
-fn line(thread: Option<&str>, panic: &PanicHookInfo<'_>) -> String {
-    let message = message(panic.payload());
-    let place = panic.location().map(|place| format!("{}:{}", place.file(), place.line())).unwrap_or_default();
-    let thread = thread.unwrap_or("unnamed");
-    format!("internal error (panic) in thread {thread}, {place}: {message}; please report it")
+    panic::set_hook(Box::new(move |panic| {
+        let message = message(panic.payload());
+        let place = panic.location().map(|place| format!("{}:{}", place.file(), place.line())).unwrap_or_default();
+        let thread = thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        log(format!("internal error (panic) in thread {thread}, {place}: {message}; please report it"));
+    }));
 }
 
 /// The panic message on one line. It may quote untrusted input.

@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use portsentry::config::{
-    AckPolicy, Block, BlockPolicy, Config, Escalate, Facility, Fleet, FleetAccept, FleetUrl, HostsDeny, LogTarget,
+    AckPolicy, Block, BlockPolicy, Config, Escalation, Facility, Fleet, FleetAccept, FleetUrl, HostsDeny, LogTarget,
     Mode, NftBlock, Notify, Report, Run, parse_expiry, parse_name,
 };
 use portsentry::types::{Action, Backend, Expiry, RouteKind};
@@ -90,7 +90,7 @@ fn every_key_sets_what_it_names() {
     };
     assert_eq!(config.block, expected);
     let (max, forget) = (Duration::from_secs(7 * 86_400), Duration::from_secs(86_400));
-    assert_eq!(config.escalate, Escalate { factor: 3, max, max_forgeable: Duration::from_secs(2 * 86_400), forget });
+    assert_eq!(config.escalate, Escalation { factor: 3, max, max_forgeable: Duration::from_secs(2 * 86_400), forget });
     assert_eq!(
         read("block.route.via = \"192.0.2.254\"").block.route,
         RouteKind::Via(std::net::Ipv4Addr::new(192, 0, 2, 254).into())

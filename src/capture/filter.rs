@@ -167,13 +167,12 @@ fn cover(set: &PortSet, most: usize) -> Vec<(u16, u16)> {
 
 #[cfg(test)]
 mod tests {
-    use pcap::{Capture, Linktype};
+    use pcap::{BpfProgram, Capture, Linktype};
 
     use super::*;
 
-    fn compiled(wanted: &Wanted) -> usize {
-        let dead = Capture::dead(Linktype(276)).unwrap();
-        dead.compile(&wanted.to_filter(), true).unwrap().get_instructions().len()
+    fn compiled(wanted: &Wanted) -> BpfProgram {
+        Capture::dead(Linktype(276)).unwrap().compile(&wanted.to_filter(), true).unwrap()
     }
 
     #[test]
@@ -187,7 +186,7 @@ mod tests {
                         let ephemeral = "32768-60999".parse().unwrap();
                         let (tcp, udp, without) = (tcp.clone(), udp.clone(), vec![1]);
                         let wanted = Wanted { tcp, udp, ephemeral, sctp, icmp, interfaces, without };
-                        let length = compiled(&wanted);
+                        let length = compiled(&wanted).get_instructions().len();
                         assert!(length <= 4_096, "{length} instructions for {}", wanted.to_filter());
                     }
                 }
@@ -217,7 +216,7 @@ mod tests {
         use crate::wire::TcpFlags;
         let wanted =
             Wanted { tcp: "23,40000".parse().unwrap(), ephemeral: "32768-60999".parse().unwrap(), ..Wanted::default() };
-        let program = Capture::dead(Linktype(276)).unwrap().compile(&wanted.to_filter(), true).unwrap();
+        let program = compiled(&wanted);
         for flags in 0..64_u8 {
             let class = Class::of_tcp(TcpFlags(flags.into()));
             // The filter drops segments with ACK to ephemeral ports, because replies arrive there at full speed.
@@ -234,7 +233,7 @@ mod tests {
     #[test]
     fn filter_passes_stacked_zero_tags_only() {
         let wanted = Wanted { tcp: "23".parse().unwrap(), ..Wanted::default() };
-        let program = Capture::dead(Linktype(276)).unwrap().compile(&wanted.to_filter(), true).unwrap();
+        let program = compiled(&wanted);
         let passes = |kind: [u8; 2], tags: &[u16], inner: [u8; 2]| {
             let mut frame = frame(false, 24, 2);
             let tags: Vec<u8> = tags

@@ -26,7 +26,7 @@ table! {
         detect: Detect = Detect::default();
         allow: Allow = Allow::default();
         block: Block = Block::default();
-        escalate: Escalate = Escalate::default();
+        escalate: Escalation = Escalation::default();
         trap: Trap = Trap::default();
         metrics: Metrics = Metrics::default();
         report: Report = Report::default();
@@ -117,7 +117,7 @@ table! {
 
 table! {
     /// Longer bans for repeat offenders: each ban lasts `factor` times as long as the one before.
-    Escalate {
+    Escalation {
         /// 1: all bans have the same duration.
         factor: u32 = 2, "parse::number::<1, 100, _, _>";
         /// The maximum duration of an escalated ban.

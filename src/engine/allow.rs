@@ -120,7 +120,8 @@ impl AllowList {
         self.listed(address).or_else(|| self.on_some_link(address.into()))
     }
 
-    /// Returns the reason why all of `target` is protected, if it is.
+    /// Returns the reason why all of `target` is protected, if it is, so that it must not be blocked. One protected
+    /// address in a /64 is not enough: the kernel's allow-list accepts its packets despite the ban.
     pub fn protects_target(&self, target: BanTarget) -> Option<Protection> {
         if let BanTarget::Link { address, .. } = target {
             let place = self.links.binary_search_by_key(&target, |(link, _)| *link).ok();
@@ -179,7 +180,7 @@ impl AllowList {
 }
 
 /// True if one network contains the other.
-fn overlap(one: IpNet, other: IpNet) -> bool {
+pub(super) fn overlap(one: IpNet, other: IpNet) -> bool {
     one.contains(&other) || other.contains(&one)
 }
 

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use super::grade::Grade;
+use super::class::Grade;
 use super::key::{Brief, HashKey, Hashed, Key, Response};
 use super::strikes::LAST_SECONDS;
 use super::table::{Claim, Row, Table};

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::grade::Grade;
+use super::class::Grade;
 use super::settings::Settings;
 use super::sources::EVIDENCE;
 use crate::types::{DAY, MINUTE, Timestamp, TokenBucket};

@@ -1,5 +1,8 @@
 //! Classifies a packet by its flags as a kind of probe. RFC 9293 defines the segments that a TCP stack may send; the
 //! names of the others follow nmap's reference guide.
+//!
+//! Grades the evidence of a ban by how easily it can be forged. The reaction is never harsher than the grade allows:
+//! docs/detection.md.
 
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +133,37 @@ impl Class {
     }
 }
 
+/// The grade of the evidence of a ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, strum::EnumString, strum::IntoStaticStr)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum Grade {
+    /// Packets whose source address may be forged: any host can send them with any source address.
+    Forgeable,
+    /// Completed TCP handshakes with decoys: their source received packets from this host.
+    Proven,
+}
+
+impl Grade {
+    pub const ALL: [Self; 2] = [Self::Forgeable, Self::Proven];
+
+    /// Returns the grade of the evidence against one source. It is proven only if the completed handshakes alone would
+    /// be enough, because an attacker can add forged packets to the traffic of an innocent source.
+    pub(super) fn from_classes(classes: impl Iterator<Item = Class>, scan_trigger: u8) -> Self {
+        let handshakes = classes.filter(|class| *class == Class::Connect).count();
+        if handshakes > usize::from(scan_trigger) { Self::Proven } else { Self::Forgeable }
+    }
+
+    /// The grade as in JSON, metrics and the ledger.
+    pub fn key(self) -> &'static str {
+        self.into()
+    }
+
+    pub fn from_key(key: &str) -> Option<Self> {
+        key.parse().ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +198,22 @@ mod tests {
             assert_eq!(Class::from_code(*class as u8), Some(*class));
         }
         assert_eq!(Class::from_code(0), None);
+    }
+
+    #[test]
+    fn only_enough_handshakes_are_proof() {
+        const CONNECT: Class = Class::Connect;
+        for (classes, trigger, grade) in [
+            (&[CONNECT, CONNECT, CONNECT][..], 2, Grade::Proven),
+            (&[CONNECT, CONNECT, CONNECT, Class::Sctp], 2, Grade::Proven),
+            (&[CONNECT, CONNECT, Class::Udp], 2, Grade::Forgeable),
+            (&[CONNECT, CONNECT, Class::Null], 2, Grade::Forgeable),
+            (&[Class::Syn, Class::Syn, Class::Syn], 2, Grade::Forgeable),
+            (&[CONNECT], 0, Grade::Proven),
+            (&[], 0, Grade::Forgeable),
+        ] {
+            assert_eq!(Grade::from_classes(classes.iter().copied(), trigger), grade, "{classes:?} above {trigger}");
+        }
+        assert!(Grade::ALL.into_iter().all(|grade| Grade::from_key(grade.key()) == Some(grade)));
     }
 }

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use super::ceiling::{BanRequest, FAST_SCAN_SPAN, Room};
 use super::key::{Hashed, Key, Response, fold};
-use super::recent_ports::OwnPort;
 use super::related_ports::is_related_port;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
     Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, PortUse, Ports, Probe,
-    Verdict,
+    Service, Verdict,
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
@@ -58,7 +57,7 @@ impl Engine {
         if host.listens(protocol, destination, port, observation.interface) {
             return Some(IgnoreReason::Open);
         }
-        let own = OwnPort { address: destination, protocol, port };
+        let own = Service { address: destination, protocol, port };
         if self.recent_ports.holds(own, observation.source, now.tick()) {
             return Some(IgnoreReason::RecentlyOpen);
         }
@@ -387,17 +386,8 @@ impl Engine {
         let source = SocketAddr::new(observation.source, observation.source_port);
         let destination = SocketAddr::new(observation.destination, port);
         let found = lookup.port_use(protocol, source, destination, observation.interface);
-        let own = OwnPort { address: observation.destination, protocol, port };
-        match found {
-            PortUse::Open => self.recent_ports.used(own, now.tick()),
-            PortUse::Flow => self.recent_ports.used_with(own, observation.source, now.tick()),
-            PortUse::Published { established: true } => {
-                self.recent_ports.published(own, observation.source, now.tick());
-            }
-            // The next flow is looked up again.
-            PortUse::Translated | PortUse::Published { established: false } => {}
-            PortUse::Closed | PortUse::Unknown => {}
-        }
+        let own = Service { address: observation.destination, protocol, port };
+        self.recent_ports.record(found, own, observation.source, now.tick());
         !matches!(found, PortUse::Closed | PortUse::Unknown)
     }
 }

@@ -102,19 +102,13 @@ impl DistributedScans {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::key::{HashKey, Key, Response};
-    use crate::types::BanTarget;
-
-    fn hash(source: u64) -> u64 {
-        let source = u32::try_from(source).unwrap();
-        Key::new(BanTarget::V4(source.into()), Response::Block).under(HashKey(1, 2)).hash
-    }
+    use crate::engine::key::Hashed;
 
     #[test]
     fn thirty_sources_sharing_ports_are_one_scan() {
         let mut sweeps = DistributedScans::new();
         let found: Vec<DistributedScan> = (0..60_u16)
-            .filter_map(|n| sweeps.observe(hash(u64::from(n) / 2), 100 + n, Tick(1 + u32::from(n))))
+            .filter_map(|n| sweeps.observe(Hashed::nth(u32::from(n) / 2).hash, 100 + n, Tick(1 + u32::from(n))))
             .collect();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].ports, 50);
@@ -124,9 +118,9 @@ mod tests {
     #[test]
     fn many_sources_few_ports_is_not_scan() {
         let mut sweeps = DistributedScans::new();
-        for source in 0..5_000_u64 {
+        for source in 0..5_000_u32 {
             let port = [22, 23, 80, 443, 3389, 8080][usize::try_from(source % 6).unwrap()];
-            assert_eq!(sweeps.observe(hash(source), port, Tick(1)), None);
+            assert_eq!(sweeps.observe(Hashed::nth(source).hash, port, Tick(1)), None);
         }
     }
 
@@ -134,7 +128,7 @@ mod tests {
     fn probes_spread_over_days_are_noise() {
         let mut sweeps = DistributedScans::new();
         for n in 0..1_000_u16 {
-            assert_eq!(sweeps.observe(hash(u64::from(n)), n + 1, Tick(u32::from(n) * 2_000)), None);
+            assert_eq!(sweeps.observe(Hashed::nth(n.into()).hash, n + 1, Tick(u32::from(n) * 2_000)), None);
         }
     }
 }

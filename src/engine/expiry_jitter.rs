@@ -57,8 +57,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::engine::key::Response;
-    use crate::types::BanTarget;
+    use crate::engine::key::Hashed;
 
     #[test]
     fn thirty_third_ban_in_minute_is_spread() {
@@ -72,7 +71,7 @@ mod tests {
     #[test]
     fn expiries_are_spread_evenly_within_range() {
         let spread = ExpiryJitter::new(HashKey(3, 4));
-        let key = |n: u32| Key::new(BanTarget::V4(n.into()), Response::Block);
+        let key = |n| Hashed::nth(n).key;
         let (day, short) = (Duration::from_secs(86_400), Duration::from_secs(300));
         let longer: Vec<u64> = (0..4_000).map(|n| spread.longer(day, key(n), Tick(9)).as_secs() - 86_400).collect();
         let shorter: HashSet<u64> =
@@ -93,9 +92,8 @@ mod tests {
 
     #[test]
     fn expiry_jitter_depends_on_secret() {
-        let key = Key::new(BanTarget::V4(7.into()), Response::Block);
         let ends = |secret: u64, now: u32| {
-            ExpiryJitter::new(HashKey(secret, 1)).longer(Duration::from_secs(864_000), key, Tick(now))
+            ExpiryJitter::new(HashKey(secret, 1)).longer(Duration::from_secs(864_000), Hashed::nth(7).key, Tick(now))
         };
         assert_eq!(ends(1, 5), ends(1, 5));
         assert!((2..12).any(|secret| ends(secret, 5) != ends(1, 5)));

@@ -7,10 +7,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 use prefix_trie::PrefixMap;
 
-use super::allow::{AllowList, Protection};
-use super::listeners::Listeners;
+use super::allow::{self, AllowList, Protection};
+use super::listeners::{Listeners, ServiceMemory};
 use super::related_ports::RelatedPorts;
-use super::service_memory::ServiceMemory;
 use crate::types::{BanTarget, PortSet, Protocol};
 
 /// The addresses of this host.
@@ -80,7 +79,7 @@ fn holds(addresses: &HashSet<IpAddr>, address: IpAddr) -> bool {
 }
 
 fn overlap(prefixes: &[IpNet], network: IpNet) -> bool {
-    prefixes.iter().any(|own| own.contains(&network) || network.contains(own))
+    prefixes.iter().any(|own| allow::overlap(*own, network))
 }
 
 /// The kernel's strict reverse-path filter (`net.ipv4.conf.*.rp_filter = 1`, RFC 3704): such an interface accepts a
@@ -204,12 +203,6 @@ impl Host {
         let is_served =
             |port| self.tcp.is_open_anywhere(port) || self.services.is_remembered_anywhere(Protocol::Tcp, port);
         self.related = RelatedPorts::new(is_served);
-    }
-
-    /// Returns the reason why `target` must not be blocked, if all of it is exempt. One exempt address in a /64 is not
-    /// enough: the kernel's allow-list accepts its packets despite the ban.
-    pub fn exemption(&self, target: BanTarget) -> Option<Protection> {
-        self.allow.protects_target(target)
     }
 
     /// Returns the target against which packets from `source` on `interface` count. A capture file does not distinguish

@@ -207,6 +207,17 @@ pub(super) struct Hashed {
 }
 
 #[cfg(test)]
+impl Hashed {
+    /// The secret of the tests.
+    pub(super) const SECRET: HashKey = HashKey(1, 2);
+
+    /// The key of IPv4 address number `n`.
+    pub(super) fn nth(n: u32) -> Self {
+        Key::new(BanTarget::V4(n.into()), Response::Block).under(Self::SECRET)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -18,7 +18,6 @@ mod distributed_scan;
 mod exempt;
 mod expiry_jitter;
 mod explain;
-mod grade;
 mod host;
 mod key;
 mod known_peers;
@@ -28,7 +27,6 @@ mod port_lookup;
 mod prefix_bans;
 mod recent_ports;
 mod related_ports;
-mod service_memory;
 mod settings;
 mod sources;
 mod strikes;
@@ -46,34 +44,33 @@ pub use acceptance::is_unicast;
 pub use allow::{AllowList, Protection};
 pub use ban_table::{ActiveBan, Standing};
 pub use ceiling::RecentBans;
-pub use class::Class;
+pub use class::{Class, Grade};
 pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};
-pub use grade::Grade;
 pub use host::{Host, Link, LinkId, Local, ReversePath};
 pub use key::{HashKey, Response};
 pub use known_peers::PEER_THRESHOLD;
-pub use listeners::Listeners;
+pub use listeners::{Listeners, Service, ServiceMemory};
 pub use observation::Observation;
 pub use port_lookup::{NoLookup, PortLookup, PortUse};
 pub use prefix_bans::MaxPrefix;
 pub use recent_ports::{MAX_PUBLISHED, RECENT};
 pub use related_ports::RelatedPorts;
-pub use service_memory::{Service, ServiceMemory};
 pub use settings::{Bounds, Counters, Settings, Watch};
 pub use sources::EVIDENCE;
-pub use strikes::{Escalation, LastBan, StrikeHistory};
+pub use strikes::{LastBan, StrikeHistory};
 pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Verdict};
 
+pub use crate::config::Escalation;
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
-use crate::wire::{Checksum, Delivery, Packet};
+use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 use bans::Bans;
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
 use key::{Hashed, Key};
 use known_peers::KnownPeers;
-use observation::{OwnUse, own_use, protocol_of};
-use recent_ports::{OwnPort, RecentPorts};
+use observation::protocol_of;
+use recent_ports::RecentPorts;
 use sources::SourceTable;
 use waiting::{Candidates, Settling};
 
@@ -236,8 +233,7 @@ impl Engine {
 
     /// The ports that destination NAT publishes, as far as connections within the last day have shown them.
     pub fn published(&self, now: Timestamp) -> impl Iterator<Item = Service> + '_ {
-        let ports = self.recent_ports.published_ports(self.latest.max(now).tick());
-        ports.map(|OwnPort { address, protocol, port }| Service { protocol, port, address })
+        self.recent_ports.published_ports(self.latest.max(now).tick())
     }
 
     /// The ports that are evidence against `target`, of protocols that block.
@@ -339,10 +335,9 @@ impl Engine {
     /// Records ports that were open before the start. Each counts as open for the given time, at most two minutes.
     pub fn recall_listeners(&mut self, now: Timestamp, listeners: &[(Service, Duration)]) {
         let now = self.clock(now);
-        for (Service { protocol, port, address }, left) in listeners {
-            if self.settings.watches(*protocol, *port) {
-                let own = OwnPort { address: *address, protocol: *protocol, port: *port };
-                self.recent_ports.served(own, now.tick(), *left);
+        for (service, left) in listeners {
+            if self.settings.watches(service.protocol, service.port) {
+                self.recent_ports.served(*service, now.tick(), *left);
             }
         }
     }
@@ -418,29 +413,33 @@ impl Engine {
         if !host.local.is_exact() || !host.local.contains(packet.source) {
             return;
         }
-        let Some(OwnUse { protocol, port, peer_port, may_answer }) = own_use(packet) else { return };
+        // A SYN/ACK or a datagram may answer a client. A reset means that the port is closed.
+        let (protocol, port, peer_port, may_answer) = match packet.transport {
+            Transport::Tcp { source_port, destination_port, flags, .. } if !flags.has(TcpFlags::RST) => {
+                (Protocol::Tcp, source_port, destination_port, flags.has(TcpFlags::SYN | TcpFlags::ACK))
+            }
+            Transport::Udp { source_port, destination_port } => (Protocol::Udp, source_port, destination_port, true),
+            _ => return,
+        };
         let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
         if !self.settings.watches(protocol, port) || host.listens(protocol, packet.source, port, interface) {
             return;
         }
-        let (own, peer) = (OwnPort { address: packet.source, protocol, port }, packet.destination);
+        let (own, peer) = (Service { address: packet.source, protocol, port }, packet.destination);
         if !self.recent_ports.is_fresh(own, peer, now.tick()) {
             if !self.hints.try_take(now) {
                 return;
             }
             let [own_end, peer_end] = [(own.address, port), (peer, peer_port)].map(SocketAddr::from);
-            match lookup.port_use(protocol, peer_end, own_end, interface) {
-                PortUse::Open => self.recent_ports.used(own, now.tick()),
-                PortUse::Flow => self.recent_ports.used_with(own, peer, now.tick()),
-                PortUse::Published { established } if established || may_answer => {
-                    self.recent_ports.published(own, peer, now.tick());
-                }
+            let found = match lookup.port_use(protocol, peer_end, own_end, interface) {
+                PortUse::Published { established } => PortUse::Published { established: established || may_answer },
                 // The kernel gives no better information than the packet, which may be forged. Therefore the port
                 // counts as used for this peer only.
-                PortUse::Unknown if may_answer => {
-                    self.recent_ports.used_with(own, peer, now.tick());
-                }
-                PortUse::Closed | PortUse::Unknown | PortUse::Translated | PortUse::Published { .. } => return,
+                PortUse::Unknown if may_answer => PortUse::Flow,
+                found => found,
+            };
+            if !self.recent_ports.record(found, own, peer, now.tick()) {
+                return;
             }
         }
         if may_answer {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::class::Class;
 use crate::types::Protocol;
-use crate::wire::{Packet, TcpFlags, Transport};
+use crate::wire::{Packet, Transport};
 
 /// An incoming packet or a connection to a decoy, in the form that the engine judges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +18,10 @@ pub struct Observation {
     pub interface: u32,
     /// If the interface is a bridge, the index of the port through which the frame came; otherwise, or if unknown, 0.
     pub bridge_port: u32,
-    /// Protocol of the port.
     pub protocol: Protocol,
     /// Destination port. For ICMP the type of the message; 0 if a fragment hides it.
     pub port: u16,
-    /// Class of the probe.
     pub class: Class,
-    /// True if the packet is a fragment.
     pub fragmented: bool,
     /// Its TCP flags may be damaged: the checksum covers bytes that were not captured, or is wrong. Such flags are never
     /// enough on their own.
@@ -94,27 +91,6 @@ impl Observation {
     pub(super) fn hides_port(&self) -> bool {
         self.port == HIDDEN && self.class == Class::Fragment
     }
-}
-
-/// The use of a source port as claimed by a packet that leaves from an own address.
-pub(super) struct OwnUse {
-    pub(super) protocol: Protocol,
-    pub(super) port: u16,
-    pub(super) peer_port: u16,
-    /// A SYN/ACK or a datagram, which may answer a client.
-    pub(super) may_answer: bool,
-}
-
-/// Returns the claim of `packet`; `None` if it does not use a port. A reset means that the port is closed.
-pub(super) fn own_use(packet: &Packet) -> Option<OwnUse> {
-    let (protocol, port, peer_port, may_answer) = match packet.transport {
-        Transport::Tcp { source_port, destination_port, flags, .. } if !flags.has(TcpFlags::RST) => {
-            (Protocol::Tcp, source_port, destination_port, flags.has(TcpFlags::SYN | TcpFlags::ACK))
-        }
-        Transport::Udp { source_port, destination_port } => (Protocol::Udp, source_port, destination_port, true),
-        _ => return None,
-    };
-    Some(OwnUse { protocol, port, peer_port, may_answer })
 }
 
 /// Echo, timestamp, information and address mask requests (RFC 792, RFC 950); for IPv6 echo and node information

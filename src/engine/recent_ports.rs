@@ -10,7 +10,8 @@ use siphasher::sip::SipHasher13;
 
 use super::host::Host;
 use super::key::HashKey;
-use super::listeners::unspecified;
+use super::listeners::{Service, unspecified};
+use super::port_lookup::PortUse;
 use crate::types::{PortSet, Protocol, Tick};
 
 /// Time for which a port counts as open after its listener has closed, or after this host has sent from it. TIME_WAIT
@@ -25,14 +26,6 @@ const PUBLISHED: Duration = Duration::from_secs(24 * 3600);
 /// Maximum number of such ports. A rule that redirects every port of some clients publishes nothing to other sources,
 /// but those clients could record a port with each connection.
 pub const MAX_PUBLISHED: usize = 64;
-
-/// A port of an own address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OwnPort {
-    pub(super) address: IpAddr,
-    pub(super) protocol: Protocol,
-    pub(super) port: u16,
-}
 
 /// The recently used ports. Two tables ensure that flows, which other hosts can create in any number, do not evict
 /// services.
@@ -55,15 +48,15 @@ impl RecentPorts {
     }
 
     /// True if `own` was in use recently, for any peer or for `peer`.
-    pub(super) fn holds(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
+    pub(super) fn holds(&self, own: Service, peer: IpAddr, now: Tick) -> bool {
         let Self { services, own_use, .. } = self;
-        let anywhere = || OwnPort { address: unspecified(own.address), ..own };
+        let anywhere = || Service { address: unspecified(own.address), ..own };
         services.has(own.port, now) && (services.until(own, None) > now || services.until(anywhere(), None) > now)
             || own_use.has(own.port, now) && (own_use.until(own, None) > now || own_use.until(own, Some(peer)) > now)
     }
 
     /// True if the record of `own` is so recent that another look-up would add nothing.
-    pub(super) fn is_fresh(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
+    pub(super) fn is_fresh(&self, own: Service, peer: IpAddr, now: Tick) -> bool {
         self.holds(own, peer, now.plus(Tick::ticks(self.span / 2)))
     }
 
@@ -74,19 +67,31 @@ impl RecentPorts {
         for_all.filter(|entry| entry.own.protocol == protocol).map(|entry| entry.own.port).collect()
     }
 
+    /// Records the use of `own` by a packet of `peer`. False if it proves nothing for other packets: the next flow is
+    /// looked up again.
+    pub(super) fn record(&mut self, found: PortUse, own: Service, peer: IpAddr, now: Tick) -> bool {
+        match found {
+            PortUse::Open => self.used(own, now),
+            PortUse::Flow => self.used_with(own, peer, now),
+            PortUse::Published { established: true } => self.published(own, peer, now),
+            PortUse::Published { .. } | PortUse::Translated | PortUse::Closed | PortUse::Unknown => return false,
+        }
+        true
+    }
+
     /// Records that a socket on `own` accepted packets from any peer.
-    pub(super) fn used(&mut self, own: OwnPort, now: Tick) {
+    fn used(&mut self, own: Service, now: Tick) {
         self.own_use.insert(own, None, now, Tick::ticks(self.span));
     }
 
     /// Records that a flow between `own` and `peer` was in use.
-    pub(super) fn used_with(&mut self, own: OwnPort, peer: IpAddr, now: Tick) {
+    fn used_with(&mut self, own: Service, peer: IpAddr, now: Tick) {
         self.own_use.insert(own, Some(peer), now, Tick::ticks(self.span));
     }
 
     /// Records that destination NAT forwarded a flow of `peer` from `own` to a service. Above [`MAX_PUBLISHED`] ports,
     /// only `peer` is excused.
-    pub(super) fn published(&mut self, own: OwnPort, peer: IpAddr, now: Tick) {
+    fn published(&mut self, own: Service, peer: IpAddr, now: Tick) {
         if self.published_ports(now).filter(|known| *known != own).count() < MAX_PUBLISHED {
             self.services.insert(own, None, now, Tick::ticks(PUBLISHED));
         } else {
@@ -95,13 +100,13 @@ impl RecentPorts {
     }
 
     /// The ports that destination NAT published within the last day.
-    pub(super) fn published_ports(&self, now: Tick) -> impl Iterator<Item = OwnPort> + '_ {
+    pub(super) fn published_ports(&self, now: Tick) -> impl Iterator<Item = Service> + '_ {
         let longest_other = now.plus(Tick::ticks(self.span));
         self.services.entries.iter().filter(move |entry| entry.until > longest_other).map(|entry| entry.own)
     }
 
     /// Records that `own` had a service until recently, and that its clients may still connect for `left`.
-    pub(super) fn served(&mut self, own: OwnPort, now: Tick, left: Duration) {
+    pub(super) fn served(&mut self, own: Service, now: Tick, left: Duration) {
         self.services.insert(own, None, now, Tick::ticks(left.min(RECENT)));
     }
 
@@ -115,7 +120,7 @@ impl RecentPorts {
         let span = Tick::ticks(self.span);
         for (protocol, before, after) in [(Protocol::Tcp, &old.tcp, &new.tcp), (Protocol::Udp, &old.udp, &new.udp)] {
             for (address, port) in before.gone(after).filter(|(_, port)| watched(protocol, *port)) {
-                self.services.insert(OwnPort { address, protocol, port }, None, now, span);
+                self.services.insert(Service { address, protocol, port }, None, now, span);
             }
             // A port with a listener was not published by DNAT, so its long expiry is shortened. No expiry is extended
             // here, because a port open on one address must not look open on the others.
@@ -139,7 +144,7 @@ struct PortTable {
 
 #[derive(Clone, Copy)]
 struct Entry {
-    own: OwnPort,
+    own: Service,
     /// The only peer with which the port was used; `None`: any.
     peer: Option<IpAddr>,
     /// [`Tick`] 0 if the entry is free.
@@ -154,13 +159,13 @@ const PLACES: usize = WAYS * BUCKETS;
 
 impl PortTable {
     fn new(secret: HashKey) -> Self {
-        let own = OwnPort { address: Ipv4Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 };
+        let own = Service { address: Ipv4Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 };
         let free = Entry { own, peer: None, until: Tick(0) };
         Self { entries: vec![free; PLACES], ends: vec![Tick(0); PLACES], secret }
     }
 
     /// The first entry of the bucket.
-    fn bucket(&self, own: OwnPort, peer: Option<IpAddr>) -> usize {
+    fn bucket(&self, own: Service, peer: Option<IpAddr>) -> usize {
         let mut hasher = SipHasher13::new_with_keys(self.secret.0, self.secret.1);
         let mut write = |address: IpAddr| match address {
             IpAddr::V4(v4) => hasher.write_u32(v4.to_bits()),
@@ -179,13 +184,13 @@ impl PortTable {
     }
 
     /// Time until which the port counts as open; [`Tick`] 0 if it is not recorded.
-    fn until(&self, own: OwnPort, peer: Option<IpAddr>) -> Tick {
+    fn until(&self, own: Service, peer: Option<IpAddr>) -> Tick {
         let bucket = self.entries.iter().skip(self.bucket(own, peer)).take(WAYS);
         let same = bucket.filter(|entry| entry.own == own && entry.peer == peer);
         same.map(|entry| entry.until).max().unwrap_or_default()
     }
 
-    fn insert(&mut self, own: OwnPort, peer: Option<IpAddr>, now: Tick, span: Tick) {
+    fn insert(&mut self, own: Service, peer: Option<IpAddr>, now: Tick, span: Tick) {
         let bucket = self.bucket(own, peer);
         let until = now.plus(span);
         let ways = || bucket..bucket + WAYS;
@@ -204,8 +209,8 @@ impl PortTable {
 mod tests {
     use super::*;
 
-    fn own(port: u16) -> OwnPort {
-        OwnPort { address: "192.0.2.1".parse().unwrap(), protocol: Protocol::Udp, port }
+    fn own(port: u16) -> Service {
+        Service { address: "192.0.2.1".parse().unwrap(), protocol: Protocol::Udp, port }
     }
 
     fn peer(n: u32) -> IpAddr {
@@ -268,8 +273,8 @@ mod tests {
     fn flow_counts_only_for_its_peer() {
         let mut recent = RecentPorts::new(HashKey(1, 2));
         recent.used_with(own(7), peer(1), Tick(1));
-        let elsewhere = OwnPort { address: "192.0.2.2".parse().unwrap(), ..own(7) };
-        let other_protocol = OwnPort { protocol: Protocol::Tcp, ..own(7) };
+        let elsewhere = Service { address: "192.0.2.2".parse().unwrap(), ..own(7) };
+        let other_protocol = Service { protocol: Protocol::Tcp, ..own(7) };
         assert!(recent.holds(own(7), peer(1), Tick(1)));
         assert!(!recent.holds(own(7), peer(2), Tick(1)));
         assert!(!recent.holds(elsewhere, peer(1), Tick(1)) && !recent.holds(other_protocol, peer(1), Tick(1)));

@@ -7,8 +7,7 @@ use super::known_peers::PEER_THRESHOLD;
 use super::prefix_bans::MaxPrefix;
 use super::recent_ports::RECENT;
 use super::related_ports::{MAX_EXTRA, MAX_UNRELATED};
-use super::strikes::Escalation;
-use crate::config::{AckPolicy, BlockPolicy, Config, HalfOpenPolicy, Mode, Protocol as ProtocolConfig};
+use crate::config::{AckPolicy, BlockPolicy, Config, Escalation, HalfOpenPolicy, Mode, Protocol as ProtocolConfig};
 use crate::types::{Expiry, PortSet, Protocol};
 
 /// Monitored ports of one protocol and the reaction to scans of them.
@@ -16,7 +15,6 @@ use crate::types::{Expiry, PortSet, Protocol};
 pub struct Watch {
     /// The ports that are judged from packets.
     pub ports: PortSet,
-    /// The reaction to a source that scans them.
     pub response: Response,
 }
 
@@ -39,7 +37,6 @@ pub struct Settings {
     pub window: Duration,
     /// Duration of the first ban of a target.
     pub expiry: Expiry,
-    /// Growth of repeated bans of a target.
     pub escalate: Escalation,
     /// Maximum width of a ban.
     pub widest: MaxPrefix,
@@ -94,12 +91,7 @@ impl Settings {
             scan_trigger: config.detect.scan_trigger,
             window: config.detect.window,
             expiry: config.expire,
-            escalate: Escalation {
-                factor: config.escalate.factor,
-                max: config.escalate.max,
-                max_forgeable: config.escalate.max_forgeable,
-                forget: config.escalate.forget,
-            },
+            escalate: config.escalate.clone(),
             widest: MaxPrefix { v4: config.block.widest_ipv4, v6: config.block.widest_ipv6 },
             max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
             // Four times the size of one set: full sets of both families fill half of it, so no active ban is ever

@@ -384,17 +384,9 @@ impl SourceTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::key::Response;
-    use crate::types::BanTarget;
-
-    const SECRET: HashKey = HashKey(7, 9);
 
     fn table(sources: usize) -> SourceTable {
-        SourceTable::new(sources, Duration::from_secs(10), SECRET)
-    }
-
-    fn key(n: u32) -> Hashed {
-        Key::new(BanTarget::V4(n.into()), Response::Block).under(SECRET)
+        SourceTable::new(sources, Duration::from_secs(10), Hashed::SECRET)
     }
 
     fn syn(at: u32, port: u16) -> Evidence {
@@ -405,7 +397,7 @@ mod tests {
     fn repeated_port_counts_once() {
         let mut suspects = table(8);
         for at in 1..100 {
-            let tally = suspects.observe(key(1), syn(at, 23), Tick(at));
+            let tally = suspects.observe(Hashed::nth(1), syn(at, 23), Tick(at));
             assert_eq!((tally.distinct, tally.fresh, tally.probes), (1, at == 1, at));
         }
     }
@@ -414,10 +406,10 @@ mod tests {
     fn port_leaves_evidence_after_window() {
         let mut suspects = table(8);
         let ticks = Tick::ticks(Duration::from_secs(10)).0;
-        let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
-        assert_eq!(suspects.observe(key(1), syn(ticks, 25), Tick(ticks)).distinct, 2);
+        let _ = suspects.observe(Hashed::nth(1), syn(1, 23), Tick(1));
+        assert_eq!(suspects.observe(Hashed::nth(1), syn(ticks, 25), Tick(ticks)).distinct, 2);
         assert_eq!(
-            suspects.observe(key(1), syn(ticks + 2, 26), Tick(ticks + 2)).distinct,
+            suspects.observe(Hashed::nth(1), syn(ticks + 2, 26), Tick(ticks + 2)).distinct,
             2,
             "the probe of 23 is too old"
         );
@@ -427,9 +419,9 @@ mod tests {
     fn new_ports_displace_oldest() {
         let mut suspects = table(8);
         for port in 1..=40 {
-            let _ = suspects.observe(key(1), syn(u32::from(port), port), Tick(u32::from(port)));
+            let _ = suspects.observe(Hashed::nth(1), syn(u32::from(port), port), Tick(u32::from(port)));
         }
-        let tally = suspects.observe(key(1), syn(41, 99), Tick(41));
+        let tally = suspects.observe(Hashed::nth(1), syn(41, 99), Tick(41));
         assert_eq!(usize::from(tally.distinct), EVIDENCE);
         assert!(suspects.evidence(tally.slot).all(|item| item.port() > 25));
     }
@@ -437,27 +429,27 @@ mod tests {
     #[test]
     fn xmas_probe_of_open_port_remains_evidence() {
         let mut suspects = table(8);
-        let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
-        suspects.forgive(key(1), Protocol::Tcp, 23);
-        assert_eq!((suspects.distinct(key(1), Tick(1)), suspects.len()), (0, 0));
+        let _ = suspects.observe(Hashed::nth(1), syn(1, 23), Tick(1));
+        suspects.forgive(Hashed::nth(1), Protocol::Tcp, 23);
+        assert_eq!((suspects.distinct(Hashed::nth(1), Tick(1)), suspects.len()), (0, 0));
         let xmas = Evidence::new(Tick(2), Protocol::Tcp, 23, Class::Xmas);
-        let _ = suspects.observe(key(1), xmas, Tick(2));
-        suspects.forgive(key(1), Protocol::Tcp, 23);
-        assert_eq!(suspects.distinct(key(1), Tick(2)), 1);
+        let _ = suspects.observe(Hashed::nth(1), xmas, Tick(2));
+        suspects.forgive(Hashed::nth(1), Protocol::Tcp, 23);
+        assert_eq!(suspects.distinct(Hashed::nth(1), Tick(2)), 1);
     }
 
     #[test]
     fn full_table_keeps_sources_with_most_ports() {
         let mut suspects = table(8);
         for at in 1..=3 {
-            let _ = suspects.observe(key(1), syn(at, u16::try_from(at).unwrap()), Tick(at));
+            let _ = suspects.observe(Hashed::nth(1), syn(at, u16::try_from(at).unwrap()), Tick(at));
         }
         for n in 2..200 {
-            let _ = suspects.observe(key(n), syn(n + 2, 23), Tick(n + 2));
+            let _ = suspects.observe(Hashed::nth(n), syn(n + 2, 23), Tick(n + 2));
         }
         assert_eq!(suspects.len(), 8);
         assert_eq!(
-            suspects.distinct(key(1), Tick(50)),
+            suspects.distinct(Hashed::nth(1), Tick(50)),
             3,
             "two hundred new sources with one port each evict no such source"
         );
@@ -467,14 +459,15 @@ mod tests {
     fn pace_halves_every_period() {
         let mut sources = table(8);
         let second = |n: u32| Tick::ticks(Duration::from_secs(n.into()));
-        let slot = (1..=40).map(|port| sources.observe(key(1), syn(second(80).0, port), second(80)).slot).last();
+        let slot =
+            (1..=40).map(|port| sources.observe(Hashed::nth(1), syn(second(80).0, port), second(80)).slot).last();
         let pace = sources.pace(slot.unwrap(), second(80));
         assert_eq!([80, 87, 88, 96, 128, 80_000].map(|n| pace.ports(second(n))), [40, 40, 20, 10, 0, 0]);
-        let _ = sources.observe(key(1), syn(second(81).0, 40), second(81));
+        let _ = sources.observe(Hashed::nth(1), syn(second(81).0, 40), second(81));
         assert_eq!(sources.pace(slot.unwrap(), second(81)).ports(second(81)), 40, "a repeated port is not new");
         let hidden = Evidence::new(second(82), Protocol::Tcp, 0, Class::Fragment);
         for _ in 0..5 {
-            let _ = sources.observe(key(1), hidden, second(82));
+            let _ = sources.observe(Hashed::nth(1), hidden, second(82));
         }
         assert_eq!(sources.pace(slot.unwrap(), second(82)).ports(second(82)), 45, "each may be for another port");
     }

@@ -10,32 +10,11 @@
 
 use std::time::Duration;
 
-use super::grade::Grade;
+use super::class::Grade;
 use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, Row, Table};
-use crate::types::{BanTarget, DAY, Expiry, Tick};
-
-/// Growth of repeated bans of one target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Escalation {
-    /// Each ban is this many times as long as the previous one; 1 (all bans are equally long) to 100.
-    pub factor: u32,
-    /// Maximum duration of an escalated ban; the configured first ban may be longer.
-    pub max: Duration,
-    /// Maximum duration of a ban on forgeable evidence: a few forged packets a day must not ban an innocent source for
-    /// a month.
-    pub max_forgeable: Duration,
-    /// The count of a target starts again at zero when its last ban has been over for this long.
-    pub forget: Duration,
-}
-
-impl Default for Escalation {
-    /// Factor 2, at most 30 days, at most 4 days on forgeable evidence, forgotten after 90 days, when an address has
-    /// often changed hands.
-    fn default() -> Self {
-        Self { factor: 2, max: 30 * DAY, max_forgeable: 4 * DAY, forget: 90 * DAY }
-    }
-}
+use crate::config::Escalation;
+use crate::types::{BanTarget, Expiry, Tick};
 
 /// With a larger factor, the second ban would already reach the maximum.
 const MAX_FACTOR: u32 = 100;
@@ -48,6 +27,7 @@ impl Escalation {
         let grown = times.map_or(Duration::MAX, |times| plain.saturating_mul(times));
         let max = match grade {
             Grade::Proven => self.max,
+            // A few forged packets a day must not ban an innocent source for a month.
             Grade::Forgeable => self.max.min(self.max_forgeable),
         };
         Expiry::After(grown.min(max).max(plain))
@@ -211,17 +191,10 @@ impl Strikes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::key::Response;
     use crate::types::HOUR;
 
-    const SECRET: HashKey = HashKey(5, 6);
-
-    fn key(n: u32) -> Hashed {
-        Key::new(BanTarget::V4(n.into()), Response::Block).under(SECRET)
-    }
-
     fn table(entries: usize) -> Strikes {
-        Strikes::new(entries, 10 * HOUR, SECRET)
+        Strikes::new(entries, 10 * HOUR, Hashed::SECRET)
     }
 
     fn at(hours: u32) -> Tick {
@@ -255,82 +228,86 @@ mod tests {
     #[test]
     fn strikes_are_forgotten_after_configured_time() {
         let mut strikes = table(8);
-        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
-        strikes.record(key(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(3));
-        assert_eq!(strikes.count(key(1), Tick(at(15).0 - 1)), 2, "after five hours and ten");
-        assert_eq!(strikes.count(key(1), at(15)), 0);
-        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(16));
-        assert_eq!(strikes.count(key(1), at(16)), 1, "the count restarts");
+        strikes.record(Hashed::nth(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
+        strikes.record(Hashed::nth(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(3));
+        assert_eq!(strikes.count(Hashed::nth(1), Tick(at(15).0 - 1)), 2, "after five hours and ten");
+        assert_eq!(strikes.count(Hashed::nth(1), at(15)), 0);
+        strikes.record(Hashed::nth(1), Expiry::After(HOUR), Grade::Forgeable, at(16));
+        assert_eq!(strikes.count(Hashed::nth(1), at(16)), 1, "the count restarts");
     }
 
     #[test]
     fn only_lifted_bans_are_not_strikes() {
         let mut strikes = table(8);
-        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
-        strikes.record(key(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(2));
-        strikes.take_back(key(1), at(3));
-        assert_eq!(strikes.count(key(1), at(3)), 1, "the first one was not lifted");
-        strikes.take_back(key(1), at(3));
-        assert_eq!(strikes.count(key(1), at(3)), 1, "and is not lifted now");
-        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(4));
-        strikes.take_back(key(1), Tick(at(5).0 - 100));
-        assert_eq!(strikes.count(key(1), at(5)), 2, "five seconds before its end it counts as expired");
-        strikes.record(key(2), Expiry::After(Duration::from_secs(2)), Grade::Forgeable, at(5));
-        strikes.take_back(key(2), at(5));
-        assert_eq!(strikes.count(key(2), at(5)), 0, "a short ban that failed was not in force");
+        strikes.record(Hashed::nth(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
+        strikes.record(Hashed::nth(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(2));
+        strikes.take_back(Hashed::nth(1), at(3));
+        assert_eq!(strikes.count(Hashed::nth(1), at(3)), 1, "the first one was not lifted");
+        strikes.take_back(Hashed::nth(1), at(3));
+        assert_eq!(strikes.count(Hashed::nth(1), at(3)), 1, "and is not lifted now");
+        strikes.record(Hashed::nth(1), Expiry::After(HOUR), Grade::Forgeable, at(4));
+        strikes.take_back(Hashed::nth(1), Tick(at(5).0 - 100));
+        assert_eq!(strikes.count(Hashed::nth(1), at(5)), 2, "five seconds before its end it counts as expired");
+        strikes.record(Hashed::nth(2), Expiry::After(Duration::from_secs(2)), Grade::Forgeable, at(5));
+        strikes.take_back(Hashed::nth(2), at(5));
+        assert_eq!(strikes.count(Hashed::nth(2), at(5)), 0, "a short ban that failed was not in force");
     }
 
     #[test]
     fn proven_strikes_are_counted_separately() {
         let mut strikes = table(8);
-        let proven = |strikes: &Strikes| (strikes.count(key(1), at(3)), strikes.proven(key(1), at(3)));
-        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
-        strikes.record(key(1), Expiry::After(HOUR), Grade::Proven, at(1));
+        let proven = |strikes: &Strikes| (strikes.count(Hashed::nth(1), at(3)), strikes.proven(Hashed::nth(1), at(3)));
+        strikes.record(Hashed::nth(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
+        strikes.record(Hashed::nth(1), Expiry::After(HOUR), Grade::Proven, at(1));
         assert_eq!(proven(&strikes), (2, 1));
-        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(3));
-        strikes.take_back(key(1), at(3));
+        strikes.record(Hashed::nth(1), Expiry::After(HOUR), Grade::Forgeable, at(3));
+        strikes.take_back(Hashed::nth(1), at(3));
         assert_eq!(proven(&strikes), (2, 1));
-        strikes.remember(key(1), (4, 3), LastBan::Over(HOUR), at(3));
+        strikes.remember(Hashed::nth(1), (4, 3), LastBan::Over(HOUR), at(3));
         assert_eq!(proven(&strikes), (6, 4));
     }
 
     #[test]
     fn uncounted_ban_keeps_earlier_strikes() {
         let mut strikes = table(8);
-        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
-        strikes.supersede(key(1));
-        strikes.take_back(key(1), at(0));
-        assert_eq!(strikes.count(key(1), at(0)), 1);
+        strikes.record(Hashed::nth(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
+        strikes.supersede(Hashed::nth(1));
+        strikes.take_back(Hashed::nth(1), at(0));
+        assert_eq!(strikes.count(Hashed::nth(1), at(0)), 1);
     }
 
     #[test]
     fn remembered_strikes_expire() {
         let mut strikes = table(8);
-        strikes.remember(key(1), (3, 0), LastBan::Over(9 * HOUR), at(0));
-        strikes.remember(key(2), (2, 0), LastBan::Over(10 * HOUR), at(0));
-        strikes.remember(key(3), (1, 0), LastBan::Lasts(Expiry::Never), at(0));
-        strikes.remember(key(4), (4, 0), LastBan::Lasts(Expiry::After(HOUR)), at(0));
-        let counts = |strikes: &Strikes, now| [1, 2, 3, 4].map(|n| strikes.count(key(n), now));
+        strikes.remember(Hashed::nth(1), (3, 0), LastBan::Over(9 * HOUR), at(0));
+        strikes.remember(Hashed::nth(2), (2, 0), LastBan::Over(10 * HOUR), at(0));
+        strikes.remember(Hashed::nth(3), (1, 0), LastBan::Lasts(Expiry::Never), at(0));
+        strikes.remember(Hashed::nth(4), (4, 0), LastBan::Lasts(Expiry::After(HOUR)), at(0));
+        let counts = |strikes: &Strikes, now| [1, 2, 3, 4].map(|n| strikes.count(Hashed::nth(n), now));
         assert_eq!(counts(&strikes, at(0)), [3, 0, 1, 4]);
         assert_eq!(counts(&strikes, Tick(at(1).0 + 1)), [0, 0, 1, 4]);
         assert_eq!(counts(&strikes, Tick(at(11).0 + 1)), [0, 0, 1, 0]);
-        strikes.take_back(key(3), at(12));
-        assert_eq!(strikes.count(key(3), at(12)), 0, "a ban in force can still be lifted");
-        strikes.record(key(5), Expiry::After(HOUR), Grade::Forgeable, at(12));
-        strikes.remember(key(5), (6, 0), LastBan::Over(HOUR), at(12));
-        assert_eq!(strikes.count(key(5), at(12)), 7);
+        strikes.take_back(Hashed::nth(3), at(12));
+        assert_eq!(strikes.count(Hashed::nth(3), at(12)), 0, "a ban in force can still be lifted");
+        strikes.record(Hashed::nth(5), Expiry::After(HOUR), Grade::Forgeable, at(12));
+        strikes.remember(Hashed::nth(5), (6, 0), LastBan::Over(HOUR), at(12));
+        assert_eq!(strikes.count(Hashed::nth(5), at(12)), 7);
     }
 
     #[test]
     fn full_table_keeps_repeated_sources() {
         let mut strikes = table(8);
-        (0..2).for_each(|_| strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0)));
+        (0..2).for_each(|_| strikes.record(Hashed::nth(1), Expiry::After(HOUR), Grade::Forgeable, at(0)));
         for n in 2..1_000 {
-            strikes.record(key(n), Expiry::After(HOUR), Grade::Forgeable, at(1));
+            strikes.record(Hashed::nth(n), Expiry::After(HOUR), Grade::Forgeable, at(1));
         }
-        assert_eq!(strikes.count(key(1), at(1)), 2);
-        strikes.record(key(1_000), Expiry::After(HOUR), Grade::Forgeable, at(12));
-        strikes.record(key(1_001), Expiry::After(HOUR), Grade::Forgeable, at(13));
-        assert_eq!((strikes.count(key(1), at(1)), strikes.count(key(1_001), at(13))), (0, 1), "until it is forgotten");
+        assert_eq!(strikes.count(Hashed::nth(1), at(1)), 2);
+        strikes.record(Hashed::nth(1_000), Expiry::After(HOUR), Grade::Forgeable, at(12));
+        strikes.record(Hashed::nth(1_001), Expiry::After(HOUR), Grade::Forgeable, at(13));
+        assert_eq!(
+            (strikes.count(Hashed::nth(1), at(1)), strikes.count(Hashed::nth(1_001), at(13))),
+            (0, 1),
+            "until it is forgotten"
+        );
     }
 }

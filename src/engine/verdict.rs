@@ -7,9 +7,8 @@ use serde::Serialize;
 
 use super::allow::Protection;
 use super::ban_table::Standing;
-use super::class::Class;
+use super::class::{Class, Grade};
 use super::distributed_scan::DistributedScan;
-use super::grade::Grade;
 use super::observation::Observation;
 use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
@@ -89,9 +88,7 @@ impl Ports {
 pub struct Ban {
     /// The probe that completed the evidence.
     pub probe: Probe,
-    /// The ports that were probed.
     pub ports: Ports,
-    /// Grade of the evidence.
     pub grade: Grade,
     /// Number of hosts that were probed. More than one only if the engine judges a network ([`super::Local::Prefixes`],
     /// [`super::Local::Any`]) and no single host of it was scanned; `ports` then holds only the last port.
@@ -121,9 +118,7 @@ pub struct Exempt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repeated {
     pub source: IpAddr,
-    /// The target of the verdict.
     pub target: BanTarget,
-    /// The standing decision.
     pub standing: Standing,
     /// The protocol of the packet; `None` if it belongs to no protocol that can be monitored.
     pub protocol: Option<Protocol>,
@@ -158,9 +153,7 @@ pub enum Notice {
     DistributedScan(DistributedScan),
     /// Packets from a judged source since its last log line.
     Repeated {
-        /// The target of the verdict.
         target: BanTarget,
-        /// The standing decision.
         standing: Standing,
         /// The protocol of the first of these packets; `None` if it belongs to no protocol that can be monitored.
         protocol: Option<Protocol>,

@@ -11,12 +11,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::ceiling::Room;
+use super::class::Grade;
 use super::decide::taken;
-use super::grade::Grade;
 use super::key::Hashed;
-use super::recent_ports::OwnPort;
 use super::sources::{Evidence, Pace};
-use super::{Engine, Host, Observation, PortLookup, Probe, Verdict};
+use super::{Engine, Host, Observation, PortLookup, Probe, Service, Verdict};
 use crate::types::{Protocol, Tick, Timestamp};
 
 /// Maximum number of sources that wait to be judged again. Further sources are judged at their next probe.
@@ -204,7 +203,7 @@ impl Engine {
             Protocol::Udp => &host.udp,
             Protocol::Sctp | Protocol::Icmp => return false,
         };
-        let own = OwnPort { address: observation.destination, protocol, port };
+        let own = Service { address: observation.destination, protocol, port };
         if listeners.is_open_anywhere(port)
             || host.services.contains(protocol, observation.destination, port)
             || self.recent_ports.holds(own, observation.source, now.tick())

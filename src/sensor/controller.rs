@@ -274,7 +274,7 @@ impl BanController {
         if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_))) {
             self.enforcement.blocker.plan_prefix_sets();
         }
-        if bans.iter().any(|ban| self.observer.host().exemption(ban.target).is_some()) {
+        if bans.iter().any(|ban| self.observer.host().allow.protects_target(ban.target).is_some()) {
             self.exempt_check_at = Some(now);
         }
         // These bans count towards the ceilings, which the trap must not exceed.

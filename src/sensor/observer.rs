@@ -125,7 +125,7 @@ impl Observer {
 
     /// Removes bans of targets that have become exempt from the engine, at most `most`; returns the removed ones.
     pub(super) fn lift_exempt(&mut self, most: usize) -> Vec<(BanTarget, Protection)> {
-        let exempt = |ban: ActiveBan| Some((ban.target, self.host.exemption(ban.target)?));
+        let exempt = |ban: ActiveBan| Some((ban.target, self.host.allow.protects_target(ban.target)?));
         let exempt: Vec<_> = self.engine.bans().filter_map(exempt).take(most).collect();
         for (target, _) in &exempt {
             self.engine.lift(*target);

@@ -134,7 +134,7 @@ impl TrapReview {
                 review.confirmed.push(target);
             } else if engine.is_in_blocked_network(now, target.element()) {
                 review.in_prefix.push(target);
-            } else if let Some(protection) = host.exemption(target) {
+            } else if let Some(protection) = host.allow.protects_target(target) {
                 review.exempt.push((target, protection));
             } else if engine.is_withheld(now, target) {
                 review.withheld.push(target);

@@ -104,8 +104,8 @@ impl BanTarget {
     /// The target with its host bits cleared. In a set of IPv6 networks, an element with host bits matches no packet.
     pub fn masked(self) -> Self {
         match self {
-            Self::V4(_) | Self::Prefix(_) | Self::Link { .. } => self,
             Self::V6(v6) => Self::containing(v6.into()),
+            _ => self,
         }
     }
 
@@ -153,7 +153,7 @@ impl BanTarget {
             (IpNet::V6(_), 64 | 128) => Self::from_element(network.addr()),
             _ => Self::Prefix(Prefix::new(network)?),
         };
-        (found.element() == network.addr() && found.prefix_len() == network.prefix_len()).then_some(found)
+        Some(found).filter(|found| found.network() == network)
     }
 
     /// The address of the target's element in the kernel's set.

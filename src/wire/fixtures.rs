@@ -31,3 +31,10 @@ pub(crate) fn packet(
 pub(crate) fn tcp(source_port: u16, destination_port: u16, flags: u16) -> Transport {
     Transport::Tcp { source_port, destination_port, flags: TcpFlags(flags), payload: 0 }
 }
+
+/// Bytes from hexadecimal text; white space is ignored.
+pub(crate) fn hex(text: &str) -> Vec<u8> {
+    let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
+    assert!(digits.len().is_multiple_of(2), "{text} has an odd number of digits");
+    digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap()).collect()
+}

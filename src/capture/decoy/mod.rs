@@ -25,7 +25,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketAddrAny, SocketFlags, acceptfrom_with, getsockname, send};
 
-use crate::engine::{Class, Observation};
+use crate::engine::{Class, Observation, is_unicast};
 use crate::types::{PortSet, Protocol};
 use cookies::Handshakes;
 pub use cookies::SynCookies;
@@ -190,7 +190,9 @@ impl Decoys {
             if forgeable && is_handshake(&observation) {
                 observation.class = Class::Syn;
             }
-            if is_host(observation.source) && watched.as_ref().is_none_or(|all| all.contains(&observation.destination))
+            // A datagram from 0.0.0.0 comes from a host that requests its address (DHCP).
+            if is_unicast(observation.source)
+                && watched.as_ref().is_none_or(|all| all.contains(&observation.destination))
             {
                 each(observation, time);
             }
@@ -291,10 +293,4 @@ fn internet(any: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = any.as_sockaddr_in().map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));
     let v6 = || any.as_sockaddr_in6().map(|v6| SocketAddr::new(v6.ip().to_canonical(), v6.port()));
     v4.or_else(v6)
-}
-
-/// True for a source that can be blocked. A datagram from 0.0.0.0 comes from a host that requests its address (DHCP).
-fn is_host(source: IpAddr) -> bool {
-    let broadcast = matches!(source, IpAddr::V4(v4) if v4.is_broadcast());
-    !(source.is_unspecified() || source.is_multicast() || broadcast)
 }

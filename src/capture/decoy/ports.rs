@@ -40,11 +40,7 @@ impl DecoyPorts {
     }
 
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
-        match protocol {
-            Protocol::Tcp => self.tcp.contains(port),
-            Protocol::Udp => self.udp.contains(port),
-            Protocol::Sctp | Protocol::Icmp => false,
-        }
+        self.each().into_iter().any(|(one, ports)| one == protocol && ports.contains(port))
     }
 
     /// True if a socket of a decoy is bound to `address` and `port`, so that no service is. The unspecified address

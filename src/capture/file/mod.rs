@@ -51,7 +51,6 @@ pub enum FileError {
         "the file is truncated: it ends at byte {offset}, inside the record that begins at byte {start}; complete packets: {frames}"
     )]
     Truncated {
-        /// Number of complete frames.
         frames: u64,
         /// Offset of the incomplete part.
         start: u64,
@@ -60,7 +59,6 @@ pub enum FileError {
     },
     #[error("the file is damaged at byte {offset}: {what}; complete packets before it: {frames}")]
     Broken {
-        /// Number of complete frames.
         frames: u64,
         /// Offset of the broken part.
         offset: u64,

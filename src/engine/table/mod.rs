@@ -289,7 +289,6 @@ impl<R: Row> Table<R> {
         self.rows.get(slot)
     }
 
-    /// The row in `slot` as a mutable reference.
     #[inline]
     pub(super) fn get_mut(&mut self, slot: usize) -> Option<&mut R> {
         self.rows.get_mut(slot)
@@ -299,7 +298,6 @@ impl<R: Row> Table<R> {
         self.rows.get(self.find(wanted)?)
     }
 
-    /// The row of `wanted` as a mutable reference.
     pub(super) fn row_mut(&mut self, wanted: Hashed) -> Option<&mut R> {
         let slot = self.find(wanted)?;
         self.rows.get_mut(slot)

@@ -5,13 +5,9 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::key::Response;
-use crate::types::BanTarget;
-
-const SECRET: HashKey = HashKey(1, 2);
 
 fn key(n: u32) -> Hashed {
-    Key::new(BanTarget::V4(std::net::Ipv4Addr::from_bits(n)), Response::Block).under(SECRET)
+    Hashed::nth(n)
 }
 
 /// A row that holds a number.
@@ -31,7 +27,7 @@ impl Row for Noted {
 }
 
 fn table(entries: usize) -> Table<Noted> {
-    Table::new(entries, SECRET)
+    Table::new(entries, Hashed::SECRET)
 }
 
 /// All numbers below `end` that are in the table.
@@ -198,7 +194,7 @@ fn full_table_of_keepers_evicts_least_valuable() {
 
 /// Fills a table that evicts only when it is full; `worth` gives the value of each number.
 fn filled(entries: u32, worth: impl Fn(u32) -> u32) -> Table<Noted> {
-    let mut table = Table::with_spare_index(entries as usize, SECRET);
+    let mut table = Table::with_spare_index(entries as usize, Hashed::SECRET);
     for n in 0..entries {
         let Err(claim) = table.claim_beside(key(n), |row: &Noted| row.1, |_| true) else { panic!("{n} is new") };
         assert!(!claim.evicted, "{n}");
@@ -333,7 +329,7 @@ proptest! {
         spare in any::<bool>(),
         steps in prop::collection::vec((any::<bool>(), any::<bool>(), 0_usize..300), 0..2_000),
     ) {
-        let mut table = if spare { Table::with_spare_index(entries, SECRET) } else { table(entries) };
+        let mut table = if spare { Table::with_spare_index(entries, Hashed::SECRET) } else { table(entries) };
         for (one_bucket, remove, n) in steps {
             let key = key(if one_bucket { ONE_BUCKET[n] } else { u32::try_from(n).unwrap() });
             table.inspected.set(0);

@@ -1,8 +1,9 @@
 //! Tests what counts as one source: an IPv4 address, an IPv6 /64, a link-local neighbour.
 
-use super::scene::Gist::{Block, Probe, Repeated};
+use super::scene::Gist::{Block, Innocent, Probe, Repeated};
 use super::scene::{Scene, target};
-use crate::engine::{Local, NoLookup, Verdict};
+use crate::engine::{IgnoreReason, Local, NoLookup, Verdict};
+use crate::wire::fixtures::hex;
 use crate::wire::{Checksum, LinkType, Packet, decode};
 
 #[test]
@@ -60,28 +61,17 @@ fn prefixes_replace_unknown_host_addresses() {
     let mut scene = Scene::new();
     scene.host.local = Local::Prefixes(vec!["192.0.2.0/24".parse().unwrap()]);
     assert_eq!(scene.syn_to("192.0.2.77", "198.51.100.7", 22), Probe(1));
-    assert_eq!(
-        scene.syn_to("192.0.3.77", "198.51.100.7", 23),
-        super::scene::Gist::Innocent(crate::engine::IgnoreReason::NotOurs)
-    );
+    assert_eq!(scene.syn_to("192.0.3.77", "198.51.100.7", 23), Innocent(IgnoreReason::NotOurs));
     scene.host.local = Local::Any;
     assert_eq!(scene.syn_to("192.0.3.77", "198.51.100.7", 23), Probe(1), "another host, counted separately");
 }
 
-fn bytes(hex: &str) -> Vec<u8> {
-    let digits: Vec<u8> = hex.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
-    digits.chunks(2).map(pair).collect()
-}
-
 /// A SYN from 2001:db8:9::`source` to 2001:db8::1, behind `chain`, whose first header is `next`.
 fn ipv6_syn(source: u8, port: u8, next: u8, chain: &str) -> Vec<u8> {
-    let chain = bytes(chain);
-    let length = 20 + chain.len();
-    bytes(&format!(
-        "60000000{length:04x}{next:02x}40 20010db80009000000000000000000{source:02x} 20010db8000000000000000000000001 {}
-         9c4000{port:02x}0000000000000000 5002040000000000",
-        chain.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    let length = 20 + hex(chain).len();
+    hex(&format!(
+        "60000000{length:04x}{next:02x}40 20010db80009000000000000000000{source:02x} 20010db8000000000000000000000001
+         {chain} 9c4000{port:02x}0000000000000000 5002040000000000"
     ))
 }
 

@@ -2,22 +2,15 @@
 
 use super::scene::Gist::{Block, Innocent, Probe, Repeated, Scan};
 use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};
-use crate::engine::Response;
-use crate::engine::{Class, IgnoreReason, Settings};
+use crate::engine::{Class, IgnoreReason, Response, Settings};
 use crate::types::Protocol;
 use crate::wire::fixtures::{ACK, FIN, PSH, RST, SYN, URG};
 use crate::wire::{Packet, TcpFlags, Transport};
 
 /// Sends packets with these flags to three ports; returns the class of the ban.
-fn third_blocks(flags: u16) -> Class {
-    third_blocks_with(flags, |_| ())
-}
-
-fn third_blocks_with(flags: u16, change: impl FnOnce(&mut Settings)) -> Class {
+fn third_blocks(flags: u16, change: impl FnOnce(&mut Settings)) -> Class {
     let mut scene = Scene::with(change);
-    assert_eq!(scene.tcp(SCANNER, 21, flags), Probe(1));
-    assert_eq!(scene.tcp(SCANNER, 22, flags), Probe(2));
-    assert_eq!(scene.tcp(SCANNER, 23, flags), Block(3));
+    assert_eq!(scene.tcps(SCANNER, [21, 22, 23], flags), [Probe(1), Probe(2), Block(3)]);
     scene.ban().probe.observation.class
 }
 
@@ -31,18 +24,16 @@ fn first_blocks(flags: u16) -> Class {
 #[test]
 fn congestion_bits_do_not_change_syn() {
     for flags in [SYN, SYN | TcpFlags::ECE | TcpFlags::CWR, SYN | TcpFlags::ECE | TcpFlags::CWR | TcpFlags::AE] {
-        assert_eq!(third_blocks(flags), Class::Syn);
+        assert_eq!(third_blocks(flags, |_| ()), Class::Syn);
     }
 }
 
 #[test]
 fn ack_and_fin_ack_ban_if_configured() {
     for (flags, class) in [(ACK, Class::Ack), (ACK | PSH, Class::Ack), (FIN | ACK, Class::Maimon)] {
-        assert_eq!(third_blocks_with(flags, |settings| settings.ack_bans = true), class);
+        assert_eq!(third_blocks(flags, |settings| settings.ack_bans = true), class);
         let mut scene = Scene::new();
-        assert_eq!(scene.tcp(SCANNER, 21, flags), Probe(1));
-        assert_eq!(scene.tcp(SCANNER, 22, flags), Probe(2));
-        assert_eq!(scene.tcp(SCANNER, 23, flags), Scan(3), "reported");
+        assert_eq!(scene.tcps(SCANNER, [21, 22, 23], flags), [Probe(1), Probe(2), Scan(3)], "reported");
         assert_eq!(scene.ban().probe.observation.class, class);
         assert_eq!(scene.tcp(SCANNER, 24, flags), Repeated, "and reported once");
     }
@@ -51,9 +42,7 @@ fn ack_and_fin_ack_ban_if_configured() {
 #[test]
 fn reported_acks_change_no_other_verdict() {
     let mut scene = Scene::new();
-    for port in [21, 22, 23] {
-        let _ = scene.tcp(SCANNER, port, ACK);
-    }
+    scene.tcps(SCANNER, [21, 22, 23], ACK);
     assert_eq!(scene.syn(SCANNER, 24), Probe(1), "late segments of a legitimate peer do not count with its SYNs");
     assert_eq!(scene.syn(SCANNER, 25), Probe(2));
     assert_eq!(scene.syn(SCANNER, 26), Block(3), "a scanner that begins with ACKs is banned for its SYNs");
@@ -61,9 +50,7 @@ fn reported_acks_change_no_other_verdict() {
     let _ = scene.tcp(SCANNER, 21, ACK);
     assert_eq!(scene.tcp(SCANNER, 22, 0), Block(1), "flags that no TCP stack sends are enough as before");
     let mut scene = Scene::with(|settings| settings.tcp.response = Response::Tell);
-    for port in [21, 22, 23] {
-        let _ = scene.tcp(SCANNER, port, ACK);
-    }
+    scene.tcps(SCANNER, [21, 22, 23], ACK);
     scene.after(1_801.0);
     assert_eq!(scene.tcp(SCANNER, 21, ACK), Probe(1), "reported once per window, without running a command");
 }

@@ -22,10 +22,9 @@ fn scans_above_ceiling_are_withheld() {
     assert_eq!(scene.tcp(&nth_source(50), 21, 0), Probe(1), "even flags that no TCP stack sends are withheld");
     assert_eq!((scene.engine.counters().bans, scene.engine.counters().withheld), (10, 41));
     assert_eq!(scene.notices(), []);
-    let judged = |scene: &mut Scene| scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth);
-    assert_eq!(judged(&mut scene), None);
+    assert_eq!(scene.judge_waiting(), None);
     assert_eq!(scene.engine.wake(), Some(scene.now.after(Duration::from_millis(250))), "for the next free ban");
-    assert_eq!(judged(scene.after(60.0)), None, "no source is banned that has been silent since");
+    assert_eq!(scene.after(60.0).judge_waiting(), None, "no source is banned that has been silent since");
     assert_eq!(scene.engine.wake(), Some(scene.now), "the summary is due");
     assert_eq!(scene.notices(), [Notice::Capped { bans: 0, withheld: 41 }]);
     assert_eq!((scene.engine.wake(), scene.after(6.0).notices()), (None, vec![]));
@@ -82,14 +81,14 @@ fn ban_among_forged_scans(scan: impl Fn(&mut Scene)) -> Option<u32> {
     for burst in 0..400 {
         for packet in 0..40 {
             scan(&mut scene);
-            if matches!(scene.verdict, crate::engine::Verdict::Block(_)) {
+            if matches!(scene.verdict, Verdict::Block(_)) {
                 return Some(burst * 40 + packet);
             }
         }
         for n in 0..225 {
             forge(scene.after(1.0 / 1_500.0), 20_000 + burst * 225 + n);
         }
-        while scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth).is_some() {}
+        while scene.judge_waiting().is_some() {}
         if scene.engine.bans().any(|ban| ban.target == target(SCANNER)) {
             return Some((burst + 1) * 40);
         }
@@ -122,14 +121,13 @@ fn candidates_are_banned_without_another_probe() {
         scene.syns(&nth_source(n), 201..206);
     }
     scene.syns(SCANNER, 201..212);
-    let banned = |scene: &mut Scene| scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth);
-    assert_eq!(banned(&mut scene), None, "the bucket is empty");
+    assert_eq!(scene.judge_waiting(), None, "the bucket is empty");
     for _ in 0..6 {
         scene.after(9.0).syn(SCANNER, 205);
     }
-    let Some(crate::engine::Verdict::Block(ban)) = banned(scene.after(7.0)) else { panic!("the bucket has a token") };
+    let Some(Verdict::Block(ban)) = scene.after(7.0).judge_waiting() else { panic!("the bucket has a token") };
     assert_eq!(ban.probe.target, target(SCANNER));
-    assert!(banned(&mut scene).is_none() && banned(scene.after(120.0)).is_none(), "the flood is over");
+    assert!(scene.judge_waiting().is_none() && scene.after(120.0).judge_waiting().is_none(), "the flood is over");
     assert_eq!(scene.engine.bans().count(), 2);
 }
 
@@ -176,8 +174,7 @@ fn simultaneous_bans_end_apart() {
     for n in 0..232 {
         scene.banish(&nth_source(n));
         assert!(!scene.ban().capped);
-        let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
-        spans.push(span);
+        spans.push(scene.ban().expiry.span().unwrap());
     }
     let (few, many) = spans.split_at(32);
     assert!(few.iter().all(|span| *span == DAY), "a few bans keep the configured length");
@@ -328,7 +325,7 @@ fn forged_flood_of_a_day_bans_few() {
             scene.syns(&format!("2001:db8:{:x}:{:x}::7", 1 + second / 65_536, second % 65_536), [21, 22, 23]);
             note(&scene);
         }
-        while let Some(verdict) = scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth) {
+        while let Some(verdict) = scene.judge_waiting() {
             scene.verdict = verdict;
             note(&scene);
         }

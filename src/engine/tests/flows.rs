@@ -2,8 +2,7 @@
 
 use super::scene::Gist::{Block, Innocent, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, nth_source, target, tcp, udp};
-use crate::engine::Response;
-use crate::engine::{IgnoreReason, PortUse, Settings, Watch};
+use crate::engine::{IgnoreReason, PortUse, Response, Settings, Watch};
 use crate::types::{PortSet, Protocol};
 use crate::wire::TcpFlags;
 use crate::wire::fixtures::{ACK, FIN, PSH, SYN};
@@ -230,11 +229,11 @@ fn forwarded_packet_opens_no_port() {
 #[test]
 fn bridged_answers_open_no_port() {
     let mut scene = Scene::new();
-    let before = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
+    let before = scene.closed_ports(Protocol::Tcp);
     for port in 1..=1_024 {
         scene.after(0.01).leaves(CLIENT, tcp(port, 40_000, SYN | ACK), PortUse::Closed);
     }
-    assert_eq!(scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp), before, "the kernel denies each port");
+    assert_eq!(scene.closed_ports(Protocol::Tcp), before, "the kernel denies each port");
     assert_eq!(scene.syns(SCANNER, [21, 22, 23]), Block(3));
 }
 
@@ -363,27 +362,29 @@ fn udp_socket_opens_no_tcp_port() {
 
 #[test]
 fn udp_ports_without_socket_are_closed() {
-    let closed = |scene: &Scene| scene.engine.closed_ports(scene.now, &scene.host, Protocol::Udp);
-    let only_logs = Scene::new();
-    assert!(closed(&only_logs).is_empty(), "no source is blocked for them");
+    assert!(Scene::new().closed_ports(Protocol::Udp).is_empty(), "no source is blocked for them");
 
     let mut scene = Scene::with(|settings| {
         settings.udp = Watch { ports: "53,901-905,40000".parse().unwrap(), response: Response::Block };
     });
-    assert_eq!(closed(&scene).to_string(), "53,901-905,40000");
+    assert_eq!(scene.closed_ports(Protocol::Udp).to_string(), "53,901-905,40000");
     scene.change(|host| {
         host.udp.insert_any_v4(53);
         host.udp.insert_at("127.0.0.1".parse().unwrap(), 905);
         host.tcp.insert_any_v4(904);
         host.ephemeral = "32768-60999".parse().unwrap();
     });
-    assert_eq!(closed(&scene).to_string(), "901-905", "neither a listener on loopback nor one of TCP opens a port");
+    assert_eq!(
+        scene.closed_ports(Protocol::Udp).to_string(),
+        "901-905",
+        "neither a listener on loopback nor one of TCP opens a port"
+    );
     scene.leaves(SERVER, udp(901, 53), PortUse::Open);
     scene.sends(SERVER, tcp(902, 443, SYN));
     scene.stop_listening();
-    assert_eq!(closed(&scene).to_string(), "902-905");
+    assert_eq!(scene.closed_ports(Protocol::Udp).to_string(), "902-905");
     scene.after(121.0);
-    assert_eq!(closed(&scene).to_string(), "53,901-905");
+    assert_eq!(scene.closed_ports(Protocol::Udp).to_string(), "53,901-905");
     // The engine judges them as always; only the kernel's trap does not count them.
     assert_eq!(scene.udps(SCANNER, [901, 902, 40_000]), Block(3));
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Innocent, Probe, Scan};
-use super::scene::{CLIENT, SCANNER, SERVER, Scene, address, tcp, udp};
-use crate::engine::{Counters, IgnoreReason, Protection, Response, Service};
-use crate::types::{BanTarget, Protocol};
+use super::scene::{CLIENT, SCANNER, SERVER, Scene, address, target, tcp, udp};
+use crate::engine::{Counters, IgnoreReason, Protection, Response};
+use crate::types::Protocol;
 use crate::wire::fixtures::{ACK, FIN, RST, SYN};
 use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 
@@ -62,8 +62,7 @@ fn damaged_packet_changes_nothing() {
         scene.listen(80);
         scene.after(10.0).stop_listening();
         scene.listen(22);
-        let service = Service { protocol: Protocol::Tcp, port: 443, address: address("0.0.0.0") };
-        scene.change(|host| host.services = [service].into_iter().collect());
+        scene.remember_service(443);
         scene.protect(&format!("{SERVER}/32"), Protection::Listed);
         assert_eq!(scene.udps(SCANNER, [7, 9, 11]), Scan(3));
         scene.syns(CLIENT, [21, 23]);
@@ -72,7 +71,7 @@ fn damaged_packet_changes_nothing() {
     let state = |scene: &Scene, source: &str| {
         let Scene { engine, host, truth, now, .. } = scene;
         let counters = Counters { packets: 0, ..engine.counters() };
-        let closed = engine.closed_ports(*now, host, Protocol::Tcp).to_string();
+        let closed = scene.closed_ports(Protocol::Tcp).to_string();
         (counters, truth.lookups, engine.tracked(), closed, engine.explain(*now, address(source), None, host))
     };
     for (source, transport, reason) in [
@@ -198,9 +197,8 @@ fn routed_packet_is_not_for_host() {
 #[test]
 fn connected_peer_has_threshold_of_eight() {
     let mut scene = Scene::new();
-    let peer = |address: &str| BanTarget::containing(address.parse().unwrap());
     let minute = Duration::from_secs(60);
-    scene.engine.know_peers(scene.now, &[(peer(CLIENT), minute), (peer("2001:db8:5::1"), minute)]);
+    scene.engine.know_peers(scene.now, &[(target(CLIENT), minute), (target("2001:db8:5::1"), minute)]);
     assert_eq!(scene.syns(CLIENT, 1..=7), Probe(7), "seven mistaken ports");
     assert_eq!(scene.syn(CLIENT, 8), Block(8), "a scanner that keeps a connection open gains five ports");
     assert_eq!(scene.syns("2001:db8:5::77", 1..=7), Probe(7), "its /64 is one source");
@@ -212,14 +210,13 @@ fn connected_peer_has_threshold_of_eight() {
 #[test]
 fn later_connection_and_strikes_excuse_nothing() {
     let mut scene = Scene::new();
-    let peer = |address: &str| BanTarget::containing(address.parse().unwrap());
     assert_eq!(scene.syn(CLIENT, 1), Probe(1));
     scene.after(1.0);
-    scene.engine.know_peers(scene.now, &[(peer(CLIENT), Duration::ZERO)]);
+    scene.engine.know_peers(scene.now, &[(target(CLIENT), Duration::ZERO)]);
     assert_eq!(scene.syn(CLIENT, 2), Probe(2));
     assert_eq!(scene.syn(CLIENT, 3), Block(3), "it connected after its first probe");
     scene.after(100_000.0);
-    scene.engine.know_peers(scene.now, &[(peer(CLIENT), Duration::from_secs(60))]);
+    scene.engine.know_peers(scene.now, &[(target(CLIENT), Duration::from_secs(60))]);
     assert_eq!(scene.syns(CLIENT, [11, 12]), Probe(2));
     assert_eq!(scene.syn(CLIENT, 13), Block(3), "it was banned before");
     scene.after(1_000_000.0);

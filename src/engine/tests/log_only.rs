@@ -2,8 +2,7 @@
 
 use super::scene::Gist::{Block, Probe, Repeated, Scan};
 use super::scene::{SCANNER, Scene, target, udp};
-use crate::engine::Response;
-use crate::engine::{Notice, Standing, Verdict};
+use crate::engine::{Notice, Response, Standing};
 use crate::types::Protocol;
 
 #[test]
@@ -27,8 +26,7 @@ fn logged_only_source_is_not_reconciled() {
     assert_eq!(scene.udps(SCANNER, [53, 161, 123]), Scan(3));
     for _ in 0..10 {
         assert_eq!(scene.after(1.5).udp(SCANNER, 69), Repeated);
-        let Verdict::Repeated(repeated) = scene.verdict else { panic!("repeated") };
-        assert_eq!((repeated.standing, repeated.verify), (Standing::Logged, false));
+        assert_eq!((scene.repeated().standing, scene.repeated().verify), (Standing::Logged, false));
     }
 }
 

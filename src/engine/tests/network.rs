@@ -1,12 +1,12 @@
 //! Tests the engine on captures of a network: [`Local::Any`] and [`Local::Prefixes`], where the destinations are
 //! many hosts.
 
-use crate::engine::Response;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use super::scene::builtin;
 use crate::engine::*;
-use crate::types::{Expiry, PortSet};
+use crate::types::{Expiry, PortSet, at};
 use crate::wire::TcpFlags;
 use crate::wire::fixtures::{packet, tcp};
 
@@ -15,19 +15,13 @@ fn engine() -> Engine {
     let settings = Settings {
         tcp: Watch { ports: ports.clone(), response: Response::Block },
         udp: Watch { ports, response: Response::Log },
-        decoys: PortSet::new(),
-        sctp: false,
         icmp: true,
-        ack_bans: false,
-        scan_trigger: 2,
         window: Duration::from_secs(60),
         expiry: Expiry::Never,
-        escalate: Escalation::default(),
-        widest: MaxPrefix::default(),
         max_sources: 1024,
         max_judged: 1024,
         max_new_bans_per_minute: 600,
-        max_forgeable_bans: 4_096,
+        ..builtin()
     };
     Engine::new(settings, HashKey(3, 5))
 }
@@ -50,7 +44,7 @@ fn judge(local: Local, packets: impl IntoIterator<Item = Packet<'static>>) -> Ve
     let (mut engine, host) = (engine(), Host::new(local));
     let mut last = Verdict::Ignored(IgnoreReason::Own);
     for (second, packet) in (1..).zip(packets) {
-        last = engine.observe(Timestamp::at(Duration::from_secs(second)), &packet, &host, &mut NoLookup);
+        last = engine.observe(at(second), &packet, &host, &mut NoLookup);
     }
     last
 }
@@ -104,7 +98,7 @@ fn one_port_of_sixteen_hosts_is_scan() {
     let hosts = |count: u8| (1..=count).map(|host| syn(v4(host), 23)).collect::<Vec<_>>();
     assert!(!is_block(&judge(Local::Any, hosts(15))));
     let Verdict::Block(ban) = judge(Local::Any, hosts(16)) else { panic!("sixteen hosts") };
-    assert_eq!((ban.hosts, ban.first), (16, Timestamp::at(Duration::from_secs(1))));
+    assert_eq!((ban.hosts, ban.first), (16, at(1)));
     assert_eq!(ban.ports.iter().collect::<Vec<_>>(), [(Protocol::Tcp, 23, Class::Syn)]);
 }
 

@@ -2,7 +2,6 @@
 
 use super::scene::Gist::{Block, Probe};
 use super::scene::{SCANNER, Scene};
-use crate::engine::Service;
 use crate::types::{BanTarget, Protocol};
 
 const CLIENT: &str = "203.0.113.9";
@@ -22,7 +21,7 @@ fn guessing_mail_client_counts_one_port() {
     }
     assert_eq!(scene.syn(CLIENT, 23), Probe(6), "two ports are forgiven as usual: mail, and this one");
     assert_eq!(scene.syn(CLIENT, 22), Block(7));
-    let closed = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
+    let closed = scene.closed_ports(Protocol::Tcp);
     assert!(GUESSED.iter().all(|port| !closed.contains(*port)) && closed.contains(23), "the trap does not count them");
     let related = scene.engine.related_ports(scene.now, &scene.host);
     assert!(GUESSED.iter().all(|port| related.contains(*port)), "and holds their sources");
@@ -35,7 +34,7 @@ fn browser_is_not_held() {
     let mut scene = Scene::new();
     scene.change(|host| host.tcp.insert_any_v4(80));
     let related = scene.engine.related_ports(scene.now, &scene.host);
-    let closed = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
+    let closed = scene.closed_ports(Protocol::Tcp);
     assert!(!related.contains(443) && !closed.contains(443) && closed.contains(143));
 }
 
@@ -54,8 +53,7 @@ fn related_ports_excuse_at_most_four() {
 #[test]
 fn served_group_is_not_stricter() {
     let mut scene = Scene::new();
-    let service = Service { protocol: Protocol::Tcp, port: 465, address: [0; 4].into() };
-    scene.change(|host| host.services = [service].into_iter().collect());
+    scene.remember_service(465);
     scene.change(|host| host.tcp.insert_any_v4(443));
     assert_eq!(
         scene.syns(CLIENT, [80, 993, 143, 995, 110, 587, 25]),
@@ -72,7 +70,7 @@ fn unserved_groups_alone_count_as_one() {
     assert_eq!(scene.syn(CLIENT, 515), Probe(6), "a printer driver behind the same address");
     let target = BanTarget::containing(CLIENT.parse().unwrap());
     assert!(scene.engine.is_forgiven_related(scene.now, target, &scene.host), "the trap's ban has to be lifted");
-    let closed = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
+    let closed = scene.closed_ports(Protocol::Tcp);
     assert!(GUESSED.iter().all(|port| closed.contains(*port)), "the trap counts them nevertheless");
     assert_eq!(scene.syn(CLIENT, 23), Block(7), "with an unrelated port each of them counts");
 }
@@ -103,7 +101,6 @@ fn group_counts_while_unrelated_port_counts() {
 #[test]
 fn remembered_service_makes_group_served() {
     let mut scene = Scene::new();
-    let service = Service { protocol: Protocol::Tcp, port: 993, address: [0; 4].into() };
-    scene.change(|host| host.services = [service].into_iter().collect());
+    scene.remember_service(993);
     assert_eq!(scene.syns(SCANNER, [143, 995, 110, 23]), Probe(4), "a service that is down is one of this host");
 }

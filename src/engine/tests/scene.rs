@@ -1,17 +1,17 @@
 //! Provides helpers for the engine tests: a host with two IPv4 addresses and one IPv6 address, the built-in
 //! configuration, a clock that moves only on request, and packets in one line.
 
-use crate::engine::Response;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::config::Config;
 use crate::engine::{
-    ActiveBan, Ban, Class, Engine, Escalation, HashKey, Host, IgnoreReason, Local, MaxPrefix, Notice, Observation,
-    PortLookup, PortUse, Protection, Settings, Verdict, Watch,
+    ActiveBan, Ban, Class, Engine, HashKey, Host, IgnoreReason, Local, Notice, Observation, PortLookup, PortUse,
+    Protection, Repeated, Response, Service, Settings, Verdict, Watch,
 };
 pub(super) use crate::types::DAY;
-use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
+use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp, at};
 use crate::wire::fixtures::packet;
 pub(super) use crate::wire::fixtures::tcp;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
@@ -87,23 +87,12 @@ pub(super) struct Scene {
 
 /// The built-in settings, with fewer ports above 1024.
 pub(crate) fn builtin() -> Settings {
-    let ports = |list: &str| list.parse::<PortSet>().unwrap();
+    let watch = |ports: &str, response| Watch { ports: ports.parse().unwrap(), response };
     Settings {
-        tcp: Watch { ports: ports("1-112,114-138,140-1024,3389,5900,8080,31337"), response: Response::Block },
-        decoys: PortSet::new(),
-        udp: Watch { ports: ports("1-66,69-136,139-519,521-545,547-1024,1900,5353,31337"), response: Response::Log },
-        sctp: false,
-        icmp: false,
-        ack_bans: false,
-        scan_trigger: 2,
-        window: Duration::from_secs(1_800),
-        expiry: Expiry::After(DAY),
-        escalate: Escalation::default(),
-        widest: MaxPrefix::default(),
-        max_sources: 65_536,
+        tcp: watch("1-112,114-138,140-1024,3389,5900,8080,31337", Response::Block),
+        udp: watch("1-66,69-136,139-519,521-545,547-1024,1900,5353,31337", Response::Log),
         max_judged: 131_072,
-        max_new_bans_per_minute: 60,
-        max_forgeable_bans: 4_096,
+        ..Settings::from_config(&Config::default())
     }
 }
 
@@ -132,7 +121,7 @@ impl Scene {
             engine: Engine::new(settings, key),
             host: Host::new(Local::own([HERE, HERE_TOO, HERE_V6].map(address))),
             truth: Truth::default(),
-            now: Timestamp::at(Duration::from_secs(1_000)),
+            now: at(1_000),
             verdict: Verdict::Ignored(IgnoreReason::Own),
         }
     }
@@ -140,6 +129,15 @@ impl Scene {
     pub(super) fn after(&mut self, seconds: f64) -> &mut Self {
         self.now = self.now.after(Duration::from_secs_f64(seconds));
         self
+    }
+
+    /// Judges the next waiting source.
+    pub(super) fn judge_waiting(&mut self) -> Option<Verdict> {
+        self.engine.judge_waiting(self.now, &self.host, &mut self.truth)
+    }
+
+    pub(super) fn closed_ports(&self, protocol: Protocol) -> PortSet {
+        self.engine.closed_ports(self.now, &self.host, protocol)
     }
 
     /// Replaces the snapshot of the host, as the daemon does.
@@ -157,6 +155,12 @@ impl Scene {
             host.tcp.insert_any_v4(port);
             host.tcp.insert_any_v6(port);
         });
+    }
+
+    /// Remembers a TCP service that is down, as its only service.
+    pub(super) fn remember_service(&mut self, port: u16) {
+        let service = Service { protocol: Protocol::Tcp, port, address: [0; 4].into() };
+        self.change(|host| host.services = [service].into_iter().collect());
     }
 
     /// Stops every service.
@@ -188,6 +192,11 @@ impl Scene {
         self.sees(source, tcp(FROM, port, flags))
     }
 
+    /// Sends a segment with these flags to each port.
+    pub(super) fn tcps<const N: usize>(&mut self, source: &str, ports: [u16; N], flags: u16) -> [Gist; N] {
+        ports.map(|port| self.tcp(source, port, flags))
+    }
+
     pub(super) fn syn(&mut self, source: &str, port: u16) -> Gist {
         self.tcp(source, port, TcpFlags::SYN)
     }
@@ -212,19 +221,9 @@ impl Scene {
 
     /// A connection that a decoy accepted.
     pub(super) fn decoy(&mut self, source: &str, port: u16) -> Gist {
-        let observation = Observation {
-            interface: 0,
-            bridge_port: 0,
-            source: address(source),
-            source_port: FROM,
-            destination: address(HERE),
-            protocol: Protocol::Tcp,
-            port,
-            class: Class::Connect,
-            unverified: false,
-            fragmented: false,
-            decoy: true,
-        };
+        let syn = Packet { destination: address(HERE), ..Self::packet(source, tcp(FROM, port, TcpFlags::SYN)) };
+        let syn = Observation::from_packet(&syn).unwrap();
+        let observation = Observation { class: Class::Connect, decoy: true, ..syn };
         self.verdict = self.engine.observe_decoy(self.now, observation, &self.host, &mut self.truth);
         self.verdict.into()
     }
@@ -265,6 +264,14 @@ impl Scene {
         match self.verdict {
             Verdict::Block(ban) | Verdict::LogOnly(ban) => ban,
             other => panic!("no ban but {other:?}"),
+        }
+    }
+
+    /// The last verdict, on a source that has one already.
+    pub(super) fn repeated(&self) -> Repeated {
+        match self.verdict {
+            Verdict::Repeated(repeated) => repeated,
+            other => panic!("not repeated but {other:?}"),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
 use super::scene::{SCANNER, Scene, nth_source};
-use crate::engine::{IgnoreReason, Protection, Service, Verdict};
+use crate::engine::{IgnoreReason, Protection, Verdict};
 use crate::types::{Protocol, Timestamp};
 
 const CLIENT: &str = "203.0.113.9";
@@ -20,7 +20,7 @@ fn booting() -> Scene {
 /// Judges all waiting sources; returns those that are banned.
 fn banned(scene: &mut Scene) -> Vec<String> {
     let mut banned = Vec::new();
-    while let Some(verdict) = scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth) {
+    while let Some(verdict) = scene.judge_waiting() {
         let Verdict::Block(ban) = verdict else { panic!("{verdict:?}") };
         banned.push(ban.probe.target.to_string());
     }
@@ -40,8 +40,7 @@ fn decoys_leave_ports_to_services() {
     assert_eq!(scene.decoy(SCANNER, 22), Innocent(IgnoreReason::RecentlyOpen));
     scene.after(300.0);
     assert_eq!(ports(&scene), "21-25,80");
-    let service = Service { protocol: Protocol::Tcp, port: 80, address: [0; 4].into() };
-    scene.change(|host| host.services = [service].into_iter().collect());
+    scene.remember_service(80);
     assert_eq!(ports(&scene), "21-25");
     let until = scene.now.after(std::time::Duration::from_secs(60));
     scene.engine.start_settling(until);
@@ -51,9 +50,7 @@ fn decoys_leave_ports_to_services() {
 #[test]
 fn client_of_late_services_is_not_banned() {
     let mut scene = booting();
-    for port in [80, 443, 25, 22] {
-        let _ = scene.syn(CLIENT, port);
-    }
+    scene.syns(CLIENT, [80, 443, 25, 22]);
     assert_eq!(scene.syn(CLIENT, 80), Probe(4), "counted, but not banned");
     scene.after(20.0).change(|host| [80, 443].into_iter().for_each(|port| host.tcp.insert_any_v4(port)));
     scene.truth.in_use.insert((Protocol::Tcp, 25));
@@ -69,12 +66,11 @@ fn scanner_of_booting_host_is_banned_afterwards() {
         assert!(!matches!(scene.syn(SCANNER, port), Block(_)));
     }
     assert!(!matches!(scene.tcp(CLIENT, 23, 0), Block(_)), "not even for flags that no TCP stack sends");
-    let closed = |scene: &Scene| scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
-    assert!(closed(&scene).is_empty(), "the kernel's trap is not armed");
+    assert!(scene.closed_ports(Protocol::Tcp).is_empty(), "the kernel's trap is not armed");
     assert_eq!(banned(&mut scene), [""; 0], "not yet");
     assert_eq!(scene.engine.wake(), Some(Timestamp::at(std::time::Duration::from_secs(1_060))));
     scene.after(60.0);
-    assert!(!closed(&scene).is_empty());
+    assert!(!scene.closed_ports(Protocol::Tcp).is_empty());
     assert_eq!(banned(&mut scene), [SCANNER, CLIENT], "banned when the time is over, even if no service has started");
     assert_eq!(scene.syn(SCANNER, 200), Repeated);
 }
@@ -82,9 +78,7 @@ fn scanner_of_booting_host_is_banned_afterwards() {
 #[test]
 fn waiting_protected_source_is_exempt() {
     let mut scene = booting();
-    for port in [21, 22, 23] {
-        let _ = scene.syn(SCANNER, port);
-    }
+    scene.syns(SCANNER, [21, 22, 23]);
     scene.change(|host| host.allow.insert("192.0.2.0/24".parse().unwrap(), Protection::Listed));
     let listed = matches!(scene.syn(SCANNER, 24), Exempt(_));
     scene.engine.end_settling();
@@ -95,9 +89,7 @@ fn waiting_protected_source_is_exempt() {
 fn sources_beyond_queue_are_judged_later() {
     let mut scene = booting();
     for n in 0..3_000 {
-        for port in [21, 22, 23] {
-            let _ = scene.syn(&nth_source(n), port);
-        }
+        scene.syns(&nth_source(n), [21, 22, 23]);
     }
     scene.engine.end_settling();
     let waited = banned(&mut scene).len();
@@ -108,11 +100,8 @@ fn sources_beyond_queue_are_judged_later() {
 #[test]
 fn stopped_remembered_service_is_not_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
-    let any = "0.0.0.0".parse().unwrap();
-    scene.change(|host| {
-        host.services = [Service { protocol: Protocol::Tcp, port: 80, address: any }].into_iter().collect()
-    });
+    scene.remember_service(80);
     assert_eq!(scene.syn(SCANNER, 80), Innocent(IgnoreReason::RememberedService));
-    assert!(!scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp).contains(80));
+    assert!(!scene.closed_ports(Protocol::Tcp).contains(80));
     assert_eq!(scene.syn(SCANNER, 81), Block(1), "no other port is excused");
 }

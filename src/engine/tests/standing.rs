@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Innocent, Probe, Repeated};
 use super::scene::{CLIENT, DAY, SCANNER, Scene, nth_source, target};
-use crate::engine::{ActiveBan, HashKey, IgnoreReason, Notice, Standing, Verdict};
+use crate::engine::{ActiveBan, HashKey, IgnoreReason, Notice, Standing};
 use crate::types::{BanTarget, Expiry, Protocol};
 
 fn summary(source: &str, packets: u32) -> Notice {
@@ -61,8 +61,7 @@ fn summary_names_protocol_of_first_packet() {
     };
     assert_eq!(scene.after(2.0).notices().iter().map(protocol).collect::<Vec<_>>(), [(Some(Protocol::Udp), 2)]);
     scene.after(60.0).udp(SCANNER, 40_000);
-    let Verdict::Repeated(repeated) = scene.verdict else { panic!("repeated") };
-    assert_eq!((repeated.protocol, repeated.report), (Some(Protocol::Udp), Some(1)));
+    assert_eq!((scene.repeated().protocol, scene.report()), (Some(Protocol::Udp), Some(1)));
 }
 
 #[test]
@@ -106,8 +105,7 @@ fn kernel_is_checked_once_a_second() {
     let mut verified = 0;
     for _ in 0..1_000 {
         scene.after(0.01).syn(SCANNER, 24);
-        let Verdict::Repeated(repeated) = scene.verdict else { panic!("repeated") };
-        verified += u32::from(repeated.verify);
+        verified += u32::from(scene.repeated().verify);
     }
     assert!((9..=10).contains(&verified), "{verified}");
 }

@@ -10,14 +10,12 @@ use crate::types::Expiry;
 /// Bans `source`; returns its length in days and the number of earlier strikes.
 fn banish(scene: &mut Scene, source: &str) -> (u64, u32) {
     scene.banish(source);
-    let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
-    (span.as_secs() / DAY.as_secs(), scene.ban().strikes)
+    (scene.ban().expiry.seconds().unwrap() / DAY.as_secs(), scene.ban().strikes)
 }
 
 /// Waits until the ban in the last verdict has ended.
 fn serve(scene: &mut Scene) {
-    let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
-    scene.after(span.as_secs_f64() + 1.0);
+    scene.after(scene.ban().expiry.span().unwrap().as_secs_f64() + 1.0);
 }
 
 fn struck(source: &str, strikes: u32, last: LastBan) -> StrikeHistory {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::scene::Gist::{Exempt, Innocent, Probe, Repeated};
 use super::scene::{DAY, HERE_V6, SCANNER, Scene, address, target};
-use crate::engine::{ActiveBan, Grade, Host, IgnoreReason, Local, MaxPrefix, Protection};
+use crate::engine::{Grade, Host, IgnoreReason, Local, MaxPrefix, Protection};
 use crate::types::{BanTarget, Expiry, Prefix};
 
 fn scene(v4: u8, v6: u8) -> Scene {
@@ -48,10 +48,8 @@ fn no_prefix_ban_without_configuration() {
     for (v4, v6) in [(32, 64), (31, 60), (0, 0), (23, 32), (255, 128)] {
         let mut scene = scene(v4, v6);
         for n in 0..100 {
-            scene.prove(&format!("203.0.113.{n}"));
-            assert_eq!(scene.ban().probe.target.prefix_len(), 32);
-            scene.prove(&format!("2001:db8:9:{n:x}::1"));
-            assert_eq!(scene.ban().probe.target.prefix_len(), 64);
+            assert_eq!(banish(&mut scene, &[&format!("203.0.113.{n}")]).prefix_len(), 32);
+            assert_eq!(banish(&mut scene, &[&format!("2001:db8:9:{n:x}::1")]).prefix_len(), 64);
         }
     }
 }
@@ -125,18 +123,17 @@ fn exempt_source_survives_neighbours_ban() {
     // This host's own neighbours.
     let mut scene = scene(24, 48);
     for n in 10..40 {
-        scene.prove(&format!("192.0.2.{n}"));
-        assert_eq!(scene.ban().probe.target.prefix_len(), 32);
+        assert_eq!(banish(&mut scene, &[&format!("192.0.2.{n}")]).prefix_len(), 32);
     }
     assert!(HERE_V6.starts_with("2001:db8::"));
     for n in 0x100..0x104 {
         scene.prove(&format!("2001:db8:0:{n:x}::1"));
     }
-    scene.prove("2001:db8:0:1aa::1");
-    assert_eq!(scene.ban().probe.target, network("2001:db8:0:100::/56"), "the neighbouring household");
+    let neighbour = banish(&mut scene, &["2001:db8:0:1aa::1"]);
+    assert_eq!(neighbour, network("2001:db8:0:100::/56"), "the neighbouring household");
     for n in 2..0x22 {
-        scene.prove(&format!("2001:db8:0:{n:x}00::1"));
-        assert_eq!(scene.ban().probe.target.prefix_len(), 64, "but not the /48 that this host is in");
+        let target = banish(&mut scene, &[&format!("2001:db8:0:{n:x}00::1")]);
+        assert_eq!(target.prefix_len(), 64, "but not the /48 that this host is in");
     }
 }
 
@@ -204,9 +201,7 @@ fn lifted_network_ban_needs_new_evidence() {
 fn earlier_network_ban_is_recognised() {
     let mut scene = Scene::new();
     let left = Expiry::After(Duration::from_secs(100));
-    for text in ["203.0.113.8/30", "2001:db8:9::/48"] {
-        scene.engine.adopt(scene.now, &ActiveBan { target: network(text), length: None, grade: None, left });
-    }
+    ["203.0.113.8/30", "2001:db8:9::/48"].into_iter().for_each(|text| scene.adopt(network(text), left));
     assert_eq!((scene.syn("203.0.113.11", 21), scene.syn("2001:db8:9:77::1", 21)), (Repeated, Repeated));
     assert_eq!((scene.syn("203.0.113.12", 21), scene.syn("2001:db8:a::1", 21)), (Probe(1), Probe(1)));
     let mut bans: Vec<_> = scene.engine.bans().map(|ban| ban.target.to_string()).collect();
@@ -223,8 +218,7 @@ fn earlier_network_ban_is_recognised() {
 fn link_local_neighbours_get_no_prefix_ban() {
     let mut scene = scene(24, 48);
     for n in 1..30 {
-        scene.prove(&format!("fe80::{n}"));
-        assert_eq!(scene.ban().probe.target.prefix_len(), 128);
+        assert_eq!(banish(&mut scene, &[&format!("fe80::{n}")]).prefix_len(), 128);
     }
     assert_eq!(scene.syn("::ffff:192.0.2.9", 21), Innocent(IgnoreReason::NoSource));
 }

@@ -6,14 +6,8 @@ mod ipv6;
 mod link;
 mod transport;
 
+use super::fixtures::hex;
 use super::{Checksum, LinkType, Packet, TcpFlags, Transport, Undecoded, decode};
-
-/// Bytes from hexadecimal text; white space is ignored.
-fn hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
-    assert!(digits.len().is_multiple_of(2), "{text} has an odd number of digits");
-    digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap()).collect()
-}
 
 fn joined(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
