@@ -7,7 +7,7 @@ use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
 use super::ban::{Allowance, Change, FleetLift, LiftedBy};
 use super::row::{self, micros, time};
-use super::{BOUND, Found, Ledger, LedgerError};
+use super::{Found, Ledger, LedgerError};
 
 const END_TRIAL: &str = "DELETE FROM trial";
 
@@ -36,7 +36,7 @@ pub(super) const USED: [&str; 10] =
     [END_TRIAL, START_TRIAL, TRIAL, ALLOW, DISALLOW, ALLOWANCES, FORGET, CLEAR_LIFTS, PUT_LIFT, LIFTS];
 
 /// Moves the ends of all when the clock is set.
-const STEPS: [&str; 3] = [
+pub(super) const STEPS: [&str; 3] = [
     "UPDATE fleet_lift SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE allowance SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE trial SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
@@ -84,14 +84,14 @@ fn lift(row: &Row<'_>) -> Option<FleetLift> {
         "fleet" => LiftedBy::Fleet,
         _ => return None,
     };
-    Some(FleetLift { target, until: time(row.get(1).ok()?)?, by })
+    Some(FleetLift { target, until: time(row.get(1).ok()?), by })
 }
 
 fn allowance(row: &Row<'_>) -> Option<Allowance> {
     let text = row::text(row, 0)?;
     let network: IpNet = text.parse().ok()?;
-    let until = row::optional_time(row, 2)?;
-    let allowance = Allowance { network, since: time(row.get(1).ok()?)?, until, by: row.get(3).ok()? };
+    let until = row::optional_time(row, 2).ok()?;
+    let allowance = Allowance { network, since: time(row.get(1).ok()?), until, by: row.get(3).ok()? };
     // A different spelling would be a second allowance of the same network.
     (network == network.trunc() && network.to_string() == text).then_some(allowance)
 }
@@ -99,8 +99,8 @@ fn allowance(row: &Row<'_>) -> Option<Allowance> {
 impl Ledger {
     /// End of the log-only trial; `None` if there is none.
     pub fn trial(&self) -> Result<Option<SystemTime>, LedgerError> {
-        let until = self.connection.query_row(TRIAL, [], |row| row.get::<_, i64>(0)).optional();
-        until.map(|until| until.and_then(time)).map_err(LedgerError::database("read", &self.path()))
+        let until = self.connection.query_row(TRIAL, [], |row| row.get(0).map(time)).optional();
+        until.map_err(LedgerError::database("read", &self.path()))
     }
 
     /// The allowances of operators, oldest first.
@@ -119,11 +119,5 @@ impl Ledger {
         let trial = self.trial()?.map(|until| Change::Trial { until: Some(until) });
         let lifts = Some(self.fleet_lifts(usize::MAX)?.items).filter(|lifts| !lifts.is_empty());
         Ok(allowances.chain(trial).chain(lifts.map(Change::FleetLifts)).collect())
-    }
-
-    /// Applies a step of the clock in microseconds.
-    pub(super) fn step_decisions(&self, by: i64) -> Result<(), Error> {
-        let values = named_params! {":by": by, ":bound": BOUND};
-        STEPS.iter().try_for_each(|step| self.connection.execute(step, values).map(drop))
     }
 }

@@ -8,7 +8,7 @@ use rusqlite::named_params;
 
 use super::ban::Entry;
 use super::row::{self, micros};
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, select};
 
 /// A place in the order of the pages: permanent bans, then the others by their ends. Bans with the same end are in the
 /// order in which they were recorded.
@@ -29,10 +29,6 @@ pub(super) const SAME: &str =
 pub(super) const LATER: &str =
     "INDEXED BY ban_open WHERE ended IS NULL AND until > :until ORDER BY until, id LIMIT :most";
 
-pub(super) fn select(which: &str) -> String {
-    format!("SELECT {}, id FROM ban {which}", row::COLUMNS)
-}
-
 impl Ledger {
     /// At most `most` bans in force at `now`: the first ones, or those after the position of an earlier page.
     pub fn page(&self, after: Option<Position>, most: usize, now: SystemTime) -> Result<Page, LedgerError> {
@@ -46,11 +42,11 @@ impl Ledger {
         let mut bans = Page::new();
         if until.is_none_or(|until| until > now) {
             let values = named_params! {":until": until, ":id": id, ":most": limit(&bans)};
-            bans.extend(self.query(&select(SAME), values, read)?.items);
+            bans.extend(self.query(&select(row::COLUMNS, SAME), values, read)?.items);
         }
         let begin = until.map_or(now, |until| until.max(now));
         let values = named_params! {":until": begin, ":most": limit(&bans)};
-        bans.extend(self.query(&select(LATER), values, read)?.items);
+        bans.extend(self.query(&select(row::COLUMNS, LATER), values, read)?.items);
         Ok(bans)
     }
 }

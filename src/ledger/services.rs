@@ -1,9 +1,11 @@
-//! Stores remembered services, recent listeners, and the boot in which the ledger was last opened.
+//! Stores what the daemon remembers about the host: services, recent listeners, sources that are or were lately connected
+//! to a service, the kernel's table, and the boot in which the ledger was last opened.
 
 use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
+use super::ban::KnownPeer;
 use super::row::{self, micros};
 use super::{Found, Ledger, LedgerError};
 use crate::engine::Service;
@@ -23,6 +25,11 @@ const PUT_LISTENER: &str =
     "INSERT OR REPLACE INTO listener (protocol, port, address, gone) VALUES (:protocol, :port, :address, :gone)";
 const LISTENERS: &str = "SELECT protocol, port, address, gone FROM listener LIMIT :most";
 
+const CLEAR_PEERS: &str = "DELETE FROM known_peer";
+const PUT_PEER: &str = "INSERT OR REPLACE INTO known_peer (target, since, last) VALUES (:target, :since, :last)";
+/// Those with the latest connections first.
+const PEERS: &str = "SELECT target, since, last FROM known_peer ORDER BY last DESC LIMIT :most";
+
 const TABLE: &str = "SELECT id FROM kernel_table LIMIT 1";
 const CLEAR_TABLE: &str = "DELETE FROM kernel_table";
 const PUT_TABLE: &str = "INSERT INTO kernel_table (id) VALUES (:id)";
@@ -31,13 +38,16 @@ const LAST_BOOT: &str = "SELECT id FROM boot LIMIT 1";
 const CLEAR_BOOT: &str = "DELETE FROM boot";
 const PUT_BOOT: &str = "INSERT INTO boot (id) VALUES (:id)";
 
-pub(super) const USED: [&str; 12] = [
+pub(super) const USED: [&str; 15] = [
     PUT,
     REMOVE,
     ALL,
     CLEAR_LISTENERS,
     PUT_LISTENER,
     LISTENERS,
+    CLEAR_PEERS,
+    PUT_PEER,
+    PEERS,
     TABLE,
     CLEAR_TABLE,
     PUT_TABLE,
@@ -46,7 +56,7 @@ pub(super) const USED: [&str; 12] = [
     PUT_BOOT,
 ];
 
-pub(super) fn insert(connection: &Connection, service: Service, served: SystemTime) -> Result<(), rusqlite::Error> {
+pub(super) fn insert(connection: &Connection, service: Service, served: SystemTime) -> rusqlite::Result<()> {
     let Service { protocol, port, address } = service;
     let values = named_params! {
         ":protocol": protocol.key(), ":port": port, ":address": address.to_string(), ":served": micros(served),
@@ -54,14 +64,14 @@ pub(super) fn insert(connection: &Connection, service: Service, served: SystemTi
     connection.execute(PUT, values).map(drop)
 }
 
-pub(super) fn remove(connection: &Connection, service: Service) -> Result<(), rusqlite::Error> {
+pub(super) fn remove(connection: &Connection, service: Service) -> rusqlite::Result<()> {
     let Service { protocol, port, address } = service;
     let values = named_params! {":protocol": protocol.key(), ":port": port, ":address": address.to_string()};
     connection.execute(REMOVE, values).map(drop)
 }
 
 /// Replaces the identity of the kernel's table.
-pub(super) fn put_table(connection: &Connection, id: &str) -> Result<(), rusqlite::Error> {
+pub(super) fn put_table(connection: &Connection, id: &str) -> rusqlite::Result<()> {
     connection.execute(CLEAR_TABLE, [])?;
     connection.execute(PUT_TABLE, named_params! {":id": id}).map(drop)
 }
@@ -70,13 +80,23 @@ pub(super) fn put_table(connection: &Connection, id: &str) -> Result<(), rusqlit
 pub(super) fn put_listeners(
     connection: &Connection,
     listeners: &[(Service, Option<SystemTime>)],
-) -> Result<(), rusqlite::Error> {
+) -> rusqlite::Result<()> {
     connection.execute(CLEAR_LISTENERS, [])?;
     let mut put = connection.prepare(PUT_LISTENER)?;
     listeners.iter().try_for_each(|(Service { protocol, port, address }, gone)| {
         let values = named_params! {
             ":protocol": protocol.key(), ":port": port, ":address": address.to_string(), ":gone": gone.map(micros),
         };
+        put.execute(values).map(drop)
+    })
+}
+
+/// Replaces the known peers.
+pub(super) fn put_peers(connection: &Connection, peers: &[KnownPeer]) -> rusqlite::Result<()> {
+    connection.execute(CLEAR_PEERS, [])?;
+    let mut put = connection.prepare(PUT_PEER)?;
+    peers.iter().try_for_each(|KnownPeer { target, since, last }| {
+        let values = named_params! {":target": target.to_string(), ":since": micros(*since), ":last": micros(*last)};
         put.execute(values).map(drop)
     })
 }
@@ -89,23 +109,25 @@ fn service(row: &Row<'_>) -> Option<Service> {
     Some(Service { protocol, port, address })
 }
 
-fn remembered(row: &Row<'_>) -> Option<(Service, SystemTime)> {
-    Some((service(row)?, row::time(row.get(3).ok()?)?))
-}
-
-fn recent(row: &Row<'_>) -> Option<(Service, Option<SystemTime>)> {
-    Some((service(row)?, row::optional_time(row, 3)?))
+fn peer(row: &Row<'_>) -> Option<KnownPeer> {
+    let target = row::target(row::text(row, 0)?)?;
+    Some(KnownPeer { target, since: row::time(row.get(1).ok()?), last: row::time(row.get(2).ok()?) })
 }
 
 impl Ledger {
     /// At most `most` remembered services with the times at which they were last served, the most recent first.
     pub fn services(&self, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
-        self.first(ALL, most, remembered)
+        self.first(ALL, most, |found| Some((service(found)?, row::time(found.get(3).ok()?))))
     }
 
     /// At most `most` recently open ports with the times at which they closed; `None` if open at the time of writing.
     pub fn listeners(&self, most: usize) -> Result<Found<(Service, Option<SystemTime>)>, LedgerError> {
-        self.first(LISTENERS, most, recent)
+        self.first(LISTENERS, most, |found| Some((service(found)?, row::optional_time(found, 3).ok()?)))
+    }
+
+    /// At most `most` known peers, those with the latest connections first.
+    pub fn known_peers(&self, most: usize) -> Result<Found<KnownPeer>, LedgerError> {
+        self.first(PEERS, most, peer)
     }
 
     /// Identity of the kernel's table when the daemon last ran.

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,9 @@ use super::error::LedgerError;
 use super::legacy_files::LegacyFiles;
 use super::{Found, Ledger, Opened, Retention};
 use clock::{Step, WallClock};
+use crossbeam_queue::ArrayQueue;
 use events::Trouble;
-use recorder::{QUEUE, Shared};
+use recorder::{QUESTIONS, QUEUE, Shared};
 
 use crate::clock::boot_time;
 use crate::panic_guard;
@@ -65,7 +66,8 @@ impl Writer {
         classic: Option<LegacyFiles>,
         tell: impl FnMut(WriterEvent) + Send + 'static,
     ) -> io::Result<Self> {
-        let (shared, now) = (Arc::new(Shared::default()), Instant::now());
+        let shared = Arc::new(Shared { questions: ArrayQueue::new(QUESTIONS), written: AtomicU64::new(0) });
+        let now = Instant::now();
         let worker = Worker::start("ledger", QUEUE, |inbox| {
             let mut work = Work {
                 directory: ledger.place.directory.clone(),
@@ -91,7 +93,7 @@ impl Writer {
             };
             move || work.run()
         })?;
-        Ok(Self { recorder: Recorder::new(worker.handle().clone(), shared), worker })
+        Ok(Self { recorder: Recorder { changes: worker.handle().clone(), shared }, worker })
     }
 
     pub fn recorder(&self) -> Recorder {
