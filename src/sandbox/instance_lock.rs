@@ -14,14 +14,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
-use nix::unistd::User;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
 use rustix::thread::CapabilitySet;
 
-use super::user::NAME;
+use super::user::{NAME, user_id};
 
 const SOCKET: &[u8] = b"portsentry";
 
@@ -129,9 +128,7 @@ fn holder(address: &SocketAddrUnix) -> Option<(u32, Option<i32>)> {
 
 /// True for users that a daemon runs as: root, the user of this process, and the package's user.
 fn trusted(user: u32) -> bool {
-    let own = rustix::process::geteuid().as_raw();
-    let package = || User::from_name(NAME).ok().flatten().is_some_and(|found| found.uid.as_raw() == user);
-    user == 0 || user == own || package()
+    user == 0 || user == rustix::process::geteuid().as_raw() || user_id(NAME) == Some(user)
 }
 
 /// True for a process of another user, for example a service's, that has CAP_NET_ADMIN in our own user namespace. Any

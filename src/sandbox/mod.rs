@@ -182,7 +182,9 @@ impl Sandbox {
                 None
             }
         };
-        capabilities::cut(policy, (nice, shut_out.is_some()), &mut warnings);
+        if let Err(error) = capabilities::cut(policy, nice, shut_out.is_some()) {
+            warnings.push(format!("cannot reduce the capabilities of the process ({error})"));
+        }
         if let Some(why) = shut_out {
             warnings.push(format!(
                 "{why}, so portsentry keeps CAP_DAC_READ_SEARCH, which permits it to read every file; run chmod o+x \
