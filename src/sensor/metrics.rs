@@ -17,7 +17,7 @@ pub const REACTIONS: [u64; 10] = [50, 100, 200, 300, 500, 1_000, 2_500, 10_000, 
 pub struct Metric(AtomicU64);
 
 impl Metric {
-    pub(super) fn add(&self, more: u64) {
+    pub fn add(&self, more: u64) {
         // With a single writer no locked instruction is needed.
         self.set(self.get().wrapping_add(more));
     }
@@ -120,11 +120,6 @@ impl SensorMetrics {
         self.withheld.set(counters.withheld);
         self.evicted.set(counters.evicted);
         self.lookups.set(counters.lookups);
-    }
-
-    /// Counts missing hosts.deny lines that were written again.
-    pub fn restored_lines(&self, lines: u64) {
-        self.relined.add(lines);
     }
 
     /// Bans that were missing in any backend and were restored.
