@@ -7,11 +7,11 @@ use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
 use super::ban::{Allowance, Change, FleetLift, LiftedBy};
 use super::row::{self, micros, time};
+use super::services::replace;
 use super::{Found, Ledger, LedgerError};
 
-const END_TRIAL: &str = "DELETE FROM trial";
-
-const START_TRIAL: &str = "INSERT INTO trial (until) VALUES (:until)";
+/// Ends the trial, and records the end of another one.
+pub(super) const REPLACE_TRIAL: [&str; 2] = ["DELETE FROM trial", "INSERT INTO trial (until) VALUES (?)"];
 
 const TRIAL: &str = "SELECT until FROM trial LIMIT 1";
 
@@ -25,15 +25,16 @@ const ALLOWANCES: &str = "SELECT network, since, until, author FROM allowance OR
 /// Expired allowances.
 pub(super) const FORGET: &str = "DELETE FROM allowance WHERE until <= :now";
 
-const CLEAR_LIFTS: &str = "DELETE FROM fleet_lift";
-
-const PUT_LIFT: &str = "INSERT OR REPLACE INTO fleet_lift (target, until, author) VALUES (:target, :until, :author)";
+const REPLACE_LIFTS: [&str; 2] =
+    ["DELETE FROM fleet_lift", "INSERT OR REPLACE INTO fleet_lift (target, until, author) VALUES (?, ?, ?)"];
 
 /// Those that end last come first.
 const LIFTS: &str = "SELECT target, until, author FROM fleet_lift ORDER BY until DESC LIMIT :most";
 
-pub(super) const USED: [&str; 10] =
-    [END_TRIAL, START_TRIAL, TRIAL, ALLOW, DISALLOW, ALLOWANCES, FORGET, CLEAR_LIFTS, PUT_LIFT, LIFTS];
+/// All statements.
+pub(super) fn used() -> Vec<&'static str> {
+    [&REPLACE_TRIAL[..], &REPLACE_LIFTS, &[TRIAL, ALLOW, DISALLOW, ALLOWANCES, FORGET, LIFTS]].concat()
+}
 
 /// Moves the ends of all when the clock is set.
 pub(super) const STEPS: [&str; 3] = [
@@ -41,13 +42,6 @@ pub(super) const STEPS: [&str; 3] = [
     "UPDATE allowance SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE trial SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
 ];
-
-/// Records the end of a trial; `None` if the trial has ended.
-pub(super) fn write_trial(connection: &Connection, until: Option<SystemTime>) -> Result<(), Error> {
-    connection.execute(END_TRIAL, [])?;
-    let Some(until) = until else { return Ok(()) };
-    connection.execute(START_TRIAL, named_params! {":until": micros(until)}).map(drop)
-}
 
 pub(super) fn allow(connection: &Connection, allowance: &Allowance) -> Result<(), Error> {
     let values = named_params! {
@@ -65,16 +59,14 @@ pub(super) fn disallow(connection: &Connection, network: IpNet) -> Result<(), Er
 
 /// Replaces the lifts of the fleet's bans.
 pub(super) fn put_lifts(connection: &Connection, lifts: &[FleetLift]) -> Result<(), Error> {
-    connection.execute(CLEAR_LIFTS, [])?;
-    let mut put = connection.prepare(PUT_LIFT)?;
-    lifts.iter().try_for_each(|FleetLift { target, until, by }| {
+    let rows = lifts.iter().map(|FleetLift { target, until, by }| {
         let author = match by {
             LiftedBy::Host => "host",
             LiftedBy::Fleet => "fleet",
         };
-        let values = named_params! {":target": target.to_string(), ":until": micros(*until), ":author": author};
-        put.execute(values).map(drop)
-    })
+        (target.to_string(), micros(*until), author)
+    });
+    replace(connection, REPLACE_LIFTS, rows)
 }
 
 fn lift(row: &Row<'_>) -> Option<FleetLift> {

@@ -1,14 +1,12 @@
 //! Reads arbitrary bytes as a database file and as a row, for a fuzz target.
 
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::UNIX_EPOCH;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
-
-use tempfile::TempDir;
 
 use super::{DATABASE, Ledger, Reader, row};
 
@@ -21,13 +19,11 @@ thread_local! {
 
 /// Opens `bytes` as the ledger, as an operator's command does and as the daemon does.
 pub(crate) fn database(bytes: &[u8]) {
-    let write = || -> io::Result<TempDir> {
-        let place = tempfile::tempdir()?;
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(place.path().join(DATABASE));
-        file?.write_all(bytes).map(|()| place)
-    };
-    let Ok(place) = write() else { panic!("the directory for temporary files cannot be written to") };
+    let Ok(place) = tempfile::tempdir() else { return };
     let place = place.path();
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(place.join(DATABASE));
+    let written = file.and_then(|mut file| file.write_all(bytes));
+    assert!(written.is_ok(), "{} cannot be written to", place.display());
     let mut read = 0;
     let _ = Reader::read(place, |reader| {
         let _ = reader.active(UNIX_EPOCH);

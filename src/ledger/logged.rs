@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, Error, Row, Statement, named_params};
+use rusqlite::{Error, Row, Statement, named_params};
 
 use super::ban::Logged;
 use super::row::{self, micros, time};
 use crate::engine::Class;
 
 /// Maximum number of rows. Beyond it, those with the oldest last scan are deleted.
-const MAX_ROWS: u32 = 50_000;
+pub(super) const MAX_ROWS: u32 = 50_000;
 
 /// Time for which a row is kept after the last scan of its source.
 pub(super) const KEPT: Duration = Duration::from_secs(90 * 86_400);
@@ -29,7 +29,8 @@ pub(super) const UPSERT: &str = "
 
 pub(super) const FORGET: &str = "DELETE FROM logged WHERE last < :before";
 
-const PRUNE: &str = "
+/// Deletes the rows above [`MAX_ROWS`].
+pub(super) const PRUNE: &str = "
     DELETE FROM logged WHERE subject IN (SELECT subject FROM logged ORDER BY last DESC LIMIT -1 OFFSET :kept)";
 
 pub(super) const USED: [&str; 4] = [ALL, UPSERT, FORGET, PRUNE];
@@ -46,11 +47,6 @@ pub(super) fn write(logged: &Logged, upsert: &mut Statement<'_>) -> Result<(), E
         ":reason": logged.reason,
     };
     upsert.execute(values).map(drop)
-}
-
-/// Deletes the rows above [`MAX_ROWS`].
-pub(super) fn prune(connection: &Connection) -> Result<(), Error> {
-    connection.execute(PRUNE, named_params! {":kept": MAX_ROWS}).map(drop)
 }
 
 /// The row, if it is valid.

@@ -27,7 +27,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
+use rusqlite::{Connection, Row, Statement, ToSql, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
@@ -36,7 +36,7 @@ pub use ban::{
 };
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
-pub use pages::{Page, ParsePositionError, Position};
+pub use pages::{Page, Position};
 pub use reader::Reader;
 pub use row::{author_from_key, author_key};
 pub use strikes::LoadedState;
@@ -157,7 +157,8 @@ const UNDO_DUE: &str = "
 const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :before";
 
 const PRUNE: &str = "
-    DELETE FROM ban WHERE id IN (SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT :surplus)";
+    DELETE FROM ban WHERE id IN (
+        SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT max((SELECT count(*) FROM ban) - :rows, 0))";
 
 fn select(columns: &str, which: &str) -> String {
     format!("SELECT {columns} FROM ban {which}")
@@ -310,20 +311,15 @@ impl Ledger {
     }
 
     /// Runs a query that is limited by its parameter `:most`.
-    fn first<T>(
-        &self,
-        sql: &str,
-        most: usize,
-        parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
-    ) -> Result<Found<T>, LedgerError> {
+    fn first<T>(&self, sql: &str, most: usize, parse: impl Fn(&Row<'_>) -> Option<T>) -> Result<Found<T>, LedgerError> {
         self.query(sql, named_params! {":most": i64::try_from(most).unwrap_or(i64::MAX)}, parse)
     }
 
     fn query<T>(
         &self,
         sql: &str,
-        values: &[(&str, &dyn rusqlite::ToSql)],
-        parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
+        values: &[(&str, &dyn ToSql)],
+        parse: impl Fn(&Row<'_>) -> Option<T>,
     ) -> Result<Found<T>, LedgerError> {
         let statement = self.connection.prepare(sql);
         let found = statement.and_then(|mut statement| collect(&mut statement, values, parse));
@@ -331,54 +327,40 @@ impl Ledger {
     }
 
     /// Runs one transaction, which also deletes rows above the limit.
-    fn transact<T>(
-        &mut self,
-        work: impl FnOnce(&mut Statements<'_>) -> Result<T, rusqlite::Error>,
-    ) -> Result<T, LedgerError> {
-        let (rows, uncounted, undoes_commands) = (self.retention.rows, self.uncounted, self.undoes_commands);
+    fn transact<T>(&mut self, work: impl FnOnce(&mut Statements<'_>) -> rusqlite::Result<T>) -> Result<T, LedgerError> {
         let result = (|| {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut statements = Statements::prepare(&transaction, undoes_commands)?;
+            let mut statements = Statements::prepare(&transaction, self.undoes_commands)?;
             let result = work(&mut statements)?;
-            let mut uncounted = uncounted + statements.recorded;
+            let uncounted = self.uncounted + statements.recorded;
             drop(statements);
             if uncounted >= SLACK {
-                prune(&transaction, rows)?;
-                logged::prune(&transaction)?;
-                uncounted = 0;
+                let rows = i64::try_from(self.retention.rows).unwrap_or(i64::MAX);
+                transaction.execute(PRUNE, named_params! {":rows": rows})?;
+                transaction.execute(logged::PRUNE, named_params! {":kept": logged::MAX_ROWS})?;
             }
             transaction.commit()?;
-            Ok((result, uncounted))
+            self.uncounted = if uncounted >= SLACK { 0 } else { uncounted };
+            Ok(result)
         })();
-        let (result, uncounted) = result.map_err(LedgerError::database("write to", &self.path()))?;
-        self.uncounted = uncounted;
-        Ok(result)
+        result.map_err(LedgerError::database("write to", &self.path()))
     }
 }
 
 fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
     let own = [EXPIRE, STEP, BEGIN, FORGET, PRUNE, OWE_UNDO];
-    let fixed = [&own[..], &statements::USED, &decisions::USED, &logged::USED, &services::USED].concat();
+    let fixed = [&own[..], &statements::USED, &decisions::used(), &logged::USED, &services::used()].concat();
     let entries = [ACTIVE, OF, pages::SAME, pages::LATER].map(|which| select(row::COLUMNS, which));
     let others = [select(row::IN_FORCE, ACTIVE), strikes::of_all(), undo_due(), count_undo_due()];
     let used: Vec<&str> = fixed.into_iter().chain(entries.iter().chain(&others).map(String::as_str)).collect();
     schema::connect(&place.file(DATABASE), &used)
 }
 
-fn prune(connection: &Connection, rows: u64) -> Result<(), rusqlite::Error> {
-    let kept: i64 = connection.query_row("SELECT count(*) FROM ban", [], |row| row.get(0))?;
-    let surplus = kept.saturating_sub(i64::try_from(rows).unwrap_or(i64::MAX));
-    if surplus > 0 {
-        connection.execute(PRUNE, named_params! {":surplus": surplus})?;
-    }
-    Ok(())
-}
-
 fn collect<T>(
     statement: &mut Statement<'_>,
-    values: &[(&str, &dyn rusqlite::ToSql)],
-    parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
-) -> Result<Found<T>, rusqlite::Error> {
+    values: &[(&str, &dyn ToSql)],
+    parse: impl Fn(&Row<'_>) -> Option<T>,
+) -> rusqlite::Result<Found<T>> {
     let mut found = Found { items: Vec::new(), unreadable: 0 };
     let mut rows = statement.query(values)?;
     while let Some(row) = rows.next()? {

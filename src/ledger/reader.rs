@@ -83,18 +83,16 @@ impl Reader {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW
             | OpenFlags::SQLITE_OPEN_EXRESCODE;
-        let connection = (|| {
-            let connection = Connection::open_with_flags(uri(path, mode), flags)?;
-            schema::harden(&connection)?;
-            connection.pragma_update(None, "query_only", true)?;
-            // The transaction makes all following reads consistent.
-            connection.execute_batch("BEGIN")?;
-            let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-            let (application, version) = (pragma(&connection, "application_id")?, pragma(&connection, "user_version")?);
-            Ok((connection, tables, application, version))
-        })();
-        let (connection, tables, application, version): (_, _, i64, i64) =
-            connection.map_err(|error| open_error(path, error))?;
+        let refuse = |error| open_error(path, error);
+        let connection = Connection::open_with_flags(uri(path, mode), flags).map_err(refuse)?;
+        schema::harden(&connection).map_err(refuse)?;
+        connection.pragma_update(None, "query_only", true).map_err(refuse)?;
+        // The transaction makes all following reads consistent.
+        connection.execute_batch("BEGIN").map_err(refuse)?;
+        let tables = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+        let tables = tables.map_err(refuse)?;
+        let application: i64 = pragma(&connection, "application_id").map_err(refuse)?;
+        let version = pragma(&connection, "user_version").map_err(refuse)?;
         if tables == 0 {
             return Err(LedgerError::Absent(directory.to_owned()));
         }
@@ -105,7 +103,7 @@ impl Reader {
         schema::refuse_newer(path, version)?;
         let reader = Self { connection, path: path.to_owned(), version };
         for which in [ACTIVE, OF, EACH] {
-            reader.connection.prepare(&reader.select(which)).map_err(|error| open_error(path, error))?;
+            reader.connection.prepare(&reader.select(which)).map_err(refuse)?;
         }
         Ok(reader)
     }

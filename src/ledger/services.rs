@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use rusqlite::{Connection, OptionalExtension, Row, named_params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, named_params};
 
 use super::ban::KnownPeer;
 use super::row::{self, micros};
@@ -20,41 +20,38 @@ const REMOVE: &str = "DELETE FROM service WHERE protocol = :protocol AND port = 
 /// The most recently served first.
 const ALL: &str = "SELECT protocol, port, address, served FROM service ORDER BY served DESC LIMIT :most";
 
-const CLEAR_LISTENERS: &str = "DELETE FROM listener";
-const PUT_LISTENER: &str =
-    "INSERT OR REPLACE INTO listener (protocol, port, address, gone) VALUES (:protocol, :port, :address, :gone)";
+const REPLACE_LISTENERS: [&str; 2] =
+    ["DELETE FROM listener", "INSERT OR REPLACE INTO listener (protocol, port, address, gone) VALUES (?, ?, ?, ?)"];
 const LISTENERS: &str = "SELECT protocol, port, address, gone FROM listener LIMIT :most";
 
-const CLEAR_PEERS: &str = "DELETE FROM known_peer";
-const PUT_PEER: &str = "INSERT OR REPLACE INTO known_peer (target, since, last) VALUES (:target, :since, :last)";
+const REPLACE_PEERS: [&str; 2] =
+    ["DELETE FROM known_peer", "INSERT OR REPLACE INTO known_peer (target, since, last) VALUES (?, ?, ?)"];
 /// Those with the latest connections first.
 const PEERS: &str = "SELECT target, since, last FROM known_peer ORDER BY last DESC LIMIT :most";
 
 const TABLE: &str = "SELECT id FROM kernel_table LIMIT 1";
-const CLEAR_TABLE: &str = "DELETE FROM kernel_table";
-const PUT_TABLE: &str = "INSERT INTO kernel_table (id) VALUES (:id)";
+/// Replaces the identity of the kernel's table.
+pub(super) const REPLACE_TABLE: [&str; 2] = ["DELETE FROM kernel_table", "INSERT INTO kernel_table (id) VALUES (?)"];
 
 const LAST_BOOT: &str = "SELECT id FROM boot LIMIT 1";
-const CLEAR_BOOT: &str = "DELETE FROM boot";
-const PUT_BOOT: &str = "INSERT INTO boot (id) VALUES (:id)";
+const REPLACE_BOOT: [&str; 2] = ["DELETE FROM boot", "INSERT INTO boot (id) VALUES (?)"];
 
-pub(super) const USED: [&str; 15] = [
-    PUT,
-    REMOVE,
-    ALL,
-    CLEAR_LISTENERS,
-    PUT_LISTENER,
-    LISTENERS,
-    CLEAR_PEERS,
-    PUT_PEER,
-    PEERS,
-    TABLE,
-    CLEAR_TABLE,
-    PUT_TABLE,
-    LAST_BOOT,
-    CLEAR_BOOT,
-    PUT_BOOT,
-];
+/// All statements.
+pub(super) fn used() -> Vec<&'static str> {
+    let replace = [REPLACE_LISTENERS, REPLACE_PEERS, REPLACE_TABLE, REPLACE_BOOT].concat();
+    [&replace[..], &[PUT, REMOVE, ALL, LISTENERS, PEERS, TABLE, LAST_BOOT]].concat()
+}
+
+/// Replaces the rows of a table with `rows`, using a statement that deletes all and one that inserts a row.
+pub(super) fn replace<R: Params>(
+    connection: &Connection,
+    [delete, insert]: [&str; 2],
+    rows: impl IntoIterator<Item = R>,
+) -> rusqlite::Result<()> {
+    connection.execute(delete, [])?;
+    let mut insert = connection.prepare(insert)?;
+    rows.into_iter().try_for_each(|row| insert.execute(row).map(drop))
+}
 
 pub(super) fn insert(connection: &Connection, service: Service, served: SystemTime) -> rusqlite::Result<()> {
     let Service { protocol, port, address } = service;
@@ -70,35 +67,21 @@ pub(super) fn remove(connection: &Connection, service: Service) -> rusqlite::Res
     connection.execute(REMOVE, values).map(drop)
 }
 
-/// Replaces the identity of the kernel's table.
-pub(super) fn put_table(connection: &Connection, id: &str) -> rusqlite::Result<()> {
-    connection.execute(CLEAR_TABLE, [])?;
-    connection.execute(PUT_TABLE, named_params! {":id": id}).map(drop)
-}
-
 /// Replaces the recent listeners.
 pub(super) fn put_listeners(
     connection: &Connection,
     listeners: &[(Service, Option<SystemTime>)],
 ) -> rusqlite::Result<()> {
-    connection.execute(CLEAR_LISTENERS, [])?;
-    let mut put = connection.prepare(PUT_LISTENER)?;
-    listeners.iter().try_for_each(|(Service { protocol, port, address }, gone)| {
-        let values = named_params! {
-            ":protocol": protocol.key(), ":port": port, ":address": address.to_string(), ":gone": gone.map(micros),
-        };
-        put.execute(values).map(drop)
-    })
+    let rows = listeners.iter().map(|(Service { protocol, port, address }, gone)| {
+        (protocol.key(), *port, address.to_string(), gone.map(micros))
+    });
+    replace(connection, REPLACE_LISTENERS, rows)
 }
 
 /// Replaces the known peers.
 pub(super) fn put_peers(connection: &Connection, peers: &[KnownPeer]) -> rusqlite::Result<()> {
-    connection.execute(CLEAR_PEERS, [])?;
-    let mut put = connection.prepare(PUT_PEER)?;
-    peers.iter().try_for_each(|KnownPeer { target, since, last }| {
-        let values = named_params! {":target": target.to_string(), ":since": micros(*since), ":last": micros(*last)};
-        put.execute(values).map(drop)
-    })
+    let row = |peer: &KnownPeer| (peer.target.to_string(), micros(peer.since), micros(peer.last));
+    replace(connection, REPLACE_PEERS, peers.iter().map(row))
 }
 
 fn service(row: &Row<'_>) -> Option<Service> {
@@ -143,8 +126,7 @@ impl Ledger {
             let transaction = self.connection.transaction()?;
             let last: Option<String> = transaction.query_row(LAST_BOOT, [], |row| row.get(0)).optional()?;
             if last.as_deref() != Some(id) {
-                transaction.execute(CLEAR_BOOT, [])?;
-                transaction.execute(PUT_BOOT, named_params! {":id": id})?;
+                replace(&transaction, REPLACE_BOOT, [[id]])?;
             }
             transaction.commit()?;
             Ok(last)

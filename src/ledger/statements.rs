@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
+use super::decisions::REPLACE_TRIAL;
 use super::logged::{self, UPSERT};
 use super::row::{self, micros};
 use super::{Author, BanRecord, Change, Ended, Ending, decisions, services};
@@ -117,7 +118,7 @@ impl<'a> Statements<'a> {
                     named_params! {":subject": target.to_string(), ":since": micros(*since), ":at": micros(*at)};
                 connection.execute(UNDONE, values).map(drop)
             }
-            Change::Trial { until } => decisions::write_trial(connection, *until),
+            Change::Trial { until } => services::replace(connection, REPLACE_TRIAL, until.map(|until| [micros(until)])),
             Change::FleetLifts(lifts) => decisions::put_lifts(connection, lifts),
             Change::Allowed(allowance) => decisions::allow(connection, allowance),
             Change::Disallowed { network } => decisions::disallow(connection, *network),
@@ -125,7 +126,7 @@ impl<'a> Statements<'a> {
             Change::ServiceForgotten(service) => services::remove(connection, *service),
             Change::Listeners(listeners) => services::put_listeners(connection, listeners),
             Change::KnownPeers(peers) => services::put_peers(connection, peers),
-            Change::Table(table) => services::put_table(connection, table),
+            Change::Table(table) => services::replace(connection, services::REPLACE_TABLE, [[table]]),
         }
     }
 

@@ -140,7 +140,11 @@ impl Work {
         loop {
             // Read first, so that changes sent before the stop request are in the queue.
             let deadline = self.inbox.stop().map(|stop| stop.after_eighths(4));
-            self.collect();
+            while self.pending.len() < MAX_PENDING
+                && let Some(change) = self.inbox.pop()
+            {
+                self.pending.push_back(change);
+            }
             if !self.pending.is_empty() {
                 panic_guard::failpoint("ledger");
             }
@@ -194,14 +198,6 @@ impl Work {
         rest.min(TICK).max(Duration::from_millis(1))
     }
 
-    fn collect(&mut self) {
-        while self.pending.len() < MAX_PENDING
-            && let Some(change) = self.inbox.pop()
-        {
-            self.pending.push_back(change);
-        }
-    }
-
     /// Writes pending changes, and once a second marks ended bans.
     fn keep_books(&mut self, now: Instant) {
         let due = now >= self.tick + TICK;
@@ -216,7 +212,14 @@ impl Work {
                     self.tick = now;
                 }
             }
-            Err(error) => self.suffer(error),
+            Err(error) => {
+                self.database.0.extend(boot_time());
+                if error.is_damage() {
+                    self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
+                } else {
+                    self.tell_failure(error);
+                }
+            }
         }
     }
 
@@ -299,13 +302,8 @@ impl Work {
         Ok(())
     }
 
-    fn suffer(&mut self, error: LedgerError) {
-        self.database.0.extend(boot_time());
-        if error.is_damage() {
-            self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
-        } else {
-            self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
-        }
+    fn tell_failure(&mut self, error: LedgerError) {
+        self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
     }
 
     /// Abandons an unusable database, and keeps its readable bans in force.
@@ -317,9 +315,7 @@ impl Work {
         }
         match leave(ledger) {
             Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
-            Err(error) => {
-                self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
-            }
+            Err(error) => self.tell_failure(error),
         }
     }
 
