@@ -9,7 +9,6 @@ mod dynamic_user;
 mod handover;
 mod instance_lock;
 mod landlock;
-mod name_service;
 mod ownership;
 mod seccomp;
 mod user;
