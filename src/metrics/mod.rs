@@ -97,10 +97,10 @@ struct Reactions<'a>(&'a SensorMetrics);
 
 impl EncodeMetric for Reactions<'_> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let read = self.0.reactions();
+        let (counts, sum) = self.0.reactions();
         let bounds = REACTIONS.iter().map(|micros| seconds(*micros)).chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(read.counts).collect();
-        encoder.encode_histogram::<Labels>(seconds(read.sum), read.counts.iter().sum(), &buckets, None)
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        encoder.encode_histogram::<Labels>(seconds(sum), counts.iter().sum(), &buckets, None)
     }
 
     fn metric_type(&self) -> MetricType {

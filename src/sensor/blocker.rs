@@ -133,18 +133,14 @@ impl Blocker {
         self.slow.as_ref().is_some_and(|slow| slow.run_first(self.context(ban, ban.expiry, seen)))
     }
 
-    /// Queues the command alone; returns a refusal if it does not run.
+    /// Queues the command alone if scans of the protocol only run it; returns a refusal if it does not run.
     pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> Option<Refused> {
-        self.slow.as_ref().and_then(|slow| slow.run_command(self.context(ban, ban.expiry, seen)))
-    }
-
-    /// True if scans of `protocol` only run the command.
-    pub(super) fn only_runs_command(&self, protocol: Protocol) -> bool {
-        let tells = match protocol {
+        let tells = match ban.probe.observation.protocol {
             Protocol::Tcp | Protocol::Sctp => self.tcp_tells,
             Protocol::Udp | Protocol::Icmp => self.udp_tells,
         };
-        tells && !self.suspended
+        let slow = self.slow.as_ref().filter(|_| tells && !self.suspended)?;
+        slow.run_command(self.context(ban, ban.expiry, seen))
     }
 
     /// Builds the context that backends expect for `ban`, with `expiry` as its duration.

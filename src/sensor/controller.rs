@@ -143,9 +143,7 @@ impl BanController {
                 return;
             }
             Verdict::LogOnly(ban) => {
-                let blocker = &self.enforcement.blocker;
-                let runs_command = blocker.only_runs_command(ban.probe.observation.protocol);
-                if runs_command && let Some(refused) = blocker.queue_command(&ban, time) {
+                if let Some(refused) = self.enforcement.blocker.queue_command(&ban, time) {
                     self.batch.report(time, EventKind::from(&refused));
                 }
             }
@@ -215,10 +213,13 @@ impl BanController {
     /// Removes bans of targets that have become exempt. The kernel accepts their packets in any case, but a leftover
     /// ban would mislead readers of the set and take effect again when the exemption ends.
     fn remove_exempt_bans(&mut self, now: Timestamp) {
-        // Removed from the engine first, so that a table repair does not restore them.
-        let exempt = self.observer.lift_exempt(EXEMPT_PER_ROUND);
+        let Observer { engine, host, .. } = &mut self.observer;
+        let exempt = |ban: ActiveBan| Some((ban.target, host.exemption(ban.target)?));
+        let exempt: Vec<_> = engine.bans().filter_map(exempt).take(EXEMPT_PER_ROUND).collect();
         self.exempt_check_at = (exempt.len() == EXEMPT_PER_ROUND).then(|| now.after(EXEMPT_ROUND_DELAY));
         let targets: Vec<_> = exempt.iter().map(|(target, _)| *target).collect();
+        // Removed from the engine first, so that a table repair does not restore them.
+        targets.iter().for_each(|target| _ = engine.lift(*target));
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.remove_exempt(&mut scope, &targets);
         for (target, protection) in exempt {

@@ -280,7 +280,7 @@ impl Enforcement {
                 format!("the route that blocked {target} was removed because it would cut off protected addresses");
             scope.reporter.emit_note(text);
         }
-        let allowed = scope.observer.allowed();
+        let allowed: Vec<IpNet> = scope.observer.host.allow.prefixes().collect();
         self.change_sets(scope, "cannot update the kernel's allow-list", |nft| update(nft, &allowed));
     }
 
@@ -332,13 +332,12 @@ impl Enforcement {
 
     /// Replaces the rules of the table; its sets keep their elements.
     pub(super) fn replace_ruleset(&mut self, scope: &mut Scope<'_>, wanted: RulesetSpec) {
-        match self.blocker.nft.as_mut().map(|backend| backend.replace_rules(wanted)) {
-            Some(Ok(())) => {
-                scope.reporter.emit_note("table inet portsentry now has the rules of the new configuration")
-            }
-            None => {}
-            Some(Err(error)) => {
-                scope.reporter.error(format!("cannot install the rules of the new configuration: {error}"))
+        if let Some(backend) = &mut self.blocker.nft {
+            match backend.replace_rules(wanted) {
+                Ok(()) => scope.reporter.emit_note("table inet portsentry now has the rules of the new configuration"),
+                Err(error) => {
+                    scope.reporter.error(format!("cannot install the rules of the new configuration: {error}"));
+                }
             }
         }
         self.restart_trap(scope);

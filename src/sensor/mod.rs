@@ -43,7 +43,7 @@ pub use commands::{Answer, Inbox, SensorCommand, SensorRequest};
 use controller::BanController;
 pub use controller::Sample;
 pub use guest_bans::GuestBan;
-pub use metrics::{REACTIONS, Read, SensorMetrics};
+pub use metrics::{REACTIONS, SensorMetrics};
 use observer::Observer;
 pub use port_lookup::KernelPorts;
 use reporter::Reporter;

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::capture::checksum_offload::ChecksumOffload;
 use crate::capture::decoy::DecoyPorts;
-use crate::engine::{ActiveBan, Engine, Host, PortLookup, PortUse, Protection};
+use crate::engine::{Engine, Host, PortLookup, PortUse};
 use crate::types::{BanTarget, Protocol, Timestamp};
 use crate::wire::{Packet, Transport};
 
@@ -77,10 +77,6 @@ impl Observer {
             .collect()
     }
 
-    pub(super) fn allowed(&self) -> Vec<IpNet> {
-        self.host.allow.prefixes().collect()
-    }
-
     /// Returns at most `most` banned targets inside `network`, and their total number.
     pub(super) fn bans_in(&self, network: IpNet, most: usize) -> (Vec<BanTarget>, usize) {
         let is_inside = |target: &BanTarget| network.contains(&target.network());
@@ -88,15 +84,5 @@ impl Observer {
         let mut targets: Vec<BanTarget> = inside().take(most).collect();
         targets.sort_unstable();
         (targets, inside().count())
-    }
-
-    /// Removes bans of targets that have become exempt from the engine, at most `most`; returns the removed ones.
-    pub(super) fn lift_exempt(&mut self, most: usize) -> Vec<(BanTarget, Protection)> {
-        let exempt = |ban: ActiveBan| Some((ban.target, self.host.exemption(ban.target)?));
-        let exempt: Vec<_> = self.engine.bans().filter_map(exempt).take(most).collect();
-        for (target, _) in &exempt {
-            self.engine.lift(*target);
-        }
-        exempt
     }
 }

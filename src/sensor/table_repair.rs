@@ -165,7 +165,8 @@ impl TableRepair {
         self.filled_at = Some(Instant::now());
         let (bans, left_out) = self.choose(*now, observer, pending);
         // The allow-list first, so that an exempt source is never without it.
-        let filled = nft.protect(&observer.allowed()).and_then(|()| nft.put_back(&bans));
+        let allowed: Vec<_> = observer.host.allow.prefixes().collect();
+        let filled = nft.protect(&allowed).and_then(|()| nft.put_back(&bans));
         // The engine must not treat a source as blocked if it is not.
         match &filled {
             Ok(()) => pending.expedite(Backend::Nft),

@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::observer::Scope;
 use super::reporter::Reporter;
 use crate::enforce::nft::{BlockError, Nft, NftBackend, RulesetSpec, TRAP_BURST, Trap, Watched};
-use crate::engine::{Engine, Host};
 use crate::types::{PortSet, Protocol, Timestamp};
 
 /// Window within which a loss counts; at most twice as long.
@@ -71,23 +70,17 @@ impl TrapArming {
         let RulesetSpec { trap, decoys, .. } = backend.spec;
         let ceiling_reached = !Self::has_room(scope);
         let Scope { now, ref observer, reporter } = *scope;
-        let closed = |counts: fn(Trap) -> bool, protocol| {
-            let ports = || {
-                if self.paused { PortSet::new() } else { observer.engine.closed_ports(now, &observer.host, protocol) }
-            };
-            trap.is_some_and(counts).then(ports)
-        };
-        let held = |ports: fn(&Engine, Timestamp, &Host) -> PortSet| {
-            let ports = || if self.paused { PortSet::new() } else { ports(&observer.engine, now, &observer.host) };
-            trap.is_some_and(|trap| trap.hold.is_some()).then(ports)
+        let (engine, host) = (&observer.engine, &observer.host);
+        let trapped = |has: fn(Trap) -> bool, ports: &dyn Fn() -> PortSet| {
+            trap.is_some_and(has).then(|| if self.paused { PortSet::new() } else { ports() })
         };
         let wanted = Armed {
-            tcp: closed(|trap| trap.tcp, Protocol::Tcp),
-            udp: closed(|trap| trap.udp, Protocol::Udp),
-            related: held(Engine::related_ports),
-            services: held(Engine::served_ports),
-            decoys: decoys.map(|_| observer.engine.decoy_ports(now, &observer.host)),
-            interfaces: trap.map(|_| observer.host.interfaces.clone()),
+            tcp: trapped(|trap| trap.tcp, &|| engine.closed_ports(now, host, Protocol::Tcp)),
+            udp: trapped(|trap| trap.udp, &|| engine.closed_ports(now, host, Protocol::Udp)),
+            related: trapped(|trap| trap.hold.is_some(), &|| engine.related_ports(now, host)),
+            services: trapped(|trap| trap.hold.is_some(), &|| engine.served_ports(now, host)),
+            decoys: decoys.map(|_| engine.decoy_ports(now, host)),
+            interfaces: trap.map(|_| host.interfaces.clone()),
             ceiling_reached: trap.map(|_| ceiling_reached),
         };
         if !self.paused {
