@@ -7,8 +7,7 @@ use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
 use super::ban::{Allowance, Change, FleetLift, LiftedBy};
 use super::row::{self, micros, time};
-use super::services::replace;
-use super::{Found, Ledger, LedgerError};
+use super::{Found, Ledger, LedgerError, replace};
 
 /// Ends the trial, and records the end of another one.
 pub(super) const REPLACE_TRIAL: [&str; 2] = ["DELETE FROM trial", "INSERT INTO trial (until) VALUES (?)"];
@@ -18,7 +17,7 @@ const TRIAL: &str = "SELECT until FROM trial LIMIT 1";
 const ALLOW: &str = "
     INSERT OR REPLACE INTO allowance (network, since, until, author) VALUES (:network, :since, :until, :author)";
 
-const DISALLOW: &str = "DELETE FROM allowance WHERE network = :network";
+pub(super) const DISALLOW: &str = "DELETE FROM allowance WHERE network = :network";
 
 const ALLOWANCES: &str = "SELECT network, since, until, author FROM allowance ORDER BY since, network";
 
@@ -51,10 +50,6 @@ pub(super) fn allow(connection: &Connection, allowance: &Allowance) -> Result<()
         ":author": allowance.by,
     };
     connection.execute(ALLOW, values).map(drop)
-}
-
-pub(super) fn disallow(connection: &Connection, network: IpNet) -> Result<(), Error> {
-    connection.execute(DISALLOW, named_params! {":network": network.to_string()}).map(drop)
 }
 
 /// Replaces the lifts of the fleet's bans.

@@ -27,7 +27,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, Row, Statement, ToSql, TransactionBehavior, named_params};
+use rusqlite::{Connection, Params, Row, Statement, ToSql, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
@@ -370,4 +370,15 @@ fn collect<T>(
         }
     }
     Ok(found)
+}
+
+/// Replaces the rows of a table with `rows`, using a statement that deletes all and one that inserts a row.
+fn replace<R: Params>(
+    connection: &Connection,
+    [delete, insert]: [&str; 2],
+    rows: impl IntoIterator<Item = R>,
+) -> rusqlite::Result<()> {
+    connection.execute(delete, [])?;
+    let mut insert = connection.prepare(insert)?;
+    rows.into_iter().try_for_each(|row| insert.execute(row).map(drop))
 }

@@ -3,11 +3,11 @@
 
 use std::time::SystemTime;
 
-use rusqlite::{Connection, OptionalExtension, Params, Row, named_params};
+use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::ban::KnownPeer;
 use super::row::{self, micros};
-use super::{Found, Ledger, LedgerError};
+use super::{Found, Ledger, LedgerError, replace};
 use crate::engine::Service;
 use crate::types::Protocol;
 
@@ -40,17 +40,6 @@ const REPLACE_BOOT: [&str; 2] = ["DELETE FROM boot", "INSERT INTO boot (id) VALU
 pub(super) fn used() -> Vec<&'static str> {
     let replace = [REPLACE_LISTENERS, REPLACE_PEERS, REPLACE_TABLE, REPLACE_BOOT].concat();
     [&replace[..], &[PUT, REMOVE, ALL, LISTENERS, PEERS, TABLE, LAST_BOOT]].concat()
-}
-
-/// Replaces the rows of a table with `rows`, using a statement that deletes all and one that inserts a row.
-pub(super) fn replace<R: Params>(
-    connection: &Connection,
-    [delete, insert]: [&str; 2],
-    rows: impl IntoIterator<Item = R>,
-) -> rusqlite::Result<()> {
-    connection.execute(delete, [])?;
-    let mut insert = connection.prepare(insert)?;
-    rows.into_iter().try_for_each(|row| insert.execute(row).map(drop))
 }
 
 pub(super) fn insert(connection: &Connection, service: Service, served: SystemTime) -> rusqlite::Result<()> {

@@ -5,10 +5,9 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
-use super::decisions::REPLACE_TRIAL;
 use super::logged::{self, UPSERT};
 use super::row::{self, micros};
-use super::{Author, BanRecord, Change, Ended, Ending, decisions, services};
+use super::{Author, BanRecord, Change, Ended, Ending, decisions, replace, services};
 use crate::types::{Backend, Backends, BanTarget};
 
 /// The newest ban of a target: the only one that may be open, because each new one ends the previous one.
@@ -118,15 +117,17 @@ impl<'a> Statements<'a> {
                     named_params! {":subject": target.to_string(), ":since": micros(*since), ":at": micros(*at)};
                 connection.execute(UNDONE, values).map(drop)
             }
-            Change::Trial { until } => services::replace(connection, REPLACE_TRIAL, until.map(|until| [micros(until)])),
+            Change::Trial { until } => {
+                replace(connection, decisions::REPLACE_TRIAL, until.map(|until| [micros(until)]))
+            }
             Change::FleetLifts(lifts) => decisions::put_lifts(connection, lifts),
             Change::Allowed(allowance) => decisions::allow(connection, allowance),
-            Change::Disallowed { network } => decisions::disallow(connection, *network),
+            Change::Disallowed { network } => connection.execute(decisions::DISALLOW, [network.to_string()]).map(drop),
             Change::Served(service, at) => services::insert(connection, *service, *at),
             Change::ServiceForgotten(service) => services::remove(connection, *service),
             Change::Listeners(listeners) => services::put_listeners(connection, listeners),
             Change::KnownPeers(peers) => services::put_peers(connection, peers),
-            Change::Table(table) => services::replace(connection, services::REPLACE_TABLE, [[table]]),
+            Change::Table(table) => replace(connection, services::REPLACE_TABLE, [[table]]),
         }
     }
 
