@@ -240,12 +240,9 @@ impl Policy {
             Some(start) => name.as_bytes().starts_with(start.as_bytes()),
             None => name == pattern.as_str(),
         };
-        (kind.is_file() && self.own_files.iter().any(named))
-            || (kind.is_socket()
-                && [&self.own_socket, &self.shared_socket]
-                    .into_iter()
-                    .flatten()
-                    .any(|own| own.file_name() == Some(name)))
+        let mut sockets = self.own_socket.iter().chain(&self.shared_socket);
+        kind.is_file() && self.own_files.iter().any(named)
+            || kind.is_socket() && sockets.any(|own| own.file_name() == Some(name))
     }
 
     /// True for the directory of the control socket.

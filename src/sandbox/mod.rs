@@ -198,21 +198,16 @@ impl Sandbox {
             warnings.push(format!("a crash may write a core dump to the disk ({error})"));
         }
         let fenced = if policy.process == Process::Commands { Ok(None) } else { landlock::fence(policy) };
-        let (landlock, reach) = match fenced {
-            Ok(fenced) => fenced.unzip(),
-            Err(error) => {
-                warnings.push(format!("the file access of portsentry is not restricted: {error}"));
-                (None, None)
-            }
-        };
+        let fenced = fenced.unwrap_or_else(|error| {
+            warnings.push(format!("the file access of portsentry is not restricted: {error}"));
+            None
+        });
+        let (landlock, reach) = fenced.unzip();
         let now = Self { landlock, reach, ..Self::now() };
-        let seccomp = match seccomp::filter(policy) {
-            Ok(seccomp) => seccomp,
-            Err(error) => {
-                warnings.push(format!("the system calls of portsentry are not restricted: {error}"));
-                Calls::All
-            }
-        };
+        let seccomp = seccomp::filter(policy).unwrap_or_else(|error| {
+            warnings.push(format!("the system calls of portsentry are not restricted: {error}"));
+            Calls::All
+        });
         Self { seccomp, warnings, ..now }
     }
 
