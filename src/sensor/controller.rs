@@ -424,16 +424,13 @@ impl BanController {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => return Err(error.to_string()),
         }
-        self.enforcement.release(&targets, &self.reporter);
-        // Bans are lifted one at a time, so that each also takes back its strike, as a single unblock does.
-        for target in &targets {
-            self.observer.engine.lift(*target);
-        }
+        self.bans_removed(&targets);
         Ok(targets)
     }
 
     /// Ends the bans of `targets`, which were removed from the kernel's sets.
     pub(super) fn bans_removed(&mut self, targets: &[BanTarget]) {
+        // Bans are lifted one at a time, so that each also takes back its strike.
         for target in targets {
             self.observer.engine.lift(*target);
         }
