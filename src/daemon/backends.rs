@@ -325,7 +325,7 @@ fn reporter(
                 EventKind::Error(text)
             }
             BackendEvent::Restored { targets, backend } => {
-                metrics.restored_lines(targets.len() as u64);
+                metrics.relined.add(targets.len() as u64);
                 EventKind::Repaired { bans: targets.len(), backend }
             }
             BackendEvent::Connections { target, ended } => EventKind::Disconnected { target, connections: ended },

@@ -15,6 +15,8 @@ use crate::wire::TcpFlags;
     Debug,
     PartialEq,
     Eq,
+    PartialOrd,
+    Ord,
     Hash,
     Serialize,
     Deserialize,

@@ -145,13 +145,6 @@ pub struct BanSummary {
     pub guest_port: Option<LinkId>,
 }
 
-impl From<&BanRecord> for BanSummary {
-    fn from(ban: &BanRecord) -> Self {
-        let BanRecord { target, source, since, until, class, grade, methods, guest_port, .. } = *ban;
-        Self { target, source, since, until, class, grade, port: ban.ports.first().copied(), methods, guest_port }
-    }
-}
-
 impl BanSummary {
     /// As [`BanRecord::left`].
     pub fn left(&self, now: SystemTime) -> Option<Expiry> {

@@ -7,47 +7,40 @@ use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
 use super::ban::{Allowance, Change, FleetLift, LiftedBy};
 use super::row::{self, micros, time};
-use super::{BOUND, Found, Ledger, LedgerError};
+use super::{Found, Ledger, LedgerError, replace};
 
-const END_TRIAL: &str = "DELETE FROM trial";
-
-const START_TRIAL: &str = "INSERT INTO trial (until) VALUES (:until)";
+/// Ends the trial, and records the end of another one.
+pub(super) const REPLACE_TRIAL: [&str; 2] = ["DELETE FROM trial", "INSERT INTO trial (until) VALUES (?)"];
 
 const TRIAL: &str = "SELECT until FROM trial LIMIT 1";
 
 const ALLOW: &str = "
     INSERT OR REPLACE INTO allowance (network, since, until, author) VALUES (:network, :since, :until, :author)";
 
-const DISALLOW: &str = "DELETE FROM allowance WHERE network = :network";
+pub(super) const DISALLOW: &str = "DELETE FROM allowance WHERE network = :network";
 
 const ALLOWANCES: &str = "SELECT network, since, until, author FROM allowance ORDER BY since, network";
 
 /// Expired allowances.
 pub(super) const FORGET: &str = "DELETE FROM allowance WHERE until <= :now";
 
-const CLEAR_LIFTS: &str = "DELETE FROM fleet_lift";
-
-const PUT_LIFT: &str = "INSERT OR REPLACE INTO fleet_lift (target, until, author) VALUES (:target, :until, :author)";
+const REPLACE_LIFTS: [&str; 2] =
+    ["DELETE FROM fleet_lift", "INSERT OR REPLACE INTO fleet_lift (target, until, author) VALUES (?, ?, ?)"];
 
 /// Those that end last come first.
 const LIFTS: &str = "SELECT target, until, author FROM fleet_lift ORDER BY until DESC LIMIT :most";
 
-pub(super) const USED: [&str; 10] =
-    [END_TRIAL, START_TRIAL, TRIAL, ALLOW, DISALLOW, ALLOWANCES, FORGET, CLEAR_LIFTS, PUT_LIFT, LIFTS];
+/// All statements.
+pub(super) fn used() -> Vec<&'static str> {
+    [&REPLACE_TRIAL[..], &REPLACE_LIFTS, &[TRIAL, ALLOW, DISALLOW, ALLOWANCES, FORGET, LIFTS]].concat()
+}
 
 /// Moves the ends of all when the clock is set.
-const STEPS: [&str; 3] = [
+pub(super) const STEPS: [&str; 3] = [
     "UPDATE fleet_lift SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE allowance SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE trial SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
 ];
-
-/// Records the end of a trial; `None` if the trial has ended.
-pub(super) fn write_trial(connection: &Connection, until: Option<SystemTime>) -> Result<(), Error> {
-    connection.execute(END_TRIAL, [])?;
-    let Some(until) = until else { return Ok(()) };
-    connection.execute(START_TRIAL, named_params! {":until": micros(until)}).map(drop)
-}
 
 pub(super) fn allow(connection: &Connection, allowance: &Allowance) -> Result<(), Error> {
     let values = named_params! {
@@ -59,22 +52,16 @@ pub(super) fn allow(connection: &Connection, allowance: &Allowance) -> Result<()
     connection.execute(ALLOW, values).map(drop)
 }
 
-pub(super) fn disallow(connection: &Connection, network: IpNet) -> Result<(), Error> {
-    connection.execute(DISALLOW, named_params! {":network": network.to_string()}).map(drop)
-}
-
 /// Replaces the lifts of the fleet's bans.
 pub(super) fn put_lifts(connection: &Connection, lifts: &[FleetLift]) -> Result<(), Error> {
-    connection.execute(CLEAR_LIFTS, [])?;
-    let mut put = connection.prepare(PUT_LIFT)?;
-    lifts.iter().try_for_each(|FleetLift { target, until, by }| {
+    let rows = lifts.iter().map(|FleetLift { target, until, by }| {
         let author = match by {
             LiftedBy::Host => "host",
             LiftedBy::Fleet => "fleet",
         };
-        let values = named_params! {":target": target.to_string(), ":until": micros(*until), ":author": author};
-        put.execute(values).map(drop)
-    })
+        (target.to_string(), micros(*until), author)
+    });
+    replace(connection, REPLACE_LIFTS, rows)
 }
 
 fn lift(row: &Row<'_>) -> Option<FleetLift> {
@@ -84,14 +71,14 @@ fn lift(row: &Row<'_>) -> Option<FleetLift> {
         "fleet" => LiftedBy::Fleet,
         _ => return None,
     };
-    Some(FleetLift { target, until: time(row.get(1).ok()?)?, by })
+    Some(FleetLift { target, until: time(row.get(1).ok()?), by })
 }
 
 fn allowance(row: &Row<'_>) -> Option<Allowance> {
     let text = row::text(row, 0)?;
     let network: IpNet = text.parse().ok()?;
-    let until = row::optional_time(row, 2)?;
-    let allowance = Allowance { network, since: time(row.get(1).ok()?)?, until, by: row.get(3).ok()? };
+    let until = row::optional_time(row, 2).ok()?;
+    let allowance = Allowance { network, since: time(row.get(1).ok()?), until, by: row.get(3).ok()? };
     // A different spelling would be a second allowance of the same network.
     (network == network.trunc() && network.to_string() == text).then_some(allowance)
 }
@@ -99,8 +86,8 @@ fn allowance(row: &Row<'_>) -> Option<Allowance> {
 impl Ledger {
     /// End of the log-only trial; `None` if there is none.
     pub fn trial(&self) -> Result<Option<SystemTime>, LedgerError> {
-        let until = self.connection.query_row(TRIAL, [], |row| row.get::<_, i64>(0)).optional();
-        until.map(|until| until.and_then(time)).map_err(LedgerError::database("read", &self.path()))
+        let until = self.connection.query_row(TRIAL, [], |row| row.get(0).map(time)).optional();
+        until.map_err(LedgerError::database("read", &self.path()))
     }
 
     /// The allowances of operators, oldest first.
@@ -119,11 +106,5 @@ impl Ledger {
         let trial = self.trial()?.map(|until| Change::Trial { until: Some(until) });
         let lifts = Some(self.fleet_lifts(usize::MAX)?.items).filter(|lifts| !lifts.is_empty());
         Ok(allowances.chain(trial).chain(lifts.map(Change::FleetLifts)).collect())
-    }
-
-    /// Applies a step of the clock in microseconds.
-    pub(super) fn step_decisions(&self, by: i64) -> Result<(), Error> {
-        let values = named_params! {":by": by, ":bound": BOUND};
-        STEPS.iter().try_for_each(|step| self.connection.execute(step, values).map(drop))
     }
 }

@@ -1,9 +1,8 @@
 //! Reads arbitrary bytes as a database file and as a row, for a fuzz target.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::UNIX_EPOCH;
 
 use rusqlite::types::Value;
@@ -15,26 +14,16 @@ use super::{DATABASE, Ledger, Reader, row};
 const COLUMNS: usize = 16;
 
 thread_local! {
-    static PLACE: PathBuf =
-        std::env::temp_dir().join(format!("portsentry-fuzz-{}-{:?}", std::process::id(), std::thread::current().id()));
     static MEMORY: Option<Connection> = Connection::open_in_memory().ok();
 }
 
 /// Opens `bytes` as the ledger, as an operator's command does and as the daemon does.
 pub(crate) fn database(bytes: &[u8]) {
-    PLACE.with(|place| {
-        open(place, bytes);
-        let _ = fs::remove_dir_all(place);
-    });
-}
-
-fn open(place: &Path, bytes: &[u8]) {
-    let lay = || -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(place)?;
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(place.join(DATABASE));
-        file?.write_all(bytes)
-    };
-    assert!(lay().is_ok(), "{} cannot be written to", place.display());
+    let Ok(place) = tempfile::tempdir() else { return };
+    let place = place.path();
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(place.join(DATABASE));
+    let written = file.and_then(|mut file| file.write_all(bytes));
+    assert!(written.is_ok(), "{} cannot be written to", place.display());
     let mut read = 0;
     let _ = Reader::read(place, |reader| {
         let _ = reader.active(UNIX_EPOCH);

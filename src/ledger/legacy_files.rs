@@ -12,14 +12,16 @@ use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jiff::civil::date;
 
 use super::ban::{Author, BanRecord, BanSummary};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
 use crate::atomic_file::{AtomicFile, TemporaryName, append, end_last_line, is_at};
 use crate::clock::printable_time;
-use crate::types::Protocol;
+use crate::types::{BanTarget, Protocol};
 
 /// Every ban since the last rotation.
 pub const HISTORY: &str = "portsentry.history";
@@ -57,7 +59,7 @@ impl LegacyFiles {
             return;
         }
         let mut line = String::with_capacity(96);
-        put_line(&mut line, &mut Date::default(), &BanSummary::from(ban));
+        put_line(&mut line, ban.since, ban.ports.first().copied(), host(ban.target, ban.source));
         if self.waiting.len() + line.len() > MAX_WAITING {
             self.left_out += 1;
         } else {
@@ -90,13 +92,11 @@ impl LegacyFiles {
     /// Atomically replaces the list of bans in force.
     pub fn rewrite(&self, active: impl IntoIterator<Item = BanSummary>) -> Result<(), LedgerError> {
         let path = self.place.file(BLOCKED);
-        let (mut text, mut date) = (String::new(), Date::default());
-        active.into_iter().for_each(|ban| put_line(&mut text, &mut date, &ban));
-        let old = match fs::symlink_metadata(&path) {
-            Ok(found) => check_file(&path, &found).map(|()| Some(found))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(LedgerError::system("inspect", &path)(error)),
-        };
+        let mut text = String::new();
+        for ban in active {
+            put_line(&mut text, ban.since, ban.port, host(ban.target, ban.source));
+        }
+        let old = check_file(&path)?;
         let fill = |file: &mut File| {
             if let Some(old) = &old {
                 // Readers have access through the group, which is kept if this user may set it. The owner is always
@@ -112,47 +112,26 @@ impl LegacyFiles {
     }
 }
 
-/// Appends the line of `ban`, with its end.
-fn put_line(text: &mut String, date: &mut Date, ban: &BanSummary) {
-    let (protocol, port) = ban.port.unwrap_or((Protocol::Tcp, 0));
-    let seconds = printable_time(ban.since).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let (date, source) = (date.format(seconds), host(ban));
+/// Appends the line of a ban, with its end.
+fn put_line(text: &mut String, since: SystemTime, port: Option<(Protocol, u16)>, source: IpAddr) {
+    let (protocol, port) = port.unwrap_or((Protocol::Tcp, 0));
+    let seconds = printable_time(since).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let date = date(1970, 1, 1).at(0, 0, 0, 0).saturating_add(Duration::from_secs(seconds));
+    let date = date.strftime("%m/%d/%Y %H:%M:%S");
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{seconds} - {date} Host: {source}/{source} Port: {port} {} Blocked", protocol.name());
 }
 
-/// The last formatted date: consecutive bans often begin in the same second.
-#[derive(Default)]
-struct Date {
-    seconds: u64,
-    text: String,
-}
-
-impl Date {
-    fn format(&mut self, seconds: u64) -> &str {
-        if self.text.is_empty() || self.seconds != seconds {
-            let date = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string();
-            // 2026-11-21T06:32:13Z
-            let part = |range| date.get(range).unwrap_or_default();
-            let (year, month, day, clock) = (part(0..4), part(5..7), part(8..10), part(11..19));
-            *self = Self { seconds, text: format!("{month}/{day}/{year} {clock}") };
-        }
-        &self.text
-    }
-}
-
 /// The host for the line. A filter would read a forged ::ffff:192.0.2.1 as 192.0.2.1, which may be protected.
-fn host(ban: &BanSummary) -> IpAddr {
-    match ban.source {
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => ban.target.element(),
+fn host(target: BanTarget, source: IpAddr) -> IpAddr {
+    match source {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => target.element(),
         source => source,
     }
 }
 
 fn open_history(path: &Path) -> Result<File, LedgerError> {
-    if let Ok(found) = fs::symlink_metadata(path) {
-        check_file(path, &found)?;
-    }
+    check_file(path)?;
     let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path);
     let mut file = file.map_err(LedgerError::system("open", path))?;
     end_last_line(&mut file).map_err(LedgerError::system("repair the last line of", path))?;

@@ -3,19 +3,22 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, Error, Row, Statement, named_params};
+use rusqlite::{Error, Row, Statement, named_params};
 
 use super::ban::Logged;
 use super::row::{self, micros, time};
 use crate::engine::Class;
 
 /// Maximum number of rows. Beyond it, those with the oldest last scan are deleted.
-const MAX_ROWS: u32 = 50_000;
+pub(super) const MAX_ROWS: u32 = 50_000;
 
 /// Time for which a row is kept after the last scan of its source.
 pub(super) const KEPT: Duration = Duration::from_secs(90 * 86_400);
 
-const COLUMNS: &str = "subject, source, first, last, times, class, ports, probes, reason";
+/// All rows, the newest first.
+pub(super) const ALL: &str = "
+    SELECT subject, source, first, last, times, class, ports, probes, reason
+    FROM logged ORDER BY last DESC, subject";
 
 pub(super) const UPSERT: &str = "
     INSERT INTO logged (subject, source, first, last, times, class, ports, probes, reason)
@@ -26,10 +29,11 @@ pub(super) const UPSERT: &str = "
 
 pub(super) const FORGET: &str = "DELETE FROM logged WHERE last < :before";
 
-const PRUNE: &str = "
+/// Deletes the rows above [`MAX_ROWS`].
+pub(super) const PRUNE: &str = "
     DELETE FROM logged WHERE subject IN (SELECT subject FROM logged ORDER BY last DESC LIMIT -1 OFFSET :kept)";
 
-pub(super) const USED: [&str; 3] = [UPSERT, FORGET, PRUNE];
+pub(super) const USED: [&str; 4] = [ALL, UPSERT, FORGET, PRUNE];
 
 /// Executes [`UPSERT`] for `logged`.
 pub(super) fn write(logged: &Logged, upsert: &mut Statement<'_>) -> Result<(), Error> {
@@ -45,27 +49,16 @@ pub(super) fn write(logged: &Logged, upsert: &mut Statement<'_>) -> Result<(), E
     upsert.execute(values).map(drop)
 }
 
-/// Deletes the rows above [`MAX_ROWS`].
-pub(super) fn prune(connection: &Connection) -> Result<(), Error> {
-    connection.execute(PRUNE, named_params! {":kept": MAX_ROWS}).map(drop)
-}
-
-/// All rows, the newest first.
-pub(super) fn select() -> String {
-    format!("SELECT {COLUMNS} FROM logged ORDER BY last DESC, subject")
-}
-
 /// The row, if it is valid.
 pub(super) fn read(found: &Row<'_>) -> Option<Logged> {
-    let text = |column: usize| found.get_ref(column).ok()?.as_str().ok();
     Some(Logged {
-        target: row::target(text(0)?)?,
-        source: text(1)?.parse().ok()?,
-        first: time(found.get(2).ok()?)?,
-        last: time(found.get(3).ok()?)?,
+        target: row::target(row::text(found, 0)?)?,
+        source: row::text(found, 1)?.parse().ok()?,
+        first: time(found.get(2).ok()?),
+        last: time(found.get(3).ok()?),
         times: found.get(4).ok()?,
-        class: Class::from_key(text(5)?)?,
-        ports: row::ports(text(6)?)?,
+        class: Class::from_key(row::text(found, 5)?)?,
+        ports: row::ports(row::text(found, 6)?)?,
         probes: found.get(7).ok()?,
         reason: found.get(8).ok()?,
     })

@@ -14,7 +14,6 @@ pub(crate) mod fuzzing;
 mod legacy_files;
 mod logged;
 mod pages;
-mod peers;
 mod reader;
 mod row;
 mod schema;
@@ -28,7 +27,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
+use rusqlite::{Connection, Params, Row, Statement, ToSql, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
@@ -37,7 +36,7 @@ pub use ban::{
 };
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
-pub use pages::{Page, ParsePositionError, Position};
+pub use pages::{Page, Position};
 pub use reader::Reader;
 pub use row::{author_from_key, author_key};
 pub use strikes::LoadedState;
@@ -158,19 +157,11 @@ const UNDO_DUE: &str = "
 const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :before";
 
 const PRUNE: &str = "
-    DELETE FROM ban WHERE id IN (SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT :surplus)";
+    DELETE FROM ban WHERE id IN (
+        SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT max((SELECT count(*) FROM ban) - :rows, 0))";
 
-fn select(which: &str) -> String {
-    format!("SELECT {} FROM ban {which}", row::COLUMNS)
-}
-
-/// The same query for a ledger of format `version`.
-fn select_from(version: i64, which: &str) -> String {
-    format!("SELECT {} FROM ban {which}", schema::columns(row::COLUMNS, version))
-}
-
-fn listed() -> String {
-    format!("SELECT {} FROM ban {ACTIVE}", row::IN_FORCE)
+fn select(columns: &str, which: &str) -> String {
+    format!("SELECT {columns} FROM ban {which}")
 }
 
 /// The last such ban of each target.
@@ -251,26 +242,7 @@ impl Ledger {
 
     /// Writes `changes` in order, in one transaction.
     pub fn write<'a>(&mut self, changes: impl IntoIterator<Item = &'a Change>) -> Result<(), LedgerError> {
-        self.transact(|statements| {
-            changes.into_iter().try_for_each(|change| match change {
-                Change::Banned(ban) => statements.record(ban),
-                Change::Also(ban) => statements.add(ban),
-                Change::Moved { target, since, methods } => statements.set_methods(*target, *since, *methods),
-                Change::GuestPort { target, since, port } => statements.set_guest_port(*target, *since, *port),
-                Change::Logged(logged) => statements.log(logged),
-                Change::Trial { until } => decisions::write_trial(statements.connection, *until),
-                Change::FleetLifts(lifts) => decisions::put_lifts(statements.connection, lifts),
-                Change::Allowed(allowance) => decisions::allow(statements.connection, allowance),
-                Change::Disallowed { network } => decisions::disallow(statements.connection, *network),
-                Change::Ended { target, ended } => statements.end(*target, ended).map(drop),
-                Change::Undone { target, since, at } => statements.undone(*target, *since, *at),
-                Change::Served(service, at) => services::insert(statements.connection, *service, *at),
-                Change::Listeners(listeners) => services::put_listeners(statements.connection, listeners),
-                Change::KnownPeers(peers) => peers::put(statements.connection, peers),
-                Change::Table(table) => services::put_table(statements.connection, table),
-                Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
-            })
-        })
+        self.transact(|statements| changes.into_iter().try_for_each(|change| statements.write(change)))
     }
 
     /// Marks the bans that have ended at `now`, returns their targets, and deletes bans beyond the retention time.
@@ -292,9 +264,9 @@ impl Ledger {
 
     /// Applies a step of the clock in microseconds: bans in force keep their remaining time.
     pub fn clock_was_set(&mut self, by: i64) -> Result<(), LedgerError> {
-        let by = by.clamp(-BOUND, BOUND);
-        let result = self.connection.execute(STEP, named_params! {":by": by, ":bound": BOUND});
-        let result = result.and_then(|_| self.step_decisions(by));
+        let values = named_params! {":by": by.clamp(-BOUND, BOUND), ":bound": BOUND};
+        let mut steps = std::iter::once(STEP).chain(decisions::STEPS);
+        let result = steps.try_for_each(|step| self.connection.execute(step, values).map(drop));
         result.map_err(LedgerError::database("write to", &self.path()))
     }
 
@@ -313,17 +285,17 @@ impl Ledger {
 
     /// The bans in force at `now`: permanent ones, then the others in order of their ends.
     pub fn active(&self, now: SystemTime) -> Result<Found<Entry>, LedgerError> {
-        self.query(&select(ACTIVE), named_params! {":now": micros(now)}, row::entry)
+        self.query(&select(row::COLUMNS, ACTIVE), named_params! {":now": micros(now)}, row::entry)
     }
 
     /// The same with only the data that a list needs: a third of the work.
     pub fn in_force(&self, now: SystemTime) -> Result<Found<BanSummary>, LedgerError> {
-        self.query(&listed(), named_params! {":now": micros(now)}, row::in_force)
+        self.query(&select(row::IN_FORCE, ACTIVE), named_params! {":now": micros(now)}, row::in_force)
     }
 
     /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::containing`].
     pub fn bans_of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
-        self.query(&select(OF), named_params! {":subject": target.to_string()}, row::entry)
+        self.query(&select(row::COLUMNS, OF), named_params! {":subject": target.to_string()}, row::entry)
     }
 
     /// The last ended ban of each target whose command has to be undone, at most `most`, and the number of the others.
@@ -339,20 +311,15 @@ impl Ledger {
     }
 
     /// Runs a query that is limited by its parameter `:most`.
-    fn first<T>(
-        &self,
-        sql: &str,
-        most: usize,
-        parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
-    ) -> Result<Found<T>, LedgerError> {
+    fn first<T>(&self, sql: &str, most: usize, parse: impl Fn(&Row<'_>) -> Option<T>) -> Result<Found<T>, LedgerError> {
         self.query(sql, named_params! {":most": i64::try_from(most).unwrap_or(i64::MAX)}, parse)
     }
 
     fn query<T>(
         &self,
         sql: &str,
-        values: &[(&str, &dyn rusqlite::ToSql)],
-        parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
+        values: &[(&str, &dyn ToSql)],
+        parse: impl Fn(&Row<'_>) -> Option<T>,
     ) -> Result<Found<T>, LedgerError> {
         let statement = self.connection.prepare(sql);
         let found = statement.and_then(|mut statement| collect(&mut statement, values, parse));
@@ -360,54 +327,40 @@ impl Ledger {
     }
 
     /// Runs one transaction, which also deletes rows above the limit.
-    fn transact<T>(
-        &mut self,
-        work: impl FnOnce(&mut Statements<'_>) -> Result<T, rusqlite::Error>,
-    ) -> Result<T, LedgerError> {
-        let (rows, uncounted, undoes_commands) = (self.retention.rows, self.uncounted, self.undoes_commands);
+    fn transact<T>(&mut self, work: impl FnOnce(&mut Statements<'_>) -> rusqlite::Result<T>) -> Result<T, LedgerError> {
         let result = (|| {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut statements = Statements::prepare(&transaction, undoes_commands)?;
+            let mut statements = Statements::prepare(&transaction, self.undoes_commands)?;
             let result = work(&mut statements)?;
-            let mut uncounted = uncounted + statements.recorded;
+            let uncounted = self.uncounted + statements.recorded;
             drop(statements);
             if uncounted >= SLACK {
-                prune(&transaction, rows)?;
-                logged::prune(&transaction)?;
-                uncounted = 0;
+                let rows = i64::try_from(self.retention.rows).unwrap_or(i64::MAX);
+                transaction.execute(PRUNE, named_params! {":rows": rows})?;
+                transaction.execute(logged::PRUNE, named_params! {":kept": logged::MAX_ROWS})?;
             }
             transaction.commit()?;
-            Ok((result, uncounted))
+            self.uncounted = if uncounted >= SLACK { 0 } else { uncounted };
+            Ok(result)
         })();
-        let (result, uncounted) = result.map_err(LedgerError::database("write to", &self.path()))?;
-        self.uncounted = uncounted;
-        Ok(result)
+        result.map_err(LedgerError::database("write to", &self.path()))
     }
 }
 
 fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
     let own = [EXPIRE, STEP, BEGIN, FORGET, PRUNE, OWE_UNDO];
-    let fixed = [&own[..], &statements::USED, &decisions::USED, &logged::USED, &services::USED, &peers::USED].concat();
-    let lists = [select(ACTIVE), select(OF), listed(), strikes::of_all(), logged::select()];
-    let others = [undo_due(), count_undo_due(), pages::select(pages::SAME), pages::select(pages::LATER)];
-    let used: Vec<&str> = fixed.into_iter().chain(lists.iter().chain(&others).map(String::as_str)).collect();
+    let fixed = [&own[..], &statements::USED, &decisions::used(), &logged::USED, &services::used()].concat();
+    let entries = [ACTIVE, OF, pages::SAME, pages::LATER].map(|which| select(row::COLUMNS, which));
+    let others = [select(row::IN_FORCE, ACTIVE), strikes::of_all(), undo_due(), count_undo_due()];
+    let used: Vec<&str> = fixed.into_iter().chain(entries.iter().chain(&others).map(String::as_str)).collect();
     schema::connect(&place.file(DATABASE), &used)
-}
-
-fn prune(connection: &Connection, rows: u64) -> Result<(), rusqlite::Error> {
-    let kept: i64 = connection.query_row("SELECT count(*) FROM ban", [], |row| row.get(0))?;
-    let surplus = kept.saturating_sub(i64::try_from(rows).unwrap_or(i64::MAX));
-    if surplus > 0 {
-        connection.execute(PRUNE, named_params! {":surplus": surplus})?;
-    }
-    Ok(())
 }
 
 fn collect<T>(
     statement: &mut Statement<'_>,
-    values: &[(&str, &dyn rusqlite::ToSql)],
-    parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
-) -> Result<Found<T>, rusqlite::Error> {
+    values: &[(&str, &dyn ToSql)],
+    parse: impl Fn(&Row<'_>) -> Option<T>,
+) -> rusqlite::Result<Found<T>> {
     let mut found = Found { items: Vec::new(), unreadable: 0 };
     let mut rows = statement.query(values)?;
     while let Some(row) = rows.next()? {
@@ -417,4 +370,15 @@ fn collect<T>(
         }
     }
     Ok(found)
+}
+
+/// Replaces the rows of a table with `rows`, using a statement that deletes all and one that inserts a row.
+fn replace<R: Params>(
+    connection: &Connection,
+    [delete, insert]: [&str; 2],
+    rows: impl IntoIterator<Item = R>,
+) -> rusqlite::Result<()> {
+    connection.execute(delete, [])?;
+    let mut insert = connection.prepare(insert)?;
+    rows.into_iter().try_for_each(|row| insert.execute(row).map(drop))
 }

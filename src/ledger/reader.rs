@@ -25,7 +25,8 @@ use super::ban::Entry;
 use super::error::LedgerError;
 use super::row::{self, micros};
 use super::schema::{self, classify, pragma};
-use super::{ACTIVE, DATABASE, Found, Logged, OF, collect, logged, select_from};
+use super::state_dir::if_found;
+use super::{ACTIVE, DATABASE, Found, Logged, OF, collect, logged, select};
 use crate::types::BanTarget;
 
 /// Time limit and delay for retries while the daemon starts, ends or empties its log.
@@ -82,18 +83,16 @@ impl Reader {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW
             | OpenFlags::SQLITE_OPEN_EXRESCODE;
-        let connection = (|| {
-            let connection = Connection::open_with_flags(uri(path, mode), flags)?;
-            schema::harden(&connection)?;
-            connection.pragma_update(None, "query_only", true)?;
-            // The transaction makes all following reads consistent.
-            connection.execute_batch("BEGIN")?;
-            let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-            let (application, version) = (pragma(&connection, "application_id")?, pragma(&connection, "user_version")?);
-            Ok((connection, tables, application, version))
-        })();
-        let (connection, tables, application, version): (_, _, i64, i64) =
-            connection.map_err(|error| open_error(path, error))?;
+        let refuse = |error| open_error(path, error);
+        let connection = Connection::open_with_flags(uri(path, mode), flags).map_err(refuse)?;
+        schema::harden(&connection).map_err(refuse)?;
+        connection.pragma_update(None, "query_only", true).map_err(refuse)?;
+        // The transaction makes all following reads consistent.
+        connection.execute_batch("BEGIN").map_err(refuse)?;
+        let tables = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+        let tables = tables.map_err(refuse)?;
+        let application: i64 = pragma(&connection, "application_id").map_err(refuse)?;
+        let version = pragma(&connection, "user_version").map_err(refuse)?;
         if tables == 0 {
             return Err(LedgerError::Absent(directory.to_owned()));
         }
@@ -102,10 +101,11 @@ impl Reader {
             return Err(LedgerError::Damaged { path: path.to_owned(), damage });
         }
         schema::refuse_newer(path, version)?;
+        let reader = Self { connection, path: path.to_owned(), version };
         for which in [ACTIVE, OF, EACH] {
-            connection.prepare(&select_from(version, which)).map_err(|error| open_error(path, error))?;
+            reader.connection.prepare(&reader.select(which)).map_err(refuse)?;
         }
-        Ok(Self { connection, path: path.to_owned(), version })
+        Ok(reader)
     }
 
     /// The bans in force at `now`: permanent ones, then the others in order of their ends.
@@ -135,7 +135,7 @@ impl Reader {
             if self.connection.query_row(known, [], |row| row.get::<_, i64>(0))? == 0 {
                 return Ok(Found { items: Vec::new(), unreadable: 0 });
             }
-            collect(&mut self.connection.prepare(&logged::select())?, &[], logged::read)
+            collect(&mut self.connection.prepare(logged::ALL)?, &[], logged::read)
         })();
         found.map_err(LedgerError::database("read", &self.path))
     }
@@ -145,7 +145,7 @@ impl Reader {
     pub fn each(&self, mut visit: impl FnMut(&Entry)) -> Result<u64, LedgerError> {
         let visited = (|| {
             let mut unreadable = 0;
-            let mut statement = self.connection.prepare(&select_from(self.version, EACH))?;
+            let mut statement = self.connection.prepare(&self.select(EACH))?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 match row::entry(row) {
@@ -158,8 +158,13 @@ impl Reader {
         visited.map_err(LedgerError::database("read", &self.path))
     }
 
+    /// [`select`] for the format of this ledger.
+    fn select(&self, which: &str) -> String {
+        select(&schema::columns(row::COLUMNS, self.version), which)
+    }
+
     fn entries(&self, which: &str, values: &[(&str, &dyn ToSql)]) -> Result<Found<Entry>, LedgerError> {
-        let statement = self.connection.prepare(&select_from(self.version, which));
+        let statement = self.connection.prepare(&self.select(which));
         let found = statement.and_then(|mut statement| collect(&mut statement, values, row::entry));
         found.map_err(LedgerError::database("read", &self.path))
     }
@@ -208,11 +213,7 @@ impl ReadMode {
 fn beside(path: &Path, suffix: &str) -> io::Result<Option<Metadata>> {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
-    match fs::symlink_metadata(name) {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    if_found(fs::symlink_metadata(name))
 }
 
 /// The database's name as an SQLite URI (<https://sqlite.org/uri.html>), with all special bytes percent-encoded.

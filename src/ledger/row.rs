@@ -9,9 +9,9 @@ use super::ban::{Author, BanRecord, BanSummary, Ended, Ending, Entry};
 use crate::engine::{Class, Grade, LinkId};
 use crate::types::{BanTarget, Protocol};
 
-/// The columns that [`entry`] reads, in its order.
+/// The columns that [`entry`] reads, in its order, and the id.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
-                                  ended, ending, lifted_by, capped, note, evidence, guest_port";
+                                  ended, ending, lifted_by, capped, note, evidence, guest_port, id";
 
 /// The columns that [`in_force`] reads, in its order.
 pub(super) const IN_FORCE: &str = "subject, source, since, until, class, ports, evidence, method, guest_port";
@@ -22,15 +22,15 @@ pub(super) const REPLACED: &str = "replaced";
 
 /// The entry in a row of [`COLUMNS`].
 pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
-    let ended = match optional_time(row, 11)? {
+    let ended = match optional_time(row, 11).ok()? {
         None => None,
         Some(at) => Some(Ended { how: ending(row)?, at }),
     };
     let ban = BanRecord {
         target: target(text(row, 0)?)?,
         source: text(row, 1)?.parse().ok()?,
-        since: time(row.get(2).ok()?)?,
-        until: optional_time(row, 3)?,
+        since: time(row.get(2).ok()?),
+        until: optional_time(row, 3).ok()?,
         class: optional(row, 4, Class::from_key)?,
         ports: ports(text(row, 5)?)?,
         probes: row.get(6).ok()?,
@@ -52,8 +52,8 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
         target,
         // The source is usually the target, which is already parsed.
         source: if source == who { target.element() } else { source.parse().ok()? },
-        since: time(row.get(2).ok()?)?,
-        until: optional_time(row, 3)?,
+        since: time(row.get(2).ok()?),
+        until: optional_time(row, 3).ok()?,
         class: optional(row, 4, Class::from_key)?,
         grade: optional(row, 6, Grade::from_key)?,
         port: ports(text(row, 5)?)?.first().copied(),
@@ -77,11 +77,8 @@ fn optional<T>(row: &Row<'_>, place: usize, parse: impl FnOnce(&str) -> Option<T
 }
 
 /// The time in a column that may be null.
-pub(super) fn optional_time(row: &Row<'_>, place: usize) -> Option<Option<SystemTime>> {
-    match row.get::<_, Option<i64>>(place).ok()? {
-        None => Some(None),
-        Some(micros) => time(micros).map(Some),
-    }
+pub(super) fn optional_time(row: &Row<'_>, place: usize) -> rusqlite::Result<Option<SystemTime>> {
+    row.get(place).map(|micros: Option<i64>| micros.map(time))
 }
 
 fn guest_port(text: &str) -> Option<LinkId> {
@@ -144,9 +141,10 @@ pub(super) fn micros(time: SystemTime) -> i64 {
     }
 }
 
-pub(super) fn time(micros: i64) -> Option<SystemTime> {
+/// The reverse of [`micros`]. `SystemTime` counts seconds with 64 bits, so every value is valid.
+pub(super) fn time(micros: i64) -> SystemTime {
     let span = Duration::from_micros(micros.unsigned_abs());
-    if micros < 0 { UNIX_EPOCH.checked_sub(span) } else { UNIX_EPOCH.checked_add(span) }
+    if micros < 0 { UNIX_EPOCH - span } else { UNIX_EPOCH + span }
 }
 
 #[cfg(test)]
@@ -181,8 +179,8 @@ mod tests {
     #[test]
     fn times_outside_clock_range_are_valid() {
         for micros_ in [0, 1, -1, 1_795_242_733_123_456, i64::MAX, i64::MIN + 1] {
-            assert_eq!(time(micros_).map(micros), Some(micros_));
+            assert_eq!(micros(time(micros_)), micros_);
         }
-        assert!(time(i64::MIN).is_some());
+        assert!(time(i64::MIN) < UNIX_EPOCH);
     }
 }

@@ -159,21 +159,18 @@ pub(super) fn columns(wanted: &str, version: i64) -> String {
 
 /// Opens the database at `path`, which exists and may be empty. Every statement of `used` must match its tables.
 pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerError> {
-    let mut connection = open(path).map_err(|error| classify(path, error))?;
-    let sound = inspect(&connection).map_err(|error| classify(path, error))?;
-    if let Some(damage) = sound {
+    let classify = |error| classify(path, error);
+    let mut connection = open(path).map_err(classify)?;
+    if let Some(damage) = inspect(&connection).map_err(classify)? {
         return Err(LedgerError::Damaged { path: path.to_owned(), damage });
     }
-    let found: i64 = pragma(&connection, "user_version").map_err(|error| classify(path, error))?;
+    let found: i64 = pragma(&connection, "user_version").map_err(classify)?;
     refuse_newer(path, found)?;
-    bring_up(&mut connection, found).map_err(|error| classify(path, error))?;
+    bring_up(&mut connection, found).map_err(classify)?;
     // A table with the right name but other columns is detected now instead of at the first ban.
-    used.iter().try_for_each(|sql| connection.prepare(sql).map(drop)).map_err(|error| classify(path, error))?;
-    match pragma::<String>(&connection, "journal_mode") {
-        Ok(mode) if mode == "wal" => Ok(connection),
-        Ok(_) => Err(LedgerError::FileSystem(path.to_owned())),
-        Err(error) => Err(classify(path, error)),
-    }
+    used.iter().try_for_each(|sql| connection.prepare(sql).map(drop)).map_err(classify)?;
+    let mode: String = pragma(&connection, "journal_mode").map_err(classify)?;
+    if mode == "wal" { Ok(connection) } else { Err(LedgerError::FileSystem(path.to_owned())) }
 }
 
 /// Refuses format `found` if a later release has written it.

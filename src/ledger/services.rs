@@ -1,11 +1,13 @@
-//! Stores remembered services, recent listeners, and the boot in which the ledger was last opened.
+//! Stores what the daemon remembers about the host: services, recent listeners, sources that are or were lately connected
+//! to a service, the kernel's table, and the boot in which the ledger was last opened.
 
 use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
+use super::ban::KnownPeer;
 use super::row::{self, micros};
-use super::{Found, Ledger, LedgerError};
+use super::{Found, Ledger, LedgerError, replace};
 use crate::engine::Service;
 use crate::types::Protocol;
 
@@ -18,35 +20,29 @@ const REMOVE: &str = "DELETE FROM service WHERE protocol = :protocol AND port = 
 /// The most recently served first.
 const ALL: &str = "SELECT protocol, port, address, served FROM service ORDER BY served DESC LIMIT :most";
 
-const CLEAR_LISTENERS: &str = "DELETE FROM listener";
-const PUT_LISTENER: &str =
-    "INSERT OR REPLACE INTO listener (protocol, port, address, gone) VALUES (:protocol, :port, :address, :gone)";
+const REPLACE_LISTENERS: [&str; 2] =
+    ["DELETE FROM listener", "INSERT OR REPLACE INTO listener (protocol, port, address, gone) VALUES (?, ?, ?, ?)"];
 const LISTENERS: &str = "SELECT protocol, port, address, gone FROM listener LIMIT :most";
 
+const REPLACE_PEERS: [&str; 2] =
+    ["DELETE FROM known_peer", "INSERT OR REPLACE INTO known_peer (target, since, last) VALUES (?, ?, ?)"];
+/// Those with the latest connections first.
+const PEERS: &str = "SELECT target, since, last FROM known_peer ORDER BY last DESC LIMIT :most";
+
 const TABLE: &str = "SELECT id FROM kernel_table LIMIT 1";
-const CLEAR_TABLE: &str = "DELETE FROM kernel_table";
-const PUT_TABLE: &str = "INSERT INTO kernel_table (id) VALUES (:id)";
+/// Replaces the identity of the kernel's table.
+pub(super) const REPLACE_TABLE: [&str; 2] = ["DELETE FROM kernel_table", "INSERT INTO kernel_table (id) VALUES (?)"];
 
 const LAST_BOOT: &str = "SELECT id FROM boot LIMIT 1";
-const CLEAR_BOOT: &str = "DELETE FROM boot";
-const PUT_BOOT: &str = "INSERT INTO boot (id) VALUES (:id)";
+const REPLACE_BOOT: [&str; 2] = ["DELETE FROM boot", "INSERT INTO boot (id) VALUES (?)"];
 
-pub(super) const USED: [&str; 12] = [
-    PUT,
-    REMOVE,
-    ALL,
-    CLEAR_LISTENERS,
-    PUT_LISTENER,
-    LISTENERS,
-    TABLE,
-    CLEAR_TABLE,
-    PUT_TABLE,
-    LAST_BOOT,
-    CLEAR_BOOT,
-    PUT_BOOT,
-];
+/// All statements.
+pub(super) fn used() -> Vec<&'static str> {
+    let replace = [REPLACE_LISTENERS, REPLACE_PEERS, REPLACE_TABLE, REPLACE_BOOT].concat();
+    [&replace[..], &[PUT, REMOVE, ALL, LISTENERS, PEERS, TABLE, LAST_BOOT]].concat()
+}
 
-pub(super) fn insert(connection: &Connection, service: Service, served: SystemTime) -> Result<(), rusqlite::Error> {
+pub(super) fn insert(connection: &Connection, service: Service, served: SystemTime) -> rusqlite::Result<()> {
     let Service { protocol, port, address } = service;
     let values = named_params! {
         ":protocol": protocol.key(), ":port": port, ":address": address.to_string(), ":served": micros(served),
@@ -54,31 +50,27 @@ pub(super) fn insert(connection: &Connection, service: Service, served: SystemTi
     connection.execute(PUT, values).map(drop)
 }
 
-pub(super) fn remove(connection: &Connection, service: Service) -> Result<(), rusqlite::Error> {
+pub(super) fn remove(connection: &Connection, service: Service) -> rusqlite::Result<()> {
     let Service { protocol, port, address } = service;
     let values = named_params! {":protocol": protocol.key(), ":port": port, ":address": address.to_string()};
     connection.execute(REMOVE, values).map(drop)
-}
-
-/// Replaces the identity of the kernel's table.
-pub(super) fn put_table(connection: &Connection, id: &str) -> Result<(), rusqlite::Error> {
-    connection.execute(CLEAR_TABLE, [])?;
-    connection.execute(PUT_TABLE, named_params! {":id": id}).map(drop)
 }
 
 /// Replaces the recent listeners.
 pub(super) fn put_listeners(
     connection: &Connection,
     listeners: &[(Service, Option<SystemTime>)],
-) -> Result<(), rusqlite::Error> {
-    connection.execute(CLEAR_LISTENERS, [])?;
-    let mut put = connection.prepare(PUT_LISTENER)?;
-    listeners.iter().try_for_each(|(Service { protocol, port, address }, gone)| {
-        let values = named_params! {
-            ":protocol": protocol.key(), ":port": port, ":address": address.to_string(), ":gone": gone.map(micros),
-        };
-        put.execute(values).map(drop)
-    })
+) -> rusqlite::Result<()> {
+    let rows = listeners.iter().map(|(Service { protocol, port, address }, gone)| {
+        (protocol.key(), *port, address.to_string(), gone.map(micros))
+    });
+    replace(connection, REPLACE_LISTENERS, rows)
+}
+
+/// Replaces the known peers.
+pub(super) fn put_peers(connection: &Connection, peers: &[KnownPeer]) -> rusqlite::Result<()> {
+    let row = |peer: &KnownPeer| (peer.target.to_string(), micros(peer.since), micros(peer.last));
+    replace(connection, REPLACE_PEERS, peers.iter().map(row))
 }
 
 fn service(row: &Row<'_>) -> Option<Service> {
@@ -89,23 +81,25 @@ fn service(row: &Row<'_>) -> Option<Service> {
     Some(Service { protocol, port, address })
 }
 
-fn remembered(row: &Row<'_>) -> Option<(Service, SystemTime)> {
-    Some((service(row)?, row::time(row.get(3).ok()?)?))
-}
-
-fn recent(row: &Row<'_>) -> Option<(Service, Option<SystemTime>)> {
-    Some((service(row)?, row::optional_time(row, 3)?))
+fn peer(row: &Row<'_>) -> Option<KnownPeer> {
+    let target = row::target(row::text(row, 0)?)?;
+    Some(KnownPeer { target, since: row::time(row.get(1).ok()?), last: row::time(row.get(2).ok()?) })
 }
 
 impl Ledger {
     /// At most `most` remembered services with the times at which they were last served, the most recent first.
     pub fn services(&self, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
-        self.first(ALL, most, remembered)
+        self.first(ALL, most, |found| Some((service(found)?, row::time(found.get(3).ok()?))))
     }
 
     /// At most `most` recently open ports with the times at which they closed; `None` if open at the time of writing.
     pub fn listeners(&self, most: usize) -> Result<Found<(Service, Option<SystemTime>)>, LedgerError> {
-        self.first(LISTENERS, most, recent)
+        self.first(LISTENERS, most, |found| Some((service(found)?, row::optional_time(found, 3).ok()?)))
+    }
+
+    /// At most `most` known peers, those with the latest connections first.
+    pub fn known_peers(&self, most: usize) -> Result<Found<KnownPeer>, LedgerError> {
+        self.first(PEERS, most, peer)
     }
 
     /// Identity of the kernel's table when the daemon last ran.
@@ -121,8 +115,7 @@ impl Ledger {
             let transaction = self.connection.transaction()?;
             let last: Option<String> = transaction.query_row(LAST_BOOT, [], |row| row.get(0)).optional()?;
             if last.as_deref() != Some(id) {
-                transaction.execute(CLEAR_BOOT, [])?;
-                transaction.execute(PUT_BOOT, named_params! {":id": id})?;
+                replace(&transaction, REPLACE_BOOT, [[id]])?;
             }
             transaction.commit()?;
             Ok(last)

@@ -63,23 +63,13 @@ impl StateDir {
     pub(super) fn claim(&self, name: &str) -> Result<bool, LedgerError> {
         // SQLite opens these by itself, and would wait for ever for the writer of a FIFO.
         for suffix in BESIDE {
-            let path = self.file(&format!("{name}{suffix}"));
-            match fs::symlink_metadata(&path) {
-                Ok(found) => check_file(&path, &found)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(LedgerError::system("inspect", &path)(error)),
-            }
+            check_file(&self.file(&format!("{name}{suffix}")))?;
         }
         let path = self.file(name);
-        let found = match fs::symlink_metadata(&path) {
-            Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-                return made.map(|_| true).map_err(LedgerError::system("create", &path));
-            }
-            Err(error) => return Err(LedgerError::system("inspect", &path)(error)),
+        let Some(found) = check_file(&path)? else {
+            let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            return made.map(|_| true).map_err(LedgerError::system("create", &path));
         };
-        check_file(&path, &found)?;
         let mode = found.mode() & 0o7777;
         if mode & ANYTHING_BY_OTHERS != 0 || mode & OWNER != OWNER {
             return Err(LedgerError::Mode { path, mode, wanted: OWNER });
@@ -100,12 +90,7 @@ impl StateDir {
         for suffix in BESIDE.into_iter().chain([""]) {
             let (from, mut to) = (self.file(&format!("{name}{suffix}")), aside.clone().into_os_string());
             to.push(suffix);
-            match fs::rename(&from, &to) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(LedgerError::system("rename", &from)(error));
-                }
-                _ => {}
-            }
+            if_found(fs::rename(&from, &to)).map_err(LedgerError::system("rename", &from))?;
         }
         Ok(aside)
     }
@@ -120,25 +105,33 @@ impl StateDir {
         for stamp in stamps.into_iter().take(surplus) {
             for suffix in BESIDE.into_iter().chain([""]) {
                 let path = self.file(&format!("{stem}{stamp}{suffix}"));
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(LedgerError::system("remove", &path)(error));
-                    }
-                    _ => {}
-                }
+                if_found(fs::remove_file(&path)).map_err(LedgerError::system("remove", &path))?;
             }
         }
         Ok(())
     }
 }
 
-/// Refuses the file at `path` unless it is a regular file of this process's user.
-pub(super) fn check_file(path: &Path, found: &Metadata) -> Result<(), LedgerError> {
-    refuse_link(path, found)?;
-    if !found.is_file() {
-        return Err(LedgerError::Kind { path: path.to_owned(), wanted: "regular file" });
+/// The metadata of the file at `path`, which is refused unless it is a regular file of this process's user; `None` if
+/// it is missing.
+pub(super) fn check_file(path: &Path) -> Result<Option<Metadata>, LedgerError> {
+    let found = if_found(fs::symlink_metadata(path)).map_err(LedgerError::system("inspect", path))?;
+    if let Some(found) = &found {
+        refuse_link(path, found)?;
+        if !found.is_file() {
+            return Err(LedgerError::Kind { path: path.to_owned(), wanted: "regular file" });
+        }
+        refuse_owner(path, found.uid())?;
     }
-    refuse_owner(path, found.uid())
+    Ok(found)
+}
+
+/// The result of a file operation; `None` if the file is missing.
+pub(super) fn if_found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 fn refuse_link(path: &Path, found: &Metadata) -> Result<(), LedgerError> {

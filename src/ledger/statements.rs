@@ -1,5 +1,5 @@
-//! Executes the SQL statements that begin and end a ban within a transaction. They determine which row a ban continues,
-//! and which one it replaces.
+//! Writes changes within a transaction. For a ban that begins or ends, determines which row it continues, and which one it
+//! replaces.
 
 use std::time::SystemTime;
 
@@ -7,8 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
 use super::logged::{self, UPSERT};
 use super::row::{self, micros};
-use super::{Author, BanRecord, Ended, Ending, Logged};
-use crate::engine::LinkId;
+use super::{Author, BanRecord, Change, Ended, Ending, decisions, replace, services};
 use crate::types::{Backend, Backends, BanTarget};
 
 /// The newest ban of a target: the only one that may be open, because each new one ends the previous one.
@@ -66,7 +65,6 @@ pub(super) struct Statements<'a> {
     pub(super) connection: &'a Connection,
     newest: Statement<'a>,
     also: Statement<'a>,
-    drop: Statement<'a>,
     end: Statement<'a>,
     insert: Statement<'a>,
     log: Statement<'a>,
@@ -77,14 +75,12 @@ pub(super) struct Statements<'a> {
 }
 
 impl<'a> Statements<'a> {
-    pub(super) fn prepare(connection: &'a Connection, undoes: bool) -> Result<Self, rusqlite::Error> {
-        let (newest, also, end) = (connection.prepare(NEWEST)?, connection.prepare(ALSO)?, connection.prepare(END)?);
+    pub(super) fn prepare(connection: &'a Connection, undoes: bool) -> rusqlite::Result<Self> {
         Ok(Self {
             connection,
-            newest,
-            also,
-            end,
-            drop: connection.prepare(DROP)?,
+            newest: connection.prepare(NEWEST)?,
+            also: connection.prepare(ALSO)?,
+            end: connection.prepare(END)?,
             insert: connection.prepare(INSERT)?,
             log: connection.prepare(UPSERT)?,
             undoes,
@@ -92,44 +88,50 @@ impl<'a> Statements<'a> {
         })
     }
 
-    /// Adds the backends of `ban` to the open ban if both are the same; otherwise records it.
-    pub(super) fn add(&mut self, ban: &BanRecord) -> Result<(), rusqlite::Error> {
-        match self.newest(&ban.target.to_string())? {
-            Some(Newest { id, open: true, since, methods, .. }) if since == micros(ban.since) => {
-                self.put_methods(id, methods.parse().unwrap_or(Backends::default()).and(ban.methods))
+    pub(super) fn write(&mut self, change: &Change) -> rusqlite::Result<()> {
+        let connection = self.connection;
+        match change {
+            Change::Banned(ban) => self.record(ban),
+            Change::Also(ban) => match self.open_ban(ban.target, ban.since)? {
+                Some(Newest { id, methods, .. }) => {
+                    self.put_methods(id, methods.parse().unwrap_or(Backends::default()).and(ban.methods))
+                }
+                None => self.record(ban),
+            },
+            Change::Moved { target, since, methods } => match self.open_ban(*target, *since)? {
+                Some(Newest { id, .. }) => self.put_methods(id, *methods),
+                None => Ok(()),
+            },
+            Change::GuestPort { target, since, port } => {
+                let (subject, port) = (target.to_string(), row::guest_port_text(*port));
+                let values = named_params! {":subject": subject, ":since": micros(*since), ":port": port};
+                connection.execute(GUEST_PORT, values).map(drop)
             }
-            _ => self.record(ban),
+            Change::Logged(logged) => {
+                self.recorded += 1;
+                logged::write(logged, &mut self.log)
+            }
+            Change::Ended { target, ended } => self.end(*target, ended).map(drop),
+            Change::Undone { target, since, at } => {
+                let values =
+                    named_params! {":subject": target.to_string(), ":since": micros(*since), ":at": micros(*at)};
+                connection.execute(UNDONE, values).map(drop)
+            }
+            Change::Trial { until } => {
+                replace(connection, decisions::REPLACE_TRIAL, until.map(|until| [micros(until)]))
+            }
+            Change::FleetLifts(lifts) => decisions::put_lifts(connection, lifts),
+            Change::Allowed(allowance) => decisions::allow(connection, allowance),
+            Change::Disallowed { network } => connection.execute(decisions::DISALLOW, [network.to_string()]).map(drop),
+            Change::Served(service, at) => services::insert(connection, *service, *at),
+            Change::ServiceForgotten(service) => services::remove(connection, *service),
+            Change::Listeners(listeners) => services::put_listeners(connection, listeners),
+            Change::KnownPeers(peers) => services::put_peers(connection, peers),
+            Change::Table(table) => replace(connection, services::REPLACE_TABLE, [[table]]),
         }
     }
 
-    /// Replaces the backends of the open ban of `target` that began at `since`, if it is still open.
-    pub(super) fn set_methods(
-        &mut self,
-        target: BanTarget,
-        since: SystemTime,
-        methods: Backends,
-    ) -> Result<(), rusqlite::Error> {
-        match self.newest(&target.to_string())? {
-            Some(Newest { id, open: true, since: begun, .. }) if begun == micros(since) => {
-                self.put_methods(id, methods)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Records the bridge port of the open ban of `target` that began at `since`.
-    pub(super) fn set_guest_port(
-        &mut self,
-        target: BanTarget,
-        since: SystemTime,
-        port: LinkId,
-    ) -> Result<(), rusqlite::Error> {
-        let (subject, port) = (target.to_string(), row::guest_port_text(port));
-        let values = named_params! {":subject": subject, ":since": micros(since), ":port": port};
-        self.connection.execute(GUEST_PORT, values).map(drop)
-    }
-
-    fn put_methods(&mut self, id: i64, methods: Backends) -> Result<(), rusqlite::Error> {
+    fn put_methods(&mut self, id: i64, methods: Backends) -> rusqlite::Result<()> {
         let values = named_params! {":id": id, ":method": methods.to_string(), ":undo": self.has_to_undo(methods)};
         self.also.execute(values).map(drop)
     }
@@ -139,25 +141,14 @@ impl<'a> Statements<'a> {
         self.undoes && methods.iter().any(|backend| backend == Backend::Command)
     }
 
-    /// Records that the expiry command has ended for the ban of `target` that began at `since`.
-    pub(super) fn undone(
-        &mut self,
-        target: BanTarget,
-        since: SystemTime,
-        at: SystemTime,
-    ) -> Result<(), rusqlite::Error> {
-        let values = named_params! {":subject": target.to_string(), ":since": micros(since), ":at": micros(at)};
-        self.connection.execute(UNDONE, values).map(drop)
-    }
-
-    pub(super) fn record(&mut self, ban: &BanRecord) -> Result<(), rusqlite::Error> {
+    pub(super) fn record(&mut self, ban: &BanRecord) -> rusqlite::Result<()> {
         let target = ban.target.to_string();
         let strikes = match self.newest(&target)? {
             None => 0,
             // A ban of the first moments that the start has also found in the kernel: its own row has more information.
             Some(Newest { open: true, .. }) if ban.author == Author::Import => return Ok(()),
             Some(Newest { id, strikes, open: true, imported: true, since, .. }) if since >= micros(ban.since) => {
-                self.drop.execute(named_params! {":id": id})?;
+                self.connection.execute(DROP, [id])?;
                 strikes.clamp(0, i64::from(u32::MAX))
             }
             Some(Newest { id, strikes, open, strike, .. }) => {
@@ -190,20 +181,19 @@ impl<'a> Statements<'a> {
         Ok(())
     }
 
-    /// Records a source that would have been banned.
-    pub(super) fn log(&mut self, logged: &Logged) -> Result<(), rusqlite::Error> {
-        self.recorded += 1;
-        logged::write(logged, &mut self.log)
-    }
-
-    pub(super) fn end(&mut self, target: BanTarget, ended: &Ended) -> Result<bool, rusqlite::Error> {
+    pub(super) fn end(&mut self, target: BanTarget, ended: &Ended) -> rusqlite::Result<bool> {
         match self.newest(&target.to_string())? {
             Some(Newest { id, open: true, .. }) => self.end_row(id, ended).map(|()| true),
             _ => Ok(false),
         }
     }
 
-    fn newest(&mut self, target: &str) -> Result<Option<Newest>, rusqlite::Error> {
+    /// The open ban of `target`, if it began at `since`.
+    fn open_ban(&mut self, target: BanTarget, since: SystemTime) -> rusqlite::Result<Option<Newest>> {
+        Ok(self.newest(&target.to_string())?.filter(|ban| ban.open && ban.since == micros(since)))
+    }
+
+    fn newest(&mut self, target: &str) -> rusqlite::Result<Option<Newest>> {
         let read = |row: &rusqlite::Row<'_>| {
             Ok(Newest {
                 id: row.get(0)?,
@@ -219,7 +209,7 @@ impl<'a> Statements<'a> {
         self.newest.query_row(named_params! {":subject": target}, read).optional()
     }
 
-    fn end_row(&mut self, id: i64, ended: &Ended) -> Result<(), rusqlite::Error> {
+    fn end_row(&mut self, id: i64, ended: &Ended) -> rusqlite::Result<()> {
         let (how, by) = match &ended.how {
             Ending::Expired => (row::EXPIRED, None),
             Ending::Replaced => (row::REPLACED, None),

@@ -54,20 +54,31 @@ impl Ledger {
         let [minute, day] = [MINUTE, DAY].map(|span| now.checked_sub(span).map_or(i64::MIN, micros));
         let values = named_params! {":since": since, ":now": micros(now), ":minute": minute, ":day": day};
         let recalled = (|| {
-            let mut recall = Recall::default();
+            let (mut state, mut struck) = (LoadedState::default(), Struck::new());
             let mut statement = self.connection.prepare(&of_all())?;
             let mut rows = statement.query(values)?;
             while let Some(row) = rows.next()? {
-                recall.add_row(row)?;
+                state.add_row(row, &mut struck)?;
             }
-            Ok(recall.finish(now, limit))
+            state.active.sort_by_key(|ban| ban.until);
+            let mut struck: Vec<_> = struck.into_iter().collect();
+            struck.sort_unstable_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
+            struck.truncate(limit);
+            let history = |(target, (strikes, proven, last))| StrikeHistory {
+                target,
+                strikes,
+                proven,
+                last: last_ban(last, now),
+            };
+            state.struck = struck.into_iter().map(history).collect();
+            Ok(state)
         })();
         recalled.map_err(LedgerError::database("read", &self.path()))
     }
 }
 
 /// The data that a start needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadedState {
     /// The bans in force: permanent ones, then the others in order of their ends.
     pub active: Vec<BanSummary>,
@@ -79,18 +90,11 @@ pub struct LoadedState {
     pub unreadable: u64,
 }
 
-/// [`LoadedState`] under construction.
-#[derive(Default)]
-struct Recall {
-    active: Vec<BanSummary>,
-    /// Number of strikes, number of proven ones, and the end of the last ban in microseconds.
-    struck: HashMap<BanTarget, (u32, u32, i64)>,
-    recent: RecentBans,
-    unreadable: u64,
-}
+/// Number of strikes, number of proven ones, and the end of the last ban in microseconds.
+type Struck = HashMap<BanTarget, (u32, u32, i64)>;
 
-impl Recall {
-    fn add_row(&mut self, row: &Row<'_>) -> Result<(), rusqlite::Error> {
+impl LoadedState {
+    fn add_row(&mut self, row: &Row<'_>, struck: &mut Struck) -> rusqlite::Result<()> {
         let (mut readable, mut target) = (true, None);
         if row.get(ACTIVE)? {
             let ban = row::in_force(row);
@@ -100,10 +104,10 @@ impl Recall {
         }
         // The target may be readable even if the rest is not.
         if row.get(STRIKE)? {
-            let target = target.or_else(|| row::target(row.get_ref(SUBJECT).ok()?.as_str().ok()?));
+            let target = target.or_else(|| row::target(row::text(row, SUBJECT)?));
             readable &= target.is_some();
             if let Some(target) = target {
-                let (times, proven, last) = self.struck.entry(target).or_insert((0, 0, i64::MIN));
+                let (times, proven, last) = struck.entry(target).or_insert((0, 0, i64::MIN));
                 let (until, ended): (Option<i64>, Option<i64>) = (row.get(UNTIL)?, row.get(ENDED)?);
                 *times = times.saturating_add(1);
                 let is_proven = row.get_ref(EVIDENCE)?.as_str().is_ok_and(|evidence| evidence == Grade::Proven.key());
@@ -118,7 +122,7 @@ impl Recall {
         Ok(())
     }
 
-    fn count_recent(&mut self, row: &Row<'_>) -> Result<(), rusqlite::Error> {
+    fn count_recent(&mut self, row: &Row<'_>) -> rusqlite::Result<()> {
         let (capped, in_last_minute): (bool, bool) = (row.get(CAPPED)?, row.get(IN_LAST_MINUTE)?);
         let has = |column, key| row.get_ref(column).is_ok_and(|value| value.as_str().ok() == key);
         let recent = &mut self.recent;
@@ -133,33 +137,14 @@ impl Recall {
         }
         Ok(())
     }
-
-    fn finish(mut self, now: SystemTime, limit: usize) -> LoadedState {
-        self.active.sort_by_key(|ban| ban.until);
-        let mut struck: Vec<_> = self.struck.into_iter().collect();
-        struck.sort_unstable_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
-        struck.truncate(limit);
-        let mut unreadable = self.unreadable;
-        let read = |(target, (strikes, proven, last))| {
-            let last = last_ban(last, now);
-            unreadable += u64::from(last.is_none());
-            Some(StrikeHistory { target, strikes, proven, last: last? })
-        };
-        LoadedState {
-            active: self.active,
-            struck: struck.into_iter().filter_map(read).collect(),
-            recent: self.recent,
-            unreadable,
-        }
-    }
 }
 
-fn last_ban(end: i64, now: SystemTime) -> Option<LastBan> {
+fn last_ban(end: i64, now: SystemTime) -> LastBan {
     if end == NEVER {
-        return Some(LastBan::Lasts(Expiry::Never));
+        return LastBan::Lasts(Expiry::Never);
     }
-    Some(match now.duration_since(row::time(end)?) {
+    match now.duration_since(row::time(end)) {
         Ok(ago) => LastBan::Over(ago),
         Err(ahead) => LastBan::Lasts(Expiry::After(ahead.duration())),
-    })
+    }
 }

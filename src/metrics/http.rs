@@ -2,7 +2,6 @@
 //! because it would run with this program's permission to change the firewall.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,7 +64,9 @@ async fn accept(listener: TcpListener, wanted: mpsc::Sender<oneshot::Sender<Stri
             let silent = clients.iter().position(|client| !client.has_asked.load(Ordering::Relaxed));
             clients.remove(silent.unwrap_or(0)).into_iter().for_each(|client| client.task.abort());
         }
-        clients.push_back(Client::serve(stream, wanted.clone()));
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let answer = timeout(REQUEST_TIMEOUT, answer(stream, Arc::clone(&has_asked), wanted.clone()));
+        clients.push_back(Client { task: tokio::spawn(async move { drop(answer.await) }), has_asked });
     }
 }
 
@@ -75,27 +76,18 @@ struct Client {
     has_asked: Arc<AtomicBool>,
 }
 
-impl Client {
-    fn serve(stream: TcpStream, wanted: mpsc::Sender<oneshot::Sender<String>>) -> Self {
-        let has_asked = Arc::new(AtomicBool::new(false));
-        let asks = Arc::clone(&has_asked);
-        let metrics = async move {
-            asks.store(true, Ordering::Relaxed);
-            metrics(wanted).await
-        };
-        let task = tokio::spawn(async move { drop(timeout(REQUEST_TIMEOUT, answer(stream, metrics)).await) });
-        Self { task, has_asked }
-    }
-}
-
 async fn metrics(wanted: mpsc::Sender<oneshot::Sender<String>>) -> Option<String> {
     let (place, text) = oneshot::channel();
     wanted.send(place).await.ok()?;
     text.await.ok()
 }
 
-/// Reads one request and answers it. `metrics` is awaited only for a valid request for the metrics.
-async fn answer(mut stream: TcpStream, metrics: impl Future<Output = Option<String>>) -> std::io::Result<()> {
+/// Reads one request and answers it. Sets `has_asked` at a valid request for the metrics.
+async fn answer(
+    mut stream: TcpStream,
+    has_asked: Arc<AtomicBool>,
+    wanted: mpsc::Sender<oneshot::Sender<String>>,
+) -> std::io::Result<()> {
     let mut request = Vec::new();
     let mut part = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -111,10 +103,13 @@ async fn answer(mut stream: TcpStream, metrics: impl Future<Output = Option<Stri
     let path = path.split(|byte| *byte == b'?').next().unwrap_or_default();
     let plain = "text/plain; charset=utf-8";
     let (status, kind, body) = match (method, path) {
-        (b"GET" | b"HEAD", b"/metrics") => match metrics.await {
-            Some(text) => ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
-            None => ("503 Service Unavailable", plain, "the daemon is shutting down\n".to_owned()),
-        },
+        (b"GET" | b"HEAD", b"/metrics") => {
+            has_asked.store(true, Ordering::Relaxed);
+            match metrics(wanted).await {
+                Some(text) => ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
+                None => ("503 Service Unavailable", plain, "the daemon is shutting down\n".to_owned()),
+            }
+        }
         (b"GET" | b"HEAD", _) => ("404 Not Found", plain, "the metrics are at /metrics\n".to_owned()),
         _ => ("405 Method Not Allowed", plain, "use GET\n".to_owned()),
     };

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::engine::{Class, Grade};
@@ -75,13 +77,10 @@ struct Family {
 impl EncodeMetric for Family {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         for (labels, value) in &self.values {
-            let put = |encoder: &mut MetricEncoder<'_>| match self.kind {
-                MetricType::Counter => encoder.encode_counter::<Labels, _, f64>(value, None),
-                _ => encoder.encode_gauge(value),
-            };
-            match labels.is_empty() {
-                true => put(&mut encoder)?,
-                false => put(&mut encoder.encode_family(labels)?)?,
+            let encoder = encoder.encode_family(labels)?;
+            match self.kind {
+                MetricType::Counter => ConstCounter::new(*value).encode(encoder)?,
+                _ => ConstGauge::new(*value).encode(encoder)?,
             }
         }
         Ok(())
@@ -97,10 +96,10 @@ struct Reactions<'a>(&'a SensorMetrics);
 
 impl EncodeMetric for Reactions<'_> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let read = self.0.reactions();
+        let (counts, sum) = self.0.reactions();
         let bounds = REACTIONS.iter().map(|micros| seconds(*micros)).chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(read.counts).collect();
-        encoder.encode_histogram::<Labels>(seconds(read.sum), read.counts.iter().sum(), &buckets, None)
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        encoder.encode_histogram::<Labels>(seconds(sum), counts.iter().sum(), &buckets, None)
     }
 
     fn metric_type(&self) -> MetricType {
@@ -127,11 +126,11 @@ impl Families<'_> {
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.put(name, help, &Family { kind: MetricType::Counter, values: vec![(Labels::new(), float(value))] })
+        self.put(name, help, &ConstCounter::new(float(value)))
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.put(name, help, &Family { kind: MetricType::Gauge, values: vec![(Labels::new(), float(value))] })
+        self.put(name, help, &ConstGauge::new(float(value)))
     }
 
     /// A family with one `label`.
@@ -151,7 +150,7 @@ impl Collector for All {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         use MetricType::{Counter, Gauge};
         let (metrics, snapshot, mut all) = (&*self.metrics, &self.snapshot, Families(encoder));
-        let started = Family { kind: Gauge, values: vec![(Labels::new(), snapshot.started)] };
+        let started = ConstGauge::new(snapshot.started);
         all.put("start_time_seconds", "Start time of the daemon, in seconds since 1970", &started)?;
         all.counter("packets", "Packets that passed the capture filter", metrics.frames.get())?;
         all.counter(

@@ -22,8 +22,7 @@ use std::time::{Duration, SystemTime};
 pub use clock::Clock;
 
 use crate::capture::file::{FileError, Reader};
-use crate::config::{Config, ConfigErrors};
-use crate::config::{DEFAULT_CONFIG, parse_network};
+use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, parse_network};
 use crate::engine::{Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Observation, Protection, Settings, Verdict};
 use crate::events;
 use crate::events::event::{Event, EventKind};
@@ -88,8 +87,7 @@ pub fn run(options: &ReplayOptions, config: &Config, out: &mut impl Write) -> Re
 const INIT: u8 = 1;
 
 struct Replay<'a> {
-    path: &'a Path,
-    json: bool,
+    options: &'a ReplayOptions,
     settings: Settings,
     host: Host,
     engine: Engine,
@@ -117,49 +115,37 @@ impl<'a> Replay<'a> {
         let engine = Engine::new(settings.clone(), HASH_KEY);
         let summary = Summary::new(&settings, configuration(options), &options.local);
         let refusals = options.local.is_empty().then(|| Refusals::new(settings.scan_trigger));
-        Ok(Self {
-            path: &options.file,
-            json: options.json,
-            settings,
-            host,
-            engine,
-            clock: Clock::default(),
-            summary,
-            used: Used::default(),
-            refusals,
-        })
+        Ok(Self { options, settings, host, engine, clock: Clock::default(), summary, used: Used::default(), refusals })
     }
 
     fn run(&mut self, out: &mut impl Write) -> Result<(), ReplayError> {
-        let mut progress = Progress::new(self.path);
+        let mut progress = Progress::new(&self.options.file);
         let inferred = self.infer(&mut progress);
         if let Err(error @ (FileError::Open(_) | FileError::NotAFile | FileError::Empty)) = inferred {
             return Err(self.about(error));
         }
-        let judged = self.judge(&mut progress, out)?;
+        let judged = self.judge(&mut progress, out);
         progress.finish();
-        match judged {
-            // No packet was read, so there is nothing to summarise.
-            Err(error) if self.summary.packets == 0 => Err(self.about(error)),
-            judged => {
-                if self.json {
-                    serde_json::to_writer(&mut *out, &self.summary).map_err(io::Error::from)?;
-                    writeln!(out)?;
-                } else {
-                    text::write(&self.summary, out)?;
-                }
-                out.flush()?;
-                judged.map_err(|error| self.about(error))?;
-                match self.summary.unread_link() {
-                    Some(link) => Err(ReplayError::UnreadLink { path: self.path.to_owned(), link }),
-                    None => Ok(()),
-                }
-            }
+        // Without a packet there is nothing to summarise.
+        if matches!(judged, Err(ReplayError::Write(_))) || judged.is_err() && self.summary.packets == 0 {
+            return judged;
+        }
+        if self.options.json {
+            serde_json::to_writer(&mut *out, &self.summary).map_err(io::Error::from)?;
+            writeln!(out)?;
+        } else {
+            text::write(&self.summary, out)?;
+        }
+        out.flush()?;
+        judged?;
+        match self.summary.unread_link() {
+            Some(link) => Err(ReplayError::UnreadLink { path: self.options.file.clone(), link }),
+            None => Ok(()),
         }
     }
 
     fn about(&self, error: FileError) -> ReplayError {
-        ReplayError::File { path: self.path.to_owned(), error }
+        ReplayError::File { path: self.options.file.clone(), error }
     }
 
     /// Runs the first pass. If the file is damaged, the results up to that point are valid, because the second pass
@@ -167,9 +153,9 @@ impl<'a> Replay<'a> {
     fn infer(&mut self, progress: &mut Progress) -> Result<(), FileError> {
         let mut ports = PortInference::new(&self.host.local, &self.settings.tcp.ports, &self.settings.udp.ports);
         let mut gateways = GatewayInference::default();
-        let result = Reader::open(self.path).and_then(|mut reader| {
+        let result = Reader::open(&self.options.file).and_then(|mut reader| {
             while let Some(frame) = reader.next_frame()? {
-                progress.first_pass(frame.end);
+                progress.update("reading", frame.end);
                 let Some(link) = LinkType::from_dlt(frame.link) else { continue };
                 let Ok(packet) = packet::decode(link, frame.bytes) else { continue };
                 ports.inspect(&packet);
@@ -180,7 +166,7 @@ impl<'a> Replay<'a> {
                     let is_icmp = matches!(packet.transport, Transport::Icmp { .. });
                     let quote = is_icmp.then(|| wire::quoted(link, frame.bytes)).flatten();
                     let probe = Observation::from_packet(&packet).filter(|probe| is_watched(&self.settings, probe));
-                    refusals.inspect(&packet, probe, quote, ports.used());
+                    refusals.inspect(&packet, probe, quote, &ports.used);
                 }
             }
             Ok(())
@@ -189,10 +175,10 @@ impl<'a> Replay<'a> {
         if let Some(refusals) = &mut self.refusals {
             refusals.keep_scans(&self.used);
         }
-        for (protocol, address, port) in self.used.iter() {
+        for (protocol, address, port) in self.used.ports.keys() {
             match protocol {
-                Protocol::Tcp => self.host.tcp.insert_at(address, port),
-                Protocol::Udp => self.host.udp.insert_at(address, port),
+                Protocol::Tcp => self.host.tcp.insert_at(*address, *port),
+                Protocol::Udp => self.host.udp.insert_at(*address, *port),
                 Protocol::Sctp | Protocol::Icmp => {}
             }
         }
@@ -205,24 +191,15 @@ impl<'a> Replay<'a> {
         result
     }
 
-    /// Runs the second pass, in which the engine judges every packet. The inner error is the capture's, the outer one
-    /// the writer's.
-    fn judge(&mut self, progress: &mut Progress, out: &mut impl Write) -> io::Result<Result<(), FileError>> {
-        let mut reader = match Reader::open(self.path) {
-            Ok(reader) => reader,
-            Err(error) => return Ok(Err(error)),
-        };
-        loop {
-            let frame = match reader.next_frame() {
-                Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(Ok(())),
-                Err(error) => return Ok(Err(error)),
-            };
-            progress.second_pass(frame.end);
+    /// Runs the second pass, in which the engine judges every packet.
+    fn judge(&mut self, progress: &mut Progress, out: &mut impl Write) -> Result<(), ReplayError> {
+        let mut reader = Reader::open(&self.options.file).map_err(|error| self.about(error))?;
+        while let Some(frame) = reader.next_frame().map_err(|error| self.about(error))? {
+            progress.update("judging", progress.size + frame.end);
             let time = SystemTime::UNIX_EPOCH + frame.time;
             self.summary.count_packet(time);
             let Some(link) = LinkType::from_dlt(frame.link) else {
-                self.summary.count_unknown_link(frame.link);
+                *self.summary.unknown_links.entry(frame.link).or_default() += 1;
                 continue;
             };
             match packet::decode(link, frame.bytes) {
@@ -234,8 +211,11 @@ impl<'a> Replay<'a> {
                 }
                 Err(why) => self.summary.count_undecoded(why),
             }
-            self.notices(out, time)?;
+            while let Some(notice) = self.engine.notice(self.clock.now()) {
+                self.write_event(out, time, notice.into())?;
+            }
         }
+        Ok(())
     }
 
     /// Judges one packet; returns the event to report.
@@ -282,22 +262,14 @@ impl<'a> Replay<'a> {
     /// Records a packet that is not evidence because its port is considered open.
     fn note_open(&mut self, observation: Option<Observation>) {
         let Some(Observation { protocol, destination, port, .. }) = observation else { return };
-        if let Some(sign) = self.used.sign((protocol, destination, port)) {
-            self.summary.add_open((protocol, destination, port), sign);
+        if let Some(sign) = self.used.ports.get(&(protocol, destination, port)) {
+            self.summary.add_open((protocol, destination, port), *sign);
         }
-    }
-
-    fn notices(&mut self, out: &mut impl Write, time: SystemTime) -> io::Result<()> {
-        let now = self.clock.now();
-        while let Some(notice) = self.engine.notice(now) {
-            self.write_event(out, time, notice.into())?;
-        }
-        Ok(())
     }
 
     fn write_event(&self, out: &mut impl Write, time: SystemTime, what: EventKind) -> io::Result<()> {
         let event = Event { time, what };
-        if !self.json {
+        if !self.options.json {
             let Some(line) = text::line(&event.what) else { return Ok(()) };
             return writeln!(out, "{} {line}", events::json::rfc3339(time));
         }

@@ -26,15 +26,13 @@ pub(super) fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet<'_>, Undecod
         return Ok(packet);
     }
     if let Transport::Tcp { flags, payload: 1.., .. } = &mut packet.transport
-        && *flags == NONE
+        && flags.0 == 0
     {
         // Tools that wrap data in packets (text2pcap) set no flags. A NULL probe needs no data, so this is not one.
         *flags = TcpFlags(TcpFlags::ACK | TcpFlags::PSH);
     }
     Ok(packet)
 }
-
-const NONE: TcpFlags = TcpFlags(0);
 
 /// Corrects the delivery of a packet, which the link layer states from the view of the capturing host. For the hosts of
 /// `local`, a packet arrives even if the capturing host sent it or saw it on the way to another host.

@@ -61,7 +61,8 @@ pub(super) struct PortInference<'a> {
     tcp: &'a PortSet,
     udp: &'a PortSet,
     flows: HashMap<Flow, Seen>,
-    used: Used,
+    /// The ports known to be in use so far.
+    pub(super) used: Used,
 }
 
 /// A port of a host.
@@ -80,7 +81,7 @@ pub(super) enum Sign {
 /// The ports in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Used {
-    ports: HashMap<Port, Sign>,
+    pub(super) ports: HashMap<Port, Sign>,
     /// True if there were more than can be remembered. The others may look closed.
     pub(super) overflowed: bool,
 }
@@ -96,16 +97,6 @@ impl Used {
 
     pub(super) fn contains(&self, port: Port) -> bool {
         self.ports.contains_key(&port)
-    }
-
-    /// Why `port` is considered in use; `None` if it is not.
-    pub(super) fn sign(&self, port: Port) -> Option<Sign> {
-        self.ports.get(&port).copied()
-    }
-
-    /// All ports in use.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Port> + '_ {
-        self.ports.keys().copied()
     }
 }
 
@@ -140,11 +131,6 @@ impl<'a> PortInference<'a> {
             }
             _ => {}
         }
-    }
-
-    /// The ports known to be in use so far.
-    pub(super) fn used(&self) -> &Used {
-        &self.used
     }
 
     pub(super) fn finish(mut self) -> Used {
@@ -207,7 +193,7 @@ mod tests {
         let ports: PortSet = "1-2000".parse().unwrap();
         let mut inference = PortInference::new(&Local::Any, &ports, &ports);
         packets.iter().for_each(|packet| inference.inspect(packet));
-        let mut used: Vec<_> = inference.finish().iter().map(|(_, _, port)| port).collect();
+        let mut used: Vec<_> = inference.finish().ports.into_keys().map(|(_, _, port)| port).collect();
         used.sort_unstable();
         used
     }

@@ -13,7 +13,8 @@ const WORTH_A_BAR: u64 = 32 << 20;
 /// One progress bar for both passes.
 pub(super) struct Progress {
     bar: ProgressBar,
-    size: u64,
+    /// Length of the capture in bytes.
+    pub(super) size: u64,
     next: u64,
 }
 
@@ -30,21 +31,13 @@ impl Progress {
         Self { bar, size, next: 0 }
     }
 
-    /// Updates the bar: the first pass has reached byte `offset`.
+    /// Updates the bar after `position` bytes of both passes.
     #[inline]
-    pub(super) fn first_pass(&mut self, offset: u64) {
-        if offset >= self.next {
-            self.show("reading", offset);
-            self.next = offset + STEP;
-        }
-    }
-
-    /// Updates the bar: the second pass has reached byte `offset`.
-    #[inline]
-    pub(super) fn second_pass(&mut self, offset: u64) {
-        if offset + self.size >= self.next {
-            self.show("judging", offset + self.size);
-            self.next = offset + self.size + STEP;
+    pub(super) fn update(&mut self, doing: &'static str, position: u64) {
+        if position >= self.next {
+            self.bar.set_message(doing);
+            self.bar.set_position(position);
+            self.next = position + STEP;
         }
     }
 
@@ -55,11 +48,5 @@ impl Progress {
 
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
-    }
-
-    #[cold]
-    fn show(&self, doing: &'static str, position: u64) {
-        self.bar.set_message(doing);
-        self.bar.set_position(position);
     }
 }

@@ -23,8 +23,8 @@ const PORTS: usize = 32;
 
 /// The results so far. The order of the fields is the order of the JSON keys.
 #[derive(Clone, Debug, Default, Serialize)]
+#[serde(tag = "event", rename = "summary")]
 pub(super) struct Summary {
-    event: Tag,
     #[serde(rename = "time", skip_serializing_if = "Option::is_none")]
     pub(super) last: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,7 +33,7 @@ pub(super) struct Summary {
     pub(super) packets: u64,
     pub(super) configuration: String,
     /// The settings that decide which sources are scanners.
-    settings: Deciding,
+    pub(super) settings: Deciding,
     /// The addresses and networks whose ports were judged. If empty, all were, each address as a separate host.
     pub(super) local: Vec<String>,
     /// Hosts that were taken for gateways.
@@ -71,7 +71,7 @@ pub(super) struct Summary {
 
 /// The settings that decide which sources are scanners.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-struct Deciding {
+pub(super) struct Deciding {
     scan_trigger: u8,
     window_s: u64,
     /// `None`: bans never expire.
@@ -94,14 +94,6 @@ impl fmt::Display for Deciding {
             self.udp_ports
         )
     }
-}
-
-/// `"event": "summary"`.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Tag {
-    #[default]
-    Summary,
 }
 
 /// A source that was judged: blocked or only logged.
@@ -183,7 +175,7 @@ impl Serialize for NoEvidence {
 }
 
 /// A port, and the class of the probe if it is evidence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(super) struct Port {
     #[serde(rename = "proto")]
     pub(super) protocol: Protocol,
@@ -192,15 +184,11 @@ pub(super) struct Port {
     pub(super) class: Option<Class>,
 }
 
-impl Ord for Port {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.protocol, self.port).cmp(&(other.protocol, other.port))
-    }
-}
-
-impl PartialOrd for Port {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { protocol, port, class } = self;
+        write!(f, "{} {port}", protocol.key())?;
+        class.map_or(Ok(()), |class| write!(f, " ({class})"))
     }
 }
 
@@ -274,10 +262,6 @@ impl Summary {
         u16::from(self.settings.scan_trigger) + 1
     }
 
-    pub(super) fn settings(&self) -> impl fmt::Display {
-        self.settings
-    }
-
     /// True if `target` is listed as blocked or logged.
     pub(super) fn has_judged(&self, target: BanTarget) -> bool {
         [true, false].iter().any(|blocked| self.latest.contains_key(&(target, *blocked)))
@@ -302,10 +286,6 @@ impl Summary {
         self.packets += 1;
         self.first.get_or_insert(Time(time));
         self.last = Some(Time(time));
-    }
-
-    pub(super) fn count_unknown_link(&mut self, link: i32) {
-        *self.unknown_links.entry(link).or_default() += 1;
     }
 
     pub(super) fn count_undecoded(&mut self, why: Undecoded) {

@@ -31,7 +31,7 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         _ => writeln!(out, "no packets")?,
     }
     writeln!(out, "configuration: {}", summary.configuration)?;
-    writeln!(out, "settings: {}", summary.settings())?;
+    writeln!(out, "settings: {}", summary.settings)?;
     match summary.local.as_slice() {
         [] => writeln!(
             out,
@@ -48,8 +48,8 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "{} below the threshold of {} ports:", summary.suspects.len(), summary.needed())?;
     }
     for suspect in summary.suspects.values() {
-        let ports =
-            Ports(suspect.ports.iter().map(|port| Port { protocol: suspect.protocol, port: *port, class: None }));
+        let port = |port: &u16| Port { protocol: suspect.protocol, port: *port, class: None };
+        let ports = Joined(suspect.ports.iter().map(port));
         let (probes, distinct) = (counted(suspect.probes, "probe"), counted(suspect.distinct, "port"));
         let (target, victims) = (suspect.target, Joined(suspect.victims.iter()));
         writeln!(out, "  {target}: {ports} of {victims} ({probes}, at most {distinct} at one time)")?;
@@ -58,7 +58,7 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "{} never blocked:", summary.spared.len())?;
     }
     for protected in summary.spared.values() {
-        let ports = Ports(protected.ports.iter().copied());
+        let ports = Joined(protected.ports.iter());
         let (source, protection) = (protected.source, protected.protection);
         let probes = counted(protected.probes, "probe");
         writeln!(out, "  {source}: {protection}; {ports} ({probes})")?;
@@ -79,7 +79,7 @@ fn write_open(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
             Sign::Sends => "it sent packets",
             Sign::Connection => "it accepted a connection",
         };
-        writeln!(out, "  {address} {}: {reason} ({})", Ports([*port].into_iter()), counted(*packets, "packet"))?;
+        writeln!(out, "  {address} {port}: {reason} ({})", counted(*packets, "packet"))?;
     }
     if summary.open.len() > OPEN {
         writeln!(out, "  and {} more", summary.open.len() - OPEN)?;
@@ -94,7 +94,7 @@ fn write_judged(out: &mut impl Write, what: &str, list: &[Judged]) -> io::Result
         if let Some(end) = judged.end {
             write!(out, " for {}", end.expiry)?;
         }
-        let (ports, victims) = (Ports(judged.ports.iter().copied()), Joined(judged.victims.iter()));
+        let (ports, victims) = (Joined(judged.ports.iter()), Joined(judged.victims.iter()));
         write!(out, ", because {}: {ports} of {victims}", judged.reason)?;
         if judged.later > 0 {
             write!(out, "; later packets: {}", judged.later)?;
@@ -148,28 +148,13 @@ fn sentence(why: NoEvidence) -> &'static str {
     }
 }
 
-/// "10.0.0.1, 10.0.0.2".
+/// "tcp 23 (syn), tcp 25 (syn)".
 struct Joined<I>(I);
 
 impl<I: Iterator<Item: fmt::Display> + Clone> fmt::Display for Joined<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, item) in self.0.clone().enumerate() {
             write!(f, "{}{item}", if index == 0 { "" } else { ", " })?;
-        }
-        Ok(())
-    }
-}
-
-/// "tcp 23 (syn), tcp 25 (syn)".
-struct Ports<I>(I);
-
-impl<I: Iterator<Item = Port> + Clone> fmt::Display for Ports<I> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Port { protocol, port, class }) in self.0.clone().enumerate() {
-            write!(f, "{}{} {port}", if index == 0 { "" } else { ", " }, protocol.key())?;
-            if let Some(class) = class {
-                write!(f, " ({class})")?;
-            }
         }
         Ok(())
     }

@@ -47,16 +47,6 @@ fn needed(policy: &Policy, shut_out: bool) -> CapabilitySet {
     needed
 }
 
-/// Reduces all sets. Capabilities that the process lacks are not added.
-///
-/// `nice` is kept as well until the sensor thread has its priority ([`forget_priority`]). A process that is `shut_out`
-/// of its own files may pass through all directories.
-pub(super) fn cut(policy: &Policy, (nice, shut_out): (bool, bool), warnings: &mut Vec<String>) {
-    if let Err(error) = try_cut(policy, nice, shut_out) {
-        warnings.push(format!("cannot reduce the capabilities of the process ({error})"));
-    }
-}
-
 /// Drops the permission for a real-time priority from the calling thread.
 pub fn forget_priority() {
     if let Ok(CapabilitySets { effective, permitted, inheritable }) = capabilities(None) {
@@ -70,7 +60,11 @@ pub fn forget_priority() {
     }
 }
 
-fn try_cut(policy: &Policy, nice: bool, shut_out: bool) -> rustix::io::Result<()> {
+/// Reduces all sets. Capabilities that the process lacks are not added.
+///
+/// `nice` is kept as well until the sensor thread has its priority ([`forget_priority`]). A process that is `shut_out`
+/// of its own files may pass through all directories.
+pub(super) fn cut(policy: &Policy, nice: bool, shut_out: bool) -> rustix::io::Result<()> {
     let has = capabilities(None)?.permitted;
     let kept = has & needed(policy, shut_out);
     // The change of user has emptied the effective set.

@@ -1,7 +1,7 @@
 //! Chooses an unused uid on a host without the user `portsentry`, from the range that systemd reserves for dynamic
 //! users. No distribution assigns a uid of this range to an account.
 //!
-//! References: "Users, Groups, UIDs and GIDs on systemd systems" for the range, and DynamicUser= in systemd.exec(5).
+//! References: getpwnam(3), user_namespaces(7), "Users, Groups, UIDs and GIDs on systemd systems" for the range, and DynamicUser= in systemd.exec(5).
 
 use std::fs;
 use std::io;
@@ -10,9 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::unistd::{Group, User};
-
-use super::name_service::{is_mapped, looked_up};
 
 /// The uids of dynamic users.
 const RANGE: RangeInclusive<u32> = 61_184..=65_519;
@@ -68,6 +67,32 @@ fn runs_as(status: &str, number: u32) -> bool {
     !ended && users.split_whitespace().any(|user| user.parse() == Ok(number))
 }
 
+/// Converts a name service result; several errors mean that there is no such entry (getpwnam(3)).
+pub(super) fn looked_up<T>(found: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
+    match found {
+        Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => Ok(None),
+        other => other,
+    }
+}
+
+/// True if this user namespace maps `number` as a uid and as a gid.
+pub(super) fn is_mapped(number: u32) -> bool {
+    ["/proc/self/uid_map", "/proc/self/gid_map"]
+        .iter()
+        .all(|path| fs::read_to_string(path).map_or(true, |map| maps(&map, number)))
+}
+
+/// Reads one map. Its lines contain the first id inside, the first id outside, and the count.
+fn maps(map: &str, number: u32) -> bool {
+    map.lines().any(|line| {
+        let mut words = line.split_whitespace().map(str::parse::<u32>);
+        let (Some(Ok(first)), Some(_), Some(Ok(count))) = (words.next(), words.next(), words.next()) else {
+            return false;
+        };
+        number.checked_sub(first).is_some_and(|offset| offset < count)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +120,13 @@ mod tests {
         for number in [0, 1_000, 61_183, 65_520, 65_534] {
             assert!(!is_unused(number), "{number}");
         }
+    }
+    #[test]
+    fn map_of_a_user_namespace_is_read() {
+        let whole = "         0          0 4294967295\n";
+        assert!(maps(whole, 0) && maps(whole, 61_184));
+        let container = "0 100000 65536\n";
+        assert!(maps(container, 65_519) && !maps(container, 65_536));
+        assert!(!maps("0 1000 1\n", 61_184) && !maps("", 0) && !maps("0 x\n", 0));
     }
 }

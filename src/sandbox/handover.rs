@@ -9,14 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::User;
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, openat};
 use rustix::io::Errno;
 
 use super::Policy;
 use super::dynamic_user;
-use super::name_service::looked_up;
-use super::user::{Account, NAME};
+use super::user::{Account, NAME, user_id};
 
 /// Directories that belong to the system with all their contents, in addition to top-level ones and those in `/var`.
 const SYSTEM: [&str; 13] = [
@@ -242,12 +240,9 @@ impl Policy {
             Some(start) => name.as_bytes().starts_with(start.as_bytes()),
             None => name == pattern.as_str(),
         };
-        (kind.is_file() && self.own_files.iter().any(named))
-            || (kind.is_socket()
-                && [&self.own_socket, &self.shared_socket]
-                    .into_iter()
-                    .flatten()
-                    .any(|own| own.file_name() == Some(name)))
+        let mut sockets = self.own_socket.iter().chain(&self.shared_socket);
+        kind.is_file() && self.own_files.iter().any(named)
+            || kind.is_socket() && sockets.any(|own| own.file_name() == Some(name))
     }
 
     /// True for the directory of the control socket.
@@ -265,8 +260,7 @@ impl Policy {
 /// True for an owner whose directories and files may be given to `account`: root, and users of earlier runs. A uid that
 /// a process has now is not one of those.
 fn is_to_give(owner: u32, account: &Account) -> bool {
-    let is_package = || matches!(looked_up(User::from_name(NAME)), Ok(Some(user)) if user.uid.as_raw() == owner);
-    owner != account.uid && (owner == 0 || is_package() || dynamic_user::is_unused(owner))
+    owner != account.uid && (owner == 0 || user_id(NAME) == Some(owner) || dynamic_user::is_unused(owner))
 }
 
 fn id(found: &Metadata) -> (u64, u64) {

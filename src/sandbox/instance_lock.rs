@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
-use nix::unistd::User;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
-use rustix::thread::CapabilitySet;
+use rustix::process::Pid;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 
-use super::user::NAME;
+use super::user::{NAME, user_id};
 
 const SOCKET: &[u8] = b"portsentry";
 
@@ -129,9 +129,7 @@ fn holder(address: &SocketAddrUnix) -> Option<(u32, Option<i32>)> {
 
 /// True for users that a daemon runs as: root, the user of this process, and the package's user.
 fn trusted(user: u32) -> bool {
-    let own = rustix::process::geteuid().as_raw();
-    let package = || User::from_name(NAME).ok().flatten().is_some_and(|found| found.uid.as_raw() == user);
-    user == 0 || user == own || package()
+    user == 0 || user == rustix::process::geteuid().as_raw() || user_id(NAME) == Some(user)
 }
 
 /// True for a process of another user, for example a service's, that has CAP_NET_ADMIN in our own user namespace. Any
@@ -140,10 +138,8 @@ fn blocks(process: Option<i32>) -> bool {
     let Some(process) = process else { return false };
     let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/user")).ok();
     let ours = namespace(&process.to_string()).is_some_and(|theirs| namespace("self") == Some(theirs));
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or_default();
-    ours && CapabilitySet::from_bits_retain(effective).contains(CapabilitySet::NET_ADMIN)
+    let is_admin = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::NET_ADMIN);
+    ours && Pid::from_raw(process).is_some_and(|process| capabilities(Some(process)).is_ok_and(is_admin))
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ mod dynamic_user;
 mod handover;
 mod instance_lock;
 mod landlock;
-mod name_service;
 mod ownership;
 mod seccomp;
 mod user;
@@ -182,7 +181,9 @@ impl Sandbox {
                 None
             }
         };
-        capabilities::cut(policy, (nice, shut_out.is_some()), &mut warnings);
+        if let Err(error) = capabilities::cut(policy, nice, shut_out.is_some()) {
+            warnings.push(format!("cannot reduce the capabilities of the process ({error})"));
+        }
         if let Some(why) = shut_out {
             warnings.push(format!(
                 "{why}, so portsentry keeps CAP_DAC_READ_SEARCH, which permits it to read every file; run chmod o+x \
@@ -197,21 +198,16 @@ impl Sandbox {
             warnings.push(format!("a crash may write a core dump to the disk ({error})"));
         }
         let fenced = if policy.process == Process::Commands { Ok(None) } else { landlock::fence(policy) };
-        let (landlock, reach) = match fenced {
-            Ok(fenced) => fenced.unzip(),
-            Err(error) => {
-                warnings.push(format!("the file access of portsentry is not restricted: {error}"));
-                (None, None)
-            }
-        };
+        let fenced = fenced.unwrap_or_else(|error| {
+            warnings.push(format!("the file access of portsentry is not restricted: {error}"));
+            None
+        });
+        let (landlock, reach) = fenced.unzip();
         let now = Self { landlock, reach, ..Self::now() };
-        let seccomp = match seccomp::filter(policy) {
-            Ok(seccomp) => seccomp,
-            Err(error) => {
-                warnings.push(format!("the system calls of portsentry are not restricted: {error}"));
-                Calls::All
-            }
-        };
+        let seccomp = seccomp::filter(policy).unwrap_or_else(|error| {
+            warnings.push(format!("the system calls of portsentry are not restricted: {error}"));
+            Calls::All
+        });
         Self { seccomp, warnings, ..now }
     }
 

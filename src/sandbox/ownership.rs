@@ -8,9 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::User;
-
-use super::user::NAME;
+use super::user::{NAME, user_id};
 
 /// Writable by others, unless the sticky bit restricts changes to the owners of entries.
 const OTHERS: u32 = 0o002;
@@ -85,8 +83,7 @@ fn way_to(file: &Path) -> BTreeSet<PathBuf> {
 fn trusted() -> Vec<u32> {
     let own = rustix::process::geteuid().as_raw();
     let top = fs::metadata("/").map(|found| found.uid()).ok();
-    let package = User::from_name(NAME).ok().flatten().map(|user| user.uid.as_raw());
-    [0, own].into_iter().chain(top).chain(package).collect()
+    [0, own].into_iter().chain(top).chain(user_id(NAME)).collect()
 }
 
 fn writers(found: &Metadata) -> Option<(String, &'static str)> {

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist, setgroups, setresgid, setresuid};
 use rustix::thread::{CapabilitySet, capabilities, set_keep_capabilities};
 
-use super::name_service::{is_mapped, looked_up};
-use super::{Policy, dynamic_user};
+use super::Policy;
+use super::dynamic_user::{self, is_mapped, looked_up};
 
 /// The program's own user, created by its package.
 pub(super) const NAME: &str = "portsentry";
@@ -127,16 +127,27 @@ impl Account {
 
     /// True if it has all of `bits` (4 to read, 2 to write, 1 to search).
     pub(super) fn may(&self, found: &Metadata, bits: u32) -> bool {
-        may(found, bits, self.uid, &self.groups)
+        let shift = match () {
+            () if found.uid() == self.uid => 6,
+            () if self.groups.contains(&found.gid()) => 3,
+            () => 0,
+        };
+        found.mode() >> shift & bits == bits
+    }
+
+    /// The first directory on the path that it cannot pass.
+    fn closed_to<'a>(&self, path: &'a Path) -> Option<&'a Path> {
+        let mut folders: Vec<&Path> =
+            path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).collect();
+        folders.reverse();
+        folders.into_iter().find(|folder| fs::metadata(folder).is_ok_and(|found| !self.may(&found, 0o1)))
     }
 
     /// Returns a warning if it can access the paths of `policy` only with CAP_DAC_READ_SEARCH, because a directory on
     /// the path or a configuration file is closed to it.
     pub(super) fn is_shut_out(&self, policy: &Policy) -> Option<String> {
         for path in policy.own.iter().chain(&policy.write).chain(&policy.settings) {
-            let closed =
-                closed_to(path, self.uid, &self.groups).filter(|closed| !policy.own.iter().any(|own| own == closed));
-            if let Some(closed) = closed {
+            if let Some(closed) = self.closed_to(path).filter(|closed| !policy.own.iter().any(|own| own == closed)) {
                 return Some(format!(
                     "{self} cannot reach {}, because it has no permission on {}",
                     path.display(),
@@ -173,28 +184,11 @@ pub fn obstacle_for(user: &str, groups: &[&str], file: &Path, bits: u32) -> Opti
     let found = looked_up(User::from_name(user)).ok()??;
     let own = getgrouplist(&CString::new(user).ok()?, found.gid).ok()?;
     let others = groups.iter().filter_map(|group| Group::from_name(group).ok()?).map(|group| group.gid);
-    let (uid, groups) = (found.uid.as_raw(), own.into_iter().chain(others).map(Gid::as_raw).collect::<Vec<_>>());
+    let groups = own.into_iter().chain(others).map(Gid::as_raw).collect();
+    let account = Account { name: None, uid: found.uid.as_raw(), gid: found.gid.as_raw(), groups };
     let file = file.canonicalize().ok()?;
-    let is_closed = |found: Metadata| !may(&found, bits, uid, &groups);
-    let folder = closed_to(&file, uid, &groups).map(Path::to_owned);
-    folder.or_else(|| fs::metadata(&file).is_ok_and(is_closed).then_some(file))
-}
-
-/// The first directory on the path that `user` cannot pass.
-fn closed_to<'a>(path: &'a Path, user: u32, groups: &[u32]) -> Option<&'a Path> {
-    let mut folders: Vec<&Path> = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).collect();
-    folders.reverse();
-    folders.into_iter().find(|folder| fs::metadata(folder).is_ok_and(|found| !may(&found, 0o1, user, groups)))
-}
-
-/// True if `user` has all of `bits` (4 to read, 2 to write, 1 to search).
-fn may(found: &Metadata, bits: u32, user: u32, groups: &[u32]) -> bool {
-    let shift = match () {
-        () if found.uid() == user => 6,
-        () if groups.contains(&found.gid()) => 3,
-        () => 0,
-    };
-    found.mode() >> shift & bits == bits
+    let folder = account.closed_to(&file).map(Path::to_owned);
+    folder.or_else(|| fs::metadata(&file).is_ok_and(|found| !account.may(&found, bits)).then_some(file))
 }
 
 #[cfg(test)]
@@ -207,12 +201,13 @@ mod tests {
         let (closed, inside) = (folder.path().join("closed"), folder.path().join("closed/state"));
         fs::create_dir_all(&inside).unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let account = |group| Account { name: None, uid: 4_242, gid: group, groups: vec![group] };
         for (mode, found) in [(0o700, true), (0o711, false), (0o755, false)] {
             fs::set_permissions(&closed, fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(closed_to(&inside, 4_242, &[4_242]).is_some_and(|path| path == closed), found, "{mode:o}");
+            assert_eq!(account(4_242).closed_to(&inside).is_some_and(|path| path == closed), found, "{mode:o}");
         }
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o710)).unwrap();
         let group = fs::metadata(&closed).unwrap().gid();
-        assert_eq!(closed_to(&inside, 4_242, &[group]), None);
+        assert_eq!(account(group).closed_to(&inside), None);
     }
 }

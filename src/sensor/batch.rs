@@ -22,7 +22,6 @@ pub(super) enum Outcome {
     Block(Ban, SystemTime),
 }
 
-#[derive(Default)]
 pub(super) struct Batch {
     outcomes: Vec<Outcome>,
     bans: Vec<BanContext>,

@@ -10,8 +10,8 @@ use crate::config::Mode;
 use crate::enforce::nft::{BlockError, Nft, NftBackend, Trap};
 use crate::enforce::route::{self, Routes};
 use crate::enforce::slow_backends::SlowQueue;
-use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
-use crate::engine::{ActiveBan, Ban, Host};
+use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Refused};
+use crate::engine::{Ban, Host};
 use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 #[derive(Default)]
@@ -33,11 +33,6 @@ pub struct Blocker {
 }
 
 impl Blocker {
-    /// True if at least one backend blocks sources.
-    pub(super) fn is_enabled(&self) -> bool {
-        !self.backends.is_empty()
-    }
-
     /// The backends that the sensor thread calls directly, in their order; at most two.
     pub(super) fn inline(&self) -> impl Iterator<Item = Backend> + use<> {
         let mut inline = self.backends.iter().copied().filter(|backend| !backend.is_slow());
@@ -49,7 +44,7 @@ impl Blocker {
         self.slow.as_ref().is_some_and(SlowQueue::enforces)
     }
 
-    fn backend(&mut self, backend: Backend) -> Option<&mut dyn BanBackend> {
+    pub(super) fn backend(&mut self, backend: Backend) -> Option<&mut dyn BanBackend> {
         Some(match backend {
             Backend::Nft => self.nft.as_mut()?,
             Backend::Route => self.routes.as_mut()?,
@@ -57,30 +52,10 @@ impl Blocker {
         })
     }
 
-    /// Blocks `bans` with `backend`; returns the refused ones.
-    pub(super) fn block(
-        &mut self,
-        backend: Backend,
-        bans: &[BanContext],
-        now: Timestamp,
-    ) -> Result<Vec<Refused>, Gone> {
-        self.backend(backend).map_or(Ok(Vec::new()), |backend| backend.block(bans, now))
-    }
-
     /// Queues `ban` for the slow backends; returns a refusal for each backend that did not accept it.
     pub(super) fn queue(&mut self, ban: BanContext, now: Timestamp) -> Vec<Refused> {
         let queue = self.slow.as_mut().map(|slow| slow.block(&[ban], now));
         queue.and_then(Result::ok).unwrap_or_default()
-    }
-
-    /// Restores bans that `backend` has lost, for their remaining time; returns the refused ones.
-    pub(super) fn put_back(
-        &mut self,
-        backend: Backend,
-        bans: &[ActiveBan],
-        now: Timestamp,
-    ) -> Result<Vec<Refused>, Gone> {
-        self.backend(backend).map_or(Ok(Vec::new()), |backend| backend.put_back(bans, now))
     }
 
     /// Returns the targets that `backend` should enforce and does not, as far as it can tell.
@@ -112,23 +87,6 @@ impl Blocker {
     /// True if the nftables sets block `target`, or if nft is not a backend.
     pub(super) fn is_in_sets(&mut self, target: BanTarget) -> Result<bool, BlockError> {
         self.nft.as_mut().map_or(Ok(true), |backend| Ok(backend.nft.holds(target)?.is_some()))
-    }
-
-    /// Removes the element for exactly `target` from the nftables sets; false if there was none.
-    pub(super) fn remove_from_sets(&mut self, target: BanTarget) -> Result<bool, BlockError> {
-        self.nft.as_mut().map_or(Ok(false), |backend| backend.remove(target))
-    }
-
-    /// Makes every later creation of the table include sets for prefixes.
-    pub(super) fn plan_prefix_sets(&mut self) {
-        if let Some(backend) = &mut self.nft {
-            backend.spec.wide = true;
-        }
-    }
-
-    /// Time at which a route expires or a failed removal is retried.
-    pub(super) fn next_route_due(&self) -> Option<Timestamp> {
-        self.routes.as_ref().and_then(Routes::next_due)
     }
 
     /// Removes routes that have expired, if some are due.
@@ -175,18 +133,14 @@ impl Blocker {
         self.slow.as_ref().is_some_and(|slow| slow.run_first(self.context(ban, ban.expiry, seen)))
     }
 
-    /// Queues the command alone; returns a refusal if it does not run.
+    /// Queues the command alone if scans of the protocol only run it; returns a refusal if it does not run.
     pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> Option<Refused> {
-        self.slow.as_ref().and_then(|slow| slow.run_command(self.context(ban, ban.expiry, seen)))
-    }
-
-    /// True if scans of `protocol` only run the command.
-    pub(super) fn only_runs_command(&self, protocol: Protocol) -> bool {
-        let tells = match protocol {
+        let tells = match ban.probe.observation.protocol {
             Protocol::Tcp | Protocol::Sctp => self.tcp_tells,
             Protocol::Udp | Protocol::Icmp => self.udp_tells,
         };
-        tells && !self.suspended
+        let slow = self.slow.as_ref().filter(|_| tells && !self.suspended)?;
+        slow.run_command(self.context(ban, ban.expiry, seen))
     }
 
     /// Builds the context that backends expect for `ban`, with `expiry` as its duration.

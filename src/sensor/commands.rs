@@ -12,13 +12,12 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use super::controller::BanController;
+use super::controller::{BanController, Sample};
 use super::guest_bans::GuestBan;
-use super::sample::Sample;
 use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::BanContext;
-use crate::enforce::nft::RulesetSpec;
+use crate::enforce::nft::{Nft, RulesetSpec};
 use crate::engine::{ActiveBan, Explanation, Host, Service, Settings};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
@@ -187,7 +186,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::BansRemoved(targets) => controller.bans_removed(&targets),
         SensorCommand::ReinstallTable(by) => enforcement.repair_table(scope, Damage::Deleted(Some(&by))),
         SensorCommand::RepairRules(by) => enforcement.repair_table(scope, Damage::Rules(&by)),
-        SensorCommand::ProtectAddresses => enforcement.restore_allow_list(scope),
+        SensorCommand::ProtectAddresses => enforcement.update_allow_list(scope, Nft::protect),
         SensorCommand::ResetTrap => enforcement.reset_trap(scope),
         SensorCommand::Request(request) => answer(request, now, controller),
         SensorCommand::Settings(settings) => enforcement.reconfigure(scope, *settings),
@@ -231,10 +230,10 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             drop(answer.send(controller.observer.bans_in(network, most)));
         }
         SensorRequest::Sample { most, again, routes_again, answer } => {
-            drop(answer.send(Sample::take(controller.enforcement(now), most, again, routes_again)));
+            drop(answer.send(controller.sample(now, most, again, routes_again)));
         }
         SensorRequest::Explain { address, link, answer } => {
-            let _ = answer.send(controller.observer.explain(now, address, link));
+            let _ = answer.send(controller.observer.engine.explain(now, address, link, &controller.observer.host));
         }
         SensorRequest::Published { answer } => drop(answer.send(controller.observer.engine.published(now).collect())),
     }
@@ -251,6 +250,7 @@ mod tests {
     use crate::sensor::observer::Observer;
     use crate::sensor::port_lookup::KernelPorts;
     use crate::sensor::reporter::Reporter;
+    use crate::types::at;
 
     fn controller() -> BanController {
         let observer = Observer::new(engine(), host().into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
@@ -262,10 +262,6 @@ mod tests {
         let (answer, counted) = oneshot::channel();
         execute(SensorCommand::Request(SensorRequest::Count { answer }), now, controller);
         counted.blocking_recv().unwrap()
-    }
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
     }
 
     #[test]

@@ -8,9 +8,8 @@ use super::batch::{Batch, Outcome};
 use super::blocker::Blocker;
 use super::enforcement::Enforcement;
 use super::guest_bans::{GuestBan, GuestBans};
-use super::observer::Observer;
+use super::observer::{Observer, Scope};
 use super::reporter::Reporter;
-use super::scope::Scope;
 use crate::enforce::BanContext;
 use crate::enforce::nft::BlockError;
 use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Standing, Verdict};
@@ -26,6 +25,26 @@ const EXEMPT_ROUND_DELAY: Duration = Duration::from_millis(50);
 
 /// Sources judged per maintenance round after settling has ended, at about 50 µs each.
 const JUDGED_PER_ROUND: usize = 64;
+
+/// A sample of the bans that should be in force, for the comparison with the kernel.
+#[derive(Debug, Default)]
+pub struct Sample {
+    /// Newly sampled bans.
+    pub fresh: Vec<BanTarget>,
+    /// Targets of the caller's list that should still be banned.
+    pub again: Vec<BanTarget>,
+    /// Targets of `fresh` that should have a route.
+    pub routes: Vec<BanTarget>,
+    /// Targets of the caller's list that should still have a route.
+    pub routes_again: Vec<BanTarget>,
+}
+
+impl Sample {
+    /// True if there is nothing to compare with the kernel.
+    pub fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.again.is_empty() && self.routes_again.is_empty()
+    }
+}
 
 /// Owns the engine, the backends and the reporter, and passes each component what it needs from the others.
 pub(super) struct BanController {
@@ -67,7 +86,8 @@ impl BanController {
             self.observer.engine.lift(target);
             self.enforcement.trap.review.refute(now, target);
         }
-        let verdict = self.observe(now, time, |observer| observer.observe(now, packet));
+        let verdict =
+            self.observe(now, time, |Observer { engine, host, lookup }| engine.observe(now, packet, host, lookup));
         let (enforcement, scope) = self.enforcement(now);
         enforcement.inspect(&scope, packet, verdict);
     }
@@ -75,7 +95,9 @@ impl BanController {
     /// Observes a connection or datagram that a decoy accepted at `time`. Its results stay in the batch as well.
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
         self.reporter.metrics.connections.add(1);
-        let _ = self.observe(now, time, |observer| observer.observe_decoy(now, observation));
+        let judge =
+            |Observer { engine, host, lookup }: &mut Observer| engine.observe_decoy(now, observation, host, lookup);
+        let _ = self.observe(now, time, judge);
     }
 
     fn observe(&mut self, now: Timestamp, time: SystemTime, judge: impl Fn(&mut Observer) -> Verdict) -> Verdict {
@@ -98,7 +120,7 @@ impl BanController {
             return false;
         }
         self.observer.engine.lift(target);
-        self.enforcement.forget_probes(&[target], &self.reporter);
+        self.enforcement.trap.forget_probes(&[target], &mut self.enforcement.blocker, &self.reporter);
         self.batch.report(time, EventKind::Lifted { target });
         true
     }
@@ -112,7 +134,7 @@ impl BanController {
         }
         match verdict {
             Verdict::Block(ban) => {
-                self.guest_bans.note(&ban, self.observer.host());
+                self.guest_bans.note(&ban, &self.observer.host);
                 // Filters of the classic log expect the probe before its ban, also where the port is not a new one.
                 self.batch.report(time, EventKind::Probe(Probe { fresh: true, ..ban.probe }));
                 if !self.enforcement.run_first(&ban, time) {
@@ -121,9 +143,7 @@ impl BanController {
                 return;
             }
             Verdict::LogOnly(ban) => {
-                let blocker = &self.enforcement.blocker;
-                let runs_command = blocker.only_runs_command(ban.probe.observation.protocol);
-                if runs_command && let Some(refused) = blocker.queue_command(&ban, time) {
+                if let Some(refused) = self.enforcement.blocker.queue_command(&ban, time) {
                     self.batch.report(time, EventKind::from(&refused));
                 }
             }
@@ -177,9 +197,10 @@ impl BanController {
         }
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.run_maintenance(&mut scope);
-        self.observer.run_maintenance(now);
+        self.observer.lookup.checksums.refresh(now);
         for _ in 0..JUDGED_PER_ROUND {
-            let Some(verdict) = self.observer.judge_waiting(now) else { break };
+            let Observer { engine, host, lookup } = &mut self.observer;
+            let Some(verdict) = engine.judge_waiting(now, host, lookup) else { break };
             self.decide(verdict, SystemTime::now());
         }
         self.commit(now);
@@ -192,10 +213,13 @@ impl BanController {
     /// Removes bans of targets that have become exempt. The kernel accepts their packets in any case, but a leftover
     /// ban would mislead readers of the set and take effect again when the exemption ends.
     fn remove_exempt_bans(&mut self, now: Timestamp) {
-        // Removed from the engine first, so that a table repair does not restore them.
-        let exempt = self.observer.lift_exempt(EXEMPT_PER_ROUND);
+        let Observer { engine, host, .. } = &mut self.observer;
+        let exempt = |ban: ActiveBan| Some((ban.target, host.allow.protects_target(ban.target)?));
+        let exempt: Vec<_> = engine.bans().filter_map(exempt).take(EXEMPT_PER_ROUND).collect();
         self.exempt_check_at = (exempt.len() == EXEMPT_PER_ROUND).then(|| now.after(EXEMPT_ROUND_DELAY));
         let targets: Vec<_> = exempt.iter().map(|(target, _)| *target).collect();
+        // Removed from the engine first, so that a table repair does not restore them.
+        targets.iter().for_each(|target| _ = engine.lift(*target));
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.remove_exempt(&mut scope, &targets);
         for (target, protection) in exempt {
@@ -210,11 +234,6 @@ impl BanController {
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.start(&mut scope);
         self.reporter.emit(EventKind::Started);
-    }
-
-    /// Stops the kernel's own blocking, because no sensor reviews it from now on.
-    pub(super) fn stop(&mut self) {
-        self.enforcement.stop(&self.reporter);
     }
 
     /// Replaces the snapshot of the host.
@@ -256,7 +275,7 @@ impl BanController {
             self.guest_bans.forget(ban.target);
             self.guest_bans.insert(ban);
         }
-        let departed = self.guest_bans.departed(self.observer.host());
+        let departed = self.guest_bans.departed(&self.observer.host);
         self.lift_departed(&departed);
     }
 }
@@ -271,10 +290,13 @@ impl BanController {
                 self.guest_bans.forget(ban.target);
             }
         }
-        if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_))) {
-            self.enforcement.blocker.plan_prefix_sets();
+        if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_)))
+            && let Some(backend) = &mut self.enforcement.blocker.nft
+        {
+            // Every later creation of the table includes sets for prefixes.
+            backend.spec.wide = true;
         }
-        if bans.iter().any(|ban| self.observer.host().allow.protects_target(ban.target).is_some()) {
+        if bans.iter().any(|ban| self.observer.host.allow.protects_target(ban.target).is_some()) {
             self.exempt_check_at = Some(now);
         }
         // These bans count towards the ceilings, which the trap must not exceed.
@@ -314,6 +336,26 @@ impl BanController {
         });
         let bans: Vec<_> = masked.iter().map(|(target, expiry)| ActiveBan::whole(*target, *expiry)).collect();
         self.adopt(now, &bans);
+    }
+
+    /// Takes a sample of at most `most` bans; each call samples other ones.
+    /// Keeps those targets of `again` and `routes_again`, missing at the last comparison, that should still be banned.
+    pub(super) fn sample(
+        &mut self,
+        now: Timestamp,
+        most: usize,
+        mut again: Vec<BanTarget>,
+        mut routes_again: Vec<BanTarget>,
+    ) -> Sample {
+        let (engine, blocker) = (&mut self.observer.engine, &self.enforcement.blocker);
+        let mut fresh = Vec::new();
+        engine.sample(now, &mut |target| fresh.push(target), most);
+        fresh.retain(|target| !self.enforcement.pending.awaits_command(*target));
+        let routes = fresh.iter().copied().filter(|target| blocker.wants_route(*target)).collect();
+        again.retain(|target| engine.is_blocked(now, *target));
+        routes_again.retain(|target| engine.is_blocked(now, *target) && blocker.wants_route(*target));
+        self.reporter.metrics.missing.set((again.len() + routes_again.len()) as u64);
+        Sample { fresh, again, routes, routes_again }
     }
 
     /// Adds bans to the engine and to `backends`, each for its remaining time.
@@ -356,8 +398,9 @@ impl BanController {
         let mut unblocked = Vec::new();
         let targets = &self.with_links(targets)[..];
         for target in targets {
-            let in_set = self.enforcement.blocker.remove_from_sets(*target).map_err(|error| error.to_string())?;
-            if self.observer.engine.lift(*target) || in_set {
+            let removed = self.enforcement.blocker.nft.as_mut().map(|backend| backend.remove(*target));
+            let in_set = removed.transpose().map_err(|error| error.to_string())?;
+            if self.observer.engine.lift(*target) || in_set == Some(true) {
                 unblocked.push(*target);
             }
         }
@@ -381,16 +424,13 @@ impl BanController {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => return Err(error.to_string()),
         }
-        self.enforcement.release(&targets, &self.reporter);
-        // Bans are lifted one at a time, so that each also takes back its strike, as a single unblock does.
-        for target in &targets {
-            self.observer.engine.lift(*target);
-        }
+        self.bans_removed(&targets);
         Ok(targets)
     }
 
     /// Ends the bans of `targets`, which were removed from the kernel's sets.
     pub(super) fn bans_removed(&mut self, targets: &[BanTarget]) {
+        // Bans are lifted one at a time, so that each also takes back its strike.
         for target in targets {
             self.observer.engine.lift(*target);
         }

@@ -5,14 +5,15 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::blocker::Blocker;
+use super::observer::Scope;
 use super::own_source::OwnSourceGuard;
 use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
-use super::scope::Scope;
 use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
 use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
-use crate::enforce::{BanContext, Gone, Refused};
+use crate::enforce::route::Routes;
+use crate::enforce::{BanBackend, BanContext, Gone, Refused};
 use crate::engine::{ActiveBan, Ban, Settings, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
@@ -44,7 +45,7 @@ impl Enforcement {
     /// host.
     pub(super) fn inspect(&mut self, scope: &Scope<'_>, packet: &Packet, verdict: Verdict) {
         self.trap.excuse(scope.now, packet, verdict, scope.observer.engine.forgiven());
-        self.own_sources.inspect(packet, scope.observer.host(), scope.reporter);
+        self.own_sources.inspect(packet, &scope.observer.host, scope.reporter);
     }
 
     /// Handles a packet of a blocked source. If `verify` is true, looks up its ban in the kernel's set. Returns true if
@@ -86,7 +87,7 @@ impl Enforcement {
 
     fn apply_with(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[BanContext]) -> Vec<Refused> {
         let (now, targets) = (scope.now, bans.iter().map(|ban| ban.target));
-        self.with_table(scope, backend, targets, |blocker| blocker.block(backend, bans, now))
+        self.with_table(scope, backend, targets, |backend| backend.block(bans, now))
     }
 
     /// Runs `attempt` with `backend`, and again after a repair if the table was missing. Returns the refused targets.
@@ -95,8 +96,9 @@ impl Enforcement {
         scope: &mut Scope<'_>,
         backend: Backend,
         targets: impl Iterator<Item = BanTarget>,
-        attempt: impl Fn(&mut Blocker) -> Result<Vec<Refused>, Gone>,
+        attempt: impl Fn(&mut dyn BanBackend) -> Result<Vec<Refused>, Gone>,
     ) -> Vec<Refused> {
+        let attempt = |blocker: &mut Blocker| blocker.backend(backend).map_or(Ok(Vec::new()), &attempt);
         attempt(&mut self.blocker)
             .or_else(|Gone| {
                 self.repair_missing_table(scope);
@@ -147,7 +149,7 @@ impl Enforcement {
 
     /// Applies `ban` of an operator. Fails if no backend enforces it.
     pub(super) fn block_by_hand(&mut self, scope: &mut Scope<'_>, ban: BanContext) -> Result<(), String> {
-        if !self.blocker.is_enabled() {
+        if self.blocker.backends.is_empty() {
             return Err("blocking is disabled: scans are only logged".to_owned());
         }
         let mut refused = self.apply(scope, &[ban]);
@@ -187,16 +189,11 @@ impl Enforcement {
 
     /// Ends the bans of `targets` in all backends except the engine and the nftables sets.
     pub(super) fn release(&mut self, targets: &[BanTarget], reporter: &Reporter) {
-        self.forget_probes(targets, reporter);
+        self.trap.forget_probes(targets, &mut self.blocker, reporter);
         self.pending.remove(targets);
         for error in self.blocker.release(targets) {
             reporter.error(error);
         }
-    }
-
-    /// Resets the trap's count of the probes of `targets`.
-    pub(super) fn forget_probes(&mut self, targets: &[BanTarget], reporter: &Reporter) {
-        self.trap.forget_probes(targets, &mut self.blocker, reporter);
     }
 }
 
@@ -205,7 +202,7 @@ impl Enforcement {
     /// When [`Enforcement::run_maintenance`] is next due.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         let (pending, trap) = (self.pending.next_retry(), self.trap.check_at);
-        let (routes, repair) = (self.blocker.next_route_due(), self.table_repair.next_due());
+        let (routes, repair) = (self.blocker.routes.as_ref().and_then(Routes::next_due), self.table_repair.next_due());
         [pending, trap, routes, repair].into_iter().flatten().min()
     }
 
@@ -259,7 +256,7 @@ impl Enforcement {
 
     /// Stops the kernel's own blocking, because no sensor reviews it from now on.
     pub(super) fn stop(&mut self, reporter: &Reporter) {
-        self.own_sources.clear(&mut self.blocker, reporter);
+        self.own_sources.update(Vec::new(), &mut self.blocker, reporter);
         self.trap.stop(&mut self.blocker, reporter);
     }
 
@@ -273,18 +270,18 @@ impl Enforcement {
     /// Updates the kernel's allow-list from the host's, and removes routes that conflict with it. `update` is
     /// [`Nft::protect`], which replaces the list even if another process changed it, or [`Nft::follow_protected`],
     /// which sends the difference.
-    fn update_allow_list(&mut self, scope: &mut Scope<'_>, update: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>) {
-        for target in self.blocker.keep_reachable(scope.observer.host()) {
+    pub(super) fn update_allow_list(
+        &mut self,
+        scope: &mut Scope<'_>,
+        update: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>,
+    ) {
+        for target in self.blocker.keep_reachable(&scope.observer.host) {
             let text =
                 format!("the route that blocked {target} was removed because it would cut off protected addresses");
             scope.reporter.emit_note(text);
         }
-        let allowed = scope.observer.allowed();
+        let allowed: Vec<IpNet> = scope.observer.host.allow.prefixes().collect();
         self.change_sets(scope, "cannot update the kernel's allow-list", |nft| update(nft, &allowed));
-    }
-
-    pub(super) fn restore_allow_list(&mut self, scope: &mut Scope<'_>) {
-        self.update_allow_list(scope, Nft::protect);
     }
 
     /// Suspends blocking: the trap monitors no ports, no backend receives a ban, and the bans in force remain.
@@ -335,13 +332,12 @@ impl Enforcement {
 
     /// Replaces the rules of the table; its sets keep their elements.
     pub(super) fn replace_ruleset(&mut self, scope: &mut Scope<'_>, wanted: RulesetSpec) {
-        match self.blocker.nft.as_mut().map(|backend| backend.replace_rules(wanted)) {
-            Some(Ok(())) => {
-                scope.reporter.emit_note("table inet portsentry now has the rules of the new configuration")
-            }
-            None => {}
-            Some(Err(error)) => {
-                scope.reporter.error(format!("cannot install the rules of the new configuration: {error}"))
+        if let Some(backend) = &mut self.blocker.nft {
+            match backend.replace_rules(wanted) {
+                Ok(()) => scope.reporter.emit_note("table inet portsentry now has the rules of the new configuration"),
+                Err(error) => {
+                    scope.reporter.error(format!("cannot install the rules of the new configuration: {error}"));
+                }
             }
         }
         self.restart_trap(scope);
@@ -378,8 +374,11 @@ impl Enforcement {
         self.guard_own_sources(scope);
     }
 
+    /// Makes the kernel guard the interfaces that the host lists; none while enforcement is suspended.
     fn guard_own_sources(&mut self, scope: &Scope<'_>) {
-        self.own_sources.update(&mut self.blocker, scope.observer.host(), scope.reporter);
+        let named = scope.observer.host.guarded.iter().map(|(index, _)| *index);
+        let wanted = if self.blocker.suspended { Vec::new() } else { named.collect() };
+        self.own_sources.update(wanted, &mut self.blocker, scope.reporter);
     }
 
     pub(super) fn arm_trap(&mut self, scope: &mut Scope<'_>) {
@@ -429,7 +428,7 @@ impl Enforcement {
 
     fn put_back(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[ActiveBan]) -> Vec<Refused> {
         let (now, targets) = (scope.now, bans.iter().map(|ban| ban.target));
-        self.with_table(scope, backend, targets, |blocker| blocker.put_back(backend, bans, now))
+        self.with_table(scope, backend, targets, |backend| backend.put_back(bans, now))
     }
 
     pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {

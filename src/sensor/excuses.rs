@@ -99,11 +99,11 @@ fn index(secret: HashKey, target: BanTarget) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::at;
 
     #[test]
     fn excuses_are_bounded_and_expire() {
         let mut excuses = Excuses::new(HashKey(1, 2));
-        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
         let target: BanTarget = "192.0.2.7".parse().unwrap();
         for port in [901, 902, 901].into_iter().chain(1..100) {
             excuses.add(at(1), target, (Protocol::Tcp, port));

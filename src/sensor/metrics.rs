@@ -17,7 +17,7 @@ pub const REACTIONS: [u64; 10] = [50, 100, 200, 300, 500, 1_000, 2_500, 10_000, 
 pub struct Metric(AtomicU64);
 
 impl Metric {
-    pub(super) fn add(&self, more: u64) {
+    pub fn add(&self, more: u64) {
         // With a single writer no locked instruction is needed.
         self.set(self.get().wrapping_add(more));
     }
@@ -100,15 +100,6 @@ pub struct SensorMetrics {
     reaction_sum: Metric,
 }
 
-/// A snapshot of the reaction-time histogram.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Read {
-    /// Number of reaction times per bucket.
-    pub counts: [u64; REACTIONS.len() + 1],
-    /// Sum of the reaction times in microseconds.
-    pub sum: u64,
-}
-
 impl SensorMetrics {
     /// Copies the metrics of the engine.
     pub(super) fn update(&self, (suspects, judged): (usize, usize), counters: Counters) {
@@ -120,11 +111,6 @@ impl SensorMetrics {
         self.withheld.set(counters.withheld);
         self.evicted.set(counters.evicted);
         self.lookups.set(counters.lookups);
-    }
-
-    /// Counts missing hosts.deny lines that were written again.
-    pub fn restored_lines(&self, lines: u64) {
-        self.relined.add(lines);
     }
 
     /// Bans that were missing in any backend and were restored.
@@ -180,8 +166,9 @@ impl SensorMetrics {
         self.reaction_sum.add(micros);
     }
 
-    pub fn reactions(&self) -> Read {
-        Read { counts: self.reactions.each_ref().map(Metric::get), sum: self.reaction_sum.get() }
+    /// Number of reaction times per bucket of the histogram, and their sum in microseconds.
+    pub fn reactions(&self) -> ([u64; REACTIONS.len() + 1], u64) {
+        (self.reactions.each_ref().map(Metric::get), self.reaction_sum.get())
     }
 }
 
@@ -216,8 +203,8 @@ mod tests {
     fn reaction_falls_into_its_bucket() {
         let metrics = SensorMetrics::default();
         [1, 50, 51, 2_000_000].iter().for_each(|micros| metrics.reacted(Duration::from_micros(*micros)));
-        let read = metrics.reactions();
-        assert_eq!((read.counts[0], read.counts[1], read.counts[REACTIONS.len()]), (2, 1, 1));
-        assert_eq!(read.sum, 2_000_102);
+        let (counts, sum) = metrics.reactions();
+        assert_eq!((counts[0], counts[1], counts[REACTIONS.len()]), (2, 1, 1));
+        assert_eq!(sum, 2_000_102);
     }
 }

@@ -6,7 +6,6 @@ mod batching;
 mod blocker;
 mod commands;
 mod controller;
-mod drop_counter;
 mod enforcement;
 mod excuses;
 #[cfg(test)]
@@ -18,13 +17,9 @@ mod own_source;
 mod pending_bans;
 mod port_lookup;
 mod reporter;
-mod sample;
-mod scope;
 mod table_repair;
 mod trap;
 mod trap_arming;
-mod trap_coverage;
-mod trap_peers;
 pub mod trap_review;
 
 use std::sync::Arc;
@@ -46,13 +41,12 @@ use batching::{Batching, COALESCE_DELAY};
 pub use blocker::Blocker;
 pub use commands::{Answer, Inbox, SensorCommand, SensorRequest};
 use controller::BanController;
-use drop_counter::DropCounter;
+pub use controller::Sample;
 pub use guest_bans::GuestBan;
-pub use metrics::{REACTIONS, Read, SensorMetrics};
+pub use metrics::{REACTIONS, SensorMetrics};
 use observer::Observer;
 pub use port_lookup::KernelPorts;
 use reporter::Reporter;
-pub use sample::Sample;
 
 /// Pause of the decoys after a failed accept, usually because of a lack of file descriptors. An immediate retry would
 /// keep a core busy.
@@ -63,6 +57,9 @@ const WAKE_DELAY: Duration = Duration::from_millis(2);
 
 /// Minimum poll timeout for maintenance that is due.
 const MIN_WAIT: Duration = Duration::from_millis(50);
+
+/// Minimum interval between two readings of the capture's counter of dropped packets.
+const DROP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the sensor ended without [`SensorCommand::Stop`].
 #[derive(Debug, thiserror::Error)]
@@ -213,7 +210,9 @@ impl Sensor {
                 SensorCommand::Capture(live) => self.replace_capture(live)?,
                 SensorCommand::Addresses(addresses) => self.decoys.watch_only(addresses),
                 SensorCommand::Stop => {
-                    self.controller.stop();
+                    let now = self.now();
+                    let (enforcement, scope) = self.controller.enforcement(now);
+                    enforcement.stop(scope.reporter);
                     return Ok(true);
                 }
                 command => commands::execute(command, self.now(), &mut self.controller),
@@ -275,6 +274,42 @@ impl Sensor {
         if let Some(packets) = self.drop_counter.due(now, &mut self.live) {
             self.controller.reporter.metrics.dropped.add(packets);
             self.controller.reporter.emit(EventKind::Dropped { packets });
+        }
+    }
+}
+
+/// Counts the packets that the kernel dropped because the ring buffer was full, of the current capture and of earlier
+/// ones.
+#[derive(Debug, Default)]
+struct DropCounter {
+    read_at: Timestamp,
+    /// Value of the current capture's counter at the last reading.
+    last: u32,
+    unreported: u64,
+}
+
+impl DropCounter {
+    /// Returns the packets dropped since the last report, if any; reads the counter once per [`DROP_REPORT_INTERVAL`].
+    fn due(&mut self, now: Timestamp, live: &mut Live) -> Option<u64> {
+        if now.since(self.read_at) < DROP_REPORT_INTERVAL {
+            return None;
+        }
+        self.read_at = now;
+        self.read(live);
+        Some(std::mem::take(&mut self.unreported)).filter(|packets| *packets > 0)
+    }
+
+    /// Reads the counter of a capture that is about to be replaced.
+    fn replace(&mut self, live: &mut Live) {
+        self.read(live);
+        self.last = 0;
+    }
+
+    fn read(&mut self, live: &mut Live) {
+        // After an error, the next reading includes these drops.
+        if let Ok(dropped) = live.dropped() {
+            self.unreported += u64::from(dropped.wrapping_sub(self.last));
+            self.last = dropped;
         }
     }
 }

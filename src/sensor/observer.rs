@@ -1,22 +1,30 @@
 //! Observes packets: combines the engine with the host snapshot and the socket look-up that its verdicts depend on.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::capture::checksum_offload::ChecksumOffload;
 use crate::capture::decoy::DecoyPorts;
-use crate::engine::{ActiveBan, Engine, Explanation, Host, Observation, PortLookup, PortUse, Protection, Verdict};
-use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
+use crate::engine::{Engine, Host, PortLookup, PortUse};
+use crate::types::{BanTarget, Protocol, Timestamp};
 use crate::wire::{Packet, Transport};
 
 use super::port_lookup::{KernelLookup, KernelPorts};
+use super::reporter::Reporter;
+
+/// What a step of the sensor works with: its time, the engine with the host, and the reporter.
+pub(super) struct Scope<'a> {
+    pub(super) now: Timestamp,
+    pub(super) observer: &'a mut Observer,
+    pub(super) reporter: &'a Reporter,
+}
 
 pub(super) struct Observer {
     pub(super) engine: Engine,
-    host: Arc<Host>,
-    lookup: KernelLookup,
+    pub(super) host: Arc<Host>,
+    pub(super) lookup: KernelLookup,
 }
 
 impl Observer {
@@ -34,21 +42,9 @@ impl Observer {
         }
     }
 
-    /// Time at which [`Observer::run_maintenance`] has work to do.
+    /// Time at which a source can be judged, or the checksum marks have to be read again.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.engine.wake().into_iter().chain(self.lookup.checksums.next_due()).min()
-    }
-
-    pub(super) fn run_maintenance(&mut self, now: Timestamp) {
-        self.lookup.checksums.refresh(now);
-    }
-
-    pub(super) fn host(&self) -> &Host {
-        &self.host
-    }
-
-    pub(super) fn observe(&mut self, now: Timestamp, packet: &Packet) -> Verdict {
-        self.engine.observe(now, packet, &self.host, &mut self.lookup)
     }
 
     /// True if the kernel confirms that `packet`, sent from an own address, answers from a port in use.
@@ -58,15 +54,6 @@ impl Observer {
         let peer = SocketAddr::new(packet.destination, destination_port);
         let interface = self.host.bridge(packet.interface).unwrap_or(packet.interface);
         !matches!(self.lookup.port_use(Protocol::Tcp, peer, own, interface), PortUse::Closed | PortUse::Unknown)
-    }
-
-    pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation) -> Verdict {
-        self.engine.observe_decoy(now, observation, &self.host, &mut self.lookup)
-    }
-
-    /// Returns the verdict on the next source whose judgement was postponed until the end of settling.
-    pub(super) fn judge_waiting(&mut self, now: Timestamp) -> Option<Verdict> {
-        self.engine.judge_waiting(now, &self.host, &mut self.lookup)
     }
 
     /// Replaces the snapshot of the host; true if more targets are exempt than before.
@@ -90,30 +77,6 @@ impl Observer {
             .collect()
     }
 
-    pub(super) fn allowed(&self) -> Vec<IpNet> {
-        self.host.allow.prefixes().collect()
-    }
-
-    pub(super) fn closed_ports(&self, now: Timestamp, protocol: Protocol) -> PortSet {
-        self.engine.closed_ports(now, &self.host, protocol)
-    }
-
-    pub(super) fn related_ports(&self, now: Timestamp) -> PortSet {
-        self.engine.related_ports(now, &self.host)
-    }
-
-    pub(super) fn served_ports(&self, now: Timestamp) -> PortSet {
-        self.engine.served_ports(now, &self.host)
-    }
-
-    pub(super) fn decoy_ports(&self, now: Timestamp) -> PortSet {
-        self.engine.decoy_ports(now, &self.host)
-    }
-
-    pub(super) fn explain(&self, now: Timestamp, address: IpAddr, link: Option<u32>) -> Explanation {
-        self.engine.explain(now, address, link, &self.host)
-    }
-
     /// Returns at most `most` banned targets inside `network`, and their total number.
     pub(super) fn bans_in(&self, network: IpNet, most: usize) -> (Vec<BanTarget>, usize) {
         let is_inside = |target: &BanTarget| network.contains(&target.network());
@@ -121,15 +84,5 @@ impl Observer {
         let mut targets: Vec<BanTarget> = inside().take(most).collect();
         targets.sort_unstable();
         (targets, inside().count())
-    }
-
-    /// Removes bans of targets that have become exempt from the engine, at most `most`; returns the removed ones.
-    pub(super) fn lift_exempt(&mut self, most: usize) -> Vec<(BanTarget, Protection)> {
-        let exempt = |ban: ActiveBan| Some((ban.target, self.host.allow.protects_target(ban.target)?));
-        let exempt: Vec<_> = self.engine.bans().filter_map(exempt).take(most).collect();
-        for (target, _) in &exempt {
-            self.engine.lift(*target);
-        }
-        exempt
     }
 }

@@ -30,19 +30,8 @@ impl OwnSourceGuard {
         self.guarded = None;
     }
 
-    /// Makes the kernel guard the interfaces that `host` lists; none while enforcement is suspended.
-    pub(super) fn update(&mut self, blocker: &mut Blocker, host: &Host, reporter: &Reporter) {
-        let named = host.guarded.iter().map(|(index, _)| *index);
-        let wanted: Vec<u32> = if blocker.suspended { Vec::new() } else { named.collect() };
-        self.replace(wanted, blocker, reporter);
-    }
-
-    /// Removes all guarded interfaces, because the list is no longer updated.
-    pub(super) fn clear(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
-        self.replace(Vec::new(), blocker, reporter);
-    }
-
-    fn replace(&mut self, wanted: Vec<u32>, blocker: &mut Blocker, reporter: &Reporter) {
+    /// Makes the kernel guard the interfaces in `wanted` and no others.
+    pub(super) fn update(&mut self, wanted: Vec<u32>, blocker: &mut Blocker, reporter: &Reporter) {
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.own_source) else { return };
         if self.guarded.as_ref() == Some(&wanted) {
             return;

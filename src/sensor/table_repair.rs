@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::observer::Observer;
+use super::observer::{Observer, Scope};
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
-use super::scope::Scope;
 use crate::enforce::nft::{BlockError, Nft, NftBackend, Repaired, RulesetError};
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
@@ -28,6 +27,9 @@ const MAX_QUICK_BANS: usize = 256;
 const MAX_FOREIGN: usize = 8;
 /// Slots for the blocked sources that sent packets last.
 const RECENT_SOURCES: usize = 256;
+
+/// Repairs may use 1/`SHARE` of a core.
+const SHARE: u32 = 10;
 
 /// Damage to the table.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +55,8 @@ pub(super) struct TableRepair {
     filled_at: Option<Instant>,
     /// True if the last fill left out some bans, which are still missing in the kernel.
     pub(super) incomplete: bool,
-    share: CpuShare,
+    /// Time at which the processor time of earlier repairs is paid back: repairs may use 1/[`SHARE`] of a core.
+    free_at: Timestamp,
     /// Their bans are restored first.
     pub(super) recent: RecentSources,
     /// Foreign objects in the table at the last report.
@@ -75,7 +78,7 @@ impl TableRepair {
 
     /// Time at which the bans left out by the last repair are restored.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        self.incomplete.then_some(self.share.free_at)
+        self.incomplete.then_some(self.free_at)
     }
 
     /// Repairs the table. If only rules were changed, the sets keep their elements. Otherwise the allow-list and the
@@ -111,7 +114,7 @@ impl TableRepair {
             Damage::Rules(by) => self.report_foreign(backend, Some(by), reporter),
             Damage::Deleted(_) => self.foreign.clear(),
         }
-        self.share.spend(scope.now, thread_time().saturating_sub(before));
+        self.spend(scope.now, thread_time().saturating_sub(before));
         filled
     }
 
@@ -147,7 +150,7 @@ impl TableRepair {
         if let Some(event) = self.fill(scope, &mut backend.nft, Ok(Repaired::Unchanged), pending) {
             self.report(event, None, scope.reporter);
         }
-        self.share.spend(scope.now, thread_time().saturating_sub(before));
+        self.spend(scope.now, thread_time().saturating_sub(before));
     }
 
     /// Fills the sets after a repair, and returns the event that reports the result. If the table could not be
@@ -162,7 +165,8 @@ impl TableRepair {
         self.filled_at = Some(Instant::now());
         let (bans, left_out) = self.choose(*now, observer, pending);
         // The allow-list first, so that an exempt source is never without it.
-        let filled = nft.protect(&observer.allowed()).and_then(|()| nft.put_back(&bans));
+        let allowed: Vec<_> = observer.host.allow.prefixes().collect();
+        let filled = nft.protect(&allowed).and_then(|()| nft.put_back(&bans));
         // The engine must not treat a source as blocked if it is not.
         match &filled {
             Ok(()) => pending.expedite(Backend::Nft),
@@ -204,13 +208,18 @@ impl TableRepair {
         // The size of the source table is a cheap upper bound; it includes expired bans.
         let (_, judged) = engine.tracked();
         let wanted = |ban: &ActiveBan| !pending.awaits_command(ban.target);
-        if judged <= MAX_QUICK_BANS || now >= self.share.free_at {
+        if judged <= MAX_QUICK_BANS || now >= self.free_at {
             return (engine.bans().filter(wanted).map(restored).collect(), 0);
         }
         let recent = self.recent.targets().filter_map(|target| engine.standing_of(now, target));
         let bans: Vec<_> = recent.filter(wanted).map(restored).collect();
         let left_out = judged.saturating_sub(bans.len());
         (bans, left_out)
+    }
+
+    /// After a repair that took n ms, the next full one waits 10 × n ms.
+    fn spend(&mut self, now: Timestamp, taken: Duration) {
+        self.free_at = self.free_at.max(now).after(taken.saturating_mul(SHARE));
     }
 
     fn report(&mut self, event: EventKind, author: Option<&str>, reporter: &Reporter) {
@@ -254,22 +263,6 @@ impl TableRepair {
         emit
     }
 }
-
-/// Limits the share of a core that repairs take: after a repair of n ms, the next full one waits 10 × n ms.
-#[derive(Debug, Default)]
-struct CpuShare {
-    /// Time at which the used processor time is paid back.
-    free_at: Timestamp,
-}
-
-impl CpuShare {
-    fn spend(&mut self, now: Timestamp, taken: Duration) {
-        self.free_at = self.free_at.max(now).after(taken.saturating_mul(SHARE));
-    }
-}
-
-/// Repairs may use 1/`SHARE` of a core.
-const SHARE: u32 = 10;
 
 /// The processor time of this thread.
 fn thread_time() -> Duration {
@@ -351,7 +344,7 @@ mod tests {
 
     #[test]
     fn repairs_use_a_tenth_of_time() {
-        let (mut share, at) = (CpuShare::default(), |millis| Timestamp::at(Duration::from_millis(millis)));
+        let (mut share, at) = (TableRepair::default(), |millis| Timestamp::at(Duration::from_millis(millis)));
         share.spend(at(1_000), Duration::from_millis(3));
         assert_eq!(share.free_at, at(1_030));
         share.spend(at(1_010), Duration::from_millis(2));

@@ -12,12 +12,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::blocker::Blocker;
-use super::observer::Observer;
+use super::observer::{Observer, Scope};
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
-use super::scope::Scope;
 use super::trap_arming::TrapArming;
-use super::trap_peers::TrapPeers;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
 use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, Trap, Watched};
 use crate::engine::{CAPPED_BAN, Verdict};
@@ -32,6 +30,9 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of sources whose counts are reset one by one.
 const MAX_SINGLE_RESETS: usize = 512;
 
+/// Maximum number of connected sources added or removed per round, about 0.3 ms; the rest follows in later rounds.
+const MAX_PEER_CHANGES: usize = 128;
+
 #[derive(Default)]
 pub(super) struct TrapControl {
     pub(super) arming: TrapArming,
@@ -41,7 +42,8 @@ pub(super) struct TrapControl {
     hold_counts: HoldCounts,
     /// Last values of the kernel's decoy counters.
     decoy_counts: DecoyCounts,
-    peers: TrapPeers,
+    /// Connected sources in the kernel's set, to which more closed ports are forgiven; `None` if unknown.
+    peers: Option<HashSet<BanTarget>>,
     pub(super) review: TrapReview,
     /// The last logged error, so that it is not repeated.
     last_error: Option<String>,
@@ -51,7 +53,7 @@ impl TrapControl {
     /// Makes the next [`TrapControl::arm`] set the ports regardless of the last known state.
     pub(super) fn forget_ports(&mut self) {
         self.arming.forget();
-        self.peers.forget();
+        self.peers = None;
     }
 
     /// Makes the next [`TrapControl::check`] review the trapped sources, if there is a trap.
@@ -149,7 +151,7 @@ impl TrapControl {
             reporter.metrics.decoy_answers.add(since(counts.answers, last.answers));
         }
         let Some((nft, rules)) = blocker.trap() else { return };
-        let updated = self.peers.update(now, nft, scope.observer);
+        let updated = self.update_peers(now, nft, scope.observer);
         self.report_failure(updated, "cannot add connected sources to the kernel's trap", reporter);
         let reviewed = nft.caught().map(|caught| {
             let review = self.review(now, &caught, rules, scope.observer, pending);
@@ -159,7 +161,9 @@ impl TrapControl {
         if rules.hold.is_some()
             && let Ok(counts) = nft.hold_counts()
         {
-            self.count_held(counts, reporter);
+            let last = std::mem::replace(&mut self.hold_counts, counts);
+            reporter.metrics.held.add(since(counts.dropped, last.dropped));
+            reporter.metrics.hold_full.add(since(counts.full, last.full));
         }
         if let Ok(Some(usage)) = nft.filling(rules) {
             reporter.metrics.trap_touched.set(usage.touched.into());
@@ -167,11 +171,25 @@ impl TrapControl {
         }
     }
 
-    /// Adds the kernel's counts since the last call to the metrics.
-    fn count_held(&mut self, counts: HoldCounts, reporter: &Reporter) {
-        let last = std::mem::replace(&mut self.hold_counts, counts);
-        reporter.metrics.held.add(since(counts.dropped, last.dropped));
-        reporter.metrics.hold_full.add(since(counts.full, last.full));
+    /// Updates the kernel's set with the sources that `observer` forgives more ports, as far as one round allows.
+    fn update_peers(&mut self, now: Timestamp, nft: &mut Nft, observer: &Observer) -> Result<(), BlockError> {
+        let wanted: HashSet<BanTarget> = observer.engine.forgiven_peers(now).collect();
+        let mut known = match self.peers.take() {
+            Some(known) => known,
+            None => {
+                nft.clear_peers()?;
+                HashSet::new()
+            }
+        };
+        let out: Vec<BanTarget> = known.difference(&wanted).copied().take(MAX_PEER_CHANGES).collect();
+        let into: Vec<BanTarget> = wanted.difference(&known).copied().take(MAX_PEER_CHANGES).collect();
+        if !(out.is_empty() && into.is_empty()) {
+            nft.change_peers(&out, &into)?;
+            out.iter().for_each(|peer| _ = known.remove(peer));
+            known.extend(into);
+        }
+        self.peers = Some(known);
+        Ok(())
     }
 
     /// Compares the trapped sources with the sensor's verdicts.
@@ -187,7 +205,7 @@ impl TrapControl {
         let refused: HashSet<BanTarget> = pending.refused().collect();
         let counting = Counting { forgiven: rules.forgiven, window: rules.window };
         let caught = caught.iter().copied().filter(|target| !refused.contains(target));
-        self.review.review(now, caught, (counting, self.arming.paused), &observer.engine, observer.host())
+        self.review.review(now, caught, (counting, self.arming.paused), &observer.engine, &observer.host)
     }
 
     /// Removes or shortens the trap's bans that the review does not confirm, and resets the trap's counts of all
@@ -296,14 +314,13 @@ mod tests {
     use crate::engine::{ActiveBan, IgnoreReason, Protection};
     use crate::sensor::KernelPorts;
     use crate::sensor::fixtures::{engine, host, packet};
-    use crate::types::Rate;
+    use crate::types::{Rate, at};
     use crate::wire::{TcpFlags, Transport};
 
     #[test]
     fn caught_source_needs_verdict_within_limit() {
         let (mut trap, mut host) = (TrapControl::default(), host());
         let [blocked, exempt, unknown] = ["192.0.2.7", "192.0.2.8", "192.0.2.9"].map(|text| text.parse().unwrap());
-        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
         host.allow.insert("192.0.2.8/32".parse().unwrap(), Protection::Listed);
         let mut observer = Observer::new(engine(), host.into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
         observer.engine.adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));

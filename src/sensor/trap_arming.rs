@@ -1,11 +1,14 @@
 //! Tells the kernel which ports its trap and its decoys monitor: those that are closed now.
 
-use super::observer::Observer;
+use std::time::Duration;
+
+use super::observer::Scope;
 use super::reporter::Reporter;
-use super::scope::Scope;
-use super::trap_coverage::{CoverageChange, TrapCoverage};
 use crate::enforce::nft::{BlockError, Nft, NftBackend, RulesetSpec, TRAP_BURST, Trap, Watched};
 use crate::types::{PortSet, Protocol, Timestamp};
+
+/// Window within which a loss counts; at most twice as long.
+const WINDOW: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
 pub(super) struct TrapArming {
@@ -67,21 +70,17 @@ impl TrapArming {
         let RulesetSpec { trap, decoys, .. } = backend.spec;
         let ceiling_reached = !Self::has_room(scope);
         let Scope { now, ref observer, reporter } = *scope;
-        let closed = |counts: fn(Trap) -> bool, protocol| {
-            let ports = || if self.paused { PortSet::new() } else { observer.closed_ports(now, protocol) };
-            trap.is_some_and(counts).then(ports)
-        };
-        let held = |ports: fn(&Observer, Timestamp) -> PortSet| {
-            let ports = || if self.paused { PortSet::new() } else { ports(observer, now) };
-            trap.is_some_and(|trap| trap.hold.is_some()).then(ports)
+        let (engine, host) = (&observer.engine, &observer.host);
+        let trapped = |has: fn(Trap) -> bool, ports: &dyn Fn() -> PortSet| {
+            trap.is_some_and(has).then(|| if self.paused { PortSet::new() } else { ports() })
         };
         let wanted = Armed {
-            tcp: closed(|trap| trap.tcp, Protocol::Tcp),
-            udp: closed(|trap| trap.udp, Protocol::Udp),
-            related: held(Observer::related_ports),
-            services: held(Observer::served_ports),
-            decoys: decoys.map(|_| observer.decoy_ports(now)),
-            interfaces: trap.map(|_| observer.host().interfaces.clone()),
+            tcp: trapped(|trap| trap.tcp, &|| engine.closed_ports(now, host, Protocol::Tcp)),
+            udp: trapped(|trap| trap.udp, &|| engine.closed_ports(now, host, Protocol::Udp)),
+            related: trapped(|trap| trap.hold.is_some(), &|| engine.related_ports(now, host)),
+            services: trapped(|trap| trap.hold.is_some(), &|| engine.served_ports(now, host)),
+            decoys: decoys.map(|_| engine.decoy_ports(now, host)),
+            interfaces: trap.map(|_| host.interfaces.clone()),
             ceiling_reached: trap.map(|_| ceiling_reached),
         };
         if !self.paused {
@@ -149,5 +148,84 @@ impl TrapArming {
     #[cfg(test)]
     pub(super) fn with_tcp_ports(ports: &str) -> Self {
         Self { armed: Some(Armed { tcp: Some(ports.parse().unwrap()), ..Armed::default() }), ..Self::default() }
+    }
+}
+
+/// Tracks the number of ports that the trap monitors. If it loses a large part of them, scans of those ports go unseen,
+/// and the operator is notified. A service that starts takes one port; only a mistake or an attack takes a quarter.
+#[derive(Debug, Default)]
+struct TrapCoverage {
+    /// Start of the current window, and the highest port counts in it and in the previous one.
+    window: Option<(Timestamp, u32, u32)>,
+    /// Port count before the loss, while the loss lasts.
+    reference: Option<u32>,
+}
+
+/// A reportable change of the number of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CoverageChange {
+    /// More than a quarter of the ports has left the trap.
+    Lost { ports: u32, before: u32 },
+    /// At least three quarters of the ports are monitored again.
+    Regained { ports: u32, before: u32 },
+}
+
+impl TrapCoverage {
+    /// Records the current number of ports.
+    fn record(&mut self, now: Timestamp, ports: u32) -> Option<CoverageChange> {
+        let (began, most, earlier) = match self.window {
+            Some((began, most, _)) if now.since(began) >= WINDOW => (now, ports, most),
+            Some((began, most, earlier)) => (began, most.max(ports), earlier),
+            None => (now, ports, ports),
+        };
+        self.window = Some((began, most, earlier));
+        // While a loss lasts, the port count before it stays the reference: a loss ends only when ports return.
+        let before = self.reference.unwrap_or(most.max(earlier));
+        let is_lost = u64::from(ports) * 4 < u64::from(before) * 3;
+        match (is_lost, self.reference) {
+            (true, None) => {
+                self.reference = Some(before);
+                Some(CoverageChange::Lost { ports, before })
+            }
+            (false, Some(_)) => {
+                *self = Self { window: Some((now, ports, ports)), reference: None };
+                Some(CoverageChange::Regained { ports, before })
+            }
+            _ => None,
+        }
+    }
+
+    /// Number of missing ports while a loss lasts, given the current number of ports.
+    fn missing(&self, ports: u32) -> u32 {
+        self.reference.map_or(0, |before| before.saturating_sub(ports))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::at;
+
+    #[test]
+    fn quarter_lost_in_steps_is_reported_once() {
+        let mut coverage = TrapCoverage::default();
+        let changes: Vec<_> = (0..=300).filter_map(|n| coverage.record(at(n.into()), 1_000 - n)).collect();
+        assert_eq!(changes, [CoverageChange::Lost { ports: 749, before: 1_000 }]);
+        assert_eq!(coverage.missing(700), 300);
+        assert_eq!(coverage.record(at(5_000), 700), None, "the loss lasts, and time does not undo it");
+        assert_eq!(coverage.record(at(5_001), 750), Some(CoverageChange::Regained { ports: 750, before: 1_000 }));
+        assert_eq!(coverage.missing(750), 0);
+    }
+
+    #[test]
+    fn started_services_are_not_a_loss() {
+        let mut coverage = TrapCoverage::default();
+        // Ten ports per window, over many windows.
+        let slow = (0..50).filter_map(|n| coverage.record(at(u64::from(n) * 700), 1_000 - 10 * n)).count();
+        assert_eq!(slow, 0);
+        let mut small = TrapCoverage::default();
+        assert_eq!(small.record(at(0), 4), None);
+        assert_eq!(small.record(at(1), 3), None, "a quarter does not raise the alarm");
+        assert!(small.record(at(2), 2).is_some());
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use portsentry::ledger::{Author, BanRecord, BanSummary, Ended, Ending, Entry, Ledger};
+use portsentry::ledger::{Author, BanRecord, Ended, Ending, Entry, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry};
 use proptest::prelude::*;
 
-use super::support::{State, at, ban, source};
+use super::support::{State, at, ban, source, summary};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -86,7 +86,7 @@ fn agree(state: &State, ledger: &Ledger, model: &Model, now: SystemTime) {
     assert_eq!(active.unreadable, 0);
     let key = |entry: &Entry| entry.ban.target;
     let recalled = ledger.recall(Duration::from_secs(50), now, 4).unwrap().active;
-    let as_recalled = |entry: &Entry| BanSummary::from(&entry.ban);
+    let as_recalled = |entry: &Entry| summary(&entry.ban);
     assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
     for number in (0..4).map(source) {

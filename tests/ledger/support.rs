@@ -7,7 +7,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use portsentry::engine::{Class, Grade, LinkId};
-use portsentry::ledger::{Author, BanRecord, Change, DATABASE, Ledger, LegacyFiles, Opened, Writer, WriterEvent};
+use portsentry::ledger::{
+    Author, BanRecord, BanSummary, Change, DATABASE, Ledger, LegacyFiles, Opened, Writer, WriterEvent,
+};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -180,4 +182,10 @@ pub(crate) fn await_event(
             Err(_) => panic!("timed out: {condition}"),
         }
     }
+}
+
+/// What a start reads of `ban`.
+pub(crate) fn summary(ban: &BanRecord) -> BanSummary {
+    let BanRecord { target, source, since, until, class, grade, methods, guest_port, .. } = *ban;
+    BanSummary { target, source, since, until, class, grade, port: ban.ports.first().copied(), methods, guest_port }
 }

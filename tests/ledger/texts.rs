@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
-use portsentry::ledger::{Author, BLOCKED, BanRecord, BanSummary, HISTORY, LedgerError, LegacyFiles};
+use portsentry::ledger::{Author, BLOCKED, BanRecord, HISTORY, LedgerError, LegacyFiles};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use proptest::prelude::*;
 use regex::Regex;
 
-use super::support::{State, at, ban, source, target};
+use super::support::{State, at, ban, source, summary, target};
 
 /// fail2ban's stock filter, with its <HOST> replaced by a pattern for addresses.
 fn filter() -> Regex {
@@ -172,14 +172,14 @@ fn replaced_list_keeps_mode_and_group() {
     let state = State::new();
     let classic = classic(&state);
     let bans: Vec<_> = (0..50).map(|number| ban(source(number), at(0), 60)).collect();
-    classic.rewrite(bans.iter().map(BanSummary::from)).unwrap();
+    classic.rewrite(bans.iter().map(summary)).unwrap();
     let old = fs::metadata(state.file(BLOCKED)).unwrap();
     assert_eq!(old.mode() & 0o777, 0o600);
     fs::set_permissions(state.file(BLOCKED), Permissions::from_mode(0o644)).unwrap();
     // A program that has the old file open keeps reading it.
     let reader = fs::File::open(state.file(BLOCKED)).unwrap();
     fs::write(state.file("portsentry.blocked.new"), "left by a crash").unwrap();
-    classic.rewrite(bans[..1].iter().map(BanSummary::from)).unwrap();
+    classic.rewrite(bans[..1].iter().map(summary)).unwrap();
     let new = fs::metadata(state.file(BLOCKED)).unwrap();
     assert_eq!((new.mode() & 0o777, new.gid()), (0o644, old.gid()));
     assert_ne!(new.ino(), old.ino());
@@ -202,6 +202,6 @@ fn linked_text_file_is_not_written() {
     let banned = ban(source(1), at(0), 60);
     classic.add(&banned);
     assert!(matches!(classic.append(), Err(LedgerError::Link(_))));
-    assert!(matches!(classic.rewrite([BanSummary::from(&banned)]), Err(LedgerError::Link(_))));
+    assert!(matches!(classic.rewrite([summary(&banned)]), Err(LedgerError::Link(_))));
     assert_eq!(state.read("precious"), "precious");
 }

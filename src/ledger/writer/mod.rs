@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,9 @@ use super::error::LedgerError;
 use super::legacy_files::LegacyFiles;
 use super::{Found, Ledger, Opened, Retention};
 use clock::{Step, WallClock};
+use crossbeam_queue::ArrayQueue;
 use events::Trouble;
-use recorder::{QUEUE, Shared};
+use recorder::{QUESTIONS, QUEUE, Shared};
 
 use crate::clock::boot_time;
 use crate::panic_guard;
@@ -65,7 +66,8 @@ impl Writer {
         classic: Option<LegacyFiles>,
         tell: impl FnMut(WriterEvent) + Send + 'static,
     ) -> io::Result<Self> {
-        let (shared, now) = (Arc::new(Shared::default()), Instant::now());
+        let shared = Arc::new(Shared { questions: ArrayQueue::new(QUESTIONS), written: AtomicU64::new(0) });
+        let now = Instant::now();
         let worker = Worker::start("ledger", QUEUE, |inbox| {
             let mut work = Work {
                 directory: ledger.place.directory.clone(),
@@ -91,7 +93,7 @@ impl Writer {
             };
             move || work.run()
         })?;
-        Ok(Self { recorder: Recorder::new(worker.handle().clone(), shared), worker })
+        Ok(Self { recorder: Recorder { changes: worker.handle().clone(), shared }, worker })
     }
 
     pub fn recorder(&self) -> Recorder {
@@ -138,7 +140,11 @@ impl Work {
         loop {
             // Read first, so that changes sent before the stop request are in the queue.
             let deadline = self.inbox.stop().map(|stop| stop.after_eighths(4));
-            self.collect();
+            while self.pending.len() < MAX_PENDING
+                && let Some(change) = self.inbox.pop()
+            {
+                self.pending.push_back(change);
+            }
             if !self.pending.is_empty() {
                 panic_guard::failpoint("ledger");
             }
@@ -192,14 +198,6 @@ impl Work {
         rest.min(TICK).max(Duration::from_millis(1))
     }
 
-    fn collect(&mut self) {
-        while self.pending.len() < MAX_PENDING
-            && let Some(change) = self.inbox.pop()
-        {
-            self.pending.push_back(change);
-        }
-    }
-
     /// Writes pending changes, and once a second marks ended bans.
     fn keep_books(&mut self, now: Instant) {
         let due = now >= self.tick + TICK;
@@ -214,7 +212,14 @@ impl Work {
                     self.tick = now;
                 }
             }
-            Err(error) => self.suffer(error),
+            Err(error) => {
+                self.database.0.extend(boot_time());
+                if error.is_damage() {
+                    self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
+                } else {
+                    self.tell_failure(error);
+                }
+            }
         }
     }
 
@@ -297,13 +302,8 @@ impl Work {
         Ok(())
     }
 
-    fn suffer(&mut self, error: LedgerError) {
-        self.database.0.extend(boot_time());
-        if error.is_damage() {
-            self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
-        } else {
-            self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
-        }
+    fn tell_failure(&mut self, error: LedgerError) {
+        self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
     }
 
     /// Abandons an unusable database, and keeps its readable bans in force.
@@ -315,9 +315,7 @@ impl Work {
         }
         match leave(ledger) {
             Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
-            Err(error) => {
-                self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
-            }
+            Err(error) => self.tell_failure(error),
         }
     }
 

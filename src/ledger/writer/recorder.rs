@@ -13,13 +13,13 @@ use crate::worker::Handle;
 pub(super) const QUEUE: usize = 8_192;
 
 /// Maximum number of queued queries.
-const QUESTIONS: usize = 64;
+pub(super) const QUESTIONS: usize = 64;
 
 /// Sends changes to the thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorder {
-    changes: Handle<Change>,
-    shared: Arc<Shared>,
+    pub(super) changes: Handle<Change>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// A query that the thread answers.
@@ -31,17 +31,7 @@ pub(super) struct Shared {
     pub(super) written: AtomicU64,
 }
 
-impl Default for Shared {
-    fn default() -> Self {
-        Self { questions: ArrayQueue::new(QUESTIONS), written: AtomicU64::new(0) }
-    }
-}
-
 impl Recorder {
-    pub(super) fn new(changes: Handle<Change>, shared: Arc<Shared>) -> Self {
-        Self { changes, shared }
-    }
-
     /// Sends `change` and never waits; false if the queue is full: the change is then lost and counted.
     pub fn send(&self, change: Change) -> bool {
         self.changes.send(change).is_ok()
