@@ -19,6 +19,10 @@ enum Kind {
 /// The current time by both clocks. Expiry uses the monotonic clock; only the wall clock is meaningful after a restart.
 pub(super) type Now = (Instant, SystemTime);
 
+pub(super) fn now() -> Now {
+    (Instant::now(), SystemTime::now())
+}
+
 struct Entry {
     kind: Kind,
     allowance: Allowance,
@@ -110,10 +114,6 @@ impl Allowances {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn now() -> Now {
-        (Instant::now(), SystemTime::now())
-    }
 
     fn allowance(network: IpNet, now: Now, span: Option<u64>) -> Allowance {
         let until = span.map(|seconds| now.1 + Duration::from_secs(seconds));

@@ -11,8 +11,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
 
-use rustix::net::sockopt::socket_type;
-use rustix::net::{Shutdown, SocketType, shutdown};
+use rustix::net::{Shutdown, shutdown};
 
 use super::error::DaemonError;
 use super::helper::{self, Helper, Work};
@@ -56,18 +55,6 @@ impl CommandHelper {
 
 fn ended(child: &mut Child) -> Option<String> {
     child.try_wait().ok().flatten().map(|status| status.to_string())
-}
-
-/// The socket for digests, in place of standard output.
-///
-/// # Errors
-/// Standard output is no such socket.
-pub(super) fn digests() -> Result<OwnedFd, String> {
-    let output = rustix::stdio::stdout();
-    if !matches!(socket_type(output), Ok(SocketType::SEQPACKET)) {
-        return Err("standard output is not a socket of the daemon".to_owned());
-    }
-    output.try_clone_to_owned().map_err(|error| error.to_string())
 }
 
 /// Runs commands until the daemon, at the other end of `socket`, ends.

@@ -12,7 +12,6 @@ use crate::types::{Backend, Backends, BanTarget, Expiry};
 /// The queue of the slow backends, and what this run uses them for.
 pub(in crate::daemon) struct SlowHandover {
     pub(in crate::daemon) tasks: TaskSender,
-    pub(in crate::daemon) backends: Vec<Backend>,
     /// True if a file of a backend that is not in use loses the entries of earlier bans.
     pub(in crate::daemon) sweeps_entries: bool,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
@@ -21,18 +20,18 @@ pub(in crate::daemon) struct SlowHandover {
 
 impl SlowHandover {
     /// Informs the slow backends about the bans that are still in force.
-    pub(super) fn hand_over(&self, bans: &PastBans) {
+    pub(super) fn hand_over(&self, backends: &[Backend], bans: &PastBans) {
         if !bans.undo_due.is_empty() {
             self.send(Task::Undo { bans: bans.undo_due.iter().map(context).collect() });
         }
-        let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
+        let runs_commands = self.undoes_commands || backends.contains(&Backend::Command);
         let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
-        if !self.backends.iter().any(is_slow) && !self.sweeps_entries && !self.undoes_commands {
+        if !backends.iter().any(is_slow) && !self.sweeps_entries && !self.undoes_commands {
             return;
         }
         let adopted = |Remembered { ban, left }: &Remembered| {
             // Entries of bans that are not held are removed.
-            let methods: Arc<[Backend]> = continuing(&self.backends, ban).iter().filter(is_slow).collect();
+            let methods: Arc<[Backend]> = continuing(backends, ban).iter().filter(is_slow).collect();
             let methods = Some(methods).filter(|methods| !methods.is_empty())?;
             Some(Adopted { case: context(ban), methods, has_run: has_run(ban), left: *left })
         };
@@ -40,9 +39,9 @@ impl SlowHandover {
     }
 
     /// Adds the entries of a ban, such as its line in hosts.deny, that a crash has prevented.
-    pub(super) fn add_entries(&self, target: BanTarget, left: Expiry) {
+    pub(super) fn add_entries(&self, backends: &[Backend], target: BanTarget, left: Expiry) {
         let keeps_entries = |backend: &Backend| backend.is_slow() && *backend != Backend::Command;
-        let methods: Arc<[Backend]> = self.backends.iter().copied().filter(keeps_entries).collect();
+        let methods: Arc<[Backend]> = backends.iter().copied().filter(keeps_entries).collect();
         if !methods.is_empty() {
             self.send(Task::BlockUnknown { case: BanContext::by_hand(target, left, SystemTime::now()), methods });
         }
