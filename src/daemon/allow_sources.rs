@@ -10,7 +10,7 @@ use super::allowances::{Allowances, now};
 use super::ignore_files::IgnoreFiles;
 use crate::config::{Allow, ConfigErrors};
 use crate::control::protocol::AllowedEntry;
-use crate::engine::{AllowList, Host, Protection};
+use crate::engine::{Host, Protection};
 use crate::events::event::EventKind;
 
 pub(super) struct AllowSources {
@@ -54,11 +54,6 @@ impl AllowSources {
         let listed = listed.chain(self.files.networks()).chain(self.by_hand.allowed());
         let named = self.names.addresses().map(|address| (IpNet::from(address), Protection::Named));
         listed.map(|network| (network, Protection::Listed)).chain(named).collect()
-    }
-
-    /// Removes the networks of forced bans from `allow`.
-    pub(super) fn apply_forced(&self, allow: &mut AllowList) {
-        self.by_hand.forced().for_each(|network| allow.except(network));
     }
 
     /// The allowed networks for display: by operators, by `allow.networks`, by `allow.files` and by `allow.names`.

@@ -214,22 +214,18 @@ impl BanRecorder {
             }
             _ => None,
         };
-        let begins = banned.is_some_and(|(ban, _)| self.is_new(ban.probe.target, event.time));
-        let change = match (&event.what, banned) {
-            (_, Some((ban, backend))) => {
-                let (target, observation) = (ban.probe.target, ban.probe.observation);
-                let link = host.and_then(|host| host.links.iter().find(|link| link.id.index == observation.interface));
-                let mut row = BanRecord::from_ban(ban, event.time, link.map(|link| link.id.name()), backend);
-                row.guest_port =
-                    host.and_then(|host| host.guest_port(target, observation.source, observation.bridge_port));
-                if begins { row.into() } else { Change::Also(row) }
+        let Some((ban, backend)) = banned else {
+            if let Some(change) = self.other(&event.what, event.time) {
+                self.write(change);
             }
-            (kind, None) => match self.other(kind, event.time) {
-                Some(change) => change,
-                None => return false,
-            },
+            return false;
         };
-        self.write(change);
+        let (target, observation) = (ban.probe.target, ban.probe.observation);
+        let begins = self.is_new(target, event.time);
+        let link = host.and_then(|host| host.links.iter().find(|link| link.id.index == observation.interface));
+        let mut row = BanRecord::from_ban(ban, event.time, link.map(|link| link.id.name()), backend);
+        row.guest_port = host.and_then(|host| host.guest_port(target, observation.source, observation.bridge_port));
+        self.write(if begins { row.into() } else { Change::Also(row) });
         begins
     }
 

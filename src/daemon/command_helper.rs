@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::thread;
 
 use rustix::net::{Shutdown, shutdown};
@@ -43,7 +43,8 @@ impl CommandHelper {
         let Helper { socket, mut child, sandbox, warnings } =
             Helper::start(Work::Commands, config_path, sandboxed, Stdio::from(theirs))?;
         let process = child.id();
-        let spawner = Spawner::new(socket, process, move || ended(&mut child));
+        let spawner =
+            Spawner::new(socket, process, move || child.try_wait().ok().flatten().map(|status| status.to_string()));
         Ok(Self { spawner, notifications: Some(Notifications::new(digests)), sandbox, warnings })
     }
 
@@ -51,10 +52,6 @@ impl CommandHelper {
         let (process, running) = (self.spawner.process(), self.spawner.is_running());
         status::CommandHelper { process, running, sandbox: self.sandbox.clone() }
     }
-}
-
-fn ended(child: &mut Child) -> Option<String> {
-    child.try_wait().ok().flatten().map(|status| status.to_string())
 }
 
 /// Runs commands until the daemon, at the other end of `socket`, ends.

@@ -28,21 +28,12 @@ use crate::sensor::{SensorCommand, SensorError};
 /// Interval at which the files of this host are read again, and other periodic work is done.
 const TICK: Duration = Duration::from_secs(1);
 
-pub(super) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
+/// SIGINT, SIGTERM and SIGHUP.
+pub(super) type Signals = [Signal; 3];
 
-impl Signals {
-    pub(super) fn catch() -> Result<Self, DaemonError> {
-        let catch = |kind| signal(kind).map_err(DaemonError::system("catch signals"));
-        Ok(Self {
-            interrupt: catch(SignalKind::interrupt())?,
-            terminate: catch(SignalKind::terminate())?,
-            hangup: catch(SignalKind::hangup())?,
-        })
-    }
+pub(super) fn catch_signals() -> Result<Signals, DaemonError> {
+    let catch = |kind| signal(kind).map_err(DaemonError::system("catch signals"));
+    Ok([catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?, catch(SignalKind::hangup())?])
 }
 
 /// The sources of work, and the components that only the event loop uses.
@@ -75,7 +66,7 @@ impl EventLoop {
 
     async fn serve(
         &mut self,
-        signals: &mut Signals,
+        [interrupt, terminate, hangup]: &mut Signals,
         end: &mut oneshot::Receiver<Result<(), SensorError>>,
     ) -> Result<(), DaemonError> {
         let mut ticks = tokio::time::interval(TICK);
@@ -83,10 +74,12 @@ impl EventLoop {
         loop {
             let handler = &mut self.handler;
             tokio::select! {
-                _ = signals.interrupt.recv() => return Ok(()),
-                _ = signals.terminate.recv() => return Ok(()),
-                _ = signals.hangup.recv() => drop(handler.reload("SIGHUP").await),
-                result = &mut *end => return Err(sensor_error(result)),
+                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+                _ = hangup.recv() => drop(handler.reload("SIGHUP").await),
+                result = &mut *end => {
+                    return Err(result.ok().and_then(Result::err).map_or(DaemonError::SensorGone, DaemonError::from));
+                }
                 event = self.received.receive() => self.dispatch(&event),
                 changed = handler.host_state.changed() => handler.host_state.report(changed),
                 changed = self.table_monitor.changed() => self.follow_table(changed),
@@ -157,7 +150,7 @@ impl EventLoop {
         let unfounded = self.unfounded_bans.take_answer();
         if !unfounded.is_empty() {
             let by = "portsentry, because the ports belong to services of this host".to_owned();
-            drop(handler.sink.lift_bans(&handler.sensor, Some(unfounded), by));
+            drop(handler.lift_bans(Some(unfounded), by));
         }
     }
 
@@ -200,12 +193,5 @@ impl EventLoop {
     pub(super) fn close(mut self) {
         self.take_in();
         self.handler.sink.close(self.received.dropped());
-    }
-}
-
-fn sensor_error(result: Result<Result<(), SensorError>, oneshot::error::RecvError>) -> DaemonError {
-    match result {
-        Ok(Err(error)) => error.into(),
-        Ok(Ok(())) | Err(_) => DaemonError::SensorGone,
     }
 }

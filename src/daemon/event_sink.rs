@@ -1,21 +1,14 @@
 //! Distributes events to the ledger, the log, digests, and subscribed operators. Owns the control socket, because the
 //! same clients send requests and subscribe.
 
-use std::time::SystemTime;
-
-use tokio::sync::oneshot;
-
-use super::ban_recorder::{BanRecorder, lifted};
+use super::ban_recorder::BanRecorder;
 use super::log_writer::LogWriter;
 use super::notifier::Notifier;
 use super::optional::or_never;
-use super::sensor_thread::SensorHandle;
 use crate::control::server::{IncomingRequest, Server};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
-use crate::sensor::SensorRequest;
-use crate::types::BanTarget;
 
 pub(super) struct EventSink {
     pub(super) ban_recorder: BanRecorder,
@@ -45,36 +38,6 @@ impl EventSink {
             control.publish(event);
         }
         self.last_event = Some(event.clone());
-    }
-
-    /// Lifts the bans of `targets`, or all bans if `None`, and records it in the ledger; the answer is their number.
-    pub(super) fn lift_bans(
-        &self,
-        sensor: &SensorHandle,
-        targets: Option<Vec<BanTarget>>,
-        by: String,
-    ) -> oneshot::Receiver<Result<usize, String>> {
-        let lifting = sensor.ask(|answer| SensorRequest::Unblock { targets, by: by.clone(), answer });
-        let (finished, done) = oneshot::channel();
-        let (recorder, events) = (self.ban_recorder.recorder(), self.events.clone());
-        tokio::spawn(async move {
-            let Ok(result) = lifting.await else { return };
-            let result = result.map(|targets| {
-                let count = targets.len();
-                if count > 1 {
-                    // One line per ban would fill the log. A single ban has its usual event.
-                    events.emit(EventKind::Note(format!("bans lifted by {by}: {count}")));
-                    let at = SystemTime::now();
-                    let changes = targets.into_iter().map(move |target| lifted(target, &by, at));
-                    if let Some(recorder) = recorder {
-                        tokio::task::spawn_blocking(move || changes.for_each(|change| recorder.put_patiently(change)));
-                    }
-                }
-                count
-            });
-            let _ = finished.send(result);
-        });
-        done
     }
 
     /// Reports the number of lost events, and the lines that the log suppressed in the last minute.

@@ -11,7 +11,6 @@
 //! safe, because no other user could change it at either time.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -122,21 +121,14 @@ impl Helper {
 
 /// Reads the greeting. An error also says if there is none.
 fn greeting(socket: &OwnedFd, does: &str) -> Greeting {
-    let bytes = receive(socket, GREETING_TIMEOUT)
-        .map_err(|error| format!("the process that {does} did not start in time: {error}"))?;
-    let ended = |_| Err(format!("the process that {does} ended during its start"));
-    serde_json::from_slice(&bytes).unwrap_or_else(ended)
-}
-
-/// Receives the next datagram; empty at the end of the stream.
-fn receive(socket: &OwnedFd, limit: Duration) -> io::Result<Vec<u8>> {
-    if !await_message(socket, Instant::now() + limit)? {
-        return Err(Errno::TIMEDOUT.into());
-    }
     let mut buffer = vec![0; MAX_GREETING_LEN];
-    let (length, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
-    buffer.truncate(length);
-    Ok(buffer)
+    let received = await_message(socket, Instant::now() + GREETING_TIMEOUT).and_then(|has_arrived| match has_arrived {
+        true => Ok(recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?.0),
+        false => Err(Errno::TIMEDOUT.into()),
+    });
+    let length = received.map_err(|error| format!("the process that {does} did not start in time: {error}"))?;
+    let ended = |_| Err(format!("the process that {does} ended during its start"));
+    serde_json::from_slice(buffer.get(..length).unwrap_or_default()).unwrap_or_else(ended)
 }
 
 /// The command line of a helper.

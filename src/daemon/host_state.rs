@@ -290,7 +290,7 @@ impl HostState {
     /// Creates the snapshot anew; returns the commands for the sensor.
     pub(super) async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         let mut host = snapshot(&self.interfaces, &self.allow.networks(), &self.facts, &self.listeners);
-        self.allow.apply_forced(&mut host.allow);
+        self.allow.by_hand.forced().for_each(|network| host.allow.except(network));
         host.services = self.memory.services.memory();
         host.find_related();
         let wanted = Wanted::new(&self.settings, &host);

@@ -42,7 +42,6 @@ mod startup_reconcile;
 mod systemd;
 mod table_identity;
 mod table_monitor;
-mod trial;
 mod unfounded_bans;
 
 use std::path::PathBuf;
@@ -52,15 +51,16 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
+use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener};
 use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
-use crate::config::{Config, ConfigErrors, LogTarget, Mode};
+use crate::config::{Config, ConfigErrors, LogTarget};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, Bound, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::Nft;
 use crate::enforce::route::Routes;
+use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
 use crate::events::event::EventKind;
@@ -75,9 +75,9 @@ use crate::types::{BanTarget, Span, Timestamp, shared64};
 use backends::{OpenBackends, UsedBackends};
 use ban_recorder::{BanRecorder, Memory, Reading};
 use command_helper::CommandHelper;
-use control_handler::ControlHandler;
-use decoys::{FirewallWatch, LegacyTables};
-use event_loop::{EventLoop, Signals};
+use control_handler::{ControlHandler, Trial};
+use decoys::FirewallWatch;
+use event_loop::{EventLoop, catch_signals};
 use event_sink::EventSink;
 use file_helper::RootFiles;
 use fleet::Fleet;
@@ -88,11 +88,10 @@ use notifier::Notifier;
 use reconciler::Reconciler;
 use sensor_thread::{SensorHandle, SensorThread};
 use settling::{MAX_SETTLING, Settling};
-use startup_reconcile::{SlowHandover, StartupReconcile};
+use startup_reconcile::StartupReconcile;
 use systemd::Systemd;
 use table_identity::TableIdentity;
 use table_monitor::TableMonitor;
-use trial::Trial;
 use unfounded_bans::UnfoundedBans;
 
 pub use error::DaemonError;
@@ -130,8 +129,7 @@ struct Privileged {
     fleet: Option<Result<Bound, ControlError>>,
     fleet_user: Option<u32>,
     used: UsedBackends,
-    legacy_tables: LegacyTables,
-    cookies: SynCookies,
+    firewall_watch: FirewallWatch,
     /// The listener of all decoys, if they share one.
     shared: Option<Result<SharedListener, Errno>>,
 }
@@ -167,8 +165,7 @@ pub fn run(
     let closed = if sandboxed { closed_folders(&policy) } else { Vec::new() };
     let root_files = RootFiles::start(&config, &places.config, &closed, &mut used.stores)?;
     policy.write.retain(|folder| !closed.contains(folder));
-    let legacy_tables = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
-    let cookies = if config.tcp.mode == Mode::Connect { SynCookies::open() } else { SynCookies::default() };
+    let firewall_watch = FirewallWatch::open(&config);
     let shared = config.shares_decoys().then(SharedListener::open);
     // Before a second thread exists. Only root may be able to create the socket in its directory.
     let fleet_user = config.fleet.is_joined().then(|| sandbox::user_id(FLEET_USER)).flatten();
@@ -176,13 +173,10 @@ pub fn run(
         let fleet = config.fleet.is_joined().then(|| Bound::open(&config.fleet.socket, Access::All));
         (Bound::open(&places.socket, Access::Group), fleet)
     };
-    let (mut sandbox, sockets) = match sandboxed {
-        true => {
-            let mut sockets = None;
-            let sandbox = Sandbox::enter(&policy, || sockets = Some(bind()));
-            (sandbox, sockets)
-        }
-        false => (Sandbox::without(&policy), None),
+    let mut sockets = None;
+    let mut sandbox = match sandboxed {
+        true => Sandbox::enter(&policy, || sockets = Some(bind())),
+        false => Sandbox::without(&policy),
     };
     let (control, fleet) = sockets.unwrap_or_else(bind);
     let sensor_thread = SensorThread::start(sandboxed)?;
@@ -206,8 +200,7 @@ pub fn run(
         fleet,
         fleet_user,
         used,
-        legacy_tables,
-        cookies,
+        firewall_watch,
         shared,
     };
     // With `--daemon`, lines to standard error and syslog (the default there) are written directly: standard error is
@@ -228,8 +221,9 @@ async fn serve(
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    let Privileged { instance_lock, sandbox, mut command_helper, root_files, used, cookies, .. } = privileged;
-    let signals = Signals::catch()?;
+    let Privileged { instance_lock, sandbox, mut command_helper, root_files, used, mut firewall_watch, .. } =
+        privileged;
+    let signals = catch_signals()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     let undoes_commands = !config.block.run.expire_command.is_empty();
     let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes, undoes_commands)
@@ -249,8 +243,8 @@ async fn serve(
 
     // A missing capability or a busy port is found before anything is changed. Connections to a decoy wait for the
     // sensor from now on.
-    let mut firewall_watch = FirewallWatch::new(privileged.legacy_tables, cookies.clone());
     let (shared, decoy_rules) = decoys::rules(privileged.shared, &mut firewall_watch, &mut log);
+    let cookies = firewall_watch.cookies();
     let decoy_ports = DecoyPorts::from_config(&config);
     let shared = shared.map(|listener| (listener, host_state.host().tcp.anywhere()));
     let mut decoys = Decoys::open(&decoy_ports, shared, &config.tcp.port_banner, cookies.clone())?;
@@ -352,11 +346,9 @@ async fn serve(
             trap_banned,
             marker: places.state_dir.join(ledger::RESTORING),
             config: config.clone(),
-            slow: slow_backends.as_ref().map(|thread| SlowHandover {
-                tasks: thread.tasks(),
-                sweeps_entries: used.swept().next().is_some(),
-                undoes_commands: used.undoes_commands,
-            }),
+            tasks: slow_backends.as_ref().map(SlowBackends::tasks),
+            sweeps_entries: used.swept().next().is_some(),
+            undoes_commands: used.undoes_commands,
             nft,
         }
         .start()?;

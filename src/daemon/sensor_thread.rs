@@ -34,8 +34,7 @@ impl SensorThread {
         let (work, waits) = sync_channel::<Work>(1);
         let (ready, is_ready) = sync_channel(1);
         let thread = thread::Builder::new().name("sensor".to_owned()).spawn(move || {
-            // Fails in most containers; the reaction-time metrics show it.
-            let _ = raise_priority();
+            raise_priority();
             if sandboxed {
                 sandbox::forget_priority();
             }
@@ -61,13 +60,14 @@ impl SensorThread {
 const LOWEST: u8 = 1;
 
 /// Puts the calling thread under SCHED_RR. Without it a ban often waits a few milliseconds for the scheduler, and a
-/// scanner learns about more ports in that time. False if that is not permitted (CAP_SYS_NICE, RLIMIT_RTPRIO):
-/// everything works without it, but with more delay under load. The kernel reserves a share of each core for ordinary
+/// scanner learns about more ports in that time. In most containers that is not permitted (CAP_SYS_NICE, RLIMIT_RTPRIO):
+/// everything works without it, but with more delay under load, which the reaction-time metrics show. The kernel reserves a share of each core for ordinary
 /// threads (kernel.sched_rt_runtime_us), so that a flood of packets cannot starve the host.
-fn raise_priority() -> bool {
+fn raise_priority() {
     let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
-    ThreadPriority::try_from(LOWEST)
-        .is_ok_and(|priority| set_thread_priority_and_policy(thread_native_id(), priority, policy).is_ok())
+    if let Ok(priority) = ThreadPriority::try_from(LOWEST) {
+        let _ = set_thread_priority_and_policy(thread_native_id(), priority, policy);
+    }
 }
 
 /// Delay before a full inbox is tried again.

@@ -4,45 +4,45 @@
 mod ledger;
 mod reload;
 mod status;
+mod trial;
 
 pub(super) use status::warnings;
+pub(super) use trial::Trial;
 
 use std::future::ready;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use humantime::format_rfc3339_seconds;
-use ipnet::IpNet;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
 use super::allow_sources::protected;
 use super::allowances::now;
+use super::ban_recorder::lifted;
 use super::command_helper::CommandHelper;
 use super::decoys::FirewallWatch;
 use super::event_sink::EventSink;
 use super::fleet::Fleet;
 use super::host_state::HostState;
 use super::sensor_thread::SensorHandle;
-use super::trial::{MAX_TRIAL, Trial};
 use super::{Places, Reread};
-use crate::config::{Config, parse_expiry, parse_network, parse_span};
+use crate::config::{Config, parse_expiry, parse_network};
 use crate::control::options::parse_target;
 use crate::control::protocol::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
-    ServiceForgotten, TrialState, Unblocked,
+    ServiceForgotten, Unblocked,
 };
 use crate::control::scoped_network::plain;
 use crate::control::server::IncomingRequest;
 use crate::control::service_port::ServicePort;
-use crate::enforce::nft::RulesetSpec;
-use crate::engine::{Protection, Settings};
+use crate::engine::Protection;
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
 use crate::ledger::{Allowance, Change, LiftedBy};
 use crate::sandbox::Sandbox;
-use crate::sensor::{SensorCommand, SensorRequest};
+use crate::sensor::SensorRequest;
 use crate::types::printable::masked;
 use crate::types::{BanTarget, Expiry};
 
@@ -111,91 +111,33 @@ impl ControlHandler {
         events.into_iter().flatten().for_each(|kind| self.sink.emit(kind));
     }
 
-    /// The ruleset that the kernel should have.
-    fn ruleset(&self) -> RulesetSpec {
-        let spec = RulesetSpec::from_config(&self.config);
-        if self.on_trial { spec.without_hold() } else { spec }
-    }
-
-    /// Duration of a hold in the kernel; `None` if no source is held.
-    fn hold(&self) -> Option<Duration> {
-        self.ruleset().trap.filter(|_| self.enforces())?.hold
-    }
-
-    fn confirm(&mut self, by: &str) -> Reply {
-        self.trial.confirm().map_err(refused)?;
-        self.on_trial = false;
-        if self.hold().is_some() {
-            self.sensor.send(SensorCommand::Ruleset(Box::new(self.ruleset())));
-        }
-        self.sink.emit(EventKind::Note(format!("{by} has confirmed the trial: blocking continues")));
-        Ok(Answer::Confirmed {})
-    }
-
-    /// Starts a log-only trial of length `span`, or with `end` resumes blocking.
-    async fn trial(&mut self, by: &str, span: Option<&str>, end: bool) -> Reply {
-        let span = match (span, end) {
-            (Some(span), false) => parse_span(span).map_err(usage)?,
-            (None, true) => {
-                let Trial::LogOnly(_) = self.trial else {
-                    return Err(refused("refused: no trial is running; `portsentry trial 1h` starts one"));
-                };
-                self.end_log_only(by).await;
-                return Ok(Answer::Trial(TrialState { until: None }));
-            }
-            _ => return Err(usage("give a duration, or --end to end the trial")),
-        };
-        if span > MAX_TRIAL {
-            return Err(usage(
-                "a trial lasts at most 30 days; to log for longer, set block = false in the configuration",
-            ));
-        }
-        match self.trial {
-            Trial::None | Trial::LogOnly(_) if self.config.blocks() => {}
-            Trial::None | Trial::LogOnly(_) | Trial::Expired => {
-                return Err(refused("refused: the configuration only logs scans, so there is no blocking to suspend"));
-            }
-            Trial::Unconfirmed(_) => {
-                return Err(refused("refused: the trial of --confirm is running; run `portsentry confirm` first"));
-            }
-        }
-        self.trial = Trial::log_only(span);
-        self.sensor.send_waiting(SensorCommand::StartTrial).await;
-        let until = SystemTime::now() + span;
-        self.sink.ban_recorder.write(Change::Trial { until: Some(until) });
-        self.sink.emit(EventKind::Note(format!(
-            "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
-             --end` resumes blocking",
-            format_rfc3339_seconds(until)
-        )));
-        Ok(Answer::Trial(TrialState { until: Some(rfc3339(until)) }))
-    }
-
-    async fn end_log_only(&mut self, by: &str) {
-        self.trial = Trial::None;
-        let settings = Settings::from_config(&self.config);
-        self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
-        // A pending `--confirm` no longer has a meaning.
-        if std::mem::take(&mut self.on_trial) && self.hold().is_some() {
-            self.sensor.send(SensorCommand::Ruleset(Box::new(self.ruleset())));
-        }
-        self.sink.ban_recorder.write(Change::Trial { until: None });
-        self.sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
-    }
-
-    /// Ends an expired trial. After `--confirm` without a confirmation, the operator may be locked out.
-    pub(super) async fn end_trial(&mut self) {
-        if let Trial::LogOnly(_) = self.trial {
-            return self.end_log_only("it has expired").await;
-        }
-        self.trial = Trial::Expired;
-        self.sink.emit(EventKind::Note(
-            "`portsentry confirm` was not run in time: all bans are lifted, and scans are only logged from now on; \
-             restart portsentry to block again"
-                .to_owned(),
-        ));
-        self.sensor.send(SensorCommand::LogOnly);
-        drop(self.sink.lift_bans(&self.sensor, None, "the end of the trial".to_owned()));
+    /// Lifts the bans of `targets`, or all bans if `None`, and records it in the ledger; the answer is their number.
+    pub(super) fn lift_bans(
+        &self,
+        targets: Option<Vec<BanTarget>>,
+        by: String,
+    ) -> oneshot::Receiver<Result<usize, String>> {
+        let lifting = self.sensor.ask(|answer| SensorRequest::Unblock { targets, by: by.clone(), answer });
+        let (finished, done) = oneshot::channel();
+        let (recorder, events) = (self.sink.ban_recorder.recorder(), self.sink.events.clone());
+        tokio::spawn(async move {
+            let Ok(result) = lifting.await else { return };
+            let result = result.map(|targets| {
+                let count = targets.len();
+                if count > 1 {
+                    // One line per ban would fill the log. A single ban has its usual event.
+                    events.emit(EventKind::Note(format!("bans lifted by {by}: {count}")));
+                    let at = SystemTime::now();
+                    let changes = targets.into_iter().map(move |target| lifted(target, &by, at));
+                    if let Some(recorder) = recorder {
+                        tokio::task::spawn_blocking(move || changes.for_each(|change| recorder.put_patiently(change)));
+                    }
+                }
+                count
+            });
+            let _ = finished.send(result);
+        });
+        done
     }
 
     pub(super) async fn handle_request(&mut self, IncomingRequest { request, peer, reply }: IncomingRequest) {
@@ -224,7 +166,12 @@ impl ControlHandler {
                 Box::pin(ready(Ok(self.allow(by, &target, span.as_deref(), force).await?)))
             }
             Request::Disallow { target } => Box::pin(ready(Ok(self.disallow(&by, &target).await?))),
-            Request::Allowed => Box::pin(ready(Ok(self.allowed()))),
+            Request::Allowed => {
+                let mut allowed = self.host_state.allow.entries();
+                let more = allowed.len().saturating_sub(MAX_LISTED);
+                allowed.truncate(MAX_LISTED);
+                Box::pin(ready(Ok(Answer::Allowances(Allowances { allowed, more }))))
+            }
             Request::Fleet { after } => {
                 let after = after
                     .map(|text| text.parse().map_err(|_| usage("`after` is not an address or prefix")))
@@ -330,7 +277,7 @@ impl ControlHandler {
                 "{by} has lifted {lifted} on this host, until the reports of the fleet expire"
             )));
         }
-        let lifted = self.sink.lift_bans(&self.sensor, target.map(|target| vec![target]), by);
+        let lifted = self.lift_bans(target.map(|target| vec![target]), by);
         let known = target.map(|target| {
             self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), link: None, answer })
         });
@@ -370,7 +317,8 @@ impl ControlHandler {
         let span = span.map(parse_expiry).transpose().map_err(usage)?.and_then(Expiry::span);
         let network = parse_network(target).map_err(usage)?;
         let allowed = plain(network);
-        if !force && is_too_wide(network) {
+        let is_too_wide = network.prefix_len() < if network.addr().is_ipv4() { 8 } else { 16 };
+        if is_too_wide && !force {
             return Err(refused(format!(
                 "refused to allow {allowed}: such a large network would disable most blocking. Use --force to allow \
                  it anyway; `portsentry trial 1h` suspends blocking for an hour"
@@ -417,21 +365,6 @@ impl ControlHandler {
         self.sink.ban_recorder.write(Change::Disallowed { network });
         self.sink.emit(EventKind::Note(format!("{by} has revoked the allowance of {disallowed}")));
         Ok(Answer::Disallowed(Disallowed { disallowed, still }))
-    }
-
-    fn allowed(&self) -> Answer {
-        let mut allowed = self.host_state.allow.entries();
-        let more = allowed.len().saturating_sub(MAX_LISTED);
-        allowed.truncate(MAX_LISTED);
-        Answer::Allowances(Allowances { allowed, more })
-    }
-}
-
-/// True for a network so large that allowing it is probably a mistake.
-fn is_too_wide(network: IpNet) -> bool {
-    match network {
-        IpNet::V4(v4) => v4.prefix_len() < 8,
-        IpNet::V6(v6) => v6.prefix_len() < 16,
     }
 }
 

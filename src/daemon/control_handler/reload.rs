@@ -3,11 +3,10 @@
 
 use std::path::PathBuf;
 
-use super::ControlHandler;
+use super::{ControlHandler, Trial};
 use crate::config::{Config, Mode, Protocol};
 use crate::control::protocol::{Answer, ErrorKind, Failure, Reloaded, Reply};
 use crate::daemon::systemd;
-use crate::daemon::trial::Trial;
 use crate::engine::Settings;
 use crate::events::event::EventKind;
 use crate::sandbox::Sandbox;

@@ -371,7 +371,7 @@ impl Fleet {
         if *config == self.config {
             return;
         }
-        self.acceptance.reconfigure(config.accept.clone());
+        self.acceptance.rules = config.accept.clone();
         self.config = config.clone();
         self.refill_at = Some(Instant::now());
     }

@@ -14,6 +14,7 @@ use super::sensor_thread::SensorHandle;
 use crate::config::Config;
 use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::{BlockError, Generation, Nft};
+use crate::enforce::slow_backends::TaskSender;
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
 use crate::events::event::EventKind;
@@ -27,7 +28,6 @@ mod elements;
 mod slow_handover;
 
 use difference::reconcile;
-pub(super) use slow_handover::SlowHandover;
 
 /// Bans from before the start that the sensor adopts between two batches of packets.
 const ADOPTION_BATCH: usize = 256;
@@ -55,7 +55,12 @@ pub(super) struct StartupReconcile {
     /// A file that exists while bans are restored: if a start is killed meanwhile, the next one detects it.
     pub(super) marker: PathBuf,
     pub(super) config: Config,
-    pub(super) slow: Option<SlowHandover>,
+    /// The queue of the slow backends, if there are any.
+    pub(super) tasks: Option<TaskSender>,
+    /// True if a file of a backend that is not in use loses the entries of earlier bans.
+    pub(super) sweeps_entries: bool,
+    /// True if commands begin no new bans, but are undone at the end of those that they began.
+    pub(super) undoes_commands: bool,
     /// The kernel's sets, for this thread; `None` if nft is not a backend.
     pub(super) nft: Option<Nft>,
 }
@@ -65,11 +70,7 @@ impl StartupReconcile {
     pub(super) fn start(mut self) -> Result<(), DaemonError> {
         let thread = std::thread::Builder::new().name("adopt".to_owned());
         let work = move || {
-            panic_guard::restart_on_panic(|| {
-                if let Some(slow) = &self.slow {
-                    slow.hand_over(&self.backends, &self.bans);
-                }
-            });
+            panic_guard::restart_on_panic(|| self.hand_over());
             // The marker file reveals work that a panic interrupted.
             panic_guard::restart_on_panic(|| self.adopt());
             self.follow_guests();
@@ -149,7 +150,7 @@ impl StartupReconcile {
                     Backend::Route,
                 );
                 self.record(ban.into());
-                self.slow.iter().for_each(|slow| slow.add_entries(&self.backends, *target, self.config.expire));
+                self.add_entries(*target, self.config.expire);
             }
             self.send_in_batches(&bans, RESTORE_BATCH, |bans| SensorCommand::Restore(bans, &[Backend::Route]));
             self.sensor.send_blocking(SensorCommand::RemoveStaleRoutes);
@@ -205,7 +206,7 @@ impl StartupReconcile {
             let _ = std::fs::remove_file(&self.marker);
         }
         for (target, left) in &reconciled.unknown {
-            self.slow.iter().for_each(|slow| slow.add_entries(&self.backends, *target, *left));
+            self.add_entries(*target, *left);
         }
         let mut gone = HashSet::new();
         for change in reconciled.changes {
@@ -214,9 +215,7 @@ impl StartupReconcile {
             }
             self.record(change);
         }
-        if let Some(slow) = &self.slow {
-            slow.release(gone.iter().copied().collect());
-        }
+        self.release(gone.iter().copied().collect());
         if bans > 0 {
             self.events.emit(EventKind::Adopted { bans });
         }

@@ -60,7 +60,8 @@ pub(super) struct Entry {
 }
 
 pub(super) struct Acceptance {
-    rules: FleetAccept,
+    /// Other rules apply to later reports; existing bans stay until their end.
+    pub(super) rules: FleetAccept,
     /// Name of this host.
     own: String,
     pub(super) authors: Authors,
@@ -86,11 +87,6 @@ impl Acceptance {
             phase: Phase::Starting,
             blocked: [0; 2],
         }
-    }
-
-    /// Applies other rules. Existing bans stay until their end.
-    pub(super) fn reconfigure(&mut self, rules: FleetAccept) {
-        self.rules = rules;
     }
 
     /// Records that the connection was lost.
