@@ -2,6 +2,7 @@
 //! exceeding their limit.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,17 +79,15 @@ impl Authors {
         limit: u32,
         phase: Phase,
     ) -> Result<Arc<str>, Refusal> {
-        if !self.0.contains_key(author) {
-            if self.0.len() >= MAX_AUTHORS {
-                return Err(Refusal::TableFull);
+        let is_full = self.0.len() >= MAX_AUTHORS;
+        let entry = self.0.entry(Arc::clone(author));
+        let name = Arc::clone(entry.key());
+        let found = match entry {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if is_full => return Err(Refusal::TableFull),
+            Entry::Vacant(new) => {
+                new.insert(Author { backlog: limit.saturating_mul(BACKLOG_HOURS), ..Author::default() })
             }
-            let new = Author { backlog: limit.saturating_mul(BACKLOG_HOURS), ..Author::default() };
-            self.0.insert(Arc::clone(author), new);
-        }
-        let Some((name, found)) =
-            self.0.get_key_value(author).map(|(name, _)| Arc::clone(name)).zip(self.0.get_mut(author))
-        else {
-            return Err(Refusal::TableFull);
         };
         if found.ignored_until > now {
             return Err(found.refuse(now, Refusal::AuthorIgnored));

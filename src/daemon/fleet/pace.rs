@@ -1,34 +1,23 @@
 //! Counts units taken within the last hour, with a resolution of a minute.
 
+use std::collections::VecDeque;
+
 use crate::types::Timestamp;
 
-/// The minutes of an hour, and the current one.
-const SLOTS: usize = 61;
-
-/// Number of units taken in each of the last minutes.
-#[derive(Clone, Debug)]
-pub(super) struct HourCount {
-    slots: [u32; SLOTS],
-    /// Minute of the last change.
-    minute: u64,
-}
-
-impl Default for HourCount {
-    fn default() -> Self {
-        Self { slots: [0; SLOTS], minute: 0 }
-    }
-}
+/// The minutes of the last hour in which units were taken, oldest first, each with their number.
+#[derive(Clone, Debug, Default)]
+pub(super) struct HourCount(VecDeque<(u64, u32)>);
 
 impl HourCount {
     /// Takes one unit, unless `limit` units were taken within the last hour.
     pub(super) fn admit(&mut self, now: Timestamp, limit: u32) -> bool {
-        self.turn(now);
-        if self.sum() >= u64::from(limit) {
+        let minute = self.turn(now);
+        if self.0.iter().map(|(_, count)| u64::from(*count)).sum::<u64>() >= u64::from(limit) {
             return false;
         }
-        let slot = slot(self.minute);
-        if let Some(count) = self.slots.get_mut(slot) {
-            *count += 1;
+        match self.0.back_mut() {
+            Some((last, count)) if *last == minute => *count += 1,
+            _ => self.0.push_back((minute, 1)),
         }
         true
     }
@@ -36,28 +25,17 @@ impl HourCount {
     /// True if no unit was taken within the last hour.
     pub(super) fn is_empty(&mut self, now: Timestamp) -> bool {
         self.turn(now);
-        self.sum() == 0
+        self.0.is_empty()
     }
 
-    fn sum(&self) -> u64 {
-        self.slots.iter().map(|count| u64::from(*count)).sum()
-    }
-
-    /// Clears the minutes since the last change.
-    fn turn(&mut self, now: Timestamp) {
+    /// Drops the minutes that have been over for an hour; returns the current one.
+    fn turn(&mut self, now: Timestamp) -> u64 {
         let minute = now.since_origin().as_secs() / 60;
-        let passed = minute.saturating_sub(self.minute).min(SLOTS as u64);
-        for later in 1..=passed {
-            if let Some(count) = self.slots.get_mut(slot(minute - passed + later)) {
-                *count = 0;
-            }
+        while self.0.front().is_some_and(|(first, _)| first + 60 < minute) {
+            self.0.pop_front();
         }
-        self.minute = self.minute.max(minute);
+        minute
     }
-}
-
-fn slot(minute: u64) -> usize {
-    usize::try_from(minute % SLOTS as u64).unwrap_or_default()
 }
 
 #[cfg(test)]
