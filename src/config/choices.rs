@@ -29,6 +29,17 @@ pub enum BlockPolicy {
     Run,
 }
 
+impl BlockPolicy {
+    /// How scans are handled: "scans are …".
+    pub fn effect(self) -> &'static str {
+        match self {
+            Self::Yes => "blocked",
+            Self::Run => "handled by the command",
+            Self::No => "only logged",
+        }
+    }
+}
+
 /// How ACK and FIN/ACK segments to closed ports are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -49,7 +60,7 @@ pub enum HalfOpenPolicy {
     Ban,
 }
 
-/// The syslog facility, by which syslog daemons sort messages.
+/// The syslog facility, by which syslog daemons sort messages, with its number in syslog(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Facility {
@@ -65,13 +76,6 @@ pub enum Facility {
     Local5,
     Local6,
     Local7,
-}
-
-impl Facility {
-    /// The facility number of syslog(3).
-    pub fn code(self) -> u8 {
-        self as u8
-    }
 }
 
 /// The destination of log messages.

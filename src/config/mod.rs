@@ -39,11 +39,6 @@ use std::path::Path;
 pub const DEFAULT_CONFIG: &str = "/etc/portsentry/portsentry.toml";
 
 impl Config {
-    /// The built-in configuration, for a host without a file.
-    pub fn builtin() -> Self {
-        Self::default()
-    }
-
     /// Parses `text`; error messages call the file `name`. A missing key keeps its built-in value.
     ///
     /// # Errors
@@ -72,7 +67,7 @@ impl Config {
             Some(file) => Self::load(file),
             // Only if the file is known not to exist: a file that is merely inaccessible must not silently become the
             // defaults.
-            None if matches!(default.try_exists(), Ok(false)) => Ok(Self::builtin()),
+            None if matches!(default.try_exists(), Ok(false)) => Ok(Self::default()),
             None => Self::load(default),
         }
     }

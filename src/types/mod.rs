@@ -34,4 +34,4 @@ pub(crate) use timestamp::Tick;
 #[cfg(test)]
 pub(crate) use timestamp::at;
 pub use timestamp::{DAY, HOUR, MINUTE, Timestamp};
-pub use wording::{Span, brief, counted, first_and_more};
+pub use wording::{Span, brief, counted, first_and_more, plain};
