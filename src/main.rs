@@ -54,7 +54,7 @@ fn main() -> ExitCode {
             result => finish(result),
         },
         Command::Report(options) => report(&options),
-        Command::Completions(wanted) => print(&wanted.shell.completions()),
+        Command::Completions { shell } => print(&shell.completions()),
         Command::List(options) => list(&options),
         Command::Check(options) => check(&options),
         Command::Fleet(options) => fleet(&options),

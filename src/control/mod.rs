@@ -13,11 +13,9 @@ mod format;
 pub mod list;
 mod listening_socket;
 pub mod live_view;
-pub mod options;
 pub mod protocol;
 pub mod scoped_network;
 pub mod server;
-pub mod service_port;
 mod socket_file;
 pub mod status;
 

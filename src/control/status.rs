@@ -11,6 +11,7 @@ use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
 use crate::types::counted;
 
+#[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub running: bool,
@@ -19,10 +20,8 @@ pub struct Status {
     pub since: String,
     pub uptime_s: u64,
     pub state: State,
-    #[serde(deserialize_with = "nullable")]
     pub trial_left_s: Option<u64>,
     /// Duration of a ban; `None` if it never ends.
-    #[serde(deserialize_with = "nullable")]
     pub expire_s: Option<u64>,
     pub methods: Vec<String>,
     pub interfaces: Vec<String>,
@@ -46,15 +45,11 @@ pub struct Status {
     /// Directory of the ledger.
     pub ledger: String,
     /// Address of the metrics; `None` if they are not served.
-    #[serde(deserialize_with = "nullable")]
     pub metrics: Option<String>,
     pub sandbox: SandboxState,
-    #[serde(deserialize_with = "nullable")]
     pub commands: Option<CommandHelper>,
     /// `None` if this host is not in a fleet.
-    #[serde(deserialize_with = "nullable")]
     pub fleet: Option<FleetStatus>,
-    #[serde(deserialize_with = "nullable")]
     pub last_event: Option<EventRecord>,
 }
 
@@ -144,16 +139,14 @@ pub struct CommandHelper {
 }
 
 /// The sandbox of a process.
+#[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxState {
-    #[serde(deserialize_with = "nullable")]
     pub user: Option<String>,
     pub uid: u32,
     /// `None` if the process has all of root's capabilities.
-    #[serde(deserialize_with = "nullable")]
     pub capabilities: Option<Vec<String>>,
     pub no_new_privs: bool,
-    #[serde(deserialize_with = "nullable")]
     pub landlock_abi: Option<i32>,
     pub seccomp: String,
     pub core_dumps: bool,
@@ -279,12 +272,7 @@ impl fmt::Display for MonitoredPorts {
         if self.mode == "off" {
             return Ok(());
         }
-        let block = match self.block {
-            BlockPolicy::Yes => "blocked",
-            BlockPolicy::Run => "handled by the command",
-            BlockPolicy::No => "only logged",
-        };
-        write!(f, ", {}, scans are {block}", counted(self.count, "port"))?;
+        write!(f, ", {}, scans are {}", counted(self.count, "port"), self.block.effect())?;
         match self.left_out.as_str() {
             "" => Ok(()),
             in_use => write!(f, "; left out, because in use: {in_use}"),

@@ -4,7 +4,6 @@
 
 mod bans;
 mod daemon;
-mod fleet;
 mod names;
 mod table;
 mod would_block;
@@ -144,7 +143,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
         }
     }
     sort(&mut bans, options.sort, now);
-    let fleet = fleet::read(&options.socket, options.target);
+    let fleet = daemon::reports(&options.socket, options.target);
     let names = options.names.then(|| names::look_up(bans.iter().filter_map(Listed::source).collect(), &mut notes));
     let text = if options.json {
         let bans = bans.iter().map(|ban| info(ban, names.as_ref(), now)).collect();
@@ -155,7 +154,9 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
             true => format!("{} is blocked\n", options.no_source()),
             false => table::text(&bans, names.as_ref(), width(), now),
         };
-        in_locale(table + &fleet::text(fleet.as_deref().unwrap_or_default()))
+        let reports: String = fleet.iter().flatten().map(|ban| format!("{}  {ban}\n", ban.target)).collect();
+        let head = if reports.is_empty() { "" } else { "\nreported by other hosts of the fleet:\n" };
+        in_locale(table + head + &reports)
     };
     print(out, &text).map(|()| notes).map_err(ListError::Write)
 }

@@ -6,9 +6,8 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::bans::unreadable_rows;
+use super::bans::unreadable_note;
 use super::{ListError, ListOptions, in_locale, table, width};
-use crate::control::address_info::port_list;
 use crate::control::print;
 use crate::events::json::{PortRecord, rfc3339};
 use crate::ledger::{Found, Logged, Reader};
@@ -42,7 +41,7 @@ impl<'a> From<&'a Logged> for Item<'a> {
             source: logged.source.to_string(),
             class: logged.class.key(),
             reason: &logged.reason,
-            ports: port_list(&logged.ports),
+            ports: logged.ports.iter().map(PortRecord::from).collect(),
             probes: logged.probes,
             first: rfc3339(logged.first),
             last: rfc3339(logged.last),
@@ -61,10 +60,7 @@ pub(super) fn run(options: &ListOptions, now: SystemTime, out: &mut impl Write) 
         let begin = options.since.and_then(|since| now.checked_sub(since));
         wanted && begin.is_none_or(|begin| logged.last >= begin)
     });
-    let mut notes = Vec::new();
-    if unreadable > 0 {
-        notes.push(unreadable_rows(unreadable));
-    }
+    let notes = Vec::from_iter(unreadable_note(unreadable));
     let text = if options.json {
         let document =
             Document { time: rfc3339(now), notes: &notes, would_block: items.iter().map(Item::from).collect() };

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use super::{ControlHandler, of_sensor, usage};
 use crate::control::address_info::{AddressInfo, HoldInfo};
-use crate::control::options::parse_address;
 use crate::control::protocol::{Answer, Failure, Reply};
+use crate::control::scoped_network::parse_address;
 use crate::daemon::service_tracker::ServiceState;
 use crate::enforce::nft::Nft;
 use crate::engine::Explanation;

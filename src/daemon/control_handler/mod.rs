@@ -27,14 +27,12 @@ use super::sensor_handle::SensorHandle;
 use super::trial::{MAX_TRIAL, Trial};
 use super::unban;
 use crate::config::{parse_expiry, parse_network, parse_span};
-use crate::control::options::parse_target;
 use crate::control::protocol::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
-    ServiceForgotten, TrialState, Unblocked,
+    ServiceForgotten, ServicePort, TrialState, Unblocked,
 };
-use crate::control::scoped_network::plain;
+use crate::control::scoped_network::parse_target;
 use crate::control::server::IncomingRequest;
-use crate::control::service_port::ServicePort;
 use crate::engine::{Protection, Settings};
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
@@ -42,7 +40,7 @@ use crate::ledger::{Allowance, Change, LiftedBy};
 use crate::sandbox::Sandbox;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::printable::masked;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, plain};
 
 /// Maximum length of a ban's note, in characters.
 const MAX_NOTE_LEN: usize = 200;
