@@ -152,7 +152,7 @@ fn check(options: &CheckOptions) -> ExitCode {
             notes.iter().for_each(|note| print_error(note));
             cli::EXIT_DONE.into()
         }
-        Err(error @ (CheckError::Config(_) | CheckError::Unfit(_))) => fail(&error, cli::EXIT_CONFIG),
+        Err(error @ CheckError::Config(_)) => fail(&error, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }

@@ -1,18 +1,51 @@
 //! Renders the [`Report`] as text, and as one JSON object with the same content.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::backends::words;
-use super::report::{Report, Watched};
-use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Notify, Protocol, Warning};
+use super::backends::{BackendCheck, words};
+use super::warnings::Findings;
+use crate::config::{Config, ConfigError, DEFAULT_CONFIG, Mode, Notify, Protocol, Warning};
 use crate::engine::Protection;
-use crate::types::{Expiry, Span, counted};
+use crate::types::{Expiry, PortSet, Span, counted, plain};
 
 /// Maximum number of protected prefixes in the text.
 const SHOWN: usize = 30;
+
+/// The result of a check.
+pub(super) struct Report {
+    /// The file; `None` for the built-in configuration.
+    pub(super) file: Option<String>,
+    pub(super) config: Config,
+    pub(super) tcp: Watched,
+    pub(super) udp: Watched,
+    pub(super) interfaces: Vec<Interface>,
+    pub(super) protected: Vec<(IpNet, Protection)>,
+    pub(super) names: BTreeMap<String, Result<Vec<IpAddr>, String>>,
+    pub(super) backends: Vec<BackendCheck>,
+    pub(super) findings: Findings,
+}
+
+pub(super) struct Watched {
+    pub(super) ports: PortSet,
+    /// Ports in use, whose probes are not evidence.
+    pub(super) left_out: PortSet,
+    /// Ports that are in use on some addresses and monitored on the others. 0.0.0.0 and :: stand for all addresses of a
+    /// family.
+    pub(super) partly: Vec<(u16, IpAddr)>,
+}
+
+pub(super) struct Interface {
+    pub(super) name: String,
+    pub(super) up: bool,
+    /// Why it is not monitored; `None` if it is.
+    pub(super) unwatched: Option<&'static str>,
+    pub(super) addresses: Vec<IpNet>,
+}
 
 /// One line with a label column.
 fn line(out: &mut String, word: &str, rest: &str) {
@@ -55,7 +88,7 @@ pub(super) fn text(report: &Report) -> String {
             Some(false) => "; does not work, see the errors",
             None => "; not checked",
         };
-        line(&mut out, "backend", &format!("{}: {}{state}", backend.name, backend.does));
+        line(&mut out, "backend", &format!("{}: {}{state}", backend.method, backend.does));
     }
     if let Some(address) = config.metrics.listen {
         line(&mut out, "metrics", &format!("at {address}"));
@@ -82,9 +115,7 @@ pub(super) fn text(report: &Report) -> String {
     let others =
         || report.protected.iter().filter(|(_, why)| !matches!(why, Protection::OwnAddress | Protection::Loopback));
     for (prefix, why) in others().take(SHOWN) {
-        let whole = prefix.prefix_len() == prefix.max_prefix_len();
-        let who = if whole { prefix.addr().to_string() } else { prefix.to_string() };
-        line(&mut out, "protected", &format!("{who}: {why}"));
+        line(&mut out, "protected", &format!("{}: {why}", plain(*prefix)));
     }
     match others().count().saturating_sub(SHOWN) {
         0 => {}
@@ -111,14 +142,8 @@ fn ports(out: &mut String, word: &str, protocol: &Protocol, watched: &Watched) {
     if protocol.mode == Mode::Off {
         return line(out, word, "off");
     }
-    let block = match protocol.block {
-        BlockPolicy::Yes => "blocked",
-        BlockPolicy::Run => "handled by the command",
-        BlockPolicy::No => "only logged",
-    };
     let ports = counted(watched.ports.len(), "port");
-    let what = format!("{}, {ports}, scans are {block}", protocol.mode.name());
-    line(out, word, &what);
+    line(out, word, &format!("{}, {ports}, scans are {}", protocol.mode.name(), protocol.block.effect()));
     line(out, "  ports", &watched.ports.to_string());
     if !watched.left_out.is_empty() {
         line(out, "  left out", &format!("{}: in use", watched.left_out));
@@ -139,15 +164,9 @@ fn ports(out: &mut String, word: &str, protocol: &Protocol, watched: &Watched) {
 
 /// Renders errors as JSON.
 pub(super) fn errors<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value {
-    let object = |error: &ConfigError| {
-        let position = error.position;
-        json!({
-            "file": error.file,
-            "line": position.map(|position| position.line),
-            "column": position.map(|position| position.column),
-            "key": error.key,
-            "message": error.message,
-        })
+    let object = |ConfigError { file, position, key, message }: &ConfigError| {
+        let (line, column) = position.map(|position| (position.line, position.column)).unzip();
+        json!({"file": file, "line": line, "column": column, "key": key, "message": message})
     };
     errors.map(object).collect::<Vec<_>>().into()
 }
@@ -179,10 +198,6 @@ pub(super) fn json(report: &Report) -> Value {
         let addresses = found.as_ref().map(|found| found.iter().map(IpAddr::to_string).collect::<Vec<_>>());
         json!({"name": name, "addresses": addresses.clone().unwrap_or_default(), "error": addresses.err()})
     });
-    let backends = report
-        .backends
-        .iter()
-        .map(|backend| json!({"method": backend.name, "works": backend.works, "does": backend.does}));
     let warnings = report.findings.warnings.iter().map(Warning::to_string);
     json!({
         "ok": report.findings.wrong.is_empty(),
@@ -196,7 +211,7 @@ pub(super) fn json(report: &Report) -> Value {
         "window_s": config.detect.window.as_secs(),
         "expire_s": config.expire.seconds(),
         "methods": config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>(),
-        "backends": backends.collect::<Vec<_>>(),
+        "backends": report.backends,
         "notify": {
             "command": config.notifies().then(|| words(&config.notify.command)),
             "interval_s": config.notify.interval.as_secs(),
