@@ -34,7 +34,8 @@ pub struct Connection {
 impl Subcommand for ControlCommand {
     fn augment_subcommands(program: Command) -> Command {
         let requests = Request::augment_subcommands(Command::default());
-        program.subcommands(requests.get_subcommands().cloned().map(Connection::augment_args))
+        let options = Connection::augment_args(Command::default());
+        program.subcommands(requests.get_subcommands().map(|request| request.clone().args(options.get_arguments())))
     }
 
     fn augment_subcommands_for_update(program: Command) -> Command {
