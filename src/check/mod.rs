@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
-use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, HostPorts, Mode, Warning, pitfalls};
+use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, Mode, Warning, pitfalls};
 use crate::control::client::Client;
 use crate::control::{DEFAULT_SOCKET, print};
 use crate::engine::{Host, Listeners, Protection, Settings};
@@ -88,7 +88,7 @@ pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, 
         }
         other => other?,
     };
-    let text = if options.json { format!("{}\n", render::json(&report)) } else { render::text(&report) };
+    let text = if options.json { format!("{}\n", render::json(&report)) } else { report.to_string() };
     print(out, &text).map_err(unwritten)?;
     let Findings { wrong, notes, .. } = report.findings;
     Ok(ConfigErrors::unless_empty(wrong, notes)?)
@@ -147,8 +147,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let backends = backends::inspect(&config, &mut findings);
     systemd_unit::inspect(&config, Path::new(file.as_deref().unwrap_or(DEFAULT_CONFIG)), &mut findings);
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
-    let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
-    findings.warnings.extend(pitfalls(&config, ports));
+    findings.warnings.extend(pitfalls(&config, &tcp, &udp, &host.ephemeral));
     for (name, found) in &names {
         let why = match found {
             Ok(found) if !found.is_empty() => continue,

@@ -1,11 +1,14 @@
 //! Defines the enums for configuration keys that accept a small set of values.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// How a protocol is monitored: the classic modes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
+    #[default]
     Off,
     /// Opens the listed ports; a connection to one of them is a probe (classic `-tcp`, `-udp`).
     Connect,
@@ -13,6 +16,13 @@ pub enum Mode {
     Stealth,
     /// Monitors a whole range, less the ports in use and the excluded ports (classic `-atcp`, `-audp`).
     Advanced,
+}
+
+/// The name in the configuration file.
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// The action against the source of a scan. Serialised as `status` shows it.

@@ -171,10 +171,6 @@ impl fmt::Display for Answer {
                 if *more > 0 { writeln!(f, "and {more} more from the configuration") } else { Ok(()) }
             }
             Self::Explained(info) => info.fmt(f),
-            Self::Bans(BanPage { bans, .. }) => bans.iter().try_for_each(|ban| writeln!(f, "{}", ban.target)),
-            Self::FleetBans(FleetBans { bans, .. }) => {
-                bans.iter().try_for_each(|ban| writeln!(f, "{}  {ban}", ban.target))
-            }
             Self::ServiceForgotten(ServiceForgotten { forgotten }) => writeln!(f, "services forgotten: {forgotten}"),
             Self::Reloaded(Reloaded { changed, needs_restart }) => {
                 let [changed, restart] = [changed, needs_restart].map(|keys| keys.join(", "));
@@ -196,7 +192,8 @@ impl fmt::Display for Answer {
             ),
             Self::Trial(TrialState { until: None }) => writeln!(f, "the trial has ended: scans are blocked again"),
             Self::Confirmed {} => writeln!(f, "confirmed: blocking continues"),
-            Self::Subscribed {} => Ok(()),
+            // `list` formats the first two.
+            Self::Bans(_) | Self::FleetBans(_) | Self::Subscribed {} => Ok(()),
         }
     }
 }

@@ -18,7 +18,7 @@ macro_rules! line {
         writeln!($f, "{:<11} {}", $label, format_args!($($text)+))
     };
 }
-pub(super) use line;
+pub(crate) use line;
 
 /// A duration in its two largest units: "3d 4h".
 pub(super) fn span(seconds: u64) -> String {

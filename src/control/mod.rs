@@ -21,6 +21,8 @@ pub mod status;
 
 use std::io::{self, Write};
 
+pub(crate) use format::line;
+
 /// Default path of the control socket.
 pub const DEFAULT_SOCKET: &str = "/run/portsentry/portsentry.sock";
 

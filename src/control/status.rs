@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetStatus;
 use super::format::{line, nullable, span, to_seconds};
-use crate::config::BlockPolicy;
+use crate::config::{BlockPolicy, Mode};
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
 use crate::types::counted;
@@ -73,7 +73,7 @@ impl fmt::Display for State {
 /// The monitored ports of one protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonitoredPorts {
-    pub mode: String,
+    pub mode: Mode,
     pub block: BlockPolicy,
     pub ports: String,
     pub count: usize,
@@ -268,11 +268,11 @@ fn services(services: &[RememberedService]) -> String {
 
 impl fmt::Display for MonitoredPorts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.mode)?;
-        if self.mode == "off" {
-            return Ok(());
+        let Self { mode, block, count, .. } = self;
+        if *mode == Mode::Off {
+            return mode.fmt(f);
         }
-        write!(f, ", {}, scans are {}", counted(self.count, "port"), self.block.effect())?;
+        write!(f, "{mode}, {}, scans are {}", counted(*count, "port"), block.effect())?;
         match self.left_out.as_str() {
             "" => Ok(()),
             in_use => write!(f, "; left out, because in use: {in_use}"),
