@@ -19,7 +19,7 @@ use portsentry::wire::{self, LinkType};
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).ok_or("name a capture")?;
     let mut reader = Reader::open(Path::new(&path))?;
-    let mut engine = Engine::new(Settings::from_config(&Config::builtin()), HashKey(1, 2));
+    let mut engine = Engine::new(Settings::from_config(&Config::default()), HashKey(1, 2));
     let mut host = Host::new(Local::Any);
     // Ports in use are not evidence. A program that knows its host lists them here.
     host.tcp.insert_any_v4(80);

@@ -49,12 +49,12 @@ fn main() -> ExitCode {
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
         Command::Ask(command) => ask(&command),
-        Command::Import(options) => match import(options) {
+        Command::Import(options) => match import(&options) {
             Err(error @ ImportError::Wrong(_)) => fail(&error, cli::EXIT_CONFIG),
             result => finish(result),
         },
         Command::Report(options) => report(&options),
-        Command::Completions(wanted) => print(&wanted.shell.completions()),
+        Command::Completions { shell } => print(&shell.completions()),
         Command::List(options) => list(&options),
         Command::Check(options) => check(&options),
         Command::Fleet(options) => fleet(&options),
@@ -152,7 +152,7 @@ fn check(options: &CheckOptions) -> ExitCode {
             notes.iter().for_each(|note| print_error(note));
             cli::EXIT_DONE.into()
         }
-        Err(error @ (CheckError::Config(_) | CheckError::Unfit(_))) => fail(&error, cli::EXIT_CONFIG),
+        Err(error @ CheckError::Config(_)) => fail(&error, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }
@@ -169,13 +169,12 @@ fn list(options: &ListOptions) -> ExitCode {
     finish(notes.map(|notes| notes.iter().for_each(|note| print_error(note))))
 }
 
-fn import(options: ImportOptions) -> Result<(), ImportError> {
-    let ImportOptions { file, defaults, ignore, json, output, force } = options;
-    let import = import::read(&import::Files { config: file, defaults, ignore })?;
-    match output {
-        Some(path) => import::write(&path, &import.toml, force)?,
+fn import(options: &ImportOptions) -> Result<(), ImportError> {
+    let import = import::read(options)?;
+    match &options.output {
+        Some(path) => import::write(path, &import.toml, options.force)?,
         None => {
-            let text = if json { format!("{}\n", serde_json::json!(import)) } else { import.toml.clone() };
+            let text = if options.json { format!("{}\n", serde_json::json!(import)) } else { import.toml.clone() };
             let written = control::print(&mut std::io::stdout().lock(), &text);
             written.map_err(|error| ImportError::Write { path: "standard output".into(), error })?;
         }

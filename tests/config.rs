@@ -29,7 +29,7 @@ fn example(name: &str) -> String {
 #[test]
 fn empty_file_means_built_in_settings() {
     let config = read("");
-    assert_eq!(config, Config::builtin());
+    assert_eq!(config, Config::default());
     assert_eq!(config.expire, Expiry::After(Duration::from_secs(86_400)));
     assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::Yes, BlockPolicy::No));
     assert_eq!((config.detect.scan_trigger, config.detect.window.as_secs()), (2, 1_800));
@@ -111,7 +111,7 @@ fn every_key_sets_what_it_names() {
     assert_eq!(read("report.json_file = \"\"\nreport.log = \"auto\"").report, Report::default());
     let advanced = read("[tcp]\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\n").tcp;
     assert_eq!(advanced.watched().to_string(), "1-4,6-20");
-    assert_eq!(read("tcp.mode = \"connect\"\n").tcp.watched(), Config::builtin().tcp.ports);
+    assert_eq!(read("tcp.mode = \"connect\"\n").tcp.watched(), Config::default().tcp.ports);
 }
 
 #[test]
@@ -652,7 +652,7 @@ fn allow_list_joins_networks_and_files() {
 #[test]
 fn full_example_equals_built_in_settings() {
     let text = example("examples/portsentry.toml");
-    assert_eq!(read(&text), Config::builtin());
+    assert_eq!(read(&text), Config::default());
 }
 
 /// The dotted keys of a TOML text, including those that are commented out as `# key = value`.
@@ -682,8 +682,7 @@ fn full_example_has_every_key_once() {
 #[test]
 fn minimal_example_changes_only_its_keys() {
     let config = read(&example("examples/minimal.toml"));
-    let mut expected = Config::builtin();
-    expected.expire = Expiry::After(Duration::from_secs(7 * 86_400));
+    let mut expected = Config { expire: Expiry::After(Duration::from_secs(7 * 86_400)), ..Config::default() };
     expected.allow.networks.clone_from(&config.allow.networks);
     assert_eq!(config, expected);
     assert_eq!(config.allow.networks.len(), 3);

@@ -83,7 +83,7 @@ fn installed_debian_1_2_is_imported() {
         _ => no_files(path),
     });
     let config = watched(&toml);
-    let builtin = Config::builtin();
+    let builtin = Config::default();
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Connect, Mode::Connect));
     assert_eq!((&config.tcp.ports, &config.udp.ports), (&builtin.tcp.ports, &builtin.udp.ports));
     assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));

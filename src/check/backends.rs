@@ -5,21 +5,24 @@ use std::path::Path;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
+use serde::Serialize;
 
 use super::warnings::Findings;
-use crate::config::{Config, Warning};
+use crate::config::Config;
 use crate::enforce::command::check_program;
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::enforce::{EntryStore, entry_store};
 use crate::types::{Action, Backend, RouteKind};
 
+/// A backend, as in the JSON.
+#[derive(Serialize)]
 pub(super) struct BackendCheck {
-    pub(super) name: &'static str,
-    /// Description of the backend.
-    pub(super) does: String,
+    pub(super) method: &'static str,
     /// Whether it would work; `None` if that could not be determined.
     pub(super) works: Option<bool>,
+    /// Description of the backend.
+    pub(super) does: String,
 }
 
 /// Examines the configured backends. Adds errors that prevent the start, warnings about backends without which the
@@ -50,7 +53,8 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
             Backend::Route => ("block.method", route(config), firewall.then(|| routes(config))),
             Backend::Command => {
                 let words = words(&config.block.run.command);
-                ("block.run.command", format!("the command {words}"), Some(command(config)))
+                let works = config.block.run.check().map(|()| String::new()).map_err(|error| error.to_string());
+                ("block.run.command", format!("the command {words}"), Some(works))
             }
             file => match entry_store(config, *file).transpose() {
                 Ok(store) => {
@@ -66,12 +70,12 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
             Some(Err(error)) => {
                 match method {
                     Backend::Nft | Backend::Route | Backend::Command => findings.wrong(key, error),
-                    _ => findings.warnings.push(Warning::new(key, error)),
+                    _ => findings.warn(key, error),
                 }
                 (String::new(), Some(false))
             }
         };
-        BackendCheck { name: method.name(), does: format!("{does}{state}"), works }
+        BackendCheck { method: method.name(), works, does: format!("{does}{state}") }
     };
     methods.iter().map(&mut look).collect()
 }
@@ -121,10 +125,6 @@ fn route(config: &Config) -> String {
 fn routes(config: &Config) -> Result<String, String> {
     let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     Routes::open(config.block.route, size).map(|_| String::new()).map_err(|error| error.to_string())
-}
-
-fn command(config: &Config) -> Result<String, String> {
-    config.block.run.check().map(|()| String::new()).map_err(|error| error.to_string())
 }
 
 /// The state of the file, with its number of entries. `None` if this user cannot determine whether the service can write

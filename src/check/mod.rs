@@ -2,10 +2,8 @@
 //! addresses and the backends, and warns about settings that are permitted but unwise. Changes nothing.
 
 mod backends;
-mod fleet;
 mod ports;
 mod render;
-mod report;
 mod systemd_unit;
 mod unit;
 mod warnings;
@@ -19,14 +17,15 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use rustix::thread::CapabilitySet;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
-use crate::config::{Config, ConfigError, ConfigErrors, DEFAULT_CONFIG, HostPorts, Mode, Warning, pitfalls};
+use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, Mode, Warning, pitfalls};
 use crate::control::client::Client;
 use crate::control::{DEFAULT_SOCKET, print};
 use crate::engine::{Host, Listeners, Protection, Settings};
+use crate::fleet::{self, FleetError, SetupError};
 use crate::host::lookup;
 use crate::host::network::{self, HostError, HostFacts, Reader, Reading};
 use crate::host::resolv_conf::ResolverFiles;
@@ -37,7 +36,7 @@ use crate::netlink::sock_diag::{Bound, Listener, MAX_DUMP, SockDiag, SockDiagErr
 use crate::netlink::socket::Socket;
 use crate::sandbox;
 use crate::types::Protocol;
-use report::{Interface, Report, Watched};
+use render::{Interface, Report, Watched};
 use unit::Unit;
 use warnings::Findings;
 
@@ -65,8 +64,6 @@ const LIMIT: Duration = Duration::from_secs(5);
 pub enum CheckError {
     #[error(transparent)]
     Config(#[from] ConfigErrors),
-    #[error("{}", lines(.0))]
-    Unfit(Vec<ConfigError>),
     #[error(transparent)]
     Host(#[from] HostError),
     #[error(transparent)]
@@ -75,34 +72,26 @@ pub enum CheckError {
     System(&'static str, io::Error),
 }
 
-fn lines(errors: &[ConfigError]) -> String {
-    errors.iter().map(ConfigError::to_string).collect::<Vec<_>>().join("\n")
-}
-
 /// Checks the configuration of `options` and writes the result. Returns notes about skipped checks.
 ///
 /// # Errors
-/// [`CheckError::Config`] or [`CheckError::Unfit`] with all errors in the configuration, or an error if the state of
-/// the host cannot be read.
+/// [`CheckError::Config`] with all errors in the configuration, or an error if the state of the host cannot be read.
 pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, CheckError> {
     let unwritten = |error| CheckError::System("write to standard output", error);
     let report = match read(options) {
         Err(CheckError::Config(errors)) => {
             if options.json {
-                print(out, &format!("{}\n", refused(errors.iter()))).map_err(unwritten)?;
+                let refused = json!({"ok": false, "errors": render::errors(errors.iter())});
+                print(out, &format!("{refused}\n")).map_err(unwritten)?;
             }
             return Err(errors.into());
         }
         other => other?,
     };
-    let text = if options.json { format!("{}\n", render::json(&report)) } else { render::text(&report) };
+    let text = if options.json { format!("{}\n", render::json(&report)) } else { report.to_string() };
     print(out, &text).map_err(unwritten)?;
     let Findings { wrong, notes, .. } = report.findings;
-    if wrong.is_empty() { Ok(notes) } else { Err(CheckError::Unfit(wrong)) }
-}
-
-fn refused<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value {
-    json!({"ok": false, "errors": render::errors(errors)})
+    Ok(ConfigErrors::unless_empty(wrong, notes)?)
 }
 
 fn read(options: &CheckOptions) -> Result<Report, CheckError> {
@@ -126,11 +115,10 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     protected.sort_by_key(|(prefix, why)| (*why, *prefix));
 
     let origin = file.clone().unwrap_or_else(|| "built-in values".to_owned());
-    let mut findings = Findings { origin, ..Findings::default() };
+    let mut findings = Findings { origin, warnings: warnings::from_config(&config), ..Findings::default() };
     late.into_iter().for_each(|error| findings.add_note(error.to_string()));
     late_sockets.into_iter().for_each(|error| findings.add_note(format!("not all ports in use are known: {error}")));
     let running = Client::connect(&options.socket).and_then(|mut daemon| daemon.status()).ok();
-    let mut state = Vec::new();
     // The daemon would not start with these errors.
     if let Some(path) = &file
         && let Err(error) = config.check_ownership(Path::new(path))
@@ -144,11 +132,11 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
             findings.wrong(None::<&str>, error);
         }
         let obstacles = sandbox::obstacles(&policy, running.as_ref().map(|status| status.sandbox.uid));
-        state.extend(obstacles.into_iter().map(|text| Warning::new("--state-dir", text)));
+        obstacles.into_iter().for_each(|text| findings.warn("--state-dir", text));
     }
     // A later release has used this directory. The daemon starts, but bans would not survive a reboot.
     if let Err(error @ LedgerError::Newer { .. }) = ledger::Reader::read(&options.state_dir, |_| Ok(())) {
-        state.push(Warning::new("--state-dir", error.to_string()));
+        findings.warn("--state-dir", error.to_string());
     }
     let missing: Vec<_> = missing_interfaces(&config.interfaces, &facts).collect();
     if missing.is_empty() {
@@ -156,28 +144,21 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     }
     missing.into_iter().for_each(|error| findings.wrong("interfaces", error));
     ports::inspect(&config, &host, running.as_deref(), &mut findings);
-    findings.warnings = warnings::from_config(&config);
-    findings.warnings.append(&mut state);
     let backends = backends::inspect(&config, &mut findings);
-    let (prevents_start, unit_warnings) =
-        systemd_unit::conflicts(&config, Path::new(file.as_deref().unwrap_or(DEFAULT_CONFIG)));
-    prevents_start.into_iter().for_each(|one| findings.wrong(one.key, one.message));
-    let warnings = &mut findings.warnings;
-    warnings.extend(unit_warnings);
+    systemd_unit::inspect(&config, Path::new(file.as_deref().unwrap_or(DEFAULT_CONFIG)), &mut findings);
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
-    let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
-    warnings.extend(pitfalls(&config, ports));
-    warnings.extend(names.iter().filter_map(|(name, found)| {
+    findings.warnings.extend(pitfalls(&config, &tcp, &udp, &host.ephemeral));
+    for (name, found) in &names {
         let why = match found {
-            Ok(found) if !found.is_empty() => return None,
+            Ok(found) if !found.is_empty() => continue,
             Ok(_) => "it has no usable address",
             Err(why) => why.as_str(),
         };
-        Some(Warning::new("allow.names", format!("{name} cannot be resolved: {why}; until then it exempts no address")))
-    }));
-    warnings.extend(own_session(&host));
-    warnings.extend(silent_decoys(&config));
-    fleet::inspect(&config, &mut findings);
+        findings.warn("allow.names", format!("{name} cannot be resolved: {why}; until then it exempts no address"));
+    }
+    findings.warnings.extend(own_session(&host));
+    findings.warnings.extend(silent_decoys(&config));
+    inspect_fleet(&config, &mut findings);
     if [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.mode == Mode::Connect) {
         findings.add_note("if portsentry now runs in connect mode, its own decoys are listed as ports in use");
     }
@@ -291,4 +272,39 @@ fn own_session(host: &Host) -> Option<Warning> {
          portsentry"
     );
     Some(Warning::new("allow.networks", message))
+}
+
+/// Number of distinct ports with a completed handshake that other hosts accept as proof.
+const PROOF_PORTS: u8 = 5;
+
+/// Checks whether the password of the fleet is protected from other users, and whether the server accepts this host. None
+/// of the findings prevents the start.
+fn inspect_fleet(config: &Config, findings: &mut Findings) {
+    if !config.fleet.is_joined() {
+        return;
+    }
+    if config.tcp.mode == Mode::Connect && config.detect.scan_trigger < PROOF_PORTS - 1 {
+        let message = format!(
+            "this host bans after {} completed handshakes, but other hosts of the fleet accept only {PROOF_PORTS} as \
+             proven evidence; write {}",
+            config.detect.scan_trigger + 1,
+            PROOF_PORTS - 1
+        );
+        findings.warn("detect.scan_trigger", message);
+    }
+    let (key, error) = match fleet::probe(&config.fleet) {
+        Ok(()) => return findings.add_note(format!("the fleet's server accepts the user {}", config.fleet.user())),
+        Err(FleetError::Setup(SetupError::Password { error, .. }))
+            if error.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            let note = "this user cannot read fleet.credentials, so the connection to the fleet's server was not checked; \
+                 run this with sudo";
+            return findings.add_note(note);
+        }
+        Err(error @ FleetError::Setup(SetupError::Certificates { .. })) => ("fleet.ca_file", error),
+        Err(error @ FleetError::Setup(SetupError::ServerName(_) | SetupError::NotJoined)) => ("fleet.url", error),
+        Err(error @ FleetError::Setup(_)) => ("fleet.credentials", error),
+        Err(error) => ("fleet.url", error),
+    };
+    findings.warn(key, error.to_string());
 }

@@ -1,153 +1,161 @@
 //! Renders the [`Report`] as text, and as one JSON object with the same content.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::backends::words;
-use super::report::{Report, Watched};
-use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Notify, Protocol, Warning};
+use super::backends::{BackendCheck, words};
+use super::warnings::Findings;
+use crate::config::{Config, ConfigError, DEFAULT_CONFIG, Mode, Protocol, Warning};
+use crate::control::line;
 use crate::engine::Protection;
-use crate::types::{Expiry, Span, counted};
+use crate::types::{Expiry, PortSet, Span, counted, plain};
 
 /// Maximum number of protected prefixes in the text.
 const SHOWN: usize = 30;
 
-/// One line with a label column.
-fn line(out: &mut String, word: &str, rest: &str) {
-    let _ = writeln!(out, "{word:<11} {rest}");
+/// The result of a check.
+pub(super) struct Report {
+    /// The file; `None` for the built-in configuration.
+    pub(super) file: Option<String>,
+    pub(super) config: Config,
+    pub(super) tcp: Watched,
+    pub(super) udp: Watched,
+    pub(super) interfaces: Vec<Interface>,
+    pub(super) protected: Vec<(IpNet, Protection)>,
+    pub(super) names: BTreeMap<String, Result<Vec<IpAddr>, String>>,
+    pub(super) backends: Vec<BackendCheck>,
+    pub(super) findings: Findings,
 }
 
-pub(super) fn text(report: &Report) -> String {
-    let mut out = String::new();
-    let config = &report.config;
-    let built_in = || format!("built-in values; {DEFAULT_CONFIG} does not exist");
-    line(&mut out, "config", &report.file.clone().unwrap_or_else(built_in));
-    for (word, protocol, watched) in [("TCP", &config.tcp, &report.tcp), ("UDP", &config.udp, &report.udp)] {
-        ports(&mut out, word, protocol, watched);
-    }
-    let window = Span(config.detect.window);
-    let forgiven = match config.detect.scan_trigger {
-        0 => "the first probe is a scan".to_owned(),
-        1 => format!("1 port is forgiven within {window}, the second blocks"),
-        ports => format!("{ports} distinct ports are forgiven within {window}"),
-    };
-    line(&mut out, "threshold", &forgiven);
-    let longer = match (config.expire, config.escalate.factor) {
-        (Expiry::Never, _) | (_, 1) => String::new(),
-        (_, factor) => {
-            let max = Span(config.escalate.max);
-            format!(", {factor} times as long for each return, up to {max}")
+pub(super) struct Watched {
+    pub(super) ports: PortSet,
+    /// Ports in use, whose probes are not evidence.
+    pub(super) left_out: PortSet,
+    /// Ports that are in use on some addresses and monitored on the others. 0.0.0.0 and :: stand for all addresses of a
+    /// family.
+    pub(super) partly: Vec<(u16, IpAddr)>,
+}
+
+pub(super) struct Interface {
+    pub(super) name: String,
+    pub(super) up: bool,
+    /// Why it is not monitored; `None` if it is.
+    pub(super) unwatched: Option<&'static str>,
+    pub(super) addresses: Vec<IpNet>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.config;
+        match &self.file {
+            Some(file) => line!(f, "config", "{file}")?,
+            None => line!(f, "config", "built-in values; {DEFAULT_CONFIG} does not exist")?,
         }
-    };
-    let expire = match config.expire {
-        Expiry::Never => "with no end".to_owned(),
-        Expiry::After(span) => format!("for {}", Span(span)),
-    };
-    line(&mut out, "bans", &format!("{expire}{longer}"));
-    if report.backends.is_empty() {
-        line(&mut out, "backend", "none");
+        ports(f, "TCP", &config.tcp, &self.tcp)?;
+        ports(f, "UDP", &config.udp, &self.udp)?;
+        let window = Span(config.detect.window);
+        match config.detect.scan_trigger {
+            0 => line!(f, "threshold", "the first probe is a scan")?,
+            1 => line!(f, "threshold", "1 port is forgiven within {window}, the second blocks")?,
+            ports => line!(f, "threshold", "{ports} distinct ports are forgiven within {window}")?,
+        }
+        match (config.expire, config.escalate.factor) {
+            (Expiry::Never, _) => line!(f, "bans", "with no end")?,
+            (Expiry::After(span), 1) => line!(f, "bans", "for {}", Span(span))?,
+            (Expiry::After(span), factor) => {
+                let (span, max) = (Span(span), Span(config.escalate.max));
+                line!(f, "bans", "for {span}, {factor} times as long for each return, up to {max}")?;
+            }
+        }
+        if self.backends.is_empty() {
+            line!(f, "backend", "none")?;
+        }
+        for BackendCheck { method, works, does } in &self.backends {
+            let state = match works {
+                Some(true) => "",
+                Some(false) => "; does not work, see the errors",
+                None => "; not checked",
+            };
+            line!(f, "backend", "{method}: {does}{state}")?;
+        }
+        if let Some(address) = config.metrics.listen {
+            line!(f, "metrics", "at {address}")?;
+        }
+        if config.notifies() {
+            let (interval, command) = (Span(config.notify.interval), words(&config.notify.command));
+            line!(f, "digests", "at most one every {interval}, sent by the command {command}")?;
+        }
+        for Interface { name, up, unwatched, addresses } in &self.interfaces {
+            let state = match (unwatched, up) {
+                (Some(why), _) => format!("not monitored: {why}"),
+                (None, true) => "monitored".to_owned(),
+                (None, false) => "monitored, but down".to_owned(),
+            };
+            let text = format!("{} {state}; {}", name.escape_debug(), joined(addresses));
+            line!(f, "interface", "{}", text.trim_end_matches("; "))?;
+        }
+        // Own addresses are already listed with their interfaces.
+        let others =
+            || self.protected.iter().filter(|(_, why)| !matches!(why, Protection::OwnAddress | Protection::Loopback));
+        for (prefix, why) in others().take(SHOWN) {
+            line!(f, "protected", "{}: {why}", plain(*prefix))?;
+        }
+        match others().count().saturating_sub(SHOWN) {
+            0 => {}
+            more => line!(f, "protected", "{more} more; --json lists all")?,
+        }
+        for (name, found) in &self.names {
+            let found = match found {
+                Ok(found) if found.is_empty() => "no address".to_owned(),
+                Ok(found) => joined(found),
+                Err(why) => why.clone(),
+            };
+            line!(f, "name", "{name}: {found}")?;
+        }
+        for warning in &self.findings.warnings {
+            line!(f, "warning", "{warning}")?;
+        }
+        if self.findings.wrong.is_empty() && self.findings.warnings.is_empty() {
+            line!(f, "result", "no problem found")?;
+        }
+        Ok(())
     }
-    for backend in &report.backends {
-        let state = match backend.works {
-            Some(true) => "",
-            Some(false) => "; does not work, see the errors",
-            None => "; not checked",
-        };
-        line(&mut out, "backend", &format!("{}: {}{state}", backend.name, backend.does));
-    }
-    if let Some(address) = config.metrics.listen {
-        line(&mut out, "metrics", &format!("at {address}"));
-    }
-    if config.notifies() {
-        let Notify { command, interval } = &config.notify;
-        let rate = format!("at most one every {}, sent by the command {}", Span(*interval), words(command));
-        line(&mut out, "digests", &rate);
-    }
-    for interface in &report.interfaces {
-        let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
-        let state = match (interface.unwatched, interface.up) {
-            (Some(why), _) => format!("not monitored: {why}"),
-            (None, true) => "monitored".to_owned(),
-            (None, false) => "monitored, but down".to_owned(),
-        };
-        line(
-            &mut out,
-            "interface",
-            format!("{} {state}; {}", interface.name.escape_debug(), addresses.join(", ")).trim_end_matches("; "),
-        );
-    }
-    // Own addresses are already listed with their interfaces.
-    let others =
-        || report.protected.iter().filter(|(_, why)| !matches!(why, Protection::OwnAddress | Protection::Loopback));
-    for (prefix, why) in others().take(SHOWN) {
-        let whole = prefix.prefix_len() == prefix.max_prefix_len();
-        let who = if whole { prefix.addr().to_string() } else { prefix.to_string() };
-        line(&mut out, "protected", &format!("{who}: {why}"));
-    }
-    match others().count().saturating_sub(SHOWN) {
-        0 => {}
-        more => line(&mut out, "protected", &format!("{more} more; --json lists all")),
-    }
-    for (name, found) in &report.names {
-        let found = match found {
-            Ok(found) if found.is_empty() => "no address".to_owned(),
-            Ok(found) => found.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", "),
-            Err(why) => why.clone(),
-        };
-        line(&mut out, "name", &format!("{name}: {found}"));
-    }
-    for warning in &report.findings.warnings {
-        line(&mut out, "warning", &warning.to_string());
-    }
-    if report.findings.wrong.is_empty() && report.findings.warnings.is_empty() {
-        line(&mut out, "result", "no problem found");
-    }
-    out
 }
 
-fn ports(out: &mut String, word: &str, protocol: &Protocol, watched: &Watched) {
+fn ports(f: &mut fmt::Formatter<'_>, word: &str, protocol: &Protocol, watched: &Watched) -> fmt::Result {
     if protocol.mode == Mode::Off {
-        return line(out, word, "off");
+        return line!(f, word, "off");
     }
-    let block = match protocol.block {
-        BlockPolicy::Yes => "blocked",
-        BlockPolicy::Run => "handled by the command",
-        BlockPolicy::No => "only logged",
-    };
-    let ports = counted(watched.ports.len(), "port");
-    let what = format!("{}, {ports}, scans are {block}", protocol.mode.name());
-    line(out, word, &what);
-    line(out, "  ports", &watched.ports.to_string());
-    if !watched.left_out.is_empty() {
-        line(out, "  left out", &format!("{}: in use", watched.left_out));
+    let Watched { ports, left_out, partly } = watched;
+    line!(f, word, "{}, {}, scans are {}", protocol.mode, counted(ports.len(), "port"), protocol.block.effect())?;
+    line!(f, "  ports", "{ports}")?;
+    if !left_out.is_empty() {
+        line!(f, "  left out", "{left_out}: in use")?;
     }
-    if !watched.partly.is_empty() {
-        let at: Vec<String> = watched
-            .partly
-            .iter()
-            .map(|(port, address)| match address {
-                _ if !address.is_unspecified() => format!("{port} on {address}"),
-                IpAddr::V4(_) => format!("{port} on IPv4"),
-                IpAddr::V6(_) => format!("{port} on IPv6"),
-            })
-            .collect();
-        line(out, "  in use", &format!("{}; monitored on all other addresses", at.join(", ")));
+    if !partly.is_empty() {
+        let at = partly.iter().map(|(port, address)| match address {
+            _ if !address.is_unspecified() => format!("{port} on {address}"),
+            IpAddr::V4(_) => format!("{port} on IPv4"),
+            IpAddr::V6(_) => format!("{port} on IPv6"),
+        });
+        line!(f, "  in use", "{}; monitored on all other addresses", at.collect::<Vec<_>>().join(", "))?;
     }
+    Ok(())
+}
+
+fn joined(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Renders errors as JSON.
 pub(super) fn errors<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value {
-    let object = |error: &ConfigError| {
-        let position = error.position;
-        json!({
-            "file": error.file,
-            "line": position.map(|position| position.line),
-            "column": position.map(|position| position.column),
-            "key": error.key,
-            "message": error.message,
-        })
+    let object = |ConfigError { file, position, key, message }: &ConfigError| {
+        let (line, column) = position.map(|position| (position.line, position.column)).unzip();
+        json!({"file": file, "line": line, "column": column, "key": key, "message": message})
     };
     errors.map(object).collect::<Vec<_>>().into()
 }
@@ -157,7 +165,7 @@ pub(super) fn json(report: &Report) -> Value {
     let watched = |protocol: &Protocol, watched: &Watched| {
         let partly = watched.partly.iter().map(|(port, address)| json!({"port": port, "address": address.to_string()}));
         json!({
-            "mode": protocol.mode.name(),
+            "mode": protocol.mode,
             "block": protocol.block,
             "ports": watched.ports.to_string(),
             "count": watched.ports.len(),
@@ -179,10 +187,6 @@ pub(super) fn json(report: &Report) -> Value {
         let addresses = found.as_ref().map(|found| found.iter().map(IpAddr::to_string).collect::<Vec<_>>());
         json!({"name": name, "addresses": addresses.clone().unwrap_or_default(), "error": addresses.err()})
     });
-    let backends = report
-        .backends
-        .iter()
-        .map(|backend| json!({"method": backend.name, "works": backend.works, "does": backend.does}));
     let warnings = report.findings.warnings.iter().map(Warning::to_string);
     json!({
         "ok": report.findings.wrong.is_empty(),
@@ -196,7 +200,7 @@ pub(super) fn json(report: &Report) -> Value {
         "window_s": config.detect.window.as_secs(),
         "expire_s": config.expire.seconds(),
         "methods": config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>(),
-        "backends": backends.collect::<Vec<_>>(),
+        "backends": report.backends,
         "notify": {
             "command": config.notifies().then(|| words(&config.notify.command)),
             "interval_s": config.notify.interval.as_secs(),

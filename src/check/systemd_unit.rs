@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::unit::{EXECUTE, READ, UNIT, Unit, plain};
-use crate::config::{Config, DEFAULT_CONFIG, Mode, Warning};
+use super::warnings::Findings;
+use crate::config::{Config, DEFAULT_CONFIG, Mode};
 use crate::control::DEFAULT_SOCKET;
 use crate::ledger::DEFAULT_STATE_DIR;
 use crate::types::Backend;
@@ -20,35 +21,21 @@ const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.servic
 /// needs no network socket for that.
 const SWITCH: &str = "/etc/nsswitch.conf";
 
-/// A setting that the unit does not permit.
-#[derive(Debug, PartialEq, Eq)]
-struct Forbidden {
-    finding: Warning,
-    /// True if the service would not start; otherwise it runs without the feature.
-    prevents_start: bool,
-}
-
-/// Returns the conflicts of `config` in `file` with the installed service, if there is one: first those that prevent
-/// the start, then the others.
-pub(super) fn conflicts(config: &Config, file: &Path) -> (Vec<Warning>, Vec<Warning>) {
+/// Adds the conflicts of `config` in `file` with the installed service, if there is one: errors that prevent its start, and
+/// warnings about features that would not work.
+pub(super) fn inspect(config: &Config, file: &Path, findings: &mut Findings) {
+    let Some(unit) = Unit::installed() else { return };
     let names_by_others = fs::read_to_string(SWITCH).is_ok_and(|text| {
         text.lines().any(|line| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve"))
     });
-    let forbidden = Unit::installed().map_or_else(Vec::new, |unit| {
-        let mut forbidden = forbids(&unit, config, names_by_others);
-        forbidden.extend(shuts_out(&unit, config, file));
-        forbidden.extend(missing_folders(&unit));
-        forbidden
-    });
-    let (fatal, others): (Vec<_>, Vec<_>) = forbidden.into_iter().partition(|one| one.prevents_start);
-    let findings = |list: Vec<Forbidden>| list.into_iter().map(|one| one.finding).collect();
-    (findings(fatal), findings(others))
+    forbids(&unit, config, names_by_others, findings);
+    shuts_out(&unit, config, file, findings);
+    missing_folders(&unit, findings);
 }
 
 /// Files that the service cannot use at its start: the configuration, the files that it names, and programs.
-fn shuts_out(unit: &Unit, config: &Config, file: &Path) -> Vec<Forbidden> {
-    let files = config.allow.files.iter().map(|file| ("allow.files", file.as_path(), READ));
-    let mut files: Vec<_> = files.collect();
+fn shuts_out(unit: &Unit, config: &Config, file: &Path, findings: &mut Findings) {
+    let mut files: Vec<_> = config.allow.files.iter().map(|file| ("allow.files", file.as_path(), READ)).collect();
     let own = unit.options().and_then(|options| options.config).unwrap_or_else(|| DEFAULT_CONFIG.into());
     // A draft elsewhere is not the file that the service reads.
     if plain(file) == plain(own) {
@@ -62,33 +49,29 @@ fn shuts_out(unit: &Unit, config: &Config, file: &Path) -> Vec<Forbidden> {
     ] {
         files.extend(command.first().filter(|_| is_run).map(|program| (key, Path::new(program), EXECUTE)));
     }
-    let forbidden = files.into_iter().filter_map(|(key, path, bits)| {
+    for (key, path, bits) in files {
         let does = if bits == READ { "read" } else { "executed" };
-        let why = unit.obstacle(path, bits)?;
-        let message = format!("the current {UNIT} prevents {} from being {does}: {why}", path.display());
-        Some(Forbidden { finding: Warning::new(key, message), prevents_start: true })
-    });
-    forbidden.collect()
+        if let Some(why) = unit.obstacle(path, bits) {
+            let message = format!("the current {UNIT} prevents {} from being {does}: {why}", path.display());
+            findings.wrong(key, message);
+        }
+    }
 }
 
 /// Directories whose absence prevents systemd from starting the service.
-fn missing_folders(unit: &Unit) -> impl Iterator<Item = Forbidden> {
+fn missing_folders(unit: &Unit, findings: &mut Findings) {
     let paths = unit.list("ReadWritePaths").into_iter().map(|path| path.strip_prefix('+').unwrap_or(path));
-    paths.filter(|path| !path.starts_with('-') && !Path::new(path).exists()).map(|path| {
+    for path in paths.filter(|path| !path.starts_with('-') && !Path::new(path).exists()) {
         let message = format!(
             "the directory {path} is missing, and {UNIT} does not start without it; create it, or write \
              ReadWritePaths=-{path}"
         );
-        Forbidden { finding: Warning::new("ReadWritePaths", message), prevents_start: true }
-    })
+        findings.wrong("ReadWritePaths", message);
+    }
 }
 
-fn forbids(unit: &Unit, config: &Config, names_by_others: bool) -> Vec<Forbidden> {
-    let mut found = Vec::new();
-    let mut forbid = |key, does: &str, drop_in: &str, prevents_start| {
-        let finding = Warning::new(key, format!("with the current {UNIT}, {does}; {drop_in}"));
-        found.push(Forbidden { finding, prevents_start });
-    };
+fn forbids(unit: &Unit, config: &Config, names_by_others: bool, findings: &mut Findings) {
+    let message = |does: &str, drop_in: &str| format!("with the current {UNIT}, {does}; {drop_in}");
     let drop_in = |name: &str| format!("install the drop-in {name} from {EXAMPLES}");
     let open = |folder: &Path| {
         format!("add a drop-in (systemctl edit portsentry): [Service] ReadWritePaths={}", folder.display())
@@ -100,19 +83,20 @@ fn forbids(unit: &Unit, config: &Config, names_by_others: bool) -> Vec<Forbidden
         // A shared listener for all ports uses a separate port, which is not below 1024.
         let low = low && !(key == "tcp.mode" && config.shares_decoys());
         if protocol.mode == Mode::Connect && (!internet || low && unit.lacks("CAP_NET_BIND_SERVICE")) {
-            forbid(key, "connect mode cannot open its ports", &drop_in("connect-mode.conf"), true);
+            findings.wrong(key, message("connect mode cannot open its ports", &drop_in("connect-mode.conf")));
         }
     }
     if let Some(address) = config.metrics.listen {
         let family = if matches!(address.ip(), IpAddr::V4(_)) { "AF_INET" } else { "AF_INET6" };
         let shut = !unit.has_family(family);
         if (1..1024).contains(&address.port()) && unit.lacks("CAP_NET_BIND_SERVICE") {
-            forbid("metrics.listen", "ports below 1024 cannot be opened", &drop_in("connect-mode.conf"), true);
+            let message = message("ports below 1024 cannot be opened", &drop_in("connect-mode.conf"));
+            findings.wrong("metrics.listen", message);
         } else if shut {
-            forbid("metrics.listen", "metrics cannot be served", &drop_in("internet.conf"), true);
+            findings.wrong("metrics.listen", message("metrics cannot be served", &drop_in("internet.conf")));
         }
     }
-    let mut warn = |key, does: &str, drop_in: &str| forbid(key, does, drop_in, false);
+    let mut warn = |key, does: &str, drop_in: &str| findings.warn(key, message(does, drop_in));
     let named = [("allow.names", !config.allow.names.is_empty()), ("report.resolve_host", config.report.resolve_host)];
     for (key, _) in named.into_iter().filter(|(_, wanted)| *wanted && !internet && !names_by_others) {
         warn(key, "name servers cannot be queried", &drop_in("internet.conf"));
@@ -144,7 +128,6 @@ fn forbids(unit: &Unit, config: &Config, names_by_others: bool) -> Vec<Forbidden
             warn("ExecStart", &does, &open(&folder));
         }
     }
-    found
 }
 
 /// The directories on the command line of the service, with their options.
@@ -203,10 +186,18 @@ mod tests {
         ),
     ];
 
-    fn warnings(units: &[&str], settings: &str) -> Vec<(&'static str, String)> {
+    /// The findings of `inspect`: errors, then warnings, each with its key.
+    fn found(inspect: impl FnOnce(&mut Findings)) -> Vec<(String, String)> {
+        let mut findings = Findings::default();
+        inspect(&mut findings);
+        let wrong = findings.wrong.into_iter().map(|one| (one.key.unwrap(), one.message));
+        wrong.chain(findings.warnings.into_iter().map(|one| (one.key.to_owned(), one.message))).collect()
+    }
+
+    fn warnings(units: &[&str], settings: &str) -> Vec<(String, String)> {
         let unit = Unit::from_texts(units.iter().map(|text| (*text).to_owned()));
-        let found = forbids(&unit, &Config::parse("portsentry.toml", settings).unwrap(), false);
-        found.into_iter().map(|Forbidden { finding, .. }| (finding.key, finding.message)).collect()
+        let config = Config::parse("portsentry.toml", settings).unwrap();
+        found(|findings| forbids(&unit, &config, false, findings))
     }
 
     #[test]
@@ -222,7 +213,7 @@ mod tests {
     fn missing_right_is_named_with_drop_in() {
         for (settings, key, named, drop_in) in CASES {
             let found = warnings(&[PACKAGED], settings);
-            assert!(matches!(&found[..], [(one, message)] if *one == key && message.contains(named)), "{found:?}");
+            assert!(matches!(&found[..], [(one, message)] if one == key && message.contains(named)), "{found:?}");
             assert_eq!(warnings(&[PACKAGED, drop_in], settings), [], "{settings}");
             assert_eq!(warnings(&["[Service]\nExecStart=/usr/sbin/portsentry\n"], settings), [], "restricts nothing");
         }
@@ -241,9 +232,10 @@ mod tests {
     #[test]
     fn packaged_unit_without_drop_in_prevents_start() {
         let unit = Unit::from_texts([PACKAGED.to_owned()].into_iter());
-        let keys_that_prevent = |settings: &str| -> Vec<&str> {
-            let found = forbids(&unit, &Config::parse("portsentry.toml", settings).unwrap(), false);
-            found.iter().filter(|one| one.prevents_start).map(|one| one.finding.key).collect()
+        let keys_that_prevent = |settings: &str| -> Vec<String> {
+            let mut findings = Findings::default();
+            forbids(&unit, &Config::parse("portsentry.toml", settings).unwrap(), false, &mut findings);
+            findings.wrong.into_iter().filter_map(|one| one.key).collect()
         };
         for (settings, key, ..) in CASES {
             let prevents = matches!(key, "tcp.mode" | "udp.mode" | "metrics.listen");
@@ -255,7 +247,7 @@ mod tests {
     fn unused_permission_is_not_named() {
         let names = Unit::from_texts([PACKAGED.to_owned()].into_iter());
         let config = Config::parse("portsentry.toml", CASES[4].0).unwrap();
-        assert_eq!(forbids(&names, &config, true), [], "another program resolves names");
+        assert_eq!(found(|findings| forbids(&names, &config, true, findings)), [], "another program resolves names");
         for settings in [
             "[tcp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]",
             "[tcp]\nmode = \"off\"\nblock = \"run\"\n[block.run]\ncommand = [\"/bin/true\"]\n[udp]\nblock = true",
@@ -304,8 +296,7 @@ mod tests {
         let found = |unit: &str, settings: &str| {
             let unit = Unit::from_texts([format!("[Service]\nPrivateTmp=no\nUser=nobody\n{unit}\n")].into_iter());
             let config = Config::parse("portsentry.toml", &settings.replace("FILE", &text)).unwrap();
-            let found = shuts_out(&unit, &config, &file).into_iter();
-            found.map(|one| (one.finding.key, one.finding.message)).collect::<Vec<_>>()
+            found(|findings| shuts_out(&unit, &config, &file, findings))
         };
         let ignored = "[allow]\nfiles = [\"FILE\"]";
         let notified = "[notify]\ncommand = [\"FILE\"]";
@@ -318,7 +309,7 @@ mod tests {
             mode(&file, 0o600);
             let named = found("", settings);
             let remedy = format!("chmod {remedy} {text}");
-            assert!(matches!(&named[..], [(one, message)] if *one == key && message.ends_with(&remedy)), "{named:?}");
+            assert!(matches!(&named[..], [(one, message)] if one == key && message.ends_with(&remedy)), "{named:?}");
             assert_eq!(found("CapabilityBoundingSet=\nAmbientCapabilities=CAP_DAC_READ_SEARCH", settings), []);
             assert_eq!(found("User=root", settings), []);
             mode(&file, enough);
@@ -329,7 +320,7 @@ mod tests {
         let own = format!("ExecStart=/usr/sbin/portsentry --config {text}");
         let named = found(&own, "");
         let remedy = format!("chmod o+x {}", folder.path().display());
-        assert!(matches!(&named[..], [("User", message)] if message.ends_with(&remedy)), "{named:?}");
+        assert!(matches!(&named[..], [(key, message)] if key == "User" && message.ends_with(&remedy)), "{named:?}");
         assert_eq!(found("ExecStart=/usr/sbin/portsentry", ""), [], "it reads another file");
     }
 
@@ -338,8 +329,8 @@ mod tests {
         let found = |unit: &str, settings: &str| {
             let config = Config::parse("portsentry.toml", settings).unwrap();
             let unit = Unit::from_texts([PACKAGED.to_owned(), format!("[Service]\n{unit}\n")].into_iter());
-            let found = shuts_out(&unit, &config, Path::new("/root/draft.toml")).into_iter();
-            found.map(|one| one.finding.message).collect::<Vec<_>>()
+            let found = found(|findings| shuts_out(&unit, &config, Path::new("/root/draft.toml"), findings));
+            found.into_iter().map(|(_, message)| message).collect::<Vec<_>>()
         };
         let ignored = "[allow]\nfiles = [\"/home/alice/ignore\"]";
         let notified = "[notify]\ncommand = [\"/tmp/notify\"]";
@@ -355,15 +346,14 @@ mod tests {
     fn missing_folder_of_unit_prevents_start() {
         let missing = |paths: &str| {
             let unit = Unit::from_texts([format!("[Service]\nReadWritePaths={paths}\n")].into_iter());
-            missing_folders(&unit).map(|one| (one.finding.message, one.prevents_start)).collect::<Vec<_>>()
+            let mut findings = Findings::default();
+            missing_folders(&unit, &mut findings);
+            findings.wrong.into_iter().map(|one| one.message).collect::<Vec<_>>()
         };
-        assert_eq!(missing("/var/lib -/nonexistent -+/nonexistent"), []);
+        assert_eq!(missing("/var/lib -/nonexistent -+/nonexistent"), [""; 0]);
         for paths in ["/nonexistent", "/var +/nonexistent"] {
             let found = missing(paths);
-            assert!(
-                matches!(&found[..], [(message, true)] if message.ends_with("ReadWritePaths=-/nonexistent")),
-                "{found:?}"
-            );
+            assert!(matches!(&found[..], [message] if message.ends_with("ReadWritePaths=-/nonexistent")), "{found:?}");
         }
     }
 

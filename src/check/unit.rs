@@ -175,10 +175,9 @@ impl Unit {
 
     /// The flags on the command line of the service.
     pub(super) fn options(&self) -> Option<RunOptions> {
-        let mut line = self.value("ExecStart").trim_start_matches(['@', '-', ':', '+', '!']).split_whitespace();
         // Quotes, variables and specifiers are not expanded; if the command line cannot be parsed, nothing is reported.
-        let words = line.by_ref().map(OsString::from).collect::<Vec<_>>();
-        RunOptions::parse(words)
+        let line = self.value("ExecStart").trim_start_matches(['@', '-', ':', '+', '!']);
+        RunOptions::parse(line.split_whitespace().map(OsString::from))
     }
 }
 

@@ -25,6 +25,10 @@ impl Findings {
         self.wrong.push(ConfigError { file, position: None, key, message: message.to_string() });
     }
 
+    pub(super) fn warn(&mut self, key: &'static str, message: impl Into<String>) {
+        self.warnings.push(Warning::new(key, message));
+    }
+
     pub(super) fn add_note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
@@ -170,7 +174,7 @@ mod tests {
 
     #[test]
     fn built_in_settings_cause_no_warning() {
-        assert_eq!(from_config(&Config::builtin()), []);
+        assert_eq!(from_config(&Config::default()), []);
         assert!(keys("[metrics]\nlisten = \"127.0.0.1:9777\"\n[allow]\nnetworks = [\"10.0.0.0/8\"]\n").is_empty());
     }
 

@@ -3,15 +3,7 @@
 
 use super::grammar;
 use crate::config::flags::CLASSIC_MODES;
-use clap::{Args, ValueEnum};
-
-/// Options of `completions`.
-#[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completions {
-    /// Shell to print the script for
-    #[arg(value_name = "SHELL")]
-    pub shell: Shell,
-}
+use clap::ValueEnum;
 
 /// A shell that completes command lines.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,9 +14,9 @@ pub use crate::check::CheckOptions;
 pub use crate::config::DEFAULT_CONFIG;
 pub use crate::config::flags::RunOptions;
 pub use crate::control::DEFAULT_SOCKET;
+pub use crate::control::commands::{Connection, ControlCommand};
 pub use crate::control::list::{ListOptions, SortOrder};
 pub use crate::control::live_view::WatchOptions;
-pub use crate::control::options::{Connection, ControlCommand};
 pub use crate::fleet::options::FleetOptions;
 pub use crate::import::ImportOptions;
 pub use crate::ledger::DEFAULT_STATE_DIR;
@@ -25,7 +25,7 @@ pub use crate::report::ReportOptions;
 pub use crate::types::exit_code::{
     CONFIG as EXIT_CONFIG, DONE as EXIT_DONE, FAILED as EXIT_FAILED, USAGE as EXIT_USAGE,
 };
-pub use completions::{Completions, Shell};
+pub use completions::Shell;
 
 const HELP: &str = "\
 {name} {version}: {about}
@@ -70,7 +70,11 @@ pub enum Command {
     /// Write an HTML page with statistics of the bans in the ledger
     Report(ReportOptions),
     /// Print a completion script for bash, zsh or fish
-    Completions(Completions),
+    Completions {
+        /// Shell to print the script for
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
     /// List active bans
     List(ListOptions),
     /// Show a live view of bans and events in the terminal

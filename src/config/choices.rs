@@ -1,11 +1,14 @@
 //! Defines the enums for configuration keys that accept a small set of values.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// How a protocol is monitored: the classic modes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
+    #[default]
     Off,
     /// Opens the listed ports; a connection to one of them is a probe (classic `-tcp`, `-udp`).
     Connect,
@@ -13,6 +16,13 @@ pub enum Mode {
     Stealth,
     /// Monitors a whole range, less the ports in use and the excluded ports (classic `-atcp`, `-audp`).
     Advanced,
+}
+
+/// The name in the configuration file.
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// The action against the source of a scan. Serialised as `status` shows it.
@@ -27,6 +37,17 @@ pub enum BlockPolicy {
     No,
     /// Run the command of `block.run`, and log.
     Run,
+}
+
+impl BlockPolicy {
+    /// How scans are handled: "scans are …".
+    pub fn effect(self) -> &'static str {
+        match self {
+            Self::Yes => "blocked",
+            Self::Run => "handled by the command",
+            Self::No => "only logged",
+        }
+    }
 }
 
 /// How ACK and FIN/ACK segments to closed ports are handled.
@@ -49,7 +70,7 @@ pub enum HalfOpenPolicy {
     Ban,
 }
 
-/// The syslog facility, by which syslog daemons sort messages.
+/// The syslog facility, by which syslog daemons sort messages, with its number in syslog(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Facility {
@@ -65,13 +86,6 @@ pub enum Facility {
     Local5,
     Local6,
     Local7,
-}
-
-impl Facility {
-    /// The facility number of syslog(3).
-    pub fn code(self) -> u8 {
-        self as u8
-    }
 }
 
 /// The destination of log messages.

@@ -64,24 +64,17 @@ fn hides_the_rest(text: &str, slip: &Error) -> bool {
 
 fn syntax_error(file: &str, text: &str, lines: &Lines<'_>, slip: &Error) -> ConfigError {
     let span = slip.span().unwrap_or(text.len()..text.len());
-    let found = match text.get(span.clone()).map(str::trim) {
-        None | Some("") => String::new(),
-        Some(found) => format!("{}: ", quoted(found)),
-    };
-    if slip.message() == "duplicate key" {
-        return twice(file, text, lines, span);
-    }
-    let message = format!("{found}{}; write key = \"text\", key = 5, key = true or [table]", slip.message());
-    ConfigError { file: file.to_owned(), position: Some(lines.position(span.start)), key: None, message }
-}
-
-/// The error for a duplicate key or table, at the position of the second one.
-fn twice(file: &str, text: &str, lines: &Lines<'_>, span: Range<usize>) -> ConfigError {
-    let name = text.get(span.clone()).map(str::trim).unwrap_or_default();
+    let found = text.get(span.clone()).unwrap_or_default().trim();
     let before = text.get(..span.start).and_then(|before| before.rsplit('\n').next()).unwrap_or_default();
-    let message = match before.trim_start().starts_with('[') {
-        true => format!("the table {} is defined twice; write its keys under the first one", quoted(name)),
-        false => format!("the key {} is defined twice; keep one of the two lines", quoted(name)),
+    let message = match slip.message() {
+        "duplicate key" if before.trim_start().starts_with('[') => {
+            format!("the table {} is defined twice; write its keys under the first one", quoted(found))
+        }
+        "duplicate key" => format!("the key {} is defined twice; keep one of the two lines", quoted(found)),
+        message => {
+            let found = if found.is_empty() { String::new() } else { format!("{}: ", quoted(found)) };
+            format!("{found}{message}; write key = \"text\", key = 5, key = true or [table]")
+        }
     };
     ConfigError { file: file.to_owned(), position: Some(lines.position(span.start)), key: None, message }
 }

@@ -58,12 +58,13 @@ impl fmt::Display for ConfigError {
 }
 
 /// All errors of a configuration: at least one, in the order of the file. Displayed with one line per error.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigErrors(Vec<ConfigError>);
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ConfigError::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigErrors(pub(super) Vec<ConfigError>);
 
 impl ConfigErrors {
     /// Returns `value` if there are no errors.
-    pub(super) fn unless_empty<T>(mut errors: Vec<ConfigError>, value: T) -> Result<T, Self> {
+    pub(crate) fn unless_empty<T>(mut errors: Vec<ConfigError>, value: T) -> Result<T, Self> {
         if errors.is_empty() {
             return Ok(value);
         }
@@ -79,23 +80,4 @@ impl ConfigErrors {
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
         self.0.iter()
     }
-
-    /// Returns the errors, to combine them with those of another file.
-    pub(super) fn into_vec(self) -> Vec<ConfigError> {
-        self.0
-    }
 }
-
-impl fmt::Display for ConfigErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, error) in self.0.iter().enumerate() {
-            if index > 0 {
-                f.write_str("\n")?;
-            }
-            error.fmt(f)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for ConfigErrors {}

@@ -55,7 +55,7 @@ pub struct RunOptions {
 }
 
 /// The options, and the classic modes as clap reads them.
-#[derive(Args)]
+#[derive(Parser)]
 pub(crate) struct RunFlags {
     #[command(flatten)]
     options: RunOptions,
@@ -93,17 +93,11 @@ pub(crate) fn with_long_modes(words: impl IntoIterator<Item = OsString>) -> impl
     let mut options_ended = false;
     words.into_iter().map(move |word| {
         options_ended |= word == "--";
-        if options_ended { word } else { long_mode(word) }
+        match CLASSIC_MODES.iter().find(|mode| word == **mode) {
+            Some(mode) if !options_ended => format!("-{mode}").into(),
+            _ => word,
+        }
     })
-}
-
-fn long_mode(word: OsString) -> OsString {
-    if !CLASSIC_MODES.iter().any(|mode| word == *mode) {
-        return word;
-    }
-    let mut long = OsString::from("-");
-    long.push(word);
-    long
 }
 
 fn mode(connect: bool, stealth: bool, advanced: bool) -> Option<Mode> {
@@ -115,12 +109,7 @@ impl RunOptions {
     /// Parses the command line of a daemon, program name first. Returns `None` if it is not a valid command line of a
     /// daemon.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
-        #[derive(Parser)]
-        struct Line {
-            #[command(flatten)]
-            flags: RunFlags,
-        }
-        Line::try_parse_from(with_long_modes(words)).ok().map(|line| line.flags.into())
+        RunFlags::try_parse_from(with_long_modes(words)).ok().map(Self::from)
     }
 
     /// Reads the configuration file, or takes the built-in configuration, and applies the flags.
@@ -129,14 +118,10 @@ impl RunOptions {
     /// All errors in the file, and flags that leave nothing to monitor.
     pub fn configure(&self) -> Result<Config, ConfigErrors> {
         let mut config = Config::load_or_builtin(self.config.as_deref())?;
-        if let Some(expire) = self.expire {
-            config.expire = expire;
-        }
+        config.expire = self.expire.unwrap_or(config.expire);
+        config.detect.scan_trigger = self.scan_trigger.unwrap_or(config.detect.scan_trigger);
         if !self.interfaces.is_empty() {
             config.interfaces.clone_from(&self.interfaces);
-        }
-        if let Some(scan_trigger) = self.scan_trigger {
-            config.detect.scan_trigger = scan_trigger;
         }
         self.set_mode(&mut config.tcp, self.tcp_mode);
         self.set_mode(&mut config.udp, self.udp_mode);

@@ -27,7 +27,7 @@ impl Allow {
         for file in &self.files {
             match read_ignore_file(file) {
                 Ok(networks) => read.push(networks),
-                Err(wrong) => errors.extend(wrong.into_vec()),
+                Err(wrong) => errors.extend(wrong.0),
             }
         }
         ConfigErrors::unless_empty(errors, read)

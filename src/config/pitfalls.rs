@@ -27,24 +27,15 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The ports of this host that affect the pitfalls.
-#[derive(Clone, Copy, Debug)]
-pub struct HostPorts<'a> {
-    /// TCP and UDP ports in use. Probes of them lead to no ban.
-    pub tcp: &'a PortSet,
-    pub udp: &'a PortSet,
-    /// Ports that the kernel assigns to outgoing connections of this host.
-    pub ephemeral: &'a PortSet,
-}
-
-/// The pitfalls of `config` on a host with these ports.
-pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Warning> {
+/// The pitfalls of `config` on a host on which services use the ports `tcp` and `udp`, and the kernel assigns `ephemeral`
+/// ports to outgoing connections.
+pub fn pitfalls(config: &Config, tcp: &PortSet, udp: &PortSet, ephemeral: &PortSet) -> Vec<Warning> {
     let mut found = Vec::new();
     let closed = |protocol: &Protocol, in_use: &PortSet| match protocol.block {
         BlockPolicy::Yes => protocol.watched().without(in_use),
         BlockPolicy::No | BlockPolicy::Run => PortSet::new(),
     };
-    let ports = counting(&closed(&config.tcp, host.tcp), &closed(&config.udp, host.udp));
+    let ports = counting(&closed(&config.tcp, tcp), &closed(&config.udp, udp));
     let forgiven = config.detect.scan_trigger;
     if config.uses(BlockPolicy::Yes) && ports <= u32::from(forgiven) {
         let lower = match ports.checked_sub(1) {
@@ -64,14 +55,13 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Warning> {
     for (protocol, [listed, advanced], exclude) in keys {
         let key = if protocol.mode == Mode::Advanced { advanced } else { listed };
         let watched = protocol.watched();
-        let own = watched.len() - watched.without(host.ephemeral).len();
+        let own = watched.len() - watched.without(ephemeral).len();
         // A small number of ephemeral ports is probably listed on purpose.
         if own > MANY {
             let message = format!(
-                "{own} of these ports are in the range of this host's outgoing connections ({}, \
+                "{own} of these ports are in the range of this host's outgoing connections ({ephemeral}, \
                  net.ipv4.ip_local_port_range), so late answers can look like a scan; remove them, for example with \
-                 {exclude}",
-                host.ephemeral
+                 {exclude}"
             );
             found.push(Warning::new(key, message));
         }
@@ -126,8 +116,7 @@ mod tests {
         let set = |text: &str| text.parse::<PortSet>().unwrap();
         let (tcp, udp, ephemeral) = (set(in_use), PortSet::new(), set("32768-60999"));
         let config = Config::parse("portsentry.toml", text).unwrap();
-        let host = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &ephemeral };
-        pitfalls(&config, host).into_iter().map(|pitfall| pitfall.key).collect()
+        pitfalls(&config, &tcp, &udp, &ephemeral).into_iter().map(|pitfall| pitfall.key).collect()
     }
 
     #[test]

@@ -12,41 +12,35 @@ use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
 use crate::ledger::{Author, Ending, Entry, author_key};
-use crate::types::{Expiry, Protocol, counted};
+use crate::types::{Expiry, counted};
 
 /// Maximum number of listed bans of an address, the latest ones.
 const MAX_HISTORY: usize = 20;
 
+#[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressInfo {
     pub address: String,
     #[serde(rename = "subject")]
     pub target: String,
     /// Why it is never blocked.
-    #[serde(deserialize_with = "nullable")]
     pub protected: Option<String>,
-    #[serde(deserialize_with = "nullable")]
     pub blocked: Option<Remaining>,
-    #[serde(deserialize_with = "nullable")]
     pub logged: Option<Remaining>,
     /// Its hold state in the kernel's trap; `None` if the trap holds no sources.
-    #[serde(deserialize_with = "nullable")]
     pub hold: Option<HoldInfo>,
     /// Number of bans of this target that make the next one longer.
     pub strikes: u32,
     pub suspected: Vec<Suspicion>,
     /// Reports of other hosts in the fleet; `None` if there are none.
-    #[serde(deserialize_with = "nullable")]
     pub fleet: Option<FleetBan>,
     /// Closed ports that are not evidence, because they belong to services of this host.
     pub unserved: Vec<String>,
     /// True if it has a connection to a service of this host.
     pub connected: bool,
     /// Number of its bans in the ledger; `None` without a ledger.
-    #[serde(deserialize_with = "nullable")]
     pub bans: Option<usize>,
     /// The latest of them, newest first.
-    #[serde(deserialize_with = "nullable")]
     pub history: Option<Vec<PastBan>>,
 }
 
@@ -89,6 +83,7 @@ pub struct Suspicion {
     pub ports: Vec<PortRecord>,
 }
 
+#[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PastBan {
     #[serde(rename = "subject")]
@@ -96,19 +91,15 @@ pub struct PastBan {
     pub since: String,
     /// A time, or "never".
     pub expires: String,
-    #[serde(deserialize_with = "nullable")]
     pub class: Option<String>,
-    #[serde(deserialize_with = "nullable")]
     pub evidence: Option<String>,
     pub ports: Vec<PortRecord>,
     pub probes: u32,
     pub method: String,
     pub author: String,
-    #[serde(deserialize_with = "nullable")]
     pub note: Option<String>,
     /// Number of bans of this target, including this one.
     pub strikes: u32,
-    #[serde(deserialize_with = "nullable")]
     pub ended: Option<Ended>,
 }
 
@@ -132,14 +123,12 @@ impl AddressInfo {
                 ..remaining(expiry)
             }),
             logged: known.logged.map(remaining),
-            hold: None,
             strikes: known.strikes,
             suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
-            fleet: None,
-            unserved: Vec::new(),
             connected: known.connected,
             bans: history.map(<[_]>::len),
             history: history.map(|bans| bans.iter().rev().take(MAX_HISTORY).map(PastBan::from).collect()),
+            ..Self::default()
         }
     }
 }
@@ -192,7 +181,7 @@ impl From<&Entry> for PastBan {
             expires: ban.until.map_or_else(|| NEVER.to_owned(), rfc3339),
             class: ban.class.map(|class| class.key().to_owned()),
             evidence: ban.grade.map(Grade::key).map(str::to_owned),
-            ports: port_list(&ban.ports),
+            ports: ban.ports.iter().map(PortRecord::from).collect(),
             probes: ban.probes,
             method: ban.methods.to_string(),
             author: author_key(ban.author).to_owned(),
@@ -201,11 +190,6 @@ impl From<&Entry> for PastBan {
             ended,
         }
     }
-}
-
-/// The ports of a ban; the ledger does not store the class of each probe.
-pub(super) fn port_list(ports: &[(Protocol, u16)]) -> Vec<PortRecord> {
-    ports.iter().map(PortRecord::from).collect()
 }
 
 impl fmt::Display for AddressInfo {

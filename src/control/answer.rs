@@ -9,10 +9,10 @@ use super::address_info::AddressInfo;
 use super::ban_info::BanPage;
 use super::fleet_info::FleetBans;
 use super::format::{nullable, to_seconds};
-use super::scoped_network::plain;
 use super::status::Status;
-use crate::events::json::rfc3339;
+use crate::events::json::{NEVER, rfc3339};
 use crate::ledger::Allowance;
+use crate::types::plain;
 
 /// The daemon's answer to a successful request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -78,16 +78,15 @@ pub struct Allowances {
 }
 
 /// A network that an operator or the configuration allows.
+#[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowedEntry {
     pub network: String,
     /// The operator, or the key of the configuration.
     pub by: String,
     /// Null for what the configuration allows.
-    #[serde(deserialize_with = "nullable")]
     pub since: Option<String>,
     /// Null: until revoked, or removed from the configuration.
-    #[serde(deserialize_with = "nullable")]
     pub until: Option<String>,
 }
 
@@ -134,7 +133,7 @@ impl fmt::Display for Answer {
         match self {
             Self::Status(status) => status.fmt(f),
             Self::Blocked(Blocked { target, expires }) => match expires.as_str() {
-                "never" => writeln!(f, "{target} is blocked until `portsentry unblock {target}`"),
+                NEVER => writeln!(f, "{target} is blocked until `portsentry unblock {target}`"),
                 end => writeln!(f, "{target} is blocked until {}", to_seconds(end)),
             },
             Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),
@@ -172,10 +171,6 @@ impl fmt::Display for Answer {
                 if *more > 0 { writeln!(f, "and {more} more from the configuration") } else { Ok(()) }
             }
             Self::Explained(info) => info.fmt(f),
-            Self::Bans(BanPage { bans, .. }) => bans.iter().try_for_each(|ban| writeln!(f, "{}", ban.target)),
-            Self::FleetBans(FleetBans { bans, .. }) => {
-                bans.iter().try_for_each(|ban| writeln!(f, "{}  {ban}", ban.target))
-            }
             Self::ServiceForgotten(ServiceForgotten { forgotten }) => writeln!(f, "services forgotten: {forgotten}"),
             Self::Reloaded(Reloaded { changed, needs_restart }) => {
                 let [changed, restart] = [changed, needs_restart].map(|keys| keys.join(", "));
@@ -197,7 +192,8 @@ impl fmt::Display for Answer {
             ),
             Self::Trial(TrialState { until: None }) => writeln!(f, "the trial has ended: scans are blocked again"),
             Self::Confirmed {} => writeln!(f, "confirmed: blocking continues"),
-            Self::Subscribed {} => Ok(()),
+            // `list` formats the first two.
+            Self::Bans(_) | Self::FleetBans(_) | Self::Subscribed {} => Ok(()),
         }
     }
 }

@@ -4,7 +4,6 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::address_info::port_list;
 use super::format::nullable;
 use crate::engine::{Class, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
@@ -56,43 +55,32 @@ impl BanPage {
 const SECOND: Expiry = Expiry::After(std::time::Duration::from_secs(1));
 
 /// A ban in force; fields from the ledger are null if it does not contain the ban.
+#[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanInfo {
     #[serde(rename = "subject")]
     pub target: String,
-    #[serde(deserialize_with = "nullable")]
     pub source: Option<String>,
-    #[serde(deserialize_with = "nullable")]
     pub class: Option<String>,
-    #[serde(deserialize_with = "nullable")]
     pub evidence: Option<String>,
-    #[serde(deserialize_with = "nullable")]
     pub ports: Option<Vec<PortRecord>>,
-    #[serde(deserialize_with = "nullable")]
     pub probes: Option<u32>,
-    #[serde(deserialize_with = "nullable")]
     pub since: Option<String>,
     /// A time, or "never".
     pub expires: String,
-    #[serde(deserialize_with = "nullable")]
     pub left_s: Option<u64>,
     /// Number of bans of this target, including this one.
-    #[serde(deserialize_with = "nullable")]
     pub strikes: Option<u32>,
-    #[serde(deserialize_with = "nullable")]
     pub author: Option<String>,
     /// The operator's note, if there is one.
-    #[serde(deserialize_with = "nullable")]
     pub note: Option<String>,
-    #[serde(deserialize_with = "nullable")]
     pub method: Option<String>,
-    #[serde(deserialize_with = "nullable")]
     pub capped: Option<bool>,
     /// `None`: not queried.
-    #[serde(deserialize_with = "nullable")]
     pub in_kernel: Option<bool>,
     pub in_ledger: bool,
     /// Only with `list --names`; null if the address has none.
+    #[serde_with(skip_apply)]
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub name: Option<Option<String>>,
 }
@@ -109,7 +97,7 @@ impl BanInfo {
             source: Some(ban.source.to_string()),
             class: ban.class.map(|class| class.key().to_owned()),
             evidence: ban.grade.map(|grade| grade.key().to_owned()),
-            ports: Some(port_list(&ban.ports)),
+            ports: Some(ban.ports.iter().map(PortRecord::from).collect()),
             probes: Some(ban.probes),
             since: Some(rfc3339(ban.since)),
             strikes: Some(strikes.saturating_add(1)),

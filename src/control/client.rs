@@ -102,12 +102,21 @@ impl Client {
         }
     }
 
-    /// Every event from now on.
-    pub fn subscribe(mut self) -> Result<Events, ClientError> {
+    /// Every event of the daemon from now on.
+    pub fn subscribe(mut self) -> Result<impl Iterator<Item = Result<EventRecord, ClientError>>, ClientError> {
         self.ask(&Request::Subscribe)?;
         // Events have no timeout.
         self.stream.get_ref().set_read_timeout(None).map_err(self.broken())?;
-        Ok(Events(self))
+        Ok(std::iter::from_fn(move || {
+            let line = self.line().transpose()?;
+            Some(line.and_then(|line| {
+                serde_json::from_slice(&line).map_err(|error| {
+                    ClientError::Unreadable(format!(
+                        "cannot parse an event of the daemon: {error}; restart portsentry after an upgrade"
+                    ))
+                })
+            }))
+        }))
     }
 
     fn line(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
@@ -125,23 +134,5 @@ impl Client {
     fn broken(&self) -> impl Fn(io::Error) -> ClientError + use<> {
         let path = self.path.clone();
         move |error| ClientError::Broken { path: path.clone(), error }
-    }
-}
-
-/// Events of a running daemon.
-pub struct Events(Client);
-
-impl Iterator for Events {
-    type Item = Result<EventRecord, ClientError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let line = self.0.line().transpose()?;
-        Some(line.and_then(|line| {
-            serde_json::from_slice(&line).map_err(|error| {
-                ClientError::Unreadable(format!(
-                    "cannot parse an event of the daemon: {error}; restart portsentry after an upgrade"
-                ))
-            })
-        }))
     }
 }

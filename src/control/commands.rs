@@ -2,50 +2,75 @@
 //! JSON object.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::path::PathBuf;
 
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, Command, Error, FromArgMatches, Subcommand};
 use serde_json::json;
 
 use super::client::{Client, ClientError};
-use super::options::{Connection, ControlCommand};
 use super::print;
 use super::protocol::Request;
+
+/// A command that talks to the running daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlCommand {
+    pub request: Request,
+    pub connection: Connection,
+}
+
+/// The socket of the daemon, and the output format.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Control socket of the daemon
+    #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Each request is a command. The options of the connection follow those of the request.
+impl Subcommand for ControlCommand {
+    fn augment_subcommands(program: Command) -> Command {
+        let requests = Request::augment_subcommands(Command::default());
+        let options = Connection::augment_args(Command::default());
+        program.subcommands(requests.get_subcommands().map(|request| request.clone().args(options.get_arguments())))
+    }
+
+    fn augment_subcommands_for_update(program: Command) -> Command {
+        Self::augment_subcommands(program)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        Request::has_subcommand(name)
+    }
+}
+
+impl FromArgMatches for ControlCommand {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
+        let (_, options) = matches.subcommand().ok_or_else(|| Error::new(ErrorKind::MissingSubcommand))?;
+        let connection = Connection::from_arg_matches(options)?;
+        Ok(Self { request: Request::from_arg_matches(matches)?, connection })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+        Self::from_arg_matches(matches).map(|command| *self = command)
+    }
+}
 
 /// Sends the request and writes the answer.
 ///
 /// # Errors
 /// The daemon does not run, or did not carry out the request.
-pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientError> {
-    let text = |span: &Option<Duration>| span.map(|span| humantime::format_duration(span).to_string());
-    let (request, connection) = match command {
-        ControlCommand::Status(connection) => (Request::Status, connection),
-        ControlCommand::Block { target, expire, reason, force, connection } => {
-            let (target, expire, reason) = (target.to_string(), expire.clone(), reason.clone());
-            (Request::Block { target, expire, reason, force: *force }, connection)
-        }
-        ControlCommand::Unblock { target, all, connection } => {
-            (Request::Unblock { target: target.clone(), all: *all }, connection)
-        }
-        ControlCommand::Allow { target, span, force, connection } => {
-            (Request::Allow { target: target.to_string(), span: text(span), force: *force }, connection)
-        }
-        ControlCommand::Disallow { target, connection } => {
-            (Request::Disallow { target: target.to_string() }, connection)
-        }
-        ControlCommand::Allowed(connection) => (Request::Allowed, connection),
-        ControlCommand::Explain { address, connection } => {
-            (Request::Explain { address: address.to_string() }, connection)
-        }
-        ControlCommand::ForgetService { port, connection } => (Request::ForgetService { port: *port }, connection),
-        ControlCommand::Trial { span, end, connection } => (Request::Trial { span: text(span), end: *end }, connection),
-        ControlCommand::Confirm(connection) => (Request::Confirm, connection),
-        ControlCommand::Reload(connection) => (Request::Reload, connection),
-        ControlCommand::Events(connection) => return events(connection, out),
-    };
-    let answer = match Client::connect(&connection.socket).and_then(|mut client| client.ask(&request)) {
+pub fn run(ControlCommand { request, connection }: &ControlCommand, out: &mut impl Write) -> Result<(), ClientError> {
+    if *request == Request::Subscribe {
+        return events(connection, out);
+    }
+    let answer = match Client::connect(&connection.socket).and_then(|mut client| client.ask(request)) {
         Ok(answer) => answer,
         // A program that requests the status also gets JSON if there is no daemon.
-        Err(error @ ClientError::NotRunning(_)) if connection.json && request == Request::Status => {
+        Err(error @ ClientError::NotRunning(_)) if connection.json && *request == Request::Status => {
             let reply = json!({"running": false, "reason": error.to_string()});
             print(out, &format!("{reply}\n")).map_err(ClientError::Write)?;
             return Err(error);

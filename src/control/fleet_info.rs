@@ -64,17 +64,15 @@ pub struct FleetBan {
 
 /// State of a target because of the reports of other hosts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FleetBanState {
     #[default]
-    #[serde(rename = "waiting")]
     Waiting,
-    #[serde(rename = "blocked")]
     Blocked,
     /// In shadow mode, and while scans are only logged.
     #[serde(rename = "would be blocked")]
     WouldBeBlocked,
     /// An operator has lifted it.
-    #[serde(rename = "lifted")]
     Lifted,
 }
 

@@ -1,6 +1,5 @@
 //! Formats the parts that answers on the control socket share: nullable fields, lines, times and durations.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -19,7 +18,7 @@ macro_rules! line {
         writeln!($f, "{:<11} {}", $label, format_args!($($text)+))
     };
 }
-pub(super) use line;
+pub(crate) use line;
 
 /// A duration in its two largest units: "3d 4h".
 pub(super) fn span(seconds: u64) -> String {
@@ -71,15 +70,9 @@ pub(super) fn is_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
 pub(super) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> String {
     let mut sorted: Vec<_> = ports.collect();
     sorted.sort_unstable();
-    let mut text = String::new();
-    let mut last = None;
-    for (protocol, port) in sorted {
-        let _ = match last {
-            Some(last) if last == protocol => write!(text, ",{port}"),
-            None => write!(text, "{protocol}/{port}"),
-            Some(_) => write!(text, " {protocol}/{port}"),
-        };
-        last = Some(protocol);
-    }
-    text
+    let group = |ports: &[(&str, u16)]| {
+        let numbers: Vec<String> = ports.iter().map(|(_, port)| port.to_string()).collect();
+        Some(format!("{}/{}", ports.first()?.0, numbers.join(",")))
+    };
+    sorted.chunk_by(|(one, _), (other, _)| one == other).filter_map(group).collect::<Vec<_>>().join(" ")
 }

@@ -13,15 +13,15 @@ mod format;
 pub mod list;
 mod listening_socket;
 pub mod live_view;
-pub mod options;
 pub mod protocol;
 pub mod scoped_network;
 pub mod server;
-pub mod service_port;
 mod socket_file;
 pub mod status;
 
 use std::io::{self, Write};
+
+pub(crate) use format::line;
 
 /// Default path of the control socket.
 pub const DEFAULT_SOCKET: &str = "/run/portsentry/portsentry.sock";

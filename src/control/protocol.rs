@@ -1,9 +1,13 @@
 //! Defines the messages on the control socket: one JSON object per line, with alternating requests and replies. Both
 //! sides use these types. `docs/control.md` documents them for users.
 
+use std::fmt;
 use std::ops::Not;
+use std::str::FromStr;
 
+use clap::Subcommand;
 use serde::{Deserialize, Serialize};
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 pub use super::answer::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, MAX_LISTED, Reloaded, ServiceForgotten, TrialState,
@@ -11,84 +15,174 @@ pub use super::answer::{
 };
 pub use super::format::LineMessage;
 use super::format::to_line;
-use super::service_port::ServicePort;
+use super::scoped_network::{parse_address, parse_target, with_number};
+use crate::config::{parse_expiry, parse_network, parse_span};
+use crate::types::Protocol;
 
 /// Maximum length of a line in bytes, for both sides.
 pub const MAX_LINE_LEN: usize = 64 << 10;
 
-/// A request of an operator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+/// A request of an operator, and the command of the command line that sends it. The doc comments are the help.
+#[serde_with::apply(
+    Option => #[serde(skip_serializing_if = "Option::is_none")],
+    bool => #[serde(default, skip_serializing_if = "Not::not")],
+)]
+#[derive(Subcommand, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
+    /// Show the daemon's state: ports, packets, bans, problems
     Status,
-    /// Ban an address or a prefix.
+    /// Block an address or prefix
     Block {
+        /// Address or prefix to block
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = typed_network)]
         target: String,
-        /// In the format of `--expire`; the configured time if omitted.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        /// Duration: 90m, 24h, 7d or never [default: `expire` in the configuration]
+        #[arg(long, value_name = "SPAN", value_parser = typed_expiry, allow_hyphen_values = true)]
         expire: Option<String>,
-        /// A note for the ledger.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        /// Reason to store in the ledger and the log
+        #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
-        /// Also blocks a protected target; own addresses are always refused.
-        #[serde(default, skip_serializing_if = "Not::not")]
+        /// Block a protected address, too; this host's own addresses are always refused
+        #[arg(long)]
         force: bool,
     },
-    /// Lift the ban of `target`, or every ban with `all`.
+    /// Lift the ban of an address or prefix
+    #[command(
+        override_usage = "portsentry unblock [OPTIONS] <ADDRESS|PREFIX>\n       portsentry unblock [OPTIONS] --all"
+    )]
     Unblock {
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        /// Address or prefix to unblock
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = typed_target, required_unless_present = "all")]
         target: Option<String>,
-        #[serde(default, skip_serializing_if = "Not::not")]
+        /// Lift all bans
+        #[arg(long, conflicts_with = "target")]
         all: bool,
     },
-    /// Never block an address or network, for `span` or until revoked.
+    /// Exempt an address or network from bans, for a time or until revoked
     Allow {
+        /// Address or network to exempt
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = typed_network)]
         target: String,
-        #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+        /// Duration: 1h, 7d [default: until `portsentry disallow`]
+        #[arg(long = "for", value_name = "SPAN", value_parser = typed_allowance, allow_hyphen_values = true)]
+        #[serde(rename = "for")]
         span: Option<String>,
-        /// Also accepts a network so large that hardly anything would be blocked.
-        #[serde(default, skip_serializing_if = "Not::not")]
+        /// Permit a network wider than an IPv4 /8 or an IPv6 /16
+        #[arg(long)]
         force: bool,
     },
-    /// Revoke the allowance of a network.
+    /// Revoke an `allow`
     Disallow {
+        /// Address or network as listed by `portsentry allowed`
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = typed_network)]
         target: String,
     },
-    /// List the allowed networks.
+    /// List addresses and networks that are exempt from bans
     Allowed,
-    /// Explain an address; a link-local one may be followed by the number of its link.
+    /// Show what is known about an address: evidence, bans, protection
     Explain {
+        /// Address to explain; a link-local one may have its link, fe80::7%eth0
+        #[arg(value_parser = typed_address)]
         address: String,
     },
-    /// List the bans in force, from the first one or from `next` of an earlier answer on.
-    Bans {
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        after: Option<String>,
-    },
-    /// List the reports of other hosts, from the first target on or after `after`.
-    Fleet {
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        after: Option<String>,
-    },
-    /// Forget the services of this host on a port, so that the closed port is evidence again.
-    #[serde(rename = "forget-service")]
+    /// The bans in force, from the first one or from `next` of an earlier answer on.
+    #[command(skip)]
+    Bans { after: Option<String> },
+    /// The reports of other hosts, from the first target on or after `after`.
+    #[command(skip)]
+    Fleet { after: Option<String> },
+    /// Forget a remembered service, so that probes of its port count again
     ForgetService {
+        /// Port of the service; without /tcp or /udp, both protocols
+        #[arg(value_name = "PORT[/tcp|udp]")]
         port: ServicePort,
     },
-    /// Only log for `span`, or block again with `end`.
+    /// Only log scans for a time, then resume blocking
+    #[command(override_usage = "portsentry trial [OPTIONS] <SPAN>\n       portsentry trial [OPTIONS] --end")]
     Trial {
-        #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+        /// Duration: 5m, 1d, at most 30d
+        #[arg(value_name = "SPAN", value_parser = typed_span, required_unless_present = "end", allow_hyphen_values = true)]
+        #[serde(rename = "for")]
         span: Option<String>,
-        #[serde(default, skip_serializing_if = "Not::not")]
+        /// End the trial and resume blocking
+        #[arg(long, conflicts_with = "span")]
         end: bool,
     },
-    /// Confirm the trial of `--confirm`: the configuration stays.
+    /// Confirm a start with --confirm, so that blocking continues
     Confirm,
-    /// Read the configuration again.
+    /// Reload the configuration
     Reload,
-    /// Send every event from now on, one per line.
+    /// Print events as they occur, one JSON object per line
+    #[command(name = "events")]
     #[serde(rename = "watch")]
     Subscribe,
+}
+
+// The texts of a command line are checked here as well, so that a mistake is a usage error; the daemon parses them again.
+
+fn typed_network(text: &str) -> Result<String, String> {
+    parse_network(text).map(|network| network.to_string())
+}
+
+fn typed_target(text: &str) -> Result<String, String> {
+    let text = with_number(text)?;
+    parse_target(&text).map(|_| text)
+}
+
+fn typed_address(text: &str) -> Result<String, String> {
+    parse_address(&with_number(text)?).map(|address| address.to_string())
+}
+
+fn typed_expiry(text: &str) -> Result<String, String> {
+    parse_expiry(text).map(|_| text.to_owned())
+}
+
+fn typed_span(text: &str) -> Result<String, String> {
+    parse_span(text).map(|span| humantime::format_duration(span).to_string())
+}
+
+fn typed_allowance(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "never" => Err("write a duration, for example \"1h\"; permanent entries belong in allow.networks of \
+         portsentry.toml"
+            .to_owned()),
+        text => typed_span(text),
+    }
+}
+
+/// A service port in operators' notation: 8080, 8080/tcp, 53/udp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
+pub struct ServicePort {
+    pub port: u16,
+    /// `None`: TCP and UDP.
+    pub protocol: Option<Protocol>,
+}
+
+impl FromStr for ServicePort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a port; write for example \"8080\", \"8080/tcp\" or \"53/udp\"");
+        let (port, protocol) = match text.split_once('/') {
+            None => (text, None),
+            Some((port, "tcp")) => (port, Some(Protocol::Tcp)),
+            Some((port, "udp")) => (port, Some(Protocol::Udp)),
+            Some(_) => return Err(wrong()),
+        };
+        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        let port = port.parse().ok().filter(|port| *port > 0 && digits).ok_or_else(wrong)?;
+        Ok(Self { port, protocol })
+    }
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Some(protocol) => write!(f, "{}/{}", self.port, protocol.key()),
+            None => write!(f, "{}", self.port),
+        }
+    }
 }
 
 impl LineMessage for Request {
@@ -231,6 +325,17 @@ mod tests {
             [("confirm", Request::Confirm), ("reload", Request::Reload), ("watch", Request::Subscribe)]
         {
             reads(&format!("{{\"command\":\"{word}\"}}"), &request);
+        }
+    }
+
+    #[test]
+    fn service_port_reads_back_as_written() {
+        for text in ["1", "65535", "8080/tcp", "53/udp"] {
+            assert_eq!(text.parse::<ServicePort>().unwrap().to_string(), text);
+        }
+        for text in ["", "0", "+80", "65536", "80/sctp", "80/", "/tcp", "80/tcp/udp", "http"] {
+            let error = text.parse::<ServicePort>().unwrap_err();
+            assert!(error.ends_with("write for example \"8080\", \"8080/tcp\" or \"53/udp\""), "{error}");
         }
     }
 

@@ -9,7 +9,7 @@ use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use crate::config::{parse_interface, parse_network};
-use crate::types::{BanTarget, shared64};
+use crate::types::{BanTarget, plain, shared64};
 
 /// An address or network, on one link or on all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,23 @@ impl fmt::Display for ScopedNetwork {
     }
 }
 
+/// Parses one address.
+pub(crate) fn parse_address(text: &str) -> Result<ScopedNetwork, String> {
+    match text.parse::<ScopedNetwork>() {
+        Ok(found) if found.network.prefix_len() == found.network.max_prefix_len() => Ok(found),
+        Err(error) if text.contains('%') => Err(error),
+        _ => Err(format!(
+            "{text:?} is not an address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows the bans in a \
+             network"
+        )),
+    }
+}
+
+/// Parses an address or network, or the target of a ban on one link.
+pub(crate) fn parse_target(text: &str) -> Result<BanTarget, String> {
+    text.parse::<ScopedNetwork>()?.target()
+}
+
 /// `text` with the number of the interface instead of its name.
 ///
 /// # Errors
@@ -87,11 +104,6 @@ pub fn with_number(text: &str) -> Result<String, String> {
         }
         _ => Ok(text.to_owned()),
     }
-}
-
-/// A network in its usual notation: a single address without a prefix length.
-pub fn plain(network: IpNet) -> String {
-    if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
 }
 
 /// Splits the link off a link-local address.

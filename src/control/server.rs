@@ -3,6 +3,7 @@
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
+use super::format::to_line;
 use super::listening_socket::{Connection, Limits, ListeningSocket};
 use super::protocol::{Answer, ErrorKind, Failure, LineMessage as _, MAX_LINE_LEN, Reply, Request, reply_to_line};
 pub use super::socket_file::{Access, Bound, ControlError};
@@ -37,10 +38,6 @@ impl Server {
     pub fn publish(&self, event: impl Into<EventRecord>) {
         self.send(|| to_line(&event.into()));
     }
-}
-
-fn to_line(event: &EventRecord) -> String {
-    format!("{}\n", event.to_json())
 }
 
 fn failure(kind: ErrorKind, error: impl ToString) -> Reply {

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetStatus;
 use super::format::{line, nullable, span, to_seconds};
-use crate::config::BlockPolicy;
+use crate::config::{BlockPolicy, Mode};
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
 use crate::types::counted;
 
+#[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub running: bool,
@@ -19,10 +20,8 @@ pub struct Status {
     pub since: String,
     pub uptime_s: u64,
     pub state: State,
-    #[serde(deserialize_with = "nullable")]
     pub trial_left_s: Option<u64>,
     /// Duration of a ban; `None` if it never ends.
-    #[serde(deserialize_with = "nullable")]
     pub expire_s: Option<u64>,
     pub methods: Vec<String>,
     pub interfaces: Vec<String>,
@@ -46,15 +45,11 @@ pub struct Status {
     /// Directory of the ledger.
     pub ledger: String,
     /// Address of the metrics; `None` if they are not served.
-    #[serde(deserialize_with = "nullable")]
     pub metrics: Option<String>,
     pub sandbox: SandboxState,
-    #[serde(deserialize_with = "nullable")]
     pub commands: Option<CommandHelper>,
     /// `None` if this host is not in a fleet.
-    #[serde(deserialize_with = "nullable")]
     pub fleet: Option<FleetStatus>,
-    #[serde(deserialize_with = "nullable")]
     pub last_event: Option<EventRecord>,
 }
 
@@ -78,7 +73,7 @@ impl fmt::Display for State {
 /// The monitored ports of one protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonitoredPorts {
-    pub mode: String,
+    pub mode: Mode,
     pub block: BlockPolicy,
     pub ports: String,
     pub count: usize,
@@ -144,16 +139,14 @@ pub struct CommandHelper {
 }
 
 /// The sandbox of a process.
+#[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxState {
-    #[serde(deserialize_with = "nullable")]
     pub user: Option<String>,
     pub uid: u32,
     /// `None` if the process has all of root's capabilities.
-    #[serde(deserialize_with = "nullable")]
     pub capabilities: Option<Vec<String>>,
     pub no_new_privs: bool,
-    #[serde(deserialize_with = "nullable")]
     pub landlock_abi: Option<i32>,
     pub seccomp: String,
     pub core_dumps: bool,
@@ -275,16 +268,11 @@ fn services(services: &[RememberedService]) -> String {
 
 impl fmt::Display for MonitoredPorts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.mode)?;
-        if self.mode == "off" {
-            return Ok(());
+        let Self { mode, block, count, .. } = self;
+        if *mode == Mode::Off {
+            return mode.fmt(f);
         }
-        let block = match self.block {
-            BlockPolicy::Yes => "blocked",
-            BlockPolicy::Run => "handled by the command",
-            BlockPolicy::No => "only logged",
-        };
-        write!(f, ", {}, scans are {block}", counted(self.count, "port"))?;
+        write!(f, "{mode}, {}, scans are {}", counted(*count, "port"), block.effect())?;
         match self.left_out.as_str() {
             "" => Ok(()),
             in_use => write!(f, "; left out, because in use: {in_use}"),

@@ -205,7 +205,7 @@ fn write_with(mut write: impl FnMut(Line) + Send + 'static) -> io::Result<Worker
 }
 
 fn to_journal(facility: Facility) -> std::io::Result<tracing_journald::Layer> {
-    Ok(tracing_journald::layer()?.with_custom_fields([("SYSLOG_FACILITY", facility.code().to_string())]))
+    Ok(tracing_journald::layer()?.with_custom_fields([("SYSLOG_FACILITY", (facility as u8).to_string())]))
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ impl Syslog {
 
     /// The datagram of a line. Line ends and control characters become blanks.
     fn message(&self, severity: Level, line: &str) -> String {
-        let priority = self.facility.code() << 3 | code(severity);
+        let priority = (self.facility as u8) << 3 | code(severity);
         let head = format!("<{priority}>portsentry[{}]: ", std::process::id());
         let line = masked_to(line, ' ', MAX_MESSAGE_LEN.saturating_sub(head.len()));
         head + &line

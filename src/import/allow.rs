@@ -3,11 +3,11 @@
 
 use super::diagnostics::{Printable, shown};
 use super::document::Value;
-use super::entry::Entry;
 use super::options::Options;
-use super::output::Output;
+use super::output::{Entry, Output};
 use super::{MAX_LEN, ReadFile, Source};
 use crate::config::ignore_file;
+use crate::types::plain;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::io;
@@ -58,15 +58,11 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
 fn write_networks(ignore: &[Source], named_by: Option<&Entry>, output: &mut Output) {
     let networks: BTreeSet<IpNet> =
         ignore.iter().flat_map(|source| networks(source, named_by.is_some(), output)).collect();
-    let texts = networks.iter().map(|network| {
-        let is_host = network.prefix_len() == network.max_prefix_len();
-        if is_host { network.addr().to_string() } else { network.to_string() }
-    });
     let names: Vec<&str> = ignore.iter().map(|source| source.name.as_str()).collect();
     let origin = named_by.map_or_else(String::new, |entry| format!("{}\n", entry.origin()));
     let remark =
         format!("{origin}The entries of {}. This host's own addresses and loopback need no entry.", names.join(", "));
-    output.document.set("allow", "networks", &Value::Texts(texts.collect()), &remark);
+    output.document.set("allow", "networks", &Value::Texts(networks.into_iter().map(plain).collect()), &remark);
 }
 
 /// Parses the networks of an ignore file. If `skips_wrong` is true, an invalid line is left out with a note and is no

@@ -6,9 +6,8 @@
 use super::command::{Block, ParsedCommand, TARGET};
 use super::diagnostics::{quoted, shown};
 use super::document::Value;
-use super::entry::Entry;
 use super::options::Options;
-use super::output::Output;
+use super::output::{Entry, Output};
 use crate::config::{BlockPolicy, is_command_word, is_deny_line};
 use crate::types::RouteKind;
 
@@ -240,13 +239,10 @@ impl<'o> Plan<'o> {
             }
             return;
         }
-        let mut remark = String::new();
-        for (entry, _) in &self.nft {
-            remark = format!(
-                "{remark}{}: replaced by one nftables set instead of a rule for each source.\n",
-                entry.origin()
-            );
-        }
+        let replaced = |entry: &Entry| {
+            format!("{}: replaced by one nftables set instead of a rule for each source.\n", entry.origin())
+        };
+        let mut remark: String = self.nft.iter().map(|(entry, _)| replaced(entry)).collect();
         if let Some(entry) = lost {
             remark = format!("{} is left out, see below; nftables blocks instead.", entry.origin());
             output.add_note(entry, "this command may block, but is left out; \"nft\" in block.method replaces it");

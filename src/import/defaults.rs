@@ -1,9 +1,8 @@
 //! Parses the modes in Debian's `/etc/default/portsentry`, a shell script of assignments, without running it.
 
 use super::diagnostics::shown;
-use super::entry::Entry;
 use super::options::{Options, lines, name};
-use super::output::Output;
+use super::output::{Entry, Output};
 use super::words::Line;
 use super::{MAX_LEN, Source};
 

@@ -2,35 +2,24 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::diagnostics::ImportError;
-use super::{Import, MAX_LEN, Source, Sources, translate};
+use super::{Import, ImportOptions, MAX_LEN, Source, Sources, translate};
 use crate::atomic_file::{AtomicFile, TemporaryName};
-
-/// The files that an operator names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Files {
-    /// Path of `portsentry.conf`; `None` for Debian's path, and its file with the modes if there is one.
-    pub config: Option<PathBuf>,
-    /// `/etc/default/portsentry`.
-    pub defaults: Option<PathBuf>,
-    /// Ignore files that replace the one named in the configuration.
-    pub ignore: Vec<PathBuf>,
-}
 
 const CONFIG: &str = "/etc/portsentry/portsentry.conf";
 const DEFAULTS: &str = "/etc/default/portsentry";
 /// Directory in which Debian 13 enables `portsentry@MODE.service`, which does not read that file.
 const INSTANCES: &str = "/etc/systemd/system/multi-user.target.wants";
 
-/// Reads `files` and translates them.
+/// Reads the files of `options` and translates them. Without a named `portsentry.conf`, Debian's is read, and its modes.
 ///
 /// # Errors
 /// A file cannot be read, and the errors of [`translate`].
-pub fn read(files: &Files) -> Result<Import, ImportError> {
-    let config = source(files.config.as_deref().unwrap_or(Path::new(CONFIG)))?;
-    let defaults = match (&files.defaults, &files.config) {
+pub fn read(options: &ImportOptions) -> Result<Import, ImportError> {
+    let config = source(options.file.as_deref().unwrap_or(Path::new(CONFIG)))?;
+    let defaults = match (&options.defaults, &options.file) {
         (Some(named), _) => Some(source(named)?),
         (None, Some(_)) => None,
         (None, None) => match instances(Path::new(INSTANCES)) {
@@ -38,7 +27,7 @@ pub fn read(files: &Files) -> Result<Import, ImportError> {
             found => found,
         },
     };
-    let ignore = files.ignore.iter().map(|path| source(path)).collect::<Result<_, _>>()?;
+    let ignore = options.ignore.iter().map(|path| source(path)).collect::<Result<_, _>>()?;
     translate(&Sources { config, defaults, ignore }, &|path| {
         // Opening a FIFO would block until it has a writer.
         let is_file = path.metadata()?.is_file();

@@ -17,7 +17,6 @@ mod command;
 mod defaults;
 mod diagnostics;
 mod document;
-mod entry;
 mod files;
 mod general;
 mod options;
@@ -26,15 +25,14 @@ mod ports;
 mod words;
 
 pub use diagnostics::{Diagnostic, ImportError};
-pub use files::{Files, read, write};
+pub use files::{read, write};
 
 use clap::Args;
 use options::Options;
 use output::Output;
 use serde::Serialize;
 use std::io;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `import`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]

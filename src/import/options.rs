@@ -6,8 +6,7 @@
 //! quote after its opening quote.
 
 use super::diagnostics::quoted;
-use super::entry::Entry;
-use super::output::Output;
+use super::output::{Entry, Output};
 use super::{MAX_LEN, Source};
 
 /// Every option of 1.2, 2.0b1 and 2.0.x.

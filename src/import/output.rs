@@ -1,10 +1,25 @@
-//! Collects the output of a translation in progress: the document, and the errors and notes about the lines it comes
+//! Collects the output of a translation in progress: the document, and the errors and notes about the options it comes
 //! from.
 
 use super::diagnostics::{Diagnostics, quoted};
 use super::document::{Document, Value};
-use super::entry::Entry;
 use super::{Import, ImportError, Sources};
+
+/// One option as written in its file, the unit of translation.
+#[derive(Clone, Debug)]
+pub(super) struct Entry<'s> {
+    pub(super) file: &'s str,
+    pub(super) line: usize,
+    pub(super) key: String,
+    pub(super) value: String,
+}
+
+impl Entry<'_> {
+    /// The origin of this option, for a comment.
+    pub(super) fn origin(&self) -> String {
+        format!("{}={} (line {})", self.key, quoted(&self.value), self.line)
+    }
+}
 
 pub(super) struct Output<'s> {
     config: &'s str,

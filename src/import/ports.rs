@@ -2,9 +2,8 @@
 
 use super::diagnostics::quoted;
 use super::document::Value;
-use super::entry::Entry;
 use super::options::{MODES, Options};
-use super::output::Output;
+use super::output::{Entry, Output};
 use crate::config::{Config, parse_interface};
 use crate::types::{PortSet, PortSetError};
 use std::net::IpAddr;

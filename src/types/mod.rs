@@ -24,4 +24,4 @@ pub(crate) use timestamp::Tick;
 #[cfg(test)]
 pub(crate) use timestamp::at;
 pub use timestamp::{DAY, Expiry, HOUR, MINUTE, Timestamp};
-pub use wording::{Span, brief, counted, first_and_more};
+pub use wording::{Span, brief, counted, first_and_more, plain};

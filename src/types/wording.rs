@@ -1,7 +1,9 @@
-//! Formats numbers and durations for sentences.
+//! Formats numbers, durations and networks for sentences.
 
 use std::fmt;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 /// "1 ban", "2 bans", "1 entry", "2 entries".
 pub fn counted(number: impl TryInto<u64>, noun: &str) -> String {
@@ -11,6 +13,11 @@ pub fn counted(number: impl TryInto<u64>, noun: &str) -> String {
         (_, Some(stem)) => format!("{number} {stem}ies"),
         (_, None) => format!("{number} {noun}s"),
     }
+}
+
+/// A network in its usual notation: a single address without a prefix length.
+pub fn plain(network: IpNet) -> String {
+    if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
 }
 
 /// The first item and the number of the others; `None` if there is none.

@@ -625,6 +625,6 @@ fn packaged_scripts_pass_shellcheck() {
 #[test]
 fn packaged_configuration_equals_defaults() {
     let config = Config::load(&path("examples/portsentry.toml")).unwrap();
-    assert_eq!(config, Config::builtin());
+    assert_eq!(config, Config::default());
     assert!(config.detect.window > Duration::ZERO);
 }

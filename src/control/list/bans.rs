@@ -154,9 +154,9 @@ fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
     join(remembered, elements, &mut kernel)
 }
 
-/// The note about invalid rows of the ledger.
-pub(super) fn unreadable_rows(rows: u64) -> String {
-    format!("unreadable rows of the ledger, which are ignored: {rows}")
+/// The note about invalid rows of the ledger, if there are any.
+pub(super) fn unreadable_note(rows: u64) -> Option<String> {
+    (rows > 0).then(|| format!("unreadable rows of the ledger, which are ignored: {rows}"))
 }
 
 fn is_active(entry: &Entry, now: SystemTime) -> bool {
@@ -184,9 +184,7 @@ fn join(
             Found { items: Vec::new(), unreadable: 0 }
         }
     };
-    if remembered.unreadable > 0 {
-        notes.push(unreadable_rows(remembered.unreadable));
-    }
+    notes.extend(unreadable_note(remembered.unreadable));
     let asked = elements.is_ok();
     let needs_table = |entry: &Entry| entry.ban.methods.iter().any(|method| method == Backend::Nft);
     let mut elements: HashMap<BanTarget, Remaining> = match elements {

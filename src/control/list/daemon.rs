@@ -1,18 +1,22 @@
-//! Reads the bans from the running daemon, where the user may read neither the kernel's sets nor the ledger.
+//! Reads from the running daemon: the bans, where the user may read neither the kernel's sets nor the ledger, and the reports
+//! of other hosts in the fleet, which the daemon alone stores.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::bans::{Bans, KernelState, ListError, Listed};
-use super::fleet::MAX_ANSWERS;
+use super::bans::{Bans, KernelState, ListError, Listed, unreadable_note};
 use crate::control::ban_info::BanPage;
 use crate::control::client::{Client, ClientError};
+use crate::control::fleet_info::{FleetBan, FleetBans};
 use crate::control::protocol::{Answer, Request};
 use crate::control::scoped_network::ScopedNetwork;
 use crate::types::BanTarget;
 
 const NOTE: &str = "listed from the ledger by the running daemon: this user cannot query the kernel; `sudo portsentry list` \
                     also shows whether the kernel has each ban";
+
+/// Maximum number of answers read: a million targets.
+const MAX_ANSWERS: usize = 16_384;
 
 /// The bans in force according to the daemon at `socket`, or those that overlap `asked`.
 pub(super) fn read(socket: &Path, asked: Option<ScopedNetwork>) -> Result<Bans, ListError> {
@@ -47,8 +51,29 @@ pub(super) fn read(socket: &Path, asked: Option<ScopedNetwork>) -> Result<Bans, 
         }
     }
     let mut notes = vec![NOTE.to_owned()];
-    if unreadable > 0 {
-        notes.push(super::bans::unreadable_rows(unreadable));
-    }
+    notes.extend(unreadable_note(unreadable));
     Ok(Bans { bans: bans.into_values().collect(), kernel: false, notes })
+}
+
+/// The reported targets, all or those that overlap `target`; `None` if no daemon answers, or this host is not in a
+/// fleet.
+pub(super) fn reports(socket: &Path, target: Option<ScopedNetwork>) -> Option<Vec<FleetBan>> {
+    let mut client = Client::connect(socket).ok()?;
+    let (mut all, mut after) = (Vec::new(), None);
+    for _ in 0..MAX_ANSWERS {
+        let Ok(Answer::FleetBans(FleetBans { joined: true, bans, more })) = client.ask(&Request::Fleet { after })
+        else {
+            return None;
+        };
+        after = bans.last().map(|ban| ban.target.clone());
+        let wanted = |ban: &FleetBan| {
+            let found = ban.target.parse::<BanTarget>();
+            target.is_none_or(|target| found.is_ok_and(|found| target.overlaps(found)))
+        };
+        all.extend(bans.into_iter().filter(wanted));
+        if !more || after.is_none() {
+            break;
+        }
+    }
+    Some(all)
 }

@@ -4,10 +4,8 @@
 
 mod bans;
 mod daemon;
-mod fleet;
 mod names;
 mod table;
-mod would_block;
 
 use crate::config::parse_span;
 use clap::{Args, ValueEnum};
@@ -20,6 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use bans::unreadable_note;
 pub use bans::{Bans, KernelState, ListError, Listed};
 
 pub(super) use table::shortened;
@@ -30,7 +29,8 @@ use super::fleet_info::FleetBan;
 use super::format::is_unicode;
 use super::print;
 use super::scoped_network::ScopedNetwork;
-use crate::events::json::rfc3339;
+use crate::events::json::{PortRecord, rfc3339};
+use crate::ledger::{Found, Logged, Reader};
 
 /// Options of `list`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -127,7 +127,7 @@ pub fn read(
 pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, ListError> {
     let now = SystemTime::now();
     if options.would_block {
-        return would_block::run(options, now, out);
+        return run_would_block(options, now, out);
     }
     let mut notes = Vec::new();
     let directory = options.directory(&mut notes);
@@ -144,7 +144,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
         }
     }
     sort(&mut bans, options.sort, now);
-    let fleet = fleet::read(&options.socket, options.target);
+    let fleet = daemon::reports(&options.socket, options.target);
     let names = options.names.then(|| names::look_up(bans.iter().filter_map(Listed::source).collect(), &mut notes));
     let text = if options.json {
         let bans = bans.iter().map(|ban| info(ban, names.as_ref(), now)).collect();
@@ -155,7 +155,33 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
             true => format!("{} is blocked\n", options.no_source()),
             false => table::text(&bans, names.as_ref(), width(), now),
         };
-        in_locale(table + &fleet::text(fleet.as_deref().unwrap_or_default()))
+        let reports: String = fleet.iter().flatten().map(|ban| format!("{}  {ban}\n", ban.target)).collect();
+        let head = if reports.is_empty() { "" } else { "\nreported by other hosts of the fleet:\n" };
+        in_locale(table + head + &reports)
+    };
+    print(out, &text).map(|()| notes).map_err(ListError::Write)
+}
+
+/// Writes the sources that would have been banned while their protocol was only logged, from the ledger.
+fn run_would_block(options: &ListOptions, now: SystemTime, out: &mut impl Write) -> Result<Vec<String>, ListError> {
+    // No note without a daemon: the list is complete anyway, because it is about the past.
+    let directory = options.directory(&mut Vec::new());
+    let Found { mut items, unreadable } = Reader::read(&directory, Reader::logged)?;
+    items.retain(|logged| {
+        let wanted = options.target.is_none_or(|target| target.overlaps(logged.target));
+        let begin = options.since.and_then(|since| now.checked_sub(since));
+        wanted && begin.is_none_or(|begin| logged.last >= begin)
+    });
+    let notes = Vec::from_iter(unreadable_note(unreadable));
+    let text = if options.json {
+        let would_block = items.iter().map(WouldBlock::from).collect();
+        let document = WouldBlockDocument { time: rfc3339(now), notes: &notes, would_block };
+        serde_json::to_string(&document).unwrap_or_default() + "\n"
+    } else {
+        in_locale(match items.is_empty() {
+            true => format!("{} would have been blocked\n", options.no_source()),
+            false => table::would_block(&items, width(), now),
+        })
     };
     print(out, &text).map(|()| notes).map_err(ListError::Write)
 }
@@ -186,6 +212,44 @@ struct Document<'a> {
     bans: Vec<BanInfo>,
     /// Reports of other hosts; null if unknown, or if this host is not in a fleet.
     fleet: Option<Vec<FleetBan>>,
+}
+
+/// The list of `--would-block` as JSON.
+#[derive(Serialize)]
+struct WouldBlockDocument<'a> {
+    time: String,
+    notes: &'a [String],
+    would_block: Vec<WouldBlock<'a>>,
+}
+
+#[derive(Serialize)]
+struct WouldBlock<'a> {
+    #[serde(rename = "subject")]
+    target: String,
+    source: String,
+    class: &'static str,
+    reason: &'a str,
+    ports: Vec<PortRecord>,
+    probes: u32,
+    first: String,
+    last: String,
+    times: u32,
+}
+
+impl<'a> From<&'a Logged> for WouldBlock<'a> {
+    fn from(logged: &'a Logged) -> Self {
+        Self {
+            target: logged.target.to_string(),
+            source: logged.source.to_string(),
+            class: logged.class.key(),
+            reason: &logged.reason,
+            ports: logged.ports.iter().map(PortRecord::from).collect(),
+            probes: logged.probes,
+            first: rfc3339(logged.first),
+            last: rfc3339(logged.last),
+            times: logged.times,
+        }
+    }
 }
 
 /// The ban as JSON.

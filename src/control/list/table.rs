@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::super::format::compact_ports;
 use super::bans::{KernelState, Listed};
 use crate::engine::Grade;
-use crate::ledger::{Author, BanRecord, Logged, author_key};
+use crate::ledger::{Author, BanRecord, Entry, Logged, author_key};
 use crate::types::printable::masked;
 use crate::types::{Expiry, brief};
 
@@ -42,20 +42,15 @@ pub(super) fn text(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, wid
 
 /// The table of the sources that would have been banned.
 pub(super) fn would_block(sources: &[Logged], width: usize, now: SystemTime) -> String {
-    let column = |head, least, right, cell: &dyn Fn(&Logged) -> String| {
-        let cells = sources.iter().map(cell).collect();
-        Column { head, cells, least, right, width: 0 }
-    };
     let ago = |time| brief(now.duration_since(time).unwrap_or_default());
+    let ports = |source: &Logged| compact_ports(source.ports.iter().map(|(protocol, port)| (protocol.key(), *port)));
     let columns = vec![
-        column("ADDRESS", usize::MAX, false, &|source| source.target.to_string()),
-        column("REASON", 6, false, &|source| source.reason.clone()),
-        column("PORTS", 8, false, &|source| {
-            compact_ports(source.ports.iter().map(|(protocol, port)| (protocol.key(), *port)))
-        }),
-        column("FIRST", usize::MAX, true, &|source| ago(source.first)),
-        column("LAST", usize::MAX, true, &|source| ago(source.last)),
-        column("TIMES", usize::MAX, true, &|source| source.times.to_string()),
+        column(sources, "ADDRESS", usize::MAX, false, |source| source.target.to_string()),
+        column(sources, "REASON", 6, false, |source| source.reason.clone()),
+        column(sources, "PORTS", 8, false, ports),
+        column(sources, "FIRST", usize::MAX, true, |source| ago(source.first)),
+        column(sources, "LAST", usize::MAX, true, |source| ago(source.last)),
+        column(sources, "TIMES", usize::MAX, true, |source| source.times.to_string()),
     ];
     render(columns, &vec![' '; sources.len()], width)
 }
@@ -81,40 +76,36 @@ fn mark(ban: &Listed) -> char {
     }
 }
 
+/// A column with one cell for each row, at least `least` wide.
+fn column<R>(rows: &[R], head: &'static str, least: usize, right: bool, cell: impl Fn(&R) -> String) -> Column {
+    Column { head, cells: rows.iter().map(cell).collect(), least, right, width: 0 }
+}
+
 /// In the order on the screen.
 fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> Vec<Column> {
-    let column = |head, least, right, cell: &dyn Fn(&Listed) -> String| {
-        let cells = bans.iter().map(cell).collect();
-        Column { head, cells, least, right, width: 0 }
+    // A column of the ledger, in which a ban that only the kernel has shows `unknown`.
+    let of_ledger = |head, least, right, unknown: &str, cell: &dyn Fn(&Entry) -> String| {
+        column(bans, head, least, right, |ban| ban.remembered.as_ref().map_or_else(|| unknown.to_owned(), cell))
     };
-    let known = |ban: &Listed, tell: fn(&BanRecord) -> String| {
-        ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| tell(&entry.ban))
-    };
-    let mut columns = vec![column("ADDRESS", usize::MAX, false, &|ban| ban.target.to_string())];
+    let mut columns = vec![column(bans, "ADDRESS", usize::MAX, false, |ban| ban.target.to_string())];
     if let Some(names) = names {
         let name = |ban: &Listed| ban.source().and_then(|source| names.get(&source)).cloned();
-        columns.push(column("NAME", 12, false, &|ban| name(ban).unwrap_or_else(|| "-".to_owned())));
+        columns.push(column(bans, "NAME", 12, false, |ban| name(ban).unwrap_or_else(|| "-".to_owned())));
     }
+    let evidence = |entry: &Entry| entry.ban.grade.map_or("-", Grade::key).to_owned();
+    let age = |entry: &Entry| brief(now.duration_since(entry.ban.since).unwrap_or_default());
     columns.extend([
-        column("REASON", 6, false, &|ban| known(ban, reason)),
-        column("EVIDENCE", usize::MAX, false, &|ban| known(ban, |ban| ban.grade.map_or("-", Grade::key).to_owned())),
-        column("PORTS", 8, false, &|ban| known(ban, ports)),
-        column("SINCE", usize::MAX, true, &|ban| match &ban.remembered {
-            Some(entry) => brief(now.duration_since(entry.ban.since).unwrap_or_default()),
-            None => "-".to_owned(),
-        }),
-        column("LEFT", usize::MAX, true, &|ban| match ban.left(now) {
+        of_ledger("REASON", 6, false, "-", &|entry| reason(&entry.ban)),
+        of_ledger("EVIDENCE", usize::MAX, false, "-", &evidence),
+        of_ledger("PORTS", 8, false, "-", &|entry| ports(&entry.ban)),
+        of_ledger("SINCE", usize::MAX, true, "-", &age),
+        column(bans, "LEFT", usize::MAX, true, |ban| match ban.left(now) {
             Expiry::Never => "no end".to_owned(),
             Expiry::After(left) => brief(left),
         }),
-        column("STRIKES", usize::MAX, true, &|ban| {
-            ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| entry.strikes.saturating_add(1).to_string())
-        }),
-        column("BY", 4, false, &|ban| known(ban, |ban| author_key(ban.author).to_owned())),
-        column("METHOD", 6, false, &|ban| match &ban.remembered {
-            Some(entry) => entry.ban.methods.to_string(),
-            None => "nft".to_owned(),
-        }),
+        of_ledger("STRIKES", usize::MAX, true, "-", &|entry| entry.strikes.saturating_add(1).to_string()),
+        of_ledger("BY", 4, false, "-", &|entry| author_key(entry.ban.author).to_owned()),
+        of_ledger("METHOD", 6, false, "nft", &|entry| entry.ban.methods.to_string()),
     ]);
     columns
 }
@@ -200,7 +191,6 @@ mod tests {
 
     use super::*;
     use crate::engine::Class;
-    use crate::ledger::Entry;
     use crate::types::Backend;
     use crate::types::BanTarget;
     use crate::types::Protocol;

@@ -12,9 +12,8 @@ use ratatui::widgets::{
 };
 
 use super::ban::Ban;
-use super::text::clock;
 use super::top_counts::TopCounts;
-use super::view::{Mode, View};
+use super::view::{Mode, View, clock};
 use crate::control::list::shortened;
 use crate::types::{brief, counted};
 

@@ -7,7 +7,6 @@ mod draw;
 mod poller;
 #[cfg(test)]
 mod tests;
-mod text;
 mod top_counts;
 mod view;
 
@@ -79,7 +78,7 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
     let mut view = View::new(SystemTime::now());
     // Also restores the terminal on a panic.
     let mut terminal = ratatui::try_init()?;
-    let screen = Screen;
+    let _screen = Screen;
     let mut shown = None;
     loop {
         let now = SystemTime::now();
@@ -107,7 +106,6 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
             return Err(WatchError::Threads);
         }
     }
-    drop(screen);
     Ok(())
 }
 

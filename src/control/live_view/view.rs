@@ -9,14 +9,14 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::ban::Ban;
 use super::poller::Message;
-use super::text::{clock, matches, plain};
 use super::top_counts::TopCounts;
+use crate::clock::printable_time;
 use crate::control::format::compact_ports;
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
 use crate::events::json::EventRecord;
 use crate::types::counted;
-use crate::types::printable::is_hidden;
+use crate::types::printable::{is_hidden, masked};
 
 /// Maximum number of events: some screens of them.
 const MAX_EVENTS: usize = 500;
@@ -35,6 +35,9 @@ const ANSWER_SPAN: Duration = Duration::from_secs(8);
 
 /// Maximum length of the filter in bytes.
 const MAX_FILTER_LEN: usize = 64;
+
+/// Maximum length of a displayed text, in characters.
+const MAX_TEXT_LEN: usize = 400;
 
 /// An event on the screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -413,4 +416,21 @@ impl View {
 fn push_bounded<T>(queue: &mut VecDeque<T>, item: T, max: usize) -> bool {
     queue.push_back(item);
     queue.len() > max && queue.pop_front().is_some()
+}
+
+/// True if one of these texts contains `filter`, ignoring case.
+fn matches(filter: &str, texts: &[&str]) -> bool {
+    let filter = filter.to_lowercase();
+    filter.is_empty() || texts.iter().any(|text| text.to_lowercase().contains(&filter))
+}
+
+/// Replaces control characters: a name or a command's output may come from an attacker.
+fn plain(text: &str) -> String {
+    masked(text, ' ').take(MAX_TEXT_LEN).collect()
+}
+
+/// "06:32:13", in UTC.
+pub(super) fn clock(time: SystemTime) -> String {
+    let text = humantime::format_rfc3339_seconds(printable_time(time)).to_string();
+    text.get(11..19).unwrap_or_default().to_owned()
 }

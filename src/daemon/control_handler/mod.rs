@@ -29,14 +29,12 @@ use super::host_state::HostState;
 use super::sensor_thread::SensorHandle;
 use super::{Places, Reread};
 use crate::config::{Config, parse_expiry, parse_network};
-use crate::control::options::parse_target;
 use crate::control::protocol::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
-    ServiceForgotten, Unblocked,
+    ServiceForgotten, ServicePort, Unblocked,
 };
-use crate::control::scoped_network::plain;
+use crate::control::scoped_network::parse_target;
 use crate::control::server::IncomingRequest;
-use crate::control::service_port::ServicePort;
 use crate::engine::Protection;
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
@@ -44,7 +42,7 @@ use crate::ledger::{Allowance, Change, LiftedBy};
 use crate::sandbox::Sandbox;
 use crate::sensor::SensorRequest;
 use crate::types::printable::masked;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, plain};
 
 /// Maximum length of a ban's note, in characters.
 const MAX_NOTE_LEN: usize = 200;

@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor};
-use crate::config::{BlockPolicy, Config, HostPorts, Protocol, classic_only_logs, pitfalls};
+use crate::config::{BlockPolicy, Config, Protocol, classic_only_logs, pitfalls};
 use crate::control::fleet_info::FleetLink;
 use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{BanCounts, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts};
@@ -145,9 +145,8 @@ impl From<&ServiceState> for RememberedService {
 /// Warnings about settings of the configuration that have no effect on this host.
 pub(in crate::daemon) fn warnings(config: &Config, path: &Path, host: &Host) -> Vec<String> {
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
-    let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
     let classic = path.parent().and_then(|folder| classic_only_logs(config, folder));
-    let found = pitfalls(config, ports).into_iter().chain(classic);
+    let found = pitfalls(config, &tcp, &udp, &host.ephemeral).into_iter().chain(classic);
     found.map(|warning| warning.to_string()).collect()
 }
 
@@ -165,7 +164,7 @@ fn monitored(protocol: &Protocol, in_use: &PortSet, enforces: bool) -> Monitored
     let configured = protocol.watched();
     let monitored = configured.without(in_use);
     MonitoredPorts {
-        mode: protocol.mode.name().to_owned(),
+        mode: protocol.mode,
         // A trial only logs.
         block: if enforces { protocol.block } else { BlockPolicy::No },
         ports: monitored.to_string(),

@@ -73,7 +73,7 @@ impl Default for EngineRules {
 /// The built-in configuration with the changes in `rules`: settings of the engine and of the kernel's table.
 #[must_use]
 pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
-    let mut config = Config::builtin();
+    let mut config = Config::default();
     if let Some(trigger) = rules.scan_trigger {
         config.detect.scan_trigger = trigger;
     }
