@@ -106,20 +106,14 @@ fn print_acl(fleet: &Fleet, options: &AclOptions, out: &mut impl Write) -> Resul
     let keys = Keyspace::new(&fleet.name);
     let password = match &options.credentials {
         Some(path) => connect::read_password(path)?,
-        None => new_password()?,
+        // 256 random bits.
+        None => (0..8).map(|_| random().map(|word| format!("{word:08x}"))).collect::<Result<_, _>>()?,
     };
     let line = match &options.host {
         Some(host) => acl::host(&keys, host, options.user.as_deref().unwrap_or(host.as_str()), &password),
         None => acl::operator(&keys, options.user.as_deref().unwrap_or("operator"), &password),
     };
     writeln!(out, "{line}").map_err(FleetError::system("write to standard output"))
-}
-
-/// Generates a password from 32 random bytes.
-fn new_password() -> Result<String, FleetError> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| FleetError::System("get random bytes", error.into()))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn random() -> Result<u32, FleetError> {

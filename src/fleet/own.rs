@@ -30,7 +30,7 @@ struct OwnReport {
 
 /// All reports of this host.
 pub(super) struct OwnReports {
-    author: Author,
+    pub(super) author: Author,
     reports: BTreeMap<BanTarget, OwnReport>,
     /// Targets whose first report is not written yet.
     pending: VecDeque<BanTarget>,
@@ -58,10 +58,6 @@ impl OwnReports {
             sequence,
             connected: None,
         }
-    }
-
-    pub(super) fn author(&self) -> &Author {
-        &self.author
     }
 
     /// Called when the daemon begins to report all bans in force. Bans that it does not report have ended.

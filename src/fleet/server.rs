@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::byte_limit::{Bounded, ByteLimit};
+use super::byte_limit::{ByteLimit, bounded};
 use super::connect::{Endpoint, SERVER_TIMEOUT};
 use super::key::{Author, Key, Keyspace};
 use super::report::{BadValue, MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
@@ -76,7 +76,8 @@ pub(super) struct Server {
     connection: MultiplexedConnection,
     pub(super) keys: Keyspace,
     limit: ByteLimit,
-    notices: mpsc::Receiver<Incoming>,
+    /// The notices that have arrived; closed if the server has closed the connection.
+    pub(super) notices: mpsc::Receiver<Incoming>,
     missed: Arc<AtomicBool>,
     driver: JoinHandle<()>,
 }
@@ -88,7 +89,7 @@ impl Server {
         let failed = |error: io::Error| ServerError::Connect(quotable(&error.to_string(), MAX_DETAIL_LEN));
         let stream = endpoint.connect().await.map_err(failed)?;
         let limit = ByteLimit::default();
-        let stream = Bounded::new(stream, limit.clone());
+        let stream = bounded(stream, limit.clone());
         let (sender, notices) = mpsc::channel(MAX_NOTICES);
         let missed = Arc::new(AtomicBool::new(false));
         let push = push_handler(keys.clone(), limit.clone(), sender, Arc::clone(&missed));
@@ -112,16 +113,6 @@ impl Server {
         self.connection.psubscribe(channels).await.map_err(|error| explain(&error, &self.limit))
     }
 
-    /// The next notice; `None` if the server has closed the connection. Cancel safe.
-    pub(super) async fn next_notice(&mut self) -> Option<Incoming> {
-        self.notices.recv().await
-    }
-
-    /// The next notice, if one has already arrived.
-    pub(super) fn waiting_notice(&mut self) -> Option<Incoming> {
-        self.notices.try_recv().ok()
-    }
-
     /// True if notices were lost since the last call.
     pub(super) fn has_missed(&self) -> bool {
         self.missed.swap(false, Ordering::Relaxed)
@@ -132,37 +123,31 @@ impl Server {
     pub(super) async fn publish(&mut self, reports: &[(Key, Report, Duration)]) -> Result<u64, ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
-            set(&mut commands, &self.keys.key(key), &report.to_json(), *left);
-            let notice = Notice { sequence: report.sequence, target: key.target };
-            commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
+            self.put_set(&mut commands, key, &report.to_json(), *left);
+            self.put_notice(&mut commands, key, report.sequence);
         }
-        let mut told = 0;
-        for reply in self.send(&commands).await? {
-            if let Value::Int(hosts) = self.accept(reply)? {
-                told = told.max(u64::try_from(hosts).unwrap_or_default());
-            }
-        }
-        Ok(told)
+        let told = self.send(commands).await?.into_iter().filter_map(|reply| match reply {
+            Value::Int(hosts) => u64::try_from(hosts).ok(),
+            _ => None,
+        });
+        Ok(told.max().unwrap_or_default())
     }
 
     /// Writes the reports again without publishing notices.
     pub(super) async fn renew(&mut self, reports: &[(Key, Report, Duration)]) -> Result<(), ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
-            set(&mut commands, &self.keys.key(key), &report.to_json(), *left);
+            self.put_set(&mut commands, key, &report.to_json(), *left);
         }
-        let replies = self.send(&commands).await?;
-        replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
+        self.send(commands).await.map(drop)
     }
 
     /// Lifts the fleet's bans of a target for `left`. Requires the operator's user.
     pub(super) async fn lift(&mut self, key: &Key, sequence: u64, left: Duration) -> Result<(), ServerError> {
         let mut commands = pipe();
-        set(&mut commands, &self.keys.key(key), &lift_json(), left);
-        let notice = Notice { sequence, target: key.target };
-        commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
-        let replies = self.send(&commands).await?;
-        replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
+        self.put_set(&mut commands, key, &lift_json(), left);
+        self.put_notice(&mut commands, key, sequence);
+        self.send(commands).await.map(drop)
     }
 
     /// Deletes keys of this host.
@@ -171,8 +156,7 @@ impl Server {
         for key in keys {
             commands.cmd("DEL").arg(self.keys.key(key));
         }
-        let replies = self.send(&commands).await?;
-        replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
+        self.send(commands).await.map(drop)
     }
 
     /// Reads the contents of these keys. Of a longer value only the first bytes are fetched.
@@ -183,18 +167,13 @@ impl Server {
             commands.cmd("GETRANGE").arg(&name).arg(0).arg(MAX_VALUE_LEN);
             commands.cmd("PTTL").arg(&name);
         }
-        let replies = self.send(&commands).await?;
-        let mut entries = Vec::with_capacity(keys.len());
-        for (key, replies) in keys.iter().zip(replies.chunks_exact(2)) {
-            entries.push(match replies {
-                [Ok(value), Ok(Value::Int(pttl))] => read_entry(key, value, *pttl),
-                [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => {
-                    return Err(explain(error, &self.limit));
-                }
-                _ => Entry::Bad(BadValue("it is not a string")),
-            });
-        }
-        Ok(entries)
+        let replies = self.try_send(commands).await?;
+        let entry = |(key, replies): (&Key, &[RedisResult<Value>])| match replies {
+            [Ok(value), Ok(Value::Int(pttl))] => Ok(read_entry(key, value, *pttl)),
+            [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => Err(explain(error, &self.limit)),
+            _ => Ok(Entry::Bad(BadValue("it is not a string"))),
+        };
+        keys.iter().zip(replies.chunks_exact(2)).map(entry).collect()
     }
 
     /// Returns for each of these keys, in order, whether the server has it.
@@ -203,8 +182,8 @@ impl Server {
         for key in keys {
             commands.cmd("PTTL").arg(self.keys.key(key));
         }
-        let replies = self.send(&commands).await?;
-        replies.into_iter().map(|reply| Ok(self.accept(reply)? != Value::Int(-2))).collect()
+        let replies = self.send(commands).await?;
+        Ok(replies.into_iter().map(|reply| reply != Value::Int(-2)).collect())
     }
 
     /// Reads one page of the names that match `pattern`, and the cursor of the next page, which is 0 after the last
@@ -229,18 +208,32 @@ impl Server {
         pong.map(drop).map_err(|error| explain(&error, &self.limit))
     }
 
-    async fn send(&mut self, commands: &Pipeline) -> Result<Vec<RedisResult<Value>>, ServerError> {
+    /// Adds the command that writes a value, which expires after `left`.
+    fn put_set(&self, commands: &mut Pipeline, key: &Key, value: &str, left: Duration) {
+        let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+        commands.cmd("SET").arg(self.keys.key(key)).arg(value).arg("PX").arg(millis);
+    }
+
+    /// Adds the command that announces a change of `key`.
+    fn put_notice(&self, commands: &mut Pipeline, key: &Key, sequence: u64) {
+        let notice = Notice { sequence, target: key.target };
+        commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
+    }
+
+    /// Sends the commands, and fails if the server refuses one of them.
+    async fn send(&mut self, commands: Pipeline) -> Result<Vec<Value>, ServerError> {
+        let replies: RedisResult<Vec<Value>> = self.try_send(commands).await?.into_iter().collect();
+        replies.map_err(|error| explain(&error, &self.limit))
+    }
+
+    /// Sends the commands; returns the server's reply to each.
+    async fn try_send(&mut self, mut commands: Pipeline) -> Result<Vec<RedisResult<Value>>, ServerError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
         self.limit.renew();
-        let mut commands = commands.clone();
         let replies = commands.ignore_errors().query_async(&mut self.connection).await;
         replies.map_err(|error| explain(&error, &self.limit))
-    }
-
-    fn accept(&self, reply: RedisResult<Value>) -> Result<Value, ServerError> {
-        reply.map_err(|error| explain(&error, &self.limit))
     }
 }
 
@@ -248,11 +241,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.driver.abort();
     }
-}
-
-fn set(commands: &mut Pipeline, key: &str, value: &str, left: Duration) {
-    let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-    commands.cmd("SET").arg(key).arg(value).arg("PX").arg(millis);
 }
 
 fn read_entry(key: &Key, value: &Value, pttl: i64) -> Entry {
@@ -301,17 +289,13 @@ fn explain(error: &RedisError, limit: &ByteLimit) -> ServerError {
     if error.is_timeout() {
         return ServerError::Slow;
     }
-    match (error.kind(), error.code()) {
-        (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => ServerError::Login(detail(error)),
-        (_, Some("OOM")) => ServerError::Full(detail(error)),
-        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => ServerError::Denied(detail(error)),
-        (ErrorKind::Io, _) => ServerError::Other("the server has closed the connection".to_owned()),
-        _ => ServerError::Other(detail(error)),
-    }
-}
-
-/// The server's error message, quoted and cut.
-fn detail(error: &RedisError) -> String {
     let text = error.detail().map_or_else(|| error.to_string(), str::to_owned);
-    quotable(&text, MAX_DETAIL_LEN)
+    let detail = quotable(&text, MAX_DETAIL_LEN);
+    match (error.kind(), error.code()) {
+        (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => ServerError::Login(detail),
+        (_, Some("OOM")) => ServerError::Full(detail),
+        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => ServerError::Denied(detail),
+        (ErrorKind::Io, _) => ServerError::Other("the server has closed the connection".to_owned()),
+        _ => ServerError::Other(detail),
+    }
 }
