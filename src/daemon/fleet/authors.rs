@@ -2,6 +2,7 @@
 //! exceeding their limit.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,18 +79,14 @@ impl Authors {
         limit: u32,
         phase: Phase,
     ) -> Result<Arc<str>, Refusal> {
-        if !self.0.contains_key(author) {
-            if self.0.len() >= MAX_AUTHORS {
-                return Err(Refusal::TableFull);
-            }
-            let new = Author { backlog: limit.saturating_mul(BACKLOG_HOURS), ..Author::default() };
-            self.0.insert(Arc::clone(author), new);
-        }
-        let Some((name, found)) =
-            self.0.get_key_value(author).map(|(name, _)| Arc::clone(name)).zip(self.0.get_mut(author))
-        else {
+        let is_full = self.0.len() >= MAX_AUTHORS;
+        let entry = self.0.entry(Arc::clone(author));
+        if is_full && matches!(entry, Entry::Vacant(_)) {
             return Err(Refusal::TableFull);
-        };
+        }
+        let name = Arc::clone(entry.key());
+        let backlog = limit.saturating_mul(BACKLOG_HOURS);
+        let found = entry.or_insert_with(|| Author { backlog, ..Author::default() });
         if found.ignored_until > now {
             return Err(found.refuse(now, Refusal::AuthorIgnored));
         }

@@ -162,10 +162,10 @@ impl Fleet {
                 events.extend(self.name_refusal(&reason));
             }
             FleetWork::Request(IncomingFleetRequest::Request { request, reply }) => {
-                let answer = self.handle(request, surroundings, &mut events);
-                if let FleetReply::Refused { reason } = &answer {
-                    events.extend(self.name_refusal(reason));
-                }
+                let answer = self.handle(request, surroundings, &mut events).unwrap_or_else(|reason| {
+                    events.extend(self.name_refusal(&reason));
+                    FleetReply::Refused { reason }
+                });
                 // The client may have disconnected.
                 let _ = reply.send(answer);
             }
@@ -174,15 +174,16 @@ impl Fleet {
         events
     }
 
+    /// Handles a request; returns the reason if it is refused as a whole.
     fn handle(
         &mut self,
         request: FleetRequest,
         surroundings: Surroundings<'_>,
         events: &mut Vec<EventKind>,
-    ) -> FleetReply {
-        match request {
+    ) -> Result<FleetReply, String> {
+        Ok(match request {
             FleetRequest::Reports { reports, .. } if reports.len() > MAX_REPORTS => {
-                FleetReply::Refused { reason: format!("refused: more than {MAX_REPORTS} reports in one request") }
+                return Err(format!("refused: more than {MAX_REPORTS} reports in one request"));
             }
             FleetRequest::Reports { reports, scan_ends } => {
                 let outcomes = self.judge(&reports, surroundings, events);
@@ -191,29 +192,24 @@ impl Fleet {
                 }
                 FleetReply::Reports { outcomes }
             }
-            FleetRequest::Lift { target } => match parse_network(&target).and_then(BanTarget::of_prefix) {
-                Ok(target) => {
-                    let lifted = self.lift(target, LiftedBy::Fleet);
-                    if lifted {
-                        let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");
-                        events.extend(self.line(text));
-                    }
-                    FleetReply::Lifted { lifted }
+            FleetRequest::Lift { target } => {
+                let target = parse_network(&target).and_then(BanTarget::of_prefix);
+                let target = target.map_err(|_| "refused: the target of a lift is not an address or a /64")?;
+                let lifted = self.lift(target, LiftedBy::Fleet);
+                if lifted {
+                    let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");
+                    events.extend(limited(&mut self.ban_lines, Some(EventKind::Note(text))));
                 }
-                Err(_) => FleetReply::Refused {
-                    reason: "refused: the target of a lift is not an address or a /64".to_owned(),
-                },
-            },
+                FleetReply::Lifted { lifted }
+            }
             FleetRequest::Link { state, ignored } => {
                 let event = self.link.update(state, &ignored, &self.config.name);
                 events.extend(limited(&mut self.link_lines, event));
                 self.follow_link();
                 FleetReply::Noted
             }
-            FleetRequest::Watch {} => {
-                FleetReply::Refused { reason: "subscriptions are served by the socket itself".to_owned() }
-            }
-        }
+            FleetRequest::Watch {} => return Err("subscriptions are served by the socket itself".to_owned()),
+        })
     }
 
     /// Judges `reports` and applies the resulting bans.
@@ -230,7 +226,7 @@ impl Fleet {
         for report in reports {
             let verdict = self.acceptance.judge(now, report, exempt(surroundings.host));
             outcomes.push(match verdict {
-                Verdict::Blocks { target, until, step } => {
+                Ok(Verdict::Blocks { target, until, step }) => {
                     self.accepted += 1;
                     if step.is_some() {
                         bans.insert(target, Expiry::After(until.since(now).max(Duration::from_secs(1))));
@@ -240,11 +236,11 @@ impl Fleet {
                     }
                     if shadow { ReportOutcome::Shadowed } else { ReportOutcome::Accepted }
                 }
-                Verdict::Waits { authors } => {
+                Ok(Verdict::Waits { authors }) => {
                     self.accepted += 1;
                     ReportOutcome::Waiting { authors }
                 }
-                Verdict::Refused(refusal) => {
+                Err(refusal) => {
                     self.refused += 1;
                     let reason = refusal.to_string();
                     let event = self.faulty.count(&report.author, refusal);
@@ -264,7 +260,7 @@ impl Fleet {
                 let verb = if ban.state == FleetBanState::Blocked { "is " } else { "" };
                 format!("fleet: {target} {verb}{ban}")
             });
-            events.extend(text.and_then(|text| self.line(text)));
+            events.extend(limited(&mut self.ban_lines, text.map(EventKind::Note)));
         }
         for Ignored { author, for_s, .. } in self.acceptance.authors.newly_above_limit(now) {
             let limit = self.config.accept.max_per_author_per_hour;
@@ -293,11 +289,6 @@ impl Fleet {
         if self.link.is_away() {
             self.acceptance.lose_link();
         }
-    }
-
-    /// Returns an event for a line about a single ban, unless there were too many in this minute.
-    fn line(&mut self, text: String) -> Option<EventKind> {
-        self.ban_lines.admit(boot_time()).then_some(EventKind::Note(text))
     }
 
     /// Lifts the ban of `target`, which stays lifted as long as reports of it exist. Returns true if it was blocked.
@@ -380,7 +371,7 @@ impl Fleet {
         if *config == self.config {
             return;
         }
-        self.acceptance.reconfigure(config.accept.clone());
+        self.acceptance.rules = config.accept.clone();
         self.config = config.clone();
         self.refill_at = Some(Instant::now());
     }

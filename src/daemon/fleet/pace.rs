@@ -1,63 +1,44 @@
 //! Counts units taken within the last hour, with a resolution of a minute.
 
+use std::collections::VecDeque;
+
 use crate::types::Timestamp;
 
-/// The minutes of an hour, and the current one.
-const SLOTS: usize = 61;
-
-/// Number of units taken in each of the last minutes.
-#[derive(Clone, Debug)]
+/// Numbers of units taken in the minutes of the last hour.
+#[derive(Clone, Debug, Default)]
 pub(super) struct HourCount {
-    slots: [u32; SLOTS],
-    /// Minute of the last change.
-    minute: u64,
-}
-
-impl Default for HourCount {
-    fn default() -> Self {
-        Self { slots: [0; SLOTS], minute: 0 }
-    }
+    /// Minutes in which a unit was taken, oldest first, each with the number of units.
+    minutes: VecDeque<(u64, u32)>,
 }
 
 impl HourCount {
     /// Takes one unit, unless `limit` units were taken within the last hour.
     pub(super) fn admit(&mut self, now: Timestamp, limit: u32) -> bool {
-        self.turn(now);
-        if self.sum() >= u64::from(limit) {
+        let minute = self.expire(now);
+        if self.minutes.iter().map(|(_, taken)| u64::from(*taken)).sum::<u64>() >= u64::from(limit) {
             return false;
         }
-        let slot = slot(self.minute);
-        if let Some(count) = self.slots.get_mut(slot) {
-            *count += 1;
+        match self.minutes.back_mut() {
+            Some((last, taken)) if *last >= minute => *taken += 1,
+            _ => self.minutes.push_back((minute, 1)),
         }
         true
     }
 
     /// True if no unit was taken within the last hour.
     pub(super) fn is_empty(&mut self, now: Timestamp) -> bool {
-        self.turn(now);
-        self.sum() == 0
+        self.expire(now);
+        self.minutes.is_empty()
     }
 
-    fn sum(&self) -> u64 {
-        self.slots.iter().map(|count| u64::from(*count)).sum()
-    }
-
-    /// Clears the minutes since the last change.
-    fn turn(&mut self, now: Timestamp) {
+    /// Drops the minutes that ended more than an hour ago; returns the current one.
+    fn expire(&mut self, now: Timestamp) -> u64 {
         let minute = now.since_origin().as_secs() / 60;
-        let passed = minute.saturating_sub(self.minute).min(SLOTS as u64);
-        for later in 1..=passed {
-            if let Some(count) = self.slots.get_mut(slot(minute - passed + later)) {
-                *count = 0;
-            }
+        while self.minutes.front().is_some_and(|(first, _)| first + 60 < minute) {
+            self.minutes.pop_front();
         }
-        self.minute = self.minute.max(minute);
+        minute
     }
-}
-
-fn slot(minute: u64) -> usize {
-    usize::try_from(minute % SLOTS as u64).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! needs is never blocked because of a report.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,8 @@ pub(super) struct Entry {
 }
 
 pub(super) struct Acceptance {
-    rules: FleetAccept,
+    /// Existing bans stay until their end if the rules change.
+    pub(super) rules: FleetAccept,
     /// Name of this host.
     own: String,
     pub(super) authors: Authors,
@@ -88,11 +90,6 @@ impl Acceptance {
         }
     }
 
-    /// Applies other rules. Existing bans stay until their end.
-    pub(super) fn reconfigure(&mut self, rules: FleetAccept) {
-        self.rules = rules;
-    }
-
     /// Records that the connection was lost.
     pub(super) fn lose_link(&mut self) {
         if self.phase == Phase::Steady {
@@ -107,15 +104,6 @@ impl Acceptance {
 
     /// Judges `report`. `exempt` returns the reason why a network is never blocked, as for this host's own bans.
     pub(super) fn judge(
-        &mut self,
-        now: Timestamp,
-        report: &FleetReport,
-        exempt: impl Fn(IpNet) -> Option<String>,
-    ) -> Verdict {
-        self.try_judge(now, report, exempt).unwrap_or_else(Verdict::Refused)
-    }
-
-    fn try_judge(
         &mut self,
         now: Timestamp,
         report: &FleetReport,
@@ -150,9 +138,12 @@ impl Acceptance {
         let known = self.targets.get(&target);
         let place = known.and_then(|entry| entry.reports.iter().position(|one| one.author == report.author));
         if place.is_none() {
-            if known
-                .map_or_else(|| self.targets.len() >= self.max_targets(), |entry| entry.reports.len() >= MAX_REPORTS)
-            {
+            let is_full = match known {
+                Some(entry) => entry.reports.len() >= MAX_REPORTS,
+                // Both sets, and the targets that wait.
+                None => self.targets.len() >= self.max_blocked().saturating_mul(2).saturating_add(MAX_WAITING),
+            };
+            if is_full {
                 return Err(Refusal::TableFull);
             }
             report.author = self.authors.charge(now, &report.author, self.rules.max_per_author_per_hour, self.phase)?;
@@ -170,11 +161,7 @@ impl Acceptance {
         self.decide(now, target)
     }
 
-    /// Maximum number of targets: both sets, and those that wait.
-    fn max_targets(&self) -> usize {
-        self.max_blocked().saturating_mul(2).saturating_add(MAX_WAITING)
-    }
-
+    /// Maximum number of targets in one set.
     fn max_blocked(&self) -> usize {
         usize::try_from(self.rules.size).unwrap_or(usize::MAX)
     }
@@ -199,7 +186,7 @@ impl Acceptance {
             return Ok(match entry.until.filter(|until| *until > now) {
                 // The ban was made before a restart, or its reports are no longer renewed.
                 Some(until) => Verdict::Blocks { target, until, step: None },
-                None if lacking.min(others) == 0 => Verdict::Refused(Refusal::HourOver),
+                None if lacking.min(others) == 0 => return Err(Refusal::HourOver),
                 None => Verdict::Waits { authors: u32::try_from(lacking.min(others)).unwrap_or(u32::MAX) },
             });
         };
@@ -211,15 +198,15 @@ impl Acceptance {
             entry.until = Some(until);
             return Ok(Verdict::Blocks { target, until, step: Some(Step::Longer) });
         }
-        let family = usize::from(target.element().is_ipv6());
-        if self.blocked.get(family).is_some_and(|blocked| *blocked >= max_blocked) {
+        let [v4, v6] = &mut self.blocked;
+        let blocked = if target.element().is_ipv4() { v4 } else { v6 };
+        if *blocked >= max_blocked {
             return Err(Refusal::SetFull);
         }
         if !self.all.admit(now, self.rules.max_bans_per_hour) && !take_backlog(self.phase, &mut self.backlog) {
             return Err(Refusal::Ceiling);
         }
-        let was_counted = entry.until.replace(until).is_some();
-        if !was_counted && let Some(blocked) = self.blocked.get_mut(family) {
+        if entry.until.replace(until).is_none() {
             *blocked += 1;
         }
         Ok(Verdict::Blocks { target, until, step: Some(Step::New) })
@@ -283,12 +270,11 @@ impl Acceptance {
     }
 
     fn count_blocked(&mut self) {
-        self.blocked = [0; 2];
-        for target in self.targets.iter().filter(|(_, entry)| entry.until.is_some()).map(|(target, _)| target) {
-            if let Some(blocked) = self.blocked.get_mut(usize::from(target.element().is_ipv6())) {
-                *blocked += 1;
-            }
-        }
+        let blocked = self.targets.iter().filter(|(_, entry)| entry.until.is_some());
+        self.blocked = blocked.fold([0; 2], |[v4, v6], (target, _)| match target.element() {
+            IpAddr::V4(_) => [v4 + 1, v6],
+            IpAddr::V6(_) => [v4, v6 + 1],
+        });
     }
 
     /// The blocked targets with their remaining times.
