@@ -1,7 +1,6 @@
 //! Shares bans with other hosts through Valkey or Redis: runs the process `portsentry fleet` and its commands. The
 //! packet path does not depend on it, and the daemon judges every report.
 
-pub mod acl;
 mod authors;
 mod byte_limit;
 mod connect;
@@ -103,16 +102,15 @@ fn on_runtime<T>(work: impl Future<Output = T>) -> Result<T, FleetError> {
 }
 
 fn print_acl(fleet: &Fleet, options: &AclOptions, out: &mut impl Write) -> Result<(), FleetError> {
-    let keys = Keyspace::new(&fleet.name);
     let password = match &options.credentials {
         Some(path) => connect::read_password(path)?,
         // 256 random bits.
         None => (0..8).map(|_| random().map(|word| format!("{word:08x}"))).collect::<Result<_, _>>()?,
     };
-    let line = match &options.host {
-        Some(host) => acl::host(&keys, host, options.user.as_deref().unwrap_or(host.as_str()), &password),
-        None => acl::operator(&keys, options.user.as_deref().unwrap_or("operator"), &password),
-    };
+    let host = options.host.as_ref();
+    let user = options.user.as_deref().or(host.map(HostName::as_str)).unwrap_or("operator");
+    let author = host.cloned().map_or(Author::Operator, Author::Host);
+    let line = Keyspace::new(&fleet.name).acl_line(&author, user, &password);
     writeln!(out, "{line}").map_err(FleetError::system("write to standard output"))
 }
 

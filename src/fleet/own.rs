@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::key::{Author, HostName, Key};
-use super::report::{MAX_REMAINING, Report};
-use crate::control::fleet_protocol::OwnBanEvent;
+use super::report::Report;
+use crate::control::fleet_protocol::{MAX_REMAINING, OwnBanEvent};
 use crate::engine::{Class, Grade};
 use crate::types::{BanTarget, HOUR, Timestamp};
 

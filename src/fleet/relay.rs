@@ -72,7 +72,7 @@ impl Relay {
             Incoming::Notice(author, _) | Incoming::Bad(author, _) if author == self.own => return false,
             Incoming::Notice(author, notice) => (author, notice),
             Incoming::Bad(author, error) => {
-                self.blame(&author, &format!("a notice is invalid ({})", error.0), now);
+                self.blame(&author, &format!("a notice is invalid ({error})"), now);
                 return false;
             }
         };
@@ -185,9 +185,7 @@ impl Relay {
         for (key, entry) in keys.iter().zip(entries) {
             match entry {
                 Entry::Gone => {}
-                Entry::Bad(error) => {
-                    self.blame(&key.author, &format!("the value of a key is invalid ({})", error.0), now)
-                }
+                Entry::Bad(error) => self.blame(&key.author, &format!("the value of a key is invalid ({error})"), now),
                 Entry::Lift(left) => self.lift(key.target, left, now, daemon).await,
                 Entry::Report(report, left) => {
                     let is_lifted = self.lifts.get(&key.target).is_some_and(|until| *until > now);

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::byte_limit::{ByteLimit, bounded};
 use super::connect::{Endpoint, SERVER_TIMEOUT};
 use super::key::{Author, Key, Keyspace};
-use super::report::{BadValue, MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
+use super::report::{MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
 use crate::types::printable::quotable;
 
 /// Maximum number of queued notices; further ones count as missed.
@@ -59,7 +59,7 @@ impl ServerError {
 #[derive(Debug)]
 pub(super) enum Incoming {
     Notice(Author, Notice),
-    Bad(Author, BadValue),
+    Bad(Author, &'static str),
 }
 
 /// The contents of a key.
@@ -68,7 +68,8 @@ pub(super) enum Entry {
     Report(Report, Duration),
     Lift(Duration),
     Gone,
-    Bad(BadValue),
+    /// The contents are refused, with the reason.
+    Bad(&'static str),
 }
 
 /// A connection to the server, which also receives the notices of the fleet.
@@ -169,9 +170,9 @@ impl Server {
         }
         let replies = self.try_send(commands).await?;
         let entry = |(key, replies): (&Key, &[RedisResult<Value>])| match replies {
-            [Ok(value), Ok(Value::Int(pttl))] => Ok(read_entry(key, value, *pttl)),
+            [Ok(Value::BulkString(value)), Ok(Value::Int(pttl))] => Ok(read_entry(key, value, *pttl)),
             [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => Err(explain(error, &self.limit)),
-            _ => Ok(Entry::Bad(BadValue("it is not a string"))),
+            _ => Ok(Entry::Bad("it is not a string")),
         };
         keys.iter().zip(replies.chunks_exact(2)).map(entry).collect()
     }
@@ -243,8 +244,7 @@ impl Drop for Server {
     }
 }
 
-fn read_entry(key: &Key, value: &Value, pttl: i64) -> Entry {
-    let Value::BulkString(value) = value else { return Entry::Bad(BadValue("it is not a string")) };
+fn read_entry(key: &Key, value: &[u8], pttl: i64) -> Entry {
     if pttl == -2 {
         return Entry::Gone;
     }

@@ -1,15 +1,11 @@
 //! Defines the result of judging a report, and the reasons for a refusal.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::config::parse_network;
 use crate::types::{BanTarget, Timestamp};
-
-/// Maximum duration of a report, and of a ban based on it.
-pub(super) const MAX_TIME: Duration = Duration::from_secs(4 * 3_600);
 
 /// Minimum number of distinct closed ports with completed handshakes for proven evidence.
 pub(super) const MIN_PROVEN_PORTS: u32 = 5;

@@ -14,9 +14,9 @@ use ipnet::IpNet;
 use super::authors::{Authors, BACKLOG_HOURS, Phase, take_backlog};
 use super::lifts::Lifts;
 use super::pace::HourCount;
-use super::verdict::{MAX_TIME, MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
+use super::verdict::{MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
 use crate::config::{FleetAccept, parse_fleet_name};
-use crate::control::fleet_protocol::FleetReport;
+use crate::control::fleet_protocol::{FleetReport, MAX_REMAINING};
 use crate::engine::{Class, Grade};
 use crate::ledger::LiftedBy;
 use crate::types::{BanTarget, Expiry, HOUR, Timestamp};
@@ -118,7 +118,7 @@ impl Acceptance {
         if remaining.is_zero() {
             return Err(Refusal::NoTime);
         }
-        if remaining > MAX_TIME {
+        if remaining > MAX_REMAINING {
             return Err(Refusal::TooLong);
         }
         let class = Class::from_key(&report.class).ok_or(Refusal::NoClass)?;
@@ -221,7 +221,7 @@ impl Acceptance {
     ) -> Vec<BanTarget> {
         let mut refused = Vec::new();
         for (element, left) in found {
-            let left = left.filter(|left| *left <= MAX_TIME);
+            let left = left.filter(|left| *left <= MAX_REMAINING);
             let wanted = target(&element.to_string()).filter(|(_, network)| exempt(*network).is_none());
             match (wanted, left) {
                 (Some((target, _)), Some(left)) if target == element && self.lifts.until(target).is_none() => {

@@ -302,7 +302,7 @@ proptest! {
                 brought.entry((author, last)).or_insert(now);
             }
             if let Ok(Verdict::Blocks { until, step, .. }) = verdict {
-                prop_assert!(until.since(at(now)) <= MAX_TIME);
+                prop_assert!(until.since(at(now)) <= MAX_REMAINING);
                 let authors = all.entry(target).map_or(0, |entry| entry.reports.len());
                 if step == Some(Step::New) {
                     fresh.push(now);
