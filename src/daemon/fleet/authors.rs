@@ -50,7 +50,7 @@ impl Author {
     }
 
     fn is_above_limit(&self, now: Timestamp) -> bool {
-        self.above_limit.is_some_and(|at| now.since(at) < IGNORED_TIME) || self.ignored_until > now
+        self.above_limit.is_some_and(|at| now.since(at) < IGNORED_TIME)
     }
 
     fn to_ignored(&self, now: Timestamp, name: &Arc<str>) -> Ignored {
@@ -112,7 +112,6 @@ impl Authors {
         self.0.retain(|name, author| {
             phase == Phase::Starting
                 || Arc::strong_count(name) > 1
-                || author.ignored_until > now
                 || author.is_above_limit(now)
                 || !author.hour.is_empty(now)
         });

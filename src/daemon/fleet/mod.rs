@@ -86,6 +86,8 @@ pub(super) struct Fleet {
     author_lines: LineLimiter,
     link_lines: LineLimiter,
     refusal_lines: LineLimiter,
+    /// The events that are not logged yet.
+    events: Vec<EventKind>,
     host: Arc<Host>,
     expired_at: Instant,
     accepted: u64,
@@ -117,6 +119,7 @@ impl Fleet {
             author_lines: LineLimiter::new(MAX_AUTHOR_LINES, MINUTE),
             link_lines: LineLimiter::new(MAX_LINK_LINES, MINUTE),
             refusal_lines: LineLimiter::new(MAX_REFUSAL_LINES, MINUTE),
+            events: Vec::new(),
             host: Arc::clone(surroundings.host),
             expired_at: Instant::now(),
             accepted: 0,
@@ -152,41 +155,32 @@ impl Fleet {
 
     /// Handles a work item; returns the events to log.
     pub(super) fn work(&mut self, work: FleetWork, surroundings: Surroundings<'_>) -> Vec<EventKind> {
-        let mut events = Vec::new();
         match work {
             FleetWork::Refill => self.refill(surroundings),
             FleetWork::Request(IncomingFleetRequest::OwnBans { reply }) => {
                 let _ = reply.send(self.own_bans.in_force(SystemTime::now()));
             }
-            FleetWork::Request(IncomingFleetRequest::Refused { reason }) => {
-                events.extend(self.name_refusal(&reason));
-            }
+            FleetWork::Request(IncomingFleetRequest::Refused { reason }) => self.log_refusal(&reason),
             FleetWork::Request(IncomingFleetRequest::Request { request, reply }) => {
-                let answer = self.handle(request, surroundings, &mut events).unwrap_or_else(|reason| {
-                    events.extend(self.name_refusal(&reason));
+                let answer = self.handle(request, surroundings).unwrap_or_else(|reason| {
+                    self.log_refusal(&reason);
                     FleetReply::Refused { reason }
                 });
                 // The client may have disconnected.
                 let _ = reply.send(answer);
             }
         }
-        events.extend(self.kernel_error());
-        events
+        self.take_events()
     }
 
     /// Handles a request; returns the reason if it is refused as a whole.
-    fn handle(
-        &mut self,
-        request: FleetRequest,
-        surroundings: Surroundings<'_>,
-        events: &mut Vec<EventKind>,
-    ) -> Result<FleetReply, String> {
+    fn handle(&mut self, request: FleetRequest, surroundings: Surroundings<'_>) -> Result<FleetReply, String> {
         Ok(match request {
             FleetRequest::Reports { reports, .. } if reports.len() > MAX_REPORTS => {
                 return Err(format!("refused: more than {MAX_REPORTS} reports in one request"));
             }
             FleetRequest::Reports { reports, scan_ends } => {
-                let outcomes = self.judge(&reports, surroundings, events);
+                let outcomes = self.judge(&reports, surroundings);
                 if scan_ends {
                     self.acceptance.end_scan();
                 }
@@ -198,13 +192,13 @@ impl Fleet {
                 let lifted = self.lift(target, LiftedBy::Fleet);
                 if lifted {
                     let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");
-                    events.extend(limited(&mut self.ban_lines, Some(EventKind::Note(text))));
+                    self.events.extend(limited(&mut self.ban_lines, Some(EventKind::Note(text))));
                 }
                 FleetReply::Lifted { lifted }
             }
             FleetRequest::Link { state, ignored } => {
                 let event = self.link.update(state, &ignored, &self.config.name);
-                events.extend(limited(&mut self.link_lines, event));
+                self.events.extend(limited(&mut self.link_lines, event));
                 self.follow_link();
                 FleetReply::Noted
             }
@@ -213,12 +207,7 @@ impl Fleet {
     }
 
     /// Judges `reports` and applies the resulting bans.
-    fn judge(
-        &mut self,
-        reports: &[FleetReport],
-        surroundings: Surroundings<'_>,
-        events: &mut Vec<EventKind>,
-    ) -> Vec<ReportOutcome> {
+    fn judge(&mut self, reports: &[FleetReport], surroundings: Surroundings<'_>) -> Vec<ReportOutcome> {
         let (now, shadow) = (boot_time(), self.is_shadow(surroundings));
         let mut bans = BTreeMap::new();
         let mut fresh = BTreeSet::new();
@@ -244,7 +233,7 @@ impl Fleet {
                     self.refused += 1;
                     let reason = refusal.to_string();
                     let event = self.faulty.count(&report.author, refusal);
-                    events.extend(limited(&mut self.author_lines, event));
+                    self.events.extend(limited(&mut self.author_lines, event));
                     ReportOutcome::Refused { reason }
                 }
             });
@@ -260,7 +249,7 @@ impl Fleet {
                 let verb = if ban.state == FleetBanState::Blocked { "is " } else { "" };
                 format!("fleet: {target} {verb}{ban}")
             });
-            events.extend(limited(&mut self.ban_lines, text.map(EventKind::Note)));
+            self.events.extend(limited(&mut self.ban_lines, text.map(EventKind::Note)));
         }
         for Ignored { author, for_s, .. } in self.acceptance.authors.newly_above_limit(now) {
             let limit = self.config.accept.max_per_author_per_hour;
@@ -273,15 +262,15 @@ impl Fleet {
                      check that host, it may be compromised"
                 )),
             };
-            events.extend(limited(&mut self.author_lines, Some(event)));
+            self.events.extend(limited(&mut self.author_lines, Some(event)));
         }
         outcomes
     }
 
     /// Logs a refused request of the fleet process.
-    fn name_refusal(&mut self, reason: &str) -> Option<EventKind> {
+    fn log_refusal(&mut self, reason: &str) {
         let text = format!("fleet: a request of the fleet process was {}", quotable(reason, MAX_REFUSAL_LEN));
-        limited(&mut self.refusal_lines, Some(EventKind::Error(text)))
+        self.events.extend(limited(&mut self.refusal_lines, Some(EventKind::Error(text))));
     }
 
     /// Records a lost connection, because reports of other hosts accumulate until it is back.
@@ -360,10 +349,14 @@ impl Fleet {
         self.refill_at = Some(Instant::now() + delay);
     }
 
-    fn kernel_error(&mut self) -> Option<EventKind> {
-        let error = self.last_error.take()?;
-        let text = format!("fleet: cannot change the kernel's sets: {error}; retrying");
-        limited(&mut self.ban_lines, Some(EventKind::Error(text)))
+    /// Takes the events to log, with the last error of the kernel.
+    fn take_events(&mut self) -> Vec<EventKind> {
+        let error = self
+            .last_error
+            .take()
+            .map(|error| EventKind::Error(format!("fleet: cannot change the kernel's sets: {error}; retrying")));
+        self.events.extend(limited(&mut self.ban_lines, error));
+        std::mem::take(&mut self.events)
     }
 
     /// Applies another configuration.
@@ -387,8 +380,7 @@ impl Fleet {
 
     /// Does the work that is due every second; returns the events to log.
     pub(super) fn tick(&mut self, surroundings: Surroundings<'_>) -> Vec<EventKind> {
-        let mut events = Vec::new();
-        events.extend(self.link.check(&self.config.name));
+        self.events.extend(self.link.check(&self.config.name));
         self.follow_link();
         if !Arc::ptr_eq(&self.host, surroundings.host) {
             self.host = Arc::clone(surroundings.host);
@@ -410,10 +402,10 @@ impl Fleet {
         let limiters = [&mut self.ban_lines, &mut self.author_lines, &mut self.link_lines, &mut self.refusal_lines];
         let left_out: u64 = limiters.into_iter().filter_map(|lines| lines.turn(boot_time())).sum();
         if left_out > 0 {
-            events.push(EventKind::Note(format!("fleet: {} suppressed in the last minute", counted(left_out, "line"))));
+            let left_out = counted(left_out, "line");
+            self.events.push(EventKind::Note(format!("fleet: {left_out} suppressed in the last minute")));
         }
-        events.extend(self.kernel_error());
-        events
+        self.take_events()
     }
 }
 
