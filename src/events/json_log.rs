@@ -231,6 +231,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
+    use netns_lab::{eventually, within};
+
     use super::*;
     use crate::events::channel::{Receiver, bounded};
 
@@ -240,19 +242,12 @@ mod tests {
         (LineFile::start(path, Box::new(move || open(&place)), events).unwrap(), reported)
     }
 
-    fn wait<T>(mut found: impl FnMut() -> Option<T>) -> T {
-        let begin = Instant::now();
-        loop {
-            match found() {
-                Some(value) => return value,
-                None if begin.elapsed() > Duration::from_secs(10) => panic!("it never came"),
-                None => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
+    fn next(reported: &Receiver) -> EventKind {
+        within(Duration::from_secs(10), || reported.poll()).unwrap().what
     }
 
     fn text_is(path: &Path, expected: &str) {
-        wait(|| (fs::read_to_string(path).ok().as_deref() == Some(expected)).then_some(()));
+        eventually(expected, || fs::read_to_string(path).is_ok_and(|text| text == expected));
     }
 
     #[test]
@@ -308,19 +303,19 @@ mod tests {
         let path = folder.join("events");
         let (file, reported) = start(&path);
         (0..10).for_each(|number| file.send(number.to_string()));
-        let failed = wait(|| reported.poll());
+        let failed = next(&reported);
         std::thread::sleep(POLL_INTERVAL + POLL_INTERVAL / 2);
-        assert!(matches!(failed.what, EventKind::Error(text) if text.contains("No such file")));
+        assert!(matches!(failed, EventKind::Error(text) if text.contains("No such file")));
         assert!(reported.poll().is_none(), "it is reported once");
         let line = "x".repeat(1 << 12);
         (0..400).for_each(|_| file.send(line.clone()));
         fs::create_dir(&folder).unwrap();
-        wait(|| fs::read_to_string(&path).ok().filter(|text| text.starts_with("0\n1\n") && text.len() > 1 << 19));
-        let recovered = wait(|| reported.poll()).what;
-        let EventKind::Note(text) = recovered else { panic!("{recovered:?}") };
+        let EventKind::Note(recovered) = next(&reported) else { panic!("another event") };
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("0\n1\n") && text.len() > 1 << 19);
         assert!(
-            text.contains("again; events lost: 14"),
-            "{text}: about 145 of 400 lines of 4 KiB do not fit into 1 MiB"
+            recovered.contains("again; events lost: 14"),
+            "{recovered}: about 145 of 400 lines of 4 KiB do not fit into 1 MiB"
         );
         drop(file);
         assert!(reported.poll().is_none());

@@ -2,7 +2,7 @@
 //! oldest first, so that memory use depends on the number of networks, not of targets.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,8 +25,7 @@ const RECENT: usize = 20;
 /// Number of bans after which the lists of single bans and targets are shortened.
 const SHORTEN_INTERVAL: u64 = 32;
 
-/// Maximum number of ports of one ban that are counted, because each is compared with all others. Several times as many
-/// as the engine records.
+/// Maximum number of ports of one ban that are counted: several times as many as the engine records.
 const MAX_PORTS_PER_BAN: usize = 64;
 
 /// Maximum number of networks that are counted separately: more than a ledger of the default size can hold.
@@ -126,12 +125,8 @@ impl Aggregate {
             count(&mut self.stats.evidence, ban.grade.map_or("none", Grade::key));
             count(&mut self.stats.authors, author);
             ban.methods.iter().for_each(|method| count(&mut self.stats.methods, method.name()));
-            let ports = ban.ports.get(..MAX_PORTS_PER_BAN).unwrap_or(&ban.ports);
-            for (index, port) in ports.iter().enumerate() {
-                if !ports.iter().take(index).any(|before| before == port) {
-                    *self.ports.entry(*port).or_default() += 1;
-                }
-            }
+            let ports: BTreeSet<_> = ban.ports.iter().take(MAX_PORTS_PER_BAN).collect();
+            ports.into_iter().for_each(|port| *self.ports.entry(*port).or_default() += 1);
             let ends = &mut self.stats.ends;
             *match &entry.ended {
                 None if open => &mut ends.in_force,
