@@ -91,7 +91,7 @@ impl Member {
         let mut away_since: Option<Timestamp> = None;
         loop {
             let begun = boot_time();
-            let error = match self.connect().await {
+            let error = match Server::join(&self.endpoint, self.keys.clone()).await {
                 Ok(mut server) => {
                     let since = away_since.take().map(|since| Span(begun.since(since)));
                     let since = since.map_or_else(String::new, |since| format!(" again, after {since}"));
@@ -117,12 +117,6 @@ impl Member {
             let delay = retry_delay(backoff.extend(now), self.hosts(), super::chance()?);
             self.wait(delay, &mut news).await;
         }
-    }
-
-    async fn connect(&mut self) -> Result<Server, ServerError> {
-        let mut server = Server::connect(&self.endpoint, self.keys.clone()).await?;
-        server.subscribe().await?;
-        Ok(server)
     }
 
     /// The number of hosts, as far as known.
@@ -195,12 +189,9 @@ impl Member {
 
     /// When [`Member::work`] is next due.
     fn next_due(&self, now: Timestamp) -> Timestamp {
-        let due = [self.next.heartbeat, self.next.ping, self.next.upkeep, self.scan.due].into_iter().min();
-        let mut due = due.unwrap_or(now);
-        if self.own.has_pending(now) || self.own.has_withdrawn() {
-            due = due.min(self.next.write);
-        }
-        self.relay.due().map_or(due, |at| due.min(at))
+        let write = (self.own.has_pending(now) || self.own.has_withdrawn()).then_some(self.next.write);
+        let always = [self.next.heartbeat, self.next.ping, self.next.upkeep, self.scan.due];
+        always.into_iter().chain(write).chain(self.relay.due()).min().unwrap_or(now)
     }
 
     fn own_news(&mut self, news: Option<OwnNews>) {

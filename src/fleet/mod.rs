@@ -73,11 +73,7 @@ pub fn run(options: &FleetOptions, out: &mut impl Write) -> Result<(), FleetErro
 pub fn probe(fleet: &Fleet) -> Result<(), FleetError> {
     let endpoint = Endpoint::open(fleet)?;
     on_runtime(async {
-        let connected = async {
-            let mut server = Server::connect(&endpoint, Keyspace::new(&fleet.name)).await?;
-            server.subscribe().await?;
-            server.ping().await
-        };
+        let connected = async { Server::join(&endpoint, Keyspace::new(&fleet.name)).await?.ping().await };
         connected.await.map_err(|error| FleetError::Server { url: endpoint.url.to_string(), error })
     })?
 }

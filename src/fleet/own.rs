@@ -201,17 +201,14 @@ impl OwnReports {
     /// Drops the bans that have ended, and those that the daemon no longer reports.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let since = self.connected.take_if(|since| now.since(*since) >= CONFIRM_TIME);
-        let mut gone = Vec::new();
         self.reports.retain(|target, known| {
             let unnamed = since.is_some_and(|since| known.named < since);
             if unnamed && known.renew.is_some() {
-                gone.push(*target);
+                self.withdrawn.push(*target);
             }
             !unnamed && known.ends > now
         });
-        self.withdrawn.append(&mut gone);
-        let reports = &self.reports;
-        self.pending.retain(|target| reports.contains_key(target));
+        self.pending.retain(|target| self.reports.contains_key(target));
     }
 }
 

@@ -84,7 +84,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Connects and logs in. Notices arrive after [`Server::subscribe`].
+    /// Connects and logs in, without a subscription.
     pub(super) async fn connect(endpoint: &Endpoint, keys: Keyspace) -> Result<Self, ServerError> {
         // A certificate error may quote text that the server chose.
         let failed = |error: io::Error| ServerError::Connect(quotable(&error.to_string(), MAX_DETAIL_LEN));
@@ -107,11 +107,13 @@ impl Server {
         Ok(Self { connection, keys, limit, notices, missed, driver })
     }
 
-    /// Subscribes to the notices of the whole fleet.
-    pub(super) async fn subscribe(&mut self) -> Result<(), ServerError> {
-        self.limit.renew();
-        let channels = self.keys.channels();
-        self.connection.psubscribe(channels).await.map_err(|error| explain(&error, &self.limit))
+    /// Connects, and subscribes to the notices of the whole fleet.
+    pub(super) async fn join(endpoint: &Endpoint, keys: Keyspace) -> Result<Self, ServerError> {
+        let mut server = Self::connect(endpoint, keys).await?;
+        server.limit.renew();
+        let subscribed = server.connection.psubscribe(server.keys.channels()).await;
+        subscribed.map_err(|error| explain(&error, &server.limit))?;
+        Ok(server)
     }
 
     /// True if notices were lost since the last call.
