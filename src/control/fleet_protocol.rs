@@ -5,11 +5,16 @@
 //! requests are limited: it submits and lifts reports, reports the state of its connection, and follows this host's own
 //! bans. The daemon alone decides about a report.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 pub use super::format::LineMessage;
 use super::format::nullable;
 use crate::engine::Grade;
+
+/// Maximum remaining time of a report, a lift, and a ban because of reports.
+pub const MAX_REMAINING: Duration = Duration::from_secs(4 * 3_600);
 
 /// Maximum length of a line in bytes, for both sides.
 pub const MAX_FLEET_LINE_LEN: usize = 64 << 10;

@@ -4,7 +4,6 @@
 //! Nothing is appended to a classic line, because filters end in `$`. Additional information follows on a separate line
 //! ([`addition`]).
 
-use std::fmt;
 use std::net::IpAddr;
 
 use super::event::EventKind;
@@ -35,7 +34,7 @@ pub fn addition(what: &EventKind) -> Option<String> {
             Some(format!("attackalert: Ignoring {protocol} response per configuration file setting."))
         }
         EventKind::Blocked { ban, .. } => {
-            let target = Shown(ban.probe.target);
+            let target = host(ban.probe.target);
             match (ban.capped, ban.strikes) {
                 (true, _) => Some(format!(
                     "adminalert: the ban of Host {target} is short, because the ceilings of new bans are reached"
@@ -45,10 +44,10 @@ pub fn addition(what: &EventKind) -> Option<String> {
             }
         }
         EventKind::Ran { target, outcome, .. } => {
-            Some(format!("adminalert: the command for Host {} {outcome}", Shown(*target)))
+            Some(format!("adminalert: the command for Host {} {outcome}", host(*target)))
         }
         EventKind::Repeated { target, standing: Standing::Blocked, packets, .. } if *packets > 1 => {
-            Some(format!("adminalert: packets of Host {} since its last line: {packets}", Shown(*target)))
+            Some(format!("adminalert: packets of Host {} since its last line: {packets}", host(*target)))
         }
         _ => None,
     }
@@ -84,23 +83,23 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
                 Backend::Route => "dropped route".to_owned(),
                 slow => slow.name().to_owned(),
             };
-            format!("attackalert: Host {} has been blocked via {via} for {}", Shown(ban.probe.target), ban.expiry)
+            format!("attackalert: Host {} has been blocked via {via} for {}", host(ban.probe.target), ban.expiry)
         }
         EventKind::Shortened { target, expiry, .. } => {
-            format!("adminalert: Host {} has been blocked for {expiry}: {WITHOUT_VERDICT}", Shown(*target))
+            format!("adminalert: Host {} has been blocked for {expiry}: {WITHOUT_VERDICT}", host(*target))
         }
         EventKind::Entered { target, backend, entry, .. } => {
             let via = if *backend == Backend::HostsDeny { "wrappers" } else { backend.name() };
-            format!("attackalert: Host {} has been blocked via {via} with string: \"{entry}\"", Shown(*target))
+            format!("attackalert: Host {} has been blocked via {via} with string: \"{entry}\"", host(*target))
         }
         EventKind::Ran { target, command, .. } => {
-            format!("attackalert: External command run for host: {} using command: \"{command}\"", Shown(*target))
+            format!("attackalert: External command run for host: {} using command: \"{command}\"", host(*target))
         }
         EventKind::Disconnected { target, connections } => {
-            format!("adminalert: connections of Host {} that were ended: {connections}", Shown(*target))
+            format!("adminalert: connections of Host {} that were ended: {connections}", host(*target))
         }
         EventKind::BlockFailed { target, reason, backend } => {
-            format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", Shown(*target), backend.name())
+            format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", host(*target), backend.name())
         }
         EventKind::Exempt { exempt: Exempt { observation, protection, .. }, probes } => format!(
             "adminalert: {} from {} to {} port {} does not count: the source is {protection}, which is never blocked{}",
@@ -108,17 +107,17 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
             observation.source,
             observation.protocol.name(),
             observation.port,
-            Count(*probes, "probe")
+            several(*probes, "probe")
         ),
         EventKind::Repeated { target, standing: Standing::Blocked, .. } => match wording {
             Wording::Connect => format!("attackalert: Host: {} is already blocked. Ignoring", target.element()),
             Wording::Stealth => {
-                format!("attackalert: Host: {} is already blocked Ignoring", Source(name, target.element()))
+                format!("attackalert: Host: {} is already blocked Ignoring", name_and_address(name, target.element()))
             }
         },
         EventKind::Repeated { target, standing: Standing::Logged, packets, .. } => {
-            let source = Source(name, target.element());
-            format!("attackalert: Host: {source} still scans, which is only logged{}", Count(*packets, "packet"))
+            let source = name_and_address(name, target.element());
+            format!("attackalert: Host: {source} still scans, which is only logged{}", several(*packets, "packet"))
         }
         EventKind::DistributedScan(sweep) => format!(
             "attackalert: Distributed scan: about {} hosts together probed {} ports within {}; none of them alone \
@@ -132,16 +131,16 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
              bans a minute); sources not banned: {withheld}, banned for a short time: {bans}"
         ),
         EventKind::Lifted { target } => {
-            format!("adminalert: Host {} is no longer in the kernel's set; its next scan bans it again", Shown(*target))
+            format!("adminalert: Host {} is no longer in the kernel's set; its next scan bans it again", host(*target))
         }
         EventKind::Dropped { packets } => {
             format!("adminalert: the capture could not keep up: {} lost", counted(*packets, "packet"))
         }
         EventKind::Unblocked { target, by } => {
-            format!("adminalert: Host {} has been unblocked by {by}", Shown(*target))
+            format!("adminalert: Host {} has been unblocked by {by}", host(*target))
         }
         EventKind::Expired { target } => {
-            format!("adminalert: Host {} is no longer blocked: its ban has expired", Shown(*target))
+            format!("adminalert: Host {} is no longer blocked: its ban has expired", host(*target))
         }
         EventKind::Restored { bans, backend } => {
             let backend = backend.name();
@@ -153,7 +152,7 @@ pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) ->
                 Expiry::Never => "without end".to_owned(),
                 Expiry::After(length) => format!("for {}", Span(*length)),
             };
-            format!("adminalert: Host {} has been blocked by {by} {length}{note}", Shown(*target))
+            format!("adminalert: Host {} has been blocked by {by} {length}{note}", host(*target))
         }
         EventKind::Healed { bans } => format!(
             "adminalert: table inet portsentry was missing and has been created again; bans restored with their remaining time: \
@@ -178,40 +177,26 @@ fn scan(probe: &Probe, name: Option<&str>) -> String {
     let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };
     // Classic PortSentry calls everything that its listeners accept a connect, including datagrams.
     let title = if decoy { Class::Connect.title() } else { class.title() };
-    format!("attackalert: {title}{hidden} from host: {} to {} port: {port}", Source(name, source), protocol.name())
+    format!(
+        "attackalert: {title}{hidden} from host: {} to {} port: {port}",
+        name_and_address(name, source),
+        protocol.name()
+    )
 }
 
 /// "NAME/ADDRESS"; without a name the address is used for both.
-struct Source<'a>(Option<&'a str>, IpAddr);
-
-impl fmt::Display for Source<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(name) => write!(f, "{name}/{}", self.1),
-            None => write!(f, "{0}/{0}", self.1),
-        }
-    }
+fn name_and_address(name: Option<&str>, address: IpAddr) -> String {
+    name.map_or_else(|| format!("{address}/{address}"), |name| format!("{name}/{address}"))
 }
 
 /// A target in the form of classic host fields: a bare address if it is a single one.
-struct Shown(BanTarget);
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.prefix_len() {
-            32 | 128 => self.0.element().fmt(f),
-            _ => self.0.fmt(f),
-        }
-    }
+fn host(target: BanTarget) -> String {
+    if matches!(target.prefix_len(), 32 | 128) { target.element().to_string() } else { target.to_string() }
 }
 
 /// " (214 packets)"; empty for a single one.
-struct Count(u32, &'static str);
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 > 1 { write!(f, " ({} {}s)", self.0, self.1) } else { Ok(()) }
-    }
+fn several(number: u32, noun: &str) -> String {
+    if number > 1 { format!(" ({})", counted(number, noun)) } else { String::new() }
 }
 
 #[cfg(test)]

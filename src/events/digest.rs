@@ -5,6 +5,7 @@
 use std::time::SystemTime;
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::event::{Event, EventKind};
 use super::json::{EventRecord, rfc3339};
@@ -47,25 +48,6 @@ struct NotBanned {
     failed: u64,
     /// Probes of protected or allowed sources.
     exempt_probes: u64,
-}
-
-/// A digest in the form in which it is sent.
-#[derive(Serialize)]
-struct Sent<'a> {
-    host: &'a str,
-    from: String,
-    until: String,
-    summary: String,
-    count: u64,
-    proven: u64,
-    forgeable: u64,
-    by_hand: u64,
-    capped: u64,
-    bans: Vec<&'a EventRecord>,
-    unnamed: u64,
-    lifted: &'a Named,
-    not_banned: NotBanned,
-    lost_events: u64,
 }
 
 impl Named {
@@ -155,24 +137,23 @@ impl Digest {
         let kinds = [&self.proven, &self.by_hand, &self.forgeable];
         let bans: Vec<_> = kinds.iter().flat_map(|kind| &kind.named).collect();
         let count = self.bans();
-        let sent = Sent {
-            host,
-            from: rfc3339(self.from),
-            until: rfc3339(until),
-            summary: self.summary(host),
-            count,
-            proven: self.proven.count,
-            forgeable: self.forgeable.count,
-            by_hand: self.by_hand.count,
-            capped: self.capped,
-            unnamed: count.saturating_sub(u64::try_from(bans.len()).unwrap_or(u64::MAX)),
-            bans,
-            lifted: &self.lifted,
-            not_banned: self.not_banned,
-            lost_events: self.lost_events,
-        };
-        // Serialisation of strings and numbers cannot fail.
-        serde_json::to_string(&sent).unwrap_or_default()
+        let digest = json!({
+            "host": host,
+            "from": rfc3339(self.from),
+            "until": rfc3339(until),
+            "summary": self.summary(host),
+            "count": count,
+            "proven": self.proven.count,
+            "forgeable": self.forgeable.count,
+            "by_hand": self.by_hand.count,
+            "capped": self.capped,
+            "bans": bans,
+            "unnamed": count.saturating_sub(u64::try_from(bans.len()).unwrap_or(u64::MAX)),
+            "lifted": self.lifted,
+            "not_banned": self.not_banned,
+            "lost_events": self.lost_events,
+        });
+        digest.to_string()
     }
 
     /// One line for the subject of a message.

@@ -175,17 +175,16 @@ impl EventKind {
 
     /// The class of the event, for the log line limit. No wildcard, so that a new kind must be classified.
     pub fn line_class(&self) -> LineClass {
-        let class_of = |ban: Option<&Ban>| match ban {
-            Some(ban) if ban.capped => LineClass::Probe,
-            _ => LineClass::Ban,
-        };
         match self {
             Self::Probe(_) | Self::Scan(_) | Self::Exempt { .. } | Self::Repeated { .. } => LineClass::Probe,
-            Self::Shortened { .. } => LineClass::Probe,
             // Short bans also end: minutes after a flood there are as many ends as there were bans.
-            Self::Expired { .. } | Self::Ran { ban: None, .. } => LineClass::Probe,
-            Self::Blocked { ban, .. } | Self::Ran { ban: Some(ban), .. } => class_of(Some(ban)),
-            Self::Entered { ban, .. } => class_of(ban.as_ref()),
+            Self::Shortened { .. } | Self::Expired { .. } | Self::Ran { ban: None, .. } => LineClass::Probe,
+            Self::Blocked { ban, .. } | Self::Entered { ban: Some(ban), .. } | Self::Ran { ban: Some(ban), .. }
+                if ban.capped =>
+            {
+                LineClass::Probe
+            }
+            Self::Blocked { .. } | Self::Entered { .. } | Self::Ran { .. } => LineClass::Ban,
             Self::Disconnected { .. } | Self::DistributedScan(_) | Self::Capped { .. } | Self::Lifted { .. } => {
                 LineClass::Ban
             }

@@ -114,9 +114,8 @@ impl From<&Event> for EventRecord {
         match &event.what {
             EventKind::Started | EventKind::Stopped => base,
             EventKind::Probe(probe) => Self {
-                target: Some(probe.target.to_string()),
                 distinct_ports: Some(probe.distinct.into()),
-                ..base.observation(&probe.observation)
+                ..base.subject(probe.target).observation(&probe.observation)
             },
             EventKind::Scan(ban) => base.ban(ban, event.time),
             EventKind::Blocked { ban, reaction, backend } => Self {
@@ -135,24 +134,22 @@ impl From<&Event> for EventRecord {
             EventKind::Entered { target, backend, ban, entry } => {
                 let base = match ban {
                     Some(ban) => base.ban(ban, event.time),
-                    None => Self { target: Some(target.to_string()), ..base },
+                    None => base.subject(*target),
                 };
                 let hosts_deny = (*backend == Backend::HostsDeny).then(|| entry.clone());
                 Self { hosts_deny, ..base.method(*backend) }
             }
             EventKind::Ran { target, command, outcome, well, .. } => Self {
-                target: Some(target.to_string()),
                 command: Some(command.to_string()),
                 well: Some(*well),
-                ..base.method(Backend::Command).reason(outcome.to_string())
+                ..base.subject(*target).method(Backend::Command).reason(outcome.to_string())
             },
             EventKind::Disconnected { target, connections } => Self {
-                target: Some(target.to_string()),
                 connections: u64::try_from(*connections).ok(),
-                ..base.reason("connections ended")
+                ..base.subject(*target).reason("connections ended")
             },
             EventKind::BlockFailed { target, reason, backend } => {
-                Self { target: Some(target.to_string()), ..base.method(*backend).reason(reason.clone()) }
+                base.subject(*target).method(*backend).reason(reason.clone())
             }
             EventKind::Exempt { exempt, probes } => Self {
                 probes: Some(*probes),
@@ -173,9 +170,7 @@ impl From<&Event> for EventRecord {
             EventKind::Capped { bans, withheld } => {
                 Self { withheld: Some((*withheld).into()), ..base.reason("above the ceilings of new bans").bans(*bans) }
             }
-            EventKind::Lifted { target } => {
-                Self { target: Some(target.to_string()), ..base.reason("missing in the kernel's set") }
-            }
+            EventKind::Lifted { target } => base.subject(*target).reason("missing in the kernel's set"),
             EventKind::Dropped { packets } => Self { packets: Some(*packets), ..base.reason("capture overrun") },
             EventKind::Unblocked { target, by } => base.target(*target).reason(format!("deleted by {by}")),
             EventKind::Expired { target } => base.target(*target),
@@ -216,8 +211,12 @@ impl EventRecord {
         Self { bans: bans.try_into().ok(), ..self }
     }
 
+    fn subject(self, target: BanTarget) -> Self {
+        Self { target: Some(target.to_string()), ..self }
+    }
+
     fn target(self, target: BanTarget) -> Self {
-        Self { source: Some(target.element().to_string()), target: Some(target.to_string()), ..self }
+        Self { source: Some(target.element().to_string()), ..self.subject(target) }
     }
 
     fn observation(self, observation: &Observation) -> Self {
@@ -234,12 +233,11 @@ impl EventRecord {
 
     fn ban(self, ban: &Ban, at: SystemTime) -> Self {
         Self {
-            target: Some(ban.probe.target.to_string()),
             ports: Some(ban.ports.iter().map(PortRecord::from).collect()),
             evidence: Some(ban.grade.key().into()),
             probes: Some(ban.probe.probes),
             expires: Some(expires(ban.expiry, at)),
-            ..self.observation(&ban.probe.observation).reason(reason(ban))
+            ..self.subject(ban.probe.target).observation(&ban.probe.observation).reason(reason(ban))
         }
     }
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::channel::Sender;
+use super::event::EventKind;
 use crate::atomic_file::{append, end_last_line, is_at};
 use crate::types::counted;
 use crate::worker::{Inbox, Worker};
@@ -28,13 +30,8 @@ const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 /// Time for writing the remaining lines when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// A change in the state of the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FileEvent {
-    Failed(String),
-    /// Writing works again, but lines were lost.
-    Recovered(String),
-}
+/// Opens the file, in this process ([`open`]) or in another one.
+pub type OpenFile = Box<dyn Fn() -> io::Result<File> + Send>;
 
 /// Accepts lines for the file. When it is dropped, the remaining lines are written if the disk is fast enough.
 pub struct LineFile {
@@ -48,29 +45,15 @@ enum Command {
 }
 
 impl LineFile {
-    /// Appends to the file `path`, which is created with mode 0640 if it does not exist. `tell` is called with failures
-    /// and losses.
+    /// Appends to the file `path`, which `open` opens. Failures and losses are sent as `events`.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(path: &Path, tell: impl Fn(FileEvent) + Send + 'static) -> io::Result<Self> {
-        let place = path.to_owned();
-        Self::start_with(path, move || open(&place), tell)
-    }
-
-    /// As [`LineFile::start`], if another process opens the file.
-    ///
-    /// # Errors
-    /// The thread cannot be started.
-    pub fn start_with(
-        path: &Path,
-        open: impl Fn() -> io::Result<File> + Send + 'static,
-        tell: impl Fn(FileEvent) + Send + 'static,
-    ) -> io::Result<Self> {
+    pub fn start(path: &Path, open: OpenFile, events: Sender) -> io::Result<Self> {
         let worker = Worker::start("json-file", QUEUE, |inbox| {
             let mut writer = Writer {
                 path: path.to_owned(),
-                open: Box::new(open),
+                open,
                 file: None,
                 looked: Instant::now(),
                 waiting: String::new(),
@@ -79,7 +62,7 @@ impl LineFile {
                 lost_said: 0,
                 failing: false,
                 said: None,
-                tell: Box::new(tell),
+                events,
             };
             move || writer.run()
         })?;
@@ -113,7 +96,7 @@ impl Drop for LineFile {
 
 struct Writer {
     path: PathBuf,
-    open: Box<dyn Fn() -> io::Result<File> + Send>,
+    open: OpenFile,
     file: Option<File>,
     /// Time of the last comparison with the path, or of the last failed attempt.
     looked: Instant,
@@ -124,7 +107,7 @@ struct Writer {
     lost_said: u64,
     failing: bool,
     said: Option<Instant>,
-    tell: Box<dyn Fn(FileEvent) + Send>,
+    events: Sender,
 }
 
 impl Writer {
@@ -179,7 +162,7 @@ impl Writer {
                 self.looked = Instant::now();
                 if !std::mem::replace(&mut self.failing, true) {
                     let path = self.path.display();
-                    (self.tell)(FileEvent::Failed(format!(
+                    self.events.emit(EventKind::Error(format!(
                         "cannot write events to {path} (report.json_file): {error}; the daemon continues without the \
                          file and retries every second"
                     )));
@@ -189,23 +172,20 @@ impl Writer {
     }
 
     fn say_losses(&mut self) {
-        let due = self.said.is_none_or(|said| said.elapsed() >= LOSS_INTERVAL);
-        let lost = match self.failing || due {
-            true => self.dropped + self.inbox.refused() - self.lost_said,
-            false => 0,
-        };
-        self.lost_said += lost;
-        let path = self.path.display();
-        if self.failing {
-            (self.tell)(FileEvent::Recovered(format!("events are written to {path} again; events lost: {lost}")));
-        } else if lost > 0 {
-            (self.tell)(FileEvent::Recovered(format!(
-                "{} lost, because they came faster than they could be written to {path}",
-                counted(lost, "event")
-            )));
+        let lost = self.dropped + self.inbox.refused() - self.lost_said;
+        let due = lost > 0 && self.said.is_none_or(|said| said.elapsed() >= LOSS_INTERVAL);
+        if !self.failing && !due {
+            return;
         }
+        let path = self.path.display();
+        self.events.emit(EventKind::Note(if self.failing {
+            format!("events are written to {path} again; events lost: {lost}")
+        } else {
+            let lost = counted(lost, "event");
+            format!("{lost} lost, because they came faster than they could be written to {path}")
+        }));
         if lost > 0 {
-            self.said = Some(Instant::now());
+            (self.lost_said, self.said) = (self.lost_said + lost, Some(Instant::now()));
         }
     }
 
@@ -214,20 +194,19 @@ impl Writer {
             self.looked = Instant::now();
             self.file = self.file.take().filter(|file| is_at(file, &self.path));
         }
-        let mut file = match self.file.take() {
+        let file = match &mut self.file {
             Some(file) => file,
-            None => {
+            file => {
                 self.looked = Instant::now();
-                (self.open)()?
+                file.insert((self.open)()?)
             }
         };
-        append(&mut file, self.waiting.as_bytes())?;
-        self.file = Some(file);
-        Ok(())
+        append(file, self.waiting.as_bytes())
     }
 }
 
-/// Opens the file. Links are refused, because they could lead to any file, and a FIFO would wait for a reader.
+/// Opens the file, which is created with mode 0640 if it does not exist. Links are refused, because they could lead to
+/// any file, and a FIFO would wait for a reader.
 ///
 /// # Errors
 /// The path is not a regular file, or cannot be opened or created.
@@ -251,31 +230,24 @@ pub fn open(path: &Path) -> io::Result<File> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::Mutex;
+
+    use netns_lab::{eventually, within};
 
     use super::*;
+    use crate::events::channel::{Receiver, bounded};
 
-    type Reported = Arc<Mutex<Vec<FileEvent>>>;
-
-    fn start(path: &Path) -> (LineFile, Reported) {
-        let reported = Reported::default();
-        let sink = Arc::clone(&reported);
-        (LineFile::start(path, move |event| sink.lock().unwrap().push(event)).unwrap(), reported)
+    fn start(path: &Path) -> (LineFile, Receiver) {
+        let (events, reported) = bounded(16);
+        let place = path.to_owned();
+        (LineFile::start(path, Box::new(move || open(&place)), events).unwrap(), reported)
     }
 
-    fn wait<T>(mut found: impl FnMut() -> Option<T>) -> T {
-        let begin = Instant::now();
-        loop {
-            match found() {
-                Some(value) => return value,
-                None if begin.elapsed() > Duration::from_secs(10) => panic!("it never came"),
-                None => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
+    fn next(reported: &Receiver) -> EventKind {
+        within(Duration::from_secs(10), || reported.poll()).unwrap().what
     }
 
     fn text_is(path: &Path, expected: &str) {
-        wait(|| (fs::read_to_string(path).ok().as_deref() == Some(expected)).then_some(()));
+        eventually(expected, || fs::read_to_string(path).is_ok_and(|text| text == expected));
     }
 
     #[test]
@@ -289,7 +261,7 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!((lines.len(), lines[0], lines[1_000]), (1_001, "of a crash", "999"));
-        assert_eq!(*reported.lock().unwrap(), []);
+        assert!(reported.poll().is_none());
     }
 
     #[test]
@@ -321,7 +293,7 @@ mod tests {
         file.send("four".to_owned());
         text_is(&path, "four\n");
         drop(file);
-        assert_eq!(*reported.lock().unwrap(), []);
+        assert!(reported.poll().is_none());
     }
 
     #[test]
@@ -331,21 +303,22 @@ mod tests {
         let path = folder.join("events");
         let (file, reported) = start(&path);
         (0..10).for_each(|number| file.send(number.to_string()));
-        wait(|| (!reported.lock().unwrap().is_empty()).then_some(()));
+        let failed = next(&reported);
         std::thread::sleep(POLL_INTERVAL + POLL_INTERVAL / 2);
-        assert!(matches!(&reported.lock().unwrap()[..], [FileEvent::Failed(text)] if text.contains("No such file")));
+        assert!(matches!(failed, EventKind::Error(text) if text.contains("No such file")));
+        assert!(reported.poll().is_none(), "it is reported once");
         let line = "x".repeat(1 << 12);
         (0..400).for_each(|_| file.send(line.clone()));
         fs::create_dir(&folder).unwrap();
-        wait(|| fs::read_to_string(&path).ok().filter(|text| text.starts_with("0\n1\n") && text.len() > 1 << 19));
-        let text = wait(|| reported.lock().unwrap().get(1).cloned());
-        let FileEvent::Recovered(text) = text else { panic!("{text:?}") };
+        let EventKind::Note(recovered) = next(&reported) else { panic!("another event") };
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("0\n1\n") && text.len() > 1 << 19);
         assert!(
-            text.contains("again; events lost: 14"),
-            "{text}: about 145 of 400 lines of 4 KiB do not fit into 1 MiB"
+            recovered.contains("again; events lost: 14"),
+            "{recovered}: about 145 of 400 lines of 4 KiB do not fit into 1 MiB"
         );
         drop(file);
-        assert_eq!(reported.lock().unwrap().len(), 2);
+        assert!(reported.poll().is_none());
     }
 
     #[test]
@@ -358,7 +331,8 @@ mod tests {
             let (file, reported) = start(path);
             file.send("x".to_owned());
             drop(file);
-            assert!(matches!(&reported.lock().unwrap()[..], [FileEvent::Failed(_)]), "{}", path.display());
+            assert!(matches!(reported.poll().unwrap().what, EventKind::Error(_)), "{}", path.display());
+            assert!(reported.poll().is_none());
         }
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
     }

@@ -38,26 +38,22 @@ static STALLED: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// A log destination is already set.
 pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
-    let mut failure = None;
     let (mut journal, mut syslog) = (None, None);
-    match target {
-        LogTarget::Stderr => {}
-        LogTarget::Auto => journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| to_journal(facility).ok()),
-        LogTarget::Journal => match to_journal(facility) {
-            Ok(layer) => journal = Some(layer),
-            Err(error) => {
-                failure = Some(format!("the journal is not available: {error}; the log goes to standard error"))
-            }
-        },
-        LogTarget::Syslog => match Syslog::connect(Path::new(DEV_LOG), facility) {
-            Ok(layer) => syslog = Some(layer),
-            Err(error) => {
-                failure = Some(format!(
-                    "the syslog daemon at {DEV_LOG} is not available: {error}; the log goes to standard error"
-                ));
-            }
-        },
-    }
+    let failure = match target {
+        LogTarget::Stderr => None,
+        LogTarget::Auto => {
+            journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| to_journal(facility).ok());
+            None
+        }
+        LogTarget::Journal => {
+            let connected = to_journal(facility).map(|layer| journal = Some(layer));
+            connected.err().map(|error| format!("the journal is not available: {error}"))
+        }
+        LogTarget::Syslog => {
+            let connected = Syslog::connect(Path::new(DEV_LOG), facility).map(|layer| syslog = Some(layer));
+            connected.err().map(|error| format!("the syslog daemon at {DEV_LOG} is not available: {error}"))
+        }
+    };
     let journal = journal.map(|layer| layer.with_syslog_identifier("portsentry".to_owned()).with_field_prefix(None));
     let terminal = (journal.is_none() && syslog.is_none()).then(|| {
         // Only the message, as in classic PortSentry; the fields are for the journal.
@@ -70,7 +66,7 @@ pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
     });
     tracing_subscriber::registry().with(journal).with(syslog).with(terminal).try_init()?;
     if let Some(failure) = failure {
-        tracing::error!("adminalert: ERROR: {failure}");
+        tracing::error!("adminalert: ERROR: {failure}; the log goes to standard error");
     }
     Ok(())
 }

@@ -44,7 +44,8 @@ impl Default for LogLimiter {
 impl LogLimiter {
     /// True if a line is left for this event; otherwise it is counted for the summary.
     pub fn admit(&mut self, what: &EventKind, now: Timestamp) -> bool {
-        let room = match what.line_class() {
+        let class = what.line_class();
+        let room = match class {
             LineClass::Host => true,
             LineClass::Operator => self.operators.admit(now),
             LineClass::Probe => self.lines.admit_below(PROBES_BELOW, now),
@@ -52,14 +53,10 @@ impl LogLimiter {
             LineClass::FailedBan => self.failed_bans.admit(now) && self.lines.admit_below(FAILED_BANS_BELOW, now),
             LineClass::Diagnostic => self.lines.admit(now),
         };
-        if room
-            && !matches!(what.line_class(), LineClass::Host | LineClass::Operator)
-            && classic_log::addition(what).is_some()
-        {
-            self.lines.charge();
-        }
         if !room {
             *self.left_out.entry(json::kind(what)).or_default() += 1;
+        } else if !matches!(class, LineClass::Host | LineClass::Operator) && classic_log::addition(what).is_some() {
+            self.lines.charge();
         }
         room
     }

@@ -58,7 +58,8 @@ pub(super) enum NoticeOrder {
 
 pub(super) struct Authors {
     known: HashMap<Author, Known>,
-    lines: LineLimiter,
+    /// Limits the lines about invalid data on the server.
+    pub(super) lines: LineLimiter,
 }
 
 impl Default for Authors {
@@ -68,13 +69,9 @@ impl Default for Authors {
 }
 
 impl Authors {
-    fn get(&mut self, author: &Author) -> Option<&mut Known> {
-        entry(&mut self.known, author)
-    }
-
     /// Records a notice with this sequence number; returns how to handle it.
     pub(super) fn record_notice(&mut self, author: &Author, sequence: u64, now: Timestamp) -> NoticeOrder {
-        let Some(known) = self.get(author) else { return NoticeOrder::Next };
+        let Some(known) = entry(&mut self.known, author) else { return NoticeOrder::Next };
         if !known.notices.try_take(now) {
             return NoticeOrder::TooMany;
         }
@@ -95,7 +92,7 @@ impl Authors {
 
     /// False if the current scan has found too many keys of this author.
     pub(super) fn admit_scanned(&mut self, author: &Author) -> bool {
-        let Some(known) = self.get(author) else { return true };
+        let Some(known) = entry(&mut self.known, author) else { return true };
         known.scanned = known.scanned.saturating_add(1);
         known.scanned <= MAX_KEYS_PER_SCAN
     }
@@ -104,15 +101,13 @@ impl Authors {
     /// reason, and a limited number of times for all authors.
     pub(super) fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) -> bool {
         let Some(Known { blames, .. }) = entry(&mut self.known, author) else { return false };
-        let place = blames.iter().position(|blame| blame.reason == reason);
-        let place = place.or_else(|| {
+        if !blames.iter().any(|blame| blame.reason == reason) {
             blames.retain(|blame| now.since(blame.last) < HOUR);
-            (blames.len() < MAX_REASONS).then(|| {
+            if blames.len() < MAX_REASONS {
                 blames.push(Blame { reason: reason.to_owned(), logged: None, last: now, times: 0 });
-                blames.len() - 1
-            })
-        });
-        let Some(blame) = place.and_then(|place| blames.get_mut(place)) else { return false };
+            }
+        }
+        let Some(blame) = blames.iter_mut().find(|blame| blame.reason == reason) else { return false };
         blame.times = blame.times.saturating_add(1);
         blame.last = now;
         if blame.logged.is_some_and(|logged| now.since(logged) < HOUR) {
@@ -123,16 +118,6 @@ impl Authors {
             blame.logged = Some(now);
         }
         has_line
-    }
-
-    /// True if another line about invalid data on the server may be logged.
-    pub(super) fn admit_line(&mut self, now: Timestamp) -> bool {
-        self.lines.admit(now)
-    }
-
-    /// True if an admitted line was the last of this hour.
-    pub(super) fn is_out_of_lines(&self) -> bool {
-        self.lines.is_exhausted()
     }
 
     /// Authors whose data was ignored within the last hour, with the reasons.
@@ -232,7 +217,7 @@ mod tests {
             (from..from + 10_000).filter(blamed).count()
         };
         assert_eq!(lines(&mut authors, 0, 1), 64, "the number of authors does not multiply the lines");
-        assert!(authors.is_out_of_lines() && !authors.admit_line(at(2)));
+        assert!(authors.lines.is_exhausted() && !authors.lines.admit(at(2)));
         assert_eq!(lines(&mut authors, 0, 3_000), 0);
         assert_eq!(authors.ignored(at(3_000)).len(), MAX_IGNORED, "they are still shown to operators");
         assert_eq!(lines(&mut authors, 0, 3_601), 64, "an author without a line is logged when there is room again");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Join, ReadBuf, ReadHalf, WriteHalf, join, split};
 
 /// Maximum number of bytes that may arrive for one request or one notice.
 pub(super) const MAX_REPLY_LEN: usize = 4 << 20;
@@ -33,20 +33,20 @@ impl ByteLimit {
     }
 }
 
-/// A stream that fails when its limit is used up.
+/// The reading side of a stream. It fails when its limit is used up.
 pub(super) struct Bounded<S> {
-    stream: S,
+    stream: ReadHalf<S>,
     limit: ByteLimit,
 }
 
-impl<S> Bounded<S> {
-    pub(super) fn new(stream: S, limit: ByteLimit) -> Self {
-        limit.renew();
-        Self { stream, limit }
-    }
+/// Limits the bytes that can be read from `stream`.
+pub(super) fn bounded<S: AsyncRead + AsyncWrite>(stream: S, limit: ByteLimit) -> Join<Bounded<S>, WriteHalf<S>> {
+    limit.renew();
+    let (stream, writer) = split(stream);
+    join(Bounded { stream, limit }, writer)
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
+impl<S: AsyncRead> AsyncRead for Bounded<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -64,19 +64,5 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         let read = buffer.filled().len().saturating_sub(before);
         self.limit.0.left.store(left.saturating_sub(read), Ordering::Relaxed);
         Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

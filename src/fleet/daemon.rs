@@ -39,7 +39,7 @@ impl Daemon {
     pub(super) async fn ask(&mut self, request: &FleetRequest) -> bool {
         let answer = match timeout(ANSWER_TIMEOUT, self.exchange(request)).await {
             Ok(Ok(FleetReply::Refused { reason })) => Err(reason),
-            Ok(answer) => answer.map(drop),
+            Ok(answer) => answer.map(drop).map_err(|error| error.to_string()),
             Err(_) => Err("the daemon does not answer".to_owned()),
         };
         match answer {
@@ -67,17 +67,15 @@ impl Daemon {
         std::mem::take(&mut self.has_returned)
     }
 
-    async fn exchange(&mut self, request: &FleetRequest) -> Result<FleetReply, String> {
+    async fn exchange(&mut self, request: &FleetRequest) -> io::Result<FleetReply> {
         let stream = match &mut self.stream {
             Some(stream) => stream,
-            stream => {
-                stream.insert(BufReader::new(UnixStream::connect(&self.path).await.map_err(|error| error.to_string())?))
-            }
+            stream => stream.insert(BufReader::new(UnixStream::connect(&self.path).await?)),
         };
-        stream.write_all(request.to_line().as_bytes()).await.map_err(|error| error.to_string())?;
+        stream.write_all(request.to_line().as_bytes()).await?;
         let mut line = Vec::new();
-        read_line(stream, &mut line).await.map_err(|error| error.to_string())?;
-        FleetReply::parse(&line)
+        read_line(stream, &mut line).await?;
+        FleetReply::parse(&line).map_err(io::Error::other)
     }
 }
 

@@ -8,7 +8,7 @@
 //! | `portsentry:FLEET:news:@operator` (channel) | the operator | all |
 //!
 //! The author of a report is the host in its key: the server's ACL permits no other user to write there
-//! ([`super::acl`]).
+//! ([`Keyspace::acl_line`]).
 
 use std::fmt;
 
@@ -111,11 +111,6 @@ impl Keyspace {
         format!("{}ban:*", self.prefix)
     }
 
-    /// Pattern of the keys of the reports of one host.
-    pub fn reports_of(&self, host: &HostName) -> String {
-        format!("{}ban:{host}:*", self.prefix)
-    }
-
     /// Pattern of the keys of all lifts.
     pub fn lifts(&self) -> String {
         format!("{}lift:*", self.prefix)
@@ -124,6 +119,26 @@ impl Keyspace {
     /// Pattern of the channels of all notices.
     pub fn channels(&self) -> String {
         format!("{}news:*", self.prefix)
+    }
+
+    /// The line of the server's ACL file for the user of `author`. It may read all of the fleet and write only its own
+    /// reports, or the lifts, and the notices about them. So the host in a key is its author.
+    ///
+    /// Publishing and subscribing have separate selectors: a single selector that permits subscribing to all channels
+    /// would also permit publishing on all of them.
+    pub fn acl_line(&self, author: &Author, user: &str, password: &str) -> String {
+        let (reports, lifts, channel) = (self.reports(), self.lifts(), self.channel(author));
+        let own = match author {
+            Author::Host(host) => {
+                let (mine, channels) = (format!("{}ban:{host}:*", self.prefix), self.channels());
+                format!("%R~{lifts} %W~{mine} (+publish &{channel}) (+psubscribe &{channels})")
+            }
+            Author::Operator => format!("%RW~{lifts} (+publish &{channel})"),
+        };
+        format!(
+            "user {user} reset on >{password} resetchannels -@all +ping +scan +getrange +pttl +set +del %R~{reports} \
+             {own}"
+        )
     }
 
     /// Parses a key from the server. Accepts only the form that [`Keyspace::key`] writes, so that each target has one
@@ -232,5 +247,19 @@ mod tests {
         for channel in ["portsentry:lab:news:", "portsentry:lab:news:A", "portsentry:other:news:a", "news:a"] {
             assert_eq!(keys.parse_channel(channel.as_bytes()), None, "{channel}");
         }
+    }
+
+    #[test]
+    fn host_writes_and_publishes_as_itself() {
+        let keys = Keyspace::new("lab");
+        let line = keys.acl_line(&host("web-1"), "web-1", "secret");
+        assert_eq!(
+            line,
+            "user web-1 reset on >secret resetchannels -@all +ping +scan +getrange +pttl +set +del \
+             %R~portsentry:lab:ban:* %R~portsentry:lab:lift:* %W~portsentry:lab:ban:web-1:* \
+             (+publish &portsentry:lab:news:web-1) (+psubscribe &portsentry:lab:news:*)"
+        );
+        let line = keys.acl_line(&Author::Operator, "operator", "secret");
+        assert!(line.contains("%RW~portsentry:lab:lift:* (+publish &portsentry:lab:news:@operator)"), "{line}");
     }
 }

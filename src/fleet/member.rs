@@ -74,7 +74,7 @@ impl Member {
         Self {
             endpoint,
             keys,
-            relay: Relay::new(own.author().clone()),
+            relay: Relay::new(own.author.clone()),
             own,
             daemon,
             scan: Schedule::new(),
@@ -91,7 +91,7 @@ impl Member {
         let mut away_since: Option<Timestamp> = None;
         loop {
             let begun = boot_time();
-            let error = match self.connect().await {
+            let error = match Server::join(&self.endpoint, self.keys.clone()).await {
                 Ok(mut server) => {
                     let since = away_since.take().map(|since| Span(begun.since(since)));
                     let since = since.map_or_else(String::new, |since| format!(" again, after {since}"));
@@ -117,12 +117,6 @@ impl Member {
             let delay = retry_delay(backoff.extend(now), self.hosts(), super::chance()?);
             self.wait(delay, &mut news).await;
         }
-    }
-
-    async fn connect(&mut self) -> Result<Server, ServerError> {
-        let mut server = Server::connect(&self.endpoint, self.keys.clone()).await?;
-        server.subscribe().await?;
-        Ok(server)
     }
 
     /// The number of hosts, as far as known.
@@ -162,7 +156,7 @@ impl Member {
             tokio::select! {
                 biased;
                 one = news.recv() => self.own_news(one),
-                incoming = server.next_notice() => match incoming {
+                incoming = server.notices.recv() => match incoming {
                     Some(incoming) => self.notices(incoming, server, now),
                     None => return ServerError::Other("the server has closed the connection".to_owned()),
                 },
@@ -184,25 +178,20 @@ impl Member {
 
     /// Handles the queued notices.
     fn notices(&mut self, first: Incoming, server: &mut Server, now: Timestamp) {
-        let mut next = Some(first);
+        let queued = std::iter::from_fn(|| server.notices.try_recv().ok());
         // At most as many as the queue holds. Notices that arrive meanwhile are handled in the next round.
-        for _ in 0..MAX_NOTICES {
-            let Some(incoming) = next else { return };
+        for incoming in std::iter::once(first).chain(queued).take(MAX_NOTICES) {
             if self.relay.incoming(incoming, self.hosts(), now) {
                 self.request_scan(now);
             }
-            next = server.waiting_notice();
         }
     }
 
     /// When [`Member::work`] is next due.
     fn next_due(&self, now: Timestamp) -> Timestamp {
-        let due = [self.next.heartbeat, self.next.ping, self.next.upkeep, self.scan.due()].into_iter().min();
-        let mut due = due.unwrap_or(now);
-        if self.own.has_pending(now) || self.own.has_withdrawn() {
-            due = due.min(self.next.write);
-        }
-        self.relay.due().map_or(due, |at| due.min(at))
+        let write = (self.own.has_pending(now) || self.own.has_withdrawn()).then_some(self.next.write);
+        let always = [self.next.heartbeat, self.next.ping, self.next.upkeep, self.scan.due];
+        always.into_iter().chain(write).chain(self.relay.due()).min().unwrap_or(now)
     }
 
     fn own_news(&mut self, news: Option<OwnNews>) {
@@ -230,7 +219,7 @@ impl Member {
         if self.relay.due().is_some_and(|due| due <= now) {
             self.relay.deliver(server, &mut self.daemon).await?;
         }
-        if now >= self.scan.due() {
+        if now >= self.scan.due {
             self.scan_page(server).await?;
         }
         if now >= self.next.upkeep {
@@ -293,7 +282,7 @@ impl Member {
     }
 
     fn request_scan(&mut self, now: Timestamp) {
-        self.relay.forget_sequences();
+        self.relay.authors.forget_sequences();
         self.scan.request((self.hosts(), super::chance().unwrap_or_default()), now);
     }
 
@@ -305,7 +294,7 @@ impl Member {
     /// Reports the state of the connection to the daemon.
     async fn heartbeat(&mut self, now: Timestamp) {
         self.next.heartbeat = now.after(Duration::from_secs(LINK_INTERVAL_S));
-        let request = FleetRequest::Link { state: self.link.clone(), ignored: self.relay.ignored(now) };
+        let request = FleetRequest::Link { state: self.link.clone(), ignored: self.relay.authors.ignored(now) };
         self.daemon.ask(&request).await;
     }
 }

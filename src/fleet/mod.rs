@@ -1,7 +1,6 @@
 //! Shares bans with other hosts through Valkey or Redis: runs the process `portsentry fleet` and its commands. The
 //! packet path does not depend on it, and the daemon judges every report.
 
-pub mod acl;
 mod authors;
 mod byte_limit;
 mod connect;
@@ -74,11 +73,7 @@ pub fn run(options: &FleetOptions, out: &mut impl Write) -> Result<(), FleetErro
 pub fn probe(fleet: &Fleet) -> Result<(), FleetError> {
     let endpoint = Endpoint::open(fleet)?;
     on_runtime(async {
-        let connected = async {
-            let mut server = Server::connect(&endpoint, Keyspace::new(&fleet.name)).await?;
-            server.subscribe().await?;
-            server.ping().await
-        };
+        let connected = async { Server::join(&endpoint, Keyspace::new(&fleet.name)).await?.ping().await };
         connected.await.map_err(|error| FleetError::Server { url: endpoint.url.to_string(), error })
     })?
 }
@@ -103,23 +98,16 @@ fn on_runtime<T>(work: impl Future<Output = T>) -> Result<T, FleetError> {
 }
 
 fn print_acl(fleet: &Fleet, options: &AclOptions, out: &mut impl Write) -> Result<(), FleetError> {
-    let keys = Keyspace::new(&fleet.name);
     let password = match &options.credentials {
         Some(path) => connect::read_password(path)?,
-        None => new_password()?,
+        // 256 random bits.
+        None => (0..8).map(|_| random().map(|word| format!("{word:08x}"))).collect::<Result<_, _>>()?,
     };
-    let line = match &options.host {
-        Some(host) => acl::host(&keys, host, options.user.as_deref().unwrap_or(host.as_str()), &password),
-        None => acl::operator(&keys, options.user.as_deref().unwrap_or("operator"), &password),
-    };
+    let host = options.host.as_ref();
+    let user = options.user.as_deref().or(host.map(HostName::as_str)).unwrap_or("operator");
+    let author = host.cloned().map_or(Author::Operator, Author::Host);
+    let line = Keyspace::new(&fleet.name).acl_line(&author, user, &password);
     writeln!(out, "{line}").map_err(FleetError::system("write to standard output"))
-}
-
-/// Generates a password from 32 random bytes.
-fn new_password() -> Result<String, FleetError> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| FleetError::System("get random bytes", error.into()))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn random() -> Result<u32, FleetError> {

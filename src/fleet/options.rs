@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::key::HostName;
-use super::report::MAX_REMAINING;
 use crate::config::{parse_fleet_name, parse_span};
+use crate::control::fleet_protocol::MAX_REMAINING;
 use crate::types::BanTarget;
 
 /// Options of `fleet`.

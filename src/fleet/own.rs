@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::key::{Author, HostName, Key};
-use super::report::{MAX_REMAINING, Report};
-use crate::control::fleet_protocol::OwnBanEvent;
+use super::report::Report;
+use crate::control::fleet_protocol::{MAX_REMAINING, OwnBanEvent};
 use crate::engine::{Class, Grade};
 use crate::types::{BanTarget, HOUR, Timestamp};
 
@@ -30,7 +30,7 @@ struct OwnReport {
 
 /// All reports of this host.
 pub(super) struct OwnReports {
-    author: Author,
+    pub(super) author: Author,
     reports: BTreeMap<BanTarget, OwnReport>,
     /// Targets whose first report is not written yet.
     pending: VecDeque<BanTarget>,
@@ -58,10 +58,6 @@ impl OwnReports {
             sequence,
             connected: None,
         }
-    }
-
-    pub(super) fn author(&self) -> &Author {
-        &self.author
     }
 
     /// Called when the daemon begins to report all bans in force. Bans that it does not report have ended.
@@ -205,17 +201,14 @@ impl OwnReports {
     /// Drops the bans that have ended, and those that the daemon no longer reports.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let since = self.connected.take_if(|since| now.since(*since) >= CONFIRM_TIME);
-        let mut gone = Vec::new();
         self.reports.retain(|target, known| {
             let unnamed = since.is_some_and(|since| known.named < since);
             if unnamed && known.renew.is_some() {
-                gone.push(*target);
+                self.withdrawn.push(*target);
             }
             !unnamed && known.ends > now
         });
-        self.withdrawn.append(&mut gone);
-        let reports = &self.reports;
-        self.pending.retain(|target| reports.contains_key(target));
+        self.pending.retain(|target| self.reports.contains_key(target));
     }
 }
 

@@ -11,7 +11,7 @@ use super::report::Report;
 use super::scan::{Pass, Progress, Scan, Schedule};
 use super::server::{Entry, Incoming, Server, ServerError};
 use crate::clock::boot_time;
-use crate::control::fleet_protocol::{FleetReport, FleetRequest, IgnoredAuthor, MAX_REPORTS};
+use crate::control::fleet_protocol::{FleetReport, FleetRequest, MAX_REPORTS};
 use crate::types::{BanTarget, Timestamp};
 
 /// Maximum number of keys that notices have named and that are not read yet. Further keys are left to a scan.
@@ -26,7 +26,7 @@ const READS_PER_SECOND: u32 = 20_000;
 
 pub(super) struct Relay {
     own: Author,
-    authors: Authors,
+    pub(super) authors: Authors,
     /// Targets whose reports are not passed on, each with the end of its lift.
     lifts: HashMap<BanTarget, Timestamp>,
     /// True once the lifts on the server are known. Before that no report is passed on.
@@ -54,18 +54,10 @@ impl Relay {
         u32::try_from(self.authors.len()).unwrap_or(u32::MAX).saturating_add(1)
     }
 
-    pub(super) fn ignored(&self, now: Timestamp) -> Vec<IgnoredAuthor> {
-        self.authors.ignored(now)
-    }
-
     /// Resets the state for a new connection: earlier notices may have been missed.
     pub(super) fn connected(&mut self) {
         self.waiting.clear();
         self.named.clear();
-        self.forget_sequences();
-    }
-
-    pub(super) fn forget_sequences(&mut self) {
         self.authors.forget_sequences();
     }
 
@@ -80,7 +72,7 @@ impl Relay {
             Incoming::Notice(author, _) | Incoming::Bad(author, _) if author == self.own => return false,
             Incoming::Notice(author, notice) => (author, notice),
             Incoming::Bad(author, error) => {
-                self.blame(&author, &format!("a notice is invalid ({})", error.0), now);
+                self.blame(&author, &format!("a notice is invalid ({error})"), now);
                 return false;
             }
         };
@@ -129,8 +121,11 @@ impl Relay {
             self.lifts.retain(|_, until| *until > boot_time());
         }
         let started = Instant::now();
-        let pattern = scan.pattern(&server.keys);
-        let (next, names) = match server.scan(scan.cursor, &pattern, schedule.page()).await {
+        let pattern = match scan.pass {
+            Pass::Lifts => server.keys.lifts(),
+            Pass::Reports => server.keys.reports(),
+        };
+        let (next, names) = match server.scan(scan.cursor, &pattern, schedule.page).await {
             Err(ServerError::TooLarge) => {
                 schedule.shrink(scan);
                 return Err(ServerError::TooLarge);
@@ -144,20 +139,18 @@ impl Relay {
             self.hand_on(batch, server, daemon).await?;
         }
         self.knows_lifts |= scan.pass == Pass::Lifts && next == 0;
-        match schedule.advance(scan, next, names.len(), took, boot_time()) {
-            Progress::More => {}
-            Progress::TooMany => {
-                tracing::warn!(
-                    "adminalert: fleet: the server has more keys than a fleet can have; the rest is not read. Use a \
-                     server for the fleet alone, and remove other keys"
-                );
-                schedule.end(spread, boot_time());
-            }
-            Progress::Done => {
-                schedule.end(spread, boot_time());
-                let end = FleetRequest::Reports { reports: Vec::new(), scan_ends: true };
-                daemon.ask(&end).await;
-            }
+        let progress = schedule.advance(scan, next, names.len(), took, boot_time());
+        if progress != Progress::More {
+            schedule.end(spread, boot_time());
+        }
+        if progress == Progress::TooMany {
+            tracing::warn!(
+                "adminalert: fleet: the server has more keys than a fleet can have; the rest is not read. Use a server \
+                 for the fleet alone, and remove other keys"
+            );
+        }
+        if progress == Progress::Done {
+            daemon.ask(&FleetRequest::Reports { reports: Vec::new(), scan_ends: true }).await;
         }
         Ok(())
     }
@@ -192,9 +185,7 @@ impl Relay {
         for (key, entry) in keys.iter().zip(entries) {
             match entry {
                 Entry::Gone => {}
-                Entry::Bad(error) => {
-                    self.blame(&key.author, &format!("the value of a key is invalid ({})", error.0), now)
-                }
+                Entry::Bad(error) => self.blame(&key.author, &format!("the value of a key is invalid ({error})"), now),
                 Entry::Lift(left) => self.lift(key.target, left, now, daemon).await,
                 Entry::Report(report, left) => {
                     let is_lifted = self.lifts.get(&key.target).is_some_and(|until| *until > now);
@@ -213,7 +204,7 @@ impl Relay {
     /// Records a lift and sends it to the daemon. No report of the target is passed on during the lift.
     async fn lift(&mut self, target: BanTarget, left: Duration, now: Timestamp, daemon: &mut Daemon) {
         if self.lifts.len() >= MAX_LIFTS && !self.lifts.contains_key(&target) {
-            if self.authors.admit_line(now) {
+            if self.authors.lines.admit(now) {
                 tracing::warn!(
                     "adminalert: fleet: the server has more than {MAX_LIFTS} lifts; the lift of {target} is ignored"
                 );
@@ -237,7 +228,7 @@ impl Relay {
     }
 
     fn announce_last_line(&self) {
-        if self.authors.is_out_of_lines() {
+        if self.authors.lines.is_exhausted() {
             tracing::warn!(
                 "adminalert: fleet: no further lines about ignored data on the server for up to an hour; see \
                  `portsentry status`"

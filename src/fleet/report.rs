@@ -6,14 +6,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::fleet_protocol::MAX_REMAINING;
 use crate::engine::{Class, Grade};
 use crate::types::BanTarget;
 
 /// Maximum length of a value or notice, in bytes.
 pub const MAX_VALUE_LEN: usize = 256;
-
-/// Maximum remaining time of a report or a lift.
-pub const MAX_REMAINING: Duration = Duration::from_secs(4 * 3600);
 
 const VERSION: u32 = 1;
 
@@ -28,10 +26,6 @@ pub struct Report {
     /// Sequence number of the author's notice about this report.
     pub sequence: u64,
 }
-
-/// Why a value or notice is refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadValue(pub &'static str);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,11 +53,11 @@ impl Report {
     /// Parses the value of a report's key.
     ///
     /// # Errors
-    /// The value is too long, has another version, or differs in form from the output of [`Report::to_json`].
-    pub fn parse(value: &[u8]) -> Result<Self, BadValue> {
+    /// The reason as the end of a sentence: the value is too long, has another version, or differs in form from the output of [`Report::to_json`].
+    pub fn parse(value: &[u8]) -> Result<Self, &'static str> {
         let ReportWire { class, ports, grade, seq, .. } = parse(value)?;
-        let class = Class::from_key(&class).ok_or(BadValue("its class is unknown"))?;
-        let grade = Grade::from_key(&grade).ok_or(BadValue("its evidence grade is unknown"))?;
+        let class = Class::from_key(&class).ok_or("its class is unknown")?;
+        let grade = Grade::from_key(&grade).ok_or("its evidence grade is unknown")?;
         Ok(Self { class, ports, grade, sequence: seq })
     }
 }
@@ -94,10 +88,10 @@ impl Notice {
     ///
     /// # Errors
     /// As for [`Report::parse`].
-    pub fn parse(text: &[u8]) -> Result<Self, BadValue> {
+    pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let NoticeWire { seq, target, .. } = parse(text)?;
         match target.parse() {
-            Ok(BanTarget::Prefix(_)) | Err(_) => Err(BadValue("its target is not an address or an IPv6 /64")),
+            Ok(BanTarget::Prefix(_)) | Err(_) => Err("its target is not an address or an IPv6 /64"),
             Ok(target) => Ok(Self { sequence: seq, target }),
         }
     }
@@ -118,21 +112,20 @@ struct LiftWire {
 ///
 /// # Errors
 /// As for [`Report::parse`].
-pub fn parse_lift(value: &[u8]) -> Result<(), BadValue> {
+pub fn parse_lift(value: &[u8]) -> Result<(), &'static str> {
     parse::<LiftWire>(value).map(drop)
 }
 
-fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, BadValue> {
+fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, &'static str> {
     if text.len() > MAX_VALUE_LEN {
-        return Err(BadValue("it is too long"));
+        return Err("it is too long");
     }
-    match serde_json::from_slice::<Version>(text) {
-        Err(_) => Err(BadValue("it is not JSON of the expected form")),
-        Ok(Version { v: VERSION }) => {
-            serde_json::from_slice(text).map_err(|_| BadValue("it is not JSON of the expected form"))
-        }
-        Ok(_) => Err(BadValue("it is of an incompatible version")),
+    let malformed = |_| "it is not JSON of the expected form";
+    let Version { v } = serde_json::from_slice(text).map_err(malformed)?;
+    if v != VERSION {
+        return Err("it is of an incompatible version");
     }
+    serde_json::from_slice(text).map_err(malformed)
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -144,12 +137,12 @@ fn json(value: &impl Serialize) -> String {
 ///
 /// # Errors
 /// The key has expired, never expires, or expires later than [`MAX_REMAINING`] allows.
-pub fn remaining(pttl: i64) -> Result<Duration, BadValue> {
+pub fn remaining(pttl: i64) -> Result<Duration, &'static str> {
     match u64::try_from(pttl).map(Duration::from_millis) {
         Ok(remaining) if remaining <= MAX_REMAINING => Ok(remaining),
-        Ok(_) => Err(BadValue("it expires in more than four hours")),
-        Err(_) if pttl == -1 => Err(BadValue("it never expires")),
-        Err(_) => Err(BadValue("it has expired")),
+        Ok(_) => Err("it expires in more than four hours"),
+        Err(_) if pttl == -1 => Err("it never expires"),
+        Err(_) => Err("it has expired"),
     }
 }
 
@@ -198,7 +191,7 @@ mod tests {
             assert!(Report::parse(TEXT.replacen(from, to, 1).as_bytes()).is_err(), "{from} -> {to}");
         }
         let long = format!("{TEXT}{}", " ".repeat(MAX_VALUE_LEN));
-        assert_eq!(Report::parse(long.as_bytes()), Err(BadValue("it is too long")));
+        assert_eq!(Report::parse(long.as_bytes()), Err("it is too long"));
         assert!(Notice::parse(br#"{"v":1,"seq":1,"target":"0.0.0.0/0"}"#).is_err());
         assert!(parse_lift(b"1").is_err());
     }

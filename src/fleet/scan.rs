@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use super::key::Keyspace;
 use crate::types::Timestamp;
 
 /// Maximum number of scans per second that all hosts together begin after an outage of the server or a gap. One scan of
@@ -43,15 +42,6 @@ pub(super) struct Scan {
     names: usize,
 }
 
-impl Scan {
-    pub(super) fn pattern(&self, keys: &Keyspace) -> String {
-        match self.pass {
-            Pass::Lifts => keys.lifts(),
-            Pass::Reports => keys.reports(),
-        }
-    }
-}
-
 /// The state of the scan after a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -63,11 +53,11 @@ pub(super) enum Progress {
 
 /// Decides when the next page of a scan is due.
 pub(super) struct Schedule {
-    due: Timestamp,
+    pub(super) due: Timestamp,
     running: Option<Scan>,
     ended: Option<Timestamp>,
     /// Names per page; fewer after a page was too large.
-    page: usize,
+    pub(super) page: usize,
     /// A scan that continues on the next connection.
     broken_off: Option<Scan>,
 }
@@ -76,14 +66,6 @@ impl Schedule {
     /// Starts with a scan that is due immediately.
     pub(super) fn new() -> Self {
         Self { due: Timestamp::ZERO, running: None, ended: None, page: PAGE, broken_off: None }
-    }
-
-    pub(super) fn due(&self) -> Timestamp {
-        self.due
-    }
-
-    pub(super) fn page(&self) -> usize {
-        self.page
     }
 
     /// Schedules a scan on a new connection. `hosts` is the size of the fleet, `chance` is from 0 to 1.
@@ -177,13 +159,13 @@ mod tests {
         {
             let mut schedule = Schedule::new();
             schedule.connected((hosts, 0.0), at(1_000));
-            assert_eq!(schedule.due(), at(1_000).after(Duration::from_millis(100)), "a late joiner does not wait");
+            assert_eq!(schedule.due, at(1_000).after(Duration::from_millis(100)), "a late joiner does not wait");
             schedule.end((hosts, 0.5), at(1_000));
-            assert_eq!(schedule.due(), at(1_000 + period));
+            assert_eq!(schedule.due, at(1_000 + period));
             schedule.request((hosts, 0.0), at(1_001));
-            assert_eq!(schedule.due(), at(1_000 + gap.min(period)), "{hosts} hosts");
+            assert_eq!(schedule.due, at(1_000 + gap.min(period)), "{hosts} hosts");
             schedule.connected((hosts, 1.0), at(1_001));
-            assert_eq!(schedule.due(), at(1_003 + reconnect), "{hosts} hosts");
+            assert_eq!(schedule.due, at(1_003 + reconnect), "{hosts} hosts");
         }
     }
 
@@ -217,12 +199,12 @@ mod tests {
             assert!(schedule.is_broken_off());
             schedule.connected((3, 1.0), at(2));
             let (resumed, begins) = schedule.take_due(at(2)).unwrap();
-            assert_eq!((resumed.cursor, begins, schedule.page()), (77, false, page));
+            assert_eq!((resumed.cursor, begins, schedule.page), (77, false, page));
         }
         schedule.shrink(scan);
         assert!(!schedule.is_broken_off(), "a single name is too large");
         schedule.end((3, 0.0), at(3));
-        assert_eq!(schedule.page(), PAGE);
+        assert_eq!(schedule.page, PAGE);
     }
 
     #[test]

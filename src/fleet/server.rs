@@ -15,10 +15,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::byte_limit::{Bounded, ByteLimit};
+use super::byte_limit::{ByteLimit, bounded};
 use super::connect::{Endpoint, SERVER_TIMEOUT};
 use super::key::{Author, Key, Keyspace};
-use super::report::{BadValue, MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
+use super::report::{MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
 use crate::types::printable::quotable;
 
 /// Maximum number of queued notices; further ones count as missed.
@@ -59,7 +59,7 @@ impl ServerError {
 #[derive(Debug)]
 pub(super) enum Incoming {
     Notice(Author, Notice),
-    Bad(Author, BadValue),
+    Bad(Author, &'static str),
 }
 
 /// The contents of a key.
@@ -68,7 +68,8 @@ pub(super) enum Entry {
     Report(Report, Duration),
     Lift(Duration),
     Gone,
-    Bad(BadValue),
+    /// The contents are refused, with the reason.
+    Bad(&'static str),
 }
 
 /// A connection to the server, which also receives the notices of the fleet.
@@ -76,19 +77,20 @@ pub(super) struct Server {
     connection: MultiplexedConnection,
     pub(super) keys: Keyspace,
     limit: ByteLimit,
-    notices: mpsc::Receiver<Incoming>,
+    /// The notices that have arrived; closed if the server has closed the connection.
+    pub(super) notices: mpsc::Receiver<Incoming>,
     missed: Arc<AtomicBool>,
     driver: JoinHandle<()>,
 }
 
 impl Server {
-    /// Connects and logs in. Notices arrive after [`Server::subscribe`].
+    /// Connects and logs in, without a subscription.
     pub(super) async fn connect(endpoint: &Endpoint, keys: Keyspace) -> Result<Self, ServerError> {
         // A certificate error may quote text that the server chose.
         let failed = |error: io::Error| ServerError::Connect(quotable(&error.to_string(), MAX_DETAIL_LEN));
         let stream = endpoint.connect().await.map_err(failed)?;
         let limit = ByteLimit::default();
-        let stream = Bounded::new(stream, limit.clone());
+        let stream = bounded(stream, limit.clone());
         let (sender, notices) = mpsc::channel(MAX_NOTICES);
         let missed = Arc::new(AtomicBool::new(false));
         let push = push_handler(keys.clone(), limit.clone(), sender, Arc::clone(&missed));
@@ -105,21 +107,13 @@ impl Server {
         Ok(Self { connection, keys, limit, notices, missed, driver })
     }
 
-    /// Subscribes to the notices of the whole fleet.
-    pub(super) async fn subscribe(&mut self) -> Result<(), ServerError> {
-        self.limit.renew();
-        let channels = self.keys.channels();
-        self.connection.psubscribe(channels).await.map_err(|error| explain(&error, &self.limit))
-    }
-
-    /// The next notice; `None` if the server has closed the connection. Cancel safe.
-    pub(super) async fn next_notice(&mut self) -> Option<Incoming> {
-        self.notices.recv().await
-    }
-
-    /// The next notice, if one has already arrived.
-    pub(super) fn waiting_notice(&mut self) -> Option<Incoming> {
-        self.notices.try_recv().ok()
+    /// Connects, and subscribes to the notices of the whole fleet.
+    pub(super) async fn join(endpoint: &Endpoint, keys: Keyspace) -> Result<Self, ServerError> {
+        let mut server = Self::connect(endpoint, keys).await?;
+        server.limit.renew();
+        let subscribed = server.connection.psubscribe(server.keys.channels()).await;
+        subscribed.map_err(|error| explain(&error, &server.limit))?;
+        Ok(server)
     }
 
     /// True if notices were lost since the last call.
@@ -132,37 +126,31 @@ impl Server {
     pub(super) async fn publish(&mut self, reports: &[(Key, Report, Duration)]) -> Result<u64, ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
-            set(&mut commands, &self.keys.key(key), &report.to_json(), *left);
-            let notice = Notice { sequence: report.sequence, target: key.target };
-            commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
+            self.put_set(&mut commands, key, &report.to_json(), *left);
+            self.put_notice(&mut commands, key, report.sequence);
         }
-        let mut told = 0;
-        for reply in self.send(&commands).await? {
-            if let Value::Int(hosts) = self.accept(reply)? {
-                told = told.max(u64::try_from(hosts).unwrap_or_default());
-            }
-        }
-        Ok(told)
+        let told = self.send(commands).await?.into_iter().filter_map(|reply| match reply {
+            Value::Int(hosts) => u64::try_from(hosts).ok(),
+            _ => None,
+        });
+        Ok(told.max().unwrap_or_default())
     }
 
     /// Writes the reports again without publishing notices.
     pub(super) async fn renew(&mut self, reports: &[(Key, Report, Duration)]) -> Result<(), ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
-            set(&mut commands, &self.keys.key(key), &report.to_json(), *left);
+            self.put_set(&mut commands, key, &report.to_json(), *left);
         }
-        let replies = self.send(&commands).await?;
-        replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
+        self.send(commands).await.map(drop)
     }
 
     /// Lifts the fleet's bans of a target for `left`. Requires the operator's user.
     pub(super) async fn lift(&mut self, key: &Key, sequence: u64, left: Duration) -> Result<(), ServerError> {
         let mut commands = pipe();
-        set(&mut commands, &self.keys.key(key), &lift_json(), left);
-        let notice = Notice { sequence, target: key.target };
-        commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
-        let replies = self.send(&commands).await?;
-        replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
+        self.put_set(&mut commands, key, &lift_json(), left);
+        self.put_notice(&mut commands, key, sequence);
+        self.send(commands).await.map(drop)
     }
 
     /// Deletes keys of this host.
@@ -171,8 +159,7 @@ impl Server {
         for key in keys {
             commands.cmd("DEL").arg(self.keys.key(key));
         }
-        let replies = self.send(&commands).await?;
-        replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
+        self.send(commands).await.map(drop)
     }
 
     /// Reads the contents of these keys. Of a longer value only the first bytes are fetched.
@@ -183,18 +170,13 @@ impl Server {
             commands.cmd("GETRANGE").arg(&name).arg(0).arg(MAX_VALUE_LEN);
             commands.cmd("PTTL").arg(&name);
         }
-        let replies = self.send(&commands).await?;
-        let mut entries = Vec::with_capacity(keys.len());
-        for (key, replies) in keys.iter().zip(replies.chunks_exact(2)) {
-            entries.push(match replies {
-                [Ok(value), Ok(Value::Int(pttl))] => read_entry(key, value, *pttl),
-                [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => {
-                    return Err(explain(error, &self.limit));
-                }
-                _ => Entry::Bad(BadValue("it is not a string")),
-            });
-        }
-        Ok(entries)
+        let replies = self.try_send(commands).await?;
+        let entry = |(key, replies): (&Key, &[RedisResult<Value>])| match replies {
+            [Ok(Value::BulkString(value)), Ok(Value::Int(pttl))] => Ok(read_entry(key, value, *pttl)),
+            [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => Err(explain(error, &self.limit)),
+            _ => Ok(Entry::Bad("it is not a string")),
+        };
+        keys.iter().zip(replies.chunks_exact(2)).map(entry).collect()
     }
 
     /// Returns for each of these keys, in order, whether the server has it.
@@ -203,8 +185,8 @@ impl Server {
         for key in keys {
             commands.cmd("PTTL").arg(self.keys.key(key));
         }
-        let replies = self.send(&commands).await?;
-        replies.into_iter().map(|reply| Ok(self.accept(reply)? != Value::Int(-2))).collect()
+        let replies = self.send(commands).await?;
+        Ok(replies.into_iter().map(|reply| reply != Value::Int(-2)).collect())
     }
 
     /// Reads one page of the names that match `pattern`, and the cursor of the next page, which is 0 after the last
@@ -229,18 +211,32 @@ impl Server {
         pong.map(drop).map_err(|error| explain(&error, &self.limit))
     }
 
-    async fn send(&mut self, commands: &Pipeline) -> Result<Vec<RedisResult<Value>>, ServerError> {
+    /// Adds the command that writes a value, which expires after `left`.
+    fn put_set(&self, commands: &mut Pipeline, key: &Key, value: &str, left: Duration) {
+        let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+        commands.cmd("SET").arg(self.keys.key(key)).arg(value).arg("PX").arg(millis);
+    }
+
+    /// Adds the command that announces a change of `key`.
+    fn put_notice(&self, commands: &mut Pipeline, key: &Key, sequence: u64) {
+        let notice = Notice { sequence, target: key.target };
+        commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
+    }
+
+    /// Sends the commands, and fails if the server refuses one of them.
+    async fn send(&mut self, commands: Pipeline) -> Result<Vec<Value>, ServerError> {
+        let replies: RedisResult<Vec<Value>> = self.try_send(commands).await?.into_iter().collect();
+        replies.map_err(|error| explain(&error, &self.limit))
+    }
+
+    /// Sends the commands; returns the server's reply to each.
+    async fn try_send(&mut self, mut commands: Pipeline) -> Result<Vec<RedisResult<Value>>, ServerError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
         self.limit.renew();
-        let mut commands = commands.clone();
         let replies = commands.ignore_errors().query_async(&mut self.connection).await;
         replies.map_err(|error| explain(&error, &self.limit))
-    }
-
-    fn accept(&self, reply: RedisResult<Value>) -> Result<Value, ServerError> {
-        reply.map_err(|error| explain(&error, &self.limit))
     }
 }
 
@@ -250,13 +246,7 @@ impl Drop for Server {
     }
 }
 
-fn set(commands: &mut Pipeline, key: &str, value: &str, left: Duration) {
-    let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-    commands.cmd("SET").arg(key).arg(value).arg("PX").arg(millis);
-}
-
-fn read_entry(key: &Key, value: &Value, pttl: i64) -> Entry {
-    let Value::BulkString(value) = value else { return Entry::Bad(BadValue("it is not a string")) };
+fn read_entry(key: &Key, value: &[u8], pttl: i64) -> Entry {
     if pttl == -2 {
         return Entry::Gone;
     }
@@ -301,17 +291,13 @@ fn explain(error: &RedisError, limit: &ByteLimit) -> ServerError {
     if error.is_timeout() {
         return ServerError::Slow;
     }
-    match (error.kind(), error.code()) {
-        (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => ServerError::Login(detail(error)),
-        (_, Some("OOM")) => ServerError::Full(detail(error)),
-        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => ServerError::Denied(detail(error)),
-        (ErrorKind::Io, _) => ServerError::Other("the server has closed the connection".to_owned()),
-        _ => ServerError::Other(detail(error)),
-    }
-}
-
-/// The server's error message, quoted and cut.
-fn detail(error: &RedisError) -> String {
     let text = error.detail().map_or_else(|| error.to_string(), str::to_owned);
-    quotable(&text, MAX_DETAIL_LEN)
+    let detail = quotable(&text, MAX_DETAIL_LEN);
+    match (error.kind(), error.code()) {
+        (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => ServerError::Login(detail),
+        (_, Some("OOM")) => ServerError::Full(detail),
+        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => ServerError::Denied(detail),
+        (ErrorKind::Io, _) => ServerError::Other("the server has closed the connection".to_owned()),
+        _ => ServerError::Other(detail),
+    }
 }

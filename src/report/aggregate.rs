@@ -2,12 +2,11 @@
 //! oldest first, so that memory use depends on the number of networks, not of targets.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::calendar::{Buckets, weekday_and_hour};
 use super::stats::{Ends, Network, Offender, OverTime, RecentBan, ReportStats, Source, Top, WouldBlock};
@@ -23,8 +22,10 @@ const WOULD_BLOCK: usize = 50;
 const SOURCES: usize = 15;
 const RECENT: usize = 20;
 
-/// Maximum number of ports of one ban that are counted, because each is compared with all others. Several times as many
-/// as the engine records.
+/// Number of bans after which the lists of single bans and targets are shortened.
+const SHORTEN_INTERVAL: u64 = 32;
+
+/// Maximum number of ports of one ban that are counted: several times as many as the engine records.
 const MAX_PORTS_PER_BAN: usize = 64;
 
 /// Maximum number of networks that are counted separately: more than a ledger of the default size can hold.
@@ -40,8 +41,7 @@ impl ReportStats {
             let mut aggregate = Aggregate::new(since, now);
             let unreadable = reader.each(|entry| aggregate.add(entry))?;
             let logged = reader.logged()?;
-            aggregate.add_logged(logged.items);
-            Ok(aggregate.finish(unreadable + logged.unreadable))
+            Ok(aggregate.finish(logged.items, unreadable + logged.unreadable))
         })
     }
 }
@@ -52,19 +52,8 @@ struct Aggregate {
     stats: ReportStats,
     ports: HashMap<(Protocol, u16), u64>,
     networks: HashMap<IpNet, (u64, u64)>,
-    /// The targets with the most bans so far, at most twice as many as are reported.
-    offenders: Vec<Offender>,
-    /// The targets with the most probes so far, at most twice as many as are reported.
-    sources: Vec<Source>,
-    current: Option<Group>,
-}
-
-/// The bans of the target that is being visited.
-struct Group {
-    offender: Offender,
-    /// Bans within the period, and their probes.
-    bans: u64,
-    probes: u64,
+    /// The target that is being visited: all of its bans, and those within the period.
+    current: Option<(Offender, Source)>,
 }
 
 impl Aggregate {
@@ -97,20 +86,15 @@ impl Aggregate {
             ahead: 0,
             unreadable: 0,
         };
-        Self {
-            buckets,
-            stats,
-            ports: HashMap::new(),
-            networks: HashMap::new(),
-            offenders: Vec::with_capacity(2 * OFFENDERS),
-            sources: Vec::with_capacity(2 * SOURCES),
-            current: None,
-        }
+        Self { buckets, stats, ports: HashMap::new(), networks: HashMap::new(), current: None }
     }
 
     fn add(&mut self, entry: &Entry) {
         let ban = &entry.ban;
         self.stats.kept += 1;
+        if self.stats.kept.is_multiple_of(SHORTEN_INTERVAL) {
+            self.shorten_lists();
+        }
         let open = entry.ended.is_none() && ban.until.is_none_or(|until| until > self.stats.to);
         self.stats.in_force += u64::from(open);
         if ban.since > self.stats.to {
@@ -120,7 +104,13 @@ impl Aggregate {
         let within = ban.since >= self.stats.from;
         self.group(entry, within);
         if within {
-            self.list_recent(entry, open);
+            let (since, target, class) = (ban.since, ban.target, ban.class);
+            let (author, note) = (author_key(ban.author), ban.note.clone());
+            let recent = RecentBan { since, target, class, author, note, in_force: open };
+            match ban.author {
+                Author::Detector => self.stats.recent.push(recent),
+                Author::Operator | Author::Import => self.stats.by_hand.push(recent),
+            }
             self.stats.bans += 1;
             self.stats.probes = self.stats.probes.saturating_add(u64::from(ban.probes));
             let index = self.buckets.index(ban.since);
@@ -133,14 +123,10 @@ impl Aggregate {
             }
             count(&mut self.stats.classes, ban.class);
             count(&mut self.stats.evidence, ban.grade.map_or("none", Grade::key));
-            count(&mut self.stats.authors, author_key(ban.author));
+            count(&mut self.stats.authors, author);
             ban.methods.iter().for_each(|method| count(&mut self.stats.methods, method.name()));
-            let ports = ban.ports.get(..MAX_PORTS_PER_BAN).unwrap_or(&ban.ports);
-            for (index, port) in ports.iter().enumerate() {
-                if !ports.iter().take(index).any(|before| before == port) {
-                    *self.ports.entry(*port).or_default() += 1;
-                }
-            }
+            let ports: BTreeSet<_> = ban.ports.iter().take(MAX_PORTS_PER_BAN).collect();
+            ports.into_iter().for_each(|port| *self.ports.entry(*port).or_default() += 1);
             let ends = &mut self.stats.ends;
             *match &entry.ended {
                 None if open => &mut ends.in_force,
@@ -155,31 +141,21 @@ impl Aggregate {
         }
     }
 
-    fn list_recent(&mut self, entry: &Entry, in_force: bool) {
-        let ban = &entry.ban;
-        let list = match ban.author {
-            Author::Detector => &mut self.stats.recent,
-            Author::Operator | Author::Import => &mut self.stats.by_hand,
-        };
-        if list.len() >= 2 * RECENT {
-            keep_newest(list);
-        }
-        let (since, target, class) = (ban.since, ban.target, ban.class);
-        list.push(RecentBan { since, target, class, author: author_key(ban.author), note: ban.note.clone(), in_force });
-    }
-
     /// Adds a ban to the group of its target.
     fn group(&mut self, entry: &Entry, within: bool) {
         let ban = &entry.ban;
-        if self.current.as_ref().is_none_or(|group| group.offender.target != ban.target) {
+        let (target, since) = (ban.target, ban.since);
+        if self.current.as_ref().is_none_or(|(offender, _)| offender.target != target) {
             self.close_group();
         }
-        let fresh =
-            Offender { target: ban.target, strikes: 0, first: ban.since, last: ban.since, blocked: Duration::ZERO };
-        let group = self.current.get_or_insert(Group { offender: fresh, bans: 0, probes: 0 });
-        group.bans += u64::from(within);
-        group.probes = group.probes.saturating_add(if within { u64::from(ban.probes) } else { 0 });
-        let offender = &mut group.offender;
+        let (offender, source) = self.current.get_or_insert((
+            Offender { target, strikes: 0, first: since, last: since, blocked: Duration::ZERO },
+            Source { target, bans: 0, probes: 0 },
+        ));
+        if within {
+            source.bans += 1;
+            source.probes = source.probes.saturating_add(ban.probes.into());
+        }
         offender.strikes = u64::from(entry.strikes) + 1;
         offender.first = offender.first.min(ban.since);
         offender.last = offender.last.max(ban.since);
@@ -187,59 +163,44 @@ impl Aggregate {
         offender.blocked = offender.blocked.saturating_add(end.duration_since(ban.since).unwrap_or_default());
     }
 
-    fn add_logged(&mut self, logged: Vec<Logged>) {
-        let within = logged.into_iter().filter(|one| (self.stats.from..=self.stats.to).contains(&one.last));
-        let items = within.map(|Logged { target, reason, times, last, .. }| WouldBlock { target, reason, times, last });
-        self.stats.would_block = top(items.collect(), WOULD_BLOCK, |one| (Reverse(one.last), one.target));
-    }
-
     fn close_group(&mut self) {
-        let Some(Group { offender, bans, probes }) = self.current.take() else { return };
-        if bans == 0 {
-            return;
-        }
+        let Some((offender, source)) = self.current.take().filter(|(_, source)| source.bans > 0) else { return };
         self.stats.sources += 1;
-        if probes > 0 {
-            self.stats.top_sources.more += 1;
-            self.sources.push(Source { target: offender.target, bans, probes });
-            if self.sources.len() >= 2 * SOURCES {
-                self.keep_busiest();
-            }
+        if source.probes > 0 {
+            self.stats.top_sources.items.push(source);
         }
         let prefix = network(offender.target);
         if self.networks.len() < MAX_NETWORKS || self.networks.contains_key(&prefix) {
             let known = self.networks.entry(prefix).or_default();
-            *known = (known.0 + bans, known.1 + 1);
+            *known = (known.0 + source.bans, known.1 + 1);
         } else {
             self.stats.networks.more += 1;
         }
         if offender.strikes > 1 {
             self.stats.repeaters += 1;
-            self.offenders.push(offender);
-            if self.offenders.len() >= 2 * OFFENDERS {
-                self.keep_worst();
-            }
+            self.stats.offenders.items.push(offender);
         }
     }
 
-    fn keep_busiest(&mut self) {
-        self.sources.sort_by_key(|source| (Reverse((source.probes, source.bans)), source.target));
-        self.sources.truncate(SOURCES);
+    /// Limits the lists of single bans and targets to the length that is reported.
+    fn shorten_lists(&mut self) {
+        let ReportStats { recent, by_hand, top_sources, offenders, .. } = &mut self.stats;
+        for list in [recent, by_hand] {
+            keep_first(list, RECENT, |ban| (Reverse(ban.since), ban.target));
+        }
+        top_sources.keep_first(SOURCES, |source| (Reverse((source.probes, source.bans)), source.target));
+        offenders.keep_first(OFFENDERS, |offender| (Reverse((offender.strikes, offender.last)), offender.target));
     }
 
-    fn keep_worst(&mut self) {
-        self.offenders.sort_by_key(|offender| (Reverse((offender.strikes, offender.last)), offender.target));
-        self.offenders.truncate(OFFENDERS);
-    }
-
-    fn finish(mut self, unreadable: u64) -> ReportStats {
+    fn finish(mut self, logged: Vec<Logged>, unreadable: u64) -> ReportStats {
         self.close_group();
-        self.keep_worst();
-        self.keep_busiest();
+        self.shorten_lists();
         let mut stats = self.stats;
-        [&mut stats.recent, &mut stats.by_hand].into_iter().for_each(keep_newest);
-        let more = stats.top_sources.more - length(&self.sources);
-        stats.top_sources = Top { items: self.sources, more };
+        let within = logged.into_iter().filter(|one| (stats.from..=stats.to).contains(&one.last));
+        let within =
+            within.map(|Logged { target, reason, times, last, .. }| WouldBlock { target, reason, times, last });
+        stats.would_block.items.extend(within);
+        stats.would_block.keep_first(WOULD_BLOCK, |one| (Reverse(one.last), one.target));
         stats.unreadable = unreadable;
         // Equal counts are sorted by name, so that the report is reproducible.
         stats.classes.sort_by_key(|(class, bans)| (Reverse(*bans), class.map_or("", Class::key)));
@@ -247,28 +208,33 @@ impl Aggregate {
         stats.authors.sort_by_key(|(author, bans)| (Reverse(*bans), *author));
         stats.methods.sort_by_key(|(method, bans)| (Reverse(*bans), *method));
         let networks = self.networks.into_iter().map(|(prefix, (bans, sources))| Network { prefix, bans, sources });
-        let more = stats.networks.more;
-        stats.networks =
-            top(networks.collect(), NETWORKS, |network| (Reverse((network.bans, network.sources)), network.prefix));
-        stats.networks.more += more;
-        stats.ports = top(self.ports.into_iter().collect(), PORTS, |(port, bans)| (Reverse(*bans), *port));
-        stats.offenders = Top { more: stats.repeaters - length(&self.offenders), items: self.offenders };
+        stats.networks.items.extend(networks);
+        stats.networks.keep_first(NETWORKS, |network| (Reverse((network.bans, network.sources)), network.prefix));
+        stats.ports.items.extend(self.ports);
+        stats.ports.keep_first(PORTS, |(port, bans)| (Reverse(*bans), *port));
         stats
     }
 }
 
-fn keep_newest(list: &mut Vec<RecentBan>) {
-    list.sort_by_key(|ban| (Reverse(ban.since), ban.target));
-    list.truncate(RECENT);
+impl<T> Top<T> {
+    /// Keeps the first `wanted` items in the order of `key`, and counts the others.
+    fn keep_first<K: Ord>(&mut self, wanted: usize, key: impl FnMut(&T) -> K) {
+        self.more += keep_first(&mut self.items, wanted, key);
+    }
+}
+
+/// Keeps the first `wanted` items in the order of `key`; returns the number of the others.
+fn keep_first<T, K: Ord>(items: &mut Vec<T>, wanted: usize, key: impl FnMut(&T) -> K) -> u64 {
+    items.sort_by_key(key);
+    let others = items.len().saturating_sub(wanted);
+    items.truncate(wanted);
+    u64::try_from(others).unwrap_or(u64::MAX)
 }
 
 /// The network in which a target is counted: the size that a provider assigns to many customers, or to one larger one.
 fn network(target: BanTarget) -> IpNet {
-    let (whole, len) = match target.element() {
-        IpAddr::V4(v4) => (IpNet::V4(Ipv4Net::from(v4)), 24),
-        IpAddr::V6(v6) => (IpNet::V6(Ipv6Net::from(v6)), 48),
-    };
-    IpNet::new(whole.addr(), len).unwrap_or(whole).trunc()
+    let address = target.element();
+    IpNet::new(address, if address.is_ipv4() { 24 } else { 48 }).unwrap_or(address.into()).trunc()
 }
 
 fn count<K: PartialEq>(counts: &mut Vec<(K, u64)>, key: K) {
@@ -276,16 +242,4 @@ fn count<K: PartialEq>(counts: &mut Vec<(K, u64)>, key: K) {
         Some((_, count)) => *count += 1,
         None => counts.push((key, 1)),
     }
-}
-
-/// The first `wanted` items in the order of `key`.
-fn top<T, K: Ord>(mut items: Vec<T>, wanted: usize, key: impl FnMut(&T) -> K) -> Top<T> {
-    items.sort_by_key(key);
-    let all = length(&items);
-    items.truncate(wanted);
-    Top { more: all - length(&items), items }
-}
-
-fn length<T>(items: &[T]) -> u64 {
-    u64::try_from(items.len()).unwrap_or(u64::MAX)
 }

@@ -8,22 +8,24 @@ mod aggregate;
 mod calendar;
 mod format;
 mod html;
-mod json;
-mod save;
 mod sections;
 mod services;
 mod stats;
 
 pub use html::html;
-pub use json::json;
-pub use save::{SaveError, save};
 pub use stats::{Ends, Network, Offender, OverTime, RecentBan, ReportStats, Source, Top, WouldBlock};
 
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::atomic_file::{AtomicFile, TemporaryName};
 
 /// Options of `report`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -54,7 +56,55 @@ fn parse_since(text: &str) -> Result<Duration, String> {
 
 /// The host name of the kernel; `None` if none is set.
 pub fn host_name() -> Option<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    let name = name.trim();
-    (!name.is_empty() && name != "(none)").then(|| name.to_owned())
+    let system = rustix::system::uname();
+    let name = system.nodename().to_str().ok().filter(|name| !name.is_empty() && *name != "(none)");
+    name.map(str::to_owned)
+}
+
+/// Renders the report about `host` as one JSON object, with the same names as the JSON events.
+pub fn json(stats: &ReportStats, host: Option<&str>) -> Value {
+    #[derive(Serialize)]
+    struct Report<'a> {
+        event: &'static str,
+        host: Option<&'a str>,
+        #[serde(flatten)]
+        stats: &'a ReportStats,
+    }
+    // Cannot fail: all keys are strings.
+    serde_json::to_value(Report { event: "report", host, stats }).unwrap_or_default()
+}
+
+/// Why the report could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the report to {}: {error}", path.display())]
+pub struct SaveError {
+    path: PathBuf,
+    error: io::Error,
+}
+
+/// Writes `text` to `path` atomically: a reader such as a web server sees either the old or the new report. An existing
+/// file is replaced and keeps its permissions. If `path` is a symbolic link, the file that it points to is replaced. A
+/// pipe or a device, such as /dev/stdout, is written to directly.
+///
+/// # Errors
+/// The error of the system; an existing file is then unchanged.
+pub fn save(path: &Path, text: &str) -> Result<(), SaveError> {
+    let result = match fs::metadata(path) {
+        Ok(found) if found.is_file() => {
+            path.canonicalize().and_then(|path| replace(&path, text, Some(found.permissions())))
+        }
+        // Replacing a device with a file would break all other programs that use it.
+        Ok(_) => OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => replace(path, text, None),
+        Err(error) => Err(error),
+    };
+    result.map_err(|error| SaveError { path: path.to_owned(), error })
+}
+
+fn replace(path: &Path, text: &str, permissions: Option<Permissions>) -> io::Result<()> {
+    AtomicFile::write(path, TemporaryName::Random, 0o666, |file| {
+        permissions.map_or(Ok(()), |permissions| file.set_permissions(permissions))?;
+        file.write_all(text.as_bytes())
+    })?
+    .replace()
 }

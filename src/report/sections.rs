@@ -12,12 +12,9 @@ use crate::types::{Backend, BanTarget, Protocol};
 
 /// All sections, for a period that contains bans.
 pub(super) fn sections(stats: &ReportStats) -> Markup {
-    let shares_of = |all, id, class, title, head, caption, items: &[(&str, u64)]| {
+    let shares = |all, id, class, title, head, caption, items: &[(&str, u64)]| {
         let rows = items.iter().map(|(name, bans)| (html! { (name) }, *bans, share(*bans, all)));
         section(id, class, title, &list(caption, [head, "Bans", "Share"], rows.collect()))
-    };
-    let shares = |id, class, title, head, caption, items: &[(&str, u64)]| {
-        shares_of(stats.bans, id, class, title, head, caption, items)
     };
     // Bans without a probe have a separate section.
     let probed = stats.classes.iter().filter(|(class, _)| class.is_some());
@@ -45,11 +42,11 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
                 &recent(&stats.by_hand, "Reason", "The newest bans by operators and by imports.")))
         }
         (section("hours", "hours", "Hours of the week", &hours(stats)))
-        (shares_of(sum(&classes), "classes", "", "Kinds of scans", "Kind", "Class of the probe that caused the ban.", &classes))
-        (shares_of(sum(&evidence), "evidence", "", "Evidence", "Grade", "Whether the source can be forged.", &evidence))
-        (shares("ends", "third", "Ends of the bans", "End", "State of the bans that began in this period.", &ends))
-        (shares("authors", "third", "Origin", "By", "What created the ban.", &authors))
-        (shares("methods", "third", "Backends", "Method", "What enforces the ban.", &methods))
+        (shares(sum(&classes), "classes", "", "Kinds of scans", "Kind", "Class of the probe that caused the ban.", &classes))
+        (shares(sum(&evidence), "evidence", "", "Evidence", "Grade", "Whether the source can be forged.", &evidence))
+        (shares(stats.bans, "ends", "third", "Ends of the bans", "End", "State of the bans that began in this period.", &ends))
+        (shares(stats.bans, "authors", "third", "Origin", "By", "What created the ban.", &authors))
+        (shares(stats.bans, "methods", "third", "Backends", "Method", "What enforces the ban.", &methods))
     }
 }
 

@@ -50,7 +50,7 @@ impl Author {
     }
 
     fn is_above_limit(&self, now: Timestamp) -> bool {
-        self.above_limit.is_some_and(|at| now.since(at) < IGNORED_TIME) || self.ignored_until > now
+        self.above_limit.is_some_and(|at| now.since(at) < IGNORED_TIME)
     }
 
     fn to_ignored(&self, now: Timestamp, name: &Arc<str>) -> Ignored {
@@ -81,14 +81,12 @@ impl Authors {
     ) -> Result<Arc<str>, Refusal> {
         let is_full = self.0.len() >= MAX_AUTHORS;
         let entry = self.0.entry(Arc::clone(author));
+        if is_full && matches!(entry, Entry::Vacant(_)) {
+            return Err(Refusal::TableFull);
+        }
         let name = Arc::clone(entry.key());
-        let found = match entry {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(_) if is_full => return Err(Refusal::TableFull),
-            Entry::Vacant(new) => {
-                new.insert(Author { backlog: limit.saturating_mul(BACKLOG_HOURS), ..Author::default() })
-            }
-        };
+        let backlog = limit.saturating_mul(BACKLOG_HOURS);
+        let found = entry.or_insert_with(|| Author { backlog, ..Author::default() });
         if found.ignored_until > now {
             return Err(found.refuse(now, Refusal::AuthorIgnored));
         }
@@ -114,7 +112,6 @@ impl Authors {
         self.0.retain(|name, author| {
             phase == Phase::Starting
                 || Arc::strong_count(name) > 1
-                || author.ignored_until > now
                 || author.is_above_limit(now)
                 || !author.hour.is_empty(now)
         });

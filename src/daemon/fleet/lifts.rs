@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use super::verdict::MAX_TIME;
+use crate::control::fleet_protocol::MAX_REMAINING;
 use crate::ledger::{FleetLift, LiftedBy};
 use crate::types::{BanTarget, Timestamp};
 
@@ -42,7 +42,7 @@ pub(super) struct Lifts {
 impl Lifts {
     /// Lifts `target` for four hours.
     pub(super) fn insert(&mut self, now: Timestamp, target: BanTarget, by: LiftedBy) {
-        let until = now.after(MAX_TIME);
+        let until = now.after(MAX_REMAINING);
         if let Some(known) = self.lifts.get_mut(&target) {
             known.until = known.until.max(until);
             if by == LiftedBy::Host && known.by == LiftedBy::Fleet {
@@ -91,7 +91,7 @@ impl Lifts {
     /// Restores the lifts from the ledger at the start. `now` and `wall` are the same moment.
     pub(super) fn restore(&mut self, now: Timestamp, wall: SystemTime, lifts: &[FleetLift]) {
         for FleetLift { target, until, by } in lifts {
-            let left = until.duration_since(wall).unwrap_or_default().min(MAX_TIME + STEP);
+            let left = until.duration_since(wall).unwrap_or_default().min(MAX_REMAINING + STEP);
             if !left.is_zero() && self.has_room(*by) {
                 self.by_host += usize::from(*by == LiftedBy::Host);
                 self.lifts.insert(*target, Lift { until: now.after(left), by: *by });

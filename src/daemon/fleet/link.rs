@@ -28,16 +28,15 @@ impl Default for Link {
 
 impl Link {
     /// Applies the fleet process's report about its connection to the server of `fleet`. Returns the event to log.
-    pub(super) fn update(&mut self, state: LinkState, ignored: &[IgnoredAuthor], fleet: &str) -> Option<EventKind> {
+    pub(super) fn update(&mut self, mut state: LinkState, ignored: &[IgnoredAuthor], fleet: &str) -> Option<EventKind> {
         self.heard = Instant::now();
         let text = |text: &str| quotable(text, 4 * MAX_TEXT_LEN);
         let ignored = ignored.iter().filter(|one| parse_fleet_name(&one.author).is_ok()).take(MAX_IGNORED);
         self.ignored =
             ignored.map(|one| IgnoredAuthor { author: one.author.clone(), reason: text(&one.reason) }).collect();
-        let state = match state {
-            LinkState::Connected => LinkState::Connected,
-            LinkState::Away(reason) => LinkState::Away(text(&reason)),
-        };
+        if let LinkState::Away(reason) = &mut state {
+            *reason = text(reason);
+        }
         self.change(state, fleet)
     }
 

@@ -73,6 +73,8 @@ pub(super) struct Fleet {
     author_lines: LineLimiter,
     link_lines: LineLimiter,
     refusal_lines: LineLimiter,
+    /// The events that are not logged yet.
+    events: Vec<EventKind>,
     host: Arc<Host>,
     /// False if scans are only logged.
     enforces: bool,
@@ -99,6 +101,7 @@ impl Fleet {
             author_lines: LineLimiter::new(MAX_AUTHOR_LINES, MINUTE),
             link_lines: LineLimiter::new(MAX_LINK_LINES, MINUTE),
             refusal_lines: LineLimiter::new(MAX_REFUSAL_LINES, MINUTE),
+            events: Vec::new(),
             host,
             enforces,
             expired_at: Instant::now(),
@@ -155,65 +158,59 @@ impl Fleet {
 
     /// Does the work that [`Fleet::next`] has returned; returns the events to log.
     pub(super) fn work(&mut self, work: Option<IncomingFleetRequest>) -> Vec<EventKind> {
-        let mut events = Vec::new();
         match work {
             None => self.refill(),
             Some(IncomingFleetRequest::OwnBans { reply }) => {
                 let _ = reply.send(self.own_bans.in_force(SystemTime::now()));
             }
-            Some(IncomingFleetRequest::Refused { reason }) => events.extend(self.name_refusal(&reason)),
+            Some(IncomingFleetRequest::Refused { reason }) => self.log_refusal(&reason),
             Some(IncomingFleetRequest::Request { request, reply }) => {
-                let answer = self.handle(request, &mut events);
-                if let FleetReply::Refused { reason } = &answer {
-                    events.extend(self.name_refusal(reason));
-                }
+                let answer = self.handle(request).unwrap_or_else(|reason| {
+                    self.log_refusal(&reason);
+                    FleetReply::Refused { reason }
+                });
                 // The client may have disconnected.
                 let _ = reply.send(answer);
             }
         }
-        events.extend(self.kernel_error());
-        events
+        self.take_events()
     }
 
-    fn handle(&mut self, request: FleetRequest, events: &mut Vec<EventKind>) -> FleetReply {
-        match request {
+    /// Handles a request; returns the reason if it is refused as a whole.
+    fn handle(&mut self, request: FleetRequest) -> Result<FleetReply, String> {
+        Ok(match request {
             FleetRequest::Reports { reports, .. } if reports.len() > MAX_REPORTS => {
-                FleetReply::Refused { reason: format!("refused: more than {MAX_REPORTS} reports in one request") }
+                return Err(format!("refused: more than {MAX_REPORTS} reports in one request"));
             }
             FleetRequest::Reports { reports, scan_ends } => {
-                let outcomes = self.judge(&reports, events);
+                let outcomes = self.judge(&reports);
                 if scan_ends {
                     self.acceptance.end_scan();
                 }
                 FleetReply::Reports { outcomes }
             }
-            FleetRequest::Lift { target } => match parse_network(&target).and_then(BanTarget::of_prefix) {
-                Ok(target) => {
-                    let lifted = self.lift(target, LiftedBy::Fleet);
-                    if lifted {
-                        let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");
-                        events.extend(self.line(text));
-                    }
-                    FleetReply::Lifted { lifted }
+            FleetRequest::Lift { target } => {
+                let target = parse_network(&target).and_then(BanTarget::of_prefix);
+                let target = target.map_err(|_| "refused: the target of a lift is not an address or a /64")?;
+                let lifted = self.lift(target, LiftedBy::Fleet);
+                if lifted {
+                    let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");
+                    self.events.extend(limited(&mut self.ban_lines, Some(EventKind::Note(text))));
                 }
-                Err(_) => FleetReply::Refused {
-                    reason: "refused: the target of a lift is not an address or a /64".to_owned(),
-                },
-            },
+                FleetReply::Lifted { lifted }
+            }
             FleetRequest::Link { state, ignored } => {
                 let event = self.link.update(state, &ignored, &self.config.name);
-                events.extend(limited(&mut self.link_lines, event));
+                self.events.extend(limited(&mut self.link_lines, event));
                 self.follow_link();
                 FleetReply::Noted
             }
-            FleetRequest::Watch {} => {
-                FleetReply::Refused { reason: "subscriptions are served by the socket itself".to_owned() }
-            }
-        }
+            FleetRequest::Watch {} => return Err("subscriptions are served by the socket itself".to_owned()),
+        })
     }
 
     /// Judges `reports` and applies the resulting bans.
-    fn judge(&mut self, reports: &[FleetReport], events: &mut Vec<EventKind>) -> Vec<ReportOutcome> {
+    fn judge(&mut self, reports: &[FleetReport]) -> Vec<ReportOutcome> {
         let (now, shadow) = (boot_time(), self.is_shadow());
         let mut bans = BTreeMap::new();
         let mut fresh = BTreeSet::new();
@@ -221,7 +218,7 @@ impl Fleet {
         for report in reports {
             let verdict = self.acceptance.judge(now, report, exempt(&self.host));
             outcomes.push(match verdict {
-                Verdict::Blocks { target, until, step } => {
+                Ok(Verdict::Blocks { target, until, step }) => {
                     self.accepted += 1;
                     if step.is_some() {
                         bans.insert(target, Expiry::After(until.since(now).max(Duration::from_secs(1))));
@@ -231,15 +228,15 @@ impl Fleet {
                     }
                     if shadow { ReportOutcome::Shadowed } else { ReportOutcome::Accepted }
                 }
-                Verdict::Waits { authors } => {
+                Ok(Verdict::Waits { authors }) => {
                     self.accepted += 1;
                     ReportOutcome::Waiting { authors }
                 }
-                Verdict::Refused(refusal) => {
+                Err(refusal) => {
                     self.refused += 1;
                     let reason = refusal.to_string();
                     let event = self.faulty.count(&report.author, refusal);
-                    events.extend(limited(&mut self.author_lines, event));
+                    self.events.extend(limited(&mut self.author_lines, event));
                     ReportOutcome::Refused { reason }
                 }
             });
@@ -255,7 +252,7 @@ impl Fleet {
                 let verb = if ban.state == FleetBanState::Blocked { "is " } else { "" };
                 format!("fleet: {target} {verb}{ban}")
             });
-            events.extend(text.and_then(|text| self.line(text)));
+            self.events.extend(limited(&mut self.ban_lines, text.map(EventKind::Note)));
         }
         for Ignored { author, for_s, .. } in self.acceptance.authors.newly_above_limit(now) {
             let limit = self.config.accept.max_per_author_per_hour;
@@ -268,15 +265,15 @@ impl Fleet {
                      check that host, it may be compromised"
                 )),
             };
-            events.extend(limited(&mut self.author_lines, Some(event)));
+            self.events.extend(limited(&mut self.author_lines, Some(event)));
         }
         outcomes
     }
 
     /// Logs a refused request of the fleet process.
-    fn name_refusal(&mut self, reason: &str) -> Option<EventKind> {
+    fn log_refusal(&mut self, reason: &str) {
         let text = format!("fleet: a request of the fleet process was {}", quotable(reason, MAX_REFUSAL_LEN));
-        limited(&mut self.refusal_lines, Some(EventKind::Error(text)))
+        self.events.extend(limited(&mut self.refusal_lines, Some(EventKind::Error(text))));
     }
 
     /// Records a lost connection, because reports of other hosts accumulate until it is back.
@@ -284,11 +281,6 @@ impl Fleet {
         if self.link.is_away() {
             self.acceptance.lose_link();
         }
-    }
-
-    /// Returns an event for a line about a single ban, unless there were too many in this minute.
-    fn line(&mut self, text: String) -> Option<EventKind> {
-        self.ban_lines.admit(boot_time()).then_some(EventKind::Note(text))
     }
 
     /// Lifts the ban of `target`, which stays lifted as long as reports of it exist. Returns true if it was blocked.
@@ -360,10 +352,14 @@ impl Fleet {
         self.refill_at = Some(Instant::now() + delay);
     }
 
-    fn kernel_error(&mut self) -> Option<EventKind> {
-        let error = self.last_error.take()?;
-        let text = format!("fleet: cannot change the kernel's sets: {error}; retrying");
-        limited(&mut self.ban_lines, Some(EventKind::Error(text)))
+    /// Takes the events to log, with the last error of the kernel.
+    fn take_events(&mut self) -> Vec<EventKind> {
+        let error = self
+            .last_error
+            .take()
+            .map(|error| EventKind::Error(format!("fleet: cannot change the kernel's sets: {error}; retrying")));
+        self.events.extend(limited(&mut self.ban_lines, error));
+        std::mem::take(&mut self.events)
     }
 
     /// Applies another configuration.
@@ -387,8 +383,7 @@ impl Fleet {
 
     /// Does the work that is due every second; returns the events to log.
     pub(super) fn tick(&mut self) -> Vec<EventKind> {
-        let mut events = Vec::new();
-        events.extend(self.link.check(&self.config.name));
+        self.events.extend(self.link.check(&self.config.name));
         self.follow_link();
         if self.in_kernel == self.is_shadow() && self.refill_at.is_none() {
             self.refill_at = Some(Instant::now());
@@ -402,10 +397,10 @@ impl Fleet {
         let limiters = [&mut self.ban_lines, &mut self.author_lines, &mut self.link_lines, &mut self.refusal_lines];
         let left_out: u64 = limiters.into_iter().filter_map(|lines| lines.turn(boot_time())).sum();
         if left_out > 0 {
-            events.push(EventKind::Note(format!("fleet: {} suppressed in the last minute", counted(left_out, "line"))));
+            let left_out = counted(left_out, "line");
+            self.events.push(EventKind::Note(format!("fleet: {left_out} suppressed in the last minute")));
         }
-        events.extend(self.kernel_error());
-        events
+        self.take_events()
     }
 }
 

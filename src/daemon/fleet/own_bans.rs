@@ -58,11 +58,11 @@ impl OwnBans {
         }
     }
 
-    /// Adds a ban in force since `at`; `None` if a second backend reports the same ban.
+    /// Adds a ban in force since `at`; `None` for a network, and if a second backend reports the same ban.
     fn add(&mut self, ban: &Ban, at: SystemTime) -> Option<OwnBanEvent> {
         let target = ban.probe.target;
         let until = ban.expiry.span().and_then(|span| at.checked_add(span));
-        if matches!(target, BanTarget::Prefix(_)) || self.0.get(&target).is_some_and(|known| known.until == until) {
+        if self.0.get(&target).is_some_and(|known| known.until == until) {
             return None;
         }
         let handshakes = ban.ports.iter().filter(|(.., class)| *class == Class::Connect).count();

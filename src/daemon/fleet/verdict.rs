@@ -1,20 +1,16 @@
-//! Defines the result of judging a report, with the reason for a refusal.
+//! Defines the result of judging a report, and the reasons for a refusal.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::config::parse_network;
 use crate::types::{BanTarget, Timestamp};
 
-/// Maximum duration of a report, and of a ban based on it.
-pub(super) const MAX_TIME: Duration = Duration::from_secs(4 * 3_600);
-
 /// Minimum number of distinct closed ports with completed handshakes for proven evidence.
 pub(super) const MIN_PROVEN_PORTS: u32 = 5;
 
-/// The result of judging a report.
+/// The result of judging a report that counts.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -26,10 +22,7 @@ pub(super) enum Verdict {
         step: Option<Step>,
     },
     /// Reports of this many further authors are needed.
-    Waits {
-        authors: u32,
-    },
-    Refused(Refusal),
+    Waits { authors: u32 },
 }
 
 /// The change of a ban by a report.
@@ -79,24 +72,8 @@ pub(super) enum Refusal {
 impl Refusal {
     /// True if no correctly working host sends such a report. Its author is then logged.
     pub(super) fn is_fault(&self) -> bool {
-        match self {
-            Self::NoAuthor
-            | Self::OwnName
-            | Self::NoTime
-            | Self::TooLong
-            | Self::NoClass
-            | Self::NoTarget
-            | Self::Exempt(_) => true,
-            Self::Lifted
-            | Self::Forgeable
-            | Self::HourOver
-            | Self::TooFewPorts
-            | Self::AuthorIgnored
-            | Self::AuthorFull
-            | Self::Ceiling
-            | Self::SetFull
-            | Self::TableFull => false,
-        }
+        use Refusal::{Exempt, NoAuthor, NoClass, NoTarget, NoTime, OwnName, TooLong};
+        matches!(self, NoAuthor | OwnName | NoTime | TooLong | NoClass | NoTarget | Exempt(_))
     }
 
     /// True if this host currently accepts no reports of any author.

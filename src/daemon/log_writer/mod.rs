@@ -15,7 +15,7 @@ use crate::events::channel::Sender;
 use crate::events::classic_log::Wording;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::EventRecord;
-use crate::events::json_log::{FileEvent, LineFile};
+use crate::events::json_log::{self, LineFile, OpenFile};
 use crate::events::log;
 use crate::events::log_limiter::LogLimiter;
 use crate::types::{Backend, Expiry, LineLimiter, MINUTE, Protocol, counted};
@@ -89,18 +89,14 @@ impl LogWriter {
         }
         self.file = None;
         let Some(path) = &report.json_file else { return };
-        let events = self.events.clone();
-        let tell = move |notice| {
-            events.emit(match notice {
-                FileEvent::Failed(text) => EventKind::Error(text),
-                FileEvent::Recovered(text) => EventKind::Note(text),
-            });
+        let open: OpenFile = match self.opened_by.clone() {
+            Some((file, helper)) if file == *path => Box::new(move || helper.open_log()),
+            _ => {
+                let path = path.clone();
+                Box::new(move || json_log::open(&path))
+            }
         };
-        let started = match self.opened_by.clone() {
-            Some((file, helper)) if file == *path => LineFile::start_with(path, move || helper.open_log(), tell),
-            _ => LineFile::start(path, tell),
-        };
-        match started {
+        match LineFile::start(path, open, self.events.clone()) {
             Ok(file) => self.file = Some(file),
             Err(error) => {
                 let text = format!("report.json_file: cannot start the writer thread: {error}");

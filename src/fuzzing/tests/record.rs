@@ -3,9 +3,8 @@
 //!
 //!     cargo test --lib -- --ignored record
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::TcpListener;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
@@ -21,7 +20,6 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::netlink::nft::{self, Batch, RulesetSpec};
 use crate::netlink::socket;
@@ -166,21 +164,10 @@ fn rtnetlink() {
     let mut next_hops = [0; 24];
     next_hops[..8].copy_from_slice(&[24, 0, 0, 0, 106, 0, 1, 3]);
     keep("rtnetlink", "next_hops", answers(NETLINK_ROUTE, &next_hops));
-    keep(
-        "rtnetlink",
-        "refusal",
-        answers(NETLINK_ROUTE, &{
-            let mut unknown = next_hops;
-            unknown[4] = 250;
-            unknown
-        }),
-    );
-    let notifications = arrived(&monitor);
-    keep(
-        "rtnetlink",
-        "told",
-        notifications.iter().filter(|datagram| datagram[4] > 19 || datagram.len() < 200).cloned(),
-    );
+    next_hops[4] = 250;
+    keep("rtnetlink", "refusal", answers(NETLINK_ROUTE, &next_hops));
+    let told = arrived(&monitor).into_iter().filter(|datagram| datagram[4] > 19 || datagram.len() < 200);
+    keep("rtnetlink", "told", told);
 }
 
 fn sock_diag() {
@@ -210,18 +197,11 @@ fn sock_diag() {
 #[test]
 #[ignore = "rewrites the corpus"]
 fn record_kernel_messages() {
-    let name = format!("psfuzz{}", std::process::id());
-    ip(&format!("netns add {name}"));
-    let inside = || {
-        let file = File::open(format!("/run/netns/{name}")).unwrap();
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    netns_lab::Namespace::new().inside(|| {
         rtnetlink();
         nf_tables();
         sock_diag();
-    };
-    let done = std::thread::scope(|scope| scope.spawn(inside).join());
-    ip(&format!("netns del {name}"));
-    done.unwrap();
+    });
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! needs is never blocked because of a report.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,9 @@ use ipnet::IpNet;
 use super::authors::{Authors, BACKLOG_HOURS, Phase, take_backlog};
 use super::lifts::Lifts;
 use super::pace::HourCount;
-use super::verdict::{MAX_TIME, MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
+use super::verdict::{MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
 use crate::config::{FleetAccept, parse_fleet_name};
-use crate::control::fleet_protocol::FleetReport;
+use crate::control::fleet_protocol::{FleetReport, MAX_REMAINING};
 use crate::engine::{Class, Grade};
 use crate::ledger::LiftedBy;
 use crate::types::{BanTarget, Expiry, HOUR, Timestamp};
@@ -60,7 +61,7 @@ pub(super) struct Entry {
 }
 
 pub(super) struct Acceptance {
-    /// Other rules apply to later reports; existing bans stay until their end.
+    /// Existing bans stay until their end if the rules change.
     pub(super) rules: FleetAccept,
     /// Name of this host.
     own: String,
@@ -107,15 +108,6 @@ impl Acceptance {
         now: Timestamp,
         report: &FleetReport,
         exempt: impl Fn(IpNet) -> Option<String>,
-    ) -> Verdict {
-        self.try_judge(now, report, exempt).unwrap_or_else(Verdict::Refused)
-    }
-
-    fn try_judge(
-        &mut self,
-        now: Timestamp,
-        report: &FleetReport,
-        exempt: impl Fn(IpNet) -> Option<String>,
     ) -> Result<Verdict, Refusal> {
         let FleetReport { author, remaining_s, grade, distinct_ports, .. } = report;
         parse_fleet_name(author).map_err(|_| Refusal::NoAuthor)?;
@@ -126,7 +118,7 @@ impl Acceptance {
         if remaining.is_zero() {
             return Err(Refusal::NoTime);
         }
-        if remaining > MAX_TIME {
+        if remaining > MAX_REMAINING {
             return Err(Refusal::TooLong);
         }
         let class = Class::from_key(&report.class).ok_or(Refusal::NoClass)?;
@@ -146,9 +138,12 @@ impl Acceptance {
         let known = self.targets.get(&target);
         let place = known.and_then(|entry| entry.reports.iter().position(|one| one.author == report.author));
         if place.is_none() {
-            if known
-                .map_or_else(|| self.targets.len() >= self.max_targets(), |entry| entry.reports.len() >= MAX_REPORTS)
-            {
+            let is_full = match known {
+                Some(entry) => entry.reports.len() >= MAX_REPORTS,
+                // Both sets, and the targets that wait.
+                None => self.targets.len() >= self.max_blocked().saturating_mul(2).saturating_add(MAX_WAITING),
+            };
+            if is_full {
                 return Err(Refusal::TableFull);
             }
             report.author = self.authors.charge(now, &report.author, self.rules.max_per_author_per_hour, self.phase)?;
@@ -166,11 +161,7 @@ impl Acceptance {
         self.decide(now, target)
     }
 
-    /// Maximum number of targets: both sets, and those that wait.
-    fn max_targets(&self) -> usize {
-        self.max_blocked().saturating_mul(2).saturating_add(MAX_WAITING)
-    }
-
+    /// Maximum number of targets in one set.
     fn max_blocked(&self) -> usize {
         usize::try_from(self.rules.size).unwrap_or(usize::MAX)
     }
@@ -189,7 +180,7 @@ impl Acceptance {
             return Ok(match entry.until.filter(|until| *until > now) {
                 // The ban was made before a restart, or its reports are no longer renewed.
                 Some(until) => Verdict::Blocks { target, until, step: None },
-                None if lacking == 0 => Verdict::Refused(Refusal::HourOver),
+                None if lacking == 0 => return Err(Refusal::HourOver),
                 None => Verdict::Waits { authors: u32::try_from(lacking).unwrap_or(u32::MAX) },
             });
         };
@@ -201,15 +192,15 @@ impl Acceptance {
             entry.until = Some(until);
             return Ok(Verdict::Blocks { target, until, step: Some(Step::Longer) });
         }
-        let family = usize::from(target.element().is_ipv6());
-        if self.blocked.get(family).is_some_and(|blocked| *blocked >= max_blocked) {
+        let [v4, v6] = &mut self.blocked;
+        let blocked = if target.element().is_ipv4() { v4 } else { v6 };
+        if *blocked >= max_blocked {
             return Err(Refusal::SetFull);
         }
         if !self.all.admit(now, self.rules.max_bans_per_hour) && !take_backlog(self.phase, &mut self.backlog) {
             return Err(Refusal::Ceiling);
         }
-        let was_counted = entry.until.replace(until).is_some();
-        if !was_counted && let Some(blocked) = self.blocked.get_mut(family) {
+        if entry.until.replace(until).is_none() {
             *blocked += 1;
         }
         Ok(Verdict::Blocks { target, until, step: Some(Step::New) })
@@ -224,7 +215,7 @@ impl Acceptance {
     ) -> Vec<BanTarget> {
         let mut refused = Vec::new();
         for (element, left) in found {
-            let left = left.filter(|left| *left <= MAX_TIME);
+            let left = left.filter(|left| *left <= MAX_REMAINING);
             let wanted = target(&element.to_string()).filter(|(_, network)| exempt(*network).is_none());
             match (wanted, left) {
                 (Some((target, _)), Some(left)) if target == element && self.lifts.until(target).is_none() => {
@@ -273,12 +264,11 @@ impl Acceptance {
     }
 
     fn count_blocked(&mut self) {
-        self.blocked = [0; 2];
-        for target in self.targets.iter().filter(|(_, entry)| entry.until.is_some()).map(|(target, _)| target) {
-            if let Some(blocked) = self.blocked.get_mut(usize::from(target.element().is_ipv6())) {
-                *blocked += 1;
-            }
-        }
+        let blocked = self.targets.iter().filter(|(_, entry)| entry.until.is_some());
+        self.blocked = blocked.fold([0; 2], |[v4, v6], (target, _)| match target.element() {
+            IpAddr::V4(_) => [v4 + 1, v6],
+            IpAddr::V6(_) => [v4, v6 + 1],
+        });
     }
 
     /// The blocked targets with their remaining times.
