@@ -163,8 +163,9 @@ pub(super) fn open(
         let report = reporter(settings.stores.clone(), events.clone(), sensor.clone());
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
-        let queue = SlowQueue::new(&slow, &opened.blocker.backends, command_first, end_connections);
-        opened.blocker.slow = Some(queue.undoing_commands(used.undoes_commands));
+        let mut queue = SlowQueue::new(&slow, &opened.blocker.backends, command_first, end_connections);
+        queue.undoes_commands = used.undoes_commands;
+        opened.blocker.slow = Some(queue);
         opened.slow_backends = Some(slow);
     }
     drop(opened.blocker.keep_reachable(host));
@@ -231,9 +232,9 @@ fn install(
             "table inet portsentry had been changed while portsentry was stopped ({difference}) and has been restored"
         )));
     }
-    if let Installed::Adopted { blocked, blocked6 }
-    | Installed::Rebuilt { blocked, blocked6 }
-    | Installed::Repaired { blocked, blocked6, .. } = installed
+    if let Installed::Adopted((blocked, blocked6))
+    | Installed::Rebuilt((blocked, blocked6))
+    | Installed::Repaired { sizes: (blocked, blocked6), .. } = installed
         && (blocked != spec.size || blocked6 != spec.size)
     {
         messages.push(EventKind::Note(format!(

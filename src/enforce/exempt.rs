@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use crate::types::BanTarget;
 
@@ -15,24 +15,13 @@ pub struct Overlap(pub IpNet);
 
 /// Sorted, without overlaps.
 #[derive(Clone, Debug, Default)]
-pub struct ExemptPrefixes {
-    v4: Vec<Ipv4Net>,
-    v6: Vec<Ipv6Net>,
-}
+pub struct ExemptPrefixes(Vec<IpNet>);
 
 impl ExemptPrefixes {
     pub fn new(prefixes: impl IntoIterator<Item = IpNet>) -> Self {
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for prefix in prefixes {
-            match prefix {
-                IpNet::V4(net) => v4.push(net),
-                IpNet::V6(net) => v6.push(net),
-            }
-        }
-        let (mut v4, mut v6) = (Ipv4Net::aggregate(&v4), Ipv6Net::aggregate(&v6));
-        v4.sort_unstable_by_key(Ipv4Net::network);
-        v6.sort_unstable_by_key(Ipv6Net::network);
-        Self { v4, v6 }
+        let mut all = IpNet::aggregate(&prefixes.into_iter().collect());
+        all.sort_unstable_by_key(IpNet::network);
+        Self(all)
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -49,22 +38,15 @@ impl ExemptPrefixes {
 
     /// The first exempt prefix that overlaps `net`: it contains `net`, or is inside it.
     pub(super) fn overlapping(&self, net: IpNet) -> Option<IpNet> {
-        match net {
-            IpNet::V4(net) => {
-                let first = self.v4.partition_point(|one| one.broadcast() < net.network());
-                self.v4.get(first).filter(|one| one.network() <= net.broadcast()).copied().map(IpNet::V4)
-            }
-            IpNet::V6(net) => {
-                let first = self.v6.partition_point(|one| one.broadcast() < net.network());
-                self.v6.get(first).filter(|one| one.network() <= net.broadcast()).copied().map(IpNet::V6)
-            }
-        }
+        let first = self.0.partition_point(|one| one.broadcast() < net.network());
+        self.0.get(first).copied().filter(|one| one.network() <= net.broadcast())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipnet::Ipv4Net;
     use proptest::prelude::*;
 
     fn net(text: &str) -> IpNet {

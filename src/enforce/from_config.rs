@@ -1,5 +1,6 @@
 //! Derives backend settings from the configuration: the ruleset, and the files with an entry per ban.
 
+use std::array;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,6 @@ use super::EntryStore;
 use super::hosts_deny::HostsDeny;
 use super::nft::{RulesetSpec, Trap};
 use crate::config::{BlockPolicy, Config, Mode, Protocol};
-use crate::types::shared64::MAX_NAT64;
 use crate::types::{Backend, Rate};
 
 impl RulesetSpec {
@@ -47,12 +47,7 @@ fn trap(config: &Config) -> Option<Trap> {
         window: if forgiven == 0 && hold.is_none() { Duration::ZERO } else { whole(config.detect.window) },
         expiry: config.expire.span().map(whole).into(),
         ceiling: Rate::per_minute(config.block.max_new_bans_per_minute),
-        nat64: {
-            let mut uppers = [None; MAX_NAT64];
-            let configured = config.nat64.iter().map(|prefix| u64::try_from(prefix.addr().to_bits() >> 64).ok());
-            uppers.iter_mut().zip(configured).for_each(|(slot, upper)| *slot = upper);
-            uppers
-        },
+        nat64: array::from_fn(|index| u64::try_from(config.nat64.get(index)?.addr().to_bits() >> 64).ok()),
         named_interfaces: !config.interfaces.is_empty(),
         hold,
     })

@@ -51,14 +51,13 @@ pub enum HelperError {
 }
 
 /// The daemon's next request; `None` if it has hung up.
-pub(super) fn next_request<T>(
+pub(super) fn next_request<T: Serialize + DeserializeOwned>(
     socket: &OwnedFd,
     buffer: &mut [u8],
-    read: impl FnOnce(&[u8]) -> Option<T>,
 ) -> Result<Option<T>, HelperError> {
     match retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::TRUNC)) {
         Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
-        Ok((_, length)) => buffer.get(..length).and_then(read).map(Some).ok_or(HelperError::InvalidRequest),
+        Ok((_, length)) => buffer.get(..length).and_then(decode).map(Some).ok_or(HelperError::InvalidRequest),
         Err(error) => Err(HelperError::System(error.into())),
     }
 }

@@ -3,25 +3,19 @@
 use super::BanContext;
 
 /// The name of a macro and its value.
-type Macro = (&'static str, fn(&Values<'_>) -> String);
+type Macro = (&'static str, fn(&str, &BanContext) -> String);
 
 const MACROS: [Macro; 5] = [
-    ("$TARGET$", |values| values.target.to_owned()),
-    ("$PORT$", |values| values.case.port.to_string()),
-    ("$MODE$", |values| values.case.mode().to_owned()),
-    ("$REASON$", |values| values.case.reason().to_owned()),
-    ("$EXPIRES$", |values| values.case.until()),
+    ("$TARGET$", |target, _| target.to_owned()),
+    ("$PORT$", |_, case| case.port.to_string()),
+    ("$MODE$", |_, case| case.mode().to_owned()),
+    ("$REASON$", |_, case| case.reason().to_owned()),
+    ("$EXPIRES$", |_, case| case.until()),
 ];
 
-/// The values of the macros.
-pub(super) struct Values<'a> {
-    /// The blocked address or prefix in the format of the backend.
-    pub(super) target: &'a str,
-    pub(super) case: &'a BanContext,
-}
-
-/// Replaces the macros in `text` with `values`, in one pass: inserted text is never expanded again.
-pub(super) fn expand(text: &str, values: &Values<'_>) -> String {
+/// Replaces the macros in `text` with the values of `case`, in one pass: inserted text is never expanded again. `target` is
+/// the blocked address or prefix in the format of the backend.
+pub(super) fn expand(text: &str, target: &str, case: &BanContext) -> String {
     let mut whole = String::with_capacity(text.len() + 64);
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -29,7 +23,7 @@ pub(super) fn expand(text: &str, values: &Values<'_>) -> String {
         whole.push_str(before);
         match MACROS.iter().find_map(|(name, value)| Some((from.strip_prefix(name)?, value))) {
             Some((after, value)) => {
-                whole.push_str(&value(values));
+                whole.push_str(&value(target, case));
                 rest = after;
             }
             None => {
@@ -64,7 +58,7 @@ mod tests {
     }
 
     fn expanded(text: &str) -> String {
-        expand(text, &Values { target: "192.0.2.7", case: &case("192.0.2.7") })
+        expand(text, "192.0.2.7", &case("192.0.2.7"))
     }
 
     #[test]
@@ -88,9 +82,8 @@ mod tests {
     #[test]
     fn substituted_text_is_not_expanded_again() {
         let case = case("192.0.2.7");
-        let values = Values { target: "$PORT$", case: &case };
-        assert_eq!(expand("$TARGET$", &values), "$PORT$");
-        assert_eq!(expand("$$TARGET$TARGET$", &values), "$$PORT$TARGET$");
+        assert_eq!(expand("$TARGET$", "$PORT$", &case), "$PORT$");
+        assert_eq!(expand("$$TARGET$TARGET$", "$PORT$", &case), "$$PORT$TARGET$");
     }
 
     #[test]

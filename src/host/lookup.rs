@@ -3,6 +3,7 @@
 //!
 //! References: getaddrinfo(3), getnameinfo(3), nsswitch.conf(5), resolv.conf(5).
 
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -148,12 +149,9 @@ pub fn name_of(address: &IpAddr) -> Option<String> {
 /// The addresses in an answer that other hosts can have, sorted, without duplicates, and the number of addresses beyond
 /// [`MAX_ADDRESSES`].
 pub fn usable_addresses(answer: &[SocketAddr]) -> (Vec<IpAddr>, usize) {
-    let mut usable: Vec<IpAddr> = answer.iter().filter_map(|found| usable(*found)).collect();
-    usable.sort_unstable();
-    usable.dedup();
+    let usable: BTreeSet<IpAddr> = answer.iter().filter_map(|found| usable(*found)).collect();
     let left_out = usable.len().saturating_sub(MAX_ADDRESSES);
-    usable.truncate(MAX_ADDRESSES);
-    (usable, left_out)
+    (usable.into_iter().take(MAX_ADDRESSES).collect(), left_out)
 }
 
 /// Returns the address if another host can use it as source. A link-local address without a zone is ambiguous.

@@ -113,16 +113,11 @@ fn is_link_local(address: IpAddr) -> bool {
 
 /// The addresses for which the kernel has a route of type `broadcast`. A network of one or two addresses has none.
 fn broadcasts(networks: &[IpNet]) -> Vec<Ipv4Addr> {
-    let mut all: Vec<_> = networks
-        .iter()
-        .filter_map(|network| match network {
-            IpNet::V4(v4) if v4.prefix_len() < 31 => Some(v4.broadcast()),
-            _ => None,
-        })
-        .collect();
-    all.sort_unstable();
-    all.dedup();
-    all
+    let all = networks.iter().filter_map(|network| match network {
+        IpNet::V4(v4) if v4.prefix_len() < 31 => Some(v4.broadcast()),
+        _ => None,
+    });
+    all.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// All interfaces.

@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use netlink_packet_core::NLM_F_DUMP;
 use rustix::io::Errno;
 
-use super::message::{Attributes, Message, attributes, be_u32, field, put_message};
+use super::message::{Attributes, Message, be_u32, field, ip, put_message};
 use super::sock_diag::Connection;
 use super::socket::{Socket, SocketError};
 use crate::types::Protocol;
@@ -161,29 +161,14 @@ impl Tuple {
 
     /// Reads the attributes of CTA_TUPLE_ORIG or CTA_TUPLE_REPLY.
     fn read(bytes: &[u8]) -> Option<Self> {
-        let (ip, proto) = (field(bytes, TUPLE_IP)?, field(bytes, TUPLE_PROTO)?);
-        let address = |v4: u16, v6: u16| {
-            attributes(ip).find_map(|(kind, value)| {
-                if kind == v4 {
-                    <[u8; 4]>::try_from(value).ok().map(IpAddr::from)
-                } else if kind == v6 {
-                    <[u8; 16]>::try_from(value).ok().map(IpAddr::from)
-                } else {
-                    None
-                }
-            })
-        };
+        let (addresses, proto) = (field(bytes, TUPLE_IP)?, field(bytes, TUPLE_PROTO)?);
+        let address = |v4, v6| ip(field(addresses, v4).or_else(|| field(addresses, v6))?);
         let port = |kind| field(proto, kind)?.try_into().ok().map(u16::from_be_bytes);
         Some(Self {
             protocol: *field(proto, PROTO_NUM)?.first()?,
             source: (address(IP_V4_SRC, IP_V6_SRC)?, port(PROTO_SRC_PORT)?),
             destination: (address(IP_V4_DST, IP_V6_DST)?, port(PROTO_DST_PORT)?),
         })
-    }
-
-    /// True if `other` is the opposite direction of this flow.
-    fn is_reverse_of(&self, other: &Self) -> bool {
-        self.source == other.destination && self.destination == other.source
     }
 }
 
@@ -223,7 +208,8 @@ fn read(answer: &Message<'_>, requested: &Tuple) -> Option<TrackedFlow> {
             _ => TrackedFlow::Published { assured: status & ASSURED != 0 },
         });
     }
-    let answer = if original.is_reverse_of(&reply) { TrackedFlow::Answer } else { TrackedFlow::Translated };
+    let is_reversed = original.source == reply.destination && original.destination == reply.source;
+    let answer = if is_reversed { TrackedFlow::Answer } else { TrackedFlow::Translated };
     (reply == *requested).then_some(answer)
 }
 

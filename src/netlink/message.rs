@@ -1,6 +1,8 @@
 //! Encodes and decodes netlink messages and attributes. Never fails on invalid input: lengths in a reply are checked
 //! against the received bytes, and an invalid header ends the iteration.
 
+use std::net::IpAddr;
+
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer};
 
 /// One message of a reply.
@@ -60,6 +62,12 @@ pub(crate) fn be_u32(value: &[u8]) -> Option<u32> {
 /// Reads a 64-bit attribute value in network order.
 pub(crate) fn be_u64(value: &[u8]) -> Option<u64> {
     value.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// Reads an address: four bytes of IPv4 or sixteen of IPv6.
+pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
 }
 
 /// Reads a text attribute without its terminating zero byte.

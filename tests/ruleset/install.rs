@@ -40,7 +40,7 @@ fn own_table_is_adopted_with_bans() {
     installed(|first| {
         first.block(&[(target("192.0.2.1"), seconds(60))]).unwrap();
         let mut second = Nft::open().unwrap();
-        let adopted = Installed::Adopted { blocked: 131_072, blocked6: 131_072 };
+        let adopted = Installed::Adopted((131_072, 131_072));
         assert_eq!(second.install(&RulesetSpec::default()).unwrap(), adopted);
         assert!(nearly(second.holds(target("192.0.2.1")).unwrap(), 60));
     });
@@ -51,7 +51,7 @@ fn table_loaded_from_file_is_adopted() {
     Namespace::with_loopback().inside(|| {
         load(FILE);
         let installed = Nft::open().unwrap().install(&RulesetSpec { size: 10, ..RulesetSpec::default() }).unwrap();
-        assert_eq!(installed, Installed::Adopted { blocked: 131_072, blocked6: 131_072 });
+        assert_eq!(installed, Installed::Adopted((131_072, 131_072)));
     });
 }
 
@@ -62,7 +62,7 @@ fn used_table_is_adopted() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
         assert!(nft("list ruleset").contains("counter packets 1 bytes 29"));
-        assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted { .. })));
+        assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted(_))));
     });
 }
 
@@ -83,7 +83,7 @@ fn altered_table_is_repaired_at_start() {
             let done = sets.install(&RulesetSpec::default()).unwrap();
             assert!(matches!(&done, Installed::Repaired { difference, .. } if difference.contains(part)), "{done:?}");
             assert!(nearly(sets.holds(source).unwrap(), 60), "bans stay: {change}");
-            assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted { .. })), "{change}");
+            assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted(_))), "{change}");
         });
     }
 }
@@ -103,7 +103,7 @@ fn foreign_objects_stay_and_are_named() {
         installed(|sets| {
             nft(change);
             let before = listing();
-            assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted { .. })), "{change}");
+            assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted(_))), "{change}");
             assert_eq!(listing(), before, "objects of other programs in the table stay");
             assert_eq!(sets.foreign_objects(&RulesetSpec::default()).unwrap(), [name], "{change}");
             nft("flush chain inet portsentry prerouting");

@@ -170,7 +170,7 @@ fn network_sets_appear_when_needed() {
         sets.repair(&WIDE).unwrap();
         sets.block(&[(network("10.1.0.0/16"), seconds(60))]).unwrap();
         for spec in [RulesetSpec::default(), WIDE] {
-            assert!(matches!(sets.install(&spec).unwrap(), Installed::Adopted { .. }));
+            assert!(matches!(sets.install(&spec).unwrap(), Installed::Adopted(_)));
             sets.repair(&spec).unwrap();
             assert_eq!(held(sets), ["10.1.0.0/16", "192.0.2.7"]);
         }

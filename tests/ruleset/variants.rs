@@ -225,8 +225,8 @@ fn ruleset_variants_convert_with_their_bans() {
                 sets.block(&[(target("192.0.2.1"), seconds(60))]).unwrap();
                 let done = sets.install(after).unwrap();
                 let expected = match before == after {
-                    true => Installed::Adopted { blocked: 131_072, blocked6: 131_072 },
-                    false => Installed::Rebuilt { blocked: 131_072, blocked6: 131_072 },
+                    true => Installed::Adopted((131_072, 131_072)),
+                    false => Installed::Rebuilt((131_072, 131_072)),
                 };
                 assert_eq!(done, expected, "{before:?} -> {after:?}");
                 assert!(nearly(sets.holds(target("192.0.2.1")).unwrap(), 60));
@@ -242,7 +242,7 @@ fn changed_log_rate_rebuilds_table() {
     let spec = |rate: &str| RulesetSpec { log_drops: Some(rate.parse().unwrap()), ..RulesetSpec::default() };
     installed_with(spec("1000000/day"), |sets| {
         for rate in ["1/second", "7/hour", "1000000/second"] {
-            assert!(matches!(sets.install(&spec(rate)), Ok(Installed::Rebuilt { .. })), "{rate}");
+            assert!(matches!(sets.install(&spec(rate)), Ok(Installed::Rebuilt(_))), "{rate}");
             assert!(nft("list ruleset").contains(&format!("limit rate {rate} ")), "{rate}");
         }
     });
@@ -278,7 +278,7 @@ fn variant_with_one_change_is_repaired() {
                     _ => result.is_ok(),
                 };
                 assert!(as_expected, "{from} -> {to}, variant {number}: {result:?}");
-                assert!(matches!(nft.install(&spec), Ok(Installed::Adopted { .. })), "{from} -> {to}");
+                assert!(matches!(nft.install(&spec), Ok(Installed::Adopted(_))), "{from} -> {to}");
                 assert!(
                     nft.foreign_objects(&spec).unwrap().is_empty(),
                     "{from} -> {to}: chains of the old kind are gone"

@@ -54,7 +54,7 @@ pub(super) fn former_bans(
 ) -> HashSet<BanTarget> {
     let mut former = HashSet::new();
     for part in targets.chunks(LOOKUP_BATCH) {
-        let length = |target: &BanTarget| Some((*target, nft.length_of(*target).ok().flatten()?));
+        let length = |target: &BanTarget| Some((*target, nft.element_of(*target).ok().flatten()?.length));
         let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
         let found = recorder.ask(move |ledger| {
             let was_lifted =

@@ -11,7 +11,7 @@ use super::prepare;
 use super::process::{Outcome, Ran, run};
 use super::protocol::{MAX_REQUEST_LEN, Request, Which, answer};
 use crate::config::Run;
-use crate::enforce::helper_socket::{HelperError, decode, next_request};
+use crate::enforce::helper_socket::{HelperError, next_request};
 
 /// Runs the commands that the daemon at the other end of `socket` requests, until the daemon hangs up or is gone.
 /// Commands that still run then are terminated, and killed if necessary; when this returns, none is left.
@@ -26,7 +26,7 @@ pub fn serve(socket: &OwnedFd, settings: &Run) -> Result<(), HelperError> {
     thread::scope(|scope| {
         // Dropped before the scope waits for the commands.
         let _hung_up = hung_up;
-        while let Some(Request { number, which, case }) = next_request(socket, &mut buffer, decode)? {
+        while let Some(Request { number, which, case }) = next_request(socket, &mut buffer)? {
             let words = match which {
                 Which::Begin => &settings.command,
                 Which::End => &settings.expire_command,
@@ -72,7 +72,7 @@ mod tests {
     use super::super::protocol::Answer;
     use super::*;
     use crate::enforce::BanContext;
-    use crate::enforce::helper_socket::{encode, pair, receive};
+    use crate::enforce::helper_socket::{decode, encode, pair, receive};
 
     fn settings(script: &str) -> Run {
         let words = ["/bin/sh", "-c", script, "sh", "$TARGET$"].map(str::to_owned);

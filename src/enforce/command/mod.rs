@@ -19,13 +19,12 @@ use std::time::Duration;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::BanContext;
-use super::template::{NAMES, Values, expand, unknown};
+use super::template::{NAMES, expand, unknown};
 use crate::config::Run;
 
 mod helper;
 mod helper_client;
 mod notification;
-mod output;
 mod process;
 mod protocol;
 
@@ -149,9 +148,8 @@ fn is_executable(path: &Path) -> bool {
 /// Prepares `command` for `case`; also returns it as a line for the log.
 fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), RunError> {
     let target = case.target.on_every_link().to_string();
-    let values = Values { target: &target, case };
     let (program, arguments) = command.split_first().ok_or(RunError::Empty)?;
-    let arguments: Vec<String> = arguments.iter().map(|argument| expand(argument, &values)).collect();
+    let arguments: Vec<String> = arguments.iter().map(|argument| expand(argument, &target, case)).collect();
     let line = line(std::iter::once(program).chain(&arguments));
     let mut prepared = start_of(program, arguments)?;
     let (port, source) = (case.port.to_string(), case.source.to_string());

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use super::output::{KEPT, printable};
 use crate::enforce::helper_socket::plain;
+use crate::types::printable::push_escaped;
 
 /// Time between SIGTERM and SIGKILL for a process group.
 const GRACE: Duration = Duration::from_secs(2);
@@ -26,6 +26,9 @@ const SHORT_GRACE: Duration = Duration::from_millis(100);
 /// Maximum number of output bytes read. A command that writes more finds the pipe closed, because reading on would only
 /// keep a core busy.
 const READ: usize = 1 << 20;
+
+/// Number of bytes of a command's output that are kept.
+const KEPT: usize = 4 << 10;
 
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,5 +221,45 @@ fn outcome(status: ExitStatus) -> Outcome {
     match (status.code(), status.signal()) {
         (Some(code), _) => Outcome::Exited(code),
         (None, signal) => Outcome::Killed(signal.unwrap_or_default()),
+    }
+}
+
+/// Converts the output of a command to one line for the log: line ends and invisible characters are escaped as in Rust
+/// (`\n`, `\u{1b}`), invalid UTF-8 becomes U+FFFD. At most [`KEPT`] characters. A command may print bytes that an
+/// attacker chose, which must neither end the line nor control a terminal.
+fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes.get(..KEPT).unwrap_or(bytes));
+    let mut line = String::new();
+    for c in text.trim_end().chars().take(KEPT) {
+        push_escaped(&mut line, c);
+    }
+    match line.char_indices().nth(KEPT) {
+        Some((end, _)) => line.get(..end).unwrap_or_default().to_owned(),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_becomes_one_escaped_line() {
+        assert_eq!(printable(b"done: 192.0.2.7 \"ok\"\n"), "done: 192.0.2.7 \"ok\"");
+        assert_eq!(printable(b"one\ntwo\r\n\n"), "one\\ntwo");
+        assert_eq!(printable(b"\x1b[2J\x07\x9b\x00"), "\\u{1b}[2J\\u{7}\u{fffd}\\0");
+        assert_eq!(printable("\u{9b}1m \u{202e}evil\u{2028}".as_bytes()), "\\u{9b}1m \\u{202e}evil");
+        assert_eq!(printable("Zürich ✓".as_bytes()), "Zürich ✓");
+        for byte in 0..=u8::MAX {
+            let text = printable(&[b'a', byte, b'b']);
+            assert!(!text.chars().any(char::is_control), "{byte:#x}: {text:?}");
+        }
+    }
+
+    #[test]
+    fn long_output_is_cut() {
+        assert_eq!(printable(&[b'x'; 5_000]).len(), KEPT);
+        assert_eq!(printable(&[0x1b; 5_000]).len(), KEPT);
+        assert_eq!(printable("é".repeat(5_000).as_bytes()).chars().count(), KEPT / 2);
     }
 }

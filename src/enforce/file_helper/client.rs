@@ -1,35 +1,34 @@
 //! Sends requests to the file helper, one at a time, and waits for each answer. Once the helper has ended, each request
-//! fails until the daemon is restarted.
+//! fails until the daemon is restarted. Writes hosts.deny with them, for a daemon that cannot write it.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
 use super::protocol::{Answer, MAX_IN_MESSAGE, MAX_MESSAGE_LEN, Request};
-use crate::enforce::BanContext;
 use crate::enforce::helper_socket::{decode, encode};
-use crate::types::BanTarget;
+use crate::enforce::hosts_deny::{HostsDeny, MAX_FILE_LEN};
+use crate::enforce::{BanContext, EntryStore};
+use crate::types::{Backend, BanTarget};
 
 /// The daemon's handle of the file helper. Cheap to clone.
-#[derive(Clone)]
-pub struct FileHelper(Arc<Shared>);
-
-struct Shared {
+#[derive(Clone, Debug)]
+pub struct FileHelper {
     /// Serialises the requests.
-    socket: Mutex<OwnedFd>,
+    socket: Arc<Mutex<OwnedFd>>,
     process: u32,
 }
 
 impl FileHelper {
     /// A handle of the process with id `process` at the other end of `socket` (`SOCK_SEQPACKET`).
     pub fn new(socket: OwnedFd, process: u32) -> Self {
-        Self(Arc::new(Shared { socket: Mutex::new(socket), process }))
+        Self { socket: Arc::new(Mutex::new(socket)), process }
     }
 
     /// Changes hosts.deny: adds lines for `add` and removes the lines of `remove`.
@@ -68,7 +67,7 @@ impl FileHelper {
     }
 
     fn ask(&self, requests: impl Iterator<Item = Request>) -> io::Result<Option<File>> {
-        let Shared { socket, process } = &*self.0;
+        let Self { socket, process } = self;
         let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
         let ended =
             || io::Error::other(format!("process {process}, which writes the file, has ended; restart portsentry"));
@@ -95,8 +94,46 @@ impl FileHelper {
     }
 }
 
-impl fmt::Debug for FileHelper {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FileHelper({})", self.0.process)
+/// hosts.deny, which the helper reads and writes.
+#[derive(Debug)]
+pub struct HelperFile {
+    file: Arc<dyn EntryStore>,
+    helper: FileHelper,
+}
+
+impl HelperFile {
+    pub fn new(file: Arc<dyn EntryStore>, helper: FileHelper) -> Self {
+        Self { file, helper }
+    }
+}
+
+impl EntryStore for HelperFile {
+    fn backend(&self) -> Backend {
+        self.file.backend()
+    }
+
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn describe(&self) -> String {
+        self.file.describe()
+    }
+
+    fn entry(&self, case: &BanContext) -> String {
+        self.file.entry(case)
+    }
+
+    /// The helper does its own check.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn held(&self) -> io::Result<Vec<BanTarget>> {
+        Ok(self.helper.read(MAX_FILE_LEN)?.map_or(Vec::new(), |bytes| HostsDeny::held_in(&bytes)))
+    }
+
+    fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> io::Result<Vec<BanTarget>> {
+        self.helper.edit(add, remove).map(|()| remove.to_vec())
     }
 }

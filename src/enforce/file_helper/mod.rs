@@ -7,10 +7,8 @@
 mod client;
 mod protocol;
 mod server;
-mod store;
 
-pub use client::FileHelper;
+pub use client::{FileHelper, HelperFile};
 #[cfg(any(test, fuzzing))]
 pub(crate) use protocol::fuzz;
 pub use server::{Files, Open, serve};
-pub use store::HelperFile;

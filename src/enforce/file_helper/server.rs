@@ -12,7 +12,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::protocol::{Answer, MAX_MESSAGE_LEN, Request};
 use crate::enforce::BanContext;
-use crate::enforce::helper_socket::{HelperError, decode, encode, next_request};
+use crate::enforce::helper_socket::{HelperError, encode, next_request};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::types::BanTarget;
 
@@ -30,31 +30,25 @@ pub struct Files {
     pub json_file: Option<(PathBuf, Open)>,
 }
 
-/// A change of hosts.deny whose last part is outstanding.
-#[derive(Default)]
-struct Change {
-    add: Vec<BanContext>,
-    remove: Vec<BanTarget>,
-}
-
 /// Serves the daemon at the other end of `socket` until it hangs up.
 ///
 /// # Errors
 /// An invalid request, or a change larger than any that a daemon makes.
 pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), HelperError> {
     let mut buffer = vec![0; MAX_MESSAGE_LEN];
-    let mut change = Change::default();
-    while let Some(request) = next_request(socket, &mut buffer, decode)? {
+    // The change of hosts.deny whose last part is outstanding.
+    let (mut added, mut removed) = (Vec::new(), Vec::new());
+    while let Some(request) = next_request(socket, &mut buffer)? {
         match request {
             Request::Edit { add, remove, last } => {
-                change.add.extend(add);
-                change.remove.extend(remove);
-                if change.add.len().max(change.remove.len()) > MAX_CHANGES {
+                added.extend(add);
+                removed.extend(remove);
+                if added.len().max(removed.len()) > MAX_CHANGES {
                     return Err(HelperError::InvalidRequest);
                 }
                 if last {
-                    let Change { add, remove } = std::mem::take(&mut change);
-                    answer(socket, &edited(files, &add, &remove), None);
+                    answer(socket, &edited(files, &added, &removed), None);
+                    (added, removed) = Default::default();
                 }
             }
             Request::Read => answer_file(socket, files.hosts_deny.as_ref().map(HostsDeny::open)),
@@ -69,10 +63,9 @@ pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), HelperError> {
 fn edited(files: &Files, add: &[BanContext], remove: &[BanTarget]) -> Answer {
     match &files.hosts_deny {
         None => Answer::Failed(NOT_SERVED.to_owned()),
-        Some(hosts_deny) => match hosts_deny.apply(add, remove) {
-            Ok(_) => Answer::Done,
-            Err(error) => Answer::Failed(error.to_string()),
-        },
+        Some(hosts_deny) => {
+            hosts_deny.apply(add, remove).map_or_else(|error| Answer::Failed(error.to_string()), |_| Answer::Done)
+        }
     }
 }
 

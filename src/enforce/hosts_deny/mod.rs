@@ -15,14 +15,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use super::BanContext;
-use super::template::{NAMES, Values, expand, unknown};
-use crate::types::BanTarget;
+use super::template::{NAMES, expand, unknown};
+use super::{BanContext, EntryStore};
+use crate::types::{Backend, BanTarget};
 
 mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod store;
 mod text;
 
 pub(super) use file::LIMIT as MAX_FILE_LEN;
@@ -142,7 +141,7 @@ impl HostsDeny {
 
     /// The line that denies the source of `case`.
     pub fn line(&self, case: &BanContext) -> String {
-        expand(&self.template, &Values { target: &hosts_pattern(case.target), case })
+        expand(&self.template, &hosts_pattern(case.target), case)
     }
 
     /// The targets of own lines, in order; empty if the file does not exist.
@@ -196,6 +195,36 @@ impl HostsDeny {
             let edit = Reading::parse(&[]).edit(&[rule], &HashSet::new());
             edit.is_some_and(|edit| Reading::parse(&edit.text).entries.iter().any(|entry| entry.target == case.target))
         })
+    }
+}
+
+impl EntryStore for HostsDeny {
+    fn backend(&self) -> Backend {
+        Backend::HostsDeny
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn describe(&self) -> String {
+        format!("the line \"{}\" in {}", self.template, self.path.display())
+    }
+
+    fn entry(&self, case: &BanContext) -> String {
+        self.line(case)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        Self::check(self).map_err(io::Error::other)
+    }
+
+    fn held(&self) -> io::Result<Vec<BanTarget>> {
+        Self::held(self).map_err(io::Error::other)
+    }
+
+    fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> io::Result<Vec<BanTarget>> {
+        Self::apply(self, add, remove).map_err(io::Error::other)
     }
 }
 

@@ -34,20 +34,20 @@ impl Nft {
         if bans.len() < MANY {
             return Ok(false);
         }
-        let Some(quiet) = self.pause_monitor() else { return Ok(false) };
+        let Some((pause, mark)) = self.pause_monitor() else { return Ok(false) };
         self.restore_by(bans, nft::put_back)?;
-        Ok(quiet.end(self))
+        Ok(!pause.end(|| !self.is_undisturbed_since(mark)))
     }
 
-    /// Pauses the monitor, if possible.
-    pub(super) fn pause_monitor(&mut self) -> Option<Quiet> {
+    /// Pauses the monitor, if possible; also returns the position at which the pause begins.
+    pub(super) fn pause_monitor(&mut self) -> Option<(PausedSpan, Generation)> {
         let pause = self.monitor_pause.clone()?;
         let mark = self.mark()?;
         // Transactions that were running are over after this; later ones increment the generation.
         await_turn(&mut self.socket);
         // The probe itself changed nothing.
         let mark = Generation { own: self.socket.changes(), ..mark };
-        Some(Quiet { span: pause.begin().ok()?, mark })
+        Some((pause.begin().ok()?, mark))
     }
 
     /// The current position in the kernel's sequence of transactions.
@@ -70,22 +70,4 @@ pub struct Generation {
     /// The kernel's count of all transactions.
     generation: u32,
     own: u32,
-}
-
-/// A pause of the monitor.
-pub(super) struct Quiet {
-    span: PausedSpan,
-    mark: Generation,
-}
-
-impl Quiet {
-    /// Ends the pause; true if no other program changed anything.
-    pub(super) fn end(self, nft: &mut Nft) -> bool {
-        let mut undisturbed = false;
-        self.span.end(|| {
-            undisturbed = nft.is_undisturbed_since(self.mark);
-            !undisturbed
-        });
-        undisturbed
-    }
 }

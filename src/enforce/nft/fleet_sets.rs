@@ -18,8 +18,8 @@ impl Nft {
     pub fn block_for_fleet(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         for set in SETS {
-            let bans: Vec<_> =
-                bans.iter().filter(|(target, _)| Set::fleet_for_target(*target) == set).copied().collect();
+            let of_family = |(target, _): &&(BanTarget, _)| target.element().is_ipv4() == (set == Set::Fleet);
+            let bans: Vec<_> = bans.iter().filter(of_family).copied().collect();
             for bans in bans.chunks(nft::BANS_A_MESSAGE) {
                 self.batch.clear();
                 nft::put_bans_in(&mut self.batch, kernel, set, bans);

@@ -25,12 +25,13 @@ use crate::types::{BanTarget, Expiry};
 use allow_set::Protected;
 pub use backend::NftBackend;
 pub use bulk_restore::Generation;
+use prefixes::as_wide;
 use transaction::Change;
 pub use trap::{DecoyCounts, Hold, HoldCounts, TrapUsage};
 
 pub use crate::netlink::nft::{
-    DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, TRAP_BURST, Trap,
-    Watched,
+    DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, SetSizes,
+    TRAP_BURST, Trap, Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 
@@ -150,9 +151,8 @@ impl Nft {
         nft::has_repeated_rules(&mut self.socket)
     }
 
-    /// The result of [`Nft::install`] without changing anything: the sizes of the sets for IPv4 and IPv6, `None` if
-    /// there is no table.
-    pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
+    /// The result of [`Nft::install`] without changing anything; `None` if there is no table.
+    pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<SetSizes>, RulesetError> {
         nft::examine(&mut self.socket, spec)
     }
 
@@ -192,7 +192,7 @@ impl Nft {
     /// [`BlockError::Gone`] if the table must be installed first; [`BlockError::Failed`] with the targets that are not
     /// blocked, while the others are.
     pub fn block(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
-        if bans.iter().any(|(target, _)| is_wide(*target)) {
+        if bans.iter().any(|(target, _)| as_wide(*target).is_some()) {
             let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);
             return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
         }
@@ -244,15 +244,16 @@ impl Nft {
 
     /// Restores bans that the kernel has lost. A target that is still blocked stays blocked.
     pub fn put_back(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
-        let quiet = if bans.len() < bulk_restore::MANY { None } else { self.pause_monitor() };
+        let pause = if bans.len() < bulk_restore::MANY { None } else { self.pause_monitor() };
         let done = self.restore_by(bans, nft::put_back);
         // The monitor reports changes by other programs in the meantime.
-        quiet.map(|quiet| quiet.end(self));
+        pause.map(|(pause, mark)| pause.end(|| !self.is_undisturbed_since(mark)));
         done
     }
 
     fn restore_by(&mut self, bans: &[RestoredBan], put: impl Fn(&mut Batch, &[RestoredBan])) -> Result<(), BlockError> {
-        let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().copied().partition(|(target, ..)| is_wide(*target));
+        let (wide, narrow): (Vec<_>, Vec<_>) =
+            bans.iter().copied().partition(|(target, ..)| as_wide(*target).is_some());
         let done = self.change(Change::Block, &narrow, put, |(target, ..)| *target);
         if wide.is_empty() {
             return done;
@@ -267,7 +268,7 @@ impl Nft {
         let put = |batch: &mut Batch, targets: &[BanTarget]| {
             targets.iter().for_each(|target| nft::put_lift(batch, kernel, *target));
         };
-        let (wide, narrow): (Vec<_>, Vec<_>) = targets.iter().copied().partition(|target| is_wide(*target));
+        let (wide, narrow): (Vec<_>, Vec<_>) = targets.iter().copied().partition(|target| as_wide(*target).is_some());
         let done = self.change(Change::Lift, &narrow, put, |target| *target);
         if wide.is_empty() {
             return done;
@@ -284,15 +285,11 @@ impl Nft {
         Ok(self.element_of(target)?.map(|found| found.remaining))
     }
 
-    /// Returns the whole time for which `target` was blocked, if it is blocked now: `Some(None)` without an expiry.
+    /// Returns the element that blocks `target` now.
     ///
     /// # Errors
     /// As for [`Nft::holds`].
-    pub fn length_of(&mut self, target: BanTarget) -> Result<Option<Option<Duration>>, BlockError> {
-        Ok(self.element_of(target)?.map(|found| found.length))
-    }
-
-    fn element_of(&mut self, target: BanTarget) -> Result<Option<Bound>, BlockError> {
+    pub(crate) fn element_of(&mut self, target: BanTarget) -> Result<Option<Bound>, BlockError> {
         if let BanTarget::Prefix(network) = target {
             return self.interval_of(network);
         }
@@ -379,10 +376,6 @@ impl BlockError {
     fn in_table(error: SocketError) -> Self {
         if error.is(Errno::NOENT) { Self::Gone } else { error.into() }
     }
-}
-
-fn is_wide(target: BanTarget) -> bool {
-    matches!(target, BanTarget::Prefix(_))
 }
 
 /// Combines the results for single targets and networks.

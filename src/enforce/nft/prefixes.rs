@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{BlockError, Bound, Failed, Failure, Nft};
-use crate::netlink::nft::{self, Element, Remaining, RestoredBan, Set};
+use crate::netlink::nft::{self, Batch, KernelFeatures, Remaining, RestoredBan, Set};
 use crate::netlink::socket::SocketError;
 use crate::types::{BanTarget, Expiry, Prefix};
 
@@ -37,9 +37,9 @@ impl Nft {
         let (mut inside, mut there) = (Vec::new(), false);
         for _ in 0..MAX_ATTEMPTS {
             self.batch.clear();
-            inside.iter().for_each(|other| nft::put_network_lift(&mut self.batch, *other));
+            inside.iter().for_each(|other| put_lift(&mut self.batch, *other));
             let put = if there { nft::put_network } else { nft::put_new_network };
-            put(&mut self.batch, network, length, left);
+            put(&mut self.batch, (BanTarget::Prefix(network), length, left));
             answer = self.socket.transact(&mut self.batch);
             match &answer {
                 Ok(()) => return Ok(Ok(())),
@@ -75,7 +75,7 @@ impl Nft {
         for target in targets {
             let Some(network) = as_wide(*target) else { continue };
             self.batch.clear();
-            nft::put_network_lift(&mut self.batch, network);
+            put_lift(&mut self.batch, network);
             match self.socket.transact(&mut self.batch) {
                 Ok(()) => {}
                 // The ban or the set does not exist.
@@ -112,18 +112,22 @@ impl Nft {
     pub(super) fn networks(&mut self) -> Result<Option<Vec<(BanTarget, Remaining)>>, BlockError> {
         let mut all = Vec::new();
         for set in [Set::BlockedNets, Set::BlockedNets6] {
-            let networks = match self.read_set(set, Vec::new, |bounds, bound| bounds.push(bound)) {
-                Ok(bounds) => nft::networks(bounds).into_iter(),
+            match self.read_set(set, Vec::new, |bounds, bound| bounds.push(bound)) {
+                Ok(bounds) => all.extend(nft::networks(bounds)),
                 Err(BlockError::Gone) => return Ok(None),
                 Err(error) => return Err(error),
-            };
-            all.extend(networks.map(|Element { target, remaining }| (target, remaining)));
+            }
         }
         Ok(Some(all))
     }
 }
 
-fn as_wide(target: BanTarget) -> Option<Prefix> {
+/// Appends the deletion of a ban of `network`, which fails if there is no ban of exactly this network.
+fn put_lift(batch: &mut Batch, network: Prefix) {
+    nft::put_lift(batch, KernelFeatures::oldest(), BanTarget::Prefix(network));
+}
+
+pub(super) fn as_wide(target: BanTarget) -> Option<Prefix> {
     if let BanTarget::Prefix(wide) = target { Some(wide) } else { None }
 }
 

@@ -16,7 +16,6 @@
 //!
 //! A removal that fails is retried until it succeeds.
 
-mod backend;
 mod failure;
 mod route_table;
 
@@ -26,10 +25,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
-use crate::enforce::ExemptPrefixes;
+use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
+use crate::engine::ActiveBan;
 pub use crate::netlink::routes::{PROTOCOL, Refusal, RouteError};
-use crate::netlink::routes::{RouteLookup, RouteSocket};
-use crate::types::{BanTarget, Expiry, RouteKind, Timestamp};
+use crate::netlink::routes::{Route, RouteSocket, is_closed};
+use crate::types::{Backend, BanTarget, Expiry, RouteKind, Timestamp};
 
 pub use failure::{BlockError, Failed, Failure};
 use route_table::RouteTable;
@@ -48,7 +48,6 @@ pub struct Lifted {
 pub struct Routes {
     socket: RouteSocket,
     kind: RouteKind,
-    size: usize,
     held: RouteTable,
     exempt: ExemptPrefixes,
     /// Own routes from before the start that no ban has claimed yet; true for those of the configured kind.
@@ -66,7 +65,6 @@ impl Routes {
         Ok(Self {
             socket: RouteSocket::open()?,
             kind,
-            size,
             held: RouteTable::new(size),
             exempt: ExemptPrefixes::default(),
             leftovers: HashMap::new(),
@@ -103,11 +101,12 @@ impl Routes {
         let mut asked = Vec::with_capacity(bans.len());
         for (target, expiry) in bans {
             match self.admit(*target) {
-                Ok(net) => {
-                    let known = self.leftovers.remove(&net).unwrap_or(false) || self.held.is_wanted(*target);
+                Ok(()) => {
+                    let known =
+                        self.leftovers.remove(&target.network()).unwrap_or(false) || self.held.is_wanted(*target);
                     // Stored before the route is added, so that it ends even if its acknowledgement is lost.
                     self.held.keep(*target, expiry.span().map(|span| now.after(span)));
-                    asked.push(Asked { target: *target, net, known });
+                    asked.push((*target, known));
                 }
                 Err(reason) => failed.push(Failed { target: *target, reason }),
             }
@@ -119,8 +118,8 @@ impl Routes {
                 failed.extend(refused);
             }
             Err(error) => {
-                let unsure = asked.iter().filter(|asked| !asked.known);
-                unsure.for_each(|asked| self.held.give_up(asked.target, now));
+                let unsure = asked.iter().filter(|(_, known)| !known);
+                unsure.for_each(|(target, _)| self.held.give_up(*target, now));
                 return Err(error.into());
             }
         }
@@ -227,8 +226,12 @@ impl Routes {
         self.held.wanted()
     }
 
+    fn add_all(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        BlockError::refusals(self.block(bans, now), Backend::Route, bans.iter().map(|(target, _)| *target))
+    }
+
     /// Checks that a route to `target` may be added.
-    fn admit(&self, target: BanTarget) -> Result<IpNet, Failure> {
+    fn admit(&self, target: BanTarget) -> Result<(), Failure> {
         let net = target.network();
         match net {
             IpNet::V6(v6) if v6.addr().is_unicast_link_local() => return Err(Failure::LinkLocal),
@@ -239,26 +242,26 @@ impl Routes {
             _ => {}
         }
         self.exempt.check(target)?;
-        if self.held.has_room_for(target) { Ok(net) } else { Err(Failure::Full { size: self.size }) }
+        if self.held.has_room_for(target) { Ok(()) } else { Err(Failure::Full { size: self.held.size }) }
     }
 
-    /// Adds the missing routes; returns those that the kernel refused.
-    fn add_missing(&mut self, asked: &[Asked]) -> Result<Vec<Failed>, RouteError> {
+    /// Adds the missing routes; returns those that the kernel refused. A target is marked if it is already in force, with
+    /// a route of the wanted kind.
+    fn add_missing(&mut self, asked: &[(BanTarget, bool)]) -> Result<Vec<Failed>, RouteError> {
         let mut failed = Vec::new();
-        let nets: Vec<IpNet> = asked.iter().map(|asked| asked.net).collect();
+        let nets: Vec<IpNet> = asked.iter().map(|(target, _)| target.network()).collect();
         let lookups = self.socket.look_up(&nets)?;
         let mut new = Vec::with_capacity(asked.len());
-        for (asked, lookup) in asked.iter().zip(lookups) {
-            let (target, kind) = (asked.target, self.kind.toward(asked.net));
+        for (((target, known), net), lookup) in asked.iter().copied().zip(nets).zip(lookups) {
             match lookup {
-                RouteLookup::Route { prefix_len, protocol, .. }
-                    if prefix_len == asked.net.prefix_len() && protocol != PROTOCOL =>
+                Ok(Route { net: found, protocol, .. })
+                    if found.prefix_len() == net.prefix_len() && protocol != PROTOCOL =>
                 {
                     failed.push(Failed { target, reason: Failure::Taken(Some(protocol)) });
                 }
                 // The result may come from a surrounding blackhole of another program, which may disappear.
-                _ if asked.known && lookup.is_closed(asked.net, kind) => {}
-                _ => new.push((target, (asked.net, kind))),
+                _ if known && is_closed(&lookup, net, self.kind.toward(net)) => {}
+                _ => new.push(target),
             }
         }
         let present = self.add(&new, &mut failed)?;
@@ -266,28 +269,29 @@ impl Routes {
             return Ok(failed);
         }
         // A route with the same metric exists: an own one of another kind is replaced, a foreign one is kept.
-        let nets: Vec<IpNet> = present.iter().map(|(_, (net, _))| *net).collect();
+        let nets: Vec<IpNet> = present.iter().copied().map(BanTarget::network).collect();
         let mut others = HashSet::new();
         self.socket.delete(&nets, |place, _| {
             others.insert(place);
         })?;
         let (mut taken, mut again) = (Vec::new(), Vec::new());
-        for (place, one) in present.into_iter().enumerate() {
-            if others.contains(&place) { taken.push(one) } else { again.push(one) }
+        for (place, target) in present.into_iter().enumerate() {
+            if others.contains(&place) { taken.push(target) } else { again.push(target) }
         }
         taken.extend(self.add(&again, &mut failed)?);
-        failed.extend(taken.into_iter().map(|(target, _)| Failed { target, reason: Failure::Taken(None) }));
+        failed.extend(taken.into_iter().map(|target| Failed { target, reason: Failure::Taken(None) }));
         Ok(failed)
     }
 
-    /// Adds routes; returns those that already existed.
-    fn add(&mut self, new: &[New], failed: &mut Vec<Failed>) -> Result<Vec<New>, RouteError> {
-        let routes: Vec<(IpNet, RouteKind)> = new.iter().map(|(_, route)| *route).collect();
+    /// Adds routes; returns the targets of those that already existed.
+    fn add(&mut self, new: &[BanTarget], failed: &mut Vec<Failed>) -> Result<Vec<BanTarget>, RouteError> {
+        let nets = new.iter().copied().map(BanTarget::network);
+        let routes: Vec<(IpNet, RouteKind)> = nets.map(|net| (net, self.kind.toward(net))).collect();
         let mut present = Vec::new();
         self.socket.add(&routes, |place, refusal| {
-            let Some((target, (net, kind))) = new.get(place).copied() else { return };
-            let reason = match kind {
-                _ if refusal.errno == Errno::EXIST => return present.push((target, (net, kind))),
+            let Some((target, (_, kind))) = new.get(place).copied().zip(routes.get(place)) else { return };
+            let reason = match *kind {
+                _ if refusal.errno == Errno::EXIST => return present.push(target),
                 RouteKind::Via(gateway) => Failure::Gateway { gateway, refusal },
                 _ => Failure::Refused(refusal),
             };
@@ -327,6 +331,28 @@ impl Routes {
     }
 }
 
+impl BanBackend for Routes {
+    fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        let bans: Vec<_> = bans.iter().map(|ban| (ban.target, ban.expiry)).collect();
+        self.add_all(&bans, now)
+    }
+
+    fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
+        let lifted = Self::lift(self, targets);
+        lifted.map_err(|error| format!("cannot remove a route, retrying: {error}"))
+    }
+
+    fn put_back(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        let left: Vec<_> = bans.iter().map(|ban| (ban.target, ban.left)).collect();
+        self.add_all(&left, now)
+    }
+
+    fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
+        let wanted: Vec<BanTarget> = targets.iter().copied().filter(|target| self.is_wanted(*target)).collect();
+        Self::missing(self, &wanted).unwrap_or_default()
+    }
+}
+
 /// [`Routes::missing`] for callers with their own socket.
 ///
 /// # Errors
@@ -338,8 +364,8 @@ pub fn missing_routes(
 ) -> Result<Vec<BanTarget>, RouteError> {
     let nets: Vec<IpNet> = targets.iter().copied().map(BanTarget::network).collect();
     let lookups = socket.look_up(&nets)?;
-    let open =
-        nets.iter().zip(lookups).zip(targets).filter(|((net, lookup), _)| !lookup.is_closed(**net, kind.toward(**net)));
+    let looked = nets.into_iter().zip(lookups).zip(targets);
+    let open = looked.filter(|((net, lookup), _)| !is_closed(lookup, *net, kind.toward(*net)));
     Ok(open.map(|(_, target)| *target).collect())
 }
 
@@ -351,17 +377,6 @@ pub fn swept_routes(socket: &mut RouteSocket, targets: &[BanTarget]) -> Result<V
     let own = socket.own()?;
     Ok(targets.iter().copied().filter(|target| !own.contains_key(&target.network())).collect())
 }
-
-/// A ban that is being applied.
-struct Asked {
-    target: BanTarget,
-    net: IpNet,
-    /// True if it is already in force, with a route of the wanted kind.
-    known: bool,
-}
-
-/// A route that does not exist yet.
-type New = (BanTarget, (IpNet, RouteKind));
 
 /// Maximum number of ends handled at once, so that packets do not wait long.
 const MAX_EXPIRED: usize = 1_000;

@@ -9,7 +9,7 @@ use crate::types::{BanTarget, Timestamp};
 pub(super) struct RouteTable {
     entries: HashMap<BanTarget, Entry>,
     ends: BTreeSet<(Timestamp, BanTarget)>,
-    size: usize,
+    pub(super) size: usize,
 }
 
 #[derive(Clone, Copy, Debug)]

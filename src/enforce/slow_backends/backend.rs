@@ -19,7 +19,7 @@ pub struct SlowQueue {
     /// True if connections of blocked sources are ended.
     end_connections: bool,
     /// True if bans of an earlier run have a command for their end.
-    undoes_commands: bool,
+    pub undoes_commands: bool,
 }
 
 impl SlowQueue {
@@ -30,19 +30,14 @@ impl SlowQueue {
         let after_command =
             command_first.then(|| backends.iter().copied().filter(|backend| *backend != Backend::Command).collect());
         let (tasks, shared) = (thread.tasks(), thread.exempt.clone());
-        let exempt = shared.get();
+        let exempt = Arc::clone(&shared.borrow());
         Self { tasks, exempt, shared, backends, after_command, end_connections, undoes_commands: false }
-    }
-
-    /// Enables the expiry command for bans of an earlier run.
-    pub fn undoing_commands(self, undoes_commands: bool) -> Self {
-        Self { undoes_commands, ..self }
     }
 
     /// Sets the prefixes that no entry or command may affect. The thread ends its bans that overlap them.
     pub fn protect(&mut self, exempt: ExemptPrefixes) {
         self.exempt = Arc::new(exempt);
-        self.shared.set(Arc::clone(&self.exempt));
+        self.shared.send_replace(Arc::clone(&self.exempt));
         self.tasks.wake();
     }
 

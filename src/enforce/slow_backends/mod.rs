@@ -6,8 +6,10 @@
 //! passes the bans that are still in force ([`Task::Adopt`]), and other entries are removed.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use super::command::Spawner;
 use super::{BanContext, EntryStore, ExemptPrefixes};
@@ -99,18 +101,7 @@ pub struct SlowBackends {
 }
 
 /// The prefixes that the thread leaves alone. Not a task, because a full queue must not keep them from the thread.
-#[derive(Clone, Default)]
-struct SharedExempt(Arc<Mutex<Arc<ExemptPrefixes>>>);
-
-impl SharedExempt {
-    fn get(&self) -> Arc<ExemptPrefixes> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn set(&self, exempt: Arc<ExemptPrefixes>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = exempt;
-    }
-}
+type SharedExempt = watch::Sender<Arc<ExemptPrefixes>>;
 
 /// Sends tasks to the thread. Cheap to clone.
 pub type TaskSender = Handle<Task>;

@@ -52,12 +52,13 @@ impl Work {
         inbox: Arc<Inbox<Task>>,
         shared_exempt: SharedExempt,
     ) -> Self {
+        let exempt = Arc::clone(&shared_exempt.borrow());
         Self {
             files: settings.stores.into_iter().map(EntryQueue::new).collect(),
             commands: settings.run.map(Commands::new),
             connections: Connections::default(),
             end_connections: settings.end_connections,
-            exempt: shared_exempt.get(),
+            exempt,
             shared_exempt,
             bans: Bans::default(),
             tell,
@@ -97,7 +98,7 @@ impl Work {
     /// Does the work that is due.
     fn round(&mut self) {
         let now = boot_time();
-        let exempt = self.shared_exempt.get();
+        let exempt = Arc::clone(&self.shared_exempt.borrow());
         if !Arc::ptr_eq(&exempt, &self.exempt) {
             self.exempt = exempt;
             self.end_exempt();

@@ -97,9 +97,7 @@ fn nf_tables() {
         &[(target("192.0.2.7"), hour), (target("198.51.100.1"), Expiry::Never)],
     );
     nft::put_bans(&mut batch, nft::KernelFeatures::oldest(), &[(target("2001:db8:1:2::/64"), hour)]);
-    if let BanTarget::Prefix(wide) = target("203.0.113.0/24") {
-        nft::put_network(&mut batch, wide, None, hour);
-    }
+    nft::put_network(&mut batch, (target("203.0.113.0/24"), None, hour));
     nft::put_protected(&mut batch, nft::Set::Allowed, &["192.0.2.128/25".parse().unwrap()]);
     nft::put_trapped(&mut batch, nft::Watched { tcp: Some(&[(1, 21), (23, 79)]), ..nft::Watched::default() });
     socket.transact(&mut batch).unwrap();

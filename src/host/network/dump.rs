@@ -2,14 +2,13 @@
 //!
 //! References: `linux/netlink.h`, netlink(7).
 
-use std::future::poll_fn;
 use std::io;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
-use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 
-use super::error::HostError;
+use super::HostError;
 
 /// A netlink header and eight zero bytes, which select every entry.
 const REQUEST: usize = 24;
@@ -43,13 +42,13 @@ impl Dump {
         header.set_message_type(self.request);
         header.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
         let refused = |error| HostError::Refused { list: self.name, error };
-        poll_fn(|context| socket.poll_send_to(context, &request, &SocketAddr::new(0, 0))).await.map_err(refused)?;
+        socket.send_to(&request, &SocketAddr::new(0, 0)).await.map_err(refused)?;
 
         let mut consistent = true;
         let mut answer = Vec::with_capacity(64 * 1024);
         loop {
             answer.clear();
-            let sender = poll_fn(|context| socket.poll_recv_from(context, &mut answer)).await.map_err(refused)?;
+            let sender = socket.recv_from(&mut answer).await.map_err(refused)?;
             if sender.port_number() == 0 && self.read(&answer, &mut each, &mut consistent)? {
                 return Ok(consistent);
             }

@@ -12,6 +12,7 @@ use super::interface::Interface;
 use super::next_hops::NextHop;
 use super::reverse_path::{self, ReverseRoute};
 use super::tunnels;
+use crate::netlink::routes::destination;
 use crate::types::shared64;
 
 /// Maximum number of routers of one preference whose advertised default routes count. The kernel lists the oldest
@@ -70,10 +71,10 @@ impl HostFacts {
             }
             RouteNetlinkMessage::NewAddress(address) => self.addresses.extend(own_address(&address)),
             RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local => {
-                self.local.extend(reverse_path::destination(&route).filter(|network| network.prefix_len() > 0));
+                self.local.extend(destination(&route).filter(|network| network.prefix_len() > 0));
             }
             RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Anycast => {
-                self.anycast.extend(reverse_path::destination(&route));
+                self.anycast.extend(destination(&route));
             }
             RouteNetlinkMessage::NewRoute(route) => {
                 if self.interfaces.iter().any(|interface| interface.strict) {
@@ -132,23 +133,22 @@ impl HostFacts {
         let best = advertised.iter().map(|(preference, _)| *preference).max();
         let in_use = advertised.into_iter().filter(|(preference, _)| Some(*preference) == best);
         in_use.for_each(|(_, router)| self.add_gateway(router));
-        self.link_gateways.sort_unstable();
-        self.link_gateways.dedup();
-        self.tunnel_peers.sort_unstable();
-        self.tunnel_peers.dedup();
-        self.addresses.sort_unstable();
-        self.addresses.dedup();
-        self.local.sort_unstable();
-        self.local.dedup();
-        self.anycast.sort_unstable();
-        self.anycast.dedup();
-        self.reverse_routes.sort_unstable();
-        self.gateways.sort_unstable();
-        self.gateways.dedup();
-        self.interfaces.sort_unstable();
-        self.interfaces.dedup();
+        sort(&mut self.link_gateways);
+        sort(&mut self.tunnel_peers);
+        sort(&mut self.addresses);
+        sort(&mut self.local);
+        sort(&mut self.anycast);
+        sort(&mut self.reverse_routes);
+        sort(&mut self.gateways);
+        sort(&mut self.interfaces);
         self
     }
+}
+
+/// Sorts `list` and removes duplicates.
+pub(super) fn sort<T: Ord>(list: &mut Vec<T>) {
+    list.sort_unstable();
+    list.dedup();
 }
 
 /// The host's own end of an address. On a point-to-point link IFA_ADDRESS and the prefix length belong to the peer.

@@ -58,7 +58,8 @@ impl Interface {
         let flags = link.header.flags;
         Self {
             index: link.header.index,
-            strict: name.is_some_and(is_strict),
+            // 1 is strict, 2 loose.
+            strict: name.is_some_and(|name| setting(name, "rp_filter") == Some(1)),
             accepts_own: name.is_some_and(accepts_local),
             filters_frames: name.map_or([false; 2], filters_frames),
             virtual_link: is_virtual(kind, bus, elsewhere),
@@ -96,11 +97,6 @@ fn is_virtual(kind: Option<&InfoKind>, bus: Option<&str>, elsewhere: bool) -> bo
         Some(InfoKind::Vlan | InfoKind::MacSec) => elsewhere,
         Some(_) => true,
     }
-}
-
-/// 1 is strict, 2 loose.
-fn is_strict(interface: &str) -> bool {
-    setting(interface, "rp_filter") == Some(1)
 }
 
 /// True if the kernel accepts IPv4 packets from this host's own addresses (accept_local).

@@ -4,14 +4,15 @@
 //!
 //! References: `linux/xfrm.h` and the kernel's `net/xfrm/xfrm_user.c`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netlink_packet_core::NlasIterator;
 use rtnetlink::sys::protocols::NETLINK_XFRM;
 use rustix::io::Errno;
 
+use super::HostError;
 use super::dump::Dump;
-use super::error::HostError;
 use super::tunnels::is_peer;
 
 const XFRM_MSG_NEWPOLICY: u16 = 0x13;
@@ -48,15 +49,12 @@ const POLICIES: Dump = Dump {
 /// while it was read. A policy for a single address leads to one remote host, which is not part of this host's own
 /// network.
 pub(super) async fn list(peers: &mut Vec<IpAddr>) -> Result<bool, HostError> {
-    let mut found = Vec::new();
+    let mut found = BTreeSet::new();
     let consistent = match POLICIES.list(|policy| found.extend(policy_peers(policy).into_iter().flatten())).await {
         Err(HostError::Open(_)) => return Ok(true),
         result => result?,
     };
-    found.sort_unstable();
-    found.dedup();
-    found.truncate(MAX_PEERS);
-    peers.extend(found);
+    peers.extend(found.into_iter().take(MAX_PEERS));
     Ok(consistent)
 }
 

@@ -4,16 +4,15 @@
 //!
 //! References: `linux/nexthop.h` and the kernel's `net/ipv4/nexthop.c`.
 
-use std::net::IpAddr;
-
 use netlink_packet_core::NlasIterator;
 use netlink_packet_route::route::RouteProtocol;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 
+use super::HostError;
 use super::dump::Dump;
-use super::error::HostError;
 use super::gateways::Gateway;
+use crate::netlink::message::ip;
 
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
@@ -61,10 +60,7 @@ fn next_hop(payload: &[u8]) -> Option<NextHop> {
         match attribute.kind() {
             NHA_ID => id = number(value),
             NHA_OIF => interface = number(value),
-            NHA_GATEWAY => {
-                let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
-                address = v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
-            }
+            NHA_GATEWAY => address = ip(value),
             _ => {}
         }
     }

@@ -3,16 +3,15 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::error::{HostError, MAX_IPV6_ROUTES_DUMP, TIMEOUT};
 use super::facts::HostFacts;
-use super::{ipsec, next_hops};
+use super::{HostError, MAX_IPV6_ROUTES_DUMP, TIMEOUT, ipsec, next_hops};
 use crate::host::resolv_conf::ResolverFiles;
 
 /// Number of attempts to read lists that change while they are read. After that, the notification of that change makes
@@ -154,7 +153,7 @@ async fn list(facts: &mut HostFacts, requests: &[(&'static str, RouteNetlinkMess
                     }
                     // A kernel without policy routing.
                     NetlinkPayload::Error(_) if list == RULES => break,
-                    NetlinkPayload::Error(error) => return Err(refused(list, &error)),
+                    NetlinkPayload::Error(error) => return Err(HostError::Refused { list, error: error.to_io() }),
                     NetlinkPayload::Overrun(_) => return Err(HostError::Ended(list)),
                     _ => {}
                 }
@@ -193,8 +192,4 @@ fn requests() -> [(&'static str, RouteNetlinkMessage); 7] {
         ("anycast IPv6 routes", routes(AddressFamily::Inet6, RouteType::Anycast)),
         ("IPv4 routes", routes(AddressFamily::Inet, RouteType::Unicast)),
     ]
-}
-
-fn refused(list: &'static str, error: &ErrorMessage) -> HostError {
-    HostError::Refused { list, error: error.to_io() }
 }

@@ -2,12 +2,11 @@
 //!
 //! References: `net/ipv4/fib_frontend.c` (`__fib_validate_source`), Documentation/networking/ip-sysctl.rst (rp_filter).
 
-use std::net::IpAddr;
-
 use ipnet::{IpNet, Ipv4Net};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+
+use crate::netlink::routes::destination;
 
 /// An IPv4 route of the main or the default table. In sorted order, the preferred route comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,20 +40,6 @@ impl ReverseRoute {
         let is_used = matches!(table, MAIN_TABLE | DEFAULT_TABLE) && tos == 0 && !flags.contains(RouteFlags::Dead);
         is_used.then_some(Self { network, preference: (table == DEFAULT_TABLE, metric), interfaces })
     }
-}
-
-pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
-    let address = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-        _ => None,
-    });
-    let unspecified = match route.header.address_family {
-        AddressFamily::Inet => IpAddr::from([0; 4]),
-        AddressFamily::Inet6 => IpAddr::from([0; 16]),
-        _ => return None,
-    };
-    IpNet::new(address.unwrap_or(unspecified), route.header.destination_prefix_length).ok()
 }
 
 /// True for the three default rules of every network namespace: local, main and default table, for all packets.

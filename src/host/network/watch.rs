@@ -12,10 +12,11 @@ use nix::libc::{RTM_DELROUTE, RTM_NEWROUTE};
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
 use rtnetlink::sys::{AsyncSocket, TokioSocket};
+use rustix::io::Errno;
 use tokio::time::{Instant, timeout_at};
 
-use super::error::HostError;
-use super::ipsec;
+use super::{HostError, ipsec};
+use crate::netlink::socket::listen;
 
 /// Quiet time to wait for: a DHCP client or `ip` makes several changes in a row.
 const QUIET: Duration = Duration::from_millis(50);
@@ -23,7 +24,7 @@ const QUIET: Duration = Duration::from_millis(50);
 /// Maximum wait after the first notification, because a routing daemon may never be quiet.
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
-const GROUPS: [MulticastGroup; 8] = [
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
@@ -32,8 +33,6 @@ const GROUPS: [MulticastGroup; 8] = [
     // Rules and rp_filter determine which packets the reverse-path filter drops.
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv4Netconf,
-    // Next-hop objects (`ip nexthop`) change the gateway of a route without changing the route.
-    MulticastGroup::Nexthop,
 ];
 
 /// Notifications are small; the beginning of a truncated one is sufficient.
@@ -69,21 +68,13 @@ impl Watcher {
     ///
     /// Outside a tokio runtime with I/O enabled.
     pub fn open() -> Result<Self, HostError> {
-        let open = || {
-            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-            socket.socket_mut().bind_auto()?;
-            for group in GROUPS {
-                match socket.socket_ref().add_membership(group as u32) {
-                    // Next-hop objects exist since Linux 5.3.
-                    Err(_) if matches!(group, MulticastGroup::Nexthop) => {}
-                    joined => joined?,
-                }
-            }
-            Ok(socket)
-        };
+        let socket = listen(NETLINK_ROUTE, GROUPS.map(|group| group as u32)).map_err(HostError::Open)?;
+        // Next-hop objects (`ip nexthop`) exist since Linux 5.3, and change the gateway of a route without changing the
+        // route.
+        let _ = socket.socket_ref().add_membership(MulticastGroup::Nexthop as u32);
         Ok(Self {
-            socket: open().map_err(HostError::Open)?,
-            policies: open_policies().ok(),
+            socket,
+            policies: listen(NETLINK_XFRM, ipsec::GROUPS).ok(),
             buffer: Vec::with_capacity(BUFFER),
             burst: None,
         })
@@ -137,25 +128,13 @@ impl Watcher {
             match received {
                 // Other processes may send to a netlink socket too; the kernel has port id 0.
                 Ok(sender) if sender.port_number() == 0 && (of_policies || matters(&self.buffer)) => return Ok(()),
-                Err(error) if is_overrun(&error) => return Ok(()),
+                // Notifications were lost.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => return Ok(()),
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(HostError::Watch(error)),
                 Ok(_) | Err(_) => {}
             }
         }
     }
-}
-
-/// A socket for notifications of IPsec policies and associations.
-fn open_policies() -> io::Result<TokioSocket> {
-    let mut socket = TokioSocket::new(NETLINK_XFRM)?;
-    socket.socket_mut().bind_auto()?;
-    ipsec::GROUPS.iter().try_for_each(|group| socket.socket_ref().add_membership(*group))?;
-    Ok(socket)
-}
-
-/// ENOBUFS: notifications were lost.
-fn is_overrun(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error())
 }
 
 /// False for routes without a gateway and without a destination, such as blackholes, of which a blocking program

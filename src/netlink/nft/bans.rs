@@ -8,15 +8,32 @@ use netlink_packet_core::NLM_F_EXCL;
 use rustables::sys;
 
 use super::element::{Times, put_element, put_elements, put_end, put_flush, put_interval, put_target};
-use super::features::KernelFeatures;
 use super::message::DESTROY_ELEMENT;
 use super::rule::{TCP, UDP};
 use super::set::Set;
+use crate::netlink::message::Attributes;
 use crate::netlink::socket::Batch;
-use crate::types::{BanTarget, Expiry, Prefix};
+use crate::types::{BanTarget, Expiry};
 
 /// A ban to restore: its target, its total duration if known, and its remaining time.
 pub(crate) type RestoredBan = (BanTarget, Option<Duration>, Expiry);
+
+/// Optional element operations of the running kernel, beyond those of the oldest supported one. The version number is
+/// not used: distributions backport features, and containers run on kernels of other systems. docs/kernels.md lists the
+/// other differences between kernels and how they are handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelFeatures {
+    /// True if elements that may be missing can be removed (DESTROYSETELEM, Linux 6.3). Otherwise a missing element
+    /// fails the whole transaction.
+    pub destroys: bool,
+}
+
+impl KernelFeatures {
+    /// A kernel with nf_tables and timed sets only. Its operations work on every later kernel.
+    pub const fn oldest() -> Self {
+        Self { destroys: false }
+    }
+}
 
 /// Appends one ban in the form that every kernel supports. See [`put_bans`].
 pub fn put_ban(batch: &mut Batch, target: BanTarget, expiry: Expiry) {
@@ -39,13 +56,13 @@ pub(crate) fn put_restored(batch: &mut Batch, kernel: KernelFeatures, bans: &[Re
 /// Appends bans that the kernel has lost, with a third of the work of [`put_restored`]. A target that is still blocked
 /// stays blocked; its times are updated from Linux 6.12 on.
 pub(crate) fn put_back(batch: &mut Batch, bans: &[RestoredBan]) {
-    put_per_set(batch, &[(sys::NFT_MSG_NEWSETELEM, 0)], bans.iter().map(restored_ban));
+    put_per_set(batch, ADD, bans.iter().map(restored_ban));
 }
 
 /// Appends bans of targets that are not blocked yet: one message instead of three, without a later cleanup in the
 /// kernel. If one of them is already blocked, the whole transaction fails.
 pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(BanTarget, Expiry)]) {
-    put_per_set(batch, &[(sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)], bans.iter().map(new_ban));
+    put_per_set(batch, ADD_NEW, bans.iter().map(new_ban));
 }
 
 fn new_ban(&(target, expiry): &(BanTarget, Expiry)) -> (BanTarget, Times) {
@@ -59,11 +76,14 @@ fn restored_ban(&(target, length, left): &RestoredBan) -> (BanTarget, Times) {
 /// Consecutive messages, by kind and flags.
 type Steps = &'static [(u32, u16)];
 
+const ADD: Steps = &[(sys::NFT_MSG_NEWSETELEM, 0)];
+const ADD_NEW: Steps = &[(sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)];
+const DELETE: Steps = &[(sys::NFT_MSG_DELSETELEM, 0)];
 const ADD_DELETE_ADD: Steps =
     &[(sys::NFT_MSG_NEWSETELEM, 0), (sys::NFT_MSG_DELSETELEM, 0), (sys::NFT_MSG_NEWSETELEM, 0)];
 
 fn replacing(kernel: KernelFeatures) -> Steps {
-    match kernel.destroys() {
+    match kernel.destroys {
         // A duplicate target is refused here, as it is by a deletion; otherwise the second ban would be lost.
         true => &[(DESTROY_ELEMENT, 0), (sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)],
         false => ADD_DELETE_ADD,
@@ -93,7 +113,7 @@ fn put_steps(batch: &mut Batch, steps: Steps, set: Set, bans: impl Iterator<Item
 
 /// Appends the deletion of a ban. It fails if there is no such ban and the kernel lacks DESTROYSETELEM.
 pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, target: BanTarget) {
-    let kind = if kernel.destroys() { DESTROY_ELEMENT } else { sys::NFT_MSG_DELSETELEM };
+    let kind = if kernel.destroys { DESTROY_ELEMENT } else { sys::NFT_MSG_DELSETELEM };
     put_elements(batch, kind, 0, Set::for_target(target), |elements| {
         put_target(elements, target, Times::default());
     });
@@ -108,7 +128,7 @@ pub(crate) fn put_bans_in(batch: &mut Batch, kernel: KernelFeatures, set: Set, b
 /// deleting a missing element fails, and the rollback of a transaction takes the kernel a thousand times as long as its
 /// commit.
 pub(crate) fn put_forget(batch: &mut Batch, kernel: KernelFeatures, set: Set, targets: &[BanTarget]) {
-    let steps: Steps = match kernel.destroys() {
+    let steps: Steps = match kernel.destroys {
         true => &[(DESTROY_ELEMENT, 0)],
         false => &[(sys::NFT_MSG_NEWSETELEM, 0), (sys::NFT_MSG_DELSETELEM, 0)],
     };
@@ -130,34 +150,18 @@ pub(crate) fn put_peers(batch: &mut Batch, out: &[BanTarget], into: &[BanTarget]
     }
 }
 
-const DELETE: Steps = &[(sys::NFT_MSG_DELSETELEM, 0)];
-const ADD: Steps = &[(sys::NFT_MSG_NEWSETELEM, 0)];
-
 /// Appends a ban of `network`, as for every ban. The set must contain either exactly this network or nothing that
 /// overlaps it. If both bounds of the network are bounds of inner networks, Linux 6.1 and older take it for an existing
 /// element.
-pub(crate) fn put_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {
-    for (kind, flags) in ADD_DELETE_ADD.iter().copied() {
-        let times = if kind == sys::NFT_MSG_NEWSETELEM { Times::new(length, left) } else { Times::default() };
-        put_network_bounds(batch, kind, flags, network, times);
-    }
+pub(crate) fn put_network(batch: &mut Batch, network: RestoredBan) {
+    put_steps(batch, ADD_DELETE_ADD, Set::for_target(network.0), std::iter::once(restored_ban(&network)));
 }
 
 /// Appends a ban of `network` that does not exist yet. The transaction must already delete everything inside it;
 /// otherwise it fails. The network is not deleted here as well, because the kernel cannot handle two dead elements and
 /// a live one at the same address.
-pub(crate) fn put_new_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {
-    put_network_bounds(batch, sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL, network, Times::new(length, left));
-}
-
-/// Appends the deletion of a ban of `network`, which fails if there is no ban of exactly this network.
-pub(crate) fn put_network_lift(batch: &mut Batch, network: Prefix) {
-    put_network_bounds(batch, sys::NFT_MSG_DELSETELEM, 0, network, Times::default());
-}
-
-fn put_network_bounds(batch: &mut Batch, kind: u32, flags: u16, network: Prefix, times: Times) {
-    let set = Set::for_target(BanTarget::Prefix(network));
-    put_elements(batch, kind, flags, set, |elements| put_interval(elements, network.network(), times));
+pub(crate) fn put_new_network(batch: &mut Batch, network: RestoredBan) {
+    put_steps(batch, ADD_NEW, Set::for_target(network.0), std::iter::once(restored_ban(&network)));
 }
 
 /// Appends the replacement of a prefix set's contents: removes all elements, then adds these prefixes. They must be of
@@ -176,11 +180,7 @@ pub(crate) fn put_protected_change(batch: &mut Batch, set: Set, out: &[IpNet], i
 }
 
 fn put_prefixes(batch: &mut Batch, kind: u32, set: Set, prefixes: &[IpNet]) {
-    for prefixes in prefixes.chunks(RANGES_A_MESSAGE) {
-        put_elements(batch, kind, 0, set, |elements| {
-            prefixes.iter().for_each(|prefix| put_interval(elements, *prefix, Times::default()));
-        });
-    }
+    put_each(batch, kind, set, prefixes, |elements, prefix| put_interval(elements, *prefix, Times::default()));
 }
 
 /// Ports and interfaces that the trap monitors. Ports are inclusive ranges, ascending and not adjacent. `None` if the
@@ -207,37 +207,37 @@ pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
     for (set, ports) in trapped.into_iter().chain([(Set::Services, watched.services)]) {
         let Some(ports) = ports else { continue };
         put_flush(batch, set);
-        for ports in ports.chunks(RANGES_A_MESSAGE) {
-            put_elements(batch, sys::NFT_MSG_NEWSETELEM, 0, set, |elements| {
-                for (first, last) in ports {
-                    put_element(elements, &first.to_be_bytes(), |_| {});
-                    if let Some(end) = last.checked_add(1) {
-                        put_end(elements, &end.to_be_bytes());
-                    }
-                }
-            });
-        }
+        put_each(batch, sys::NFT_MSG_NEWSETELEM, set, ports, |elements, (first, last)| {
+            put_element(elements, &first.to_be_bytes(), |_| {});
+            if let Some(end) = last.checked_add(1) {
+                put_end(elements, &end.to_be_bytes());
+            }
+        });
     }
     if let Some(interfaces) = watched.interfaces {
         put_interfaces(batch, Set::TrapInterfaces, interfaces);
     }
     if let Some(ceiling_reached) = watched.ceiling_reached {
         put_flush(batch, Set::CeilingReached);
-        if ceiling_reached {
-            put_elements(batch, sys::NFT_MSG_NEWSETELEM, 0, Set::CeilingReached, |elements| {
-                [TCP, UDP].iter().for_each(|protocol| put_element(elements, &[*protocol], |_| {}));
-            });
-        }
+        let protocols: &[u8] = if ceiling_reached { &[TCP, UDP] } else { &[] };
+        put_each(batch, sys::NFT_MSG_NEWSETELEM, Set::CeilingReached, protocols, |elements, protocol| {
+            put_element(elements, &[*protocol], |_| {});
+        });
     }
 }
 
 /// Appends the replacement of the contents of `set` with these interface indexes.
 pub(crate) fn put_interfaces(batch: &mut Batch, set: Set, interfaces: &[u32]) {
     put_flush(batch, set);
-    for interfaces in interfaces.chunks(RANGES_A_MESSAGE) {
-        put_elements(batch, sys::NFT_MSG_NEWSETELEM, 0, set, |elements| {
-            interfaces.iter().for_each(|index| put_element(elements, &index.to_ne_bytes(), |_| {}));
-        });
+    put_each(batch, sys::NFT_MSG_NEWSETELEM, set, interfaces, |elements, index| {
+        put_element(elements, &index.to_ne_bytes(), |_| {});
+    });
+}
+
+/// Appends messages with the elements that `put` appends for each item.
+fn put_each<T>(batch: &mut Batch, kind: u32, set: Set, items: &[T], put: impl Fn(&mut Attributes<'_>, &T)) {
+    for items in items.chunks(RANGES_A_MESSAGE) {
+        put_elements(batch, kind, 0, set, |elements| items.iter().for_each(|item| put(elements, item)));
     }
 }
 
@@ -250,9 +250,14 @@ const RANGES_A_MESSAGE: usize = 500;
 
 #[cfg(test)]
 mod tests {
-    use super::super::element::{CENTURY, Element, bounds_of, elements_of, networks};
+    use super::super::element::{CENTURY, Remaining, bounds_of, networks};
     use super::*;
     use crate::netlink::message::{Messages, attributes};
+    use crate::types::Prefix;
+
+    fn elements_of(list: &[u8]) -> impl Iterator<Item = (BanTarget, Remaining)> {
+        bounds_of(list).map(|bound| (bound.target(), bound.remaining))
+    }
 
     fn target(text: &str) -> BanTarget {
         BanTarget::containing(text.parse().unwrap())
@@ -273,7 +278,7 @@ mod tests {
                 let kinds: Vec<_> = messages.iter().map(|(kind, _)| *kind).collect();
                 assert_eq!(kinds, [12, 14, 12]);
                 let last = elements_of(messages[2].1).collect::<Vec<_>>();
-                assert_eq!(last, [Element { target, remaining }]);
+                assert_eq!(last, [(target, remaining)]);
             }
         }
     }
@@ -288,7 +293,7 @@ mod tests {
         };
         let (target, hour) = (target("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
         for (kernel, again, gone) in
-            [(KernelFeatures::oldest(), &[12, 14, 12][..], 14), (KernelFeatures::newest(), &[30, 12], 30)]
+            [(KernelFeatures::oldest(), &[12, 14, 12][..], 14), (KernelFeatures { destroys: true }, &[30, 12], 30)]
         {
             assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[(target, hour)])), again);
             assert_eq!(kinds(&|batch| put_restored(batch, kernel, &[(target, None, hour)])), again);
@@ -397,20 +402,21 @@ mod tests {
         assert_eq!(elements, 1);
     }
 
-    fn wide(text: &str) -> Prefix {
-        Prefix::new(text.parse().unwrap()).unwrap()
+    fn wide(text: &str) -> BanTarget {
+        BanTarget::Prefix(Prefix::new(text.parse().unwrap()).unwrap())
     }
 
     #[test]
     fn network_ban_reads_back_unchanged() {
         for text in ["203.0.113.0/24", "10.0.0.0/8", "255.255.255.0/24", "192.0.2.6/31", "2001:db8:1:ff00::/56"] {
             let mut batch = Batch::new();
-            put_network(&mut batch, wide(text), Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20)));
+            let (minute, left) = (Duration::from_secs(60), Expiry::After(Duration::from_secs(20)));
+            put_network(&mut batch, (wide(text), Some(minute), left));
             let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
             assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12]);
             let found = networks(bounds_of(lists[2].1).collect());
             let remaining = Some(Duration::from_secs(20));
-            assert_eq!(found, [Element { target: BanTarget::Prefix(wide(text)), remaining }]);
+            assert_eq!(found, [(wide(text), remaining)]);
         }
     }
 }

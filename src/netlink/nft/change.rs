@@ -12,7 +12,6 @@ use crate::netlink::message::Messages;
 use crate::netlink::socket::Batch;
 
 /// The messages and their names.
-#[derive(Debug)]
 pub(super) struct RulesetChange {
     pub(super) batch: Batch,
     pub(super) names: Vec<String>,

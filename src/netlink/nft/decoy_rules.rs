@@ -45,7 +45,8 @@ fn take_rules(decoys: &DecoyRules) -> Vec<Rule> {
     let mut rules = Vec::from([0, 1].map(|value| rule().socket_transparent(value).verdict(VerdictKind::Return)));
     let syn = || rule().tcp_flags(FLAGS, CmpOp::Eq, SYN);
     if let Some(burst) = decoys.max_new_tracked {
-        let rate = decoys.tracked_per_second();
+        // New connections tracked per second once the burst is used up.
+        let rate = (burst / TRACKED_FOR).max(1);
         let limit = Limit::above(rate.into(), 1, burst, format_args!("{rate}/second"));
         rules.push(syn().limit(limit).verdict(VerdictKind::Return));
     }
@@ -72,3 +73,7 @@ fn to_trapped(chain: &'static str) -> Rule {
 fn from_trapped(rule: Rule) -> Rule {
     rule.text("tcp sport @trapped").port(SOURCE).lookup(Set::Trapped)
 }
+
+/// Maximum time in seconds for which connection tracking keeps a connection that has ended or was never completed
+/// (nf_conntrack_tcp_timeout_time_wait, nf_conntrack_tcp_timeout_fin_wait, nf_conntrack_tcp_timeout_syn_recv).
+const TRACKED_FOR: u32 = 120;

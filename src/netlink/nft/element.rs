@@ -12,19 +12,12 @@ use rustix::io::Errno;
 use super::message::{field, put_request};
 use super::set::{Set, put_set_name};
 use super::table::TABLE;
-use crate::netlink::message::{Attributes, attributes, be_u32, be_u64};
+use crate::netlink::message::{Attributes, attributes, be_u32, be_u64, ip};
 use crate::netlink::socket::{Batch, Socket, SocketError};
 use crate::types::{BanTarget, Expiry, Prefix};
 
 /// Remaining time of a ban; `None` if it never expires.
 pub type Remaining = Option<Duration>;
-
-/// One ban as reported by the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Element {
-    pub(crate) target: BanTarget,
-    pub(crate) remaining: Remaining,
-}
 
 /// One element of an address set as reported by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,9 +129,7 @@ pub(crate) fn has_answered(
             recorded(socket, request, Set::Answered, &[a, b, c, d, high, low, 0, 0])
         }
         IpAddr::V6(v6) => {
-            let mut key = [0; 20];
-            let bytes = v6.octets().into_iter().chain([high, low]);
-            key.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+            let key = key_of(v6.octets().into_iter().chain([high, low]));
             recorded(socket, request, Set::Answered6, &key)
         }
     }
@@ -173,15 +164,22 @@ fn put_list_name(list: &mut Attributes<'_>, set: Set) {
     list.put_text(sys::NFTA_SET_ELEM_LIST_SET, set.name());
 }
 
-/// Appends the element for a ban of a single source.
+/// Appends the element for a ban, or both bounds of a blocked network.
 pub(super) fn put_target(elements: &mut Attributes<'_>, target: BanTarget, times: Times) {
-    let BanTarget::Link { address, interface } = target else {
-        return put_address(elements, target.element(), times);
+    let (address, interface) = match target {
+        BanTarget::Link { address, interface } => (address, interface),
+        BanTarget::Prefix(network) => return put_interval(elements, network.network(), times),
+        BanTarget::V4(_) | BanTarget::V6(_) => return put_address(elements, target.element(), times),
     };
-    let mut key = [0; 20];
-    let bytes = interface.to_ne_bytes().into_iter().chain(address.octets());
-    key.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+    let key = key_of(interface.to_ne_bytes().into_iter().chain(address.octets()));
     put_element(elements, &key, |element| times.append_to(element));
+}
+
+/// A concatenated key with an IPv6 address, of these bytes and then zeros.
+fn key_of(bytes: impl Iterator<Item = u8>) -> [u8; 20] {
+    let mut key = [0; 20];
+    key.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+    key
 }
 
 /// Appends an element with this address.
@@ -233,11 +231,6 @@ pub(super) fn timeout(expiry: Expiry) -> Option<u64> {
     }
 }
 
-/// The bans in the attributes of one NEWSETELEM or DELSETELEM message.
-pub(crate) fn elements_of(list: &[u8]) -> impl Iterator<Item = Element> {
-    bounds_of(list).map(|bound| Element { target: bound.target(), remaining: bound.remaining })
-}
-
 /// The bounds in the attributes of one NEWSETELEM or DELSETELEM message. Elements without an address, or of another
 /// length, such as a catch-all, are skipped.
 pub(crate) fn bounds_of(list: &[u8]) -> impl Iterator<Item = Bound> {
@@ -254,8 +247,7 @@ fn read_bound(element: &[u8]) -> Option<Bound> {
         Some((interface, rest)) if key.len() == 20 && *interface != [0; 4] => (u32::from_ne_bytes(*interface), rest),
         _ => (0, key),
     };
-    let v4 = <[u8; 4]>::try_from(key).map(IpAddr::from).ok();
-    let address = v4.or_else(|| <[u8; 16]>::try_from(key).map(IpAddr::from).ok())?;
+    let address = ip(key)?;
     if interface != 0 && !matches!(BanTarget::on(address, interface), BanTarget::Link { .. }) {
         return None;
     }
@@ -274,7 +266,7 @@ fn read_bound(element: &[u8]) -> Option<Bound> {
 /// The networks formed by these bounds, which are of one family and in any order. An interval that is not a network,
 /// which only another program can have added, is split into networks. Networks outside of the permitted prefix lengths
 /// are skipped.
-pub(crate) fn networks(mut bounds: Vec<Bound>) -> Vec<Element> {
+pub(crate) fn networks(mut bounds: Vec<Bound>) -> Vec<(BanTarget, Remaining)> {
     // If two bounds have the same address, the end belongs to the preceding interval.
     bounds.sort_by_key(|bound| (bound.address, !bound.is_end));
     bounds.dedup_by_key(|bound| (bound.address, bound.is_end));
@@ -286,7 +278,7 @@ pub(crate) fn networks(mut bounds: Vec<Bound>) -> Vec<Element> {
         }
         let end = bounds.peek().filter(|next| next.is_end).map(|next| next.address);
         let inside = split(start.address, end).into_iter().flatten().filter_map(Prefix::new);
-        found.extend(inside.map(|wide| Element { target: BanTarget::Prefix(wide), remaining: start.remaining }));
+        found.extend(inside.map(|wide| (BanTarget::Prefix(wide), start.remaining)));
     }
     found
 }
@@ -313,7 +305,7 @@ mod tests {
     use super::*;
 
     fn shown(bounds: Vec<Bound>) -> Vec<String> {
-        networks(bounds).into_iter().map(|element| element.target.to_string()).collect()
+        networks(bounds).into_iter().map(|(target, _)| target.to_string()).collect()
     }
 
     fn bound(address: &str, is_end: bool) -> Bound {

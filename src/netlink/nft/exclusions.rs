@@ -7,6 +7,7 @@ use rustables::sys;
 
 use super::family::{Family, V4, V6};
 use super::rule::Rule;
+use super::set::Set;
 use super::spec::Trap;
 
 pub(super) fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
@@ -20,8 +21,9 @@ pub(super) fn no_route_back(chain: &'static str) -> Rule {
 
 /// Matches packets from connected sources.
 pub(super) fn connected(chain: &'static str, family: &Family) -> Rule {
-    let text = format!("{} @{}", family.target, family.peers.name());
-    Rule::new(chain).text(text).family(family).target(family).lookup(family.peers)
+    let peers = family.set(Set::Peers);
+    let text = format!("{} @{}", family.target, peers.name());
+    Rule::new(chain).text(text).family(family).target(family).lookup(peers)
 }
 
 /// Matches packets from the /64s of NAT64 translators.

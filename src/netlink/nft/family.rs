@@ -16,25 +16,6 @@ pub(super) struct Family {
     pub(super) is_masked: bool,
     /// The four-byte register that follows a source in NFT_REG_1.
     pub(super) next_register: u32,
-    pub(super) allowed: Set,
-    pub(super) blocked: Set,
-    pub(super) networks: Set,
-    /// Sources and the ports that they probed.
-    pub(super) probed_tcp: Set,
-    pub(super) probed_udp: Set,
-    pub(super) suspects: Set,
-    /// Connected sources, and those of them that probed a port.
-    pub(super) peers: Set,
-    pub(super) peer_suspects: Set,
-    pub(super) trap_banned: Set,
-    /// Peers that a trapped port has answered.
-    pub(super) answered: Set,
-    pub(super) held: Set,
-    pub(super) held_ports: Set,
-    pub(super) hold_counts: Set,
-    pub(super) hold_recent: Set,
-    pub(super) service_ports: Set,
-    pub(super) service_clients: Set,
 }
 
 pub(super) const V4: Family = Family {
@@ -47,22 +28,6 @@ pub(super) const V4: Family = Family {
     is_masked: false,
     // NFT_REG32_01.
     next_register: 9,
-    allowed: Set::Allowed,
-    blocked: Set::Blocked,
-    networks: Set::BlockedNets,
-    probed_tcp: Set::Probed,
-    probed_udp: Set::TouchedUdp,
-    suspects: Set::Suspects,
-    peers: Set::Peers,
-    peer_suspects: Set::PeerSuspects,
-    trap_banned: Set::TrapBanned,
-    answered: Set::Answered,
-    held: Set::Held,
-    held_ports: Set::HeldPorts,
-    hold_counts: Set::HoldCounts,
-    hold_recent: Set::HoldRecent,
-    service_ports: Set::ServicePorts,
-    service_clients: Set::ServiceClients,
 };
 
 pub(super) const V6: Family = Family {
@@ -75,23 +40,14 @@ pub(super) const V6: Family = Family {
     is_masked: true,
     // NFT_REG_2.
     next_register: 2,
-    allowed: Set::Allowed6,
-    blocked: Set::Blocked6,
-    networks: Set::BlockedNets6,
-    probed_tcp: Set::Probed6,
-    probed_udp: Set::TouchedUdp6,
-    suspects: Set::Suspects6,
-    peers: Set::Peers6,
-    peer_suspects: Set::PeerSuspects6,
-    trap_banned: Set::TrapBanned6,
-    answered: Set::Answered6,
-    held: Set::Held6,
-    held_ports: Set::HeldPorts6,
-    hold_counts: Set::HoldCounts6,
-    hold_recent: Set::HoldRecent6,
-    service_ports: Set::ServicePorts6,
-    service_clients: Set::ServiceClients6,
 };
 
 /// Addresses of fe80::/64, each of which counts as a separate source.
 pub(super) const LINK_LOCAL: Family = Family { target: "ip6 saddr", is_masked: false, ..V6 };
+
+impl Family {
+    /// The set of this family that has the purpose of `v4`, a set for IPv4.
+    pub(super) fn set(&self, v4: Set) -> Set {
+        if self.number == V4.number { v4 } else { v4.for_ipv6() }
+    }
+}

@@ -6,7 +6,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;
 
 use super::desired_ruleset::DesiredRuleset;
-use super::element::{bounds_of, elements_of, networks};
+use super::element::{bounds_of, networks};
 #[cfg(test)]
 use super::message::put_request;
 use super::monitor;
@@ -23,34 +23,27 @@ const ELEMENT: usize = 16;
 /// Maximum number of networks into which one interval is split.
 const PIECES: usize = 2 * 128;
 
-/// Reads `datagram` as a ruleset, as elements, as intervals and as notifications. The results must not exceed what the
+/// Reads `datagram` as a ruleset, as elements and intervals, and as notifications. The results must not exceed what the
 /// bytes can hold, and a snapshot must not differ from itself.
 pub(crate) fn read(datagram: &[u8]) {
     let mut shape = TableSnapshot::default();
     let mut bounds = Vec::new();
-    let mut elements = 0;
     for message in Messages(datagram) {
         shape.absorb(&message);
         let Some((_, list)) = message.nft() else { continue };
-        elements += elements_of(list).count();
         bounds.extend(bounds_of(list));
     }
-    assert!(elements <= datagram.len() / ELEMENT);
+    assert!(bounds.len() <= datagram.len() / ELEMENT);
     let most = bounds.len() * PIECES;
     assert!(networks(bounds).len() <= most);
     assert!(shape.differences(&shape, |_, _| "").is_empty());
-    if shape.exists() {
-        repair(&shape);
+    if shape.exists {
+        let old = recognise(&shape, 65_536);
+        let desired = DesiredRuleset::new(&old);
+        let differences = desired.differences(&shape);
+        assert!(!desired.repair(&shape, &differences, Some(&old)).batch.is_empty() || differences.is_empty());
     }
     assert!(monitor::fuzz(datagram) <= datagram.len());
-}
-
-/// Computes the repair of the table `found`.
-fn repair(found: &TableSnapshot) {
-    let old = recognise(found, 65_536);
-    let desired = DesiredRuleset::new(&old);
-    let differences = desired.differences(found);
-    assert!(!desired.repair(found, &differences, Some(&old)).batch.is_empty() || differences.is_empty());
 }
 
 /// Requests for the whole table: the table itself, its sets, chains and rules, and the elements of each set.

@@ -3,8 +3,7 @@
 
 use rustables::sys;
 
-use super::bans::put_lift;
-use super::features::KernelFeatures;
+use super::bans::{KernelFeatures, put_lift};
 use super::message::{field, put_request};
 use crate::netlink::message::be_u32;
 use crate::netlink::socket::{Batch, Socket, SocketError};
@@ -15,7 +14,7 @@ impl KernelFeatures {
     /// kernel are assumed.
     #[must_use]
     pub fn probe(socket: &mut Socket) -> Self {
-        if destroy_nothing(socket).is_ok() { Self::newest() } else { Self::oldest() }
+        Self { destroys: destroy_nothing(socket).is_ok() }
     }
 }
 
@@ -43,6 +42,6 @@ pub(crate) fn await_turn(socket: &mut Socket) {
 /// Destroys an element that never exists: 255.255.255.255, which is never a source.
 fn destroy_nothing(socket: &mut Socket) -> Result<(), SocketError> {
     let mut batch = Batch::new();
-    put_lift(&mut batch, KernelFeatures::newest(), BanTarget::V4(std::net::Ipv4Addr::BROADCAST));
+    put_lift(&mut batch, KernelFeatures { destroys: true }, BanTarget::V4(std::net::Ipv4Addr::BROADCAST));
     socket.transact(&mut batch)
 }

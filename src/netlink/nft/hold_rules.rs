@@ -19,7 +19,7 @@ use super::rule::{
 };
 use super::set::Set;
 use super::spec::Trap;
-use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_SYN, TRAP_SYN_HOLD, TRAP_TOUCH};
+use super::table::{CHAIN, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_SYN, TRAP_SYN_HOLD, TRAP_TOUCH};
 
 pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     let full = |chain| Rule::new(chain).jump(TRAP_FULL);
@@ -29,7 +29,7 @@ pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
     rules.extend([full(TRAP_HOLD_NEW), Rule::new(TRAP_FULL).counter()]);
     rules.extend(syn_rules(trap));
     rules.extend(
-        [V4, V6].map(|family| Rule::new(TRAP_HELD).source_in(&family, family.allowed).verdict(VerdictKind::Return)),
+        [V4, V6].map(|family| Rule::new(TRAP_HELD).source_in(&family, Set::Allowed).verdict(VerdictKind::Return)),
     );
     let drop = Rule::new(TRAP_HELD).address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).counter();
     rules.push(drop.verdict(VerdictKind::Drop));
@@ -70,10 +70,10 @@ fn two_services(family: &Family, https: bool) -> Rule {
     let rule = rule.family(family).target(family);
     let rule = if https { rule.constant_behind(family, HTTP) } else { rule.port_behind(family, DESTINATION) };
     let (key, time) = (format!("{} . {port}", family.target), || Some(Span::brief(AT_ONCE)));
-    let rule = rule.add(family.service_ports, &key, time(), Some(Limit::first()), sys::NFT_DYNSET_OP_ADD);
+    let rule = rule.add(family.set(Set::ServicePorts), &key, time(), Some(Limit::first()), sys::NFT_DYNSET_OP_ADD);
     let second = Some(Limit::above_total(1));
     rule.target(family)
-        .add(family.service_clients, family.target, time(), second, sys::NFT_DYNSET_OP_ADD)
+        .add(family.set(Set::ServiceClients), family.target, time(), second, sys::NFT_DYNSET_OP_ADD)
         .goto(TRAP_SYN_HOLD)
 }
 
@@ -88,11 +88,6 @@ const AT_ONCE: Duration = Duration::from_millis(20);
 /// scaling or selective acknowledgement, and offer larger windows.
 const SCANNER_SYN: [u8; 4] = [0x60, SYN, 0x04, 0x00];
 const SCANNER_MASK: [u8; 4] = [0xff, 0xff, 0xff, 0xfe];
-
-/// The rules after a probe of a trapped port was counted.
-pub(super) fn late_rules(trap: &Trap) -> [Rule; 3] {
-    held(TRAP, trap, false)
-}
 
 /// The rules that hold the source of a packet to a trapped port, and drop flags that no TCP stack sends. A closed port
 /// would answer such flags with a reset, an open one would not. A probe of a related port has no further consequence.
@@ -109,28 +104,29 @@ pub(super) const ILLEGAL: [(u8, u8); 3] = [(SYN | RST | ACK, 0), (FIN | SYN, FIN
 
 /// Selects SYNs, and flags that no TCP stack sends. A port that is closed and not trapped would answer such flags with
 /// a reset, which distinguishes it from open ports.
-fn held(chain: &'static str, trap: &Trap, inverted: bool) -> [Rule; 3] {
+pub(super) fn held(chain: &'static str, trap: &Trap, inverted: bool) -> [Rule; 3] {
     [V4, V6, LINK_LOCAL].map(|family| {
         let rule = Rule::new(chain).on_monitored(trap.named_interfaces).tcp_flags(RST | ACK, CmpOp::Eq, 0);
-        let rule = rule.text(format_args!("{} @{}", family.target, family.held.name()));
-        rule.family(&family).target(&family).lookup(family.held).trapped_port(inverted).jump(TRAP_HELD)
+        let held = family.set(Set::Held);
+        let rule = rule.text(format_args!("{} @{}", family.target, held.name()));
+        rule.family(&family).target(&family).lookup(held).trapped_port(inverted).jump(TRAP_HELD)
     })
 }
 
 /// Starts a rule for sources of this family.
 fn of_kind(chain: &'static str, family: &Family) -> Rule {
     let rule = Rule::new(chain);
-    if family.held == V6.held && !family.is_masked { rule.link_local() } else { rule.family(family) }
+    if family.number == V6.number && !family.is_masked { rule.link_local() } else { rule.family(family) }
 }
 
 /// Returns at a port that the source probed recently: a retransmitted SYN then reaches the closed port.
 fn new_port_rules(family: &Family) -> [Rule; 2] {
-    let key = format!("{} . tcp dport", family.target);
+    let (key, ports) = (format!("{} . tcp dport", family.target), family.set(Set::HeldPorts));
     let rule = || of_kind(TRAP_HOLD, family);
-    let known = rule().text(format_args!("{key} @{}", family.held_ports.name())).source_and_port(family, TCP);
+    let known = rule().text(format_args!("{key} @{}", ports.name())).source_and_port(family, TCP);
     let add = rule().source_and_port(family, TCP);
-    let add = add.add(family.held_ports, &key, Some(Span::brief(RECENT)), None, sys::NFT_DYNSET_OP_ADD);
-    [known.lookup(family.held_ports).verdict(VerdictKind::Return), add.goto(TRAP_HOLD_NEW)]
+    let add = add.add(ports, &key, Some(Span::brief(RECENT)), None, sys::NFT_DYNSET_OP_ADD);
+    [known.lookup(ports).verdict(VerdictKind::Return), add.goto(TRAP_HOLD_NEW)]
 }
 
 /// Holds a source that is counted in one of the two sets and is not above the limit. The kernel also evaluates the
@@ -144,13 +140,14 @@ fn source_rules(trap: &Trap, length: Duration, family: &Family) -> [Rule; 5] {
     let missing = |rule: Rule, set: Set| {
         rule.text(format_args!("{} != @{}", family.target, set.name())).target(family).lookup_inverted(set)
     };
-    let held = rule().text(format_args!("{} @{}", family.target, family.held.name())).target(family);
+    let [held, counts, recent] = [Set::Held, Set::HoldCounts, Set::HoldRecent].map(|set| family.set(set));
+    let is_held = rule().text(format_args!("{} @{}", family.target, held.name())).target(family);
     [
-        held.lookup(family.held).verdict(VerdictKind::Return),
-        count(rule(), family.hold_counts, Span::brief(trap.window)),
-        count(missing(rule(), family.hold_counts), family.hold_recent, Span::brief(RECENT)),
-        missing(missing(rule(), family.hold_counts), family.hold_recent).goto(TRAP_FULL),
-        add(rule(), family.held, Span::brief(length), None, sys::NFT_DYNSET_OP_ADD),
+        is_held.lookup(held).verdict(VerdictKind::Return),
+        count(rule(), counts, Span::brief(trap.window)),
+        count(missing(rule(), counts), recent, Span::brief(RECENT)),
+        missing(missing(rule(), counts), recent).goto(TRAP_FULL),
+        add(rule(), held, Span::brief(length), None, sys::NFT_DYNSET_OP_ADD),
     ]
 }
 

@@ -39,7 +39,7 @@ impl<'a> Message<'a> {
 
 impl Batch {
     pub(crate) fn append(&mut self, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
-        put_message(self.bytes(), kind, flags, fill);
+        put_message(&mut self.0, kind, flags, fill);
     }
 }
 

@@ -8,7 +8,6 @@ mod desired_ruleset;
 mod element;
 mod exclusions;
 mod family;
-mod features;
 mod firewall;
 mod fragment_rules;
 #[cfg(any(test, fuzzing))]
@@ -29,23 +28,21 @@ mod trap_rules;
 
 pub(crate) use bans::{
     BANS_A_MESSAGE, RestoredBan, put_back, put_bans, put_bans_in, put_forget, put_interfaces, put_lift, put_network,
-    put_network_lift, put_new_bans, put_new_network, put_peers, put_protected, put_protected_change, put_restored,
-    put_trapped,
+    put_new_bans, put_new_network, put_peers, put_protected, put_protected_change, put_restored, put_trapped,
 };
-pub use bans::{Watched, put_ban};
+pub use bans::{KernelFeatures, Watched, put_ban};
 pub(crate) use counters::counted_packets;
 pub use element::Remaining;
 pub(crate) use element::{
-    Bound, Element, bounds_of, has_answered, has_sent_from, networks, next_address, put_ban_query, put_element_query,
-    put_flush, put_set_dump,
+    Bound, bounds_of, has_answered, has_sent_from, networks, next_address, put_ban_query, put_element_query, put_flush,
+    put_set_dump,
 };
-pub use features::KernelFeatures;
 pub use firewall::{Firewall, InputChain};
 pub(crate) use generation::{await_turn, generation};
 pub use hold_rules::MAX_HOLDS;
 pub(crate) use ruleset::table_handle;
 pub use ruleset::{
-    Installed, Repaired, RulesetError, examine, foreign_objects, has_repeated_rules, install, remove, repair,
+    Installed, Repaired, RulesetError, SetSizes, examine, foreign_objects, has_repeated_rules, install, remove, repair,
 };
 pub use set::Set;
 pub(crate) use set::{is_created_by_nft, set_count, set_size};

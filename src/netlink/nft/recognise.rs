@@ -1,5 +1,6 @@
 //! Recovers from the rules of a table the [`RulesetSpec`] with which this program created them.
 
+use std::array;
 use std::time::Duration;
 
 use rustables::sys;
@@ -12,7 +13,6 @@ use super::snapshot::{Flat, TableSnapshot};
 use super::spec::{DecoyRules, RulesetSpec, Trap};
 use super::table::{DECOY_TAKE, REFUSE, TRAP, TRAP_BAN, TRAP_HOLD_NEW, TRAP_TOUCH};
 use crate::netlink::message::{be_u32, be_u64};
-use crate::types::shared64::MAX_NAT64;
 use crate::types::{Action, Expiry, Rate};
 
 /// Returns the spec with which this program created the table `found`. If another program created it, a table built
@@ -60,10 +60,9 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     let by_interface = |(name, flat): &(String, Flat)| {
         name == "meta" && number(flat, &[sys::NFTA_META_KEY]) == Some(sys::NFT_META_IIF)
     };
-    let mut nat64 = [None; MAX_NAT64];
-    nat64.iter_mut().zip(left_out(found)).for_each(|(slot, upper)| *slot = Some(upper));
+    let mut nat64 = left_out(found);
     Some(Trap {
-        nat64,
+        nat64: array::from_fn(|_| nat64.next()),
         tcp: found.has_set(Set::Probed),
         udp: found.has_set(Set::TrappedUdp),
         forgiven: burst.and_then(|burst| u8::try_from(burst).ok()).unwrap_or(0),

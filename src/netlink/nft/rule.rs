@@ -94,8 +94,9 @@ impl Rule {
         if family.is_masked { rule.mask((u128::MAX << 64).to_be_bytes()) } else { rule }
     }
 
-    /// Matches if the source address is in `set`.
-    pub(super) fn source_in(self, family: &Family, set: Set) -> Self {
+    /// Matches if the source address is in the set of its family for `v4`, a set for IPv4.
+    pub(super) fn source_in(self, family: &Family, v4: Set) -> Self {
+        let set = family.set(v4);
         let text = format!("{} saddr @{}", family.name, set.name());
         self.text(text).family(family).source(family).lookup(set)
     }
@@ -115,12 +116,8 @@ impl Rule {
 
     /// Matches frames for this host's hardware address: a broadcast frame may contain a unicast packet.
     pub(super) fn for_this_host(self) -> Self {
-        let rule = self.text("meta pkttype host").raw("meta", |meta| {
-            meta.put_u32(sys::NFTA_META_DREG, sys::NFT_REG_1);
-            meta.put_u32(sys::NFTA_META_KEY, sys::NFT_META_PKTTYPE);
-        });
         // PACKET_HOST of linux/if_packet.h.
-        rule.compare(CmpOp::Eq, [0])
+        self.text("meta pkttype host").packet_type().compare(CmpOp::Eq, [0])
     }
 
     /// Matches packets for this host alone, to an own address, from a foreign address.
@@ -137,12 +134,15 @@ impl Rule {
 
     /// Matches frames for any hardware address except another host's.
     pub(super) fn not_for_other_host(self) -> Self {
-        let rule = self.text("meta pkttype != other").raw("meta", |meta| {
+        // PACKET_OTHERHOST of linux/if_packet.h.
+        self.text("meta pkttype != other").packet_type().compare(CmpOp::Neq, [3])
+    }
+
+    fn packet_type(self) -> Self {
+        self.raw("meta", |meta| {
             meta.put_u32(sys::NFTA_META_DREG, sys::NFT_REG_1);
             meta.put_u32(sys::NFTA_META_KEY, sys::NFT_META_PKTTYPE);
-        });
-        // PACKET_OTHERHOST of linux/if_packet.h.
-        rule.compare(CmpOp::Neq, [3])
+        })
     }
 
     /// Matches TCP segments whose flags under `mask` equal `flags`, or differ, depending on `how`.
@@ -207,22 +207,23 @@ impl Rule {
 
     /// Loads the interface index, followed by the source of an IPv6 packet.
     pub(super) fn interface_and_source(self) -> Self {
-        self.expression(Meta::new(MetaType::Iif)).raw("payload", |payload| {
-            // NFT_REG32_01.
-            payload.put_u32(sys::NFTA_PAYLOAD_DREG, 9);
-            payload.put_u32(sys::NFTA_PAYLOAD_BASE, sys::NFT_PAYLOAD_NETWORK_HEADER);
-            payload.put_u32(sys::NFTA_PAYLOAD_OFFSET, V6.source_offset);
-            payload.put_u32(sys::NFTA_PAYLOAD_LEN, V6.source_length);
-        })
+        let rule = self.expression(Meta::new(MetaType::Iif));
+        // NFT_REG32_01.
+        rule.load(9, sys::NFT_PAYLOAD_NETWORK_HEADER, V6.source_offset, V6.source_length)
     }
 
     /// Loads a port into the register after the loaded address.
     pub(super) fn port_behind(self, family: &Family, offset: u32) -> Self {
+        self.load(family.next_register, sys::NFT_PAYLOAD_TRANSPORT_HEADER, offset, 2)
+    }
+
+    /// Loads bytes of the packet into a register that rustables lacks.
+    fn load(self, register: u32, base: u32, offset: u32, length: u32) -> Self {
         self.raw("payload", |payload| {
-            payload.put_u32(sys::NFTA_PAYLOAD_DREG, family.next_register);
-            payload.put_u32(sys::NFTA_PAYLOAD_BASE, sys::NFT_PAYLOAD_TRANSPORT_HEADER);
+            payload.put_u32(sys::NFTA_PAYLOAD_DREG, register);
+            payload.put_u32(sys::NFTA_PAYLOAD_BASE, base);
             payload.put_u32(sys::NFTA_PAYLOAD_OFFSET, offset);
-            payload.put_u32(sys::NFTA_PAYLOAD_LEN, 2);
+            payload.put_u32(sys::NFTA_PAYLOAD_LEN, length);
         })
     }
 

@@ -35,27 +35,22 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
         false => rule.counter().verdict(VerdictKind::Drop),
     };
     let accept = |rule: Rule| rule.verdict(VerdictKind::Accept);
-    let slash_64 = rule().text(format_args!("{} @blocked6", V6.target)).family(&V6).target(&V6).lookup(Set::Blocked6);
+    // Bans in a set for IPv4 and the one for IPv6, which holds the first address of each /64 and link-local addresses.
+    let bans = |v4: Set| {
+        let v6 = v4.for_ipv6();
+        let slash_64 = rule().text(format_args!("{} @{}", V6.target, v6.name())).family(&V6).target(&V6).lookup(v6);
+        [rule().source_in(&V4, v4), slash_64, rule().source_in(&V6, v4)].map(refuse)
+    };
     let on_link =
         rule().link_local().text("iif . ip6 saddr @blocked_link").interface_and_source().lookup(Set::BlockedLink);
-    let mut rules = vec![
-        accept(rule().source_in(&V4, V4.allowed)),
-        accept(rule().source_in(&V6, V6.allowed)),
-        refuse(rule().source_in(&V4, V4.blocked)),
-        refuse(slash_64),
-        refuse(rule().source_in(&V6, V6.blocked)),
-        refuse(on_link),
-    ];
+    let mut rules = Vec::from([V4, V6].map(|family| accept(rule().source_in(&family, Set::Allowed))));
+    rules.extend(bans(Set::Blocked));
+    rules.push(refuse(on_link));
     if spec.wide {
-        rules.extend([V4, V6].map(|family| refuse(rule().source_in(&family, family.networks))));
+        rules.extend([V4, V6].map(|family| refuse(rule().source_in(&family, Set::BlockedNets))));
     }
     if spec.fleet.is_some() {
-        let slash_64 = rule().text(format_args!("{} @fleet6", V6.target)).family(&V6).target(&V6).lookup(Set::Fleet6);
-        rules.extend([
-            refuse(rule().source_in(&V4, Set::Fleet)),
-            refuse(slash_64),
-            refuse(rule().source_in(&V6, Set::Fleet6)),
-        ]);
+        rules.extend(bans(Set::Fleet));
     }
     if let Some(trap) = spec.trap.filter(|trap| trap.hold.is_some()) {
         rules.extend(fragment_rules::early_rules(&trap));

@@ -22,29 +22,19 @@ pub enum Installed {
     /// The table did not exist and was created.
     Created,
     /// The table existed unchanged. The sizes of its sets may differ from the requested ones.
-    Adopted {
-        /// Size of `blocked`.
-        blocked: u32,
-        /// Size of `blocked6`.
-        blocked6: u32,
-    },
+    Adopted(SetSizes),
     /// The table had the rules of another [`RulesetSpec`], which were replaced. Its sets kept their elements and sizes.
-    Rebuilt {
-        /// Size of `blocked`.
-        blocked: u32,
-        /// Size of `blocked6`.
-        blocked6: u32,
-    },
+    Rebuilt(SetSizes),
     /// The table had been altered and was repaired. Objects of other programs in it stay.
     Repaired {
         /// The first difference, as the end of the sentence "it had …".
         difference: String,
-        /// Size of `blocked`.
-        blocked: u32,
-        /// Size of `blocked6`.
-        blocked6: u32,
+        sizes: SetSizes,
     },
 }
+
+/// Sizes of `blocked` and `blocked6`.
+pub type SetSizes = (u32, u32);
 
 /// Result of a repair.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,20 +89,20 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
     for _ in 0..MAX_ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
         let wanted = DesiredRuleset::new(&kept(spec, &found));
-        let (blocked, blocked6) = (found.size(Set::Blocked), found.size(Set::Blocked6));
-        let (change, done) = if found.exists() {
+        let sizes = sizes(&found);
+        let (change, done) = if found.exists {
             let differences = wanted.differences(&found);
             if differences.is_empty() {
-                return Ok(Installed::Adopted { blocked, blocked6 });
+                return Ok(Installed::Adopted(sizes));
             }
             match recognise_own(&found, spec.size) {
-                Ok(old) => (wanted.repair(&found, &differences, Some(&old)), Installed::Rebuilt { blocked, blocked6 }),
+                Ok(old) => (wanted.repair(&found, &differences, Some(&old)), Installed::Rebuilt(sizes)),
                 Err(error) if !found.has_base_sets() => return Err(error),
                 Err(_) => {
                     return Ok(match repair(socket, spec)? {
                         Repaired::Created => Installed::Created,
-                        Repaired::Unchanged => Installed::Adopted { blocked, blocked6 },
-                        Repaired::Repaired { difference, .. } => Installed::Repaired { difference, blocked, blocked6 },
+                        Repaired::Unchanged => Installed::Adopted(sizes),
+                        Repaired::Repaired { difference, .. } => Installed::Repaired { difference, sizes },
                     });
                 }
             }
@@ -124,26 +114,30 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
             return Ok(done);
         }
     }
-    Err(given_up(last))
+    Err(last.unwrap_or(RulesetError::Contended))
 }
 
-/// Returns the sizes of `blocked` and `blocked6` if the table exists, with the rules of any spec, altered or not;
-/// `None` if it does not exist. Changes nothing.
-pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
+/// Returns the sizes of its sets if the table exists, with the rules of any spec, altered or not; `None` if it does not
+/// exist. Changes nothing.
+pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<SetSizes>, RulesetError> {
     let Some(found) = read_existing(socket)? else { return Ok(None) };
     if !found.has_base_sets() {
         recognise_own(&found, spec.size)?;
     }
     let differences = DesiredRuleset::new(&kept(spec, &found)).differences(&found);
     irreparable(&differences)?;
-    Ok(Some((found.size(Set::Blocked), found.size(Set::Blocked6))))
+    Ok(Some(sizes(&found)))
+}
+
+fn sizes(found: &TableSnapshot) -> SetSizes {
+    (found.size(Set::Blocked), found.size(Set::Blocked6))
 }
 
 /// The table; `None` where there is none.
 fn read_existing(socket: &mut Socket) -> Result<Option<TableSnapshot>, RulesetError> {
     for _ in 0..MAX_ATTEMPTS {
         if let Some(found) = read(socket)? {
-            return Ok(found.exists().then_some(found));
+            return Ok(found.exists.then_some(found));
         }
     }
     Err(RulesetError::Contended)
@@ -169,7 +163,7 @@ pub fn has_repeated_rules(socket: &mut Socket) -> Result<bool, RulesetError> {
 /// # Errors
 /// As for [`install`]; a table of another program stays.
 pub fn remove(socket: &mut Socket, spec: &RulesetSpec) -> Result<bool, RulesetError> {
-    let Some(found) = read(socket)?.filter(TableSnapshot::exists) else { return Ok(false) };
+    let Some(found) = read(socket)?.filter(|found| found.exists) else { return Ok(false) };
     recognise_own(&found, spec.size)?;
     let mut batch = Batch::new();
     batch.append(sys::NFT_MSG_DELTABLE, 0, |table| table.put_text(sys::NFTA_TABLE_NAME, TABLE));
@@ -190,7 +184,7 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
     for _ in 0..MAX_ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
         let wanted = DesiredRuleset::new(&kept(spec, &found));
-        if !found.exists() {
+        if !found.exists {
             last = carry_out(socket, wanted.create())?;
             if last.is_none() {
                 return Ok(Repaired::Created);
@@ -222,7 +216,7 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
         let emptied = wanted.missing_sets(&found).collect();
         return Ok(Repaired::Repaired { difference: first, emptied });
     }
-    Err(given_up(last))
+    Err(last.unwrap_or(RulesetError::Contended))
 }
 
 /// Refuses a table that cannot be repaired without deleting objects of other programs.
@@ -247,40 +241,25 @@ fn kept(spec: &RulesetSpec, found: &TableSnapshot) -> RulesetSpec {
     RulesetSpec { wide: spec.wide || both, ..*spec }
 }
 
-/// A refusal whose likely reason is that the table changed after it was read.
-struct Outrun {
-    object: String,
-    errno: Errno,
-    /// True if the refused message is a rule.
-    rule: bool,
-}
-
-/// Returns the error after the last attempt. A kernel without an expression returns ENOENT for the rule, as it does if
-/// the rule's set or chain has just been deleted; but no program deletes them at every attempt.
-fn given_up(last: Option<Outrun>) -> RulesetError {
-    match last {
-        Some(Outrun { object, errno: errno @ Errno::NOENT, rule: true }) => RulesetError::Lacking { object, errno },
-        _ => RulesetError::Contended,
-    }
-}
-
-/// Sends the transaction; returns a value if the table changed after it was read.
-fn carry_out(socket: &mut Socket, mut change: RulesetChange) -> Result<Option<Outrun>, RulesetError> {
-    match socket.transact(&mut change.batch) {
-        Ok(()) => Ok(None),
+/// Sends the transaction. Returns a value if the table changed after it was read: the error after the last attempt. A
+/// kernel without an expression returns ENOENT for the rule, as it does if the rule's set or chain has just been
+/// deleted; but no program deletes them at every attempt.
+fn carry_out(socket: &mut Socket, mut change: RulesetChange) -> Result<Option<RulesetError>, RulesetError> {
+    let (message, errno) = match socket.transact(&mut change.batch) {
+        Ok(()) => return Ok(None),
+        Err(SocketError::Refused { message, errno, .. }) => (message, errno),
+        Err(error) => return Err(error.into()),
+    };
+    let object = change.object(message).to_owned();
+    match errno {
+        Errno::NOENT if change.is_rule(message) => Ok(Some(RulesetError::Lacking { object, errno })),
         // Another program changed the table first: read it again.
-        Err(SocketError::Refused { message, errno: errno @ (Errno::EXIST | Errno::NOENT), .. }) => {
-            Ok(Some(Outrun { object: change.object(message).to_owned(), errno, rule: change.is_rule(message) }))
-        }
-        Err(SocketError::Refused { message, errno: Errno::BUSY, .. }) => {
-            let difference =
-                format!("rules of another program use objects that must be removed ({})", change.object(message));
+        Errno::EXIST | Errno::NOENT => Ok(Some(RulesetError::Contended)),
+        Errno::BUSY => {
+            let difference = format!("rules of another program use objects that must be removed ({object})");
             Err(RulesetError::Foreign { difference })
         }
-        Err(SocketError::Refused { message, errno, .. }) => {
-            Err(RulesetError::Lacking { object: change.object(message).to_owned(), errno })
-        }
-        Err(error) => Err(error.into()),
+        _ => Err(RulesetError::Lacking { object, errno }),
     }
 }
 

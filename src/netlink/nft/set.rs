@@ -214,6 +214,11 @@ impl Set {
         DEFINITIONS.iter().find(|(_, definition)| definition.name == name).map(|(set, _)| *set)
     }
 
+    /// The set for IPv6 that has the purpose of this one for IPv4: its name is the same with a 6.
+    pub(super) fn for_ipv6(self) -> Self {
+        Self::from_name(&format!("{}6", self.name())).unwrap_or(self)
+    }
+
     /// The set in which `target` is blocked.
     pub const fn for_target(target: BanTarget) -> Self {
         match target {
@@ -225,11 +230,6 @@ impl Set {
                 IpNet::V6(_) => Self::BlockedNets6,
             },
         }
-    }
-
-    /// The set in which `target`, an address or a /64, is blocked because other hosts reported it.
-    pub(crate) fn fleet_for_target(target: BanTarget) -> Self {
-        if target.element().is_ipv4() { Self::Fleet } else { Self::Fleet6 }
     }
 
     /// The sets of a table with this spec, in the order of creation.

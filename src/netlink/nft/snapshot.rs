@@ -17,7 +17,8 @@ use crate::netlink::message::{Message, attributes, be_u32, text};
 /// Contents of the table `inet portsentry`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TableSnapshot {
-    exists: bool,
+    /// True once a message about the table itself was added.
+    pub(super) exists: bool,
     flags: u32,
     sets: BTreeMap<String, SetShape>,
     chains: BTreeMap<String, ChainShape>,
@@ -76,11 +77,6 @@ impl TableSnapshot {
             }
             _ => {}
         }
-    }
-
-    /// True once a message about the table itself was added.
-    pub(super) fn exists(&self) -> bool {
-        self.exists
     }
 
     pub(super) fn has_set(&self, set: Set) -> bool {

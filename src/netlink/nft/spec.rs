@@ -40,17 +40,6 @@ pub struct DecoyRules {
     pub max_new_tracked: Option<u32>,
 }
 
-impl DecoyRules {
-    /// New connections tracked per second once the burst is used up.
-    pub(super) fn tracked_per_second(self) -> u32 {
-        (self.max_new_tracked.unwrap_or(0) / TRACKED_FOR).max(1)
-    }
-}
-
-/// Maximum time in seconds for which connection tracking keeps a connection that has ended or was never completed
-/// (nf_conntrack_tcp_timeout_time_wait, nf_conntrack_tcp_timeout_fin_wait, nf_conntrack_tcp_timeout_syn_recv).
-const TRACKED_FOR: u32 = 120;
-
 /// Options of the kernel's trap, which counts the distinct trapped ports of TCP and UDP together that one source
 /// probes, and blocks the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,7 +29,8 @@ use crate::types::Expiry;
 struct Transport {
     name: &'static str,
     number: u8,
-    probed: fn(&Family) -> Set,
+    /// Sources of IPv4 and the ports that they probed.
+    probed: Set,
 }
 
 pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
@@ -40,7 +41,7 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     }
     if let Some(length) = trap.hold {
         rules.extend(hold_rules::ILLEGAL.map(|flags| tcp_entry(trap, flags)));
-        rules.extend(hold_rules::late_rules(trap));
+        rules.extend(hold_rules::held(TRAP, trap, false));
         rules.extend(hold_rules::hold_rules(trap, length));
         rules.extend(fragment_rules::hiding_rules());
     }
@@ -78,7 +79,7 @@ fn answered(family: &Family) -> Rule {
     let rule = rule.text("tcp sport @trapped").port(SOURCE).lookup(Set::Trapped);
     let rule = rule.payload(NETWORK, family.destination_offset, family.source_length).port_behind(family, SOURCE);
     let key = format!("{} daddr . tcp sport", family.name);
-    rule.add(family.answered, &key, Span::new(Expiry::After(RECENT)), None, sys::NFT_DYNSET_OP_UPDATE)
+    rule.add(family.set(Set::Answered), &key, Span::new(Expiry::After(RECENT)), None, sys::NFT_DYNSET_OP_UPDATE)
 }
 
 /// Records the UDP ports from which this host sends. The sensor sees the same slightly later and then removes the port
@@ -93,7 +94,7 @@ fn outbound() -> Rule {
 /// The rules that determine how a probe counts.
 fn probe_rules(trap: &Trap) -> Vec<Rule> {
     let rule = || Rule::new(TRAP_TOUCH);
-    let mut rules = Vec::from([V4, V6].map(|family| rule().source_in(&family, family.allowed)));
+    let mut rules = Vec::from([V4, V6].map(|family| rule().source_in(&family, Set::Allowed)));
     rules.extend(address_rules());
     rules.extend(nat64_rules(TRAP_TOUCH, trap));
     // Any socket counts, transparent or not.
@@ -105,8 +106,8 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
         return rules.chain([rule().jump(TRAP_BAN)]).collect();
     }
     let protocols = [
-        (trap.tcp, Transport { name: "tcp", number: TCP, probed: |family| family.probed_tcp }),
-        (trap.udp, Transport { name: "udp", number: UDP, probed: |family| family.probed_udp }),
+        (trap.tcp, Transport { name: "tcp", number: TCP, probed: Set::Probed }),
+        (trap.udp, Transport { name: "udp", number: UDP, probed: Set::TouchedUdp }),
     ];
     let counted: Vec<Transport> =
         protocols.into_iter().filter_map(|(counts, protocol)| counts.then_some(protocol)).collect();
@@ -139,7 +140,7 @@ fn address_rules() -> [Rule; 6] {
 fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
     let every = || protocols.iter().flat_map(|protocol| [V4, V6].map(|family| (protocol, family)));
     let known = every().map(|(protocol, family)| {
-        let set = (protocol.probed)(&family);
+        let set = family.set(protocol.probed);
         let text = format!("{} . {} dport @{}", family.target, protocol.name, set.name());
         probe(Rule::new(TRAP_TOUCH).text(text), &family, protocol).lookup(set)
     });
@@ -147,11 +148,11 @@ fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
     let of_peers = every().map(|(protocol, family)| {
         let rule = connected(&family).source_and_port(&family, protocol.number);
         let forgiven = trap.forgiven.max(PEER_THRESHOLD - 1);
-        count_new_port(rule, trap, protocol, &family, (family.peer_suspects, forgiven))
+        count_new_port(rule, trap, protocol, &family, (Set::PeerSuspects, forgiven))
     });
     let of_others = every().map(|(protocol, family)| {
         let rule = probe(Rule::new(TRAP_TOUCH), &family, protocol);
-        count_new_port(rule, trap, protocol, &family, (family.suspects, trap.forgiven))
+        count_new_port(rule, trap, protocol, &family, (Set::Suspects, trap.forgiven))
     });
     let peers_end = returning([V4, V6].iter().map(connected).collect());
     returning(known.collect()).chain(of_peers).chain(peers_end).chain(of_others).collect()
@@ -169,8 +170,8 @@ fn count_new_port(
     let window = || Span::new(Expiry::After(trap.window));
     let key = format!("{} . {} dport", family.target, protocol.name);
     let limit = Limit::above_total(forgiven.into());
-    let rule = rule.add((protocol.probed)(family), &key, window(), None, sys::NFT_DYNSET_OP_ADD).target(family);
-    rule.add(counted, family.target, window(), Some(limit), sys::NFT_DYNSET_OP_ADD).jump(TRAP_BAN)
+    let rule = rule.add(family.set(protocol.probed), &key, window(), None, sys::NFT_DYNSET_OP_ADD).target(family);
+    rule.add(family.set(counted), family.target, window(), Some(limit), sys::NFT_DYNSET_OP_ADD).jump(TRAP_BAN)
 }
 
 /// Loads source and port of a packet of this version and protocol; the port follows the source in the registers.
@@ -187,9 +188,9 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
         Rule::new(TRAP_BAN)
             .family(&family)
             .target(&family)
-            .add(family.trap_banned, family.target, Span::new(trap.expiry), None, sys::NFT_DYNSET_OP_ADD)
+            .add(family.set(Set::TrapBanned), family.target, Span::new(trap.expiry), None, sys::NFT_DYNSET_OP_ADD)
             .target(&family)
-            .add(family.blocked, family.target, Span::new(trap.expiry), None, sys::NFT_DYNSET_OP_ADD)
+            .add(family.set(Set::Blocked), family.target, Span::new(trap.expiry), None, sys::NFT_DYNSET_OP_ADD)
             .counter()
             .verdict(VerdictKind::Drop)
     });

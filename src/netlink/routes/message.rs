@@ -11,18 +11,19 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc::RTM_NEWROUTE;
 
-use super::{METRIC_V6, PROTOCOL, RouteLookup};
+use super::{METRIC_V6, PROTOCOL};
 use crate::netlink::message::Message;
 use crate::types::RouteKind;
 
 pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
 /// A route as reported by the kernel.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Route {
-    pub(super) net: IpNet,
-    pub(super) kind: Option<RouteKind>,
-    protocol: u8,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub net: IpNet,
+    /// `None` if [`RouteKind`] does not contain its kind.
+    pub kind: Option<RouteKind>,
+    pub protocol: u8,
     table: u8,
 }
 
@@ -30,10 +31,6 @@ impl Route {
     /// True for a route that this program may replace and remove.
     pub(super) fn is_own(&self) -> bool {
         self.protocol == PROTOCOL && self.table == RouteHeader::RT_TABLE_MAIN
-    }
-
-    pub(super) fn lookup(&self) -> RouteLookup {
-        RouteLookup::Route { prefix_len: self.net.prefix_len(), protocol: self.protocol, kind: self.kind }
     }
 }
 
@@ -49,38 +46,35 @@ pub(super) fn read(message: &Message<'_>) -> Option<Route> {
 
 /// Reads the body of a message about a route.
 pub(super) fn route(body: &[u8]) -> Option<Route> {
-    let RouteMessage { header, attributes, .. } = RouteMessage::parse(body).ok()?;
-    let (mut destination, mut gateway) = (None, None);
-    for attribute in &attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => destination = Some(ip(address)?),
-            RouteAttribute::Gateway(address) => gateway = Some(ip(address)?),
-            _ => {}
-        }
-    }
-    // A default route has no destination.
-    let destination = destination.or_else(|| match header.address_family {
-        AddressFamily::Inet => Some(Ipv4Addr::UNSPECIFIED.into()),
-        AddressFamily::Inet6 => Some(Ipv6Addr::UNSPECIFIED.into()),
-        _ => None,
-    })?;
-    let kind = match header.kind {
+    let route = RouteMessage::parse(body).ok()?;
+    let kind = match route.header.kind {
         RouteType::BlackHole => Some(RouteKind::Blackhole),
         RouteType::Unreachable => Some(RouteKind::Unreachable),
         RouteType::Prohibit => Some(RouteKind::Prohibit),
-        RouteType::Unicast => gateway.map(RouteKind::Via),
+        RouteType::Unicast => route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => Some(RouteKind::Via((*v4).into())),
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => Some(RouteKind::Via((*v6).into())),
+            _ => None,
+        }),
         _ => None,
     };
-    let net = IpNet::new(destination, header.destination_prefix_length).ok()?;
-    Some(Route { net, kind, protocol: header.protocol.into(), table: header.table })
+    let net = destination(&route)?;
+    Some(Route { net, kind, protocol: route.header.protocol.into(), table: route.header.table })
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(v4) => Some((*v4).into()),
-        RouteAddress::Inet6(v6) => Some((*v6).into()),
+/// The destination of a route. A default route has no attribute for it.
+pub(crate) fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
         _ => None,
-    }
+    });
+    let unspecified = match route.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    IpNet::new(address.unwrap_or(unspecified), route.header.destination_prefix_length).ok()
 }
 
 /// Appends the request to add a route, which fails if a route with the same metric exists.
@@ -96,7 +90,7 @@ pub(super) fn put_add(bytes: &mut Vec<u8>, net: IpNet, kind: RouteKind) {
         route.attributes.push(RouteAttribute::Priority(METRIC_V6));
     }
     if let RouteKind::Via(gateway) = kind {
-        route.attributes.push(RouteAttribute::Gateway(address(gateway)));
+        route.attributes.push(RouteAttribute::Gateway(gateway.into()));
     }
     append(bytes, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL);
 }
@@ -113,11 +107,11 @@ pub(super) fn put_delete(bytes: &mut Vec<u8>, net: IpNet) {
 pub(super) fn put_look_up(bytes: &mut Vec<u8>, net: IpNet) {
     let mut request = RouteMessage::default();
     let target = sample(net);
-    request.header.address_family = family(target);
+    request.header.address_family = target.into();
     request.header.destination_prefix_length = IpNet::from(target).prefix_len();
     // Returns the route itself instead of the result for this packet.
     request.header.flags = RouteFlags::FibMatch;
-    request.attributes.push(RouteAttribute::Destination(address(target)));
+    request.attributes.push(RouteAttribute::Destination(target.into()));
     append(bytes, RouteNetlinkMessage::GetRoute(request), 0);
 }
 
@@ -132,11 +126,11 @@ pub(super) fn put_list(bytes: &mut Vec<u8>, family: AddressFamily) {
 
 fn own_route(net: IpNet) -> RouteMessage {
     let mut route = RouteMessage::default();
-    route.header.address_family = family(net.addr());
+    route.header.address_family = net.addr().into();
     route.header.destination_prefix_length = net.prefix_len();
     route.header.table = RouteHeader::RT_TABLE_MAIN;
     route.header.protocol = RouteProtocol::from(PROTOCOL);
-    route.attributes.push(RouteAttribute::Destination(address(net.network())));
+    route.attributes.push(RouteAttribute::Destination(net.network().into()));
     route
 }
 
@@ -166,19 +160,9 @@ fn sample(net: IpNet) -> IpAddr {
     }
 }
 
-pub(super) fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
-}
-
-fn address(address: IpAddr) -> RouteAddress {
-    match address {
-        IpAddr::V4(v4) => RouteAddress::Inet(v4),
-        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::is_closed;
     use super::*;
     use crate::netlink::message::Messages;
 
@@ -211,7 +195,7 @@ mod tests {
                 let message = Messages(&bytes).next().unwrap();
                 let route = read(&message).unwrap();
                 assert_eq!((route.net, route.kind, route.is_own()), (net, Some(kind), true));
-                assert!(route.lookup().is_closed(net, kind));
+                assert!(is_closed(&Ok(route), net, kind));
                 for end in 0..message.body.len() {
                     // Truncated it is not a route, or one without the missing parts; it never panics.
                     let _ = read(&Message { body: &message.body[..end], ..message });

@@ -19,6 +19,8 @@ use rustix::io::Errno;
 
 use super::socket::{Socket, SocketError};
 use crate::types::RouteKind;
+pub use message::Route;
+pub(crate) use message::destination;
 
 /// The routing protocol number of routes added by portsentry. It alone determines ownership: routes with this number
 /// are listed, replaced and removed, all others are never changed.
@@ -36,40 +38,20 @@ const METRIC_V6: u32 = 1;
 /// 212,992 bytes holds them all.
 const MAX_REQUESTS: usize = 64;
 
-/// The kernel's error when it looks up an address behind such a route; `None` if it returns the route.
-fn errno_of(kind: RouteKind) -> Option<Errno> {
-    match kind {
-        RouteKind::Blackhole => Some(Errno::INVAL),
-        RouteKind::Unreachable => Some(Errno::HOSTUNREACH),
-        RouteKind::Prohibit => Some(Errno::ACCESS),
-        RouteKind::Via(_) => None,
-    }
-}
+/// The route by which the kernel sends a packet, or its error: a blackhole or similar route of any program, or no route
+/// at all.
+pub type RouteLookup = Result<Route, Errno>;
 
-/// The kernel's treatment of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RouteLookup {
-    /// Sent by this route.
-    Route {
-        /// Its prefix length, in bits.
-        prefix_len: u8,
-        protocol: u8,
-        /// Its kind; `None` if [`RouteKind`] does not contain it.
-        kind: Option<RouteKind>,
-    },
-    /// Refused with this error: a blackhole or similar route of any program, or no route at all.
-    Refused(Errno),
-}
-
-impl RouteLookup {
-    /// True if this is the route that [`RouteSocket::add`] adds, or has the same effect on packets.
-    pub fn is_closed(self, net: IpNet, wanted: RouteKind) -> bool {
-        match self {
-            Self::Route { prefix_len, protocol, kind } => {
-                prefix_len == net.prefix_len() && protocol == PROTOCOL && kind == Some(wanted)
-            }
-            Self::Refused(errno) => errno_of(wanted) == Some(errno),
+/// True if this is the route that [`RouteSocket::add`] adds, or has the same effect on packets.
+pub fn is_closed(lookup: &RouteLookup, net: IpNet, wanted: RouteKind) -> bool {
+    match (lookup, wanted) {
+        (Ok(Route { net: found, kind, protocol, .. }), _) => {
+            found.prefix_len() == net.prefix_len() && *protocol == PROTOCOL && *kind == Some(wanted)
         }
+        (Err(errno), RouteKind::Blackhole) => *errno == Errno::INVAL,
+        (Err(errno), RouteKind::Unreachable) => *errno == Errno::HOSTUNREACH,
+        (Err(errno), RouteKind::Prohibit) => *errno == Errno::ACCESS,
+        (Err(_), RouteKind::Via(_)) => false,
     }
 }
 
@@ -153,12 +135,12 @@ impl RouteSocket {
             chunk.iter().for_each(|net| message::put_look_up(&mut self.requests, *net));
             let start = lookups.len();
             // An unreadable answer is about a route that is not ours.
-            lookups.resize(start + chunk.len(), RouteLookup::Refused(Errno::BADMSG));
+            lookups.resize(start + chunk.len(), Err(Errno::BADMSG));
             self.socket.each(&mut self.requests, |place, answer| {
                 let Some(lookup) = lookups.get_mut(start + place) else { return };
                 match answer {
-                    Ok(answer) => *lookup = message::read(answer).map_or(*lookup, |route| route.lookup()),
-                    Err(error) => *lookup = RouteLookup::Refused(refusal(error).errno),
+                    Ok(answer) => *lookup = message::read(answer).map_or(*lookup, Ok),
+                    Err(error) => *lookup = Err(refusal(error).errno),
                 }
             })?;
         }
@@ -253,10 +235,9 @@ fn refusal(error: SocketError) -> Refusal {
 /// Runs any datagram through the readers of routes. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
-    let routes = super::message::Messages(datagram).filter_map(|message| message::read(&message));
-    let known: Vec<_> = routes.map(|route| (route.lookup(), route.is_own())).collect();
+    let known = super::message::Messages(datagram).filter_map(|message| message::read(&message)).count();
     let gone = monitor::read(datagram, 7).len();
     super::message::Messages(datagram).for_each(|message| drop(neighbour::read(&message)));
     // A message has a header of 16 bytes and a route header of 12 bytes.
-    assert!(known.len().max(gone) <= datagram.len() / 28);
+    assert!(known.max(gone) <= datagram.len() / 28);
 }

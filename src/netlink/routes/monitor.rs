@@ -5,7 +5,6 @@
 //! the caller lists the routes as well.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::io;
 
 use ipnet::IpNet;
@@ -13,12 +12,12 @@ use netlink_packet_core::NetlinkBuffer;
 use nix::libc::RTM_DELROUTE;
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{AsyncSocket, TokioSocket};
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use rustix::io::Errno;
 
 use super::message;
 use crate::netlink::message::Messages;
-use crate::netlink::socket::enlarge_receive_buffer;
+use crate::netlink::socket::{enlarge_receive_buffer, listen};
 
 /// A deletion of own routes by others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,13 +46,9 @@ impl RouteMonitor {
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.
     pub fn open(own: u32) -> io::Result<Self> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        socket.socket_mut().bind_auto()?;
-        let plain = socket.socket_ref();
-        enlarge_receive_buffer(plain, BUFFER)?;
-        for group in [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route] {
-            plain.add_membership(group as u32)?;
-        }
+        let groups = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
+        let socket = listen(NETLINK_ROUTE, groups.map(|group| group as u32))?;
+        enlarge_receive_buffer(socket.socket_ref(), BUFFER)?;
         Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own, untold: VecDeque::new() })
     }
 
@@ -70,7 +65,7 @@ impl RouteMonitor {
                 return Ok(gone);
             }
             self.datagram.clear();
-            match poll_fn(|context| self.socket.poll_recv_from(context, &mut self.datagram)).await {
+            match self.socket.recv_from(&mut self.datagram).await {
                 // Other processes may send to a netlink socket too; the kernel has port id 0.
                 Ok(sender) if sender.port_number() == 0 => self.untold.extend(read(&self.datagram, self.own)),
                 Ok(_) => {}

@@ -5,11 +5,11 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::Parseable;
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc::RTM_NEWNEIGH;
 
-use super::message::{append, family};
+use super::message::append;
 use crate::netlink::message::Message;
 
 /// The VLANs in which the host's own packets cross a bridge: none, or that of a bridge that filters VLANs
@@ -19,12 +19,8 @@ pub(super) const VLANS: [Option<u16>; 2] = [None, Some(1)];
 /// Appends the request for the neighbour with this address on `interface`.
 pub(super) fn put_neighbour(bytes: &mut Vec<u8>, interface: u32, address: IpAddr) {
     let mut request = NeighbourMessage::default();
-    (request.header.family, request.header.ifindex) = (family(address), interface);
-    let address = match address {
-        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
-        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
-    };
-    request.attributes.push(NeighbourAttribute::Destination(address));
+    (request.header.family, request.header.ifindex) = (address.into(), interface);
+    request.attributes.push(NeighbourAttribute::Destination(address.into()));
     append(bytes, RouteNetlinkMessage::GetNeighbour(request), 0);
 }
 

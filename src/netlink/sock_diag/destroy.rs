@@ -12,12 +12,11 @@ use netlink_packet_sock_diag::SockDiagDestroy;
 use netlink_packet_sock_diag::constants::{
     IPPROTO_TCP, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV,
 };
-use netlink_packet_sock_diag::inet::SocketId;
 use rustix::io::Errno;
 
 use super::exchange::request;
 use super::reply::Record;
-use super::{Failure, SockDiag, SockDiagError};
+use super::{SockDiag, SockDiagError};
 use crate::types::{BanTarget, Protocol};
 
 /// The states in which a peer still holds resources of this host. Never TCP_LISTEN, which has no peer.
@@ -51,23 +50,21 @@ impl SockDiag {
         targets: &HashSet<BanTarget>,
         is_exempt: impl Fn(IpAddr) -> bool,
     ) -> Result<Ended, SockDiagError> {
-        let states = CONNECTED.iter().fold(0, |states, state| states | 1_u32 << state);
         let mut found = Vec::new();
         let mut ended = Ended::default();
-        let mut keep = |record: Record| {
-            let peer = record.peer.to_canonical();
-            let on_link = BanTarget::on(peer, record.interface);
+        self.dump_tcp(CONNECTED, |record| {
+            let peer = record.id.destination_address.to_canonical();
+            let on_link = BanTarget::on(peer, record.id.interface_id);
             let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));
-            let wanted = wanted.filter(|_| CONNECTED.contains(&record.state) && !is_exempt(peer));
+            let wanted = wanted.filter(|_| !is_exempt(peer));
             let Some(target) = wanted else { return };
             match found.len() < MAX_CONNECTIONS {
                 true => found.push((target, record)),
                 false => ended.more = true,
             }
-        };
-        self.dump_tcp(states, &mut keep)?;
+        })?;
         for (target, record) in found {
-            if self.end(&record)? {
+            if self.end(record)? {
                 *ended.connections.entry(target).or_default() += 1;
             }
         }
@@ -75,22 +72,14 @@ impl SockDiag {
     }
 
     /// Ends one connection; false if it had already ended.
-    fn end(&mut self, record: &Record) -> Result<bool, SockDiagError> {
+    fn end(&mut self, record: Record) -> Result<bool, SockDiagError> {
         // The cookie identifies this very socket. Without it, a connection that has just ended would be looked up
         // again, and the listener on its port would be found and destroyed.
-        let socket_id = SocketId {
-            source_port: record.port,
-            destination_port: record.peer_port,
-            source_address: record.address,
-            destination_address: record.peer,
-            interface_id: record.interface,
-            cookie: record.cookie,
-        };
-        let message = SockDiagDestroy::new(request(IPPROTO_TCP, 0, socket_id));
-        match self.converse(message, NLM_F_ACK, &mut |_| {}) {
+        let message = SockDiagDestroy::new(request(IPPROTO_TCP, 0, record.id));
+        match self.exchange(Protocol::Tcp, message, NLM_F_ACK, &mut |_| {}) {
             Ok(()) => Ok(true),
-            Err(Failure::Kernel(error)) => meaning(error, record.state),
-            Err(failure) => Err(failure.explain(Protocol::Tcp)),
+            Err(SockDiagError::Refused(_, error)) => meaning(error, record.state),
+            Err(error) => Err(error),
         }
     }
 }

@@ -13,27 +13,23 @@ use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 use nix::libc::MSG_TRUNC;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use super::reply::{self, Fault, Progress, Record};
-use super::{Failure, SockDiag, SockDiagError, TIMEOUT};
+use super::reply::{self, Progress, Record};
+use super::{SockDiag, SockDiagError, TIMEOUT};
+use crate::types::Protocol;
 
 /// The kernel fills at most 32 KiB per datagram of a dump (`net/netlink/af_netlink.c`); twice that is sufficient.
 pub(super) const BUFFER: usize = 64 * 1024;
 
 impl SockDiag {
-    /// Sends one request and passes every socket of the answer to `keep`.
-    pub(super) fn exchange(
+    /// Sends one message, about sockets of `protocol`, and passes every socket of the answer to `keep`. An error number
+    /// from the kernel is [`SockDiagError::Refused`]; its meaning depends on the message.
+    pub(super) fn exchange<M>(
         &mut self,
-        protocol: u8,
-        states: u32,
-        socket_id: SocketId,
+        protocol: Protocol,
+        message: M,
         flags: u16,
         keep: &mut impl FnMut(Record),
-    ) -> Result<(), Failure> {
-        self.converse(request(protocol, states, socket_id), flags, keep)
-    }
-
-    /// Sends one message of any kind, and passes every socket of the answer to `keep`.
-    pub(super) fn converse<M>(&mut self, message: M, flags: u16, keep: &mut impl FnMut(Record)) -> Result<(), Failure>
+    ) -> Result<(), SockDiagError>
     where
         M: NetlinkSerializable + Into<NetlinkPayload<M>>,
     {
@@ -53,22 +49,20 @@ impl SockDiag {
         socket.send_to(&self.request, &NetlinkAddress::new(0, 0), 0).map_err(SockDiagError::Send)?;
 
         let begin = Instant::now();
-        loop {
+        let outcome = loop {
             receive(&socket, &mut self.answer)?;
-            match reply::read(&self.answer, self.sequence, keep) {
+            match reply::read(&self.answer, self.sequence, keep).map_err(SockDiagError::Malformed)? {
                 // The rest of the answer ends with the socket.
-                Ok(Progress::More) if begin.elapsed() >= self.limit => return Err(Failure::Late(self.limit)),
-                Ok(Progress::More) => {}
-                Ok(Progress::Complete) => break,
-                Err(Fault::Kernel(error)) => {
-                    self.socket = Some(socket);
-                    return Err(Failure::Kernel(error));
+                Progress::More if begin.elapsed() >= self.limit => {
+                    return Err(SockDiagError::Late(protocol, self.limit));
                 }
-                Err(Fault::Malformed(detail)) => return Err(SockDiagError::Malformed(detail).into()),
+                Progress::More => {}
+                Progress::Complete => break Ok(()),
+                Progress::Refused(error) => break Err(SockDiagError::Refused(protocol, error)),
             }
-        }
+        };
         self.socket = Some(socket);
-        Ok(())
+        outcome
     }
 }
 

@@ -26,7 +26,7 @@ mod exchange;
 mod reply;
 
 pub use destroy::Ended;
-use exchange::{BUFFER, connect};
+use exchange::{BUFFER, connect, request};
 use reply::Record;
 
 use crate::types::Protocol;
@@ -222,16 +222,24 @@ impl SockDiag {
     ) -> Result<(), SockDiagError> {
         let (number, _) = transport(protocol).ok_or(SockDiagError::Unsupported(protocol))?;
         let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
-        self.exchange(number, states, id, NLM_F_DUMP, keep).map_err(|failure| match failure {
-            Failure::Kernel(error) if error.kind() == io::ErrorKind::NotFound => SockDiagError::Missing(protocol),
-            failure => failure.explain(protocol),
+        self.exchange(protocol, request(number, states, id), NLM_F_DUMP, keep).map_err(|error| match error {
+            SockDiagError::Refused(_, error) if error.kind() == io::ErrorKind::NotFound => {
+                SockDiagError::Missing(protocol)
+            }
+            error => error,
         })
     }
 
-    /// The same for TCP of both address families.
-    fn dump_tcp(&mut self, states: u32, keep: &mut impl FnMut(Record)) -> Result<(), SockDiagError> {
+    /// Passes all TCP sockets in `states` of both address families to `keep`.
+    fn dump_tcp(&mut self, states: [u8; 7], mut keep: impl FnMut(Record)) -> Result<(), SockDiagError> {
+        let mask = states.iter().fold(0, |mask, state| mask | 1 << state);
+        let mut keep = |record: Record| {
+            if states.contains(&record.state) {
+                keep(record);
+            }
+        };
         let mut tables = TABLES.into_iter().filter(|(protocol, _)| *protocol == Protocol::Tcp);
-        tables.try_for_each(|table| self.dump(table, states, keep))
+        tables.try_for_each(|table| self.dump(table, mask, &mut keep))
     }
 
     /// Lists at most `most` TCP connections of both address families whose handshake was completed, including those
@@ -242,15 +250,14 @@ impl SockDiag {
     /// As for [`SockDiag::listeners`].
     pub fn connections(&mut self, most: usize) -> Result<Vec<Connection>, SockDiagError> {
         let mut connections = Vec::new();
-        let states = CONNECTED.iter().fold(0, |states, state| states | 1 << state);
-        let mut keep = |record: Record| {
-            if CONNECTED.contains(&record.state) && connections.len() < most {
-                let [address, peer] = [record.address, record.peer].map(|one| one.to_canonical());
-                let Record { port, interface, .. } = record;
+        self.dump_tcp(CONNECTED, |record| {
+            if connections.len() < most {
+                let SocketId { source_port: port, interface_id: interface, .. } = record.id;
+                let [address, peer] =
+                    [record.id.source_address, record.id.destination_address].map(|one| one.to_canonical());
                 connections.push(Connection { address, port, peer, interface, is_published: false });
             }
-        };
-        self.dump_tcp(states, &mut keep)?;
+        })?;
         Ok(connections)
     }
 
@@ -295,34 +302,9 @@ impl SockDiag {
         let mut keep = |record: Record| {
             owner = if record.state == listening { Owner::Listener } else { Owner::Flow };
         };
-        match self.exchange(number, u32::MAX, id, 0, &mut keep) {
-            Ok(()) => Ok(owner),
-            Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::None),
-            Err(failure) => Err(failure.explain(protocol)),
-        }
-    }
-}
-
-/// An error number from the kernel, whose meaning depends on the request, or another error.
-enum Failure {
-    Kernel(io::Error),
-    /// The answer took longer than this.
-    Late(Duration),
-    Other(SockDiagError),
-}
-
-impl From<SockDiagError> for Failure {
-    fn from(error: SockDiagError) -> Self {
-        Self::Other(error)
-    }
-}
-
-impl Failure {
-    fn explain(self, protocol: Protocol) -> SockDiagError {
-        match self {
-            Self::Kernel(error) => SockDiagError::Refused(protocol, error),
-            Self::Late(limit) => SockDiagError::Late(protocol, limit),
-            Self::Other(error) => error,
+        match self.exchange(protocol, request(number, u32::MAX, id), 0, &mut keep) {
+            Err(SockDiagError::Refused(_, error)) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::None),
+            answered => answered.map(|()| owner),
         }
     }
 }
@@ -332,13 +314,14 @@ fn listener(protocol: Protocol, listening: u8, record: &Record) -> Option<Listen
     if record.state != listening {
         return None;
     }
-    let bound = match record.address {
+    let bound = match record.id.source_address {
         IpAddr::V4(address) if address.is_unspecified() => Bound::AnyV4,
         IpAddr::V6(address) if address.is_unspecified() && record.v6_only => Bound::AnyV6,
         IpAddr::V6(address) if address.is_unspecified() => Bound::Any,
         address => Bound::One(address.to_canonical()),
     };
-    Some(Listener { protocol, port: record.port, bound, interface: record.interface, user: record.user })
+    let SocketId { source_port: port, interface_id: interface, .. } = record.id;
+    Some(Listener { protocol, port, bound, interface, user: record.user })
 }
 
 /// Runs any datagram through the reader of sockets. For the fuzzer.
@@ -361,8 +344,9 @@ mod tests {
         let mut diag = SockDiag::open().unwrap();
         // For experiments (RFC 3692); 255 would be raw sockets, for which some kernels have a module.
         let nobodys = 254;
-        let answer = diag.exchange(nobodys, u32::MAX, SocketId::new_v4(), NLM_F_DUMP, &mut |_| {});
-        assert!(matches!(answer, Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound));
+        let request = request(nobodys, u32::MAX, SocketId::new_v4());
+        let answer = diag.exchange(Protocol::Tcp, request, NLM_F_DUMP, &mut |_| {});
+        assert!(matches!(answer, Err(SockDiagError::Refused(_, error)) if error.kind() == io::ErrorKind::NotFound));
         assert!(diag.listeners().is_ok(), "the socket still works after an error of the kernel");
     }
 

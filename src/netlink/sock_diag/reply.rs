@@ -1,51 +1,35 @@
 //! Decodes one sock_diag datagram into [`Record`]s. Never panics: every input gives records, an error number of the
-//! kernel, or [`Fault::Malformed`]. Does no I/O.
+//! kernel, or a description of its malformed part. Does no I/O.
 
 use std::io;
-use std::net::IpAddr;
 
 use netlink_packet_core::{
     NLM_F_MULTIPART, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer, NlasIterator, Parseable,
 };
 use netlink_packet_sock_diag::constants::{INET_DIAG_SKV6ONLY, SOCK_DIAG_BY_FAMILY};
-use netlink_packet_sock_diag::inet::InetResponseHeader;
+use netlink_packet_sock_diag::inet::{InetResponseHeader, SocketId};
 
 /// The relevant fields of one socket's `struct inet_diag_msg` and its attributes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// TCP_LISTEN, TCP_CLOSE, … of `net/tcp_states.h`; UDP uses the same numbers.
     pub(super) state: u8,
-    /// Local address.
-    pub(super) address: IpAddr,
-    pub(super) port: u16,
-    /// Remote address; unspecified if there is none.
-    pub(super) peer: IpAddr,
-    /// Remote port.
-    pub(super) peer_port: u16,
-    /// Index of the device to which it is bound, or 0.
-    pub(super) interface: u32,
+    /// The local end is its source. The remote address is unspecified if there is none. The interface is the device to
+    /// which it is bound, or 0. The kernel never reuses a cookie.
+    pub(super) id: SocketId,
     /// User id of its owner.
     pub(super) user: u32,
     /// IPV6_V6ONLY.
     pub(super) v6_only: bool,
-    /// The kernel's unique identifier of this socket; never reused.
-    pub(super) cookie: [u8; 8],
 }
 
 /// Whether more datagrams belong to the answer.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Progress {
     More,
     Complete,
-}
-
-/// Why a datagram was not decoded.
-#[derive(Debug)]
-pub(super) enum Fault {
-    /// The kernel answers with this error number.
-    Kernel(io::Error),
-    /// Description of the malformed part.
-    Malformed(&'static str),
+    /// The kernel ends the answer with this error number.
+    Refused(io::Error),
 }
 
 /// `struct inet_diag_msg` of `linux/inet_diag.h`, in bytes; attributes follow.
@@ -53,10 +37,10 @@ const INET_DIAG_MSG: usize = 72;
 
 /// Reads the messages of one datagram that answer request `sequence`, and passes each socket to `keep`. Messages of
 /// other requests are skipped: they are leftovers of an abandoned request.
-pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)) -> Result<Progress, Fault> {
+pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)) -> Result<Progress, &'static str> {
     let mut rest = datagram;
     while !rest.is_empty() {
-        let message = NetlinkBuffer::new_checked(rest).map_err(|_| Fault::Malformed("invalid length of a message"))?;
+        let message = NetlinkBuffer::new_checked(rest).map_err(|_| "invalid length of a message")?;
         let payload = message.payload();
         // The last message may lack its padding.
         let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
@@ -68,50 +52,38 @@ pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)
             NLMSG_NOOP => {}
             NLMSG_DONE if payload.is_empty() => return Ok(Progress::Complete),
             NLMSG_DONE | NLMSG_ERROR => return status(payload),
-            NLMSG_OVERRUN => return Err(Fault::Malformed("data was lost (NLMSG_OVERRUN)")),
+            NLMSG_OVERRUN => return Err("data was lost (NLMSG_OVERRUN)"),
             SOCK_DIAG_BY_FAMILY => {
                 keep(record(payload)?);
                 if message.flags() & NLM_F_MULTIPART == 0 {
                     return Ok(Progress::Complete);
                 }
             }
-            _ => return Err(Fault::Malformed("a message of an unknown type")),
+            _ => return Err("a message of an unknown type"),
         }
     }
     Ok(Progress::More)
 }
 
 /// The negative error number at the start of the payload of NLMSG_ERROR and NLMSG_DONE; 0 means success.
-fn status(payload: &[u8]) -> Result<Progress, Fault> {
-    let (code, _) = payload.split_first_chunk().ok_or(Fault::Malformed("an error message without its number"))?;
-    match i32::from_ne_bytes(*code) {
-        0 => Ok(Progress::Complete),
-        code => Err(Fault::Kernel(io::Error::from_raw_os_error(code.saturating_neg()))),
-    }
+fn status(payload: &[u8]) -> Result<Progress, &'static str> {
+    let (code, _) = payload.split_first_chunk().ok_or("an error message without its number")?;
+    Ok(match i32::from_ne_bytes(*code) {
+        0 => Progress::Complete,
+        code => Progress::Refused(io::Error::from_raw_os_error(code.saturating_neg())),
+    })
 }
 
-fn record(payload: &[u8]) -> Result<Record, Fault> {
-    let header =
-        InetResponseHeader::parse(payload).map_err(|_| Fault::Malformed("a record is not an inet_diag_msg"))?;
+fn record(payload: &[u8]) -> Result<Record, &'static str> {
+    let header = InetResponseHeader::parse(payload).map_err(|_| "a record is not an inet_diag_msg")?;
     let mut v6_only = false;
     for attribute in NlasIterator::new(payload.get(INET_DIAG_MSG..).unwrap_or_default()) {
-        let attribute = attribute.map_err(|_| Fault::Malformed("invalid length of an attribute"))?;
+        let attribute = attribute.map_err(|_| "invalid length of an attribute")?;
         if attribute.kind() == INET_DIAG_SKV6ONLY {
             v6_only = attribute.value().first().is_some_and(|flag| *flag != 0);
         }
     }
-    let id = header.socket_id;
-    Ok(Record {
-        state: header.state,
-        address: id.source_address,
-        port: id.source_port,
-        peer: id.destination_address,
-        peer_port: id.destination_port,
-        interface: id.interface_id,
-        user: header.uid,
-        v6_only,
-        cookie: id.cookie,
-    })
+    Ok(Record { state: header.state, id: header.socket_id, user: header.uid, v6_only })
 }
 
 // The captured bytes are in the order of the machine that they were captured on.
@@ -147,7 +119,7 @@ mod tests {
         hex.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
     }
 
-    fn records(datagram: &[u8], sequence: u32) -> (Result<Progress, Fault>, Vec<Record>) {
+    fn records(datagram: &[u8], sequence: u32) -> (Result<Progress, &'static str>, Vec<Record>) {
         let mut records = Vec::new();
         let outcome = read(datagram, sequence, &mut |record| records.push(record));
         (outcome, records)
@@ -163,30 +135,26 @@ mod tests {
     #[test]
     fn kernel_dump_reads_as_sockets() {
         let (outcome, records) = records(&bytes(DUMP), 7);
-        assert_eq!(outcome.unwrap(), Progress::More);
-        let any = Record {
-            state: 10,
-            address: "::".parse().unwrap(),
-            port: 1000,
-            peer: "::".parse().unwrap(),
-            peer_port: 0,
-            interface: 0,
-            user: 0,
-            v6_only: false,
-            cookie: [0x81, 1, 0, 0, 0, 0, 0, 0],
+        assert!(matches!(outcome, Ok(Progress::More)));
+        let id = SocketId { source_port: 1000, cookie: [0x81, 1, 0, 0, 0, 0, 0, 0], ..SocketId::new_v6() };
+        let any = Record { state: 10, id, user: 0, v6_only: false };
+        let id = SocketId {
+            source_address: "fd09::1".parse().unwrap(),
+            source_port: 1001,
+            interface_id: 2,
+            cookie: [0x82, 1, 0, 0, 0, 0, 0, 0],
+            ..SocketId::new_v6()
         };
-        let address = "fd09::1".parse().unwrap();
-        let cookie = [0x82, 1, 0, 0, 0, 0, 0, 0];
-        let one = Record { address, port: 1001, interface: 2, v6_only: true, cookie, ..any };
+        let one = Record { id, v6_only: true, ..any.clone() };
         assert_eq!(records, [any, one]);
-        assert_eq!(read(&bytes(DONE), 7, &mut |_| ()).unwrap(), Progress::Complete);
+        assert!(matches!(read(&bytes(DONE), 7, &mut |_| ()), Ok(Progress::Complete)));
     }
 
     #[test]
     fn answer_to_other_request_is_skipped() {
         for datagram in [bytes(DUMP), bytes(DONE), error(-2)] {
             let (outcome, records) = records(&datagram, 8);
-            assert_eq!((outcome.unwrap(), records), (Progress::More, vec![]));
+            assert!(matches!(outcome, Ok(Progress::More)) && records.is_empty());
         }
     }
 
@@ -196,18 +164,18 @@ mod tests {
         datagram.truncate(132);
         datagram[6] = 0;
         let (outcome, records) = records(&datagram, 7);
-        assert_eq!((outcome.unwrap(), records.len()), (Progress::Complete, 1));
+        assert!(matches!(outcome, Ok(Progress::Complete)) && records.len() == 1);
     }
 
     #[test]
     fn kernel_error_is_reported_zero_is_success() {
-        assert!(matches!(records(&error(-2), 7).0, Err(Fault::Kernel(e)) if e.kind() == io::ErrorKind::NotFound));
+        assert!(matches!(records(&error(-2), 7).0, Ok(Progress::Refused(e)) if e.kind() == io::ErrorKind::NotFound));
         assert!(matches!(records(&error(0), 7).0, Ok(Progress::Complete)));
-        assert!(matches!(records(&error(i32::MIN), 7).0, Err(Fault::Kernel(_))));
+        assert!(matches!(records(&error(i32::MIN), 7).0, Ok(Progress::Refused(_))));
         let mut failed_dump = bytes(DONE);
         failed_dump[16..20].copy_from_slice(&(-2i32).to_ne_bytes());
         assert!(
-            matches!(records(&failed_dump, 7).0, Err(Fault::Kernel(_))),
+            matches!(records(&failed_dump, 7).0, Ok(Progress::Refused(_))),
             "the last message of a dump may be an error"
         );
     }
@@ -229,7 +197,7 @@ mod tests {
             let mut datagram = bytes(DUMP);
             datagram[at] = value;
             datagram.truncate(132);
-            assert!(matches!(records(&datagram, 7).0, Err(Fault::Malformed(_))), "{at}: {value}");
+            assert!(records(&datagram, 7).0.is_err(), "{at}: {value}");
         }
     }
 

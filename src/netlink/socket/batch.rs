@@ -5,7 +5,7 @@ use crate::netlink::message::{each_header, number, put_message};
 
 /// A transaction under construction: BEGIN, then messages, and END once it is sealed.
 #[derive(Debug, Default)]
-pub struct Batch(Vec<u8>);
+pub struct Batch(pub(in crate::netlink) Vec<u8>);
 
 impl Batch {
     /// Creates an empty transaction.
@@ -24,11 +24,6 @@ impl Batch {
     /// True if it contains no message.
     pub fn is_empty(&self) -> bool {
         self.0.len() <= MARK
-    }
-
-    /// The bytes, for appending a message.
-    pub(in crate::netlink) fn bytes(&mut self) -> &mut Vec<u8> {
-        &mut self.0
     }
 
     /// Appends encoded messages, with `flags` added to each.

@@ -17,10 +17,11 @@ use netlink_packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLMSG_D
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::libc::MSG_TRUNC;
+use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 
-use super::message::{Message, Messages, attributes, text};
+use super::message::{Message, Messages, field, patch, text};
 pub use batch::Batch;
 pub(super) use batch::SUBSYSTEM;
 
@@ -238,9 +239,7 @@ impl Socket {
     fn number(&mut self, request: &mut [u8]) -> u32 {
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
-        if let Some(field) = request.get_mut(8..12) {
-            field.copy_from_slice(&sequence.to_ne_bytes());
-        }
+        patch(request, 8, sequence.to_ne_bytes());
         sequence
     }
 }
@@ -265,7 +264,7 @@ impl<'a> Answer<'a> {
             _ => return None,
         };
         let words = words.filter(|_| message.flags & NLM_F_ACK_TLVS != 0).unwrap_or_default();
-        let text = attributes(words).find(|(kind, _)| *kind == ACK_TEXT).and_then(|(_, value)| text(value));
+        let text = field(words, ACK_TEXT).and_then(text);
         // A code outside of the kernel's range of error numbers is invalid.
         let errno = match code.saturating_neg() {
             0 => None,
@@ -307,6 +306,15 @@ fn send(socket: &netlink_sys::Socket, bytes: &[u8]) -> Result<(), SocketError> {
 pub(super) fn enlarge_receive_buffer(socket: impl AsFd, bytes: usize) -> std::io::Result<()> {
     Ok(sockopt::set_socket_recv_buffer_size_force(&socket, bytes)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, bytes))?)
+}
+
+/// Opens a socket that receives the notifications of these groups, in the network namespace of the calling thread. Panics
+/// outside a tokio runtime with I/O enabled.
+pub(crate) fn listen(protocol: isize, groups: impl IntoIterator<Item = u32>) -> std::io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocol)?;
+    socket.socket_mut().bind_auto()?;
+    groups.into_iter().try_for_each(|group| socket.socket_ref().add_membership(group))?;
+    Ok(socket)
 }
 
 fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result<&'a [u8], SocketError> {

@@ -5,12 +5,49 @@ use std::mem;
 
 use rustables::sys;
 
-use super::super::element::{Bound, Element, bounds_of, elements_of, networks};
+use super::super::element::{Bound, Remaining, bounds_of, networks};
 use super::super::message::field;
 use super::super::set::Set;
 use super::super::table::TABLE;
-use super::change::{Author, Change};
 use crate::netlink::message::{Message, Messages, be_u32, text};
+use crate::types::BanTarget;
+
+/// A change by another program to `table inet portsentry`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The table was deleted with all its contents: `nft flush ruleset`, `nft delete table`. Later changes in the same
+    /// batch belong to a table created in its place.
+    TableGone,
+    /// A set was deleted with all its elements. The rules that used it were deleted before.
+    SetGone(Set),
+    /// The table, a chain, a rule or a set was added, removed or changed: compare the whole ruleset with the desired
+    /// one.
+    RulesetChanged,
+    /// An element was added, or its timeout changed.
+    ElementAdded(BanTarget, Remaining),
+    /// An element was added by a ruleset loaded in one transaction, for example from a file.
+    ElementLoaded(BanTarget),
+    /// An element was deleted. `nft flush set` causes one change per element.
+    ElementRemoved(BanTarget),
+    /// The contents of `allowed` or `allowed6` changed.
+    AllowedChanged,
+    /// The ports or interfaces monitored by the trap changed.
+    TrapChanged,
+    /// Some table changed during a [`MonitorPause`](super::MonitorPause).
+    Unheard,
+    /// Notifications were lost: any change may have happened, including those notified before.
+    Overrun,
+}
+
+/// The process that made a change, as reported by the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Author {
+    /// Process id; the thread id if the process has several threads.
+    pub process: u32,
+    /// Name, at most 15 bytes, chosen by the process itself; other characters than printable ASCII are replaced with
+    /// "?".
+    pub name: String,
+}
 
 /// Changes that were decoded but not returned yet. Kept in the monitor, so that dropping the future loses none.
 #[derive(Debug, Default)]
@@ -80,7 +117,7 @@ impl Decoder {
             sys::NFT_MSG_NEWSETELEM | sys::NFT_MSG_DELSETELEM => match set() {
                 Some(Set::Allowed | Set::Allowed6) => self.add(Change::AllowedChanged),
                 Some(Set::Blocked | Set::Blocked6 | Set::BlockedLink) => {
-                    elements_of(list).for_each(|element| self.add(element_change(kind, element)));
+                    bounds_of(list).for_each(|bound| self.add(element_change(kind, bound.target(), bound.remaining)));
                 }
                 Some(set @ (Set::BlockedNets | Set::BlockedNets6)) => {
                     self.begin();
@@ -115,7 +152,7 @@ impl Decoder {
             for set in [Set::BlockedNets, Set::BlockedNets6] {
                 let of_these = bounds.iter().filter(|(of, kind, _)| (*of, *kind) == (set, wanted));
                 let networks = networks(of_these.map(|(.., bound)| *bound).collect());
-                networks.into_iter().for_each(|element| self.add(element_change(wanted, element)));
+                networks.into_iter().for_each(|(target, left)| self.add(element_change(wanted, target, left)));
             }
         }
     }
@@ -180,7 +217,7 @@ fn port_id(bytes: &[u8]) -> Option<u32> {
     bytes.get(12..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
-fn element_change(kind: u32, Element { target, remaining }: Element) -> Change {
+fn element_change(kind: u32, target: BanTarget, remaining: Remaining) -> Change {
     match kind {
         sys::NFT_MSG_NEWSETELEM => Change::ElementAdded(target, remaining),
         _ => Change::ElementRemoved(target),
@@ -205,7 +242,6 @@ mod tests {
     use super::super::super::message::put_message;
     use super::*;
     use crate::netlink::message::{Attributes, patch};
-    use crate::types::BanTarget;
     use proptest::prelude::*;
 
     const OTHER: u32 = 4711;

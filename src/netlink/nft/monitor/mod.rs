@@ -7,26 +7,24 @@
 //! References: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and
 //! netlink(7) for ENOBUFS.
 
-mod change;
 mod decoder;
 mod pause;
 
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
-use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 use socket2::{SockFilter, SockRef};
 use tokio::task::consume_budget;
 use tokio::time::timeout;
 
 use crate::netlink::socket::{SocketError, enlarge_receive_buffer};
-pub use change::{Author, Change};
 use decoder::Decoder;
+pub use decoder::{Author, Change};
 use pause::{GROUP, Line};
 pub use pause::{MonitorPause, PausedSpan};
 
@@ -103,7 +101,7 @@ impl Monitor {
     /// Returns a handle that can pause the notifications.
     #[must_use]
     pub fn pause(&self) -> MonitorPause {
-        MonitorPause::new(Arc::clone(&self.line))
+        MonitorPause(Arc::clone(&self.line))
     }
 
     /// Waits until another program changes the table; returns all changes that have arrived, as whole transactions in
@@ -116,7 +114,9 @@ impl Monitor {
     /// The socket failed: open another monitor, and read the table.
     pub async fn next(&mut self) -> Result<Vec<Change>, SocketError> {
         let mut datagrams = 0;
-        while datagrams < self.most_datagrams() && self.decoder.changes.len() < MAX_CHANGES {
+        while datagrams < if self.decoder.lost { QUEUED_DATAGRAMS } else { MAX_DATAGRAMS }
+            && self.decoder.changes.len() < MAX_CHANGES
+        {
             let arrived = if self.decoder.changes.is_empty() {
                 self.arrival().await?
             } else if self.decoder.open {
@@ -148,17 +148,13 @@ impl Monitor {
         self.decoder.author.as_ref()
     }
 
-    fn most_datagrams(&self) -> u32 {
-        if self.decoder.lost { QUEUED_DATAGRAMS } else { MAX_DATAGRAMS }
-    }
-
     /// Waits for a datagram.
     async fn arrival(&mut self) -> Result<Arrival, SocketError> {
         self.datagram.clear();
         let (line, datagram) = (&self.line, &mut self.datagram);
         let received = tokio::select! {
             unheard = line.unheard() => return Ok(unheard.map(|()| Arrival::Unheard)?),
-            received = poll_fn(|context| line.socket.poll_recv_from(context, datagram)) => received,
+            received = line.socket.recv_from(datagram) => received,
         };
         self.arrived(received)
     }

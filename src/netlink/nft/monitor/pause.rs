@@ -55,9 +55,7 @@ impl Line {
 
 /// Pauses a [`Monitor`](super::Monitor) from any thread.
 #[derive(Clone)]
-pub struct MonitorPause {
-    line: Arc<Line>,
-}
+pub struct MonitorPause(pub(super) Arc<Line>);
 
 impl std::fmt::Debug for MonitorPause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -66,21 +64,17 @@ impl std::fmt::Debug for MonitorPause {
 }
 
 impl MonitorPause {
-    pub(super) fn new(line: Arc<Line>) -> Self {
-        Self { line }
-    }
-
     /// Stops the notifications until the returned span ends.
     ///
     /// # Errors
     /// The socket failed; notifications continue as before.
     pub fn begin(&self) -> io::Result<PausedSpan> {
-        let mut pauses = self.line.pauses();
+        let mut pauses = self.0.pauses();
         if *pauses == 0 {
-            self.line.socket.socket_ref().drop_membership(GROUP)?;
+            self.0.socket.socket_ref().drop_membership(GROUP)?;
         }
         *pauses += 1;
-        Ok(PausedSpan { line: Arc::clone(&self.line), silent: true, missed: true })
+        Ok(PausedSpan { line: Arc::clone(&self.0), silent: true, missed: true })
     }
 }
 
@@ -95,9 +89,10 @@ pub struct PausedSpan {
 
 impl PausedSpan {
     /// Ends the span. `missed` is called once notifications arrive again, and returns whether a change was missed.
-    pub fn end(mut self, missed: impl FnOnce() -> bool) {
+    pub fn end(mut self, missed: impl FnOnce() -> bool) -> bool {
         self.listen();
         self.missed = missed();
+        self.missed
     }
 
     fn listen(&mut self) {
