@@ -15,8 +15,6 @@ use crate::wire::TcpFlags;
     Debug,
     PartialEq,
     Eq,
-    PartialOrd,
-    Ord,
     Hash,
     Serialize,
     Deserialize,

@@ -62,7 +62,7 @@ struct Newest {
 
 /// The prepared statements of a transaction that writes bans.
 pub(super) struct Statements<'a> {
-    pub(super) connection: &'a Connection,
+    connection: &'a Connection,
     newest: Statement<'a>,
     also: Statement<'a>,
     end: Statement<'a>,

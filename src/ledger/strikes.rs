@@ -64,11 +64,9 @@ impl Ledger {
             let mut struck: Vec<_> = struck.into_iter().collect();
             struck.sort_unstable_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
             struck.truncate(limit);
-            let history = |(target, (strikes, proven, last))| StrikeHistory {
-                target,
-                strikes,
-                proven,
-                last: last_ban(last, now),
+            let history = |(target, (strikes, proven, end))| {
+                let last = last_ban(end, now);
+                StrikeHistory { target, strikes, proven, last }
             };
             state.struck = struck.into_iter().map(history).collect();
             Ok(state)

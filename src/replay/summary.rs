@@ -143,7 +143,8 @@ pub(super) struct Protected {
     #[serde(rename = "reason", serialize_with = "shown")]
     pub(super) protection: Protection,
     /// The probed ports, up to the list limit.
-    pub(super) ports: BTreeSet<Port>,
+    #[serde(serialize_with = "values")]
+    pub(super) ports: BTreeMap<(Protocol, u16), Port>,
     pub(super) probes: u64,
 }
 
@@ -175,7 +176,7 @@ impl Serialize for NoEvidence {
 }
 
 /// A port, and the class of the probe if it is evidence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Port {
     #[serde(rename = "proto")]
     pub(super) protocol: Protocol,
@@ -345,12 +346,12 @@ impl Summary {
             self.unlisted += u64::from(spared.report == Some(1));
             return;
         }
-        let fresh = Protected { source, protection: spared.protection, ports: BTreeSet::new(), probes: 0 };
+        let fresh = Protected { source, protection: spared.protection, ports: BTreeMap::new(), probes: 0 };
         let protected = self.spared.entry(source).or_insert(fresh);
         protected.probes += 1;
         if protected.ports.len() < PORTS {
             let (protocol, port) = (spared.observation.protocol, spared.observation.port);
-            protected.ports.insert(Port { protocol, port, class: None });
+            protected.ports.insert((protocol, port), Port { protocol, port, class: None });
         }
     }
 

@@ -58,7 +58,7 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "{} never blocked:", summary.spared.len())?;
     }
     for protected in summary.spared.values() {
-        let ports = Joined(protected.ports.iter());
+        let ports = Joined(protected.ports.values());
         let (source, protection) = (protected.source, protected.protection);
         let probes = counted(protected.probes, "probe");
         writeln!(out, "  {source}: {protection}; {ports} ({probes})")?;

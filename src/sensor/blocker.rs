@@ -84,11 +84,6 @@ impl Blocker {
         self.nft.as_mut().map_or(Ok(()), |backend| change(&mut backend.nft))
     }
 
-    /// True if the nftables sets block `target`, or if nft is not a backend.
-    pub(super) fn is_in_sets(&mut self, target: BanTarget) -> Result<bool, BlockError> {
-        self.nft.as_mut().map_or(Ok(true), |backend| Ok(backend.nft.holds(target)?.is_some()))
-    }
-
     /// Removes routes that have expired, if some are due.
     pub(super) fn expire_routes(&mut self, now: Timestamp, reporter: &Reporter) {
         if let Some(routes) = &mut self.routes

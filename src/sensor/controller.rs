@@ -88,8 +88,9 @@ impl BanController {
         }
         let verdict =
             self.observe(now, time, |Observer { engine, host, lookup }| engine.observe(now, packet, host, lookup));
-        let (enforcement, scope) = self.enforcement(now);
-        enforcement.inspect(&scope, packet, verdict);
+        let Self { observer, enforcement, reporter, .. } = self;
+        enforcement.trap.excuse(now, packet, verdict, observer.engine.forgiven());
+        enforcement.own_sources.inspect(packet, &observer.host, reporter);
     }
 
     /// Observes a connection or datagram that a decoy accepted at `time`. Its results stay in the batch as well.
@@ -221,7 +222,8 @@ impl BanController {
         // Removed from the engine first, so that a table repair does not restore them.
         targets.iter().for_each(|target| _ = engine.lift(*target));
         let (enforcement, mut scope) = self.enforcement(now);
-        enforcement.remove_exempt(&mut scope, &targets);
+        enforcement.change_sets(&mut scope, "cannot lift bans of protected sources", |nft| nft.lift(&targets));
+        enforcement.release(&targets, scope.reporter);
         for (target, protection) in exempt {
             self.reporter.emit_exempt(target, protection);
         }
@@ -396,25 +398,20 @@ impl BanController {
     /// Ends the bans of `targets`; returns the targets that were blocked.
     pub(super) fn unblock(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, String> {
         let mut unblocked = Vec::new();
-        let targets = &self.with_links(targets)[..];
-        for target in targets {
+        // For a link-local address without a link also its bans on every link.
+        let bans = self.observer.engine.bans().map(|ban| ban.target);
+        let on_links =
+            bans.filter(|ban| matches!(ban, BanTarget::Link { .. }) && targets.contains(&ban.on_every_link()));
+        let targets: Vec<_> = targets.iter().copied().chain(on_links).collect();
+        for target in &targets {
             let removed = self.enforcement.blocker.nft.as_mut().map(|backend| backend.remove(*target));
             let in_set = removed.transpose().map_err(|error| error.to_string())?;
             if self.observer.engine.lift(*target) || in_set == Some(true) {
                 unblocked.push(*target);
             }
         }
-        self.enforcement.release(targets, &self.reporter);
+        self.enforcement.release(&targets, &self.reporter);
         Ok(unblocked)
-    }
-
-    /// Returns `targets`, and for each link-local address without a link also its bans on every link.
-    fn with_links(&self, targets: &[BanTarget]) -> Vec<BanTarget> {
-        let mut all = targets.to_vec();
-        let links = self.observer.engine.bans().map(|ban| ban.target);
-        let links = links.filter(|ban| matches!(ban, BanTarget::Link { .. }) && targets.contains(&ban.on_every_link()));
-        all.extend(links);
-        all
     }
 
     /// Ends all bans; returns their targets.

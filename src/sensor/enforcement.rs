@@ -14,10 +14,9 @@ use super::trap::TrapControl;
 use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::enforce::{BanBackend, BanContext, Gone, Refused};
-use crate::engine::{ActiveBan, Ban, Settings, Verdict};
+use crate::engine::{ActiveBan, Ban, Settings};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
-use crate::wire::Packet;
 
 /// Retries of refused bans per maintenance round.
 const RETRIES_PER_ROUND: usize = 16;
@@ -30,7 +29,7 @@ pub(super) struct Enforcement {
     /// The trap and the guard are what the kernel does by itself between two bans. Both need rules of the table and
     /// follow the snapshot of the host.
     pub(super) trap: TrapControl,
-    own_sources: OwnSourceGuard,
+    pub(super) own_sources: OwnSourceGuard,
 }
 
 impl Enforcement {
@@ -41,13 +40,6 @@ impl Enforcement {
 
 /// Handles packets and the bans that they cause.
 impl Enforcement {
-    /// Excuses the trap's count of `packet` if it was not evidence, and checks whether its source is an address of this
-    /// host.
-    pub(super) fn inspect(&mut self, scope: &Scope<'_>, packet: &Packet, verdict: Verdict) {
-        self.trap.excuse(scope.now, packet, verdict, scope.observer.engine.forgiven());
-        self.own_sources.inspect(packet, &scope.observer.host, scope.reporter);
-    }
-
     /// Handles a packet of a blocked source. If `verify` is true, looks up its ban in the kernel's set. Returns true if
     /// the ban was removed without a notification.
     pub(super) fn has_vanished(&mut self, scope: &mut Scope<'_>, target: BanTarget, verify: bool) -> bool {
@@ -55,7 +47,8 @@ impl Enforcement {
         if !verify {
             return false;
         }
-        match self.blocker.is_in_sets(target) {
+        let nft = self.blocker.nft.as_mut();
+        match nft.map_or(Ok(true), |backend| backend.nft.holds(target).map(|held| held.is_some())) {
             Ok(false) if self.table_repair.incomplete => self.repair(scope, Backend::Nft, &[target]),
             Ok(false) => return true,
             Err(BlockError::Gone) => self.repair_missing_table(scope),
@@ -237,12 +230,6 @@ impl Enforcement {
         }
         scope.reporter.emit_blocked(&ban, backend, seen, SystemTime::now());
     }
-
-    /// Removes the bans of `targets`, which are now exempt, from all backends.
-    pub(super) fn remove_exempt(&mut self, scope: &mut Scope<'_>, targets: &[BanTarget]) {
-        self.change_sets(scope, "cannot lift bans of protected sources", |nft| nft.lift(targets));
-        self.release(targets, scope.reporter);
-    }
 }
 
 /// Applies changes of the host and of the configuration.
@@ -357,7 +344,10 @@ impl Enforcement {
     /// Arms the trap with empty counters, because the sensor may have missed the earlier probes or judges them
     /// differently.
     fn restart_trap(&mut self, scope: &mut Scope<'_>) {
-        TrapControl::forget_all_probes(&mut self.blocker);
+        if let Some((nft, rules)) = self.blocker.trap() {
+            // If this fails, arming fails as well and is reported.
+            let _ = nft.forget_all_sources(rules);
+        }
         self.reset_trap(scope);
     }
 

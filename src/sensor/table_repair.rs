@@ -104,9 +104,7 @@ impl TableRepair {
                 false
             }
             (repaired, _) => {
-                if let Some(event) = self.fill(scope, &mut backend.nft, repaired, pending) {
-                    self.report(event, damage.author(), reporter);
-                }
+                self.fill(scope, &mut backend.nft, repaired, pending, damage.author());
                 true
             }
         };
@@ -147,21 +145,20 @@ impl TableRepair {
             return;
         }
         let before = thread_time();
-        if let Some(event) = self.fill(scope, &mut backend.nft, Ok(Repaired::Unchanged), pending) {
-            self.report(event, None, scope.reporter);
-        }
+        self.fill(scope, &mut backend.nft, Ok(Repaired::Unchanged), pending, None);
         self.spend(scope.now, thread_time().saturating_sub(before));
     }
 
-    /// Fills the sets after a repair, and returns the event that reports the result. If the table could not be
-    /// repaired, its remaining sets are used.
+    /// Fills the sets after a repair, and reports the result. If the table could not be repaired, its remaining sets are
+    /// used.
     fn fill(
         &mut self,
-        Scope { now, observer, .. }: &mut Scope<'_>,
+        Scope { now, observer, reporter }: &mut Scope<'_>,
         nft: &mut Nft,
         repaired: Result<Repaired, RulesetError>,
         pending: &mut PendingBans,
-    ) -> Option<EventKind> {
+        author: Option<&str>,
+    ) {
         self.filled_at = Some(Instant::now());
         let (bans, left_out) = self.choose(*now, observer, pending);
         // The allow-list first, so that an exempt source is never without it.
@@ -171,14 +168,14 @@ impl TableRepair {
         match &filled {
             Ok(()) => pending.expedite(Backend::Nft),
             // The table was deleted again. The table monitor has seen that and requests the next repair, with all bans.
-            Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return None,
+            Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return,
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {
                 observer.engine.lift(one.target);
             }),
             Err(BlockError::Gone | BlockError::System(_)) => observer.engine.lift_all(),
         }
         self.incomplete = left_out > 0 && filled.is_ok();
-        Some(match (repaired, filled) {
+        let event = match (repaired, filled) {
             (Ok(_), Ok(())) if left_out > 0 => EventKind::Note(format!(
                 "table inet portsentry was missing and has been created again; bans restored, of the most \
                  recently seen sources: {}; bans that are restored later, because repairs may use a tenth of a core: \
@@ -198,7 +195,8 @@ impl TableRepair {
             (Ok(_), Err(error)) => {
                 EventKind::Error(format!("cannot restore the bans after the repair of table inet portsentry: {error}"))
             }
-        })
+        };
+        self.report(event, author, reporter);
     }
 
     /// Returns the bans to restore now, and the number left out. Normally all bans are restored. If they are many and

@@ -267,14 +267,6 @@ impl TrapControl {
         }
     }
 
-    /// Resets the trap's counts of all sources.
-    pub(super) fn forget_all_probes(blocker: &mut Blocker) {
-        if let Some((nft, rules)) = blocker.trap() {
-            // If this fails, arming fails as well and is reported.
-            let _ = nft.forget_all_sources(rules);
-        }
-    }
-
     /// Resets the trap's counts of `targets`, whose bans have been removed.
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };

@@ -5,7 +5,6 @@
 
 mod clock;
 mod events;
-mod recorder;
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,22 +14,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_queue::ArrayQueue;
+use tokio::sync::oneshot::{self, Receiver};
+
 pub use events::WriterEvent;
-pub use recorder::Recorder;
 
 use super::ban::Change;
 use super::error::LedgerError;
 use super::legacy_files::LegacyFiles;
 use super::{Found, Ledger, Opened, Retention};
 use clock::{Step, WallClock};
-use crossbeam_queue::ArrayQueue;
 use events::Trouble;
-use recorder::{QUESTIONS, QUEUE, Shared};
 
 use crate::clock::boot_time;
 use crate::panic_guard;
 use crate::types::Backoff;
-use crate::worker::{Inbox, Stopped, Worker};
+use crate::worker::{Handle, Inbox, Stopped, Worker};
+
+/// Maximum number of queued changes: those that arrive while one transaction is written.
+const QUEUE: usize = 8_192;
+
+/// Maximum number of queued queries.
+const QUESTIONS: usize = 64;
 
 /// Maximum number of pending changes while the disk refuses writes; about 20 MB.
 const MAX_PENDING: usize = 65_536;
@@ -104,6 +109,66 @@ impl Writer {
     /// are retried for half of that time, so that the remaining changes can still be reported.
     pub fn stop(self, within: Duration) -> Stopped<u64> {
         self.worker.stop(within).into()
+    }
+}
+
+/// Sends changes to the thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Recorder {
+    changes: Handle<Change>,
+    shared: Arc<Shared>,
+}
+
+/// A query that the thread answers.
+type Question = Box<dyn FnOnce(&Ledger) + Send>;
+
+/// State shared between the thread and recorders, in addition to the queue of changes.
+struct Shared {
+    questions: ArrayQueue<Question>,
+    written: AtomicU64,
+}
+
+impl Recorder {
+    /// Sends `change` and never waits; false if the queue is full: the change is then lost and counted.
+    pub fn send(&self, change: Change) -> bool {
+        self.changes.send(change).is_ok()
+    }
+
+    /// True if most of the queue is free.
+    pub fn has_room(&self) -> bool {
+        self.changes.inbox().len() < QUEUE / 4
+    }
+
+    /// Sends `change`, and waits up to a few seconds for room; after that it is lost and counted. For many changes at a
+    /// time, on a thread that may wait.
+    pub fn put_patiently(&self, change: Change) {
+        for _ in 0..1_000 {
+            if self.has_room() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.send(change);
+    }
+
+    /// Runs `question` on the ledger after all changes that were sent before it. The answer is an error if too many
+    /// queries are queued, or if there is no ledger now.
+    pub fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Ledger) -> T + Send + 'static) -> Receiver<T> {
+        let (sent, answer) = oneshot::channel();
+        // A query that is dropped closes the channel.
+        drop(self.shared.questions.push(Box::new(move |ledger| drop(sent.send(question(ledger))))));
+        self.changes.wake();
+        answer
+    }
+
+    /// Changes that are in the database.
+    pub fn written(&self) -> u64 {
+        self.shared.written.load(Ordering::Relaxed)
+    }
+
+    /// Changes that are lost because there was no room.
+    pub fn dropped(&self) -> u64 {
+        self.changes.inbox().refused()
     }
 }
 
