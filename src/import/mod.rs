@@ -34,7 +34,6 @@ use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Options of `import`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 #[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are part of the help")]
 pub struct ImportOptions {
