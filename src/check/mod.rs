@@ -40,7 +40,6 @@ use render::{Interface, Report, Watched};
 use unit::Unit;
 use warnings::Findings;
 
-/// Options of `check`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckOptions {
     /// Configuration file to check [default: /etc/portsentry/portsentry.toml]

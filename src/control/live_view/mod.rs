@@ -25,7 +25,6 @@ use super::format::is_unicode;
 use poller::Message;
 use view::{Action, View};
 
-/// Options of `watch`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct WatchOptions {
     /// Control socket of the daemon
