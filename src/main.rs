@@ -1,16 +1,13 @@
 //! Parses the command line, runs the command, and prints its error once.
 
 use std::fmt::Display;
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use portsentry::check::{self, CheckError};
-use portsentry::cli::{
-    self, CheckOptions, Command, ControlCommand, FleetOptions, ImportOptions, ListOptions, ReplayOptions,
-    ReportOptions, RunOptions,
-};
+use portsentry::cli::{self, Command, ImportOptions, ReportOptions, RunOptions};
 use portsentry::config::{Config, LogTarget};
 use portsentry::control::{self, commands, list, live_view};
 use portsentry::daemon::{self, DaemonError, Places, background, helper, helper_process};
@@ -27,45 +24,40 @@ fn main() -> ExitCode {
     }
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
-        Err(error) => {
-            // A failure to print an error is ignored; a failure to print help is an error.
-            let printed = error.print();
-            return match (error.use_stderr(), printed) {
-                (true, _) => cli::EXIT_USAGE.into(),
-                (false, Err(error)) if error.kind() != ErrorKind::BrokenPipe => {
-                    fail(&format_args!("cannot write to standard output: {error}"), cli::EXIT_FAILED)
-                }
-                (false, _) => cli::EXIT_DONE.into(),
-            };
+        Err(error) if error.use_stderr() => {
+            // A failure to print the error is ignored.
+            let _ = error.print();
+            return cli::EXIT_USAGE.into();
         }
+        Err(help) => return print(&help.render().to_string()),
     };
     match command {
         Command::Run(options) => match options.configure() {
             Ok(config) => run(config, options),
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
-        Command::Replay(options) => match Config::load_or_builtin(options.config.as_deref()) {
-            Ok(config) => replay(&options, &config),
-            Err(errors) => fail(&errors, cli::EXIT_CONFIG),
+        Command::Replay(options) => {
+            let config = Config::load_or_builtin(options.config.as_deref()).map_err(ReplayError::Config);
+            let result = config.and_then(|config| replay::run(&options, &config, &mut BufWriter::new(stdout().lock())));
+            finish_or_refuse(result, |error| matches!(error, ReplayError::Config(_)))
+        }
+        Command::Ask(command) => match commands::run(&command, &mut stdout().lock()) {
+            Ok(()) => cli::EXIT_DONE.into(),
+            Err(error) => fail(&error, error.exit_code()),
         },
-        Command::Ask(command) => ask(&command),
-        Command::Import(options) => match import(&options) {
-            Err(error @ ImportError::Wrong(_)) => fail(&error, cli::EXIT_CONFIG),
-            result => finish(result),
-        },
+        Command::Import(options) => finish_or_refuse(import(&options), |error| matches!(error, ImportError::Wrong(_))),
         Command::Report(options) => report(&options),
         Command::Completions { shell } => print(&shell.completions()),
-        Command::List(options) => list(&options),
-        Command::Check(options) => check(&options),
-        Command::Fleet(options) => fleet(&options),
+        Command::List(options) => finish(list::run(&options, &mut stdout().lock()).map(print_notes)),
+        Command::Check(options) => {
+            let result = check::run(&options, &mut stdout().lock()).map(print_notes);
+            finish_or_refuse(result, |error| matches!(error, CheckError::Config(_)))
+        }
+        Command::Fleet(options) => {
+            let result = fleet::run(&options, &mut stdout().lock());
+            finish_or_refuse(result, |error| matches!(error, FleetError::Config(_) | FleetError::Setup(_)))
+        }
         Command::Watch(options) => finish(live_view::run(&options)),
-    }
-}
-
-fn ask(command: &ControlCommand) -> ExitCode {
-    match commands::run(command, &mut std::io::stdout().lock()) {
-        Ok(()) => cli::EXIT_DONE.into(),
-        Err(error) => fail(&error, error.exit_code()),
     }
 }
 
@@ -92,8 +84,6 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
             &"portsentry runs in the foreground, unlike classic PortSentry; use --daemon to run it in the background",
         );
     }
-    let sandboxed = !options.no_sandbox;
-    let confirm = options.confirm;
     let target = match config.report.log {
         // In the background, standard error is not connected.
         LogTarget::Auto if in_background => LogTarget::Syslog,
@@ -102,28 +92,20 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
     if let Err(error) = log::init(target, config.report.facility) {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
-    match daemon::run(config, places, (confirm, sandboxed), Box::new(move || options.configure())) {
-        Ok(()) => cli::EXIT_DONE.into(),
-        Err(DaemonError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
-        Err(error @ (DaemonError::Untrusted(_) | DaemonError::Handover(_))) => fail(&error, cli::EXIT_CONFIG),
+    match daemon::run(config, places, (options.confirm, !options.no_sandbox), Box::new(move || options.configure())) {
         Err(error @ DaemonError::InstanceLockError(_)) if by_mode => {
             let hint =
                 "one process monitors TCP and UDP: start it once with both modes, for example portsentry -atcp -audp";
             fail(&format_args!("{error}\n{hint}"), cli::EXIT_FAILED)
         }
-        Err(error) => fail(&error, cli::EXIT_FAILED),
-    }
-}
-
-fn replay(options: &ReplayOptions, config: &Config) -> ExitCode {
-    match replay::run(options, config, &mut BufWriter::new(std::io::stdout().lock())) {
-        Err(ReplayError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
-        result => finish(result),
+        result => finish_or_refuse(result, |error| {
+            matches!(error, DaemonError::Config(_) | DaemonError::Untrusted(_) | DaemonError::Handover(_))
+        }),
     }
 }
 
 fn print(text: &str) -> ExitCode {
-    match control::print(&mut std::io::stdout().lock(), text) {
+    match control::print(&mut stdout().lock(), text) {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(error) => fail(&format_args!("cannot write to standard output: {error}"), cli::EXIT_FAILED),
     }
@@ -146,48 +128,34 @@ fn report(options: &ReportOptions) -> ExitCode {
     }
 }
 
-fn check(options: &CheckOptions) -> ExitCode {
-    match check::run(options, &mut std::io::stdout().lock()) {
-        Ok(notes) => {
-            notes.iter().for_each(|note| print_error(note));
-            cli::EXIT_DONE.into()
-        }
-        Err(error @ CheckError::Config(_)) => fail(&error, cli::EXIT_CONFIG),
-        Err(error) => fail(&error, cli::EXIT_FAILED),
-    }
-}
-
-fn fleet(options: &FleetOptions) -> ExitCode {
-    match fleet::run(options, &mut std::io::stdout().lock()) {
-        Err(error @ (FleetError::Config(_) | FleetError::Setup(_))) => fail(&error, cli::EXIT_CONFIG),
-        result => finish(result),
-    }
-}
-
-fn list(options: &ListOptions) -> ExitCode {
-    let notes = list::run(options, &mut std::io::stdout().lock());
-    finish(notes.map(|notes| notes.iter().for_each(|note| print_error(note))))
-}
-
 fn import(options: &ImportOptions) -> Result<(), ImportError> {
     let import = import::read(options)?;
     match &options.output {
         Some(path) => import::write(path, &import.toml, options.force)?,
         None => {
             let text = if options.json { format!("{}\n", serde_json::json!(import)) } else { import.toml.clone() };
-            let written = control::print(&mut std::io::stdout().lock(), &text);
+            let written = control::print(&mut stdout().lock(), &text);
             written.map_err(|error| ImportError::Write { path: "standard output".into(), error })?;
         }
     }
-    import.notes.iter().for_each(|note| print_error(note));
+    print_notes(import.notes);
     Ok(())
 }
 
 fn finish(result: Result<(), impl Display>) -> ExitCode {
+    finish_or_refuse(result, |_| false)
+}
+
+/// Reports a result. An error for which `is_refusal` is true means that the configuration is refused.
+fn finish_or_refuse<E: Display>(result: Result<(), E>, is_refusal: impl FnOnce(&E) -> bool) -> ExitCode {
     match result {
         Ok(()) => cli::EXIT_DONE.into(),
-        Err(error) => fail(&error, cli::EXIT_FAILED),
+        Err(error) => fail(&error, if is_refusal(&error) { cli::EXIT_CONFIG } else { cli::EXIT_FAILED }),
     }
+}
+
+fn print_notes(notes: Vec<impl Display>) {
+    notes.iter().for_each(|note| print_error(note));
 }
 
 fn fail(error: &dyn Display, code: u8) -> ExitCode {

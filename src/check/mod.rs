@@ -2,7 +2,6 @@
 //! addresses and the backends, and warns about settings that are permitted but unwise. Changes nothing.
 
 mod backends;
-mod ports;
 mod render;
 mod systemd_unit;
 mod unit;
@@ -11,7 +10,7 @@ mod warnings;
 use clap::Args;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,10 +18,12 @@ use ipnet::IpNet;
 use rustix::thread::CapabilitySet;
 use serde_json::json;
 
+use crate::capture::decoy::{DecoyError, DecoyPorts, make_room};
 use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
 use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, Mode, Warning, pitfalls};
 use crate::control::client::Client;
+use crate::control::status::Status;
 use crate::control::{DEFAULT_SOCKET, print};
 use crate::engine::{Host, Listeners, Protection, Settings};
 use crate::fleet::{self, FleetError, SetupError};
@@ -35,12 +36,11 @@ use crate::netlink::nft::Firewall;
 use crate::netlink::sock_diag::{Bound, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
 use crate::netlink::socket::Socket;
 use crate::sandbox;
-use crate::types::Protocol;
+use crate::types::{PortSet, Protocol};
 use render::{Interface, Report, Watched};
 use unit::Unit;
 use warnings::Findings;
 
-/// Options of `check`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckOptions {
     /// Configuration file to check [default: /etc/portsentry/portsentry.toml]
@@ -143,7 +143,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         capture(&config, &host, &mut findings);
     }
     missing.into_iter().for_each(|error| findings.wrong("interfaces", error));
-    ports::inspect(&config, &host, running.as_deref(), &mut findings);
+    inspect_ports(&config, &host, running.as_deref(), &mut findings);
     let backends = backends::inspect(&config, &mut findings);
     systemd_unit::inspect(&config, Path::new(file.as_deref().unwrap_or(DEFAULT_CONFIG)), &mut findings);
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
@@ -219,6 +219,60 @@ fn capture(config: &Config, host: &Host, findings: &mut Findings) {
         Err(error @ CaptureError::Filter { .. }) => findings.wrong("tcp.ports", error),
         Err(error) => findings.wrong("interfaces", error),
     }
+}
+
+/// Checks whether the program can open its own ports: those of connect mode, and the port of the metrics. Ports that a
+/// running portsentry has open count as available. `running` is the state of a daemon that answers.
+fn inspect_ports(config: &Config, host: &Host, running: Option<&Status>, findings: &mut Findings) {
+    let runs = sandbox::InstanceLock::is_held();
+    let mut decoys = DecoyPorts::from_config(config);
+    if config.shares_decoys() {
+        // A shared listener needs neither a descriptor nor a capability for each port, only one free port.
+        let ports = std::mem::take(&mut decoys.tcp);
+        if !ports.is_empty() && ports.without(&host.tcp.anywhere()).is_empty() {
+            findings.wrong("tcp.ports", DecoyError::AllBusy { protocol: Protocol::Tcp, ports });
+        }
+    }
+    let count = u64::from(decoys.tcp.len()) + u64::from(decoys.udp.len());
+    if let Err(error) = make_room(count) {
+        findings.wrong("tcp.ports", error);
+    }
+    for (key, protocol, ports, open) in
+        [("tcp.ports", Protocol::Tcp, decoys.tcp, &host.tcp), ("udp.ports", Protocol::Udp, decoys.udp, &host.udp)]
+    {
+        match decoy_error(protocol, ports, open) {
+            Some(DecoyError::AllBusy { .. }) if runs => findings.add_note(format!(
+                "{key}: all of these ports are in use, by the running portsentry or by another program; stop \
+                 portsentry to find out which"
+            )),
+            Some(error) => findings.wrong(key, error),
+            None => {}
+        }
+    }
+    let Some(address) = config.metrics.listen else { return };
+    let is_own = running.is_some_and(|running| running.metrics == Some(address.to_string()));
+    match TcpListener::bind(address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && runs && is_own => {}
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && runs => {
+            findings.add_note(format!(
+                "metrics.listen: {address} is in use, by the running portsentry or by another program"
+            ));
+        }
+        Err(error) => findings.wrong("metrics.listen", format!("cannot listen on {address}: {error}")),
+        Ok(_) => {}
+    }
+}
+
+/// The error if connect mode cannot open any of `ports`, or lacks the capability for one of them. Opens nothing.
+fn decoy_error(protocol: Protocol, ports: PortSet, open: &Listeners) -> Option<DecoyError> {
+    let free = ports.without(&open.anywhere());
+    if !ports.is_empty() && free.is_empty() {
+        return Some(DecoyError::AllBusy { protocol, ports });
+    }
+    let low: PortSet = free.iter().filter(|port| *port < 1024).collect();
+    let denied =
+        !low.is_empty() && rustix::process::geteuid().is_root() && !backends::may(CapabilitySet::NET_BIND_SERVICE);
+    denied.then_some(DecoyError::Permission { protocol, ports: low })
 }
 
 /// The listeners of this host, and an error for each table that exceeded its time limit: some of its listeners may be

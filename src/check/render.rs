@@ -17,7 +17,6 @@ use crate::types::{Expiry, PortSet, Span, counted, plain};
 /// Maximum number of protected prefixes in the text.
 const SHOWN: usize = 30;
 
-/// The result of a check.
 pub(super) struct Report {
     /// The file; `None` for the built-in configuration.
     pub(super) file: Option<String>,

@@ -6,7 +6,6 @@ use crate::config::{BlockPolicy, Config, ConfigError, HalfOpenPolicy, Mode, Warn
 use crate::enforce::nft::RulesetSpec;
 use crate::types::{Backend, Expiry};
 
-/// The results of the check.
 #[derive(Default)]
 pub(super) struct Findings {
     /// Name of the configuration file in errors.
@@ -34,7 +33,6 @@ impl Findings {
     }
 }
 
-/// Returns the warnings about this configuration.
 pub(super) fn from_config(config: &Config) -> Vec<Warning> {
     let mut found = Vec::new();
     let mut warn = |key, message: &str| found.push(Warning::new(key, message));
@@ -142,7 +140,6 @@ fn widest(network: &IpNet) -> u8 {
 /// Number of elements above which a set is slow to read.
 const LARGE: u32 = 500_000;
 
-/// Warnings about `[fleet]`.
 fn fleet(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
     if !config.uses(BlockPolicy::Yes) {
         warn("fleet.shadow", "reports of other hosts block nothing, because this host only logs scans");

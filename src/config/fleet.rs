@@ -91,7 +91,6 @@ fn name_or_none(text: &str) -> Result<String, String> {
 }
 
 impl Fleet {
-    /// True if this host is in a fleet.
     pub fn is_joined(&self) -> bool {
         self.url.is_some()
     }
@@ -121,7 +120,6 @@ impl fmt::Display for FleetUrl {
     }
 }
 
-/// Reads the URL of the fleet's server.
 pub(super) fn parse_url(text: &str) -> Result<FleetUrl, String> {
     const EXPECTED: &str = "the URL of a server; write \"rediss://valkey.example.org:6379\", \"unix:///run/valkey/fleet.sock\", or \"\" for none";
     let wrong = || format!("{} is not {EXPECTED}", quoted(text));

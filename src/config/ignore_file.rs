@@ -53,6 +53,12 @@ pub fn read_ignore_file(path: &Path) -> Result<Vec<IpNet>, ConfigErrors> {
 /// # Errors
 /// One error for every line that is not blank, a comment or a network.
 pub fn parse(name: &str, text: &str) -> Result<Vec<IpNet>, ConfigErrors> {
+    let (networks, errors) = parse_lines(name, text);
+    ConfigErrors::unless_empty(errors, networks)
+}
+
+/// As [`parse`], but also returns the networks of a text with errors.
+pub fn parse_lines(name: &str, text: &str) -> (Vec<IpNet>, Vec<ConfigError>) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut networks = Vec::new();
     let mut errors = Vec::new();
@@ -70,7 +76,7 @@ pub fn parse(name: &str, text: &str) -> Result<Vec<IpNet>, ConfigErrors> {
             }
         }
     }
-    ConfigErrors::unless_empty(errors, networks)
+    (networks, errors)
 }
 
 #[cfg(test)]

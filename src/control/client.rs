@@ -72,7 +72,8 @@ impl Client {
         })?;
         let client = Self { path: path.to_owned(), stream: BufReader::new(stream) };
         let set = client.stream.get_ref().set_read_timeout(Some(ANSWER_TIMEOUT));
-        set.and_then(|()| client.stream.get_ref().set_write_timeout(Some(ANSWER_TIMEOUT))).map_err(client.broken())?;
+        set.and_then(|()| client.stream.get_ref().set_write_timeout(Some(ANSWER_TIMEOUT)))
+            .map_err(|error| client.broken(error))?;
         Ok(client)
     }
 
@@ -86,8 +87,8 @@ impl Client {
         // A client above the limit is disconnected immediately, after one line with the reason.
         let line = match (self.line(), written) {
             (Ok(Some(line)), _) => line,
-            (_, Err(error)) => return Err(self.broken()(error)),
-            (Ok(None), Ok(())) => return Err(self.broken()(io::ErrorKind::UnexpectedEof.into())),
+            (_, Err(error)) => return Err(self.broken(error)),
+            (Ok(None), Ok(())) => return Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
             (Err(error), Ok(())) => return Err(error),
         };
         Ok(parse_reply(&line, request).map_err(ClientError::Unreadable)??)
@@ -106,7 +107,7 @@ impl Client {
     pub fn subscribe(mut self) -> Result<impl Iterator<Item = Result<EventRecord, ClientError>>, ClientError> {
         self.ask(&Request::Subscribe)?;
         // Events have no timeout.
-        self.stream.get_ref().set_read_timeout(None).map_err(self.broken())?;
+        self.stream.get_ref().set_read_timeout(None).map_err(|error| self.broken(error))?;
         Ok(std::iter::from_fn(move || {
             let line = self.line().transpose()?;
             Some(line.and_then(|line| {
@@ -122,7 +123,7 @@ impl Client {
     fn line(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
         let mut line = Vec::new();
         let read = (&mut self.stream).take(MAX_LINE_LEN as u64).read_until(b'\n', &mut line);
-        match read.map_err(self.broken())? {
+        match read.map_err(|error| self.broken(error))? {
             0 => Ok(None),
             _ if line.ends_with(b"\n") => Ok(Some(line)),
             _ => Err(ClientError::Unreadable(
@@ -131,8 +132,7 @@ impl Client {
         }
     }
 
-    fn broken(&self) -> impl Fn(io::Error) -> ClientError + use<> {
-        let path = self.path.clone();
-        move |error| ClientError::Broken { path: path.clone(), error }
+    fn broken(&self, error: io::Error) -> ClientError {
+        ClientError::Broken { path: self.path.clone(), error }
     }
 }

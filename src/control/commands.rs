@@ -19,7 +19,7 @@ pub struct ControlCommand {
     pub connection: Connection,
 }
 
-/// The socket of the daemon, and the output format.
+// The socket of the daemon, and the output format. A doc comment would replace the help of each command.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// Control socket of the daemon
@@ -34,8 +34,7 @@ pub struct Connection {
 impl Subcommand for ControlCommand {
     fn augment_subcommands(program: Command) -> Command {
         let requests = Request::augment_subcommands(Command::default());
-        let options = Connection::augment_args(Command::default());
-        program.subcommands(requests.get_subcommands().map(|request| request.clone().args(options.get_arguments())))
+        program.subcommands(requests.get_subcommands().cloned().map(Connection::augment_args))
     }
 
     fn augment_subcommands_for_update(program: Command) -> Command {

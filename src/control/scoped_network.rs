@@ -73,7 +73,6 @@ impl fmt::Display for ScopedNetwork {
     }
 }
 
-/// Parses one address.
 pub(crate) fn parse_address(text: &str) -> Result<ScopedNetwork, String> {
     match text.parse::<ScopedNetwork>() {
         Ok(found) if found.network.prefix_len() == found.network.max_prefix_len() => Ok(found),

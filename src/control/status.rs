@@ -70,7 +70,6 @@ impl fmt::Display for State {
     }
 }
 
-/// The monitored ports of one protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonitoredPorts {
     pub mode: Mode,
@@ -138,7 +137,6 @@ pub struct CommandHelper {
     pub sandbox: SandboxState,
 }
 
-/// The sandbox of a process.
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxState {

@@ -74,21 +74,15 @@ fn networks(source: &Source, skips_wrong: bool, output: &mut Output) -> Vec<IpNe
     }
     // Bytes that are not UTF-8 are valid only in a comment; elsewhere they do not parse as a network.
     let text = String::from_utf8_lossy(&source.bytes);
-    let parsed = ignore_file::parse(&source.name, &text).or_else(|errors| {
-        let mut wrong = BTreeSet::new();
-        for error in errors.iter() {
-            let line = error.position.map(|position| position.line);
-            wrong.extend(line);
-            if skips_wrong {
-                output.notes.add(&source.name, line, None, format!("{}; left out", error.message));
-            } else {
-                output.errors.add(&source.name, line, None, &error.message);
-            }
+    let (mut networks, errors) = ignore_file::parse_lines(&source.name, &text);
+    for error in errors {
+        let line = error.position.map(|position| position.line);
+        if skips_wrong {
+            output.notes.add(&source.name, line, None, format!("{}; left out", error.message));
+        } else {
+            output.errors.add(&source.name, line, None, error.message);
         }
-        let kept = text.lines().zip(1..).filter(|(_, line)| !wrong.contains(line)).map(|(text, _)| format!("{text}\n"));
-        ignore_file::parse(&source.name, &kept.collect::<String>())
-    });
-    let mut networks = parsed.unwrap_or_default();
+    }
     networks.retain(|network| {
         if network.prefix_len() == 0 {
             let message =

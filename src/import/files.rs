@@ -52,10 +52,9 @@ fn source(path: &Path) -> Result<Source, ImportError> {
 }
 
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
-    // One byte above the limit shows that the file is too long.
-    let limit = u64::try_from(MAX_LEN).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    // One byte above the limit shows that the file is too long.
+    File::open(path)?.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -129,7 +129,8 @@ fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Re
         for target in &targets {
             let of = reader.bans_of(*target)?;
             found.unreadable += of.unreadable;
-            found.items.extend(of.items.into_iter().filter(|entry| is_active(entry, now)));
+            let is_active = |entry: &Entry| entry.ended.is_none() && entry.ban.left(now).is_some();
+            found.items.extend(of.items.into_iter().filter(is_active));
         }
         Ok(found)
     });
@@ -157,10 +158,6 @@ fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
 /// The note about invalid rows of the ledger, if there are any.
 pub(super) fn unreadable_note(rows: u64) -> Option<String> {
     (rows > 0).then(|| format!("unreadable rows of the ledger, which are ignored: {rows}"))
-}
-
-fn is_active(entry: &Entry, now: SystemTime) -> bool {
-    entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now)
 }
 
 /// Combines both; differing bans are queried again.

@@ -32,7 +32,6 @@ use super::scoped_network::ScopedNetwork;
 use crate::events::json::{PortRecord, rfc3339};
 use crate::ledger::{Found, Logged, Reader};
 
-/// Options of `list`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ListOptions {
     /// List only bans of this address, or in this network

@@ -23,19 +23,17 @@ impl Ban {
     pub(super) fn new(listed: &Listed, now: SystemTime) -> Self {
         let entry = listed.remembered.as_ref();
         let ban = entry.map(|entry| &entry.ban);
-        let class = match ban {
+        let class = match ban.map(|ban| (ban.class, ban.author)) {
             None => "unknown",
-            Some(ban) => match (ban.class, ban.author) {
-                (Some(class), _) => class.key(),
-                (None, Author::Detector) => "trap",
-                (None, Author::Operator | Author::Import) => "by hand",
-            },
+            Some((Some(class), _)) => class.key(),
+            Some((None, Author::Detector)) => "trap",
+            Some((None, Author::Operator | Author::Import)) => "by hand",
         };
-        let ports = ban.map_or(&[][..], |ban| &ban.ports);
+        let ports = ban.iter().flat_map(|ban| &ban.ports);
         Self {
             target: listed.target.to_string(),
             class: class.to_owned(),
-            ports: compact_ports(ports.iter().map(|(protocol, port)| (protocol.key(), *port))),
+            ports: compact_ports(ports.map(|(protocol, port)| (protocol.key(), *port))),
             strikes: entry.map_or(0, |entry| entry.strikes),
             until: listed.left(now).span().and_then(|left| now.checked_add(left)),
             lacking: listed.kernel == KernelState::Absent,

@@ -15,6 +15,7 @@ use clap::Args;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use ratatui::crossterm::event::{self, Event};
@@ -25,7 +26,6 @@ use super::format::is_unicode;
 use poller::Message;
 use view::{Action, View};
 
-/// Options of `watch`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct WatchOptions {
     /// Control socket of the daemon
@@ -84,7 +84,7 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
         let now = SystemTime::now();
         view.tick(now);
         let second = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        if view.take_changed() || shown != Some(second) {
+        if std::mem::take(&mut view.changed) || shown != Some(second) {
             shown = Some(second);
             terminal.draw(|frame| draw::draw(frame, &view, look))?;
         }
@@ -102,7 +102,7 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
         if absorb(&poller.messages, &mut view)? {
             break;
         }
-        if poller.is_broken() {
+        if poller.threads.iter().any(JoinHandle::is_finished) {
             return Err(WatchError::Threads);
         }
     }

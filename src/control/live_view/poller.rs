@@ -50,14 +50,8 @@ pub(super) enum Message {
 pub(super) struct Poller {
     pub(super) messages: Receiver<Message>,
     pub(super) requests: Sender<Request>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Poller {
-    /// True if a thread has ended, which none does during normal operation.
-    pub(super) fn is_broken(&self) -> bool {
-        self.threads.iter().any(JoinHandle::is_finished)
-    }
+    /// None of them ends during normal operation.
+    pub(super) threads: Vec<JoinHandle<()>>,
 }
 
 pub(super) fn start(socket: &Path) -> io::Result<Poller> {

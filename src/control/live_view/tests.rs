@@ -8,7 +8,7 @@ use ratatui::backend::TestBackend;
 use ratatui::buffer::Cell;
 use ratatui::crossterm::event::{KeyCode as Key, KeyEvent, KeyModifiers};
 use ratatui::style::{Color, Modifier};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::ban::Ban;
 use super::draw::{Look, draw};
@@ -26,13 +26,6 @@ fn now() -> SystemTime {
 
 fn at(second: u64) -> SystemTime {
     now() + Duration::from_secs(second)
-}
-
-fn fields(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(fields) => fields,
-        _ => panic!("no object"),
-    }
 }
 
 fn status(second: u64, packets: u64, probes: u64, bans: u64) -> Message {
@@ -56,7 +49,7 @@ fn event(second: u64, kind: &str, source: &str, port: u16, rest: Value) -> Messa
     let time = humantime::format_rfc3339_micros(at(second)).to_string();
     let mut event = json!({"event": kind, "time": time, "source": source, "subject": source, "class": "syn", "proto": "tcp",
         "port": port});
-    event.as_object_mut().unwrap().extend(fields(rest));
+    event.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
     received(event)
 }
 

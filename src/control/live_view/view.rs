@@ -103,7 +103,8 @@ pub(super) struct View {
     skipped: usize,
     samples: VecDeque<Sample>,
     answered_at: SystemTime,
-    changed: bool,
+    /// True if the view has changed since it was drawn.
+    pub(super) changed: bool,
 }
 
 impl View {
@@ -130,11 +131,6 @@ impl View {
             answered_at: now,
             changed: true,
         }
-    }
-
-    /// True if the view has changed since the last call.
-    pub(super) fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
     }
 
     /// Sets the time to `now`: drops an old answer and expired bans.
