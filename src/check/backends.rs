@@ -9,9 +9,11 @@ use rustix::thread::CapabilitySet;
 use super::warnings::Findings;
 use crate::config::{Config, Warning};
 use crate::enforce::command::check_program;
-use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
+use crate::enforce::nft::{RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::enforce::{EntryStore, entry_store};
+use crate::netlink::nft::{examine, foreign_objects};
+use crate::netlink::socket::Socket;
 use crate::types::{Action, Backend, RouteKind};
 
 pub(super) struct BackendCheck {
@@ -94,8 +96,8 @@ fn nft(config: &Config) -> String {
 
 fn table(config: &Config) -> Result<String, String> {
     let spec = RulesetSpec::from_config(config);
-    let look = |mut nft: Nft| Ok((nft.examine(&spec)?, nft.foreign_objects(&spec)?));
-    let found = Nft::open().map_err(RulesetError::from).and_then(look);
+    let look = |mut socket| Ok((examine(&mut socket, &spec)?, foreign_objects(&mut socket, &spec)?));
+    let found = Socket::open().map_err(RulesetError::from).and_then(look);
     let (sizes, foreign) = found.map_err(|error| error.to_string())?;
     let foreign = if foreign.is_empty() { String::new() } else { format!("; it also contains {}", foreign.join(", ")) };
     match sizes {

@@ -4,7 +4,6 @@
 //!
 //! References: `linux/nexthop.h` and the kernel's `net/ipv4/nexthop.c`.
 
-use netlink_packet_core::NlasIterator;
 use netlink_packet_route::route::RouteProtocol;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
@@ -12,7 +11,7 @@ use rustix::io::Errno;
 use super::HostError;
 use super::dump::Dump;
 use super::gateways::Gateway;
-use crate::netlink::message::ip;
+use crate::netlink::message::{attributes, ip};
 
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
@@ -55,9 +54,8 @@ pub(super) fn read(datagram: &[u8], next_hops: &mut Vec<NextHop>) -> Result<bool
 fn next_hop(payload: &[u8]) -> Option<NextHop> {
     let (mut address, mut interface, mut id) = (None, 0, 0);
     let number = |value: &[u8]| value.first_chunk().map_or(0, |number| u32::from_ne_bytes(*number));
-    for attribute in NlasIterator::new(payload.get(NHMSG..)?).flatten() {
-        let value = attribute.value();
-        match attribute.kind() {
+    for (kind, value) in attributes(payload.get(NHMSG..)?) {
+        match kind {
             NHA_ID => id = number(value),
             NHA_OIF => interface = number(value),
             NHA_GATEWAY => address = ip(value),

@@ -125,6 +125,7 @@ mod tests {
     /// All variants of the table.
     fn variants() -> [RulesetSpec; 33] {
         let rate = |text: &str| text.parse().ok();
+        let trapped = |trap| RulesetSpec { trap: Some(trap), ..RulesetSpec::default() };
         [
             RulesetSpec::default(),
             RulesetSpec { log_drops: rate("3/minute"), ..RulesetSpec::default() },
@@ -140,40 +141,31 @@ mod tests {
             RulesetSpec { fleet: Some(7), action: Action::Reject, wide: true, ..RulesetSpec::default() },
             RulesetSpec { fleet: Some(7), trap: Some(HOLD), ..RulesetSpec::default() },
             RulesetSpec { action: Action::Reject, wide: true, ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(TRAP), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { forgiven: 15, ..TRAP }), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { expiry: Expiry::Never, ..TRAP }), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { ceiling: Rate::per_minute(1), ..TRAP }), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..TRAP }), ..RulesetSpec::default() },
+            trapped(TRAP),
+            trapped(Trap { forgiven: 15, ..TRAP }),
+            trapped(Trap { expiry: Expiry::Never, ..TRAP }),
+            trapped(Trap { ceiling: Rate::per_minute(1), ..TRAP }),
+            trapped(Trap { window: Duration::from_secs(1), ..TRAP }),
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..TRAP }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(FIRST_TOUCH), action: Action::Reject, ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(BOTH), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(TRANSLATED), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(UDP), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { named_interfaces: true, ..UDP }), ..RulesetSpec::default() },
+            trapped(BOTH),
+            trapped(TRANSLATED),
+            trapped(UDP),
+            trapped(Trap { named_interfaces: true, ..UDP }),
             RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_TOUCH }), wide: true, ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { udp: true, tcp: false, ..FIRST_TOUCH }), ..RulesetSpec::default() },
+            trapped(Trap { udp: true, tcp: false, ..FIRST_TOUCH }),
             RulesetSpec { own_source: true, ..RulesetSpec::default() },
             RulesetSpec { own_source: true, trap: Some(HOLD), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(HOLD), ..RulesetSpec::default() },
-            RulesetSpec {
-                trap: Some(Trap { hold: Some(Duration::from_millis(100)), ..HOLD }),
-                ..RulesetSpec::default()
-            },
-            RulesetSpec { trap: Some(Trap { udp: true, named_interfaces: true, ..HOLD }), ..RulesetSpec::default() },
+            trapped(HOLD),
+            trapped(Trap { hold: Some(Duration::from_millis(100)), ..HOLD }),
+            trapped(Trap { udp: true, named_interfaces: true, ..HOLD }),
             RulesetSpec { trap: Some(Trap { forgiven: 0, ..HOLD }), wide: true, ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..HOLD }), ..RulesetSpec::default() },
+            trapped(Trap { window: Duration::from_secs(1), ..HOLD }),
             RulesetSpec { decoys: Some(DECOYS), ..RulesetSpec::default() },
             RulesetSpec { decoys: Some(DecoyRules { v6: None, ..DECOYS }), trap: Some(UDP), ..RulesetSpec::default() },
             RulesetSpec { decoys: Some(DecoyRules { max_new_tracked: Some(64), ..DECOYS }), ..RulesetSpec::default() },
             RulesetSpec { decoys: Some(DecoyRules { v4: 40_002, ..DECOYS }), wide: true, ..RulesetSpec::default() },
         ]
-    }
-
-    fn flags() -> RulesetChange {
-        let mut change = RulesetChange::new();
-        change.clear_table_flags();
-        change
     }
 
     fn shape(work: &RulesetChange) -> TableSnapshot {
@@ -188,7 +180,9 @@ mod tests {
             let desired = DesiredRuleset::new(&spec);
             let whole = desired.create();
             let found = shape(&whole);
-            for work in [whole, flags(), desired.repair(&found, &[], Some(&variants()[3]))] {
+            let mut flags = RulesetChange::new();
+            flags.clear_table_flags();
+            for work in [whole, flags, desired.repair(&found, &[], Some(&variants()[3]))] {
                 assert_eq!(Messages(work.batch.messages()).count(), work.names.len());
             }
         }

@@ -195,11 +195,8 @@ impl RouteSocket {
         self.requests.clear();
         put(&mut self.requests);
         let mut found = None;
-        match self.socket.ask(&mut self.requests, |answer| found = neighbour::read(answer)) {
-            Ok(()) => Ok(found),
-            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        self.socket.find(&mut self.requests, |answer| found = neighbour::read(answer))?;
+        Ok(found)
     }
 
     fn change<T>(
