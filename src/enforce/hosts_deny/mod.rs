@@ -20,11 +20,11 @@ use super::{BanContext, EntryStore};
 use crate::types::{Backend, BanTarget};
 
 mod file;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
 mod text;
 
 pub(super) use file::LIMIT as MAX_FILE_LEN;
+#[cfg(any(test, fuzzing))]
+pub(crate) use text::fuzz;
 
 use text::{Reading, Rule, hosts_pattern};
 

@@ -8,9 +8,8 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-use super::gateways::{Gateway, object, preference, route_gateways};
 use super::interface::Interface;
-use super::next_hops::NextHop;
+use super::next_hops::{Gateway, NextHop, object, preference, route_gateways};
 use super::tunnels;
 use crate::netlink::routes::destination;
 use crate::types::shared64;

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 mod dump;
 mod facts;
-mod gateways;
 mod interface;
 mod ipsec;
 mod next_hops;

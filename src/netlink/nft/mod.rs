@@ -1,7 +1,6 @@
 //! Encodes and decodes the nf_tables table `inet portsentry`: its sets, chains, rules and elements.
 
 mod bans;
-mod change;
 mod decoy_rules;
 mod desired_ruleset;
 mod element;

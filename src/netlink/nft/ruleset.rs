@@ -5,8 +5,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;
 use rustix::io::Errno;
 
-use super::change::RulesetChange;
-use super::desired_ruleset::DesiredRuleset;
+use super::desired_ruleset::{DesiredRuleset, RulesetChange};
 use super::message::{field, put_request};
 use super::recognise::recognise;
 use super::set::Set;
