@@ -243,9 +243,6 @@ impl Nft {
         let (wide, narrow): (Vec<_>, Vec<_>) =
             bans.iter().copied().partition(|(target, ..)| as_wide(*target).is_some());
         let done = self.change(Change::Block, &narrow, put, |(target, ..)| *target);
-        if wide.is_empty() {
-            return done;
-        }
         let failed = self.block_networks(&wide)?;
         combine(bans.len(), done, failed)
     }
@@ -258,9 +255,6 @@ impl Nft {
         };
         let (wide, narrow): (Vec<_>, Vec<_>) = targets.iter().copied().partition(|target| as_wide(*target).is_some());
         let done = self.change(Change::Lift, &narrow, put, |target| *target);
-        if wide.is_empty() {
-            return done;
-        }
         let failed = self.lift_networks(&wide)?;
         combine(targets.len(), done, failed)
     }
