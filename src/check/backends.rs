@@ -10,9 +10,11 @@ use serde::Serialize;
 use super::warnings::Findings;
 use crate::config::Config;
 use crate::enforce::command::check_program;
-use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
+use crate::enforce::nft::{RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::enforce::{EntryStore, entry_store};
+use crate::netlink::nft::{examine, foreign_objects};
+use crate::netlink::socket::Socket;
 use crate::types::{Action, Backend, RouteKind};
 
 /// A backend, as in the JSON.
@@ -98,8 +100,8 @@ fn nft(config: &Config) -> String {
 
 fn table(config: &Config) -> Result<String, String> {
     let spec = RulesetSpec::from_config(config);
-    let look = |mut nft: Nft| Ok((nft.examine(&spec)?, nft.foreign_objects(&spec)?));
-    let found = Nft::open().map_err(RulesetError::from).and_then(look);
+    let look = |mut socket| Ok((examine(&mut socket, &spec)?, foreign_objects(&mut socket, &spec)?));
+    let found = Socket::open().map_err(RulesetError::from).and_then(look);
     let (sizes, foreign) = found.map_err(|error| error.to_string())?;
     let foreign = if foreign.is_empty() { String::new() } else { format!("; it also contains {}", foreign.join(", ")) };
     match sizes {

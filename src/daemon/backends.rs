@@ -16,6 +16,8 @@ use crate::enforce::{BanContext, EntryStore, entry_store};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
+use crate::netlink::nft::{has_repeated_rules, is_created_by_nft, table_handle};
+use crate::netlink::socket::Socket;
 use crate::sensor::{Blocker, SensorCommand};
 use crate::types::{Backend, BanTarget};
 
@@ -129,10 +131,11 @@ pub(super) fn open(
     }
     if nft {
         let mut nft = Nft::open()?;
-        opened.table_found = nft.table_handle().ok().flatten().map(|handle| FoundTable {
+        let mut socket = Socket::open()?;
+        opened.table_found = table_handle(&mut socket).ok().flatten().map(|handle| FoundTable {
             handle,
-            by_nft: nft.is_created_by_nft().unwrap_or(false),
-            merged: nft.has_repeated_rules().unwrap_or(false),
+            by_nft: is_created_by_nft(&mut socket).unwrap_or(false),
+            merged: has_repeated_rules(&mut socket).unwrap_or(false),
         });
         // The sensor empties the trap.
         opened.trap_banned = nft.caught().unwrap_or_default();

@@ -109,7 +109,7 @@ impl FirewallWatch {
         let Some(socket) = &mut self.socket else { return };
         let generation = generation(socket).ok();
         if generation.is_none() || generation != self.generation {
-            self.firewall = Firewall::read(socket).unwrap_or(Firewall { translates: true, closed: Vec::new() });
+            self.firewall = Firewall::read(socket).unwrap_or(Firewall { translates: true, ..Firewall::default() });
             self.generation = generation;
         }
         let translates = self.firewall.translates || self.legacy.translate();

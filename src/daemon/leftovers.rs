@@ -10,6 +10,8 @@ use crate::enforce::route::Routes;
 use crate::enforce::{EntryStore, entry_store};
 use crate::events::event::EventKind;
 use crate::ledger::Reader;
+use crate::netlink::nft::table_handle;
+use crate::netlink::socket::Socket;
 use crate::types::{Backend, Timestamp};
 
 /// Removes the objects that `config` does not use any more; returns the events to report.
@@ -52,7 +54,7 @@ pub(super) fn remove(config: &Config) -> Vec<EventKind> {
 /// undone. Must be called before the daemon opens the ledger. A table may contain bans of a fleet, and counts even if it
 /// is empty, because the kernel takes seconds to list a full set.
 pub(super) fn exist(config: &Config, state_dir: &Path) -> bool {
-    let has_table = || Nft::open().is_ok_and(|mut nft| nft.table_handle().is_ok_and(|handle| handle.is_some()));
+    let has_table = || Socket::open().is_ok_and(|mut socket| matches!(table_handle(&mut socket), Ok(Some(_))));
     let has_routes = || {
         let found = Routes::open(config.block.route, 0).and_then(|mut routes| routes.leftovers());
         found.is_ok_and(|found| !found.is_empty())

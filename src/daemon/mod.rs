@@ -68,6 +68,7 @@ use crate::events::log::{self, LogThread};
 use crate::ledger;
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
+use crate::netlink::socket::Socket;
 use crate::panic_guard;
 use crate::sandbox::{self, InstanceLock, Sandbox, check_folders, closed_folders};
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
@@ -353,7 +354,7 @@ async fn serve(
         }
         .start()?;
     }
-    let table_identity = TableIdentity::new(blocker.nft.is_some().then(Nft::open).transpose()?, settling::boot_id());
+    let table_identity = TableIdentity::new(blocker.nft.is_some().then(Socket::open).transpose()?, settling::boot_id());
     let (uses_nft, routes) = (blocker.nft.is_some(), blocker.routes.is_some().then_some(config.block.route));
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
     // A listener for all ports needs rules that redirect to it.

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use super::Places;
 use super::backends::UsedBackends;
 use crate::config::{Config, Mode, Protocol};
+use crate::enforce::EntryStore;
 use crate::enforce::file_helper::Files;
-use crate::enforce::hosts_deny::HostsDeny;
 use crate::ledger;
 use crate::sandbox::{Policy, Process, Sandbox};
 use crate::types::PortSet;
@@ -74,7 +74,7 @@ pub(super) fn of_commands() -> Policy {
 
 /// The policy of the file helper, which writes files in directories of root.
 pub(super) fn of_files(files: &Files) -> Policy {
-    let hosts_deny = files.hosts_deny.as_ref().map(HostsDeny::path);
+    let hosts_deny = files.hosts_deny.as_ref().map(EntryStore::path);
     let foreign = |file: &Path| fs::metadata(file).is_ok_and(|found| (found.uid(), found.gid()) != (0, 0));
     Policy {
         process: Process::Files,
@@ -124,6 +124,7 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::enforce::hosts_deny::HostsDeny;
 
     fn needs(text: &str) -> Policy {
         let places = Places {

@@ -2,26 +2,27 @@
 //! its elements, and a loaded file contains outdated bans. The ledger knows the number that the kernel gave the table.
 //! Without a ledger, the table itself shows whether nft created it.
 
-use crate::enforce::nft::Nft;
 use crate::ledger::{Change, Recorder};
+use crate::netlink::nft::table_handle;
+use crate::netlink::socket::Socket;
 
 /// The identity of the daemon's table in the ledger.
 pub(super) struct TableIdentity {
     /// `None` if nft is not a backend.
-    nft: Option<Nft>,
+    socket: Option<Socket>,
     boot: Option<String>,
     recorded: Option<String>,
 }
 
 impl TableIdentity {
     /// `boot` is the kernel's identifier of this boot, if it has one.
-    pub(super) fn new(nft: Option<Nft>, boot: Option<String>) -> Self {
-        Self { nft, boot, recorded: None }
+    pub(super) fn new(socket: Option<Socket>, boot: Option<String>) -> Self {
+        Self { socket, boot, recorded: None }
     }
 
     /// Records the current table if it is a new one, for example after a repair.
     pub(super) fn record(&mut self, recorder: Option<&Recorder>) {
-        let Some(handle) = self.nft.as_mut().and_then(|nft| nft.table_handle().ok().flatten()) else { return };
+        let Some(handle) = self.socket.as_mut().and_then(|socket| table_handle(socket).ok().flatten()) else { return };
         let id = Some(identity(self.boot.as_deref(), handle));
         if id == self.recorded {
             return;

@@ -61,9 +61,9 @@ pub fn entry_store(config: &Config, backend: Backend) -> Option<Result<Arc<dyn E
     let deny = &config.block.hosts_deny;
     match backend {
         Backend::Nft | Backend::Route | Backend::Command => None,
-        Backend::HostsDeny => Some(match HostsDeny::new(&deny.file, &deny.line) {
-            Ok(hosts_deny) => Ok(Arc::new(hosts_deny)),
-            Err(error) => Err(error.to_string()),
-        }),
+        Backend::HostsDeny => {
+            let store = HostsDeny::new(&deny.file, &deny.line).map_err(|error| error.to_string());
+            Some(store.map(|hosts_deny| Arc::new(hosts_deny) as _))
+        }
     }
 }

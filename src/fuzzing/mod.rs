@@ -101,7 +101,7 @@ pub fn fleet(bytes: &[u8]) {
 }
 
 pub fn hosts_deny(bytes: &[u8]) {
-    enforce::hosts_deny::fuzzing::edit(bytes);
+    enforce::hosts_deny::fuzz(bytes);
 }
 
 /// A file of networks that are never blocked.

@@ -15,7 +15,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::NLM_F_DUMP;
-use rustix::io::Errno;
 
 use super::message::{Attributes, Message, be_u32, field, ip, put_message};
 use super::sock_diag::Connection;
@@ -85,10 +84,9 @@ impl Conntrack {
             list.nest(TUPLE_ORIG, |tuple| requested.append_to(tuple));
         });
         let mut flow = None;
-        match self.socket.ask(&mut self.request, |answer| flow = read(answer, &requested)) {
-            Ok(()) => flow.ok_or_else(|| invalid("the kernel's connection tracking answer cannot be read")),
-            Err(error) if error.is(Errno::NOENT) => Ok(TrackedFlow::Untracked),
-            Err(error) => Err(error),
+        match self.socket.find(&mut self.request, |answer| flow = read(answer, &requested))? {
+            true => flow.ok_or_else(|| invalid("the kernel's connection tracking answer cannot be read")),
+            false => Ok(TrackedFlow::Untracked),
         }
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use portsentry::enforce::EntryStore;
 use portsentry::enforce::file_helper::{FileHelper, Files, HelperFile, serve};
 use portsentry::enforce::helper_socket::{HelperError, pair};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};

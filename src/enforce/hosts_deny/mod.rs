@@ -20,11 +20,11 @@ use super::{BanContext, EntryStore};
 use crate::types::{Backend, BanTarget};
 
 mod file;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
 mod text;
 
 pub(super) use file::LIMIT as MAX_FILE_LEN;
+#[cfg(any(test, fuzzing))]
+pub(crate) use text::fuzz;
 
 use text::{Reading, Rule, hosts_pattern};
 
@@ -122,10 +122,6 @@ impl HostsDeny {
         if !hosts_deny.finds_its_own() { Err(TemplateError::NotAlone) } else { Ok(hosts_deny) }
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Checks that lines can be written, as far as possible without writing: the directory accepts a new file, and an
     /// existing file can be read.
     ///
@@ -137,11 +133,6 @@ impl HostsDeny {
         let writable = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
         writable.map_err(|error| HostsDenyError::system("create a file in", folder)(error.into()))?;
         self.held().map(|_| ())
-    }
-
-    /// The line that denies the source of `case`.
-    pub fn line(&self, case: &BanContext) -> String {
-        expand(&self.template, &hosts_pattern(case.target), case)
     }
 
     /// The targets of own lines, in order; empty if the file does not exist.
@@ -170,7 +161,7 @@ impl HostsDeny {
     /// failed.
     pub fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> Result<Vec<BanTarget>, HostsDenyError> {
         let add: Vec<Rule> =
-            add.iter().map(|case| Rule { target: case.target, rule: self.line(case), until: case.until() }).collect();
+            add.iter().map(|case| Rule { target: case.target, rule: self.entry(case), until: case.until() }).collect();
         let remove: HashSet<BanTarget> = remove.iter().copied().collect();
         for _ in 0..MAX_ATTEMPTS {
             let old = file::read(&self.path)?;
@@ -191,7 +182,7 @@ impl HostsDeny {
     fn finds_its_own(&self) -> bool {
         ["192.0.2.1", "2001:db8::1", "fe80::1"].iter().filter_map(|text| text.parse().ok()).all(|source| {
             let case = BanContext::example(source);
-            let rule = Rule { target: case.target, rule: self.line(&case), until: case.until() };
+            let rule = Rule { target: case.target, rule: self.entry(&case), until: case.until() };
             let edit = Reading::parse(&[]).edit(&[rule], &HashSet::new());
             edit.is_some_and(|edit| Reading::parse(&edit.text).entries.iter().any(|entry| entry.target == case.target))
         })
@@ -211,8 +202,9 @@ impl EntryStore for HostsDeny {
         format!("the line \"{}\" in {}", self.template, self.path.display())
     }
 
+    /// The line that denies the source of `case`.
     fn entry(&self, case: &BanContext) -> String {
-        self.line(case)
+        expand(&self.template, &hosts_pattern(case.target), case)
     }
 
     fn check(&self) -> io::Result<()> {
@@ -256,7 +248,7 @@ mod tests {
     #[test]
     fn classic_templates_give_their_lines() {
         let line = |template: &str, source: &str| {
-            HostsDeny::new(DEFAULT_PATH, template).unwrap().line(&BanContext::example(source.parse().unwrap()))
+            HostsDeny::new(DEFAULT_PATH, template).unwrap().entry(&BanContext::example(source.parse().unwrap()))
         };
         assert_eq!(line("ALL: $TARGET$", "192.0.2.7"), "ALL: 192.0.2.7");
         assert_eq!(line("ALL: $TARGET$ : DENY", "192.0.2.7"), "ALL: 192.0.2.7 : DENY");

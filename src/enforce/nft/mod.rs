@@ -6,7 +6,6 @@
 
 mod allow_set;
 mod backend;
-mod bulk_restore;
 mod fleet_sets;
 mod prefixes;
 mod transaction;
@@ -24,14 +23,14 @@ use crate::netlink::nft::{self, Batch, Bound, RestoredBan, Set, bounds_of};
 use crate::types::{BanTarget, Expiry};
 use allow_set::Protected;
 pub use backend::NftBackend;
-pub use bulk_restore::Generation;
 use prefixes::as_wide;
-use transaction::Change;
+pub use transaction::Generation;
+use transaction::{Change, MANY};
 pub use trap::{DecoyCounts, Hold, HoldCounts, TrapUsage};
 
 pub use crate::netlink::nft::{
-    DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, SetSizes,
-    TRAP_BURST, Trap, Watched,
+    DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, TRAP_BURST, Trap,
+    Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 
@@ -108,6 +107,18 @@ impl Nft {
         })
     }
 
+    /// Creates another handle of this backend, for another thread.
+    pub fn try_clone(&self) -> Result<Self, SocketError> {
+        let socket = self.socket.try_clone()?;
+        Ok(Self {
+            socket,
+            trapped: self.trapped,
+            kernel: self.kernel,
+            monitor_pause: self.monitor_pause.clone(),
+            ..Self::open()?
+        })
+    }
+
     /// Features of the kernel. They are queried once; the table must exist by then.
     pub fn kernel(&mut self) -> KernelFeatures {
         *self.kernel.get_or_insert_with(|| KernelFeatures::probe(&mut self.socket))
@@ -131,29 +142,6 @@ impl Nft {
         // Queried now instead of on the packet path, because a kernel without the features answers slowly.
         self.kernel();
         Ok(installed)
-    }
-
-    /// Handle of the table, which differs from that of another table with the same name; `None` if there is none.
-    pub fn table_handle(&mut self) -> Result<Option<u64>, SocketError> {
-        nft::table_handle(&mut self.socket)
-    }
-
-    /// True if the table was created by `nft`, from a file, and not by this program.
-    pub fn is_created_by_nft(&mut self) -> Result<bool, SocketError> {
-        nft::is_created_by_nft(&mut self.socket)
-    }
-
-    /// True if the table exists and a saved ruleset was loaded into it.
-    ///
-    /// # Errors
-    /// The table cannot be read.
-    pub fn has_repeated_rules(&mut self) -> Result<bool, RulesetError> {
-        nft::has_repeated_rules(&mut self.socket)
-    }
-
-    /// The result of [`Nft::install`] without changing anything; `None` if there is no table.
-    pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<SetSizes>, RulesetError> {
-        nft::examine(&mut self.socket, spec)
     }
 
     /// Objects of other programs in the table, each as the end of the sentence "it has …".
@@ -244,7 +232,7 @@ impl Nft {
 
     /// Restores bans that the kernel has lost. A target that is still blocked stays blocked.
     pub fn put_back(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
-        let pause = if bans.len() < bulk_restore::MANY { None } else { self.pause_monitor() };
+        let pause = if bans.len() < MANY { None } else { self.pause_monitor() };
         let done = self.restore_by(bans, nft::put_back);
         // The monitor reports changes by other programs in the meantime.
         pause.map(|(pause, mark)| pause.end(|| !self.is_undisturbed_since(mark)));
@@ -255,9 +243,6 @@ impl Nft {
         let (wide, narrow): (Vec<_>, Vec<_>) =
             bans.iter().copied().partition(|(target, ..)| as_wide(*target).is_some());
         let done = self.change(Change::Block, &narrow, put, |(target, ..)| *target);
-        if wide.is_empty() {
-            return done;
-        }
         let failed = self.block_networks(&wide)?;
         combine(bans.len(), done, failed)
     }
@@ -270,9 +255,6 @@ impl Nft {
         };
         let (wide, narrow): (Vec<_>, Vec<_>) = targets.iter().copied().partition(|target| as_wide(*target).is_some());
         let done = self.change(Change::Lift, &narrow, put, |target| *target);
-        if wide.is_empty() {
-            return done;
-        }
         let failed = self.lift_networks(&wide)?;
         combine(targets.len(), done, failed)
     }
@@ -340,15 +322,14 @@ impl Nft {
     /// Sends the request, a query for an element of `set`, and returns the element.
     fn ask_for(&mut self, set: Set) -> Result<Option<Bound>, BlockError> {
         let mut found = None;
-        let asked = self.socket.ask(&mut self.request, |message| {
+        let is_found = self.socket.find(&mut self.request, |message| {
             found = bounds_of(message.nft_of(sys::NFT_MSG_NEWSETELEM)).find(|bound| !bound.is_end);
-        });
-        match asked {
-            Ok(()) => Ok(found),
+        })?;
+        if !is_found {
             // A missing element and a missing set give the same error.
-            Err(error) if error.is(Errno::NOENT) => self.size(set).map(|_| None),
-            Err(error) => Err(error.into()),
+            self.size(set)?;
         }
+        Ok(found)
     }
 
     /// Passes all elements of `set` to `take`; starts again from `start` if the set changes in the meantime.

@@ -100,11 +100,9 @@ impl Nft {
 
     /// True if a ban of exactly `target` is in force, which can be lifted.
     pub fn has(&mut self, target: BanTarget) -> Result<bool, BlockError> {
-        match target {
-            BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => {
-                self.holds(target).map(|held| held.is_some())
-            }
-            BanTarget::Prefix(_) => Ok(self.networks()?.is_some_and(|held| held.iter().any(|(one, _)| *one == target))),
+        match as_wide(target) {
+            Some(_) => Ok(self.networks()?.is_some_and(|held| held.iter().any(|(one, _)| *one == target))),
+            None => self.holds(target).map(|held| held.is_some()),
         }
     }
 

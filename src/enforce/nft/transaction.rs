@@ -1,11 +1,14 @@
-//! Applies changes to the sets: in large transactions, and individually if the kernel refuses them.
+//! Applies changes to the sets: in large transactions, and individually if the kernel refuses them. Restores large
+//! numbers of bans while the monitor is paused: the notification of an element is half of its cost in the kernel, and
+//! the monitor is its only listener.
 
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::{BlockError, Failed, Failure, Nft};
-use crate::netlink::nft::{self, Batch, Set};
+use crate::netlink::nft::monitor::{MonitorPause, PausedSpan};
+use crate::netlink::nft::{self, Batch, RestoredBan, Set, await_turn, generation};
 use crate::netlink::socket::SocketError;
 use crate::types::BanTarget;
 
@@ -90,6 +93,47 @@ impl Nft {
         Ok(())
     }
 
+    /// Uses `pause` to suspend its monitor while very many bans are restored. Changes by others in that time are
+    /// reported as [`Change::Unheard`](crate::netlink::nft::monitor::Change::Unheard).
+    pub fn pause_monitor_with(&mut self, pause: MonitorPause) {
+        self.monitor_pause = Some(pause);
+    }
+
+    /// As [`Nft::put_back`], without notifications to this table's monitor. False if there are too few bans, if the
+    /// monitor cannot be paused, or if others changed something in the meantime: then some bans may not be blocked.
+    pub fn put_back_unheard(&mut self, bans: &[RestoredBan]) -> Result<bool, BlockError> {
+        if bans.len() < MANY {
+            return Ok(false);
+        }
+        let Some((pause, mark)) = self.pause_monitor() else { return Ok(false) };
+        self.restore_by(bans, nft::put_back)?;
+        Ok(!pause.end(|| !self.is_undisturbed_since(mark)))
+    }
+
+    /// Pauses the monitor, if possible; also returns the position at which the pause begins.
+    pub(super) fn pause_monitor(&mut self) -> Option<(PausedSpan, Generation)> {
+        let pause = self.monitor_pause.clone()?;
+        let mark = self.mark()?;
+        // Transactions that were running are over after this; later ones increment the generation.
+        await_turn(&mut self.socket);
+        // The probe itself changed nothing.
+        let mark = Generation { own: self.socket.changes(), ..mark };
+        Some((pause.begin().ok()?, mark))
+    }
+
+    /// The current position in the kernel's sequence of transactions.
+    pub fn mark(&mut self) -> Option<Generation> {
+        let own = self.socket.changes();
+        Some(Generation { generation: generation(&mut self.socket).ok()?, own })
+    }
+
+    /// True if no other program has changed any table since `mark`. An own transaction that changed nothing is not
+    /// counted by the kernel, and a running one is not counted here; both look like another program's.
+    pub fn is_undisturbed_since(&mut self, mark: Generation) -> bool {
+        let own = self.socket.changes().wrapping_sub(mark.own);
+        generation(&mut self.socket).ok() == Some(mark.generation.wrapping_add(own))
+    }
+
     /// Returns the failure if the set of `target` was full recently.
     fn was_full(&self, target: BanTarget) -> Option<Failure> {
         let set = Set::for_target(target);
@@ -97,6 +141,17 @@ impl Nft {
         known.map(|(_, size, _)| Failure::Full { set: set.name(), size: *size })
     }
 }
+
+/// A position in the sequence of transactions.
+#[derive(Clone, Copy, Debug)]
+pub struct Generation {
+    /// The kernel's count of all transactions.
+    generation: u32,
+    own: u32,
+}
+
+/// Number of bans from which they are restored without notifications.
+pub(super) const MANY: usize = nft::BANS_A_MESSAGE;
 
 /// Time for which a set counts as full without a query. Reverting a transaction takes the kernel about 12 ms, so that a
 /// flood of new sources against a full set would use all the time; querying an element takes microseconds.

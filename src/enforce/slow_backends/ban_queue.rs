@@ -89,10 +89,6 @@ impl Bans {
         self.held.iter().filter(move |(_, held)| held.entries.contains(backend)).map(|(target, _)| *target)
     }
 
-    pub(super) fn has_entry(&self, target: BanTarget, backend: Backend) -> bool {
-        self.get(target).is_some_and(|held| held.entries.contains(backend))
-    }
-
     /// A target whose ban has ended at `now`.
     pub(super) fn expired(&self, now: Timestamp) -> Option<BanTarget> {
         self.deadlines.first().filter(|(until, _)| *until <= now).map(|(_, target)| *target)

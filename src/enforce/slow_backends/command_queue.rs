@@ -47,7 +47,7 @@ pub(super) struct Commands {
     waiting: VecDeque<Job>,
     /// Number of commands in `waiting` that are not for the end of a ban.
     new: usize,
-    running: HashSet<BanTarget>,
+    pub(super) running: HashSet<BanTarget>,
     retries: BTreeMap<(Timestamp, u64), Job>,
     serial: u64,
     /// Blocks that wait for their command, each with its timeout; ordered, because all have the same limit.
@@ -291,10 +291,6 @@ impl Commands {
     /// Number of waiting and running commands, without scheduled retries.
     pub(super) fn left(&self) -> usize {
         self.waiting.len() + self.running.len()
-    }
-
-    pub(super) fn running(&self) -> usize {
-        self.running.len()
     }
 
     /// Ends all running commands.

@@ -185,7 +185,8 @@ impl EntryQueue {
         let add: Vec<BanContext> = self.add.values().map(|add| add.case).collect();
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
         if self.sweep {
-            remove.extend(self.store.held()?.into_iter().filter(|target| !bans.has_entry(*target, self.backend())));
+            let stays: HashSet<BanTarget> = bans.with_entry(self.backend()).collect();
+            remove.extend(self.store.held()?.into_iter().filter(|target| !stays.contains(target)));
         }
         self.store.apply(&add, &remove)
     }

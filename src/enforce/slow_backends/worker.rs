@@ -321,7 +321,7 @@ impl Work {
         self.write(boot_time());
         let Some(commands) = &mut self.commands else { return };
         commands.quit();
-        while commands.running() > 0 && Instant::now() < last(stop) {
+        while !commands.running.is_empty() && Instant::now() < last(stop) {
             thread::park_timeout(FINAL_POLL_INTERVAL);
             commands.collect(boot_time(), &self.bans, &mut self.tell);
         }

@@ -108,10 +108,7 @@ fn accepts_local(interface: &str) -> bool {
 /// and of IPv6, which has no value for all interfaces.
 fn filters_frames(interface: &str) -> [bool; 2] {
     let key = "drop_unicast_in_l2_multicast";
-    [
-        setting(interface, key).is_some_and(|value| value > 0),
-        value("ipv6", interface, key).is_some_and(|value| value > 0),
-    ]
+    [setting(interface, key), value("ipv6", interface, key)].map(|value| value.is_some_and(|value| value > 0))
 }
 
 /// The kernel uses the maximum of the interface's value and that of `all`.

@@ -7,13 +7,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use netlink_packet_core::NlasIterator;
 use rtnetlink::sys::protocols::NETLINK_XFRM;
 use rustix::io::Errno;
 
 use super::HostError;
 use super::dump::Dump;
 use super::tunnels::is_peer;
+use crate::netlink::message::attributes;
 
 const XFRM_MSG_NEWPOLICY: u16 = 0x13;
 const XFRM_MSG_GETPOLICY: u16 = 0x15;
@@ -71,10 +71,8 @@ fn policy_peers(payload: &[u8]) -> Option<impl Iterator<Item = IpAddr>> {
     if *payload.get(DIRECTION)? != OUT || *payload.get(PREFIX_LENGTH)? >= single {
         return None;
     }
-    let attributes = NlasIterator::new(payload.get(POLICY..)?).flatten();
-    let templates = attributes.filter(|attribute| attribute.kind() == XFRMA_TMPL);
-    let peers = templates.flat_map(|templates| templates.value().chunks_exact(TEMPLATE).map(peer).collect::<Vec<_>>());
-    Some(peers.flatten())
+    let templates = attributes(payload.get(POLICY..)?).filter(|(kind, _)| *kind == XFRMA_TMPL);
+    Some(templates.flat_map(|(_, templates)| templates.chunks_exact(TEMPLATE).filter_map(peer)))
 }
 
 /// The remote end of one tunnel.

@@ -13,19 +13,16 @@ use std::time::Duration;
 
 mod dump;
 mod facts;
-mod gateways;
 mod interface;
 mod ipsec;
 mod next_hops;
 mod reader;
-mod reverse_path;
 mod tunnels;
 mod watch;
 
-pub use facts::HostFacts;
+pub use facts::{HostFacts, ReverseRoute};
 pub use interface::Interface;
 pub use reader::{Reader, Reading};
-pub use reverse_path::ReverseRoute;
 pub use watch::Watcher;
 
 /// Timeout for the kernel's lists. A million routes, a full Internet routing table, take a second on an idle machine,

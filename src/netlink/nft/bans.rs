@@ -263,6 +263,11 @@ mod tests {
         BanTarget::containing(text.parse().unwrap())
     }
 
+    /// The kinds and the attributes of the messages.
+    fn lists(batch: &Batch) -> Vec<(u32, &[u8])> {
+        Messages(batch.messages()).filter_map(|message| message.nft()).collect()
+    }
+
     #[test]
     fn ban_reads_back_unchanged() {
         for target in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128", "fe80::1%2"].map(|text| text.parse().unwrap()) {
@@ -274,7 +279,7 @@ mod tests {
             ] {
                 let mut batch = Batch::new();
                 put_ban(&mut batch, target, expiry);
-                let messages: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
+                let messages = lists(&batch);
                 let kinds: Vec<_> = messages.iter().map(|(kind, _)| *kind).collect();
                 assert_eq!(kinds, [12, 14, 12]);
                 let last = elements_of(messages[2].1).collect::<Vec<_>>();
@@ -288,8 +293,7 @@ mod tests {
         let kinds = |fill: &dyn Fn(&mut Batch)| {
             let mut batch = Batch::new();
             fill(&mut batch);
-            let messages = Messages(batch.messages()).filter_map(|message| message.nft());
-            messages.map(|(kind, _)| kind).collect::<Vec<_>>()
+            lists(&batch).iter().map(|(kind, _)| *kind).collect::<Vec<_>>()
         };
         let (target, hour) = (target("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
         for (kernel, again, gone) in
@@ -373,7 +377,7 @@ mod tests {
             .collect();
         let mut batch = Batch::new();
         put_restored(&mut batch, KernelFeatures::oldest(), &bans);
-        let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
+        let lists = lists(&batch);
         assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12, 12, 14, 12]);
         for (_, list) in lists {
             assert!(elements_of(list).count() == BANS_A_MESSAGE && list.len() < usize::from(u16::MAX));
@@ -386,7 +390,7 @@ mod tests {
             (0..1_200_u128).map(|n| ipnet::Ipv6Net::new_assert((n << 80).into(), 64).into()).collect();
         let mut batch = Batch::new();
         put_protected(&mut batch, Set::Allowed6, &prefixes);
-        let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
+        let lists = lists(&batch);
         assert_eq!(lists.iter().map(|(_, list)| elements_of(list).count()).collect::<Vec<_>>(), [0, 1000, 1000, 400]);
         assert!(lists.iter().all(|(_, list)| list.len() < usize::from(u16::MAX)));
     }
@@ -395,10 +399,7 @@ mod tests {
     fn interval_to_last_address_has_no_end() {
         let mut batch = Batch::new();
         put_protected(&mut batch, Set::Allowed, &["0.0.0.0/0".parse().unwrap()]);
-        let elements: usize = Messages(batch.messages())
-            .filter_map(|message| message.nft())
-            .map(|(_, list)| elements_of(list).count())
-            .sum();
+        let elements: usize = lists(&batch).into_iter().map(|(_, list)| elements_of(list).count()).sum();
         assert_eq!(elements, 1);
     }
 
@@ -412,7 +413,7 @@ mod tests {
             let mut batch = Batch::new();
             let (minute, left) = (Duration::from_secs(60), Expiry::After(Duration::from_secs(20)));
             put_network(&mut batch, (wide(text), Some(minute), left));
-            let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
+            let lists = lists(&batch);
             assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12]);
             let found = networks(bounds_of(lists[2].1).collect());
             let remaining = Some(Duration::from_secs(20));

@@ -1,14 +1,17 @@
 //! Builds the ruleset described by a [`RulesetSpec`], and the transactions that create it from nothing or from an
 //! existing table. Does no I/O.
 
-use super::change::RulesetChange;
+use netlink_packet_core::NLM_F_EXCL;
+use rustables::sys;
+
 use super::rule::Rule;
 use super::rules::rules;
-use super::set::Set;
+use super::set::{Set, put_set, put_set_deletion};
 use super::snapshot::{Difference, Part, TableSnapshot};
 use super::spec::RulesetSpec;
-use super::table::chains;
+use super::table::{TABLE, chain_message, chains, table_message};
 use crate::netlink::message::Messages;
+use crate::netlink::socket::Batch;
 
 /// The desired table.
 pub(super) struct DesiredRuleset {
@@ -86,6 +89,86 @@ impl DesiredRuleset {
     }
 }
 
+/// A transaction that changes the ruleset. Each message has a name, so that an error can report the object that the
+/// kernel refused.
+pub(super) struct RulesetChange {
+    pub(super) batch: Batch,
+    pub(super) names: Vec<String>,
+}
+
+impl RulesetChange {
+    pub(super) fn new() -> Self {
+        Self { batch: Batch::new(), names: Vec::new() }
+    }
+
+    /// Name of the message at `place`; place 0 is the transaction itself.
+    pub(super) fn object(&self, place: u32) -> &str {
+        index(place).and_then(|index| self.names.get(index)).map_or("a change", String::as_str)
+    }
+
+    /// True if the message at `place` appends a rule.
+    pub(super) fn is_rule(&self, place: u32) -> bool {
+        let message = index(place).and_then(|index| Messages(self.batch.messages()).nth(index));
+        message.and_then(|message| message.nft()).is_some_and(|(kind, _)| kind == sys::NFT_MSG_NEWRULE)
+    }
+
+    /// Creates the table. If another program created it meanwhile, this fails, and the table is read again.
+    pub(super) fn create_table(&mut self) {
+        self.splice("the table itself".to_owned(), &table_message(), NLM_F_EXCL);
+    }
+
+    /// Clears the flags of an existing table.
+    pub(super) fn clear_table_flags(&mut self) {
+        self.splice("the table's flags".to_owned(), &table_message(), 0);
+    }
+
+    pub(super) fn create_set(&mut self, set: Set, spec: &RulesetSpec) {
+        let id = u32::try_from(self.names.len()).unwrap_or(0) + 1;
+        put_set(&mut self.batch, set, id, spec);
+        self.names.push(format!("set \"{}\"", set.name()));
+    }
+
+    pub(super) fn delete_set(&mut self, set: Set) {
+        put_set_deletion(&mut self.batch, set);
+        self.names.push(format!("deleting set \"{}\"", set.name()));
+    }
+
+    pub(super) fn create_chain(&mut self, chain: &str) {
+        self.splice(format!("chain \"{chain}\""), &chain_message(chain), NLM_F_EXCL);
+    }
+
+    pub(super) fn delete_chain(&mut self, chain: &str) {
+        self.put_for_chain(sys::NFT_MSG_DELCHAIN, sys::NFTA_CHAIN_NAME, chain);
+        self.names.push(format!("deleting chain \"{chain}\""));
+    }
+
+    /// Deletes all rules of a chain.
+    pub(super) fn empty_chain(&mut self, chain: &str) {
+        self.put_for_chain(sys::NFT_MSG_DELRULE, sys::NFTA_RULE_CHAIN, chain);
+        self.names.push(format!("flushing chain \"{chain}\""));
+    }
+
+    pub(super) fn append_rule(&mut self, rule: &Rule) {
+        self.splice(format!("the rule `{}`", rule.text), &rule.message(), 0);
+    }
+
+    fn put_for_chain(&mut self, kind: u32, name: u16, chain: &str) {
+        self.batch.append(kind, 0, |fields| {
+            fields.put_text(sys::NFTA_CHAIN_TABLE, TABLE);
+            fields.put_text(name, chain);
+        });
+    }
+
+    fn splice(&mut self, name: String, message: &[u8], flags: u16) {
+        self.batch.splice(message, flags);
+        self.names.push(name);
+    }
+}
+
+fn index(place: u32) -> Option<usize> {
+    usize::try_from(place).ok()?.checked_sub(1)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -125,6 +208,7 @@ mod tests {
     /// All variants of the table.
     fn variants() -> [RulesetSpec; 33] {
         let rate = |text: &str| text.parse().ok();
+        let trapped = |trap| RulesetSpec { trap: Some(trap), ..RulesetSpec::default() };
         [
             RulesetSpec::default(),
             RulesetSpec { log_drops: rate("3/minute"), ..RulesetSpec::default() },
@@ -140,40 +224,31 @@ mod tests {
             RulesetSpec { fleet: Some(7), action: Action::Reject, wide: true, ..RulesetSpec::default() },
             RulesetSpec { fleet: Some(7), trap: Some(HOLD), ..RulesetSpec::default() },
             RulesetSpec { action: Action::Reject, wide: true, ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(TRAP), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { forgiven: 15, ..TRAP }), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { expiry: Expiry::Never, ..TRAP }), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { ceiling: Rate::per_minute(1), ..TRAP }), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..TRAP }), ..RulesetSpec::default() },
+            trapped(TRAP),
+            trapped(Trap { forgiven: 15, ..TRAP }),
+            trapped(Trap { expiry: Expiry::Never, ..TRAP }),
+            trapped(Trap { ceiling: Rate::per_minute(1), ..TRAP }),
+            trapped(Trap { window: Duration::from_secs(1), ..TRAP }),
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..TRAP }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(FIRST_TOUCH), action: Action::Reject, ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(BOTH), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(TRANSLATED), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(UDP), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { named_interfaces: true, ..UDP }), ..RulesetSpec::default() },
+            trapped(BOTH),
+            trapped(TRANSLATED),
+            trapped(UDP),
+            trapped(Trap { named_interfaces: true, ..UDP }),
             RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_TOUCH }), wide: true, ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { udp: true, tcp: false, ..FIRST_TOUCH }), ..RulesetSpec::default() },
+            trapped(Trap { udp: true, tcp: false, ..FIRST_TOUCH }),
             RulesetSpec { own_source: true, ..RulesetSpec::default() },
             RulesetSpec { own_source: true, trap: Some(HOLD), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(HOLD), ..RulesetSpec::default() },
-            RulesetSpec {
-                trap: Some(Trap { hold: Some(Duration::from_millis(100)), ..HOLD }),
-                ..RulesetSpec::default()
-            },
-            RulesetSpec { trap: Some(Trap { udp: true, named_interfaces: true, ..HOLD }), ..RulesetSpec::default() },
+            trapped(HOLD),
+            trapped(Trap { hold: Some(Duration::from_millis(100)), ..HOLD }),
+            trapped(Trap { udp: true, named_interfaces: true, ..HOLD }),
             RulesetSpec { trap: Some(Trap { forgiven: 0, ..HOLD }), wide: true, ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..HOLD }), ..RulesetSpec::default() },
+            trapped(Trap { window: Duration::from_secs(1), ..HOLD }),
             RulesetSpec { decoys: Some(DECOYS), ..RulesetSpec::default() },
             RulesetSpec { decoys: Some(DecoyRules { v6: None, ..DECOYS }), trap: Some(UDP), ..RulesetSpec::default() },
             RulesetSpec { decoys: Some(DecoyRules { max_new_tracked: Some(64), ..DECOYS }), ..RulesetSpec::default() },
             RulesetSpec { decoys: Some(DecoyRules { v4: 40_002, ..DECOYS }), wide: true, ..RulesetSpec::default() },
         ]
-    }
-
-    fn flags() -> RulesetChange {
-        let mut change = RulesetChange::new();
-        change.clear_table_flags();
-        change
     }
 
     fn shape(work: &RulesetChange) -> TableSnapshot {
@@ -188,7 +263,9 @@ mod tests {
             let desired = DesiredRuleset::new(&spec);
             let whole = desired.create();
             let found = shape(&whole);
-            for work in [whole, flags(), desired.repair(&found, &[], Some(&variants()[3]))] {
+            let mut flags = RulesetChange::new();
+            flags.clear_table_flags();
+            for work in [whole, flags, desired.repair(&found, &[], Some(&variants()[3]))] {
                 assert_eq!(Messages(work.batch.messages()).count(), work.names.len());
             }
         }

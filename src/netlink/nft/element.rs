@@ -7,7 +7,6 @@ use std::time::Duration;
 use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP};
 use rustables::sys;
-use rustix::io::Errno;
 
 use super::message::{field, put_request};
 use super::set::{Set, put_set_name};
@@ -138,20 +137,12 @@ pub(crate) fn has_answered(
 /// True if `set` contains the key; `None` if the set does not exist.
 fn recorded(socket: &mut Socket, request: &mut Vec<u8>, set: Set, key: &[u8]) -> Result<Option<bool>, SocketError> {
     put_query(request, set, |elements| put_element(elements, key, |_| {}));
-    if is_found(socket, request)? {
+    if socket.find(request, |_| {})? {
         return Ok(Some(true));
     }
     // The kernel also returns ENOENT if the set does not exist.
     put_request(request, sys::NFT_MSG_GETSET, 0, |fields| put_set_name(fields, set));
-    Ok(is_found(socket, request)?.then_some(false))
-}
-
-fn is_found(socket: &mut Socket, request: &mut [u8]) -> Result<bool, SocketError> {
-    match socket.ask(request, |_| {}) {
-        Ok(()) => Ok(true),
-        Err(error) if error.is(Errno::NOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(socket.find(request, |_| {})?.then_some(false))
 }
 
 /// Replaces `request` with the query for all elements of `set`.

@@ -3,14 +3,13 @@
 use std::net::Ipv6Addr;
 
 use rustables::expr::{CmpOp, VerdictKind};
-use rustables::sys;
 
 use super::family::{Family, V4, V6};
-use super::rule::Rule;
+use super::rule::{NETWORK, Rule};
 use super::set::Set;
 use super::spec::Trap;
 
-pub(super) fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
+pub(super) fn returning(rules: impl IntoIterator<Item = Rule>) -> impl Iterator<Item = Rule> {
     rules.into_iter().map(|rule| rule.verdict(VerdictKind::Return))
 }
 
@@ -32,7 +31,7 @@ pub(super) fn nat64_rules(chain: &'static str, trap: &Trap) -> impl Iterator<Ite
     [NAT64].into_iter().chain(configured).map(move |upper| {
         let first = u128::from(u64::from_be_bytes(upper)) << 64;
         let rule = Rule::new(chain).text(format_args!("ip6 saddr {}/64", Ipv6Addr::from_bits(first))).family(&V6);
-        rule.payload(sys::NFT_PAYLOAD_NETWORK_HEADER, V6.source_offset, 8).compare(CmpOp::Eq, upper)
+        rule.payload(NETWORK, V6.source_offset, 8).compare(CmpOp::Eq, upper)
     })
 }
 

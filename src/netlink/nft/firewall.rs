@@ -14,19 +14,18 @@ pub struct Firewall {
     /// True if a chain translates addresses.
     pub translates: bool,
     /// Input chains that drop or reject packets by default, and have no rule that accepts decoys.
-    pub closed: Vec<InputChain>,
+    pub(crate) closed: Vec<InputChain>,
 }
 
 /// A base chain of the hook `input`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InputChain {
-    /// Family of its table: ip, ip6 or inet.
-    pub family: &'static str,
+pub(crate) struct InputChain {
+    /// Family of its table: NFPROTO_* and ip, ip6 or inet.
+    family: (u8, &'static str),
     /// The name of its table.
-    pub table: String,
-    pub name: String,
+    table: String,
+    name: String,
     drops: bool,
-    number: u8,
     /// True if only the program that created its table may add rules, as firewalld 2 does.
     owned: bool,
 }
@@ -35,14 +34,14 @@ impl Firewall {
     /// Returns the reason why decoys cannot answer, and the commands that open the filter for them only, because
     /// services have no transparent sockets; `None` if no chain drops packets to decoys.
     pub fn silences_decoys(&self) -> Option<String> {
-        let chains = self.closed.iter().map(|one| format!("{} {} {}", one.family, one.table, one.name));
+        let chains = self.closed.iter().map(|one| format!("{} {} {}", one.family.1, one.table, one.name));
         let commands = self.closed.iter().map(InputChain::opening_command);
         let (chains, commands): (Vec<_>, Vec<_>) = (chains.collect(), commands.collect());
         let owned = self.closed.iter().filter(|one| one.owned).map(|one| {
             format!(
                 ". Only its owner may change table {} {}: first set NftablesTableOwner=no in /etc/firewalld/firewalld.conf \
                  and restart firewalld",
-                one.family, one.table
+                one.family.1, one.table
             )
         });
         (!chains.is_empty()).then(|| {
@@ -62,25 +61,23 @@ impl Firewall {
     pub fn read(socket: &mut Socket) -> Result<Self, SocketError> {
         let mut request = Vec::new();
         put_dump(&mut request, 0, sys::NFT_MSG_GETCHAIN, |_| {});
-        let (translates, inputs) =
-            socket.dump(&mut request, <(bool, Vec<InputChain>)>::default, |found, message| {
-                let Some((family, _, body)) = message.nft_of_any_family() else { return };
-                let named = |kind| field(body, kind).and_then(text);
-                let (Some(table), Some(kind)) = (named(sys::NFTA_CHAIN_TABLE), named(sys::NFTA_CHAIN_TYPE)) else {
-                    return;
-                };
-                found.0 |= kind == "nat";
-                let hook =
-                    field(body, sys::NFTA_CHAIN_HOOK).and_then(|hook| be_u32(field(hook, sys::NFTA_HOOK_HOOKNUM)?));
-                if let (Some(LOCAL_IN), Some(name), Some((number, label))) =
-                    (hook, named(sys::NFTA_CHAIN_NAME), FAMILIES.into_iter().find(|(number, _)| *number == family))
-                    && table != TABLE
-                {
-                    let drops = field(body, sys::NFTA_CHAIN_POLICY).and_then(be_u32) == Some(DROP);
-                    let (table, name) = (table.to_owned(), name.to_owned());
-                    found.1.push(InputChain { family: label, table, name, drops, number, owned: false });
-                }
-            })?;
+        let Self { translates, closed: inputs } = socket.dump(&mut request, Self::default, |found, message| {
+            let Some((family, _, body)) = message.nft_of_any_family() else { return };
+            let named = |kind| field(body, kind).and_then(text);
+            let (Some(table), Some(kind)) = (named(sys::NFTA_CHAIN_TABLE), named(sys::NFTA_CHAIN_TYPE)) else {
+                return;
+            };
+            found.translates |= kind == "nat";
+            let hook = field(body, sys::NFTA_CHAIN_HOOK).and_then(|hook| be_u32(field(hook, sys::NFTA_HOOK_HOOKNUM)?));
+            if let (Some(LOCAL_IN), Some(name), Some(family)) =
+                (hook, named(sys::NFTA_CHAIN_NAME), FAMILIES.into_iter().find(|(number, _)| *number == family))
+                && table != TABLE
+            {
+                let drops = field(body, sys::NFTA_CHAIN_POLICY).and_then(be_u32) == Some(DROP);
+                let (table, name) = (table.to_owned(), name.to_owned());
+                found.closed.push(InputChain { family, table, name, drops, owned: false });
+            }
+        })?;
         let mut closed = Vec::new();
         for mut chain in inputs {
             if chain.is_closed(socket)? {
@@ -95,9 +92,9 @@ impl Firewall {
 impl InputChain {
     /// A rule of nft in a chain of iptables-nft makes ufw and `iptables -P` fail: `ufw disable` would leave IPv6 closed.
     fn opening_command(&self) -> String {
-        match (self.family, self.table.as_str(), self.name.as_str()) {
-            ("ip" | "ip6", "filter", "INPUT") => {
-                format!("`{}tables-nft -I INPUT -m socket --transparent --nowildcard -j ACCEPT`", self.family)
+        match (self.family.1, self.table.as_str(), self.name.as_str()) {
+            (family @ ("ip" | "ip6"), "filter", "INPUT") => {
+                format!("`{family}tables-nft -I INPUT -m socket --transparent --nowildcard -j ACCEPT`")
             }
             (family, table, name) => format!("`nft insert rule {family} {table} {name} socket transparent 1 accept`"),
         }
@@ -105,7 +102,7 @@ impl InputChain {
 
     fn is_owned(&self, socket: &mut Socket) -> Result<bool, SocketError> {
         let mut request = Vec::new();
-        put_dump(&mut request, self.number, sys::NFT_MSG_GETTABLE, |_| {});
+        put_dump(&mut request, self.family.0, sys::NFT_MSG_GETTABLE, |_| {});
         socket.dump(&mut request, bool::default, |owned, message| {
             let Some((_, _, body)) = message.nft_of_any_family() else { return };
             let is_its_table = field(body, sys::NFTA_TABLE_NAME).and_then(text) == Some(&self.table);
@@ -115,7 +112,7 @@ impl InputChain {
 
     fn is_closed(&self, socket: &mut Socket) -> Result<bool, SocketError> {
         let mut request = Vec::new();
-        put_dump(&mut request, self.number, sys::NFT_MSG_GETRULE, |fields| {
+        put_dump(&mut request, self.family.0, sys::NFT_MSG_GETRULE, |fields| {
             fields.put_text(sys::NFTA_RULE_TABLE, &self.table);
             fields.put_text(sys::NFTA_RULE_CHAIN, &self.name);
         });

@@ -9,7 +9,7 @@ use rustables::expr::{CmpOp, Meta, MetaType, VerdictKind};
 use rustables::sys;
 
 use super::family::{V4, V6};
-use super::rule::{DESTINATION_ADDRESS, LOCAL, Rule, TCP};
+use super::rule::{DESTINATION_ADDRESS, LOCAL, NETWORK, Rule, TCP};
 use super::spec::Trap;
 use super::table::{CHAIN, TRAP_FRAGMENT};
 
@@ -56,7 +56,6 @@ pub(super) fn hiding_rules() -> [Rule; 3] {
     ]
 }
 
-const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
 /// Offset of the fragment field, which contains MF and the offset.
 const FRAG_OFF: u32 = 6;
 const PROTOCOL: u32 = 9;

@@ -1,21 +1,10 @@
 //! Reads arbitrary bytes as replies and notifications of nf_tables, for a fuzz target.
 
-#[cfg(test)]
-use netlink_packet_core::NLM_F_DUMP;
-#[cfg(test)]
-use rustables::sys;
-
 use super::desired_ruleset::DesiredRuleset;
 use super::element::{bounds_of, networks};
-#[cfg(test)]
-use super::message::put_request;
 use super::monitor;
 use super::recognise::recognise;
-#[cfg(test)]
-use super::set::Set;
 use super::snapshot::TableSnapshot;
-#[cfg(test)]
-use super::table::TABLE;
 use crate::netlink::message::Messages;
 
 /// The shortest element with an address: its header, those of key and value, and four bytes.
@@ -49,6 +38,13 @@ pub(crate) fn read(datagram: &[u8]) {
 /// Requests for the whole table: the table itself, its sets, chains and rules, and the elements of each set.
 #[cfg(test)]
 pub(crate) fn requests() -> Vec<Vec<u8>> {
+    use netlink_packet_core::NLM_F_DUMP;
+    use rustables::sys;
+
+    use super::message::put_request;
+    use super::set::Set;
+    use super::table::TABLE;
+
     let mut requests: Vec<Vec<u8>> = Vec::new();
     for (kind, flags) in [
         (sys::NFT_MSG_GETTABLE, 0),

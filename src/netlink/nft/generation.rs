@@ -1,11 +1,13 @@
-//! Queries, without a change, the kernel's features, the number of transactions, and whether running transactions have
-//! ended.
+//! Queries, without a change, the kernel's features, the number of transactions, whether running transactions have ended,
+//! and the packet counters of rules.
 
+use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;
 
 use super::bans::{KernelFeatures, put_lift};
 use super::message::{field, put_request};
-use crate::netlink::message::be_u32;
+use super::table::TABLE;
+use crate::netlink::message::{Message, attributes, be_u32, be_u64, text};
 use crate::netlink::socket::{Batch, Socket, SocketError};
 use crate::types::BanTarget;
 
@@ -44,4 +46,25 @@ fn destroy_nothing(socket: &mut Socket) -> Result<(), SocketError> {
     let mut batch = Batch::new();
     put_lift(&mut batch, KernelFeatures { destroys: true }, BanTarget::V4(std::net::Ipv4Addr::BROADCAST));
     socket.transact(&mut batch)
+}
+
+/// Sum of the packet counters in the rules of `chain`. Recreated rules count from zero.
+pub(crate) fn counted_packets(socket: &mut Socket, chain: &str) -> Result<u64, SocketError> {
+    let mut request = Vec::new();
+    put_request(&mut request, sys::NFT_MSG_GETRULE, NLM_F_DUMP, |fields| {
+        fields.put_text(sys::NFTA_RULE_TABLE, TABLE);
+        fields.put_text(sys::NFTA_RULE_CHAIN, chain);
+    });
+    socket.dump(&mut request, || 0, |sum: &mut u64, message| *sum = sum.saturating_add(packets(message, chain)))
+}
+
+fn packets(message: &Message<'_>, chain: &str) -> u64 {
+    let rule = message.nft_of(sys::NFT_MSG_NEWRULE);
+    if field(rule, sys::NFTA_RULE_CHAIN).and_then(text) != Some(chain) {
+        return 0;
+    }
+    let expressions = attributes(field(rule, sys::NFTA_RULE_EXPRESSIONS).unwrap_or_default());
+    let counters = expressions.filter(|(_, one)| field(one, sys::NFTA_EXPR_NAME).and_then(text) == Some("counter"));
+    let packets = |one| be_u64(field(field(one, sys::NFTA_EXPR_DATA)?, sys::NFTA_COUNTER_PACKETS)?);
+    counters.filter_map(|(_, one)| packets(one)).sum()
 }

@@ -57,9 +57,9 @@ fn syn_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
     let services = [V4, V6].into_iter().flat_map(|family| [true, false].map(|https| two_services(&family, https)));
     let exempt = nat64_rules(TRAP_SYN_HOLD, trap)
         .chain([no_route_back(TRAP_SYN_HOLD), Rule::new(TRAP_SYN_HOLD).address_type(SOURCE_ADDRESS, CmpOp::Eq, LOCAL)]);
-    let hold = returning(exempt.collect()).chain([Rule::new(TRAP_SYN_HOLD).goto(TRAP_HOLD)]);
-    let passing = returning(later_rules(TRAP_SYN).into_iter().collect());
-    passing.chain([scanner]).chain(returning(not_counted.into())).chain(services).chain(hold)
+    let hold = returning(exempt).chain([Rule::new(TRAP_SYN_HOLD).goto(TRAP_HOLD)]);
+    let passing = returning(later_rules(TRAP_SYN));
+    passing.chain([scanner]).chain(returning(not_counted)).chain(services).chain(hold)
 }
 
 /// Holds a source at the second service to which it sends a SYN within [`AT_ONCE`]. HTTP and HTTPS are one service.

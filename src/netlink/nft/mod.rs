@@ -1,8 +1,6 @@
 //! Encodes and decodes the nf_tables table `inet portsentry`: its sets, chains, rules and elements.
 
 mod bans;
-mod change;
-mod counters;
 mod decoy_rules;
 mod desired_ruleset;
 mod element;
@@ -31,14 +29,13 @@ pub(crate) use bans::{
     put_new_bans, put_new_network, put_peers, put_protected, put_protected_change, put_restored, put_trapped,
 };
 pub use bans::{KernelFeatures, Watched, put_ban};
-pub(crate) use counters::counted_packets;
 pub use element::Remaining;
 pub(crate) use element::{
     Bound, bounds_of, has_answered, has_sent_from, networks, next_address, put_ban_query, put_element_query, put_flush,
     put_set_dump,
 };
-pub use firewall::{Firewall, InputChain};
-pub(crate) use generation::{await_turn, generation};
+pub use firewall::Firewall;
+pub(crate) use generation::{await_turn, counted_packets, generation};
 pub use hold_rules::MAX_HOLDS;
 pub(crate) use ruleset::table_handle;
 pub use ruleset::{

@@ -79,13 +79,13 @@ impl Rule {
     /// Matches IPv6 packets from link-local addresses.
     pub(super) fn link_local(self) -> Self {
         let rule = self.text("ip6 saddr fe80::/64").family(&V6);
-        let rule = rule.payload(sys::NFT_PAYLOAD_NETWORK_HEADER, V6.source_offset, 8);
+        let rule = rule.payload(NETWORK, V6.source_offset, 8);
         rule.compare(CmpOp::Eq, LINK_LOCAL)
     }
 
     /// Loads the source address.
     pub(super) fn source(self, family: &Family) -> Self {
-        self.payload(sys::NFT_PAYLOAD_NETWORK_HEADER, family.source_offset, family.source_length)
+        self.payload(NETWORK, family.source_offset, family.source_length)
     }
 
     /// Loads the source that is counted and blocked: an IPv4 address, or the first address of an IPv6 /64.
@@ -118,11 +118,6 @@ impl Rule {
     pub(super) fn for_this_host(self) -> Self {
         // PACKET_HOST of linux/if_packet.h.
         self.text("meta pkttype host").packet_type().compare(CmpOp::Eq, [0])
-    }
-
-    /// Matches packets for this host alone, to an own address, from a foreign address.
-    pub(super) fn addressed_here(self) -> Self {
-        self.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).foreign_source()
     }
 
     /// Matches every source that is not an address of this host. "Unicast" would be too narrow: the kernel also answers
@@ -209,7 +204,7 @@ impl Rule {
     pub(super) fn interface_and_source(self) -> Self {
         let rule = self.expression(Meta::new(MetaType::Iif));
         // NFT_REG32_01.
-        rule.load(9, sys::NFT_PAYLOAD_NETWORK_HEADER, V6.source_offset, V6.source_length)
+        rule.load(9, NETWORK, V6.source_offset, V6.source_length)
     }
 
     /// Loads a port into the register after the loaded address.
@@ -372,6 +367,7 @@ pub(super) const RST: u8 = 0x04;
 pub(super) const ACK: u8 = 0x10;
 /// The flags of a handshake, and those that end a connection.
 pub(super) const FLAGS: u8 = FIN | SYN | RST | ACK;
+pub(super) const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
 /// Offset of the source port in the header of TCP and of UDP.
 pub(super) const SOURCE: u32 = 0;
 /// Offset of the destination port.

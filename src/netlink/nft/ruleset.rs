@@ -5,8 +5,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;
 use rustix::io::Errno;
 
-use super::change::RulesetChange;
-use super::desired_ruleset::DesiredRuleset;
+use super::desired_ruleset::{DesiredRuleset, RulesetChange};
 use super::message::{field, put_request};
 use super::recognise::recognise;
 use super::set::Set;
@@ -269,13 +268,10 @@ pub(crate) fn table_handle(socket: &mut Socket) -> Result<Option<u64>, SocketErr
     let mut request = Vec::new();
     put_request(&mut request, sys::NFT_MSG_GETTABLE, 0, |fields| fields.put_text(sys::NFTA_TABLE_NAME, TABLE));
     let mut handle = None;
-    let asked = socket.ask(&mut request, |message| {
+    socket.find(&mut request, |message| {
         handle = message.nft().and_then(|(_, list)| field(list, sys::NFTA_TABLE_HANDLE)).and_then(be_u64);
-    });
-    match asked {
-        Err(error) if error.is(Errno::NOENT) => Ok(None),
-        asked => asked.map(|()| handle),
-    }
+    })?;
+    Ok(handle)
 }
 
 /// Reads the table; `None` if it was deleted while it was being read.
@@ -283,9 +279,9 @@ fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
     let mut shape = TableSnapshot::default();
     let mut request = Vec::new();
     put_request(&mut request, sys::NFT_MSG_GETTABLE, 0, |fields| fields.put_text(sys::NFTA_TABLE_NAME, TABLE));
-    match socket.ask(&mut request, |message| shape.absorb(message)) {
-        Ok(()) => {}
-        Err(error) if error.is(Errno::NOENT) => return Ok(Some(shape)),
+    match socket.find(&mut request, |message| shape.absorb(message)) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Some(shape)),
         // nfnetlink's answer if the subsystem does not exist.
         Err(SocketError::Refused { errno: errno @ (Errno::INVAL | Errno::OPNOTSUPP), .. }) => {
             return Err(SocketError::NoNfTables(errno));

@@ -16,8 +16,8 @@ use super::family::{Family, V4, V6};
 use super::fragment_rules;
 use super::hold_rules;
 use super::rule::{
-    ACK, ANYCAST, DESTINATION, DESTINATION_ADDRESS, FLAGS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, SYN, Span, TCP,
-    UDP,
+    ACK, ANYCAST, DESTINATION, DESTINATION_ADDRESS, FLAGS, LOCAL, Limit, NETWORK, Rule, SOURCE, SOURCE_ADDRESS, SYN,
+    Span, TCP, UDP,
 };
 use super::set::Set;
 use super::spec::{TRAP_BURST, Trap};
@@ -53,22 +53,22 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     rules
 }
 
-/// Matches segments with these flags under this mask, if they are probes.
+/// Matches segments with these flags under this mask, if they are probes: for this host alone, to an own address, from a
+/// foreign address.
 fn tcp_entry(trap: &Trap, (mask, flags): (u8, u8)) -> Rule {
-    entry(trap).tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false).addressed_here().jump(TRAP_TOUCH)
+    let rule = Rule::new(TRAP).on_monitored(trap.named_interfaces);
+    let rule = rule.tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false).for_this_host();
+    rule.address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).foreign_source().jump(TRAP_TOUCH)
 }
 
 /// Matches datagrams that are probes and not answers. The kernel accepts them in a frame for several hosts as well, and
 /// at the anycast addresses of a router.
 fn udp_entry(trap: &Trap, to: (&'static str, u32)) -> Rule {
-    let rule = entry(trap).text("udp dport @trapped_udp udp dport != @asked").meta(MetaType::L4Proto, UDP);
+    let rule = Rule::new(TRAP).on_monitored(trap.named_interfaces);
+    let rule = rule.text("udp dport @trapped_udp udp dport != @asked").meta(MetaType::L4Proto, UDP);
     let rule = rule.port(DESTINATION).lookup(Set::TrappedUdp);
     let rule = rule.port(DESTINATION).lookup_inverted(Set::Outbound).not_for_other_host();
     rule.address_type(DESTINATION_ADDRESS, CmpOp::Eq, to).foreign_source().jump(TRAP_TOUCH)
-}
-
-fn entry(trap: &Trap) -> Rule {
-    Rule::new(TRAP).on_monitored(trap.named_interfaces)
 }
 
 /// Records the peers that a socket of this host has answered. A listener that lives for milliseconds is in no socket
@@ -105,12 +105,9 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
     if trap.forgiven == 0 {
         return rules.chain([rule().jump(TRAP_BAN)]).collect();
     }
-    let protocols = [
-        (trap.tcp, Transport { name: "tcp", number: TCP, probed: Set::Probed }),
-        (trap.udp, Transport { name: "udp", number: UDP, probed: Set::TouchedUdp }),
-    ];
-    let counted: Vec<Transport> =
-        protocols.into_iter().filter_map(|(counts, protocol)| counts.then_some(protocol)).collect();
+    let tcp = trap.tcp.then_some(Transport { name: "tcp", number: TCP, probed: Set::Probed });
+    let udp = trap.udp.then_some(Transport { name: "udp", number: UDP, probed: Set::TouchedUdp });
+    let counted: Vec<Transport> = tcp.into_iter().chain(udp).collect();
     rules.chain(count_rules(trap, &counted)).collect()
 }
 
@@ -142,7 +139,7 @@ fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
     let known = every().map(|(protocol, family)| {
         let set = family.set(protocol.probed);
         let text = format!("{} . {} dport @{}", family.target, protocol.name, set.name());
-        probe(Rule::new(TRAP_TOUCH).text(text), &family, protocol).lookup(set)
+        Rule::new(TRAP_TOUCH).text(text).family(&family).source_and_port(&family, protocol.number).lookup(set)
     });
     let connected = |family: &Family| connected(TRAP_TOUCH, family);
     let of_peers = every().map(|(protocol, family)| {
@@ -151,11 +148,11 @@ fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
         count_new_port(rule, trap, protocol, &family, (Set::PeerSuspects, forgiven))
     });
     let of_others = every().map(|(protocol, family)| {
-        let rule = probe(Rule::new(TRAP_TOUCH), &family, protocol);
+        let rule = Rule::new(TRAP_TOUCH).family(&family).source_and_port(&family, protocol.number);
         count_new_port(rule, trap, protocol, &family, (Set::Suspects, trap.forgiven))
     });
-    let peers_end = returning([V4, V6].iter().map(connected).collect());
-    returning(known.collect()).chain(of_peers).chain(peers_end).chain(of_others).collect()
+    let peers_end = returning([V4, V6].map(|family| connected(&family)));
+    returning(known).chain(of_peers).chain(peers_end).chain(of_others).collect()
 }
 
 /// Counts a port that is new for its source in the set of `counted`, and matches if more than `forgiven` ports were
@@ -172,11 +169,6 @@ fn count_new_port(
     let limit = Limit::above_total(forgiven.into());
     let rule = rule.add(family.set(protocol.probed), &key, window(), None, sys::NFT_DYNSET_OP_ADD).target(family);
     rule.add(family.set(counted), family.target, window(), Some(limit), sys::NFT_DYNSET_OP_ADD).jump(TRAP_BAN)
-}
-
-/// Loads source and port of a packet of this version and protocol; the port follows the source in the registers.
-fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
-    rule.family(family).source_and_port(family, protocol.number)
 }
 
 /// Blocks a source that probed too many ports, unless a ceiling is reached.
@@ -196,7 +188,5 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
     });
     let above_ceilings =
         Rule::new(TRAP_BAN).text("meta l4proto @ceiling_reached").expression(Meta::new(MetaType::L4Proto));
-    returning(vec![above_ceilings.lookup(Set::CeilingReached), ceiling]).chain(bans).collect()
+    returning([above_ceilings.lookup(Set::CeilingReached), ceiling]).chain(bans).collect()
 }
-
-const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;

@@ -1,15 +1,19 @@
 //! Encodes RTM_NEWROUTE, RTM_DELROUTE and RTM_GETROUTE for a prefix, and decodes RTM_NEWROUTE. A message that cannot be
-//! decoded is not a route of this program.
+//! decoded is not a route of this program. Encodes RTM_GETNEIGH for one neighbour and for one entry of a bridge's
+//! forwarding table, and decodes RTM_NEWNEIGH.
+//!
+//! References: `linux/neighbour.h`, and the kernel's `neigh_get` and `rtnl_fdb_get`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, Parseable};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use nix::libc::RTM_NEWROUTE;
+use nix::libc::{RTM_NEWNEIGH, RTM_NEWROUTE};
 
 use super::{METRIC_V6, PROTOCOL};
 use crate::netlink::message::Message;
@@ -134,7 +138,7 @@ fn own_route(net: IpNet) -> RouteMessage {
     route
 }
 
-pub(super) fn append(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
+fn append(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
     let mut message = NetlinkMessage::from(request);
     message.header.flags = NLM_F_REQUEST | flags;
     message.finalize();
@@ -158,6 +162,41 @@ fn sample(net: IpNet) -> IpAddr {
             Ipv6Addr::from_bits(net.network().to_bits() | (u128::from(UNLIKELY) & net.hostmask().to_bits())).into()
         }
     }
+}
+
+/// The VLANs in which the host's own packets cross a bridge: none, or that of a bridge that filters VLANs
+/// (`vlan_default_pvid`).
+pub(super) const VLANS: [Option<u16>; 2] = [None, Some(1)];
+
+/// Appends the request for the neighbour with this address on `interface`.
+pub(super) fn put_neighbour(bytes: &mut Vec<u8>, interface: u32, address: IpAddr) {
+    let mut request = NeighbourMessage::default();
+    (request.header.family, request.header.ifindex) = (address.into(), interface);
+    request.attributes.push(NeighbourAttribute::Destination(address.into()));
+    append(bytes, RouteNetlinkMessage::GetNeighbour(request), 0);
+}
+
+/// Appends the request for the entry of a hardware address in the forwarding table of `bridge`.
+pub(super) fn put_forwarding(bytes: &mut Vec<u8>, bridge: u32, hardware: &[u8], vlan: Option<u16>) {
+    let mut request = NeighbourMessage::default();
+    request.header.family = AddressFamily::Bridge;
+    request.attributes.push(NeighbourAttribute::LinkLayerAddress(hardware.to_vec()));
+    request.attributes.push(NeighbourAttribute::Controller(bridge));
+    request.attributes.extend(vlan.map(NeighbourAttribute::Vlan));
+    append(bytes, RouteNetlinkMessage::GetNeighbour(request), 0);
+}
+
+/// The interface and the hardware address in an answer.
+pub(super) fn read_neighbour(message: &Message<'_>) -> Option<(u32, Vec<u8>)> {
+    if message.kind != RTM_NEWNEIGH {
+        return None;
+    }
+    let NeighbourMessage { header, attributes, .. } = NeighbourMessage::parse(message.body).ok()?;
+    let hardware = attributes.into_iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(hardware) => Some(hardware),
+        _ => None,
+    });
+    Some((header.ifindex, hardware?))
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@
 
 mod message;
 pub mod monitor;
-mod neighbour;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -178,11 +177,11 @@ impl RouteSocket {
     /// # Errors
     /// Any other failure of a request.
     pub fn bridge_port(&mut self, bridge: u32, address: IpAddr) -> Result<Option<u32>, RouteError> {
-        let Some((_, hardware)) = self.neighbour(|bytes| neighbour::put_neighbour(bytes, bridge, address))? else {
+        let Some((_, hardware)) = self.neighbour(|bytes| message::put_neighbour(bytes, bridge, address))? else {
             return Ok(None);
         };
-        for vlan in neighbour::VLANS {
-            let entry = self.neighbour(|bytes| neighbour::put_forwarding(bytes, bridge, &hardware, vlan))?;
+        for vlan in message::VLANS {
+            let entry = self.neighbour(|bytes| message::put_forwarding(bytes, bridge, &hardware, vlan))?;
             if let Some((port, _)) = entry {
                 return Ok(Some(port));
             }
@@ -195,11 +194,8 @@ impl RouteSocket {
         self.requests.clear();
         put(&mut self.requests);
         let mut found = None;
-        match self.socket.ask(&mut self.requests, |answer| found = neighbour::read(answer)) {
-            Ok(()) => Ok(found),
-            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        self.socket.find(&mut self.requests, |answer| found = message::read_neighbour(answer))?;
+        Ok(found)
     }
 
     fn change<T>(
@@ -237,7 +233,7 @@ fn refusal(error: SocketError) -> Refusal {
 pub(crate) fn fuzz(datagram: &[u8]) {
     let known = super::message::Messages(datagram).filter_map(|message| message::read(&message)).count();
     let gone = monitor::read(datagram, 7).len();
-    super::message::Messages(datagram).for_each(|message| drop(neighbour::read(&message)));
+    super::message::Messages(datagram).for_each(|message| drop(message::read_neighbour(&message)));
     // A message has a header of 16 bytes and a route header of 12 bytes.
     assert!(known.max(gone) <= datagram.len() / 28);
 }

@@ -14,9 +14,8 @@ use netlink_packet_sock_diag::constants::{
 };
 use rustix::io::Errno;
 
-use super::exchange::request;
 use super::reply::Record;
-use super::{SockDiag, SockDiagError};
+use super::{SockDiag, SockDiagError, request};
 use crate::types::{BanTarget, Protocol};
 
 /// The states in which a peer still holds resources of this host. Never TCP_LISTEN, which has no peer.

@@ -11,23 +11,27 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use netlink_packet_core::NLM_F_DUMP;
-use netlink_packet_sock_diag::constants::{
-    IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2,
-    TCP_LAST_ACK, TCP_LISTEN, TCP_TIME_WAIT,
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_sock_diag::inet::SocketId;
-use netlink_sys::Socket;
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{
+    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED,
+    TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_LISTEN, TCP_TIME_WAIT,
+};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+use nix::libc::MSG_TRUNC;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 mod destroy;
-mod exchange;
 mod reply;
 
 pub use destroy::Ended;
-use exchange::{BUFFER, connect, request};
-use reply::Record;
+use reply::{Progress, Record};
 
 use crate::types::Protocol;
 
@@ -146,6 +150,9 @@ pub const TABLES: [(Protocol, IpAddr); 4] = [
     (Protocol::Udp, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
     (Protocol::Udp, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
 ];
+
+/// The kernel fills at most 32 KiB per datagram of a dump (`net/netlink/af_netlink.c`); twice that is sufficient.
+const BUFFER: usize = 64 * 1024;
 
 /// INET_DIAG_NOCOOKIE: matches any socket.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
@@ -305,6 +312,84 @@ impl SockDiag {
         match self.exchange(protocol, request(number, u32::MAX, id), 0, &mut keep) {
             Err(SockDiagError::Refused(_, error)) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::None),
             answered => answered.map(|()| owner),
+        }
+    }
+
+    /// Sends one message, about sockets of `protocol`, and passes every socket of the answer to `keep`. An error number
+    /// from the kernel is [`SockDiagError::Refused`]; its meaning depends on the message.
+    fn exchange<M>(
+        &mut self,
+        protocol: Protocol,
+        message: M,
+        flags: u16,
+        keep: &mut impl FnMut(Record),
+    ) -> Result<(), SockDiagError>
+    where
+        M: NetlinkSerializable + Into<NetlinkPayload<M>>,
+    {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => connect()?,
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, message.into());
+        message.finalize();
+        self.request.clear();
+        self.request.resize(message.buffer_len(), 0);
+        message.serialize(&mut self.request);
+        socket.send_to(&self.request, &NetlinkAddress::new(0, 0), 0).map_err(SockDiagError::Send)?;
+
+        let begin = Instant::now();
+        let outcome = loop {
+            receive(&socket, &mut self.answer)?;
+            match reply::read(&self.answer, self.sequence, keep).map_err(SockDiagError::Malformed)? {
+                // The rest of the answer ends with the socket.
+                Progress::More if begin.elapsed() >= self.limit => {
+                    return Err(SockDiagError::Late(protocol, self.limit));
+                }
+                Progress::More => {}
+                Progress::Complete => break Ok(()),
+                Progress::Refused(error) => break Err(SockDiagError::Refused(protocol, error)),
+            }
+        };
+        self.socket = Some(socket);
+        outcome
+    }
+}
+
+/// A request for sockets in one of `states`.
+fn request(protocol: u8, states: u32, socket_id: SocketId) -> SockDiagMessage {
+    SockDiagMessage::InetRequest(InetRequest {
+        family: if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 },
+        protocol,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::from_bits_retain(states),
+        socket_id,
+    })
+}
+
+fn connect() -> Result<Socket, SockDiagError> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(SockDiagError::Open)?;
+    socket.bind_auto().map_err(SockDiagError::Open)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT)).map_err(|error| SockDiagError::Open(error.into()))?;
+    Ok(socket)
+}
+
+/// Reads one datagram from the kernel into `answer`. Datagrams of other processes, which may send to a netlink socket
+/// too, are skipped.
+fn receive(socket: &Socket, answer: &mut Vec<u8>) -> Result<(), SockDiagError> {
+    loop {
+        answer.clear();
+        match socket.recv_from(answer, MSG_TRUNC) {
+            Ok((_, sender)) if sender.port_number() != 0 => {}
+            Ok((length, _)) if length > answer.len() => return Err(SockDiagError::Malformed("a datagram over 64 KiB")),
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(SockDiagError::Timeout),
+            Err(error) => return Err(SockDiagError::Receive(error)),
         }
     }
 }

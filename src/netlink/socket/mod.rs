@@ -195,6 +195,14 @@ impl Socket {
         }
     }
 
+    /// As [`Socket::ask`]; false if the object does not exist.
+    pub(crate) fn find(&mut self, request: &mut [u8], take: impl FnMut(&Message<'_>)) -> Result<bool, SocketError> {
+        match self.ask(request, take) {
+            Err(error) if error.is(Errno::NOENT) => Ok(false),
+            asked => asked.map(|()| true),
+        }
+    }
+
     /// Sends a request for a list. `start` is called before every attempt, `take` for every message. A list that
     /// changed while it was read is read again.
     pub(crate) fn dump<T>(

@@ -4,29 +4,27 @@
 //! All notifications of one transaction arrive in a row after it took effect, and end with NEWGEN, which names the
 //! process. Expired elements and elements that a rule adds in the packet path are not notified.
 //!
-//! References: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and
-//! netlink(7) for ENOBUFS.
+//! References: nft_commit_notify, nf_tables_fill_gen_info, nf_tables_setelem_notify and nf_tables_commit in the kernel's
+//! net/netfilter/nf_tables_api.c, and netlink(7) for ENOBUFS.
 
 mod decoder;
-mod pause;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 use socket2::{SockFilter, SockRef};
+use tokio::sync::Notify;
 use tokio::task::consume_budget;
 use tokio::time::timeout;
 
 use crate::netlink::socket::{SocketError, enlarge_receive_buffer};
 use decoder::Decoder;
 pub use decoder::{Author, Change};
-use pause::{GROUP, Line};
-pub use pause::{MonitorPause, PausedSpan};
 
 /// Listens to the nf_tables notifications of the network namespace in which it was opened.
 pub struct Monitor {
@@ -189,6 +187,109 @@ impl AsFd for Monitor {
     }
 }
 
+/// State shared by a monitor and its [`MonitorPause`].
+struct Line {
+    socket: TokioSocket,
+    unheard: Notify,
+    /// Number of active pauses.
+    pauses: Mutex<u32>,
+    /// Error that ended the notifications for good.
+    deaf: OnceLock<io::ErrorKind>,
+}
+
+impl Line {
+    fn new(socket: TokioSocket) -> Self {
+        Self { socket, unheard: Notify::new(), pauses: Mutex::new(0), deaf: OnceLock::new() }
+    }
+
+    /// Waits until notifications may have been missed. Cancel safe.
+    ///
+    /// # Errors
+    /// The notifications have ended for good.
+    async fn unheard(&self) -> io::Result<()> {
+        self.unheard.notified().await;
+        self.deaf.get().map_or(Ok(()), |kind| Err((*kind).into()))
+    }
+
+    fn pauses(&self) -> MutexGuard<'_, u32> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends one pause.
+    fn listen(&self) {
+        let mut pauses = self.pauses();
+        *pauses = pauses.saturating_sub(1);
+        if *pauses == 0
+            && let Err(error) = self.socket.socket_ref().add_membership(GROUP)
+        {
+            let _ = self.deaf.set(error.kind());
+            self.unheard.notify_one();
+        }
+    }
+}
+
+/// Pauses a [`Monitor`] from any thread, while very many elements are added to the sets. While there is a listener, the
+/// kernel creates a notification for each element, which takes as long as adding the element itself.
+///
+/// The kernel's generation grows by one with each transaction. The caller compares it with the number of its own
+/// transactions, to detect changes by other programs during the pause.
+#[derive(Clone)]
+pub struct MonitorPause(Arc<Line>);
+
+impl std::fmt::Debug for MonitorPause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MonitorPause").finish_non_exhaustive()
+    }
+}
+
+impl MonitorPause {
+    /// Stops the notifications until the returned span ends.
+    ///
+    /// # Errors
+    /// The socket failed; notifications continue as before.
+    pub fn begin(&self) -> io::Result<PausedSpan> {
+        let mut pauses = self.0.pauses();
+        if *pauses == 0 {
+            self.0.socket.socket_ref().drop_membership(GROUP)?;
+        }
+        *pauses += 1;
+        Ok(PausedSpan { line: Arc::clone(&self.0), silent: true, missed: true })
+    }
+}
+
+/// The monitor receives no notifications while a span exists. When the last one ends, notifications start again; if
+/// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report
+/// [`Change::Unheard`].
+pub struct PausedSpan {
+    line: Arc<Line>,
+    silent: bool,
+    missed: bool,
+}
+
+impl PausedSpan {
+    /// Ends the span. `missed` is called once notifications arrive again, and returns whether a change was missed.
+    pub fn end(mut self, missed: impl FnOnce() -> bool) -> bool {
+        self.listen();
+        self.missed = missed();
+        self.missed
+    }
+
+    fn listen(&mut self) {
+        if std::mem::take(&mut self.silent) {
+            self.line.listen();
+        }
+    }
+}
+
+impl Drop for PausedSpan {
+    fn drop(&mut self) {
+        self.listen();
+        if self.missed {
+            self.line.unheard.notify_one();
+        }
+    }
+}
+
 /// Result of one receive attempt.
 enum Arrival {
     /// A datagram of the kernel.
@@ -200,6 +301,8 @@ enum Arrival {
     Nothing,
 }
 
+/// NFNLGRP_NFTABLES.
+const GROUP: u32 = 7;
 /// Instructions of the kernel's packet filter, from linux/filter.h: BPF_LD+BPF_W+BPF_ABS, BPF_JMP+BPF_JEQ+BPF_K,
 /// BPF_RET+BPF_K.
 const LOAD_WORD: u16 = 0x20;
