@@ -1,23 +1,24 @@
 //! Combines all sources of allowed addresses: networks of the configuration, ignore files, names, temporary allowances,
 //! and exceptions for forced bans.
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use ipnet::IpNet;
 
 use super::allow_names::AllowNames;
-use super::allowances::Allowances;
+use super::allowances::{Allowances, now};
 use super::ignore_files::IgnoreFiles;
 use crate::config::{Allow, ConfigErrors};
 use crate::control::protocol::AllowedEntry;
-use crate::engine::{AllowList, Protection};
+use crate::engine::{Host, Protection};
 use crate::events::event::EventKind;
 
 pub(super) struct AllowSources {
     configured: Allow,
     files: IgnoreFiles,
     names: AllowNames,
-    by_hand: Allowances,
+    /// Allowances and forced bans of operators.
+    pub(super) by_hand: Allowances,
     /// Events to report once the snapshot contains the change.
     messages: Vec<EventKind>,
 }
@@ -55,19 +56,9 @@ impl AllowSources {
         listed.map(|network| (network, Protection::Listed)).chain(named).collect()
     }
 
-    /// Removes the networks of forced bans from `allow`.
-    pub(super) fn apply_forced(&self, allow: &mut AllowList) {
-        self.by_hand.forced().for_each(|network| allow.except(network));
-    }
-
-    /// Allowances and forced bans of operators.
-    pub(super) fn by_hand(&mut self) -> &mut Allowances {
-        &mut self.by_hand
-    }
-
     /// The allowed networks for display: by operators, by `allow.networks`, by `allow.files` and by `allow.names`.
     pub(super) fn entries(&self) -> Vec<AllowedEntry> {
-        let by_hand = self.by_hand.listed((Instant::now(), SystemTime::now())).map(|one| AllowedEntry::from(&one));
+        let by_hand = self.by_hand.listed(now()).map(|one| AllowedEntry::from(&one));
         let of = |source: &'static str| move |network: IpNet| AllowedEntry::configured(network, source);
         let networks = self.configured.networks.iter().copied().map(of("allow.networks"));
         let names = self.names.addresses().map(IpNet::from).map(of("allow.names"));
@@ -97,6 +88,14 @@ impl AllowSources {
     pub(super) fn take_messages(&mut self) -> Vec<EventKind> {
         std::mem::take(&mut self.messages)
     }
+}
+
+/// Returns a protected prefix that overlaps `target`; of several, the one with the strictest protection, which
+/// `--force` can override least.
+pub(super) fn protected(host: &Host, target: IpNet) -> Option<(IpNet, Protection)> {
+    let touches = |network: &IpNet| target.contains(network) || network.contains(&target);
+    let touched = host.allow.networks().filter(touches);
+    touched.filter_map(|network| Some((network, host.allow.covers(network)?))).min_by_key(|(_, why)| *why)
 }
 
 fn look_up(allow: &Allow) -> AllowNames {

@@ -19,6 +19,10 @@ enum Kind {
 /// The current time by both clocks. Expiry uses the monotonic clock; only the wall clock is meaningful after a restart.
 pub(super) type Now = (Instant, SystemTime);
 
+pub(super) fn now() -> Now {
+    (Instant::now(), SystemTime::now())
+}
+
 struct Entry {
     kind: Kind,
     allowance: Allowance,
@@ -60,28 +64,24 @@ impl Allowances {
 
     /// Revokes the allowance of exactly `network`; false if there is none.
     pub(super) fn remove(&mut self, network: IpNet) -> bool {
-        let before = self.0.len();
-        self.0.retain(|entry| entry.kind != Kind::Allowed || entry.allowance.network != network);
-        self.0.len() != before
+        let is_meant = |entry: &mut Entry| entry.kind == Kind::Allowed && entry.allowance.network == network;
+        self.0.extract_if(.., is_meant).count() > 0
     }
 
     /// Protects `network` again, or with `None` all networks that were forced; true if anything changed.
     pub(super) fn unforce(&mut self, network: Option<IpNet>) -> bool {
-        let before = self.0.len();
-        self.0.retain(|entry| {
-            entry.kind != Kind::Forced || network.is_some_and(|network| entry.allowance.network != network)
-        });
-        self.0.len() != before
+        let is_meant = |entry: &mut Entry| {
+            entry.kind == Kind::Forced && network.is_none_or(|network| entry.allowance.network == network)
+        };
+        self.0.extract_if(.., is_meant).count() > 0
     }
 
     /// Drops expired entries; returns the networks whose allowances expired, and whether anything was dropped.
     pub(super) fn expire(&mut self, now: Instant) -> (Vec<IpNet>, bool) {
-        let is_over = |entry: &Entry| entry.ends.is_some_and(|ends| ends <= now);
-        let over = self.0.iter().filter(|entry| is_over(entry));
-        let allowed = over.filter(|entry| entry.kind == Kind::Allowed).map(|entry| entry.allowance.network).collect();
-        let before = self.0.len();
-        self.0.retain(|entry| !is_over(entry));
-        (allowed, self.0.len() != before)
+        let is_over = |entry: &mut Entry| entry.ends.is_some_and(|ends| ends <= now);
+        let over: Vec<Entry> = self.0.extract_if(.., is_over).collect();
+        let allowed = over.iter().filter(|entry| entry.kind == Kind::Allowed).map(|entry| entry.allowance.network);
+        (allowed.collect(), !over.is_empty())
     }
 
     /// Networks allowed by operators.
@@ -110,10 +110,6 @@ impl Allowances {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn now() -> Now {
-        (Instant::now(), SystemTime::now())
-    }
 
     fn allowance(network: IpNet, now: Now, span: Option<u64>) -> Allowance {
         let until = span.map(|seconds| now.1 + Duration::from_secs(seconds));

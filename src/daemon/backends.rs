@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::error::DaemonError;
-use super::sensor_handle::SensorHandle;
+use super::sensor_thread::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
 use crate::enforce::command::{Outcome, Spawner};

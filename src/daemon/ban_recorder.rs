@@ -72,61 +72,76 @@ pub(super) struct Reading {
     thread: JoinHandle<Result<Read, LedgerError>>,
 }
 
-struct Read {
-    ledger: Ledger,
-    opened: Opened,
-    memory: Memory,
-    unreadable: u64,
-    /// Number of commands that the next start has to undo.
-    postponed: u64,
-}
+/// The opened ledger, the entries of earlier runs, and messages for the log.
+type Read = (Ledger, Memory, Vec<EventKind>);
 
 impl Reading {
     /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; at most `most`
     /// targets with strikes are loaded. With `undoes_commands` there is an expiry command.
     pub(super) fn start(directory: &Path, forget: Duration, most: usize, undoes_commands: bool) -> io::Result<Self> {
         let place = directory.to_owned();
-        let read = move || {
-            let now = SystemTime::now();
-            let (ledger, opened) = Ledger::open(&place)?;
-            let mut ledger = ledger.undoing_commands(undoes_commands);
-            ledger.begin(now)?;
-            // Expired bans are marked before the bans are read: a ban that ended while the program was down is not
-            // restored.
-            let _ = ledger.expire(now)?;
-            let LoadedState { active, struck, recent, unreadable } = ledger.recall(forget, now, most)?;
-            let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
-            let remembered = active.into_iter().filter_map(left).collect();
-            let (undo_due, postponed) = match undoes_commands {
-                true => ledger.undo_due(MAX_UNDO)?,
-                false => (Found { items: Vec::new(), unreadable: 0 }, 0),
-            };
-            let (services, listeners) = (ledger.services(MAX_SERVICES)?, ledger.listeners(MAX_LISTENERS)?);
-            let peers = ledger.known_peers(MAX_PEERS)?;
-            let (table, trial, allowances) = (ledger.table()?, ledger.trial()?, ledger.allowances()?);
-            let fleet_lifts = ledger.fleet_lifts(MAX_FLEET_LIFTS)?;
-            let boot = settling::boot_id();
-            let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
-            let memory = Memory {
-                bans: PastBans { remembered, undo_due: undo_due.items, unheard: Vec::new() },
-                strikes: struck,
-                recent,
-                services: services.items,
-                listeners: listeners.items,
-                peers: peers.items,
-                trial,
-                allowances: allowances.items,
-                fleet_lifts: fleet_lifts.items,
-                table,
-                booted: settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin()),
-            };
-            let unreadable = unreadable + undo_due.unreadable + allowances.unreadable + fleet_lifts.unreadable;
-            let unreadable = unreadable + services.unreadable + listeners.unreadable + peers.unreadable;
-            Ok(Read { ledger, opened, memory, unreadable, postponed })
-        };
-        let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
+        let work = move || read(&place, forget, most, undoes_commands);
+        let thread = thread::Builder::new().name("ledger".to_owned()).spawn(work)?;
         Ok(Self { directory: directory.to_owned(), thread })
     }
+}
+
+fn read(directory: &Path, forget: Duration, most: usize, undoes_commands: bool) -> Result<Read, LedgerError> {
+    let now = SystemTime::now();
+    let (ledger, opened) = Ledger::open(directory)?;
+    let mut ledger = ledger.undoing_commands(undoes_commands);
+    ledger.begin(now)?;
+    // Expired bans are marked before the bans are read: a ban that ended while the program was down is not restored.
+    let _ = ledger.expire(now)?;
+    let LoadedState { active, struck, recent, mut unreadable } = ledger.recall(forget, now, most)?;
+    let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
+    let (undo_due, postponed) = match undoes_commands {
+        true => ledger.undo_due(MAX_UNDO)?,
+        false => (Found { items: Vec::new(), unreadable: 0 }, 0),
+    };
+    let mut memory = Memory {
+        bans: PastBans {
+            remembered: active.into_iter().filter_map(left).collect(),
+            undo_due: items(undo_due, &mut unreadable),
+            unheard: Vec::new(),
+        },
+        strikes: struck,
+        recent,
+        services: items(ledger.services(MAX_SERVICES)?, &mut unreadable),
+        listeners: items(ledger.listeners(MAX_LISTENERS)?, &mut unreadable),
+        peers: items(ledger.known_peers(MAX_PEERS)?, &mut unreadable),
+        trial: ledger.trial()?,
+        allowances: items(ledger.allowances()?, &mut unreadable),
+        fleet_lifts: items(ledger.fleet_lifts(MAX_FLEET_LIFTS)?, &mut unreadable),
+        table: ledger.table()?,
+        booted: false,
+    };
+    let boot = settling::boot_id();
+    let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
+    memory.booted = settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin());
+    let mut errors = Vec::new();
+    if let Opened::Rebuilt { aside, damage } = opened {
+        errors.push(format!(
+            "the ledger was damaged ({damage}) and is kept as {}; a new one is created from the bans in the kernel",
+            aside.display()
+        ));
+    }
+    if unreadable > 0 {
+        errors.push(format!("unreadable rows of the ledger, which are ignored: {unreadable}"));
+    }
+    if postponed > 0 {
+        errors.push(format!(
+            "more than {MAX_UNDO} bans with a command have ended while portsentry was not running; \
+             block.run.expire_command runs for the others after the next start: {postponed}"
+        ));
+    }
+    Ok((ledger, memory, errors.into_iter().map(EventKind::Error).collect()))
+}
+
+/// The rows that could be read; adds the number of the others to `unreadable`.
+fn items<T>(found: Found<T>, unreadable: &mut u64) -> Vec<T> {
+    *unreadable += found.unreadable;
+    found.items
 }
 
 /// A ban from before the start, and its remaining time.
@@ -163,15 +178,13 @@ impl BanRecorder {
         leftovers: &[BanTarget],
         backends: &[Backend],
     ) -> (Self, Memory, Vec<EventKind>) {
-        let mut messages = Vec::new();
-        let (writer, memory) = match start_writer(reading, events, leftovers, &mut messages) {
-            Ok((writer, memory)) => (Some(writer), memory),
+        let (writer, memory, messages) = match start_writer(reading, events, leftovers) {
+            Ok((writer, memory, messages)) => (Some(writer), memory, messages),
             Err(error) => {
                 let text =
                     format!("{error}; blocking continues, but bans do not survive a reboot or a flush of the ruleset");
-                messages = vec![EventKind::Error(text)];
                 let bans = PastBans { unheard: leftovers.to_vec(), ..PastBans::default() };
-                (None, Memory { bans, ..Memory::default() })
+                (None, Memory { bans, ..Memory::default() }, vec![EventKind::Error(text)])
             }
         };
         (Self { writer, backends: backends.to_vec(), recent: VecDeque::new() }, memory, messages)
@@ -201,22 +214,18 @@ impl BanRecorder {
             }
             _ => None,
         };
-        let begins = banned.is_some_and(|(ban, _)| self.is_new(ban.probe.target, event.time));
-        let change = match (&event.what, banned) {
-            (_, Some((ban, backend))) => {
-                let (target, observation) = (ban.probe.target, ban.probe.observation);
-                let link = host.and_then(|host| host.links.iter().find(|link| link.id.index == observation.interface));
-                let mut row = BanRecord::from_ban(ban, event.time, link.map(|link| link.id.name()), backend);
-                row.guest_port =
-                    host.and_then(|host| host.guest_port(target, observation.source, observation.bridge_port));
-                if begins { row.into() } else { Change::Also(row) }
+        let Some((ban, backend)) = banned else {
+            if let Some(change) = self.other(&event.what, event.time) {
+                self.write(change);
             }
-            (kind, None) => match self.other(kind, event.time) {
-                Some(change) => change,
-                None => return false,
-            },
+            return false;
         };
-        self.write(change);
+        let (target, observation) = (ban.probe.target, ban.probe.observation);
+        let begins = self.is_new(target, event.time);
+        let link = host.and_then(|host| host.links.iter().find(|link| link.id.index == observation.interface));
+        let mut row = BanRecord::from_ban(ban, event.time, link.map(|link| link.id.name()), backend);
+        row.guest_port = host.and_then(|host| host.guest_port(target, observation.source, observation.bridge_port));
+        self.write(if begins { row.into() } else { Change::Also(row) });
         begins
     }
 
@@ -270,35 +279,16 @@ impl BanRecorder {
     }
 }
 
-/// Starts the writing thread after the reading thread has ended; adds messages for the log to `messages`.
+/// Starts the writing thread after the reading thread has ended.
 fn start_writer(
-    reading: Reading,
+    Reading { directory, thread }: Reading,
     events: &Sender,
     leftovers: &[BanTarget],
-    messages: &mut Vec<EventKind>,
-) -> Result<(Writer, Memory), LedgerError> {
-    let Reading { directory, thread } = reading;
+) -> Result<(Writer, Memory, Vec<EventKind>), LedgerError> {
     let directory = directory.as_path();
     let gone = || io::Error::other("the thread that reads the ledger panicked");
     let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-    let Read { ledger, opened, mut memory, unreadable, postponed } = read;
-    if let Opened::Rebuilt { aside, damage } = opened {
-        messages.push(EventKind::Error(format!(
-            "the ledger was damaged ({damage}) and is kept as {}; a new one is created from the bans in the kernel",
-            aside.display()
-        )));
-    }
-    if unreadable > 0 {
-        let text = format!("unreadable rows of the ledger, which are ignored: {unreadable}");
-        messages.push(EventKind::Error(text));
-    }
-    if postponed > 0 {
-        let text = format!(
-            "more than {MAX_UNDO} bans with a command have ended while portsentry was not running; \
-             block.run.expire_command runs for the others after the next start: {postponed}"
-        );
-        messages.push(EventKind::Error(text));
-    }
+    let (ledger, mut memory, mut messages) = read;
     for target in leftovers {
         if ledger.bans_of(*target)?.items.is_empty() {
             memory.bans.unheard.push(*target);
@@ -317,7 +307,7 @@ fn start_writer(
         }
     };
     let writer = Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
-    Ok((writer, memory))
+    Ok((writer, memory, messages))
 }
 
 pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> Change {

@@ -8,11 +8,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::thread;
 
-use rustix::net::sockopt::socket_type;
-use rustix::net::{Shutdown, SocketType, shutdown};
+use rustix::net::{Shutdown, shutdown};
 
 use super::error::DaemonError;
 use super::helper::{self, Helper, Work};
@@ -44,7 +43,8 @@ impl CommandHelper {
         let Helper { socket, mut child, sandbox, warnings } =
             Helper::start(Work::Commands, config_path, sandboxed, Stdio::from(theirs))?;
         let process = child.id();
-        let spawner = Spawner::new(socket, process, move || ended(&mut child));
+        let spawner =
+            Spawner::new(socket, process, move || child.try_wait().ok().flatten().map(|status| status.to_string()));
         Ok(Self { spawner, notifications: Some(Notifications::new(digests)), sandbox, warnings })
     }
 
@@ -52,22 +52,6 @@ impl CommandHelper {
         let (process, running) = (self.spawner.process(), self.spawner.is_running());
         status::CommandHelper { process, running, sandbox: self.sandbox.clone() }
     }
-}
-
-fn ended(child: &mut Child) -> Option<String> {
-    child.try_wait().ok().flatten().map(|status| status.to_string())
-}
-
-/// The socket for digests, in place of standard output.
-///
-/// # Errors
-/// Standard output is no such socket.
-pub(super) fn digests() -> Result<OwnedFd, String> {
-    let output = rustix::stdio::stdout();
-    if !matches!(socket_type(output), Ok(SocketType::SEQPACKET)) {
-        return Err("standard output is not a socket of the daemon".to_owned());
-    }
-    output.try_clone_to_owned().map_err(|error| error.to_string())
 }
 
 /// Runs commands until the daemon, at the other end of `socket`, ends.

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::log_writer::LogWriter;
 use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
+use crate::config::{Config, Mode};
 use crate::enforce::nft::DecoyRules;
 use crate::events::event::EventKind;
 use crate::netlink::nft::{Firewall, generation};
@@ -45,12 +46,12 @@ pub(super) fn rules(
     }
 }
 
-/// The tables of legacy iptables, which nftables does not list. Opened before privileges are dropped.
+/// The tables of legacy iptables, which nftables does not list.
 #[derive(Debug, Default)]
-pub(super) struct LegacyTables(Vec<File>);
+struct LegacyTables(Vec<File>);
 
 impl LegacyTables {
-    pub(super) fn open() -> Self {
+    fn open() -> Self {
         Self(LEGACY.iter().filter_map(|path| File::open(path).ok()).collect())
     }
 
@@ -88,9 +89,16 @@ pub(super) struct FirewallWatch {
 }
 
 impl FirewallWatch {
-    pub(super) fn new(legacy: LegacyTables, cookies: SynCookies) -> Self {
+    /// Opens what needs the initial privileges.
+    pub(super) fn open(config: &Config) -> Self {
+        let legacy = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
+        let cookies = if config.tcp.mode == Mode::Connect { SynCookies::open() } else { SynCookies::default() };
         let sent = cookies.counts().map(|counts| counts.sent);
         Self { legacy, cookies: CookieWatch { cookies, sent, changed_at: None }, ..Self::default() }
+    }
+
+    pub(super) fn cookies(&self) -> SynCookies {
+        self.cookies.cookies.clone()
     }
 
     /// Reads the rules again if any have changed. An error counts as translation.
@@ -196,22 +204,19 @@ const MIN_TRACKED: u32 = 8_192;
 /// Minimum number of new connections that are tracked at once.
 const MIN_NEW_CONNECTIONS: u32 = 16;
 
-/// Logs the ports of the decoys, and the ports left to services.
+/// Logs the ports of the decoys, with the classic lines of connect mode, and the ports left to services.
 pub(super) fn announce(decoys: &Decoys, log: &mut LogWriter) {
-    let lines = decoys.busy().into_iter().chain(listening(decoys.ports()));
-    lines.for_each(|text| log.emit(EventKind::Note(text)));
-}
-
-/// The classic log lines of connect mode, one per port.
-fn listening(ports: &DecoyPorts) -> impl Iterator<Item = String> {
-    [(Protocol::Tcp, &ports.tcp), (Protocol::Udp, &ports.udp)].into_iter().flat_map(|(protocol, ports)| {
-        let protocol = protocol.name();
-        let rest = usize::try_from(ports.len()).unwrap_or(usize::MAX).saturating_sub(MAX_PORT_LINES);
+    let mut note = |text| log.emit(EventKind::Note(text));
+    decoys.busy().into_iter().for_each(&mut note);
+    let DecoyPorts { tcp, udp, .. } = decoys.ports();
+    for (protocol, ports) in [(Protocol::Tcp.name(), tcp), (Protocol::Udp.name(), udp)] {
         let lines = ports.iter().take(MAX_PORT_LINES);
-        lines
-            .map(move |port| format!("Going into listen mode on {protocol} port: {port}"))
-            .chain((rest > 0).then(|| format!("and on {rest} more {protocol} ports")))
-    })
+        lines.for_each(|port| note(format!("Going into listen mode on {protocol} port: {port}")));
+        let rest = usize::try_from(ports.len()).unwrap_or(usize::MAX).saturating_sub(MAX_PORT_LINES);
+        if rest > 0 {
+            note(format!("and on {rest} more {protocol} ports"));
+        }
+    }
 }
 
 #[cfg(test)]

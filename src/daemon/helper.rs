@@ -11,7 +11,6 @@
 //! safe, because no other user could change it at either time.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
-use serde::{Deserialize, Serialize};
 
 use super::error::DaemonError;
 use crate::config::Config;
@@ -84,14 +82,8 @@ pub(super) struct Helper {
     pub(super) warnings: Vec<String>,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Greeting {
-    /// Why it cannot do its work.
-    Failed { error: String },
-    /// Its sandbox state, and warnings to report.
-    Ready { sandbox: SandboxState, said: Vec<String> },
-}
+/// The first message of a helper: its sandbox state and warnings to report, or why it cannot do its work.
+pub(super) type Greeting = Result<(SandboxState, Vec<String>), String>;
 
 impl Helper {
     /// Starts the helper with the current permissions of this process, and with `output` as its standard output.
@@ -112,9 +104,9 @@ impl Helper {
         drop(command);
         let process = child.id();
         match greeting(&socket, work.does()) {
-            Ok((sandbox, said)) => {
+            Ok((sandbox, warnings)) => {
                 let named = |text| format!("process {process}, which {}: {text}", work.does());
-                let warnings = said.into_iter().map(named).collect();
+                let warnings = warnings.into_iter().map(named).collect();
                 Ok(Self { socket, child, sandbox, warnings })
             }
             Err(error) => {
@@ -127,26 +119,16 @@ impl Helper {
     }
 }
 
-/// Reads the greeting: the helper's sandbox state and warnings, or the reason why it cannot do its work.
-fn greeting(socket: &OwnedFd, does: &str) -> Result<(SandboxState, Vec<String>), String> {
-    let bytes = receive(socket, GREETING_TIMEOUT)
-        .map_err(|error| format!("the process that {does} did not start in time: {error}"))?;
-    match serde_json::from_slice(&bytes) {
-        Ok(Greeting::Ready { sandbox, said }) => Ok((sandbox, said)),
-        Ok(Greeting::Failed { error }) => Err(error),
-        Err(_) => Err(format!("the process that {does} ended during its start")),
-    }
-}
-
-/// Receives the next datagram; empty at the end of the stream.
-fn receive(socket: &OwnedFd, limit: Duration) -> io::Result<Vec<u8>> {
-    if !await_message(socket, Instant::now() + limit)? {
-        return Err(Errno::TIMEDOUT.into());
-    }
+/// Reads the greeting. An error also says if there is none.
+fn greeting(socket: &OwnedFd, does: &str) -> Greeting {
     let mut buffer = vec![0; MAX_GREETING_LEN];
-    let (length, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
-    buffer.truncate(length);
-    Ok(buffer)
+    let received = await_message(socket, Instant::now() + GREETING_TIMEOUT).and_then(|has_arrived| match has_arrived {
+        true => Ok(recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?.0),
+        false => Err(Errno::TIMEDOUT.into()),
+    });
+    let length = received.map_err(|error| format!("the process that {does} did not start in time: {error}"))?;
+    let ended = |_| Err(format!("the process that {does} ended during its start"));
+    serde_json::from_slice(buffer.get(..length).unwrap_or_default()).unwrap_or_else(ended)
 }
 
 /// The command line of a helper.
@@ -214,10 +196,9 @@ mod tests {
         };
         assert!(result(None).unwrap_err().contains("ended during its start"));
         assert!(result(Some(b"\x02garbage")).unwrap_err().contains("ended during its start"));
-        assert_eq!(result(Some(br#"{"error": "block.run: no"}"#)).unwrap_err(), "block.run: no");
+        assert_eq!(result(Some(br#"{"Err": "block.run: no"}"#)).unwrap_err(), "block.run: no");
         let sandbox = SandboxState { uid: 7, ..SandboxState::default() };
-        let ready = Greeting::Ready { sandbox: sandbox.clone(), said: vec!["one".to_owned()] };
-        let ready = result(Some(&serde_json::to_vec(&ready).unwrap())).unwrap();
-        assert_eq!(ready, (sandbox, vec!["one".to_owned()]));
+        let ready = Greeting::Ok((sandbox, vec!["one".to_owned()]));
+        assert_eq!(result(Some(&serde_json::to_vec(&ready).unwrap())), ready);
     }
 }

@@ -1,7 +1,7 @@
 //! Runs a helper process: greets the daemon, and does its work until the daemon ends.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::sockopt::socket_type;
 use rustix::net::{SendFlags, SocketType, send};
@@ -16,11 +16,8 @@ use crate::sandbox::Sandbox;
 /// # Errors
 /// The process was not started by the daemon, or the daemon cannot be reached.
 pub fn run(args: &HelperArgs) -> Result<(), String> {
-    let input = rustix::stdio::stdin();
-    if !matches!(socket_type(input), Ok(SocketType::SEQPACKET)) {
-        return Err(format!("{} is an internal option of portsentry; start it without this option", args.work.word()));
-    }
-    let socket = input.try_clone_to_owned().map_err(|error| error.to_string())?;
+    let internal = format!("{} is an internal option of portsentry; start it without this option", args.work.word());
+    let socket = inherited_socket(rustix::stdio::stdin(), internal)?;
     // The service manager signals all processes, and a terminal all foreground processes, but only the daemon decides
     // when this one ends. The signals are caught instead of ignored, because ignored signals are inherited by commands.
     let runtime =
@@ -31,7 +28,8 @@ pub fn run(args: &HelperArgs) -> Result<(), String> {
     let HelperArgs { work, config_path, sandboxed } = args;
     match work {
         Work::Commands => {
-            let digests = command_helper::digests()?;
+            let other = "standard output is not a socket of the daemon".to_owned();
+            let digests = inherited_socket(rustix::stdio::stdout(), other)?;
             let Some(commands) = greet(&socket, command_helper::ready(config_path, *sandboxed))? else { return Ok(()) };
             command_helper::run(&socket, &digests, commands, config_path)
         }
@@ -45,11 +43,22 @@ pub fn run(args: &HelperArgs) -> Result<(), String> {
     }
 }
 
+/// The daemon's socket in place of a standard stream.
+///
+/// # Errors
+/// The stream is no such socket, as `otherwise` says.
+fn inherited_socket(stream: BorrowedFd<'_>, otherwise: String) -> Result<OwnedFd, String> {
+    match socket_type(stream) {
+        Ok(SocketType::SEQPACKET) => stream.try_clone_to_owned().map_err(|error| error.to_string()),
+        _ => Err(otherwise),
+    }
+}
+
 /// Reports whether the helper is ready; returns `None` if it is not, which the daemon reports.
 fn greet<T>(socket: &OwnedFd, ready: Result<(T, Sandbox), String>) -> Result<Option<T>, String> {
-    let greeting = match &ready {
-        Ok((_, sandbox)) => Greeting::Ready { sandbox: sandbox.into(), said: sandbox.warnings.clone() },
-        Err(error) => Greeting::Failed { error: error.clone() },
+    let greeting: Greeting = match &ready {
+        Ok((_, sandbox)) => Ok((sandbox.into(), sandbox.warnings.clone())),
+        Err(error) => Err(error.clone()),
     };
     let greeting = serde_json::to_vec(&greeting).map_err(|error| error.to_string())?;
     let greeted = send(socket, &greeting, SendFlags::NOSIGNAL);

@@ -3,69 +3,49 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::oneshot::Receiver;
+
 pub use super::known_peers::KnownPeers;
-use super::published_ports::PublishedPorts;
+use super::optional::take_answer;
 pub use super::recent_listeners::RecentListeners;
+use super::sensor_thread::SensorHandle;
 pub use super::service_tracker::{FIRST_UNPRIVILEGED, Observed, PortRanges, ServiceState, ServiceTracker};
 use super::service_tracker::{is_eligible, services};
 pub use super::settling::{MAX_SETTLING, Settling};
-use super::unfounded_bans::{Served, is_unfounded};
+pub use super::unfounded_bans::{Served, unfounded};
 use crate::engine::{Host, Service, ServiceMemory};
-use crate::ledger::{BanRecord, KnownPeer, Recorder};
+use crate::ledger::Recorder;
 use crate::netlink::sock_diag::{Connection, Listener};
-use crate::sensor::SensorCommand;
-use crate::types::{BanTarget, Timestamp};
+use crate::sensor::{SensorCommand, SensorRequest};
+use crate::types::Timestamp;
+
+/// Interval between two queries for the published ports.
+const QUERY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The daemon's own memory of its host, which the ledger keeps across restarts.
 #[derive(Default)]
 pub(super) struct HostMemory {
     pub(super) services: ServiceTracker,
     pub(super) recent_listeners: RecentListeners,
-    known_peers: KnownPeers,
+    pub(super) known_peers: KnownPeers,
     /// True if the sensor does not have the current peers yet.
     peers_changed: bool,
-    published: PublishedPorts,
+    /// The query for published ports that the sensor has not answered yet.
+    published: Option<Receiver<Vec<Service>>>,
+    next_query: Timestamp,
     /// `None` if the services have started.
-    settling: Option<Settling>,
-    /// True if a service was newly remembered, started to listen, or is served again.
-    served_again: bool,
+    pub(super) settling: Option<Settling>,
+    /// True if a service was newly remembered, started to listen, or is served again, until this is taken.
+    pub(super) served_again: bool,
     /// `None` if there is no ledger.
-    recorder: Option<Recorder>,
+    pub(super) recorder: Option<Recorder>,
 }
 
 impl HostMemory {
-    /// Adds the services that the ledger remembers.
-    pub(super) fn recall_services(
-        &mut self,
-        services: Vec<(Service, SystemTime)>,
-        recorder: Option<Recorder>,
-        wall: SystemTime,
-    ) {
-        self.recorder.clone_from(&recorder);
-        self.services.recall(services, recorder, wall);
-    }
-
-    /// Adds the sources that were connected to a service before the start; returns the peers, each with the age of its
-    /// first connection.
-    pub(super) fn recall_peers(
-        &mut self,
-        peers: Vec<KnownPeer>,
-        now: Timestamp,
-        wall: SystemTime,
-    ) -> Vec<(BanTarget, Duration)> {
-        self.known_peers.recall(peers, now, wall);
-        self.known_peers.ages(now)
-    }
-
     /// Records the currently open ports and the known peers at the end of the run.
     pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime) {
         self.recent_listeners.write(self.recorder.as_ref());
         self.known_peers.write(now, wall, self.recorder.as_ref());
-    }
-
-    /// Starts to wait for the services of this host.
-    pub(super) fn start_settling(&mut self, now: Timestamp) {
-        self.settling = Some(Settling::new(now));
     }
 
     /// True once when the services have started.
@@ -76,11 +56,6 @@ impl HostMemory {
             self.settling = None;
         }
         is_over
-    }
-
-    /// True once after a service was newly remembered, started to listen, or was served again.
-    pub(super) fn take_served_again(&mut self) -> bool {
-        std::mem::take(&mut self.served_again)
     }
 
     /// Observes the current connections to services.
@@ -96,7 +71,7 @@ impl HostMemory {
         listeners: &[Listener],
         ranges: PortRanges<'_>,
     ) -> bool {
-        if let Some(ports) = self.published.take_answer() {
+        if let Some(ports) = take_answer(&mut self.published) {
             self.services.publish(ports);
         }
         let observed = self.services.observe(now, wall, listeners, ranges);
@@ -112,25 +87,18 @@ impl HostMemory {
         changed.then(|| SensorCommand::KnownPeers(self.known_peers.ages(now)))
     }
 
-    /// A query for the published ports, if one is due.
-    pub(super) fn query_published(&mut self, now: Timestamp) -> Option<SensorCommand> {
-        self.published.ask(now, self.settling.is_some())
+    /// Asks the sensor for the ports that destination NAT publishes, if that is due. No socket of this host shows them,
+    /// and after a boot their containers often start later than all other services. While the host settles, each answer
+    /// is followed by the next query.
+    pub(super) fn query_published(&mut self, now: Timestamp, sensor: &SensorHandle) {
+        if self.published.is_none() && (now >= self.next_query || self.settling.is_some()) {
+            self.published = sensor.try_ask(|answer| SensorRequest::Published { answer });
+            self.next_query = now.after(QUERY_INTERVAL);
+        }
     }
 }
 
 /// The service ports among `listeners`: those of system users or privileged ones, outside of the ephemeral range.
 pub fn listening(listeners: &[Listener], ranges: PortRanges<'_>) -> ServiceMemory {
     listeners.iter().filter(|one| is_eligible(one, ranges)).flat_map(services).collect()
-}
-
-/// The bans that would not have been made if these services had been known, with `forgiven` ports forgiven.
-pub fn unfounded<'a>(
-    bans: impl Iterator<Item = &'a BanRecord>,
-    remembered: ServiceMemory,
-    listening: ServiceMemory,
-    forgiven: u8,
-    now: SystemTime,
-) -> Vec<BanTarget> {
-    let served = Served { remembered, listening };
-    bans.filter(|ban| is_unfounded(ban, &served, forgiven, now)).map(|ban| ban.target).collect()
 }

@@ -1,26 +1,23 @@
 //! Maintains the snapshot of this host: addresses, routes, resolvers, leases, sessions, listeners and the allow-list.
-//! Every change results in commands for the sensor: a new snapshot, and a new capture if the filter changes.
+//! Every change is sent to the sensor: as a new snapshot, and a new capture if the filter changes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
-
-use ipnet::IpNet;
+use std::time::{Instant, SystemTime};
 
 use super::allow_sources::AllowSources;
-use super::allowances::Now;
 use super::error::DaemonError;
 use super::host_memory::{self, HostMemory, PortRanges};
 use super::network_lister::NetworkLister;
 use super::ring_size::RingSizer;
+use super::sensor_thread::SensorHandle;
 use super::socket_lister::{Listed, Listing, SocketLister};
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
 use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
 use crate::config::Config;
-use crate::control::protocol::AllowedEntry;
 use crate::engine::{Host, Service, ServiceMemory, Settings};
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
@@ -32,11 +29,10 @@ use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{
     ephemeral_ports, first_unprivileged_port, missing_interfaces, snapshot, watched_interfaces,
 };
-use crate::ledger::{Allowance, Recorder};
+use crate::ledger::Recorder;
 use crate::netlink::conntrack::Conntrack;
-use crate::netlink::sock_diag::{Bound, Listener, SockDiag};
-use crate::sensor::{SensorCommand, SensorMetrics};
-use crate::types::Protocol;
+use crate::netlink::sock_diag::{Bound, Connection, Listener, SockDiag};
+use crate::sensor::SensorCommand;
 
 /// Number of ticks after which everything is read again: a killed session leaves its record without a change to any
 /// file.
@@ -45,12 +41,15 @@ const REREAD: u32 = 300;
 pub(super) struct HostState {
     interfaces: Vec<String>,
     settings: Settings,
-    allow: AllowSources,
+    pub(super) allow: AllowSources,
+    sensor: SensorHandle,
     events: Sender,
     watcher: Watcher,
     network: NetworkLister,
     /// Error of the last attempt to read addresses, routes and links; meanwhile older facts apply.
-    pub(super) unread: Option<String>,
+    unread: Option<String>,
+    /// The error of the last report.
+    reported: Option<String>,
     /// True if the next tick requests another reading.
     is_reading_owed: bool,
     resolvers: FileWatch<ResolverFiles>,
@@ -68,15 +67,15 @@ pub(super) struct HostState {
     /// Their sockets are the program's own, and no listeners.
     pub(super) decoys: DecoyPorts,
     host: Arc<Host>,
-    wanted: Wanted,
-    ring_sizer: RingSizer,
+    pub(super) wanted: Wanted,
+    pub(super) ring_sizer: RingSizer,
     /// True if a change is not part of the snapshot yet.
     stale: bool,
     ticks: u32,
 }
 
 impl HostState {
-    pub(super) async fn open(config: &Config, events: Sender) -> Result<Self, DaemonError> {
+    pub(super) async fn open(config: &Config, sensor: SensorHandle, events: Sender) -> Result<Self, DaemonError> {
         // Watches are installed first, so that changes during the initial reads are noticed.
         let watcher = Watcher::open()?;
         let resolvers = FileWatch::new(ResolverFiles::default());
@@ -96,10 +95,12 @@ impl HostState {
             interfaces: config.interfaces.clone(),
             settings,
             allow,
+            sensor,
             events,
             watcher,
             network,
             unread: None,
+            reported: None,
             is_reading_owed: is_owed,
             resolvers,
             peers,
@@ -129,7 +130,8 @@ impl HostState {
 
     /// Adds the services that the ledger remembers, before the sensor starts.
     pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
-        self.memory.recall_services(services, recorder, SystemTime::now());
+        self.memory.recorder.clone_from(&recorder);
+        self.memory.services.recall(services, recorder, SystemTime::now());
         let mut host = Host { services: self.memory.services.memory(), ..Host::clone(&self.host) };
         host.find_related();
         self.host = Arc::new(host);
@@ -137,71 +139,12 @@ impl HostState {
 
     /// The ports on which system programs listen now.
     pub(super) fn listening(&self) -> ServiceMemory {
-        host_memory::listening(&self.listeners, self.port_ranges())
-    }
-
-    fn port_ranges(&self) -> PortRanges<'_> {
-        PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged }
-    }
-
-    /// Forgets the services on `port`; returns their number, and the commands for the sensor.
-    pub(super) async fn forget_service(
-        &mut self,
-        port: u16,
-        protocol: Option<Protocol>,
-    ) -> Result<(usize, Vec<SensorCommand>), String> {
-        let forgotten = self.memory.services.forget(port, protocol);
-        let commands = self.refresh().await.map_err(|error| error.to_string())?;
-        Ok((forgotten, commands))
+        let ranges = PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged };
+        host_memory::listening(&self.listeners, ranges)
     }
 
     pub(super) fn host(&self) -> Arc<Host> {
         Arc::clone(&self.host)
-    }
-
-    /// Allowances of operators and of the configuration.
-    pub(super) fn allowed(&self) -> Vec<AllowedEntry> {
-        self.allow.entries()
-    }
-
-    /// Restores the allowances from before the start; returns the commands for the sensor.
-    pub(super) async fn restore_allowances(
-        &mut self,
-        allowances: Vec<Allowance>,
-    ) -> Result<Vec<SensorCommand>, DaemonError> {
-        for allowance in allowances {
-            // The ledger stores no more than were accepted.
-            let _ = self.allow.by_hand().add(allowance, now());
-        }
-        self.refresh().await
-    }
-
-    /// Revokes the allowance of `network`; returns the commands for the sensor, `None` if there was no allowance.
-    pub(super) async fn disallow(&mut self, network: IpNet) -> Result<Option<Vec<SensorCommand>>, String> {
-        match self.allow.by_hand().remove(network) {
-            true => self.refresh().await.map(Some).map_err(|error| error.to_string()),
-            false => Ok(None),
-        }
-    }
-
-    /// Allows a network for a time, or until revoked; returns the commands for the sensor.
-    pub(super) async fn allow(&mut self, allowance: Allowance) -> Result<Vec<SensorCommand>, String> {
-        self.allow.by_hand().add(allowance, now())?;
-        self.refresh().await.map_err(|error| error.to_string())
-    }
-
-    /// Removes the protection of `network` until it is allowed or unblocked; returns the commands for the sensor.
-    pub(super) async fn force(&mut self, network: IpNet, span: Option<Duration>) -> Result<Vec<SensorCommand>, String> {
-        self.allow.by_hand().force(network, span, now())?;
-        self.refresh().await.map_err(|error| error.to_string())
-    }
-
-    /// Protects `network` again, or with `None` all networks that were forced; returns the commands for the sensor.
-    pub(super) async fn unforce(&mut self, network: Option<IpNet>) -> Result<Vec<SensorCommand>, String> {
-        match self.allow.by_hand().unforce(network) {
-            true => self.refresh().await.map_err(|error| error.to_string()),
-            false => Ok(Vec::new()),
-        }
     }
 
     /// Applies another configuration; returns the commands for the sensor. On error the old one stays in force.
@@ -212,7 +155,7 @@ impl HostState {
         self.settings = Settings::from_config(config);
         self.network.request();
         self.stale = true;
-        self.catch_up().await
+        self.refresh().await
     }
 
     /// The own addresses on which connections count; `None` (all) if no interface is configured.
@@ -222,13 +165,9 @@ impl HostState {
         (!self.interfaces.is_empty()).then(|| on_watched.map(|(_, address)| address.addr()).collect())
     }
 
-    pub(super) fn filter(&self) -> String {
-        self.wanted.to_filter()
-    }
-
-    /// Waits until addresses, routes or interfaces change, a name has been looked up, or sockets have been listed;
-    /// returns the commands for the sensor. Cancel safe.
-    pub(super) async fn changed(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
+    /// Waits until addresses, routes or interfaces change, a name has been looked up, or sockets have been listed, and
+    /// informs the sensor. Cancel safe.
+    pub(super) async fn changed(&mut self) -> Result<(), DaemonError> {
         // Recorded in `stale`, because the caller may cancel before everything is read; then the next tick continues.
         tokio::select! {
             changed = self.watcher.changed() => {
@@ -240,6 +179,19 @@ impl HostState {
             listed = self.lister.next() => self.take_sockets(listed),
         }
         self.update().await
+    }
+
+    /// Reports a failure to follow the state of the host once, and its end once, although each tick tries again.
+    pub(super) fn report(&mut self, result: Result<(), DaemonError>) {
+        // If both reads fail, the same error is reported each time, so that the two do not alternate in the log.
+        let error = self.unread.clone().or_else(|| result.err().map(|error| error.to_string()));
+        if error != self.reported {
+            self.events.emit(match &error {
+                Some(error) => EventKind::Error(format!("{error}; retrying, the last known state is used")),
+                None => EventKind::Note("this host's addresses, routes and services can be read again".to_owned()),
+            });
+            self.reported = error;
+        }
     }
 
     fn take_reading(&mut self, reading: Result<Reading, HostError>) {
@@ -268,19 +220,16 @@ impl HostState {
                 ("listeners", late.map(|error| error.to_string()))
             }
             Listed::Listeners(Err(error)) => ("listeners", Some(error.to_string())),
-            Listed::Connections(Ok(connections)) => {
-                self.memory.observe_connections(boot_time(), &connections, &self.host);
-                ("connections", None)
-            }
-            Listed::Connections(Err(error)) => ("connections", Some(error.to_string())),
-            Listed::Published(Ok(connections)) => {
-                self.memory.observe_connections(boot_time(), &connections, &self.host);
-                ("connections through NAT", None)
-            }
-            Listed::Published(Err(error)) => ("connections through NAT", Some(error.to_string())),
+            Listed::Connections(connections) => ("connections", self.take_connections(connections)),
+            Listed::Published(connections) => ("connections through NAT", self.take_connections(connections)),
         };
         self.stale |= self.listeners_changed;
         self.report_list(name, error);
+    }
+
+    /// Applies a list of connections; returns its error.
+    fn take_connections(&mut self, connections: Result<Vec<Connection>, String>) -> Option<String> {
+        connections.map(|list| self.memory.observe_connections(boot_time(), &list, &self.host)).err()
     }
 
     /// Reports a list that cannot be read once, and its recovery once; until then the last list stays in use.
@@ -298,7 +247,7 @@ impl HostState {
     }
 
     /// Reads changed files again, and requests new readings from the threads.
-    pub(super) async fn tick(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
+    pub(super) async fn tick(&mut self) -> Result<(), DaemonError> {
         // All of them are polled, because each keeps its own state.
         let resolvers = self.resolvers.poll();
         let changes = [self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
@@ -315,35 +264,33 @@ impl HostState {
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
         self.stale |= changes.contains(&true) || services_changed || ports_moved || self.ticks == 0;
         let listeners_changed = std::mem::take(&mut self.listeners_changed);
-        let mut commands = self.update().await?;
-        commands.extend(self.memory.query_published(now));
+        self.update().await?;
+        self.memory.query_published(now, &self.sensor);
         if self.memory.ends_settling(boot_time(), listeners_changed) {
             let text = "the services of this host have started: sources are banned from now on".to_owned();
             self.events.emit(EventKind::Note(text));
             // Sent after the snapshot in which the services are open.
-            commands.push(SensorCommand::EndSettling);
+            self.sensor.send(SensorCommand::EndSettling);
         }
-        Ok(commands)
+        Ok(())
     }
 
     /// Updates the snapshot if something has changed. Messages are sent after the snapshot, so that an address is
     /// protected before a message says so.
-    async fn update(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
-        let mut commands = if self.stale { self.catch_up().await? } else { Vec::new() };
-        commands.extend(self.memory.changed_peers(boot_time()));
+    async fn update(&mut self) -> Result<(), DaemonError> {
+        if self.stale {
+            let commands = self.refresh().await?;
+            self.sensor.send_all(commands);
+        }
+        self.sensor.send_all(self.memory.changed_peers(boot_time()));
         self.allow.take_messages().into_iter().for_each(|kind| self.events.emit(kind));
-        Ok(commands)
+        Ok(())
     }
 
-    async fn catch_up(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
-        let commands = self.refresh().await?;
-        self.stale = false;
-        Ok(commands)
-    }
-
-    async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
+    /// Creates the snapshot anew; returns the commands for the sensor.
+    pub(super) async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         let mut host = snapshot(&self.interfaces, &self.allow.networks(), &self.facts, &self.listeners);
-        self.allow.apply_forced(&mut host.allow);
+        self.allow.by_hand.forced().for_each(|network| host.allow.except(network));
         host.services = self.memory.services.memory();
         host.find_related();
         let wanted = Wanted::new(&self.settings, &host);
@@ -354,25 +301,21 @@ impl HostState {
         };
         self.wanted = wanted;
         self.host = Arc::new(host);
+        self.stale = false;
         let mut commands = vec![SensorCommand::Host(self.host()), SensorCommand::Addresses(self.addresses())];
         commands.extend(live.map(SensorCommand::Capture));
         Ok(commands)
     }
 
-    /// Called when the sensor reports a high packet rate.
-    pub(super) fn flood_begins(&mut self) {
-        self.ring_sizer.flood_begins(Instant::now());
-    }
-
-    /// Returns a capture with a larger ring buffer while the sensor's counters show a high packet rate, and with the
-    /// usual one afterwards.
-    pub(super) async fn resize_ring(&mut self, metrics: &SensorMetrics) -> Option<SensorCommand> {
-        let now = Instant::now();
-        let ring = self.ring_sizer.wanted(now, metrics.frames.get(), metrics.dropped.get())?;
+    /// Replaces the capture by one with a larger ring buffer while the sensor's counters show a high packet rate, and by
+    /// one with the usual ring buffer afterwards.
+    pub(super) async fn resize_ring(&mut self) {
+        let (now, metrics) = (Instant::now(), &self.sensor.metrics);
+        let Some(ring) = self.ring_sizer.wanted(now, metrics.frames.get(), metrics.dropped.get()) else { return };
         match capture(&self.wanted, ring).await {
             Ok(live) => {
                 self.ring_sizer.ring = ring;
-                Some(SensorCommand::Capture(live))
+                self.sensor.send(SensorCommand::Capture(live));
             }
             Err(error) => {
                 self.ring_sizer.refused(now);
@@ -380,14 +323,9 @@ impl HostState {
                     "cannot enlarge the capture's ring buffer during a flood: {error}; the capture continues with \
                      the old one"
                 )));
-                None
             }
         }
     }
-}
-
-fn now() -> Now {
-    (Instant::now(), SystemTime::now())
 }
 
 /// Opens another capture. Compiling its filter takes about 50 ms and runs on a separate thread, while the old capture

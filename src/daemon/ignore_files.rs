@@ -20,8 +20,8 @@ const MAX_LOGGED_ERRORS: usize = 5;
 struct IgnoreFile {
     watch: FileWatch<PathBuf>,
     networks: Vec<IpNet>,
-    /// Number of polls for which the file has kept changing; `None` if it has not changed.
-    changing: Option<u8>,
+    /// Number of polls for which the file has kept changing; 0 if it has not changed since it was read.
+    changing: u8,
     wrong: bool,
 }
 
@@ -36,7 +36,7 @@ impl IgnoreFiles {
         // Watches are installed first, so that changes during the reads are noticed.
         let watches: Vec<_> = allow.files.iter().map(|path| FileWatch::new(path.clone())).collect();
         let read = allow.read_files()?;
-        let file = |(watch, networks)| IgnoreFile { watch, networks, changing: None, wrong: false };
+        let file = |(watch, networks)| IgnoreFile { watch, networks, changing: 0, wrong: false };
         Ok(Self(watches.into_iter().zip(read).map(file).collect()))
     }
 
@@ -58,21 +58,11 @@ impl IgnoreFiles {
 impl IgnoreFile {
     /// True if the file changed, but not since the last poll: a file that is being written may be truncated anywhere.
     fn rests(&mut self) -> bool {
-        match (self.changing, self.watch.poll()) {
-            (None, false) => false,
-            (None, true) => {
-                self.changing = Some(1);
-                false
-            }
-            (Some(looks), true) if looks < MAX_POLLS => {
-                self.changing = Some(looks + 1);
-                false
-            }
-            (Some(_), _) => {
-                self.changing = None;
-                true
-            }
+        if self.watch.poll() && self.changing < MAX_POLLS {
+            self.changing += 1;
+            return false;
         }
+        std::mem::take(&mut self.changing) > 0
     }
 
     fn read(&mut self, events: &mut Vec<EventKind>) -> bool {

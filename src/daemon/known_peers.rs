@@ -150,6 +150,7 @@ mod tests {
 
     use super::*;
     use crate::engine::Local;
+    use crate::types::at;
 
     const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
@@ -157,10 +158,6 @@ mod tests {
         let mut host = Host::new(Local::own([OWN]));
         host.tcp.insert_any_v4(443);
         host
-    }
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::at(Duration::from_secs(seconds))
     }
 
     fn from(peer: u32, port: u16) -> Connection {

@@ -10,60 +10,42 @@ use crate::enforce::route::Routes;
 use crate::enforce::{EntryStore, entry_store};
 use crate::events::event::EventKind;
 use crate::ledger::Reader;
-use crate::types::{Backend, RouteKind, Timestamp};
+use crate::types::{Backend, Timestamp};
 
-/// Objects to remove once the start has passed all its checks.
-pub(super) struct Leftovers {
-    table: Option<RulesetSpec>,
-    routes: Option<RouteKind>,
-    /// The backends that continue the bans.
-    methods: String,
-}
-
-impl Leftovers {
-    /// The objects that `config` does not use any more.
-    pub(super) fn new(config: &Config) -> Self {
-        let unused = |backend: Backend| !config.block.method.contains(&backend);
-        Self {
-            table: unused(Backend::Nft).then(|| RulesetSpec::from_config(config)),
-            routes: unused(Backend::Route).then_some(config.block.route),
-            methods: config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", "),
+/// Removes the objects that `config` does not use any more; returns the events to report.
+pub(super) fn remove(config: &Config) -> Vec<EventKind> {
+    let is_unused = |backend: Backend| !config.block.method.contains(&backend);
+    let methods = config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", ");
+    let mut report = Vec::new();
+    if is_unused(Backend::Nft) {
+        let spec = RulesetSpec::from_config(config);
+        match Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.remove(&spec)) {
+            Ok(true) => report.push(EventKind::Note(format!(
+                "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
+                 bans continue with {methods}"
+            ))),
+            Ok(false) | Err(RulesetError::Socket(_)) => {}
+            Err(error) => report.push(EventKind::Error(format!("the table of an earlier run stays: {error}"))),
         }
     }
-
-    /// Removes the objects; returns the events to report.
-    pub(super) fn remove(self) -> Vec<EventKind> {
-        let Self { table, routes, methods } = self;
-        let mut report = Vec::new();
-        if let Some(spec) = table {
-            match Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.remove(&spec)) {
-                Ok(true) => report.push(EventKind::Note(format!(
-                    "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
-                     bans continue with {methods}"
-                ))),
-                Ok(false) | Err(RulesetError::Socket(_)) => {}
-                Err(error) => report.push(EventKind::Error(format!("the table of an earlier run stays: {error}"))),
-            }
+    if is_unused(Backend::Route) {
+        let swept = Routes::open(config.block.route, 0).and_then(|mut routes| {
+            let found = routes.leftovers()?;
+            Ok((found.len(), routes.sweep(Timestamp::default()).trouble))
+        });
+        match swept {
+            Ok((0, _)) | Err(_) => {}
+            Ok((count, None)) => report.push(EventKind::Note(format!(
+                "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans continue \
+                 with {methods}"
+            ))),
+            Ok((_, Some(error))) => report.push(EventKind::Error(format!(
+                "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
+                 `ip -6 route flush proto 112`"
+            ))),
         }
-        if let Some(kind) = routes {
-            let swept = Routes::open(kind, 0).and_then(|mut routes| {
-                let found = routes.leftovers()?;
-                Ok((found.len(), routes.sweep(Timestamp::default()).trouble))
-            });
-            match swept {
-                Ok((0, _)) | Err(_) => {}
-                Ok((count, None)) => report.push(EventKind::Note(format!(
-                    "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans continue \
-                     with {methods}"
-                ))),
-                Ok((_, Some(error))) => report.push(EventKind::Error(format!(
-                    "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
-                     `ip -6 route flush proto 112`"
-                ))),
-            }
-        }
-        report
     }
+    report
 }
 
 /// True if an earlier run may have left bans in a backend or in the ledger in `state_dir`, or commands that have to be

@@ -8,7 +8,6 @@ mod backends;
 pub mod background;
 mod ban_recorder;
 mod command_helper;
-mod config_source;
 mod control_handler;
 mod decoys;
 mod error;
@@ -30,14 +29,11 @@ mod log_writer;
 mod network_lister;
 mod notifier;
 mod optional;
-mod protection;
-mod published_ports;
 mod recent_listeners;
 mod reconciler;
 mod reverse_dns;
 mod ring_size;
 mod sandbox_policy;
-mod sensor_handle;
 mod sensor_thread;
 mod service_tracker;
 mod settling;
@@ -46,25 +42,25 @@ mod startup_reconcile;
 mod systemd;
 mod table_identity;
 mod table_monitor;
-mod trial;
-mod unban;
 mod unfounded_bans;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
+use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener};
 use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
-use crate::config::{Config, LogTarget, Mode};
+use crate::config::{Config, ConfigErrors, LogTarget};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, Bound, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::Nft;
 use crate::enforce::route::Routes;
+use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
 use crate::events::event::EventKind;
@@ -79,31 +75,38 @@ use crate::types::{BanTarget, Span, Timestamp, shared64};
 use backends::{OpenBackends, UsedBackends};
 use ban_recorder::{BanRecorder, Memory, Reading};
 use command_helper::CommandHelper;
-use config_source::ConfigSource;
-use control_handler::Uptime;
-use decoys::{FirewallWatch, LegacyTables};
-use event_loop::{EventLoop, HostErrorReport, Signals};
+use control_handler::{ControlHandler, Trial};
+use decoys::FirewallWatch;
+use event_loop::{EventLoop, catch_signals};
 use event_sink::EventSink;
 use file_helper::RootFiles;
-use fleet::{Fleet, FromLedger, Surroundings};
+use fleet::Fleet;
 use guest_ports::GuestPorts;
 use host_state::HostState;
-use leftovers::Leftovers;
 use log_writer::LogWriter;
 use notifier::Notifier;
-use reconciler::{Compared, Wanted};
-use sensor_handle::SensorHandle;
-use sensor_thread::SensorThread;
-use settling::MAX_SETTLING;
-use startup_reconcile::{SlowHandover, StartupReconcile};
+use reconciler::Reconciler;
+use sensor_thread::{SensorHandle, SensorThread};
+use settling::{MAX_SETTLING, Settling};
+use startup_reconcile::StartupReconcile;
 use systemd::Systemd;
 use table_identity::TableIdentity;
 use table_monitor::TableMonitor;
-use trial::Trial;
 use unfounded_bans::UnfoundedBans;
 
-pub use config_source::{Places, Reread};
 pub use error::DaemonError;
+
+/// Locations of files and sockets.
+#[derive(Clone, Debug)]
+pub struct Places {
+    pub state_dir: PathBuf,
+    pub socket: PathBuf,
+    /// The configuration file, if it exists.
+    pub config: PathBuf,
+}
+
+/// Reads the configuration again, including command-line flags.
+pub type Reread = Box<dyn Fn() -> Result<Config, ConfigErrors> + Send>;
 
 /// Maximum number of events that wait for the log.
 const MAX_EVENTS: usize = 8192;
@@ -122,18 +125,13 @@ struct Privileged {
     command_helper: Option<CommandHelper>,
     root_files: RootFiles,
     control: Result<Bound, ControlError>,
-    fleet: Option<FleetSocket>,
+    /// The socket for the fleet process, whose user is `fleet_user`.
+    fleet: Option<Result<Bound, ControlError>>,
+    fleet_user: Option<u32>,
     used: UsedBackends,
-    legacy_tables: LegacyTables,
-    cookies: SynCookies,
+    firewall_watch: FirewallWatch,
     /// The listener of all decoys, if they share one.
     shared: Option<Result<SharedListener, Errno>>,
-}
-
-/// The socket for reports of a fleet, and the users that may connect.
-struct FleetSocket {
-    bound: Result<Bound, ControlError>,
-    users: Vec<u32>,
 }
 
 /// The user of the fleet process.
@@ -167,8 +165,7 @@ pub fn run(
     let closed = if sandboxed { closed_folders(&policy) } else { Vec::new() };
     let root_files = RootFiles::start(&config, &places.config, &closed, &mut used.stores)?;
     policy.write.retain(|folder| !closed.contains(folder));
-    let legacy_tables = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
-    let cookies = if config.tcp.mode == Mode::Connect { SynCookies::open() } else { SynCookies::default() };
+    let firewall_watch = FirewallWatch::open(&config);
     let shared = config.shares_decoys().then(SharedListener::open);
     // Before a second thread exists. Only root may be able to create the socket in its directory.
     let fleet_user = config.fleet.is_joined().then(|| sandbox::user_id(FLEET_USER)).flatten();
@@ -176,13 +173,10 @@ pub fn run(
         let fleet = config.fleet.is_joined().then(|| Bound::open(&config.fleet.socket, Access::All));
         (Bound::open(&places.socket, Access::Group), fleet)
     };
-    let (mut sandbox, sockets) = match sandboxed {
-        true => {
-            let mut sockets = None;
-            let sandbox = Sandbox::enter(&policy, || sockets = Some(bind()));
-            (sandbox, sockets)
-        }
-        false => (Sandbox::without(&policy), None),
+    let mut sockets = None;
+    let mut sandbox = match sandboxed {
+        true => Sandbox::enter(&policy, || sockets = Some(bind())),
+        false => Sandbox::without(&policy),
     };
     let (control, fleet) = sockets.unwrap_or_else(bind);
     let sensor_thread = SensorThread::start(sandboxed)?;
@@ -190,8 +184,6 @@ pub fn run(
         sandbox.drop_privileges();
         sandbox.warnings.extend(sandbox_policy::own_commands(&config, used.runs_commands, &sandbox));
     }
-    let users = [0, sandbox.uid].into_iter().chain(fleet_user).collect();
-    let fleet = fleet.map(|bound| FleetSocket { bound, users });
     // One thread for blocking calls starts now, and such threads never end: while local users leave no room for another
     // thread, a call waits for an existing one. Without one it would panic.
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -206,9 +198,9 @@ pub fn run(
         root_files,
         control,
         fleet,
+        fleet_user,
         used,
-        legacy_tables,
-        cookies,
+        firewall_watch,
         shared,
     };
     // With `--daemon`, lines to standard error and syslog (the default there) are written directly: standard error is
@@ -229,15 +221,16 @@ async fn serve(
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    let Privileged { instance_lock, sandbox, mut command_helper, root_files, used, cookies, .. } = privileged;
-    let signals = Signals::catch()?;
+    let Privileged { instance_lock, sandbox, mut command_helper, root_files, used, mut firewall_watch, .. } =
+        privileged;
+    let signals = catch_signals()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     let undoes_commands = !config.block.run.expire_command.is_empty();
     let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes, undoes_commands)
         .map_err(DaemonError::system("start a thread"))?;
     let (events, received) = channel::bounded(MAX_EVENTS);
-    let mut host_state = HostState::open(&config, events.clone()).await?;
     let sensor = SensorHandle::new()?;
+    let mut host_state = HostState::open(&config, sensor.clone(), events.clone()).await?;
     let mut log = LogWriter::new(&config, events.clone(), root_files.json_file.clone());
     let helper_warnings = command_helper.iter().flat_map(|helper| &helper.warnings);
     let notes = instance_lock.doubt.clone().into_iter();
@@ -250,13 +243,13 @@ async fn serve(
 
     // A missing capability or a busy port is found before anything is changed. Connections to a decoy wait for the
     // sensor from now on.
-    let mut firewall_watch = FirewallWatch::new(privileged.legacy_tables, cookies.clone());
     let (shared, decoy_rules) = decoys::rules(privileged.shared, &mut firewall_watch, &mut log);
+    let cookies = firewall_watch.cookies();
     let decoy_ports = DecoyPorts::from_config(&config);
     let shared = shared.map(|listener| (listener, host_state.host().tcp.anywhere()));
     let mut decoys = Decoys::open(&decoy_ports, shared, &config.tcp.port_banner, cookies.clone())?;
     let (kernel, kernel_failure) = KernelPorts::open()?;
-    let live = Live::open(&host_state.filter(), Ring::Usual)?;
+    let live = Live::open(&host_state.wanted.to_filter(), Ring::Usual)?;
     let scrapes = match config.metrics.listen {
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
@@ -280,11 +273,8 @@ async fn serve(
         .ok();
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let port_id = blocker.nft.as_ref().map(|backend| backend.nft.port_id());
-    let table_monitor = TableMonitor::open(port_id, ban_recorder.recorder())?;
-    if let (Some(backend), Some(pause)) = (&mut blocker.nft, table_monitor.pause()) {
-        backend.nft.pause_monitor_with(pause);
-    }
+    let nft = blocker.nft.as_mut().map(|backend| &mut backend.nft);
+    let table_monitor = TableMonitor::open(nft, ban_recorder.recorder())?;
     let Memory { mut bans, mut peers, table, booted, .. } = memory;
     // After a reboot another link may have the same index.
     let is_other_link = |target| booted && matches!(target, BanTarget::Link { .. });
@@ -298,17 +288,23 @@ async fn serve(
         log.emit(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs())));
         // The sensor's time begins with its start, a moment from now.
         engine.start_settling(Timestamp::at(MAX_SETTLING));
-        host_state.memory.start_settling(boot_time());
+        host_state.memory.settling = Some(Settling::new(boot_time()));
     }
     let listeners = host_state.memory.recent_listeners.recall(memory.listeners, SystemTime::now());
     engine.recall_listeners(Timestamp::default(), &listeners);
-    engine.know_peers(Timestamp::default(), &host_state.memory.recall_peers(peers, boot_time(), SystemTime::now()));
+    let known_peers = &mut host_state.memory.known_peers;
+    known_peers.recall(peers, boot_time(), SystemTime::now());
+    engine.know_peers(Timestamp::default(), &known_peers.ages(boot_time()));
     // Before the first packet, so that returning sources are recognised from the start.
     memory.strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     engine.recall_bans(Timestamp::default(), memory.recent);
     if !memory.allowances.is_empty() {
+        for allowance in memory.allowances {
+            // The ledger stores no more than were accepted.
+            let _ = host_state.allow.by_hand.add(allowance, allowances::now());
+        }
         // Before a ban of the ledger is restored.
-        sensor.send_all(host_state.restore_allowances(memory.allowances).await?);
+        sensor.send_all(host_state.refresh().await?);
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
     for store in used.swept() {
@@ -318,25 +314,21 @@ async fn serve(
             store.backend().name()
         )));
     }
-    let fleet = match config.fleet.is_joined() {
-        true => {
-            let surroundings =
-                Surroundings { host: &host_state.host(), enforces: config.blocks() && !trial.only_logs() };
-            let server =
-                privileged.fleet.map(|socket| socket.bound.and_then(|bound| FleetServer::serve(bound, &socket.users)));
-            let server = server
-                .transpose()
-                .map_err(|error| log.emit(EventKind::Error(format!("{error}; the daemon runs without the fleet"))));
+    let users: Vec<u32> = [0, sandbox.uid].into_iter().chain(privileged.fleet_user).collect();
+    let fleet = match privileged.fleet.map(|bound| bound.and_then(|bound| FleetServer::serve(bound, &users))) {
+        Some(Ok(server)) => {
             // Without a backend, scans are only logged and the sets do not exist.
             let nft = blocker.nft.as_ref().map_or_else(Nft::open, |backend| backend.nft.try_clone())?;
-            let mut from_ledger = FromLedger { lifts: memory.fleet_lifts, ..FromLedger::default() };
-            if let Some(recorder) = ban_recorder.recorder() {
-                from_ledger.own_bans = fleet::recorded(&recorder, &bans.remembered).await;
-                from_ledger.recorder = Some(recorder);
-            }
-            server.ok().flatten().map(|server| Fleet::new(&config.fleet, server, nft, surroundings, from_ledger))
+            let enforces = config.blocks() && !trial.only_logs();
+            let mut fleet = Fleet::new(&config.fleet, server, nft, host_state.host(), enforces);
+            fleet.recall(ban_recorder.recorder(), &bans.remembered, &memory.fleet_lifts).await;
+            Some(fleet)
         }
-        false => None,
+        Some(Err(error)) => {
+            log.emit(EventKind::Error(format!("{error}; the daemon runs without the fleet")));
+            None
+        }
+        None => None,
     };
     if !used.methods.is_empty() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
@@ -353,21 +345,16 @@ async fn serve(
             table_merged: table_found.is_some_and(|table| table.merged),
             trap_banned,
             marker: places.state_dir.join(ledger::RESTORING),
-            expire: config.expire,
-            slow: slow_backends.as_ref().map(|thread| SlowHandover {
-                tasks: thread.tasks(),
-                backends: blocker.backends.clone(),
-                sweeps_entries: used.swept().next().is_some(),
-                undoes_commands: used.undoes_commands,
-            }),
+            config: config.clone(),
+            tasks: slow_backends.as_ref().map(SlowBackends::tasks),
+            sweeps_entries: used.swept().next().is_some(),
+            undoes_commands: used.undoes_commands,
             nft,
-            // Without a ledger only the old backend knows the bans.
-            leftovers: ban_recorder.recorder().map(|_| Leftovers::new(&config)),
         }
         .start()?;
     }
     let table_identity = TableIdentity::new(blocker.nft.is_some().then(Nft::open).transpose()?, settling::boot_id());
-    let wanted = Wanted { nft: blocker.nft.is_some(), routes: blocker.routes.is_some().then_some(config.block.route) };
+    let (uses_nft, routes) = (blocker.nft.is_some(), blocker.routes.is_some().then_some(config.block.route));
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
     // A listener for all ports needs rules that redirect to it.
     if decoy_rules.is_some() && blocker.nft.as_ref().is_none_or(|backend| backend.spec.decoys.is_none()) {
@@ -400,9 +387,9 @@ async fn serve(
     // The receiver is gone only when the event loop has ended.
     let thread = privileged.sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
 
-    if wanted.nft || wanted.routes.is_some() {
-        let bulk = table_monitor.bulk.clone();
-        tokio::spawn(reconciler::reconcile(sensor.clone(), wanted, Compared::open(wanted)?, bulk));
+    if uses_nft || routes.is_some() {
+        let reconciler = Reconciler { sensor: sensor.clone(), uses_nft, routes, bulk: table_monitor.bulk.clone() };
+        tokio::spawn(reconciler.run());
     }
     if let Some(port_id) = route_port {
         let monitor = RouteMonitor::open(port_id).map_err(DaemonError::system("follow the kernel's routes"))?;
@@ -410,37 +397,37 @@ async fn serve(
     }
     let notifications = command_helper.as_mut().and_then(|helper| helper.notifications.take());
     let notifier = Notifier::new(&config.notify, notifications, SystemTime::now());
-    let mut event_loop = EventLoop {
-        config: ConfigSource {
-            config,
-            config_path: places.config,
-            state_dir: places.state_dir,
-            reread,
-            on_trial: confirm.is_some(),
-            uses_nft: wanted.nft,
-        },
-        systemd: Systemd::new(Arc::clone(&sensor.metrics)),
+    let systemd = Systemd::new(Arc::clone(&sensor.metrics));
+    let handler = ControlHandler {
+        config,
+        places,
+        reread,
+        on_trial: confirm.is_some(),
+        uses_nft,
+        host_state,
         sensor: sensor.clone(),
+        fleet,
         sink: EventSink { ban_recorder, log, notifier, control, events, last_event: None, lost: 0 },
         trial,
-        uptime: Uptime { started: SystemTime::now(), since: Instant::now() },
-        host_error: HostErrorReport::default(),
+        sandbox,
+        command_helper,
         firewall_watch,
+        started: (SystemTime::now(), Instant::now()),
+    };
+    let mut event_loop = EventLoop {
+        handler,
+        table_monitor,
+        received,
+        scrapes,
+        systemd,
+        instance_lock,
         unfounded_bans: UnfoundedBans::default(),
         guest_ports: GuestPorts::default(),
         table_identity,
-        host_state,
-        table_monitor,
-        fleet,
-        received,
-        scrapes,
-        instance_lock,
-        sandbox,
-        command_helper,
     };
     let result = event_loop.run(signals, &mut end).await;
-    event_loop.host_state.memory.write(boot_time(), SystemTime::now());
-    if let Some(fleet) = &mut event_loop.fleet {
+    event_loop.handler.host_state.memory.write(boot_time(), SystemTime::now());
+    if let Some(fleet) = &mut event_loop.handler.fleet {
         fleet.write_lifts(true);
     }
     if result.is_ok() {
@@ -461,8 +448,6 @@ async fn serve(
 
 /// A hash key that is unpredictable to sources of packets.
 fn hash_key() -> Result<HashKey, DaemonError> {
-    let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes).map_err(DaemonError::system("get random bytes"))?;
-    let [low, high] = [0, 64].map(|shift| u128::from_ne_bytes(bytes) >> shift & u128::from(u64::MAX));
-    Ok(HashKey(u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0)))
+    let random = || getrandom::u64().map_err(DaemonError::system("get random bytes"));
+    Ok(HashKey(random()?, random()?))
 }

@@ -100,7 +100,7 @@ mod tests {
 
     use super::*;
     use crate::netlink::sock_diag::Bound;
-    use crate::types::Protocol;
+    use crate::types::{Protocol, at};
 
     const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
@@ -117,9 +117,8 @@ mod tests {
     }
 
     fn observe(recent: &mut RecentListeners, seconds: u64, listeners: &[Listener]) -> bool {
-        let now = Timestamp::at(Duration::from_secs(seconds));
         let ranges = PortRanges { ephemeral: &(32_768..=60_999).collect(), first_unprivileged: 1_024 };
-        recent.observe(now, wall(seconds), listeners, ranges, None)
+        recent.observe(at(seconds), wall(seconds), listeners, ranges, None)
     }
 
     /// The ports that a start restores `seconds` after the origin.

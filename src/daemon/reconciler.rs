@@ -10,8 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::time::{Instant, timeout_at};
 
-use super::error::DaemonError;
-use super::sensor_handle::SensorHandle;
+use super::sensor_thread::SensorHandle;
 use super::table_monitor::BulkChanges;
 use crate::clock::boot_time;
 use crate::enforce::nft::Nft;
@@ -37,86 +36,74 @@ const MAX_COALESCE: Duration = Duration::from_millis(500);
 /// Bans that the sensor repairs between two batches of packets: about 20 ms.
 const MAX_REPAIRS: usize = 1_000;
 
-#[derive(Clone, Copy)]
-pub(super) struct Wanted {
-    pub(super) nft: bool,
+pub(super) struct Reconciler {
+    pub(super) sensor: SensorHandle,
+    /// True if nftables is used.
+    pub(super) uses_nft: bool,
     /// Kind of the own routes, if routes are used.
     pub(super) routes: Option<RouteKind>,
+    pub(super) bulk: BulkChanges,
 }
 
-/// The objects to compare, each with a separate socket.
-pub(super) struct Compared {
-    nft: Option<Nft>,
-    routes: Option<(RouteSocket, RouteKind)>,
-}
-
-/// Runs the comparison on a separate task until the sensor has ended.
-pub(super) async fn reconcile(sensor: SensorHandle, wanted: Wanted, compared: Compared, bulk: BulkChanges) {
-    let mut compared = Some(compared);
-    while panic_guard::catch_panic(rounds(&sensor, wanted, &mut compared, &bulk)).await.is_none() {
-        tokio::time::sleep(panic_guard::RESTART_DELAY).await;
+impl Reconciler {
+    /// Runs the comparison until the sensor has ended. For a separate task.
+    pub(super) async fn run(self) {
+        while panic_guard::catch_panic(self.rounds()).await.is_none() {
+            tokio::time::sleep(panic_guard::RESTART_DELAY).await;
+        }
     }
-}
 
-async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Compared>, bulk: &BulkChanges) {
-    let (mut elements, mut routes): (HashSet<BanTarget>, HashSet<BanTarget>) = Default::default();
-    loop {
-        tokio::time::sleep(INTERVAL).await;
-        if bulk.are_under_way(boot_time()) {
-            continue;
-        }
-        let again = elements.drain().collect();
-        let routes_again = routes.drain().collect();
-        let request = |answer| SensorRequest::Sample { most: SAMPLE, again, routes_again, answer };
-        // A full inbox means that the sensor is busy, so this round is skipped.
-        let Some(sample) = sensor.try_ask(request) else { continue };
-        let Ok(sample) = sample.await else { return };
-        if sample.is_empty() {
-            continue;
-        }
-        // A panic has dropped the sockets. If they cannot be opened now, the next round tries again.
-        let Some(mut looks) = compared.take().or_else(|| Compared::open(wanted).ok()) else { continue };
-        let looked = tokio::task::spawn_blocking(move || {
-            panic_guard::failpoint("comparison");
-            let missing = looks.missing(&sample);
-            (looks, missing)
-        });
-        let Ok((looks, missing)) = looked.await else { continue };
-        *compared = Some(looks);
-        // If a ban is missing once, a notification may still arrive: lifted, expired, flushed. If it is missing twice,
-        // none will.
-        elements.extend(missing.fresh);
-        routes.extend(missing.routes);
-        for (backend, again) in [(Backend::Nft, missing.again), (Backend::Route, missing.routes_again)] {
-            if !again.is_empty() {
-                sensor.send(SensorCommand::Repair(backend, again));
+    async fn rounds(&self) {
+        let (mut elements, mut routes): (HashSet<BanTarget>, HashSet<BanTarget>) = Default::default();
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            if self.bulk.are_under_way(boot_time()) {
+                continue;
+            }
+            let again = elements.drain().collect();
+            let routes_again = routes.drain().collect();
+            let request = |answer| SensorRequest::Sample { most: SAMPLE, again, routes_again, answer };
+            // A full inbox means that the sensor is busy, so this round is skipped.
+            let Some(sample) = self.sensor.try_ask(request) else { continue };
+            let Ok(sample) = sample.await else { return };
+            if sample.is_empty() {
+                continue;
+            }
+            let (uses_nft, kind) = (self.uses_nft, self.routes);
+            let missing = tokio::task::spawn_blocking(move || {
+                panic_guard::failpoint("comparison");
+                missing(&sample, uses_nft, kind)
+            });
+            let Ok(missing) = missing.await else { continue };
+            // If a ban is missing once, a notification may still arrive: lifted, expired, flushed. If it is missing
+            // twice, none will.
+            elements.extend(missing.fresh);
+            routes.extend(missing.routes);
+            for (backend, again) in [(Backend::Nft, missing.again), (Backend::Route, missing.routes_again)] {
+                if !again.is_empty() {
+                    self.sensor.send(SensorCommand::Repair(backend, again));
+                }
             }
         }
     }
 }
 
-impl Compared {
-    pub(super) fn open(wanted: Wanted) -> Result<Self, DaemonError> {
-        let nft = wanted.nft.then(Nft::open).transpose()?;
-        let routes = wanted.routes.map(|kind| RouteSocket::open().map(|socket| (socket, kind))).transpose()?;
-        Ok(Self { nft, routes })
+/// The targets of `sample` that should be blocked but are not. A target that cannot be queried now is in a later sample.
+fn missing(sample: &Sample, uses_nft: bool, routes: Option<RouteKind>) -> Sample {
+    let mut missing = Sample::default();
+    if uses_nft && let Ok(mut nft) = Nft::open() {
+        // The table monitor handles a missing table.
+        missing.fresh = nft.missing(&sample.fresh).unwrap_or_default();
+        missing.again = nft.missing(&sample.again).unwrap_or_default();
     }
-
-    /// The targets of `sample` that should be blocked but are not.
-    fn missing(&mut self, sample: &Sample) -> Sample {
-        let mut missing = Sample::default();
-        if let Some(nft) = &mut self.nft {
-            // The table monitor handles a missing table.
-            missing.fresh = nft.missing(&sample.fresh).unwrap_or_default();
-            missing.again = nft.missing(&sample.again).unwrap_or_default();
-        }
-        if let Some((socket, kind)) = &mut self.routes {
-            let mut without_route = |targets: &[BanTarget]| missing_routes(socket, *kind, targets).unwrap_or_default();
-            missing.routes = without_route(&sample.routes);
-            missing.routes_again = without_route(&sample.routes_again);
-        }
-        missing
+    if let Some(kind) = routes
+        && let Ok(mut socket) = RouteSocket::open()
+    {
+        let mut without_route = |targets: &[BanTarget]| missing_routes(&mut socket, kind, targets).unwrap_or_default();
+        missing.routes = without_route(&sample.routes);
+        missing.routes_again = without_route(&sample.routes_again);
     }
+    missing
 }
 
 /// Follows changes by others to the own routes, on a separate task, until the sensor has ended.
@@ -146,10 +133,8 @@ async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
         let one = gone.iter().next().copied().and_then(BanTarget::exactly);
         match one {
             Some(target) if gone.len() == 1 && !unknown => sensor.send(SensorCommand::RouteRemoved(target)),
-            _ => match repair_all(sensor).await {
-                Some(()) => {}
-                None => return,
-            },
+            _ if repair_all(sensor).await.is_none() => return,
+            _ => {}
         }
     }
 }

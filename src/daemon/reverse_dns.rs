@@ -59,17 +59,13 @@ impl ReverseDns {
 
     /// Starts a look-up of `address`, unless it is known. After `until` the answer is not needed. Does not wait.
     pub(super) fn ask(&mut self, address: IpAddr, now: Instant, until: Instant) {
-        while let Some((old, until)) = self.known.front()
-            && *until <= now
-        {
-            self.states.remove(old);
-            self.known.pop_front();
-        }
-        while let Some((late, until)) = self.waiting.front()
-            && *until <= now
-        {
-            self.states.remove(late);
-            self.waiting.pop_front();
+        for queue in [&mut self.known, &mut self.waiting] {
+            while let Some((old, until)) = queue.front()
+                && *until <= now
+            {
+                self.states.remove(old);
+                queue.pop_front();
+            }
         }
         if !self.states.contains_key(&address) && self.waiting.len() < MAX_WAITING {
             self.states.insert(address, State::Asked);

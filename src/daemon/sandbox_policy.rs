@@ -6,13 +6,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::Places;
 use super::backends::UsedBackends;
-use super::config_source::Places;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, Protocol};
 use crate::enforce::file_helper::Files;
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::ledger;
 use crate::sandbox::{Policy, Process, Sandbox};
+use crate::types::PortSet;
 
 /// Read-only files about the host: name servers, leases and sessions, if they exist ([`crate::host`]); kernel settings;
 /// and randomness for SQLite. Directories are listed if files in them are replaced.
@@ -41,19 +42,14 @@ const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/li
 /// The daemon's policy with `config` and the backends in use.
 pub(super) fn of_daemon(config: &Config, places: &Places, used: &UsedBackends) -> Policy {
     let folder = |path: &Path| path.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
-    let protocols = [&config.tcp, &config.udp];
-    let connects = |protocol: &&&crate::config::Protocol| protocol.mode == Mode::Connect;
+    let decoys =
+        |protocol: &Protocol| if protocol.mode == Mode::Connect { protocol.watched() } else { PortSet::default() };
+    let (tcp, udp, metrics) = (decoys(&config.tcp), decoys(&config.udp), config.metrics.listen.map(|it| it.port()));
     let names = config.report.resolve_host || !config.allow.names.is_empty();
     let mut policy = Policy {
         read: HOST_FILES.iter().chain(&NAME_FILES).map(PathBuf::from).collect(),
-        tcp_ports: [&config.tcp]
-            .iter()
-            .filter(connects)
-            .flat_map(|protocol| protocol.watched().iter().collect::<Vec<_>>())
-            .chain(config.metrics.listen.map(|address| address.port()))
-            .collect(),
-        low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024))
-            || config.metrics.listen.is_some_and(|address| address.port() < 1024),
+        tcp_ports: tcp.iter().chain(metrics).collect(),
+        low_ports: tcp.iter().chain(udp.iter()).chain(metrics).any(|port| port < 1024),
         names,
         ..config.folders(Some(&places.config), &places.state_dir, &places.socket, &ledger::OWN_FILES)
     };

@@ -262,7 +262,7 @@ pub(super) fn services(listener: &Listener) -> impl Iterator<Item = Service> + u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::DAY;
+    use crate::types::{DAY, at};
 
     struct Scene {
         tracker: ServiceTracker,
@@ -294,9 +294,8 @@ mod tests {
             let mut observed = Observed::default();
             for _ in 0..seconds {
                 self.seconds += 1;
-                let now = Timestamp::at(Duration::from_secs(self.seconds));
                 let ranges = PortRanges { ephemeral: &self.ephemeral, first_unprivileged: self.first_unprivileged };
-                let one = self.tracker.observe(now, self.wall(), listeners, ranges);
+                let one = self.tracker.observe(at(self.seconds), self.wall(), listeners, ranges);
                 observed.changed |= one.changed;
                 observed.served_again |= one.served_again;
             }

@@ -9,7 +9,6 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Connection, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
-use crate::netlink::socket::SocketError;
 use crate::panic_guard;
 
 /// Minimum interval between two listings of listeners. If a service starts in between, the exact look-up finds it
@@ -32,9 +31,9 @@ const MAX_CONNECTIONS: usize = 65_536;
 /// A list from the thread.
 pub(super) enum Listed {
     Listeners(Result<Listing, SockDiagError>),
-    Connections(Result<Vec<Connection>, SockDiagError>),
+    Connections(Result<Vec<Connection>, String>),
     /// Connections that destination NAT leads elsewhere.
-    Published(Result<Vec<Connection>, SocketError>),
+    Published(Result<Vec<Connection>, String>),
 }
 
 /// The listeners of this host.
@@ -99,10 +98,19 @@ impl Tables {
                 (Listed::Listeners(self.listeners()), &mut listeners_due, LISTENERS_INTERVAL)
             } else if connections_due == next {
                 let connections = self.sockets.connections(MAX_CONNECTIONS);
-                (Listed::Connections(connections), &mut connections_due, CONNECTIONS_INTERVAL)
+                (
+                    Listed::Connections(connections.map_err(|error| error.to_string())),
+                    &mut connections_due,
+                    CONNECTIONS_INTERVAL,
+                )
             } else {
-                let published = self.conntrack.as_mut().map(|conntrack| conntrack.published(MAX_CONNECTIONS));
-                (Listed::Published(published.unwrap_or(Ok(Vec::new()))), &mut published_due, PUBLISHED_INTERVAL)
+                let published =
+                    self.conntrack.as_mut().map_or(Ok(Vec::new()), |table| table.published(MAX_CONNECTIONS));
+                (
+                    Listed::Published(published.map_err(|error| error.to_string())),
+                    &mut published_due,
+                    PUBLISHED_INTERVAL,
+                )
             };
             *due = begin + interval.max(begin.elapsed() * SHARE);
             if lists.blocking_send(listed).is_err() {

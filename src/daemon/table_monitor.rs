@@ -13,10 +13,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::error::DaemonError;
 use crate::clock::boot_time;
+use crate::enforce::nft::Nft;
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
 use crate::ledger::Recorder;
-use crate::netlink::nft::monitor::{Author, Change, Monitor, MonitorPause};
+use crate::netlink::nft::monitor::{Author, Change, Monitor};
 use crate::sensor::SensorCommand;
 use crate::types::{Backend, LineLimiter, MINUTE, Timestamp};
 
@@ -34,12 +35,14 @@ pub(super) struct TableMonitor {
 }
 
 impl TableMonitor {
-    /// Monitors the table from now on, ignoring the sensor's own changes through the socket with this port id.
-    /// `ledger` records the changes.
-    pub(super) fn open(port_id: Option<u32>, ledger: Option<Recorder>) -> Result<Self, DaemonError> {
-        let mut monitor = port_id.is_some().then(Monitor::open).transpose()?;
-        if let (Some(monitor), Some(port_id)) = (&mut monitor, port_id) {
-            monitor.ignore(port_id);
+    /// Monitors the table from now on, if nft is a backend, ignoring the sensor's own changes through the socket of `nft`, which
+    /// pauses the notifications while it makes many changes. `ledger` records the changes.
+    pub(super) fn open(nft: Option<&mut Nft>, ledger: Option<Recorder>) -> Result<Self, DaemonError> {
+        let mut monitor = None;
+        if let Some(nft) = nft {
+            let monitor = monitor.insert(Monitor::open()?);
+            monitor.ignore(nft.port_id());
+            nft.pause_monitor_with(monitor.pause());
         }
         let paces = [
             Pace::new(|command| matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_))),
@@ -54,11 +57,6 @@ impl TableMonitor {
             paces,
             notes: LineLimiter::new(MAX_NOTES_PER_MINUTE, MINUTE),
         })
-    }
-
-    /// A handle that pauses the notifications.
-    pub(super) fn pause(&self) -> Option<MonitorPause> {
-        self.monitor.as_ref().map(Monitor::pause)
     }
 
     /// Waits until another program changes the table; returns the commands for the sensor, and the events to emit after
@@ -349,7 +347,7 @@ mod tests {
         let mut notes = LineLimiter::new(MAX_NOTES_PER_MINUTE, MINUTE);
         let mut count = |second| {
             let (_, mut events) = respond(&[Change::ElementRemoved(target(1)), Change::AllowedChanged], "nft");
-            limit_notes(&mut notes, &mut events, Timestamp::at(Duration::from_secs(second)));
+            limit_notes(&mut notes, &mut events, at(second));
             events.len()
         };
         let lines: Vec<usize> = (0..60).map(&mut count).collect();

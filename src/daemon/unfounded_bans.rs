@@ -19,10 +19,10 @@ const INTERVAL: Duration = Duration::from_secs(3);
 
 /// The ports of this host's services.
 #[derive(Default)]
-pub(super) struct Served {
-    pub(super) remembered: ServiceMemory,
+pub struct Served {
+    pub remembered: ServiceMemory,
     /// Ports on which system programs listen now.
-    pub(super) listening: ServiceMemory,
+    pub listening: ServiceMemory,
 }
 
 /// A query of the ledger, sent when a service is newly remembered, starts to listen, or is served again.
@@ -46,9 +46,7 @@ impl UnfoundedBans {
             let now = SystemTime::now();
             // If the ledger cannot be read now, the next service change repeats the query.
             let active = ledger.active(now).map(|found| found.items).unwrap_or_default();
-            let bans = active.into_iter().map(|entry| entry.ban);
-            let unfounded = bans.filter(|ban| is_unfounded(ban, &served, forgiven, now)).map(|ban| ban.target);
-            unfounded.collect()
+            unfounded(active.iter().map(|entry| &entry.ban), &served, forgiven, now)
         }));
     }
 
@@ -58,9 +56,19 @@ impl UnfoundedBans {
     }
 }
 
+/// The bans that would not have been made if these services had been known, with `forgiven` ports forgiven.
+pub fn unfounded<'a>(
+    bans: impl Iterator<Item = &'a BanRecord>,
+    served: &Served,
+    forgiven: u8,
+    now: SystemTime,
+) -> Vec<BanTarget> {
+    bans.filter(|ban| is_unfounded(ban, served, forgiven, now)).map(|ban| ban.target).collect()
+}
+
 /// True if the remaining evidence is insufficient. Flags that no stack sends and handshakes with decoys need no number
 /// of ports, and the evidence of a prefix ban consists of several bans.
-pub(super) fn is_unfounded(ban: &BanRecord, served: &Served, forgiven: u8, now: SystemTime) -> bool {
+fn is_unfounded(ban: &BanRecord, served: &Served, forgiven: u8, now: SystemTime) -> bool {
     let counts = ban.class.is_some_and(|class| !class.is_conclusive() && class != Class::Connect);
     let single = !matches!(ban.target, BanTarget::Prefix(_));
     let is_young = now.duration_since(ban.since).map_or(true, |age| age <= MAX_AGE);

@@ -1,46 +1,48 @@
 //! Handles control requests. Requests that need engine state are forwarded to the sensor thread, and answered from a
 //! separate task when it has replied.
 
-mod bans;
-mod explain;
+mod ledger;
+mod reload;
 mod status;
+mod trial;
 
 pub(super) use status::warnings;
+pub(super) use trial::Trial;
 
 use std::future::ready;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use humantime::format_rfc3339_seconds;
-use ipnet::IpNet;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
+use super::allow_sources::protected;
+use super::allowances::now;
+use super::ban_recorder::lifted;
 use super::command_helper::CommandHelper;
-use super::config_source::ConfigSource;
+use super::decoys::FirewallWatch;
 use super::event_sink::EventSink;
-use super::fleet::{Fleet, Surroundings};
+use super::fleet::Fleet;
 use super::host_state::HostState;
-use super::protection::protected;
-use super::sensor_handle::SensorHandle;
-use super::trial::{MAX_TRIAL, Trial};
-use super::unban;
-use crate::config::{parse_expiry, parse_network, parse_span};
+use super::sensor_thread::SensorHandle;
+use super::{Places, Reread};
+use crate::config::{Config, parse_expiry, parse_network};
 use crate::control::options::parse_target;
 use crate::control::protocol::{
     Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
-    ServiceForgotten, TrialState, Unblocked,
+    ServiceForgotten, Unblocked,
 };
 use crate::control::scoped_network::plain;
 use crate::control::server::IncomingRequest;
 use crate::control::service_port::ServicePort;
-use crate::engine::{Protection, Settings};
+use crate::engine::Protection;
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
 use crate::ledger::{Allowance, Change, LiftedBy};
 use crate::sandbox::Sandbox;
-use crate::sensor::{SensorCommand, SensorRequest};
+use crate::sensor::SensorRequest;
 use crate::types::printable::masked;
 use crate::types::{BanTarget, Expiry};
 
@@ -67,118 +69,79 @@ async fn of_sensor<T>(answer: oneshot::Receiver<T>) -> Result<T, Failure> {
     answer.await.map_err(|_| failed("the daemon is shutting down"))
 }
 
-/// Start time of the daemon by both clocks.
-#[derive(Clone, Copy)]
-pub(super) struct Uptime {
-    pub(super) started: SystemTime,
-    pub(super) since: Instant,
+/// Owns the state that requests read and change.
+pub(super) struct ControlHandler {
+    pub(super) config: Config,
+    pub(super) places: Places,
+    pub(super) reread: Reread,
+    /// True until an operator confirms the trial; meanwhile no source is held.
+    pub(super) on_trial: bool,
+    /// True if the nftables backend is open.
+    pub(super) uses_nft: bool,
+    pub(super) host_state: HostState,
+    pub(super) sensor: SensorHandle,
+    /// `None` if this host is not in a fleet.
+    pub(super) fleet: Option<Fleet>,
+    pub(super) sink: EventSink,
+    pub(super) trial: Trial,
+    pub(super) sandbox: Sandbox,
+    pub(super) command_helper: Option<CommandHelper>,
+    pub(super) firewall_watch: FirewallWatch,
+    /// Start time of the daemon by both clocks.
+    pub(super) started: (SystemTime, Instant),
 }
 
-/// The components that requests need.
-pub(super) struct ControlHandler<'a> {
-    pub(super) config: &'a mut ConfigSource,
-    pub(super) host_state: &'a mut HostState,
-    pub(super) sensor: &'a SensorHandle,
-    pub(super) fleet: Option<&'a mut Fleet>,
-    pub(super) sink: &'a mut EventSink,
-    pub(super) trial: &'a mut Trial,
-    pub(super) sandbox: &'a Sandbox,
-    pub(super) command_helper: Option<&'a CommandHelper>,
-    pub(super) uptime: Uptime,
-    /// Why decoys cannot answer; `None` if they can.
-    pub(super) silent_decoys: Option<&'a str>,
-}
-
-impl ControlHandler<'_> {
+impl ControlHandler {
     /// True if sources are blocked.
     fn enforces(&self) -> bool {
-        self.config.config.blocks() && !self.trial.only_logs()
+        self.config.blocks() && !self.trial.only_logs()
     }
 
-    /// Runs `ask` on the fleet; `None` if this host is not in a fleet.
-    fn ask_fleet<T>(&self, ask: impl FnOnce(&Fleet, Surroundings<'_>) -> T) -> Option<T> {
-        let fleet = self.fleet.as_ref()?;
-        Some(ask(fleet, Surroundings { host: &self.host_state.host(), enforces: self.enforces() }))
+    /// The fleet, with the current state of the daemon; `None` if this host is not in a fleet.
+    fn fleet(&mut self) -> Option<&mut Fleet> {
+        let (host, enforces) = (self.host_state.host(), self.enforces());
+        let fleet = self.fleet.as_mut()?;
+        fleet.update(host, enforces);
+        Some(fleet)
     }
 
-    /// Duration of a hold in the kernel; `None` if no source is held.
-    fn hold(&self) -> Option<Duration> {
-        self.config.ruleset().trap.filter(|_| self.enforces())?.hold
+    /// Runs `act` on the fleet and emits the resulting events.
+    pub(super) fn with_fleet(&mut self, act: impl FnOnce(&mut Fleet) -> Vec<EventKind>) {
+        let events = self.fleet().map(act);
+        events.into_iter().flatten().for_each(|kind| self.sink.emit(kind));
     }
 
-    /// Reads the configuration again, requested by `by`.
-    pub(super) async fn reload(&mut self, by: &str) -> Reply {
-        let targets = (&mut *self.host_state, self.sensor, &mut *self.sink);
-        let reloaded = self.config.reload(by, targets, self.sandbox, *self.trial).await;
-        if let Some(fleet) = &mut self.fleet {
-            fleet.reconfigure(&self.config.config.fleet);
-        }
-        reloaded.map(Answer::Reloaded).map_err(|error| Failure::new(ErrorKind::Configuration, error))
-    }
-
-    fn confirm(&mut self, by: &str) -> Reply {
-        self.trial.confirm().map_err(refused)?;
-        self.config.on_trial = false;
-        if self.hold().is_some() {
-            self.sensor.send(SensorCommand::Ruleset(Box::new(self.config.ruleset())));
-        }
-        self.sink.emit(EventKind::Note(format!("{by} has confirmed the trial: blocking continues")));
-        Ok(Answer::Confirmed {})
-    }
-
-    /// Starts a log-only trial of length `span`, or with `end` resumes blocking.
-    async fn trial(&mut self, by: &str, span: Option<&str>, end: bool) -> Reply {
-        let span = match (span, end) {
-            (Some(span), false) => parse_span(span).map_err(usage)?,
-            (None, true) => {
-                let Trial::LogOnly(_) = self.trial else {
-                    return Err(refused("refused: no trial is running; `portsentry trial 1h` starts one"));
-                };
-                self.end_log_only(by).await;
-                return Ok(Answer::Trial(TrialState { until: None }));
-            }
-            _ => return Err(usage("give a duration, or --end to end the trial")),
-        };
-        if span > MAX_TRIAL {
-            return Err(usage(
-                "a trial lasts at most 30 days; to log for longer, set block = false in the configuration",
-            ));
-        }
-        match *self.trial {
-            Trial::None | Trial::LogOnly(_) if self.config.config.blocks() => {}
-            Trial::None | Trial::LogOnly(_) | Trial::Expired => {
-                return Err(refused("refused: the configuration only logs scans, so there is no blocking to suspend"));
-            }
-            Trial::Unconfirmed(_) => {
-                return Err(refused("refused: the trial of --confirm is running; run `portsentry confirm` first"));
-            }
-        }
-        *self.trial = Trial::log_only(span);
-        self.sensor.send_waiting(SensorCommand::StartTrial).await;
-        let until = SystemTime::now() + span;
-        self.sink.ban_recorder.write(Change::Trial { until: Some(until) });
-        self.sink.emit(EventKind::Note(format!(
-            "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
-             --end` resumes blocking",
-            format_rfc3339_seconds(until)
-        )));
-        Ok(Answer::Trial(TrialState { until: Some(rfc3339(until)) }))
-    }
-
-    pub(super) async fn end_log_only(&mut self, by: &str) {
-        *self.trial = Trial::None;
-        let settings = Settings::from_config(&self.config.config);
-        self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
-        // A pending `--confirm` no longer has a meaning.
-        if std::mem::take(&mut self.config.on_trial) && self.hold().is_some() {
-            self.sensor.send(SensorCommand::Ruleset(Box::new(self.config.ruleset())));
-        }
-        self.sink.ban_recorder.write(Change::Trial { until: None });
-        self.sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
+    /// Lifts the bans of `targets`, or all bans if `None`, and records it in the ledger; the answer is their number.
+    pub(super) fn lift_bans(
+        &self,
+        targets: Option<Vec<BanTarget>>,
+        by: String,
+    ) -> oneshot::Receiver<Result<usize, String>> {
+        let lifting = self.sensor.ask(|answer| SensorRequest::Unblock { targets, by: by.clone(), answer });
+        let (finished, done) = oneshot::channel();
+        let (recorder, events) = (self.sink.ban_recorder.recorder(), self.sink.events.clone());
+        tokio::spawn(async move {
+            let Ok(result) = lifting.await else { return };
+            let result = result.map(|targets| {
+                let count = targets.len();
+                if count > 1 {
+                    // One line per ban would fill the log. A single ban has its usual event.
+                    events.emit(EventKind::Note(format!("bans lifted by {by}: {count}")));
+                    let at = SystemTime::now();
+                    let changes = targets.into_iter().map(move |target| lifted(target, &by, at));
+                    if let Some(recorder) = recorder {
+                        tokio::task::spawn_blocking(move || changes.for_each(|change| recorder.put_patiently(change)));
+                    }
+                }
+                count
+            });
+            let _ = finished.send(result);
+        });
+        done
     }
 
     pub(super) async fn handle_request(&mut self, IncomingRequest { request, peer, reply }: IncomingRequest) {
-        let pending = self.start(request, author(peer, self.sandbox)).await;
+        let pending = self.start(request, author(peer, &self.sandbox)).await;
         tokio::spawn(async move {
             let result = match pending {
                 Ok(pending) => pending.await,
@@ -203,12 +166,17 @@ impl ControlHandler<'_> {
                 Box::pin(ready(Ok(self.allow(by, &target, span.as_deref(), force).await?)))
             }
             Request::Disallow { target } => Box::pin(ready(Ok(self.disallow(&by, &target).await?))),
-            Request::Allowed => Box::pin(ready(Ok(self.allowed()))),
+            Request::Allowed => {
+                let mut allowed = self.host_state.allow.entries();
+                let more = allowed.len().saturating_sub(MAX_LISTED);
+                allowed.truncate(MAX_LISTED);
+                Box::pin(ready(Ok(Answer::Allowances(Allowances { allowed, more }))))
+            }
             Request::Fleet { after } => {
                 let after = after
                     .map(|text| text.parse().map_err(|_| usage("`after` is not an address or prefix")))
                     .transpose()?;
-                let bans = self.ask_fleet(|fleet, surroundings| fleet.list(after, surroundings)).unwrap_or_default();
+                let bans = self.fleet().map(|fleet| fleet.list(after)).unwrap_or_default();
                 Box::pin(ready(Ok(Answer::FleetBans(bans))))
             }
             Request::ForgetService { port } => Box::pin(ready(Ok(self.forget_service(&by, port).await?))),
@@ -239,7 +207,7 @@ impl ControlHandler<'_> {
     /// protected target loses its protection.
     async fn admit(&mut self, target: &str, expire: Option<&str>, force: bool) -> Result<(BanTarget, Expiry), Failure> {
         let asked = parse_network(target).map_err(usage)?;
-        let expiry = expire.map_or(Ok(self.config.config.expire), |text| parse_expiry(text).map_err(usage))?;
+        let expiry = expire.map_or(Ok(self.config.expire), |text| parse_expiry(text).map_err(usage))?;
         let target = BanTarget::of_prefix(asked).map_err(usage)?;
         if let Some(why) = no_source(asked.addr()) {
             return Err(refused(format!(
@@ -249,7 +217,7 @@ impl ControlHandler<'_> {
         }
         if !self.enforces() {
             let why = match self.trial {
-                _ if !self.config.config.blocks() => {
+                _ if !self.config.blocks() => {
                     "of block = false under [tcp] and [udp], or of --log-only; `portsentry check` shows the configuration"
                 }
                 Trial::LogOnly(_) => "a trial is running; `portsentry trial --end` resumes blocking",
@@ -269,11 +237,19 @@ impl ControlHandler<'_> {
                 if asked == network { "it".to_owned() } else { plain(network).to_string() }
             )));
         }
-        let hole = target.network();
-        let commands = self.host_state.force(hole, expiry.span()).await.map_err(failed)?;
-        self.sink.ban_recorder.write(Change::Disallowed { network: hole });
-        self.sensor.send_all(commands);
+        let network = target.network();
+        self.host_state.allow.by_hand.force(network, expiry.span(), now()).map_err(failed)?;
+        self.refresh_host().await?;
+        self.sink.ban_recorder.write(Change::Disallowed { network });
         Ok((target, expiry))
+    }
+
+    /// Sends the sensor a snapshot of the host with a change of an operator.
+    async fn refresh_host(&mut self) -> Result<(), Failure> {
+        for command in self.host_state.refresh().await.map_err(failed)? {
+            self.sensor.send_waiting(command).await;
+        }
+        Ok(())
     }
 
     async fn unblock(
@@ -301,14 +277,15 @@ impl ControlHandler<'_> {
                 "{by} has lifted {lifted} on this host, until the reports of the fleet expire"
             )));
         }
-        let lifted = unban::lift(self.sensor, self.sink, target.map(|target| vec![target]), by);
+        let lifted = self.lift_bans(target.map(|target| vec![target]), by);
         let known = target.map(|target| {
             self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), link: None, answer })
         });
         // After the request: a source that is protected again has no ban left for the sensor to lift.
-        match self.host_state.unforce(target.map(BanTarget::network)).await {
-            Ok(commands) => self.sensor.send_all(commands),
-            Err(error) => self.sink.emit(EventKind::Error(error)),
+        if self.host_state.allow.by_hand.unforce(target.map(BanTarget::network))
+            && let Err(failure) = self.refresh_host().await
+        {
+            self.sink.emit(EventKind::Error(failure.error));
         }
         Ok(async move {
             let unblocked = of_sensor(lifted).await?.map_err(failed)? + by_fleet;
@@ -323,8 +300,8 @@ impl ControlHandler<'_> {
 
     async fn forget_service(&mut self, by: &str, named: ServicePort) -> Reply {
         let ServicePort { port, protocol } = named;
-        let (forgotten, commands) = self.host_state.forget_service(port, protocol).await.map_err(failed)?;
-        self.sensor.send_all(commands);
+        let forgotten = self.host_state.memory.services.forget(port, protocol);
+        self.refresh_host().await?;
         if forgotten == 0 {
             return Err(refused(format!(
                 "refused: no service on port {named} is remembered; `portsentry status` lists the remembered services"
@@ -340,7 +317,8 @@ impl ControlHandler<'_> {
         let span = span.map(parse_expiry).transpose().map_err(usage)?.and_then(Expiry::span);
         let network = parse_network(target).map_err(usage)?;
         let allowed = plain(network);
-        if !force && is_too_wide(network) {
+        let is_too_wide = network.prefix_len() < if network.addr().is_ipv4() { 8 } else { 16 };
+        if is_too_wide && !force {
             return Err(refused(format!(
                 "refused to allow {allowed}: such a large network would disable most blocking. Use --force to allow \
                  it anyway; `portsentry trial 1h` suspends blocking for an hour"
@@ -350,10 +328,8 @@ impl ControlHandler<'_> {
         let (bans, lifted) = of_sensor(bans).await?;
         let since = SystemTime::now();
         let allowance = Allowance { network, since, until: span.and_then(|span| since.checked_add(span)), by };
-        let commands = self.host_state.allow(allowance.clone()).await.map_err(failed)?;
-        for command in commands {
-            self.sensor.send_waiting(command).await;
-        }
+        self.host_state.allow.by_hand.add(allowance.clone(), now()).map_err(failed)?;
+        self.refresh_host().await?;
         let until = allowance.until;
         let how_long = until
             .map_or("until this is revoked".to_owned(), |until| format!("until {}", format_rfc3339_seconds(until)));
@@ -367,11 +343,14 @@ impl ControlHandler<'_> {
     async fn disallow(&mut self, by: &str, target: &str) -> Reply {
         let network = parse_network(target).map_err(usage)?;
         let disallowed = plain(network);
-        let revoked = self.host_state.disallow(network).await.map_err(failed)?;
+        let is_revoked = self.host_state.allow.by_hand.remove(network);
+        if is_revoked {
+            self.refresh_host().await?;
+        }
         let still = self.host_state.host().allow.covers(network).map(|why| why.to_string());
-        let Some(commands) = revoked else {
+        if !is_revoked {
             let contains = |entry: &AllowedEntry| parse_network(&entry.network).is_ok_and(|it| it.contains(&network));
-            let around = self.host_state.allowed().into_iter().find(contains);
+            let around = self.host_state.allow.entries().into_iter().find(contains);
             return Err(refused(match (around, still) {
                 (Some(AllowedEntry { network, since: Some(_), .. }), _) => {
                     format!("{disallowed} is allowed as part of {network}; run `portsentry disallow {network}`")
@@ -382,28 +361,10 @@ impl ControlHandler<'_> {
                 (None, Some(why)) => format!("{disallowed} is protected without an allowance: it is {why}"),
                 (None, None) => format!("{disallowed} is not allowed; `portsentry allowed` lists the allowed networks"),
             }));
-        };
-        for command in commands {
-            self.sensor.send_waiting(command).await;
         }
         self.sink.ban_recorder.write(Change::Disallowed { network });
         self.sink.emit(EventKind::Note(format!("{by} has revoked the allowance of {disallowed}")));
         Ok(Answer::Disallowed(Disallowed { disallowed, still }))
-    }
-
-    fn allowed(&self) -> Answer {
-        let mut allowed = self.host_state.allowed();
-        let more = allowed.len().saturating_sub(MAX_LISTED);
-        allowed.truncate(MAX_LISTED);
-        Answer::Allowances(Allowances { allowed, more })
-    }
-}
-
-/// True for a network so large that allowing it is probably a mistake.
-fn is_too_wide(network: IpNet) -> bool {
-    match network {
-        IpNet::V4(v4) => v4.prefix_len() < 8,
-        IpNet::V6(v6) => v6.prefix_len() < 16,
     }
 }
 

@@ -24,16 +24,16 @@ use crate::types::{Backend, PortSet};
 /// Maximum number of bans for which `status` counts the kernel's elements: about 20 ms. The time grows with the square.
 const MAX_COUNTED: usize = 20_000;
 
-impl ControlHandler<'_> {
+impl ControlHandler {
     /// Sends the metrics as soon as the sensor has counted its bans.
     pub(in crate::daemon) fn scrape(&mut self, place: oneshot::Sender<String>) {
-        let since = self.uptime.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = self.started.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let snapshot = Snapshot {
             started: since.as_secs_f64(),
-            capacity: self.config.uses_nft.then(|| self.config.config.block.nft.size.into()),
+            capacity: self.uses_nft.then(|| self.config.block.nft.size.into()),
             events_lost: self.sink.lost,
             allowed: self.host_state.host().allow.prefixes().count() as u64,
-            fleet: self.ask_fleet(|fleet, surroundings| fleet.status(surroundings)).map(|fleet| FleetSnapshot {
+            fleet: self.fleet().map(|fleet| fleet.status()).map(|fleet| FleetSnapshot {
                 connected: fleet.link == FleetLink::Connected,
                 bans: fleet.bans as u64,
                 waiting: fleet.waiting as u64,
@@ -53,6 +53,7 @@ impl ControlHandler<'_> {
     }
 
     pub(super) fn status(&mut self) -> impl Future<Output = Reply> + use<> {
+        let fleet = self.fleet().map(|fleet| fleet.status());
         let host = self.host_state.host();
         let metrics = &self.sensor.metrics;
         let (allowed, protected_networks) = host.allow.counts();
@@ -60,19 +61,19 @@ impl ControlHandler<'_> {
             running: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process: std::process::id(),
-            since: rfc3339(self.uptime.started),
-            uptime_s: self.uptime.since.elapsed().as_secs(),
+            since: rfc3339(self.started.0),
+            uptime_s: self.started.1.elapsed().as_secs(),
             state: match (self.enforces(), self.trial.left()) {
                 (false, _) => State::OnlyLogging,
                 (true, Some(_)) => State::OnTrial,
                 (true, None) => State::Blocking,
             },
             trial_left_s: self.trial.left().map(|left| left.as_secs()),
-            expire_s: self.config.config.expire.seconds(),
-            methods: self.config.config.block.method.iter().map(|method| method.name().to_owned()).collect(),
-            interfaces: self.config.config.interfaces.clone(),
-            tcp: monitored(&self.config.config.tcp, &host.tcp.everywhere(), self.enforces()),
-            udp: monitored(&self.config.config.udp, &host.udp.everywhere(), self.enforces()),
+            expire_s: self.config.expire.seconds(),
+            methods: self.config.block.method.iter().map(|method| method.name().to_owned()).collect(),
+            interfaces: self.config.interfaces.clone(),
+            tcp: monitored(&self.config.tcp, &host.tcp.everywhere(), self.enforces()),
+            udp: monitored(&self.config.udp, &host.udp.everywhere(), self.enforces()),
             packets: PacketCounts {
                 seen: metrics.frames.get(),
                 dropped: metrics.dropped.get(),
@@ -102,21 +103,21 @@ impl ControlHandler<'_> {
             },
             services: self.host_state.memory.services.states().iter().map(RememberedService::from).collect(),
             allows_all: allows_all(&host),
-            warnings: warnings(&self.config.config, &self.config.config_path, &host)
+            warnings: warnings(&self.config, &self.places.config, &host)
                 .into_iter()
-                .chain(self.silent_decoys.map(str::to_owned))
+                .chain(self.firewall_watch.notice.clone())
                 .collect(),
             allowed,
             protected_networks,
-            ledger: self.config.state_dir.display().to_string(),
-            metrics: self.config.config.metrics.listen.map(|address| address.to_string()),
-            sandbox: self.sandbox.into(),
-            commands: self.command_helper.map(CommandHelper::status),
-            fleet: self.ask_fleet(|fleet, surroundings| fleet.status(surroundings)),
+            ledger: self.places.state_dir.display().to_string(),
+            metrics: self.config.metrics.listen.map(|address| address.to_string()),
+            sandbox: (&self.sandbox).into(),
+            commands: self.command_helper.as_ref().map(CommandHelper::status),
+            fleet,
             last_event: self.sink.last_event.as_ref().map(Into::into),
         };
         let counted = self.sensor.ask(|answer| SensorRequest::Count { answer });
-        let uses_nft = self.config.uses_nft;
+        let uses_nft = self.uses_nft;
         async move {
             status.bans.intended = of_sensor(counted).await?;
             if uses_nft && status.bans.intended <= MAX_COUNTED {

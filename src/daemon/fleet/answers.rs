@@ -1,7 +1,7 @@
 //! Formats the state of the fleet for operators and the log.
 
+use super::Fleet;
 use super::acceptance::Entry;
-use super::{Fleet, Surroundings};
 use crate::clock::boot_time;
 use crate::control::fleet_info::{
     FleetBan, FleetBanState, FleetBans, FleetReportInfo, FleetStatus, MAX_FLEET_BANS, MAX_FLEET_REPORTS,
@@ -10,7 +10,7 @@ use crate::control::fleet_protocol::{IgnoredAuthor, MAX_IGNORED};
 use crate::types::{BanTarget, Timestamp, counted};
 
 impl Fleet {
-    pub(in crate::daemon) fn status(&self, surroundings: Surroundings<'_>) -> FleetStatus {
+    pub(in crate::daemon) fn status(&self) -> FleetStatus {
         let (bans, waiting) = self.acceptance.counts();
         let (link, reason) = self.link.status();
         let limit = self.config.accept.max_per_author_per_hour;
@@ -26,7 +26,7 @@ impl Fleet {
         FleetStatus {
             name: self.config.name.clone(),
             host: self.config.host.clone(),
-            shadow: self.is_shadow(surroundings),
+            shadow: self.is_shadow(),
             link,
             reason,
             bans,
@@ -38,7 +38,7 @@ impl Fleet {
     }
 
     /// The reports of other hosts about `target`.
-    pub(in crate::daemon) fn explain(&self, target: BanTarget, surroundings: Surroundings<'_>) -> Option<FleetBan> {
+    pub(in crate::daemon) fn explain(&self, target: BanTarget) -> Option<FleetBan> {
         let now = boot_time();
         if let Some(until) = self.acceptance.lifts.until(target) {
             return Some(FleetBan {
@@ -49,19 +49,19 @@ impl Fleet {
             });
         }
         let entry = self.acceptance.entry(target)?;
-        Some(self.describe(now, target, entry, self.is_shadow(surroundings)))
+        Some(self.describe(now, target, entry))
     }
 
     /// The reports of other hosts about the targets after `last`.
-    pub(in crate::daemon) fn list(&self, last: Option<BanTarget>, surroundings: Surroundings<'_>) -> FleetBans {
-        let (now, shadow) = (boot_time(), self.is_shadow(surroundings));
+    pub(in crate::daemon) fn list(&self, last: Option<BanTarget>) -> FleetBans {
+        let now = boot_time();
         let mut entries = self.acceptance.entries(last);
         let bans = entries.by_ref().take(MAX_FLEET_BANS);
-        let bans = bans.map(|(target, entry)| self.describe(now, target, entry, shadow)).collect();
+        let bans = bans.map(|(target, entry)| self.describe(now, target, entry)).collect();
         FleetBans { joined: true, bans, more: entries.next().is_some() }
     }
 
-    pub(super) fn describe(&self, now: Timestamp, target: BanTarget, entry: &Entry, shadow: bool) -> FleetBan {
+    pub(super) fn describe(&self, now: Timestamp, target: BanTarget, entry: &Entry) -> FleetBan {
         let left = entry.until.filter(|until| *until > now).map(|until| until.since(now).as_secs());
         let reports = entry.reports.iter().take(MAX_FLEET_REPORTS).map(|report| FleetReportInfo {
             author: report.author.to_string(),
@@ -72,7 +72,7 @@ impl Fleet {
         });
         FleetBan {
             target: target.to_string(),
-            state: match (left, shadow) {
+            state: match (left, self.is_shadow()) {
                 (None, _) => FleetBanState::Waiting,
                 (Some(_), true) => FleetBanState::WouldBeBlocked,
                 (Some(_), false) => FleetBanState::Blocked,

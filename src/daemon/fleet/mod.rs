@@ -17,8 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 
+use super::allow_sources::protected;
+use super::ban_recorder::Remembered;
 use super::optional::deadline_reached;
-use super::protection::protected;
 use crate::clock::boot_time;
 use crate::config::{Fleet as FleetConfig, parse_network};
 use crate::control::fleet_info::FleetBanState;
@@ -27,7 +28,7 @@ use crate::control::fleet_server::{FleetServer, IncomingFleetRequest};
 use crate::enforce::nft::{BlockError, Nft};
 use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{BanRecord, Change, FleetLift, LiftedBy, Recorder};
+use crate::ledger::{Change, FleetLift, LiftedBy, Recorder};
 use crate::types::printable::quotable;
 use crate::types::{BanTarget, Expiry, LineLimiter, MINUTE, counted};
 use acceptance::Acceptance;
@@ -35,7 +36,6 @@ use authors::Ignored;
 use faulty::FaultyAuthors;
 use link::Link;
 use own_bans::OwnBans;
-pub(super) use own_bans::recorded;
 use verdict::{Step, Verdict};
 
 /// Maximum number of log lines per minute about bans, authors, the connection and refused requests. The limits are
@@ -54,19 +54,6 @@ const REFILL_BACKOFF: Duration = Duration::from_secs(5);
 
 /// Interval at which expired entries are dropped.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// The state of the daemon that a decision needs.
-#[derive(Clone, Copy)]
-pub(super) struct Surroundings<'a> {
-    pub(super) host: &'a Arc<Host>,
-    /// False if scans are only logged.
-    pub(super) enforces: bool,
-}
-
-pub(super) enum FleetWork {
-    Request(IncomingFleetRequest),
-    Refill,
-}
 
 pub(super) struct Fleet {
     config: FleetConfig,
@@ -89,25 +76,20 @@ pub(super) struct Fleet {
     /// The events that are not logged yet.
     events: Vec<EventKind>,
     host: Arc<Host>,
+    /// False if scans are only logged.
+    enforces: bool,
     expired_at: Instant,
     accepted: u64,
     refused: u64,
 }
 
 impl Fleet {
-    /// Adopts the contents of the kernel's sets, or empties them in shadow mode. Called before the first request.
-    pub(super) fn new(
-        config: &FleetConfig,
-        server: FleetServer,
-        nft: Nft,
-        surroundings: Surroundings<'_>,
-        remembered: FromLedger,
-    ) -> Self {
-        let mut fleet = Self {
+    pub(super) fn new(config: &FleetConfig, server: FleetServer, nft: Nft, host: Arc<Host>, enforces: bool) -> Self {
+        Self {
             acceptance: Acceptance::new(config.accept.clone(), config.host.clone()),
             config: config.clone(),
             own_bans: OwnBans::default(),
-            recorder: remembered.recorder,
+            recorder: None,
             server,
             nft,
             in_kernel: false,
@@ -120,49 +102,70 @@ impl Fleet {
             link_lines: LineLimiter::new(MAX_LINK_LINES, MINUTE),
             refusal_lines: LineLimiter::new(MAX_REFUSAL_LINES, MINUTE),
             events: Vec::new(),
-            host: Arc::clone(surroundings.host),
+            host,
+            enforces,
             expired_at: Instant::now(),
             accepted: 0,
             refused: 0,
+        }
+    }
+
+    /// Restores the state from the ledger, if there is one, and adopts the contents of the kernel's sets, or empties them
+    /// in shadow mode. Called before the first request.
+    pub(super) async fn recall(&mut self, recorder: Option<Recorder>, remembered: &[Remembered], lifts: &[FleetLift]) {
+        if let Some(recorder) = &recorder {
+            self.own_bans.recall(recorder, remembered).await;
+        }
+        self.recorder = recorder;
+        self.acceptance.lifts.restore(boot_time(), SystemTime::now(), lifts);
+        let done = if self.is_shadow() {
+            self.nft.clear_fleet()
+        } else {
+            self.in_kernel = true;
+            let Ok(found) = self.nft.fleet_bans() else { return };
+            let refused = self.acceptance.adopt(boot_time(), found.into_iter(), exempt(&self.host));
+            self.nft.lift_for_fleet(&refused)
         };
-        fleet.own_bans.recall(remembered.own_bans.iter());
-        fleet.acceptance.lifts.restore(boot_time(), SystemTime::now(), &remembered.lifts);
-        if fleet.is_shadow(surroundings) {
-            let cleared = fleet.nft.clear_fleet();
-            fleet.note_kernel(cleared);
-            return fleet;
-        }
-        fleet.in_kernel = true;
-        if let Ok(found) = fleet.nft.fleet_bans() {
-            let refused = fleet.acceptance.adopt(boot_time(), found.into_iter(), exempt(surroundings.host));
-            let lifted = fleet.nft.lift_for_fleet(&refused);
-            fleet.note_kernel(lifted);
-        }
-        fleet
+        self.note_kernel(done);
     }
 
-    fn is_shadow(&self, surroundings: Surroundings<'_>) -> bool {
-        self.config.shadow || !surroundings.enforces
+    /// Applies the current snapshot of the host, and whether sources are blocked. Bans of targets that have become exempt
+    /// are dropped.
+    pub(super) fn update(&mut self, host: Arc<Host>, enforces: bool) {
+        self.enforces = enforces;
+        if Arc::ptr_eq(&self.host, &host) {
+            return;
+        }
+        self.host = host;
+        let dropped = self.acceptance.drop_exempt(exempt(&self.host));
+        if self.in_kernel && !dropped.is_empty() {
+            let lifted = self.nft.lift_for_fleet(&dropped);
+            self.note_kernel(lifted);
+        }
     }
 
-    /// Waits for work. Cancel safe.
-    pub(super) async fn next(&mut self) -> FleetWork {
+    fn is_shadow(&self) -> bool {
+        self.config.shadow || !self.enforces
+    }
+
+    /// Waits for the next request, or, with `None`, until the kernel's sets have to be filled. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<IncomingFleetRequest> {
         tokio::select! {
-            request = self.server.next_request() => FleetWork::Request(request),
-            () = deadline_reached(self.refill_at) => FleetWork::Refill,
+            request = self.server.next_request() => Some(request),
+            () = deadline_reached(self.refill_at) => None,
         }
     }
 
-    /// Handles a work item; returns the events to log.
-    pub(super) fn work(&mut self, work: FleetWork, surroundings: Surroundings<'_>) -> Vec<EventKind> {
+    /// Does the work that [`Fleet::next`] has returned; returns the events to log.
+    pub(super) fn work(&mut self, work: Option<IncomingFleetRequest>) -> Vec<EventKind> {
         match work {
-            FleetWork::Refill => self.refill(surroundings),
-            FleetWork::Request(IncomingFleetRequest::OwnBans { reply }) => {
+            None => self.refill(),
+            Some(IncomingFleetRequest::OwnBans { reply }) => {
                 let _ = reply.send(self.own_bans.in_force(SystemTime::now()));
             }
-            FleetWork::Request(IncomingFleetRequest::Refused { reason }) => self.log_refusal(&reason),
-            FleetWork::Request(IncomingFleetRequest::Request { request, reply }) => {
-                let answer = self.handle(request, surroundings).unwrap_or_else(|reason| {
+            Some(IncomingFleetRequest::Refused { reason }) => self.log_refusal(&reason),
+            Some(IncomingFleetRequest::Request { request, reply }) => {
+                let answer = self.handle(request).unwrap_or_else(|reason| {
                     self.log_refusal(&reason);
                     FleetReply::Refused { reason }
                 });
@@ -174,13 +177,13 @@ impl Fleet {
     }
 
     /// Handles a request; returns the reason if it is refused as a whole.
-    fn handle(&mut self, request: FleetRequest, surroundings: Surroundings<'_>) -> Result<FleetReply, String> {
+    fn handle(&mut self, request: FleetRequest) -> Result<FleetReply, String> {
         Ok(match request {
             FleetRequest::Reports { reports, .. } if reports.len() > MAX_REPORTS => {
                 return Err(format!("refused: more than {MAX_REPORTS} reports in one request"));
             }
             FleetRequest::Reports { reports, scan_ends } => {
-                let outcomes = self.judge(&reports, surroundings);
+                let outcomes = self.judge(&reports);
                 if scan_ends {
                     self.acceptance.end_scan();
                 }
@@ -207,13 +210,13 @@ impl Fleet {
     }
 
     /// Judges `reports` and applies the resulting bans.
-    fn judge(&mut self, reports: &[FleetReport], surroundings: Surroundings<'_>) -> Vec<ReportOutcome> {
-        let (now, shadow) = (boot_time(), self.is_shadow(surroundings));
+    fn judge(&mut self, reports: &[FleetReport]) -> Vec<ReportOutcome> {
+        let (now, shadow) = (boot_time(), self.is_shadow());
         let mut bans = BTreeMap::new();
         let mut fresh = BTreeSet::new();
         let mut outcomes = Vec::with_capacity(reports.len());
         for report in reports {
-            let verdict = self.acceptance.judge(now, report, exempt(surroundings.host));
+            let verdict = self.acceptance.judge(now, report, exempt(&self.host));
             outcomes.push(match verdict {
                 Ok(Verdict::Blocks { target, until, step }) => {
                     self.accepted += 1;
@@ -245,7 +248,7 @@ impl Fleet {
         }
         for target in fresh {
             let text = self.acceptance.entry(target).map(|entry| {
-                let ban = self.describe(now, target, entry, shadow);
+                let ban = self.describe(now, target, entry);
                 let verb = if ban.state == FleetBanState::Blocked { "is " } else { "" };
                 format!("fleet: {target} {verb}{ban}")
             });
@@ -313,9 +316,9 @@ impl Fleet {
     }
 
     /// Fills the kernel's sets with the bans and their remaining times. In shadow mode, the sets are emptied.
-    fn refill(&mut self, surroundings: Surroundings<'_>) {
+    fn refill(&mut self) {
         self.refill_at = None;
-        let done = if self.is_shadow(surroundings) {
+        let done = if self.is_shadow() {
             self.in_kernel = false;
             // A trial keeps the bans in force, as it does for this host's own bans.
             if self.config.shadow { self.nft.clear_fleet() } else { Ok(()) }
@@ -379,18 +382,10 @@ impl Fleet {
     }
 
     /// Does the work that is due every second; returns the events to log.
-    pub(super) fn tick(&mut self, surroundings: Surroundings<'_>) -> Vec<EventKind> {
+    pub(super) fn tick(&mut self) -> Vec<EventKind> {
         self.events.extend(self.link.check(&self.config.name));
         self.follow_link();
-        if !Arc::ptr_eq(&self.host, surroundings.host) {
-            self.host = Arc::clone(surroundings.host);
-            let dropped = self.acceptance.drop_exempt(exempt(surroundings.host));
-            if self.in_kernel && !dropped.is_empty() {
-                let lifted = self.nft.lift_for_fleet(&dropped);
-                self.note_kernel(lifted);
-            }
-        }
-        if self.in_kernel == self.is_shadow(surroundings) && self.refill_at.is_none() {
+        if self.in_kernel == self.is_shadow() && self.refill_at.is_none() {
             self.refill_at = Some(Instant::now());
         }
         if self.expired_at.elapsed() >= EXPIRE_INTERVAL {
@@ -412,14 +407,6 @@ impl Fleet {
 /// Returns `event`, unless there were too many of its kind in this minute.
 fn limited(lines: &mut LineLimiter, event: Option<EventKind>) -> Option<EventKind> {
     event.filter(|_| lines.admit(boot_time()))
-}
-
-/// The data from the ledger that the fleet needs at the start.
-#[derive(Default)]
-pub(super) struct FromLedger {
-    pub(super) recorder: Option<Recorder>,
-    pub(super) own_bans: Vec<BanRecord>,
-    pub(super) lifts: Vec<FleetLift>,
 }
 
 /// Returns the reason why a network is never blocked, by the same rules as for an operator's ban.

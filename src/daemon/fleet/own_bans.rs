@@ -7,7 +7,7 @@ use crate::control::fleet_protocol::OwnBanEvent;
 use crate::daemon::ban_recorder::Remembered;
 use crate::engine::{Ban, Class, Grade};
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{BanRecord, Recorder};
+use crate::ledger::Recorder;
 use crate::types::BanTarget;
 
 /// Maximum number of stored bans that a new client receives. Above it, the bans that end first are left out.
@@ -15,18 +15,6 @@ const MAX_OWN_BANS: usize = 4_096;
 
 /// Maximum number of proven bans read from the ledger at the start.
 const MAX_RECALLED: usize = 1_024;
-
-/// Reads the ledger entries of the bans in `remembered` whose evidence is proven.
-pub(in crate::daemon) async fn recorded(recorder: &Recorder, remembered: &[Remembered]) -> Vec<BanRecord> {
-    let proven = remembered.iter().filter(|one| one.ban.grade == Some(Grade::Proven));
-    let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RECALLED).collect();
-    let read = recorder.ask(move |ledger| {
-        let last = |target: &BanTarget| ledger.bans_of(*target).ok()?.items.pop();
-        let entries = targets.iter().filter_map(last).filter(|entry| entry.ended.is_none());
-        entries.map(|entry| entry.ban).collect()
-    });
-    read.await.unwrap_or_default()
-}
 
 struct OwnBan {
     /// `None`: never expires.
@@ -40,9 +28,16 @@ struct OwnBan {
 pub(super) struct OwnBans(BTreeMap<BanTarget, OwnBan>);
 
 impl OwnBans {
-    /// Adds the bans from the ledger.
-    pub(super) fn recall<'a>(&mut self, bans: impl Iterator<Item = &'a BanRecord>) {
-        for ban in bans {
+    /// Adds the ledger's entries of the bans in `remembered` whose evidence is proven.
+    pub(super) async fn recall(&mut self, recorder: &Recorder, remembered: &[Remembered]) {
+        let proven = remembered.iter().filter(|one| one.ban.grade == Some(Grade::Proven));
+        let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RECALLED).collect();
+        let read = recorder.ask(move |ledger| {
+            let last = |target: &BanTarget| ledger.bans_of(*target).ok()?.items.pop();
+            let entries = targets.iter().filter_map(last).filter(|entry| entry.ended.is_none());
+            entries.map(|entry| entry.ban).collect::<Vec<_>>()
+        });
+        for ban in read.await.unwrap_or_default() {
             if let (Some(grade), Some(class)) = (ban.grade, ban.class) {
                 let distinct_ports = u32::try_from(ban.ports.len()).unwrap_or(u32::MAX);
                 self.insert(ban.target, OwnBan { until: ban.until, grade, distinct_ports, class: class.key() });

@@ -72,11 +72,10 @@ mod tests {
 
     use super::*;
     use crate::engine::{Ban, Probe};
-    use crate::types::{Backend, Expiry};
+    use crate::types::{Backend, Expiry, at};
 
     #[test]
     fn single_probes_become_a_daily_line() {
-        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
         let line = |text: &str| format!("{text} without log lines of their own (report.single_probes = false)");
         let probe_of = |address: [u8; 4]| {
             let target = BanTarget::containing(IpAddr::from(address));
@@ -98,7 +97,6 @@ mod tests {
 
     #[test]
     fn probes_of_scan_are_not_single() {
-        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
         let ban = Ban::example();
         let (target, probe) = (ban.probe.target, EventKind::Probe(ban.probe));
         let text = String::new;

@@ -243,14 +243,21 @@ mod tests {
     use crate::engine::Standing;
     use crate::types::BanTarget;
 
-    #[test]
-    fn flood_of_scans_leaves_json_file_bounded() {
+    /// A writer to a file in a temporary directory.
+    fn writing(single_probes: bool) -> (tempfile::TempDir, PathBuf, LogWriter) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events");
         let (events, _received) = crate::events::channel::bounded(1);
         let mut config = Config::default();
         config.report.json_file = Some(path.clone());
-        let mut log = LogWriter::new(&config, events, None);
+        config.report.single_probes = single_probes;
+        let log = LogWriter::new(&config, events, None);
+        (directory, path, log)
+    }
+
+    #[test]
+    fn flood_of_scans_leaves_json_file_bounded() {
+        let (_directory, path, mut log) = writing(true);
         let ban = crate::engine::Ban::example();
         let flood = Event::now(EventKind::Scan(ban));
         (0..100_000).for_each(|_| log.write(&flood));
@@ -269,13 +276,7 @@ mod tests {
 
     #[test]
     fn unlogged_probes_use_no_lines() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("events");
-        let (events, _received) = crate::events::channel::bounded(1);
-        let mut config = Config::default();
-        config.report.json_file = Some(path.clone());
-        config.report.single_probes = false;
-        let mut log = LogWriter::new(&config, events, None);
+        let (_directory, path, mut log) = writing(false);
         let probe = Event::now(EventKind::Probe(crate::engine::Ban::example().probe));
         (0..1_000).for_each(|_| log.write(&probe));
         let target: BanTarget = "192.0.2.7".parse().unwrap();

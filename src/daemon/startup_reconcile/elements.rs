@@ -57,6 +57,8 @@ pub(super) fn former_bans(
         let length = |target: &BanTarget| Some((*target, nft.length_of(*target).ok().flatten()?));
         let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
         let found = recorder.ask(move |ledger| {
+            let was_lifted =
+                |entry: &Entry| entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }));
             let was_banned = |(target, length): &(BanTarget, Option<Duration>)| {
                 let bans = ledger.bans_of(*target).map(|found| found.items).unwrap_or_default();
                 bans.iter().any(|entry| (any_end || was_lifted(entry)) && fits(&entry.ban, *length))
@@ -67,10 +69,6 @@ pub(super) fn former_bans(
         former.extend(found.blocking_recv().into_iter().flatten());
     }
     former
-}
-
-fn was_lifted(entry: &Entry) -> bool {
-    entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }))
 }
 
 /// True if an element with this whole time may be that of `ban`.

@@ -9,10 +9,12 @@ use tokio::sync::oneshot;
 
 use super::ban_recorder::{PastBans, Remembered};
 use super::error::DaemonError;
-use super::leftovers::Leftovers;
-use super::sensor_handle::SensorHandle;
+use super::leftovers;
+use super::sensor_thread::SensorHandle;
+use crate::config::Config;
 use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::{BlockError, Generation, Nft};
+use crate::enforce::slow_backends::TaskSender;
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
 use crate::events::event::EventKind;
@@ -26,7 +28,6 @@ mod elements;
 mod slow_handover;
 
 use difference::reconcile;
-pub(super) use slow_handover::SlowHandover;
 
 /// Bans from before the start that the sensor adopts between two batches of packets.
 const ADOPTION_BATCH: usize = 256;
@@ -53,11 +54,13 @@ pub(super) struct StartupReconcile {
     pub(super) trap_banned: Vec<BanTarget>,
     /// A file that exists while bans are restored: if a start is killed meanwhile, the next one detects it.
     pub(super) marker: PathBuf,
-    /// Duration of bans whose end is unknown.
-    pub(super) expire: Expiry,
-    pub(super) slow: Option<SlowHandover>,
-    /// Objects to remove once the sensor runs, which is the last check of the start.
-    pub(super) leftovers: Option<Leftovers>,
+    pub(super) config: Config,
+    /// The queue of the slow backends, if there are any.
+    pub(super) tasks: Option<TaskSender>,
+    /// True if a file of a backend that is not in use loses the entries of earlier bans.
+    pub(super) sweeps_entries: bool,
+    /// True if commands begin no new bans, but are undone at the end of those that they began.
+    pub(super) undoes_commands: bool,
     /// The kernel's sets, for this thread; `None` if nft is not a backend.
     pub(super) nft: Option<Nft>,
 }
@@ -67,11 +70,7 @@ impl StartupReconcile {
     pub(super) fn start(mut self) -> Result<(), DaemonError> {
         let thread = std::thread::Builder::new().name("adopt".to_owned());
         let work = move || {
-            panic_guard::restart_on_panic(|| {
-                if let Some(slow) = &self.slow {
-                    slow.hand_over(&self.bans);
-                }
-            });
+            panic_guard::restart_on_panic(|| self.hand_over());
             // The marker file reveals work that a panic interrupted.
             panic_guard::restart_on_panic(|| self.adopt());
             self.follow_guests();
@@ -83,26 +82,40 @@ impl StartupReconcile {
 
     /// Removes objects of earlier bans from other backends, once the sensor has the bans in the current ones. A start
     /// that fails removes nothing.
-    fn remove_leftovers(&mut self) {
-        let (sent, done) = oneshot::channel();
-        self.sensor.send_blocking(SensorCommand::Request(SensorRequest::Count { answer: sent }));
-        if done.blocking_recv().is_ok()
-            && let Some(leftovers) = self.leftovers.take()
-        {
-            leftovers.remove().into_iter().for_each(|kind| self.events.emit(kind));
+    fn remove_leftovers(&self) {
+        // Without a ledger only the old backend knows the bans. The sensor's start is the last check of the start.
+        if self.recorder.is_some() && self.await_sensor() {
+            leftovers::remove(&self.config).into_iter().for_each(|kind| self.events.emit(kind));
+        }
+    }
+
+    /// Waits until the sensor has executed all earlier commands; false if it has ended.
+    fn await_sensor(&self) -> bool {
+        let (answer, done) = oneshot::channel();
+        self.sensor.send_blocking(SensorCommand::Request(SensorRequest::Count { answer }));
+        done.blocking_recv().is_ok()
+    }
+
+    /// Sends `items` to the sensor in batches of `size`, between which it processes packets.
+    fn send_in_batches<T: Clone>(&self, items: &[T], size: usize, command: impl Fn(Vec<T>) -> SensorCommand) {
+        items.chunks(size).for_each(|batch| self.sensor.send_blocking(command(batch.to_vec())));
+    }
+
+    fn record(&self, change: Change) {
+        if let Some(recorder) = &self.recorder {
+            recorder.put_patiently(change);
         }
     }
 
     /// Records which backends enforce the bans now, where `block.method` or the exempt prefixes have changed.
     fn record_methods(&self) {
-        let Some(recorder) = &self.recorder else { return };
         for ban in self.bans.remembered.iter().map(|remembered| &remembered.ban) {
             let mut methods = slow_handover::continuing(&self.backends, ban);
             if self.exempt.check(ban.target).is_err() {
                 methods = methods.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
             if methods != ban.methods {
-                recorder.put_patiently(Change::Moved { target: ban.target, since: ban.since, methods });
+                self.record(Change::Moved { target: ban.target, since: ban.since, methods });
             }
         }
     }
@@ -128,20 +141,22 @@ impl StartupReconcile {
             // Neither a crash before the ledger was written nor its loss may lift a ban. The bans are recorded, because
             // otherwise each start would give them the whole duration again.
             for target in &self.bans.unheard {
-                bans.push(ActiveBan::whole(*target, self.expire));
-                let ban = BanRecord::wanted_by(Author::Import, *target, SystemTime::now(), self.expire, Backend::Route);
-                if let Some(recorder) = &self.recorder {
-                    recorder.put_patiently(ban.into());
-                }
-                self.slow.iter().for_each(|slow| slow.add_entries(*target, self.expire));
+                bans.push(ActiveBan::whole(*target, self.config.expire));
+                let ban = BanRecord::wanted_by(
+                    Author::Import,
+                    *target,
+                    SystemTime::now(),
+                    self.config.expire,
+                    Backend::Route,
+                );
+                self.record(ban.into());
+                self.add_entries(*target, self.config.expire);
             }
-            for part in bans.chunks(RESTORE_BATCH) {
-                self.sensor.send_blocking(SensorCommand::Restore(part.to_vec(), &[Backend::Route]));
-            }
+            self.send_in_batches(&bans, RESTORE_BATCH, |bans| SensorCommand::Restore(bans, &[Backend::Route]));
             self.sensor.send_blocking(SensorCommand::RemoveStaleRoutes);
         } else if !self.backends.contains(&Backend::Nft) {
             // The slow backends hold the bans; the sensor has to recognise the sources.
-            bans.chunks(ADOPTION_BATCH).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
+            self.send_in_batches(&bans, ADOPTION_BATCH, SensorCommand::Adopt);
         }
     }
 
@@ -172,7 +187,7 @@ impl StartupReconcile {
             ActiveBan { target, length: None, grade, left: Expiry::from(remaining) }
         };
         let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
-        held.chunks(ADOPTION_BATCH).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
+        self.send_in_batches(&held, ADOPTION_BATCH, SensorCommand::Adopt);
         let mark = self.nft.as_mut().and_then(Nft::mark);
         if !reconciled.restore.is_empty() {
             // If the marker cannot be written, the next start treats missing bans as lifted, as it would without a
@@ -182,10 +197,7 @@ impl StartupReconcile {
                 self.restore(part);
                 panic_guard::failpoint("adopt");
             }
-            // The answer arrives after all of them are processed.
-            let (sent, done) = oneshot::channel();
-            self.sensor.send_blocking(SensorCommand::Request(SensorRequest::Count { answer: sent }));
-            if done.blocking_recv().is_err() {
+            if !self.await_sensor() {
                 return None;
             }
             self.restore_missing(mark, &reconciled.restore);
@@ -194,20 +206,16 @@ impl StartupReconcile {
             let _ = std::fs::remove_file(&self.marker);
         }
         for (target, left) in &reconciled.unknown {
-            self.slow.iter().for_each(|slow| slow.add_entries(*target, *left));
+            self.add_entries(*target, *left);
         }
         let mut gone = HashSet::new();
         for change in reconciled.changes {
             if let Change::Ended { target, .. } = &change {
                 gone.insert(*target);
             }
-            if let Some(recorder) = &self.recorder {
-                recorder.put_patiently(change);
-            }
+            self.record(change);
         }
-        if let Some(slow) = &self.slow {
-            slow.release(gone.iter().copied().collect());
-        }
+        self.release(gone.iter().copied().collect());
         if bans > 0 {
             self.events.emit(EventKind::Adopted { bans });
         }
@@ -221,13 +229,11 @@ impl StartupReconcile {
         elements: Vec<(BanTarget, Option<Duration>)>,
         remembered: &[ActiveBan],
     ) -> Vec<(BanTarget, Option<Duration>)> {
-        for part in remembered.chunks(ADOPTION_BATCH) {
-            self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec()));
-        }
+        self.send_in_batches(remembered, ADOPTION_BATCH, SensorCommand::Adopt);
         let targets: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
-        for part in targets.chunks(RESTORE_BATCH) {
-            self.sensor.send_blocking(SensorCommand::ReviewLoaded(part.to_vec(), "a file".to_owned()));
-        }
+        self.send_in_batches(&targets, RESTORE_BATCH, |targets| {
+            SensorCommand::ReviewLoaded(targets, "a file".to_owned())
+        });
         let loaded: HashSet<BanTarget> = targets.into_iter().collect();
         let held = remembered.iter().filter(|ban| loaded.contains(&ban.target));
         held.map(|ban| (ban.target, ban.left.span())).collect()
@@ -286,9 +292,7 @@ impl StartupReconcile {
         let elements: Vec<_> = narrow.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
         if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
             self.events.emit(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft });
-            narrow
-                .chunks(ADOPTION_BATCH)
-                .for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
+            self.send_in_batches(&narrow, ADOPTION_BATCH, SensorCommand::Adopt);
             if !wide.is_empty() {
                 self.sensor.send_blocking(SensorCommand::Restore(wide, &[Backend::Nft]));
             }
@@ -307,8 +311,6 @@ impl StartupReconcile {
         let targets: Vec<BanTarget> = bans.iter().map(|ban| ban.target).collect();
         // A deleted table is created again with all bans of the sensor.
         let missing = nft.missing(&targets).unwrap_or_default();
-        missing
-            .chunks(ADOPTION_BATCH)
-            .for_each(|part| self.sensor.send_blocking(SensorCommand::Repair(Backend::Nft, part.to_vec())));
+        self.send_in_batches(&missing, ADOPTION_BATCH, |targets| SensorCommand::Repair(Backend::Nft, targets));
     }
 }

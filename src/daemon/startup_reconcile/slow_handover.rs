@@ -3,27 +3,19 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::StartupReconcile;
 use crate::daemon::ban_recorder::{PastBans, Remembered};
 use crate::enforce::BanContext;
-use crate::enforce::slow_backends::{Adopted, Task, TaskSender};
+use crate::enforce::slow_backends::{Adopted, Task};
 use crate::ledger::BanSummary;
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
-/// The queue of the slow backends, and what this run uses them for.
-pub(in crate::daemon) struct SlowHandover {
-    pub(in crate::daemon) tasks: TaskSender,
-    pub(in crate::daemon) backends: Vec<Backend>,
-    /// True if a file of a backend that is not in use loses the entries of earlier bans.
-    pub(in crate::daemon) sweeps_entries: bool,
-    /// True if commands begin no new bans, but are undone at the end of those that they began.
-    pub(in crate::daemon) undoes_commands: bool,
-}
-
-impl SlowHandover {
+impl StartupReconcile {
     /// Informs the slow backends about the bans that are still in force.
-    pub(super) fn hand_over(&self, bans: &PastBans) {
-        if !bans.undo_due.is_empty() {
-            self.send(Task::Undo { bans: bans.undo_due.iter().map(context).collect() });
+    pub(super) fn hand_over(&self) {
+        let PastBans { remembered, undo_due, .. } = &self.bans;
+        if !undo_due.is_empty() {
+            self.send(Task::Undo { bans: undo_due.iter().map(context).collect() });
         }
         let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
         let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
@@ -36,7 +28,7 @@ impl SlowHandover {
             let methods = Some(methods).filter(|methods| !methods.is_empty())?;
             Some(Adopted { case: context(ban), methods, has_run: has_run(ban), left: *left })
         };
-        self.send(Task::Adopt { bans: bans.remembered.iter().filter_map(adopted).collect() });
+        self.send(Task::Adopt { bans: remembered.iter().filter_map(adopted).collect() });
     }
 
     /// Adds the entries of a ban, such as its line in hosts.deny, that a crash has prevented.
@@ -54,9 +46,10 @@ impl SlowHandover {
         }
     }
 
-    /// Blocks only this thread if the queue is full.
+    /// Sends `task` to the slow backends, if there are any. Blocks only this thread if the queue is full.
     fn send(&self, mut task: Task) {
-        while let Err(back) = self.tasks.send(task) {
+        let Some(tasks) = &self.tasks else { return };
+        while let Err(back) = tasks.send(task) {
             task = back;
             std::thread::sleep(Duration::from_millis(5));
         }

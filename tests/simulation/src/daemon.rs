@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use portsentry::daemon::host_memory::{
-    FIRST_UNPRIVILEGED, KnownPeers, MAX_SETTLING, PortRanges, RecentListeners, ServiceTracker, Settling, listening,
-    unfounded,
+    FIRST_UNPRIVILEGED, KnownPeers, MAX_SETTLING, PortRanges, RecentListeners, Served, ServiceTracker, Settling,
+    listening, unfounded,
 };
 use portsentry::engine::{Ban, LastBan, Service, ServiceMemory, StrikeHistory};
 use portsentry::ledger::{BanRecord, KnownPeer};
@@ -366,7 +366,8 @@ impl Daemon {
             true => self.ledger.values().cloned().collect(),
             false => self.ledger.values().map(young).collect(),
         };
-        unfounded(bans.iter(), detector.host().services.clone(), listening, self.forgiven, wall)
+        let served = Served { remembered: detector.host().services.clone(), listening };
+        unfounded(bans.iter(), &served, self.forgiven, wall)
     }
 
     pub(crate) fn record(&mut self, now: Timestamp, ban: &Ban) {

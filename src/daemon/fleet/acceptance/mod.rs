@@ -61,7 +61,7 @@ pub(super) struct Entry {
 }
 
 pub(super) struct Acceptance {
-    /// Existing bans stay until their end if the rules change.
+    /// Other rules apply to later reports; existing bans stay until their end.
     pub(super) rules: FleetAccept,
     /// Name of this host.
     own: String,
@@ -170,13 +170,7 @@ impl Acceptance {
     fn decide(&mut self, now: Timestamp, target: BanTarget) -> Result<Verdict, Refusal> {
         let max_blocked = self.max_blocked();
         let Some(entry) = self.targets.get_mut(&target) else { return Err(Refusal::NoTarget) };
-        let proven = if self.rules.single { 1 } else { 2 };
-        let forgeable = usize::try_from(self.rules.forgeable_authors).unwrap_or(usize::MAX);
-        let (by_proof, lacking) = supported_until(now, entry, proven, Report::is_proven);
-        let (by_number, others) = match forgeable {
-            0 => (None, usize::MAX),
-            _ => supported_until(now, entry, forgeable, |_| true),
-        };
+        let (by_proof, by_number, lacking) = support(&self.rules, now, entry);
         let by_number = by_number.map(|until| {
             let since = *entry.forgeable_since.get_or_insert(now);
             until.min(since.after(MAX_FORGEABLE_TIME))
@@ -186,8 +180,8 @@ impl Acceptance {
             return Ok(match entry.until.filter(|until| *until > now) {
                 // The ban was made before a restart, or its reports are no longer renewed.
                 Some(until) => Verdict::Blocks { target, until, step: None },
-                None if lacking.min(others) == 0 => return Err(Refusal::HourOver),
-                None => Verdict::Waits { authors: u32::try_from(lacking.min(others)).unwrap_or(u32::MAX) },
+                None if lacking == 0 => return Err(Refusal::HourOver),
+                None => Verdict::Waits { authors: u32::try_from(lacking).unwrap_or(u32::MAX) },
             });
         };
         if let Some(before) = entry.until.filter(|before| *before > now) {
@@ -301,9 +295,7 @@ impl Acceptance {
         if entry.until.is_some_and(|until| until > now) {
             return 0;
         }
-        let (_, proven) = supported_until(now, entry, if self.rules.single { 1 } else { 2 }, Report::is_proven);
-        let forgeable = usize::try_from(self.rules.forgeable_authors).unwrap_or(usize::MAX);
-        if forgeable == 0 { proven } else { proven.min(supported_until(now, entry, forgeable, |_| true).1) }
+        support(&self.rules, now, entry).2
     }
 
     /// Number of blocked targets, and of targets that wait for another author.
@@ -311,6 +303,18 @@ impl Acceptance {
         let blocked = self.blocked.iter().sum();
         (blocked, self.targets.len().saturating_sub(blocked))
     }
+}
+
+/// The times until which proven reports, and reports of any kind, support a ban of `entry`, and the number of authors that
+/// are missing for a ban.
+fn support(rules: &FleetAccept, now: Timestamp, entry: &Entry) -> (Option<Timestamp>, Option<Timestamp>, usize) {
+    let (by_proof, lacking) = supported_until(now, entry, if rules.single { 1 } else { 2 }, Report::is_proven);
+    if rules.forgeable_authors == 0 {
+        return (by_proof, None, lacking);
+    }
+    let wanted = usize::try_from(rules.forgeable_authors).unwrap_or(usize::MAX);
+    let (by_number, others) = supported_until(now, entry, wanted, |_| true);
+    (by_proof, by_number, lacking.min(others))
 }
 
 /// Time until which `wanted` reports support a ban, and the number of reports that are missing.

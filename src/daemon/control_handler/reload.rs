@@ -1,109 +1,65 @@
-//! Holds the configuration in force, and replaces it as a whole on reload. Keys that cannot change while the daemon
-//! runs keep their values until a restart and are reported.
+//! Handles `reload`: replaces the configuration as a whole. Keys that cannot change while the daemon runs keep their
+//! values until a restart and are reported.
 
 use std::path::PathBuf;
 
-use super::event_sink::EventSink;
-use super::host_state::HostState;
-use super::sensor_handle::SensorHandle;
-use super::systemd;
-use super::trial::Trial;
-use crate::config::{Config, ConfigErrors, Mode, Protocol};
-use crate::control::protocol::Reloaded;
-use crate::enforce::nft::RulesetSpec;
+use super::{ControlHandler, Trial};
+use crate::config::{Config, Mode, Protocol};
+use crate::control::protocol::{Answer, ErrorKind, Failure, Reloaded, Reply};
+use crate::daemon::systemd;
 use crate::engine::Settings;
 use crate::events::event::EventKind;
 use crate::sandbox::Sandbox;
 use crate::sensor::SensorCommand;
 
-/// Locations of files and sockets.
-#[derive(Clone, Debug)]
-pub struct Places {
-    pub state_dir: PathBuf,
-    pub socket: PathBuf,
-    /// The configuration file, if it exists.
-    pub config: PathBuf,
-}
-
-/// Reads the configuration again, including command-line flags.
-pub type Reread = Box<dyn Fn() -> Result<Config, ConfigErrors> + Send>;
-
-pub(super) struct ConfigSource {
-    pub(super) config: Config,
-    pub(super) config_path: PathBuf,
-    pub(super) state_dir: PathBuf,
-    pub(super) reread: Reread,
-    /// True until an operator confirms the trial; meanwhile no source is held.
-    pub(super) on_trial: bool,
-    /// True if the nftables backend is open.
-    pub(super) uses_nft: bool,
-}
-
-impl ConfigSource {
+impl ControlHandler {
     /// Reads the configuration again, requested by `by`. During a trial that only logs, nothing is blocked, regardless
     /// of the configuration.
-    ///
-    /// # Errors
-    /// Why the configuration in force is kept.
-    pub(super) async fn reload(
-        &mut self,
-        by: &str,
-        (host_state, sensor, sink): (&mut HostState, &SensorHandle, &mut EventSink),
-        sandbox: &Sandbox,
-        trial: Trial,
-    ) -> Result<Reloaded, String> {
+    pub(in crate::daemon) async fn reload(&mut self, by: &str) -> Reply {
         systemd::reloading();
-        let can_notify = sink.notifier.can_notify();
-        let result = self.replace(host_state, sensor, sandbox, (trial.only_logs(), can_notify)).await;
-        if result.is_ok() {
-            sink.log.reconfigure(&self.config);
-            sink.notifier.reconfigure(&self.config.notify);
-            if trial == Trial::Expired {
-                sensor.send(SensorCommand::LogOnly);
-            }
-        }
-        sink.emit(match &result {
+        let result = self.replace_config().await;
+        self.sink.emit(match &result {
             Ok(reloaded) => EventKind::Note(format!("{by}: {}", summary(reloaded))),
             Err(error) => {
                 EventKind::Error(format!("the new configuration is refused, the old one stays in force: {error}"))
             }
         });
         systemd::ready("watching");
-        result
+        result.map(Answer::Reloaded).map_err(|error| Failure::new(ErrorKind::Configuration, error))
     }
 
-    /// The ruleset that the kernel should have.
-    pub(super) fn ruleset(&self) -> RulesetSpec {
-        let spec = RulesetSpec::from_config(&self.config);
-        if self.on_trial { spec.without_hold() } else { spec }
-    }
-
-    async fn replace(
-        &mut self,
-        host_state: &mut HostState,
-        sensor: &SensorHandle,
-        sandbox: &Sandbox,
-        (log_only, can_notify): (bool, bool),
-    ) -> Result<Reloaded, String> {
+    /// Replaces the configuration in force.
+    ///
+    /// # Errors
+    /// Why the configuration in force is kept.
+    async fn replace_config(&mut self) -> Result<Reloaded, String> {
         let mut config = (self.reread)().map_err(|errors| errors.to_string())?;
-        config.check_ownership(&self.config_path).map_err(|error| error.to_string())?;
-        out_of_reach(&self.config, &config, sandbox).map_or(Ok(()), Err)?;
+        config.check_ownership(&self.places.config).map_err(|error| error.to_string())?;
+        out_of_reach(&self.config, &config, &self.sandbox).map_or(Ok(()), Err)?;
         let changed = changes(&self.config, &config);
         let mut needs_restart = keep_until_restart(&self.config, &mut config);
-        if config.notifies() && !can_notify {
+        if config.notifies() && !self.sink.notifier.can_notify() {
             config.notify.command.clear();
             needs_restart.push("notify.command");
         }
-        let commands = host_state.reconfigure(&config).await.map_err(|error| error.to_string())?;
+        let commands = self.host_state.reconfigure(&config).await.map_err(|error| error.to_string())?;
         // Engine settings before the host snapshot: a newly monitored port must not be judged by the old snapshot.
         let settings = Settings::from_config(&config);
-        let settings = if log_only { settings.log_only() } else { settings };
-        sensor.send(SensorCommand::Settings(Box::new(settings)));
-        sensor.send_all(commands);
+        let settings = if self.trial.only_logs() { settings.log_only() } else { settings };
+        self.sensor.send(SensorCommand::Settings(Box::new(settings)));
+        self.sensor.send_all(commands);
         let before = self.ruleset();
         self.config = config;
         if self.ruleset() != before {
-            sensor.send(SensorCommand::Ruleset(Box::new(self.ruleset())));
+            self.sensor.send(SensorCommand::Ruleset(Box::new(self.ruleset())));
+        }
+        self.sink.log.reconfigure(&self.config);
+        self.sink.notifier.reconfigure(&self.config.notify);
+        if self.trial == Trial::Expired {
+            self.sensor.send(SensorCommand::LogOnly);
+        }
+        if let Some(fleet) = &mut self.fleet {
+            fleet.reconfigure(&self.config.fleet);
         }
         let [changed, needs_restart] =
             [changed, needs_restart].map(|keys| keys.into_iter().map(str::to_owned).collect());
@@ -217,7 +173,7 @@ mod tests {
             [block.hosts_deny]\nfile = \"/tmp/x\"\n[block.run]\nfirst = true\n[metrics]\nlisten = \"127.0.0.1:1\"\n\
             [report]\nlog = \"stderr\"\nfacility = \"local0\"\n\
             [fleet]\nurl = \"unix:///a\"\nhost = \"a\"\nsocket = \"/b\"\n[fleet.accept]\nsize = 1\n";
-        let manual = include_str!("../../docs/configuration.md");
+        let manual = include_str!("../../../docs/configuration.md");
         let list = manual.split("\n## ").find(|section| section.starts_with("Reload\n")).unwrap();
         let unchanged = keep_until_restart(&config(""), &mut config(other));
         assert_eq!(unchanged.len(), 16, "each key is changed: {unchanged:?}");
