@@ -17,6 +17,7 @@ use super::table_identity::TableIdentity;
 use super::table_monitor::TableMonitor;
 use super::unfounded_bans::{Served, UnfoundedBans};
 use crate::clock::boot_time;
+use crate::enforce::slow_backends::SlowBackends;
 use crate::events::channel::Receiver;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::Recorder;
@@ -27,6 +28,9 @@ use crate::sensor::{SensorCommand, SensorError};
 
 /// Interval at which the files of this host are read again, and other periodic work is done.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Timeout for running commands and file writes at the end.
+const SLOW_BACKENDS_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// SIGINT, SIGTERM and SIGHUP.
 pub(super) type Signals = [Signal; 3];
@@ -176,21 +180,22 @@ impl EventLoop {
         }
     }
 
-    /// Handles the remaining events of the sensor, and sends the last digest.
-    pub(super) async fn finish(&mut self) {
-        systemd::stopping();
-        self.take_in();
-        self.handler.sink.send_last_digest().await;
-    }
-
     fn take_in(&mut self) {
         while let Some(event) = self.received.poll() {
             self.dispatch(&event);
         }
     }
 
-    /// Handles the remaining events, and closes all outputs.
-    pub(super) fn close(mut self) {
+    /// Handles the remaining events, ends the slow backends, and closes all outputs.
+    pub(super) async fn close(mut self, slow_backends: Option<SlowBackends>) {
+        systemd::stopping();
+        self.take_in();
+        // The command helper must still run, because it sends the last digest.
+        self.handler.sink.send_last_digest().await;
+        if let Some(slow_backends) = slow_backends {
+            // The thread reports unfinished work itself, or the next start finds it.
+            let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);
+        }
         self.take_in();
         self.handler.sink.close(self.received.dropped());
     }

@@ -51,11 +51,7 @@ impl HostMemory {
     /// True once when the services have started.
     pub(super) fn ends_settling(&mut self, now: Timestamp, listeners_changed: bool) -> bool {
         let all_served = self.services.are_all_served();
-        let is_over = self.settling.as_mut().is_some_and(|one| one.is_over(now, listeners_changed, all_served));
-        if is_over {
-            self.settling = None;
-        }
-        is_over
+        self.settling.take_if(|settling| settling.is_over(now, listeners_changed, all_served)).is_some()
     }
 
     /// Observes the current connections to services.

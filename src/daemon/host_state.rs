@@ -84,12 +84,17 @@ impl HostState {
         network.request();
         let Reading { facts, late, is_owed } = network.next().await?;
         // If the kernel has no connection tracking, the sensor reports it.
-        let lister = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
+        let mut lister = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
             .map_err(DaemonError::system("start a thread"))?;
         missing_interfaces(&config.interfaces, &facts).next().map_or(Ok(()), Err)?;
         let allow = AllowSources::open(&config.allow)?;
         let settings = Settings::from_config(config);
-        let host = Arc::new(snapshot(&config.interfaces, &allow.networks(), &facts, &[]));
+        // Listeners are listed first. If a table takes too long, only a part of it is known.
+        let listing = match lister.next().await {
+            Listed::Listeners(listing) => listing?,
+            Listed::Connections(_) | Listed::Published(_) => Listing::default(),
+        };
+        let host = Arc::new(snapshot(&config.interfaces, &allow.networks(), &facts, &listing.listeners));
         let mut state = Self {
             wanted: Wanted::new(&settings, &host),
             interfaces: config.interfaces.clone(),
@@ -107,24 +112,18 @@ impl HostState {
             lister,
             unlisted: BTreeMap::new(),
             facts,
-            listeners: Vec::new(),
-            listeners_changed: false,
+            listeners: listing.listeners,
+            listeners_changed: true,
             memory: HostMemory::default(),
             first_unprivileged: first_unprivileged_port(),
             decoys: DecoyPorts::default(),
             host,
             ring_sizer: RingSizer::new(Instant::now()),
-            stale: false,
+            stale: true,
             ticks: 0,
         };
         state.report_list("IPv6 routes", late.map(|error| error.to_string()));
-        // Listeners are listed first. If a table takes too long, only a part of it is known.
-        match state.lister.next().await {
-            Listed::Listeners(Err(error)) => return Err(error.into()),
-            listed => state.take_sockets(listed),
-        }
-        state.host = Arc::new(snapshot(&state.interfaces, &state.allow.networks(), &state.facts, &state.listeners));
-        state.wanted = Wanted::new(&state.settings, &state.host);
+        state.report_list("listeners", listing.late.map(|error| error.to_string()));
         Ok(state)
     }
 

@@ -24,7 +24,6 @@ pub mod host_memory;
 mod host_state;
 mod ignore_files;
 mod known_peers;
-mod leftovers;
 mod log_writer;
 mod network_lister;
 mod notifier;
@@ -114,9 +113,6 @@ const MAX_EVENTS: usize = 8192;
 /// Timeout for the end of the sensor thread.
 const SENSOR_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// Timeout for running commands and file writes at the end.
-const SLOW_BACKENDS_TIMEOUT: Duration = Duration::from_millis(400);
-
 /// Resources that must be acquired before privileges are dropped.
 struct Privileged {
     instance_lock: InstanceLock,
@@ -151,8 +147,8 @@ pub fn run(
     let instance_lock = InstanceLock::claim()?;
     // Without blocking there is nothing to confirm.
     let confirm = confirm.filter(|_| config.blocks());
-    let earlier_bans = !config.blocks() && leftovers::exist(&config, &places.state_dir);
-    let mut used = UsedBackends::new(&config, earlier_bans, leftovers::has_entries)?;
+    let earlier_bans = !config.blocks() && backends::have_leftovers(&config, &places.state_dir);
+    let mut used = UsedBackends::new(&config, earlier_bans, backends::has_entries)?;
     let mut policy = sandbox_policy::of_daemon(&config, &places, &used);
     if sandboxed {
         check_folders(&policy)?;
@@ -224,19 +220,14 @@ async fn serve(
     let Privileged { instance_lock, sandbox, mut command_helper, root_files, used, mut firewall_watch, .. } =
         privileged;
     let signals = catch_signals()?;
-    let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-    let undoes_commands = !config.block.run.expire_command.is_empty();
-    let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes, undoes_commands)
-        .map_err(DaemonError::system("start a thread"))?;
+    let reading = Reading::start(&places.state_dir, &config).map_err(DaemonError::system("start a thread"))?;
     let (events, received) = channel::bounded(MAX_EVENTS);
     let sensor = SensorHandle::new()?;
     let mut host_state = HostState::open(&config, sensor.clone(), events.clone()).await?;
     let mut log = LogWriter::new(&config, events.clone(), root_files.json_file.clone());
     let helper_warnings = command_helper.iter().flat_map(|helper| &helper.warnings);
-    let notes = instance_lock.doubt.clone().into_iter();
-    let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).chain(&root_files.warnings).cloned());
-    notes.for_each(|text| log.emit(EventKind::Note(text)));
-
+    let notes = instance_lock.doubt.iter().chain(&sandbox.warnings).chain(helper_warnings).chain(&root_files.warnings);
+    notes.for_each(|text| log.emit(EventKind::Note(text.clone())));
     for warning in control_handler::warnings(&config, &places.config, &host_state.host()) {
         log.emit(EventKind::Note(format!("warning: {warning}")));
     }
@@ -436,13 +427,7 @@ async fn serve(
             let _ = thread.join();
         }
     }
-    // The command helper must still run, because it sends the last digest.
-    event_loop.finish().await;
-    if let Some(slow_backends) = slow_backends {
-        // The thread reports unfinished work itself, or the next start finds it.
-        let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);
-    }
-    event_loop.close();
+    event_loop.close(slow_backends).await;
     result
 }
 

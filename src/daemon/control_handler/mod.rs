@@ -163,9 +163,9 @@ impl ControlHandler {
             Request::Explain { address } => Box::pin(self.explain(&address)?),
             Request::Bans { after } => Box::pin(self.bans(after.as_deref())?),
             Request::Allow { target, span, force } => {
-                Box::pin(ready(Ok(self.allow(by, &target, span.as_deref(), force).await?)))
+                Box::pin(ready(self.allow(by, &target, span.as_deref(), force).await))
             }
-            Request::Disallow { target } => Box::pin(ready(Ok(self.disallow(&by, &target).await?))),
+            Request::Disallow { target } => Box::pin(ready(self.disallow(&by, &target).await)),
             Request::Allowed => {
                 let mut allowed = self.host_state.allow.entries();
                 let more = allowed.len().saturating_sub(MAX_LISTED);
@@ -179,7 +179,7 @@ impl ControlHandler {
                 let bans = self.fleet().map(|fleet| fleet.list(after)).unwrap_or_default();
                 Box::pin(ready(Ok(Answer::FleetBans(bans))))
             }
-            Request::ForgetService { port } => Box::pin(ready(Ok(self.forget_service(&by, port).await?))),
+            Request::ForgetService { port } => Box::pin(ready(self.forget_service(&by, port).await)),
             Request::Trial { span, end } => Box::pin(ready(self.trial(&by, span.as_deref(), end).await)),
             Request::Confirm => Box::pin(ready(self.confirm(&by))),
             Request::Reload => Box::pin(ready(self.reload(&by).await)),

@@ -13,19 +13,15 @@ impl Fleet {
     pub(in crate::daemon) fn status(&self) -> FleetStatus {
         let (bans, waiting) = self.acceptance.counts();
         let (link, reason) = self.link.status();
-        let above = self.acceptance.authors.ignored(boot_time()).map(|one| IgnoredAuthor {
-            author: one.author.to_string(),
-            reason: match (self.config.accept.max_per_author_per_hour, counted(one.excess, "report")) {
-                (limit, excess) if one.for_s == 0 => {
-                    format!("reported more than {limit} targets in an hour; {excess} postponed")
-                }
-                (limit, excess) => {
-                    format!(
-                        "reported more than {limit} targets in an hour; ignored for {} s more, {excess} ignored",
-                        one.for_s
-                    )
-                }
-            },
+        let limit = self.config.accept.max_per_author_per_hour;
+        let above = self.acceptance.authors.ignored(boot_time()).map(|one| {
+            let excess = counted(one.excess, "report");
+            let effect = match one.for_s {
+                0 => format!("{excess} postponed"),
+                left => format!("ignored for {left} s more, {excess} ignored"),
+            };
+            let reason = format!("reported more than {limit} targets in an hour; {effect}");
+            IgnoredAuthor { author: one.author.to_string(), reason }
         });
         let faulty = self.faulty.iter();
         FleetStatus {
