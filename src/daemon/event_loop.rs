@@ -14,7 +14,7 @@ use super::guest_ports::GuestPorts;
 use super::optional::or_never;
 use super::systemd::{self, Systemd};
 use super::table_identity::TableIdentity;
-use super::table_monitor::TableMonitor;
+use super::table_monitor::{TableMonitor, repairs_table};
 use super::unfounded_bans::{Served, UnfoundedBans};
 use crate::clock::boot_time;
 use crate::enforce::slow_backends::SlowBackends;
@@ -163,10 +163,7 @@ impl EventLoop {
         match changed {
             // Commands first, so that the log reports completed work.
             Ok((commands, events)) => {
-                let repairs = |command: &SensorCommand| {
-                    matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_))
-                };
-                if let Some(fleet) = handler.fleet.as_mut().filter(|_| commands.iter().any(repairs)) {
+                if let Some(fleet) = handler.fleet.as_mut().filter(|_| commands.iter().any(repairs_table)) {
                     fleet.table_changed();
                 }
                 handler.sensor.send_all(commands);
@@ -191,7 +188,8 @@ impl EventLoop {
         systemd::stopping();
         self.take_in();
         // The command helper must still run, because it sends the last digest.
-        self.handler.sink.send_last_digest().await;
+        let event = self.handler.sink.notifier.finish().await;
+        event.into_iter().for_each(|kind| self.handler.sink.emit(kind));
         if let Some(slow_backends) = slow_backends {
             // The thread reports unfinished work itself, or the next start finds it.
             let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);

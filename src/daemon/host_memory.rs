@@ -14,7 +14,6 @@ use super::service_tracker::{is_eligible, services};
 pub use super::settling::{MAX_SETTLING, Settling};
 pub use super::unfounded_bans::{Served, unfounded};
 use crate::engine::{Host, Service, ServiceMemory};
-use crate::ledger::Recorder;
 use crate::netlink::sock_diag::{Connection, Listener};
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::Timestamp;
@@ -37,15 +36,13 @@ pub(super) struct HostMemory {
     pub(super) settling: Option<Settling>,
     /// True if a service was newly remembered, started to listen, or is served again, until this is taken.
     pub(super) served_again: bool,
-    /// `None` if there is no ledger.
-    pub(super) recorder: Option<Recorder>,
 }
 
 impl HostMemory {
     /// Records the currently open ports and the known peers at the end of the run.
     pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime) {
-        self.recent_listeners.write(self.recorder.as_ref());
-        self.known_peers.write(now, wall, self.recorder.as_ref());
+        self.recent_listeners.write(self.services.recorder.as_ref());
+        self.known_peers.write(now, wall, self.services.recorder.as_ref());
     }
 
     /// True once when the services have started.
@@ -71,8 +68,8 @@ impl HostMemory {
             self.services.publish(ports);
         }
         let observed = self.services.observe(now, wall, listeners, ranges);
-        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.recorder.as_ref());
-        self.known_peers.keep(now, wall, self.recorder.as_ref());
+        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.services.recorder.as_ref());
+        self.known_peers.keep(now, wall, self.services.recorder.as_ref());
         self.served_again |= observed.served_again || appeared;
         observed.changed
     }

@@ -18,7 +18,7 @@ use crate::capture::filter::Wanted;
 use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
 use crate::config::Config;
-use crate::engine::{Host, Service, ServiceMemory, Settings};
+use crate::engine::{Host, ServiceMemory, Settings};
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
 use crate::host::dhcp_leases::LeaseFiles;
@@ -29,7 +29,6 @@ use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{
     ephemeral_ports, first_unprivileged_port, missing_interfaces, snapshot, watched_interfaces,
 };
-use crate::ledger::Recorder;
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Bound, Connection, Listener, SockDiag};
 use crate::sensor::SensorCommand;
@@ -125,15 +124,6 @@ impl HostState {
         state.report_list("IPv6 routes", late.map(|error| error.to_string()));
         state.report_list("listeners", listing.late.map(|error| error.to_string()));
         Ok(state)
-    }
-
-    /// Adds the services that the ledger remembers, before the sensor starts.
-    pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
-        self.memory.recorder.clone_from(&recorder);
-        self.memory.services.recall(services, recorder, SystemTime::now());
-        let mut host = Host { services: self.memory.services.memory(), ..Host::clone(&self.host) };
-        host.find_related();
-        self.host = Arc::new(host);
     }
 
     /// The ports on which system programs listen now.

@@ -273,7 +273,7 @@ async fn serve(
     peers.retain(|peer| !is_other_link(peer.target));
     let trial = Trial::new(confirm, memory.trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.emit(kind));
-    host_state.recall_services(memory.services, ban_recorder.recorder());
+    host_state.memory.services.recall(memory.services, ban_recorder.recorder(), SystemTime::now());
     if booted {
         let settles = "this host has just booted: until its services have started, no source is banned";
         log.emit(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs())));
@@ -289,13 +289,14 @@ async fn serve(
     // Before the first packet, so that returning sources are recognised from the start.
     memory.strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     engine.recall_bans(Timestamp::default(), memory.recent);
-    if !memory.allowances.is_empty() {
-        for allowance in memory.allowances {
-            // The ledger stores no more than were accepted.
-            let _ = host_state.allow.by_hand.add(allowance, allowances::now());
-        }
-        // Before a ban of the ledger is restored.
-        sensor.send_all(host_state.refresh().await?);
+    let has_allowances = !memory.allowances.is_empty();
+    for allowance in memory.allowances {
+        // The ledger stores no more than were accepted.
+        let _ = host_state.allow.by_hand.add(allowance, allowances::now());
+    }
+    // Before a ban of the ledger is restored.
+    sensor.send_all(host_state.refresh().await?);
+    if has_allowances {
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
     for store in used.swept() {

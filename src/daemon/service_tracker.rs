@@ -85,7 +85,7 @@ pub struct ServiceTracker {
     /// Ports that destination NAT publishes: services without a socket.
     published: Vec<Service>,
     /// `None` if there is no ledger.
-    recorder: Option<Recorder>,
+    pub(super) recorder: Option<Recorder>,
 }
 
 impl ServiceTracker {

@@ -157,7 +157,13 @@ impl ControlHandler {
             Request::Status => Box::pin(self.status()),
             Request::Block { target, expire, reason, force } => {
                 let (target, expiry) = self.admit(&target, expire.as_deref(), force).await?;
-                Box::pin(self.block(target, expiry, by, reason.as_deref()))
+                let note = reason.map(|text| masked(&text, ' ').take(MAX_NOTE_LEN).collect());
+                let done = self.sensor.ask(|answer| SensorRequest::Block { target, expiry, by, note, answer });
+                Box::pin(async move {
+                    of_sensor(done).await?.map_err(failed)?;
+                    let expires = expires(expiry, SystemTime::now());
+                    Ok(Answer::Blocked(Blocked { target: target.to_string(), expires }))
+                })
             }
             Request::Unblock { target, all } => Box::pin(self.unblock(by, target.as_deref(), all).await?),
             Request::Explain { address } => Box::pin(self.explain(&address)?),
@@ -185,22 +191,6 @@ impl ControlHandler {
             Request::Reload => Box::pin(ready(self.reload(&by).await)),
             Request::Subscribe => return Err(usage("subscriptions are served by the socket itself")),
         })
-    }
-
-    fn block(
-        &mut self,
-        target: BanTarget,
-        expiry: Expiry,
-        by: String,
-        reason: Option<&str>,
-    ) -> impl Future<Output = Reply> + use<> {
-        let note = reason.map(|text| masked(text, ' ').take(MAX_NOTE_LEN).collect());
-        let done = self.sensor.ask(|answer| SensorRequest::Block { target, expiry, by, note, answer });
-        async move {
-            of_sensor(done).await?.map_err(failed)?;
-            let expires = expires(expiry, SystemTime::now());
-            Ok(Answer::Blocked(Blocked { target: target.to_string(), expires }))
-        }
     }
 
     /// Checks whether an operator may block `target`; returns the target of the ban and its expiry. With `force`, a

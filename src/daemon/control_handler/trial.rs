@@ -97,7 +97,7 @@ impl ControlHandler {
             ),
             Trial::None => Some("refused: portsentry was started without --confirm, or is already confirmed"),
         };
-        refusal.map_or(Ok(()), |why| Err(refused(why)))?;
+        refusal.map(refused).map_or(Ok(()), Err)?;
         self.trial = Trial::None;
         self.on_trial = false;
         if self.hold().is_some() {
@@ -132,7 +132,7 @@ impl ControlHandler {
             }
             Trial::Unconfirmed(_) => Some("refused: the trial of --confirm is running; run `portsentry confirm` first"),
         };
-        refusal.map_or(Ok(()), |why| Err(refused(why)))?;
+        refusal.map(refused).map_or(Ok(()), Err)?;
         self.trial = Trial::log_only(span);
         self.sensor.send_waiting(SensorCommand::StartTrial).await;
         let until = SystemTime::now() + span;
