@@ -268,16 +268,14 @@ impl BanRecorder {
 
     /// Writes the remaining changes and closes the ledger; returns an error event if that failed.
     pub(super) fn close(self) -> Option<EventKind> {
-        let flushed = self.writer?.stop(FLUSH_TIMEOUT);
-        match flushed {
-            Stopped::Whole => None,
-            Stopped::Left(changes) => Some(EventKind::Error(format!(
-                "changes lost because they could not be written to the ledger: {changes}"
-            ))),
-            Stopped::Stuck => {
-                Some(EventKind::Error("the last changes were not written to the ledger in time".to_owned()))
+        let text = match self.writer?.stop(FLUSH_TIMEOUT) {
+            Stopped::Whole => return None,
+            Stopped::Left(changes) => {
+                format!("changes lost because they could not be written to the ledger: {changes}")
             }
-        }
+            Stopped::Stuck => "the last changes were not written to the ledger in time".to_owned(),
+        };
+        Some(EventKind::Error(text))
     }
 }
 

@@ -192,7 +192,7 @@ impl Fleet {
                     let lifted = self.lift(target, LiftedBy::Fleet);
                     if lifted {
                         let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");
-                        events.extend(self.line(text));
+                        events.extend(limited(&mut self.ban_lines, Some(EventKind::Note(text))));
                     }
                     FleetReply::Lifted { lifted }
                 }
@@ -255,7 +255,7 @@ impl Fleet {
                 let verb = if ban.state == FleetBanState::Blocked { "is " } else { "" };
                 format!("fleet: {target} {verb}{ban}")
             });
-            events.extend(text.and_then(|text| self.line(text)));
+            events.extend(limited(&mut self.ban_lines, text.map(EventKind::Note)));
         }
         for Ignored { author, for_s, .. } in self.acceptance.authors.newly_above_limit(now) {
             let limit = self.config.accept.max_per_author_per_hour;
@@ -284,11 +284,6 @@ impl Fleet {
         if self.link.is_away() {
             self.acceptance.lose_link();
         }
-    }
-
-    /// Returns an event for a line about a single ban, unless there were too many in this minute.
-    fn line(&mut self, text: String) -> Option<EventKind> {
-        self.ban_lines.admit(boot_time()).then_some(EventKind::Note(text))
     }
 
     /// Lifts the ban of `target`, which stays lifted as long as reports of it exist. Returns true if it was blocked.
