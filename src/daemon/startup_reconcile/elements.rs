@@ -31,16 +31,13 @@ pub(super) fn read(remembered: &[ActiveBan]) -> Result<Vec<(BanTarget, Option<Du
         }
         Ok(elements)
     };
-    let mut attempt = 1;
-    loop {
+    for _ in 1..MAX_ATTEMPTS {
         match read_once() {
-            Err(BlockError::System(_)) if attempt < MAX_ATTEMPTS => {
-                attempt += 1;
-                std::thread::sleep(RETRY_DELAY);
-            }
+            Err(BlockError::System(_)) => std::thread::sleep(RETRY_DELAY),
             done => return done,
         }
     }
+    read_once()
 }
 
 /// Returns those of `targets` whose elements were saved while an earlier ban was in force. Such an element has the whole

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::backends;
 use super::ban_recorder::{PastBans, Remembered};
 use super::error::DaemonError;
-use super::leftovers;
 use super::sensor_thread::SensorHandle;
 use crate::config::Config;
 use crate::enforce::ExemptPrefixes;
@@ -85,7 +85,7 @@ impl StartupReconcile {
     fn remove_leftovers(&self) {
         // Without a ledger only the old backend knows the bans. The sensor's start is the last check of the start.
         if self.recorder.is_some() && self.await_sensor() {
-            leftovers::remove(&self.config).into_iter().for_each(|kind| self.events.emit(kind));
+            backends::remove_leftovers(&self.config).into_iter().for_each(|kind| self.events.emit(kind));
         }
     }
 
