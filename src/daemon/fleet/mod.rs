@@ -219,7 +219,7 @@ impl Fleet {
         let mut fresh = BTreeSet::new();
         let mut outcomes = Vec::with_capacity(reports.len());
         for report in reports {
-            let verdict = self.acceptance.judge(now, report, exempt(&self.host));
+            let verdict = self.acceptance.judge(now, report, exempt(&self.host)).unwrap_or_else(Verdict::Refused);
             outcomes.push(match verdict {
                 Verdict::Blocks { target, until, step } => {
                     self.accepted += 1;

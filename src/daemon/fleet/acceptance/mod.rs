@@ -107,15 +107,6 @@ impl Acceptance {
         now: Timestamp,
         report: &FleetReport,
         exempt: impl Fn(IpNet) -> Option<String>,
-    ) -> Verdict {
-        self.try_judge(now, report, exempt).unwrap_or_else(Verdict::Refused)
-    }
-
-    fn try_judge(
-        &mut self,
-        now: Timestamp,
-        report: &FleetReport,
-        exempt: impl Fn(IpNet) -> Option<String>,
     ) -> Result<Verdict, Refusal> {
         let FleetReport { author, remaining_s, grade, distinct_ports, .. } = report;
         parse_fleet_name(author).map_err(|_| Refusal::NoAuthor)?;

@@ -42,7 +42,7 @@ fn never(_: IpNet) -> Option<String> {
 
 /// Judges a report; returns the end of the ban in seconds from the start and the step, or another verdict.
 fn judged(acceptance: &mut Acceptance, seconds: u64, report: &FleetReport) -> Result<(u64, Option<Step>), Verdict> {
-    match acceptance.judge(at(seconds), report, never) {
+    match acceptance.judge(at(seconds), report, never).unwrap_or_else(Verdict::Refused) {
         Verdict::Blocks { until, step, .. } => Ok((until.since(at(0)).as_secs(), step)),
         other => Err(other),
     }
@@ -85,7 +85,7 @@ fn ban_is_renewed_while_reports_stand() {
 fn exempt_target_is_refused_and_dropped() {
     let mut all = acceptance(FleetAccept { single: true, ..rules() });
     let exempt = |network: IpNet| (network.to_string() == "192.0.2.7/32").then(|| "a gateway".to_owned());
-    let refused = Verdict::Refused(Refusal::Exempt("a gateway".to_owned()));
+    let refused = Err(Refusal::Exempt("a gateway".to_owned()));
     assert_eq!(all.judge(at(0), &report("a", ONE), exempt), refused);
     assert!(judged(&mut all, 0, &report("a", ONE)).is_ok() && judged(&mut all, 0, &report("a", "192.0.2.8")).is_ok());
     assert_eq!(all.drop_exempt(exempt), [BanTarget::containing(ONE.parse().unwrap())]);
@@ -127,7 +127,7 @@ fn wide_or_impossible_target_is_refused() {
         ("2001:db8:1:3::/64", "2001:db8:1:3::/64"),
         ("64:ff9b::cb00:7109", "64:ff9b::cb00:7109/128"),
     ] {
-        let Verdict::Blocks { target: found, .. } = all.judge(at(0), &report("a", text), never) else {
+        let Ok(Verdict::Blocks { target: found, .. }) = all.judge(at(0), &report("a", text), never) else {
             panic!("{text}")
         };
         assert_eq!(found.to_string(), target);
@@ -297,7 +297,7 @@ proptest! {
             if all.entry(target).map_or(0, |entry| entry.reports.len()) > known {
                 brought.entry((author, last)).or_insert(now);
             }
-            if let Verdict::Blocks { until, step, .. } = verdict {
+            if let Ok(Verdict::Blocks { until, step, .. }) = verdict {
                 prop_assert!(until.since(at(now)) <= MAX_TIME);
                 let authors = all.entry(target).map_or(0, |entry| entry.reports.len());
                 if step == Some(Step::New) {
