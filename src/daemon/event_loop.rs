@@ -40,6 +40,9 @@ pub(super) fn catch_signals() -> Result<Signals, DaemonError> {
     Ok([catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?, catch(SignalKind::hangup())?])
 }
 
+/// Receives the result of the sensor at its end.
+type SensorEnd = oneshot::Receiver<Result<(), SensorError>>;
+
 /// The sources of work, and the components that only the event loop uses.
 pub(super) struct EventLoop {
     pub(super) handler: ControlHandler,
@@ -55,11 +58,7 @@ pub(super) struct EventLoop {
 
 impl EventLoop {
     /// Runs until a signal or the end of the sensor. A panic ends only the current work item.
-    pub(super) async fn run(
-        &mut self,
-        mut signals: Signals,
-        end: &mut oneshot::Receiver<Result<(), SensorError>>,
-    ) -> Result<(), DaemonError> {
+    pub(super) async fn run(&mut self, mut signals: Signals, end: &mut SensorEnd) -> Result<(), DaemonError> {
         loop {
             if let Some(result) = panic_guard::catch_panic(self.serve(&mut signals, end)).await {
                 return result;
@@ -71,7 +70,7 @@ impl EventLoop {
     async fn serve(
         &mut self,
         [interrupt, terminate, hangup]: &mut Signals,
-        end: &mut oneshot::Receiver<Result<(), SensorError>>,
+        end: &mut SensorEnd,
     ) -> Result<(), DaemonError> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

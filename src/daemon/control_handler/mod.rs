@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime};
 
 use humantime::format_rfc3339_seconds;
 use tokio::net::unix::UCred;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, Receiver};
 
 use super::allow_sources::protected;
 use super::allowances::now;
@@ -65,7 +65,7 @@ fn failed(error: impl ToString) -> Failure {
 }
 
 /// Waits for the sensor's answer, which fails while the daemon is shutting down.
-async fn of_sensor<T>(answer: oneshot::Receiver<T>) -> Result<T, Failure> {
+async fn of_sensor<T>(answer: Receiver<T>) -> Result<T, Failure> {
     answer.await.map_err(|_| failed("the daemon is shutting down"))
 }
 
@@ -112,11 +112,7 @@ impl ControlHandler {
     }
 
     /// Lifts the bans of `targets`, or all bans if `None`, and records it in the ledger; the answer is their number.
-    pub(super) fn lift_bans(
-        &self,
-        targets: Option<Vec<BanTarget>>,
-        by: String,
-    ) -> oneshot::Receiver<Result<usize, String>> {
+    pub(super) fn lift_bans(&self, targets: Option<Vec<BanTarget>>, by: String) -> Receiver<Result<usize, String>> {
         let lifting = self.sensor.ask(|answer| SensorRequest::Unblock { targets, by: by.clone(), answer });
         let (finished, done) = oneshot::channel();
         let (recorder, events) = (self.sink.ban_recorder.recorder(), self.sink.events.clone());
